@@ -1,0 +1,90 @@
+"""Background tasks for web applications, pushed over HTTP by QStash or by a durable broker of your own.
+
+The menu. Each name is loaded when it is first used, so that `import qtasks` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+# Type checkers take this name for true, and `typing` need not be loaded.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from qtasks.embedded import Embedded as Embedded
+    from qtasks.tasks.app import QTasks as QTasks
+    from qtasks.tasks.context import TaskContext as TaskContext
+    from qtasks.tasks.context import injected as injected
+    from qtasks.tasks.default import default_app as default_app
+    from qtasks.tasks.default import task as task
+    from qtasks.tasks.flow import chain as chain
+    from qtasks.tasks.flow import chord as chord
+    from qtasks.tasks.flow import group as group
+    from qtasks.tasks.hooks import TaskEvent as TaskEvent
+    from qtasks.tasks.logs import TaskLogFilter as TaskLogFilter
+    from qtasks.tasks.logs import current_context as current_context
+    from qtasks.tasks.progress import Progress as Progress
+    from qtasks.tasks.registry import TaskRouter as TaskRouter
+    from qtasks.tasks.result import TaskResult as TaskResult
+    from qtasks.tasks.retries import RetryPolicy as RetryPolicy
+    from qtasks.tasks.signals import Cancel as Cancel
+    from qtasks.tasks.signals import NonRetryable as NonRetryable
+    from qtasks.tasks.signals import RetryAfter as RetryAfter
+    from qtasks.tasks.signals import Snooze as Snooze
+
+__all__ = [
+    "Cancel",
+    "Embedded",
+    "NonRetryable",
+    "Progress",
+    "QTasks",
+    "RetryAfter",
+    "RetryPolicy",
+    "Snooze",
+    "TaskContext",
+    "TaskEvent",
+    "TaskLogFilter",
+    "TaskResult",
+    "TaskRouter",
+    "chain",
+    "chord",
+    "current_context",
+    "default_app",
+    "group",
+    "injected",
+    "task",
+]
+
+_HOMES = {
+    "chord": "qtasks.tasks.flow",
+    "group": "qtasks.tasks.flow",
+    "chain": "qtasks.tasks.flow",
+    "Progress": "qtasks.tasks.progress",
+    "current_context": "qtasks.tasks.logs",
+    "TaskLogFilter": "qtasks.tasks.logs",
+    "TaskEvent": "qtasks.tasks.hooks",
+    "TaskRouter": "qtasks.tasks.registry",
+    "Snooze": "qtasks.tasks.signals",
+    "RetryPolicy": "qtasks.tasks.retries",
+    "Cancel": "qtasks.tasks.signals",
+    "Embedded": "qtasks.embedded",
+    "NonRetryable": "qtasks.tasks.signals",
+    "QTasks": "qtasks.tasks.app",
+    "RetryAfter": "qtasks.tasks.signals",
+    "TaskContext": "qtasks.tasks.context",
+    "TaskResult": "qtasks.tasks.result",
+    "default_app": "qtasks.tasks.default",
+    "injected": "qtasks.tasks.context",
+    "task": "qtasks.tasks.default",
+}
+
+
+def __getattr__(name: str) -> object:
+    if (home := _HOMES.get(name)) is None:
+        raise AttributeError(f"module 'qtasks' has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

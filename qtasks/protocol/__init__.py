@@ -1,0 +1,1 @@
+"""What both ends of the wire agree on. Pure: no I/O, no clock, no randomness."""

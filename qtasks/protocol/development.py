@@ -1,0 +1,44 @@
+"""The public users of every QStash development server (protocol reference 1.5). Not secret; for loopback only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from qtasks.protocol.messages import SigningKeys
+
+PORT: Final = 8080
+"""Where official SDKs in development mode look for the server."""
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """One of the four; each is a tenant of its own."""
+
+    name: str
+    token: str
+    keys: SigningKeys
+
+
+USERS: Final = (
+    User(
+        "defaultUser",
+        "eyJVc2VySUQiOiJkZWZhdWx0VXNlciIsIlBhc3N3b3JkIjoiZGVmYXVsdFBhc3N3b3JkIn0=",
+        SigningKeys("sig_7kYjw48mhY7kAjqNGcy6cr29RJ6r", "sig_5ZB6DVzB1wjE8S6rZ7eenA8Pdnhs"),
+    ),
+    User(
+        "testUser1",
+        "eyJVc2VySUQiOiJ0ZXN0VXNlcjEiLCJQYXNzd29yZCI6InRlc3RQYXNzd29yZCJ9",
+        SigningKeys("sig_7GVPjvuwsfqF65iC8fSrs1dfYruM", "sig_5NoELc3EFnZn4DVS5bDs2Nk4b7Ua"),
+    ),
+    User(
+        "testUser2",
+        "eyJVc2VySUQiOiJ0ZXN0VXNlcjIiLCJQYXNzd29yZCI6InRlc3RQYXNzd29yZCJ9",
+        SigningKeys("sig_6jWGaWRxHsw4vMSPJprXadyvrybF", "sig_7qHbvhmahe5GwfePDiS5Lg3pi6Qx"),
+    ),
+    User(
+        "testUser3",
+        "eyJVc2VySUQiOiJ0ZXN0VXNlcjMiLCJQYXNzd29yZCI6InRlc3RQYXNzd29yZCJ9",
+        SigningKeys("sig_5T8FcSsynBjn9mMLBsXhpacRovJf", "sig_7GFR4YaDshFcqsxWRZpRB161jguD"),
+    ),
+)

@@ -1,0 +1,99 @@
+"""Header lines: canonical names, and which of them may travel to a destination (protocol reference 3.5, 4.1).
+
+What could never be sent, or would let a publisher speak for the broker, is found when a message is accepted: at the
+time of delivery nobody is there to be told (reliability reference T11, T12).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+
+from qtasks.protocol.messages import Headers
+
+MAX_FORWARDED = 64
+MAX_FORWARDED_BYTES = 16 * 1024
+"""Names and values of the forwarded headers together."""
+
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_VALUE = re.compile(r"[\t\x20-\x7e]*")
+
+PER_CONNECTION = frozenset(
+    {
+        "Connection",
+        "Content-Length",
+        "Expect",
+        "Host",
+        "Http2-Settings",
+        "Keep-Alive",
+        "Proxy-Authenticate",
+        "Proxy-Authorization",
+        "Proxy-Connection",
+        "Te",
+        "Trailer",
+        "Transfer-Encoding",
+        "Upgrade",
+    }
+)
+"""Headers that belong to one connection or frame one body; they cannot be chosen by a publisher."""
+
+BROKER_OWNED = frozenset(
+    {
+        "Accept-Encoding",
+        "Upstash-Caller-Ip",
+        "Upstash-Message-Id",
+        "Upstash-Region",
+        "Upstash-Retried",
+        "Upstash-Schedule-Id",
+        "Upstash-Signature",
+        "Upstash-Topic-Name",
+    }
+)
+"""Headers the broker writes on every delivery; a forwarded one of these names is dropped."""
+
+
+class WireError(ValueError):
+    """A request that cannot be accepted. The text is for the caller and names the header; `status` answers it."""
+
+    def __init__(self, message: str, *, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def is_name(text: str) -> bool:
+    """Whether HTTP allows `text` as the name of a header (a token of RFC 9110)."""
+    return _NAME.fullmatch(text) is not None
+
+
+@lru_cache(maxsize=4096)
+def canonical_name(name: str) -> str:
+    """A header name as Go's servers write it: ``my-header`` becomes ``My-Header``; one that is no token stays."""
+    if not is_name(name):
+        return name
+    return "-".join(part[:1].upper() + part[1:].lower() for part in name.split("-"))
+
+
+def check_forwarded(lines: Iterable[tuple[str, str]]) -> Headers:
+    """Lines for the destination, in order, checked; names come canonical. The broker's own are left out.
+
+    Raises WireError: 400 for a name or value that HTTP cannot carry or that frames the request, 431 for too many.
+    """
+    kept = []
+    size = 0
+    for name, value in lines:
+        if not is_name(name):
+            raise WireError(f"invalid forwarded header name {name[:64]!r}: letters, digits and hyphens are allowed")
+        if name in PER_CONNECTION:
+            raise WireError(f"header {name} cannot be forwarded: it belongs to one connection")
+        if _VALUE.fullmatch(value) is None:
+            raise WireError(f"invalid value of forwarded header {name[:64]}: printable ASCII characters are allowed")
+        if name in BROKER_OWNED:
+            continue
+        kept.append((name, value.strip(" \t")))
+        size += len(name) + len(value)
+    if len(kept) > MAX_FORWARDED:
+        raise WireError(f"too many forwarded headers: {len(kept)} > {MAX_FORWARDED}", status=431)
+    if size > MAX_FORWARDED_BYTES:
+        raise WireError(f"forwarded headers too large: {size} > {MAX_FORWARDED_BYTES} bytes", status=431)
+    return tuple(kept)

@@ -1,0 +1,193 @@
+"""The values both ends of the wire agree on. Frozen: a change is a new value (`dataclasses.replace`).
+
+Units are in the names: `_ms` is Unix milliseconds or a span in milliseconds, `_s` the same in seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+Headers = tuple[tuple[str, str], ...]
+"""Header lines in order, names in canonical form (``Content-Type``); a name may repeat."""
+
+DEFAULT_RETRIES = 3
+"""Retries after the first attempt when a publish does not say (protocol reference 5.2)."""
+
+MAX_RETRIES = 999
+MAX_BODY = 1024 * 1024
+"""Largest message body in bytes; one more is answered 413."""
+
+DEFAULT_TIMEOUT_MS = 15 * 60 * 1000
+MAX_TIMEOUT_MS = 2 * 60 * 60 * 1000
+MAX_DELAY_MS = 366 * 24 * 60 * 60 * 1000
+DEDUPLICATION_WINDOW_MS = 10 * 60 * 1000
+
+
+class State(StrEnum):
+    """States of a message as the log shows them (protocol reference 5.1)."""
+
+    CREATED = "CREATED"
+    ACTIVE = "ACTIVE"
+    RETRY = "RETRY"
+    ERROR = "ERROR"
+    DELIVERED = "DELIVERED"
+    FAILED = "FAILED"
+    CANCEL_REQUESTED = "CANCEL_REQUESTED"
+    CANCELED = "CANCELED"
+
+
+@dataclass(frozen=True, slots=True)
+class FlowControl:
+    """A flow-control key with its limits; at least one of `parallelism` and `rate` is set."""
+
+    key: str
+    parallelism: int | None = None
+    rate: int | None = None
+    period_s: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Redaction:
+    """What the API and the logs must not show: the body, every header, or the headers named."""
+
+    body: bool = False
+    all_headers: bool = False
+    headers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishOptions:
+    """How a message is to be delivered. None (or empty) means "not said": defaults merge without a thicket.
+
+    One row of `protocol.wire` a field says how it is written to and read from its header.
+    """
+
+    method: str | None = None
+    """Upper-case; the service's default is POST."""
+    content_type: str | None = None
+    """The `Content-Type` of the publish itself; a forwarded one wins over it."""
+    forward: Headers = ()
+    """Headers for the destination, canonical names, order kept."""
+    forward_all: bool | None = None
+    """Forward every header of the incoming publish request, not only the prefixed ones."""
+    delay_ms: int | None = None
+    not_before_s: int | None = None
+    """Unix seconds; wins over the delay."""
+    retries: int | None = None
+    retry_delay: str | None = None
+    """Expression in milliseconds, verbatim; see `protocol.expressions`."""
+    timeout_ms: int | None = None
+    deduplication_id: str | None = None
+    content_based_deduplication: bool | None = None
+    callback: str | None = None
+    failure_callback: str | None = None
+    callback_options: PublishOptions | None = None
+    """Configuration of the callback message; ignored without `callback`."""
+    failure_callback_options: PublishOptions | None = None
+    flow_control: FlowControl | None = None
+    labels: tuple[str, ...] = ()
+    redact: Redaction | None = None
+    cron: str | None = None
+    schedule_id: str | None = None
+    queue: str | None = None
+    """Schedules only: the queue its messages go through."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """What an endpoint answered: status, header lines as received, body up to the limit (then `truncated`)."""
+
+    status: int
+    headers: Headers = ()
+    body: bytes = b""
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """A stored message: one delivery task to one URL."""
+
+    id: str
+    account: int
+    url: str
+    method: str
+    headers: Headers
+    """What the destination will get besides the broker's own headers: forwarded ones and `Content-Type`."""
+    body: bytes
+    created_ms: int
+    not_before_ms: int
+    max_retries: int
+    timeout_ms: int
+    caller_ip: str
+    retried: int = 0
+    """Retries so far: 0 while the first attempt is under way."""
+    options: PublishOptions = field(default_factory=PublishOptions)
+    """As published; what the fields above were made from, and what later steps read."""
+    queue: str | None = None
+    url_group: str | None = None
+    endpoint: str | None = None
+    schedule_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogEntry:
+    """One line of a message's history. `cursor` orders all entries of the store."""
+
+    cursor: str
+    time_ms: int
+    state: State
+    message: Message
+    error: str | None = None
+    next_delivery_ms: int | None = None
+    response: Response | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """A message that failed for good, with the last answer it got (None: there was no HTTP answer)."""
+
+    id: str
+    message: Message
+    failed_ms: int
+    error: str
+    response: Response | None = None
+
+
+class RunState(StrEnum):
+    """States of a message of a schedule's last run, as official SDKs know them."""
+
+    IN_PROGRESS = "IN_PROGRESS"
+    SUCCESS = "SUCCESS"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """A destination that is published to again and again."""
+
+    id: str
+    account: int
+    destination: str
+    """A URL, or the name of a URL group, whose members are those at the time of a run."""
+    cron: str
+    options: PublishOptions
+    body: bytes
+    caller_ip: str
+    created_ms: int
+    paused: bool = False
+    next_ms: int | None = None
+    """The next run; None when the expression has none."""
+    last_ms: int | None = None
+    last_run: tuple[tuple[str, RunState], ...] = ()
+    """The messages of the last run by id."""
+    error: str | None = None
+    """What went wrong at the last run, or which runs before it were missed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKeys:
+    """The pair of an account: `current` signs, receivers accept both."""
+
+    current: str = field(repr=False)
+    next: str = field(repr=False)

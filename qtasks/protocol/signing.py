@@ -1,0 +1,350 @@
+"""The signature token of a delivery: made by the broker, checked by whoever receives it (protocol reference 4.2).
+
+A token is a JWT over the destination URL and the SHA-256 of the body, signed with HMAC-SHA256 under the account's
+current key. PyJWT does the cryptography. Around it stand checks that a general library leaves open (reliability
+reference 3d): one algorithm, one spelling of a token, no duplicate names, plain integer times, a short life. The
+signature is checked before any JSON is read, so nobody without a key reaches the JSON reader.
+
+Time is an argument. Every refusal is a `SignatureError` whose `reason` is one of eight; what a stranger is told over
+HTTP stays the same for all of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import math
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import Literal
+
+import jwt
+from jwt.algorithms import HMACAlgorithm
+
+from qtasks.errors import ConfigurationError, SignatureError
+from qtasks.protocol import development, strict_json
+from qtasks.protocol.messages import SigningKeys
+
+ISSUER = "Upstash"
+LIFETIME_S = 300
+"""From `iat` to `exp`."""
+
+BACKDATE_S = 5
+"""How far `iat` lies before the moment of signing: the official Python receiver tolerates no clock behind ours."""
+
+TOLERANCE_S = 30.0
+MAX_LIFETIME_S = 15 * 60
+MAX_TOKEN = 8 * 1024
+"""Characters of a token. A URL of 4 KiB makes one of about 6 KiB, so the 4 KiB of other systems would be too few."""
+
+MIN_KEY = 32
+"""Characters of a signing key: ``sig_`` and 28 more, as the hosted service makes them."""
+
+DEV_KEYS = frozenset(key for user in development.USERS for key in (user.keys.current, user.keys.next))
+"""Keys of the four public development users (protocol reference 1.5): known to everybody, so they prove nothing."""
+
+_HS256 = HMACAlgorithm(HMACAlgorithm.SHA256)
+_TOKEN = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]{43})")
+_DIGEST = re.compile(r"[A-Za-z0-9_-]{43}=?")
+_USUAL_HEADER = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9"
+
+
+class Reason(StrEnum):
+    """Why a delivery is not trusted; `code` is the number of its page in the error catalogue."""
+
+    URL = "url"
+    BODY = "body"
+    KEY = "key"
+    EXPIRED = "expired"
+    NOT_YET_VALID = "not_yet_valid"
+    ISSUER = "issuer"
+    MALFORMED = "malformed"
+    KEYS_MISSING = "keys_missing"
+
+    @property
+    def code(self) -> str:
+        """``QT201`` to ``QT208``."""
+        return f"QT{201 + list(Reason).index(self)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a verified token says. Times are Unix seconds; `key` names the key that signed it."""
+
+    url: str
+    issued_s: int
+    expires_s: int
+    jti: str
+    body_hash: str
+    """URL-safe base64 of the SHA-256 of the body, unpadded."""
+    key: Literal["current", "next"]
+
+
+def sign(key: str, *, url: str, body: bytes, now_s: int, jti: str) -> str:
+    """Make the token of one attempt to deliver `body` to `url` at `now_s` (Unix seconds).
+
+    `iat` lies 5 s in the past and `exp` 300 s after `iat`, so the token is good for 295 s: receivers may count on the
+    protocol's life of exactly 300 s. `nbf` is 0, as the hosted service has it since 2024. `url` is signed verbatim.
+    """
+    issued_s = now_s - BACKDATE_S
+    claims = {
+        "aud": "",
+        "body": base64.urlsafe_b64encode(hashlib.sha256(body).digest()).decode("ascii"),
+        "exp": issued_s + LIFETIME_S,
+        "iat": issued_s,
+        "iss": ISSUER,
+        "jti": jti,
+        "nbf": 0,
+        "sub": url,
+    }
+    # As `jwt.encode`, which reads the key and writes the same header anew for every token: half of its time.
+    signed = b".".join((_HEADER, _encode(json.dumps(claims, separators=(",", ":")).encode())))
+    return b".".join((signed, _encode(_HS256.sign(signed, _prepared(key))))).decode("ascii")
+
+
+def verify(
+    token: str,
+    *,
+    body: bytes,
+    url: str | None,
+    keys: SigningKeys,
+    now_s: float,
+    tolerance_s: float = TOLERANCE_S,
+) -> Claims:
+    """Check a token against the raw `body` and, unless it is None, the public `url` of this receiver.
+
+    Both keys are tried, so one rotation goes unnoticed. `tolerance_s` is granted to both ends of the token's life for
+    clocks that differ. Raises SignatureError; `reason` is the most specific one: a token with a good signature never
+    fails for its key.
+    """
+    if not keys.current and not keys.next:
+        raise _refusal(
+            Reason.KEYS_MISSING,
+            "no signing keys are configured, so no delivery can be trusted",
+            fix="set QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY",
+        )
+    header, payload, key = _open(token, keys)
+    _check_header(header)
+    raw = _read_object(payload, "payload")
+    claims = _read_claims(raw, key)
+    _check_times(claims, _seconds(raw, "nbf"), now_s, tolerance_s)
+    if url is not None and claims.url != url:
+        raise _url_refusal(claims.url, url)
+    actual = base64.urlsafe_b64encode(hashlib.sha256(body).digest()).rstrip(b"=")
+    if not hmac.compare_digest(actual, claims.body_hash.encode("ascii")):
+        raise _refusal(
+            Reason.BODY,
+            f"the body is not the one that was signed ({len(body)} bytes received)",
+            likely="a framework or proxy parsed the body and wrote it again, or somebody changed it",
+            fix="verify the raw bytes of the request, before anything parses them",
+        )
+    return claims
+
+
+def check_keys(keys: SigningKeys, *, dev: bool = False) -> None:
+    """Refuse at start what could never protect anything; raises ConfigurationError.
+
+    Both keys must be given, have 32 characters or more, and outside development (`dev`) not be public ones.
+    """
+    names = (("QSTASH_CURRENT_SIGNING_KEY", keys.current), ("QSTASH_NEXT_SIGNING_KEY", keys.next))
+    for name, key in names:
+        if not key:
+            raise ConfigurationError(f"{name} is not set: nothing could be verified", hint=f"set {name}")
+        if len(key) < MIN_KEY:
+            raise ConfigurationError(
+                f"{name} has {len(key)} characters; a signing key has {MIN_KEY} or more",
+                hint="copy the whole key, with its sig_ in front",
+            )
+        if not key.isascii() or not key.isprintable() or " " in key or key.startswith(("-----", "{")):
+            raise ConfigurationError(f"{name} is not a signing key", hint="copy the text that starts with sig_")
+        if key in DEV_KEYS and not dev:
+            raise ConfigurationError(
+                f"{name} is a published development key: anybody could sign with it",
+                hint="use the keys of your account, or run in development mode",
+            )
+
+
+def _open(token: str, keys: SigningKeys) -> tuple[str, str, Literal["current", "next"]]:
+    """The header and payload segments of a token whose signature is good, and the key that made it."""
+    if len(token) > MAX_TOKEN:
+        raise _refusal(Reason.MALFORMED, f"the token has {len(token)} characters, more than {MAX_TOKEN}")
+    if (parts := _TOKEN.fullmatch(token)) is None:
+        raise _refusal(
+            Reason.MALFORMED,
+            "the Upstash-Signature header is missing" if not token else "the token is not three parts of base64url",
+            likely="the request does not come from QStash, or a proxy removed the header" if not token else None,
+        )
+    header, payload, signature_text = parts.groups()
+    signature = _decode(signature_text)
+    signed = token[: -len(signature_text) - 1].encode("ascii")
+    # Both are tried whatever the first says: the time taken must not tell which key was meant.
+    by_current = bool(keys.current) and _HS256.verify(signed, _prepared(keys.current), signature)
+    by_next = bool(keys.next) and _HS256.verify(signed, _prepared(keys.next), signature)
+    if by_current:
+        return header, payload, "current"
+    if by_next:
+        return header, payload, "next"
+    raise _refusal(
+        Reason.KEY,
+        "neither the current nor the next signing key made this signature",
+        likely="the keys were rotated twice since this process started, or belong to another account or region",
+        fix="compare QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY with the broker's",
+    )
+
+
+@lru_cache(maxsize=64)
+def _prepared(key: str) -> bytes:
+    try:
+        return _HS256.prepare_key(key)
+    except jwt.InvalidKeyError as error:
+        raise SignatureError(
+            f"signature rejected: a configured signing key cannot be used: {error}",
+            reason=Reason.KEYS_MISSING,
+            code=Reason.KEYS_MISSING.code,
+        ) from error
+
+
+def _encode(raw: bytes) -> bytes:
+    """`raw` as unpadded base64url."""
+    return base64.urlsafe_b64encode(raw).rstrip(b"=")
+
+
+_HEADER = _encode(b'{"alg":"HS256","typ":"JWT"}')
+
+
+def _decode(segment: str) -> bytes:
+    """Bytes of unpadded base64url in its one canonical spelling."""
+    if len(segment) % 4 == 1:
+        raise _refusal(Reason.MALFORMED, "a part of the token is not base64url")
+    raw = base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
+    if _encode(raw) != segment.encode("ascii"):
+        raise _refusal(Reason.MALFORMED, "a part of the token is not spelt canonically")
+    return raw
+
+
+def _read_object(segment: str, name: str) -> dict[str, object]:
+    try:
+        value = strict_json.loads(_decode(segment))
+    except ValueError as error:
+        raise _refusal(Reason.MALFORMED, f"the {name} of the token is {error}") from None
+    if not isinstance(value, dict):
+        raise _refusal(Reason.MALFORMED, f"the {name} of the token is not a JSON object")
+    return value
+
+
+def _check_header(segment: str) -> None:
+    if segment == _USUAL_HEADER:
+        return
+    header = _read_object(segment, "header")
+    if header.get("alg") != "HS256":
+        raise _refusal(Reason.MALFORMED, "the token is not signed with HS256")
+    if "typ" in header and header["typ"] != "JWT":
+        raise _refusal(Reason.MALFORMED, "the token is not of type JWT")
+    # `crit` and `b64` change what the signature covers. Other fields (kid, jku ...) mean nothing here.
+    if extensions := {"crit", "b64"} & header.keys():
+        raise _refusal(Reason.MALFORMED, f"the token asks for extensions ({', '.join(sorted(extensions))})")
+
+
+def _read_claims(claims: dict[str, object], key: Literal["current", "next"]) -> Claims:
+    if (issuer := claims.get("iss")) != ISSUER:
+        raise _refusal(Reason.ISSUER, f"issued by {issuer!r:.64}, not by {ISSUER!r}")
+    if claims.get("aud", "") != "":
+        raise _refusal(Reason.MALFORMED, "the claim aud is not empty")
+    body_hash = _text(claims, "body")
+    if _DIGEST.fullmatch(body_hash) is None:
+        raise _refusal(Reason.MALFORMED, "the claim body is not a SHA-256 in base64url")
+    return Claims(
+        url=_text(claims, "sub"),
+        issued_s=_seconds(claims, "iat"),
+        expires_s=_seconds(claims, "exp"),
+        jti=_text(claims, "jti"),
+        body_hash=body_hash.rstrip("="),
+        key=key,
+    )
+
+
+def _text(claims: dict[str, object], name: str) -> str:
+    value = claims.get(name)
+    if not isinstance(value, str) or not value:
+        raise _refusal(Reason.MALFORMED, f"the claim {name} is not a text")
+    return value
+
+
+def _seconds(claims: dict[str, object], name: str) -> int:
+    value = claims.get(name)
+    if type(value) is not int or value < 0:  # a bool is an int to isinstance
+        raise _refusal(Reason.MALFORMED, f"the claim {name} is not a time in whole seconds")
+    return value
+
+
+def _check_times(claims: Claims, not_before_s: int, now_s: float, tolerance_s: float) -> None:
+    if claims.expires_s - claims.issued_s > MAX_LIFETIME_S:
+        raise _refusal(Reason.MALFORMED, f"the token lives longer than {MAX_LIFETIME_S} s")
+    starts_s = max(claims.issued_s, not_before_s)
+    if starts_s > now_s + tolerance_s:
+        raise _refusal(
+            Reason.NOT_YET_VALID,
+            f"valid only in {math.ceil(starts_s - now_s)} s",
+            likely="the clock of this machine is behind the broker's",
+            fix="synchronise the clocks (NTP), or allow a larger tolerance",
+        )
+    if claims.expires_s + tolerance_s <= now_s:
+        raise _refusal(
+            Reason.EXPIRED,
+            f"expired {math.ceil(now_s - claims.expires_s)} s ago",
+            likely="an old request was sent again, or the clock of this machine is ahead of the broker's",
+            fix="synchronise the clocks (NTP)",
+        )
+
+
+def _url_refusal(signed: str, received: str) -> SignatureError:
+    return _refusal(
+        Reason.URL,
+        "the signed URL does not match this server's URL",
+        seen=(f"signed for  {_shown(signed)}", f"received    {_shown(received)}   ({_difference(signed, received)})"),
+        likely="TLS ends at a proxy, a prefix is added or removed on the way, or the public URL is set wrongly",
+        fix=f"set QTASKS_BASE_URL so that it begins {_shown(_origin(signed))}",
+    )
+
+
+def _origin(url: str) -> str:
+    return "/".join(url.split("/", 3)[:3])
+
+
+def _shown(url: str) -> str:
+    """A URL for a log: no user name, no values of the query, no control characters, no great length."""
+    url = re.sub(r"(?<=//)[^/?#@]*@", "***@", url)
+    url = re.sub(r"=[^&#]*", "=***", url)
+    return url[:300].encode("unicode_escape").decode("ascii")
+
+
+def _difference(signed: str, received: str) -> str:
+    """The first part in which two URLs differ, in words."""
+    pattern = re.compile(r"(?P<scheme>[^:/?#]*)(?:://)?(?P<host>[^/?#]*)(?P<path>[^?]*)(?P<query>.*)", re.DOTALL)
+    ours, theirs = pattern.match(signed), pattern.match(received)
+    assert ours is not None, "every part of the pattern is optional"
+    assert theirs is not None, "every part of the pattern is optional"
+    part = next(name for name in ("scheme", "host", "path", "query") if ours[name] != theirs[name])
+    if part == "path" and ours["path"].rstrip("/") == theirs["path"].rstrip("/"):
+        return "trailing slash differs"
+    return f"{part} differs"
+
+
+def _refusal(
+    reason: Reason,
+    sentence: str,
+    *,
+    seen: tuple[str, ...] = (),
+    likely: str | None = None,
+    fix: str | None = None,
+) -> SignatureError:
+    lines = [f"signature rejected: {sentence}", *seen]
+    if likely:
+        lines.append(f"likely      {likely}")
+    return SignatureError(
+        "\n  ".join(lines), reason=reason, code=reason.code, hint=f"fix         {fix}" if fix else None
+    )

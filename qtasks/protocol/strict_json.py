@@ -1,0 +1,119 @@
+"""JSON from outside, read without surprises (reliability reference D29, T10).
+
+Python's reader is generous where the standard is silent: it takes duplicate names, ``NaN``, ``1e400``, integers of any
+length, half of a surrogate pair, and recurses as deep as the text says. Each of these becomes a crash or a disagreement
+somewhere behind us, so each is refused here, once, with a sentence. Depth is known before anything recurses.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, NoReturn
+
+MAX_DEPTH = 32
+MAX_INTEGER = 2**53
+"""Largest magnitude every JSON reader in the world agrees on (RFC 8259, section 6)."""
+
+MAX_DIGITS = 4300
+"""Digits of an integer where any size is allowed: reading costs quadratic time beyond."""
+
+_OPEN_AND_CLOSE = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+# Alternatives in this order: a proper pair (fine), a half of one or NUL (named), any other escape (fine).
+_ESCAPE = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    r"|\\u(?P<bad>0000|[dD][89a-fA-F][0-9a-fA-F]{2})"
+    r"|\\.",
+    re.DOTALL,
+)
+
+
+def loads(data: bytes, *, max_depth: int = MAX_DEPTH, big_integers: bool = False) -> object:
+    """Read one JSON value from UTF-8 bytes.
+
+    Integers up to 2^53 in magnitude; with `big_integers` up to 4300 digits (ids made by snowflake generators are
+    larger than 2^53). Raises ValueError ``invalid JSON: ...`` and nothing else, whatever the bytes.
+    """
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"invalid JSON: not UTF-8 at byte {error.start}") from None
+    if text.startswith("\ufeff"):
+        raise ValueError("invalid JSON: starts with a byte order mark")
+    if data.count(b"[") + data.count(b"{") > max_depth and _is_deeper(data, max_depth):
+        raise ValueError(f"invalid JSON: nested deeper than {max_depth} levels")
+    if "\\u" in text:
+        _refuse_bad_escapes(text)
+    try:
+        value: object = (_ANY_INTEGER if big_integers else _SAFE_INTEGER).decode(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"invalid JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
+    return value
+
+
+def _is_deeper(data: bytes, levels: int) -> bool:
+    """Whether brackets outside strings nest deeper than `levels`; in bulk, as bodies may have a million of them."""
+    # Without escapes, every second piece between quotation marks lies outside a string. (A backslash outside one would
+    # spoil the count behind it, but there the parser stops.)
+    outside = b"".join(data.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
+    brackets = outside.translate(_OPEN_AND_CLOSE, _NO_BRACKETS)
+    while levels > 0:
+        size, brackets = len(brackets), brackets.replace(b"[]", b"")  # takes away the innermost level, and only that
+        levels -= 1
+        if len(brackets) * 4 > size * 3:  # little is gained: count the rest one by one
+            break
+    depth = 0
+    for bracket in brackets:
+        depth += 1 if bracket == ord("[") else -1
+        if depth > levels:
+            return True
+    return False
+
+
+def _refuse_bad_escapes(text: str) -> None:
+    """Half a surrogate pair cannot be stored as UTF-8, and NUL not as PostgreSQL text."""
+    for found in _ESCAPE.finditer(text):
+        if bad := found["bad"]:
+            what = "a NUL character" if bad == "0000" else "half of a surrogate pair"
+            raise ValueError(f"invalid JSON: {what} (\\u{bad}) in a string")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        name = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"invalid JSON: duplicate name {name[:64]!r}")
+    return result
+
+
+def _safe_integer(digits: str) -> int:
+    if len(digits) > 17 or abs(value := int(digits)) > MAX_INTEGER:
+        raise ValueError("invalid JSON: an integer beyond 2^53")
+    return value
+
+
+def _any_integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"invalid JSON: an integer of more than {MAX_DIGITS} digits")
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    if math.isinf(value := float(digits)):
+        raise ValueError("invalid JSON: a number too large for a float")
+    return value
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"invalid JSON: {name} is not a JSON number")
+
+
+_SAFE_INTEGER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=_safe_integer, parse_float=_float, parse_constant=_constant
+)
+_ANY_INTEGER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=_any_integer, parse_float=_float, parse_constant=_constant
+)

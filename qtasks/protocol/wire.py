@@ -1,0 +1,443 @@
+"""How the options of a message travel: one table, read and written from the same row (protocol reference 3).
+
+`write` is what a client sends, `read` what the broker understands; a callback's options use the same rows under
+``Upstash-Callback-`` and ``Upstash-Failure-Callback-``. Reading validates: a value that is accepted here can be carried
+out later. What concerns destinations lives in `targets`, header lines in `headers`; both are offered here as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from qtasks.protocol import durations, expressions
+from qtasks.protocol.headers import BROKER_OWNED, PER_CONNECTION, WireError, canonical_name, check_forwarded, is_name
+from qtasks.protocol.messages import (
+    MAX_DELAY_MS,
+    MAX_RETRIES,
+    MAX_TIMEOUT_MS,
+    FlowControl,
+    Headers,
+    PublishOptions,
+    Redaction,
+)
+from qtasks.protocol.targets import (
+    INVALID_SCHEME,
+    Target,
+    check_name,
+    check_url,
+    destination_kind,
+    host_of,
+    split_target,
+)
+
+__all__ = [
+    "FIELDS",
+    "INVALID_SCHEME",
+    "OPTION_NAMES",
+    "Field",
+    "Target",
+    "WireError",
+    "canonical_name",
+    "check_name",
+    "check_url",
+    "delivery_headers",
+    "destination_kind",
+    "host_of",
+    "read",
+    "split_target",
+    "write",
+]
+
+MAX_LINES = 256
+"""Header lines of one request or batch item that are looked at."""
+
+MAX_TEXT = 512
+"""Characters of a free text: label, flow-control key, deduplication id, cron expression, content type."""
+
+MAX_LABELS = 64
+MAX_NOT_BEFORE_S = 253_402_300_799
+"""The last second of the year 9999."""
+
+MAX_LIMIT = 2**31 - 1
+"""Largest flow-control rate and parallelism."""
+
+MAX_PERIOD_MS = 7 * 24 * 60 * 60 * 1000
+CALLBACK_DEPTH = 2
+"""A callback may have a failure callback of its own; more has no use and would recurse as deep as a header is long."""
+
+_TOP = "Upstash-"
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_DIGITS = re.compile(r"[0-9]{1,19}")
+_REDACTED_HEADER = re.compile(r"headers?\[\s*([^\[\]\s]+)\s*\]", re.IGNORECASE)
+_URL = "an absolute http or https URL"
+_DURATION = 'a duration such as "30s", "10m" or "1d2h"'
+_FLOW_CONTROL_FORM = (
+    "Upstash-Flow-Control-Value should be either rate=X or parallelism=Y, or both as comma-separated values"
+)
+
+
+class _OverLimitError(ValueError):
+    """A value that is well-formed but more than this service allows: status 412."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One row: an attribute of `PublishOptions`, its header, and how the one becomes the other.
+
+    `read` raises ValueError (the header's name and `form` are added) or WireError (the text is complete). A `listed`
+    header may be given several times. A row that is not `nested` has no meaning for a callback.
+    """
+
+    name: str
+    header: str
+    write: Callable[[Any], str]
+    read: Callable[[str], object]
+    form: str
+    listed: bool = False
+    nested: bool = True
+
+
+def write(options: PublishOptions) -> Headers:
+    """The header lines that say `options`; what is not said is left out. `read` turns them back into equal options."""
+    return tuple(_lines(options, _TOP))
+
+
+def read(
+    headers: Iterable[tuple[str, str]],
+    query: Iterable[tuple[str, str]] = (),
+    defaults: Iterable[tuple[str, str]] = (),
+) -> PublishOptions:
+    """Options of a publish from its header lines, the ``upstash-*`` parameters of its query, and its group's defaults.
+
+    A name found in the headers hides the same name in the query, and either hides the default. Other headers are
+    ignored, unless ``Upstash-Header-Forward`` asks for all. Raises WireError for the first value that cannot be used.
+    """
+    request = tuple((canonical_name(name), value) for name, value in headers)
+    lines = _merge(request, ((canonical_name(name), value) for name, value in query))
+    lines = _merge(lines, ((canonical_name(name), value) for name, value in defaults))
+    if len(lines) > MAX_LINES:
+        raise WireError(f"too many headers: {len(lines)} > {MAX_LINES}", status=431)
+    known = [(name, value) for name, value in lines if name == "Content-Type" or _is_ours(name)]
+    return _read(known, _TOP, CALLBACK_DEPTH, request)
+
+
+def delivery_headers(options: PublishOptions) -> Headers:
+    """What the destination gets besides the broker's own headers: a forwarded ``Content-Type`` hides the plain one."""
+    if options.content_type is None or any(name == "Content-Type" for name, _ in options.forward):
+        return options.forward
+    return (("Content-Type", options.content_type), *options.forward)
+
+
+def _merge(first: Headers, second: Iterable[tuple[str, str]]) -> Headers:
+    names = {name for name, _ in first}
+    return first + tuple((name, value) for name, value in second if name not in names)
+
+
+def _is_ours(name: str) -> bool:
+    if name[: len(_TOP)].lower() != _TOP.lower():
+        return False
+    if not is_name(name):  # only a batch item, being JSON, can carry one
+        raise WireError(f"invalid header name {name[:64]!r}")
+    return True
+
+
+def _lines(options: PublishOptions, prefix: str) -> Iterator[tuple[str, str]]:
+    for row in FIELDS:
+        value = getattr(options, row.name)
+        if value is not None and (row.nested or prefix == _TOP) and (text := row.write(value)):
+            yield _named(row.header, prefix), text
+    for name, value in options.forward:
+        yield f"{prefix}Forward-{name}", value
+    if options.flow_control is not None:
+        yield f"{prefix}Flow-Control-Key", options.flow_control.key
+        yield f"{prefix}Flow-Control-Value", _write_limits(options.flow_control)
+    if options.callback is not None and options.callback_options is not None:
+        yield from _lines(options.callback_options, f"{prefix}Callback-")
+    if options.failure_callback is not None and options.failure_callback_options is not None:
+        yield from _lines(options.failure_callback_options, f"{prefix}Failure-Callback-")
+
+
+def _named(header: str, prefix: str) -> str:
+    return header if prefix == _TOP else prefix + header.removeprefix(_TOP)
+
+
+def _read(lines: list[tuple[str, str]], prefix: str, depth: int, request: Headers) -> PublishOptions:
+    """Options under `prefix`; `depth` is how many levels of callbacks may follow, `request` what may be forwarded."""
+    values: dict[str, list[str]] = {}
+    for name, value in lines:
+        values.setdefault(name, []).append(value)
+    said: dict[str, Any] = {}
+    for row in FIELDS:
+        if (row.nested or prefix == _TOP) and (given := values.get(header := _named(row.header, prefix))):
+            said[row.name] = _read_field(row, header, given)
+    forward = prefix + "Forward-"
+    chosen = [(canonical_name(name[len(forward) :]), value) for name, value in lines if name.startswith(forward)]
+    if said.get("forward_all"):
+        chosen += _rest(request, {name for name, _ in chosen})
+    said["forward"] = check_forwarded(chosen)
+    said["flow_control"] = _read_flow_control(values, prefix)
+    for kind in ("callback", "failure_callback"):
+        if said.get(kind) is not None:
+            nested = f"{prefix}{'Failure-' * (kind == 'failure_callback')}Callback-"
+            said[f"{kind}_options"] = _read_nested(lines, nested, depth)
+    return PublishOptions(**said)
+
+
+def _read_nested(lines: list[tuple[str, str]], prefix: str, depth: int) -> PublishOptions | None:
+    own = [(name, value) for name, value in lines if name.startswith(prefix)]
+    if not own:
+        return None
+    if depth == 0:
+        raise WireError(f"{own[0][0][:64]}: callbacks of callbacks nest too deeply")
+    options = _read(own, prefix, depth - 1, ())
+    return None if options == PublishOptions() else options
+
+
+def _read_field(row: Field, header: str, given: list[str]) -> object:
+    text = _checked(header, [",".join(given)] if row.listed else given)
+    try:
+        return row.read(text)
+    except WireError:
+        raise
+    except ValueError as error:
+        status = 412 if isinstance(error, _OverLimitError) else 400
+        raise WireError(f"{header}: {error}; expected {row.form}", status=status) from None
+
+
+def _checked(header: str, given: list[str]) -> str:
+    """The one value of a header, without blanks around it."""
+    if len(set(given)) > 1:
+        raise WireError(f"{header} is given {len(given)} times, with different values")
+    if _CONTROL.search(given[0]):
+        raise WireError(f"{header} contains a control character")
+    return given[0].strip(" \t")
+
+
+def _rest(request: Headers, taken: set[str]) -> list[tuple[str, str]]:
+    """Lines of the publish request itself that ``Upstash-Header-Forward: true`` sends on."""
+    named = {
+        canonical_name(item.strip()) for name, value in request if name == "Connection" for item in value.split(",")
+    }
+    skipped = taken | named | PER_CONNECTION | BROKER_OWNED | {"Authorization", "Content-Type"}
+    return [(name, value) for name, value in request if name not in skipped and not name.startswith(_TOP)]
+
+
+def _read_flow_control(values: dict[str, list[str]], prefix: str) -> FlowControl | None:
+    names = (f"{prefix}Flow-Control-Key", f"{prefix}Flow-Control-Value")
+    given = [(name, values[name]) for name in names if name in values]
+    if not given:
+        return None
+    if len(given) == 1:
+        raise WireError(f"{names[0]} and {names[1]} belong together: only {given[0][0]} is given")
+    key, limits = (_checked(name, value) for name, value in given)
+    if not 1 <= len(key) <= MAX_TEXT:
+        raise WireError(f"{names[0]} must have 1 to {MAX_TEXT} characters, not {len(key)}")
+    return _read_limits(key, limits)
+
+
+def _read_limits(key: str, text: str) -> FlowControl:
+    """``parallelism=5, rate=10, period=1m`` in any order (protocol reference 3.3)."""
+    said: dict[str, int] = {}
+    for part in text.split(","):
+        name, mark, value = (piece.strip(" \t") for piece in part.partition("="))
+        if not mark or name not in {"parallelism", "rate", "period"} or name in said:
+            raise WireError(_FLOW_CONTROL_FORM)
+        try:
+            said[name] = _read_period(value) if name == "period" else _read_number(value, 1, MAX_LIMIT)
+        except ValueError as error:
+            raise WireError(f"{_FLOW_CONTROL_FORM}: {name}: {error}") from None
+    if said.keys() == {"period"}:
+        raise WireError(_FLOW_CONTROL_FORM)
+    return FlowControl(key, said.get("parallelism"), said.get("rate"), said.get("period", 1))
+
+
+def _read_period(text: str) -> int:
+    ms = durations.parse(text)
+    if ms % 1000 or not 1000 <= ms <= MAX_PERIOD_MS:
+        raise ValueError("a period is a whole number of seconds from 1s to 7d")
+    return ms // 1000
+
+
+def _write_limits(flow: FlowControl) -> str:
+    limits = [("parallelism", flow.parallelism), ("rate", flow.rate)]
+    parts = [f"{name}={number}" for name, number in limits if number is not None]
+    if flow.period_s != 1:
+        parts.append(f"period={durations.format(flow.period_s * 1000)}")
+    return ", ".join(parts)
+
+
+def _read_number(text: str, low: int = 0, high: int = 2**63 - 1) -> int:
+    """ASCII digits only: Python's own reader takes signs, underscores and every script's digits."""
+    if not _DIGITS.fullmatch(text):
+        shown = text[:32].encode("unicode_escape").decode("ascii")
+        raise ValueError(f'"{shown}" is not a whole number')
+    if not low <= int(text) <= high:
+        raise ValueError(f"{text} is not from {low} to {high}")
+    return int(text)
+
+
+def _read_method(text: str) -> str:
+    if (method := text.upper()) not in _METHODS or not text.isascii():
+        raise ValueError(f"unknown method {text[:16]!r}")
+    return method
+
+
+def _read_bool(text: str) -> bool:
+    """Go's ``ParseBool``, in any case: Python's clients send ``True``."""
+    lowered = text.lower()
+    if lowered not in {"1", "t", "true", "0", "f", "false"}:
+        raise ValueError(f"{text[:16]!r} is not a boolean")
+    return lowered in {"1", "t", "true"}
+
+
+def _write_bool(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _read_delay(text: str) -> int:
+    ms = durations.parse(text)
+    if ms > MAX_DELAY_MS:
+        raise ValueError(f"{text} is longer than the maximum of {MAX_DELAY_MS // 86_400_000}d")
+    return ms
+
+
+def _read_timeout(text: str) -> int:
+    ms = durations.parse(text)
+    if ms == 0:
+        raise ValueError("a timeout of 0 would let no delivery succeed")
+    if ms > MAX_TIMEOUT_MS:
+        raise ValueError(f"{text} is longer than the maximum of {durations.format(MAX_TIMEOUT_MS)}")
+    return ms
+
+
+def _read_retries(text: str) -> int:
+    number = _read_number(text)
+    if number > MAX_RETRIES:
+        raise _OverLimitError(f"{number} exceeds the maximum of {MAX_RETRIES} retries")
+    return number
+
+
+def _read_not_before(text: str) -> int:
+    number = _read_number(text)
+    if number > MAX_NOT_BEFORE_S:
+        raise ValueError(f"{number} is beyond the year 9999 (are these milliseconds?)")
+    return number
+
+
+def _read_retry_delay(text: str) -> str:
+    return expressions.parse(text).text
+
+
+def _read_deduplication_id(text: str) -> str:
+    if ":" in text:
+        raise WireError("DeduplicationId cannot contain ':'")
+    if not text.isascii():
+        raise ValueError("a character is not ASCII")
+    return _read_text(text)
+
+
+def _read_text(text: str) -> str:
+    if not 1 <= len(text) <= MAX_TEXT:
+        raise ValueError(f"{len(text)} characters")
+    return text
+
+
+def _read_content_type(text: str) -> str | None:
+    if not text:
+        return None
+    if not text.isascii():
+        raise ValueError("a character is not ASCII")
+    return _read_text(text)
+
+
+def _read_labels(text: str) -> tuple[str, ...]:
+    labels = tuple(label for part in text.split(",") if (label := part.strip()))
+    if len(labels) > MAX_LABELS:
+        raise ValueError(f"{len(labels)} labels")
+    for label in labels:
+        _read_text(label)
+    return labels
+
+
+def _read_redaction(text: str) -> Redaction:
+    body = all_headers = False
+    names: list[str] = []
+    for item in (part.strip() for part in text.split(",")):
+        if item.lower() == "body":
+            body = True
+        elif item.lower() in {"header", "headers"}:
+            all_headers = True
+        elif found := _REDACTED_HEADER.fullmatch(item):
+            names.append(canonical_name(found[1]))
+        else:
+            raise ValueError(f"{item[:64]!r} cannot be redacted")
+    return Redaction(body, all_headers, tuple(dict.fromkeys(names)))
+
+
+def _write_redaction(redaction: Redaction) -> str:
+    parts = ["body"] * redaction.body + ["header"] * redaction.all_headers
+    return ",".join(parts + [f"header[{name}]" for name in redaction.headers])
+
+
+def _read_cron(text: str) -> str:
+    if not text:
+        raise WireError("Invalid cron expression empty spec string")
+    return _read_text(text)
+
+
+def _read_url(text: str) -> str:
+    try:
+        check_url(text)
+    except WireError as error:
+        raise ValueError(error) from None  # the header that holds it is at fault, not the request's own URL
+    return text
+
+
+FIELDS = (
+    Field("method", "Upstash-Method", str, _read_method, "GET, POST, PUT, PATCH or DELETE"),
+    Field("content_type", "Content-Type", str, _read_content_type, f"at most {MAX_TEXT} characters", nested=False),
+    Field("forward_all", "Upstash-Header-Forward", _write_bool, _read_bool, "true or false", nested=False),
+    Field("delay_ms", "Upstash-Delay", durations.format, _read_delay, _DURATION),
+    Field("not_before_s", "Upstash-Not-Before", str, _read_not_before, "Unix time in whole seconds"),
+    Field("retries", "Upstash-Retries", str, _read_retries, f"an integer from 0 to {MAX_RETRIES}"),
+    Field("retry_delay", "Upstash-Retry-Delay", str, _read_retry_delay, 'milliseconds such as "1000 * (1 + retried)"'),
+    Field("timeout_ms", "Upstash-Timeout", durations.format, _read_timeout, _DURATION),
+    Field(
+        "deduplication_id",
+        "Upstash-Deduplication-Id",
+        str,
+        _read_deduplication_id,
+        f"1 to {MAX_TEXT} ASCII characters without a colon",
+    ),
+    Field(
+        "content_based_deduplication",
+        "Upstash-Content-Based-Deduplication",
+        _write_bool,
+        _read_bool,
+        "true or false",
+    ),
+    Field("callback", "Upstash-Callback", str, _read_url, _URL),
+    Field("failure_callback", "Upstash-Failure-Callback", str, _read_url, _URL),
+    Field(
+        "labels", "Upstash-Label", ",".join, _read_labels, f"up to {MAX_LABELS} labels, comma-separated", listed=True
+    ),
+    Field(
+        "redact",
+        "Upstash-Redact-Fields",
+        _write_redaction,
+        _read_redaction,
+        "body, header or header[Name], comma-separated",
+        listed=True,
+    ),
+    Field("cron", "Upstash-Cron", str, _read_cron, f"at most {MAX_TEXT} characters", nested=False),
+    Field("schedule_id", "Upstash-Schedule-Id", str, lambda text: check_name(text, "schedule id"), "", nested=False),
+    Field("queue", "Upstash-Queue-Name", str, lambda text: check_name(text, "queue name"), "", nested=False),
+)
+"""The table. Forwarded headers, flow control (two headers) and nested options have their own readers above."""
+
+OPTION_NAMES = tuple(field.name for field in fields(PublishOptions))
+"""Every attribute of `PublishOptions`."""

@@ -1,0 +1,97 @@
+"""What the broker's tests share: a virtual clock, seeded chance, a scripted transport, and messages to deliver."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+from qtasks.broker.ports import Failure, Request
+from qtasks.broker.store.base import Publication
+from qtasks.protocol import wire
+from qtasks.protocol.messages import Message, PublishOptions, Response
+
+START_MS = 1_800_000_000_000
+ACCOUNT = 1
+
+
+class VirtualClock:
+    """Time stands still until `advance`."""
+
+    def __init__(self, now_ms: int = START_MS) -> None:
+        self._now_ms = now_ms
+        self._moved = asyncio.Event()
+
+    def now_ms(self) -> int:
+        return self._now_ms
+
+    def monotonic(self) -> float:
+        return self._now_ms / 1000
+
+    def advance(self, ms: int) -> None:
+        self._now_ms += ms
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def wait(self, event: Awaitable[object], until_ms: int | None) -> None:
+        waiting = asyncio.ensure_future(event)
+        try:
+            while not waiting.done() and (until_ms is None or self._now_ms < until_ms):
+                moved = asyncio.ensure_future(self._moved.wait())
+                await asyncio.wait({waiting, moved}, return_when=asyncio.FIRST_COMPLETED)
+                moved.cancel()
+        finally:
+            waiting.cancel()
+
+
+class SeededRandom:
+    """The same ids in every run."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._random = random.Random(seed)
+
+    def token(self, size: int) -> bytes:
+        return self._random.randbytes(size)
+
+    def fraction(self) -> float:
+        return self._random.random()
+
+
+class ScriptedTransport:
+    """Answers by a function of the request and keeps what was sent."""
+
+    def __init__(self, answer: Callable[[Request], Response | Failure] = lambda request: Response(status=200)) -> None:
+        self.answer = answer
+        self.sent: list[Request] = []
+
+    async def send(self, request: Request) -> Response | Failure:
+        self.sent.append(request)
+        return self.answer(request)
+
+    async def close(self) -> None: ...
+
+
+def message(number: int, *, now_ms: int = START_MS, **changes: Any) -> Message:
+    """Message `msg_<number>`: due at once, three retries, a body of its own."""
+    plain = Message(
+        id=f"msg_{number}",
+        account=ACCOUNT,
+        url="http://127.0.0.1:8000/qtasks/add",
+        method="POST",
+        headers=(("Content-Type", "application/json"),),
+        body=f'{{"n":{number}}}'.encode(),
+        created_ms=now_ms,
+        not_before_ms=now_ms,
+        max_retries=3,
+        timeout_ms=30_000,
+        caller_ip="127.0.0.1",
+        options=PublishOptions(),
+    )
+    return replace(plain, **changes)
+
+
+def publication(number: int, *, deduplication_key: str | None = None, **changes: Any) -> Publication:
+    made = message(number, **changes)
+    return Publication(made, wire.host_of(made.url), deduplication_key)

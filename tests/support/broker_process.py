@@ -1,0 +1,38 @@
+"""A broker as a process of its own, to be killed: `python broker_process.py DB PORT`.
+
+It says ``ready PORT`` once it serves. The four public users, at most 32 attempts at a time; SIGTERM drains and ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+
+from qtasks.broker import eventloop
+from qtasks.broker.listening import listen
+from qtasks.broker.loops import Limits
+from qtasks.broker.serve import ApiServer
+from qtasks.broker.server import Broker
+from qtasks.broker.settings import BrokerSettings
+
+SLOTS = 32
+
+
+async def serve(path: str, port: int) -> None:
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    listener = listen("127.0.0.1", port)
+    broker = await Broker.open(BrokerSettings(path=path, limits=Limits(in_flight=SLOTS, per_host=SLOTS)))
+    server = ApiServer(broker, [listener])
+    await server.start()
+    broker.start()
+    sys.stdout.write(f"ready {listener.getsockname()[1]}\n")
+    sys.stdout.flush()
+    await stopped.wait()
+    await server.stop()
+    await broker.stop()
+
+
+if __name__ == "__main__":
+    eventloop.run(serve(sys.argv[1], int(sys.argv[2])))

@@ -1,0 +1,24 @@
+"""Whether a message's log can be told by the table of legal moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qtasks.broker.rules import MOVES, Stage
+from qtasks.protocol.messages import State
+
+
+def assert_legal(states: Sequence[State], stage: Stage) -> None:
+    """Some course of moves leaves exactly these log entries and ends in `stage`."""
+    assert states[0] is State.CREATED
+    reached = {(Stage.DUE, 1)}
+    unseen = list(reached)
+    while unseen:
+        at, position = unseen.pop()
+        for (start, _), move in MOVES.items():
+            after = (move.to, position + len(move.log))
+            fits = tuple(states[position : after[1]]) == move.log
+            if start is at and fits and after not in reached:
+                reached.add(after)
+                unseen.append(after)
+    assert (stage, len(states)) in reached, f"no legal course leads to {stage.name} by {[str(s) for s in states]}"

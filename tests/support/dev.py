@@ -1,0 +1,40 @@
+"""`qtasks dev` as a person starts it: a process in a folder, on free ports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.support.process import PATIENCE_S, Process, environment
+
+__all__ = ["PATIENCE_S", "Dev", "environment"]
+
+
+class Dev(Process):
+    """A running `qtasks dev`."""
+
+    def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
+        super().__init__(folder, "dev", "--port", "0", "--app-port", "0", *arguments, **variables)
+
+    def started(self) -> dict[str, Any]:
+        """Wait until it serves; the facts of its dev.json."""
+        self.wait_for("  store ")
+        facts: dict[str, Any] = json.loads((self.folder / ".qtasks" / "dev.json").read_text())
+        return facts
+
+    def run(self, script: str) -> str:
+        """Run a script beside it, with no configuration at all; its output."""
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=self.folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout

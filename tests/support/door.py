@@ -1,0 +1,123 @@
+"""The broker's API as a stranger meets it: requests exactly as written, raw bytes included, and the answers to them."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from qtasks.broker.store.base import Credentials
+
+PATIENCE_S = 5.0
+LATER = (("Upstash-Delay", "1d"),)
+"""Nothing that is accepted here is meant to be delivered."""
+
+Lines = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> str:
+        """The error text, after a look at whether it is a proper refusal."""
+        assert 400 <= self.status < 500, self
+        assert self.headers["content-type"] == "application/json"
+        assert list(self.json) == ["error"]
+        error = self.json["error"]
+        return str(error["message"] if isinstance(error, dict) else error)  # the chat endpoint has OpenAI's form
+
+
+@dataclass
+class Door:
+    """The broker's address, and a user's credentials for it."""
+
+    port: int
+    user: Credentials
+
+    def ask(
+        self,
+        method: str,
+        target: str,
+        headers: Lines = (),
+        body: bytes | None = None,
+        *,
+        host: str | None = None,
+        authorization: str | None = "",
+    ) -> Answer:
+        """One request; the target goes out as it is. `authorization` is this user's token unless given; None: none."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        try:
+            connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
+            connection.putheader("Host", host if host is not None else f"127.0.0.1:{self.port}")
+            if authorization is not None:
+                connection.putheader("Authorization", authorization or f"Bearer {self.user.token}")
+            if body is not None:
+                connection.putheader("Content-Length", str(len(body)))
+            for name, value in headers:
+                connection.putheader(name, value.encode())
+            connection.endheaders(body)
+            return read_answer(connection.getresponse())
+        finally:
+            connection.close()
+
+    def publish(self, destination: str = "http://127.0.0.1:1/x", headers: Lines = LATER, body: bytes = b"") -> Answer:
+        return self.ask("POST", f"/v2/publish/{destination}", headers, body)
+
+    def raw(self, *pieces: bytes) -> tuple[list[Answer], bool]:
+        """All answers to some bytes, and whether the server closed the connection after them."""
+        received = bytearray()
+        closed = False
+        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S) as connection:
+            connection.sendall(b"".join(pieces))
+            try:
+                while piece := connection.recv(65536):
+                    received += piece
+                    connection.settimeout(0.1)  # more answers would be here by then
+                closed = True
+            except TimeoutError:
+                pass
+            except ConnectionError:
+                closed = True
+        return split_answers(bytes(received)), closed
+
+    def stored(self) -> list[str]:
+        """Ids of everything this user ever had accepted."""
+        entries = self.ask("GET", "/v2/events?state=CREATED").json["events"]
+        return [entry["messageId"] for entry in entries]
+
+
+def split_answers(data: bytes) -> list[Answer]:
+    answers = []
+    while data:
+        head, _, rest = data.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        length = int(headers.get("content-length", "0"))
+        answers.append(Answer(int(first.split()[1]), headers, rest[:length]))
+        data = rest[length:]
+    return answers
+
+
+def read_answer(response: http.client.HTTPResponse) -> Answer:
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    return Answer(response.status, headers, response.read())
+
+
+def head(method: str, door: Door, *lines: str, target: str = "/v2/publish/http://127.0.0.1:1/x") -> bytes:
+    given = (
+        f"Host: 127.0.0.1:{door.port}",
+        f"Authorization: Bearer {door.user.token}",
+        "Upstash-Delay: 1d",
+        *lines,
+    )
+    return "\r\n".join((f"{method} {target} HTTP/1.1", *given, "", "")).encode("latin-1")

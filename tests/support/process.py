@@ -1,0 +1,145 @@
+"""Our commands as a person starts them: processes, followed line by line."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+QTASKS = str(Path(sys.executable).with_name("qtasks"))
+PATIENCE_S = 20.0
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This process's environment without any setting of ours."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("QSTASH_", "QTASKS_"))}
+    return {**kept, "PYTHONUNBUFFERED": "1", **variables}
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+def qtasks(*arguments: str, folder: Path, **variables: str) -> Done:
+    """Run a command to its end."""
+    done = subprocess.run(
+        [QTASKS, *arguments],
+        cwd=folder,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+class Process:
+    """A running command; its output, both streams in one, is collected line by line."""
+
+    def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [QTASKS, *arguments],
+            cwd=folder,
+            env=environment(**variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self._fresh: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=self._collect, daemon=True).start()
+
+    def _collect(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as output:
+            for line in output:
+                self._fresh.put(line.rstrip("\n"))
+        self._fresh.put(None)
+
+    def wait_for(self, text: str) -> str:
+        """The next line that contains `text`."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                line = self._fresh.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                line = None
+            if line is None:
+                raise AssertionError(f"{text!r} did not appear; this did:\n" + "\n".join(self.lines))
+            self.lines.append(line)
+            if text in line:
+                return line
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> int:
+        """Ask it to stop; the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        return self.finish()
+
+    def finish(self) -> int:
+        """Wait for the end; the exit status. All output is in `lines` then."""
+        status = self.process.wait(PATIENCE_S)
+        while (line := self._fresh.get(timeout=PATIENCE_S)) is not None:
+            self.lines.append(line)
+        return status
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an HTTP server said."""
+
+    status: int
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def ask(
+    method: str,
+    url: str,
+    *,
+    token: str | None = None,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Answer:
+    """One request; an error status is an answer too."""
+    lines = {**({} if token is None else {"Authorization": f"Bearer {token}"}), **(headers or {})}
+    request = urllib.request.Request(url, method=method, data=body, headers=lines)
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+            return Answer(answer.status, answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return Answer(error.code, error.read())

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qtasks.protocol import strict_json
+
+
+@pytest.mark.parametrize(
+    ("data", "value"),
+    [
+        (b"null", None),
+        (b' {"a": [1, 2.5, "x", true, null, {}]}\r\n\t', {"a": [1, 2.5, "x", True, None, {}]}),
+        ('"snow ☃"'.encode(), "snow ☃"),
+        (rb'"\ud83d\ude00"', "\U0001f600"),
+        (rb'"\\u0000 \\\\ud800"', r"\u0000 \\ud800"),
+        (b"9007199254740992", 2**53),
+        (b"-9007199254740992", -(2**53)),
+        (b"1e5", 1e5),
+        (b"[" * 32 + b"]" * 32, None),
+        (b'"' + b"[" * 1000 + b'\\"[{"', None),
+        (b"[" + b"[]," * 1000 + b"{}]", None),
+    ],
+)
+def test_json_is_read(data: bytes, value: object) -> None:
+    assert strict_json.loads(data) == (json.loads(data) if value is None else value)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "Expecting value at line 1 column 1"),
+        (b"{", "Expecting property name"),
+        (b"[1,]", "Expecting value|Illegal trailing comma"),
+        (b"1 2", "Extra data"),
+        (b"'x'", "Expecting value"),
+        (b'"\x00"', "Invalid control character"),
+        (b'"a\nb"', "Invalid control character"),
+        (b"\xff", "not UTF-8 at byte 0"),
+        (b'"\xed\xa0\x80"', "not UTF-8 at byte 1"),
+        ('{"a":1}'.encode("utf-16"), "not UTF-8"),
+        ('{"a":1}'.encode("utf-32"), "not UTF-8"),
+        (b"\xef\xbb\xbf{}", "byte order mark"),
+        (b'{"a":1,"a":2}', "duplicate name 'a'"),
+        (b'{"x":{"a":1,"b":1,"a":2}}', "duplicate name 'a'"),
+        (rb'{"a":1,"\u0061":2}', "duplicate name 'a'"),
+        (b"NaN", "NaN is not a JSON number"),
+        (b"[-Infinity]", "-Infinity is not a JSON number"),
+        (b"1e400", "too large for a float"),
+        (b"-1e400", "too large for a float"),
+        (b"9007199254740993", "beyond 2^53"),
+        (b"-9007199254740993", "beyond 2^53"),
+        (b"1" * 5000, "beyond 2^53"),
+        (rb'"\ud800"', "half of a surrogate pair (\\ud800)"),
+        (rb'"\uD9ff"', "half of a surrogate pair"),
+        (rb'{"\uDC00": 1}', "half of a surrogate pair"),
+        (rb'"\ud83dx\ude00"', "half of a surrogate pair"),
+        (rb'"\ud83d\ud83d\ude00"', "half of a surrogate pair"),
+        (rb'"\u0000"', "a NUL character"),
+        (rb'"\\\u0000"', "a NUL character"),
+        (b"[" * 33 + b"]" * 33, "nested deeper than 32 levels"),
+        (b'{"a":' * 33 + b"1" + b"}" * 33, "nested deeper than 32 levels"),
+        (b"[" * 100_000, "nested deeper than 32 levels"),
+        (b'["\\"", ' + b"[" * 100_000, "nested deeper than 32 levels"),
+        (b'"' + b'\\"' * 500_000 + b"[" * 40, "Unterminated string"),
+    ],
+)
+def test_what_readers_disagree_about_is_refused(data: bytes, reason: str) -> None:
+    pattern = reason if "|" in reason else re.escape(reason)
+    with pytest.raises(ValueError, match=f"^invalid JSON: .*(?:{pattern})"):
+        strict_json.loads(data)
+
+
+def test_big_integers_are_read_where_allowed() -> None:
+    assert strict_json.loads(b"[175928847299117063, -1e2]", big_integers=True) == [175928847299117063, -100.0]
+    assert strict_json.loads(b"1" * 4300, big_integers=True) == int("1" * 4300)
+    with pytest.raises(ValueError, match="invalid JSON: an integer of more than 4300 digits"):
+        strict_json.loads(b"1" * 4301, big_integers=True)
+
+
+def test_the_depth_can_be_chosen() -> None:
+    assert strict_json.loads(b"[[[1]]]", max_depth=3) == [[[1]]]
+    with pytest.raises(ValueError, match="deeper than 2"):
+        strict_json.loads(b"[[[1]]]", max_depth=2)
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5),
+    max_leaves=20,
+)
+
+
+@given(json_values, st.booleans())
+def test_what_json_writes_is_read_back_unless_it_holds_nul(value: Any, ascii_only: bool) -> None:
+    text = json.dumps(value, ensure_ascii=ascii_only)
+    if r"\u0000" not in text.replace(r"\\", ""):
+        assert strict_json.loads(text.encode()) == value
+
+
+@given(st.binary() | st.text(r'[]{}",:\ud80c0 1e-', max_size=40).map(str.encode))
+def test_any_bytes_are_read_as_json_does_or_refused(data: bytes) -> None:
+    try:
+        value = strict_json.loads(data)
+    except ValueError as error:
+        assert str(error).startswith("invalid JSON: ")  # noqa: PT017 - both ends are fine
+    else:
+        assert value == json.loads(data)
+
+
+def deepest(text: str) -> int:
+    """Nesting counted one character at a time."""
+    depth = most = 0
+    inside = escaped = False
+    for character in text:
+        if inside:
+            inside, escaped = escaped or character != '"', character == "\\" and not escaped
+        elif character == '"':
+            inside = True
+        else:
+            depth += (character in "[{") - (character in "]}")
+            most = max(most, depth)
+    return most
+
+
+@given(
+    st.recursive(
+        st.text('[]{}"\\a,', max_size=6),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('[{"\\', max_size=3), inner, max_size=3),
+        max_leaves=12,
+    ),
+    st.integers(1, 5),
+)
+def test_depth_is_counted_outside_strings(value: Any, max_depth: int) -> None:
+    data = json.dumps(value).encode()
+    if deepest(data.decode()) <= max_depth:
+        assert strict_json.loads(data, max_depth=max_depth) == value
+    else:
+        with pytest.raises(ValueError, match=f"nested deeper than {max_depth} levels"):
+            strict_json.loads(data, max_depth=max_depth)
+
+
+@given(st.text('[]{}"\\a', max_size=60), st.integers(1, 5))
+def test_no_text_gets_deeper_than_allowed(text: str, max_depth: int) -> None:
+    try:
+        strict_json.loads(text.encode(), max_depth=max_depth)
+    except ValueError:
+        return
+    assert deepest(text) <= max_depth
