@@ -1,0 +1,1 @@
+"""The QStash-compatible server. Knows the protocol, never the client or the framework."""

@@ -1,0 +1,1 @@
+"""The HTTP API of the wire, thin: a handler parses, calls one verb, replies."""

@@ -1,0 +1,99 @@
+"""Who calls: tokens, kept and compared as digests only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+from urllib.parse import unquote_plus
+
+from qtasks.broker.api.call import Call, Refusal
+from qtasks.broker.ports import Clock
+from qtasks.broker.store.tokens import StoredToken, digest
+
+_MAX_TOKEN: Final = 4096
+STALE_S: Final = 1.0
+"""How long a revoked token may go on working: tokens in the store are read again after this time, when one is used."""
+_SOONEST_S: Final = 0.1
+"""An unknown token makes us look in the store again, but not more often than this."""
+
+
+class Scope(IntEnum):
+    """What a token permits; each includes the ones below it."""
+
+    READ = 1
+    PUBLISH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The caller of an API call."""
+
+    account: int
+    scope: Scope
+
+
+class Tokens:
+    """The valid tokens: those configured, and those in the store, which another process may add and revoke.
+
+    Lookup is by SHA-256, so neither a comparison nor a dump of memory structures tells a token.
+    """
+
+    def __init__(self, clock: Clock, stored: Callable[[], Awaitable[list[StoredToken]]]) -> None:
+        self._clock = clock
+        self._read = stored
+        self._configured: dict[bytes, Principal] = {}
+        self._stored: dict[bytes, Principal] = {}
+        self._read_s = float("-inf")
+        self._reading: asyncio.Task[None] | None = None
+
+    def add(self, token: str, principal: Principal) -> None:
+        """Accept `token` from now on."""
+        self._configured[digest(token)] = principal
+
+    async def authenticate(self, call: Call) -> Principal:
+        """The caller, or Refusal 401: the same words whatever is wrong."""
+        token = _token_of(call)
+        if token and len(token) <= _MAX_TOKEN:
+            key = digest(token)
+            if (principal := self._configured.get(key)) is not None:
+                return principal
+            await self._refresh(_SOONEST_S if key not in self._stored else STALE_S)
+            if (principal := self._stored.get(key)) is not None:
+                return principal
+        raise Refusal(401, "unauthorized: missing or invalid token", (("WWW-Authenticate", "Bearer"),))
+
+    async def _refresh(self, older_than_s: float) -> None:
+        """Read the store's tokens again if that was too long ago; whoever comes meanwhile waits for the same read."""
+        if self._reading is None and self._clock.monotonic() - self._read_s >= older_than_s:
+            self._reading = asyncio.create_task(self._read_all())
+        if self._reading is not None:
+            await asyncio.shield(self._reading)
+
+    async def _read_all(self) -> None:
+        try:
+            began_s = self._clock.monotonic()
+            found = await self._read()
+            self._stored = {
+                one.digest: Principal(one.account, Scope.READ if one.read_only else Scope.PUBLISH) for one in found
+            }
+            self._read_s = began_s
+        finally:
+            self._reading = None
+
+
+def _token_of(call: Call) -> str | None:
+    given = [value for name, value in call.headers if name.lower() == "authorization"]
+    if len(given) > 1:
+        return None
+    if given:
+        scheme, _, token = given[0].strip().partition(" ")
+        return token.strip() if scheme.lower() == "bearer" else None
+    # A publish URL handed to a webhook provider carries its token in the query.
+    for part in call.query.split("&"):
+        name, _, value = part.partition("=")
+        if unquote_plus(name).lower() == "qstash_token":
+            return unquote_plus(value)
+    return None

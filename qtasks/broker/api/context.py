@@ -1,0 +1,41 @@
+"""What the handlers share: the store, the ports and the policy they were wired with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from qtasks.broker.destinations import Policy
+from qtasks.broker.events import Watchers
+from qtasks.broker.llm import LanguageModel
+from qtasks.broker.loops import KeyRing
+from qtasks.broker.ports import Clock, Random
+from qtasks.broker.store.base import Accepted, Publication, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Given to every handler."""
+
+    store: Store
+    clock: Clock
+    random: Random
+    policy: Policy
+    keys: KeyRing
+    watchers: Watchers
+    wake: Callable[[], None]
+    """Tell the delivery loop that something may be due."""
+    wake_scheduler: Callable[[], None]
+    """Tell the schedule loop that a schedule was made or changed."""
+    llm: LanguageModel
+    parallelism: int
+    """Attempts in flight at most, over all accounts."""
+    resolve_on_publish: bool = False
+
+    async def accept(self, publications: Sequence[Publication], *, now_ms: int) -> list[Accepted]:
+        """Store messages, all or none, then wake the delivery loop and tell the watchers."""
+        accepted = await self.store.accept(publications, now_ms=now_ms)
+        self.wake()
+        pairs = zip(publications, accepted, strict=True)
+        self.watchers.tell_created([one.message for one, answer in pairs if not answer.deduplicated], now_ms=now_ms)
+        return accepted

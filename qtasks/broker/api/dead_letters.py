@@ -1,0 +1,136 @@
+"""The dead letter queue: listed, deleted, retried, one, many or by filter (protocol reference 2.9)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Final
+
+from qtasks.broker import ids
+from qtasks.broker.api import selection
+from qtasks.broker.api.call import Call, Query, Refusal, Reply, reply
+from qtasks.broker.api.checks import check_not_before, check_policy
+from qtasks.broker.api.context import Context
+from qtasks.broker.composing import again
+from qtasks.broker.store.base import DeadLetterFilter, Page, Publication
+from qtasks.broker.store.reads import BadCursorError
+from qtasks.protocol import views, wire
+from qtasks.protocol.messages import DeadLetter, PublishOptions
+
+PAGE: Final = 100
+"""Dead letters of a page, by default and at most (protocol reference A23)."""
+_ID: Final = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
+
+
+async def list_dead_letters(context: Context, account: int, call: Call) -> Reply:
+    """`GET /v2/dlq`."""
+    query = Query(call.query)
+    which = selection.dead_letter_filter(query)
+    page = await _page(context, account, which, query.one("cursor") or None, query.count(default=PAGE, most=PAGE))
+    answer: dict[str, object] = {"messages": [views.dead_letter_json(letter) for letter in page.items]}
+    if page.cursor is not None:
+        answer["cursor"] = page.cursor
+    return reply(answer)
+
+
+async def get_dead_letter(context: Context, account: int, call: Call, letter_id: str) -> Reply:
+    """`GET /v2/dlq/{dlqId}`."""
+    return reply(views.dead_letter_json(await _known(context, account, letter_id)))
+
+
+async def delete_dead_letter(context: Context, account: int, call: Call, letter_id: str) -> Reply:
+    """`DELETE /v2/dlq/{dlqId}`: 404 when it is gone."""
+    await _known(context, account, letter_id)
+    await context.store.delete_dead_letters(account, DeadLetterFilter(ids=(letter_id,)), cursor=None, limit=1)
+    return reply({"deleted": 1})
+
+
+async def delete_dead_letters(context: Context, account: int, call: Call) -> Reply:
+    """`DELETE /v2/dlq`: by ids, where those that are gone are skipped, or by filter, a page at a time."""
+    query = await selection.read(call, selection.DEAD_LETTER_NAMES)
+    which, count = _selected(query)
+    if which is None:
+        return reply({"deleted": 0})
+    try:
+        deleted = await context.store.delete_dead_letters(
+            account, which, cursor=query.one("cursor") or None, limit=count
+        )
+    except BadCursorError as error:
+        raise Refusal(400, str(error)) from None
+    return reply({"deleted": deleted.count, **({} if deleted.cursor is None else {"cursor": deleted.cursor})})
+
+
+async def retry_dead_letter(context: Context, account: int, call: Call, letter_id: str) -> Reply:
+    """`POST /v2/dlq/retry/{dlqId}`: a new message in place of the entry; headers override what it was sent with."""
+    letter = await _known(context, account, letter_id)
+    taken = await _retry(context, account, [letter], _overrides(context, call))
+    if not taken:
+        raise _not_found(letter_id)
+    return reply({"messageId": taken[0].message.id, "url": taken[0].message.url}, 201)
+
+
+async def retry_dead_letters(context: Context, account: int, call: Call) -> Reply:
+    """`POST /v2/dlq/retry`: as for one, by ids or by filter, a page at a time."""
+    query = await selection.read(call, selection.DEAD_LETTER_NAMES)
+    overrides = _overrides(context, call)
+    which, count = _selected(query)
+    if which is None:
+        return reply({"responses": []}, 201)
+    page = await _page(context, account, which, query.one("cursor") or None, count)
+    taken = await _retry(context, account, page.items, overrides)
+    responses = [{"messageId": one.message.id, "url": one.message.url} for one in taken]
+    return reply({"responses": responses, **({} if page.cursor is None else {"cursor": page.cursor})}, 201)
+
+
+def _selected(query: Query) -> tuple[DeadLetterFilter | None, int]:
+    """The filter and how many at most; None for ids of which none can exist."""
+    which = selection.dead_letter_filter(query)
+    if "dlqIds" not in query and "dlqId" not in query:
+        return which, query.count(default=PAGE, most=PAGE)
+    known = tuple(one for one in which.ids if _ID.fullmatch(one))
+    return (replace(which, ids=known) if known else None), max(1, len(known))
+
+
+def _overrides(context: Context, call: Call) -> PublishOptions:
+    try:
+        overrides = wire.read(call.headers)
+    except wire.WireError as error:
+        raise Refusal(error.status, str(error)) from None
+    check_not_before(overrides, context.clock.now_ms())
+    check_policy(context, options=overrides)
+    return overrides
+
+
+async def _retry(
+    context: Context, account: int, letters: tuple[DeadLetter, ...] | list[DeadLetter], overrides: PublishOptions
+) -> list[Publication]:
+    now_ms = context.clock.now_ms()
+    retries = [
+        (letter.id, again(letter.message, overrides, message_id=ids.message_id(context.random, now_ms), now_ms=now_ms))
+        for letter in letters
+    ]
+    taken = await context.store.retry_dead_letters(account, retries, now_ms=now_ms)
+    context.wake()
+    context.watchers.tell_created([one.message for one in taken], now_ms=now_ms)
+    return taken
+
+
+async def _page(
+    context: Context, account: int, which: DeadLetterFilter, cursor: str | None, count: int
+) -> Page[DeadLetter]:
+    try:
+        return await context.store.dead_letters(account, which, cursor=cursor, count=count)
+    except BadCursorError as error:
+        raise Refusal(400, str(error)) from None
+
+
+async def _known(context: Context, account: int, letter_id: str) -> DeadLetter:
+    if _ID.fullmatch(letter_id):
+        page = await context.store.dead_letters(account, DeadLetterFilter(ids=(letter_id,)), cursor=None, count=1)
+        if page.items:
+            return page.items[0]
+    raise _not_found(letter_id)
+
+
+def _not_found(letter_id: str) -> Refusal:
+    return Refusal(404, f"dead letter {letter_id[:128]} not found")

@@ -1,0 +1,162 @@
+"""The ASGI edge: limits before memory, one allowed Host, raw paths; then one `Call` for the API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from qtasks.broker.api import openapi
+from qtasks.broker.api.call import Call, Refusal, Reply, refuse, reply
+from qtasks.broker.api.routes import Api
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_OPEN: Final = frozenset(path.encode() for path in openapi.OPEN)
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeLimits:
+    """What a request may bring, checked before any of it is kept."""
+
+    target: int = 8 * 1024
+    """Bytes of path and query together."""
+    headers: int = 128
+    header_bytes: int = 48 * 1024
+    body_idle_s: float = 30.0
+    """Longest pause between two pieces of a body."""
+
+
+class Edge:
+    """An ASGI application around the API.
+
+    `hosts` are the names a request may be addressed to (without port): a web page that rebinds its own name
+    to this address does not get through. None: any.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        *,
+        ready: Callable[[], Awaitable[Reply]],
+        hosts: Iterable[str] | None = LOOPBACK_HOSTS,
+        limits: EdgeLimits | None = None,
+    ) -> None:
+        self._api = api
+        self._ready = ready
+        self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
+        self._limits = limits or EdgeLimits()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one HTTP request; other kinds of connection are closed."""
+        if scope["type"] != "http":
+            return
+        try:
+            answer = await self._open(scope) or await self._answer(scope, receive)
+        except Refusal as refusal:
+            answer = refuse(refusal)
+        await _send(send, answer)
+
+    async def _open(self, scope: Scope) -> Reply | None:
+        """What says nothing of anybody's messages, without a token and to any Host.
+
+        `/healthz` (the process answers), `/readyz`, and the description of the API.
+        """
+        path = scope["raw_path"]
+        if path not in _OPEN:
+            return None
+        if scope["method"] not in ("GET", "HEAD"):
+            raise Refusal(405, f"{scope['method']} is not allowed here", (("Allow", "GET, HEAD"),))
+        match path:
+            case b"/healthz":
+                return reply({"status": "alive"})
+            case b"/readyz":
+                return await self._ready()
+        return openapi.served()
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Reply:
+        self._check(scope)
+        return await self._api.handle(self._call(scope, receive))
+
+    def _check(self, scope: Scope) -> None:
+        limits = self._limits
+        length = len(scope["raw_path"]) + len(scope["query_string"])
+        if length > limits.target:
+            raise Refusal(414, f"request target too long: {length} bytes > {limits.target}")
+        headers = scope["headers"]
+        if len(headers) > limits.headers:
+            raise Refusal(431, f"too many headers: {len(headers)} > {limits.headers}")
+        size = sum(len(name) + len(value) for name, value in headers)
+        if size > limits.header_bytes:
+            raise Refusal(431, f"headers too large: {size} bytes > {limits.header_bytes}")
+        hosts = [value for name, value in headers if name == b"host"]
+        if len(hosts) != 1:
+            raise Refusal(400, f"expected exactly one Host header, got {len(hosts)}")
+        if self._hosts is not None and _hostname(hosts[0].decode("latin-1")) not in self._hosts:
+            raise Refusal(421, "host not allowed: this broker answers to " + ", ".join(sorted(self._hosts)))
+
+    def _call(self, scope: Scope, receive: Receive) -> Call:
+        client = scope.get("client")
+        return Call(
+            method=scope["method"],
+            path=scope["raw_path"].decode("latin-1"),
+            query=scope["query_string"].decode("latin-1"),
+            headers=tuple((name.decode("latin-1"), _text(value)) for name, value in scope["headers"]),
+            client_ip=client[0] if client else "",
+            read_body=lambda limit: self._read(scope, receive, limit),
+        )
+
+    async def _read(self, scope: Scope, receive: Receive, limit: int) -> bytes:
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
+            raise Refusal(413, f"message too large: {declared[:40].decode('ascii')} > {limit}")
+        pieces: list[bytes] = []
+        size = 0
+        more = True
+        while more:
+            try:
+                async with asyncio.timeout(self._limits.body_idle_s):
+                    event = await receive()
+            except TimeoutError:
+                text = f"no data for {self._limits.body_idle_s:g} s while reading the body"
+                raise Refusal(408, text, (("Connection", "close"),)) from None
+            if event["type"] == "http.disconnect":
+                raise Refusal(400, "the client went away before the body was complete")
+            piece = event.get("body", b"")
+            size += len(piece)
+            if size > limit:
+                raise Refusal(413, f"message too large: more than {limit} bytes")
+            pieces.append(piece)
+            more = event.get("more_body", False)
+        return b"".join(pieces)
+
+
+def _hostname(host: str) -> str:
+    """The name in a Host header, lower-case, without the port."""
+    name, colon, port = host.rpartition(":")
+    return (name if colon and port.isascii() and port.isdigit() else host).lower()
+
+
+def _text(value: bytes) -> str:
+    """A header value: UTF-8 where it is that, else Latin-1 as HTTP has it."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+async def _send(send: Send, answer: Reply) -> None:
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
+    if answer.stream is None:
+        headers.append((b"content-length", str(len(answer.body)).encode()))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    if answer.stream is None:
+        await send({"type": "http.response.body", "body": answer.body})
+        return
+    async for piece in answer.stream:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,107 @@
+"""Flow-control keys and the global parallelism (protocol reference 2.11)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from qtasks.broker.api.call import Call, Query, Refusal, Reply, reply
+from qtasks.broker.api.context import Context
+from qtasks.broker.store.base import FlowKey
+
+_MAX_LIMIT: Final = 2**31 - 1
+_MAX_PERIOD_S: Final = 7 * 24 * 60 * 60
+_MAX_KEY: Final = 512
+
+
+async def list_keys(context: Context, account: int, call: Call) -> Reply:
+    """`GET /v2/flowControl`, with `search=<part of the key>`."""
+    search = Query(call.query).one("search") or ""
+    keys = await context.store.flow_keys(account, search=search, now_ms=context.clock.now_ms())
+    return reply([_view(key) for key in keys])
+
+
+async def get_key(context: Context, account: int, call: Call, name: str) -> Reply:
+    """`GET /v2/flowControl/{key}`."""
+    key = await context.store.flow_key(account, name, now_ms=context.clock.now_ms())
+    if key is None:
+        raise Refusal(404, f"flow control key {name[:128]} not found")
+    return reply(_view(key))
+
+
+async def pause_key(context: Context, account: int, call: Call, name: str) -> Reply:
+    """`POST /v2/flowControl/{key}/pause`: everything waits. An unknown key is made."""
+    return await _pause(context, account, name, paused=True)
+
+
+async def resume_key(context: Context, account: int, call: Call, name: str) -> Reply:
+    """`POST /v2/flowControl/{key}/resume`."""
+    return await _pause(context, account, name, paused=False)
+
+
+async def _pause(context: Context, account: int, name: str, *, paused: bool) -> Reply:
+    await context.store.pause_flow_key(account, _key(name), paused=paused, now_ms=context.clock.now_ms())
+    context.wake()
+    return reply({})
+
+
+async def pin_key(context: Context, account: int, call: Call, name: str) -> Reply:
+    """`POST /v2/flowControl/{key}/pin`: any of parallelism, rate and period, whatever messages bring."""
+    query = Query(call.query)
+    await context.store.pin_flow_key(
+        account,
+        _key(name),
+        parallelism=query.integer("parallelism", low=1, high=_MAX_LIMIT),
+        rate=query.integer("rate", low=1, high=_MAX_LIMIT),
+        period_s=query.integer("period", low=1, high=_MAX_PERIOD_S),
+        now_ms=context.clock.now_ms(),
+    )
+    context.wake()
+    return reply({})
+
+
+async def unpin_key(context: Context, account: int, call: Call, name: str) -> Reply:
+    """`POST /v2/flowControl/{key}/unpin`: the pinned values stay until a message brings others."""
+    query = Query(call.query)
+    await context.store.unpin_flow_key(
+        account,
+        name,
+        parallelism=query.flag("parallelism"),
+        rate=query.flag("rate"),
+        now_ms=context.clock.now_ms(),
+    )
+    context.wake()
+    return reply({})
+
+
+async def reset_rate(context: Context, account: int, call: Call, name: str) -> Reply:
+    """`POST /v2/flowControl/{key}/resetRate`, and `reset`, which has no other counter to reset here."""
+    await context.store.reset_flow_rate(account, name, now_ms=context.clock.now_ms())
+    context.wake()
+    return reply({})
+
+
+async def global_parallelism(context: Context, account: int, call: Call) -> Reply:
+    """`GET /v2/globalParallelism`: the maximum is the broker's, the count the account's own."""
+    return reply({"parallelismMax": context.parallelism, "parallelismCount": await context.store.running_now(account)})
+
+
+def _key(name: str) -> str:
+    if len(name) > _MAX_KEY:
+        raise Refusal(400, f"a flow control key has at most {_MAX_KEY} characters, not {len(name)}")
+    return name
+
+
+def _view(key: FlowKey) -> dict[str, object]:
+    return {
+        "flowControlKey": key.key,
+        "waitListSize": key.waiting,
+        "parallelismMax": key.parallelism or 0,
+        "parallelismCount": key.running,
+        "rateMax": key.rate or 0,
+        "rateCount": key.started,
+        "ratePeriod": key.period_s,
+        "ratePeriodStart": key.window_start_ms // 1000,
+        "isPaused": key.paused,
+        "isPinnedParallelism": key.pinned_parallelism,
+        "isPinnedRate": key.pinned_rate,
+    }

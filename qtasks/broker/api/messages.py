@@ -1,0 +1,95 @@
+"""Messages, their log, and the keys they are signed with (protocol reference 2.5, 2.10, 2.12)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from qtasks.broker import ids
+from qtasks.broker.api import selection
+from qtasks.broker.api.call import Call, Query, Refusal, Reply, reply
+from qtasks.broker.api.context import Context
+from qtasks.broker.store.base import MessageFilter
+from qtasks.broker.store.reads import BadCursorError
+from qtasks.protocol import views
+
+LOG_PAGE: Final = 1000
+"""Entries of a log page, by default and at most (protocol reference A23)."""
+MAX_CANCEL: Final = 500
+"""What `count` may ask to cancel."""
+_SLICE: Final = 500
+"""Messages cancelled in one transaction: a few milliseconds."""
+
+
+async def get_message(context: Context, account: int, call: Call, message_id: str) -> Reply:
+    """`GET /v2/messages/{id}`."""
+    message = await context.store.message(account, message_id)
+    if message is None:
+        raise Refusal(404, f"message {message_id[:128]} not found")
+    return reply(views.message_json(message))
+
+
+async def cancel_message(context: Context, account: int, call: Call, message_id: str) -> Reply:
+    """`DELETE /v2/messages/{id}`: 404 when it is unknown, finished, or already asked for (A21)."""
+    cancelled = await context.store.cancel(account, [message_id], now_ms=context.clock.now_ms())
+    if not cancelled:
+        raise Refusal(404, f"message {message_id[:128]} not found, or already finished")
+    context.wake()
+    return reply({"cancelled": cancelled})
+
+
+async def cancel_messages(context: Context, account: int, call: Call) -> Reply:
+    """`DELETE /v2/messages`: by ids, by filter, or all, in either style of request; ids win over filters."""
+    query = await selection.read(call, selection.CANCEL_NAMES)
+    message_ids = query.several("messageIds", "messageId")
+    if message_ids:
+        cancelled = await context.store.cancel(account, message_ids, now_ms=context.clock.now_ms())
+    else:
+        count = query.integer("count", low=1, high=MAX_CANCEL)
+        cancelled = await _cancel_where(context, account, selection.message_filter(query), count)
+    context.wake()
+    return reply({"cancelled": cancelled})
+
+
+async def _cancel_where(context: Context, account: int, which: MessageFilter, count: int | None) -> int:
+    """Cancel slice by slice what there is now; what is published meanwhile is not meant."""
+    now_ms = context.clock.now_ms()
+    which = replace(which, to_ms=now_ms if which.to_ms is None else min(now_ms, which.to_ms))
+    cancelled, after = 0, 0
+    while count is None or cancelled < count:
+        limit = _SLICE if count is None else min(_SLICE, count - cancelled)
+        done = await context.store.cancel_where(account, which, after=after, limit=limit, now_ms=now_ms)
+        cancelled += done.count
+        if done.last is None:
+            break
+        after = done.last
+    return cancelled
+
+
+async def list_log(context: Context, account: int, call: Call) -> Reply:
+    """`GET /v2/events` and `GET /v2/logs`: one implementation, the same array under both keys (A3)."""
+    query = Query(call.query)
+    which = selection.log_filter(query)
+    count = query.count(default=LOG_PAGE, most=LOG_PAGE)
+    try:
+        page = await context.store.log(account, which, cursor=query.one("cursor") or None, count=count)
+    except BadCursorError as error:
+        raise Refusal(400, str(error)) from None
+    entries = [views.log_json(entry) for entry in page.items]
+    answer: dict[str, object] = {"events": entries, "logs": entries}
+    if page.cursor is not None:
+        answer["cursor"] = page.cursor
+    return reply(answer)
+
+
+async def get_keys(context: Context, account: int, call: Call) -> Reply:
+    """`GET /v2/keys`: official SDKs in dev mode recognise the dev server by this answer."""
+    keys = await context.keys.of(account)
+    return reply({"current": keys.current, "next": keys.next})
+
+
+async def rotate_keys(context: Context, account: int, call: Call) -> Reply:
+    """`POST /v2/keys/rotate`: next becomes current. What is on its way is signed with whatever is current then."""
+    keys = await context.store.rotate_keys(account, ids.signing_key(context.random))
+    context.keys.forget(account)
+    return reply({"current": keys.current, "next": keys.next})

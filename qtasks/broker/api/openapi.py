@@ -1,0 +1,430 @@
+"""The OpenAPI document of what the broker serves: paths from the route table, words and schemas by hand.
+
+A route that is not described here makes `document` fail, and with it the test that compares the two.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+
+from qtasks.broker.api import (
+    chat,
+    dead_letters,
+    flow,
+    groups,
+    messages,
+    publish,
+    queues,
+    schedules,
+    selection,
+    workflows,
+)
+from qtasks.broker.api.call import Reply
+from qtasks.broker.api.routes import ROUTES, Handler, Route
+from qtasks.broker.api.schemas import COUNT, FLAG, SCHEMAS, TEXT, Schema, array, closed, ref
+from qtasks.protocol import wire
+from qtasks.protocol.messages import State
+
+PATH: Final = "/openapi.json"
+WIRE_VERSION: Final = "2"
+"""Of the QStash API; the paths begin with it."""
+
+_ABOUT: Final = """A durable message broker that speaks the QStash HTTP API, version 2.
+
+The fixed parts of a path are read without regard to case, and a trailing slash is ignored. A destination is written
+raw behind its prefix, with its query: `POST /v2/publish/https://example.com/hook?a=1`. Every option that is a header
+can be a query parameter of the same name too. `Upstash-Forward-<Name>` headers reach the destination as `<Name>`;
+`Upstash-Callback-<Option>` and `Upstash-Failure-Callback-<Option>` are the options of the two callbacks."""
+
+_SPELLED: Final = {
+    "flowcontrol": "flowControl",
+    "globalparallelism": "globalParallelism",
+    "resetrate": "resetRate",
+}
+"""As clients write what the route table has in lower case."""
+
+_BEHIND: Final = {
+    "publish": "destination",
+    "enqueue": "queueName",
+    "queues": "queueName",
+    "messages": "messageId",
+    "dlq": "dlqId",
+    "retry": "dlqId",
+    "topics": "urlGroup",
+    "schedules": "schedule",
+    "flowcontrol": "flowControlKey",
+}
+"""What the variable part of a path is, by the part in front of it."""
+
+_VARIABLES: Final[dict[str, Schema]] = {
+    "destination": {
+        **TEXT,
+        "minLength": 1,
+        "description": "A raw URL with its query, the name of a URL group, or `api/llm`. Not percent-encoded.",
+        "example": "my-group",
+    },
+    "queueName": {**TEXT, "minLength": 1, "example": "my-queue"},
+    "messageId": {**TEXT, "minLength": 1},
+    "dlqId": {**TEXT, "minLength": 1},
+    "urlGroup": {**TEXT, "minLength": 1, "example": "my-group"},
+    "schedule": {
+        **TEXT,
+        "minLength": 1,
+        "description": "The id of a schedule. For `POST /v2/schedules/...`: a destination, as of a publish.",
+        "example": "my-schedule",
+    },
+    "flowControlKey": {**TEXT, "minLength": 1, "example": "my-key"},
+    "rest": {**TEXT, "minLength": 1},
+}
+
+_EXAMPLES: Final[dict[str, str]] = {
+    "method": "PUT",
+    "forward_all": "false",
+    "delay_ms": "30s",
+    "not_before_s": "1700000000",
+    "retries": "2",
+    "retry_delay": "1000 * (1 + retried)",
+    "timeout_ms": "30s",
+    "deduplication_id": "order-42",
+    "content_based_deduplication": "false",
+    "callback": "http://localhost:3000/callback",
+    "failure_callback": "http://localhost:3000/failure",
+    "labels": "nightly,reports",
+    "redact": "body,header[Authorization]",
+    "cron": "0 9 * * *",
+    "schedule_id": "my-schedule",
+    "queue": "my-queue",
+}
+
+_FLOW_HEADERS: Final = (
+    ("Upstash-Flow-Control-Key", "the key that shares its limits", "my-key"),
+    (
+        "Upstash-Flow-Control-Value",
+        "parallelism=X, rate=X, period=DURATION: any of them",
+        "parallelism=5,rate=100,period=1m",
+    ),
+)
+_OF_SCHEDULES: Final = frozenset({"cron", "schedule_id", "queue"})
+_TIMES: Final = frozenset({"delay_ms", "not_before_s"})
+_NOT_A_PARAMETER: Final = frozenset({"content_type"})
+"""OpenAPI has the content type elsewhere."""
+
+
+def _header(name: str, form: str, example: str) -> Schema:
+    schema = {**TEXT, "example": example}
+    return {"name": name, "in": "header", "description": form, "required": name == "Upstash-Cron", "schema": schema}
+
+
+_OPTION_HEADERS: Final = {row.name: row.header for row in wire.FIELDS if row.name not in _NOT_A_PARAMETER}
+_PARAMETERS: Final = {
+    **{
+        row.header: _header(row.header, row.form, _EXAMPLES[row.name])
+        for row in wire.FIELDS
+        if row.name in _OPTION_HEADERS
+    },
+    **{name: _header(name, form, example) for name, form, example in _FLOW_HEADERS},
+}
+"""The headers of a publish, from the table of the wire."""
+
+
+def _options(*, without: frozenset[str]) -> tuple[Schema, ...]:
+    left_out = {_OPTION_HEADERS[name] for name in without}
+    return tuple({"$ref": f"#/components/parameters/{name}"} for name in _PARAMETERS if name not in left_out)
+
+
+_PUBLISH_OPTIONS: Final = _options(without=_OF_SCHEDULES)
+_QUEUE_OPTIONS: Final = _options(without=_OF_SCHEDULES | _TIMES)
+_SCHEDULE_OPTIONS: Final = _options(without=frozenset({"not_before_s"}))
+
+_OPAQUE: Final[Schema] = {
+    "description": "Delivered byte for byte, with its Content-Type.",
+    "content": {
+        "application/json": {"schema": {}},
+        "text/plain": {"schema": TEXT},
+        "application/octet-stream": {"schema": {}},
+    },
+}
+
+
+def _json(schema: Schema, *, required: bool = True, example: Any = None) -> Schema:
+    media = {"schema": schema, **({} if example is None else {"example": example})}
+    return {"required": required, "content": {"application/json": media}}
+
+
+def _query(schemas: Mapping[str, Schema]) -> tuple[Schema, ...]:
+    return tuple({"name": name, "in": "query", "schema": schema} for name, schema in schemas.items())
+
+
+_TIME: Final[Schema] = {**COUNT, "maximum": 2**53, "description": "Unix milliseconds, inclusive"}
+_PAGE: Final[Schema] = {"type": "integer", "minimum": 1}
+_TEXTS: Final = array(TEXT)
+_STATES: Final = array({"enum": [*State, "IN_PROGRESS"]})
+_KINDS: Final[dict[str, Schema]] = {
+    "fromDate": _TIME,
+    "toDate": _TIME,
+    "count": _PAGE,
+    "cursor": TEXT,
+    "responseStatus": array({"type": "integer", "minimum": 0, "maximum": 999}),
+}
+
+
+def _filters(names: Iterable[str]) -> dict[str, Schema]:
+    """Filters by name: of several values a record has to match one, of several filters all."""
+    return {name: _KINDS.get(name, _TEXTS) for name in sorted(set(names) - {"qstash_token", "callerIP"})}
+
+
+_CANCEL: Final = {**_filters(selection.CANCEL_NAMES), "count": {**_PAGE, "maximum": messages.MAX_CANCEL}}
+_DEAD: Final = _filters(selection.DEAD_LETTER_NAMES)
+_LISTED_DEAD: Final = {**_DEAD, "order": {"enum": ["earliestFirst", "latestFirst"]}}
+_LOG: Final = {
+    **_filters(selection.CANCEL_NAMES | {"cursor"}),
+    "state": _STATES,
+    "order": {"enum": ["earliestFirst", "latestFirst"]},
+}
+
+
+def _selection(filters: Mapping[str, Schema]) -> Schema:
+    """The same filters as a JSON body, the other style of request."""
+    one: Schema = {"type": ["string", "integer"]}
+    either: Schema = {"oneOf": [one, array(one)]}
+    return _json(closed({}, dict.fromkeys(filters, either)), required=False)
+
+
+_ENDPOINT: Final[Schema] = {
+    "type": "object",
+    "properties": {"url": TEXT, "name": TEXT},
+    "anyOf": [{"required": ["url"]}, {"required": ["name"]}],
+}
+_ENDPOINTS: Final = closed({"endpoints": array(_ENDPOINT, minItems=1)})
+_ENDPOINTS_EXAMPLE: Final = {"endpoints": [{"name": "first", "url": "http://localhost:3000/first"}]}
+_BATCH: Final = array(
+    {
+        "type": "object",
+        "properties": {
+            "destination": TEXT,
+            "headers": {"type": ["object", "null"], "additionalProperties": TEXT},
+            "body": {"type": ["string", "null"]},
+            "queue": {"type": ["string", "null"]},
+        },
+        "required": ["destination"],
+    },
+    maxItems=publish.MAX_ITEMS,
+)
+_BATCH_EXAMPLE: Final = [
+    {"destination": "http://localhost:3000/one", "headers": {"Upstash-Retries": "1"}, "body": "one"},
+    {"destination": "my-group", "body": "two", "queue": "my-queue"},
+    {"destination": "neither a URL nor a group"},
+]
+_CHAT: Final[Schema] = {
+    "type": "object",
+    "description": "A chat request as OpenAI has it.",
+    "properties": {
+        "model": TEXT,
+        "messages": array({"type": "object", "properties": {"role": TEXT, "content": TEXT}}, minItems=1),
+        "stream": FLAG,
+    },
+    "required": ["messages"],
+}
+_CHAT_EXAMPLE: Final = {"model": "llama3.2", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What the route table does not know of an endpoint."""
+
+    tag: str
+    summary: str
+    answers: Mapping[int, str]
+    """Status to the name of a schema."""
+    parameters: tuple[Schema, ...] = ()
+    body: Schema | None = None
+    error: str = "Error"
+    stream: bool = field(default=False)
+    """Whether the answer may come as server-sent events."""
+
+
+_PUBLISHED: Final = {201: "PublishAnswer", 202: "PublishAnswer"}
+_DONE: Final = {200: "Nothing"}
+_NUMBER: Final = {"type": "integer", "minimum": 1, "maximum": 2**31 - 1}
+_QUEUE: Final = closed(
+    {"queueName": TEXT},
+    {
+        "parallelism": {"type": ["integer", "null"], "minimum": 1, "maximum": queues.MAX_PARALLELISM},
+        "paused": {"type": ["boolean", "null"]},
+    },
+)
+_DEFAULTS: Final = closed({"headers": {"type": "object", "additionalProperties": {"oneOf": [TEXT, _TEXTS]}}})
+_DEFAULTS_EXAMPLE: Final = {"headers": {"Upstash-Retries": "3", "Upstash-Header-Forward": ["true"]}}
+
+_M, _D, _Q, _G, _S, _F = "Messages", "Dead letters", "Queues", "URL groups", "Schedules", "Flow control"
+_DESCRIBED: Final[Mapping[Handler, Described]] = {
+    publish.publish: Described(_M, "Publish a message", _PUBLISHED, _PUBLISH_OPTIONS, _OPAQUE),
+    publish.enqueue: Described(_M, "Publish into a queue", _PUBLISHED, _QUEUE_OPTIONS, _OPAQUE),
+    publish.batch: Described(
+        _M,
+        "Publish many, each with an answer of its own",
+        {201: "BatchAnswer"},
+        (),
+        _json(_BATCH, example=_BATCH_EXAMPLE),
+    ),
+    messages.get_message: Described(_M, "A message, until a while after it is finished", {200: "Message"}),
+    messages.cancel_message: Described(_M, "Cancel one message", {200: "Cancelled"}),
+    messages.cancel_messages: Described(
+        _M, "Cancel by ids or by filter; all without either", {200: "Cancelled"}, _query(_CANCEL), _selection(_CANCEL)
+    ),
+    messages.list_log: Described("Logs", "What happened to messages, latest first", {200: "LogPage"}, _query(_LOG)),
+    dead_letters.list_dead_letters: Described(
+        _D, "Messages that failed for good, oldest first", {200: "DeadLetterPage"}, _query(_LISTED_DEAD)
+    ),
+    dead_letters.get_dead_letter: Described(_D, "One dead letter", {200: "DeadLetter"}),
+    dead_letters.delete_dead_letter: Described(_D, "Delete one dead letter", {200: "Deleted"}),
+    dead_letters.delete_dead_letters: Described(
+        _D, "Delete by ids or by filter, a page at a time", {200: "Deleted"}, _query(_DEAD), _selection(_DEAD)
+    ),
+    dead_letters.retry_dead_letter: Described(
+        _D, "Publish one again; headers override what it was sent with", {201: "Published"}, _PUBLISH_OPTIONS
+    ),
+    dead_letters.retry_dead_letters: Described(
+        _D,
+        "Publish again by ids or by filter, a page at a time",
+        {201: "Retried"},
+        (*_query(_DEAD), *_PUBLISH_OPTIONS),
+        _selection(_DEAD),
+    ),
+    queues.upsert_queue: Described(
+        _Q, "Make or change a queue", _DONE, (), _json(_QUEUE, example={"queueName": "my-queue", "parallelism": 2})
+    ),
+    queues.list_queues: Described(_Q, "All queues", {200: "Queues"}),
+    queues.get_queue: Described(_Q, "One queue", {200: "Queue"}),
+    queues.delete_queue: Described(_Q, "Delete a queue and cancel what waits in it", _DONE),
+    queues.pause_queue: Described(_Q, "Start nothing new", _DONE),
+    queues.resume_queue: Described(_Q, "Go on with the oldest", _DONE),
+    groups.list_groups: Described(_G, "All URL groups", {200: "UrlGroups"}),
+    groups.get_group: Described(_G, "One URL group", {200: "UrlGroup"}),
+    groups.delete_group: Described(_G, "Delete a URL group", _DONE),
+    groups.set_headers: Described(
+        _G, "Default headers of every publish to it", _DONE, (), _json(_DEFAULTS, example=_DEFAULTS_EXAMPLE)
+    ),
+    groups.upsert_endpoints: Described(
+        _G, "Add or change endpoints; makes the group", _DONE, (), _json(_ENDPOINTS, example=_ENDPOINTS_EXAMPLE)
+    ),
+    groups.remove_endpoints: Described(
+        _G, "Remove endpoints by name or url; the last takes the group along", _DONE, (), _json(_ENDPOINTS)
+    ),
+    schedules.create_schedule: Described(
+        _S, "Make or replace a schedule", {200: "ScheduleCreated"}, _SCHEDULE_OPTIONS, _OPAQUE
+    ),
+    schedules.list_schedules: Described(_S, "All schedules", {200: "Schedules"}),
+    schedules.get_schedule: Described(_S, "One schedule", {200: "Schedule"}),
+    schedules.delete_schedule: Described(_S, "Delete a schedule", _DONE),
+    schedules.pause_schedule: Described(_S, "Pause a schedule", _DONE),
+    schedules.resume_schedule: Described(_S, "Resume a schedule; what was left out is not made up for", _DONE),
+    flow.list_keys: Described(_F, "All keys", {200: "FlowControlKeys"}, _query({"search": TEXT})),
+    flow.get_key: Described(_F, "One key: its limits and what they count", {200: "FlowControlKey"}),
+    flow.pause_key: Described(_F, "Start nothing with this key", _DONE),
+    flow.resume_key: Described(_F, "Start again", _DONE),
+    flow.pin_key: Described(
+        _F,
+        "Fix limits, whatever messages bring",
+        _DONE,
+        _query({"parallelism": _NUMBER, "rate": _NUMBER, "period": {**_NUMBER, "maximum": 7 * 86_400}}),
+    ),
+    flow.unpin_key: Described(_F, "Let messages set limits again", _DONE, _query({"parallelism": FLAG, "rate": FLAG})),
+    flow.reset_rate: Described(_F, "Begin a new rate period", _DONE),
+    flow.global_parallelism: Described(_F, "Attempts in flight, and the most there may be", {200: "GlobalParallelism"}),
+    messages.get_keys: Described("Signing keys", "The two keys", {200: "Keys"}),
+    messages.rotate_keys: Described("Signing keys", "Next becomes current, and there is a new next", {200: "Keys"}),
+    chat.complete: Described(
+        "Language models",
+        "A chat completion, whole or as a stream",
+        {200: "ChatCompletion"},
+        (),
+        _json(_CHAT, example=_CHAT_EXAMPLE),
+        error="ChatError",
+        stream=True,
+    ),
+    workflows.refuse: Described("Workflows", "Not served", {501: "Error"}),
+}
+
+OPEN: Final = {
+    "/healthz": Described("Health", "The process answers", {200: "Health"}),
+    "/readyz": Described("Health", "Messages are stored and delivered", {200: "Health", 503: "Health"}),
+    PATH: Described("Health", "This document", {200: "Document"}),
+}
+"""What the edge answers by itself, without a token."""
+
+
+@functools.cache
+def document() -> dict[str, Any]:
+    """The whole document, OpenAPI 3.1."""
+    paths: dict[str, dict[str, Any]] = {}
+    for route in ROUTES:
+        path = path_of(route)
+        paths.setdefault(path, {})[route.method.lower()] = _operation(route.method, path, _DESCRIBED[route.handler])
+    for path, described in OPEN.items():
+        paths[path] = {"get": {**_operation("GET", path, described), "security": []}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "QStash API, served by qtasks", "version": WIRE_VERSION, "description": _ABOUT},
+        "security": [{"token": []}, {"tokenInQuery": []}],
+        "paths": paths,
+        "components": {
+            "schemas": SCHEMAS,
+            "parameters": _PARAMETERS,
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer"},
+                "tokenInQuery": {"type": "apiKey", "in": "query", "name": "qstash_token"},
+            },
+        },
+    }
+
+
+@functools.cache
+def served() -> Reply:
+    """`GET /openapi.json`."""
+    return Reply(200, orjson.dumps(document()))
+
+
+def path_of(route: Route) -> str:
+    """The path of a route as OpenAPI writes it: its variable parts named, its spelling that of clients."""
+    parts: list[str] = []
+    for place, part in enumerate(route.path):
+        if part in ("{}", "*"):
+            behind = route.path[place - 1]
+            name = "destination" if behind == "{}" else _BEHIND.get(behind, "rest")
+            parts.append(f"{{{name}}}")
+        else:
+            parts.append(_SPELLED.get(part, part))
+    return "/" + "/".join(parts)
+
+
+def _operation(method: str, path: str, described: Described) -> dict[str, Any]:
+    variables = [
+        {"name": name, "in": "path", "required": True, "schema": _VARIABLES[name]}
+        for name in re.findall(r"\{(\w+)\}", path)
+    ]
+    operation = {
+        "operationId": re.sub(r"\W+", "_", f"{method.lower()}{path}").strip("_"),
+        "summary": described.summary,
+        "tags": [described.tag],
+        "parameters": [*variables, *described.parameters],
+        "responses": {str(status): _answer(name, described) for status, name in described.answers.items()}
+        | {"4XX": _answer(described.error, described), "5XX": _answer(described.error, described)},
+    }
+    return operation if described.body is None else {**operation, "requestBody": described.body}
+
+
+def _answer(name: str, described: Described) -> Schema:
+    content: Schema = {"application/json": {"schema": ref(name)}}
+    if described.stream and name != described.error:
+        content["text/event-stream"] = {}
+    return {
+        "description": described.summary if name != described.error else "Refused: the text says why",
+        "content": content,
+    }

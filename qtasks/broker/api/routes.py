@@ -1,0 +1,180 @@
+"""The route table and the way through it: find the route, authenticate, check the scope, handle."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import unquote
+
+from qtasks.broker.api import chat, dead_letters, flow, groups, messages, publish, queues, schedules, workflows
+from qtasks.broker.api.auth import Scope, Tokens
+from qtasks.broker.api.call import Call, Refusal, Reply, refuse
+from qtasks.broker.api.context import Context
+from qtasks.errors import StoreError, StoreFull
+
+log = logging.getLogger("qtasks.broker")
+
+Handler = Callable[..., Awaitable[Reply]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One endpoint. In `path` ``{}`` takes one segment and a last ``*`` the raw rest with the query."""
+
+    method: str
+    path: tuple[str, ...]
+    scope: Scope
+    handler: Handler
+
+
+def _route(method: str, path: str, scope: Scope, handler: Handler) -> Route:
+    return Route(method, tuple(path.strip("/").split("/")), scope, handler)
+
+
+_READ, _PUBLISH = Scope.READ, Scope.PUBLISH
+
+ROUTES: Final = (
+    _route("POST", "/v2/publish/*", _PUBLISH, publish.publish),
+    _route("POST", "/v2/enqueue/{}/*", _PUBLISH, publish.enqueue),
+    _route("POST", "/v2/batch", _PUBLISH, publish.batch),
+    _route("GET", "/v2/messages/{}", _READ, messages.get_message),
+    _route("DELETE", "/v2/messages/{}", _PUBLISH, messages.cancel_message),
+    _route("DELETE", "/v2/messages", _PUBLISH, messages.cancel_messages),
+    _route("GET", "/v2/events", _READ, messages.list_log),
+    _route("GET", "/v2/logs", _READ, messages.list_log),
+    _route("GET", "/v2/dlq", _READ, dead_letters.list_dead_letters),
+    _route("GET", "/v2/dlq/{}", _READ, dead_letters.get_dead_letter),
+    _route("DELETE", "/v2/dlq", _PUBLISH, dead_letters.delete_dead_letters),
+    _route("DELETE", "/v2/dlq/{}", _PUBLISH, dead_letters.delete_dead_letter),
+    _route("POST", "/v2/dlq/retry", _PUBLISH, dead_letters.retry_dead_letters),
+    _route("POST", "/v2/dlq/retry/{}", _PUBLISH, dead_letters.retry_dead_letter),
+    _route("POST", "/v2/queues", _PUBLISH, queues.upsert_queue),
+    _route("GET", "/v2/queues", _READ, queues.list_queues),
+    _route("GET", "/v2/queues/{}", _READ, queues.get_queue),
+    _route("DELETE", "/v2/queues/{}", _PUBLISH, queues.delete_queue),
+    _route("POST", "/v2/queues/{}/pause", _PUBLISH, queues.pause_queue),
+    _route("POST", "/v2/queues/{}/resume", _PUBLISH, queues.resume_queue),
+    _route("GET", "/v2/topics", _READ, groups.list_groups),
+    _route("GET", "/v2/topics/{}", _READ, groups.get_group),
+    _route("DELETE", "/v2/topics/{}", _PUBLISH, groups.delete_group),
+    _route("PATCH", "/v2/topics/{}", _PUBLISH, groups.set_headers),
+    _route("POST", "/v2/topics/{}/endpoints", _PUBLISH, groups.upsert_endpoints),
+    _route("DELETE", "/v2/topics/{}/endpoints", _PUBLISH, groups.remove_endpoints),
+    *(
+        _route(method, f"/v2/schedules/{{}}/{verb}", _PUBLISH, handler)
+        for method in ("PATCH", "POST")
+        for verb, handler in (("pause", schedules.pause_schedule), ("resume", schedules.resume_schedule))
+    ),
+    _route("POST", "/v2/schedules/*", _PUBLISH, schedules.create_schedule),
+    _route("GET", "/v2/schedules", _READ, schedules.list_schedules),
+    _route("GET", "/v2/schedules/{}", _READ, schedules.get_schedule),
+    _route("DELETE", "/v2/schedules/{}", _PUBLISH, schedules.delete_schedule),
+    _route("GET", "/v2/flowcontrol", _READ, flow.list_keys),
+    _route("GET", "/v2/flowcontrol/{}", _READ, flow.get_key),
+    _route("POST", "/v2/flowcontrol/{}/pause", _PUBLISH, flow.pause_key),
+    _route("POST", "/v2/flowcontrol/{}/resume", _PUBLISH, flow.resume_key),
+    _route("POST", "/v2/flowcontrol/{}/pin", _PUBLISH, flow.pin_key),
+    _route("POST", "/v2/flowcontrol/{}/unpin", _PUBLISH, flow.unpin_key),
+    _route("POST", "/v2/flowcontrol/{}/resetrate", _PUBLISH, flow.reset_rate),
+    _route("POST", "/v2/flowcontrol/{}/reset", _PUBLISH, flow.reset_rate),
+    _route("GET", "/v2/globalparallelism", _READ, flow.global_parallelism),
+    _route("GET", "/v2/keys", _PUBLISH, messages.get_keys),
+    _route("POST", "/v2/keys/rotate", _PUBLISH, messages.rotate_keys),
+    _route("POST", "/v2/rotate", _PUBLISH, messages.rotate_keys),
+    _route("POST", "/llm/v1/chat/completions", _PUBLISH, chat.complete),
+    _route("POST", "/v2/trigger/*", _PUBLISH, workflows.refuse),
+    _route("POST", "/v2/batch/trigger", _PUBLISH, workflows.refuse),
+    _route("POST", "/v2/wait/*", _PUBLISH, workflows.refuse),
+    _route("POST", "/v2/notify/*", _PUBLISH, workflows.refuse),
+    _route("GET", "/v2/waiters/*", _READ, workflows.refuse),
+    _route("GET", "/v2/workflows/*", _READ, workflows.refuse),
+    _route("POST", "/v2/workflows/*", _PUBLISH, workflows.refuse),
+    _route("DELETE", "/v2/workflows/*", _PUBLISH, workflows.refuse),
+)
+
+
+class Api:
+    """Answers calls; never raises for what a caller can send."""
+
+    def __init__(self, context: Context, tokens: Tokens) -> None:
+        self._context = context
+        self._tokens = tokens
+
+    async def handle(self, call: Call) -> Reply:
+        """The reply to one call."""
+        try:
+            if not (call.path.isascii() and call.query.isascii()):
+                raise Refusal(400, "the request target is not ASCII: percent-encode it")
+            principal = await self._tokens.authenticate(call)
+            route, arguments = find(call)
+            if principal.scope < route.scope:
+                raise Refusal(403, "this token may read only")
+            return await route.handler(self._context, principal.account, call, *arguments)
+        except Refusal as refusal:
+            return _refuse(call, refusal)
+        except StoreFull as error:
+            return _refuse(call, Refusal(507, error.message))
+        except StoreError as error:
+            log.error("%s %s: %s", call.method, call.path[:40], error)
+            return _refuse(call, Refusal(503, error.message, (("Retry-After", "1"),)))
+        except Exception:
+            log.exception("%s %s failed", call.method, call.path[:40])
+            return _refuse(call, Refusal(500, "the broker failed on this request; its log says why"))
+
+
+def _refuse(call: Call, refusal: Refusal) -> Reply:
+    """The text as each of the two APIs words an error."""
+    return chat.refuse(refusal) if call.path.lower().startswith("/llm/") else refuse(refusal)
+
+
+def find(call: Call) -> tuple[Route, tuple[Any, ...]]:
+    """The route of a call and the arguments its path holds; Refusal 404 or 405.
+
+    Fixed segments compare without case and a trailing slash is ignored (protocol reference 2.0); the rest
+    behind ``*`` is taken from the raw target, so that nothing in a destination is decoded or merged.
+    """
+    segments = call.path.removeprefix("/").split("/")
+    if len(segments) > 1 and segments[-1] == "":
+        segments = segments[:-1]
+    allowed: list[str] = []
+    for route in ROUTES:
+        if (arguments := _match(route, segments, call)) is None:
+            continue
+        if route.method == call.method:
+            return route, arguments
+        allowed.append(route.method)
+    if allowed:
+        raise Refusal(405, f"{call.method} is not allowed here", (("Allow", ", ".join(allowed)),))
+    raise Refusal(404, f"no such endpoint: {call.method} {call.path[:200]}")
+
+
+def _match(route: Route, segments: list[str], call: Call) -> tuple[str, ...] | None:
+    arguments: list[str] = []
+    for place, part in enumerate(route.path):
+        if part == "*":
+            rest = call.path.removeprefix("/").split("/", place)
+            if len(rest) <= place:
+                return None
+            return (*arguments, rest[place] + (f"?{call.query}" if call.query else ""))
+        if place >= len(segments):
+            return None
+        if part == "{}":
+            argument = _decode(segments[place])
+            if not argument:
+                return None
+            arguments.append(argument)
+        elif part != segments[place].lower():
+            return None
+    return tuple(arguments) if len(segments) == len(route.path) else None
+
+
+def _decode(segment: str) -> str:
+    try:
+        text = unquote(segment, errors="strict")
+    except UnicodeDecodeError:
+        raise Refusal(400, f"the path is not UTF-8: {segment[:80]!r}") from None
+    if "\x00" in text:
+        raise Refusal(400, "a NUL character is not allowed in the path")
+    return text

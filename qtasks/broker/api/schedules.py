@@ -1,0 +1,104 @@
+"""Schedules: created or replaced, shown, paused, deleted (protocol reference 2.7, 5.8)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qtasks.broker import ids
+from qtasks.broker.api.call import Call, Refusal, Reply, reply
+from qtasks.broker.api.checks import check_api, check_callbacks_of_queue, check_policy
+from qtasks.broker.api.context import Context
+from qtasks.protocol import cron, views, wire
+from qtasks.protocol.messages import MAX_BODY, Schedule
+
+
+async def create_schedule(
+    context: Context, account: int, call: Call, raw_target: str, *, queue: str | None = None
+) -> Reply:
+    """`POST /v2/schedules/{destination}`, and any publish with `Upstash-Cron`; one of the same id is replaced."""
+    try:
+        target = wire.split_target(raw_target)
+        kind = wire.destination_kind(target.destination)
+        options = wire.read(call.headers, target.query)
+        options = replace(options, queue=queue or options.queue)
+        if kind == "url":
+            wire.check_url(target.destination)
+        expression = cron.parse(options.cron or "")
+    except wire.WireError as error:
+        raise Refusal(error.status, str(error)) from None
+    except ValueError as error:
+        raise Refusal(400, str(error)) from None
+    if kind == "group" and await context.store.group(account, target.destination) is None:
+        raise Refusal(400, f"{wire.INVALID_SCHEME} (there is no URL group named {target.destination[:128]!r})")
+    if kind == "api":
+        check_api(context, target.destination, options)
+    if options.queue is not None:
+        check_callbacks_of_queue(options)
+    check_policy(context, *([target.destination] if kind == "url" else []), options=options)
+    body = await call.read_body(MAX_BODY)
+    now_ms = context.clock.now_ms()
+    schedule = Schedule(
+        id=options.schedule_id or ids.schedule_id(context.random),
+        account=account,
+        destination=target.destination,
+        cron=expression.text,
+        options=options,
+        body=body,
+        caller_ip=call.client_ip,
+        created_ms=now_ms,
+        next_ms=expression.next_ms(now_ms),
+    )
+    await context.store.put_schedule(schedule)
+    context.wake_scheduler()
+    return reply({"scheduleId": schedule.id})
+
+
+async def list_schedules(context: Context, account: int, call: Call) -> Reply:
+    """`GET /v2/schedules`."""
+    return reply([_view(context, schedule) for schedule in await context.store.schedules(account)])
+
+
+async def get_schedule(context: Context, account: int, call: Call, schedule_id: str) -> Reply:
+    """`GET /v2/schedules/{id}`."""
+    return reply(_view(context, await _known(context, account, schedule_id)))
+
+
+async def delete_schedule(context: Context, account: int, call: Call, schedule_id: str) -> Reply:
+    """`DELETE /v2/schedules/{id}`: 404 for an unknown one (A31)."""
+    if not await context.store.delete_schedule(account, schedule_id):
+        raise _not_found(schedule_id)
+    return reply({})
+
+
+async def pause_schedule(context: Context, account: int, call: Call, schedule_id: str) -> Reply:
+    """`PATCH` or `POST /v2/schedules/{id}/pause` (A22)."""
+    if not await context.store.pause_schedule(account, schedule_id, paused=True, next_ms=None):
+        raise _not_found(schedule_id)
+    return reply({})
+
+
+async def resume_schedule(context: Context, account: int, call: Call, schedule_id: str) -> Reply:
+    """`PATCH` or `POST /v2/schedules/{id}/resume`: what the pause left out is not made up for."""
+    schedule = await _known(context, account, schedule_id)
+    await context.store.pause_schedule(account, schedule_id, paused=False, next_ms=_next_ms(context, schedule))
+    context.wake_scheduler()
+    return reply({})
+
+
+async def _known(context: Context, account: int, schedule_id: str) -> Schedule:
+    if (schedule := await context.store.schedule(account, schedule_id)) is None:
+        raise _not_found(schedule_id)
+    return schedule
+
+
+def _not_found(schedule_id: str) -> Refusal:
+    return Refusal(404, f"schedule {schedule_id[:128]} not found")
+
+
+def _view(context: Context, schedule: Schedule) -> views.Json:
+    # A paused schedule keeps the time it was paused at: show when it would run if it were resumed now.
+    return views.schedule_json(replace(schedule, next_ms=_next_ms(context, schedule)) if schedule.paused else schedule)
+
+
+def _next_ms(context: Context, schedule: Schedule) -> int | None:
+    return cron.parse(schedule.cron).next_ms(context.clock.now_ms())

@@ -1,0 +1,138 @@
+"""Which messages a list or a bulk action means: filters from the query or a JSON body (protocol reference 2.0)."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from qtasks.broker.api.call import Call, Query, Refusal, read_json
+from qtasks.broker.store.base import DeadLetterFilter, LogFilter, MessageFilter
+from qtasks.protocol.messages import State
+
+_MAX_BODY: Final = 1024 * 1024
+_ABOUT_MESSAGES: Final = frozenset(
+    {
+        "url",
+        "topicName",
+        "queueName",
+        "scheduleId",
+        "flowControlKey",
+        "label",
+        "callerIp",
+        "callerIP",
+        "fromDate",
+        "toDate",
+        "count",
+        "qstash_token",
+    }
+)
+CANCEL_NAMES: Final = _ABOUT_MESSAGES | {"messageIds", "messageId", "host", "path"}
+DEAD_LETTER_NAMES: Final = _ABOUT_MESSAGES | {"messageId", "messageIds", "dlqIds", "dlqId", "responseStatus", "cursor"}
+"""Host and path are not among them: the dead letter queue of the hosted service does not know them either."""
+
+_IN_PROGRESS: Final = (State.ACTIVE, State.RETRY, State.ERROR)
+
+
+async def read(call: Call, names: frozenset[str]) -> Query:
+    """What a destructive call selects, by query or by JSON body.
+
+    A name that is not known is refused: a typo must not mean "everything". So is a path that ends with a slash and
+    selects nothing: somebody's id was empty (protocol reference, end of section 8).
+    """
+    body = await call.read_body(_MAX_BODY)
+    query = Query(call.query)
+    if body.strip():
+        query.add(_fields(read_json(body)))
+    if call.path.endswith("/") and not body.strip() and not query.names() - {"qstash_token"}:
+        raise Refusal(400, "the path ends with a slash and nothing is selected: is an id empty?")
+    if unknown := sorted(query.names() - names):
+        known = ", ".join(sorted(names - {"qstash_token", "callerIP"}))
+        raise Refusal(400, f"unknown filter {unknown[0][:64]!r}; known are {known}")
+    return query
+
+
+def _fields(body: Any) -> dict[str, list[str]]:
+    """The members of a JSON body as the query would have them."""
+    if not isinstance(body, dict):
+        raise Refusal(400, "expected a JSON object")
+    fields: dict[str, list[str]] = {}
+    for name, value in body.items():
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(one, str | int) and not isinstance(one, bool) for one in values):
+            raise Refusal(400, f"{name[:64]}: expected a text, a whole number, or an array of them")
+        fields[name] = [str(one) for one in values]
+    return fields
+
+
+def message_filter(query: Query) -> MessageFilter:
+    """Which messages to cancel."""
+    return MessageFilter(hosts=query.several("host"), paths=_starting(query, "path", "/"), **_about_messages(query))
+
+
+def log_filter(query: Query) -> LogFilter:
+    """Which log entries to list."""
+    return LogFilter(
+        message_ids=query.several("messageId", "messageIds"),
+        hosts=query.several("host"),
+        paths=_starting(query, "path", "/"),
+        states=_states(query.several("state")),
+        oldest_first=query.one("order") == "earliestFirst",
+        **_about_messages(query),
+    )
+
+
+def dead_letter_filter(query: Query) -> DeadLetterFilter:
+    """Which dead letters are meant."""
+    return DeadLetterFilter(
+        ids=query.several("dlqIds", "dlqId"),
+        message_ids=query.several("messageId", "messageIds"),
+        statuses=tuple(_status(text) for text in query.several("responseStatus")),
+        newest_first=query.one("order") == "latestFirst",
+        **_about_messages(query),
+    )
+
+
+def _about_messages(query: Query) -> dict[str, Any]:
+    return {
+        "urls": _starting(query, "url", "http://", "https://"),
+        "url_groups": query.several("topicName"),
+        "queues": query.several("queueName"),
+        "schedule_ids": query.several("scheduleId"),
+        "flow_keys": query.several("flowControlKey", split=False),
+        "caller_ips": query.several("callerIp", "callerIP"),
+        "labels": query.several("label"),
+        "from_ms": query.integer("fromDate"),
+        "to_ms": query.integer("toDate"),
+    }
+
+
+def _starting(query: Query, name: str, *starts: str) -> tuple[str, ...]:
+    """Values that may hold commas of their own: split only where every part begins as a value does.
+
+    More would be matched than was meant otherwise, and these filters also cancel and delete.
+    """
+    values: list[str] = []
+    for given in query.several(name, split=False):
+        parts = [part.strip() for part in given.split(",")]
+        values += [given, *parts] if all(part.startswith(starts) for part in parts) else [given]
+    return tuple(dict.fromkeys(values))
+
+
+def _states(names: tuple[str, ...]) -> tuple[State, ...]:
+    states: list[State] = []
+    for name in names:
+        upper = name.upper()
+        if upper == "IN_PROGRESS":
+            states += _IN_PROGRESS
+        elif upper == "CANCELLED":
+            states.append(State.CANCELED)
+        elif upper in State.__members__:
+            states.append(State[upper])
+        else:
+            raise Refusal(400, f"state: unknown state {name[:40]!r}; expected one of {', '.join(State)}, IN_PROGRESS")
+    return tuple(states)
+
+
+def _status(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 3):
+        raise Refusal(400, f"responseStatus: expected an HTTP status such as 404, got {text[:40]!r}")
+    return int(text)

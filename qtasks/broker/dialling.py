@@ -1,0 +1,118 @@
+"""From a host name to an address that may be dialled."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from qtasks.broker.destinations import Policy
+
+Resolve = Callable[[str], Awaitable[Sequence[str]]]
+"""A host name in, its addresses as text out. Raises OSError when there are none."""
+
+LOOKUP_TIMEOUT_S = 4.0
+"""Longest name lookup, seconds; below the limit for connecting, so that the name server gets the blame."""
+
+MAX_ADDRESSES = 8
+"""Addresses of one name that are tried; all of them are checked."""
+
+RESOLVER_THREADS = 16
+"""Name lookups at a time. They block in the system's resolver, so they need threads and cannot be interrupted."""
+
+
+class RefusedError(OSError):
+    """The destination policy refuses an address; its only argument is the refusal.
+
+    An OSError, so that aiohttp reports it like any other way in which a connection does not come about.
+    """
+
+
+def check(policy: Policy, address: str, host: str, port: int) -> str | None:
+    """The policy's verdict, told whether the address is this machine's wherever that matters."""
+    here = policy.listens_everywhere(port) and _is_on_this_machine(address, port)
+    return policy.check_address(address, host, port, on_this_machine=here)
+
+
+class CheckedResolver(AbstractResolver):
+    """Between aiohttp's dialler and the network: hands out an address only if the policy allows all of them."""
+
+    def __init__(self, policy: Policy, resolve: Resolve) -> None:
+        self._policy = policy
+        self._resolve = resolve
+
+    async def resolve(
+        self,
+        host: str,
+        port: int = 0,
+        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002 - the connector is given every family
+    ) -> list[ResolveResult]:
+        """Addresses to dial. Raises OSError, and RefusedError if any of them is refused."""
+        try:
+            async with asyncio.timeout(LOOKUP_TIMEOUT_S):
+                addresses = await self._resolve(host)
+        except TimeoutError as error:
+            raise OSError(f"no answer from the name server within {LOOKUP_TIMEOUT_S:g}s") from error
+        if not addresses:
+            raise OSError("the name has no address")
+        for address in addresses:
+            if refusal := check(self._policy, address, host, port):
+                raise RefusedError(refusal)
+        return [_resolved(host, address, port) for address in addresses[:MAX_ADDRESSES]]
+
+    async def close(self) -> None:
+        """Nothing to release: the lookup belongs to whoever gave it."""
+
+
+def _resolved(host: str, address: str, port: int) -> ResolveResult:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=socket.AI_NUMERICHOST)
+
+
+def _is_on_this_machine(address: str, port: int) -> bool:
+    """Ask the routing table: what is sent to one's own address comes from that address. Sends nothing."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, port))
+            return str(probe.getsockname()[0]) == address
+    except OSError:
+        return False
+
+
+class SystemResolver:
+    """The machine's own name lookup, in threads of its own so that a dead name server blocks nothing else.
+
+    Lookups of one name that overlap are one lookup.
+    """
+
+    def __init__(self, *, threads: int = RESOLVER_THREADS) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="qtasks-resolve")
+        self._running: dict[str, asyncio.Future[list[str]]] = {}
+
+    async def __call__(self, host: str) -> list[str]:
+        """Addresses of `host` in the system's order of preference. Raises OSError."""
+        lookup = self._running.get(host)
+        if lookup is None:
+            lookup = asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host)
+            self._running[host] = lookup
+            lookup.add_done_callback(lambda done: self._finish(host, done))
+        return await asyncio.shield(lookup)
+
+    def close(self) -> None:
+        """Start no further lookup. Running ones end by themselves."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _finish(self, host: str, lookup: asyncio.Future[list[str]]) -> None:
+        del self._running[host]
+        if not lookup.cancelled():
+            lookup.exception()  # seen, even if everybody who waited has gone
+
+
+def _look_up(host: str) -> list[str]:
+    # Bytes: a str would pass through Python's IDNA codec, and the name is ASCII already.
+    found = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(info[4][0]) for info in found))

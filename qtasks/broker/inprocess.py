@@ -1,0 +1,118 @@
+"""Deliveries inside the process: a request goes to an ASGI application by call, everything else over the network."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+from qtasks.broker.ports import Failure, Request, Transport
+from qtasks.protocol.messages import MAX_BODY, Response
+
+Events = MutableMapping[str, Any]
+App = Callable[[Events, Callable[[], Awaitable[Events]], Callable[[Events], Awaitable[None]]], Awaitable[None]]
+
+_CLIENT: Final = ("127.0.0.1", 0)
+
+
+class AsgiTransport:
+    """Serves one origin by an ASGI application on its own event loop and hands all other URLs to `others`.
+
+    The endpoint sees an ordinary HTTP request. When the deadline passes it is told that the client has gone,
+    as a server would; its work is not cut off.
+    """
+
+    def __init__(self, origin: str, app: App, loop: asyncio.AbstractEventLoop, others: Transport) -> None:
+        self._origin = origin
+        self._app = app
+        self._loop = loop
+        self._others = others
+
+    def serve(self, app: App, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on deliver to `app`, on `loop`."""
+        self._app, self._loop = app, loop
+
+    async def send(self, request: Request) -> Response | Failure:
+        """See `Transport.send`."""
+        if not request.url.startswith(self._origin + "/"):
+            return await self._others.send(request)
+        answer = _Answer(request)
+        try:
+            running = asyncio.run_coroutine_threadsafe(answer.run(self._app), self._loop)
+        except RuntimeError:
+            return Failure("connection_refused", "the application's event loop is closed")
+        try:
+            async with asyncio.timeout(request.timeout_ms / 1000):
+                return await asyncio.shield(asyncio.wrap_future(running))
+        except TimeoutError:
+            # The loop may have closed meanwhile: then there is nobody left to tell.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(answer.gone.set)
+            return Failure("timeout", f"no answer within {request.timeout_ms / 1000:g} s")
+
+    async def close(self) -> None:
+        """See `Transport.close`."""
+        await self._others.close()
+
+
+class _Answer:
+    """One exchange with the application; lives on the application's loop."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._body_read = False
+        self._status: int | None = None
+        self._headers: list[tuple[str, str]] = []
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self.gone = asyncio.Event()
+
+    async def run(self, app: App) -> Response | Failure:
+        try:
+            await app(self._scope(), self._receive, self._send)
+        except Exception as error:
+            return Failure("connection_lost", f"the application failed: {type(error).__name__}: {error}"[:2000])
+        if self._status is None:
+            return Failure("bad_response", "the application ended without an answer")
+        body = b"".join(self._pieces)
+        return Response(
+            status=self._status, headers=tuple(self._headers), body=body[:MAX_BODY], truncated=len(body) > MAX_BODY
+        )
+
+    def _scope(self) -> Events:
+        request = self._request
+        url = urlsplit(request.url)
+        headers = [(b"host", url.netloc.encode()), (b"content-length", str(len(request.body)).encode())]
+        headers += [(name.lower().encode("latin-1"), value.encode("utf-8")) for name, value in request.headers]
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.1",
+            "method": request.method,
+            "scheme": url.scheme,
+            "path": unquote(url.path),
+            "raw_path": url.path.encode(),
+            "query_string": url.query.encode(),
+            "root_path": "",
+            "headers": headers,
+            "client": _CLIENT,
+            "server": (url.hostname, url.port or 80),
+            "state": {},
+        }
+
+    async def _receive(self) -> Events:
+        if not self._body_read:
+            self._body_read = True
+            return {"type": "http.request", "body": self._request.body, "more_body": False}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, event: Events) -> None:
+        if event["type"] == "http.response.start":
+            self._status = event["status"]
+            self._headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event["headers"]]
+        elif event["type"] == "http.response.body" and self._size <= MAX_BODY:
+            self._pieces.append(event.get("body", b""))
+            self._size += len(self._pieces[-1])

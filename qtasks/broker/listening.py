@@ -1,0 +1,44 @@
+"""A socket to listen on, or a sentence about why there is none."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from typing import Final
+
+from qtasks.errors import ConfigurationError
+
+BACKLOG: Final = 2048
+
+
+class PortTakenError(ConfigurationError):
+    """Somebody else listens on the port."""
+
+    code = "QT604"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 picks a free one. Raises PortTakenError or ConfigurationError in a sentence."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With the protocol named: asyncio turns Nagle's algorithm off only where it sees TCP.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        # Not on Windows: there it lets a second process take a port that is in use.
+        if sys.platform != "win32":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if isinstance(error, PermissionError):
+            raise ConfigurationError(
+                f"port {port} on {host} may not be used by this user", hint="choose one above 1023"
+            ) from None
+        if error.errno is not None and "in use" in (error.strerror or ""):
+            raise PortTakenError(
+                f"port {port} on {host} is in use by another program",
+                hint="stop that program, or choose another port (0 picks a free one)",
+            ) from None
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    listener.setblocking(False)
+    return listener

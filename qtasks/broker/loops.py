@@ -1,0 +1,297 @@
+"""The delivery loop: claim what is due, send it signed, settle the outcome. Nothing here polls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
+
+from qtasks.broker import callbacks, ids, rules
+from qtasks.broker.events import MessageEvent, Watchers
+from qtasks.broker.ports import Clock, Failure, Random, Request, Transport
+from qtasks.broker.store.base import Claim, Settled, Settlement, Store
+from qtasks.errors import StoreError
+from qtasks.protocol import signing
+from qtasks.protocol.messages import Headers, Message, Response, SigningKeys, State
+
+T = TypeVar("T")
+
+log = logging.getLogger("qtasks.broker")
+
+USER_AGENT: Final = "Upstash-QStash"
+CLAIM_BATCH: Final = 64
+_STORE_PAUSE_MS: Final = 1_000
+"""How long to wait before the store is tried again after it refused (a full disk, say)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Attempts in flight at most, in all and to one ``host:port``."""
+
+    in_flight: int = 256
+    per_host: int = 128
+
+
+class KeyRing:
+    """The signing keys by account, read from the store once; a rotation tells it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._keys: dict[int, SigningKeys] = {}
+        self._changes = 0
+
+    async def of(self, account: int) -> SigningKeys:
+        """The account's keys as they are now."""
+        if (known := self._keys.get(account)) is not None:
+            return known
+        changes = self._changes
+        keys = await self._store.keys(account)
+        if changes == self._changes:  # else what was read may be from before the change
+            self._keys[account] = keys
+        return keys
+
+    def forget(self, account: int) -> None:
+        """The keys have changed: read them again."""
+        self._changes += 1
+        self._keys.pop(account, None)
+
+
+class Deliverer:
+    """Claims due messages and makes their attempts, as many at once as the limits allow."""
+
+    def __init__(
+        self,
+        store: Store,
+        transport: Transport,
+        clock: Clock,
+        random: Random,
+        *,
+        keys: KeyRing,
+        watchers: Watchers,
+        limits: Limits | None = None,
+        region: str = "EU-CENTRAL-1",
+    ) -> None:
+        self._store = store
+        self._transport = transport
+        self._clock = clock
+        self._random = random
+        self._keys = keys
+        self._watchers = watchers
+        self._limits = limits or Limits()
+        self._region = region
+        self._attempts: dict[asyncio.Task[None], str] = {}
+        self._in_flight: Counter[str] = Counter()
+        self._wake = asyncio.Event()
+        self._claiming = asyncio.Lock()
+        self._draining = False
+
+    @property
+    def in_flight(self) -> int:
+        """Attempts under way."""
+        return len(self._attempts)
+
+    @property
+    def draining(self) -> bool:
+        """No attempt is started any more."""
+        return self._draining
+
+    def wake(self) -> None:
+        """Something may be due, or a slot is free: look."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Deliver until cancelled or drained."""
+        while not self._draining:
+            self._wake.clear()
+            try:
+                next_due_ms, more = await self._start_due()
+            except Exception as error:
+                # Whatever it was: a loop that ends here would deliver nothing more, and nobody would know.
+                log.error("cannot claim messages: %s", error, exc_info=not isinstance(error, StoreError))
+                next_due_ms, more = self._clock.now_ms() + _STORE_PAUSE_MS, False
+            if not more:
+                await self._clock.wait(self._wake.wait(), next_due_ms)
+
+    async def run_once(self) -> int:
+        """Make every attempt that is due now, wait for their ends, and return how many there were."""
+        made = 0
+        while True:
+            _, more = await self._start_due()
+            if not self._attempts and not more:
+                return made
+            made += len(self._attempts)
+            await asyncio.gather(*self._attempts)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Start nothing new and wait for the attempts under way; True when all ended in time.
+
+        Those that did not are abandoned: their messages are claimed, so the next start delivers them again.
+        """
+        self._draining = True
+        self.wake()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                async with self._claiming:  # a claim under way will start attempts: they count too
+                    pass
+                if self._attempts:
+                    await asyncio.wait(self._attempts)
+        finished = not self._attempts
+        for attempt in list(self._attempts):
+            attempt.cancel()
+        await asyncio.gather(*self._attempts, return_exceptions=True)
+        return finished
+
+    async def _start_due(self) -> tuple[int | None, bool]:
+        """Claim and start what there is room for; when the next is due, and whether to come back at once."""
+        async with self._claiming:
+            room = self._limits.in_flight - len(self._attempts)
+            if room <= 0:
+                return None, False  # the end of an attempt wakes us
+            found = await self._store.claim(
+                now_ms=self._clock.now_ms(),
+                limit=min(room, CLAIM_BATCH),
+                host_limit=self._limits.per_host,
+                in_flight=self._in_flight,
+            )
+            for claim in found.claims:
+                self._start(claim)
+        return found.next_due_ms, found.more and len(self._attempts) < self._limits.in_flight
+
+    def _start(self, claim: Claim) -> None:
+        self._in_flight[claim.host] += 1
+        attempt = asyncio.create_task(self._attempt(claim))
+        self._attempts[attempt] = claim.host
+        attempt.add_done_callback(self._ended)
+
+    def _ended(self, attempt: asyncio.Task[None]) -> None:
+        host = self._attempts.pop(attempt)
+        self._in_flight[host] -= 1
+        if not self._in_flight[host]:
+            del self._in_flight[host]
+        self.wake()
+        if not attempt.cancelled() and (error := attempt.exception()) is not None:
+            log.error("an attempt ended in an error of the broker itself", exc_info=error)
+
+    async def _attempt(self, claim: Claim) -> None:
+        message = claim.message
+        keys = await self._insist(lambda: self._keys.of(message.account), f"read the signing keys for {message.id}")
+        self._tell(State.ACTIVE, message)
+        started = self._clock.monotonic()
+        outcome = await self._send(message, keys)
+        duration_ms = (self._clock.monotonic() - started) * 1000
+        now_ms = self._clock.now_ms()
+        verdict = rules.judge(message, outcome, now_ms=now_ms)
+        settlement = Settlement(claim, outcome, verdict, self._callback_ids(message, now_ms))
+        try:
+            settled = await self._settle(settlement, now_ms)
+        except Exception as error:
+            # An answer that cannot be kept must not keep its message from going on: the verdict stands without it.
+            log.exception("the answer to message %s cannot be recorded", message.id)
+            lost = Failure("bad_response", f"the answer could not be recorded: {type(error).__name__}")
+            settled = await self._settle(replace(settlement, outcome=lost), now_ms)
+        if settled is None:
+            log.warning("message %s was settled by another claim; this outcome is dropped", message.id)
+            return
+        self._tell(
+            settled.state,
+            message,
+            outcome=outcome,
+            error=verdict.error,
+            next_delivery_ms=verdict.due_ms if settled.state is State.RETRY else None,
+            duration_ms=duration_ms,
+        )
+        self._watchers.tell_created(settled.created, now_ms=now_ms)
+
+    def _callback_ids(self, message: Message, now_ms: int) -> tuple[str, str] | None:
+        if not callbacks.wanted(message):
+            return None
+        return ids.message_id(self._random, now_ms), ids.message_id(self._random, now_ms)
+
+    async def _settle(self, settlement: Settlement, now_ms: int) -> Settled | None:
+        """Record an attempt's end: what an endpoint has done must not be forgotten, however long the store refuses."""
+        return await self._insist(
+            lambda: self._store.settle(settlement, now_ms=now_ms),
+            f"record the end of an attempt of {settlement.claim.message.id}",
+        )
+
+    async def _send(self, message: Message, keys: SigningKeys) -> Response | Failure:
+        """The transport's outcome. Whatever breaks on the way costs an attempt, never the message."""
+        try:
+            request = compose(
+                message,
+                keys,
+                now_s=self._clock.now_ms() // 1000,
+                jti=ids.jwt_id(self._random),
+                region=self._region,
+            )
+            return await self._transport.send(request)
+        except asyncio.CancelledError:
+            attempt = asyncio.current_task()
+            if attempt is None or attempt.cancelling():
+                raise
+            # Not us, but what we waited for was cancelled: an application's event loop has ended, say.
+            return Failure("connection_lost", "the attempt was cancelled by the other side")
+        except Exception as error:
+            log.exception("message %s could not be sent", message.id)
+            return Failure("connection_lost", f"the attempt broke off in the broker itself: {type(error).__name__}")
+
+    async def _insist(self, ask: Callable[[], Awaitable[T]], what: str) -> T:
+        """The store's answer, asked for until it gives one."""
+        while True:
+            try:
+                return await ask()
+            except StoreError as error:
+                log.error("cannot %s: %s", what, error)
+                await self._clock.wait(asyncio.Event().wait(), self._clock.now_ms() + _STORE_PAUSE_MS)
+
+    def _tell(
+        self,
+        state: State,
+        message: Message,
+        *,
+        outcome: Response | Failure | None = None,
+        error: str | None = None,
+        next_delivery_ms: int | None = None,
+        duration_ms: float | None = None,
+    ) -> None:
+        if self._watchers:
+            self._watchers.tell(
+                MessageEvent(
+                    time_ms=self._clock.now_ms(),
+                    state=state,
+                    message=message,
+                    outcome=outcome,
+                    error=error,
+                    next_delivery_ms=next_delivery_ms,
+                    duration_ms=duration_ms,
+                )
+            )
+
+
+def compose(message: Message, keys: SigningKeys, *, now_s: int, jti: str, region: str) -> Request:
+    """The signed request of the message's current attempt (protocol reference 4.1).
+
+    The broker's own headers come last and once: forwarded ones of the same name were dropped on acceptance.
+    """
+    headers: Headers = (
+        *(() if _names(message.headers, "user-agent") else (("User-Agent", USER_AGENT),)),
+        *message.headers,
+        ("Upstash-Caller-Ip", message.caller_ip),
+        ("Upstash-Message-Id", message.id),
+        ("Upstash-Region", region),
+        ("Upstash-Retried", str(message.retried)),
+        ("Upstash-Signature", signing.sign(keys.current, url=message.url, body=message.body, now_s=now_s, jti=jti)),
+    )
+    if message.url_group is not None:
+        headers += (("Upstash-Topic-Name", message.url_group),)
+    if message.schedule_id is not None:
+        headers += (("Upstash-Schedule-Id", message.schedule_id),)
+    return Request(message.url, message.method, headers, message.body, message.timeout_ms)
+
+
+def _names(headers: Headers, name: str) -> bool:
+    return any(line[0].lower() == name for line in headers)

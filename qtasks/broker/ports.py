@@ -1,0 +1,71 @@
+"""The ports through which everything not determined by its input enters the broker: clock, chance, transport.
+
+The fourth, the store, is drawn in `broker.store.base`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Protocol
+
+from qtasks.protocol.messages import Headers, Response
+
+
+class Clock(Protocol):
+    """Wall time for what users see, monotonic time for spans, and a way to wait."""
+
+    def now_ms(self) -> int:
+        """Wall time, Unix milliseconds."""
+
+    def monotonic(self) -> float:
+        """Seconds from an arbitrary point; never goes back."""
+
+    async def wait(self, event: Awaitable[object], until_ms: int | None) -> None:
+        """Return when `event` completes or wall time reaches `until_ms` (None: no limit), whichever is first."""
+
+
+class Random(Protocol):
+    """Where ids and jitter come from."""
+
+    def token(self, size: int) -> bytes:
+        """`size` unpredictable bytes."""
+
+    def fraction(self) -> float:
+        """A float in [0, 1) for jitter; not for secrets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One HTTP request to an endpoint. The URL goes out byte for byte as given."""
+
+    url: str
+    method: str
+    headers: Headers
+    body: bytes
+    timeout_ms: int
+    """One deadline around connect, TLS, send, headers and body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """No usable HTTP answer; `error` is for people.
+
+    `code` is stable: ``timeout``, ``dns``, ``connection_refused``, ``connection_lost``, ``tls``, ``bad_response``,
+    ``destination_blocked`` or ``unsendable``.
+    """
+
+    code: str
+    error: str
+    final: bool = False
+    """Trying again cannot help (a destination the policy refuses): straight to the dead letters."""
+
+
+class Transport(Protocol):
+    """One attempt: a request in, an answer or the reason why there is none out. Never raises but for cancellation."""
+
+    async def send(self, request: Request) -> Response | Failure:
+        """Send `request`, follow no redirect, read the answer up to the cap, all within the deadline."""
+
+    async def close(self) -> None:
+        """Release connections. Idempotent."""

@@ -1,0 +1,152 @@
+"""The schedule loop: what is due becomes messages, once a tick. It waits for the next tick, it does not poll."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Final
+
+from qtasks.broker import ids
+from qtasks.broker.composing import of_schedule, publications
+from qtasks.broker.events import Watchers
+from qtasks.broker.ports import Clock, Random
+from qtasks.broker.store.base import Firing, Publication, Store
+from qtasks.errors import StoreError
+from qtasks.protocol import cron, wire
+from qtasks.protocol.messages import Schedule
+
+log = logging.getLogger("qtasks.broker")
+
+CATCH_UP_MS: Final = 24 * 60 * 60 * 1000
+"""Runs that were missed are made up for by one, if the latest of them is not older than this."""
+_BATCH: Final = 50
+_MISSED_SHOWN: Final = 10
+_MISSED_KEPT: Final = 100
+"""Missed ticks that are written down; a minute's schedule misses half a million a year."""
+_STORE_PAUSE_MS: Final = 1_000
+
+
+class Scheduler:
+    """Fires schedules. `wake_deliverer` is told when there is something to deliver."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        random: Random,
+        *,
+        watchers: Watchers,
+        wake_deliverer: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._random = random
+        self._watchers = watchers
+        self._wake_deliverer = wake_deliverer
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """A schedule was made or changed: look again."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Fire what is due, wait for the next tick or a wake, for ever."""
+        while True:
+            self._wake.clear()
+            try:
+                await self.run_once()
+                next_ms = await self._store.next_tick()
+            except Exception as error:
+                # Whatever it was: a loop that ends here would fire nothing more, and nobody would know.
+                log.error("cannot fire schedules: %s", error, exc_info=not isinstance(error, StoreError))
+                next_ms = self._clock.now_ms() + _STORE_PAUSE_MS
+            await self._clock.wait(self._wake.wait(), next_ms)
+
+    async def run_once(self) -> int:
+        """Fire every schedule that is due now; how many there were."""
+        fired = 0
+        while due := await self._store.due_schedules(now_ms=self._clock.now_ms(), limit=_BATCH):
+            for schedule in due:
+                await self._fire(schedule)
+            fired += len(due)
+        return fired
+
+    async def _fire(self, schedule: Schedule) -> None:
+        now_ms = self._clock.now_ms()
+        firing = plan(schedule, now_ms)
+        if firing.tick_ms is not None:
+            firing = await self._with_messages(firing, now_ms)
+        if await self._store.fire(firing, now_ms=now_ms) and firing.publications:
+            self._wake_deliverer()
+            self._watchers.tell_created([one.message for one in firing.publications], now_ms=now_ms)
+
+    async def _with_messages(self, firing: Firing, now_ms: int) -> Firing:
+        """The firing with what it publishes; what cannot be published is its error."""
+        schedule = firing.schedule
+        made: tuple[Publication, ...] = ()
+        error = firing.error
+        try:
+            group = await self._store.group(schedule.account, schedule.destination)
+            order = of_schedule(schedule, group)
+            made = tuple(publications(order, fresh_id=lambda: ids.message_id(self._random, now_ms), now_ms=now_ms))
+        except wire.WireError as reason:
+            error = str(reason)
+            log.warning("schedule %s did not run: %s", schedule.id, error)
+        return Firing(
+            schedule=schedule,
+            tick_ms=firing.tick_ms,
+            missed=firing.missed,
+            next_ms=firing.next_ms,
+            publications=made,
+            error=error,
+        )
+
+
+def plan(schedule: Schedule, now_ms: int) -> Firing:
+    """Which tick of a due schedule fires, and which were missed (reliability reference, decisions taken). Pure.
+
+    Of several ticks that have passed the latest fires, if it is not older than a day; the others are only listed.
+    """
+    assert schedule.next_ms is not None, "only a schedule with a next run is due"
+    expression = cron.parse(schedule.cron)
+    passed = list(_passed(expression, schedule.next_ms, now_ms))
+    *missed, latest = passed
+    fires = now_ms - latest <= CATCH_UP_MS
+    if not fires:
+        missed = passed
+    return Firing(
+        schedule=schedule,
+        tick_ms=latest if fires else None,
+        missed=tuple(missed[-_MISSED_KEPT:]),
+        next_ms=expression.next_ms(latest if "@every" in schedule.cron else max(now_ms, latest)),
+        error=_describe(missed),
+    )
+
+
+def _passed(expression: cron.Cron, first_ms: int, now_ms: int) -> Iterator[int]:
+    """Ticks from `first_ms` on that have come; of a long absence the first and those of the last day."""
+    yield first_ms
+    after_ms = first_ms
+    if now_ms - first_ms > CATCH_UP_MS and "@every" not in expression.text:
+        after_ms = now_ms - CATCH_UP_MS - 1
+    for _ in itertools.count():
+        tick_ms = expression.next_ms(after_ms)
+        if tick_ms is None or tick_ms > now_ms:
+            return
+        yield tick_ms
+        after_ms = tick_ms
+
+
+def _describe(missed: list[int]) -> str | None:
+    if not missed:
+        return None
+    shown = ", ".join(_moment(tick_ms) for tick_ms in missed[-_MISSED_SHOWN:])
+    more = "" if len(missed) <= _MISSED_SHOWN else ", and earlier ones"
+    return f"runs were missed while the broker did not run: {shown}{more}"
+
+
+def _moment(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,145 @@
+"""Wiring: a broker from its settings and ports; start, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from qtasks.broker import ids
+from qtasks.broker.api.auth import Principal, Scope, Tokens
+from qtasks.broker.api.call import Reply, reply
+from qtasks.broker.api.context import Context
+from qtasks.broker.api.routes import Api
+from qtasks.broker.clock import SystemClock, SystemRandom
+from qtasks.broker.destinations import Policy
+from qtasks.broker.events import Watchers
+from qtasks.broker.llm import LanguageModel
+from qtasks.broker.loops import Deliverer, KeyRing, Limits
+from qtasks.broker.ports import Clock, Random, Transport
+from qtasks.broker.pruner import Pruner
+from qtasks.broker.scheduler import Scheduler
+from qtasks.broker.settings import BrokerSettings
+from qtasks.broker.store.base import Recovery
+from qtasks.broker.store.sqlite import SqliteStore
+from qtasks.broker.transport import HttpTransport
+from qtasks.errors import StoreError
+
+log = logging.getLogger("qtasks.broker")
+
+
+def _http(policy: Policy, limits: Limits) -> Transport:
+    return HttpTransport(policy, connections=limits.in_flight, per_host=limits.per_host)
+
+
+class Broker:
+    """A running broker: its API, its delivery loop, its store. Made by `start`, ended by `stop`."""
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        store: SqliteStore,
+        recovery: Recovery,
+        transport: Transport,
+        policy: Policy,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.recovery = recovery
+        self.watchers = Watchers()
+        self.tokens = Tokens(clock, store.tokens)
+        self.accounts: dict[str, int] = {}
+        self.keys = KeyRing(store)
+        self.clock = clock
+        self.random = random
+        self._llm = LanguageModel(settings.llm_url, transport, clock, echo=settings.has_echo)
+        self.deliverer = Deliverer(
+            store, self._llm, clock, random, keys=self.keys, watchers=self.watchers, limits=settings.limits
+        )
+        self.scheduler = Scheduler(store, clock, random, watchers=self.watchers, wake_deliverer=self.deliverer.wake)
+        self.api = Api(
+            Context(
+                store,
+                clock,
+                random,
+                policy,
+                self.keys,
+                self.watchers,
+                wake=self.deliverer.wake,
+                wake_scheduler=self.scheduler.wake,
+                llm=self._llm,
+                parallelism=settings.limits.in_flight,
+                resolve_on_publish=settings.resolve_on_publish,
+            ),
+            self.tokens,
+        )
+        self.pruner = Pruner(store, clock, settings.retention)
+        self._loops: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def open(
+        cls,
+        settings: BrokerSettings,
+        *,
+        transport: Transport | None = None,
+        clock: Clock | None = None,
+        random: Random | None = None,
+    ) -> Broker:
+        """Open the store and wire everything; nothing is delivered before `start`."""
+        clock = clock or SystemClock()
+        random = random or SystemRandom()
+        policy = Policy(settings.destinations, settings.allowed, settings.own)
+        store, recovery = await SqliteStore.open(settings.path, now_ms=clock.now_ms())
+        broker = cls(
+            settings,
+            store,
+            recovery,
+            transport or _http(policy, settings.limits),
+            policy,
+            clock,
+            random,
+        )
+        for credentials in settings.credentials:
+            account = await store.ensure_account(credentials, ids.signing_keys(random))
+            broker.accounts[credentials.name] = account
+            if credentials.token is not None:
+                broker.tokens.add(credentials.token, Principal(account, Scope.PUBLISH))
+            kept = await store.keys(account)
+            if credentials.keys is not None and credentials.keys != kept:
+                log.warning(
+                    "the signing keys configured for %s are not those of the store, which are used: "
+                    "keys rotate there; read them with GET /v2/keys",
+                    credentials.name,
+                )
+        return broker
+
+    def start(self) -> None:
+        """Begin to deliver, to fire schedules, and to remove what is finished and old."""
+        if not self._loops:
+            self._loops = [
+                asyncio.create_task(self.deliverer.run(), name="qtasks-deliver"),
+                asyncio.create_task(self.scheduler.run(), name="qtasks-schedule"),
+                asyncio.create_task(self.pruner.run(), name="qtasks-prune"),
+            ]
+
+    async def ready(self) -> Reply:
+        """`GET /readyz`: 200 while the storage takes writes and the broker is not stopping, else 503."""
+        if self.deliverer.draining:
+            return reply({"status": "stopping"}, 503)
+        try:
+            await self.store.probe(now_ms=self.clock.now_ms())
+        except StoreError as error:
+            return reply({"status": "not ready", "error": error.message}, 503)
+        return reply({"status": "ready", "storage": self.store.promise})
+
+    async def stop(self) -> None:
+        """Drain for `drain_s`, then stop; what did not finish is delivered again by the next start. Idempotent."""
+        if not await self.deliverer.drain(self.settings.drain_s):
+            log.warning("stopped before every attempt had ended; the next start makes them again")
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        self._loops = []
+        await self._llm.close()
+        await self.store.close()

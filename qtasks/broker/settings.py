@@ -1,0 +1,59 @@
+"""What a broker is told: one frozen object, and the public development credentials."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
+
+from qtasks.broker.loops import Limits
+from qtasks.broker.store.base import Credentials
+from qtasks.broker.store.retention import Retention
+from qtasks.protocol import development
+
+DEV_CREDENTIALS: Final = tuple(Credentials(user.name, user.token, user.keys) for user in development.USERS)
+"""The four public users of every QStash development server; for loopback only."""
+
+
+def origin_of(url: str) -> str:
+    """``scheme://host[:port]`` of a URL."""
+    return "/".join(url.split("/", 3)[:3])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerSettings:
+    """Everything a broker is configured with."""
+
+    path: str
+    """The database file, or ``:memory:``."""
+    credentials: tuple[Credentials, ...] = DEV_CREDENTIALS
+    destinations: Literal["local", "public"] = "local"
+    allow: tuple[str, ...] = ()
+    """Origins, hosts or networks that the destination policy lets through besides."""
+    resolve_on_publish: bool = False
+    """Refuse a publish whose host name does not resolve, as the hosted service does."""
+    own: frozenset[tuple[str, int]] = frozenset()
+    """Addresses the broker itself listens on, as (host, port): no message goes there."""
+    limits: Limits = field(default_factory=Limits)
+    retention: Retention = field(default_factory=Retention)
+    drain_s: float = 10.0
+    """How long a stop waits for attempts under way."""
+    llm_url: str | None = None
+    """The OpenAI-compatible server behind ``api/llm`` and the chat endpoint."""
+    llm_echo: bool | None = None
+    """Let an echo that says it is one answer where `llm_url` is None. None: only with the public development users."""
+
+    @property
+    def has_echo(self) -> bool:
+        """Whether the built-in echo model answers."""
+        return self.llm_url is None and (
+            self.credentials == DEV_CREDENTIALS if self.llm_echo is None else self.llm_echo
+        )
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """What the destination policy lets through: the language model's server is the operator's own choice."""
+        return self.allow if self.llm_url is None else (*self.allow, origin_of(self.llm_url))
+
+    def listening_on(self, host: str, port: int) -> BrokerSettings:
+        """These settings, with the address the broker listens on kept out of its own destinations."""
+        return replace(self, own=self.own | {(host, port)})

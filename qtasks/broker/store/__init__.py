@@ -1,0 +1,1 @@
+"""Where messages live: verbs of the domain, one transaction each."""

@@ -1,0 +1,115 @@
+"""Flow-control keys: paused, pinned, reset, looked at (protocol reference 2.11, 5.10). How they hold: `gates`."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import apsw
+
+from qtasks.broker.store import gates
+from qtasks.broker.store.base import FlowKey
+from qtasks.broker.store.journal import fetch
+
+_SELECT: Final = (
+    "SELECT f.key, f.parallelism, f.rate, f.period_s, f.pinned_parallelism, f.pinned_rate, f.paused, f.window_start_ms,"
+    " f.window_count,"
+    " (SELECT count(*) FROM messages m WHERE m.account = f.account AND m.flow_key = f.key AND m.stage = 5),"
+    " (SELECT count(*) FROM messages m WHERE m.account = f.account AND m.flow_key = f.key AND m.stage = 3)"
+    " FROM flow_keys f"
+)
+
+
+def pause_flow_key(db: apsw.Connection, account: int, key: str, *, paused: bool, now_ms: int) -> None:
+    """Let nothing of the key start, or let it go on; a key that is not known yet is made."""
+    _ensure(db, account, key)
+    db.execute("UPDATE flow_keys SET paused = ? WHERE account = ? AND key = ?", (int(paused), account, key))
+    gates.refresh(db, account, key, now_ms)
+
+
+def pin_flow_key(
+    db: apsw.Connection,
+    account: int,
+    key: str,
+    *,
+    parallelism: int | None,
+    rate: int | None,
+    period_s: int | None,
+    now_ms: int,
+) -> None:
+    """Fix limits whatever messages bring; pinning rate or period begins a new window. The key is made if need be."""
+    _ensure(db, account, key)
+    if parallelism is not None:
+        db.execute(
+            "UPDATE flow_keys SET parallelism = ?, pinned_parallelism = 1 WHERE account = ? AND key = ?",
+            (parallelism, account, key),
+        )
+    if rate is not None or period_s is not None:
+        db.execute(
+            "UPDATE flow_keys SET rate = coalesce(?, rate), period_s = coalesce(?, period_s), pinned_rate = 1,"
+            " window_start_ms = 0, window_count = 0 WHERE account = ? AND key = ?",
+            (rate, period_s, account, key),
+        )
+    gates.refresh(db, account, key, now_ms)
+
+
+def unpin_flow_key(db: apsw.Connection, account: int, key: str, *, parallelism: bool, rate: bool, now_ms: int) -> None:
+    """Let the next message's values count again; the pinned ones stay until then."""
+    db.execute(
+        "UPDATE flow_keys SET pinned_parallelism = pinned_parallelism AND NOT ?, pinned_rate = pinned_rate AND NOT ?"
+        " WHERE account = ? AND key = ?",
+        (int(parallelism), int(rate), account, key),
+    )
+    gates.refresh(db, account, key, now_ms)
+
+
+def reset_flow_rate(db: apsw.Connection, account: int, key: str, *, now_ms: int) -> None:
+    """Forget what has started: a new window begins now."""
+    db.execute(
+        "UPDATE flow_keys SET window_start_ms = ?, window_count = 0 WHERE account = ? AND key = ?",
+        (now_ms, account, key),
+    )
+    gates.refresh(db, account, key, now_ms)
+
+
+def flow_key(db: apsw.Connection, account: int, key: str, *, now_ms: int) -> FlowKey | None:
+    """A key with its counts."""
+    row = db.execute(f"{_SELECT} WHERE f.account = ? AND f.key = ?", (account, key)).get
+    return None if row is None else _flow_key(row, now_ms)
+
+
+def flow_keys(db: apsw.Connection, account: int, *, search: str, now_ms: int) -> list[FlowKey]:
+    """All keys that contain `search`, in order."""
+    found = (
+        fetch(db, f"{_SELECT} WHERE f.account = ? AND instr(f.key, ?) > 0 ORDER BY f.key", (account, search))
+        if search
+        else fetch(db, f"{_SELECT} WHERE f.account = ? ORDER BY f.key", (account,))
+    )
+    return [_flow_key(row, now_ms) for row in found]
+
+
+def running_now(db: apsw.Connection, account: int) -> int:
+    """Attempts of the account under way."""
+    found: int = db.execute("SELECT count(*) FROM messages WHERE stage = 3 AND account = ?", (account,)).get
+    return found
+
+
+def _ensure(db: apsw.Connection, account: int, key: str) -> None:
+    db.execute("INSERT OR IGNORE INTO flow_keys (account, key) VALUES (?, ?)", (account, key))
+
+
+def _flow_key(row: tuple[Any, ...], now_ms: int) -> FlowKey:
+    key, parallelism, rate, period_s, pinned_parallelism, pinned_rate, paused, start_ms, count, waiting, running = row
+    over = gates.window_end(start_ms, period_s, now_ms) <= now_ms
+    return FlowKey(
+        key=key,
+        parallelism=parallelism,
+        rate=rate,
+        period_s=period_s,
+        pinned_parallelism=bool(pinned_parallelism),
+        pinned_rate=bool(pinned_rate),
+        paused=bool(paused),
+        window_start_ms=start_ms,
+        started=0 if over else count,
+        waiting=waiting,
+        running=running,
+    )

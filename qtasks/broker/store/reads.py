@@ -1,0 +1,96 @@
+"""What the API reads, as plain functions over one SQLite connection; they change nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final, TypeVar
+
+import apsw
+
+from qtasks.broker.store import filters, rows
+from qtasks.broker.store.base import DeadLetterFilter, LogFilter, Page
+from qtasks.protocol.messages import DeadLetter, LogEntry, Message
+
+T = TypeVar("T")
+
+_FROM_LOG: Final = (
+    "SELECT l.n, l.time_ms, l.state, l.error, l.next_ms, l.response_status, l.response_head, l.response_body, b.body, "
+    + rows.columns("m")
+    + " FROM log l JOIN messages m USING (seq) JOIN bodies b USING (seq)"
+)
+_FROM_DEAD_LETTERS: Final = (
+    "SELECT d.failed_ms, d.n, d.error, d.response_status, d.response_head, d.response_body, b.body, "
+    + rows.columns("m")
+    + " FROM dead_letters d JOIN messages m USING (seq) JOIN bodies b USING (seq)"
+)
+
+
+class BadCursorError(ValueError):
+    """A cursor that no list of this store has handed out."""
+
+
+def message(db: apsw.Connection, account: int, message_id: str) -> Message | None:
+    """The message with that id, finished or not."""
+    row = db.execute(
+        f"SELECT b.body, {rows.columns('m')} FROM messages m JOIN bodies b USING (seq)"
+        " WHERE m.account = ? AND m.id = ?",
+        (account, message_id),
+    ).get
+    return None if row is None else rows.message(row[1:], row[0])
+
+
+def log(db: apsw.Connection, account: int, which: LogFilter, *, cursor: str | None, count: int) -> Page[LogEntry]:
+    """One page of the log, latest first unless `oldest_first`."""
+    where = filters.messages("l.account = ?", account, replace(which, message_ids=()), time="l.time_ms")
+    if cursor is not None:
+        where.add("l.n > ?" if which.oldest_first else "l.n < ?", split_id(cursor)[1])
+    if which.message_ids:
+        # Through the message's own index: a history is a handful of rows of a log of millions.
+        marks = ", ".join("?" * len(which.message_ids))
+        where.add(
+            f"l.seq IN (SELECT seq FROM messages WHERE account = ? AND id IN ({marks}))", account, *which.message_ids
+        )
+    where.any_of("l.state", tuple(state.value for state in which.states))
+    order = "ASC" if which.oldest_first else "DESC"
+    found = db.execute(f"{_FROM_LOG}{where} ORDER BY l.n {order} LIMIT ?", (*where.values, count + 1)).fetchall()
+    items = tuple(rows.log_entry(row) for row in found[:count])
+    return _page(items, len(found) > count, lambda entry: entry.cursor)
+
+
+def dead_letters(
+    db: apsw.Connection, account: int, which: DeadLetterFilter, *, cursor: str | None, count: int
+) -> Page[DeadLetter]:
+    """One page of the dead letters, oldest first unless `newest_first`."""
+    where = dead_letters_where(account, which, cursor=cursor)
+    order = "d.failed_ms DESC, d.n DESC" if which.newest_first else "d.failed_ms, d.n"
+    found = db.execute(f"{_FROM_DEAD_LETTERS}{where} ORDER BY {order} LIMIT ?", (*where.values, count + 1)).fetchall()
+    items = tuple(rows.dead_letter(row) for row in found[:count])
+    return _page(items, len(found) > count, lambda letter: letter.id)
+
+
+def dead_letters_where(account: int, which: DeadLetterFilter, *, cursor: str | None) -> filters.Where:
+    """The conditions on ``dead_letters d JOIN messages m``."""
+    where = filters.messages("d.account = ?", account, which, time="d.failed_ms")
+    if cursor is not None:
+        where.add(f"(d.failed_ms, d.n) {'<' if which.newest_first else '>'} (?, ?)", *split_id(cursor))
+    if which.ids:
+        keys = [split_id(one) for one in which.ids]
+        where.add(
+            f"(d.failed_ms, d.n) IN (VALUES {', '.join('(?, ?)' for _ in keys)})",
+            *(part for key in keys for part in key),
+        )
+    where.any_of("d.response_status", which.statuses)
+    return where
+
+
+def _page(items: tuple[T, ...], more: bool, cursor_of: Any) -> Page[T]:
+    return Page(items, cursor_of(items[-1]) if more else None)
+
+
+def split_id(cursor: str) -> tuple[int, int]:
+    """``<ms>-<n>`` as two integers; both fit into SQLite's 64 bits."""
+    first, dash, second = cursor.partition("-")
+    parts = (first, second)
+    if not dash or not all(part.isascii() and part.isdigit() and len(part) <= 18 for part in parts):
+        raise BadCursorError(f"not a cursor of this list: {cursor[:80]!r}; pass back the one that the last page gave")
+    return int(first), int(second)

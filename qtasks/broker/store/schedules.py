@@ -1,0 +1,180 @@
+"""Schedules: kept, and fired once a tick (protocol reference 2.7, 5.8)."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import apsw
+import orjson
+
+from qtasks.broker.rules import Stage
+from qtasks.broker.store import rows
+from qtasks.broker.store.accepting import insert
+from qtasks.broker.store.base import Firing
+from qtasks.broker.store.journal import fetch
+from qtasks.protocol import wire
+from qtasks.protocol.messages import RunState, Schedule
+
+_SELECT: Final = (
+    "SELECT account, id, destination, cron, options, body, caller_ip, created_ms, paused, next_ms, last_ms, last_run,"
+    " error FROM schedules"
+)
+_KEEP_TICKS_MS: Final = 7 * 24 * 60 * 60 * 1000
+"""How long a tick is remembered: longer than any clock is set back."""
+
+
+def put_schedule(db: apsw.Connection, schedule: Schedule) -> None:
+    """Store a schedule. One of the same id is replaced, but for its creation time, its pause and its past (A18)."""
+    db.execute(
+        "INSERT INTO schedules (account, id, destination, cron, options, body, caller_ip, created_ms, next_ms)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (account, id) DO UPDATE SET destination = excluded.destination, cron = excluded.cron,"
+        " options = excluded.options, body = excluded.body, caller_ip = excluded.caller_ip, next_ms = excluded.next_ms,"
+        " error = NULL",
+        (
+            schedule.account,
+            schedule.id,
+            schedule.destination,
+            schedule.cron,
+            rows.pack_headers(wire.write(schedule.options)),
+            schedule.body,
+            schedule.caller_ip,
+            schedule.created_ms,
+            schedule.next_ms,
+        ),
+    )
+
+
+def delete_schedule(db: apsw.Connection, account: int, schedule_id: str) -> bool:
+    """Delete a schedule; its messages stay. False when there is none."""
+    db.execute("DELETE FROM ticks WHERE account = ? AND schedule = ?", (account, schedule_id))
+    found = db.execute("DELETE FROM schedules WHERE account = ? AND id = ? RETURNING 1", (account, schedule_id)).get
+    return found is not None
+
+
+def pause_schedule(db: apsw.Connection, account: int, schedule_id: str, *, paused: bool, next_ms: int | None) -> bool:
+    """Stop firing, or go on with the run at `next_ms`: what a pause left out is not made up for."""
+    found = db.execute(
+        "UPDATE schedules SET next_ms = CASE WHEN paused AND NOT ? THEN ? ELSE next_ms END, paused = ?"
+        " WHERE account = ? AND id = ? RETURNING 1",
+        (int(paused), next_ms, int(paused), account, schedule_id),
+    ).get
+    return found is not None
+
+
+def schedule(db: apsw.Connection, account: int, schedule_id: str) -> Schedule | None:
+    """A schedule with the states of its last run."""
+    row = db.execute(f"{_SELECT} WHERE account = ? AND id = ?", (account, schedule_id)).get
+    return None if row is None else _schedule(db, row)
+
+
+def schedules(db: apsw.Connection, account: int) -> list[Schedule]:
+    """All schedules, oldest first."""
+    found = fetch(db, f"{_SELECT} WHERE account = ? ORDER BY created_ms, id", (account,))
+    return [_schedule(db, row) for row in found]
+
+
+def due_schedules(db: apsw.Connection, *, now_ms: int, limit: int) -> list[Schedule]:
+    """Schedules whose next run has come, earliest first."""
+    found = fetch(
+        db,
+        f"{_SELECT} WHERE paused = 0 AND next_ms IS NOT NULL AND next_ms <= ? ORDER BY next_ms LIMIT ?",
+        (now_ms, limit),
+    )
+    return [_schedule(db, row) for row in found]
+
+
+def next_tick(db: apsw.Connection) -> int | None:
+    """When the next schedule is due, or None."""
+    found: int | None = db.execute("SELECT min(next_ms) FROM schedules WHERE paused = 0 AND next_ms IS NOT NULL").get
+    return found
+
+
+def fire(db: apsw.Connection, firing: Firing, *, now_ms: int) -> bool:
+    """Store the messages of a tick and move the schedule on; False, and nothing written, if it changed meanwhile.
+
+    A tick fires once, whatever the clock does: one that fired before stores nothing.
+    """
+    schedule = firing.schedule
+    moved = db.execute(
+        "UPDATE schedules SET next_ms = ? WHERE account = ? AND id = ? AND paused = 0 AND next_ms = ? RETURNING 1",
+        (firing.next_ms, schedule.account, schedule.id, schedule.next_ms),
+    ).get
+    if moved is None:
+        return False
+    for tick_ms in firing.missed:
+        _remember(db, schedule, tick_ms, "MISSED")
+    if firing.tick_ms is not None:
+        outcome = "FIRED" if firing.publications else "FAILED"
+        if _remember(db, schedule, firing.tick_ms, outcome):
+            insert(db, firing.publications, now_ms=now_ms)
+            run = orjson.dumps([one.message.id for one in firing.publications]).decode()
+            db.execute(
+                "UPDATE schedules SET last_ms = ?, last_run = ? WHERE account = ? AND id = ?",
+                (firing.tick_ms, run, schedule.account, schedule.id),
+            )
+    db.execute(
+        "UPDATE schedules SET error = ? WHERE account = ? AND id = ?", (firing.error, schedule.account, schedule.id)
+    )
+    db.execute(
+        "DELETE FROM ticks WHERE account = ? AND schedule = ? AND tick_ms < ?",
+        (schedule.account, schedule.id, now_ms - _KEEP_TICKS_MS),
+    )
+    return True
+
+
+def _remember(db: apsw.Connection, schedule: Schedule, tick_ms: int, outcome: str) -> bool:
+    new = db.execute(
+        "INSERT OR IGNORE INTO ticks (account, schedule, tick_ms, outcome) VALUES (?, ?, ?, ?) RETURNING 1",
+        (schedule.account, schedule.id, tick_ms, outcome),
+    ).get
+    return new is not None
+
+
+def _schedule(db: apsw.Connection, row: tuple[Any, ...]) -> Schedule:
+    (
+        account,
+        schedule_id,
+        destination,
+        cron,
+        options,
+        body,
+        caller_ip,
+        created_ms,
+        paused,
+        next_ms,
+        last_ms,
+        run,
+        error,
+    ) = row
+    return Schedule(
+        id=schedule_id,
+        account=account,
+        destination=destination,
+        cron=cron,
+        options=rows.unpack_options(options),
+        body=body,
+        caller_ip=caller_ip,
+        created_ms=created_ms,
+        paused=bool(paused),
+        next_ms=next_ms,
+        last_ms=last_ms,
+        last_run=tuple(_run_states(db, account, orjson.loads(run))),
+        error=error,
+    )
+
+
+def _run_states(db: apsw.Connection, account: int, message_ids: list[str]) -> list[tuple[str, RunState]]:
+    """How the messages of a run stand; those that are kept no longer are left out."""
+    states: list[tuple[str, RunState]] = []
+    for message_id in message_ids:
+        stage = db.execute("SELECT stage FROM messages WHERE account = ? AND id = ?", (account, message_id)).get
+        if stage is None:
+            continue
+        if stage == Stage.DELIVERED:
+            states.append((message_id, RunState.SUCCESS))
+        elif stage in (Stage.FAILED, Stage.CANCELED):
+            states.append((message_id, RunState.FAIL))
+        else:
+            states.append((message_id, RunState.IN_PROGRESS))
+    return states

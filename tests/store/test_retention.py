@@ -1,0 +1,281 @@
+"""What is finished and old goes, in small batches; what waits stays, whatever the limits say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from qtasks.broker.pruner import INTERVAL_MS, PAUSE_MS, Pruner
+from qtasks.broker.rules import Event, Verdict
+from qtasks.broker.store import reads, verbs
+from qtasks.broker.store.base import DeadLetterFilter, LogFilter, Settlement
+from qtasks.broker.store.retention import BATCH, DAY_MS, Retention, forget, prune, used_bytes
+from qtasks.broker.store.sqlite import SqliteStore, connect, inside
+from qtasks.errors import StoreError
+from qtasks.protocol.messages import DEDUPLICATION_WINDOW_MS, PublishOptions, Response
+from tests.support.broker import ACCOUNT, START_MS, VirtualClock, publication
+
+NOW = START_MS
+KEEP = Retention(delivered_ms=7 * DAY_MS, failed_ms=30 * DAY_MS, max_bytes=None)
+TABLES = ("messages", "bodies", "log", "labels", "dead_letters")
+LABELLED = PublishOptions(labels=("a", "b"))
+
+
+@pytest.fixture
+def db() -> Iterator[apsw.Connection]:
+    connection = connect(":memory:")
+    yield connection
+    connection.close()
+
+
+def finish(db: apsw.Connection, first: int, last: int, event: Event, now_ms: int = NOW, body: bytes = b"x") -> None:
+    """Accept messages `first` to `last` and bring them to an end at `now_ms`."""
+    made = [publication(n, now_ms=now_ms, body=body, options=LABELLED) for n in range(first, last + 1)]
+    verbs.accept(db, made, now_ms=now_ms)
+    if event is Event.CANCEL:
+        verbs.cancel(db, ACCOUNT, [one.message.id for one in made], now_ms=now_ms)
+        return
+    claims = verbs.claim(db, now_ms=now_ms, limit=len(made), host_limit=len(made), in_flight={}).claims
+    assert len(claims) == len(made)
+    outcome = Response(status=200 if event is Event.SUCCEED else 500, body=b"answer")
+    for one in claims:
+        verbs.settle(db, Settlement(one, outcome, Verdict(event, "failed")), now_ms=now_ms)
+
+
+def counts(db: apsw.Connection) -> dict[str, int]:
+    return {table: db.execute(f"SELECT count(*) FROM {table}").get for table in TABLES}
+
+
+def kept(db: apsw.Connection) -> list[str]:
+    return [row[0] for row in db.execute("SELECT id FROM messages ORDER BY seq")]
+
+
+def prune_all(db: apsw.Connection, keep: Retention, now_ms: int) -> int:
+    removed = 0
+    while batch := prune(db, keep, now_ms=now_ms):
+        removed += batch
+    return removed
+
+
+# -- by age
+
+
+@pytest.mark.parametrize(
+    ("event", "age_ms"),
+    [(Event.SUCCEED, 7 * DAY_MS), (Event.CANCEL, 7 * DAY_MS), (Event.FAIL, 30 * DAY_MS)],
+)
+def test_a_finished_message_is_kept_for_its_time_and_then_leaves_nothing(
+    db: apsw.Connection, event: Event, age_ms: int
+) -> None:
+    finish(db, 1, 1, event)
+    before = counts(db)
+    assert before["messages"] == 1
+    assert prune(db, KEEP, now_ms=NOW + age_ms) == 0
+    assert counts(db) == before
+    assert prune(db, KEEP, now_ms=NOW + age_ms + 1) == 1
+    assert counts(db) == dict.fromkeys(TABLES, 0)
+
+
+def test_what_waits_or_runs_is_never_removed(db: apsw.Connection) -> None:
+    verbs.accept(db, [publication(n) for n in (1, 2)], now_ms=NOW)
+    verbs.accept(db, [publication(3, not_before_ms=NOW + 365 * DAY_MS)], now_ms=NOW)
+    verbs.accept(db, [publication(4, queue="q"), publication(5, queue="q")], now_ms=NOW)
+    verbs.claim(db, now_ms=NOW, limit=1, host_limit=1, in_flight={})
+    strict = Retention(delivered_ms=0, failed_ms=0, max_bytes=1)
+    assert prune_all(db, strict, NOW + 1000 * DAY_MS) == 0
+    assert kept(db) == [f"msg_{n}" for n in range(1, 6)]
+
+
+def test_a_message_that_waits_for_its_callbacks_holds_its_place_in_the_queue(db: apsw.Connection) -> None:
+    options = PublishOptions(callback="http://127.0.0.1:8000/callback")
+    verbs.accept(db, [publication(1, queue="q", options=options)], now_ms=NOW)
+    [one] = verbs.claim(db, now_ms=NOW, limit=1, host_limit=1, in_flight={}).claims
+    ids = ("msg_2", "msg_3")
+    verbs.settle(db, Settlement(one, Response(status=200), Verdict(Event.SUCCEED), ids), now_ms=NOW)
+    assert prune(db, KEEP, now_ms=NOW + 8 * DAY_MS) == 0
+    [two] = verbs.claim(db, now_ms=NOW, limit=1, host_limit=1, in_flight={}).claims
+    verbs.settle(db, Settlement(two, Response(status=200), Verdict(Event.SUCCEED)), now_ms=NOW)
+    assert prune(db, KEEP, now_ms=NOW + 8 * DAY_MS) == 2
+
+
+def test_neighbours_of_what_is_removed_keep_everything(db: apsw.Connection) -> None:
+    finish(db, 1, 3, Event.SUCCEED)
+    finish(db, 4, 6, Event.FAIL)
+    finish(db, 7, 9, Event.SUCCEED, NOW + DAY_MS)
+    assert prune_all(db, KEEP, NOW + 7 * DAY_MS + 1) == 3
+    assert kept(db) == [f"msg_{n}" for n in range(4, 10)]
+    log = reads.log(db, ACCOUNT, LogFilter(), cursor=None, count=100).items
+    assert {entry.message.id for entry in log} == set(kept(db))
+    letters = reads.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=100).items
+    assert [letter.message.id for letter in letters] == ["msg_4", "msg_5", "msg_6"]
+    assert counts(db)["labels"] == 12
+
+
+# -- by size
+
+
+def test_beyond_the_size_the_oldest_go_and_dead_letters_last(db: apsw.Connection) -> None:
+    body = b"x" * 20_000
+    finish(db, 1, 20, Event.FAIL, NOW, body)
+    finish(db, 21, 40, Event.SUCCEED, NOW + 1, body)
+    finish(db, 41, 60, Event.CANCEL, NOW + 2, body)
+    verbs.accept(db, [publication(n, body=body) for n in range(61, 81)], now_ms=NOW)
+    size = used_bytes(db)
+
+    def pruned_to(share: float) -> list[str]:
+        keep = replace(KEEP, max_bytes=int(size * share))
+        while used_bytes(db) > size * share and prune(db, keep, now_ms=NOW + 3, limit=1):
+            pass
+        assert prune(db, keep, now_ms=NOW + 3, limit=1) == 0 or share == 0
+        return kept(db)
+
+    left = pruned_to(0.9)
+    assert left[:20] == [f"msg_{n}" for n in range(1, 21)]  # every dead letter
+    delivered = left[20:-40]
+    assert 0 < len(delivered) < 20
+    assert delivered == [f"msg_{n}" for n in range(41 - len(delivered), 41)]  # the newest of what was delivered
+    left = pruned_to(0.42)
+    assert not [one for one in left if 21 <= int(one[4:]) <= 60]
+    assert 0 < len(left) - 20 < 20
+    assert left[-21] == "msg_20"  # the newest dead letter stays longest
+    assert pruned_to(0) == [f"msg_{n}" for n in range(61, 81)]
+
+
+def test_below_the_size_nothing_is_removed_before_its_time(db: apsw.Connection) -> None:
+    finish(db, 1, 10, Event.SUCCEED)
+    assert prune(db, replace(KEEP, max_bytes=10 * used_bytes(db)), now_ms=NOW + DAY_MS) == 0
+    assert prune(db, replace(KEEP, max_bytes=None), now_ms=NOW + DAY_MS) == 0
+
+
+def test_the_file_does_not_grow_with_what_has_passed_through_it(tmp_path: Path) -> None:
+    path = tmp_path / "long.db"
+    connection = connect(str(path))
+    sizes, body = [], b"x" * 2000
+    for day in range(6):
+        now_ms = NOW + day * 10 * DAY_MS
+        first, last = day * 200 + 1, day * 200 + 200
+        inside(
+            connection,
+            partial(finish, first=first, last=last, event=Event.SUCCEED, now_ms=now_ms, body=body),
+        )
+        while inside(connection, partial(prune, retention=KEEP, now_ms=now_ms)):
+            pass
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        sizes.append(path.stat().st_size)
+    assert kept(connection) == [f"msg_{n}" for n in range(1001, 1201)]
+    connection.close()
+    # Two days' messages are there at most at once: the second day's come before the first day's go.
+    assert max(sizes) <= 1.05 * sizes[1], sizes
+
+
+# -- in small batches
+
+
+def test_a_batch_has_a_most(db: apsw.Connection) -> None:
+    finish(db, 1, 250, Event.SUCCEED)
+    later_ms = NOW + 8 * DAY_MS
+    assert BATCH == 100
+    assert [prune(db, KEEP, now_ms=later_ms) for _ in range(4)] == [100, 100, 50, 0]
+    finish(db, 251, 260, Event.SUCCEED)
+    finish(db, 261, 270, Event.CANCEL)
+    assert prune(db, replace(KEEP, delivered_ms=0), now_ms=later_ms, limit=15) == 15
+    assert kept(db) == [f"msg_{n}" for n in range(266, 271)]
+
+
+def test_deduplication_keys_are_forgotten_after_their_window_in_batches(db: apsw.Connection) -> None:
+    verbs.accept(db, [publication(n, deduplication_key=f"id:{n}") for n in range(150)], now_ms=NOW)
+    end_ms = NOW + DEDUPLICATION_WINDOW_MS
+    assert forget(db, now_ms=end_ms - 1) == 0
+    again = verbs.accept(db, [publication(999, deduplication_key="id:7")], now_ms=end_ms - 1)
+    assert again[0].deduplicated
+    assert [forget(db, now_ms=end_ms) for _ in range(3)] == [100, 50, 0]
+    assert db.execute("SELECT count(*) FROM deduplication").get == 0
+
+
+def test_every_step_is_found_by_an_index(db: apsw.Connection) -> None:
+    """A step that read a whole table would hold up deliveries, and the more the longer the broker has run."""
+    finish(db, 1, 3, Event.SUCCEED)
+    finish(db, 4, 6, Event.FAIL)
+    verbs.accept(db, [publication(7, deduplication_key="id:7")], now_ms=NOW)
+    statements: list[tuple[str, Any]] = []
+
+    def trace(_: apsw.Cursor, sql: str, bindings: Any) -> bool:
+        statements.append((sql, bindings))
+        return True
+
+    db.exec_trace = trace
+    assert prune(db, KEEP, now_ms=NOW + 31 * DAY_MS) == 6
+    assert prune(db, replace(KEEP, max_bytes=1), now_ms=NOW + 31 * DAY_MS) == 0
+    assert forget(db, now_ms=NOW + DAY_MS) == 1
+    db.exec_trace = None
+    asked = [(sql, bindings) for sql, bindings in statements if not sql.lower().startswith("pragma")]
+    assert len({sql for sql, _ in asked}) == 2 + len(TABLES)
+    for sql, bindings in asked:
+        plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {sql}", bindings)]
+        assert not [step for step in plan if step.startswith("SCAN") or "TEMP B-TREE" in step], (sql, plan)
+
+
+# -- the loop
+
+
+class SelfMovingClock(VirtualClock):
+    """Time passes as soon as somebody waits; how long each wait was, in `waits`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[int] = []
+
+    async def wait(self, event: Awaitable[object], until_ms: int | None) -> None:
+        asyncio.ensure_future(event).cancel()
+        assert until_ms is not None
+        self.waits.append(until_ms - self.now_ms())
+        self.advance(until_ms - self.now_ms())
+        await asyncio.sleep(0)
+
+
+@pytest.mark.anyio
+async def test_the_loop_removes_all_that_is_due_and_makes_way_between_batches() -> None:
+    clock = SelfMovingClock()
+    store, _ = await SqliteStore.open(":memory:", now_ms=clock.now_ms())
+    made = [publication(n, deduplication_key=f"id:{n}") for n in range(250)]
+    await store.accept(made, now_ms=clock.now_ms())
+    await store.cancel(ACCOUNT, [one.message.id for one in made], now_ms=clock.now_ms())
+    pruner = Pruner(store, clock, KEEP)
+    assert await pruner.run_once() == 0
+    clock.advance(8 * DAY_MS)
+    assert await pruner.run_once() == 500
+    assert clock.waits == [PAUSE_MS] * 3
+    assert await pruner.run_once() == 0
+    await store.close()
+
+
+@pytest.mark.anyio
+async def test_the_loop_goes_on_after_whatever_goes_wrong(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing:
+        asked = 0
+
+        async def prune(self, keep: Retention, *, now_ms: int) -> int:
+            self.asked += 1
+            if self.asked == 1:
+                raise StoreError("no space")
+            if self.asked == 2:
+                raise RuntimeError("a bug")
+            if self.asked == 4:
+                raise asyncio.CancelledError
+            return 0
+
+    clock, store = SelfMovingClock(), Failing()
+    with pytest.raises(asyncio.CancelledError):
+        await Pruner(store, clock, KEEP).run()  # type: ignore[arg-type]
+    assert clock.waits == [INTERVAL_MS] * 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "cannot remove old messages: no space",
+        "cannot remove old messages: a bug",
+    ]

@@ -1,0 +1,192 @@
+"""The engine around the verbs: group commit, neighbours, locks, schema, storage that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from qtasks.broker.store import verbs
+from qtasks.broker.store.base import LogFilter
+from qtasks.broker.store.sqlite import SqliteStore, connect
+from qtasks.errors import SchemaTooNew, StoreError, StoreFull, StoreLocked
+from tests.support.broker import ACCOUNT, START_MS, publication
+
+pytestmark = pytest.mark.anyio
+NOW = START_MS
+
+
+@pytest.fixture(params=["file", "memory"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SqliteStore]:
+    path = ":memory:" if request.param == "memory" else str(tmp_path / "store.db")
+    opened, _ = await SqliteStore.open(path, now_ms=NOW)
+    yield opened
+    await opened.close()
+
+
+async def test_what_was_answered_is_read_back_at_once(store: SqliteStore) -> None:
+    await store.accept([publication(1)], now_ms=NOW)
+    found = await store.message(ACCOUNT, "msg_1")
+    assert found is not None
+    assert found.body == b'{"n":1}'
+
+
+async def test_calls_made_together_share_a_commit(tmp_path: Path) -> None:
+    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), now_ms=NOW)
+    commits = 0
+
+    def count() -> bool:
+        nonlocal commits
+        commits += 1
+        return False
+
+    store._db.set_commit_hook(count)
+    await asyncio.gather(*(store.accept([publication(n)], now_ms=NOW) for n in range(50)))
+    assert commits == 1
+    await store.close()
+
+
+async def test_one_bad_call_never_fails_its_neighbours(store: SqliteStore) -> None:
+    bad = publication(2, timeout_ms=-1)  # a CHECK of the schema refuses it
+    answers = await asyncio.gather(
+        *(store.accept([one], now_ms=NOW) for one in (publication(1), bad, publication(3))), return_exceptions=True
+    )
+    assert [type(answer) for answer in answers] == [list, StoreError, list]
+    page = await store.log(ACCOUNT, LogFilter(), cursor=None, count=9)
+    assert sorted(entry.message.id for entry in page.items) == ["msg_1", "msg_3"]
+
+
+async def test_a_request_is_stored_whole_or_not_at_all(store: SqliteStore) -> None:
+    with pytest.raises(StoreError):
+        await store.accept([publication(1), publication(1)], now_ms=NOW)
+    assert await store.message(ACCOUNT, "msg_1") is None
+
+
+async def test_a_full_disk_refuses_the_call_and_takes_the_next_when_there_is_room(tmp_path: Path) -> None:
+    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), now_ms=NOW)
+    pages = store._db.pragma("page_count")
+    store._db.pragma("max_page_count", pages + 1)
+    answers = await asyncio.gather(
+        *(store.accept([publication(n, body=bytes(9000))], now_ms=NOW) for n in range(3)), return_exceptions=True
+    )
+    assert all(isinstance(answer, StoreFull) for answer in answers)
+    store._db.pragma("max_page_count", pages + 2000)
+    await store.accept([publication(9)], now_ms=NOW)
+    page = await store.log(ACCOUNT, LogFilter(), cursor=None, count=9)
+    assert [entry.message.id for entry in page.items] == ["msg_9"]
+    await store.close()
+
+
+async def test_nothing_is_accepted_after_a_failed_sync(tmp_path: Path) -> None:
+    class FailingVFS(apsw.VFS):
+        failing = False
+
+        def __init__(self) -> None:
+            super().__init__("failing-sync", "")
+
+        def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
+            return FailingFile("", name, flags)
+
+    class FailingFile(apsw.VFSFile):
+        def xSync(self, flags: int) -> None:  # noqa: N802
+            if FailingVFS.failing:
+                raise apsw.IOError("the disk is gone")
+            super().xSync(flags)
+
+    vfs = FailingVFS()
+    store = SqliteStore(str(tmp_path / "store.db"), connect(str(tmp_path / "store.db"), vfs="failing-sync"), None)
+    await store.accept([publication(1)], now_ms=NOW)
+    FailingVFS.failing = True
+    with pytest.raises(StoreError, match="the storage failed"):
+        await store.accept([publication(2)], now_ms=NOW)
+    FailingVFS.failing = False
+    with pytest.raises(StoreError, match="the storage failed"):
+        await store.accept([publication(3)], now_ms=NOW)
+    assert store.broken.is_set()
+    await store.close()
+    vfs.unregister()
+
+
+async def test_a_caller_that_goes_away_does_not_take_its_message_along(store: SqliteStore) -> None:
+    waiting = asyncio.ensure_future(store.accept([publication(1)], now_ms=NOW))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await store.accept([publication(2)], now_ms=NOW)
+    assert await store.message(ACCOUNT, "msg_1") is not None
+
+
+async def test_a_second_process_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    program = (
+        "import asyncio, sys\n"
+        "from qtasks.broker.store.sqlite import SqliteStore\n"
+        "async def main():\n"
+        "    store, _ = await SqliteStore.open(sys.argv[1], now_ms=1)\n"
+        "    print('open', flush=True)\n"
+        "    sys.stdin.read()\n"
+        "asyncio.run(main())\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "open\n"
+    with pytest.raises(StoreLocked, match=f"store.db is in use by process {other.pid}"):
+        await SqliteStore.open(str(path), now_ms=NOW)
+    other.kill()
+    other.communicate()
+    store, _ = await SqliteStore.open(str(path), now_ms=NOW)
+    await store.close()
+
+
+async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    path.write_bytes(b"Dear diary, " * 200)
+    with pytest.raises(StoreError, match="not a qtasks database"):
+        await SqliteStore.open(str(path), now_ms=NOW)
+    assert path.read_bytes().startswith(b"Dear diary")
+
+
+async def test_a_newer_schema_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    db = connect(str(path))
+    db.pragma("user_version", 999)
+    db.close()
+    with pytest.raises(SchemaTooNew, match="schema version 999"):
+        await SqliteStore.open(str(path), now_ms=NOW)
+
+
+async def test_a_folder_that_does_not_exist_yet_is_made(tmp_path: Path) -> None:
+    store, _ = await SqliteStore.open(str(tmp_path / "new" / "store.db"), now_ms=NOW)
+    await store.close()
+
+
+async def test_a_restart_finds_what_the_last_run_left(tmp_path: Path) -> None:
+    path = str(tmp_path / "store.db")
+    store, _ = await SqliteStore.open(path, now_ms=NOW)
+    await store.accept([publication(1), publication(2)], now_ms=NOW)
+    await store.claim(now_ms=NOW, limit=1, host_limit=9, in_flight={})
+    await store.close()
+    again, recovery = await SqliteStore.open(path, now_ms=NOW)
+    assert (recovery.interrupted, recovery.waiting) == (1, 2)
+    found = await again.claim(now_ms=NOW, limit=9, host_limit=9, in_flight={})
+    assert [claim.message.id for claim in found.claims] == ["msg_1", "msg_2"]
+    await again.close()
+
+
+async def test_a_closed_store_says_so(store: SqliteStore) -> None:
+    await store.close()
+    with pytest.raises(StoreError, match="closed"):
+        await store.accept([publication(1)], now_ms=NOW)
+
+
+async def test_a_reader_cannot_write(tmp_path: Path) -> None:
+    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), now_ms=NOW)
+    with pytest.raises(apsw.ReadOnlyError):
+        await store._read(lambda db: verbs.cancel(db, ACCOUNT, ["x"], now_ms=NOW) or db.execute("DELETE FROM messages"))
+    await store.close()

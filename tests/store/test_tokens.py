@@ -1,0 +1,205 @@
+"""Tokens: kept as digests under names of their own, and looked up while another process adds and revokes them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from qtasks.broker.api.auth import STALE_S, Principal, Scope, Tokens
+from qtasks.broker.api.call import Call, Refusal
+from qtasks.broker.store import tokens
+from qtasks.broker.store.sqlite import SqliteStore, connect
+from qtasks.broker.store.tokens import StoredToken
+from qtasks.errors import StoreError
+from tests.support.broker import START_MS, VirtualClock
+
+NOW = START_MS
+
+
+@pytest.fixture
+def db() -> Iterator[apsw.Connection]:
+    connection = connect(":memory:")
+    yield connection
+    connection.close()
+
+
+# -- in the store
+
+
+def test_a_token_is_kept_as_its_digest_alone(tmp_path: Path) -> None:
+    path = tmp_path / "t.db"
+    connection = connect(str(path))
+    assert tokens.add(connection, "qtk_secret", 1, "ci", read_only=True, now_ms=NOW)
+    [kept] = tokens.every(connection)
+    connection.close()
+    assert kept == StoredToken(tokens.digest("qtk_secret"), 1, "ci", True, NOW)
+    assert not [file for file in tmp_path.iterdir() if b"qtk_secret" in file.read_bytes()]
+
+
+def test_names_are_unique_in_an_account_and_only_there(db: apsw.Connection) -> None:
+    assert tokens.add(db, "one", 1, "ci", read_only=False, now_ms=NOW)
+    assert not tokens.add(db, "two", 1, "ci", read_only=False, now_ms=NOW)
+    assert tokens.add(db, "three", 2, "ci", read_only=False, now_ms=NOW)
+    assert [(one.account, one.digest) for one in tokens.every(db)] == [
+        (1, tokens.digest("one")),
+        (2, tokens.digest("three")),
+    ]
+
+
+def test_a_token_is_revoked_by_its_name_in_its_account(db: apsw.Connection) -> None:
+    tokens.add(db, "one", 1, "ci", read_only=False, now_ms=NOW)
+    assert not tokens.remove(db, 2, "ci")
+    assert not tokens.remove(db, 1, "CI")
+    assert tokens.remove(db, 1, "ci")
+    assert not tokens.remove(db, 1, "ci")
+    assert tokens.every(db) == []
+    assert tokens.add(db, "two", 1, "ci", read_only=False, now_ms=NOW)
+
+
+def test_tokens_are_listed_oldest_first(db: apsw.Connection) -> None:
+    for name, age_ms in (("b", 2), ("c", 1), ("a", 1)):
+        tokens.add(db, name, 1, name, read_only=False, now_ms=NOW - age_ms)
+    assert [one.name for one in tokens.every(db)] == ["b", "a", "c"]
+
+
+@pytest.mark.anyio
+async def test_another_connection_s_tokens_are_seen_at_once(tmp_path: Path) -> None:
+    store, _ = await SqliteStore.open(str(tmp_path / "t.db"), now_ms=NOW)
+    other = connect(str(tmp_path / "t.db"))
+    assert await store.tokens() == []
+    tokens.add(other, "one", 1, "ci", read_only=False, now_ms=NOW)
+    assert [one.name for one in await store.tokens()] == ["ci"]
+    other.close()
+    await store.close()
+
+
+# -- looked up
+
+
+class Shelf:
+    """Stored tokens, and how often they were read; `gate` holds a read up."""
+
+    def __init__(self) -> None:
+        self.kept: list[StoredToken] = []
+        self.reads = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.error: Exception | None = None
+
+    def put(self, token: str, *, read_only: bool = False) -> None:
+        self.kept.append(StoredToken(tokens.digest(token), 7, token, read_only, NOW))
+
+    async def read(self) -> list[StoredToken]:
+        self.reads += 1
+        kept = list(self.kept)
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        return kept
+
+
+async def body(_: int) -> bytes:
+    return b""
+
+
+def call(token: str) -> Call:
+    return Call("GET", "/v2/logs", "", (("Authorization", f"Bearer {token}"),), "127.0.0.1", body)
+
+
+async def admitted(known: Tokens, token: str) -> Principal | None:
+    try:
+        return await known.authenticate(call(token))
+    except Refusal:
+        return None
+
+
+@pytest.mark.anyio
+async def test_a_new_token_is_found_at_its_first_use_and_says_what_it_may() -> None:
+    shelf = Shelf()
+    known = Tokens(VirtualClock(), shelf.read)
+    shelf.put("writer")
+    shelf.put("reader", read_only=True)
+    assert await admitted(known, "writer") == Principal(7, Scope.PUBLISH)
+    assert await admitted(known, "reader") == Principal(7, Scope.READ)
+    assert shelf.reads == 1
+
+
+@pytest.mark.anyio
+async def test_a_revoked_token_works_for_a_second_at_most() -> None:
+    clock, shelf = VirtualClock(), Shelf()
+    known = Tokens(clock, shelf.read)
+    shelf.put("mine")
+    assert await admitted(known, "mine")
+    shelf.kept.clear()
+    clock.advance(int(STALE_S * 1000) - 1)
+    assert await admitted(known, "mine")
+    clock.advance(1)
+    assert await admitted(known, "mine") is None
+
+
+@pytest.mark.anyio
+async def test_strangers_do_not_make_us_read_again_and_again() -> None:
+    clock, shelf = VirtualClock(), Shelf()
+    known = Tokens(clock, shelf.read)
+    for number in range(100):
+        assert await admitted(known, f"guess-{number}") is None
+    assert shelf.reads == 1
+    clock.advance(101)
+    assert await admitted(known, "another") is None
+    assert shelf.reads == 2
+
+
+@pytest.mark.anyio
+async def test_whoever_comes_during_a_read_waits_for_it() -> None:
+    """A token's first two requests may come together: neither is a stranger."""
+    shelf = Shelf()
+    known = Tokens(VirtualClock(), shelf.read)
+    shelf.put("fresh")
+    shelf.gate.clear()
+    both = [asyncio.ensure_future(admitted(known, "fresh")) for _ in range(2)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not any(one.done() for one in both)
+    shelf.gate.set()
+    assert await asyncio.gather(*both) == [Principal(7, Scope.PUBLISH)] * 2
+    assert shelf.reads == 1
+
+
+@pytest.mark.anyio
+async def test_a_caller_that_goes_away_during_a_read_leaves_it_to_the_others() -> None:
+    shelf = Shelf()
+    known = Tokens(VirtualClock(), shelf.read)
+    shelf.put("fresh")
+    shelf.gate.clear()
+    first, second = (asyncio.ensure_future(admitted(known, "fresh")) for _ in range(2))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    first.cancel()
+    shelf.gate.set()
+    assert await second == Principal(7, Scope.PUBLISH)
+    assert first.cancelled()
+
+
+@pytest.mark.anyio
+async def test_a_store_that_cannot_be_read_is_no_stranger_s_fault_and_is_asked_again() -> None:
+    shelf = Shelf()
+    known = Tokens(VirtualClock(), shelf.read)
+    shelf.put("mine")
+    shelf.error = StoreError("disk")
+    with pytest.raises(StoreError):
+        await known.authenticate(call("mine"))
+    shelf.error = None
+    assert await admitted(known, "mine")
+
+
+@pytest.mark.anyio
+async def test_a_configured_token_needs_no_store() -> None:
+    shelf = Shelf()
+    known = Tokens(VirtualClock(), shelf.read)
+    known.add("configured", Principal(1, Scope.PUBLISH))
+    assert await admitted(known, "configured") == Principal(1, Scope.PUBLISH)
+    assert shelf.reads == 0

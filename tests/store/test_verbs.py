@@ -1,0 +1,317 @@
+"""What the store promises, verb by verb, over the real SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import apsw
+import pytest
+
+from qtasks.broker.ports import Failure
+from qtasks.broker.rules import Event, Verdict
+from qtasks.broker.store import claiming, reads, verbs
+from qtasks.broker.store.base import Claim, Credentials, DeadLetterFilter, LogFilter, Settlement
+from qtasks.broker.store.sqlite import connect
+from qtasks.protocol.messages import (
+    DEDUPLICATION_WINDOW_MS,
+    FlowControl,
+    PublishOptions,
+    Redaction,
+    Response,
+    SigningKeys,
+    State,
+)
+from tests.support.broker import ACCOUNT, START_MS, message, publication
+
+NOW = START_MS
+
+
+@pytest.fixture
+def db() -> Iterator[apsw.Connection]:
+    connection = connect(":memory:")
+    yield connection
+    connection.close()
+
+
+def claim(db: apsw.Connection, now_ms: int = NOW, limit: int = 100, host_limit: int = 100, **busy: int) -> list[Claim]:
+    in_flight = {host.replace("_", ":"): count for host, count in busy.items()}
+    return list(verbs.claim(db, now_ms=now_ms, limit=limit, host_limit=host_limit, in_flight=in_flight).claims)
+
+
+def ids(claims: list[Claim]) -> list[str]:
+    return [one.message.id for one in claims]
+
+
+def states(db: apsw.Connection, message_id: str) -> list[State]:
+    page = reads.log(db, ACCOUNT, LogFilter(message_ids=(message_id,), oldest_first=True), cursor=None, count=100)
+    return [entry.state for entry in page.items]
+
+
+def settle(db: apsw.Connection, one: Claim, verdict: Verdict, now_ms: int = NOW) -> State | None:
+    outcome = Response(status=200) if verdict.event is Event.SUCCEED else Response(status=500, body=b"oops")
+    settled = verbs.settle(db, Settlement(one, outcome, verdict), now_ms=now_ms)
+    return None if settled is None else settled.state
+
+
+def test_an_accepted_message_is_claimed_once_and_comes_back_whole(db: apsw.Connection) -> None:
+    options = PublishOptions(
+        retry_delay="1000 * retried",
+        labels=("a", "b"),
+        callback="https://cb.example/x?y=1",
+        callback_options=PublishOptions(retries=2, forward=(("X-A", "1"),)),
+        flow_control=FlowControl("key", parallelism=2),
+        redact=Redaction(body=True),
+    )
+    sent = publication(1, options=options, queue="q", url_group="g", endpoint="e", schedule_id="s")
+    assert [one.message_id for one in verbs.accept(db, [sent], now_ms=NOW)] == ["msg_1"]
+    [claimed] = claim(db)
+    assert claimed.message == sent.message
+    assert claim(db) == []
+    assert reads.message(db, ACCOUNT, "msg_1") == sent.message
+
+
+def test_claims_come_by_due_time_and_then_in_order_of_acceptance(db: apsw.Connection) -> None:
+    verbs.accept(
+        db,
+        [publication(1, not_before_ms=NOW + 5), publication(2), publication(3), publication(4, not_before_ms=NOW + 2)],
+        now_ms=NOW,
+    )
+    found = verbs.claim(db, now_ms=NOW, limit=10, host_limit=10, in_flight={})
+    assert ids(list(found.claims)) == ["msg_2", "msg_3"]
+    assert found.next_due_ms == NOW + 2
+    assert ids(claim(db, NOW + 10)) == ["msg_4", "msg_1"]
+
+
+def test_a_claim_says_when_more_is_due_than_it_was_asked_for(db: apsw.Connection) -> None:
+    verbs.accept(db, [publication(n) for n in range(5)], now_ms=NOW)
+    first = verbs.claim(db, now_ms=NOW, limit=3, host_limit=10, in_flight={})
+    assert (len(first.claims), first.more) == (3, True)
+    rest = verbs.claim(db, now_ms=NOW, limit=3, host_limit=10, in_flight={})
+    assert (len(rest.claims), rest.more) == (2, False)
+
+
+def test_a_busy_host_holds_back_its_own_messages_and_nobody_elses(db: apsw.Connection) -> None:
+    dead = [publication(n, url="http://dead.example/x") for n in range(50)]
+    healthy = [publication(n, url="http://healthy.example/x") for n in range(50, 53)]
+    verbs.accept(db, [*dead, *healthy], now_ms=NOW)
+    first = verbs.claim(db, now_ms=NOW, limit=10, host_limit=2, in_flight={})
+    picked = ids(list(first.claims))
+    while first.more:
+        first = verbs.claim(db, now_ms=NOW, limit=10, host_limit=2, in_flight={"dead.example:80": 2})
+        picked += ids(list(first.claims))
+    assert picked == ["msg_0", "msg_1", "msg_50", "msg_51"]
+    assert first.parked == {"dead.example:80", "healthy.example:80"}
+
+
+def test_parked_messages_start_in_order_when_their_host_has_room_again(db: apsw.Connection) -> None:
+    verbs.accept(db, [publication(n) for n in range(4)], now_ms=NOW)
+    busy = {"127.0.0.1:8000": 1}
+    assert verbs.claim(db, now_ms=NOW, limit=10, host_limit=1, in_flight=busy).claims == ()
+    later = verbs.accept(db, [publication(9)], now_ms=NOW, congested={"127.0.0.1:8000"})
+    assert later[0].message_id == "msg_9"
+    assert ids(claim(db, host_limit=3)) == ["msg_0", "msg_1", "msg_2"]
+    assert ids(claim(db)) == ["msg_3", "msg_9"]
+
+
+def test_success_is_logged_and_final(db: apsw.Connection) -> None:
+    verbs.accept(db, [publication(1)], now_ms=NOW)
+    [one] = claim(db)
+    assert settle(db, one, Verdict(Event.SUCCEED)) is State.DELIVERED
+    assert states(db, "msg_1") == [State.CREATED, State.ACTIVE, State.DELIVERED]
+    assert claim(db, NOW + 10**9) == []
+
+
+def test_a_retry_waits_for_its_time_and_counts(db: apsw.Connection) -> None:
+    verbs.accept(db, [publication(1)], now_ms=NOW)
+    [first] = claim(db)
+    assert settle(db, first, Verdict(Event.RETRY, "500", NOW + 12_000)) is State.RETRY
+    assert claim(db, NOW + 11_999) == []
+    [second] = claim(db, NOW + 12_000)
+    assert second.message.retried == 1
+    assert second.token > first.token
+    assert states(db, "msg_1") == [State.CREATED, State.ACTIVE, State.ERROR, State.RETRY, State.ACTIVE]
+
+
+def test_a_failure_leaves_a_dead_letter_with_the_last_answer(db: apsw.Connection) -> None:
+    verbs.accept(db, [publication(1)], now_ms=NOW)
+    [one] = claim(db)
+    assert settle(db, one, Verdict(Event.FAIL, "it answered 500"), NOW + 7) is State.FAILED
+    [letter] = reads.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=10).items
+    assert (letter.id, letter.message.id, letter.error) == (f"{NOW + 7}-0", "msg_1", "it answered 500")
+    assert letter.response == Response(status=500, body=b"oops")
+    assert states(db, "msg_1") == [State.CREATED, State.ACTIVE, State.ERROR, State.FAILED]
+
+
+def test_a_failure_without_an_answer_is_a_dead_letter_too(db: apsw.Connection) -> None:
+    verbs.accept(db, [publication(1)], now_ms=NOW)
+    [one] = claim(db)
+    verbs.settle(db, Settlement(one, Failure("timeout", "slow"), Verdict(Event.FAIL, "slow")), now_ms=NOW)
+    [letter] = reads.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=10).items
+    assert letter.response is None
+
+
+def test_a_stale_settle_changes_nothing_and_says_so(db: apsw.Connection) -> None:
+    verbs.accept(db, [publication(1)], now_ms=NOW)
+    [stale] = claim(db)
+    verbs.recover(db, now_ms=NOW)
+    [fresh] = claim(db)
+    assert settle(db, stale, Verdict(Event.FAIL, "late")) is None
+    assert reads.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=10).items == ()
+    assert settle(db, fresh, Verdict(Event.SUCCEED)) is State.DELIVERED
+    assert settle(db, fresh, Verdict(Event.SUCCEED)) is None
+
+
+def test_recovery_returns_interrupted_attempts_at_once_with_their_number_and_says_why(db: apsw.Connection) -> None:
+    verbs.accept(db, [publication(1), publication(2, not_before_ms=NOW + 9)], now_ms=NOW)
+    claim(db)
+    found = verbs.recover(db, now_ms=NOW + 1)
+    assert (found.interrupted, found.waiting) == (1, 2)
+    [again] = claim(db, NOW + 1)
+    assert again.message.retried == 0
+    log = reads.log(db, ACCOUNT, LogFilter(states=(State.ERROR,)), cursor=None, count=10).items
+    assert [entry.error for entry in log] == [verbs.INTERRUPTED]
+
+
+def test_cancelling_a_waiting_message_takes_it_away_at_once(db: apsw.Connection) -> None:
+    verbs.accept(db, [publication(1, not_before_ms=NOW + 99)], now_ms=NOW)
+    assert verbs.cancel(db, ACCOUNT, ["msg_1", "msg_unknown"], now_ms=NOW) == 1
+    assert verbs.cancel(db, ACCOUNT, ["msg_1"], now_ms=NOW) == 0
+    assert claim(db, NOW + 100) == []
+    assert states(db, "msg_1") == [State.CREATED, State.CANCEL_REQUESTED, State.CANCELED]
+
+
+def test_cancelling_an_active_message_stops_its_retries_but_not_its_success(db: apsw.Connection) -> None:
+    verbs.accept(db, [publication(1), publication(2)], now_ms=NOW)
+    failing, succeeding = claim(db)
+    assert verbs.cancel(db, ACCOUNT, ["msg_1", "msg_2"], now_ms=NOW) == 2
+    assert settle(db, failing, Verdict(Event.RETRY, "500", NOW + 1)) is State.CANCELED
+    assert settle(db, succeeding, Verdict(Event.SUCCEED)) is State.DELIVERED
+    assert states(db, "msg_1")[2:] == [State.CANCEL_REQUESTED, State.ERROR, State.CANCELED]
+    assert reads.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=10).items == ()
+
+
+def test_a_message_asked_to_cancel_is_not_made_again_after_a_crash(db: apsw.Connection) -> None:
+    verbs.accept(db, [publication(1)], now_ms=NOW)
+    claim(db)
+    verbs.cancel(db, ACCOUNT, ["msg_1"], now_ms=NOW)
+    verbs.recover(db, now_ms=NOW)
+    assert claim(db, NOW + 10**9) == []
+    assert states(db, "msg_1")[-1] is State.CANCELED
+
+
+def test_a_deduplication_key_gives_the_first_id_until_its_window_ends(db: apsw.Connection) -> None:
+    [first] = verbs.accept(db, [publication(1, deduplication_key="id:x")], now_ms=NOW)
+    end = NOW + DEDUPLICATION_WINDOW_MS
+    [again] = verbs.accept(db, [publication(2, deduplication_key="id:x")], now_ms=end - 1)
+    [later] = verbs.accept(db, [publication(3, deduplication_key="id:x")], now_ms=end)
+    assert (again.message_id, again.deduplicated) == (first.message_id, True)
+    assert (later.message_id, later.deduplicated) == ("msg_3", False)
+
+
+def test_one_request_with_the_same_key_twice_stores_one_message(db: apsw.Connection) -> None:
+    made = verbs.accept(db, [publication(1, deduplication_key="k"), publication(2, deduplication_key="k")], now_ms=NOW)
+    assert [one.message_id for one in made] == ["msg_1", "msg_1"]
+    assert len(claim(db)) == 1
+
+
+def test_accounts_see_only_their_own(db: apsw.Connection) -> None:
+    verbs.accept(db, [publication(1, account=2, deduplication_key="k")], now_ms=NOW)
+    assert reads.message(db, ACCOUNT, "msg_1") is None
+    assert verbs.cancel(db, ACCOUNT, ["msg_1"], now_ms=NOW) == 0
+    assert reads.log(db, ACCOUNT, LogFilter(), cursor=None, count=10).items == ()
+    [other] = verbs.accept(db, [publication(2, deduplication_key="k")], now_ms=NOW)
+    assert not other.deduplicated
+
+
+def test_a_flipped_bit_in_a_stored_body_is_never_sent(db: apsw.Connection) -> None:
+    verbs.accept(db, [publication(1), publication(2)], now_ms=NOW)
+    db.execute("UPDATE bodies SET body = ? WHERE seq = 1", (b'{"n":7}',))
+    assert ids(claim(db)) == ["msg_2"]
+    [letter] = reads.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=10).items
+    assert letter.error == verbs.CORRUPT
+
+
+def test_the_log_is_paged_without_gaps_in_both_directions(db: apsw.Connection) -> None:
+    verbs.accept(db, [publication(n) for n in range(7)], now_ms=NOW)
+    for oldest_first in (False, True):
+        seen: list[str] = []
+        cursor = None
+        while True:
+            page = reads.log(db, ACCOUNT, LogFilter(oldest_first=oldest_first), cursor=cursor, count=3)
+            seen += [entry.message.id for entry in page.items]
+            if (cursor := page.cursor) is None:
+                break
+        expected = [f"msg_{n}" for n in range(7)]
+        assert seen == (expected if oldest_first else expected[::-1])
+
+
+def test_a_last_page_that_is_just_full_has_no_cursor(db: apsw.Connection) -> None:
+    verbs.accept(db, [publication(n) for n in range(3)], now_ms=NOW)
+    assert reads.log(db, ACCOUNT, LogFilter(), cursor=None, count=3).cursor is None
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "1", "1-", "-1", "1-x", "1-٣", "9" * 30 + "-1", "1-1; DROP TABLE log"])
+def test_a_forged_cursor_is_refused(db: apsw.Connection, cursor: str) -> None:
+    with pytest.raises(reads.BadCursorError, match="not a cursor"):
+        reads.log(db, ACCOUNT, LogFilter(), cursor=cursor, count=3)
+
+
+def test_log_filters_are_anded_and_their_values_ored(db: apsw.Connection) -> None:
+    verbs.accept(
+        db,
+        [
+            publication(1, options=PublishOptions(labels=("red",))),
+            publication(2, options=PublishOptions(labels=("blue", "green"))),
+            publication(3, url="http://other.example/"),
+        ],
+        now_ms=NOW,
+    )
+
+    def found(**which: object) -> list[str]:
+        page = reads.log(db, ACCOUNT, LogFilter(oldest_first=True, **which), cursor=None, count=9)  # type: ignore[arg-type]
+        return [entry.message.id for entry in page.items]
+
+    assert found(labels=("red", "green")) == ["msg_1", "msg_2"]
+    assert found(urls=("http://other.example/",)) == ["msg_3"]
+    assert found(labels=("red",), urls=("http://other.example/",)) == []
+    assert found(from_ms=NOW + 1) == []
+    assert found(from_ms=NOW, to_ms=NOW) == ["msg_1", "msg_2", "msg_3"]
+    assert found(states=(State.ACTIVE,)) == []
+
+
+def test_hostile_text_is_data_and_not_sql(db: apsw.Connection) -> None:
+    text = "x'OR(1=1);DROP--"
+    verbs.accept(db, [publication(1, url=f"http://h/{text}", options=PublishOptions(labels=("%_",)))], now_ms=NOW)
+    assert reads.message(db, ACCOUNT, text) is None
+    assert len(reads.log(db, ACCOUNT, LogFilter(urls=(f"http://h/{text}",)), cursor=None, count=9).items) == 1
+    assert reads.log(db, ACCOUNT, LogFilter(labels=("__",)), cursor=None, count=9).items == ()
+
+
+def test_configured_keys_seed_a_new_account_and_never_replace_what_is_stored(db: apsw.Connection) -> None:
+    first, fresh = SigningKeys("sig_aaaaaaaa", "sig_bbbbbbbb"), SigningKeys("sig_cccccccc", "sig_dddddddd")
+    account = verbs.ensure_account(db, Credentials("me", "token", first), fresh)
+    assert verbs.keys(db, account) == first
+    assert verbs.ensure_account(db, Credentials("me", "token", fresh), fresh) == account
+    assert verbs.keys(db, account) == first
+    other = verbs.ensure_account(db, Credentials("you", "token2"), fresh)
+    assert verbs.keys(db, other) == fresh
+
+
+def test_the_claim_reads_only_the_index_of_what_may_start(db: apsw.Connection) -> None:
+    plan = " ".join(
+        str(row)
+        for row in db.execute(
+            f"EXPLAIN QUERY PLAN {claiming.SELECT}"
+            " WHERE m.stage = 1 AND m.due_ms <= ? ORDER BY m.due_ms, m.seq LIMIT ?",
+            (NOW, 10),
+        )
+    )
+    assert "messages_claimable" in plan
+    assert "TEMP B-TREE" not in plan
+
+
+def test_a_message_is_kept_readable_after_it_is_finished(db: apsw.Connection) -> None:
+    verbs.accept(db, [publication(1)], now_ms=NOW)
+    [one] = claim(db)
+    settle(db, one, Verdict(Event.SUCCEED))
+    assert reads.message(db, ACCOUNT, "msg_1") == message(1)

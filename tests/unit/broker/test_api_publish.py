@@ -1,0 +1,263 @@
+"""Publish, enqueue and batch through the API (protocol reference 2.1 to 2.4, 3, 5.5)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+
+from tests.support.api import HOOK, Service, header
+from tests.support.broker import START_MS
+
+pytestmark = pytest.mark.anyio
+
+
+async def group(service: Service, *urls: str, name: str = "g") -> None:
+    body = {"endpoints": [{"url": url, "name": f"e{place}"} for place, url in enumerate(urls)]}
+    assert (await service.call("POST", f"/v2/topics/{name}/endpoints", json_body=body)).status == 200
+
+
+async def test_a_publish_to_a_url_is_answered_with_its_id_and_url(service: Service) -> None:
+    answered = await service.call("POST", f"/v2/publish/{HOOK}?a=1&upstash-retries=3&b=x%2Fy", body="hi")
+    assert answered.status == 201
+    assert answered.json["url"] == f"{HOOK}?a=1&b=x%2Fy"
+    message = await service.get(f"/v2/messages/{answered.json['messageId']}")
+    assert (message["maxRetries"], message["body"], message["callerIP"]) == (3, "hi", "203.0.113.7")
+
+
+async def test_a_publish_to_a_group_is_one_message_an_endpoint_in_order(service: Service) -> None:
+    """B4, A1"""
+    await group(service, "http://a.example/", "http://b.example/x?y=1")
+    answered = await service.call("POST", "/v2/publish/g", {"Upstash-Retries": "7"}, "hello")
+    assert answered.status == 201
+    assert [one["url"] for one in answered.json] == ["http://a.example/", "http://b.example/x?y=1"]
+    sent = await service.run()
+    assert [request.url for request in sent] == ["http://a.example/", "http://b.example/x?y=1"]
+    assert {header(request, "Upstash-Topic-Name") for request in sent} == {"g"}
+    message = await service.get(f"/v2/messages/{answered.json[1]['messageId']}")
+    assert (message["topicName"], message["endpointName"], message["maxRetries"]) == ("g", "e1", 7)
+
+
+async def test_a_groups_default_headers_apply_unless_the_request_says_otherwise(service: Service) -> None:
+    await group(service, HOOK)
+    defaults = {"headers": {"Upstash-Retries": "9", "Upstash-Header-Forward": ["true"], "Upstash-Method": "PUT"}}
+    assert (await service.call("PATCH", "/v2/topics/g", json_body=defaults)).status == 200
+    await service.call("POST", "/v2/publish/g?upstash-method=PATCH", {"X-Own": "1", "Upstash-Retries": "2"})
+    [request] = await service.run()
+    assert (request.method, header(request, "X-Own"), header(request, "Authorization")) == ("PATCH", "1", None)
+    assert (await service.get("/v2/topics/g"))["headers"]["Upstash-Retries"] == ["9"]
+
+
+async def test_a_destination_that_is_neither_url_nor_group_is_refused_in_the_known_words(service: Service) -> None:
+    for target in ("nobody", "https%3A%2F%2Fe.com", "ftp://x"):
+        answered = await service.call("POST", f"/v2/publish/{target}")
+        assert answered.status == 400
+        assert "endpoint has invalid scheme, add http:// or https://" in answered.error
+
+
+async def test_a_duplicate_is_answered_with_the_first_id_and_202(service: Service) -> None:
+    first = await service.call("POST", f"/v2/publish/{HOOK}", {"Upstash-Deduplication-Id": "x"})
+    again = await service.call("POST", f"/v2/publish/{HOOK}/other", {"Upstash-Deduplication-Id": "x"})
+    assert (first.status, again.status) == (201, 202)
+    assert again.json["messageId"] == first.json["messageId"]
+    assert again.json["deduplicated"] is True
+    assert len(await service.run()) == 1
+    service.user = 1
+    assert (await service.call("POST", f"/v2/publish/{HOOK}", {"Upstash-Deduplication-Id": "x"})).status == 201
+
+
+async def test_in_a_group_each_endpoint_is_deduplicated_on_its_own(service: Service) -> None:
+    await group(service, "http://a.example/")
+    lines = {"Upstash-Deduplication-Id": "x"}
+    assert (await service.call("POST", "/v2/publish/g", lines)).status == 201
+    await group(service, "http://a.example/", "http://b.example/")
+    mixed = await service.call("POST", "/v2/publish/g", lines)
+    assert mixed.status == 201
+    assert [one.get("deduplicated") for one in mixed.json] == [True, None]
+    assert (await service.call("POST", "/v2/publish/g", lines)).status == 202
+    assert (await service.call("POST", f"/v2/publish/{HOOK}", lines)).status == 201
+
+
+async def test_content_is_url_body_type_and_forwarded_headers(service: Service) -> None:
+    base = {"Upstash-Content-Based-Deduplication": "True", "Content-Type": "text/plain", "Upstash-Forward-A": "1"}
+
+    async def status(url: str = HOOK, body: str = "x", **more: str) -> int:
+        lines = {**base, **{name.replace("_", "-"): value for name, value in more.items()}}
+        return (await service.call("POST", f"/v2/publish/{url}", lines, body)).status
+
+    assert await status() == 201
+    assert await status(Upstash_Delay="1h", Upstash_Retries="1", Upstash_Label="l", Upstash_Method="PUT") == 202
+    assert await status(body="y") == 201
+    assert await status(url=f"{HOOK}2") == 201
+    assert await status(Content_Type="text/html") == 201
+    assert await status(Upstash_Forward_A="2") == 201
+    service.clock.advance(10 * 60 * 1000)
+    assert await status() == 201
+
+
+async def test_enqueue_makes_the_queue_and_delivers_in_order(service: Service) -> None:
+    """A30"""
+    for body in "abc":
+        answered = await service.call("POST", f"/v2/enqueue/q/{HOOK}", body=body)
+        assert answered.status == 201
+    queue = await service.get("/v2/queues/q")
+    assert (queue["parallelism"], queue["lag"], queue["paused"]) == (1, 3, False)
+    assert (await service.get(f"/v2/messages/{answered.json['messageId']}"))["queueName"] == "q"
+    assert [request.body for request in await service.run()] == [b"a", b"b", b"c"]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        {"Upstash-Delay": "1s"},
+        {"Upstash-Not-Before": "1900000000"},
+        {"Upstash-Callback": "http://c.example/", "Upstash-Callback-Delay": "1s"},
+        {"Upstash-Failure-Callback": "http://c.example/", "Upstash-Failure-Callback-Not-Before": "1900000000"},
+    ],
+)
+async def test_nothing_of_a_queue_can_be_delayed(service: Service, lines: dict[str, str]) -> None:
+    """A10, A15"""
+    answered = await service.call("POST", f"/v2/enqueue/q/{HOOK}", lines)
+    assert answered.status == 400
+    assert "queue" in answered.error
+    assert await service.get("/v2/queues") == []
+
+
+async def test_a_group_is_enqueued_endpoint_by_endpoint(service: Service) -> None:
+    await group(service, "http://a.example/", "http://b.example/")
+    answered = await service.call("POST", "/v2/enqueue/q/g", body="1")
+    assert len(answered.json) == 2
+    assert [request.url for request in await service.run()] == ["http://a.example/", "http://b.example/"]
+
+
+async def test_a_batch_answers_each_item_at_its_place(service: Service) -> None:
+    """B3, A12"""
+    await group(service, "http://a.example/", "http://b.example/")
+    items = [
+        {"destination": HOOK, "headers": {"upstash-forward-content-type": "text/x"}, "body": "one"},
+        {"destination": "g", "headers": None, "body": None, "queue": ""},
+        {"destination": "nobody"},
+        {"destination": HOOK, "queue": "q", "headers": {"Upstash-Delay": "5s"}},
+        {"destination": HOOK, "headers": {"Upstash-Retries": "many"}},
+        {"destination": HOOK, "body": {"not": "a text"}},
+        {"destination": HOOK, "queue": "q", "body": "two", "headers": {"Upstash-Deduplication-Id": "d"}},
+        {"destination": HOOK, "queue": "q", "headers": {"Upstash-Deduplication-Id": "d"}},
+    ]
+    answered = await service.call("POST", "/v2/batch", {"Upstash-Retries": "99"}, json_body=items)
+    assert answered.status == 201
+    answers = answered.json
+    assert len(answers) == len(items)
+    assert [one["url"] for one in answers[1]] == ["http://a.example/", "http://b.example/"]
+    assert [place for place, one in enumerate(answers) if "error" in one] == [2, 3, 4, 5]
+    assert "Upstash-Retries" in answers[4]["error"]
+    assert answers[7] == {**answers[6], "deduplicated": True}
+    assert (await service.get(f"/v2/messages/{answers[0]['messageId']}"))["maxRetries"] == 3
+    sent = await service.run()
+    assert sorted(request.body for request in sent) == [b"", b"", b"one", b"two"]
+    assert header(next(one for one in sent if one.body == b"one"), "Content-Type") == "text/x"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "text"),
+    [
+        ("{", 400, "JSON"),
+        ("{}", 400, "array"),
+        ('[{"body": "x"}]', 400, "item 0 of the batch has no destination"),
+        ('[{"destination": 7}]', 400, "no destination"),
+        (json.dumps([{"destination": HOOK}] * 1001), 413, "1001 > 1000"),
+    ],
+)
+async def test_a_batch_that_is_none_is_refused_whole(service: Service, body: str, status: int, text: str) -> None:
+    answered = await service.call("POST", "/v2/batch", body=body)
+    assert answered.status == status
+    assert text in answered.error
+
+
+async def test_a_batch_is_bounded_before_and_after_its_fan_out(service: Service) -> None:
+    assert (await service.call("POST", "/v2/batch", body=b" " * (4 * 1024 * 1024 + 1))).status == 413
+    await group(service, *(f"http://h{n}.example/" for n in range(101)))
+    answered = await service.call("POST", "/v2/batch", json_body=[{"destination": "g"}] * 100)
+    assert answered.status == 413
+    assert "10100 > 10000" in answered.error
+    assert await service.get("/v2/events") == {"events": [], "logs": []}
+
+
+async def test_an_oversized_item_fails_alone(service: Service) -> None:
+    items = [{"destination": HOOK, "body": "x" * (1024 * 1024 + 1)}, {"destination": HOOK, "body": "y"}]
+    first, second = (await service.call("POST", "/v2/batch", json_body=items)).json
+    assert first["error"].startswith("message too large")
+    assert "messageId" in second
+
+
+async def test_an_empty_batch_is_an_empty_answer(service: Service) -> None:
+    answered = await service.call("POST", "/v2/batch", json_body=[])
+    assert (answered.status, answered.json) == (201, [])
+
+
+async def test_what_is_redacted_is_shown_nowhere_and_delivered_everywhere(service: Service) -> None:
+    service.answer(500)
+    message_id = await service.publish(
+        body='{"hello":"world"}',
+        Redact_Fields="body,header[X-Key]",
+        Forward_X_Key="secret",
+        Retries="0",
+        Failure_Callback="http://f.example/",
+    )
+    sent = await service.run()
+    assert (sent[0].body, header(sent[0], "X-Key")) == (b'{"hello":"world"}', "secret")
+    hidden = "REDACTED:93a23971a914e5eacbf0a8d25154cda309c3c1c72fbb9914d47c60f3cb681588"
+    pages = [
+        await service.get(f"/v2/messages/{message_id}"),
+        *(await service.get("/v2/events"))["events"],
+        *(await service.get("/v2/dlq"))["messages"],
+    ]
+    assert pages[0]["body"] == hidden
+    assert pages[0]["header"]["X-Key"] == ["REDACTED:" + hashlib.sha256(b"secret").hexdigest()]
+    everything = json.dumps(pages)
+    for secret in ("hello", "secret", "eyJoZWxsbyI6IndvcmxkIn0"):
+        assert secret not in everything
+    [letter] = (await service.get("/v2/dlq?url=" + HOOK))["messages"]
+    service.answer(200)
+    await service.post(f"/v2/dlq/retry/{letter['dlqId']}")
+    assert (await service.run())[0].body == b'{"hello":"world"}'
+
+
+async def test_labels_are_shown_first_and_all(service: Service) -> None:
+    """B27"""
+    message = await service.get(f"/v2/messages/{await service.publish(Label=' a, b,,c')}")
+    assert (message["label"], message["labels"]) == ("a", ["a", "b", "c"])
+
+
+async def test_watchers_are_told_of_every_message_that_is_made(service: Service) -> None:
+    await group(service, "http://a.example/", "http://b.example/")
+    await service.call("POST", "/v2/publish/g", {"Upstash-Callback": "http://c.example/"})
+    await service.run()
+    created = [event.message.url for event in service.events if event.state == "CREATED"]
+    assert created == ["http://a.example/", "http://b.example/", "http://c.example/", "http://c.example/"]
+
+
+async def test_a_time_too_far_ahead_is_over_a_limit(service: Service) -> None:
+    far = str(START_MS // 1000 + 367 * 86_400)
+    assert (await service.call("POST", f"/v2/publish/{HOOK}", {"Upstash-Not-Before": far})).status == 412
+
+
+async def test_a_nested_callback_is_held_against_the_policy_too(service: Service) -> None:
+    blocked = {"Upstash-Callback": HOOK, "Upstash-Callback-Failure-Callback": "http://169.254.169.254/"}
+    answered = await service.call("POST", f"/v2/publish/{HOOK}", blocked)
+    assert answered.status == 400
+    assert "169.254.169.254" in answered.error
+
+
+async def test_paths_are_case_insensitive_and_a_trailing_slash_is_ignored(service: Service) -> None:
+    """B28"""
+    assert (await service.call("POST", f"/v2/Schedules/{HOOK}", {"Upstash-Cron": "* * * * *"})).status == 200
+    assert len(await service.get("/V2/Schedules/")) == 1
+    assert await service.get("/v2/queues/") == []
+
+
+async def test_a_header_line_given_twice_is_one_text(service: Service) -> None:
+    """B29: what a client has joined stays joined."""
+    await service.call("POST", f"/v2/publish/{HOOK}", {"Upstash-Forward-X": "value-uppercase, value-lowercase"})
+    [request] = await service.run()
+    assert header(request, "X") == "value-uppercase, value-lowercase"

@@ -1,0 +1,140 @@
+"""The chat endpoint and ``api/llm``: an OpenAI-compatible server, or an echo that says it is one (2.13, 5.11)."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from qtasks.broker.llm import ECHO_MODEL, LanguageModel, completions_url
+from qtasks.broker.ports import Failure, Request
+from qtasks.protocol.messages import Response
+from tests.support.api import Service, header
+from tests.support.broker import ScriptedTransport, VirtualClock
+
+pytestmark = pytest.mark.anyio
+
+ASKED = {"model": "any", "messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "How are you?"}]}
+ECHOED = "This is the built-in echo model of qtasks, not a language model. You said: How are you?"
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        "http://llm.example",
+        "http://llm.example/",
+        "http://llm.example/v1",
+        "http://llm.example/v1/",
+        "http://llm.example/chat/completions",
+        "http://llm.example/v1/chat/completions",
+    ],
+)
+def test_a_server_may_be_named_in_any_of_the_usual_ways(base: str) -> None:
+    assert completions_url(base) == "http://llm.example/v1/chat/completions"
+
+
+async def test_the_echo_answers_and_says_what_it_is(service: Service) -> None:
+    answered = await service.call("POST", "/llm/v1/chat/completions", json_body=ASKED)
+    assert answered.status == 200
+    answer = answered.json
+    assert (answer["object"], answer["model"]) == ("chat.completion", ECHO_MODEL)
+    [choice] = answer["choices"]
+    assert choice["message"] == {"role": "assistant", "content": ECHOED}
+    assert choice["finish_reason"] == "stop"
+    usage = answer["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert (await service.call("POST", "/llm/v1/chat/completions", json_body=ASKED)).json == answer
+
+
+async def test_the_echo_streams_word_by_word(service: Service) -> None:
+    answered = await service.call("POST", "/llm/v1/chat/completions", json_body={**ASKED, "stream": True})
+    assert answered.headers["content-type"] == "text/event-stream"
+    events = answered.body.decode().split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    chunks: list[dict[str, Any]] = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == ECHOED
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert chunks[-1]["usage"]["completion_tokens"] == len(ECHOED.split())
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+
+
+@pytest.mark.parametrize("body", ["", "{", "[]", "{}", '{"messages": "hi"}'])
+async def test_what_is_no_chat_request_is_refused(service: Service, body: str) -> None:
+    assert (await service.call("POST", "/llm/v1/chat/completions", body=body)).status == 400
+
+
+async def test_a_message_to_api_llm_brings_the_answer_to_its_callback(service: Service) -> None:
+    lines = {"Upstash-Callback": "http://c.example/", "Content-Type": "application/json"}
+    answered = await service.call("POST", "/v2/publish/api/llm", lines, json.dumps(ASKED))
+    assert answered.status == 201
+    [request] = await service.run()
+    told = json.loads(request.body)
+    assert (request.url, told["status"]) == ("http://c.example/", 200)
+    answer = json.loads(base64.b64decode(told["body"]))
+    assert answer["choices"][0]["message"]["content"] == ECHOED
+
+
+async def test_api_llm_needs_a_callback_and_other_apis_do_not_exist(service: Service) -> None:
+    for target in ("api/llm", "api/email", "api/other"):
+        assert (await service.call("POST", f"/v2/publish/{target}", json_body=ASKED)).status == 400
+
+
+async def test_without_a_model_both_say_what_to_set(service: Service) -> None:
+    bare = await Service.open(llm_echo=False)
+    lines = {"Upstash-Callback": "http://c.example/"}
+    for target in ("/llm/v1/chat/completions", "/v2/publish/api/llm"):
+        answered = await bare.call("POST", target, lines, json_body=ASKED)
+        assert answered.status == 501
+        assert "QTASKS_LLM_URL" in answered.error
+    await bare.close()
+
+
+async def test_a_configured_server_gets_the_request_and_nothing_that_identifies_the_message() -> None:
+    service = await Service.open(llm_url="http://10.1.2.3:11434", destinations="public")
+    service.answer(Response(status=200, headers=(("Content-Type", "application/json"),), body=b'{"id":"x"}'))
+    answered = await service.call("POST", "/llm/v1/chat/completions", json_body=ASKED)
+    assert (answered.status, answered.body) == (200, b'{"id":"x"}')
+    lines = {"Upstash-Callback": "https://c.example/", "Upstash-Forward-Authorization": "Bearer key"}
+    await service.call("POST", "/v2/publish/api/llm", lines, json.dumps(ASKED))
+    direct, published, _ = [*service.transport.sent, *await service.run()]
+    assert direct.url == published.url == "http://10.1.2.3:11434/v1/chat/completions"
+    assert json.loads(direct.body) == json.loads(published.body) == ASKED
+    assert header(published, "Authorization") == "Bearer key"
+    assert not [name for name, _ in published.headers if name.lower().startswith("upstash-")]
+    await service.close()
+
+
+async def test_a_providers_limits_reach_the_caller_and_delay_the_retry() -> None:
+    service = await Service.open(llm_url="http://llm.example")
+    limited = Response(
+        status=429, headers=(("x-ratelimit-limit-requests", "5"), ("x-ratelimit-reset-requests", "6m0s")), body=b"{}"
+    )
+    service.answer(limited)
+    answered = await service.call("POST", "/llm/v1/chat/completions", json_body=ASKED)
+    assert (answered.status, answered.headers["x-ratelimit-limit-requests"]) == (429, "5")
+    lines = {"Upstash-Callback": "http://c.example/"}
+    published = await service.call("POST", "/v2/publish/api/llm", lines, json.dumps(ASKED))
+    await service.run()
+    page = await service.get(f"/v2/events?state=RETRY&messageId={published.json['messageId']}")
+    assert page["events"][0]["nextDeliveryTime"] == service.clock.now_ms() + 360_000
+    await service.close()
+
+
+async def test_a_server_that_is_down_is_a_502() -> None:
+    service = await Service.open(llm_url="http://llm.example")
+    service.answer(Failure("connection_refused", "nobody listens"))
+    answered = await service.call("POST", "/llm/v1/chat/completions", json_body=ASKED)
+    assert (answered.status, "nobody listens" in answered.error) == (502, True)
+    await service.close()
+
+
+async def test_a_message_to_a_model_that_is_gone_is_a_dead_letter() -> None:
+    transport = ScriptedTransport()
+    gone = LanguageModel(None, transport, VirtualClock(), echo=False)
+    outcome = await gone.send(Request("http://llm.qtasks.internal/v1/chat/completions", "POST", (), b"{}", 1000))
+    assert isinstance(outcome, Failure)
+    assert outcome.final
+    assert transport.sent == []

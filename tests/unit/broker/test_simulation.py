@@ -1,0 +1,310 @@
+"""Lives of many messages, lived in a moment: publishes, delays, cancels, failures and crashes at random, from a seed.
+
+The delivery loop, the rules and the SQL are the real ones; clock, chance and endpoints are virtual, so that a seed
+always gives the same life. When a seed fails, run it alone: `asyncio.run(live(seed))`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import random
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import cast
+
+import pytest
+
+from qtasks.broker.events import Watchers
+from qtasks.broker.loops import Deliverer, KeyRing, Limits
+from qtasks.broker.ports import Failure, Request
+from qtasks.broker.rules import Stage
+from qtasks.broker.store import verbs
+from qtasks.broker.store.base import Credentials, DeadLetterFilter, LogFilter
+from qtasks.broker.store.sqlite import SqliteStore
+from qtasks.protocol.messages import LogEntry, PublishOptions, Response, SigningKeys, State
+from tests.support.broker import ACCOUNT, START_MS, SeededRandom, VirtualClock, publication
+from tests.support.courses import assert_legal
+
+SEEDS = 300
+STEPS = 40
+KEYS = SigningKeys("sig_" + "a" * 28, "sig_" + "b" * 28)
+LIMITS = Limits(in_flight=6, per_host=3)
+DAY_MS = 86_400_000
+ENOUGH_ROUNDS = 200
+"""Rounds in which everything must have come to its end once the faults have stopped."""
+
+
+@dataclass
+class Sent:
+    message_id: str
+    retried: int
+    time_ms: int
+    status: int | None = None
+
+
+@dataclass
+class World:
+    """Everything one seed decides, and what came of it."""
+
+    chance: random.Random
+    store: SqliteStore
+    clock: VirtualClock = field(default_factory=VirtualClock)
+    faults: bool = True
+    sent: list[Sent] = field(default_factory=list)
+    running: Counter[str] = field(default_factory=Counter)
+    hanging: list[asyncio.Future[None]] = field(default_factory=list)
+    accepted: dict[str, int] = field(default_factory=dict)
+    """Message ids with their retries."""
+    crashes: int = 0
+    made: int = 0
+
+    def __post_init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        self.deliverer = Deliverer(
+            self.store,
+            self,
+            self.clock,
+            SeededRandom(),
+            keys=KeyRing(self.store),
+            watchers=Watchers(),
+            limits=LIMITS,
+        )
+        self.loop = asyncio.create_task(self.deliverer.run())
+
+    # -- the endpoints
+
+    async def send(self, request: Request) -> Response | Failure:
+        headers = dict(request.headers)
+        sent = Sent(headers["Upstash-Message-Id"], int(headers["Upstash-Retried"]), self.clock.now_ms())
+        self.sent.append(sent)
+        host = request.url.split("/")[2]
+        self.running[host] += 1
+        assert self.running[host] <= LIMITS.per_host
+        assert self.running.total() <= LIMITS.in_flight
+        try:
+            await turns(self.chance.randrange(8))
+            if self.faults and self.chance.random() < 0.1:
+                never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self.hanging.append(never)
+                await never
+                return Failure("timeout", "no answer")
+            return self._answer(sent)
+        finally:
+            self.running[host] -= 1
+
+    def _answer(self, sent: Sent) -> Response | Failure:
+        dice = self.chance.random() if self.faults else 0.0
+        if dice < 0.5:
+            sent.status = 200
+            return Response(status=200)
+        if dice < 0.6:
+            return Failure("connection_refused", "nobody there")
+        if dice < 0.65:
+            return Response(status=489, headers=(("Upstash-NonRetryable-Error", "true"),))
+        if dice < 0.7:
+            return Response(status=429, headers=(("Retry-After", str(self.chance.randrange(100))),))
+        return Response(status=500, body=b"oops")
+
+    async def close(self) -> None: ...
+
+    # -- what can happen
+
+    async def step(self) -> None:
+        action = self.chance.choices(
+            (self.publish, self.cancel, self.wait, self.pass_time, self.crash, self.answer_hanging),
+            weights=(30, 8, 30, 25, 4, 8),
+        )[0]
+        await action()
+
+    async def publish(self) -> None:
+        made = []
+        for _ in range(self.chance.randrange(1, 5)):
+            self.made += 1
+            delay_ms = self.chance.choice((0, 0, 0, 1, 1_000, 3_600_000))
+            retries = self.chance.randrange(4)
+            made.append(
+                publication(
+                    self.made,
+                    now_ms=self.clock.now_ms(),
+                    url=f"http://h{self.chance.randrange(3)}.example/",
+                    not_before_ms=self.clock.now_ms() + delay_ms,
+                    max_retries=retries,
+                    options=PublishOptions(retry_delay=self.chance.choice((None, "0", "1000 * (1 + retried)"))),
+                    deduplication_key=self.chance.choice((None, None, f"id:{self.chance.randrange(5)}")),
+                )
+            )
+        for one, answer in zip(made, await self.store.accept(made, now_ms=self.clock.now_ms()), strict=True):
+            if answer.deduplicated:
+                assert answer.message_id in self.accepted
+            else:
+                self.accepted[answer.message_id] = one.message.max_retries
+        self.deliverer.wake()
+
+    async def cancel(self) -> None:
+        if self.accepted:
+            chosen = self.chance.sample(sorted(self.accepted), k=min(2, len(self.accepted)))
+            await self.store.cancel(ACCOUNT, chosen, now_ms=self.clock.now_ms())
+
+    async def wait(self) -> None:
+        await turns(self.chance.randrange(30))
+
+    async def pass_time(self) -> None:
+        self.clock.advance(self.chance.choice((1, 500, 12_000, 148_000, 3_600_000)))
+
+    async def answer_hanging(self) -> None:
+        for never in self.hanging:
+            if not never.done():
+                never.set_result(None)
+        self.hanging.clear()
+
+    async def crash(self) -> None:
+        """The process dies wherever it stands and another one takes over the file."""
+        self.crashes += 1
+        await self.stop()
+        await self.store._write(lambda db: verbs.recover(db, now_ms=self.clock.now_ms()))
+        self.start()
+
+    async def stop(self) -> None:
+        self.loop.cancel()
+        await self.deliverer.drain(0)
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.loop
+
+    async def come_to_an_end(self) -> None:
+        """No more faults: time passes until nothing is left to do. Nothing here wakes the loop but the clock."""
+        self.faults = False
+        for _ in range(ENOUGH_ROUNDS):
+            await self.answer_hanging()
+            await turns(50)
+            left, due_ms = await self._unfinished()
+            if not left:
+                return
+            if due_ms is not None and due_ms > self.clock.now_ms():
+                self.clock.advance(due_ms - self.clock.now_ms())
+        pytest.fail(f"{left} messages never came to an end")
+
+    async def log(self) -> tuple[LogEntry, ...]:
+        page = await self.store.log(ACCOUNT, LogFilter(oldest_first=True), cursor=None, count=100_000)
+        return page.items
+
+    async def stages(self) -> dict[str, Stage]:
+        rows = await self.store._write(lambda db: db.execute("SELECT id, stage FROM messages").fetchall())
+        return {str(message_id): Stage(cast("int", stage)) for message_id, stage in rows}
+
+    async def _unfinished(self) -> tuple[int, int | None]:
+        found = await self.store._write(
+            lambda db: db.execute("SELECT count(*), min(due_ms) FROM messages WHERE stage < 10").get
+        )
+        return cast("tuple[int, int | None]", found)
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def a_life(seed: int) -> AsyncIterator[World]:
+    """The world after everything `seed` decides has happened and come to its end."""
+    store, _ = await SqliteStore.open(":memory:", now_ms=START_MS)
+    await store.ensure_account(Credentials("me", "token", KEYS), KEYS)
+    world = World(random.Random(seed), store)
+    try:
+        for _ in range(STEPS):
+            await world.step()
+        await world.come_to_an_end()
+        yield world
+    finally:
+        await world.stop()
+        await store.close()
+
+
+async def live(seed: int) -> str:
+    """One life. Raises AssertionError if any promise was broken; a digest of everything that happened."""
+    async with a_life(seed) as world:
+        return await judge(world)
+
+
+# -- the invariants
+
+
+async def judge(world: World) -> str:
+    entries = await world.log()
+    logs: dict[str, list[LogEntry]] = defaultdict(list)
+    for entry in entries:
+        logs[entry.message.id].append(entry)
+    sent: dict[str, list[Sent]] = defaultdict(list)
+    for one in world.sent:
+        sent[one.message_id].append(one)
+    dead = await world.store.dead_letters(ACCOUNT, DeadLetterFilter(), cursor=None, count=100_000)
+    dead_ids = [letter.message.id for letter in dead.items]
+
+    assert set(logs) == set(world.accepted), "what is stored is what was accepted"
+    assert set(sent) <= set(world.accepted), "nothing is sent that was not accepted"
+    assert len(dead_ids) == len(set(dead_ids)), "a message is buried once"
+    stages = await world.stages()
+    for message_id, retries in world.accepted.items():
+        log, attempts, stage = logs[message_id], sent[message_id], stages[message_id]
+        check_log(log, stage)
+        interruptions = sum(entry.error == verbs.INTERRUPTED for entry in log)
+        assert interruptions <= world.crashes
+        assert len(attempts) <= retries + 1 + interruptions, f"{message_id}: too many attempts"
+        assert [one.retried for one in attempts] == sorted(one.retried for one in attempts)
+        successes = sum(one.status == 200 for one in attempts)
+        assert successes <= 1 + interruptions, f"{message_id}: delivered twice without a crash"
+        assert (stage is Stage.DELIVERED) <= (successes > 0), f"{message_id}: called delivered, but never was"
+        assert (stage is Stage.FAILED) == (message_id in dead_ids)
+        assert successes == 0 or stage is Stage.DELIVERED or interruptions, f"{message_id}: a success was forgotten"
+        assert stage is not Stage.CANCELED or any(entry.state is State.CANCEL_REQUESTED for entry in log)
+        assert all(one.time_ms >= log[0].message.not_before_ms for one in attempts), f"{message_id}: sent too early"
+    trace = [(one.message_id, one.retried, one.time_ms, one.status) for one in world.sent]
+    trace_of_log = [(entry.message.id, str(entry.state), entry.time_ms, entry.error) for entry in entries]
+    return hashlib.sha256(repr((trace, trace_of_log)).encode()).hexdigest()
+
+
+def check_log(log: list[LogEntry], stage: Stage) -> None:
+    """The log can be told by the table of moves, and ends where the message stands; no attempt came before its time."""
+    assert_legal([entry.state for entry in log], stage)
+    due_ms = log[0].next_delivery_ms or 0
+    for entry in log:
+        if entry.state is State.RETRY:
+            assert entry.next_delivery_ms is not None
+            due_ms = entry.next_delivery_ms
+        assert entry.state is not State.ACTIVE or entry.time_ms >= due_ms, "claimed before it was due"
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, SEEDS // 10))
+def test_every_life_keeps_every_promise(first: int) -> None:
+    for seed in range(first, first + SEEDS // 10):
+        try:
+            asyncio.run(live(seed))
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise
+
+
+def test_the_same_seed_lives_the_same_life() -> None:
+    assert asyncio.run(live(7)) == asyncio.run(live(7))
+    assert asyncio.run(live(7)) != asyncio.run(live(8))
+
+
+def test_the_lives_meet_every_kind_of_end_and_every_kind_of_trouble() -> None:
+    """A simulation that never crashes or never fails would prove nothing."""
+    seen: Counter[str] = Counter()
+
+    async def watch(seed: int) -> None:
+        async with a_life(seed) as world:
+            entries = await world.log()
+            seen.update(str(entry.state) for entry in entries)
+            seen["interrupted"] += sum(entry.error == verbs.INTERRUPTED for entry in entries)
+            seen["deduplicated"] += world.made - len(world.accepted)
+
+    for seed in range(10):
+        asyncio.run(watch(seed))
+    wanted = [*map(str, State), "interrupted", "deduplicated"]
+    assert all(seen[kind] >= 5 for kind in wanted), seen
