@@ -1,0 +1,152 @@
+"""The asynchronous driver: `sync` with `await`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from qtasks.errors import BrokerUnreachable
+from qtasks.qstash import outgoing
+from qtasks.qstash.calls import Call
+from qtasks.qstash.credentials import resolve
+from qtasks.qstash.exchange import (
+    DEFAULT_TIMEOUT_S,
+    Conversation,
+    Manner,
+    Outcome,
+    Pause,
+    Retry,
+    RetryConfig,
+    Step,
+    attempts,
+    exchange,
+    is_success,
+)
+from qtasks.qstash.over_httpx import AsyncHttpxTransport
+from qtasks.qstash.transport import AsyncStreamed, AsyncStreaming, AsyncTransport, Reply, Request
+
+T = TypeVar("T")
+
+
+async def sleep(seconds: float) -> None:
+    """Wait without blocking."""
+    import asyncio  # slow to import for whoever never comes here
+
+    await asyncio.sleep(seconds)
+
+
+class AsyncHttpClient:
+    """As `HttpClient`, without blocking; one client serves any number of event loops."""
+
+    def __init__(
+        self,
+        token: str | None = None,
+        retry: RetryConfig | Retry | bool | None = None,
+        base_url: str | None = None,
+        *,
+        transport: AsyncTransport | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        sleep: Callable[[float], Awaitable[None]] = sleep,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.credentials = resolve(token, base_url, os.environ)
+        self._transport = transport or AsyncHttpxTransport()
+        self._manner = Manner(Retry.of(retry), timeout_s, monotonic)
+        self._sleep = sleep
+
+    async def run(self, call: Call[T]) -> T:
+        """As `HttpClient.run`."""
+        send = self._send_aside if call.long else self._transport.send
+        return await self._lead(exchange(call, outgoing.of(call, self.credentials), self._manner), send)
+
+    async def open(self, call: Call[Any]) -> AsyncStreamed:
+        """As `HttpClient.open`."""
+        opened: list[AsyncStreamed] = []
+
+        async def begin(request: Request, timeout_s: float) -> Reply:
+            streamed = await self._begin(request, timeout_s)
+            if not is_success(streamed.status):
+                return await streamed.collect()
+            opened.append(streamed)
+            return Reply(streamed.status, streamed.headers, b"")
+
+        await self._lead(attempts(call, outgoing.of(call, self.credentials), self._manner), begin)
+        return opened[0]
+
+    async def request(
+        self,
+        *,
+        path: str,
+        method: outgoing.HttpMethod,
+        headers: Mapping[str, str] | None = None,
+        body: str | bytes | None = None,
+        params: Mapping[str, Any] | None = None,
+        parse_response: bool = True,
+        base_url: str | None = None,
+        token: str | None = None,
+    ) -> Any:
+        """As `HttpClient.request`."""
+        return await self.run(
+            outgoing.custom(
+                path=path,
+                method=method,
+                headers=headers,
+                body=body,
+                params=params,
+                parse_response=parse_response,
+                base_url=base_url,
+                token=token,
+            )
+        )
+
+    @property
+    def repeats(self) -> bool:
+        """Whether this client repeats calls at all."""
+        return self._manner.retry.retries > 0
+
+    def new_retry_id(self) -> str | None:
+        """As `HttpClient.new_retry_id`."""
+        return outgoing.new_retry_id() if self.repeats else None
+
+    async def close(self) -> None:
+        """As `HttpClient.close`."""
+        await self._transport.close()
+
+    async def _begin(self, request: Request, timeout_s: float) -> AsyncStreamed:
+        if isinstance(self._transport, AsyncStreaming):
+            return await self._transport.stream(request, timeout_s)
+        reply = await self._transport.send(request, timeout_s)
+        return AsyncStreamed(reply.status, reply.headers, _once(reply.body), _nothing)
+
+    async def _send_aside(self, request: Request, timeout_s: float) -> Reply:
+        """Send without a place in the transport's queue, which a long answer would keep from others."""
+        return await (await self._begin(request, timeout_s)).collect()
+
+    async def _lead(self, conversation: Conversation[T], send: Callable[[Request, float], Awaitable[Reply]]) -> T:
+        step = next(conversation)
+        while True:
+            outcome = await self._perform(step, send)
+            try:
+                step = conversation.send(outcome)
+            except StopIteration as end:
+                value: T = end.value
+                return value
+
+    async def _perform(self, step: Step, send: Callable[[Request, float], Awaitable[Reply]]) -> Outcome | None:
+        if isinstance(step, Pause):
+            await self._sleep(step.seconds)
+            return None
+        try:
+            return await send(step.request, step.timeout_s)
+        except BrokerUnreachable as error:
+            return error
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+
+
+async def _nothing() -> None:
+    pass

@@ -1,0 +1,88 @@
+"""The synchronous client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from qtasks.protocol.messages import PublishOptions
+from qtasks.qstash import publishing, sync
+from qtasks.qstash.chat import ChatApi
+from qtasks.qstash.dlq import DlqApi
+from qtasks.qstash.event import EventApi
+from qtasks.qstash.exchange import DEFAULT_TIMEOUT_S, Retry, RetryConfig
+from qtasks.qstash.flow_control_api import FlowControlApi
+from qtasks.qstash.log import LogApi
+from qtasks.qstash.message import MessageApi
+from qtasks.qstash.publishing import PublishResponse
+from qtasks.qstash.queue import QueueApi
+from qtasks.qstash.schedule import ScheduleApi
+from qtasks.qstash.signing_key import SigningKeyApi
+from qtasks.qstash.sync import HttpClient
+from qtasks.qstash.transport import SyncTransport
+from qtasks.qstash.url_group import UrlGroupApi
+
+
+class QStash:
+    """A client of a QStash service: the hosted one, a broker of your own, or one in this process. Thread-safe.
+
+    Args:
+        token: The account's token; default `QSTASH_TOKEN`.
+        retry: How the client repeats its own calls when they fail on the way: a `Retry`, the official SDK's
+            ``{"retries": 5, "backoff": milliseconds_of}``, or False for not at all. (How the service repeats
+            deliveries is an option of each message.)
+        base_url: The service; default `QSTASH_URL`, and without it the hosted service. With `QSTASH_REGION` the
+            variables of that region come first (``EU_CENTRAL_1_QSTASH_URL``, ...).
+        transport: Carries the requests; default httpx with a pool of connections. The client closes it.
+        timeout_s: Seconds that one attempt may take.
+        sleep: Waits between attempts.
+        monotonic: Reads the clock that bounds the retries.
+
+    Raises ConfigurationError when there is no token. Close it, or use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        token: str | None = None,
+        *,
+        retry: RetryConfig | Retry | bool | None = None,
+        base_url: str | None = None,
+        transport: SyncTransport | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        sleep: Callable[[float], None] = sync.sleep,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.http = HttpClient(
+            token, retry, base_url, transport=transport, timeout_s=timeout_s, sleep=sleep, monotonic=monotonic
+        )
+        self.message = MessageApi(self.http)
+        self.url_group = UrlGroupApi(self.http)
+        self.queue = QueueApi(self.http)
+        self.schedule = ScheduleApi(self.http)
+        self.signing_key = SigningKeyApi(self.http)
+        self.log = LogApi(self.http)
+        self.event = EventApi(self.http)
+        self.dlq = DlqApi(self.http)
+        self.flow_control = FlowControlApi(self.http)
+        self.chat = ChatApi(self.http)
+
+    def publish_raw(self, destination: str, body: bytes, options: PublishOptions) -> PublishResponse:
+        """Publish to one URL with options that are values of the protocol already: the short way for frameworks."""
+        return self.http.run(publishing.publish_raw(destination, body, options, retry_id=self.http.new_retry_id()))
+
+    def close(self) -> None:
+        """Close the connections. Calling it again does nothing."""
+        self.http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"QStash(base_url={self.http.credentials.base_url!r})"

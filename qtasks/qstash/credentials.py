@@ -1,0 +1,88 @@
+"""Where the client finds its service: arguments first, then the environment (protocol reference 1.3)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from qtasks.errors import ConfigurationError
+
+BASE_URL = "https://qstash.upstash.io"
+"""The hosted service, when nothing else is said."""
+
+REGIONS = ("US_EAST_1", "EU_CENTRAL_1")
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A service and the token that opens it."""
+
+    base_url: str
+    token: str = field(repr=False)
+
+
+def resolve(token: str | None, base_url: str | None, environ: Mapping[str, str]) -> Credentials:
+    """What a client talks to: arguments win over variables of the region, these over the plain variables.
+
+    `QSTASH_REGION` (`US_EAST_1` or `EU_CENTRAL_1`) switches on `<REGION>_QSTASH_URL` and `<REGION>_QSTASH_TOKEN`. A
+    base URL that ends in `/v2/publish`, a common slip, is repaired. Raises ConfigurationError when there is no token,
+    or when a value cannot be one.
+    """
+    found_url, url_source = _first(base_url, "base_url", "QSTASH_URL", environ)
+    found_token, token_source = _first(token, "token", "QSTASH_TOKEN", environ)
+    if not found_token:
+        raise ConfigurationError(
+            "There is no token for the QStash service.", hint='Set QSTASH_TOKEN, or write QStash(token="...").'
+        )
+    if not found_token.isascii() or not found_token.isprintable() or " " in found_token:
+        raise ConfigurationError(f"{token_source} contains characters that no token has.")
+    return Credentials(base_url=_checked_url(found_url or BASE_URL, url_source), token=found_token)
+
+
+def region(environ: Mapping[str, str]) -> str | None:
+    """The region of multi-region mode, or None when that mode is off. Raises ConfigurationError for an unknown one."""
+    given = environ.get("QSTASH_REGION")
+    if not given:
+        return None
+    name = region_name(given)
+    if name not in REGIONS:
+        raise ConfigurationError(f"QSTASH_REGION is {given!r}", hint=f"It can be {' or '.join(REGIONS)}.")
+    return name
+
+
+def region_name(text: str) -> str:
+    """A region as the variables spell it, from how the header `Upstash-Region` does: `US-EAST-1`, `US_EAST_1`."""
+    return text.strip().upper().replace("-", "_")
+
+
+def variable(name: str, environ: Mapping[str, str]) -> tuple[str | None, str]:
+    """The value of a variable and the name it was found under, the region's own one first."""
+    where = region(environ)
+    if where is not None and environ.get(f"{where}_{name}", "").strip():
+        return environ[f"{where}_{name}"].strip(), f"{where}_{name}"
+    return environ.get(name, "").strip() or None, name
+
+
+def _first(given: str | None, argument: str, name: str, environ: Mapping[str, str]) -> tuple[str | None, str]:
+    return (given.strip(), argument) if given else variable(name, environ)
+
+
+def _checked_url(url: str, source: str) -> str:
+    repaired = re.sub(r"/v2/publish/*$", "", url).rstrip("/")
+    try:
+        parts = urlsplit(repaired)
+        usable = parts.scheme.lower() in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or an IPv6 address that is none
+        usable = False
+    if not usable:
+        shown = re.sub(r"//[^/@]*@", "//***@", url)
+        raise ConfigurationError(
+            f"{source} is {shown!r}", hint="It must begin with http:// or https:// and name a host."
+        )
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ConfigurationError(
+            f"{source} must be a plain URL, without user, query or fragment.", hint="The token goes into QSTASH_TOKEN."
+        )
+    return repaired

@@ -1,0 +1,23 @@
+"""The errors of the client, under the module name of the official package; the whole tree is in `qtasks.errors`."""
+
+from qtasks.errors import (
+    ApiError,
+    BrokerUnreachable,
+    ChatRateLimitExceededError,
+    DailyMessageLimitExceededError,
+    InvalidCallError,
+    QStashError,
+    RateLimitExceededError,
+    SignatureError,
+)
+
+__all__ = [
+    "ApiError",
+    "BrokerUnreachable",
+    "ChatRateLimitExceededError",
+    "DailyMessageLimitExceededError",
+    "InvalidCallError",
+    "QStashError",
+    "RateLimitExceededError",
+    "SignatureError",
+]

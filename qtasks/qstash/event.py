@@ -1,0 +1,45 @@
+"""The log under the name it had in the 2.x line of the official package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qtasks.qstash import log
+from qtasks.qstash.log import Log as Event
+from qtasks.qstash.log import LogFilter as EventFilter
+from qtasks.qstash.log import LogState as EventState
+from qtasks.qstash.sync import HttpClient
+
+__all__ = ["Event", "EventApi", "EventFilter", "EventState", "ListEventsResponse"]
+
+
+@dataclass
+class ListEventsResponse:
+    """A page of the log."""
+
+    cursor: str | None
+    """What asks for the next page; None on the last."""
+    events: list[Event]
+    """The lines, newest first."""
+
+    @classmethod
+    def of(cls, page: log.ListLogsResponse) -> ListEventsResponse:
+        """The same page under the older names."""
+        return cls(cursor=page.cursor, events=page.logs)
+
+
+class EventApi:
+    """As `LogApi`, under the older name."""
+
+    def __init__(self, http: HttpClient) -> None:
+        self._http = http
+
+    def list(
+        self,
+        *,
+        cursor: str | None = None,
+        count: int | None = None,
+        filter: EventFilter | None = None,  # noqa: A002 - the official SDK's name
+    ) -> ListEventsResponse:
+        """As `LogApi.list`."""
+        return ListEventsResponse.of(self._http.run(log.list_page(cursor, count, filter)))

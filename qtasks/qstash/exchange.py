@@ -1,0 +1,226 @@
+"""The conversation with a QStash service: one call, repeated when that is safe and worth while.
+
+Everything here is decided in pure code. `exchange` is a generator that yields what is to be done next, an `Attempt` or
+a `Pause`, and is told what came of it; the synchronous and the asynchronous client are two short loops around it.
+
+When is repeating safe? A reply that never came says nothing: the service may have acted, or not. So a call is repeated
+after a lost answer only if doing it twice comes to the same as doing it once (`Call.repeatable`): reads, deletions by
+id, and publishes, which for this purpose carry a deduplication id. Everything else is repeated only when the service
+surely did nothing: no connection was made, or it said 429 or 503.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict, TypeVar, cast
+
+from qtasks.errors import BrokerUnreachable, ConfigurationError, QStashError
+from qtasks.qstash import failures
+from qtasks.qstash.calls import Call
+from qtasks.qstash.transport import AsyncTransport, Reply, Request, SyncTransport
+
+__all__ = [
+    "AsyncTransport",
+    "Attempt",
+    "Conversation",
+    "Manner",
+    "Outcome",
+    "Pause",
+    "Reply",
+    "Request",
+    "Retry",
+    "RetryConfig",
+    "Step",
+    "SyncTransport",
+    "attempts",
+    "exchange",
+    "is_success",
+    "official_backoff",
+    "read",
+    "retry_after_s",
+]
+
+T = TypeVar("T")
+
+DEFAULT_RETRIES = 5
+DEFAULT_TOTAL_S = 60.0
+DEFAULT_TIMEOUT_S = 60.0
+"""How long one attempt may take. The service stores a message and answers; it does not wait for the delivery."""
+
+
+class RetryConfig(TypedDict, total=False):
+    """How the client repeats its own calls, in the shape of the official SDK."""
+
+    retries: int
+    """Attempts after the first one; 0 for none. Default 5."""
+    backoff: Callable[[int], float]
+    """Milliseconds to wait before a retry, given the number of retries made so far (0 for the first)."""
+
+
+def official_backoff(retries_so_far: int) -> float:
+    """The official SDK's pauses in milliseconds: 136, 369, 1004, 2730, 7421, ..."""
+    return math.exp(1 + min(retries_so_far, 20)) * 50
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How a client repeats a call that failed on the way or met a service in trouble (429, 5xx).
+
+    `retries` counts attempts after the first. `backoff` gives the pause in milliseconds before a retry, from the number
+    of retries made so far; a `Retry-After` of the service replaces it. No attempt begins later than `total_s` seconds
+    after the first one did, so a call is over within `total_s` plus the time of one attempt.
+    """
+
+    retries: int = DEFAULT_RETRIES
+    backoff: Callable[[int], float] = official_backoff
+    total_s: float = DEFAULT_TOTAL_S
+
+    @classmethod
+    def of(cls, given: Retry | RetryConfig | Mapping[str, object] | bool | None) -> Retry:
+        """Read every form a client accepts: None or True for the default, False for no retries, a dict, a `Retry`."""
+        if isinstance(given, Retry):
+            return given
+        if given is None or given is True:
+            return cls()
+        if given is False:
+            return cls(retries=0)
+        unknown = sorted(set(given) - {"retries", "backoff"})
+        if unknown:
+            raise ConfigurationError(
+                f"retry has no setting {unknown[0]!r}", hint="It takes `retries` and `backoff` (milliseconds)."
+            )
+        config = cast("RetryConfig", given)
+        return cls(
+            retries=max(0, config.get("retries", DEFAULT_RETRIES)), backoff=config.get("backoff", official_backoff)
+        )
+
+    def pause_s(self, retries_so_far: int, outcome: Reply | BrokerUnreachable) -> float:
+        """Seconds to wait before the next attempt."""
+        asked = retry_after_s(outcome) if isinstance(outcome, Reply) else None
+        pause_s = asked if asked is not None else self.backoff(retries_so_far) / 1000
+        return max(0.0, pause_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Send `request` and tell the conversation what came back."""
+
+    request: Request
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait."""
+
+    seconds: float
+
+
+Step = Attempt | Pause
+Outcome = Reply | BrokerUnreachable
+Conversation = Generator[Step, Outcome | None, T]
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a client leads its conversations: when to repeat, how long to wait, and the clock that bounds both."""
+
+    retry: Retry
+    timeout_s: float
+    """Seconds that one attempt may take."""
+    monotonic: Callable[[], float]
+
+
+def exchange(call: Call[T], request: Request, manner: Manner) -> Conversation[T]:
+    """Lead one call to its value or to the error it deserves; see the module's first lines for the rules."""
+    reply = yield from attempts(call, request, manner)
+    return read(call, request, reply)
+
+
+def attempts(call: Call[Any], request: Request, manner: Manner) -> Conversation[Reply]:
+    """Repeat `request` until there is a successful reply and return it; raise what the last attempt came to."""
+    retry, monotonic = manner.retry, manner.monotonic
+    attempt = Attempt(request, call.timeout_s or manner.timeout_s)
+    began_s = monotonic()
+    maybe_done = False
+    made = 0
+    while True:
+        outcome = yield attempt
+        assert outcome is not None, "an attempt comes to something"
+        made += 1
+        if not _worth_repeating(call, outcome) or made > retry.retries:
+            break
+        pause_s = retry.pause_s(made - 1, outcome)
+        if not monotonic() - began_s + pause_s <= retry.total_s:  # also when the backoff is not a number
+            break
+        maybe_done = maybe_done or _may_have_acted(outcome)
+        yield Pause(pause_s)
+    if isinstance(outcome, BrokerUnreachable):
+        raise failures.after_attempts(outcome, made)
+    if outcome.status == 404 and call.absent_is_done and maybe_done:
+        return Reply(200, outcome.headers, b"{}")
+    if not is_success(outcome.status):
+        raise failures.refused(request, outcome)
+    return outcome
+
+
+def read(call: Call[T], request: Request, reply: Reply) -> T:
+    """The value of a successful reply. Raises ApiError when it is not what a QStash service would say."""
+    try:
+        return call.read(reply)
+    except QStashError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise failures.not_understood(request, reply, error) from error
+
+
+def is_success(status: int) -> bool:
+    """Whether an HTTP status says that the service did what it was asked."""
+    return 200 <= status < 300
+
+
+def retry_after_s(reply: Reply) -> float | None:
+    """The wait that a reply asks for, in seconds; None when it asks for none or cannot be read.
+
+    A date is measured against the reply's own `Date`, so that our clock does not matter.
+    """
+    text = reply.header("Retry-After")
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        return _until_date_s(text, reply.header("Date"))
+    return seconds if seconds >= 0 else None
+
+
+def _until_date_s(text: str, now: str | None) -> float | None:
+    if now is None:
+        return None
+    from email.utils import parsedate_to_datetime  # costs milliseconds, and is hardly ever needed
+
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - parsedate_to_datetime(now)).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+_NOT_IMPLEMENTED = 501
+_DID_NOTHING = frozenset({429, 503})
+"""Statuses with which a service says that it has not even begun."""
+
+
+def _worth_repeating(call: Call[Any], outcome: Outcome) -> bool:
+    if isinstance(outcome, BrokerUnreachable):
+        return call.repeatable or not outcome.sent
+    if outcome.status == 429:
+        return not failures.quota_is_spent(outcome)
+    if outcome.status < 500 or outcome.status == _NOT_IMPLEMENTED:
+        return False
+    return call.repeatable or outcome.status in _DID_NOTHING
+
+
+def _may_have_acted(outcome: Outcome) -> bool:
+    return outcome.sent if isinstance(outcome, BrokerUnreachable) else outcome.status not in _DID_NOTHING

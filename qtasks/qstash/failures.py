@@ -1,0 +1,141 @@
+"""What a failed call says: every error text of the client, made from what was seen."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from urllib.parse import urlsplit
+
+from qtasks.errors import (
+    ApiError,
+    BrokerUnreachable,
+    ChatRateLimitExceededError,
+    DailyMessageLimitExceededError,
+    RateLimitExceededError,
+)
+from qtasks.qstash.transport import Reply, Request
+
+_SHOWN_BODY = 1000
+"""Characters of an answer that an error text repeats; `ApiError.detail` has all of it."""
+
+_HINTS = {
+    401: "The token was rejected: compare QSTASH_TOKEN with the one that the service shows.",
+    412: "A limit of the account would be exceeded.",
+    413: "The message is too large for this service.",
+}
+_WRONG_REGION = "user not found in this region"
+
+
+def unreachable(url: str, why: str, *, sent: bool) -> BrokerUnreachable:
+    """No reply came from `url`; `sent` says whether the request may have arrived."""
+    where = origin(url)
+    if is_loopback(urlsplit(url).hostname or ""):
+        hint = "Start a broker with `qtasks dev`, or set QSTASH_URL to the one that runs."
+    else:
+        hint = "Is QSTASH_URL right, and can this machine reach it?"
+    return BrokerUnreachable(f"No answer from {where}: {why}", sent=sent, hint=hint)
+
+
+def after_attempts(last: BrokerUnreachable, made: int) -> BrokerUnreachable:
+    """The last of several failures, saying how many there were."""
+    if made == 1:
+        return last
+    error = BrokerUnreachable(f"{last.message} ({made} attempts)", sent=last.sent, hint=last.hint)
+    error.__cause__ = last.__cause__
+    return error
+
+
+def refused(request: Request, reply: Reply) -> ApiError:
+    """The error of a reply outside 200 to 299."""
+    text = reply.body.decode("utf-8", "replace")
+    detail = _error_text(text)
+    if reply.status == 429:
+        return _rate_limit(reply, detail)
+    return ApiError(
+        f"Request failed with status: {reply.status}, body: {_shortened(text)}",
+        status=reply.status,
+        detail=detail,
+        hint=_hint(request, reply.status, detail),
+    )
+
+
+def not_understood(request: Request, reply: Reply, why: Exception) -> ApiError:
+    """The error of a successful reply that is not what the operation answers."""
+    text = reply.body.decode("utf-8", "replace")
+    problem = f"{type(why).__name__}: {why}"
+    return ApiError(
+        f"{origin(request.url)} answered {reply.status} with what no QStash service says ({problem}): "
+        f"{_shortened(text)}",
+        status=reply.status,
+        detail=text,
+        hint="Does QSTASH_URL name a QStash service?",
+    )
+
+
+def quota_is_spent(reply: Reply) -> bool:
+    """Whether a 429 means the quota of the day, which no retry brings back."""
+    return reply.header("RateLimit-Limit") is not None and not _is_chat_limit(reply)
+
+
+def origin(url: str) -> str:
+    """Scheme, host and port of a URL: what may be shown. A path holds a destination, and that may hold secrets."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    port = f":{parts.port}" if parts.port is not None else ""
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name means this very machine."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _rate_limit(reply: Reply, detail: str) -> ApiError:
+    if _is_chat_limit(reply):
+        kinds = ("limit", "remaining", "reset")
+        values = [reply.header(f"x-ratelimit-{kind}-{of}") for kind in kinds for of in ("requests", "tokens")]
+        return ChatRateLimitExceededError(*values, detail=detail)
+    if quota_is_spent(reply):
+        return DailyMessageLimitExceededError(
+            reply.header("RateLimit-Limit"),
+            reply.header("RateLimit-Remaining"),
+            reply.header("RateLimit-Reset"),
+            detail=detail,
+        )
+    return RateLimitExceededError(
+        reply.header("Burst-RateLimit-Limit"),
+        reply.header("Burst-RateLimit-Remaining"),
+        reply.header("Burst-RateLimit-Reset"),
+        detail=detail,
+    )
+
+
+def _is_chat_limit(reply: Reply) -> bool:
+    return reply.header("x-ratelimit-limit-requests") is not None
+
+
+def _error_text(text: str) -> str:
+    """The service's own words: the `error` of its JSON, or everything it said."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return text
+    error = content.get("error") if isinstance(content, dict) else None
+    return error if isinstance(error, str) else text
+
+
+def _hint(request: Request, status: int, detail: str) -> str | None:
+    if status == 404 and _WRONG_REGION in detail:
+        return f"The token belongs to another region than {origin(request.url)}: set QSTASH_URL to its own."
+    if 300 <= status < 400:
+        return "A QStash service never redirects: QSTASH_URL names something in front of it, or http instead of https."
+    return _HINTS.get(status)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_BODY else f"{text[:_SHOWN_BODY]}... ({len(text)} characters)"

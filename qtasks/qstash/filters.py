@@ -1,0 +1,95 @@
+"""Filters of lists and of bulk actions: the caller's names and the wire's (protocol reference 2.0).
+
+Several values of one filter match any of them; several filters must all match. A name that the operation does not know
+is refused here: a typing error in a filter would otherwise delete everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+from qtasks.errors import InvalidCallError
+from qtasks.qstash.calls import segment
+from qtasks.qstash.options import check_names
+
+MAX_PAGE = 100
+"""Entries that one bulk action on dead letters takes at most, and by default."""
+
+_WIRE = {
+    "message_id": "messageId",
+    "message_ids": "messageIds",
+    "dlq_ids": "dlqIds",
+    "state": "state",
+    "url": "url",
+    "host": "host",
+    "path": "path",
+    "url_group": "topicName",
+    "api": "api",
+    "queue": "queueName",
+    "schedule_id": "scheduleId",
+    "from_time": "fromDate",
+    "to_time": "toDate",
+    "response_status": "responseStatus",
+    "caller_ip": "callerIp",
+    "label": "label",
+    "flow_control_key": "flowControlKey",
+}
+
+Pairs = list[tuple[str, str]]
+
+
+def page(cursor: str | None, count: int | None) -> Pairs:
+    """The parameters that choose a page."""
+    given = (("cursor", cursor), ("count", count))
+    return [(name, str(value)) for name, value in given if value is not None]
+
+
+def read(given: Mapping[str, Any] | None, known: type) -> Pairs:
+    """The query parameters of a filter of a list; None says nothing."""
+    said = given or {}
+    check_names(said, known, "filter")
+    return [(_WIRE[name], _text(value)) for name, values in said.items() for value in _each(values)]
+
+
+def selecting(given: Mapping[str, Any] | None, known: type, action: str) -> Pairs:
+    """The query parameters of a filter that chooses what to destroy or repeat. None means everything.
+
+    A filter that is there but says nothing, in the whole or under one of its names, is refused: what was meant to
+    narrow the choice would widen it.
+    """
+    if given is None:
+        return []
+    if not given:
+        raise InvalidCallError(f"an empty filter would {action} everything", hint="Leave `filter` out to mean that.")
+    for name, values in given.items():
+        texts = [_text(value) for value in _each(values)]
+        if not texts or not all(text.strip() for text in texts):
+            raise InvalidCallError(f"the filter {name!r} is empty, which would {action} more than was meant")
+    return read(given, known)
+
+
+def ids(given: Iterable[str], what: str) -> list[str]:
+    """Ids of a bulk action, none of them empty. Raises InvalidCallError for text, which is a list of letters."""
+    if isinstance(given, str):
+        raise InvalidCallError(f"{what} must be a list, not the text {given!r}")
+    named = list(given)
+    for one in named:
+        segment(one, f"each of {what}")
+    return named
+
+
+def _each(values: Any) -> Iterable[Any]:
+    if values is None:
+        return ()
+    return values if isinstance(values, (list, tuple, set, frozenset)) else (values,)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, datetime):
+        return str(int(value.timestamp() * 1000))
+    return str(value)

@@ -1,0 +1,196 @@
+"""Flow control: look at keys, pause them, pin their limits (protocol reference 2.11)."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from qtasks.qstash.calls import Call, answer, nothing, query, segment
+from qtasks.qstash.options import check_names
+from qtasks.qstash.sync import HttpClient
+from qtasks.qstash.transport import Reply
+
+_PATH = "/v2/flowControl"
+
+
+@dataclass
+class FlowControlInfo:
+    """A flow-control key as it stands. 0 for a maximum means that there is none."""
+
+    key: str
+    """Its name."""
+    wait_list_size: int
+    """Messages that wait for their turn."""
+    parallelism_max: int
+    """Deliveries that may be under way at once."""
+    parallelism_count: int
+    """Deliveries that are under way."""
+    rate_max: int
+    """Deliveries that may start within one period."""
+    rate_count: int
+    """Deliveries that have started in this period."""
+    rate_period: int
+    """Length of the period in seconds."""
+    rate_period_start: int
+    """When this period began, Unix seconds."""
+    is_paused: bool
+    """Whether nothing of this key is delivered."""
+    is_pinned_parallelism: bool
+    """Whether messages can no longer change the parallelism."""
+    is_pinned_rate: bool
+    """Whether messages can no longer change the rate."""
+
+
+@dataclass
+class GlobalParallelismInfo:
+    """Deliveries of the whole account."""
+
+    parallelism_max: int
+    """How many may be under way at once."""
+    parallelism_count: int
+    """How many are."""
+
+
+class PinFlowControlOptions(TypedDict, total=False):
+    """What to pin; the rest goes on following the messages."""
+
+    parallelism: int
+    """Deliveries that may be under way at once."""
+    rate: int
+    """Deliveries that may start within one period."""
+    period: int
+    """Length of the period in seconds."""
+
+
+class UnpinFlowControlOptions(TypedDict, total=False):
+    """What to unpin."""
+
+    parallelism: bool
+    """Unpin the parallelism."""
+    rate: bool
+    """Unpin rate and period."""
+
+
+def parse_flow_control_info(content: Mapping[str, Any]) -> FlowControlInfo:
+    """A key as the service describes it."""
+    return FlowControlInfo(
+        key=content["flowControlKey"],
+        wait_list_size=content.get("waitListSize", 0),
+        parallelism_max=content.get("parallelismMax", 0),
+        parallelism_count=content.get("parallelismCount", 0),
+        rate_max=content.get("rateMax", 0),
+        rate_count=content.get("rateCount", 0),
+        rate_period=content.get("ratePeriod", 0),
+        rate_period_start=content.get("ratePeriodStart", 0),
+        is_paused=content.get("isPaused", False),
+        is_pinned_parallelism=content.get("isPinnedParallelism", False),
+        is_pinned_rate=content.get("isPinnedRate", False),
+    )
+
+
+def get(flow_control_key: str) -> Call[FlowControlInfo]:
+    """Look at one key."""
+    return Call("GET", _of(flow_control_key), lambda reply: parse_flow_control_info(answer(reply)))
+
+
+def list_all(search: str | None) -> Call[list[FlowControlInfo]]:
+    """Look at all keys, or at those whose name contains `search`."""
+    path = _PATH + query([("search", search)] if search else [])
+    return Call("GET", path, lambda reply: [parse_flow_control_info(content) for content in answer(reply)])
+
+
+def get_global_parallelism() -> Call[GlobalParallelismInfo]:
+    """Look at the account's parallelism."""
+    return Call("GET", "/v2/globalParallelism", _read_global)
+
+
+def pause(flow_control_key: str) -> Call[None]:
+    """Pause a key."""
+    return _act(flow_control_key, "pause")
+
+
+def resume(flow_control_key: str) -> Call[None]:
+    """Resume a key."""
+    return _act(flow_control_key, "resume")
+
+
+def pin(flow_control_key: str, options: PinFlowControlOptions) -> Call[None]:
+    """Pin limits of a key."""
+    check_names(options, PinFlowControlOptions, "pin()")
+    return _act(flow_control_key, "pin", [(name, str(value)) for name, value in options.items()])
+
+
+def unpin(flow_control_key: str, options: UnpinFlowControlOptions) -> Call[None]:
+    """Unpin limits of a key."""
+    check_names(options, UnpinFlowControlOptions, "unpin()")
+    return _act(flow_control_key, "unpin", [(name, str(value).lower()) for name, value in options.items()])
+
+
+def reset_rate(flow_control_key: str) -> Call[None]:
+    """Begin a new period."""
+    return _act(flow_control_key, "resetRate")
+
+
+def reset(flow_control_key: str) -> Call[None]:
+    """Set the counters of parallelism and rate to zero."""
+    return _act(flow_control_key, "reset")
+
+
+def _act(flow_control_key: str, action: str, pairs: list[tuple[str, str]] | None = None) -> Call[None]:
+    return Call("POST", f"{_of(flow_control_key)}/{action}{query(pairs or [])}", nothing)
+
+
+def _of(flow_control_key: str) -> str:
+    return f"{_PATH}/{segment(flow_control_key, 'flow_control_key')}"
+
+
+def _read_global(reply: Reply) -> GlobalParallelismInfo:
+    content = answer(reply)
+    return GlobalParallelismInfo(
+        parallelism_max=content.get("parallelismMax", 0), parallelism_count=content.get("parallelismCount", 0)
+    )
+
+
+class FlowControlApi:
+    """Flow-control keys. A key exists as soon as a message has used it."""
+
+    def __init__(self, http: HttpClient) -> None:
+        self._http = http
+
+    def get(self, flow_control_key: str) -> FlowControlInfo:
+        """Look at a key. Raises ApiError (404) for an unknown one."""
+        return self._http.run(get(flow_control_key))
+
+    def list(self, *, search: str | None = None) -> builtins.list[FlowControlInfo]:
+        """Look at all keys, or at those whose name contains `search`."""
+        return self._http.run(list_all(search))
+
+    def get_global_parallelism(self) -> GlobalParallelismInfo:
+        """How many deliveries of the account may be under way, and how many are."""
+        return self._http.run(get_global_parallelism())
+
+    def pause(self, flow_control_key: str) -> None:
+        """Deliver nothing of a key; its messages wait."""
+        self._http.run(pause(flow_control_key))
+
+    def resume(self, flow_control_key: str) -> None:
+        """Deliver messages of a key again."""
+        self._http.run(resume(flow_control_key))
+
+    def pin(self, flow_control_key: str, options: PinFlowControlOptions) -> None:
+        """Fix limits of a key: what new messages say about them is ignored until `unpin`."""
+        self._http.run(pin(flow_control_key, options))
+
+    def unpin(self, flow_control_key: str, options: UnpinFlowControlOptions) -> None:
+        """Let messages set the limits of a key again."""
+        self._http.run(unpin(flow_control_key, options))
+
+    def reset_rate(self, flow_control_key: str) -> None:
+        """Forget what has started in this period and begin a new one now."""
+        self._http.run(reset_rate(flow_control_key))
+
+    def reset(self, flow_control_key: str) -> None:
+        """Set the counters of parallelism and rate to zero."""
+        self._http.run(reset(flow_control_key))

@@ -1,0 +1,286 @@
+"""Messages: publish, enqueue, batch, look at one, cancel (protocol reference 2.2 to 2.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypedDict, Unpack
+
+from qtasks.qstash import filters, publishing
+from qtasks.qstash.calls import JSON_TYPE, Call, HttpMethod, answer, nothing, query, segment, to_json
+from qtasks.qstash.options import EnqueueTarget, FlowControl, PublishTarget, Redact
+from qtasks.qstash.providers import LlmApi
+from qtasks.qstash.publishing import (
+    BatchError,
+    BatchJsonRequest,
+    BatchRequest,
+    BatchResponse,
+    BatchUrlGroupResponse,
+    Body,
+    EnqueueResponse,
+    EnqueueUrlGroupResponse,
+    PublishResponse,
+    PublishUrlGroupResponse,
+)
+from qtasks.qstash.sync import HttpClient
+from qtasks.qstash.transport import Reply
+
+__all__ = [
+    "ApiT",
+    "BatchError",
+    "BatchJsonRequest",
+    "BatchRequest",
+    "BatchResponse",
+    "BatchUrlGroupResponse",
+    "EnqueueResponse",
+    "EnqueueUrlGroupResponse",
+    "FlowControl",
+    "FlowControlProperties",
+    "LlmApi",
+    "Message",
+    "MessageApi",
+    "MessageFilter",
+    "PublishResponse",
+    "PublishUrlGroupResponse",
+    "Redact",
+]
+
+_PATH = "/v2/messages"
+
+ApiT = LlmApi
+"""Every kind of `api` destination."""
+
+
+@dataclass
+class FlowControlProperties:
+    """The flow control of a message as the service reports it."""
+
+    key: str
+    """Name of the key."""
+    parallelism: int | None
+    """Deliveries of the key that may be under way at once."""
+    rate: int | None
+    """Deliveries of the key that may start within one period."""
+    period: int | None
+    """Length of the period in seconds."""
+
+
+@dataclass
+class Message:
+    """A stored message. Times are Unix milliseconds."""
+
+    message_id: str
+    """Id of the message."""
+    url: str
+    """Where it goes."""
+    url_group: str | None
+    """The URL group it was published to, if any."""
+    endpoint: str | None
+    """Name of the group's endpoint, if it has one."""
+    queue: str | None
+    """The queue it waits in, if any."""
+    body: str | None
+    """The body, if it is UTF-8."""
+    body_base64: str | None
+    """The body in base64, if it is not UTF-8."""
+    method: HttpMethod
+    """HTTP method of the delivery."""
+    headers: dict[str, list[str]] | None
+    """Headers that the destination gets."""
+    callback_headers: dict[str, list[str]] | None
+    """Headers that the callback URL gets."""
+    failure_callback_headers: dict[str, list[str]] | None
+    """Headers that the failure callback URL gets."""
+    max_retries: int
+    """Deliveries after the first, when that fails."""
+    retry_delay_expression: str | None
+    """The `retry_delay` it was published with, if any."""
+    not_before: int
+    """When it is to be delivered at the earliest."""
+    created_at: int
+    """When it was accepted."""
+    callback: str | None
+    """URL that is told of every attempt."""
+    failure_callback: str | None
+    """URL that is told when the message has failed for good."""
+    schedule_id: str | None
+    """The schedule that made it, if any."""
+    caller_ip: str | None
+    """Address of whoever published it."""
+    flow_control: FlowControlProperties | None
+    """Its flow control, if any."""
+    label: str | None
+    """Its first label, if any."""
+    labels: list[str] | None = field(default=None, kw_only=True)
+    """All of its labels."""
+
+
+class MessageFilter(TypedDict, total=False):
+    """Which messages: each name takes one value, or a list of which any may match."""
+
+    url: str | list[str]
+    """Where the message goes."""
+    host: str | list[str]
+    """Host of that URL."""
+    path: str | list[str]
+    """Path of that URL."""
+    url_group: str | list[str]
+    """Name of the URL group."""
+    queue: str | list[str]
+    """Name of the queue."""
+    schedule_id: str | list[str]
+    """Id of the schedule."""
+    from_time: int
+    """Accepted at this moment or later, Unix milliseconds."""
+    to_time: int
+    """Accepted at this moment or earlier, Unix milliseconds."""
+    caller_ip: str | list[str]
+    """Address of the publisher."""
+    label: str | list[str]
+    """Label."""
+    flow_control_key: str | list[str]
+    """Flow-control key."""
+
+
+def parse_flow_control(content: Mapping[str, Any]) -> FlowControlProperties | None:
+    """The flow control of any object that may have one."""
+    if "flowControlKey" not in content:
+        return None
+    return FlowControlProperties(
+        key=content["flowControlKey"],
+        parallelism=content.get("parallelism"),
+        rate=content.get("rate"),
+        period=content.get("period"),
+    )
+
+
+def message_fields(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `Message`, which a dead letter has too."""
+    return {
+        "message_id": content["messageId"],
+        "url": content["url"],
+        "url_group": content.get("topicName"),
+        "endpoint": content.get("endpointName"),
+        "queue": content.get("queueName"),
+        "body": content.get("body"),
+        "body_base64": content.get("bodyBase64"),
+        "method": content["method"],
+        "headers": content.get("header"),
+        "callback_headers": content.get("callbackHeader"),
+        "failure_callback_headers": content.get("failureCallbackHeader"),
+        "max_retries": content["maxRetries"],
+        "retry_delay_expression": content.get("retryDelayExpression"),
+        "not_before": content["notBefore"],
+        "created_at": content["createdAt"],
+        "callback": content.get("callback"),
+        "failure_callback": content.get("failureCallback"),
+        "schedule_id": content.get("scheduleId"),
+        "caller_ip": content.get("callerIP"),
+        "flow_control": parse_flow_control(content),
+        "label": content.get("label"),
+        "labels": content.get("labels"),
+    }
+
+
+def get(message_id: str) -> Call[Message]:
+    """Look at one message."""
+    return Call("GET", _of(message_id), lambda reply: Message(**message_fields(answer(reply))))
+
+
+def cancel(message_id: str) -> Call[None]:
+    """Cancel one message."""
+    return Call("DELETE", _of(message_id), nothing, absent_is_done=True)
+
+
+def cancel_many(message_ids: Iterable[str]) -> Call[int]:
+    """Cancel the messages named. The caller sees to it that there are some: none at all would mean every message."""
+    body = to_json({"messageIds": filters.ids(message_ids, "message_ids")})
+    return Call("DELETE", _PATH, _read_cancelled, headers=JSON_TYPE, body=body)
+
+
+def cancel_all(filter: MessageFilter | None, count: int | None) -> Call[int]:  # noqa: A002
+    """Cancel what the filter finds, or everything."""
+    pairs = [*filters.page(None, count), *filters.selecting(filter, MessageFilter, "cancel")]
+    return Call("DELETE", _PATH + query(pairs), _read_cancelled, repeatable=count is None)
+
+
+def _of(message_id: str) -> str:
+    return f"{_PATH}/{segment(message_id, 'message_id')}"
+
+
+def _read_cancelled(reply: Reply) -> int:
+    return int(answer(reply)["cancelled"])
+
+
+class MessageApi:
+    """Messages. What a call takes is described in `options`; every id given must not be empty."""
+
+    def __init__(self, http: HttpClient) -> None:
+        self._http = http
+
+    def publish(
+        self, *, body: Body = None, **options: Unpack[PublishTarget]
+    ) -> PublishResponse | list[PublishUrlGroupResponse]:
+        """Publish a message to exactly one of `url`, `url_group` or `api`.
+
+        A URL group answers with a list, one element for each of its endpoints. When this returns, the message is
+        stored.
+        """
+        return self._http.run(publishing.publish(body, options, retry_id=self._http.new_retry_id()))
+
+    def publish_json(
+        self, *, body: Any = None, **options: Unpack[PublishTarget]
+    ) -> PublishResponse | list[PublishUrlGroupResponse]:
+        """As `publish`, with a body that is sent as JSON."""
+        text, given = publishing.as_json(body, options)
+        return self._http.run(publishing.publish(text, given, retry_id=self._http.new_retry_id()))
+
+    def enqueue(
+        self, *, queue: str, body: Body = None, **options: Unpack[EnqueueTarget]
+    ) -> EnqueueResponse | list[EnqueueUrlGroupResponse]:
+        """Append a message to a queue, which is created if there is none of that name."""
+        return self._http.run(publishing.enqueue(queue, body, options, retry_id=self._http.new_retry_id()))
+
+    def enqueue_json(
+        self, *, queue: str, body: Any = None, **options: Unpack[EnqueueTarget]
+    ) -> EnqueueResponse | list[EnqueueUrlGroupResponse]:
+        """As `enqueue`, with a body that is sent as JSON."""
+        text, given = publishing.as_json(body, options)
+        return self._http.run(publishing.enqueue(queue, text, given, retry_id=self._http.new_retry_id()))
+
+    def batch(self, messages: Iterable[BatchRequest]) -> list[BatchResponse | list[BatchUrlGroupResponse] | BatchError]:
+        """Publish or enqueue many messages with one request; one answer for each, in order.
+
+        A message that the service refuses is answered with a `BatchError` and does not touch its neighbours.
+        """
+        return self._http.run(publishing.batch(messages, new_retry_id=self._http.new_retry_id))
+
+    def batch_json(
+        self, messages: Iterable[BatchJsonRequest]
+    ) -> list[BatchResponse | list[BatchUrlGroupResponse] | BatchError]:
+        """As `batch`, with bodies that are sent as JSON."""
+        return self.batch(publishing.batch_as_json(messages))
+
+    def get(self, message_id: str) -> Message:
+        """Look at a message. Raises ApiError (404) for one that is unknown or long finished."""
+        return self._http.run(get(message_id))
+
+    def cancel(self, message_id: str) -> None:
+        """Cancel a message. A delivery that is under way cannot be stopped, only its retries."""
+        self._http.run(cancel(message_id))
+
+    def cancel_many(self, message_ids: list[str]) -> int:
+        """Cancel the messages named, and return how many were cancelled. An empty list cancels none."""
+        return self._http.run(cancel_many(message_ids)) if message_ids else 0
+
+    def cancel_all(
+        self,
+        *,
+        filter: MessageFilter | None = None,  # noqa: A002 - as in the other lists of the SDK
+        count: int | None = None,
+    ) -> int:
+        """Cancel what the filter finds, or without one every message, and return how many were cancelled.
+
+        `count` limits how many (1 to 500). Should the service stop half-way with an error, call it again.
+        """
+        return self._http.run(cancel_all(filter, count))

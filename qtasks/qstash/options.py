@@ -1,0 +1,257 @@
+"""What a caller may say about a message, and how it becomes `protocol.messages.PublishOptions` and headers.
+
+The keywords are declared once, here, and shared by publish, enqueue, batch and schedules. Names and defaults are those
+of the official SDK; where it takes one form (a number of seconds, one label), more natural ones are taken too. An
+absent key and None both mean "not said".
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Literal, TypedDict
+
+from qtasks.errors import InvalidCallError
+from qtasks.protocol import durations, messages, wire
+from qtasks.protocol.messages import Headers, PublishOptions
+from qtasks.qstash.calls import HttpMethod
+from qtasks.qstash.providers import LlmApi
+
+Duration = str | int | float | timedelta
+"""``"1h30m"``, a number of seconds, or a timedelta."""
+
+
+class FlowControl(TypedDict, total=False):
+    """Limits shared by all messages of one key. `key` is required, and at least one of `parallelism` and `rate`."""
+
+    key: str
+    """Name of the key."""
+    parallelism: int
+    """Deliveries of the key that may be under way at once."""
+    rate: int
+    """Deliveries of the key that may start within one period."""
+    period: Duration
+    """Length of the period; default one second, at most a week."""
+
+
+class Redact(TypedDict, total=False):
+    """What logs and API answers must not show."""
+
+    body: Literal[True]
+    """Hide the body."""
+    header: Literal[True] | list[str]
+    """Hide every header (True), or those named."""
+
+
+class DeliveryKeywords(TypedDict, total=False):
+    """What can be said about every kind of message."""
+
+    content_type: str | None
+    """MIME type of the body."""
+    method: HttpMethod | None
+    """HTTP method of the delivery; default POST."""
+    headers: Mapping[str, str] | None
+    """Headers that the destination gets."""
+    callback_headers: Mapping[str, str] | None
+    """Options of the callback message: ``{"Retries": "1", "Forward-My-Header": "value"}``."""
+    failure_callback_headers: Mapping[str, str] | None
+    """The same for the failure callback message."""
+    retries: int | None
+    """Deliveries after the first, when that fails; default 3."""
+    retry_delay: str | int | None
+    """Milliseconds before a retry, as an expression over `retried`: ``"pow(2, retried) * 1000"``."""
+    callback: str | None
+    """URL that is told of every attempt."""
+    failure_callback: str | None
+    """URL that is told when the message has failed for good."""
+    timeout: Duration | None
+    """How long one delivery may take; can only shorten what the service allows."""
+    label: str | Sequence[str] | None
+    """Label or labels by which logs and dead letters can be searched."""
+    redact: Redact | None
+    """What logs must not show."""
+    flow_control: FlowControl | None
+    """Rate and parallelism shared by the messages of one key."""
+
+
+class EnqueueKeywords(DeliveryKeywords, total=False):
+    """Options of a message in a queue. Queues have no delay: their order says when."""
+
+    deduplication_id: str | None
+    """Messages of one id count as one for ten minutes. No colon."""
+    content_based_deduplication: bool | None
+    """Make the deduplication id from destination, body and headers."""
+
+
+class PublishKeywords(EnqueueKeywords, total=False):
+    """Options of a published message."""
+
+    delay: Duration | None
+    """Deliver this much later."""
+    not_before: int | datetime | None
+    """Deliver at this moment, in Unix seconds or as an aware datetime; wins over `delay`."""
+
+
+class ScheduleKeywords(DeliveryKeywords, total=False):
+    """Options of the messages that a schedule makes."""
+
+    delay: Duration | None
+    """Deliver each message this much after its tick."""
+    schedule_id: str | None
+    """Name of the schedule; an existing one of that name is replaced."""
+    queue: str | None
+    """Queue that the messages go through."""
+
+
+class Target(TypedDict, total=False):
+    """Where a message goes: exactly one of the three."""
+
+    url: str | None
+    """URL that the message is delivered to."""
+    url_group: str | None
+    """URL group; each of its endpoints gets a message of its own."""
+    api: LlmApi | None
+    """A language model: ``{"name": "llm", "provider": openai("...")}``."""
+
+
+class PublishTarget(Target, PublishKeywords, total=False):
+    """Everything that `publish` takes besides the body."""
+
+
+class EnqueueTarget(Target, EnqueueKeywords, total=False):
+    """Everything that `enqueue` takes besides queue and body."""
+
+
+def check_names(given: Iterable[str], known: type, where: str) -> None:
+    """Refuse a keyword that `known` (one of the classes above) does not have, with the nearest that it has."""
+    names: Mapping[str, object] = known.__annotations__
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            suggestion = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{where} got an unexpected keyword argument {name!r}{suggestion}")
+
+
+def read(given: Mapping[str, Any]) -> PublishOptions:
+    """The keywords that were said, as the protocol's value.
+
+    Callback headers are not part of it, see `headers`. Raises InvalidCallError for a value that says nothing sensible.
+    """
+    said = {name: value for name, value in given.items() if value is not None}
+    values = {name: _READERS[name](value) for name, value in said.items() if name in _READERS}
+    return PublishOptions(**{_FIELDS.get(name, name): value for name, value in values.items()})
+
+
+def headers(options: PublishOptions, given: Mapping[str, Any]) -> Headers:
+    """The header lines of a message: the wire's table, then the callback headers as the caller wrote them.
+
+    Those are free text by the official SDK's contract (any name gets the prefix), so they go out as they are.
+    """
+    lines = (
+        *wire.write(options),
+        *_prefixed("Upstash-Callback-", given.get("callback_headers")),
+        *_prefixed("Upstash-Failure-Callback-", given.get("failure_callback_headers")),
+    )
+    for name, value in lines:
+        if _BREAK.search(name) or _BREAK.search(value):
+            raise InvalidCallError(f"the header {name!r} contains a line break")
+    return lines
+
+
+def _prefixed(prefix: str, given: Mapping[str, str] | None) -> Headers:
+    if not given:
+        return ()
+    wanted = prefix.lower()
+    return tuple(
+        (name if name.lower().startswith(wanted) else prefix + name, str(value)) for name, value in given.items()
+    )
+
+
+_BREAK = re.compile(r"[\r\n\0]")
+_FORWARD = "upstash-forward-"
+
+
+def _forward(given: Mapping[str, str]) -> Headers:
+    return tuple(
+        (name[len(_FORWARD) :] if name.lower().startswith(_FORWARD) else name, str(value))
+        for name, value in given.items()
+    )
+
+
+def _span_ms(name: str, given: Duration) -> int:
+    try:
+        return durations.to_ms(given)
+    except (ValueError, TypeError) as error:
+        raise InvalidCallError(f"{name}: {error}") from None
+
+
+def _moment_s(given: float | datetime) -> int:
+    if not isinstance(given, datetime):
+        return int(given)
+    if given.tzinfo is None:
+        raise InvalidCallError("not_before is a datetime without a time zone", hint="Write datetime.now(timezone.utc).")
+    return int(given.timestamp())
+
+
+def _labels(given: str | Sequence[str]) -> tuple[str, ...]:
+    names = given.split(",") if isinstance(given, str) else given
+    return tuple(name.strip() for name in names if name.strip())
+
+
+def _deduplication_id(given: str) -> str:
+    if ":" in given:
+        raise InvalidCallError("DeduplicationId cannot contain ':'", hint=f"It was {given!r}.")
+    return given
+
+
+def _flow_control(given: FlowControl) -> messages.FlowControl | None:
+    if not given:
+        return None
+    check_names(given, FlowControl, "flow_control")
+    key, parallelism, rate = given.get("key"), given.get("parallelism"), given.get("rate")
+    if not key:
+        raise InvalidCallError("flow_control needs a key")
+    if parallelism is None and rate is None:
+        raise InvalidCallError("flow_control needs a parallelism or a rate")
+    period_ms = _span_ms("flow_control period", given.get("period", 1))
+    if period_ms % 1000 or period_ms == 0:
+        raise InvalidCallError(f"flow_control period must be whole seconds, not {given['period']!r}")
+    return messages.FlowControl(key=key, parallelism=parallelism, rate=rate, period_s=period_ms // 1000)
+
+
+def _redaction(given: Redact) -> messages.Redaction | None:
+    check_names(given, Redact, "redact")
+    which = given.get("header")
+    named = () if which is None or isinstance(which, bool) else tuple(which)
+    redaction = messages.Redaction(body=bool(given.get("body")), all_headers=which is True, headers=named)
+    return redaction if redaction != messages.Redaction() else None
+
+
+_READERS: Mapping[str, Any] = {
+    "content_type": str,
+    "method": str.upper,
+    "headers": _forward,
+    "retries": int,
+    "retry_delay": str,
+    "callback": str,
+    "failure_callback": str,
+    "timeout": lambda given: _span_ms("timeout", given),
+    "label": _labels,
+    "redact": _redaction,
+    "deduplication_id": _deduplication_id,
+    "content_based_deduplication": bool,
+    "delay": lambda given: _span_ms("delay", given),
+    "not_before": _moment_s,
+    "flow_control": _flow_control,
+    "schedule_id": str,
+    "queue": str,
+}
+_FIELDS: Mapping[str, str] = {
+    "headers": "forward",
+    "timeout": "timeout_ms",
+    "delay": "delay_ms",
+    "not_before": "not_before_s",
+    "label": "labels",
+}

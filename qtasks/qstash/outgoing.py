@@ -1,0 +1,64 @@
+"""From a call to the request that goes out: base URL, token, the headers every request has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from qtasks.qstash.calls import Call, HttpMethod, answer, query
+from qtasks.qstash.credentials import Credentials
+from qtasks.qstash.transport import Reply, Request
+
+USER_AGENT = "qstash-tasks"
+
+__all__ = ["USER_AGENT", "HttpMethod", "custom", "new_retry_id", "of"]
+
+
+def of(call: Call[Any], credentials: Credentials) -> Request:
+    """The request of a call."""
+    token = call.token or f"Bearer {credentials.token}"
+    return Request(
+        method=call.method,
+        url=(call.base_url or credentials.base_url) + call.path,
+        headers=(("Authorization", token), ("User-Agent", USER_AGENT), *call.headers),
+        body=call.body,
+    )
+
+
+def custom(
+    *,
+    path: str,
+    method: HttpMethod,
+    headers: Mapping[str, str] | None,
+    body: str | bytes | None,
+    params: Mapping[str, Any] | None,
+    parse_response: bool,
+    base_url: str | None,
+    token: str | None,
+) -> Call[Any]:
+    """The call behind `HttpClient.request`."""
+    pairs = [
+        (name, str(value))
+        for name, values in (params or {}).items()
+        for value in (values if isinstance(values, (list, tuple)) else (values,))
+    ]
+    return Call(
+        method,
+        path + query(pairs),
+        answer if parse_response else _text,
+        headers=tuple((name, str(value)) for name, value in (headers or {}).items()),
+        body=body.encode() if isinstance(body, str) else body or b"",
+        repeatable=method == "GET",
+        base_url=base_url,
+        token=token,
+    )
+
+
+def new_retry_id() -> str:
+    """A deduplication id that nobody has used: no colon, which the service forbids."""
+    return f"retry_{os.urandom(16).hex()}"
+
+
+def _text(reply: Reply) -> str:
+    return reply.body.decode("utf-8", "replace")

@@ -1,0 +1,254 @@
+"""Putting messages in: publish, enqueue, batch (protocol reference 2.2 to 2.4)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from qtasks.errors import InvalidCallError
+from qtasks.protocol.messages import PublishOptions
+from qtasks.qstash import options as keywords
+from qtasks.qstash.calls import JSON_TYPE, Call, answer, destination, segment, to_json, url_text
+from qtasks.qstash.options import EnqueueTarget, PublishTarget
+from qtasks.qstash.providers import UPSTASH
+from qtasks.qstash.transport import Reply
+
+Body = str | bytes | None
+"""A body as it is: text goes out as UTF-8."""
+
+
+@dataclass
+class PublishResponse:
+    """A message was accepted, and is stored."""
+
+    message_id: str
+    """Id of the message."""
+    deduplicated: bool
+    """Whether an earlier message of the same deduplication id stands for this one, which was not sent."""
+
+
+@dataclass
+class PublishUrlGroupResponse:
+    """A message for one endpoint of a URL group was accepted."""
+
+    message_id: str
+    """Id of the message."""
+    url: str
+    """URL of the endpoint."""
+    deduplicated: bool
+    """As in `PublishResponse`."""
+
+
+@dataclass
+class EnqueueResponse(PublishResponse):
+    """A message was accepted into a queue."""
+
+
+@dataclass
+class EnqueueUrlGroupResponse(PublishUrlGroupResponse):
+    """A message for one endpoint of a URL group was accepted into a queue."""
+
+
+@dataclass
+class BatchResponse(PublishResponse):
+    """A message of a batch was accepted."""
+
+
+@dataclass
+class BatchUrlGroupResponse(PublishUrlGroupResponse):
+    """A message of a batch for one endpoint of a URL group was accepted."""
+
+
+@dataclass
+class BatchError:
+    """A message of a batch was refused. Its neighbours are not affected."""
+
+    error: str
+    """Why, in the service's words."""
+
+
+class BatchRequest(PublishTarget, total=False):
+    """One message of a batch: what `publish` takes, and a queue if it is to be enqueued."""
+
+    queue: str | None
+    """Name of the queue."""
+    body: str | bytes | None
+    """The body as it is; bytes must be UTF-8, for a batch travels as JSON."""
+
+
+class BatchJsonRequest(PublishTarget, total=False):
+    """As `BatchRequest`, with a body that is sent as JSON."""
+
+    queue: str | None
+    """Name of the queue."""
+    body: Any
+    """Anything that JSON can express."""
+
+
+_One = TypeVar("_One", bound=PublishResponse)
+_Each = TypeVar("_Each", bound=PublishUrlGroupResponse)
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A message ready to be sent: its options, and whether its deduplication id is ours.
+
+    A client that repeats calls gives every message an id of its own, so that a lost answer never makes a second
+    message. That id is nobody's business: `deduplicated` in the answer then means that our own first attempt arrived.
+    """
+
+    options: PublishOptions
+    ours: bool
+
+    @classmethod
+    def of(cls, options: PublishOptions, retry_id: str | None) -> Sealed:
+        """Add `retry_id` unless the caller chose a deduplication of their own."""
+        if retry_id is None or options.deduplication_id is not None or options.content_based_deduplication:
+            return cls(options, ours=False)
+        return cls(replace(options, deduplication_id=retry_id), ours=True)
+
+
+def publish_raw(target: str, body: bytes, options: PublishOptions, *, retry_id: str | None) -> Call[PublishResponse]:
+    """Publish with options that are values of the protocol already."""
+    sealed = Sealed.of(options, retry_id)
+    return Call(
+        "POST",
+        f"/v2/publish/{destination(target)}",
+        lambda reply: _accepted(answer(reply), PublishResponse, ours=sealed.ours),
+        headers=keywords.headers(sealed.options, {}),
+        body=body,
+    )
+
+
+def publish(
+    body: Body, given: Mapping[str, Any], *, retry_id: str | None
+) -> Call[PublishResponse | list[PublishUrlGroupResponse]]:
+    """Publish to a URL, a URL group or a language model."""
+    keywords.check_names(given, PublishTarget, "publish()")
+    return _post("/v2/publish/", body, given, PublishResponse, PublishUrlGroupResponse, retry_id)
+
+
+def enqueue(
+    queue: str, body: Body, given: Mapping[str, Any], *, retry_id: str | None
+) -> Call[EnqueueResponse | list[EnqueueUrlGroupResponse]]:
+    """Append to a queue."""
+    keywords.check_names(given, EnqueueTarget, "enqueue()")
+    prefix = f"/v2/enqueue/{segment(queue, 'queue')}/"
+    return _post(prefix, body, given, EnqueueResponse, EnqueueUrlGroupResponse, retry_id)
+
+
+def batch(
+    requests: Iterable[BatchRequest], *, new_retry_id: Callable[[], str | None]
+) -> Call[list[BatchResponse | list[BatchUrlGroupResponse] | BatchError]]:
+    """Publish or enqueue many at once. A message that is refused does not touch the others."""
+    items: list[dict[str, Any]] = []
+    ours: list[bool] = []
+    for index, request in enumerate(requests):
+        sealed, item = _batch_item(request, f"messages[{index}]", new_retry_id())
+        items.append(item)
+        ours.append(sealed.ours)
+
+    def read(reply: Reply) -> list[BatchResponse | list[BatchUrlGroupResponse] | BatchError]:
+        answers = answer(reply)
+        if len(answers) != len(ours):
+            raise ValueError(f"{len(answers)} answers for {len(ours)} messages")
+        return [_batch_answer(content, ours=own) for content, own in zip(answers, ours, strict=True)]
+
+    return Call("POST", "/v2/batch", read, headers=JSON_TYPE, body=to_json(items))
+
+
+def as_json(body: Any, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A body as JSON text, and the keywords with the content type that says so."""
+    return json.dumps(body), {**given, "content_type": given.get("content_type") or "application/json"}
+
+
+def batch_as_json(requests: Iterable[BatchJsonRequest]) -> list[BatchRequest]:
+    """The items of `batch_json` as items of `batch`."""
+    plain: list[BatchRequest] = []
+    for request in requests:
+        text, given = as_json(request.get("body"), request)
+        plain.append({**given, "body": text})  # type: ignore[typeddict-item]
+    return plain
+
+
+def _post(
+    prefix: str,
+    body: Body,
+    given: Mapping[str, Any],
+    one: type[_One],
+    each: type[_Each],
+    retry_id: str | None,
+) -> Call[_One | list[_Each]]:
+    target, given = _aim(given)
+    sealed = Sealed.of(keywords.read(given), retry_id)
+
+    def read(reply: Reply) -> _One | list[_Each]:
+        content = answer(reply)
+        if isinstance(content, list):
+            return [_accepted_endpoint(item, each, ours=sealed.ours) for item in content]
+        return _accepted(content, one, ours=sealed.ours)
+
+    return Call(
+        "POST",
+        prefix + destination(target),
+        read,
+        headers=keywords.headers(sealed.options, given),
+        body=as_bytes(body),
+    )
+
+
+def _accepted(content: Mapping[str, Any], kind: type[_One], *, ours: bool) -> _One:
+    return kind(message_id=content["messageId"], deduplicated=bool(content.get("deduplicated")) and not ours)
+
+
+def _accepted_endpoint(content: Mapping[str, Any], kind: type[_Each], *, ours: bool) -> _Each:
+    return kind(
+        message_id=content["messageId"],
+        url=content["url"],
+        deduplicated=bool(content.get("deduplicated")) and not ours,
+    )
+
+
+def _batch_answer(content: Any, *, ours: bool) -> BatchResponse | list[BatchUrlGroupResponse] | BatchError:
+    if isinstance(content, list):
+        return [_accepted_endpoint(item, BatchUrlGroupResponse, ours=ours) for item in content]
+    if "messageId" not in content and "error" in content:
+        return BatchError(error=str(content["error"]))
+    return _accepted(content, BatchResponse, ours=ours)
+
+
+def _batch_item(given: BatchRequest, where: str, retry_id: str | None) -> tuple[Sealed, dict[str, Any]]:
+    keywords.check_names(given, BatchRequest, where)
+    target, said = _aim(given)
+    queue, body = said.pop("queue", None), said.pop("body", None)
+    sealed = Sealed.of(keywords.read(said), retry_id)
+    try:
+        text = body.decode() if isinstance(body, bytes) else body
+    except UnicodeDecodeError:
+        raise InvalidCallError(
+            f"the body of {where} is not UTF-8, and a batch travels as JSON", hint="Publish this message by itself."
+        ) from None
+    lines = dict(keywords.headers(sealed.options, said))
+    return sealed, {"destination": url_text(target), "headers": lines, "body": text, "queue": queue}
+
+
+def _aim(given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The destination, and the keywords without it. A language model adds the headers with its key."""
+    said = {name: value for name, value in given.items() if value is not None}
+    targets = [said.pop(name) for name in ("url", "url_group", "api") if name in said]
+    if len(targets) != 1:
+        raise InvalidCallError("Only and only one of 'url', 'url_group', or 'api' must be provided.")
+    target = targets[0]
+    if isinstance(target, str):
+        return target, said
+    provider = target.get("provider")
+    if provider is None or provider.name == UPSTASH:
+        return "api/llm", said
+    return provider.chat_url(), {**said, "headers": {**said.get("headers", {}), **provider.chat_headers()}}
+
+
+def as_bytes(body: Body) -> bytes:
+    """The body as it goes out."""
+    return body.encode() if isinstance(body, str) else body or b""

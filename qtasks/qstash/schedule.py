@@ -1,0 +1,212 @@
+"""Schedules: messages by the clock (protocol reference 2.7)."""
+
+from __future__ import annotations
+
+import builtins
+import enum
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Unpack
+
+from qtasks.qstash import options as keywords
+from qtasks.qstash.calls import Call, HttpMethod, answer, destination, nothing, segment
+from qtasks.qstash.message import FlowControlProperties, parse_flow_control
+from qtasks.qstash.options import ScheduleKeywords
+from qtasks.qstash.publishing import Body, as_bytes, as_json
+from qtasks.qstash.sync import HttpClient
+
+_PATH = "/v2/schedules"
+
+
+class ScheduleState(enum.Enum):
+    """How a message of the last run stands."""
+
+    IN_PROGRESS = "IN_PROGRESS"
+    SUCCESS = "SUCCESS"
+    FAIL = "FAIL"
+    UNKNOWN = "UNKNOWN"
+    """A state that this version does not know."""
+
+    @classmethod
+    def _missing_(cls, _: object) -> ScheduleState:
+        return cls.UNKNOWN
+
+
+@dataclass
+class Schedule:
+    """A schedule. Times are Unix milliseconds."""
+
+    schedule_id: str
+    """Its id."""
+    destination: str
+    """URL or URL group that its messages go to."""
+    cron: str
+    """When: five fields, perhaps with `CRON_TZ=`."""
+    created_at: int
+    """When it was created."""
+    body: str | None
+    """Body of its messages, if it is UTF-8."""
+    body_base64: str | None
+    """The same in base64, if it is not UTF-8."""
+    method: HttpMethod
+    """HTTP method of the deliveries."""
+    headers: dict[str, list[str]] | None
+    """Headers that the destination gets."""
+    callback_headers: dict[str, list[str]] | None
+    """Headers that the callback URL gets."""
+    failure_callback_headers: dict[str, list[str]] | None
+    """Headers that the failure callback URL gets."""
+    retries: int
+    """Deliveries of a message after the first, when that fails."""
+    retry_delay_expression: str | None
+    """The `retry_delay` it was created with, if any."""
+    callback: str | None
+    """URL that is told of every attempt."""
+    failure_callback: str | None
+    """URL that is told when a message has failed for good."""
+    queue: str | None
+    """Queue that its messages go through, if any."""
+    delay: int | None
+    """Seconds between a tick and the delivery of its message."""
+    timeout: int | None
+    """Seconds that one delivery may take, if that was said."""
+    caller_ip: str | None
+    """Address of whoever created it."""
+    paused: bool
+    """Whether it is paused: its ticks pass without a message."""
+    flow_control: FlowControlProperties | None
+    """Flow control of its messages, if any."""
+    last_schedule_time: int | None
+    """The last tick, if there was one."""
+    next_schedule_time: int | None
+    """The next tick."""
+    last_schedule_states: dict[str, ScheduleState] | None
+    """How the messages of the last run stand, by their ids."""
+    error: str | None
+    """What went wrong at the last tick, if anything."""
+    label: str | None
+    """First label of its messages, if any."""
+    labels: list[str] | None = field(default=None, kw_only=True)
+    """All labels of its messages."""
+
+
+def parse_schedule(content: Mapping[str, Any]) -> Schedule:
+    """A schedule as the service describes it."""
+    states = content.get("lastScheduleStates")
+    return Schedule(
+        schedule_id=content["scheduleId"],
+        destination=content["destination"],
+        cron=content["cron"],
+        created_at=content["createdAt"],
+        body=content.get("body"),
+        body_base64=content.get("bodyBase64"),
+        method=content["method"],
+        headers=content.get("header"),
+        callback_headers=content.get("callbackHeader"),
+        failure_callback_headers=content.get("failureCallbackHeader"),
+        retries=content["retries"],
+        retry_delay_expression=content.get("retryDelayExpression"),
+        callback=content.get("callback"),
+        failure_callback=content.get("failureCallback"),
+        queue=content.get("queueName"),
+        delay=content.get("delay"),
+        timeout=content.get("timeout"),
+        caller_ip=content.get("callerIP"),
+        paused=content.get("isPaused", False),
+        flow_control=parse_flow_control(content),
+        last_schedule_time=content.get("lastScheduleTime"),
+        next_schedule_time=content.get("nextScheduleTime"),
+        last_schedule_states=None if states is None else {key: ScheduleState(state) for key, state in states.items()},
+        error=content.get("error"),
+        label=content.get("label"),
+        labels=content.get("labels"),
+    )
+
+
+def create(target: str, cron: str, body: Body, given: Mapping[str, Any], *, repeating: bool) -> Call[str]:
+    """Create or replace a schedule.
+
+    A client that repeats calls (`repeating`) names the schedule itself when the caller does not: a second creation
+    after a lost answer then replaces the first instead of standing beside it.
+    """
+    keywords.check_names(given, ScheduleKeywords, "create()")
+    options = replace(keywords.read(given), cron=cron)
+    if options.schedule_id is None and repeating:
+        options = replace(options, schedule_id=f"scd_{os.urandom(16).hex()}")
+    return Call(
+        "POST",
+        f"{_PATH}/{destination(target)}",
+        lambda reply: str(answer(reply)["scheduleId"]),
+        headers=keywords.headers(options, given),
+        body=as_bytes(body),
+    )
+
+
+def get(schedule_id: str) -> Call[Schedule]:
+    """Look at one schedule."""
+    return Call("GET", _of(schedule_id), lambda reply: parse_schedule(answer(reply)))
+
+
+def list_all() -> Call[list[Schedule]]:
+    """Look at all schedules."""
+    return Call("GET", _PATH, lambda reply: [parse_schedule(content) for content in answer(reply)])
+
+
+def delete(schedule_id: str) -> Call[None]:
+    """Delete a schedule."""
+    return Call("DELETE", _of(schedule_id), nothing, absent_is_done=True)
+
+
+def pause(schedule_id: str) -> Call[None]:
+    """Pause a schedule."""
+    return Call("PATCH", f"{_of(schedule_id)}/pause", nothing)
+
+
+def resume(schedule_id: str) -> Call[None]:
+    """Resume a schedule."""
+    return Call("PATCH", f"{_of(schedule_id)}/resume", nothing)
+
+
+def _of(schedule_id: str) -> str:
+    return f"{_PATH}/{segment(schedule_id, 'schedule_id')}"
+
+
+class ScheduleApi:
+    """Schedules: a message at every tick of a cron expression."""
+
+    def __init__(self, http: HttpClient) -> None:
+        self._http = http
+
+    def create(self, *, destination: str, cron: str, body: Body = None, **options: Unpack[ScheduleKeywords]) -> str:
+        """Create a schedule and return its id. A `schedule_id` that exists is replaced, settings and all.
+
+        `destination` is a URL or the name of a URL group; `cron` has five fields in UTC, or in the zone of a prefix
+        ``CRON_TZ=Europe/Berlin ``.
+        """
+        return self._http.run(create(destination, cron, body, options, repeating=self._http.repeats))
+
+    def create_json(self, *, destination: str, cron: str, body: Any = None, **options: Unpack[ScheduleKeywords]) -> str:
+        """As `create`, with a body that is sent as JSON."""
+        text, given = as_json(body, options)
+        return self._http.run(create(destination, cron, text, given, repeating=self._http.repeats))
+
+    def get(self, schedule_id: str) -> Schedule:
+        """Look at a schedule. Raises ApiError (404) for an unknown one."""
+        return self._http.run(get(schedule_id))
+
+    def list(self) -> builtins.list[Schedule]:
+        """Look at all schedules."""
+        return self._http.run(list_all())
+
+    def delete(self, schedule_id: str) -> None:
+        """Delete a schedule. Messages it has made already are delivered."""
+        self._http.run(delete(schedule_id))
+
+    def pause(self, schedule_id: str) -> None:
+        """Pause a schedule: its ticks pass without a message, and are not made up for."""
+        self._http.run(pause(schedule_id))
+
+    def resume(self, schedule_id: str) -> None:
+        """Resume a schedule with its next tick."""
+        self._http.run(resume(schedule_id))

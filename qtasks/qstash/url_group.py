@@ -1,0 +1,155 @@
+"""URL groups: one message, many endpoints (protocol reference 2.8)."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
+
+from qtasks.errors import InvalidCallError
+from qtasks.qstash.calls import JSON_TYPE, Call, answer, nothing, segment, to_json
+from qtasks.qstash.sync import HttpClient
+
+_PATH = "/v2/topics"
+
+
+class UpsertEndpointRequest(TypedDict, total=False):
+    """An endpoint to add or to change."""
+
+    url: str
+    """Its URL; required."""
+    name: str
+    """Its name, by which it is recognised; without one, the URL is."""
+
+
+class RemoveEndpointRequest(TypedDict, total=False):
+    """An endpoint to remove, by URL or by name."""
+
+    url: str
+    """Its URL."""
+    name: str
+    """Its name."""
+
+
+@dataclass
+class Endpoint:
+    """A member of a URL group."""
+
+    url: str
+    """Where its messages go."""
+    name: str | None
+    """Its name, if it has one."""
+
+
+@dataclass
+class UrlGroup:
+    """A URL group. Times are Unix milliseconds."""
+
+    name: str
+    """Its name."""
+    created_at: int
+    """When it was created."""
+    updated_at: int
+    """When it was last changed."""
+    endpoints: list[Endpoint]
+    """Its members, in order."""
+    headers: dict[str, list[str]] | None = field(default=None, kw_only=True)
+    """Default options of every publish to it, where the service shows them."""
+
+
+def parse_url_group(content: Mapping[str, Any]) -> UrlGroup:
+    """A URL group as the service describes it."""
+    return UrlGroup(
+        name=content["name"],
+        created_at=content["createdAt"],
+        updated_at=content["updatedAt"],
+        endpoints=[Endpoint(url=endpoint["url"], name=endpoint.get("name")) for endpoint in content["endpoints"]],
+        headers=content.get("headers"),
+    )
+
+
+def upsert_endpoints(url_group: str, endpoints: Iterable[UpsertEndpointRequest]) -> Call[None]:
+    """Add endpoints, or change those that are there."""
+    members = list(endpoints)
+    if any("url" not in endpoint for endpoint in members):
+        raise InvalidCallError("`url` of the endpoint must be provided.")
+    return _edit("POST", url_group, {"endpoints": members})
+
+
+def remove_endpoints(url_group: str, endpoints: Iterable[RemoveEndpointRequest]) -> Call[None]:
+    """Remove endpoints."""
+    members = list(endpoints)
+    if any("url" not in endpoint and "name" not in endpoint for endpoint in members):
+        raise InvalidCallError("One of `url` or `name` of the endpoint must be provided.")
+    return _edit("DELETE", url_group, {"endpoints": members})
+
+
+def set_default_headers(url_group: str, headers: Mapping[str, str | list[str]]) -> Call[None]:
+    """Replace the options that every publish to the group has unless it says otherwise."""
+    body = to_json({"headers": dict(headers)})
+    return Call("PATCH", _of(url_group), nothing, headers=JSON_TYPE, body=body)
+
+
+def get(url_group: str) -> Call[UrlGroup]:
+    """Look at one group."""
+    return Call("GET", _of(url_group), lambda reply: parse_url_group(answer(reply)))
+
+
+def list_all() -> Call[list[UrlGroup]]:
+    """Look at all groups."""
+    return Call("GET", _PATH, lambda reply: [parse_url_group(content) for content in answer(reply)])
+
+
+def delete(url_group: str) -> Call[None]:
+    """Delete a group."""
+    return Call("DELETE", _of(url_group), nothing, absent_is_done=True)
+
+
+def _edit(method: Literal["POST", "DELETE"], url_group: str, body: object) -> Call[None]:
+    return Call(
+        method,
+        f"{_of(url_group)}/endpoints",
+        nothing,
+        headers=JSON_TYPE,
+        body=to_json(body),
+        absent_is_done=method == "DELETE",
+    )
+
+
+def _of(url_group: str) -> str:
+    return f"{_PATH}/{segment(url_group, 'url_group')}"
+
+
+class UrlGroupApi:
+    """URL groups: a message published to a group goes to each of its endpoints."""
+
+    def __init__(self, http: HttpClient) -> None:
+        self._http = http
+
+    def upsert_endpoints(self, url_group: str, endpoints: builtins.list[UpsertEndpointRequest]) -> None:
+        """Add endpoints to a group, or change those it has; the group is created if there is none of that name."""
+        self._http.run(upsert_endpoints(url_group, endpoints))
+
+    def remove_endpoints(self, url_group: str, endpoints: builtins.list[RemoveEndpointRequest]) -> None:
+        """Remove endpoints from a group. Without its last endpoint a group is gone."""
+        self._http.run(remove_endpoints(url_group, endpoints))
+
+    def set_default_headers(self, url_group: str, headers: Mapping[str, str | builtins.list[str]]) -> None:
+        """Set options for every publish to the group, by their headers: ``{"Upstash-Retries": "5"}``.
+
+        What a publish itself says wins over them.
+        """
+        self._http.run(set_default_headers(url_group, headers))
+
+    def get(self, url_group: str) -> UrlGroup:
+        """Look at a group. Raises ApiError (404) for an unknown one."""
+        return self._http.run(get(url_group))
+
+    def list(self) -> builtins.list[UrlGroup]:
+        """Look at all groups."""
+        return self._http.run(list_all())
+
+    def delete(self, url_group: str) -> None:
+        """Delete a group with all its endpoints. Messages under way are not affected."""
+        self._http.run(delete(url_group))

@@ -1,0 +1,165 @@
+"""A service to talk to: real sockets, scripted answers, and a record of what arrived."""
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from qtasks.errors import BrokerUnreachable
+from qtasks.qstash import Reply, Request
+
+TOKEN = "TOKEN"
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A request as the service saw it: the raw target, headers in order, body."""
+
+    method: str
+    target: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+    def header(self, name: str) -> str | None:
+        return next((value for key, value in self.headers if key.lower() == name.lower()), None)
+
+
+@dataclass
+class Service:
+    url: str = ""
+    arrived: list[Arrived] = field(default_factory=list)
+    answers: list[Any] = field(default_factory=list)
+    """What the next requests get: a value is sent as JSON with 200, a `Reply` as it is, a function gets the handler."""
+
+    def last(self) -> Arrived:
+        return self.arrived[-1]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body leave together, without a wait of the network stack between them
+    service: Service
+
+    def _handle(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.service.arrived.append(Arrived(self.command, self.path, tuple(self.headers.items()), body))
+        answer = self.service.answers.pop(0) if self.service.answers else {}
+        if callable(answer):
+            answer(self)
+        else:
+            self.reply(answer if isinstance(answer, Reply) else Reply(200, (), json.dumps(answer).encode()))
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _handle  # noqa: N815
+
+    def reply(self, answer: Reply) -> None:
+        self.send_response(answer.status)
+        for name, value in (*answer.headers, ("Content-Length", str(len(answer.body)))):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(answer.body)
+
+    def hang_up(self) -> None:
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
+@pytest.fixture(scope="session")
+def _listening() -> Iterator[Service]:
+    state = Service()
+    handler = type("Handler", (_Handler,), {"service": state})
+    server = _Server(("127.0.0.1", 0), handler)
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield state
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def service(_listening: Service) -> Service:
+    _listening.arrived.clear()
+    _listening.answers.clear()
+    return _listening
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for region in ("", "US_EAST_1_", "EU_CENTRAL_1_"):
+        for name in ("URL", "TOKEN", "CURRENT_SIGNING_KEY", "NEXT_SIGNING_KEY", "REGION"):
+            monkeypatch.delenv(f"{region}QSTASH_{name}", raising=False)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+Outcome = Reply | BrokerUnreachable | dict[str, Any]
+
+
+class Script:
+    """A transport that plays outcomes back and keeps what it was given; the last outcome repeats."""
+
+    def __init__(self, *outcomes: Outcome) -> None:
+        self.outcomes = list(outcomes)
+        self.sent: list[Request] = []
+        self.timeouts_s: list[float] = []
+        self.closed = 0
+
+    def send(self, request: Request, timeout_s: float) -> Reply:
+        self.sent.append(request)
+        self.timeouts_s.append(timeout_s)
+        outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
+        if isinstance(outcome, BrokerUnreachable):
+            raise outcome
+        return outcome if isinstance(outcome, Reply) else Reply(200, (), json.dumps(outcome).encode())
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class AsyncScript:
+    """As `Script`, for the asynchronous client."""
+
+    def __init__(self, *outcomes: Outcome) -> None:
+        self.played = Script(*outcomes)
+
+    async def send(self, request: Request, timeout_s: float) -> Reply:
+        return self.played.send(request, timeout_s)
+
+    async def close(self) -> None:
+        self.played.close()
+
+
+@dataclass
+class Waits:
+    """A clock on which waiting takes no time, and the waits that there were, in seconds."""
+
+    now_s: float = 0.0
+    slept_s: list[float] = field(default_factory=list)
+
+    def sleep(self, seconds: float) -> None:
+        self.slept_s.append(seconds)
+        self.now_s += seconds
+
+    async def asleep(self, seconds: float) -> None:
+        self.sleep(seconds)
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def waits() -> Waits:
+    return Waits()
