@@ -1,0 +1,157 @@
+"""What annotations mean on the way through JSON: which values travel, and how pydantic is to read and write them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    JsonValue,
+    PlainSerializer,
+    SecretBytes,
+    SecretStr,
+    TypeAdapter,
+    ValidationInfo,
+)
+from pydantic.errors import PydanticUserError
+from typing_extensions import TypedDict
+
+from qtasks.errors import DefinitionError
+
+WIRE: Any = {"qtasks": "wire"}
+"""Validation context of values that come from JSON, as opposed to those a caller hands over."""
+
+CANNOT_TRAVEL = "QT103"
+
+
+def _bytes_from_wire(value: object, info: ValidationInfo) -> object:
+    if info.context is not WIRE or not isinstance(value, str):
+        return value
+    try:
+        return base64.b64decode(value, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"not base64: {error}") from None
+
+
+_BYTES = Annotated[
+    bytes,
+    BeforeValidator(_bytes_from_wire),
+    PlainSerializer(lambda value: base64.b64encode(value).decode("ascii"), return_type=str, when_used="json"),
+]
+
+
+def _tuples_as_lists(value: object) -> object:
+    if isinstance(value, (tuple, list)):
+        return [_tuples_as_lists(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _tuples_as_lists(item) for key, item in value.items()}
+    return value
+
+
+UNTYPED_RESULT = Annotated[JsonValue, BeforeValidator(_tuples_as_lists)]
+"""What a function without a return annotation may return: ``return a, b`` is too common to refuse."""
+
+_BARE: dict[object, Any] = {
+    inspect.Parameter.empty: JsonValue,
+    Any: JsonValue,
+    object: JsonValue,
+    dict: dict[str, JsonValue],
+    list: list[JsonValue],
+    tuple: tuple[JsonValue, ...],
+    bytes: _BYTES,
+}
+
+
+def portable(annotation: Any) -> Any:
+    """The annotation pydantic is to use in place of `annotation`.
+
+    Where nothing is said about a value (no annotation, `Any`, a bare `dict`), only JSON values pass: pydantic would
+    write any object it knows, a datetime as text, and the other side could not tell. `bytes` travel as base64.
+    Raises DefinitionError for what would arrive changed.
+    """
+    if annotation in (SecretStr, SecretBytes):
+        raise DefinitionError(
+            f"{annotation.__name__} cannot be an argument or a result: it would arrive as asterisks",
+            hint="fix         pass a reference to the secret and look it up in the task",
+            code=CANNOT_TRAVEL,
+        )
+    try:
+        if (replacement := _BARE.get(annotation)) is not None:
+            return replacement
+    except TypeError:  # not hashable, as `Annotated` with a list in it
+        pass
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is None or origin is Literal or not inner:
+        return annotation
+    if origin is Annotated:
+        return Annotated[(portable(inner[0]), *inner[1:])]
+    replaced = tuple(item if item is Ellipsis or isinstance(item, list) else portable(item) for item in inner)
+    if replaced == inner:
+        return annotation
+    if origin in (Union, types.UnionType):
+        return Union[replaced]  # noqa: UP007 - made at run time
+    return origin[replaced]
+
+
+def hints(function: Callable[..., object]) -> dict[str, Any]:
+    """Annotations of `function`, resolved. Raises DefinitionError naming the one that cannot be."""
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise DefinitionError(
+            f"{function.__qualname__}: an annotation names {error.name!r}, which its module does not have",
+            hint="fix         import it at the top of the module, outside `if TYPE_CHECKING`",
+            code=CANNOT_TRAVEL,
+        ) from error
+    except TypeError as error:
+        raise DefinitionError(
+            f"{function.__qualname__}: an annotation is not a type: {error}", code=CANNOT_TRAVEL
+        ) from error
+
+
+def adapter(annotation: Any, *, where: str) -> TypeAdapter[Any]:
+    """A reader and writer for one annotation. Raises DefinitionError that begins with `where`."""
+    try:
+        return TypeAdapter(portable(annotation))
+    except (PydanticUserError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DefinitionError(
+            f"{where}: {type_name(annotation)} cannot travel as JSON: {reason}",
+            hint="fix         pass an id or plain data instead, or use a pydantic model",
+            code=CANNOT_TRAVEL,
+        ) from error
+    except DefinitionError as error:
+        raise DefinitionError(f"{where}: {error.message}", hint=error.hint, code=error.code) from error
+
+
+def record_adapter(name: str, fields: dict[str, Any], *, where: str) -> TypeAdapter[dict[str, Any]]:
+    """One reader and writer for several named values, all of them optional."""
+    make: Any = TypedDict  # the functional form takes any text as a name, but type checkers want literals
+    try:
+        record = make(name, {field: portable(annotation) for field, annotation in fields.items()}, total=False)
+        record.__pydantic_config__ = ConfigDict(extra="forbid")
+        return TypeAdapter(record)
+    except (PydanticUserError, TypeError, DefinitionError):
+        for field, annotation in fields.items():  # which one is it?
+            adapter(annotation, where=f"{where}: parameter {field!r}")
+        raise
+
+
+def type_name(annotation: Any) -> str:
+    """An annotation as a person would write it."""
+    if annotation is inspect.Parameter.empty or annotation is Any:
+        return "a JSON value"
+    if annotation is type(None):
+        return "None"
+    if get_origin(annotation) is Annotated:
+        return type_name(get_args(annotation)[0])
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "")

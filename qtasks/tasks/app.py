@@ -1,0 +1,164 @@
+"""The application object: the registry of tasks, and the face of everything behind it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Unpack
+
+from qtasks.tasks.batch import Batch
+from qtasks.tasks.engine import Engine
+from qtasks.tasks.home import ASGIApp, Home
+from qtasks.tasks.hooks import H
+from qtasks.tasks.middleware import M, S
+from qtasks.tasks.registry import Registry
+from qtasks.tasks.settings import EMBEDDED, Settings, SettingsOverrides
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from fastapi import APIRouter, FastAPI
+
+    from qtasks.tasks.fastapi import Endpoint
+
+log = logging.getLogger("qtasks.app")
+
+DEFAULT_PREFIX = "/qtasks"
+
+
+class QTasks(Registry):
+    """Tasks, and the engine they run on.
+
+    Nothing is read, opened or started here: that happens on first use, or with the lifespan of the application that
+    includes `router`. Which engine is chosen: the home given as `embedded`; else the service of `QSTASH_TOKEN` (and
+    `QSTASH_URL`); else a running `qtasks dev` found through `.qtasks/dev.json`; else, with `QSTASH_DEV`, a development
+    server on port 8080.
+
+    Args:
+        embedded: A home inside this process, such as ``Embedded("tasks.db")``.
+        overrides: Settings in place of the environment's; see `SettingsOverrides`.
+    """
+
+    def __init__(self, *, embedded: Home | None = None, **overrides: Unpack[SettingsOverrides]) -> None:
+        super().__init__()
+        self.engine = Engine(
+            MappingProxyType(self._names),
+            home=embedded,
+            overrides=overrides,
+            bare_app=lambda: self._reached(self._lifeless_app()),
+        )
+
+    @property
+    def settings(self) -> Settings:
+        """What the environment and the arguments came to; read on first use. Raises ConfigurationError."""
+        return self.engine.settings()
+
+    def bound(self) -> Engine:
+        """See `Registry.bound`."""
+        return self.engine
+
+    def batch(self) -> Batch:
+        """Send the calls made inside together: ``with tasks.batch(): ...`` (or ``async with``)."""
+        return Batch(self.engine)
+
+    def on_success(self, hook: H) -> H:
+        """Have `hook` told of every result of every task; see `Hooks`."""
+        return self.engine.hooks.on_success(hook)
+
+    def on_retry(self, hook: H) -> H:
+        """Have `hook` told of every failed attempt that another one follows; see `Hooks`."""
+        return self.engine.hooks.on_retry(hook)
+
+    def on_failure(self, hook: H) -> H:
+        """Have `hook` told once of every call that has failed for good; see `Hooks`."""
+        return self.engine.hooks.on_failure(hook)
+
+    def send_middleware(self, middleware: S) -> S:
+        """Put a generator around every call where it is sent.
+
+        ``def tenant(message): result = yield message.carrying({"tenant": current_tenant()})``. What is carried is
+        signed, and is found in `TaskContext.carried`.
+        """
+        self.engine.middleware.sending.append(middleware)
+        return middleware
+
+    def run_middleware(self, middleware: M) -> M:
+        """Put a coroutine function around every run: ``async def timed(run, call_next): return await call_next(run)``.
+
+        It stands outside of the task's dependencies and inside its time limit; what it raises, the task has raised.
+        """
+        self.engine.middleware.running.append(middleware)
+        return middleware
+
+    @functools.cached_property
+    def router(self) -> APIRouter:
+        """``POST /{task}`` for every task, to be included in a FastAPI application before or after they are declared.
+
+        Its lifespan joins the application's: a start without signing keys is refused, an embedded home is started with
+        the application's loop, and at the end running tasks are waited for.
+        """
+        from qtasks.tasks import fastapi
+
+        return fastapi.router(self._endpoint, lifespan=self._lifespan)
+
+    def asgi_app(self, prefix: str = DEFAULT_PREFIX) -> FastAPI:
+        """A FastAPI application of nothing but these tasks, under `prefix`."""
+        from qtasks.tasks import fastapi
+
+        return fastapi.bare_app(self.router, prefix)
+
+    def close(self) -> None:
+        """Close what was opened outside an application's lifespan: client, results, embedded home. Idempotent."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<QTasks of {len(self._tasks)} tasks>"
+
+    @functools.cached_property
+    def _endpoint(self) -> Endpoint:
+        from qtasks.tasks import fastapi
+
+        return fastapi.Endpoint(self.engine.adispatcher)
+
+    def _lifeless_app(self) -> FastAPI:
+        """For a home that runs outside an application: nothing there has to be started or refused."""
+        from qtasks.tasks import fastapi
+
+        return fastapi.bare_app(fastapi.router(self._endpoint), DEFAULT_PREFIX)
+
+    def _reached(self, app: ASGIApp) -> ASGIApp:
+        """`app` as a home sees it, wherever in it the tasks are."""
+        from qtasks.tasks import fastapi
+
+        prefix = fastapi.prefix_of(app)
+        return app if prefix is None else fastapi.Gateway(app, prefix)
+
+    @asynccontextmanager
+    async def _lifespan(self, app: ASGIApp) -> AsyncIterator[None]:
+        await self.engine.enter(self._reached(app))
+        self._compare_prefixes(app)
+        try:
+            yield
+        finally:
+            await self.engine.leave()
+
+    def _compare_prefixes(self, app: ASGIApp) -> None:
+        """Warn of a base URL under which the application cannot be reached, unless a proxy changes paths."""
+        from qtasks.tasks import fastapi
+
+        prefix, base_url = fastapi.prefix_of(app), self.settings.base_url or ""
+        if self.settings.origin("base_url") != EMBEDDED and prefix and not base_url.endswith(prefix):
+            log.warning(
+                "tasks are served under %s, but QTASKS_BASE_URL is %s: deliveries may not arrive", prefix, base_url
+            )

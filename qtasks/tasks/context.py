@@ -1,0 +1,128 @@
+"""What a running task may know about the delivery it runs for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from qtasks.tasks.progress import MAX_NOTE, Progress, Reporter
+
+
+class Stop:
+    """Whether a run is asked to come to an end, and by when it has to. Time is this process's monotonic clock."""
+
+    __slots__ = ("_asked", "until_s")
+
+    def __init__(self, until_s: float | None = None) -> None:
+        self.until_s = until_s
+        self._asked = threading.Event()
+
+    def ask(self) -> None:
+        """Have it known that the run should end."""
+        self._asked.set()
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether the time is up, or somebody asked."""
+        return self._asked.is_set() or self.left_s() <= 0
+
+    def left_s(self) -> float:
+        """Seconds until the time is up; infinite where nobody set one."""
+        return float("inf") if self.until_s is None else self.until_s - time.monotonic()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskContext:
+    """The delivery a task runs for: ask for it with a parameter ``ctx: TaskContext = injected``."""
+
+    task: str
+    call_id: str
+    """Made by the caller, the same in every attempt and in duplicates: the key for idempotency."""
+    message_id: str
+    """The broker's id, as its logs and dead letters show it."""
+    attempt: int
+    """1 in the first attempt. Taken from a header that no signature covers: for decisions of comfort, not of safety."""
+    retries: int
+    """How many attempts may follow the first one."""
+    schedule_id: str | None = None
+    """The schedule this message comes from, if any."""
+    snoozed: int = 0
+    """How often this call has been put off by `Snooze`."""
+    carried: Mapping[str, str] = field(default_factory=dict)
+    """What the sender's middleware gave along."""
+    unique: str | None = field(default=None, repr=False, compare=False)
+    """The key under which this call is the only one until it is done, if it is."""
+    deadline: datetime | None = field(default=None, compare=False)
+    """When this attempt has to have ended, a moment before the broker gives it up; None where it was called by hand."""
+    stop: Stop = field(default_factory=Stop, repr=False, compare=False)
+    reporter: Reporter = field(default_factory=Reporter, repr=False, compare=False)
+
+    @property
+    def retried(self) -> int:
+        """Attempts before this one."""
+        return self.attempt - 1
+
+    @property
+    def is_last_attempt(self) -> bool:
+        """Whether a failure now ends in the dead letters."""
+        return self.retried >= self.retries
+
+    def progress(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Say how far this run has come, for `TaskResult.progress`. As often as you like: ten a second are kept.
+
+        Never waits, and does nothing without a result backend. Raises ValueError for infinity and NaN.
+        """
+        self.reporter.report(Progress(done, total, note[:MAX_NOTE]))
+
+    @property
+    def time_left_s(self) -> float:
+        """Seconds until `deadline`; below 0 once it has passed, infinite where there is none."""
+        return self.stop.left_s()
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether to come to an end: the attempt's time is up, or the process is about to stop.
+
+        An ``async def`` is stopped when its time is up. A thread cannot be, so a ``def`` that runs for long asks here.
+        """
+        return self.stop.is_asked
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """Logs under ``qtasks.task.<name>``; every record carries task, call_id, message_id and attempt."""
+        facts: Mapping[str, object] = {
+            "task": self.task,
+            "call_id": self.call_id,
+            "message_id": self.message_id,
+            "attempt": self.attempt,
+        }
+        return logging.LoggerAdapter(logging.getLogger(f"qtasks.task.{self.task}"), facts)
+
+
+_PROPERTIES = frozenset({"progress", "retried", "is_last_attempt", "logger", "time_left_s", "should_stop"})
+
+
+class Injected:
+    """The value of `injected`; where it survives into a body, the function was called by hand without a context."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "injected"
+
+    def __getattr__(self, name: str) -> Any:
+        if name in TaskContext.__dataclass_fields__ or name in _PROPERTIES:
+            raise RuntimeError(
+                f"there is no task context here: the function was called directly, so `{name}` has no value; "
+                "pass a TaskContext(...) of your own"
+            )
+        raise AttributeError(name)
+
+
+injected: Final[Any] = Injected()
+"""Default of a parameter that the dispatcher fills: ``ctx: TaskContext = injected``."""

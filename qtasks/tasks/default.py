@@ -1,0 +1,9 @@
+"""The application behind ``from qtasks import task``, for programs that need only one."""
+
+from qtasks.tasks.app import QTasks
+
+default_app = QTasks()
+"""Configured by the environment alone."""
+
+task = default_app.task
+"""``@task``: as `QTasks.task`, on the default application."""

@@ -1,0 +1,92 @@
+"""Finding a running `qtasks dev`: the file it leaves behind, and whether its broker answers."""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import os
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from qtasks.protocol import strict_json
+from qtasks.protocol.messages import SigningKeys
+
+DEV_FILE = Path(".qtasks", "dev.json")
+PROBE_TIMEOUT_S = 0.5
+"""How long a broker on this machine may take to say its keys."""
+
+_MAX_ANSWER = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevServer:
+    """A running `qtasks dev`, as its file and its answer describe it."""
+
+    path: Path
+    url: str
+    token: str = field(repr=False)
+    keys: SigningKeys
+    base_url: str
+    results: str | None
+
+
+def find_dev_server(given_url: str | None, *, start: Path) -> DevServer | str:
+    """The `qtasks dev` that belongs to `start` or a directory above it, if its broker answers; else why not."""
+    for directory in (start, *start.parents):
+        path = directory / DEV_FILE
+        if path.is_file():
+            return _ask_dev_server(path, given_url)
+    return f"not found in {start} or above"
+
+
+def is_loopback(url: str) -> bool:
+    """Whether `url` names this machine by a loopback address or as ``localhost``."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _ask_dev_server(path: Path, given_url: str | None) -> DevServer | str:
+    """Read the file, then ask its broker: the keys it answers with are the truth, for keys rotate."""
+    if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
+        return f"at {path} belongs to somebody else and was not read"
+    try:
+        facts = strict_json.loads(path.read_bytes())
+        if not isinstance(facts, dict):
+            raise ValueError("not an object")
+        url, token, base_url = str(facts["broker"]).rstrip("/"), str(facts["token"]), str(facts["base_url"])
+        results = str(facts["results"]) if facts.get("results") else None
+    except (OSError, ValueError, KeyError) as error:
+        return f"at {path} cannot be read ({type(error).__name__}: {error})"
+    if not is_loopback(url):
+        return f"at {path} names {url}, which is not this machine, and was ignored"
+    if given_url is not None and given_url != url:
+        return f"at {path} is for {url}, but QSTASH_URL is {given_url}"
+    keys = _ask_keys(url, token)
+    if keys is None:
+        return f"at {path} names {url}, which does not answer"
+    return DevServer(path=path, url=url, token=token, keys=keys, base_url=base_url, results=results)
+
+
+def _ask_keys(url: str, token: str) -> SigningKeys | None:
+    """``GET /v2/keys`` of a broker on this machine; None unless it answers soon and as a broker would."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=PROBE_TIMEOUT_S)
+    try:
+        connection.request("GET", f"{parts.path}/v2/keys", headers={"Authorization": f"Bearer {token}"})
+        response = connection.getresponse()
+        answer = strict_json.loads(response.read(_MAX_ANSWER))
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    finally:
+        connection.close()
+    if response.status != HTTPStatus.OK or not isinstance(answer, dict):
+        return None
+    current, following = answer.get("current"), answer.get("next")
+    return SigningKeys(current, following) if isinstance(current, str) and isinstance(following, str) else None

@@ -1,0 +1,227 @@
+"""What an application opens between its first use and its end: settings, client, dispatcher, results, embedded home."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from qtasks.errors import ConfigurationError, ResultsDisabled
+from qtasks.tasks import settings as reading
+from qtasks.tasks.devserver import find_dev_server
+from qtasks.tasks.dispatch import Dispatcher
+from qtasks.tasks.home import ASGIApp, Connection, Home
+from qtasks.tasks.hooks import Hooks
+from qtasks.tasks.middleware import Middleware
+from qtasks.tasks.publisher import Publisher
+from qtasks.tasks.results.base import ResultBackend
+from qtasks.tasks.results.memory import MemoryResults
+from qtasks.tasks.results.sqlite import SQLiteResults
+from qtasks.tasks.sending import Outgoing
+from qtasks.tasks.settings import Settings, SettingsOverrides
+from qtasks.tasks.task import Task
+
+DRAIN_S = 30.0
+"""How long running tasks may take to end when the application stops."""
+
+
+class Engine:
+    """Opens each part when it is first asked for, once, from any thread; closed, it can be opened again."""
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Task[..., Any]],
+        *,
+        home: Home | None,
+        overrides: SettingsOverrides,
+        bare_app: Callable[[], ASGIApp],
+    ) -> None:
+        self._tasks = tasks
+        self._home = home
+        self._overrides = overrides
+        self._bare_app = bare_app
+        # Reentrant: one part asks for another. Reading a part that is there needs no lock.
+        self._lock = threading.RLock()
+        self._connection: Connection | None = None
+        self._settings: Settings | None = None
+        self._publisher: Publisher | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._results: ResultBackend | None = None
+        self._lives = 0
+        self._loop_thread: int | None = None
+        self.middleware = Middleware()
+        self.hooks = Hooks()
+        self.now_s: Callable[[], float] = time.time
+        """Unix time; a test may put a clock of its own here before first use."""
+
+    def settings(self) -> Settings:
+        """Where the engine is. Raises ConfigurationError for a malformed value."""
+        with self._lock:
+            if self._settings is None:
+                self._settings = self._resolved()
+            return self._settings
+
+    def publisher(self) -> Publisher:
+        """The way to the broker. Raises ConfigurationError when there is none."""
+        return self._publisher or self._opened_publisher()
+
+    async def apublisher(self) -> Publisher:
+        """As `publisher`, without blocking the loop."""
+        ready = self._publisher
+        return ready if ready is not None else await asyncio.to_thread(self._opened_publisher)
+
+    def dispatcher(self) -> Dispatcher:
+        """What answers deliveries. Raises ConfigurationError without signing keys or base URL."""
+        return self._dispatcher or self._opened_dispatcher()
+
+    async def adispatcher(self) -> Dispatcher:
+        """As `dispatcher`, without blocking the loop."""
+        ready = self._dispatcher
+        return ready if ready is not None else await asyncio.to_thread(self._opened_dispatcher)
+
+    def results(self) -> ResultBackend:
+        """Where results are. Raises ResultsDisabled when nobody said."""
+        if (ready := self._results or self.results_or_none()) is None:
+            raise ResultsDisabled(
+                "results were asked for, but no place for them is configured",
+                hint="fix         set QTASKS_RESULTS, or QTasks(results=...), to sqlite:///results.db or, for one "
+                "process, memory://",
+            )
+        return ready
+
+    def runs_on_this_thread(self) -> bool:
+        """Whether the caller stands on the event loop of the application that runs the tasks."""
+        return self._loop_thread == threading.get_ident()
+
+    async def enter(self, app: ASGIApp) -> None:
+        """Begin the life of an application: start its home, and refuse what could not work."""
+        try:
+            await asyncio.to_thread(self._start, app, asyncio.get_running_loop())
+        except BaseException:
+            await asyncio.to_thread(self.close)
+            raise
+        self._loop_thread = threading.get_ident()
+
+    async def leave(self) -> None:
+        """End it: first nothing new is sent, then what runs ends, then everything closes."""
+        with self._lock:
+            self._lives -= 1
+            if self._lives > 0:
+                return
+            dispatcher = self._dispatcher
+        await asyncio.to_thread(self._stop_home)
+        if dispatcher is not None:
+            await dispatcher.drain(DRAIN_S)
+        await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """Close whatever was opened. Idempotent; the next use opens again."""
+        with self._lock:
+            publisher, self._publisher = self._publisher, None
+            dispatcher, self._dispatcher = self._dispatcher, None
+            results, self._results = self._results, None
+            self._settings = None
+            self._loop_thread = None
+        self._stop_home()
+        if publisher is not None:
+            publisher.close()
+        if dispatcher is not None:
+            dispatcher.close()
+        if results is not None:
+            results.close()
+
+    def _start(self, app: ASGIApp, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            if self._home is not None:
+                self._connection = self._home.start(app, loop)
+            self.dispatcher()
+            for task in self._tasks.values():
+                task.plan  # noqa: B018 - read now, so that a declaration that cannot work stops the start
+            self._lives += 1
+
+    def _stop_home(self) -> None:
+        with self._lock:
+            connection, self._connection = self._connection, None
+        if connection is not None and self._home is not None:
+            self._home.stop()
+
+    def _resolved(self) -> Settings:
+        if self._home is None:
+            return reading.resolve(os.environ, self._overrides, lambda url: find_dev_server(url, start=Path.cwd()))
+        if self._connection is None:
+            self._connection = self._home.start(self._bare_app(), None)
+        return reading.embedded(self._connection, os.environ, self._overrides)
+
+    def _opened_publisher(self) -> Publisher:
+        with self._lock:
+            if self._publisher is None:
+                settings = self.settings()
+                connection = self._connection
+                self._publisher = Publisher(
+                    settings,
+                    transport=connection.transport if connection is not None else None,
+                    async_transport=connection.async_transport if connection is not None else None,
+                )
+            return self._publisher
+
+    def _opened_dispatcher(self) -> Dispatcher:
+        with self._lock:
+            if self._dispatcher is None:
+                settings = self.settings()
+                keys, base_url = settings.receiver()
+                self._dispatcher = Dispatcher(
+                    self._tasks,
+                    keys=keys,
+                    base_url=base_url,
+                    results=self.results_or_none(),
+                    threads=settings.threads,
+                    secrets=(settings.token or "", keys.current, keys.next),
+                    now_s=lambda: self.now_s(),
+                    republish=self._republish,
+                    middleware=self.middleware,
+                    hooks=self.hooks,
+                )
+            return self._dispatcher
+
+    async def _republish(self, message: Outgoing) -> object:
+        return await (await self.apublisher()).apublish(message)
+
+    def results_or_none(self) -> ResultBackend | None:
+        """Where results are, if somebody said."""
+        with self._lock:
+            if self._results is None:
+                settings = self.settings()
+                if settings.results is not None:
+                    self._results = open_results(settings.results, ttl_ms=settings.result_ttl_ms)
+            return self._results
+
+
+def open_results(url: str, *, ttl_ms: int) -> ResultBackend:
+    """The backend that `url` names.
+
+    ``memory://``, ``sqlite:///relative/path``, ``sqlite:////absolute/path``, ``postgresql://...``, ``redis://...``
+    (``rediss://`` for TLS). Raises ConfigurationError for any other, and for one whose client is not installed.
+    """
+    scheme, separator, rest = url.partition("://")
+    if url == "memory://":
+        return MemoryResults(ttl_ms=ttl_ms)
+    if scheme == "sqlite" and separator and rest.startswith("/") and len(rest) > 1 and rest != "/:memory:":
+        return SQLiteResults(rest[1:], ttl_ms=ttl_ms)
+    # Imported where they are named: nobody needs the clients of both.
+    if scheme in ("postgresql", "postgres") and separator:
+        from qtasks.tasks.results.postgres import PostgresResults
+
+        return PostgresResults(url, ttl_ms=ttl_ms)
+    if scheme in ("redis", "rediss") and separator:
+        from qtasks.tasks.results.redis import RedisResults
+
+        return RedisResults(url, ttl_ms=ttl_ms)
+    raise ConfigurationError(
+        f"QTASKS_RESULTS names no place for results: {scheme}://...",
+        hint="fix         sqlite:///relative/path, sqlite:////absolute/path, postgresql://..., redis://..., or "
+        "memory:// for one process",
+    )

@@ -1,0 +1,188 @@
+"""The body of a task's message: a JSON envelope around the arguments.
+
+    {"v": 1, "id": "call_...", "args": [2], "kwargs": {"b": 3}, "retries": 3}
+
+`id` is made by the caller and names the call for ever; the body of a schedule has none. `retries` is how many attempts
+may follow the first, so that a task can know its last one. What else the dispatcher has to know stands beside them
+where it was said: `timeout_ms`, `expires_ms`, `retry_delay` with `jitter`, `snoozed`, and under `options` the headers
+of a call that is not delivered as its task says, for when it is published again. The signature covers the body and
+the URL, so nothing that matters travels in a header.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qtasks.errors import PayloadError
+from qtasks.protocol import expressions, strict_json
+
+VERSION = 1
+MAX_NESTING = strict_json.MAX_DEPTH - 2
+"""Levels an argument may have: the envelope itself takes two."""
+
+_ID_LENGTH = 128
+ID = re.compile(r"[!-~]{1,128}")
+"""What a call may be named by its caller."""
+
+
+class UnknownVersionError(PayloadError):
+    """An envelope made by a newer program; a newer dispatcher may read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """One call, as it travels. Arguments are plain JSON values."""
+
+    call_id: str | None
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    retries: int | None = None
+    timeout_ms: int | None = None
+    """How long one attempt may take; None: the protocol's default."""
+    expires_ms: int | None = None
+    """Unix time after which the call is not to be run any more."""
+    retry_delay: str | None = None
+    """The expression that `jitter` is applied to."""
+    jitter: float = 0.0
+    snoozed: int = 0
+    """How often the call has been put off."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Header lines for when the call is published again, where they are not its task's."""
+    unique: str | None = None
+    """The key that the call holds until it is done."""
+    flow: Mapping[str, Any] = field(default_factory=dict)
+    """What follows the call; see `tasks.flow`."""
+    carried: Mapping[str, str] = field(default_factory=dict)
+    """What middleware gives along, such as a trace."""
+
+
+_EXTRAS: Mapping[str, Callable[[Any], bool]] = {
+    "timeout_ms": lambda value: type(value) is int and value > 0,
+    "expires_ms": lambda value: type(value) is int and value >= 0,
+    "retry_delay": lambda value: isinstance(value, str) and _is_expression(value),
+    "jitter": lambda value: type(value) in (int, float) and 0 <= value <= 1,
+    "snoozed": lambda value: type(value) is int and value >= 0,
+    "options": lambda value: _are_texts(value),
+    "unique": lambda value: isinstance(value, str),
+    "flow": lambda value: isinstance(value, dict),
+    "carried": lambda value: _are_texts(value),
+}
+"""Members that are left out where nothing was said, and what they have to be."""
+
+
+def new_call_id() -> str:
+    """An id that nobody else has: ``call_`` and 128 random bits."""
+    return f"call_{secrets.token_hex(16)}"
+
+
+def call_id_of_message(message_id: str) -> str:
+    """The id of a call whose body names none (a schedule's): the same for every attempt of one message."""
+    return f"call_{hashlib.sha256(message_id.encode()).hexdigest()[:32]}"
+
+
+def encode(envelope: Envelope) -> bytes:
+    """Write an envelope as compact UTF-8 JSON. Raises ValueError for what `decode` would refuse; see `culprit`."""
+    document: dict[str, Any] = {"v": VERSION}
+    if envelope.call_id is not None:
+        document["id"] = envelope.call_id
+    document["args"] = list(envelope.args)
+    document["kwargs"] = dict(envelope.kwargs)
+    if envelope.retries is not None:
+        document["retries"] = envelope.retries
+    for name in _EXTRAS:
+        if value := getattr(envelope, name):
+            document[name] = dict(value) if isinstance(value, Mapping) else value
+    try:
+        body = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    if b"\\u0000" in body or body.count(b"[") + body.count(b"{") > strict_json.MAX_DEPTH:
+        strict_json.loads(body, big_integers=True)
+    return body
+
+
+def decode(body: bytes) -> Envelope:
+    """Read an envelope; unknown members are left alone. Raises PayloadError, UnknownVersionError for a later format."""
+    try:
+        document = strict_json.loads(body, big_integers=True)
+    except ValueError as error:
+        raise PayloadError(f"the body is not a task's envelope: {error}") from None
+    if not isinstance(document, dict):
+        raise PayloadError("the body is not a task's envelope: not a JSON object")
+    version = document.get("v")
+    if type(version) is not int:
+        raise PayloadError('the body is not a task\'s envelope: no version ("v")')
+    if version != VERSION:
+        raise UnknownVersionError(f"the envelope has version {version}; this dispatcher reads version {VERSION}")
+    call_id, args, kwargs = document.get("id"), document.get("args", []), document.get("kwargs", {})
+    retries = document.get("retries")
+    if not (call_id is None or (isinstance(call_id, str) and 0 < len(call_id) <= _ID_LENGTH)):
+        raise PayloadError("the envelope's id is not a short text")
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise PayloadError("the envelope's args are not a list or its kwargs not an object")
+    if not (retries is None or (type(retries) is int and retries >= 0)):
+        raise PayloadError("the envelope's retries are not a number")
+    extras = {name: document[name] for name in _EXTRAS if document.get(name) is not None}
+    for name, value in extras.items():
+        if not _EXTRAS[name](value):
+            raise PayloadError(f"the envelope's {name} is not what it has to be")
+    return Envelope(call_id, args, kwargs, retries, **extras)
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def _is_expression(text: str) -> bool:
+    try:
+        expressions.parse(text)
+    except ValueError:
+        return False
+    return True
+
+
+def culprit(values: Mapping[str, object]) -> tuple[str, str] | None:
+    """Where in plain JSON values the first thing stands that `encode` refuses, and why."""
+    return next((found for name, value in values.items() if (found := _refused(value, name, 1))), None)
+
+
+def _refused(value: object, path: str, depth: int) -> tuple[str, str] | None:
+    reason: str | None = None
+    inner: list[tuple[str, object]] = []
+    if isinstance(value, str):
+        reason = _refused_text(value)
+    elif isinstance(value, float) and not math.isfinite(value):
+        reason = f"{value} is not a JSON number"
+    elif type(value) is int and abs(value) >= 10**strict_json.MAX_DIGITS:
+        reason = f"an integer of more than {strict_json.MAX_DIGITS} digits"
+    elif isinstance(value, (dict, list)) and depth > MAX_NESTING:
+        reason = f"nested deeper than {MAX_NESTING} levels"
+    elif isinstance(value, dict):
+        inner = [(f"{path}.{key}", item) for key, item in value.items()]
+        reason = next((bad for key in value if (bad := _refused_text(key))), None)
+    elif isinstance(value, list):
+        inner = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    if reason is not None:
+        return path, reason
+    return next((found for where, item in inner if (found := _refused(item, where, depth + 1))), None)
+
+
+def _refused_text(text: str) -> str | None:
+    if "\0" in text:
+        return "a text with a NUL character"
+    return None if text.isascii() or _encodes(text) else "a text with half of a surrogate pair"
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

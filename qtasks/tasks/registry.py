@@ -1,0 +1,133 @@
+"""Declaring tasks: what the application and its routers have in common."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, overload
+
+from qtasks.errors import ConfigurationError, DefinitionError
+from qtasks.tasks import task as making
+from qtasks.tasks.options import TaskOptions
+from qtasks.tasks.task import AsyncTask, SyncTask, Task, TaskDecorator
+
+if TYPE_CHECKING:
+    from qtasks.tasks.engine import Engine
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Registry:
+    """Tasks by name. What is declared in one that is included in another is in both."""
+
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
+        self._tasks: dict[str, Task[..., Any]] = {}
+        self._names: dict[str, Task[..., Any]] = {}
+        """The tasks and, besides their names, their aliases."""
+        self._parent: Registry | None = None
+
+    @property
+    def tasks(self) -> Mapping[str, Task[..., Any]]:
+        """The tasks declared so far, by name."""
+        return MappingProxyType(self._tasks)
+
+    @overload
+    def task(  # type: ignore[overload-overlap]  # a coroutine function is the special case, so it comes first
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> SyncTask[P, R]: ...
+    @overload
+    def task(
+        self,
+        function: None = None,
+        /,
+        *,
+        name: str | None = None,
+        aliases: Sequence[str] = (),
+        **options: Unpack[TaskOptions],
+    ) -> TaskDecorator: ...
+    def task(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        aliases: Sequence[str] = (),
+        **options: Any,
+    ) -> Any:
+        """Make a task of a function: ``@tasks.task`` or ``@tasks.task(retries=5, timeout="30s")``.
+
+        Its name is the function's unless `name` says otherwise. Calls that were made under one of `aliases` run it as
+        well, so that a task can be renamed while calls are on their way. Raises DefinitionError for a name taken
+        already, an option that does not fit, or a function that cannot be a task.
+        """
+        if function is None:
+            return functools.partial(self._declare, name=name, aliases=aliases, options=options)
+        return self._declare(function, name=name, aliases=aliases, options=options)
+
+    def include_router(self, router: TaskRouter) -> None:
+        """Take the tasks of `router`, those declared later too. Raises DefinitionError for a name taken already."""
+        router.join(self)
+
+    def bound(self) -> Engine:
+        """What the tasks run on. Raises ConfigurationError as long as there is nothing."""
+        raise NotImplementedError
+
+    def _declare(
+        self, function: Callable[..., Any], *, name: str | None, aliases: Sequence[str], options: Mapping[str, Any]
+    ) -> Task[..., Any]:
+        given = f"{self.prefix}{getattr(function, '__name__', '')}" if name is None else f"{self.prefix}{name}"
+        task = making.make(self.bound, function, name=given, options=options)
+        self.add(task, [making.check_name(f"{self.prefix}{alias}") for alias in aliases])
+        return task
+
+    def add(self, task: Task[..., Any], aliases: Sequence[str]) -> None:
+        """Take a task in, here and wherever this is included. Raises DefinitionError for a name taken already."""
+        for name in (task.name, *aliases):
+            if (taken := self._names.get(name)) is not None:
+                raise DefinitionError(
+                    f"there are two tasks named {name!r}: {_place(taken.function)} and {_place(task.function)}",
+                    hint='fix         rename one, or @tasks.task(name="...")',
+                )
+        if self._parent is not None:
+            self._parent.add(task, aliases)
+        self._tasks[task.name] = task
+        self._names.update(dict.fromkeys((task.name, *aliases), task))
+
+
+class TaskRouter(Registry):
+    """Tasks of a module of their own, to be included in an application: ``tasks.include_router(router)``.
+
+    `prefix` begins the name of each, such as ``"mail."``. They can be called once the router is included.
+    """
+
+    def join(self, parent: Registry) -> None:
+        """Become part of `parent`, once."""
+        if self._parent is not None:
+            raise DefinitionError(f"the router {self.prefix!r} is included twice: its tasks would run in two places")
+        if parent is self:
+            raise DefinitionError("a router cannot include itself")
+        for task in self._tasks.values():
+            parent.add(task, [name for name, one in self._names.items() if one is task and name != task.name])
+        self._parent = parent
+
+    def bound(self) -> Engine:
+        """See `Registry.bound`."""
+        if self._parent is None:
+            raise ConfigurationError(
+                f"the tasks of the router {self.prefix!r} belong to no application",
+                hint="fix         tasks.include_router(router)",
+            )
+        return self._parent.bound()
+
+    def __repr__(self) -> str:
+        return f"<TaskRouter {self.prefix!r} of {len(self._tasks)} tasks>"
+
+
+def _place(function: Callable[..., Any]) -> str:
+    code = function.__code__
+    return f"{function.__module__}.{function.__qualname__} ({code.co_filename}:{code.co_firstlineno})"

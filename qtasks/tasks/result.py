@@ -1,0 +1,229 @@
+"""The handle on one call: where it stands, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from qtasks.errors import ResultError, ResultTimeout, TaskCancelled, TaskExpired, TaskFailed
+from qtasks.tasks.annotations import WIRE
+from qtasks.tasks.progress import Progress
+from qtasks.tasks.results.base import Hold, Record, ResultBackend, ResultStatus, pauses
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from qtasks.tasks.engine import Engine
+
+R = TypeVar("R")
+
+
+class TaskResult(Generic[R]):
+    """What `.delay()` returns. Without a result backend every accessor names the setting that is missing.
+
+    `id` is the call's id. When `deduplicated` is true nothing new was sent: an earlier call with the same
+    deduplication id stands for this one, `id` is that one's message id, and its result is this one's.
+    """
+
+    __slots__ = ("_adapter", "_engine", "_hold", "deduplicated", "id", "message_id", "task")
+
+    def __init__(
+        self,
+        engine: Engine,
+        adapter: Callable[[], TypeAdapter[R]],
+        *,
+        task: str,
+        id: str,  # noqa: A002 - the name it has for users
+        message_id: str | None,
+        deduplicated: bool = False,
+    ) -> None:
+        self._engine = engine
+        self._adapter = adapter
+        self.task = task
+        self.id = id
+        self.message_id = message_id
+        self.deduplicated = deduplicated
+        self._hold: Hold | None = None
+
+    def __repr__(self) -> str:
+        return f"<TaskResult of {self.task} {self.id}>"
+
+    def accepted(self, message_id: str, *, deduplicated: bool) -> None:
+        """Note what the broker made of the call; for whoever sends it."""
+        self.message_id = message_id
+        self.deduplicated = deduplicated
+        if deduplicated:
+            self.id = message_id
+
+    def holding(self, hold: Hold) -> Self:
+        """Note the key that a unique call has, for when it is called off."""
+        self._hold = hold
+        return self
+
+    @property
+    def status(self) -> ResultStatus:
+        """Where the call stands now."""
+        return _status(self._backend().read(self.id))
+
+    async def astatus(self) -> ResultStatus:
+        """As `status`, without blocking."""
+        return _status(await _read(self._backend(), self.id))
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far the running call has come, if it has said so."""
+        return _progress(self._backend().read(self.id))
+
+    async def aprogress(self) -> Progress | None:
+        """As `progress`, without blocking."""
+        return _progress(await _read(self._backend(), self.id))
+
+    def cancel(self) -> bool:
+        """Call it off: it will not be started any more. A run under way is let be, but not tried again.
+
+        Returns whether the broker still had it. With a result backend whoever waits for it gets TaskCancelled. Raises
+        BrokerUnreachable or ApiError, and ResultError for a call of which only its id is known.
+        """
+        message_id = self._message_id()
+        found = self._engine.publisher().cancel(message_id)
+        if found and (backend := self._engine.results_or_none()) is not None:
+            backend.put(self._called_off(message_id))
+            if self._hold is not None:
+                backend.release(self._hold)
+            backend.flush()
+        return found
+
+    async def acancel(self) -> bool:
+        """As `cancel`, without blocking."""
+        return await asyncio.to_thread(self.cancel)
+
+    def __await__(self) -> Generator[Any, None, R]:
+        """Wait for the result as long as it takes: ``await result``."""
+        return self.aget().__await__()
+
+    def get(self, timeout: float | None = None) -> R:
+        """Wait for the result and return it.
+
+        `timeout` is in seconds; None waits as long as it takes. Raises ResultTimeout, TaskFailed when the task has
+        failed for good, TaskCancelled when it was called off or has expired, and ResultError on the thread of the event
+        loop that has to run the task.
+        """
+        backend = self._backend()
+        if self._engine.runs_on_this_thread():
+            raise ResultError(
+                f"{self.task}: .get() would block the event loop that has to run the task",
+                hint="fix         await result.aget()",
+                code="QT157",
+            )
+        changed = threading.Event()
+        waits = _waits(timeout)
+        with backend.watchers.watching(self.id, changed.set):
+            while True:
+                changed.clear()
+                record = backend.read(self.id)
+                if record is not None and record.status.is_final:
+                    return self._value(record)
+                if (wait_s := next(waits, None)) is None:
+                    raise self._late(record, timeout)
+                changed.wait(wait_s)
+
+    async def aget(self, timeout: float | None = None) -> R:  # noqa: ASYNC109 - the same words as `get`
+        """As `get`, without blocking."""
+        backend = self._backend()
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+        waits = _waits(timeout)
+        with backend.watchers.watching(self.id, lambda: _wake(loop, changed)):
+            while True:
+                changed.clear()
+                record = await _read(backend, self.id)
+                if record is not None and record.status.is_final:
+                    return self._value(record)
+                if (wait_s := next(waits, None)) is None:
+                    raise self._late(record, timeout)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), wait_s)
+
+    def _backend(self) -> ResultBackend:
+        return self._engine.results()
+
+    def _message_id(self) -> str:
+        if self.message_id is None:
+            raise ResultError(
+                f"{self.task} {self.id} cannot be cancelled: this handle does not know its message",
+                hint="fix         cancel through the handle that .delay() returned, after its batch was sent",
+                code="QT157",
+            )
+        return self.message_id
+
+    def _called_off(self, message_id: str) -> Record:
+        return Record(
+            call_id=self.id,
+            message_id=message_id,
+            task=self.task,
+            status=ResultStatus.CANCELLED,
+            attempt=1,
+            updated_ms=int(self._engine.now_s() * 1000),
+            error="cancelled by its caller",
+        )
+
+    def _late(self, record: Record | None, timeout: float | None) -> ResultTimeout:
+        facts = f"it is {_status(record)}"
+        if record is not None and record.error is not None:
+            facts += f" after attempt {record.attempt}: {record.error}"
+        return ResultTimeout(f"{self.task} {self.id} has not finished within {timeout} s; {facts}")
+
+    def _value(self, record: Record) -> R:
+        if record.status is ResultStatus.FAILED:
+            error = record.error or "unknown error"
+            raise TaskFailed(f"{self.task} {record.call_id} failed on attempt {record.attempt}: {error}", error=error)
+        if record.status in (ResultStatus.CANCELLED, ResultStatus.EXPIRED):
+            reason = record.error or "no reason was given"
+            kind = TaskExpired if record.status is ResultStatus.EXPIRED else TaskCancelled
+            raise kind(f"{self.task} {record.call_id} was not run to its end: {reason}", reason=reason)
+        try:
+            return load(self._adapter(), record.value or "null")
+        except ValidationError as error:
+            raise ResultError(
+                f"{self.task}: the stored result does not fit the declared type: {error.errors()[0]['msg']}",
+                hint="Was the task's return annotation changed since it ran?",
+            ) from error
+
+
+def load(adapter: TypeAdapter[R], text: str) -> R:
+    """A stored result in its declared type. Raises ValidationError."""
+    return adapter.validate_python(json.loads(text), context=WIRE, by_name=True, by_alias=True)
+
+
+def _status(record: Record | None) -> ResultStatus:
+    return ResultStatus.QUEUED if record is None else record.status
+
+
+def _progress(record: Record | None) -> Progress | None:
+    return None if record is None or record.progress is None else Progress.from_json(record.progress)
+
+
+async def _read(backend: ResultBackend, key: str) -> Record | None:
+    return await asyncio.to_thread(backend.read, key) if backend.blocking else backend.read(key)
+
+
+def _wake(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop of a waiter that is going away may be closed
+        loop.call_soon_threadsafe(changed.set)
+
+
+def _waits(timeout_s: float | None) -> Iterator[float]:
+    """How long to wait between looks, until the time is up."""
+    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    for pause_s in pauses():
+        left_s = pause_s if deadline_s is None else min(pause_s, deadline_s - time.monotonic())
+        if left_s <= 0:
+            return
+        yield left_s

@@ -1,0 +1,1 @@
+"""Where results are kept: one backend a URL scheme, all with the verbs of `base.ResultBackend`."""

@@ -1,0 +1,176 @@
+"""Results in PostgreSQL.
+
+Through psycopg and not asyncpg: a backend is called from any thread, by code that has no event loop of its own, and one
+thread of the dispatcher writes for all of them. Tables are made where they are missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from qtasks.errors import ConfigurationError, ResultError
+from qtasks.tasks.results.base import Hold, Record, record_of, row_of
+from qtasks.tasks.results.batched import BatchedResults
+
+if TYPE_CHECKING:
+    import psycopg
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 5
+
+_SCHEMA_LOCK = 0x71746173  # "qtas": two processes that start at once must not both make the tables
+_CREATE = """
+CREATE TABLE IF NOT EXISTS qtasks_results (
+    call_id    TEXT NOT NULL PRIMARY KEY,
+    message_id TEXT NOT NULL,
+    task       TEXT NOT NULL,
+    status     TEXT NOT NULL,
+    attempt    INTEGER NOT NULL CHECK (attempt >= 1),
+    updated_ms BIGINT NOT NULL,
+    value      TEXT,
+    error      TEXT,
+    progress   TEXT
+);
+CREATE INDEX IF NOT EXISTS qtasks_results_by_message ON qtasks_results (message_id);
+CREATE INDEX IF NOT EXISTS qtasks_results_by_age ON qtasks_results (updated_ms)
+    WHERE status IN ('succeeded', 'failed', 'cancelled', 'expired');
+CREATE TABLE IF NOT EXISTS qtasks_holds (
+    key      TEXT NOT NULL PRIMARY KEY,
+    owner    TEXT NOT NULL,
+    until_ms BIGINT NOT NULL
+);
+"""
+# The rule of `base.supersedes`: a success stands.
+_WRITE = """
+INSERT INTO qtasks_results AS r (call_id, message_id, task, status, attempt, updated_ms, value, error, progress)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (call_id) DO UPDATE SET
+    message_id = excluded.message_id, status = excluded.status, attempt = excluded.attempt,
+    updated_ms = excluded.updated_ms, value = excluded.value, error = excluded.error, progress = excluded.progress
+WHERE r.status <> 'succeeded' OR excluded.status = 'succeeded'
+"""
+_READ = """
+SELECT call_id, message_id, task, status, attempt, updated_ms, value, error, progress
+FROM qtasks_results WHERE call_id = %(key)s OR message_id = %(key)s LIMIT 1
+"""
+_PRUNE = (
+    "DELETE FROM qtasks_results WHERE status IN ('succeeded', 'failed', 'cancelled', 'expired') AND updated_ms <= %s"
+)
+# Taken from nobody, from an owner whose time is over, or from oneself; the lock of the row decides between two.
+_ACQUIRE = """
+INSERT INTO qtasks_holds AS h (key, owner, until_ms) VALUES (%s, %s, %s)
+ON CONFLICT (key) DO UPDATE SET owner = excluded.owner, until_ms = excluded.until_ms
+WHERE h.until_ms <= %s OR h.owner = excluded.owner
+RETURNING owner, until_ms
+"""
+_HELD = "SELECT owner, until_ms FROM qtasks_holds WHERE key = %s"
+_RELEASE = "DELETE FROM qtasks_holds WHERE key = %s AND owner = %s"
+_PRUNE_HOLDS = "DELETE FROM qtasks_holds WHERE until_ms <= %s"
+
+
+class PostgresResults(BatchedResults):
+    """Records in the database of `url`. Finished ones are deleted `ttl_ms` after their last change.
+
+    Raises ConfigurationError without psycopg, ResultError when the database cannot be reached.
+    """
+
+    def __init__(self, url: str, *, ttl_ms: int) -> None:
+        super().__init__(ttl_ms=ttl_ms)
+        self._url = url
+        self._writer: psycopg.Connection[Any] | None = None
+        self._reader: psycopg.Connection[Any] | None = None
+        _driver()
+
+    def _write(self, records: Sequence[Record], freed: Sequence[Hold]) -> None:
+        before_ms = self._prune_before_ms(records)
+
+        def write(connection: psycopg.Connection[Any]) -> None:
+            with connection.transaction(), connection.cursor() as cursor:
+                if records:
+                    cursor.executemany(_WRITE, [_storable(row_of(record)) for record in records])
+                if freed:
+                    cursor.executemany(_RELEASE, sorted((hold.key, hold.owner) for hold in freed))
+                if before_ms is not None:
+                    cursor.execute(_PRUNE, (before_ms,))
+                    cursor.execute(_PRUNE_HOLDS, (before_ms + self._ttl_ms,))
+
+        self._through("_writer", write)
+
+    def _acquire(self, holds: Sequence[Hold], now_ms: int) -> list[Hold]:
+        def acquire(connection: psycopg.Connection[Any]) -> list[Hold]:
+            found: dict[str, Hold] = {}
+            with connection.transaction(), connection.cursor() as cursor:
+                for hold in sorted(holds, key=lambda one: one.key):
+                    row = cursor.execute(_ACQUIRE, (hold.key, hold.owner, hold.until_ms, now_ms)).fetchone()
+                    row = row or cursor.execute(_HELD, (hold.key,)).fetchone()
+                    assert row is not None, "a conflict is with a row that this transaction has locked"
+                    found[hold.key] = Hold(hold.key, *row)
+            return [found[hold.key] for hold in holds]
+
+        return self._through("_writer", acquire)
+
+    def _read(self, key: str) -> Record | None:
+        row = self._through("_reader", lambda connection: connection.execute(_READ, {"key": key}).fetchone())
+        return None if row is None else record_of(row)
+
+    def _through(self, which: str, work: Callable[[psycopg.Connection[Any]], T]) -> T:
+        """Do `work` on a connection, once more on a new one if the old one turns out to be gone."""
+        driver = _driver()
+        old: psycopg.Connection[Any] | None = getattr(self, which)
+        if old is not None:
+            try:
+                return work(old)
+            except driver.OperationalError:
+                setattr(self, which, None)
+                old.close()
+        connection = self._open()
+        setattr(self, which, connection)
+        return work(connection)
+
+    def _open(self) -> psycopg.Connection[Any]:
+        connection: psycopg.Connection[Any] = _driver().connect(
+            self._url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, application_name="qtasks results"
+        )
+        try:
+            with connection.transaction():
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
+                connection.execute(_CREATE)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _disconnect(self) -> None:
+        for connection in (self._writer, self._reader):
+            if connection is not None:
+                connection.close()
+        self._writer = self._reader = None
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except _driver().Error as error:
+            raise ResultError(f"the results in PostgreSQL cannot be reached: {error}") from error
+
+
+def _driver() -> Any:
+    try:
+        import psycopg
+    except ImportError as error:
+        raise ConfigurationError(
+            "results in PostgreSQL need psycopg, which is not installed",
+            hint='fix         pip install "qstash-tasks[postgres]"',
+        ) from error
+    return psycopg
+
+
+def _storable(row: tuple[str | int | None, ...]) -> tuple[str | int | None, ...]:
+    """A row as PostgreSQL's text can hold it: no NUL, no half of a surrogate pair."""
+    return tuple(
+        value.replace("\0", "\\u0000").encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+        for value in row
+    )

@@ -1,0 +1,108 @@
+"""Results in Redis: one key a call, which expires by itself.
+
+Redis decides in scripts, so that two writers never take turns halfway. What Redis has not yet written to its own disk
+is lost with it; a result is a convenience, the message is the broker's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qtasks.errors import ConfigurationError, ResultError
+from qtasks.tasks.results.base import Hold, Record, record_of, row_of
+from qtasks.tasks.results.batched import BatchedResults
+
+if TYPE_CHECKING:
+    import redis
+
+TIMEOUT_S = 5.0
+PREFIX = "qtasks:"
+
+# KEYS: the record, its message. ARGV: status, JSON, call id, milliseconds to keep it or 0. A success stands.
+_PUT = """
+local old = redis.call('HGET', KEYS[1], 'status')
+if old == 'succeeded' and ARGV[1] ~= 'succeeded' then return 0 end
+redis.call('HSET', KEYS[1], 'status', ARGV[1], 'record', ARGV[2])
+redis.call('SET', KEYS[2], ARGV[3])
+for _, key in ipairs(KEYS) do
+    if ARGV[4] == '0' then redis.call('PERSIST', key) else redis.call('PEXPIRE', key, ARGV[4]) end
+end
+return 1
+"""
+# KEYS: the hold. ARGV: owner, milliseconds. Answers who has it, and for how long.
+_ACQUIRE = """
+local owner = redis.call('GET', KEYS[1])
+if not owner or owner == ARGV[1] then
+    redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+    return {ARGV[1], tonumber(ARGV[2])}
+end
+return {owner, redis.call('PTTL', KEYS[1])}
+"""
+# KEYS: the hold. ARGV: owner.
+_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+class RedisResults(BatchedResults):
+    """Records in the Redis of `url`, under keys that begin with ``qtasks:``. Finished ones expire after `ttl_ms`.
+
+    Holds expire by Redis's own clock. Raises ConfigurationError without the client, ResultError when Redis cannot be
+    reached.
+    """
+
+    def __init__(self, url: str, *, ttl_ms: int) -> None:
+        super().__init__(ttl_ms=ttl_ms)
+        driver = _driver()
+        self._client: redis.Redis = driver.Redis.from_url(
+            url, decode_responses=True, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
+        )
+
+    def _write(self, records: Sequence[Record], freed: Sequence[Hold]) -> None:
+        with self._client.pipeline(transaction=True) as pipe:
+            for record in records:
+                keys = (f"{PREFIX}result:{record.call_id}", f"{PREFIX}message:{record.message_id}")
+                keep_ms = self._ttl_ms if record.status.is_final else 0
+                pipe.eval(_PUT, 2, *keys, record.status.value, json.dumps(row_of(record)), record.call_id, str(keep_ms))
+            for hold in freed:
+                pipe.eval(_RELEASE, 1, f"{PREFIX}hold:{hold.key}", hold.owner)
+            pipe.execute()
+
+    def _acquire(self, holds: Sequence[Hold], now_ms: int) -> list[Hold]:
+        with self._client.pipeline(transaction=True) as pipe:
+            for hold in holds:
+                span_ms = max(1, hold.until_ms - now_ms)
+                pipe.eval(_ACQUIRE, 1, f"{PREFIX}hold:{hold.key}", hold.owner, str(span_ms))
+            answers: list[Any] = pipe.execute()
+        return [
+            Hold(hold.key, owner, now_ms + int(left_ms)) for hold, (owner, left_ms) in zip(holds, answers, strict=True)
+        ]
+
+    def _read(self, key: str) -> Record | None:
+        found: Any = self._client.hget(f"{PREFIX}result:{key}", "record")
+        if found is None:
+            call_id: Any = self._client.get(f"{PREFIX}message:{key}")
+            found = self._client.hget(f"{PREFIX}result:{call_id}", "record") if call_id is not None else None
+        return None if found is None else record_of(json.loads(found))
+
+    def _disconnect(self) -> None:
+        self._client.close()
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except _driver().RedisError as error:
+            raise ResultError(f"the results in Redis cannot be reached: {error}") from error
+
+
+def _driver() -> Any:
+    try:
+        import redis
+    except ImportError as error:
+        raise ConfigurationError(
+            "results in Redis need its client, which is not installed",
+            hint='fix         pip install "qstash-tasks[redis]"',
+        ) from error
+    return redis

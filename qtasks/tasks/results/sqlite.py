@@ -1,0 +1,179 @@
+"""Results in one SQLite file that several processes read and write.
+
+A rollback journal and not a write-ahead log, because the system's SQLite may have the bug of resetting the log under
+two writers (fixed in 3.51.3).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from qtasks.errors import ResultError
+from qtasks.tasks.results.base import Hold, Record, record_of, row_of
+from qtasks.tasks.results.batched import BatchedResults
+
+BUSY_TIMEOUT_S = 5.0
+"""How long one process waits for another one's transaction."""
+
+SCHEMA_VERSION = 3
+
+_CREATE = """
+CREATE TABLE IF NOT EXISTS results (
+    call_id    TEXT NOT NULL PRIMARY KEY,
+    message_id TEXT NOT NULL,
+    task       TEXT NOT NULL,
+    status     TEXT NOT NULL CHECK (
+        status IN ('queued', 'running', 'retrying', 'succeeded', 'failed', 'cancelled', 'expired')
+    ),
+    attempt    INTEGER NOT NULL CHECK (attempt >= 1),
+    updated_ms INTEGER NOT NULL,
+    value      TEXT,
+    error      TEXT,
+    progress   TEXT
+) WITHOUT ROWID
+"""
+# Version 1 knew fewer states, and a check cannot be changed in place.
+_FROM_1 = (
+    "DROP INDEX results_by_message",
+    "DROP INDEX results_by_age",
+    "ALTER TABLE results RENAME TO results_1",
+    _CREATE,
+    "INSERT INTO results SELECT *, NULL FROM results_1",
+    "DROP TABLE results_1",
+)
+# For a call that was deduplicated: its caller knows only the earlier message.
+_CREATE_BY_MESSAGE = "CREATE INDEX IF NOT EXISTS results_by_message ON results (message_id)"
+# For pruning: finished records, oldest first.
+_CREATE_BY_AGE = (
+    "CREATE INDEX IF NOT EXISTS results_by_age ON results (updated_ms) "
+    "WHERE status IN ('succeeded', 'failed', 'cancelled', 'expired')"
+)
+# The rule of `base.supersedes`: a success stands.
+_WRITE = """
+INSERT INTO results (call_id, message_id, task, status, attempt, updated_ms, value, error, progress)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (call_id) DO UPDATE SET
+    message_id = excluded.message_id, status = excluded.status, attempt = excluded.attempt,
+    updated_ms = excluded.updated_ms, value = excluded.value, error = excluded.error, progress = excluded.progress
+WHERE results.status <> 'succeeded' OR excluded.status = 'succeeded'
+"""
+_READ = """
+SELECT call_id, message_id, task, status, attempt, updated_ms, value, error, progress
+FROM results WHERE call_id = ?1 OR message_id = ?1
+"""
+_PRUNE = "DELETE FROM results WHERE status IN ('succeeded', 'failed', 'cancelled', 'expired') AND updated_ms <= ?"
+_CREATE_HOLDS = """
+CREATE TABLE IF NOT EXISTS holds (
+    key      TEXT NOT NULL PRIMARY KEY,
+    owner    TEXT NOT NULL,
+    until_ms INTEGER NOT NULL
+) WITHOUT ROWID
+"""
+# Taken from nobody, from an owner whose time is over, or from oneself.
+_ACQUIRE = """
+INSERT INTO holds (key, owner, until_ms) VALUES (?1, ?2, ?3)
+ON CONFLICT (key) DO UPDATE SET owner = excluded.owner, until_ms = excluded.until_ms
+WHERE holds.until_ms <= ?4 OR holds.owner = excluded.owner
+"""
+_HELD = "SELECT owner, until_ms FROM holds WHERE key = ?"
+_RELEASE = "DELETE FROM holds WHERE key = ? AND owner = ?"
+_PRUNE_HOLDS = "DELETE FROM holds WHERE until_ms <= ?"
+
+
+class SQLiteResults(BatchedResults):
+    """Records in the file at `path`, made with mode 0600 if it is not there.
+
+    Finished ones are deleted `ttl_ms` after their last change. Raises ResultError for a file that is no such store.
+    """
+
+    def __init__(self, path: str | Path, *, ttl_ms: int) -> None:
+        super().__init__(ttl_ms=ttl_ms)
+        self.path = Path(path)
+        self._writer: sqlite3.Connection | None = None
+        self._reader: sqlite3.Connection | None = None
+
+    def _read(self, key: str) -> Record | None:
+        if self._reader is None:
+            if not self.path.exists():
+                return None
+            self._reader = self._open()
+        row = self._reader.execute(_READ, (key,)).fetchone()
+        return None if row is None else record_of(row)
+
+    def _disconnect(self) -> None:
+        for connection in (self._writer, self._reader):
+            if connection is not None:
+                connection.close()
+        self._writer = self._reader = None
+
+    def _write(self, records: Sequence[Record], freed: Sequence[Hold]) -> None:
+        before_ms = self._prune_before_ms(records)
+        with _transaction(self._opened()) as connection:
+            connection.executemany(_WRITE, [row_of(record) for record in records])
+            connection.executemany(_RELEASE, [(hold.key, hold.owner) for hold in freed])
+            if before_ms is not None:
+                connection.execute(_PRUNE, (before_ms,))
+                connection.execute(_PRUNE_HOLDS, (before_ms + self._ttl_ms,))
+
+    def _acquire(self, holds: Sequence[Hold], now_ms: int) -> list[Hold]:
+        with _transaction(self._opened()) as connection:
+            for hold in holds:
+                connection.execute(_ACQUIRE, (hold.key, hold.owner, hold.until_ms, now_ms))
+            return [Hold(hold.key, *connection.execute(_HELD, (hold.key,)).fetchone()) for hold in holds]
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._writer is None:
+            self._writer = self._open()
+        return self._writer
+
+    def _open(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite's own mode would be 0644
+        connection = sqlite3.connect(
+            self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=8
+        )
+        try:
+            connection.execute("PRAGMA journal_mode = TRUNCATE")  # emptying the journal is cheaper than deleting it
+            connection.execute("PRAGMA synchronous = FULL")
+            self._prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == SCHEMA_VERSION:
+            return
+        if version > SCHEMA_VERSION:
+            raise ResultError(f"{self.path} was written by a newer version of this program", code="QT503")
+        with _transaction(connection):
+            # Another process may have been faster.
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            steps = () if version == SCHEMA_VERSION else _FROM_1 if version == 1 else (_CREATE,)
+            for statement in (*steps, _CREATE_HOLDS, _CREATE_BY_MESSAGE, _CREATE_BY_AGE):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise ResultError(f"the results in {self.path} cannot be reached: {error}") from error
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")

@@ -1,0 +1,404 @@
+"""A task: still a function, and one that can also be called later."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import re
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, overload
+
+from qtasks.errors import DefinitionError
+from qtasks.protocol import wire
+from qtasks.protocol.messages import MAX_BODY, PublishOptions
+from qtasks.tasks import options as call_options
+from qtasks.tasks import payload, tracing
+from qtasks.tasks.arguments import Plan, Values, plan
+from qtasks.tasks.batch import Batch
+from qtasks.tasks.hooks import H, Hooks
+from qtasks.tasks.middleware import Passage
+from qtasks.tasks.options import ApplyOptions, CallOptions, Delivery, TaskOptions
+from qtasks.tasks.result import TaskResult
+from qtasks.tasks.results.base import Hold
+from qtasks.tasks.retries import RetryPolicy
+from qtasks.tasks.sending import Outgoing
+from qtasks.tasks.unique import Unique, key_of, release, taken
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from qtasks.tasks.engine import Engine
+    from qtasks.tasks.flow import Signature
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+NOT_A_FUNCTION = "QT102"
+
+
+class Task(Generic[P, R]):
+    """A function with a name under which it can be delayed. Made by `@tasks.task`; calling it runs the function."""
+
+    def __init__(
+        self,
+        bound: Callable[[], Engine],
+        function: Callable[P, Any],
+        *,
+        name: str,
+        options: Mapping[str, Any],
+        inherit: Task[P, R] | None = None,
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self._bound = bound
+        self.name = name
+        self.function = function
+        self._options = dict(options)
+        self._origin = inherit
+        self.hooks: Hooks = inherit.hooks if inherit is not None else Hooks()
+
+    def on_success(self, hook: H) -> H:
+        """Have `hook` told of every result of this task; see `Hooks`."""
+        return self.hooks.on_success(hook)
+
+    def on_retry(self, hook: H) -> H:
+        """Have `hook` told of every failed attempt of this task that another one follows; see `Hooks`."""
+        return self.hooks.on_retry(hook)
+
+    def on_failure(self, hook: H) -> H:
+        """Have `hook` told once of a call of this task that has failed for good; see `Hooks`."""
+        return self.hooks.on_failure(hook)
+
+    @property
+    def engine(self) -> Engine:
+        """What its calls go through. Raises ConfigurationError for a task of a router that no application includes."""
+        return self._bound()
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name}>"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Run the function here and now, as if it were no task."""
+        return self.function(*args, **kwargs)
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the function is an ``async def``."""
+        return isinstance(self, AsyncTask)
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """How the function is called. Made on first use, when every name in its annotations exists.
+
+        Raises DefinitionError.
+        """
+        return plan(self.name, self.function) if self._origin is None else self._origin.plan
+
+    @functools.cached_property
+    def delivery(self) -> Delivery:
+        """The options of this task in the protocol's form."""
+        return call_options.delivery(self.name, self._options)
+
+    @property
+    def retry_policy(self) -> RetryPolicy | None:
+        """After which errors to try again, as the declaration says it."""
+        if self._origin is not None:
+            return self._origin.retry_policy
+        given = self._options.get("retries")
+        return given if isinstance(given, RetryPolicy) else None
+
+    def using(self, **options: Unpack[CallOptions]) -> Self:
+        """The same task with other options for its calls; this one stays as it is.
+
+        ``resize.using(delay="10s", retries=5).delay(photo_id)``. Raises DefinitionError for an option that does not
+        fit.
+        """
+        merged = {**self._options, **options}
+        # What was said last replaces what was said before, of the waits and of the moment.
+        if isinstance(options.get("retries"), RetryPolicy) and "retry_delay" not in options:
+            merged.pop("retry_delay", None)
+        elif "retry_delay" in options and "retries" not in options and isinstance(merged.get("retries"), RetryPolicy):
+            merged["retries"] = merged["retries"].max
+        for name, other in (("delay", "eta"), ("eta", "delay")):
+            if name in options and other not in options:
+                merged.pop(other, None)
+        call_options.check(self.name, options, merged=merged)
+        return type(self)(self._bound, self.function, name=self.name, options=merged, inherit=self._origin or self)
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
+        """Have the task run later, elsewhere: returns once the broker has stored the call.
+
+        Raises ArgumentsError when the arguments do not fit, ConfigurationError when there is no engine,
+        BrokerUnreachable within about two seconds when nothing answers, ApiError when the broker refuses.
+        """
+        return self.send(self.message(args, kwargs))
+
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
+        """As `delay`, without blocking the event loop."""
+        return await self.asend(self.message(args, kwargs))
+
+    def apply_async(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[ApplyOptions]
+    ) -> TaskResult[R]:
+        """`delay` in Celery's form: arguments as one sequence and one mapping, options beside them.
+
+        ``resize.apply_async((42,), countdown=10, expires=60)``. Arguments are checked as those of `delay`, though not
+        by type checkers.
+        """
+        task, call_id = self._applied(options)
+        return task.send(task.message(tuple(args), kwargs or {}, call_id))
+
+    async def aapply_async(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[ApplyOptions]
+    ) -> TaskResult[R]:
+        """As `apply_async`, without blocking the event loop."""
+        task, call_id = self._applied(options)
+        return await task.asend(task.message(tuple(args), kwargs or {}, call_id))
+
+    def map(self, values: Iterable[Any]) -> list[TaskResult[R]]:
+        """One call for each value, its first argument, sent together: none of them if one does not fit.
+
+        Raises as `delay`, and PartlyRefused.
+        """
+        return self.starmap((value,) for value in values)
+
+    async def amap(self, values: Iterable[Any]) -> list[TaskResult[R]]:
+        """As `map`, without blocking the event loop."""
+        return await self.astarmap((value,) for value in values)
+
+    def starmap(self, calls: Iterable[Sequence[Any]]) -> list[TaskResult[R]]:
+        """One call for each sequence of arguments, sent together: none of them if one does not fit."""
+        messages = [self.message(tuple(args), {}) for args in calls]
+        with Batch(self.engine):
+            return [self.send(message) for message in messages]
+
+    async def astarmap(self, calls: Iterable[Sequence[Any]]) -> list[TaskResult[R]]:
+        """As `starmap`, without blocking the event loop."""
+        messages = [self.message(tuple(args), {}) for args in calls]
+        async with Batch(self.engine):
+            return [self.send(message) for message in messages]
+
+    def s(self, *args: Any, **kwargs: Any) -> Signature[R]:
+        """The call as a part of a flow; behind another call, that one's result comes before `args`."""
+        from qtasks.tasks.flow import Signature
+
+        return Signature(self, args, kwargs)
+
+    def si(self, *args: Any, **kwargs: Any) -> Signature[R]:
+        """As `s`, with nothing but these arguments."""
+        from qtasks.tasks.flow import Signature
+
+        return Signature(self, args, kwargs, fixed=True)
+
+    def result(self, id: str) -> TaskResult[R]:  # noqa: A002 - the name it has on a TaskResult
+        """The handle on an earlier call, by its call id or its message id."""
+        return TaskResult(self.engine, lambda: self.plan.result, task=self.name, id=id, message_id=None)
+
+    def _applied(self, options: ApplyOptions) -> tuple[Self, str | None]:
+        """The task with options of Celery's names, and the id of the call."""
+        said: dict[str, Any] = dict(options)
+        call_id = said.pop("task_id", None)
+        if call_id is not None and payload.ID.fullmatch(call_id) is None:
+            raise DefinitionError(
+                f"{self.name}: task_id={call_id!r} is no id: 1 to 128 visible ASCII characters", code="QT156"
+            )
+        if "countdown" in said:
+            said["delay"] = said.pop("countdown")
+        return (self.using(**said) if said else self), call_id
+
+    def send(self, message: Outgoing) -> TaskResult[R]:
+        """Send a call, or hand it to the batch that is open; not if it is unique and another one stands for it."""
+        engine = self.engine
+        if (hold := self._hold(engine, message)) is None:
+            return self._send(engine, message)
+        if (other := taken(engine.results(), hold, self._now_ms(engine))) is not None:
+            return self._standing(engine, other)
+        try:
+            return self._send(engine, message).holding(hold)
+        except BaseException:
+            release(engine.results(), hold)
+            raise
+
+    async def asend(self, message: Outgoing) -> TaskResult[R]:
+        """As `send`, without blocking the event loop."""
+        engine = self.engine
+        if (hold := self._hold(engine, message)) is None:
+            return await self._asend(engine, message)
+        results = await asyncio.to_thread(engine.results)
+        if (other := await asyncio.to_thread(taken, results, hold, self._now_ms(engine))) is not None:
+            return self._standing(engine, other)
+        try:
+            return (await self._asend(engine, message)).holding(hold)
+        except BaseException:
+            await asyncio.to_thread(release, results, hold)
+            raise
+
+    def _send(self, engine: Engine, message: Outgoing) -> TaskResult[R]:
+        passage, result = self._leaving(engine, message)
+        if (batch := Batch.of(engine)) is not None:
+            batch.hold(passage, result)
+            return result
+        try:
+            answer = engine.publisher().publish(passage.message)
+        except BaseException as error:
+            passage.fail(error)
+            raise
+        result.accepted(answer.message_id, deduplicated=answer.deduplicated)
+        passage.leave(result)
+        return result
+
+    async def _asend(self, engine: Engine, message: Outgoing) -> TaskResult[R]:
+        passage, result = self._leaving(engine, message)
+        if (batch := Batch.of(engine)) is not None:
+            batch.hold(passage, result)
+            return result
+        try:
+            publisher = await engine.apublisher()
+            answer = await publisher.apublish(passage.message)
+        except BaseException as error:
+            passage.fail(error)
+            raise
+        result.accepted(answer.message_id, deduplicated=answer.deduplicated)
+        passage.leave(result)
+        return result
+
+    def _unique(self, checked: Values) -> Unique:
+        """The key of a call with these arguments; a default that is left out is as good as given."""
+        defaults = {
+            parameter.name: parameter.default
+            for parameter in inspect.signature(self.function).parameters.values()
+            if parameter.name in self.plan.annotations and parameter.default is not inspect.Parameter.empty
+        }
+        plain = self.plan.to_json(self.plan.check({**defaults, **checked}))
+        return Unique(key_of(self.name, self.delivery.unique, plain), self.delivery.unique_ms)
+
+    def _hold(self, engine: Engine, message: Outgoing) -> Hold | None:
+        if message.unique is None:
+            return None
+        now_ms, options = self._now_ms(engine), message.options
+        moment_ms = (options.not_before_s or 0) * 1000
+        delay_ms = max(options.delay_ms or 0, moment_ms - now_ms)
+        return message.unique.hold(message.call_id, now_ms, max(0, delay_ms))
+
+    def _standing(self, engine: Engine, call_id: str) -> TaskResult[R]:
+        """The handle on an earlier call that stands for this one."""
+        return TaskResult(
+            engine, lambda: self.plan.result, task=self.name, id=call_id, message_id=None, deduplicated=True
+        )
+
+    def _now_ms(self, engine: Engine) -> int:
+        return int(engine.now_s() * 1000)
+
+    def message(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], call_id: str | None = None) -> Outgoing:
+        """The message that carries a call: its arguments checked, its id new unless it is given."""
+        checked = self.plan.check(self.plan.bind(args, kwargs))
+        plain = self.plan.to_json(checked)
+        plain_args, plain_kwargs = self.plan.arrange(plain, len(args))
+        call_id = call_id or payload.new_call_id()
+        how = self.delivery
+        unique = self._unique(checked) if how.unique else None
+        envelope = payload.Envelope(
+            call_id,
+            plain_args,
+            plain_kwargs,
+            how.retries,
+            timeout_ms=how.publish.timeout_ms,
+            expires_ms=how.expires_ms(int(self.engine.now_s() * 1000)),
+            retry_delay=how.publish.retry_delay if how.jitter else None,
+            jitter=how.jitter,
+            options=self._carried,
+            unique=unique.key if unique is not None and unique.window_ms is None else None,
+        )
+        try:
+            body = payload.encode(envelope)
+        except ValueError as error:
+            path, reason = payload.culprit(plain) or ("", str(error))
+            raise self.plan.not_json(path, reason) from None
+        if len(body) > MAX_BODY:
+            raise self.plan.too_large(len(body), MAX_BODY)
+        return Outgoing(
+            task=self.name,
+            call_id=call_id,
+            body=body,
+            options=how.publish,
+            queue=how.queue,
+            envelope=envelope,
+            unique=unique,
+        )
+
+    @functools.cached_property
+    def _carried(self) -> Mapping[str, str]:
+        """Header lines that the dispatcher needs to publish a call again: those that are not the declaration's."""
+        if self._origin is None or (mine := _lasting(self.delivery.publish)) == _lasting(self._origin.delivery.publish):
+            return {}
+        return dict(wire.write(mine))
+
+    def _leaving(self, engine: Engine, message: Outgoing) -> tuple[Passage, TaskResult[R]]:
+        """The message after all middleware, and the handle on the call."""
+        passage = Passage(engine.middleware.sending, tracing.carry(message))
+        call_id = passage.message.call_id
+        return passage, TaskResult(engine, lambda: self.plan.result, task=self.name, id=call_id, message_id=None)
+
+
+def _lasting(options: PublishOptions) -> PublishOptions:
+    """Options without those that concern one publish alone."""
+    return replace(options, delay_ms=None, not_before_s=None, deduplication_id=None, retries=None)
+
+
+class SyncTask(Task[P, R]):
+    """A task made of a ``def``: runs in a thread of the dispatcher's pool."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:  # noqa: D102 - as of Task
+            ...
+
+
+class AsyncTask(Task[P, R]):
+    """A task made of an ``async def``: runs on the application's event loop."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # noqa: D102 - as of Task
+            ...
+
+
+class TaskDecorator(Protocol):
+    """What ``@tasks.task(...)`` returns: makes a task of a function."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a coroutine function is the special case, so it comes first
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> SyncTask[P, R]: ...
+
+
+def check_name(name: str) -> str:
+    """`name`, if a task may have it. Raises DefinitionError."""
+    if _NAME.fullmatch(name) is None:
+        raise DefinitionError(
+            f"{name!r} is no name for a task: 1 to 128 letters, digits, _ . -",
+            hint='fix         @tasks.task(name="...")',
+        )
+    return name
+
+
+def make(
+    bound: Callable[[], Engine], function: Callable[..., Any], *, name: str, options: Mapping[str, Any]
+) -> Task[..., Any]:
+    """A task of `function`. Raises DefinitionError for a name, an option or a function that cannot work."""
+    if not inspect.isfunction(function):
+        raise DefinitionError(
+            f"{function!r} is not a function written with def or async def",
+            hint="fix         put @tasks.task first, above nothing but other decorators of plain functions",
+            code=NOT_A_FUNCTION,
+        )
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise DefinitionError(f"{function.__qualname__} yields; a task returns one result", code=NOT_A_FUNCTION)
+    call_options.check(check_name(name), options, known=tuple(TaskOptions.__annotations__))
+    is_async = inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(function)
+    kind = AsyncTask if is_async else SyncTask
+    return kind(bound, function, name=name, options=options)

@@ -1,0 +1,143 @@
+"""What the end of an attempt means: pure decisions, from an exception to an answer, a state and a note."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from qtasks.errors import QTasksError
+from qtasks.tasks import outcome
+from qtasks.tasks.context import TaskContext
+from qtasks.tasks.outcome import Outcome
+from qtasks.tasks.results.base import ResultStatus
+from qtasks.tasks.retries import RetryPolicy, jittered_ms
+from qtasks.tasks.signals import AttemptTimeout, Cancel, NonRetryable, RetryAfter
+
+RAISED, NON_RETRYABLE, ASKED_LATER = "QT407", "QT405", "QT409"
+TIMED_OUT, CANCELLED, EXPIRED, GIVEN_UP, SNOOZED = "QT410", "QT411", "QT412", "QT413", "QT414"
+
+
+class Kind(Enum):
+    """How an attempt ended."""
+
+    DONE = auto()
+    RETRY = auto()
+    """Another attempt follows."""
+    FAILED = auto()
+    """None does."""
+    OVER = auto()
+    """Called off or expired: no failure, no result."""
+    PUT_OFF = auto()
+    """The same call comes again, as a new message."""
+
+
+_STATUS = {
+    Kind.DONE: ResultStatus.SUCCEEDED,
+    Kind.RETRY: ResultStatus.RETRYING,
+    Kind.FAILED: ResultStatus.FAILED,
+    Kind.PUT_OFF: ResultStatus.QUEUED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to say to the broker, and what to keep of it."""
+
+    kind: Kind
+    answer: Outcome
+    note: str = ""
+    """"TypeName: message" of a failure, or why there is no result."""
+    is_wish: bool = False
+    """The task asked for this: nothing went wrong."""
+    over: ResultStatus = ResultStatus.CANCELLED
+    value: str | None = None
+    """The result as JSON."""
+
+    @property
+    def status(self) -> ResultStatus:
+        """The state that is kept of the call."""
+        return _STATUS.get(self.kind, self.over)
+
+
+def done(body: bytes) -> Verdict:
+    """The task returned; `body` is its result as JSON."""
+    return Verdict(Kind.DONE, outcome.result(body), value=body.decode())
+
+
+def expired(expires_ms: int, now_ms: int) -> Verdict:
+    """The call came after its time."""
+    note = f"Expired: {(now_ms - expires_ms) / 1000:.3f} s after it was to be run at the latest"
+    return Verdict(Kind.OVER, outcome.ended("expired", note, EXPIRED), note, True, ResultStatus.EXPIRED)
+
+
+def cancelled(reason: str) -> Verdict:
+    """The call was called off."""
+    return Verdict(Kind.OVER, outcome.ended("cancelled", reason, CANCELLED), reason, True)
+
+
+def put_off(reason: str) -> Verdict:
+    """The call has been published again."""
+    return Verdict(Kind.PUT_OFF, outcome.ended("snoozed", reason, SNOOZED), reason, True)
+
+
+def not_again(context: TaskContext, note: str, code: str) -> Verdict:
+    """No attempt can succeed."""
+    return _failed(context, outcome.never(note, code), note)
+
+
+def failure(context: TaskContext, note: str, code: str) -> Verdict:
+    """Another attempt may succeed, after the message's own backoff."""
+    return _failed(context, outcome.failure(note, code), note)
+
+
+def later(context: TaskContext, note: str, code: str, *, after_ms: int) -> Verdict:
+    """Another attempt may succeed, after a wait."""
+    return _failed(context, outcome.later(note, code, after_ms=after_ms), note)
+
+
+def of_error(
+    error: BaseException,
+    note: str,
+    context: TaskContext,
+    policy: RetryPolicy | None,
+    *,
+    retry_delay: str | None,
+    jitter: float,
+    chance: float,
+) -> Verdict:
+    """What an exception of the task means. `note` is its text, fit to be shown; `chance`, from 0 to 1, is for jitter.
+
+    Every exception that is not a wish counts, `asyncio.CancelledError` and `SystemExit` too: an ``except Exception``
+    somewhere must not turn them into a success.
+    """
+    if isinstance(error, Cancel):
+        return cancelled(str(error) or "the task found nothing to do")
+    if isinstance(error, NonRetryable):
+        return _failed(context, outcome.never(note, NON_RETRYABLE), note, is_wish=True)
+    if isinstance(error, RetryAfter):
+        return _failed(context, outcome.later(note, ASKED_LATER, after_ms=error.delay_ms), note, is_wish=True)
+    if policy is not None and not policy.retries(error):
+        return _failed(context, outcome.never(note, GIVEN_UP), note)
+    code = TIMED_OUT if isinstance(error, AttemptTimeout) else RAISED
+    if retry_delay is None or not jitter:
+        return _failed(context, outcome.failure(note, code), note)
+    after_ms = jittered_ms(retry_delay, context.retried, jitter, chance)
+    return _failed(context, outcome.failure(note, code, after_ms=after_ms), note)
+
+
+def alone(error: BaseException) -> BaseException:
+    """What was raised, out of the group that `asyncio.TaskGroup` put it in by itself: a wish is meant there as well."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether an error's text says everything, so that a traceback adds nothing."""
+    return isinstance(error, (NonRetryable, RetryAfter, QTasksError, AttemptTimeout))
+
+
+def _failed(context: TaskContext, answer: Outcome, note: str, *, is_wish: bool = False) -> Verdict:
+    final = answer.status == outcome.NEVER or context.is_last_attempt
+    kept = note if len(note) <= outcome.MAX_ERROR else note[: outcome.MAX_ERROR - 3] + "..."
+    return Verdict(Kind.FAILED if final else Kind.RETRY, answer, kept, is_wish)

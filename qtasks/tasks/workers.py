@@ -1,0 +1,54 @@
+"""The threads that run what would block the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+
+class Workers:
+    """A bounded pool, started on first use; closed, it can be used again."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+
+    async def run(self, call: Callable[[], Any]) -> Any:
+        """What `call` returns or raises, in a thread, context variables carried along."""
+        context = contextvars.copy_context()
+        ended = await asyncio.get_running_loop().run_in_executor(self._opened(), lambda: context.run(_caught, call))
+        if isinstance(ended, _Raised):
+            raise ended.error
+        return ended
+
+    def close(self) -> None:
+        """Let the threads go; what still runs in them is not waited for. Idempotent."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False)
+
+    def _opened(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="qtasks-task")
+            return self._pool
+
+
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    error: BaseException
+
+
+def _caught(call: Callable[[], Any]) -> Any:
+    """Exceptions as values: a future cannot carry StopIteration, and SystemExit must not end a thread of the pool."""
+    try:
+        return call()
+    except BaseException as error:
+        return _Raised(error)

@@ -1,0 +1,122 @@
+"""Calls that are right, and the types they have. Both checkers read this file and must find nothing."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, assert_type
+
+from fastapi import Depends
+
+from qtasks import (
+    Progress,
+    QTasks,
+    RetryPolicy,
+    TaskContext,
+    TaskEvent,
+    TaskResult,
+    TaskRouter,
+    chain,
+    chord,
+    group,
+    injected,
+    task,
+)
+from qtasks.tasks.flow import Chain
+from qtasks.tasks.task import AsyncTask, SyncTask, Task
+
+tasks = QTasks()
+
+
+def get_db() -> str:
+    return "db"
+
+
+@tasks.task
+def add(a: int, b: int = 2) -> int:
+    return a + b
+
+
+@tasks.task(retries=5, retry_delay="pow(2, retried) * 1000", timeout=timedelta(seconds=30), label=["a", "b"])
+async def greet(name: str, *, ctx: TaskContext = injected) -> str:
+    assert_type(ctx.attempt, int)
+    return f"hello {name}"
+
+
+@tasks.task(name="charge-card")
+def charge(order_id: int, db: str = Depends(get_db), other: Annotated[str, Depends(get_db)] = "") -> None: ...
+
+
+@task
+async def module_level(*rows: int, **more: str) -> list[int]:
+    return list(rows)
+
+
+@task(retries=1)
+def module_level_with_options() -> bytes:
+    return b""
+
+
+@tasks.task
+def unannotated(a, b): ...  # type: ignore[no-untyped-def]
+
+
+router = TaskRouter(prefix="mail.")
+tasks.include_router(router)
+
+
+@router.task(aliases=["old"], retries=RetryPolicy(max=1))
+async def routed(to: str) -> int:
+    return len(to)
+
+
+@add.on_failure
+def told(event: TaskEvent) -> None:
+    assert_type(event.context.attempt, int)
+
+
+def sync_calls() -> None:
+    assert_type(add(1), int)
+    assert_type(add.delay(1, b=3), TaskResult[int])
+    assert_type(add.delay(1).get(timeout=5), int)
+    assert_type(routed.delay("a"), TaskResult[int])
+    assert_type(greet.delay("Ada"), TaskResult[str])
+    assert_type(greet.delay("Ada").get(), str)
+    assert_type(charge.delay(1), TaskResult[None])
+    assert_type(module_level.delay(1, 2, x="y").get(), list[int])
+    assert_type(module_level_with_options.delay().get(), bytes)
+    unannotated.delay(1, "b")
+
+
+def options() -> None:
+    changed = add.using(delay="10m", retries=0)
+    assert_type(changed.delay(1), TaskResult[int])
+    assert_type(changed.using(eta=datetime.now(UTC), deduplication_id="x", label="a").delay(1).get(), int)
+    assert_type(greet.using(delay=1.5, timeout=30).delay("Ada"), TaskResult[str])
+    assert_type(add.using(queue="q", key="k", rate="5/1m", redact=True).map([1, 2]), list[TaskResult[int]])
+    assert_type(add.starmap([(1, 2)]), list[TaskResult[int]])
+    assert_type(add.apply_async((1,), {"b": 2}, countdown=5, expires=60, task_id="x"), TaskResult[int])
+    add.using(retries=RetryPolicy(max=3, on=OSError), expires="1h")
+    assert_type(add.s(1).delay(), TaskResult[int])
+    assert_type(chain(add.s(1) | add.s(2), add.si(1, 2)), Chain)
+    assert_type(chord(group(add.s(n) for n in range(3)), add.s()).delay(), TaskResult[Any])
+    takes_any(add)
+    takes_any(greet)
+
+
+async def async_calls() -> None:
+    assert_type(await greet("Ada"), str)
+    assert_type(await greet.adelay("Ada"), TaskResult[str])
+    assert_type(await (await greet.adelay("Ada")).aget(), str)
+    assert_type(await add.adelay(1), TaskResult[int])
+    assert_type(await (await greet.adelay("Ada")), str)
+    assert_type((await greet.adelay("Ada")).progress, Progress | None)
+    assert_type(await greet.amap(["Ada"]), list[TaskResult[str]])
+    assert_type(greet.result("call_1"), TaskResult[str])
+
+
+def takes_any(work: Task[..., Any]) -> None:
+    assert_type(work.name, str)
+
+
+def kinds(one: SyncTask[[int], str], two: AsyncTask[[int], str]) -> None:
+    assert_type(one(1), str)
+    assert_type(one.delay(1), TaskResult[str])
+    assert_type(two.delay(1), TaskResult[str])

@@ -1,0 +1,60 @@
+"""Calls that are wrong: both checkers must report exactly the lines marked with `# wrong`."""
+
+from qtasks import QTasks, TaskContext, TaskResult, injected, task
+
+tasks = QTasks()
+
+
+@tasks.task
+def add(a: int, b: int = 2) -> int:
+    return a + b
+
+
+@tasks.task(retries=5)
+async def greet(name: str, *, ctx: TaskContext = injected) -> str:
+    return name
+
+
+@task
+def module_level(a: int) -> int:
+    return a
+
+
+add.delay("1")  # wrong
+add.delay()  # wrong
+add.delay(1, 2, 3)  # wrong
+add.delay(1, c=3)  # wrong
+add.using(retries=1).delay("1")  # wrong
+add.using(retires=1)  # wrong
+add.using(retries="1")  # wrong
+add.using(eta="tomorrow")  # wrong
+greet.delay(1)  # wrong
+greet.delay(nam="Ada")  # wrong
+module_level.delay("1")  # wrong
+add.map(1)  # wrong
+add.apply_async((1,), priority=1)  # wrong
+add.using(rate=1.5)  # wrong
+
+number: str = add.delay(1).get()  # wrong
+result: TaskResult[str] = add.delay(1)  # wrong
+text: int = greet.delay("Ada").get()  # wrong
+
+
+async def wrong() -> None:
+    await add.adelay("1")  # wrong
+    await greet.adelay()  # wrong
+    value: int = await greet("Ada")  # wrong
+    other: int = await (await greet.adelay("Ada")).aget()  # wrong
+    del value, other
+
+
+@tasks.task(retries="5")  # wrong
+def one() -> None: ...
+
+
+@tasks.task(delay="5s")  # wrong
+def two() -> None: ...
+
+
+QTasks(tokn="x")  # wrong
+QTasks(threads="x")  # wrong

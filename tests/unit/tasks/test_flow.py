@@ -1,0 +1,169 @@
+"""Chains, groups and chords: what follows what, once, and how a flow ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qtasks import NonRetryable, chain, chord, group
+from qtasks.errors import ArgumentsError, BrokerUnreachable, DefinitionError, ResultsDisabled, TaskFailed
+from qtasks.tasks.sending import Outgoing
+from qtasks.tasks.task import Task
+from tests.support.tasks import application
+from tests.unit.tasks.courier import Courier
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def courier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Courier]:
+    made = Courier(results="memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/r.db")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def add(courier: Courier) -> Task[..., int]:
+    @courier.tasks.task
+    def add(a: int, b: int = 0) -> int:
+        if a < 0:
+            raise NonRetryable("negative")
+        return a + b
+
+    return add
+
+
+@pytest.fixture
+def total(courier: Courier) -> Task[..., int]:
+    @courier.tasks.task
+    async def total(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    return total
+
+
+async def run(courier: Courier, *, twice: bool = False) -> int:
+    """Deliver whatever is there and what follows it, each message once for each of its deduplication ids."""
+    seen: set[str] = set()
+    count = 0
+    while courier.letters:
+        letter = courier.letters.pop(0)
+        once = letter.options.deduplication_id or letter.message_id
+        if once in seen:
+            continue
+        seen.add(once)
+        count += 1
+        for _ in range(2 if twice else 1):
+            await courier.deliver(letter)
+    return count
+
+
+async def test_each_call_of_a_chain_gets_the_result_before_it(courier: Courier, add: Task[..., int]) -> None:
+    result = chain(add.s(1, 2), add.s(10), add.s(b=100)).delay()
+    assert result.status == "queued"
+    assert await run(courier) == 3
+    assert result.get(timeout=1) == 113
+    piped = await (add.s(1) | add.s(2) | add.si(5, 6)).adelay()
+    await run(courier)
+    assert await piped == 11
+
+
+async def test_options_of_a_step_are_its_own(courier: Courier, add: Task[..., int]) -> None:
+    (add.s(1) | add.using(delay="1m", retries=7, label="x").s(2) | add.using(queue="q", retries=0).s(3)).delay()
+    await courier.deliver(courier.letters.pop())
+    second = courier.letters.pop()
+    assert (second.options.delay_ms, second.options.retries, second.options.labels) == (60_000, 7, ("x",))
+    assert second.envelope["retries"] == 7
+    assert second.options.deduplication_id is not None
+    assert ":" not in second.options.deduplication_id
+    await courier.deliver(second)
+    third = courier.letters.pop()
+    assert (third.queue, third.options.retries, third.envelope["retries"]) == ("q", 0, 0)
+
+
+async def test_a_chord_gets_the_results_in_order_whoever_ends_last(
+    courier: Courier, add: Task[..., int], total: Task[..., int]
+) -> None:
+    @courier.tasks.task
+    def listed(numbers: list[int], name: str) -> str:
+        return f"{name} {numbers}"
+
+    result = chord([add.s(n, 1) for n in range(3)], listed.s("got")).delay()
+    courier.letters.reverse()
+    assert await run(courier) == 4
+    assert result.get(timeout=1) == "got [1, 2, 3]"
+
+
+async def test_groups_may_stand_anywhere_but_at_the_end(
+    courier: Courier, add: Task[..., int], total: Task[..., int]
+) -> None:
+    flow = add.s(1) | group(add.s(10), add.s(20)) | total.s() | group(add.s(1), add.s(2)) | total.s() | add.s(1000)
+    result = flow.delay()
+    assert await run(courier) == 8
+    assert result.get(timeout=1) == 1000 + (32 + 1) + (32 + 2)
+    with pytest.raises(DefinitionError, match="ends with one call"):
+        chain(add.s(1), group(add.s(2))).delay()
+
+
+async def test_a_group_by_itself_gives_a_handle_on_each(courier: Courier, add: Task[..., int]) -> None:
+    results = group(add.s(n) for n in range(3)).delay()
+    assert len(courier.home.transport.requests) == 1
+    await run(courier)
+    assert [result.get(timeout=1) for result in results] == [0, 1, 2]
+    assert len(await group(add.s(1), add.s(2)).adelay()) == 2
+
+
+async def test_every_delivery_made_twice_changes_nothing(
+    courier: Courier, add: Task[..., int], total: Task[..., int]
+) -> None:
+    result = (add.s(1) | group(add.s(10), add.s(20)) | total.s() | add.s(5)).delay()
+    assert await run(courier, twice=True) == 5
+    assert result.get(timeout=1) == 37
+
+
+async def test_a_failure_in_the_middle_ends_the_flow_and_tells_the_whole_story(
+    courier: Courier, add: Task[..., int], total: Task[..., int]
+) -> None:
+    result = (add.s(1) | group(add.s(1), add.si(-5)) | total.s() | add.s(1)).delay()
+    await run(courier)
+    with pytest.raises(TaskFailed, match=r"add call_\w+ before it ended on attempt 1: NonRetryable: negative"):
+        result.get(timeout=1)
+
+
+async def test_what_cannot_be_sent_now_is_sent_when_the_delivery_comes_back(
+    courier: Courier, add: Task[..., int]
+) -> None:
+    result = (add.s(1) | add.s(2)).delay()
+    letter = courier.take()
+    publisher = courier.tasks.engine.publisher()
+
+    async def down(message: Outgoing) -> object:
+        raise BrokerUnreachable("down")
+
+    publisher.apublish = down  # type: ignore[method-assign, assignment]
+    assert (await courier.deliver(letter)).status == 503
+    del publisher.apublish
+    assert (await courier.deliver(letter, retried=1)).body == b"1"
+    await run(courier)
+    assert result.get(timeout=1) == 3
+
+
+async def test_what_cannot_travel_or_be_kept_is_refused_at_the_call(courier: Courier, add: Task[..., int]) -> None:
+    with pytest.raises(ArgumentsError):
+        (add.s("x") | add.s()).delay()
+    with pytest.raises(ArgumentsError, match="cannot be written as JSON"):
+        (add.s(1) | add.s(object())).delay()
+    with pytest.raises(DefinitionError, match="cannot be unique"):
+        (add.s(1) | add.using(unique=True).s(1)).delay()
+    with pytest.raises(DefinitionError, match="of nothing"):
+        group()
+    assert courier.letters == []
+    tasks = application(results=None)
+
+    @tasks.task
+    def work(n: int) -> None: ...
+
+    with pytest.raises(ResultsDisabled, match="QTASKS_RESULTS"):
+        chord([work.s(1)], work.s()).delay()

@@ -1,0 +1,197 @@
+"""What a handle on a call can do besides waiting: be awaited, say how far the call is, and call it off."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import threading
+from typing import Any
+
+import pytest
+
+from qtasks import Progress, TaskContext, injected
+from qtasks.errors import ApiError, BrokerUnreachable, ResultError, ResultsDisabled, TaskCancelled
+from qtasks.qstash.transport import Reply, Request
+from qtasks.tasks.progress import EVERY_S, Reporter
+from tests.unit.tasks.courier import Courier
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_handle_can_be_awaited(courier: Courier) -> None:
+    @courier.tasks.task
+    def work() -> int:
+        return 7
+
+    result = work.delay()
+    waiting = asyncio.create_task(wait_for(result))
+    await asyncio.sleep(0)
+    await courier.deliver()
+    assert await waiting == 7
+
+
+async def wait_for(result: Any) -> object:
+    return await result
+
+
+# --- progress
+
+
+async def test_progress_can_be_read_while_the_task_runs(courier: Courier) -> None:
+    told, go_on = threading.Event(), threading.Event()
+
+    @courier.tasks.task
+    def work(ctx: TaskContext = injected) -> None:
+        ctx.progress(1, 4, "reading")
+        told.set()
+        assert go_on.wait(10)
+
+    result = work.delay()
+    assert result.progress is None
+    running = asyncio.create_task(courier.deliver())
+    await asyncio.to_thread(told.wait, 10)
+    found = await result.aprogress()
+    assert found == Progress(1, 4, "reading")
+    assert found.fraction == 0.25
+    assert result.status == "running"
+    go_on.set()
+    await running
+    assert result.status == "succeeded"
+
+
+async def test_an_async_task_tells_its_progress_in_a_file_too(tmp_path: Any) -> None:
+    courier = Courier(results=f"sqlite:///{tmp_path}/r.db")
+    told, go_on = asyncio.Event(), asyncio.Event()
+
+    @courier.tasks.task
+    async def work(ctx: TaskContext = injected) -> None:
+        ctx.progress(3)
+        told.set()
+        await go_on.wait()
+
+    result = work.delay()
+    running = asyncio.create_task(courier.deliver())
+    await told.wait()
+    async with asyncio.timeout(10):
+        while (found := await result.aprogress()) is None:  # noqa: ASYNC110 - another thread writes it
+            await asyncio.sleep(0.001)
+    assert found == Progress(3)
+    assert found.fraction is None
+    go_on.set()
+    await running
+    courier.close()
+
+
+def test_news_that_come_too_fast_are_left_out_but_the_last_one_is_not() -> None:
+    kept: list[Progress] = []
+    now_s = 0.0
+    reporter = Reporter(lambda text: kept.append(Progress.from_json(text)), lambda: now_s)
+    for done in range(1, 101):
+        now_s += EVERY_S / 10
+        reporter.report(Progress(done, 100))
+    assert 9 <= len(kept) <= 12
+    assert kept[0].done == 1
+    assert kept[-1].done == 100
+
+
+async def test_without_a_place_for_results_progress_costs_nothing() -> None:
+    context = TaskContext(task="t", call_id="c", message_id="m", attempt=1, retries=0)
+    context.progress(1, 2, "by hand")
+    with pytest.raises(ValueError, match="finite"):
+        context.progress(math.nan)
+    assert Progress(1, 0).fraction == 1.0
+    assert Progress(9, 3).fraction == 1.0
+
+
+# --- calling off
+
+
+def answering(courier: Courier, status: int) -> list[Request]:
+    """Have the broker answer everything with `status`, and note what it was asked."""
+    asked: list[Request] = []
+
+    def send(request: Request, timeout_s: float) -> Reply:
+        asked.append(request)
+        return Reply(status, (), json.dumps({"error": "no such message"} if status >= 400 else {}).encode())
+
+    courier.home.transport.send = send  # type: ignore[method-assign]
+    return asked
+
+
+async def test_a_call_can_be_called_off(courier: Courier) -> None:
+    ran: list[int] = []
+
+    @courier.tasks.task
+    def work() -> None:
+        ran.append(1)
+
+    result = work.delay()
+    asked = answering(courier, 202)
+    assert result.cancel() is True
+    assert (asked[0].method, asked[0].url) == ("DELETE", "http://broker.internal/v2/messages/msg_1")
+    assert result.status == "cancelled"
+    with pytest.raises(TaskCancelled, match="by its caller"):
+        await result
+    assert await result.acancel() is True
+
+
+async def test_a_call_that_is_over_cannot_be_called_off(courier: Courier) -> None:
+    @courier.tasks.task
+    def work() -> int:
+        return 1
+
+    result = work.delay()
+    await courier.deliver()
+    answering(courier, 404)
+    assert result.cancel() is False
+    assert result.get(timeout=0) == 1
+    answering(courier, 403)
+    with pytest.raises(ApiError):
+        result.cancel()
+    with pytest.raises(ResultError, match="does not know its message"):
+        work.result("call_1").cancel()
+
+
+async def test_a_result_that_came_meanwhile_stands(courier: Courier) -> None:
+    @courier.tasks.task
+    def work() -> int:
+        return 1
+
+    result = work.delay()
+    await courier.deliver()
+    answering(courier, 202)
+    assert result.cancel() is True
+    assert result.get(timeout=0) == 1
+
+
+async def test_no_broker_is_said_plainly(courier: Courier) -> None:
+    @courier.tasks.task
+    def work() -> None: ...
+
+    result = work.delay()
+
+    def down(request: Request, timeout_s: float) -> Reply:
+        raise BrokerUnreachable("no answer", sent=False)
+
+    courier.home.transport.send = down  # type: ignore[method-assign]
+    courier.tasks.engine.publisher()._opened().http._sleep = lambda seconds: None
+    with pytest.raises(BrokerUnreachable, match="the cancellation of msg_1"):
+        result.cancel()
+
+
+async def test_without_a_backend_every_accessor_names_the_setting() -> None:
+    from tests.support.tasks import application
+
+    tasks = application(results=None)
+
+    @tasks.task
+    def work() -> int:
+        return 1
+
+    result = work.result("call_1")
+    for ask in (lambda: result.progress, lambda: result.status, result.get):
+        with pytest.raises(ResultsDisabled, match="QTASKS_RESULTS"):
+            ask()
+    with pytest.raises(ResultsDisabled, match="QTASKS_RESULTS"):
+        await result

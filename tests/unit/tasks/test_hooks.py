@@ -1,0 +1,375 @@
+"""Hooks, middleware, traces and log records: what an application puts around its tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry import context as otel
+from opentelemetry import trace
+
+from qtasks import (
+    Cancel,
+    NonRetryable,
+    RetryAfter,
+    RetryPolicy,
+    Snooze,
+    TaskContext,
+    TaskEvent,
+    TaskLogFilter,
+    TaskRouter,
+    current_context,
+    injected,
+)
+from qtasks.errors import ArgumentsError, BrokerUnreachable
+from qtasks.tasks.dispatch import Run
+from qtasks.tasks.middleware import CallNext, Sending
+from qtasks.tasks.sending import Outgoing
+from tests.unit.tasks.courier import Courier, said
+
+ROOT = Path(__file__).parents[3]
+
+pytestmark = pytest.mark.anyio
+
+
+class Told:
+    """Notes what hooks are told."""
+
+    def __init__(self, courier: Courier) -> None:
+        self.events: list[tuple[str, TaskEvent]] = []
+        courier.tasks.on_success(lambda event: self.note("success", event))
+        courier.tasks.on_retry(lambda event: self.note("retry", event))
+        courier.tasks.on_failure(lambda event: self.note("failure", event))
+
+    def note(self, kind: str, event: TaskEvent) -> None:
+        self.events.append((kind, event))
+
+    @property
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self.events]
+
+
+# --- hooks
+
+
+async def test_a_failure_is_told_once_after_the_last_attempt_and_not_after_each(courier: Courier) -> None:
+    told = Told(courier)
+
+    @courier.tasks.task(retries=2)
+    def work(n: int) -> None:
+        raise OSError("no")
+
+    work.delay(5)
+    letter = courier.take()
+    for retried in range(3):
+        await courier.deliver(letter, retried=retried)
+    assert told.kinds == ["retry", "retry", "failure"]
+    event = told.events[-1][1]
+    assert (event.context.attempt, dict(event.arguments), event.reason) == (3, {"n": 5}, "OSError: no")
+    assert isinstance(event.error, OSError)
+
+
+@pytest.mark.parametrize(
+    ("raised", "kinds"),
+    [
+        (NonRetryable("x"), ["failure"]),
+        (KeyError(), ["failure"]),
+        (RetryAfter(1), ["retry"]),
+        (OSError(), ["retry"]),
+        (Snooze(1), []),
+        (Cancel(), []),
+    ],
+)
+async def test_each_end_is_told_to_whom_it_concerns(courier: Courier, raised: Exception, kinds: list[str]) -> None:
+    told = Told(courier)
+
+    @courier.tasks.task(retries=RetryPolicy(on=(OSError, RetryAfter)))
+    async def work() -> None:
+        raise raised
+
+    work.delay()
+    await courier.deliver()
+    assert told.kinds == kinds
+
+
+async def test_wrong_arguments_are_a_failure_that_is_told(courier: Courier) -> None:
+    told = Told(courier)
+
+    @courier.tasks.task
+    def work(n: int) -> None: ...
+
+    work.delay(1)
+    letter = courier.take()
+    letter.body = letter.body.replace(b"[1]", b'["x"]')
+    await courier.deliver(letter)
+    assert told.kinds == ["failure"]
+    assert isinstance(told.events[0][1].error, ArgumentsError)
+
+
+async def test_hooks_of_a_task_hear_of_it_alone_and_copies_share_them(courier: Courier) -> None:
+    heard: list[str] = []
+
+    @courier.tasks.task
+    def one() -> int:
+        return 1
+
+    @courier.tasks.task
+    def two() -> int:
+        return 2
+
+    @one.on_success
+    async def note(event: TaskEvent) -> None:
+        heard.append(f"{event.context.task} {event.value} {threading.current_thread() is threading.main_thread()}")
+
+    @one.on_success
+    def note_aside(event: TaskEvent) -> None:
+        heard.append(threading.current_thread().name.rsplit("_", 1)[0])
+
+    one.using(retries=1).delay()
+    await courier.deliver()
+    two.delay()
+    await courier.deliver()
+    assert heard == ["one 1 True", "qtasks-task"]
+
+
+async def test_a_hook_that_fails_changes_nothing(courier: Courier, caplog: pytest.LogCaptureFixture) -> None:
+    told = Told(courier)
+
+    @courier.tasks.task
+    def work() -> int:
+        return 1
+
+    @work.on_success
+    def broken(event: TaskEvent) -> None:
+        raise RuntimeError("hook")
+
+    work.delay()
+    assert (await courier.deliver()).body == b"1"
+    assert told.kinds == ["success"]
+    assert "a hook of work failed" in caplog.text
+
+
+# --- middleware where calls are sent
+
+
+async def test_what_a_middleware_gives_along_is_signed_and_reaches_the_task(courier: Courier) -> None:
+    seen: list[str] = []
+
+    @courier.tasks.send_middleware
+    def tenant(message: Outgoing) -> Sending:
+        seen.append(f"before {message.task}")
+        result = yield message.carrying({"tenant": "acme"})
+        seen.append(f"after {result.message_id}")
+
+    @courier.tasks.send_middleware
+    def inner(message: Outgoing) -> Sending:
+        seen.append(f"inner sees {message.carried['tenant']}")
+        yield message
+
+    @courier.tasks.task
+    def work(ctx: TaskContext = injected) -> str:
+        return ctx.carried["tenant"]
+
+    work.delay()
+    assert seen == ["before work", "inner sees acme", "after msg_1"]
+    letter = courier.take()
+    assert letter.envelope["carried"] == {"tenant": "acme"}
+    assert (await courier.deliver(letter)).body == b'"acme"'
+    await work.adelay()
+    with courier.tasks.batch():
+        work.delay()
+        assert seen[-1] == "inner sees acme"
+    assert seen[-1] == "after msg_3"
+    assert all(letter.envelope["carried"] == {"tenant": "acme"} for letter in courier.letters)
+
+
+async def test_a_middleware_hears_that_nothing_was_sent(courier: Courier) -> None:
+    seen: list[str] = []
+
+    @courier.tasks.send_middleware
+    def watch(message: Outgoing) -> Sending:
+        try:
+            yield message
+        except BrokerUnreachable:
+            seen.append("unreachable")
+            raise
+
+    @courier.tasks.task
+    def work() -> None: ...
+
+    def down(_: object, timeout_s: float = 0) -> Any:
+        raise BrokerUnreachable("down")
+
+    publisher = courier.tasks.engine.publisher()
+    publisher.publish = down  # type: ignore[method-assign, assignment]
+    publisher.publish_many = down  # type: ignore[method-assign, assignment]
+    with pytest.raises(BrokerUnreachable):
+        work.delay()
+    with pytest.raises(BrokerUnreachable):
+        work.starmap([()])
+    assert seen == ["unreachable", "unreachable"]
+
+
+async def test_a_middleware_that_sends_never_or_twice_is_an_error(courier: Courier) -> None:
+    times = 0
+
+    def odd(message: Outgoing) -> Generator[Outgoing, Any, None]:
+        for _ in range(times):
+            yield message
+
+    courier.tasks.send_middleware(odd)
+
+    @courier.tasks.task
+    def work() -> None: ...
+
+    with pytest.raises(RuntimeError, match="did not yield"):
+        work.delay()
+    assert courier.letters == []
+    times = 2
+    with pytest.raises(RuntimeError, match="yielded twice"):
+        work.delay()
+    assert len(courier.letters) == 1
+
+
+async def test_what_middleware_gives_along_must_fit(courier: Courier) -> None:
+    @courier.tasks.send_middleware
+    def heavy(message: Outgoing) -> Sending:
+        yield message.carrying({"x": "y" * (1024 * 1024)})
+
+    @courier.tasks.task
+    def work() -> None: ...
+
+    with pytest.raises(ArgumentsError, match="carries"):
+        work.delay()
+
+
+# --- middleware where tasks run
+
+
+async def test_middleware_stands_around_the_run_in_the_order_it_was_added(courier: Courier) -> None:
+    seen: list[str] = []
+
+    def layer(name: str) -> Any:
+        async def middleware(run: Run, call_next: CallNext) -> Any:
+            seen.append(f"{name} in {run.values}")
+            value = await call_next(run)
+            seen.append(f"{name} out")
+            return value + 1
+
+        return middleware
+
+    courier.tasks.run_middleware(layer("outer"))
+    courier.tasks.run_middleware(layer("inner"))
+
+    @courier.tasks.task
+    def work(n: int) -> int:
+        seen.append("work")
+        return n
+
+    work.delay(1)
+    assert (await courier.deliver()).body == b"3"
+    assert seen == ["outer in {'n': 1}", "inner in {'n': 1}", "work", "inner out", "outer out"]
+
+
+async def test_what_middleware_raises_the_task_has_raised(courier: Courier) -> None:
+    @courier.tasks.run_middleware
+    async def closed(run: Run, call_next: CallNext) -> Any:
+        raise NonRetryable("closed")
+
+    @courier.tasks.task
+    def work() -> None: ...
+
+    work.delay()
+    assert (await courier.deliver()).status == 489
+
+
+# --- traces and logs
+
+
+async def test_a_trace_goes_on_where_the_task_runs(courier: Courier) -> None:
+    seen: list[trace.SpanContext] = []
+
+    @courier.tasks.task
+    def work() -> None:
+        seen.append(trace.get_current_span().get_span_context())
+
+    span = trace.NonRecordingSpan(trace.SpanContext(0xABC, 0xDEF, is_remote=False, trace_flags=trace.TraceFlags(1)))
+    token = otel.attach(trace.set_span_in_context(span))
+    work.delay()
+    otel.detach(token)
+    letter = courier.take()
+    assert letter.envelope["carried"]["traceparent"] == f"00-{0xABC:032x}-{0xDEF:016x}-01"
+    await courier.deliver(letter)
+    assert seen[0].trace_id == 0xABC
+    work.delay()
+    assert "carried" not in courier.take().envelope
+
+
+def test_a_program_without_opentelemetry_does_not_load_it() -> None:
+    program = """
+import sys
+from qtasks.protocol.messages import PublishOptions
+from qtasks.tasks import tracing
+from qtasks.tasks.sending import Outgoing
+message = Outgoing(task="work", call_id="c", body=b"{}", options=PublishOptions())
+assert tracing.carry(message) is message
+sys.exit(any(name.startswith("opentelemetry") for name in sys.modules))
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60, cwd=ROOT).returncode == 0
+
+
+async def test_log_records_say_which_call_they_belong_to(courier: Courier) -> None:
+    records: list[logging.LogRecord] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    handler = Keep()
+    handler.addFilter(TaskLogFilter())
+    mine = logging.getLogger("application.code")
+    mine.addHandler(handler)
+
+    @courier.tasks.task
+    def work() -> None:
+        mine.warning("in a thread")
+
+    @courier.tasks.task
+    async def later() -> str:
+        await asyncio.sleep(0)
+        mine.warning("on the loop", extra={"task": "mine"})
+        known = current_context()
+        return known.call_id if known is not None else "unknown"
+
+    try:
+        mine.warning("outside")
+        first = work.delay()
+        await courier.deliver()
+        second = later.delay()
+        assert said(await courier.deliver()) == second.id
+    finally:
+        mine.removeHandler(handler)
+    facts = [[getattr(record, name) for name in ("task", "call_id", "message_id", "attempt")] for record in records]
+    assert facts == [["-", "-", "-", "-"], ["work", first.id, "msg_1", 1], ["mine", second.id, "msg_2", 1]]
+    assert current_context() is None
+
+
+async def test_hooks_and_middleware_see_the_tasks_of_routers(courier: Courier) -> None:
+    told = Told(courier)
+    router = TaskRouter()
+
+    @router.task
+    def work() -> None: ...
+
+    courier.tasks.include_router(router)
+    work.delay()
+    assert json.loads((await courier.deliver()).body) is None
+    assert told.kinds == ["success"]

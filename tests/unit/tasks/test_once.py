@@ -1,0 +1,397 @@
+"""Once: of several deliveries of one call one runs, and of several calls that are the same one is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qtasks import Cancel, QTasks, RetryPolicy, Snooze, TaskContext, injected
+from qtasks.errors import ArgumentsError, BrokerUnreachable, DefinitionError, ResultError, ResultsDisabled
+from qtasks.tasks.guard import LEASE_MS
+from qtasks.tasks.holders import is_gone, new_holder
+from qtasks.tasks.outcome import Outcome
+from qtasks.tasks.results.base import Hold
+from tests.support.tasks import application
+from tests.unit.tasks.courier import Courier, Letter, said
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def courier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Courier]:
+    made = Courier(results="memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/r.db")
+    yield made
+    made.close()
+
+
+class Slow:
+    """A task that runs until it is let go, and counts its runs."""
+
+    def __init__(self, courier: Courier, **options: Any) -> None:
+        self.begun, self.go_on, self.runs = asyncio.Event(), asyncio.Event(), 0
+        self.error: Exception | None = None
+
+        async def slow(n: int = 1) -> int:
+            self.runs += 1
+            self.begun.set()
+            await self.go_on.wait()
+            if self.error is not None:
+                raise self.error
+            return self.runs
+
+        self.task = courier.tasks.task(**options)(slow)
+
+    @contextlib.asynccontextmanager
+    async def running(self, courier: Courier, letter: Letter) -> AsyncIterator[asyncio.Task[Outcome]]:
+        """A delivery of `letter` that is under way."""
+        under_way = asyncio.create_task(courier.deliver(letter))
+        await self.begun.wait()
+        yield under_way
+        self.go_on.set()
+        await under_way
+
+
+# --- deliveries of one call
+
+
+async def test_a_second_delivery_while_the_first_runs_is_told_to_come_back(courier: Courier) -> None:
+    slow = Slow(courier)
+    slow.task.delay()
+    letter = courier.take()
+    async with slow.running(courier, letter) as first:
+        again = await courier.deliver(letter)
+        assert again.status == 503
+        assert again.headers == (("Retry-After", str(LEASE_MS // 1000)),)
+        assert said(again) == {"error": "this call is running elsewhere", "code": "QT415"}
+        slow.go_on.set()
+        assert (await first).body == b"1"
+    assert slow.runs == 1
+
+
+async def test_a_delivery_after_the_end_gets_the_stored_outcome_and_runs_nothing(courier: Courier) -> None:
+    slow = Slow(courier)
+    slow.go_on.set()
+    slow.task.delay()
+    letter = courier.take()
+    assert await courier.deliver(letter) == Outcome(200, b"1")
+    assert await courier.deliver(letter) == Outcome(200, b"1", (("Qtasks-Duplicate", "true"),))
+    assert slow.runs == 1
+
+
+async def test_the_last_permitted_attempt_waits_for_the_run_instead_of_making_a_dead_letter(courier: Courier) -> None:
+    slow = Slow(courier, retries=2)
+    slow.task.delay()
+    letter = courier.take()
+    async with slow.running(courier, letter) as first:
+        last = asyncio.create_task(courier.deliver(letter, retried=2))
+        await asyncio.sleep(0)
+        assert not last.done()
+        slow.go_on.set()
+        assert (await first).body == b"1"
+        assert (await last).body == b"1"
+    assert slow.runs == 1
+
+
+async def test_the_last_attempt_runs_when_the_one_it_waited_for_has_failed(courier: Courier) -> None:
+    slow = Slow(courier, retries=1)
+    slow.error = OSError("no")
+    slow.task.delay()
+    letter = courier.take()
+    async with slow.running(courier, letter) as first:
+        last = asyncio.create_task(courier.deliver(letter, retried=1))
+        await asyncio.sleep(0)
+        slow.go_on.set()
+        assert (await first).status == 500
+        assert (await last).status == 500
+    assert slow.runs == 2
+
+
+async def test_a_process_that_fell_silent_elsewhere_holds_its_call_for_its_lease_at_most(courier: Courier) -> None:
+    slow = Slow(courier)
+    slow.go_on.set()
+    result = slow.task.delay()
+    letter = courier.take()
+    dead = Hold(f"run:{result.id}", "somebody who died", int(courier.now_s * 1000) + LEASE_MS)
+    courier.tasks.engine.results().acquire([dead], now_ms=int(courier.now_s * 1000))
+    courier.now_s += 5
+    answer = await courier.deliver(letter)
+    assert (answer.status, answer.headers) == (503, (("Retry-After", str(LEASE_MS // 1000 - 5)),))
+    courier.now_s += LEASE_MS / 1000 - 5
+    assert (await courier.deliver(letter, retried=1)).body == b"1"
+
+
+async def test_nobody_waits_for_a_process_of_this_machine_that_has_died(courier: Courier) -> None:
+    program = "from qtasks.tasks.holders import new_holder; print(new_holder())"
+    died = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+    slow = Slow(courier)
+    slow.go_on.set()
+    result = slow.task.delay()
+    letter = courier.take()
+    now_ms = int(courier.now_s * 1000)
+    courier.tasks.engine.results().acquire([Hold(f"run:{result.id}", died, now_ms + LEASE_MS)], now_ms=now_ms)
+    assert (await courier.deliver(letter, retried=1)).body == b"1"
+
+
+def test_a_holder_is_gone_only_when_that_is_certain() -> None:
+    mine = new_holder()
+    place, number, started, chance = mine.split("/")
+    assert mine != new_holder()
+    assert not is_gone(mine)
+    assert is_gone(f"{place}/{number}/{int(started) - 1}/{chance}")  # its number was given to this process
+    assert not is_gone(f"elsewhere/{number}/1/{chance}")
+    assert not is_gone("somebody")
+
+
+async def test_a_long_run_keeps_its_hold(courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qtasks.tasks.guard.RENEW_S", 0.0)
+    slow = Slow(courier)
+    result = slow.task.delay()
+    letter = courier.take()
+    async with slow.running(courier, letter):
+        results = courier.tasks.engine.results()
+        courier.now_s += LEASE_MS / 1000 - 1
+        now_ms = int(courier.now_s * 1000)
+        other = Hold(f"run:{result.id}", "other", now_ms + 1)
+        async with asyncio.timeout(10):
+            while True:
+                (held,) = await asyncio.to_thread(results.acquire, [other], now_ms=now_ms)
+                if held.until_ms == now_ms + LEASE_MS:
+                    break
+                await asyncio.sleep(0)
+        assert held.owner != "other"
+
+
+async def test_a_retry_after_a_failure_runs(courier: Courier) -> None:
+    attempts: list[int] = []
+
+    @courier.tasks.task
+    def work(ctx: TaskContext = injected) -> int:
+        attempts.append(ctx.attempt)
+        if ctx.attempt < 3:
+            raise OSError
+        return ctx.attempt
+
+    work.delay()
+    letter = courier.take()
+    assert [(await courier.deliver(letter, retried=n)).status for n in range(3)] == [500, 500, 200]
+    assert attempts == [1, 2, 3]
+
+
+async def test_a_failed_call_that_comes_once_more_by_itself_fails_again_without_running(courier: Courier) -> None:
+    told: list[str] = []
+    slow = Slow(courier, retries=0)
+    slow.go_on.set()
+    slow.error = OSError("no")
+    slow.task.on_failure(lambda event: told.append(event.reason))
+    slow.task.delay()
+    letter = courier.take()
+    await courier.deliver(letter)
+    again = await courier.deliver(letter)
+    assert (again.status, said(again)["error"], slow.runs) == (500, "OSError: no", 1)
+    assert told == ["OSError: no"]
+
+
+async def test_a_dead_letter_that_is_sent_again_runs(courier: Courier) -> None:
+    slow = Slow(courier, retries=0)
+    slow.go_on.set()
+    slow.error = OSError("no")
+    slow.task.delay()
+    letter = courier.take()
+    await courier.deliver(letter)
+    letter.message_id = "msg_again"
+    slow.error = None
+    assert (await courier.deliver(letter)).body == b"2"
+
+
+async def test_the_same_signed_request_never_runs_twice(courier: Courier) -> None:
+    @courier.tasks.task(retries=5)
+    def work() -> None:
+        runs.append(1)
+        raise OSError
+
+    runs: list[int] = []
+    work.delay()
+    letter = courier.take()
+    token = courier.delivery(letter).signature
+    assert (await courier.deliver(letter, token=token)).status == 500
+    replayed = await courier.deliver(letter, token=token, retried=1)
+    assert (replayed.status, said(replayed)["error"]) == (503, "this very request was taken before")
+    assert (await courier.deliver(letter, retried=1)).status == 500
+    assert len(runs) == 2
+
+
+async def test_a_call_that_was_called_off_does_not_run_any_more(courier: Courier) -> None:
+    slow = Slow(courier)
+    slow.go_on.set()
+    result = slow.task.delay()
+    letter = courier.take()
+    backend = courier.tasks.engine.results()
+    backend.put(result._called_off("msg_1"))
+    backend.flush()
+    answer = await courier.deliver(letter)
+    assert (answer.status, said(answer)["cancelled"], slow.runs) == (200, "cancelled by its caller", 0)
+
+
+async def test_where_holds_cannot_be_had_the_task_runs(courier: Courier, caplog: pytest.LogCaptureFixture) -> None:
+    slow = Slow(courier)
+    slow.go_on.set()
+    slow.task.delay()
+
+    def broken(holds: Any, *, now_ms: int) -> list[Hold]:
+        raise ResultError("no database")
+
+    courier.tasks.engine.results().acquire = broken  # type: ignore[method-assign]
+    assert (await courier.deliver()).body == b"1"
+    assert "holds could not be taken" in caplog.text
+
+
+async def test_a_snoozed_call_is_let_go_of(courier: Courier) -> None:
+    @courier.tasks.task
+    def work(ctx: TaskContext = injected) -> str:
+        if not ctx.snoozed:
+            raise Snooze(1)
+        return "done"
+
+    work.delay()
+    await courier.deliver()
+    assert (await courier.deliver()).body == b'"done"'
+
+
+# --- calls that are the same
+
+
+async def test_a_second_call_with_the_same_arguments_is_not_sent_and_says_so(
+    courier: Courier, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The trap: an id for deduplication that swallows a wanted call without a word."""
+
+    @courier.tasks.task(unique=True)
+    def work(a: int, b: str = "x") -> str:
+        return f"{a}{b}"
+
+    first = work.delay(1)
+    with caplog.at_level("INFO"):
+        second = work.delay(1, b="x")
+    third = await work.adelay(b="x", a=1)
+    other = work.delay(2)
+    assert [letter.envelope["args"] for letter in courier.letters] == [[1], [2]]
+    assert (second.deduplicated, second.id, third.id) == (True, first.id, first.id)
+    assert f"call {first.id} stands for it" in caplog.text
+    assert not first.deduplicated
+    assert not other.deduplicated
+    await courier.deliver(courier.letters[0])
+    assert second.get(timeout=1) == "1x"
+    assert not work.delay(1).deduplicated
+
+
+@pytest.mark.parametrize(
+    ("raised", "free"),
+    [(None, True), (ArgumentsError("x"), True), (Cancel(), True), (OSError(), False), (Snooze(1), False)],
+)
+async def test_the_key_is_free_again_when_the_call_is_done_and_not_before(
+    courier: Courier, raised: Exception | None, free: bool
+) -> None:
+    @courier.tasks.task(unique=True, retries=RetryPolicy(give_up_on=ArgumentsError))
+    def work() -> None:
+        if raised is not None:
+            raise raised
+
+    work.delay()
+    await courier.deliver()
+    courier.letters.clear()
+    assert work.delay().deduplicated is not free
+
+
+async def test_parameters_may_be_chosen(courier: Courier) -> None:
+    @courier.tasks.task(unique="order")
+    def one(order: int, note: str) -> None: ...
+
+    @courier.tasks.task(unique=["a", "b"])
+    def two(a: int, b: int, c: int) -> None: ...
+
+    assert [one.delay(1, "x").deduplicated, one.delay(1, "y").deduplicated, one.delay(2, "x").deduplicated] == [
+        False,
+        True,
+        False,
+    ]
+    assert [two.delay(1, 2, 3).deduplicated, two.delay(1, 2, 4).deduplicated, two.delay(1, 3, 3).deduplicated] == [
+        False,
+        True,
+        False,
+    ]
+    with pytest.raises(DefinitionError, match="no parameter 'nonsense'"):
+        one.using(unique="nonsense").delay(1, "x")
+
+
+async def test_a_window_lasts_whether_the_call_is_done_or_not(courier: Courier) -> None:
+    @courier.tasks.task(unique=True, unique_for="10m")
+    def work() -> None: ...
+
+    work.delay()
+    await courier.deliver()
+    courier.now_s += 599
+    assert work.delay().deduplicated
+    courier.now_s += 1
+    assert not work.delay().deduplicated
+
+
+async def test_a_call_that_is_never_heard_of_again_blocks_for_a_day_after_its_delay(courier: Courier) -> None:
+    @courier.tasks.task(unique=True)
+    def work() -> None: ...
+
+    work.using(delay="2d").delay()
+    courier.now_s += 3 * 86_400 - 1
+    assert work.delay().deduplicated
+    courier.now_s += 1
+    assert not work.delay().deduplicated
+
+
+async def test_a_call_that_could_not_be_sent_does_not_keep_its_key(courier: Courier) -> None:
+    @courier.tasks.task(unique=True)
+    def work() -> None: ...
+
+    publisher = courier.tasks.engine.publisher()
+
+    def down(message: object) -> Any:
+        raise BrokerUnreachable("down")
+
+    publisher.publish = down  # type: ignore[method-assign]
+    with pytest.raises(BrokerUnreachable):
+        work.delay()
+    with pytest.raises(BrokerUnreachable):
+        await work.adelay()
+    del publisher.publish
+    assert not work.delay().deduplicated
+
+
+async def test_without_a_place_for_results_uniqueness_names_the_setting() -> None:
+    tasks = application(results=None)
+
+    @tasks.task(unique=True)
+    def work() -> None: ...
+
+    with pytest.raises(ResultsDisabled, match="QTASKS_RESULTS"):
+        work.delay()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"unique": 3}, "unique=3"),
+        ({"unique": ""}, "unique=''"),
+        ({"unique": []}, "unique="),
+        ({"unique": [1]}, "unique="),
+        ({"unique_for": "1h"}, "not what is unique"),
+        ({"unique": True, "unique_for": 0}, "unique_for=0"),
+    ],
+)
+async def test_uniqueness_that_means_nothing_is_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(DefinitionError, match=text):
+        QTasks().task(name="work", **options)(lambda: None)

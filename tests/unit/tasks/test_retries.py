@@ -1,0 +1,482 @@
+"""Trying again, later, or not at all: policies, wishes, and calls that came too late."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qtasks import Cancel, NonRetryable, QTasks, RetryAfter, RetryPolicy, Snooze, TaskContext, injected
+from qtasks.errors import DefinitionError, PayloadError, TaskCancelled, TaskExpired
+from qtasks.protocol import expressions
+from qtasks.tasks import payload
+from qtasks.tasks.results.sqlite import SQLiteResults
+from qtasks.tasks.retries import jittered_ms
+from qtasks.tasks.signals import AttemptTimeout
+from tests.unit.tasks.courier import Courier, said
+
+pytestmark = pytest.mark.anyio
+
+
+def waits(policy: RetryPolicy, count: int) -> list[int]:
+    expression = expressions.parse(policy.expression)
+    return [expression.delay_ms(retried) for retried in range(count)]
+
+
+# --- the policy
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (RetryPolicy(initial="1s"), [1000, 2000, 4000, 8000]),
+        (RetryPolicy(initial=10, factor=1), [10_000, 10_000, 10_000, 10_000]),
+        (RetryPolicy(initial="1m", factor=3, max_delay="5m"), [60_000, 180_000, 300_000, 300_000]),
+        (RetryPolicy(initial="2s", factor=1.5), [2000, 3000, 4500, 6750]),
+        (RetryPolicy(initial=0), [0, 0, 0, 0]),
+        (RetryPolicy(initial="1h", max_delay="1m", factor=1), [60_000] * 4),
+    ],
+)
+async def test_a_policy_s_waits_are_those_the_broker_computes(policy: RetryPolicy, expected: list[int]) -> None:
+    assert waits(policy, 4) == expected
+
+
+async def test_the_wait_before_the_last_of_a_thousand_retries_is_still_a_day_at_most() -> None:
+    assert expressions.parse(RetryPolicy(max=999).expression).delay_ms(998) == 86_400_000
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"max": -1}, "max is -1"),
+        ({"max": True}, "max is True"),
+        ({"max": 1000}, "max is 1000"),
+        ({"initial": "soon"}, "initial='soon'"),
+        ({"initial": "2d"}, "longer than a day"),
+        ({"max_delay": "2d"}, "longer than a day"),
+        ({"factor": 0.5}, "factor is 0.5"),
+        ({"factor": "2"}, "factor is '2'"),
+        ({"jitter": 1.1}, "jitter is 1.1"),
+        ({"jitter": True}, "jitter is True"),
+        ({"on": "ValueError"}, "on names 'ValueError'"),
+        ({"give_up_on": (ValueError, 3)}, "give_up_on names 3"),
+    ],
+)
+async def test_a_policy_that_cannot_work_is_refused_where_it_is_made(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(DefinitionError, match=text):
+        RetryPolicy(**options)
+
+
+@settings(max_examples=200)
+@given(
+    initial_ms=st.integers(1, 86_400_000),
+    retried=st.integers(0, 20),
+    jitter=st.floats(0, 1),
+    chance=st.floats(0, 1),
+)
+async def test_jitter_stays_in_its_part_and_never_rounds_to_zero(
+    initial_ms: int, retried: int, jitter: float, chance: float
+) -> None:
+    expression = RetryPolicy(initial=timedelta(milliseconds=initial_ms)).expression
+    plain_ms = expressions.parse(expression).delay_ms(retried)
+    wait_ms = jittered_ms(expression, retried, jitter, chance)
+    assert 1 <= wait_ms <= 86_400_000
+    assert abs(wait_ms - plain_ms) <= plain_ms * jitter + 1
+
+
+async def test_jitter_leans_neither_way() -> None:
+    expression = RetryPolicy(initial="100s").expression
+    assert [jittered_ms(expression, 0, 0.5, chance) for chance in (0, 0.5, 1)] == [50_000, 100_000, 150_000]
+
+
+# --- what a policy comes to on the wire and in the dispatcher
+
+
+async def test_a_policy_travels_as_a_number_and_an_expression(courier: Courier) -> None:
+    @courier.tasks.task(retries=RetryPolicy(max=5, initial="2s"))
+    def work() -> None: ...
+
+    work.delay()
+    letter = courier.take()
+    assert letter.options.retries == 5
+    assert letter.options.retry_delay == "min(86400000, 2000 * pow(2, retried))"
+    assert letter.envelope["retries"] == 5
+
+
+async def test_jitter_is_asked_for_with_every_failed_answer(courier: Courier) -> None:
+    @courier.tasks.task(retries=RetryPolicy(max=5, initial="100s", jitter=0.2))
+    def work() -> None:
+        raise OSError("no")
+
+    work.delay()
+    letter = courier.take()
+    asked = [dict((await courier.deliver(letter, retried=n)).headers)["Retry-After"] for n in (0, 1, 0)]
+    assert asked[0] != asked[2]
+    for text, plain_ms in zip(asked, (100_000, 200_000, 100_000), strict=True):
+        wait_ms = int(text.removesuffix("ms")) * (1 if text.endswith("ms") else 1000)
+        assert plain_ms * 0.8 <= wait_ms <= plain_ms * 1.2
+
+
+async def test_without_jitter_the_broker_s_own_backoff_counts(courier: Courier) -> None:
+    @courier.tasks.task(retries=RetryPolicy(initial="100s"))
+    def work() -> None:
+        raise OSError("no")
+
+    work.delay()
+    answer = await courier.deliver()
+    assert (answer.status, answer.headers) == (500, ())
+
+
+class BadError(Exception):
+    pass
+
+
+class WorseError(BadError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("policy", "raised", "status"),
+    [
+        (RetryPolicy(give_up_on=BadError), BadError(), 489),
+        (RetryPolicy(give_up_on=(BadError,)), WorseError(), 489),
+        (RetryPolicy(give_up_on=BadError), OSError(), 500),
+        (RetryPolicy(on=OSError), FileNotFoundError(), 500),
+        (RetryPolicy(on=(OSError, KeyError)), ValueError(), 489),
+        (RetryPolicy(on=BadError, give_up_on=WorseError), WorseError(), 489),
+        (RetryPolicy(on=BadError, give_up_on=WorseError), BadError(), 500),
+        (RetryPolicy(), asyncio.CancelledError(), 500),
+        (RetryPolicy(on=OSError), NonRetryable("x"), 489),
+    ],
+)
+async def test_a_permanent_error_does_not_burn_all_retries(
+    courier: Courier, policy: RetryPolicy, raised: BaseException, status: int
+) -> None:
+    @courier.tasks.task(retries=policy)
+    async def work() -> None:
+        raise raised
+
+    work.delay()
+    assert (await courier.deliver()).status == status
+
+
+async def test_a_call_keeps_the_errors_of_the_declaration_and_changes_the_rest(courier: Courier) -> None:
+    @courier.tasks.task(retries=RetryPolicy(max=5, give_up_on=BadError))
+    def work() -> None:
+        raise BadError
+
+    work.using(retries=RetryPolicy(max=1, initial="3s")).delay()
+    letter = courier.take()
+    assert (letter.options.retries, letter.options.retry_delay) == (1, "min(86400000, 3000 * pow(2, retried))")
+    assert (await courier.deliver(letter)).status == 489
+    work.using(retries=9).delay()
+    letter = courier.take()
+    assert (letter.options.retries, letter.options.retry_delay) == (9, None)
+    work.using(retry_delay="5s").delay()
+    letter = courier.take()
+    assert (letter.options.retries, letter.options.retry_delay) == (5, "5000")
+    work.using(retry_delay="5s").using(retries=RetryPolicy(initial=1, factor=1)).delay()
+    assert courier.take().options.retry_delay == "1000"
+
+
+async def test_contradictions_are_refused() -> None:
+    tasks = QTasks()
+    with pytest.raises(DefinitionError, match="contradict"):
+
+        @tasks.task(retries=RetryPolicy(), retry_delay="5s")
+        def one() -> None: ...
+
+    @tasks.task
+    def two() -> None: ...
+
+    with pytest.raises(DefinitionError, match="cannot choose by the kind of error"):
+        two.using(retries=RetryPolicy(on=OSError))
+
+
+# --- groups
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"), [(OSError(), 500), (NonRetryable("x"), 489), (Snooze(1), 200), (RetryAfter(1), 503)]
+)
+async def test_a_wish_raised_inside_a_task_group_is_not_swallowed(
+    courier: Courier, raised: Exception, status: int
+) -> None:
+    async def inner() -> None:
+        raise raised
+
+    @courier.tasks.task
+    async def work() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(inner())
+
+    work.delay()
+    assert (await courier.deliver()).status == status
+
+
+# --- put off
+
+
+async def test_a_snoozed_call_comes_again_under_its_own_id_and_keeps_its_options(courier: Courier) -> None:
+    seen: list[TaskContext] = []
+
+    @courier.tasks.task(timeout="1m", label="a")
+    def work(n: int, ctx: TaskContext = injected) -> int:
+        seen.append(ctx)
+        if ctx.snoozed < 2:
+            raise Snooze("2h", "too early")
+        return n
+
+    result = work.using(label="b", retries=1, delay="5m", deduplication_id="mine").delay(7)
+    answer = await courier.deliver()
+    assert (answer.status, said(answer)) == (200, {"snoozed": "Snooze: too early", "code": "QT414"})
+    assert result.status == "queued"
+    letter = courier.take()
+    assert letter.options.delay_ms == 7_200_000
+    assert (letter.options.labels, letter.options.retries, letter.options.timeout_ms) == (("b",), 1, 60_000)
+    assert letter.options.deduplication_id not in (None, "mine")
+    await courier.deliver(letter)
+    again = courier.take()
+    assert again.options.deduplication_id != letter.options.deduplication_id
+    assert (await courier.deliver(again)).body == b"7"
+    assert result.get(timeout=0) == 7
+    assert [(ctx.snoozed, ctx.attempt, ctx.call_id, ctx.retries) for ctx in seen] == [
+        (0, 1, result.id, 1),
+        (1, 1, result.id, 1),
+        (2, 1, result.id, 1),
+    ]
+
+
+async def test_a_delivery_made_twice_is_put_off_once(courier: Courier) -> None:
+    @courier.tasks.task
+    def work() -> None:
+        raise Snooze(60)
+
+    work.delay()
+    letter = courier.take()
+    await courier.deliver(letter)
+    await courier.deliver(letter)
+    assert len({sent.options.deduplication_id for sent in courier.letters}) == 1
+
+
+async def test_where_the_broker_cannot_be_reached_it_is_asked_to_come_back(courier: Courier) -> None:
+    @courier.tasks.task
+    def work() -> None:
+        raise Snooze("3d")
+
+    work.delay()
+    letter = courier.take()
+    dispatcher = courier.tasks.engine.dispatcher()
+    dispatcher._republish = None
+    answer = await courier.deliver(letter)
+    assert (answer.status, answer.headers) == (503, (("Retry-After", "86400"),))
+    assert "cannot publish" in said(answer)["error"]
+
+
+async def test_a_snooze_of_more_than_a_year_is_refused() -> None:
+    with pytest.raises(ValueError, match="a year at most"):
+        Snooze("500d")
+
+
+# --- called off, and too late
+
+
+async def test_a_cancelled_call_is_neither_a_result_nor_a_failure(courier: Courier) -> None:
+    @courier.tasks.task
+    def work() -> int:
+        raise Cancel("the order is paid")
+
+    result = work.delay()
+    answer = await courier.deliver()
+    assert (answer.status, said(answer)) == (200, {"cancelled": "the order is paid", "code": "QT411"})
+    assert result.status == "cancelled"
+    with pytest.raises(TaskCancelled, match="the order is paid") as caught:
+        result.get(timeout=0)
+    assert caught.value.reason == "the order is paid"
+
+
+@pytest.mark.parametrize("expires", ["1m", 60, timedelta(minutes=1)])
+async def test_a_call_that_comes_after_its_time_is_not_run(courier: Courier, expires: Any) -> None:
+    ran: list[int] = []
+
+    @courier.tasks.task
+    def work(n: int) -> None:
+        ran.append(n)
+
+    result = work.using(expires=expires).delay(1)
+    letter = courier.take()
+    courier.now_s += 60
+    assert (await courier.deliver(letter)).status == 200
+    assert ran == [1]
+    courier.now_s += 0.001
+    late = work.using(expires=expires).delay(2)
+    letter = courier.take()
+    courier.now_s += 61
+    answer = await courier.deliver(letter)
+    assert answer.status == 200
+    assert said(answer)["code"] == "QT412"
+    assert ran == [1]
+    assert (result.status, late.status) == ("succeeded", "expired")
+    with pytest.raises(TaskExpired, match=r"Expired: 1\.000 s after"):
+        late.get(timeout=0)
+
+
+async def test_a_moment_may_be_given_and_a_retry_may_come_too_late(courier: Courier) -> None:
+    @courier.tasks.task
+    def work() -> None:
+        raise OSError
+
+    moment = datetime.fromtimestamp(courier.now_s, UTC) + timedelta(seconds=10)
+    result = work.using(expires=moment).delay()
+    letter = courier.take()
+    assert (await courier.deliver(letter)).status == 500
+    courier.now_s += 11
+    assert (await courier.deliver(letter, retried=1)).status == 200
+    assert result.status == "expired"
+
+
+@pytest.mark.parametrize("expires", ["soon", -1, "400d", datetime(2030, 1, 1)])  # noqa: DTZ001
+async def test_an_expiry_that_means_nothing_is_refused(expires: Any) -> None:
+    tasks = QTasks()
+
+    @tasks.task
+    def work() -> None: ...
+
+    with pytest.raises(DefinitionError, match="expires="):
+        work.using(expires=expires)
+
+
+# --- deadlines
+
+
+async def test_the_context_knows_how_much_time_is_left(courier: Courier) -> None:
+    seen: list[tuple[float, bool]] = []
+    contexts: list[TaskContext] = []
+
+    @courier.tasks.task(timeout="20s")
+    def work(ctx: TaskContext = injected) -> None:
+        contexts.append(ctx)
+        seen.append((ctx.time_left_s, ctx.should_stop))
+
+    work.delay()
+    await courier.deliver()
+    assert 15 < seen[0][0] <= 19
+    assert seen[0][1] is False
+    assert contexts[0].deadline == datetime.fromtimestamp(courier.now_s + 19, UTC)
+
+
+async def test_an_async_body_is_stopped_when_its_time_is_up_and_closes_what_it_opened(courier: Courier) -> None:
+    steps: list[str] = []
+
+    @courier.tasks.task(timeout=timedelta(milliseconds=20))
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            steps.append("closed")
+
+    result = work.delay()
+    answer = await courier.deliver()
+    assert answer.status == 500
+    assert said(answer)["code"] == "QT410"
+    assert said(answer)["error"].startswith("AttemptTimeout: work was stopped after 0.01")
+    assert steps == ["closed"]
+    assert result.status == "retrying"
+
+
+async def test_a_timeout_of_the_task_s_own_is_an_ordinary_error(courier: Courier) -> None:
+    @courier.tasks.task
+    async def work() -> None:
+        async with asyncio.timeout(0):
+            await asyncio.Event().wait()
+
+    work.delay()
+    assert said(await courier.deliver())["code"] == "QT407"
+
+
+async def test_a_policy_may_give_up_on_slow_attempts(courier: Courier) -> None:
+    @courier.tasks.task(timeout=timedelta(milliseconds=5), retries=RetryPolicy(give_up_on=AttemptTimeout))
+    async def work() -> None:
+        await asyncio.Event().wait()
+
+    work.delay()
+    assert (await courier.deliver()).status == 489
+
+
+async def test_a_thread_is_told_when_its_time_is_up_and_its_late_result_counts(courier: Courier) -> None:
+    @courier.tasks.task(timeout=timedelta(milliseconds=20))
+    def work(ctx: TaskContext = injected) -> str:
+        pause = threading.Event()
+        while not ctx.should_stop:
+            pause.wait(0.001)
+        return "stopped"
+
+    work.delay()
+    assert (await courier.deliver()).body == b'"stopped"'
+
+
+async def test_a_thread_is_told_that_the_process_stops(courier: Courier) -> None:
+    begun = threading.Event()
+
+    @courier.tasks.task
+    def work(ctx: TaskContext = injected) -> str:
+        begun.set()
+        pause = threading.Event()
+        while not ctx.should_stop:
+            pause.wait(0.001)
+        return "stopped"
+
+    work.delay()
+    running = asyncio.create_task(courier.deliver())
+    await asyncio.to_thread(begun.wait, 10)
+    assert await courier.tasks.engine.dispatcher().drain(0.01) is False
+    assert (await running).body == b'"stopped"'
+
+
+# --- the envelope and the store
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        '"timeout_ms":0',
+        '"expires_ms":"x"',
+        '"jitter":2',
+        '"retry_delay":"import os"',
+        '"snoozed":-1',
+        '"options":{"a":1}',
+    ],
+)
+async def test_members_of_an_envelope_are_checked(member: str) -> None:
+    with pytest.raises(PayloadError, match=member.split('"')[1]):
+        payload.decode(f'{{"v":1,{member}}}'.encode())
+
+
+async def test_results_of_an_older_version_are_carried_over(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    old = sqlite3.connect(path)
+    old.executescript(
+        """
+        CREATE TABLE results (call_id TEXT NOT NULL PRIMARY KEY, message_id TEXT NOT NULL, task TEXT NOT NULL,
+            status TEXT NOT NULL CHECK (status IN ('running', 'retrying', 'succeeded', 'failed')),
+            attempt INTEGER NOT NULL CHECK (attempt >= 1), updated_ms INTEGER NOT NULL, value TEXT, error TEXT
+        ) WITHOUT ROWID;
+        CREATE INDEX results_by_message ON results (message_id);
+        CREATE INDEX results_by_age ON results (updated_ms) WHERE status IN ('succeeded', 'failed');
+        INSERT INTO results VALUES ('call_1', 'msg_1', 'work', 'succeeded', 1, 5, '7', NULL);
+        PRAGMA user_version = 1;
+        """
+    )
+    old.close()
+    store = SQLiteResults(path, ttl_ms=1000)
+    found = store.read("call_1")
+    assert found is not None
+    assert (found.value, found.progress) == ("7", None)
+    store.close()
