@@ -1,0 +1,83 @@
+"""The `qtasks` command. Each subcommand is imported when it is called, so `--help` stays quick."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import io
+import os
+import sys
+from typing import Final
+
+import click
+
+from qtasks.errors import QTasksError
+
+_COMMANDS: Final = {
+    "dev": ("qtasks.cli.dev", "Broker and application for development, in one terminal."),
+    "broker": ("qtasks.cli.broker", "The QStash-compatible server, and its tokens."),
+    "run": ("qtasks.cli.run", "Your tasks as a production server."),
+    "send": ("qtasks.cli.send", "Delay a task by its name."),
+    "tasks": ("qtasks.cli.tasks", "List the tasks of an application."),
+}
+
+EXIT_USAGE: Final = 2
+"""Also: application not found, port taken, database locked or too new."""
+
+
+class _Lazy(click.Group):
+    """A group that knows its commands by name and one line of help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _ = _COMMANDS[cmd_name]
+        command: click.Command = importlib.import_module(module).command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, _COMMANDS, n=1)
+            guess = f" Did you mean {near[0]!r}?" if near else f" There are {', '.join(_COMMANDS)}."
+            ctx.fail(f"No such command {name!r}.{guess}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="qstash-tasks", prog_name="qtasks")
+def cli() -> None:
+    """Background tasks for web applications, pushed over HTTP."""
+
+
+def main() -> None:
+    """Run the command line; every error of ours is a sentence and an exit code, never a traceback."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # started without it: a socket would take its number, and libuv aborts on such a one
+            os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # printing is no reason to fail, whatever the terminal knows
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except QTasksError as error:
+        click.echo(f"{error.code} {error}", err=True)
+        sys.exit(EXIT_USAGE)

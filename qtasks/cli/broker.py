@@ -1,0 +1,320 @@
+"""`qtasks broker`: the QStash-compatible server, and its tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+import apsw
+import click
+
+from qtasks.broker import eventloop, ids
+from qtasks.broker.api.edge import LOOPBACK_HOSTS
+from qtasks.broker.clock import SystemRandom
+from qtasks.broker.listening import listen
+from qtasks.broker.loops import Limits
+from qtasks.broker.serve import ApiServer
+from qtasks.broker.server import Broker
+from qtasks.broker.settings import BrokerSettings
+from qtasks.broker.store import tokens, verbs
+from qtasks.broker.store.base import Credentials
+from qtasks.broker.store.retention import Retention
+from qtasks.broker.store.sqlite import connect, inside
+from qtasks.cli.exposure import is_loopback, refuse_public_credentials
+from qtasks.cli.output import Unhurried, log_to
+from qtasks.cli.parameters import PORT, Duration, Size
+from qtasks.cli.signals import stop_signals
+from qtasks.errors import ConfigurationError, StoreError
+from qtasks.protocol import development, signing
+from qtasks.protocol.messages import SigningKeys
+
+T = TypeVar("T")
+
+log = logging.getLogger("qtasks.broker")
+
+ACCOUNT: Final = "default"
+DEFAULT_DB: Final = "qtasks.db"
+_UNSET: Final = "unset them and run qtasks broker init, or listen on 127.0.0.1"
+_ANEW: Final = "the database was made with them: start with a new one, or listen on 127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What `qtasks broker` was told."""
+
+    host: str
+    port: int
+    hosts: tuple[str, ...]
+    settings: BrokerSettings
+
+
+_db = click.option(
+    "--db",
+    default=None,
+    callback=lambda context, _, given: given or context.obj,  # as the group was told
+    help="Database file, here or before the command.",
+)
+
+
+@click.group("broker", invoke_without_command=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=PORT, default=development.PORT, show_default=True, help="0 picks a free one.")
+@click.option("--db", envvar="QTASKS_DB", default=DEFAULT_DB, show_default=True, help="Database file. [QTASKS_DB]")
+@click.option(
+    "--destinations",
+    type=click.Choice(["local", "public"]),
+    default=None,
+    help="Where messages may go: `public` refuses loopback and private addresses."
+    "  [default: local on a loopback host, else public]",
+)
+@click.option(
+    "--allow-destination", "allow", multiple=True, metavar="ORIGIN", help="Let this origin, host or network through."
+)
+@click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="Answer requests to this host name too.")
+@click.option("--resolve-on-publish", is_flag=True, help="Refuse a publish whose host name does not resolve.")
+@click.option(
+    "--drain",
+    type=click.FloatRange(0, 3600),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For what is under way at a stop.",
+)
+@click.option("--in-flight", type=click.IntRange(1), default=256, show_default=True, help="Deliveries at once, in all.")
+@click.option(
+    "--per-host",
+    type=click.IntRange(1),
+    default=128,
+    show_default=True,
+    help="Deliveries at once to one host and port.",
+)
+@click.option("--retention", type=Duration(), default="7d", show_default=True, help="Of delivered messages and logs.")
+@click.option("--dlq-retention", type=Duration(), default="30d", show_default=True, help="Of dead letters.")
+@click.option("--max-size", type=Size(), default="1GB", show_default=True, help="Above it the oldest finished go.")
+@click.pass_context
+def command(
+    context: click.Context,
+    host: str,
+    port: int,
+    db: str,
+    destinations: Literal["local", "public"] | None,
+    allow: tuple[str, ...],
+    hosts: tuple[str, ...],
+    resolve_on_publish: bool,
+    drain: float,
+    in_flight: int,
+    per_host: int,
+    retention: int,
+    dlq_retention: int,
+    max_size: int,
+) -> None:
+    """Run the broker, or manage its tokens.
+
+    Its credentials come from QSTASH_TOKEN, QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY, or are made
+    once by `qtasks broker init`.
+    """
+    if context.invoked_subcommand is not None:
+        context.obj = db
+        return
+    credentials = _credentials()
+    refuse_public_credentials(_secrets(credentials.token, credentials.keys), host, hint=_UNSET)
+    settings = BrokerSettings(
+        path=_path(db),
+        credentials=(credentials,),
+        destinations=destinations or ("local" if is_loopback(host) else "public"),
+        allow=_allowed(allow),
+        resolve_on_publish=resolve_on_publish,
+        llm_url=os.environ.get("QTASKS_LLM_URL") or None,
+        limits=Limits(in_flight=in_flight, per_host=per_host),
+        retention=Retention(delivered_ms=retention, failed_ms=dlq_retention, max_bytes=max_size or None),
+        drain_s=drain,
+    )
+    out, errors = Unhurried(sys.stdout), Unhurried(sys.stderr)
+    log_to(errors)
+    try:
+        sys.exit(eventloop.run(_serve(ServeOptions(host, port, hosts, settings), out)))
+    finally:
+        out.close()
+        errors.close()
+
+
+@command.command("init")
+@_db
+def init(db: str) -> None:
+    """Make the database with signing keys and a first token, and print them once."""
+    path = _path(db)
+    token = ids.token_secret(SystemRandom())
+
+    def make(connection: apsw.Connection) -> SigningKeys | None:
+        account = verbs.ensure_account(connection, _credentials(), ids.signing_keys(SystemRandom()))
+        if tokens.every(connection):
+            return None
+        tokens.add(connection, token, account, "first", read_only=False, now_ms=_now_ms())
+        return verbs.keys(connection, account)
+
+    keys = _change(path, make)
+    if keys is None:
+        raise ConfigurationError(
+            f"{path} is set up already: its secrets were shown then and are not kept",
+            hint="qtasks broker token create NAME makes another token; GET /v2/keys shows the signing keys",
+        )
+    click.echo("# Shown once. Put these into the environment of your applications.")
+    click.echo(f"QSTASH_URL=http://127.0.0.1:{development.PORT}")
+    click.echo(f"QSTASH_TOKEN={token}")
+    click.echo(f"QSTASH_CURRENT_SIGNING_KEY={keys.current}")
+    click.echo(f"QSTASH_NEXT_SIGNING_KEY={keys.next}")
+
+
+@command.group("token")
+def token_group() -> None:
+    """Make, list and revoke API tokens; a running broker notices within a second."""
+
+
+@token_group.command("create")
+@click.argument("name")
+@click.option("--read-only", is_flag=True, help="May read logs, messages and dead letters; may change nothing.")
+@_db
+def create_token(name: str, read_only: bool, db: str) -> None:
+    """Make a token called NAME and print it once."""
+    token = ids.token_secret(SystemRandom())
+
+    def add(connection: apsw.Connection) -> bool:
+        account = verbs.ensure_account(connection, Credentials(ACCOUNT), ids.signing_keys(SystemRandom()))
+        return tokens.add(connection, token, account, name, read_only=read_only, now_ms=_now_ms())
+
+    if not _change(_existing(db), add):
+        raise ConfigurationError(f"there is a token named {name!r} already", hint="choose another name, or revoke it")
+    click.echo(token)
+
+
+@token_group.command("list")
+@_db
+def list_tokens(db: str) -> None:
+    """List the tokens by name; the tokens themselves are not kept."""
+    for one in _change(_existing(db), tokens.every):
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.created_ms / 1000))
+        click.echo(f"{one.name:<24}  {'read only' if one.read_only else 'publish':<10}  made {made}")
+
+
+@token_group.command("revoke")
+@click.argument("name")
+@_db
+def revoke_token(name: str, db: str) -> None:
+    """Make the token called NAME worthless."""
+
+    def remove(connection: apsw.Connection) -> bool:
+        account = verbs.ensure_account(connection, Credentials(ACCOUNT), ids.signing_keys(SystemRandom()))
+        return tokens.remove(connection, account, name)
+
+    if not _change(_existing(db), remove):
+        raise ConfigurationError(f"there is no token named {name!r}", hint="qtasks broker token list shows them")
+    click.echo(f"revoked {name}")
+
+
+async def _serve(options: ServeOptions, out: Unhurried) -> int:
+    async with AsyncExitStack() as stack:
+        listener = listen(options.host, options.port)
+        stack.callback(listener.close)
+        settings = options.settings
+        port = listener.getsockname()[1]
+        broker = await Broker.open(settings.listening_on(options.host, port))
+        stack.push_async_callback(broker.stop)
+        if settings.credentials[0].token is None and not await broker.store.tokens():
+            raise ConfigurationError(
+                f"{settings.path} has no token, so nobody could publish",
+                hint=f"qtasks broker init --db {settings.path} makes one, or set QSTASH_TOKEN",
+            )
+        kept = await broker.keys.of(broker.accounts[ACCOUNT])
+        refuse_public_credentials(_secrets(None, kept), options.host, hint=_ANEW)
+        server = ApiServer(broker, [listener], hosts=_hosts(options), grace_s=settings.drain_s)
+        stop = stack.enter_context(stop_signals())
+        await server.start()
+        broker.start()
+        eventloop.tune_interpreter()
+        shown = f"[{options.host}]" if ":" in options.host else options.host
+        out.line(
+            f"qtasks broker is running at http://{shown}:{port}  store {settings.path} ({broker.store.promise})"
+            f"  destinations {settings.destinations}  {broker.recovery.waiting} waiting"
+        )
+        ended = asyncio.ensure_future(stop.wait())
+        broken = asyncio.ensure_future(broker.store.broken.wait())
+        await asyncio.wait({ended, broken}, return_when=asyncio.FIRST_COMPLETED)
+        for waiting in (ended, broken):
+            waiting.cancel()
+        # Both at once: the whole stop takes no longer than one of them may.
+        _, finished = await asyncio.gather(server.stop(), broker.deliverer.drain(settings.drain_s))
+        if not finished:
+            log.warning("stopped before every attempt had ended; the next start makes them again")
+        if broker.store.broken.is_set():
+            raise StoreError("the storage failed; start again once the disk is sound")
+    return 0
+
+
+def _hosts(options: ServeOptions) -> frozenset[str] | None:
+    if not is_loopback(options.host):
+        return frozenset(options.hosts) or None
+    return LOOPBACK_HOSTS | frozenset(options.hosts)
+
+
+def _credentials() -> Credentials:
+    token = os.environ.get("QSTASH_TOKEN") or None
+    current = os.environ.get("QSTASH_CURRENT_SIGNING_KEY") or None
+    following = os.environ.get("QSTASH_NEXT_SIGNING_KEY") or None
+    if (current is None) != (following is None):
+        missing = "QSTASH_NEXT_SIGNING_KEY" if following is None else "QSTASH_CURRENT_SIGNING_KEY"
+        raise ConfigurationError(f"{missing} is not set, but the other signing key is", hint="set both or neither")
+    keys = SigningKeys(current, following) if current and following else None
+    if keys is not None:
+        signing.check_keys(keys, dev=True)
+    return Credentials(ACCOUNT, token, keys)
+
+
+def _secrets(token: str | None, keys: SigningKeys | None) -> set[str | None]:
+    return {token, *((keys.current, keys.next) if keys else ())}
+
+
+def _allowed(allow: tuple[str, ...]) -> tuple[str, ...]:
+    """What the options name, and the dispatcher, which an operator has named already."""
+    base_url = os.environ.get("QTASKS_BASE_URL", "")
+    return (*allow, "/".join(base_url.split("/")[:3])) if base_url else allow
+
+
+def _path(db: str) -> str:
+    if db.startswith(("postgres://", "postgresql://")):
+        raise ConfigurationError(
+            "QTASKS_DB names PostgreSQL, which this version does not store messages in",
+            hint="name a SQLite file: --db qtasks.db",
+        )
+    return db.removeprefix("sqlite:///")
+
+
+def _existing(db: str) -> str:
+    path = _path(db)
+    if not Path(path).is_file():
+        raise ConfigurationError(f"there is no database at {path}", hint=f"qtasks broker init --db {path} makes one")
+    return path
+
+
+def _change(path: str, change: Callable[[apsw.Connection], T]) -> T:
+    """Run one transaction beside a broker that may be running; it alone checkpoints."""
+    Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
+    connection = connect(path)
+    connection.pragma("wal_autocheckpoint", 0)
+    try:
+        return inside(connection, change)
+    except apsw.Error as error:
+        raise StoreError(f"{path} cannot be changed: {error}") from error
+    finally:
+        connection.close()
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

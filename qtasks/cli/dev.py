@@ -1,0 +1,166 @@
+"""`qtasks dev`: broker and application in one terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import click
+
+from qtasks.broker import eventloop
+from qtasks.broker.listening import listen
+from qtasks.broker.serve import ApiServer
+from qtasks.broker.server import Broker
+from qtasks.broker.settings import BrokerSettings
+from qtasks.broker.store.sqlite import MEMORY
+from qtasks.cli import devfile
+from qtasks.cli.application import Application
+from qtasks.cli.loader import Target, locate
+from qtasks.cli.output import Unhurried, log_to
+from qtasks.cli.signals import stop_signals
+from qtasks.cli.supervisor import Serving
+from qtasks.cli.terminal import EventPrinter
+from qtasks.errors import StoreError
+from qtasks.protocol import development
+
+HOST: Final = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class DevOptions:
+    """What `qtasks dev` was told."""
+
+    target: Target
+    port: int
+    app_port: int
+    db: str
+    results: str
+
+
+@click.command("dev")
+@click.argument("app", required=False)
+@click.option("--port", default=8080, show_default=True, help="Of the broker; 0 picks a free one.")
+@click.option("--app-port", default=8000, show_default=True, help="Of your application; 0 picks a free one.")
+@click.option("--db", type=click.Path(dir_okay=False), default=None, help="Where messages are kept. [.qtasks/dev.db]")
+@click.option("--memory", is_flag=True, help="Forget everything at the end.")
+def command(app: str | None, port: int, app_port: int, db: str | None, memory: bool) -> None:
+    """Run the broker and APP, and show what happens, one line an event.
+
+    APP is a file (tasks.py), a module, or module:object; without it, it is looked for.
+    Everything stays on this machine.
+    """
+    if memory and db is not None:
+        raise click.UsageError("--memory and --db contradict each other: leave one out")
+    target = locate(app, Path.cwd())
+    devfile.prepare()
+    with tempfile.TemporaryDirectory(prefix="qtasks-") as scratch:
+        folder = Path(scratch) if memory else devfile.FOLDER.absolute()
+        options = DevOptions(
+            target=target,
+            port=port,
+            app_port=app_port,
+            db=MEMORY if memory else db or str(devfile.FOLDER / "dev.db"),
+            results=os.environ.get("QTASKS_RESULTS") or f"sqlite:///{folder / 'results.db'}",
+        )
+        out, errors = Unhurried(sys.stdout), Unhurried(sys.stderr)
+        log_to(errors)
+        try:
+            sys.exit(eventloop.run(_dev(options, out, errors)))
+        finally:
+            out.close()
+            errors.close()
+
+
+async def _dev(options: DevOptions, out: Unhurried, errors: Unhurried) -> int:
+    async with AsyncExitStack() as stack:
+        broker_socket = listen(HOST, options.port)
+        stack.callback(broker_socket.close)
+        app_socket = listen(HOST, options.app_port)
+        stack.callback(app_socket.close)
+        os.set_inheritable(app_socket.fileno(), True)
+        broker_url, app_url = (f"http://{HOST}:{one.getsockname()[1]}" for one in (broker_socket, app_socket))
+
+        broker = await Broker.open(BrokerSettings(path=options.db, llm_url=os.environ.get("QTASKS_LLM_URL") or None))
+        stack.push_async_callback(broker.stop)
+        printer = EventPrinter(out)
+        broker.watchers.add(printer.tell)
+        server = ApiServer(broker, [broker_socket])
+        await server.start()
+        stack.push_async_callback(server.stop)
+
+        user = development.USERS[0]
+        keys = await broker.keys.of(broker.accounts[user.name])
+        environment = {
+            **os.environ,
+            "QSTASH_URL": broker_url,
+            "QSTASH_TOKEN": user.token,
+            "QSTASH_CURRENT_SIGNING_KEY": keys.current,
+            "QSTASH_NEXT_SIGNING_KEY": keys.next,
+            "QTASKS_RESULTS": options.results,
+            "QTASKS_DEV": "1",
+        }
+
+        def started(fresh: Serving) -> None:
+            printer.base_url = fresh.base_url
+            facts = devfile.DevFile(
+                broker=broker_url,
+                token=user.token,
+                current_signing_key=keys.current,
+                next_signing_key=keys.next,
+                base_url=fresh.base_url,
+                results=options.results,
+                pid=os.getpid(),
+            )
+            facts.write()
+
+        stack.callback(devfile.remove, os.getpid())
+        application = Application(options.target, app_socket, app_url, environment, started, errors.line)
+        serving = await application.start()
+        stop = stack.enter_context(stop_signals())
+        stack.push_async_callback(application.stop)
+        # Attempts under way need the application: they end before it does.
+        stack.push_async_callback(broker.deliverer.drain, broker.settings.drain_s)
+        _greet(out, options, broker, serving, broker_url)
+        broker.start()
+        eventloop.tune_interpreter()
+        status = await _until_stopped(stop, broker, application)
+        errors.line("stopping: waiting for what is under way")
+    out.line(str(printer.tally))
+    return status
+
+
+def _greet(out: Unhurried, options: DevOptions, broker: Broker, serving: Serving, broker_url: str) -> None:
+    count = len(serving.tasks)
+    tasks = f"{count} task" + ("" if count == 1 else "s")
+    kept = "in memory, forgotten at the end" if options.db == MEMORY else f"{options.db} ({broker.store.promise})"
+    out.line(f"qtasks {version('qstash-tasks')}  dev   app {serving.target} ({options.target.found})   {tasks}")
+    out.line(f"  broker   {broker_url}   QSTASH_TOKEN={development.USERS[0].token}")
+    out.line(f"  app      {serving.base_url}")
+    out.line(f"  store    {kept}")
+    if broker.recovery.waiting:
+        out.line(f"  found    {broker.recovery.waiting} waiting, {broker.recovery.interrupted} of them interrupted")
+    out.line(f"  reload   when code in {options.target.folder} changes")
+    out.line()
+
+
+async def _until_stopped(stop: asyncio.Event, broker: Broker, application: Application) -> int:
+    """Return at a signal (0) or when the application cannot be kept alive (1). Raises StoreError."""
+    signalled = asyncio.create_task(stop.wait())
+    supervising = asyncio.create_task(application.supervise())
+    broken = asyncio.create_task(broker.store.broken.wait())
+    waiting = (signalled, supervising, broken)
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    ended = supervising.done()
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    if broker.store.broken.is_set():
+        raise StoreError("the storage failed; start again once the disk is sound")
+    return supervising.result() if ended else 0

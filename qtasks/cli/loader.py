@@ -1,0 +1,228 @@
+"""From what a person typed (a file, a module, ``module:object``, or nothing) to their tasks and their application."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import tomllib
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from qtasks.errors import ConfigurationError, QTasksError
+from qtasks.tasks.app import QTasks
+from qtasks.tasks.home import ASGIApp
+
+MAX_REASON: Final = 300
+"""Characters of somebody else's error text that are shown, in one line."""
+CANDIDATES: Final = ("tasks.py", "app.py", "main.py", "app/main.py", "app/tasks.py")
+
+
+class AppError(ConfigurationError):
+    """The application cannot be found or imported."""
+
+    code = "QT601"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What to import: the folder that must be importable, the module, and the object in it (None: find one)."""
+
+    folder: Path
+    module: str
+    attribute: str | None
+    found: str
+    """How it was found, for the first line of output."""
+
+    def __str__(self) -> str:
+        return self.module if self.attribute is None else f"{self.module}:{self.attribute}"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An imported application."""
+
+    target: str
+    tasks: QTasks
+    app: ASGIApp
+    prefix: str
+    """Where `app` serves the tasks, such as ``/qtasks``."""
+
+
+def locate(argument: str | None, folder: Path) -> Target:
+    """Decide what to import, without importing. Raises AppError that lists what was looked for."""
+    if argument is not None:
+        return _from_argument(argument, folder)
+    if (configured := _configured(folder)) is not None:
+        target = _from_argument(configured, folder)
+        return Target(target.folder, target.module, target.attribute, "named in pyproject.toml")
+    for candidate in [*CANDIDATES, *(str(path.relative_to(folder)) for path in sorted(folder.glob("src/*/tasks.py")))]:
+        if (folder / candidate).is_file():
+            target = _from_argument(candidate, folder)
+            return Target(target.folder, target.module, None, f"found {candidate}")
+    raise AppError(
+        f"no application found in {folder}\n  looked for  [tool.qtasks] app in pyproject.toml, "
+        + ", ".join([*CANDIDATES, "src/*/tasks.py"]),
+        hint="fix         name it: qtasks dev tasks.py, qtasks dev package.module, or qtasks dev module:object",
+    )
+
+
+def _configured(folder: Path) -> str | None:
+    try:
+        document = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise AppError(f"pyproject.toml cannot be read: {error}") from None
+    match document:
+        case {"tool": {"qtasks": {"app": str(app)}}}:
+            return app
+        case {"tool": {"qtasks": {"app": _}}}:
+            raise AppError('[tool.qtasks] app in pyproject.toml must be a string such as "package.module:object"')
+    return None
+
+
+def _from_argument(argument: str, folder: Path) -> Target:
+    place, _, attribute = argument.partition(":") if not _is_windows_path(argument) else (argument, "", "")
+    if place.endswith(".py") or os.sep in place:
+        return _from_file(place, attribute or None, folder)
+    if not place or not all(part.isidentifier() for part in place.split(".")):
+        raise AppError(
+            f"{argument!r} is neither a file nor a module",
+            hint="fix         qtasks dev tasks.py, qtasks dev package.module, or qtasks dev module:object",
+        )
+    return Target(folder, place, attribute or None, "named on the command line")
+
+
+def _is_windows_path(argument: str) -> bool:
+    return len(argument) > 2 and argument[1] == ":" and argument[0].isalpha() and argument[2] in "\\/"
+
+
+def _from_file(place: str, attribute: str | None, folder: Path) -> Target:
+    path = (folder / place).resolve()
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [other.name for other in _python_files(path.parent)], n=1)
+        guess = f"; did you mean {near[0]}?" if near else ""
+        raise AppError(f"{place} does not exist{guess}\n  looked in   {path.parent}")
+    # A file in a package is imported as a part of it, so that its relative imports work.
+    module, root = path.stem, path.parent
+    while (root / "__init__.py").is_file():
+        module, root = f"{root.name}.{module}", root.parent
+    # Namespace packages below the working directory: app/main.py is app.main, as for `python -m`. But what is in src/
+    # is imported from there, as it will be once it is installed.
+    if root.parent == folder and root.name.isidentifier() and root.name != "src":
+        module, root = f"{root.name}.{module}", folder
+    return Target(root, module.removesuffix(".__init__"), attribute, f"file {place}")
+
+
+def _python_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.py")) if folder.is_dir() else []
+
+
+def load(target: Target) -> Loaded:
+    """Import the application and find its tasks. Raises AppError: a few lines, the user's own frames only."""
+    module = _import(target)
+    found = _pick(module, target)
+    return _loaded(found, target, module)
+
+
+def _import(target: Target) -> ModuleType:
+    sys.path.insert(0, str(target.folder))
+    try:
+        return importlib.import_module(target.module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (target.module == error.name or target.module.startswith(f"{error.name}.")):
+            names = [path.stem for path in _python_files(target.folder)]
+            near = difflib.get_close_matches(target.module, names, n=1)
+            guess = f"; did you mean {near[0]}?" if near else ""
+            raise AppError(f"there is no module {target.module!r}{guess}\n  looked in   {target.folder}") from None
+        raise _broken(target, error) from None
+    except (Exception, SystemExit) as error:  # a script that ends itself is no application either
+        raise _broken(target, error) from None
+
+
+def _broken(target: Target, error: BaseException) -> AppError:
+    """An error in the user's code, told by the user's innermost frame."""
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        where = f"{error.filename}:{error.lineno}  {(error.text or '').strip()}"
+    else:
+        frames = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if Path(frame.filename).is_relative_to(target.folder) and "site-packages" not in frame.filename
+        ]
+        where = f"{frames[-1].filename}:{frames[-1].lineno}  {frames[-1].line}" if frames else "unknown"
+    hint = f"fix         {error.hint}" if isinstance(error, QTasksError) and error.hint else None
+    text = " ".join((error.message if isinstance(error, QTasksError) else str(error)).split())
+    text = text if len(text) <= MAX_REASON else text[:MAX_REASON] + "..."
+    return AppError(
+        f"{target.module} cannot be imported\n  error       {type(error).__name__}: {text}\n  at          {where}",
+        hint=hint,
+        code="QT603",
+    )
+
+
+def _pick(module: ModuleType, target: Target) -> Any:
+    """The named object, or the application in the module, or its tasks, or the default application's."""
+    if target.attribute is not None:
+        try:
+            return getattr(module, target.attribute)
+        except AttributeError:
+            near = difflib.get_close_matches(target.attribute, vars(module), n=1)
+            guess = f"; did you mean {near[0]}?" if near else ""
+            raise AppError(
+                f"module {target.module!r} has no {target.attribute!r}{guess}\n  looked in   {module.__file__}",
+                code="QT602",
+            ) from None
+    from fastapi import FastAPI
+
+    applications = [value for value in vars(module).values() if isinstance(value, FastAPI)]
+    return applications[0] if applications else _tasks_of(module, target)
+
+
+def _tasks_of(module: ModuleType, target: Target) -> QTasks:
+    declared = list({id(value): value for value in vars(module).values() if isinstance(value, QTasks)}.values())
+    if len(declared) > 1:
+        raise AppError(
+            f"{target.module} has {len(declared)} QTasks objects",
+            hint=f"fix         say which: {target.module}:name",
+            code="QT602",
+        )
+    if declared:
+        return declared[0]
+    from qtasks.tasks.default import default_app
+
+    if not default_app.tasks:
+        raise AppError(
+            f"no tasks found in {target.module}\n  looked for  a FastAPI app, a QTasks object, functions with @task"
+            f"\n  looked in   {module.__file__}",
+            hint="fix         from qtasks import task, and put @task above a function",
+            code="QT602",
+        )
+    return default_app
+
+
+def _loaded(found: Any, target: Target, module: ModuleType) -> Loaded:
+    from fastapi import FastAPI
+
+    from qtasks.tasks.fastapi import prefix_of
+
+    if isinstance(found, QTasks):
+        app = found.asgi_app()
+        return Loaded(str(target), found, app, prefix_of(app) or "")
+    if not isinstance(found, FastAPI):
+        raise AppError(
+            f"{target} is a {type(found).__name__}; expected a FastAPI application or a QTasks object", code="QT602"
+        )
+    prefix = prefix_of(found)
+    if prefix is None:
+        raise AppError(
+            f"the application in {target} does not serve any tasks",
+            hint='fix         app.include_router(tasks.router, prefix="/qtasks")',
+            code="QT602",
+        )
+    return Loaded(str(target), _tasks_of(module, target), found, prefix)

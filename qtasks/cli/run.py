@@ -1,0 +1,66 @@
+"""`qtasks run`: the dispatcher as a production server."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+
+from qtasks.broker.listening import listen
+from qtasks.cli.exposure import refuse_public_credentials
+from qtasks.cli.loader import load, locate
+from qtasks.cli.output import Unhurried, log_to
+from qtasks.cli.parameters import PORT
+from qtasks.cli.serving import Server, serve
+from qtasks.cli.workers import Workers
+
+_OWN_KEYS: Final = "use the keys of your broker (qtasks broker init makes some) or of the hosted service's console"
+
+
+@click.command("run")
+@click.argument("app", required=False)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=PORT, default=8000, show_default=True, help="Port to listen on; 0 picks a free one.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes; each runs tasks.")
+@click.option(
+    "--drain",
+    type=click.FloatRange(0, 3600),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For running tasks at a stop.",
+)
+def command(app: str | None, host: str, port: int, workers: int, drain: float) -> None:
+    """Serve the tasks of APP to a QStash broker.
+
+    APP is a file, a module, or module:object. Needs QSTASH_CURRENT_SIGNING_KEY, QSTASH_NEXT_SIGNING_KEY and
+    QTASKS_BASE_URL; tasks that delay others need QSTASH_TOKEN (and QSTASH_URL) too.
+    """
+    target = locate(app, Path.cwd())
+    loaded = load(target)
+    settings = loaded.tasks.settings
+    keys, base_url = settings.receiver()
+    refuse_public_credentials((keys.current, keys.next), host, hint=_OWN_KEYS)
+    listener = listen(host, port)
+    shown = f"[{host}]" if ":" in host else host
+    origin = f"http://{shown}:{listener.getsockname()[1]}"
+
+    out, errors = Unhurried(sys.stdout), Unhurried(sys.stderr)
+
+    def started() -> None:
+        count = len(loaded.tasks.tasks)
+        out.line(
+            f"qtasks run {loaded.target} ({target.found})  {count} task{'' if count == 1 else 's'}"
+            f" at {origin}{loaded.prefix}  reached as {base_url}"
+        )
+
+    log_to(errors)
+    try:
+        if workers == 1:
+            sys.exit(serve(Server(loaded.app, drain_s=drain, started=started), listener))
+        sys.exit(Workers(workers, target, listener, origin, drain_s=drain, started=started).serve())
+    finally:
+        out.close()
+        errors.close()

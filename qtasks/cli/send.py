@@ -1,0 +1,76 @@
+"""`qtasks send`: delay a task by its name, without its code."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final
+
+import click
+
+from qtasks.errors import ArgumentsError, ResultTimeout, TaskFailed
+from qtasks.tasks.app import QTasks
+
+_NEGATIVE: Final = re.compile(r"-\d.*")
+_POSITIONAL: Final = "\0"
+"""In front of an argument that looks like an option; no argument of a process can hold it."""
+
+
+class _Command(click.Command):
+    """Takes -2 for a number."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with_value = {name for option in self.params for name in option.opts if not getattr(option, "is_flag", True)}
+        marked = [
+            _POSITIONAL + arg if _NEGATIVE.fullmatch(arg) and earlier not in with_value else arg
+            for earlier, arg in zip(["", *args], args, strict=False)
+        ]
+        return super().parse_args(ctx, marked)
+
+
+@click.command("send", cls=_Command)
+@click.argument("task")
+@click.argument("args", nargs=-1)
+@click.option("--kwargs", "kwargs_text", default="{}", metavar="JSON", help="Named arguments as a JSON object.")
+@click.option("--delay", default=None, metavar="DURATION", help="Not before this much later, such as 10s or 1h30m.")
+@click.option("--wait", is_flag=True, help="Wait for the result and print it as JSON.")
+@click.option("--timeout", default=60.0, show_default=True, metavar="SECONDS", help="How long --wait waits.")
+def command(task: str, args: tuple[str, ...], kwargs_text: str, delay: str | None, wait: bool, timeout: float) -> None:
+    """Delay TASK with ARGS on the broker that is configured, or on the `qtasks dev` that runs in this folder.
+
+    Each of ARGS is JSON where it is that (2, true, '"2"', '[1, 2]'), else text.
+    """
+    tasks = QTasks()
+
+    # The code of the task is elsewhere: whatever is passed goes out as it is, and is checked where it runs.
+    @tasks.task(name=task)
+    def unknown(*args: Any, **kwargs: Any) -> Any: ...
+
+    named = _named(kwargs_text)
+    sent = unknown.using(delay=delay) if delay is not None else unknown
+    with tasks:
+        result = sent.delay(*map(_argument, args), **named)
+        click.echo(f"{result.message_id}  {result.id}", err=wait)
+        if wait:
+            try:
+                click.echo(json.dumps(result.get(timeout=timeout), ensure_ascii=False))
+            except (TaskFailed, ResultTimeout) as error:
+                raise click.ClickException(str(error)) from None
+
+
+def _argument(text: str) -> Any:
+    text = text.removeprefix(_POSITIONAL)
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _named(text: str) -> dict[str, Any]:
+    try:
+        named = json.loads(text)
+    except ValueError as error:
+        raise ArgumentsError(f"--kwargs is not JSON: {error}", hint="""write it as '{"name": "Ada"}'""") from None
+    if not isinstance(named, dict):
+        raise ArgumentsError("--kwargs is not a JSON object", hint="""write it as '{"name": "Ada"}'""")
+    return named

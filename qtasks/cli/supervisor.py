@@ -1,0 +1,155 @@
+"""A child process with the user's application, on a socket that outlives it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from qtasks.cli.child import RETIRE, Orders
+from qtasks.cli.loader import AppError, Target
+
+DRAIN_S: Final = 10.0
+"""How long the tasks of a child may go on after SIGTERM."""
+STOP_S: Final = 15.0
+"""How long a child may take to end after SIGTERM before it is killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What a started application said of itself."""
+
+    target: str
+    base_url: str
+    tasks: tuple[str, ...]
+
+
+class Child:
+    """A running application process."""
+
+    def __init__(self, process: asyncio.subprocess.Process, serving: Serving, reports: _Reports, lifeline: int) -> None:
+        self.serving = serving
+        self._process = process
+        self._reports = reports
+        self._lifeline = lifeline
+        self._asked = False
+
+    @classmethod
+    async def start(
+        cls,
+        target: Target,
+        listener: socket.socket,
+        origin: str,
+        environment: Mapping[str, str],
+        *,
+        drain_s: float = DRAIN_S,
+        production: bool = False,
+    ) -> Child:
+        """Start the application and return once it serves. Raises AppError with what the child said.
+
+        `production` has it log lines with times, and linger before it ends.
+        """
+        report_in, report_out = os.pipe()
+        lifeline_in, lifeline_out = os.pipe()
+        orders = Orders(
+            folder=str(target.folder),
+            module=target.module,
+            attribute=target.attribute,
+            origin=origin,
+            listener=listener.fileno(),
+            report=report_out,
+            lifeline=lifeline_in,
+            drain_s=drain_s,
+            production=production,
+        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "qtasks.cli.child",
+                orders.dump(),
+                env=dict(environment),
+                pass_fds=(listener.fileno(), report_out, lifeline_in),
+            )
+        except BaseException:
+            os.close(report_in)
+            os.close(lifeline_out)
+            raise
+        finally:
+            os.close(report_out)
+            os.close(lifeline_in)
+        reports = await _Reports.read(report_in)
+        try:
+            facts = await reports.next()
+            if facts is None:
+                status = await process.wait()
+                raise AppError(f"the application ended while starting, with status {status}", code="QT603")
+            if "error" in facts:
+                await process.wait()
+                raise AppError(facts["error"], code=facts["code"])
+        except BaseException:
+            reports.close()
+            os.close(lifeline_out)  # which ends the child, however far it has come
+            raise
+        serving = Serving(facts["target"], facts["base_url"], tuple(facts["tasks"]))
+        return cls(process, serving, reports, lifeline_out)
+
+    async def wait(self) -> int:
+        """Return its exit status when it has ended."""
+        return await self._process.wait()
+
+    def _ask_to_end(self, how: signal.Signals) -> None:
+        """Once: a second signal would end it at once."""
+        if not self._asked and self._process.returncode is None:
+            self._asked = True
+            self._process.send_signal(how)
+
+    async def retire(self) -> None:
+        """Ask it to make way for another, and return when it takes no more requests: it may still work on some."""
+        self._ask_to_end(RETIRE)
+        await self._reports.next()
+
+    async def stop(self, limit_s: float = STOP_S) -> None:
+        """End it: politely, then not. Idempotent."""
+        self._ask_to_end(signal.SIGTERM)
+        if self._process.returncode is None:
+            try:
+                async with asyncio.timeout(limit_s):
+                    await self._process.wait()
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+        if self._lifeline >= 0:
+            self._reports.close()
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+
+class _Reports:
+    """What a child says of itself, a line of JSON at a time."""
+
+    def __init__(self, reader: asyncio.StreamReader, transport: asyncio.ReadTransport) -> None:
+        self._reader = reader
+        self._transport = transport
+
+    @classmethod
+    async def read(cls, descriptor: int) -> _Reports:
+        reader = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb")
+        )
+        return cls(reader, transport)
+
+    async def next(self) -> dict[str, Any] | None:
+        """The next report, or None when there are no more."""
+        line = await self._reader.readline()
+        return json.loads(line) if line else None
+
+    def close(self) -> None:
+        self._transport.close()

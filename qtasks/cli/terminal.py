@@ -1,0 +1,189 @@
+"""What the terminal shows: one line an event, aligned, in plain ASCII where the stream knows no more."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import unquote
+
+from qtasks.broker.events import MessageEvent
+from qtasks.cli.output import Stream
+from qtasks.protocol import durations
+from qtasks.protocol.messages import Response, State
+
+_MARKS: Final = {"queued": "→", "done": "✓", "failed": "✗", "again": "↻", "cancelled": "–"}
+_PLAIN_MARKS: Final = {"queued": ">", "done": "+", "failed": "x", "again": "~", "cancelled": "-"}
+_COLOURS: Final = {"queued": "2", "done": "32", "failed": "31", "again": "33", "cancelled": "2"}
+_VALUE_WIDTH: Final = 60
+_SECRET_NAMES: Final = ("password", "token", "authorization", "secret", "api_key", "apikey")
+_USERINFO: Final = re.compile(r"//[^/]*@")
+_NAME_WIDTH: Final = 16
+_NAME_MOST: Final = 40
+_DEPTH: Final = 8
+"""Levels of a value that are shown; the rest is dots."""
+
+
+@dataclass
+class Tally:
+    """What came of the messages while we watched."""
+
+    done: int = 0
+    retried: int = 0
+    failed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.done} done, {self.retried} retried, {self.failed} failed"
+
+
+@dataclass
+class EventPrinter:
+    """Prints broker events; give `tell` to the broker as a watcher."""
+
+    stream: Stream = field(default_factory=lambda: sys.stdout)
+    base_url: str = ""
+    """Deliveries below it are shown by the name of their task, others by their URL."""
+    colour: bool | None = None
+    """None: as the stream and `NO_COLOR` say."""
+    tally: Tally = field(default_factory=Tally)
+
+    def __post_init__(self) -> None:
+        if self.colour is None:
+            self.colour = self.stream.isatty() and not os.environ.get("NO_COLOR")
+        self._marks = _MARKS if _can_encode(self.stream, "".join(_MARKS.values())) else _PLAIN_MARKS
+
+    def tell(self, event: MessageEvent) -> None:
+        """Print one event; an attempt's start is shown by its end."""
+        described = self._describe(event)
+        if described is not None:
+            kind, detail = described
+            self.stream.write(self._line(event, kind, detail) + "\n")
+            self.stream.flush()
+
+    def _describe(self, event: MessageEvent) -> tuple[str, str] | None:
+        message = event.message
+        attempts = f"{message.retried + 1}/{message.max_retries + 1}"
+        took = "" if event.duration_ms is None else f"{_span(event.duration_ms)}  "
+        if event.state is State.CREATED:
+            when = "" if event.next_delivery_ms is None else f"  in {_until(event.next_delivery_ms, event.time_ms)}"
+            return "queued", f"{_arguments(message.body)}{when}"
+        if event.state is State.DELIVERED:
+            self.tally.done += 1
+            number = f"{attempts}  " if message.retried else ""
+            return "done", f"{number}{took}{_result(event.outcome)}"
+        if event.state is State.RETRY:
+            self.tally.retried += 1
+            again = _until(event.next_delivery_ms or event.time_ms, event.time_ms)
+            return "again", f"{attempts}  {_error(event)}  retry in {again}"
+        if event.state is State.FAILED:
+            self.tally.failed += 1
+            return "failed", f"{attempts}  {_error(event)}  kept in the dead letters"
+        if event.state is State.CANCELED:
+            return "cancelled", "cancelled"
+        return None
+
+    def _line(self, event: MessageEvent, kind: str, detail: str) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(event.time_ms / 1000))
+        mark = self._marks[kind]
+        if self.colour:
+            mark = f"\x1b[{_COLOURS[kind]}m{mark}\x1b[0m"
+        name = self._name(event.message.url)
+        # Everything behind the mark may be somebody else's text; the mark's colour is the only escape sequence.
+        rest = f"{name:<{_NAME_WIDTH}}  {short_id(event.message.id)}  {detail}".rstrip()
+        return f"{clock}  {mark}  {printable(rest, self.stream)}"
+
+    def _name(self, url: str) -> str:
+        prefix = self.base_url + "/"
+        if self.base_url and url.startswith(prefix):
+            return shorten(unquote(url.removeprefix(prefix).partition("?")[0]), _NAME_MOST)
+        return shorten(_USERINFO.sub("//***@", url.partition("?")[0]), _NAME_MOST)
+
+
+def short_id(message_id: str) -> str:
+    """The end of an id, which is random; its beginning is the time and alike for all."""
+    return f"msg_..{message_id[-6:]}"
+
+
+def printable(text: str, stream: Stream) -> str:
+    """`text` with control characters and what `stream` cannot encode as ``?``: printing never fails, nor acts."""
+    clean = "".join(char if char.isprintable() else "?" for char in text)
+    return clean.encode(stream.encoding or "utf-8", "replace").decode(stream.encoding or "utf-8")
+
+
+def shorten(text: str, width: int = _VALUE_WIDTH) -> str:
+    """`text` in at most `width` characters."""
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _can_encode(stream: Stream, text: str) -> bool:
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _arguments(body: bytes) -> str:
+    """``2, b='x'`` of a task's envelope; the size of anything else."""
+    document = _json(body)
+    if not isinstance(document, dict) or "v" not in document:
+        return f"{len(body)} bytes"
+    positional, named = document.get("args", []), document.get("kwargs", {})
+    if not isinstance(positional, list) or not isinstance(named, dict):
+        return f"{len(body)} bytes"
+    values = [_value(value) for value in positional]
+    values += [f"{name}={_masked(name, value)}" for name, value in named.items()]
+    return shorten(", ".join(values))
+
+
+def _result(outcome: object) -> str:
+    if not isinstance(outcome, Response) or not outcome.body:
+        return ""
+    document = _json(outcome.body)
+    return "" if document is None else shorten(_value(document))
+
+
+def _error(event: MessageEvent) -> str:
+    """The endpoint's own words where it gave some, else what the broker saw."""
+    if isinstance(event.outcome, Response):
+        document = _json(event.outcome.body)
+        if isinstance(document, dict) and isinstance(document.get("error"), str):
+            return shorten(document["error"].partition("\n")[0], 100)
+    return shorten(event.error or "failed", 100)
+
+
+def _value(value: Any, depth: int = 0) -> str:
+    """As Python writes it, with secrets masked at every level."""
+    if isinstance(value, (dict, list)) and depth >= _DEPTH:
+        return "..."
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name!r}: {_masked(name, one, depth + 1)}" for name, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(one, depth + 1) for one in value) + "]"
+    return repr(value)
+
+
+def _masked(name: str, value: Any, depth: int = 0) -> str:
+    secret = any(part in name.lower() for part in _SECRET_NAMES)
+    return "***" if secret else _value(value, depth)
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _span(ms: float) -> str:
+    return f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.1f} s"
+
+
+def _until(due_ms: int, now_ms: int) -> str:
+    left_ms = max(0, due_ms - now_ms)
+    # Beyond ten seconds fractions only distract; below, the last digit is the time it took to get here.
+    return durations.format(round(left_ms, -1 if left_ms < 10_000 else -3))

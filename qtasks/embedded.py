@@ -1,0 +1,247 @@
+"""The embedded home: the whole broker inside the process, for development, tests and one small machine.
+
+    tasks = QTasks(embedded=Embedded("tasks.db"))
+
+The broker runs on a thread with an event loop of its own, so `.delay()` needs nothing of the caller's. A
+publish goes through the same API as over a socket, and a delivery is the same signed request as over a
+socket; only the socket is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from qtasks.broker.eventloop import new_event_loop
+from qtasks.errors import BrokerUnreachable, ConfigurationError
+from qtasks.protocol.messages import SigningKeys
+from qtasks.qstash.transport import Reply, Request
+from qtasks.tasks.home import Connection
+
+if TYPE_CHECKING:
+    from qtasks.broker.events import Watcher
+    from qtasks.broker.inprocess import App, AsgiTransport
+    from qtasks.broker.server import Broker
+
+T = TypeVar("T")
+
+ORIGIN: Final = "http://qtasks.internal"
+"""Where the application is "reached" in this home; the name never leaves the process."""
+_API: Final = "http://broker.qtasks.internal"
+_ACCOUNT: Final = "embedded"
+_START_S: Final = 30.0
+
+
+class Embedded:
+    """A broker in this process, with its messages in the file `path` (``:memory:``: nothing survives the process).
+
+    It starts on first use or with the application's lifespan, never on import. `drain_s` is how long a stop
+    waits for tasks under way; what is not finished then runs again at the next start. `watch` is told of
+    every step of every message, after it is committed.
+
+    A second process on the same file gets StoreLocked, which names the first.
+    """
+
+    def __init__(self, path: str | Path = "tasks.db", *, drain_s: float = 10.0, watch: Watcher | None = None) -> None:
+        self.path = str(path)
+        self.drain_s = drain_s
+        self.watch = watch
+        self._guard = threading.Lock()
+        self._running: _Running | None = None
+
+    def start(self, app: App, loop: asyncio.AbstractEventLoop | None) -> Connection:
+        """Start the broker, or attach a newly started application to the one that runs.
+
+        `app` serves the deliveries on `loop` or, when that is None, on a loop of our own.
+        """
+        with self._guard:
+            if self._running is None:
+                self._running = _Running(self, app, loop)
+                atexit.register(self.stop)
+            elif loop is not None:
+                self._running.serve(app, loop)
+            return self._running.connection()
+
+    def stop(self) -> None:
+        """Drain and stop. Idempotent; a later use starts it again."""
+        with self._guard:
+            running, self._running = self._running, None
+        if running is not None:
+            atexit.unregister(self.stop)
+            running.stop()
+
+
+class _LoopThread:
+    """An event loop on a daemon thread."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def call(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
+        """Run `work` on the loop and wait for it."""
+        return self.submit(work).result(timeout_s)
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start `work` on the loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def stop(self) -> None:
+        """Cancel what is left, then end the thread."""
+
+        async def finish() -> None:
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+            await asyncio.get_running_loop().shutdown_asyncgens()
+
+        self.call(finish())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+class _Running:
+    """A started broker and what belongs to it."""
+
+    def __init__(self, home: Embedded, app: App, loop: asyncio.AbstractEventLoop | None) -> None:
+        self._broker_thread = _LoopThread("qtasks-broker")
+        self._app_thread = _LoopThread("qtasks-tasks") if loop is None else None
+        app_loop = loop or (self._app_thread.loop if self._app_thread else None)
+        assert app_loop is not None
+        self._path = home.path
+        try:
+            self._broker, self._transport, self._token, self._keys = self._broker_thread.call(
+                _open(home, app, app_loop), _START_S
+            )
+        except BaseException:
+            self._stop_threads()
+            raise
+
+    def serve(self, app: App, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport.serve(app, loop)
+
+    def connection(self) -> Connection:
+        carrier = _InProcess(self._broker, self._broker_thread)
+        results = "memory://" if self.path_is_memory else f"sqlite:///{Path(self._path).absolute()}-results"
+        return Connection(
+            url=_API,
+            token=self._token,
+            keys=self._keys,
+            base_url=f"{ORIGIN}/tasks",
+            results=results,
+            transport=carrier,
+            async_transport=_InProcessAsync(carrier),
+        )
+
+    @property
+    def path_is_memory(self) -> bool:
+        return self._path == ":memory:"
+
+    def stop(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            self._broker_thread.call(self._broker.stop(), self._broker.settings.drain_s + _START_S)
+        self._stop_threads()
+
+    def _stop_threads(self) -> None:
+        self._broker_thread.stop()
+        if self._app_thread is not None:
+            self._app_thread.stop()
+
+
+async def _open(
+    home: Embedded, app: App, loop: asyncio.AbstractEventLoop
+) -> tuple[Broker, AsgiTransport, str, SigningKeys]:
+    try:
+        from qtasks.broker import ids
+        from qtasks.broker.clock import SystemRandom
+        from qtasks.broker.destinations import Policy
+        from qtasks.broker.inprocess import AsgiTransport
+        from qtasks.broker.server import Broker
+        from qtasks.broker.settings import BrokerSettings
+        from qtasks.broker.store.base import Credentials
+        from qtasks.broker.transport import HttpTransport
+    except ImportError as error:
+        raise ConfigurationError(
+            f"the embedded broker needs {error.name}, which is not installed",
+            hint='pip install "qstash-tasks[broker]"',
+        ) from error
+    random = SystemRandom()
+    token = ids.token_secret(random)
+    settings = BrokerSettings(
+        path=home.path,
+        credentials=(Credentials(_ACCOUNT, token),),
+        llm_url=os.environ.get("QTASKS_LLM_URL") or None,
+        drain_s=home.drain_s,
+    )
+    transport = AsgiTransport(ORIGIN, app, loop, HttpTransport(Policy("local")))
+    broker = await Broker.open(settings, transport=transport, random=random)
+    if home.watch is not None:
+        broker.watchers.add(home.watch)
+    broker.start()
+    return broker, transport, token, await broker.keys.of(broker.accounts[_ACCOUNT])
+
+
+class _InProcess:
+    """Carries the client's requests to the broker's API by call."""
+
+    def __init__(self, broker: Broker, thread: _LoopThread) -> None:
+        self._broker = broker
+        self._thread = thread
+
+    def submit(self, request: Request) -> Future[Reply]:
+        """Start the call on the broker's loop."""
+        try:
+            return self._thread.submit(self._handle(request))
+        except RuntimeError:
+            raise BrokerUnreachable("the embedded broker has stopped") from None
+
+    async def _handle(self, request: Request) -> Reply:
+        from qtasks.broker.api.call import Call, Refusal
+
+        async def body(limit: int) -> bytes:
+            if len(request.body) > limit:
+                raise Refusal(413, f"message too large: {len(request.body)} > {limit}")
+            return request.body
+
+        path, _, query = request.url.removeprefix(_API).partition("?")
+        call = Call(request.method, path, query, request.headers, "127.0.0.1", body)
+        reply = await (await self._broker.api.handle(call)).whole()
+        return Reply(reply.status, reply.headers, reply.body)
+
+    def send(self, request: Request, timeout_s: float) -> Reply:
+        """See `SyncTransport.send`."""
+        try:
+            return self.submit(request).result(timeout_s)
+        except TimeoutError:
+            raise BrokerUnreachable(f"the embedded broker did not answer within {timeout_s:g} s") from None
+
+    def close(self) -> None:
+        """Nothing to release: the home owns the broker."""
+
+
+class _InProcessAsync:
+    """As `_InProcess`, without blocking the caller's loop."""
+
+    def __init__(self, carrier: _InProcess) -> None:
+        self._carrier = carrier
+
+    async def send(self, request: Request, timeout_s: float) -> Reply:
+        """See `AsyncTransport.send`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.wrap_future(self._carrier.submit(request))
+        except TimeoutError:
+            raise BrokerUnreachable(f"the embedded broker did not answer within {timeout_s:g} s") from None
+
+    async def close(self) -> None:
+        """Nothing to release: the home owns the broker."""

@@ -1,0 +1,64 @@
+"""Options as people write them, and where public credentials may be used."""
+
+from __future__ import annotations
+
+import click
+import pytest
+
+from qtasks.cli.exposure import is_loopback, refuse_public_credentials
+from qtasks.cli.parameters import Duration, Size
+from qtasks.errors import ConfigurationError
+from qtasks.protocol import development
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("1000", 1000),
+        ("1KB", 1000),
+        ("500MB", 500 * 10**6),
+        ("500 mb", 500 * 10**6),
+        (" 1GB ", 10**9),
+        ("2tb", 2 * 10**12),
+    ],
+)
+def test_a_size_is_a_number_and_a_unit(text: str, size: int) -> None:
+    assert Size().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1", "1.5GB", "1 PB", "1GiB", "٣GB", "1e9", "1GBGB", "9" * 40])
+def test_another_size_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is not a size; write it as 500MB or 1GB"):
+        Size().convert(text, None, None)
+
+
+@pytest.mark.parametrize(("text", "ms"), [("7d", 604_800_000), ("1h30m", 5_400_000), ("30s", 30_000)])
+def test_a_duration_is_written_as_everywhere(text: str, ms: int) -> None:
+    assert Duration().convert(text, None, None) == ms
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1d", "1x", "٣s"])
+def test_another_duration_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="write it as 30s, 12h or 7d"):
+        Duration().convert(text, None, None)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_addresses_of_this_machine(host: str) -> None:
+    assert is_loopback(host)
+    refuse_public_credentials([development.USERS[0].token], host, hint="")
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "192.168.1.1", "10.0.0.1", "localhost.example.com", "example.com", ""]
+)
+def test_addresses_that_others_reach(host: str) -> None:
+    assert not is_loopback(host)
+    for user in development.USERS:
+        for secret in (user.token, user.keys.current, user.keys.next):
+            with pytest.raises(ConfigurationError) as refused:
+                refuse_public_credentials([None, "mine", secret], host, hint="unset them")
+            assert secret not in str(refused.value)
+            assert "unset them" in str(refused.value)
+    refuse_public_credentials([None, "mine"], host, hint="")

@@ -1,0 +1,278 @@
+"""What the terminal shows of an event, and what never reaches it."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qtasks.broker.events import MessageEvent
+from qtasks.broker.ports import Failure
+from qtasks.cli.terminal import EventPrinter, printable, short_id, shorten
+from qtasks.protocol.messages import Response, State
+from tests.support.broker import START_MS, message
+
+BASE_URL = "http://127.0.0.1:8000/qtasks"
+CLOCK = time.strftime("%H:%M:%S", time.localtime(START_MS / 1000))
+
+
+class Screen(io.TextIOWrapper):
+    """A stream of some encoding, strict as a real one, that may be a terminal."""
+
+    def __init__(self, encoding: str = "utf-8", *, terminal: bool = False) -> None:
+        self.raw_bytes = io.BytesIO()
+        super().__init__(self.raw_bytes, encoding=encoding, newline="")
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+    @property
+    def text(self) -> str:
+        return self.raw_bytes.getvalue().decode(self.encoding)
+
+
+def event(state: State, body: bytes = b"", *, url: str = f"{BASE_URL}/add", **facts: Any) -> MessageEvent:
+    about = {name: facts.pop(name) for name in ("retried", "max_retries") if name in facts}
+    return MessageEvent(
+        time_ms=START_MS, state=state, message=message(123456, id="msg_abcdefgh", url=url, body=body, **about), **facts
+    )
+
+
+def envelope(*args: object, **kwargs: object) -> bytes:
+    return json.dumps({"v": 1, "id": "call_1", "args": args, "kwargs": kwargs}).encode()
+
+
+def shown(one: MessageEvent, screen: Screen | None = None) -> str:
+    """The line that an event becomes, without its time."""
+    screen = screen or Screen()
+    EventPrinter(screen, base_url=BASE_URL).tell(one)
+    text = screen.text
+    assert text.count("\n") == 1
+    assert text.startswith(f"{CLOCK}  ")
+    return text.removeprefix(f"{CLOCK}  ").removesuffix("\n")
+
+
+def answered(status: int, document: object) -> Response:
+    return Response(status=status, body=json.dumps(document).encode())
+
+
+# -- golden lines
+
+
+@pytest.mark.parametrize(
+    ("one", "line"),
+    [
+        (event(State.CREATED, envelope(2, b="x")), "→  add               msg_..cdefgh  2, b='x'"),
+        (event(State.CREATED, envelope()), "→  add               msg_..cdefgh"),
+        (
+            event(State.CREATED, envelope(1), next_delivery_ms=START_MS + 90_000),
+            "→  add               msg_..cdefgh  1  in 1m30s",
+        ),
+        (event(State.CREATED, b"plain"), "→  add               msg_..cdefgh  5 bytes"),
+        (
+            event(State.DELIVERED, outcome=answered(200, 5), duration_ms=8.6),
+            "✓  add               msg_..cdefgh  9 ms  5",
+        ),
+        (
+            event(State.DELIVERED, outcome=answered(200, None), duration_ms=1234.0, retried=2),
+            "✓  add               msg_..cdefgh  3/4  1.2 s",
+        ),
+        (
+            event(
+                State.RETRY,
+                outcome=answered(500, {"error": "OSError: away\n  at x.py:1"}),
+                next_delivery_ms=START_MS + 12_000,
+            ),
+            "↻  add               msg_..cdefgh  1/4  OSError: away  retry in 12s",
+        ),
+        (
+            event(
+                State.RETRY,
+                outcome=Failure("timeout", "no answer"),
+                error="no answer",
+                next_delivery_ms=START_MS + 204,
+                retried=1,
+            ),
+            "↻  add               msg_..cdefgh  2/4  no answer  retry in 200ms",
+        ),
+        (
+            event(State.FAILED, outcome=answered(489, {"error": "NonRetryable: never"}), retried=3),
+            "✗  add               msg_..cdefgh  4/4  NonRetryable: never  kept in the dead letters",
+        ),
+        (event(State.CANCELED), "–  add               msg_..cdefgh  cancelled"),
+    ],
+)
+def test_an_event_is_a_line(one: MessageEvent, line: str) -> None:
+    assert shown(one) == line
+
+
+@pytest.mark.parametrize("state", [State.ACTIVE, State.ERROR, State.CANCEL_REQUESTED])
+def test_steps_that_other_lines_tell_of_are_none_of_their_own(state: State) -> None:
+    screen = Screen()
+    EventPrinter(screen).tell(event(state))
+    assert screen.text == ""
+
+
+def test_a_delivery_elsewhere_is_shown_by_its_address_without_what_may_be_secret() -> None:
+    url = "https://user:hunter2@hooks.example.com/in?token=hunter2"
+    assert shown(event(State.CREATED, b"1", url=url)) == "→  https://***@hooks.example.com/in  msg_..cdefgh  1 bytes"
+
+
+def test_the_name_of_a_task_is_read_from_its_url() -> None:
+    assert shown(event(State.CREATED, b"", url=f"{BASE_URL}/send%20mail?x=1")).startswith("→  send mail         msg_")
+
+
+def test_what_came_of_it_is_counted() -> None:
+    printer = EventPrinter(Screen())
+    for state in (State.CREATED, State.RETRY, State.DELIVERED, State.DELIVERED, State.FAILED, State.CANCELED):
+        printer.tell(event(state))
+    assert str(printer.tally) == "2 done, 1 retried, 1 failed"
+
+
+# -- secrets
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        envelope(password="hunter2"),
+        envelope(API_KEY="hunter2"),
+        envelope(user_token="hunter2"),
+        envelope({"Authorization": "hunter2"}),
+        envelope({"a": {"b": {"client_secret": "hunter2"}}}),
+        envelope([[{"password": "hunter2"}]]),
+        envelope(users=[{"password": ["hunter2"]}]),
+    ],
+)
+def test_values_under_the_names_of_secrets_are_masked_at_every_depth(body: bytes) -> None:
+    assert "hunter2" not in shown(event(State.CREATED, body))
+    assert "***" in shown(event(State.CREATED, body))
+    result = answered(200, json.loads(body))
+    assert "hunter2" not in shown(event(State.DELIVERED, outcome=result, duration_ms=1))
+
+
+# -- what strangers send
+
+
+ESCAPES = "\x1b[31m\x1b]0;owned\x07\x9b2J\r\b\u2028\u202e\x00"
+UNSAFE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Everything that moves a cursor, changes a colour, or turns the direction of text; a line feed ends our line."""
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda text: event(State.CREATED, envelope(text)),
+        lambda text: event(State.CREATED, envelope(**{text: text})),
+        lambda text: event(State.CREATED, envelope({text: text})),
+        lambda text: event(State.CREATED, b"", url=f"{BASE_URL}/%1B%5B31m%9B%07%0A"),
+        lambda text: event(State.CREATED, b"", url=f"https://x.example/{text}"),
+        lambda text: event(State.DELIVERED, outcome=answered(200, text), duration_ms=1),
+        lambda text: event(State.FAILED, outcome=answered(500, {"error": text})),
+        lambda text: event(State.RETRY, error=text, outcome=Failure("bad_response", text)),
+    ],
+)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_no_escape_sequence_of_somebody_else_reaches_the_terminal(
+    make: Callable[[str], MessageEvent], terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    line = shown(make(ESCAPES), Screen(terminal=terminal))
+    if terminal:  # the colour of the mark is ours
+        line, count = re.subn(r"^\x1b\[\d+m(.)\x1b\[0m", r"\1", line)
+        assert count == 1
+    assert not UNSAFE.search(line)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"v":1,"args":5,"kwargs":{}}',
+        b'{"v":1,"args":"abc"}',
+        b'{"v":1,"kwargs":[1]}',
+        b'{"v":1,"args":null,"kwargs":null}',
+        b'{"v":1,"args":[' + b"[" * 400 + b"]" * 400 + b"]}",
+        b"[" * 100_000,
+        b'{"v":1,"args":[' + b"9" * 5000 + b"]}",
+        b'{"v":1,"args":[1e999,"\\ud800"]}',
+        b"\xff\xfe",
+        b"",
+    ],
+)
+def test_a_body_that_only_looks_like_a_call_is_shown_somehow(body: bytes) -> None:
+    assert shown(event(State.CREATED, body)).startswith("→  add ")
+    outcome = Response(status=200, body=body)
+    assert shown(event(State.DELIVERED, outcome=outcome, duration_ms=1)).startswith("✓  add ")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    args=st.lists(VALUES, max_size=3),
+    kwargs=st.dictionaries(st.text(), VALUES, max_size=3),
+    encoding=st.sampled_from(["utf-8", "ascii", "cp1252", "gbk"]),
+)
+def test_any_call_is_one_short_line_in_any_encoding(args: list[Any], kwargs: dict[str, Any], encoding: str) -> None:
+    body = json.dumps({"v": 1, "args": args, "kwargs": kwargs}).encode()
+    line = shown(event(State.CREATED, body), Screen(encoding))
+    assert len(line) <= 100
+    assert not UNSAFE.search(line)
+
+
+def test_long_values_are_cut() -> None:
+    assert shown(event(State.CREATED, envelope("x" * 1000))).endswith("msg_..cdefgh  '" + "x" * 56 + "...")
+    failed = event(State.FAILED, outcome=answered(500, {"error": "e" * 1000}))
+    assert shown(failed).endswith("e" * 97 + "...  kept in the dead letters")
+    assert shorten("123456", 6) == "123456"
+    assert shorten("1234567", 6) == "123..."
+
+
+# -- streams
+
+
+@pytest.mark.parametrize(
+    ("encoding", "value"), [("cp1252", "ß ?"), ("gbk", "? 中"), ("ascii", "? ?"), ("utf-8", "ß 中")]
+)
+def test_what_a_stream_cannot_encode_is_a_question_mark(encoding: str, value: str) -> None:
+    line = shown(event(State.CREATED, envelope("ß 中")), Screen(encoding))
+    mark = "→" if encoding == "utf-8" else ">"
+    assert line == f"{mark}  add               msg_..cdefgh  '{value}'"
+
+
+def test_plain_marks_take_the_place_of_all_or_none() -> None:
+    states = (State.CREATED, State.DELIVERED, State.FAILED, State.RETRY, State.CANCELED)
+    marks = [shown(event(state, duration_ms=1), Screen("cp1252"))[0] for state in states]
+    assert marks == [">", "+", "x", "~", "-"]
+
+
+def test_colour_is_for_terminals_whose_owner_has_nothing_against_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    delivered = event(State.DELIVERED, outcome=answered(200, 5), duration_ms=9)
+    coloured = "\x1b[32m✓\x1b[0m  add               msg_..cdefgh  9 ms  5"
+    plain = "✓  add               msg_..cdefgh  9 ms  5"
+    assert shown(delivered, Screen(terminal=True)) == coloured
+    assert shown(delivered, Screen(terminal=False)) == plain
+    monkeypatch.setenv("NO_COLOR", "")
+    assert shown(delivered, Screen(terminal=True)) == coloured  # empty counts as unset (no-color.org)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert shown(delivered, Screen(terminal=True)) == plain
+
+
+def test_printable_text_is_left_alone() -> None:
+    text = "a ü 中 → 'x' {}"
+    assert printable(text, Screen()) == text
+    assert short_id("msg_1pAUWK2CE77UYbaX4c6VCMpA3eGS1B") == "msg_..3eGS1B"
