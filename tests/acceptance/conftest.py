@@ -1,0 +1,27 @@
+from collections.abc import Iterator
+
+import pytest
+
+from qtasks.broker.settings import BrokerSettings
+from qtasks.broker.store.base import Credentials
+from tests.support.running import Endpoint, RunningBroker
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
+    """One broker for all tests of a file: each has a user of its own, and users do not see each other."""
+    running = RunningBroker(BrokerSettings(path=str(tmp_path_factory.mktemp("broker") / "broker.db")))
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def user(broker: RunningBroker) -> Credentials:
+    return broker.new_user()
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    made = Endpoint()
+    yield made
+    made.close()

@@ -1,0 +1,20 @@
+from collections.abc import Iterator
+
+import pytest
+
+from qtasks.broker.settings import BrokerSettings
+from tests.support.door import Door
+from tests.support.running import RunningBroker
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
+    """One broker for all tests of a file: each has a user of its own, and users do not see each other."""
+    running = RunningBroker(BrokerSettings(path=str(tmp_path_factory.mktemp("broker") / "broker.db")))
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def door(broker: RunningBroker) -> Door:
+    return Door(int(broker.url.rpartition(":")[2]), broker.new_user())

@@ -1,0 +1,246 @@
+"""What stands in front of the API: names, limits, the framing of requests, time (reliability reference T5 to T8)."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from qtasks.broker.api import guard
+from tests.support.door import LATER, PATIENCE_S, Door, Lines, head, split_answers
+
+KIB = 1024
+
+
+# -- names (T8)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.test",
+        "127.0.0.1.evil.test",
+        "evil.test:8080",
+        "",
+        "[::1%25x]",
+        "user@localhost",
+        "localhost.",
+        "127.0.0.1:8080:8080",
+        "127.1",
+        "2130706433",
+    ],
+)
+def test_a_name_that_is_not_ours_is_refused_even_with_a_good_token(door: Door, host: str) -> None:
+    """T8: a page that rebinds its own name to this address is stopped here; the development tokens are public."""
+    answer = door.ask("POST", "/v2/publish/http://127.0.0.1:1/", LATER, b"", host=host)
+    assert answer.status == 421
+    assert answer.error == "host not allowed: this broker answers to 127.0.0.1, [::1], localhost"
+    assert door.stored() == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST", "[::1]", "localhost:1", "[::1]:8080"])
+def test_our_own_names_are_served_with_any_port(door: Door, host: str) -> None:
+    assert door.ask("GET", "/v2/keys", host=host).status == 200
+
+
+# -- limits (T5)
+
+
+def test_a_body_may_have_a_mebibyte_and_not_a_byte_more(door: Door) -> None:
+    """T5"""
+    assert door.publish(body=b"x" * KIB * KIB).status == 201
+    answer = door.publish(body=b"x" * (KIB * KIB + 1))
+    assert (answer.status, answer.error) == (413, "message too large: 1048577 > 1048576")
+
+
+def test_a_body_that_only_claims_to_be_huge_is_refused_at_once(door: Door) -> None:
+    """T5: decided by the claim; nothing is read."""
+    answers, _ = door.raw(head("POST", door, "Content-Length: 1000000000000"), b"abc")
+    assert (answers[0].status, answers[0].error) == (413, "message too large: 1000000000000 > 1048576")
+
+
+def test_a_body_in_pieces_is_counted_while_it_comes(door: Door) -> None:
+    """T5: nobody announces the size of a chunked body."""
+    chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+    answers, _ = door.raw(head("POST", door, "Transfer-Encoding: chunked"), chunk * 16, b"1\r\nx\r\n0\r\n\r\n")
+    assert (answers[0].status, answers[0].error) == (413, "message too large: more than 1048576 bytes")
+    answers, _ = door.raw(head("POST", door, "Transfer-Encoding: chunked"), chunk * 16, b"0\r\n\r\n")
+    assert answers[0].status == 201
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "text"),
+    [
+        ("/v2/publish/http://127.0.0.1:1/" + "x" * 4077, 201, ""),
+        ("/v2/publish/http://127.0.0.1:1/" + "x" * 4078, 414, "destination url too long: 4097 > 4096"),
+        ("/v2/publish/http://127.0.0.1:1/?" + "x" * 9000, 414, "request target too long: "),
+        ("/v2/events?" + "x" * 9000, 414, "request target too long: "),
+    ],
+)
+def test_a_url_has_a_longest(door: Door, target: str, status: int, text: str) -> None:
+    """T5"""
+    answer = door.ask("POST" if "publish" in target else "GET", target, LATER, b"")
+    assert answer.status == status
+    if status != 201:
+        assert text in answer.error
+
+
+@pytest.mark.parametrize(
+    ("headers", "text"),
+    [
+        (tuple((f"X-{n}", "1") for n in range(200)), "too many headers: 2"),
+        (tuple((f"X-{n}", "x" * 1000) for n in range(60)), "headers too large: "),
+        (tuple((f"Upstash-Forward-X-{n}", "1") for n in range(65)), "too many forwarded headers: 65 > 64"),
+        ((("Upstash-Forward-X", "x" * 17_000),), "forwarded headers too large: 17001 > 16384 bytes"),
+    ],
+)
+def test_headers_have_a_most_and_a_largest(door: Door, headers: Lines, text: str) -> None:
+    """T5"""
+    answer = door.publish(headers=headers)
+    assert answer.status == 431
+    assert text in answer.error
+    assert door.stored() == []
+
+
+# -- the framing of a request (T7)
+
+
+END = b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "body"),
+    [
+        (("Content-Length: 5", "Transfer-Encoding: chunked"), END),
+        (("Transfer-Encoding: chunked", "Content-Length: 5"), END),
+        (("Content-Length: 3", "Content-Length: 4"), b"abcd"),
+        (("Content-Length: 3", "Content-Length: 3"), b"abc"),
+        (("Content-Length: 3, 3",), b"abc"),
+        (("Content-Length: +3",), b"abc"),
+        (("Content-Length: -1",), b"abc"),
+        (("Content-Length: 0x3",), b"abc"),
+        (("Content-Length: " + "9" * 30,), b"abc"),
+        (("Transfer-Encoding : chunked",), END),
+        (("Transfer-Encoding: xchunked",), END),
+        (("Transfer-Encoding: chunked, identity",), END),
+        (("Transfer-Encoding: chunked", "Transfer-Encoding: identity"), END),
+        (("Transfer-Encoding: chunked", "Transfer-Encoding: chunked"), END),
+        (("X-A: 1", " 2"), b""),
+        (("X-A: 1\x002",), b""),
+        (("X A: 1",), b""),
+        (("Transfer-Encoding: chunked",), b"xyz\r\nabc\r\n0\r\n\r\n"),
+        (("Transfer-Encoding: chunked",), b"3\r\nabcd\r\n0\r\n\r\n"),
+        (("Transfer-Encoding: chunked",), b"3\nabc\n0\n\n"),
+    ],
+)
+def test_a_request_whose_length_can_be_read_in_two_ways_is_refused_and_its_connection_closed(
+    door: Door, lines: tuple[str, ...], body: bytes
+) -> None:
+    """T7: else what follows could be taken for a request of its own, which somebody in front of us has not seen."""
+    smuggled = head("POST", door, "Content-Length: 0", target="/v2/publish/http://127.0.0.1:1/smuggled")
+    answers, closed = door.raw(head("POST", door, *lines), body, smuggled)
+    assert [answer.status for answer in answers] == [400]
+    assert answers[0].error
+    assert closed
+    assert door.stored() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "request_"),
+    [
+        ("chunked in HTTP/1.0", "POST {publish} HTTP/1.0\r\n{host}{auth}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        ("method in lower case", "post {publish} HTTP/1.1\r\n{host}{auth}\r\n"),
+        ("absolute form", "POST http://127.0.0.1{publish} HTTP/1.1\r\n{host}{auth}\r\n"),
+        ("absolute form of another host", "GET http://evil.test/v2/keys HTTP/1.1\r\n{host}{auth}\r\n"),
+        ("no Host", "POST {publish} HTTP/1.1\r\n{auth}\r\n"),
+        ("two Hosts", "POST {publish} HTTP/1.1\r\n{host}{host}{auth}\r\n"),
+        ("bare line feeds", "POST {publish} HTTP/1.1\n{host}{auth}\n"),
+        ("a fragment", "POST {publish}?a=1#b HTTP/1.1\r\n{host}{auth}\r\n"),
+        ("a byte that is not ASCII", "POST {publish}/ü HTTP/1.1\r\n{host}{auth}\r\n"),
+        ("no target", "POST  HTTP/1.1\r\n{host}{auth}\r\n"),
+        ("a relative target", "POST v2/keys HTTP/1.1\r\n{host}{auth}\r\n"),
+        ("a tunnel", "CONNECT 127.0.0.1:80 HTTP/1.1\r\n{host}{auth}\r\n"),
+        ("HTTP/0.9", "GET /v2/keys\r\n\r\n"),
+        ("HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+        ("HTTP/3.7", "POST {publish} HTTP/3.7\r\n{host}{auth}\r\n"),
+        ("TLS", "\x16\x03\x01\x02\x00\x01\x00\r\n\r\n"),
+    ],
+)
+def test_what_is_no_plain_request_is_refused(door: Door, name: str, request_: str) -> None:
+    """T7, T16"""
+    text = request_.format(
+        publish="/v2/publish/http://127.0.0.1:1/x",
+        host=f"Host: 127.0.0.1:{door.port}\r\n",
+        auth=f"Authorization: Bearer {door.user.token}\r\nUpstash-Delay: 1d\r\n",
+    )
+    answers, _ = door.raw(text.encode())
+    assert [answer.status for answer in answers] == [400], name
+    assert answers[0].error
+    assert door.stored() == []
+
+
+def test_requests_on_one_connection_are_answered_in_order(door: Door) -> None:
+    """T7"""
+    targets = ("/v2/keys", "/v2/dlq", "/v2/nothing", "/v2/events")
+    answers, closed = door.raw(*(head("GET", door, target=target) for target in targets))
+    assert [answer.status for answer in answers] == [200, 200, 404, 200]
+    assert ["current" in answers[0].json, "messages" in answers[1].json, "events" in answers[3].json] == [True] * 3
+    assert not closed
+
+
+@pytest.mark.parametrize(
+    "rest", [b"\x00\x01\r\n\r\n", b"GET http://evil.test/ HTTP/1.1\r\n\r\n", b"X: " + b"x" * 70_000]
+)
+def test_the_refusal_of_a_second_request_is_never_taken_for_the_answer_to_the_first(door: Door, rest: bytes) -> None:
+    """T7: the sender of the first may hear that it was accepted, or nothing, but never that it was refused."""
+    answers, closed = door.raw(head("POST", door, "Content-Length: 3"), b"abc", rest)
+    assert [answer.status for answer in answers] in ([], [201], [201, 400])
+    assert closed
+    assert len(door.stored()) >= len([answer for answer in answers if answer.status == 201])
+
+
+@pytest.mark.parametrize("size", [KIB * KIB + 1, 4 * KIB * KIB])
+def test_a_connection_is_good_for_the_next_request_after_a_body_was_refused(door: Door, size: int) -> None:
+    """The rest of the body is still on its way when the answer is there; it is not the next request."""
+    too_large = head("POST", door, f"Content-Length: {size}") + b"x" * size
+    answers, closed = door.raw(too_large, head("GET", door, target="/v2/keys"))
+    assert [answer.status for answer in answers] == [413, 200]
+    assert not closed
+
+
+# -- time (T6)
+
+
+def test_a_connection_on_which_no_request_comes_is_closed(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T6"""
+    monkeypatch.setattr(guard, "HEAD_TIMEOUT_S", 0.05)
+    assert door.raw() == ([], True)
+
+
+def test_a_request_that_does_not_begin_in_time_is_refused(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T6"""
+    monkeypatch.setattr(guard, "HEAD_TIMEOUT_S", 0.05)
+    for before in (b"", head("GET", door, target="/v2/keys")):
+        answers, closed = door.raw(before, b"POST /v2/publish/http://127.0.0.1:1/x HTTP/1.1\r\nHost:")
+        assert (answers[-1].status, answers[-1].error) == (408, "no complete header within 0.05 s")
+        assert closed
+
+
+def test_the_rest_of_a_refused_body_is_not_waited_for_for_ever(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T6"""
+    monkeypatch.setattr(guard, "DISCARD_TIMEOUT_S", 0.05)
+    with socket.create_connection(("127.0.0.1", door.port), timeout=PATIENCE_S) as connection:
+        connection.sendall(head("POST", door, "Content-Length: 1000000000"))
+        received = b""
+        while not received.endswith(b'> 1048576"}'):
+            received += connection.recv(65536)
+        assert split_answers(received)[0].status == 413
+        connection.sendall(b"x")
+        assert connection.recv(65536) == b""
+
+
+def test_a_header_without_end_is_cut_off(door: Door) -> None:
+    """T5, T6"""
+    answers, closed = door.raw(b"GET /v2/keys HTTP/1.1\r\nX: " + b"x" * 100 * KIB)
+    assert (answers[0].status, answers[0].error) == (431, "header too large: more than 65536 bytes")
+    assert closed

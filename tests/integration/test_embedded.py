@@ -1,0 +1,246 @@
+"""The embedded home: a broker inside the process, with nothing left out but the socket."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import Depends, FastAPI
+
+from qtasks import Embedded, QTasks, TaskContext, injected
+from qtasks.broker import loops
+from qtasks.broker.events import MessageEvent
+from qtasks.errors import StoreLocked
+from qtasks.protocol.messages import SigningKeys, State
+
+PATIENCE_S = 10.0
+
+
+class Watch:
+    """Keeps events and lets a test wait for one."""
+
+    def __init__(self) -> None:
+        self.events: list[MessageEvent] = []
+        self._changed = threading.Condition()
+
+    def __call__(self, event: MessageEvent) -> None:
+        with self._changed:
+            self.events.append(event)
+            self._changed.notify_all()
+
+    def wait_for(self, state: State, count: int = 1) -> list[MessageEvent]:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self._of(state)) >= count, PATIENCE_S), self.events
+            return self._of(state)
+
+    def _of(self, state: State) -> list[MessageEvent]:
+        return [event for event in self.events if event.state is state]
+
+
+@pytest.fixture
+def watch() -> Watch:
+    return Watch()
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, watch: Watch) -> Iterator[QTasks]:
+    with QTasks(embedded=Embedded(tmp_path / "tasks.db", watch=watch)) as made:
+        yield made
+
+
+def test_sync_and_async_tasks_run_and_answer(tasks: QTasks) -> None:
+    @tasks.task
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    @tasks.task
+    async def greet(name: str) -> str:
+        await asyncio.sleep(0)
+        return f"hello {name}"
+
+    assert add.delay(2, 3).get(timeout=PATIENCE_S) == 5
+    assert greet.delay("Ada").get(timeout=PATIENCE_S) == "hello Ada"
+
+
+def test_delay_needs_nothing_of_the_callers_loop(tasks: QTasks) -> None:
+    @tasks.task
+    async def double(n: int) -> int:
+        return 2 * n
+
+    async def main() -> tuple[int, int]:
+        blocking = double.delay(1)
+        waiting = await double.adelay(2)
+        return await blocking.aget(timeout=PATIENCE_S), await waiting.aget(timeout=PATIENCE_S)
+
+    assert asyncio.run(main()) == (2, 4)
+    assert asyncio.run(main()) == (2, 4)
+
+
+def test_a_task_may_delay_another(tasks: QTasks) -> None:
+    @tasks.task
+    def inner(n: int) -> int:
+        return n + 1
+
+    @tasks.task
+    async def outer(n: int) -> int:
+        return await (await inner.adelay(n)).aget(timeout=PATIENCE_S)
+
+    assert outer.delay(1).get(timeout=PATIENCE_S) == 2
+
+
+def test_failures_retry_and_count(tasks: QTasks, watch: Watch) -> None:
+    @tasks.task(retries=2, retry_delay="10ms")
+    def flaky(ctx: TaskContext = injected) -> int:
+        if ctx.attempt < 3:
+            raise OSError("not yet")
+        return ctx.attempt
+
+    assert flaky.delay().get(timeout=PATIENCE_S) == 3
+    watch.wait_for(State.DELIVERED)
+    assert len(watch.wait_for(State.RETRY)) == 2
+
+
+def test_a_message_that_nobody_signed_for_us_runs_nothing(
+    tasks: QTasks, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+    compose = loops.compose
+    forged = SigningKeys("sig_" + "f" * 40, "sig_" + "g" * 40)
+
+    @tasks.task(retries=0)
+    def touch() -> None:
+        ran.append(1)
+
+    monkeypatch.setattr(loops, "compose", lambda message, keys, **facts: compose(message, forged, **facts))
+    touch.delay()
+    [dead] = watch.wait_for(State.FAILED)
+    assert "401" in (dead.error or "")
+    assert ran == []
+
+
+def test_a_body_changed_on_the_way_runs_nothing(tasks: QTasks, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    compose = loops.compose
+
+    @tasks.task(retries=0)
+    def touch(n: int) -> None:
+        ran.append(n)
+
+    def tampered(message: object, keys: object, **facts: object) -> object:
+        request = compose(message, keys, **facts)  # type: ignore[arg-type]
+        return replace(request, body=request.body.replace(b"1", b"2"))
+
+    monkeypatch.setattr(loops, "compose", tampered)
+    touch.delay(1)
+    watch.wait_for(State.FAILED)
+    assert ran == []
+
+
+def test_what_a_stopped_process_left_runs_at_the_next_start(tmp_path: Path) -> None:
+    def application(watch: Watch | None = None) -> QTasks:
+        made = QTasks(embedded=Embedded(tmp_path / "tasks.db", watch=watch))
+
+        @made.task
+        def note(text: str) -> str:
+            return text
+
+        return made
+
+    with application() as first:
+        waiting = first.tasks["note"].using(delay="300ms").delay("kept")
+    watch = Watch()
+    with application(watch) as second:
+        second.tasks["note"].delay("new")
+        delivered = watch.wait_for(State.DELIVERED, 2)
+    assert waiting.message_id in {event.message.id for event in delivered}
+
+
+def test_a_second_process_is_told_who_holds_the_file_and_what_to_do(tmp_path: Path, tasks: QTasks) -> None:
+    program = (
+        "import sys\n"
+        "from qtasks import Embedded, QTasks\n"
+        "tasks = QTasks(embedded=Embedded(sys.argv[1]))\n"
+        "@tasks.task\n"
+        "def note() -> None: ...\n"
+        "note.delay()\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    path = str(tmp_path / "shared.db")
+    with subprocess.Popen(
+        [sys.executable, "-c", program, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        second = QTasks(embedded=Embedded(path))
+
+        @second.task
+        def note() -> None: ...
+
+        with pytest.raises(StoreLocked, match=f"in use by process {other.pid}") as refused:
+            note.delay()
+        assert "qtasks broker" in str(refused.value)
+        other.kill()
+
+
+@pytest.mark.anyio
+async def test_tasks_of_a_running_application_run_on_its_loop_with_its_dependencies(tmp_path: Path) -> None:
+    tasks = QTasks(embedded=Embedded(tmp_path / "tasks.db"))
+    app = FastAPI()
+    app.include_router(tasks.router, prefix="/somewhere")
+    opened: list[str] = []
+
+    async def database() -> AsyncIterator[str]:
+        opened.append("open")
+        yield "real"
+        opened.append("closed")
+
+    @tasks.task
+    async def where(db: str = Depends(database)) -> list[object]:
+        return [db, id(asyncio.get_running_loop())]
+
+    @app.get("/start")
+    async def start() -> list[object]:
+        result = await where.adelay()
+        return [*await result.aget(timeout=PATIENCE_S), id(asyncio.get_running_loop())]
+
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+        db, task_loop, app_loop = (await client.get("/start")).json()
+        assert (db, task_loop) == ("real", app_loop)
+        app.dependency_overrides[database] = lambda: "fake"
+        assert (await client.get("/start")).json()[0] == "fake"
+    assert opened == ["open", "closed"]
+
+
+def test_importing_and_declaring_start_nothing(tmp_path: Path) -> None:
+    tasks = QTasks(embedded=Embedded(tmp_path / "tasks.db"))
+
+    @tasks.task
+    def note() -> None: ...
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "sys.modules['aiohttp'] = None  # as if it were not installed\n"
+        "from qtasks import Embedded, QTasks\n"
+        "tasks = QTasks(embedded=Embedded(sys.argv[1]))\n"
+        "@tasks.task\n"
+        "def note() -> None: ...\n"
+        "note.delay()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "tasks.db")], capture_output=True, text=True, check=False
+    )
+    assert "ConfigurationError: the embedded broker needs aiohttp, which is not installed" in done.stderr
+    assert 'pip install "qstash-tasks[broker]"' in done.stderr

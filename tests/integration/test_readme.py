@@ -1,0 +1,103 @@
+"""Everything the README shows is run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.dev import Dev, environment
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS: list[tuple[str, str]] = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+PYTHON = [text for language, text in BLOCKS if language == "python"]
+CONSOLE = [text.strip() for language, text in BLOCKS if language == "console"]
+
+
+def named(name: str) -> str:
+    """The Python block that begins with ``# name``."""
+    [block] = [block for block in PYTHON if block.startswith(f"# {name}\n")]
+    return block
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("tasks.py", "main.py"):
+        (tmp_path / name).write_text(named(name), encoding="utf-8")
+    return tmp_path
+
+
+def test_the_two_commands_do_all_set_up_in_one_line_each() -> None:
+    see, pass_ = CONSOLE[:2]
+    assert see == (
+        'python3 -m venv .venv && .venv/bin/pip install -e ".[broker]" && .venv/bin/python examples/quickstart.py'
+    )
+    assert pass_ == 'python3 -m venv .venv && .venv/bin/pip install -e ".[dev]" && .venv/bin/pytest'
+    assert (ROOT / "examples" / "quickstart.py").is_file()
+
+
+def test_the_continuous_integration_calls_the_readmes_test_command() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for step in CONSOLE[1].split(" && "):
+        assert step.split()[0] in script
+        assert step.split()[-1] in script
+
+
+def test_tasks_and_the_script_beside_them(folder: Path) -> None:
+    [script] = [block for block in PYTHON if block.startswith("from tasks import")]
+    command = next(line for line in CONSOLE if line.startswith("qtasks dev"))
+    with Dev(folder, *command.split()[2:]) as dev:
+        dev.started()
+        assert dev.run(script) == "5\n"
+        dev.wait_for("in 10m")
+
+
+def test_the_fastapi_application(folder: Path) -> None:
+    with Dev(folder, "main.py") as dev:
+        root = dev.started()["base_url"].removesuffix("/qtasks")
+        request = f"urllib.request.Request('{root}/users/7/report', method='POST')"
+        assert "call_" in dev.run(f"import urllib.request; print(urllib.request.urlopen({request}).read().decode())")
+        dev.wait_for("'report 7, attempt 1, example'")
+
+
+def test_the_broker_inside(tmp_path: Path) -> None:
+    [block] = [block for block in PYTHON if "Embedded(" in block]
+    program = (
+        block
+        + "@tasks.task\ndef add(a: int, b: int) -> int:\n    return a + b\n"
+        + "print(add.delay(2, 3).get(timeout=10))\ntasks.close()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr
+    assert (tmp_path / "tasks.db").is_file()
+
+
+def test_the_client(folder: Path) -> None:
+    [block] = [block for block in PYTHON if block.startswith("from qtasks.qstash import")]
+    with Dev(folder, "tasks.py", "--memory") as dev:
+        facts = dev.started()
+        done = subprocess.run(
+            [sys.executable, "-c", block],
+            env=environment(QSTASH_URL=facts["broker"], QSTASH_TOKEN=facts["token"]),
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (0, "mails\n"), done.stderr
+
+
+def test_every_python_block_is_run_by_one_of_these_tests() -> None:
+    assert len(PYTHON) == 5
