@@ -1,0 +1,1 @@
+"""What qtasks costs, measured: `python -m benchmarks`, and beside its peers with `--peers`. See README.md."""

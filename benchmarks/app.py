@@ -1,0 +1,18 @@
+"""The tasks of the measurements as a qtasks application: `qtasks run benchmarks.app:tasks`."""
+
+from __future__ import annotations
+
+from benchmarks import work
+from qtasks import QTasks
+
+
+def declare(application: QTasks) -> QTasks:
+    """Declare the work in an application, and return that."""
+    application.task(name="noop")(work.anoop)
+    application.task(name="plain")(work.noop)
+    application.task(name="nap")(work.anap)
+    application.task(name="hold", retries=500, retry_delay="100ms")(work.ahold)
+    return application
+
+
+tasks = declare(QTasks())

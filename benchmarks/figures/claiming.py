@@ -1,0 +1,90 @@
+"""What a claim costs while others may not start: it must not look at what is blocked."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import apsw
+
+from benchmarks.bench import Bench
+from benchmarks.figure import Row
+from qtasks.broker.store import verbs
+from qtasks.broker.store.base import Claims, Publication
+from qtasks.broker.store.sqlite import connect, inside
+from qtasks.protocol import wire
+from qtasks.protocol.messages import FlowControl, Message, PublishOptions
+
+_CLAIMED: Final = 50
+_ROUNDS: Final = 20
+_URL: Final = "http://127.0.0.1:8000/qtasks/noop"
+_HOST: Final = wire.host_of(_URL)
+_NOW_MS: Final = 1_800_000_000_000
+
+
+def claiming(bench: Bench) -> Iterator[Row]:
+    """A claim behind ten blocked messages, and behind very many, of queues and of flow-control keys."""
+    many = bench.sizes.waiting
+    for kind in ("queues", "keys"):
+        few_s = _claim_s(bench.folder / f"few-{kind}.db", kind, lines=10, waiting=10)
+        bench.say(f"storing {many:,} messages that may not start, behind {many // 10:,} {kind}")
+        many_s = _claim_s(bench.folder / f"many-{kind}.db", kind, lines=many // 10, waiting=many)
+        yield Row(
+            name=f"claim of {_CLAIMED} behind {many:,} blocked by {kind}",
+            value=many_s * 1000,
+            unit="ms",
+            method=f"median of {_ROUNDS} claims in the store alone, commit included; {many // 10:,} {kind} of one",
+            note=f"behind ten: {few_s * 1000:.2f} ms",
+        )
+
+
+def _claim_s(path: Path, kind: str, *, lines: int, waiting: int) -> float:
+    db = connect(str(path))
+    try:
+        inside(db, lambda db: _fill(db, kind, lines, waiting))
+        return statistics.median(_timed(db) for _ in range(_ROUNDS))
+    finally:
+        db.close()
+
+
+def _fill(db: apsw.Connection, kind: str, lines: int, waiting: int) -> None:
+    """Every line has its one message under way and the rest behind it; beside them enough that may start."""
+    blocked = [_message(number, kind, f"line{number % lines}") for number in range(lines + waiting)]
+    verbs.accept(db, blocked, now_ms=_NOW_MS)
+    found = Claims(more=True)
+    while found.claims or found.more:
+        found = verbs.claim(db, now_ms=_NOW_MS, limit=500, host_limit=10**9, in_flight={})
+    free = range(10**6, 10**6 + _CLAIMED * (_ROUNDS + 1))
+    verbs.accept(db, [_message(number, "", "") for number in free], now_ms=_NOW_MS + 1)
+
+
+def _timed(db: apsw.Connection) -> float:
+    began_s = time.perf_counter()
+    found = inside(db, lambda db: verbs.claim(db, now_ms=_NOW_MS + 1, limit=_CLAIMED, host_limit=10**9, in_flight={}))
+    assert len(found.claims) == _CLAIMED, "as many may start as are asked for"
+    return time.perf_counter() - began_s
+
+
+def _message(number: int, kind: str, line: str) -> Publication:
+    flow = FlowControl(line, parallelism=1) if kind == "keys" else None
+    return Publication(
+        Message(
+            id=f"msg_{number}",
+            account=1,
+            url=_URL,
+            method="POST",
+            headers=(),
+            body=b"{}",
+            created_ms=_NOW_MS,
+            not_before_ms=_NOW_MS,
+            max_retries=3,
+            timeout_ms=30_000,
+            caller_ip="127.0.0.1",
+            queue=line if kind == "queues" else None,
+            options=PublishOptions(flow_control=flow),
+        ),
+        _HOST,
+    )

@@ -1,0 +1,63 @@
+"""A virtual environment for each peer, made once with pip and kept."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from benchmarks import processes
+from benchmarks.peers.catalogue import Peer
+from benchmarks.waiting import Say
+
+INSTALL_S: Final = 600
+_MARK: Final = "installed.txt"
+_VERSION: Final = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
+
+
+class UnavailableError(Exception):
+    """A peer cannot take part; the text says why, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """An interpreter with a peer in it."""
+
+    folder: Path
+    version: str
+
+    def program(self, name: str) -> Path:
+        """A program that the environment has."""
+        return self.folder / "bin" / name
+
+
+def prepare(peer: Peer, parent: Path, say: Say) -> Environment:
+    """The peer's environment below `parent`, made if it is not there. Raises UnavailableError."""
+    folder = parent / peer.name
+    mark, wanted = folder / _MARK, "\n".join(peer.packages)
+    try:
+        if not mark.is_file() or mark.read_text() != wanted:
+            say(f"installing {' '.join(peer.packages)} into {folder}")
+            _run([sys.executable, "-m", "venv", "--clear", str(folder)])
+            _run([str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", *peer.packages])
+            mark.write_text(wanted)
+        package = peer.packages[0].partition("[")[0]
+        version = _run([str(folder / "bin" / "python"), "-c", _VERSION, package]).strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UnavailableError(f"it cannot be installed: {_reason(error)}") from None
+    return Environment(folder, version)
+
+
+def _run(command: list[str]) -> str:
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=INSTALL_S, env=processes.environment()
+    ).stdout
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, subprocess.CalledProcessError):
+        said = (error.stderr or error.stdout or "").strip().splitlines()
+        return said[-1] if said else f"pip ended with status {error.returncode}"
+    return str(error)
