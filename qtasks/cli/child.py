@@ -61,6 +61,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(orders.lifeline,), daemon=True).start()
     if not orders.production:
+        # Compiled code is taken for current by the second and the size of its source: a quick second edit would not be
+        # seen. So the code that is being worked on leaves none.
+        sys.dont_write_bytecode = True
         sys.exit(_serve(orders))
     errors = Unhurried(sys.stderr)
     log_to(errors)

@@ -338,6 +338,20 @@ def publish(facts: dict[str, str], task: str, body: bytes, **headers: str) -> No
     assert ask("POST", url, token=facts["token"], body=body, headers=lines).status == 201
 
 
+def test_an_edit_within_the_same_second_that_keeps_the_size_is_loaded(folder: Path, marks: Path) -> None:
+    code = folder / "tasks.py"
+    with Dev(folder, "tasks.py", PYTHONDONTWRITEBYTECODE="") as dev:
+        facts = dev.started()
+        for version in "12":
+            saved = code.stat()
+            code.write_text(TASKS.replace("mark(file, text)", f"mark(file, {version})"))
+            os.utime(code, ns=(saved.st_atime_ns, saved.st_mtime_ns))
+            dev.wait_for("reloaded tasks: 3 tasks")
+            publish(facts, "note", envelope(int(version), str(marks), "text"))
+            soon(partial(lambda count: len(lines(marks)) == count, int(version)), "it has run")
+    assert lines(marks) == ["1", "2"]
+
+
 def test_reloads_under_load_lose_no_task_and_run_none_twice(folder: Path, marks: Path) -> None:
     with Dev(folder, "tasks.py") as dev:
         facts = dev.started()
@@ -363,6 +377,7 @@ def test_reloads_under_load_lose_no_task_and_run_none_twice(folder: Path, marks:
                 code = TASKS.replace("mark(file, text)", f"mark(file, f'{{text}} v{version}')")
                 (folder / "tasks.py").write_text(code)
                 dev.wait_for("reloaded tasks: 3 tasks")
+                soon(partial(lambda mark: mark in marks.read_text(), f"v{version}"), "the new code runs")
         finally:
             stop.set()
             publisher.join()
