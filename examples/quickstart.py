@@ -6,6 +6,7 @@ A durable broker runs inside this process. Every task below is published, stored
 signed, delivered as an HTTP request to the dispatcher, verified there, and run. It ends by itself.
 """
 
+import logging
 import tempfile
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from qtasks import Embedded, NonRetryable, QTasks, TaskContext, TaskResult, injected
 from qtasks.cli.terminal import EventPrinter
 
+logging.getLogger("qtasks").setLevel(logging.CRITICAL)  # the lines of the printer say what the log would
 folder = tempfile.TemporaryDirectory(prefix="qtasks-quickstart-")
 printer = EventPrinter()
 tasks = QTasks(embedded=Embedded(Path(folder.name, "tasks.db"), watch=printer.tell))

@@ -18,7 +18,7 @@ def command(app: str | None, as_json: bool) -> None:
     """List the tasks of APP: name, parameters, and the first line of the docstring."""
     loaded = load(locate(app, Path.cwd()))
     rows = [
-        (name, str(inspect.signature(task.function)), (inspect.getdoc(task.function) or "").partition("\n")[0])
+        (name, task.plan.signature.removeprefix(name), (inspect.getdoc(task.function) or "").partition("\n")[0])
         for name, task in sorted(loaded.tasks.tasks.items())
     ]
     if as_json:

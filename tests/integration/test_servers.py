@@ -483,6 +483,17 @@ def test_tasks_lists_what_an_application_offers(folder: Path) -> None:
     assert [one["name"] for one in document] == ["add", "refuse", "who"]
 
 
+def test_tasks_shows_of_a_signature_what_a_caller_gives(tmp_path: Path) -> None:
+    (tmp_path / "tasks.py").write_text(
+        "from fastapi import Depends\n"
+        "from qtasks import TaskContext, injected, task\n\n"
+        "@task\n"
+        "def pay(order: int, *, ctx: TaskContext = injected, db: object = Depends(dict)) -> str:\n"
+        "    return 'paid'\n"
+    )
+    assert qtasks("tasks", folder=tmp_path).out == "pay(order: int) -> str\n"
+
+
 # -- what a dispatcher says of a delivery that it does not trust
 
 
