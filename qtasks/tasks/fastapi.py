@@ -19,9 +19,10 @@ from starlette.routing import NoMatchFound, Route
 
 from qtasks.errors import QTasksError
 from qtasks.tasks import outcome
-from qtasks.tasks.dispatch import Delivery, Dispatcher, Run, log
+from qtasks.tasks.dispatch import Delivery, Dispatcher, log
 from qtasks.tasks.home import ASGIApp, Receive, Scope, Send
 from qtasks.tasks.outcome import Outcome
+from qtasks.tasks.running import Run
 from qtasks.tasks.task import Task
 
 ROUTE_NAME = "qtasks"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from qtasks.tasks.sending import Outgoing
 
 if TYPE_CHECKING:
-    from qtasks.tasks.dispatch import Run
     from qtasks.tasks.result import TaskResult
+    from qtasks.tasks.running import Run
 
 Sending = Generator[Outgoing, "TaskResult[Any]", None]
 SendMiddleware = Callable[[Outgoing], Sending]

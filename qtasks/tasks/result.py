@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from qtasks.errors import ResultError, ResultTimeout, TaskCancelled, TaskExpired, TaskFailed
-from qtasks.tasks.annotations import WIRE
 from qtasks.tasks.progress import Progress
 from qtasks.tasks.results.base import Hold, Record, ResultBackend, ResultStatus, pauses
+from qtasks.tasks.results.values import load
 
 if TYPE_CHECKING:
     from typing import Self
@@ -195,11 +194,6 @@ class TaskResult(Generic[R]):
                 f"{self.task}: the stored result does not fit the declared type: {error.errors()[0]['msg']}",
                 hint="Was the task's return annotation changed since it ran?",
             ) from error
-
-
-def load(adapter: TypeAdapter[R], text: str) -> R:
-    """A stored result in its declared type. Raises ValidationError."""
-    return adapter.validate_python(json.loads(text), context=WIRE, by_name=True, by_alias=True)
 
 
 def _status(record: Record | None) -> ResultStatus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -60,6 +61,27 @@ class Outgoing:
                 code="QT155",
             )
         return replace(self, body=body)
+
+
+def again(task: str, call_id: str, envelope: Envelope, declared: PublishOptions, delay_ms: int) -> Outgoing:
+    """A call, to be published once more; not through its queue, which knows no delay.
+
+    `declared` are the options of its task, for a call that travels without its own.
+    """
+    options = wire.read(envelope.options.items()) if envelope.options else declared
+    # A delivery that is made twice must not put the call off twice.
+    once = hashlib.sha256(f"{call_id} snoozed {envelope.snoozed}".encode()).hexdigest()
+    options = replace(
+        options,
+        method="POST",
+        content_type="application/json",
+        retries=envelope.retries,
+        delay_ms=delay_ms,
+        not_before_s=None,
+        deduplication_id=once,
+    )
+    body = payload.encode(replace(envelope, call_id=call_id, snoozed=envelope.snoozed + 1))
+    return Outgoing(task=task, call_id=call_id, body=body, options=options)
 
 
 @dataclass(frozen=True, slots=True)

@@ -516,7 +516,7 @@ async def test_results_that_come_during_a_flush_share_the_next_one() -> None:
 async def test_where_writing_costs_only_a_task_that_takes_its_time_is_said_to_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("qtasks.tasks.dispatch.NEWS_AFTER_S", 0.001)
+    monkeypatch.setattr("qtasks.tasks.recording.NEWS_AFTER_S", 0.001)
     results = SlowResults()
     results.may_flush.set()
     begun, may_end = asyncio.Event(), asyncio.Event()

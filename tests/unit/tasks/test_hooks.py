@@ -30,8 +30,8 @@ from qtasks import (
     injected,
 )
 from qtasks.errors import ArgumentsError, BrokerUnreachable
-from qtasks.tasks.dispatch import Run
 from qtasks.tasks.middleware import CallNext, Sending
+from qtasks.tasks.running import Run
 from qtasks.tasks.sending import Outgoing
 from tests.unit.tasks.courier import Courier, said
 

@@ -274,7 +274,7 @@ async def test_where_the_broker_cannot_be_reached_it_is_asked_to_come_back(couri
     work.delay()
     letter = courier.take()
     dispatcher = courier.tasks.engine.dispatcher()
-    dispatcher._republish = None
+    dispatcher._attempts._republish = None
     answer = await courier.deliver(letter)
     assert (answer.status, answer.headers) == (503, (("Retry-After", "86400"),))
     assert "cannot publish" in said(answer)["error"]
