@@ -37,9 +37,10 @@ H = TypeVar("H", bound=Hook)
 class Hooks:
     """What a task, or an application for all of its tasks, wants to be told. Each is a decorator.
 
-    A hook is a ``def`` (run in a thread) or an ``async def``, and gets a `TaskEvent`. It runs before the broker hears
-    of the end, so none is forgotten; an attempt that is delivered twice may be told twice. What a hook raises is logged
-    and changes nothing.
+    A hook is a ``def`` (run in a thread) or an ``async def``, and gets a `TaskEvent`. It runs after the result is kept,
+    for a task that is done must not run again because of a hook, and before the broker hears of the end. A process that
+    dies between the two leaves it untold where results are kept, and tells it twice where they are not. What a hook
+    raises is logged and changes nothing.
     """
 
     def __init__(self) -> None:

@@ -41,11 +41,11 @@ class Progress:
 
 
 class Reporter:
-    """Takes news of one run from any thread; `tell` is given what is worth keeping."""
+    """Takes news of one run from any thread; `tell` is called when `latest` is worth keeping."""
 
     __slots__ = ("_last_s", "_now_s", "latest", "tell")
 
-    def __init__(self, tell: Callable[[str], None] | None = None, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, tell: Callable[[], None] | None = None, now_s: Callable[[], float] = time.monotonic) -> None:
         self.tell = tell
         self.latest: str | None = None
         self._now_s = now_s
@@ -61,4 +61,4 @@ class Reporter:
         if self.tell is None or (now_s - self._last_s < EVERY_S and progress.done != progress.total):
             return
         self._last_s = now_s
-        self.tell(self.latest)
+        self.tell()

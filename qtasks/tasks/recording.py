@@ -52,7 +52,7 @@ class Recorder:
             return
         for task, call_id in flow.abandoned(envelope, context.call_id):
             record = self._record(context, status, error=note)
-            self.keeper.put(replace(record, call_id=call_id, task=task, message_id=call_id))
+            self.keeper.put(replace(record, call_id=call_id, task=task, message_id=call_id, progress=None))
         await self.keeper.keep()
 
     @contextmanager
@@ -62,8 +62,8 @@ class Recorder:
             yield
             return
 
-        def tell(progress: str | None = None) -> None:
-            keeper.put(self._record(context, ResultStatus.RUNNING, progress=progress or context.reporter.latest))
+        def tell() -> None:
+            keeper.put(self._record(context, ResultStatus.RUNNING))
             if self._news_after_s is not None:
                 keeper.ask()
 
@@ -92,7 +92,6 @@ class Recorder:
         status: ResultStatus,
         value: str | None = None,
         error: str | None = None,
-        progress: str | None = None,
     ) -> Record:
         return Record(
             call_id=context.call_id,
@@ -103,5 +102,5 @@ class Recorder:
             updated_ms=int(self._now_s() * 1000),
             value=value,
             error=error,
-            progress=progress,
+            progress=context.reporter.latest,
         )

@@ -58,6 +58,7 @@ async def test_progress_can_be_read_while_the_task_runs(courier: Courier) -> Non
     go_on.set()
     await running
     assert result.status == "succeeded"
+    assert await result.aprogress() == found
 
 
 async def test_an_async_task_tells_its_progress_in_a_file_too(tmp_path: Any) -> None:
@@ -86,7 +87,7 @@ async def test_an_async_task_tells_its_progress_in_a_file_too(tmp_path: Any) -> 
 def test_news_that_come_too_fast_are_left_out_but_the_last_one_is_not() -> None:
     kept: list[Progress] = []
     now_s = 0.0
-    reporter = Reporter(lambda text: kept.append(Progress.from_json(text)), lambda: now_s)
+    reporter = Reporter(lambda: kept.append(Progress.from_json(reporter.latest or "")), lambda: now_s)
     for done in range(1, 101):
         now_s += EVERY_S / 10
         reporter.report(Progress(done, 100))
