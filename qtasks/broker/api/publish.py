@@ -67,7 +67,7 @@ async def enqueue(context: Context, account: int, call: Call, queue: str, raw_ta
 
 
 async def _publish(context: Context, account: int, call: Call, raw_target: str, queue: str | None) -> Reply:
-    if call.header("upstash-cron") is not None or "upstash-cron=" in call.query.lower():
+    if _has_cron(call, raw_target):
         return await create_schedule(context, account, call, raw_target, queue=queue)
     # What the head alone can tell is told before the body is read.
     target, options, endpoints = await _read(context, account, Item(raw_target, call.headers, b"", queue))
@@ -78,6 +78,13 @@ async def _publish(context: Context, account: int, call: Call, raw_target: str, 
     prepared = _prepare(context, order, now_ms)
     accepted = await context.accept(prepared.publications, now_ms=now_ms)
     return reply(prepared.answer(accepted), 202 if all(one.deduplicated for one in accepted) else 201)
+
+
+def _has_cron(call: Call, raw_target: str) -> bool:
+    """Whether a publish asks for a schedule, in a header or among its own parameters, not those of the destination."""
+    if call.header("upstash-cron") is not None:
+        return True
+    return any(name == "upstash-cron" for name, _ in wire.split_target(raw_target).query)
 
 
 async def batch(context: Context, account: int, call: Call) -> Reply:

@@ -20,7 +20,8 @@ async def create_schedule(
         target = wire.split_target(raw_target)
         kind = wire.destination_kind(target.destination)
         options = wire.read(call.headers, target.query)
-        options = replace(options, queue=queue or options.queue)
+        if queue is not None:
+            options = replace(options, queue=wire.check_name(queue, "queue name"))
         if kind == "url":
             wire.check_url(target.destination)
         expression = cron.parse(options.cron or "")

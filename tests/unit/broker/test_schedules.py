@@ -150,6 +150,19 @@ async def test_a_publish_with_a_cron_makes_a_schedule(service: Service) -> None:
 # -- fired
 
 
+async def test_a_schedule_for_a_queue_that_cannot_be_is_refused_and_poisons_no_list(service: Service) -> None:
+    answered = await service.call("POST", f"/v2/enqueue/bad%20name/{HOOK}", {"Upstash-Cron": "* * * * *"})
+    assert (answered.status, "invalid queue name" in answered.error) == (400, True)
+    assert await service.get("/v2/schedules") == []
+
+
+async def test_a_cron_is_asked_for_by_the_publish_and_not_by_its_destinations_query(service: Service) -> None:
+    made = await service.post(f"/v2/publish/{HOOK}?a=1&upstash%2Dcron=0+*+*+*+*")
+    assert (await service.get(f"/v2/schedules/{made['scheduleId']}"))["destination"] == f"{HOOK}?a=1"
+    sent = await service.post(f"/v2/publish/{HOOK}?my-upstash-cron=1")
+    assert sent["url"] == f"{HOOK}?my-upstash-cron=1"
+
+
 async def test_a_run_is_a_message_of_the_schedule(service: Service) -> None:
     schedule = await create(service, body="tick", Forward_A="1", Label="l")
     assert await service.run() == []
