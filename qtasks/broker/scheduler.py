@@ -27,6 +27,8 @@ _MISSED_SHOWN: Final = 10
 _MISSED_KEPT: Final = 100
 """Missed ticks that are written down; a minute's schedule misses half a million a year."""
 _STORE_PAUSE_MS: Final = 1_000
+_UNREADABLE_PAUSE_MS: Final = 60 * 60 * 1000
+"""How long to leave alone a schedule whose expression cannot be read any more: its time zone is gone, say."""
 
 
 class Scheduler:
@@ -76,7 +78,13 @@ class Scheduler:
 
     async def _fire(self, schedule: Schedule) -> None:
         now_ms = self._clock.now_ms()
-        firing = plan(schedule, now_ms)
+        try:
+            firing = plan(schedule, now_ms)
+        except ValueError as error:  # what was accepted by another release of us, or of the time zone database
+            log.error("schedule %s cannot run: %s", schedule.id, error)
+            firing = Firing(
+                schedule=schedule, tick_ms=None, next_ms=now_ms + _UNREADABLE_PAUSE_MS, error=f"it cannot run: {error}"
+            )
         if firing.tick_ms is not None:
             firing = await self._with_messages(firing, now_ms)
         if await self._store.fire(firing, now_ms=now_ms) and firing.publications:

@@ -102,4 +102,7 @@ def _view(context: Context, schedule: Schedule) -> views.Json:
 
 
 def _next_ms(context: Context, schedule: Schedule) -> int | None:
-    return cron.parse(schedule.cron).next_ms(context.clock.now_ms())
+    try:
+        return cron.parse(schedule.cron).next_ms(context.clock.now_ms())
+    except ValueError:  # its time zone is gone, say; the loop says so in its `error`
+        return context.clock.now_ms()

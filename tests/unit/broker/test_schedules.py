@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from qtasks.broker.scheduler import plan
+from qtasks.protocol import cron
 from qtasks.protocol.messages import PublishOptions, Schedule
 from tests.support.api import HOOK, Service, header
 from tests.support.broker import START_MS
@@ -377,3 +378,25 @@ async def test_a_refused_store_is_tried_again(service: Service, monkeypatch: pyt
     loop.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await loop
+
+
+async def test_a_schedule_that_cannot_be_read_any_more_says_so_and_stops_no_other(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = await create(service, Cron="CRON_TZ=US/Pacific * * * * *")
+    other = await create(service)
+    real = cron.parse
+
+    def parse(text: str) -> cron.Cron:
+        if "US/Pacific" in text:
+            raise ValueError("unknown time zone")
+        return real(text)
+
+    monkeypatch.setattr(cron, "parse", parse)
+    service.clock.advance(MINUTE_MS)
+    [request] = await service.run()
+    assert header(request, "Upstash-Schedule-Id") == other
+    assert (await service.get(f"/v2/schedules/{lost}"))["error"] == "it cannot run: unknown time zone"
+    for verb in ("pause", "resume"):
+        await service.post(f"/v2/schedules/{lost}/{verb}")
+        assert (await service.get(f"/v2/schedules/{lost}"))["nextScheduleTime"] >= service.clock.now_ms()
