@@ -91,6 +91,11 @@ class Query:
         """The names that were given."""
         return frozenset(self._values)
 
+    def is_blank(self, name: str) -> bool:
+        """Whether the name was given with values that all say nothing; an empty array of a body has none."""
+        values = self._values.get(name, [])
+        return bool(values) and not any(value.replace(",", "").strip() for value in values)
+
     def add(self, fields: Mapping[str, list[str]]) -> None:
         """Take more, from a body; a name that the query has too is the query's."""
         for name, values in fields.items():

@@ -29,14 +29,16 @@ CANCEL_NAMES: Final = _ABOUT_MESSAGES | {"messageIds", "messageId", "host", "pat
 DEAD_LETTER_NAMES: Final = _ABOUT_MESSAGES | {"messageId", "messageIds", "dlqIds", "dlqId", "responseStatus", "cursor"}
 """Host and path are not among them: the dead letter queue of the hosted service does not know them either."""
 
+_MAY_BE_EMPTY: Final = frozenset({"cursor", "qstash_token"})
+
 _IN_PROGRESS: Final = (State.ACTIVE, State.RETRY, State.ERROR)
 
 
 async def read(call: Call, names: frozenset[str]) -> Query:
     """What a destructive call selects, by query or by JSON body.
 
-    A name that is not known is refused: a typo must not mean "everything". So is a path that ends with a slash and
-    selects nothing: somebody's id was empty (protocol reference, end of section 8).
+    A name that is not known is refused: a typo must not mean "everything". So is a filter whose value is empty, and a
+    path that ends with a slash and selects nothing: somebody's variable was (protocol reference, end of section 8).
     """
     body = await call.read_body(_MAX_BODY)
     query = Query(call.query)
@@ -47,6 +49,8 @@ async def read(call: Call, names: frozenset[str]) -> Query:
     if unknown := sorted(query.names() - names):
         known = ", ".join(sorted(names - {"qstash_token", "callerIP"}))
         raise Refusal(400, f"unknown filter {unknown[0][:64]!r}; known are {known}")
+    if empty := sorted(name for name in query.names() - _MAY_BE_EMPTY if query.is_blank(name)):
+        raise Refusal(400, f"{empty[0]} has an empty value; leave it out to select without it")
     return query
 
 

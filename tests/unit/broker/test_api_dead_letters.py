@@ -71,7 +71,7 @@ async def test_many_are_deleted_by_id_and_those_that_are_gone_are_skipped(servic
 async def test_an_empty_list_of_ids_deletes_nothing(service: Service) -> None:
     await fail(service)
     assert (await service.call("DELETE", "/v2/dlq", json_body={"dlqIds": []})).json == {"deleted": 0}
-    assert (await service.call("POST", "/v2/dlq/retry?dlqIds=")).json == {"responses": []}
+    assert (await service.call("POST", "/v2/dlq/retry", json_body={"dlqIds": []})).json == {"responses": []}
     assert len(await ids(service)) == 1
 
 
@@ -95,6 +95,12 @@ async def test_a_filter_deletes_page_by_page(service: Service) -> None:
         ("POST", "/v2/dlq/retry?path=/x"),
         ("DELETE", "/v2/messages?labeel=x"),
         ("DELETE", "/v2/messages?responseStatus=404"),
+        ("DELETE", "/v2/messages?messageIds="),
+        ("DELETE", "/v2/messages?label=&count=10"),
+        ("DELETE", "/v2/messages?queueName=,"),
+        ("DELETE", "/v2/dlq?dlqIds="),
+        ("DELETE", "/v2/dlq?url=%20"),
+        ("POST", "/v2/dlq/retry?topicName="),
         ("DELETE", "/v2/messages/"),
         ("DELETE", "/v2/dlq/"),
         ("DELETE", "/v2/dlq/?qstash_token=x"),
@@ -111,6 +117,16 @@ async def test_a_typo_never_means_everything(service: Service, method: str, targ
     assert (await service.call(method, target)).status == 400
     assert len(await ids(service)) == 1
     assert (await service.call("DELETE", "/v2/messages")).json == {"cancelled": 1}
+
+
+async def test_an_empty_id_in_a_body_never_means_everything(service: Service) -> None:
+    await service.publish(Delay="1d")
+    answered = await service.call("DELETE", "/v2/messages", json_body={"messageIds": [""]})
+    assert (answered.status, answered.error) == (
+        400,
+        "messageIds has an empty value; leave it out to select without it",
+    )
+    assert (await service.call("DELETE", "/v2/messages", json_body={"messageIds": []})).json == {"cancelled": 1}
 
 
 async def test_unknown_names_on_lists_are_ignored(service: Service) -> None:
