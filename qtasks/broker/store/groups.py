@@ -24,14 +24,7 @@ def upsert_endpoints(
         " ON CONFLICT (account, name) DO UPDATE SET updated_ms = excluded.updated_ms",
         (account, name, now_ms, now_ms),
     )
-    known = _endpoints(db, account, name)
-    for new in endpoints:
-        place = next((number for number, old in enumerate(known) if _same(old, new)), None)
-        if place is None:
-            known.append(new)
-        else:
-            known[place] = new
-    _write(db, account, name, known)
+    _write(db, account, name, _merged(_endpoints(db, account, name), endpoints))
 
 
 def remove_endpoints(
@@ -43,11 +36,9 @@ def remove_endpoints(
     ).get
     if changed is None:
         return False
-    left = [
-        old
-        for old in _endpoints(db, account, name)
-        if not any(old.name == gone.name if gone.name is not None else old.url == gone.url for gone in endpoints)
-    ]
+    names = {gone.name for gone in endpoints if gone.name is not None}
+    urls = {gone.url for gone in endpoints if gone.name is None}
+    left = [old for old in _endpoints(db, account, name) if old.name not in names and old.url not in urls]
     if left:
         _write(db, account, name, left)
     else:
@@ -80,11 +71,30 @@ def groups(db: apsw.Connection, account: int) -> list[UrlGroup]:
     return [_group(db, account, row) for row in fetch(db, f"{_SELECT} WHERE account = ? ORDER BY name", (account,))]
 
 
-def _same(old: Endpoint, new: Endpoint) -> bool:
-    """An endpoint is known by its name, one without by its URL; naming one that had no name changes it."""
-    if new.name is not None and old.name is not None:
-        return old.name == new.name
-    return old.url == new.url
+def _merged(known: Sequence[Endpoint], new: Sequence[Endpoint]) -> list[Endpoint]:
+    """`known` with each of `new` in the place of the one it changes, or at the end; a group may have ten thousand.
+
+    An endpoint is known by its name, one without by its URL; naming one that had no name changes it.
+    """
+    merged = list(known)
+    named = {one.name: place for place, one in enumerate(merged) if one.name is not None}
+    at = {one.url: place for place, one in reversed([*enumerate(merged)])}
+    for one in new:
+        place = at.get(one.url)
+        if place is not None and (merged[place].url != one.url or (one.name and merged[place].name)):
+            place = None  # it has moved meanwhile, or both have names, and not the same
+        if one.name is not None:
+            place = named.get(one.name, place)
+        if place is None:
+            place = len(merged)
+            merged.append(one)
+        named.pop(merged[place].name or "", None)
+        merged[place] = one
+        if one.name is not None:
+            named[one.name] = place
+        if merged[at.setdefault(one.url, place)].url != one.url:
+            at[one.url] = place
+    return merged
 
 
 def _endpoints(db: apsw.Connection, account: int, name: str) -> list[Endpoint]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from qtasks.broker.api.auth import Scope
@@ -101,6 +103,31 @@ async def test_a_group_is_made_changed_and_deleted(service: Service) -> None:
     await service.call("DELETE", "/v2/topics/g/endpoints", json_body={"endpoints": [{"url": "http://b.example"}]})
     assert (await service.call("GET", "/v2/topics/g")).status == 404
     assert (await service.call("DELETE", "/v2/topics/g/endpoints", json_body=gone)).status == 404
+
+
+async def test_an_endpoint_is_known_by_its_name_or_where_there_is_none_by_its_url(service: Service) -> None:
+    async def upsert(*endpoints: dict[str, str]) -> list[dict[str, str]]:
+        assert (await service.call("POST", "/v2/topics/g/endpoints", json_body={"endpoints": endpoints})).status == 200
+        listed: list[dict[str, str]] = (await service.get("/v2/topics/g"))["endpoints"]
+        return listed
+
+    a, b = {"url": "http://a.example"}, {"url": "http://b.example"}
+    assert await upsert(a, b, a) == [a, b]
+    assert await upsert({**b, "name": "two"}) == [a, {**b, "name": "two"}]
+    assert await upsert({**b, "name": "three"}) == [a, {**b, "name": "two"}, {**b, "name": "three"}]
+    assert await upsert({**a, "name": "two"}) == [a, {**a, "name": "two"}, {**b, "name": "three"}]
+    assert await upsert(b) == [a, {**a, "name": "two"}, b]
+
+
+async def test_a_group_of_ten_thousand_is_changed_without_keeping_the_store_busy(service: Service) -> None:
+    many = [{"url": f"http://a.example/{number}", "name": f"e{number}"} for number in range(10_000)]
+    before = time.process_time()
+    for body in (many, [{**one, "url": "http://b.example"} for one in many]):
+        assert (await service.call("POST", "/v2/topics/g/endpoints", json_body={"endpoints": body})).status == 200
+    left = {"endpoints": [{"name": one["name"]} for one in many[1:]]}
+    assert (await service.call("DELETE", "/v2/topics/g/endpoints", json_body=left)).status == 200
+    assert (await service.get("/v2/topics/g"))["endpoints"] == [{"url": "http://b.example", "name": "e0"}]
+    assert time.process_time() - before < 6  # one, and fifteen where it grows with the square
 
 
 @pytest.mark.parametrize(
