@@ -12,6 +12,8 @@ import orjson
 from qtasks.protocol import strict_json, wire
 from qtasks.protocol.messages import Headers
 
+MAX_VALUES: Final = 1000
+"""Values of one filter."""
 _MAX_OBJECT: Final = 1024 * 1024
 _JSON: Final = ("Content-Type", "application/json")
 
@@ -115,11 +117,14 @@ class Query:
         values = self._values.get(name)
         return values[-1] if values else None
 
-    def several(self, *names: str, split: bool = True) -> tuple[str, ...]:
+    def several(self, *names: str, split: bool = True, most: int | None = MAX_VALUES) -> tuple[str, ...]:
         """All values of any spelling of a name, repeated or (with `split`) separated by commas; blanks dropped."""
         given = [value for name in names for value in self._values.get(name, ())]
         parts: Iterable[str] = (part for value in given for part in value.split(",")) if split else given
-        return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+        values = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+        if most is not None and len(values) > most:
+            raise Refusal(400, f"{names[0]}: too many values: {len(values)} > {most}")
+        return values
 
     def integer(self, name: str, *, low: int = 0, high: int = 2**53) -> int | None:
         """A whole number in ASCII digits, or None when absent."""

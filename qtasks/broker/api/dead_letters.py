@@ -26,6 +26,8 @@ async def list_dead_letters(context: Context, account: int, call: Call) -> Reply
     """`GET /v2/dlq`."""
     query = Query(call.query)
     which = selection.dead_letter_filter(query)
+    if bad := [one for one in which.ids if not _ID.fullmatch(one)]:
+        raise Refusal(400, f"dlqIds: expected an id such as 1725323658779-0, got {bad[0][:40]!r}")
     page = await _page(context, account, which, query.one("cursor") or None, query.count(default=PAGE, most=PAGE))
     answer: dict[str, object] = {"messages": [views.dead_letter_json(letter) for letter in page.items]}
     if page.cursor is not None:
@@ -41,23 +43,25 @@ async def get_dead_letter(context: Context, account: int, call: Call, letter_id:
 async def delete_dead_letter(context: Context, account: int, call: Call, letter_id: str) -> Reply:
     """`DELETE /v2/dlq/{dlqId}`: 404 when it is gone."""
     await _known(context, account, letter_id)
-    await context.store.delete_dead_letters(account, DeadLetterFilter(ids=(letter_id,)), cursor=None, limit=1)
+    done = await context.store.delete_dead_letters(account, DeadLetterFilter(ids=(letter_id,)), cursor=None, limit=1)
+    if not done.count:  # somebody else was faster
+        raise _not_found(letter_id)
     return reply({"deleted": 1})
 
 
 async def delete_dead_letters(context: Context, account: int, call: Call) -> Reply:
     """`DELETE /v2/dlq`: by ids, where those that are gone are skipped, or by filter, a page at a time."""
     query = await selection.read(call, selection.DEAD_LETTER_NAMES)
-    which, count = _selected(query)
-    if which is None:
-        return reply({"deleted": 0})
-    try:
-        deleted = await context.store.delete_dead_letters(
-            account, which, cursor=query.one("cursor") or None, limit=count
-        )
-    except BadCursorError as error:
-        raise Refusal(400, str(error)) from None
-    return reply({"deleted": deleted.count, **({} if deleted.cursor is None else {"cursor": deleted.cursor})})
+    deleted, cursor = 0, None
+    for which, count in _portions(query):
+        try:
+            done = await context.store.delete_dead_letters(
+                account, which, cursor=query.one("cursor") or None, limit=count
+            )
+        except BadCursorError as error:
+            raise Refusal(400, str(error)) from None
+        deleted, cursor = deleted + done.count, done.cursor
+    return reply({"deleted": deleted, **({} if cursor is None else {"cursor": cursor})})
 
 
 async def retry_dead_letter(context: Context, account: int, call: Call, letter_id: str) -> Reply:
@@ -73,22 +77,26 @@ async def retry_dead_letters(context: Context, account: int, call: Call) -> Repl
     """`POST /v2/dlq/retry`: as for one, by ids or by filter, a page at a time."""
     query = await selection.read(call, selection.DEAD_LETTER_NAMES)
     overrides = _overrides(context, call)
-    which, count = _selected(query)
-    if which is None:
-        return reply({"responses": []}, 201)
-    page = await _page(context, account, which, query.one("cursor") or None, count)
-    taken = await _retry(context, account, page.items, overrides)
+    taken: list[Publication] = []
+    cursor = None
+    for which, count in _portions(query):
+        page = await _page(context, account, which, query.one("cursor") or None, count)
+        taken += await _retry(context, account, page.items, overrides)
+        cursor = page.cursor
     responses = [{"messageId": one.message.id, "url": one.message.url} for one in taken]
-    return reply({"responses": responses, **({} if page.cursor is None else {"cursor": page.cursor})}, 201)
+    return reply({"responses": responses, **({} if cursor is None else {"cursor": cursor})}, 201)
 
 
-def _selected(query: Query) -> tuple[DeadLetterFilter | None, int]:
-    """The filter and how many at most; None for ids of which none can exist."""
+def _portions(query: Query) -> list[tuple[DeadLetterFilter, int]]:
+    """What is selected, each with how many at most: one page of a filter, or all ids in some portions.
+
+    Ids of which none can exist are left out: they are skipped as those that are gone.
+    """
     which = selection.dead_letter_filter(query)
     if "dlqIds" not in query and "dlqId" not in query:
-        return which, query.count(default=PAGE, most=PAGE)
+        return [(which, query.count(default=PAGE, most=PAGE))]
     known = tuple(one for one in which.ids if _ID.fullmatch(one))
-    return (replace(which, ids=known) if known else None), max(1, len(known))
+    return [(replace(which, ids=some), len(some)) for some in selection.slices(known)]
 
 
 def _overrides(context: Context, call: Call) -> PublishOptions:

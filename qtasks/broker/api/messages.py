@@ -17,8 +17,6 @@ LOG_PAGE: Final = 1000
 """Entries of a log page, by default and at most (protocol reference A23)."""
 MAX_CANCEL: Final = 500
 """What `count` may ask to cancel."""
-_SLICE: Final = 500
-"""Messages cancelled in one transaction: a few milliseconds."""
 
 
 async def get_message(context: Context, account: int, call: Call, message_id: str) -> Reply:
@@ -41,9 +39,11 @@ async def cancel_message(context: Context, account: int, call: Call, message_id:
 async def cancel_messages(context: Context, account: int, call: Call) -> Reply:
     """`DELETE /v2/messages`: by ids, by filter, or all, in either style of request; ids win over filters."""
     query = await selection.read(call, selection.CANCEL_NAMES)
-    message_ids = query.several("messageIds", "messageId")
+    message_ids = query.several("messageIds", "messageId", most=None)
     if message_ids:
-        cancelled = await context.store.cancel(account, message_ids, now_ms=context.clock.now_ms())
+        cancelled = 0
+        for some in selection.slices(message_ids):
+            cancelled += await context.store.cancel(account, some, now_ms=context.clock.now_ms())
     else:
         count = query.integer("count", low=1, high=MAX_CANCEL)
         cancelled = await _cancel_where(context, account, selection.message_filter(query), count)
@@ -57,7 +57,7 @@ async def _cancel_where(context: Context, account: int, which: MessageFilter, co
     which = replace(which, to_ms=now_ms if which.to_ms is None else min(now_ms, which.to_ms))
     cancelled, after = 0, 0
     while count is None or cancelled < count:
-        limit = _SLICE if count is None else min(_SLICE, count - cancelled)
+        limit = selection.SLICE if count is None else min(selection.SLICE, count - cancelled)
         done = await context.store.cancel_where(account, which, after=after, limit=limit, now_ms=now_ms)
         cancelled += done.count
         if done.last is None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
-from qtasks.broker.api.call import Call, Query, Refusal, read_json
+from qtasks.broker.api.call import MAX_VALUES, Call, Query, Refusal, read_json
 from qtasks.broker.store.base import DeadLetterFilter, LogFilter, MessageFilter
 from qtasks.protocol.messages import State
 
+SLICE: Final = 500
+"""Messages that one transaction of a bulk action changes: a few milliseconds."""
 _MAX_BODY: Final = 1024 * 1024
 _ABOUT_MESSAGES: Final = frozenset(
     {
@@ -54,6 +57,11 @@ async def read(call: Call, names: frozenset[str]) -> Query:
     return query
 
 
+def slices(ids: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Ids in portions for one transaction each: nobody else should have to wait for all of them."""
+    return (ids[start : start + SLICE] for start in range(0, len(ids), SLICE))
+
+
 def _fields(body: Any) -> dict[str, list[str]]:
     """The members of a JSON body as the query would have them."""
     if not isinstance(body, dict):
@@ -87,7 +95,7 @@ def log_filter(query: Query) -> LogFilter:
 def dead_letter_filter(query: Query) -> DeadLetterFilter:
     """Which dead letters are meant."""
     return DeadLetterFilter(
-        ids=query.several("dlqIds", "dlqId"),
+        ids=query.several("dlqIds", "dlqId", most=None),
         message_ids=query.several("messageId", "messageIds"),
         statuses=tuple(_status(text) for text in query.several("responseStatus")),
         newest_first=query.one("order") == "latestFirst",
@@ -118,7 +126,9 @@ def _starting(query: Query, name: str, *starts: str) -> tuple[str, ...]:
     for given in query.several(name, split=False):
         parts = [part.strip() for part in given.split(",")]
         values += [given, *parts] if all(part.startswith(starts) for part in parts) else [given]
-    return tuple(dict.fromkeys(values))
+    if len(distinct := tuple(dict.fromkeys(values))) > MAX_VALUES:
+        raise Refusal(400, f"{name}: too many values: {len(distinct)} > {MAX_VALUES}")
+    return distinct
 
 
 def _states(names: tuple[str, ...]) -> tuple[State, ...]:

@@ -64,13 +64,14 @@ def messages(condition: str, account: int, which: MessageFilter, *, time: str = 
         )
     if which.hosts:
         # With a port it is compared with the host and port that a delivery goes to, without one with the host alone.
-        marks = " OR ".join("m.host = ? OR m.host LIKE ? || ':%' ESCAPE '\\'" for _ in which.hosts)
-        where.add(f"({marks})", *(value for host in which.hosts for value in (host.lower(), _literal(host.lower()))))
+        hosts = [host.lower() for host in which.hosts]
+        marks = ", ".join("?" * len(hosts))
+        where.add(
+            f"(m.host IN ({marks}) OR rtrim(m.host, '0123456789') IN ({marks}))",
+            *hosts,
+            *(f"{host}:" for host in hosts),
+        )
     if which.paths:
         where.any_of(_PATH, which.paths)
     where.between(time, which.from_ms, which.to_ms)
     return where
-
-
-def _literal(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")

@@ -42,6 +42,11 @@ async def test_a_dead_letter_tells_what_was_sent_and_answered(service: Service) 
     for method in ("DELETE", "GET"):
         assert (await service.call(method, f"/v2/dlq/{letter['dlqId']}")).status == 404
     assert (await service.call("DELETE", "/v2/dlq/nonsense")).status == 404
+    unreadable = await service.call("GET", "/v2/dlq?dlqIds=nonsense")
+    assert (unreadable.status, unreadable.error) == (
+        400,
+        "dlqIds: expected an id such as 1725323658779-0, got 'nonsense'",
+    )
 
 
 async def test_no_answer_is_status_0(service: Service) -> None:
@@ -309,3 +314,38 @@ async def test_cancelling_more_than_a_slice_takes_all_and_no_other_accounts(serv
     assert (await service.call("DELETE", "/v2/messages")).json == {"cancelled": 1}
     service.user = 0
     assert (await service.call("DELETE", "/v2/messages")).json == {"cancelled": 2301}
+
+
+@pytest.mark.parametrize("target", ["/v2/messages", "/v2/dlq"])
+async def test_any_number_of_ids_is_taken_and_of_other_values_a_thousand(service: Service, target: str) -> None:
+    letter = await fail(service)
+    waiting = await service.publish(Delay="1d")
+    ids = [*(f"1-{number}" for number in range(40_000)), letter["dlqId"], waiting]
+    done = await service.call("DELETE", target, json_body={"messageIds" if target == "/v2/messages" else "dlqIds": ids})
+    assert (done.status, list(done.json.values())) == (200, [1])
+    for name in ("label", "url", "flowControlKey"):
+        values = [f"http://{number}" for number in range(1001)]
+        answered = await service.call("DELETE", target, json_body={name: values})
+        assert (answered.status, answered.error) == (400, f"{name}: too many values: 1001 > 1000")
+        assert (await service.call("DELETE", target, json_body={name: values[1:]})).status == 200
+
+
+async def test_a_host_matches_with_and_without_its_port_and_so_do_a_thousand(service: Service) -> None:
+    hosts = (
+        "http://a.example/",
+        "http://a.example:81/",
+        "http://a.example.com/",
+        "http://[fd00::1]:82/",
+        "http://b_c/",
+    )
+    for url in hosts:
+        await service.publish(url, Delay="1d")
+
+    async def found(*wanted: str) -> list[str]:
+        page = await service.get("/v2/events?order=earliestFirst&host=" + ",".join(wanted))
+        return [entry["url"] for entry in page["events"]]
+
+    assert await found("A.example") == [hosts[0], hosts[1]]
+    assert await found("a.example:80") == [hosts[0]]
+    assert await found("[fd00::1]", "b-c", "a.example.com:81") == [hosts[3]]
+    assert await found(*map(str, range(999)), "b_c") == [hosts[4]]
