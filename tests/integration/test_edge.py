@@ -123,6 +123,7 @@ END = b"0\r\n\r\n"
         (("Transfer-Encoding : chunked",), END),
         (("Transfer-Encoding: xchunked",), END),
         (("Transfer-Encoding: chunked, identity",), END),
+        (("Transfer-Encoding: gzip, chunked",), END),
         (("Transfer-Encoding: chunked", "Transfer-Encoding: identity"), END),
         (("Transfer-Encoding: chunked", "Transfer-Encoding: chunked"), END),
         (("X-A: 1", " 2"), b""),

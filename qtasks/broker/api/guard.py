@@ -92,8 +92,11 @@ class GuardedProtocol(HttpToolsProtocol):
             return "the request target must be a path: this is no proxy"
         if b"#" in self.url:
             return "the request target contains a fragment (#): percent-encode it as %23, or leave it out"
-        if self.parser.get_http_version() == "1.0" and any(name == b"transfer-encoding" for name, _ in self.headers):
+        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if codings and self.parser.get_http_version() == "1.0":
             return "Transfer-Encoding does not exist in HTTP/1.0"
+        if codings and codings != [b"chunked"]:
+            return "Transfer-Encoding: no coding but chunked is understood"
         return None
 
     def _waiting(self) -> bool:
