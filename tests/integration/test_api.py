@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 from types import ModuleType
+from urllib.parse import quote
 
 import pytest
 
@@ -66,6 +67,25 @@ def test_a_token_in_the_query_must_be_right_and_have_the_right_name(door: Door, 
 def test_the_scheme_of_a_token_has_no_case_and_may_be_padded(door: Door) -> None:
     for form in ("bearer {}", "BEARER {}", "Bearer   {}", " Bearer {} "):
         assert door.ask("GET", "/v2/keys", authorization=form.format(door.user.token)).status == 200
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (("Origin", "http://evil.example"),),
+        (("Origin", "null"), ("Content-Type", "text/plain")),
+        (("Sec-Fetch-Site", "cross-site"),),
+        (("Sec-Fetch-Site", "same-site"), ("Origin", "http://localhost:3000")),
+    ],
+)
+def test_a_web_page_cannot_use_a_token_in_the_query(door: Door, lines: Lines) -> None:
+    """T9: a browser sends such a request without asking, and the development tokens are public."""
+    target = f"/v2/publish/http://127.0.0.1:1/?qstash_token={quote(door.user.token or '')}"
+    answer = door.ask("POST", target, (*LATER, *lines), b"", authorization=None)
+    assert (answer.status, "webhooks" in answer.error) == (403, True)
+    assert door.stored() == []
+    typed = door.ask("POST", target, (*LATER, ("Sec-Fetch-Site", "none")), b"", authorization=None)
+    assert typed.status == 201
 
 
 @pytest.mark.parametrize("name", ["qstash_token", "QSTASH_TOKEN", "qstash%5Ftoken"])

@@ -95,5 +95,16 @@ def _token_of(call: Call) -> str | None:
     for part in call.query.split("&"):
         name, _, value = part.partition("=")
         if unquote_plus(name).lower() == "qstash_token":
+            _refuse_pages(call)
             return unquote_plus(value)
     return None
+
+
+def _refuse_pages(call: Call) -> None:
+    """A web page may post to any URL without being asked, and the development tokens are public (T9).
+
+    With a token in the header it is the browser that asks us first, and gets no permission.
+    """
+    site = call.header("sec-fetch-site")
+    if site in ("cross-site", "same-site") or (site is None and call.header("origin") is not None):
+        raise Refusal(403, "qstash_token in the query is for webhooks; from a web page it is refused")
