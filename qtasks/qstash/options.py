@@ -157,7 +157,7 @@ def headers(options: PublishOptions, given: Mapping[str, Any]) -> Headers:
     for name, value in lines:
         if _BREAK.search(name) or _BREAK.search(value):
             raise InvalidCallError(f"the header {name!r} contains a line break")
-    return lines
+    return tuple((name, value.strip(" \t")) for name, value in lines)  # blanks around a value cannot be sent
 
 
 def _prefixed(prefix: str, given: Mapping[str, str] | None) -> Headers:
@@ -201,6 +201,8 @@ def _labels(given: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _deduplication_id(given: str) -> str:
+    if not given.strip():
+        raise InvalidCallError("deduplication_id is empty", hint="Leave it out to publish without one.")
     if ":" in given:
         raise InvalidCallError("DeduplicationId cannot contain ':'", hint=f"It was {given!r}.")
     return given

@@ -60,6 +60,7 @@ def test_natural_forms_are_understood(given: dict[str, Any], meant: dict[str, An
         ({"timeout": -1}, "timeout: a duration cannot be negative"),
         ({"timeout": []}, "timeout: "),
         ({"not_before": datetime(2024, 1, 1)}, "without a time zone"),  # noqa: DTZ001
+        ({"deduplication_id": " "}, "deduplication_id is empty"),
         ({"deduplication_id": "a:b"}, "DeduplicationId cannot contain ':'"),
         ({"flow_control": {"rate": 1}}, "flow_control needs a key"),
         ({"flow_control": {"key": "k"}}, "needs a parallelism or a rate"),
@@ -181,3 +182,13 @@ def test_publish_raw_sends_the_protocols_own_options() -> None:
     assert wire.read(request.headers) == options
     assert answer.message_id == "msg_9"
     assert answer.deduplicated is False
+
+
+def test_blanks_around_a_value_are_not_sent() -> None:
+    """B20: no HTTP client sends them, and the official service trims them."""
+    script = Script({"scheduleId": "s"})
+    QStash(TOKEN, transport=script, retry=False).schedule.create(
+        destination=URL, cron="*/10 * * * * ", headers={"A": "\tb "}
+    )
+    lines = dict(script.sent[0].headers)
+    assert (lines["Upstash-Cron"], lines["Upstash-Forward-A"]) == ("*/10 * * * *", "b")
