@@ -250,6 +250,29 @@ def test_a_last_page_that_is_just_full_has_no_cursor(db: apsw.Connection) -> Non
     assert reads.log(db, ACCOUNT, LogFilter(), cursor=None, count=3).cursor is None
 
 
+def test_the_history_and_the_dead_letter_of_a_message_are_found_without_looking_at_those_of_others(
+    db: apsw.Connection,
+) -> None:
+    for first in range(0, 2_000, 100):
+        verbs.accept(db, [publication(number) for number in range(first, first + 100)], now_ms=NOW)
+        for one in claim(db):
+            settle(db, one, Verdict(Event.FAIL, "no"))
+    steps = 0
+
+    def count() -> bool:
+        nonlocal steps
+        steps += 1
+        return False
+
+    db.set_progress_handler(count, 100)
+    wanted = ("msg_7", "msg_1234")
+    entries = reads.log(db, ACCOUNT, LogFilter(message_ids=wanted), cursor=None, count=1000).items
+    letters = reads.dead_letters(db, ACCOUNT, DeadLetterFilter(message_ids=wanted), cursor=None, count=100).items
+    assert len(entries) == 8
+    assert [letter.message.id for letter in letters] == list(wanted)
+    assert steps < 50  # a dozen; hundreds where all are looked at
+
+
 @pytest.mark.parametrize("cursor", ["", "x", "1", "1-", "-1", "1-x", "1-٣", "9" * 30 + "-1", "1-1; DROP TABLE log"])
 def test_a_forged_cursor_is_refused(db: apsw.Connection, cursor: str) -> None:
     with pytest.raises(reads.BadCursorError, match="not a cursor"):
