@@ -245,6 +245,20 @@ def test_the_log_is_paged_without_gaps_in_both_directions(db: apsw.Connection) -
         assert seen == (expected if oldest_first else expected[::-1])
 
 
+def test_a_page_ends_early_rather_than_fill_the_memory(db: apsw.Connection) -> None:
+    large = b"x" * (reads.PAGE_BYTES // 4)
+    verbs.accept(db, [publication(n, body=large) for n in range(8)], now_ms=NOW)
+    first = reads.log(db, ACCOUNT, LogFilter(), cursor=None, count=1000)
+    assert [entry.message.id for entry in first.items] == ["msg_7", "msg_6", "msg_5", "msg_4", "msg_3"]
+    rest = reads.log(db, ACCOUNT, LogFilter(), cursor=first.cursor, count=1000)
+    assert ([entry.message.id for entry in rest.items], rest.cursor) == (["msg_2", "msg_1", "msg_0"], None)
+    for one in claim(db):
+        verbs.settle(db, Settlement(one, Response(status=500, body=large), Verdict(Event.FAIL, "no")), now_ms=NOW)
+    page = reads.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=100)
+    assert len(page.items) == 3
+    assert page.cursor == page.items[-1].id
+
+
 def test_a_last_page_that_is_just_full_has_no_cursor(db: apsw.Connection) -> None:
     verbs.accept(db, [publication(n) for n in range(3)], now_ms=NOW)
     assert reads.log(db, ACCOUNT, LogFilter(), cursor=None, count=3).cursor is None

@@ -80,9 +80,12 @@ async def retry_dead_letters(context: Context, account: int, call: Call) -> Repl
     taken: list[Publication] = []
     cursor = None
     for which, count in _portions(query):
-        page = await _page(context, account, which, query.one("cursor") or None, count)
-        taken += await _retry(context, account, page.items, overrides)
-        cursor = page.cursor
+        cursor = query.one("cursor") or None
+        while True:
+            page = await _page(context, account, which, cursor, count)
+            taken += await _retry(context, account, page.items, overrides)
+            if (cursor := page.cursor) is None or not which.ids:
+                break
     responses = [{"messageId": one.message.id, "url": one.message.url} for one in taken]
     return reply({"responses": responses, **({} if cursor is None else {"cursor": cursor})}, 201)
 

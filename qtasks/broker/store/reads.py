@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import apsw
 
 from qtasks.broker.store import filters, rows
 from qtasks.broker.store.base import DeadLetterFilter, LogFilter, MessageFilter, Page
+from qtasks.broker.store.journal import fetch
 from qtasks.protocol.messages import DeadLetter, LogEntry, Message
 
-T = TypeVar("T")
+Shown = TypeVar("Shown", LogEntry, DeadLetter)
 
-_FROM_LOG: Final = (
+PAGE_BYTES: Final = 8 * 1024 * 1024
+"""Bodies and responses of one page: a page ends early rather than fill the memory with a thousand large messages."""
+
+_FROM_LOG: Final = "FROM log l JOIN messages m USING (seq)"
+_LOG_ENTRY: Final = (
     "SELECT l.n, l.time_ms, l.state, l.error, l.next_ms, l.response_status, l.response_head, l.response_body, b.body, "
-    + rows.columns("m")
-    + " FROM log l JOIN messages m USING (seq) JOIN bodies b USING (seq)"
+    f"{rows.columns('m')} {_FROM_LOG} JOIN bodies b USING (seq) WHERE l.n = ?"
 )
-_FROM_DEAD_LETTERS: Final = (
+_FROM_DEAD_LETTERS: Final = "FROM dead_letters d JOIN messages m USING (seq)"
+_DEAD_LETTER: Final = (
     "SELECT d.failed_ms, d.n, d.error, d.response_status, d.response_head, d.response_body, b.body, "
-    + rows.columns("m")
-    + " FROM dead_letters d JOIN messages m USING (seq) JOIN bodies b USING (seq)"
+    f"{rows.columns('m')} {_FROM_DEAD_LETTERS} JOIN bodies b USING (seq)"
+    " WHERE d.account = ? AND d.failed_ms = ? AND d.n = ?"
 )
 
 
@@ -40,26 +46,32 @@ def message(db: apsw.Connection, account: int, message_id: str) -> Message | Non
 
 
 def log(db: apsw.Connection, account: int, which: LogFilter, *, cursor: str | None, count: int) -> Page[LogEntry]:
-    """One page of the log, latest first unless `oldest_first`."""
+    """One page of the log, latest first unless `oldest_first`: `count` entries, or fewer where those are large."""
     where = _where("l", account, which, time="l.time_ms")
     if cursor is not None:
         where.add("l.n > ?" if which.oldest_first else "l.n < ?", split_id(cursor)[1])
     where.any_of("l.state", tuple(state.value for state in which.states))
     order = "ASC" if which.oldest_first else "DESC"
-    found = db.execute(f"{_FROM_LOG}{where} ORDER BY l.n {order} LIMIT ?", (*where.values, count + 1)).fetchall()
-    items = tuple(rows.log_entry(row) for row in found[:count])
-    return _page(items, len(found) > count, lambda entry: entry.cursor)
+    found = fetch(db, f"SELECT l.n {_FROM_LOG}{where} ORDER BY l.n {order} LIMIT ?", (*where.values, count + 1))
+    entries = (rows.log_entry(row) for key in found[:count] for row in fetch(db, _LOG_ENTRY, key))
+    items = tuple(_fitting(entries))
+    return Page(items, items[-1].cursor if items and len(items) < len(found) else None)
 
 
 def dead_letters(
     db: apsw.Connection, account: int, which: DeadLetterFilter, *, cursor: str | None, count: int
 ) -> Page[DeadLetter]:
-    """One page of the dead letters, oldest first unless `newest_first`."""
+    """One page of the dead letters, oldest first unless `newest_first`; as large as a page of the log."""
     where = dead_letters_where(account, which, cursor=cursor)
     order = "d.failed_ms DESC, d.n DESC" if which.newest_first else "d.failed_ms, d.n"
-    found = db.execute(f"{_FROM_DEAD_LETTERS}{where} ORDER BY {order} LIMIT ?", (*where.values, count + 1)).fetchall()
-    items = tuple(rows.dead_letter(row) for row in found[:count])
-    return _page(items, len(found) > count, lambda letter: letter.id)
+    found = fetch(
+        db,
+        f"SELECT d.account, d.failed_ms, d.n {_FROM_DEAD_LETTERS}{where} ORDER BY {order} LIMIT ?",
+        (*where.values, count + 1),
+    )
+    letters = (rows.dead_letter(row) for key in found[:count] for row in fetch(db, _DEAD_LETTER, key))
+    items = tuple(_fitting(letters))
+    return Page(items, items[-1].id if items and len(items) < len(found) else None)
 
 
 def dead_letters_where(account: int, which: DeadLetterFilter, *, cursor: str | None) -> filters.Where:
@@ -91,8 +103,14 @@ def _where(alias: str, account: int, which: MessageFilter, *, time: str) -> filt
     return where
 
 
-def _page(items: tuple[T, ...], more: bool, cursor_of: Any) -> Page[T]:
-    return Page(items, cursor_of(items[-1]) if more else None)
+def _fitting(items: Iterable[Shown]) -> Iterator[Shown]:
+    """The first of `items` that fill a page, at least one; the rest is not even read."""
+    size = 0
+    for item in items:
+        yield item
+        size += len(item.message.body) + (len(item.response.body) if item.response else 0)
+        if size > PAGE_BYTES:
+            return
 
 
 def split_id(cursor: str) -> tuple[int, int]:

@@ -229,6 +229,13 @@ async def test_many_are_retried_by_id_by_filter_and_page_by_page(service: Servic
     assert await ids(service) == []
 
 
+async def test_large_ones_are_all_retried_by_id_with_one_call(service: Service) -> None:
+    letters = [await fail(service, body="x" * 1024 * 1024) for _ in range(12)]
+    answered = await service.call("POST", "/v2/dlq/retry", json_body={"dlqIds": [one["dlqId"] for one in letters]})
+    assert (len(answered.json["responses"]), "cursor" in answered.json) == (12, False)
+    assert await ids(service) == []
+
+
 async def test_a_retried_message_of_a_queue_goes_through_its_queue_again(service: Service) -> None:
     service.answer(404)
     await service.post(f"/v2/enqueue/q/{HOOK}", {"Upstash-Retries": "0"})
