@@ -51,7 +51,7 @@ def split_target(raw: str) -> Target:
     """Take apart the raw text behind ``/v2/publish/``, query string included.
 
     Only ``qstash_token`` and ``upstash-*`` parameters are removed (any case); the rest keeps its order and encoding. A
-    destination that is no URL has no query of its own.
+    destination that is no URL has no query of its own. Raises WireError for a value that is not UTF-8.
     """
     base, mark, query = raw.partition("?")
     kept: list[str] = []
@@ -63,13 +63,20 @@ def split_target(raw: str) -> Target:
         if name == "qstash_token":
             token = unquote_plus(value) if token is None else token
         elif name.startswith("upstash-"):
-            configuration.append((name, unquote_plus(value)))
+            configuration.append((name, _decoded(name, value)))
         else:
             kept.append(part)
     own = "&".join(kept)
     if _is_name(base.removeprefix("api/")) or (not own and (configuration or token is not None)):
         mark = own = ""
     return Target(base + mark + own, tuple(configuration), token)
+
+
+def _decoded(name: str, value: str) -> str:
+    try:
+        return unquote_plus(value, errors="strict")
+    except UnicodeDecodeError:
+        raise WireError(f"{name}: the value is not UTF-8: {value[:64]!r}") from None
 
 
 def destination_kind(text: str) -> Literal["url", "group", "api"]:
@@ -127,9 +134,9 @@ def _parsed(text: str) -> _Parts:
     if not _SCHEME.match(text):
         raise WireError(INVALID_SCHEME)
     if bad := _UNSENDABLE.search(text):
-        shown = bad[0].encode("unicode_escape").decode("ascii")
+        shown = bad[0] if bad[0].isprintable() else bad[0].encode("unicode_escape").decode("ascii")
         raise WireError(
-            f"invalid destination url: {shown!r} at position {bad.start()} must be percent-encoded or left out"
+            f"invalid destination url: '{shown}' at position {bad.start()} must be percent-encoded or left out"
         )
     if (parts := _URL.fullmatch(text)) is None:
         raise WireError("invalid destination url: no host can be read from it")

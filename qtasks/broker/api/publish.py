@@ -84,7 +84,10 @@ def _has_cron(call: Call, raw_target: str) -> bool:
     """Whether a publish asks for a schedule, in a header or among its own parameters, not those of the destination."""
     if call.header("upstash-cron") is not None:
         return True
-    return any(name == "upstash-cron" for name, _ in wire.split_target(raw_target).query)
+    try:
+        return any(name == "upstash-cron" for name, _ in wire.split_target(raw_target).query)
+    except wire.WireError as error:
+        raise Refusal(error.status, str(error)) from None
 
 
 async def batch(context: Context, account: int, call: Call) -> Reply:

@@ -47,6 +47,11 @@ def test_a_token_in_the_query_is_not_shown() -> None:
     assert "s3cret" not in repr(wire.split_target("https://e.com?qstash_token=s3cret"))
 
 
+def test_a_parameter_that_is_no_text_is_refused_by_its_name() -> None:
+    with pytest.raises(WireError, match="upstash-label: the value is not UTF-8: '%FF'"):
+        wire.split_target("https://e.com?a=%FF&upstash-label=%FF")
+
+
 @given(st.text())
 def test_any_path_is_taken_apart(raw: str) -> None:
     target = wire.split_target(raw)
@@ -135,6 +140,7 @@ def test_a_deliverable_url_has_a_host(url: str, host: str) -> None:
         ("http://.a/", "not a host name"),
         ("http://a%20b/", "not a host name"),
         ("http://127.0.0.1%00.ok.test/", "must be percent-encoded or left out"),
+        ("http://e.com\\", "'\\' at position 12 must be percent-encoded"),
         ("http://e.com/%00", "must be percent-encoded or left out"),
         ("http://" + "a" * 64 + "/", "not a host name"),
         ("http://" + "a." * 130 + "b/", "not a host name"),
