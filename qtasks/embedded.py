@@ -167,7 +167,7 @@ async def _open(
         from qtasks.broker.destinations import Policy
         from qtasks.broker.inprocess import AsgiTransport
         from qtasks.broker.server import Broker
-        from qtasks.broker.settings import BrokerSettings
+        from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings
         from qtasks.broker.store.base import Credentials
         from qtasks.broker.transport import HttpTransport
     except ImportError as error:
@@ -180,9 +180,9 @@ async def _open(
     settings = BrokerSettings(
         path=home.path,
         credentials=(Credentials(_ACCOUNT, token),),
-        llm_url=os.environ.get("QTASKS_LLM_URL") or None,
+        llm_echo=True,
         drain_s=home.drain_s,
-    )
+    ).with_model(os.environ.get(LLM_VARIABLE))
     transport = AsgiTransport(ORIGIN, app, loop, HttpTransport(Policy("local")))
     broker = await Broker.open(settings, transport=transport, random=random)
     if home.watch is not None:

@@ -11,6 +11,9 @@
         TaskFailed             the task itself failed for good: read `error`
         TaskCancelled          the call was called off: nobody will run it
           TaskExpired          it was still waiting when its time was over
+      ModelError               a language model did not do its part
+        ProviderError          its provider refused, or did not answer: `status` and `detail`
+        OutputError            it answered what does not fit: `text` is what it said
       StoreError               the broker's store refuses: see the sentence
         StoreLocked            another process holds the file
         SchemaTooNew           written by a newer program
@@ -116,6 +119,37 @@ class TaskExpired(TaskCancelled):
     """The call was still waiting when its `expires` had passed, and was not run."""
 
     code = "QT412"
+
+
+class ModelError(QTasksError):
+    """A language model did not do its part in a call. Hooks find it in their event; nobody has to catch it."""
+
+    code = "QT420"
+
+
+class ProviderError(ModelError):
+    """The provider of a model refused a request, or did not answer it.
+
+    `status` is the HTTP status, 0 when no answer came; `detail` has the provider's own words.
+    """
+
+    def __init__(self, message: str, *, status: int, detail: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.detail = detail
+
+
+class OutputError(ModelError):
+    """What a model answered does not fit the declared output. `text` is what it said; None when that was no text.
+
+    `code`: QT421 it does not fit, QT422 the model refused, QT425 it is no chat completion at all.
+    """
+
+    code = "QT421"
+
+    def __init__(self, message: str, *, text: str | None, code: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.text = text
 
 
 class StoreError(QTasksError):

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import aiohttp
 import orjson
 import yarl
 
+from qtasks.broker import echo
 from qtasks.broker.composing import LLM_URL
 from qtasks.broker.ports import Clock, Failure, Request, Transport
 from qtasks.protocol import strict_json
 from qtasks.protocol.messages import DEFAULT_TIMEOUT_MS, Headers, Response
 
 _JSON: Final = (("Content-Type", "application/json"),)
-_EVENTS: Final = (("Content-Type", "text/event-stream"), ("Cache-Control", "no-cache"))
 _PATH: Final = "/v1/chat/completions"
-ECHO_MODEL: Final = "qtasks-echo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +30,18 @@ class Stream:
 
 
 class LanguageModel:
-    """Sends chat completions to the server at `url`; without one an echo answers where `echo` allows it.
+    """Sends chat completions to the server at `url`; without one an echo answers where `has_echo` allows it.
 
     It wraps the transport of deliveries: what is addressed to ``api/llm`` goes to the model, everything else through.
     """
 
-    MISSING: Final = "no language model is configured; set QTASKS_LLM_URL to an OpenAI-compatible server"
+    MISSING: Final = "no language model is configured; set QTASKS_LLM_URL to an OpenAI-compatible server, or to echo"
 
-    def __init__(self, url: str | None, transport: Transport, clock: Clock, *, echo: bool) -> None:
+    def __init__(self, url: str | None, transport: Transport, clock: Clock, *, has_echo: bool) -> None:
         self._url = None if url is None else completions_url(url)
         self._transport = transport
         self._clock = clock
-        self._echo = echo
+        self._echo = has_echo
         self._session: aiohttp.ClientSession | None = None
 
     @property
@@ -96,7 +94,7 @@ class LanguageModel:
 
     def _answer(self, body: bytes) -> Response:
         try:
-            return echo(strict_json.loads(body), now_s=self._clock.now_ms() // 1000)
+            return echo.answer(strict_json.loads(body), now_s=self._clock.now_ms() // 1000)
         except ValueError as error:
             return Response(status=400, headers=_JSON, body=orjson.dumps({"error": {"message": str(error)}}))
 
@@ -125,49 +123,3 @@ async def _pieces(body: bytes) -> AsyncIterator[bytes]:
     for event in body.split(b"\n\n"):
         if event:
             yield event + b"\n\n"
-
-
-# -- the echo
-
-
-def echo(wanted: Any, *, now_s: int) -> Response:
-    """A deterministic answer that says what it is. Raises ValueError for what is no chat request."""
-    if not isinstance(wanted, dict) or not isinstance(wanted.get("messages"), list) or not wanted["messages"]:
-        raise ValueError("expected a JSON object with model and messages")
-    said = [one.get("content") for one in wanted["messages"] if isinstance(one, dict) and one.get("role") == "user"]
-    last = said[-1] if said and isinstance(said[-1], str) else ""
-    text = f"This is the built-in echo model of qtasks, not a language model. You said: {last}"
-    head = {
-        "id": "chatcmpl-" + hashlib.sha256(orjson.dumps(wanted["messages"])).hexdigest()[:24],
-        "created": now_s,
-        "model": ECHO_MODEL,
-    }
-    prompt_tokens, completion_tokens = len(orjson.dumps(wanted["messages"]).split()), len(text.split())
-    usage = {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }
-    if wanted.get("stream") is True:
-        return Response(status=200, headers=_EVENTS, body=_events(head, text, usage))
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
-    answer = {**head, "object": "chat.completion", "choices": [choice], "usage": usage}
-    return Response(status=200, headers=_JSON, body=orjson.dumps(answer))
-
-
-def _events(head: dict[str, object], text: str, usage: dict[str, int]) -> bytes:
-    """The answer word by word: the role in the first event, the usage in the last, then ``[DONE]``."""
-    first, *words = text.split(" ")
-    deltas: list[dict[str, str]] = [
-        {"role": "assistant", "content": first},
-        *({"content": f" {word}"} for word in words),
-    ]
-    events = [_chunk(head, delta) for delta in deltas]
-    events.append({**_chunk(head, {}, "stop"), "usage": usage})
-    return b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events) + b"data: [DONE]\n\n"
-
-
-def _chunk(head: dict[str, object], delta: dict[str, str], finish_reason: str | None = None) -> dict[str, object]:
-    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
-    return {**head, "object": "chat.completion.chunk", "choices": [choice]}

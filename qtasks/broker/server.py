@@ -53,7 +53,7 @@ class Broker:
         self.keys = KeyRing(store)
         self.clock = clock
         self.random = random
-        self._llm = LanguageModel(settings.llm_url, transport, clock, echo=settings.has_echo)
+        self._llm = LanguageModel(settings.llm_url, transport, clock, has_echo=settings.has_echo)
         self.deliverer = Deliverer(
             store, self._llm, clock, random, keys=self.keys, watchers=self.watchers, limits=settings.limits
         )

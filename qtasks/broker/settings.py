@@ -14,6 +14,10 @@ DEV_CREDENTIALS: Final = tuple(Credentials(user.name, user.token, user.keys) for
 """The four public users of every QStash development server; for loopback only."""
 
 
+LLM_VARIABLE: Final = "QTASKS_LLM_URL"
+"""The environment variable that names the language model; see `BrokerSettings.with_model`."""
+
+
 def origin_of(url: str) -> str:
     """``scheme://host[:port]`` of a URL."""
     return "/".join(url.split("/", 3)[:3])
@@ -53,6 +57,12 @@ class BrokerSettings:
     def allowed(self) -> tuple[str, ...]:
         """What the destination policy lets through: the language model's server is the operator's own choice."""
         return self.allow if self.llm_url is None else (*self.allow, origin_of(self.llm_url))
+
+    def with_model(self, given: str | None) -> BrokerSettings:
+        """These settings with the value of `QTASKS_LLM_URL`: a URL, ``echo`` for the built-in echo, or nothing."""
+        if given == "echo":
+            return replace(self, llm_url=None, llm_echo=True)
+        return replace(self, llm_url=given) if given else self
 
     def listening_on(self, host: str, port: int) -> BrokerSettings:
         """These settings, with the address the broker listens on kept out of its own destinations."""

@@ -23,7 +23,7 @@ from qtasks.broker.listening import listen
 from qtasks.broker.loops import Limits
 from qtasks.broker.serve import ApiServer
 from qtasks.broker.server import Broker
-from qtasks.broker.settings import BrokerSettings
+from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings
 from qtasks.broker.store import tokens, verbs
 from qtasks.broker.store.base import Credentials
 from qtasks.broker.store.retention import Retention
@@ -132,11 +132,10 @@ def command(
         destinations=destinations or ("local" if is_loopback(host) else "public"),
         allow=_allowed(allow),
         resolve_on_publish=resolve_on_publish,
-        llm_url=os.environ.get("QTASKS_LLM_URL") or None,
         limits=Limits(in_flight=in_flight, per_host=per_host),
         retention=Retention(delivered_ms=retention, failed_ms=dlq_retention, max_bytes=max_size or None),
         drain_s=drain,
-    )
+    ).with_model(os.environ.get(LLM_VARIABLE))
     out, errors = Unhurried(sys.stdout), Unhurried(sys.stderr)
     log_to(errors)
     try:

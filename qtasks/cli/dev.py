@@ -18,7 +18,7 @@ from qtasks.broker import eventloop
 from qtasks.broker.listening import listen
 from qtasks.broker.serve import ApiServer
 from qtasks.broker.server import Broker
-from qtasks.broker.settings import BrokerSettings
+from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings
 from qtasks.broker.store.sqlite import MEMORY
 from qtasks.cli import devfile
 from qtasks.cli.application import Application
@@ -87,7 +87,8 @@ async def _dev(options: DevOptions, out: Unhurried, errors: Unhurried) -> int:
         os.set_inheritable(app_socket.fileno(), True)
         broker_url, app_url = (f"http://{HOST}:{one.getsockname()[1]}" for one in (broker_socket, app_socket))
 
-        broker = await Broker.open(BrokerSettings(path=options.db, llm_url=os.environ.get("QTASKS_LLM_URL") or None))
+        settings = BrokerSettings(path=options.db).with_model(os.environ.get(LLM_VARIABLE))
+        broker = await Broker.open(settings)
         stack.push_async_callback(broker.stop)
         printer = EventPrinter(out)
         broker.watchers.add(printer.tell)

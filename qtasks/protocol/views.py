@@ -102,7 +102,8 @@ def callback_json(
 ) -> Json:
     """What a callback is told of an attempt (protocol reference 4.4); bodies are base64, times are text (A8).
 
-    A callback is a delivery: nothing is redacted. `status` is 0 when no answer came; `error` then says why.
+    A callback is a delivery: its bodies are the originals. Of redacted headers of the message only the hashes are told:
+    the key of a provider is nothing that its answer needs. `status` is 0 when no answer came; `error` then says why.
     """
     return {
         "status": outcome.status if outcome else 0,
@@ -113,7 +114,7 @@ def callback_json(
         "sourceMessageId": message.id,
         "url": message.url,
         "method": message.method,
-        "sourceHeader": grouped(message.headers) or {},
+        "sourceHeader": grouped(message.headers, message.options.redact or _NOTHING) or {},
         "sourceBody": _base64(message.body),
         "notBefore": str(message.not_before_ms),
         "createdAt": str(message.created_ms),

@@ -111,7 +111,11 @@ class Plan:
         return args, kwargs
 
     def call(
-        self, function: Callable[..., Any], values: Values, context: TaskContext, dependencies: Mapping[str, Any]
+        self,
+        function: Callable[..., Any],
+        values: Values,
+        context: TaskContext | None = None,
+        dependencies: Mapping[str, Any] = MappingProxyType({}),
     ) -> Any:
         """Call `function` with checked values, the context where it asks for it, and resolved dependencies."""
         filled = {**values, **dict.fromkeys(self.contexts, context), **dependencies}
@@ -166,16 +170,24 @@ class Plan:
         return ArgumentsError(f"{self.task}: {text}", hint=hint or f"signature   {self.signature}", code=code)
 
 
-def plan(task: str, function: Callable[..., object]) -> Plan:
-    """Read the signature of `function`. Raises DefinitionError for one that cannot be a task's."""
+def plan(task: str, function: Callable[..., object], *, returns: Any = None, injectable: tuple[type, ...] = ()) -> Plan:
+    """Read the signature of `function`. Raises DefinitionError for one that cannot be a task's.
+
+    `returns` is the type of the result where that is not what the function returns. Parameters of an `injectable` type
+    may be ``= injected`` as well; whoever makes the values has one for them.
+    """
     resolved = hints(function)
+    if returns is not None:
+        resolved["return"] = returns
     mine: list[inspect.Parameter] = []
     contexts: list[str] = []
     dependencies: list[inspect.Parameter] = []
     signature = inspect.signature(function)
     for parameter in signature.parameters.values():
         named = parameter.replace(annotation=resolved.get(parameter.name, inspect.Parameter.empty))
-        if is_context(named):
+        if named.annotation in injectable and isinstance(named.default, Injected):
+            mine.append(named)
+        elif is_context(named):
             contexts.append(named.name)
         elif is_dependency(named):
             dependencies.append(named)

@@ -12,7 +12,7 @@ from qtasks.errors import ConfigurationError, QTasksError, ResultError
 from qtasks.tasks import logs, tracing, verdict
 from qtasks.tasks.arguments import Values
 from qtasks.tasks.context import TaskContext
-from qtasks.tasks.following import Following, Republish
+from qtasks.tasks.following import AGAIN_AFTER_MS, Following, Republish
 from qtasks.tasks.guard import Guard
 from qtasks.tasks.hooks import Hooks, TaskEvent, tell
 from qtasks.tasks.outcome import Outcome
@@ -22,7 +22,7 @@ from qtasks.tasks.reporting import report, text_of
 from qtasks.tasks.results.base import Hold
 from qtasks.tasks.results.values import dump
 from qtasks.tasks.running import Invoke, Run, Runner
-from qtasks.tasks.sending import again
+from qtasks.tasks.sending import Outgoing
 from qtasks.tasks.signals import MAX_RETRY_AFTER_MS, Snooze
 from qtasks.tasks.task import Task
 from qtasks.tasks.verdict import Kind, Verdict
@@ -75,12 +75,19 @@ class Attempts:
         try:
             with self._recorder.running(run.context), tracing.continued(run.context):
                 value = await self._runner.in_time(run, invoke)
+                message_on = run.goes_on(value)
         except (Exception, BaseExceptionGroup, SystemExit, asyncio.CancelledError) as raised:
             if isinstance(raised, asyncio.CancelledError) and _being_cancelled():
                 raise
             error = verdict.alone(raised)
-            ended = await self._put_off(run, error) if isinstance(error, Snooze) else self._judged(run, error)
+            if not isinstance(error, Snooze):
+                return self._judged(run, error), error, None
+            after_ms = min(error.delay_ms, MAX_RETRY_AFTER_MS)
+            message = run.again(error.delay_ms)
+            ended = await self.go_on(run.context, message, self._told(error), how="snoozed", after_ms=after_ms)
             return ended, error, None
+        if message_on is not None:
+            return await self.go_on(run.context, message_on, "its language model is asked", how="asked"), None, None
         try:
             return verdict.done(dump(run.task, value)), None, value
         except ResultError as error:
@@ -98,22 +105,24 @@ class Attempts:
             chance=self._chance(),
         )
 
-    async def _put_off(self, run: Run, wish: Snooze) -> Verdict:
-        """Publish the call again, under its own id. Where that cannot be done, the broker is asked to come back."""
-        note = self._told(wish)
-        message = again(run.task.name, run.context.call_id, run.envelope, run.task.delivery.publish, wish.delay_ms)
+    async def go_on(
+        self, context: TaskContext, message: Outgoing, note: str, *, how: str, after_ms: int = AGAIN_AFTER_MS
+    ) -> Verdict:
+        """Send the message that a call goes on as. Where that cannot be done, the broker is asked to come back.
+
+        `how` is a word for it, and `note` more of them.
+        """
         try:
             if self._republish is None:
                 raise ConfigurationError("this dispatcher cannot publish, so a call cannot be put off")
-            # The next delivery may come before this one is answered: it must not find the call still running.
-            if self._guard is not None and self._guard.leave(run.context.call_id):
-                await self._recorder.keep()
+            # The next delivery may come before this one is answered: it must not find the call still running, and what
+            # is kept of it must be the last word.
+            await self._keep(context, verdict.put_off(note, how))
             await self._republish(message)
         except QTasksError as error:
-            log.warning("%s %s could not be put off: %s", run.task.name, run.context.call_id, error)
-            after_ms = min(wish.delay_ms, MAX_RETRY_AFTER_MS)
-            return verdict.later(run.context, f"{note} ({text_of(error)})", error.code, after_ms=after_ms)
-        return verdict.put_off(note)
+            log.warning("%s %s could not go on: %s", context.task, context.call_id, error)
+            return verdict.later(context, f"{note} ({text_of(error)})", error.code, after_ms=after_ms)
+        return verdict.put_off(note, how)
 
     async def conclude(
         self,
@@ -130,10 +139,8 @@ class Attempts:
         """Keep, report and tell how an attempt ended, then give the answer."""
         if ended.kind not in (Kind.RETRY, Kind.PUT_OFF) and context.unique is not None:
             self._recorder.release(Hold(context.unique, context.call_id, 0))
-        self._recorder.put(context, ended.status, ended.value, ended.note)
-        if self._guard is not None:
-            self._guard.leave(context.call_id)
-        await self._recorder.keep()
+        if ended.kind is not Kind.PUT_OFF:  # that was kept before
+            await self._keep(context, ended)
         if envelope.flow and ended.kind in (Kind.FAILED, Kind.OVER):
             note = f"{context.task} {context.call_id} before it ended on attempt {context.attempt}: {ended.note}"
             await self._recorder.abandon(context, envelope, ended.status, note)
@@ -143,6 +150,12 @@ class Attempts:
         if envelope.flow and ended.value is not None:
             return await self._following.send(context, envelope, ended.value, ended.answer)
         return ended.answer
+
+    async def _keep(self, context: TaskContext, ended: Verdict) -> None:
+        self._recorder.put(context, ended.status, ended.value, ended.note)
+        if self._guard is not None:
+            self._guard.leave(context.call_id)
+        await self._recorder.keep()
 
     def _told(self, error: BaseException) -> str:
         """An exception for the wire, with nothing in it that we know to be secret."""

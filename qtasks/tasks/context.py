@@ -8,9 +8,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qtasks.tasks.progress import MAX_NOTE, Progress, Reporter
+
+if TYPE_CHECKING:
+    from qtasks.tasks.sending import Kept
 
 
 class Stop:
@@ -57,6 +60,10 @@ class TaskContext:
     """What the sender's middleware gave along."""
     unique: str | None = field(default=None, repr=False, compare=False)
     """The key under which this call is the only one until it is done, if it is."""
+    source: str | None = field(default=None, repr=False, compare=False)
+    """The message that the call was sent as, where it comes back as another one."""
+    kept: Kept | None = field(default=None, repr=False, compare=False)
+    """What is kept of the call until it is done, as it was too large to travel."""
     deadline: datetime | None = field(default=None, compare=False)
     """When this attempt has to have ended, a moment before the broker gives it up; None where it was called by hand."""
     stop: Stop = field(default_factory=Stop, repr=False, compare=False)

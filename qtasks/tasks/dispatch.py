@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import functools
 import logging
 import random
 import threading
@@ -16,9 +17,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from qtasks.errors import ArgumentsError, PayloadError, QTasksError, SignatureError
+from qtasks.errors import PayloadError, QTasksError, SignatureError
 from qtasks.protocol import signing
 from qtasks.protocol.messages import DEFAULT_RETRIES, DEFAULT_TIMEOUT_MS, SigningKeys
 from qtasks.tasks import outcome, payload, verdict
@@ -35,6 +36,10 @@ from qtasks.tasks.results.base import ResultBackend
 from qtasks.tasks.running import Invoke, Run, Runner
 from qtasks.tasks.task import Task
 from qtasks.tasks.workers import Workers
+
+if TYPE_CHECKING:
+    from qtasks.tasks.llm.callbacks import Callback, Callbacks
+    from qtasks.tasks.llm.task import LlmTask
 
 log = logging.getLogger("qtasks.dispatch")
 
@@ -54,7 +59,7 @@ UNKNOWN_AFTER_MOST_MS = 60 * 60 * 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """What arrived for one task. Only `task` and `body` are covered by the signature."""
+    """What arrived for one task. Only `task`, `query` and `body` are covered by the signature."""
 
     task: str
     body: bytes = field(repr=False)
@@ -62,6 +67,10 @@ class Delivery:
     message_id: str
     retried: int
     schedule_id: str | None = None
+    query: str = ""
+    """Of the URL, as it came; a callback has one."""
+    call: str = field(default="", repr=False)
+    """The header with which a callback brings its call."""
 
 
 class Dispatcher:
@@ -89,6 +98,7 @@ class Dispatcher:
         self._tasks = tasks
         self._keys = keys
         self._base_url = base_url
+        self._results = results
         self._now_s = now_s
         self._workers = Workers(threads)
         self._runner = Runner(self._workers, middleware or Middleware())
@@ -117,8 +127,7 @@ class Dispatcher:
         try:
             token = self._verify(delivery).jti
         except SignatureError as error:
-            log.warning("%s %s", error.code, error, extra={"action": "refused", "task": delivery.task})
-            return outcome.refusal(401, "invalid signature")
+            return self._distrusted(delivery, error)
         if self._drained is not None:
             return outcome.later("this process is going away", DRAINING, after_ms=DRAIN_AFTER_MS)
         task = self._tasks.get(delivery.task)
@@ -161,7 +170,7 @@ class Dispatcher:
         return signing.verify(
             delivery.signature,
             body=delivery.body,
-            url=f"{self._base_url}/{delivery.task}",
+            url=f"{self._base_url}/{delivery.task}" + (f"?{delivery.query}" if delivery.query else ""),
             keys=self._keys,
             now_s=self._now_s(),
         )
@@ -176,23 +185,25 @@ class Dispatcher:
         return outcome.later(text, UNKNOWN_TASK, after_ms=wait_ms)
 
     async def _deliver(self, task: Task[..., Any], delivery: Delivery, token: str, invoke: Invoke | None) -> Outcome:
-        try:
-            envelope = payload.decode(delivery.body)
-        except payload.UnknownVersionError as error:
-            return self._reported(outcome.later(text_of(error), error.code, after_ms=UNKNOWN_AFTER_MS), delivery)
-        except PayloadError as error:
-            return self._reported(outcome.never(text_of(error), error.code), delivery)
+        read = await self._read(task, delivery)
+        if isinstance(read, Outcome):
+            return read
+        envelope, callback = read
         now_ms = int(self._now_s() * 1000)
         context = _context(task.name, delivery, envelope, now_ms)
+        if callback is not None:
+            if callback.is_last_of_many:
+                return outcome.known()
+            context = callback.seen_from(context)
         if self._guard is None:
-            return await self._admitted(task, context, envelope, now_ms, invoke)
+            return await self._admitted(task, context, envelope, callback, invoke)
         if (refused := await self._guard.admit(context, token)) is not None:
             if refused.value is None or not envelope.flow:
-                return refused.answer
+                return refused.answer if callback is None else callback.heard(refused.answer)
             return await self._following.send(context, envelope, refused.value, refused.answer)
         renewing = asyncio.ensure_future(self._guard.renew(context.call_id))
         try:
-            return await self._admitted(task, context, envelope, now_ms, invoke)
+            return await self._admitted(task, context, envelope, callback, invoke)
         finally:
             renewing.cancel()
             if self._guard.leave(context.call_id):
@@ -203,22 +214,51 @@ class Dispatcher:
         task: Task[..., Any],
         context: TaskContext,
         envelope: payload.Envelope,
-        now_ms: int,
+        callback: Callback | None,
         invoke: Invoke | None,
     ) -> Outcome:
-        if envelope.expires_ms is not None and now_ms > envelope.expires_ms:
+        now_ms = int(self._now_s() * 1000)
+        runs = callback is None or callback.told.is_answer
+        if envelope.expires_ms is not None and now_ms > envelope.expires_ms and runs:
             return await self._attempts.conclude(task, context, envelope, verdict.expired(envelope.expires_ms, now_ms))
+        if callback is not None:
+            return await self._callbacks.take(cast("LlmTask[..., Any]", task), callback, context, invoke)
         try:
             values = task.plan.check(task.plan.bind(envelope.args, envelope.kwargs), from_wire=True)
-        except ArgumentsError as error:
-            return await self._attempts.conclude(
-                task, context, envelope, verdict.not_again(context, text_of(error), error.code), error
-            )
-        except QTasksError as error:  # the task's own definition
-            return await self._attempts.conclude(
-                task, context, envelope, verdict.failure(context, text_of(error), error.code), error
-            )
+        except QTasksError as error:
+            ended = verdict.of_call(context, error, text_of(error))
+            return await self._attempts.conclude(task, context, envelope, ended, error)
         return await self._attempts.make(Run(task, values, context, envelope), invoke)
+
+    async def _read(
+        self, task: Task[..., Any], delivery: Delivery
+    ) -> tuple[payload.Envelope, Callback | None] | Outcome:
+        """The call in a verified delivery, and the callback that brings it if one does; or what to answer instead."""
+        try:
+            if not delivery.query:
+                return payload.decode(delivery.body), None
+            if not task.asks:
+                raise PayloadError(f"{task.name} asks no language model, so its URL has no query")
+            model = cast("LlmTask[..., Any]", task)
+            callback = await self._callbacks.read(model, delivery.query, delivery.call, delivery.body)
+        except payload.TamperedError as error:
+            return self._distrusted(delivery, error)
+        except payload.UnknownVersionError as error:
+            return self._reported(outcome.later(text_of(error), error.code, after_ms=UNKNOWN_AFTER_MS), delivery)
+        except PayloadError as error:
+            return self._reported(outcome.never(text_of(error), error.code), delivery)
+        return callback.envelope, callback
+
+    @functools.cached_property
+    def _callbacks(self) -> Callbacks:
+        # Imported here: few applications ask language models.
+        from qtasks.tasks.llm.callbacks import Callbacks
+
+        return Callbacks(self._attempts, self._results)
+
+    def _distrusted(self, delivery: Delivery, error: QTasksError) -> Outcome:
+        log.warning("%s %s", error.code, error, extra={"action": "refused", "task": delivery.task})
+        return outcome.refusal(401, "invalid signature")
 
     def _reported(self, answer: Outcome, delivery: Delivery) -> Outcome:
         known = {"action": "unreadable", "task": delivery.task, "message_id": delivery.message_id}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from qtasks.errors import ConfigurationError, ResultsDisabled
+from qtasks.errors import ArgumentsError, ConfigurationError, ResultsDisabled
 from qtasks.tasks import settings as reading
 from qtasks.tasks.devserver import find_dev_server
 from qtasks.tasks.dispatch import Dispatcher
@@ -140,7 +140,7 @@ class Engine:
                 self._connection = self._home.start(app, loop)
             self.dispatcher()
             for task in self._tasks.values():
-                task.plan  # noqa: B018 - read now, so that a declaration that cannot work stops the start
+                task.ready()  # a declaration that cannot work stops the start
             self._lives += 1
 
     def _stop_home(self) -> None:
@@ -188,7 +188,28 @@ class Engine:
             return self._dispatcher
 
     async def _republish(self, message: Outgoing) -> object:
+        if message.kept is not None:
+            await asyncio.to_thread(self.keep, message)
         return await (await self.apublisher()).apublish(message)
+
+    def keep(self, message: Outgoing) -> None:
+        """Keep what does not travel with `message`, if anything. Raises ArgumentsError where that has no place."""
+        if (kept := message.kept) is None:
+            return
+        if (results := self.results_or_none()) is None:
+            raise ArgumentsError(
+                f"{message.task}: the arguments do not fit into a header, and nothing is there to keep them",
+                hint="fix         set QTASKS_RESULTS, or store the data and pass its key",
+                code="QT155",
+            )
+        results.put(kept.record(message.task, int(self.now_s() * 1000)))
+        results.flush()
+
+    @property
+    def model_keys(self) -> bool:
+        """Whether a request to a language model needs the provider's key."""
+        self.settings()  # starts the home
+        return self._connection is None or self._connection.model_keys
 
     def results_or_none(self) -> ResultBackend | None:
         """Where results are, if somebody said."""

@@ -75,6 +75,8 @@ class Endpoint:
             message_id=headers.message_id,
             retried=headers.retried,
             schedule_id=headers.schedule_id,
+            query=_text(scope["query_string"]),
+            call=headers.call,
         )
 
         async def with_dependencies(run: Run) -> Any:
@@ -86,10 +88,10 @@ class Endpoint:
 class _Headers:
     """What the dispatcher reads of a request's headers."""
 
-    __slots__ = ("encoding", "length", "message_id", "retried", "schedule_id", "signature")
+    __slots__ = ("call", "encoding", "length", "message_id", "retried", "schedule_id", "signature")
 
     def __init__(self, lines: list[tuple[bytes, bytes]]) -> None:
-        self.signature = self.message_id = self.encoding = ""
+        self.signature = self.message_id = self.encoding = self.call = ""
         self.schedule_id: str | None = None
         self.retried = self.length = 0
         for name, value in lines:
@@ -100,6 +102,8 @@ class _Headers:
                 self.message_id = _text(value)[:256]
             elif name == b"upstash-retried":
                 self.retried = _number(value)
+            elif name == b"qtasks-call":
+                self.call += _text(value)
             elif name == b"upstash-schedule-id":
                 self.schedule_id = _text(value)[:256]
             elif name == b"content-encoding":

@@ -57,14 +57,13 @@ class Signature(Generic[R]):
 
     def step(self, now_ms: int) -> dict[str, Any]:
         """As it travels. Raises DefinitionError, and ArgumentsError for arguments that are not JSON."""
-        how = self.task.delivery
-        if how.unique:
-            raise DefinitionError(f"{self.task.name}: a call in a flow cannot be unique", code=BAD_FLOW)
+        how = self.task.for_flow()
         said: dict[str, Any] = {
             "task": self.task.name,
             "args": list(self.args),
             "kwargs": dict(self.kwargs),
             "fixed": self.fixed,
+            "asks": self.task.asks,
             "queue": how.queue,
             "options": dict(wire.write(how.publish)),
             "retries": how.retries,
@@ -225,6 +224,9 @@ def _outgoing(step: Mapping[str, Any], call_id: str, value: Any, flow: Mapping[s
         flow=flow,
         carried=parent.carried,
     )
+    if step.get("asks"):
+        # The limits of a key are for the request that the call goes on as.
+        options = replace(options, flow_control=None)
     # A hex digest, for an id for deduplication has no colon; the call's own id does the rest after ten minutes.
     once = hashlib.sha256(call_id.encode()).hexdigest()
     return Outgoing(

@@ -32,6 +32,8 @@ class Connection:
     transport: SyncTransport
     async_transport: AsyncTransport | None = None
     """None: calls from async code use `transport` in a thread."""
+    model_keys: bool = True
+    """Whether requests to language models need the provider's key: a home that answers them itself needs none."""
 
 
 class Home(Protocol):

@@ -28,8 +28,8 @@ Span = str | float | timedelta
 BAD_OPTION = "QT156"
 
 
-class TaskOptions(TypedDict, total=False):
-    """What a task may say about its calls; an absent key means "not said"."""
+class AttemptOptions(TypedDict, total=False):
+    """What may be said of anything that is delivered; an absent key means "not said"."""
 
     retries: int | RetryPolicy
     """Attempts after the first, 0 to 999; 3 by default. A policy says when and after which errors, too."""
@@ -40,14 +40,19 @@ class TaskOptions(TypedDict, total=False):
     """How long one attempt may take; 15 minutes by default, 2 hours at most."""
     label: str | Sequence[str]
     """For filters in logs and dead letters; several as a list."""
-    queue: str
-    """Go through this queue, in order, as many at a time as the queue allows. Not with `delay` or `eta`."""
     key: str
     """Calls of one key share the limits `rate` and `parallelism`, whatever their task."""
     rate: int | str
     """Starts per second for the key, or ``"10/1m"``: ten in a minute."""
     parallelism: int
     """Calls of the key that may run at once."""
+
+
+class TaskOptions(AttemptOptions, total=False):
+    """What a task may say about its calls."""
+
+    queue: str
+    """Go through this queue, in order, as many at a time as the queue allows. Not with `delay` or `eta`."""
     unique: bool | str | Sequence[str]
     """Make the call once: True, for the same arguments; or the parameters that matter. While an earlier one is not done
     (a day at most, if it is never heard of again) a second is not sent and its handle is that of the first. Needs a

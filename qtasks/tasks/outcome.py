@@ -42,6 +42,11 @@ def ended(how: str, reason: str, code: str) -> Outcome:
     return Outcome(200, _body(reason, code, name=how))
 
 
+def known() -> Outcome:
+    """The broker has told of a failure; to fail that message as well would only have it told once more."""
+    return ended("failed", "this is known", "QT420")
+
+
 def failure(error: str, code: str, *, after_ms: int | None = None) -> Outcome:
     """The attempt failed; another may succeed, in `after_ms` or when the message's own backoff says."""
     return Outcome(500, _body(error, code), () if after_ms is None else _retry_after(after_ms))

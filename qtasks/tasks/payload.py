@@ -36,6 +36,10 @@ class UnknownVersionError(PayloadError):
     """An envelope made by a newer program; a newer dispatcher may read it."""
 
 
+class TamperedError(PayloadError):
+    """What came with a signed request is not what the signature vouches for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Envelope:
     """One call, as it travels. Arguments are plain JSON values."""

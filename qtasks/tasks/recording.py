@@ -28,8 +28,9 @@ class Recorder:
 
     def put(self, context: TaskContext, status: ResultStatus, value: str | None = None, error: str = "") -> None:
         """Hand in the state of a call, to be kept with the next `keep`."""
-        if self.keeper is not None:
-            self.keeper.put(self._record(context, status, value, error or None))
+        self._put(context, self._record(context, status, value, error or None))
+        if self.keeper is not None and status.is_final and context.kept is not None:
+            self.keeper.put(context.kept.record(context.task, self._now_ms(), status))
 
     def release(self, hold: Hold) -> None:
         """Let go of a hold with the next `keep`."""
@@ -63,7 +64,7 @@ class Recorder:
             return
 
         def tell() -> None:
-            keeper.put(self._record(context, ResultStatus.RUNNING))
+            self._put(context, self._record(context, ResultStatus.RUNNING))
             if self._news_after_s is not None:
                 keeper.ask()
 
@@ -86,6 +87,17 @@ class Recorder:
         if self.keeper is not None:
             self.keeper.close()
 
+    def _put(self, context: TaskContext, record: Record) -> None:
+        if self.keeper is None:
+            return
+        self.keeper.put(record)
+        if context.source is not None and context.source != record.message_id:
+            # Who made the same call before knows it by the message that it was sent as.
+            self.keeper.put(replace(record, call_id=context.source, message_id=context.source))
+
+    def _now_ms(self) -> int:
+        return int(self._now_s() * 1000)
+
     def _record(
         self,
         context: TaskContext,
@@ -99,7 +111,7 @@ class Recorder:
             task=context.task,
             status=status,
             attempt=context.attempt,
-            updated_ms=int(self._now_s() * 1000),
+            updated_ms=self._now_ms(),
             value=value,
             error=error,
             progress=context.reporter.latest,

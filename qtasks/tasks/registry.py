@@ -14,9 +14,13 @@ from qtasks.tasks.task import AsyncTask, SyncTask, Task, TaskDecorator
 
 if TYPE_CHECKING:
     from qtasks.tasks.engine import Engine
+    from qtasks.tasks.llm.options import LlmOptions
+    from qtasks.tasks.llm.providers import Provider
+    from qtasks.tasks.llm.task import LlmDecorator
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Registry:
@@ -69,6 +73,52 @@ class Registry:
             return functools.partial(self._declare, name=name, aliases=aliases, options=options)
         return self._declare(function, name=name, aliases=aliases, options=options)
 
+    @overload
+    def llm(
+        self,
+        *,
+        model: str,
+        output: type[T],
+        provider: Provider | None = None,
+        name: str | None = None,
+        aliases: Sequence[str] = (),
+        **options: Unpack[LlmOptions],
+    ) -> LlmDecorator[T]: ...
+    @overload
+    def llm(
+        self,
+        *,
+        model: str,
+        output: None = None,
+        provider: Provider | None = None,
+        name: str | None = None,
+        aliases: Sequence[str] = (),
+        **options: Unpack[LlmOptions],
+    ) -> LlmDecorator[str]: ...
+    def llm(
+        self,
+        *,
+        model: str,
+        output: type[Any] | None = None,
+        provider: Provider | None = None,
+        name: str | None = None,
+        aliases: Sequence[str] = (),
+        **options: Any,
+    ) -> Any:
+        """Make a task that a language model does, of a function that makes messages of the arguments.
+
+        ``@tasks.llm(provider=openai(), model="gpt-4o-mini", output=Summary)``. `.delay()` sends the request to the
+        provider through the broker, so that nothing waits for the answer; that comes back to the dispatcher, is
+        checked against `output` (a pydantic model or the like; None: text as it comes), asked for once more where it
+        does not fit, and given to the function of `on_completion`. Without a `provider` the QStash service itself is
+        asked. Names are as of `task`. Raises DefinitionError.
+        """
+        from qtasks.tasks.llm import providers
+        from qtasks.tasks.llm import task as llm
+
+        said = {**options, "model": model, "output": output, "provider": provider or providers.upstash()}
+        return functools.partial(self._declare, name=name, aliases=aliases, options=said, make=llm.make)
+
     def include_router(self, router: TaskRouter) -> None:
         """Take the tasks of `router`, those declared later too. Raises DefinitionError for a name taken already."""
         router.join(self)
@@ -78,10 +128,16 @@ class Registry:
         raise NotImplementedError
 
     def _declare(
-        self, function: Callable[..., Any], *, name: str | None, aliases: Sequence[str], options: Mapping[str, Any]
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str | None,
+        aliases: Sequence[str],
+        options: Mapping[str, Any],
+        make: Callable[..., Task[..., Any]] = making.make,
     ) -> Task[..., Any]:
         given = f"{self.prefix}{getattr(function, '__name__', '')}" if name is None else f"{self.prefix}{name}"
-        task = making.make(self.bound, function, name=given, options=options)
+        task = make(self.bound, function, name=given, options=options)
         self.add(task, [making.check_name(f"{self.prefix}{alias}") for alias in aliases])
         return task
 

@@ -21,7 +21,7 @@ def report(context: TaskContext, ended: Verdict, error: BaseException | None, sp
         log.info("%s done in %.1f ms", context.task, spent_s * 1000, extra=facts(context, "done"))
         return
     if ended.kind in (Kind.OVER, Kind.PUT_OFF):
-        action = ended.status.value if ended.kind is Kind.OVER else "snoozed"
+        action = ended.how or ended.status.value
         log.info("%s %s: %s", context.task, action, ended.note, extra=facts(context, action))
         return
     final = ended.kind is Kind.FAILED

@@ -11,6 +11,7 @@ from qtasks.tasks.arguments import Values
 from qtasks.tasks.context import Stop, TaskContext
 from qtasks.tasks.middleware import Middleware, chain
 from qtasks.tasks.payload import Envelope
+from qtasks.tasks.sending import Outgoing, again
 from qtasks.tasks.signals import AttemptTimeout
 from qtasks.tasks.task import Task
 from qtasks.tasks.workers import Workers
@@ -24,6 +25,14 @@ class Run:
     values: Values = field(repr=False)
     context: TaskContext
     envelope: Envelope = field(default=Envelope(None), repr=False)
+
+    def again(self, delay_ms: int) -> Outgoing:
+        """The message that has the call run once more, later."""
+        return again(self.task.name, self.context.call_id, self.envelope, self.task.delivery.publish, delay_ms)
+
+    def goes_on(self, value: Any) -> Outgoing | None:
+        """The message that the call goes on as, after its function has returned `value`; None: it has ended."""
+        return self.task.goes_on(self, value)
 
 
 Invoke = Callable[[Run], Awaitable[Any]]

@@ -13,6 +13,7 @@ from qtasks.protocol import wire
 from qtasks.protocol.messages import MAX_BODY, PublishOptions
 from qtasks.tasks import payload
 from qtasks.tasks.payload import Envelope
+from qtasks.tasks.results.base import Record, ResultStatus
 from qtasks.tasks.unique import Unique
 
 if TYPE_CHECKING:
@@ -25,6 +26,24 @@ if TYPE_CHECKING:
 BATCH_ITEMS = 100
 BATCH_BYTES = 1024 * 1024
 """What one batch request carries, unless a single message is larger; brokers take four times as much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A text that is too large to travel with its message."""
+
+    key: str
+    text: str = field(repr=False)
+
+    def record(self, task: str, now_ms: int, status: ResultStatus = ResultStatus.QUEUED) -> Record:
+        """As the result backend keeps it: as long as the call is not done, then for the time that results are kept.
+
+        After a failure it is still there, for somebody may send the dead letter again.
+        """
+        text = None if status is ResultStatus.SUCCEEDED else self.text
+        return Record(
+            call_id=self.key, message_id=self.key, task=task, status=status, attempt=1, updated_ms=now_ms, value=text
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +59,15 @@ class Outgoing:
     """What `body` was made from."""
     unique: Unique | None = None
     """The key that it has to get before it is sent."""
+
+    @property
+    def kept(self) -> Kept | None:
+        """What the result backend must have before it is sent."""
+        return None
+
+    def addressed(self, base_url: str) -> tuple[str, PublishOptions]:
+        """Where it goes, and how, for a dispatcher that is reached at `base_url`."""
+        return f"{base_url}/{self.task}", self.options
 
     @property
     def carried(self) -> Mapping[str, str]:
@@ -95,10 +123,10 @@ def call(message: Outgoing, base_url: str, retry_id: str | None) -> Call[Publish
     """The request that sends one message, through its queue if it has one."""
     from qtasks.qstash import calls, publishing
 
-    target = f"{base_url}/{message.task}"
+    target, options = message.addressed(base_url)
     if message.queue is None:
-        return publishing.publish_raw(target, message.body, message.options, retry_id=retry_id)
-    sealed = publishing.Sealed.of(message.options, retry_id)
+        return publishing.publish_raw(target, message.body, options, retry_id=retry_id)
+    sealed = publishing.Sealed.of(options, retry_id)
     return calls.Call(
         "POST",
         f"/v2/enqueue/{calls.segment(message.queue, 'queue')}/{calls.destination(target)}",
@@ -114,15 +142,16 @@ def batch(
     """The request that sends many messages at once. One that is refused does not touch the others."""
     from qtasks.qstash import calls, publishing
 
-    sealed = [publishing.Sealed.of(message.options, new_retry_id()) for message in messages]
+    addressed = [message.addressed(base_url) for message in messages]
+    sealed = [publishing.Sealed.of(options, new_retry_id()) for _, options in addressed]
     items = [
         {
-            "destination": calls.url_text(f"{base_url}/{message.task}"),
+            "destination": calls.url_text(target),
             "headers": dict(wire.write(one.options)),
             "body": message.body.decode(),
             "queue": message.queue,
         }
-        for message, one in zip(messages, sealed, strict=True)
+        for message, (target, _), one in zip(messages, addressed, sealed, strict=True)
     ]
 
     def read(reply: Reply) -> list[PublishResponse | Refused]:

@@ -8,7 +8,7 @@ import inspect
 import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from qtasks.errors import DefinitionError
 from qtasks.protocol import wire
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from qtasks.tasks.engine import Engine
     from qtasks.tasks.flow import Signature
+    from qtasks.tasks.running import Run
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,6 +42,9 @@ NOT_A_FUNCTION = "QT102"
 
 class Task(Generic[P, R]):
     """A function with a name under which it can be delayed. Made by `@tasks.task`; calling it runs the function."""
+
+    asks: ClassVar[bool] = False
+    """Whether its function only makes the request that its work is."""
 
     def __init__(
         self,
@@ -115,17 +119,7 @@ class Task(Generic[P, R]):
         ``resize.using(delay="10s", retries=5).delay(photo_id)``. Raises DefinitionError for an option that does not
         fit.
         """
-        merged = {**self._options, **options}
-        # What was said last replaces what was said before, of the waits and of the moment.
-        if isinstance(options.get("retries"), RetryPolicy) and "retry_delay" not in options:
-            merged.pop("retry_delay", None)
-        elif "retry_delay" in options and "retries" not in options and isinstance(merged.get("retries"), RetryPolicy):
-            merged["retries"] = merged["retries"].max
-        for name, other in (("delay", "eta"), ("eta", "delay")):
-            if name in options and other not in options:
-                merged.pop(other, None)
-        call_options.check(self.name, options, merged=merged)
-        return type(self)(self._bound, self.function, name=self.name, options=merged, inherit=self._origin or self)
+        return self._using(options)
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
         """Have the task run later, elsewhere: returns once the broker has stored the call.
@@ -196,6 +190,40 @@ class Task(Generic[P, R]):
         """The handle on an earlier call, by its call id or its message id."""
         return TaskResult(self.engine, lambda: self.plan.result, task=self.name, id=id, message_id=None)
 
+    def option(self, name: str) -> Any:
+        """What the declaration, or `using`, says about `name`; None where nothing is said."""
+        return self._options.get(name)
+
+    def for_flow(self) -> Delivery:
+        """Its options, for a call that another one leads to. Raises DefinitionError."""
+        if self.delivery.unique:
+            raise DefinitionError(f"{self.name}: a call in a flow cannot be unique", code="QT158")
+        return self.delivery
+
+    def goes_on(self, run: Run, value: Any) -> Outgoing | None:  # noqa: ARG002 - there are tasks for which it does
+        """The message that a call goes on as after its function has returned `value`; None: `value` is the result."""
+        return None
+
+    def ready(self) -> None:
+        """Read the declaration, so that one that cannot work shows. Raises DefinitionError."""
+        _ = self.plan
+
+    def _using(self, options: Mapping[str, Any]) -> Self:
+        merged = {**self._options, **options}
+        # What was said last replaces what was said before, of the waits and of the moment.
+        if isinstance(options.get("retries"), RetryPolicy) and "retry_delay" not in options:
+            merged.pop("retry_delay", None)
+        elif "retry_delay" in options and "retries" not in options and isinstance(merged.get("retries"), RetryPolicy):
+            merged["retries"] = merged["retries"].max
+        for name, other in (("delay", "eta"), ("eta", "delay")):
+            if name in options and other not in options:
+                merged.pop(other, None)
+        self._check(options, merged)
+        return type(self)(self._bound, self.function, name=self.name, options=merged, inherit=self._origin or self)
+
+    def _check(self, options: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
+        call_options.check(self.name, options, merged=merged)
+
     def _applied(self, options: ApplyOptions) -> tuple[Self, str | None]:
         """The task with options of Celery's names, and the id of the call."""
         said: dict[str, Any] = dict(options)
@@ -237,6 +265,7 @@ class Task(Generic[P, R]):
 
     def _send(self, engine: Engine, message: Outgoing) -> TaskResult[R]:
         passage, result = self._leaving(engine, message)
+        engine.keep(passage.message)
         if (batch := Batch.of(engine)) is not None:
             batch.hold(passage, result)
             return result
@@ -251,6 +280,8 @@ class Task(Generic[P, R]):
 
     async def _asend(self, engine: Engine, message: Outgoing) -> TaskResult[R]:
         passage, result = self._leaving(engine, message)
+        if passage.message.kept is not None:
+            await asyncio.to_thread(engine.keep, passage.message)
         if (batch := Batch.of(engine)) is not None:
             batch.hold(passage, result)
             return result
@@ -293,9 +324,12 @@ class Task(Generic[P, R]):
 
     def message(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], call_id: str | None = None) -> Outgoing:
         """The message that carries a call: its arguments checked, its id new unless it is given."""
-        checked = self.plan.check(self.plan.bind(args, kwargs))
+        return self.carrying(self.plan.check(self.plan.bind(args, kwargs)), len(args), call_id)
+
+    def carrying(self, checked: Values, positional: int, call_id: str | None = None) -> Outgoing:
+        """The message of a call with these arguments, `positional` of them by position."""
         plain = self.plan.to_json(checked)
-        plain_args, plain_kwargs = self.plan.arrange(plain, len(args))
+        plain_args, plain_kwargs = self.plan.arrange(plain, positional)
         call_id = call_id or payload.new_call_id()
         how = self.delivery
         unique = self._unique(checked) if how.unique else None

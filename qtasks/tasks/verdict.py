@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from qtasks.errors import QTasksError
+from qtasks.errors import ArgumentsError, OutputError, QTasksError
 from qtasks.tasks import outcome
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.outcome import Outcome
@@ -52,6 +52,8 @@ class Verdict:
     over: ResultStatus = ResultStatus.CANCELLED
     value: str | None = None
     """The result as JSON."""
+    how: str = ""
+    """A word for how a call goes on that was put off."""
 
     @property
     def status(self) -> ResultStatus:
@@ -75,9 +77,14 @@ def cancelled(reason: str) -> Verdict:
     return Verdict(Kind.OVER, outcome.ended("cancelled", reason, CANCELLED), reason, True)
 
 
-def put_off(reason: str) -> Verdict:
-    """The call has been published again."""
-    return Verdict(Kind.PUT_OFF, outcome.ended("snoozed", reason, SNOOZED), reason, True)
+def put_off(reason: str, how: str) -> Verdict:
+    """The call has been published again; `how` is a word for that."""
+    return Verdict(Kind.PUT_OFF, outcome.ended(how, reason, SNOOZED), reason, True, how=how)
+
+
+def model_failed(kind: Kind, note: str, code: str) -> Verdict:
+    """A model was asked in vain, for good or for now. The broker knows: what it tells us of it has arrived."""
+    return Verdict(kind, outcome.ended("failed", note, code), note)
 
 
 def not_again(context: TaskContext, note: str, code: str) -> Verdict:
@@ -88,6 +95,12 @@ def not_again(context: TaskContext, note: str, code: str) -> Verdict:
 def failure(context: TaskContext, note: str, code: str) -> Verdict:
     """Another attempt may succeed, after the message's own backoff."""
     return _failed(context, outcome.failure(note, code), note)
+
+
+def of_call(context: TaskContext, error: QTasksError, note: str) -> Verdict:
+    """A call that cannot be run: never, where it is the call's own fault; else what is wrong may be mended."""
+    meant = not_again if isinstance(error, (ArgumentsError, OutputError)) else failure
+    return meant(context, note, error.code)
 
 
 def later(context: TaskContext, note: str, code: str, *, after_ms: int) -> Verdict:

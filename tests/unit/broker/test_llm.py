@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from qtasks.broker.llm import ECHO_MODEL, LanguageModel, completions_url
+from qtasks.broker import echo
+from qtasks.broker.llm import LanguageModel, completions_url
 from qtasks.broker.ports import Failure, Request
 from qtasks.protocol.messages import Response
 from tests.support.api import Service, header
@@ -39,7 +40,7 @@ async def test_the_echo_answers_and_says_what_it_is(service: Service) -> None:
     answered = await service.call("POST", "/llm/v1/chat/completions", json_body=ASKED)
     assert answered.status == 200
     answer = answered.json
-    assert (answer["object"], answer["model"]) == ("chat.completion", ECHO_MODEL)
+    assert (answer["object"], answer["model"]) == ("chat.completion", echo.MODEL)
     [choice] = answer["choices"]
     assert choice["message"] == {"role": "assistant", "content": ECHOED}
     assert choice["finish_reason"] == "stop"
@@ -133,7 +134,7 @@ async def test_a_server_that_is_down_is_a_502() -> None:
 
 async def test_a_message_to_a_model_that_is_gone_is_a_dead_letter() -> None:
     transport = ScriptedTransport()
-    gone = LanguageModel(None, transport, VirtualClock(), echo=False)
+    gone = LanguageModel(None, transport, VirtualClock(), has_echo=False)
     outcome = await gone.send(Request("http://llm.qtasks.internal/v1/chat/completions", "POST", (), b"{}", 1000))
     assert isinstance(outcome, Failure)
     assert outcome.final
