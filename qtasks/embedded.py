@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from qtasks.broker.events import Watcher
     from qtasks.broker.inprocess import App, AsgiTransport
     from qtasks.broker.server import Broker
+    from qtasks.broker.standin import StandIn
 
 T = TypeVar("T")
 
@@ -44,15 +45,24 @@ class Embedded:
 
     It starts on first use or with the application's lifespan, never on import. `drain_s` is how long a stop
     waits for tasks under way; what is not finished then runs again at the next start. `watch` is told of
-    every step of every message, after it is committed.
+    every step of every message, after it is committed. `llm` answers in place of all language models; see
+    `qtasks.testing.llm`.
 
     A second process on the same file gets StoreLocked, which names the first.
     """
 
-    def __init__(self, path: str | Path = "tasks.db", *, drain_s: float = 10.0, watch: Watcher | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path = "tasks.db",
+        *,
+        drain_s: float = 10.0,
+        watch: Watcher | None = None,
+        llm: StandIn | None = None,
+    ) -> None:
         self.path = str(path)
         self.drain_s = drain_s
         self.watch = watch
+        self.llm = llm
         self._guard = threading.Lock()
         self._running: _Running | None = None
 
@@ -119,6 +129,7 @@ class _Running:
         app_loop = loop or (self._app_thread.loop if self._app_thread else None)
         assert app_loop is not None
         self._path = home.path
+        self._model_keys = home.llm is None or home.llm.needs_key
         try:
             self._broker, self._transport, self._token, self._keys = self._broker_thread.call(
                 _open(home, app, app_loop), _START_S
@@ -141,6 +152,7 @@ class _Running:
             results=results,
             transport=carrier,
             async_transport=_InProcessAsync(carrier),
+            model_keys=self._model_keys,
         )
 
     @property
@@ -162,7 +174,7 @@ async def _open(
     home: Embedded, app: App, loop: asyncio.AbstractEventLoop
 ) -> tuple[Broker, AsgiTransport, str, SigningKeys]:
     try:
-        from qtasks.broker import ids
+        from qtasks.broker import ids, standin
         from qtasks.broker.clock import SystemRandom
         from qtasks.broker.destinations import Policy
         from qtasks.broker.inprocess import AsgiTransport
@@ -183,7 +195,11 @@ async def _open(
         llm_echo=True,
         drain_s=home.drain_s,
     ).with_model(os.environ.get(LLM_VARIABLE))
-    transport = AsgiTransport(ORIGIN, app, loop, HttpTransport(Policy("local")))
+    if home.llm is not None and settings.llm_url is None:
+        settings = settings.with_model(standin.ORIGIN)
+    network = HttpTransport(Policy("local"))
+    others = network if home.llm is None else standin.StandInTransport(home.llm, network)
+    transport = AsgiTransport(ORIGIN, app, loop, others)
     broker = await Broker.open(settings, transport=transport, random=random)
     if home.watch is not None:
         broker.watchers.add(home.watch)

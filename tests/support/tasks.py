@@ -79,7 +79,8 @@ async def request(
     headers: Mapping[str, str] | None = None,
     pieces: int = 1,
 ) -> Answer:
-    """One request over ASGI; `pieces` is in how many parts the body comes."""
+    """One request over ASGI; `path` may have a query, and `pieces` is in how many parts the body comes."""
+    path, _, query = path.partition("?")
     size = -(-len(body) // pieces) or 1
     parts = [body[start : start + size] for start in range(0, len(body), size)] or [b""]
     messages: list[dict[str, Any]] = [
@@ -101,7 +102,7 @@ async def request(
         "scheme": "http",
         "path": path,
         "raw_path": path.encode(),
-        "query_string": b"",
+        "query_string": query.encode(),
         "root_path": "",
         "headers": [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()],
         "client": ("127.0.0.1", 1),

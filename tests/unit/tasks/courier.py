@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import time
 from typing import Any
 
@@ -21,6 +22,7 @@ class Letter:
     """One published message."""
 
     def __init__(self, request: Request, message_id: str) -> None:
+        self.url = re.split(r"/v2/(?:publish|enqueue/[^/]+)/", request.url)[1]
         self.task = request.url.rsplit("/", 1)[-1]
         self.body = request.body
         self.headers = dict(request.headers)

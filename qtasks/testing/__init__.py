@@ -1,0 +1,1 @@
+"""Testing applications of tasks: nothing is imported before it is used."""

@@ -1,0 +1,195 @@
+"""Language models for tests: one that says what the test says, and one that repeats what a real one said.
+
+    model = fake_llm(Summary(title="t"), refused(429, "slow down", retry_after="1"))
+    tasks = QTasks(embedded=Embedded(":memory:", llm=model))
+
+Both answer on the broker's way out, in place of every provider: the tasks under test stay as they are, and need neither
+a key nor a port. Everything else is real, the request that the provider would have got included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
+
+from pydantic import TypeAdapter
+
+from qtasks.broker.ports import Failure, Request
+from qtasks.broker.standin import Ask
+from qtasks.protocol.messages import Headers, Response
+
+RECORD: Final = "QTASKS_RECORD_LLM"
+"""Set to 1, recordings that are missing are made."""
+
+_JSON: Final = (("Content-Type", "application/json"),)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that a model got."""
+
+    url: str
+    body: Mapping[str, Any]
+    """As the provider gets it."""
+    headers: Headers = field(default=(), repr=False)
+
+    @property
+    def model(self) -> str:
+        """The model that was asked for."""
+        return str(self.body.get("model"))
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation; Anthropic's system messages stand beside it, in `body`."""
+        return list(self.body.get("messages", ()))
+
+    @property
+    def text(self) -> str:
+        """What was said last."""
+        return str(self.messages[-1]["content"]) if self.messages else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A provider's refusal; made by `refused`."""
+
+    status: int
+    message: str
+    headers: Headers = ()
+
+
+def refused(status: int, message: str = "refused", **headers: str) -> Refused:
+    """An answer of a provider that will not: ``refused(429, "slow down", retry_after="2")``."""
+    return Refused(status, message, tuple((name.replace("_", "-").title(), value) for name, value in headers.items()))
+
+
+Reply = Any
+"""A text; anything that pydantic writes as JSON, such as a model; or what `refused` makes."""
+
+
+def fake_llm(*answers: Reply | Callable[[Asked], Reply | Awaitable[Reply]]) -> FakeModel:
+    """A model that gives these answers, in their order; or, where one function is given, what that returns for each.
+
+    It says whatever it is told to, fitting or not. Asked more often than it has answers, it fails the call and says so.
+    """
+    return FakeModel(*answers)
+
+
+def recorded_llm(path: str | Path, *, record: bool | None = None) -> RecordedModel:
+    """A model that repeats the answers in the file `path`, which real ones gave to the same requests.
+
+    With `record`, or `QTASKS_RECORD_LLM=1` where that is None, requests that are not in the file are made, and their
+    answers added to it; failures are not. The file holds what was asked and answered, and no keys. Without, such a
+    request fails its call, naming the file.
+    """
+    return RecordedModel(Path(path), record=os.environ.get(RECORD) == "1" if record is None else record)
+
+
+class FakeModel:
+    """See `fake_llm`. `asked` is what it was asked, in order."""
+
+    needs_key = False
+
+    def __init__(self, *answers: Any) -> None:
+        self.asked: list[Asked] = []
+        self._function = answers[0] if len(answers) == 1 and callable(answers[0]) else None
+        self._count = len(answers)
+        self._answers: Iterator[Reply] = iter(answers)
+
+    async def answer(self, request: Request, ask: Ask) -> Response | Failure:  # noqa: ARG002 - it asks nobody
+        """See `StandIn.answer`."""
+        asked = Asked(request.url, json.loads(request.body), request.headers)
+        self.asked.append(asked)
+        try:
+            reply = next(self._answers) if self._function is None else self._function(asked)
+            reply = await reply if inspect.isawaitable(reply) else reply
+        except StopIteration:
+            said = f"fake_llm has {self._count} answers, and was asked once more: {asked.text[:200]!r}"
+            return Failure("unsendable", said, final=True)
+        except Exception as error:
+            return Failure("unsendable", f"fake_llm: {type(error).__name__}: {error}", final=True)
+        if isinstance(reply, Refused):
+            body = json.dumps({"error": {"message": reply.message}}).encode()
+            return Response(status=reply.status, headers=(*_JSON, *reply.headers), body=body)
+        return Response(status=200, headers=_JSON, body=json.dumps(_completion(asked, reply)).encode())
+
+
+class RecordedModel:
+    """See `recorded_llm`."""
+
+    def __init__(self, path: Path, *, record: bool) -> None:
+        self.path = path
+        self.needs_key = record
+        self._record = record
+        self._entries: list[dict[str, Any]] | None = None
+        self._played: dict[str, int] = {}
+
+    async def answer(self, request: Request, ask: Ask) -> Response | Failure:
+        """See `StandIn.answer`. The same request a second time gets its second answer, if it has one."""
+        # Not the host: the broker's own model is the same wherever it runs.
+        asked = {"path": urlsplit(request.url).path, "body": json.loads(request.body)}
+        key = _key(asked)
+        found = [entry for entry in self._loaded() if _key(entry["request"]) == key]
+        number = self._played.get(key, 0)
+        self._played[key] = number + 1
+        if number >= len(found) and self._record:
+            return await self._recorded(request, asked, ask)
+        if not found:
+            return Failure("unsendable", self._missing(Asked(request.url, asked["body"])), final=True)
+        answer = found[min(number, len(found) - 1)]["response"]
+        return Response(status=answer["status"], headers=_JSON, body=json.dumps(answer["body"]).encode())
+
+    async def _recorded(self, request: Request, asked: dict[str, Any], ask: Ask) -> Response | Failure:
+        answer = await ask(request)
+        if isinstance(answer, Response) and 200 <= answer.status < 300:
+            self._loaded().append(
+                {"request": asked, "response": {"status": answer.status, "body": json.loads(answer.body)}}
+            )
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            written = self.path.with_name(f"{self.path.name}.new")
+            written.write_text(json.dumps(self._loaded(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            written.replace(self.path)
+        return answer
+
+    def _loaded(self) -> list[dict[str, Any]]:
+        if self._entries is None:
+            exists = self.path.exists()
+            self._entries = json.loads(self.path.read_text(encoding="utf-8")) if exists else []
+        return cast("list[dict[str, Any]]", self._entries)
+
+    def _missing(self, asked: Asked) -> str:
+        return (
+            f"{self.path} has no recording of this request to {asked.model}: {asked.text[:200]!r}; "
+            f"run once with {RECORD}=1 and the provider's key to make one"
+        )
+
+
+def _completion(asked: Asked, reply: Reply) -> dict[str, Any]:
+    """An answer in the form of the provider that was asked."""
+    text = reply if isinstance(reply, str) else TypeAdapter(type(reply)).dump_json(reply).decode()
+    words_in, words_out = len(json.dumps(asked.messages).split()), len(text.split())
+    if asked.url.endswith("/v1/messages"):
+        block: dict[str, Any] = {"type": "text", "text": text}
+        if (tools := asked.body.get("tools")) and not isinstance(reply, str):
+            block = {"type": "tool_use", "id": "toolu_fake", "name": tools[0]["name"], "input": json.loads(text)}
+        usage = {"input_tokens": words_in, "output_tokens": words_out}
+        return {"model": asked.model, "content": [block], "stop_reason": "end_turn", "usage": usage}
+    return {
+        "id": "chatcmpl-fake",
+        "object": "chat.completion",
+        "created": 0,
+        "model": asked.model,
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": words_in, "completion_tokens": words_out, "total_tokens": words_in + words_out},
+    }
+
+
+def _key(request: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()

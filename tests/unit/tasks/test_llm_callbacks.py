@@ -1,0 +1,723 @@
+"""What becomes of a call when the broker tells of its model: answers, repairs, refusals, and whatever is not true."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from fastapi import Depends
+from pydantic import BaseModel
+
+from qtasks import NonRetryable, Snooze, TaskContext, TaskEvent, chain, injected
+from qtasks.broker.ports import Failure
+from qtasks.errors import OutputError, ProviderError, TaskExpired, TaskFailed
+from qtasks.llm import ChatMessage, Usage, anthropic, openai, user
+from qtasks.protocol.messages import Response
+from qtasks.qstash.transport import Request
+from qtasks.tasks import sending
+from qtasks.tasks.llm import question, ticket
+from qtasks.tasks.llm.task import LlmTask
+from tests.support.tasks import BASE_URL, application, envelope
+from tests.unit.tasks.asking import Desk, openai_says, refuses
+from tests.unit.tasks.courier import Courier, Letter, said
+
+pytestmark = pytest.mark.anyio
+
+KEY = "sk-of-the-tests"
+GOOD = '{"title": "a title", "points": ["one"]}'
+
+
+class Summary(BaseModel):
+    title: str
+    points: list[str] = []
+
+
+FITS = Summary(title="a title", points=["one"])
+
+
+class Kept:
+    """What the completion and the hooks were told."""
+
+    def __init__(self) -> None:
+        self.completed: list[tuple[Any, ...]] = []
+        self.failed: list[TaskEvent] = []
+        self.retried: list[TaskEvent] = []
+        self.succeeded: list[TaskEvent] = []
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def courier(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Courier]:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    made = Courier(results="memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/r.db")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def desk(courier: Courier) -> Desk:
+    return Desk(courier)
+
+
+@pytest.fixture
+def kept() -> Kept:
+    return Kept()
+
+
+@pytest.fixture
+def summarise(courier: Courier, kept: Kept) -> LlmTask[..., Summary]:
+    @courier.tasks.llm(provider=openai(), model="gpt", output=Summary, key="openai", parallelism=5)
+    def summarise(text: str, times: int = 2) -> list[ChatMessage]:
+        return [user(f"Summarise: {text}")]
+
+    @summarise.on_completion
+    async def store(summary: Summary, text: str, times: int, *, usage: Usage = injected) -> None:
+        kept.completed.append((summary, text, times, usage))
+
+    summarise.on_failure(kept.failed.append)
+    summarise.on_retry(kept.retried.append)
+    summarise.on_success(kept.succeeded.append)
+    return summarise
+
+
+# --- answers
+
+
+async def test_the_completion_gets_the_output_and_the_arguments(
+    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept
+) -> None:
+    result = summarise.delay("abc")
+    answer = await desk.answered(openai_says(GOOD))
+    assert (answer.status, answer.json) == (200, {"title": "a title", "points": ["one"]})
+    assert kept.completed == [(FITS, "abc", 2, Usage("gpt", 10, 5))]
+    assert await result.aget(timeout=1) == FITS
+    [event] = kept.succeeded
+    assert event.value == FITS
+
+
+async def test_without_a_completion_there_is_a_result(desk: Desk) -> None:
+    @desk.courier.tasks.llm(model="any")
+    def say(text: str) -> list[ChatMessage]:
+        return [user(text)]
+
+    result = say.delay("abc")
+    await desk.answered(openai_says("hello"))
+    assert await result.aget(timeout=1) == "hello"
+
+
+async def test_anthropic_answers_by_its_tool(desk: Desk) -> None:
+    @desk.courier.tasks.llm(provider=anthropic(), model="claude", output=Summary)
+    def summarise(text: str) -> list[ChatMessage]:
+        return [user(text)]
+
+    usages: list[Usage] = []
+
+    @summarise.on_completion
+    def store(summary: Summary, usage: Usage) -> None:
+        usages.append(usage)
+
+    result = summarise.delay("abc")
+    tool = {"type": "tool_use", "id": "toolu_1", "name": "Summary", "input": json.loads(GOOD)}
+    await desk.answered(claude_says({"type": "text", "text": "Here it is."}, tool))
+    assert await result.aget(timeout=1) == FITS
+    assert usages == [Usage("claude-3", 7, 3)]
+
+
+def claude_says(*blocks: dict[str, Any], stop: str = "tool_use") -> Response:
+    document = {
+        "model": "claude-3",
+        "content": blocks,
+        "stop_reason": stop,
+        "usage": {"input_tokens": 7, "output_tokens": 3},
+    }
+    return Response(status=200, body=json.dumps(document).encode())
+
+
+async def test_a_completion_is_retried_like_a_task(
+    desk: Desk, summarise: LlmTask[..., Summary], courier: Courier
+) -> None:
+    @courier.tasks.llm(model="any")
+    def say(text: str) -> list[ChatMessage]:
+        return [user(text)]
+
+    attempts: list[int] = []
+
+    @say.on_completion(retries=1)
+    def store(text: str, ctx: TaskContext = injected) -> None:
+        attempts.append(ctx.attempt)
+        if ctx.attempt == 1:
+            raise OSError("the database is away")
+
+    result = say.delay("abc")
+    told = desk.told(desk.question(), openai_says("hello"))
+    assert told.callback.max_retries == 1
+    assert (await desk.deliver(told.callback)).status == 500
+    assert result.status == "retrying"
+    assert (await desk.deliver(told.callback, retried=1)).status == 200
+    assert attempts == [1, 2]
+    assert await result.aget(timeout=1) == "hello"
+
+
+async def test_a_completion_that_gives_up_fails_the_call(desk: Desk, courier: Courier) -> None:
+    @courier.tasks.llm(model="any")
+    def say(text: str) -> list[ChatMessage]:
+        return [user(text)]
+
+    events: list[TaskEvent] = []
+    say.on_failure(events.append)
+
+    @say.on_completion
+    def store(text: str) -> None:
+        raise NonRetryable(f"no place for {text}")
+
+    result = say.delay("abc")
+    answer = await desk.answered(openai_says("hello"))
+    assert answer.status == 489
+    with pytest.raises(TaskFailed, match="no place for hello"):
+        await result.aget(timeout=1)
+    assert [str(event.error) for event in events] == ["no place for hello"]
+
+
+def opened() -> Iterator[str]:
+    yield "a session"
+
+
+async def test_a_completion_may_depend_on_things_and_defaults_are_filled_in(desk: Desk, courier: Courier) -> None:
+    @courier.tasks.llm(model="any")
+    def say(text: str, tone: str = "kind") -> list[ChatMessage]:
+        return [user(text)]
+
+    seen: list[tuple[str, ...]] = []
+
+    @say.on_completion
+    def store(
+        answer: str, tone: str, *, db: Annotated[str, Depends(opened)], ctx: TaskContext = injected, extra: str = "none"
+    ) -> None:
+        seen.append((answer, tone, db, ctx.task, extra))
+
+    say.delay("abc")
+    await desk.answered(openai_says("hello"))
+    assert seen == [("hello", "kind", "a session", "say", "none")]
+
+
+async def test_a_snoozed_completion_comes_back_with_its_answer(desk: Desk, courier: Courier) -> None:
+    @courier.tasks.llm(model="any")
+    def say(text: str) -> list[ChatMessage]:
+        return [user(text)]
+
+    seen: list[tuple[str, str, int]] = []
+
+    @say.on_completion
+    def store(answer: str, text: str, ctx: TaskContext = injected) -> None:
+        seen.append((answer, text, ctx.snoozed))
+        if ctx.snoozed < 1:
+            raise Snooze("1h")
+
+    result = say.delay("abc")
+    first = desk.question()
+    answer = await desk.deliver(desk.told(first, openai_says("hello")).callback)
+    assert (answer.status, answer.json["code"]) == (200, "QT414")
+    assert result.status == "queued"
+    again = courier.take()
+    assert again.options.delay_ms == 3_600_000
+    callback = desk.told(first, openai_says("hello")).callback
+    message = replace(callback, url=again.url, headers=again.options.forward, body=again.body, id=again.message_id)
+    assert (await desk.deliver(message)).status == 200
+    assert seen == [("hello", "abc", 0), ("hello", "abc", 1)]
+    assert await result.aget(timeout=1) == "hello"
+
+
+async def test_a_deduplicated_call_has_the_result_of_the_first(desk: Desk, summarise: LlmTask[..., Summary]) -> None:
+    """Its handle knows the message that was sent, not the callback that brought the answer."""
+    first = summarise.delay("abc")
+    assert first.message_id is not None
+    await desk.answered(openai_says(GOOD))
+    assert await summarise.result(first.message_id).aget(timeout=1) == FITS
+
+
+async def test_a_duplicate_of_a_callback_runs_nothing(desk: Desk, summarise: LlmTask[..., Summary], kept: Kept) -> None:
+    summarise.delay("abc")
+    letter = desk.question()
+    callback = desk.told(letter, openai_says(GOOD)).callback
+    first, second = [await desk.deliver(callback) for _ in range(2)]
+    third = await desk.deliver(desk.told(letter, openai_says(GOOD)).callback)  # the broker tells again
+    assert first.json == second.json == third.json == {"title": "a title", "points": ["one"]}
+    assert second.headers["qtasks-duplicate"] == "true"
+    assert len(kept.completed) == 1
+
+
+async def test_a_late_answer_to_an_expired_call_runs_nothing(
+    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept
+) -> None:
+    result = summarise.using(expires="1m").delay("abc")
+    letter = desk.question()
+    desk.courier.now_s += 61
+    answer = await desk.deliver(desk.told(letter, openai_says(GOOD)).callback)
+    assert (answer.status, "expired" in answer.json) == (200, True)
+    assert kept.completed == []
+    with pytest.raises(TaskExpired):
+        await result.aget(timeout=1)
+
+
+async def test_large_arguments_come_back_from_the_result_backend(
+    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept, courier: Courier
+) -> None:
+    summarise.delay("x" * 10_000)
+    callback = desk.told(desk.question(), openai_says(GOOD)).callback
+    assert (await desk.deliver(callback)).status == 200
+    assert kept.completed[0][1] == "x" * 10_000
+    digest = ticket.read(callback.url.partition("?")[2]).digest
+    record = courier.tasks.engine.results().read(question.key_of(digest))
+    assert record is not None
+    assert (record.status, record.value) == ("succeeded", None)  # it is kept no longer than it is needed
+
+
+async def test_arguments_that_are_kept_no_more_fail_the_call_and_say_so(
+    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept
+) -> None:
+    result = summarise.delay("abc")
+    callback = desk.told(desk.question(), openai_says(GOOD)).callback
+    for retried in range(4):
+        answer = await desk.deliver(callback, headers={}, retried=retried)
+        assert (answer.status, answer.json["code"]) == (500, "QT424")
+    with pytest.raises(TaskFailed, match="neither in the header nor kept"):
+        await result.aget(timeout=1)
+    assert len(kept.failed) == 1
+    assert kept.completed == []
+
+
+async def test_a_call_may_come_with_a_flow(desk: Desk, courier: Courier) -> None:
+    @courier.tasks.llm(model="any", key="k", parallelism=1)
+    def say(text: str) -> list[ChatMessage]:
+        return [user(text)]
+
+    @courier.tasks.task
+    def shout(text: str) -> str:
+        return text.upper()
+
+    flow = chain(shout.s("hello"), say.s(), shout.s()).delay()
+    await courier.deliver()
+    plain = courier.take()
+    assert plain.options.flow_control is None  # the limits are for the request
+    for _ in range(2):  # delivered twice, it asks once
+        answer = await courier.deliver(plain)
+    assert (answer.status, said(answer)["asked"]) == (200, "its language model is asked")
+    first, second = courier.letters
+    courier.letters.clear()
+    assert first.options.deduplication_id == second.options.deduplication_id
+    assert json.loads(first.body)["messages"] == [{"role": "user", "content": "HELLO"}]
+    assert first.options.flow_control is not None
+    await desk.deliver(desk.told(first, openai_says("an answer")).callback)
+    await courier.deliver()
+    assert await flow.aget(timeout=1) == "AN ANSWER"
+
+
+async def test_a_failed_model_ends_a_flow(desk: Desk, courier: Courier, summarise: LlmTask[..., Summary]) -> None:
+    @courier.tasks.task
+    def after(summary: Summary) -> None: ...
+
+    flow = chain(summarise.s("abc"), after.s()).delay()
+    told = desk.told(desk.question(), refuses(500), last=True)
+    assert told.failure is not None
+    await desk.deliver(told.failure)
+    with pytest.raises(TaskFailed, match="before it ended on attempt 1: ProviderError: OpenAI answered 500"):
+        await flow.aget(timeout=1)
+
+
+async def test_a_key_that_is_missing_where_the_call_goes_on_is_waited_for(
+    desk: Desk, courier: Courier, summarise: LlmTask[..., Summary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    dispatcher = courier.tasks.engine.dispatcher()
+    letter_body = envelope("abc")
+
+    letter = Letter(Request("POST", "/v2/publish/https://app.example.com/qtasks/summarise", (), letter_body), "m")
+    answer = await dispatcher.answer(courier.delivery(letter))
+    assert answer.status == 500
+    assert "OPENAI_API_KEY is not set" in said(answer)["error"]
+
+
+# --- repairs
+
+
+async def test_an_answer_that_does_not_fit_is_asked_for_once_more(
+    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept, courier: Courier
+) -> None:
+    result = summarise.using(label="mine").delay("abc")
+    first = desk.question()
+    answer = await desk.deliver(desk.told(first, openai_says('{"points": "none"}')).callback)
+    assert (answer.status, "title: Field required" in answer.json["repaired"]) == (200, True)
+    assert result.status == "queued"
+    second = desk.question()
+    assert second.url == first.url
+    assert second.options.forward == (("Authorization", f"Bearer {KEY}"),)
+    assert (second.options.labels, second.options.flow_control) == (("mine",), first.options.flow_control)
+    asked = json.loads(second.body)
+    assert asked["messages"][:2] == [
+        {"role": "user", "content": "Summarise: abc"},
+        {"role": "assistant", "content": '{"points": "none"}'},
+    ]
+    complaint = asked["messages"][2]["content"]
+    assert "title: Field required; points: Input should be a valid array" in complaint
+    assert '"title"' in complaint  # the schema
+    assert {**asked, "messages": []} == {**json.loads(first.body), "messages": []}
+    await desk.deliver(desk.told(second, openai_says(GOOD)).callback)
+    assert kept.completed == [(FITS, "abc", 2, Usage("gpt", 20, 10, requests=2))]
+    assert await result.aget(timeout=1) == FITS
+    assert first.message_id != second.message_id
+    assert await summarise.result(first.message_id).aget(timeout=1) == FITS
+
+
+async def test_a_second_one_that_does_not_fit_fails_the_call(
+    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept
+) -> None:
+    result = summarise.delay("abc")
+    await desk.answered(openai_says("Sorry, what?"))
+    answer = await desk.answered(openai_says("Still no JSON"))
+    assert (answer.status, answer.json["code"]) == (489, "QT421")
+    assert answer.headers["upstash-nonretryable-error"] == "true"
+    [event] = kept.failed
+    assert isinstance(event.error, OutputError)
+    assert event.error.text == "Still no JSON"
+    assert event.arguments == {"text": "abc", "times": 2}
+    with pytest.raises(TaskFailed, match="the answer does not fit Summary: Invalid JSON"):
+        await result.aget(timeout=1)
+    assert kept.completed == []
+    assert desk.courier.letters == []
+
+
+async def test_a_repair_is_asked_for_once_however_often_its_callback_comes(
+    desk: Desk, summarise: LlmTask[..., Summary]
+) -> None:
+    summarise.delay("abc")
+    letter = desk.question()
+    for _ in range(2):
+        await desk.deliver(desk.told(letter, openai_says("no")).callback)
+    first, second = desk.courier.letters
+    assert first.options.deduplication_id == second.options.deduplication_id is not None
+
+
+async def test_anthropic_is_told_of_a_mistake_as_the_result_of_its_tool(desk: Desk) -> None:
+    @desk.courier.tasks.llm(provider=anthropic(), model="claude", output=Summary)
+    def summarise(text: str) -> list[ChatMessage]:
+        return [user(text)]
+
+    summarise.delay("abc")
+    tool = {"type": "tool_use", "id": "toolu_1", "name": "Summary", "input": {}}
+    await desk.answered(claude_says(tool))
+    messages = json.loads(desk.question().body)["messages"]
+    assert messages[1] == {"role": "assistant", "content": [tool]}
+    [block] = messages[2]["content"]
+    assert (block["type"], block["tool_use_id"], block["is_error"]) == ("tool_result", "toolu_1", True)
+    assert "title: Field required" in block["content"]
+    summarise.delay("abc")
+    await desk.answered(claude_says({"type": "text", "text": "Well..."}, stop="end_turn"))
+    assert "Invalid JSON" in json.loads(desk.question().body)["messages"][2]["content"]
+
+
+@pytest.mark.parametrize("text", [f"```json\n{GOOD}\n```", f"```\n{GOOD}\n```\n", f"  {GOOD}\n"])
+async def test_json_in_a_fence_is_json(desk: Desk, summarise: LlmTask[..., Summary], text: str) -> None:
+    result = summarise.delay("abc")
+    await desk.answered(openai_says(text))
+    assert await result.aget(timeout=1) == FITS
+
+
+async def test_an_answer_that_was_cut_off_says_so(
+    desk: Desk, summarise: LlmTask[..., Summary], caplog: pytest.LogCaptureFixture, courier: Courier
+) -> None:
+    summarise.delay("abc")
+    answer = await desk.answered(openai_says('{"title": "a', finish="length"))
+    assert "it was cut off at max_tokens" in answer.json["repaired"]
+    desk.question()
+
+    @courier.tasks.llm(model="any")
+    def say(text: str) -> list[ChatMessage]:
+        return [user(text)]
+
+    result = say.delay("abc")
+    await desk.answered(openai_says("Once upon", finish="length"))
+    assert await result.aget(timeout=1) == "Once upon"
+    assert "the answer to say was cut off at max_tokens" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "reason"),
+    [
+        (openai_says(None, refusal="I must not."), "QT422", "the model refuses to answer: I must not."),
+        (openai_says(None), "QT425", "no chat completion with text"),
+        (Response(status=200, body=b"<html>"), "QT425", "no chat completion with text"),
+        (Response(status=200, body=b"{}"), "QT425", "no chat completion with text: KeyError: 'choices'"),
+        (Response(status=200, body=b'{"choices": []}'), "QT425", "IndexError"),
+        (Response(status=200, body=b'{"choices": [{"message": "x"}]}'), "QT425", "AttributeError"),
+        (Response(status=204, body=b""), "QT425", "no chat completion"),
+    ],
+)
+async def test_what_cannot_be_repaired_fails_at_once(
+    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept, answer: Response, code: str, reason: str
+) -> None:
+    result = summarise.delay("abc")
+    told = await desk.answered(answer)
+    assert (told.status, told.json["code"]) == (489, code)
+    with pytest.raises(TaskFailed, match=reason.replace("'", ".")):
+        await result.aget(timeout=1)
+    assert len(kept.failed) == 1
+    assert desk.courier.letters == []
+
+
+async def test_a_refusal_of_anthropic_is_one(desk: Desk) -> None:
+    @desk.courier.tasks.llm(provider=anthropic(), model="claude")
+    def say(text: str) -> list[ChatMessage]:
+        return [user(text)]
+
+    say.delay("abc")
+    assert (await desk.answered(claude_says(stop="refusal"))).json["code"] == "QT422"
+
+
+async def test_a_repair_that_cannot_be_sent_is_tried_again(
+    desk: Desk, summarise: LlmTask[..., Summary], monkeypatch: pytest.MonkeyPatch, courier: Courier
+) -> None:
+    summarise.delay("abc")
+    callback = desk.told(desk.question(), openai_says("no")).callback
+    monkeypatch.delenv("OPENAI_API_KEY")
+    answer = await desk.deliver(callback)
+    assert (answer.status, answer.json["code"]) == (500, "QT210")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    dispatcher = courier.tasks.engine.dispatcher()
+    sends, dispatcher._attempts._republish = dispatcher._attempts._republish, None
+    answer = await desk.deliver(callback, retried=1)
+    assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+    dispatcher._attempts._republish = sends
+    assert (await desk.deliver(callback, retried=2)).status == 200
+    desk.question()
+
+
+# --- providers that refuse
+
+
+async def test_a_refused_attempt_is_a_retry_and_the_last_one_a_failure(
+    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = summarise.delay("abc")
+    letter = desk.question()
+    told = desk.told(letter, refuses(429, f"slow down, {KEY}"))
+    assert (await desk.deliver(told.callback)).status == 200
+    assert result.status == "retrying"
+    [event] = kept.retried
+    assert (event.context.attempt, event.reason) == (1, "ProviderError: OpenAI answered 429: slow down, ***")
+    last = desk.told(letter, refuses(400, "bad schema"), retried=3, last=True)
+    assert last.failure is not None
+    assert (await desk.deliver(last.callback)).status == 200  # the failure callback says the same
+    assert kept.failed == []
+    for _ in range(2):
+        assert (await desk.deliver(last.failure)).status == 200
+    [event] = kept.failed
+    assert isinstance(event.error, ProviderError)
+    assert (event.error.status, event.error.detail) == (400, "bad schema")
+    assert (event.context.attempt, event.arguments) == (4, {"text": "abc", "times": 2})
+    with pytest.raises(TaskFailed, match="failed on attempt 4: ProviderError: OpenAI answered 400: bad schema"):
+        await result.aget(timeout=1)
+    assert kept.completed == []
+    assert KEY not in caplog.text
+
+
+async def test_callbacks_that_overtake_each_other_change_nothing(
+    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept
+) -> None:
+    result = summarise.delay("abc")
+    letter = desk.question()
+    early = desk.told(letter, refuses(500)).callback
+    last = desk.told(letter, refuses(500), retried=3, last=True)
+    assert last.failure is not None
+    await desk.deliver(last.failure)
+    for late in (early, last.callback):
+        assert (await desk.deliver(late)).status == 200
+    assert (result.status, len(kept.failed), len(kept.retried)) == ("failed", 1, 0)
+
+
+async def test_a_provider_that_cannot_be_reached_is_named(desk: Desk, summarise: LlmTask[..., Summary]) -> None:
+    result = summarise.delay("abc")
+    told = desk.told(desk.question(), Failure("dns", "no such host", final=True), last=True)
+    assert told.failure is not None
+    await desk.deliver(told.failure)
+    with pytest.raises(TaskFailed, match="ProviderError: OpenAI could not be asked: no such host"):
+        await result.aget(timeout=1)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'{"error": "model not found"}', "model not found"),
+        (b'{"detail": "x"}', '{"detail": "x"}'),
+        (b"Bad gateway", "Bad gateway"),
+        (b"\xff", "�"),
+        (b"[1]", "[1]"),
+    ],
+)
+async def test_a_providers_words_are_found_in_whatever_it_says(
+    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept, body: bytes, words: str
+) -> None:
+    summarise.delay("abc")
+    await desk.answered(Response(status=502, body=body))
+    assert kept.retried[0].reason == f"ProviderError: OpenAI answered 502: {words}"
+
+
+async def test_a_dead_letter_that_is_sent_again_succeeds_after_all(
+    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept
+) -> None:
+    result = summarise.delay("x" * 10_000)  # what was kept for it is still there
+    letter = desk.question()
+    told = desk.told(letter, refuses(500), last=True)
+    assert told.failure is not None
+    await desk.deliver(told.failure)
+    assert result.status == "failed"
+    await desk.deliver(desk.told(letter, openai_says(GOOD)).callback)
+    assert await result.aget(timeout=1) == FITS
+    assert len(kept.completed) == 1
+
+
+# --- what is not true
+
+
+async def test_a_header_that_the_url_does_not_vouch_for_is_refused(
+    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = summarise.delay("abc")
+    callback = desk.told(desk.question(), openai_says(GOOD)).callback
+    other = base64.urlsafe_b64encode(
+        json.dumps({"v": 1, "id": result.id, "args": ["evil"], "kwargs": {}}).encode()
+    ).decode()
+    true = dict(callback.headers)["Qtasks-Call"]
+    for forged in (other, true[:-2], true + " ", true.upper(), "\xff"):
+        with caplog.at_level(logging.WARNING):
+            answer = await desk.deliver(callback, headers={"Qtasks-Call": forged})
+        assert (answer.status, answer.error) == (401, "invalid signature")
+    assert "QT426" in caplog.text
+    assert (kept.completed, result.status) == ([], "queued")
+    assert (await desk.deliver(callback)).status == 200
+
+
+async def test_a_url_or_a_body_that_was_changed_is_refused(
+    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept
+) -> None:
+    summarise.delay("abc")
+    letter = desk.question()
+    callback = desk.told(letter, openai_says(GOOD)).callback
+    changed = [
+        replace(callback, url=callback.url + "&failed=1"),
+        replace(callback, url=callback.url.replace("call=", "call=x")),
+        replace(callback, url=callback.url.partition("?")[0]),
+        replace(callback, body=callback.body.replace(b'"status":200', b'"status":500')),
+    ]
+    for one in changed:
+        assert (await desk.deliver(one, signed=callback)).status == 401
+    assert kept.completed == []
+
+
+async def test_a_signature_for_one_call_is_no_good_for_another(
+    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept
+) -> None:
+    callbacks = []
+    for text in ("first", "second"):
+        summarise.delay(text)
+        callbacks.append(desk.told(desk.question(), openai_says(GOOD)).callback)
+    first, second = callbacks
+    mixed = replace(first, headers=second.headers)
+    assert (await desk.deliver(mixed)).status == 401
+    assert kept.completed == []
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("x=1", "not one that a call to a language model has"),
+        ("call=a&sha256=" + "0" * 63, "not one that"),
+        ("call=a&sha256=" + "0" * 64 + "&failed=2", "not one that"),
+        ("sha256=" + "0" * 64 + "&call=a", "not one that"),
+        ("call=%61&sha256=" + "0" * 64, "not one that"),
+    ],
+)
+async def test_a_signed_query_of_another_kind_is_a_dead_letter_that_says_so(
+    desk: Desk, summarise: LlmTask[..., Summary], query: str, reason: str
+) -> None:
+    summarise.delay("abc")
+    callback = desk.told(desk.question(), openai_says(GOOD)).callback
+    answer = await desk.deliver(replace(callback, url=f"{callback.url.partition('?')[0]}?{query}"))
+    assert answer.status == 489
+    assert reason in answer.error
+
+
+async def test_a_task_without_a_model_has_no_callbacks(
+    desk: Desk, summarise: LlmTask[..., Summary], courier: Courier
+) -> None:
+    @courier.tasks.task
+    def plain(n: int) -> None: ...
+
+    summarise.delay("abc")
+    callback = desk.told(desk.question(), openai_says(GOOD)).callback
+    answer = await desk.deliver(replace(callback, url=callback.url.replace("/summarise", "/plain")))
+    assert (answer.status, answer.error) == (489, "PayloadError: plain asks no language model, so its URL has no query")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"status": "200"}',
+        b'{"status": 200, "retried": 0, "maxRetries": 3, "sourceMessageId": "m", "body": "%%"}',
+        b'{"status": 200, "retried": 0, "maxRetries": 3, "sourceMessageId": 1, "body": ""}',
+        b'{"status": 200, "retried": "0", "maxRetries": 3, "sourceMessageId": "m", "body": ""}',
+        b'{"status": 200, "retried": 0, "maxRetries": 3, "sourceMessageId": "", "body": ""}',
+    ],
+)
+async def test_a_body_that_is_no_callback_is_a_dead_letter_that_says_so(
+    desk: Desk, summarise: LlmTask[..., Summary], body: bytes
+) -> None:
+    summarise.delay("abc")
+    callback = desk.told(desk.question(), openai_says(GOOD)).callback
+    answer = await desk.deliver(replace(callback, body=body))
+    assert (answer.status, answer.json["code"]) == (489, "QT427")
+
+
+async def test_a_header_of_another_call_is_noticed_though_its_hash_is_right(
+    desk: Desk, summarise: LlmTask[..., Summary]
+) -> None:
+    """Only who may publish can make such a URL; the two have to agree all the same."""
+    summarise.delay("abc")
+    callback = desk.told(desk.question(), openai_says(GOOD)).callback
+    found = ticket.read(callback.url.partition("?")[2])
+    url = f"{callback.url.partition('?')[0]}?{replace(found, call_id='call_other').query()}"
+    answer = await desk.deliver(replace(callback, url=url))
+    assert (answer.status, answer.error) == (489, "PayloadError: the URL and the header are of two calls")
+
+
+async def test_without_a_result_backend_completions_run_all_the_same(kept: Kept) -> None:
+
+    home = Courier()
+    home.tasks = application(results=None)
+    home.tasks.engine.now_s = lambda: home.now_s
+    desk = Desk(home)
+
+    @home.tasks.llm(model="any", output=Summary)
+    def summarise(text: str) -> list[ChatMessage]:
+        return [user(text)]
+
+    @summarise.on_completion
+    def store(summary: Summary) -> None:
+        kept.completed.append((summary,))
+
+    call = sending.call(summarise.message(("abc",), {}), BASE_URL, None)
+    letter = Letter(Request("POST", call.path, call.headers, call.body), "msg_1")
+    with home.tasks:
+        answer = await desk.deliver(desk.told(letter, openai_says(GOOD)).callback)
+        refused = desk.told(letter, refuses(500)).callback
+        assert (await desk.deliver(refused)).status == 200
+    assert answer.status == 200
+    assert kept.completed == [(FITS,)]
