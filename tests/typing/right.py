@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, assert_type
 
 from fastapi import Depends
+from pydantic import BaseModel
 
 from qtasks import (
     Progress,
@@ -19,6 +20,7 @@ from qtasks import (
     injected,
     task,
 )
+from qtasks.llm import ChatMessage, Usage, anthropic, openai, user
 from qtasks.tasks.flow import Chain
 from qtasks.tasks.task import AsyncTask, SyncTask, Task
 
@@ -120,3 +122,49 @@ def kinds(one: SyncTask[[int], str], two: AsyncTask[[int], str]) -> None:
     assert_type(one(1), str)
     assert_type(one.delay(1), TaskResult[str])
     assert_type(two.delay(1), TaskResult[str])
+
+
+class Summary(BaseModel):
+    title: str
+
+
+@tasks.llm(provider=openai(), model="gpt-4o-mini", output=Summary, key="openai", parallelism=5, temperature=0.2)
+def summarise(text: str, words: int = 100) -> list[ChatMessage]:
+    return [user(f"Summarise in {words} words: {text}")]
+
+
+@summarise.on_completion
+async def store(
+    summary: Summary,
+    text: str,
+    *,
+    usage: Usage = injected,
+    ctx: TaskContext = injected,
+    db: Annotated[str, Depends(get_db)] = "",
+) -> None:
+    assert_type(usage.total_tokens, int)
+
+
+@router.llm(model="any", provider=anthropic(), max_tokens=100)
+def say(text: str) -> list[ChatMessage]:
+    return [user(text)]
+
+
+@say.on_completion(retries=5, timeout="10s")
+def said(answer: str, text: str) -> int:
+    return len(answer)
+
+
+def language_models() -> None:
+    takes_any(summarise)
+    assert_type(summarise.delay("abc", words=5), TaskResult[Summary])
+    assert_type(summarise.delay("abc").get().title, str)
+    assert_type(summarise.using(model="gpt-4o", temperature=0, delay="1m").delay("abc"), TaskResult[Summary])
+    assert_type(summarise.map(["a", "b"]), list[TaskResult[Summary]])
+    assert_type(say.delay("abc").get(), str)
+    assert_type(said("a", "b"), int)
+    assert_type(chain(say.s("a"), summarise.s()), Chain)
+
+
+async def language_models_in_async_code() -> None:
+    assert_type(await (await summarise.adelay("abc")), Summary)

@@ -1,6 +1,7 @@
 """Calls that are wrong: both checkers must report exactly the lines marked with `# wrong`."""
 
 from qtasks import QTasks, TaskContext, TaskResult, injected, task
+from qtasks.llm import ChatMessage, openai, user
 
 tasks = QTasks()
 
@@ -58,3 +59,47 @@ def two() -> None: ...
 
 QTasks(tokn="x")  # wrong
 QTasks(threads="x")  # wrong
+
+
+class Summary:
+    title: str
+
+
+@tasks.llm(provider=openai(), model="gpt", output=Summary)
+def summarise(text: str) -> list[ChatMessage]:
+    return [user(text)]
+
+
+@summarise.on_completion  # wrong
+def store(summary: str, text: str) -> None: ...
+
+
+@tasks.llm(model="gpt")
+def say(text: str) -> list[ChatMessage]:
+    return [user(text)]
+
+
+@say.on_completion(retries=1)  # wrong
+def said(answer: int) -> None: ...
+
+
+summarise.delay(1)  # wrong
+summarise.delay("abc", "def")  # wrong
+summarise.using(temperature="hot")  # wrong
+summarise.using(temprature=1)  # wrong
+summary: str = summarise.delay("abc").get()  # wrong
+answer: Summary = say.delay("abc").get()  # wrong
+
+
+@tasks.llm(provider=openai(), model="gpt", output=Summary)  # wrong
+def no_messages(text: str) -> str:
+    return text
+
+
+@tasks.llm(provider="openai", model="gpt")  # wrong
+def no_provider(text: str) -> list[ChatMessage]:
+    return [user(text)]
+
+
+say.on_completion(queue="q")  # wrong
+user(1)  # wrong

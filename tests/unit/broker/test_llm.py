@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
-from typing import Any
+from datetime import date, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+from uuid import UUID
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field
 
 from qtasks.broker import echo
 from qtasks.broker.llm import LanguageModel, completions_url
@@ -139,3 +146,92 @@ async def test_a_message_to_a_model_that_is_gone_is_a_dead_letter() -> None:
     assert isinstance(outcome, Failure)
     assert outcome.final
     assert transport.sent == []
+
+
+# --- the echo in a form that is asked for
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+class Node(BaseModel):
+    """Everything that a schema of pydantic's may have, itself included."""
+
+    name: Annotated[str, Field(max_length=20)]
+    long: Annotated[str, Field(min_length=200)]
+    count: Annotated[int, Field(ge=3)]
+    below: Annotated[float, Field(lt=0, le=-1)]
+    on: bool
+    nothing: None
+    colour: Colour
+    kind: Literal["node"] = "node"
+    when: datetime
+    day: date
+    id: UUID
+    either: int | str
+    maybe: str | None
+    pair: tuple[int, bool]
+    some: Annotated[list[int], Field(min_length=2)]
+    by_name: dict[str, int]
+    children: list[Node] = []
+    parent: Node | None = None
+
+
+def formed(schema: object) -> str:
+    asked = {**ASKED, "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}}
+    answer = json.loads(echo.answer(asked, now_s=0).body)
+    return str(answer["choices"][0]["message"]["content"])
+
+
+def test_the_echo_keeps_to_a_schema() -> None:
+    node = Node.model_validate_json(formed(Node.model_json_schema()))
+    assert node.name == ECHOED[:20]
+    assert (node.count, node.colour, node.some, node.children) == (3, Colour.RED, [0, 0], [])
+    assert formed(Node.model_json_schema()) == formed(Node.model_json_schema())
+
+
+WORDS = [
+    "type",
+    "properties",
+    "items",
+    "prefixItems",
+    "anyOf",
+    "allOf",
+    "enum",
+    "const",
+    "required",
+    "format",
+    "$ref",
+    "$defs",
+    "minLength",
+    "maxLength",
+    "minItems",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+]
+schemas: st.SearchStrategy[object] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["string", "object", "array"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=5),
+    max_leaves=20,
+)
+
+
+@given(schemas)
+def test_whatever_the_schema_the_echo_answers_or_refuses(schema: object) -> None:
+    with contextlib.suppress(ValueError):
+        formed(schema)
+
+
+def test_a_schema_that_leads_back_to_itself_many_times_over_ends() -> None:
+    names = [f"p{number}" for number in range(50)]
+    node = {"type": "object", "required": names, "properties": {name: {"$ref": "#/$defs/Node"} for name in names}}
+    assert len(formed({"$ref": "#/$defs/Node", "$defs": {"Node": node}})) < 100_000
+
+
+async def test_a_schema_that_cannot_be_read_is_refused(service: Service) -> None:
+    schema = {"type": "string", "maxLength": "many"}
+    asked = {**ASKED, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+    answered = await service.call("POST", "/llm/v1/chat/completions", json_body=asked)
+    assert (answered.status, "cannot be read" in answered.body.decode()) == (400, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import replace
 
@@ -182,6 +183,16 @@ def test_redacted_headers_hide_each_value_and_no_other() -> None:
         "REDACTED:ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb",
         "REDACTED:3e23e8160039594a33894f6564e1b1348bbd7a0088d42c4acb73eeaed59c009d",
     ]
+
+
+def test_a_callback_has_the_original_bodies_and_of_redacted_headers_the_hashes() -> None:
+    """A provider's key is nothing that its answer needs."""
+    told = views.callback_json(redacting(body=True, headers=("Test-Header",)), Response(status=200, body=b"answer"))
+    assert (told["sourceBody"], told["body"]) == (base64.b64encode(FULL.body).decode(), "YW5zd2Vy")
+    source = told["sourceHeader"]
+    assert isinstance(source, dict)
+    assert source["Content-Type"] == ["application/json"]
+    assert all(value.startswith("REDACTED:") for value in source["Test-Header"])
 
 
 def test_nothing_secret_is_left_when_everything_is_redacted() -> None:

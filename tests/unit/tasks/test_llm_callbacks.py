@@ -265,6 +265,15 @@ async def test_a_late_answer_to_an_expired_call_runs_nothing(
         await result.aget(timeout=1)
 
 
+async def test_a_call_that_fails_after_it_has_expired_has_failed(desk: Desk, summarise: LlmTask[..., Summary]) -> None:
+    result = summarise.using(expires="1m").delay("abc")
+    told = desk.told(desk.question(), refuses(500), last=True)
+    assert told.failure is not None
+    desk.courier.now_s += 61
+    await desk.deliver(told.failure)
+    assert result.status == "failed"
+
+
 async def test_large_arguments_come_back_from_the_result_backend(
     desk: Desk, summarise: LlmTask[..., Summary], kept: Kept, courier: Courier
 ) -> None:
@@ -513,7 +522,7 @@ async def test_a_refused_attempt_is_a_retry_and_the_last_one_a_failure(
     last = desk.told(letter, refuses(400, "bad schema"), retried=3, last=True)
     assert last.failure is not None
     assert (await desk.deliver(last.callback)).status == 200  # the failure callback says the same
-    assert kept.failed == []
+    assert (kept.failed, len(kept.retried)) == ([], 1)
     for _ in range(2):
         assert (await desk.deliver(last.failure)).status == 200
     [event] = kept.failed

@@ -19,6 +19,7 @@ from qtasks.protocol import expressions
 from qtasks.tasks import payload
 from qtasks.tasks.results.sqlite import SQLiteResults
 from qtasks.tasks.retries import jittered_ms
+from qtasks.tasks.sending import Outgoing
 from qtasks.tasks.signals import AttemptTimeout
 from tests.unit.tasks.courier import Courier, said
 
@@ -278,6 +279,30 @@ async def test_where_the_broker_cannot_be_reached_it_is_asked_to_come_back(couri
     answer = await courier.deliver(letter)
     assert (answer.status, answer.headers) == (503, (("Retry-After", "86400"),))
     assert "cannot publish" in said(answer)["error"]
+
+
+async def test_what_becomes_of_a_snoozed_call_before_its_delivery_is_answered_stands(courier: Courier) -> None:
+    @courier.tasks.task
+    def work(ctx: TaskContext = injected) -> int:
+        if not ctx.snoozed:
+            raise Snooze("1s")
+        return 1
+
+    result = work.delay()
+    letter = courier.take()
+    dispatcher = courier.tasks.engine.dispatcher()
+    publish = dispatcher._attempts._republish
+    assert publish is not None
+
+    async def publish_and_deliver(message: Outgoing) -> object:
+        sent = await publish(message)
+        assert result.status == "queued"
+        await courier.deliver()
+        return sent
+
+    dispatcher._attempts._republish = publish_and_deliver
+    assert (await courier.deliver(letter)).status == 200
+    assert result.status == "succeeded"
 
 
 async def test_a_snooze_of_more_than_a_year_is_refused() -> None:
