@@ -26,7 +26,7 @@ from qtasks.tasks import outcome, payload, verdict
 from qtasks.tasks.attempts import Attempts
 from qtasks.tasks.context import Stop, TaskContext
 from qtasks.tasks.following import Following, Republish
-from qtasks.tasks.guard import Guard
+from qtasks.tasks.guard import BRIEF_MS, LEASE_MS, Guard
 from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.middleware import Middleware
 from qtasks.tasks.outcome import Outcome
@@ -197,7 +197,8 @@ class Dispatcher:
             context = callback.seen_from(context)
         if self._guard is None:
             return await self._admitted(task, context, envelope, callback, invoke)
-        if (refused := await self._guard.admit(context, token)) is not None:
+        lease_ms = BRIEF_MS if callback is not None and callback.is_news else LEASE_MS
+        if (refused := await self._guard.admit(context, token, lease_ms=lease_ms)) is not None:
             if refused.value is None or not envelope.flow:
                 return refused.answer if callback is None else callback.heard(refused.answer)
             return await self._following.send(context, envelope, refused.value, refused.answer)

@@ -30,6 +30,9 @@ log = logging.getLogger("qtasks.guard")
 LEASE_MS = 15_000
 """How long a run that says nothing more is believed to go on, where nobody can see whether its process lives."""
 
+BRIEF_MS = 1_000
+"""As `LEASE_MS`, for what takes no time: whoever meets it waits instead of being told to come back."""
+
 RENEW_S = 4.0
 RUNNING_ELSEWHERE = "QT415"
 DUPLICATE = ("Qtasks-Duplicate", "true")
@@ -58,7 +61,7 @@ def judge(
         return Move.ANSWER, _later("this very request was taken before", run, now_ms)
     if run.owner == owner:
         return Move.RUN, None
-    if context.is_last_attempt and seconds_left > 0:
+    if (context.is_last_attempt or run.until_ms - now_ms <= BRIEF_MS) and seconds_left > 0:
         return Move.WAIT, None
     return Move.ANSWER, _later("this call is running elsewhere", run, now_ms)
 
@@ -104,7 +107,7 @@ class Guard:
         self._now_s = now_s
         self._held: dict[str, Hold] = {}
 
-    async def admit(self, context: TaskContext, token: str) -> Refused | None:
+    async def admit(self, context: TaskContext, token: str, *, lease_ms: int = LEASE_MS) -> Refused | None:
         """What to answer a delivery that may not run; None for one that may, which `leave` ends.
 
         `token` is the `jti` of its signature, or empty.
@@ -113,7 +116,7 @@ class Guard:
         tokens = [Hold(f"jti:{token}", owner, self._now_ms() + TOKEN_LIFE_MS)] if token else []
         for pause_s in pauses():
             now_ms = self._now_ms()
-            run = Hold(f"run:{context.call_id}", owner, now_ms + LEASE_MS)
+            run = Hold(f"run:{context.call_id}", owner, now_ms + lease_ms)
             standing = await self._keeper.stand([run, *tokens], context.call_id, now_ms=now_ms)
             if standing is None:
                 return None

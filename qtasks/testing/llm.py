@@ -110,15 +110,15 @@ class FakeModel:
         try:
             reply = next(self._answers) if self._function is None else self._function(asked)
             reply = await reply if inspect.isawaitable(reply) else reply
+            if not isinstance(reply, Refused):
+                return Response(status=200, headers=_JSON, body=json.dumps(_completion(asked, reply)).encode())
         except StopIteration:
             said = f"fake_llm has {self._count} answers, and was asked once more: {asked.text[:200]!r}"
             return Failure("unsendable", said, final=True)
         except Exception as error:
             return Failure("unsendable", f"fake_llm: {type(error).__name__}: {error}", final=True)
-        if isinstance(reply, Refused):
-            body = json.dumps({"error": {"message": reply.message}}).encode()
-            return Response(status=reply.status, headers=(*_JSON, *reply.headers), body=body)
-        return Response(status=200, headers=_JSON, body=json.dumps(_completion(asked, reply)).encode())
+        body = json.dumps({"error": {"message": reply.message}}).encode()
+        return Response(status=reply.status, headers=(*_JSON, *reply.headers), body=body)
 
 
 class RecordedModel:

@@ -85,10 +85,14 @@ class Callback:
     """Whether the call was to be kept, and is not to be found: the envelope is empty then."""
 
     @property
+    def is_news(self) -> bool:
+        """Whether it only tells how things are: the provider has been asked in vain, and will be asked again."""
+        return not self.told.is_answer and not self.ticket.failed
+
+    @property
     def is_last_of_many(self) -> bool:
         """Whether it tells of a failure that the failure callback tells of as well."""
-        told = self.told
-        return not told.is_answer and not self.ticket.failed and told.retried >= told.retries
+        return self.is_news and self.told.retried >= self.told.retries
 
     def seen_from(self, context: TaskContext) -> TaskContext:
         """The context of its delivery, with what the callback knows better: the attempts are those at the provider."""
@@ -98,9 +102,10 @@ class Callback:
             return context
         return replace(context, attempt=self.told.retried + 1, retries=self.told.retries)
 
-    def heard(self, stored: Outcome) -> Outcome:
-        """What to say when it comes again, where `stored` is said of the call."""
-        return outcome.known() if self.ticket.failed and stored.status == 500 else stored
+    def heard(self, refusal: Outcome) -> Outcome:
+        """What to say where the call itself would be answered `refusal`: it runs elsewhere, or is done."""
+        is_known = self.is_news or (self.ticket.failed and refusal.status == 500)
+        return outcome.known() if is_known else refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +175,7 @@ class Callbacks:
             return await self._attempts.conclude(task, context, envelope, ended, error)
         if callback.told.is_answer:
             return await self._answered(task, callback, context, arguments, invoke)
-        if not callback.ticket.failed and await self._has_ended(context.call_id):
+        if callback.is_news and await self._has_ended(context.call_id):
             return outcome.known()
         refusal = _refusal(task, callback.told)
         kind = Kind.FAILED if callback.ticket.failed else Kind.RETRY

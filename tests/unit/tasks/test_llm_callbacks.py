@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import logging
@@ -21,8 +22,10 @@ from qtasks.llm import ChatMessage, Usage, anthropic, openai, user
 from qtasks.protocol.messages import Response
 from qtasks.qstash.transport import Request
 from qtasks.tasks import sending
+from qtasks.tasks.guard import BRIEF_MS, LEASE_MS
 from qtasks.tasks.llm import question, ticket
 from qtasks.tasks.llm.task import LlmTask
+from qtasks.tasks.results.base import Hold
 from tests.support.tasks import BASE_URL, application, envelope
 from tests.unit.tasks.asking import Desk, openai_says, refuses
 from tests.unit.tasks.courier import Courier, Letter, said
@@ -547,6 +550,36 @@ async def test_callbacks_that_overtake_each_other_change_nothing(
     for late in (early, last.callback):
         assert (await desk.deliver(late)).status == 200
     assert (result.status, len(kept.failed), len(kept.retried)) == ("failed", 1, 0)
+
+
+async def test_an_answer_waits_for_news_that_are_just_being_kept(
+    desk: Desk, summarise: LlmTask[..., Summary], courier: Courier
+) -> None:
+    """Told to come back in some seconds, as of a run that goes on elsewhere, it would be late for nothing."""
+    result = summarise.delay("abc")
+    callback = desk.told(desk.question(), openai_says(GOOD)).callback
+    results, now_ms = courier.tasks.engine.results(), int(courier.now_s * 1000)
+    news = Hold(f"run:{result.id}", "somebody", now_ms + BRIEF_MS)
+    await asyncio.to_thread(results.acquire, [news], now_ms=now_ms)
+    answering = asyncio.create_task(desk.deliver(callback))
+    done, _ = await asyncio.wait([answering], timeout=0.1)
+    assert not done
+    results.release(news)
+    await asyncio.to_thread(results.flush)
+    assert (await answering).status == 200
+    assert await result.aget(timeout=1) == FITS
+
+
+async def test_news_that_meet_a_run_are_no_news(
+    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept, courier: Courier
+) -> None:
+    result = summarise.delay("abc")
+    callback = desk.told(desk.question(), refuses(500)).callback
+    now_ms = int(courier.now_s * 1000)
+    running = Hold(f"run:{result.id}", "somebody", now_ms + LEASE_MS)
+    await asyncio.to_thread(courier.tasks.engine.results().acquire, [running], now_ms=now_ms)
+    assert (await desk.deliver(callback)).status == 200
+    assert (result.status, kept.retried) == ("queued", [])
 
 
 async def test_a_provider_that_cannot_be_reached_is_named(desk: Desk, summarise: LlmTask[..., Summary]) -> None:
