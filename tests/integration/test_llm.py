@@ -17,6 +17,7 @@ from qtasks import Embedded, QTasks, TaskEvent, chain, group, injected
 from qtasks.broker.standin import StandIn
 from qtasks.errors import TaskCancelled, TaskFailed
 from qtasks.llm import ChatMessage, Usage, anthropic, custom, openai, system, user
+from qtasks.qstash import QStash
 from qtasks.tasks.llm.task import LlmTask
 from qtasks.testing.llm import RECORD, Asked, fake_llm, recorded_llm, refused
 from tests.support.dev import Dev
@@ -200,8 +201,6 @@ def test_the_key_is_nowhere_but_in_the_message_that_asks(
     tasks = opened()
     summarise = summariser(tasks, kept, provider=custom(provider.url, KEY))
     assert summarise.delay("abc").get(timeout=PATIENCE_S) == FITS
-    from qtasks.qstash import QStash
-
     home = tasks.engine._connection
     assert home is not None
     with QStash(home.token, base_url=home.url, transport=home.transport) as client:

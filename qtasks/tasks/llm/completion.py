@@ -87,15 +87,12 @@ class Completion(Task[..., T]):
         return made
 
     def values(self, output: T, usage: Usage, arguments: Values) -> Values:
-        """What the function is called with. Raises ArgumentsError."""
-        first, *others = self.plan.annotations
-        given: Values = {first: output}
-        for name in others:
-            if self.plan.annotations[name] is Usage:
-                given[name] = usage
-            elif name in arguments:
-                given[name] = arguments[name]
-        return self.plan.check(given, from_wire=True)
+        """What the function is called with: the output as it is, the arguments checked. Raises ArgumentsError."""
+        annotations = self.plan.annotations
+        named = [name for name in annotations if name != self._first]
+        usages = {name: usage for name in named if annotations[name] is Usage}
+        others = {name: arguments[name] for name in named if name not in usages and name in arguments}
+        return {self._first: output, **usages, **self.plan.check(others, from_wire=True)}
 
 
 class CompletionDecorator(Protocol, Generic[T]):

@@ -113,6 +113,30 @@ async def test_without_a_completion_there_is_a_result(desk: Desk) -> None:
     await desk.answered(openai_says("hello"))
     assert await result.aget(timeout=1) == "hello"
 
+    @desk.courier.tasks.llm(model="any", output=Summary)
+    def summarise(text: str) -> list[ChatMessage]:
+        return [user(text)]
+
+    formed = summarise.delay("abc")
+    await desk.answered(openai_says(GOOD))
+    assert await formed.aget(timeout=1) == FITS
+
+
+async def test_a_completion_need_not_say_what_it_takes(desk: Desk) -> None:
+    @desk.courier.tasks.llm(model="any", output=Summary)
+    def summarise(text: str) -> list[ChatMessage]:
+        return [user(text)]
+
+    seen: list[Any] = []
+
+    @summarise.on_completion
+    def store(summary, text):  # type: ignore[no-untyped-def]
+        seen.append((summary, text))
+
+    summarise.delay("abc")
+    await desk.answered(openai_says(GOOD))
+    assert seen == [(FITS, "abc")]
+
 
 async def test_anthropic_answers_by_its_tool(desk: Desk) -> None:
     @desk.courier.tasks.llm(provider=anthropic(), model="claude", output=Summary)
