@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from qtasks.broker.events import MessageEvent
 from qtasks.cli.output import Stream
 from qtasks.protocol import durations
-from qtasks.protocol.messages import Response, State
+from qtasks.protocol.messages import Message, Response, State
 
 _MARKS: Final = {"queued": "→", "done": "✓", "failed": "✗", "again": "↻", "cancelled": "–"}
 _PLAIN_MARKS: Final = {"queued": ">", "done": "+", "failed": "x", "again": "~", "cancelled": "-"}
@@ -91,16 +91,18 @@ class EventPrinter:
         mark = self._marks[kind]
         if self.colour:
             mark = f"\x1b[{_COLOURS[kind]}m{mark}\x1b[0m"
-        name = self._name(event.message.url)
+        name = self._name(event.message)
         # Everything behind the mark may be somebody else's text; the mark's colour is the only escape sequence.
         rest = f"{name:<{_NAME_WIDTH}}  {short_id(event.message.id)}  {detail}".rstrip()
         return f"{clock}  {mark}  {printable(rest, self.stream)}"
 
-    def _name(self, url: str) -> str:
+    def _name(self, message: Message) -> str:
         prefix = self.base_url + "/"
-        if self.base_url and url.startswith(prefix):
-            return shorten(unquote(url.removeprefix(prefix).partition("?")[0]), _NAME_MOST)
-        return shorten(_USERINFO.sub("//***@", url.partition("?")[0]), _NAME_MOST)
+        # What calls a task back, such as a request to a language model, is that task's.
+        for url in (message.url, message.options.callback or ""):
+            if self.base_url and url.startswith(prefix):
+                return shorten(unquote(url.removeprefix(prefix).partition("?")[0]), _NAME_MOST)
+        return shorten(_USERINFO.sub("//***@", message.url.partition("?")[0]), _NAME_MOST)
 
 
 def short_id(message_id: str) -> str:
@@ -128,8 +130,12 @@ def _can_encode(stream: Stream, text: str) -> bool:
 
 
 def _arguments(body: bytes) -> str:
-    """``2, b='x'`` of a task's envelope; the size of anything else."""
+    """``2, b='x'`` of a task's envelope, the model of a chat request; the size of anything else."""
     document = _json(body)
+    if isinstance(document, dict) and isinstance(document.get("messages"), list):
+        return shorten(f"asks {document.get('model')}")
+    if isinstance(document, dict) and {"sourceMessageId", "status"} <= document.keys():
+        return shorten(f"is told of {document['status']}")
     if not isinstance(document, dict) or "v" not in document:
         return f"{len(body)} bytes"
     positional, named = document.get("args", []), document.get("kwargs", {})
@@ -151,8 +157,10 @@ def _error(event: MessageEvent) -> str:
     """The endpoint's own words where it gave some, else what the broker saw."""
     if isinstance(event.outcome, Response):
         document = _json(event.outcome.body)
-        if isinstance(document, dict) and isinstance(document.get("error"), str):
-            return shorten(document["error"].partition("\n")[0], 100)
+        said = document.get("error") if isinstance(document, dict) else None
+        said = said.get("message") if isinstance(said, dict) else said  # as providers of language models have it
+        if isinstance(said, str):
+            return shorten(said.partition("\n")[0], 100)
     return shorten(event.error or "failed", 100)
 
 

@@ -24,10 +24,12 @@ from pydantic import TypeAdapter
 from qtasks.broker.ports import Failure, Request
 from qtasks.broker.standin import Ask
 from qtasks.protocol.messages import Headers, Response
+from qtasks.tasks.outcome import NEVER
 
 RECORD: Final = "QTASKS_RECORD_LLM"
 """Set to 1, recordings that are missing are made."""
 
+_NOTHING: Final = object()
 _JSON: Final = (("Content-Type", "application/json"),)
 
 
@@ -100,25 +102,36 @@ class FakeModel:
     def __init__(self, *answers: Any) -> None:
         self.asked: list[Asked] = []
         self._function = answers[0] if len(answers) == 1 and callable(answers[0]) else None
-        self._count = len(answers)
-        self._answers: Iterator[Reply] = iter(answers)
+        self._answers = answers
+        self._left: Iterator[Reply] = iter(answers)
 
-    async def answer(self, request: Request, ask: Ask) -> Response | Failure:  # noqa: ARG002 - it asks nobody
+    async def answer(self, request: Request, ask: Ask) -> Response:  # noqa: ARG002 - it asks nobody
         """See `StandIn.answer`."""
-        asked = Asked(request.url, json.loads(request.body), request.headers)
-        self.asked.append(asked)
+        asked = self._noted(request)
         try:
-            reply = next(self._answers) if self._function is None else self._function(asked)
-            reply = await reply if inspect.isawaitable(reply) else reply
-            if not isinstance(reply, Refused):
-                return Response(status=200, headers=_JSON, body=json.dumps(_completion(asked, reply)).encode())
-        except StopIteration:
-            said = f"fake_llm has {self._count} answers, and was asked once more: {asked.text[:200]!r}"
-            return Failure("unsendable", said, final=True)
+            reply = self._reply(asked)
+            return _said(asked, await reply if inspect.isawaitable(reply) else reply)
         except Exception as error:
-            return Failure("unsendable", f"fake_llm: {type(error).__name__}: {error}", final=True)
-        body = json.dumps({"error": {"message": reply.message}}).encode()
-        return Response(status=reply.status, headers=(*_JSON, *reply.headers), body=body)
+            return _never(f"fake_llm: {type(error).__name__}: {error}")
+
+    def __call__(self, request: Request) -> Response:
+        """The same for whoever wants a function of the request. It cannot wait for an ``async def``."""
+        asked = self._noted(request)
+        try:
+            return _said(asked, self._reply(asked))
+        except Exception as error:
+            return _never(f"fake_llm: {type(error).__name__}: {error}")
+
+    def _noted(self, request: Request) -> Asked:
+        self.asked.append(Asked(request.url, json.loads(request.body), request.headers))
+        return self.asked[-1]
+
+    def _reply(self, asked: Asked) -> Any:
+        if self._function is not None:
+            return self._function(asked)
+        if (reply := next(self._left, _NOTHING)) is _NOTHING:
+            raise LookupError(f"it has {len(self._answers)} answers, and was asked once more: {asked.text[:200]!r}")
+        return reply
 
 
 class RecordedModel:
@@ -133,24 +146,33 @@ class RecordedModel:
 
     async def answer(self, request: Request, ask: Ask) -> Response | Failure:
         """See `StandIn.answer`. The same request a second time gets its second answer, if it has one."""
-        # Not the host: the broker's own model is the same wherever it runs.
-        asked = {"path": urlsplit(request.url).path, "body": json.loads(request.body)}
-        key = _key(asked)
-        found = [entry for entry in self._loaded() if _key(entry["request"]) == key]
+        found, number = self._found(request)
+        if number >= len(found) and self._record:
+            return await self._recorded(request, ask)
+        return self._played_back(request, found, number)
+
+    def __call__(self, request: Request) -> Response:
+        """The same for whoever wants a function of the request; it records nothing."""
+        return self._played_back(request, *self._found(request))
+
+    def _found(self, request: Request) -> tuple[list[dict[str, Any]], int]:
+        """The answers to a request, and how many of them have been given."""
+        key = _key(_asked(request))
         number = self._played.get(key, 0)
         self._played[key] = number + 1
-        if number >= len(found) and self._record:
-            return await self._recorded(request, asked, ask)
+        return [entry["response"] for entry in self._loaded() if _key(entry["request"]) == key], number
+
+    def _played_back(self, request: Request, found: list[dict[str, Any]], number: int) -> Response:
         if not found:
-            return Failure("unsendable", self._missing(Asked(request.url, asked["body"])), final=True)
-        answer = found[min(number, len(found) - 1)]["response"]
+            return _never(self._missing(Asked(request.url, json.loads(request.body))))
+        answer = found[min(number, len(found) - 1)]
         return Response(status=answer["status"], headers=_JSON, body=json.dumps(answer["body"]).encode())
 
-    async def _recorded(self, request: Request, asked: dict[str, Any], ask: Ask) -> Response | Failure:
+    async def _recorded(self, request: Request, ask: Ask) -> Response | Failure:
         answer = await ask(request)
         if isinstance(answer, Response) and 200 <= answer.status < 300:
             self._loaded().append(
-                {"request": asked, "response": {"status": answer.status, "body": json.loads(answer.body)}}
+                {"request": _asked(request), "response": {"status": answer.status, "body": json.loads(answer.body)}}
             )
             self.path.parent.mkdir(parents=True, exist_ok=True)
             written = self.path.with_name(f"{self.path.name}.new")
@@ -169,6 +191,24 @@ class RecordedModel:
             f"{self.path} has no recording of this request to {asked.model}: {asked.text[:200]!r}; "
             f"run once with {RECORD}=1 and the provider's key to make one"
         )
+
+
+def _said(asked: Asked, reply: Reply) -> Response:
+    if isinstance(reply, Refused):
+        body = json.dumps({"error": {"message": reply.message}}).encode()
+        return Response(status=reply.status, headers=(*_JSON, *reply.headers), body=body)
+    return Response(status=200, headers=_JSON, body=json.dumps(_completion(asked, reply)).encode())
+
+
+def _never(why: str) -> Response:
+    """No answer, and no attempt more: the test has to be mended."""
+    body = json.dumps({"error": {"message": why}}).encode()
+    return Response(status=NEVER, headers=(*_JSON, ("Upstash-NonRetryable-Error", "true")), body=body)
+
+
+def _asked(request: Request) -> dict[str, Any]:
+    """A request as a recording says it. Not the host: the broker's own model is the same wherever it runs."""
+    return {"path": urlsplit(request.url).path, "body": json.loads(request.body)}
 
 
 def _completion(asked: Asked, reply: Reply) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from qtasks import Embedded, QTasks, TaskEvent, chain, group, injected
+from qtasks.broker.ports import Request
 from qtasks.broker.standin import StandIn
 from qtasks.errors import TaskCancelled, TaskFailed
 from qtasks.llm import ChatMessage, Usage, anthropic, custom, openai, system, user
@@ -322,9 +323,9 @@ def broken(asked: Asked) -> str:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (fake_llm(), "fake_llm has 0 answers, and was asked once more: 'Summarise: abc'"),
+        (fake_llm(), "it has 0 answers, and was asked once more: 'Summarise: abc'"),
         (fake_llm(broken), "fake_llm: LookupError: no such answer"),
-        (fake_llm(object()), "fake_llm: "),
+        (fake_llm(object()), "fake_llm: PydanticSerializationError"),
     ],
 )
 def test_a_fake_that_cannot_answer_fails_the_call_at_once(
@@ -334,6 +335,17 @@ def test_a_fake_that_cannot_answer_fails_the_call_at_once(
     with pytest.raises(TaskFailed) as caught:
         summarise.delay("abc").get(timeout=PATIENCE_S)
     assert words in caught.value.error
+
+
+def test_a_fake_is_a_function_of_the_request_as_well() -> None:
+    """For a transport that answers by functions, as that of the pytest plugin."""
+    body = json.dumps({"model": "gpt", "messages": [user("How are you?")]}).encode()
+    request = Request("https://api.openai.com/v1/chat/completions", "POST", (), body, 1000)
+    model = fake_llm("Fine.", refused(429))
+    said = [model(request) for _ in range(3)]
+    assert [answer.status for answer in said] == [200, 429, 489]
+    assert json.loads(said[0].body)["choices"][0]["message"]["content"] == "Fine."
+    assert b"has no recording of this request to gpt" in recorded_llm("nowhere.json")(request).body
 
 
 def test_what_a_provider_said_is_recorded_and_played_back(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from qtasks.broker.events import MessageEvent
 from qtasks.broker.ports import Failure
 from qtasks.cli.terminal import EventPrinter, printable, short_id, shorten
-from qtasks.protocol.messages import Response, State
+from qtasks.protocol.messages import PublishOptions, Response, State
 from tests.support.broker import START_MS, message
 
 BASE_URL = "http://127.0.0.1:8000/qtasks"
@@ -40,7 +40,7 @@ class Screen(io.TextIOWrapper):
 
 
 def event(state: State, body: bytes = b"", *, url: str = f"{BASE_URL}/add", **facts: Any) -> MessageEvent:
-    about = {name: facts.pop(name) for name in ("retried", "max_retries") if name in facts}
+    about = {name: facts.pop(name) for name in ("retried", "max_retries", "options") if name in facts}
     return MessageEvent(
         time_ms=START_MS, state=state, message=message(123456, id="msg_abcdefgh", url=url, body=body, **about), **facts
     )
@@ -124,6 +124,19 @@ def test_steps_that_other_lines_tell_of_are_none_of_their_own(state: State) -> N
 def test_a_delivery_elsewhere_is_shown_by_its_address_without_what_may_be_secret() -> None:
     url = "https://user:hunter2@hooks.example.com/in?token=hunter2"
     assert shown(event(State.CREATED, b"1", url=url)) == "→  https://***@hooks.example.com/in  msg_..cdefgh  1 bytes"
+
+
+def test_a_request_to_a_language_model_is_shown_as_the_task_that_makes_it() -> None:
+    url = "https://api.openai.com/v1/chat/completions"
+    asked = json.dumps({"model": "gpt", "messages": []}).encode()
+    own = PublishOptions(callback=f"{BASE_URL}/summarise?call=call_1")
+    assert shown(event(State.CREATED, asked, url=url, options=own)) == "→  summarise         msg_..cdefgh  asks gpt"
+    busy = answered(429, {"error": {"message": "slow down"}})
+    again = event(State.RETRY, url=url, options=own, outcome=busy, next_delivery_ms=START_MS + 12_000)
+    assert shown(again) == "↻  summarise         msg_..cdefgh  1/4  slow down  retry in 12s"
+    told = json.dumps({"sourceMessageId": "msg_1", "status": 200}).encode()
+    back = event(State.CREATED, told, url=f"{BASE_URL}/summarise?call=call_1")
+    assert shown(back) == "→  summarise         msg_..cdefgh  is told of 200"
 
 
 def test_the_name_of_a_task_is_read_from_its_url() -> None:
