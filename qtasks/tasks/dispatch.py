@@ -38,7 +38,8 @@ from qtasks.tasks.task import Task
 from qtasks.tasks.workers import Workers
 
 if TYPE_CHECKING:
-    from qtasks.tasks.llm.callbacks import Callback, Callbacks
+    from qtasks.tasks.llm.callback import Callback
+    from qtasks.tasks.llm.callbacks import Callbacks
     from qtasks.tasks.llm.task import LlmTask
 
 log = logging.getLogger("qtasks.dispatch")

@@ -8,7 +8,6 @@ anything of it is read; the provider's answer is in the body, and is nobody's wo
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import hmac
 import json
@@ -24,11 +23,12 @@ from qtasks.tasks.arguments import Values
 from qtasks.tasks.attempts import Attempts
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.llm import dialects, question, ticket
+from qtasks.tasks.llm.callback import BAD_CALLBACK, Callback, Told, read_told
 from qtasks.tasks.llm.dialects import NOT_THE_FORM, Answer
 from qtasks.tasks.llm.messages import Usage
 from qtasks.tasks.llm.question import Redelivery
 from qtasks.tasks.llm.task import LlmTask
-from qtasks.tasks.llm.ticket import Repair, Ticket
+from qtasks.tasks.llm.ticket import Repair
 from qtasks.tasks.outcome import Outcome
 from qtasks.tasks.payload import Envelope
 from qtasks.tasks.reporting import facts, text_of
@@ -39,73 +39,13 @@ from qtasks.tasks.verdict import Kind, Verdict
 
 log = logging.getLogger("qtasks.dispatch")
 
-BAD_CALLBACK, CALL_IS_GONE, TAMPERED = "QT427", "QT424", "QT426"
+CALL_IS_GONE, TAMPERED = "QT424", "QT426"
 
 MAX_DETAIL = 500
 """Characters of a provider's words in an error."""
 
-MAX_ID = 128
-"""Characters of a message's id."""
-
 MAX_DEPTH = 128
 """Levels of an answer; our own envelopes have fewer, but an answer is of the user's making."""
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What a callback says (protocol reference 4.4). All of it is signed."""
-
-    status: int
-    """Of the provider's answer; 0 when there was none."""
-    body: bytes = field(repr=False)
-    error: str
-    """Why there was no answer."""
-    retried: int
-    retries: int
-    message_id: str
-    """Of the request."""
-    request: bytes = field(repr=False)
-
-    @property
-    def is_answer(self) -> bool:
-        """Whether the provider did what it was asked."""
-        return 200 <= self.status < 300
-
-
-@dataclass(frozen=True, slots=True)
-class Callback:
-    """A callback, and the call that it is for."""
-
-    ticket: Ticket
-    told: Told
-    envelope: Envelope = field(repr=False)
-    body: bytes = field(repr=False)
-    kept: Kept | None = field(default=None, repr=False)
-    is_lost: bool = False
-    """Whether the call was to be kept, and is not to be found: the envelope is empty then."""
-
-    @property
-    def is_news(self) -> bool:
-        """Whether it only tells how things are: the provider has been asked in vain, and will be asked again."""
-        return not self.told.is_answer and not self.ticket.failed
-
-    @property
-    def is_last_of_many(self) -> bool:
-        """Whether it tells of a failure that the failure callback tells of as well."""
-        return self.is_news and self.told.retried >= self.told.retries
-
-    def seen_from(self, context: TaskContext) -> TaskContext:
-        """The context of its delivery, with what the callback knows better: the attempts are those at the provider."""
-        source = self.told.message_id if self.ticket.repair is None else self.ticket.repair.source
-        context = replace(context, source=source, kept=self.kept)
-        if self.told.is_answer:
-            return context
-        return replace(context, attempt=self.told.retried + 1, retries=self.told.retries)
-
-    def heard(self, refusal: Outcome) -> Outcome:
-        """What to say where the call itself would be answered `refusal`: it runs elsewhere, or is done."""
-        is_known = self.is_news or (self.ticket.failed and refusal.status == 500)
-        return outcome.known() if is_known else refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +57,8 @@ class Completing(Run):
     def again(self, delay_ms: int) -> Redelivery:
         """See `Run.again`: the same callback, later."""
         assert self.callback is not None
-        envelope, call_id = self.envelope, self.context.call_id
-        once = hashlib.sha256(f"{call_id} snoozed {envelope.snoozed}".encode()).hexdigest()
+        envelope, call_id, came = self.envelope, self.context.call_id, self.callback.ticket
+        once = hashlib.sha256(f"{call_id} snoozed {came.snoozed}".encode()).hexdigest()
         return Redelivery(
             task=self.task.name,
             call_id=call_id,
@@ -126,8 +66,8 @@ class Completing(Run):
             options=replace(
                 self.task.delivery.publish, retries=envelope.retries, delay_ms=delay_ms, deduplication_id=once
             ),
-            envelope=replace(envelope, snoozed=envelope.snoozed + 1),
-            repair=self.callback.ticket.repair,
+            envelope=envelope,
+            ticket=replace(came, snoozed=came.snoozed + 1),
         )
 
 
@@ -144,7 +84,7 @@ class Callbacks:
         Raises payload.TamperedError for a header that the URL does not vouch for, PayloadError for what is none.
         """
         found = ticket.read(query)
-        told = _told(body)
+        told = read_told(body)
         text = call or await self._kept(found.digest)
         if text is None:
             empty = Envelope(found.call_id, retries=task.completion.delivery.retries)
@@ -216,6 +156,8 @@ class Callbacks:
             request = json.loads(callback.told.request)
             complaint = task.output.complaint(error.message)
             message = task.asking_again(callback.envelope, task.dialect.repair(request, answer, complaint), spent)
+        except (ValueError, TypeError, KeyError):  # what was asked is not told, or the answer is no part of it
+            return verdict.of_call(context, error, text_of(error))
         except QTasksError as failure:
             return verdict.of_call(context, failure, text_of(failure))
         return await self._attempts.go_on(context, message, text_of(error), how="repaired")
@@ -238,30 +180,6 @@ class Callbacks:
         except ResultError:
             log.exception("what is kept of a call could not be read", extra={"action": "result_lost"})
             return None
-
-
-def _told(body: bytes) -> Told:
-    """What a callback says. Raises PayloadError for a body that is none."""
-    try:
-        document: Any = strict_json.loads(body, big_integers=True)
-        status, retried, retries, message_id = (
-            document[name] for name in ("status", "retried", "maxRetries", "sourceMessageId")
-        )
-        if not all(type(number) is int for number in (status, retried, retries)):
-            raise TypeError("a number is none")
-        if not isinstance(message_id, str) or not 0 < len(message_id) <= MAX_ID:
-            raise TypeError("the message has no id")
-        return Told(
-            status=status,
-            body=base64.b64decode(document.get("body", ""), validate=True),
-            error=str(document.get("error", "")),
-            retried=retried,
-            retries=retries,
-            message_id=message_id,
-            request=base64.b64decode(document.get("sourceBody", ""), validate=True),
-        )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise PayloadError(f"the body is not a callback: {type(error).__name__}: {error}", code=BAD_CALLBACK) from None
 
 
 def _document(body: bytes) -> object:

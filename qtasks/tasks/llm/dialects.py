@@ -20,6 +20,10 @@ ANTHROPIC_MAX_TOKENS = 4096
 """The longest answer where nobody says: Anthropic wants to be told, and every model of theirs can do so much."""
 
 
+MAX_TOKENS = 10**12
+"""More than this no answer costs: a provider that says so does not know."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a model answered."""
@@ -90,8 +94,8 @@ class OpenAI:
             text=_text(message["content"]) if refusal is None else refusal,
             usage=Usage(
                 str(document.get("model") or model),
-                int(usage.get("prompt_tokens", 0)),
-                int(usage.get("completion_tokens", 0)),
+                _count(usage.get("prompt_tokens")),
+                _count(usage.get("completion_tokens")),
             ),
             turn={"role": "assistant", "content": message.get("content") or ""},
             cut_off=choice.get("finish_reason") == "length",
@@ -138,8 +142,8 @@ class Anthropic:
             text=json.dumps(used[0], ensure_ascii=False) if used else said,
             usage=Usage(
                 str(document.get("model") or model),
-                int(usage.get("input_tokens", 0)),
-                int(usage.get("output_tokens", 0)),
+                _count(usage.get("input_tokens")),
+                _count(usage.get("output_tokens")),
             ),
             turn={"role": "assistant", "content": blocks},
             cut_off=document.get("stop_reason") == "max_tokens",
@@ -176,6 +180,10 @@ def answered(dialect: Dialect, document: object, model: str) -> Answer:
     if answer.refusal is not None:
         raise OutputError(f"the model refuses to answer: {answer.refusal}", text=answer.refusal, code=REFUSED)
     return answer
+
+
+def _count(tokens: object) -> int:
+    return tokens if type(tokens) is int and 0 <= tokens <= MAX_TOKENS else 0
 
 
 def _text(content: Any) -> str:

@@ -85,12 +85,11 @@ class Question(Returning):
 class Redelivery(Returning):
     """A callback once more, later: what `Snooze` makes of one."""
 
-    repair: Repair | None = None
+    ticket: Ticket
 
     def addressed(self, base_url: str) -> tuple[str, PublishOptions]:
         """See `Outgoing.addressed`."""
-        ticket = Ticket(self.call_id, digest(self.call), self.repair)
-        return f"{base_url}/{self.task}?{ticket.query()}", replace(self.options, forward=self.header)
+        return f"{base_url}/{self.task}?{self.ticket.query()}", replace(self.options, forward=self.header)
 
 
 def written(envelope: Envelope) -> str:

@@ -52,6 +52,8 @@ BAD_MESSAGES = "QT161"
 class LlmTask(Task[P, T]):
     """A task that a language model does. Made by `@tasks.llm`; calling it builds the messages, and asks nobody."""
 
+    asks = True
+
     def __init__(
         self,
         bound: Callable[[], Engine],
@@ -67,8 +69,6 @@ class LlmTask(Task[P, T]):
         self.model: str = options["model"]
         self.output: Output[T] = options["output"]
         self.dialect = dialects.of(self.provider)
-
-    asks = True
 
     if TYPE_CHECKING:
 

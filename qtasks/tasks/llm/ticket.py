@@ -20,6 +20,7 @@ _FORM = re.compile(
     r"call=(?P<call>[A-Za-z0-9._~%-]{1,384})"
     r"&sha256=(?P<digest>[0-9a-f]{64})"
     r"(?:&repairs=(?P<source>[A-Za-z0-9._~%-]{1,384})&input=(?P<input>[0-9]{1,15})&output=(?P<output>[0-9]{1,15}))?"
+    r"(?:&snoozed=(?P<snoozed>[1-9][0-9]{0,8}))?"
     r"(?P<failed>&failed=1)?"
 )
 
@@ -42,6 +43,8 @@ class Ticket:
     digest: str
     """SHA-256 of the header's value, in hexadecimal."""
     repair: Repair | None = None
+    snoozed: int = 0
+    """How often its completion has been put off."""
     failed: bool = False
     """Whether this is the URL that is told of the end of all attempts."""
 
@@ -52,6 +55,7 @@ class Ticket:
             text += (
                 f"&repairs={quote(repair.source, safe='')}&input={repair.input_tokens}&output={repair.output_tokens}"
             )
+        text += f"&snoozed={self.snoozed}" if self.snoozed else ""
         return text + ("&failed=1" if self.failed else "")
 
 
@@ -61,7 +65,8 @@ def read(query: str) -> Ticket:
         repair = None
         if found["source"] is not None:
             repair = Repair(unquote(found["source"]), int(found["input"]), int(found["output"]))
-        ticket = Ticket(unquote(found["call"]), found["digest"], repair, found["failed"] is not None)
+        snoozed, failed = int(found["snoozed"] or 0), found["failed"] is not None
+        ticket = Ticket(unquote(found["call"]), found["digest"], repair, snoozed, failed)
         if ticket.query() == query:
             return ticket
     raise PayloadError("the query of the URL is not one that a call to a language model has", code=BAD_TICKET)

@@ -515,6 +515,28 @@ async def test_a_refusal_of_anthropic_is_one(desk: Desk) -> None:
     assert (await desk.answered(claude_says(stop="refusal"))).json["code"] == "QT422"
 
 
+@pytest.mark.parametrize("request_told", ["", "bm8=", "e30=", "W10="])
+async def test_without_the_request_there_is_nothing_to_repair(
+    desk: Desk, summarise: LlmTask[..., Summary], request_told: str
+) -> None:
+    summarise.delay("abc")
+    callback = desk.told(desk.question(), openai_says("no")).callback
+    body = json.dumps({**json.loads(callback.body), "sourceBody": request_told}).encode()
+    assert (await desk.deliver(replace(callback, body=body))).json["code"] == "QT421"
+
+
+@pytest.mark.parametrize("tokens", [None, -1, "many", 10**30, 1.5])
+async def test_a_cost_that_is_none_counts_for_nothing(
+    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept, tokens: object
+) -> None:
+    usage = {"prompt_tokens": tokens, "completion_tokens": 5}
+    choice = {"message": {"content": GOOD}}
+    summarise.delay("abc")
+    await desk.answered(openai_says("no"))
+    await desk.answered(Response(status=200, body=json.dumps({"choices": [choice], "usage": usage}).encode()))
+    assert kept.completed[0][3] == Usage("gpt", 10, 10, requests=2)
+
+
 async def test_a_repair_that_cannot_be_sent_is_tried_again(
     desk: Desk, summarise: LlmTask[..., Summary], monkeypatch: pytest.MonkeyPatch, courier: Courier
 ) -> None:

@@ -23,6 +23,7 @@ tickets = st.builds(
     ids,
     digests,
     st.none() | st.builds(Repair, source=ids, input_tokens=tokens, output_tokens=tokens),
+    st.integers(0, 10**9 - 1),
     st.booleans(),
 )
 values: st.SearchStrategy[Any] = st.recursive(

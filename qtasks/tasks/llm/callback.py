@@ -1,0 +1,102 @@
+"""A callback as the dispatcher sees it: what the broker tells of an attempt, and the call that it is told of. Pure."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from qtasks.errors import PayloadError
+from qtasks.protocol import strict_json
+from qtasks.tasks import outcome
+from qtasks.tasks.context import TaskContext
+from qtasks.tasks.llm.ticket import Ticket
+from qtasks.tasks.outcome import Outcome
+from qtasks.tasks.payload import Envelope
+from qtasks.tasks.sending import Kept
+
+BAD_CALLBACK = "QT427"
+
+MAX_ID = 128
+"""Characters of a message's id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a callback says (protocol reference 4.4). All of it is signed."""
+
+    status: int
+    """Of the provider's answer; 0 when there was none."""
+    body: bytes = field(repr=False)
+    error: str
+    """Why there was no answer."""
+    retried: int
+    retries: int
+    message_id: str
+    """Of the request."""
+    request: bytes = field(repr=False)
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether the provider did what it was asked."""
+        return 200 <= self.status < 300
+
+
+@dataclass(frozen=True, slots=True)
+class Callback:
+    """A callback, and the call that it is for."""
+
+    ticket: Ticket
+    told: Told
+    envelope: Envelope = field(repr=False)
+    body: bytes = field(repr=False)
+    kept: Kept | None = field(default=None, repr=False)
+    is_lost: bool = False
+    """Whether the call was to be kept, and is not to be found: the envelope is empty then."""
+
+    @property
+    def is_news(self) -> bool:
+        """Whether it only tells how things are: the provider has been asked in vain, and will be asked again."""
+        return not self.told.is_answer and not self.ticket.failed
+
+    @property
+    def is_last_of_many(self) -> bool:
+        """Whether it tells of a failure that the failure callback tells of as well."""
+        return self.is_news and self.told.retried >= self.told.retries
+
+    def seen_from(self, context: TaskContext) -> TaskContext:
+        """The context of its delivery, with what the callback knows better: the attempts are those at the provider."""
+        source = self.told.message_id if self.ticket.repair is None else self.ticket.repair.source
+        context = replace(context, source=source, kept=self.kept, snoozed=self.ticket.snoozed)
+        if self.told.is_answer:
+            return context
+        return replace(context, attempt=self.told.retried + 1, retries=self.told.retries)
+
+    def heard(self, refusal: Outcome) -> Outcome:
+        """What to say where the call itself would be answered `refusal`: it runs elsewhere, or is done."""
+        is_known = self.is_news or (self.ticket.failed and refusal.status == 500)
+        return outcome.known() if is_known else refusal
+
+
+def read_told(body: bytes) -> Told:
+    """What a callback says. Raises PayloadError for a body that is none."""
+    try:
+        document: Any = strict_json.loads(body, big_integers=True)
+        status, retried, retries, message_id = (
+            document[name] for name in ("status", "retried", "maxRetries", "sourceMessageId")
+        )
+        if not all(type(number) is int for number in (status, retried, retries)):
+            raise TypeError("a number is none")
+        if not isinstance(message_id, str) or not 0 < len(message_id) <= MAX_ID:
+            raise TypeError("the message has no id")
+        return Told(
+            status=status,
+            body=base64.b64decode(document.get("body", ""), validate=True),
+            error=str(document.get("error", "")),
+            retried=retried,
+            retries=retries,
+            message_id=message_id,
+            request=base64.b64decode(document.get("sourceBody", ""), validate=True),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise PayloadError(f"the body is not a callback: {type(error).__name__}: {error}", code=BAD_CALLBACK) from None

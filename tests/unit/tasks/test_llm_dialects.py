@@ -1,0 +1,58 @@
+"""Whatever a provider answers, it is an answer or an error of ours, never an exception of Python's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from qtasks.errors import OutputError
+from qtasks.tasks.llm import dialects
+from qtasks.tasks.llm.dialects import Anthropic, Dialect, OpenAI
+from qtasks.tasks.llm.output import Output
+
+
+class Summary(BaseModel):
+    title: str
+
+
+NAMES = ["choices", "message", "content", "refusal", "finish_reason", "usage", "model", "type", "text", "input", "id"]
+documents: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["text", "tool_use", "length", ""]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=5),
+    max_leaves=15,
+)
+
+
+@pytest.mark.parametrize("dialect", [OpenAI(), Anthropic()], ids=["openai", "anthropic"])
+@given(document=documents)
+def test_any_answer_is_read_or_refused(dialect: Dialect, document: Any) -> None:
+    with contextlib.suppress(OutputError):
+        answer = dialects.answered(dialect, document, "gpt")
+        assert isinstance(answer.text, str)
+        Output[Any](Summary, task="t").read(answer)
+
+
+@given(st.text() | documents.map(json.dumps))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    document = {"choices": [{"message": {"content": text}}]}
+    answer = dialects.answered(OpenAI(), document, "gpt")
+    assert Output[str](str, task="t").read(answer) == text
+    with contextlib.suppress(OutputError):
+        assert Output[Summary](Summary, task="t").read(answer).title
+
+
+def test_many_mistakes_are_not_all_told() -> None:
+    class Many(BaseModel):
+        numbers: list[int]
+
+    text = json.dumps({"numbers": ["x"] * 20})
+    answer = dialects.answered(OpenAI(), {"choices": [{"message": {"content": text}}]}, "gpt")
+    with pytest.raises(OutputError, match=r"numbers\.7: Input should be a valid integer.* \(and 12 more\)") as caught:
+        Output[Many](Many, task="t").read(answer)
+    assert caught.value.text == text
