@@ -75,7 +75,7 @@ class Attempts:
         try:
             with self._recorder.running(run.context), tracing.continued(run.context):
                 value = await self._runner.in_time(run, invoke)
-                message_on = run.goes_on(value)
+                onward = run.goes_on(value)
         except (Exception, BaseExceptionGroup, SystemExit, asyncio.CancelledError) as raised:
             if isinstance(raised, asyncio.CancelledError) and _being_cancelled():
                 raise
@@ -86,8 +86,8 @@ class Attempts:
             message = run.again(error.delay_ms)
             ended = await self.go_on(run.context, message, self._told(error), how="snoozed", after_ms=after_ms)
             return ended, error, None
-        if message_on is not None:
-            return await self.go_on(run.context, message_on, "its language model is asked", how="asked"), None, None
+        if onward is not None:
+            return await self.go_on(run.context, onward, "its language model is asked", how="asked"), None, None
         try:
             return verdict.done(dump(run.task, value)), None, value
         except ResultError as error:

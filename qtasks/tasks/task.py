@@ -265,11 +265,11 @@ class Task(Generic[P, R]):
 
     def _send(self, engine: Engine, message: Outgoing) -> TaskResult[R]:
         passage, result = self._leaving(engine, message)
-        engine.keep(passage.message)
-        if (batch := Batch.of(engine)) is not None:
-            batch.hold(passage, result)
-            return result
         try:
+            engine.keep(passage.message)
+            if (batch := Batch.of(engine)) is not None:
+                batch.hold(passage, result)
+                return result
             answer = engine.publisher().publish(passage.message)
         except BaseException as error:
             passage.fail(error)
@@ -280,12 +280,12 @@ class Task(Generic[P, R]):
 
     async def _asend(self, engine: Engine, message: Outgoing) -> TaskResult[R]:
         passage, result = self._leaving(engine, message)
-        if passage.message.kept is not None:
-            await asyncio.to_thread(engine.keep, passage.message)
-        if (batch := Batch.of(engine)) is not None:
-            batch.hold(passage, result)
-            return result
         try:
+            if passage.message.kept is not None:
+                await asyncio.to_thread(engine.keep, passage.message)
+            if (batch := Batch.of(engine)) is not None:
+                batch.hold(passage, result)
+                return result
             publisher = await engine.apublisher()
             answer = await publisher.apublish(passage.message)
         except BaseException as error:

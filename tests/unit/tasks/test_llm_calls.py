@@ -270,12 +270,27 @@ def test_arguments_too_large_for_a_header_are_kept_by_the_result_backend(courier
     assert question.read(record.value).call_id == result.id
 
 
-def test_without_a_backend_they_are_refused_at_the_call() -> None:
+async def test_without_a_backend_they_are_refused_at_the_call() -> None:
     tasks = application(results=None)
-    with tasks, pytest.raises(ArgumentsError, match="do not fit into a header") as caught:
-        summariser(tasks).delay("x" * 10_000)
+    told: list[Exception] = []
+
+    @tasks.send_middleware
+    def watch(message: Any) -> Any:
+        try:
+            yield message
+        except Exception as error:
+            told.append(error)
+            raise
+
+    summarise = summariser(tasks)
+    with tasks:
+        with pytest.raises(ArgumentsError, match="do not fit into a header") as caught:
+            summarise.delay("x" * 10_000)
+        with pytest.raises(ArgumentsError, match="do not fit into a header"):
+            await summarise.adelay("x" * 10_000)
     assert caught.value.code == "QT155"
     assert "QTASKS_RESULTS" in str(caught.value)
+    assert len(told) == 2
 
 
 async def test_async_code_keeps_them_as_well(courier: Courier) -> None:
