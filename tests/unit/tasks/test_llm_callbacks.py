@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -614,6 +614,24 @@ async def test_an_answer_waits_for_news_that_are_just_being_kept(
     await asyncio.to_thread(results.flush)
     assert (await answering).status == 200
     assert await result.aget(timeout=1) == FITS
+
+
+async def test_news_hold_a_call_for_a_moment_only(
+    desk: Desk, summarise: LlmTask[..., Summary], courier: Courier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = summarise.delay("abc")
+    letter = desk.question()
+    results = courier.tasks.engine.results()
+    acquire, held = results.acquire, []
+
+    def noting(holds: Sequence[Hold], *, now_ms: int) -> list[Hold]:
+        held.extend(hold.until_ms - now_ms for hold in holds if hold.key == f"run:{result.id}")
+        return acquire(holds, now_ms=now_ms)
+
+    monkeypatch.setattr(results, "acquire", noting)
+    await desk.deliver(desk.told(letter, refuses(500)).callback)
+    await desk.deliver(desk.told(letter, openai_says(GOOD)).callback)
+    assert held == [BRIEF_MS, LEASE_MS]
 
 
 async def test_news_that_meet_a_run_are_no_news(
