@@ -622,7 +622,8 @@ async def test_news_hold_a_call_for_a_moment_only(
     result = summarise.delay("abc")
     letter = desk.question()
     results = courier.tasks.engine.results()
-    acquire, held = results.acquire, []
+    acquire = results.acquire
+    held: list[int] = []
 
     def noting(holds: Sequence[Hold], *, now_ms: int) -> list[Hold]:
         held.extend(hold.until_ms - now_ms for hold in holds if hold.key == f"run:{result.id}")
