@@ -72,6 +72,14 @@ class _BadFieldError(ValueError):
     """What is wrong with one field; `parse` adds where it stands."""
 
 
+class UnknownZone(ValueError):
+    """The expression names a time zone that does not exist."""
+
+
+class NeverComes(ValueError):
+    """The expression is well-formed, and no date fits it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cron:
     """A checked expression; `text` is what the caller wrote without blanks around it, `zone` the name of its zone."""
@@ -82,6 +90,12 @@ class Cron:
     """Five fields in cronsim's spelling, or empty for ``@every``."""
     _fixed: bool = field(default=False, repr=False, compare=False)
     _every_ms: int = field(default=0, repr=False, compare=False)
+
+    @property
+    def fields(self) -> str:
+        """The five fields without the zone, ``@daily`` and its kin written as them; ``@every`` as it is."""
+        written = " ".join(_PREFIX.sub("", self.text, count=1).split())
+        return self._expression if written.startswith("@") and self._expression else written
 
     def next_ms(self, after_ms: int) -> int | None:
         """The first run strictly after a moment (Unix milliseconds), or None when there is none in fifty years.
@@ -134,7 +148,8 @@ def parse(text: str) -> Cron:
     ``@annually``, ``@every <duration of at least 1m>``. ``CRON_TZ=<zone>`` or ``TZ=<zone>`` may stand in front; the
     zone is UTC without it.
 
-    Raises ValueError that points at the wrong field; also for zones that do not exist and for dates that never come.
+    Raises ValueError that points at the wrong field: UnknownZone for a zone that does not exist, NeverComes for dates
+    that do not.
     """
     text = text.strip(" \t")
     if not text:
@@ -156,9 +171,9 @@ def parse(text: str) -> Cron:
         try:
             fields.append(_read_field(kind, word))
         except _BadFieldError as error:
-            raise _pointing(text, position, len(word), f"{kind.name}: {error}") from None
+            raise ValueError(_pointed(text, position, len(word), f"{kind.name}: {error}")) from None
     if reason := _never(fields[2], fields[3], fields[4]):
-        raise _pointing(text, words[2][1], len(words[2][0]), f"day of month: {reason}")
+        raise NeverComes(_pointed(text, words[2][1], len(words[2][0]), f"day of month: {reason}"))
     fixed = not any(item.startswith("*") for item in fields[:2])
     return Cron(text, zone, " ".join(fields), fixed)
 
@@ -170,22 +185,24 @@ def _read_descriptor(text: str, zone: str, words: list[tuple[str, int]]) -> Cron
         try:
             every_ms = durations.parse(word)
         except ValueError as error:
-            raise _pointing(text, position, len(word), str(error)) from None
+            raise ValueError(_pointed(text, position, len(word), str(error))) from None
         if every_ms < MIN_EVERY_MS or every_ms % 1000:
-            raise _pointing(text, position, len(word), "an interval is a whole number of seconds of at least 1m")
+            raise ValueError(
+                _pointed(text, position, len(word), "an interval is a whole number of seconds of at least 1m")
+            )
         return Cron(text, zone, _every_ms=every_ms)
     if rest or name not in _DESCRIPTORS:
         known = ", ".join(_DESCRIPTORS)
-        raise _pointing(text, position, len(text) - position, f"known are {known} and @every <duration>")
+        raise ValueError(_pointed(text, position, len(text) - position, f"known are {known} and @every <duration>"))
     expression = _DESCRIPTORS[name]
     return Cron(text, zone, expression, _fixed=name != "@hourly")
 
 
-def _pointing(text: str, position: int, length: int, reason: str) -> ValueError:
-    """The error with the expression below it and a caret under the part that is wrong."""
+def _pointed(text: str, position: int, length: int, reason: str) -> str:
+    """The reason with the expression below it and a caret under the part that is wrong."""
     shown = text.replace("\t", " ")
     shown = "".join(character if character.isprintable() else "?" for character in shown)
-    return ValueError(f"Invalid cron expression: {reason}\n  {shown}\n  {' ' * position}{'^' * max(1, length)}")
+    return f"Invalid cron expression: {reason}\n  {shown}\n  {' ' * position}{'^' * max(1, length)}"
 
 
 def _read_field(kind: _Kind, text: str) -> str:
@@ -256,7 +273,9 @@ def _check_zone(name: str, text: str, position: int) -> None:
         except (OSError, ValueError, KeyError):  # a folder, no time zone file, or not there
             known = False
     if not known:
-        raise _pointing(text, position, len(name), "unknown time zone; write an IANA name such as Europe/Berlin")
+        raise UnknownZone(
+            _pointed(text, position, len(name), "unknown time zone; write an IANA name such as Europe/Berlin")
+        )
 
 
 def _offset(moment: datetime, zone: ZoneInfo) -> timedelta:

@@ -438,3 +438,30 @@ def test_no_run_is_skipped_whenever_one_asks(
     assert answer > after_ms
     for between in (after_ms + 1, (after_ms + answer) // 2, answer - 1):
         assert expression.next_ms(between) == answer
+
+
+# Telling wrong expressions apart, and spelling them out
+
+
+def test_a_zone_that_does_not_exist_is_told_from_a_date_that_never_comes_and_both_from_the_rest() -> None:
+    with pytest.raises(cron.UnknownZone):
+        cron.parse("CRON_TZ=Mars/Olympus 0 9 * * *")
+    with pytest.raises(cron.NeverComes):
+        cron.parse("0 0 31 4 *")
+    with pytest.raises(ValueError, match="hour") as other:
+        cron.parse("0 25 * * *")
+    assert type(other.value) is ValueError
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("0 9 * * MON", "0 9 * * MON"),
+        ("CRON_TZ=Europe/Berlin  0   9 * *\tMON", "0 9 * * MON"),
+        ("TZ=Asia/Tokyo @weekly", "0 0 * * 0"),
+        ("@hourly", "0 * * * *"),
+        ("@every 90s", "@every 90s"),
+    ],
+)
+def test_the_fields_stand_alone_and_spelled_out(text: str, fields: str) -> None:
+    assert cron.parse(text).fields == fields
