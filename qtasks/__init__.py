@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from qtasks.tasks.app import QTasks as QTasks
     from qtasks.tasks.context import TaskContext as TaskContext
     from qtasks.tasks.context import injected as injected
+    from qtasks.tasks.default import cron as cron
     from qtasks.tasks.default import default_app as default_app
+    from qtasks.tasks.default import every as every
     from qtasks.tasks.default import task as task
     from qtasks.tasks.flow import chain as chain
     from qtasks.tasks.flow import chord as chord
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from qtasks.tasks.registry import TaskRouter as TaskRouter
     from qtasks.tasks.result import TaskResult as TaskResult
     from qtasks.tasks.retries import RetryPolicy as RetryPolicy
+    from qtasks.tasks.schedule import TaskSchedule as TaskSchedule
     from qtasks.tasks.signals import Cancel as Cancel
     from qtasks.tasks.signals import NonRetryable as NonRetryable
     from qtasks.tasks.signals import RetryAfter as RetryAfter
@@ -43,10 +46,13 @@ __all__ = [
     "TaskLogFilter",
     "TaskResult",
     "TaskRouter",
+    "TaskSchedule",
     "chain",
     "chord",
+    "cron",
     "current_context",
     "default_app",
+    "every",
     "group",
     "injected",
     "task",
@@ -70,6 +76,9 @@ _HOMES = {
     "RetryAfter": "qtasks.tasks.signals",
     "TaskContext": "qtasks.tasks.context",
     "TaskResult": "qtasks.tasks.result",
+    "TaskSchedule": "qtasks.tasks.schedule",
+    "cron": "qtasks.tasks.default",
+    "every": "qtasks.tasks.default",
     "default_app": "qtasks.tasks.default",
     "injected": "qtasks.tasks.context",
     "task": "qtasks.tasks.default",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Unpack
 
+from qtasks.protocol.messages import PublishOptions
 from qtasks.qstash import options as keywords
 from qtasks.qstash.calls import Call, HttpMethod, answer, destination, nothing, segment
 from qtasks.qstash.message import FlowControlProperties, parse_flow_control
@@ -134,12 +135,17 @@ def create(target: str, cron: str, body: Body, given: Mapping[str, Any], *, repe
     options = replace(keywords.read(given), cron=cron)
     if options.schedule_id is None and repeating:
         options = replace(options, schedule_id=f"scd_{os.urandom(16).hex()}")
+    return replace(create_raw(target, as_bytes(body), options), headers=keywords.headers(options, given))
+
+
+def create_raw(target: str, body: bytes, options: PublishOptions) -> Call[str]:
+    """Create or replace a schedule with options that are values of the protocol already, its id and cron included."""
     return Call(
         "POST",
         f"{_PATH}/{destination(target)}",
         lambda reply: str(answer(reply)["scheduleId"]),
-        headers=keywords.headers(options, given),
-        body=as_bytes(body),
+        headers=keywords.headers(options, {}),
+        body=body,
     )
 
 

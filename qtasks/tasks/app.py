@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 from collections.abc import AsyncIterator
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from fastapi import APIRouter, FastAPI
 
     from qtasks.tasks.fastapi import Endpoint
+    from qtasks.tasks.scheduling import Schedules
 
 log = logging.getLogger("qtasks.app")
 
@@ -59,6 +61,13 @@ class QTasks(Registry):
     def bound(self) -> Engine:
         """See `Registry.bound`."""
         return self.engine
+
+    @functools.cached_property
+    def schedules(self) -> Schedules:
+        """The schedules that the tasks declare: ``tasks.schedules.sync()`` makes them active; see `Schedules`."""
+        from qtasks.tasks.scheduling import Schedules
+
+        return Schedules(self.engine, MappingProxyType(self._names))
 
     def batch(self) -> Batch:
         """Send the calls made inside together: ``with tasks.batch(): ...`` (or ``async with``)."""
@@ -98,7 +107,7 @@ class QTasks(Registry):
         """``POST /{task}`` for every task, to be included in a FastAPI application before or after they are declared.
 
         Its lifespan joins the application's: a start without signing keys is refused, an embedded home is started with
-        the application's loop, and at the end running tasks are waited for.
+        the application's loop and gets the schedules that are declared, and at the end running tasks are waited for.
         """
         from qtasks.tasks import fastapi
 
@@ -147,11 +156,19 @@ class QTasks(Registry):
     @asynccontextmanager
     async def _lifespan(self, app: ASGIApp) -> AsyncIterator[None]:
         await self.engine.enter(self._reached(app))
-        self._compare_prefixes(app)
         try:
+            await asyncio.to_thread(self._begin_schedules)
+            self._compare_prefixes(app)
             yield
         finally:
             await self.engine.leave()
+
+    def _begin_schedules(self) -> None:
+        """Refuse a declaration that cannot work; a home of our own is told what is declared now, and what is not."""
+        if self.engine.is_embedded:
+            self.schedules.sync(prune=True)
+        else:
+            self.schedules.check()
 
     def _compare_prefixes(self, app: ASGIApp) -> None:
         """Warn of a base URL under which the application cannot be reached, unless a proxy changes paths."""

@@ -7,3 +7,9 @@ default_app = QTasks()
 
 task = default_app.task
 """``@task``: as `QTasks.task`, on the default application."""
+
+cron = default_app.cron
+"""``@cron``: as `QTasks.cron`, on the default application."""
+
+every = default_app.every
+"""``@every``: as `QTasks.every`, on the default application."""

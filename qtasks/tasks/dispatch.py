@@ -197,9 +197,14 @@ class Dispatcher:
                 return outcome.known()
             context = callback.seen_from(context)
         if self._guard is None:
+            if envelope.alone is not None:
+                return await self._attempts.conclude(task, context, envelope, verdict.unguarded(context))
             return await self._admitted(task, context, envelope, callback, invoke)
         lease_ms = BRIEF_MS if callback is not None and callback.is_news else LEASE_MS
-        if (refused := await self._guard.admit(context, token, lease_ms=lease_ms)) is not None:
+        refused = await self._guard.admit(context, token, alone=envelope.alone, lease_ms=lease_ms)
+        if refused is not None:
+            if refused.ended is not None:
+                return await self._attempts.conclude(task, context, envelope, refused.ended)
             if refused.value is None or not envelope.flow:
                 return refused.answer if callback is None else callback.heard(refused.answer)
             return await self._following.send(context, envelope, refused.value, refused.answer)
@@ -277,7 +282,7 @@ def _context(task: str, delivery: Delivery, envelope: payload.Envelope, now_ms: 
         message_id=delivery.message_id,
         attempt=delivery.retried + 1,
         retries=DEFAULT_RETRIES if envelope.retries is None else envelope.retries,
-        schedule_id=delivery.schedule_id,
+        schedule_id=envelope.schedule or delivery.schedule_id,
         snoozed=envelope.snoozed,
         unique=envelope.unique,
         carried=MappingProxyType(dict(envelope.carried)),

@@ -58,6 +58,11 @@ class Engine:
         self.now_s: Callable[[], float] = time.time
         """Unix time; a test may put a clock of its own here before first use."""
 
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the broker is a home inside this process."""
+        return self._home is not None
+
     def settings(self) -> Settings:
         """Where the engine is. Raises ConfigurationError for a malformed value."""
         with self._lock:

@@ -1,6 +1,7 @@
 """The fixed table of answers: what the dispatcher says to the broker, and what the broker then does.
 
-200  the result                        delivered; so are `Snooze`, `Cancel` and a call that has expired: the body says
+200  the result                        delivered; so are `Snooze`, `Cancel`, a call that has expired and a run that is
+                                       skipped: the body says which
 500  an ordinary exception             tried again with backoff (or, for jitter, `Retry-After`), then a dead letter
 503  + Retry-After                     tried again then: draining, an unknown task, `RetryAfter`
 489  + Upstash-NonRetryable-Error      a dead letter at once: `NonRetryable`, an error that its policy gives up on,

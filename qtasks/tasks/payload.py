@@ -4,9 +4,9 @@
 
 `id` is made by the caller and names the call for ever; the body of a schedule has none. `retries` is how many attempts
 may follow the first, so that a task can know its last one. What else the dispatcher has to know stands beside them
-where it was said: `timeout_ms`, `expires_ms`, `retry_delay` with `jitter`, `snoozed`, and under `options` the headers
-of a call that is not delivered as its task says, for when it is published again. The signature covers the body and
-the URL, so nothing that matters travels in a header.
+where it was said: `timeout_ms`, `expires_ms`, `retry_delay` with `jitter`, `snoozed`, `schedule` with `overlap`, and
+under `options` the headers of a call that is not delivered as its task says, for when it is published again. The
+signature covers the body and the URL, so nothing that matters travels in a header.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ VERSION = 1
 MAX_NESTING = strict_json.MAX_DEPTH - 2
 """Levels an argument may have: the envelope itself takes two."""
 
+SKIP = "skip"
 _ID_LENGTH = 128
 ID = re.compile(r"[!-~]{1,128}")
 """What a call may be named by its caller."""
@@ -65,6 +66,15 @@ class Envelope:
     """What follows the call; see `tasks.flow`."""
     carried: Mapping[str, str] = field(default_factory=dict)
     """What middleware gives along, such as a trace."""
+    schedule: str | None = None
+    """The id of the schedule whose run this is."""
+    overlap: str | None = None
+    """``skip``: not to be run while another run of `schedule` is under way."""
+
+    @property
+    def alone(self) -> str | None:
+        """The schedule of which no other run may be under way."""
+        return self.schedule if self.overlap == SKIP else None
 
 
 _EXTRAS: Mapping[str, Callable[[Any], bool]] = {
@@ -77,6 +87,8 @@ _EXTRAS: Mapping[str, Callable[[Any], bool]] = {
     "unique": lambda value: isinstance(value, str),
     "flow": lambda value: isinstance(value, dict),
     "carried": lambda value: _are_texts(value),
+    "schedule": lambda value: isinstance(value, str) and ID.fullmatch(value) is not None,
+    "overlap": lambda value: value == SKIP,
 }
 """Members that are left out where nothing was said, and what they have to be."""
 

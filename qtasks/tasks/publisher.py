@@ -17,6 +17,7 @@ from qtasks.tasks.settings import Settings
 
 if TYPE_CHECKING:
     from qtasks.qstash import AsyncQStash, QStash, Retry
+    from qtasks.qstash.calls import Call
     from qtasks.qstash.publishing import PublishResponse
     from qtasks.qstash.transport import AsyncTransport, SyncTransport
 
@@ -110,6 +111,13 @@ class Publisher:
             raise self._explained(f"the cancellation of {message_id}", error) from error
         return True
 
+    def call(self, call: Call[T], what: str) -> T:
+        """Lead any other call of the API to its value; `what` names it in an error. Raises as `publish`."""
+        try:
+            return self._opened().http.run(call)
+        except BrokerUnreachable as error:
+            raise self._explained(what, error, missed="was not done") from error
+
     def close(self) -> None:
         """Close connections and threads. Idempotent."""
         with self._lock:
@@ -154,14 +162,14 @@ class Publisher:
                 self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="qtasks-publish")
             return self._pool
 
-    def _explained(self, what: str, error: BrokerUnreachable) -> BrokerUnreachable:
+    def _explained(self, what: str, error: BrokerUnreachable, *, missed: str = "was not queued") -> BrokerUnreachable:
         fix = (
             "start it with `qtasks dev`"
             if is_loopback(self._url)
             else "see whether it runs and can be reached from here"
         )
         return BrokerUnreachable(
-            f"{what} was not queued: {error.message}\n  tried       {self._url} (from {self._origin})",
+            f"{what} {missed}: {error.message}\n  tried       {self._url} (from {self._origin})",
             sent=error.sent,
             hint=f"fix         {fix}",
         )

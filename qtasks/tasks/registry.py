@@ -7,10 +7,13 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, overload
 
-from qtasks.errors import ConfigurationError, DefinitionError
+from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError
+from qtasks.protocol.cron import Cron
 from qtasks.tasks import task as making
-from qtasks.tasks.options import TaskOptions
-from qtasks.tasks.task import AsyncTask, SyncTask, Task, TaskDecorator
+from qtasks.tasks import timing
+from qtasks.tasks.options import BAD_OPTION, Span, TaskOptions
+from qtasks.tasks.schedules import DeclarationOptions, ScheduleOptions, as_declared, declaration, title
+from qtasks.tasks.task import AsyncTask, ScheduleDecorator, SyncTask, Task, TaskDecorator
 
 if TYPE_CHECKING:
     from qtasks.tasks.engine import Engine
@@ -119,6 +122,26 @@ class Registry:
         said = {**options, "model": model, "output": output, "provider": provider or providers.upstash()}
         return functools.partial(self._declare, name=name, aliases=aliases, options=said, make=llm.make)
 
+    def cron(self, expression: str, /, **options: Unpack[DeclarationOptions]) -> ScheduleDecorator:
+        """Have a function run by the clock: ``@tasks.cron("0 9 * * MON-FRI", tz="Europe/Berlin")``.
+
+        Makes a task of the function, with the options of `task`. Above `task` or another `cron` it gives that task one
+        more schedule, which has a name: ``@tasks.cron("0 12 * * SAT", schedule="weekend")``. The function needs no
+        arguments, or they are given: ``args=[7]``, ``kwargs={"days": 7}``. See `scheduling` for what makes it active.
+
+        Raises DefinitionError: QT104 for an expression (with a caret under the field), QT105 for dates that never
+        come, QT106 for an unknown zone, and as `task`.
+        """
+        return self._scheduled(timing.at(expression, options.get("tz")), options)
+
+    def every(self, span: Span, /, **options: Unpack[DeclarationOptions]) -> ScheduleDecorator:
+        """As `cron`, at an interval on the clock: ``@tasks.every("15m")`` runs at :00, :15, :30 and :45.
+
+        Minutes that divide an hour, hours that divide a day, a day or a week; DefinitionError for any other, for no
+        cron expression says it.
+        """
+        return self._scheduled(timing.every(span, options.get("tz")), options)
+
     def include_router(self, router: TaskRouter) -> None:
         """Take the tasks of `router`, those declared later too. Raises DefinitionError for a name taken already."""
         router.join(self)
@@ -139,6 +162,34 @@ class Registry:
         given = f"{self.prefix}{getattr(function, '__name__', '')}" if name is None else f"{self.prefix}{name}"
         task = make(self.bound, function, name=given, options=options)
         self.add(task, [making.check_name(f"{self.prefix}{alias}") for alias in aliases])
+        return task
+
+    def _scheduled(self, when: Cron, options: Mapping[str, Any]) -> ScheduleDecorator:
+        said = dict(options)
+        name = said.pop("schedule", "")
+        schedule = {option: said.pop(option) for option in ScheduleOptions.__annotations__ if option in said}
+
+        def decorate(function: Any, /) -> Any:
+            task = self._known(function, said) if isinstance(function, Task) else self.task(**said)(function)
+            try:
+                task.declare(declaration(task, when, name, schedule))
+            except ArgumentsError as error:
+                raise as_declared(error, title(task.name, name)) from None
+            return task
+
+        return decorate
+
+    def _known(self, task: Task[..., Any], options: Mapping[str, Any]) -> Task[..., Any]:
+        """A task that gets one more schedule."""
+        if options:
+            raise DefinitionError(
+                f"{task.name} is a task already: {', '.join(options)} cannot be said any more",
+                hint="fix         say it where the task is made, in the lowest decorator",
+                code=BAD_OPTION,
+            )
+        mine = self._tasks.get(task.name)
+        if mine is None or mine.function is not task.function:
+            raise DefinitionError(f"{task.name} is a task of another application, which has to schedule it")
         return task
 
     def add(self, task: Task[..., Any], aliases: Sequence[str]) -> None:

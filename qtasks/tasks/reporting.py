@@ -22,7 +22,9 @@ def report(context: TaskContext, ended: Verdict, error: BaseException | None, sp
         return
     if ended.kind in (Kind.OVER, Kind.PUT_OFF):
         action = ended.how or ended.status.value
-        log.info("%s %s: %s", context.task, action, ended.note, extra=facts(context, action))
+        # Runs that take longer than the time between them may not be what was meant.
+        level = logging.WARNING if action == "skipped" else logging.INFO
+        log.log(level, "%s %s: %s", context.task, action, ended.note, extra=facts(context, action))
         return
     final = ended.kind is Kind.FAILED
     log.log(

@@ -98,6 +98,11 @@ class Settings:
         """Where the value of field `name` comes from."""
         return self.origins.get(name, DEFAULT)
 
+    @property
+    def is_production(self) -> bool:
+        """Whether the engine is anything but an embedded home and a server with the public development credentials."""
+        return self.origin("url") != EMBEDDED and self.token not in {user.token for user in development.USERS}
+
     def sender(self) -> tuple[str, str, str]:
         """`url`, `token` and `base_url`, which publishing needs. Raises ConfigurationError naming what is missing."""
         if self.url is None or self.token is None:

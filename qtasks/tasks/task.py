@@ -19,7 +19,7 @@ from qtasks.tasks.arguments import Plan, Values, plan
 from qtasks.tasks.batch import Batch
 from qtasks.tasks.hooks import H, Hooks
 from qtasks.tasks.middleware import Passage
-from qtasks.tasks.options import ApplyOptions, CallOptions, Delivery, TaskOptions
+from qtasks.tasks.options import ApplyOptions, CallOptions, Delivery, Span, TaskOptions
 from qtasks.tasks.result import TaskResult
 from qtasks.tasks.results.base import Hold
 from qtasks.tasks.retries import RetryPolicy
@@ -32,9 +32,12 @@ if TYPE_CHECKING:
     from qtasks.tasks.engine import Engine
     from qtasks.tasks.flow import Signature
     from qtasks.tasks.running import Run
+    from qtasks.tasks.schedule import TaskSchedule
+    from qtasks.tasks.schedules import Declaration, ScheduleOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
+K = TypeVar("K", bound="Task[..., Any]")
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 NOT_A_FUNCTION = "QT102"
@@ -62,6 +65,8 @@ class Task(Generic[P, R]):
         self._options = dict(options)
         self._origin = inherit
         self.hooks: Hooks = inherit.hooks if inherit is not None else Hooks()
+        self.declared: list[Declaration] = inherit.declared if inherit is not None else []
+        """The schedules that the code declares, in their order."""
 
     def on_success(self, hook: H) -> H:
         """Have `hook` told of every result of this task; see `Hooks`."""
@@ -223,6 +228,53 @@ class Task(Generic[P, R]):
 
     def _check(self, options: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
         call_options.check(self.name, options, merged=merged)
+
+    def declare(self, schedule: Declaration) -> None:
+        """Take in a schedule. Raises DefinitionError for one of a name that another has."""
+        if any(schedule.name == one.name for one in self.declared):
+            raise DefinitionError(
+                f"there are two schedules {schedule.title!r}",
+                hint='fix         tell them apart: @tasks.cron(..., schedule="...")',
+            )
+        self.declared.append(schedule)
+
+    @property
+    def schedules(self) -> tuple[TaskSchedule[R], ...]:
+        """Handles on the schedules that `@tasks.cron` and `@tasks.every` declare."""
+        from qtasks.tasks.schedule import TaskSchedule
+
+        return tuple(TaskSchedule.of(one) for one in self.declared)
+
+    def schedule(
+        self,
+        cron: str | None = None,
+        *,
+        every: Span | None = None,
+        name: str | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> TaskSchedule[R]:
+        """Have it run by the clock from now on: ``digest.schedule("0 9 * * *", tz="Europe/Berlin", args=[user_id])``.
+
+        For what comes and goes with data; what the code knows is declared by `@tasks.cron`. `name` tells the schedules
+        of a task apart, the arguments do without one; the same name again replaces it. Syncing leaves it alone. Raises
+        DefinitionError, ArgumentsError, BrokerUnreachable, ApiError, and ConfigurationError as `Schedules.sync`.
+        """
+        from qtasks.tasks import scheduling
+
+        return scheduling.make(self, cron, every, name, options)
+
+    async def aschedule(
+        self,
+        cron: str | None = None,
+        *,
+        every: Span | None = None,
+        name: str | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> TaskSchedule[R]:
+        """As `schedule`, without blocking the event loop."""
+        from qtasks.tasks import scheduling
+
+        return await asyncio.to_thread(scheduling.make, self, cron, every, name, options)
 
     def _applied(self, options: ApplyOptions) -> tuple[Self, str | None]:
         """The task with options of Celery's names, and the id of the call."""
@@ -404,6 +456,19 @@ class TaskDecorator(Protocol):
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a coroutine function is the special case, so it comes first
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> SyncTask[P, R]: ...
+
+
+class ScheduleDecorator(Protocol):
+    """What ``@tasks.cron(...)`` returns: makes a task of a function, or gives a task one more schedule."""
+
+    @overload
+    def __call__(self, task: K, /) -> K: ...  # type: ignore[overload-overlap]  # a task is a function, too
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # as of TaskDecorator
         self, function: Callable[P, Coroutine[Any, Any, R]], /
     ) -> AsyncTask[P, R]: ...
     @overload

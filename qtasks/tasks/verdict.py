@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from qtasks.errors import ArgumentsError, OutputError, QTasksError
+from qtasks.errors import ArgumentsError, OutputError, QTasksError, ResultsDisabled
 from qtasks.tasks import outcome
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.outcome import Outcome
@@ -15,6 +15,7 @@ from qtasks.tasks.signals import AttemptTimeout, Cancel, NonRetryable, RetryAfte
 
 RAISED, NON_RETRYABLE, ASKED_LATER = "QT407", "QT405", "QT409"
 TIMED_OUT, CANCELLED, EXPIRED, GIVEN_UP, SNOOZED = "QT410", "QT411", "QT412", "QT413", "QT414"
+SKIPPED = "QT416"
 
 
 class Kind(Enum):
@@ -85,6 +86,17 @@ def put_off(reason: str, how: str) -> Verdict:
 def model_failed(kind: Kind, note: str, code: str) -> Verdict:
     """A model was asked in vain, for good or for now. The broker knows: what it tells us of it has arrived."""
     return Verdict(kind, outcome.ended("failed", note, code), note)
+
+
+def skipped(reason: str) -> Verdict:
+    """The call is left out, unrun."""
+    return Verdict(Kind.OVER, outcome.ended("skipped", reason, SKIPPED), reason, True, how="skipped")
+
+
+def unguarded(context: TaskContext) -> Verdict:
+    """The run is to be left out where another one is under way, and nobody can tell."""
+    note = 'ResultsDisabled: overlap="skip" needs a place for results; set QTASKS_RESULTS where the tasks run'
+    return _failed(context, outcome.failure(note, ResultsDisabled.code), note)
 
 
 def not_again(context: TaskContext, note: str, code: str) -> Verdict:

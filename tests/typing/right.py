@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, assert_type
+from zoneinfo import ZoneInfo
 
 from fastapi import Depends
 from pydantic import BaseModel
@@ -14,8 +15,11 @@ from qtasks import (
     TaskEvent,
     TaskResult,
     TaskRouter,
+    TaskSchedule,
     chain,
     chord,
+    cron,
+    every,
     group,
     injected,
     task,
@@ -69,6 +73,31 @@ async def routed(to: str) -> int:
     return len(to)
 
 
+@tasks.cron("0 9 * * MON-FRI", tz="Europe/Berlin", overlap="skip", retries=1, name="daily", aliases=["old"])
+async def report(days: int = 1) -> list[str]:
+    return [str(days)]
+
+
+@tasks.every(timedelta(minutes=15), tz=ZoneInfo("Europe/Berlin"), schedule="often", args=[2])
+@tasks.every("1h", overlap="wait")
+@tasks.task(label="x")
+def tidy(days: int = 1) -> int:
+    return days
+
+
+@router.cron("@daily", kwargs={"to": "ada"})
+def mailed(to: str) -> None: ...
+
+
+@cron("0 0 * * *")
+def module_level_cron() -> int:
+    return 1
+
+
+@every("5m")
+async def module_level_every() -> None: ...
+
+
 @add.on_failure
 def told(event: TaskEvent) -> None:
     assert_type(event.context.attempt, int)
@@ -103,7 +132,27 @@ def options() -> None:
     takes_any(greet)
 
 
+def schedules() -> None:
+    assert_type(tidy(3), int)
+    assert_type(tidy.delay(3), TaskResult[int])
+    assert_type(mailed.delay("ada"), TaskResult[None])
+    assert_type(module_level_cron.delay().get(), int)
+    assert_type(tidy.schedules, tuple[TaskSchedule[int], ...])
+    assert_type(tidy.schedules[0].next_runs(3), list[datetime])
+    made = tidy.schedule("0 9 * * *", tz="UTC", args=[1], name="one", overlap="skip")
+    assert_type(made, TaskSchedule[int])
+    assert_type(made.trigger(), TaskResult[int])
+    assert_type(tidy.using(retries=0).schedule(every="1h", kwargs={"days": 2}), TaskSchedule[int])
+    assert_type(tasks.schedules.sync(prune=True).in_sync, bool)
+    assert_type(tasks.schedules.get("daily"), TaskSchedule[Any])
+
+
 async def async_calls() -> None:
+    assert_type(await report(1), list[str])
+    assert_type(await report.adelay(1), TaskResult[list[str]])
+    assert_type(await module_level_every(), None)
+    assert_type(await report.aschedule(every="1h"), TaskSchedule[list[str]])
+    assert_type(await (await report.schedules[0].atrigger()), list[str])
     assert_type(await greet("Ada"), str)
     assert_type(await greet.adelay("Ada"), TaskResult[str])
     assert_type(await (await greet.adelay("Ada")).aget(), str)

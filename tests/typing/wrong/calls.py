@@ -57,6 +57,25 @@ def one() -> None: ...
 def two() -> None: ...
 
 
+@tasks.cron("0 9 * * *", overlap="queue")  # wrong
+def three() -> None: ...
+
+
+@tasks.cron(9)  # wrong
+def four() -> None: ...
+
+
+@tasks.every("1h", retires=1)  # wrong
+def five(n: int = 1) -> int:
+    return n
+
+
+five.delay("1")  # wrong
+add.schedule("0 9 * * *", cron="x")  # wrong
+add.schedule(every=[1])  # wrong
+add.schedule("0 9 * * *", tz=1)  # wrong
+tasks.schedules.sync(prune="yes")  # wrong
+
 QTasks(tokn="x")  # wrong
 QTasks(threads="x")  # wrong
 

@@ -1,0 +1,140 @@
+"""Applications on a whole broker in memory, whose clock only a test moves: signed and delivered, without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from qtasks import QTasks
+from qtasks.broker.ports import Failure
+from qtasks.broker.ports import Request as Attempt
+from qtasks.broker.server import Broker
+from qtasks.broker.settings import BrokerSettings
+from qtasks.protocol import development
+from qtasks.protocol.messages import Response
+from qtasks.qstash.transport import Reply, Request
+from qtasks.tasks.home import ASGIApp, Connection
+from tests.support import tasks as asgi
+from tests.support.api import Service
+from tests.support.broker import ScriptedTransport, SeededRandom, VirtualClock
+
+T = TypeVar("T")
+
+PATIENCE_S = 20.0
+BASE_URL = "https://app.example.com/qtasks"
+_BROKER = "http://broker.internal"
+
+
+class Clockwork:
+    """The broker, on a loop of its own, with the account of one user that any number of applications share."""
+
+    def __init__(self, start: str = "2030-05-01T00:00:30+00:00") -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.clock = VirtualClock(int(datetime.fromisoformat(start).timestamp() * 1000))
+        opening = Broker.open(BrokerSettings(path=":memory:"), transport=self, clock=self.clock, random=SeededRandom())
+        self.service = Service(self.call(opening), self.clock, ScriptedTransport())
+        self.apps: dict[str, ASGIApp] = {}
+        self.requests: list[Request] = []
+        """What applications asked of the API."""
+        self.forgets_pauses = False
+        """Whether a schedule that is replaced runs again, as no service promises that it does not."""
+
+    def application(self, base_url: str = BASE_URL, *, results: str | None = "memory://", **settings: Any) -> QTasks:
+        """Tasks that are reached at `base_url`, and so are an environment of their own."""
+        if results is not None:
+            settings["results"] = results
+        tasks = QTasks(embedded=_Home(self, base_url), **settings)
+        tasks.engine.now_s = lambda: self.clock.now_ms() / 1000
+        return tasks
+
+    def run(self) -> None:
+        """Fire and deliver what is due."""
+        self.call(self.service.run())
+
+    def advance(self, **span: float) -> None:
+        """Let time pass, minute by minute, and do what is due in it."""
+        left_ms = int(timedelta(**span) / timedelta(milliseconds=1))
+        while left_ms > 0:
+            step_ms = min(left_ms, 60_000)
+            self.clock.advance(step_ms)
+            self.run()
+            left_ms -= step_ms
+
+    @property
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.clock.now_ms() / 1000, UTC)
+
+    @property
+    def schedules(self) -> dict[str, dict[str, Any]]:
+        """What the API shows, by id."""
+        return {one["scheduleId"]: one for one in self.call(self.service.get("/v2/schedules"))}
+
+    def written(self) -> list[str]:
+        """Method and path of the requests so far that changed something; each is told once."""
+        told = [f"{one.method} {one.url.removeprefix(_BROKER)}" for one in self.requests if one.method != "GET"]
+        self.requests.clear()
+        return told
+
+    def handle(self, request: Request) -> Reply:
+        """One request to the API."""
+        self.requests.append(request)
+        path = request.url.removeprefix(_BROKER)
+        headers = dict(request.headers)
+        if self.forgets_pauses and request.method == "POST" and path.startswith("/v2/schedules/"):
+            self.call(self.service.call("DELETE", f"/v2/schedules/{headers['Upstash-Schedule-Id']}"))
+        answered = self.call(self.service.call(request.method, path, headers, request.body))
+        return Reply(answered.status, tuple(answered.headers.items()), answered.body)
+
+    async def send(self, attempt: Attempt) -> Response | Failure:
+        """One delivery, as the broker's transport."""
+        base_url, _, task = attempt.url.rpartition("/")
+        answer = await asgi.request(self.apps[base_url], f"/qtasks/{task}", attempt.body, headers=dict(attempt.headers))
+        return Response(status=answer.status, headers=tuple(answer.headers.items()), body=answer.body)
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
+
+    async def close(self) -> None: ...
+
+    def stop(self) -> None:
+        self.call(self.service.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class _Home:
+    """Brings one application to the broker."""
+
+    def __init__(self, clockwork: Clockwork, base_url: str) -> None:
+        self._clockwork = clockwork
+        self._base_url = base_url
+
+    def start(self, app: ASGIApp, loop: asyncio.AbstractEventLoop | None) -> Connection:
+        self._clockwork.apps[self._base_url] = app
+        user = development.USERS[0]
+        return Connection(
+            url=_BROKER,
+            token=user.token,
+            keys=user.keys,
+            base_url=self._base_url,
+            results="memory://",
+            transport=_Transport(self._clockwork),
+        )
+
+    def stop(self) -> None: ...
+
+
+class _Transport:
+    def __init__(self, clockwork: Clockwork) -> None:
+        self._clockwork = clockwork
+
+    def send(self, request: Request, timeout_s: float) -> Reply:
+        return self._clockwork.handle(request)
+
+    def close(self) -> None: ...

@@ -1,0 +1,245 @@
+"""Runs of a schedule that would overlap and are to be left out: `overlap="skip"`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qtasks import Snooze, TaskResult
+from qtasks.errors import PayloadError, TaskCancelled
+from qtasks.tasks import payload
+from qtasks.tasks.guard import LEASE_MS
+from qtasks.tasks.outcome import Outcome
+from qtasks.tasks.results.base import Hold, ResultStatus
+from tests.support.tasks import application, deliver, envelope
+from tests.unit.tasks.courier import Courier, Letter, said
+
+pytestmark = pytest.mark.anyio
+
+SKIPPED = {"skipped": "another run of its schedule is under way", "code": "QT416"}
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def courier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Courier]:
+    made = Courier(results="memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/r.db")
+    yield made
+    made.close()
+
+
+class Slow:
+    """A scheduled task that runs until it is let go."""
+
+    def __init__(self, courier: Courier, *, overlap: Any = "skip", **options: Any) -> None:
+        self.courier = courier
+        self.begun, self.go_on, self.runs = asyncio.Event(), asyncio.Event(), 0
+        self.error: Exception | None = None
+
+        @courier.tasks.every("1m", overlap=overlap, **options)
+        async def slow() -> int:
+            self.runs += 1
+            self.begun.set()
+            await self.go_on.wait()
+            if self.error is not None:
+                raise self.error
+            return self.runs
+
+        (self.schedule,) = slow.schedules
+
+    def tick(self) -> tuple[TaskResult[int], Letter]:
+        """One run on its way."""
+        result = self.schedule.trigger()
+        return result, self.courier.take()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[asyncio.Task[Outcome]]:
+        """A run that is under way."""
+        _, letter = self.tick()
+        self.begun.clear()
+        under_way = asyncio.create_task(self.courier.deliver(letter))
+        await self.begun.wait()
+        yield under_way
+        self.go_on.set()
+        await under_way
+
+
+async def test_a_run_that_finds_another_one_under_way_ends_unrun_and_everybody_can_see_it(
+    courier: Courier, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow = Slow(courier)
+    async with slow.running():
+        result, letter = slow.tick()
+        answer = await courier.deliver(letter)
+    assert (answer.status, said(answer)) == (200, SKIPPED)
+    assert slow.runs == 1
+    assert result.status is ResultStatus.CANCELLED
+    with pytest.raises(TaskCancelled, match="another run of its schedule is under way"):
+        result.get(timeout=5)
+    (record,) = [one for one in caplog.records if getattr(one, "action", "") == "skipped"]
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == "slow skipped: another run of its schedule is under way"
+
+
+async def test_the_run_after_the_end_of_the_other_runs(courier: Courier) -> None:
+    slow = Slow(courier)
+    async with slow.running():
+        pass
+    _, letter = slow.tick()
+    assert (await courier.deliver(letter)).body == b"2"
+
+
+async def test_a_skipped_run_is_over_also_when_it_is_delivered_again(courier: Courier) -> None:
+    slow = Slow(courier)
+    async with slow.running():
+        _, letter = slow.tick()
+        await courier.deliver(letter)
+    again = await courier.deliver(letter, retried=1)
+    assert again.status == 200
+    assert said(again)["cancelled"] == SKIPPED["skipped"]
+    assert slow.runs == 1
+
+
+async def test_a_failed_run_lets_the_next_one_run_and_one_that_waits_for_its_retry_is_not_under_way(
+    courier: Courier,
+) -> None:
+    slow = Slow(courier, retries=1)
+    slow.error = OSError("no")
+    slow.go_on.set()
+    _, failed = slow.tick()
+    assert (await courier.deliver(failed)).status == 500
+    slow.error = None
+    _, letter = slow.tick()
+    assert (await courier.deliver(letter)).body == b"2"
+    assert (await courier.deliver(failed, retried=1)).body == b"3"
+
+
+async def test_a_duplicate_delivery_of_the_run_under_way_is_told_to_come_back(courier: Courier) -> None:
+    slow = Slow(courier)
+    _, letter = slow.tick()
+    first = asyncio.create_task(courier.deliver(letter))
+    await slow.begun.wait()
+    assert (await courier.deliver(letter)).status == 503
+    slow.go_on.set()
+    assert (await first).body == b"1"
+    assert (await courier.deliver(letter)).body == b"1"
+
+
+async def test_other_schedules_of_the_same_task_do_not_count(courier: Courier) -> None:
+    slow = Slow(courier)
+    task = courier.tasks.tasks["slow"]
+    courier.tasks.every("1h", schedule="other", overlap="skip")(task)
+    async with slow.running() as first:
+        slow.go_on.set()
+        task.schedules[1].trigger()
+        assert (await courier.deliver()).body == b"2"
+        assert (await first).status == 200
+
+
+async def test_runs_that_may_overlap_do(courier: Courier) -> None:
+    slow = Slow(courier, overlap="allow")
+    async with slow.running():
+        _, letter = slow.tick()
+        second = asyncio.create_task(courier.deliver(letter))
+        slow.begun.clear()
+        await slow.begun.wait()
+        slow.go_on.set()
+        assert (await second).body == b"2"
+
+
+async def test_a_run_whose_process_has_died_on_this_machine_holds_up_nobody(courier: Courier) -> None:
+    program = "from qtasks.tasks.holders import new_holder; print(new_holder())"
+    died = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+    slow = Slow(courier)
+    slow.go_on.set()
+    _, letter = slow.tick()
+    hold(courier, slow, died)
+    assert (await courier.deliver(letter)).body == b"1"
+
+
+async def test_a_run_that_fell_silent_elsewhere_holds_its_schedule_for_its_lease_at_most(courier: Courier) -> None:
+    slow = Slow(courier)
+    slow.go_on.set()
+    hold(courier, slow, "elsewhere/1/1/x")
+    _, letter = slow.tick()
+    assert said(await courier.deliver(letter)) == SKIPPED
+    courier.now_s += LEASE_MS / 1000
+    _, letter = slow.tick()
+    assert (await courier.deliver(letter)).body == b"1"
+
+
+def hold(courier: Courier, slow: Slow, owner: str) -> None:
+    """Have `owner` run the schedule."""
+    now_ms = int(courier.now_s * 1000)
+    key = f"schedule:{slow.schedule.id}"
+    courier.tasks.engine.results().acquire([Hold(key, owner, now_ms + LEASE_MS)], now_ms=now_ms)
+
+
+async def test_a_long_run_keeps_its_schedule_to_itself(courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qtasks.tasks.guard.RENEW_S", 0.0)
+    slow = Slow(courier)
+    async with slow.running():
+        results = courier.tasks.engine.results()
+        courier.now_s += LEASE_MS / 1000 - 1
+        now_ms = int(courier.now_s * 1000)
+        other = Hold(f"schedule:{slow.schedule.id}", "other", now_ms + 1)
+        async with asyncio.timeout(10):
+            while True:
+                (held,) = await asyncio.to_thread(results.acquire, [other], now_ms=now_ms)
+                if held.until_ms == now_ms + LEASE_MS:
+                    break
+                await asyncio.sleep(0)
+        courier.now_s += 2
+        _, letter = slow.tick()
+        assert said(await courier.deliver(letter)) == SKIPPED
+
+
+async def test_a_run_that_is_put_off_lets_others_run_and_is_left_out_where_one_does(courier: Courier) -> None:
+    go_on, begun, runs = asyncio.Event(), asyncio.Event(), 0
+
+    @courier.tasks.every("1m", overlap="skip")
+    async def work() -> str:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            raise Snooze("1m")
+        begun.set()
+        await go_on.wait()
+        return "done"
+
+    work.schedules[0].trigger()
+    await courier.deliver()
+    put_off = courier.take()
+    work.schedules[0].trigger()
+    running = asyncio.create_task(courier.deliver())
+    await begun.wait()
+    assert said(await courier.deliver(put_off)) == SKIPPED
+    go_on.set()
+    assert (await running).body == b'"done"'
+
+
+async def test_without_a_place_for_results_such_a_run_fails_and_names_the_setting() -> None:
+    tasks = application(results=None)
+    runs: list[int] = []
+
+    @tasks.task
+    def work() -> None:
+        runs.append(1)
+
+    body = envelope()[:-1] + b', "schedule": "work-1", "overlap": "skip"}'
+    answer = await deliver(tasks.asgi_app(), "work", body)
+    assert (answer.status, answer.json["code"]) == (500, "QT209")
+    assert "QTASKS_RESULTS" in answer.error
+    assert runs == []
+
+
+@pytest.mark.parametrize("extra", ['"overlap": "queue"', '"schedule": 1', '"schedule": "a b"', '"schedule": ""'])
+def test_an_envelope_with_something_else_there_is_none(extra: str) -> None:
+    with pytest.raises(PayloadError):
+        payload.decode(envelope()[:-1] + f", {extra}}}".encode())
