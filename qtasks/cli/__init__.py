@@ -19,6 +19,7 @@ _COMMANDS: Final = {
     "run": ("qtasks.cli.run", "Your tasks as a production server."),
     "send": ("qtasks.cli.send", "Delay a task by its name."),
     "tasks": ("qtasks.cli.tasks", "List the tasks of an application."),
+    "schedules": ("qtasks.cli.schedules", "See, sync and steer the schedules of an application."),
 }
 
 EXIT_USAGE: Final = 2

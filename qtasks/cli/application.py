@@ -35,6 +35,8 @@ class Application:
     """Told whenever an application process begins to serve."""
     say: Callable[[str], None]
     """Told, in words, what became of the application."""
+    may_have_schedules: bool
+    """Whether the broker may have schedules of the version that serves, or of one before."""
     _children: list[Child] = field(default_factory=list)
     """The one that serves last; before it those that are about to end."""
     _replacing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -62,8 +64,15 @@ class Application:
         await asyncio.gather(*(child.stop() for child in self._children))
 
     async def _new_child(self) -> Child:
-        child = await Child.start(self.target, self.listener, self.origin, self.environment)
+        child = await Child.start(
+            self.target,
+            self.listener,
+            self.origin,
+            self.environment,
+            may_have_schedules=self.may_have_schedules,
+        )
         self._began_s = time.monotonic()
+        self.may_have_schedules |= child.serving.schedules > 0
         self.started(child.serving)
         return child
 
@@ -110,8 +119,9 @@ class Application:
 
     async def _hand_over(self, old: Child, fresh: Child) -> None:
         await old.retire()
-        count = len(fresh.serving.tasks)
-        self.say(f"reloaded {fresh.serving.target}: {count} task{'' if count == 1 else 's'}")
+        self.say(f"reloaded {fresh.serving.target}: {fresh.serving}")
+        if fresh.serving.synced:
+            self.say(f"  synced      {fresh.serving.synced}")
         await self._end(old)
 
     async def _end(self, old: Child) -> None:

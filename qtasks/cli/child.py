@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from qtasks.cli.devschedules import sync
 from qtasks.cli.loader import Target, load
 from qtasks.cli.output import Unhurried, log_to
 from qtasks.cli.serving import FAILED, Server, serve
@@ -43,6 +44,8 @@ class Orders:
     """For running tasks at a stop."""
     production: bool
     """Whether it logs lines with times, and lingers before it ends even when it is not replaced."""
+    may_have_schedules: bool
+    """Whether the broker may have schedules of an earlier version."""
 
     def dump(self) -> str:
         """As one argument of a command."""
@@ -81,14 +84,16 @@ def _serve(orders: Orders) -> int:
         os.environ.setdefault("QTASKS_BASE_URL", orders.origin + loaded.prefix)
         settings = loaded.tasks.settings
         settings.receiver()
+        loaded.tasks.schedules.check()
     except QTasksError as error:
         _report(orders.report, {"error": str(error), "code": error.code})
         return FAILED
 
     def serving() -> None:
-        _report(
-            orders.report, {"target": loaded.target, "base_url": settings.base_url, "tasks": list(loaded.tasks.tasks)}
-        )
+        count = len(loaded.tasks.schedules)
+        synced = "" if orders.production or not (count or orders.may_have_schedules) else sync(loaded.tasks)
+        facts = {"target": loaded.target, "base_url": settings.base_url, "tasks": list(loaded.tasks.tasks)}
+        _report(orders.report, {**facts, "schedules": count, "synced": synced})
 
     def retired() -> None:
         _report(orders.report, {"retired": True})

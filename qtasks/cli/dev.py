@@ -122,7 +122,10 @@ async def _dev(options: DevOptions, out: Unhurried, errors: Unhurried) -> int:
             facts.write()
 
         stack.callback(devfile.remove, os.getpid())
-        application = Application(options.target, app_socket, app_url, environment, started, errors.line)
+        kept = await broker.store.schedules(broker.accounts[user.name])
+        application = Application(
+            options.target, app_socket, app_url, environment, started, errors.line, may_have_schedules=bool(kept)
+        )
         serving = await application.start()
         stop = stack.enter_context(stop_signals())
         stack.push_async_callback(application.stop)
@@ -138,15 +141,15 @@ async def _dev(options: DevOptions, out: Unhurried, errors: Unhurried) -> int:
 
 
 def _greet(out: Unhurried, options: DevOptions, broker: Broker, serving: Serving, broker_url: str) -> None:
-    count = len(serving.tasks)
-    tasks = f"{count} task" + ("" if count == 1 else "s")
     kept = "in memory, forgotten at the end" if options.db == MEMORY else f"{options.db} ({broker.store.promise})"
-    out.line(f"qtasks {version('qstash-tasks')}  dev   app {serving.target} ({options.target.found})   {tasks}")
+    out.line(f"qtasks {version('qstash-tasks')}  dev   app {serving.target} ({options.target.found})   {serving}")
     out.line(f"  broker   {broker_url}   QSTASH_TOKEN={development.USERS[0].token}")
     out.line(f"  app      {serving.base_url}")
     out.line(f"  store    {kept}")
     if broker.recovery.waiting:
         out.line(f"  found    {broker.recovery.waiting} waiting, {broker.recovery.interrupted} of them interrupted")
+    if serving.synced:
+        out.line(f"  synced   {serving.synced}")
     out.line(f"  reload   when code in {options.target.folder} changes")
     out.line()
 

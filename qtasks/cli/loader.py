@@ -156,8 +156,14 @@ def _broken(target: Target, error: BaseException) -> AppError:
             if Path(frame.filename).is_relative_to(target.folder) and "site-packages" not in frame.filename
         ]
         where = f"{frames[-1].filename}:{frames[-1].lineno}  {frames[-1].line}" if frames else "unknown"
-    hint = f"fix         {error.hint}" if isinstance(error, QTasksError) and error.hint else None
-    text = " ".join((error.message if isinstance(error, QTasksError) else str(error)).split())
+    hint: str | None = None
+    if isinstance(error, QTasksError):
+        # Ours may point at something with a caret, two lines below: lines stay lines.
+        text = error.message.replace("\n", "\n" + " " * 12)
+        labelled = error.hint is None or error.hint.partition("  ")[0].isalpha()
+        hint = error.hint if labelled else f"fix         {error.hint}"
+    else:
+        text = " ".join(str(error).split())
     text = text if len(text) <= MAX_REASON else text[:MAX_REASON] + "..."
     return AppError(
         f"{target.module} cannot be imported\n  error       {type(error).__name__}: {text}\n  at          {where}",

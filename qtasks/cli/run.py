@@ -14,6 +14,7 @@ from qtasks.cli.loader import load, locate
 from qtasks.cli.output import Unhurried, log_to
 from qtasks.cli.parameters import PORT
 from qtasks.cli.serving import Server, serve
+from qtasks.cli.supervisor import counted
 from qtasks.cli.workers import Workers
 
 _OWN_KEYS: Final = "use the keys of your broker (qtasks broker init makes some) or of the hosted service's console"
@@ -42,6 +43,7 @@ def command(app: str | None, host: str, port: int, workers: int, drain: float) -
     loaded = load(target)
     settings = loaded.tasks.settings
     keys, base_url = settings.receiver()
+    loaded.tasks.schedules.check()
     refuse_public_credentials((keys.current, keys.next), host, hint=_OWN_KEYS)
     listener = listen(host, port)
     shown = f"[{host}]" if ":" in host else host
@@ -50,10 +52,9 @@ def command(app: str | None, host: str, port: int, workers: int, drain: float) -
     out, errors = Unhurried(sys.stdout), Unhurried(sys.stderr)
 
     def started() -> None:
-        count = len(loaded.tasks.tasks)
+        counts = counted(len(loaded.tasks.tasks), len(loaded.tasks.schedules))
         out.line(
-            f"qtasks run {loaded.target} ({target.found})  {count} task{'' if count == 1 else 's'}"
-            f" at {origin}{loaded.prefix}  reached as {base_url}"
+            f"qtasks run {loaded.target} ({target.found})  {counts} at {origin}{loaded.prefix}  reached as {base_url}"
         )
 
     log_to(errors)

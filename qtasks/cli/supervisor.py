@@ -28,6 +28,22 @@ class Serving:
     target: str
     base_url: str
     tasks: tuple[str, ...]
+    schedules: int
+    """How many the code declares."""
+    synced: str
+    """What became of them at the broker, in words; empty where there was nothing to do."""
+
+    def __str__(self) -> str:
+        """How much there is of what."""
+        return counted(len(self.tasks), self.schedules)
+
+
+def counted(tasks: int, schedules: int) -> str:
+    """``3 tasks``, ``1 task, 2 schedules``."""
+    words = [f"{tasks} task{'' if tasks == 1 else 's'}"]
+    if schedules:
+        words.append(f"{schedules} schedule{'' if schedules == 1 else 's'}")
+    return ", ".join(words)
 
 
 class Child:
@@ -50,10 +66,11 @@ class Child:
         *,
         drain_s: float = DRAIN_S,
         production: bool = False,
+        may_have_schedules: bool = False,
     ) -> Child:
         """Start the application and return once it serves. Raises AppError with what the child said.
 
-        `production` has it log lines with times, and linger before it ends.
+        `production` has it log lines with times, linger before it ends, and leave schedules alone.
         """
         report_in, report_out = os.pipe()
         lifeline_in, lifeline_out = os.pipe()
@@ -67,6 +84,7 @@ class Child:
             lifeline=lifeline_in,
             drain_s=drain_s,
             production=production,
+            may_have_schedules=may_have_schedules,
         )
         try:
             process = await asyncio.create_subprocess_exec(
@@ -97,7 +115,9 @@ class Child:
             reports.close()
             os.close(lifeline_out)  # which ends the child, however far it has come
             raise
-        serving = Serving(facts["target"], facts["base_url"], tuple(facts["tasks"]))
+        serving = Serving(
+            facts["target"], facts["base_url"], tuple(facts["tasks"]), facts["schedules"], facts["synced"]
+        )
         return cls(process, serving, reports, lifeline_out)
 
     async def wait(self) -> int:

@@ -9,21 +9,29 @@ from pathlib import Path
 import click
 
 from qtasks.cli.loader import load, locate
+from qtasks.tasks.timing import shown
 
 
 @click.command("tasks")
 @click.argument("app", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def command(app: str | None, as_json: bool) -> None:
-    """List the tasks of APP: name, parameters, and the first line of the docstring."""
+    """List the tasks of APP: name, parameters, the first line of the docstring, and when they run by themselves."""
     loaded = load(locate(app, Path.cwd()))
-    rows = [
-        (name, task.plan.signature.removeprefix(name), (inspect.getdoc(task.function) or "").partition("\n")[0])
+    facts = [
+        {
+            "name": name,
+            "signature": task.plan.signature.removeprefix(name),
+            "summary": (inspect.getdoc(task.function) or "").partition("\n")[0],
+            "schedules": [shown(declared.cron) for declared in task.declared],
+        }
         for name, task in sorted(loaded.tasks.tasks.items())
     ]
     if as_json:
-        facts = [{"name": name, "signature": signature, "summary": summary} for name, signature, summary in rows]
         click.echo(json.dumps(facts, indent=2))
         return
-    for name, signature, summary in rows:
-        click.echo(f"{name}{signature}" + (f"\n    {summary}" if summary else ""))
+    for task in facts:
+        click.echo(f"{task['name']}{task['signature']}")
+        for line in (task["summary"], *(f"at {when}" for when in task["schedules"])):
+            if line:
+                click.echo(f"    {line}")

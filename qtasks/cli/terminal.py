@@ -16,9 +16,9 @@ from qtasks.cli.output import Stream
 from qtasks.protocol import durations
 from qtasks.protocol.messages import Message, Response, State
 
-_MARKS: Final = {"queued": "→", "done": "✓", "failed": "✗", "again": "↻", "cancelled": "–"}
-_PLAIN_MARKS: Final = {"queued": ">", "done": "+", "failed": "x", "again": "~", "cancelled": "-"}
-_COLOURS: Final = {"queued": "2", "done": "32", "failed": "31", "again": "33", "cancelled": "2"}
+_MARKS: Final = {"queued": "→", "tick": "◷", "done": "✓", "failed": "✗", "again": "↻", "cancelled": "–"}
+_PLAIN_MARKS: Final = {"queued": ">", "tick": "@", "done": "+", "failed": "x", "again": "~", "cancelled": "-"}
+_COLOURS: Final = {"queued": "2", "tick": "36", "done": "32", "failed": "31", "again": "33", "cancelled": "2"}
 _VALUE_WIDTH: Final = 60
 _SECRET_NAMES: Final = ("password", "token", "authorization", "secret", "api_key", "apikey")
 _USERINFO: Final = re.compile(r"//[^/]*@")
@@ -70,7 +70,8 @@ class EventPrinter:
         took = "" if event.duration_ms is None else f"{_span(event.duration_ms)}  "
         if event.state is State.CREATED:
             when = "" if event.next_delivery_ms is None else f"  in {_until(event.next_delivery_ms, event.time_ms)}"
-            return "queued", f"{_arguments(message.body)}{when}"
+            kind = "queued" if message.schedule_id is None else "tick"
+            return kind, f"{_arguments(message.body)}{when}"
         if event.state is State.DELIVERED:
             self.tally.done += 1
             number = f"{attempts}  " if message.retried else ""

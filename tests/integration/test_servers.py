@@ -479,7 +479,12 @@ def test_tasks_lists_what_an_application_offers(folder: Path) -> None:
         "who(file: str) -> None",
     ]
     document = json.loads(qtasks("tasks", "tasks.py", "--json", folder=folder).out)
-    assert document[0] == {"name": "add", "signature": "(a: int, b: int = 1) -> int", "summary": "Add two numbers."}
+    assert document[0] == {
+        "name": "add",
+        "signature": "(a: int, b: int = 1) -> int",
+        "summary": "Add two numbers.",
+        "schedules": [],
+    }
     assert [one["name"] for one in document] == ["add", "refuse", "who"]
 
 
@@ -550,7 +555,7 @@ def test_help_is_quick_and_names_every_command(folder: Path) -> None:
 
 def test_a_misspelt_command_is_met_with_the_nearest(refused: Refused) -> None:
     assert "No such command 'brokr'. Did you mean 'broker'?" in refused("brokr")
-    assert "There are dev, broker, run, send, tasks." in refused("xyzzy")
+    assert "There are dev, broker, run, send, tasks, schedules." in refused("xyzzy")
 
 
 def test_what_a_terminal_cannot_show_is_no_reason_to_fail(folder: Path) -> None:

@@ -22,6 +22,10 @@ class Dev(Process):
     def started(self) -> dict[str, Any]:
         """Wait until it serves; the facts of its dev.json."""
         self.wait_for("  store ")
+        return self.started_already()
+
+    def started_already(self) -> dict[str, Any]:
+        """The facts, once it has told that it serves."""
         facts: dict[str, Any] = json.loads((self.folder / ".qtasks" / "dev.json").read_text())
         return facts
 

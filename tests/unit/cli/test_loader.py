@@ -216,6 +216,18 @@ def test_relative_imports_of_a_package_work(tmp_path: Path) -> None:
             TASKS + "@tasks.task\ndef add() -> None: ...\n",
             ("error       DefinitionError: there are two tasks named 'add'", "fix         rename one, or @tasks.task"),
         ),
+        (
+            TASKS + "@tasks.cron('0 25 * * *')\ndef daily() -> None: ...\n",
+            (
+                '\n  error       DefinitionError: Invalid cron expression: hour: "25" is not 0 to 23\n',
+                "\n              0 25 * * *\n                ^^\n",
+                "@tasks.cron('0 25 * * *')",
+            ),
+        ),
+        (
+            TASKS + "@tasks.cron('0 9 * * *')\ndef daily(days: int) -> None: ...\n",
+            ("argument 'days' is missing", "\n  signature   daily(days: int) -> None\n  fix         args=[...]"),
+        ),
         ("def f():\n    f()\nf()\n", ("error       RecursionError", "broken.py:2  f()")),
     ],
 )

@@ -40,7 +40,8 @@ class Screen(io.TextIOWrapper):
 
 
 def event(state: State, body: bytes = b"", *, url: str = f"{BASE_URL}/add", **facts: Any) -> MessageEvent:
-    about = {name: facts.pop(name) for name in ("retried", "max_retries", "options") if name in facts}
+    named = ("retried", "max_retries", "options", "schedule_id")
+    about = {name: facts.pop(name) for name in named if name in facts}
     return MessageEvent(
         time_ms=START_MS, state=state, message=message(123456, id="msg_abcdefgh", url=url, body=body, **about), **facts
     )
@@ -76,6 +77,7 @@ def answered(status: int, document: object) -> Response:
             event(State.CREATED, envelope(1), next_delivery_ms=START_MS + 90_000),
             "→  add               msg_..cdefgh  1  in 1m30s",
         ),
+        (event(State.CREATED, envelope(2), schedule_id="add-1"), "◷  add               msg_..cdefgh  2"),
         (event(State.CREATED, b"plain"), "→  add               msg_..cdefgh  5 bytes"),
         (
             event(State.DELIVERED, outcome=answered(200, 5), duration_ms=8.6),
