@@ -46,7 +46,8 @@ class Embedded:
     It starts on first use or with the application's lifespan, never on import. `drain_s` is how long a stop
     waits for tasks under way; what is not finished then runs again at the next start. `watch` is told of
     every step of every message, after it is committed. `llm` answers in place of all language models; see
-    `qtasks.testing.llm`.
+    `qtasks.testing.llm`. Schedules that the code declares are synced when an application's lifespan starts it;
+    elsewhere by `tasks.schedules.sync()`.
 
     A second process on the same file gets StoreLocked, which names the first.
     """

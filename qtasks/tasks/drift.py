@@ -197,7 +197,11 @@ def _is_made_here(found: Schedule) -> bool:
 
 def _flow_control(found: Schedule) -> FlowControl | None:
     flow = found.flow_control
-    return None if flow is None else FlowControl(flow.key, flow.parallelism, flow.rate, flow.period or 1)
+    if flow is None:
+        return None
+    return FlowControl(
+        flow.key, flow.parallelism or None, flow.rate or None, flow.period or 1
+    )  # 0 is none, as absent is
 
 
 def _limits(flow: FlowControl | None) -> str | None:

@@ -45,7 +45,8 @@ class ScheduleOptions(TypedDict, total=False):
     overlap: Overlap
     """What becomes of a run while the one before it is under way. ``"allow"``, the default: both run. ``"wait"``: it
     waits, as many as there are; attempts run one at a time (by flow control, on every service). ``"skip"``: it ends at
-    once as cancelled; needs a place for results. A run that waits for a retry is not under way."""
+    once as cancelled; needs a place for results that all processes share which run the task. A run that waits for a
+    retry is not under way."""
     args: Sequence[Any]
     """Positional arguments of every run."""
     kwargs: Mapping[str, Any]

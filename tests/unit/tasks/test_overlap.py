@@ -34,6 +34,11 @@ def courier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Courier]
     made.close()
 
 
+async def delivered(courier: Courier, letter: Letter, **facts: Any) -> Outcome:
+    """The answer, which must not wait for whatever is under way."""
+    return await asyncio.wait_for(courier.deliver(letter, **facts), 10)
+
+
 class Slow:
     """A scheduled task that runs until it is let go."""
 
@@ -76,7 +81,7 @@ async def test_a_run_that_finds_another_one_under_way_ends_unrun_and_everybody_c
     slow = Slow(courier)
     async with slow.running():
         result, letter = slow.tick()
-        answer = await courier.deliver(letter)
+        answer = await delivered(courier, letter)
     assert (answer.status, said(answer)) == (200, SKIPPED)
     assert slow.runs == 1
     assert result.status is ResultStatus.CANCELLED
@@ -99,7 +104,7 @@ async def test_a_skipped_run_is_over_also_when_it_is_delivered_again(courier: Co
     slow = Slow(courier)
     async with slow.running():
         _, letter = slow.tick()
-        await courier.deliver(letter)
+        await delivered(courier, letter)
     again = await courier.deliver(letter, retried=1)
     assert again.status == 200
     assert said(again)["cancelled"] == SKIPPED["skipped"]
@@ -168,7 +173,7 @@ async def test_a_run_that_fell_silent_elsewhere_holds_its_schedule_for_its_lease
     slow.go_on.set()
     hold(courier, slow, "elsewhere/1/1/x")
     _, letter = slow.tick()
-    assert said(await courier.deliver(letter)) == SKIPPED
+    assert said(await delivered(courier, letter)) == SKIPPED
     courier.now_s += LEASE_MS / 1000
     _, letter = slow.tick()
     assert (await courier.deliver(letter)).body == b"1"
@@ -197,7 +202,7 @@ async def test_a_long_run_keeps_its_schedule_to_itself(courier: Courier, monkeyp
                 await asyncio.sleep(0)
         courier.now_s += 2
         _, letter = slow.tick()
-        assert said(await courier.deliver(letter)) == SKIPPED
+        assert said(await delivered(courier, letter)) == SKIPPED
 
 
 async def test_a_run_that_is_put_off_lets_others_run_and_is_left_out_where_one_does(courier: Courier) -> None:
@@ -219,7 +224,7 @@ async def test_a_run_that_is_put_off_lets_others_run_and_is_left_out_where_one_d
     work.schedules[0].trigger()
     running = asyncio.create_task(courier.deliver())
     await begun.wait()
-    assert said(await courier.deliver(put_off)) == SKIPPED
+    assert said(await delivered(courier, put_off)) == SKIPPED
     go_on.set()
     assert (await running).body == b'"done"'
 

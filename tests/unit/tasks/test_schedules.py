@@ -15,7 +15,7 @@ import qtasks
 from qtasks import QTasks, RetryPolicy, Snooze, TaskContext, TaskRouter, injected
 from qtasks.errors import ApiError, ArgumentsError, ConfigurationError, DefinitionError, ResultsDisabled
 from qtasks.protocol import development
-from qtasks.tasks.schedules import identity
+from qtasks.tasks.schedules import identity, mark
 from qtasks.tasks.settings import HOSTED_URL
 from tests.support.clockwork import BASE_URL, Clockwork
 from tests.support.tasks import application
@@ -448,6 +448,7 @@ def test_a_schedule_of_another_environment_is_refused_by_its_id_and_both_are_nam
         (f"{BASE_URL}/report", "", "was not made by qtasks"),
         (f"{STAGING}/report", "qtasks-schedule,qtasks.00000000.1", "belongs to another environment"),
         (f"{BASE_URL}/report", "qtasks-schedule,qtasks.00000000.1", "belongs to another environment"),
+        (f"{BASE_URL}/report", f"{mark(BASE_URL)}1", "was not made by qtasks"),
     ],
 )
 def test_whatever_stands_in_our_place_and_is_not_ours_is_left_alone(
@@ -472,6 +473,24 @@ def test_whatever_stands_in_our_place_and_is_not_ours_is_left_alone(
         assert BASE_URL in str(refusal.value)
         assert destination in str(refusal.value)
     assert clockwork.schedules == before
+
+
+def test_a_copy_that_somebody_made_of_a_schedule_under_an_id_of_their_own_is_theirs(
+    tasks: QTasks, clockwork: Clockwork
+) -> None:
+    tasks.cron("0 9 * * *", name="report")(lambda_free)
+    tasks.schedules.sync()
+    (ours,) = clockwork.schedules.values()
+    headers = {
+        "Upstash-Cron": "1 1 1 1 1",
+        "Upstash-Schedule-Id": f"copy-of-{ours['scheduleId']}",
+        "Upstash-Label": ",".join(ours["labels"]),
+    }
+    clockwork.call(clockwork.service.post(f"/v2/schedules/{ours['destination']}", headers, ours["body"]))
+    plan = tasks.schedules.sync(prune=True)
+    assert plan.in_sync
+    assert len(plan.elsewhere) == 1
+    assert len(clockwork.schedules) == 2
 
 
 def test_schedules_that_nobody_declared_are_nobodys_leftovers(tasks: QTasks, clockwork: Clockwork) -> None:
