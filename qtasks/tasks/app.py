@@ -113,6 +113,22 @@ class QTasks(Registry):
 
         return fastapi.router(self._endpoint, lifespan=self._lifespan)
 
+    def results_router(self, *, show_errors: bool = False, max_streams: int = 100) -> APIRouter:
+        """State, progress and result of any call, for pages: ``GET /{call_id}``, and as they change ``.../events``.
+
+        ``app.include_router(tasks.results_router(), prefix="/jobs", dependencies=[Depends(logged_in)])``. The prefix
+        must not be that of `router`. A call's id is 128 random bits, and whoever knows it may ask; an application that
+        wants more asks for `call_id` in a dependency of its own. With a place for results missing, it does not start.
+
+        Args:
+            show_errors: Give the type and the message of what a task raised, too: they may tell of the inside.
+            max_streams: How many streams of events may be open in a process; one more is answered 503.
+        """
+        from qtasks.tasks import results_router
+
+        windows = results_router.Windows(self.engine.aresults, show_errors=show_errors, max_streams=max_streams)
+        return results_router.results_router(windows, lifespan=self._lifespan_of_results)
+
     def asgi_app(self, prefix: str = DEFAULT_PREFIX) -> FastAPI:
         """A FastAPI application of nothing but these tasks, under `prefix`."""
         from qtasks.tasks import fastapi
@@ -169,6 +185,11 @@ class QTasks(Registry):
             self.schedules.sync(prune=True)
         else:
             self.schedules.check()
+
+    @asynccontextmanager
+    async def _lifespan_of_results(self, _app: ASGIApp) -> AsyncIterator[None]:
+        await asyncio.to_thread(self.engine.check_results)
+        yield
 
     def _compare_prefixes(self, app: ASGIApp) -> None:
         """Warn of a base URL under which the application cannot be reached, unless a proxy changes paths."""

@@ -98,6 +98,16 @@ class Engine:
             )
         return ready
 
+    async def aresults(self) -> ResultBackend:
+        """As `results`, without blocking the loop."""
+        ready = self._results
+        return ready if ready is not None else await asyncio.to_thread(self.results)
+
+    def check_results(self) -> None:
+        """Raise ResultsDisabled when nobody said where results are. A home of its own has a place for them."""
+        if self._home is None:
+            self.results()
+
     def runs_on_this_thread(self) -> bool:
         """Whether the caller stands on the event loop of the application that runs the tasks."""
         return self._loop_thread == threading.get_ident()

@@ -194,7 +194,7 @@ def _endpoint(task: Task[..., Any]) -> Callable[..., Awaitable[Response]]:
 class Lifespan(Protocol):
     """What the router does around the life of the application it is included in."""
 
-    def __call__(self, app: Any) -> AbstractAsyncContextManager[None]:
+    def __call__(self, app: Any, /) -> AbstractAsyncContextManager[None]:
         """Start before the first request, stop after the last."""
         ...
 

@@ -15,6 +15,7 @@ from qtasks.errors import ResultError, ResultTimeout, TaskCancelled, TaskExpired
 from qtasks.tasks.progress import Progress
 from qtasks.tasks.results.base import Hold, Record, ResultBackend, ResultStatus, pauses
 from qtasks.tasks.results.values import load
+from qtasks.tasks.watching import read, wake
 
 if TYPE_CHECKING:
     from typing import Self
@@ -73,7 +74,7 @@ class TaskResult(Generic[R]):
 
     async def astatus(self) -> ResultStatus:
         """As `status`, without blocking."""
-        return _status(await _read(self._backend(), self.id))
+        return _status(await read(self._backend(), self.id))
 
     @property
     def progress(self) -> Progress | None:
@@ -82,7 +83,7 @@ class TaskResult(Generic[R]):
 
     async def aprogress(self) -> Progress | None:
         """As `progress`, without blocking."""
-        return _progress(await _read(self._backend(), self.id))
+        return _progress(await read(self._backend(), self.id))
 
     def cancel(self) -> bool:
         """Call it off: it will not be started any more. A run under way is let be, but not tried again.
@@ -139,10 +140,10 @@ class TaskResult(Generic[R]):
         loop = asyncio.get_running_loop()
         changed = asyncio.Event()
         waits = _waits(timeout)
-        with backend.watchers.watching(self.id, lambda: _wake(loop, changed)):
+        with backend.watchers.watching(self.id, lambda: wake(loop, changed)):
             while True:
                 changed.clear()
-                record = await _read(backend, self.id)
+                record = await read(backend, self.id)
                 if record is not None and record.status.is_final:
                     return self._value(record)
                 if (wait_s := next(waits, None)) is None:
@@ -202,15 +203,6 @@ def _status(record: Record | None) -> ResultStatus:
 
 def _progress(record: Record | None) -> Progress | None:
     return None if record is None or record.progress is None else Progress.from_json(record.progress)
-
-
-async def _read(backend: ResultBackend, key: str) -> Record | None:
-    return await asyncio.to_thread(backend.read, key) if backend.blocking else backend.read(key)
-
-
-def _wake(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop of a waiter that is going away may be closed
-        loop.call_soon_threadsafe(changed.set)
 
 
 def _waits(timeout_s: float | None) -> Iterator[float]:

@@ -178,9 +178,9 @@ class Watchers:
             wake()
 
 
-def pauses() -> Iterator[float]:
-    """Seconds between looks at a record that another process may write: 2 ms at first, growing to 50 ms."""
+def pauses(last_s: float = POLL_LAST_S) -> Iterator[float]:
+    """Seconds between looks at a record that another process may write: 2 ms at first, growing to `last_s`."""
     pause_s = POLL_FIRST_S
     while True:
         yield pause_s
-        pause_s = min(pause_s * 1.5, POLL_LAST_S)
+        pause_s = min(pause_s * 1.5, last_s)

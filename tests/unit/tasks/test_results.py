@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import os
-import secrets
 import sqlite3
 import stat
 import subprocess
@@ -24,6 +21,7 @@ from qtasks.tasks.results.base import POLL_FIRST_S, POLL_LAST_S, Hold, Record, R
 from qtasks.tasks.results.postgres import PostgresResults
 from qtasks.tasks.results.redis import RedisResults
 from qtasks.tasks.results.sqlite import SQLiteResults
+from tests.support.results import BACKENDS, place_for_results, postgres, redis_prefix
 from tests.support.tasks import application
 
 DAY_MS = 86_400_000
@@ -45,60 +43,10 @@ def record(status: ResultStatus = ResultStatus.SUCCEEDED, **changes: Any) -> Rec
     return Record(**facts)
 
 
-POSTGRES_URL = os.environ.get("QTASKS_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/test")
-REDIS_URL = os.environ.get("QTASKS_TEST_REDIS", "redis://127.0.0.1:6379/0")
-
-
-def absent(what: str, error: Exception) -> Any:
-    """A laptop may be without it, a build may not."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"there is no {what} here: {error}")
-    pytest.skip(f"there is no {what} here: {error}")
-
-
-@contextlib.contextmanager
-def postgres() -> Iterator[str]:
-    """The URL of a schema of its own."""
-    psycopg = pytest.importorskip("psycopg")
-    name = f"qtasks_test_{secrets.token_hex(6)}"
-    try:
-        admin = psycopg.connect(POSTGRES_URL, autocommit=True, connect_timeout=3)
-    except psycopg.OperationalError as error:
-        absent("PostgreSQL", error)
-    with admin:
-        admin.execute(f"CREATE SCHEMA {name}")
-        try:
-            yield f"{POSTGRES_URL}?options=-csearch_path%3D{name}"
-        finally:
-            admin.execute(f"DROP SCHEMA {name} CASCADE")
-
-
-@contextlib.contextmanager
-def redis_prefix(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of a Redis in which our keys have a prefix of their own."""
-    redis = pytest.importorskip("redis")
-    prefix = f"qtasks-test-{secrets.token_hex(6)}:"
-    monkeypatch.setattr("qtasks.tasks.results.redis.PREFIX", prefix)
-    with redis.Redis.from_url(REDIS_URL, socket_connect_timeout=3) as client:
-        try:
-            client.ping()
-        except redis.ConnectionError as error:
-            absent("Redis", error)
-        yield REDIS_URL
-        if keys := list(client.scan_iter(f"{prefix}*")):
-            client.delete(*keys)
-
-
-@pytest.fixture(params=["memory", "sqlite", "postgres", "redis"])
+@pytest.fixture(params=BACKENDS)
 def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    if request.param == "postgres":
-        with postgres() as made:
-            yield made
-    elif request.param == "redis":
-        with redis_prefix(monkeypatch) as made:
-            yield made
-    else:
-        yield "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/r.db"
+    with place_for_results(request.param, tmp_path, monkeypatch) as made:
+        yield made
 
 
 @pytest.fixture

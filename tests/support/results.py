@@ -1,0 +1,69 @@
+"""Places for results: files, and databases that run on this machine, each with room of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BACKENDS = ("memory", "sqlite", "postgres", "redis")
+POSTGRES_URL = os.environ.get("QTASKS_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/test")
+REDIS_URL = os.environ.get("QTASKS_TEST_REDIS", "redis://127.0.0.1:6379/0")
+
+
+def absent(what: str, error: Exception) -> Any:
+    """A laptop may be without it, a build may not."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"there is no {what} here: {error}")
+    pytest.skip(f"there is no {what} here: {error}")
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[str]:
+    """The URL of a schema of its own."""
+    psycopg = pytest.importorskip("psycopg")
+    name = f"qtasks_test_{secrets.token_hex(6)}"
+    try:
+        admin = psycopg.connect(POSTGRES_URL, autocommit=True, connect_timeout=3)
+    except psycopg.OperationalError as error:
+        absent("PostgreSQL", error)
+    with admin:
+        admin.execute(f"CREATE SCHEMA {name}")
+        try:
+            yield f"{POSTGRES_URL}?options=-csearch_path%3D{name}"
+        finally:
+            admin.execute(f"DROP SCHEMA {name} CASCADE")
+
+
+@contextlib.contextmanager
+def redis_prefix(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a Redis in which our keys have a prefix of their own."""
+    redis = pytest.importorskip("redis")
+    prefix = f"qtasks-test-{secrets.token_hex(6)}:"
+    monkeypatch.setattr("qtasks.tasks.results.redis.PREFIX", prefix)
+    with redis.Redis.from_url(REDIS_URL, socket_connect_timeout=3) as client:
+        try:
+            client.ping()
+        except redis.ConnectionError as error:
+            absent("Redis", error)
+        yield REDIS_URL
+        if keys := list(client.scan_iter(f"{prefix}*")):
+            client.delete(*keys)
+
+
+@contextlib.contextmanager
+def place_for_results(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of an empty backend of one of the `BACKENDS`."""
+    if kind == "postgres":
+        with postgres() as made:
+            yield made
+    elif kind == "redis":
+        with redis_prefix(monkeypatch) as made:
+            yield made
+    else:
+        yield "memory://" if kind == "memory" else f"sqlite:///{folder}/r.db"
