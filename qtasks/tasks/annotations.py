@@ -133,15 +133,35 @@ def adapter(annotation: Any, *, where: str) -> TypeAdapter[Any]:
 
 def record_adapter(name: str, fields: dict[str, Any], *, where: str) -> TypeAdapter[dict[str, Any]]:
     """One reader and writer for several named values, all of them optional."""
-    make: Any = TypedDict  # the functional form takes any text as a name, but type checkers want literals
     try:
-        record = make(name, {field: portable(annotation) for field, annotation in fields.items()}, total=False)
-        record.__pydantic_config__ = ConfigDict(extra="forbid")
-        return TypeAdapter(record)
+        return _record(name, {field: portable(annotation) for field, annotation in fields.items()}, ConfigDict())
     except (PydanticUserError, TypeError, DefinitionError):
         for field, annotation in fields.items():  # which one is it?
             adapter(annotation, where=f"{where}: parameter {field!r}")
         raise
+
+
+def loose_adapter(name: str, fields: dict[str, Any]) -> TypeAdapter[dict[str, Any]]:
+    """As `record_adapter`, for values that need not travel as JSON: of a class pydantic does not know, its instances.
+
+    It checks and does not write. What pydantic can make nothing of is not checked at all.
+    """
+    anything = ConfigDict(arbitrary_types_allowed=True)
+    usable: dict[str, Any] = {}
+    for field, annotation in fields.items():
+        usable[field] = Any if annotation is inspect.Parameter.empty else annotation
+        try:
+            _record(name, {field: usable[field]}, anything)
+        except (PydanticUserError, TypeError):
+            usable[field] = Any
+    return _record(name, usable, anything)
+
+
+def _record(name: str, fields: dict[str, Any], config: ConfigDict) -> TypeAdapter[dict[str, Any]]:
+    make: Any = TypedDict  # the functional form takes any text as a name, but type checkers want literals
+    record = make(name, fields, total=False)
+    record.__pydantic_config__ = ConfigDict(extra="forbid", **config)
+    return TypeAdapter(record)
 
 
 def type_name(annotation: Any) -> str:

@@ -14,7 +14,16 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from qtasks.errors import ArgumentsError, DefinitionError
-from qtasks.tasks.annotations import CANNOT_TRAVEL, UNTYPED_RESULT, WIRE, adapter, hints, record_adapter, type_name
+from qtasks.tasks.annotations import (
+    CANNOT_TRAVEL,
+    UNTYPED_RESULT,
+    WIRE,
+    adapter,
+    hints,
+    loose_adapter,
+    record_adapter,
+    type_name,
+)
 from qtasks.tasks.context import Injected, TaskContext, injected
 
 MISSING, UNEXPECTED, WRONG_TYPE, NOT_JSON, TOO_LARGE = "QT151", "QT152", "QT153", "QT154", "QT155"
@@ -51,8 +60,11 @@ class Plan:
     dependencies: tuple[inspect.Parameter, ...]
     """Parameters that get what FastAPI resolves, annotations resolved."""
     arguments: TypeAdapter[Values]
-    result: TypeAdapter[Any]
+    result: TypeAdapter[Any] | None
+    """As JSON; None where JSON cannot carry it."""
     result_name: str
+    loose_result: TypeAdapter[Values] | None
+    """Of a value named `result` that may be pickled; None where it may not."""
     leading: tuple[inspect.Parameter, ...]
     """Parameters that must be passed by position when the function is called."""
 
@@ -100,6 +112,22 @@ class Plan:
             raise self.not_json(self._culprit(values), str(error)) from error
         return plain
 
+    def some_to_json(self, values: Values, names: Sequence[str]) -> Values:
+        """Those of checked values as plain JSON values, whichever way the others travel. Raises ArgumentsError (QT154).
+
+        Raises DefinitionError for one that JSON cannot carry by its annotation.
+        """
+        plain: Values = {}
+        for name in names:
+            if name in values:
+                spread = name in (self.spread, self.spread_keywords)
+                one = adapter(Any if spread else self.annotations[name], where=f"{self.task}: parameter {name!r}")
+                try:
+                    plain[name] = one.dump_python(one.validate_python(values[name]), mode="json", round_trip=True)
+                except (ValidationError, PydanticSerializationError, ValueError) as error:
+                    raise self.not_json(name, str(error).splitlines()[0]) from None
+        return plain
+
     def arrange(self, values: Values, positional: int) -> tuple[list[Any], dict[str, Any]]:
         """The reverse of `bind` for a call that gave `positional` arguments by position."""
         args = [values[name] for name in self.positional[:positional]]
@@ -129,6 +157,10 @@ class Plan:
     def not_json(self, path: str, reason: str) -> ArgumentsError:
         """The error for a value of the right type that JSON cannot carry."""
         return self._error(f"argument {path!r} cannot be written as JSON: {reason}", NOT_JSON)
+
+    def not_picklable(self, name: str, reason: str) -> ArgumentsError:
+        """The error for an argument that cannot be pickled either."""
+        return self._error(f"argument {name!r} cannot be pickled: {reason}", NOT_JSON)
 
     def too_large(self, size: int, limit: int) -> ArgumentsError:
         """The error for a call whose body no broker would take."""
@@ -170,11 +202,19 @@ class Plan:
         return ArgumentsError(f"{self.task}: {text}", hint=hint or f"signature   {self.signature}", code=code)
 
 
-def plan(task: str, function: Callable[..., object], *, returns: Any = None, injectable: tuple[type, ...] = ()) -> Plan:
+def plan(
+    task: str,
+    function: Callable[..., object],
+    *,
+    returns: Any = None,
+    injectable: tuple[type, ...] = (),
+    pickled: bool = False,
+) -> Plan:
     """Read the signature of `function`. Raises DefinitionError for one that cannot be a task's.
 
     `returns` is the type of the result where that is not what the function returns. Parameters of an `injectable` type
-    may be ``= injected`` as well; whoever makes the values has one for them.
+    may be ``= injected`` as well; whoever makes the values has one for them. `pickled` says that arguments are, and the
+    result where JSON cannot carry it.
     """
     resolved = hints(function)
     if returns is not None:
@@ -209,11 +249,23 @@ def plan(task: str, function: Callable[..., object], *, returns: Any = None, inj
         annotations=MappingProxyType({parameter.name: parameter.annotation for parameter in mine}),
         contexts=tuple(contexts),
         dependencies=tuple(dependencies),
-        arguments=record_adapter(task, fields, where=task),
-        result=adapter(resolved.get("return", UNTYPED_RESULT), where=f"{task}: the result"),
+        arguments=loose_adapter(task, fields) if pickled else record_adapter(task, fields, where=task),
+        result=_result(task, resolved.get("return", inspect.Parameter.empty), pickled=pickled),
         result_name=type_name(resolved.get("return", inspect.Parameter.empty)),
+        loose_result=loose_adapter(task, {"result": resolved.get("return", Any)}) if pickled else None,
         leading=_leading(signature),
     )
+
+
+def _result(task: str, annotation: Any, *, pickled: bool) -> TypeAdapter[Any] | None:
+    if annotation is inspect.Parameter.empty and not pickled:
+        annotation = UNTYPED_RESULT
+    try:
+        return adapter(annotation, where=f"{task}: the result")
+    except DefinitionError:
+        if pickled:
+            return None
+        raise
 
 
 def is_context(parameter: inspect.Parameter) -> bool:

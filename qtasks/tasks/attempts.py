@@ -89,7 +89,7 @@ class Attempts:
         if onward is not None:
             return await self.go_on(run.context, onward, "its language model is asked", how="asked"), None, None
         try:
-            return verdict.done(dump(run.task, value)), None, value
+            return verdict.done(dump(run.task, value, run.context.call_id)), None, value
         except ResultError as error:
             return verdict.not_again(run.context, text_of(error), error.code), error, None
 

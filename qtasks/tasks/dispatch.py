@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 from qtasks.errors import PayloadError, QTasksError, SignatureError
 from qtasks.protocol import signing
 from qtasks.protocol.messages import DEFAULT_RETRIES, DEFAULT_TIMEOUT_MS, SigningKeys
-from qtasks.tasks import outcome, payload, verdict
+from qtasks.tasks import cargo, outcome, payload, verdict
 from qtasks.tasks.attempts import Attempts
 from qtasks.tasks.context import Stop, TaskContext
 from qtasks.tasks.following import Following, Republish
@@ -106,7 +106,7 @@ class Dispatcher:
         self._recorder = Recorder(results, now_s)
         keeper = self._recorder.keeper
         self._guard = Guard(keeper, now_s) if keeper is not None else None
-        self._following = Following(results, self._recorder, republish)
+        self._following = Following(tasks, results, self._recorder, republish)
         self._attempts = Attempts(
             self._runner,
             self._workers,
@@ -231,7 +231,7 @@ class Dispatcher:
         if callback is not None:
             return await self._callbacks.take(cast("LlmTask[..., Any]", task), callback, context, invoke)
         try:
-            values = task.plan.check(task.plan.bind(envelope.args, envelope.kwargs), from_wire=True)
+            values = cargo.unpacked(task, envelope)
         except QTasksError as error:
             ended = verdict.of_call(context, error, text_of(error))
             return await self._attempts.conclude(task, context, envelope, ended, error)

@@ -17,6 +17,7 @@ from qtasks.tasks.dispatch import Dispatcher
 from qtasks.tasks.home import ASGIApp, Connection, Home
 from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.middleware import Middleware
+from qtasks.tasks.pickling import Pickles
 from qtasks.tasks.publisher import Publisher
 from qtasks.tasks.results.base import ResultBackend
 from qtasks.tasks.results.memory import MemoryResults
@@ -51,6 +52,7 @@ class Engine:
         self._publisher: Publisher | None = None
         self._dispatcher: Dispatcher | None = None
         self._results: ResultBackend | None = None
+        self._pickles: Pickles | None = None
         self._lives = 0
         self._loop_thread: int | None = None
         self.middleware = Middleware()
@@ -108,6 +110,12 @@ class Engine:
         if self._home is None:
             self.results()
 
+    def pickles(self) -> Pickles:
+        """What makes and reads pickles. Raises ConfigurationError naming what of the permission is missing."""
+        if (ready := self._pickles) is None:
+            ready = self._pickles = Pickles(self.settings().pickling())
+        return ready
+
     def runs_on_this_thread(self) -> bool:
         """Whether the caller stands on the event loop of the application that runs the tasks."""
         return self._loop_thread == threading.get_ident()
@@ -139,7 +147,7 @@ class Engine:
             publisher, self._publisher = self._publisher, None
             dispatcher, self._dispatcher = self._dispatcher, None
             results, self._results = self._results, None
-            self._settings = None
+            self._settings = self._pickles = None
             self._loop_thread = None
         self._stop_home()
         if publisher is not None:
@@ -194,7 +202,7 @@ class Engine:
                     base_url=base_url,
                     results=self.results_or_none(),
                     threads=settings.threads,
-                    secrets=(settings.token or "", keys.current, keys.next),
+                    secrets=(settings.token or "", keys.current, keys.next, *(settings.secret_key or "").split(",")),
                     now_s=lambda: self.now_s(),
                     republish=self._republish,
                     middleware=self.middleware,

@@ -15,13 +15,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from qtasks.errors import DefinitionError
 from qtasks.protocol import wire
-from qtasks.tasks import payload
+from qtasks.tasks import cargo, payload
 from qtasks.tasks.batch import Batch
 from qtasks.tasks.payload import Envelope
+from qtasks.tasks.pickling import Pickles, Purpose
 from qtasks.tasks.result import TaskResult
 from qtasks.tasks.sending import Outgoing
 
@@ -55,13 +56,15 @@ class Signature(Generic[R]):
         """As `delay`, without blocking the event loop."""
         return await self.task.adelay(*self.args, **self.kwargs)
 
-    def step(self, now_ms: int) -> dict[str, Any]:
-        """As it travels. Raises DefinitionError, and ArgumentsError for arguments that are not JSON."""
+    def step(self, now_ms: int, call_id: str) -> dict[str, Any]:
+        """As it travels, to be the call `call_id`. Raises DefinitionError, ArgumentsError for what cannot travel."""
         how = self.task.for_flow()
+        purpose = Purpose.step(self.task.name, call_id)
         said: dict[str, Any] = {
             "task": self.task.name,
-            "args": list(self.args),
-            "kwargs": dict(self.kwargs),
+            "args": [] if how.pickled else list(self.args),
+            "kwargs": {} if how.pickled else dict(self.kwargs),
+            "pickled": cargo.pickle(self.task, (self.args, self.kwargs), purpose) if how.pickled else None,
             "fixed": self.fixed,
             "asks": self.task.asks,
             "queue": how.queue,
@@ -137,11 +140,11 @@ class Chain:
         if any(isinstance(node, Group) for node in self.nodes):
             engine.results()
         now_ms = int(engine.now_s() * 1000)
-        then = [_written(node, now_ms) for node in rest]
-        root = payload.new_call_id()
-        end = root
-        for _ in rest:
+        end = root = payload.new_call_id()
+        then: list[Any] = []
+        for node in rest:
             end = derived(end, "then")
+            then.append(_written(node, now_ms, end))
         messages = [(one.task, _carrying(one, call_id, flow)) for one, call_id, flow in _begun(first, root, then)]
         handle = TaskResult(engine, lambda: last.task.plan.result, task=last.task.name, id=end, message_id=None)
         return engine, messages, handle
@@ -176,10 +179,26 @@ def derived(call_id: str, place: str) -> str:
     return f"call_{hashlib.sha256(f'{call_id} {place}'.encode()).hexdigest()[:32]}"
 
 
-def followers(envelope: Envelope, call_id: str, value: Any) -> list[Outgoing]:
+class Value(Protocol):
+    """What a call has returned, or a group's calls."""
+
+    def plain(self) -> Any:
+        """As JSON. Raises ResultError for what is no JSON."""
+        ...
+
+    def typed(self) -> Any:
+        """As Python has it. Raises QTasksError for what cannot be read."""
+        ...
+
+    def pickles(self) -> Pickles:
+        """Of the application. Raises ConfigurationError."""
+        ...
+
+
+def followers(envelope: Envelope, call_id: str, value: Value) -> list[Outgoing]:
     """What follows a call that has returned `value`, or the group that it was the last of.
 
-    Raises ValueError, TypeError or KeyError for a flow that is none, ArgumentsError for a value too large to go on.
+    Raises ValueError, TypeError or KeyError for a flow that is none, QTasksError for a value that cannot go on.
     """
     node, *rest = envelope.flow["then"]
     parent = envelope.flow.get("of", call_id)
@@ -208,14 +227,13 @@ def abandoned(envelope: Envelope, call_id: str) -> list[tuple[str, str]]:
     return left
 
 
-def _outgoing(step: Mapping[str, Any], call_id: str, value: Any, flow: Mapping[str, Any], parent: Envelope) -> Outgoing:
-    given = list(step.get("args", ()))
+def _outgoing(
+    step: Mapping[str, Any], call_id: str, value: Value, flow: Mapping[str, Any], parent: Envelope
+) -> Outgoing:
     options = wire.read(dict(step["options"]).items())
     envelope = Envelope(
         call_id,
-        given if step.get("fixed") else [value, *given],
-        step.get("kwargs", {}),
-        step.get("retries"),
+        retries=step.get("retries"),
         timeout_ms=options.timeout_ms,
         expires_ms=step.get("expires_ms"),
         retry_delay=options.retry_delay if step.get("jitter") else None,
@@ -223,6 +241,7 @@ def _outgoing(step: Mapping[str, Any], call_id: str, value: Any, flow: Mapping[s
         options=dict(wire.write(replace(options, delay_ms=None, not_before_s=None, deduplication_id=None))),
         flow=flow,
         carried=parent.carried,
+        **_packed(step, call_id, value),
     )
     if step.get("asks"):
         # The limits of a key are for the request that the call goes on as.
@@ -237,6 +256,16 @@ def _outgoing(step: Mapping[str, Any], call_id: str, value: Any, flow: Mapping[s
         queue=step.get("queue"),
         envelope=envelope,
     ).sealed()
+
+
+def _packed(step: Mapping[str, Any], call_id: str, value: Value) -> cargo.Packed:
+    """The arguments of a step, behind the value unless it does without."""
+    before = not step.get("fixed")
+    if (pickled := step.get("pickled")) is None:
+        return {"args": [value.plain()] * before + list(step.get("args", ())), "kwargs": step.get("kwargs", {})}
+    args, kwargs = value.pickles().load(pickled, Purpose.step(step["task"], call_id))
+    given = ((value.typed(),) * before + args, kwargs)
+    return {"pickled": value.pickles().dump(given, Purpose.arguments(step["task"], call_id))}
 
 
 def _begun(
@@ -255,8 +284,10 @@ def _carrying(one: Signature[Any], call_id: str, flow: dict[str, Any]) -> Outgoi
     return replace(message, envelope=replace(message.envelope, flow=flow)).sealed()
 
 
-def _written(node: Signature[Any] | Group, now_ms: int) -> Any:
-    return [member.step(now_ms) for member in node.members] if isinstance(node, Group) else node.step(now_ms)
+def _written(node: Signature[Any] | Group, now_ms: int, call_id: str) -> Any:
+    if isinstance(node, Signature):
+        return node.step(now_ms, call_id)
+    return [member.step(now_ms, derived(call_id, str(place))) for place, member in enumerate(node.members)]
 
 
 def _engine(members: Sequence[Signature[Any]]) -> Engine:

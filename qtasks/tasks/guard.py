@@ -24,6 +24,7 @@ from qtasks.tasks import outcome, verdict
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.holders import is_gone, new_holder
 from qtasks.tasks.outcome import Outcome
+from qtasks.tasks.pickling import shown
 from qtasks.tasks.results.base import Hold, Record, ResultStatus, pauses
 from qtasks.tasks.results.keeper import Keeper, Standing
 from qtasks.tasks.verdict import Verdict
@@ -77,7 +78,7 @@ def _stored(record: Record | None, context: TaskContext) -> Outcome | None:
     if record is None:
         return None
     if record.status is ResultStatus.SUCCEEDED:
-        answer = outcome.result((record.value or "null").encode())
+        answer = outcome.result(shown(record.value or "null"))
     elif record.status is ResultStatus.CANCELLED:
         answer = outcome.ended("cancelled", record.error or "", "QT411")
     elif record.status is ResultStatus.FAILED and _is_again(record, context):
@@ -99,7 +100,7 @@ def _later(text: str, run: Hold, now_ms: int) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A delivery that may not run: what to answer, and the result as JSON if the call has one."""
+    """A delivery that may not run: what to answer, and the result as it is kept if the call has one."""
 
     answer: Outcome
     value: str | None = None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from qtasks.errors import DefinitionError
 from qtasks.protocol import durations, expressions, targets, wire
@@ -48,8 +49,8 @@ class AttemptOptions(TypedDict, total=False):
     """Calls of the key that may run at once."""
 
 
-class TaskOptions(AttemptOptions, total=False):
-    """What a task may say about its calls."""
+class CommonOptions(AttemptOptions, total=False):
+    """What a task may say about its calls, and a call about itself."""
 
     queue: str
     """Go through this queue, in order, as many at a time as the queue allows. Not with `delay` or `eta`."""
@@ -67,7 +68,15 @@ class TaskOptions(AttemptOptions, total=False):
     """Keep the arguments out of logs and dead letters as they are shown; they are delivered all the same."""
 
 
-class CallOptions(TaskOptions, total=False):
+class TaskOptions(CommonOptions, total=False):
+    """What a task may say besides."""
+
+    serializer: Literal["json", "pickle"]
+    """How arguments travel: as JSON by their annotations, or pickled with cloudpickle, as is then a result that JSON
+    cannot carry. Whoever makes a pickle runs code, so it takes `allow_pickle` and `QTASKS_SECRET_KEY` as well."""
+
+
+class CallOptions(CommonOptions, total=False):
     """What one call may say besides."""
 
     delay: Span
@@ -103,6 +112,8 @@ class Delivery:
     unique: bool | str | tuple[str, ...] = False
     """Parameters that make a call the same as another."""
     unique_ms: int | None = None
+    pickled: bool = False
+    """Whether arguments are pickled."""
 
     def expires_ms(self, now_ms: int) -> int | None:
         """Unix time after which a call made now is not run any more."""
@@ -167,8 +178,16 @@ def delivery(task: str, options: Mapping[str, Any]) -> Delivery:
         _moment(task, expires, name="expires")
     else:
         _span(task, "expires", expires, MAX_DELAY_MS)
+    unique, unique_ms = _unique(task, options)
     return Delivery(
-        publish, DEFAULT_RETRIES if retries is None else retries, jitter, expires, queue, *_unique(task, options)
+        publish,
+        DEFAULT_RETRIES if retries is None else retries,
+        jitter,
+        expires,
+        queue,
+        unique,
+        unique_ms,
+        _pickled(task, options),
     )
 
 
@@ -268,6 +287,27 @@ def _unique(task: str, options: Mapping[str, Any]) -> tuple[bool | str | tuple[s
     if window_ms is not None and not choice:
         raise _error(task, "unique_for says how long, but not what is unique", hint="fix         unique=True")
     return choice, window_ms
+
+
+def _pickled(task: str, options: Mapping[str, Any]) -> bool:
+    serializer = options.get("serializer", "json")
+    if serializer not in ("json", "pickle"):
+        raise _error(task, f'serializer={serializer!r}: "json" or "pickle" is wanted')
+    if serializer == "json":
+        return False
+    if importlib.util.find_spec("cloudpickle") is None:
+        raise _error(
+            task,
+            "its arguments are to be pickled, and cloudpickle is not installed",
+            hint='fix         pip install "qstash-tasks[pickle]"',
+        )
+    if options.get("unique") is True:
+        raise _error(
+            task,
+            "pickles of equal arguments need not be equal, so unique=True says nothing",
+            hint="fix         name the parameters that make a call the same as another",
+        )
+    return True
 
 
 def _flow_control(task: str, options: Mapping[str, Any]) -> FlowControl | None:

@@ -70,6 +70,8 @@ class Envelope:
     """The id of the schedule whose run this is."""
     overlap: str | None = None
     """``skip``: not to be run while another run of `schedule` is under way."""
+    pickled: str | None = None
+    """Positional and named arguments in place of `args` and `kwargs`; see `tasks.pickling`."""
 
     @property
     def alone(self) -> str | None:
@@ -89,6 +91,7 @@ _EXTRAS: Mapping[str, Callable[[Any], bool]] = {
     "carried": lambda value: _are_texts(value),
     "schedule": lambda value: isinstance(value, str) and ID.fullmatch(value) is not None,
     "overlap": lambda value: value == SKIP,
+    "pickled": lambda value: isinstance(value, str),
 }
 """Members that are left out where nothing was said, and what they have to be."""
 

@@ -161,7 +161,8 @@ class Registry:
     ) -> Task[..., Any]:
         given = f"{self.prefix}{getattr(function, '__name__', '')}" if name is None else f"{self.prefix}{name}"
         task = make(self.bound, function, name=given, options=options)
-        self.add(task, [making.check_name(f"{self.prefix}{alias}") for alias in aliases])
+        task.aliases = tuple(making.check_name(f"{self.prefix}{alias}") for alias in aliases)
+        self.add(task, task.aliases)
         return task
 
     def _scheduled(self, when: Cron, options: Mapping[str, Any]) -> ScheduleDecorator:

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from qtasks.errors import ResultError, ResultTimeout, TaskCancelled, TaskExpired, TaskFailed
+from qtasks.tasks.pickling import Purpose
 from qtasks.tasks.progress import Progress
 from qtasks.tasks.results.base import Hold, Record, ResultBackend, ResultStatus, pauses
 from qtasks.tasks.results.values import load
@@ -37,7 +38,7 @@ class TaskResult(Generic[R]):
     def __init__(
         self,
         engine: Engine,
-        adapter: Callable[[], TypeAdapter[R]],
+        adapter: Callable[[], TypeAdapter[R] | None],
         *,
         task: str,
         id: str,  # noqa: A002 - the name it has for users
@@ -188,13 +189,10 @@ class TaskResult(Generic[R]):
             reason = record.error or "no reason was given"
             kind = TaskExpired if record.status is ResultStatus.EXPIRED else TaskCancelled
             raise kind(f"{self.task} {record.call_id} was not run to its end: {reason}", reason=reason)
-        try:
-            return load(self._adapter(), record.value or "null")
-        except ValidationError as error:
-            raise ResultError(
-                f"{self.task}: the stored result does not fit the declared type: {error.errors()[0]['msg']}",
-                hint="Was the task's return annotation changed since it ran?",
-            ) from error
+        # The id that we know, and not the one that the record says, unless we know only its message.
+        call_id = record.call_id if self.id == record.message_id else self.id
+        purpose = Purpose.result(record.task, call_id)
+        return load(self._adapter(), record.value or "null", self._engine.pickles, purpose)
 
 
 def _status(record: Record | None) -> ResultStatus:

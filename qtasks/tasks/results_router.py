@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field, JsonValue
 
 from qtasks.tasks import payload
 from qtasks.tasks.fastapi import Lifespan
+from qtasks.tasks.pickling import shown
 from qtasks.tasks.progress import Progress
 from qtasks.tasks.results.base import Record, ResultBackend, ResultStatus
 from qtasks.tasks.watching import read, states
@@ -68,7 +69,9 @@ class CallState(BaseModel):
     attempt: int = Field(description="1 in the first; 0 before it.")
     updated_at: datetime | None
     progress: CallProgress | None
-    result: JsonValue = Field(description="What the task returned, once it has succeeded.")
+    result: JsonValue = Field(
+        description="What the task returned, once it has succeeded; of one that JSON cannot carry its size and hash."
+    )
     error: str | None = Field(
         description="Why the last attempt failed, or the call was not run to its end; null where errors are not shown."
     )
@@ -146,7 +149,7 @@ class Windows:
             attempt=record.attempt,
             updated_at=datetime.fromtimestamp(record.updated_ms / 1000, UTC),
             progress=_progress(record),
-            result=None if record.value is None else json.loads(record.value),
+            result=None if record.value is None else json.loads(shown(record.value)),
             error=record.error if self._show_errors else None,
         )
 

@@ -29,6 +29,9 @@ DEV_TOKEN = development.USERS[0].token
 DEV_SIGNING_KEYS = development.USERS[0].keys
 """The first of the public development users (protocol reference 1.5)."""
 
+MIN_SECRET = 32
+"""Characters of a secret key."""
+
 MAX_THREADS = 1000
 DEFAULT_THREADS = min(32, (os.cpu_count() or 1) + 4)
 DEFAULT_RESULT_TTL = "24h"
@@ -57,6 +60,11 @@ class SettingsOverrides(TypedDict, total=False):
     """Trust the published development keys. `QTASKS_DEV`; a development engine switches it on."""
     threads: int
     """How many `def` tasks run at once. `QTASKS_THREADS`."""
+    secret_key: str
+    """What nobody but the application's own processes may know: 32 characters or more. Of several, with commas between,
+    the first is used and all are good, so that it can be changed while calls are on their way. `QTASKS_SECRET_KEY`."""
+    allow_pickle: bool
+    """Let tasks say ``serializer="pickle"``: whoever has the secret key may then run code. `QTASKS_ALLOW_PICKLE`."""
     result_ttl: str | float | timedelta
     """How long finished results are kept; a day by default. `QTASKS_RESULT_TTL`."""
 
@@ -71,9 +79,15 @@ VARIABLES: Mapping[str, str] = MappingProxyType(
         "results": "QTASKS_RESULTS",
         "allow_dev_keys": "QTASKS_DEV",
         "threads": "QTASKS_THREADS",
+        "secret_key": "QTASKS_SECRET_KEY",
+        "allow_pickle": "QTASKS_ALLOW_PICKLE",
         "result_ttl": "QTASKS_RESULT_TTL",
     }
 )
+
+
+FREE = ("results", "threads", "result_ttl", "secret_key", "allow_pickle")
+"""What does not concern the engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +101,8 @@ class Settings:
     base_url: str | None = None
     results: str | None = None
     allow_dev_keys: bool = False
+    secret_key: str | None = field(default=None, repr=False)
+    allow_pickle: bool = False
     threads: int
     result_ttl_ms: int
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -147,6 +163,34 @@ class Settings:
             )
         return keys, self.base_url
 
+    def pickling(self) -> tuple[str, ...]:
+        """The secrets of pickles, the one to use first. Raises ConfigurationError naming what is missing."""
+        if not self.allow_pickle:
+            raise ConfigurationError(
+                "pickles are not permitted in this application",
+                hint="fix         QTasks(allow_pickle=True) or QTASKS_ALLOW_PICKLE=1, if whoever has QTASKS_SECRET_KEY "
+                "may run code here",
+            )
+        if self.secret_key is None:
+            raise ConfigurationError(
+                "QTASKS_SECRET_KEY is not set, so no pickle could be told from a stranger's",
+                hint="fix         set it, alike in every process, to what `python -c 'import secrets; "
+                "print(secrets.token_urlsafe(32))'` prints",
+            )
+        secrets = tuple(part.strip() for part in self.secret_key.split(","))
+        for secret in secrets:
+            if len(secret) < MIN_SECRET:
+                raise ConfigurationError(
+                    f"QTASKS_SECRET_KEY has {len(secret)} characters; {MIN_SECRET} random ones are the least",
+                    hint="fix         python -c 'import secrets; print(secrets.token_urlsafe(32))'",
+                )
+            if secret in (self.token, self.current_signing_key, self.next_signing_key) or development.is_public(secret):
+                raise ConfigurationError(
+                    "QTASKS_SECRET_KEY is known to the broker, which must not be able to make pickles",
+                    hint="fix         python -c 'import secrets; print(secrets.token_urlsafe(32))'",
+                )
+        return secrets
+
 
 def resolve(
     environment: Mapping[str, str],
@@ -189,7 +233,7 @@ def embedded(connection: Connection, environment: Mapping[str, str], overrides: 
     }
     found.take(engine, EMBEDDED)
     found.take_overrides(overrides)
-    found.take_environment(environment, {name: VARIABLES[name] for name in ("results", "threads", "result_ttl")})
+    found.take_environment(environment, {name: VARIABLES[name] for name in FREE})
     found.take({"results": connection.results}, EMBEDDED)
     return found.settings()
 
@@ -238,6 +282,8 @@ class _Found:
             base_url=base_url,
             results=self.text("results"),
             allow_dev_keys=allow_dev_keys,
+            secret_key=self.text("secret_key"),
+            allow_pickle=_flag(self.values.get("allow_pickle", ""), VARIABLES["allow_pickle"]),
             threads=_count(self.values.get("threads", DEFAULT_THREADS)),
             result_ttl_ms=_span_ms(self.values.get("result_ttl", DEFAULT_RESULT_TTL)),
             origins=MappingProxyType(dict(self.origins)),

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, Protocol, T
 from qtasks.errors import DefinitionError
 from qtasks.protocol import wire
 from qtasks.protocol.messages import MAX_BODY, PublishOptions
+from qtasks.tasks import cargo, payload, tracing
 from qtasks.tasks import options as call_options
-from qtasks.tasks import payload, tracing
 from qtasks.tasks.arguments import Plan, Values, plan
 from qtasks.tasks.batch import Batch
 from qtasks.tasks.hooks import H, Hooks
@@ -61,6 +61,8 @@ class Task(Generic[P, R]):
         functools.update_wrapper(self, function)
         self._bound = bound
         self.name = name
+        self.aliases: tuple[str, ...] = ()
+        """Names it had before, under which calls of it may still come."""
         self.function = function
         self._options = dict(options)
         self._origin = inherit
@@ -103,7 +105,9 @@ class Task(Generic[P, R]):
 
         Raises DefinitionError.
         """
-        return plan(self.name, self.function) if self._origin is None else self._origin.plan
+        if self._origin is not None:
+            return self._origin.plan
+        return plan(self.name, self.function, pickled=self.delivery.pickled)
 
     @functools.cached_property
     def delivery(self) -> Delivery:
@@ -210,8 +214,10 @@ class Task(Generic[P, R]):
         return None
 
     def ready(self) -> None:
-        """Read the declaration, so that one that cannot work shows. Raises DefinitionError."""
+        """Read the declaration, so that one that cannot work shows. Raises DefinitionError, ConfigurationError."""
         _ = self.plan
+        if self.delivery.pickled:
+            self.engine.pickles()
 
     def _using(self, options: Mapping[str, Any]) -> Self:
         merged = {**self._options, **options}
@@ -354,8 +360,12 @@ class Task(Generic[P, R]):
             for parameter in inspect.signature(self.function).parameters.values()
             if parameter.name in self.plan.annotations and parameter.default is not inspect.Parameter.empty
         }
-        plain = self.plan.to_json(self.plan.check({**defaults, **checked}))
-        return Unique(key_of(self.name, self.delivery.unique, plain), self.delivery.unique_ms)
+        values, choice = self.plan.check({**defaults, **checked}), self.delivery.unique
+        if self.delivery.pickled and not isinstance(choice, bool):
+            plain = self.plan.some_to_json(values, (choice,) if isinstance(choice, str) else choice)
+        else:
+            plain = self.plan.to_json(values)
+        return Unique(key_of(self.name, choice, plain), self.delivery.unique_ms)
 
     def _hold(self, engine: Engine, message: Outgoing) -> Hold | None:
         if message.unique is None:
@@ -380,27 +390,24 @@ class Task(Generic[P, R]):
 
     def carrying(self, checked: Values, positional: int, call_id: str | None = None) -> Outgoing:
         """The message of a call with these arguments, `positional` of them by position."""
-        plain = self.plan.to_json(checked)
-        plain_args, plain_kwargs = self.plan.arrange(plain, positional)
         call_id = call_id or payload.new_call_id()
         how = self.delivery
         unique = self._unique(checked) if how.unique else None
         envelope = payload.Envelope(
             call_id,
-            plain_args,
-            plain_kwargs,
-            how.retries,
+            retries=how.retries,
             timeout_ms=how.publish.timeout_ms,
             expires_ms=how.expires_ms(int(self.engine.now_s() * 1000)),
             retry_delay=how.publish.retry_delay if how.jitter else None,
             jitter=how.jitter,
             options=self._carried,
             unique=unique.key if unique is not None and unique.window_ms is None else None,
+            **cargo.packed(self, checked, positional, call_id),
         )
         try:
             body = payload.encode(envelope)
         except ValueError as error:
-            path, reason = payload.culprit(plain) or ("", str(error))
+            path, reason = payload.culprit(self.plan.to_json(checked)) or ("", str(error))
             raise self.plan.not_json(path, reason) from None
         if len(body) > MAX_BODY:
             raise self.plan.too_large(len(body), MAX_BODY)

@@ -9,6 +9,7 @@ from qtasks.errors import ArgumentsError, OutputError, QTasksError, ResultsDisab
 from qtasks.tasks import outcome
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.outcome import Outcome
+from qtasks.tasks.pickling import ForgedError, shown
 from qtasks.tasks.results.base import ResultStatus
 from qtasks.tasks.retries import RetryPolicy, jittered_ms
 from qtasks.tasks.signals import AttemptTimeout, Cancel, NonRetryable, RetryAfter
@@ -52,7 +53,7 @@ class Verdict:
     """The task asked for this: nothing went wrong."""
     over: ResultStatus = ResultStatus.CANCELLED
     value: str | None = None
-    """The result as JSON."""
+    """The result as it is kept."""
     how: str = ""
     """A word for how a call goes on that was put off."""
 
@@ -62,9 +63,9 @@ class Verdict:
         return _STATUS.get(self.kind, self.over)
 
 
-def done(body: bytes) -> Verdict:
-    """The task returned; `body` is its result as JSON."""
-    return Verdict(Kind.DONE, outcome.result(body), value=body.decode())
+def done(value: str) -> Verdict:
+    """The task returned; `value` is its result as it is kept."""
+    return Verdict(Kind.DONE, outcome.result(shown(value)), value=value)
 
 
 def expired(expires_ms: int, now_ms: int) -> Verdict:
@@ -111,7 +112,7 @@ def failure(context: TaskContext, note: str, code: str) -> Verdict:
 
 def of_call(context: TaskContext, error: QTasksError, note: str) -> Verdict:
     """A call that cannot be run: never, where it is the call's own fault; else what is wrong may be mended."""
-    meant = not_again if isinstance(error, (ArgumentsError, OutputError)) else failure
+    meant = not_again if isinstance(error, (ArgumentsError, OutputError, ForgedError)) else failure
     return meant(context, note, error.code)
 
 

@@ -11,7 +11,7 @@ import typing_extensions
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from qtasks.errors import DefinitionError
-from qtasks.tasks.options import BAD_OPTION, CallOptions, TaskOptions
+from qtasks.tasks.options import BAD_OPTION, CallOptions, CommonOptions
 from qtasks.tasks.retries import RetryPolicy
 
 
@@ -35,7 +35,7 @@ class ModelOptions(TypedDict, total=False):
     """Further members of the request, as the provider documents them; they win over ours."""
 
 
-class LlmOptions(TaskOptions, ModelOptions, total=False):
+class LlmOptions(CommonOptions, ModelOptions, total=False):
     """What an LLM task may say. `retries`, `timeout`, `key` and so on are about the request to the model.
 
     `callback` and `failure_callback` are taken: that is how the answer comes back.

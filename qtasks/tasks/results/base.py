@@ -49,7 +49,7 @@ class Record:
     attempt: int
     updated_ms: int
     value: str | None = None
-    """The result as JSON, once succeeded."""
+    """The result as JSON, once succeeded, or as a pickle (see `tasks.pickling`) where JSON cannot carry it."""
     error: str | None = None
     """"TypeName: message" of the last failure; why it was cancelled."""
     progress: str | None = None

@@ -159,7 +159,7 @@ def test_published_keys_are_trusted_in_development(environment: dict[str, str]) 
     ("name", "value", "text"),
     [
         ("base_url", "app.example.com", "QTASKS_BASE_URL"),
-        ("base_url", "https://user:secret@app.example.com/q", "QTASKS_BASE_URL"),
+        ("base_url", "https://user:hunter2@app.example.com/q", "QTASKS_BASE_URL"),
         ("base_url", "https://app.example.com/q?x=1", "QTASKS_BASE_URL"),
         ("url", "ftp://broker", "QSTASH_URL"),
         ("url", "http://[::1", "QSTASH_URL"),
@@ -173,12 +173,16 @@ def test_published_keys_are_trusted_in_development(environment: dict[str, str]) 
 def test_a_malformed_value_is_named_without_its_secrets(name: str, value: object, text: str) -> None:
     with pytest.raises(ConfigurationError, match=text) as caught:
         read({"QSTASH_TOKEN": "t"}, **cast("Any", {name: value}))
-    assert "secret" not in str(caught.value)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_no_secret_shows_in_the_text_of_settings() -> None:
-    settings = read({"QSTASH_TOKEN": "the-token"}, current_signing_key=KEYS.current, next_signing_key=KEYS.next)
-    for secret in ("the-token", KEYS.current, KEYS.next):
+    settings = read(
+        {"QSTASH_TOKEN": "the-token", "QTASKS_SECRET_KEY": "the-secret-key"},
+        current_signing_key=KEYS.current,
+        next_signing_key=KEYS.next,
+    )
+    for secret in ("the-token", "the-secret-key", KEYS.current, KEYS.next):
         assert secret not in repr(settings)
 
 
@@ -198,6 +202,36 @@ def test_a_home_inside_the_process_decides_about_the_engine_and_leaves_the_rest(
     assert (settings.results, settings.threads, settings.result_ttl_ms) == ("memory://", 3, 3_600_000)
     assert settings.origin("token") == "embedded"
     assert embedded(connection, {"QTASKS_RESULTS": "sqlite:///r"}, {}).results == "sqlite:///r"
+    pickling = embedded(connection, {"QTASKS_SECRET_KEY": "s" * 32, "QTASKS_ALLOW_PICKLE": "1"}, {}).pickling()
+    assert pickling == ("s" * 32,)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({}, "not permitted"),
+        ({"secret_key": "s" * 32}, "not permitted"),
+        ({"secret_key": "s" * 32, "allow_pickle": "0"}, "not permitted"),
+        ({"allow_pickle": True}, "QTASKS_SECRET_KEY is not set"),
+        ({"allow_pickle": True, "secret_key": "s" * 31}, "has 31 characters; 32"),
+        ({"allow_pickle": True, "secret_key": "s" * 32 + ","}, "has 0 characters; 32"),
+        ({"allow_pickle": True, "secret_key": KEYS.current}, "known to the broker"),
+        ({"allow_pickle": True, "secret_key": "s" * 32 + "," + KEYS.next}, "known to the broker"),
+        ({"allow_pickle": True, "secret_key": "t" * 40}, "known to the broker"),
+        ({"allow_pickle": True, "secret_key": DEV_TOKEN}, "known to the broker"),
+    ],
+)
+def test_pickles_take_a_permission_and_a_key_that_no_broker_knows(given: dict[str, Any], text: str) -> None:
+    settings = read({"QSTASH_TOKEN": "t" * 40}, current_signing_key=KEYS.current, next_signing_key=KEYS.next, **given)
+    with pytest.raises(ConfigurationError, match=text) as caught:
+        settings.pickling()
+    assert caught.value.hint is not None
+    assert KEYS.current not in str(caught.value)
+
+
+def test_of_several_secret_keys_each_is_good() -> None:
+    both = {"QTASKS_ALLOW_PICKLE": "1", "QTASKS_SECRET_KEY": f"{'n' * 32}, {'o' * 32}"}
+    assert read({"QSTASH_TOKEN": "t", **both}).pickling() == ("n" * 32, "o" * 32)
 
 
 @pytest.mark.parametrize(
