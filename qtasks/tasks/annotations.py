@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import collections
 import inspect
 import types
 import typing
+from collections import abc
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -63,8 +65,21 @@ _BARE: dict[object, Any] = {
     Any: JsonValue,
     object: JsonValue,
     dict: dict[str, JsonValue],
+    collections.OrderedDict: collections.OrderedDict[str, JsonValue],
+    collections.Counter: collections.Counter[str],
+    abc.Mapping: abc.Mapping[str, JsonValue],
+    abc.MutableMapping: abc.MutableMapping[str, JsonValue],
     list: list[JsonValue],
     tuple: tuple[JsonValue, ...],
+    set: set[JsonValue],
+    frozenset: frozenset[JsonValue],
+    collections.deque: collections.deque[JsonValue],
+    abc.Sequence: abc.Sequence[JsonValue],
+    abc.MutableSequence: abc.MutableSequence[JsonValue],
+    abc.Set: abc.Set[JsonValue],
+    abc.MutableSet: abc.MutableSet[JsonValue],
+    abc.Iterable: abc.Iterable[JsonValue],
+    abc.Hashable: JsonValue,
     bytes: _BYTES,
 }
 
@@ -72,8 +87,8 @@ _BARE: dict[object, Any] = {
 def portable(annotation: Any) -> Any:
     """The annotation pydantic is to use in place of `annotation`.
 
-    Where nothing is said about a value (no annotation, `Any`, a bare `dict`), only JSON values pass: pydantic would
-    write any object it knows, a datetime as text, and the other side could not tell. `bytes` travel as base64.
+    Where nothing is said about a value (no annotation, `Any`, a bare `dict` or `set`), only JSON values pass: pydantic
+    would write any object it knows, a datetime as text, and the other side could not tell. `bytes` travel as base64.
     Raises DefinitionError for what would arrive changed.
     """
     if annotation in (SecretStr, SecretBytes):
@@ -89,7 +104,7 @@ def portable(annotation: Any) -> Any:
         pass
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is None or origin is Literal or not inner:
-        return annotation
+        return _BARE.get(origin, annotation)  # `typing.Dict` and its kin
     if origin is Annotated:
         return Annotated[(portable(inner[0]), *inner[1:])]
     replaced = tuple(item if item is Ellipsis or isinstance(item, list) else portable(item) for item in inner)

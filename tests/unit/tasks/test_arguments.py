@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable
+import typing
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -227,6 +229,34 @@ def test_an_object_where_nothing_is_declared_is_refused_with_its_path() -> None:
     assert "datetime" in error.message
     assert refusal(made, 1, extra=(1, 2)).code == "QT154"
     assert refusal(made, {1: "a"}).code == "QT153"
+
+
+@pytest.mark.parametrize(
+    ("annotation", "plain", "other"),
+    [
+        (set, {1, "a"}, {WHEN}),
+        (frozenset, frozenset({1}), frozenset({WHEN})),
+        (deque, deque([1, "a"]), deque([WHEN])),
+        (OrderedDict, OrderedDict(a=1), OrderedDict(a=WHEN)),
+        (Counter, Counter("aab"), Counter([1, 1])),
+        (Mapping, {"a": 1}, {1: "a"}),
+        (Sequence, [1, "a"], [WHEN]),
+        (typing.Dict, {"a": 1}, {1: 2}),  # noqa: UP006
+        (typing.List, [1, "a"], [WHEN]),  # noqa: UP006
+        (typing.Set, {1, "a"}, {WHEN}),  # noqa: UP006
+        (typing.Tuple, (1, "a"), (WHEN,)),  # noqa: UP006
+    ],
+)
+def test_a_collection_of_whatever_is_one_of_json_values(annotation: Any, plain: Any, other: Any) -> None:
+    """Anything else would arrive as something else: a datetime as text, a number that is a key as text."""
+
+    def work(value: Any) -> None: ...
+
+    work.__annotations__["value"] = annotation
+    arrived = over_the_wire(of(work), plain)["value"]
+    assert arrived == plain
+    assert type(arrived) is type(plain)
+    assert refusal(of(work), other).code in ("QT153", "QT154")
 
 
 def test_a_type_that_cannot_travel_is_refused_where_the_plan_is_made() -> None:
