@@ -53,7 +53,7 @@ def command(task: str, args: tuple[str, ...], kwargs_text: str, delay: str | Non
         click.echo(f"{result.message_id}  {result.id}", err=wait)
         if wait:
             try:
-                click.echo(json.dumps(result.get(timeout=timeout), ensure_ascii=False))
+                click.echo(json.dumps(result.get(timeout=timeout), ensure_ascii=False, default=repr))
             except (TaskFailed, ResultTimeout) as error:
                 raise click.ClickException(str(error)) from None
 

@@ -144,6 +144,8 @@ def _arguments(body: bytes) -> str:
         return f"{len(body)} bytes"
     values = [_value(value) for value in positional]
     values += [f"{name}={_masked(name, value)}" for name, value in named.items()]
+    if isinstance(pickled := document.get("pickled"), str):
+        values.append(f"a pickle of {len(pickled):,} characters")
     return shorten(", ".join(values))
 
 

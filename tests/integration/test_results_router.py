@@ -21,6 +21,7 @@ from qtasks import Embedded, QTasks, TaskContext, injected
 from qtasks.errors import ResultsDisabled
 from qtasks.tasks import results_router, watching
 from qtasks.tasks.engine import open_results
+from qtasks.tasks.pickling import Pickles, Purpose
 from qtasks.tasks.results.base import Record, ResultBackend, ResultStatus
 from qtasks.tasks.results.memory import MemoryResults
 from tests.support.eventsource import EventSource
@@ -194,6 +195,14 @@ def test_a_result_is_json_and_is_found_by_its_message_too(place: Place) -> None:
         assert answer.json()["result"] == {"name": "grüße", "big": 123456789012345678901}
         assert answer.json()["id"] == CALL
         assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_of_a_pickle_only_its_size_and_hash_are_shown(place: Place) -> None:
+    text = Pickles(["s" * 32]).dump({"password": 1}, Purpose.result("work", CALL))
+    keep(place.backend, record(ResultStatus.SUCCEEDED, value=text))
+    shown = place.now()["result"]
+    assert list(shown) == ["pickle"]
+    assert list(shown["pickle"]) == ["bytes", "sha256"]
 
 
 @pytest.mark.parametrize(

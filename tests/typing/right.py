@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, assert_type
 from zoneinfo import ZoneInfo
 
-from fastapi import Depends
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
 from qtasks import (
@@ -58,6 +58,11 @@ async def module_level(*rows: int, **more: str) -> list[int]:
 @task(retries=1)
 def module_level_with_options() -> bytes:
     return b""
+
+
+@tasks.task(serializer="pickle")
+def pickled(data: set[bytes]) -> set[bytes]:
+    return data
 
 
 @tasks.task
@@ -114,6 +119,9 @@ def sync_calls() -> None:
     assert_type(module_level.delay(1, 2, x="y").get(), list[int])
     assert_type(module_level_with_options.delay().get(), bytes)
     unannotated.delay(1, "b")
+    assert_type(pickled.delay({b""}).get(), set[bytes])
+    QTasks(allow_pickle=True, secret_key="x")
+    assert_type(tasks.results_router(show_errors=True, max_streams=5), APIRouter)
 
 
 def options() -> None:

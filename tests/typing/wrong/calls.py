@@ -76,6 +76,18 @@ add.schedule(every=[1])  # wrong
 add.schedule("0 9 * * *", tz=1)  # wrong
 tasks.schedules.sync(prune="yes")  # wrong
 
+
+@tasks.task(serializer="yaml")  # wrong
+def six() -> None: ...
+
+
+@tasks.task(serializer="pickle")
+def seven(data: set[bytes]) -> None: ...
+
+
+seven.delay(["x"])  # wrong
+seven.using(serializer="json")  # wrong
+tasks.results_router(errors=True)  # wrong
 QTasks(tokn="x")  # wrong
 QTasks(threads="x")  # wrong
 

@@ -80,6 +80,10 @@ def answered(status: int, document: object) -> Response:
         (event(State.CREATED, envelope(2), schedule_id="add-1"), "◷  add               msg_..cdefgh  2"),
         (event(State.CREATED, b"plain"), "→  add               msg_..cdefgh  5 bytes"),
         (
+            event(State.CREATED, b'{"v":1,"args":[],"kwargs":{},"pickled":"' + b"x" * 1234 + b'"}'),
+            "→  add               msg_..cdefgh  a pickle of 1,234 characters",
+        ),
+        (
             event(State.DELIVERED, outcome=answered(200, 5), duration_ms=8.6),
             "✓  add               msg_..cdefgh  9 ms  5",
         ),
