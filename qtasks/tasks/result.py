@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from qtasks.tasks.engine import Engine
 
 R = TypeVar("R")
+
+log = logging.getLogger("qtasks.result")
 
 
 class TaskResult(Generic[R]):
@@ -62,6 +65,8 @@ class TaskResult(Generic[R]):
         self.deduplicated = deduplicated
         if deduplicated:
             self.id = message_id
+            known = {"action": "deduplicated", "task": self.task, "message_id": message_id}
+            log.info("%s was not sent: message %s stands for it", self.task, message_id, extra=known)
 
     def holding(self, hold: Hold) -> Self:
         """Note the key that a unique call has, for when it is called off."""
