@@ -24,7 +24,7 @@ MAX_COMPLAINTS = 8
 """Mistakes that a model is told of at once."""
 
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9_-]")
-_FENCED = re.compile(r"\s*```(?:json)?\s*\n(?P<inside>.*?)\n?\s*```\s*", re.DOTALL)
+_FENCE = "```"
 
 
 class Output(Generic[T]):
@@ -74,9 +74,8 @@ class Output(Generic[T]):
         text = answer.text
         if self.is_text:
             return self.adapter.validate_python(text)
-        fenced = _FENCED.fullmatch(text)
         try:
-            return self.adapter.validate_json(fenced["inside"] if fenced is not None else text, context=WIRE)
+            return self.adapter.validate_json(_unfenced(text), context=WIRE)
         except ValidationError as error:
             complaints = error.errors(include_url=False, include_input=False)
             said = "; ".join(_complaint(complaint) for complaint in complaints[:MAX_COMPLAINTS])
@@ -86,6 +85,15 @@ class Output(Generic[T]):
             raise OutputError(
                 f"the answer does not fit {type_name(self.annotation)}: {said}{rest}{cut}", text=text
             ) from None
+
+
+def _unfenced(text: str) -> str:
+    """What stands in a block of code, if `text` is one."""
+    inside = text.strip()  # an expression would look at every line break again and again
+    if not (inside.startswith(_FENCE) and inside.endswith(_FENCE)):
+        return text
+    _, _, inside = inside.partition("\n")
+    return inside.removesuffix(_FENCE)
 
 
 def _complaint(error: ErrorDetails) -> str:

@@ -47,6 +47,13 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         assert Output[Summary](Summary, task="t").read(answer).title
 
 
+@pytest.mark.parametrize("text", ["```\n" + "\n" * 500_000, "```" * 200_000, "```", "``````", "```json\n", " ```\n```"])
+def test_what_only_looks_like_a_block_of_code_is_refused_at_once(text: str) -> None:
+    answer = dialects.answered(OpenAI(), {"choices": [{"message": {"content": text}}]}, "gpt")
+    with pytest.raises(OutputError, match="Invalid JSON"):
+        Output[Summary](Summary, task="t").read(answer)
+
+
 def test_many_mistakes_are_not_all_told() -> None:
     class Many(BaseModel):
         numbers: list[int]
