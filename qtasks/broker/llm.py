@@ -72,7 +72,9 @@ class LanguageModel:
             return Stream(answer.status, answer.headers, _pieces(answer.body))
         if self._session is None:
             timeout = aiohttp.ClientTimeout(total=DEFAULT_TIMEOUT_MS / 1000, connect=10)
-            self._session = aiohttp.ClientSession(timeout=timeout, auto_decompress=False)
+            self._session = aiohttp.ClientSession(
+                timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+            )
         try:
             answered = await self._session.post(
                 yarl.URL(self._url, encoded=True),

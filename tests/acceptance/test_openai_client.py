@@ -81,7 +81,8 @@ def echo(broker: RunningBroker, user: Credentials, connect: Callable[[str, str |
 @pytest.fixture
 def forwarded(endpoint: Endpoint, tmp_path: Path, connect: Callable[[str, str | None], Chat]) -> Iterator[Chat]:
     """A client of a broker with a language model's server behind it, `endpoint`, where no message could be sent."""
-    settings = BrokerSettings(path=str(tmp_path / "broker.db"), llm_url=f"{endpoint.url}/v1", destinations="public")
+    url = endpoint.url.replace("127.0.0.1", "localhost")  # cookies are for names
+    settings = BrokerSettings(path=str(tmp_path / "broker.db"), llm_url=f"{url}/v1", destinations="public")
     running = RunningBroker(settings)
     yield connect(running.url, settings.credentials[0].token)
     running.stop()
@@ -145,6 +146,14 @@ def test_a_stream_is_passed_on_event_by_event(forwarded: Chat, endpoint: Endpoin
     assert [chunk.choices[0].delta.content for chunk in received] == words
     [asked] = endpoint.wait_for(1)
     assert json.loads(asked.body)["stream"] is True
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_cookie_of_the_server_is_nobody_elses(forwarded: Chat, endpoint: Endpoint, stream: bool) -> None:
+    endpoint.answer = answering(200, COMPLETION, {"Set-Cookie": "account=1"})
+    for _ in range(2):
+        forwarded(model="llama-local", stream=stream)
+    assert all("Cookie" not in asked.headers for asked in endpoint.wait_for(2))
 
 
 @pytest.mark.parametrize("stream", [False, True])
