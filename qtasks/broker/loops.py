@@ -1,4 +1,9 @@
-"""The delivery loop: claim what is due, send it signed, settle the outcome. Nothing here polls."""
+"""The delivery loop: claim what is due, send it signed, settle the outcome. Nothing here polls.
+
+Whoever writes what may let an attempt start wakes the loop first and submits the write in the same breath: the claim
+that follows is then a part of the same transaction. So a lone message costs two commits, one that stores and leases it
+and one that records its end.
+"""
 
 from __future__ import annotations
 
@@ -83,8 +88,10 @@ class Deliverer:
         self._watchers = watchers
         self._limits = limits or Limits()
         self._region = region
-        self._attempts: dict[asyncio.Task[None], str] = {}
+        self._attempts: set[asyncio.Task[None]] = set()
+        """Attempts whose end is not recorded yet."""
         self._in_flight: Counter[str] = Counter()
+        """By host, until there is an outcome."""
         self._wake = asyncio.Event()
         self._claiming = asyncio.Lock()
         self._draining = False
@@ -92,7 +99,7 @@ class Deliverer:
     @property
     def in_flight(self) -> int:
         """Attempts under way."""
-        return len(self._attempts)
+        return self._in_flight.total()
 
     @property
     def draining(self) -> bool:
@@ -100,7 +107,7 @@ class Deliverer:
         return self._draining
 
     def wake(self) -> None:
-        """Something may be due, or a slot is free: look."""
+        """Something may be due, or a slot is free: look, together with whatever is written next."""
         self._wake.set()
 
     async def run(self) -> None:
@@ -148,7 +155,7 @@ class Deliverer:
     async def _start_due(self) -> tuple[int | None, bool]:
         """Claim and start what there is room for; when the next is due, and whether to come back at once."""
         async with self._claiming:
-            room = self._limits.in_flight - len(self._attempts)
+            room = self._limits.in_flight - self.in_flight
             if room <= 0:
                 return None, False  # the end of an attempt wakes us
             found = await self._store.claim(
@@ -159,29 +166,34 @@ class Deliverer:
             )
             for claim in found.claims:
                 self._start(claim)
-        return found.next_due_ms, found.more and len(self._attempts) < self._limits.in_flight
+        return found.next_due_ms, found.more and self.in_flight < self._limits.in_flight
 
     def _start(self, claim: Claim) -> None:
         self._in_flight[claim.host] += 1
         attempt = asyncio.create_task(self._attempt(claim))
-        self._attempts[attempt] = claim.host
+        self._attempts.add(attempt)
         attempt.add_done_callback(self._ended)
 
-    def _ended(self, attempt: asyncio.Task[None]) -> None:
-        host = self._attempts.pop(attempt)
+    def _vacate(self, host: str) -> None:
         self._in_flight[host] -= 1
         if not self._in_flight[host]:
             del self._in_flight[host]
         self.wake()
+
+    def _ended(self, attempt: asyncio.Task[None]) -> None:
+        self._attempts.discard(attempt)
         if not attempt.cancelled() and (error := attempt.exception()) is not None:
             log.error("an attempt ended in an error of the broker itself", exc_info=error)
 
     async def _attempt(self, claim: Claim) -> None:
         message = claim.message
-        keys = await self._insist(lambda: self._keys.of(message.account), f"read the signing keys for {message.id}")
-        self._tell(State.ACTIVE, message)
-        started = self._clock.monotonic()
-        outcome = await self._send(message, keys)
+        try:
+            keys = await self._insist(lambda: self._keys.of(message.account), f"read the signing keys for {message.id}")
+            self._tell(State.ACTIVE, message)
+            started = self._clock.monotonic()
+            outcome = await self._send(message, keys)
+        finally:
+            self._vacate(claim.host)
         duration_ms = (self._clock.monotonic() - started) * 1000
         now_ms = self._clock.now_ms()
         verdict = rules.judge(message, outcome, now_ms=now_ms)
@@ -213,10 +225,12 @@ class Deliverer:
 
     async def _settle(self, settlement: Settlement, now_ms: int) -> Settled | None:
         """Record an attempt's end: what an endpoint has done must not be forgotten, however long the store refuses."""
-        return await self._insist(
-            lambda: self._store.settle(settlement, now_ms=now_ms),
-            f"record the end of an attempt of {settlement.claim.message.id}",
-        )
+
+        def record() -> Awaitable[Settled | None]:
+            self.wake()
+            return self._store.settle(settlement, now_ms=now_ms)
+
+        return await self._insist(record, f"record the end of an attempt of {settlement.claim.message.id}")
 
     async def _send(self, message: Message, keys: SigningKeys) -> Response | Failure:
         """The transport's outcome. Whatever breaks on the way costs an attempt, never the message."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import apsw
 import pytest
 
-from qtasks.broker.store import verbs
+from qtasks.broker.store import sqlite, verbs
 from qtasks.broker.store.base import LogFilter
-from qtasks.broker.store.sqlite import SqliteStore, connect
+from qtasks.broker.store.sqlite import QUICK_S, SqliteStore, connect
 from qtasks.errors import SchemaTooNew, StoreError, StoreFull, StoreLocked
 from tests.support.broker import ACCOUNT, START_MS, publication
 
@@ -51,6 +52,38 @@ async def test_calls_made_together_share_a_commit(tmp_path: Path) -> None:
     await store.close()
 
 
+@pytest.mark.parametrize("slow", [False, True])
+async def test_only_the_commits_of_a_slow_disk_are_handed_to_a_thread(tmp_path: Path, slow: bool) -> None:
+    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), now_ms=NOW)
+    committed_in: list[int] = []
+
+    def note() -> bool:
+        committed_in.append(threading.get_ident())
+        return False
+
+    store._db.set_commit_hook(note)
+    store._pace_s = 2 * QUICK_S if slow else 0.0
+    await store.accept([publication(1)], now_ms=NOW)
+    assert [one != threading.get_ident() for one in committed_in] == [slow]
+    await store.close()
+
+
+async def test_no_answer_waits_for_the_log_to_be_moved_into_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 1)
+    path = tmp_path / "store.db"
+    store, _ = await SqliteStore.open(str(path), now_ms=NOW)
+    size, answered, checkpoint = path.stat().st_size, threading.Event(), store._checkpoint
+    monkeypatch.setattr(store, "_checkpoint", lambda: checkpoint() if answered.wait(5) else None)
+    await store.accept([publication(1, body=bytes(100_000))], now_ms=NOW)
+    assert path.stat().st_size == size
+    answered.set()
+    await store.accept([publication(2)], now_ms=NOW)
+    assert path.stat().st_size > size
+    await store.close()
+
+
 async def test_one_bad_call_never_fails_its_neighbours(store: SqliteStore) -> None:
     bad = publication(2, timeout_ms=-1)  # a CHECK of the schema refuses it
     answers = await asyncio.gather(
@@ -82,34 +115,66 @@ async def test_a_full_disk_refuses_the_call_and_takes_the_next_when_there_is_roo
     await store.close()
 
 
-async def test_nothing_is_accepted_after_a_failed_sync(tmp_path: Path) -> None:
-    class FailingVFS(apsw.VFS):
-        failing = False
+class FailingVFS(apsw.VFS):
+    """Syncs of the files whose names end in `failing` fail."""
 
-        def __init__(self) -> None:
-            super().__init__("failing-sync", "")
+    failing: str | None = None
 
-        def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
-            return FailingFile("", name, flags)
+    def __init__(self) -> None:
+        super().__init__("failing-sync", "")
 
-    class FailingFile(apsw.VFSFile):
-        def xSync(self, flags: int) -> None:  # noqa: N802
-            if FailingVFS.failing:
-                raise apsw.IOError("the disk is gone")
-            super().xSync(flags)
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
+        return FailingFile("", name, flags)
 
+
+class FailingFile(apsw.VFSFile):
+    def __init__(self, vfs: str, name: str | apsw.URIFilename | None, flags: list[int]) -> None:
+        super().__init__(vfs, name, flags)
+        self._name = name.filename() if isinstance(name, apsw.URIFilename) else name or ""
+
+    def xSync(self, flags: int) -> None:  # noqa: N802
+        if FailingVFS.failing is not None and self._name.endswith(FailingVFS.failing):
+            raise apsw.IOError("the disk is gone")
+        super().xSync(flags)
+
+
+@pytest.fixture
+def failing_vfs() -> Iterator[type[FailingVFS]]:
     vfs = FailingVFS()
+    yield FailingVFS
+    FailingVFS.failing = None
+    vfs.unregister()
+
+
+async def test_nothing_is_accepted_after_a_failed_sync(tmp_path: Path, failing_vfs: type[FailingVFS]) -> None:
     store = SqliteStore(str(tmp_path / "store.db"), connect(str(tmp_path / "store.db"), vfs="failing-sync"), None)
     await store.accept([publication(1)], now_ms=NOW)
-    FailingVFS.failing = True
+    failing_vfs.failing = "-wal"
     with pytest.raises(StoreError, match="the storage failed"):
         await store.accept([publication(2)], now_ms=NOW)
-    FailingVFS.failing = False
+    failing_vfs.failing = None
     with pytest.raises(StoreError, match="the storage failed"):
         await store.accept([publication(3)], now_ms=NOW)
     assert store.broken.is_set()
     await store.close()
-    vfs.unregister()
+
+
+async def test_nothing_is_accepted_after_the_database_file_could_not_be_synced(
+    tmp_path: Path, failing_vfs: type[FailingVFS], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 1)
+    path = str(tmp_path / "store.db")
+    store = SqliteStore(path, connect(path, vfs="failing-sync"), None)
+    failing_vfs.failing = "store.db"
+    await store.accept([publication(1)], now_ms=NOW)
+    with pytest.raises(StoreError, match="the storage failed"):
+        await store.accept([publication(2)], now_ms=NOW)
+    assert store.broken.is_set()
+    failing_vfs.failing = None
+    await store.close()
+    again, recovery = await SqliteStore.open(path, now_ms=NOW)
+    assert recovery.waiting == 1, "what was accepted is in the log"
+    await again.close()
 
 
 async def test_a_caller_that_goes_away_does_not_take_its_message_along(store: SqliteStore) -> None:

@@ -33,9 +33,9 @@ class Context:
     resolve_on_publish: bool = False
 
     async def accept(self, publications: Sequence[Publication], *, now_ms: int) -> list[Accepted]:
-        """Store messages, all or none, then wake the delivery loop and tell the watchers."""
-        accepted = await self.store.accept(publications, now_ms=now_ms)
+        """Store messages, all or none, with the delivery loop awake to claim them at once, and tell the watchers."""
         self.wake()
+        accepted = await self.store.accept(publications, now_ms=now_ms)
         pairs = zip(publications, accepted, strict=True)
         self.watchers.tell_created([one.message for one, answer in pairs if not answer.deduplicated], now_ms=now_ms)
         return accepted

@@ -1,12 +1,12 @@
 """SQLite behind the store's verbs: one writer connection, group commit, read-only readers, a lock file.
 
-How it works. A verb that changes something is a function of `verbs`, queued with a future. When no commit
-is under way, everything queued runs, one verb after the other, on the event loop's own thread inside one
-transaction; then the COMMIT, the only step that waits (for the disk), is handed to the writer thread. What
-arrives meanwhile forms the next group. So a lone publish is committed at once, and under load one fsync
-serves many; while it is busy, a group also waits a moment for company. The statements stay on the loop's
-thread because each of them is a few microseconds of C, and passing the interpreter lock to another thread
-and back costs a hundred times that when the loop is busy.
+How it works. A verb that changes something is a function of `verbs`, queued with a future. In the next turn of the
+event loop everything queued runs, one verb after the other, on the loop's own thread inside one transaction, and is
+committed. So a lone publish is committed at once, and under load one fsync serves many. The statements stay on the
+loop's thread because each of them is a few microseconds of C, and passing the interpreter lock to another thread and
+back costs a hundred times that when the loop is busy. For the same reason a commit is made in place while commits are
+quick; on a disk where they are not, the writer thread makes them, and what arrives meanwhile forms the next group.
+The writer thread also moves the log into the database file, after the answers have left.
 
 One bad verb never fails its neighbours: its exception rolls the group back, and the members run again one
 by one. When the storage itself fails to sync, nothing more is accepted (what the disk holds is unknown).
@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -50,13 +52,17 @@ from qtasks.protocol.messages import DeadLetter, LogEntry, Message, SigningKeys
 T = TypeVar("T")
 Verb = Callable[[apsw.Connection], Any]
 
+log = logging.getLogger("qtasks.broker")
+
 MEMORY: Final = ":memory:"
 GROUP_LIMIT: Final = 200
 """Verbs in one commit at most: bounds how long the loop is busy with statements (a few milliseconds)."""
-_BUSY: Final = 4
-"""From this many verbs in a commit on, the next one may wait for company."""
-_GATHER_S: Final = 0.0015
-"""How long at most."""
+QUICK_S: Final = 0.001
+"""A commit that takes less is made in place: to hand it to a thread takes as long when the loop is busy."""
+_MEMORY_OF_PACE: Final = 8
+"""About how many commits make the pace that is expected of the next."""
+CHECKPOINT_PAGES: Final = 4_000
+"""Pages of the write-ahead log from which on it is moved into the database file."""
 _READERS: Final = 2
 _BUSY_TIMEOUT_MS: Final = 5_000
 
@@ -80,8 +86,8 @@ class SqliteStore(Resources):
         self.broken = asyncio.Event()
         """Set when the storage has failed for good: the process should end and be started again."""
         self._closed = False
-        self._expected = 0
-        self._gathering: asyncio.TimerHandle | None = None
+        self._pace_s = 0.0  # of late commits
+        self._log_pages = 0
         self._congested: frozenset[str] = frozenset()  # a hint for accept; the rows are the truth
         self._idle = asyncio.Event()
         self._idle.set()
@@ -89,6 +95,7 @@ class SqliteStore(Resources):
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="qtasks-read")
         self._local = threading.local()
         self._read_connections: list[apsw.Connection] = []
+        db.set_wal_hook(self._note_log)  # instead of SQLite's own, which moves the log before a commit returns
 
     @classmethod
     async def open(cls, path: str, *, now_ms: int) -> tuple[SqliteStore, Recovery]:
@@ -195,10 +202,6 @@ class SqliteStore(Resources):
             future.set_exception(StoreError(self._broken or "the store is closed"))
             return future
         self._queue.append((verb, future))
-        if self._gathering is not None and len(self._queue) >= self._expected:
-            self._gathering.cancel()
-            self._gathering = None
-            self._loop.call_soon(self._run_group)
         if not self._committing:
             self._committing = True
             self._idle.clear()
@@ -207,8 +210,7 @@ class SqliteStore(Resources):
         return future
 
     def _run_group(self) -> None:
-        """Run what is queued in one transaction; the commit goes to the writer thread."""
-        self._gathering = None
+        """Run what is queued in one transaction."""
         size = 1 if self._one_by_one else min(len(self._queue), GROUP_LIMIT)
         group = [self._queue.popleft() for _ in range(size)]
         answers: list[Any] = []
@@ -218,15 +220,30 @@ class SqliteStore(Resources):
         except Exception as error:
             self._failed(group, error)
             return
-        if self.path == MEMORY:
-            self._db.execute("COMMIT")
-            self._settled(group, answers)
-            return
-        commit = self._writer.submit(self._db.execute, "COMMIT")
-        commit.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._committed, group, answers, done))
+        if self.path == MEMORY or self._pace_s < QUICK_S:
+            self._committed(group, answers, self._commit())
+        else:
+            self._in_thread(self._commit, lambda error: self._committed(group, answers, error))
 
-    def _committed(self, group: list[tuple[Verb, asyncio.Future[Any]]], answers: list[Any], done: Any) -> None:
-        if (error := done.exception()) is not None:
+    def _commit(self) -> apsw.Error | None:
+        """Make what was written last; the error if it cannot be. Runs on the loop's thread or the writer's."""
+        began_s = time.perf_counter()
+        try:
+            self._db.execute("COMMIT")
+        except apsw.Error as error:
+            return error
+        self._pace_s += (time.perf_counter() - began_s - self._pace_s) / _MEMORY_OF_PACE
+        return None
+
+    def _in_thread(self, work: Callable[[], T], then: Callable[[T], None]) -> None:
+        """Have the writer thread do something that takes long; the loop goes on with `then`."""
+        doing = self._writer.submit(work)
+        doing.add_done_callback(lambda done: self._loop.call_soon_threadsafe(then, done.result()))
+
+    def _committed(
+        self, group: list[tuple[Verb, asyncio.Future[Any]]], answers: list[Any], error: apsw.Error | None
+    ) -> None:
+        if error is not None:
             self._failed(group, error)
         else:
             self._settled(group, answers)
@@ -245,7 +262,7 @@ class SqliteStore(Resources):
                 self._db.execute("ROLLBACK")
         if isinstance(error, apsw.IOError):
             # After a failed sync the page cache no longer tells what the disk holds: repeating proves nothing.
-            self._break(f"the storage failed: {error}; restart the broker once the disk is sound", group)
+            self._break(_failed_storage(error), group)
             return
         if len(group) > 1:
             self._queue.extendleft(reversed(group))
@@ -268,16 +285,35 @@ class SqliteStore(Resources):
 
     def _next(self, done: int) -> None:
         self._one_by_one = max(0, self._one_by_one - done)
-        if not self._queue:
-            self._committing = False
-            self._idle.set()
-        elif self._one_by_one or done < _BUSY or len(self._queue) >= done:
+        if self._log_pages >= CHECKPOINT_PAGES and self._broken is None:
+            self._log_pages = 0
+            self._in_thread(self._checkpoint, self._checkpointed)
+        elif self._queue:
             self._loop.call_soon(self._run_group)
         else:
-            # Those who were just answered are about to come back: a commit for the few who are here already would
-            # cost as much as one for all.
-            self._expected = done
-            self._gathering = self._loop.call_later(_GATHER_S, self._run_group)
+            self._committing = False
+            self._idle.set()
+
+    def _note_log(self, _db: apsw.Connection, _name: str, pages: int) -> int:
+        """SQLite tells of every commit how long the write-ahead log is now."""
+        self._log_pages = pages
+        return apsw.SQLITE_OK
+
+    def _checkpoint(self) -> apsw.Error | None:
+        """Move the log into the database file; readers may keep some of it for the next time."""
+        try:
+            self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.Error as error:
+            return error
+        return None
+
+    def _checkpointed(self, error: apsw.Error | None) -> None:
+        if isinstance(error, apsw.IOError):
+            self._break(_failed_storage(error), [])
+            return
+        if error is not None:  # no room, say: the log holds everything, and the next commit tries again
+            log.warning("the write-ahead log cannot be moved into the database: %s", error)
+        self._next(0)
 
     async def _read(self, query: Callable[[apsw.Connection], T]) -> T:
         if self._closed:
@@ -309,7 +345,7 @@ def connect(path: str, vfs: str | None = None) -> apsw.Connection:
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA fullfsync = ON")
         db.execute("PRAGMA foreign_keys = ON")
-        db.execute("PRAGMA wal_autocheckpoint = 4000")
+        db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         db.execute("PRAGMA journal_size_limit = 67108864")
         db.execute("PRAGMA cache_size = -16384")
         migrate(db)
@@ -358,6 +394,10 @@ def inside(db: apsw.Connection, verb: Callable[[apsw.Connection], T]) -> T:
             db.execute("ROLLBACK")
         raise
     return answer
+
+
+def _failed_storage(error: apsw.IOError) -> str:
+    return f"the storage failed: {error}; restart the broker once the disk is sound"
 
 
 def _translate(error: BaseException) -> BaseException:

@@ -15,6 +15,8 @@ import pytest
 from qtasks.broker.events import MessageEvent, Watchers
 from qtasks.broker.loops import USER_AGENT, Deliverer, KeyRing, Limits, compose
 from qtasks.broker.ports import Failure, Request, Transport
+from qtasks.broker.server import Broker
+from qtasks.broker.settings import BrokerSettings
 from qtasks.broker.store import verbs
 from qtasks.broker.store.base import Credentials, DeadLetterFilter, LogFilter, Store
 from qtasks.broker.store.sqlite import SqliteStore
@@ -419,6 +421,30 @@ async def test_what_was_held_back_starts_in_order_as_soon_as_there_is_room(
         request, answer = await gate.next()
         assert header(request, "Upstash-Message-Id") == f"msg_{number}"
         answer.set_result(OK)
+
+
+async def test_a_lone_message_costs_two_commits_one_before_its_attempt_and_one_after(tmp_path: Path) -> None:
+    gate = Gate()
+    broker = await Broker.open(BrokerSettings(path=str(tmp_path / "broker.db")), transport=gate)
+    context = broker.api._context
+    commits = 0
+
+    def count() -> bool:
+        nonlocal commits
+        commits += 1
+        return False
+
+    broker.start()
+    await settled()  # every loop has had its first look
+    broker.store._db.set_commit_hook(count)
+    now_ms = broker.clock.now_ms()
+    await context.accept([publication(1, now_ms=now_ms)], now_ms=now_ms)
+    _, answer = await gate.next()
+    assert commits == 1, "stored and leased together"
+    answer.set_result(OK)
+    await settled()
+    assert commits == 2
+    await broker.stop()
 
 
 # -- watchers
