@@ -315,6 +315,7 @@ class Policy:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_rules", tuple(_read_rule(text) for text in self.allow))
 
+    @lru_cache(maxsize=1024)  # noqa: B019 - a broker has one policy, which never changes, and few destinations
     def check_url(self, url: str) -> str | None:
         """Why a publish to `url` is refused (the text of the 400), or None. Resolves nothing."""
         try:

@@ -8,8 +8,9 @@ out later. What concerns destinations lives in `targets`, header lines in `heade
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 from qtasks.protocol import durations, expressions
@@ -116,9 +117,8 @@ def read(
     A name found in the headers hides the same name in the query, and either hides the default. Other headers are
     ignored, unless ``Upstash-Header-Forward`` asks for all. Raises WireError for the first value that cannot be used.
     """
-    request = tuple((canonical_name(name), value) for name, value in headers)
-    lines = _merge(request, ((canonical_name(name), value) for name, value in query))
-    lines = _merge(lines, ((canonical_name(name), value) for name, value in defaults))
+    request = tuple([(canonical_name(name), value) for name, value in headers])
+    lines = _merge(_merge(request, query), defaults)
     if len(lines) > MAX_LINES:
         raise WireError(f"too many headers: {len(lines)} > {MAX_LINES}", status=431)
     known = [(name, value) for name, value in lines if name == "Content-Type" or _is_ours(name)]
@@ -133,10 +133,14 @@ def delivery_headers(options: PublishOptions) -> Headers:
 
 
 def _merge(first: Headers, second: Iterable[tuple[str, str]]) -> Headers:
+    if not second:
+        return first
     names = {name for name, _ in first}
-    return first + tuple((name, value) for name, value in second if name not in names)
+    canonical = ((canonical_name(name), value) for name, value in second)
+    return first + tuple((name, value) for name, value in canonical if name not in names)
 
 
+@lru_cache(maxsize=4096)
 def _is_ours(name: str) -> bool:
     if name[: len(_TOP)].lower() != _TOP.lower():
         return False
@@ -171,8 +175,8 @@ def _read(lines: list[tuple[str, str]], prefix: str, depth: int, request: Header
     for name, value in lines:
         values.setdefault(name, []).append(value)
     said: dict[str, Any] = {}
-    for row in FIELDS:
-        if (row.nested or prefix == _TOP) and (given := values.get(header := _named(row.header, prefix))):
+    for header, row in _rows(prefix).items():
+        if given := values.get(header):
             said[row.name] = _read_field(row, header, given)
     forward = prefix + "Forward-"
     chosen = [(canonical_name(name[len(forward) :]), value) for name, value in lines if name.startswith(forward)]
@@ -185,6 +189,12 @@ def _read(lines: list[tuple[str, str]], prefix: str, depth: int, request: Header
             nested = f"{prefix}{'Failure-' * (kind == 'failure_callback')}Callback-"
             said[f"{kind}_options"] = _read_nested(lines, nested, depth)
     return PublishOptions(**said)
+
+
+@lru_cache
+def _rows(prefix: str) -> Mapping[str, Field]:
+    """The rows that mean something under `prefix`, by the header's name there."""
+    return {_named(row.header, prefix): row for row in FIELDS if row.nested or prefix == _TOP}
 
 
 def _read_nested(lines: list[tuple[str, str]], prefix: str, depth: int) -> PublishOptions | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,16 +22,16 @@ class Stop:
 
     def __init__(self, until_s: float | None = None) -> None:
         self.until_s = until_s
-        self._asked = threading.Event()
+        self._asked = False
 
     def ask(self) -> None:
         """Have it known that the run should end."""
-        self._asked.set()
+        self._asked = True
 
     @property
     def is_asked(self) -> bool:
         """Whether the time is up, or somebody asked."""
-        return self._asked.is_set() or self.left_s() <= 0
+        return self._asked or self.left_s() <= 0
 
     def left_s(self) -> float:
         """Seconds until the time is up; infinite where nobody set one."""

@@ -29,6 +29,7 @@ MAX_NESTING = strict_json.MAX_DEPTH - 2
 
 SKIP = "skip"
 _ID_LENGTH = 128
+_COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 ID = re.compile(r"[!-~]{1,128}")
 """What a call may be named by its caller."""
 
@@ -119,7 +120,7 @@ def encode(envelope: Envelope) -> bytes:
         if value := getattr(envelope, name):
             document[name] = dict(value) if isinstance(value, Mapping) else value
     try:
-        body = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        body = _COMPACT.encode(document).encode()
     except (TypeError, RecursionError) as error:
         raise ValueError(str(error)) from error
     if b"\\u0000" in body or body.count(b"[") + body.count(b"{") > strict_json.MAX_DEPTH:

@@ -12,6 +12,8 @@ from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from qtasks.broker.api.together import Together
+
 HEAD_TIMEOUT_S: Final = 10.0
 """From the connection, or the first byte of a later request, to the end of its header."""
 DISCARD_TIMEOUT_S: Final = 30.0
@@ -34,7 +36,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock."""
-        super().connection_made(transport)
+        super().connection_made(Together(transport, self.loop))  # type: ignore[arg-type]
         self._start_clock(HEAD_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, Final
 
 import orjson
@@ -18,6 +20,24 @@ MESSAGE_COLUMNS: Final = (
 """In the order `message` reads them; qualify with a table alias through `columns`."""
 
 _PLAIN: Final = PublishOptions()
+_ELSEWHERE: Final[Mapping[str, Any]] = {
+    name: getattr(_PLAIN, name)
+    for name in (
+        "method",
+        "content_type",
+        "forward",
+        "forward_all",
+        "delay_ms",
+        "not_before_s",
+        "retries",
+        "timeout_ms",
+        "deduplication_id",
+        "content_based_deduplication",
+    )
+}
+"""Options that a message has columns for, or that are done with when it is accepted; here nothing is said of them."""
+_rest: Final = attrgetter(*(name for name in wire.OPTION_NAMES if name not in _ELSEWHERE))
+_NO_REST: Final = _rest(_PLAIN)
 
 
 def columns(alias: str) -> str:
@@ -60,20 +80,9 @@ def unpack_headers(text: str) -> Headers:
 
 def pack_options(options: PublishOptions) -> str | None:
     """What of `options` has no column of its own, as header lines in JSON; None when that is nothing."""
-    rest = replace(
-        options,
-        method=None,
-        content_type=None,
-        forward=(),
-        forward_all=None,
-        delay_ms=None,
-        not_before_s=None,
-        retries=None,
-        timeout_ms=None,
-        deduplication_id=None,
-        content_based_deduplication=None,
-    )
-    return None if rest == _PLAIN else pack_headers(wire.write(rest))
+    if _rest(options) == _NO_REST:
+        return None
+    return pack_headers(wire.write(replace(options, **_ELSEWHERE)))
 
 
 def unpack_options(text: str) -> PublishOptions:

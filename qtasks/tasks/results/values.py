@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 BAD_RESULT = "QT406"
+_COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def dump(task: Task[..., Any], value: Any, call_id: str) -> str:
@@ -68,7 +69,7 @@ def _json(task: Task[..., Any], value: Any) -> str:
     try:
         checked = adapter.validate_python(value)
         plain = adapter.dump_python(checked, mode="json", round_trip=True, by_alias=False)
-        text = json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = _COMPACT.encode(plain)
         text.encode()  # half of a surrogate pair has no UTF-8
         return text
     except ValidationError as error:
