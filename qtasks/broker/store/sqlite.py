@@ -57,8 +57,8 @@ log = logging.getLogger("qtasks.broker")
 MEMORY: Final = ":memory:"
 GROUP_LIMIT: Final = 200
 """Verbs in one commit at most: bounds how long the loop is busy with statements (a few milliseconds)."""
-QUICK_S: Final = 0.001
-"""A commit that takes less is made in place: to hand it to a thread takes as long when the loop is busy."""
+QUICK_S: Final = 0.002
+"""A commit that takes less is made in place: to hand it to a thread and back costs a busy loop about as much."""
 _MEMORY_OF_PACE: Final = 8
 """About how many commits make the pace that is expected of the next."""
 CHECKPOINT_PAGES: Final = 4_000
