@@ -434,6 +434,8 @@ async def test_a_lone_message_costs_two_commits_one_before_its_attempt_and_one_a
         commits += 1
         return False
 
+    delivered = asyncio.Event()
+    broker.watchers.add(lambda event: delivered.set() if event.state is State.DELIVERED else None)
     broker.start()
     await settled()  # every loop has had its first look
     broker.store._db.set_commit_hook(count)
@@ -442,7 +444,7 @@ async def test_a_lone_message_costs_two_commits_one_before_its_attempt_and_one_a
     _, answer = await gate.next()
     assert commits == 1, "stored and leased together"
     answer.set_result(OK)
-    await settled()
+    await soon(delivered.wait())
     assert commits == 2
     await broker.stop()
 
