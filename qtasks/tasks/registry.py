@@ -11,9 +11,10 @@ from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError
 from qtasks.protocol.cron import Cron
 from qtasks.tasks import task as making
 from qtasks.tasks import timing
+from qtasks.tasks.decorators import ScheduleDecorator, TaskDecorator
 from qtasks.tasks.options import BAD_OPTION, Span, TaskOptions
 from qtasks.tasks.schedules import DeclarationOptions, ScheduleOptions, as_declared, declaration, title
-from qtasks.tasks.task import AsyncTask, ScheduleDecorator, SyncTask, Task, TaskDecorator
+from qtasks.tasks.task import AsyncTask, SyncTask, Task
 
 if TYPE_CHECKING:
     from qtasks.tasks.engine import Engine

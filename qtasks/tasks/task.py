@@ -8,7 +8,7 @@ import inspect
 import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, Protocol, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, Unpack
 
 from qtasks.errors import DefinitionError
 from qtasks.protocol import wire
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-K = TypeVar("K", bound="Task[..., Any]")
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 NOT_A_FUNCTION = "QT102"
@@ -456,30 +455,6 @@ class AsyncTask(Task[P, R]):
 
         def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # noqa: D102 - as of Task
             ...
-
-
-class TaskDecorator(Protocol):
-    """What ``@tasks.task(...)`` returns: makes a task of a function."""
-
-    @overload
-    def __call__(  # type: ignore[overload-overlap]  # a coroutine function is the special case, so it comes first
-        self, function: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> AsyncTask[P, R]: ...
-    @overload
-    def __call__(self, function: Callable[P, R], /) -> SyncTask[P, R]: ...
-
-
-class ScheduleDecorator(Protocol):
-    """What ``@tasks.cron(...)`` returns: makes a task of a function, or gives a task one more schedule."""
-
-    @overload
-    def __call__(self, task: K, /) -> K: ...  # type: ignore[overload-overlap]  # a task is a function, too
-    @overload
-    def __call__(  # type: ignore[overload-overlap]  # as of TaskDecorator
-        self, function: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> AsyncTask[P, R]: ...
-    @overload
-    def __call__(self, function: Callable[P, R], /) -> SyncTask[P, R]: ...
 
 
 def check_name(name: str) -> str:

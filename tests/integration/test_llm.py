@@ -298,6 +298,22 @@ def test_a_fake_answers_in_place_of_every_provider_without_keys(
     assert model.asked[0].messages[0]["role"] == "system"
 
 
+def test_a_schedule_asks_anew_at_every_run_by_what_the_function_says_then(opened: Opened) -> None:
+    model = fake_llm("Fine.", "Better.")
+    tasks = opened(":memory:", llm=model)
+    days = iter(["Monday", "Tuesday"])
+
+    @tasks.cron("0 9 * * *", args=["Ada"])
+    @tasks.llm(model="gpt")
+    def mood(name: str) -> list[ChatMessage]:
+        return [user(f"How is {name} on {next(days)}?")]
+
+    tasks.schedules.sync()
+    answers = [mood.schedules[0].trigger().get(timeout=PATIENCE_S) for _ in range(2)]
+    assert answers == ["Fine.", "Better."]
+    assert [asked.text for asked in model.asked] == ["How is Ada on Monday?", "How is Ada on Tuesday?"]
+
+
 def test_a_fake_refuses_and_misunderstands(opened: Opened, kept: Kept) -> None:
     model = fake_llm(refused(429, "slow down", retry_after="0"), "What?", FITS)
     summarise = summariser(opened(":memory:", llm=model), kept)

@@ -14,6 +14,7 @@ from fastapi import Depends
 import qtasks
 from qtasks import QTasks, RetryPolicy, Snooze, TaskContext, TaskRouter, injected
 from qtasks.errors import ApiError, ArgumentsError, ConfigurationError, DefinitionError, ResultsDisabled
+from qtasks.llm import ChatMessage
 from qtasks.protocol import development
 from qtasks.tasks.schedules import identity, mark
 from qtasks.tasks.settings import HOSTED_URL
@@ -115,6 +116,10 @@ def twice(tasks: QTasks) -> object:
 def lambda_free() -> None: ...
 
 
+def asking() -> list[ChatMessage]:
+    return []
+
+
 WRONG: dict[str, tuple[Declare, str, str]] = {
     "expression": (lambda tasks: tasks.cron("0 25 * * *"), "QT104", "hour"),
     "zone": (lambda tasks: tasks.cron("0 9 * * *", tz="Mars/Olympus"), "QT106", "unknown time zone"),
@@ -164,6 +169,11 @@ WRONG: dict[str, tuple[Declare, str, str]] = {
         lambda tasks: tasks.cron("0 9 * * *")(tasks.task(lambda_free).using(eta=datetime(2030, 1, 1, tzinfo=UTC))),
         "QT156",
         "a schedule makes many",
+    ),
+    "a model and skip": (
+        lambda tasks: tasks.cron("0 9 * * *", overlap="skip")(tasks.llm(model="m")(asking)),
+        "QT156",
+        "while a language model works",
     ),
     "another's task": (
         lambda tasks: tasks.cron("0 9 * * *")(application().task(lambda_free)),
