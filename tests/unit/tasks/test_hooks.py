@@ -313,6 +313,30 @@ async def test_a_trace_goes_on_where_the_task_runs(courier: Courier) -> None:
     assert "carried" not in courier.take().envelope
 
 
+async def test_a_run_without_a_trace_opens_no_span_where_nobody_has_set_up_a_tracer(
+    courier: Courier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    get_tracer = trace.get_tracer
+
+    def note(name: str) -> trace.Tracer:
+        opened.append(name)
+        return get_tracer(name)
+
+    monkeypatch.setattr(trace, "get_tracer", note)
+
+    @courier.tasks.task
+    async def work() -> None: ...
+
+    work.delay()
+    await courier.deliver()
+    assert opened == []
+    monkeypatch.setattr(trace, "get_tracer_provider", trace.NoOpTracerProvider)  # any that somebody has chosen
+    work.delay()
+    await courier.deliver()
+    assert opened == ["qtasks"]
+
+
 def test_a_program_without_opentelemetry_does_not_load_it() -> None:
     program = """
 import sys
