@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ class Batch:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._held: list[tuple[Passage, TaskResult[Any]]] = []
+        self._lost: list[TaskResult[Any]] = []
+        """Handles on unique calls that were not sent: their keys are free again."""
         self._token: Token[tuple[Batch, ...]] | None = None
 
     @classmethod
@@ -56,13 +59,11 @@ class Batch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if messages := self._ended(error):
-            try:
-                answers = self._engine.publisher().publish_many(messages)
-            except BaseException as failure:
-                self._fail(failure)
-                raise
-            self._note(answers)
+        try:
+            self._send(self._ended(error))
+        finally:
+            for result in self._lost:
+                result.let_go()
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -70,14 +71,32 @@ class Batch:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if messages := self._ended(error):
-            try:
-                publisher = await self._engine.apublisher()
-                answers = await publisher.apublish_many(messages)
-            except BaseException as failure:
-                self._fail(failure)
-                raise
-            self._note(answers)
+        try:
+            await self._asend(self._ended(error))
+        finally:
+            for result in self._lost:
+                await asyncio.to_thread(result.let_go)
+
+    def _send(self, messages: list[Outgoing]) -> None:
+        if not messages:
+            return
+        try:
+            answers = self._engine.publisher().publish_many(messages)
+        except BaseException as failure:
+            self._fail(failure)
+            raise
+        self._note(answers)
+
+    async def _asend(self, messages: list[Outgoing]) -> None:
+        if not messages:
+            return
+        try:
+            publisher = await self._engine.apublisher()
+            answers = await publisher.apublish_many(messages)
+        except BaseException as failure:
+            self._fail(failure)
+            raise
+        self._note(answers)
 
     def _ended(self, error: BaseException | None) -> list[Outgoing]:
         """What is to be sent, if anything."""
@@ -89,6 +108,7 @@ class Batch:
         return [passage.message for passage, _ in self._held]
 
     def _fail(self, error: BaseException) -> None:
+        self._lost.extend(result for _, result in self._held if result.holds)
         for passage, _ in self._held:
             passage.fail(error)
 
@@ -97,6 +117,7 @@ class Batch:
         for (passage, result), answer in zip(self._held, answers, strict=True):
             if isinstance(answer, Refused):
                 refused[passage.message.call_id] = answer.error
+                self._lost.extend([result] if result.holds else [])
                 passage.fail(PartlyRefused(answer.error, refused={passage.message.call_id: answer.error}))
             else:
                 result.accepted(answer.message_id, deduplicated=answer.deduplicated)

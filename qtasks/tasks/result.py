@@ -17,6 +17,7 @@ from qtasks.tasks.pickling import Purpose
 from qtasks.tasks.progress import Progress
 from qtasks.tasks.results.base import Hold, Record, ResultBackend, ResultStatus, pauses
 from qtasks.tasks.results.values import load
+from qtasks.tasks.unique import release
 from qtasks.tasks.watching import read, wake
 
 if TYPE_CHECKING:
@@ -72,6 +73,17 @@ class TaskResult(Generic[R]):
         """Note the key that a unique call has, for when it is called off."""
         self._hold = hold
         return self
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is the handle on a unique call that has its key."""
+        return self._hold is not None
+
+    def let_go(self) -> None:
+        """Give back the key of a unique call that was not sent after all. Raises ResultError."""
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            release(self._backend(), hold)
 
     @property
     def status(self) -> ResultStatus:

@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 from qtasks import Cancel, QTasks, RetryPolicy, Snooze, TaskContext, injected
-from qtasks.errors import ArgumentsError, BrokerUnreachable, DefinitionError, ResultError, ResultsDisabled
+from qtasks.errors import (
+    ArgumentsError,
+    BrokerUnreachable,
+    DefinitionError,
+    PartlyRefused,
+    ResultError,
+    ResultsDisabled,
+)
+from qtasks.qstash.transport import Reply, Request
 from qtasks.tasks.guard import LEASE_MS
 from qtasks.tasks.holders import is_gone, new_holder
 from qtasks.tasks.outcome import Outcome
@@ -369,6 +377,43 @@ async def test_a_call_that_could_not_be_sent_does_not_keep_its_key(courier: Cour
         await work.adelay()
     del publisher.publish
     assert not work.delay().deduplicated
+
+
+@pytest.mark.parametrize("how", ["left by an exception", "no broker", "refused"])
+@pytest.mark.parametrize("blocking", [True, False])
+async def test_a_call_of_a_batch_that_was_not_sent_does_not_keep_its_key(
+    courier: Courier, monkeypatch: pytest.MonkeyPatch, how: str, blocking: bool
+) -> None:
+    @courier.tasks.task(unique=True)
+    def work(n: int) -> None: ...
+
+    def unreachable(request: Request, timeout_s: float) -> Reply:
+        raise BrokerUnreachable("away")
+
+    async def make() -> None:
+        if blocking:
+            with courier.tasks.batch():
+                work.delay(1)
+                if how == "left by an exception":
+                    raise KeyError
+        else:
+            async with courier.tasks.batch():
+                await work.adelay(1)
+                if how == "left by an exception":
+                    raise KeyError
+
+    with monkeypatch.context() as away:
+        if how == "no broker":
+            away.setattr(courier.home.transport, "send", unreachable)
+        elif how == "refused":
+            courier.refuses = '"args":[1]'
+        with pytest.raises((KeyError, BrokerUnreachable, PartlyRefused)):
+            await make()
+    courier.refuses = ""
+    assert courier.letters == []
+    assert not work.delay(1).deduplicated
+    assert len(courier.letters) == 1
+    assert work.delay(1).deduplicated
 
 
 async def test_without_a_place_for_results_uniqueness_names_the_setting() -> None:
