@@ -118,6 +118,7 @@ class Attempts:
             # The next delivery may come before this one is answered: it must not find the call still running, and what
             # is kept of it must be the last word.
             await self._keep(context, verdict.put_off(note, how))
+            await self._recorder.stay_unique(context, message.options.delay_ms or 0)
             await self._republish(message)
         except QTasksError as error:
             log.warning("%s %s could not go on: %s", context.task, context.call_id, error)
@@ -137,7 +138,9 @@ class Attempts:
         spent_s: float = 0.0,
     ) -> Outcome:
         """Keep, report and tell how an attempt ended, then give the answer."""
-        if ended.kind not in (Kind.RETRY, Kind.PUT_OFF) and context.unique is not None:
+        if ended.kind is Kind.RETRY:
+            await self._recorder.stay_unique(context, MAX_RETRY_AFTER_MS)
+        elif ended.kind is not Kind.PUT_OFF and context.unique is not None:
             self._recorder.release(Hold(context.unique, context.call_id, 0))
         if ended.kind is not Kind.PUT_OFF:  # that was kept before
             await self._keep(context, ended)

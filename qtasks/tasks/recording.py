@@ -12,6 +12,7 @@ from qtasks.tasks.context import TaskContext
 from qtasks.tasks.payload import Envelope
 from qtasks.tasks.results.base import Hold, Record, ResultBackend, ResultStatus
 from qtasks.tasks.results.keeper import Keeper
+from qtasks.tasks.unique import Unique
 
 NEWS_AFTER_S = 0.05
 """How long a task runs before that is written down, where writing is not free."""
@@ -36,6 +37,13 @@ class Recorder:
         """Let go of a hold with the next `keep`."""
         if self.keeper is not None:
             self.keeper.release(hold)
+
+    async def stay_unique(self, context: TaskContext, delay_ms: int) -> None:
+        """Have a unique call be the only one until it has come again, `delay_ms` from now at the latest, and ended."""
+        if self.keeper is not None and context.unique is not None:
+            now_ms = int(self._now_s() * 1000)
+            hold = Unique(context.unique).hold(context.call_id, now_ms, delay_ms)
+            await self.keeper.stand([hold], None, now_ms=now_ms)
 
     async def keep(self) -> None:
         """Return when all that was handed in is kept."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from qtasks import Cancel, QTasks, RetryPolicy, Snooze, TaskContext, injected
+from qtasks import Cancel, QTasks, RetryAfter, RetryPolicy, Snooze, TaskContext, injected
 from qtasks.errors import (
     ArgumentsError,
     BrokerUnreachable,
@@ -377,6 +378,28 @@ async def test_a_call_that_could_not_be_sent_does_not_keep_its_key(courier: Cour
         await work.adelay()
     del publisher.publish
     assert not work.delay().deduplicated
+
+
+@pytest.mark.parametrize("error", [Snooze("3d"), OSError("away"), RetryAfter("1d")])
+async def test_a_call_that_comes_again_is_unique_until_it_has_ended(courier: Courier, error: Exception) -> None:
+    """However long that takes: a day is for calls that are never heard of again."""
+
+    @courier.tasks.task(unique=True, retries=9)
+    def work() -> None:
+        if next(runs) < 4:
+            raise error
+
+    runs = itertools.count(1)
+    first = work.delay()
+    letter = courier.take()
+    for retried in range(3):
+        await courier.deliver(letter, retried=0 if isinstance(error, Snooze) else retried)
+        courier.now_s += (2.9 if isinstance(error, Snooze) else 1) * 86_400
+        assert work.delay().id == first.id
+        if courier.letters:
+            letter = courier.take()
+    assert (await courier.deliver(letter, retried=3)).status == 200
+    assert work.delay().id != first.id
 
 
 @pytest.mark.parametrize("how", ["left by an exception", "no broker", "refused"])
