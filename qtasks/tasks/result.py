@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import TypeAdapter
@@ -102,6 +103,37 @@ class TaskResult(Generic[R]):
     async def aprogress(self) -> Progress | None:
         """As `progress`, without blocking."""
         return _progress(await read(self._backend(), self.id))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether waiting any longer is pointless."""
+        return self.status.is_final
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts have begun; 0 as long as nothing has been heard of the call."""
+        return 0 if (record := self._backend().read(self.id)) is None else record.attempt
+
+    @property
+    def error(self) -> str | None:
+        """What the last attempt failed with ("TypeName: message"), or why the call was not run to its end."""
+        return None if (record := self._backend().read(self.id)) is None else record.error
+
+    @property
+    def finished_at(self) -> datetime | None:
+        """When it ended."""
+        record = self._backend().read(self.id)
+        if record is None or not record.status.is_final:
+            return None
+        return datetime.fromtimestamp(record.updated_ms / 1000, UTC)
+
+    @property
+    def return_value(self) -> R:
+        """The result of a call that has succeeded. Raises as a `get` that does not wait."""
+        record = self._backend().read(self.id)
+        if record is None or not record.status.is_final:
+            raise self._late(record, 0)
+        return self._value(record)
 
     def cancel(self) -> bool:
         """Call it off: it will not be started any more. A run under way is let be, but not tried again.

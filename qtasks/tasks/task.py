@@ -141,6 +141,11 @@ class Task(Generic[P, R]):
         """As `delay`, without blocking the event loop."""
         return await self.asend(self.message(args, kwargs))
 
+    enqueue = delay
+    """`delay`, by the name that Django has for it."""
+    aenqueue = adelay
+    """`adelay` likewise."""
+
     def apply_async(
         self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[ApplyOptions]
     ) -> TaskResult[R]:

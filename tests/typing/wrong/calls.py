@@ -23,6 +23,7 @@ def module_level(a: int) -> int:
 
 add.delay("1")  # wrong
 add.delay()  # wrong
+add.enqueue("1")  # wrong
 add.delay(1, 2, 3)  # wrong
 add.delay(1, c=3)  # wrong
 add.using(retries=1).delay("1")  # wrong
@@ -44,6 +45,7 @@ text: int = greet.delay("Ada").get()  # wrong
 async def wrong() -> None:
     await add.adelay("1")  # wrong
     await greet.adelay()  # wrong
+    await greet.aenqueue(1)  # wrong
     value: int = await greet("Ada")  # wrong
     other: int = await (await greet.adelay("Ada")).aget()  # wrong
     del value, other

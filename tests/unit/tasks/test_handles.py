@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
 import threading
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from qtasks import Progress, TaskContext, injected
-from qtasks.errors import ApiError, BrokerUnreachable, ResultError, ResultsDisabled, TaskCancelled
+from qtasks.errors import ApiError, BrokerUnreachable, ResultError, ResultsDisabled, ResultTimeout, TaskCancelled
 from qtasks.qstash.transport import Reply, Request
 from qtasks.tasks.progress import EVERY_S, Reporter
 from tests.unit.tasks.courier import Courier
@@ -36,6 +38,29 @@ async def wait_for(result: Any) -> object:
 
 
 # --- progress
+
+
+async def test_a_handle_has_the_fields_that_django_s_has(courier: Courier) -> None:
+    @courier.tasks.task(retries=1)
+    def work(n: int) -> int:
+        if next(runs) == 1:
+            raise OSError("away")
+        return n
+
+    runs = itertools.count(1)
+    result = await work.aenqueue(5)
+    assert (result.attempts, result.is_finished, result.error, result.finished_at) == (0, False, None, None)
+    with pytest.raises(ResultTimeout, match="it is queued"):
+        _ = result.return_value
+    letter = courier.take()
+    await courier.deliver(letter)
+    assert (result.attempts, result.is_finished, result.error) == (1, False, "OSError: away")
+    courier.now_s += 60
+    await courier.deliver(letter, retried=1)
+    assert (result.attempts, result.is_finished, result.error) == (2, True, None)
+    assert result.finished_at == datetime.fromtimestamp(courier.now_s, UTC)
+    assert result.return_value == 5
+    assert work.enqueue(6).id == courier.take().envelope["id"]
 
 
 async def test_progress_can_be_read_while_the_task_runs(courier: Courier) -> None:
@@ -191,8 +216,10 @@ async def test_without_a_backend_every_accessor_names_the_setting() -> None:
         return 1
 
     result = work.result("call_1")
-    for ask in (lambda: result.progress, lambda: result.status, result.get):
+    for name in ("progress", "status", "is_finished", "attempts", "error", "finished_at", "return_value"):
         with pytest.raises(ResultsDisabled, match="QTASKS_RESULTS"):
-            ask()
+            getattr(result, name)
+    with pytest.raises(ResultsDisabled, match="QTASKS_RESULTS"):
+        result.get()
     with pytest.raises(ResultsDisabled, match="QTASKS_RESULTS"):
         await result
