@@ -53,8 +53,8 @@ def unpacked(task: Task[..., Any], envelope: Envelope) -> Values:
     return task.plan.check(task.plan.bind(args, kwargs))
 
 
-def named(task: Task[..., Any], envelope: Envelope, call_id: str) -> Envelope:
-    """The same call under an id that its body has not said so far."""
+def named(task: Task[..., Any], envelope: Envelope, call_id: str | None) -> Envelope:
+    """The same call under another id, or (a schedule's) under none that its body says. Raises ForgedError."""
     if envelope.pickled is None or envelope.call_id == call_id:
         return replace(envelope, call_id=call_id)
     purpose = Purpose.arguments(task.name, call_id)

@@ -1,6 +1,18 @@
 """Calls that are wrong: both checkers must report exactly the lines marked with `# wrong`."""
 
-from qtasks import QTasks, TaskContext, TaskResult, injected, task
+from qtasks import (
+    QTasks,
+    RetryAfter,
+    RetryPolicy,
+    Snooze,
+    TaskContext,
+    TaskResult,
+    chain,
+    chord,
+    group,
+    injected,
+    task,
+)
 from qtasks.llm import ChatMessage, openai, user
 
 tasks = QTasks()
@@ -40,6 +52,32 @@ add.using(rate=1.5)  # wrong
 number: str = add.delay(1).get()  # wrong
 result: TaskResult[str] = add.delay(1)  # wrong
 text: int = greet.delay("Ada").get()  # wrong
+
+
+add.delay(1).get(timeout="soon")  # wrong
+add.result(1)  # wrong
+other_number: str = add.delay(1).return_value  # wrong
+number_of_attempts: str = add.delay(1).attempts  # wrong
+greet.delay("Ada", ctx=1)  # wrong
+chain(add)  # wrong
+group(1)  # wrong
+chord(add.s(), group(add.s()))  # wrong
+RetryPolicy(max="1")  # wrong
+RetryPolicy(give_up_on="ValueError")  # wrong
+Snooze()  # wrong
+RetryAfter(None)  # wrong
+
+
+@add.on_failure  # wrong
+def told(event: str) -> None: ...
+
+
+def in_a_task(ctx: TaskContext) -> None:
+    ctx.attempt = 2  # wrong
+    ctx.progress("half")  # wrong
+    left: int = ctx.call_id  # wrong
+    ctx.retry()  # wrong
+    del left
 
 
 async def wrong() -> None:

@@ -24,7 +24,7 @@ from pydantic import BaseModel, SecretStr
 import qtasks
 from qtasks import NonRetryable, QTasks, Snooze, TaskEvent, TaskRouter, group
 from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError, PayloadError, ResultError, TaskFailed
-from qtasks.tasks import pickling
+from qtasks.tasks import cargo, pickling
 from qtasks.tasks.payload import Envelope, encode
 from qtasks.tasks.pickling import ForgedError, Pickles, Purpose
 from qtasks.tasks.results.values import load
@@ -378,6 +378,20 @@ async def test_a_call_that_is_put_off_comes_again(courier: Courier, named: bool)
         letter.body = encode(Envelope(None, pickled=text))
     await courier.deliver(letter)
     assert (await courier.deliver()).body == b"7"
+
+
+async def test_a_body_that_names_no_call_carries_its_pickle_all_the_same(courier: Courier) -> None:
+    @courier.tasks.task(serializer="pickle")
+    def work(what: Any) -> Any:
+        return what
+
+    message = work.message((Canary(),), {})
+    assert message.envelope is not None
+    work.delay(1)
+    letter = courier.take()
+    letter.body = encode(cargo.named(work, message.envelope, None))
+    assert "id" not in letter.envelope
+    assert (await courier.deliver(letter)).body == b'"la"'
 
 
 async def test_a_call_under_an_old_name_is_read_and_one_of_another_task_is_not(courier: Courier) -> None:
