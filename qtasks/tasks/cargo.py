@@ -6,7 +6,6 @@ Which of the two is the task's to say, at both ends, and never the message's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from qtasks.tasks.arguments import Values
@@ -28,7 +27,7 @@ class Packed(TypedDict, total=False):
     pickled: str
 
 
-def packed(task: Task[..., Any], checked: Values, positional: int, call_id: str | None) -> Packed:
+def packed(task: Task[..., Any], checked: Values, positional: int, call_id: str) -> Packed:
     """Checked arguments, the first `positional` of them by position. Raises ArgumentsError, ConfigurationError."""
     if not task.delivery.pickled:
         args, kwargs = task.plan.arrange(task.plan.to_json(checked), positional)
@@ -49,22 +48,10 @@ def unpacked(task: Task[..., Any], envelope: Envelope) -> Values:
         return task.plan.check(task.plan.bind(envelope.args, envelope.kwargs), from_wire=True)
     if envelope.pickled is None:
         raise ForgedError(f"{task.name} takes its arguments as a pickle, and none came: nothing was run")
-    args, kwargs = task.engine.pickles().load(envelope.pickled, *_purposes(task, envelope.call_id))
+    # It may have had other names when the call was made.
+    purposes = [Purpose.arguments(name, envelope.call_id or "") for name in (task.name, *task.aliases)]
+    args, kwargs = task.engine.pickles().load(envelope.pickled, *purposes)
     return task.plan.check(task.plan.bind(args, kwargs))
-
-
-def named(task: Task[..., Any], envelope: Envelope, call_id: str | None) -> Envelope:
-    """The same call under another id, or (a schedule's) under none that its body says. Raises ForgedError."""
-    if envelope.pickled is None or envelope.call_id == call_id:
-        return replace(envelope, call_id=call_id)
-    purpose = Purpose.arguments(task.name, call_id)
-    moved = task.engine.pickles().moved(envelope.pickled, purpose, *_purposes(task, envelope.call_id))
-    return replace(envelope, call_id=call_id, pickled=moved)
-
-
-def _purposes(task: Task[..., Any], call_id: str | None) -> list[Purpose]:
-    """What a call of the task may have been pickled for: it may have had other names."""
-    return [Purpose.arguments(name, call_id) for name in (task.name, *task.aliases)]
 
 
 def pickle(task: Task[..., Any], given: Given, purpose: Purpose) -> str:
@@ -74,7 +61,10 @@ def pickle(task: Task[..., Any], given: Given, purpose: Purpose) -> str:
         return pickles.dump(given, purpose)
     except ValueError as error:
         args, kwargs = given
-        for name, value in [*((str(place), value) for place, value in enumerate(args)), *kwargs.items()]:
+        # In a flow something may come before them, so that a place is no name.
+        known = task.plan.positional if purpose.what == "arguments" else ()
+        places = [*known[: len(args)], *map(str, range(len(known), len(args)))]
+        for name, value in [*zip(places, args, strict=True), *kwargs.items()]:
             try:
                 pickles.dump(value, purpose)
             except ValueError as reason:

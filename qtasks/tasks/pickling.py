@@ -40,16 +40,16 @@ class ForgedError(PayloadError):
 
 @dataclass(frozen=True, slots=True)
 class Purpose:
-    """What a pickle is for. The arguments of a call whose body names no id (a schedule's) are for the id ``""``."""
+    """What a pickle is for."""
 
     what: str
     task: str
     call_id: str
 
     @classmethod
-    def arguments(cls, task: str, call_id: str | None) -> Purpose:
+    def arguments(cls, task: str, call_id: str) -> Purpose:
         """Of a call."""
-        return cls("arguments", task, call_id or "")
+        return cls("arguments", task, call_id)
 
     @classmethod
     def step(cls, task: str, call_id: str) -> Purpose:
@@ -76,7 +76,8 @@ class Pickles:
             data = cloudpickle.dumps(value)
         except Exception as error:  # whatever the value's own methods raise
             raise ValueError(f"{type(error).__name__}: {error}") from error
-        return self._sealed(f"{_versions()}\0".encode() + data, purpose)
+        body = f"{_versions()}\0".encode() + data
+        return f"{MARK}{_text(_mac(self._keys[0], body, purpose))}.{_text(body)}"
 
     def load(self, text: str, *purposes: Purpose) -> Any:
         """What was pickled for one of `purposes`.
@@ -96,13 +97,6 @@ class Pickles:
             raise PayloadError(
                 f"the pickle cannot be read here: {type(error).__name__}: {error}", code=STALE
             ) from error
-
-    def moved(self, text: str, new: Purpose, *old: Purpose) -> str:
-        """The same pickle for a `new` purpose, unread. Raises ForgedError."""
-        return self._sealed(self._opened(text, old), new)
-
-    def _sealed(self, body: bytes, purpose: Purpose) -> str:
-        return f"{MARK}{_text(_mac(self._keys[0], body, purpose))}.{_text(body)}"
 
     def _opened(self, text: str, purposes: Sequence[Purpose]) -> bytes:
         """The body, if the MAC is good."""

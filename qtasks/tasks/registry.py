@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, overload
 
 from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError
 from qtasks.protocol.cron import Cron
-from qtasks.tasks import task as making
-from qtasks.tasks import timing
-from qtasks.tasks.decorators import ScheduleDecorator, TaskDecorator
+from qtasks.tasks import making, timing
+from qtasks.tasks.making import ScheduleDecorator, TaskDecorator
 from qtasks.tasks.options import BAD_OPTION, Span, TaskOptions
 from qtasks.tasks.schedules import DeclarationOptions, ScheduleOptions, as_declared, declaration, title
 from qtasks.tasks.task import AsyncTask, SyncTask, Task

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qtasks.tasks import cargo
 from qtasks.tasks.arguments import Values
 from qtasks.tasks.context import Stop, TaskContext
 from qtasks.tasks.middleware import Middleware, chain
@@ -29,8 +28,7 @@ class Run:
 
     def again(self, delay_ms: int) -> Outgoing:
         """The message that has the call run once more, later."""
-        envelope = cargo.named(self.task, self.envelope, self.context.call_id)
-        return again(self.task.name, self.context.call_id, envelope, self.task.delivery.publish, delay_ms)
+        return again(self.task.name, self.context.call_id, self.envelope, self.task.delivery.publish, delay_ms)
 
     def goes_on(self, value: Any) -> Outgoing | None:
         """The message that the call goes on as, after its function has returned `value`; None: it has ended."""

@@ -120,6 +120,11 @@ class Declaration:
                 "`unique` is decided where a call is made, and nobody makes the calls of a schedule",
                 hint='fix         overlap="skip" or overlap="wait"',
             )
+        if how.pickled:
+            raise self._error(
+                "its arguments are pickled, and a pickle is for one version of Python, which a schedule outlives",
+                hint="fix         schedule a task that takes JSON, and have it call this one",
+            )
         if how.expires is not None:
             raise self._error("`expires` is counted from a call, and nobody makes the calls of a schedule")
         if how.publish.not_before_s is not None or how.publish.deduplication_id is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, Unpack
@@ -19,7 +18,7 @@ from qtasks.tasks.arguments import Plan, Values, plan
 from qtasks.tasks.batch import Batch
 from qtasks.tasks.hooks import H, Hooks
 from qtasks.tasks.middleware import Passage
-from qtasks.tasks.options import ApplyOptions, CallOptions, Delivery, Span, TaskOptions
+from qtasks.tasks.options import ApplyOptions, CallOptions, Delivery, Span
 from qtasks.tasks.result import TaskResult
 from qtasks.tasks.results.base import Hold
 from qtasks.tasks.retries import RetryPolicy
@@ -37,9 +36,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
-NOT_A_FUNCTION = "QT102"
 
 
 class Task(Generic[P, R]):
@@ -460,31 +456,3 @@ class AsyncTask(Task[P, R]):
 
         def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # noqa: D102 - as of Task
             ...
-
-
-def check_name(name: str) -> str:
-    """`name`, if a task may have it. Raises DefinitionError."""
-    if _NAME.fullmatch(name) is None:
-        raise DefinitionError(
-            f"{name!r} is no name for a task: 1 to 128 letters, digits, _ . -",
-            hint='fix         @tasks.task(name="...")',
-        )
-    return name
-
-
-def make(
-    bound: Callable[[], Engine], function: Callable[..., Any], *, name: str, options: Mapping[str, Any]
-) -> Task[..., Any]:
-    """A task of `function`. Raises DefinitionError for a name, an option or a function that cannot work."""
-    if not inspect.isfunction(function):
-        raise DefinitionError(
-            f"{function!r} is not a function written with def or async def",
-            hint="fix         put @tasks.task first, above nothing but other decorators of plain functions",
-            code=NOT_A_FUNCTION,
-        )
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise DefinitionError(f"{function.__qualname__} yields; a task returns one result", code=NOT_A_FUNCTION)
-    call_options.check(check_name(name), options, known=tuple(TaskOptions.__annotations__))
-    is_async = inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(function)
-    kind = AsyncTask if is_async else SyncTask
-    return kind(bound, function, name=name, options=options)

@@ -32,10 +32,11 @@ from qtasks.tasks.llm.output import Output
 from qtasks.tasks.llm.providers import Provider
 from qtasks.tasks.llm.question import Question
 from qtasks.tasks.llm.ticket import Repair
+from qtasks.tasks.making import NOT_A_FUNCTION, check_name
 from qtasks.tasks.options import BAD_OPTION, AttemptOptions, Delivery
 from qtasks.tasks.payload import Envelope
 from qtasks.tasks.running import Run
-from qtasks.tasks.task import NOT_A_FUNCTION, Task, check_name
+from qtasks.tasks.task import Task
 
 if TYPE_CHECKING:
     from typing import Self
