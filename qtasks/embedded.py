@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 ORIGIN: Final = "http://qtasks.internal"
 """Where the application is "reached" in this home; the name never leaves the process."""
-_API: Final = "http://broker.qtasks.internal"
+API: Final = "http://broker.qtasks.internal"
 _ACCOUNT: Final = "embedded"
 _START_S: Final = 30.0
 
@@ -89,7 +89,7 @@ class Embedded:
             running.stop()
 
 
-class _LoopThread:
+class LoopThread:
     """An event loop on a daemon thread."""
 
     def __init__(self, name: str) -> None:
@@ -125,8 +125,8 @@ class _Running:
     """A started broker and what belongs to it."""
 
     def __init__(self, home: Embedded, app: App, loop: asyncio.AbstractEventLoop | None) -> None:
-        self._broker_thread = _LoopThread("qtasks-broker")
-        self._app_thread = _LoopThread("qtasks-tasks") if loop is None else None
+        self._broker_thread = LoopThread("qtasks-broker")
+        self._app_thread = LoopThread("qtasks-tasks") if loop is None else None
         app_loop = loop or (self._app_thread.loop if self._app_thread else None)
         assert app_loop is not None
         self._path = home.path
@@ -143,16 +143,16 @@ class _Running:
         self._transport.serve(app, loop)
 
     def connection(self) -> Connection:
-        carrier = _InProcess(self._broker, self._broker_thread)
+        carrier = InProcess(self._broker, self._broker_thread)
         results = "memory://" if self.path_is_memory else f"sqlite:///{Path(self._path).absolute()}-results"
         return Connection(
-            url=_API,
+            url=API,
             token=self._token,
             keys=self._keys,
             base_url=f"{ORIGIN}/tasks",
             results=results,
             transport=carrier,
-            async_transport=_InProcessAsync(carrier),
+            async_transport=InProcessAsync(carrier),
             model_keys=self._model_keys,
         )
 
@@ -208,21 +208,22 @@ async def _open(
     return broker, transport, token, await broker.keys.of(broker.accounts[_ACCOUNT])
 
 
-class _InProcess:
+class InProcess:
     """Carries the client's requests to the broker's API by call."""
 
-    def __init__(self, broker: Broker, thread: _LoopThread) -> None:
+    def __init__(self, broker: Broker, thread: LoopThread) -> None:
         self._broker = broker
         self._thread = thread
 
     def submit(self, request: Request) -> Future[Reply]:
         """Start the call on the broker's loop."""
         try:
-            return self._thread.submit(self._handle(request))
+            return self._thread.submit(self.handle(request))
         except RuntimeError:
             raise BrokerUnreachable("the embedded broker has stopped") from None
 
-    async def _handle(self, request: Request) -> Reply:
+    async def handle(self, request: Request) -> Reply:
+        """What the broker answers; runs on its loop."""
         from qtasks.broker.api.call import Call, Refusal
 
         async def body(limit: int) -> bytes:
@@ -230,7 +231,7 @@ class _InProcess:
                 raise Refusal(413, f"message too large: {len(request.body)} > {limit}")
             return request.body
 
-        path, _, query = request.url.removeprefix(_API).partition("?")
+        path, _, query = request.url.removeprefix(API).partition("?")
         call = Call(request.method, path, query, request.headers, "127.0.0.1", body)
         reply = await (await self._broker.api.handle(call)).whole()
         return Reply(reply.status, reply.headers, reply.body)
@@ -246,10 +247,10 @@ class _InProcess:
         """Nothing to release: the home owns the broker."""
 
 
-class _InProcessAsync:
-    """As `_InProcess`, without blocking the caller's loop."""
+class InProcessAsync:
+    """As `InProcess`, without blocking the caller's loop."""
 
-    def __init__(self, carrier: _InProcess) -> None:
+    def __init__(self, carrier: InProcess) -> None:
         self._carrier = carrier
 
     async def send(self, request: Request, timeout_s: float) -> Reply:

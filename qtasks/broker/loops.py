@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 from qtasks.broker import callbacks, ids, rules
 from qtasks.broker.events import MessageEvent, Watchers
 from qtasks.broker.ports import Clock, Failure, Random, Request, Transport
-from qtasks.broker.store.base import Claim, Settled, Settlement, Store
+from qtasks.broker.store.base import Claim, Claims, Settled, Settlement, Store
 from qtasks.errors import StoreError
 from qtasks.protocol import signing
 from qtasks.protocol.messages import Headers, Message, Response, SigningKeys, State
@@ -158,21 +158,24 @@ class Deliverer:
             room = self._limits.in_flight - self.in_flight
             if room <= 0:
                 return None, False  # the end of an attempt wakes us
-            found = await self._store.claim(
-                now_ms=self._clock.now_ms(),
-                limit=min(room, CLAIM_BATCH),
-                host_limit=self._limits.per_host,
-                in_flight=self._in_flight,
-            )
+            found = await self.claim(min(room, CLAIM_BATCH))
             for claim in found.claims:
-                self._start(claim)
+                self.start(claim)
         return found.next_due_ms, found.more and self.in_flight < self._limits.in_flight
 
-    def _start(self, claim: Claim) -> None:
+    async def claim(self, limit: int) -> Claims:
+        """Take what is due now and may start, earliest first; whoever takes it starts it."""
+        return await self._store.claim(
+            now_ms=self._clock.now_ms(), limit=limit, host_limit=self._limits.per_host, in_flight=self._in_flight
+        )
+
+    def start(self, claim: Claim) -> asyncio.Task[None]:
+        """Begin an attempt. What is returned ends when the outcome is recorded."""
         self._in_flight[claim.host] += 1
         attempt = asyncio.create_task(self._attempt(claim))
         self._attempts.add(attempt)
         attempt.add_done_callback(self._ended)
+        return attempt
 
     def _vacate(self, host: str) -> None:
         self._in_flight[host] -= 1

@@ -127,7 +127,7 @@ def load(target: Target) -> Loaded:
     """Import the application and find its tasks. Raises AppError: a few lines, the user's own frames only."""
     module = _import(target)
     found = _pick(module, target)
-    return _loaded(found, target, module)
+    return _loaded(found, target)
 
 
 def _import(target: Target) -> ModuleType:
@@ -212,10 +212,10 @@ def _tasks_of(module: ModuleType, target: Target) -> QTasks:
     return default_app
 
 
-def _loaded(found: Any, target: Target, module: ModuleType) -> Loaded:
+def _loaded(found: Any, target: Target) -> Loaded:
     from fastapi import FastAPI
 
-    from qtasks.tasks.fastapi import prefix_of
+    from qtasks.tasks.fastapi import prefix_of, served_by
 
     if isinstance(found, QTasks):
         app = found.asgi_app()
@@ -224,11 +224,11 @@ def _loaded(found: Any, target: Target, module: ModuleType) -> Loaded:
         raise AppError(
             f"{target} is a {type(found).__name__}; expected a FastAPI application or a QTasks object", code="QT602"
         )
-    prefix = prefix_of(found)
-    if prefix is None:
+    prefix, tasks = prefix_of(found), served_by(found)
+    if prefix is None or tasks is None:
         raise AppError(
             f"the application in {target} does not serve any tasks",
             hint='fix         app.include_router(tasks.router, prefix="/qtasks")',
             code="QT602",
         )
-    return Loaded(str(target), _tasks_of(module, target), found, prefix)
+    return Loaded(str(target), tasks, found, prefix)

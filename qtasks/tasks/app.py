@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Unpack
 
@@ -16,6 +16,7 @@ from qtasks.tasks.home import ASGIApp, Home
 from qtasks.tasks.hooks import H
 from qtasks.tasks.middleware import M, S
 from qtasks.tasks.registry import Registry
+from qtasks.tasks.results.base import ResultBackend
 from qtasks.tasks.settings import EMBEDDED, Settings, SettingsOverrides
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class QTasks(Registry):
             MappingProxyType(self._names),
             home=embedded,
             overrides=overrides,
-            bare_app=lambda: self._reached(self._lifeless_app()),
+            bare_app=lambda: self._reached(self._lifeless_app),
         )
 
     @property
@@ -62,7 +63,7 @@ class QTasks(Registry):
         """See `Registry.bound`."""
         return self.engine
 
-    @functools.cached_property
+    @property
     def schedules(self) -> Schedules:
         """The schedules that the tasks declare: ``tasks.schedules.sync()`` makes them active; see `Schedules`."""
         from qtasks.tasks.scheduling import Schedules
@@ -126,7 +127,7 @@ class QTasks(Registry):
         """
         from qtasks.tasks import results_router
 
-        windows = results_router.Windows(self.engine.aresults, show_errors=show_errors, max_streams=max_streams)
+        windows = results_router.Windows(lambda: self.engine.aresults(), show_errors=show_errors, max_streams=max_streams)
         return results_router.results_router(windows, lifespan=self._lifespan_of_results)
 
     def asgi_app(self, prefix: str = DEFAULT_PREFIX) -> FastAPI:
@@ -134,6 +135,22 @@ class QTasks(Registry):
         from qtasks.tasks import fastapi
 
         return fastapi.bare_app(self.router, prefix)
+
+    @contextmanager
+    def housed(
+        self, home: Home, *, results: ResultBackend, now_s: Callable[[], float], chance: Callable[[], float]
+    ) -> Iterator[None]:
+        """Have the tasks run in `home` for a while, by its clock and its chance, with their results in `results`.
+
+        For tests. Whatever the application has opened rests meanwhile, and is the application's again afterwards.
+        """
+        own = self.engine
+        self.engine = engine = own.elsewhere(home, results=results, now_s=now_s, chance=chance)
+        try:
+            yield
+        finally:
+            self.engine = own
+            engine.close()
 
     def close(self) -> None:
         """Close what was opened outside an application's lifespan: client, results, embedded home. Idempotent."""
@@ -154,8 +171,9 @@ class QTasks(Registry):
     def _endpoint(self) -> Endpoint:
         from qtasks.tasks import fastapi
 
-        return fastapi.Endpoint(self.engine.adispatcher)
+        return fastapi.Endpoint(self)
 
+    @functools.cached_property
     def _lifeless_app(self) -> FastAPI:
         """For a home that runs outside an application: nothing there has to be started or refused."""
         from qtasks.tasks import fastapi
@@ -171,13 +189,15 @@ class QTasks(Registry):
 
     @asynccontextmanager
     async def _lifespan(self, app: ASGIApp) -> AsyncIterator[None]:
-        await self.engine.enter(self._reached(app))
+        engine = self.engine  # a test may put another in its place before the end
+        await engine.enter(self._reached(app))
         try:
-            await asyncio.to_thread(self._begin_schedules)
-            self._compare_prefixes(app)
+            if not engine.is_idle:
+                await asyncio.to_thread(self._begin_schedules)
+                self._compare_prefixes(app)
             yield
         finally:
-            await self.engine.leave()
+            await engine.leave()
 
     def _begin_schedules(self) -> None:
         """Refuse a declaration that cannot work; a home of our own is told what is declared now, and what is not."""

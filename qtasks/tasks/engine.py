@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qtasks.errors import ArgumentsError, ConfigurationError, ResultsDisabled
+from qtasks.tasks import logs
 from qtasks.tasks import settings as reading
 from qtasks.tasks.devserver import find_dev_server
 from qtasks.tasks.dispatch import Dispatcher
@@ -29,6 +31,8 @@ from qtasks.tasks.task import Task
 DRAIN_S = 30.0
 """How long running tasks may take to end when the application stops."""
 
+_TEST_SECRET = "known-to-everybody-and-for-tests-alone"  # noqa: S105
+
 
 class Engine:
     """Opens each part when it is first asked for, once, from any thread; closed, it can be opened again."""
@@ -40,11 +44,14 @@ class Engine:
         home: Home | None,
         overrides: SettingsOverrides,
         bare_app: Callable[[], ASGIApp],
+        results: ResultBackend | None = None,
     ) -> None:
-        self._tasks = tasks
+        self.tasks = tasks
+        """By name, aliases among them."""
         self._home = home
         self._overrides = overrides
         self._bare_app = bare_app
+        self._given_results = results
         # Reentrant: one part asks for another. Reading a part that is there needs no lock.
         self._lock = threading.RLock()
         self._connection: Connection | None = None
@@ -54,11 +61,14 @@ class Engine:
         self._results: ResultBackend | None = None
         self._pickles: Pickles | None = None
         self._lives = 0
+        self._life: tuple[ASGIApp, asyncio.AbstractEventLoop] | None = None
         self._loop_thread: int | None = None
         self.middleware = Middleware()
         self.hooks = Hooks()
         self.now_s: Callable[[], float] = time.time
         """Unix time; a test may put a clock of its own here before first use."""
+        self.chance: Callable[[], float] = random.random
+        """From 0 to 1, for jitter."""
 
     @property
     def is_embedded(self) -> bool:
@@ -107,7 +117,7 @@ class Engine:
 
     def check_results(self) -> None:
         """Raise ResultsDisabled when nobody said where results are. A home of its own has a place for them."""
-        if self._home is None:
+        if self._home is None and not self.is_idle:
             self.results()
 
     def pickles(self) -> Pickles:
@@ -117,8 +127,13 @@ class Engine:
         return ready
 
     def runs_on_this_thread(self) -> bool:
-        """Whether the caller stands on the event loop of the application that runs the tasks."""
-        return self._loop_thread == threading.get_ident()
+        """Whether the caller stands on an event loop that runs the tasks: the application's, or one of a home's own."""
+        return self._loop_thread == threading.get_ident() or (logs.current.get() is not None and _on_a_loop())
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a test runs here that has made no home for the tasks: the application lives, they go nowhere."""
+        return self._home is None and reading.in_test(os.environ)
 
     async def enter(self, app: ASGIApp) -> None:
         """Begin the life of an application: start its home, and refuse what could not work."""
@@ -136,6 +151,7 @@ class Engine:
             if self._lives > 0:
                 return
             dispatcher = self._dispatcher
+            self._life = None
         await asyncio.to_thread(self._stop_home)
         if dispatcher is not None:
             await dispatcher.drain(DRAIN_S)
@@ -157,12 +173,37 @@ class Engine:
         if results is not None:
             results.close()
 
+    def elsewhere(
+        self,
+        home: Home,
+        *,
+        results: ResultBackend,
+        now_s: Callable[[], float],
+        chance: Callable[[], float],
+    ) -> Engine:
+        """An engine for the same tasks, with the same middleware and hooks, that shares nothing else with this one.
+
+        An application that lives here lives there, too.
+        """
+        overrides: SettingsOverrides = {**self._overrides, "results": "memory://"}  # in words; `results` is used
+        if not os.environ.get(reading.VARIABLES["secret_key"]):
+            overrides.setdefault("secret_key", _TEST_SECRET)
+        other = Engine(self.tasks, home=home, overrides=overrides, bare_app=self._bare_app, results=results)
+        other.middleware, other.hooks = self.middleware, self.hooks
+        other.now_s, other.chance = now_s, chance
+        if self._life is not None:
+            other._connection = home.start(*self._life)
+            other._loop_thread = self._loop_thread
+        return other
+
     def _start(self, app: ASGIApp, loop: asyncio.AbstractEventLoop) -> None:
         with self._lock:
+            self._life = (app, loop)
             if self._home is not None:
                 self._connection = self._home.start(app, loop)
-            self.dispatcher()
-            for task in self._tasks.values():
+            if not self.is_idle:
+                self.dispatcher()
+            for task in self.tasks.values():
                 task.ready()  # a declaration that cannot work stops the start
             self._lives += 1
 
@@ -197,13 +238,14 @@ class Engine:
                 settings = self.settings()
                 keys, base_url = settings.receiver()
                 self._dispatcher = Dispatcher(
-                    self._tasks,
+                    self.tasks,
                     keys=keys,
                     base_url=base_url,
                     results=self.results_or_none(),
                     threads=settings.threads,
                     secrets=(settings.token or "", keys.current, keys.next, *(settings.secret_key or "").split(",")),
                     now_s=lambda: self.now_s(),
+                    chance=lambda: self.chance(),
                     republish=self._republish,
                     middleware=self.middleware,
                     hooks=self.hooks,
@@ -239,9 +281,19 @@ class Engine:
         with self._lock:
             if self._results is None:
                 settings = self.settings()
-                if settings.results is not None:
+                if self._given_results is not None:
+                    self._results = self._given_results
+                elif settings.results is not None:
                     self._results = open_results(settings.results, ttl_ms=settings.result_ttl_ms)
             return self._results
+
+
+def _on_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def open_results(url: str, *, ttl_ms: int) -> ResultBackend:

@@ -7,11 +7,12 @@ the user's runs for an unverified request. Its dependencies have closed before t
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.routing import APIRoute
@@ -25,12 +26,16 @@ from qtasks.tasks.outcome import Outcome
 from qtasks.tasks.running import Run
 from qtasks.tasks.task import Task
 
+if TYPE_CHECKING:
+    from qtasks.tasks.app import QTasks
+
 ROUTE_NAME = "qtasks"
 MAX_REQUEST = 4 * 1024 * 1024
 """Bytes of a delivery. Ours are 1 MiB at most; callbacks that carry a response are larger."""
 
 NOT_CONFIGURED_AFTER_MS = 10_000
 _CALL_KEY = "qtasks.call"
+_WHO_KEY = "qtasks.who"
 
 
 class Disconnected(Exception):
@@ -40,12 +45,15 @@ class Disconnected(Exception):
 class Endpoint:
     """The ASGI application behind ``POST {prefix}/{task}``."""
 
-    def __init__(self, dispatcher: Callable[[], Awaitable[Dispatcher]]) -> None:
-        self._dispatcher = dispatcher
+    def __init__(self, tasks: QTasks) -> None:
+        self._tasks = tasks
         self._routes = _Routes()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        if (asking := scope.get(_WHO_KEY)) is not None:
+            asking.append(self._tasks)
+            return
         try:
             answer = await self._answer(scope, receive)
         except Disconnected:
@@ -62,7 +70,7 @@ class Endpoint:
         if headers.encoding not in ("", "identity"):
             return outcome.refusal(415, "the body has a Content-Encoding; the signature is over plain bytes")
         try:
-            dispatcher = await self._dispatcher()
+            dispatcher = await self._tasks.engine.adispatcher()
         except QTasksError as error:
             log.error("%s %s", error.code, error, extra={"action": "not_configured"})
             return outcome.later("the dispatcher is not configured", error.code, after_ms=NOT_CONFIGURED_AFTER_MS)
@@ -218,6 +226,26 @@ def prefix_of(app: Any) -> str | None:
     except (NoMatchFound, AttributeError):
         return None
     return path.removesuffix("/x")
+
+
+def served_by(app: FastAPI) -> QTasks | None:
+    """The tasks that `app` serves.
+
+    The application itself is asked, below its middleware: nobody else knows what it has mounted where.
+    """
+    if (prefix := prefix_of(app)) is None:
+        return None
+    answers: list[QTasks] = []
+    path = f"{prefix}/x"
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "root_path": "", "headers": []}
+    asking = app.router({**scope, "query_string": b"", "app": app, _WHO_KEY: answers}, _nothing, _nothing)
+    with contextlib.suppress(StopIteration):
+        asking.send(None)
+    asking.close()
+    return answers[0] if answers else None
+
+
+async def _nothing(*_: Any) -> Any: ...
 
 
 class Gateway:

@@ -39,6 +39,8 @@ DEFAULT_RESULT_TTL = "24h"
 ARGUMENT, ENVIRONMENT, EMBEDDED, DEFAULT = "argument", "environment", "embedded", "default"
 DEVELOPMENT = ".qtasks/dev.json"
 DEV_SWITCH = "QSTASH_DEV"
+TEST_SWITCH = "QTASKS_TEST"
+"""Set by the pytest plugin: the process talks to no broker but those inside it."""
 
 
 class SettingsOverrides(TypedDict, total=False):
@@ -192,6 +194,11 @@ class Settings:
         return secrets
 
 
+def in_test(environment: Mapping[str, str]) -> bool:
+    """Whether this process may talk to no broker but those inside it."""
+    return _flag(environment.get(TEST_SWITCH, ""), TEST_SWITCH)
+
+
 def resolve(
     environment: Mapping[str, str],
     overrides: SettingsOverrides,
@@ -202,6 +209,13 @@ def resolve(
     `find_dev` is asked only when nobody gave a token: it gets the URL that was given (or None) and returns the
     running development server or, in words, why there is none. Raises ConfigurationError for a malformed value.
     """
+    if in_test(environment):
+        raise ConfigurationError(
+            "a test talks to no broker but its own, and there is none here",
+            hint="fix         ask for the fixture `qtasks`, and see that it finds this application (fixture "
+            "`qtasks_app`); or let all tests out with `qtasks_network = true` in pytest's settings",
+            code="QT160",
+        )
     found = _Found()
     found.take_overrides(overrides)
     found.take_environment(environment, VARIABLES)

@@ -61,6 +61,8 @@ class Task(Generic[P, R]):
         self.function = function
         self._options = dict(options)
         self._origin = inherit
+        self.said: Mapping[str, Any] = {}
+        """What `using` has said besides the declaration."""
         self.hooks: Hooks = inherit.hooks if inherit is not None else Hooks()
         self.declared: list[Declaration] = inherit.declared if inherit is not None else []
         """The schedules that the code declares, in their order."""
@@ -230,7 +232,9 @@ class Task(Generic[P, R]):
             if name in options and other not in options:
                 merged.pop(other, None)
         self._check(options, merged)
-        return type(self)(self._bound, self.function, name=self.name, options=merged, inherit=self._origin or self)
+        copy = type(self)(self._bound, self.function, name=self.name, options=merged, inherit=self._origin or self)
+        copy.said = {name: merged[name] for name in (*self.said, *options) if name in merged}
+        return copy
 
     def _check(self, options: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
         call_options.check(self.name, options, merged=merged)

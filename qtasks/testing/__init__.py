@@ -1,1 +1,38 @@
-"""Testing applications of tasks: nothing is imported before it is used."""
+"""Testing applications of tasks: the pytest plugin, and the same without pytest.
+
+The fixture `qtasks` is an `Environment`: the real broker on a store in memory, under a clock that stands still until a
+test moves it. A call goes the whole way: encoded, published, stored, claimed, signed, delivered as an HTTP request to
+the application, verified there and run. Only the socket is left out, and in mode ``"full"`` not even that.
+
+Each name is loaded when it is first used: pytest imports this package in every run of every project that has it.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from qtasks.testing.calls import Call as Call
+    from qtasks.testing.calls import DeadCall as DeadCall
+    from qtasks.testing.environment import Environment as Environment
+
+__all__ = ["Call", "DeadCall", "Environment"]
+
+_HOMES = {
+    "Call": "qtasks.testing.calls",
+    "DeadCall": "qtasks.testing.calls",
+    "Environment": "qtasks.testing.environment",
+}
+
+
+def __getattr__(name: str) -> object:
+    if (home := _HOMES.get(name)) is None:
+        raise AttributeError(f"module 'qtasks.testing' has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

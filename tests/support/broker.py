@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,51 +10,20 @@ from qtasks.broker.ports import Failure, Request
 from qtasks.broker.store.base import Publication
 from qtasks.protocol import wire
 from qtasks.protocol.messages import Message, PublishOptions, Response
+from qtasks.testing import clock
+from qtasks.testing.clock import SeededRandom
+
+__all__ = ["ACCOUNT", "START_MS", "ScriptedTransport", "SeededRandom", "VirtualClock", "message", "publication"]
 
 START_MS = 1_800_000_000_000
 ACCOUNT = 1
 
 
-class VirtualClock:
-    """Time stands still until `advance`."""
+class VirtualClock(clock.VirtualClock):
+    """Begins at `START_MS`."""
 
     def __init__(self, now_ms: int = START_MS) -> None:
-        self._now_ms = now_ms
-        self._moved = asyncio.Event()
-
-    def now_ms(self) -> int:
-        return self._now_ms
-
-    def monotonic(self) -> float:
-        return self._now_ms / 1000
-
-    def advance(self, ms: int) -> None:
-        self._now_ms += ms
-        self._moved.set()
-        self._moved = asyncio.Event()
-
-    async def wait(self, event: Awaitable[object], until_ms: int | None) -> None:
-        waiting = asyncio.ensure_future(event)
-        try:
-            while not waiting.done() and (until_ms is None or self._now_ms < until_ms):
-                moved = asyncio.ensure_future(self._moved.wait())
-                await asyncio.wait({waiting, moved}, return_when=asyncio.FIRST_COMPLETED)
-                moved.cancel()
-        finally:
-            waiting.cancel()
-
-
-class SeededRandom:
-    """The same ids in every run."""
-
-    def __init__(self, seed: int = 0) -> None:
-        self._random = random.Random(seed)
-
-    def token(self, size: int) -> bytes:
-        return self._random.randbytes(size)
-
-    def fraction(self) -> float:
-        return self._random.random()
+        super().__init__(now_ms)
 
 
 class ScriptedTransport:

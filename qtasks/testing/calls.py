@@ -1,0 +1,173 @@
+"""What a test sees of calls: those that were sent, and those that ended in the dead letters."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from qtasks.errors import ArgumentsError, QTasksError
+from qtasks.protocol.messages import DeadLetter, Message, PublishOptions, Response
+from qtasks.tasks import payload
+from qtasks.tasks.arguments import Values
+from qtasks.tasks.result import TaskResult
+from qtasks.tasks.task import Task
+
+_SHOWN: Final = 200
+"""Characters of an argument that are shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Call:
+    """A call as the broker has it: everything was read from the message that was stored."""
+
+    task: str
+    id: str
+    """The call's own id, that of its `TaskResult`."""
+    message_id: str
+    args: Sequence[Any] = ()
+    """Positional arguments as they travel: plain JSON values."""
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    sent: datetime
+    """When it was sent, by the clock of the test."""
+    due: datetime
+    """The moment before which it does not run."""
+    expires: datetime | None = None
+    """The moment after which it is not run any more."""
+    queue: str | None = None
+    schedule_id: str | None = None
+    """The schedule that it comes from, if any."""
+    snoozed: int = 0
+    """How often it has been put off before."""
+    options: PublishOptions = field(default_factory=PublishOptions, repr=False)
+    """As published, in the protocol's terms."""
+    declared: Task[..., Any] | None = field(default=None, repr=False, compare=False)
+    """The task itself; None if the application has none of this name."""
+
+    @property
+    def delay(self) -> timedelta:
+        """How long after it was sent it is due."""
+        return self.due - self.sent
+
+    @property
+    def arguments(self) -> Values:
+        """By parameter name and as the task gets them, defaults included; as they travel where they do not fit it."""
+        if self.declared is None:
+            return {**{str(place): value for place, value in enumerate(self.args)}, **self.kwargs}
+        plan = self.declared.plan
+        try:
+            bound = plan.bind(tuple(self.args), self.kwargs)
+        except ArgumentsError:
+            return {**dict(zip(plan.positional, self.args, strict=False)), **self.kwargs}
+        try:
+            return {**_defaults(self.declared), **plan.check(bound, from_wire=True)}
+        except ArgumentsError:
+            return bound
+
+    @property
+    def result(self) -> TaskResult[Any]:
+        """The handle on its result, as `.delay()` has returned it. Raises QTasksError for an unknown task."""
+        if self.declared is None:
+            raise QTasksError(f"the application has no task {self.task!r}, so its calls have no results")
+        return self.declared.result(self.id)
+
+    def __str__(self) -> str:
+        given = [shown(value) for value in self.args] + [f"{name}={shown(it)}" for name, it in self.kwargs.items()]
+        return f"{self.task}({', '.join(given)})"
+
+    def __repr__(self) -> str:
+        return f"<Call {self}>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class DeadCall:
+    """A call that has failed for good."""
+
+    call: Call
+    error: str
+    """Why the last attempt failed: the dispatcher's words, else the broker's."""
+    status: int | None
+    """HTTP status of the last answer; None where there was none."""
+    failed: datetime
+    """By the clock of the test."""
+    letter: DeadLetter = field(repr=False)
+    """As the broker has it."""
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return self.call.task
+
+    def __str__(self) -> str:
+        return f"{self.call}: {self.error}"
+
+    def __repr__(self) -> str:
+        return f"<DeadCall {self}>"
+
+
+def _defaults(task: Task[..., Any]) -> Values:
+    """Of the task's own parameters, not of those that are filled where it runs."""
+    return {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(task.function).parameters.values()
+        if parameter.name in task.plan.annotations and parameter.default is not inspect.Parameter.empty
+    }
+
+
+def call_of(message: Message, base_url: str, tasks: Mapping[str, Task[..., Any]]) -> Call | None:
+    """The call that a stored message carries; None for one that goes elsewhere."""
+    place, _, name = message.url.rpartition("/")
+    if place != base_url:
+        return None
+    try:
+        envelope = payload.decode(message.body)
+    except QTasksError:  # whoever published it, it is no call of ours: a broker's callback, say
+        envelope = payload.Envelope(None)
+    return Call(
+        task=name,
+        id=envelope.call_id or payload.call_id_of_message(message.id),
+        message_id=message.id,
+        args=envelope.args,
+        kwargs=envelope.kwargs,
+        sent=moment(message.created_ms),
+        due=moment(message.not_before_ms),
+        expires=None if envelope.expires_ms is None else moment(envelope.expires_ms),
+        queue=message.queue,
+        schedule_id=message.schedule_id,
+        snoozed=envelope.snoozed,
+        options=message.options,
+        declared=tasks.get(name),
+    )
+
+
+def dead_call(letter: DeadLetter, call: Call) -> DeadCall:
+    """A dead letter, and the call that it was."""
+    status = None if letter.response is None else letter.response.status
+    error = _answered(letter.response) or letter.error
+    return DeadCall(call=call, error=error, status=status, failed=moment(letter.failed_ms), letter=letter)
+
+
+def _answered(response: Response | None) -> str | None:
+    """The error that a dispatcher has answered, ``"TypeName: message"``."""
+    if response is None:
+        return None
+    try:
+        document = json.loads(response.body)
+    except ValueError:
+        return None
+    error = document.get("error") if isinstance(document, dict) else None
+    return error if isinstance(error, str) else None
+
+
+def moment(time_ms: int) -> datetime:
+    """Unix milliseconds as a datetime in UTC."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC)
+
+
+def shown(value: object) -> str:
+    """A value on one line that a person can read."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

@@ -1,0 +1,97 @@
+"""What the application publishes, on its way into the broker of a test."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from qtasks.broker.server import Broker
+from qtasks.embedded import InProcess, LoopThread
+from qtasks.protocol import durations
+from qtasks.qstash.transport import Reply, Request
+
+_DELAY: Final = "upstash-delay"
+
+
+@dataclass(slots=True)
+class _Delay:
+    task: str | None
+    span_ms: int
+
+
+class Carrier(InProcess):
+    """Carries requests to the broker by call, however long that takes: a debugger may stand in between.
+
+    `follow` is called after each, on the caller's thread, and says what to wait for besides; its argument is whether
+    the caller's event loop goes on meanwhile.
+    """
+
+    def __init__(
+        self, broker: Broker, thread: LoopThread, base_url: str, follow: Callable[[bool], Future[Any] | None]
+    ) -> None:
+        super().__init__(broker, thread)
+        self._base_url = base_url
+        self._follow = follow
+        self._delays: list[_Delay] = []
+
+    def delay(self, task: str | None, span_ms: int) -> None:
+        """Let the next call of `task` that is published (None: of any) be due so much later."""
+        self._delays.append(_Delay(task, span_ms))
+
+    def send(self, request: Request, timeout_s: float) -> Reply:  # noqa: ARG002 - see above
+        """See `SyncTransport.send`."""
+        reply = self.submit(self._put_off(request)).result()
+        if (following := self._follow(False)) is not None:
+            following.result()
+        return reply
+
+    async def asend(self, request: Request) -> Reply:
+        """As `send`, without blocking."""
+        reply = await asyncio.wrap_future(self.submit(self._put_off(request)))
+        if (following := self._follow(True)) is not None:
+            await asyncio.wrap_future(following)
+        return reply
+
+    def _put_off(self, request: Request) -> Request:
+        """The request with what was ordered by `delay`."""
+        if not self._delays:
+            return request
+        path, found, destination = request.url.partition(f"/{self._base_url}/")
+        if found and ("/v2/publish" in path or "/v2/enqueue/" in path):
+            headers = self._later(destination, dict(request.headers))
+            return replace(request, headers=tuple(headers.items()))
+        if request.url.endswith("/v2/batch"):
+            items = [self._later_item(item) for item in json.loads(request.body)]
+            return replace(request, body=json.dumps(items).encode())
+        return request
+
+    def _later_item(self, item: dict[str, Any]) -> dict[str, Any]:
+        place, _, task = item["destination"].rpartition("/")
+        return {**item, "headers": self._later(task, item.get("headers", {}))} if place == self._base_url else item
+
+    def _later(self, task: str, headers: Mapping[str, str]) -> dict[str, str]:
+        order = next((one for one in self._delays if one.task in (None, task)), None)
+        if order is None:
+            return dict(headers)
+        self._delays.remove(order)
+        said = next((value for name, value in headers.items() if name.lower() == _DELAY), "0s")
+        others = {name: value for name, value in headers.items() if name.lower() != _DELAY}
+        return {**others, "Upstash-Delay": durations.format(durations.parse(said) + order.span_ms)}
+
+
+class AsyncCarrier:
+    """`Carrier` as the asynchronous client wants it."""
+
+    def __init__(self, carrier: Carrier) -> None:
+        self._carrier = carrier
+
+    async def send(self, request: Request, timeout_s: float) -> Reply:  # noqa: ARG002 - as of `Carrier`
+        """See `AsyncTransport.send`."""
+        return await self._carrier.asend(request)
+
+    async def close(self) -> None:
+        """Nothing to release: the stage owns the broker."""

@@ -1,0 +1,59 @@
+"""The broker's ports for time and chance, in a test: both do what they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable
+
+
+class VirtualClock:
+    """Time stands still until it is moved. Unix milliseconds."""
+
+    def __init__(self, now_ms: int) -> None:
+        self._now_ms = now_ms
+        self._moved = asyncio.Event()
+
+    def now_ms(self) -> int:
+        """See `Clock.now_ms`."""
+        return self._now_ms
+
+    def monotonic(self) -> float:
+        """See `Clock.monotonic`."""
+        return self._now_ms / 1000
+
+    def advance(self, span_ms: int) -> None:
+        """Let time pass."""
+        self.move_to(self._now_ms + span_ms)
+
+    def move_to(self, now_ms: int) -> None:
+        """Let it be `now_ms`; never goes back."""
+        self._now_ms = max(self._now_ms, now_ms)
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def wait(self, event: Awaitable[object], until_ms: int | None) -> None:
+        """See `Clock.wait`."""
+        waiting = asyncio.ensure_future(event)
+        try:
+            while not waiting.done() and (until_ms is None or self._now_ms < until_ms):
+                moved = asyncio.ensure_future(self._moved.wait())
+                await asyncio.wait({waiting, moved}, return_when=asyncio.FIRST_COMPLETED)
+                moved.cancel()
+        finally:
+            waiting.cancel()
+
+
+class SeededRandom:
+    """The same ids and the same jitter in every run."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._random = random.Random(seed)  # noqa: S311 - nobody outside the process sees what it protects
+
+    def token(self, size: int) -> bytes:
+        """See `Random.token`."""
+        return self._random.randbytes(size)
+
+    def fraction(self) -> float:
+        """See `Random.fraction`."""
+        return self._random.random()

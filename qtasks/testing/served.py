@@ -1,0 +1,134 @@
+"""The stage without a curtain: broker and application each behind a socket of their own, in real time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Final
+
+import uvicorn
+
+from qtasks.broker.clock import SystemClock, SystemRandom
+from qtasks.broker.destinations import Policy
+from qtasks.broker.listening import listen
+from qtasks.broker.serve import ApiServer
+from qtasks.broker.server import Broker
+from qtasks.broker.settings import BrokerSettings
+from qtasks.broker.store.sqlite import MEMORY
+from qtasks.broker.transport import HttpTransport
+from qtasks.errors import QTasksError
+from qtasks.qstash.over_httpx import HttpxTransport
+from qtasks.tasks.home import ASGIApp, Connection
+from qtasks.testing.application import Application
+from qtasks.testing.ledger import Ledger
+from qtasks.testing.results import KeptResults
+from qtasks.testing.stage import ACCOUNT, TOKEN, Stage, credentials
+from qtasks.testing.transport import Faults
+
+HOST: Final = "127.0.0.1"
+PATIENCE_S: Final = 60.0
+"""How long what is due may take to come to an end."""
+
+
+class Served(Stage):
+    """Begins with `serve`."""
+
+    def __init__(self, application: Application) -> None:
+        super().__init__(application)
+        self.clock = SystemClock()
+        self.random = SystemRandom()
+        self.results = KeptResults()
+        self._broker_socket, self._app_socket = listen(HOST, 0), listen(HOST, 0)
+        self._base_url = f"{_url(self._app_socket)}{application.prefix}"
+        self.ledger = Ledger(self._base_url, application.tasks.engine.tasks)
+        self._client = HttpxTransport()
+        self._server: uvicorn.Server | None = None
+        self._serving: Future[None] | None = None
+        self.threads.broker.call(self._open())
+
+    def serve(self, app: ASGIApp) -> None:
+        """Start the application, its lifespan included, then the deliveries."""
+        config = uvicorn.Config(app, lifespan="on", log_config=None, access_log=False, proxy_headers=False)
+        self._server = server = uvicorn.Server(config)
+        self._serving = self.threads.tasks.submit(_serve(server, self._app_socket))
+        self.threads.tasks.call(_started(server, self._serving))
+        self.threads.broker.loop.call_soon_threadsafe(self.broker.start)
+
+    def start(self, app: ASGIApp, loop: asyncio.AbstractEventLoop | None) -> Connection:  # noqa: ARG002 - it is served
+        """See `Home.start`."""
+        return Connection(
+            url=_url(self._broker_socket),
+            token=TOKEN,
+            keys=self.keys,
+            base_url=self._base_url,
+            results="memory://",
+            transport=self._client,
+        )
+
+    def stop(self) -> None:
+        """See `Home.stop`."""
+
+    def run(self, *, span_ms: int | None = 0, most: int | None = None, awaited: bool = False) -> Future[list[str]]:  # noqa: ARG002
+        """See `Stage.run`; it runs all the time, so this waits until nothing is due."""
+        if span_ms or most is not None:
+            raise QTasksError(
+                'in mode "full" time is real: it cannot be moved, and calls run by themselves',
+                hint="fix         leave out the mode, or wait for the result",
+                code="QT163",
+            )
+        return self.threads.broker.submit(self._settled())
+
+    def close(self) -> None:
+        """See `Stage.close`."""
+        with contextlib.suppress(TimeoutError):
+            self.threads.broker.call(self._close(), PATIENCE_S)
+        if self._server is not None and self._serving is not None:
+            self._server.should_exit = True
+            self._serving.result(PATIENCE_S)
+        self._client.close()
+        for one in (self._broker_socket, self._app_socket):
+            one.close()
+        self.threads.tidy()
+
+    async def _open(self) -> None:
+        self.faults = Faults(self._base_url, HttpTransport(Policy("local")), self.outside)
+        settings = BrokerSettings(path=MEMORY, credentials=credentials(), llm_echo=True, drain_s=5)
+        self.broker = await Broker.open(settings, transport=self.faults)
+        self.broker.watchers.add(self.ledger)
+        self.keys = await self.broker.keys.of(self.broker.accounts[ACCOUNT])
+        self._api = ApiServer(self.broker, [self._broker_socket])
+        await self._api.start()
+
+    async def _close(self) -> None:
+        await self.broker.stop()
+        await self._api.stop()
+
+    async def _settled(self) -> list[str]:
+        off = await self._cancelled()
+
+        def is_done(due: Mapping[str, int], active: int) -> bool:
+            return not active and all(time_ms > self.now_ms for one, time_ms in due.items() if one not in off)
+
+        before = [call for call in self.ledger.calls if self.ledger.due_ms(call) is not None]
+        if not await asyncio.to_thread(self.ledger.wait_until, is_done, PATIENCE_S):
+            raise QTasksError(f"after {PATIENCE_S:g} s there is still something that is due or runs", code="QT162")
+        return [call.message_id for call in before if self.ledger.due_ms(call) is None]
+
+
+def _url(listener: socket.socket) -> str:
+    return f"http://{HOST}:{listener.getsockname()[1]}"
+
+
+async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
+    await server.serve(sockets=[listener])
+
+
+async def _started(server: uvicorn.Server, serving: Future[None]) -> None:
+    while not server.started:
+        if serving.done():
+            serving.result()
+            raise QTasksError("the application ended while it was starting; its log says why", code="QT164")
+        await asyncio.sleep(0)

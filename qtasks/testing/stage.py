@@ -1,0 +1,122 @@
+"""Where the calls of a test go: a home for its tasks, in one of two kinds, and what both are made of."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Final, Literal
+
+from qtasks.broker import ids
+from qtasks.broker.ports import Clock, Random, Request
+from qtasks.broker.server import Broker
+from qtasks.broker.store.base import Credentials, DeadLetterFilter, LogFilter
+from qtasks.protocol import signing
+from qtasks.protocol.messages import SigningKeys, State
+from qtasks.tasks.home import ASGIApp, Connection
+from qtasks.testing.application import Application
+from qtasks.testing.calls import DeadCall, dead_call
+from qtasks.testing.ledger import Ledger
+from qtasks.testing.results import KeptResults
+from qtasks.testing.threads import Threads
+from qtasks.testing.transport import Faults, Outside
+
+Mode = Literal["manual", "capture", "inline", "full"]
+
+TOKEN: Final = "token-of-the-test"  # noqa: S105 - opens nothing outside this process
+ACCOUNT: Final = "test"
+_PAGE: Final = 100
+
+
+class Stage(ABC):
+    """A broker of the test's own, and what it has to do with the application. Also a `Home`."""
+
+    clock: Clock
+    random: Random
+    results: KeptResults
+    broker: Broker
+    keys: SigningKeys
+    faults: Faults
+
+    def __init__(self, application: Application) -> None:
+        self.application = application
+        self.outside = Outside()
+        self.threads = Threads.of_process()
+        self.ledger: Ledger
+
+    # -- as a home
+
+    @abstractmethod
+    def start(self, app: ASGIApp, loop: asyncio.AbstractEventLoop | None) -> Connection:
+        """See `Home.start`."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """See `Home.stop`: the application has ended, the test has not."""
+
+    # -- as a stage
+
+    @abstractmethod
+    def run(self, *, span_ms: int | None = 0, most: int | None = None, awaited: bool = False) -> Future[list[str]]:
+        """Let calls run: what is due now and `span_ms` from now on, or `most` of it; the messages, one an attempt.
+
+        `awaited` says that the caller's event loop goes on meanwhile.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of everything. Idempotent."""
+
+    @property
+    def now_ms(self) -> int:
+        """Unix milliseconds."""
+        return self.clock.now_ms()
+
+    def dead_calls(self) -> list[DeadCall]:
+        """What is in the dead letter queue, oldest first; of calls alone."""
+        return self.threads.broker.call(self._dead_calls())
+
+    def cancelled(self) -> set[str]:
+        """The messages that were called off."""
+        return self.threads.broker.call(self._cancelled())
+
+    def resigned(self, request: Request) -> str:
+        """A new signature for a request, as the broker makes one for each attempt."""
+        return signing.sign(
+            self.keys.current,
+            url=request.url,
+            body=request.body,
+            now_s=self.now_ms // 1000,
+            jti=ids.jwt_id(self.random),
+        )
+
+    async def _dead_calls(self) -> list[DeadCall]:
+        account, found, cursor = self.broker.accounts[ACCOUNT], [], None
+        while True:
+            page = await self.broker.store.dead_letters(account, DeadLetterFilter(), cursor=cursor, count=_PAGE)
+            letters = [(letter, self.ledger.of_message(letter.message.id)) for letter in page.items]
+            found += [dead_call(letter, call) for letter, call in letters if call is not None]
+            if (cursor := page.cursor) is None:
+                return found
+
+    async def _cancelled(self) -> set[str]:
+        account, found, cursor = self.broker.accounts[ACCOUNT], set[str](), None
+        which = LogFilter(states=(State.CANCELED,))
+        while True:
+            page = await self.broker.store.log(account, which, cursor=cursor, count=_PAGE)
+            found.update(entry.message.id for entry in page.items)
+            if (cursor := page.cursor) is None:
+                return found
+
+
+def credentials() -> tuple[Credentials, ...]:
+    """The one account of a test's broker."""
+    return (Credentials(ACCOUNT, TOKEN),)
+
+
+def call_id_of(body: bytes) -> str:
+    """The id of the call that a body carries; empty for that of a schedule."""
+    envelope: Mapping[str, object] = json.loads(body)
+    return str(envelope.get("id", ""))

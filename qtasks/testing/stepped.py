@@ -1,0 +1,143 @@
+"""The stage on which time stands still: the broker takes a step when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Future
+from typing import Any, Final, Literal
+
+from qtasks.broker.inprocess import AsgiTransport
+from qtasks.broker.server import Broker
+from qtasks.broker.settings import BrokerSettings
+from qtasks.broker.store.sqlite import MEMORY
+from qtasks.embedded import API
+from qtasks.errors import QTasksError, ResultTimeout
+from qtasks.protocol import durations
+from qtasks.tasks.home import ASGIApp, Connection
+from qtasks.tasks.results.base import Record, ResultStatus
+from qtasks.testing.application import ORIGIN, Application
+from qtasks.testing.carrier import AsyncCarrier, Carrier
+from qtasks.testing.clock import SeededRandom, VirtualClock
+from qtasks.testing.ledger import Ledger
+from qtasks.testing.results import SteppedResults
+from qtasks.testing.stage import ACCOUNT, TOKEN, Stage, credentials
+from qtasks.testing.steps import Steps
+from qtasks.testing.transport import Faults
+
+SteppedMode = Literal["manual", "capture", "inline"]
+
+_NOT_YET: Final = "QT404"
+
+
+class Stepped(Stage):
+    """`start_ms` is the time at which its clock stands at first, `seed` what its chance comes from."""
+
+    def __init__(self, application: Application, mode: SteppedMode, *, start_ms: int, seed: int) -> None:
+        super().__init__(application)
+        self.mode = mode
+        self.clock: VirtualClock = VirtualClock(start_ms)
+        self.random = SeededRandom(seed)
+        self.ledger = Ledger(application.base_url, application.tasks.engine.tasks)
+        self.results: SteppedResults = SteppedResults(self._why_not)
+        self._app: ASGIApp | None = application.app
+        self._alive: tuple[ASGIApp, asyncio.AbstractEventLoop] | None = None
+        self._closed = False
+        self.threads.broker.call(self._open())
+        self.carrier = Carrier(self.broker, self.threads.broker, application.base_url, self._follow)
+        self._connection = Connection(
+            url=API,
+            token=TOKEN,
+            keys=self.keys,
+            base_url=application.base_url,
+            results="memory://",
+            transport=self.carrier,
+            async_transport=AsyncCarrier(self.carrier),
+        )
+
+    def start(self, app: ASGIApp, loop: asyncio.AbstractEventLoop | None) -> Connection:
+        """See `Home.start`."""
+        if loop is not None:
+            self._alive = (app, loop)
+        elif self._app is None:
+            self._app = app
+        return self._connection
+
+    def stop(self) -> None:
+        """See `Home.stop`."""
+        self._alive = None
+
+    def run(self, *, span_ms: int | None = 0, most: int | None = None, awaited: bool = False) -> Future[list[str]]:
+        """See `Stage.run`; without an end (None) the clock goes along with what waits, and schedules do not run."""
+        if self.mode == "capture":
+            raise QTasksError(
+                'in mode "capture" calls are only recorded: nothing runs',
+                hint="fix         leave out the mode, and calls wait until the test lets them run",
+                code="QT163",
+            )
+        self._transport.serve(*self._place(awaited))
+        until_ms = None if span_ms is None else self.now_ms + span_ms
+        schedules = self.mode == "manual"
+        return self.threads.broker.submit(self.steps.run(until_ms=until_ms, most=most, schedules=schedules))
+
+    def close(self) -> None:
+        """See `Stage.close`."""
+        if not self._closed:
+            self._closed = True
+            self.threads.broker.call(self.broker.stop())
+            self.threads.tidy()
+
+    async def _open(self) -> None:
+        # What it serves is said before every step.
+        self._transport = AsgiTransport(ORIGIN, _nobody, asyncio.get_running_loop(), self.outside)
+        self.faults = Faults(self.application.base_url, self._transport, self.outside)
+        # Attempts that were taken and never started (`reorder`) are nothing to wait for at the end.
+        settings = BrokerSettings(path=MEMORY, credentials=credentials(), llm_echo=True, drain_s=0)
+        self.broker = await Broker.open(settings, transport=self.faults, clock=self.clock, random=self.random)
+        self.broker.watchers.add(self.ledger)
+        self.keys = await self.broker.keys.of(self.broker.accounts[ACCOUNT])
+        self.steps = Steps(self.broker, self.clock, self.ledger, self.results)
+
+    def _place(self, awaited: bool) -> tuple[ASGIApp, asyncio.AbstractEventLoop]:
+        """The application, and the loop that it is called on.
+
+        That of an application that lives, unless the caller blocks it; else the caller's, where it is awaited, so that
+        tasks share what belongs to the loop of the test; else one of our own.
+        """
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if self._alive is not None and (awaited or self._alive[1] is not here):
+            return self._alive
+        assert self._app is not None, "the engine has said it before anything could be sent"
+        return self._app, here if awaited and here is not None else self.threads.tasks.loop
+
+    def _follow(self, awaited: bool) -> Future[Any] | None:
+        """After each request of the client: in mode inline, what it has caused."""
+        if self.mode != "inline" or self.results.waits.moving:
+            return None
+        return self.run(span_ms=None, awaited=awaited)
+
+    def _why_not(self, key: str, record: Record | None) -> ResultTimeout:
+        """The error for whoever would wait for a call that nothing lets run."""
+        call = self.ledger.of_call(key)
+        shown = key if call is None else f"{call} {call.id}"
+        due_ms = None if call is None else self.ledger.due_ms(call)
+        if call is None:
+            return ResultTimeout(
+                f"{shown} was not sent in this test, so there is nothing to wait for",
+                hint="likely      its batch is still open, it came before the test, or what it follows has not run",
+                code=_NOT_YET,
+            )
+        if record is not None and record.status is ResultStatus.RETRYING:
+            facts = f"has failed on attempt {record.attempt} ({record.error}) and waits for the next"
+        elif due_ms is None:
+            facts = "was delivered and left no result"
+        else:
+            facts = "has not run: calls wait until the test lets them run"
+        left_ms = 0 if due_ms is None else due_ms - self.now_ms
+        fix = "qtasks.drain()" if left_ms <= 0 else f'qtasks.advance("{durations.format(left_ms)}")'
+        return ResultTimeout(f"{shown} {facts}", hint=f"fix         {fix}", code=_NOT_YET)
+
+
+async def _nobody(_scope: Any, _receive: Any, _send: Any) -> None: ...

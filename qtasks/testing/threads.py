@@ -1,0 +1,45 @@
+"""The two event loops that the environments of a process share: one for brokers, one for tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+
+from qtasks.embedded import LoopThread
+
+
+class Threads:
+    """Started when they are first needed; `Threads.of_process()` gives those of this process."""
+
+    _of_process: Threads | None = None
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self.broker = LoopThread("qtasks-broker")
+        self.tasks = LoopThread("qtasks-tasks")
+
+    @classmethod
+    def of_process(cls) -> Threads:
+        """The threads of this process; a fork leaves its parent's behind."""
+        if cls._of_process is None or cls._of_process.owner != os.getpid():
+            cls._of_process = threads = cls()
+            atexit.register(threads.stop)
+        return cls._of_process
+
+    def stop(self) -> None:
+        """End them."""
+        if self.owner == os.getpid():
+            self.broker.stop()
+            self.tasks.stop()
+
+    def tidy(self) -> None:
+        """Cancel what tasks have left running on the loop of the tasks: it is nothing to the next test."""
+
+        async def cancel() -> None:
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+        self.tasks.call(cancel())
