@@ -27,8 +27,8 @@ class VirtualClock:
         self.move_to(self._now_ms + span_ms)
 
     def move_to(self, now_ms: int) -> None:
-        """Let it be `now_ms`; never goes back."""
-        self._now_ms = max(self._now_ms, now_ms)
+        """Let it be `now_ms`."""
+        self._now_ms = now_ms
         self._moved.set()
         self._moved = asyncio.Event()
 

@@ -30,8 +30,11 @@ _UNAWAITED = (
 )
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Declare the settings."""
+    # pytest rewrites the assertions of every package that brings a plugin. Ours are no test's: it would cost a second
+    # of each run that finds no bytecode, for nothing.
+    getattr(pluginmanager.rewrite_hook, "_must_rewrite", set()).discard("qtasks")
     parser.addini("qtasks_app", "the application under test: a file, a module, or module:object")
     parser.addini(
         "qtasks_network", "let tests outside of an environment talk to the broker that is configured", type="bool"
