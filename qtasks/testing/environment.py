@@ -230,7 +230,10 @@ class Environment:
         self._on.faults.order(_name(task), losing(forget))
 
     def delay_next(self, task: NamedTask | None = None, /, span: timedelta | str | float = 0, **parts: float) -> None:
-        """Have the next call (of `task`) come late: it is due that much later than it says. `span` as of `advance`."""
+        """Have the next call (of `task`) come late: it is due that much later than it says.
+
+        `span` is as of `advance`. Calls through a queue know no delay: theirs is refused.
+        """
         self._stepped("delay_next").carrier.delay(_name(task), _span_ms(span, parts))
 
     def reorder(self) -> None:

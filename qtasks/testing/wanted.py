@@ -77,7 +77,7 @@ class Wanted:
         plan = self.task.plan
         with contextlib.suppress(QTasksError):
             mine = plan.check({**found, name: wanted})
-            return plan.to_json({name: mine[name]}) == plan.to_json({name: found[name]})
+            return mine[name] == found[name] or plan.to_json({name: mine[name]}) == plan.to_json({name: found[name]})
         return False
 
     def _differences_of_options(self, call: Call) -> list[Difference]:
@@ -139,11 +139,17 @@ def missing(wanted: Wanted, calls: Sequence[Call]) -> str:
         lines += [f"  sent        {call}" for call in calls[:_LISTED]] or ["  sent        nothing"]
         lines += [f"              and {len(calls) - _LISTED} more"] if len(calls) > _LISTED else []
         return "\n".join(lines)
-    index, nearest = min(same, key=lambda one: len(wanted.differences(one[1])))
+    index, nearest = min(same, key=lambda one: _distance(wanted, one[1]))
     lines = [f"no call {wanted} was sent", f"  nearest     {nearest}   (number {index} of {len(calls)})"]
     for one in wanted.differences(nearest):
         lines += [f"  - {one.name}={one.wanted}", f"  + {one.name}={one.found}"]
     return "\n".join(lines)
+
+
+def _distance(wanted: Wanted, call: Call) -> tuple[int, int]:
+    """In how many things they differ, and in how many of these as calls, not in how they are delivered."""
+    unlike = wanted.differences(call)
+    return len(unlike), sum(one.name in wanted.arguments for one in unlike)
 
 
 def unwanted(wanted: Wanted, found: Sequence[Call]) -> str:
