@@ -11,7 +11,8 @@ from qtasks.protocol.messages import Response
 ORIGIN: Final = "http://model.qtasks.internal"
 """The server behind ``api/llm`` where a stand-in answers for it: nobody is there."""
 
-_PATHS: Final = ("/chat/completions", "/v1/messages")
+PATHS: Final = ("/chat/completions", "/v1/messages")
+"""How the paths end under which chat completions are asked for."""
 
 Ask = Callable[[Request], Awaitable[Response | Failure]]
 """Asks the real provider."""
@@ -37,7 +38,7 @@ class StandInTransport:
 
     async def send(self, request: Request) -> Response | Failure:
         """See `Transport.send`."""
-        if request.url.partition("?")[0].endswith(_PATHS):
+        if request.url.partition("?")[0].endswith(PATHS):
             return await self._model.answer(request, self._others.send)
         return await self._others.send(request)
 

@@ -214,7 +214,7 @@ def resolve(
             "a test talks to no broker but its own, and there is none here",
             hint="fix         ask for the fixture `qtasks`, and see that it finds this application (fixture "
             "`qtasks_app`); or let all tests out with `qtasks_network = true` in pytest's settings",
-            code="QT160",
+            code="QT170",
         )
     found = _Found()
     found.take_overrides(overrides)

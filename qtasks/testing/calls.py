@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -13,6 +13,7 @@ from qtasks.errors import ArgumentsError, QTasksError
 from qtasks.protocol.messages import DeadLetter, Message, PublishOptions, Response
 from qtasks.tasks import payload
 from qtasks.tasks.arguments import Values
+from qtasks.tasks.llm import question, ticket
 from qtasks.tasks.result import TaskResult
 from qtasks.tasks.task import Task
 
@@ -42,6 +43,8 @@ class Call:
     """The schedule that it comes from, if any."""
     snoozed: int = 0
     """How often it has been put off before."""
+    request: Mapping[str, Any] | None = field(default=None)
+    """What a language model is asked, if that is the work."""
     options: PublishOptions = field(default_factory=PublishOptions, repr=False)
     """As published, in the protocol's terms."""
     declared: Task[..., Any] | None = field(default=None, repr=False, compare=False)
@@ -117,17 +120,47 @@ def _defaults(task: Task[..., Any]) -> Values:
     }
 
 
-def call_of(message: Message, base_url: str, tasks: Mapping[str, Task[..., Any]]) -> Call | None:
-    """The call that a stored message carries; None for one that goes elsewhere."""
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a message belongs: to a task, and to an earlier message's call if `call_id` says which.
+
+    `call` is the header with the call, for a request to a language model.
+    """
+
+    task: str
+    call_id: str | None = None
+    call: str | None = None
+
+
+def address_of(message: Message, base_url: str) -> Address | None:
+    """The address of a message that is a call, or a part of one; None for one that is the affair of others."""
     place, _, name = message.url.rpartition("/")
-    if place != base_url:
+    if place == base_url:
+        name, _, query = name.partition("?")
+        return Address(name, ticket.read(query).call_id if query else None)
+    place, _, name = (message.options.callback or "").rpartition("/")
+    if place != base_url or "?" not in name:
         return None
+    name, _, query = name.partition("?")
+    found = ticket.read(query)
+    back = message.options.callback_options
+    header = next((value for key, value in (back.forward if back else ()) if key == question.HEADER), None)
+    return Address(name, found.call_id, header if header is not None else question.key_of(found.digest))
+
+
+def call_of(message: Message, address: Address, task: Task[..., Any] | None, kept: Callable[[str], str | None]) -> Call:
+    """The call that a stored message makes. `kept` finds one that was too large for its header."""
+    request: Mapping[str, Any] | None = None
     try:
-        envelope = payload.decode(message.body)
-    except QTasksError:  # whoever published it, it is no call of ours: a broker's callback, say
-        envelope = payload.Envelope(None)
+        if address.call is None:
+            envelope = payload.decode(message.body)
+        else:
+            envelope = question.read(kept(address.call) or address.call)
+            request = json.loads(message.body)
+    except (QTasksError, ValueError):  # whoever published it, it is no call of ours
+        envelope = payload.Envelope(address.call_id)
     return Call(
-        task=name,
+        task=address.task,
         id=envelope.call_id or payload.call_id_of_message(message.id),
         message_id=message.id,
         args=envelope.args,
@@ -138,8 +171,9 @@ def call_of(message: Message, base_url: str, tasks: Mapping[str, Task[..., Any]]
         queue=message.queue,
         schedule_id=message.schedule_id,
         snoozed=envelope.snoozed,
+        request=request,
         options=message.options,
-        declared=tasks.get(name),
+        declared=task,
     )
 
 

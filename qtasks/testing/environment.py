@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from qtasks.broker.ports import Request
+from qtasks.broker.standin import StandIn
 from qtasks.errors import ConfigurationError, QTasksError
 from qtasks.protocol import durations
 from qtasks.tasks.app import QTasks
@@ -159,7 +160,7 @@ class Environment:
         """Of these, what has not ended: waiting, delayed, or about to be tried again."""
         stage = self._on
         off = stage.cancelled()
-        return [call for call in self.sent if stage.ledger.due_ms(call) is not None and call.message_id not in off]
+        return [call for call in self.sent if stage.ledger.due_ms(call, off) is not None]
 
     @property
     def dlq(self) -> list[DeadCall]:
@@ -225,7 +226,7 @@ class Environment:
         results = self._on.results
 
         def forget(request: Request) -> None:
-            results.forget(call_id_of(request.body))
+            results.forget(call_id_of(request))
 
         self._on.faults.order(_name(task), losing(forget))
 
@@ -248,20 +249,28 @@ class Environment:
         """
         self._on.outside.answer(url, answer)
 
+    def use_model(self, model: StandIn) -> None:
+        """Have `model` answer in place of every language model: ``qtasks.use_model(fake_llm("yes"))``.
+
+        See `qtasks.testing.llm`. Without one the broker's own model is an echo, and providers are answered as `answer`
+        says. No provider's key is needed.
+        """
+        self._on.outside.model = model
+
     # -- inside
 
     @property
     def _on(self) -> Stage:
         if self._stage is None:
             raise QTasksError(
-                "this environment is not open", hint="fix         with Environment(app) as qtasks: ...", code="QT160"
+                "this environment is not open", hint="fix         with Environment(app) as qtasks: ...", code="QT170"
             )
         return self._stage
 
     def _stepped(self, what: str) -> Stepped:
         stage = self._on
         if not isinstance(stage, Stepped):
-            raise QTasksError(f'{what} changes the course of time, which is real in mode "full"', code="QT163")
+            raise QTasksError(f'{what} changes the course of time, which is real in mode "full"', code="QT173")
         return stage
 
     def _staged(self, found: application.Application) -> Stage:

@@ -34,7 +34,8 @@ _own: ContextVar[_Wait | None] = ContextVar("qtasks_wait", default=None)
 class Waits(Watchers):
     """Who waits for what.
 
-    `moving` says whether calls run at the moment; `changed` is called, on any thread, when a wait begins.
+    `moving` says whether calls run at the moment, or are just about to; `changed` is called, on any thread, when a wait
+    begins.
     """
 
     def __init__(self) -> None:
@@ -43,6 +44,17 @@ class Waits(Watchers):
         self.changed: Callable[[], None] = lambda: None
         self._guard = threading.Lock()
         self._waits: list[_Wait] = []
+
+    def begin(self) -> bool:
+        """Calls are about to run; False if they do already."""
+        with self._guard:
+            begun, self.moving = not self.moving, True
+        return begun
+
+    def end(self) -> None:
+        """Calls run no more: whoever waits still, waits in vain."""
+        self.moving = False
+        self.give_up()
 
     @contextmanager
     def watching(self, key: str, wake: Callable[[], None]) -> Iterator[None]:
@@ -82,6 +94,10 @@ class KeptResults(MemoryResults):
     def __init__(self) -> None:
         super().__init__(ttl_ms=KEPT_MS)
 
+    def found(self, key: str) -> Record | None:
+        """What is kept of a call, without any wait being meant."""
+        return MemoryResults.read(self, key)
+
     def forget(self, call_id: str) -> None:
         """Lose everything about a call, as a process does that dies before it has written it down."""
         with self._lock:
@@ -114,5 +130,5 @@ class SteppedResults(KeptResults):
 
     def is_final(self, key: str) -> bool:
         """Whether the call has ended."""
-        record = super().read(key)
+        record = self.found(key)
         return record is not None and record.status.is_final

@@ -7,6 +7,7 @@ import contextlib
 import socket
 from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Final
 
 import uvicorn
@@ -16,8 +17,6 @@ from qtasks.broker.destinations import Policy
 from qtasks.broker.listening import listen
 from qtasks.broker.serve import ApiServer
 from qtasks.broker.server import Broker
-from qtasks.broker.settings import BrokerSettings
-from qtasks.broker.store.sqlite import MEMORY
 from qtasks.broker.transport import HttpTransport
 from qtasks.errors import QTasksError
 from qtasks.qstash.over_httpx import HttpxTransport
@@ -25,7 +24,7 @@ from qtasks.tasks.home import ASGIApp, Connection
 from qtasks.testing.application import Application
 from qtasks.testing.ledger import Ledger
 from qtasks.testing.results import KeptResults
-from qtasks.testing.stage import ACCOUNT, TOKEN, Stage, credentials
+from qtasks.testing.stage import ACCOUNT, TOKEN, Stage, settings
 from qtasks.testing.transport import Faults
 
 HOST: Final = "127.0.0.1"
@@ -43,7 +42,7 @@ class Served(Stage):
         self.results = KeptResults()
         self._broker_socket, self._app_socket = listen(HOST, 0), listen(HOST, 0)
         self._base_url = f"{_url(self._app_socket)}{application.prefix}"
-        self.ledger = Ledger(self._base_url, application.tasks.engine.tasks)
+        self.ledger = Ledger(self._base_url, application.tasks.engine.tasks, self.kept)
         self._client = HttpxTransport()
         self._server: uvicorn.Server | None = None
         self._serving: Future[None] | None = None
@@ -65,6 +64,7 @@ class Served(Stage):
             keys=self.keys,
             base_url=self._base_url,
             results="memory://",
+            model_keys=False,
             transport=self._client,
         )
 
@@ -77,7 +77,7 @@ class Served(Stage):
             raise QTasksError(
                 'in mode "full" time is real: it cannot be moved, and calls run by themselves',
                 hint="fix         leave out the mode, or wait for the result",
-                code="QT163",
+                code="QT173",
             )
         return self.threads.broker.submit(self._settled())
 
@@ -95,8 +95,8 @@ class Served(Stage):
 
     async def _open(self) -> None:
         self.faults = Faults(self._base_url, HttpTransport(Policy("local")), self.outside)
-        settings = BrokerSettings(path=MEMORY, credentials=credentials(), llm_echo=True, drain_s=5)
-        self.broker = await Broker.open(settings, transport=self.faults)
+        how = replace(settings(), drain_s=5)
+        self.broker = await Broker.open(how, transport=self.faults)
         self.broker.watchers.add(self.ledger)
         self.keys = await self.broker.keys.of(self.broker.accounts[ACCOUNT])
         self._api = ApiServer(self.broker, [self._broker_socket])
@@ -114,7 +114,7 @@ class Served(Stage):
 
         before = [call for call in self.ledger.calls if self.ledger.due_ms(call) is not None]
         if not await asyncio.to_thread(self.ledger.wait_until, is_done, PATIENCE_S):
-            raise QTasksError(f"after {PATIENCE_S:g} s there is still something that is due or runs", code="QT162")
+            raise QTasksError(f"after {PATIENCE_S:g} s there is still something that is due or runs", code="QT172")
         return [call.message_id for call in before if self.ledger.due_ms(call) is None]
 
 
@@ -130,5 +130,5 @@ async def _started(server: uvicorn.Server, serving: Future[None]) -> None:
     while not server.started:
         if serving.done():
             serving.result()
-            raise QTasksError("the application ended while it was starting; its log says why", code="QT164")
+            raise QTasksError("the application ended while it was starting; its log says why", code="QT174")
         await asyncio.sleep(0)

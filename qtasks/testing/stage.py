@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Final, Literal
 
-from qtasks.broker import ids
+from qtasks.broker import ids, standin
 from qtasks.broker.ports import Clock, Random, Request
 from qtasks.broker.server import Broker
+from qtasks.broker.settings import BrokerSettings
 from qtasks.broker.store.base import Credentials, DeadLetterFilter, LogFilter
+from qtasks.broker.store.sqlite import MEMORY
 from qtasks.protocol import signing
 from qtasks.protocol.messages import SigningKeys, State
 from qtasks.tasks.home import ASGIApp, Connection
+from qtasks.tasks.llm import ticket
 from qtasks.testing.application import Application
 from qtasks.testing.calls import DeadCall, dead_call
 from qtasks.testing.ledger import Ledger
@@ -42,7 +44,7 @@ class Stage(ABC):
 
     def __init__(self, application: Application) -> None:
         self.application = application
-        self.outside = Outside()
+        self.outside = Outside(lambda: self.now_ms // 1000)
         self.threads = Threads.of_process()
         self.ledger: Ledger
 
@@ -92,6 +94,10 @@ class Stage(ABC):
             jti=ids.jwt_id(self.random),
         )
 
+    def kept(self, key: str) -> str | None:
+        """The call that was too large for its header."""
+        return None if (record := self.results.found(key)) is None else record.value
+
     async def _dead_calls(self) -> list[DeadCall]:
         account, found, cursor = self.broker.accounts[ACCOUNT], [], None
         while True:
@@ -111,12 +117,12 @@ class Stage(ABC):
                 return found
 
 
-def credentials() -> tuple[Credentials, ...]:
-    """The one account of a test's broker."""
-    return (Credentials(ACCOUNT, TOKEN),)
+def settings() -> BrokerSettings:
+    """Of a test's broker: one account, and language models that are answered for by `Outside`."""
+    return BrokerSettings(path=MEMORY, credentials=(Credentials(ACCOUNT, TOKEN),)).with_model(standin.ORIGIN)
 
 
-def call_id_of(body: bytes) -> str:
-    """The id of the call that a body carries; empty for that of a schedule."""
-    envelope: Mapping[str, object] = json.loads(body)
-    return str(envelope.get("id", ""))
+def call_id_of(request: Request) -> str:
+    """The id of the call that a delivery makes or continues; empty for that of a schedule."""
+    _, _, query = request.url.partition("?")
+    return ticket.read(query).call_id if query else str(json.loads(request.body).get("id", ""))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 from qtasks.broker.inprocess import AsgiTransport
 from qtasks.broker.server import Broker
-from qtasks.broker.settings import BrokerSettings
-from qtasks.broker.store.sqlite import MEMORY
 from qtasks.embedded import API
 from qtasks.errors import QTasksError, ResultTimeout
 from qtasks.protocol import durations
@@ -20,7 +19,7 @@ from qtasks.testing.carrier import AsyncCarrier, Carrier
 from qtasks.testing.clock import SeededRandom, VirtualClock
 from qtasks.testing.ledger import Ledger
 from qtasks.testing.results import SteppedResults
-from qtasks.testing.stage import ACCOUNT, TOKEN, Stage, credentials
+from qtasks.testing.stage import ACCOUNT, TOKEN, Stage, settings
 from qtasks.testing.steps import Steps
 from qtasks.testing.transport import Faults
 
@@ -37,7 +36,7 @@ class Stepped(Stage):
         self.mode = mode
         self.clock: VirtualClock = VirtualClock(start_ms)
         self.random = SeededRandom(seed)
-        self.ledger = Ledger(application.base_url, application.tasks.engine.tasks)
+        self.ledger = Ledger(application.base_url, application.tasks.engine.tasks, self.kept)
         self.results: SteppedResults = SteppedResults(self._why_not)
         self._app: ASGIApp | None = application.app
         self._alive: tuple[ASGIApp, asyncio.AbstractEventLoop] | None = None
@@ -50,6 +49,7 @@ class Stepped(Stage):
             keys=self.keys,
             base_url=application.base_url,
             results="memory://",
+            model_keys=False,
             transport=self.carrier,
             async_transport=AsyncCarrier(self.carrier),
         )
@@ -72,7 +72,13 @@ class Stepped(Stage):
             raise QTasksError(
                 'in mode "capture" calls are only recorded: nothing runs',
                 hint="fix         leave out the mode, and calls wait until the test lets them run",
-                code="QT163",
+                code="QT173",
+            )
+        if not self.results.waits.begin():
+            raise QTasksError(
+                "calls are running already: a task, or a second thread, cannot let them run once more",
+                hint="fix         wait for the result of the one call that is wanted",
+                code="QT171",
             )
         self._transport.serve(*self._place(awaited))
         until_ms = None if span_ms is None else self.now_ms + span_ms
@@ -91,8 +97,8 @@ class Stepped(Stage):
         self._transport = AsgiTransport(ORIGIN, _nobody, asyncio.get_running_loop(), self.outside)
         self.faults = Faults(self.application.base_url, self._transport, self.outside)
         # Attempts that were taken and never started (`reorder`) are nothing to wait for at the end.
-        settings = BrokerSettings(path=MEMORY, credentials=credentials(), llm_echo=True, drain_s=0)
-        self.broker = await Broker.open(settings, transport=self.faults, clock=self.clock, random=self.random)
+        how = replace(settings(), drain_s=0)
+        self.broker = await Broker.open(how, transport=self.faults, clock=self.clock, random=self.random)
         self.broker.watchers.add(self.ledger)
         self.keys = await self.broker.keys.of(self.broker.accounts[ACCOUNT])
         self.steps = Steps(self.broker, self.clock, self.ledger, self.results)
@@ -114,7 +120,7 @@ class Stepped(Stage):
 
     def _follow(self, awaited: bool) -> Future[Any] | None:
         """After each request of the client: in mode inline, what it has caused."""
-        if self.mode != "inline" or self.results.waits.moving:
+        if self.mode != "inline" or self.results.waits.moving:  # what runs already takes this along
             return None
         return self.run(span_ms=None, awaited=awaited)
 

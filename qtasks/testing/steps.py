@@ -45,21 +45,13 @@ class Steps:
     async def run(self, *, until_ms: int | None, most: int | None, schedules: bool) -> list[str]:
         """Make every attempt that is due until `until_ms`, or `most` of them; the messages, one for each attempt.
 
-        `until_ms` None follows what waits as far as it goes, and leaves the clock there. Raises QTasksError when one
-        go is under way already, and when there is no end to it.
+        `until_ms` None follows what waits as far as it goes, and leaves the clock there. The waits have begun; here
+        they end. Raises QTasksError when there is no end to it.
         """
-        if self._waits.moving:
-            raise QTasksError(
-                "calls are running already: a task, or a second thread, cannot let them run once more",
-                hint="fix         wait for the result of the one call that is wanted",
-                code="QT161",
-            )
-        self._waits.moving = True
         try:
             return await self._run(until_ms, most, schedules)
         finally:
-            self._waits.moving = False
-            self._waits.give_up()
+            self._waits.end()
 
     async def _run(self, until_ms: int | None, most: int | None, schedules: bool) -> list[str]:
         made: list[str] = []
@@ -129,5 +121,5 @@ class Steps:
             raise QTasksError(
                 f"{MOST:,} attempts were made in one go, and something is due still: {call or made[-1]}",
                 hint="likely      a task calls itself, or is tried again without a wait",
-                code="QT162",
+                code="QT172",
             )

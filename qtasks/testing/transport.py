@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from qtasks.broker import echo, standin
 from qtasks.broker.ports import Failure, Request, Transport
+from qtasks.broker.standin import StandIn
 from qtasks.protocol.messages import Response
 
 Send = Callable[[Request], Awaitable[Response | Failure]]
@@ -44,7 +46,7 @@ class Faults:
 
     async def send(self, request: Request) -> Response | Failure:
         """See `Transport.send`."""
-        place, _, name = request.url.rpartition("/")
+        place, _, name = request.url.partition("?")[0].rpartition("/")
         if place != self._base_url:
             return await self._outside.send(request)
         order = next((one for one in self._orders if one.task in (None, name)), None)
@@ -96,6 +98,9 @@ def twice(resign: Callable[[Request], str]) -> Fate:
 class Outside:
     """Everything that is not the application. A test reaches none of it: it says who answers, or nobody does."""
 
+    now_s: Callable[[], int]
+    model: StandIn | None = None
+    """Answers in place of every language model."""
     requests: list[Request] = field(default_factory=list)
     """What would have gone out."""
     _answers: list[tuple[str, Answer]] = field(default_factory=list)
@@ -107,9 +112,17 @@ class Outside:
     async def send(self, request: Request) -> Response | Failure:
         """See `Transport.send`."""
         self.requests.append(request)
+        path = request.url.partition("?")[0]
+        if self.model is not None and path.endswith(standin.PATHS):
+            return await self.model.answer(request, self._refused)
         for prefix, answer in self._answers:
             if request.url.startswith(prefix):
                 return _response(answer, request)
+        if path.startswith(standin.ORIGIN):
+            return echo.answer(json.loads(request.body), now_s=self.now_s())
+        return await self._refused(request)
+
+    async def _refused(self, request: Request) -> Response | Failure:
         return Failure(
             "destination_blocked",
             f"a test reaches nobody outside, and nothing answers for {request.url} "

@@ -17,11 +17,14 @@ from qtasks.protocol import durations
 from qtasks.protocol.messages import PublishOptions
 from qtasks.tasks import options as call_options
 from qtasks.tasks.arguments import Plan, Values
+from qtasks.tasks.llm.options import MODEL_OPTIONS
 from qtasks.tasks.task import Task
 from qtasks.testing.calls import Call, shown
 
 _ALWAYS: Final = frozenset({"method", "content_type"})
 """What every call of a task says of its delivery."""
+OF_MODELS: Final = frozenset({"model", *MODEL_OPTIONS})
+"""Options that stand in the request to a language model."""
 _LISTED: Final = 10
 
 
@@ -91,6 +94,12 @@ class Wanted:
         ]
         if how.queue is not None and how.queue != call.queue:
             unlike.append(Difference("queue", how.queue, str(call.queue)))
+        asked = call.request or {}
+        unlike += [
+            Difference(name, shown(value), shown(asked.get(name, "-")))
+            for name, value in self.task.said.items()
+            if name in OF_MODELS and asked.get(name) != value
+        ]
         if how.expires is not None:
             sent_ms = round(call.sent.timestamp() * 1000)
             until = (how.expires_ms(sent_ms) or 0) - sent_ms
