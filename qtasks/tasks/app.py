@@ -127,7 +127,9 @@ class QTasks(Registry):
         """
         from qtasks.tasks import results_router
 
-        windows = results_router.Windows(lambda: self.engine.aresults(), show_errors=show_errors, max_streams=max_streams)
+        windows = results_router.Windows(
+            lambda: self.engine.aresults(), show_errors=show_errors, max_streams=max_streams
+        )
         return results_router.results_router(windows, lifespan=self._lifespan_of_results)
 
     def asgi_app(self, prefix: str = DEFAULT_PREFIX) -> FastAPI:

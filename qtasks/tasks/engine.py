@@ -31,7 +31,7 @@ from qtasks.tasks.task import Task
 DRAIN_S = 30.0
 """How long running tasks may take to end when the application stops."""
 
-_TEST_SECRET = "known-to-everybody-and-for-tests-alone"  # noqa: S105
+_TEST_SECRET = "known-to-everybody-and-for-tests-alone"  # noqa: S105 - it says so
 
 
 class Engine:

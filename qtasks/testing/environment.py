@@ -94,6 +94,8 @@ class Environment:
             found.tasks.engine.publisher()  # settled now, so that the stage knows what it delivers to
             if isinstance(stage, Served):
                 stage.serve(found.app or found.tasks.asgi_app())
+            elif self._mode == "manual" and len(found.tasks.schedules):
+                found.tasks.schedules.sync()
             self._stage = stage
             self._stack = stack.pop_all()
         return self
