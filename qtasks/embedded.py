@@ -67,6 +67,9 @@ class Embedded:
         self._guard = threading.Lock()
         self._running: _Running | None = None
 
+    def __repr__(self) -> str:
+        return f"Embedded({self.path!r})"
+
     def start(self, app: App, loop: asyncio.AbstractEventLoop | None) -> Connection:
         """Start the broker, or attach a newly started application to the one that runs.
 

@@ -16,6 +16,7 @@ from qtasks.cli.parameters import PORT
 from qtasks.cli.serving import Server, serve
 from qtasks.cli.supervisor import counted
 from qtasks.cli.workers import Workers
+from qtasks.embedded import Embedded
 
 _OWN_KEYS: Final = "use the keys of your broker (qtasks broker init makes some) or of the hosted service's console"
 
@@ -33,18 +34,31 @@ _OWN_KEYS: Final = "use the keys of your broker (qtasks broker init makes some) 
     metavar="SECONDS",
     help="For running tasks at a stop.",
 )
-def command(app: str | None, host: str, port: int, workers: int, drain: float) -> None:
+@click.option(
+    "--embedded",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Run a broker inside, with its messages in FILE: nothing else is needed.",
+)
+def command(app: str | None, host: str, port: int, workers: int, drain: float, embedded: str | None) -> None:
     """Serve the tasks of APP to a QStash broker.
 
     APP is a file, a module, or module:object. Needs QSTASH_CURRENT_SIGNING_KEY, QSTASH_NEXT_SIGNING_KEY and
-    QTASKS_BASE_URL; tasks that delay others need QSTASH_TOKEN (and QSTASH_URL) too.
+    QTASKS_BASE_URL; tasks that delay others need QSTASH_TOKEN (and QSTASH_URL) too. With --embedded none of them is
+    needed, and none is used.
     """
+    if embedded is not None and workers > 1:
+        raise click.UsageError("--embedded is for one process: leave --workers out, or run `qtasks broker` beside them")
     target = locate(app, Path.cwd())
     loaded = load(target)
-    settings = loaded.tasks.settings
-    keys, base_url = settings.receiver()
+    if embedded is not None:
+        loaded.tasks.embed(Embedded(embedded, drain_s=drain))
+        reached = f"by the broker inside, {embedded}"
+    else:
+        keys, base_url = loaded.tasks.settings.receiver()
+        refuse_public_credentials((keys.current, keys.next), host, hint=_OWN_KEYS)
+        reached = f"as {base_url}"
     loaded.tasks.schedules.check()
-    refuse_public_credentials((keys.current, keys.next), host, hint=_OWN_KEYS)
     listener = listen(host, port)
     shown = f"[{host}]" if ":" in host else host
     origin = f"http://{shown}:{listener.getsockname()[1]}"
@@ -53,9 +67,7 @@ def command(app: str | None, host: str, port: int, workers: int, drain: float) -
 
     def started() -> None:
         counts = counted(len(loaded.tasks.tasks), len(loaded.tasks.schedules))
-        out.line(
-            f"qtasks run {loaded.target} ({target.found})  {counts} at {origin}{loaded.prefix}  reached as {base_url}"
-        )
+        out.line(f"qtasks run {loaded.target} ({target.found})  {counts} at {origin}{loaded.prefix}  reached {reached}")
 
     log_to(errors)
     try:

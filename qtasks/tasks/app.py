@@ -70,6 +70,13 @@ class QTasks(Registry):
 
         return Schedules(self.engine, MappingProxyType(self._names))
 
+    def embed(self, home: Home) -> None:
+        """Have the tasks run in `home`, as if it had been given at the start: ``tasks.embed(Embedded("tasks.db"))``.
+
+        Raises ConfigurationError where they have one already, or were used before.
+        """
+        self.engine.embed(home)
+
     def batch(self) -> Batch:
         """Send the calls made inside together: ``with tasks.batch(): ...`` (or ``async with``)."""
         return Batch(self.engine)

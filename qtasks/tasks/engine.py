@@ -75,6 +75,15 @@ class Engine:
         """Whether the broker is a home inside this process."""
         return self._home is not None
 
+    def embed(self, home: Home) -> None:
+        """Have everything run in `home`. Raises ConfigurationError where there is one already, or it is too late."""
+        with self._lock:
+            if self._home is not None:
+                raise ConfigurationError(f"the tasks have a broker inside already: {self._home!r}")
+            if self._settings is not None:
+                raise ConfigurationError("the tasks are in use already: a broker inside is chosen before that")
+            self._home = home
+
     def settings(self) -> Settings:
         """Where the engine is. Raises ConfigurationError for a malformed value."""
         with self._lock:
