@@ -16,7 +16,7 @@ from qtasks.tasks.signals import AttemptTimeout, Cancel, NonRetryable, RetryAfte
 
 RAISED, NON_RETRYABLE, ASKED_LATER = "QT407", "QT405", "QT409"
 TIMED_OUT, CANCELLED, EXPIRED, GIVEN_UP, SNOOZED = "QT410", "QT411", "QT412", "QT413", "QT414"
-SKIPPED = "QT416"
+SKIPPED = "QT418"
 
 
 class Kind(Enum):

@@ -24,7 +24,7 @@ from tests.unit.tasks.courier import Courier, Letter, said
 
 pytestmark = pytest.mark.anyio
 
-SKIPPED = {"skipped": "another run of its schedule is under way", "code": "QT416"}
+SKIPPED = {"skipped": "another run of its schedule is under way", "code": "QT418"}
 
 
 @pytest.fixture(params=["memory", "sqlite"])
