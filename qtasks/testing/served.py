@@ -87,7 +87,8 @@ class Served(Stage):
             self.threads.broker.call(self._close(), PATIENCE_S)
         if self._server is not None and self._serving is not None:
             self._server.should_exit = True
-            self._serving.result(PATIENCE_S)
+            with contextlib.suppress(QTasksError):  # it was told when it happened
+                self._serving.result(PATIENCE_S)
         self._client.close()
         for one in (self._broker_socket, self._app_socket):
             one.close()
@@ -123,12 +124,14 @@ def _url(listener: socket.socket) -> str:
 
 
 async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
-    await server.serve(sockets=[listener])
+    try:
+        await server.serve(sockets=[listener])
+    except SystemExit:  # uvicorn's way to say that the lifespan failed; it would end this event loop
+        raise QTasksError("the application ended while it was starting; its log says why", code="QT174") from None
 
 
 async def _started(server: uvicorn.Server, serving: Future[None]) -> None:
     while not server.started:
         if serving.done():
             serving.result()
-            raise QTasksError("the application ended while it was starting; its log says why", code="QT174")
         await asyncio.sleep(0)
