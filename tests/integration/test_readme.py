@@ -26,7 +26,7 @@ def named(name: str) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("tasks.py", "main.py"):
+    for name in ("tasks.py", "main.py", "jobs.py", "test_tasks.py"):
         (tmp_path / name).write_text(named(name), encoding="utf-8")
     return tmp_path
 
@@ -65,7 +65,7 @@ def test_the_fastapi_application(folder: Path) -> None:
 
 
 def test_the_broker_inside(tmp_path: Path) -> None:
-    [block] = [block for block in PYTHON if "Embedded(" in block]
+    [block] = [block for block in PYTHON if block.startswith("from qtasks import Embedded")]
     program = (
         block
         + "@tasks.task\ndef add(a: int, b: int) -> int:\n    return a + b\n"
@@ -84,6 +84,42 @@ def test_the_broker_inside(tmp_path: Path) -> None:
     assert (tmp_path / "tasks.db").is_file()
 
 
+def test_schedules_and_flows(folder: Path) -> None:
+    with Dev(folder, "jobs.py") as dev:
+        assert "3 tasks, 1 schedule" in dev.wait_for("qtasks ")
+        dev.started()
+        assert dev.run("from jobs import order; print(order(['tea', 'milk']).get(timeout=10))") == "7\n"
+
+
+def test_the_language_model(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", named("summaries.py")],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    stored, title = done.stdout.splitlines()
+    assert stored.startswith("11 characters became 'This is the built-in echo")
+    assert "a long text" in title
+
+
+def test_the_tests(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_tasks.py"],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "2 passed" in done.stdout, done.stdout
+
+
 def test_the_client(folder: Path) -> None:
     [block] = [block for block in PYTHON if block.startswith("from qtasks.qstash import")]
     with Dev(folder, "tasks.py", "--memory") as dev:
@@ -100,4 +136,4 @@ def test_the_client(folder: Path) -> None:
 
 
 def test_every_python_block_is_run_by_one_of_these_tests() -> None:
-    assert len(PYTHON) == 5
+    assert len(PYTHON) == 8
