@@ -80,8 +80,10 @@ def _serve(orders: Orders) -> int:
     """Serve until a signal; the exit status."""
     try:
         loaded = load(Target(Path(orders.folder), orders.module, orders.attribute, ""))
-        # The parent chose the port, the application its prefix: together the address that deliveries are signed for.
-        os.environ.setdefault("QTASKS_BASE_URL", orders.origin + loaded.prefix)
+        if not orders.production:
+            # The parent chose the port, the application its prefix: together the address that deliveries are signed
+            # for. What stands in the environment of a laptop may be the address of production.
+            os.environ["QTASKS_BASE_URL"] = orders.origin + loaded.prefix
         settings = loaded.tasks.settings
         settings.receiver()
         loaded.tasks.schedules.check()

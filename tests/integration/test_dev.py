@@ -46,6 +46,12 @@ def test_a_script_beside_it_needs_no_configuration(folder: Path) -> None:
     assert not (folder / ".qtasks" / "dev.json").exists()
 
 
+def test_deliveries_stay_here_whatever_address_the_environment_names(folder: Path) -> None:
+    with Dev(folder, "tasks.py", QTASKS_BASE_URL="https://app.example.com/qtasks") as dev:
+        assert dev.started()["base_url"].startswith("http://127.0.0.1:")
+        assert dev.run("from tasks import add; print(add.delay(2, 3).get(timeout=10))") == "5\n"
+
+
 def test_the_application_is_found_without_being_named(folder: Path) -> None:
     with Dev(folder) as dev:
         assert "found tasks.py" in dev.wait_for("app tasks")
