@@ -10,13 +10,14 @@ from contextlib import ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack, get_args
 
 from qtasks.broker.ports import Request
 from qtasks.broker.standin import StandIn
 from qtasks.errors import ConfigurationError, QTasksError
 from qtasks.protocol import durations
 from qtasks.tasks.app import QTasks
+from qtasks.tasks.options import Span
 from qtasks.tasks.result import TaskResult
 from qtasks.tasks.task import Task
 from qtasks.testing import application
@@ -36,6 +37,17 @@ NamedTask = Task[..., Any] | str
 """A task, or its name."""
 
 MODES: Final[Sequence[str]] = get_args(Mode)
+
+
+class Parts(TypedDict, total=False):
+    """A time in parts, as of `timedelta`."""
+
+    weeks: float
+    days: float
+    hours: float
+    minutes: float
+    seconds: float
+    milliseconds: float
 
 
 class Environment:
@@ -138,7 +150,7 @@ class Environment:
         """As `run_next`, in async code."""
         return self._first(await self._awaited(self._on.run(most=1, awaited=True)))
 
-    def advance(self, span: timedelta | str | float = 0, /, **parts: float) -> int:
+    def advance(self, span: Span = 0, /, **parts: Unpack[Parts]) -> int:
         """Let time pass, ``advance(hours=3)`` or ``advance("3h")``: whatever falls due meanwhile runs in its turn.
 
         Retries, delayed calls, schedules, callbacks: each at its time, by a clock that jumps from one to the next.
@@ -146,7 +158,7 @@ class Environment:
         """
         return len(self._waited(self._on.run(span_ms=_span_ms(span, parts))))
 
-    async def aadvance(self, span: timedelta | str | float = 0, /, **parts: float) -> int:
+    async def aadvance(self, span: Span = 0, /, **parts: Unpack[Parts]) -> int:
         """As `advance`, in async code."""
         return len(await self._awaited(self._on.run(span_ms=_span_ms(span, parts), awaited=True)))
 
@@ -232,7 +244,7 @@ class Environment:
 
         self._on.faults.order(_name(task), losing(forget))
 
-    def delay_next(self, task: NamedTask | None = None, /, span: timedelta | str | float = 0, **parts: float) -> None:
+    def delay_next(self, task: NamedTask | None = None, /, span: Span = 0, **parts: Unpack[Parts]) -> None:
         """Have the next call (of `task`) come late: it is due that much later than it says.
 
         `span` is as of `advance`. Calls through a queue know no delay: theirs is refused.
@@ -307,7 +319,7 @@ def _name(task: NamedTask | None) -> str | None:
     return task.name if isinstance(task, Task) else task
 
 
-def _span_ms(span: timedelta | str | float, parts: dict[str, float]) -> int:
+def _span_ms(span: Span, parts: Parts) -> int:
     """Milliseconds; a fraction of one is rounded up."""
     return durations.to_ms(span) + durations.to_ms(timedelta(**parts))
 

@@ -27,6 +27,8 @@ from qtasks import (
 from qtasks.llm import ChatMessage, Usage, anthropic, openai, user
 from qtasks.tasks.flow import Chain
 from qtasks.tasks.task import AsyncTask, SyncTask, Task
+from qtasks.testing import Call, DeadCall, Environment
+from qtasks.testing.llm import fake_llm
 
 tasks = QTasks()
 
@@ -228,3 +230,28 @@ def language_models() -> None:
 
 async def language_models_in_async_code() -> None:
     assert_type(await (await summarise.adelay("abc")), Summary)
+
+
+def in_a_test(qtasks: Environment) -> None:
+    assert_type(qtasks.drain(), int)
+    assert_type(qtasks.advance(hours=3, minutes=0.5), int)
+    assert_type(qtasks.advance("3h"), int)
+    assert_type(qtasks.advance(timedelta(days=1)), int)
+    assert_type(qtasks.run_next(), Call | None)
+    assert_type(qtasks.sent, list[Call])
+    assert_type(qtasks.dlq, list[DeadCall])
+    assert_type(qtasks.results, list[TaskResult[Any]])
+    assert_type(qtasks.assert_enqueued(add.using(delay="1h"), 1), list[Call])
+    qtasks.refute_enqueued("add", b=3)
+    qtasks.fail_next(greet, times=2, status=503)
+    qtasks.delay_next(add, minutes=5)
+    qtasks.use_model(fake_llm("yes"))
+    qtasks.answer("https://example.com", {"ok": True})
+    with Environment(tasks, mode="inline", start=datetime.now(UTC)) as other:
+        assert_type(other, Environment)
+
+
+async def in_an_async_test(qtasks: Environment) -> None:
+    assert_type(await qtasks.adrain(), int)
+    assert_type(await qtasks.aadvance(days=1), int)
+    assert_type(await qtasks.arun_next(), Call | None)

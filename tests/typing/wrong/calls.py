@@ -14,6 +14,7 @@ from qtasks import (
     task,
 )
 from qtasks.llm import ChatMessage, openai, user
+from qtasks.testing import Environment
 
 tasks = QTasks()
 
@@ -174,3 +175,11 @@ def no_provider(text: str) -> list[ChatMessage]:
 
 say.on_completion(queue="q")  # wrong
 user(1)  # wrong
+
+
+def in_a_test(qtasks: Environment) -> None:
+    qtasks.advance(hous=3)  # wrong
+    qtasks.advance(b"3h")  # wrong
+    qtasks.assert_enqueued(3)  # wrong
+    qtasks.fail_next(add, status="503")  # wrong
+    Environment(tasks, mode="eager")  # wrong
