@@ -71,7 +71,7 @@ class Served(Stage):
     def stop(self) -> None:
         """See `Home.stop`."""
 
-    def run(self, *, span_ms: int | None = 0, most: int | None = None, awaited: bool = False) -> Future[list[str]]:  # noqa: ARG002
+    def run(self, *, span_ms: int = 0, most: int | None = None, awaited: bool = False) -> Future[list[str]]:  # noqa: ARG002
         """See `Stage.run`; it runs all the time, so this waits until nothing is due."""
         if span_ms or most is not None:
             raise QTasksError(

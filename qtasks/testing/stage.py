@@ -61,7 +61,7 @@ class Stage(ABC):
     # -- as a stage
 
     @abstractmethod
-    def run(self, *, span_ms: int | None = 0, most: int | None = None, awaited: bool = False) -> Future[list[str]]:
+    def run(self, *, span_ms: int = 0, most: int | None = None, awaited: bool = False) -> Future[list[str]]:
         """Let calls run: what is due now and `span_ms` from now on, or `most` of it; the messages, one an attempt.
 
         `awaited` says that the caller's event loop goes on meanwhile.

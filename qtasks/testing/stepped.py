@@ -58,7 +58,7 @@ class Stepped(Stage):
         """See `Home.start`."""
         if loop is not None:
             self._alive = (app, loop)
-        elif self._app is None:
+        if self._app is None:
             self._app = app
         return self._connection
 
@@ -66,8 +66,8 @@ class Stepped(Stage):
         """See `Home.stop`."""
         self._alive = None
 
-    def run(self, *, span_ms: int | None = 0, most: int | None = None, awaited: bool = False) -> Future[list[str]]:
-        """See `Stage.run`; without an end (None) the clock goes along with what waits, and schedules do not run."""
+    def run(self, *, span_ms: int = 0, most: int | None = None, awaited: bool = False) -> Future[list[str]]:
+        """See `Stage.run`."""
         if self.mode == "capture":
             raise QTasksError(
                 'in mode "capture" calls are only recorded: nothing runs',
@@ -80,10 +80,7 @@ class Stepped(Stage):
                 hint="fix         wait for the result of the one call that is wanted",
                 code="QT171",
             )
-        self._transport.serve(*self._place(awaited))
-        until_ms = None if span_ms is None else self.now_ms + span_ms
-        schedules = self.mode == "manual"
-        return self.threads.broker.submit(self.steps.run(until_ms=until_ms, most=most, schedules=schedules))
+        return self._begun(self.now_ms + span_ms, most, awaited)
 
     def close(self) -> None:
         """See `Stage.close`."""
@@ -103,6 +100,12 @@ class Stepped(Stage):
         self.keys = await self.broker.keys.of(self.broker.accounts[ACCOUNT])
         self.steps = Steps(self.broker, self.clock, self.ledger, self.results)
 
+    def _begun(self, until_ms: int | None, most: int | None, awaited: bool) -> Future[list[str]]:
+        """Let calls run; without an end (None) the clock goes along with what waits."""
+        self._transport.serve(*self._place(awaited))
+        schedules = self.mode == "manual"
+        return self.threads.broker.submit(self.steps.run(until_ms=until_ms, most=most, schedules=schedules))
+
     def _place(self, awaited: bool) -> tuple[ASGIApp, asyncio.AbstractEventLoop]:
         """The application, and the loop that it is called on.
 
@@ -119,10 +122,10 @@ class Stepped(Stage):
         return self._app, here if awaited and here is not None else self.threads.tasks.loop
 
     def _follow(self, awaited: bool) -> Future[Any] | None:
-        """After each request of the client: in mode inline, what it has caused."""
-        if self.mode != "inline" or self.results.waits.moving:  # what runs already takes this along
+        """After each request of the client: in mode inline, what it has caused. What runs already takes it along."""
+        if self.mode != "inline" or not self.results.waits.begin():
             return None
-        return self.run(span_ms=None, awaited=awaited)
+        return self._begun(None, None, awaited)
 
     def _why_not(self, key: str, record: Record | None) -> ResultTimeout:
         """The error for whoever would wait for a call that nothing lets run."""
@@ -132,7 +135,8 @@ class Stepped(Stage):
         if call is None:
             return ResultTimeout(
                 f"{shown} was not sent in this test, so there is nothing to wait for",
-                hint="likely      its batch is still open, it came before the test, or what it follows has not run",
+                hint="fix         qtasks.drain(), if it follows a call that waits; else its batch is open still, or it "
+                "was made before this test",
                 code=_NOT_YET,
             )
         if record is not None and record.status is ResultStatus.RETRYING:
@@ -143,6 +147,8 @@ class Stepped(Stage):
             facts = "has not run: calls wait until the test lets them run"
         left_ms = 0 if due_ms is None else due_ms - self.now_ms
         fix = "qtasks.drain()" if left_ms <= 0 else f'qtasks.advance("{durations.format(left_ms)}")'
+        if self.mode == "capture":
+            facts, fix = 'has not run: in mode "capture" no call does', "another mode"
         return ResultTimeout(f"{shown} {facts}", hint=f"fix         {fix}", code=_NOT_YET)
 
 

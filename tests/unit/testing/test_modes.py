@@ -22,7 +22,7 @@ def test_what_is_captured_is_recorded_and_never_runs(tasks: QTasks, qtasks: Envi
     for verb in (qtasks.drain, qtasks.run_next, lambda: qtasks.advance(days=1)):
         with pytest.raises(QTasksError, match='in mode "capture" calls are only recorded'):
             verb()
-    with pytest.raises(ResultTimeout):
+    with pytest.raises(ResultTimeout, match='in mode "capture" no call does'):
         result.get()
     qtasks.assert_enqueued(note, 1)
     assert len(qtasks.pending) == 1
