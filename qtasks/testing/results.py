@@ -103,7 +103,6 @@ class KeptResults(MemoryResults):
         with self._lock:
             if (record := self._records.pop(call_id, None)) is not None:
                 self._calls.pop(record.message_id, None)
-            self._holds.pop(f"run:{call_id}", None)
 
 
 class SteppedResults(KeptResults):

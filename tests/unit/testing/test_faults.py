@@ -73,6 +73,24 @@ def test_a_delivery_made_twice_runs_once(qtasks: Environment, work: SyncTask[...
     assert qtasks.dlq == []
 
 
+def test_of_a_delivery_made_twice_the_second_runs_where_the_first_has_failed(
+    qtasks: Environment, tasks: QTasks
+) -> None:
+    seen: list[int] = []
+
+    @tasks.task
+    def fails_once() -> int:
+        seen.append(1)
+        if len(seen) == 1:
+            raise OSError
+        return len(seen)
+
+    qtasks.duplicate_next(fails_once)
+    result = fails_once.delay()
+    assert qtasks.drain() == 1
+    assert result.get() == 2
+
+
 def test_after_a_crash_the_task_runs_a_second_time(
     qtasks: Environment, work: SyncTask[..., int], ran: list[int]
 ) -> None:

@@ -98,6 +98,25 @@ def test_a_task_may_wait_for_another(qtasks: Environment, note: SyncTask[..., in
     assert result.get() == 3
 
 
+def test_a_task_that_has_waited_runs_alone_again(qtasks: Environment, note: SyncTask[..., int], tasks: QTasks) -> None:
+    begun = threading.Event()
+
+    @tasks.task
+    def outer() -> bool:
+        first = note.delay(1)
+        last.delay()
+        first.get()
+        return begun.wait(0.05)
+
+    @tasks.task
+    def last() -> None:
+        begun.set()
+
+    result = outer.delay()
+    assert qtasks.drain() == 3
+    assert result.get() is False
+
+
 def test_time_goes_on_while_a_task_waits_for_another(
     qtasks: Environment, note: SyncTask[..., int], tasks: QTasks
 ) -> None:
