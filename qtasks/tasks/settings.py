@@ -1,6 +1,7 @@
 """Where a program finds its engine: one frozen object, read from the environment on first use, never on import.
 
-Each value knows where it came from. An argument wins over the environment, the environment over `.qtasks/dev.json`.
+Each value knows where it came from. An argument wins over the environment, the environment over `.qtasks/dev.json`; but
+the address and the keys of a running `qtasks dev` are those that it says.
 """
 
 from __future__ import annotations
@@ -218,16 +219,22 @@ def resolve(
         )
     found = _Found()
     found.take_overrides(overrides)
-    found.take_environment(environment, VARIABLES)
+    found.take_environment(environment, {name: VARIABLES[name] for name in ("url", "token")})
     searched: list[str] = []
     if "token" in found.values:
+        found.take_environment(environment, VARIABLES)
         found.take({"url": HOSTED_URL}, DEFAULT)
         return found.settings()
     searched.append("QSTASH_TOKEN (not set)")
     server = find_dev(found.url("url"))
     if isinstance(server, DevServer):
+        # Before the environment, whose address and keys may be those of production.
         found.take(_of_dev_server(server), DEVELOPMENT)
-    elif _flag(environment.get(DEV_SWITCH, ""), DEV_SWITCH):
+        found.take_environment(environment, VARIABLES)
+        found.take({"results": server.results}, DEVELOPMENT)
+        return found.settings(tuple(searched))
+    found.take_environment(environment, VARIABLES)
+    if _flag(environment.get(DEV_SWITCH, ""), DEV_SWITCH):
         found.take(_of_dev_switch(environment), DEV_SWITCH)
     else:
         searched += [f"{DEVELOPMENT} ({server})", f"{DEV_SWITCH} (not set)"]
@@ -312,7 +319,6 @@ def _of_dev_server(server: DevServer) -> dict[str, object]:
         "current_signing_key": server.keys.current,
         "next_signing_key": server.keys.next,
         "base_url": server.base_url,
-        "results": server.results,
         "allow_dev_keys": True,
     }
 

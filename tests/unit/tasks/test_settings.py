@@ -61,6 +61,18 @@ def test_without_a_token_a_running_development_server_is_used() -> None:
     assert settings.results == "memory://"
 
 
+def test_a_development_server_knows_where_its_application_is_better_than_the_environment() -> None:
+    production = {
+        "QTASKS_BASE_URL": "https://app.example.com/qtasks",
+        "QSTASH_CURRENT_SIGNING_KEY": "sig_" + "p" * 28,
+        "QSTASH_NEXT_SIGNING_KEY": "sig_" + "q" * 28,
+    }
+    settings = read(production, dev=DEV)
+    assert settings.sender() == (DEV.url, "dev-token", DEV.base_url)
+    assert settings.receiver() == (DEV.keys, DEV.base_url)
+    assert settings.results == DEV.results
+
+
 def test_the_development_server_is_asked_about_the_url_that_was_given() -> None:
     asked: list[str | None] = []
 
