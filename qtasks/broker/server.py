@@ -85,12 +85,18 @@ class Broker:
         transport: Transport | None = None,
         clock: Clock | None = None,
         random: Random | None = None,
+        store: SqliteStore | None = None,
     ) -> Broker:
-        """Open the store and wire everything; nothing is delivered before `start`."""
+        """Open the store, unless `store` is one that is open and empty, and wire everything.
+
+        Nothing is delivered before `start`.
+        """
         clock = clock or SystemClock()
         random = random or SystemRandom()
         policy = Policy(settings.destinations, settings.allowed, settings.own)
-        store, recovery = await SqliteStore.open(settings.path, now_ms=clock.now_ms())
+        recovery = Recovery(0, 0)
+        if store is None:
+            store, recovery = await SqliteStore.open(settings.path, now_ms=clock.now_ms())
         broker = cls(
             settings,
             store,

@@ -21,6 +21,7 @@ from qtasks.testing.ledger import Ledger
 from qtasks.testing.results import SteppedResults
 from qtasks.testing.stage import ACCOUNT, TOKEN, Stage, settings
 from qtasks.testing.steps import Steps
+from qtasks.testing.store import EmptyStore
 from qtasks.testing.transport import Faults
 
 SteppedMode = Literal["manual", "capture", "inline"]
@@ -95,7 +96,13 @@ class Stepped(Stage):
         self.faults = Faults(self.application.base_url, self._transport, self.outside)
         # Attempts that were taken and never started (`reorder`) are nothing to wait for at the end.
         how = replace(settings(), drain_s=0)
-        self.broker = await Broker.open(how, transport=self.faults, clock=self.clock, random=self.random)
+        self.broker = await Broker.open(
+            how,
+            transport=self.faults,
+            clock=self.clock,
+            random=self.random,
+            store=EmptyStore(self.threads.shelf),
+        )
         self.broker.watchers.add(self.ledger)
         self.keys = await self.broker.keys.of(self.broker.accounts[ACCOUNT])
         self.steps = Steps(self.broker, self.clock, self.ledger, self.results)

@@ -6,6 +6,8 @@ import asyncio
 import atexit
 import os
 
+import apsw
+
 from qtasks.embedded import LoopThread
 
 
@@ -18,6 +20,8 @@ class Threads:
         self.owner = os.getpid()
         self.broker = LoopThread("qtasks-broker")
         self.tasks = LoopThread("qtasks-tasks")
+        self.shelf: list[apsw.Connection] = []
+        """Of `EmptyStore`."""
 
     @classmethod
     def of_process(cls) -> Threads:
