@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.dev import Dev
+from tests.support.process import soon
 
 TASKS = """
 from qtasks import NonRetryable, task
@@ -99,9 +100,18 @@ def test_the_application_ends_with_its_supervisor(folder: Path) -> None:
         port = int(dev.started()["base_url"].split(":")[2].split("/")[0])
         dev.process.kill()
         dev.finish()  # the child holds the other end of the output, which ends with it
-        with socket.socket() as free:
-            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # A process that ends lets go of its output first and of its socket a moment later.
+        soon(lambda: is_free(port), "nobody has the port any more")
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
             free.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def test_a_fastapi_application_is_served_as_it_is(folder: Path) -> None:

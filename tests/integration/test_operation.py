@@ -13,7 +13,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from qtasks.cli.application import HEALTHY_S
 from qtasks.protocol.messages import State
 from tests.support.dev import Dev
 from tests.support.hostile import Behaviour, Connection, HostileServer
-from tests.support.process import PATIENCE_S, QTASKS, Process, ask, environment
+from tests.support.process import PATIENCE_S, QTASKS, Process, ask, environment, soon
 from tests.support.running import Endpoint, RunningBroker
 from tests.support.servers import SECRETS, TOKEN, BrokerServer, Dispatcher, free_port, half_a_request
 
@@ -79,14 +79,6 @@ def envelope(number: int, *args: object) -> bytes:
 
 def lines(file: Path) -> list[str]:
     return file.read_text().split("\n")[:-1] if file.exists() else []
-
-
-def soon(check: Callable[[], bool], what: str, within_s: float = PATIENCE_S) -> float:
-    """Ask again and again until `check` holds; the seconds that took."""
-    began = time.monotonic()
-    while not check():
-        assert time.monotonic() - began < within_s, f"{what}: not within {within_s:g} s"
-    return time.monotonic() - began
 
 
 def ended_within(process: Process, limit_s: float) -> int:

@@ -9,7 +9,7 @@ import socket
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from qtasks.broker.api.auth import STALE_S
 from qtasks.cli import cli, main
 from qtasks.protocol import development, signing
-from tests.support.process import PATIENCE_S, Process, ask, environment, qtasks
+from tests.support.process import Process, ask, environment, qtasks, soon
 from tests.support.running import Endpoint
 from tests.support.servers import CURRENT, NEXT, SECRETS, TOKEN, BrokerServer, Dispatcher, free_port
 
@@ -106,14 +106,6 @@ def turned_away(folder: Path, *arguments: str, **variables: str) -> str:
     assert "Traceback" not in done.err
     assert len(done.err.splitlines()) <= SENTENCES, done.err
     return done.err
-
-
-def soon(check: Callable[[], bool], what: str, within_s: float = PATIENCE_S) -> float:
-    """Ask again and again until `check` holds; the seconds that took."""
-    began = time.monotonic()
-    while not check():
-        assert time.monotonic() - began < within_s, f"{what}: not within {within_s:g} s"
-    return time.monotonic() - began
 
 
 # -- init and tokens

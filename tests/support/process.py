@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -112,6 +112,14 @@ class Process:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+def soon(check: Callable[[], bool], what: str, within_s: float = PATIENCE_S) -> float:
+    """Ask again and again until `check` holds; the seconds that took."""
+    began = time.monotonic()
+    while not check():
+        assert time.monotonic() - began < within_s, f"{what}: not within {within_s:g} s"
+    return time.monotonic() - began
 
 
 @dataclass(frozen=True)
