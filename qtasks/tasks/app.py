@@ -18,6 +18,7 @@ from qtasks.tasks.middleware import M, S
 from qtasks.tasks.registry import Registry
 from qtasks.tasks.results.base import ResultBackend
 from qtasks.tasks.settings import EMBEDDED, Settings, SettingsOverrides
+from qtasks.tasks.workers import Workers
 
 if TYPE_CHECKING:
     from typing import Self
@@ -147,14 +148,20 @@ class QTasks(Registry):
 
     @contextmanager
     def housed(
-        self, home: Home, *, results: ResultBackend, now_s: Callable[[], float], chance: Callable[[], float]
+        self,
+        home: Home,
+        *,
+        results: ResultBackend,
+        workers: Workers,
+        now_s: Callable[[], float],
+        chance: Callable[[], float],
     ) -> Iterator[None]:
-        """Have the tasks run in `home` for a while, by its clock and its chance, with their results in `results`.
+        """Have the tasks run in `home` for a while, by this clock and this chance, `def`s in `workers`.
 
         For tests. Whatever the application has opened rests meanwhile, and is the application's again afterwards.
         """
         own = self.engine
-        self.engine = engine = own.elsewhere(home, results=results, now_s=now_s, chance=chance)
+        self.engine = engine = own.elsewhere(home, results=results, workers=workers, now_s=now_s, chance=chance)
         try:
             yield
         finally:

@@ -89,6 +89,7 @@ class Dispatcher:
         base_url: str,
         results: ResultBackend | None,
         threads: int,
+        workers: Workers | None = None,
         secrets: Sequence[str] = (),
         now_s: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
@@ -101,7 +102,7 @@ class Dispatcher:
         self._base_url = base_url
         self._results = results
         self._now_s = now_s
-        self._workers = Workers(threads)
+        self._workers = workers or Workers(threads)
         self._runner = Runner(self._workers, middleware or Middleware())
         self._recorder = Recorder(results, now_s)
         keeper = self._recorder.keeper

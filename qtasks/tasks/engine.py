@@ -27,6 +27,7 @@ from qtasks.tasks.results.sqlite import SQLiteResults
 from qtasks.tasks.sending import Outgoing
 from qtasks.tasks.settings import Settings, SettingsOverrides
 from qtasks.tasks.task import Task
+from qtasks.tasks.workers import Workers
 
 DRAIN_S = 30.0
 """How long running tasks may take to end when the application stops."""
@@ -45,6 +46,7 @@ class Engine:
         overrides: SettingsOverrides,
         bare_app: Callable[[], ASGIApp],
         results: ResultBackend | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self.tasks = tasks
         """By name, aliases among them."""
@@ -52,6 +54,7 @@ class Engine:
         self._overrides = overrides
         self._bare_app = bare_app
         self._given_results = results
+        self._workers = workers
         # Reentrant: one part asks for another. Reading a part that is there needs no lock.
         self._lock = threading.RLock()
         self._connection: Connection | None = None
@@ -187,6 +190,7 @@ class Engine:
         home: Home,
         *,
         results: ResultBackend,
+        workers: Workers,
         now_s: Callable[[], float],
         chance: Callable[[], float],
     ) -> Engine:
@@ -197,7 +201,9 @@ class Engine:
         overrides: SettingsOverrides = {**self._overrides, "results": "memory://"}  # in words; `results` is used
         if not os.environ.get(reading.VARIABLES["secret_key"]):
             overrides.setdefault("secret_key", _TEST_SECRET)
-        other = Engine(self.tasks, home=home, overrides=overrides, bare_app=self._bare_app, results=results)
+        other = Engine(
+            self.tasks, home=home, overrides=overrides, bare_app=self._bare_app, results=results, workers=workers
+        )
         other.middleware, other.hooks = self.middleware, self.hooks
         other.now_s, other.chance = now_s, chance
         if self._life is not None:
@@ -252,6 +258,7 @@ class Engine:
                     base_url=base_url,
                     results=self.results_or_none(),
                     threads=settings.threads,
+                    workers=self._workers,
                     secrets=(settings.token or "", keys.current, keys.next, *(settings.secret_key or "").split(",")),
                     now_s=lambda: self.now_s(),
                     chance=lambda: self.chance(),

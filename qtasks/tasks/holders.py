@@ -18,7 +18,7 @@ from pathlib import Path
 
 def new_holder() -> str:
     """A name for one run of this process: ``place/process/start/chance``."""
-    return f"{_place()}/{os.getpid()}/{_started(os.getpid())}/{secrets.token_hex(8)}"
+    return f"{_place()}/{_process(os.getpid())}/{secrets.token_hex(8)}"
 
 
 def is_gone(holder: str) -> bool:
@@ -44,6 +44,12 @@ def _place() -> str:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
         parts.append(str(Path("/proc/self/ns/pid").stat().st_ino))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=1)
+def _process(own: int) -> str:
+    """This process, of which nothing changes but by a fork."""
+    return f"{own}/{_started(own)}"
 
 
 def _started(number: int) -> str:

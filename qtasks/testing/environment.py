@@ -98,6 +98,7 @@ class Environment:
                 found.tasks.housed(
                     stage,
                     results=stage.results,
+                    workers=stage.threads.workers,
                     now_s=lambda: stage.now_ms / 1000,
                     chance=lambda: stage.random.fraction(),
                 )

@@ -1,14 +1,26 @@
-"""The two event loops that the environments of a process share: one for brokers, one for tasks."""
+"""The threads that the environments of a process share: an event loop for brokers, one for tasks, and a pool."""
 
 from __future__ import annotations
 
 import asyncio
 import atexit
 import os
+from typing import Final
 
 import apsw
 
 from qtasks.embedded import LoopThread
+from qtasks.tasks.workers import Workers
+
+_WORKERS: Final = 64
+"""More than one runs only where one waits for another."""
+
+
+class SharedWorkers(Workers):
+    """The pool of every dispatcher there will be: a thread that is started costs as much as a call."""
+
+    def close(self) -> None:
+        """The next dispatcher goes on with it."""
 
 
 class Threads:
@@ -20,6 +32,7 @@ class Threads:
         self.owner = os.getpid()
         self.broker = LoopThread("qtasks-broker")
         self.tasks = LoopThread("qtasks-tasks")
+        self.workers = SharedWorkers(_WORKERS)
         self.shelf: list[apsw.Connection] = []
         """Of `EmptyStore`."""
 
@@ -36,6 +49,7 @@ class Threads:
         if self.owner == os.getpid():
             self.broker.stop()
             self.tasks.stop()
+            Workers.close(self.workers)
 
     def tidy(self) -> None:
         """Cancel what tasks have left running on the loop of the tasks: it is nothing to the next test."""
