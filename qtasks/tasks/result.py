@@ -174,7 +174,7 @@ class TaskResult(Generic[R]):
             )
         changed = threading.Event()
         waits = _waits(timeout)
-        with backend.watchers.watching(self.id, changed.set):
+        with backend.watchers.waiting(self.id, changed.set):
             while True:
                 changed.clear()
                 record = backend.read(self.id)
@@ -190,7 +190,7 @@ class TaskResult(Generic[R]):
         loop = asyncio.get_running_loop()
         changed = asyncio.Event()
         waits = _waits(timeout)
-        with backend.watchers.watching(self.id, lambda: wake(loop, changed)):
+        with backend.watchers.waiting(self.id, lambda: wake(loop, changed)):
             while True:
                 changed.clear()
                 record = await read(backend, self.id)

@@ -57,15 +57,15 @@ class Waits(Watchers):
         self.give_up()
 
     @contextmanager
-    def watching(self, key: str, wake: Callable[[], None]) -> Iterator[None]:
-        """See `Watchers.watching`."""
+    def waiting(self, key: str, wake: Callable[[], None]) -> Iterator[None]:
+        """See `Watchers.waiting`."""
         context = logs.current.get()
         wait = _Wait(key, None if context is None else context.call_id, wake)
         with self._guard:
             self._waits.append(wait)
         outer = _own.set(wait)
         try:
-            with super().watching(key, wake):
+            with self.watching(key, wake):
                 self.changed()
                 yield
         finally:
@@ -73,7 +73,7 @@ class Waits(Watchers):
             with self._guard:
                 self._waits.remove(wait)
 
-    def waiting(self, is_final: Callable[[str], bool]) -> set[str]:
+    def blocked(self, is_final: Callable[[str], bool]) -> set[str]:
         """The running calls that can do nothing but wait for another one."""
         with self._guard:
             waits = list(self._waits)

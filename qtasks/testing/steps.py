@@ -81,8 +81,8 @@ class Steps:
         """Whether a call runs that does not wait for another one."""
         if not self._running:
             return False
-        waiting = self._waits.waiting(self._results.is_final)
-        return any(call_id not in waiting for call_id in self._running.values())
+        blocked = self._waits.blocked(self._results.is_final)
+        return any(call_id not in blocked for call_id in self._running.values())
 
     async def _next(self, schedules: bool) -> tuple[Claim | None, int | None]:
         """What is to be delivered now; where there is nothing, the time of what comes next."""

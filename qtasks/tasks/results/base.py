@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -167,6 +167,10 @@ class Watchers:
                 self._waiting[key].remove(wake)
                 if not self._waiting[key]:
                     del self._waiting[key]
+
+    def waiting(self, key: str, wake: Callable[[], None]) -> AbstractContextManager[None]:
+        """As `watching`, for one who does nothing else until the record is final."""
+        return self.watching(key, wake)
 
     def notify(self, record: Record) -> None:
         """Wake whoever waits for the call of `record`."""

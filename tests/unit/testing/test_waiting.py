@@ -10,6 +10,7 @@ import pytest
 from qtasks import QTasks
 from qtasks.errors import ResultError, ResultTimeout, TaskFailed
 from qtasks.tasks.task import SyncTask
+from qtasks.tasks.watching import states
 from qtasks.testing import Environment
 
 
@@ -86,6 +87,18 @@ async def test_whoever_waits_in_vain_while_calls_run_hears_of_it(qtasks: Environ
     await draining
     with pytest.raises(ResultTimeout):
         await waiting
+
+
+@pytest.mark.anyio
+async def test_whoever_looks_on_is_no_one_who_waits(qtasks: Environment, note: SyncTask[..., int]) -> None:
+    result = await note.using(delay="1h").adelay(1)
+    seen = states(note.engine.results(), result.id, lambda: False)
+    assert await anext(seen) is None
+    await qtasks.adrain()
+    record, ran = await asyncio.gather(anext(seen), qtasks.aadvance(hours=1))
+    assert record is not None
+    assert ran == 1
+    assert [later.status async for later in seen if later is not None] in ([], ["succeeded"])
 
 
 def test_a_task_may_wait_for_another(qtasks: Environment, note: SyncTask[..., int], tasks: QTasks) -> None:
