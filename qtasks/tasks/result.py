@@ -208,7 +208,8 @@ class TaskResult(Generic[R]):
         if self.message_id is None:
             raise ResultError(
                 f"{self.task} {self.id} cannot be cancelled: this handle does not know its message",
-                hint="fix         cancel through the handle that .delay() returned, after its batch was sent",
+                hint="fix         cancel through the handle that a task's .delay() returned, after its batch was sent; "
+                "the end of a chain has no message before its turn comes: let its tasks raise Cancel, or give expires=",
                 code="QT157",
             )
         return self.message_id
