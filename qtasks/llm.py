@@ -1,10 +1,12 @@
 """Language models as tasks: providers, messages, and what an answer cost.
 
-from qtasks.llm import ChatMessage, openai, user
+    from qtasks.llm import ChatMessage, openai, user
 
-@tasks.llm(provider=openai(), model="gpt-4o-mini", output=Summary)
-def summarise(text: str) -> list[ChatMessage]:
-return [user(f"Summarise: {text}")]
+    @tasks.llm(provider=openai(), model="gpt-4o-mini", output=Summary)
+    def summarise(text: str) -> list[ChatMessage]:
+        return [user(f"Summarise: {text}")]
+
+The function builds the request, the broker makes it, and the answer comes back as a delivery.
 """
 
 from qtasks.tasks.llm.messages import ChatMessage, Usage, assistant, system, user
