@@ -19,17 +19,17 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from qtasks.broker.eventloop import new_event_loop
+from qtasks.broker.server.event_loop import new_event_loop
 from qtasks.errors import BrokerUnreachable, ConfigurationError
 from qtasks.protocol.messages import SigningKeys
 from qtasks.qstash.transport import Reply, Request
 from qtasks.tasks.home import Connection
 
 if TYPE_CHECKING:
+    from qtasks.broker.broker import Broker
     from qtasks.broker.events import Watcher
-    from qtasks.broker.inprocess import App, AsgiTransport
-    from qtasks.broker.server import Broker
-    from qtasks.broker.standin import StandIn
+    from qtasks.broker.llm.provider_fake import StandIn
+    from qtasks.broker.transport.in_process import App, AsgiTransport
 
 T = TypeVar("T")
 
@@ -178,14 +178,15 @@ async def _open(
     home: Embedded, app: App, loop: asyncio.AbstractEventLoop
 ) -> tuple[Broker, AsgiTransport, str, SigningKeys]:
     try:
-        from qtasks.broker import ids, standin
+        from qtasks.broker import ids
+        from qtasks.broker.broker import Broker
         from qtasks.broker.clock import SystemRandom
-        from qtasks.broker.destinations import Policy
-        from qtasks.broker.inprocess import AsgiTransport
-        from qtasks.broker.server import Broker
+        from qtasks.broker.llm import provider_fake
         from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings
-        from qtasks.broker.store.base import Credentials
-        from qtasks.broker.transport import HttpTransport
+        from qtasks.broker.store.interface import Credentials
+        from qtasks.broker.transport.destination_policy import Policy
+        from qtasks.broker.transport.http import HttpTransport
+        from qtasks.broker.transport.in_process import AsgiTransport
     except ImportError as error:
         raise ConfigurationError(
             f"the embedded broker needs {error.name}, which is not installed",
@@ -200,9 +201,9 @@ async def _open(
         drain_s=home.drain_s,
     ).with_model(os.environ.get(LLM_VARIABLE))
     if home.llm is not None and settings.llm_url is None:
-        settings = settings.with_model(standin.ORIGIN)
+        settings = settings.with_model(provider_fake.ORIGIN)
     network = HttpTransport(Policy("local"))
-    others = network if home.llm is None else standin.StandInTransport(home.llm, network)
+    others = network if home.llm is None else provider_fake.StandInTransport(home.llm, network)
     transport = AsgiTransport(ORIGIN, app, loop, others)
     broker = await Broker.open(settings, transport=transport, random=random)
     if home.watch is not None:

@@ -13,7 +13,7 @@ import apsw
 from benchmarks.bench import Bench
 from benchmarks.figure import Row
 from qtasks.broker.store import verbs
-from qtasks.broker.store.base import Claims, Publication
+from qtasks.broker.store.interface import Claims, Publication
 from qtasks.broker.store.sqlite import connect, inside
 from qtasks.protocol import wire
 from qtasks.protocol.messages import FlowControl, Message, PublishOptions

@@ -13,9 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
 
-from qtasks.broker.listening import listen
-from qtasks.broker.serve import ApiServer
-from qtasks.broker.server import Broker
+from qtasks.broker.broker import Broker
+from qtasks.broker.server.api_server import ApiServer
+from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import BrokerSettings
 from qtasks.protocol.development import USERS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from qtasks.broker.loops import Limits
-from qtasks.broker.store.base import Credentials
+from qtasks.broker.loops.deliverer import Limits
+from qtasks.broker.store.interface import Credentials
 from qtasks.broker.store.retention import Retention
 from qtasks.protocol import development
 

@@ -16,16 +16,17 @@ from typing import Final, Literal, TypeVar
 import apsw
 import click
 
-from qtasks.broker import eventloop, ids
-from qtasks.broker.api.edge import LOOPBACK_HOSTS
+from qtasks.broker import ids
+from qtasks.broker.broker import Broker
 from qtasks.broker.clock import SystemRandom
-from qtasks.broker.listening import listen
-from qtasks.broker.loops import Limits
-from qtasks.broker.serve import ApiServer
-from qtasks.broker.server import Broker
+from qtasks.broker.loops.deliverer import Limits
+from qtasks.broker.server import event_loop
+from qtasks.broker.server.api_server import ApiServer
+from qtasks.broker.server.asgi import LOOPBACK_HOSTS
+from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings
 from qtasks.broker.store import tokens, verbs
-from qtasks.broker.store.base import Credentials
+from qtasks.broker.store.interface import Credentials
 from qtasks.broker.store.retention import Retention
 from qtasks.broker.store.sqlite import connect, inside
 from qtasks.cli.exposure import is_loopback, refuse_public_credentials
@@ -139,7 +140,7 @@ def command(
     out, errors = Unhurried(sys.stdout), Unhurried(sys.stderr)
     log_to(errors)
     try:
-        sys.exit(eventloop.run(_serve(ServeOptions(host, port, hosts, settings), out)))
+        sys.exit(event_loop.run(_serve(ServeOptions(host, port, hosts, settings), out)))
     finally:
         out.close()
         errors.close()
@@ -237,7 +238,7 @@ async def _serve(options: ServeOptions, out: Unhurried) -> int:
         stop = stack.enter_context(stop_signals())
         await server.start()
         broker.start()
-        eventloop.tune_interpreter()
+        event_loop.tune_interpreter()
         shown = f"[{options.host}]" if ":" in options.host else options.host
         out.line(
             f"qtasks broker is running at http://{shown}:{port}  store {settings.path} ({broker.store.promise})"

@@ -14,10 +14,10 @@ from typing import Final
 
 import click
 
-from qtasks.broker import eventloop
-from qtasks.broker.listening import listen
-from qtasks.broker.serve import ApiServer
-from qtasks.broker.server import Broker
+from qtasks.broker.broker import Broker
+from qtasks.broker.server import event_loop
+from qtasks.broker.server.api_server import ApiServer
+from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings
 from qtasks.broker.store.sqlite import MEMORY
 from qtasks.cli import devfile
@@ -72,7 +72,7 @@ def command(app: str | None, port: int, app_port: int, db: str | None, memory: b
         out, errors = Unhurried(sys.stdout), Unhurried(sys.stderr)
         log_to(errors)
         try:
-            sys.exit(eventloop.run(_dev(options, out, errors)))
+            sys.exit(event_loop.run(_dev(options, out, errors)))
         finally:
             out.close()
             errors.close()
@@ -133,7 +133,7 @@ async def _dev(options: DevOptions, out: Unhurried, errors: Unhurried) -> int:
         stack.push_async_callback(broker.deliverer.drain, broker.settings.drain_s)
         _greet(out, options, broker, serving, broker_url)
         broker.start()
-        eventloop.tune_interpreter()
+        event_loop.tune_interpreter()
         status = await _until_stopped(stop, broker, application)
         errors.line("stopping: waiting for what is under way")
     out.line(str(printer.tally))

@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from qtasks.broker.listening import listen
+from qtasks.broker.server.listen import listen
 from qtasks.cli.exposure import refuse_public_credentials
 from qtasks.cli.loader import load, locate
 from qtasks.cli.output import Unhurried, log_to

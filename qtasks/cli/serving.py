@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import uvicorn
 
-from qtasks.broker.eventloop import tune_interpreter
+from qtasks.broker.server.event_loop import tune_interpreter
 from qtasks.cli.signals import STOPPING, end_at_the_next
 from qtasks.tasks.home import ASGIApp
 
@@ -145,6 +145,6 @@ def _protocol() -> Any:
     """The guarded protocol where httptools is installed (the `broker` extra brings it), else uvicorn's own choice."""
     if importlib.util.find_spec("httptools") is None:
         return "auto"
-    from qtasks.broker.api.guard import GuardedProtocol
+    from qtasks.broker.server.http_protocol import GuardedProtocol
 
     return GuardedProtocol

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from qtasks.broker.server import Broker
+from qtasks.broker.broker import Broker
 from qtasks.embedded import InProcess, LoopThread
 from qtasks.protocol import durations
 from qtasks.qstash.transport import Reply, Request

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack, get_args
 
+from qtasks.broker.llm.provider_fake import StandIn
 from qtasks.broker.ports import Request
-from qtasks.broker.standin import StandIn
 from qtasks.errors import ConfigurationError, QTasksError
 from qtasks.protocol import durations
 from qtasks.tasks.app import QTasks

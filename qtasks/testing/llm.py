@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter
 
+from qtasks.broker.llm.provider_fake import Ask
 from qtasks.broker.ports import Failure, Request
-from qtasks.broker.standin import Ask
 from qtasks.protocol.messages import Headers, Response
 from qtasks.tasks.outcome import NEVER
 

@@ -12,12 +12,12 @@ from typing import Final
 
 import uvicorn
 
+from qtasks.broker.broker import Broker
 from qtasks.broker.clock import SystemClock, SystemRandom
-from qtasks.broker.destinations import Policy
-from qtasks.broker.listening import listen
-from qtasks.broker.serve import ApiServer
-from qtasks.broker.server import Broker
-from qtasks.broker.transport import HttpTransport
+from qtasks.broker.server.api_server import ApiServer
+from qtasks.broker.server.listen import listen
+from qtasks.broker.transport.destination_policy import Policy
+from qtasks.broker.transport.http import HttpTransport
 from qtasks.errors import QTasksError
 from qtasks.qstash.over_httpx import HttpxTransport
 from qtasks.tasks.home import ASGIApp, Connection

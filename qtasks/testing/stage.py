@@ -8,11 +8,12 @@ from abc import ABC, abstractmethod
 from concurrent.futures import Future
 from typing import Final, Literal
 
-from qtasks.broker import ids, standin
+from qtasks.broker import ids
+from qtasks.broker.broker import Broker
+from qtasks.broker.llm import provider_fake
 from qtasks.broker.ports import Clock, Random, Request
-from qtasks.broker.server import Broker
 from qtasks.broker.settings import BrokerSettings
-from qtasks.broker.store.base import Credentials, DeadLetterFilter, LogFilter
+from qtasks.broker.store.interface import Credentials, DeadLetterFilter, LogFilter
 from qtasks.broker.store.sqlite import MEMORY
 from qtasks.protocol import signing
 from qtasks.protocol.messages import SigningKeys, State
@@ -119,7 +120,7 @@ class Stage(ABC):
 
 def settings() -> BrokerSettings:
     """Of a test's broker: one account, and language models that are answered for by `Outside`."""
-    return BrokerSettings(path=MEMORY, credentials=(Credentials(ACCOUNT, TOKEN),)).with_model(standin.ORIGIN)
+    return BrokerSettings(path=MEMORY, credentials=(Credentials(ACCOUNT, TOKEN),)).with_model(provider_fake.ORIGIN)
 
 
 def call_id_of(request: Request) -> str:

@@ -7,8 +7,8 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Final, Literal
 
-from qtasks.broker.inprocess import AsgiTransport
-from qtasks.broker.server import Broker
+from qtasks.broker.broker import Broker
+from qtasks.broker.transport.in_process import AsgiTransport
 from qtasks.embedded import API
 from qtasks.errors import QTasksError, ResultTimeout
 from qtasks.protocol import durations

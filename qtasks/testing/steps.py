@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from qtasks.broker.server import Broker
-from qtasks.broker.store.base import Claim
+from qtasks.broker.broker import Broker
+from qtasks.broker.store.interface import Claim
 from qtasks.errors import QTasksError
 from qtasks.testing.clock import VirtualClock
 from qtasks.testing.ledger import Ledger

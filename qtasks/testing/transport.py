@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from qtasks.broker import echo, standin
+from qtasks.broker.llm import echo, provider_fake
+from qtasks.broker.llm.provider_fake import StandIn
 from qtasks.broker.ports import Failure, Request, Transport
-from qtasks.broker.standin import StandIn
 from qtasks.protocol.messages import Response
 
 Send = Callable[[Request], Awaitable[Response | Failure]]
@@ -113,12 +113,12 @@ class Outside:
         """See `Transport.send`."""
         self.requests.append(request)
         path = request.url.partition("?")[0]
-        if self.model is not None and path.endswith(standin.PATHS):
+        if self.model is not None and path.endswith(provider_fake.PATHS):
             return await self.model.answer(request, self._refused)
         for prefix, answer in self._answers:
             if request.url.startswith(prefix):
                 return _response(answer, request)
-        if path.startswith(standin.ORIGIN):
+        if path.startswith(provider_fake.ORIGIN):
             return echo.answer(json.loads(request.body), now_s=self.now_s())
         return await self._refused(request)
 

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 
 from qtasks.broker.settings import BrokerSettings
-from qtasks.broker.store.base import Credentials
+from qtasks.broker.store.interface import Credentials
 from tests.support.running import Endpoint, RunningBroker
 
 

@@ -22,7 +22,7 @@ from qstash.errors import QStashError, SignatureError
 from qstash.log import LogState
 
 from qtasks.broker.settings import DEV_CREDENTIALS, BrokerSettings
-from qtasks.broker.store.base import Credentials
+from qtasks.broker.store.interface import Credentials
 from qtasks.protocol.messages import State
 from tests.support.running import Answer, Endpoint, Received, RunningBroker
 

@@ -18,7 +18,7 @@ from qstash.errors import QStashError
 from qstash.log import LogState
 from qstash.schedule import ScheduleState
 
-from qtasks.broker.store.base import Credentials
+from qtasks.broker.store.interface import Credentials
 from qtasks.protocol.messages import State
 from tests.acceptance.test_official_python import NOT_FOUND, Client, answering, publish_dead, states, verify
 from tests.support.running import PATIENCE_S, Answer, Endpoint, RunningBroker

@@ -14,7 +14,7 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from qtasks.broker.settings import BrokerSettings
-from qtasks.broker.store.base import Credentials
+from qtasks.broker.store.interface import Credentials
 from tests.support.running import Answer, Endpoint, Received, RunningBroker
 
 MESSAGES: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello there"}]

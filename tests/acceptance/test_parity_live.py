@@ -20,7 +20,7 @@ import pytest
 import qstash as official
 
 from qtasks import qstash as ours
-from qtasks.broker.store.base import Credentials
+from qtasks.broker.store.interface import Credentials
 from qtasks.protocol.messages import State
 from qtasks.qstash.chat import anthropic
 from qtasks.qstash.dlq import DlqFilter

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from qtasks.broker.api import guard
+from qtasks.broker.server import http_protocol
 from tests.support.door import LATER, PATIENCE_S, Door, Lines, head, split_answers
 
 KIB = 1024
@@ -214,13 +214,13 @@ def test_a_connection_is_good_for_the_next_request_after_a_body_was_refused(door
 
 def test_a_connection_on_which_no_request_comes_is_closed(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     """T6"""
-    monkeypatch.setattr(guard, "HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.05)
     assert door.raw() == ([], True)
 
 
 def test_a_request_that_does_not_begin_in_time_is_refused(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     """T6"""
-    monkeypatch.setattr(guard, "HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.05)
     for before in (b"", head("GET", door, target="/v2/keys")):
         answers, closed = door.raw(before, b"POST /v2/publish/http://127.0.0.1:1/x HTTP/1.1\r\nHost:")
         assert (answers[-1].status, answers[-1].error) == (408, "no complete header within 0.05 s")
@@ -229,7 +229,7 @@ def test_a_request_that_does_not_begin_in_time_is_refused(door: Door, monkeypatc
 
 def test_the_rest_of_a_refused_body_is_not_waited_for_for_ever(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     """T6"""
-    monkeypatch.setattr(guard, "DISCARD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(http_protocol, "DISCARD_TIMEOUT_S", 0.05)
     with socket.create_connection(("127.0.0.1", door.port), timeout=PATIENCE_S) as connection:
         connection.sendall(head("POST", door, "Content-Length: 1000000000"))
         received = b""

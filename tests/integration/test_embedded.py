@@ -15,8 +15,8 @@ import pytest
 from fastapi import Depends, FastAPI
 
 from qtasks import Embedded, QTasks, TaskContext, injected
-from qtasks.broker import loops
 from qtasks.broker.events import MessageEvent
+from qtasks.broker.loops import deliverer
 from qtasks.errors import StoreLocked
 from qtasks.protocol.messages import SigningKeys, State
 
@@ -111,14 +111,14 @@ def test_a_message_that_nobody_signed_for_us_runs_nothing(
     tasks: QTasks, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[int] = []
-    compose = loops.compose
+    compose = deliverer.compose
     forged = SigningKeys("sig_" + "f" * 40, "sig_" + "g" * 40)
 
     @tasks.task(retries=0)
     def touch() -> None:
         ran.append(1)
 
-    monkeypatch.setattr(loops, "compose", lambda message, keys, **facts: compose(message, forged, **facts))
+    monkeypatch.setattr(deliverer, "compose", lambda message, keys, **facts: compose(message, forged, **facts))
     touch.delay()
     [dead] = watch.wait_for(State.FAILED)
     assert "401" in (dead.error or "")
@@ -127,7 +127,7 @@ def test_a_message_that_nobody_signed_for_us_runs_nothing(
 
 def test_a_body_changed_on_the_way_runs_nothing(tasks: QTasks, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[int] = []
-    compose = loops.compose
+    compose = deliverer.compose
 
     @tasks.task(retries=0)
     def touch(n: int) -> None:
@@ -137,7 +137,7 @@ def test_a_body_changed_on_the_way_runs_nothing(tasks: QTasks, watch: Watch, mon
         request = compose(message, keys, **facts)  # type: ignore[arg-type]
         return replace(request, body=request.body.replace(b"1", b"2"))
 
-    monkeypatch.setattr(loops, "compose", tampered)
+    monkeypatch.setattr(deliverer, "compose", tampered)
     touch.delay(1)
     watch.wait_for(State.FAILED)
     assert ran == []

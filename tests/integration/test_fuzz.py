@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from qtasks.broker.api.call import Call, Reply
-from qtasks.broker.server import Broker
+from qtasks.broker.broker import Broker
 from qtasks.broker.settings import BrokerSettings
 from qtasks.protocol import wire
 from qtasks.protocol.development import USERS

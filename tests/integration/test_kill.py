@@ -26,7 +26,7 @@ import apsw
 import pytest
 from qstash import Receiver
 
-from qtasks.broker.rules import Stage
+from qtasks.broker.core.rules import Stage
 from qtasks.broker.store.verbs import INTERRUPTED
 from qtasks.protocol import signing
 from qtasks.protocol.development import USERS

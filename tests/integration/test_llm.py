@@ -14,8 +14,8 @@ import pytest
 from pydantic import BaseModel
 
 from qtasks import Embedded, QTasks, TaskEvent, chain, group, injected
+from qtasks.broker.llm.provider_fake import StandIn
 from qtasks.broker.ports import Request
-from qtasks.broker.standin import StandIn
 from qtasks.errors import TaskCancelled, TaskFailed
 from qtasks.llm import ChatMessage, Usage, anthropic, custom, openai, system, user
 from qtasks.qstash import QStash

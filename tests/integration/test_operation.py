@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from qtasks.broker.api import edge, guard
-from qtasks.broker.api.edge import EdgeLimits
-from qtasks.broker.loops import Limits
+from qtasks.broker.loops.deliverer import Limits
+from qtasks.broker.server import asgi, http_protocol
+from qtasks.broker.server.asgi import EdgeLimits
 from qtasks.broker.settings import BrokerSettings
 from qtasks.cli.application import HEALTHY_S
 from qtasks.protocol.messages import State
@@ -470,8 +470,8 @@ def test_an_application_that_dies_at_once_is_not_started_for_ever(folder: Path) 
 @pytest.fixture
 def slow_broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningBroker]:
     """Its patience with clients is a fraction of a second."""
-    monkeypatch.setattr(guard, "HEAD_TIMEOUT_S", 0.4)
-    monkeypatch.setattr(edge, "EdgeLimits", partial(EdgeLimits, body_idle_s=0.4))
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.4)
+    monkeypatch.setattr(asgi, "EdgeLimits", partial(EdgeLimits, body_idle_s=0.4))
     running = RunningBroker(BrokerSettings(path=":memory:"))
     yield running
     running.stop()
@@ -536,7 +536,7 @@ def test_a_second_request_on_a_connection_has_no_more_time_than_the_first(slow_b
 
 def test_a_header_without_end_is_refused_before_it_is_kept(slow_broker: RunningBroker) -> None:
     port = int(slow_broker.url.rpartition(":")[2])
-    connection = half_a_request(port, b"GET / HTTP/1.1\r\nX: " + b"x" * guard.MAX_HEAD)
+    connection = half_a_request(port, b"GET / HTTP/1.1\r\nX: " + b"x" * http_protocol.MAX_HEAD)
     answer = answer_on(connection)
     assert answer.startswith(b"HTTP/1.1 431 ")
     assert b'"error": "header too large' in answer

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from qtasks.broker.destinations import Policy
 from qtasks.broker.ports import Failure, Request
-from qtasks.broker.transport import KEEP_ALIVE_S, HttpTransport
+from qtasks.broker.transport.destination_policy import Policy
+from qtasks.broker.transport.http import KEEP_ALIVE_S, HttpTransport
 from qtasks.protocol.messages import Headers, Response
 from tests.support.hostile import OK, Behaviour, Connection, HostileServer, answering, answering_once
 
@@ -265,7 +265,7 @@ async def test_a_connection_is_used_again_after_a_clean_answer(transport: HttpTr
 
 async def test_an_idle_connection_is_closed_before_a_server_would(monkeypatch: pytest.MonkeyPatch) -> None:
     assert KEEP_ALIVE_S < 2
-    monkeypatch.setattr("qtasks.broker.transport.KEEP_ALIVE_S", 0.05)
+    monkeypatch.setattr("qtasks.broker.transport.http.KEEP_ALIVE_S", 0.05)
     transport = HttpTransport(Policy("local"))
     async with HostileServer(answering(OK)) as server:
         response(await transport.send(request(server.url)))
@@ -549,7 +549,7 @@ async def test_a_name_server_that_does_not_answer_is_inside_the_deadline() -> No
 
 
 async def test_connecting_has_a_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qtasks.broker.transport.CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("qtasks.broker.transport.http.CONNECT_TIMEOUT_S", 0.2)
     with socket.socket() as listener:  # a full backlog: the handshake of one more connection is not answered
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)

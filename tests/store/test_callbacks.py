@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from qtasks.broker.core.rules import Event, Stage, Verdict
 from qtasks.broker.ports import Failure
-from qtasks.broker.rules import Event, Stage, Verdict
 from qtasks.broker.store import verbs
-from qtasks.broker.store.base import Settlement
+from qtasks.broker.store.interface import Settlement
 from qtasks.protocol import wire
 from qtasks.protocol.messages import PublishOptions, Redaction, State
 from tests.support.store import OK, Desk, ids

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from qtasks.broker.rules import Event, Stage
+from qtasks.broker.core.rules import Event, Stage
 from qtasks.broker.store import verbs
-from qtasks.broker.store.base import Claim
+from qtasks.broker.store.interface import Claim
 from qtasks.protocol.messages import FlowControl, PublishOptions
 from tests.support.broker import ACCOUNT, publication
 from tests.support.store import Desk, ids

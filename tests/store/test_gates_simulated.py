@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from qtasks.broker.rules import Event
+from qtasks.broker.core.rules import Event
 from qtasks.broker.store import verbs
-from qtasks.broker.store.base import Claim
+from qtasks.broker.store.interface import Claim
 from qtasks.protocol.messages import FlowControl, Message, PublishOptions
 from tests.support.broker import ACCOUNT
 from tests.support.store import Desk

@@ -8,9 +8,9 @@ from pathlib import Path
 import apsw
 import pytest
 
-from qtasks.broker.rules import Event, Verdict
+from qtasks.broker.core.rules import Event, Verdict
 from qtasks.broker.store import verbs
-from qtasks.broker.store.base import Settlement
+from qtasks.broker.store.interface import Settlement
 from qtasks.broker.store.sqlite import connect
 from qtasks.protocol.messages import Response
 from tests.support.broker import START_MS, publication

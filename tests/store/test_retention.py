@@ -12,10 +12,10 @@ from typing import Any
 import apsw
 import pytest
 
-from qtasks.broker.pruner import INTERVAL_MS, PAUSE_MS, Pruner
-from qtasks.broker.rules import Event, Verdict
-from qtasks.broker.store import reads, verbs
-from qtasks.broker.store.base import DeadLetterFilter, LogFilter, Settlement
+from qtasks.broker.core.rules import Event, Verdict
+from qtasks.broker.loops.pruner import INTERVAL_MS, PAUSE_MS, Pruner
+from qtasks.broker.store import queries, verbs
+from qtasks.broker.store.interface import DeadLetterFilter, LogFilter, Settlement
 from qtasks.broker.store.retention import BATCH, DAY_MS, Retention, forget, prune, used_bytes
 from qtasks.broker.store.sqlite import SqliteStore, connect, inside
 from qtasks.errors import StoreError
@@ -111,9 +111,9 @@ def test_neighbours_of_what_is_removed_keep_everything(db: apsw.Connection) -> N
     finish(db, 7, 9, Event.SUCCEED, NOW + DAY_MS)
     assert prune_all(db, KEEP, NOW + 7 * DAY_MS + 1) == 3
     assert kept(db) == [f"msg_{n}" for n in range(4, 10)]
-    log = reads.log(db, ACCOUNT, LogFilter(), cursor=None, count=100).items
+    log = queries.log(db, ACCOUNT, LogFilter(), cursor=None, count=100).items
     assert {entry.message.id for entry in log} == set(kept(db))
-    letters = reads.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=100).items
+    letters = queries.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=100).items
     assert [letter.message.id for letter in letters] == ["msg_4", "msg_5", "msg_6"]
     assert counts(db)["labels"] == 12
 

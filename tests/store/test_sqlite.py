@@ -13,7 +13,7 @@ import apsw
 import pytest
 
 from qtasks.broker.store import sqlite, verbs
-from qtasks.broker.store.base import LogFilter
+from qtasks.broker.store.interface import LogFilter
 from qtasks.broker.store.sqlite import QUICK_S, SqliteStore, connect
 from qtasks.errors import SchemaTooNew, StoreError, StoreFull, StoreLocked
 from tests.support.broker import ACCOUNT, START_MS, publication

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import apsw
 import pytest
 
+from qtasks.broker.core.rules import Event, Verdict
 from qtasks.broker.ports import Failure
-from qtasks.broker.rules import Event, Verdict
-from qtasks.broker.store import claiming, reads, verbs
-from qtasks.broker.store.base import Claim, Credentials, DeadLetterFilter, LogFilter, Settlement
+from qtasks.broker.store import claim as claiming
+from qtasks.broker.store import queries, verbs
+from qtasks.broker.store.interface import Claim, Credentials, DeadLetterFilter, LogFilter, Settlement
 from qtasks.broker.store.sqlite import connect
 from qtasks.protocol.messages import (
     DEDUPLICATION_WINDOW_MS,
@@ -43,7 +44,7 @@ def ids(claims: list[Claim]) -> list[str]:
 
 
 def states(db: apsw.Connection, message_id: str) -> list[State]:
-    page = reads.log(db, ACCOUNT, LogFilter(message_ids=(message_id,), oldest_first=True), cursor=None, count=100)
+    page = queries.log(db, ACCOUNT, LogFilter(message_ids=(message_id,), oldest_first=True), cursor=None, count=100)
     return [entry.state for entry in page.items]
 
 
@@ -67,7 +68,7 @@ def test_an_accepted_message_is_claimed_once_and_comes_back_whole(db: apsw.Conne
     [claimed] = claim(db)
     assert claimed.message == sent.message
     assert claim(db) == []
-    assert reads.message(db, ACCOUNT, "msg_1") == sent.message
+    assert queries.message(db, ACCOUNT, "msg_1") == sent.message
 
 
 def test_claims_come_by_due_time_and_then_in_order_of_acceptance(db: apsw.Connection) -> None:
@@ -136,7 +137,7 @@ def test_a_failure_leaves_a_dead_letter_with_the_last_answer(db: apsw.Connection
     verbs.accept(db, [publication(1)], now_ms=NOW)
     [one] = claim(db)
     assert settle(db, one, Verdict(Event.FAIL, "it answered 500"), NOW + 7) is State.FAILED
-    [letter] = reads.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=10).items
+    [letter] = queries.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=10).items
     assert (letter.id, letter.message.id, letter.error) == (f"{NOW + 7}-0", "msg_1", "it answered 500")
     assert letter.response == Response(status=500, body=b"oops")
     assert states(db, "msg_1") == [State.CREATED, State.ACTIVE, State.ERROR, State.FAILED]
@@ -146,7 +147,7 @@ def test_a_failure_without_an_answer_is_a_dead_letter_too(db: apsw.Connection) -
     verbs.accept(db, [publication(1)], now_ms=NOW)
     [one] = claim(db)
     verbs.settle(db, Settlement(one, Failure("timeout", "slow"), Verdict(Event.FAIL, "slow")), now_ms=NOW)
-    [letter] = reads.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=10).items
+    [letter] = queries.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=10).items
     assert letter.response is None
 
 
@@ -156,7 +157,7 @@ def test_a_stale_settle_changes_nothing_and_says_so(db: apsw.Connection) -> None
     verbs.recover(db, now_ms=NOW)
     [fresh] = claim(db)
     assert settle(db, stale, Verdict(Event.FAIL, "late")) is None
-    assert reads.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=10).items == ()
+    assert queries.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=10).items == ()
     assert settle(db, fresh, Verdict(Event.SUCCEED)) is State.DELIVERED
     assert settle(db, fresh, Verdict(Event.SUCCEED)) is None
 
@@ -168,7 +169,7 @@ def test_recovery_returns_interrupted_attempts_at_once_with_their_number_and_say
     assert (found.interrupted, found.waiting) == (1, 2)
     [again] = claim(db, NOW + 1)
     assert again.message.retried == 0
-    log = reads.log(db, ACCOUNT, LogFilter(states=(State.ERROR,)), cursor=None, count=10).items
+    log = queries.log(db, ACCOUNT, LogFilter(states=(State.ERROR,)), cursor=None, count=10).items
     assert [entry.error for entry in log] == [verbs.INTERRUPTED]
 
 
@@ -187,7 +188,7 @@ def test_cancelling_an_active_message_stops_its_retries_but_not_its_success(db: 
     assert settle(db, failing, Verdict(Event.RETRY, "500", NOW + 1)) is State.CANCELED
     assert settle(db, succeeding, Verdict(Event.SUCCEED)) is State.DELIVERED
     assert states(db, "msg_1")[2:] == [State.CANCEL_REQUESTED, State.ERROR, State.CANCELED]
-    assert reads.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=10).items == ()
+    assert queries.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=10).items == ()
 
 
 def test_a_message_asked_to_cancel_is_not_made_again_after_a_crash(db: apsw.Connection) -> None:
@@ -216,9 +217,9 @@ def test_one_request_with_the_same_key_twice_stores_one_message(db: apsw.Connect
 
 def test_accounts_see_only_their_own(db: apsw.Connection) -> None:
     verbs.accept(db, [publication(1, account=2, deduplication_key="k")], now_ms=NOW)
-    assert reads.message(db, ACCOUNT, "msg_1") is None
+    assert queries.message(db, ACCOUNT, "msg_1") is None
     assert verbs.cancel(db, ACCOUNT, ["msg_1"], now_ms=NOW) == 0
-    assert reads.log(db, ACCOUNT, LogFilter(), cursor=None, count=10).items == ()
+    assert queries.log(db, ACCOUNT, LogFilter(), cursor=None, count=10).items == ()
     [other] = verbs.accept(db, [publication(2, deduplication_key="k")], now_ms=NOW)
     assert not other.deduplicated
 
@@ -227,7 +228,7 @@ def test_a_flipped_bit_in_a_stored_body_is_never_sent(db: apsw.Connection) -> No
     verbs.accept(db, [publication(1), publication(2)], now_ms=NOW)
     db.execute("UPDATE bodies SET body = ? WHERE seq = 1", (b'{"n":7}',))
     assert ids(claim(db)) == ["msg_2"]
-    [letter] = reads.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=10).items
+    [letter] = queries.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=10).items
     assert letter.error == verbs.CORRUPT
 
 
@@ -237,7 +238,7 @@ def test_the_log_is_paged_without_gaps_in_both_directions(db: apsw.Connection) -
         seen: list[str] = []
         cursor = None
         while True:
-            page = reads.log(db, ACCOUNT, LogFilter(oldest_first=oldest_first), cursor=cursor, count=3)
+            page = queries.log(db, ACCOUNT, LogFilter(oldest_first=oldest_first), cursor=cursor, count=3)
             seen += [entry.message.id for entry in page.items]
             if (cursor := page.cursor) is None:
                 break
@@ -246,22 +247,22 @@ def test_the_log_is_paged_without_gaps_in_both_directions(db: apsw.Connection) -
 
 
 def test_a_page_ends_early_rather_than_fill_the_memory(db: apsw.Connection) -> None:
-    large = b"x" * (reads.PAGE_BYTES // 4)
+    large = b"x" * (queries.PAGE_BYTES // 4)
     verbs.accept(db, [publication(n, body=large) for n in range(8)], now_ms=NOW)
-    first = reads.log(db, ACCOUNT, LogFilter(), cursor=None, count=1000)
+    first = queries.log(db, ACCOUNT, LogFilter(), cursor=None, count=1000)
     assert [entry.message.id for entry in first.items] == ["msg_7", "msg_6", "msg_5", "msg_4", "msg_3"]
-    rest = reads.log(db, ACCOUNT, LogFilter(), cursor=first.cursor, count=1000)
+    rest = queries.log(db, ACCOUNT, LogFilter(), cursor=first.cursor, count=1000)
     assert ([entry.message.id for entry in rest.items], rest.cursor) == (["msg_2", "msg_1", "msg_0"], None)
     for one in claim(db):
         verbs.settle(db, Settlement(one, Response(status=500, body=large), Verdict(Event.FAIL, "no")), now_ms=NOW)
-    page = reads.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=100)
+    page = queries.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=100)
     assert len(page.items) == 3
     assert page.cursor == page.items[-1].id
 
 
 def test_a_last_page_that_is_just_full_has_no_cursor(db: apsw.Connection) -> None:
     verbs.accept(db, [publication(n) for n in range(3)], now_ms=NOW)
-    assert reads.log(db, ACCOUNT, LogFilter(), cursor=None, count=3).cursor is None
+    assert queries.log(db, ACCOUNT, LogFilter(), cursor=None, count=3).cursor is None
 
 
 def test_the_history_and_the_dead_letter_of_a_message_are_found_without_looking_at_those_of_others(
@@ -280,8 +281,8 @@ def test_the_history_and_the_dead_letter_of_a_message_are_found_without_looking_
 
     db.set_progress_handler(count, 100)
     wanted = ("msg_7", "msg_1234")
-    entries = reads.log(db, ACCOUNT, LogFilter(message_ids=wanted), cursor=None, count=1000).items
-    letters = reads.dead_letters(db, ACCOUNT, DeadLetterFilter(message_ids=wanted), cursor=None, count=100).items
+    entries = queries.log(db, ACCOUNT, LogFilter(message_ids=wanted), cursor=None, count=1000).items
+    letters = queries.dead_letters(db, ACCOUNT, DeadLetterFilter(message_ids=wanted), cursor=None, count=100).items
     assert len(entries) == 8
     assert [letter.message.id for letter in letters] == list(wanted)
     assert steps < 50  # a dozen; hundreds where all are looked at
@@ -289,8 +290,8 @@ def test_the_history_and_the_dead_letter_of_a_message_are_found_without_looking_
 
 @pytest.mark.parametrize("cursor", ["", "x", "1", "1-", "-1", "1-x", "1-٣", "9" * 30 + "-1", "1-1; DROP TABLE log"])
 def test_a_forged_cursor_is_refused(db: apsw.Connection, cursor: str) -> None:
-    with pytest.raises(reads.BadCursorError, match="not a cursor"):
-        reads.log(db, ACCOUNT, LogFilter(), cursor=cursor, count=3)
+    with pytest.raises(queries.BadCursorError, match="not a cursor"):
+        queries.log(db, ACCOUNT, LogFilter(), cursor=cursor, count=3)
 
 
 def test_log_filters_are_anded_and_their_values_ored(db: apsw.Connection) -> None:
@@ -305,7 +306,7 @@ def test_log_filters_are_anded_and_their_values_ored(db: apsw.Connection) -> Non
     )
 
     def found(**which: object) -> list[str]:
-        page = reads.log(db, ACCOUNT, LogFilter(oldest_first=True, **which), cursor=None, count=9)  # type: ignore[arg-type]
+        page = queries.log(db, ACCOUNT, LogFilter(oldest_first=True, **which), cursor=None, count=9)  # type: ignore[arg-type]
         return [entry.message.id for entry in page.items]
 
     assert found(labels=("red", "green")) == ["msg_1", "msg_2"]
@@ -319,9 +320,9 @@ def test_log_filters_are_anded_and_their_values_ored(db: apsw.Connection) -> Non
 def test_hostile_text_is_data_and_not_sql(db: apsw.Connection) -> None:
     text = "x'OR(1=1);DROP--"
     verbs.accept(db, [publication(1, url=f"http://h/{text}", options=PublishOptions(labels=("%_",)))], now_ms=NOW)
-    assert reads.message(db, ACCOUNT, text) is None
-    assert len(reads.log(db, ACCOUNT, LogFilter(urls=(f"http://h/{text}",)), cursor=None, count=9).items) == 1
-    assert reads.log(db, ACCOUNT, LogFilter(labels=("__",)), cursor=None, count=9).items == ()
+    assert queries.message(db, ACCOUNT, text) is None
+    assert len(queries.log(db, ACCOUNT, LogFilter(urls=(f"http://h/{text}",)), cursor=None, count=9).items) == 1
+    assert queries.log(db, ACCOUNT, LogFilter(labels=("__",)), cursor=None, count=9).items == ()
 
 
 def test_configured_keys_seed_a_new_account_and_never_replace_what_is_stored(db: apsw.Connection) -> None:
@@ -338,8 +339,8 @@ def test_the_claim_reads_only_the_index_of_what_may_start(db: apsw.Connection) -
     plan = " ".join(
         str(row)
         for row in db.execute(
-            f"EXPLAIN QUERY PLAN {claiming.SELECT}"
-            " WHERE m.stage = 1 AND m.due_ms <= ? ORDER BY m.due_ms, m.seq LIMIT ?",
+            f"EXPLAIN QUERY PLAN {claiming.SELECT} "
+            "WHERE m.stage = 1 AND m.due_ms <= ? ORDER BY m.due_ms, m.seq LIMIT ?",
             (NOW, 10),
         )
     )
@@ -351,4 +352,4 @@ def test_a_message_is_kept_readable_after_it_is_finished(db: apsw.Connection) ->
     verbs.accept(db, [publication(1)], now_ms=NOW)
     [one] = claim(db)
     settle(db, one, Verdict(Event.SUCCEED))
-    assert reads.message(db, ACCOUNT, "msg_1") == message(1)
+    assert queries.message(db, ACCOUNT, "msg_1") == message(1)

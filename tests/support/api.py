@@ -8,9 +8,9 @@ from typing import Any
 
 from qtasks.broker.api.auth import Principal, Scope
 from qtasks.broker.api.call import Call, Refusal, Reply
+from qtasks.broker.broker import Broker
 from qtasks.broker.events import MessageEvent
 from qtasks.broker.ports import Failure, Request
-from qtasks.broker.server import Broker
 from qtasks.broker.settings import DEV_CREDENTIALS, BrokerSettings
 from qtasks.protocol.messages import Response
 from tests.support.broker import ScriptedTransport, SeededRandom, VirtualClock

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from qtasks.broker.ports import Failure, Request
-from qtasks.broker.store.base import Publication
+from qtasks.broker.store.interface import Publication
 from qtasks.protocol import wire
 from qtasks.protocol.messages import Message, PublishOptions, Response
 from qtasks.testing import clock

@@ -9,11 +9,11 @@ import asyncio
 import signal
 import sys
 
-from qtasks.broker import eventloop
-from qtasks.broker.listening import listen
-from qtasks.broker.loops import Limits
-from qtasks.broker.serve import ApiServer
-from qtasks.broker.server import Broker
+from qtasks.broker.broker import Broker
+from qtasks.broker.loops.deliverer import Limits
+from qtasks.broker.server import event_loop
+from qtasks.broker.server.api_server import ApiServer
+from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import BrokerSettings
 
 SLOTS = 32
@@ -35,4 +35,4 @@ async def serve(path: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    eventloop.run(serve(sys.argv[1], int(sys.argv[2])))
+    event_loop.run(serve(sys.argv[1], int(sys.argv[2])))

@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from qtasks import QTasks
+from qtasks.broker.broker import Broker
 from qtasks.broker.ports import Failure
 from qtasks.broker.ports import Request as Attempt
-from qtasks.broker.server import Broker
 from qtasks.broker.settings import BrokerSettings
 from qtasks.protocol import development
 from qtasks.protocol.messages import Response

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qtasks.broker.rules import MOVES, Stage
+from qtasks.broker.core.rules import MOVES, Stage
 from qtasks.protocol.messages import State
 
 

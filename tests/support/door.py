@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-from qtasks.broker.store.base import Credentials
+from qtasks.broker.store.interface import Credentials
 
 PATIENCE_S = 5.0
 LATER = (("Upstash-Delay", "1d"),)

@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeVar
 
-from qtasks.broker import eventloop, ids
+from qtasks.broker import ids
 from qtasks.broker.api.auth import Principal, Scope
+from qtasks.broker.broker import Broker
 from qtasks.broker.clock import SystemRandom
 from qtasks.broker.events import MessageEvent
-from qtasks.broker.listening import listen
-from qtasks.broker.serve import ApiServer
-from qtasks.broker.server import Broker
+from qtasks.broker.server import event_loop
+from qtasks.broker.server.api_server import ApiServer
+from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import BrokerSettings
-from qtasks.broker.store.base import Credentials
+from qtasks.broker.store.interface import Credentials
 from qtasks.protocol.messages import State
 
 T = TypeVar("T")
@@ -29,7 +30,7 @@ class RunningBroker:
     """A broker with its API on a free port of the loopback interface, on a thread of its own."""
 
     def __init__(self, settings: BrokerSettings) -> None:
-        self._loop = eventloop.new_event_loop()
+        self._loop = event_loop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         listener = listen("127.0.0.1", 0)

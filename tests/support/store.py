@@ -6,9 +6,9 @@ from typing import Any
 
 import apsw
 
-from qtasks.broker.rules import Event, Stage, Verdict
-from qtasks.broker.store import reads, verbs
-from qtasks.broker.store.base import Claim, DeadLetterFilter, LogFilter, Settled, Settlement
+from qtasks.broker.core.rules import Event, Stage, Verdict
+from qtasks.broker.store import queries, verbs
+from qtasks.broker.store.interface import Claim, DeadLetterFilter, LogFilter, Settled, Settlement
 from qtasks.broker.store.sqlite import connect
 from qtasks.protocol.messages import DeadLetter, Message, Response, State
 from tests.support.broker import ACCOUNT, START_MS, publication
@@ -79,7 +79,7 @@ class Desk:
         verbs.recover(self.db, now_ms=self.now_ms)
 
     def message(self, message_id: str) -> Message:
-        found = reads.message(self.db, ACCOUNT, message_id)
+        found = queries.message(self.db, ACCOUNT, message_id)
         assert found is not None
         return found
 
@@ -88,10 +88,10 @@ class Desk:
 
     def states(self, message_id: str) -> list[State]:
         which = LogFilter(message_ids=(message_id,), oldest_first=True)
-        return [entry.state for entry in reads.log(self.db, ACCOUNT, which, cursor=None, count=100).items]
+        return [entry.state for entry in queries.log(self.db, ACCOUNT, which, cursor=None, count=100).items]
 
     def dead(self, **which: Any) -> list[DeadLetter]:
-        return list(reads.dead_letters(self.db, ACCOUNT, DeadLetterFilter(**which), cursor=None, count=100).items)
+        return list(queries.dead_letters(self.db, ACCOUNT, DeadLetterFilter(**which), cursor=None, count=100).items)
 
 
 def ids(claims: list[Claim]) -> list[str]:

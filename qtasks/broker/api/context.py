@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qtasks.broker.destinations import Policy
 from qtasks.broker.events import Watchers
-from qtasks.broker.llm import LanguageModel
-from qtasks.broker.loops import KeyRing
+from qtasks.broker.llm.language_model import LanguageModel
+from qtasks.broker.loops.deliverer import KeyRing
 from qtasks.broker.ports import Clock, Random
-from qtasks.broker.store.base import Accepted, Publication, Store
+from qtasks.broker.store.interface import Accepted, Publication, Store
+from qtasks.broker.transport.destination_policy import Policy
 
 
 @dataclass(frozen=True, slots=True)

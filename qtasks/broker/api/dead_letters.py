@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Final
 
 from qtasks.broker import ids
-from qtasks.broker.api import selection
+from qtasks.broker.api import query_filters
 from qtasks.broker.api.call import Call, Query, Refusal, Reply, reply
-from qtasks.broker.api.checks import check_not_before, check_policy
 from qtasks.broker.api.context import Context
-from qtasks.broker.composing import again
-from qtasks.broker.store.base import DeadLetterFilter, Page, Publication
-from qtasks.broker.store.reads import BadCursorError
+from qtasks.broker.api.validation import check_not_before, check_policy
+from qtasks.broker.core.message_builder import again
+from qtasks.broker.store.interface import DeadLetterFilter, Page, Publication
+from qtasks.broker.store.queries import BadCursorError
 from qtasks.protocol import views, wire
 from qtasks.protocol.messages import DeadLetter, PublishOptions
 
@@ -25,7 +25,7 @@ _ID: Final = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
 async def list_dead_letters(context: Context, account: int, call: Call) -> Reply:
     """`GET /v2/dlq`."""
     query = Query(call.query)
-    which = selection.dead_letter_filter(query)
+    which = query_filters.dead_letter_filter(query)
     if bad := [one for one in which.ids if not _ID.fullmatch(one)]:
         raise Refusal(400, f"dlqIds: expected an id such as 1725323658779-0, got {bad[0][:40]!r}")
     page = await _page(context, account, which, query.one("cursor") or None, query.count(default=PAGE, most=PAGE))
@@ -51,7 +51,7 @@ async def delete_dead_letter(context: Context, account: int, call: Call, letter_
 
 async def delete_dead_letters(context: Context, account: int, call: Call) -> Reply:
     """`DELETE /v2/dlq`: by ids, where those that are gone are skipped, or by filter, a page at a time."""
-    query = await selection.read(call, selection.DEAD_LETTER_NAMES)
+    query = await query_filters.read(call, query_filters.DEAD_LETTER_NAMES)
     deleted, cursor = 0, None
     for which, count in _portions(query):
         try:
@@ -75,7 +75,7 @@ async def retry_dead_letter(context: Context, account: int, call: Call, letter_i
 
 async def retry_dead_letters(context: Context, account: int, call: Call) -> Reply:
     """`POST /v2/dlq/retry`: as for one, by ids or by filter, a page at a time."""
-    query = await selection.read(call, selection.DEAD_LETTER_NAMES)
+    query = await query_filters.read(call, query_filters.DEAD_LETTER_NAMES)
     overrides = _overrides(context, call)
     taken: list[Publication] = []
     cursor = None
@@ -95,11 +95,11 @@ def _portions(query: Query) -> list[tuple[DeadLetterFilter, int]]:
 
     Ids of which none can exist are left out: they are skipped as those that are gone.
     """
-    which = selection.dead_letter_filter(query)
+    which = query_filters.dead_letter_filter(query)
     if "dlqIds" not in query and "dlqId" not in query:
         return [(which, query.count(default=PAGE, most=PAGE))]
     known = tuple(one for one in which.ids if _ID.fullmatch(one))
-    return [(replace(which, ids=some), len(some)) for some in selection.slices(known)]
+    return [(replace(which, ids=some), len(some)) for some in query_filters.slices(known)]
 
 
 def _overrides(context: Context, call: Call) -> PublishOptions:

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Final
 
 from qtasks.broker import ids
-from qtasks.broker.api import selection
+from qtasks.broker.api import query_filters
 from qtasks.broker.api.call import Call, Query, Refusal, Reply, reply
 from qtasks.broker.api.context import Context
-from qtasks.broker.store.base import MessageFilter
-from qtasks.broker.store.reads import BadCursorError
+from qtasks.broker.store.interface import MessageFilter
+from qtasks.broker.store.queries import BadCursorError
 from qtasks.protocol import views
 
 LOG_PAGE: Final = 1000
@@ -38,15 +38,15 @@ async def cancel_message(context: Context, account: int, call: Call, message_id:
 
 async def cancel_messages(context: Context, account: int, call: Call) -> Reply:
     """`DELETE /v2/messages`: by ids, by filter, or all, in either style of request; ids win over filters."""
-    query = await selection.read(call, selection.CANCEL_NAMES)
+    query = await query_filters.read(call, query_filters.CANCEL_NAMES)
     message_ids = query.several("messageIds", "messageId", most=None)
     if message_ids:
         cancelled = 0
-        for some in selection.slices(message_ids):
+        for some in query_filters.slices(message_ids):
             cancelled += await context.store.cancel(account, some, now_ms=context.clock.now_ms())
     else:
         count = query.integer("count", low=1, high=MAX_CANCEL)
-        cancelled = await _cancel_where(context, account, selection.message_filter(query), count)
+        cancelled = await _cancel_where(context, account, query_filters.message_filter(query), count)
     context.wake()
     return reply({"cancelled": cancelled})
 
@@ -57,7 +57,7 @@ async def _cancel_where(context: Context, account: int, which: MessageFilter, co
     which = replace(which, to_ms=now_ms if which.to_ms is None else min(now_ms, which.to_ms))
     cancelled, after = 0, 0
     while count is None or cancelled < count:
-        limit = selection.SLICE if count is None else min(selection.SLICE, count - cancelled)
+        limit = query_filters.SLICE if count is None else min(query_filters.SLICE, count - cancelled)
         done = await context.store.cancel_where(account, which, after=after, limit=limit, now_ms=now_ms)
         cancelled += done.count
         if done.last is None:
@@ -69,7 +69,7 @@ async def _cancel_where(context: Context, account: int, which: MessageFilter, co
 async def list_log(context: Context, account: int, call: Call) -> Reply:
     """`GET /v2/events` and `GET /v2/logs`: one implementation, the same array under both keys (A3)."""
     query = Query(call.query)
-    which = selection.log_filter(query)
+    which = query_filters.log_filter(query)
     count = query.count(default=LOG_PAGE, most=LOG_PAGE)
     try:
         page = await context.store.log(account, which, cursor=query.one("cursor") or None, count=count)

@@ -16,13 +16,13 @@ import orjson
 from qtasks.broker.api import (
     chat,
     dead_letters,
-    flow,
-    groups,
+    flow_control,
     messages,
     publish,
+    query_filters,
     queues,
     schedules,
-    selection,
+    url_groups,
     workflows,
 )
 from qtasks.broker.api.call import Reply
@@ -179,11 +179,11 @@ def _filters(names: Iterable[str]) -> dict[str, Schema]:
     return {name: _KINDS.get(name, _TEXTS) for name in sorted(set(names) - {"qstash_token", "callerIP"})}
 
 
-_CANCEL: Final = {**_filters(selection.CANCEL_NAMES), "count": {**_PAGE, "maximum": messages.MAX_CANCEL}}
-_DEAD: Final = _filters(selection.DEAD_LETTER_NAMES)
+_CANCEL: Final = {**_filters(query_filters.CANCEL_NAMES), "count": {**_PAGE, "maximum": messages.MAX_CANCEL}}
+_DEAD: Final = _filters(query_filters.DEAD_LETTER_NAMES)
 _LISTED_DEAD: Final = {**_DEAD, "order": {"enum": ["earliestFirst", "latestFirst"]}}
 _LOG: Final = {
-    **_filters(selection.CANCEL_NAMES | {"cursor"}),
+    **_filters(query_filters.CANCEL_NAMES | {"cursor"}),
     "state": _STATES,
     "order": {"enum": ["earliestFirst", "latestFirst"]},
 }
@@ -305,16 +305,16 @@ _DESCRIBED: Final[Mapping[Handler, Described]] = {
     queues.delete_queue: Described(_Q, "Delete a queue and cancel what waits in it", _DONE),
     queues.pause_queue: Described(_Q, "Start nothing new", _DONE),
     queues.resume_queue: Described(_Q, "Go on with the oldest", _DONE),
-    groups.list_groups: Described(_G, "All URL groups", {200: "UrlGroups"}),
-    groups.get_group: Described(_G, "One URL group", {200: "UrlGroup"}),
-    groups.delete_group: Described(_G, "Delete a URL group", _DONE),
-    groups.set_headers: Described(
+    url_groups.list_groups: Described(_G, "All URL groups", {200: "UrlGroups"}),
+    url_groups.get_group: Described(_G, "One URL group", {200: "UrlGroup"}),
+    url_groups.delete_group: Described(_G, "Delete a URL group", _DONE),
+    url_groups.set_headers: Described(
         _G, "Default headers of every publish to it", _DONE, (), _json(_DEFAULTS, example=_DEFAULTS_EXAMPLE)
     ),
-    groups.upsert_endpoints: Described(
+    url_groups.upsert_endpoints: Described(
         _G, "Add or change endpoints; makes the group", _DONE, (), _json(_ENDPOINTS, example=_ENDPOINTS_EXAMPLE)
     ),
-    groups.remove_endpoints: Described(
+    url_groups.remove_endpoints: Described(
         _G, "Remove endpoints by name or url; the last takes the group along", _DONE, (), _json(_ENDPOINTS)
     ),
     schedules.create_schedule: Described(
@@ -325,19 +325,23 @@ _DESCRIBED: Final[Mapping[Handler, Described]] = {
     schedules.delete_schedule: Described(_S, "Delete a schedule", _DONE),
     schedules.pause_schedule: Described(_S, "Pause a schedule", _DONE),
     schedules.resume_schedule: Described(_S, "Resume a schedule; what was left out is not made up for", _DONE),
-    flow.list_keys: Described(_F, "All keys", {200: "FlowControlKeys"}, _query({"search": TEXT})),
-    flow.get_key: Described(_F, "One key: its limits and what they count", {200: "FlowControlKey"}),
-    flow.pause_key: Described(_F, "Start nothing with this key", _DONE),
-    flow.resume_key: Described(_F, "Start again", _DONE),
-    flow.pin_key: Described(
+    flow_control.list_keys: Described(_F, "All keys", {200: "FlowControlKeys"}, _query({"search": TEXT})),
+    flow_control.get_key: Described(_F, "One key: its limits and what they count", {200: "FlowControlKey"}),
+    flow_control.pause_key: Described(_F, "Start nothing with this key", _DONE),
+    flow_control.resume_key: Described(_F, "Start again", _DONE),
+    flow_control.pin_key: Described(
         _F,
         "Fix limits, whatever messages bring",
         _DONE,
         _query({"parallelism": _NUMBER, "rate": _NUMBER, "period": {**_NUMBER, "maximum": 7 * 86_400}}),
     ),
-    flow.unpin_key: Described(_F, "Let messages set limits again", _DONE, _query({"parallelism": FLAG, "rate": FLAG})),
-    flow.reset_rate: Described(_F, "Begin a new rate period", _DONE),
-    flow.global_parallelism: Described(_F, "Attempts in flight, and the most there may be", {200: "GlobalParallelism"}),
+    flow_control.unpin_key: Described(
+        _F, "Let messages set limits again", _DONE, _query({"parallelism": FLAG, "rate": FLAG})
+    ),
+    flow_control.reset_rate: Described(_F, "Begin a new rate period", _DONE),
+    flow_control.global_parallelism: Described(
+        _F, "Attempts in flight, and the most there may be", {200: "GlobalParallelism"}
+    ),
     messages.get_keys: Described("Signing keys", "The two keys", {200: "Keys"}),
     messages.rotate_keys: Described("Signing keys", "Next becomes current, and there is a new next", {200: "Keys"}),
     chat.complete: Described(

@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from qtasks.broker import ids
 from qtasks.broker.api.call import Call, Refusal, Reply, read_json, reply
-from qtasks.broker.api.checks import check_api, check_not_before, check_order_of_arrival, check_policy
 from qtasks.broker.api.context import Context
 from qtasks.broker.api.schedules import create_schedule
-from qtasks.broker.composing import LLM_URL, Order, publications
-from qtasks.broker.store.base import Accepted, Endpoint, Publication
+from qtasks.broker.api.validation import check_api, check_not_before, check_order_of_arrival, check_policy
+from qtasks.broker.core.message_builder import LLM_URL, Order, publications
+from qtasks.broker.store.interface import Accepted, Endpoint, Publication
 from qtasks.protocol import wire
 from qtasks.protocol.messages import MAX_BODY, Headers, PublishOptions
 

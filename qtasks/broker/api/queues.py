@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from qtasks.broker.api.call import Call, Refusal, Reply, read_name, read_object, reply
 from qtasks.broker.api.context import Context
-from qtasks.broker.store.base import Queue
+from qtasks.broker.store.interface import Queue
 
 MAX_PARALLELISM: Final = 1000
 """The largest of the hosted plans."""

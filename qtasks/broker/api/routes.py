@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote
 
-from qtasks.broker.api import chat, dead_letters, flow, groups, messages, publish, queues, schedules, workflows
+from qtasks.broker.api import (
+    chat,
+    dead_letters,
+    flow_control,
+    messages,
+    publish,
+    queues,
+    schedules,
+    url_groups,
+    workflows,
+)
 from qtasks.broker.api.auth import Scope, Tokens
 from qtasks.broker.api.call import Call, Refusal, Reply, refuse
 from qtasks.broker.api.context import Context
@@ -56,12 +66,12 @@ ROUTES: Final = (
     _route("DELETE", "/v2/queues/{}", _PUBLISH, queues.delete_queue),
     _route("POST", "/v2/queues/{}/pause", _PUBLISH, queues.pause_queue),
     _route("POST", "/v2/queues/{}/resume", _PUBLISH, queues.resume_queue),
-    _route("GET", "/v2/topics", _READ, groups.list_groups),
-    _route("GET", "/v2/topics/{}", _READ, groups.get_group),
-    _route("DELETE", "/v2/topics/{}", _PUBLISH, groups.delete_group),
-    _route("PATCH", "/v2/topics/{}", _PUBLISH, groups.set_headers),
-    _route("POST", "/v2/topics/{}/endpoints", _PUBLISH, groups.upsert_endpoints),
-    _route("DELETE", "/v2/topics/{}/endpoints", _PUBLISH, groups.remove_endpoints),
+    _route("GET", "/v2/topics", _READ, url_groups.list_groups),
+    _route("GET", "/v2/topics/{}", _READ, url_groups.get_group),
+    _route("DELETE", "/v2/topics/{}", _PUBLISH, url_groups.delete_group),
+    _route("PATCH", "/v2/topics/{}", _PUBLISH, url_groups.set_headers),
+    _route("POST", "/v2/topics/{}/endpoints", _PUBLISH, url_groups.upsert_endpoints),
+    _route("DELETE", "/v2/topics/{}/endpoints", _PUBLISH, url_groups.remove_endpoints),
     *(
         _route(method, f"/v2/schedules/{{}}/{verb}", _PUBLISH, handler)
         for method in ("PATCH", "POST")
@@ -71,15 +81,15 @@ ROUTES: Final = (
     _route("GET", "/v2/schedules", _READ, schedules.list_schedules),
     _route("GET", "/v2/schedules/{}", _READ, schedules.get_schedule),
     _route("DELETE", "/v2/schedules/{}", _PUBLISH, schedules.delete_schedule),
-    _route("GET", "/v2/flowcontrol", _READ, flow.list_keys),
-    _route("GET", "/v2/flowcontrol/{}", _READ, flow.get_key),
-    _route("POST", "/v2/flowcontrol/{}/pause", _PUBLISH, flow.pause_key),
-    _route("POST", "/v2/flowcontrol/{}/resume", _PUBLISH, flow.resume_key),
-    _route("POST", "/v2/flowcontrol/{}/pin", _PUBLISH, flow.pin_key),
-    _route("POST", "/v2/flowcontrol/{}/unpin", _PUBLISH, flow.unpin_key),
-    _route("POST", "/v2/flowcontrol/{}/resetrate", _PUBLISH, flow.reset_rate),
-    _route("POST", "/v2/flowcontrol/{}/reset", _PUBLISH, flow.reset_rate),
-    _route("GET", "/v2/globalparallelism", _READ, flow.global_parallelism),
+    _route("GET", "/v2/flowcontrol", _READ, flow_control.list_keys),
+    _route("GET", "/v2/flowcontrol/{}", _READ, flow_control.get_key),
+    _route("POST", "/v2/flowcontrol/{}/pause", _PUBLISH, flow_control.pause_key),
+    _route("POST", "/v2/flowcontrol/{}/resume", _PUBLISH, flow_control.resume_key),
+    _route("POST", "/v2/flowcontrol/{}/pin", _PUBLISH, flow_control.pin_key),
+    _route("POST", "/v2/flowcontrol/{}/unpin", _PUBLISH, flow_control.unpin_key),
+    _route("POST", "/v2/flowcontrol/{}/resetrate", _PUBLISH, flow_control.reset_rate),
+    _route("POST", "/v2/flowcontrol/{}/reset", _PUBLISH, flow_control.reset_rate),
+    _route("GET", "/v2/globalparallelism", _READ, flow_control.global_parallelism),
     _route("GET", "/v2/keys", _PUBLISH, messages.get_keys),
     _route("POST", "/v2/keys/rotate", _PUBLISH, messages.rotate_keys),
     _route("POST", "/v2/rotate", _PUBLISH, messages.rotate_keys),

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from qtasks.broker import ids
 from qtasks.broker.api.call import Call, Refusal, Reply, reply
-from qtasks.broker.api.checks import check_api, check_callbacks_of_queue, check_policy
 from qtasks.broker.api.context import Context
+from qtasks.broker.api.validation import check_api, check_callbacks_of_queue, check_policy
 from qtasks.protocol import cron, views, wire
 from qtasks.protocol.messages import MAX_BODY, Schedule
 

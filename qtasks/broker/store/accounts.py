@@ -6,7 +6,7 @@ from typing import cast
 
 import apsw
 
-from qtasks.broker.store.base import Credentials
+from qtasks.broker.store.interface import Credentials
 from qtasks.protocol.messages import SigningKeys
 
 

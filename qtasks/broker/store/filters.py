@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from qtasks.broker.store.base import MessageFilter
+from qtasks.broker.store.interface import MessageFilter
 
 _COLUMNS: Final = (
     ("message_ids", "m.id"),

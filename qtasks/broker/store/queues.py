@@ -6,10 +6,10 @@ from typing import Any, Final
 
 import apsw
 
-from qtasks.broker.store import gates
-from qtasks.broker.store.base import Queue
-from qtasks.broker.store.cancelling import cancel_one
-from qtasks.broker.store.journal import fetch
+from qtasks.broker.store import admission
+from qtasks.broker.store.cancel import cancel_one
+from qtasks.broker.store.interface import Queue
+from qtasks.broker.store.log_entries import fetch
 
 _LAG: Final = (
     "(SELECT count(*) FROM messages m WHERE m.account = q.account AND m.queue = q.name AND m.stage = 4 AND m.slot = 0)"
@@ -23,14 +23,14 @@ def upsert_queue(
     db: apsw.Connection, account: int, name: str, *, parallelism: int | None, paused: bool | None, now_ms: int
 ) -> None:
     """Make or change a queue; None keeps what is there (1 and running for a new one)."""
-    gates.ensure_queue(db, account, name, now_ms)
+    admission.ensure_queue(db, account, name, now_ms)
     if parallelism is not None:
         db.execute(
             "UPDATE queues SET parallelism = ?, updated_ms = ? WHERE account = ? AND name = ? AND parallelism != ?",
             (parallelism, now_ms, account, name, parallelism),
         )
-        gates.withdraw(db, account, name)
-        gates.admit(db, account, name)
+        admission.withdraw(db, account, name)
+        admission.admit(db, account, name)
     if paused is not None:
         pause_queue(db, account, name, paused=paused, now_ms=now_ms)
 
@@ -46,9 +46,9 @@ def pause_queue(db: apsw.Connection, account: int, name: str, *, paused: bool, n
             (int(paused), now_ms, account, name),
         )
         if paused:
-            gates.hold_queue(db, account, name)
+            admission.hold_queue(db, account, name)
         else:
-            gates.resume_queue(db, account, name)
+            admission.resume_queue(db, account, name)
     return True
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import apsw
 
 from qtasks.broker.store import verbs
-from qtasks.broker.store.base import (
+from qtasks.broker.store.interface import (
     Cancelled,
     DeadLetterFilter,
     Deleted,

@@ -7,7 +7,7 @@ from typing import Final, cast
 
 import apsw
 
-from qtasks.broker.rules import Stage
+from qtasks.broker.core.rules import Stage
 
 BATCH: Final = 100
 """Messages removed in one transaction at most: a few milliseconds."""

@@ -7,11 +7,11 @@ from typing import Any, Final
 import apsw
 import orjson
 
-from qtasks.broker.rules import Stage
+from qtasks.broker.core.rules import Stage
 from qtasks.broker.store import rows
-from qtasks.broker.store.accepting import insert
-from qtasks.broker.store.base import Firing
-from qtasks.broker.store.journal import fetch
+from qtasks.broker.store.accept import insert
+from qtasks.broker.store.interface import Firing
+from qtasks.broker.store.log_entries import fetch
 from qtasks.protocol import wire
 from qtasks.protocol.messages import RunState, Schedule
 

@@ -30,8 +30,9 @@ from typing import Any, Final, TypeVar
 
 import apsw
 
-from qtasks.broker.store import reads, retention, tokens, verbs
-from qtasks.broker.store.base import (
+from qtasks.broker.store import queries, retention, tokens, verbs
+from qtasks.broker.store.file_lock import FileLock
+from qtasks.broker.store.interface import (
     Accepted,
     Claims,
     Credentials,
@@ -43,7 +44,6 @@ from qtasks.broker.store.base import (
     Settled,
     Settlement,
 )
-from qtasks.broker.store.lock import FileLock
 from qtasks.broker.store.resources import Resources
 from qtasks.broker.store.retention import Retention
 from qtasks.broker.store.tokens import StoredToken
@@ -167,17 +167,17 @@ class SqliteStore(Resources):
 
     async def message(self, account: int, message_id: str) -> Message | None:
         """See `Store.message`."""
-        return await self._read(lambda db: reads.message(db, account, message_id))
+        return await self._read(lambda db: queries.message(db, account, message_id))
 
     async def log(self, account: int, which: LogFilter, *, cursor: str | None, count: int) -> Page[LogEntry]:
         """See `Store.log`."""
-        return await self._read(lambda db: reads.log(db, account, which, cursor=cursor, count=count))
+        return await self._read(lambda db: queries.log(db, account, which, cursor=cursor, count=count))
 
     async def dead_letters(
         self, account: int, which: DeadLetterFilter, *, cursor: str | None, count: int
     ) -> Page[DeadLetter]:
         """See `Store.dead_letters`."""
-        return await self._read(lambda db: reads.dead_letters(db, account, which, cursor=cursor, count=count))
+        return await self._read(lambda db: queries.dead_letters(db, account, which, cursor=cursor, count=count))
 
     async def keys(self, account: int) -> SigningKeys:
         """See `Store.keys`."""

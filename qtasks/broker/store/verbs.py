@@ -5,12 +5,12 @@ simulations call them inline. None of them leaves a half-done change behind a no
 exception means that the caller must roll back. Each lives in the module of its reason; this is the menu.
 """
 
-from qtasks.broker.store.accepting import accept
+from qtasks.broker.store.accept import accept
 from qtasks.broker.store.accounts import ensure_account, keys, rotate_keys
-from qtasks.broker.store.cancelling import cancel, cancel_where
-from qtasks.broker.store.claiming import CORRUPT, claim
-from qtasks.broker.store.dead import delete_dead_letters, retry_dead_letters
-from qtasks.broker.store.flow import (
+from qtasks.broker.store.cancel import cancel, cancel_where
+from qtasks.broker.store.claim import CORRUPT, claim
+from qtasks.broker.store.dead_letters import delete_dead_letters, retry_dead_letters
+from qtasks.broker.store.flow_control import (
     flow_key,
     flow_keys,
     pause_flow_key,
@@ -18,14 +18,6 @@ from qtasks.broker.store.flow import (
     reset_flow_rate,
     running_now,
     unpin_flow_key,
-)
-from qtasks.broker.store.groups import (
-    delete_group,
-    group,
-    groups,
-    remove_endpoints,
-    set_group_headers,
-    upsert_endpoints,
 )
 from qtasks.broker.store.health import probe
 from qtasks.broker.store.queues import drop_queue, pause_queue, queue, queues, upsert_queue
@@ -39,7 +31,15 @@ from qtasks.broker.store.schedules import (
     schedule,
     schedules,
 )
-from qtasks.broker.store.settling import INTERRUPTED, recover, settle
+from qtasks.broker.store.settle import INTERRUPTED, recover, settle
+from qtasks.broker.store.url_groups import (
+    delete_group,
+    group,
+    groups,
+    remove_endpoints,
+    set_group_headers,
+    upsert_endpoints,
+)
 
 __all__ = [
     "CORRUPT",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from qtasks.broker.api.call import Call, Reply
 from qtasks.broker.api.routes import ROUTES
-from qtasks.broker.server import Broker
+from qtasks.broker.broker import Broker
 from qtasks.broker.settings import DEV_CREDENTIALS, BrokerSettings
 from tests.support.broker import ScriptedTransport
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtasks.broker.destinations import Kind, Mode, Policy, kind_of, parse
+from qtasks.broker.transport.destination_policy import Kind, Mode, Policy, kind_of, parse
 from qtasks.errors import ConfigurationError
 from qtasks.protocol import targets
 from qtasks.protocol.headers import WireError

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from qtasks.broker import echo
-from qtasks.broker.llm import LanguageModel, completions_url
+from qtasks.broker.llm import echo
+from qtasks.broker.llm.language_model import LanguageModel, completions_url
 from qtasks.broker.ports import Failure, Request
 from qtasks.protocol.messages import Response
 from tests.support.api import Service, header

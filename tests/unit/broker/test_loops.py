@@ -12,13 +12,13 @@ from typing import Any, TypeVar, cast
 import apsw
 import pytest
 
+from qtasks.broker.broker import Broker
 from qtasks.broker.events import MessageEvent, Watchers
-from qtasks.broker.loops import USER_AGENT, Deliverer, KeyRing, Limits, compose
+from qtasks.broker.loops.deliverer import USER_AGENT, Deliverer, KeyRing, Limits, compose
 from qtasks.broker.ports import Failure, Request, Transport
-from qtasks.broker.server import Broker
 from qtasks.broker.settings import BrokerSettings
 from qtasks.broker.store import verbs
-from qtasks.broker.store.base import Credentials, DeadLetterFilter, LogFilter, Store
+from qtasks.broker.store.interface import Credentials, DeadLetterFilter, LogFilter, Store
 from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.errors import StoreError
 from qtasks.protocol import signing

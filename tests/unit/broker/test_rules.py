@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from qtasks.broker import rules
+from qtasks.broker.core import rules
+from qtasks.broker.core.rules import FINAL, MOVES, Event, Stage, Verdict, backoff_s, is_final, judge
 from qtasks.broker.ports import Failure
-from qtasks.broker.rules import FINAL, MOVES, Event, Stage, Verdict, backoff_s, is_final, judge
 from qtasks.protocol.messages import Headers, Message, PublishOptions, Response, State
 from tests.support.broker import START_MS, message
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qtasks.broker.scheduler import plan
+from qtasks.broker.loops.scheduler import plan
 from qtasks.protocol import cron
 from qtasks.protocol.messages import PublishOptions, Schedule
 from tests.support.api import HOOK, Service, header

@@ -17,12 +17,12 @@ from typing import cast
 
 import pytest
 
+from qtasks.broker.core.rules import Stage
 from qtasks.broker.events import Watchers
-from qtasks.broker.loops import Deliverer, KeyRing, Limits
+from qtasks.broker.loops.deliverer import Deliverer, KeyRing, Limits
 from qtasks.broker.ports import Failure, Request
-from qtasks.broker.rules import Stage
 from qtasks.broker.store import verbs
-from qtasks.broker.store.base import Credentials, DeadLetterFilter, LogFilter
+from qtasks.broker.store.interface import Credentials, DeadLetterFilter, LogFilter
 from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.protocol.messages import LogEntry, PublishOptions, Response, SigningKeys, State
 from tests.support.broker import ACCOUNT, START_MS, SeededRandom, VirtualClock, publication

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from qtasks.broker.api.together import Together
+from qtasks.broker.server.write_coalescing import Together
 
 pytestmark = pytest.mark.anyio
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qtasks.broker import callbacks, composing
+from qtasks.broker.core import callback_messages, message_builder
 from qtasks.broker.ports import Failure
-from qtasks.broker.store.base import Endpoint
+from qtasks.broker.store.interface import Endpoint
 from qtasks.protocol import signing
 from qtasks.protocol.messages import Message, Response
 from tests.support.tasks import BASE_URL, KEYS, Answer, request
@@ -54,7 +54,7 @@ class Desk:
 
     def told(self, letter: Letter, said: Response | Failure, *, retried: int = 0, last: bool = False) -> Told:
         """What the broker makes of an attempt to send `letter`."""
-        order = composing.Order(
+        order = message_builder.Order(
             account=1,
             endpoints=(Endpoint(letter.url),),
             body=letter.body,
@@ -62,9 +62,9 @@ class Desk:
             caller_ip="192.0.2.1",
         )
         now_ms = int(self.courier.now_s * 1000)
-        message = composing.compose(order, order.endpoints[0], message_id=letter.message_id, now_ms=now_ms)
+        message = message_builder.compose(order, order.endpoints[0], message_id=letter.message_id, now_ms=now_ms)
         number = next(self._ids)
-        made = callbacks.of_attempt(
+        made = callback_messages.of_attempt(
             replace(message, retried=retried),
             said,
             ids=(f"msg_callback_{number}", f"msg_failure_{number}"),

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from qtasks import NonRetryable, QTasks, RetryPolicy, Snooze, TaskContext, chain, group, injected
-from qtasks.broker import loops
+from qtasks.broker.loops import deliverer
 from qtasks.errors import ConfigurationError, QTasksError, TaskExpired, TaskFailed
 from qtasks.protocol.messages import SigningKeys
 from qtasks.testing import Environment
@@ -272,14 +272,14 @@ def test_a_delivery_whose_signature_is_not_good_runs_nothing(
     tasks: QTasks, qtasks: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[int] = []
-    compose = loops.compose
+    compose = deliverer.compose
     forged = SigningKeys("sig_" + "f" * 40, "sig_" + "g" * 40)
 
     @tasks.task(retries=0)
     def touch() -> None:
         ran.append(1)
 
-    monkeypatch.setattr(loops, "compose", lambda message, keys, **facts: compose(message, forged, **facts))
+    monkeypatch.setattr(deliverer, "compose", lambda message, keys, **facts: compose(message, forged, **facts))
     touch.delay()
     qtasks.drain()
     assert ran == []

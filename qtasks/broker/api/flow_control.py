@@ -6,7 +6,7 @@ from typing import Final
 
 from qtasks.broker.api.call import Call, Query, Refusal, Reply, reply
 from qtasks.broker.api.context import Context
-from qtasks.broker.store.base import FlowKey
+from qtasks.broker.store.interface import FlowKey
 
 _MAX_LIMIT: Final = 2**31 - 1
 _MAX_PERIOD_S: Final = 7 * 24 * 60 * 60

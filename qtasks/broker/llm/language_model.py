@@ -10,8 +10,8 @@ import aiohttp
 import orjson
 import yarl
 
-from qtasks.broker import echo
-from qtasks.broker.composing import LLM_URL
+from qtasks.broker.core.message_builder import LLM_URL
+from qtasks.broker.llm import echo
 from qtasks.broker.ports import Clock, Failure, Request, Transport
 from qtasks.protocol import strict_json
 from qtasks.protocol.messages import DEFAULT_TIMEOUT_MS, Headers, Response

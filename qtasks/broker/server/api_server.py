@@ -10,9 +10,9 @@ from typing import Final
 
 import uvicorn
 
-from qtasks.broker.api.edge import LOOPBACK_HOSTS, Edge
-from qtasks.broker.api.guard import GuardedProtocol
-from qtasks.broker.server import Broker
+from qtasks.broker.broker import Broker
+from qtasks.broker.server.asgi import LOOPBACK_HOSTS, Edge
+from qtasks.broker.server.http_protocol import GuardedProtocol
 from qtasks.errors import ConfigurationError
 
 KEEP_ALIVE_S: Final = 75

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from qtasks.broker.api.call import MAX_VALUES, Call, Query, Refusal, read_json
-from qtasks.broker.store.base import DeadLetterFilter, LogFilter, MessageFilter
+from qtasks.broker.store.interface import DeadLetterFilter, LogFilter, MessageFilter
 from qtasks.protocol.messages import State
 
 SLICE: Final = 500

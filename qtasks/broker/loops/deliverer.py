@@ -15,10 +15,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
-from qtasks.broker import callbacks, ids, rules
+from qtasks.broker import ids
+from qtasks.broker.core import callback_messages, rules
 from qtasks.broker.events import MessageEvent, Watchers
 from qtasks.broker.ports import Clock, Failure, Random, Request, Transport
-from qtasks.broker.store.base import Claim, Claims, Settled, Settlement, Store
+from qtasks.broker.store.interface import Claim, Claims, Settled, Settlement, Store
 from qtasks.errors import StoreError
 from qtasks.protocol import signing
 from qtasks.protocol.messages import Headers, Message, Response, SigningKeys, State
@@ -222,7 +223,7 @@ class Deliverer:
         self._watchers.tell_created(settled.created, now_ms=now_ms)
 
     def _callback_ids(self, message: Message, now_ms: int) -> tuple[str, str] | None:
-        if not callbacks.wanted(message):
+        if not callback_messages.wanted(message):
             return None
         return ids.message_id(self._random, now_ms), ids.message_id(self._random, now_ms)
 

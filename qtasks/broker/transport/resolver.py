@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from qtasks.broker.destinations import Policy
+from qtasks.broker.transport.destination_policy import Policy
 
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
 """A host name in, its addresses as text out. Raises OSError when there are none."""

@@ -12,7 +12,7 @@ from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from qtasks.broker.api.together import Together
+from qtasks.broker.server.write_coalescing import Together
 
 HEAD_TIMEOUT_S: Final = 10.0
 """From the connection, or the first byte of a later request, to the end of its header."""

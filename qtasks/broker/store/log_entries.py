@@ -6,8 +6,8 @@ from typing import Any
 
 import apsw
 
+from qtasks.broker.core.rules import MOVES, Event, Stage
 from qtasks.broker.ports import Failure
-from qtasks.broker.rules import MOVES, Event, Stage
 from qtasks.broker.store import rows
 from qtasks.protocol.messages import Response, State
 

@@ -8,8 +8,8 @@ from typing import Any, Final
 import apsw
 
 from qtasks.broker.store import rows
-from qtasks.broker.store.base import Endpoint, UrlGroup
-from qtasks.broker.store.journal import fetch
+from qtasks.broker.store.interface import Endpoint, UrlGroup
+from qtasks.broker.store.log_entries import fetch
 from qtasks.protocol.messages import Headers
 
 _SELECT: Final = "SELECT name, headers, created_ms, updated_ms FROM url_groups"

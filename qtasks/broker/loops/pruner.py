@@ -7,7 +7,7 @@ import logging
 from typing import Final
 
 from qtasks.broker.ports import Clock
-from qtasks.broker.store.base import Store
+from qtasks.broker.store.interface import Store
 from qtasks.broker.store.retention import Retention
 from qtasks.errors import StoreError
 

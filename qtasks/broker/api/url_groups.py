@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from qtasks.broker.api.call import Call, Refusal, Reply, read_name, read_object, reply
-from qtasks.broker.api.checks import check_policy
 from qtasks.broker.api.context import Context
-from qtasks.broker.store.base import Endpoint, UrlGroup
+from qtasks.broker.api.validation import check_policy
+from qtasks.broker.store.interface import Endpoint, UrlGroup
 from qtasks.protocol import wire
 from qtasks.protocol.messages import Headers
 

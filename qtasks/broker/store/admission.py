@@ -21,8 +21,8 @@ from typing import Final, cast
 
 import apsw
 
-from qtasks.broker.rules import MOVES, Event, Stage
-from qtasks.broker.store.journal import fetch, move
+from qtasks.broker.core.rules import MOVES, Event, Stage
+from qtasks.broker.store.log_entries import fetch, move
 from qtasks.protocol.messages import FlowControl
 
 FRONT: Final = 0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from qtasks.broker.store.base import Endpoint, Publication, UrlGroup
+from qtasks.broker.store.interface import Endpoint, Publication, UrlGroup
 from qtasks.protocol import wire
 from qtasks.protocol.messages import (
     DEFAULT_RETRIES,

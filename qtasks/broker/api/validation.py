@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qtasks.broker.api.call import Refusal
 from qtasks.broker.api.context import Context
-from qtasks.broker.composing import urls_of
+from qtasks.broker.core.message_builder import urls_of
 from qtasks.protocol.messages import MAX_DELAY_MS, PublishOptions
 
 

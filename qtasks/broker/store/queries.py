@@ -9,8 +9,8 @@ from typing import Final, TypeVar
 import apsw
 
 from qtasks.broker.store import filters, rows
-from qtasks.broker.store.base import DeadLetterFilter, LogFilter, MessageFilter, Page
-from qtasks.broker.store.journal import fetch
+from qtasks.broker.store.interface import DeadLetterFilter, LogFilter, MessageFilter, Page
+from qtasks.broker.store.log_entries import fetch
 from qtasks.protocol.messages import DeadLetter, LogEntry, Message
 
 Shown = TypeVar("Shown", LogEntry, DeadLetter)

@@ -30,11 +30,11 @@ from aiohttp.http_exceptions import HttpProcessingError, PayloadEncodingError
 from multidict import CIMultiDict
 from yarl import URL
 
-from qtasks.broker import destinations
-from qtasks.broker.answers import MAX_HEADER_LINE, READ_BUFFER, Answer, UnansweredError, UnusableError
-from qtasks.broker.destinations import Policy
-from qtasks.broker.dialling import CheckedResolver, RefusedError, Resolve, SystemResolver, check
 from qtasks.broker.ports import Failure, Request
+from qtasks.broker.transport import destination_policy
+from qtasks.broker.transport.destination_policy import Policy
+from qtasks.broker.transport.resolver import CheckedResolver, RefusedError, Resolve, SystemResolver, check
+from qtasks.broker.transport.response import MAX_HEADER_LINE, READ_BUFFER, Answer, UnansweredError, UnusableError
 from qtasks.protocol.headers import PER_CONNECTION, WireError, canonical_name
 from qtasks.protocol.messages import MAX_BODY, Response
 
@@ -140,10 +140,10 @@ class HttpTransport:
 
     def _examine(self, url: str) -> _Endpoint | Failure:
         try:
-            found = destinations.parse(url)
+            found = destination_policy.parse(url)
         except WireError as error:
             return Failure("unsendable", str(error), final=True)
-        if destinations.literal(found.host) is not None and (
+        if destination_policy.literal(found.host) is not None and (
             refusal := check(self._policy, found.host, found.host, found.port)
         ):
             return Failure("destination_blocked", refusal, final=True)

@@ -7,10 +7,10 @@ from typing import Final
 
 import apsw
 
-from qtasks.broker.rules import FINAL, MOVES, Event, Stage
-from qtasks.broker.store import filters, gates
-from qtasks.broker.store.base import Cancelled, MessageFilter
-from qtasks.broker.store.journal import fetch, note
+from qtasks.broker.core.rules import FINAL, MOVES, Event, Stage
+from qtasks.broker.store import admission, filters
+from qtasks.broker.store.interface import Cancelled, MessageFilter
+from qtasks.broker.store.log_entries import fetch, note
 
 SLICE: Final = 2_000
 """Messages that one slice of a bulk cancel looks at: some milliseconds."""
@@ -62,6 +62,6 @@ def cancel_one(db: apsw.Connection, account: int, seq: int, *, now_ms: int) -> N
     for state in end.log:
         note(db, seq, account, now_ms, state)
     if final:
-        gates.release(db, seq)
+        admission.release(db, seq)
         if parent is not None:
-            gates.callback_ended(db, parent)
+            admission.callback_ended(db, parent)

@@ -9,10 +9,10 @@ from typing import Any, Final, NamedTuple, cast
 
 import apsw
 
-from qtasks.broker.rules import MOVES, Event, Stage
-from qtasks.broker.store import gates, rows
-from qtasks.broker.store.base import Claim, Claims
-from qtasks.broker.store.journal import bury, fetch, move, note
+from qtasks.broker.core.rules import MOVES, Event, Stage
+from qtasks.broker.store import admission, rows
+from qtasks.broker.store.interface import Claim, Claims
+from qtasks.broker.store.log_entries import bury, fetch, move, note
 from qtasks.protocol.messages import State
 
 SCAN_LIMIT: Final = 512
@@ -134,10 +134,10 @@ class _Turn:
                 yield candidate
             elif self._full():
                 self.more = True
-            elif (ready_ms := gates.refresh(self._db, account, key, self._now_ms)) is not None and (
+            elif (ready_ms := admission.refresh(self._db, account, key, self._now_ms)) is not None and (
                 ready_ms <= self._now_ms
             ):
-                yield from self._candidates("m.seq = ?", gates.head(self._db, account, key))
+                yield from self._candidates("m.seq = ?", admission.head(self._db, account, key))
                 heapq.heappush(heap, (self._now_ms, next(order), None, (account, key)))
 
     def _candidates(self, where: str, *values: object) -> list[_Candidate]:
@@ -158,21 +158,21 @@ class _Turn:
     def _may_start(self, one: _Candidate) -> bool:
         """Whether queue and flow-control key let it; if not, it has joined their line."""
         if one.queue is not None and not one.slot:  # its delay is over
-            gates.ensure_queue(self._db, one.account, one.queue, self._now_ms)  # it may have been deleted meanwhile
-            gates.join(self._db, one.seq, one.stage, Event.QUEUE, one.place)
-            if gates.admit(self._db, one.account, one.queue):
+            admission.ensure_queue(self._db, one.account, one.queue, self._now_ms)  # it may have been deleted meanwhile
+            admission.join(self._db, one.seq, one.stage, Event.QUEUE, one.place)
+            if admission.admit(self._db, one.account, one.queue):
                 self.more = True
             return False
         if one.key is None:
             return True
         held = one.stage is Stage.HELD
-        if (held or gates.head(self._db, one.account, one.key) is None) and (
-            gates.permit(self._db, one.account, one.key, self._now_ms).allowed
+        if (held or admission.head(self._db, one.account, one.key) is None) and (
+            admission.permit(self._db, one.account, one.key, self._now_ms).allowed
         ):
             return True
         if not held:
-            gates.join(self._db, one.seq, one.stage, Event.HOLD, one.place)
-        ready_ms = gates.refresh(self._db, one.account, one.key, self._now_ms)
+            admission.join(self._db, one.seq, one.stage, Event.HOLD, one.place)
+        ready_ms = admission.refresh(self._db, one.account, one.key, self._now_ms)
         self.more = self.more or (ready_ms is not None and ready_ms <= self._now_ms)
         return False
 
@@ -187,7 +187,7 @@ class _Turn:
             (MOVES[one.stage, Event.CLAIM].to.value, one.token + 1, one.seq),
         )
         if one.key is not None:
-            gates.start(self._db, account, one.key, self._now_ms)
+            admission.start(self._db, account, one.key, self._now_ms)
         note(self._db, one.seq, account, self._now_ms, State.ACTIVE)
         return Claim(one.seq, one.token + 1, one.host, message)
 
@@ -200,9 +200,9 @@ class _Turn:
         for state in end.log:
             note(self._db, seq, account, self._now_ms, state, error=CORRUPT)
         bury(self._db, seq, account, self._now_ms, CORRUPT, None)
-        gates.release(self._db, seq)
+        admission.release(self._db, seq)
         if parent is not None:
-            gates.callback_ended(self._db, parent)
+            admission.callback_ended(self._db, parent)
         self.more = True
 
 

@@ -6,12 +6,12 @@ from typing import Final
 
 import apsw
 
-from qtasks.broker import callbacks
-from qtasks.broker.rules import FINAL, MOVES, Event, Stage
-from qtasks.broker.store import gates
-from qtasks.broker.store.accepting import insert
-from qtasks.broker.store.base import Publication, Recovery, Settled, Settlement
-from qtasks.broker.store.journal import bury, fetch, move, note
+from qtasks.broker.core import callback_messages
+from qtasks.broker.core.rules import FINAL, MOVES, Event, Stage
+from qtasks.broker.store import admission
+from qtasks.broker.store.accept import insert
+from qtasks.broker.store.interface import Publication, Recovery, Settled, Settlement
+from qtasks.broker.store.log_entries import bury, fetch, move, note
 from qtasks.protocol import wire
 from qtasks.protocol.messages import Message, Response, State
 
@@ -81,7 +81,7 @@ def _call_back(
     """Store the callback of this attempt and, after the last one failed, the failure callback."""
     if settlement.callback_ids is None:
         return ()
-    created = callbacks.of_attempt(
+    created = callback_messages.of_attempt(
         settlement.claim.message,
         settlement.outcome,
         ids=settlement.callback_ids,
@@ -107,13 +107,13 @@ def _make_room(
 ) -> None:
     """Give on what the attempt held: its run of the flow-control key, its slot, its parent's patience."""
     if message.options.flow_control is not None:
-        gates.refresh(db, message.account, message.options.flow_control.key, now_ms)
+        admission.refresh(db, message.account, message.options.flow_control.key, now_ms)
     if stage in FINAL:
         if slot:
-            gates.release(db, seq)
+            admission.release(db, seq)
         if parent is not None:
-            gates.callback_ended(db, parent)
-    elif slot and message.queue is not None and gates.is_paused(db, message.account, message.queue):
+            admission.callback_ended(db, parent)
+    elif slot and message.queue is not None and admission.is_paused(db, message.account, message.queue):
         move(db, seq, stage, Event.QUEUE)
 
 
@@ -139,14 +139,14 @@ def recover(db: apsw.Connection, *, now_ms: int) -> Recovery:
             error = INTERRUPTED if state is State.ERROR else None
             note(db, seq, account, now_ms, state, error=error, next_ms=now_ms if state is State.RETRY else None)
         if final:
-            gates.release(db, seq)
+            admission.release(db, seq)
             if parent is not None:
-                gates.callback_ended(db, parent)
-        elif queue is not None and gates.is_paused(db, account, queue):
+                admission.callback_ended(db, parent)
+        elif queue is not None and admission.is_paused(db, account, queue):
             move(db, seq, end.to, Event.QUEUE)
         elif key is not None:
-            gates.join(db, seq, end.to, Event.HOLD, gates.FRONT)
+            admission.join(db, seq, end.to, Event.HOLD, admission.FRONT)
     for account, key in dict.fromkeys((account, key) for _, account, _, _, key, _ in interrupted if key is not None):
-        gates.refresh(db, account, key, now_ms)
+        admission.refresh(db, account, key, now_ms)
     waiting = db.execute("SELECT count(*) FROM (SELECT 1 FROM messages WHERE finished_ms IS NULL LIMIT 100001)").get
     return Recovery(len(interrupted), waiting)

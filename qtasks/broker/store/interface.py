@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from qtasks.broker.core.rules import Verdict
 from qtasks.broker.ports import Failure
-from qtasks.broker.rules import Verdict
 from qtasks.broker.store.retention import Retention
 from qtasks.protocol.messages import DeadLetter, Headers, LogEntry, Message, Response, Schedule, SigningKeys, State
 

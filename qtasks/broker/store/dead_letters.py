@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import apsw
 
-from qtasks.broker.store import reads
-from qtasks.broker.store.accepting import insert
-from qtasks.broker.store.base import DeadLetterFilter, Deleted, Publication
-from qtasks.broker.store.journal import fetch
+from qtasks.broker.store import queries
+from qtasks.broker.store.accept import insert
+from qtasks.broker.store.interface import DeadLetterFilter, Deleted, Publication
+from qtasks.broker.store.log_entries import fetch
 
 
 def delete_dead_letters(
     db: apsw.Connection, account: int, which: DeadLetterFilter, *, cursor: str | None, limit: int
 ) -> Deleted:
     """Delete up to `limit` that match, oldest first; those that are gone already are not counted."""
-    where = reads.dead_letters_where(account, which, cursor=cursor)
+    where = queries.dead_letters_where(account, which, cursor=cursor)
     found = fetch(
         db,
         "SELECT d.failed_ms, d.n FROM dead_letters d JOIN messages m USING (seq)"
@@ -33,7 +33,7 @@ def retry_dead_letters(
     db: apsw.Connection, account: int, retries: Sequence[tuple[str, Publication]], *, now_ms: int
 ) -> list[Publication]:
     """Replace dead letters by the messages given for them; what was taken out meanwhile is left alone."""
-    taken = [publication for letter_id, publication in retries if _remove(db, account, *reads.split_id(letter_id))]
+    taken = [publication for letter_id, publication in retries if _remove(db, account, *queries.split_id(letter_id))]
     insert(db, taken, now_ms=now_ms)
     return taken
 

@@ -7,10 +7,10 @@ from typing import cast
 
 import apsw
 
-from qtasks.broker.rules import Stage
-from qtasks.broker.store import gates, rows
-from qtasks.broker.store.base import Accepted, Publication
-from qtasks.broker.store.journal import note
+from qtasks.broker.core.rules import Stage
+from qtasks.broker.store import admission, rows
+from qtasks.broker.store.interface import Accepted, Publication
+from qtasks.broker.store.log_entries import note
 from qtasks.protocol.messages import DEDUPLICATION_WINDOW_MS, Message, State
 
 
@@ -66,27 +66,27 @@ def insert(
         _insert_row(db, seq, publication, stage, now_ms, parent)
         if stage is Stage.HELD:
             assert message.options.flow_control is not None, "only a flow-controlled message is held"
-            gates.refresh(db, message.account, message.options.flow_control.key, now_ms)
+            admission.refresh(db, message.account, message.options.flow_control.key, now_ms)
         elif stage is Stage.QUEUED and message.queue is not None:
             queues[message.account, message.queue] = None
     for account, queue in queues:
-        gates.admit(db, account, queue)
+        admission.admit(db, account, queue)
 
 
 def _first_stage(db: apsw.Connection, message: Message, now_ms: int, congested: bool) -> Stage:
     """Where a new message stands; its queue and its flow-control key are made or brought up to date."""
     flow = message.options.flow_control
     if flow is not None:
-        gates.configure(db, message.account, flow, now_ms)
+        admission.configure(db, message.account, flow, now_ms)
     if message.queue is not None:
-        gates.ensure_queue(db, message.account, message.queue, now_ms)
+        admission.ensure_queue(db, message.account, message.queue, now_ms)
     if message.not_before_ms > now_ms:
         return Stage.DUE
     if message.queue is not None:
         return Stage.QUEUED
     if flow is not None and (
-        gates.head(db, message.account, flow.key) is not None
-        or not gates.permit(db, message.account, flow.key, now_ms).allowed
+        admission.head(db, message.account, flow.key) is not None
+        or not admission.permit(db, message.account, flow.key, now_ms).allowed
     ):
         return Stage.HELD
     return Stage.PARKED if congested else Stage.DUE

@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import apsw
 
-from qtasks.broker.store import gates
-from qtasks.broker.store.base import FlowKey
-from qtasks.broker.store.journal import fetch
+from qtasks.broker.store import admission
+from qtasks.broker.store.interface import FlowKey
+from qtasks.broker.store.log_entries import fetch
 
 _SELECT: Final = (
     "SELECT f.key, f.parallelism, f.rate, f.period_s, f.pinned_parallelism, f.pinned_rate, f.paused, f.window_start_ms,"
@@ -23,7 +23,7 @@ def pause_flow_key(db: apsw.Connection, account: int, key: str, *, paused: bool,
     """Let nothing of the key start, or let it go on; a key that is not known yet is made."""
     _ensure(db, account, key)
     db.execute("UPDATE flow_keys SET paused = ? WHERE account = ? AND key = ?", (int(paused), account, key))
-    gates.refresh(db, account, key, now_ms)
+    admission.refresh(db, account, key, now_ms)
 
 
 def pin_flow_key(
@@ -49,7 +49,7 @@ def pin_flow_key(
             " window_start_ms = 0, window_count = 0 WHERE account = ? AND key = ?",
             (rate, period_s, account, key),
         )
-    gates.refresh(db, account, key, now_ms)
+    admission.refresh(db, account, key, now_ms)
 
 
 def unpin_flow_key(db: apsw.Connection, account: int, key: str, *, parallelism: bool, rate: bool, now_ms: int) -> None:
@@ -59,7 +59,7 @@ def unpin_flow_key(db: apsw.Connection, account: int, key: str, *, parallelism: 
         " WHERE account = ? AND key = ?",
         (int(parallelism), int(rate), account, key),
     )
-    gates.refresh(db, account, key, now_ms)
+    admission.refresh(db, account, key, now_ms)
 
 
 def reset_flow_rate(db: apsw.Connection, account: int, key: str, *, now_ms: int) -> None:
@@ -68,7 +68,7 @@ def reset_flow_rate(db: apsw.Connection, account: int, key: str, *, now_ms: int)
         "UPDATE flow_keys SET window_start_ms = ?, window_count = 0 WHERE account = ? AND key = ?",
         (now_ms, account, key),
     )
-    gates.refresh(db, account, key, now_ms)
+    admission.refresh(db, account, key, now_ms)
 
 
 def flow_key(db: apsw.Connection, account: int, key: str, *, now_ms: int) -> FlowKey | None:
@@ -99,7 +99,7 @@ def _ensure(db: apsw.Connection, account: int, key: str) -> None:
 
 def _flow_key(row: tuple[Any, ...], now_ms: int) -> FlowKey:
     key, parallelism, rate, period_s, pinned_parallelism, pinned_rate, paused, start_ms, count, waiting, running = row
-    over = gates.window_end(start_ms, period_s, now_ms) <= now_ms
+    over = admission.window_end(start_ms, period_s, now_ms) <= now_ms
     return FlowKey(
         key=key,
         parallelism=parallelism,
