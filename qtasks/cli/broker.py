@@ -29,9 +29,9 @@ from qtasks.broker.store import tokens, verbs
 from qtasks.broker.store.interface import Credentials
 from qtasks.broker.store.retention import Retention
 from qtasks.broker.store.sqlite import connect, inside
-from qtasks.cli.exposure import is_loopback, refuse_public_credentials
+from qtasks.cli.option_types import PORT, Duration, Size
 from qtasks.cli.output import Unhurried, log_to
-from qtasks.cli.parameters import PORT, Duration, Size
+from qtasks.cli.public_credentials import is_loopback, refuse_public_credentials
 from qtasks.cli.signals import stop_signals
 from qtasks.errors import ConfigurationError, StoreError
 from qtasks.protocol import development, signing

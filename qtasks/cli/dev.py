@@ -20,12 +20,12 @@ from qtasks.broker.server.api_server import ApiServer
 from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings
 from qtasks.broker.store.sqlite import MEMORY
-from qtasks.cli import devfile
-from qtasks.cli.application import Application
+from qtasks.cli import dev_file
+from qtasks.cli.child_process import Serving
 from qtasks.cli.loader import Target, locate
 from qtasks.cli.output import Unhurried, log_to
+from qtasks.cli.reloader import Application
 from qtasks.cli.signals import stop_signals
-from qtasks.cli.supervisor import Serving
 from qtasks.cli.terminal import EventPrinter
 from qtasks.errors import StoreError
 from qtasks.protocol import development
@@ -59,14 +59,14 @@ def command(app: str | None, port: int, app_port: int, db: str | None, memory: b
     if memory and db is not None:
         raise click.UsageError("--memory and --db contradict each other: leave one out")
     target = locate(app, Path.cwd())
-    devfile.prepare()
+    dev_file.prepare()
     with tempfile.TemporaryDirectory(prefix="qtasks-") as scratch:
-        folder = Path(scratch) if memory else devfile.FOLDER.absolute()
+        folder = Path(scratch) if memory else dev_file.FOLDER.absolute()
         options = DevOptions(
             target=target,
             port=port,
             app_port=app_port,
-            db=MEMORY if memory else db or str(devfile.FOLDER / "dev.db"),
+            db=MEMORY if memory else db or str(dev_file.FOLDER / "dev.db"),
             results=os.environ.get("QTASKS_RESULTS") or f"sqlite:///{folder / 'results.db'}",
         )
         out, errors = Unhurried(sys.stdout), Unhurried(sys.stderr)
@@ -110,7 +110,7 @@ async def _dev(options: DevOptions, out: Unhurried, errors: Unhurried) -> int:
 
         def started(fresh: Serving) -> None:
             printer.base_url = fresh.base_url
-            facts = devfile.DevFile(
+            facts = dev_file.DevFile(
                 broker=broker_url,
                 token=user.token,
                 current_signing_key=keys.current,
@@ -121,7 +121,7 @@ async def _dev(options: DevOptions, out: Unhurried, errors: Unhurried) -> int:
             )
             facts.write()
 
-        stack.callback(devfile.remove, os.getpid())
+        stack.callback(dev_file.remove, os.getpid())
         kept = await broker.store.schedules(broker.accounts[user.name])
         application = Application(
             options.target, app_socket, app_url, environment, started, errors.line, may_have_schedules=bool(kept)

@@ -9,12 +9,12 @@ from typing import Final
 import click
 
 from qtasks.broker.server.listen import listen
-from qtasks.cli.exposure import refuse_public_credentials
+from qtasks.cli.child_process import counted
 from qtasks.cli.loader import load, locate
+from qtasks.cli.option_types import PORT
 from qtasks.cli.output import Unhurried, log_to
-from qtasks.cli.parameters import PORT
-from qtasks.cli.serving import Server, serve
-from qtasks.cli.supervisor import counted
+from qtasks.cli.public_credentials import refuse_public_credentials
+from qtasks.cli.uvicorn_server import Server, serve
 from qtasks.cli.workers import Workers
 from qtasks.embedded import Embedded
 

@@ -9,10 +9,10 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+from qtasks.cli.child_process import Child
 from qtasks.cli.loader import Target
-from qtasks.cli.serving import OVERTIME_S
 from qtasks.cli.signals import stop_signals
-from qtasks.cli.supervisor import Child
+from qtasks.cli.uvicorn_server import OVERTIME_S
 from qtasks.errors import ConfigurationError
 
 log = logging.getLogger("qtasks.run")

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from qtasks.testing.calls import Call as Call
-    from qtasks.testing.calls import DeadCall as DeadCall
     from qtasks.testing.environment import Environment as Environment
+    from qtasks.testing.sent_call import Call as Call
+    from qtasks.testing.sent_call import DeadCall as DeadCall
 
 __all__ = ["Call", "DeadCall", "Environment"]
 
 _HOMES = {
-    "Call": "qtasks.testing.calls",
-    "DeadCall": "qtasks.testing.calls",
+    "Call": "qtasks.testing.sent_call",
+    "DeadCall": "qtasks.testing.sent_call",
     "Environment": "qtasks.testing.environment",
 }
 

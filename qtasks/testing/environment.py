@@ -20,13 +20,13 @@ from qtasks.tasks.app import QTasks
 from qtasks.tasks.options import Span
 from qtasks.tasks.result import TaskResult
 from qtasks.tasks.task import Task
-from qtasks.testing import application
-from qtasks.testing.calls import Call, DeadCall, moment
-from qtasks.testing.served import Served
-from qtasks.testing.stage import Mode, Stage, call_id_of
-from qtasks.testing.stepped import Stepped
-from qtasks.testing.transport import Answer, failing, losing, twice
-from qtasks.testing.wanted import Wanted, missing, unwanted
+from qtasks.testing import app_under_test
+from qtasks.testing.brokers.base_broker import Mode, Stage, call_id_of
+from qtasks.testing.brokers.real_time import Served
+from qtasks.testing.brokers.virtual_time import Stepped
+from qtasks.testing.fakes.faults import Answer, failing, losing, twice
+from qtasks.testing.matching import Wanted, missing, unwanted
+from qtasks.testing.sent_call import Call, DeadCall, moment
 
 if TYPE_CHECKING:
     from typing import Self
@@ -91,7 +91,7 @@ class Environment:
         self._stage: Stage | None = None
 
     def __enter__(self) -> Self:
-        found = application.of(self._given, Path.cwd())
+        found = app_under_test.of(self._given, Path.cwd())
         with ExitStack() as stack:
             stage = self._staged(found)
             stack.enter_context(
@@ -288,7 +288,7 @@ class Environment:
             raise QTasksError(f'{what} changes the course of time, which is real in mode "full"', code="QT173")
         return stage
 
-    def _staged(self, found: application.Application) -> Stage:
+    def _staged(self, found: app_under_test.Application) -> Stage:
         if self._mode == "full":
             return Served(found)
         start_ms = int(time.time() * 1000) if self._start_ms is None else self._start_ms

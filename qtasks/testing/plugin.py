@@ -77,7 +77,7 @@ def qtasks_app(pytestconfig: pytest.Config) -> FastAPI | QTasks:
 
     Found by `qtasks_app` in pytest's settings, by ``[tool.qtasks] app`` in pyproject.toml, or as `qtasks dev` finds it.
     """
-    from qtasks.testing.application import find
+    from qtasks.testing.app_under_test import find
 
     return find(pytestconfig.getini("qtasks_app") or None, pytestconfig.rootpath)
 

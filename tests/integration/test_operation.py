@@ -23,7 +23,7 @@ from qtasks.broker.loops.deliverer import Limits
 from qtasks.broker.server import asgi, http_protocol
 from qtasks.broker.server.asgi import EdgeLimits
 from qtasks.broker.settings import BrokerSettings
-from qtasks.cli.application import HEALTHY_S
+from qtasks.cli.reloader import HEALTHY_S
 from qtasks.protocol.messages import State
 from tests.support.dev import Dev
 from tests.support.hostile import Behaviour, Connection, HostileServer

@@ -10,8 +10,8 @@ from qtasks.broker.ports import Failure, Request
 from qtasks.broker.store.interface import Publication
 from qtasks.protocol import wire
 from qtasks.protocol.messages import Message, PublishOptions, Response
-from qtasks.testing import clock
-from qtasks.testing.clock import SeededRandom
+from qtasks.testing.fakes import virtual_clock
+from qtasks.testing.fakes.virtual_clock import SeededRandom
 
 __all__ = ["ACCOUNT", "START_MS", "ScriptedTransport", "SeededRandom", "VirtualClock", "message", "publication"]
 
@@ -19,7 +19,7 @@ START_MS = 1_800_000_000_000
 ACCOUNT = 1
 
 
-class VirtualClock(clock.VirtualClock):
+class VirtualClock(virtual_clock.VirtualClock):
     """Begins at `START_MS`."""
 
     def __init__(self, now_ms: int = START_MS) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qtasks.cli import devfile
-from qtasks.cli.devfile import FILE, FOLDER, DevFile
+from qtasks.cli import dev_file
+from qtasks.cli.dev_file import FILE, FOLDER, DevFile
 
 
 @pytest.fixture(autouse=True)
@@ -60,24 +60,24 @@ def test_a_reader_never_sees_half_of_it() -> None:
 
 def test_it_is_removed_by_whom_it_belongs_to() -> None:
     facts(7).write()
-    devfile.remove(8)
+    dev_file.remove(8)
     assert FILE.exists()
-    devfile.remove(7)
+    dev_file.remove(7)
     assert not FILE.exists()
-    devfile.remove(7)
+    dev_file.remove(7)
 
 
 @pytest.mark.parametrize("content", ["", "{", "5", "[]", '{"pid": "7"}'])
 def test_a_file_that_is_none_of_ours_is_left_alone(content: str) -> None:
-    devfile.prepare()
+    dev_file.prepare()
     FILE.write_text(content)
-    devfile.remove(7)
+    dev_file.remove(7)
     assert FILE.read_text() == content
 
 
 def test_the_folder_keeps_itself_out_of_a_repository() -> None:
-    devfile.prepare()
+    dev_file.prepare()
     assert (FOLDER / ".gitignore").read_text() == "*\n"
     (FOLDER / ".gitignore").write_text("# mine\n")
-    devfile.prepare()
+    dev_file.prepare()
     assert (FOLDER / ".gitignore").read_text() == "# mine\n"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 import pytest
 
-from qtasks.cli.exposure import is_loopback, refuse_public_credentials
-from qtasks.cli.parameters import Duration, Size
+from qtasks.cli.option_types import Duration, Size
+from qtasks.cli.public_credentials import is_loopback, refuse_public_credentials
 from qtasks.errors import ConfigurationError
 from qtasks.protocol import development
 

@@ -289,7 +289,7 @@ def test_a_delivery_whose_signature_is_not_good_runs_nothing(
 def test_a_call_that_calls_itself_for_ever_is_stopped_with_its_name(
     tasks: QTasks, qtasks: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qtasks.testing.steps.MOST", 20)
+    monkeypatch.setattr("qtasks.testing.brokers.stepper.MOST", 20)
 
     @tasks.task
     def again(n: int) -> None:

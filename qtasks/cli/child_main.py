@@ -1,6 +1,6 @@
 """The application in a process of its own, below `qtasks dev`: on a socket it is handed, ending with its parent.
 
-Started as ``python -m qtasks.cli.child``; what it is to do comes as JSON in its first argument. It reports
+Started as ``python -m qtasks.cli.child_main``; what it is to do comes as JSON in its first argument. It reports
 as lines of JSON on the report descriptor: where it serves, or why it cannot; and later that it takes no more requests.
 """
 
@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from qtasks.cli.devschedules import sync
+from qtasks.cli.dev_schedules import sync
 from qtasks.cli.loader import Target, load
 from qtasks.cli.output import Unhurried, log_to
-from qtasks.cli.serving import FAILED, Server, serve
+from qtasks.cli.uvicorn_server import FAILED, Server, serve
 from qtasks.errors import QTasksError
 
 RETIRE: Final = signal.SIGUSR1

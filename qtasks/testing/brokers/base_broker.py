@@ -19,12 +19,12 @@ from qtasks.protocol import signing
 from qtasks.protocol.messages import SigningKeys, State
 from qtasks.tasks.home import ASGIApp, Connection
 from qtasks.tasks.llm import ticket
-from qtasks.testing.application import Application
-from qtasks.testing.calls import DeadCall, dead_call
-from qtasks.testing.ledger import Ledger
-from qtasks.testing.results import KeptResults
-from qtasks.testing.threads import Threads
-from qtasks.testing.transport import Faults, Outside
+from qtasks.testing.app_under_test import Application
+from qtasks.testing.brokers.shared_threads import Threads
+from qtasks.testing.call_log import Ledger
+from qtasks.testing.fakes.faults import Faults, Outside
+from qtasks.testing.fakes.stepped_results import KeptResults
+from qtasks.testing.sent_call import DeadCall, dead_call
 
 Mode = Literal["manual", "capture", "inline", "full"]
 

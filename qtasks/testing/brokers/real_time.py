@@ -21,11 +21,11 @@ from qtasks.broker.transport.http import HttpTransport
 from qtasks.errors import QTasksError
 from qtasks.qstash.over_httpx import HttpxTransport
 from qtasks.tasks.home import ASGIApp, Connection
-from qtasks.testing.application import Application
-from qtasks.testing.ledger import Ledger
-from qtasks.testing.results import KeptResults
-from qtasks.testing.stage import ACCOUNT, TOKEN, Stage, settings
-from qtasks.testing.transport import Faults
+from qtasks.testing.app_under_test import Application
+from qtasks.testing.brokers.base_broker import ACCOUNT, TOKEN, Stage, settings
+from qtasks.testing.call_log import Ledger
+from qtasks.testing.fakes.faults import Faults
+from qtasks.testing.fakes.stepped_results import KeptResults
 
 HOST: Final = "127.0.0.1"
 PATIENCE_S: Final = 60.0

@@ -19,7 +19,7 @@ from qtasks.tasks import options as call_options
 from qtasks.tasks.arguments import Plan, Values
 from qtasks.tasks.llm.options import MODEL_OPTIONS
 from qtasks.tasks.task import Task
-from qtasks.testing.calls import Call, shown
+from qtasks.testing.sent_call import Call, shown
 
 _ALWAYS: Final = frozenset({"method", "content_type"})
 """What every call of a task says of its delivery."""

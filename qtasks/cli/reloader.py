@@ -16,8 +16,8 @@ from typing import Final
 
 import watchfiles
 
+from qtasks.cli.child_process import Child, Serving
 from qtasks.cli.loader import AppError, Target
-from qtasks.cli.supervisor import Child, Serving
 
 HEALTHY_S: Final = 1.0
 """An application that dies sooner than this after its start is not started again: it would die for ever."""

@@ -14,9 +14,9 @@ from typing import Final
 from qtasks.broker.broker import Broker
 from qtasks.broker.store.interface import Claim
 from qtasks.errors import QTasksError
-from qtasks.testing.clock import VirtualClock
-from qtasks.testing.ledger import Ledger
-from qtasks.testing.results import SteppedResults
+from qtasks.testing.call_log import Ledger
+from qtasks.testing.fakes.stepped_results import SteppedResults
+from qtasks.testing.fakes.virtual_clock import VirtualClock
 
 MOST: Final = 10_000
 """Attempts in one go. A test that makes more has calls that never end calling."""

@@ -14,15 +14,15 @@ from qtasks.errors import QTasksError, ResultTimeout
 from qtasks.protocol import durations
 from qtasks.tasks.home import ASGIApp, Connection
 from qtasks.tasks.results.base import Record, ResultStatus
-from qtasks.testing.application import ORIGIN, Application
-from qtasks.testing.carrier import AsyncCarrier, Carrier
-from qtasks.testing.clock import SeededRandom, VirtualClock
-from qtasks.testing.ledger import Ledger
-from qtasks.testing.results import SteppedResults
-from qtasks.testing.stage import ACCOUNT, TOKEN, Stage, settings
-from qtasks.testing.steps import Steps
-from qtasks.testing.store import EmptyStore
-from qtasks.testing.transport import Faults
+from qtasks.testing.app_under_test import ORIGIN, Application
+from qtasks.testing.brokers.base_broker import ACCOUNT, TOKEN, Stage, settings
+from qtasks.testing.brokers.client_transport import AsyncCarrier, Carrier
+from qtasks.testing.brokers.reused_store import EmptyStore
+from qtasks.testing.brokers.stepper import Steps
+from qtasks.testing.call_log import Ledger
+from qtasks.testing.fakes.faults import Faults
+from qtasks.testing.fakes.stepped_results import SteppedResults
+from qtasks.testing.fakes.virtual_clock import SeededRandom, VirtualClock
 
 SteppedMode = Literal["manual", "capture", "inline"]
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from qtasks.cli.child import RETIRE, Orders
+from qtasks.cli.child_main import RETIRE, Orders
 from qtasks.cli.loader import AppError, Target
 
 DRAIN_S: Final = 10.0
@@ -90,7 +90,7 @@ class Child:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "qtasks.cli.child",
+                "qtasks.cli.child_main",
                 orders.dump(),
                 env=dict(environment),
                 pass_fds=(listener.fileno(), report_out, lifeline_in),

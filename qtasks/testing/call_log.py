@@ -9,7 +9,7 @@ from typing import Any, Final
 from qtasks.broker.events import MessageEvent
 from qtasks.protocol.messages import Message, State
 from qtasks.tasks.task import Task
-from qtasks.testing.calls import Call, address_of, call_of
+from qtasks.testing.sent_call import Call, address_of, call_of
 
 _ENDS: Final = frozenset({State.DELIVERED, State.FAILED, State.CANCELED})
 
