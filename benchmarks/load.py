@@ -16,7 +16,7 @@ from benchmarks.processes import HOST
 from benchmarks.waiting import Say
 from qtasks.protocol import wire
 from qtasks.protocol.messages import PublishOptions
-from qtasks.tasks import payload
+from qtasks.tasks.encode import envelope as envelopes
 
 _REPORT_S: Final = 5.0
 
@@ -58,8 +58,8 @@ def requests(
     head = _head(target, f"{target.base_url}/{name}", options)
     made: list[bytes] = []
     for number in numbers:
-        envelope = payload.Envelope(payload.new_call_id(), (number,), retries=task.delivery.retries)
-        body = payload.encode(envelope)
+        envelope = envelopes.Envelope(envelopes.new_call_id(), (number,), retries=task.delivery.retries)
+        body = envelopes.encode(envelope)
         made.append(b"%sContent-Length: %d\r\n\r\n%s" % (head, len(body), body))
     return made
 

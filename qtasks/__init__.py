@@ -12,25 +12,25 @@ if TYPE_CHECKING:
     from qtasks.tasks.app import QTasks as QTasks
     from qtasks.tasks.context import TaskContext as TaskContext
     from qtasks.tasks.context import injected as injected
+    from qtasks.tasks.control import Cancel as Cancel
+    from qtasks.tasks.control import NonRetryable as NonRetryable
+    from qtasks.tasks.control import RetryAfter as RetryAfter
+    from qtasks.tasks.control import Snooze as Snooze
     from qtasks.tasks.default import cron as cron
     from qtasks.tasks.default import default_app as default_app
     from qtasks.tasks.default import every as every
     from qtasks.tasks.default import task as task
-    from qtasks.tasks.flow import chain as chain
-    from qtasks.tasks.flow import chord as chord
-    from qtasks.tasks.flow import group as group
+    from qtasks.tasks.flow.canvas import chain as chain
+    from qtasks.tasks.flow.canvas import chord as chord
+    from qtasks.tasks.flow.canvas import group as group
     from qtasks.tasks.hooks import TaskEvent as TaskEvent
     from qtasks.tasks.logs import TaskLogFilter as TaskLogFilter
     from qtasks.tasks.logs import current_context as current_context
     from qtasks.tasks.progress import Progress as Progress
     from qtasks.tasks.registry import TaskRouter as TaskRouter
-    from qtasks.tasks.result import TaskResult as TaskResult
+    from qtasks.tasks.results.task_result import TaskResult as TaskResult
     from qtasks.tasks.retries import RetryPolicy as RetryPolicy
-    from qtasks.tasks.schedule import TaskSchedule as TaskSchedule
-    from qtasks.tasks.signals import Cancel as Cancel
-    from qtasks.tasks.signals import NonRetryable as NonRetryable
-    from qtasks.tasks.signals import RetryAfter as RetryAfter
-    from qtasks.tasks.signals import Snooze as Snooze
+    from qtasks.tasks.schedules.task_schedule import TaskSchedule as TaskSchedule
 
 __all__ = [
     "Cancel",
@@ -59,24 +59,24 @@ __all__ = [
 ]
 
 _HOMES = {
-    "chord": "qtasks.tasks.flow",
-    "group": "qtasks.tasks.flow",
-    "chain": "qtasks.tasks.flow",
+    "chord": "qtasks.tasks.flow.canvas",
+    "group": "qtasks.tasks.flow.canvas",
+    "chain": "qtasks.tasks.flow.canvas",
     "Progress": "qtasks.tasks.progress",
     "current_context": "qtasks.tasks.logs",
     "TaskLogFilter": "qtasks.tasks.logs",
     "TaskEvent": "qtasks.tasks.hooks",
     "TaskRouter": "qtasks.tasks.registry",
-    "Snooze": "qtasks.tasks.signals",
+    "Snooze": "qtasks.tasks.control",
     "RetryPolicy": "qtasks.tasks.retries",
-    "Cancel": "qtasks.tasks.signals",
+    "Cancel": "qtasks.tasks.control",
     "Embedded": "qtasks.embedded",
-    "NonRetryable": "qtasks.tasks.signals",
+    "NonRetryable": "qtasks.tasks.control",
     "QTasks": "qtasks.tasks.app",
-    "RetryAfter": "qtasks.tasks.signals",
+    "RetryAfter": "qtasks.tasks.control",
     "TaskContext": "qtasks.tasks.context",
-    "TaskResult": "qtasks.tasks.result",
-    "TaskSchedule": "qtasks.tasks.schedule",
+    "TaskResult": "qtasks.tasks.results.task_result",
+    "TaskSchedule": "qtasks.tasks.schedules.task_schedule",
     "cron": "qtasks.tasks.default",
     "every": "qtasks.tasks.default",
     "default_app": "qtasks.tasks.default",

@@ -23,7 +23,7 @@ from qtasks.broker.server.event_loop import new_event_loop
 from qtasks.errors import BrokerUnreachable, ConfigurationError
 from qtasks.protocol.messages import SigningKeys
 from qtasks.qstash.transport import Reply, Request
-from qtasks.tasks.home import Connection
+from qtasks.tasks.ports import Connection
 
 if TYPE_CHECKING:
     from qtasks.broker.broker import Broker

@@ -9,7 +9,7 @@
 The function builds the request, the broker makes it, and the answer comes back as a delivery.
 """
 
-from qtasks.tasks.llm.messages import ChatMessage, Usage, assistant, system, user
+from qtasks.tasks.llm.chat_messages import ChatMessage, Usage, assistant, system, user
 from qtasks.tasks.llm.providers import Provider, anthropic, custom, openai, upstash
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from qtasks.errors import QTasksError
-from qtasks.tasks.devserver import is_loopback
+from qtasks.tasks.dev_server import is_loopback
 
 if TYPE_CHECKING:
     from qtasks.tasks.app import QTasks

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from qtasks.errors import ConfigurationError, QTasksError
 from qtasks.tasks.app import QTasks
-from qtasks.tasks.home import ASGIApp
+from qtasks.tasks.ports import ASGIApp
 
 MAX_REASON: Final = 300
 """Characters of somebody else's error text that are shown, in one line."""
@@ -215,7 +215,7 @@ def _tasks_of(module: ModuleType, target: Target) -> QTasks:
 def _loaded(found: Any, target: Target) -> Loaded:
     from fastapi import FastAPI
 
-    from qtasks.tasks.fastapi import prefix_of, served_by
+    from qtasks.tasks.web.router import prefix_of, served_by
 
     if isinstance(found, QTasks):
         app = found.asgi_app()

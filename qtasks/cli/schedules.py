@@ -16,9 +16,9 @@ from qtasks.cli.loader import load, locate
 from qtasks.errors import ConfigurationError
 from qtasks.protocol import cron
 from qtasks.tasks.app import QTasks
-from qtasks.tasks.drift import SyncPlan
-from qtasks.tasks.schedule import TaskSchedule
-from qtasks.tasks.timing import shown
+from qtasks.tasks.schedules.diff import SyncPlan
+from qtasks.tasks.schedules.recurrence import shown
+from qtasks.tasks.schedules.task_schedule import TaskSchedule
 
 if TYPE_CHECKING:
     from qtasks.qstash.schedule import Schedule

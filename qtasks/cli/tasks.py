@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from qtasks.cli.loader import load, locate
-from qtasks.tasks.timing import shown
+from qtasks.tasks.schedules.recurrence import shown
 
 
 @click.command("tasks")

@@ -18,7 +18,7 @@ import uvicorn
 
 from qtasks.broker.server.event_loop import tune_interpreter
 from qtasks.cli.signals import STOPPING, end_at_the_next
-from qtasks.tasks.home import ASGIApp
+from qtasks.tasks.ports import ASGIApp
 
 KEEP_ALIVE_S: Final = 75
 """Longer than the broker's own, so that a connection is closed by the side that would use it next."""

@@ -10,23 +10,23 @@ from contextlib import asynccontextmanager, contextmanager
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Unpack
 
-from qtasks.tasks.batch import Batch
-from qtasks.tasks.engine import Engine
-from qtasks.tasks.home import ASGIApp, Home
 from qtasks.tasks.hooks import H
-from qtasks.tasks.middleware import M, S
+from qtasks.tasks.ports import ASGIApp, Home
 from qtasks.tasks.registry import Registry
-from qtasks.tasks.results.base import ResultBackend
+from qtasks.tasks.results.backend import ResultBackend
+from qtasks.tasks.run.thread_pool import Workers
+from qtasks.tasks.runtime import Engine
+from qtasks.tasks.send.batch import Batch
+from qtasks.tasks.send.send_middleware import M, S
 from qtasks.tasks.settings import EMBEDDED, Settings, SettingsOverrides
-from qtasks.tasks.workers import Workers
 
 if TYPE_CHECKING:
     from typing import Self
 
     from fastapi import APIRouter, FastAPI
 
-    from qtasks.tasks.fastapi import Endpoint
-    from qtasks.tasks.scheduling import Schedules
+    from qtasks.tasks.schedules.sync import Schedules
+    from qtasks.tasks.web.router import Endpoint
 
 log = logging.getLogger("qtasks.app")
 
@@ -67,7 +67,7 @@ class QTasks(Registry):
     @property
     def schedules(self) -> Schedules:
         """The schedules that the tasks declare: ``tasks.schedules.sync()`` makes them active; see `Schedules`."""
-        from qtasks.tasks.scheduling import Schedules
+        from qtasks.tasks.schedules.sync import Schedules
 
         return Schedules(self.engine, MappingProxyType(self._names))
 
@@ -118,9 +118,9 @@ class QTasks(Registry):
         Its lifespan joins the application's: a start without signing keys is refused, an embedded home is started with
         the application's loop and gets the schedules that are declared, and at the end running tasks are waited for.
         """
-        from qtasks.tasks import fastapi
+        from qtasks.tasks.web import router
 
-        return fastapi.router(self._endpoint, lifespan=self._lifespan)
+        return router.router(self._endpoint, lifespan=self._lifespan)
 
     def results_router(self, *, show_errors: bool = False, max_streams: int = 100) -> APIRouter:
         """State, progress and result of any call, for pages: ``GET /{call_id}``, and as they change ``.../events``.
@@ -133,7 +133,7 @@ class QTasks(Registry):
             show_errors: Give the type and the message of what a task raised, too: they may tell of the inside.
             max_streams: How many streams of events may be open in a process; one more is answered 503.
         """
-        from qtasks.tasks import results_router
+        from qtasks.tasks.web import results_router
 
         windows = results_router.Windows(
             lambda: self.engine.aresults(), show_errors=show_errors, max_streams=max_streams
@@ -142,9 +142,9 @@ class QTasks(Registry):
 
     def asgi_app(self, prefix: str = DEFAULT_PREFIX) -> FastAPI:
         """A FastAPI application of nothing but these tasks, under `prefix`."""
-        from qtasks.tasks import fastapi
+        from qtasks.tasks.web import router
 
-        return fastapi.bare_app(self.router, prefix)
+        return router.bare_app(self.router, prefix)
 
     @contextmanager
     def housed(
@@ -185,23 +185,23 @@ class QTasks(Registry):
 
     @functools.cached_property
     def _endpoint(self) -> Endpoint:
-        from qtasks.tasks import fastapi
+        from qtasks.tasks.web import router
 
-        return fastapi.Endpoint(self)
+        return router.Endpoint(self)
 
     @functools.cached_property
     def _lifeless_app(self) -> FastAPI:
         """For a home that runs outside an application: nothing there has to be started or refused."""
-        from qtasks.tasks import fastapi
+        from qtasks.tasks.web import router
 
-        return fastapi.bare_app(fastapi.router(self._endpoint), DEFAULT_PREFIX)
+        return router.bare_app(router.router(self._endpoint), DEFAULT_PREFIX)
 
     def _reached(self, app: ASGIApp) -> ASGIApp:
         """`app` as a home sees it, wherever in it the tasks are."""
-        from qtasks.tasks import fastapi
+        from qtasks.tasks.web import router
 
-        prefix = fastapi.prefix_of(app)
-        return app if prefix is None else fastapi.Gateway(app, prefix)
+        prefix = router.prefix_of(app)
+        return app if prefix is None else router.Gateway(app, prefix)
 
     @asynccontextmanager
     async def _lifespan(self, app: ASGIApp) -> AsyncIterator[None]:
@@ -229,9 +229,9 @@ class QTasks(Registry):
 
     def _compare_prefixes(self, app: ASGIApp) -> None:
         """Warn of a base URL under which the application cannot be reached, unless a proxy changes paths."""
-        from qtasks.tasks import fastapi
+        from qtasks.tasks.web import router
 
-        prefix, base_url = fastapi.prefix_of(app), self.settings.base_url or ""
+        prefix, base_url = router.prefix_of(app), self.settings.base_url or ""
         if self.settings.origin("base_url") != EMBEDDED and prefix and not base_url.endswith(prefix):
             log.warning(
                 "tasks are served under %s, but QTASKS_BASE_URL is %s: deliveries may not arrive", prefix, base_url

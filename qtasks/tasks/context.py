@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qtasks.tasks.progress import MAX_NOTE, Progress, Reporter
 
 if TYPE_CHECKING:
-    from qtasks.tasks.sending import Kept
+    from qtasks.tasks.send.outgoing import Kept
 
 
 class Stop:

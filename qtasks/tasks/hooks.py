@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from qtasks.tasks.context import TaskContext
-from qtasks.tasks.verdict import Kind, Verdict
+from qtasks.tasks.run.decision import Kind, Verdict
 
 log = logging.getLogger("qtasks.hooks")
 

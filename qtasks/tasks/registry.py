@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, overload
 
 from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError
 from qtasks.protocol.cron import Cron
-from qtasks.tasks import making, timing
-from qtasks.tasks.making import ScheduleDecorator, TaskDecorator
+from qtasks.tasks import decorators
+from qtasks.tasks.decorators import ScheduleDecorator, TaskDecorator
 from qtasks.tasks.options import BAD_OPTION, Span, TaskOptions
-from qtasks.tasks.schedules import DeclarationOptions, ScheduleOptions, as_declared, declaration, title
+from qtasks.tasks.schedules import recurrence
+from qtasks.tasks.schedules.declaration import DeclarationOptions, ScheduleOptions, as_declared, declaration, title
 from qtasks.tasks.task import AsyncTask, SyncTask, Task
 
 if TYPE_CHECKING:
-    from qtasks.tasks.engine import Engine
-    from qtasks.tasks.llm.options import LlmOptions
+    from qtasks.tasks.llm.llm_options import LlmOptions
+    from qtasks.tasks.llm.llm_task import LlmDecorator
     from qtasks.tasks.llm.providers import Provider
-    from qtasks.tasks.llm.task import LlmDecorator
+    from qtasks.tasks.runtime import Engine
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -116,8 +117,8 @@ class Registry:
         does not fit, and given to the function of `on_completion`. Without a `provider` the QStash service itself is
         asked. Names are as of `task`. Raises DefinitionError.
         """
+        from qtasks.tasks.llm import llm_task as llm
         from qtasks.tasks.llm import providers
-        from qtasks.tasks.llm import task as llm
 
         said = {**options, "model": model, "output": output, "provider": provider or providers.upstash()}
         return functools.partial(self._declare, name=name, aliases=aliases, options=said, make=llm.make)
@@ -132,7 +133,7 @@ class Registry:
         Raises DefinitionError: QT104 for an expression (with a caret under the field), QT105 for dates that never
         come, QT106 for an unknown zone, and as `task`.
         """
-        return self._scheduled(timing.at(expression, options.get("tz")), options)
+        return self._scheduled(recurrence.at(expression, options.get("tz")), options)
 
     def every(self, span: Span, /, **options: Unpack[DeclarationOptions]) -> ScheduleDecorator:
         """As `cron`, at an interval on the clock: ``@tasks.every("15m")`` runs at :00, :15, :30 and :45.
@@ -140,7 +141,7 @@ class Registry:
         Minutes that divide an hour, hours that divide a day, a day or a week; DefinitionError for any other, for no
         cron expression says it.
         """
-        return self._scheduled(timing.every(span, options.get("tz")), options)
+        return self._scheduled(recurrence.every(span, options.get("tz")), options)
 
     def include_router(self, router: TaskRouter) -> None:
         """Take the tasks of `router`, those declared later too. Raises DefinitionError for a name taken already."""
@@ -157,11 +158,11 @@ class Registry:
         name: str | None,
         aliases: Sequence[str],
         options: Mapping[str, Any],
-        make: Callable[..., Task[..., Any]] = making.make,
+        make: Callable[..., Task[..., Any]] = decorators.make,
     ) -> Task[..., Any]:
         given = f"{self.prefix}{getattr(function, '__name__', '')}" if name is None else f"{self.prefix}{name}"
         task = make(self.bound, function, name=given, options=options)
-        task.aliases = tuple(making.check_name(f"{self.prefix}{alias}") for alias in aliases)
+        task.aliases = tuple(decorators.check_name(f"{self.prefix}{alias}") for alias in aliases)
         self.add(task, task.aliases)
         return task
 

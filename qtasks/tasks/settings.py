@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 from qtasks.errors import ConfigurationError
 from qtasks.protocol import development, durations
 from qtasks.protocol.messages import SigningKeys
-from qtasks.tasks.devserver import DevServer, is_loopback
-from qtasks.tasks.home import Connection
+from qtasks.tasks.dev_server import DevServer, is_loopback
+from qtasks.tasks.ports import Connection
 
 HOSTED_URL = "https://qstash.upstash.io"
 DEV_PORT = development.PORT

@@ -12,27 +12,29 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, Un
 from qtasks.errors import DefinitionError
 from qtasks.protocol import wire
 from qtasks.protocol.messages import MAX_BODY, PublishOptions
-from qtasks.tasks import cargo, payload, tracing
 from qtasks.tasks import options as call_options
-from qtasks.tasks.arguments import Plan, Values, plan
-from qtasks.tasks.batch import Batch
+from qtasks.tasks.encode import argument_codec
+from qtasks.tasks.encode import envelope as envelopes
+from qtasks.tasks.encode.parameters import Plan, Values, plan
 from qtasks.tasks.hooks import H, Hooks
-from qtasks.tasks.middleware import Passage
 from qtasks.tasks.options import ApplyOptions, CallOptions, Delivery, Span
-from qtasks.tasks.result import TaskResult
-from qtasks.tasks.results.base import Hold
+from qtasks.tasks.results.backend import Hold
+from qtasks.tasks.results.task_result import TaskResult
+from qtasks.tasks.results.unique import Unique, key_of, release, taken
 from qtasks.tasks.retries import RetryPolicy
-from qtasks.tasks.sending import Outgoing
-from qtasks.tasks.unique import Unique, key_of, release, taken
+from qtasks.tasks.send import tracing
+from qtasks.tasks.send.batch import Batch
+from qtasks.tasks.send.outgoing import Outgoing
+from qtasks.tasks.send.send_middleware import Passage
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from qtasks.tasks.engine import Engine
-    from qtasks.tasks.flow import Signature
-    from qtasks.tasks.running import Run
-    from qtasks.tasks.schedule import TaskSchedule
-    from qtasks.tasks.schedules import Declaration, ScheduleOptions
+    from qtasks.tasks.flow.canvas import Signature
+    from qtasks.tasks.run.runner import Run
+    from qtasks.tasks.runtime import Engine
+    from qtasks.tasks.schedules.declaration import Declaration, ScheduleOptions
+    from qtasks.tasks.schedules.task_schedule import TaskSchedule
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -187,13 +189,13 @@ class Task(Generic[P, R]):
 
     def s(self, *args: Any, **kwargs: Any) -> Signature[R]:
         """The call as a part of a flow; behind another call, that one's result comes before `args`."""
-        from qtasks.tasks.flow import Signature
+        from qtasks.tasks.flow.canvas import Signature
 
         return Signature(self, args, kwargs)
 
     def si(self, *args: Any, **kwargs: Any) -> Signature[R]:
         """As `s`, with nothing but these arguments."""
-        from qtasks.tasks.flow import Signature
+        from qtasks.tasks.flow.canvas import Signature
 
         return Signature(self, args, kwargs, fixed=True)
 
@@ -251,7 +253,7 @@ class Task(Generic[P, R]):
     @property
     def schedules(self) -> tuple[TaskSchedule[R], ...]:
         """Handles on the schedules that `@tasks.cron` and `@tasks.every` declare."""
-        from qtasks.tasks.schedule import TaskSchedule
+        from qtasks.tasks.schedules.task_schedule import TaskSchedule
 
         return tuple(TaskSchedule.of(one) for one in self.declared)
 
@@ -269,9 +271,9 @@ class Task(Generic[P, R]):
         of a task apart, the arguments do without one; the same name again replaces it. Syncing leaves it alone. Raises
         DefinitionError, ArgumentsError, BrokerUnreachable, ApiError, and ConfigurationError as `Schedules.sync`.
         """
-        from qtasks.tasks import scheduling
+        from qtasks.tasks.schedules import sync
 
-        return scheduling.make(self, cron, every, name, options)
+        return sync.make(self, cron, every, name, options)
 
     async def aschedule(
         self,
@@ -282,15 +284,15 @@ class Task(Generic[P, R]):
         **options: Unpack[ScheduleOptions],
     ) -> TaskSchedule[R]:
         """As `schedule`, without blocking the event loop."""
-        from qtasks.tasks import scheduling
+        from qtasks.tasks.schedules import sync
 
-        return await asyncio.to_thread(scheduling.make, self, cron, every, name, options)
+        return await asyncio.to_thread(sync.make, self, cron, every, name, options)
 
     def _applied(self, options: ApplyOptions) -> tuple[Self, str | None]:
         """The task with options of Celery's names, and the id of the call."""
         said: dict[str, Any] = dict(options)
         call_id = said.pop("task_id", None)
-        if call_id is not None and payload.ID.fullmatch(call_id) is None:
+        if call_id is not None and envelopes.ID.fullmatch(call_id) is None:
             raise DefinitionError(
                 f"{self.name}: task_id={call_id!r} is no id: 1 to 128 visible ASCII characters", code="QT156"
             )
@@ -394,10 +396,10 @@ class Task(Generic[P, R]):
 
     def carrying(self, checked: Values, positional: int, call_id: str | None = None) -> Outgoing:
         """The message of a call with these arguments, `positional` of them by position."""
-        call_id = call_id or payload.new_call_id()
+        call_id = call_id or envelopes.new_call_id()
         how = self.delivery
         unique = self._unique(checked) if how.unique else None
-        envelope = payload.Envelope(
+        envelope = envelopes.Envelope(
             call_id,
             retries=how.retries,
             timeout_ms=how.publish.timeout_ms,
@@ -406,12 +408,12 @@ class Task(Generic[P, R]):
             jitter=how.jitter,
             options=self._carried,
             unique=unique.key if unique is not None and unique.window_ms is None else None,
-            **cargo.packed(self, checked, positional, call_id),
+            **argument_codec.packed(self, checked, positional, call_id),
         )
         try:
-            body = payload.encode(envelope)
+            body = envelopes.encode(envelope)
         except ValueError as error:
-            path, reason = payload.culprit(self.plan.to_json(checked)) or ("", str(error))
+            path, reason = envelopes.culprit(self.plan.to_json(checked)) or ("", str(error))
             raise self.plan.not_json(path, reason) from None
         if len(body) > MAX_BODY:
             raise self.plan.too_large(len(body), MAX_BODY)

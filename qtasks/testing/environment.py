@@ -18,7 +18,7 @@ from qtasks.errors import ConfigurationError, QTasksError
 from qtasks.protocol import durations
 from qtasks.tasks.app import QTasks
 from qtasks.tasks.options import Span
-from qtasks.tasks.result import TaskResult
+from qtasks.tasks.results.task_result import TaskResult
 from qtasks.tasks.task import Task
 from qtasks.testing import app_under_test
 from qtasks.testing.brokers.base_broker import Mode, Stage, call_id_of

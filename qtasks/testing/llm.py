@@ -24,7 +24,7 @@ from pydantic import TypeAdapter
 from qtasks.broker.llm.provider_fake import Ask
 from qtasks.broker.ports import Failure, Request
 from qtasks.protocol.messages import Headers, Response
-from qtasks.tasks.outcome import NEVER
+from qtasks.tasks.run.dispatch_response import NEVER
 
 RECORD: Final = "QTASKS_RECORD_LLM"
 """Set to 1, recordings that are missing are made."""

@@ -16,8 +16,8 @@ from qtasks.errors import QTasksError
 from qtasks.protocol import durations
 from qtasks.protocol.messages import PublishOptions
 from qtasks.tasks import options as call_options
-from qtasks.tasks.arguments import Plan, Values
-from qtasks.tasks.llm.options import MODEL_OPTIONS
+from qtasks.tasks.encode.parameters import Plan, Values
+from qtasks.tasks.llm.llm_options import MODEL_OPTIONS
 from qtasks.tasks.task import Task
 from qtasks.testing.sent_call import Call, shown
 

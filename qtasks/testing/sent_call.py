@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from qtasks.errors import ArgumentsError, QTasksError
 from qtasks.protocol.messages import DeadLetter, Message, PublishOptions, Response
-from qtasks.tasks import payload
-from qtasks.tasks.arguments import Values
-from qtasks.tasks.llm import question, ticket
-from qtasks.tasks.result import TaskResult
+from qtasks.tasks.encode import envelope as envelopes
+from qtasks.tasks.encode.parameters import Values
+from qtasks.tasks.llm import callback_url, model_request
+from qtasks.tasks.results.task_result import TaskResult
 from qtasks.tasks.task import Task
 
 _SHOWN: Final = 200
@@ -137,15 +137,15 @@ def address_of(message: Message, base_url: str) -> Address | None:
     place, _, name = message.url.rpartition("/")
     if place == base_url:
         name, _, query = name.partition("?")
-        return Address(name, ticket.read(query).call_id if query else None)
+        return Address(name, callback_url.read(query).call_id if query else None)
     place, _, name = (message.options.callback or "").rpartition("/")
     if place != base_url or "?" not in name:
         return None
     name, _, query = name.partition("?")
-    found = ticket.read(query)
+    found = callback_url.read(query)
     back = message.options.callback_options
-    header = next((value for key, value in (back.forward if back else ()) if key == question.HEADER), None)
-    return Address(name, found.call_id, header if header is not None else question.key_of(found.digest))
+    header = next((value for key, value in (back.forward if back else ()) if key == model_request.HEADER), None)
+    return Address(name, found.call_id, header if header is not None else model_request.key_of(found.digest))
 
 
 def call_of(message: Message, address: Address, task: Task[..., Any] | None, kept: Callable[[str], str | None]) -> Call:
@@ -153,15 +153,15 @@ def call_of(message: Message, address: Address, task: Task[..., Any] | None, kep
     request: Mapping[str, Any] | None = None
     try:
         if address.call is None:
-            envelope = payload.decode(message.body)
+            envelope = envelopes.decode(message.body)
         else:
-            envelope = question.read(kept(address.call) or address.call)
+            envelope = model_request.read(kept(address.call) or address.call)
             request = json.loads(message.body)
     except (QTasksError, ValueError):  # whoever published it, it is no call of ours
-        envelope = payload.Envelope(address.call_id)
+        envelope = envelopes.Envelope(address.call_id)
     return Call(
         task=address.task,
-        id=envelope.call_id or payload.call_id_of_message(message.id),
+        id=envelope.call_id or envelopes.call_id_of_message(message.id),
         message_id=message.id,
         args=envelope.args,
         kwargs=envelope.kwargs,

@@ -19,7 +19,7 @@ from qtasks.broker.ports import Request
 from qtasks.errors import TaskCancelled, TaskFailed
 from qtasks.llm import ChatMessage, Usage, anthropic, custom, openai, system, user
 from qtasks.qstash import QStash
-from qtasks.tasks.llm.task import LlmTask
+from qtasks.tasks.llm.llm_task import LlmTask
 from qtasks.testing.llm import RECORD, Asked, fake_llm, recorded_llm, refused
 from tests.support.dev import Dev
 from tests.support.provider import KEY, Provider

@@ -19,11 +19,12 @@ from fastapi import Depends, FastAPI, Header, HTTPException
 
 from qtasks import Embedded, QTasks, TaskContext, injected
 from qtasks.errors import ResultsDisabled
-from qtasks.tasks import results_router, watching
-from qtasks.tasks.engine import open_results
-from qtasks.tasks.pickling import Pickles, Purpose
-from qtasks.tasks.results.base import Record, ResultBackend, ResultStatus
+from qtasks.tasks.encode.pickling import Pickles, Purpose
+from qtasks.tasks.results import waiting
+from qtasks.tasks.results.backend import Record, ResultBackend, ResultStatus
 from qtasks.tasks.results.memory import MemoryResults
+from qtasks.tasks.runtime import open_results
+from qtasks.tasks.web import results_router
 from tests.support.eventsource import EventSource
 from tests.support.process import Process
 from tests.support.results import BACKENDS, place_for_results
@@ -320,7 +321,7 @@ def test_a_quiet_connection_is_kept_alive(place: Place, monkeypatch: pytest.Monk
 def test_results_in_this_process_are_not_polled(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[str] = []
     glances = itertools.count()
-    monkeypatch.setattr(watching, "GLANCE_S", 0.001)
+    monkeypatch.setattr(waiting, "GLANCE_S", 0.001)
     monkeypatch.setattr(results_router, "_over", lambda: lambda: next(glances) < 0)
     assert isinstance(place.backend, MemoryResults)
     read = place.backend.read

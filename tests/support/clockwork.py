@@ -16,7 +16,7 @@ from qtasks.broker.settings import BrokerSettings
 from qtasks.protocol import development
 from qtasks.protocol.messages import Response
 from qtasks.qstash.transport import Reply, Request
-from qtasks.tasks.home import ASGIApp, Connection
+from qtasks.tasks.ports import ASGIApp, Connection
 from tests.support import tasks as asgi
 from tests.support.api import Service
 from tests.support.broker import ScriptedTransport, SeededRandom, VirtualClock

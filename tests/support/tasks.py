@@ -14,7 +14,7 @@ from qtasks import QTasks
 from qtasks.protocol import signing
 from qtasks.protocol.messages import SigningKeys
 from qtasks.qstash.transport import Reply, Request
-from qtasks.tasks.home import ASGIApp, Connection
+from qtasks.tasks.ports import ASGIApp, Connection
 from qtasks.tasks.settings import SettingsOverrides
 
 KEYS = SigningKeys("sig_" + "c" * 28, "sig_" + "n" * 28)

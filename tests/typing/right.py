@@ -25,7 +25,7 @@ from qtasks import (
     task,
 )
 from qtasks.llm import ChatMessage, Usage, anthropic, openai, user
-from qtasks.tasks.flow import Chain
+from qtasks.tasks.flow.canvas import Chain
 from qtasks.tasks.task import AsyncTask, SyncTask, Task
 from qtasks.testing import Call, DeadCall, Environment
 from qtasks.testing.llm import fake_llm

@@ -8,12 +8,12 @@ from typing import Any
 
 from qtasks.errors import PayloadError
 from qtasks.protocol import strict_json
-from qtasks.tasks import outcome
 from qtasks.tasks.context import TaskContext
-from qtasks.tasks.llm.ticket import Ticket
-from qtasks.tasks.outcome import Outcome
-from qtasks.tasks.payload import Envelope
-from qtasks.tasks.sending import Kept
+from qtasks.tasks.encode.envelope import Envelope
+from qtasks.tasks.llm.callback_url import Ticket
+from qtasks.tasks.run import dispatch_response
+from qtasks.tasks.run.dispatch_response import Outcome
+from qtasks.tasks.send.outgoing import Kept
 
 BAD_CALLBACK = "QT427"
 
@@ -75,7 +75,7 @@ class Callback:
     def heard(self, refusal: Outcome) -> Outcome:
         """What to say where the call itself would be answered `refusal`: it runs elsewhere, or is done."""
         is_known = self.is_news or (self.ticket.failed and refusal.status == 500)
-        return outcome.known() if is_known else refusal
+        return dispatch_response.known() if is_known else refusal
 
 
 def read_told(body: bytes) -> Told:

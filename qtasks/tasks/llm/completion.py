@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 
 from qtasks.errors import DefinitionError
 from qtasks.tasks import options as call_options
-from qtasks.tasks.arguments import Plan, Values, plan
-from qtasks.tasks.llm.messages import Usage
+from qtasks.tasks.encode.parameters import Plan, Values, plan
+from qtasks.tasks.llm.chat_messages import Usage
 from qtasks.tasks.options import AttemptOptions
 from qtasks.tasks.task import Task
 
 if TYPE_CHECKING:
-    from qtasks.tasks.llm.task import LlmTask
+    from qtasks.tasks.llm.llm_task import LlmTask
 
 T = TypeVar("T")
 More = ParamSpec("More")

@@ -12,10 +12,10 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from qtasks.errors import DefinitionError, OutputError
-from qtasks.tasks.annotations import WIRE, adapter, type_name
+from qtasks.tasks.encode.annotations import WIRE, adapter, type_name
 
 if TYPE_CHECKING:
-    from qtasks.tasks.llm.dialects import Answer
+    from qtasks.tasks.llm.provider_apis import Answer
 
 T = TypeVar("T")
 

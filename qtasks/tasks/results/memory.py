@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from qtasks.tasks.results.base import PRUNE_EVERY_MS, Hold, Record, Watchers, supersedes
+from qtasks.tasks.results.backend import PRUNE_EVERY_MS, Hold, Record, Watchers, supersedes
 
 
 class MemoryResults:

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qtasks.errors import ConfigurationError, ResultError
-from qtasks.tasks.results.base import Hold, Record, record_of, row_of
-from qtasks.tasks.results.batched import BatchedResults
+from qtasks.tasks.results.backend import Hold, Record, record_of, row_of
+from qtasks.tasks.results.buffered import BatchedResults
 
 if TYPE_CHECKING:
     import redis

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qtasks.errors import ResultError
-from qtasks.tasks.results.base import Hold, Record, record_of, row_of
-from qtasks.tasks.results.batched import BatchedResults
+from qtasks.tasks.results.backend import Hold, Record, record_of, row_of
+from qtasks.tasks.results.buffered import BatchedResults
 
 BUSY_TIMEOUT_S = 5.0
 """How long one process waits for another one's transaction."""

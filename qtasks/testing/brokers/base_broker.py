@@ -17,8 +17,8 @@ from qtasks.broker.store.interface import Credentials, DeadLetterFilter, LogFilt
 from qtasks.broker.store.sqlite import MEMORY
 from qtasks.protocol import signing
 from qtasks.protocol.messages import SigningKeys, State
-from qtasks.tasks.home import ASGIApp, Connection
-from qtasks.tasks.llm import ticket
+from qtasks.tasks.llm import callback_url
+from qtasks.tasks.ports import ASGIApp, Connection
 from qtasks.testing.app_under_test import Application
 from qtasks.testing.brokers.shared_threads import Threads
 from qtasks.testing.call_log import Ledger
@@ -126,4 +126,4 @@ def settings() -> BrokerSettings:
 def call_id_of(request: Request) -> str:
     """The id of the call that a delivery makes or continues; empty for that of a schedule."""
     _, _, query = request.url.partition("?")
-    return ticket.read(query).call_id if query else str(json.loads(request.body).get("id", ""))
+    return callback_url.read(query).call_id if query else str(json.loads(request.body).get("id", ""))

@@ -20,7 +20,7 @@ from qtasks.broker.transport.destination_policy import Policy
 from qtasks.broker.transport.http import HttpTransport
 from qtasks.errors import QTasksError
 from qtasks.qstash.over_httpx import HttpxTransport
-from qtasks.tasks.home import ASGIApp, Connection
+from qtasks.tasks.ports import ASGIApp, Connection
 from qtasks.testing.app_under_test import Application
 from qtasks.testing.brokers.base_broker import ACCOUNT, TOKEN, Stage, settings
 from qtasks.testing.call_log import Ledger

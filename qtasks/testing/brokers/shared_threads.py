@@ -10,7 +10,7 @@ from typing import Final
 import apsw
 
 from qtasks.embedded import LoopThread
-from qtasks.tasks.workers import Workers
+from qtasks.tasks.run.thread_pool import Workers
 
 _WORKERS: Final = 64
 """More than one runs only where one waits for another."""

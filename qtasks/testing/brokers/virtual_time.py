@@ -12,8 +12,8 @@ from qtasks.broker.transport.in_process import AsgiTransport
 from qtasks.embedded import API
 from qtasks.errors import QTasksError, ResultTimeout
 from qtasks.protocol import durations
-from qtasks.tasks.home import ASGIApp, Connection
-from qtasks.tasks.results.base import Record, ResultStatus
+from qtasks.tasks.ports import ASGIApp, Connection
+from qtasks.tasks.results.backend import Record, ResultStatus
 from qtasks.testing.app_under_test import ORIGIN, Application
 from qtasks.testing.brokers.base_broker import ACCOUNT, TOKEN, Stage, settings
 from qtasks.testing.brokers.client_transport import AsyncCarrier, Carrier

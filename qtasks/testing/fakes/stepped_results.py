@@ -11,7 +11,7 @@ from typing import Final
 
 from qtasks.errors import ResultTimeout
 from qtasks.tasks import logs
-from qtasks.tasks.results.base import Record, Watchers
+from qtasks.tasks.results.backend import Record, Watchers
 from qtasks.tasks.results.memory import MemoryResults
 
 KEPT_MS: Final = 100 * 366 * 24 * 60 * 60 * 1000

@@ -13,8 +13,8 @@ from qtasks.protocol import signing
 from qtasks.protocol.messages import PublishOptions
 from qtasks.protocol.wire import read
 from qtasks.qstash.transport import Reply, Request
-from qtasks.tasks.dispatch import Delivery
-from qtasks.tasks.outcome import Outcome
+from qtasks.tasks.run.dispatch_response import Outcome
+from qtasks.tasks.run.dispatcher import Delivery
 from tests.support.tasks import BASE_URL, KEYS, ScriptedHome
 
 

@@ -23,8 +23,8 @@ from typing_extensions import TypedDict
 
 from qtasks import TaskContext, injected
 from qtasks.errors import ArgumentsError, DefinitionError
-from qtasks.tasks import payload
-from qtasks.tasks.arguments import Plan, plan
+from qtasks.tasks.encode import envelope as envelopes
+from qtasks.tasks.encode.parameters import Plan, plan
 
 
 class Colour(enum.Enum):
@@ -76,7 +76,7 @@ def over_the_wire(made: Plan, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Bind, check and write at the caller; read, bind and check at the dispatcher."""
     plain = made.to_json(made.check(made.bind(args, kwargs)))
     sent_args, sent_kwargs = made.arrange(plain, len(args))
-    envelope = payload.decode(payload.encode(payload.Envelope("call_1", sent_args, sent_kwargs)))
+    envelope = envelopes.decode(envelopes.encode(envelopes.Envelope("call_1", sent_args, sent_kwargs)))
     return made.check(made.bind(envelope.args, envelope.kwargs), from_wire=True)
 
 
@@ -332,8 +332,8 @@ def test_what_the_dispatcher_fills_is_no_argument_of_the_call() -> None:
 )
 def test_what_the_other_side_would_refuse_is_found_with_its_path(value: Any, path: str, reason: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
-        payload.encode(payload.Envelope("call_1", [value]))
-    found = payload.culprit({"value": value})
+        envelopes.encode(envelopes.Envelope("call_1", [value]))
+    found = envelopes.culprit({"value": value})
     assert found is not None
     assert found[0] == path
     assert reason in found[1]

@@ -13,7 +13,7 @@ from qtasks import QTasks, TaskContext, TaskRouter, injected
 from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError, PartlyRefused
 from qtasks.protocol.messages import FlowControl, PublishOptions, Redaction
 from qtasks.tasks.options import delivery
-from qtasks.tasks.sending import BATCH_BYTES, BATCH_ITEMS, Outgoing, portions
+from qtasks.tasks.send.outgoing import BATCH_BYTES, BATCH_ITEMS, Outgoing, portions
 from tests.unit.tasks.courier import Courier
 
 pytestmark = pytest.mark.anyio

@@ -20,12 +20,12 @@ from pydantic import BaseModel
 from qtasks import NonRetryable, QTasks, RetryAfter, TaskContext, injected
 from qtasks.errors import ArgumentsError
 from qtasks.protocol.messages import SigningKeys
-from qtasks.tasks import payload
-from qtasks.tasks.dispatch import Delivery, Dispatcher
-from qtasks.tasks.outcome import Outcome
-from qtasks.tasks.results.base import Record
+from qtasks.tasks.encode import envelope as envelopes
+from qtasks.tasks.results.backend import Record
 from qtasks.tasks.results.memory import MemoryResults
 from qtasks.tasks.results.sqlite import SQLiteResults
+from qtasks.tasks.run.dispatch_response import Outcome
+from qtasks.tasks.run.dispatcher import Delivery, Dispatcher
 from tests.support.tasks import BASE_URL, KEYS, envelope, signature
 
 pytestmark = pytest.mark.anyio
@@ -222,7 +222,7 @@ async def test_a_body_without_an_id_has_one_of_its_message(harness: Harness) -> 
         harness.dispatcher._guard = None  # it would not let the second run
         await harness.deliver("remember", envelope(call_id=None, retries=None), message_id=message_id)
     first, again, second = (context.call_id for context in CONTEXTS)
-    assert first == again == payload.call_id_of_message("msg_1")
+    assert first == again == envelopes.call_id_of_message("msg_1")
     assert first != second
     assert CONTEXTS[0].retries == 3
 
@@ -516,7 +516,7 @@ async def test_results_that_come_during_a_flush_share_the_next_one() -> None:
 async def test_where_writing_costs_only_a_task_that_takes_its_time_is_said_to_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("qtasks.tasks.recording.NEWS_AFTER_S", 0.001)
+    monkeypatch.setattr("qtasks.tasks.run.recorder.NEWS_AFTER_S", 0.001)
     results = SlowResults()
     results.may_flush.set()
     begun, may_end = asyncio.Event(), asyncio.Event()
@@ -596,7 +596,7 @@ async def test_a_failure_is_logged_with_the_user_s_frames_only(
         "msg_1",
     )
     assert "test_dispatch.py" in caplog.text
-    assert "qtasks/tasks/dispatch.py" not in caplog.text
+    assert "qtasks/tasks/run/" not in caplog.text
 
 
 async def test_a_wish_is_not_logged_as_an_error(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:

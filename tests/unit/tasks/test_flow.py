@@ -9,7 +9,7 @@ import pytest
 
 from qtasks import NonRetryable, chain, chord, group
 from qtasks.errors import ArgumentsError, BrokerUnreachable, DefinitionError, ResultsDisabled, TaskFailed
-from qtasks.tasks.sending import Outgoing
+from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.task import Task
 from tests.support.tasks import application
 from tests.unit.tasks.courier import Courier

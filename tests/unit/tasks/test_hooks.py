@@ -30,9 +30,9 @@ from qtasks import (
     injected,
 )
 from qtasks.errors import ArgumentsError, BrokerUnreachable
-from qtasks.tasks.middleware import CallNext, Sending
-from qtasks.tasks.running import Run
-from qtasks.tasks.sending import Outgoing
+from qtasks.tasks.run.runner import Run
+from qtasks.tasks.send.outgoing import Outgoing
+from qtasks.tasks.send.send_middleware import CallNext, Sending
 from tests.unit.tasks.courier import Courier, said
 
 ROOT = Path(__file__).parents[3]
@@ -342,7 +342,7 @@ def test_a_program_without_opentelemetry_does_not_load_it() -> None:
 import sys
 from qtasks.protocol.messages import PublishOptions
 from qtasks.tasks import tracing
-from qtasks.tasks.sending import Outgoing
+from qtasks.tasks.send.outgoing import Outgoing
 message = Outgoing(task="work", call_id="c", body=b"{}", options=PublishOptions())
 assert tracing.carry(message) is message
 sys.exit(any(name.startswith("opentelemetry") for name in sys.modules))

@@ -21,11 +21,11 @@ from qtasks.errors import OutputError, ProviderError, TaskExpired, TaskFailed
 from qtasks.llm import ChatMessage, Usage, anthropic, openai, user
 from qtasks.protocol.messages import Response
 from qtasks.qstash.transport import Request
-from qtasks.tasks import sending
-from qtasks.tasks.guard import BRIEF_MS, LEASE_MS
-from qtasks.tasks.llm import question, ticket
-from qtasks.tasks.llm.task import LlmTask
-from qtasks.tasks.results.base import Hold
+from qtasks.tasks.llm import callback_url, model_request
+from qtasks.tasks.llm.llm_task import LlmTask
+from qtasks.tasks.results.backend import Hold
+from qtasks.tasks.run.lease import BRIEF_MS, LEASE_MS
+from qtasks.tasks.send import outgoing
 from tests.support.tasks import BASE_URL, application, envelope
 from tests.unit.tasks.asking import Desk, openai_says, refuses
 from tests.unit.tasks.courier import Courier, Letter, said
@@ -308,8 +308,8 @@ async def test_large_arguments_come_back_from_the_result_backend(
     callback = desk.told(desk.question(), openai_says(GOOD)).callback
     assert (await desk.deliver(callback)).status == 200
     assert kept.completed[0][1] == "x" * 10_000
-    digest = ticket.read(callback.url.partition("?")[2]).digest
-    record = courier.tasks.engine.results().read(question.key_of(digest))
+    digest = callback_url.read(callback.url.partition("?")[2]).digest
+    record = courier.tasks.engine.results().read(model_request.key_of(digest))
     assert record is not None
     assert (record.status, record.value) == ("succeeded", None)  # it is kept no longer than it is needed
 
@@ -799,7 +799,7 @@ async def test_a_header_of_another_call_is_noticed_though_its_hash_is_right(
     """Only who may publish can make such a URL; the two have to agree all the same."""
     summarise.delay("abc")
     callback = desk.told(desk.question(), openai_says(GOOD)).callback
-    found = ticket.read(callback.url.partition("?")[2])
+    found = callback_url.read(callback.url.partition("?")[2])
     url = f"{callback.url.partition('?')[0]}?{replace(found, call_id='call_other').query()}"
     answer = await desk.deliver(replace(callback, url=url))
     assert (answer.status, answer.error) == (489, "PayloadError: the URL and the header are of two calls")
@@ -820,7 +820,7 @@ async def test_without_a_result_backend_completions_run_all_the_same(kept: Kept)
     def store(summary: Summary) -> None:
         kept.completed.append((summary,))
 
-    call = sending.call(summarise.message(("abc",), {}), BASE_URL, None)
+    call = outgoing.call(summarise.message(("abc",), {}), BASE_URL, None)
     letter = Letter(Request("POST", call.path, call.headers, call.body), "msg_1")
     with home.tasks:
         answer = await desk.deliver(desk.told(letter, openai_says(GOOD)).callback)

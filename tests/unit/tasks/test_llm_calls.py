@@ -25,8 +25,8 @@ from qtasks.llm import (
     user,
 )
 from qtasks.protocol.messages import FlowControl, Redaction
-from qtasks.tasks.llm import question, ticket
-from qtasks.tasks.llm.task import LlmTask
+from qtasks.tasks.llm import callback_url, model_request
+from qtasks.tasks.llm.llm_task import LlmTask
 from tests.support.tasks import BASE_URL, application
 from tests.unit.tasks.courier import Courier
 
@@ -194,7 +194,7 @@ def test_the_url_vouches_for_the_call_in_the_header(courier: Courier) -> None:
     assert address == f"{BASE_URL}/summarise"
     [(name, call)] = options.callback_options.forward
     assert name == "Qtasks-Call"
-    assert ticket.read(query) == ticket.Ticket(result.id, question.digest(call))
+    assert callback_url.read(query) == callback_url.Ticket(result.id, model_request.digest(call))
     envelope = json.loads(base64.urlsafe_b64decode(call))
     assert envelope == {"v": 1, "id": result.id, "args": ["abc"], "kwargs": {}, "retries": 3}
     assert options.failure_callback == options.callback + "&failed=1"
@@ -262,12 +262,12 @@ def test_arguments_too_large_for_a_header_are_kept_by_the_result_backend(courier
     assert options.callback is not None
     assert options.callback_options is not None
     assert options.callback_options.forward == ()
-    digest = ticket.read(options.callback.partition("?")[2]).digest
-    record = courier.tasks.engine.results().read(question.key_of(digest))
+    digest = callback_url.read(options.callback.partition("?")[2]).digest
+    record = courier.tasks.engine.results().read(model_request.key_of(digest))
     assert record is not None
     assert record.value is not None
-    assert question.digest(record.value) == digest
-    assert question.read(record.value).call_id == result.id
+    assert model_request.digest(record.value) == digest
+    assert model_request.read(record.value).call_id == result.id
 
 
 async def test_without_a_backend_they_are_refused_at_the_call() -> None:
@@ -297,8 +297,8 @@ async def test_async_code_keeps_them_as_well(courier: Courier) -> None:
     await summariser(courier.tasks).adelay("x" * 10_000)
     options = courier.take().options
     assert options.callback is not None
-    digest = ticket.read(options.callback.partition("?")[2]).digest
-    assert courier.tasks.engine.results().read(question.key_of(digest)) is not None
+    digest = callback_url.read(options.callback.partition("?")[2]).digest
+    assert courier.tasks.engine.results().read(model_request.key_of(digest)) is not None
 
 
 def test_what_middleware_gives_along_is_vouched_for_too(courier: Courier) -> None:
@@ -312,7 +312,7 @@ def test_what_middleware_gives_along_is_vouched_for_too(courier: Courier) -> Non
     assert options.callback_options is not None
     [(_, call)] = options.callback_options.forward
     assert json.loads(base64.urlsafe_b64decode(call))["carried"] == {"tenant": "acme"}
-    assert ticket.read(options.callback.partition("?")[2]).digest == question.digest(call)
+    assert callback_url.read(options.callback.partition("?")[2]).digest == model_request.digest(call)
 
 
 def test_the_same_arguments_are_asked_about_once(courier: Courier) -> None:

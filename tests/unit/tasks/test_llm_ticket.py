@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from qtasks.errors import PayloadError
 from qtasks.protocol import targets
 from qtasks.protocol.headers import check_forwarded
-from qtasks.tasks.llm import question, ticket
-from qtasks.tasks.llm.ticket import Repair, Ticket
-from qtasks.tasks.payload import Envelope
+from qtasks.tasks.encode.envelope import Envelope
+from qtasks.tasks.llm import callback_url, model_request
+from qtasks.tasks.llm.callback_url import Repair, Ticket
 
 ids = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=128)
 tokens = st.integers(0, 10**12)
@@ -39,14 +39,14 @@ values: st.SearchStrategy[Any] = st.recursive(
 @given(tickets)
 def test_a_ticket_is_read_as_it_was_written_and_stands_in_a_url(made: Ticket) -> None:
     query = made.query()
-    assert ticket.read(query) == made
+    assert callback_url.read(query) == made
     targets.check_url(f"https://app.example.com/qtasks/summarise?{query}")
 
 
 @given(st.text(max_size=200))
 def test_any_other_query_is_none(query: str) -> None:
     with pytest.raises(PayloadError):
-        ticket.read(query)
+        callback_url.read(query)
 
 
 @given(tickets, st.data())
@@ -56,7 +56,7 @@ def test_a_query_with_one_character_changed_is_another_ticket_or_none(made: Tick
     place = data.draw(st.integers(0, len(query) - 1))
     changed = query[:place] + data.draw(st.characters()) + query[place + 1 :]
     try:
-        read = ticket.read(changed)
+        read = callback_url.read(changed)
     except PayloadError:
         return
     assert (read == made) == (changed == query)
@@ -67,12 +67,12 @@ def test_a_call_is_read_as_it_was_written_and_is_a_header(
     call_id: str, args: list[Any], kwargs: dict[str, Any]
 ) -> None:
     envelope = Envelope(call_id, args, kwargs, 3, expires_ms=5)
-    written = question.written(envelope)
-    assert question.read(written) == envelope
-    assert check_forwarded([(question.HEADER, written)]) == ((question.HEADER, written),)
+    written = model_request.written(envelope)
+    assert model_request.read(written) == envelope
+    assert check_forwarded([(model_request.HEADER, written)]) == ((model_request.HEADER, written),)
 
 
 @pytest.mark.parametrize("call", ["", "%", "e30", "e30=", "eyJ2IjoxfQ==\n", "\xff"])
 def test_what_is_no_call_is_refused(call: str) -> None:
     with pytest.raises(PayloadError):
-        question.read(call)
+        model_request.read(call)

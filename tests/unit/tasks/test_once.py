@@ -23,10 +23,10 @@ from qtasks.errors import (
     ResultsDisabled,
 )
 from qtasks.qstash.transport import Reply, Request
-from qtasks.tasks.guard import LEASE_MS
-from qtasks.tasks.holders import is_gone, new_holder
-from qtasks.tasks.outcome import Outcome
-from qtasks.tasks.results.base import Hold
+from qtasks.tasks.results.backend import Hold
+from qtasks.tasks.run.dispatch_response import Outcome
+from qtasks.tasks.run.lease import LEASE_MS
+from qtasks.tasks.run.process_id import is_gone, new_holder
 from tests.support.tasks import application
 from tests.unit.tasks.courier import Courier, Letter, said
 
@@ -137,7 +137,7 @@ async def test_a_process_that_fell_silent_elsewhere_holds_its_call_for_its_lease
 
 
 async def test_nobody_waits_for_a_process_of_this_machine_that_has_died(courier: Courier) -> None:
-    program = "from qtasks.tasks.holders import new_holder; print(new_holder())"
+    program = "from qtasks.tasks.run.process_id import new_holder; print(new_holder())"
     died = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
     slow = Slow(courier)
     slow.go_on.set()
@@ -159,7 +159,7 @@ def test_a_holder_is_gone_only_when_that_is_certain() -> None:
 
 
 async def test_a_long_run_keeps_its_hold(courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qtasks.tasks.guard.RENEW_S", 0.0)
+    monkeypatch.setattr("qtasks.tasks.run.lease.RENEW_S", 0.0)
     slow = Slow(courier)
     result = slow.task.delay()
     letter = courier.take()

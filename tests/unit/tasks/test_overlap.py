@@ -15,10 +15,10 @@ import pytest
 
 from qtasks import Snooze, TaskResult
 from qtasks.errors import PayloadError, TaskCancelled
-from qtasks.tasks import payload
-from qtasks.tasks.guard import LEASE_MS
-from qtasks.tasks.outcome import Outcome
-from qtasks.tasks.results.base import Hold, ResultStatus
+from qtasks.tasks.encode import envelope as envelopes
+from qtasks.tasks.results.backend import Hold, ResultStatus
+from qtasks.tasks.run.dispatch_response import Outcome
+from qtasks.tasks.run.lease import LEASE_MS
 from tests.support.tasks import application, deliver, envelope
 from tests.unit.tasks.courier import Courier, Letter, said
 
@@ -159,7 +159,7 @@ async def test_runs_that_may_overlap_do(courier: Courier) -> None:
 
 
 async def test_a_run_whose_process_has_died_on_this_machine_holds_up_nobody(courier: Courier) -> None:
-    program = "from qtasks.tasks.holders import new_holder; print(new_holder())"
+    program = "from qtasks.tasks.run.process_id import new_holder; print(new_holder())"
     died = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
     slow = Slow(courier)
     slow.go_on.set()
@@ -187,7 +187,7 @@ def hold(courier: Courier, slow: Slow, owner: str) -> None:
 
 
 async def test_a_long_run_keeps_its_schedule_to_itself(courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qtasks.tasks.guard.RENEW_S", 0.0)
+    monkeypatch.setattr("qtasks.tasks.run.lease.RENEW_S", 0.0)
     slow = Slow(courier)
     async with slow.running():
         results = courier.tasks.engine.results()
@@ -247,4 +247,4 @@ async def test_without_a_place_for_results_such_a_run_fails_and_names_the_settin
 @pytest.mark.parametrize("extra", ['"overlap": "queue"', '"schedule": 1', '"schedule": "a b"', '"schedule": ""'])
 def test_an_envelope_with_something_else_there_is_none(extra: str) -> None:
     with pytest.raises(PayloadError):
-        payload.decode(envelope()[:-1] + f", {extra}}}".encode())
+        envelopes.decode(envelope()[:-1] + f", {extra}}}".encode())

@@ -24,10 +24,10 @@ from pydantic import BaseModel, SecretStr
 import qtasks
 from qtasks import NonRetryable, QTasks, Snooze, TaskEvent, TaskRouter, group
 from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError, PayloadError, ResultError, TaskFailed
-from qtasks.tasks import pickling
-from qtasks.tasks.payload import Envelope, encode
-from qtasks.tasks.pickling import ForgedError, Pickles, Purpose
-from qtasks.tasks.results.values import load
+from qtasks.tasks.encode import pickling
+from qtasks.tasks.encode.envelope import Envelope, encode
+from qtasks.tasks.encode.pickling import ForgedError, Pickles, Purpose
+from qtasks.tasks.encode.result_codec import load
 from qtasks.tasks.task import Task
 from tests.support.tasks import application, envelope
 from tests.unit.tasks.courier import Courier, Letter, said

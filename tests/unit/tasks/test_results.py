@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from qtasks.errors import ConfigurationError, ResultError, ResultsDisabled, ResultTimeout, TaskFailed
-from qtasks.tasks.engine import open_results
-from qtasks.tasks.results.base import POLL_FIRST_S, POLL_LAST_S, Hold, Record, ResultBackend, ResultStatus, pauses
+from qtasks.tasks.results.backend import POLL_FIRST_S, POLL_LAST_S, Hold, Record, ResultBackend, ResultStatus, pauses
 from qtasks.tasks.results.postgres import PostgresResults
 from qtasks.tasks.results.redis import RedisResults
 from qtasks.tasks.results.sqlite import SQLiteResults
+from qtasks.tasks.runtime import open_results
 from tests.support.results import BACKENDS, place_for_results, postgres, redis_prefix
 from tests.support.tasks import application
 
@@ -318,7 +318,7 @@ def test_a_file_that_is_no_database_is_a_named_error(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-from qtasks.tasks.results.base import Record, ResultStatus
+from qtasks.tasks.results.backend import Record, ResultStatus
 from qtasks.tasks.results.sqlite import SQLiteResults
 path, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 backend = SQLiteResults(path, ttl_ms=86_400_000)

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from qtasks import Cancel, NonRetryable, QTasks, RetryAfter, RetryPolicy, Snooze, TaskContext, injected
 from qtasks.errors import DefinitionError, PayloadError, TaskCancelled, TaskExpired
 from qtasks.protocol import expressions
-from qtasks.tasks import payload
+from qtasks.tasks.control import AttemptTimeout
+from qtasks.tasks.encode import envelope
 from qtasks.tasks.results.sqlite import SQLiteResults
 from qtasks.tasks.retries import jittered_ms
-from qtasks.tasks.sending import Outgoing
-from qtasks.tasks.signals import AttemptTimeout
+from qtasks.tasks.send.outgoing import Outgoing
 from tests.unit.tasks.courier import Courier, said
 
 pytestmark = pytest.mark.anyio
@@ -481,7 +481,7 @@ async def test_a_thread_is_told_that_the_process_stops(courier: Courier) -> None
 )
 async def test_members_of_an_envelope_are_checked(member: str) -> None:
     with pytest.raises(PayloadError, match=member.split('"')[1]):
-        payload.decode(f'{{"v":1,{member}}}'.encode())
+        envelope.decode(f'{{"v":1,{member}}}'.encode())
 
 
 async def test_results_of_an_older_version_are_carried_over(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from qtasks import QTasks, RetryPolicy, Snooze, TaskContext, TaskRouter, injecte
 from qtasks.errors import ApiError, ArgumentsError, ConfigurationError, DefinitionError, ResultsDisabled
 from qtasks.llm import ChatMessage
 from qtasks.protocol import development
-from qtasks.tasks.schedules import identity, mark
+from qtasks.tasks.schedules.declaration import identity, mark
 from qtasks.tasks.settings import HOSTED_URL
 from tests.support.clockwork import BASE_URL, Clockwork
 from tests.support.tasks import application

@@ -15,8 +15,8 @@ import pytest
 
 from qtasks.errors import ConfigurationError
 from qtasks.protocol.messages import SigningKeys
-from qtasks.tasks.devserver import DevServer, find_dev_server, is_loopback
-from qtasks.tasks.home import Connection
+from qtasks.tasks.dev_server import DevServer, find_dev_server, is_loopback
+from qtasks.tasks.ports import Connection
 from qtasks.tasks.settings import DEV_SIGNING_KEYS, DEV_TOKEN, Settings, SettingsOverrides, embedded, resolve
 from tests.support.tasks import KEYS, RecordingTransport
 

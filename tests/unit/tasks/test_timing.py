@@ -11,7 +11,7 @@ import pytest
 
 from qtasks.errors import DefinitionError
 from qtasks.protocol import cron
-from qtasks.tasks import timing
+from qtasks.tasks.schedules import recurrence
 
 START_MS = 1_800_000_000_000
 
@@ -53,16 +53,16 @@ def refused(make: Any, *args: Any) -> DefinitionError:
     ],
 )
 def test_what_is_sent_is_five_fields_and_a_zone_where_it_is_not_utc(
-    expression: str, zone: timing.Zone | None, sent: str
+    expression: str, zone: recurrence.Zone | None, sent: str
 ) -> None:
-    assert timing.at(expression, zone).text == sent
+    assert recurrence.at(expression, zone).text == sent
 
 
 @pytest.mark.parametrize(
     "descriptor", ["@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"]
 )
 def test_a_descriptor_that_is_spelled_out_runs_when_it_did(descriptor: str) -> None:
-    assert runs(timing.at(descriptor), 20) == runs(cron.parse(descriptor), 20)
+    assert runs(recurrence.at(descriptor), 20) == runs(cron.parse(descriptor), 20)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_descriptor_that_is_spelled_out_runs_when_it_did(descriptor: str) -> N
 def test_a_caret_stands_under_what_is_wrong(
     expression: str, zone: str | None, code: str, shown: str, pointed: str
 ) -> None:
-    error = refused(timing.at, expression, zone)
+    error = refused(recurrence.at, expression, zone)
     *_, line, carets = error.message.splitlines()
     assert (error.code, line.strip()) == (code, shown)
     assert line[carets.index("^") : carets.rindex("^") + 1] == pointed
@@ -100,7 +100,7 @@ def test_a_caret_stands_under_what_is_wrong(
     ],
 )
 def test_what_cannot_be_an_expression_is_told(expression: Any, zone: str | None, code: str, text: str) -> None:
-    error = refused(timing.at, expression, zone)
+    error = refused(recurrence.at, expression, zone)
     assert error.code == code
     assert text in str(error)
 
@@ -114,7 +114,7 @@ HOURS = (1, 2, 3, 4, 6, 8, 12, 24, 7 * 24)
 
 @pytest.mark.parametrize("minutes", [*MINUTES, *(60 * hours for hours in HOURS)])
 def test_an_interval_passes_between_any_two_runs(minutes: int) -> None:
-    expression = timing.every(timedelta(minutes=minutes))
+    expression = recurrence.every(timedelta(minutes=minutes))
     gaps = {later - earlier for earlier, later in itertools.pairwise(runs(expression, 100))}
     assert gaps == {minutes * 60_000}
 
@@ -130,11 +130,11 @@ def test_an_interval_passes_between_any_two_runs(minutes: int) -> None:
     ],
 )
 def test_a_span_may_be_written_in_every_way_a_span_can(span: Any, sent: str) -> None:
-    assert timing.every(span).text == sent
+    assert recurrence.every(span).text == sent
 
 
 def test_an_interval_keeps_to_the_clock_of_its_zone() -> None:
-    assert timing.every("1d", "Europe/Berlin").text == "CRON_TZ=Europe/Berlin 0 0 * * *"
+    assert recurrence.every("1d", "Europe/Berlin").text == "CRON_TZ=Europe/Berlin 0 0 * * *"
 
 
 @pytest.mark.parametrize(
@@ -152,16 +152,16 @@ def test_an_interval_keeps_to_the_clock_of_its_zone() -> None:
     ],
 )
 def test_an_interval_that_no_expression_says_names_the_nearest_that_one_does(span: Any, nearest: str) -> None:
-    error = refused(timing.every, span)
+    error = refused(recurrence.every, span)
     assert error.code == "QT104"
     assert error.message.endswith(f"what works and is nearest: {nearest}")
 
 
 @pytest.mark.parametrize("span", ["soon", -5, float("nan"), True])
 def test_what_is_no_span_is_told(span: Any) -> None:
-    assert refused(timing.every, span).code == "QT104"
+    assert refused(recurrence.every, span).code == "QT104"
 
 
 def test_a_person_reads_the_fields_and_the_zone() -> None:
-    assert timing.shown(timing.at("@daily", "Europe/Berlin")) == "0 0 * * *  Europe/Berlin"
-    assert timing.shown(timing.every("5m")) == "*/5 * * * *  UTC"
+    assert recurrence.shown(recurrence.at("@daily", "Europe/Berlin")) == "0 0 * * *  Europe/Berlin"
+    assert recurrence.shown(recurrence.every("5m")) == "*/5 * * * *  UTC"

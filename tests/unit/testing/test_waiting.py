@@ -9,8 +9,8 @@ import pytest
 
 from qtasks import QTasks
 from qtasks.errors import ResultError, ResultTimeout, TaskFailed
+from qtasks.tasks.results.waiting import states
 from qtasks.tasks.task import SyncTask
-from qtasks.tasks.watching import states
 from qtasks.testing import Environment
 
 

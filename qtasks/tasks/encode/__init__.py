@@ -1,0 +1,1 @@
+"""Arguments and results to bytes and back: parameters, annotations, the envelope, codecs."""

@@ -1,0 +1,101 @@
+"""A result as text, JSON or a pickle, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
+
+from qtasks.errors import ResultError
+from qtasks.protocol.messages import MAX_BODY
+from qtasks.tasks.encode.annotations import WIRE
+from qtasks.tasks.encode.pickling import Pickles, Purpose, is_pickle
+
+if TYPE_CHECKING:
+    from qtasks.tasks.task import Task
+
+R = TypeVar("R")
+
+BAD_RESULT = "QT406"
+_COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def dump(task: Task[..., Any], value: Any, call_id: str) -> str:
+    """The result of a call as text, JSON by the task's return annotation where that can be.
+
+    A task whose arguments are pickled may have its result pickled as well. Raises ResultError (QT406) saying what does
+    not fit.
+    """
+    try:
+        text = _json(task, value)
+    except ResultError:
+        if task.plan.loose_result is None:
+            raise
+        text = _pickle(task, value, call_id)
+    if (size := len(text.encode())) > MAX_BODY:
+        raise ResultError(
+            f"the {_shown(task, value)} makes a text of {size:,} bytes; {MAX_BODY:,} are allowed",
+            hint="fix         store the data and return its key",
+            code=BAD_RESULT,
+        )
+    return text
+
+
+def load(adapter: TypeAdapter[R] | None, text: str, pickles: Callable[[], Pickles], purpose: Purpose) -> R:
+    """A stored result in its declared type. Raises ResultError, PayloadError for a pickle that cannot be read.
+
+    `pickles` is asked for them when the result is one.
+    """
+    if is_pickle(text):
+        value: R = pickles().load(text, purpose)
+        return value
+    try:
+        if adapter is None:
+            raise ResultError(f"{purpose.task}: the stored result is JSON, which its declared type has no form in")
+        return adapter.validate_python(json.loads(text), context=WIRE, by_name=True, by_alias=True)
+    except ValidationError as error:
+        raise ResultError(
+            f"{purpose.task}: the stored result does not fit the declared type: {error.errors()[0]['msg']}",
+            hint="Was the task's return annotation changed since it ran?",
+        ) from error
+
+
+def _json(task: Task[..., Any], value: Any) -> str:
+    if (adapter := task.plan.result) is None:
+        raise ResultError(f"{task.plan.result_name} has no form in JSON", code=BAD_RESULT)
+    try:
+        checked = adapter.validate_python(value)
+        plain = adapter.dump_python(checked, mode="json", round_trip=True, by_alias=False)
+        text = _COMPACT.encode(plain)
+        text.encode()  # half of a surrogate pair has no UTF-8
+        return text
+    except ValidationError as error:
+        raise _misfit(task, value, error) from None
+    except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
+        raise ResultError(f"the {_shown(task, value)} cannot be written as JSON: {error}", code=BAD_RESULT) from None
+
+
+def _pickle(task: Task[..., Any], value: Any, call_id: str) -> str:
+    assert task.plan.loose_result is not None
+    try:
+        checked = task.plan.loose_result.validate_python({"result": value})["result"]
+    except ValidationError as error:
+        raise _misfit(task, value, error) from None
+    try:
+        return task.engine.pickles().dump(checked, Purpose.result(task.name, call_id))
+    except ValueError as error:
+        raise ResultError(f"the {_shown(task, value)} cannot be pickled: {error}", code=BAD_RESULT) from None
+
+
+def _misfit(task: Task[..., Any], value: Any, error: ValidationError) -> ResultError:
+    return ResultError(
+        f"the {_shown(task, value)} does not fit {task.plan.result_name}: {error.errors(include_url=False)[0]['msg']}",
+        code=BAD_RESULT,
+    )
+
+
+def _shown(task: Task[..., Any], value: Any) -> str:
+    return f"{type(value).__name__} returned by {task.name}"

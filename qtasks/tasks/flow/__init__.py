@@ -1,0 +1,1 @@
+"""Calls that follow one another: chains, groups and chords."""

@@ -1,0 +1,278 @@
+"""A task whose work a language model does: its function builds the request, at the call."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, Unpack, overload
+
+from qtasks.errors import ArgumentsError, DefinitionError
+from qtasks.protocol import wire
+from qtasks.protocol.messages import MAX_BODY, PublishOptions
+from qtasks.tasks import options as call_options
+from qtasks.tasks.decorators import NOT_A_FUNCTION, check_name
+from qtasks.tasks.encode.envelope import Envelope
+from qtasks.tasks.encode.parameters import Plan, Values, plan
+from qtasks.tasks.llm import llm_options as llm_options
+from qtasks.tasks.llm import provider_apis
+from qtasks.tasks.llm.callback_url import Repair
+from qtasks.tasks.llm.chat_messages import ChatMessage
+from qtasks.tasks.llm.completion import (
+    BAD_COMPLETION,
+    Completion,
+    CompletionDecorator,
+    Completions,
+    More,
+    Returned,
+)
+from qtasks.tasks.llm.llm_options import MODEL_OPTIONS, LlmCallOptions
+from qtasks.tasks.llm.model_request import Question
+from qtasks.tasks.llm.output import Output
+from qtasks.tasks.llm.providers import Provider
+from qtasks.tasks.options import BAD_OPTION, AttemptOptions, Delivery
+from qtasks.tasks.run.runner import Run
+from qtasks.tasks.task import Task
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from qtasks.tasks.results.unique import Unique
+    from qtasks.tasks.runtime import Engine
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+BAD_MESSAGES = "QT161"
+
+
+class LlmTask(Task[P, T]):
+    """A task that a language model does. Made by `@tasks.llm`; calling it builds the messages, and asks nobody."""
+
+    asks = True
+
+    def __init__(
+        self,
+        bound: Callable[[], Engine],
+        function: Callable[P, Any],
+        *,
+        name: str,
+        options: Mapping[str, Any],
+        inherit: LlmTask[P, T] | None = None,
+    ) -> None:
+        super().__init__(bound, function, name=name, options=options, inherit=inherit)
+        self.completions: Completions[T] = Completions(self) if inherit is None else inherit.completions
+        self.provider: Provider = options["provider"]
+        self.model: str = options["model"]
+        self.output: Output[T] = options["output"]
+        self.dialect = provider_apis.of(self.provider)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Sequence[ChatMessage]:  # noqa: D102 - as of Task
+            ...
+
+    def using(self, **options: Unpack[LlmCallOptions]) -> Self:
+        """See `Task.using`; besides, another `model` of the same provider, and what the model is told."""
+        return self._using(options)
+
+    @overload
+    def on_completion(
+        self, function: Callable[Concatenate[T, More], Returned], /
+    ) -> Callable[Concatenate[T, More], Returned]: ...
+    @overload
+    def on_completion(self, function: None = None, /, **options: Unpack[AttemptOptions]) -> CompletionDecorator[T]: ...
+    def on_completion(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+        """Have `function` run with every answer that fits: ``@summarise.on_completion`` or with options of its own.
+
+        It gets the output first and then whichever arguments of the call it names; it may ask for `usage: Usage`,
+        for ``ctx: TaskContext = injected``, and for `Depends`. It is retried as a task is, and the call has succeeded
+        once it has returned. Raises DefinitionError for a second one.
+        """
+        if function is None:
+            return functools.partial(self.completions.take, options=options)
+        return self.completions.take(function, options={})
+
+    @property
+    def completion(self) -> Completion[T]:
+        """What runs with the answer."""
+        return self.completions.taken
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """See `Task.plan`: the arguments are those of the function, the result is the output."""
+        if self._origin is not None:
+            return self._origin.plan
+        made = plan(self.name, self.function, returns=self.output.annotation)
+        if asked := [*made.contexts, *(parameter.name for parameter in made.dependencies)]:
+            raise DefinitionError(
+                f"{self.name}: nothing can fill {asked[0]!r}, for the function runs where the call is made",
+                hint="fix         let @task.on_completion ask for it",
+                code=BAD_COMPLETION,
+            )
+        return made
+
+    def ready(self) -> None:
+        """See `Task.ready`."""
+        super().ready()
+        if not self.output.is_text:
+            _ = self.output.schema
+        _ = self.completion.plan
+
+    def message(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], call_id: str | None = None) -> Question:
+        """See `Task.message`: a request for the provider, made of the messages that the function makes."""
+        checked = self.plan.check(self.plan.bind(args, kwargs))
+        plain = self.carrying(checked, len(args), call_id)
+        assert plain.envelope is not None
+        messages = self.plan.call(self.function, checked)
+        envelope = replace(plain.envelope, call_id=plain.call_id)
+        return self._asking(envelope, messages, plain.options, plain.queue, plain.unique)
+
+    def goes_on(self, run: Run, value: Any) -> Question:
+        """See `Task.goes_on`: a call that was delivered, as a part of a flow is, goes on as the request."""
+        envelope = replace(run.envelope, call_id=run.context.call_id)
+        return self._asking(envelope, value, self._again(envelope, "asked"), self.delivery.queue)
+
+    def asking_again(self, envelope: Envelope, request: Mapping[str, Any], repair: Repair) -> Question:
+        """The second request of a call, with `request` as its body."""
+        return self._question(envelope, request, self._again(envelope, "repaired"), repair=repair)
+
+    def arguments(self, envelope: Envelope) -> Values:
+        """The arguments of a call as plain JSON values, defaults included. Raises ArgumentsError."""
+        given = self.plan.check(self.plan.bind(envelope.args, envelope.kwargs), from_wire=True)
+        return self.plan.to_json(self.plan.check({**self._defaults, **given}))
+
+    def _again(self, envelope: Envelope, what: str) -> PublishOptions:
+        """The options of a call, for what is sent for it once, by whichever delivery of it comes first."""
+        said = wire.read(envelope.options.items()) if envelope.options else self.delivery.publish
+        once = hashlib.sha256(f"{envelope.call_id} {what}".encode()).hexdigest()
+        return replace(said, delay_ms=None, not_before_s=None, deduplication_id=once)
+
+    def _asking(
+        self,
+        envelope: Envelope,
+        messages: Any,
+        options: PublishOptions,
+        queue: str | None,
+        unique: Unique | None = None,
+    ) -> Question:
+        said = {name: self._options[name] for name in MODEL_OPTIONS if name in self._options}
+        request = self.dialect.request(self.model, self._checked(messages), self.output, said)
+        how = self.completion.delivery
+        back = replace(
+            envelope,
+            retries=how.retries,
+            timeout_ms=how.publish.timeout_ms,
+            retry_delay=how.publish.retry_delay if how.jitter else None,
+            jitter=how.jitter,
+            snoozed=0,
+        )
+        return self._question(back, request, options, queue=queue, unique=unique)
+
+    def _question(
+        self,
+        envelope: Envelope,
+        request: Mapping[str, Any],
+        options: PublishOptions,
+        *,
+        queue: str | None = None,
+        unique: Unique | None = None,
+        repair: Repair | None = None,
+    ) -> Question:
+        assert envelope.call_id is not None
+        try:
+            body = json.dumps(request, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise self._misfit(f"they cannot be written as JSON: {error}") from None
+        if len(body) > MAX_BODY:
+            raise ArgumentsError(
+                f"{self.name}: the request to {self.model} has {len(body):,} bytes; {MAX_BODY:,} are allowed",
+                code="QT155",
+            )
+        how = self.completion.delivery
+        return Question(
+            task=self.name,
+            call_id=envelope.call_id,
+            body=body,
+            options=options,
+            queue=queue,
+            envelope=envelope,
+            unique=unique,
+            url=self.provider.url,
+            key=self.provider.headers(os.environ, keyless=not self.engine.model_keys),
+            completion=replace(how.publish, retries=how.retries),
+            repair=repair,
+        )
+
+    def _checked(self, messages: Any) -> Sequence[ChatMessage]:
+        """What the function returned, if it is messages. Raises ArgumentsError."""
+        if not isinstance(messages, (list, tuple)) or not messages:
+            raise self._misfit(f"a list of messages is wanted, not {type(messages).__name__}")
+        for message in messages:
+            if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+                raise self._misfit("each of them has a role and a content")
+        return messages
+
+    def _misfit(self, reason: str) -> ArgumentsError:
+        return ArgumentsError(
+            f"{self.name}: what the function returned cannot be asked: {reason}",
+            hint='fix         return [system("..."), user("...")], made with qtasks.llm',
+            code=BAD_MESSAGES,
+        )
+
+    @functools.cached_property
+    def _defaults(self) -> Values:
+        parameters = inspect.signature(self.function).parameters.values()
+        return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
+
+    def for_flow(self) -> Delivery:
+        """See `Task.for_flow`. Raises DefinitionError for what a call does not carry through a flow."""
+        for name in ("model", *MODEL_OPTIONS):
+            if self._origin is not None and self._options.get(name) != self._origin.option(name):
+                raise DefinitionError(
+                    f"{self.name}: {name} of a single call does not travel in a flow",
+                    hint="fix         declare another task for it",
+                    code=BAD_OPTION,
+                )
+        return super().for_flow()
+
+    def _check(self, options: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
+        known = tuple(LlmCallOptions.__annotations__)
+        call_options.check(self.name, options, known=known, merged=merged)
+        llm_options.check(self.name, options, self.dialect.settings, self.provider.kind)
+
+
+class LlmDecorator(Protocol, Generic[T]):
+    """What ``@tasks.llm(...)`` returns: makes an LLM task of a function that builds messages."""
+
+    def __call__(self, function: Callable[P, Sequence[ChatMessage]], /) -> LlmTask[P, T]:
+        """Make the task."""
+        ...
+
+
+def make(
+    bound: Callable[[], Engine], function: Callable[..., Any], *, name: str, options: Mapping[str, Any]
+) -> LlmTask[..., Any]:
+    """An LLM task of `function`; `options` are those of the decorator. Raises DefinitionError for what cannot work."""
+    if not inspect.isfunction(function) or inspect.iscoroutinefunction(function):
+        raise DefinitionError(
+            f"{function!r} is not a function written with def: it builds the messages where the call is made",
+            hint="fix         fetch what it needs before, and pass it",
+            code=NOT_A_FUNCTION,
+        )
+    provider = options["provider"]
+    if not isinstance(provider, Provider) or not isinstance(options["model"], str) or not options["model"]:
+        raise DefinitionError(
+            f"{name}: provider={provider!r}, model={options['model']!r}: one of qtasks.llm and a name are wanted",
+            hint='fix         @tasks.llm(provider=openai(), model="gpt-4o-mini")',
+            code=BAD_OPTION,
+        )
+    said = {key: value for key, value in options.items() if key not in ("provider", "model", "output")}
+    call_options.check(check_name(name), said, known=tuple(llm_options.LlmOptions.__annotations__))
+    llm_options.check(name, said, provider_apis.of(provider).settings, provider.kind)
+    output: Output[Any] = Output(str if options["output"] is None else options["output"], task=name)
+    return LlmTask(bound, function, name=name, options={**options, "output": output})

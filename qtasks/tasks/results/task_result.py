@@ -1,0 +1,263 @@
+"""The handle on one call: where it stands, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pydantic import TypeAdapter
+
+from qtasks.errors import ResultError, ResultTimeout, TaskCancelled, TaskExpired, TaskFailed
+from qtasks.tasks.encode.pickling import Purpose
+from qtasks.tasks.encode.result_codec import load
+from qtasks.tasks.progress import Progress
+from qtasks.tasks.results.backend import Hold, Record, ResultBackend, ResultStatus, pauses
+from qtasks.tasks.results.unique import release
+from qtasks.tasks.results.waiting import read, wake
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from qtasks.tasks.runtime import Engine
+
+R = TypeVar("R")
+
+log = logging.getLogger("qtasks.result")
+
+
+class TaskResult(Generic[R]):
+    """What `.delay()` returns. Without a result backend every accessor names the setting that is missing.
+
+    `id` is the call's id. When `deduplicated` is true nothing new was sent: an earlier call with the same
+    deduplication id stands for this one, `id` is that one's message id, and its result is this one's.
+    """
+
+    __slots__ = ("_adapter", "_engine", "_hold", "deduplicated", "id", "message_id", "task")
+
+    def __init__(
+        self,
+        engine: Engine,
+        adapter: Callable[[], TypeAdapter[R] | None],
+        *,
+        task: str,
+        id: str,  # noqa: A002 - the name it has for users
+        message_id: str | None,
+        deduplicated: bool = False,
+    ) -> None:
+        self._engine = engine
+        self._adapter = adapter
+        self.task = task
+        self.id = id
+        self.message_id = message_id
+        self.deduplicated = deduplicated
+        self._hold: Hold | None = None
+
+    def __repr__(self) -> str:
+        return f"<TaskResult of {self.task} {self.id}>"
+
+    def accepted(self, message_id: str, *, deduplicated: bool) -> None:
+        """Note what the broker made of the call; for whoever sends it."""
+        self.message_id = message_id
+        self.deduplicated = deduplicated
+        if deduplicated:
+            self.id = message_id
+            known = {"action": "deduplicated", "task": self.task, "message_id": message_id}
+            log.info("%s was not sent: message %s stands for it", self.task, message_id, extra=known)
+
+    def holding(self, hold: Hold) -> Self:
+        """Note the key that a unique call has, for when it is called off."""
+        self._hold = hold
+        return self
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is the handle on a unique call that has its key."""
+        return self._hold is not None
+
+    def let_go(self) -> None:
+        """Give back the key of a unique call that was not sent after all. Raises ResultError."""
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            release(self._backend(), hold)
+
+    @property
+    def status(self) -> ResultStatus:
+        """Where the call stands now."""
+        return _status(self._backend().read(self.id))
+
+    async def astatus(self) -> ResultStatus:
+        """As `status`, without blocking."""
+        return _status(await read(self._backend(), self.id))
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far the running call has come, if it has said so."""
+        return _progress(self._backend().read(self.id))
+
+    async def aprogress(self) -> Progress | None:
+        """As `progress`, without blocking."""
+        return _progress(await read(self._backend(), self.id))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether waiting any longer is pointless."""
+        return self.status.is_final
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts have begun; 0 as long as nothing has been heard of the call."""
+        return 0 if (record := self._backend().read(self.id)) is None else record.attempt
+
+    @property
+    def error(self) -> str | None:
+        """What the last attempt failed with ("TypeName: message"), or why the call was not run to its end."""
+        return None if (record := self._backend().read(self.id)) is None else record.error
+
+    @property
+    def finished_at(self) -> datetime | None:
+        """When it ended."""
+        record = self._backend().read(self.id)
+        if record is None or not record.status.is_final:
+            return None
+        return datetime.fromtimestamp(record.updated_ms / 1000, UTC)
+
+    @property
+    def return_value(self) -> R:
+        """The result of a call that has succeeded. Raises as a `get` that does not wait."""
+        record = self._backend().read(self.id)
+        if record is None or not record.status.is_final:
+            raise self._late(record, 0)
+        return self._value(record)
+
+    def cancel(self) -> bool:
+        """Call it off: it will not be started any more. A run under way is let be, but not tried again.
+
+        Returns whether the broker still had it. With a result backend whoever waits for it gets TaskCancelled. Raises
+        BrokerUnreachable or ApiError, and ResultError for a call of which only its id is known.
+        """
+        message_id = self._message_id()
+        found = self._engine.publisher().cancel(message_id)
+        if found and (backend := self._engine.results_or_none()) is not None:
+            backend.put(self._called_off(message_id))
+            if self._hold is not None:
+                backend.release(self._hold)
+            backend.flush()
+        return found
+
+    async def acancel(self) -> bool:
+        """As `cancel`, without blocking."""
+        return await asyncio.to_thread(self.cancel)
+
+    def __await__(self) -> Generator[Any, None, R]:
+        """Wait for the result as long as it takes: ``await result``."""
+        return self.aget().__await__()
+
+    def get(self, timeout: float | None = None) -> R:
+        """Wait for the result and return it.
+
+        `timeout` is in seconds; None waits as long as it takes. Raises ResultTimeout, TaskFailed when the task has
+        failed for good, TaskCancelled when it was called off or has expired, and ResultError on the thread of the event
+        loop that has to run the task.
+        """
+        backend = self._backend()
+        if self._engine.runs_on_this_thread():
+            raise ResultError(
+                f"{self.task}: .get() would block the event loop that has to run the task",
+                hint="fix         await result.aget()",
+                code="QT157",
+            )
+        changed = threading.Event()
+        waits = _waits(timeout)
+        with backend.watchers.waiting(self.id, changed.set):
+            while True:
+                changed.clear()
+                record = backend.read(self.id)
+                if record is not None and record.status.is_final:
+                    return self._value(record)
+                if (wait_s := next(waits, None)) is None:
+                    raise self._late(record, timeout)
+                changed.wait(wait_s)
+
+    async def aget(self, timeout: float | None = None) -> R:  # noqa: ASYNC109 - the same words as `get`
+        """As `get`, without blocking."""
+        backend = self._backend()
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+        waits = _waits(timeout)
+        with backend.watchers.waiting(self.id, lambda: wake(loop, changed)):
+            while True:
+                changed.clear()
+                record = await read(backend, self.id)
+                if record is not None and record.status.is_final:
+                    return self._value(record)
+                if (wait_s := next(waits, None)) is None:
+                    raise self._late(record, timeout)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), wait_s)
+
+    def _backend(self) -> ResultBackend:
+        return self._engine.results()
+
+    def _message_id(self) -> str:
+        if self.message_id is None:
+            raise ResultError(
+                f"{self.task} {self.id} cannot be cancelled: this handle does not know its message",
+                hint="fix         cancel through the handle that a task's .delay() returned, after its batch was sent; "
+                "the end of a chain has no message before its turn comes: let its tasks raise Cancel, or give expires=",
+                code="QT157",
+            )
+        return self.message_id
+
+    def _called_off(self, message_id: str) -> Record:
+        return Record(
+            call_id=self.id,
+            message_id=message_id,
+            task=self.task,
+            status=ResultStatus.CANCELLED,
+            attempt=1,
+            updated_ms=int(self._engine.now_s() * 1000),
+            error="cancelled by its caller",
+        )
+
+    def _late(self, record: Record | None, timeout: float | None) -> ResultTimeout:
+        facts = f"it is {_status(record)}"
+        if record is not None and record.error is not None:
+            facts += f" after attempt {record.attempt}: {record.error}"
+        return ResultTimeout(f"{self.task} {self.id} has not finished within {timeout} s; {facts}")
+
+    def _value(self, record: Record) -> R:
+        if record.status is ResultStatus.FAILED:
+            error = record.error or "unknown error"
+            raise TaskFailed(f"{self.task} {record.call_id} failed on attempt {record.attempt}: {error}", error=error)
+        if record.status in (ResultStatus.CANCELLED, ResultStatus.EXPIRED):
+            reason = record.error or "no reason was given"
+            kind = TaskExpired if record.status is ResultStatus.EXPIRED else TaskCancelled
+            raise kind(f"{self.task} {record.call_id} was not run to its end: {reason}", reason=reason)
+        # The id that we know, and not the one that the record says, unless we know only its message.
+        call_id = record.call_id if self.id == record.message_id else self.id
+        purpose = Purpose.result(record.task, call_id)
+        return load(self._adapter(), record.value or "null", self._engine.pickles, purpose)
+
+
+def _status(record: Record | None) -> ResultStatus:
+    return ResultStatus.QUEUED if record is None else record.status
+
+
+def _progress(record: Record | None) -> Progress | None:
+    return None if record is None or record.progress is None else Progress.from_json(record.progress)
+
+
+def _waits(timeout_s: float | None) -> Iterator[float]:
+    """How long to wait between looks, until the time is up."""
+    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    for pause_s in pauses():
+        left_s = pause_s if deadline_s is None else min(pause_s, deadline_s - time.monotonic())
+        if left_s <= 0:
+            return
+        yield left_s

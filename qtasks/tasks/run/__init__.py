@@ -1,0 +1,1 @@
+"""A delivery on its way in: verify, decode, run the function, decide what its end means, answer."""

@@ -1,0 +1,339 @@
+"""What an application opens between its first use and its end: settings, client, dispatcher, results, embedded home."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from qtasks.errors import ArgumentsError, ConfigurationError, ResultsDisabled
+from qtasks.tasks import logs
+from qtasks.tasks import settings as reading
+from qtasks.tasks.dev_server import find_dev_server
+from qtasks.tasks.encode.pickling import Pickles
+from qtasks.tasks.hooks import Hooks
+from qtasks.tasks.ports import ASGIApp, Connection, Home
+from qtasks.tasks.results.backend import ResultBackend
+from qtasks.tasks.results.memory import MemoryResults
+from qtasks.tasks.results.sqlite import SQLiteResults
+from qtasks.tasks.run.dispatcher import Dispatcher
+from qtasks.tasks.run.thread_pool import Workers
+from qtasks.tasks.send.outgoing import Outgoing
+from qtasks.tasks.send.publisher import Publisher
+from qtasks.tasks.send.send_middleware import Middleware
+from qtasks.tasks.settings import Settings, SettingsOverrides
+from qtasks.tasks.task import Task
+
+DRAIN_S = 30.0
+"""How long running tasks may take to end when the application stops."""
+
+_TEST_SECRET = "known-to-everybody-and-for-tests-alone"  # noqa: S105 - it says so
+
+
+class Engine:
+    """Opens each part when it is first asked for, once, from any thread; closed, it can be opened again."""
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Task[..., Any]],
+        *,
+        home: Home | None,
+        overrides: SettingsOverrides,
+        bare_app: Callable[[], ASGIApp],
+        results: ResultBackend | None = None,
+        workers: Workers | None = None,
+    ) -> None:
+        self.tasks = tasks
+        """By name, aliases among them."""
+        self._home = home
+        self._overrides = overrides
+        self._bare_app = bare_app
+        self._given_results = results
+        self._workers = workers
+        # Reentrant: one part asks for another. Reading a part that is there needs no lock.
+        self._lock = threading.RLock()
+        self._connection: Connection | None = None
+        self._settings: Settings | None = None
+        self._publisher: Publisher | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._results: ResultBackend | None = None
+        self._pickles: Pickles | None = None
+        self._lives = 0
+        self._life: tuple[ASGIApp, asyncio.AbstractEventLoop] | None = None
+        self._loop_thread: int | None = None
+        self.middleware = Middleware()
+        self.hooks = Hooks()
+        self.now_s: Callable[[], float] = time.time
+        """Unix time; a test may put a clock of its own here before first use."""
+        self.chance: Callable[[], float] = random.random
+        """From 0 to 1, for jitter."""
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the broker is a home inside this process."""
+        return self._home is not None
+
+    def embed(self, home: Home) -> None:
+        """Have everything run in `home`. Raises ConfigurationError where there is one already, or it is too late."""
+        with self._lock:
+            if self._home is not None:
+                raise ConfigurationError(f"the tasks have a broker inside already: {self._home!r}")
+            if self._settings is not None:
+                raise ConfigurationError("the tasks are in use already: a broker inside is chosen before that")
+            self._home = home
+
+    def settings(self) -> Settings:
+        """Where the engine is. Raises ConfigurationError for a malformed value."""
+        with self._lock:
+            if self._settings is None:
+                self._settings = self._resolved()
+            return self._settings
+
+    def publisher(self) -> Publisher:
+        """The way to the broker. Raises ConfigurationError when there is none."""
+        return self._publisher or self._opened_publisher()
+
+    async def apublisher(self) -> Publisher:
+        """As `publisher`, without blocking the loop."""
+        ready = self._publisher
+        return ready if ready is not None else await asyncio.to_thread(self._opened_publisher)
+
+    def dispatcher(self) -> Dispatcher:
+        """What answers deliveries. Raises ConfigurationError without signing keys or base URL."""
+        return self._dispatcher or self._opened_dispatcher()
+
+    async def adispatcher(self) -> Dispatcher:
+        """As `dispatcher`, without blocking the loop."""
+        ready = self._dispatcher
+        return ready if ready is not None else await asyncio.to_thread(self._opened_dispatcher)
+
+    def results(self) -> ResultBackend:
+        """Where results are. Raises ResultsDisabled when nobody said."""
+        if (ready := self._results or self.results_or_none()) is None:
+            raise ResultsDisabled(
+                "results were asked for, but no place for them is configured",
+                hint="fix         set QTASKS_RESULTS, or QTasks(results=...), to sqlite:///results.db or, for one "
+                "process, memory://",
+            )
+        return ready
+
+    async def aresults(self) -> ResultBackend:
+        """As `results`, without blocking the loop."""
+        ready = self._results
+        return ready if ready is not None else await asyncio.to_thread(self.results)
+
+    def check_results(self) -> None:
+        """Raise ResultsDisabled when nobody said where results are. A home of its own has a place for them."""
+        if self._home is None and not self.is_idle:
+            self.results()
+
+    def pickles(self) -> Pickles:
+        """What makes and reads pickles. Raises ConfigurationError naming what of the permission is missing."""
+        if (ready := self._pickles) is None:
+            ready = self._pickles = Pickles(self.settings().pickling())
+        return ready
+
+    def runs_on_this_thread(self) -> bool:
+        """Whether the caller stands on an event loop that runs the tasks: the application's, or one of a home's own."""
+        return self._loop_thread == threading.get_ident() or (logs.current.get() is not None and _on_a_loop())
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a test runs here that has made no home for the tasks: the application lives, they go nowhere."""
+        return self._home is None and reading.in_test(os.environ)
+
+    async def enter(self, app: ASGIApp) -> None:
+        """Begin the life of an application: start its home, and refuse what could not work."""
+        try:
+            await asyncio.to_thread(self._start, app, asyncio.get_running_loop())
+        except BaseException:
+            await asyncio.to_thread(self.close)
+            raise
+        self._loop_thread = threading.get_ident()
+
+    async def leave(self) -> None:
+        """End it: first nothing new is sent, then what runs ends, then everything closes."""
+        with self._lock:
+            self._lives -= 1
+            if self._lives > 0:
+                return
+            dispatcher = self._dispatcher
+            self._life = None
+        await asyncio.to_thread(self._stop_home)
+        if dispatcher is not None:
+            await dispatcher.drain(DRAIN_S)
+        await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """Close whatever was opened. Idempotent; the next use opens again."""
+        with self._lock:
+            publisher, self._publisher = self._publisher, None
+            dispatcher, self._dispatcher = self._dispatcher, None
+            results, self._results = self._results, None
+            self._settings = self._pickles = None
+            self._loop_thread = None
+        self._stop_home()
+        if publisher is not None:
+            publisher.close()
+        if dispatcher is not None:
+            dispatcher.close()
+        if results is not None:
+            results.close()
+
+    def elsewhere(
+        self,
+        home: Home,
+        *,
+        results: ResultBackend,
+        workers: Workers,
+        now_s: Callable[[], float],
+        chance: Callable[[], float],
+    ) -> Engine:
+        """An engine for the same tasks, with the same middleware and hooks, that shares nothing else with this one.
+
+        An application that lives here lives there, too.
+        """
+        overrides: SettingsOverrides = {**self._overrides, "results": "memory://"}  # in words; `results` is used
+        if not os.environ.get(reading.VARIABLES["secret_key"]):
+            overrides.setdefault("secret_key", _TEST_SECRET)
+        other = Engine(
+            self.tasks, home=home, overrides=overrides, bare_app=self._bare_app, results=results, workers=workers
+        )
+        other.middleware, other.hooks = self.middleware, self.hooks
+        other.now_s, other.chance = now_s, chance
+        if self._life is not None:
+            other._connection = home.start(*self._life)
+            other._loop_thread = self._loop_thread
+        return other
+
+    def _start(self, app: ASGIApp, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            self._life = (app, loop)
+            if self._home is not None:
+                self._connection = self._home.start(app, loop)
+            if not self.is_idle:
+                self.dispatcher()
+            for task in self.tasks.values():
+                task.ready()  # a declaration that cannot work stops the start
+            self._lives += 1
+
+    def _stop_home(self) -> None:
+        with self._lock:
+            connection, self._connection = self._connection, None
+        if connection is not None and self._home is not None:
+            self._home.stop()
+
+    def _resolved(self) -> Settings:
+        if self._home is None:
+            return reading.resolve(os.environ, self._overrides, lambda url: find_dev_server(url, start=Path.cwd()))
+        if self._connection is None:
+            self._connection = self._home.start(self._bare_app(), None)
+        return reading.embedded(self._connection, os.environ, self._overrides)
+
+    def _opened_publisher(self) -> Publisher:
+        with self._lock:
+            if self._publisher is None:
+                settings = self.settings()
+                connection = self._connection
+                self._publisher = Publisher(
+                    settings,
+                    transport=connection.transport if connection is not None else None,
+                    async_transport=connection.async_transport if connection is not None else None,
+                )
+            return self._publisher
+
+    def _opened_dispatcher(self) -> Dispatcher:
+        with self._lock:
+            if self._dispatcher is None:
+                settings = self.settings()
+                keys, base_url = settings.receiver()
+                self._dispatcher = Dispatcher(
+                    self.tasks,
+                    keys=keys,
+                    base_url=base_url,
+                    results=self.results_or_none(),
+                    threads=settings.threads,
+                    workers=self._workers,
+                    secrets=(settings.token or "", keys.current, keys.next, *(settings.secret_key or "").split(",")),
+                    now_s=lambda: self.now_s(),
+                    chance=lambda: self.chance(),
+                    republish=self._republish,
+                    middleware=self.middleware,
+                    hooks=self.hooks,
+                )
+            return self._dispatcher
+
+    async def _republish(self, message: Outgoing) -> object:
+        if message.kept is not None:
+            await asyncio.to_thread(self.keep, message)
+        return await (await self.apublisher()).apublish(message)
+
+    def keep(self, message: Outgoing) -> None:
+        """Keep what does not travel with `message`, if anything. Raises ArgumentsError where that has no place."""
+        if (kept := message.kept) is None:
+            return
+        if (results := self.results_or_none()) is None:
+            raise ArgumentsError(
+                f"{message.task}: the arguments do not fit into a header, and nothing is there to keep them",
+                hint="fix         set QTASKS_RESULTS, or store the data and pass its key",
+                code="QT155",
+            )
+        results.put(kept.record(message.task, int(self.now_s() * 1000)))
+        results.flush()
+
+    @property
+    def model_keys(self) -> bool:
+        """Whether a request to a language model needs the provider's key."""
+        self.settings()  # starts the home
+        return self._connection is None or self._connection.model_keys
+
+    def results_or_none(self) -> ResultBackend | None:
+        """Where results are, if somebody said."""
+        with self._lock:
+            if self._results is None:
+                settings = self.settings()
+                if self._given_results is not None:
+                    self._results = self._given_results
+                elif settings.results is not None:
+                    self._results = open_results(settings.results, ttl_ms=settings.result_ttl_ms)
+            return self._results
+
+
+def _on_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def open_results(url: str, *, ttl_ms: int) -> ResultBackend:
+    """The backend that `url` names.
+
+    ``memory://``, ``sqlite:///relative/path``, ``sqlite:////absolute/path``, ``postgresql://...``, ``redis://...``
+    (``rediss://`` for TLS). Raises ConfigurationError for any other, and for one whose client is not installed.
+    """
+    scheme, separator, rest = url.partition("://")
+    if url == "memory://":
+        return MemoryResults(ttl_ms=ttl_ms)
+    if scheme == "sqlite" and separator and rest.startswith("/") and len(rest) > 1 and rest != "/:memory:":
+        return SQLiteResults(rest[1:], ttl_ms=ttl_ms)
+    # Imported where they are named: nobody needs the clients of both.
+    if scheme in ("postgresql", "postgres") and separator:
+        from qtasks.tasks.results.postgres import PostgresResults
+
+        return PostgresResults(url, ttl_ms=ttl_ms)
+    if scheme in ("redis", "rediss") and separator:
+        from qtasks.tasks.results.redis import RedisResults
+
+        return RedisResults(url, ttl_ms=ttl_ms)
+    raise ConfigurationError(
+        f"QTASKS_RESULTS names no place for results: {scheme}://...",
+        hint="fix         sqlite:///relative/path, sqlite:////absolute/path, postgresql://..., redis://..., or "
+        "memory:// for one process",
+    )

@@ -1,0 +1,1 @@
+"""A call on its way out: the message, the publisher, batches, middleware, tracing."""

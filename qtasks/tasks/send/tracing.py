@@ -1,0 +1,59 @@
+"""OpenTelemetry's context, carried in the signed body from the call to the run.
+
+Only where the program has imported OpenTelemetry itself: whoever has not has no trace to continue, and pays nothing.
+FastAPI imports its interface wherever that is installed, so a run without a trace in a program without a tracer is left
+alone as well.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from qtasks.tasks.send.outgoing import Outgoing
+
+if TYPE_CHECKING:
+    from qtasks.tasks.context import TaskContext
+
+
+def carry(message: Outgoing) -> Outgoing:
+    """`message` with the current trace in it, if there is one."""
+    if "opentelemetry.trace" not in sys.modules:
+        return message
+    from opentelemetry.propagate import inject
+
+    carrier: dict[str, str] = {}
+    inject(carrier)
+    return message.carrying(carrier).sealed() if carrier else message
+
+
+@contextmanager
+def continued(context: TaskContext) -> Iterator[None]:
+    """A span of the run, as part of the trace that the call was made in."""
+    if "opentelemetry.trace" not in sys.modules:
+        yield
+        return
+    from opentelemetry import trace
+
+    if not context.carried and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        yield
+        return
+    from opentelemetry.propagate import extract
+
+    facts: Mapping[str, str | int] = {
+        "messaging.system": "qstash",
+        "messaging.operation.type": "process",
+        "messaging.destination.name": context.task,
+        "messaging.message.id": context.message_id,
+        "messaging.message.conversation_id": context.call_id,
+        "qtasks.attempt": context.attempt,
+    }
+    with trace.get_tracer("qtasks").start_as_current_span(
+        f"process {context.task}",
+        context=extract(dict(context.carried)),
+        kind=trace.SpanKind.CONSUMER,
+        attributes=facts,
+    ):
+        yield
