@@ -341,7 +341,7 @@ def test_a_program_without_opentelemetry_does_not_load_it() -> None:
     program = """
 import sys
 from qtasks.protocol.messages import PublishOptions
-from qtasks.tasks import tracing
+from qtasks.tasks.send import tracing
 from qtasks.tasks.send.outgoing import Outgoing
 message = Outgoing(task="work", call_id="c", body=b"{}", options=PublishOptions())
 assert tracing.carry(message) is message
