@@ -203,7 +203,7 @@ def test_there_is_one_place_that_reads_pickles() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and f"{ast.unparse(node.value)}.{node.attr}" in READERS
     ]
-    assert readers == ["tasks/pickling.py"]
+    assert readers == ["tasks/encode/pickling.py"]
 
 
 # --- calls
