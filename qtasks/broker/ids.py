@@ -1,4 +1,4 @@
-"""Identifiers in the formats of the wire (protocol reference 1.6), made from the Random port."""
+"""Identifiers in the formats of the wire (docs/protocol.md 1.6), made from the Random port."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cron expressions: when a schedule runs next (protocol reference 5.8).
+"""Cron expressions: when a schedule runs next (docs/protocol.md 5.8).
 
 Theory of operation. `parse` reads five fields with the grammar of the hosted service and writes them again in a
 spelling that means the same to cronsim, which then walks a calendar that knows no time zones. What zones do to that

@@ -1,4 +1,4 @@
-"""The public users of every QStash development server (protocol reference 1.5). Not secret; for loopback only."""
+"""The public users of every QStash development server (docs/protocol.md 1.5). Not secret; for loopback only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Durations as the wire writes them: ``1d10h30m``, ``500ms``, ``1.5h`` (protocol reference 3.2).
+"""Durations as the wire writes them: ``1d10h30m``, ``500ms``, ``1.5h`` (docs/protocol.md 3.2).
 
 The grammar is Go's ``time.ParseDuration`` without signs, plus ``d``. Error texts are Go's, because people
 search for them.
@@ -35,7 +35,7 @@ def parse(text: str, *, days: bool = True) -> int:
     """Read a duration and return milliseconds, a fraction of one rounded up.
 
     A sequence of ``<number><unit>`` with the units ns us µs ms s m h d, each unit once; ``0`` may stand alone. ASCII
-    digits only; no sign, no blanks. `days=False` leaves out ``d``, as response headers do (protocol reference 4.6).
+    digits only; no sign, no blanks. `days=False` leaves out ``d``, as response headers do (docs/protocol.md 4.6).
 
     Raises ValueError with Go's words, such as ``time: missing unit in duration "10"``.
     """

@@ -1,4 +1,4 @@
-"""The retry-delay expression: ``pow(2, retried) * 1000`` is 1 s, 2 s, 4 s ... (protocol reference 3.4).
+"""The retry-delay expression: ``pow(2, retried) * 1000`` is 1 s, 2 s, 4 s ... (docs/protocol.md 3.4).
 
     expr    := term (("+" | "-") term)*
     term    := factor (("*" | "/") factor)*
@@ -24,7 +24,7 @@ MAX_DEPTH = 16
 """Brackets, calls and signs inside each other."""
 
 MAX_DELAY_MS = 86_400_000
-"""A day: what every retry delay is capped at (protocol reference, A14)."""
+"""A day: what every retry delay is capped at (docs/compatibility.md A14)."""
 
 _BLANKS = " \t"
 _TOKEN = re.compile(r"[ \t]*(?:(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)|(?P<name>[A-Za-z_]+)|(?P<mark>[-+*/(),]))")

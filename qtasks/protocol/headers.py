@@ -1,7 +1,7 @@
-"""Header lines: canonical names, and which of them may travel to a destination (protocol reference 3.5, 4.1).
+"""Header lines: canonical names, and which of them may travel to a destination (docs/protocol.md 3.5, 4.1).
 
 What could never be sent, or would let a publisher speak for the broker, is found when a message is accepted: at the
-time of delivery nobody is there to be told (reliability reference T11, T12).
+time of delivery there is no caller left to report it to.
 """
 
 from __future__ import annotations

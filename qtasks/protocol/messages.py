@@ -12,7 +12,7 @@ Headers = tuple[tuple[str, str], ...]
 """Header lines in order, names in canonical form (``Content-Type``); a name may repeat."""
 
 DEFAULT_RETRIES = 3
-"""Retries after the first attempt when a publish does not say (protocol reference 5.2)."""
+"""Retries after the first attempt when a publish does not say (docs/protocol.md 5.2)."""
 
 MAX_RETRIES = 999
 MAX_BODY = 1024 * 1024
@@ -25,7 +25,7 @@ DEDUPLICATION_WINDOW_MS = 10 * 60 * 1000
 
 
 class State(StrEnum):
-    """States of a message as the log shows them (protocol reference 5.1)."""
+    """States of a message as the log shows them (docs/protocol.md 5.1)."""
 
     CREATED = "CREATED"
     ACTIVE = "ACTIVE"

@@ -1,4 +1,4 @@
-"""When an endpoint asks to be left alone: ``Retry-After`` and its relatives (protocol reference 4.6)."""
+"""When an endpoint asks to be left alone: ``Retry-After`` and its relatives (docs/protocol.md 4.6)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The signature token of a delivery: made by the broker, checked by whoever receives it (protocol reference 4.2).
+"""The signature token of a delivery: made by the broker, checked by whoever receives it (docs/protocol.md 4.2).
 
 A token is a JWT over the destination URL and the SHA-256 of the body, signed with HMAC-SHA256 under the account's
-current key. PyJWT does the cryptography. Around it stand checks that a general library leaves open (reliability
-reference 3d): one algorithm, one spelling of a token, no duplicate names, plain integer times, a short life. The
-signature is checked before any JSON is read, so nobody without a key reaches the JSON reader.
+current key. PyJWT does the cryptography. Around it stand checks that a general library leaves open: one algorithm,
+one spelling of a token, no duplicate names, plain integer times, a short life. The signature is checked before any
+JSON is read, so input from a sender without a key never reaches the JSON reader.
 
 Time is an argument. Every refusal is a `SignatureError` whose `reason` is one of eight; what a stranger is told over
 HTTP stays the same for all of them.
@@ -45,7 +45,7 @@ MIN_KEY = 32
 """Characters of a signing key: ``sig_`` and 28 more, as the hosted service makes them."""
 
 DEV_KEYS = frozenset(key for user in development.USERS for key in (user.keys.current, user.keys.next))
-"""Keys of the four public development users (protocol reference 1.5): known to everybody, so they prove nothing."""
+"""Keys of the four public development users (docs/protocol.md 1.5): known to everybody, so they prove nothing."""
 
 _HS256 = HMACAlgorithm(HMACAlgorithm.SHA256)
 _COMPACT = json.JSONEncoder(separators=(",", ":"))
@@ -55,7 +55,7 @@ _USUAL_HEADER = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9"
 
 
 class Reason(StrEnum):
-    """Why a delivery is not trusted; `code` is the number of its page in the error catalogue."""
+    """Why a delivery is not trusted; `code` is the code of the error."""
 
     URL = "url"
     BODY = "body"

@@ -1,4 +1,4 @@
-"""JSON from outside, read without surprises (reliability reference D29, T10).
+"""Strict JSON reader for input from outside.
 
 Python's reader is generous where the standard is silent: it takes duplicate names, ``NaN``, ``1e400``, integers of any
 length, half of a surrogate pair, and recurses as deep as the text says. Each of these becomes a crash or a disagreement

@@ -1,7 +1,8 @@
-"""Where a message goes: the destination in a request path, and which URLs can be delivered to (protocol reference 2.1).
+"""Where a message goes: the destination in a request path, and which URLs can be delivered to (docs/protocol.md 2.1).
 
 Syntax only. Whether an address may be reached is the delivery's policy. A URL is kept, signed and sent byte for byte as
-it came, so whatever two URL parsers might read differently is refused here (reliability reference R2, R3, T16).
+it arrived. So every URL that two parsers could read differently is refused here: it could pass a check of one host and
+reach another.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Messages, log entries and dead letters as the API shows them (protocol reference 2.5, 2.9, 2.10).
+"""Messages, log entries and dead letters as the API shows them (docs/protocol.md 2.5, 2.9, 2.10).
 
-Where official SDKs disagree on a name, both spellings are written (A3 to A7). What a message redacts is replaced by
-``REDACTED:<sha256>`` (5.12); deliveries use the originals and never pass through here.
+Where official SDKs disagree on a name, both spellings are written (docs/compatibility.md A3 to A7). Redacted parts
+become ``REDACTED:<sha256>`` (docs/protocol.md 5.12); deliveries use the originals and never pass through here.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def schedule_json(schedule: Schedule) -> Json:
 def callback_json(
     message: Message, outcome: Response | None, *, error: str | None = None, dead_letter_id: str | None = None
 ) -> Json:
-    """What a callback is told of an attempt (protocol reference 4.4); bodies are base64, times are text (A8).
+    """The body of a callback (docs/protocol.md 4.4). Bodies are base64, times are text (docs/compatibility.md A8).
 
     A callback is a delivery: its bodies are the originals. Of redacted headers of the message only the hashes are told:
     the key of a provider is nothing that its answer needs. `status` is 0 when no answer came; `error` then says why.

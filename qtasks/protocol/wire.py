@@ -1,4 +1,4 @@
-"""How the options of a message travel: one table, read and written from the same row (protocol reference 3).
+"""How the options of a message travel: one table, read and written from the same row (docs/protocol.md 3).
 
 `write` is what a client sends, `read` what the broker understands; a callback's options use the same rows under
 ``Upstash-Callback-`` and ``Upstash-Failure-Callback-``. Reading validates: a value that is accepted here can be carried
@@ -250,7 +250,7 @@ def _read_flow_control(values: dict[str, list[str]], prefix: str) -> FlowControl
 
 
 def _read_limits(key: str, text: str) -> FlowControl:
-    """``parallelism=5, rate=10, period=1m`` in any order (protocol reference 3.3)."""
+    """``parallelism=5, rate=10, period=1m`` in any order (docs/protocol.md 3.3)."""
     said: dict[str, int] = {}
     for part in text.split(","):
         name, mark, value = (piece.strip(" \t") for piece in part.partition("="))

@@ -75,7 +75,7 @@ def destination(text: str) -> str:
     """A destination as it goes into the path: a URL raw, with only what no URL may contain percent-encoded.
 
     Dot segments are refused. Every HTTP client resolves them over the whole path, which would swallow a part of ours:
-    `https://example.com/../up` would reach the host `up` (protocol reference 2.1).
+    `https://example.com/../up` would reach the host `up` (docs/protocol.md 2.1).
     """
     ready = url_text(text)
     path = ready.partition("?")[0].replace("%2e", ".").replace("%2E", ".")

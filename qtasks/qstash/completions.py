@@ -1,4 +1,4 @@
-"""What a language model is asked and what it answers: the values of `chat`, in OpenAI's shape (reference 2.13)."""
+"""The values of `chat`: request and response of a language model, in OpenAI's format (docs/protocol.md 2.13)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the client finds its service: arguments first, then the environment (protocol reference 1.3)."""
+"""Where the client finds its service: arguments first, then the environment (docs/protocol.md 1.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dead letters: messages that failed for good (protocol reference 2.9)."""
+"""Dead letters: messages that failed for good (docs/protocol.md 2.9)."""
 
 from __future__ import annotations
 

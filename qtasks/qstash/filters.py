@@ -1,4 +1,4 @@
-"""Filters of lists and of bulk actions: the caller's names and the wire's (protocol reference 2.0).
+"""Filters of lists and of bulk actions: the caller's names and the wire's (docs/protocol.md 2.0).
 
 Several values of one filter match any of them; several filters must all match. A name that the operation does not know
 is refused here: a typing error in a filter would otherwise delete everything.

@@ -1,4 +1,4 @@
-"""Flow control: look at keys, pause them, pin their limits (protocol reference 2.11)."""
+"""Flow control: look at keys, pause them, pin their limits (docs/protocol.md 2.11)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logs: what happened to messages, newest first (protocol reference 2.10)."""
+"""Logs: what happened to messages, newest first (docs/protocol.md 2.10)."""
 
 from __future__ import annotations
 

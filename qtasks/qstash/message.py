@@ -1,4 +1,4 @@
-"""Messages: publish, enqueue, batch, look at one, cancel (protocol reference 2.2 to 2.5)."""
+"""Messages: publish, enqueue, batch, look at one, cancel (docs/protocol.md 2.2 to 2.5)."""
 
 from __future__ import annotations
 

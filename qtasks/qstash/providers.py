@@ -1,4 +1,4 @@
-"""Who runs a language model: providers, and how a message reaches them (protocol reference 5.11).
+"""Who runs a language model: providers, and how a message reaches them (docs/protocol.md 5.11).
 
 The names of the official package's module `chat` that do not need the rest of it.
 """

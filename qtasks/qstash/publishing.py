@@ -1,4 +1,4 @@
-"""Putting messages in: publish, enqueue, batch (protocol reference 2.2 to 2.4)."""
+"""Putting messages in: publish, enqueue, batch (docs/protocol.md 2.2 to 2.4)."""
 
 from __future__ import annotations
 

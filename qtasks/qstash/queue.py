@@ -1,4 +1,4 @@
-"""Queues (protocol reference 2.6)."""
+"""Queues (docs/protocol.md 2.6)."""
 
 from __future__ import annotations
 

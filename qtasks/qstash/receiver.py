@@ -1,4 +1,4 @@
-"""The receiving end: is this request from the service? (protocol reference 4.2)."""
+"""The receiving end: is this request from the service? (docs/protocol.md 4.2)."""
 
 from __future__ import annotations
 

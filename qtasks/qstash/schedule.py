@@ -1,4 +1,4 @@
-"""Schedules: messages by the clock (protocol reference 2.7)."""
+"""Schedules: messages by the clock (docs/protocol.md 2.7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signing keys (protocol reference 2.12)."""
+"""Signing keys (docs/protocol.md 2.12)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""URL groups: one message, many endpoints (protocol reference 2.8)."""
+"""URL groups: one message, many endpoints (docs/protocol.md 2.8)."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from qtasks.protocol import durations
 from qtasks.protocol.messages import MAX_DELAY_MS
 
 MAX_RETRY_AFTER_MS = 24 * 60 * 60 * 1000
-"""A broker ignores a longer wish (protocol reference 4.6)."""
+"""A broker ignores a longer wish (docs/protocol.md 4.6)."""
 
 
 class NonRetryable(Exception):

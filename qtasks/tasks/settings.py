@@ -28,7 +28,7 @@ DEV_BASE_URL = "http://127.0.0.1:8000/qtasks"
 
 DEV_TOKEN = development.USERS[0].token
 DEV_SIGNING_KEYS = development.USERS[0].keys
-"""The first of the public development users (protocol reference 1.5)."""
+"""The first of the public development users (docs/protocol.md 1.5)."""
 
 MIN_SECRET = 32
 """Characters of a secret key."""

@@ -1,7 +1,7 @@
 """The official `qstash` package, unchanged, against a real broker on a real socket.
 
 Every test runs with its sync and its async client. Deliveries are checked with its `Receiver`. The numbers B1 to B30
-are those of the conformance checklist (protocol reference, appendix B).
+are those of the conformance checklist (docs/protocol.md, appendix B).
 """
 
 from __future__ import annotations

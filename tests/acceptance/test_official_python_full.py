@@ -1,6 +1,6 @@
 """The official `qstash` package, unchanged, driving every API it has beyond publishing: groups, queues, schedules ...
 
-The numbers B1 to B30 are those of the conformance checklist (protocol reference, appendix B).
+The numbers B1 to B30 are those of the conformance checklist (docs/protocol.md, appendix B).
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ NAMES = [
     for name in re.findall(r'^check\("([^"]+)"', script.read_text(encoding="utf-8"), re.MULTILINE)
 ]
 CHECKLIST = {*range(6, 13), *range(14, 25), 26, 27, 29, 30}
-"""The items of the conformance checklist that come from this SDK (protocol reference, appendix B)."""
+"""The items of the conformance checklist that come from this SDK (docs/protocol.md, appendix B)."""
 INSTALL_S = 120
 RUN_S = 120
 

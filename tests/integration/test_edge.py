@@ -1,4 +1,4 @@
-"""What stands in front of the API: names, limits, the framing of requests, time (reliability reference T5 to T8)."""
+"""What stands in front of the API: names, limits, the framing of requests, time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.door import LATER, PATIENCE_S, Door, Lines, head, split_answe
 KIB = 1024
 
 
-# -- names (T8)
+# -- names
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ KIB = 1024
     ],
 )
 def test_a_name_that_is_not_ours_is_refused_even_with_a_good_token(door: Door, host: str) -> None:
-    """T8: a page that rebinds its own name to this address is stopped here; the development tokens are public."""
+    """A page that rebinds its own name to this address is stopped here; the development tokens are public."""
     answer = door.ask("POST", "/v2/publish/http://127.0.0.1:1/", LATER, b"", host=host)
     assert answer.status == 421
     assert answer.error == "host not allowed: this broker answers to 127.0.0.1, [::1], localhost"
@@ -43,24 +43,23 @@ def test_our_own_names_are_served_with_any_port(door: Door, host: str) -> None:
     assert door.ask("GET", "/v2/keys", host=host).status == 200
 
 
-# -- limits (T5)
+# -- limits
 
 
 def test_a_body_may_have_a_mebibyte_and_not_a_byte_more(door: Door) -> None:
-    """T5"""
     assert door.publish(body=b"x" * KIB * KIB).status == 201
     answer = door.publish(body=b"x" * (KIB * KIB + 1))
     assert (answer.status, answer.error) == (413, "message too large: 1048577 > 1048576")
 
 
 def test_a_body_that_only_claims_to_be_huge_is_refused_at_once(door: Door) -> None:
-    """T5: decided by the claim; nothing is read."""
+    """Decided by the claim; nothing is read."""
     answers, _ = door.raw(head("POST", door, "Content-Length: 1000000000000"), b"abc")
     assert (answers[0].status, answers[0].error) == (413, "message too large: 1000000000000 > 1048576")
 
 
 def test_a_body_in_pieces_is_counted_while_it_comes(door: Door) -> None:
-    """T5: nobody announces the size of a chunked body."""
+    """Nobody announces the size of a chunked body."""
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
     answers, _ = door.raw(head("POST", door, "Transfer-Encoding: chunked"), chunk * 16, b"1\r\nx\r\n0\r\n\r\n")
     assert (answers[0].status, answers[0].error) == (413, "message too large: more than 1048576 bytes")
@@ -78,7 +77,6 @@ def test_a_body_in_pieces_is_counted_while_it_comes(door: Door) -> None:
     ],
 )
 def test_a_url_has_a_longest(door: Door, target: str, status: int, text: str) -> None:
-    """T5"""
     answer = door.ask("POST" if "publish" in target else "GET", target, LATER, b"")
     assert answer.status == status
     if status != 201:
@@ -95,14 +93,13 @@ def test_a_url_has_a_longest(door: Door, target: str, status: int, text: str) ->
     ],
 )
 def test_headers_have_a_most_and_a_largest(door: Door, headers: Lines, text: str) -> None:
-    """T5"""
     answer = door.publish(headers=headers)
     assert answer.status == 431
     assert text in answer.error
     assert door.stored() == []
 
 
-# -- the framing of a request (T7)
+# -- the framing of a request
 
 
 END = b"0\r\n\r\n"
@@ -137,7 +134,7 @@ END = b"0\r\n\r\n"
 def test_a_request_whose_length_can_be_read_in_two_ways_is_refused_and_its_connection_closed(
     door: Door, lines: tuple[str, ...], body: bytes
 ) -> None:
-    """T7: else what follows could be taken for a request of its own, which somebody in front of us has not seen."""
+    """Else what follows could be taken for a request of its own, which somebody in front of us has not seen."""
     smuggled = head("POST", door, "Content-Length: 0", target="/v2/publish/http://127.0.0.1:1/smuggled")
     answers, closed = door.raw(head("POST", door, *lines), body, smuggled)
     assert [answer.status for answer in answers] == [400]
@@ -168,7 +165,6 @@ def test_a_request_whose_length_can_be_read_in_two_ways_is_refused_and_its_conne
     ],
 )
 def test_what_is_no_plain_request_is_refused(door: Door, name: str, request_: str) -> None:
-    """T7, T16"""
     text = request_.format(
         publish="/v2/publish/http://127.0.0.1:1/x",
         host=f"Host: 127.0.0.1:{door.port}\r\n",
@@ -181,7 +177,6 @@ def test_what_is_no_plain_request_is_refused(door: Door, name: str, request_: st
 
 
 def test_requests_on_one_connection_are_answered_in_order(door: Door) -> None:
-    """T7"""
     targets = ("/v2/keys", "/v2/dlq", "/v2/nothing", "/v2/events")
     answers, closed = door.raw(*(head("GET", door, target=target) for target in targets))
     assert [answer.status for answer in answers] == [200, 200, 404, 200]
@@ -193,7 +188,7 @@ def test_requests_on_one_connection_are_answered_in_order(door: Door) -> None:
     "rest", [b"\x00\x01\r\n\r\n", b"GET http://evil.test/ HTTP/1.1\r\n\r\n", b"X: " + b"x" * 70_000]
 )
 def test_the_refusal_of_a_second_request_is_never_taken_for_the_answer_to_the_first(door: Door, rest: bytes) -> None:
-    """T7: the sender of the first may hear that it was accepted, or nothing, but never that it was refused."""
+    """The sender of the first may hear that it was accepted, or nothing, but never that it was refused."""
     answers, closed = door.raw(head("POST", door, "Content-Length: 3"), b"abc", rest)
     assert [answer.status for answer in answers] in ([], [201], [201, 400])
     assert closed
@@ -209,17 +204,15 @@ def test_a_connection_is_good_for_the_next_request_after_a_body_was_refused(door
     assert not closed
 
 
-# -- time (T6)
+# -- time
 
 
 def test_a_connection_on_which_no_request_comes_is_closed(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    """T6"""
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.05)
     assert door.raw() == ([], True)
 
 
 def test_a_request_that_does_not_begin_in_time_is_refused(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    """T6"""
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.05)
     for before in (b"", head("GET", door, target="/v2/keys")):
         answers, closed = door.raw(before, b"POST /v2/publish/http://127.0.0.1:1/x HTTP/1.1\r\nHost:")
@@ -228,7 +221,6 @@ def test_a_request_that_does_not_begin_in_time_is_refused(door: Door, monkeypatc
 
 
 def test_the_rest_of_a_refused_body_is_not_waited_for_for_ever(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    """T6"""
     monkeypatch.setattr(http_protocol, "DISCARD_TIMEOUT_S", 0.05)
     with socket.create_connection(("127.0.0.1", door.port), timeout=PATIENCE_S) as connection:
         connection.sendall(head("POST", door, "Content-Length: 1000000000"))
@@ -241,7 +233,6 @@ def test_the_rest_of_a_refused_body_is_not_waited_for_for_ever(door: Door, monke
 
 
 def test_a_header_without_end_is_cut_off(door: Door) -> None:
-    """T5, T6"""
     answers, closed = door.raw(b"GET /v2/keys HTTP/1.1\r\nX: " + b"x" * 100 * KIB)
     assert (answers[0].status, answers[0].error) == (431, "header too large: more than 65536 bytes")
     assert closed

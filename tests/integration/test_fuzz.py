@@ -1,4 +1,4 @@
-"""Anything at all, thousands of times: the broker refuses, or accepts, but never fails (reliability reference I18)."""
+"""Anything at all, thousands of times: the broker refuses, or accepts, but never fails."""
 
 from __future__ import annotations
 
@@ -140,7 +140,6 @@ class Chance(random.Random):
 @settings(max_examples=5_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**64))
 def test_no_call_whatsoever_makes_the_broker_fail(in_process: InProcess, seed: int) -> None:
-    """I18"""
     chance = Chance(seed)
     method = chance.choice(["GET", "POST", "POST", "POST", "DELETE", "PUT", "get", ""])
     headers = (("Authorization", f"Bearer {USERS[0].token}"), *chance.headers())
@@ -159,7 +158,7 @@ def test_no_call_whatsoever_makes_the_broker_fail(in_process: InProcess, seed: i
 
 
 def test_no_bytes_whatsoever_make_the_server_fail(door: Door) -> None:
-    """I18: a good request with a few of its bytes changed, dropped or doubled; the server answers well or hangs up."""
+    """A good request with a few of its bytes changed, dropped or doubled; the server answers well or hangs up."""
     good = head("POST", door, "Content-Length: 3") + b"abc"
     seen: set[int] = set()
 

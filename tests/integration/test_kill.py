@@ -309,13 +309,11 @@ def test_the_load_was_a_load(books: Books) -> None:
 
 
 def test_everything_acknowledged_was_delivered(books: Books) -> None:
-    """I1"""
     delivered = {(one.number, one.message_id) for one in books.delivered}
     assert set(books.acknowledged.items()) - delivered == set()
 
 
 def test_nothing_was_delivered_that_nobody_sent(books: Books) -> None:
-    """I2"""
     unknown = set.union(*(producer.ledger.unknown for producer in books.producers))
     assert {one.number for one in books.arrivals} <= set(books.acknowledged) | unknown
     ids = defaultdict(set)
@@ -325,7 +323,6 @@ def test_nothing_was_delivered_that_nobody_sent(books: Books) -> None:
 
 
 def test_every_duplicate_has_its_crash(books: Books) -> None:
-    """I3, I9"""
     assert books.duplicates.total() <= KILLS * broker_process.SLOTS
     interruptions: Counter[str] = Counter()
     for message_id, error in rows(books, "SELECT m.id, l.error FROM log l JOIN messages m USING (seq)"):
@@ -340,7 +337,6 @@ def test_every_duplicate_has_its_crash(books: Books) -> None:
 
 
 def test_every_body_is_intact_and_every_signature_verifies(books: Books) -> None:
-    """I17"""
     keys = USERS[0].keys
     official = Receiver(keys.current, keys.next)
     sent = {number: one for producer in books.producers for number, one in producer.ledger.sent.items()}
@@ -374,7 +370,6 @@ def test_what_was_interrupted_starts_again_within_a_second_of_the_start(books: B
 
 
 def test_the_file_is_sound_and_every_log_is_legal(books: Books) -> None:
-    """I8"""
     assert rows(books, "PRAGMA integrity_check") == [("ok",)]
     stages = dict(rows(books, "SELECT seq, stage FROM messages"))
     logs = defaultdict(list)

@@ -1,4 +1,4 @@
-"""`kill -9` again and again while queues and flow-control keys are at work: order, rates and slots hold (I4 to I6).
+"""`kill -9` again and again while queues and flow-control keys are at work: order, rates and slots hold.
 
 Order is read off the endpoint's own book. Rate and parallelism are read off the broker's log, whose times are those of
 the starts themselves.
@@ -110,7 +110,7 @@ def history(door: Door, key: str) -> list[dict[str, Any]]:
 
 
 def test_a_queue_keeps_its_order_through_retries_callbacks_and_kills(lived: tuple[Book, Door]) -> None:
-    """I4: neither a message nor its callbacks arrive once a later message of the queue has started."""
+    """Neither a message nor its callbacks arrive once a later message of the queue has started."""
     book, _ = lived
     seen: defaultdict[str, list[int]] = defaultdict(list)
     for path in book.paths:
@@ -125,7 +125,7 @@ def test_a_queue_keeps_its_order_through_retries_callbacks_and_kills(lived: tupl
 
 
 def test_a_rate_is_never_exceeded_whoever_counts(lived: tuple[Book, Door]) -> None:
-    """I6: an attempt that a kill has cut counts, and the window goes on through the restart."""
+    """An attempt that a kill has cut counts, and the window goes on through the restart."""
     _, door = lived
     starts = [entry["time"] for entry in history(door, "rate") if entry["state"] == "ACTIVE"]
     assert len(starts) >= LIMITED
@@ -138,7 +138,7 @@ def test_a_rate_is_never_exceeded_whoever_counts(lived: tuple[Book, Door]) -> No
 
 
 def test_a_parallelism_of_one_is_one_at_a_time_in_order_of_arrival(lived: tuple[Book, Door]) -> None:
-    """I5: an attempt ends, by its answer or by the next start of the broker, before another begins."""
+    """An attempt ends, by its answer or by the next start of the broker, before another begins."""
     book, door = lived
     under_way: str | None = None
     for entry in history(door, "one"):

@@ -22,7 +22,7 @@ from tests.support.hostile import OK, Behaviour, Connection, HostileServer, answ
 pytestmark = pytest.mark.anyio
 
 SLACK_S = 0.5
-"""How much later than its deadline an attempt may end (reliability F27)."""
+"""How much later than its deadline an attempt may end."""
 
 
 @pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])

@@ -1,4 +1,4 @@
-"""Queues and flow-control keys: who may start, in which order, across restarts (protocol reference 5.6, 5.10)."""
+"""Queues and flow-control keys: who may start, in which order, across restarts (docs/protocol.md 5.6, 5.10)."""
 
 from __future__ import annotations
 

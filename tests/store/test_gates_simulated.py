@@ -1,4 +1,4 @@
-"""Random lives of queues and flow-control keys against a model that knows only the promises (I4 to I6, I16)."""
+"""Random lives of queues and flow-control keys against a model that knows only the promises."""
 
 from __future__ import annotations
 

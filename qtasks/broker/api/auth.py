@@ -101,9 +101,10 @@ def _token_of(call: Call) -> str | None:
 
 
 def _refuse_pages(call: Call) -> None:
-    """A web page may post to any URL without being asked, and the development tokens are public (T9).
+    """Refuse `qstash_token` in a request that a web page sends.
 
-    With a token in the header it is the browser that asks us first, and gets no permission.
+    Any page may post to any URL, and the development tokens are public. A page that sends
+    the token in a header must ask first (a preflight request), and gets no permission.
     """
     site = call.header("sec-fetch-site")
     if site in ("cross-site", "same-site") or (site is None and call.header("origin") is not None):

@@ -1,4 +1,4 @@
-"""`POST /llm/v1/chat/completions` (protocol reference 2.13)."""
+"""`POST /llm/v1/chat/completions` (docs/protocol.md 2.13)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dead letter queue: listed, deleted, retried, one, many or by filter (protocol reference 2.9)."""
+"""The dead letter queue: listed, deleted, retried, one, many or by filter (docs/protocol.md 2.9)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qtasks.protocol import views, wire
 from qtasks.protocol.messages import DeadLetter, PublishOptions
 
 PAGE: Final = 100
-"""Dead letters of a page, by default and at most (protocol reference A23)."""
+"""Dead letters of a page, by default and at most (docs/compatibility.md A23)."""
 _ID: Final = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
 
 

@@ -1,4 +1,4 @@
-"""Flow-control keys and the global parallelism (protocol reference 2.11)."""
+"""Flow-control keys and the global parallelism (docs/protocol.md 2.11)."""
 
 from __future__ import annotations
 

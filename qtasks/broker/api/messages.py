@@ -1,4 +1,4 @@
-"""Messages, their log, and the keys they are signed with (protocol reference 2.5, 2.10, 2.12)."""
+"""Messages, their log, and the keys they are signed with (docs/protocol.md 2.5, 2.10, 2.12)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qtasks.broker.store.queries import BadCursorError
 from qtasks.protocol import views
 
 LOG_PAGE: Final = 1000
-"""Entries of a log page, by default and at most (protocol reference A23)."""
+"""Entries of a log page, by default and at most (docs/compatibility.md A23)."""
 MAX_CANCEL: Final = 500
 """What `count` may ask to cancel."""
 
@@ -28,7 +28,7 @@ async def get_message(context: Context, account: int, call: Call, message_id: st
 
 
 async def cancel_message(context: Context, account: int, call: Call, message_id: str) -> Reply:
-    """`DELETE /v2/messages/{id}`: 404 when it is unknown, finished, or already asked for (A21)."""
+    """`DELETE /v2/messages/{id}`: 404 if unknown, finished or already requested (docs/compatibility.md A21)."""
     cancelled = await context.store.cancel(account, [message_id], now_ms=context.clock.now_ms())
     if not cancelled:
         raise Refusal(404, f"message {message_id[:128]} not found, or already finished")
@@ -67,7 +67,7 @@ async def _cancel_where(context: Context, account: int, which: MessageFilter, co
 
 
 async def list_log(context: Context, account: int, call: Call) -> Reply:
-    """`GET /v2/events` and `GET /v2/logs`: one implementation, the same array under both keys (A3)."""
+    """`GET /v2/events` and `GET /v2/logs`: the same array under both keys (docs/compatibility.md A3)."""
     query = Query(call.query)
     which = query_filters.log_filter(query)
     count = query.count(default=LOG_PAGE, most=LOG_PAGE)

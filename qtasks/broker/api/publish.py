@@ -1,4 +1,4 @@
-"""Publish, enqueue, batch: from requests to stored messages (protocol reference 2.2 to 2.4)."""
+"""Publish, enqueue, batch: from requests to stored messages (docs/protocol.md 2.2 to 2.4)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Prepared:
     publications: tuple[Publication, ...]
 
     def answer(self, accepted: Sequence[Accepted]) -> dict[str, object] | list[dict[str, object]]:
-        """The publish response: an object for a URL, an array for a group (A1)."""
+        """The publish response: an object for a URL, an array for a group (docs/compatibility.md A1)."""
         entries: list[dict[str, object]] = [
             {
                 "messageId": one.message_id,
@@ -57,12 +57,12 @@ class Prepared:
 
 
 async def publish(context: Context, account: int, call: Call, raw_target: str) -> Reply:
-    """`POST /v2/publish/{destination}`: 201, or 202 when every message is a duplicate (A2)."""
+    """`POST /v2/publish/{destination}`: 201, or 202 when every message is a duplicate (docs/compatibility.md A2)."""
     return await _publish(context, account, call, raw_target, None)
 
 
 async def enqueue(context: Context, account: int, call: Call, queue: str, raw_target: str) -> Reply:
-    """`POST /v2/enqueue/{queue}/{destination}`: the queue is made if need be (A30)."""
+    """`POST /v2/enqueue/{queue}/{destination}`: the queue is made if need be (docs/compatibility.md A30)."""
     return await _publish(context, account, call, raw_target, queue)
 
 
@@ -91,7 +91,10 @@ def _has_cron(call: Call, raw_target: str) -> bool:
 
 
 async def batch(context: Context, account: int, call: Call) -> Reply:
-    """`POST /v2/batch`: an answer an item, in order; a bad item has an error and its neighbours are sent (A12)."""
+    """`POST /v2/batch`: one answer for each item, in order.
+
+    An invalid item gets an error; the other items are sent (docs/compatibility.md A12).
+    """
     items = read_json(await call.read_body(MAX_BATCH))
     if not isinstance(items, list):
         raise Refusal(400, "a batch is a JSON array of objects with a destination")
@@ -207,7 +210,7 @@ def _prepare(context: Context, order: Order, now_ms: int) -> Prepared:
 
 
 async def _check_resolves(context: Context, url: str) -> None:
-    """Refuse a host name that does not resolve, or resolves to what the policy refuses (protocol reference A32)."""
+    """Refuse a host name that does not resolve, or resolves to what the policy refuses (docs/compatibility.md A32)."""
     host, _, port = wire.host_of(url).rpartition(":")
     loop = asyncio.get_running_loop()
     try:

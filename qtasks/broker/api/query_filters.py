@@ -1,4 +1,4 @@
-"""Which messages a list or a bulk action means: filters from the query or a JSON body (protocol reference 2.0)."""
+"""Which messages a list or a bulk action means: filters from the query or a JSON body (docs/protocol.md 2.0)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def read(call: Call, names: frozenset[str]) -> Query:
     """What a destructive call selects, by query or by JSON body.
 
     A name that is not known is refused: a typo must not mean "everything". So is a filter whose value is empty, and a
-    path that ends with a slash and selects nothing: somebody's variable was (protocol reference, end of section 8).
+    path that ends with a slash and selects nothing: somebody's variable was (docs/protocol.md 2.5).
     """
     body = await call.read_body(_MAX_BODY)
     query = Query(call.query)

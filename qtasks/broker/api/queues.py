@@ -1,4 +1,4 @@
-"""Queues (protocol reference 2.6)."""
+"""Queues (docs/protocol.md 2.6)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,10 @@ async def get_queue(context: Context, account: int, call: Call, name: str) -> Re
 
 
 async def delete_queue(context: Context, account: int, call: Call, name: str) -> Reply:
-    """`DELETE /v2/queues/{name}`: cancels what waits, lets what runs finish; 200 for an unknown one too (A20, A31)."""
+    """`DELETE /v2/queues/{name}`: 200, also for an unknown queue.
+
+    Cancels waiting messages and lets running ones finish (docs/compatibility.md A20, A31).
+    """
     now_ms = context.clock.now_ms()
     while await context.store.drop_queue(account, read_name(name, "queue name"), limit=_SLICE, now_ms=now_ms):
         pass

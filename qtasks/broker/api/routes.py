@@ -142,7 +142,7 @@ def _refuse(call: Call, refusal: Refusal) -> Reply:
 def find(call: Call) -> tuple[Route, tuple[Any, ...]]:
     """The route of a call and the arguments its path holds; Refusal 404 or 405.
 
-    Fixed segments compare without case and a trailing slash is ignored (protocol reference 2.0); the rest
+    Fixed segments compare without case and a trailing slash is ignored (docs/protocol.md 2.0); the rest
     behind ``*`` is taken from the raw target, so that nothing in a destination is decoded or merged.
     """
     segments = call.path.removeprefix("/").split("/")

@@ -1,4 +1,4 @@
-"""Schedules: created or replaced, shown, paused, deleted (protocol reference 2.7, 5.8)."""
+"""Schedules: created or replaced, shown, paused, deleted (docs/protocol.md 2.7, 5.8)."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ async def get_schedule(context: Context, account: int, call: Call, schedule_id: 
 
 
 async def delete_schedule(context: Context, account: int, call: Call, schedule_id: str) -> Reply:
-    """`DELETE /v2/schedules/{id}`: 404 for an unknown one (A31)."""
+    """`DELETE /v2/schedules/{id}`: 404 for an unknown one (docs/compatibility.md A31)."""
     if not await context.store.delete_schedule(account, schedule_id):
         raise _not_found(schedule_id)
     return reply({})
 
 
 async def pause_schedule(context: Context, account: int, call: Call, schedule_id: str) -> Reply:
-    """`PATCH` or `POST /v2/schedules/{id}/pause` (A22)."""
+    """`PATCH` or `POST /v2/schedules/{id}/pause` (docs/compatibility.md A22)."""
     if not await context.store.pause_schedule(account, schedule_id, paused=True, next_ms=None):
         raise _not_found(schedule_id)
     return reply({})

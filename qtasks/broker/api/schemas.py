@@ -1,7 +1,7 @@
 """What the API's bodies look like, as JSON Schema: the part of the OpenAPI document that is written by hand.
 
 Answers are closed: a field that is not named here is not sent. Times are Unix milliseconds and durations seconds,
-unless the description says otherwise (protocol reference 1.6).
+unless the description says otherwise (docs/protocol.md 1.6).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""URL groups, which the wire calls topics (protocol reference 2.8)."""
+"""URL groups, which the wire calls topics (docs/protocol.md 2.8)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def get_group(context: Context, account: int, call: Call, name: str) -> Re
 
 
 async def delete_group(context: Context, account: int, call: Call, name: str) -> Reply:
-    """`DELETE /v2/topics/{name}`: 200 for an unknown one too (A31)."""
+    """`DELETE /v2/topics/{name}`: 200 for an unknown one too (docs/compatibility.md A31)."""
     await context.store.delete_group(account, name)
     return reply({})
 

@@ -25,7 +25,10 @@ def check_not_before(options: PublishOptions, now_ms: int) -> None:
 
 
 def check_order_of_arrival(options: PublishOptions) -> None:
-    """A queue delivers in order of arrival: neither its messages nor their callbacks may be delayed (A10, A15)."""
+    """Refuse a delay of a queue's messages or of their callbacks (docs/compatibility.md A10, A15).
+
+    A queue delivers in order of arrival.
+    """
     if options.delay_ms is not None or options.not_before_s is not None:
         raise Refusal(
             400, "Upstash-Delay and Upstash-Not-Before cannot be used with a queue: it delivers in order of arrival"
@@ -34,7 +37,7 @@ def check_order_of_arrival(options: PublishOptions) -> None:
 
 
 def check_callbacks_of_queue(options: PublishOptions) -> None:
-    """The next message of a queue waits for the callbacks: they may not be delayed (A15)."""
+    """The next message of a queue waits for the callbacks: they may not be delayed (docs/compatibility.md A15)."""
     for nested in (options.callback_options, options.failure_callback_options):
         if nested is not None and (nested.delay_ms is not None or nested.not_before_s is not None):
             raise Refusal(400, "a callback of a queued message cannot be delayed: the queue waits for it")

@@ -1,4 +1,4 @@
-"""The workflow endpoints of the wire (protocol reference 2.14), which are not served."""
+"""The workflow endpoints of the wire (docs/protocol.md 2.14), which are not served."""
 
 from __future__ import annotations
 

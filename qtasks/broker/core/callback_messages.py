@@ -1,4 +1,4 @@
-"""The messages that tell of an attempt: callbacks and failure callbacks (protocol reference 3.6, 4.4). Pure."""
+"""The messages that tell of an attempt: callbacks and failure callbacks (docs/protocol.md 3.6, 4.4). Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def of_attempt(
     dead_letter_id: str | None,
     now_ms: int,
 ) -> tuple[Message, ...]:
-    """The callback of an attempt, every attempt has one (A40), and the failure callback of the last that failed.
+    """The callback of an attempt, and the failure callback if the message has finally failed.
+
+    Every attempt has a callback (docs/compatibility.md A40).
 
     `dead_letter_id` says that it was the last.
     """

@@ -44,7 +44,7 @@ class Order:
 
 
 def publications(order: Order, *, fresh_id: Callable[[], str], now_ms: int) -> list[Publication]:
-    """One message an endpoint; in a group each is deduplicated on its own (protocol reference 5.5)."""
+    """One message an endpoint; in a group each is deduplicated on its own (docs/protocol.md 5.5)."""
     made: list[Publication] = []
     for endpoint in order.endpoints:
         message = compose(order, endpoint, message_id=fresh_id(), now_ms=now_ms)
@@ -80,7 +80,7 @@ def compose(order: Order, endpoint: Endpoint, *, message_id: str, now_ms: int) -
 
 
 def _deduplication_key(message: Message) -> str | None:
-    """The key that is taken for ten minutes; an explicit id wins over the content (protocol reference 5.5)."""
+    """The key that is taken for ten minutes; an explicit id wins over the content (docs/protocol.md 5.5)."""
     options = message.options
     if options.deduplication_id is not None:
         scope = "" if message.url_group is None else f":{message.url_group}:{message.url}"
@@ -123,7 +123,7 @@ def of_schedule(schedule: Schedule, group: UrlGroup | None) -> Order:
 def again(source: Message, overrides: PublishOptions, *, message_id: str, now_ms: int) -> Publication:
     """A dead letter's message, published anew; what `overrides` says replaces what it was sent with.
 
-    Its delay is over, unless the overrides have another; it is nobody's duplicate (protocol reference 5.5).
+    Its delay is over, unless the overrides have another; it is nobody's duplicate (docs/protocol.md 5.5).
     """
     said = {
         name: value

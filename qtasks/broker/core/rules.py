@@ -94,7 +94,7 @@ MOVES: Final[Mapping[tuple[Stage, Event], Move]] = {
     (Stage.ACTIVE, Event.STOP): Move(Stage.CANCELED, (State.ERROR, State.CANCELED)),
     (Stage.ACTIVE, Event.INTERRUPT): Move(Stage.DUE, (State.ERROR, State.RETRY)),
 }
-"""Every legal move (protocol reference 5.1). A pair that is missing here cannot happen."""
+"""Every legal move (docs/protocol.md 5.1). A pair that is missing here cannot happen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Verdict:
 
 
 def judge(message: Message, outcome: Response | Failure, *, now_ms: int) -> Verdict:
-    """Decide what `outcome` of the current attempt means for `message` (protocol reference 4.3, 4.6, 5.2)."""
+    """Decide what `outcome` of the current attempt means for `message` (docs/protocol.md 4.3, 4.6, 5.2)."""
     if isinstance(outcome, Response) and 200 <= outcome.status < 300:
         return Verdict(Event.SUCCEED)
     error = _storable(outcome.error if isinstance(outcome, Failure) else _describe(outcome))
@@ -120,7 +120,7 @@ def judge(message: Message, outcome: Response | Failure, *, now_ms: int) -> Verd
 def is_final(outcome: Response | Failure) -> bool:
     """Whether trying again is pointless: a refused destination, or an answer that says so.
 
-    The header alone decides: 489 without it is an ordinary failure (protocol reference A16).
+    The header alone decides: 489 without it is an ordinary failure (docs/compatibility.md A16).
     """
     if isinstance(outcome, Failure):
         return outcome.final

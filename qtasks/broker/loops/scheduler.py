@@ -114,7 +114,7 @@ class Scheduler:
 
 
 def plan(schedule: Schedule, now_ms: int) -> Firing:
-    """Which tick of a due schedule fires, and which were missed (reliability reference, decisions taken). Pure.
+    """Which tick of a due schedule fires, and which were missed (docs/compatibility.md, Schedules). Pure.
 
     Of several ticks that have passed the latest fires, if it is not older than a day; the others are only listed.
     """

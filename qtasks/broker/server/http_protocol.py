@@ -89,7 +89,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refuse(b"400 Bad Request", self._oddity or msg)
 
     def _what_is_odd(self) -> str | None:
-        """What the parser lets through, and somebody in front of us may read differently (T7, T16)."""
+        """Why a request that the parser accepts is refused: a proxy in front of us could read it differently."""
         if not self.url.startswith((b"/", b"*")):
             return "the request target must be a path: this is no proxy"
         if b"#" in self.url:

@@ -42,7 +42,7 @@ def join(db: apsw.Connection, seq: int, stage: Stage, event: Event, place: int |
 
 
 def ensure_queue(db: apsw.Connection, account: int, name: str, now_ms: int) -> None:
-    """A queue that is named is made, with parallelism 1 (protocol reference 2.3)."""
+    """A queue that is named is made, with parallelism 1 (docs/protocol.md 2.3)."""
     db.execute(
         "INSERT OR IGNORE INTO queues (account, name, parallelism, paused, created_ms, updated_ms)"
         " VALUES (?, ?, 1, 0, ?, ?)",
@@ -146,7 +146,7 @@ class Permit:
 
 
 def configure(db: apsw.Connection, account: int, flow: FlowControl, now_ms: int) -> None:
-    """The newest message's values become the key's, except for what is pinned (protocol reference 5.10)."""
+    """The newest message's values become the key's, except for what is pinned (docs/protocol.md 5.10)."""
     known = db.execute(
         "SELECT parallelism, rate, period_s, pinned_parallelism, pinned_rate FROM flow_keys"
         " WHERE account = ? AND key = ?",

@@ -1,4 +1,4 @@
-"""Dead letters taken out: deleted, or published anew (protocol reference 2.9, 5.9)."""
+"""Dead letters taken out: deleted, or published anew (docs/protocol.md 2.9, 5.9)."""
 
 from __future__ import annotations
 

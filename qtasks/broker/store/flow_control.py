@@ -1,4 +1,4 @@
-"""Flow-control keys: paused, pinned, reset, looked at (protocol reference 2.11, 5.10). How they hold: `gates`."""
+"""Flow-control keys: paused, pinned, reset, looked at (docs/protocol.md 2.11, 5.10). How they hold: `gates`."""
 
 from __future__ import annotations
 

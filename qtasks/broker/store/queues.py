@@ -1,4 +1,4 @@
-"""Queues: made, changed, paused, deleted, looked at (protocol reference 2.6, 5.6)."""
+"""Queues: made, changed, paused, deleted, looked at (docs/protocol.md 2.6, 5.6)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def pause_queue(db: apsw.Connection, account: int, name: str, *, paused: bool, n
 def drop_queue(db: apsw.Connection, account: int, name: str, *, limit: int, now_ms: int) -> bool:
     """Delete a queue and cancel what waits in it, at most `limit` messages a call; whether there is more to do.
 
-    Nothing starts meanwhile. What runs may finish, and is not repeated (A20).
+    Nothing starts meanwhile. What runs may finish, and is not repeated (docs/compatibility.md A20).
     """
     pause_queue(db, account, name, paused=True, now_ms=now_ms)
     found = fetch(

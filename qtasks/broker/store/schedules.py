@@ -1,4 +1,4 @@
-"""Schedules: kept, and fired once a tick (protocol reference 2.7, 5.8)."""
+"""Schedules: kept, and fired once a tick (docs/protocol.md 2.7, 5.8)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _KEEP_TICKS_MS: Final = 7 * 24 * 60 * 60 * 1000
 
 
 def put_schedule(db: apsw.Connection, schedule: Schedule) -> None:
-    """Store a schedule. One of the same id is replaced, but for its creation time, its pause and its past (A18)."""
+    """Store a schedule. One with the same id is replaced; creation time, pause and past runs stay.
+
+    See docs/compatibility.md A18.
+    """
     db.execute(
         "INSERT INTO schedules (account, id, destination, cron, options, body, caller_ip, created_ms, next_ms)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"

@@ -1,4 +1,4 @@
-"""URL groups: endpoints that a publish goes to together (protocol reference 2.8, 5.7)."""
+"""URL groups: endpoints that a publish goes to together (docs/protocol.md 2.8, 5.7)."""
 
 from __future__ import annotations
 

@@ -214,7 +214,11 @@ def _unwrap(address: Address) -> Address:
 
 @lru_cache(maxsize=4096)
 def kind_of(address: Address) -> Kind:
-    """What `address` is for, by our own table (reliability finding 9)."""
+    """What `address` is for, by our own table.
+
+    `ipaddress.is_global` is not enough: it calls NAT64, 6to4 and some cloud metadata addresses global, and its answers
+    differ between Python versions.
+    """
     address = _unwrap(address)
     for network, kind in _METADATA:
         if address in network:

@@ -25,7 +25,7 @@ MAX_HEADER_BYTES = 64 * 1024
 """All header lines of an answer together, bytes."""
 
 MAX_INFORMATIONAL = 2
-"""Answers of status 1xx in front of the real one; more is an attempt to keep us busy (reliability D21)."""
+"""Answers of status 1xx in front of the real one; with more, an endpoint keeps an attempt open until its deadline."""
 
 READ_BUFFER = 64 * 1024
 """Bytes of a body that are read ahead."""

@@ -23,7 +23,7 @@ MAX_ID = 128
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a callback says (protocol reference 4.4). All of it is signed."""
+    """What a callback says (docs/protocol.md 4.4). All of it is signed."""
 
     status: int
     """Of the provider's answer; 0 when there was none."""

@@ -19,7 +19,7 @@ MAX_ERROR = 2048
 """Characters of an error that go on the wire; dead letters keep them."""
 
 NEVER = 489
-"""With its header, the answer after which the broker does not try again (protocol reference 4.3)."""
+"""With its header, the answer after which the broker does not try again (docs/protocol.md 4.3)."""
 
 Lines = tuple[tuple[str, str], ...]
 

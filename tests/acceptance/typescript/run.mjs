@@ -1,5 +1,5 @@
 // Drives the official TypeScript SDK, unchanged, against a broker. The numbers B6 to B30 in the names of checks are those
-// of the conformance checklist in the protocol reference.
+// of the conformance checklist in docs/protocol.md, appendix B.
 //
 //     QTASKS_BROKER=http://127.0.0.1:8080 QTASKS_USERS='{"<name of a check>": {"token", "current", "next"}}' node run.mjs
 

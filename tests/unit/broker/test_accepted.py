@@ -1,4 +1,4 @@
-"""Whatever is accepted can be carried out: shown, fired, delivered, retried (reliability reference D3).
+"""Whatever is accepted can be carried out: shown, fired, delivered, retried.
 
 A refusal is an answer; what is accepted and then breaks a list or a loop would break it for everybody, and for ever.
 """

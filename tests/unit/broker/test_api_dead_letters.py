@@ -1,4 +1,4 @@
-"""Dead letters and cancellation, one, many and by filter (protocol reference 2.5, 2.9, 5.9, 5.13)."""
+"""Dead letters and cancellation, one, many and by filter (docs/protocol.md 2.5, 2.9, 5.9, 5.13)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Publish, enqueue and batch through the API (protocol reference 2.1 to 2.4, 3, 5.5)."""
+"""Publish, enqueue and batch through the API (docs/protocol.md 2.1 to 2.4, 3, 5.5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queues, URL groups, flow-control keys, signing keys, scopes, accounts (protocol reference 2.6 to 2.14)."""
+"""Queues, URL groups, flow-control keys, signing keys, scopes, accounts (docs/protocol.md 2.6 to 2.14)."""
 
 from __future__ import annotations
 

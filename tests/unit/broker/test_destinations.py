@@ -1,4 +1,4 @@
-"""The destination policy: what a broker may be made to reach (test inputs of the threat model, section 3c)."""
+"""The destination policy: what a broker may be made to reach."""
 
 import ipaddress
 

@@ -1,4 +1,4 @@
-"""Identifiers in the formats of the wire (protocol reference 1.6)."""
+"""Identifiers in the formats of the wire (docs/protocol.md 1.6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schedules: kept, shown, fired once a tick whatever the clock does (protocol reference 2.7, 5.8)."""
+"""Schedules: kept, shown, fired once a tick whatever the clock does (docs/protocol.md 2.7, 5.8)."""
 
 from __future__ import annotations
 

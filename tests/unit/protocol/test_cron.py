@@ -1,4 +1,4 @@
-"""When schedules run (protocol reference 5.8, reliability 2e: Debian cron's rule at clock changes)."""
+"""When schedules run (docs/protocol.md 5.8; Debian cron's rule at clock changes)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which header lines may travel to a destination (T11, T12)."""
+"""Which header lines may travel to a destination (docs/protocol.md 3.5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Destinations: what the path says, and which URLs may be stored (T16, R2, R3; protocol reference 2.1)."""
+"""Destinations: what the path says, and which URLs may be stored (docs/protocol.md 2.1)."""
 
 from __future__ import annotations
 

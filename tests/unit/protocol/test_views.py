@@ -1,4 +1,4 @@
-"""The JSON that official SDKs read (protocol reference 2.5, 2.9, 2.10, 5.12; spellings A3 to A7)."""
+"""The JSON that official SDKs read (docs/protocol.md 2.5, 2.9, 2.10, 5.12; spellings A3 to A7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options as headers and back (protocol reference 3; T11 to T15)."""
+"""Options as headers and back (docs/protocol.md 3)."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_nothing_said_is_nothing_written() -> None:
 
 
 def test_the_official_header_block_is_understood() -> None:
-    """As the official Python SDK sends it (protocol reference, appendix C)."""
+    """As the official Python SDK sends it (docs/protocol.md, appendix C)."""
     block = """\
 Host: qstash.example
 Accept-Encoding: gzip, deflate
