@@ -49,4 +49,4 @@ def _is_abandoned(destination: str) -> bool:
 def _delete(tasks: QTasks, schedule_id: str) -> None:
     from qtasks.qstash import schedule
 
-    tasks.engine.publisher().call(schedule.delete(schedule_id), f"the removal of schedule {schedule_id}")
+    tasks.runtime.publisher().call(schedule.delete(schedule_id), f"the removal of schedule {schedule_id}")

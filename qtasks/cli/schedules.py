@@ -177,7 +177,7 @@ class _Row:
 
 def _tasks(app: str | None) -> QTasks:
     tasks = load(locate(app, Path.cwd())).tasks
-    if tasks.engine.is_embedded:
+    if tasks.runtime.is_embedded:
         raise ConfigurationError(
             "this application has its broker inside: its schedules are synced when it starts",
             hint="fix         steer them in the application, by tasks.schedules.get(...)",

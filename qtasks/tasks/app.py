@@ -15,7 +15,7 @@ from qtasks.tasks.ports import ASGIApp, Home
 from qtasks.tasks.registry import Registry
 from qtasks.tasks.results.backend import ResultBackend
 from qtasks.tasks.run.thread_pool import Workers
-from qtasks.tasks.runtime import Engine
+from qtasks.tasks.runtime import ApplicationRuntime
 from qtasks.tasks.send.batch import Batch
 from qtasks.tasks.send.send_middleware import M, S
 from qtasks.tasks.settings import EMBEDDED, Settings, SettingsOverrides
@@ -48,7 +48,7 @@ class QTasks(Registry):
 
     def __init__(self, *, embedded: Home | None = None, **overrides: Unpack[SettingsOverrides]) -> None:
         super().__init__()
-        self.engine = Engine(
+        self.runtime = ApplicationRuntime(
             MappingProxyType(self._names),
             home=embedded,
             overrides=overrides,
@@ -58,41 +58,41 @@ class QTasks(Registry):
     @property
     def settings(self) -> Settings:
         """What the environment and the arguments came to; read on first use. Raises ConfigurationError."""
-        return self.engine.settings()
+        return self.runtime.settings()
 
-    def bound(self) -> Engine:
+    def bound(self) -> ApplicationRuntime:
         """See `Registry.bound`."""
-        return self.engine
+        return self.runtime
 
     @property
     def schedules(self) -> Schedules:
         """The schedules that the tasks declare: ``tasks.schedules.sync()`` makes them active; see `Schedules`."""
         from qtasks.tasks.schedules.sync import Schedules
 
-        return Schedules(self.engine, MappingProxyType(self._names))
+        return Schedules(self.runtime, MappingProxyType(self._names))
 
     def embed(self, home: Home) -> None:
         """Have the tasks run in `home`, as if it had been given at the start: ``tasks.embed(Embedded("tasks.db"))``.
 
         Raises ConfigurationError where they have one already, or were used before.
         """
-        self.engine.embed(home)
+        self.runtime.embed(home)
 
     def batch(self) -> Batch:
         """Send the calls made inside together: ``with tasks.batch(): ...`` (or ``async with``)."""
-        return Batch(self.engine)
+        return Batch(self.runtime)
 
     def on_success(self, hook: H) -> H:
         """Have `hook` told of every result of every task; see `Hooks`."""
-        return self.engine.hooks.on_success(hook)
+        return self.runtime.hooks.on_success(hook)
 
     def on_retry(self, hook: H) -> H:
         """Have `hook` told of every failed attempt that another one follows; see `Hooks`."""
-        return self.engine.hooks.on_retry(hook)
+        return self.runtime.hooks.on_retry(hook)
 
     def on_failure(self, hook: H) -> H:
         """Have `hook` told once of every call that has failed for good; see `Hooks`."""
-        return self.engine.hooks.on_failure(hook)
+        return self.runtime.hooks.on_failure(hook)
 
     def send_middleware(self, middleware: S) -> S:
         """Put a generator around every call where it is sent.
@@ -100,7 +100,7 @@ class QTasks(Registry):
         ``def tenant(message): result = yield message.carrying({"tenant": current_tenant()})``. What is carried is
         signed, and is found in `TaskContext.carried`.
         """
-        self.engine.middleware.sending.append(middleware)
+        self.runtime.middleware.sending.append(middleware)
         return middleware
 
     def run_middleware(self, middleware: M) -> M:
@@ -108,7 +108,7 @@ class QTasks(Registry):
 
         It stands outside of the task's dependencies and inside its time limit; what it raises, the task has raised.
         """
-        self.engine.middleware.running.append(middleware)
+        self.runtime.middleware.running.append(middleware)
         return middleware
 
     @functools.cached_property
@@ -136,7 +136,7 @@ class QTasks(Registry):
         from qtasks.tasks.web import results_router
 
         windows = results_router.Windows(
-            lambda: self.engine.aresults(), show_errors=show_errors, max_streams=max_streams
+            lambda: self.runtime.aresults(), show_errors=show_errors, max_streams=max_streams
         )
         return results_router.results_router(windows, lifespan=self._lifespan_of_results)
 
@@ -160,17 +160,17 @@ class QTasks(Registry):
 
         For tests. Whatever the application has opened rests meanwhile, and is the application's again afterwards.
         """
-        own = self.engine
-        self.engine = engine = own.elsewhere(home, results=results, workers=workers, now_s=now_s, chance=chance)
+        own = self.runtime
+        self.runtime = runtime = own.elsewhere(home, results=results, workers=workers, now_s=now_s, chance=chance)
         try:
             yield
         finally:
-            self.engine = own
-            engine.close()
+            self.runtime = own
+            runtime.close()
 
     def close(self) -> None:
         """Close what was opened outside an application's lifespan: client, results, embedded home. Idempotent."""
-        self.engine.close()
+        self.runtime.close()
 
     def __enter__(self) -> Self:
         return self
@@ -205,26 +205,26 @@ class QTasks(Registry):
 
     @asynccontextmanager
     async def _lifespan(self, app: ASGIApp) -> AsyncIterator[None]:
-        engine = self.engine  # a test may put another in its place before the end
-        await engine.enter(self._reached(app))
+        runtime = self.runtime  # a test may put another in its place before the end
+        await runtime.enter(self._reached(app))
         try:
-            if not engine.is_idle:
+            if not runtime.is_idle:
                 await asyncio.to_thread(self._begin_schedules)
                 self._compare_prefixes(app)
             yield
         finally:
-            await engine.leave()
+            await runtime.leave()
 
     def _begin_schedules(self) -> None:
         """Refuse a declaration that cannot work; a home of our own is told what is declared now, and what is not."""
-        if self.engine.is_embedded:
+        if self.runtime.is_embedded:
             self.schedules.sync(prune=True)
         else:
             self.schedules.check()
 
     @asynccontextmanager
     async def _lifespan_of_results(self, _app: ASGIApp) -> AsyncIterator[None]:
-        await asyncio.to_thread(self.engine.check_results)
+        await asyncio.to_thread(self.runtime.check_results)
         yield
 
     def _compare_prefixes(self, app: ASGIApp) -> None:

@@ -13,7 +13,7 @@ from qtasks.tasks.options import TaskOptions
 from qtasks.tasks.task import AsyncTask, SyncTask, Task
 
 if TYPE_CHECKING:
-    from qtasks.tasks.runtime import Engine
+    from qtasks.tasks.send.runtime_port import Runtime
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -58,7 +58,7 @@ def check_name(name: str) -> str:
 
 
 def make(
-    bound: Callable[[], Engine], function: Callable[..., Any], *, name: str, options: Mapping[str, Any]
+    bound: Callable[[], Runtime], function: Callable[..., Any], *, name: str, options: Mapping[str, Any]
 ) -> Task[..., Any]:
     """A task of `function`. Raises DefinitionError for a name, an option or a function that cannot work."""
     if not inspect.isfunction(function):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qtasks.tasks.llm.llm_options import LlmOptions
     from qtasks.tasks.llm.llm_task import LlmDecorator
     from qtasks.tasks.llm.providers import Provider
-    from qtasks.tasks.runtime import Engine
+    from qtasks.tasks.send.runtime_port import Runtime
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -147,7 +147,7 @@ class Registry:
         """Take the tasks of `router`, those declared later too. Raises DefinitionError for a name taken already."""
         router.join(self)
 
-    def bound(self) -> Engine:
+    def bound(self) -> Runtime:
         """What the tasks run on. Raises ConfigurationError as long as there is nothing."""
         raise NotImplementedError
 
@@ -224,7 +224,7 @@ class TaskRouter(Registry):
             parent.add(task, [name for name, one in self._names.items() if one is task and name != task.name])
         self._parent = parent
 
-    def bound(self) -> Engine:
+    def bound(self) -> Runtime:
         """See `Registry.bound`."""
         if self._parent is None:
             raise ConfigurationError(

@@ -7,7 +7,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from qtasks.tasks.run.dispatcher import Dispatcher
 from qtasks.tasks.run.thread_pool import Workers
 from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.send.publisher import Publisher
-from qtasks.tasks.send.send_middleware import Middleware
+from qtasks.tasks.send.send_middleware import Middleware, SendMiddleware
 from qtasks.tasks.settings import Settings, SettingsOverrides
 from qtasks.tasks.task import Task
 
@@ -35,8 +35,8 @@ DRAIN_S = 30.0
 _TEST_SECRET = "known-to-everybody-and-for-tests-alone"  # noqa: S105 - it says so
 
 
-class Engine:
-    """Opens each part when it is first asked for, once, from any thread; closed, it can be opened again."""
+class ApplicationRuntime:
+    """The runtime of one application: opens each part on first use, once, from any thread. Reopens after `close`."""
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ class Engine:
         workers: Workers,
         now_s: Callable[[], float],
         chance: Callable[[], float],
-    ) -> Engine:
+    ) -> ApplicationRuntime:
         """An engine for the same tasks, with the same middleware and hooks, that shares nothing else with this one.
 
         An application that lives here lives there, too.
@@ -201,7 +201,7 @@ class Engine:
         overrides: SettingsOverrides = {**self._overrides, "results": "memory://"}  # in words; `results` is used
         if not os.environ.get(reading.VARIABLES["secret_key"]):
             overrides.setdefault("secret_key", _TEST_SECRET)
-        other = Engine(
+        other = ApplicationRuntime(
             self.tasks, home=home, overrides=overrides, bare_app=self._bare_app, results=results, workers=workers
         )
         other.middleware, other.hooks = self.middleware, self.hooks
@@ -273,6 +273,19 @@ class Engine:
             await asyncio.to_thread(self.keep, message)
         return await (await self.apublisher()).apublish(message)
 
+    def now_ms(self) -> int:
+        """The current Unix time in milliseconds."""
+        return int(self.now_s() * 1000)
+
+    def cancel(self, message_id: str) -> bool:
+        """Cancel a message at the broker; False if the broker no longer has it. Raises BrokerUnreachable, ApiError."""
+        return self.publisher().cancel(message_id)
+
+    @property
+    def send_middleware(self) -> Sequence[SendMiddleware]:
+        """The generators around each call that is sent; the first one is the outermost."""
+        return self.middleware.sending
+
     def keep(self, message: Outgoing) -> None:
         """Keep what does not travel with `message`, if anything. Raises ArgumentsError where that has no place."""
         if (kept := message.kept) is None:
@@ -283,7 +296,7 @@ class Engine:
                 hint="fix         set QTASKS_RESULTS, or store the data and pass its key",
                 code="QT155",
             )
-        results.put(kept.record(message.task, int(self.now_s() * 1000)))
+        results.put(kept.record(message.task, self.now_ms()))
         results.flush()
 
     @property

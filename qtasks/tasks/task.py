@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     from qtasks.tasks.flow.canvas import Signature
     from qtasks.tasks.run.runner import Run
-    from qtasks.tasks.runtime import Engine
     from qtasks.tasks.schedules.declaration import Declaration, ScheduleOptions
     from qtasks.tasks.schedules.task_schedule import TaskSchedule
+    from qtasks.tasks.send.runtime_port import Runtime
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,7 +48,7 @@ class Task(Generic[P, R]):
 
     def __init__(
         self,
-        bound: Callable[[], Engine],
+        bound: Callable[[], Runtime],
         function: Callable[P, Any],
         *,
         name: str,
@@ -82,7 +82,7 @@ class Task(Generic[P, R]):
         return self.hooks.on_failure(hook)
 
     @property
-    def engine(self) -> Engine:
+    def runtime(self) -> Runtime:
         """What its calls go through. Raises ConfigurationError for a task of a router that no application includes."""
         return self._bound()
 
@@ -178,13 +178,13 @@ class Task(Generic[P, R]):
     def starmap(self, calls: Iterable[Sequence[Any]]) -> list[TaskResult[R]]:
         """One call for each sequence of arguments, sent together: none of them if one does not fit."""
         messages = [self.message(tuple(args), {}) for args in calls]
-        with Batch(self.engine):
+        with Batch(self.runtime):
             return [self.send(message) for message in messages]
 
     async def astarmap(self, calls: Iterable[Sequence[Any]]) -> list[TaskResult[R]]:
         """As `starmap`, without blocking the event loop."""
         messages = [self.message(tuple(args), {}) for args in calls]
-        async with Batch(self.engine):
+        async with Batch(self.runtime):
             return [self.send(message) for message in messages]
 
     def s(self, *args: Any, **kwargs: Any) -> Signature[R]:
@@ -201,7 +201,7 @@ class Task(Generic[P, R]):
 
     def result(self, id: str) -> TaskResult[R]:  # noqa: A002 - the name it has on a TaskResult
         """The handle on an earlier call, by its call id or its message id."""
-        return TaskResult(self.engine, lambda: self.plan.result, task=self.name, id=id, message_id=None)
+        return TaskResult(self.runtime, lambda: self.plan.result, task=self.name, id=id, message_id=None)
 
     def option(self, name: str) -> Any:
         """What the declaration, or `using`, says about `name`; None where nothing is said."""
@@ -221,7 +221,7 @@ class Task(Generic[P, R]):
         """Read the declaration, so that one that cannot work shows. Raises DefinitionError, ConfigurationError."""
         _ = self.plan
         if self.delivery.pickled:
-            self.engine.pickles()
+            self.runtime.pickles()
 
     def _using(self, options: Mapping[str, Any]) -> Self:
         merged = {**self._options, **options}
@@ -302,39 +302,39 @@ class Task(Generic[P, R]):
 
     def send(self, message: Outgoing) -> TaskResult[R]:
         """Send a call, or hand it to the batch that is open; not if it is unique and another one stands for it."""
-        engine = self.engine
-        if (hold := self._hold(engine, message)) is None:
-            return self._send(engine, message)
-        if (other := taken(engine.results(), hold, self._now_ms(engine))) is not None:
-            return self._standing(engine, other)
+        runtime = self.runtime
+        if (hold := self._hold(runtime, message)) is None:
+            return self._send(runtime, message)
+        if (other := taken(runtime.results(), hold, runtime.now_ms())) is not None:
+            return self._standing(runtime, other)
         try:
-            return self._send(engine, message).holding(hold)
+            return self._send(runtime, message).holding(hold)
         except BaseException:
-            release(engine.results(), hold)
+            release(runtime.results(), hold)
             raise
 
     async def asend(self, message: Outgoing) -> TaskResult[R]:
         """As `send`, without blocking the event loop."""
-        engine = self.engine
-        if (hold := self._hold(engine, message)) is None:
-            return await self._asend(engine, message)
-        results = await asyncio.to_thread(engine.results)
-        if (other := await asyncio.to_thread(taken, results, hold, self._now_ms(engine))) is not None:
-            return self._standing(engine, other)
+        runtime = self.runtime
+        if (hold := self._hold(runtime, message)) is None:
+            return await self._asend(runtime, message)
+        results = await asyncio.to_thread(runtime.results)
+        if (other := await asyncio.to_thread(taken, results, hold, runtime.now_ms())) is not None:
+            return self._standing(runtime, other)
         try:
-            return (await self._asend(engine, message)).holding(hold)
+            return (await self._asend(runtime, message)).holding(hold)
         except BaseException:
             await asyncio.to_thread(release, results, hold)
             raise
 
-    def _send(self, engine: Engine, message: Outgoing) -> TaskResult[R]:
-        passage, result = self._leaving(engine, message)
+    def _send(self, runtime: Runtime, message: Outgoing) -> TaskResult[R]:
+        passage, result = self._leaving(runtime, message)
         try:
-            engine.keep(passage.message)
-            if (batch := Batch.of(engine)) is not None:
+            runtime.keep(passage.message)
+            if (batch := Batch.of(runtime)) is not None:
                 batch.hold(passage, result)
                 return result
-            answer = engine.publisher().publish(passage.message)
+            answer = runtime.publisher().publish(passage.message)
         except BaseException as error:
             passage.fail(error)
             raise
@@ -342,15 +342,15 @@ class Task(Generic[P, R]):
         passage.leave(result)
         return result
 
-    async def _asend(self, engine: Engine, message: Outgoing) -> TaskResult[R]:
-        passage, result = self._leaving(engine, message)
+    async def _asend(self, runtime: Runtime, message: Outgoing) -> TaskResult[R]:
+        passage, result = self._leaving(runtime, message)
         try:
             if passage.message.kept is not None:
-                await asyncio.to_thread(engine.keep, passage.message)
-            if (batch := Batch.of(engine)) is not None:
+                await asyncio.to_thread(runtime.keep, passage.message)
+            if (batch := Batch.of(runtime)) is not None:
                 batch.hold(passage, result)
                 return result
-            publisher = await engine.apublisher()
+            publisher = await runtime.apublisher()
             answer = await publisher.apublish(passage.message)
         except BaseException as error:
             passage.fail(error)
@@ -373,22 +373,19 @@ class Task(Generic[P, R]):
             plain = self.plan.to_json(values)
         return Unique(key_of(self.name, choice, plain), self.delivery.unique_ms)
 
-    def _hold(self, engine: Engine, message: Outgoing) -> Hold | None:
+    def _hold(self, runtime: Runtime, message: Outgoing) -> Hold | None:
         if message.unique is None:
             return None
-        now_ms, options = self._now_ms(engine), message.options
+        now_ms, options = runtime.now_ms(), message.options
         moment_ms = (options.not_before_s or 0) * 1000
         delay_ms = max(options.delay_ms or 0, moment_ms - now_ms)
         return message.unique.hold(message.call_id, now_ms, max(0, delay_ms))
 
-    def _standing(self, engine: Engine, call_id: str) -> TaskResult[R]:
+    def _standing(self, runtime: Runtime, call_id: str) -> TaskResult[R]:
         """The handle on an earlier call that stands for this one."""
         return TaskResult(
-            engine, lambda: self.plan.result, task=self.name, id=call_id, message_id=None, deduplicated=True
+            runtime, lambda: self.plan.result, task=self.name, id=call_id, message_id=None, deduplicated=True
         )
-
-    def _now_ms(self, engine: Engine) -> int:
-        return int(engine.now_s() * 1000)
 
     def message(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], call_id: str | None = None) -> Outgoing:
         """The message that carries a call: its arguments checked, its id new unless it is given."""
@@ -403,7 +400,7 @@ class Task(Generic[P, R]):
             call_id,
             retries=how.retries,
             timeout_ms=how.publish.timeout_ms,
-            expires_ms=how.expires_ms(int(self.engine.now_s() * 1000)),
+            expires_ms=how.expires_ms(self.runtime.now_ms()),
             retry_delay=how.publish.retry_delay if how.jitter else None,
             jitter=how.jitter,
             options=self._carried,
@@ -434,11 +431,11 @@ class Task(Generic[P, R]):
             return {}
         return dict(wire.write(mine))
 
-    def _leaving(self, engine: Engine, message: Outgoing) -> tuple[Passage, TaskResult[R]]:
+    def _leaving(self, runtime: Runtime, message: Outgoing) -> tuple[Passage, TaskResult[R]]:
         """The message after all middleware, and the handle on the call."""
-        passage = Passage(engine.middleware.sending, tracing.carry(message))
+        passage = Passage(runtime.send_middleware, tracing.carry(message))
         call_id = passage.message.call_id
-        return passage, TaskResult(engine, lambda: self.plan.result, task=self.name, id=call_id, message_id=None)
+        return passage, TaskResult(runtime, lambda: self.plan.result, task=self.name, id=call_id, message_id=None)
 
 
 def _lasting(options: PublishOptions) -> PublishOptions:

@@ -104,7 +104,7 @@ class Environment:
                 )
             )
             stack.callback(stage.close)
-            found.tasks.engine.dispatcher()  # opened now, so that the stage knows what it delivers to
+            found.tasks.runtime.dispatcher()  # opened now, so that the stage knows what it delivers to
             if isinstance(stage, Served):
                 stage.serve(found.app or found.tasks.asgi_app())
             elif self._mode == "manual" and len(found.tasks.schedules):

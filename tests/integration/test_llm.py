@@ -202,7 +202,7 @@ def test_the_key_is_nowhere_but_in_the_message_that_asks(
     tasks = opened()
     summarise = summariser(tasks, kept, provider=custom(provider.url, KEY))
     assert summarise.delay("abc").get(timeout=PATIENCE_S) == FITS
-    home = tasks.engine._connection
+    home = tasks.runtime._connection
     assert home is not None
     with QStash(home.token, base_url=home.url, transport=home.transport) as client:
         assert KEY not in repr(client.log.list())

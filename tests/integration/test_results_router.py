@@ -84,7 +84,7 @@ class Place:
         self.url = f"{origin}/jobs/{CALL}"
         self.events = f"{self.url}/events"
         self.tasks = tasks
-        self.backend = tasks.engine.results()
+        self.backend = tasks.runtime.results()
 
     def now(self) -> Any:
         answer = httpx.get(self.url)
@@ -114,7 +114,7 @@ def test_nothing_is_served_unless_an_application_includes_it() -> None:
     tasks = application()
     app = FastAPI()
     app.include_router(tasks.router, prefix="/qtasks")
-    keep(tasks.engine.results(), record(ResultStatus.SUCCEEDED, value="5"))
+    keep(tasks.runtime.results(), record(ResultStatus.SUCCEEDED, value="5"))
     with serving(app) as origin:
         for path in (f"/{CALL}", f"/qtasks/{CALL}", f"/qtasks/{CALL}/events", f"/qtasks/results/{CALL}"):
             answer = httpx.get(origin + path)
@@ -130,7 +130,7 @@ def test_an_application_s_own_dependency_stands_before_both_and_knows_the_call()
     tasks = application()
     app = FastAPI()
     app.include_router(tasks.results_router(), prefix="/jobs", dependencies=[Depends(owner)])
-    keep(tasks.engine.results(), record(ResultStatus.SUCCEEDED, value="5"))
+    keep(tasks.runtime.results(), record(ResultStatus.SUCCEEDED, value="5"))
     with serving(app) as origin:
         for path in (f"/jobs/{CALL}", f"/jobs/{CALL}/events"):
             assert httpx.get(origin + path).status_code == 401

@@ -49,7 +49,7 @@ class Clockwork:
         if results is not None:
             settings["results"] = results
         tasks = QTasks(embedded=_Home(self, base_url), **settings)
-        tasks.engine.now_s = lambda: self.clock.now_ms() / 1000
+        tasks.runtime.now_s = lambda: self.clock.now_ms() / 1000
         return tasks
 
     def run(self) -> None:

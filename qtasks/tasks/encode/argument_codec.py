@@ -50,13 +50,13 @@ def unpacked(task: Task[..., Any], envelope: Envelope) -> Values:
         raise ForgedError(f"{task.name} takes its arguments as a pickle, and none came: nothing was run")
     # It may have had other names when the call was made.
     purposes = [Purpose.arguments(name, envelope.call_id or "") for name in (task.name, *task.aliases)]
-    args, kwargs = task.engine.pickles().load(envelope.pickled, *purposes)
+    args, kwargs = task.runtime.pickles().load(envelope.pickled, *purposes)
     return task.plan.check(task.plan.bind(args, kwargs))
 
 
 def pickle(task: Task[..., Any], given: Given, purpose: Purpose) -> str:
     """Arguments as a pickle. Raises ArgumentsError naming the one that cannot be, ConfigurationError."""
-    pickles = task.engine.pickles()
+    pickles = task.runtime.pickles()
     try:
         return pickles.dump(given, purpose)
     except ValueError as error:

@@ -85,7 +85,7 @@ def _pickle(task: Task[..., Any], value: Any, call_id: str) -> str:
     except ValidationError as error:
         raise _misfit(task, value, error) from None
     try:
-        return task.engine.pickles().dump(checked, Purpose.result(task.name, call_id))
+        return task.runtime.pickles().dump(checked, Purpose.result(task.name, call_id))
     except ValueError as error:
         raise ResultError(f"the {_shown(task, value)} cannot be pickled: {error}", code=BAD_RESULT) from None
 

@@ -28,7 +28,7 @@ from qtasks.tasks.send.batch import Batch
 from qtasks.tasks.send.outgoing import Outgoing
 
 if TYPE_CHECKING:
-    from qtasks.tasks.runtime import Engine
+    from qtasks.tasks.send.runtime_port import Runtime
     from qtasks.tasks.task import Task
 
 R = TypeVar("R")
@@ -94,12 +94,12 @@ class Group:
 
     def delay(self) -> list[TaskResult[Any]]:
         """Make the calls, in one request; a handle on each."""
-        with Batch(_engine(self.members)):
+        with Batch(_runtime(self.members)):
             return [member.delay() for member in self.members]
 
     async def adelay(self) -> list[TaskResult[Any]]:
         """As `delay`, without blocking the event loop."""
-        async with Batch(_engine(self.members)):
+        async with Batch(_runtime(self.members)):
             return [await member.adelay() for member in self.members]
 
 
@@ -114,21 +114,21 @@ class Chain:
 
     def delay(self) -> TaskResult[Any]:
         """Start it; the handle is on its last call. Raises as `Task.delay`, ResultsDisabled for a group in it."""
-        engine, messages, handle = self._ready()
-        with Batch(engine):
+        runtime, messages, handle = self._ready()
+        with Batch(runtime):
             for task, message in messages:
                 task.send(message)
         return handle
 
     async def adelay(self) -> TaskResult[Any]:
         """As `delay`, without blocking the event loop."""
-        engine, messages, handle = self._ready()
-        async with Batch(engine):
+        runtime, messages, handle = self._ready()
+        async with Batch(runtime):
             for task, message in messages:
                 await task.asend(message)
         return handle
 
-    def _ready(self) -> tuple[Engine, list[tuple[Task[..., Any], Outgoing]], TaskResult[Any]]:
+    def _ready(self) -> tuple[Runtime, list[tuple[Task[..., Any], Outgoing]], TaskResult[Any]]:
         last = self.nodes[-1]
         if isinstance(last, Group):
             raise DefinitionError(
@@ -137,18 +137,18 @@ class Chain:
                 code=BAD_FLOW,
             )
         first, *rest = self.nodes
-        engine = _engine([last])
+        runtime = _runtime([last])
         if any(isinstance(node, Group) for node in self.nodes):
-            engine.results()
-        now_ms = int(engine.now_s() * 1000)
+            runtime.results()
+        now_ms = runtime.now_ms()
         end = root = envelopes.new_call_id()
         then: list[Any] = []
         for node in rest:
             end = derived(end, "then")
             then.append(_written(node, now_ms, end))
         messages = [(one.task, _carrying(one, call_id, flow)) for one, call_id, flow in _begun(first, root, then)]
-        handle = TaskResult(engine, lambda: last.task.plan.result, task=last.task.name, id=end, message_id=None)
-        return engine, messages, handle
+        handle = TaskResult(runtime, lambda: last.task.plan.result, task=last.task.name, id=end, message_id=None)
+        return runtime, messages, handle
 
 
 def chain(*parts: Signature[Any] | Group | Chain) -> Chain:
@@ -291,5 +291,5 @@ def _written(node: Signature[Any] | Group, now_ms: int, call_id: str) -> Any:
     return [member.step(now_ms, derived(call_id, str(place))) for place, member in enumerate(node.members)]
 
 
-def _engine(members: Sequence[Signature[Any]]) -> Engine:
-    return members[0].task.engine
+def _runtime(members: Sequence[Signature[Any]]) -> Runtime:
+    return members[0].task.runtime

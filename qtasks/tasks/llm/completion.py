@@ -61,7 +61,7 @@ class Completion(Task[..., T]):
         call_options.check(of.name, options, known=tuple(AttemptOptions.__annotations__))
         self._first = next(iter(parameters))
         then = _then_output(function, self._first)
-        super().__init__(lambda: of.engine, then, name=of.name, options=options)
+        super().__init__(lambda: of.runtime, then, name=of.name, options=options)
         self.hooks = of.hooks
         self._of = of
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from qtasks.tasks.results.unique import Unique
-    from qtasks.tasks.runtime import Engine
+    from qtasks.tasks.send.runtime_port import Runtime
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class LlmTask(Task[P, T]):
 
     def __init__(
         self,
-        bound: Callable[[], Engine],
+        bound: Callable[[], Runtime],
         function: Callable[P, Any],
         *,
         name: str,
@@ -203,7 +203,7 @@ class LlmTask(Task[P, T]):
             envelope=envelope,
             unique=unique,
             url=self.provider.url,
-            key=self.provider.headers(os.environ, keyless=not self.engine.model_keys),
+            key=self.provider.headers(os.environ, keyless=not self.runtime.model_keys),
             completion=replace(how.publish, retries=how.retries),
             repair=repair,
         )
@@ -255,7 +255,7 @@ class LlmDecorator(Protocol, Generic[T]):
 
 
 def make(
-    bound: Callable[[], Engine], function: Callable[..., Any], *, name: str, options: Mapping[str, Any]
+    bound: Callable[[], Runtime], function: Callable[..., Any], *, name: str, options: Mapping[str, Any]
 ) -> LlmTask[..., Any]:
     """An LLM task of `function`; `options` are those of the decorator. Raises DefinitionError for what cannot work."""
     if not inspect.isfunction(function) or inspect.iscoroutinefunction(function):

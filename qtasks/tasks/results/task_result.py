@@ -9,12 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
 from qtasks.errors import ResultError, ResultTimeout, TaskCancelled, TaskExpired, TaskFailed
-from qtasks.tasks.encode.pickling import Purpose
+from qtasks.tasks.encode.pickling import Pickles, Purpose
 from qtasks.tasks.encode.result_codec import load
 from qtasks.tasks.progress import Progress
 from qtasks.tasks.results.backend import Hold, Record, ResultBackend, ResultStatus, pauses
@@ -24,11 +24,38 @@ from qtasks.tasks.results.waiting import read, wake
 if TYPE_CHECKING:
     from typing import Self
 
-    from qtasks.tasks.runtime import Engine
 
 R = TypeVar("R")
 
 log = logging.getLogger("qtasks.result")
+
+
+class ResultAccess(Protocol):
+    """What a handle needs of the application's runtime."""
+
+    def results(self) -> ResultBackend:
+        """The result backend. Raises ResultsDisabled if none is configured."""
+        ...
+
+    def results_or_none(self) -> ResultBackend | None:
+        """The result backend, or None if none is configured."""
+        ...
+
+    def pickles(self) -> Pickles:
+        """Writes and reads pickles. Raises ConfigurationError if they are not allowed here."""
+        ...
+
+    def cancel(self, message_id: str) -> bool:
+        """Cancel a message at the broker; False if the broker no longer has it. Raises BrokerUnreachable, ApiError."""
+        ...
+
+    def now_ms(self) -> int:
+        """The current Unix time in milliseconds."""
+        ...
+
+    def runs_on_this_thread(self) -> bool:
+        """True if the caller is on an event loop that runs the tasks: waiting there would block them."""
+        ...
 
 
 class TaskResult(Generic[R]):
@@ -38,11 +65,11 @@ class TaskResult(Generic[R]):
     deduplication id stands for this one, `id` is that one's message id, and its result is this one's.
     """
 
-    __slots__ = ("_adapter", "_engine", "_hold", "deduplicated", "id", "message_id", "task")
+    __slots__ = ("_adapter", "_hold", "_runtime", "deduplicated", "id", "message_id", "task")
 
     def __init__(
         self,
-        engine: Engine,
+        runtime: ResultAccess,
         adapter: Callable[[], TypeAdapter[R] | None],
         *,
         task: str,
@@ -50,7 +77,7 @@ class TaskResult(Generic[R]):
         message_id: str | None,
         deduplicated: bool = False,
     ) -> None:
-        self._engine = engine
+        self._runtime = runtime
         self._adapter = adapter
         self.task = task
         self.id = id
@@ -142,8 +169,8 @@ class TaskResult(Generic[R]):
         BrokerUnreachable or ApiError, and ResultError for a call of which only its id is known.
         """
         message_id = self._message_id()
-        found = self._engine.publisher().cancel(message_id)
-        if found and (backend := self._engine.results_or_none()) is not None:
+        found = self._runtime.cancel(message_id)
+        if found and (backend := self._runtime.results_or_none()) is not None:
             backend.put(self._called_off(message_id))
             if self._hold is not None:
                 backend.release(self._hold)
@@ -166,7 +193,7 @@ class TaskResult(Generic[R]):
         loop that has to run the task.
         """
         backend = self._backend()
-        if self._engine.runs_on_this_thread():
+        if self._runtime.runs_on_this_thread():
             raise ResultError(
                 f"{self.task}: .get() would block the event loop that has to run the task",
                 hint="fix         await result.aget()",
@@ -202,7 +229,7 @@ class TaskResult(Generic[R]):
                     await asyncio.wait_for(changed.wait(), wait_s)
 
     def _backend(self) -> ResultBackend:
-        return self._engine.results()
+        return self._runtime.results()
 
     def _message_id(self) -> str:
         if self.message_id is None:
@@ -221,7 +248,7 @@ class TaskResult(Generic[R]):
             task=self.task,
             status=ResultStatus.CANCELLED,
             attempt=1,
-            updated_ms=int(self._engine.now_s() * 1000),
+            updated_ms=self._runtime.now_ms(),
             error="cancelled by its caller",
         )
 
@@ -242,7 +269,7 @@ class TaskResult(Generic[R]):
         # The id that we know, and not the one that the record says, unless we know only its message.
         call_id = record.call_id if self.id == record.message_id else self.id
         purpose = Purpose.result(record.task, call_id)
-        return load(self._adapter(), record.value or "null", self._engine.pickles, purpose)
+        return load(self._adapter(), record.value or "null", self._runtime.pickles, purpose)
 
 
 def _status(record: Record | None) -> ResultStatus:

@@ -54,7 +54,7 @@ class Returned:
 
     def pickles(self) -> Pickles:
         """See `flow.Value`."""
-        return self.tasks[self.task].engine.pickles()
+        return self.tasks[self.task].runtime.pickles()
 
 
 @dataclass(frozen=True, slots=True)

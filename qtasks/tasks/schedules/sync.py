@@ -31,7 +31,7 @@ from qtasks.tasks.settings import DEFAULT, Settings
 if TYPE_CHECKING:
     from qtasks.qstash.calls import Call
     from qtasks.qstash.schedule import Schedule
-    from qtasks.tasks.runtime import Engine
+    from qtasks.tasks.send.runtime_port import Runtime
     from qtasks.tasks.task import Task
 
 R = TypeVar("R")
@@ -44,8 +44,8 @@ WRONG_REACH = "QT311"
 class Schedules:
     """The schedules that an application's tasks declare; `QTasks.schedules`. Iterating gives a handle on each."""
 
-    def __init__(self, engine: Engine, tasks: Mapping[str, Task[..., Any]]) -> None:
-        self._engine = engine
+    def __init__(self, runtime: Runtime, tasks: Mapping[str, Task[..., Any]]) -> None:
+        self._runtime = runtime
         self._tasks = tasks
 
     def __iter__(self) -> Iterator[TaskSchedule[Any]]:
@@ -60,22 +60,22 @@ class Schedules:
 
         And ResultsDisabled where one wants its runs skipped and there is no place for results.
         """
-        base_url = base_url_of(self._engine)
+        base_url = base_url_of(self._runtime)
         wanted: list[Wanted] = []
         for declared in self._declared():
             try:
-                wanted.append(wanted_of(self._engine, declared, base_url))
+                wanted.append(wanted_of(self._runtime, declared, base_url))
             except ArgumentsError as error:
                 raise as_declared(error, declared.title) from None
         return wanted
 
     def check_reach(self) -> None:
         """Refuse to write from where nobody would mean to. Raises ConfigurationError (QT311)."""
-        check_reach(self._engine)
+        check_reach(self._runtime)
 
     def diff(self) -> SyncPlan:
         """How code and service differ. Raises ConfigurationError where another's schedule stands in our place."""
-        return diff.plan(self.check(), self._found(), base_url_of(self._engine))
+        return diff.plan(self.check(), self._found(), base_url_of(self._runtime))
 
     def sync(self, *, prune: bool = False) -> SyncPlan:
         """Have the service keep what the code declares, and return what was done.
@@ -86,11 +86,11 @@ class Schedules:
         """
         from qtasks.qstash import schedule
 
-        check_reach(self._engine)
+        check_reach(self._runtime)
         todo = self.diff()
         for step in (*todo.added, *todo.changed):
             assert step.wanted is not None
-            put(self._engine, step.wanted, paused=step.found is not None and step.found.paused)
+            put(self._runtime, step.wanted, paused=step.found is not None and step.found.paused)
         for step in todo.removed if prune else ():
             assert step.found is not None
             self._run(schedule.delete(step.found.schedule_id), f"the removal of schedule {step.title}")
@@ -107,7 +107,7 @@ class Schedules:
         for declared in self._declared():
             if declared.title == name:
                 return TaskSchedule.of(declared)
-        base_url = base_url_of(self._engine)
+        base_url = base_url_of(self._runtime)
         known: list[str] = []
         for found in self._found():
             title = diff.own(found, base_url) if found.schedule_id == name else diff.title_of(found, base_url)
@@ -124,9 +124,9 @@ class Schedules:
 
     def handle(self, found: Schedule, name: str) -> TaskSchedule[Any]:
         """The handle on a schedule of this environment that the service has."""
-        task = found.destination.removeprefix(f"{base_url_of(self._engine)}/")
+        task = found.destination.removeprefix(f"{base_url_of(self._runtime)}/")
         return TaskSchedule(
-            lambda: self._engine,
+            lambda: self._runtime,
             self._tasks.get(task),
             name=name,
             timing=cron.parse(found.cron),
@@ -144,7 +144,7 @@ class Schedules:
         return self._run(schedule.list_all(), "the list of schedules")
 
     def _run(self, call: Call[R], what: str) -> R:
-        return self._engine.publisher().call(call, what)
+        return self._runtime.publisher().call(call, what)
 
 
 def make(
@@ -169,15 +169,15 @@ def make(
 
 def _stand(declared: Declaration) -> TaskSchedule[Any]:
     """Have the service keep a dynamic schedule."""
-    engine = declared.task.engine
+    runtime = declared.task.runtime
     if any(declared.name == one.name for one in declared.task.declared):
         raise DefinitionError(
             f"schedule {declared.title}: the code declares one of this name",
             hint='fix         another one: .schedule(..., name="...")',
         )
-    check_reach(engine)
-    base_url = base_url_of(engine)
-    wanted = wanted_of(engine, declared, base_url)
+    check_reach(runtime)
+    base_url = base_url_of(runtime)
+    wanted = wanted_of(runtime, declared, base_url)
     handle = TaskSchedule.of(declared)
     try:
         found: Schedule | None = handle.info()
@@ -188,7 +188,7 @@ def _stand(declared: Declaration) -> TaskSchedule[Any]:
     if found is not None:
         diff.own(found, base_url)
     if found is None or diff.differences(wanted, found):
-        put(engine, wanted, paused=found is not None and found.paused)
+        put(runtime, wanted, paused=found is not None and found.paused)
     return handle
 
 
@@ -200,9 +200,9 @@ def _name_of(task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def wanted_of(engine: Engine, declared: Declaration, base_url: str) -> Wanted:
+def wanted_of(runtime: Runtime, declared: Declaration, base_url: str) -> Wanted:
     """What the service is to have of a declaration. Raises as `Declaration.wanted`, ResultsDisabled."""
-    if declared.overlap == "skip" and engine.results_or_none() is None:
+    if declared.overlap == "skip" and runtime.results_or_none() is None:
         raise ResultsDisabled(
             f'schedule {declared.title}: overlap="skip" has to know which runs are under way, '
             "and no place for results is configured",
@@ -212,24 +212,24 @@ def wanted_of(engine: Engine, declared: Declaration, base_url: str) -> Wanted:
     return declared.wanted(base_url)
 
 
-def put(engine: Engine, wanted: Wanted, *, paused: bool) -> None:
+def put(runtime: Runtime, wanted: Wanted, *, paused: bool) -> None:
     """Create or replace a schedule; services do not promise that one stays paused that is replaced."""
     from qtasks.qstash import schedule
 
-    run, what = engine.publisher().call, f"schedule {wanted.title}"
+    run, what = runtime.publisher().call, f"schedule {wanted.title}"
     run(schedule.create_raw(wanted.destination, wanted.body, wanted.options), what)
     if paused:
         run(schedule.pause(wanted.id), what)
 
 
-def check_reach(engine: Engine) -> None:
+def check_reach(runtime: Runtime) -> None:
     """Refuse to write schedules to production from where nobody would mean to. Raises ConfigurationError (QT311).
 
     Everything but an embedded home and the public development credentials counts as production. Not meant: a program
     that says of itself that it is one for development (`QTASKS_DEV`, as under `qtasks dev`), and a dispatcher that only
     its own machine reaches, for a broker on another one.
     """
-    settings = engine.settings()
+    settings = runtime.settings()
     url, _, base_url = settings.sender()
     if not settings.is_production:
         return

@@ -19,7 +19,7 @@ from qtasks.tasks.send.outgoing import Outgoing
 if TYPE_CHECKING:
     from qtasks.qstash.calls import Call
     from qtasks.qstash.schedule import Schedule
-    from qtasks.tasks.runtime import Engine
+    from qtasks.tasks.send.runtime_port import Runtime
     from qtasks.tasks.task import Task
 
 R = TypeVar("R")
@@ -35,7 +35,7 @@ class TaskSchedule(Generic[R]):
 
     def __init__(
         self,
-        bound: Callable[[], Engine],
+        bound: Callable[[], Runtime],
         task: Task[..., R] | None,
         *,
         name: str,
@@ -55,7 +55,7 @@ class TaskSchedule(Generic[R]):
         """The handle on what a task declares."""
         task = declared.task
         return cls(
-            lambda: task.engine,
+            lambda: task.runtime,
             task,
             name=declared.title,
             timing=declared.cron,
@@ -78,7 +78,7 @@ class TaskSchedule(Generic[R]):
 
     def next_runs(self, count: int = 5, *, after: datetime | None = None) -> list[datetime]:
         """When it runs next, in its own zone; paused or not. `after` is now unless it is given."""
-        moment_ms: int | None = int((self._bound().now_s() if after is None else after.timestamp()) * 1000)
+        moment_ms: int | None = self._bound().now_ms() if after is None else int(after.timestamp() * 1000)
         runs: list[datetime] = []
         zone = ZoneInfo(self.timing.zone)
         while len(runs) < count and moment_ms is not None:
@@ -155,7 +155,7 @@ class TaskSchedule(Generic[R]):
         return self._bound().publisher().call(call, f"schedule {self.name}: {call.method} {call.path}")
 
 
-def base_url_of(engine: Engine) -> str:
+def base_url_of(runtime: Runtime) -> str:
     """The address of the dispatcher, which is the environment. Raises ConfigurationError."""
-    settings = engine.settings()
+    settings = runtime.settings()
     return settings.base_url or settings.sender()[2]

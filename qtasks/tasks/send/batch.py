@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from qtasks.qstash.publishing import PublishResponse
     from qtasks.tasks.results.task_result import TaskResult
-    from qtasks.tasks.runtime import Engine
+    from qtasks.tasks.send.runtime_port import Runtime
 
 _open: ContextVar[tuple[Batch, ...]] = ContextVar("qtasks_batches", default=())
 
@@ -28,21 +28,21 @@ class Batch:
     broker took some of them only. Works as ``with`` and as ``async with``.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
         self._held: list[tuple[Passage, TaskResult[Any]]] = []
         self._lost: list[TaskResult[Any]] = []
         """Handles on unique calls that were not sent: their keys are free again."""
         self._token: Token[tuple[Batch, ...]] | None = None
 
     @classmethod
-    def of(cls, engine: Engine) -> Batch | None:
+    def of(cls, runtime: Runtime) -> Batch | None:
         """The innermost batch that is open here for this application."""
-        return next((batch for batch in reversed(_open.get()) if batch.serves(engine)), None)
+        return next((batch for batch in reversed(_open.get()) if batch.serves(runtime)), None)
 
-    def serves(self, engine: Engine) -> bool:
+    def serves(self, runtime: Runtime) -> bool:
         """Whether calls through `engine` belong in here."""
-        return self._engine is engine
+        return self._runtime is runtime
 
     def hold(self, passage: Passage, result: TaskResult[Any]) -> None:
         """Take a call along."""
@@ -81,7 +81,7 @@ class Batch:
         if not messages:
             return
         try:
-            answers = self._engine.publisher().publish_many(messages)
+            answers = self._runtime.publisher().publish_many(messages)
         except BaseException as failure:
             self._fail(failure)
             raise
@@ -91,7 +91,7 @@ class Batch:
         if not messages:
             return
         try:
-            publisher = await self._engine.apublisher()
+            publisher = await self._runtime.apublisher()
             answers = await publisher.apublish_many(messages)
         except BaseException as failure:
             self._fail(failure)

@@ -72,7 +72,7 @@ class Endpoint:
         if headers.encoding not in ("", "identity"):
             return dispatch_response.refusal(415, "the body has a Content-Encoding; the signature is over plain bytes")
         try:
-            dispatcher = await self._tasks.engine.adispatcher()
+            dispatcher = await self._tasks.runtime.adispatcher()
         except QTasksError as error:
             log.error("%s %s", error.code, error, extra={"action": "not_configured"})
             return dispatch_response.later(

@@ -42,7 +42,7 @@ class Served(Stage):
         self.results = KeptResults()
         self._broker_socket, self._app_socket = listen(HOST, 0), listen(HOST, 0)
         self._base_url = f"{_url(self._app_socket)}{application.prefix}"
-        self.ledger = Ledger(self._base_url, application.tasks.engine.tasks, self.kept)
+        self.ledger = Ledger(self._base_url, application.tasks.runtime.tasks, self.kept)
         self._client = HttpxTransport()
         self._server: uvicorn.Server | None = None
         self._serving: Future[None] | None = None

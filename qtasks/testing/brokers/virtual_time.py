@@ -37,7 +37,7 @@ class Stepped(Stage):
         self.mode = mode
         self.clock: VirtualClock = VirtualClock(start_ms)
         self.random = SeededRandom(seed)
-        self.ledger = Ledger(application.base_url, application.tasks.engine.tasks, self.kept)
+        self.ledger = Ledger(application.base_url, application.tasks.runtime.tasks, self.kept)
         self.results: SteppedResults = SteppedResults(self._why_not)
         self._app: ASGIApp | None = application.app
         self._alive: tuple[ASGIApp, asyncio.AbstractEventLoop] | None = None

@@ -44,7 +44,7 @@ class Courier:
         self.home.transport.send = self._send  # type: ignore[method-assign]
         self.tasks = QTasks(embedded=self.home, **overrides)
         self.now_s = float(int(time.time()))
-        self.tasks.engine.now_s = lambda: self.now_s
+        self.tasks.runtime.now_s = lambda: self.now_s
         self.letters: list[Letter] = []
         self.refuses = ""
         """Batch items with this text in their body are refused."""
@@ -60,7 +60,7 @@ class Courier:
     async def deliver(self, letter: Letter | None = None, *, retried: int = 0, token: str | None = None) -> Outcome:
         """One attempt; `token` is the signature of an earlier one, sent again."""
         message = letter or self.take()
-        return await self.tasks.engine.dispatcher().answer(self.delivery(message, retried=retried, token=token))
+        return await self.tasks.runtime.dispatcher().answer(self.delivery(message, retried=retried, token=token))
 
     def delivery(self, letter: Letter, *, retried: int = 0, token: str | None = None) -> Delivery:
         signed = token or signing.sign(

@@ -137,7 +137,7 @@ async def test_what_cannot_be_sent_now_is_sent_when_the_delivery_comes_back(
 ) -> None:
     result = (add.s(1) | add.s(2)).delay()
     letter = courier.take()
-    publisher = courier.tasks.engine.publisher()
+    publisher = courier.tasks.runtime.publisher()
 
     async def down(message: Outgoing) -> object:
         raise BrokerUnreachable("down")

@@ -201,7 +201,7 @@ async def test_no_broker_is_said_plainly(courier: Courier) -> None:
         raise BrokerUnreachable("no answer", sent=False)
 
     courier.home.transport.send = down  # type: ignore[method-assign]
-    courier.tasks.engine.publisher()._opened().http._sleep = lambda seconds: None
+    courier.tasks.runtime.publisher()._opened().http._sleep = lambda seconds: None
     with pytest.raises(BrokerUnreachable, match="the cancellation of msg_1"):
         result.cancel()
 

@@ -208,7 +208,7 @@ async def test_a_middleware_hears_that_nothing_was_sent(courier: Courier) -> Non
     def down(_: object, timeout_s: float = 0) -> Any:
         raise BrokerUnreachable("down")
 
-    publisher = courier.tasks.engine.publisher()
+    publisher = courier.tasks.runtime.publisher()
     publisher.publish = down  # type: ignore[method-assign, assignment]
     publisher.publish_many = down  # type: ignore[method-assign, assignment]
     with pytest.raises(BrokerUnreachable):

@@ -309,7 +309,7 @@ async def test_large_arguments_come_back_from_the_result_backend(
     assert (await desk.deliver(callback)).status == 200
     assert kept.completed[0][1] == "x" * 10_000
     digest = callback_url.read(callback.url.partition("?")[2]).digest
-    record = courier.tasks.engine.results().read(model_request.key_of(digest))
+    record = courier.tasks.runtime.results().read(model_request.key_of(digest))
     assert record is not None
     assert (record.status, record.value) == ("succeeded", None)  # it is kept no longer than it is needed
 
@@ -370,7 +370,7 @@ async def test_a_key_that_is_missing_where_the_call_goes_on_is_waited_for(
     desk: Desk, courier: Courier, summarise: LlmTask[..., Summary], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
-    dispatcher = courier.tasks.engine.dispatcher()
+    dispatcher = courier.tasks.runtime.dispatcher()
     letter_body = envelope("abc")
 
     letter = Letter(Request("POST", "/v2/publish/https://app.example.com/qtasks/summarise", (), letter_body), "m")
@@ -546,7 +546,7 @@ async def test_a_repair_that_cannot_be_sent_is_tried_again(
     answer = await desk.deliver(callback)
     assert (answer.status, answer.json["code"]) == (500, "QT210")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    dispatcher = courier.tasks.engine.dispatcher()
+    dispatcher = courier.tasks.runtime.dispatcher()
     sends, dispatcher._attempts._republish = dispatcher._attempts._republish, None
     answer = await desk.deliver(callback, retried=1)
     assert (answer.status, answer.headers["retry-after"]) == (503, "5")
@@ -604,7 +604,7 @@ async def test_an_answer_waits_for_news_that_are_just_being_kept(
     """Told to come back in some seconds, as of a run that goes on elsewhere, it would be late for nothing."""
     result = summarise.delay("abc")
     callback = desk.told(desk.question(), openai_says(GOOD)).callback
-    results, now_ms = courier.tasks.engine.results(), int(courier.now_s * 1000)
+    results, now_ms = courier.tasks.runtime.results(), int(courier.now_s * 1000)
     news = Hold(f"run:{result.id}", "somebody", now_ms + BRIEF_MS)
     await asyncio.to_thread(results.acquire, [news], now_ms=now_ms)
     answering = asyncio.create_task(desk.deliver(callback))
@@ -621,7 +621,7 @@ async def test_news_hold_a_call_for_a_moment_only(
 ) -> None:
     result = summarise.delay("abc")
     letter = desk.question()
-    results = courier.tasks.engine.results()
+    results = courier.tasks.runtime.results()
     acquire = results.acquire
     held: list[int] = []
 
@@ -642,7 +642,7 @@ async def test_news_that_meet_a_run_are_no_news(
     callback = desk.told(desk.question(), refuses(500)).callback
     now_ms = int(courier.now_s * 1000)
     running = Hold(f"run:{result.id}", "somebody", now_ms + LEASE_MS)
-    await asyncio.to_thread(courier.tasks.engine.results().acquire, [running], now_ms=now_ms)
+    await asyncio.to_thread(courier.tasks.runtime.results().acquire, [running], now_ms=now_ms)
     assert (await desk.deliver(callback)).status == 200
     assert (result.status, kept.retried) == ("queued", [])
 
@@ -809,7 +809,7 @@ async def test_without_a_result_backend_completions_run_all_the_same(kept: Kept)
 
     home = Courier()
     home.tasks = application(results=None)
-    home.tasks.engine.now_s = lambda: home.now_s
+    home.tasks.runtime.now_s = lambda: home.now_s
     desk = Desk(home)
 
     @home.tasks.llm(model="any", output=Summary)

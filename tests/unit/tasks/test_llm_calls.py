@@ -263,7 +263,7 @@ def test_arguments_too_large_for_a_header_are_kept_by_the_result_backend(courier
     assert options.callback_options is not None
     assert options.callback_options.forward == ()
     digest = callback_url.read(options.callback.partition("?")[2]).digest
-    record = courier.tasks.engine.results().read(model_request.key_of(digest))
+    record = courier.tasks.runtime.results().read(model_request.key_of(digest))
     assert record is not None
     assert record.value is not None
     assert model_request.digest(record.value) == digest
@@ -298,7 +298,7 @@ async def test_async_code_keeps_them_as_well(courier: Courier) -> None:
     options = courier.take().options
     assert options.callback is not None
     digest = callback_url.read(options.callback.partition("?")[2]).digest
-    assert courier.tasks.engine.results().read(model_request.key_of(digest)) is not None
+    assert courier.tasks.runtime.results().read(model_request.key_of(digest)) is not None
 
 
 def test_what_middleware_gives_along_is_vouched_for_too(courier: Courier) -> None:

@@ -128,7 +128,7 @@ async def test_a_process_that_fell_silent_elsewhere_holds_its_call_for_its_lease
     result = slow.task.delay()
     letter = courier.take()
     dead = Hold(f"run:{result.id}", "somebody who died", int(courier.now_s * 1000) + LEASE_MS)
-    courier.tasks.engine.results().acquire([dead], now_ms=int(courier.now_s * 1000))
+    courier.tasks.runtime.results().acquire([dead], now_ms=int(courier.now_s * 1000))
     courier.now_s += 5
     answer = await courier.deliver(letter)
     assert (answer.status, answer.headers) == (503, (("Retry-After", str(LEASE_MS // 1000 - 5)),))
@@ -144,7 +144,7 @@ async def test_nobody_waits_for_a_process_of_this_machine_that_has_died(courier:
     result = slow.task.delay()
     letter = courier.take()
     now_ms = int(courier.now_s * 1000)
-    courier.tasks.engine.results().acquire([Hold(f"run:{result.id}", died, now_ms + LEASE_MS)], now_ms=now_ms)
+    courier.tasks.runtime.results().acquire([Hold(f"run:{result.id}", died, now_ms + LEASE_MS)], now_ms=now_ms)
     assert (await courier.deliver(letter, retried=1)).body == b"1"
 
 
@@ -164,7 +164,7 @@ async def test_a_long_run_keeps_its_hold(courier: Courier, monkeypatch: pytest.M
     result = slow.task.delay()
     letter = courier.take()
     async with slow.running(courier, letter):
-        results = courier.tasks.engine.results()
+        results = courier.tasks.runtime.results()
         courier.now_s += LEASE_MS / 1000 - 1
         now_ms = int(courier.now_s * 1000)
         other = Hold(f"run:{result.id}", "other", now_ms + 1)
@@ -241,7 +241,7 @@ async def test_a_call_that_was_called_off_does_not_run_any_more(courier: Courier
     slow.go_on.set()
     result = slow.task.delay()
     letter = courier.take()
-    backend = courier.tasks.engine.results()
+    backend = courier.tasks.runtime.results()
     backend.put(result._called_off("msg_1"))
     backend.flush()
     answer = await courier.deliver(letter)
@@ -256,7 +256,7 @@ async def test_where_holds_cannot_be_had_the_task_runs(courier: Courier, caplog:
     def broken(holds: Any, *, now_ms: int) -> list[Hold]:
         raise ResultError("no database")
 
-    courier.tasks.engine.results().acquire = broken  # type: ignore[method-assign]
+    courier.tasks.runtime.results().acquire = broken  # type: ignore[method-assign]
     assert (await courier.deliver()).body == b"1"
     assert "holds could not be taken" in caplog.text
 
@@ -366,7 +366,7 @@ async def test_a_call_that_could_not_be_sent_does_not_keep_its_key(courier: Cour
     @courier.tasks.task(unique=True)
     def work() -> None: ...
 
-    publisher = courier.tasks.engine.publisher()
+    publisher = courier.tasks.runtime.publisher()
 
     def down(message: object) -> Any:
         raise BrokerUnreachable("down")

@@ -183,14 +183,14 @@ def hold(courier: Courier, slow: Slow, owner: str) -> None:
     """Have `owner` run the schedule."""
     now_ms = int(courier.now_s * 1000)
     key = f"schedule:{slow.schedule.id}"
-    courier.tasks.engine.results().acquire([Hold(key, owner, now_ms + LEASE_MS)], now_ms=now_ms)
+    courier.tasks.runtime.results().acquire([Hold(key, owner, now_ms + LEASE_MS)], now_ms=now_ms)
 
 
 async def test_a_long_run_keeps_its_schedule_to_itself(courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qtasks.tasks.run.lease.RENEW_S", 0.0)
     slow = Slow(courier)
     async with slow.running():
-        results = courier.tasks.engine.results()
+        results = courier.tasks.runtime.results()
         courier.now_s += LEASE_MS / 1000 - 1
         now_ms = int(courier.now_s * 1000)
         other = Hold(f"schedule:{slow.schedule.id}", "other", now_ms + 1)

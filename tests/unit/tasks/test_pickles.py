@@ -292,7 +292,7 @@ async def test_a_result_is_json_where_json_can_carry_it(
     result = courier.tasks.task(serializer="pickle")(work).delay()
     answer = await courier.deliver()
     assert answer.status == 200
-    record = courier.tasks.engine.results().read(result.id)
+    record = courier.tasks.runtime.results().read(result.id)
     assert record is not None
     if kept == "pickle":
         assert list(json.loads(answer.body)["pickle"]) == ["bytes", "sha256"]  # the broker keeps answers
@@ -395,13 +395,13 @@ async def test_a_call_under_an_old_name_is_read_and_one_of_another_task_is_not(c
         return what
 
     courier.tasks.include_router(mail)
-    engine = courier.tasks.engine
+    runtime = courier.tasks.runtime
     for name, status in (("mail.work", 200), ("mail.old", 200), ("mail.other", 489)):
         work.delay(Canary())
         letter = courier.take()
         call_id = letter.envelope["id"]
         letter.task = "mail.old"
-        text = engine.pickles().dump(((Canary(),), {}), Purpose.arguments(name, call_id))
+        text = runtime.pickles().dump(((Canary(),), {}), Purpose.arguments(name, call_id))
         letter.body = encode(Envelope(call_id, pickled=text))
         SONGS.clear()
         assert (await courier.deliver(letter)).status == status
@@ -610,7 +610,7 @@ async def test_a_result_in_the_place_of_another_is_not_read(courier: Courier, mo
 
     mine, other = work.delay(1), work.delay(2)
     await run_all(courier)
-    backend = courier.tasks.engine.results()
+    backend = courier.tasks.runtime.results()
     records = [backend.read(result.id) for result in (mine, other)]
     monkeypatch.setattr(backend, "read", lambda _key: records[1])
     with pytest.raises(ForgedError, match="the pickled result of work"):
@@ -626,7 +626,7 @@ async def test_a_reader_without_the_permission_is_told_what_it_lacks(courier: Co
     result = work.delay()
     await courier.deliver()
     reader = application()
-    reader.engine._results = courier.tasks.engine.results()
+    reader.runtime._results = courier.tasks.runtime.results()
 
     @reader.task(name="work")
     def elsewhere() -> None: ...

@@ -359,7 +359,7 @@ def _environment() -> dict[str, str]:
 
 def test_a_result_comes_back_in_the_declared_type(backend: ResultBackend) -> None:
     tasks = application()
-    tasks.engine.results = lambda: backend  # type: ignore[method-assign]
+    tasks.runtime.results = lambda: backend  # type: ignore[method-assign]
 
     @tasks.task
     def work() -> dict[int, set[str]]:
@@ -371,7 +371,7 @@ def test_a_result_comes_back_in_the_declared_type(backend: ResultBackend) -> Non
 
 def test_a_waiter_is_woken_by_the_process_that_writes(backend: ResultBackend) -> None:
     tasks = application()
-    tasks.engine.results = lambda: backend  # type: ignore[method-assign]
+    tasks.runtime.results = lambda: backend  # type: ignore[method-assign]
 
     @tasks.task
     def work() -> int:
@@ -398,7 +398,7 @@ def test_a_waiter_is_woken_by_the_process_that_writes(backend: ResultBackend) ->
 @pytest.mark.anyio
 async def test_async_code_waits_without_blocking(backend: ResultBackend) -> None:
     tasks = application()
-    tasks.engine.results = lambda: backend  # type: ignore[method-assign]
+    tasks.runtime.results = lambda: backend  # type: ignore[method-assign]
 
     @tasks.task
     async def work() -> int:
@@ -415,7 +415,7 @@ async def test_async_code_waits_without_blocking(backend: ResultBackend) -> None
 @pytest.mark.anyio
 async def test_time_that_is_up_says_where_the_call_stands(backend: ResultBackend) -> None:
     tasks = application()
-    tasks.engine.results = lambda: backend  # type: ignore[method-assign]
+    tasks.runtime.results = lambda: backend  # type: ignore[method-assign]
 
     @tasks.task
     def work() -> int:
@@ -431,7 +431,7 @@ async def test_time_that_is_up_says_where_the_call_stands(backend: ResultBackend
 
 def test_a_task_that_failed_for_good_raises_what_it_said(backend: ResultBackend) -> None:
     tasks = application()
-    tasks.engine.results = lambda: backend  # type: ignore[method-assign]
+    tasks.runtime.results = lambda: backend  # type: ignore[method-assign]
 
     @tasks.task
     def work() -> int:
@@ -450,7 +450,7 @@ def test_a_result_that_no_longer_fits_its_type_is_a_named_error() -> None:
     def work() -> int:
         raise NotImplementedError
 
-    keep(tasks.engine.results(), record(value='"five"'))
+    keep(tasks.runtime.results(), record(value='"five"'))
     with pytest.raises(ResultError, match="does not fit the declared type"):
         work.result("call_1").get(timeout=0)
 

@@ -274,7 +274,7 @@ async def test_where_the_broker_cannot_be_reached_it_is_asked_to_come_back(couri
 
     work.delay()
     letter = courier.take()
-    dispatcher = courier.tasks.engine.dispatcher()
+    dispatcher = courier.tasks.runtime.dispatcher()
     dispatcher._attempts._republish = None
     answer = await courier.deliver(letter)
     assert (answer.status, answer.headers) == (503, (("Retry-After", "86400"),))
@@ -290,7 +290,7 @@ async def test_what_becomes_of_a_snoozed_call_before_its_delivery_is_answered_st
 
     result = work.delay()
     letter = courier.take()
-    dispatcher = courier.tasks.engine.dispatcher()
+    dispatcher = courier.tasks.runtime.dispatcher()
     publish = dispatcher._attempts._republish
     assert publish is not None
 
@@ -461,7 +461,7 @@ async def test_a_thread_is_told_that_the_process_stops(courier: Courier) -> None
     work.delay()
     running = asyncio.create_task(courier.deliver())
     await asyncio.to_thread(begun.wait, 10)
-    assert await courier.tasks.engine.dispatcher().drain(0.01) is False
+    assert await courier.tasks.runtime.dispatcher().drain(0.01) is False
     assert (await running).body == b'"stopped"'
 
 

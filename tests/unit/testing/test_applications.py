@@ -178,7 +178,7 @@ def test_what_was_open_outside_is_as_it_was(tmp_path: Path) -> None:
 def test_tasks_of_the_default_application_need_no_object(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(default_app, "_tasks", {})
     monkeypatch.setattr(default_app, "_names", {})
-    monkeypatch.setattr(default_app.engine, "tasks", default_app._names)
+    monkeypatch.setattr(default_app.runtime, "tasks", default_app._names)
 
     @task
     def note(n: int) -> int:

@@ -165,12 +165,12 @@ def test_jitter_is_the_same_in_every_run(tasks: QTasks) -> None:
 
             flaky.delay()
             qtasks.advance(days=1)
-            tasks.engine.hooks.by_kind.clear()
+            tasks.runtime.hooks.by_kind.clear()
         return seen
 
-    hooks = dict(tasks.engine.hooks.by_kind)
+    hooks = dict(tasks.runtime.hooks.by_kind)
     once = waits()
-    tasks.engine.hooks.by_kind.update({kind: [] for kind in hooks})
+    tasks.runtime.hooks.by_kind.update({kind: [] for kind in hooks})
     assert len(once) == 3
     assert waits() == once
 
@@ -334,8 +334,8 @@ def test_nobody_outside_is_reached(tasks: QTasks, qtasks: Environment) -> None:
 
 def test_an_environment_is_gone_when_it_is_left(tasks: QTasks) -> None:
     with Environment(tasks) as qtasks:
-        engine = tasks.engine
-    assert tasks.engine is not engine
+        runtime = tasks.runtime
+    assert tasks.runtime is not runtime
     with pytest.raises(QTasksError, match="not open"):
         qtasks.drain()
     with pytest.raises(ConfigurationError, match="there is no mode 'eager'"):

@@ -92,7 +92,7 @@ async def test_whoever_waits_in_vain_while_calls_run_hears_of_it(qtasks: Environ
 @pytest.mark.anyio
 async def test_whoever_looks_on_is_no_one_who_waits(qtasks: Environment, note: SyncTask[..., int]) -> None:
     result = await note.using(delay="1h").adelay(1)
-    seen = states(note.engine.results(), result.id, lambda: False)
+    seen = states(note.runtime.results(), result.id, lambda: False)
     assert await anext(seen) is None
     await qtasks.adrain()
     record, ran = await asyncio.gather(anext(seen), qtasks.aadvance(hours=1))

@@ -1,0 +1,42 @@
+"""What the framework needs of an application's runtime. `tasks.runtime` implements it; nothing below imports that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from qtasks.tasks.results.task_result import ResultAccess
+from qtasks.tasks.send.outgoing import Outgoing
+from qtasks.tasks.send.publisher import Publisher
+from qtasks.tasks.send.send_middleware import SendMiddleware
+from qtasks.tasks.settings import Settings
+
+
+class Runtime(ResultAccess, Protocol):
+    """Opens each part of an application on first use: settings, client, results, pickles."""
+
+    @property
+    def send_middleware(self) -> Sequence[SendMiddleware]:
+        """The generators around each call that is sent; the first one is the outermost."""
+        ...
+
+    @property
+    def model_keys(self) -> bool:
+        """True if a request to a language model needs the provider's key."""
+        ...
+
+    def settings(self) -> Settings:
+        """The settings of the application. Raises ConfigurationError for a malformed value."""
+        ...
+
+    def publisher(self) -> Publisher:
+        """The connection to the broker. Raises ConfigurationError if no broker is configured."""
+        ...
+
+    async def apublisher(self) -> Publisher:
+        """As `publisher`, without blocking the event loop."""
+        ...
+
+    def keep(self, message: Outgoing) -> None:
+        """Store the part of `message` that is too large to travel. Raises ArgumentsError without a result backend."""
+        ...
