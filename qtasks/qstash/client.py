@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -16,7 +16,7 @@ from qtasks.qstash.exchange import DEFAULT_TIMEOUT_S, Retry, RetryConfig
 from qtasks.qstash.flow_control_api import FlowControlApi
 from qtasks.qstash.log import LogApi
 from qtasks.qstash.message import MessageApi
-from qtasks.qstash.publishing import PublishResponse
+from qtasks.qstash.publishing import BatchError, BatchResponse, EnqueueResponse, PublishResponse, RawMessage
 from qtasks.qstash.queue import QueueApi
 from qtasks.qstash.schedule import ScheduleApi
 from qtasks.qstash.signing_key import SigningKeyApi
@@ -71,6 +71,19 @@ class QStash:
     def publish_raw(self, destination: str, body: bytes, options: PublishOptions) -> PublishResponse:
         """Publish to one URL with options that are values of the protocol already: the short way for frameworks."""
         return self.http.run(publishing.publish_raw(destination, body, options, retry_id=self.http.new_retry_id()))
+
+    def enqueue_raw(self, queue: str, destination: str, body: bytes, options: PublishOptions) -> EnqueueResponse:
+        """As `publish_raw`, through a queue, which is created if it does not exist."""
+        return self.http.run(
+            publishing.enqueue_raw(queue, destination, body, options, retry_id=self.http.new_retry_id())
+        )
+
+    def batch_raw(self, messages: Sequence[RawMessage]) -> list[BatchResponse | BatchError]:
+        """Publish or enqueue many messages in one request; one answer for each, in order.
+
+        A message that the service refuses gets a `BatchError`; the others are not affected.
+        """
+        return self.http.run(publishing.batch_raw(messages, new_retry_id=self.http.new_retry_id))
 
     def close(self) -> None:
         """Close the connections. Calling it again does nothing."""

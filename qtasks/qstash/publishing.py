@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
 
 from qtasks.errors import InvalidCallError
-from qtasks.protocol.messages import PublishOptions
+from qtasks.protocol.messages import Headers, PublishOptions
 from qtasks.qstash import options as keywords
 from qtasks.qstash.calls import JSON_TYPE, Call, answer, destination, segment, to_json, url_text
 from qtasks.qstash.options import EnqueueTarget, PublishTarget
@@ -89,6 +89,14 @@ class BatchJsonRequest(PublishTarget, total=False):
 
 _One = TypeVar("_One", bound=PublishResponse)
 _Each = TypeVar("_Each", bound=PublishUrlGroupResponse)
+_T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
+
+
+class _ReadItem(Protocol[_T_co]):
+    """Reads the answer to one message of a batch."""
+
+    def __call__(self, content: Any, *, ours: bool) -> _T_co: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +118,46 @@ class Sealed:
         return cls(replace(options, deduplication_id=retry_id), ours=True)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawMessage:
+    """A message for `QStash.batch_raw`: its options are values of the protocol already."""
+
+    destination: str
+    """The URL that gets the message."""
+    body: bytes = field(repr=False)
+    """UTF-8 text: a batch travels as JSON."""
+    options: PublishOptions = field(default_factory=PublishOptions, repr=False)
+    queue: str | None = None
+    """Name of the queue that the message is appended to; None publishes it."""
+
+
 def publish_raw(target: str, body: bytes, options: PublishOptions, *, retry_id: str | None) -> Call[PublishResponse]:
-    """Publish with options that are values of the protocol already."""
-    sealed = Sealed.of(options, retry_id)
-    return Call(
-        "POST",
-        f"/v2/publish/{destination(target)}",
-        lambda reply: _accepted(answer(reply), PublishResponse, ours=sealed.ours),
-        headers=keywords.headers(sealed.options, {}),
-        body=body,
-    )
+    """Publish to one URL with options that are values of the protocol already."""
+    return _post_raw("/v2/publish/", target, body, options, PublishResponse, retry_id)
+
+
+def enqueue_raw(
+    queue: str, target: str, body: bytes, options: PublishOptions, *, retry_id: str | None
+) -> Call[EnqueueResponse]:
+    """Append a message for one URL to a queue, with options that are values of the protocol already."""
+    return _post_raw(f"/v2/enqueue/{segment(queue, 'queue')}/", target, body, options, EnqueueResponse, retry_id)
+
+
+def batch_raw(
+    messages: Sequence[RawMessage], *, new_retry_id: Callable[[], str | None]
+) -> Call[list[BatchResponse | BatchError]]:
+    """Publish or enqueue many messages, each for one URL, with options that are values of the protocol already."""
+    sealed = [Sealed.of(message.options, new_retry_id()) for message in messages]
+    items = [
+        _item(
+            message.destination,
+            keywords.headers(each.options, {}),
+            _text(message.body, f"messages[{index}]"),
+            message.queue,
+        )
+        for index, (message, each) in enumerate(zip(messages, sealed, strict=True))
+    ]
+    return _batch(items, [each.ours for each in sealed], _batch_answer)
 
 
 def publish(
@@ -150,13 +188,7 @@ def batch(
         items.append(item)
         ours.append(sealed.ours)
 
-    def read(reply: Reply) -> list[BatchResponse | list[BatchUrlGroupResponse] | BatchError]:
-        answers = answer(reply)
-        if len(answers) != len(ours):
-            raise ValueError(f"{len(answers)} answers for {len(ours)} messages")
-        return [_batch_answer(content, ours=own) for content, own in zip(answers, ours, strict=True)]
-
-    return Call("POST", "/v2/batch", read, headers=JSON_TYPE, body=to_json(items))
+    return _batch(items, ours, _batch_answers)
 
 
 def as_json(body: Any, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -199,6 +231,31 @@ def _post(
     )
 
 
+def _post_raw(
+    prefix: str, target: str, body: bytes, options: PublishOptions, kind: type[_One], retry_id: str | None
+) -> Call[_One]:
+    sealed = Sealed.of(options, retry_id)
+    return Call(
+        "POST",
+        prefix + destination(target),
+        lambda reply: _accepted(answer(reply), kind, ours=sealed.ours),
+        headers=keywords.headers(sealed.options, {}),
+        body=body,
+    )
+
+
+def _batch(items: Sequence[Mapping[str, Any]], ours: Sequence[bool], read_item: _ReadItem[_T]) -> Call[list[_T]]:
+    """The request that carries `items`; `ours` says which deduplication ids the client made."""
+
+    def read(reply: Reply) -> list[_T]:
+        answers = answer(reply)
+        if len(answers) != len(ours):
+            raise ValueError(f"{len(answers)} answers for {len(ours)} messages")
+        return [read_item(content, ours=own) for content, own in zip(answers, ours, strict=True)]
+
+    return Call("POST", "/v2/batch", read, headers=JSON_TYPE, body=to_json(items))
+
+
 def _accepted(content: Mapping[str, Any], kind: type[_One], *, ours: bool) -> _One:
     return kind(message_id=content["messageId"], deduplicated=bool(content.get("deduplicated")) and not ours)
 
@@ -211,9 +268,14 @@ def _accepted_endpoint(content: Mapping[str, Any], kind: type[_Each], *, ours: b
     )
 
 
-def _batch_answer(content: Any, *, ours: bool) -> BatchResponse | list[BatchUrlGroupResponse] | BatchError:
+def _batch_answers(content: Any, *, ours: bool) -> BatchResponse | list[BatchUrlGroupResponse] | BatchError:
+    """The answer to one item of a batch; a URL group answers with a list."""
     if isinstance(content, list):
         return [_accepted_endpoint(item, BatchUrlGroupResponse, ours=ours) for item in content]
+    return _batch_answer(content, ours=ours)
+
+
+def _batch_answer(content: Any, *, ours: bool) -> BatchResponse | BatchError:
     if "messageId" not in content and "error" in content:
         return BatchError(error=str(content["error"]))
     return _accepted(content, BatchResponse, ours=ours)
@@ -224,14 +286,21 @@ def _batch_item(given: BatchRequest, where: str, retry_id: str | None) -> tuple[
     target, said = _aim(given)
     queue, body = said.pop("queue", None), said.pop("body", None)
     sealed = Sealed.of(keywords.read(said), retry_id)
+    text = _text(body, where) if isinstance(body, bytes) else body
+    return sealed, _item(target, keywords.headers(sealed.options, said), text, queue)
+
+
+def _item(target: str, headers: Headers, text: str | None, queue: str | None) -> dict[str, Any]:
+    return {"destination": url_text(target), "headers": dict(headers), "body": text, "queue": queue}
+
+
+def _text(body: bytes, where: str) -> str:
     try:
-        text = body.decode() if isinstance(body, bytes) else body
+        return body.decode()
     except UnicodeDecodeError:
         raise InvalidCallError(
             f"the body of {where} is not UTF-8, and a batch travels as JSON", hint="Publish this message by itself."
         ) from None
-    lines = dict(keywords.headers(sealed.options, said))
-    return sealed, {"destination": url_text(target), "headers": lines, "body": text, "queue": queue}
 
 
 def _aim(given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

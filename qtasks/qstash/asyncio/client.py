@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -21,7 +21,7 @@ from qtasks.qstash.asyncio.schedule import AsyncScheduleApi
 from qtasks.qstash.asyncio.signing_key import AsyncSigningKeyApi
 from qtasks.qstash.asyncio.url_group import AsyncUrlGroupApi
 from qtasks.qstash.exchange import DEFAULT_TIMEOUT_S, Retry, RetryConfig
-from qtasks.qstash.publishing import PublishResponse
+from qtasks.qstash.publishing import BatchError, BatchResponse, EnqueueResponse, PublishResponse, RawMessage
 from qtasks.qstash.transport import AsyncTransport
 
 
@@ -58,6 +58,16 @@ class AsyncQStash:
         return await self.http.run(
             publishing.publish_raw(destination, body, options, retry_id=self.http.new_retry_id())
         )
+
+    async def enqueue_raw(self, queue: str, destination: str, body: bytes, options: PublishOptions) -> EnqueueResponse:
+        """As `QStash.enqueue_raw`."""
+        return await self.http.run(
+            publishing.enqueue_raw(queue, destination, body, options, retry_id=self.http.new_retry_id())
+        )
+
+    async def batch_raw(self, messages: Sequence[RawMessage]) -> list[BatchResponse | BatchError]:
+        """As `QStash.batch_raw`."""
+        return await self.http.run(publishing.batch_raw(messages, new_retry_id=self.http.new_retry_id))
 
     async def close(self) -> None:
         """As `QStash.close`."""

@@ -11,6 +11,7 @@ from qtasks.protocol import wire
 from qtasks.protocol.messages import FlowControl, PublishOptions, Redaction
 from qtasks.qstash import QStash, chat
 from qtasks.qstash.message import BatchError, BatchResponse
+from qtasks.qstash.publishing import RawMessage
 from tests.unit.qstash.conftest import TOKEN, Script
 
 URL = "https://example.com"
@@ -182,6 +183,56 @@ def test_publish_raw_sends_the_protocols_own_options() -> None:
     assert wire.read(request.headers) == options
     assert answer.message_id == "msg_9"
     assert answer.deduplicated is False
+
+
+def test_enqueue_raw_appends_to_a_queue_with_the_protocols_own_options() -> None:
+    script = Script({"messageId": "msg_9"})
+    options = PublishOptions(labels=("a",), deduplication_id="d")
+    answer = QStash(TOKEN, transport=script).enqueue_raw("my queue", "https://e.com/q/add", b"\x00", options)
+    (request,) = script.sent
+    assert (request.method, request.body) == ("POST", b"\x00")
+    assert request.url.endswith("/v2/enqueue/my%20queue/https://e.com/q/add")
+    assert wire.read(request.headers) == options
+    assert (answer.message_id, answer.deduplicated) == ("msg_9", False)
+
+
+def test_enqueue_raw_refuses_an_empty_queue() -> None:
+    with pytest.raises(InvalidCallError, match="queue must name something"):
+        QStash(TOKEN, transport=Script({})).enqueue_raw("", URL, b"", PublishOptions())
+
+
+def test_batch_raw_sends_each_message_with_its_own_options_and_queue() -> None:
+    answers = [{"messageId": "m1"}, {"error": "no such endpoint"}, {"messageId": "m3", "deduplicated": True}]
+    script = Script(answers)  # type: ignore[arg-type]
+    messages = [
+        RawMessage(destination=URL, body=b"1", options=PublishOptions(delay_ms=1500)),
+        RawMessage(destination="https://e.com/?a=b c", body="ü".encode(), queue="q"),
+        RawMessage(destination=URL, body=b"", options=PublishOptions(deduplication_id="d")),
+    ]
+    got = QStash(TOKEN, transport=script, retry=False).batch_raw(messages)
+    (request,) = script.sent
+    items = json.loads(request.body)
+    assert request.url.endswith("/v2/batch")
+    assert [(item["destination"], item["body"], item["queue"]) for item in items] == [
+        (URL, "1", None),
+        ("https://e.com/?a=b%20c", "ü", "q"),
+        (URL, "", None),
+    ]
+    assert [wire.read(item["headers"].items()) for item in items] == [message.options for message in messages]
+    assert got == [BatchResponse("m1", False), BatchError("no such endpoint"), BatchResponse("m3", True)]
+
+
+def test_a_deduplication_id_of_the_client_does_not_make_a_message_of_batch_raw_a_duplicate() -> None:
+    script = Script([{"messageId": "m1", "deduplicated": True}])  # type: ignore[arg-type]
+    (got,) = QStash(TOKEN, transport=script).batch_raw([RawMessage(destination=URL, body=b"1")])
+    assert "Upstash-Deduplication-Id" in json.loads(script.sent[0].body)[0]["headers"]
+    assert got == BatchResponse("m1", False)
+
+
+def test_batch_raw_names_the_message_whose_body_is_not_text() -> None:
+    messages = [RawMessage(destination=URL, body=b"1"), RawMessage(destination=URL, body=b"\xff")]
+    with pytest.raises(InvalidCallError, match=r"the body of messages\[1\] is not UTF-8"):
+        QStash(TOKEN, transport=Script([])).batch_raw(messages)  # type: ignore[arg-type]
 
 
 def test_blanks_around_a_value_are_not_sent() -> None:
