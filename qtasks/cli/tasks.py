@@ -21,7 +21,7 @@ def command(app: str | None, as_json: bool) -> None:
     facts = [
         {
             "name": name,
-            "signature": task.plan.signature.removeprefix(name),
+            "signature": task.parameters.signature.removeprefix(name),
             "summary": (inspect.getdoc(task.function) or "").partition("\n")[0],
             "schedules": [shown(declared.cron) for declared in task.declared],
         }

@@ -14,10 +14,11 @@ from qtasks.tasks.hooks import H
 from qtasks.tasks.ports import ASGIApp, Home
 from qtasks.tasks.registry import Registry
 from qtasks.tasks.results.backend import ResultBackend
+from qtasks.tasks.run.run_middleware import M
 from qtasks.tasks.run.thread_pool import Workers
 from qtasks.tasks.runtime import ApplicationRuntime
 from qtasks.tasks.send.batch import Batch
-from qtasks.tasks.send.send_middleware import M, S
+from qtasks.tasks.send.send_middleware import S
 from qtasks.tasks.settings import EMBEDDED, Settings, SettingsOverrides
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class QTasks(Registry):
         ``def tenant(message): result = yield message.carrying({"tenant": current_tenant()})``. What is carried is
         signed, and is found in `TaskContext.carried`.
         """
-        self.runtime.middleware.sending.append(middleware)
+        self.runtime.send_middleware.append(middleware)
         return middleware
 
     def run_middleware(self, middleware: M) -> M:
@@ -108,7 +109,7 @@ class QTasks(Registry):
 
         It stands outside of the task's dependencies and inside its time limit; what it raises, the task has raised.
         """
-        self.runtime.middleware.running.append(middleware)
+        self.runtime.run_middleware.append(middleware)
         return middleware
 
     @functools.cached_property

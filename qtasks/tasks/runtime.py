@@ -7,7 +7,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from qtasks.tasks.results.backend import ResultBackend
 from qtasks.tasks.results.memory import MemoryResults
 from qtasks.tasks.results.sqlite import SQLiteResults
 from qtasks.tasks.run.dispatcher import Dispatcher
+from qtasks.tasks.run.run_middleware import RunMiddleware
 from qtasks.tasks.run.thread_pool import Workers
 from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.send.publisher import Publisher
-from qtasks.tasks.send.send_middleware import Middleware, SendMiddleware
+from qtasks.tasks.send.send_middleware import SendMiddleware
 from qtasks.tasks.settings import Settings, SettingsOverrides
 from qtasks.tasks.task import Task
 
@@ -66,7 +67,10 @@ class ApplicationRuntime:
         self._lives = 0
         self._life: tuple[ASGIApp, asyncio.AbstractEventLoop] | None = None
         self._loop_thread: int | None = None
-        self.middleware = Middleware()
+        self.send_middleware: list[SendMiddleware] = []
+        """The generators around each call that is sent; the first one is the outermost."""
+        self.run_middleware: list[RunMiddleware] = []
+        """The coroutine functions around each run; the first one is the outermost."""
         self.hooks = Hooks()
         self.now_s: Callable[[], float] = time.time
         """Unix time; a test may put a clock of its own here before first use."""
@@ -204,7 +208,8 @@ class ApplicationRuntime:
         other = ApplicationRuntime(
             self.tasks, home=home, overrides=overrides, bare_app=self._bare_app, results=results, workers=workers
         )
-        other.middleware, other.hooks = self.middleware, self.hooks
+        other.send_middleware, other.run_middleware = self.send_middleware, self.run_middleware
+        other.hooks = self.hooks
         other.now_s, other.chance = now_s, chance
         if self._life is not None:
             other._connection = home.start(*self._life)
@@ -263,7 +268,7 @@ class ApplicationRuntime:
                     now_s=lambda: self.now_s(),
                     chance=lambda: self.chance(),
                     republish=self._republish,
-                    middleware=self.middleware,
+                    middleware=self.run_middleware,
                     hooks=self.hooks,
                 )
             return self._dispatcher
@@ -280,11 +285,6 @@ class ApplicationRuntime:
     def cancel(self, message_id: str) -> bool:
         """Cancel a message at the broker; False if the broker no longer has it. Raises BrokerUnreachable, ApiError."""
         return self.publisher().cancel(message_id)
-
-    @property
-    def send_middleware(self) -> Sequence[SendMiddleware]:
-        """The generators around each call that is sent; the first one is the outermost."""
-        return self.middleware.sending
 
     def keep(self, message: Outgoing) -> None:
         """Keep what does not travel with `message`, if anything. Raises ArgumentsError where that has no place."""

@@ -15,7 +15,7 @@ from qtasks.protocol.messages import MAX_BODY, PublishOptions
 from qtasks.tasks import options as call_options
 from qtasks.tasks.encode import argument_codec
 from qtasks.tasks.encode import envelope as envelopes
-from qtasks.tasks.encode.parameters import Plan, Values, plan
+from qtasks.tasks.encode.parameters import TaskParameters, Values, read_parameters
 from qtasks.tasks.hooks import H, Hooks
 from qtasks.tasks.options import ApplyOptions, CallOptions, Delivery, Span
 from qtasks.tasks.results.backend import Hold
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from qtasks.tasks.flow.canvas import Signature
-    from qtasks.tasks.run.runner import Run
     from qtasks.tasks.schedules.declaration import Declaration, ScheduleOptions
     from qtasks.tasks.schedules.task_schedule import TaskSchedule
     from qtasks.tasks.send.runtime_port import Runtime
@@ -99,14 +98,14 @@ class Task(Generic[P, R]):
         return isinstance(self, AsyncTask)
 
     @functools.cached_property
-    def plan(self) -> Plan:
+    def parameters(self) -> TaskParameters:
         """How the function is called. Made on first use, when every name in its annotations exists.
 
         Raises DefinitionError.
         """
         if self._origin is not None:
-            return self._origin.plan
-        return plan(self.name, self.function, pickled=self.delivery.pickled)
+            return self._origin.parameters
+        return read_parameters(self.name, self.function, pickled=self.delivery.pickled)
 
     @functools.cached_property
     def delivery(self) -> Delivery:
@@ -201,7 +200,7 @@ class Task(Generic[P, R]):
 
     def result(self, id: str) -> TaskResult[R]:  # noqa: A002 - the name it has on a TaskResult
         """The handle on an earlier call, by its call id or its message id."""
-        return TaskResult(self.runtime, lambda: self.plan.result, task=self.name, id=id, message_id=None)
+        return TaskResult(self.runtime, lambda: self.parameters.result, task=self.name, id=id, message_id=None)
 
     def option(self, name: str) -> Any:
         """What the declaration, or `using`, says about `name`; None where nothing is said."""
@@ -213,13 +212,13 @@ class Task(Generic[P, R]):
             raise DefinitionError(f"{self.name}: a call in a flow cannot be unique", code="QT158")
         return self.delivery
 
-    def goes_on(self, run: Run, value: Any) -> Outgoing | None:  # noqa: ARG002 - there are tasks for which it does
-        """The message that a call goes on as after its function has returned `value`; None: `value` is the result."""
+    def follow_up(self, envelope: envelopes.Envelope, call_id: str, value: Any) -> Outgoing | None:  # noqa: ARG002
+        """The follow-up message if the call continues after its function returned; None if `value` is the result."""
         return None
 
     def ready(self) -> None:
         """Read the declaration, so that one that cannot work shows. Raises DefinitionError, ConfigurationError."""
-        _ = self.plan
+        _ = self.parameters
         if self.delivery.pickled:
             self.runtime.pickles()
 
@@ -364,13 +363,13 @@ class Task(Generic[P, R]):
         defaults = {
             parameter.name: parameter.default
             for parameter in inspect.signature(self.function).parameters.values()
-            if parameter.name in self.plan.annotations and parameter.default is not inspect.Parameter.empty
+            if parameter.name in self.parameters.annotations and parameter.default is not inspect.Parameter.empty
         }
-        values, choice = self.plan.check({**defaults, **checked}), self.delivery.unique
+        values, choice = self.parameters.check({**defaults, **checked}), self.delivery.unique
         if self.delivery.pickled and not isinstance(choice, bool):
-            plain = self.plan.some_to_json(values, (choice,) if isinstance(choice, str) else choice)
+            plain = self.parameters.some_to_json(values, (choice,) if isinstance(choice, str) else choice)
         else:
-            plain = self.plan.to_json(values)
+            plain = self.parameters.to_json(values)
         return Unique(key_of(self.name, choice, plain), self.delivery.unique_ms)
 
     def _hold(self, runtime: Runtime, message: Outgoing) -> Hold | None:
@@ -384,12 +383,12 @@ class Task(Generic[P, R]):
     def _standing(self, runtime: Runtime, call_id: str) -> TaskResult[R]:
         """The handle on an earlier call that stands for this one."""
         return TaskResult(
-            runtime, lambda: self.plan.result, task=self.name, id=call_id, message_id=None, deduplicated=True
+            runtime, lambda: self.parameters.result, task=self.name, id=call_id, message_id=None, deduplicated=True
         )
 
     def message(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], call_id: str | None = None) -> Outgoing:
         """The message that carries a call: its arguments checked, its id new unless it is given."""
-        return self.carrying(self.plan.check(self.plan.bind(args, kwargs)), len(args), call_id)
+        return self.carrying(self.parameters.check(self.parameters.bind(args, kwargs)), len(args), call_id)
 
     def carrying(self, checked: Values, positional: int, call_id: str | None = None) -> Outgoing:
         """The message of a call with these arguments, `positional` of them by position."""
@@ -410,10 +409,10 @@ class Task(Generic[P, R]):
         try:
             body = envelopes.encode(envelope)
         except ValueError as error:
-            path, reason = envelopes.culprit(self.plan.to_json(checked)) or ("", str(error))
-            raise self.plan.not_json(path, reason) from None
+            path, reason = envelopes.culprit(self.parameters.to_json(checked)) or ("", str(error))
+            raise self.parameters.not_json(path, reason) from None
         if len(body) > MAX_BODY:
-            raise self.plan.too_large(len(body), MAX_BODY)
+            raise self.parameters.too_large(len(body), MAX_BODY)
         return Outgoing(
             task=self.name,
             call_id=call_id,
@@ -435,7 +434,7 @@ class Task(Generic[P, R]):
         """The message after all middleware, and the handle on the call."""
         passage = Passage(runtime.send_middleware, tracing.carry(message))
         call_id = passage.message.call_id
-        return passage, TaskResult(runtime, lambda: self.plan.result, task=self.name, id=call_id, message_id=None)
+        return passage, TaskResult(runtime, lambda: self.parameters.result, task=self.name, id=call_id, message_id=None)
 
 
 def _lasting(options: PublishOptions) -> PublishOptions:

@@ -16,7 +16,7 @@ from qtasks.errors import QTasksError
 from qtasks.protocol import durations
 from qtasks.protocol.messages import PublishOptions
 from qtasks.tasks import options as call_options
-from qtasks.tasks.encode.parameters import Plan, Values
+from qtasks.tasks.encode.parameters import TaskParameters, Values
 from qtasks.tasks.llm.llm_options import MODEL_OPTIONS
 from qtasks.tasks.task import Task
 from qtasks.testing.sent_call import Call, shown
@@ -55,7 +55,7 @@ class Wanted:
     @classmethod
     def of(cls, task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Wanted:
         """A call of `task` with these arguments among others. Raises ArgumentsError for those that it does not have."""
-        return cls(task, _some(task.plan, tuple(args), kwargs))
+        return cls(task, _some(task.parameters, tuple(args), kwargs))
 
     def differences(self, call: Call) -> list[Difference]:
         """What about `call`, which is one of the same task, is not as wanted."""
@@ -77,10 +77,12 @@ class Wanted:
         with contextlib.suppress(Exception):  # whatever a class of the user's does when it is compared
             if wanted == found[name]:
                 return True
-        plan = self.task.plan
+        parameters = self.task.parameters
         with contextlib.suppress(QTasksError):
-            mine = plan.check({**found, name: wanted})
-            return mine[name] == found[name] or plan.to_json({name: mine[name]}) == plan.to_json({name: found[name]})
+            mine = parameters.check({**found, name: wanted})
+            return mine[name] == found[name] or parameters.to_json({name: mine[name]}) == parameters.to_json(
+                {name: found[name]}
+            )
         return False
 
     def _differences_of_options(self, call: Call) -> list[Difference]:
@@ -110,14 +112,14 @@ class Wanted:
         return unlike
 
 
-def _some(plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Values:
-    """Arguments by name, as `Plan.bind` finds them, though some may be left out."""
-    named = {*plan.positional[: len(args)], *kwargs}
-    missing = [name for name in plan.required if name not in named]
-    by_position = [name for name in missing if name not in plan.keywords]
-    filled = plan.bind(
+def _some(parameters: TaskParameters, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Values:
+    """Arguments by name, as `TaskParameters.bind` finds them, though some may be left out."""
+    named = {*parameters.positional[: len(args)], *kwargs}
+    missing = [name for name in parameters.required if name not in named]
+    by_position = [name for name in missing if name not in parameters.keywords]
+    filled = parameters.bind(
         (*args, *(_ANYTHING for _ in by_position)),
-        {**kwargs, **{name: _ANYTHING for name in missing if name in plan.keywords}},
+        {**kwargs, **{name: _ANYTHING for name in missing if name in parameters.keywords}},
     )
     return {name: value for name, value in filled.items() if value is not _ANYTHING}
 

@@ -60,13 +60,13 @@ class Call:
         """By parameter name and as the task gets them, defaults included; as they travel where they do not fit it."""
         if self.declared is None:
             return {**{str(place): value for place, value in enumerate(self.args)}, **self.kwargs}
-        plan = self.declared.plan
+        parameters = self.declared.parameters
         try:
-            bound = plan.bind(tuple(self.args), self.kwargs)
+            bound = parameters.bind(tuple(self.args), self.kwargs)
         except ArgumentsError:
-            return {**dict(zip(plan.positional, self.args, strict=False)), **self.kwargs}
+            return {**dict(zip(parameters.positional, self.args, strict=False)), **self.kwargs}
         try:
-            return {**_defaults(self.declared), **plan.check(bound, from_wire=True)}
+            return {**_defaults(self.declared), **parameters.check(bound, from_wire=True)}
         except ArgumentsError:
             return bound
 
@@ -116,7 +116,7 @@ def _defaults(task: Task[..., Any]) -> Values:
     return {
         parameter.name: parameter.default
         for parameter in inspect.signature(task.function).parameters.values()
-        if parameter.name in task.plan.annotations and parameter.default is not inspect.Parameter.empty
+        if parameter.name in task.parameters.annotations and parameter.default is not inspect.Parameter.empty
     }
 
 

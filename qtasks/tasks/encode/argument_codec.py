@@ -30,9 +30,9 @@ class Packed(TypedDict, total=False):
 def packed(task: Task[..., Any], checked: Values, positional: int, call_id: str) -> Packed:
     """Checked arguments, the first `positional` of them by position. Raises ArgumentsError, ConfigurationError."""
     if not task.delivery.pickled:
-        args, kwargs = task.plan.arrange(task.plan.to_json(checked), positional)
+        args, kwargs = task.parameters.arrange(task.parameters.to_json(checked), positional)
         return {"args": args, "kwargs": kwargs}
-    args, kwargs = task.plan.arrange(checked, positional)
+    args, kwargs = task.parameters.arrange(checked, positional)
     return {"pickled": pickle(task, (tuple(args), kwargs), Purpose.arguments(task.name, call_id))}
 
 
@@ -45,13 +45,13 @@ def unpacked(task: Task[..., Any], envelope: Envelope) -> Values:
     if not task.delivery.pickled:
         if envelope.pickled is not None:
             raise ForgedError(f"{task.name} takes its arguments as JSON, and a pickle came: it was not read")
-        return task.plan.check(task.plan.bind(envelope.args, envelope.kwargs), from_wire=True)
+        return task.parameters.check(task.parameters.bind(envelope.args, envelope.kwargs), from_wire=True)
     if envelope.pickled is None:
         raise ForgedError(f"{task.name} takes its arguments as a pickle, and none came: nothing was run")
     # It may have had other names when the call was made.
     purposes = [Purpose.arguments(name, envelope.call_id or "") for name in (task.name, *task.aliases)]
     args, kwargs = task.runtime.pickles().load(envelope.pickled, *purposes)
-    return task.plan.check(task.plan.bind(args, kwargs))
+    return task.parameters.check(task.parameters.bind(args, kwargs))
 
 
 def pickle(task: Task[..., Any], given: Given, purpose: Purpose) -> str:
@@ -62,11 +62,11 @@ def pickle(task: Task[..., Any], given: Given, purpose: Purpose) -> str:
     except ValueError as error:
         args, kwargs = given
         # In a flow something may come before them, so that a place is no name.
-        known = task.plan.positional if purpose.what == "arguments" else ()
+        known = task.parameters.positional if purpose.what == "arguments" else ()
         places = [*known[: len(args)], *map(str, range(len(known), len(args)))]
         for name, value in [*zip(places, args, strict=True), *kwargs.items()]:
             try:
                 pickles.dump(value, purpose)
             except ValueError as reason:
-                raise task.plan.not_picklable(name, str(reason)) from None
-        raise task.plan.not_picklable("", str(error)) from None
+                raise task.parameters.not_picklable(name, str(reason)) from None
+        raise task.parameters.not_picklable("", str(error)) from None

@@ -41,7 +41,7 @@ Values = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TaskParameters:
     """How to call one function: which parameters come from the caller, and which the dispatcher fills."""
 
     task: str
@@ -202,14 +202,14 @@ class Plan:
         return ArgumentsError(f"{self.task}: {text}", hint=hint or f"signature   {self.signature}", code=code)
 
 
-def plan(
+def read_parameters(
     task: str,
     function: Callable[..., object],
     *,
     returns: Any = None,
     injectable: tuple[type, ...] = (),
     pickled: bool = False,
-) -> Plan:
+) -> TaskParameters:
     """Read the signature of `function`. Raises DefinitionError for one that cannot be a task's.
 
     `returns` is the type of the result where that is not what the function returns. Parameters of an `injectable` type
@@ -234,7 +234,7 @@ def plan(
         else:
             mine.append(named)
     fields = {parameter.name: _field(parameter) for parameter in mine}
-    return Plan(
+    return TaskParameters(
         task=task,
         signature=_written(task, mine, resolved.get("return", inspect.Parameter.empty)),
         positional=tuple(parameter.name for parameter in mine if parameter.kind in _POSITIONAL),

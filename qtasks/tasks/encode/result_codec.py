@@ -32,7 +32,7 @@ def dump(task: Task[..., Any], value: Any, call_id: str) -> str:
     try:
         text = _json(task, value)
     except ResultError:
-        if task.plan.loose_result is None:
+        if task.parameters.loose_result is None:
             raise
         text = _pickle(task, value, call_id)
     if (size := len(text.encode())) > MAX_BODY:
@@ -64,8 +64,8 @@ def load(adapter: TypeAdapter[R] | None, text: str, pickles: Callable[[], Pickle
 
 
 def _json(task: Task[..., Any], value: Any) -> str:
-    if (adapter := task.plan.result) is None:
-        raise ResultError(f"{task.plan.result_name} has no form in JSON", code=BAD_RESULT)
+    if (adapter := task.parameters.result) is None:
+        raise ResultError(f"{task.parameters.result_name} has no form in JSON", code=BAD_RESULT)
     try:
         checked = adapter.validate_python(value)
         plain = adapter.dump_python(checked, mode="json", round_trip=True, by_alias=False)
@@ -79,9 +79,9 @@ def _json(task: Task[..., Any], value: Any) -> str:
 
 
 def _pickle(task: Task[..., Any], value: Any, call_id: str) -> str:
-    assert task.plan.loose_result is not None
+    assert task.parameters.loose_result is not None
     try:
-        checked = task.plan.loose_result.validate_python({"result": value})["result"]
+        checked = task.parameters.loose_result.validate_python({"result": value})["result"]
     except ValidationError as error:
         raise _misfit(task, value, error) from None
     try:
@@ -91,9 +91,9 @@ def _pickle(task: Task[..., Any], value: Any, call_id: str) -> str:
 
 
 def _misfit(task: Task[..., Any], value: Any, error: ValidationError) -> ResultError:
+    reason = error.errors(include_url=False)[0]["msg"]
     return ResultError(
-        f"the {_shown(task, value)} does not fit {task.plan.result_name}: {error.errors(include_url=False)[0]['msg']}",
-        code=BAD_RESULT,
+        f"the {_shown(task, value)} does not fit {task.parameters.result_name}: {reason}", code=BAD_RESULT
     )
 
 

@@ -78,7 +78,7 @@ class Signature(Generic[R]):
             envelopes.encode(Envelope(None, [said]))
         except ValueError as error:
             path, reason = envelopes.culprit({"args": said["args"], **said["kwargs"]}) or ("", str(error))
-            raise self.task.plan.not_json(path, reason) from None
+            raise self.task.parameters.not_json(path, reason) from None
         # What says nothing is left out; a 0 says something.
         return {name: value for name, value in said.items() if value is not None and value is not False}
 
@@ -147,7 +147,7 @@ class Chain:
             end = derived(end, "then")
             then.append(_written(node, now_ms, end))
         messages = [(one.task, _carrying(one, call_id, flow)) for one, call_id, flow in _begun(first, root, then)]
-        handle = TaskResult(runtime, lambda: last.task.plan.result, task=last.task.name, id=end, message_id=None)
+        handle = TaskResult(runtime, lambda: last.task.parameters.result, task=last.task.name, id=end, message_id=None)
         return runtime, messages, handle
 
 

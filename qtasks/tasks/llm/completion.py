@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 
 from qtasks.errors import DefinitionError
 from qtasks.tasks import options as call_options
-from qtasks.tasks.encode.parameters import Plan, Values, plan
+from qtasks.tasks.encode.parameters import TaskParameters, Values, read_parameters
 from qtasks.tasks.llm.chat_messages import Usage
 from qtasks.tasks.options import AttemptOptions
 from qtasks.tasks.task import Task
@@ -71,10 +71,10 @@ class Completion(Task[..., T]):
         return inspect.iscoroutinefunction(self.function)
 
     @functools.cached_property
-    def plan(self) -> Plan:
-        """See `Task.plan`."""
-        made = plan(self.name, self.function, returns=self._of.output.annotation, injectable=(Usage,))
-        known = self._of.plan.annotations
+    def parameters(self) -> TaskParameters:
+        """See `BaseTask.parameters`."""
+        made = read_parameters(self.name, self.function, returns=self._of.output.annotation, injectable=(Usage,))
+        known = self._of.parameters.annotations
         others = [name for name in made.required if name != self._first and made.annotations[name] is not Usage]
         unknown = [name for name in others if name not in known]
         if unknown or made.positional[:1] != (self._first,) or made.spread or made.spread_keywords:
@@ -88,11 +88,11 @@ class Completion(Task[..., T]):
 
     def values(self, output: T, usage: Usage, arguments: Values) -> Values:
         """What the function is called with: the output as it is, the arguments checked. Raises ArgumentsError."""
-        annotations = self.plan.annotations
+        annotations = self.parameters.annotations
         named = [name for name in annotations if name != self._first]
         usages = {name: usage for name in named if annotations[name] is Usage}
         others = {name: arguments[name] for name in named if name not in usages and name in arguments}
-        return {self._first: output, **usages, **self.plan.check(others, from_wire=True)}
+        return {self._first: output, **usages, **self.parameters.check(others, from_wire=True)}
 
 
 class CompletionDecorator(Protocol, Generic[T]):

@@ -17,7 +17,7 @@ from qtasks.protocol.messages import MAX_BODY, PublishOptions
 from qtasks.tasks import options as call_options
 from qtasks.tasks.decorators import NOT_A_FUNCTION, check_name
 from qtasks.tasks.encode.envelope import Envelope
-from qtasks.tasks.encode.parameters import Plan, Values, plan
+from qtasks.tasks.encode.parameters import TaskParameters, Values, read_parameters
 from qtasks.tasks.llm import llm_options as llm_options
 from qtasks.tasks.llm import provider_apis
 from qtasks.tasks.llm.callback_url import Repair
@@ -35,7 +35,6 @@ from qtasks.tasks.llm.model_request import Question
 from qtasks.tasks.llm.output import Output
 from qtasks.tasks.llm.providers import Provider
 from qtasks.tasks.options import BAD_OPTION, AttemptOptions, Delivery
-from qtasks.tasks.run.runner import Run
 from qtasks.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -103,11 +102,11 @@ class LlmTask(Task[P, T]):
         return self.completions.taken
 
     @functools.cached_property
-    def plan(self) -> Plan:
-        """See `Task.plan`: the arguments are those of the function, the result is the output."""
+    def parameters(self) -> TaskParameters:
+        """See `BaseTask.parameters`: the arguments are those of the function, the result is the output."""
         if self._origin is not None:
-            return self._origin.plan
-        made = plan(self.name, self.function, returns=self.output.annotation)
+            return self._origin.parameters
+        made = read_parameters(self.name, self.function, returns=self.output.annotation)
         if asked := [*made.contexts, *(parameter.name for parameter in made.dependencies)]:
             raise DefinitionError(
                 f"{self.name}: nothing can fill {asked[0]!r}, for the function runs where the call is made",
@@ -121,20 +120,20 @@ class LlmTask(Task[P, T]):
         super().ready()
         if not self.output.is_text:
             _ = self.output.schema
-        _ = self.completion.plan
+        _ = self.completion.parameters
 
     def message(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], call_id: str | None = None) -> Question:
         """See `Task.message`: a request for the provider, made of the messages that the function makes."""
-        checked = self.plan.check(self.plan.bind(args, kwargs))
+        checked = self.parameters.check(self.parameters.bind(args, kwargs))
         plain = self.carrying(checked, len(args), call_id)
         assert plain.envelope is not None
-        messages = self.plan.call(self.function, checked)
+        messages = self.parameters.call(self.function, checked)
         envelope = replace(plain.envelope, call_id=plain.call_id)
         return self._asking(envelope, messages, plain.options, plain.queue, plain.unique)
 
-    def goes_on(self, run: Run, value: Any) -> Question:
-        """See `Task.goes_on`: a call that was delivered, as a part of a flow is, goes on as the request."""
-        envelope = replace(run.envelope, call_id=run.context.call_id)
+    def follow_up(self, envelope: Envelope, call_id: str, value: Any) -> Question:
+        """See `BaseTask.follow_up`: a call that was delivered, such as a step of a flow, continues as the request."""
+        envelope = replace(envelope, call_id=call_id)
         return self._asking(envelope, value, self._again(envelope, "asked"), self.delivery.queue)
 
     def asking_again(self, envelope: Envelope, request: Mapping[str, Any], repair: Repair) -> Question:
@@ -143,8 +142,8 @@ class LlmTask(Task[P, T]):
 
     def arguments(self, envelope: Envelope) -> Values:
         """The arguments of a call as plain JSON values, defaults included. Raises ArgumentsError."""
-        given = self.plan.check(self.plan.bind(envelope.args, envelope.kwargs), from_wire=True)
-        return self.plan.to_json(self.plan.check({**self._defaults, **given}))
+        given = self.parameters.check(self.parameters.bind(envelope.args, envelope.kwargs), from_wire=True)
+        return self.parameters.to_json(self.parameters.check({**self._defaults, **given}))
 
     def _again(self, envelope: Envelope, what: str) -> PublishOptions:
         """The options of a call, for what is sent for it once, by whichever delivery of it comes first."""

@@ -77,7 +77,7 @@ class Attempts:
         try:
             with self._recorder.running(run.context), tracing.continued(run.context):
                 value = await self._runner.in_time(run, invoke)
-                onward = run.goes_on(value)
+                onward = run.follow_up(value)
         except (Exception, BaseExceptionGroup, SystemExit, asyncio.CancelledError) as raised:
             if isinstance(raised, asyncio.CancelledError) and _being_cancelled():
                 raise

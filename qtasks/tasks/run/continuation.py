@@ -49,7 +49,7 @@ class Returned:
 
     def typed(self) -> Any:
         """See `flow.Value`."""
-        adapter = self.tasks[self.task].plan.result
+        adapter = self.tasks[self.task].parameters.result
         return load(adapter, self.text, self.pickles, Purpose.result(self.task, self.call_id))
 
     def pickles(self) -> Pickles:

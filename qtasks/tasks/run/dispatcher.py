@@ -34,9 +34,9 @@ from qtasks.tasks.run.dispatch_response import Outcome
 from qtasks.tasks.run.lease import BRIEF_MS, LEASE_MS, Guard
 from qtasks.tasks.run.recorder import Recorder
 from qtasks.tasks.run.report import text_of
+from qtasks.tasks.run.run_middleware import RunMiddleware
 from qtasks.tasks.run.runner import Invoke, Run, Runner
 from qtasks.tasks.run.thread_pool import Workers
-from qtasks.tasks.send.send_middleware import Middleware
 from qtasks.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Dispatcher:
         now_s: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
         republish: Republish | None = None,
-        middleware: Middleware | None = None,
+        middleware: Sequence[RunMiddleware] = (),
         hooks: Hooks | None = None,
     ) -> None:
         self._tasks = tasks
@@ -105,7 +105,7 @@ class Dispatcher:
         self._results = results
         self._now_s = now_s
         self._workers = workers or Workers(threads)
-        self._runner = Runner(self._workers, middleware or Middleware())
+        self._runner = Runner(self._workers, middleware)
         self._recorder = Recorder(results, now_s)
         keeper = self._recorder.keeper
         self._guard = Guard(keeper, now_s) if keeper is not None else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,9 @@ from qtasks.tasks.context import Stop, TaskContext
 from qtasks.tasks.control import AttemptTimeout
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.encode.parameters import Values
+from qtasks.tasks.run.run_middleware import RunMiddleware, chain
 from qtasks.tasks.run.thread_pool import Workers
 from qtasks.tasks.send.outgoing import Outgoing, again
-from qtasks.tasks.send.send_middleware import Middleware, chain
 from qtasks.tasks.task import Task
 
 
@@ -30,9 +30,9 @@ class Run:
         """The message that has the call run once more, later."""
         return again(self.task.name, self.context.call_id, self.envelope, self.task.delivery.publish, delay_ms)
 
-    def goes_on(self, value: Any) -> Outgoing | None:
-        """The message that the call goes on as, after its function has returned `value`; None: it has ended."""
-        return self.task.goes_on(self, value)
+    def follow_up(self, value: Any) -> Outgoing | None:
+        """The follow-up message if the call continues after its function returned; None if `value` is the result."""
+        return self.task.follow_up(self.envelope, self.context.call_id, value)
 
 
 Invoke = Callable[[Run], Awaitable[Any]]
@@ -42,7 +42,7 @@ Invoke = Callable[[Run], Awaitable[Any]]
 class Runner:
     """Runs tasks: ``async def`` on the loop, ``def`` in a thread of `workers`."""
 
-    def __init__(self, workers: Workers, middleware: Middleware) -> None:
+    def __init__(self, workers: Workers, middleware: Sequence[RunMiddleware]) -> None:
         self._workers = workers
         self._middleware = middleware
         self._stops: set[Stop] = set()
@@ -51,10 +51,10 @@ class Runner:
         """Call the function, context variables carried along."""
         task = run.task
         if task.is_async:
-            value = task.plan.call(task.function, run.values, run.context, dependencies)
+            value = task.parameters.call(task.function, run.values, run.context, dependencies)
         else:
             value = await self._workers.run(
-                lambda: task.plan.call(task.function, run.values, run.context, dependencies)
+                lambda: task.parameters.call(task.function, run.values, run.context, dependencies)
             )
         # A decorator may hide an async function in a plain one.
         return await value if isinstance(value, Awaitable) else value
@@ -76,9 +76,9 @@ class Runner:
             stop.ask()
 
     async def _in_time(self, run: Run, invoke: Invoke | None) -> Any:
-        wants = run.task.plan.dependencies and invoke is not None
+        wants = run.task.parameters.dependencies and invoke is not None
         innermost = invoke if wants and invoke is not None else self._plainly
-        call = chain(self._middleware.running, innermost)(run)
+        call = chain(self._middleware, innermost)(run)
         if not run.task.is_async:
             return await call
         limit_s = run.context.time_left_s

@@ -108,10 +108,10 @@ class Declaration:
             raise self._error(f"its id would have {length} characters; {MAX_ID} are allowed")
         self._check_options()
         try:
-            plan = self.task.plan
+            parameters = self.task.parameters
         except DefinitionError:
             return  # a name that the module does not have yet: the start, or the first call, looks again
-        plan.to_json(plan.check(plan.bind(self.args, self.kwargs)))
+        parameters.to_json(parameters.check(parameters.bind(self.args, self.kwargs)))
 
     def _check_options(self) -> None:
         how = self.task.delivery
@@ -148,7 +148,7 @@ class Declaration:
         """A run now, with an id of its own. Raises DefinitionError, ArgumentsError."""
         own = identity(base_url, self.task.name, self.name)
         task = self.task.using(key=own, parallelism=1) if self.overlap == "wait" else self.task
-        message = task.carrying(task.plan.check(task.plan.bind(self.args, self.kwargs)), len(self.args))
+        message = task.carrying(task.parameters.check(task.parameters.bind(self.args, self.kwargs)), len(self.args))
         assert message.envelope is not None
         envelope = replace(
             message.envelope, schedule=own, overlap=envelopes.SKIP if self.overlap == envelopes.SKIP else None

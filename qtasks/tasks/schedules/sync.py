@@ -196,7 +196,7 @@ def _name_of(task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any
     """The name of a dynamic schedule that was given none: its arguments', so that the same call replaces it."""
     if not args and not kwargs:
         return ""
-    plain = task.plan.to_json(task.plan.check(task.plan.bind(args, kwargs)))
+    plain = task.parameters.to_json(task.parameters.check(task.parameters.bind(args, kwargs)))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 

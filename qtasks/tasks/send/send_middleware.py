@@ -1,36 +1,23 @@
-"""Code of the application's around every call, where it is sent and where it runs.
+"""The application's generators around each call that is sent.
 
-Sending is done by blocking code and by async code alike, so its middleware is a generator, which both can drive: it
-gets the message, yields the one that is to be sent, and is resumed with the handle (or the exception) that came of it.
-Running is async, so its middleware is what it is in Starlette: a coroutine function that awaits `call_next`.
+Blocking code and async code both send calls, so the middleware is a generator, which both can drive. It receives the
+message, yields the message to send, and resumes with the handle on the call, or with the exception that prevented it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qtasks.tasks.send.outgoing import Outgoing
 
 if TYPE_CHECKING:
     from qtasks.tasks.results.task_result import TaskResult
-    from qtasks.tasks.run.runner import Run
 
 Sending = Generator[Outgoing, "TaskResult[Any]", None]
 SendMiddleware = Callable[[Outgoing], Sending]
-CallNext = Callable[["Run"], Awaitable[Any]]
-RunMiddleware = Callable[["Run", CallNext], Awaitable[Any]]
 
 S = TypeVar("S", bound=SendMiddleware)
-M = TypeVar("M", bound=RunMiddleware)
-
-
-class Middleware:
-    """What an application puts around its calls; the first that was added is the outermost."""
-
-    def __init__(self) -> None:
-        self.sending: list[SendMiddleware] = []
-        self.running: list[RunMiddleware] = []
 
 
 class Passage:
@@ -79,18 +66,3 @@ def _resume(passing: Sending, step: Callable[[Sending], object]) -> None:
         return
     passing.close()
     raise RuntimeError(f"the middleware {passing!r} yielded twice; a message is sent once")
-
-
-def chain(middleware: Sequence[RunMiddleware], innermost: CallNext) -> CallNext:
-    """`innermost` inside of all `middleware`."""
-    call = innermost
-    for one in reversed(middleware):
-        call = _around(one, call)
-    return call
-
-
-def _around(one: RunMiddleware, call_next: CallNext) -> CallNext:
-    async def call(run: Run) -> Any:
-        return await one(run, call_next)
-
-    return call

@@ -197,7 +197,7 @@ def _endpoint(task: Task[..., Any]) -> Callable[..., Awaitable[Response]]:
         return Response()
 
     request = inspect.Parameter("qtasks_request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
-    wanted = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in task.plan.dependencies]
+    wanted = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in task.parameters.dependencies]
     endpoint.__signature__ = inspect.Signature([request, *wanted])  # type: ignore[attr-defined]
     endpoint.__name__ = task.name
     return endpoint

@@ -24,7 +24,7 @@ from typing_extensions import TypedDict
 from qtasks import TaskContext, injected
 from qtasks.errors import ArgumentsError, DefinitionError
 from qtasks.tasks.encode import envelope as envelopes
-from qtasks.tasks.encode.parameters import Plan, plan
+from qtasks.tasks.encode.parameters import TaskParameters, read_parameters
 
 
 class Colour(enum.Enum):
@@ -68,11 +68,11 @@ def get_db() -> str:
     return "db"
 
 
-def of(function: Callable[..., Any]) -> Plan:
-    return plan("work", function)
+def of(function: Callable[..., Any]) -> TaskParameters:
+    return read_parameters("work", function)
 
 
-def over_the_wire(made: Plan, *args: Any, **kwargs: Any) -> dict[str, Any]:
+def over_the_wire(made: TaskParameters, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Bind, check and write at the caller; read, bind and check at the dispatcher."""
     plain = made.to_json(made.check(made.bind(args, kwargs)))
     sent_args, sent_kwargs = made.arrange(plain, len(args))
@@ -80,7 +80,7 @@ def over_the_wire(made: Plan, *args: Any, **kwargs: Any) -> dict[str, Any]:
     return made.check(made.bind(envelope.args, envelope.kwargs), from_wire=True)
 
 
-def refusal(made: Plan, *args: Any, **kwargs: Any) -> ArgumentsError:
+def refusal(made: TaskParameters, *args: Any, **kwargs: Any) -> ArgumentsError:
     with pytest.raises(ArgumentsError) as caught:
         made.to_json(made.check(made.bind(args, kwargs)))
     return caught.value

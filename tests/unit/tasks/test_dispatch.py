@@ -287,7 +287,7 @@ async def test_an_error_whose_text_cannot_be_made_or_encoded_is_still_answered(h
 
 async def test_wrong_arguments_are_never_tried_again_and_have_the_words_of_the_call(harness: Harness) -> None:
     with pytest.raises(ArgumentsError) as at_the_call:
-        add.plan.check(add.plan.bind(("x",), {}))
+        add.parameters.check(add.parameters.bind(("x",), {}))
     answer = await harness.deliver("add", envelope("x"))
     assert answer.status == 489
     assert error(answer) == (f"ArgumentsError: {at_the_call.value}", "QT153")

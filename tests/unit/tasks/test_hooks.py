@@ -30,9 +30,10 @@ from qtasks import (
     injected,
 )
 from qtasks.errors import ArgumentsError, BrokerUnreachable
+from qtasks.tasks.run.run_middleware import CallNext
 from qtasks.tasks.run.runner import Run
 from qtasks.tasks.send.outgoing import Outgoing
-from qtasks.tasks.send.send_middleware import CallNext, Sending
+from qtasks.tasks.send.send_middleware import Sending
 from tests.unit.tasks.courier import Courier, said
 
 ROOT = Path(__file__).parents[3]
