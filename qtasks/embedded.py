@@ -180,13 +180,13 @@ async def _open(
     try:
         from qtasks.broker import ids
         from qtasks.broker.broker import Broker
-        from qtasks.broker.clock import SystemRandom
         from qtasks.broker.llm import provider_fake
         from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings
         from qtasks.broker.store.interface import Credentials
         from qtasks.broker.transport.destination_policy import Policy
         from qtasks.broker.transport.http import HttpTransport
         from qtasks.broker.transport.in_process import AsgiTransport
+        from qtasks.randomness import SystemRandom
     except ImportError as error:
         raise ConfigurationError(
             f"the embedded broker needs {error.name}, which is not installed",

@@ -10,19 +10,20 @@ from qtasks.broker.api.auth import Principal, Scope, Tokens
 from qtasks.broker.api.call import Reply, reply
 from qtasks.broker.api.context import Context
 from qtasks.broker.api.routes import Api
-from qtasks.broker.clock import SystemClock, SystemRandom
 from qtasks.broker.events import Watchers
 from qtasks.broker.llm.language_model import LanguageModel
 from qtasks.broker.loops.deliverer import Deliverer, KeyRing, Limits
 from qtasks.broker.loops.pruner import Pruner
 from qtasks.broker.loops.scheduler import Scheduler
-from qtasks.broker.ports import Clock, Random, Transport
+from qtasks.broker.ports import Transport
 from qtasks.broker.settings import BrokerSettings
 from qtasks.broker.store.interface import Recovery
 from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.broker.transport.destination_policy import Policy
 from qtasks.broker.transport.http import HttpTransport
+from qtasks.clock import Clock, SystemClock
 from qtasks.errors import StoreError
+from qtasks.randomness import Random, SystemRandom
 
 log = logging.getLogger("qtasks.broker")
 

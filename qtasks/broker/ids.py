@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from qtasks.broker.ports import Random
 from qtasks.protocol.messages import SigningKeys
+from qtasks.randomness import Random
 
 _ALPHABET: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _LETTERS: Final = bytes(ord(_ALPHABET[byte % 58]) for byte in range(256))

@@ -1,38 +1,14 @@
-"""The ports through which everything not determined by its input enters the broker: clock, chance, transport.
+"""The transport, one of the ports through which everything not determined by its input enters the broker.
 
-The fourth, the store, is drawn in `broker.store.base`.
+The others are `qtasks.clock`, `qtasks.randomness` and the store, `qtasks.broker.store.interface`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Protocol
 
 from qtasks.protocol.messages import Headers, Response
-
-
-class Clock(Protocol):
-    """Wall time for what users see, monotonic time for spans, and a way to wait."""
-
-    def now_ms(self) -> int:
-        """Wall time, Unix milliseconds."""
-
-    def monotonic(self) -> float:
-        """Seconds from an arbitrary point; never goes back."""
-
-    async def wait(self, event: Awaitable[object], until_ms: int | None) -> None:
-        """Return when `event` completes or wall time reaches `until_ms` (None: no limit), whichever is first."""
-
-
-class Random(Protocol):
-    """Where ids and jitter come from."""
-
-    def token(self, size: int) -> bytes:
-        """`size` unpredictable bytes."""
-
-    def fraction(self) -> float:
-        """A float in [0, 1) for jitter; not for secrets."""
 
 
 @dataclass(frozen=True, slots=True)

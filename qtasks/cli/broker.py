@@ -18,7 +18,6 @@ import click
 
 from qtasks.broker import ids
 from qtasks.broker.broker import Broker
-from qtasks.broker.clock import SystemRandom
 from qtasks.broker.loops.deliverer import Limits
 from qtasks.broker.server import event_loop
 from qtasks.broker.server.api_server import ApiServer
@@ -36,6 +35,7 @@ from qtasks.cli.signals import stop_signals
 from qtasks.errors import ConfigurationError, StoreError
 from qtasks.protocol import development, signing
 from qtasks.protocol.messages import SigningKeys
+from qtasks.randomness import SystemRandom
 
 T = TypeVar("T")
 

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from qtasks.broker import ids
 from qtasks.broker.api.auth import Principal, Scope
 from qtasks.broker.broker import Broker
-from qtasks.broker.clock import SystemRandom
 from qtasks.broker.events import MessageEvent
 from qtasks.broker.server import event_loop
 from qtasks.broker.server.api_server import ApiServer
@@ -20,6 +19,7 @@ from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import BrokerSettings
 from qtasks.broker.store.interface import Credentials
 from qtasks.protocol.messages import State
+from qtasks.randomness import SystemRandom
 
 T = TypeVar("T")
 PATIENCE_S = 10.0

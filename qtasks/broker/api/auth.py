@@ -10,8 +10,8 @@ from typing import Final
 from urllib.parse import unquote_plus
 
 from qtasks.broker.api.call import Call, Refusal
-from qtasks.broker.ports import Clock
 from qtasks.broker.store.tokens import StoredToken, digest
+from qtasks.clock import Clock
 
 _MAX_TOKEN: Final = 4096
 STALE_S: Final = 1.0

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from qtasks.broker.events import Watchers
 from qtasks.broker.llm.language_model import LanguageModel
 from qtasks.broker.loops.deliverer import KeyRing
-from qtasks.broker.ports import Clock, Random
 from qtasks.broker.store.interface import Accepted, Publication, Store
 from qtasks.broker.transport.destination_policy import Policy
+from qtasks.clock import Clock
+from qtasks.randomness import Random
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,13 @@ from typing import Final, TypeVar
 from qtasks.broker import ids
 from qtasks.broker.core import callback_messages, rules
 from qtasks.broker.events import MessageEvent, Watchers
-from qtasks.broker.ports import Clock, Failure, Random, Request, Transport
+from qtasks.broker.ports import Failure, Request, Transport
 from qtasks.broker.store.interface import Claim, Claims, Settled, Settlement, Store
+from qtasks.clock import Clock
 from qtasks.errors import StoreError
 from qtasks.protocol import signing
 from qtasks.protocol.messages import Headers, Message, Response, SigningKeys, State
+from qtasks.randomness import Random
 
 T = TypeVar("T")
 

@@ -6,9 +6,9 @@ import asyncio
 import logging
 from typing import Final
 
-from qtasks.broker.ports import Clock
 from qtasks.broker.store.interface import Store
 from qtasks.broker.store.retention import Retention
+from qtasks.clock import Clock
 from qtasks.errors import StoreError
 
 log = logging.getLogger("qtasks.broker")

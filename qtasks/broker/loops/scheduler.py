@@ -12,11 +12,12 @@ from typing import Final
 from qtasks.broker import ids
 from qtasks.broker.core.message_builder import of_schedule, publications
 from qtasks.broker.events import Watchers
-from qtasks.broker.ports import Clock, Random
 from qtasks.broker.store.interface import Firing, Publication, Store
+from qtasks.clock import Clock
 from qtasks.errors import StoreError
 from qtasks.protocol import cron, wire
 from qtasks.protocol.messages import Schedule
+from qtasks.randomness import Random
 
 log = logging.getLogger("qtasks.broker")
 

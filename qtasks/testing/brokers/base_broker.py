@@ -11,12 +11,14 @@ from typing import Final, Literal
 from qtasks.broker import ids
 from qtasks.broker.broker import Broker
 from qtasks.broker.llm import provider_fake
-from qtasks.broker.ports import Clock, Random, Request
+from qtasks.broker.ports import Request
 from qtasks.broker.settings import BrokerSettings
 from qtasks.broker.store.interface import Credentials, DeadLetterFilter, LogFilter
 from qtasks.broker.store.sqlite import MEMORY
+from qtasks.clock import Clock
 from qtasks.protocol import signing
 from qtasks.protocol.messages import SigningKeys, State
+from qtasks.randomness import Random
 from qtasks.tasks.llm import callback_url
 from qtasks.tasks.ports import ASGIApp, Connection
 from qtasks.testing.app_under_test import Application

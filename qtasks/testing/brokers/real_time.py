@@ -13,13 +13,14 @@ from typing import Final
 import uvicorn
 
 from qtasks.broker.broker import Broker
-from qtasks.broker.clock import SystemClock, SystemRandom
 from qtasks.broker.server.api_server import ApiServer
 from qtasks.broker.server.listen import listen
 from qtasks.broker.transport.destination_policy import Policy
 from qtasks.broker.transport.http import HttpTransport
+from qtasks.clock import SystemClock
 from qtasks.errors import QTasksError
 from qtasks.qstash.over_httpx import HttpxTransport
+from qtasks.randomness import SystemRandom
 from qtasks.tasks.ports import ASGIApp, Connection
 from qtasks.testing.app_under_test import Application
 from qtasks.testing.brokers.base_broker import ACCOUNT, TOKEN, Stage, settings

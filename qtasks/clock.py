@@ -1,12 +1,24 @@
-"""The real clock and the real source of chance. The only module of the broker that asks the machine for them."""
+"""Time as a port: what reads a clock is given one, so that a test can move time. Shared by the broker and the tasks."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-import secrets
 import time
 from collections.abc import Awaitable
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Wall time for what users see, monotonic time for spans, and a way to wait."""
+
+    def now_ms(self) -> int:
+        """Wall time, Unix milliseconds."""
+
+    def monotonic(self) -> float:
+        """Seconds from an arbitrary point; never goes back."""
+
+    async def wait(self, event: Awaitable[object], until_ms: int | None) -> None:
+        """Return when `event` completes or wall time reaches `until_ms` (None: no limit), whichever is first."""
 
 
 class SystemClock:
@@ -29,15 +41,3 @@ class SystemClock:
                 await event
         except TimeoutError:
             return
-
-
-class SystemRandom:
-    """The machine's randomness."""
-
-    def token(self, size: int) -> bytes:
-        """`size` unpredictable bytes."""
-        return secrets.token_bytes(size)
-
-    def fraction(self) -> float:
-        """A float in [0, 1) for jitter."""
-        return random.random()  # noqa: S311 - jitter is no secret
