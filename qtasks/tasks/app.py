@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Unpack
 
+from qtasks.clock import Clock
+from qtasks.randomness import Random
 from qtasks.tasks.hooks import H
 from qtasks.tasks.ports import ASGIApp, Home
 from qtasks.tasks.registry import Registry
@@ -154,15 +156,15 @@ class QTasks(Registry):
         *,
         results: ResultBackend,
         workers: Workers,
-        now_s: Callable[[], float],
-        chance: Callable[[], float],
+        clock: Clock,
+        random: Random,
     ) -> Iterator[None]:
-        """Have the tasks run in `home` for a while, by this clock and this chance, `def`s in `workers`.
+        """Have the tasks run in `home` for a while, by this clock and this randomness, `def`s in `workers`.
 
         For tests. Whatever the application has opened rests meanwhile, and is the application's again afterwards.
         """
         own = self.runtime
-        self.runtime = runtime = own.elsewhere(home, results=results, workers=workers, now_s=now_s, chance=chance)
+        self.runtime = runtime = own.elsewhere(home, results=results, workers=workers, clock=clock, random=random)
         try:
             yield
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 
 class Stop:
-    """Whether a run is asked to come to an end, and by when it has to. Time is this process's monotonic clock."""
+    """Whether a run is asked to come to an end, and by when it has to, in seconds of the clock `monotonic`."""
 
-    __slots__ = ("_asked", "until_s")
+    __slots__ = ("_asked", "_monotonic", "until_s")
 
-    def __init__(self, until_s: float | None = None) -> None:
+    def __init__(self, until_s: float | None = None, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
         self.until_s = until_s
         self._asked = False
 
@@ -35,7 +36,7 @@ class Stop:
 
     def left_s(self) -> float:
         """Seconds until the time is up; infinite where nobody set one."""
-        return float("inf") if self.until_s is None else self.until_s - time.monotonic()
+        return float("inf") if self.until_s is None else self.until_s - self._monotonic()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

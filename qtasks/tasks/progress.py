@@ -43,12 +43,12 @@ class Progress:
 class Reporter:
     """Takes news of one run from any thread; `tell` is called when `latest` is worth keeping."""
 
-    __slots__ = ("_last_s", "_now_s", "latest", "tell")
+    __slots__ = ("_last_s", "_monotonic", "latest", "tell")
 
-    def __init__(self, tell: Callable[[], None] | None = None, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, tell: Callable[[], None] | None = None, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.tell = tell
         self.latest: str | None = None
-        self._now_s = now_s
+        self._monotonic = monotonic
         self._last_s = -math.inf
 
     def report(self, progress: Progress) -> None:
@@ -57,7 +57,7 @@ class Reporter:
             if number is not None and not math.isfinite(number):
                 raise ValueError(f"progress is counted in finite numbers, not {number!r}")
         self.latest = progress.to_json()
-        now_s = self._now_s()
+        now_s = self._monotonic()
         if self.tell is None or (now_s - self._last_s < EVERY_S and progress.done != progress.total):
             return
         self._last_s = now_s

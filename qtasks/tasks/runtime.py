@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from qtasks.clock import Clock, SystemClock
 from qtasks.errors import ArgumentsError, ConfigurationError, ResultsDisabled
+from qtasks.randomness import Random, SystemRandom
 from qtasks.tasks import logs
 from qtasks.tasks import settings as reading
 from qtasks.tasks.dev_server import find_dev_server
@@ -48,6 +48,8 @@ class ApplicationRuntime:
         bare_app: Callable[[], ASGIApp],
         results: ResultBackend | None = None,
         workers: Workers | None = None,
+        clock: Clock | None = None,
+        random: Random | None = None,
     ) -> None:
         self.tasks = tasks
         """By name, aliases among them."""
@@ -72,10 +74,8 @@ class ApplicationRuntime:
         self.run_middleware: list[RunMiddleware] = []
         """The coroutine functions around each run; the first one is the outermost."""
         self.hooks = Hooks()
-        self.now_s: Callable[[], float] = time.time
-        """Unix time; a test may put a clock of its own here before first use."""
-        self.chance: Callable[[], float] = random.random
-        """From 0 to 1, for jitter."""
+        self.clock: Clock = clock or SystemClock()
+        self.random: Random = random or SystemRandom()
 
     @property
     def is_embedded(self) -> bool:
@@ -195,8 +195,8 @@ class ApplicationRuntime:
         *,
         results: ResultBackend,
         workers: Workers,
-        now_s: Callable[[], float],
-        chance: Callable[[], float],
+        clock: Clock,
+        random: Random,
     ) -> ApplicationRuntime:
         """An engine for the same tasks, with the same middleware and hooks, that shares nothing else with this one.
 
@@ -206,11 +206,17 @@ class ApplicationRuntime:
         if not os.environ.get(reading.VARIABLES["secret_key"]):
             overrides.setdefault("secret_key", _TEST_SECRET)
         other = ApplicationRuntime(
-            self.tasks, home=home, overrides=overrides, bare_app=self._bare_app, results=results, workers=workers
+            self.tasks,
+            home=home,
+            overrides=overrides,
+            bare_app=self._bare_app,
+            results=results,
+            workers=workers,
+            clock=clock,
+            random=random,
         )
         other.send_middleware, other.run_middleware = self.send_middleware, self.run_middleware
         other.hooks = self.hooks
-        other.now_s, other.chance = now_s, chance
         if self._life is not None:
             other._connection = home.start(*self._life)
             other._loop_thread = self._loop_thread
@@ -265,8 +271,8 @@ class ApplicationRuntime:
                     threads=settings.threads,
                     workers=self._workers,
                     secrets=(settings.token or "", keys.current, keys.next, *(settings.secret_key or "").split(",")),
-                    now_s=lambda: self.now_s(),
-                    chance=lambda: self.chance(),
+                    clock=self.clock,
+                    random=self.random,
                     republish=self._republish,
                     middleware=self.run_middleware,
                     hooks=self.hooks,
@@ -280,7 +286,7 @@ class ApplicationRuntime:
 
     def now_ms(self) -> int:
         """The current Unix time in milliseconds."""
-        return int(self.now_s() * 1000)
+        return self.clock.now_ms()
 
     def cancel(self, message_id: str) -> bool:
         """Cancel a message at the broker; False if the broker no longer has it. Raises BrokerUnreachable, ApiError."""

@@ -25,6 +25,7 @@ from qtasks.testing.brokers.base_broker import Mode, Stage, call_id_of
 from qtasks.testing.brokers.real_time import Served
 from qtasks.testing.brokers.virtual_time import Stepped
 from qtasks.testing.fakes.faults import Answer, failing, losing, twice
+from qtasks.testing.fakes.virtual_clock import TaskClock
 from qtasks.testing.matching import Wanted, missing, unwanted
 from qtasks.testing.sent_call import Call, DeadCall, moment
 
@@ -99,8 +100,8 @@ class Environment:
                     stage,
                     results=stage.results,
                     workers=stage.threads.workers,
-                    now_s=lambda: stage.now_ms / 1000,
-                    chance=lambda: stage.random.fraction(),
+                    clock=TaskClock(stage.clock),
+                    random=stage.random,
                 )
             )
             stack.callback(stage.close)

@@ -17,6 +17,7 @@ from qtasks.protocol import development
 from qtasks.protocol.messages import Response
 from qtasks.qstash.transport import Reply, Request
 from qtasks.tasks.ports import ASGIApp, Connection
+from qtasks.testing.fakes.virtual_clock import TaskClock
 from tests.support import tasks as asgi
 from tests.support.api import Service
 from tests.support.broker import ScriptedTransport, SeededRandom, VirtualClock
@@ -49,7 +50,7 @@ class Clockwork:
         if results is not None:
             settings["results"] = results
         tasks = QTasks(embedded=_Home(self, base_url), **settings)
-        tasks.runtime.now_s = lambda: self.clock.now_ms() / 1000
+        tasks.runtime.clock = TaskClock(self.clock)
         return tasks
 
     def run(self) -> None:

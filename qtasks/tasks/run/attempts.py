@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from qtasks.errors import ConfigurationError, QTasksError, ResultError
+from qtasks.randomness import Random
 from qtasks.tasks import logs
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.control import MAX_RETRY_AFTER_MS, Snooze
@@ -34,7 +35,7 @@ log = logging.getLogger("qtasks.dispatch")
 
 
 class Attempts:
-    """Makes attempts. `secrets` are texts that must not appear in an error; `chance` is for jitter, from 0 to 1."""
+    """Makes attempts. `secrets` are texts that must not appear in an error; `random` is for jitter."""
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class Attempts:
         republish: Republish | None,
         hooks: Hooks,
         secrets: Sequence[str],
-        chance: Callable[[], float],
+        random: Random,
     ) -> None:
         self._runner = runner
         self._workers = workers
@@ -57,7 +58,7 @@ class Attempts:
         self._republish = republish
         self._hooks = hooks
         self._secrets = tuple(secret for secret in secrets if secret)
-        self._chance = chance
+        self._random = random
 
     async def make(self, run: Run, invoke: Invoke | None) -> Outcome:
         """Run a task, and answer for how that ended. `invoke` runs those that want dependencies."""
@@ -104,7 +105,7 @@ class Attempts:
             run.task.retry_policy,
             retry_delay=envelope.retry_delay,
             jitter=envelope.jitter,
-            chance=self._chance(),
+            chance=self._random.fraction(),
         )
 
     async def go_on(

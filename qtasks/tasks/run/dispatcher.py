@@ -9,23 +9,24 @@ import asyncio
 import difflib
 import functools
 import logging
-import random
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
+from qtasks.clock import Clock, SystemClock
 from qtasks.errors import PayloadError, QTasksError, SignatureError
 from qtasks.protocol import signing
 from qtasks.protocol.messages import DEFAULT_RETRIES, DEFAULT_TIMEOUT_MS, SigningKeys
+from qtasks.randomness import Random, SystemRandom
 from qtasks.tasks.context import Stop, TaskContext
 from qtasks.tasks.encode import argument_codec
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.hooks import Hooks
+from qtasks.tasks.progress import Reporter
 from qtasks.tasks.results.backend import ResultBackend
 from qtasks.tasks.run import decision, dispatch_response
 from qtasks.tasks.run.attempts import Attempts
@@ -79,8 +80,7 @@ class Delivery:
 class Dispatcher:
     """Answers the deliveries for a set of tasks. `results` None means that nobody asks for any.
 
-    `secrets` are texts that must not appear in an error on the wire; `now_s` is Unix time, `chance` a number from 0 to
-    1 for jitter.
+    `secrets` are texts that must not appear in an error on the wire; `random` is for jitter.
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class Dispatcher:
         threads: int,
         workers: Workers | None = None,
         secrets: Sequence[str] = (),
-        now_s: Callable[[], float] = time.time,
-        chance: Callable[[], float] = random.random,
+        clock: Clock | None = None,
+        random: Random | None = None,
         republish: Republish | None = None,
         middleware: Sequence[RunMiddleware] = (),
         hooks: Hooks | None = None,
@@ -103,12 +103,12 @@ class Dispatcher:
         self._keys = keys
         self._base_url = base_url
         self._results = results
-        self._now_s = now_s
+        self._clock = clock = clock or SystemClock()
         self._workers = workers or Workers(threads)
         self._runner = Runner(self._workers, middleware)
-        self._recorder = Recorder(results, now_s)
+        self._recorder = Recorder(results, clock)
         keeper = self._recorder.keeper
-        self._guard = Guard(keeper, now_s) if keeper is not None else None
+        self._guard = Guard(keeper, clock) if keeper is not None else None
         self._following = Following(tasks, results, self._recorder, republish)
         self._attempts = Attempts(
             self._runner,
@@ -119,7 +119,7 @@ class Dispatcher:
             republish=republish,
             hooks=hooks or Hooks(),
             secrets=secrets,
-            chance=chance,
+            random=random or SystemRandom(),
         )
         # An embedded home may change loops when an application starts, so two of them may count at once.
         self._count_lock = threading.Lock()
@@ -176,7 +176,7 @@ class Dispatcher:
             body=delivery.body,
             url=f"{self._base_url}/{delivery.task}" + (f"?{delivery.query}" if delivery.query else ""),
             keys=self._keys,
-            now_s=self._now_s(),
+            now_s=self._clock.now_ms() / 1000,
         )
 
     def _unknown(self, delivery: Delivery) -> Outcome:
@@ -193,8 +193,7 @@ class Dispatcher:
         if isinstance(read, Outcome):
             return read
         envelope, callback = read
-        now_ms = int(self._now_s() * 1000)
-        context = _context(task.name, delivery, envelope, now_ms)
+        context = _context(task.name, delivery, envelope, self._clock)
         if callback is not None:
             if callback.is_last_of_many:
                 return dispatch_response.known()
@@ -227,7 +226,7 @@ class Dispatcher:
         callback: Callback | None,
         invoke: Invoke | None,
     ) -> Outcome:
-        now_ms = int(self._now_s() * 1000)
+        now_ms = self._clock.now_ms()
         runs = callback is None or callback.told.is_answer
         if envelope.expires_ms is not None and now_ms > envelope.expires_ms and runs:
             return await self._attempts.conclude(task, context, envelope, decision.expired(envelope.expires_ms, now_ms))
@@ -278,7 +277,7 @@ class Dispatcher:
         return answer
 
 
-def _context(task: str, delivery: Delivery, envelope: envelopes.Envelope, now_ms: int) -> TaskContext:
+def _context(task: str, delivery: Delivery, envelope: envelopes.Envelope, clock: Clock) -> TaskContext:
     timeout_s = (envelope.timeout_ms or DEFAULT_TIMEOUT_MS) / 1000
     limit_s = timeout_s - min(MARGIN_S, timeout_s / 10)
     return TaskContext(
@@ -291,6 +290,7 @@ def _context(task: str, delivery: Delivery, envelope: envelopes.Envelope, now_ms
         snoozed=envelope.snoozed,
         unique=envelope.unique,
         carried=MappingProxyType(dict(envelope.carried)),
-        deadline=datetime.fromtimestamp(now_ms / 1000 + limit_s, UTC),
-        stop=Stop(time.monotonic() + limit_s),
+        deadline=datetime.fromtimestamp(clock.now_ms() / 1000 + limit_s, UTC),
+        stop=Stop(clock.monotonic() + limit_s, clock.monotonic),
+        reporter=Reporter(monotonic=clock.monotonic),
     )

@@ -16,10 +16,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
+from qtasks.clock import Clock
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.encode.pickling import shown
 from qtasks.tasks.results.backend import Hold, Record, ResultStatus, pauses
@@ -109,11 +110,11 @@ class Refused:
 
 
 class Guard:
-    """Lets deliveries pass, one at a time for each call. `now_s` is Unix time."""
+    """Lets deliveries pass, one at a time for each call."""
 
-    def __init__(self, keeper: Keeper, now_s: Callable[[], float]) -> None:
+    def __init__(self, keeper: Keeper, clock: Clock) -> None:
         self._keeper = keeper
-        self._now_s = now_s
+        self._clock = clock
         self._held: dict[str, tuple[Hold, ...]] = {}
 
     async def admit(
@@ -124,10 +125,10 @@ class Guard:
         `token` is the `jti` of its signature, or empty; `alone` the schedule of which no other run may be under way.
         """
         owner = new_holder()
-        tokens = [Hold(f"jti:{token}", owner, self._now_ms() + TOKEN_LIFE_MS)] if token else []
+        tokens = [Hold(f"jti:{token}", owner, self._clock.now_ms() + TOKEN_LIFE_MS)] if token else []
         keys = [f"run:{context.call_id}", *([f"schedule:{alone}"] if alone is not None else [])]
         for pause_s in pauses():
-            now_ms = self._now_ms()
+            now_ms = self._clock.now_ms()
             wanted = tuple(Hold(key, owner, now_ms + lease_ms) for key in keys)
             standing = await self._keeper.stand([*wanted, *tokens], context.call_id, now_ms=now_ms)
             if standing is None:
@@ -156,7 +157,7 @@ class Guard:
         """Keep the holds of a run alive; goes on until it is cancelled."""
         while (held := self._held.get(call_id)) is not None:
             await asyncio.sleep(RENEW_S)
-            now_ms = self._now_ms()
+            now_ms = self._clock.now_ms()
             longer = [replace(hold, until_ms=now_ms + LEASE_MS) for hold in held]
             await self._keeper.stand(longer, None, now_ms=now_ms)
 
@@ -183,6 +184,3 @@ class Guard:
             self._keeper.release(hold)
         if holds:
             await self._keeper.keep()
-
-    def _now_ms(self) -> int:
-        return int(self._now_s() * 1000)

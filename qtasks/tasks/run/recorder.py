@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from qtasks.clock import Clock
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.flow import canvas
@@ -19,19 +20,19 @@ NEWS_AFTER_S = 0.05
 
 
 class Recorder:
-    """Writes the state of calls to `results`; None means that nobody asks for any. `now_s` is Unix time."""
+    """Writes the state of calls to `results`; None means that nobody asks for any."""
 
-    def __init__(self, results: ResultBackend | None, now_s: Callable[[], float]) -> None:
+    def __init__(self, results: ResultBackend | None, clock: Clock) -> None:
         self.keeper = Keeper(results) if results is not None else None
         # Where writing costs, a task that ends at once is not worth a record that it has begun.
         self._news_after_s = NEWS_AFTER_S if results is not None and results.blocking else None
-        self._now_s = now_s
+        self._clock = clock
 
     def put(self, context: TaskContext, status: ResultStatus, value: str | None = None, error: str = "") -> None:
         """Hand in the state of a call, to be kept with the next `keep`."""
         self._put(context, self._record(context, status, value, error or None))
         if self.keeper is not None and status.is_final and context.kept is not None:
-            self.keeper.put(context.kept.record(context.task, self._now_ms(), status))
+            self.keeper.put(context.kept.record(context.task, self._clock.now_ms(), status))
 
     def release(self, hold: Hold) -> None:
         """Let go of a hold with the next `keep`."""
@@ -41,7 +42,7 @@ class Recorder:
     async def stay_unique(self, context: TaskContext, delay_ms: int) -> None:
         """Have a unique call be the only one until it has come again, `delay_ms` from now at the latest, and ended."""
         if self.keeper is not None and context.unique is not None:
-            now_ms = int(self._now_s() * 1000)
+            now_ms = self._clock.now_ms()
             hold = Unique(context.unique).hold(context.call_id, now_ms, delay_ms)
             await self.keeper.stand([hold], None, now_ms=now_ms)
 
@@ -103,9 +104,6 @@ class Recorder:
             # Who made the same call before knows it by the message that it was sent as.
             self.keeper.put(replace(record, call_id=context.source, message_id=context.source))
 
-    def _now_ms(self) -> int:
-        return int(self._now_s() * 1000)
-
     def _record(
         self,
         context: TaskContext,
@@ -119,7 +117,7 @@ class Recorder:
             task=context.task,
             status=status,
             attempt=context.attempt,
-            updated_ms=self._now_ms(),
+            updated_ms=self._clock.now_ms(),
             value=value,
             error=error,
             progress=context.reporter.latest,

@@ -1,10 +1,13 @@
-"""The broker's ports for time and chance, in a test: both do what they are told."""
+"""The ports for time and randomness in a test: time moves when the test says so, randomness is seeded."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable
+
+from qtasks.clock import Clock
 
 
 class VirtualClock:
@@ -42,6 +45,28 @@ class VirtualClock:
                 moved.cancel()
         finally:
             waiting.cancel()
+
+
+class TaskClock:
+    """The clock of tasks under test: the wall time of `clock`, and the machine's monotonic time.
+
+    The code of a task takes real time while virtual time stands still: its time limit must end all the same.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def now_ms(self) -> int:
+        """See `Clock.now_ms`."""
+        return self._clock.now_ms()
+
+    def monotonic(self) -> float:
+        """See `Clock.monotonic`."""
+        return time.monotonic()
+
+    async def wait(self, event: Awaitable[object], until_ms: int | None) -> None:
+        """See `Clock.wait`."""
+        await self._clock.wait(event, until_ms)
 
 
 class SeededRandom:

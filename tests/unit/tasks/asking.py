@@ -61,7 +61,7 @@ class Desk:
             options=letter.options,
             caller_ip="192.0.2.1",
         )
-        now_ms = int(self.courier.now_s * 1000)
+        now_ms = self.courier.clock.now_ms()
         message = message_builder.compose(order, order.endpoints[0], message_id=letter.message_id, now_ms=now_ms)
         number = next(self._ids)
         made = callback_messages.of_attempt(
@@ -88,7 +88,7 @@ class Desk:
             KEYS.current,
             url=url or of.url,
             body=of.body,
-            now_s=int(self.courier.now_s),
+            now_s=self.courier.clock.now_ms() // 1000,
             jti=f"jwt_desk_{next(self._ids)}",
         )
         lines = {

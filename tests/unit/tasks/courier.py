@@ -15,6 +15,7 @@ from qtasks.protocol.wire import read
 from qtasks.qstash.transport import Reply, Request
 from qtasks.tasks.run.dispatch_response import Outcome
 from qtasks.tasks.run.dispatcher import Delivery
+from qtasks.testing.fakes.virtual_clock import TaskClock, VirtualClock
 from tests.support.tasks import BASE_URL, KEYS, ScriptedHome
 
 
@@ -37,14 +38,14 @@ class Letter:
 
 
 class Courier:
-    """Holds `tasks`; `letters` is what was published and not yet taken. Time is `now_s`, and stands still."""
+    """Holds `tasks`; `letters` is what was published and not yet taken. Time is that of `clock`, which stands still."""
 
     def __init__(self, **overrides: Any) -> None:
         self.home = ScriptedHome(base_url=BASE_URL)
         self.home.transport.send = self._send  # type: ignore[method-assign]
         self.tasks = QTasks(embedded=self.home, **overrides)
-        self.now_s = float(int(time.time()))
-        self.tasks.runtime.now_s = lambda: self.now_s
+        self.clock = VirtualClock(int(time.time()) * 1000)
+        self.tasks.runtime.clock = TaskClock(self.clock)
         self.letters: list[Letter] = []
         self.refuses = ""
         """Batch items with this text in their body are refused."""
@@ -67,7 +68,7 @@ class Courier:
             KEYS.current,
             url=f"{BASE_URL}/{letter.task}",
             body=letter.body,
-            now_s=int(self.now_s),
+            now_s=self.clock.now_ms() // 1000,
             jti=f"jwt_{next(self._tokens)}",
         )
         return Delivery(

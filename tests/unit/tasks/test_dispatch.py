@@ -26,6 +26,7 @@ from qtasks.tasks.results.memory import MemoryResults
 from qtasks.tasks.results.sqlite import SQLiteResults
 from qtasks.tasks.run.dispatch_response import Outcome
 from qtasks.tasks.run.dispatcher import Delivery, Dispatcher
+from qtasks.testing.fakes.virtual_clock import TaskClock, VirtualClock
 from tests.support.tasks import BASE_URL, KEYS, envelope, signature
 
 pytestmark = pytest.mark.anyio
@@ -112,7 +113,7 @@ class Harness:
     """A dispatcher with results in memory and a clock that stands still."""
 
     def __init__(self) -> None:
-        self.now_s = time.time()
+        self.clock = VirtualClock(int(time.time() * 1000))
         self.results = MemoryResults(ttl_ms=1000)
         self.written: list[Record] = []
         put = self.results.put
@@ -129,7 +130,7 @@ class Harness:
             results=self.results,
             threads=2,
             secrets=("the-token", KEYS.current),
-            now_s=lambda: self.now_s,
+            clock=TaskClock(self.clock),
         )
 
     def delivery(self, task: str, body: bytes, **changes: Any) -> Delivery:

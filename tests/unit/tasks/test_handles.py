@@ -55,10 +55,10 @@ async def test_a_handle_has_the_fields_that_django_s_has(courier: Courier) -> No
     letter = courier.take()
     await courier.deliver(letter)
     assert (result.attempts, result.is_finished, result.error) == (1, False, "OSError: away")
-    courier.now_s += 60
+    courier.clock.advance(60_000)
     await courier.deliver(letter, retried=1)
     assert (result.attempts, result.is_finished, result.error) == (2, True, None)
-    assert result.finished_at == datetime.fromtimestamp(courier.now_s, UTC)
+    assert result.finished_at == datetime.fromtimestamp(courier.clock.now_ms() / 1000, UTC)
     assert result.return_value == 5
     assert work.enqueue(6).id == courier.take().envelope["id"]
 

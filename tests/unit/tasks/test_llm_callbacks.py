@@ -26,6 +26,7 @@ from qtasks.tasks.llm.llm_task import LlmTask
 from qtasks.tasks.results.backend import Hold
 from qtasks.tasks.run.lease import BRIEF_MS, LEASE_MS
 from qtasks.tasks.send import outgoing
+from qtasks.testing.fakes.virtual_clock import TaskClock
 from tests.support.tasks import BASE_URL, application, envelope
 from tests.unit.tasks.asking import Desk, openai_says, refuses
 from tests.unit.tasks.courier import Courier, Letter, said
@@ -284,7 +285,7 @@ async def test_a_late_answer_to_an_expired_call_runs_nothing(
 ) -> None:
     result = summarise.using(expires="1m").delay("abc")
     letter = desk.question()
-    desk.courier.now_s += 61
+    desk.courier.clock.advance(61_000)
     answer = await desk.deliver(desk.told(letter, openai_says(GOOD)).callback)
     assert (answer.status, "expired" in answer.json) == (200, True)
     assert kept.completed == []
@@ -296,7 +297,7 @@ async def test_a_call_that_fails_after_it_has_expired_has_failed(desk: Desk, sum
     result = summarise.using(expires="1m").delay("abc")
     told = desk.told(desk.question(), refuses(500), last=True)
     assert told.failure is not None
-    desk.courier.now_s += 61
+    desk.courier.clock.advance(61_000)
     await desk.deliver(told.failure)
     assert result.status == "failed"
 
@@ -604,7 +605,7 @@ async def test_an_answer_waits_for_news_that_are_just_being_kept(
     """Told to come back in some seconds, as of a run that goes on elsewhere, it would be late for nothing."""
     result = summarise.delay("abc")
     callback = desk.told(desk.question(), openai_says(GOOD)).callback
-    results, now_ms = courier.tasks.runtime.results(), int(courier.now_s * 1000)
+    results, now_ms = courier.tasks.runtime.results(), courier.clock.now_ms()
     news = Hold(f"run:{result.id}", "somebody", now_ms + BRIEF_MS)
     await asyncio.to_thread(results.acquire, [news], now_ms=now_ms)
     answering = asyncio.create_task(desk.deliver(callback))
@@ -640,7 +641,7 @@ async def test_news_that_meet_a_run_are_no_news(
 ) -> None:
     result = summarise.delay("abc")
     callback = desk.told(desk.question(), refuses(500)).callback
-    now_ms = int(courier.now_s * 1000)
+    now_ms = courier.clock.now_ms()
     running = Hold(f"run:{result.id}", "somebody", now_ms + LEASE_MS)
     await asyncio.to_thread(courier.tasks.runtime.results().acquire, [running], now_ms=now_ms)
     assert (await desk.deliver(callback)).status == 200
@@ -809,7 +810,7 @@ async def test_without_a_result_backend_completions_run_all_the_same(kept: Kept)
 
     home = Courier()
     home.tasks = application(results=None)
-    home.tasks.runtime.now_s = lambda: home.now_s
+    home.tasks.runtime.clock = TaskClock(home.clock)
     desk = Desk(home)
 
     @home.tasks.llm(model="any", output=Summary)

@@ -127,12 +127,12 @@ async def test_a_process_that_fell_silent_elsewhere_holds_its_call_for_its_lease
     slow.go_on.set()
     result = slow.task.delay()
     letter = courier.take()
-    dead = Hold(f"run:{result.id}", "somebody who died", int(courier.now_s * 1000) + LEASE_MS)
-    courier.tasks.runtime.results().acquire([dead], now_ms=int(courier.now_s * 1000))
-    courier.now_s += 5
+    dead = Hold(f"run:{result.id}", "somebody who died", courier.clock.now_ms() + LEASE_MS)
+    courier.tasks.runtime.results().acquire([dead], now_ms=courier.clock.now_ms())
+    courier.clock.advance(5_000)
     answer = await courier.deliver(letter)
     assert (answer.status, answer.headers) == (503, (("Retry-After", str(LEASE_MS // 1000 - 5)),))
-    courier.now_s += LEASE_MS / 1000 - 5
+    courier.clock.advance(LEASE_MS - 5_000)
     assert (await courier.deliver(letter, retried=1)).body == b"1"
 
 
@@ -143,7 +143,7 @@ async def test_nobody_waits_for_a_process_of_this_machine_that_has_died(courier:
     slow.go_on.set()
     result = slow.task.delay()
     letter = courier.take()
-    now_ms = int(courier.now_s * 1000)
+    now_ms = courier.clock.now_ms()
     courier.tasks.runtime.results().acquire([Hold(f"run:{result.id}", died, now_ms + LEASE_MS)], now_ms=now_ms)
     assert (await courier.deliver(letter, retried=1)).body == b"1"
 
@@ -165,8 +165,8 @@ async def test_a_long_run_keeps_its_hold(courier: Courier, monkeypatch: pytest.M
     letter = courier.take()
     async with slow.running(courier, letter):
         results = courier.tasks.runtime.results()
-        courier.now_s += LEASE_MS / 1000 - 1
-        now_ms = int(courier.now_s * 1000)
+        courier.clock.advance(LEASE_MS - 1_000)
+        now_ms = courier.clock.now_ms()
         other = Hold(f"run:{result.id}", "other", now_ms + 1)
         async with asyncio.timeout(10):
             while True:
@@ -345,9 +345,9 @@ async def test_a_window_lasts_whether_the_call_is_done_or_not(courier: Courier) 
 
     work.delay()
     await courier.deliver()
-    courier.now_s += 599
+    courier.clock.advance(599_000)
     assert work.delay().deduplicated
-    courier.now_s += 1
+    courier.clock.advance(1_000)
     assert not work.delay().deduplicated
 
 
@@ -356,9 +356,9 @@ async def test_a_call_that_is_never_heard_of_again_blocks_for_a_day_after_its_de
     def work() -> None: ...
 
     work.using(delay="2d").delay()
-    courier.now_s += 3 * 86_400 - 1
+    courier.clock.advance((3 * 86_400 - 1) * 1000)
     assert work.delay().deduplicated
-    courier.now_s += 1
+    courier.clock.advance(1_000)
     assert not work.delay().deduplicated
 
 
@@ -394,7 +394,7 @@ async def test_a_call_that_comes_again_is_unique_until_it_has_ended(courier: Cou
     letter = courier.take()
     for retried in range(3):
         await courier.deliver(letter, retried=0 if isinstance(error, Snooze) else retried)
-        courier.now_s += (2.9 if isinstance(error, Snooze) else 1) * 86_400
+        courier.clock.advance(round((2.9 if isinstance(error, Snooze) else 1) * 86_400_000))
         assert work.delay().id == first.id
         if courier.letters:
             letter = courier.take()

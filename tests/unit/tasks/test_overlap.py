@@ -174,14 +174,14 @@ async def test_a_run_that_fell_silent_elsewhere_holds_its_schedule_for_its_lease
     hold(courier, slow, "elsewhere/1/1/x")
     _, letter = slow.tick()
     assert said(await delivered(courier, letter)) == SKIPPED
-    courier.now_s += LEASE_MS / 1000
+    courier.clock.advance(LEASE_MS)
     _, letter = slow.tick()
     assert (await courier.deliver(letter)).body == b"1"
 
 
 def hold(courier: Courier, slow: Slow, owner: str) -> None:
     """Have `owner` run the schedule."""
-    now_ms = int(courier.now_s * 1000)
+    now_ms = courier.clock.now_ms()
     key = f"schedule:{slow.schedule.id}"
     courier.tasks.runtime.results().acquire([Hold(key, owner, now_ms + LEASE_MS)], now_ms=now_ms)
 
@@ -191,8 +191,8 @@ async def test_a_long_run_keeps_its_schedule_to_itself(courier: Courier, monkeyp
     slow = Slow(courier)
     async with slow.running():
         results = courier.tasks.runtime.results()
-        courier.now_s += LEASE_MS / 1000 - 1
-        now_ms = int(courier.now_s * 1000)
+        courier.clock.advance(LEASE_MS - 1_000)
+        now_ms = courier.clock.now_ms()
         other = Hold(f"schedule:{slow.schedule.id}", "other", now_ms + 1)
         async with asyncio.timeout(10):
             while True:
@@ -200,7 +200,7 @@ async def test_a_long_run_keeps_its_schedule_to_itself(courier: Courier, monkeyp
                 if held.until_ms == now_ms + LEASE_MS:
                     break
                 await asyncio.sleep(0)
-        courier.now_s += 2
+        courier.clock.advance(2_000)
         _, letter = slow.tick()
         assert said(await delivered(courier, letter)) == SKIPPED
 

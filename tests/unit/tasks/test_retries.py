@@ -337,13 +337,13 @@ async def test_a_call_that_comes_after_its_time_is_not_run(courier: Courier, exp
 
     result = work.using(expires=expires).delay(1)
     letter = courier.take()
-    courier.now_s += 60
+    courier.clock.advance(60_000)
     assert (await courier.deliver(letter)).status == 200
     assert ran == [1]
-    courier.now_s += 0.001
+    courier.clock.advance(1)
     late = work.using(expires=expires).delay(2)
     letter = courier.take()
-    courier.now_s += 61
+    courier.clock.advance(61_000)
     answer = await courier.deliver(letter)
     assert answer.status == 200
     assert said(answer)["code"] == "QT412"
@@ -358,11 +358,11 @@ async def test_a_moment_may_be_given_and_a_retry_may_come_too_late(courier: Cour
     def work() -> None:
         raise OSError
 
-    moment = datetime.fromtimestamp(courier.now_s, UTC) + timedelta(seconds=10)
+    moment = datetime.fromtimestamp(courier.clock.now_ms() / 1000, UTC) + timedelta(seconds=10)
     result = work.using(expires=moment).delay()
     letter = courier.take()
     assert (await courier.deliver(letter)).status == 500
-    courier.now_s += 11
+    courier.clock.advance(11_000)
     assert (await courier.deliver(letter, retried=1)).status == 200
     assert result.status == "expired"
 
@@ -394,7 +394,7 @@ async def test_the_context_knows_how_much_time_is_left(courier: Courier) -> None
     await courier.deliver()
     assert 15 < seen[0][0] <= 19
     assert seen[0][1] is False
-    assert contexts[0].deadline == datetime.fromtimestamp(courier.now_s + 19, UTC)
+    assert contexts[0].deadline == datetime.fromtimestamp(courier.clock.now_ms() / 1000 + 19, UTC)
 
 
 async def test_an_async_body_is_stopped_when_its_time_is_up_and_closes_what_it_opened(courier: Courier) -> None:
