@@ -77,7 +77,7 @@ IDIOMS: Final = (
     # Documents that are not in the repository.
     Idiom(r"\b(?:protocol|reliability) reference\b(?!s)", "docs/protocol.md n.n; or the reason in words"),
     Idiom(r"\berror catalogue\b", "the reason in words"),
-    Idiom(r"(?<=[( ,])[DFT]\d{1,2}(?=[), ;])", "the reason in words", any_case=False),
+    Idiom(r"(?<=[(\s,])[DFT]\d{1,2}(?=[),\s;])", "the reason in words", any_case=False),
 )
 
 

@@ -77,6 +77,11 @@ def circles(modules: Modules) -> list[list[str]]:
     return [component for component in _components(graph) if len(component) > 1]
 
 
+def within(circle: Sequence[str], modules: Modules) -> list[Arrow]:
+    """The imports that tie the modules of a circle."""
+    return [arrow for arrow in arrows(modules) if arrow.source.name in circle and arrow.target in circle]
+
+
 def _components(graph: Mapping[str, set[str]]) -> list[list[str]]:
     """The strongly connected components: what can be reached both forwards and backwards (Kosaraju)."""
     backwards: dict[str, set[str]] = {name: set() for name in graph}

@@ -46,11 +46,14 @@ def _counted(name: str, measure: Callable[[Modules], Sequence[object]]) -> Measu
         places = measure(modules)
         return Row(name, len(places), 0, places)
 
+    row.__name__ = name.replace(" ", "_")
     return row
 
 
-def _circles(modules: Modules) -> list[str]:
-    return [f"{len(circle)} modules: {' '.join(circle)}" for circle in imports.circles(modules)]
+def _circles(modules: Modules) -> Row:
+    circles = imports.circles(modules)
+    ties = [line for circle in circles for line in (" ".join(circle), *imports.within(circle, modules))]
+    return Row("modules in import circles", sum(map(len, circles)), 0, ties)
 
 
 def _upward(modules: Modules) -> list[str]:
@@ -78,7 +81,7 @@ def _longest_module(modules: Modules) -> Row:
 
 
 MEASURES: Final[Sequence[Measure]] = (
-    _counted("import circles", _circles),
+    _circles,
     _counted("imports upward, uncovered modules, exceptions", _upward),
     _counted("class names in use for two things", names.classes_in_two_uses),
     _counted("module names in use for two things", partial(names.modules_in_two_uses, glossary=GLOSSARY)),
