@@ -190,7 +190,7 @@ async def _open(
     except ImportError as error:
         raise ConfigurationError(
             f"the embedded broker needs {error.name}, which is not installed",
-            hint='pip install "qstash-tasks[broker]"',
+            fix='pip install "qstash-tasks[broker]"',
         ) from error
     random = SystemRandom()
     token = ids.token_secret(random)

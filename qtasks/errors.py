@@ -26,30 +26,83 @@
           RateLimitExceededError, DailyMessageLimitExceededError, ChatRateLimitExceededError
         SignatureError         a delivery cannot be trusted: `reason` says why
 
-Facts are attributes, not only text. `code` is stable and can be searched for; `hint` says what to do.
+Facts are attributes, not only text: `message`, `details` (what was tried, what was expected), `fix` (what to do) and
+`code`, which is stable and can be searched for. `str(error)` shows all but the code, one aligned line a fact.
 """
 
 from __future__ import annotations
+
+import copy
+import copyreg
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self, TypeAlias
+
+Details: TypeAlias = Mapping[str, str | Sequence[str]]
+"""Facts of an error by their label, such as ``tried``."""
+_COLUMN = 12
+"""Characters from the start of a label to the start of its text, at least."""
 
 
 class QTasksError(Exception):
     """Base of every error of this package.
 
-    `code` names the situation for good (``QT301``), more finely than the class where a class has several; `hint` is
-    the next thing to do, or None.
+    `message` is one sentence. `details` are further facts by their label, such as ``tried`` or ``expected``, in the
+    order in which they are shown; a sequence of texts is shown as several lines with that label. `fix` is the next
+    thing to do, or None. `code` names the situation for good (``QT301``), more finely than the class where a class has
+    several.
     """
 
     code: str = "QT000"
 
-    def __init__(self, message: str, *, hint: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        details: Details | None = None,
+        fix: str | None = None,
+        code: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.details = dict(details or {})
+        self.fix = fix
         if code is not None:
             self.code = code
 
     def __str__(self) -> str:
-        return f"{self.message}\n  {self.hint}" if self.hint else self.message
+        return self.message if self.hint is None else f"{self.message}\n{textwrap.indent(self.hint, '  ')}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickling and copying skip __init__, whose parameters differ from class to class.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
+
+    @property
+    def hint(self) -> str | None:
+        """`details` and `fix` as the lines under the message, or None if there are none."""
+        details = {**self.details, **({} if self.fix is None else {"fix": self.fix})}
+        width = max([_COLUMN, *(len(label) + 1 for label in details)])
+        lines = [
+            f"{label:<{width}}" + text.replace("\n", "\n" + " " * width)
+            for label, value in details.items()
+            for text in ([value] if isinstance(value, str) else value)
+        ]
+        return "\n".join(lines) or None
+
+    def reworded(self, message: str) -> Self:
+        """A copy of this error with another message: what an outer layer adds, such as the name of the task."""
+        error = copy.copy(self)
+        error.args = (message,)
+        error.message = message
+        return error
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """A question to append to an error text, such as ``; did you mean 'retries'?``; empty if no candidate is near."""
+    import difflib  # only errors need it
+
+    nearest = difflib.get_close_matches(name, list(candidates), n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
 class ConfigurationError(QTasksError):
@@ -196,8 +249,15 @@ class BrokerUnreachable(QStashError):
 
     code = "QT301"
 
-    def __init__(self, message: str, *, sent: bool = True, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
+    def __init__(
+        self,
+        message: str,
+        *,
+        sent: bool = True,
+        details: Details | None = None,
+        fix: str | None = None,
+    ) -> None:
+        super().__init__(message, details=details, fix=fix)
         self.sent = sent
 
 
@@ -206,8 +266,8 @@ class ApiError(QStashError):
 
     code = "QT302"
 
-    def __init__(self, message: str, *, status: int, detail: str, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
+    def __init__(self, message: str, *, status: int, detail: str, fix: str | None = None) -> None:
+        super().__init__(message, fix=fix)
         self.status = status
         self.detail = detail
 
@@ -286,6 +346,14 @@ class SignatureError(QStashError):
 
     code = "QT203"
 
-    def __init__(self, message: str, *, reason: str, code: str = "QT203", hint: str | None = None) -> None:
-        super().__init__(message, hint=hint, code=code)
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str,
+        code: str = "QT203",
+        details: Details | None = None,
+        fix: str | None = None,
+    ) -> None:
+        super().__init__(message, details=details, fix=fix, code=code)
         self.reason = reason

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import io
 import os
@@ -11,7 +10,7 @@ from typing import Final
 
 import click
 
-from qtasks.errors import QTasksError
+from qtasks.errors import QTasksError, did_you_mean
 
 _COMMANDS: Final = {
     "dev": ("qtasks.cli.dev", "Broker and application for development, in one terminal."),
@@ -44,9 +43,8 @@ class _Lazy(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if name not in _COMMANDS and not name.startswith("-"):
-            near = difflib.get_close_matches(name, _COMMANDS, n=1)
-            guess = f" Did you mean {near[0]!r}?" if near else f" There are {', '.join(_COMMANDS)}."
-            ctx.fail(f"No such command {name!r}.{guess}")
+            known = f"; known: {', '.join(_COMMANDS)}"
+            ctx.fail(f"there is no command {name!r}{did_you_mean(name, _COMMANDS) or known}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

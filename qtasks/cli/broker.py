@@ -126,7 +126,7 @@ def command(
         context.obj = db
         return
     credentials = _credentials()
-    refuse_public_credentials(_secrets(credentials.token, credentials.keys), host, hint=_UNSET)
+    refuse_public_credentials(_secrets(credentials.token, credentials.keys), host, fix=_UNSET)
     settings = BrokerSettings(
         path=_path(db),
         credentials=(credentials,),
@@ -164,7 +164,7 @@ def init(db: str) -> None:
     if keys is None:
         raise ConfigurationError(
             f"{path} is set up already: its secrets were shown then and are not kept",
-            hint="qtasks broker token create NAME makes another token; GET /v2/keys shows the signing keys",
+            fix="qtasks broker token create NAME makes another token; GET /v2/keys shows the signing keys",
         )
     click.echo("# Shown once. Put these into the environment of your applications.")
     click.echo(f"QSTASH_URL=http://127.0.0.1:{development.PORT}")
@@ -191,7 +191,7 @@ def create_token(name: str, read_only: bool, db: str) -> None:
         return tokens.add(connection, token, account, name, read_only=read_only, now_ms=_now_ms())
 
     if not _change(_existing(db), add):
-        raise ConfigurationError(f"there is a token named {name!r} already", hint="choose another name, or revoke it")
+        raise ConfigurationError(f"there is a token named {name!r} already", fix="choose another name, or revoke it")
     click.echo(token)
 
 
@@ -215,7 +215,7 @@ def revoke_token(name: str, db: str) -> None:
         return tokens.remove(connection, account, name)
 
     if not _change(_existing(db), remove):
-        raise ConfigurationError(f"there is no token named {name!r}", hint="qtasks broker token list shows them")
+        raise ConfigurationError(f"there is no token named {name!r}", fix="qtasks broker token list shows them")
     click.echo(f"revoked {name}")
 
 
@@ -230,10 +230,10 @@ async def _serve(options: ServeOptions, out: Unhurried) -> int:
         if settings.credentials[0].token is None and not await broker.store.tokens():
             raise ConfigurationError(
                 f"{settings.path} has no token, so nobody could publish",
-                hint=f"qtasks broker init --db {settings.path} makes one, or set QSTASH_TOKEN",
+                fix=f"qtasks broker init --db {settings.path} makes one, or set QSTASH_TOKEN",
             )
         kept = await broker.keys.of(broker.accounts[ACCOUNT])
-        refuse_public_credentials(_secrets(None, kept), options.host, hint=_ANEW)
+        refuse_public_credentials(_secrets(None, kept), options.host, fix=_ANEW)
         server = ApiServer(broker, [listener], hosts=_hosts(options), grace_s=settings.drain_s)
         stop = stack.enter_context(stop_signals())
         await server.start()
@@ -270,7 +270,7 @@ def _credentials() -> Credentials:
     following = os.environ.get("QSTASH_NEXT_SIGNING_KEY") or None
     if (current is None) != (following is None):
         missing = "QSTASH_NEXT_SIGNING_KEY" if following is None else "QSTASH_CURRENT_SIGNING_KEY"
-        raise ConfigurationError(f"{missing} is not set, but the other signing key is", hint="set both or neither")
+        raise ConfigurationError(f"{missing} is not set, but the other signing key is", fix="set both or neither")
     keys = SigningKeys(current, following) if current and following else None
     if keys is not None:
         signing.check_keys(keys, dev=True)
@@ -291,7 +291,7 @@ def _path(db: str) -> str:
     if db.startswith(("postgres://", "postgresql://")):
         raise ConfigurationError(
             "QTASKS_DB names PostgreSQL, which this version does not store messages in",
-            hint="name a SQLite file: --db qtasks.db",
+            fix="name a SQLite file: --db qtasks.db",
         )
     return db.removeprefix("sqlite:///")
 
@@ -299,7 +299,7 @@ def _path(db: str) -> str:
 def _existing(db: str) -> str:
     path = _path(db)
     if not Path(path).is_file():
-        raise ConfigurationError(f"there is no database at {path}", hint=f"qtasks broker init --db {path} makes one")
+        raise ConfigurationError(f"there is no database at {path}", fix=f"qtasks broker init --db {path} makes one")
     return path
 
 

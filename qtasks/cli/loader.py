@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
 import tomllib
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from qtasks.errors import ConfigurationError, QTasksError
+from qtasks.errors import ConfigurationError, QTasksError, did_you_mean
 from qtasks.tasks.app import QTasks
 from qtasks.tasks.ports import ASGIApp
 
@@ -65,9 +65,9 @@ def locate(argument: str | None, folder: Path) -> Target:
             target = _from_argument(candidate, folder)
             return Target(target.folder, target.module, None, f"found {candidate}")
     raise AppError(
-        f"no application found in {folder}\n  looked for  [tool.qtasks] app in pyproject.toml, "
-        + ", ".join([*CANDIDATES, "src/*/tasks.py"]),
-        hint="fix         name it: qtasks dev tasks.py, qtasks dev package.module, or qtasks dev module:object",
+        f"no application found in {folder}",
+        details={"looked for": ", ".join(["[tool.qtasks] app in pyproject.toml", *CANDIDATES, "src/*/tasks.py"])},
+        fix="name it: qtasks dev tasks.py, qtasks dev package.module, or qtasks dev module:object",
     )
 
 
@@ -93,7 +93,7 @@ def _from_argument(argument: str, folder: Path) -> Target:
     if not place or not all(part.isidentifier() for part in place.split(".")):
         raise AppError(
             f"{argument!r} is neither a file nor a module",
-            hint="fix         qtasks dev tasks.py, qtasks dev package.module, or qtasks dev module:object",
+            fix="qtasks dev tasks.py, qtasks dev package.module, or qtasks dev module:object",
         )
     return Target(folder, place, attribute or None, "named on the command line")
 
@@ -105,9 +105,8 @@ def _is_windows_path(argument: str) -> bool:
 def _from_file(place: str, attribute: str | None, folder: Path) -> Target:
     path = (folder / place).resolve()
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, [other.name for other in _python_files(path.parent)], n=1)
-        guess = f"; did you mean {near[0]}?" if near else ""
-        raise AppError(f"{place} does not exist{guess}\n  looked in   {path.parent}")
+        guess = did_you_mean(path.name, (other.name for other in _python_files(path.parent)))
+        raise AppError(f"{place} does not exist{guess}", details={"looked in": str(path.parent)})
     # A file in a package is imported as a part of it, so that its relative imports work.
     module, root = path.stem, path.parent
     while (root / "__init__.py").is_file():
@@ -136,10 +135,10 @@ def _import(target: Target) -> ModuleType:
         return importlib.import_module(target.module)
     except ModuleNotFoundError as error:
         if error.name is not None and (target.module == error.name or target.module.startswith(f"{error.name}.")):
-            names = [path.stem for path in _python_files(target.folder)]
-            near = difflib.get_close_matches(target.module, names, n=1)
-            guess = f"; did you mean {near[0]}?" if near else ""
-            raise AppError(f"there is no module {target.module!r}{guess}\n  looked in   {target.folder}") from None
+            guess = did_you_mean(target.module, (path.stem for path in _python_files(target.folder)))
+            raise AppError(
+                f"there is no module {target.module!r}{guess}", details={"looked in": str(target.folder)}
+            ) from None
         raise _broken(target, error) from None
     except (Exception, SystemExit) as error:  # a script that ends itself is no application either
         raise _broken(target, error) from None
@@ -156,20 +155,14 @@ def _broken(target: Target, error: BaseException) -> AppError:
             if Path(frame.filename).is_relative_to(target.folder) and "site-packages" not in frame.filename
         ]
         where = f"{frames[-1].filename}:{frames[-1].lineno}  {frames[-1].line}" if frames else "unknown"
-    hint: str | None = None
-    if isinstance(error, QTasksError):
-        # Ours may point at something with a caret, two lines below: lines stay lines.
-        text = error.message.replace("\n", "\n" + " " * 12)
-        labelled = error.hint is None or error.hint.partition("  ")[0].isalpha()
-        hint = error.hint if labelled else f"fix         {error.hint}"
-    else:
-        text = " ".join(str(error).split())
+    # The message of a qtasks error may point at something with a caret, two lines below: its lines stay lines.
+    text = error.message if isinstance(error, QTasksError) else " ".join(str(error).split())
     text = text if len(text) <= MAX_REASON else text[:MAX_REASON] + "..."
-    return AppError(
-        f"{target.module} cannot be imported\n  error       {type(error).__name__}: {text}\n  at          {where}",
-        hint=hint,
-        code="QT603",
-    )
+    details: dict[str, str | Sequence[str]] = {"error": f"{type(error).__name__}: {text}", "at": where}
+    fix: str | None = None
+    if isinstance(error, QTasksError):
+        details, fix = {**details, **error.details}, error.fix
+    return AppError(f"{target.module} cannot be imported", details=details, fix=fix, code="QT603")
 
 
 def _pick(module: ModuleType, target: Target) -> Any:
@@ -178,10 +171,9 @@ def _pick(module: ModuleType, target: Target) -> Any:
         try:
             return getattr(module, target.attribute)
         except AttributeError:
-            near = difflib.get_close_matches(target.attribute, vars(module), n=1)
-            guess = f"; did you mean {near[0]}?" if near else ""
             raise AppError(
-                f"module {target.module!r} has no {target.attribute!r}{guess}\n  looked in   {module.__file__}",
+                f"module {target.module!r} has no {target.attribute!r}{did_you_mean(target.attribute, vars(module))}",
+                details={"looked in": str(module.__file__)},
                 code="QT602",
             ) from None
     from fastapi import FastAPI
@@ -195,7 +187,7 @@ def _tasks_of(module: ModuleType, target: Target) -> QTasks:
     if len(declared) > 1:
         raise AppError(
             f"{target.module} has {len(declared)} QTasks objects",
-            hint=f"fix         say which: {target.module}:name",
+            fix=f"say which: {target.module}:name",
             code="QT602",
         )
     if declared:
@@ -204,9 +196,12 @@ def _tasks_of(module: ModuleType, target: Target) -> QTasks:
 
     if not default_app.tasks:
         raise AppError(
-            f"no tasks found in {target.module}\n  looked for  a FastAPI app, a QTasks object, functions with @task"
-            f"\n  looked in   {module.__file__}",
-            hint="fix         from qtasks import task, and put @task above a function",
+            f"no tasks found in {target.module}",
+            details={
+                "looked for": "a FastAPI app, a QTasks object, functions with @task",
+                "looked in": str(module.__file__),
+            },
+            fix="from qtasks import task, and put @task above a function",
             code="QT602",
         )
     return default_app
@@ -228,7 +223,7 @@ def _loaded(found: Any, target: Target) -> Loaded:
     if prefix is None or tasks is None:
         raise AppError(
             f"the application in {target} does not serve any tasks",
-            hint='fix         app.include_router(tasks.router, prefix="/qtasks")',
+            fix='app.include_router(tasks.router, prefix="/qtasks")',
             code="QT602",
         )
     return Loaded(str(target), tasks, found, prefix)

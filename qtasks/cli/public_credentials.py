@@ -24,9 +24,9 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def refuse_public_credentials(secrets: Iterable[str | None], host: str, *, hint: str) -> None:
+def refuse_public_credentials(secrets: Iterable[str | None], host: str, *, fix: str) -> None:
     """Raise ConfigurationError where a server on `host` would trust a secret that everybody knows."""
     if not is_loopback(host) and not _PUBLIC.isdisjoint(secrets):
         raise ConfigurationError(
-            f"the public development credentials may not be used on {host}: everybody knows them", hint=hint
+            f"the public development credentials may not be used on {host}: everybody knows them", fix=fix
         )

@@ -56,7 +56,7 @@ def command(app: str | None, host: str, port: int, workers: int, drain: float, e
         reached = f"by the broker inside, {embedded}"
     else:
         keys, base_url = loaded.tasks.settings.receiver()
-        refuse_public_credentials((keys.current, keys.next), host, hint=_OWN_KEYS)
+        refuse_public_credentials((keys.current, keys.next), host, fix=_OWN_KEYS)
         reached = f"as {base_url}"
     loaded.tasks.schedules.check()
     listener = listen(host, port)

@@ -180,7 +180,7 @@ def _tasks(app: str | None) -> QTasks:
     if tasks.runtime.is_embedded:
         raise ConfigurationError(
             "this application has its broker inside: its schedules are synced when it starts",
-            hint="fix         steer them in the application, by tasks.schedules.get(...)",
+            fix="steer them in the application, by tasks.schedules.get(...)",
         )
     return tasks
 

@@ -70,7 +70,7 @@ def _named(text: str) -> dict[str, Any]:
     try:
         named = json.loads(text)
     except ValueError as error:
-        raise ArgumentsError(f"--kwargs is not JSON: {error}", hint="""write it as '{"name": "Ada"}'""") from None
+        raise ArgumentsError(f"--kwargs is not JSON: {error}", fix="""write it as '{"name": "Ada"}'""") from None
     if not isinstance(named, dict):
-        raise ArgumentsError("--kwargs is not a JSON object", hint="""write it as '{"name": "Ada"}'""")
+        raise ArgumentsError("--kwargs is not a JSON object", fix="""write it as '{"name": "Ada"}'""")
     return named

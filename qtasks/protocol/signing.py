@@ -17,6 +17,7 @@ import hmac
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -154,18 +155,18 @@ def check_keys(keys: SigningKeys, *, dev: bool = False) -> None:
     names = (("QSTASH_CURRENT_SIGNING_KEY", keys.current), ("QSTASH_NEXT_SIGNING_KEY", keys.next))
     for name, key in names:
         if not key:
-            raise ConfigurationError(f"{name} is not set: nothing could be verified", hint=f"set {name}")
+            raise ConfigurationError(f"{name} is not set: nothing could be verified", fix=f"set {name}")
         if len(key) < MIN_KEY:
             raise ConfigurationError(
                 f"{name} has {len(key)} characters; a signing key has {MIN_KEY} or more",
-                hint="copy the whole key, with its sig_ in front",
+                fix="copy the whole key, with its sig_ in front",
             )
         if not key.isascii() or not key.isprintable() or " " in key or key.startswith(("-----", "{")):
-            raise ConfigurationError(f"{name} is not a signing key", hint="copy the text that starts with sig_")
+            raise ConfigurationError(f"{name} is not a signing key", fix="copy the text that starts with sig_")
         if key in DEV_KEYS and not dev:
             raise ConfigurationError(
                 f"{name} is a published development key: anybody could sign with it",
-                hint="use the keys of your account, or run in development mode",
+                fix="use the keys of your account, or run in development mode",
             )
 
 
@@ -311,7 +312,10 @@ def _url_refusal(signed: str, received: str) -> SignatureError:
     return _refusal(
         Reason.URL,
         "the signed URL does not match this server's URL",
-        seen=(f"signed for  {_shown(signed)}", f"received    {_shown(received)}   ({_difference(signed, received)})"),
+        details={
+            "signed for": _shown(signed),
+            "received": f"{_shown(received)}   ({_difference(signed, received)})",
+        },
         likely="TLS ends at a proxy, a prefix is added or removed on the way, or the public URL is set wrongly",
         fix=f"set QTASKS_BASE_URL so that it begins {_shown(_origin(signed))}",
     )
@@ -344,13 +348,14 @@ def _refusal(
     reason: Reason,
     sentence: str,
     *,
-    seen: tuple[str, ...] = (),
+    details: Mapping[str, str] | None = None,
     likely: str | None = None,
     fix: str | None = None,
 ) -> SignatureError:
-    lines = [f"signature rejected: {sentence}", *seen]
-    if likely:
-        lines.append(f"likely      {likely}")
     return SignatureError(
-        "\n  ".join(lines), reason=reason, code=reason.code, hint=f"fix         {fix}" if fix else None
+        f"signature rejected: {sentence}",
+        reason=reason,
+        code=reason.code,
+        details={**(details or {}), **({"likely": likely} if likely else {})},
+        fix=fix,
     )

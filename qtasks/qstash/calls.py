@@ -81,7 +81,7 @@ def destination(text: str) -> str:
     path = ready.partition("?")[0].replace("%2e", ".").replace("%2E", ".")
     if not {".", ".."}.isdisjoint(path.split("/")):
         raise InvalidCallError(
-            f"the destination {text!r} contains a dot segment", hint="Resolve `.` and `..` before publishing."
+            f"the destination {text!r} contains a dot segment", fix="resolve `.` and `..` before publishing"
         )
     return ready
 

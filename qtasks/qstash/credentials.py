@@ -34,7 +34,7 @@ def resolve(token: str | None, base_url: str | None, environ: Mapping[str, str])
     found_token, token_source = _first(token, "token", "QSTASH_TOKEN", environ)
     if not found_token:
         raise ConfigurationError(
-            "There is no token for the QStash service.", hint='Set QSTASH_TOKEN, or write QStash(token="...").'
+            "There is no token for the QStash service.", fix='set QSTASH_TOKEN, or write QStash(token="...")'
         )
     if not found_token.isascii() or not found_token.isprintable() or " " in found_token:
         raise ConfigurationError(f"{token_source} contains characters that no token has.")
@@ -48,7 +48,7 @@ def region(environ: Mapping[str, str]) -> str | None:
         return None
     name = region_name(given)
     if name not in REGIONS:
-        raise ConfigurationError(f"QSTASH_REGION is {given!r}", hint=f"It can be {' or '.join(REGIONS)}.")
+        raise ConfigurationError(f"QSTASH_REGION is {given!r}", details={"expected": " or ".join(REGIONS)})
     return name
 
 
@@ -79,10 +79,11 @@ def _checked_url(url: str, source: str) -> str:
     if not usable:
         shown = re.sub(r"//[^/@]*@", "//***@", url)
         raise ConfigurationError(
-            f"{source} is {shown!r}", hint="It must begin with http:// or https:// and name a host."
+            f"{source} is {shown!r}",
+            details={"expected": "a URL with http:// or https:// and a host"},
         )
     if parts.username is not None or parts.query or parts.fragment:
         raise ConfigurationError(
-            f"{source} must be a plain URL, without user, query or fragment.", hint="The token goes into QSTASH_TOKEN."
+            f"{source} must be a plain URL, without user, query or fragment.", fix="put the token into QSTASH_TOKEN"
         )
     return repaired

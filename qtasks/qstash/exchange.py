@@ -89,7 +89,7 @@ class Retry:
         unknown = sorted(set(given) - {"retries", "backoff"})
         if unknown:
             raise ConfigurationError(
-                f"retry has no setting {unknown[0]!r}", hint="It takes `retries` and `backoff` (milliseconds)."
+                f"retry has no setting {unknown[0]!r}", details={"expected": "`retries` and `backoff` (milliseconds)"}
             )
         config = cast("RetryConfig", given)
         return cls(

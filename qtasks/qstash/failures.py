@@ -18,10 +18,10 @@ from qtasks.qstash.transport import Reply, Request
 _SHOWN_BODY = 1000
 """Characters of an answer that an error text repeats; `ApiError.detail` has all of it."""
 
-_HINTS = {
-    401: "The token was rejected: compare QSTASH_TOKEN with the one that the service shows.",
-    412: "A limit of the account would be exceeded.",
-    413: "The message is too large for this service.",
+_FIXES = {
+    401: "the token was rejected: compare QSTASH_TOKEN with the one that the service shows",
+    412: "raise the limit of the account that this would exceed",
+    413: "send less: the message is too large for this service",
 }
 _WRONG_REGION = "user not found in this region"
 
@@ -30,17 +30,17 @@ def unreachable(url: str, why: str, *, sent: bool) -> BrokerUnreachable:
     """No reply came from `url`; `sent` says whether the request may have arrived."""
     where = origin(url)
     if is_loopback(urlsplit(url).hostname or ""):
-        hint = "Start a broker with `qtasks dev`, or set QSTASH_URL to the one that runs."
+        fix = "start a broker with `qtasks dev`, or set QSTASH_URL to the one that runs"
     else:
-        hint = "Is QSTASH_URL right, and can this machine reach it?"
-    return BrokerUnreachable(f"No answer from {where}: {why}", sent=sent, hint=hint)
+        fix = "see whether QSTASH_URL is right, and whether this machine can reach it"
+    return BrokerUnreachable(f"No answer from {where}: {why}", sent=sent, fix=fix)
 
 
 def after_attempts(last: BrokerUnreachable, made: int) -> BrokerUnreachable:
     """The last of several failures, saying how many there were."""
     if made == 1:
         return last
-    error = BrokerUnreachable(f"{last.message} ({made} attempts)", sent=last.sent, hint=last.hint)
+    error = last.reworded(f"{last.message} ({made} attempts)")
     error.__cause__ = last.__cause__
     return error
 
@@ -55,7 +55,7 @@ def refused(request: Request, reply: Reply) -> ApiError:
         f"Request failed with status: {reply.status}, body: {_shortened(text)}",
         status=reply.status,
         detail=detail,
-        hint=_hint(request, reply.status, detail),
+        fix=_fix(request, reply.status, detail),
     )
 
 
@@ -68,7 +68,7 @@ def not_understood(request: Request, reply: Reply, why: Exception) -> ApiError:
         f"{_shortened(text)}",
         status=reply.status,
         detail=text,
-        hint="Does QSTASH_URL name a QStash service?",
+        fix="see whether QSTASH_URL names a QStash service",
     )
 
 
@@ -129,12 +129,12 @@ def _error_text(text: str) -> str:
     return error if isinstance(error, str) else text
 
 
-def _hint(request: Request, status: int, detail: str) -> str | None:
+def _fix(request: Request, status: int, detail: str) -> str | None:
     if status == 404 and _WRONG_REGION in detail:
-        return f"The token belongs to another region than {origin(request.url)}: set QSTASH_URL to its own."
+        return f"set QSTASH_URL to the region of the token: it belongs to another one than {origin(request.url)}"
     if 300 <= status < 400:
-        return "A QStash service never redirects: QSTASH_URL names something in front of it, or http instead of https."
-    return _HINTS.get(status)
+        return "correct QSTASH_URL (a proxy in front, or http instead of https?): a QStash service never redirects"
+    return _FIXES.get(status)
 
 
 def _shortened(text: str) -> str:

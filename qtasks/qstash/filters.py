@@ -63,7 +63,7 @@ def selecting(given: Mapping[str, Any] | None, known: type, action: str) -> Pair
     if given is None:
         return []
     if not given:
-        raise InvalidCallError(f"an empty filter would {action} everything", hint="Leave `filter` out to mean that.")
+        raise InvalidCallError(f"an empty filter would {action} everything", fix="leave `filter` out to mean that")
     for name, values in given.items():
         texts = [_text(value) for value in _each(values)]
         if not texts or not all(text.strip() for text in texts):

@@ -7,13 +7,12 @@ absent key and None both mean "not said".
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypedDict
 
-from qtasks.errors import InvalidCallError
+from qtasks.errors import InvalidCallError, did_you_mean
 from qtasks.protocol import durations, messages, wire
 from qtasks.protocol.messages import Headers, PublishOptions
 from qtasks.qstash.calls import HttpMethod
@@ -129,9 +128,7 @@ def check_names(given: Iterable[str], known: type, where: str) -> None:
     names: Mapping[str, object] = known.__annotations__
     for name in given:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            suggestion = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"{where} got an unexpected keyword argument {name!r}{suggestion}")
+            raise TypeError(f"{where} got an unexpected keyword argument {name!r}{did_you_mean(name, names)}")
 
 
 def read(given: Mapping[str, Any]) -> PublishOptions:
@@ -191,7 +188,7 @@ def _moment_s(given: float | datetime) -> int:
     if not isinstance(given, datetime):
         return int(given)
     if given.tzinfo is None:
-        raise InvalidCallError("not_before is a datetime without a time zone", hint="Write datetime.now(timezone.utc).")
+        raise InvalidCallError("not_before is a datetime without a time zone", fix="write datetime.now(timezone.utc)")
     return int(given.timestamp())
 
 
@@ -202,9 +199,9 @@ def _labels(given: str | Sequence[str]) -> tuple[str, ...]:
 
 def _deduplication_id(given: str) -> str:
     if not given.strip():
-        raise InvalidCallError("deduplication_id is empty", hint="Leave it out to publish without one.")
+        raise InvalidCallError("deduplication_id is empty", fix="leave it out to publish without one")
     if ":" in given:
-        raise InvalidCallError("DeduplicationId cannot contain ':'", hint=f"It was {given!r}.")
+        raise InvalidCallError("DeduplicationId cannot contain ':'", details={"got": repr(given)})
     return given
 
 

@@ -299,7 +299,7 @@ def _text(body: bytes, where: str) -> str:
         return body.decode()
     except UnicodeDecodeError:
         raise InvalidCallError(
-            f"the body of {where} is not UTF-8, and a batch travels as JSON", hint="Publish this message by itself."
+            f"the body of {where} is not UTF-8, and a batch travels as JSON", fix="publish this message by itself"
         ) from None
 
 

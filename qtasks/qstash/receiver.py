@@ -43,7 +43,7 @@ class Receiver:
         if not _usable(self._keys) and not self._regional:
             raise ConfigurationError(
                 "There are no signing keys, so no delivery could be trusted.",
-                hint="Set QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY.",
+                fix="set QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY",
             )
 
     def verify(

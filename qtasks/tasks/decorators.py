@@ -52,7 +52,7 @@ def check_name(name: str) -> str:
     if _NAME.fullmatch(name) is None:
         raise DefinitionError(
             f"{name!r} is no name for a task: 1 to 128 letters, digits, _ . -",
-            hint='fix         @tasks.task(name="...")',
+            fix='@tasks.task(name="...")',
         )
     return name
 
@@ -64,7 +64,7 @@ def make(
     if not inspect.isfunction(function):
         raise DefinitionError(
             f"{function!r} is not a function written with def or async def",
-            hint="fix         put @tasks.task first, above nothing but other decorators of plain functions",
+            fix="put @tasks.task first, above nothing but other decorators of plain functions",
             code=NOT_A_FUNCTION,
         )
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypedDict
 
-from qtasks.errors import DefinitionError
+from qtasks.errors import DefinitionError, did_you_mean
 from qtasks.protocol import durations, expressions, targets, wire
 from qtasks.protocol.messages import (
     DEFAULT_RETRIES,
@@ -140,20 +139,19 @@ def check(
         raise _error(
             task,
             "the policy of a call cannot choose by the kind of error: exceptions do not travel",
-            hint="fix         give `on` and `give_up_on` where the task is declared",
+            fix="give `on` and `give_up_on` where the task is declared",
         )
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            guess = f"; did you mean {near[0]!r}?" if near else ""
-            raise _error(task, f"there is no option {name!r}{guess}", hint=f"It takes {', '.join(known)}.")
+            guess = did_you_mean(name, known)
+            raise _error(task, f"there is no option {name!r}{guess}", details={"known": ", ".join(known)})
     delivery(task, options if merged is None else merged)
 
 
 def delivery(task: str, options: Mapping[str, Any]) -> Delivery:
     """Bring options into the protocol's form. Raises DefinitionError naming the one that does not fit."""
     if "delay" in options and "eta" in options:
-        raise _error(task, "delay and eta contradict each other", hint="Give one of them.")
+        raise _error(task, "delay and eta contradict each other", fix="give one of them")
     retries, retry_delay, jitter = _retries(task, options)
     if retries is not None and not (type(retries) is int and 0 <= retries <= MAX_RETRIES):
         raise _error(task, f"retries is {retries!r}; a whole number from 0 to {MAX_RETRIES} is wanted")
@@ -197,7 +195,7 @@ def _retries(task: str, options: Mapping[str, Any]) -> tuple[Any, str | None, fl
     if not isinstance(given, RetryPolicy):
         return given, _retry_delay(task, options.get("retry_delay")), 0.0
     if options.get("retry_delay") is not None:
-        raise _error(task, "a RetryPolicy and retry_delay contradict each other", hint="Give one of them.")
+        raise _error(task, "a RetryPolicy and retry_delay contradict each other", fix="give one of them")
     return given.max, given.expression, given.jitter
 
 
@@ -220,7 +218,7 @@ def _moment(task: str, value: Any, *, name: str = "eta") -> int | None:
         raise _error(
             task,
             f"{name}={value!r} is not a moment: a datetime with a time zone is wanted",
-            hint="fix         datetime(..., tzinfo=ZoneInfo(...)) or datetime.now(UTC) + timedelta(...)",
+            fix="datetime(..., tzinfo=ZoneInfo(...)) or datetime.now(UTC) + timedelta(...)",
         )
     return max(0, math.ceil(value.timestamp()))
 
@@ -236,7 +234,7 @@ def _retry_delay(task: str, value: Span | None) -> str | None:
         raise _error(
             task,
             f"retry_delay={value!r} is neither a time nor an expression: {error}",
-            hint='fix         write "30s", or milliseconds such as "pow(2, retried) * 1000"',
+            fix='write "30s", or milliseconds such as "pow(2, retried) * 1000"',
         ) from None
 
 
@@ -285,7 +283,7 @@ def _unique(task: str, options: Mapping[str, Any]) -> tuple[bool | str | tuple[s
         raise _error(task, f"unique={given!r}: True, the name of a parameter, or several as a list are wanted")
     window_ms = _span(task, "unique_for", options.get("unique_for"), MAX_DELAY_MS, least=1)
     if window_ms is not None and not choice:
-        raise _error(task, "unique_for says how long, but not what is unique", hint="fix         unique=True")
+        raise _error(task, "unique_for says how long, but not what is unique", fix="unique=True")
     return choice, window_ms
 
 
@@ -299,13 +297,13 @@ def _pickled(task: str, options: Mapping[str, Any]) -> bool:
         raise _error(
             task,
             "its arguments are to be pickled, and cloudpickle is not installed",
-            hint='fix         pip install "qstash-tasks[pickle]"',
+            fix='pip install "qstash-tasks[pickle]"',
         )
     if options.get("unique") is True:
         raise _error(
             task,
             "pickles of equal arguments need not be equal, so unique=True says nothing",
-            hint="fix         name the parameters that make a call the same as another",
+            fix="name the parameters that make a call the same as another",
         )
     return True
 
@@ -315,11 +313,11 @@ def _flow_control(task: str, options: Mapping[str, Any]) -> FlowControl | None:
     if key is None:
         if rate is None and parallelism is None:
             return None
-        raise _error(task, "rate and parallelism are limits of a key", hint='fix         key="..."')
+        raise _error(task, "rate and parallelism are limits of a key", fix='key="..."')
     if not isinstance(key, str) or not 1 <= len(key) <= wire.MAX_TEXT or not key.isprintable() or not key.isascii():
         raise _error(task, f"key={key!r}: 1 to {wire.MAX_TEXT} visible ASCII characters are wanted")
     if rate is None and parallelism is None:
-        raise _error(task, "a key without limits limits nothing", hint="fix         give rate or parallelism, or both")
+        raise _error(task, "a key without limits limits nothing", fix="give rate or parallelism, or both")
     if parallelism is not None and not (type(parallelism) is int and 1 <= parallelism <= wire.MAX_LIMIT):
         raise _error(task, f"parallelism={parallelism!r}: a whole number from 1 is wanted")
     starts, period_s = _rate(task, rate)
@@ -361,5 +359,7 @@ def _redaction(task: str, value: Any) -> Redaction | None:
     return Redaction(body=True) if value else None
 
 
-def _error(task: str, text: str, *, hint: str | None = None) -> DefinitionError:
-    return DefinitionError(f"{task}: {text}", hint=hint, code=BAD_OPTION)
+def _error(
+    task: str, text: str, *, details: Mapping[str, str] | None = None, fix: str | None = None
+) -> DefinitionError:
+    return DefinitionError(f"{task}: {text}", details=details, fix=fix, code=BAD_OPTION)

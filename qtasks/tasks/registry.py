@@ -186,7 +186,7 @@ class Registry:
         if options:
             raise DefinitionError(
                 f"{task.name} is a task already: {', '.join(options)} cannot be said any more",
-                hint="fix         say it where the task is made, in the lowest decorator",
+                fix="say it where the task is made, in the lowest decorator",
                 code=BAD_OPTION,
             )
         mine = self._tasks.get(task.name)
@@ -200,7 +200,7 @@ class Registry:
             if (taken := self._names.get(name)) is not None:
                 raise DefinitionError(
                     f"there are two tasks named {name!r}: {_place(taken.function)} and {_place(task.function)}",
-                    hint='fix         rename one, or @tasks.task(name="...")',
+                    fix='rename one, or @tasks.task(name="...")',
                 )
         if self._parent is not None:
             self._parent.add(task, aliases)
@@ -229,7 +229,7 @@ class TaskRouter(Registry):
         if self._parent is None:
             raise ConfigurationError(
                 f"the tasks of the router {self.prefix!r} belong to no application",
-                hint="fix         tasks.include_router(router)",
+                fix="tasks.include_router(router)",
             )
         return self._parent.bound()
 

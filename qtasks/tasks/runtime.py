@@ -121,7 +121,7 @@ class ApplicationRuntime:
         if (ready := self._results or self.results_or_none()) is None:
             raise ResultsDisabled(
                 "results were asked for, but no place for them is configured",
-                hint="fix         set QTASKS_RESULTS, or QTasks(results=...), to sqlite:///results.db or, for one "
+                fix="set QTASKS_RESULTS, or QTasks(results=...), to sqlite:///results.db or, for one "
                 "process, memory://",
             )
         return ready
@@ -299,7 +299,7 @@ class ApplicationRuntime:
         if (results := self.results_or_none()) is None:
             raise ArgumentsError(
                 f"{message.task}: the arguments do not fit into a header, and nothing is there to keep them",
-                hint="fix         set QTASKS_RESULTS, or store the data and pass its key",
+                fix="set QTASKS_RESULTS, or store the data and pass its key",
                 code="QT155",
             )
         results.put(kept.record(message.task, self.now_ms()))
@@ -353,6 +353,6 @@ def open_results(url: str, *, ttl_ms: int) -> ResultBackend:
         return RedisResults(url, ttl_ms=ttl_ms)
     raise ConfigurationError(
         f"QTASKS_RESULTS names no place for results: {scheme}://...",
-        hint="fix         sqlite:///relative/path, sqlite:////absolute/path, postgresql://..., redis://..., or "
+        fix="sqlite:///relative/path, sqlite:////absolute/path, postgresql://..., redis://..., or "
         "memory:// for one process",
     )

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TypedDict
 from urllib.parse import urlsplit
 
-from qtasks.errors import ConfigurationError
+from qtasks.errors import ConfigurationError, did_you_mean
 from qtasks.protocol import development, durations
 from qtasks.protocol.messages import SigningKeys
 from qtasks.tasks.dev_server import DevServer, is_loopback
@@ -125,22 +125,22 @@ class Settings:
     def sender(self) -> tuple[str, str, str]:
         """`url`, `token` and `base_url`, which publishing needs. Raises ConfigurationError naming what is missing."""
         if self.url is None or self.token is None:
-            looked = "".join(f"\n  looked for  {place}" for place in self.searched)
             raise ConfigurationError(
-                f"no QStash service is configured, so a task has nowhere to go{looked}",
-                hint="fix         start `qtasks dev`, or set QSTASH_TOKEN (and QSTASH_URL for a broker of your own), "
+                "no QStash service is configured, so a task has nowhere to go",
+                details={"looked for": self.searched},
+                fix="start `qtasks dev`, or set QSTASH_TOKEN (and QSTASH_URL for a broker of your own), "
                 "or give QTasks(embedded=...)",
             )
         if self.base_url is None:
             raise ConfigurationError(
                 "QTASKS_BASE_URL is not set: the broker would not know where to deliver",
-                hint="fix         set it to the public address of the tasks, prefix included, "
+                fix="set it to the public address of the tasks, prefix included, "
                 "such as https://app.example.com/qtasks",
             )
         if self.url == HOSTED_URL and is_loopback(self.base_url):
             raise ConfigurationError(
                 f"the hosted service cannot reach {self.base_url}: that is this machine",
-                hint="fix         set QTASKS_BASE_URL to a public address, or use `qtasks dev`",
+                fix="set QTASKS_BASE_URL to a public address, or use `qtasks dev`",
                 code="QT306",
             )
         return self.url, self.token, self.base_url
@@ -154,14 +154,14 @@ class Settings:
         if missing:
             raise ConfigurationError(
                 f"no signing keys: {' and '.join(missing)} not set, so no delivery could be trusted",
-                hint="fix         set both (the console and `GET /v2/keys` show them), or start `qtasks dev`",
+                fix="set both (the console and `GET /v2/keys` show them), or start `qtasks dev`",
             )
         keys = SigningKeys(self.current_signing_key or "", self.next_signing_key or "")
         check_keys(keys, dev=self.allow_dev_keys)
         if self.base_url is None:
             raise ConfigurationError(
                 "QTASKS_BASE_URL is not set: deliveries are signed for an address this server must know",
-                hint="fix         set it to the public address of the tasks, prefix included, "
+                fix="set it to the public address of the tasks, prefix included, "
                 "such as https://app.example.com/qtasks",
             )
         return keys, self.base_url
@@ -171,13 +171,13 @@ class Settings:
         if not self.allow_pickle:
             raise ConfigurationError(
                 "pickles are not permitted in this application",
-                hint="fix         QTasks(allow_pickle=True) or QTASKS_ALLOW_PICKLE=1, if whoever has QTASKS_SECRET_KEY "
+                fix="QTasks(allow_pickle=True) or QTASKS_ALLOW_PICKLE=1, if whoever has QTASKS_SECRET_KEY "
                 "may run code here",
             )
         if self.secret_key is None:
             raise ConfigurationError(
                 "QTASKS_SECRET_KEY is not set, so no pickle could be told from a stranger's",
-                hint="fix         set it, alike in every process, to what `python -c 'import secrets; "
+                fix="set it, alike in every process, to what `python -c 'import secrets; "
                 "print(secrets.token_urlsafe(32))'` prints",
             )
         secrets = tuple(part.strip() for part in self.secret_key.split(","))
@@ -185,12 +185,12 @@ class Settings:
             if len(secret) < MIN_SECRET:
                 raise ConfigurationError(
                     f"QTASKS_SECRET_KEY has {len(secret)} characters; {MIN_SECRET} random ones are the least",
-                    hint="fix         python -c 'import secrets; print(secrets.token_urlsafe(32))'",
+                    fix="python -c 'import secrets; print(secrets.token_urlsafe(32))'",
                 )
             if secret in (self.token, self.current_signing_key, self.next_signing_key) or development.is_public(secret):
                 raise ConfigurationError(
                     "QTASKS_SECRET_KEY is known to the broker, which must not be able to make pickles",
-                    hint="fix         python -c 'import secrets; print(secrets.token_urlsafe(32))'",
+                    fix="python -c 'import secrets; print(secrets.token_urlsafe(32))'",
                 )
         return secrets
 
@@ -213,7 +213,7 @@ def resolve(
     if in_test(environment):
         raise ConfigurationError(
             "a test talks to no broker but its own, and there is none here",
-            hint="fix         ask for the fixture `qtasks`, and see that it finds this application (fixture "
+            fix="ask for the fixture `qtasks`, and see that it finds this application (fixture "
             "`qtasks_app`); or let all tests out with `qtasks_network = true` in pytest's settings",
             code="QT170",
         )
@@ -274,7 +274,10 @@ class _Found:
 
     def take_overrides(self, overrides: SettingsOverrides) -> None:
         if unknown := sorted(set(overrides) - set(VARIABLES)):
-            raise ConfigurationError(f"QTasks has no setting {unknown[0]!r}", hint=f"It takes {', '.join(VARIABLES)}.")
+            raise ConfigurationError(
+                f"QTasks has no setting {unknown[0]!r}{did_you_mean(unknown[0], VARIABLES)}",
+                details={"known": ", ".join(VARIABLES)},
+            )
         self.take(dict(overrides), ARGUMENT)
 
     def take_environment(self, environment: Mapping[str, str], variables: Mapping[str, str]) -> None:
@@ -350,7 +353,7 @@ def _http_url(value: object, name: str, origin: str) -> str:
         shown = re.sub(r"//[^/@]*@", "//***@", text)[:200]
         raise ConfigurationError(
             f"{VARIABLES[name]} (from {origin}) is not an address: {shown!r}",
-            hint="fix         write one such as https://app.example.com/qtasks, without query or user name",
+            fix="write one such as https://app.example.com/qtasks, without query or user name",
         )
     return text
 
@@ -361,13 +364,13 @@ def _flag(value: object, name: str) -> bool:
         return True
     if text in ("", "0", "false"):
         return False
-    raise ConfigurationError(f"{name} is {value!r}", hint="fix         write 1 or 0")
+    raise ConfigurationError(f"{name} is {value!r}", fix="write 1 or 0")
 
 
 def _count(value: object) -> int:
     text = str(value)
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_THREADS):
-        raise ConfigurationError(f"QTASKS_THREADS is {value!r}", hint=f"fix         a number from 1 to {MAX_THREADS}")
+        raise ConfigurationError(f"QTASKS_THREADS is {value!r}", fix=f"a number from 1 to {MAX_THREADS}")
     return int(text)
 
 

@@ -245,7 +245,7 @@ class Task(Generic[P, R]):
         if any(schedule.name == one.name for one in self.declared):
             raise DefinitionError(
                 f"there are two schedules {schedule.title!r}",
-                hint='fix         tell them apart: @tasks.cron(..., schedule="...")',
+                fix='tell them apart: @tasks.cron(..., schedule="...")',
             )
         self.declared.append(schedule)
 

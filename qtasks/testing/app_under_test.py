@@ -18,7 +18,7 @@ ORIGIN = "http://testserver"
 """Where Starlette's test client has its applications, so that host checks know it already."""
 
 _FIX = (
-    'fix         [tool.qtasks] app = "package.module:object" in pyproject.toml, `qtasks_app` in pytest\'s settings, '
+    '[tool.qtasks] app = "package.module:object" in pyproject.toml, `qtasks_app` in pytest\'s settings, '
     "or a fixture `qtasks_app` that returns the application"
 )
 
@@ -49,11 +49,11 @@ def find(target: str | None, folder: Path) -> FastAPI | QTasks:
 
         if target is None and default_app.tasks:
             return default_app
-        raise AppError(error.message, hint=_FIX, code=error.code) from None
+        raise AppError(error.message, details=error.details, fix=_FIX, code=error.code) from None
     try:
         app: FastAPI = load(place).app  # type: ignore[assignment]  # it was made or found as one
     except AppError as error:
-        raise AppError(error.message, hint=error.hint or _FIX, code=error.code) from None
+        raise AppError(error.message, details=error.details, fix=error.fix or _FIX, code=error.code) from None
     return app
 
 
@@ -67,6 +67,6 @@ def of(given: FastAPI | QTasks | str | None, folder: Path) -> Application:
     if prefix is None or tasks is None:
         raise ConfigurationError(
             f"{found!r} serves no tasks",
-            hint='fix         app.include_router(tasks.router, prefix="/qtasks")',
+            fix='app.include_router(tasks.router, prefix="/qtasks")',
         )
     return Application(tasks, found, prefix)

@@ -83,7 +83,7 @@ class Environment:
         seed: int = 0,
     ) -> None:
         if mode not in MODES:
-            raise ConfigurationError(f"there is no mode {mode!r}", hint=f"There are {', '.join(MODES)}.")
+            raise ConfigurationError(f"there is no mode {mode!r}", details={"expected": ", ".join(MODES)})
         self._given = app
         self._mode: Mode = mode
         self._start_ms = _start_ms(start)
@@ -278,9 +278,7 @@ class Environment:
     @property
     def _on(self) -> Stage:
         if self._stage is None:
-            raise QTasksError(
-                "this environment is not open", hint="fix         with Environment(app) as qtasks: ...", code="QT170"
-            )
+            raise QTasksError("this environment is not open", fix="with Environment(app) as qtasks: ...", code="QT170")
         return self._stage
 
     def _stepped(self, what: str) -> Stepped:
@@ -333,6 +331,6 @@ def _start_ms(start: datetime | str | None) -> int | None:
     if moment.utcoffset() is None:
         raise ConfigurationError(
             f"start={start!r} does not say in which time zone",
-            hint='fix         such as "2030-03-31T01:30:00+01:00", or a datetime with a tzinfo',
+            fix='such as "2030-03-31T01:30:00+01:00", or a datetime with a tzinfo',
         )
     return int(moment.timestamp() * 1000)

@@ -155,9 +155,9 @@ def test_a_taken_port_is_a_sentence_and_exit_code_2(folder: Path) -> None:
 
 
 def test_a_misspelt_file_is_met_with_the_nearest_name(folder: Path) -> None:
-    assert "did you mean tasks.py?" in refused(folder, "taks.py")
-    assert "did you mean tasks?" in refused(folder, "taskss")
-    assert "did you mean add?" in refused(folder, "tasks:ad")
+    assert "did you mean 'tasks.py'?" in refused(folder, "taks.py")
+    assert "did you mean 'tasks'?" in refused(folder, "taskss")
+    assert "did you mean 'add'?" in refused(folder, "tasks:ad")
 
 
 def test_nothing_to_run_lists_what_was_looked_for(tmp_path: Path) -> None:

@@ -433,7 +433,7 @@ def test_a_dispatcher_does_not_trust_the_public_keys(folder: Path) -> None:
 
 def test_a_dispatcher_needs_an_application(folder: Path) -> None:
     variables = {**SECRETS, "QTASKS_BASE_URL": "http://127.0.0.1:1/qtasks"}
-    assert "did you mean tasks.py?" in turned_away(folder, "run", "taks.py", **variables)
+    assert "did you mean 'tasks.py'?" in turned_away(folder, "run", "taks.py", **variables)
     (folder / "tasks.py").write_text("x = 1\n")
     assert "no tasks found in tasks" in turned_away(folder, "run", "--workers", "2", **variables)
     (folder / "tasks.py").write_text("raise SystemExit(0)\n")
@@ -546,8 +546,8 @@ def test_help_is_quick_and_names_every_command(folder: Path) -> None:
 
 
 def test_a_misspelt_command_is_met_with_the_nearest(refused: Refused) -> None:
-    assert "No such command 'brokr'. Did you mean 'broker'?" in refused("brokr")
-    assert "There are dev, broker, run, send, tasks, schedules." in refused("xyzzy")
+    assert "there is no command 'brokr'; did you mean 'broker'?" in refused("brokr")
+    assert "there is no command 'xyzzy'; known: dev, broker, run, send, tasks, schedules" in refused("xyzzy")
 
 
 def test_what_a_terminal_cannot_show_is_no_reason_to_fail(folder: Path) -> None:

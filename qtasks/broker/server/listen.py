@@ -32,12 +32,12 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         if isinstance(error, PermissionError):
             raise ConfigurationError(
-                f"port {port} on {host} may not be used by this user", hint="choose one above 1023"
+                f"port {port} on {host} may not be used by this user", fix="choose one above 1023"
             ) from None
         if error.errno is not None and "in use" in (error.strerror or ""):
             raise PortTakenError(
                 f"port {port} on {host} is in use by another program",
-                hint="stop that program, or choose another port (0 picks a free one)",
+                fix="stop that program, or choose another port (0 picks a free one)",
             ) from None
         raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     listener.setblocking(False)

@@ -28,7 +28,7 @@ class FileLock:
             os.close(descriptor)
             raise StoreLocked(
                 f"{path.with_suffix('')} is in use by {holder}",
-                hint="stop that process, name another file, or let both use one server: qtasks broker",
+                fix="stop that process, name another file, or let both use one server: qtasks broker",
             ) from None
         os.ftruncate(descriptor, 0)
         program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"

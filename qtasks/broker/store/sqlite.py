@@ -356,11 +356,11 @@ def connect(path: str, vfs: str | None = None) -> apsw.Connection:
     except (apsw.NotADBError, apsw.CorruptError) as error:
         raise StoreError(
             f"{path} is not a qtasks database, or it is damaged: {error}",
-            hint="name another file with --db, or restore a backup",
+            fix="name another file with --db, or restore a backup",
         ) from error
     except (apsw.CantOpenError, OSError) as error:
         raise StoreError(
-            f"cannot open {path}: {error}", hint="check that the directory exists and may be written"
+            f"cannot open {path}: {error}", fix="check that the directory exists and may be written"
         ) from error
     return db
 
@@ -375,7 +375,7 @@ def migrate(db: apsw.Connection) -> None:
     if version > len(steps):
         raise SchemaTooNew(
             f"the database has schema version {version}; this program knows versions up to {len(steps)}",
-            hint="start the newer program that wrote it, or name another file with --db",
+            fix="start the newer program that wrote it, or name another file with --db",
         )
     for number, step in enumerate(steps[version:], version + 1):
         sql = step.read_text(encoding="utf-8")

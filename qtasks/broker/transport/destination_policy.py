@@ -279,7 +279,7 @@ def _read_rule(text: str) -> _Rule:
     except WireError as error:
         raise ConfigurationError(
             f"{FLAG} {text!r} cannot be read: {str(error).removeprefix(_INVALID)}",
-            hint="Write host:port, http://host:port, *.suffix:port, an address or a range such as 10.1.0.0/16.",
+            details={"expected": "host:port, http://host:port, *.suffix:port, an address or a range (10.1.0.0/16)"},
         ) from error
     named_port = ":" in place.authority.rpartition("]")[2]
     ports = frozenset({place.port} if named_port else DEFAULT_PORTS.values())

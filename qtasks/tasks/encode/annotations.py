@@ -94,7 +94,7 @@ def portable(annotation: Any) -> Any:
     if annotation in (SecretStr, SecretBytes):
         raise DefinitionError(
             f"{annotation.__name__} cannot be an argument or a result: it would arrive as asterisks",
-            hint="fix         pass a reference to the secret and look it up in the task",
+            fix="pass a reference to the secret and look it up in the task",
             code=CANNOT_TRAVEL,
         )
     try:
@@ -122,7 +122,7 @@ def hints(function: Callable[..., object]) -> dict[str, Any]:
     except NameError as error:
         raise DefinitionError(
             f"{function.__qualname__}: an annotation names {error.name!r}, which its module does not have",
-            hint="fix         import it at the top of the module, outside `if TYPE_CHECKING`",
+            fix="import it at the top of the module, outside `if TYPE_CHECKING`",
             code=CANNOT_TRAVEL,
         ) from error
     except TypeError as error:
@@ -139,11 +139,11 @@ def adapter(annotation: Any, *, where: str) -> TypeAdapter[Any]:
         reason = str(error).splitlines()[0]
         raise DefinitionError(
             f"{where}: {type_name(annotation)} cannot travel as JSON: {reason}",
-            hint="fix         pass an id or plain data instead, or use a pydantic model",
+            fix="pass an id or plain data instead, or use a pydantic model",
             code=CANNOT_TRAVEL,
         ) from error
     except DefinitionError as error:
-        raise DefinitionError(f"{where}: {error.message}", hint=error.hint, code=error.code) from error
+        raise error.reworded(f"{where}: {error.message}") from error
 
 
 def record_adapter(name: str, fields: dict[str, Any], *, where: str) -> TypeAdapter[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from qtasks.errors import ArgumentsError, DefinitionError
+from qtasks.errors import ArgumentsError, DefinitionError, did_you_mean
 from qtasks.tasks.context import Injected, TaskContext, injected
 from qtasks.tasks.encode.annotations import (
     CANNOT_TRAVEL,
@@ -164,17 +163,16 @@ class TaskParameters:
 
     def too_large(self, size: int, limit: int) -> ArgumentsError:
         """The error for a call whose body no broker would take."""
-        return self._error(
-            f"the arguments make a message of {size:,} bytes; {limit:,} are allowed",
-            TOO_LARGE,
-            hint="fix         store the data and pass its key",
+        return ArgumentsError(
+            f"{self.task}: the arguments make a message of {size:,} bytes; {limit:,} are allowed",
+            code=TOO_LARGE,
+            fix="store the data and pass its key",
         )
 
     def _unexpected(self, name: str) -> ArgumentsError:
         if name in self.contexts or name in {parameter.name for parameter in self.dependencies}:
             return self._error(f"argument {name!r} is filled where the task runs and cannot be passed", UNEXPECTED)
-        near = difflib.get_close_matches(name, sorted(self.keywords), n=1)
-        guess = f"; did you mean {near[0]!r}?" if near else ""
+        guess = did_you_mean(name, sorted(self.keywords))
         return self._error(f"unexpected argument {name!r}{guess}", UNEXPECTED)
 
     def _misfit(self, values: Values, error: ValidationError) -> ArgumentsError:
@@ -198,8 +196,8 @@ class TaskParameters:
                 return name
         return next(iter(values), "")
 
-    def _error(self, text: str, code: str, *, hint: str | None = None) -> ArgumentsError:
-        return ArgumentsError(f"{self.task}: {text}", hint=hint or f"signature   {self.signature}", code=code)
+    def _error(self, text: str, code: str) -> ArgumentsError:
+        return ArgumentsError(f"{self.task}: {text}", details={"signature": self.signature}, code=code)
 
 
 def read_parameters(
@@ -274,14 +272,14 @@ def is_context(parameter: inspect.Parameter) -> bool:
         if parameter.annotation not in (inspect.Parameter.empty, TaskContext):
             raise DefinitionError(
                 f"parameter {parameter.name!r} is `= injected`, but only a TaskContext can be injected",
-                hint=f"fix         {parameter.name}: TaskContext = injected",
+                fix=f"{parameter.name}: TaskContext = injected",
                 code=CANNOT_TRAVEL,
             )
         return True
     if parameter.annotation is TaskContext:
         raise DefinitionError(
             f"parameter {parameter.name!r} is a TaskContext without a default, so callers would have to pass it",
-            hint=f"fix         {parameter.name}: TaskContext = injected",
+            fix=f"{parameter.name}: TaskContext = injected",
             code=CANNOT_TRAVEL,
         )
     return False

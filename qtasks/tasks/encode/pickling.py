@@ -88,7 +88,7 @@ class Pickles:
         if versions.decode() != _versions():
             raise PayloadError(
                 f"the pickle was made by {_named(versions.decode())}; this is {_named(_versions())}",
-                hint="Both sides have to run the same; a call that waits is tried again.",
+                fix="run the same versions on both sides; a call that waits is tried again",
                 code=STALE,
             )
         try:
@@ -111,7 +111,7 @@ class Pickles:
             this = purposes[0]
             raise ForgedError(
                 f"the pickled {this.what} of {this.task} {this.call_id} was not read: no key of ours made its MAC",
-                hint="Is QTASKS_SECRET_KEY the same where it was made? Else somebody has changed it, or moved it here.",
+                details={"likely": "QTASKS_SECRET_KEY differs where it was made, or the message was changed or copied"},
             )
         return body
 

@@ -38,7 +38,7 @@ def dump(task: Task[..., Any], value: Any, call_id: str) -> str:
     if (size := len(text.encode())) > MAX_BODY:
         raise ResultError(
             f"the {_shown(task, value)} makes a text of {size:,} bytes; {MAX_BODY:,} are allowed",
-            hint="fix         store the data and return its key",
+            fix="store the data and return its key",
             code=BAD_RESULT,
         )
     return text
@@ -59,7 +59,7 @@ def load(adapter: TypeAdapter[R] | None, text: str, pickles: Callable[[], Pickle
     except ValidationError as error:
         raise ResultError(
             f"{purpose.task}: the stored result does not fit the declared type: {error.errors()[0]['msg']}",
-            hint="Was the task's return annotation changed since it ran?",
+            details={"likely": "the task's return annotation was changed since it ran"},
         ) from error
 
 

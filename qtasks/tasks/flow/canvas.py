@@ -133,7 +133,7 @@ class Chain:
         if isinstance(last, Group):
             raise DefinitionError(
                 "a chain ends with one call, so that one handle can stand for it",
-                hint="fix         let a task that takes the list of results follow the group",
+                fix="let a task that takes the list of results follow the group",
                 code=BAD_FLOW,
             )
         first, *rest = self.nodes

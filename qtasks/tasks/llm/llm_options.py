@@ -61,14 +61,14 @@ def check(task: str, options: Mapping[str, Any], known: frozenset[str], provider
         if name in options:
             raise DefinitionError(
                 f"{task}: {name} is how the model's answer comes back, so it cannot be another URL",
-                hint="fix         @task.on_completion and @task.on_failure are told of answers and failures",
+                fix="@task.on_completion and @task.on_failure are told of answers and failures",
                 code=BAD_OPTION,
             )
     policy = options.get("retries")
     if isinstance(policy, RetryPolicy) and policy.chooses:
         raise DefinitionError(
             f"{task}: the broker repeats a request to a model after any failure, so its policy cannot choose by error",
-            hint="fix         give `on` and `give_up_on` to @task.on_completion(retries=...)",
+            fix="give `on` and `give_up_on` to @task.on_completion(retries=...)",
             code=BAD_OPTION,
         )
     said = {name: value for name, value in options.items() if name in MODEL_OPTIONS}

@@ -110,7 +110,7 @@ class LlmTask(Task[P, T]):
         if asked := [*made.contexts, *(parameter.name for parameter in made.dependencies)]:
             raise DefinitionError(
                 f"{self.name}: nothing can fill {asked[0]!r}, for the function runs where the call is made",
-                hint="fix         let @task.on_completion ask for it",
+                fix="let @task.on_completion ask for it",
                 code=BAD_COMPLETION,
             )
         return made
@@ -219,7 +219,7 @@ class LlmTask(Task[P, T]):
     def _misfit(self, reason: str) -> ArgumentsError:
         return ArgumentsError(
             f"{self.name}: what the function returned cannot be asked: {reason}",
-            hint='fix         return [system("..."), user("...")], made with qtasks.llm',
+            fix='return [system("..."), user("...")], made with qtasks.llm',
             code=BAD_MESSAGES,
         )
 
@@ -234,7 +234,7 @@ class LlmTask(Task[P, T]):
             if self._origin is not None and self._options.get(name) != self._origin.option(name):
                 raise DefinitionError(
                     f"{self.name}: {name} of a single call does not travel in a flow",
-                    hint="fix         declare another task for it",
+                    fix="declare another task for it",
                     code=BAD_OPTION,
                 )
         return super().for_flow()
@@ -260,14 +260,14 @@ def make(
     if not inspect.isfunction(function) or inspect.iscoroutinefunction(function):
         raise DefinitionError(
             f"{function!r} is not a function written with def: it builds the messages where the call is made",
-            hint="fix         fetch what it needs before, and pass it",
+            fix="fetch what it needs before, and pass it",
             code=NOT_A_FUNCTION,
         )
     provider = options["provider"]
     if not isinstance(provider, Provider) or not isinstance(options["model"], str) or not options["model"]:
         raise DefinitionError(
             f"{name}: provider={provider!r}, model={options['model']!r}: one of qtasks.llm and a name are wanted",
-            hint='fix         @tasks.llm(provider=openai(), model="gpt-4o-mini")',
+            fix='@tasks.llm(provider=openai(), model="gpt-4o-mini")',
             code=BAD_OPTION,
         )
     said = {key: value for key, value in options.items() if key not in ("provider", "model", "output")}

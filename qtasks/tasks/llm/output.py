@@ -59,7 +59,7 @@ class Output(Generic[T]):
         if root.get("type") != "object":
             raise DefinitionError(
                 f"{self._task}: the output {type_name(self.annotation)} is no object in JSON, which providers want",
-                hint="fix         put it into a pydantic model: class Answer(BaseModel): value: ...",
+                fix="put it into a pydantic model: class Answer(BaseModel): value: ...",
                 code=BAD_OUTPUT,
             )
         return schema

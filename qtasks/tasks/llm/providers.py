@@ -53,7 +53,7 @@ class Provider:
                 return ()
             raise ConfigurationError(
                 f"{self.kind}() has no key: {self.variable} is not set where the request is made",
-                hint=f"fix         set {self.variable}, or give {self.kind}(token=...)",
+                fix=f"set {self.variable}, or give {self.kind}(token=...)",
                 code=NO_KEY,
             )
         return tuple(self._service(key).chat_headers().items())

@@ -163,7 +163,7 @@ def _driver() -> Any:
     except ImportError as error:
         raise ConfigurationError(
             "results in PostgreSQL need psycopg, which is not installed",
-            hint='fix         pip install "qstash-tasks[postgres]"',
+            fix='pip install "qstash-tasks[postgres]"',
         ) from error
     return psycopg
 

@@ -103,6 +103,6 @@ def _driver() -> Any:
     except ImportError as error:
         raise ConfigurationError(
             "results in Redis need its client, which is not installed",
-            hint='fix         pip install "qstash-tasks[redis]"',
+            fix='pip install "qstash-tasks[redis]"',
         ) from error
     return redis

@@ -196,7 +196,7 @@ class TaskResult(Generic[R]):
         if self._runtime.runs_on_this_thread():
             raise ResultError(
                 f"{self.task}: .get() would block the event loop that has to run the task",
-                hint="fix         await result.aget()",
+                fix="await result.aget()",
                 code="QT157",
             )
         changed = threading.Event()
@@ -235,7 +235,7 @@ class TaskResult(Generic[R]):
         if self.message_id is None:
             raise ResultError(
                 f"{self.task} {self.id} cannot be cancelled: this handle does not know its message",
-                hint="fix         cancel through the handle that a task's .delay() returned, after its batch was sent; "
+                fix="cancel through the handle that a task's .delay() returned, after its batch was sent; "
                 "the end of a chain has no message before its turn comes: let its tasks raise Cancel, or give expires=",
                 code="QT157",
             )

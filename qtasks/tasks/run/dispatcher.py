@@ -6,7 +6,6 @@ The order is the security: nothing is parsed before the signature is good, nothi
 from __future__ import annotations
 
 import asyncio
-import difflib
 import functools
 import logging
 import threading
@@ -18,7 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from qtasks.clock import Clock, SystemClock
-from qtasks.errors import PayloadError, QTasksError, SignatureError
+from qtasks.errors import PayloadError, QTasksError, SignatureError, did_you_mean
 from qtasks.protocol import signing
 from qtasks.protocol.messages import DEFAULT_RETRIES, DEFAULT_TIMEOUT_MS, SigningKeys
 from qtasks.randomness import Random, SystemRandom
@@ -181,8 +180,7 @@ class Dispatcher:
 
     def _unknown(self, delivery: Delivery) -> Outcome:
         known = sorted(self._tasks)
-        near = difflib.get_close_matches(delivery.task, known, n=1)
-        guess = f"; did you mean {near[0]!r}?" if near else ""
+        guess = did_you_mean(delivery.task, known)
         text = f"UnknownTask: there is no task {delivery.task[:128]!r} here{guess}; known tasks: {', '.join(known)}"
         log.error("%s %s", UNKNOWN_TASK, text, extra={"action": "unknown", "message_id": delivery.message_id})
         wait_ms = min(UNKNOWN_AFTER_MS * 4 ** min(delivery.retried, 10), UNKNOWN_AFTER_MOST_MS)

@@ -11,14 +11,13 @@ What is ours says so, in the labels that its runs have too: `DECLARED` for a sch
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
-from qtasks.errors import ArgumentsError, DefinitionError
+from qtasks.errors import ArgumentsError, DefinitionError, did_you_mean
 from qtasks.protocol import wire
 from qtasks.protocol.cron import Cron
 from qtasks.protocol.messages import PublishOptions
@@ -103,7 +102,7 @@ class Declaration:
         if self.overlap not in get_args(Overlap):
             raise self._error(f"overlap={self.overlap!r}: {', '.join(map(repr, get_args(Overlap)))} are known")
         if isinstance(self.args, str) or not isinstance(self.args, Sequence):
-            raise self._error(f"args={self.args!r}: a list of arguments is wanted", hint="fix         args=[...]")
+            raise self._error(f"args={self.args!r}: a list of arguments is wanted", fix="args=[...]")
         if (length := len(identity("", self.task.name, self.name))) > MAX_ID:
             raise self._error(f"its id would have {length} characters; {MAX_ID} are allowed")
         self._check_options()
@@ -118,12 +117,12 @@ class Declaration:
         if how.unique:
             raise self._error(
                 "`unique` is decided where a call is made, and nobody makes the calls of a schedule",
-                hint='fix         overlap="skip" or overlap="wait"',
+                fix='overlap="skip" or overlap="wait"',
             )
         if how.pickled:
             raise self._error(
                 "its arguments are pickled, and a pickle is for one version of Python, which a schedule outlives",
-                hint="fix         schedule a task that takes JSON, and have it call this one",
+                fix="schedule a task that takes JSON, and have it call this one",
             )
         if how.expires is not None:
             raise self._error("`expires` is counted from a call, and nobody makes the calls of a schedule")
@@ -133,12 +132,12 @@ class Declaration:
         if self.overlap == "skip" and self.task.asks:
             raise self._error(
                 "while a language model works on a call, nothing of it is under way here that could be seen",
-                hint='fix         overlap="wait"',
+                fix='overlap="wait"',
             )
         if self.overlap == "wait" and how.publish.flow_control is not None:
             raise self._error(
                 'overlap="wait" limits its runs by a key of its own, and a call has one key',
-                hint=f"fix         leave out overlap; parallelism=1 lets calls of the key "
+                fix=f"leave out overlap; parallelism=1 lets calls of the key "
                 f"{how.publish.flow_control.key!r} run one at a time",
             )
         if self.overlap == "wait" and how.queue is not None:
@@ -173,8 +172,8 @@ class Declaration:
         labels = (kind, f"{mark(base_url)}{_fingerprint(destination, body, options)}", *given)
         return Wanted(self.title, destination, body, replace(options, labels=labels))
 
-    def _error(self, text: str, *, hint: str | None = None) -> DefinitionError:
-        return DefinitionError(f"schedule {self.title}: {text}", hint=hint, code=BAD_OPTION)
+    def _error(self, text: str, *, fix: str | None = None) -> DefinitionError:
+        return DefinitionError(f"schedule {self.title}: {text}", fix=fix, code=BAD_OPTION)
 
 
 def declaration(
@@ -186,11 +185,10 @@ def declaration(
     """
     for option in options:
         if option not in (known := tuple(ScheduleOptions.__annotations__)):
-            near = difflib.get_close_matches(option, known, n=1)
-            guess = f"; did you mean {near[0]!r}?" if near else ""
             raise DefinitionError(
-                f"schedule {title(task.name, name)}: there is no option {option!r}{guess}",
-                hint=f"It takes {', '.join(known)}; what concerns the calls goes to .using(...).",
+                f"schedule {title(task.name, name)}: there is no option {option!r}{did_you_mean(option, known)}",
+                details={"known": ", ".join(known)},
+                fix="give options of the calls to .using(...)",
                 code=BAD_OPTION,
             )
     made = Declaration(
@@ -227,9 +225,11 @@ def mark(base_url: str) -> str:
 
 def as_declared(error: ArgumentsError, name: str) -> DefinitionError:
     """The error of arguments that stand in a declaration, or should."""
-    fix = 'fix         args=[...] or kwargs={"...": ...} beside the expression, or a default'
     return DefinitionError(
-        f"schedule {name}: {error.message}", hint=f"{error.hint}\n  {fix}" if error.hint else fix, code=error.code
+        f"schedule {name}: {error.message}",
+        details=error.details,
+        fix=error.fix or 'args=[...] or kwargs={"...": ...} beside the expression, or a default',
+        code=error.code,
     )
 
 

@@ -148,9 +148,9 @@ def own(found: Schedule, base_url: str) -> str:
         return name
     other = "belongs to another environment" if _is_made_here(found) else "was not made by qtasks"
     raise ConfigurationError(
-        f"the schedule {found.schedule_id} {other}, and is left alone"
-        f"\n  this one    {base_url}\n  its calls   {found.destination}",
-        hint="fix         work on it with the QTASKS_BASE_URL of its environment, or where it was made",
+        f"the schedule {found.schedule_id} {other}, and is left alone",
+        details={"this one": base_url, "its calls": found.destination},
+        fix="work on it with the QTASKS_BASE_URL of its environment, or where it was made",
         code=FOREIGN,
     )
 
@@ -162,7 +162,7 @@ def call_of(found: Schedule, base_url: str) -> Outgoing:
     except PayloadError:
         raise ConfigurationError(
             f"the service does not show the arguments of {found.schedule_id}, so they cannot be sent again",
-            hint="fix         trigger it through the handle that .schedule() returned",
+            fix="trigger it through the handle that .schedule() returned",
         ) from None
     call_id = envelopes.new_call_id()
     message = Outgoing(

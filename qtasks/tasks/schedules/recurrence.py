@@ -39,13 +39,13 @@ def at(expression: str, zone: Zone | None = None) -> Cron:
     if not isinstance(expression, str):
         raise DefinitionError(
             f"a cron expression is a text, not {expression!r}",
-            hint='fix         cron("0 9 * * MON-FRI", tz="Europe/Berlin")',
+            fix='cron("0 9 * * MON-FRI", tz="Europe/Berlin")',
             code=BAD_EXPRESSION,
         )
     if "@every" in expression:
         raise DefinitionError(
             f"{expression.strip()!r} is not known to every service",
-            hint='fix         every("10m") says an interval in five fields',
+            fix='every("10m") says an interval in five fields',
             code=BAD_EXPRESSION,
         )
     try:
@@ -73,7 +73,7 @@ def every(span: Span, zone: Zone | None = None) -> Cron:
     raise DefinitionError(
         f"every({span!r}): no cron expression says that, and QStash has nothing else; what works and is nearest: "
         + " and ".join(_shown(minutes) for minutes in _nearest(span_ms / 60_000)),
-        hint='fix         one of these, or cron("...") for times of the day, the week or the month',
+        fix='one of these, or cron("...") for times of the day, the week or the month',
         code=BAD_EXPRESSION,
     )
 
@@ -90,7 +90,7 @@ def _with_zone(expression: str, zone: Zone | None) -> str:
     if expression.startswith(("CRON_TZ=", "TZ=")):
         raise DefinitionError(
             f"tz={name!r} and the zone in {expression!r} contradict each other",
-            hint="fix         leave one out",
+            fix="leave one out",
             code=UNKNOWN_ZONE,
         )
     return f"CRON_TZ={name} {expression}" if expression else expression

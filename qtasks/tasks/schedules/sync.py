@@ -9,7 +9,6 @@ modules are imported nor whether the script is meant to keep time. Schedules tha
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import logging
@@ -18,7 +17,7 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qtasks.errors import ApiError, ArgumentsError, ConfigurationError, DefinitionError, ResultsDisabled
+from qtasks.errors import ApiError, ArgumentsError, ConfigurationError, DefinitionError, ResultsDisabled, did_you_mean
 from qtasks.protocol import cron
 from qtasks.tasks.dev_server import is_loopback
 from qtasks.tasks.options import Span
@@ -115,11 +114,9 @@ class Schedules:
                 return self.handle(found, title)
             known += [title] if title is not None else []
         known += [declared.title for declared in self._declared()]
-        near = difflib.get_close_matches(name, known, n=1)
-        guess = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigurationError(
-            f"there is no schedule {name!r} in {base_url}{guess}",
-            hint=f"There are {', '.join(sorted(set(known)))}." if known else "There is none.",
+            f"there is no schedule {name!r} in {base_url}{did_you_mean(name, known)}",
+            details={"known": ", ".join(sorted(set(known))) or "none"},
         )
 
     def handle(self, found: Schedule, name: str) -> TaskSchedule[Any]:
@@ -159,7 +156,7 @@ def make(
     else:
         raise DefinitionError(
             f"{task.name}: a schedule runs by a cron expression or by an interval, so one of the two is wanted",
-            hint='fix         .schedule("0 9 * * *") or .schedule(every="10m")',
+            fix='.schedule("0 9 * * *") or .schedule(every="10m")',
             code=recurrence.BAD_EXPRESSION,
         )
     if name is None:
@@ -173,7 +170,7 @@ def _stand(declared: Declaration) -> TaskSchedule[Any]:
     if any(declared.name == one.name for one in declared.task.declared):
         raise DefinitionError(
             f"schedule {declared.title}: the code declares one of this name",
-            hint='fix         another one: .schedule(..., name="...")',
+            fix='another one: .schedule(..., name="...")',
         )
     check_reach(runtime)
     base_url = base_url_of(runtime)
@@ -206,7 +203,7 @@ def wanted_of(runtime: Runtime, declared: Declaration, base_url: str) -> Wanted:
         raise ResultsDisabled(
             f'schedule {declared.title}: overlap="skip" has to know which runs are under way, '
             "and no place for results is configured",
-            hint="fix         set QTASKS_RESULTS, or QTasks(results=...), to sqlite:///results.db, postgresql://... "
+            fix="set QTASKS_RESULTS, or QTasks(results=...), to sqlite:///results.db, postgresql://... "
             'or redis://...; overlap="wait" needs none',
         )
     return declared.wanted(base_url)
@@ -240,8 +237,9 @@ def check_reach(runtime: Runtime) -> None:
     else:
         return
     raise ConfigurationError(
-        f"schedules are left alone: {why}\n  service     {url} ({_origins(settings)})\n  tasks       {base_url}",
-        hint="fix         use the credentials of `qtasks dev` here; sync production from its deployment",
+        f"schedules are left alone: {why}",
+        details={"service": f"{url} ({_origins(settings)})", "tasks": base_url},
+        fix="use the credentials of `qtasks dev` here; sync production from its deployment",
         code=WRONG_REACH,
     )
 

@@ -109,7 +109,7 @@ class TaskSchedule(Generic[R]):
                 f"the service has no schedule {self.name} ({self.id})",
                 status=error.status,
                 detail=error.detail,
-                hint="fix         qtasks schedules sync, if the code declares it",
+                fix="qtasks schedules sync, if the code declares it",
             ) from None
 
     async def ainfo(self) -> Schedule:

@@ -169,9 +169,10 @@ class Publisher:
             else "see whether it runs and can be reached from here"
         )
         return BrokerUnreachable(
-            f"{what} {missed}: {error.message}\n  tried       {self._url} (from {self._origin})",
+            f"{what} {missed}: {error.message}",
+            details={"tried": f"{self._url} (from {self._origin})"},
             sent=error.sent,
-            hint=f"fix         {fix}",
+            fix=fix,
         )
 
 

@@ -77,7 +77,7 @@ class Served(Stage):
         if span_ms or most is not None:
             raise QTasksError(
                 'in mode "full" time is real: it cannot be moved, and calls run by themselves',
-                hint="fix         leave out the mode, or wait for the result",
+                fix="leave out the mode, or wait for the result",
                 code="QT173",
             )
         return self.threads.broker.submit(self._settled())

@@ -120,6 +120,6 @@ class Steps:
             call = self._ledger.of_message(made[-1])
             raise QTasksError(
                 f"{MOST:,} attempts were made in one go, and something is due still: {call or made[-1]}",
-                hint="likely      a task calls itself, or is tried again without a wait",
+                details={"likely": "a task calls itself, or is tried again without a wait"},
                 code="QT172",
             )

@@ -72,13 +72,13 @@ class Stepped(Stage):
         if self.mode == "capture":
             raise QTasksError(
                 'in mode "capture" calls are only recorded: nothing runs',
-                hint="fix         leave out the mode, and calls wait until the test lets them run",
+                fix="leave out the mode, and calls wait until the test lets them run",
                 code="QT173",
             )
         if not self.results.waits.begin():
             raise QTasksError(
                 "calls are running already: a task, or a second thread, cannot let them run once more",
-                hint="fix         wait for the result of the one call that is wanted",
+                fix="wait for the result of the one call that is wanted",
                 code="QT171",
             )
         return self._begun(self.now_ms + span_ms, most, awaited)
@@ -142,7 +142,7 @@ class Stepped(Stage):
         if call is None:
             return ResultTimeout(
                 f"{shown} was not sent in this test, so there is nothing to wait for",
-                hint="fix         qtasks.drain(), if it follows a call that waits; else its batch is open still, or it "
+                fix="qtasks.drain(), if it follows a call that waits; else its batch is open still, or it "
                 "was made before this test",
                 code=_NOT_YET,
             )
@@ -156,7 +156,7 @@ class Stepped(Stage):
         fix = "qtasks.drain()" if left_ms <= 0 else f'qtasks.advance("{durations.format(left_ms)}")'
         if self.mode == "capture":
             facts, fix = 'has not run: in mode "capture" no call does', "another mode"
-        return ResultTimeout(f"{shown} {facts}", hint=f"fix         {fix}", code=_NOT_YET)
+        return ResultTimeout(f"{shown} {facts}", fix=fix, code=_NOT_YET)
 
 
 async def _nobody(_scope: Any, _receive: Any, _send: Any) -> None: ...

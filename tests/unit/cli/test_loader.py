@@ -143,9 +143,9 @@ def test_nothing_found_lists_what_was_looked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argument", "text"),
     [
-        ("taks.py", "QT601 taks.py does not exist; did you mean tasks.py?"),
-        ("taks", "QT601 there is no module 'taks'; did you mean tasks?"),
-        ("tasks:tsks", "QT602 module 'tasks' has no 'tsks'; did you mean tasks?"),
+        ("taks.py", "QT601 taks.py does not exist; did you mean 'tasks.py'?"),
+        ("taks", "QT601 there is no module 'taks'; did you mean 'tasks'?"),
+        ("tasks:tsks", "QT602 module 'tasks' has no 'tsks'; did you mean 'tasks'?"),
         ("tasks:xyzzy", "QT602 module 'tasks' has no 'xyzzy'\n"),
         ("", "QT601 '' is neither a file nor a module"),
         ("a b", "QT601 'a b' is neither a file nor a module"),
@@ -220,7 +220,7 @@ def test_relative_imports_of_a_package_work(tmp_path: Path) -> None:
             TASKS + "@tasks.cron('0 25 * * *')\ndef daily() -> None: ...\n",
             (
                 '\n  error       DefinitionError: Invalid cron expression: hour: "25" is not 0 to 23\n',
-                "\n              0 25 * * *\n                ^^\n",
+                "\n                0 25 * * *\n                  ^^\n",
                 "@tasks.cron('0 25 * * *')",
             ),
         ),

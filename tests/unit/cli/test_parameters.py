@@ -47,7 +47,7 @@ def test_another_duration_is_refused_with_an_example(text: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
 def test_addresses_of_this_machine(host: str) -> None:
     assert is_loopback(host)
-    refuse_public_credentials([development.USERS[0].token], host, hint="")
+    refuse_public_credentials([development.USERS[0].token], host, fix="")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_addresses_that_others_reach(host: str) -> None:
     for user in development.USERS:
         for secret in (user.token, user.keys.current, user.keys.next):
             with pytest.raises(ConfigurationError) as refused:
-                refuse_public_credentials([None, "mine", secret], host, hint="unset them")
+                refuse_public_credentials([None, "mine", secret], host, fix="unset them")
             assert secret not in str(refused.value)
             assert "unset them" in str(refused.value)
-    refuse_public_credentials([None, "mine"], host, hint="")
+    refuse_public_credentials([None, "mine"], host, fix="")

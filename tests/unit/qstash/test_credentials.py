@@ -59,7 +59,7 @@ def test_a_path_in_front_of_the_api_is_kept() -> None:
 
 @pytest.mark.parametrize("no_url", ["localhost:8080", "redis://h", "http://", "http://h:x", "http://[::1", "qstash"])
 def test_what_is_no_http_url_is_refused_and_shown(no_url: str) -> None:
-    with pytest.raises(ConfigurationError, match="must begin with http:// or https://") as caught:
+    with pytest.raises(ConfigurationError, match="expected    a URL with http:// or https:// and a host") as caught:
         resolve("t", None, {"QSTASH_URL": no_url})
     assert f"QSTASH_URL is {no_url!r}" in str(caught.value)
 
@@ -82,7 +82,7 @@ def test_without_a_token_no_client_is_made(client: type) -> None:
     with pytest.raises(ConfigurationError) as caught:
         client()
     assert str(caught.value) == (
-        'There is no token for the QStash service.\n  Set QSTASH_TOKEN, or write QStash(token="...").'
+        'There is no token for the QStash service.\n  fix         set QSTASH_TOKEN, or write QStash(token="...")'
     )
 
 

@@ -15,13 +15,13 @@ REQUEST = Request("GET", "https://qstash.example/v2/x", (("Authorization", "Bear
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "hint"),
+    ("status", "body", "fix"),
     [
         (401, '{"error":"unauthorized"}', "compare QSTASH_TOKEN"),
         (
             404,
             '{"error":"user not found in this region"}',
-            "another region than https://qstash.example: set QSTASH_URL",
+            "another one than https://qstash.example",
         ),
         (404, '{"error":"message not found"}', None),
         (412, '{"error":"too many queues"}', "limit of the account"),
@@ -30,12 +30,12 @@ REQUEST = Request("GET", "https://qstash.example/v2/x", (("Authorization", "Bear
         (400, '{"error":"bad"}', None),
     ],
 )
-def test_a_refusal_shows_status_and_words_and_what_to_do(status: int, body: str, hint: str | None) -> None:
+def test_a_refusal_shows_status_and_words_and_what_to_do(status: int, body: str, fix: str | None) -> None:
     error = refused(REQUEST, Reply(status, (), body.encode()))
     assert error.status == status
     assert error.message == f"Request failed with status: {status}, body: {body}"
-    assert (hint is None) == (error.hint is None)
-    assert (hint or "") in str(error)
+    assert (fix is None) == (error.fix is None)
+    assert (fix or "") in str(error)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_a_refused_connection_was_surely_not_sent_and_says_what_to_start(send: A
         send(f"{nobody}/v2/publish/https://example.com?token=secret")
     assert str(caught.value) == (
         f"No answer from {nobody}: connection refused\n"
-        "  Start a broker with `qtasks dev`, or set QSTASH_URL to the one that runs."
+        "  fix         start a broker with `qtasks dev`, or set QSTASH_URL to the one that runs"
     )
     assert caught.value.sent is False
 
@@ -352,4 +352,4 @@ def test_a_web_page_in_place_of_a_service_is_told_apart(service: Service) -> Non
         client.message.get("m")
     assert str(caught.value).startswith(f"{service.url} answered 200 with what no QStash service says (JSONDecodeError")
     assert "<html>Welcome</html>" in str(caught.value)
-    assert caught.value.hint == "Does QSTASH_URL name a QStash service?"
+    assert caught.value.fix == "see whether QSTASH_URL names a QStash service"

@@ -194,7 +194,7 @@ def test_a_wrong_call_names_the_argument_the_type_and_the_value(
     assert error.code == code
     assert text in error.message
     assert error.message.startswith("work: ")
-    assert error.hint == "signature   work(order_id: int, note: str = '', *, password: str = '') -> None"
+    assert error.details == {"signature": "work(order_id: int, note: str = '', *, password: str = '') -> None"}
     assert isinstance(error, TypeError)
 
 

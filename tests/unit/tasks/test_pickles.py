@@ -593,7 +593,7 @@ def test_without_cloudpickle_the_declaration_says_what_to_install(monkeypatch: p
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DefinitionError, match="cloudpickle is not installed") as caught:
         QTasks().task(serializer="pickle")(sing)
-    assert caught.value.hint == 'fix         pip install "qstash-tasks[pickle]"'
+    assert caught.value.fix == 'pip install "qstash-tasks[pickle]"'
 
 
 def test_a_serializer_is_one_of_two_and_a_matter_of_the_task() -> None:

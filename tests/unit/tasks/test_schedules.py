@@ -718,7 +718,7 @@ def test_another_process_finds_a_dynamic_schedule_by_its_name_or_its_id(clockwor
     assert result.get(timeout=5) == (7, 1)
     with pytest.raises(ConfigurationError, match="did you mean 'digest:ada'") as unknown:
         elsewhere.schedules.get("digest:adam")
-    assert "There are digest:ada." in str(unknown.value)
+    assert unknown.value.details == {"known": "digest:ada"}
 
 
 def test_what_the_service_hides_cannot_be_sent_again_from_there(clockwork: Clockwork) -> None:

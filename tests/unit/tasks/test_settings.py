@@ -237,7 +237,7 @@ def test_pickles_take_a_permission_and_a_key_that_no_broker_knows(given: dict[st
     settings = read({"QSTASH_TOKEN": "t" * 40}, current_signing_key=KEYS.current, next_signing_key=KEYS.next, **given)
     with pytest.raises(ConfigurationError, match=text) as caught:
         settings.pickling()
-    assert caught.value.hint is not None
+    assert caught.value.fix is not None
     assert KEYS.current not in str(caught.value)
 
 
