@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from qtasks.broker.server.event_loop import new_event_loop
 from qtasks.errors import BrokerUnreachable, ConfigurationError
 from qtasks.protocol.messages import SigningKeys
-from qtasks.qstash.transport import Reply, Request
+from qtasks.qstash.conversation.transport import Reply, Request
 from qtasks.tasks.ports import Connection
 
 if TYPE_CHECKING:

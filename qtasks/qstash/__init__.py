@@ -5,8 +5,8 @@
 
 from qtasks.qstash.asyncio.client import AsyncQStash
 from qtasks.qstash.client import QStash
-from qtasks.qstash.exchange import Retry
+from qtasks.qstash.conversation.exchange import Retry
+from qtasks.qstash.conversation.transport import AsyncTransport, Reply, Request, SyncTransport
 from qtasks.qstash.receiver import Receiver
-from qtasks.qstash.transport import AsyncTransport, Reply, Request, SyncTransport
 
 __all__ = ["AsyncQStash", "AsyncTransport", "QStash", "Receiver", "Reply", "Request", "Retry", "SyncTransport"]

@@ -9,9 +9,12 @@ from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
 from qtasks.errors import ApiError, QStashError
-from qtasks.qstash import completions
-from qtasks.qstash.calls import JSON_TYPE, Call, answer
-from qtasks.qstash.completions import (
+from qtasks.qstash.conversation.operation import JSON_TYPE, Operation, answer
+from qtasks.qstash.conversation.server_sent_events import EventDecoder
+from qtasks.qstash.conversation.sync_driver import HttpClient
+from qtasks.qstash.conversation.transport import Streamed
+from qtasks.qstash.operations import completions
+from qtasks.qstash.operations.completions import (
     ChatChoice,
     ChatChoiceLogprobs,
     ChatChoiceMessage,
@@ -27,10 +30,7 @@ from qtasks.qstash.completions import (
     ChatResponseFormat,
     ChatTopLogprob,
 )
-from qtasks.qstash.providers import UPSTASH, LlmProvider, anthropic, custom, openai, upstash
-from qtasks.qstash.sse import EventDecoder
-from qtasks.qstash.sync import HttpClient
-from qtasks.qstash.transport import Streamed
+from qtasks.qstash.operations.providers import UPSTASH, LlmProvider, anthropic, custom, openai, upstash
 
 __all__ = [
     "UPSTASH_LLM_PROVIDER",
@@ -69,11 +69,11 @@ def create(
     provider: LlmProvider | None,
     stream: bool | None,
     given: Any,
-) -> Call[ChatCompletion]:
+) -> Operation[ChatCompletion]:
     """Ask a model. Asking twice costs twice, so the call is repeated only when the service surely did nothing."""
     outside = provider is not None and provider.name != UPSTASH
     streaming = (("Accept", "text/event-stream"), ("Cache-Control", "no-cache")) if stream else ()
-    return Call(
+    return Operation(
         "POST",
         "/v1/chat/completions" if outside else "/llm/v1/chat/completions",
         lambda reply: completions.parse_completion(answer(reply)),

@@ -8,20 +8,21 @@ from types import TracebackType
 from typing import Self
 
 from qtasks.protocol.messages import PublishOptions
-from qtasks.qstash import publishing, sync
 from qtasks.qstash.chat import ChatApi
+from qtasks.qstash.conversation import sync_driver
+from qtasks.qstash.conversation.exchange import DEFAULT_TIMEOUT_S, Retry, RetryConfig
+from qtasks.qstash.conversation.sync_driver import HttpClient
+from qtasks.qstash.conversation.transport import SyncTransport
 from qtasks.qstash.dlq import DlqApi
 from qtasks.qstash.event import EventApi
-from qtasks.qstash.exchange import DEFAULT_TIMEOUT_S, Retry, RetryConfig
 from qtasks.qstash.flow_control_api import FlowControlApi
 from qtasks.qstash.log import LogApi
 from qtasks.qstash.message import MessageApi
-from qtasks.qstash.publishing import BatchError, BatchResponse, EnqueueResponse, PublishResponse, RawMessage
+from qtasks.qstash.operations import publishing
+from qtasks.qstash.operations.publishing import BatchError, BatchResponse, EnqueueResponse, PublishResponse, RawMessage
 from qtasks.qstash.queue import QueueApi
 from qtasks.qstash.schedule import ScheduleApi
 from qtasks.qstash.signing_key import SigningKeyApi
-from qtasks.qstash.sync import HttpClient
-from qtasks.qstash.transport import SyncTransport
 from qtasks.qstash.url_group import UrlGroupApi
 
 
@@ -51,7 +52,7 @@ class QStash:
         base_url: str | None = None,
         transport: SyncTransport | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
-        sleep: Callable[[float], None] = sync.sleep,
+        sleep: Callable[[float], None] = sync_driver.sleep,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.http = HttpClient(

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
 
-from qtasks.qstash import filters
-from qtasks.qstash import options as keywords
-from qtasks.qstash.calls import JSON_TYPE, Call, answer, nothing, query, segment, to_json
+from qtasks.qstash.conversation.operation import JSON_TYPE, Operation, answer, nothing, query, segment, to_json
+from qtasks.qstash.conversation.sync_driver import HttpClient
+from qtasks.qstash.conversation.transport import Reply
 from qtasks.qstash.message import Message, message_fields
-from qtasks.qstash.options import PublishKeywords
-from qtasks.qstash.publishing import PublishResponse
-from qtasks.qstash.sync import HttpClient
-from qtasks.qstash.transport import Reply
+from qtasks.qstash.operations import filters
+from qtasks.qstash.operations import options as keywords
+from qtasks.qstash.operations.options import PublishKeywords
+from qtasks.qstash.operations.publishing import PublishResponse
 
 _PATH = "/v2/dlq"
 
@@ -106,42 +106,42 @@ def parse_dlq_message(content: Mapping[str, Any], dlq_id: str = "") -> DlqMessag
     )
 
 
-def get(dlq_id: str) -> Call[DlqMessage]:
+def get(dlq_id: str) -> Operation[DlqMessage]:
     """Look at one dead letter."""
-    return Call("GET", _of(dlq_id), lambda reply: parse_dlq_message(answer(reply), dlq_id))
+    return Operation("GET", _of(dlq_id), lambda reply: parse_dlq_message(answer(reply), dlq_id))
 
 
-def list_page(cursor: str | None, count: int | None, filter: DlqFilter | None) -> Call[ListDlqMessagesResponse]:  # noqa: A002
+def list_page(cursor: str | None, count: int | None, filter: DlqFilter | None) -> Operation[ListDlqMessagesResponse]:  # noqa: A002
     """One page of dead letters."""
     path = _PATH + query([*filters.page(cursor, count), *filters.read(filter, DlqFilter)])
-    return Call("GET", path, _read_page)
+    return Operation("GET", path, _read_page)
 
 
-def delete(dlq_id: str) -> Call[None]:
+def delete(dlq_id: str) -> Operation[None]:
     """Delete one dead letter."""
-    return Call("DELETE", _of(dlq_id), nothing, absent_is_done=True)
+    return Operation("DELETE", _of(dlq_id), nothing, absent_is_done=True)
 
 
-def delete_many(dlq_ids: Iterable[str]) -> Call[int]:
+def delete_many(dlq_ids: Iterable[str]) -> Operation[int]:
     """Delete the dead letters named."""
     body = to_json({"dlqIds": filters.ids(dlq_ids, "dlq_ids")})
-    return Call("DELETE", _PATH, lambda reply: int(answer(reply)["deleted"]), headers=JSON_TYPE, body=body)
+    return Operation("DELETE", _PATH, lambda reply: int(answer(reply)["deleted"]), headers=JSON_TYPE, body=body)
 
 
 def delete_all(
     filter: DlqFilter | None,  # noqa: A002
     count: int | None,
     cursor: str | None,
-) -> Call[DeleteDlqMessagesResponse]:
+) -> Operation[DeleteDlqMessagesResponse]:
     """Delete a page of what the filter finds. Never repeated after a lost answer: that would take a second page."""
     path = _PATH + query(_selection(filter, count, cursor, "delete"))
-    return Call("DELETE", path, _read_deletion, repeatable=False)
+    return Operation("DELETE", path, _read_deletion, repeatable=False)
 
 
-def retry(dlq_id: str, given: Mapping[str, Any]) -> Call[PublishResponse]:
+def retry(dlq_id: str, given: Mapping[str, Any]) -> Operation[PublishResponse]:
     """Publish one dead letter anew. Never repeated after a lost answer: the letter would be gone."""
     keywords.check_names(given, PublishKeywords, "retry()")
-    return Call(
+    return Operation(
         "POST",
         f"{_PATH}/retry/{segment(dlq_id, 'dlq_id')}",
         lambda reply: _read_published(answer(reply)),
@@ -150,7 +150,7 @@ def retry(dlq_id: str, given: Mapping[str, Any]) -> Call[PublishResponse]:
     )
 
 
-def retry_many(dlq_ids: Iterable[str], given: Mapping[str, Any]) -> Call[RetryDlqMessagesResponse]:
+def retry_many(dlq_ids: Iterable[str], given: Mapping[str, Any]) -> Operation[RetryDlqMessagesResponse]:
     """Publish the dead letters named anew."""
     return _retry([("dlqIds", dlq_id) for dlq_id in filters.ids(dlq_ids, "dlq_ids")], given, "retry_many()")
 
@@ -160,14 +160,14 @@ def retry_all(
     count: int | None,
     cursor: str | None,
     given: Mapping[str, Any],
-) -> Call[RetryDlqMessagesResponse]:
+) -> Operation[RetryDlqMessagesResponse]:
     """Publish a page of what the filter finds anew."""
     return _retry(_selection(filter, count, cursor, "retry"), given, "retry_all()")
 
 
-def _retry(pairs: filters.Pairs, given: Mapping[str, Any], where: str) -> Call[RetryDlqMessagesResponse]:
+def _retry(pairs: filters.Pairs, given: Mapping[str, Any], where: str) -> Operation[RetryDlqMessagesResponse]:
     keywords.check_names(given, PublishKeywords, where)
-    return Call(
+    return Operation(
         "POST",
         f"{_PATH}/retry{query(pairs)}",
         _read_retries,

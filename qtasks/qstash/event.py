@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qtasks.qstash import log
+from qtasks.qstash.conversation.sync_driver import HttpClient
 from qtasks.qstash.log import Log as Event
 from qtasks.qstash.log import LogFilter as EventFilter
 from qtasks.qstash.log import LogState as EventState
-from qtasks.qstash.sync import HttpClient
 
 __all__ = ["Event", "EventApi", "EventFilter", "EventState", "ListEventsResponse"]
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from qtasks.qstash.calls import Call, answer, nothing, query, segment
-from qtasks.qstash.options import check_names
-from qtasks.qstash.sync import HttpClient
-from qtasks.qstash.transport import Reply
+from qtasks.qstash.conversation.operation import Operation, answer, nothing, query, segment
+from qtasks.qstash.conversation.sync_driver import HttpClient
+from qtasks.qstash.conversation.transport import Reply
+from qtasks.qstash.operations.options import check_names
 
 _PATH = "/v2/flowControl"
 
@@ -90,56 +90,56 @@ def parse_flow_control_info(content: Mapping[str, Any]) -> FlowControlInfo:
     )
 
 
-def get(flow_control_key: str) -> Call[FlowControlInfo]:
+def get(flow_control_key: str) -> Operation[FlowControlInfo]:
     """Look at one key."""
-    return Call("GET", _of(flow_control_key), lambda reply: parse_flow_control_info(answer(reply)))
+    return Operation("GET", _of(flow_control_key), lambda reply: parse_flow_control_info(answer(reply)))
 
 
-def list_all(search: str | None) -> Call[list[FlowControlInfo]]:
+def list_all(search: str | None) -> Operation[list[FlowControlInfo]]:
     """Look at all keys, or at those whose name contains `search`."""
     path = _PATH + query([("search", search)] if search else [])
-    return Call("GET", path, lambda reply: [parse_flow_control_info(content) for content in answer(reply)])
+    return Operation("GET", path, lambda reply: [parse_flow_control_info(content) for content in answer(reply)])
 
 
-def get_global_parallelism() -> Call[GlobalParallelismInfo]:
+def get_global_parallelism() -> Operation[GlobalParallelismInfo]:
     """Look at the account's parallelism."""
-    return Call("GET", "/v2/globalParallelism", _read_global)
+    return Operation("GET", "/v2/globalParallelism", _read_global)
 
 
-def pause(flow_control_key: str) -> Call[None]:
+def pause(flow_control_key: str) -> Operation[None]:
     """Pause a key."""
     return _act(flow_control_key, "pause")
 
 
-def resume(flow_control_key: str) -> Call[None]:
+def resume(flow_control_key: str) -> Operation[None]:
     """Resume a key."""
     return _act(flow_control_key, "resume")
 
 
-def pin(flow_control_key: str, options: PinFlowControlOptions) -> Call[None]:
+def pin(flow_control_key: str, options: PinFlowControlOptions) -> Operation[None]:
     """Pin limits of a key."""
     check_names(options, PinFlowControlOptions, "pin()")
     return _act(flow_control_key, "pin", [(name, str(value)) for name, value in options.items()])
 
 
-def unpin(flow_control_key: str, options: UnpinFlowControlOptions) -> Call[None]:
+def unpin(flow_control_key: str, options: UnpinFlowControlOptions) -> Operation[None]:
     """Unpin limits of a key."""
     check_names(options, UnpinFlowControlOptions, "unpin()")
     return _act(flow_control_key, "unpin", [(name, str(value).lower()) for name, value in options.items()])
 
 
-def reset_rate(flow_control_key: str) -> Call[None]:
+def reset_rate(flow_control_key: str) -> Operation[None]:
     """Begin a new period."""
     return _act(flow_control_key, "resetRate")
 
 
-def reset(flow_control_key: str) -> Call[None]:
+def reset(flow_control_key: str) -> Operation[None]:
     """Set the counters of parallelism and rate to zero."""
     return _act(flow_control_key, "reset")
 
 
-def _act(flow_control_key: str, action: str, pairs: list[tuple[str, str]] | None = None) -> Call[None]:
-    return Call("POST", f"{_of(flow_control_key)}/{action}{query(pairs or [])}", nothing)
+def _act(flow_control_key: str, action: str, pairs: list[tuple[str, str]] | None = None) -> Operation[None]:
+    return Operation("POST", f"{_of(flow_control_key)}/{action}{query(pairs or [])}", nothing)
 
 
 def _of(flow_control_key: str) -> str:

@@ -1,9 +1,9 @@
 """Settings of the HTTP layer, under the module name of the official package."""
 
-from qtasks.qstash.calls import HttpMethod
-from qtasks.qstash.credentials import BASE_URL
-from qtasks.qstash.exchange import DEFAULT_RETRIES, RetryConfig, official_backoff
-from qtasks.qstash.sync import HttpClient
+from qtasks.qstash.conversation.credentials import BASE_URL
+from qtasks.qstash.conversation.exchange import DEFAULT_RETRIES, RetryConfig, official_backoff
+from qtasks.qstash.conversation.operation import HttpMethod
+from qtasks.qstash.conversation.sync_driver import HttpClient
 
 __all__ = ["BASE_URL", "DEFAULT_RETRY", "NO_RETRY", "HttpClient", "HttpMethod", "RetryConfig"]
 

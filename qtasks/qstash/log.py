@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
-from qtasks.qstash import filters
-from qtasks.qstash.calls import Call, HttpMethod, answer, query
+from qtasks.qstash.conversation.operation import HttpMethod, Operation, answer, query
+from qtasks.qstash.conversation.sync_driver import HttpClient
+from qtasks.qstash.conversation.transport import Reply
 from qtasks.qstash.message import FlowControlProperties, parse_flow_control
-from qtasks.qstash.sync import HttpClient
-from qtasks.qstash.transport import Reply
+from qtasks.qstash.operations import filters
 
 
 class LogState(enum.Enum):
@@ -181,10 +181,10 @@ def parse_log(content: Mapping[str, Any]) -> Log:
     )
 
 
-def list_page(cursor: str | None, count: int | None, filter: LogFilter | None) -> Call[ListLogsResponse]:  # noqa: A002
+def list_page(cursor: str | None, count: int | None, filter: LogFilter | None) -> Operation[ListLogsResponse]:  # noqa: A002
     """One page of the log."""
     path = "/v2/events" + query([*filters.page(cursor, count), *filters.read(filter, LogFilter)])
-    return Call("GET", path, _read_page)
+    return Operation("GET", path, _read_page)
 
 
 def _read_page(reply: Reply) -> ListLogsResponse:

@@ -6,11 +6,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
 
-from qtasks.qstash import filters, publishing
-from qtasks.qstash.calls import JSON_TYPE, Call, HttpMethod, answer, nothing, query, segment, to_json
-from qtasks.qstash.options import EnqueueTarget, FlowControl, PublishTarget, Redact
-from qtasks.qstash.providers import LlmApi
-from qtasks.qstash.publishing import (
+from qtasks.qstash.conversation.operation import (
+    JSON_TYPE,
+    HttpMethod,
+    Operation,
+    answer,
+    nothing,
+    query,
+    segment,
+    to_json,
+)
+from qtasks.qstash.conversation.sync_driver import HttpClient
+from qtasks.qstash.conversation.transport import Reply
+from qtasks.qstash.operations import filters, publishing
+from qtasks.qstash.operations.options import EnqueueTarget, FlowControl, PublishTarget, Redact
+from qtasks.qstash.operations.providers import LlmApi
+from qtasks.qstash.operations.publishing import (
     BatchError,
     BatchJsonRequest,
     BatchRequest,
@@ -22,8 +33,6 @@ from qtasks.qstash.publishing import (
     PublishResponse,
     PublishUrlGroupResponse,
 )
-from qtasks.qstash.sync import HttpClient
-from qtasks.qstash.transport import Reply
 
 __all__ = [
     "ApiT",
@@ -182,26 +191,26 @@ def message_fields(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def get(message_id: str) -> Call[Message]:
+def get(message_id: str) -> Operation[Message]:
     """Look at one message."""
-    return Call("GET", _of(message_id), lambda reply: Message(**message_fields(answer(reply))))
+    return Operation("GET", _of(message_id), lambda reply: Message(**message_fields(answer(reply))))
 
 
-def cancel(message_id: str) -> Call[None]:
+def cancel(message_id: str) -> Operation[None]:
     """Cancel one message."""
-    return Call("DELETE", _of(message_id), nothing, absent_is_done=True)
+    return Operation("DELETE", _of(message_id), nothing, absent_is_done=True)
 
 
-def cancel_many(message_ids: Iterable[str]) -> Call[int]:
+def cancel_many(message_ids: Iterable[str]) -> Operation[int]:
     """Cancel the messages named. The caller sees to it that there are some: none at all would mean every message."""
     body = to_json({"messageIds": filters.ids(message_ids, "message_ids")})
-    return Call("DELETE", _PATH, _read_cancelled, headers=JSON_TYPE, body=body)
+    return Operation("DELETE", _PATH, _read_cancelled, headers=JSON_TYPE, body=body)
 
 
-def cancel_all(filter: MessageFilter | None, count: int | None) -> Call[int]:  # noqa: A002
+def cancel_all(filter: MessageFilter | None, count: int | None) -> Operation[int]:  # noqa: A002
     """Cancel what the filter finds, or everything."""
     pairs = [*filters.page(None, count), *filters.selecting(filter, MessageFilter, "cancel")]
-    return Call("DELETE", _PATH + query(pairs), _read_cancelled, repeatable=count is None)
+    return Operation("DELETE", _PATH + query(pairs), _read_cancelled, repeatable=count is None)
 
 
 def _of(message_id: str) -> str:

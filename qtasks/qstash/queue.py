@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qtasks.qstash.calls import JSON_TYPE, Call, answer, nothing, segment, to_json
-from qtasks.qstash.sync import HttpClient
+from qtasks.qstash.conversation.operation import JSON_TYPE, Operation, answer, nothing, segment, to_json
+from qtasks.qstash.conversation.sync_driver import HttpClient
 
 _PATH = "/v2/queues"
 
@@ -43,36 +43,36 @@ def parse_queue(content: Mapping[str, Any]) -> Queue:
     )
 
 
-def upsert(queue: str, parallelism: int, paused: bool) -> Call[None]:
+def upsert(queue: str, parallelism: int, paused: bool) -> Operation[None]:
     """Create or change a queue."""
     segment(queue, "queue")
     body = {"queueName": queue, "parallelism": parallelism, "paused": paused}
-    return Call("POST", _PATH, nothing, headers=JSON_TYPE, body=to_json(body))
+    return Operation("POST", _PATH, nothing, headers=JSON_TYPE, body=to_json(body))
 
 
-def get(queue: str) -> Call[Queue]:
+def get(queue: str) -> Operation[Queue]:
     """Look at one queue."""
-    return Call("GET", _of(queue), lambda reply: parse_queue(answer(reply)))
+    return Operation("GET", _of(queue), lambda reply: parse_queue(answer(reply)))
 
 
-def list_all() -> Call[list[Queue]]:
+def list_all() -> Operation[list[Queue]]:
     """Look at all queues."""
-    return Call("GET", _PATH, lambda reply: [parse_queue(content) for content in answer(reply)])
+    return Operation("GET", _PATH, lambda reply: [parse_queue(content) for content in answer(reply)])
 
 
-def delete(queue: str) -> Call[None]:
+def delete(queue: str) -> Operation[None]:
     """Delete a queue."""
-    return Call("DELETE", _of(queue), nothing, absent_is_done=True)
+    return Operation("DELETE", _of(queue), nothing, absent_is_done=True)
 
 
-def pause(queue: str) -> Call[None]:
+def pause(queue: str) -> Operation[None]:
     """Pause a queue."""
-    return Call("POST", f"{_of(queue)}/pause", nothing)
+    return Operation("POST", f"{_of(queue)}/pause", nothing)
 
 
-def resume(queue: str) -> Call[None]:
+def resume(queue: str) -> Operation[None]:
     """Resume a queue."""
-    return Call("POST", f"{_of(queue)}/resume", nothing)
+    return Operation("POST", f"{_of(queue)}/resume", nothing)
 
 
 def _of(queue: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from qtasks.errors import ConfigurationError
 from qtasks.protocol.messages import SigningKeys
-from qtasks.qstash.credentials import REGIONS, region, region_name
+from qtasks.qstash.conversation.credentials import REGIONS, region, region_name
 
 
 class Receiver:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Unpack
 
 from qtasks.protocol.messages import PublishOptions
-from qtasks.qstash import options as keywords
-from qtasks.qstash.calls import Call, HttpMethod, answer, destination, nothing, segment
+from qtasks.qstash.conversation.operation import HttpMethod, Operation, answer, destination, nothing, segment
+from qtasks.qstash.conversation.sync_driver import HttpClient
 from qtasks.qstash.message import FlowControlProperties, parse_flow_control
-from qtasks.qstash.options import ScheduleKeywords
-from qtasks.qstash.publishing import Body, as_bytes, as_json
-from qtasks.qstash.sync import HttpClient
+from qtasks.qstash.operations import options as keywords
+from qtasks.qstash.operations.options import ScheduleKeywords
+from qtasks.qstash.operations.publishing import Body, as_bytes, as_json
 
 _PATH = "/v2/schedules"
 
@@ -125,7 +125,7 @@ def parse_schedule(content: Mapping[str, Any]) -> Schedule:
     )
 
 
-def create(target: str, cron: str, body: Body, given: Mapping[str, Any], *, repeating: bool) -> Call[str]:
+def create(target: str, cron: str, body: Body, given: Mapping[str, Any], *, repeating: bool) -> Operation[str]:
     """Create or replace a schedule.
 
     A client that repeats calls (`repeating`) names the schedule itself when the caller does not: a second creation
@@ -138,9 +138,9 @@ def create(target: str, cron: str, body: Body, given: Mapping[str, Any], *, repe
     return replace(create_raw(target, as_bytes(body), options), headers=keywords.headers(options, given))
 
 
-def create_raw(target: str, body: bytes, options: PublishOptions) -> Call[str]:
+def create_raw(target: str, body: bytes, options: PublishOptions) -> Operation[str]:
     """Create or replace a schedule with options that are values of the protocol already, its id and cron included."""
-    return Call(
+    return Operation(
         "POST",
         f"{_PATH}/{destination(target)}",
         lambda reply: str(answer(reply)["scheduleId"]),
@@ -149,29 +149,29 @@ def create_raw(target: str, body: bytes, options: PublishOptions) -> Call[str]:
     )
 
 
-def get(schedule_id: str) -> Call[Schedule]:
+def get(schedule_id: str) -> Operation[Schedule]:
     """Look at one schedule."""
-    return Call("GET", _of(schedule_id), lambda reply: parse_schedule(answer(reply)))
+    return Operation("GET", _of(schedule_id), lambda reply: parse_schedule(answer(reply)))
 
 
-def list_all() -> Call[list[Schedule]]:
+def list_all() -> Operation[list[Schedule]]:
     """Look at all schedules."""
-    return Call("GET", _PATH, lambda reply: [parse_schedule(content) for content in answer(reply)])
+    return Operation("GET", _PATH, lambda reply: [parse_schedule(content) for content in answer(reply)])
 
 
-def delete(schedule_id: str) -> Call[None]:
+def delete(schedule_id: str) -> Operation[None]:
     """Delete a schedule."""
-    return Call("DELETE", _of(schedule_id), nothing, absent_is_done=True)
+    return Operation("DELETE", _of(schedule_id), nothing, absent_is_done=True)
 
 
-def pause(schedule_id: str) -> Call[None]:
+def pause(schedule_id: str) -> Operation[None]:
     """Pause a schedule."""
-    return Call("PATCH", f"{_of(schedule_id)}/pause", nothing)
+    return Operation("PATCH", f"{_of(schedule_id)}/pause", nothing)
 
 
-def resume(schedule_id: str) -> Call[None]:
+def resume(schedule_id: str) -> Operation[None]:
     """Resume a schedule."""
-    return Call("PATCH", f"{_of(schedule_id)}/resume", nothing)
+    return Operation("PATCH", f"{_of(schedule_id)}/resume", nothing)
 
 
 def _of(schedule_id: str) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from qtasks.qstash.calls import Call, answer
-from qtasks.qstash.sync import HttpClient
-from qtasks.qstash.transport import Reply
+from qtasks.qstash.conversation.operation import Operation, answer
+from qtasks.qstash.conversation.sync_driver import HttpClient
+from qtasks.qstash.conversation.transport import Reply
 
 
 @dataclass
@@ -19,14 +19,14 @@ class SigningKey:
     """The key that will sign after the next rotation."""
 
 
-def get() -> Call[SigningKey]:
+def get() -> Operation[SigningKey]:
     """Look at the keys."""
-    return Call("GET", "/v2/keys", _read)
+    return Operation("GET", "/v2/keys", _read)
 
 
-def rotate() -> Call[SigningKey]:
+def rotate() -> Operation[SigningKey]:
     """Make the next key the current one. Doing it twice would shut out every receiver, so it is never repeated."""
-    return Call("POST", "/v2/keys/rotate", _read, repeatable=False)
+    return Operation("POST", "/v2/keys/rotate", _read, repeatable=False)
 
 
 def _read(reply: Reply) -> SigningKey:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
 from qtasks.errors import InvalidCallError
-from qtasks.qstash.calls import JSON_TYPE, Call, answer, nothing, segment, to_json
-from qtasks.qstash.sync import HttpClient
+from qtasks.qstash.conversation.operation import JSON_TYPE, Operation, answer, nothing, segment, to_json
+from qtasks.qstash.conversation.sync_driver import HttpClient
 
 _PATH = "/v2/topics"
 
@@ -69,7 +69,7 @@ def parse_url_group(content: Mapping[str, Any]) -> UrlGroup:
     )
 
 
-def upsert_endpoints(url_group: str, endpoints: Iterable[UpsertEndpointRequest]) -> Call[None]:
+def upsert_endpoints(url_group: str, endpoints: Iterable[UpsertEndpointRequest]) -> Operation[None]:
     """Add endpoints, or change those that are there."""
     members = list(endpoints)
     if any("url" not in endpoint for endpoint in members):
@@ -77,7 +77,7 @@ def upsert_endpoints(url_group: str, endpoints: Iterable[UpsertEndpointRequest])
     return _edit("POST", url_group, {"endpoints": members})
 
 
-def remove_endpoints(url_group: str, endpoints: Iterable[RemoveEndpointRequest]) -> Call[None]:
+def remove_endpoints(url_group: str, endpoints: Iterable[RemoveEndpointRequest]) -> Operation[None]:
     """Remove endpoints."""
     members = list(endpoints)
     if any("url" not in endpoint and "name" not in endpoint for endpoint in members):
@@ -85,29 +85,29 @@ def remove_endpoints(url_group: str, endpoints: Iterable[RemoveEndpointRequest])
     return _edit("DELETE", url_group, {"endpoints": members})
 
 
-def set_default_headers(url_group: str, headers: Mapping[str, str | list[str]]) -> Call[None]:
+def set_default_headers(url_group: str, headers: Mapping[str, str | list[str]]) -> Operation[None]:
     """Replace the options that every publish to the group has unless it says otherwise."""
     body = to_json({"headers": dict(headers)})
-    return Call("PATCH", _of(url_group), nothing, headers=JSON_TYPE, body=body)
+    return Operation("PATCH", _of(url_group), nothing, headers=JSON_TYPE, body=body)
 
 
-def get(url_group: str) -> Call[UrlGroup]:
+def get(url_group: str) -> Operation[UrlGroup]:
     """Look at one group."""
-    return Call("GET", _of(url_group), lambda reply: parse_url_group(answer(reply)))
+    return Operation("GET", _of(url_group), lambda reply: parse_url_group(answer(reply)))
 
 
-def list_all() -> Call[list[UrlGroup]]:
+def list_all() -> Operation[list[UrlGroup]]:
     """Look at all groups."""
-    return Call("GET", _PATH, lambda reply: [parse_url_group(content) for content in answer(reply)])
+    return Operation("GET", _PATH, lambda reply: [parse_url_group(content) for content in answer(reply)])
 
 
-def delete(url_group: str) -> Call[None]:
+def delete(url_group: str) -> Operation[None]:
     """Delete a group."""
-    return Call("DELETE", _of(url_group), nothing, absent_is_done=True)
+    return Operation("DELETE", _of(url_group), nothing, absent_is_done=True)
 
 
-def _edit(method: Literal["POST", "DELETE"], url_group: str, body: object) -> Call[None]:
-    return Call(
+def _edit(method: Literal["POST", "DELETE"], url_group: str, body: object) -> Operation[None]:
+    return Operation(
         method,
         f"{_of(url_group)}/endpoints",
         nothing,

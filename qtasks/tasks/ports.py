@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qtasks.protocol.messages import SigningKeys
 
 if TYPE_CHECKING:
-    from qtasks.qstash.transport import AsyncTransport, SyncTransport
+    from qtasks.qstash.conversation.transport import AsyncTransport, SyncTransport
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -35,7 +35,7 @@ from qtasks.qstash.flow_control_api import PinFlowControlOptions, UnpinFlowContr
 from qtasks.qstash.http import RetryConfig
 from qtasks.qstash.log import LogFilter
 from qtasks.qstash.message import ApiT, BatchJsonRequest, BatchRequest, FlowControl, LlmApi, Redact
-from qtasks.qstash.providers import custom, openai
+from qtasks.qstash.operations.providers import custom, openai
 from qtasks.qstash.receiver import Receiver
 from qtasks.qstash.url_group import RemoveEndpointRequest, UpsertEndpointRequest
 from tests.support.running import Answer, Endpoint, Received, RunningBroker

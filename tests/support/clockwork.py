@@ -15,7 +15,7 @@ from qtasks.broker.ports import Request as Attempt
 from qtasks.broker.settings import BrokerSettings
 from qtasks.protocol import development
 from qtasks.protocol.messages import Response
-from qtasks.qstash.transport import Reply, Request
+from qtasks.qstash.conversation.transport import Reply, Request
 from qtasks.tasks.ports import ASGIApp, Connection
 from qtasks.testing.fakes.virtual_clock import TaskClock
 from tests.support import tasks as asgi

@@ -13,7 +13,7 @@ from typing import Any, cast
 from qtasks import QTasks
 from qtasks.protocol import signing
 from qtasks.protocol.messages import SigningKeys
-from qtasks.qstash.transport import Reply, Request
+from qtasks.qstash.conversation.transport import Reply, Request
 from qtasks.tasks.ports import ASGIApp, Connection
 from qtasks.tasks.settings import SettingsOverrides
 

@@ -7,18 +7,19 @@ from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Literal, Self, Unpack, overload
 
-from qtasks.qstash import chat, completions
-from qtasks.qstash.aio import AsyncHttpClient
+from qtasks.qstash import chat
 from qtasks.qstash.chat import ChunkDecoder
-from qtasks.qstash.completions import (
+from qtasks.qstash.conversation.async_driver import AsyncHttpClient
+from qtasks.qstash.conversation.transport import AsyncStreamed
+from qtasks.qstash.operations import completions
+from qtasks.qstash.operations.completions import (
     ChatCompletion,
     ChatCompletionChunk,
     ChatCompletionMessage,
     ChatKeywords,
     ChatModel,
 )
-from qtasks.qstash.providers import LlmProvider
-from qtasks.qstash.transport import AsyncStreamed
+from qtasks.qstash.operations.providers import LlmProvider
 
 
 class AsyncChatCompletionChunkStream:

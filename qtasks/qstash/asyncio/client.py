@@ -8,8 +8,6 @@ from types import TracebackType
 from typing import Self
 
 from qtasks.protocol.messages import PublishOptions
-from qtasks.qstash import aio, publishing
-from qtasks.qstash.aio import AsyncHttpClient
 from qtasks.qstash.asyncio.chat import AsyncChatApi
 from qtasks.qstash.asyncio.dlq import AsyncDlqApi
 from qtasks.qstash.asyncio.event import AsyncEventApi
@@ -20,9 +18,12 @@ from qtasks.qstash.asyncio.queue import AsyncQueueApi
 from qtasks.qstash.asyncio.schedule import AsyncScheduleApi
 from qtasks.qstash.asyncio.signing_key import AsyncSigningKeyApi
 from qtasks.qstash.asyncio.url_group import AsyncUrlGroupApi
-from qtasks.qstash.exchange import DEFAULT_TIMEOUT_S, Retry, RetryConfig
-from qtasks.qstash.publishing import BatchError, BatchResponse, EnqueueResponse, PublishResponse, RawMessage
-from qtasks.qstash.transport import AsyncTransport
+from qtasks.qstash.conversation import async_driver
+from qtasks.qstash.conversation.async_driver import AsyncHttpClient
+from qtasks.qstash.conversation.exchange import DEFAULT_TIMEOUT_S, Retry, RetryConfig
+from qtasks.qstash.conversation.transport import AsyncTransport
+from qtasks.qstash.operations import publishing
+from qtasks.qstash.operations.publishing import BatchError, BatchResponse, EnqueueResponse, PublishResponse, RawMessage
 
 
 class AsyncQStash:
@@ -36,7 +37,7 @@ class AsyncQStash:
         base_url: str | None = None,
         transport: AsyncTransport | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
-        sleep: Callable[[float], Awaitable[None]] = aio.sleep,
+        sleep: Callable[[float], Awaitable[None]] = async_driver.sleep,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.http = AsyncHttpClient(

@@ -6,7 +6,7 @@ import builtins
 from typing import Unpack
 
 from qtasks.qstash import dlq
-from qtasks.qstash.aio import AsyncHttpClient
+from qtasks.qstash.conversation.async_driver import AsyncHttpClient
 from qtasks.qstash.dlq import (
     DeleteDlqMessagesResponse,
     DlqFilter,
@@ -14,8 +14,8 @@ from qtasks.qstash.dlq import (
     ListDlqMessagesResponse,
     RetryDlqMessagesResponse,
 )
-from qtasks.qstash.options import PublishKeywords
-from qtasks.qstash.publishing import PublishResponse
+from qtasks.qstash.operations.options import PublishKeywords
+from qtasks.qstash.operations.publishing import PublishResponse
 
 
 class AsyncDlqApi:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qtasks.qstash import log
-from qtasks.qstash.aio import AsyncHttpClient
+from qtasks.qstash.conversation.async_driver import AsyncHttpClient
 from qtasks.qstash.event import EventFilter, ListEventsResponse
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 
 from qtasks.qstash import flow_control_api
-from qtasks.qstash.aio import AsyncHttpClient
+from qtasks.qstash.conversation.async_driver import AsyncHttpClient
 from qtasks.qstash.flow_control_api import (
     FlowControlInfo,
     GlobalParallelismInfo,

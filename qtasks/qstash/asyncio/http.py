@@ -1,5 +1,5 @@
 """The asynchronous twin of `qtasks.qstash.http`."""
 
-from qtasks.qstash.aio import AsyncHttpClient
+from qtasks.qstash.conversation.async_driver import AsyncHttpClient
 
 __all__ = ["AsyncHttpClient"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Unpack
 
-from qtasks.qstash import message, publishing
-from qtasks.qstash.aio import AsyncHttpClient
+from qtasks.qstash import message
+from qtasks.qstash.conversation.async_driver import AsyncHttpClient
 from qtasks.qstash.message import Message, MessageFilter
-from qtasks.qstash.options import EnqueueTarget, PublishTarget
-from qtasks.qstash.publishing import (
+from qtasks.qstash.operations import publishing
+from qtasks.qstash.operations.options import EnqueueTarget, PublishTarget
+from qtasks.qstash.operations.publishing import (
     BatchError,
     BatchJsonRequest,
     BatchRequest,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 
 from qtasks.qstash import queue as queues
-from qtasks.qstash.aio import AsyncHttpClient
+from qtasks.qstash.conversation.async_driver import AsyncHttpClient
 from qtasks.qstash.queue import Queue
 
 

@@ -6,9 +6,9 @@ import builtins
 from typing import Any, Unpack
 
 from qtasks.qstash import schedule
-from qtasks.qstash.aio import AsyncHttpClient
-from qtasks.qstash.options import ScheduleKeywords
-from qtasks.qstash.publishing import Body, as_json
+from qtasks.qstash.conversation.async_driver import AsyncHttpClient
+from qtasks.qstash.operations.options import ScheduleKeywords
+from qtasks.qstash.operations.publishing import Body, as_json
 from qtasks.qstash.schedule import Schedule
 
 

@@ -6,7 +6,7 @@ import builtins
 from collections.abc import Mapping
 
 from qtasks.qstash import url_group as url_groups
-from qtasks.qstash.aio import AsyncHttpClient
+from qtasks.qstash.conversation.async_driver import AsyncHttpClient
 from qtasks.qstash.url_group import RemoveEndpointRequest, UpsertEndpointRequest, UrlGroup
 
 

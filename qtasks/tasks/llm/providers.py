@@ -10,7 +10,7 @@ from qtasks.errors import ConfigurationError
 from qtasks.protocol.messages import Headers
 
 if TYPE_CHECKING:
-    from qtasks.qstash.providers import LlmProvider
+    from qtasks.qstash.operations.providers import LlmProvider
 
 NO_KEY = "QT210"
 
@@ -65,7 +65,7 @@ class Provider:
 
     def _service(self, key: str) -> LlmProvider:
         # Imported here: it belongs to the client, which a process that only declares tasks has no use for.
-        from qtasks.qstash import providers
+        from qtasks.qstash.operations import providers
 
         if self.kind == "custom":
             return providers.custom(self.base_url or "", key)

@@ -28,7 +28,7 @@ from qtasks.tasks.schedules.task_schedule import TaskSchedule, base_url_of
 from qtasks.tasks.settings import DEFAULT, Settings
 
 if TYPE_CHECKING:
-    from qtasks.qstash.calls import Call
+    from qtasks.qstash.conversation.operation import Operation
     from qtasks.qstash.schedule import Schedule
     from qtasks.tasks.send.runtime_port import Runtime
     from qtasks.tasks.task import Task
@@ -140,7 +140,7 @@ class Schedules:
 
         return self._run(schedule.list_all(), "the list of schedules")
 
-    def _run(self, call: Call[R], what: str) -> R:
+    def _run(self, call: Operation[R], what: str) -> R:
         return self._runtime.publisher().call(call, what)
 
 

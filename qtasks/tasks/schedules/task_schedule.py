@@ -17,7 +17,7 @@ from qtasks.tasks.schedules.declaration import Declaration, identity
 from qtasks.tasks.send.outgoing import Outgoing
 
 if TYPE_CHECKING:
-    from qtasks.qstash.calls import Call
+    from qtasks.qstash.conversation.operation import Operation
     from qtasks.qstash.schedule import Schedule
     from qtasks.tasks.send.runtime_port import Runtime
     from qtasks.tasks.task import Task
@@ -146,12 +146,12 @@ class TaskSchedule(Generic[R]):
         """As `delete`, without blocking the event loop."""
         await asyncio.to_thread(self.delete)
 
-    def _change(self, make: Callable[[str], Call[None]]) -> None:
+    def _change(self, make: Callable[[str], Operation[None]]) -> None:
         found = self.info()
         diff.own(found, base_url_of(self._bound()))
         self._run(make(found.schedule_id))
 
-    def _run(self, call: Call[T]) -> T:
+    def _run(self, call: Operation[T]) -> T:
         return self._bound().publisher().call(call, f"schedule {self.name}: {call.method} {call.path}")
 
 

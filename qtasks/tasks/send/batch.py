@@ -14,7 +14,7 @@ from qtasks.tasks.send.send_middleware import Passage
 if TYPE_CHECKING:
     from typing import Self
 
-    from qtasks.qstash.publishing import PublishResponse
+    from qtasks.qstash.operations.publishing import PublishResponse
     from qtasks.tasks.results.task_result import TaskResult
     from qtasks.tasks.send.runtime_port import Runtime
 

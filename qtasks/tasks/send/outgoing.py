@@ -19,9 +19,9 @@ from qtasks.tasks.results.unique import Unique
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qtasks.qstash.calls import Call
-    from qtasks.qstash.publishing import PublishResponse
-    from qtasks.qstash.transport import Reply
+    from qtasks.qstash.conversation.operation import Operation
+    from qtasks.qstash.conversation.transport import Reply
+    from qtasks.qstash.operations.publishing import PublishResponse
 
 BATCH_ITEMS = 100
 BATCH_BYTES = 1024 * 1024
@@ -119,18 +119,19 @@ class Refused:
     error: str
 
 
-def call(message: Outgoing, base_url: str, retry_id: str | None) -> Call[PublishResponse]:
+def call(message: Outgoing, base_url: str, retry_id: str | None) -> Operation[PublishResponse]:
     """The request that sends one message, through its queue if it has one."""
-    from qtasks.qstash import calls, publishing
+    from qtasks.qstash.conversation import operation
+    from qtasks.qstash.operations import publishing
 
     target, options = message.addressed(base_url)
     if message.queue is None:
         return publishing.publish_raw(target, message.body, options, retry_id=retry_id)
     sealed = publishing.Sealed.of(options, retry_id)
-    return calls.Call(
+    return operation.Operation(
         "POST",
-        f"/v2/enqueue/{calls.segment(message.queue, 'queue')}/{calls.destination(target)}",
-        lambda reply: _accepted(calls.answer(reply), ours=sealed.ours),
+        f"/v2/enqueue/{operation.segment(message.queue, 'queue')}/{operation.destination(target)}",
+        lambda reply: _accepted(operation.answer(reply), ours=sealed.ours),
         headers=wire.write(sealed.options),
         body=message.body,
     )
@@ -138,15 +139,16 @@ def call(message: Outgoing, base_url: str, retry_id: str | None) -> Call[Publish
 
 def batch(
     messages: Sequence[Outgoing], base_url: str, new_retry_id: Callable[[], str | None]
-) -> Call[list[PublishResponse | Refused]]:
+) -> Operation[list[PublishResponse | Refused]]:
     """The request that sends many messages at once. One that is refused does not touch the others."""
-    from qtasks.qstash import calls, publishing
+    from qtasks.qstash.conversation import operation
+    from qtasks.qstash.operations import publishing
 
     addressed = [message.addressed(base_url) for message in messages]
     sealed = [publishing.Sealed.of(options, new_retry_id()) for _, options in addressed]
     items = [
         {
-            "destination": calls.url_text(target),
+            "destination": operation.url_text(target),
             "headers": dict(wire.write(one.options)),
             "body": message.body.decode(),
             "queue": message.queue,
@@ -155,12 +157,12 @@ def batch(
     ]
 
     def read(reply: Reply) -> list[PublishResponse | Refused]:
-        answers = calls.answer(reply)
+        answers = operation.answer(reply)
         if len(answers) != len(sealed):
             raise ValueError(f"{len(answers)} answers for {len(sealed)} messages")
         return [_answer(content, ours=one.ours) for content, one in zip(answers, sealed, strict=True)]
 
-    return calls.Call("POST", "/v2/batch", read, headers=calls.JSON_TYPE, body=calls.to_json(items))
+    return operation.Operation("POST", "/v2/batch", read, headers=operation.JSON_TYPE, body=operation.to_json(items))
 
 
 def portions(messages: Sequence[Outgoing]) -> Iterator[Sequence[Outgoing]]:
@@ -184,6 +186,6 @@ def _answer(content: Any, *, ours: bool) -> PublishResponse | Refused:
 
 
 def _accepted(content: Any, *, ours: bool) -> PublishResponse:
-    from qtasks.qstash.publishing import PublishResponse
+    from qtasks.qstash.operations.publishing import PublishResponse
 
     return PublishResponse(message_id=content["messageId"], deduplicated=bool(content.get("deduplicated")) and not ours)

@@ -17,9 +17,9 @@ from qtasks.tasks.settings import Settings
 
 if TYPE_CHECKING:
     from qtasks.qstash import AsyncQStash, QStash, Retry
-    from qtasks.qstash.calls import Call
-    from qtasks.qstash.publishing import PublishResponse
-    from qtasks.qstash.transport import AsyncTransport, SyncTransport
+    from qtasks.qstash.conversation.operation import Operation
+    from qtasks.qstash.conversation.transport import AsyncTransport, SyncTransport
+    from qtasks.qstash.operations.publishing import PublishResponse
 
 T = TypeVar("T")
 
@@ -111,7 +111,7 @@ class Publisher:
             raise self._explained(f"the cancellation of {message_id}", error) from error
         return True
 
-    def call(self, call: Call[T], what: str) -> T:
+    def call(self, call: Operation[T], what: str) -> T:
         """Lead any other call of the API to its value; `what` names it in an error. Raises as `publish`."""
         try:
             return self._opened().http.run(call)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from qtasks.broker.broker import Broker
 from qtasks.embedded import InProcess, LoopThread
 from qtasks.protocol import durations
-from qtasks.qstash.transport import Reply, Request
+from qtasks.qstash.conversation.transport import Reply, Request
 
 _DELAY: Final = "upstash-delay"
 

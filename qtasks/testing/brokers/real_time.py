@@ -19,7 +19,7 @@ from qtasks.broker.transport.destination_policy import Policy
 from qtasks.broker.transport.http import HttpTransport
 from qtasks.clock import SystemClock
 from qtasks.errors import QTasksError
-from qtasks.qstash.over_httpx import HttpxTransport
+from qtasks.qstash.conversation.httpx_transport import HttpxTransport
 from qtasks.randomness import SystemRandom
 from qtasks.tasks.ports import ASGIApp, Connection
 from qtasks.testing.app_under_test import Application

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qtasks.errors import ApiError, BrokerUnreachable, ChatRateLimitExceededError, InvalidCallError
-from qtasks.qstash import AsyncQStash, QStash, Reply, Request, sse
+from qtasks.qstash import AsyncQStash, QStash, Reply, Request
 from qtasks.qstash.asyncio.chat import AsyncChatCompletionChunkStream
 from qtasks.qstash.chat import (
     ChatChoiceMessage,
@@ -25,8 +25,9 @@ from qtasks.qstash.chat import (
     openai,
     upstash,
 )
-from qtasks.qstash.sse import EventDecoder
-from qtasks.qstash.transport import Streamed
+from qtasks.qstash.conversation import server_sent_events
+from qtasks.qstash.conversation.server_sent_events import EventDecoder
+from qtasks.qstash.conversation.transport import Streamed
 from tests.unit.qstash.conftest import TOKEN, Script, Service
 
 COMPLETION = {
@@ -376,7 +377,7 @@ def test_events_are_read_as_the_standard_has_them(stream: bytes, events: list[by
 
 
 def test_an_event_without_end_is_refused_before_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "MAX_EVENT", 100)
+    monkeypatch.setattr(server_sent_events, "MAX_EVENT", 100)
     with pytest.raises(ValueError, match="longer than 100 bytes"):
         decoded(*[b"data: 0123456789"] * 20)
     with pytest.raises(ValueError, match="longer than 100 bytes"):

@@ -4,7 +4,7 @@ import pytest
 
 from qtasks.errors import ConfigurationError
 from qtasks.qstash import AsyncQStash, QStash
-from qtasks.qstash.credentials import BASE_URL, Credentials, resolve
+from qtasks.qstash.conversation.credentials import BASE_URL, Credentials, resolve
 
 
 def test_arguments_win_over_the_environment() -> None:

@@ -16,7 +16,7 @@ from qtasks.errors import (
     RateLimitExceededError,
 )
 from qtasks.qstash import QStash, Reply, Retry
-from qtasks.qstash.exchange import official_backoff, retry_after_s
+from qtasks.qstash.conversation.exchange import official_backoff, retry_after_s
 from tests.unit.qstash.conftest import TOKEN, AsyncScript, Outcome, Script, Waits
 
 LOST = BrokerUnreachable("cut off", sent=True)

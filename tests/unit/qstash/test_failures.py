@@ -8,7 +8,7 @@ from qtasks import errors
 from qtasks.errors import ApiError, BrokerUnreachable, QStashError
 from qtasks.qstash import AsyncQStash, QStash, Reply, Request
 from qtasks.qstash import errors as exported
-from qtasks.qstash.failures import origin, refused, unreachable
+from qtasks.qstash.conversation.failures import origin, refused, unreachable
 from tests.unit.qstash.conftest import TOKEN, AsyncScript, Script
 
 REQUEST = Request("GET", "https://qstash.example/v2/x", (("Authorization", "Bearer SECRET"),), b"BODY")

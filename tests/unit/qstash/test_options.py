@@ -11,7 +11,7 @@ from qtasks.protocol import wire
 from qtasks.protocol.messages import FlowControl, PublishOptions, Redaction
 from qtasks.qstash import QStash, chat
 from qtasks.qstash.message import BatchError, BatchResponse
-from qtasks.qstash.publishing import RawMessage
+from qtasks.qstash.operations.publishing import RawMessage
 from tests.unit.qstash.conftest import TOKEN, Script
 
 URL = "https://example.com"

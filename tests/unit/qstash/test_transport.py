@@ -16,8 +16,9 @@ import anyio
 import pytest
 
 from qtasks.errors import ApiError, BrokerUnreachable, InvalidCallError
-from qtasks.qstash import AsyncQStash, QStash, Reply, Request, over_httpx
-from qtasks.qstash.over_httpx import AsyncHttpxTransport, HttpxTransport
+from qtasks.qstash import AsyncQStash, QStash, Reply, Request
+from qtasks.qstash.conversation import httpx_transport
+from qtasks.qstash.conversation.httpx_transport import AsyncHttpxTransport, HttpxTransport
 from tests.unit.qstash.conftest import TOKEN, Service
 
 Send = Callable[[str], Reply]
@@ -151,7 +152,7 @@ def test_an_answer_that_drips_is_bounded_in_time(send: Any, service: Service) ->
 def test_a_reply_is_bounded_in_size_even_when_it_was_packed_small(
     send: Any, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(over_httpx, "MAX_REPLY", 1000)
+    monkeypatch.setattr(httpx_transport, "MAX_REPLY", 1000)
     packed = gzip.compress(b"0" * 1_000_000)
     service.answers.append(Reply(200, (("Content-Encoding", "gzip"),), packed))
     with pytest.raises(BrokerUnreachable, match="larger than 1000 bytes"):
@@ -269,7 +270,7 @@ async def test_many_async_calls_queue_for_few_connections(service: Service) -> N
         for number in range(60):
             group.start_soon(client.message.cancel, f"m{number}")
     assert len(service.arrived) == 60
-    assert len(ports) <= over_httpx.ASYNC_CONNECTIONS
+    assert len(ports) <= httpx_transport.ASYNC_CONNECTIONS
 
 
 @pytest.mark.anyio

@@ -12,7 +12,7 @@ from qtasks import QTasks
 from qtasks.protocol import signing
 from qtasks.protocol.messages import PublishOptions
 from qtasks.protocol.wire import read
-from qtasks.qstash.transport import Reply, Request
+from qtasks.qstash.conversation.transport import Reply, Request
 from qtasks.tasks.run.dispatch_response import Outcome
 from qtasks.tasks.run.dispatcher import Delivery
 from qtasks.testing.fakes.virtual_clock import TaskClock, VirtualClock

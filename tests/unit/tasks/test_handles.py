@@ -14,7 +14,7 @@ import pytest
 
 from qtasks import Progress, TaskContext, injected
 from qtasks.errors import ApiError, BrokerUnreachable, ResultError, ResultsDisabled, ResultTimeout, TaskCancelled
-from qtasks.qstash.transport import Reply, Request
+from qtasks.qstash.conversation.transport import Reply, Request
 from qtasks.tasks.progress import EVERY_S, Reporter
 from tests.unit.tasks.courier import Courier
 

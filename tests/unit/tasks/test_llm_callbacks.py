@@ -20,7 +20,7 @@ from qtasks.broker.ports import Failure
 from qtasks.errors import OutputError, ProviderError, TaskExpired, TaskFailed
 from qtasks.llm import ChatMessage, Usage, anthropic, openai, user
 from qtasks.protocol.messages import Response
-from qtasks.qstash.transport import Request
+from qtasks.qstash.conversation.transport import Request
 from qtasks.tasks.llm import callback_url, model_request
 from qtasks.tasks.llm.llm_task import LlmTask
 from qtasks.tasks.results.backend import Hold

@@ -22,7 +22,7 @@ from qtasks.errors import (
     ResultError,
     ResultsDisabled,
 )
-from qtasks.qstash.transport import Reply, Request
+from qtasks.qstash.conversation.transport import Reply, Request
 from qtasks.tasks.results.backend import Hold
 from qtasks.tasks.run.dispatch_response import Outcome
 from qtasks.tasks.run.lease import LEASE_MS

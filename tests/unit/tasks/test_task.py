@@ -21,7 +21,7 @@ import pytest
 import qtasks
 from qtasks import NonRetryable, QTasks, RetryAfter, TaskContext, TaskResult, injected
 from qtasks.errors import ApiError, ArgumentsError, BrokerUnreachable, ConfigurationError, DefinitionError, ResultError
-from qtasks.qstash.transport import AsyncTransport, Reply, Request
+from qtasks.qstash.conversation.transport import AsyncTransport, Reply, Request
 from qtasks.tasks.ports import Connection
 from qtasks.tasks.task import AsyncTask, SyncTask, Task
 from tests.support.tasks import BASE_URL, KEYS, RecordingTransport, ScriptedHome, application

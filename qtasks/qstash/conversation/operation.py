@@ -1,7 +1,7 @@
 """An operation of the API as a value, and the pieces that every operation is made of.
 
 The operations themselves stand in the modules of their resources (`message`, `queue`, ...), as functions that return a
-`Call`. They are pure; `exchange` leads a call to its answer.
+`Operation`. They are pure; `exchange` leads a call to its answer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 
 from qtasks.errors import InvalidCallError
 from qtasks.protocol.messages import Headers
-from qtasks.qstash.transport import Reply
+from qtasks.qstash.conversation.transport import Reply
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ _QUERY_SAFE = _PATH_SAFE + "?`{}"
 
 
 @dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
+class Operation(Generic[T]):
     """One operation: what to send, how to read the answer, and what may be done when no answer comes."""
 
     method: HttpMethod

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from qtasks.errors import InvalidCallError
-from qtasks.qstash.calls import to_json
-from qtasks.qstash.options import check_names
+from qtasks.qstash.conversation.operation import to_json
+from qtasks.qstash.operations.options import check_names
 
 Role = Literal["system", "assistant", "user"]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qtasks.errors import InvalidCallError, QStashError
 from qtasks.qstash import QStash
-from qtasks.qstash.calls import destination, segment
+from qtasks.qstash.conversation.operation import destination, segment
 from tests.unit.qstash.conftest import TOKEN, Script
 
 PRINTABLE = st.text(st.characters(min_codepoint=0x20, exclude_characters="\x7f", exclude_categories=("Cs", "Cc")))

@@ -8,24 +8,24 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from qtasks.errors import BrokerUnreachable
-from qtasks.qstash import outgoing
-from qtasks.qstash.calls import Call
-from qtasks.qstash.credentials import resolve
-from qtasks.qstash.exchange import (
+from qtasks.qstash.conversation import request_builder
+from qtasks.qstash.conversation.credentials import resolve
+from qtasks.qstash.conversation.exchange import (
     DEFAULT_TIMEOUT_S,
     Conversation,
+    ExchangeStep,
     Manner,
     Outcome,
     Pause,
     Retry,
     RetryConfig,
-    Step,
     attempts,
     exchange,
     is_success,
 )
-from qtasks.qstash.over_httpx import AsyncHttpxTransport
-from qtasks.qstash.transport import AsyncStreamed, AsyncStreaming, AsyncTransport, Reply, Request
+from qtasks.qstash.conversation.httpx_transport import AsyncHttpxTransport
+from qtasks.qstash.conversation.operation import Operation
+from qtasks.qstash.conversation.transport import AsyncStreamed, AsyncStreaming, AsyncTransport, Reply, Request
 
 T = TypeVar("T")
 
@@ -56,12 +56,12 @@ class AsyncHttpClient:
         self._manner = Manner(Retry.of(retry), timeout_s, monotonic)
         self._sleep = sleep
 
-    async def run(self, call: Call[T]) -> T:
+    async def run(self, call: Operation[T]) -> T:
         """As `HttpClient.run`."""
         send = self._send_aside if call.long else self._transport.send
-        return await self._lead(exchange(call, outgoing.of(call, self.credentials), self._manner), send)
+        return await self._lead(exchange(call, request_builder.of(call, self.credentials), self._manner), send)
 
-    async def open(self, call: Call[Any]) -> AsyncStreamed:
+    async def open(self, call: Operation[Any]) -> AsyncStreamed:
         """As `HttpClient.open`."""
         opened: list[AsyncStreamed] = []
 
@@ -72,14 +72,14 @@ class AsyncHttpClient:
             opened.append(streamed)
             return Reply(streamed.status, streamed.headers, b"")
 
-        await self._lead(attempts(call, outgoing.of(call, self.credentials), self._manner), begin)
+        await self._lead(attempts(call, request_builder.of(call, self.credentials), self._manner), begin)
         return opened[0]
 
     async def request(
         self,
         *,
         path: str,
-        method: outgoing.HttpMethod,
+        method: request_builder.HttpMethod,
         headers: Mapping[str, str] | None = None,
         body: str | bytes | None = None,
         params: Mapping[str, Any] | None = None,
@@ -89,7 +89,7 @@ class AsyncHttpClient:
     ) -> Any:
         """As `HttpClient.request`."""
         return await self.run(
-            outgoing.custom(
+            request_builder.custom(
                 path=path,
                 method=method,
                 headers=headers,
@@ -108,7 +108,7 @@ class AsyncHttpClient:
 
     def new_retry_id(self) -> str | None:
         """As `HttpClient.new_retry_id`."""
-        return outgoing.new_retry_id() if self.repeats else None
+        return request_builder.new_retry_id() if self.repeats else None
 
     async def close(self) -> None:
         """As `HttpClient.close`."""
@@ -134,7 +134,7 @@ class AsyncHttpClient:
                 value: T = end.value
                 return value
 
-    async def _perform(self, step: Step, send: Callable[[Request, float], Awaitable[Reply]]) -> Outcome | None:
+    async def _perform(self, step: ExchangeStep, send: Callable[[Request, float], Awaitable[Reply]]) -> Outcome | None:
         if isinstance(step, Pause):
             await self._sleep(step.seconds)
             return None

@@ -12,8 +12,8 @@ from enum import Enum
 from typing import Any
 
 from qtasks.errors import InvalidCallError
-from qtasks.qstash.calls import segment
-from qtasks.qstash.options import check_names
+from qtasks.qstash.conversation.operation import segment
+from qtasks.qstash.operations.options import check_names
 
 MAX_PAGE = 100
 """Entries that one bulk action on dead letters takes at most, and by default."""

@@ -1,12 +1,12 @@
-"""The conversation with a QStash service: one call, repeated when that is safe and worth while.
+"""The conversation with a QStash service: one operation, repeated when that is safe and useful.
 
-Everything here is decided in pure code. `exchange` is a generator that yields what is to be done next, an `Attempt` or
-a `Pause`, and is told what came of it; the synchronous and the asynchronous client are two short loops around it.
+Pure code decides everything here. `exchange` is a generator: it yields the next step, an `HttpAttempt` or a `Pause`,
+and receives the outcome of that step. The synchronous and the asynchronous client are two short loops around it.
 
-When is repeating safe? A reply that never came says nothing: the service may have acted, or not. So a call is repeated
-after a lost answer only if doing it twice comes to the same as doing it once (`Call.repeatable`): reads, deletions by
-id, and publishes, which for this purpose carry a deduplication id. Everything else is repeated only when the service
-surely did nothing: no connection was made, or it said 429 or 503.
+When is repeating safe? A reply that never came says nothing: the service may have acted, or not. After a
+lost answer an operation is therefore repeated only if two executions have the effect of one (`Operation.repeatable`):
+reads, deletions by id, and publishes, which carry a deduplication id for this purpose. Every other operation is
+repeated only when the service certainly did nothing: no connection was made, or the service answered 429 or 503.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar, cast
 
 from qtasks.errors import BrokerUnreachable, ConfigurationError, QStashError
-from qtasks.qstash import failures
-from qtasks.qstash.calls import Call
-from qtasks.qstash.transport import AsyncTransport, Reply, Request, SyncTransport
+from qtasks.qstash.conversation import failures
+from qtasks.qstash.conversation.operation import Operation
+from qtasks.qstash.conversation.transport import AsyncTransport, Reply, Request, SyncTransport
 
 __all__ = [
     "AsyncTransport",
-    "Attempt",
     "Conversation",
+    "ExchangeStep",
+    "HttpAttempt",
     "Manner",
     "Outcome",
     "Pause",
@@ -32,7 +33,6 @@ __all__ = [
     "Request",
     "Retry",
     "RetryConfig",
-    "Step",
     "SyncTransport",
     "attempts",
     "exchange",
@@ -104,7 +104,7 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class HttpAttempt:
     """Send `request` and tell the conversation what came back."""
 
     request: Request
@@ -118,9 +118,9 @@ class Pause:
     seconds: float
 
 
-Step = Attempt | Pause
+ExchangeStep = HttpAttempt | Pause
 Outcome = Reply | BrokerUnreachable
-Conversation = Generator[Step, Outcome | None, T]
+Conversation = Generator[ExchangeStep, Outcome | None, T]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +133,16 @@ class Manner:
     monotonic: Callable[[], float]
 
 
-def exchange(call: Call[T], request: Request, manner: Manner) -> Conversation[T]:
+def exchange(call: Operation[T], request: Request, manner: Manner) -> Conversation[T]:
     """Lead one call to its value or to the error it deserves; see the module's first lines for the rules."""
     reply = yield from attempts(call, request, manner)
     return read(call, request, reply)
 
 
-def attempts(call: Call[Any], request: Request, manner: Manner) -> Conversation[Reply]:
+def attempts(call: Operation[Any], request: Request, manner: Manner) -> Conversation[Reply]:
     """Repeat `request` until there is a successful reply and return it; raise what the last attempt came to."""
     retry, monotonic = manner.retry, manner.monotonic
-    attempt = Attempt(request, call.timeout_s or manner.timeout_s)
+    attempt = HttpAttempt(request, call.timeout_s or manner.timeout_s)
     began_s = monotonic()
     maybe_done = False
     made = 0
@@ -166,7 +166,7 @@ def attempts(call: Call[Any], request: Request, manner: Manner) -> Conversation[
     return outcome
 
 
-def read(call: Call[T], request: Request, reply: Reply) -> T:
+def read(call: Operation[T], request: Request, reply: Reply) -> T:
     """The value of a successful reply. Raises ApiError when it is not what a QStash service would say."""
     try:
         return call.read(reply)
@@ -212,7 +212,7 @@ _DID_NOTHING = frozenset({429, 503})
 """Statuses with which a service says that it has not even begun."""
 
 
-def _worth_repeating(call: Call[Any], outcome: Outcome) -> bool:
+def _worth_repeating(call: Operation[Any], outcome: Outcome) -> bool:
     if isinstance(outcome, BrokerUnreachable):
         return call.repeatable or not outcome.sent
     if outcome.status == 429:

@@ -9,11 +9,11 @@ from typing import Any, Protocol, TypeVar
 
 from qtasks.errors import InvalidCallError
 from qtasks.protocol.messages import Headers, PublishOptions
-from qtasks.qstash import options as keywords
-from qtasks.qstash.calls import JSON_TYPE, Call, answer, destination, segment, to_json, url_text
-from qtasks.qstash.options import EnqueueTarget, PublishTarget
-from qtasks.qstash.providers import UPSTASH
-from qtasks.qstash.transport import Reply
+from qtasks.qstash.conversation.operation import JSON_TYPE, Operation, answer, destination, segment, to_json, url_text
+from qtasks.qstash.conversation.transport import Reply
+from qtasks.qstash.operations import options as keywords
+from qtasks.qstash.operations.options import EnqueueTarget, PublishTarget
+from qtasks.qstash.operations.providers import UPSTASH
 
 Body = str | bytes | None
 """A body as it is: text goes out as UTF-8."""
@@ -131,21 +131,23 @@ class RawMessage:
     """Name of the queue that the message is appended to; None publishes it."""
 
 
-def publish_raw(target: str, body: bytes, options: PublishOptions, *, retry_id: str | None) -> Call[PublishResponse]:
+def publish_raw(
+    target: str, body: bytes, options: PublishOptions, *, retry_id: str | None
+) -> Operation[PublishResponse]:
     """Publish to one URL with options that are values of the protocol already."""
     return _post_raw("/v2/publish/", target, body, options, PublishResponse, retry_id)
 
 
 def enqueue_raw(
     queue: str, target: str, body: bytes, options: PublishOptions, *, retry_id: str | None
-) -> Call[EnqueueResponse]:
+) -> Operation[EnqueueResponse]:
     """Append a message for one URL to a queue, with options that are values of the protocol already."""
     return _post_raw(f"/v2/enqueue/{segment(queue, 'queue')}/", target, body, options, EnqueueResponse, retry_id)
 
 
 def batch_raw(
     messages: Sequence[RawMessage], *, new_retry_id: Callable[[], str | None]
-) -> Call[list[BatchResponse | BatchError]]:
+) -> Operation[list[BatchResponse | BatchError]]:
     """Publish or enqueue many messages, each for one URL, with options that are values of the protocol already."""
     sealed = [Sealed.of(message.options, new_retry_id()) for message in messages]
     items = [
@@ -162,7 +164,7 @@ def batch_raw(
 
 def publish(
     body: Body, given: Mapping[str, Any], *, retry_id: str | None
-) -> Call[PublishResponse | list[PublishUrlGroupResponse]]:
+) -> Operation[PublishResponse | list[PublishUrlGroupResponse]]:
     """Publish to a URL, a URL group or a language model."""
     keywords.check_names(given, PublishTarget, "publish()")
     return _post("/v2/publish/", body, given, PublishResponse, PublishUrlGroupResponse, retry_id)
@@ -170,7 +172,7 @@ def publish(
 
 def enqueue(
     queue: str, body: Body, given: Mapping[str, Any], *, retry_id: str | None
-) -> Call[EnqueueResponse | list[EnqueueUrlGroupResponse]]:
+) -> Operation[EnqueueResponse | list[EnqueueUrlGroupResponse]]:
     """Append to a queue."""
     keywords.check_names(given, EnqueueTarget, "enqueue()")
     prefix = f"/v2/enqueue/{segment(queue, 'queue')}/"
@@ -179,7 +181,7 @@ def enqueue(
 
 def batch(
     requests: Iterable[BatchRequest], *, new_retry_id: Callable[[], str | None]
-) -> Call[list[BatchResponse | list[BatchUrlGroupResponse] | BatchError]]:
+) -> Operation[list[BatchResponse | list[BatchUrlGroupResponse] | BatchError]]:
     """Publish or enqueue many at once. A message that is refused does not touch the others."""
     items: list[dict[str, Any]] = []
     ours: list[bool] = []
@@ -212,7 +214,7 @@ def _post(
     one: type[_One],
     each: type[_Each],
     retry_id: str | None,
-) -> Call[_One | list[_Each]]:
+) -> Operation[_One | list[_Each]]:
     target, given = _aim(given)
     sealed = Sealed.of(keywords.read(given), retry_id)
 
@@ -222,7 +224,7 @@ def _post(
             return [_accepted_endpoint(item, each, ours=sealed.ours) for item in content]
         return _accepted(content, one, ours=sealed.ours)
 
-    return Call(
+    return Operation(
         "POST",
         prefix + destination(target),
         read,
@@ -233,9 +235,9 @@ def _post(
 
 def _post_raw(
     prefix: str, target: str, body: bytes, options: PublishOptions, kind: type[_One], retry_id: str | None
-) -> Call[_One]:
+) -> Operation[_One]:
     sealed = Sealed.of(options, retry_id)
-    return Call(
+    return Operation(
         "POST",
         prefix + destination(target),
         lambda reply: _accepted(answer(reply), kind, ours=sealed.ours),
@@ -244,7 +246,7 @@ def _post_raw(
     )
 
 
-def _batch(items: Sequence[Mapping[str, Any]], ours: Sequence[bool], read_item: _ReadItem[_T]) -> Call[list[_T]]:
+def _batch(items: Sequence[Mapping[str, Any]], ours: Sequence[bool], read_item: _ReadItem[_T]) -> Operation[list[_T]]:
     """The request that carries `items`; `ours` says which deduplication ids the client made."""
 
     def read(reply: Reply) -> list[_T]:
@@ -253,7 +255,7 @@ def _batch(items: Sequence[Mapping[str, Any]], ours: Sequence[bool], read_item: 
             raise ValueError(f"{len(answers)} answers for {len(ours)} messages")
         return [read_item(content, ours=own) for content, own in zip(answers, ours, strict=True)]
 
-    return Call("POST", "/v2/batch", read, headers=JSON_TYPE, body=to_json(items))
+    return Operation("POST", "/v2/batch", read, headers=JSON_TYPE, body=to_json(items))
 
 
 def _accepted(content: Mapping[str, Any], kind: type[_One], *, ours: bool) -> _One:

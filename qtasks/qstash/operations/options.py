@@ -15,8 +15,8 @@ from typing import Any, Literal, TypedDict
 from qtasks.errors import InvalidCallError, did_you_mean
 from qtasks.protocol import durations, messages, wire
 from qtasks.protocol.messages import Headers, PublishOptions
-from qtasks.qstash.calls import HttpMethod
-from qtasks.qstash.providers import LlmApi
+from qtasks.qstash.conversation.operation import HttpMethod
+from qtasks.qstash.operations.providers import LlmApi
 
 Duration = str | int | float | timedelta
 """``"1h30m"``, a number of seconds, or a timedelta."""

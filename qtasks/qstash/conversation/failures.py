@@ -13,7 +13,7 @@ from qtasks.errors import (
     DailyMessageLimitExceededError,
     RateLimitExceededError,
 )
-from qtasks.qstash.transport import Reply, Request
+from qtasks.qstash.conversation.transport import Reply, Request
 
 _SHOWN_BODY = 1000
 """Characters of an answer that an error text repeats; `ApiError.detail` has all of it."""

@@ -6,16 +6,16 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from qtasks.qstash.calls import Call, HttpMethod, answer, query
-from qtasks.qstash.credentials import Credentials
-from qtasks.qstash.transport import Reply, Request
+from qtasks.qstash.conversation.credentials import Credentials
+from qtasks.qstash.conversation.operation import HttpMethod, Operation, answer, query
+from qtasks.qstash.conversation.transport import Reply, Request
 
 USER_AGENT = "qstash-tasks"
 
 __all__ = ["USER_AGENT", "HttpMethod", "custom", "new_retry_id", "of"]
 
 
-def of(call: Call[Any], credentials: Credentials) -> Request:
+def of(call: Operation[Any], credentials: Credentials) -> Request:
     """The request of a call."""
     token = call.token or f"Bearer {credentials.token}"
     return Request(
@@ -36,14 +36,14 @@ def custom(
     parse_response: bool,
     base_url: str | None,
     token: str | None,
-) -> Call[Any]:
+) -> Operation[Any]:
     """The call behind `HttpClient.request`."""
     pairs = [
         (name, str(value))
         for name, values in (params or {}).items()
         for value in (values if isinstance(values, (list, tuple)) else (values,))
     ]
-    return Call(
+    return Operation(
         method,
         path + query(pairs),
         answer if parse_response else _text,

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from qtasks.errors import InvalidCallError
-from qtasks.qstash import failures
-from qtasks.qstash.transport import AsyncStreamed, Reply, Request, Streamed
+from qtasks.qstash.conversation import failures
+from qtasks.qstash.conversation.transport import AsyncStreamed, Reply, Request, Streamed
 
 if TYPE_CHECKING:
     import asyncio

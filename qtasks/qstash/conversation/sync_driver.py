@@ -9,24 +9,24 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from qtasks.errors import BrokerUnreachable
-from qtasks.qstash import outgoing
-from qtasks.qstash.calls import Call
-from qtasks.qstash.credentials import resolve
-from qtasks.qstash.exchange import (
+from qtasks.qstash.conversation import request_builder
+from qtasks.qstash.conversation.credentials import resolve
+from qtasks.qstash.conversation.exchange import (
     DEFAULT_TIMEOUT_S,
     Conversation,
+    ExchangeStep,
     Manner,
     Outcome,
     Pause,
     Retry,
     RetryConfig,
-    Step,
     attempts,
     exchange,
     is_success,
 )
-from qtasks.qstash.over_httpx import HttpxTransport
-from qtasks.qstash.transport import Reply, Request, Streamed, SyncStreaming, SyncTransport
+from qtasks.qstash.conversation.httpx_transport import HttpxTransport
+from qtasks.qstash.conversation.operation import Operation
+from qtasks.qstash.conversation.transport import Reply, Request, Streamed, SyncStreaming, SyncTransport
 
 T = TypeVar("T")
 
@@ -55,11 +55,13 @@ class HttpClient:
         self._manner = Manner(Retry.of(retry), timeout_s, monotonic)
         self._sleep = sleep
 
-    def run(self, call: Call[T]) -> T:
+    def run(self, call: Operation[T]) -> T:
         """Lead a call to its value. Raises QStashError and its kinds."""
-        return self._lead(exchange(call, outgoing.of(call, self.credentials), self._manner), self._transport.send)
+        return self._lead(
+            exchange(call, request_builder.of(call, self.credentials), self._manner), self._transport.send
+        )
 
-    def open(self, call: Call[Any]) -> Streamed:
+    def open(self, call: Operation[Any]) -> Streamed:
         """Lead a call to a successful response whose body is still to come. Close what it returns."""
         opened: list[Streamed] = []
 
@@ -70,14 +72,14 @@ class HttpClient:
             opened.append(streamed)
             return Reply(streamed.status, streamed.headers, b"")
 
-        self._lead(attempts(call, outgoing.of(call, self.credentials), self._manner), begin)
+        self._lead(attempts(call, request_builder.of(call, self.credentials), self._manner), begin)
         return opened[0]
 
     def request(
         self,
         *,
         path: str,
-        method: outgoing.HttpMethod,
+        method: request_builder.HttpMethod,
         headers: Mapping[str, str] | None = None,
         body: str | bytes | None = None,
         params: Mapping[str, Any] | None = None,
@@ -91,7 +93,7 @@ class HttpClient:
         call is repeated only when the service surely did nothing, unless it is a GET.
         """
         return self.run(
-            outgoing.custom(
+            request_builder.custom(
                 path=path,
                 method=method,
                 headers=headers,
@@ -110,7 +112,7 @@ class HttpClient:
 
     def new_retry_id(self) -> str | None:
         """A deduplication id for the client's own retries; None when it makes none."""
-        return outgoing.new_retry_id() if self.repeats else None
+        return request_builder.new_retry_id() if self.repeats else None
 
     def close(self) -> None:
         """Close the connections. Calling it again does nothing."""
@@ -132,7 +134,7 @@ class HttpClient:
                 value: T = end.value
                 return value
 
-    def _perform(self, step: Step, send: Callable[[Request, float], Reply]) -> Outcome | None:
+    def _perform(self, step: ExchangeStep, send: Callable[[Request, float], Reply]) -> Outcome | None:
         if isinstance(step, Pause):
             self._sleep(step.seconds)
             return None
