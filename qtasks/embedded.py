@@ -27,9 +27,9 @@ from qtasks.tasks.ports import Connection
 
 if TYPE_CHECKING:
     from qtasks.broker.broker import Broker
-    from qtasks.broker.events import Watcher
-    from qtasks.broker.llm.provider_fake import StandIn
-    from qtasks.broker.transport.in_process import App, AsgiTransport
+    from qtasks.broker.events import EventWatcher
+    from qtasks.broker.llm.provider_fake import ProviderFake
+    from qtasks.broker.transport.in_process import AsgiApp, AsgiTransport
 
 T = TypeVar("T")
 
@@ -57,8 +57,8 @@ class Embedded:
         path: str | Path = "tasks.db",
         *,
         drain_s: float = 10.0,
-        watch: Watcher | None = None,
-        llm: StandIn | None = None,
+        watch: EventWatcher | None = None,
+        llm: ProviderFake | None = None,
     ) -> None:
         self.path = str(path)
         self.drain_s = drain_s
@@ -70,7 +70,7 @@ class Embedded:
     def __repr__(self) -> str:
         return f"Embedded({self.path!r})"
 
-    def start(self, app: App, loop: asyncio.AbstractEventLoop | None) -> Connection:
+    def start(self, app: AsgiApp, loop: asyncio.AbstractEventLoop | None) -> Connection:
         """Start the broker, or attach a newly started application to the one that runs.
 
         `app` serves the deliveries on `loop` or, when that is None, on a loop of our own.
@@ -127,7 +127,7 @@ class LoopThread:
 class _Running:
     """A started broker and what belongs to it."""
 
-    def __init__(self, home: Embedded, app: App, loop: asyncio.AbstractEventLoop | None) -> None:
+    def __init__(self, home: Embedded, app: AsgiApp, loop: asyncio.AbstractEventLoop | None) -> None:
         self._broker_thread = LoopThread("qtasks-broker")
         self._app_thread = LoopThread("qtasks-tasks") if loop is None else None
         app_loop = loop or (self._app_thread.loop if self._app_thread else None)
@@ -142,7 +142,7 @@ class _Running:
             self._stop_threads()
             raise
 
-    def serve(self, app: App, loop: asyncio.AbstractEventLoop) -> None:
+    def serve(self, app: AsgiApp, loop: asyncio.AbstractEventLoop) -> None:
         self._transport.serve(app, loop)
 
     def connection(self) -> Connection:
@@ -175,7 +175,7 @@ class _Running:
 
 
 async def _open(
-    home: Embedded, app: App, loop: asyncio.AbstractEventLoop
+    home: Embedded, app: AsgiApp, loop: asyncio.AbstractEventLoop
 ) -> tuple[Broker, AsgiTransport, str, SigningKeys]:
     try:
         from qtasks.broker import ids
@@ -183,8 +183,8 @@ async def _open(
         from qtasks.broker.llm import provider_fake
         from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings
         from qtasks.broker.store.interface import Credentials
-        from qtasks.broker.transport.destination_policy import Policy
-        from qtasks.broker.transport.http import HttpTransport
+        from qtasks.broker.transport.destination_policy import DestinationPolicy
+        from qtasks.broker.transport.http_transport import HttpTransport
         from qtasks.broker.transport.in_process import AsgiTransport
         from qtasks.randomness import SystemRandom
     except ImportError as error:
@@ -202,8 +202,8 @@ async def _open(
     ).with_model(os.environ.get(LLM_VARIABLE))
     if home.llm is not None and settings.llm_url is None:
         settings = settings.with_model(provider_fake.ORIGIN)
-    network = HttpTransport(Policy("local"))
-    others = network if home.llm is None else provider_fake.StandInTransport(home.llm, network)
+    network = HttpTransport(DestinationPolicy("local"))
+    others = network if home.llm is None else provider_fake.ProviderFakeTransport(home.llm, network)
     transport = AsgiTransport(ORIGIN, app, loop, others)
     broker = await Broker.open(settings, transport=transport, random=random)
     if home.watch is not None:
@@ -228,15 +228,15 @@ class InProcess:
 
     async def handle(self, request: Request) -> Reply:
         """What the broker answers; runs on its loop."""
-        from qtasks.broker.api.call import Call, Refusal
+        from qtasks.broker.api.api_request import ApiRequest, HttpError
 
         async def body(limit: int) -> bytes:
             if len(request.body) > limit:
-                raise Refusal(413, f"message too large: {len(request.body)} > {limit}")
+                raise HttpError(413, f"message too large: {len(request.body)} > {limit}")
             return request.body
 
         path, _, query = request.url.removeprefix(API).partition("?")
-        call = Call(request.method, path, query, request.headers, "127.0.0.1", body)
+        call = ApiRequest(request.method, path, query, request.headers, "127.0.0.1", body)
         reply = await (await self._broker.api.handle(call)).whole()
         return Reply(reply.status, reply.headers, reply.body)
 

@@ -6,29 +6,30 @@ import asyncio
 import logging
 
 from qtasks.broker import ids
-from qtasks.broker.api.auth import Principal, Scope, Tokens
-from qtasks.broker.api.call import Reply, reply
-from qtasks.broker.api.context import Context
+from qtasks.broker.api.api_context import ApiContext
+from qtasks.broker.api.api_request import ApiResponse, json_response
+from qtasks.broker.api.auth import Principal, Tokens, TokenScope
 from qtasks.broker.api.routes import Api
-from qtasks.broker.events import Watchers
+from qtasks.broker.clock import SystemClock, SystemRandom
+from qtasks.broker.events import EventWatchers
 from qtasks.broker.llm.language_model import LanguageModel
-from qtasks.broker.loops.deliverer import Deliverer, KeyRing, Limits
+from qtasks.broker.loops.deliverer import Deliverer
+from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.loops.pruner import Pruner
 from qtasks.broker.loops.scheduler import Scheduler
-from qtasks.broker.ports import Transport
-from qtasks.broker.settings import BrokerSettings
+from qtasks.broker.ports import Clock, Random, Transport
+from qtasks.broker.settings import BrokerSettings, DeliveryLimits
 from qtasks.broker.store.interface import Recovery
 from qtasks.broker.store.sqlite import SqliteStore
-from qtasks.broker.transport.destination_policy import Policy
-from qtasks.broker.transport.http import HttpTransport
-from qtasks.clock import Clock, SystemClock
+from qtasks.broker.transport.destination_policy import DestinationPolicy
+from qtasks.broker.transport.http_transport import HttpTransport
 from qtasks.errors import StoreError
 from qtasks.randomness import Random, SystemRandom
 
 log = logging.getLogger("qtasks.broker")
 
 
-def _http(policy: Policy, limits: Limits) -> Transport:
+def _http(policy: DestinationPolicy, limits: DeliveryLimits) -> Transport:
     return HttpTransport(policy, connections=limits.in_flight, per_host=limits.per_host)
 
 
@@ -41,14 +42,14 @@ class Broker:
         store: SqliteStore,
         recovery: Recovery,
         transport: Transport,
-        policy: Policy,
+        policy: DestinationPolicy,
         clock: Clock,
         random: Random,
     ) -> None:
         self.settings = settings
         self.store = store
         self.recovery = recovery
-        self.watchers = Watchers()
+        self.watchers = EventWatchers()
         self.tokens = Tokens(clock, store.tokens)
         self.accounts: dict[str, int] = {}
         self.keys = KeyRing(store)
@@ -60,7 +61,7 @@ class Broker:
         )
         self.scheduler = Scheduler(store, clock, random, watchers=self.watchers, wake_deliverer=self.deliverer.wake)
         self.api = Api(
-            Context(
+            ApiContext(
                 store,
                 clock,
                 random,
@@ -94,7 +95,7 @@ class Broker:
         """
         clock = clock or SystemClock()
         random = random or SystemRandom()
-        policy = Policy(settings.destinations, settings.allowed, settings.own)
+        policy = DestinationPolicy(settings.destinations, settings.allowed, settings.own)
         recovery = Recovery(0, 0)
         if store is None:
             store, recovery = await SqliteStore.open(settings.path, now_ms=clock.now_ms())
@@ -111,7 +112,7 @@ class Broker:
             account = await store.ensure_account(credentials, ids.signing_keys(random))
             broker.accounts[credentials.name] = account
             if credentials.token is not None:
-                broker.tokens.add(credentials.token, Principal(account, Scope.PUBLISH))
+                broker.tokens.add(credentials.token, Principal(account, TokenScope.PUBLISH))
             kept = await store.keys(account)
             if credentials.keys is not None and credentials.keys != kept:
                 log.warning(
@@ -130,15 +131,15 @@ class Broker:
                 asyncio.create_task(self.pruner.run(), name="qtasks-prune"),
             ]
 
-    async def ready(self) -> Reply:
+    async def ready(self) -> ApiResponse:
         """`GET /readyz`: 200 while the storage takes writes and the broker is not stopping, else 503."""
         if self.deliverer.draining:
-            return reply({"status": "stopping"}, 503)
+            return json_response({"status": "stopping"}, 503)
         try:
             await self.store.probe(now_ms=self.clock.now_ms())
         except StoreError as error:
-            return reply({"status": "not ready", "error": error.message}, 503)
-        return reply({"status": "ready", "storage": self.store.promise})
+            return json_response({"status": "not ready", "error": error.message}, 503)
+        return json_response({"status": "ready", "storage": self.store.promise})
 
     async def stop(self) -> None:
         """Drain for `drain_s`, then stop; what did not finish is delivered again by the next start. Idempotent."""

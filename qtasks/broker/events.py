@@ -26,19 +26,19 @@ class MessageEvent:
     """How long the attempt took; None where there was none."""
 
 
-Watcher = Callable[[MessageEvent], None]
+EventWatcher = Callable[[MessageEvent], None]
 
 
 @dataclass(slots=True)
-class Watchers:
+class EventWatchers:
     """The watchers of a broker. A watcher must return quickly; one that raises is logged and ignored."""
 
-    _watchers: list[Watcher] = field(default_factory=list)
+    _watchers: list[EventWatcher] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self._watchers)
 
-    def add(self, watcher: Watcher) -> None:
+    def add(self, watcher: EventWatcher) -> None:
         """Tell `watcher` of every step from now on."""
         self._watchers.append(watcher)
 

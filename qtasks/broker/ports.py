@@ -12,7 +12,7 @@ from qtasks.protocol.messages import Headers, Response
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class DeliveryRequest:
     """One HTTP request to an endpoint. The URL goes out byte for byte as given."""
 
     url: str
@@ -40,7 +40,7 @@ class Failure:
 class Transport(Protocol):
     """One attempt: a request in, an answer or the reason why there is none out. Never raises but for cancellation."""
 
-    async def send(self, request: Request) -> Response | Failure:
+    async def send(self, request: DeliveryRequest) -> Response | Failure:
         """Send `request`, follow no redirect, read the answer up to the cap, all within the deadline."""
 
     async def close(self) -> None:

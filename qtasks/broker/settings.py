@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from qtasks.broker.loops.deliverer import Limits
 from qtasks.broker.store.interface import Credentials
 from qtasks.broker.store.retention import Retention
 from qtasks.protocol import development
@@ -23,6 +22,14 @@ def origin_of(url: str) -> str:
     return "/".join(url.split("/", 3)[:3])
 
 
+@dataclass(frozen=True, slots=True)
+class DeliveryLimits:
+    """Attempts in flight at most, in all and to one ``host:port``."""
+
+    in_flight: int = 256
+    per_host: int = 128
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerSettings:
     """Everything a broker is configured with."""
@@ -37,7 +44,7 @@ class BrokerSettings:
     """Refuse a publish whose host name does not resolve, as the hosted service does."""
     own: frozenset[tuple[str, int]] = frozenset()
     """Addresses the broker itself listens on, as (host, port): no message goes there."""
-    limits: Limits = field(default_factory=Limits)
+    limits: DeliveryLimits = field(default_factory=DeliveryLimits)
     retention: Retention = field(default_factory=Retention)
     drain_s: float = 10.0
     """How long a stop waits for attempts under way."""

@@ -18,12 +18,12 @@ import click
 
 from qtasks.broker import ids
 from qtasks.broker.broker import Broker
-from qtasks.broker.loops.deliverer import Limits
+from qtasks.broker.clock import SystemRandom
 from qtasks.broker.server import event_loop
 from qtasks.broker.server.api_server import ApiServer
 from qtasks.broker.server.asgi import LOOPBACK_HOSTS
 from qtasks.broker.server.listen import listen
-from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings
+from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings, DeliveryLimits
 from qtasks.broker.store import tokens, verbs
 from qtasks.broker.store.interface import Credentials
 from qtasks.broker.store.retention import Retention
@@ -133,7 +133,7 @@ def command(
         destinations=destinations or ("local" if is_loopback(host) else "public"),
         allow=_allowed(allow),
         resolve_on_publish=resolve_on_publish,
-        limits=Limits(in_flight=in_flight, per_host=per_host),
+        limits=DeliveryLimits(in_flight=in_flight, per_host=per_host),
         retention=Retention(delivered_ms=retention, failed_ms=dlq_retention, max_bytes=max_size or None),
         drain_s=drain,
     ).with_model(os.environ.get(LLM_VARIABLE))

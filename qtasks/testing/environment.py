@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack, get_args
 
-from qtasks.broker.llm.provider_fake import StandIn
-from qtasks.broker.ports import Request
+from qtasks.broker.llm.provider_fake import ProviderFake
+from qtasks.broker.ports import DeliveryRequest
 from qtasks.errors import ConfigurationError, QTasksError
 from qtasks.protocol import durations
 from qtasks.tasks.app import QTasks
@@ -190,7 +190,7 @@ class Environment:
         return list(handles.values())
 
     @property
-    def outside(self) -> list[Request]:
+    def outside(self) -> list[DeliveryRequest]:
         """What would have gone to somebody else: webhooks, callbacks to other addresses, model providers."""
         return list(self._on.outside.requests)
 
@@ -241,7 +241,7 @@ class Environment:
         """
         results = self._on.results
 
-        def forget(request: Request) -> None:
+        def forget(request: DeliveryRequest) -> None:
             results.forget(call_id_of(request))
 
         self._on.faults.order(_name(task), losing(forget))
@@ -265,7 +265,7 @@ class Environment:
         """
         self._on.outside.answer(url, answer)
 
-    def use_model(self, model: StandIn) -> None:
+    def use_model(self, model: ProviderFake) -> None:
         """Have `model` answer in place of every language model: ``qtasks.use_model(fake_llm("yes"))``.
 
         See `qtasks.testing.llm`. Without one the broker's own model is an echo, and providers are answered as `answer`

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from pydantic import TypeAdapter
 
 from qtasks.broker.llm.provider_fake import Ask
-from qtasks.broker.ports import Failure, Request
+from qtasks.broker.ports import DeliveryRequest, Failure
 from qtasks.protocol.messages import Headers, Response
 from qtasks.tasks.run.dispatch_response import NEVER
 
@@ -105,7 +105,7 @@ class FakeModel:
         self._answers = answers
         self._left: Iterator[Reply] = iter(answers)
 
-    async def answer(self, request: Request, ask: Ask) -> Response:  # noqa: ARG002 - it asks nobody
+    async def answer(self, request: DeliveryRequest, ask: Ask) -> Response:  # noqa: ARG002 - it asks nobody
         """See `StandIn.answer`."""
         asked = self._noted(request)
         try:
@@ -114,7 +114,7 @@ class FakeModel:
         except Exception as error:
             return _never(f"fake_llm: {type(error).__name__}: {error}")
 
-    def __call__(self, request: Request) -> Response:
+    def __call__(self, request: DeliveryRequest) -> Response:
         """The same for whoever wants a function of the request. It cannot wait for an ``async def``."""
         asked = self._noted(request)
         try:
@@ -122,7 +122,7 @@ class FakeModel:
         except Exception as error:
             return _never(f"fake_llm: {type(error).__name__}: {error}")
 
-    def _noted(self, request: Request) -> Asked:
+    def _noted(self, request: DeliveryRequest) -> Asked:
         self.asked.append(Asked(request.url, json.loads(request.body), request.headers))
         return self.asked[-1]
 
@@ -144,31 +144,31 @@ class RecordedModel:
         self._entries: list[dict[str, Any]] | None = None
         self._played: dict[str, int] = {}
 
-    async def answer(self, request: Request, ask: Ask) -> Response | Failure:
+    async def answer(self, request: DeliveryRequest, ask: Ask) -> Response | Failure:
         """See `StandIn.answer`. The same request a second time gets its second answer, if it has one."""
         found, number = self._found(request)
         if number >= len(found) and self._record:
             return await self._recorded(request, ask)
         return self._played_back(request, found, number)
 
-    def __call__(self, request: Request) -> Response:
+    def __call__(self, request: DeliveryRequest) -> Response:
         """The same for whoever wants a function of the request; it records nothing."""
         return self._played_back(request, *self._found(request))
 
-    def _found(self, request: Request) -> tuple[list[dict[str, Any]], int]:
+    def _found(self, request: DeliveryRequest) -> tuple[list[dict[str, Any]], int]:
         """The answers to a request, and how many of them have been given."""
         key = _key(_asked(request))
         number = self._played.get(key, 0)
         self._played[key] = number + 1
         return [entry["response"] for entry in self._loaded() if _key(entry["request"]) == key], number
 
-    def _played_back(self, request: Request, found: list[dict[str, Any]], number: int) -> Response:
+    def _played_back(self, request: DeliveryRequest, found: list[dict[str, Any]], number: int) -> Response:
         if not found:
             return _never(self._missing(Asked(request.url, json.loads(request.body))))
         answer = found[min(number, len(found) - 1)]
         return Response(status=answer["status"], headers=_JSON, body=json.dumps(answer["body"]).encode())
 
-    async def _recorded(self, request: Request, ask: Ask) -> Response | Failure:
+    async def _recorded(self, request: DeliveryRequest, ask: Ask) -> Response | Failure:
         answer = await ask(request)
         if isinstance(answer, Response) and 200 <= answer.status < 300:
             self._loaded().append(
@@ -206,7 +206,7 @@ def _never(why: str) -> Response:
     return Response(status=NEVER, headers=(*_JSON, ("Upstash-NonRetryable-Error", "true")), body=body)
 
 
-def _asked(request: Request) -> dict[str, Any]:
+def _asked(request: DeliveryRequest) -> dict[str, Any]:
     """A request as a recording says it. Not the host: the broker's own model is the same wherever it runs."""
     return {"path": urlsplit(request.url).path, "body": json.loads(request.body)}
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from qtasks.broker.api import auth, routes
-from qtasks.broker.api.auth import Scope
+from qtasks.broker.api.auth import TokenScope
 from qtasks.protocol import signing
 from tests.support.door import LATER, Door, Lines
 from tests.support.running import Endpoint, RunningBroker
@@ -112,14 +112,14 @@ def test_no_secret_is_compared_with_an_operator(module: ModuleType) -> None:
 
 
 def test_every_route_declares_its_scope_and_a_token_to_read_with_changes_nothing(broker: RunningBroker) -> None:
-    """A new route fails here until it says what it needs."""
-    reader = Door(int(broker.url.rpartition(":")[2]), broker.new_user(Scope.READ))
+    """T4: a new route fails here until it says what it needs."""
+    reader = Door(int(broker.url.rpartition(":")[2]), broker.new_user(TokenScope.READ))
     for route in routes.ROUTES:
-        assert isinstance(route.scope, Scope)
-        assert route.scope >= (Scope.READ if route.method == "GET" else Scope.PUBLISH), route
+        assert isinstance(route.scope, TokenScope)
+        assert route.scope >= (TokenScope.READ if route.method == "GET" else TokenScope.PUBLISH), route
         path = "/" + "/".join({"{}": "msg_1", "*": "http://127.0.0.1:1/"}.get(part, part) for part in route.path)
         answer = reader.ask(route.method, path, body=b"" if route.method == "POST" else None)
-        if route.scope > Scope.READ:
+        if route.scope > TokenScope.READ:
             assert (answer.status, answer.error) == (403, "this token may read only"), route
         else:
             assert answer.status in (200, 404, 501), route

@@ -111,14 +111,16 @@ def test_a_message_that_nobody_signed_for_us_runs_nothing(
     tasks: QTasks, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[int] = []
-    compose = deliverer.compose
+    signed_request = deliverer.signed_request
     forged = SigningKeys("sig_" + "f" * 40, "sig_" + "g" * 40)
 
     @tasks.task(retries=0)
     def touch() -> None:
         ran.append(1)
 
-    monkeypatch.setattr(deliverer, "compose", lambda message, keys, **facts: compose(message, forged, **facts))
+    monkeypatch.setattr(
+        deliverer, "signed_request", lambda message, keys, **facts: signed_request(message, forged, **facts)
+    )
     touch.delay()
     [dead] = watch.wait_for(State.FAILED)
     assert "401" in (dead.error or "")
@@ -127,17 +129,17 @@ def test_a_message_that_nobody_signed_for_us_runs_nothing(
 
 def test_a_body_changed_on_the_way_runs_nothing(tasks: QTasks, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[int] = []
-    compose = deliverer.compose
+    signed_request = deliverer.signed_request
 
     @tasks.task(retries=0)
     def touch(n: int) -> None:
         ran.append(n)
 
     def tampered(message: object, keys: object, **facts: object) -> object:
-        request = compose(message, keys, **facts)  # type: ignore[arg-type]
+        request = signed_request(message, keys, **facts)  # type: ignore[arg-type]
         return replace(request, body=request.body.replace(b"1", b"2"))
 
-    monkeypatch.setattr(deliverer, "compose", tampered)
+    monkeypatch.setattr(deliverer, "signed_request", tampered)
     touch.delay(1)
     watch.wait_for(State.FAILED)
     assert ran == []

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from qtasks.broker.api.call import Call, Reply
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse
 from qtasks.broker.broker import Broker
 from qtasks.broker.settings import BrokerSettings
 from qtasks.protocol import wire
@@ -27,11 +27,11 @@ class InProcess:
         self._runner = asyncio.Runner()
         self._broker = self._runner.run(Broker.open(BrokerSettings(path=":memory:")))
 
-    def ask(self, method: str, path: str, query: str, headers: Lines, body: bytes) -> Reply:
+    def ask(self, method: str, path: str, query: str, headers: Lines, body: bytes) -> ApiResponse:
         async def read_body(limit: int) -> bytes:
             return body
 
-        call = Call(method, path, query, headers, "127.0.0.1", read_body)
+        call = ApiRequest(method, path, query, headers, "127.0.0.1", read_body)
         return self._runner.run(self._broker.api.handle(call))
 
     def close(self) -> None:

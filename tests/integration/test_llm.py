@@ -14,8 +14,8 @@ import pytest
 from pydantic import BaseModel
 
 from qtasks import Embedded, QTasks, TaskEvent, chain, group, injected
-from qtasks.broker.llm.provider_fake import StandIn
-from qtasks.broker.ports import Request
+from qtasks.broker.llm.provider_fake import ProviderFake
+from qtasks.broker.ports import DeliveryRequest
 from qtasks.errors import TaskCancelled, TaskFailed
 from qtasks.llm import ChatMessage, Usage, anthropic, custom, openai, system, user
 from qtasks.qstash import QStash
@@ -71,7 +71,7 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
     """Applications on an embedded broker, with a file unless something else is said."""
     made: list[QTasks] = []
 
-    def application(path: str = "", *, llm: StandIn | None = None) -> QTasks:
+    def application(path: str = "", *, llm: ProviderFake | None = None) -> QTasks:
         made.append(QTasks(embedded=Embedded(path or tmp_path / "tasks.db", llm=llm)))
         return made[-1]
 
@@ -345,7 +345,7 @@ def broken(asked: Asked) -> str:
     ],
 )
 def test_a_fake_that_cannot_answer_fails_the_call_at_once(
-    opened: Opened, kept: Kept, model: StandIn, words: str
+    opened: Opened, kept: Kept, model: ProviderFake, words: str
 ) -> None:
     summarise = summariser(opened(":memory:", llm=model), kept)
     with pytest.raises(TaskFailed) as caught:
@@ -356,7 +356,7 @@ def test_a_fake_that_cannot_answer_fails_the_call_at_once(
 def test_a_fake_is_a_function_of_the_request_as_well() -> None:
     """For a transport that answers by functions, as that of the pytest plugin."""
     body = json.dumps({"model": "gpt", "messages": [user("How are you?")]}).encode()
-    request = Request("https://api.openai.com/v1/chat/completions", "POST", (), body, 1000)
+    request = DeliveryRequest("https://api.openai.com/v1/chat/completions", "POST", (), body, 1000)
     model = fake_llm("Fine.", refused(429))
     said = [model(request) for _ in range(3)]
     assert [answer.status for answer in said] == [200, 429, 489]

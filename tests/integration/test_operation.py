@@ -19,10 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from qtasks.broker.loops.deliverer import Limits
 from qtasks.broker.server import asgi, http_protocol
-from qtasks.broker.server.asgi import EdgeLimits
-from qtasks.broker.settings import BrokerSettings
+from qtasks.broker.server.asgi import RequestLimits
+from qtasks.broker.settings import BrokerSettings, DeliveryLimits
 from qtasks.cli.reloader import HEALTHY_S
 from qtasks.protocol.messages import State
 from tests.support.dev import Dev
@@ -471,7 +470,7 @@ def test_an_application_that_dies_at_once_is_not_started_for_ever(folder: Path) 
 def slow_broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningBroker]:
     """Its patience with clients is a fraction of a second."""
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.4)
-    monkeypatch.setattr(asgi, "EdgeLimits", partial(EdgeLimits, body_idle_s=0.4))
+    monkeypatch.setattr(asgi, "RequestLimits", partial(RequestLimits, body_idle_s=0.4))
     running = RunningBroker(BrokerSettings(path=":memory:"))
     yield running
     running.stop()
@@ -583,7 +582,7 @@ def hostile(behave: Behaviour) -> Iterator[str]:
 
 @pytest.mark.parametrize("behave", [hang, dribble, endless], ids=["hang", "dribble", "endless"])
 def test_a_destination_that_holds_on_costs_its_own_slots_alone(tmp_path: Path, behave: Behaviour) -> None:
-    limits = Limits(in_flight=6, per_host=4)
+    limits = DeliveryLimits(in_flight=6, per_host=4)
     broker = RunningBroker(BrokerSettings(path=str(tmp_path / "b.db"), limits=limits, drain_s=0.1))
     endpoint = Endpoint()
     with hostile(behave) as bad:

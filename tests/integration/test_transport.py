@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from qtasks.broker.ports import Failure, Request
-from qtasks.broker.transport.destination_policy import Policy
-from qtasks.broker.transport.http import KEEP_ALIVE_S, HttpTransport
+from qtasks.broker.ports import DeliveryRequest, Failure
+from qtasks.broker.transport.destination_policy import DestinationPolicy
+from qtasks.broker.transport.http_transport import KEEP_ALIVE_S, HttpTransport
 from qtasks.protocol.messages import Headers, Response
 from tests.support.hostile import OK, Behaviour, Connection, HostileServer, answering, answering_once
 
@@ -33,15 +33,15 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 
 @pytest.fixture
 async def transport() -> AsyncIterator[HttpTransport]:
-    transport = HttpTransport(Policy("local"))
+    transport = HttpTransport(DestinationPolicy("local"))
     yield transport
     await transport.close()
 
 
 def request(
     url: str, method: str = "POST", headers: Headers = (), body: bytes = b"", timeout_ms: int = 5000
-) -> Request:
-    return Request(url, method, headers, body, timeout_ms)
+) -> DeliveryRequest:
+    return DeliveryRequest(url, method, headers, body, timeout_ms)
 
 
 def resolving(*answers: Sequence[str]) -> "Names":
@@ -210,7 +210,7 @@ async def test_nothing_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatc
         netrc = tmp_path / "netrc"
         netrc.write_text("machine 127.0.0.1 login me password secret\n")
         monkeypatch.setenv("NETRC", str(netrc))
-        transport = HttpTransport(Policy("local"))
+        transport = HttpTransport(DestinationPolicy("local"))
         response(await transport.send(request(server.url)))
         await transport.close()
     assert canary.connections == 0
@@ -265,8 +265,8 @@ async def test_a_connection_is_used_again_after_a_clean_answer(transport: HttpTr
 
 async def test_an_idle_connection_is_closed_before_a_server_would(monkeypatch: pytest.MonkeyPatch) -> None:
     assert KEEP_ALIVE_S < 2
-    monkeypatch.setattr("qtasks.broker.transport.http.KEEP_ALIVE_S", 0.05)
-    transport = HttpTransport(Policy("local"))
+    monkeypatch.setattr("qtasks.broker.transport.http_transport.KEEP_ALIVE_S", 0.05)
+    transport = HttpTransport(DestinationPolicy("local"))
     async with HostileServer(answering(OK)) as server:
         response(await transport.send(request(server.url)))
         async with asyncio.timeout(5):
@@ -286,7 +286,7 @@ async def test_a_compressed_body_stays_compressed(transport: HttpTransport) -> N
     ("size", "kept", "truncated"), [(999, 999, False), (1000, 1000, False), (1001, 1000, True), (5000, 1000, True)]
 )
 async def test_a_body_is_read_up_to_the_cap(size: int, kept: int, truncated: bool) -> None:
-    transport = HttpTransport(Policy("local"), max_response=1000)
+    transport = HttpTransport(DestinationPolicy("local"), max_response=1000)
     async with HostileServer(
         answering(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
     ) as server:
@@ -296,7 +296,7 @@ async def test_a_body_is_read_up_to_the_cap(size: int, kept: int, truncated: boo
 
 
 async def test_a_cookie_that_was_set_never_comes_back() -> None:
-    transport = HttpTransport(Policy("local"), resolve=resolving(["127.0.0.1"]))
+    transport = HttpTransport(DestinationPolicy("local"), resolve=resolving(["127.0.0.1"]))
     answer = b"HTTP/1.1 200 OK\r\nSet-Cookie: session=1; Path=/\r\nContent-Length: 0\r\n\r\n"
     async with HostileServer(answering(answer)) as server:
         for _ in range(2):
@@ -367,7 +367,7 @@ LONG_WINDED = {
 
 @pytest.mark.parametrize("what", LONG_WINDED)
 async def test_an_endless_body_is_cut_and_its_connection_closed(what: str) -> None:
-    transport = HttpTransport(Policy("local"), max_response=100_000)
+    transport = HttpTransport(DestinationPolicy("local"), max_response=100_000)
     started = time.monotonic()
     async with HostileServer(LONG_WINDED[what]) as server:
         outcome = response(await transport.send(request(server.url, timeout_ms=30_000)))
@@ -540,7 +540,7 @@ async def test_a_name_server_that_does_not_answer_is_inside_the_deadline() -> No
         await asyncio.Event().wait()
         return []
 
-    transport = HttpTransport(Policy("local"), resolve=silent)
+    transport = HttpTransport(DestinationPolicy("local"), resolve=silent)
     started = time.monotonic()
     outcome = failure(await transport.send(request("http://slow.test/", timeout_ms=200)))
     await transport.close()
@@ -549,7 +549,7 @@ async def test_a_name_server_that_does_not_answer_is_inside_the_deadline() -> No
 
 
 async def test_connecting_has_a_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qtasks.broker.transport.http.CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("qtasks.broker.transport.http_transport.CONNECT_TIMEOUT_S", 0.2)
     with socket.socket() as listener:  # a full backlog: the handshake of one more connection is not answered
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -558,7 +558,7 @@ async def test_connecting_has_a_limit_of_its_own(monkeypatch: pytest.MonkeyPatch
         for filler in fillers:
             filler.setblocking(False)
             filler.connect_ex(address)
-        transport = HttpTransport(Policy("local"))
+        transport = HttpTransport(DestinationPolicy("local"))
         started = time.monotonic()
         outcome = failure(await transport.send(request(f"http://127.0.0.1:{address[1]}/", timeout_ms=20_000)))
         await transport.close()
@@ -650,7 +650,7 @@ async def test_after_closing_nothing_is_sent(transport: HttpTransport) -> None:
 
 
 async def test_closing_ends_what_is_under_way() -> None:
-    transport = HttpTransport(Policy("local"))
+    transport = HttpTransport(DestinationPolicy("local"))
     async with HostileServer(never_answers) as server:
         attempt = asyncio.create_task(transport.send(request(server.url)))
         async with asyncio.timeout(5):
@@ -664,7 +664,7 @@ async def test_closing_ends_what_is_under_way() -> None:
 
 async def test_a_name_is_resolved_when_dialling_and_kept_for_the_host_header() -> None:
     names = resolving(["127.0.0.1"])
-    transport = HttpTransport(Policy("local"), resolve=names)
+    transport = HttpTransport(DestinationPolicy("local"), resolve=names)
     async with HostileServer(answering(OK)) as server:
         for _ in range(2):
             response(await transport.send(request(f"http://some.test:{server.port}/")))
@@ -688,7 +688,7 @@ async def test_a_name_is_resolved_when_dialling_and_kept_for_the_host_header() -
     ],
 )
 async def test_a_name_is_refused_if_any_of_its_addresses_is(addresses: list[str]) -> None:
-    transport = HttpTransport(Policy("public"), resolve=resolving(addresses))
+    transport = HttpTransport(DestinationPolicy("public"), resolve=resolving(addresses))
     async with HostileServer(answering(OK)) as canary:
         outcome = failure(await transport.send(request(f"http://innocent.test:{canary.port}/")))
     await transport.close()
@@ -698,7 +698,7 @@ async def test_a_name_is_refused_if_any_of_its_addresses_is(addresses: list[str]
 
 
 async def test_a_name_that_changes_its_answer_is_refused_when_it_does() -> None:
-    transport = HttpTransport(Policy("local"), resolve=resolving(["127.0.0.1"], ["169.254.169.254"]))
+    transport = HttpTransport(DestinationPolicy("local"), resolve=resolving(["127.0.0.1"], ["169.254.169.254"]))
     closing = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
     async with HostileServer(answering_once(closing)) as server:
         url = f"http://rebinding.test:{server.port}/"
@@ -711,7 +711,7 @@ async def test_a_name_that_changes_its_answer_is_refused_when_it_does() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]"])
 async def test_in_public_no_spelling_reaches_loopback(host: str) -> None:
-    transport = HttpTransport(Policy("public"))
+    transport = HttpTransport(DestinationPolicy("public"))
     async with HostileServer(answering(OK)) as canary:
         outcome = failure(await transport.send(request(f"http://{host}:{canary.port}/")))
     await transport.close()
@@ -721,7 +721,7 @@ async def test_in_public_no_spelling_reaches_loopback(host: str) -> None:
 
 async def test_in_public_what_is_allowed_by_name_is_reached() -> None:
     async with HostileServer(answering(OK)) as server:
-        policy = Policy("public", (f"http://worker.test:{server.port}",))
+        policy = DestinationPolicy("public", (f"http://worker.test:{server.port}",))
         transport = HttpTransport(policy, resolve=resolving(["127.0.0.1"]))
         response(await transport.send(request(f"http://worker.test:{server.port}/")))
         assert failure(await transport.send(request(server.url))).code == "destination_blocked"
@@ -732,7 +732,7 @@ async def test_in_public_what_is_allowed_by_name_is_reached() -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "me.test"])
 async def test_the_brokers_own_listener_is_never_dialled(host: str, own: str) -> None:
     async with HostileServer(answering(OK)) as canary:
-        policy = Policy("local", own=frozenset({(own, canary.port)}))
+        policy = DestinationPolicy("local", own=frozenset({(own, canary.port)}))
         transport = HttpTransport(policy, resolve=resolving(["127.0.0.1"]))
         outcome = failure(await transport.send(request(f"http://{host}:{canary.port}/")))
         await transport.close()
@@ -748,7 +748,7 @@ async def test_a_listener_on_every_address_is_recognised_on_the_machines_network
             pytest.skip("this machine has no network address")
         address = str(probe.getsockname()[0])
     port = free_port()
-    transport = HttpTransport(Policy("local", own=frozenset({("0.0.0.0", port)})))
+    transport = HttpTransport(DestinationPolicy("local", own=frozenset({("0.0.0.0", port)})))
     outcome = failure(await transport.send(request(f"http://{address}:{port}/")))
     await transport.close()
     assert f"own address: {address}:{port}" in outcome.error
@@ -759,7 +759,7 @@ async def test_a_name_without_address_is_a_dns_failure() -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     for resolve in (unknown, resolving([])):
-        transport = HttpTransport(Policy("local"), resolve=resolve)
+        transport = HttpTransport(DestinationPolicy("local"), resolve=resolve)
         outcome = failure(await transport.send(request("http://nowhere.test/")))
         await transport.close()
         assert (outcome.code, outcome.final) == ("dns", False)
@@ -774,7 +774,7 @@ async def test_the_systems_resolver_reports_unknown_names(transport: HttpTranspo
 @pytest.mark.parametrize(("dead", "found"), [(1, True), (7, True), (8, False), (1000, False)])
 async def test_of_many_addresses_the_first_eight_are_tried(dead: int, found: bool) -> None:
     addresses = [f"127.1.{number // 256}.{number % 256}" for number in range(dead)] + ["127.0.0.1"]
-    transport = HttpTransport(Policy("local"), resolve=resolving(addresses))
+    transport = HttpTransport(DestinationPolicy("local"), resolve=resolving(addresses))
     async with HostileServer(answering(OK)) as server:
         outcome = await transport.send(request(f"http://many.test:{server.port}/"))
     await transport.close()
@@ -806,7 +806,7 @@ def serving(certificate: Path) -> ssl.SSLContext:
 
 async def test_a_trusted_certificate_of_the_right_name_is_accepted(certificate: Path) -> None:
     transport = HttpTransport(
-        Policy("local"),
+        DestinationPolicy("local"),
         resolve=resolving(["127.0.0.1"]),
         tls=ssl.create_default_context(cafile=str(certificate)),
     )
@@ -822,7 +822,7 @@ async def test_a_trusted_certificate_of_the_right_name_is_accepted(certificate: 
 
 
 async def test_an_untrusted_certificate_is_refused_before_anything_is_sent(certificate: Path) -> None:
-    transport = HttpTransport(Policy("local"), resolve=resolving(["127.0.0.1"]))
+    transport = HttpTransport(DestinationPolicy("local"), resolve=resolving(["127.0.0.1"]))
     async with HostileServer(answering(OK), tls=serving(certificate)) as server:
         outcome = failure(await transport.send(request(f"https://good.test:{server.port}/")))
         await transport.close()
@@ -843,7 +843,7 @@ async def test_tls_to_a_server_without_tls_is_a_tls_failure(transport: HttpTrans
 
 async def test_an_endless_body_over_tls_is_cut_too(certificate: Path) -> None:
     transport = HttpTransport(
-        Policy("local"),
+        DestinationPolicy("local"),
         max_response=100_000,
         resolve=resolving(["127.0.0.1"]),
         tls=ssl.create_default_context(cafile=str(certificate)),

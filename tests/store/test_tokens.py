@@ -9,8 +9,8 @@ from pathlib import Path
 import apsw
 import pytest
 
-from qtasks.broker.api.auth import STALE_S, Principal, Scope, Tokens
-from qtasks.broker.api.call import Call, Refusal
+from qtasks.broker.api.api_request import ApiRequest, HttpError
+from qtasks.broker.api.auth import STALE_S, Principal, Tokens, TokenScope
 from qtasks.broker.store import tokens
 from qtasks.broker.store.sqlite import SqliteStore, connect
 from qtasks.broker.store.tokens import StoredToken
@@ -106,14 +106,14 @@ async def body(_: int) -> bytes:
     return b""
 
 
-def call(token: str) -> Call:
-    return Call("GET", "/v2/logs", "", (("Authorization", f"Bearer {token}"),), "127.0.0.1", body)
+def call(token: str) -> ApiRequest:
+    return ApiRequest("GET", "/v2/logs", "", (("Authorization", f"Bearer {token}"),), "127.0.0.1", body)
 
 
 async def admitted(known: Tokens, token: str) -> Principal | None:
     try:
         return await known.authenticate(call(token))
-    except Refusal:
+    except HttpError:
         return None
 
 
@@ -123,8 +123,8 @@ async def test_a_new_token_is_found_at_its_first_use_and_says_what_it_may() -> N
     known = Tokens(VirtualClock(), shelf.read)
     shelf.put("writer")
     shelf.put("reader", read_only=True)
-    assert await admitted(known, "writer") == Principal(7, Scope.PUBLISH)
-    assert await admitted(known, "reader") == Principal(7, Scope.READ)
+    assert await admitted(known, "writer") == Principal(7, TokenScope.PUBLISH)
+    assert await admitted(known, "reader") == Principal(7, TokenScope.READ)
     assert shelf.reads == 1
 
 
@@ -165,7 +165,7 @@ async def test_whoever_comes_during_a_read_waits_for_it() -> None:
         await asyncio.sleep(0)
     assert not any(one.done() for one in both)
     shelf.gate.set()
-    assert await asyncio.gather(*both) == [Principal(7, Scope.PUBLISH)] * 2
+    assert await asyncio.gather(*both) == [Principal(7, TokenScope.PUBLISH)] * 2
     assert shelf.reads == 1
 
 
@@ -180,7 +180,7 @@ async def test_a_caller_that_goes_away_during_a_read_leaves_it_to_the_others() -
         await asyncio.sleep(0)
     first.cancel()
     shelf.gate.set()
-    assert await second == Principal(7, Scope.PUBLISH)
+    assert await second == Principal(7, TokenScope.PUBLISH)
     assert first.cancelled()
 
 
@@ -200,6 +200,6 @@ async def test_a_store_that_cannot_be_read_is_no_stranger_s_fault_and_is_asked_a
 async def test_a_configured_token_needs_no_store() -> None:
     shelf = Shelf()
     known = Tokens(VirtualClock(), shelf.read)
-    known.add("configured", Principal(1, Scope.PUBLISH))
-    assert await admitted(known, "configured") == Principal(1, Scope.PUBLISH)
+    known.add("configured", Principal(1, TokenScope.PUBLISH))
+    assert await admitted(known, "configured") == Principal(1, TokenScope.PUBLISH)
     assert shelf.reads == 0

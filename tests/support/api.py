@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from qtasks.broker.api.auth import Principal, Scope
-from qtasks.broker.api.call import Call, Refusal, Reply
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError
+from qtasks.broker.api.auth import Principal, TokenScope
 from qtasks.broker.broker import Broker
 from qtasks.broker.events import MessageEvent
-from qtasks.broker.ports import Failure, Request
+from qtasks.broker.ports import DeliveryRequest, Failure
 from qtasks.broker.settings import DEV_CREDENTIALS, BrokerSettings
 from qtasks.protocol.messages import Response
 from tests.support.broker import ScriptedTransport, SeededRandom, VirtualClock
@@ -22,7 +22,7 @@ READ_ONLY = "read-only-token"
 class Answered:
     """A reply with its JSON."""
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: ApiResponse) -> None:
         self.status = reply.status
         self.headers = {name.lower(): value for name, value in reply.headers}
         self.body = reply.body
@@ -49,7 +49,7 @@ class Service:
         self.user = 0
         self.events: list[MessageEvent] = []
         broker.watchers.add(self.events.append)
-        broker.tokens.add(READ_ONLY, Principal(broker.accounts[DEV_CREDENTIALS[0].name], Scope.READ))
+        broker.tokens.add(READ_ONLY, Principal(broker.accounts[DEV_CREDENTIALS[0].name], TokenScope.READ))
 
     @classmethod
     async def open(cls, path: str = ":memory:", clock: VirtualClock | None = None, **settings: Any) -> Service:
@@ -84,11 +84,11 @@ class Service:
 
         async def read(limit: int) -> bytes:
             if len(content) > limit:
-                raise Refusal(413, f"message too large: {len(content)} > {limit}")
+                raise HttpError(413, f"message too large: {len(content)} > {limit}")
             return content
 
         lines = {"Authorization": f"Bearer {token or DEV_CREDENTIALS[self.user].token}", **(headers or {})}
-        reply = await self.broker.api.handle(Call(method, path, query, tuple(lines.items()), "203.0.113.7", read))
+        reply = await self.broker.api.handle(ApiRequest(method, path, query, tuple(lines.items()), "203.0.113.7", read))
         return Answered(await reply.whole())
 
     async def get(self, target: str) -> Any:
@@ -108,7 +108,7 @@ class Service:
         assert isinstance(message_id, str)
         return message_id
 
-    async def run(self) -> list[Request]:
+    async def run(self) -> list[DeliveryRequest]:
         """Fire and deliver everything that is due now; what was sent."""
         before = len(self.transport.sent)
         while await self.broker.scheduler.run_once() + await self.broker.deliverer.run_once():
@@ -120,5 +120,5 @@ class Service:
         return [entry["state"] for entry in page["events"]]
 
 
-def header(request: Request, name: str) -> str | None:
+def header(request: DeliveryRequest, name: str) -> str | None:
     return next((value for line, value in request.headers if line.lower() == name.lower()), None)

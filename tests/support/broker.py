@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from qtasks.broker.ports import Failure, Request
+from qtasks.broker.ports import DeliveryRequest, Failure
 from qtasks.broker.store.interface import Publication
 from qtasks.protocol import wire
 from qtasks.protocol.messages import Message, PublishOptions, Response
@@ -29,11 +29,13 @@ class VirtualClock(virtual_clock.VirtualClock):
 class ScriptedTransport:
     """Answers by a function of the request and keeps what was sent."""
 
-    def __init__(self, answer: Callable[[Request], Response | Failure] = lambda request: Response(status=200)) -> None:
+    def __init__(
+        self, answer: Callable[[DeliveryRequest], Response | Failure] = lambda request: Response(status=200)
+    ) -> None:
         self.answer = answer
-        self.sent: list[Request] = []
+        self.sent: list[DeliveryRequest] = []
 
-    async def send(self, request: Request) -> Response | Failure:
+    async def send(self, request: DeliveryRequest) -> Response | Failure:
         self.sent.append(request)
         return self.answer(request)
 

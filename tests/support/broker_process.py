@@ -10,11 +10,10 @@ import signal
 import sys
 
 from qtasks.broker.broker import Broker
-from qtasks.broker.loops.deliverer import Limits
 from qtasks.broker.server import event_loop
 from qtasks.broker.server.api_server import ApiServer
 from qtasks.broker.server.listen import listen
-from qtasks.broker.settings import BrokerSettings
+from qtasks.broker.settings import BrokerSettings, DeliveryLimits
 
 SLOTS = 32
 
@@ -23,7 +22,7 @@ async def serve(path: str, port: int) -> None:
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     listener = listen("127.0.0.1", port)
-    broker = await Broker.open(BrokerSettings(path=path, limits=Limits(in_flight=SLOTS, per_host=SLOTS)))
+    broker = await Broker.open(BrokerSettings(path=path, limits=DeliveryLimits(in_flight=SLOTS, per_host=SLOTS)))
     server = ApiServer(broker, [listener])
     await server.start()
     broker.start()

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from qtasks import QTasks
 from qtasks.broker.broker import Broker
+from qtasks.broker.ports import DeliveryRequest as Attempt
 from qtasks.broker.ports import Failure
-from qtasks.broker.ports import Request as Attempt
 from qtasks.broker.settings import BrokerSettings
 from qtasks.protocol import development
 from qtasks.protocol.messages import Response

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeVar
 
 from qtasks.broker import ids
-from qtasks.broker.api.auth import Principal, Scope
+from qtasks.broker.api.auth import Principal, TokenScope
 from qtasks.broker.broker import Broker
 from qtasks.broker.events import MessageEvent
 from qtasks.broker.server import event_loop
@@ -50,7 +50,7 @@ class RunningBroker:
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
 
-    def new_user(self, scope: Scope = Scope.PUBLISH) -> Credentials:
+    def new_user(self, scope: TokenScope = TokenScope.PUBLISH) -> Credentials:
         """An account of its own, so that tests which share a broker do not see each other."""
         chance = SystemRandom()
         keys = ids.signing_keys(chance)

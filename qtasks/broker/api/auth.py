@@ -9,7 +9,8 @@ from enum import IntEnum
 from typing import Final
 from urllib.parse import unquote_plus
 
-from qtasks.broker.api.call import Call, Refusal
+from qtasks.broker.api.api_request import ApiRequest, HttpError
+from qtasks.broker.ports import Clock
 from qtasks.broker.store.tokens import StoredToken, digest
 from qtasks.clock import Clock
 
@@ -20,7 +21,7 @@ _SOONEST_S: Final = 0.1
 """An unknown token makes us look in the store again, but not more often than this."""
 
 
-class Scope(IntEnum):
+class TokenScope(IntEnum):
     """What a token permits; each includes the ones below it."""
 
     READ = 1
@@ -32,7 +33,7 @@ class Principal:
     """The caller of an API call."""
 
     account: int
-    scope: Scope
+    scope: TokenScope
 
 
 class Tokens:
@@ -53,9 +54,9 @@ class Tokens:
         """Accept `token` from now on."""
         self._configured[digest(token)] = principal
 
-    async def authenticate(self, call: Call) -> Principal:
-        """The caller, or Refusal 401: the same words whatever is wrong."""
-        token = _token_of(call)
+    async def authenticate(self, request: ApiRequest) -> Principal:
+        """The caller, or HttpError 401: the same words whatever is wrong."""
+        token = _token_of(request)
         if token and len(token) <= _MAX_TOKEN:
             key = digest(token)
             if (principal := self._configured.get(key)) is not None:
@@ -63,7 +64,7 @@ class Tokens:
             await self._refresh(_SOONEST_S if key not in self._stored else STALE_S)
             if (principal := self._stored.get(key)) is not None:
                 return principal
-        raise Refusal(401, "unauthorized: missing or invalid token", (("WWW-Authenticate", "Bearer"),))
+        raise HttpError(401, "unauthorized: missing or invalid token", (("WWW-Authenticate", "Bearer"),))
 
     async def _refresh(self, older_than_s: float) -> None:
         """Read the store's tokens again if that was too long ago; whoever comes meanwhile waits for the same read."""
@@ -77,35 +78,36 @@ class Tokens:
             began_s = self._clock.monotonic()
             found = await self._read()
             self._stored = {
-                one.digest: Principal(one.account, Scope.READ if one.read_only else Scope.PUBLISH) for one in found
+                one.digest: Principal(one.account, TokenScope.READ if one.read_only else TokenScope.PUBLISH)
+                for one in found
             }
             self._read_s = began_s
         finally:
             self._reading = None
 
 
-def _token_of(call: Call) -> str | None:
-    given = [value for name, value in call.headers if name.lower() == "authorization"]
+def _token_of(request: ApiRequest) -> str | None:
+    given = [value for name, value in request.headers if name.lower() == "authorization"]
     if len(given) > 1:
         return None
     if given:
         scheme, _, token = given[0].strip().partition(" ")
         return token.strip() if scheme.lower() == "bearer" else None
     # A publish URL handed to a webhook provider carries its token in the query.
-    for part in call.query.split("&"):
+    for part in request.query.split("&"):
         name, _, value = part.partition("=")
         if unquote_plus(name).lower() == "qstash_token":
-            _refuse_pages(call)
+            _refuse_pages(request)
             return unquote_plus(value)
     return None
 
 
-def _refuse_pages(call: Call) -> None:
-    """Refuse `qstash_token` in a request that a web page sends.
+def _refuse_pages(request: ApiRequest) -> None:
+    """A web page may post to any URL without being asked, and the development tokens are public (T9).
 
     Any page may post to any URL, and the development tokens are public. A page that sends
     the token in a header must ask first (a preflight request), and gets no permission.
     """
-    site = call.header("sec-fetch-site")
-    if site in ("cross-site", "same-site") or (site is None and call.header("origin") is not None):
-        raise Refusal(403, "qstash_token in the query is for webhooks; from a web page it is refused")
+    site = request.header("sec-fetch-site")
+    if site in ("cross-site", "same-site") or (site is None and request.header("origin") is not None):
+        raise HttpError(403, "qstash_token in the query is for webhooks; from a web page it is refused")

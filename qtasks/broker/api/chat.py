@@ -4,37 +4,37 @@ from __future__ import annotations
 
 from typing import Final
 
-from qtasks.broker.api.call import Call, Refusal, Reply, read_json, reply
-from qtasks.broker.api.context import Context
+from qtasks.broker.api.api_context import ApiContext
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_json
 from qtasks.broker.ports import Failure
 from qtasks.protocol.messages import MAX_BODY, Headers
 
 _FORWARDED: Final = ("content-type", "retry-after")
 
 
-async def complete(context: Context, account: int, call: Call) -> Reply:
+async def complete(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """The model's answer, plain or (``"stream": true``) as server-sent events."""
-    body = await call.read_body(MAX_BODY)
+    body = await request.read_body(MAX_BODY)
     wanted = read_json(body)
     if not isinstance(wanted, dict) or not isinstance(wanted.get("messages"), list):
-        raise Refusal(400, "expected a JSON object with model and messages")
+        raise HttpError(400, "expected a JSON object with model and messages")
     if not context.llm.available:
-        raise Refusal(501, context.llm.MISSING)
+        raise HttpError(501, context.llm.MISSING)
     if wanted.get("stream") is True:
         opened = await context.llm.stream(body)
         if isinstance(opened, Failure):
-            raise Refusal(502, f"the language model could not be reached: {opened.error}")
-        return Reply(opened.status, b"", _kept(opened.headers), opened.pieces)
+            raise HttpError(502, f"the language model could not be reached: {opened.error}")
+        return ApiResponse(opened.status, b"", _kept(opened.headers), opened.pieces)
     answer = await context.llm.complete(body)
     if isinstance(answer, Failure):
-        raise Refusal(502, f"the language model could not be reached: {answer.error}")
-    return Reply(answer.status, answer.body, _kept(answer.headers))
+        raise HttpError(502, f"the language model could not be reached: {answer.error}")
+    return ApiResponse(answer.status, answer.body, _kept(answer.headers))
 
 
-def refuse(refusal: Refusal) -> Reply:
-    """The reply of a refused call in OpenAI's form: its clients show their users no other text."""
+def refuse(refusal: HttpError) -> ApiResponse:
+    """The json_response of a refused call in OpenAI's form: its clients show their users no other text."""
     error = {"message": refusal.text, "type": "qtasks_error", "code": str(refusal.status)}
-    return reply({"error": error}, refusal.status, refusal.headers)
+    return json_response({"error": error}, refusal.status, refusal.headers)
 
 
 def _kept(headers: Headers) -> Headers:

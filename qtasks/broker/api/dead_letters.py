@@ -8,8 +8,8 @@ from typing import Final
 
 from qtasks.broker import ids
 from qtasks.broker.api import query_filters
-from qtasks.broker.api.call import Call, Query, Refusal, Reply, reply
-from qtasks.broker.api.context import Context
+from qtasks.broker.api.api_context import ApiContext
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Query, json_response
 from qtasks.broker.api.validation import check_not_before, check_policy
 from qtasks.broker.core.message_builder import again
 from qtasks.broker.store.interface import DeadLetterFilter, Page, Publication
@@ -22,36 +22,36 @@ PAGE: Final = 100
 _ID: Final = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
 
 
-async def list_dead_letters(context: Context, account: int, call: Call) -> Reply:
+async def list_dead_letters(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/dlq`."""
-    query = Query(call.query)
+    query = Query(request.query)
     which = query_filters.dead_letter_filter(query)
     if bad := [one for one in which.ids if not _ID.fullmatch(one)]:
-        raise Refusal(400, f"dlqIds: expected an id such as 1725323658779-0, got {bad[0][:40]!r}")
+        raise HttpError(400, f"dlqIds: expected an id such as 1725323658779-0, got {bad[0][:40]!r}")
     page = await _page(context, account, which, query.one("cursor") or None, query.count(default=PAGE, most=PAGE))
     answer: dict[str, object] = {"messages": [views.dead_letter_json(letter) for letter in page.items]}
     if page.cursor is not None:
         answer["cursor"] = page.cursor
-    return reply(answer)
+    return json_response(answer)
 
 
-async def get_dead_letter(context: Context, account: int, call: Call, letter_id: str) -> Reply:
+async def get_dead_letter(context: ApiContext, account: int, request: ApiRequest, letter_id: str) -> ApiResponse:
     """`GET /v2/dlq/{dlqId}`."""
-    return reply(views.dead_letter_json(await _known(context, account, letter_id)))
+    return json_response(views.dead_letter_json(await _known(context, account, letter_id)))
 
 
-async def delete_dead_letter(context: Context, account: int, call: Call, letter_id: str) -> Reply:
+async def delete_dead_letter(context: ApiContext, account: int, request: ApiRequest, letter_id: str) -> ApiResponse:
     """`DELETE /v2/dlq/{dlqId}`: 404 when it is gone."""
     await _known(context, account, letter_id)
     done = await context.store.delete_dead_letters(account, DeadLetterFilter(ids=(letter_id,)), cursor=None, limit=1)
     if not done.count:  # somebody else was faster
         raise _not_found(letter_id)
-    return reply({"deleted": 1})
+    return json_response({"deleted": 1})
 
 
-async def delete_dead_letters(context: Context, account: int, call: Call) -> Reply:
+async def delete_dead_letters(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`DELETE /v2/dlq`: by ids, where those that are gone are skipped, or by filter, a page at a time."""
-    query = await query_filters.read(call, query_filters.DEAD_LETTER_NAMES)
+    query = await query_filters.read(request, query_filters.DEAD_LETTER_NAMES)
     deleted, cursor = 0, None
     for which, count in _portions(query):
         try:
@@ -59,24 +59,24 @@ async def delete_dead_letters(context: Context, account: int, call: Call) -> Rep
                 account, which, cursor=query.one("cursor") or None, limit=count
             )
         except BadCursorError as error:
-            raise Refusal(400, str(error)) from None
+            raise HttpError(400, str(error)) from None
         deleted, cursor = deleted + done.count, done.cursor
-    return reply({"deleted": deleted, **({} if cursor is None else {"cursor": cursor})})
+    return json_response({"deleted": deleted, **({} if cursor is None else {"cursor": cursor})})
 
 
-async def retry_dead_letter(context: Context, account: int, call: Call, letter_id: str) -> Reply:
+async def retry_dead_letter(context: ApiContext, account: int, request: ApiRequest, letter_id: str) -> ApiResponse:
     """`POST /v2/dlq/retry/{dlqId}`: a new message in place of the entry; headers override what it was sent with."""
     letter = await _known(context, account, letter_id)
-    taken = await _retry(context, account, [letter], _overrides(context, call))
+    taken = await _retry(context, account, [letter], _overrides(context, request))
     if not taken:
         raise _not_found(letter_id)
-    return reply({"messageId": taken[0].message.id, "url": taken[0].message.url}, 201)
+    return json_response({"messageId": taken[0].message.id, "url": taken[0].message.url}, 201)
 
 
-async def retry_dead_letters(context: Context, account: int, call: Call) -> Reply:
+async def retry_dead_letters(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`POST /v2/dlq/retry`: as for one, by ids or by filter, a page at a time."""
-    query = await query_filters.read(call, query_filters.DEAD_LETTER_NAMES)
-    overrides = _overrides(context, call)
+    query = await query_filters.read(request, query_filters.DEAD_LETTER_NAMES)
+    overrides = _overrides(context, request)
     taken: list[Publication] = []
     cursor = None
     for which, count in _portions(query):
@@ -87,7 +87,7 @@ async def retry_dead_letters(context: Context, account: int, call: Call) -> Repl
             if (cursor := page.cursor) is None or not which.ids:
                 break
     responses = [{"messageId": one.message.id, "url": one.message.url} for one in taken]
-    return reply({"responses": responses, **({} if cursor is None else {"cursor": cursor})}, 201)
+    return json_response({"responses": responses, **({} if cursor is None else {"cursor": cursor})}, 201)
 
 
 def _portions(query: Query) -> list[tuple[DeadLetterFilter, int]]:
@@ -102,18 +102,18 @@ def _portions(query: Query) -> list[tuple[DeadLetterFilter, int]]:
     return [(replace(which, ids=some), len(some)) for some in query_filters.slices(known)]
 
 
-def _overrides(context: Context, call: Call) -> PublishOptions:
+def _overrides(context: ApiContext, request: ApiRequest) -> PublishOptions:
     try:
-        overrides = wire.read(call.headers)
+        overrides = wire.read(request.headers)
     except wire.WireError as error:
-        raise Refusal(error.status, str(error)) from None
+        raise HttpError(error.status, str(error)) from None
     check_not_before(overrides, context.clock.now_ms())
     check_policy(context, options=overrides)
     return overrides
 
 
 async def _retry(
-    context: Context, account: int, letters: tuple[DeadLetter, ...] | list[DeadLetter], overrides: PublishOptions
+    context: ApiContext, account: int, letters: tuple[DeadLetter, ...] | list[DeadLetter], overrides: PublishOptions
 ) -> list[Publication]:
     now_ms = context.clock.now_ms()
     retries = [
@@ -127,15 +127,15 @@ async def _retry(
 
 
 async def _page(
-    context: Context, account: int, which: DeadLetterFilter, cursor: str | None, count: int
+    context: ApiContext, account: int, which: DeadLetterFilter, cursor: str | None, count: int
 ) -> Page[DeadLetter]:
     try:
         return await context.store.dead_letters(account, which, cursor=cursor, count=count)
     except BadCursorError as error:
-        raise Refusal(400, str(error)) from None
+        raise HttpError(400, str(error)) from None
 
 
-async def _known(context: Context, account: int, letter_id: str) -> DeadLetter:
+async def _known(context: ApiContext, account: int, letter_id: str) -> DeadLetter:
     if _ID.fullmatch(letter_id):
         page = await context.store.dead_letters(account, DeadLetterFilter(ids=(letter_id,)), cursor=None, count=1)
         if page.items:
@@ -143,5 +143,5 @@ async def _known(context: Context, account: int, letter_id: str) -> DeadLetter:
     raise _not_found(letter_id)
 
 
-def _not_found(letter_id: str) -> Refusal:
-    return Refusal(404, f"dead letter {letter_id[:128]} not found")
+def _not_found(letter_id: str) -> HttpError:
+    return HttpError(404, f"dead letter {letter_id[:128]} not found")

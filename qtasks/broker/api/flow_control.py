@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from qtasks.broker.api.call import Call, Query, Refusal, Reply, reply
-from qtasks.broker.api.context import Context
+from qtasks.broker.api.api_context import ApiContext
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Query, json_response
 from qtasks.broker.store.interface import FlowKey
 
 _MAX_LIMIT: Final = 2**31 - 1
@@ -13,40 +13,40 @@ _MAX_PERIOD_S: Final = 7 * 24 * 60 * 60
 _MAX_KEY: Final = 512
 
 
-async def list_keys(context: Context, account: int, call: Call) -> Reply:
+async def list_keys(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/flowControl`, with `search=<part of the key>`."""
-    search = Query(call.query).one("search") or ""
+    search = Query(request.query).one("search") or ""
     keys = await context.store.flow_keys(account, search=search, now_ms=context.clock.now_ms())
-    return reply([_view(key) for key in keys])
+    return json_response([_view(key) for key in keys])
 
 
-async def get_key(context: Context, account: int, call: Call, name: str) -> Reply:
+async def get_key(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`GET /v2/flowControl/{key}`."""
     key = await context.store.flow_key(account, name, now_ms=context.clock.now_ms())
     if key is None:
-        raise Refusal(404, f"flow control key {name[:128]} not found")
-    return reply(_view(key))
+        raise HttpError(404, f"flow control key {name[:128]} not found")
+    return json_response(_view(key))
 
 
-async def pause_key(context: Context, account: int, call: Call, name: str) -> Reply:
+async def pause_key(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`POST /v2/flowControl/{key}/pause`: everything waits. An unknown key is made."""
     return await _pause(context, account, name, paused=True)
 
 
-async def resume_key(context: Context, account: int, call: Call, name: str) -> Reply:
+async def resume_key(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`POST /v2/flowControl/{key}/resume`."""
     return await _pause(context, account, name, paused=False)
 
 
-async def _pause(context: Context, account: int, name: str, *, paused: bool) -> Reply:
+async def _pause(context: ApiContext, account: int, name: str, *, paused: bool) -> ApiResponse:
     await context.store.pause_flow_key(account, _key(name), paused=paused, now_ms=context.clock.now_ms())
     context.wake()
-    return reply({})
+    return json_response({})
 
 
-async def pin_key(context: Context, account: int, call: Call, name: str) -> Reply:
+async def pin_key(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`POST /v2/flowControl/{key}/pin`: any of parallelism, rate and period, whatever messages bring."""
-    query = Query(call.query)
+    query = Query(request.query)
     await context.store.pin_flow_key(
         account,
         _key(name),
@@ -56,12 +56,12 @@ async def pin_key(context: Context, account: int, call: Call, name: str) -> Repl
         now_ms=context.clock.now_ms(),
     )
     context.wake()
-    return reply({})
+    return json_response({})
 
 
-async def unpin_key(context: Context, account: int, call: Call, name: str) -> Reply:
+async def unpin_key(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`POST /v2/flowControl/{key}/unpin`: the pinned values stay until a message brings others."""
-    query = Query(call.query)
+    query = Query(request.query)
     await context.store.unpin_flow_key(
         account,
         name,
@@ -70,24 +70,26 @@ async def unpin_key(context: Context, account: int, call: Call, name: str) -> Re
         now_ms=context.clock.now_ms(),
     )
     context.wake()
-    return reply({})
+    return json_response({})
 
 
-async def reset_rate(context: Context, account: int, call: Call, name: str) -> Reply:
+async def reset_rate(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`POST /v2/flowControl/{key}/resetRate`, and `reset`, which has no other counter to reset here."""
     await context.store.reset_flow_rate(account, name, now_ms=context.clock.now_ms())
     context.wake()
-    return reply({})
+    return json_response({})
 
 
-async def global_parallelism(context: Context, account: int, call: Call) -> Reply:
+async def global_parallelism(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/globalParallelism`: the maximum is the broker's, the count the account's own."""
-    return reply({"parallelismMax": context.parallelism, "parallelismCount": await context.store.running_now(account)})
+    return json_response(
+        {"parallelismMax": context.parallelism, "parallelismCount": await context.store.running_now(account)}
+    )
 
 
 def _key(name: str) -> str:
     if len(name) > _MAX_KEY:
-        raise Refusal(400, f"a flow control key has at most {_MAX_KEY} characters, not {len(name)}")
+        raise HttpError(400, f"a flow control key has at most {_MAX_KEY} characters, not {len(name)}")
     return name
 
 

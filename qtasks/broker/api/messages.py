@@ -7,8 +7,8 @@ from typing import Final
 
 from qtasks.broker import ids
 from qtasks.broker.api import query_filters
-from qtasks.broker.api.call import Call, Query, Refusal, Reply, reply
-from qtasks.broker.api.context import Context
+from qtasks.broker.api.api_context import ApiContext
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Query, json_response
 from qtasks.broker.store.interface import MessageFilter
 from qtasks.broker.store.queries import BadCursorError
 from qtasks.protocol import views
@@ -19,26 +19,26 @@ MAX_CANCEL: Final = 500
 """What `count` may ask to cancel."""
 
 
-async def get_message(context: Context, account: int, call: Call, message_id: str) -> Reply:
+async def get_message(context: ApiContext, account: int, request: ApiRequest, message_id: str) -> ApiResponse:
     """`GET /v2/messages/{id}`."""
     message = await context.store.message(account, message_id)
     if message is None:
-        raise Refusal(404, f"message {message_id[:128]} not found")
-    return reply(views.message_json(message))
+        raise HttpError(404, f"message {message_id[:128]} not found")
+    return json_response(views.message_json(message))
 
 
-async def cancel_message(context: Context, account: int, call: Call, message_id: str) -> Reply:
-    """`DELETE /v2/messages/{id}`: 404 if unknown, finished or already requested (docs/compatibility.md A21)."""
+async def cancel_message(context: ApiContext, account: int, request: ApiRequest, message_id: str) -> ApiResponse:
+    """`DELETE /v2/messages/{id}`: 404 when it is unknown, finished, or already asked for (A21)."""
     cancelled = await context.store.cancel(account, [message_id], now_ms=context.clock.now_ms())
     if not cancelled:
-        raise Refusal(404, f"message {message_id[:128]} not found, or already finished")
+        raise HttpError(404, f"message {message_id[:128]} not found, or already finished")
     context.wake()
-    return reply({"cancelled": cancelled})
+    return json_response({"cancelled": cancelled})
 
 
-async def cancel_messages(context: Context, account: int, call: Call) -> Reply:
+async def cancel_messages(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`DELETE /v2/messages`: by ids, by filter, or all, in either style of request; ids win over filters."""
-    query = await query_filters.read(call, query_filters.CANCEL_NAMES)
+    query = await query_filters.read(request, query_filters.CANCEL_NAMES)
     message_ids = query.several("messageIds", "messageId", most=None)
     if message_ids:
         cancelled = 0
@@ -48,10 +48,10 @@ async def cancel_messages(context: Context, account: int, call: Call) -> Reply:
         count = query.integer("count", low=1, high=MAX_CANCEL)
         cancelled = await _cancel_where(context, account, query_filters.message_filter(query), count)
     context.wake()
-    return reply({"cancelled": cancelled})
+    return json_response({"cancelled": cancelled})
 
 
-async def _cancel_where(context: Context, account: int, which: MessageFilter, count: int | None) -> int:
+async def _cancel_where(context: ApiContext, account: int, which: MessageFilter, count: int | None) -> int:
     """Cancel slice by slice what there is now; what is published meanwhile is not meant."""
     now_ms = context.clock.now_ms()
     which = replace(which, to_ms=now_ms if which.to_ms is None else min(now_ms, which.to_ms))
@@ -66,30 +66,30 @@ async def _cancel_where(context: Context, account: int, which: MessageFilter, co
     return cancelled
 
 
-async def list_log(context: Context, account: int, call: Call) -> Reply:
-    """`GET /v2/events` and `GET /v2/logs`: the same array under both keys (docs/compatibility.md A3)."""
-    query = Query(call.query)
+async def list_log(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
+    """`GET /v2/events` and `GET /v2/logs`: one implementation, the same array under both keys (A3)."""
+    query = Query(request.query)
     which = query_filters.log_filter(query)
     count = query.count(default=LOG_PAGE, most=LOG_PAGE)
     try:
         page = await context.store.log(account, which, cursor=query.one("cursor") or None, count=count)
     except BadCursorError as error:
-        raise Refusal(400, str(error)) from None
+        raise HttpError(400, str(error)) from None
     entries = [views.log_json(entry) for entry in page.items]
     answer: dict[str, object] = {"events": entries, "logs": entries}
     if page.cursor is not None:
         answer["cursor"] = page.cursor
-    return reply(answer)
+    return json_response(answer)
 
 
-async def get_keys(context: Context, account: int, call: Call) -> Reply:
+async def get_keys(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/keys`: official SDKs in dev mode recognise the dev server by this answer."""
     keys = await context.keys.of(account)
-    return reply({"current": keys.current, "next": keys.next})
+    return json_response({"current": keys.current, "next": keys.next})
 
 
-async def rotate_keys(context: Context, account: int, call: Call) -> Reply:
+async def rotate_keys(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`POST /v2/keys/rotate`: next becomes current. What is on its way is signed with whatever is current then."""
     keys = await context.store.rotate_keys(account, ids.signing_key(context.random))
     context.keys.forget(account)
-    return reply({"current": keys.current, "next": keys.next})
+    return json_response({"current": keys.current, "next": keys.next})

@@ -25,7 +25,7 @@ from qtasks.broker.api import (
     url_groups,
     workflows,
 )
-from qtasks.broker.api.call import Reply
+from qtasks.broker.api.api_request import ApiResponse
 from qtasks.broker.api.routes import ROUTES, Handler, Route
 from qtasks.broker.api.schemas import COUNT, FLAG, SCHEMAS, TEXT, Schema, array, closed, ref
 from qtasks.protocol import wire
@@ -235,7 +235,7 @@ _CHAT_EXAMPLE: Final = {"model": "llama3.2", "messages": [{"role": "user", "cont
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class OperationDoc:
     """What the route table does not know of an endpoint."""
 
     tag: str
@@ -263,88 +263,88 @@ _DEFAULTS: Final = closed({"headers": {"type": "object", "additionalProperties":
 _DEFAULTS_EXAMPLE: Final = {"headers": {"Upstash-Retries": "3", "Upstash-Header-Forward": ["true"]}}
 
 _M, _D, _Q, _G, _S, _F = "Messages", "Dead letters", "Queues", "URL groups", "Schedules", "Flow control"
-_DESCRIBED: Final[Mapping[Handler, Described]] = {
-    publish.publish: Described(_M, "Publish a message", _PUBLISHED, _PUBLISH_OPTIONS, _OPAQUE),
-    publish.enqueue: Described(_M, "Publish into a queue", _PUBLISHED, _QUEUE_OPTIONS, _OPAQUE),
-    publish.batch: Described(
+_DESCRIBED: Final[Mapping[Handler, OperationDoc]] = {
+    publish.publish: OperationDoc(_M, "Publish a message", _PUBLISHED, _PUBLISH_OPTIONS, _OPAQUE),
+    publish.enqueue: OperationDoc(_M, "Publish into a queue", _PUBLISHED, _QUEUE_OPTIONS, _OPAQUE),
+    publish.batch: OperationDoc(
         _M,
         "Publish many, each with an answer of its own",
         {201: "BatchAnswer"},
         (),
         _json(_BATCH, example=_BATCH_EXAMPLE),
     ),
-    messages.get_message: Described(_M, "A message, until a while after it is finished", {200: "Message"}),
-    messages.cancel_message: Described(_M, "Cancel one message", {200: "Cancelled"}),
-    messages.cancel_messages: Described(
+    messages.get_message: OperationDoc(_M, "A message, until a while after it is finished", {200: "Message"}),
+    messages.cancel_message: OperationDoc(_M, "Cancel one message", {200: "Cancelled"}),
+    messages.cancel_messages: OperationDoc(
         _M, "Cancel by ids or by filter; all without either", {200: "Cancelled"}, _query(_CANCEL), _selection(_CANCEL)
     ),
-    messages.list_log: Described("Logs", "What happened to messages, latest first", {200: "LogPage"}, _query(_LOG)),
-    dead_letters.list_dead_letters: Described(
+    messages.list_log: OperationDoc("Logs", "What happened to messages, latest first", {200: "LogPage"}, _query(_LOG)),
+    dead_letters.list_dead_letters: OperationDoc(
         _D, "Messages that failed for good, oldest first", {200: "DeadLetterPage"}, _query(_LISTED_DEAD)
     ),
-    dead_letters.get_dead_letter: Described(_D, "One dead letter", {200: "DeadLetter"}),
-    dead_letters.delete_dead_letter: Described(_D, "Delete one dead letter", {200: "Deleted"}),
-    dead_letters.delete_dead_letters: Described(
+    dead_letters.get_dead_letter: OperationDoc(_D, "One dead letter", {200: "DeadLetter"}),
+    dead_letters.delete_dead_letter: OperationDoc(_D, "Delete one dead letter", {200: "Deleted"}),
+    dead_letters.delete_dead_letters: OperationDoc(
         _D, "Delete by ids or by filter, a page at a time", {200: "Deleted"}, _query(_DEAD), _selection(_DEAD)
     ),
-    dead_letters.retry_dead_letter: Described(
+    dead_letters.retry_dead_letter: OperationDoc(
         _D, "Publish one again; headers override what it was sent with", {201: "Published"}, _PUBLISH_OPTIONS
     ),
-    dead_letters.retry_dead_letters: Described(
+    dead_letters.retry_dead_letters: OperationDoc(
         _D,
         "Publish again by ids or by filter, a page at a time",
         {201: "Retried"},
         (*_query(_DEAD), *_PUBLISH_OPTIONS),
         _selection(_DEAD),
     ),
-    queues.upsert_queue: Described(
+    queues.upsert_queue: OperationDoc(
         _Q, "Make or change a queue", _DONE, (), _json(_QUEUE, example={"queueName": "my-queue", "parallelism": 2})
     ),
-    queues.list_queues: Described(_Q, "All queues", {200: "Queues"}),
-    queues.get_queue: Described(_Q, "One queue", {200: "Queue"}),
-    queues.delete_queue: Described(_Q, "Delete a queue and cancel what waits in it", _DONE),
-    queues.pause_queue: Described(_Q, "Start nothing new", _DONE),
-    queues.resume_queue: Described(_Q, "Go on with the oldest", _DONE),
-    url_groups.list_groups: Described(_G, "All URL groups", {200: "UrlGroups"}),
-    url_groups.get_group: Described(_G, "One URL group", {200: "UrlGroup"}),
-    url_groups.delete_group: Described(_G, "Delete a URL group", _DONE),
-    url_groups.set_headers: Described(
+    queues.list_queues: OperationDoc(_Q, "All queues", {200: "Queues"}),
+    queues.get_queue: OperationDoc(_Q, "One queue", {200: "Queue"}),
+    queues.delete_queue: OperationDoc(_Q, "Delete a queue and cancel what waits in it", _DONE),
+    queues.pause_queue: OperationDoc(_Q, "Start nothing new", _DONE),
+    queues.resume_queue: OperationDoc(_Q, "Go on with the oldest", _DONE),
+    url_groups.list_groups: OperationDoc(_G, "All URL groups", {200: "UrlGroups"}),
+    url_groups.get_group: OperationDoc(_G, "One URL group", {200: "UrlGroup"}),
+    url_groups.delete_group: OperationDoc(_G, "Delete a URL group", _DONE),
+    url_groups.set_headers: OperationDoc(
         _G, "Default headers of every publish to it", _DONE, (), _json(_DEFAULTS, example=_DEFAULTS_EXAMPLE)
     ),
-    url_groups.upsert_endpoints: Described(
+    url_groups.upsert_endpoints: OperationDoc(
         _G, "Add or change endpoints; makes the group", _DONE, (), _json(_ENDPOINTS, example=_ENDPOINTS_EXAMPLE)
     ),
-    url_groups.remove_endpoints: Described(
+    url_groups.remove_endpoints: OperationDoc(
         _G, "Remove endpoints by name or url; the last takes the group along", _DONE, (), _json(_ENDPOINTS)
     ),
-    schedules.create_schedule: Described(
+    schedules.create_schedule: OperationDoc(
         _S, "Make or replace a schedule", {200: "ScheduleCreated"}, _SCHEDULE_OPTIONS, _OPAQUE
     ),
-    schedules.list_schedules: Described(_S, "All schedules", {200: "Schedules"}),
-    schedules.get_schedule: Described(_S, "One schedule", {200: "Schedule"}),
-    schedules.delete_schedule: Described(_S, "Delete a schedule", _DONE),
-    schedules.pause_schedule: Described(_S, "Pause a schedule", _DONE),
-    schedules.resume_schedule: Described(_S, "Resume a schedule; what was left out is not made up for", _DONE),
-    flow_control.list_keys: Described(_F, "All keys", {200: "FlowControlKeys"}, _query({"search": TEXT})),
-    flow_control.get_key: Described(_F, "One key: its limits and what they count", {200: "FlowControlKey"}),
-    flow_control.pause_key: Described(_F, "Start nothing with this key", _DONE),
-    flow_control.resume_key: Described(_F, "Start again", _DONE),
-    flow_control.pin_key: Described(
+    schedules.list_schedules: OperationDoc(_S, "All schedules", {200: "Schedules"}),
+    schedules.get_schedule: OperationDoc(_S, "One schedule", {200: "Schedule"}),
+    schedules.delete_schedule: OperationDoc(_S, "Delete a schedule", _DONE),
+    schedules.pause_schedule: OperationDoc(_S, "Pause a schedule", _DONE),
+    schedules.resume_schedule: OperationDoc(_S, "Resume a schedule; what was left out is not made up for", _DONE),
+    flow_control.list_keys: OperationDoc(_F, "All keys", {200: "FlowControlKeys"}, _query({"search": TEXT})),
+    flow_control.get_key: OperationDoc(_F, "One key: its limits and what they count", {200: "FlowControlKey"}),
+    flow_control.pause_key: OperationDoc(_F, "Start nothing with this key", _DONE),
+    flow_control.resume_key: OperationDoc(_F, "Start again", _DONE),
+    flow_control.pin_key: OperationDoc(
         _F,
         "Fix limits, whatever messages bring",
         _DONE,
         _query({"parallelism": _NUMBER, "rate": _NUMBER, "period": {**_NUMBER, "maximum": 7 * 86_400}}),
     ),
-    flow_control.unpin_key: Described(
+    flow_control.unpin_key: OperationDoc(
         _F, "Let messages set limits again", _DONE, _query({"parallelism": FLAG, "rate": FLAG})
     ),
-    flow_control.reset_rate: Described(_F, "Begin a new rate period", _DONE),
-    flow_control.global_parallelism: Described(
+    flow_control.reset_rate: OperationDoc(_F, "Begin a new rate period", _DONE),
+    flow_control.global_parallelism: OperationDoc(
         _F, "Attempts in flight, and the most there may be", {200: "GlobalParallelism"}
     ),
-    messages.get_keys: Described("Signing keys", "The two keys", {200: "Keys"}),
-    messages.rotate_keys: Described("Signing keys", "Next becomes current, and there is a new next", {200: "Keys"}),
-    chat.complete: Described(
+    messages.get_keys: OperationDoc("Signing keys", "The two keys", {200: "Keys"}),
+    messages.rotate_keys: OperationDoc("Signing keys", "Next becomes current, and there is a new next", {200: "Keys"}),
+    chat.complete: OperationDoc(
         "Language models",
         "A chat completion, whole or as a stream",
         {200: "ChatCompletion"},
@@ -353,13 +353,13 @@ _DESCRIBED: Final[Mapping[Handler, Described]] = {
         error="ChatError",
         stream=True,
     ),
-    workflows.refuse: Described("Workflows", "Not served", {501: "Error"}),
+    workflows.refuse: OperationDoc("Workflows", "Not served", {501: "Error"}),
 }
 
 OPEN: Final = {
-    "/healthz": Described("Health", "The process answers", {200: "Health"}),
-    "/readyz": Described("Health", "Messages are stored and delivered", {200: "Health", 503: "Health"}),
-    PATH: Described("Health", "This document", {200: "Document"}),
+    "/healthz": OperationDoc("Health", "The process answers", {200: "Health"}),
+    "/readyz": OperationDoc("Health", "Messages are stored and delivered", {200: "Health", 503: "Health"}),
+    PATH: OperationDoc("Health", "This document", {200: "Document"}),
 }
 """What the edge answers by itself, without a token."""
 
@@ -390,9 +390,9 @@ def document() -> dict[str, Any]:
 
 
 @functools.cache
-def served() -> Reply:
+def served() -> ApiResponse:
     """`GET /openapi.json`."""
-    return Reply(200, orjson.dumps(document()))
+    return ApiResponse(200, orjson.dumps(document()))
 
 
 def path_of(route: Route) -> str:
@@ -408,7 +408,7 @@ def path_of(route: Route) -> str:
     return "/" + "/".join(parts)
 
 
-def _operation(method: str, path: str, described: Described) -> dict[str, Any]:
+def _operation(method: str, path: str, described: OperationDoc) -> dict[str, Any]:
     variables = [
         {"name": name, "in": "path", "required": True, "schema": _VARIABLES[name]}
         for name in re.findall(r"\{(\w+)\}", path)
@@ -424,7 +424,7 @@ def _operation(method: str, path: str, described: Described) -> dict[str, Any]:
     return operation if described.body is None else {**operation, "requestBody": described.body}
 
 
-def _answer(name: str, described: Described) -> Schema:
+def _answer(name: str, described: OperationDoc) -> Schema:
     content: Schema = {"application/json": {"schema": ref(name)}}
     if described.stream and name != described.error:
         content["text/event-stream"] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from qtasks.broker.api.call import MAX_VALUES, Call, Query, Refusal, read_json
+from qtasks.broker.api.api_request import MAX_VALUES, ApiRequest, HttpError, Query, read_json
 from qtasks.broker.store.interface import DeadLetterFilter, LogFilter, MessageFilter
 from qtasks.protocol.messages import State
 
@@ -37,23 +37,23 @@ _MAY_BE_EMPTY: Final = frozenset({"cursor", "qstash_token"})
 _IN_PROGRESS: Final = (State.ACTIVE, State.RETRY, State.ERROR)
 
 
-async def read(call: Call, names: frozenset[str]) -> Query:
+async def read(request: ApiRequest, names: frozenset[str]) -> Query:
     """What a destructive call selects, by query or by JSON body.
 
     A name that is not known is refused: a typo must not mean "everything". So is a filter whose value is empty, and a
     path that ends with a slash and selects nothing: somebody's variable was (docs/protocol.md 2.5).
     """
-    body = await call.read_body(_MAX_BODY)
-    query = Query(call.query)
+    body = await request.read_body(_MAX_BODY)
+    query = Query(request.query)
     if body.strip():
         query.add(_fields(read_json(body)))
-    if call.path.endswith("/") and not body.strip() and not query.names() - {"qstash_token"}:
-        raise Refusal(400, "the path ends with a slash and nothing is selected: is an id empty?")
+    if request.path.endswith("/") and not body.strip() and not query.names() - {"qstash_token"}:
+        raise HttpError(400, "the path ends with a slash and nothing is selected: is an id empty?")
     if unknown := sorted(query.names() - names):
         known = ", ".join(sorted(names - {"qstash_token", "callerIP"}))
-        raise Refusal(400, f"unknown filter {unknown[0][:64]!r}; known are {known}")
+        raise HttpError(400, f"unknown filter {unknown[0][:64]!r}; known are {known}")
     if empty := sorted(name for name in query.names() - _MAY_BE_EMPTY if query.is_blank(name)):
-        raise Refusal(400, f"{empty[0]} has an empty value; leave it out to select without it")
+        raise HttpError(400, f"{empty[0]} has an empty value; leave it out to select without it")
     return query
 
 
@@ -65,12 +65,12 @@ def slices(ids: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 def _fields(body: Any) -> dict[str, list[str]]:
     """The members of a JSON body as the query would have them."""
     if not isinstance(body, dict):
-        raise Refusal(400, "expected a JSON object")
+        raise HttpError(400, "expected a JSON object")
     fields: dict[str, list[str]] = {}
     for name, value in body.items():
         values = value if isinstance(value, list) else [value]
         if not all(isinstance(one, str | int) and not isinstance(one, bool) for one in values):
-            raise Refusal(400, f"{name[:64]}: expected a text, a whole number, or an array of them")
+            raise HttpError(400, f"{name[:64]}: expected a text, a whole number, or an array of them")
         fields[name] = [str(one) for one in values]
     return fields
 
@@ -127,7 +127,7 @@ def _starting(query: Query, name: str, *starts: str) -> tuple[str, ...]:
         parts = [part.strip() for part in given.split(",")]
         values += [given, *parts] if all(part.startswith(starts) for part in parts) else [given]
     if len(distinct := tuple(dict.fromkeys(values))) > MAX_VALUES:
-        raise Refusal(400, f"{name}: too many values: {len(distinct)} > {MAX_VALUES}")
+        raise HttpError(400, f"{name}: too many values: {len(distinct)} > {MAX_VALUES}")
     return distinct
 
 
@@ -142,11 +142,11 @@ def _states(names: tuple[str, ...]) -> tuple[State, ...]:
         elif upper in State.__members__:
             states.append(State[upper])
         else:
-            raise Refusal(400, f"state: unknown state {name[:40]!r}; expected one of {', '.join(State)}, IN_PROGRESS")
+            raise HttpError(400, f"state: unknown state {name[:40]!r}; expected one of {', '.join(State)}, IN_PROGRESS")
     return tuple(states)
 
 
 def _status(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 3):
-        raise Refusal(400, f"responseStatus: expected an HTTP status such as 404, got {text[:40]!r}")
+        raise HttpError(400, f"responseStatus: expected an HTTP status such as 404, got {text[:40]!r}")
     return int(text)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from qtasks.broker.api.call import Call, Refusal, Reply, read_name, read_object, reply
-from qtasks.broker.api.context import Context
+from qtasks.broker.api.api_context import ApiContext
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_name, read_object
 from qtasks.broker.store.interface import Queue
 
 MAX_PARALLELISM: Final = 1000
@@ -13,9 +13,9 @@ MAX_PARALLELISM: Final = 1000
 _SLICE: Final = 500
 
 
-async def upsert_queue(context: Context, account: int, call: Call) -> Reply:
+async def upsert_queue(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`POST /v2/queues`: what is absent keeps its value (1 and running for a new queue)."""
-    wanted = await read_object(call)
+    wanted = await read_object(request)
     name = read_name(wanted.get("queueName"), "queue name")
     await context.store.upsert_queue(
         account,
@@ -25,68 +25,65 @@ async def upsert_queue(context: Context, account: int, call: Call) -> Reply:
         now_ms=context.clock.now_ms(),
     )
     context.wake()
-    return reply({})
+    return json_response({})
 
 
 def _parallelism(value: Any) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise Refusal(400, f"parallelism: expected a whole number of at least 1, got {str(value)[:40]!r}")
+        raise HttpError(400, f"parallelism: expected a whole number of at least 1, got {str(value)[:40]!r}")
     if value > MAX_PARALLELISM:
-        raise Refusal(412, f"parallelism: {value} exceeds the maximum of {MAX_PARALLELISM}")
+        raise HttpError(412, f"parallelism: {value} exceeds the maximum of {MAX_PARALLELISM}")
     return value
 
 
 def _paused(value: Any) -> bool | None:
     if not isinstance(value, bool | None):
-        raise Refusal(400, f"paused: expected true or false, got {str(value)[:40]!r}")
+        raise HttpError(400, f"paused: expected true or false, got {str(value)[:40]!r}")
     return value
 
 
-async def list_queues(context: Context, account: int, call: Call) -> Reply:
+async def list_queues(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/queues`."""
-    return reply([_view(queue) for queue in await context.store.queues(account)])
+    return json_response([_view(queue) for queue in await context.store.queues(account)])
 
 
-async def get_queue(context: Context, account: int, call: Call, name: str) -> Reply:
+async def get_queue(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`GET /v2/queues/{name}`."""
     queue = await context.store.queue(account, read_name(name, "queue name"))
     if queue is None:
         raise _not_found(name)
-    return reply(_view(queue))
+    return json_response(_view(queue))
 
 
-async def delete_queue(context: Context, account: int, call: Call, name: str) -> Reply:
-    """`DELETE /v2/queues/{name}`: 200, also for an unknown queue.
-
-    Cancels waiting messages and lets running ones finish (docs/compatibility.md A20, A31).
-    """
+async def delete_queue(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
+    """`DELETE /v2/queues/{name}`: cancels what waits, lets what runs finish; 200 for an unknown one too (A20, A31)."""
     now_ms = context.clock.now_ms()
     while await context.store.drop_queue(account, read_name(name, "queue name"), limit=_SLICE, now_ms=now_ms):
         pass
-    return reply({})
+    return json_response({})
 
 
-async def pause_queue(context: Context, account: int, call: Call, name: str) -> Reply:
+async def pause_queue(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`POST /v2/queues/{name}/pause`: nothing new starts."""
     return await _pause(context, account, name, paused=True)
 
 
-async def resume_queue(context: Context, account: int, call: Call, name: str) -> Reply:
+async def resume_queue(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`POST /v2/queues/{name}/resume`: goes on with the oldest."""
     return await _pause(context, account, name, paused=False)
 
 
-async def _pause(context: Context, account: int, name: str, *, paused: bool) -> Reply:
+async def _pause(context: ApiContext, account: int, name: str, *, paused: bool) -> ApiResponse:
     if not await context.store.pause_queue(account, name, paused=paused, now_ms=context.clock.now_ms()):
         raise _not_found(name)
     context.wake()
-    return reply({})
+    return json_response({})
 
 
-def _not_found(name: str) -> Refusal:
-    return Refusal(404, f"queue {name[:128]} not found")
+def _not_found(name: str) -> HttpError:
+    return HttpError(404, f"queue {name[:128]} not found")
 
 
 def _view(queue: Queue) -> dict[str, object]:

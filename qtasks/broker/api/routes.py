@@ -19,14 +19,14 @@ from qtasks.broker.api import (
     url_groups,
     workflows,
 )
-from qtasks.broker.api.auth import Scope, Tokens
-from qtasks.broker.api.call import Call, Refusal, Reply, refuse
-from qtasks.broker.api.context import Context
+from qtasks.broker.api.api_context import ApiContext
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, error_response
+from qtasks.broker.api.auth import Tokens, TokenScope
 from qtasks.errors import StoreError, StoreFull
 
 log = logging.getLogger("qtasks.broker")
 
-Handler = Callable[..., Awaitable[Reply]]
+Handler = Callable[..., Awaitable[ApiResponse]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +35,15 @@ class Route:
 
     method: str
     path: tuple[str, ...]
-    scope: Scope
+    scope: TokenScope
     handler: Handler
 
 
-def _route(method: str, path: str, scope: Scope, handler: Handler) -> Route:
+def _route(method: str, path: str, scope: TokenScope, handler: Handler) -> Route:
     return Route(method, tuple(path.strip("/").split("/")), scope, handler)
 
 
-_READ, _PUBLISH = Scope.READ, Scope.PUBLISH
+_READ, _PUBLISH = TokenScope.READ, TokenScope.PUBLISH
 
 ROUTES: Final = (
     _route("POST", "/v2/publish/*", _PUBLISH, publish.publish),
@@ -108,66 +108,66 @@ ROUTES: Final = (
 class Api:
     """Answers calls; never raises for what a caller can send."""
 
-    def __init__(self, context: Context, tokens: Tokens) -> None:
+    def __init__(self, context: ApiContext, tokens: Tokens) -> None:
         self._context = context
         self._tokens = tokens
 
-    async def handle(self, call: Call) -> Reply:
+    async def handle(self, request: ApiRequest) -> ApiResponse:
         """The reply to one call."""
         try:
-            if not (call.path.isascii() and call.query.isascii()):
-                raise Refusal(400, "the request target is not ASCII: percent-encode it")
-            principal = await self._tokens.authenticate(call)
-            route, arguments = find(call)
+            if not (request.path.isascii() and request.query.isascii()):
+                raise HttpError(400, "the request target is not ASCII: percent-encode it")
+            principal = await self._tokens.authenticate(request)
+            route, arguments = find(request)
             if principal.scope < route.scope:
-                raise Refusal(403, "this token may read only")
-            return await route.handler(self._context, principal.account, call, *arguments)
-        except Refusal as refusal:
-            return _refuse(call, refusal)
+                raise HttpError(403, "this token may read only")
+            return await route.handler(self._context, principal.account, request, *arguments)
+        except HttpError as refusal:
+            return _refuse(request, refusal)
         except StoreFull as error:
-            return _refuse(call, Refusal(507, error.message))
+            return _refuse(request, HttpError(507, error.message))
         except StoreError as error:
-            log.error("%s %s: %s", call.method, call.path[:40], error)
-            return _refuse(call, Refusal(503, error.message, (("Retry-After", "1"),)))
+            log.error("%s %s: %s", request.method, request.path[:40], error)
+            return _refuse(request, HttpError(503, error.message, (("Retry-After", "1"),)))
         except Exception:
-            log.exception("%s %s failed", call.method, call.path[:40])
-            return _refuse(call, Refusal(500, "the broker failed on this request; its log says why"))
+            log.exception("%s %s failed", request.method, request.path[:40])
+            return _refuse(request, HttpError(500, "the broker failed on this request; its log says why"))
 
 
-def _refuse(call: Call, refusal: Refusal) -> Reply:
+def _refuse(request: ApiRequest, refusal: HttpError) -> ApiResponse:
     """The text as each of the two APIs words an error."""
-    return chat.refuse(refusal) if call.path.lower().startswith("/llm/") else refuse(refusal)
+    return chat.refuse(refusal) if request.path.lower().startswith("/llm/") else error_response(refusal)
 
 
-def find(call: Call) -> tuple[Route, tuple[Any, ...]]:
-    """The route of a call and the arguments its path holds; Refusal 404 or 405.
+def find(request: ApiRequest) -> tuple[Route, tuple[Any, ...]]:
+    """The route of a call and the arguments its path holds; HttpError 404 or 405.
 
     Fixed segments compare without case and a trailing slash is ignored (docs/protocol.md 2.0); the rest
     behind ``*`` is taken from the raw target, so that nothing in a destination is decoded or merged.
     """
-    segments = call.path.removeprefix("/").split("/")
+    segments = request.path.removeprefix("/").split("/")
     if len(segments) > 1 and segments[-1] == "":
         segments = segments[:-1]
     allowed: list[str] = []
     for route in ROUTES:
-        if (arguments := _match(route, segments, call)) is None:
+        if (arguments := _match(route, segments, request)) is None:
             continue
-        if route.method == call.method:
+        if route.method == request.method:
             return route, arguments
         allowed.append(route.method)
     if allowed:
-        raise Refusal(405, f"{call.method} is not allowed here", (("Allow", ", ".join(allowed)),))
-    raise Refusal(404, f"no such endpoint: {call.method} {call.path[:200]}")
+        raise HttpError(405, f"{request.method} is not allowed here", (("Allow", ", ".join(allowed)),))
+    raise HttpError(404, f"no such endpoint: {request.method} {request.path[:200]}")
 
 
-def _match(route: Route, segments: list[str], call: Call) -> tuple[str, ...] | None:
+def _match(route: Route, segments: list[str], request: ApiRequest) -> tuple[str, ...] | None:
     arguments: list[str] = []
     for place, part in enumerate(route.path):
         if part == "*":
-            rest = call.path.removeprefix("/").split("/", place)
+            rest = request.path.removeprefix("/").split("/", place)
             if len(rest) <= place:
                 return None
-            return (*arguments, rest[place] + (f"?{call.query}" if call.query else ""))
+            return (*arguments, rest[place] + (f"?{request.query}" if request.query else ""))
         if place >= len(segments):
             return None
         if part == "{}":
@@ -184,7 +184,7 @@ def _decode(segment: str) -> str:
     try:
         text = unquote(segment, errors="strict")
     except UnicodeDecodeError:
-        raise Refusal(400, f"the path is not UTF-8: {segment[:80]!r}") from None
+        raise HttpError(400, f"the path is not UTF-8: {segment[:80]!r}") from None
     if "\x00" in text:
-        raise Refusal(400, "a NUL character is not allowed in the path")
+        raise HttpError(400, "a NUL character is not allowed in the path")
     return text

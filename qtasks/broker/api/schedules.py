@@ -5,38 +5,38 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qtasks.broker import ids
-from qtasks.broker.api.call import Call, Refusal, Reply, reply
-from qtasks.broker.api.context import Context
+from qtasks.broker.api.api_context import ApiContext
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response
 from qtasks.broker.api.validation import check_api, check_callbacks_of_queue, check_policy
 from qtasks.protocol import cron, views, wire
 from qtasks.protocol.messages import MAX_BODY, Schedule
 
 
 async def create_schedule(
-    context: Context, account: int, call: Call, raw_target: str, *, queue: str | None = None
-) -> Reply:
+    context: ApiContext, account: int, request: ApiRequest, raw_target: str, *, queue: str | None = None
+) -> ApiResponse:
     """`POST /v2/schedules/{destination}`, and any publish with `Upstash-Cron`; one of the same id is replaced."""
     try:
         target = wire.split_target(raw_target)
         kind = wire.destination_kind(target.destination)
-        options = wire.read(call.headers, target.query)
+        options = wire.read(request.headers, target.query)
         if queue is not None:
             options = replace(options, queue=wire.check_name(queue, "queue name"))
         if kind == "url":
             wire.check_url(target.destination)
         expression = cron.parse(options.cron or "")
     except wire.WireError as error:
-        raise Refusal(error.status, str(error)) from None
+        raise HttpError(error.status, str(error)) from None
     except ValueError as error:
-        raise Refusal(400, str(error)) from None
+        raise HttpError(400, str(error)) from None
     if kind == "group" and await context.store.group(account, target.destination) is None:
-        raise Refusal(400, f"{wire.INVALID_SCHEME} (there is no URL group named {target.destination[:128]!r})")
+        raise HttpError(400, f"{wire.INVALID_SCHEME} (there is no URL group named {target.destination[:128]!r})")
     if kind == "api":
         check_api(context, target.destination, options)
     if options.queue is not None:
         check_callbacks_of_queue(options)
     check_policy(context, *([target.destination] if kind == "url" else []), options=options)
-    body = await call.read_body(MAX_BODY)
+    body = await request.read_body(MAX_BODY)
     now_ms = context.clock.now_ms()
     schedule = Schedule(
         id=options.schedule_id or ids.schedule_id(context.random),
@@ -45,63 +45,63 @@ async def create_schedule(
         cron=expression.text,
         options=options,
         body=body,
-        caller_ip=call.client_ip,
+        caller_ip=request.client_ip,
         created_ms=now_ms,
         next_ms=expression.next_ms(now_ms),
     )
     await context.store.put_schedule(schedule)
     context.wake_scheduler()
-    return reply({"scheduleId": schedule.id})
+    return json_response({"scheduleId": schedule.id})
 
 
-async def list_schedules(context: Context, account: int, call: Call) -> Reply:
+async def list_schedules(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/schedules`."""
-    return reply([_view(context, schedule) for schedule in await context.store.schedules(account)])
+    return json_response([_view(context, schedule) for schedule in await context.store.schedules(account)])
 
 
-async def get_schedule(context: Context, account: int, call: Call, schedule_id: str) -> Reply:
+async def get_schedule(context: ApiContext, account: int, request: ApiRequest, schedule_id: str) -> ApiResponse:
     """`GET /v2/schedules/{id}`."""
-    return reply(_view(context, await _known(context, account, schedule_id)))
+    return json_response(_view(context, await _known(context, account, schedule_id)))
 
 
-async def delete_schedule(context: Context, account: int, call: Call, schedule_id: str) -> Reply:
-    """`DELETE /v2/schedules/{id}`: 404 for an unknown one (docs/compatibility.md A31)."""
+async def delete_schedule(context: ApiContext, account: int, request: ApiRequest, schedule_id: str) -> ApiResponse:
+    """`DELETE /v2/schedules/{id}`: 404 for an unknown one (A31)."""
     if not await context.store.delete_schedule(account, schedule_id):
         raise _not_found(schedule_id)
-    return reply({})
+    return json_response({})
 
 
-async def pause_schedule(context: Context, account: int, call: Call, schedule_id: str) -> Reply:
-    """`PATCH` or `POST /v2/schedules/{id}/pause` (docs/compatibility.md A22)."""
+async def pause_schedule(context: ApiContext, account: int, request: ApiRequest, schedule_id: str) -> ApiResponse:
+    """`PATCH` or `POST /v2/schedules/{id}/pause` (A22)."""
     if not await context.store.pause_schedule(account, schedule_id, paused=True, next_ms=None):
         raise _not_found(schedule_id)
-    return reply({})
+    return json_response({})
 
 
-async def resume_schedule(context: Context, account: int, call: Call, schedule_id: str) -> Reply:
+async def resume_schedule(context: ApiContext, account: int, request: ApiRequest, schedule_id: str) -> ApiResponse:
     """`PATCH` or `POST /v2/schedules/{id}/resume`: what the pause left out is not made up for."""
     schedule = await _known(context, account, schedule_id)
     await context.store.pause_schedule(account, schedule_id, paused=False, next_ms=_next_ms(context, schedule))
     context.wake_scheduler()
-    return reply({})
+    return json_response({})
 
 
-async def _known(context: Context, account: int, schedule_id: str) -> Schedule:
+async def _known(context: ApiContext, account: int, schedule_id: str) -> Schedule:
     if (schedule := await context.store.schedule(account, schedule_id)) is None:
         raise _not_found(schedule_id)
     return schedule
 
 
-def _not_found(schedule_id: str) -> Refusal:
-    return Refusal(404, f"schedule {schedule_id[:128]} not found")
+def _not_found(schedule_id: str) -> HttpError:
+    return HttpError(404, f"schedule {schedule_id[:128]} not found")
 
 
-def _view(context: Context, schedule: Schedule) -> views.Json:
+def _view(context: ApiContext, schedule: Schedule) -> views.Json:
     # A paused schedule keeps the time it was paused at: show when it would run if it were resumed now.
     return views.schedule_json(replace(schedule, next_ms=_next_ms(context, schedule)) if schedule.paused else schedule)
 
 
-def _next_ms(context: Context, schedule: Schedule) -> int | None:
+def _next_ms(context: ApiContext, schedule: Schedule) -> int | None:
     try:
         return cron.parse(schedule.cron).next_ms(context.clock.now_ms())
     except ValueError:  # its time zone is gone, say; the loop says so in its `error`

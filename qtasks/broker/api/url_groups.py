@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from qtasks.broker.api.call import Call, Refusal, Reply, read_name, read_object, reply
-from qtasks.broker.api.context import Context
+from qtasks.broker.api.api_context import ApiContext
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_name, read_object
 from qtasks.broker.api.validation import check_policy
 from qtasks.broker.store.interface import Endpoint, UrlGroup
 from qtasks.protocol import wire
@@ -16,77 +16,77 @@ _MAX_ENDPOINTS: Final = 10_000
 _MAX_NAME: Final = 256
 
 
-async def list_groups(context: Context, account: int, call: Call) -> Reply:
+async def list_groups(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/topics`."""
-    return reply([_view(group) for group in await context.store.groups(account)])
+    return json_response([_view(group) for group in await context.store.groups(account)])
 
 
-async def get_group(context: Context, account: int, call: Call, name: str) -> Reply:
+async def get_group(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`GET /v2/topics/{name}`."""
     group = await context.store.group(account, name)
     if group is None:
         raise _not_found(name)
-    return reply(_view(group))
+    return json_response(_view(group))
 
 
-async def delete_group(context: Context, account: int, call: Call, name: str) -> Reply:
-    """`DELETE /v2/topics/{name}`: 200 for an unknown one too (docs/compatibility.md A31)."""
+async def delete_group(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
+    """`DELETE /v2/topics/{name}`: 200 for an unknown one too (A31)."""
     await context.store.delete_group(account, name)
-    return reply({})
+    return json_response({})
 
 
-async def upsert_endpoints(context: Context, account: int, call: Call, name: str) -> Reply:
+async def upsert_endpoints(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`POST /v2/topics/{name}/endpoints`: makes the group if need be."""
-    endpoints = _endpoints(await read_object(call))
+    endpoints = _endpoints(await read_object(request))
     for endpoint in endpoints:
         if not endpoint.url:
-            raise Refusal(400, "endpoints: every endpoint needs a url")
+            raise HttpError(400, "endpoints: every endpoint needs a url")
         try:
             wire.check_url(endpoint.url)
         except wire.WireError as error:
-            raise Refusal(error.status, str(error)) from None
+            raise HttpError(error.status, str(error)) from None
         check_policy(context, endpoint.url)
     await context.store.upsert_endpoints(account, read_name(name, _WHAT), endpoints, now_ms=context.clock.now_ms())
-    return reply({})
+    return json_response({})
 
 
-async def remove_endpoints(context: Context, account: int, call: Call, name: str) -> Reply:
+async def remove_endpoints(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`DELETE /v2/topics/{name}/endpoints`: by name or url; the last one takes the group along."""
-    endpoints = _endpoints(await read_object(call))
+    endpoints = _endpoints(await read_object(request))
     if not await context.store.remove_endpoints(account, name, endpoints, now_ms=context.clock.now_ms()):
         raise _not_found(name)
-    return reply({})
+    return json_response({})
 
 
-async def set_headers(context: Context, account: int, call: Call, name: str) -> Reply:
+async def set_headers(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`PATCH /v2/topics/{name}`: default headers of every publish to the group."""
-    given = (await read_object(call)).get("headers")
+    given = (await read_object(request)).get("headers")
     if not isinstance(given, dict):
-        raise Refusal(400, 'expected {"headers": {"Upstash-Retries": "3", ...}}')
+        raise HttpError(400, 'expected {"headers": {"Upstash-Retries": "3", ...}}')
     headers = tuple((header, value) for header, values in given.items() for value in _texts(header, values))
     try:
         options = wire.read(headers)
     except wire.WireError as error:
-        raise Refusal(error.status, str(error)) from None
+        raise HttpError(error.status, str(error)) from None
     if options.cron is not None or options.schedule_id is not None:
-        raise Refusal(400, "Upstash-Cron and Upstash-Schedule-Id cannot be a default of a URL group")
+        raise HttpError(400, "Upstash-Cron and Upstash-Schedule-Id cannot be a default of a URL group")
     check_policy(context, options=options)
     if not await context.store.set_group_headers(account, name, headers, now_ms=context.clock.now_ms()):
         raise _not_found(name)
-    return reply({})
+    return json_response({})
 
 
 def _texts(name: str, values: Any) -> list[str]:
     listed = values if isinstance(values, list) else [values]
     if not all(isinstance(value, str) for value in listed):
-        raise Refusal(400, f"headers: {name[:64]}: expected a text or an array of texts")
+        raise HttpError(400, f"headers: {name[:64]}: expected a text or an array of texts")
     return listed
 
 
 def _endpoints(body: dict[str, Any]) -> list[Endpoint]:
     given = body.get("endpoints")
     if not isinstance(given, list) or not given or len(given) > _MAX_ENDPOINTS:
-        raise Refusal(
+        raise HttpError(
             400, f'expected {{"endpoints": [{{"url": "https://..."}}, ...]}} with 1 to {_MAX_ENDPOINTS} of them'
         )
     return [_endpoint(one) for one in given]
@@ -95,14 +95,14 @@ def _endpoints(body: dict[str, Any]) -> list[Endpoint]:
 def _endpoint(given: Any) -> Endpoint:
     url, name = (given.get("url"), given.get("name")) if isinstance(given, dict) else (None, None)
     if not isinstance(url, str | None) or not isinstance(name, str | None) or not (url or name):
-        raise Refusal(400, "endpoints: expected objects with a url, a name, or both, as texts")
+        raise HttpError(400, "endpoints: expected objects with a url, a name, or both, as texts")
     if name is not None and len(name) > _MAX_NAME:
-        raise Refusal(400, f"endpoints: a name has at most {_MAX_NAME} characters, not {len(name)}")
+        raise HttpError(400, f"endpoints: a name has at most {_MAX_NAME} characters, not {len(name)}")
     return Endpoint(url or "", name or None)
 
 
-def _not_found(name: str) -> Refusal:
-    return Refusal(404, f"URL group {name[:128]} not found")
+def _not_found(name: str) -> HttpError:
+    return HttpError(404, f"URL group {name[:128]} not found")
 
 
 def _view(group: UrlGroup) -> dict[str, object]:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from qtasks.broker.api.call import Refusal
-from qtasks.broker.api.context import Context
+from qtasks.broker.api.api_context import ApiContext
+from qtasks.broker.api.api_request import HttpError
 from qtasks.broker.core.message_builder import urls_of
 from qtasks.protocol.messages import MAX_DELAY_MS, PublishOptions
 
 
-def check_api(context: Context, destination: str, options: PublishOptions) -> None:
+def check_api(context: ApiContext, destination: str, options: PublishOptions) -> None:
     """Refuse an API we do not serve, and a language model's answer that nobody would see."""
     if destination != "api/llm":
-        raise Refusal(400, f"{destination}: unknown API; publish to the provider's own URL")
+        raise HttpError(400, f"{destination}: unknown API; publish to the provider's own URL")
     if not context.llm.available:
-        raise Refusal(501, f"{destination}: {context.llm.MISSING}")
+        raise HttpError(501, f"{destination}: {context.llm.MISSING}")
     if options.callback is None:
-        raise Refusal(400, f"{destination} needs Upstash-Callback: that is where the answer goes")
+        raise HttpError(400, f"{destination} needs Upstash-Callback: that is where the answer goes")
 
 
 def check_not_before(options: PublishOptions, now_ms: int) -> None:
     """Refuse a time too far ahead."""
     if options.not_before_s is not None and options.not_before_s * 1000 > now_ms + MAX_DELAY_MS:
-        raise Refusal(412, f"Upstash-Not-Before: more than {MAX_DELAY_MS // 86_400_000} days ahead")
+        raise HttpError(412, f"Upstash-Not-Before: more than {MAX_DELAY_MS // 86_400_000} days ahead")
 
 
 def check_order_of_arrival(options: PublishOptions) -> None:
@@ -30,7 +30,7 @@ def check_order_of_arrival(options: PublishOptions) -> None:
     A queue delivers in order of arrival.
     """
     if options.delay_ms is not None or options.not_before_s is not None:
-        raise Refusal(
+        raise HttpError(
             400, "Upstash-Delay and Upstash-Not-Before cannot be used with a queue: it delivers in order of arrival"
         )
     check_callbacks_of_queue(options)
@@ -40,11 +40,11 @@ def check_callbacks_of_queue(options: PublishOptions) -> None:
     """The next message of a queue waits for the callbacks: they may not be delayed (docs/compatibility.md A15)."""
     for nested in (options.callback_options, options.failure_callback_options):
         if nested is not None and (nested.delay_ms is not None or nested.not_before_s is not None):
-            raise Refusal(400, "a callback of a queued message cannot be delayed: the queue waits for it")
+            raise HttpError(400, "a callback of a queued message cannot be delayed: the queue waits for it")
 
 
-def check_policy(context: Context, *urls: str, options: PublishOptions | None = None) -> None:
+def check_policy(context: ApiContext, *urls: str, options: PublishOptions | None = None) -> None:
     """Refuse URLs that the destination policy refuses by their text, callbacks included."""
     for url in (*urls, *(() if options is None else urls_of(options))):
         if (refusal := context.policy.check_url(url)) is not None:
-            raise Refusal(400, refusal)
+            raise HttpError(400, refusal)

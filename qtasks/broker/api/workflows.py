@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from qtasks.broker.api.call import Call, Refusal, Reply
-from qtasks.broker.api.context import Context
+from qtasks.broker.api.api_context import ApiContext
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError
 
 
-async def refuse(context: Context, account: int, call: Call, *rest: str) -> Reply:
+async def refuse(context: ApiContext, account: int, request: ApiRequest, *rest: str) -> ApiResponse:
     """501: said plainly, so that nobody waits for a workflow that never runs."""
-    raise Refusal(501, "workflows are not served by this broker; the rest of the QStash API is")
+    raise HttpError(501, "workflows are not served by this broker; the rest of the QStash API is")

@@ -12,8 +12,7 @@ import yarl
 
 from qtasks.broker.core.message_builder import LLM_URL
 from qtasks.broker.llm import echo
-from qtasks.broker.ports import Failure, Request, Transport
-from qtasks.clock import Clock
+from qtasks.broker.ports import Clock, DeliveryRequest, Failure, Transport
 from qtasks.protocol import strict_json
 from qtasks.protocol.messages import DEFAULT_TIMEOUT_MS, Headers, Response
 
@@ -22,7 +21,7 @@ _PATH: Final = "/v1/chat/completions"
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class CompletionStream:
     """An answer that is still coming."""
 
     status: int
@@ -50,7 +49,7 @@ class LanguageModel:
         """Whether anybody answers."""
         return self._url is not None or self._echo
 
-    async def send(self, request: Request) -> Response | Failure:
+    async def send(self, request: DeliveryRequest) -> Response | Failure:
         """See `Transport.send`."""
         if request.url != LLM_URL:
             return await self._transport.send(request)
@@ -64,13 +63,13 @@ class LanguageModel:
 
     async def complete(self, body: bytes) -> Response | Failure:
         """The answer to a chat request."""
-        return await self.send(Request(LLM_URL, "POST", _JSON, body, DEFAULT_TIMEOUT_MS))
+        return await self.send(DeliveryRequest(LLM_URL, "POST", _JSON, body, DEFAULT_TIMEOUT_MS))
 
-    async def stream(self, body: bytes) -> Stream | Failure:
+    async def stream(self, body: bytes) -> CompletionStream | Failure:
         """The answer to a chat request as it comes."""
         if self._url is None:
             answer = self._answer(body)
-            return Stream(answer.status, answer.headers, _pieces(answer.body))
+            return CompletionStream(answer.status, answer.headers, _pieces(answer.body))
         if self._session is None:
             timeout = aiohttp.ClientTimeout(total=DEFAULT_TIMEOUT_MS / 1000, connect=10)
             self._session = aiohttp.ClientSession(
@@ -86,7 +85,7 @@ class LanguageModel:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             return Failure("connection_lost", f"{type(error).__name__}: {error}"[:500])
         headers = tuple((name, value) for name, value in answered.headers.items())
-        return Stream(answered.status, headers, _relayed(answered))
+        return CompletionStream(answered.status, headers, _relayed(answered))
 
     async def close(self) -> None:
         """See `Transport.close`."""

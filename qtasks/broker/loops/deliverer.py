@@ -12,13 +12,15 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from qtasks.broker import ids
 from qtasks.broker.core import callback_messages, rules
-from qtasks.broker.events import MessageEvent, Watchers
-from qtasks.broker.ports import Failure, Request, Transport
+from qtasks.broker.events import EventWatchers, MessageEvent
+from qtasks.broker.loops.key_ring import KeyRing
+from qtasks.broker.ports import Clock, DeliveryRequest, Failure, Random, Transport
+from qtasks.broker.settings import DeliveryLimits
 from qtasks.broker.store.interface import Claim, Claims, Settled, Settlement, Store
 from qtasks.clock import Clock
 from qtasks.errors import StoreError
@@ -36,38 +38,6 @@ _STORE_PAUSE_MS: Final = 1_000
 """How long to wait before the store is tried again after it refused (a full disk, say)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Attempts in flight at most, in all and to one ``host:port``."""
-
-    in_flight: int = 256
-    per_host: int = 128
-
-
-class KeyRing:
-    """The signing keys by account, read from the store once; a rotation tells it."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._keys: dict[int, SigningKeys] = {}
-        self._changes = 0
-
-    async def of(self, account: int) -> SigningKeys:
-        """The account's keys as they are now."""
-        if (known := self._keys.get(account)) is not None:
-            return known
-        changes = self._changes
-        keys = await self._store.keys(account)
-        if changes == self._changes:  # else what was read may be from before the change
-            self._keys[account] = keys
-        return keys
-
-    def forget(self, account: int) -> None:
-        """The keys have changed: read them again."""
-        self._changes += 1
-        self._keys.pop(account, None)
-
-
 class Deliverer:
     """Claims due messages and makes their attempts, as many at once as the limits allow."""
 
@@ -79,8 +49,8 @@ class Deliverer:
         random: Random,
         *,
         keys: KeyRing,
-        watchers: Watchers,
-        limits: Limits | None = None,
+        watchers: EventWatchers,
+        limits: DeliveryLimits | None = None,
         region: str = "EU-CENTRAL-1",
     ) -> None:
         self._store = store
@@ -89,7 +59,7 @@ class Deliverer:
         self._random = random
         self._keys = keys
         self._watchers = watchers
-        self._limits = limits or Limits()
+        self._limits = limits or DeliveryLimits()
         self._region = region
         self._attempts: set[asyncio.Task[None]] = set()
         """Attempts whose end is not recorded yet."""
@@ -241,7 +211,7 @@ class Deliverer:
     async def _send(self, message: Message, keys: SigningKeys) -> Response | Failure:
         """The transport's outcome. Whatever breaks on the way costs an attempt, never the message."""
         try:
-            request = compose(
+            request = signed_request(
                 message,
                 keys,
                 now_s=self._clock.now_ms() // 1000,
@@ -292,8 +262,8 @@ class Deliverer:
             )
 
 
-def compose(message: Message, keys: SigningKeys, *, now_s: int, jti: str, region: str) -> Request:
-    """The signed request of the message's current attempt (docs/protocol.md 4.1).
+def signed_request(message: Message, keys: SigningKeys, *, now_s: int, jti: str, region: str) -> DeliveryRequest:
+    """The signed request of the message's current attempt (protocol reference 4.1).
 
     The broker's own headers come last and once: forwarded ones of the same name were dropped on acceptance.
     """
@@ -310,7 +280,7 @@ def compose(message: Message, keys: SigningKeys, *, now_s: int, jti: str, region
         headers += (("Upstash-Topic-Name", message.url_group),)
     if message.schedule_id is not None:
         headers += (("Upstash-Schedule-Id", message.schedule_id),)
-    return Request(message.url, message.method, headers, message.body, message.timeout_ms)
+    return DeliveryRequest(message.url, message.method, headers, message.body, message.timeout_ms)
 
 
 def _names(headers: Headers, name: str) -> bool:

@@ -11,7 +11,8 @@ from typing import Final
 
 from qtasks.broker import ids
 from qtasks.broker.core.message_builder import of_schedule, publications
-from qtasks.broker.events import Watchers
+from qtasks.broker.events import EventWatchers
+from qtasks.broker.ports import Clock, Random
 from qtasks.broker.store.interface import Firing, Publication, Store
 from qtasks.clock import Clock
 from qtasks.errors import StoreError
@@ -41,7 +42,7 @@ class Scheduler:
         clock: Clock,
         random: Random,
         *,
-        watchers: Watchers,
+        watchers: EventWatchers,
         wake_deliverer: Callable[[], None],
     ) -> None:
         self._store = store

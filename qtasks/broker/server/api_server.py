@@ -11,7 +11,7 @@ from typing import Final
 import uvicorn
 
 from qtasks.broker.broker import Broker
-from qtasks.broker.server.asgi import LOOPBACK_HOSTS, Edge
+from qtasks.broker.server.asgi import LOOPBACK_HOSTS, AsgiApi
 from qtasks.broker.server.http_protocol import GuardedProtocol
 from qtasks.errors import ConfigurationError
 
@@ -37,7 +37,7 @@ class ApiServer:
         hosts: frozenset[str] | None = LOOPBACK_HOSTS,
         grace_s: float = 5.0,
     ) -> None:
-        edge = Edge(broker.api, ready=broker.ready, hosts=hosts)
+        edge = AsgiApi(broker.api, ready=broker.ready, hosts=hosts)
         self._listeners = listeners
         self._server = _Server(
             uvicorn.Config(

@@ -1,4 +1,4 @@
-"""The ASGI edge: limits before memory, one allowed Host, raw paths; then one `Call` for the API."""
+"""The ASGI edge: limits before memory, one allowed Host, raw paths; then one `ApiRequest` for the API."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from qtasks.broker.api import openapi
-from qtasks.broker.api.call import Call, Refusal, Reply, refuse, reply
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, error_response, json_response
 from qtasks.broker.api.routes import Api
 
 Scope = MutableMapping[str, Any]
@@ -20,7 +20,7 @@ _OPEN: Final = frozenset(path.encode() for path in openapi.OPEN)
 
 
 @dataclass(frozen=True, slots=True)
-class EdgeLimits:
+class RequestLimits:
     """What a request may bring, checked before any of it is kept."""
 
     target: int = 8 * 1024
@@ -31,7 +31,7 @@ class EdgeLimits:
     """Longest pause between two pieces of a body."""
 
 
-class Edge:
+class AsgiApi:
     """An ASGI application around the API.
 
     `hosts` are the names a request may be addressed to (without port): a web page that rebinds its own name
@@ -42,14 +42,14 @@ class Edge:
         self,
         api: Api,
         *,
-        ready: Callable[[], Awaitable[Reply]],
+        ready: Callable[[], Awaitable[ApiResponse]],
         hosts: Iterable[str] | None = LOOPBACK_HOSTS,
-        limits: EdgeLimits | None = None,
+        limits: RequestLimits | None = None,
     ) -> None:
         self._api = api
         self._ready = ready
         self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
-        self._limits = limits or EdgeLimits()
+        self._limits = limits or RequestLimits()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one HTTP request; other kinds of connection are closed."""
@@ -57,11 +57,11 @@ class Edge:
             return
         try:
             answer = await self._open(scope) or await self._answer(scope, receive)
-        except Refusal as refusal:
-            answer = refuse(refusal)
+        except HttpError as refusal:
+            answer = error_response(refusal)
         await _send(send, answer)
 
-    async def _open(self, scope: Scope) -> Reply | None:
+    async def _open(self, scope: Scope) -> ApiResponse | None:
         """What says nothing of anybody's messages, without a token and to any Host.
 
         `/healthz` (the process answers), `/readyz`, and the description of the API.
@@ -70,15 +70,15 @@ class Edge:
         if path not in _OPEN:
             return None
         if scope["method"] not in ("GET", "HEAD"):
-            raise Refusal(405, f"{scope['method']} is not allowed here", (("Allow", "GET, HEAD"),))
+            raise HttpError(405, f"{scope['method']} is not allowed here", (("Allow", "GET, HEAD"),))
         match path:
             case b"/healthz":
-                return reply({"status": "alive"})
+                return json_response({"status": "alive"})
             case b"/readyz":
                 return await self._ready()
         return openapi.served()
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Reply:
+    async def _answer(self, scope: Scope, receive: Receive) -> ApiResponse:
         self._check(scope)
         return await self._api.handle(self._call(scope, receive))
 
@@ -86,22 +86,22 @@ class Edge:
         limits = self._limits
         length = len(scope["raw_path"]) + len(scope["query_string"])
         if length > limits.target:
-            raise Refusal(414, f"request target too long: {length} bytes > {limits.target}")
+            raise HttpError(414, f"request target too long: {length} bytes > {limits.target}")
         headers = scope["headers"]
         if len(headers) > limits.headers:
-            raise Refusal(431, f"too many headers: {len(headers)} > {limits.headers}")
+            raise HttpError(431, f"too many headers: {len(headers)} > {limits.headers}")
         size = sum(len(name) + len(value) for name, value in headers)
         if size > limits.header_bytes:
-            raise Refusal(431, f"headers too large: {size} bytes > {limits.header_bytes}")
+            raise HttpError(431, f"headers too large: {size} bytes > {limits.header_bytes}")
         hosts = [value for name, value in headers if name == b"host"]
         if len(hosts) != 1:
-            raise Refusal(400, f"expected exactly one Host header, got {len(hosts)}")
+            raise HttpError(400, f"expected exactly one Host header, got {len(hosts)}")
         if self._hosts is not None and _hostname(hosts[0].decode("latin-1")) not in self._hosts:
-            raise Refusal(421, "host not allowed: this broker answers to " + ", ".join(sorted(self._hosts)))
+            raise HttpError(421, "host not allowed: this broker answers to " + ", ".join(sorted(self._hosts)))
 
-    def _call(self, scope: Scope, receive: Receive) -> Call:
+    def _call(self, scope: Scope, receive: Receive) -> ApiRequest:
         client = scope.get("client")
-        return Call(
+        return ApiRequest(
             method=scope["method"],
             path=scope["raw_path"].decode("latin-1"),
             query=scope["query_string"].decode("latin-1"),
@@ -113,7 +113,7 @@ class Edge:
     async def _read(self, scope: Scope, receive: Receive, limit: int) -> bytes:
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
-            raise Refusal(413, f"message too large: {declared[:40].decode('ascii')} > {limit}")
+            raise HttpError(413, f"message too large: {declared[:40].decode('ascii')} > {limit}")
         pieces: list[bytes] = []
         size = 0
         more = True
@@ -123,13 +123,13 @@ class Edge:
                     event = await receive()
             except TimeoutError:
                 text = f"no data for {self._limits.body_idle_s:g} s while reading the body"
-                raise Refusal(408, text, (("Connection", "close"),)) from None
+                raise HttpError(408, text, (("Connection", "close"),)) from None
             if event["type"] == "http.disconnect":
-                raise Refusal(400, "the client went away before the body was complete")
+                raise HttpError(400, "the client went away before the body was complete")
             piece = event.get("body", b"")
             size += len(piece)
             if size > limit:
-                raise Refusal(413, f"message too large: more than {limit} bytes")
+                raise HttpError(413, f"message too large: more than {limit} bytes")
             pieces.append(piece)
             more = event.get("more_body", False)
         return b"".join(pieces)
@@ -149,7 +149,7 @@ def _text(value: bytes) -> str:
         return value.decode("latin-1")
 
 
-async def _send(send: Send, answer: Reply) -> None:
+async def _send(send: Send, answer: ApiResponse) -> None:
     headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
     if answer.stream is None:
         headers.append((b"content-length", str(len(answer.body)).encode()))

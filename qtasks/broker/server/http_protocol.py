@@ -12,7 +12,7 @@ from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from qtasks.broker.server.write_coalescing import Together
+from qtasks.broker.server.write_coalescing import CoalescingTransport
 
 HEAD_TIMEOUT_S: Final = 10.0
 """From the connection, or the first byte of a later request, to the end of its header."""
@@ -36,7 +36,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock."""
-        super().connection_made(Together(transport, self.loop))  # type: ignore[arg-type]
+        super().connection_made(CoalescingTransport(transport, self.loop))  # type: ignore[arg-type]
         self._start_clock(HEAD_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:

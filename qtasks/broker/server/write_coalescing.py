@@ -9,7 +9,7 @@ _ENOUGH: Final = 64 * 1024
 """Bytes that are not held back any more: what comes after them must feel whether the other side reads."""
 
 
-class Together:
+class CoalescingTransport:
     """A transport that sends what one turn of the event loop writes in one piece.
 
     uvicorn writes the head of an answer and its body one after the other. Sent like that they cost two system calls

@@ -8,11 +8,13 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-from qtasks.broker.ports import Failure, Request, Transport
+from qtasks.broker.ports import DeliveryRequest, Failure, Transport
 from qtasks.protocol.messages import MAX_BODY, Response
 
-Events = MutableMapping[str, Any]
-App = Callable[[Events, Callable[[], Awaitable[Events]], Callable[[Events], Awaitable[None]]], Awaitable[None]]
+AsgiEvent = MutableMapping[str, Any]
+AsgiApp = Callable[
+    [AsgiEvent, Callable[[], Awaitable[AsgiEvent]], Callable[[AsgiEvent], Awaitable[None]]], Awaitable[None]
+]
 
 _CLIENT: Final = ("127.0.0.1", 0)
 
@@ -24,21 +26,21 @@ class AsgiTransport:
     as a server would; its work is not cut off.
     """
 
-    def __init__(self, origin: str, app: App, loop: asyncio.AbstractEventLoop, others: Transport) -> None:
+    def __init__(self, origin: str, app: AsgiApp, loop: asyncio.AbstractEventLoop, others: Transport) -> None:
         self._origin = origin
         self._app = app
         self._loop = loop
         self._others = others
 
-    def serve(self, app: App, loop: asyncio.AbstractEventLoop) -> None:
+    def serve(self, app: AsgiApp, loop: asyncio.AbstractEventLoop) -> None:
         """From now on deliver to `app`, on `loop`."""
         self._app, self._loop = app, loop
 
-    async def send(self, request: Request) -> Response | Failure:
+    async def send(self, request: DeliveryRequest) -> Response | Failure:
         """See `Transport.send`."""
         if not request.url.startswith(self._origin + "/"):
             return await self._others.send(request)
-        answer = _Answer(request)
+        answer = _AsgiExchange(request)
         try:
             running = asyncio.run_coroutine_threadsafe(answer.run(self._app), self._loop)
         except RuntimeError:
@@ -57,10 +59,10 @@ class AsgiTransport:
         await self._others.close()
 
 
-class _Answer:
+class _AsgiExchange:
     """One exchange with the application; lives on the application's loop."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: DeliveryRequest) -> None:
         self._request = request
         self._body_read = False
         self._status: int | None = None
@@ -69,7 +71,7 @@ class _Answer:
         self._size = 0
         self.gone = asyncio.Event()
 
-    async def run(self, app: App) -> Response | Failure:
+    async def run(self, app: AsgiApp) -> Response | Failure:
         try:
             await app(self._scope(), self._receive, self._send)
         except Exception as error:
@@ -81,7 +83,7 @@ class _Answer:
             status=self._status, headers=tuple(self._headers), body=body[:MAX_BODY], truncated=len(body) > MAX_BODY
         )
 
-    def _scope(self) -> Events:
+    def _scope(self) -> AsgiEvent:
         request = self._request
         url = urlsplit(request.url)
         headers = [(b"host", url.netloc.encode()), (b"content-length", str(len(request.body)).encode())]
@@ -102,14 +104,14 @@ class _Answer:
             "state": {},
         }
 
-    async def _receive(self) -> Events:
+    async def _receive(self) -> AsgiEvent:
         if not self._body_read:
             self._body_read = True
             return {"type": "http.request", "body": self._request.body, "more_body": False}
         await self.gone.wait()
         return {"type": "http.disconnect"}
 
-    async def _send(self, event: Events) -> None:
+    async def _send(self, event: AsgiEvent) -> None:
         if event["type"] == "http.response.start":
             self._status = event["status"]
             self._headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event["headers"]]

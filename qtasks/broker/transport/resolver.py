@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from qtasks.broker.transport.destination_policy import Policy
+from qtasks.broker.transport.destination_policy import DestinationPolicy
 
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
 """A host name in, its addresses as text out. Raises OSError when there are none."""
@@ -24,14 +24,14 @@ RESOLVER_THREADS = 16
 """Name lookups at a time. They block in the system's resolver, so they need threads and cannot be interrupted."""
 
 
-class RefusedError(OSError):
+class DestinationBlockedError(OSError):
     """The destination policy refuses an address; its only argument is the refusal.
 
     An OSError, so that aiohttp reports it like any other way in which a connection does not come about.
     """
 
 
-def check(policy: Policy, address: str, host: str, port: int) -> str | None:
+def check(policy: DestinationPolicy, address: str, host: str, port: int) -> str | None:
     """The policy's verdict, told whether the address is this machine's wherever that matters."""
     here = policy.listens_everywhere(port) and _is_on_this_machine(address, port)
     return policy.check_address(address, host, port, on_this_machine=here)
@@ -40,7 +40,7 @@ def check(policy: Policy, address: str, host: str, port: int) -> str | None:
 class CheckedResolver(AbstractResolver):
     """Between aiohttp's dialler and the network: hands out an address only if the policy allows all of them."""
 
-    def __init__(self, policy: Policy, resolve: Resolve) -> None:
+    def __init__(self, policy: DestinationPolicy, resolve: Resolve) -> None:
         self._policy = policy
         self._resolve = resolve
 
@@ -50,7 +50,7 @@ class CheckedResolver(AbstractResolver):
         port: int = 0,
         family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002 - the connector is given every family
     ) -> list[ResolveResult]:
-        """Addresses to dial. Raises OSError, and RefusedError if any of them is refused."""
+        """Addresses to dial. Raises OSError, and DestinationBlockedError if any of them is refused."""
         try:
             async with asyncio.timeout(LOOKUP_TIMEOUT_S):
                 addresses = await self._resolve(host)
@@ -60,7 +60,7 @@ class CheckedResolver(AbstractResolver):
             raise OSError("the name has no address")
         for address in addresses:
             if refusal := check(self._policy, address, host, port):
-                raise RefusedError(refusal)
+                raise DestinationBlockedError(refusal)
         return [_resolved(host, address, port) for address in addresses[:MAX_ADDRESSES]]
 
     async def close(self) -> None:

@@ -49,10 +49,10 @@ class UnansweredError(Exception):
     """
 
 
-class Answer(aiohttp.ClientResponse):
+class BoundedResponse(aiohttp.ClientResponse):
     """An answer whose head is one we accept. If it is not, the connection is closed, not kept."""
 
-    wire: _Wire
+    wire: _BoundedProtocol
 
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
         """Take informational answers off the connection, counting; what follows is looked at, then read as usual.
@@ -102,7 +102,7 @@ class Answer(aiohttp.ClientResponse):
         return Response(status=self.status, headers=headers, body=bytes(body[:limit]), truncated=cut)
 
 
-class _Wire(asyncio.Protocol):
+class _BoundedProtocol(asyncio.Protocol):
     """Between the socket and aiohttp's parser, for what the parser leaves to luck.
 
     * It counts bytes: an answer that goes on without getting anywhere (a chunk extension without end keeps a core busy
@@ -158,11 +158,11 @@ class _Wire(asyncio.Protocol):
         self._parser.resume_writing()
 
 
-def _wire_of(transport: asyncio.Transport, parser: ResponseHandler) -> _Wire:
+def _wire_of(transport: asyncio.Transport, parser: ResponseHandler) -> _BoundedProtocol:
     """What stands between `transport` and `parser`; put there when the connection is used for the first time."""
     wire = transport.get_protocol()
-    if not isinstance(wire, _Wire):
-        wire = _Wire(parser, transport)
+    if not isinstance(wire, _BoundedProtocol):
+        wire = _BoundedProtocol(parser, transport)
         transport.set_protocol(wire)
     return wire
 

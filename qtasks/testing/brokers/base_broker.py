@@ -11,7 +11,7 @@ from typing import Final, Literal
 from qtasks.broker import ids
 from qtasks.broker.broker import Broker
 from qtasks.broker.llm import provider_fake
-from qtasks.broker.ports import Request
+from qtasks.broker.ports import Clock, DeliveryRequest, Random
 from qtasks.broker.settings import BrokerSettings
 from qtasks.broker.store.interface import Credentials, DeadLetterFilter, LogFilter
 from qtasks.broker.store.sqlite import MEMORY
@@ -87,7 +87,7 @@ class Stage(ABC):
         """The messages that were called off."""
         return self.threads.broker.call(self._cancelled())
 
-    def resigned(self, request: Request) -> str:
+    def resigned(self, request: DeliveryRequest) -> str:
         """A new signature for a request, as the broker makes one for each attempt."""
         return signing.sign(
             self.keys.current,
@@ -125,7 +125,7 @@ def settings() -> BrokerSettings:
     return BrokerSettings(path=MEMORY, credentials=(Credentials(ACCOUNT, TOKEN),)).with_model(provider_fake.ORIGIN)
 
 
-def call_id_of(request: Request) -> str:
+def call_id_of(request: DeliveryRequest) -> str:
     """The id of the call that a delivery makes or continues; empty for that of a schedule."""
     _, _, query = request.url.partition("?")
     return callback_url.read(query).call_id if query else str(json.loads(request.body).get("id", ""))

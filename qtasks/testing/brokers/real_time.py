@@ -15,9 +15,8 @@ import uvicorn
 from qtasks.broker.broker import Broker
 from qtasks.broker.server.api_server import ApiServer
 from qtasks.broker.server.listen import listen
-from qtasks.broker.transport.destination_policy import Policy
-from qtasks.broker.transport.http import HttpTransport
-from qtasks.clock import SystemClock
+from qtasks.broker.transport.destination_policy import DestinationPolicy
+from qtasks.broker.transport.http_transport import HttpTransport
 from qtasks.errors import QTasksError
 from qtasks.qstash.conversation.httpx_transport import HttpxTransport
 from qtasks.randomness import SystemRandom
@@ -96,7 +95,7 @@ class Served(Stage):
         self.threads.tidy()
 
     async def _open(self) -> None:
-        self.faults = Faults(self._base_url, HttpTransport(Policy("local")), self.outside)
+        self.faults = Faults(self._base_url, HttpTransport(DestinationPolicy("local")), self.outside)
         how = replace(settings(), drain_s=5)
         self.broker = await Broker.open(how, transport=self.faults)
         self.broker.watchers.add(self.ledger)

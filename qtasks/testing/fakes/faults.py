@@ -8,18 +8,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from qtasks.broker.llm import echo, provider_fake
-from qtasks.broker.llm.provider_fake import StandIn
-from qtasks.broker.ports import Failure, Request, Transport
+from qtasks.broker.llm.provider_fake import ProviderFake
+from qtasks.broker.ports import DeliveryRequest, Failure, Transport
 from qtasks.protocol.messages import Response
 
-Send = Callable[[Request], Awaitable[Response | Failure]]
-Fate = Callable[[Request, Send], Awaitable[Response | Failure]]
+Send = Callable[[DeliveryRequest], Awaitable[Response | Failure]]
+Fate = Callable[[DeliveryRequest, Send], Awaitable[Response | Failure]]
 """What becomes of one delivery: it gets the request, and a way to make it."""
 
 _JSON: Final = (("Content-Type", "application/json"),)
 SIGNATURE: Final = "Upstash-Signature"
 
-Answer = int | bytes | str | dict[str, Any] | list[Any] | Response | Callable[[Request], "Answer"]
+Answer = int | bytes | str | dict[str, Any] | list[Any] | Response | Callable[[DeliveryRequest], "Answer"]
 """What somebody outside answers: a status, a body (JSON where it is not text or bytes), or whatever a function of the
 request returns."""
 
@@ -44,7 +44,7 @@ class Faults:
         """Let `fate` befall the next `times` deliveries to `task`; None: to any task."""
         self._orders.append(_Order(task, fate, times))
 
-    async def send(self, request: Request) -> Response | Failure:
+    async def send(self, request: DeliveryRequest) -> Response | Failure:
         """See `Transport.send`."""
         place, _, name = request.url.partition("?")[0].rpartition("/")
         if place != self._base_url:
@@ -66,16 +66,16 @@ class Faults:
 def failing(status: int) -> Fate:
     """Somebody on the way answers with `status`; the application hears nothing of it."""
 
-    async def fate(_request: Request, _send: Send) -> Response | Failure:
+    async def fate(_request: DeliveryRequest, _send: Send) -> Response | Failure:
         return Response(status=status, headers=_JSON, body=b'{"error":"ordered by the test"}')
 
     return fate
 
 
-def losing(lose: Callable[[Request], None]) -> Fate:
+def losing(lose: Callable[[DeliveryRequest], None]) -> Fate:
     """The application answers, but nobody hears it; `lose` is called in between."""
 
-    async def fate(request: Request, send: Send) -> Response | Failure:
+    async def fate(request: DeliveryRequest, send: Send) -> Response | Failure:
         await send(request)
         lose(request)
         return Failure("connection_lost", "the answer was lost, as ordered by the test")
@@ -83,10 +83,10 @@ def losing(lose: Callable[[Request], None]) -> Fate:
     return fate
 
 
-def twice(resign: Callable[[Request], str]) -> Fate:
+def twice(resign: Callable[[DeliveryRequest], str]) -> Fate:
     """The delivery is made twice, signed anew; what the second one is answered counts."""
 
-    async def fate(request: Request, send: Send) -> Response | Failure:
+    async def fate(request: DeliveryRequest, send: Send) -> Response | Failure:
         await send(request)
         headers = tuple((name, resign(request) if name == SIGNATURE else value) for name, value in request.headers)
         return await send(replace(request, headers=headers))
@@ -99,9 +99,9 @@ class Outside:
     """Everything that is not the application. A test reaches none of it: it says who answers, or nobody does."""
 
     now_s: Callable[[], int]
-    model: StandIn | None = None
+    model: ProviderFake | None = None
     """Answers in place of every language model."""
-    requests: list[Request] = field(default_factory=list)
+    requests: list[DeliveryRequest] = field(default_factory=list)
     """What would have gone out."""
     _answers: list[tuple[str, Answer]] = field(default_factory=list)
 
@@ -109,7 +109,7 @@ class Outside:
         """Answer what goes to a URL that begins with `prefix`; of several the latest counts."""
         self._answers.insert(0, (prefix, answer))
 
-    async def send(self, request: Request) -> Response | Failure:
+    async def send(self, request: DeliveryRequest) -> Response | Failure:
         """See `Transport.send`."""
         self.requests.append(request)
         path = request.url.partition("?")[0]
@@ -122,7 +122,7 @@ class Outside:
             return echo.answer(json.loads(request.body), now_s=self.now_s())
         return await self._refused(request)
 
-    async def _refused(self, request: Request) -> Response | Failure:
+    async def _refused(self, request: DeliveryRequest) -> Response | Failure:
         return Failure(
             "destination_blocked",
             f"a test reaches nobody outside, and nothing answers for {request.url} "
@@ -134,7 +134,7 @@ class Outside:
         """See `Transport.close`."""
 
 
-def _response(answer: Answer, request: Request) -> Response:
+def _response(answer: Answer, request: DeliveryRequest) -> Response:
     if callable(answer):
         return _response(answer(request), request)
     if isinstance(answer, Response):

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from qtasks.broker.ports import Failure, Request
+from qtasks.broker.ports import DeliveryRequest, Failure
 from qtasks.protocol import wire
 from qtasks.protocol.messages import PublishOptions, Response
 from tests.support.api import HOOK, Service
@@ -36,7 +36,7 @@ options = st.builds(
 )
 
 
-def unsteady(chance: random.Random) -> Callable[[Request], Response | Failure]:
+def unsteady(chance: random.Random) -> Callable[[DeliveryRequest], Response | Failure]:
     """An endpoint of every mood."""
     moods: tuple[Response | Failure, ...] = (
         Response(status=200, headers=(("A", "b"),), body=b"ok"),

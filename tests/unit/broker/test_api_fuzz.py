@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qtasks.broker.api.call import Call, Reply
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse
 from qtasks.broker.api.routes import ROUTES
 from qtasks.broker.broker import Broker
 from qtasks.broker.settings import DEV_CREDENTIALS, BrokerSettings
@@ -28,13 +28,13 @@ class Counter:
         settings = BrokerSettings(path=":memory:")
         self._broker = self._runner.run(Broker.open(settings, transport=ScriptedTransport()))
 
-    def ask(self, method: str, path: str, query: str, headers: tuple[tuple[str, str], ...], body: bytes) -> Reply:
+    def ask(self, method: str, path: str, query: str, headers: tuple[tuple[str, str], ...], body: bytes) -> ApiResponse:
         async def read_body(limit: int) -> bytes:
             return body
 
-        async def handle() -> Reply:
+        async def handle() -> ApiResponse:
             lines = (("Authorization", f"Bearer {DEV_CREDENTIALS[0].token}"), *headers)
-            reply = await self._broker.api.handle(Call(method, path, query, lines, "127.0.0.1", read_body))
+            reply = await self._broker.api.handle(ApiRequest(method, path, query, lines, "127.0.0.1", read_body))
             return await reply.whole()
 
         return self._runner.run(handle())

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from qtasks.broker.api.auth import Scope
+from qtasks.broker.api.auth import TokenScope
 from qtasks.broker.api.routes import ROUTES
 from qtasks.broker.settings import DEV_CREDENTIALS
 from qtasks.protocol import signing
@@ -270,7 +270,7 @@ def sample(path: tuple[str, ...]) -> str:
 async def test_a_read_only_token_changes_nothing(service: Service) -> None:
     for route in ROUTES:
         answered = await service.call(route.method, sample(route.path), token=READ_ONLY)
-        if route.scope is Scope.READ:
+        if route.scope is TokenScope.READ:
             assert answered.status in (200, 404, 501), route
         else:
             assert (answered.status, answered.error) == (403, "this token may read only"), route
@@ -284,8 +284,8 @@ async def test_without_a_token_nothing_is_told(service: Service) -> None:
 
 
 def test_only_reads_may_be_read_only_and_all_but_the_keys_are() -> None:
-    assert {route.method for route in ROUTES if route.scope is Scope.READ} == {"GET"}
-    kept = [route.path for route in ROUTES if route.method == "GET" and route.scope is not Scope.READ]
+    assert {route.method for route in ROUTES if route.scope is TokenScope.READ} == {"GET"}
+    kept = [route.path for route in ROUTES if route.method == "GET" and route.scope is not TokenScope.READ]
     assert kept == [("v2", "keys")]
 
 

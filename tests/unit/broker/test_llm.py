@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from qtasks.broker.llm import echo
 from qtasks.broker.llm.language_model import LanguageModel, completions_url
-from qtasks.broker.ports import Failure, Request
+from qtasks.broker.ports import DeliveryRequest, Failure
 from qtasks.protocol.messages import Response
 from tests.support.api import Service, header
 from tests.support.broker import ScriptedTransport, VirtualClock
@@ -142,7 +142,9 @@ async def test_a_server_that_is_down_is_a_502() -> None:
 async def test_a_message_to_a_model_that_is_gone_is_a_dead_letter() -> None:
     transport = ScriptedTransport()
     gone = LanguageModel(None, transport, VirtualClock(), has_echo=False)
-    outcome = await gone.send(Request("http://llm.qtasks.internal/v1/chat/completions", "POST", (), b"{}", 1000))
+    outcome = await gone.send(
+        DeliveryRequest("http://llm.qtasks.internal/v1/chat/completions", "POST", (), b"{}", 1000)
+    )
     assert isinstance(outcome, Failure)
     assert outcome.final
     assert transport.sent == []

@@ -13,10 +13,11 @@ import apsw
 import pytest
 
 from qtasks.broker.broker import Broker
-from qtasks.broker.events import MessageEvent, Watchers
-from qtasks.broker.loops.deliverer import USER_AGENT, Deliverer, KeyRing, Limits, compose
-from qtasks.broker.ports import Failure, Request, Transport
-from qtasks.broker.settings import BrokerSettings
+from qtasks.broker.events import EventWatchers, MessageEvent
+from qtasks.broker.loops.deliverer import USER_AGENT, Deliverer, signed_request
+from qtasks.broker.loops.key_ring import KeyRing
+from qtasks.broker.ports import DeliveryRequest, Failure, Transport
+from qtasks.broker.settings import BrokerSettings, DeliveryLimits
 from qtasks.broker.store import verbs
 from qtasks.broker.store.interface import Credentials, DeadLetterFilter, LogFilter, Store
 from qtasks.broker.store.sqlite import SqliteStore
@@ -40,13 +41,13 @@ class Bench:
     def __init__(self, store: SqliteStore) -> None:
         self.clock = VirtualClock()
         self.store = store
-        self.watchers = Watchers()
+        self.watchers = EventWatchers()
         self.transport = ScriptedTransport()
         self.keys = KeyRing(cast("Store", store))
         self.deliverer = self.make()
 
     def make(
-        self, transport: Transport | None = None, *, store: object = None, limits: Limits | None = None
+        self, transport: Transport | None = None, *, store: object = None, limits: DeliveryLimits | None = None
     ) -> Deliverer:
         self.deliverer = Deliverer(
             cast("Store", store or self.store),
@@ -86,11 +87,11 @@ class Gate:
     """A transport whose requests wait until the test answers them."""
 
     def __init__(self) -> None:
-        self.arrived: asyncio.Queue[tuple[Request, asyncio.Future[Response | Failure]]] = asyncio.Queue()
+        self.arrived: asyncio.Queue[tuple[DeliveryRequest, asyncio.Future[Response | Failure]]] = asyncio.Queue()
         self.running: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
 
-    async def send(self, request: Request) -> Response | Failure:
+    async def send(self, request: DeliveryRequest) -> Response | Failure:
         host = request.url.split("/")[2]
         for key in (host, "all"):
             self.running[key] += 1
@@ -105,7 +106,7 @@ class Gate:
 
     async def close(self) -> None: ...
 
-    async def next(self) -> tuple[Request, asyncio.Future[Response | Failure]]:
+    async def next(self) -> tuple[DeliveryRequest, asyncio.Future[Response | Failure]]:
         return await soon(self.arrived.get())
 
 
@@ -139,12 +140,12 @@ async def soon(waiting: Awaitable[T]) -> T:
         return await waiting
 
 
-def header(request: Request, name: str) -> str:
+def header(request: DeliveryRequest, name: str) -> str:
     [value] = [value for line, value in request.headers if line == name]
     return value
 
 
-def sequence(*answers: Response | Failure) -> Callable[[Request], Response | Failure]:
+def sequence(*answers: Response | Failure) -> Callable[[DeliveryRequest], Response | Failure]:
     """The answers in turn; the last one for ever."""
     left = list(answers)
     return lambda request: left.pop(0) if len(left) > 1 else left[0]
@@ -290,7 +291,7 @@ async def test_a_message_cancelled_while_its_attempt_runs_is_not_tried_again(ben
     ],
 )
 def test_the_url_is_sent_and_signed_as_it_was_written(url: str) -> None:
-    request = compose(message(1, url=url), KEYS, now_s=START_MS // 1000, jti="jwt_1", region="EU-CENTRAL-1")
+    request = signed_request(message(1, url=url), KEYS, now_s=START_MS // 1000, jti="jwt_1", region="EU-CENTRAL-1")
     assert request.url == url
     token = header(request, "Upstash-Signature")
     claims = signing.verify(token, body=request.body, url=url, keys=KEYS, now_s=START_MS / 1000)
@@ -299,7 +300,7 @@ def test_the_url_is_sent_and_signed_as_it_was_written(url: str) -> None:
 
 def test_the_request_carries_the_headers_of_the_protocol_once_each() -> None:
     sent = message(7, caller_ip="192.0.2.9", retried=2, url_group="group", schedule_id="scd_1", timeout_ms=1234)
-    request = compose(sent, KEYS, now_s=START_MS // 1000, jti="jwt_1", region="EU-CENTRAL-1")
+    request = signed_request(sent, KEYS, now_s=START_MS // 1000, jti="jwt_1", region="EU-CENTRAL-1")
     assert (request.method, request.url, request.body, request.timeout_ms) == ("POST", sent.url, sent.body, 1234)
     names = [name for name, _ in request.headers]
     assert len(names) == len(set(names))
@@ -317,7 +318,7 @@ def test_the_request_carries_the_headers_of_the_protocol_once_each() -> None:
 
 def test_a_forwarded_user_agent_takes_the_place_of_the_brokers() -> None:
     sent = message(1, headers=(("User-Agent", "mine"), ("X-A", "1"), ("X-A", "2")))
-    request = compose(sent, KEYS, now_s=0, jti="jwt_1", region="EU-CENTRAL-1")
+    request = signed_request(sent, KEYS, now_s=0, jti="jwt_1", region="EU-CENTRAL-1")
     assert [value for name, value in request.headers if name == "User-Agent"] == ["mine"]
     assert [value for name, value in request.headers if name == "X-A"] == ["1", "2"]
 
@@ -374,7 +375,7 @@ async def settled() -> None:
 
 async def test_the_caps_on_attempts_hold_in_all_and_per_host(bench: Bench, running: Callable[[], None]) -> None:
     gate = Gate()
-    bench.make(gate, limits=Limits(in_flight=5, per_host=2))
+    bench.make(gate, limits=DeliveryLimits(in_flight=5, per_host=2))
     for number in range(40):
         await bench.publish(number, url=f"http://h{number % 4}.example/")
     running()
@@ -393,7 +394,7 @@ async def test_the_caps_on_attempts_hold_in_all_and_per_host(bench: Bench, runni
 
 async def test_a_host_that_hangs_does_not_hold_up_another(bench: Bench, running: Callable[[], None]) -> None:
     gate = Gate()
-    bench.make(gate, limits=Limits(in_flight=8, per_host=3))
+    bench.make(gate, limits=DeliveryLimits(in_flight=8, per_host=3))
     for number in range(50):
         await bench.publish(number, url="http://dead.example/")
     for number in range(50, 60):
@@ -413,7 +414,7 @@ async def test_what_was_held_back_starts_in_order_as_soon_as_there_is_room(
     bench: Bench, running: Callable[[], None]
 ) -> None:
     gate = Gate()
-    bench.make(gate, limits=Limits(in_flight=8, per_host=1))
+    bench.make(gate, limits=DeliveryLimits(in_flight=8, per_host=1))
     for number in range(20):
         await bench.publish(number)
     running()
@@ -579,7 +580,7 @@ async def test_a_damaged_message_is_set_aside_and_its_neighbours_are_delivered(b
 async def test_a_transport_that_raises_costs_an_attempt_and_not_the_message(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(request: Request) -> Response | Failure:
+    def broken(request: DeliveryRequest) -> Response | Failure:
         bench.transport.answer = lambda request: OK
         raise RuntimeError("a fault of our own")
 

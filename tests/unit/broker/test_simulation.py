@@ -18,9 +18,11 @@ from typing import cast
 import pytest
 
 from qtasks.broker.core.rules import Stage
-from qtasks.broker.events import Watchers
-from qtasks.broker.loops.deliverer import Deliverer, KeyRing, Limits
-from qtasks.broker.ports import Failure, Request
+from qtasks.broker.events import EventWatchers
+from qtasks.broker.loops.deliverer import Deliverer
+from qtasks.broker.loops.key_ring import KeyRing
+from qtasks.broker.ports import DeliveryRequest, Failure
+from qtasks.broker.settings import DeliveryLimits
 from qtasks.broker.store import verbs
 from qtasks.broker.store.interface import Credentials, DeadLetterFilter, LogFilter
 from qtasks.broker.store.sqlite import SqliteStore
@@ -31,7 +33,7 @@ from tests.support.courses import assert_legal
 SEEDS = 300
 STEPS = 40
 KEYS = SigningKeys("sig_" + "a" * 28, "sig_" + "b" * 28)
-LIMITS = Limits(in_flight=6, per_host=3)
+LIMITS = DeliveryLimits(in_flight=6, per_host=3)
 DAY_MS = 86_400_000
 ENOUGH_ROUNDS = 200
 """Rounds in which everything must have come to its end once the faults have stopped."""
@@ -71,14 +73,14 @@ class World:
             self.clock,
             SeededRandom(),
             keys=KeyRing(self.store),
-            watchers=Watchers(),
+            watchers=EventWatchers(),
             limits=LIMITS,
         )
         self.loop = asyncio.create_task(self.deliverer.run())
 
     # -- the endpoints
 
-    async def send(self, request: Request) -> Response | Failure:
+    async def send(self, request: DeliveryRequest) -> Response | Failure:
         headers = dict(request.headers)
         sent = Sent(headers["Upstash-Message-Id"], int(headers["Upstash-Retried"]), self.clock.now_ms())
         self.sent.append(sent)

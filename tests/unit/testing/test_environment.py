@@ -272,14 +272,16 @@ def test_a_delivery_whose_signature_is_not_good_runs_nothing(
     tasks: QTasks, qtasks: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[int] = []
-    compose = deliverer.compose
+    signed_request = deliverer.signed_request
     forged = SigningKeys("sig_" + "f" * 40, "sig_" + "g" * 40)
 
     @tasks.task(retries=0)
     def touch() -> None:
         ran.append(1)
 
-    monkeypatch.setattr(deliverer, "compose", lambda message, keys, **facts: compose(message, forged, **facts))
+    monkeypatch.setattr(
+        deliverer, "signed_request", lambda message, keys, **facts: signed_request(message, forged, **facts)
+    )
     touch.delay()
     qtasks.drain()
     assert ran == []

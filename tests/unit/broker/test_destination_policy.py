@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtasks.broker.transport.destination_policy import Kind, Mode, Policy, kind_of, parse
+from qtasks.broker.transport.addresses import AddressKind, kind_of
+from qtasks.broker.transport.destination_policy import DestinationPolicy, Mode, parse
 from qtasks.errors import ConfigurationError
 from qtasks.protocol import targets
 from qtasks.protocol.headers import WireError
 
-LOCAL = Policy("local")
-PUBLIC = Policy("public")
+LOCAL = DestinationPolicy("local")
+PUBLIC = DestinationPolicy("public")
 MODES: tuple[Mode, ...] = ("local", "public")
 
 NUMERIC_SPELLINGS = (
@@ -101,7 +102,7 @@ UNREADABLE = (
 )
 
 
-def refusal(policy: Policy, host: str, port: int = 80) -> str:
+def refusal(policy: DestinationPolicy, host: str, port: int = 80) -> str:
     """What `policy` says to this host, at publish."""
     return policy.check_url(f"http://{host}:{port}/") or ""
 
@@ -109,13 +110,13 @@ def refusal(policy: Policy, host: str, port: int = 80) -> str:
 @pytest.mark.parametrize("url", UNREADABLE)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_url_that_two_parsers_could_read_differently_is_refused(url: str, mode: Mode) -> None:
-    assert (Policy(mode).check_url(url) or "").startswith("invalid destination url: ")
+    assert (DestinationPolicy(mode).check_url(url) or "").startswith("invalid destination url: ")
 
 
 @pytest.mark.parametrize("host", NUMERIC_SPELLINGS)
 @pytest.mark.parametrize("mode", MODES)
 def test_an_address_in_an_unusual_spelling_is_refused_rather_than_interpreted(host: str, mode: Mode) -> None:
-    assert Policy(mode).check_url(f"http://{host}/") is not None
+    assert DestinationPolicy(mode).check_url(f"http://{host}/") is not None
 
 
 def test_a_url_without_scheme_is_refused_in_the_words_of_the_hosted_service() -> None:
@@ -130,7 +131,7 @@ def test_a_url_without_scheme_is_refused_in_the_words_of_the_hosted_service() ->
 )
 @pytest.mark.parametrize("mode", MODES)
 def test_the_public_internet_is_reachable_from_everywhere(url: str, mode: Mode) -> None:
-    assert Policy(mode).check_url(url) is None
+    assert DestinationPolicy(mode).check_url(url) is None
 
 
 @pytest.mark.parametrize("host", LOOPBACK)
@@ -174,19 +175,19 @@ def test_special_networks_that_may_be_in_use_locally_are_closed_in_public(host: 
 )
 @pytest.mark.parametrize("mode", MODES)
 def test_addresses_that_are_nobodys_endpoint_are_closed_everywhere(host: str, mode: Mode) -> None:
-    assert "resolves to" in refusal(Policy(mode), host)
+    assert "resolves to" in refusal(DestinationPolicy(mode), host)
 
 
 @pytest.mark.parametrize("host", METADATA)
 @pytest.mark.parametrize("mode", MODES)
 def test_metadata_services_are_closed_everywhere(host: str, mode: Mode) -> None:
-    assert "resolves to a metadata address" in refusal(Policy(mode), host)
+    assert "resolves to a metadata address" in refusal(DestinationPolicy(mode), host)
 
 
 @pytest.mark.parametrize("host", ["[64:ff9b::a9fe:a9fe]", "[2002:a9fe:a9fe::1]", "[::169.254.169.254]"])
 @pytest.mark.parametrize("mode", MODES)
 def test_metadata_services_are_closed_behind_translated_addresses_too(host: str, mode: Mode) -> None:
-    assert "embeds an IPv4 address" in refusal(Policy(mode), host)
+    assert "embeds an IPv4 address" in refusal(DestinationPolicy(mode), host)
 
 
 def test_a_refusal_says_what_was_seen_and_which_option_would_allow_it() -> None:
@@ -206,9 +207,9 @@ def test_a_refusal_says_what_was_seen_and_which_option_would_allow_it() -> None:
 )
 def test_the_option_named_by_a_refusal_does_allow_it(host: str, mode: Mode) -> None:
     url = f"http://{host}:8443/"
-    if (text := Policy(mode).check_url(url)) is not None:
+    if (text := DestinationPolicy(mode).check_url(url)) is not None:
         rule = text.partition("--allow-destination ")[2].removesuffix(")")
-        assert Policy(mode, (rule,)).check_url(url) is None
+        assert DestinationPolicy(mode, (rule,)).check_url(url) is None
 
 
 @pytest.mark.parametrize("port", [22, 25, 53, 110, 143, 465, 587, 993, 995, 1023, 3306, 5432, 6379, 9200, 11211, 27017])
@@ -216,7 +217,7 @@ def test_in_public_ports_of_other_services_are_closed_unless_named(port: int) ->
     assert f"port {port} is not a port of the web" in refusal(PUBLIC, "example.com", port)
     assert PUBLIC.check_address("93.184.216.34", "example.com", port) is not None
     assert LOCAL.check_url(f"http://example.com:{port}/") is None
-    assert Policy("public", (f"example.com:{port}",)).check_url(f"http://example.com:{port}/") is None
+    assert DestinationPolicy("public", (f"example.com:{port}",)).check_url(f"http://example.com:{port}/") is None
 
 
 @pytest.mark.parametrize("port", [80, 443, 1024, 3000, 8000, 8443, 65535])
@@ -245,7 +246,7 @@ def test_in_public_ports_of_the_web_are_open(port: int) -> None:
 )
 def test_a_rule_opens_what_it_names(rule: str, address: str, host: str, port: int) -> None:
     assert PUBLIC.check_address(address, host, port) is not None
-    assert Policy("public", ("unrelated:1", rule)).check_address(address, host, port) is None
+    assert DestinationPolicy("public", ("unrelated:1", rule)).check_address(address, host, port) is None
 
 
 @pytest.mark.parametrize(
@@ -273,11 +274,11 @@ def test_a_rule_opens_what_it_names(rule: str, address: str, host: str, port: in
     ],
 )
 def test_a_rule_opens_nothing_else(rule: str, address: str, host: str, port: int) -> None:
-    assert Policy("public", (rule,)).check_address(address, host, port) is not None
+    assert DestinationPolicy("public", (rule,)).check_address(address, host, port) is not None
 
 
 def test_where_ipv4_is_reached_by_translation_the_addresses_behind_it_are_judged() -> None:
-    policy = Policy("public", ("64:ff9b::/96",))
+    policy = DestinationPolicy("public", ("64:ff9b::/96",))
     assert policy.check_address("64:ff9b::5db8:d822", "example.com", 443) is None
 
 
@@ -286,7 +287,7 @@ def test_where_ipv4_is_reached_by_translation_the_addresses_behind_it_are_judged
 )
 @pytest.mark.parametrize("mode", MODES)
 def test_a_metadata_service_is_opened_by_its_exact_address(rule: str, mode: Mode) -> None:
-    assert Policy(mode, (rule,)).check_url("http://169.254.169.254/latest") is None
+    assert DestinationPolicy(mode, (rule,)).check_url("http://169.254.169.254/latest") is None
 
 
 @pytest.mark.parametrize(
@@ -294,7 +295,7 @@ def test_a_metadata_service_is_opened_by_its_exact_address(rule: str, mode: Mode
 )
 def test_an_unreadable_rule_is_a_configuration_error_that_shows_it(rule: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        Policy("public", (rule,))
+        DestinationPolicy("public", (rule,))
     assert repr(rule) in str(caught.value)
 
 
@@ -302,20 +303,20 @@ def test_an_unreadable_rule_is_a_configuration_error_that_shows_it(rule: str) ->
 @pytest.mark.parametrize("host", [*LOOPBACK, "0.0.0.0", "[::]"])
 @pytest.mark.parametrize("mode", MODES)
 def test_the_brokers_own_listener_is_closed_in_every_spelling_of_loopback(host: str, own: str, mode: Mode) -> None:
-    policy = Policy(mode, ("127.0.0.1:8080", "localhost:8080", "0.0.0.0/0"), frozenset({(own, 8080)}))
+    policy = DestinationPolicy(mode, ("127.0.0.1:8080", "localhost:8080", "0.0.0.0/0"), frozenset({(own, 8080)}))
     assert "this broker's own address" in refusal(policy, host, 8080)
     assert "own address" not in refusal(policy, host, 8000)
 
 
 def test_the_brokers_own_listener_on_a_network_address_is_closed() -> None:
-    policy = Policy("local", own=frozenset({("192.168.1.5", 8080)}))
+    policy = DestinationPolicy("local", own=frozenset({("192.168.1.5", 8080)}))
     assert "own address: 192.168.1.5:8080" in refusal(policy, "192.168.1.5", 8080)
     assert policy.check_url("http://192.168.1.6:8080/") is None
     assert policy.check_url("http://192.168.1.5:8081/") is None
 
 
 def test_a_listener_on_every_address_is_closed_on_each_that_is_this_machines() -> None:
-    policy = Policy("public", own=frozenset({("0.0.0.0", 8080)}))
+    policy = DestinationPolicy("public", own=frozenset({("0.0.0.0", 8080)}))
     assert "own address" in (policy.check_address("93.184.216.34", "me.test", 8080, on_this_machine=True) or "")
     assert policy.check_address("93.184.216.34", "me.test", 8080) is None
     assert policy.check_address("93.184.216.34", "me.test", 8081, on_this_machine=True) is None
@@ -391,5 +392,5 @@ def test_a_mapped_address_is_judged_as_the_address_it_stands_for(address: ipaddr
 def test_no_ipv4_address_can_be_smuggled_in_an_ipv6_one(address: ipaddress.IPv4Address) -> None:
     number = int(address)
     for prefix in (0x64FF9B << 96, 0x0064FF9B0001 << 80, 0x2A001450 << 96 | 0x5EFE << 32):
-        assert kind_of(ipaddress.IPv6Address(prefix | number)) in (Kind.EMBEDDING, Kind.RESERVED)
-    assert kind_of(ipaddress.IPv6Address(0x2002 << 112 | number << 80 | 1)) is Kind.EMBEDDING
+        assert kind_of(ipaddress.IPv6Address(prefix | number)) in (AddressKind.EMBEDDING, AddressKind.RESERVED)
+    assert kind_of(ipaddress.IPv6Address(0x2002 << 112 | number << 80 | 1)) is AddressKind.EMBEDDING

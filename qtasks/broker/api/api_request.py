@@ -1,4 +1,4 @@
-"""One API call and its reply, free of any server: the same for a socket and for the embedded home."""
+"""One API call and its json_response, free of any server: the same for a socket and for the embedded home."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_OBJECT: Final = 1024 * 1024
 _JSON: Final = ("Content-Type", "application/json")
 
 
-class Refusal(Exception):
+class HttpError(Exception):
     """Ends a call with an error status and ``{"error": text}``."""
 
     def __init__(self, status: int, text: str, headers: Headers = ()) -> None:
@@ -29,34 +29,34 @@ class Refusal(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ApiResponse:
     """What goes back to the caller."""
 
     status: int
     body: bytes = b"{}"
     headers: Headers = (_JSON,)
     stream: AsyncIterator[bytes] | None = None
-    """The body piece by piece, in place of `body`; whoever takes the reply reads it to its end."""
+    """The body piece by piece, in place of `body`; whoever takes the json_response reads it to its end."""
 
-    async def whole(self) -> Reply:
-        """The same reply with its body in one piece."""
+    async def whole(self) -> ApiResponse:
+        """The same json_response with its body in one piece."""
         if self.stream is None:
             return self
         return replace(self, body=b"".join([piece async for piece in self.stream]), stream=None)
 
 
-def reply(value: Any, status: int = 200, headers: Headers = ()) -> Reply:
-    """A JSON reply."""
-    return Reply(status, orjson.dumps(value), (_JSON, *headers))
+def json_response(value: Any, status: int = 200, headers: Headers = ()) -> ApiResponse:
+    """A JSON json_response."""
+    return ApiResponse(status, orjson.dumps(value), (_JSON, *headers))
 
 
-def refuse(refusal: Refusal) -> Reply:
-    """The reply of a refused call."""
-    return reply({"error": refusal.text}, refusal.status, refusal.headers)
+def error_response(refusal: HttpError) -> ApiResponse:
+    """The json_response of a refused call."""
+    return json_response({"error": refusal.text}, refusal.status, refusal.headers)
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ApiRequest:
     """An API call as it came in: `path` and `query` are the raw request target, never decoded."""
 
     method: str
@@ -65,7 +65,7 @@ class Call:
     headers: Headers
     client_ip: str
     read_body: Callable[[int], Awaitable[bytes]]
-    """Read the body up to a limit in bytes; raises Refusal 413 beyond it."""
+    """Read the body up to a limit in bytes; raises HttpError 413 beyond it."""
 
     def header(self, name: str) -> str | None:
         """The first header line of that (lower-case) name."""
@@ -79,11 +79,11 @@ class Query:
         try:
             pairs = parse_qsl(raw, keep_blank_values=True, errors="strict", max_num_fields=1000)
         except ValueError as error:
-            raise Refusal(400, f"malformed query string: {error}") from None
+            raise HttpError(400, f"malformed query string: {error}") from None
         self._values: dict[str, list[str]] = {}
         for name, value in pairs:
             if "\x00" in value:
-                raise Refusal(400, f"{name}: a NUL character is not allowed")
+                raise HttpError(400, f"{name}: a NUL character is not allowed")
             self._values.setdefault(name, []).append(value)
 
     def __contains__(self, name: str) -> bool:
@@ -102,14 +102,14 @@ class Query:
         """Take more, from a body; a name that the query has too is the query's."""
         for name, values in fields.items():
             if any("\x00" in value for value in values):
-                raise Refusal(400, f"{name[:64]}: a NUL character is not allowed")
+                raise HttpError(400, f"{name[:64]}: a NUL character is not allowed")
             self._values.setdefault(name, values)
 
     def flag(self, name: str) -> bool:
         """``true`` or ``false``; absent is false."""
         text = (self.one(name) or "false").lower()
         if text not in ("true", "false"):
-            raise Refusal(400, f"{name}: expected true or false, got {text[:40]!r}")
+            raise HttpError(400, f"{name}: expected true or false, got {text[:40]!r}")
         return text == "true"
 
     def one(self, name: str) -> str | None:
@@ -123,7 +123,7 @@ class Query:
         parts: Iterable[str] = (part for value in given for part in value.split(",")) if split else given
         values = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
         if most is not None and len(values) > most:
-            raise Refusal(400, f"{names[0]}: too many values: {len(values)} > {most}")
+            raise HttpError(400, f"{names[0]}: too many values: {len(values)} > {most}")
         return values
 
     def integer(self, name: str, *, low: int = 0, high: int = 2**53) -> int | None:
@@ -132,7 +132,7 @@ class Query:
         if text is None:
             return None
         if not (text.isascii() and text.isdigit() and len(text) <= 16 and low <= int(text) <= high):
-            raise Refusal(400, f"{name}: expected a whole number from {low} to {high}, got {text[:40]!r}")
+            raise HttpError(400, f"{name}: expected a whole number from {low} to {high}, got {text[:40]!r}")
         return int(text)
 
     def count(self, *, default: int, most: int) -> int:
@@ -141,26 +141,26 @@ class Query:
 
 
 def read_json(data: bytes) -> Any:
-    """A JSON body; Refusal 400 says what is wrong with it."""
+    """A JSON body; HttpError 400 says what is wrong with it."""
     try:
         return strict_json.loads(data)
     except ValueError as error:
-        raise Refusal(400, str(error)) from None
+        raise HttpError(400, str(error)) from None
 
 
-async def read_object(call: Call) -> dict[str, Any]:
-    """The JSON object that a call brings; Refusal 400 if it brings something else."""
-    value = read_json(await call.read_body(_MAX_OBJECT))
+async def read_object(request: ApiRequest) -> dict[str, Any]:
+    """The JSON object that a call brings; HttpError 400 if it brings something else."""
+    value = read_json(await request.read_body(_MAX_OBJECT))
     if not isinstance(value, dict):
-        raise Refusal(400, "expected a JSON object")
+        raise HttpError(400, "expected a JSON object")
     return value
 
 
 def read_name(value: object, what: str) -> str:
-    """`value` if it may name a queue, group or schedule; Refusal 400 otherwise."""
+    """`value` if it may name a queue, group or schedule; HttpError 400 otherwise."""
     if not isinstance(value, str):
-        raise Refusal(400, f"invalid {what}: expected a text")
+        raise HttpError(400, f"invalid {what}: expected a text")
     try:
         return wire.check_name(value, what)
     except wire.WireError as error:
-        raise Refusal(error.status, str(error)) from None
+        raise HttpError(error.status, str(error)) from None

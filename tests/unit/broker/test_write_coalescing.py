@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from qtasks.broker.server.write_coalescing import Together
+from qtasks.broker.server.write_coalescing import CoalescingTransport
 
 pytestmark = pytest.mark.anyio
 
@@ -34,11 +34,11 @@ async def wire() -> Wire:
 
 
 @pytest.fixture
-async def together(wire: Wire) -> Together:
-    return Together(wire, asyncio.get_running_loop())
+async def together(wire: Wire) -> CoalescingTransport:
+    return CoalescingTransport(wire, asyncio.get_running_loop())
 
 
-async def test_head_and_body_of_an_answer_leave_in_one_piece(wire: Wire, together: Together) -> None:
+async def test_head_and_body_of_an_answer_leave_in_one_piece(wire: Wire, together: CoalescingTransport) -> None:
     together.write(b"head ")
     together.write(b"body")
     assert wire.sent == []
@@ -48,7 +48,9 @@ async def test_head_and_body_of_an_answer_leave_in_one_piece(wire: Wire, togethe
     assert wire.sent == [b"head body", b"next"]
 
 
-async def test_a_close_sends_what_was_written_before_and_nothing_after(wire: Wire, together: Together) -> None:
+async def test_a_close_sends_what_was_written_before_and_nothing_after(
+    wire: Wire, together: CoalescingTransport
+) -> None:
     together.write(b"the end")
     together.close()
     await asyncio.sleep(0)
@@ -56,7 +58,7 @@ async def test_a_close_sends_what_was_written_before_and_nothing_after(wire: Wir
     assert together.is_closing()
 
 
-async def test_much_is_not_held_back_so_that_a_slow_reader_is_felt(wire: Wire, together: Together) -> None:
+async def test_much_is_not_held_back_so_that_a_slow_reader_is_felt(wire: Wire, together: CoalescingTransport) -> None:
     for _ in range(5):
         together.write(bytes(40_000))
     assert wire.sent == [bytes(80_000), bytes(80_000)]

@@ -1,4 +1,4 @@
-"""One HTTP attempt over a real network: a `Request` in, a `Response` or the reason why there is none out.
+"""One HTTP attempt over a real network: a `DeliveryRequest` in, a `Response` or the reason why there is none out.
 
 The endpoint is somebody else's, may be slow, broken or hostile, and must not cost more than its own attempt:
 
@@ -30,11 +30,18 @@ from aiohttp.http_exceptions import HttpProcessingError, PayloadEncodingError
 from multidict import CIMultiDict
 from yarl import URL
 
-from qtasks.broker.ports import Failure, Request
+from qtasks.broker.ports import DeliveryRequest, Failure
 from qtasks.broker.transport import destination_policy
-from qtasks.broker.transport.destination_policy import Policy
-from qtasks.broker.transport.resolver import CheckedResolver, RefusedError, Resolve, SystemResolver, check
-from qtasks.broker.transport.response import MAX_HEADER_LINE, READ_BUFFER, Answer, UnansweredError, UnusableError
+from qtasks.broker.transport.addresses import literal
+from qtasks.broker.transport.destination_policy import DestinationPolicy
+from qtasks.broker.transport.resolver import CheckedResolver, DestinationBlockedError, Resolve, SystemResolver, check
+from qtasks.broker.transport.response import (
+    MAX_HEADER_LINE,
+    READ_BUFFER,
+    BoundedResponse,
+    UnansweredError,
+    UnusableError,
+)
 from qtasks.protocol.headers import PER_CONNECTION, WireError, canonical_name
 from qtasks.protocol.messages import MAX_BODY, Response
 
@@ -55,7 +62,7 @@ _ODD = re.compile(r"[^ -~]")
 
 
 @dataclass(frozen=True, slots=True)
-class _Endpoint:
+class _AllowedDestination:
     """What a URL comes to once it is taken apart and allowed."""
 
     url: URL
@@ -80,7 +87,7 @@ class HttpTransport:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: DestinationPolicy,
         *,
         max_response: int = MAX_BODY,
         connections: int = 256,
@@ -100,7 +107,7 @@ class HttpTransport:
         # The policy never changes, so neither does its verdict on a URL; a busy dispatcher is a single entry.
         self._endpoint = lru_cache(maxsize=1024)(self._examine)
 
-    async def send(self, request: Request) -> Response | Failure:
+    async def send(self, request: DeliveryRequest) -> Response | Failure:
         """Send `request` and read the answer, all within `request.timeout_ms`. Never raises but for cancellation."""
         endpoint = self._endpoint(request.url)
         if isinstance(endpoint, Failure):
@@ -120,7 +127,7 @@ class HttpTransport:
                     data=_payload(request.body),
                     allow_redirects=False,
                 )
-                assert isinstance(answer, Answer)
+                assert isinstance(answer, BoundedResponse)
                 answering = True
                 return await answer.take(self._max_response)
         except TimeoutError:
@@ -138,17 +145,15 @@ class HttpTransport:
         if self._system is not None:
             self._system.close()
 
-    def _examine(self, url: str) -> _Endpoint | Failure:
+    def _examine(self, url: str) -> _AllowedDestination | Failure:
         try:
             found = destination_policy.parse(url)
         except WireError as error:
             return Failure("unsendable", str(error), final=True)
-        if destination_policy.literal(found.host) is not None and (
-            refusal := check(self._policy, found.host, found.host, found.port)
-        ):
+        if literal(found.host) is not None and (refusal := check(self._policy, found.host, found.host, found.port)):
             return Failure("destination_blocked", refusal, final=True)
         host = f"[{found.host}]" if ":" in found.host else found.host
-        return _Endpoint(
+        return _AllowedDestination(
             # Built from parts, the target in the place of the path, nothing is parsed or re-encoded again.
             url=URL.build(scheme=found.scheme, host=host, port=found.port, path=found.target, encoded=True),
             authority=found.authority,
@@ -170,7 +175,7 @@ class HttpTransport:
                     keepalive_timeout=KEEP_ALIVE_S,
                 ),
                 timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S),
-                response_class=Answer,
+                response_class=BoundedResponse,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 skip_auto_headers=_NO_DEFAULTS,
                 auto_decompress=False,
@@ -194,7 +199,7 @@ def _basic(userinfo: str) -> str:
     return "Basic " + base64.b64encode(unquote_to_bytes(user) + b":" + unquote_to_bytes(password)).decode()
 
 
-def _headers_for(endpoint: _Endpoint, request: Request) -> CIMultiDict[str] | Failure:
+def _headers_for(endpoint: _AllowedDestination, request: DeliveryRequest) -> CIMultiDict[str] | Failure:
     """The header lines in the order they are sent; `Content-Length` follows at the end."""
     # CONNECT asks for a tunnel and has another form of request line.
     if request.method == "CONNECT" or not _TOKEN.fullmatch(request.method):
@@ -262,7 +267,7 @@ def _not_connected(failed: aiohttp.ClientConnectorError, place: str) -> Failure:
     if isinstance(failed, aiohttp.ClientSSLError):
         return Failure("tls", f"no TLS connection to {place}: {_tls_reason(failed)}")
     error = failed.os_error
-    if isinstance(error, RefusedError):
+    if isinstance(error, DestinationBlockedError):
         return Failure("destination_blocked", str(error), final=True)
     if isinstance(failed, aiohttp.ClientConnectorDNSError):
         return Failure("dns", f"cannot resolve {place.rpartition(':')[0]}: {_reason(error)}")

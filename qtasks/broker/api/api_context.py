@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qtasks.broker.events import Watchers
+from qtasks.broker.events import EventWatchers
 from qtasks.broker.llm.language_model import LanguageModel
-from qtasks.broker.loops.deliverer import KeyRing
+from qtasks.broker.loops.key_ring import KeyRing
+from qtasks.broker.ports import Clock, Random
 from qtasks.broker.store.interface import Accepted, Publication, Store
-from qtasks.broker.transport.destination_policy import Policy
-from qtasks.clock import Clock
-from qtasks.randomness import Random
+from qtasks.broker.transport.destination_policy import DestinationPolicy
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class ApiContext:
     """Given to every handler."""
 
     store: Store
     clock: Clock
     random: Random
-    policy: Policy
+    policy: DestinationPolicy
     keys: KeyRing
-    watchers: Watchers
+    watchers: EventWatchers
     wake: Callable[[], None]
     """Tell the delivery loop that something may be due."""
     wake_scheduler: Callable[[], None]
