@@ -112,7 +112,7 @@ def test_no_secret_is_compared_with_an_operator(module: ModuleType) -> None:
 
 
 def test_every_route_declares_its_scope_and_a_token_to_read_with_changes_nothing(broker: RunningBroker) -> None:
-    """T4: a new route fails here until it says what it needs."""
+    """A new route fails here until it says what it needs."""
     reader = Door(int(broker.url.rpartition(":")[2]), broker.new_user(TokenScope.READ))
     for route in routes.ROUTES:
         assert isinstance(route.scope, TokenScope)

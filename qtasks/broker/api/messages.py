@@ -28,7 +28,7 @@ async def get_message(context: ApiContext, account: int, request: ApiRequest, me
 
 
 async def cancel_message(context: ApiContext, account: int, request: ApiRequest, message_id: str) -> ApiResponse:
-    """`DELETE /v2/messages/{id}`: 404 when it is unknown, finished, or already asked for (A21)."""
+    """`DELETE /v2/messages/{id}`: 404 if it is unknown, finished or already cancelled (docs/compatibility.md A21)."""
     cancelled = await context.store.cancel(account, [message_id], now_ms=context.clock.now_ms())
     if not cancelled:
         raise HttpError(404, f"message {message_id[:128]} not found, or already finished")
@@ -67,7 +67,7 @@ async def _cancel_where(context: ApiContext, account: int, which: MessageFilter,
 
 
 async def list_log(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
-    """`GET /v2/events` and `GET /v2/logs`: one implementation, the same array under both keys (A3)."""
+    """`GET /v2/events` and `GET /v2/logs`: both answer the same array under both keys (docs/compatibility.md A3)."""
     query = Query(request.query)
     which = query_filters.log_filter(query)
     count = query.count(default=LOG_PAGE, most=LOG_PAGE)

@@ -57,12 +57,12 @@ class PreparedPublish:
 
 
 async def publish(context: ApiContext, account: int, request: ApiRequest, raw_target: str) -> ApiResponse:
-    """`POST /v2/publish/{destination}`: 201, or 202 when every message is a duplicate (A2)."""
+    """`POST /v2/publish/{destination}`: 201, or 202 when every message is a duplicate (docs/compatibility.md A2)."""
     return await _publish(context, account, request, raw_target, None)
 
 
 async def enqueue(context: ApiContext, account: int, request: ApiRequest, queue: str, raw_target: str) -> ApiResponse:
-    """`POST /v2/enqueue/{queue}/{destination}`: the queue is made if need be (A30)."""
+    """`POST /v2/enqueue/{queue}/{destination}`: the queue is made if need be (docs/compatibility.md A30)."""
     return await _publish(context, account, request, raw_target, queue)
 
 
@@ -93,7 +93,10 @@ def _has_cron(request: ApiRequest, raw_target: str) -> bool:
 
 
 async def batch(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
-    """`POST /v2/batch`: an answer an item, in order; a bad item has an error and its neighbours are sent (A12)."""
+    """`POST /v2/batch`: one answer per item, in order.
+
+    An invalid item gets an error; the other items are published all the same (docs/compatibility.md A12).
+    """
     items = read_json(await request.read_body(MAX_BATCH))
     if not isinstance(items, list):
         raise HttpError(400, "a batch is a JSON array of objects with a destination")
@@ -211,7 +214,7 @@ def _prepare(context: ApiContext, order: Order, now_ms: int) -> PreparedPublish:
 
 
 async def _check_resolves(context: ApiContext, url: str) -> None:
-    """Refuse a host name that does not resolve, or resolves to what the policy refuses (protocol reference A32)."""
+    """Refuse a host name that does not resolve, or resolves to what the policy refuses (docs/compatibility.md A32)."""
     host, _, port = wire.host_of(url).rpartition(":")
     loop = asyncio.get_running_loop()
     try:

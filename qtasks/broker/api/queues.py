@@ -58,7 +58,10 @@ async def get_queue(context: ApiContext, account: int, request: ApiRequest, name
 
 
 async def delete_queue(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
-    """`DELETE /v2/queues/{name}`: cancels what waits, lets what runs finish; 200 for an unknown one too (A20, A31)."""
+    """`DELETE /v2/queues/{name}`: cancel the waiting messages; those in flight finish.
+
+    200 for an unknown queue as well (docs/compatibility.md A20, A31).
+    """
     now_ms = context.clock.now_ms()
     while await context.store.drop_queue(account, read_name(name, "queue name"), limit=_SLICE, now_ms=now_ms):
         pass

@@ -65,14 +65,14 @@ async def get_schedule(context: ApiContext, account: int, request: ApiRequest, s
 
 
 async def delete_schedule(context: ApiContext, account: int, request: ApiRequest, schedule_id: str) -> ApiResponse:
-    """`DELETE /v2/schedules/{id}`: 404 for an unknown one (A31)."""
+    """`DELETE /v2/schedules/{id}`: 404 for an unknown one (docs/compatibility.md A31)."""
     if not await context.store.delete_schedule(account, schedule_id):
         raise _not_found(schedule_id)
     return json_response({})
 
 
 async def pause_schedule(context: ApiContext, account: int, request: ApiRequest, schedule_id: str) -> ApiResponse:
-    """`PATCH` or `POST /v2/schedules/{id}/pause` (A22)."""
+    """`PATCH` or `POST /v2/schedules/{id}/pause` (docs/compatibility.md A22)."""
     if not await context.store.pause_schedule(account, schedule_id, paused=True, next_ms=None):
         raise _not_found(schedule_id)
     return json_response({})

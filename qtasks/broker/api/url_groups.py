@@ -30,7 +30,7 @@ async def get_group(context: ApiContext, account: int, request: ApiRequest, name
 
 
 async def delete_group(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
-    """`DELETE /v2/topics/{name}`: 200 for an unknown one too (A31)."""
+    """`DELETE /v2/topics/{name}`: 200 for an unknown one too (docs/compatibility.md A31)."""
     await context.store.delete_group(account, name)
     return json_response({})
 

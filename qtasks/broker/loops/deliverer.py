@@ -263,7 +263,7 @@ class Deliverer:
 
 
 def signed_request(message: Message, keys: SigningKeys, *, now_s: int, jti: str, region: str) -> DeliveryRequest:
-    """The signed request of the message's current attempt (protocol reference 4.1).
+    """The signed request of the message's current attempt (docs/protocol.md 4.1).
 
     The broker's own headers come last and once: forwarded ones of the same name were dropped on acceptance.
     """
