@@ -18,7 +18,6 @@ import click
 
 from qtasks.broker import ids
 from qtasks.broker.broker import Broker
-from qtasks.broker.clock import SystemRandom
 from qtasks.broker.server import event_loop
 from qtasks.broker.server.api_server import ApiServer
 from qtasks.broker.server.asgi import LOOPBACK_HOSTS

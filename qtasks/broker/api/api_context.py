@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from qtasks.broker.events import EventWatchers
 from qtasks.broker.llm.language_model import LanguageModel
 from qtasks.broker.loops.key_ring import KeyRing
-from qtasks.broker.ports import Clock, Random
 from qtasks.broker.store.interface import Accepted, Publication, Store
 from qtasks.broker.transport.destination_policy import DestinationPolicy
+from qtasks.clock import Clock
+from qtasks.randomness import Random
 
 
 @dataclass(frozen=True, slots=True)

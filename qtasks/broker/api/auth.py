@@ -10,7 +10,6 @@ from typing import Final
 from urllib.parse import unquote_plus
 
 from qtasks.broker.api.api_request import ApiRequest, HttpError
-from qtasks.broker.ports import Clock
 from qtasks.broker.store.tokens import StoredToken, digest
 from qtasks.clock import Clock
 

@@ -12,7 +12,8 @@ import yarl
 
 from qtasks.broker.core.message_builder import LLM_URL
 from qtasks.broker.llm import echo
-from qtasks.broker.ports import Clock, DeliveryRequest, Failure, Transport
+from qtasks.broker.ports import DeliveryRequest, Failure, Transport
+from qtasks.clock import Clock
 from qtasks.protocol import strict_json
 from qtasks.protocol.messages import DEFAULT_TIMEOUT_MS, Headers, Response
 

@@ -19,7 +19,7 @@ from qtasks.broker import ids
 from qtasks.broker.core import callback_messages, rules
 from qtasks.broker.events import EventWatchers, MessageEvent
 from qtasks.broker.loops.key_ring import KeyRing
-from qtasks.broker.ports import Clock, DeliveryRequest, Failure, Random, Transport
+from qtasks.broker.ports import DeliveryRequest, Failure, Transport
 from qtasks.broker.settings import DeliveryLimits
 from qtasks.broker.store.interface import Claim, Claims, Settled, Settlement, Store
 from qtasks.clock import Clock

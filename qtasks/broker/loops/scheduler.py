@@ -12,7 +12,6 @@ from typing import Final
 from qtasks.broker import ids
 from qtasks.broker.core.message_builder import of_schedule, publications
 from qtasks.broker.events import EventWatchers
-from qtasks.broker.ports import Clock, Random
 from qtasks.broker.store.interface import Firing, Publication, Store
 from qtasks.clock import Clock
 from qtasks.errors import StoreError

@@ -11,7 +11,7 @@ from typing import Final, Literal
 from qtasks.broker import ids
 from qtasks.broker.broker import Broker
 from qtasks.broker.llm import provider_fake
-from qtasks.broker.ports import Clock, DeliveryRequest, Random
+from qtasks.broker.ports import DeliveryRequest
 from qtasks.broker.settings import BrokerSettings
 from qtasks.broker.store.interface import Credentials, DeadLetterFilter, LogFilter
 from qtasks.broker.store.sqlite import MEMORY

@@ -17,6 +17,7 @@ from qtasks.broker.server.api_server import ApiServer
 from qtasks.broker.server.listen import listen
 from qtasks.broker.transport.destination_policy import DestinationPolicy
 from qtasks.broker.transport.http_transport import HttpTransport
+from qtasks.clock import SystemClock
 from qtasks.errors import QTasksError
 from qtasks.qstash.conversation.httpx_transport import HttpxTransport
 from qtasks.randomness import SystemRandom
