@@ -160,7 +160,7 @@ def parse(text: str) -> Cron:
     if prefix := _PREFIX.match(text):
         zone, start = prefix["zone"], prefix.end()
         _check_zone(zone, text, prefix.start("zone"))
-    words = [(found[0], found.start()) for found in re.finditer(r"[^ \t]+", text) if found.start() >= start]
+    words = [(word[0], word.start()) for word in re.finditer(r"[^ \t]+", text) if word.start() >= start]
     if words and words[0][0].startswith("@"):
         return _read_descriptor(text, zone, words)
     if len(words) != len(_KINDS):
@@ -192,8 +192,8 @@ def _read_descriptor(text: str, zone: str, words: list[tuple[str, int]]) -> Cron
             )
         return Cron(text, zone, _every_ms=every_ms)
     if rest or name not in _DESCRIPTORS:
-        known = ", ".join(_DESCRIPTORS)
-        raise ValueError(_pointed(text, position, len(text) - position, f"known are {known} and @every <duration>"))
+        valid = f"valid names are {', '.join(_DESCRIPTORS)} and @every <duration>"
+        raise ValueError(_pointed(text, position, len(text) - position, valid))
     expression = _DESCRIPTORS[name]
     return Cron(text, zone, expression, _fixed=name != "@hourly")
 
@@ -214,16 +214,16 @@ def _read_field(kind: _Kind, text: str) -> str:
     stars: list[str] = []
     numbers: set[int] = set()
     for item in text.split(","):
-        found = _ITEM.fullmatch(item)
-        if found is None:
+        match = _ITEM.fullmatch(item)
+        if match is None:
             raise _BadFieldError(
                 f'"{item}" is not a number, range, step or list' if item else "a list has an empty item"
             )
-        step = 1 if found["step"] is None else int(found["step"])
+        step = 1 if match["step"] is None else int(match["step"])
         if step == 0:
             raise _BadFieldError(f'"{item}" has a step of 0')
-        if found["star"] is None:
-            numbers.update(_read_range(kind, item, found, step))
+        if match["star"] is None:
+            numbers.update(_read_range(kind, item, match, step))
         elif step == 1:
             return "*"
         elif kind.name in {"minute", "hour"}:
@@ -233,12 +233,12 @@ def _read_field(kind: _Kind, text: str) -> str:
     return ",".join(stars + [str(number) for number in sorted(numbers)])
 
 
-def _read_range(kind: _Kind, item: str, found: re.Match[str], step: int) -> range:
-    low = _read_value(kind, found["low"])
-    if found["high"] is not None:
-        high = _read_value(kind, found["high"])
+def _read_range(kind: _Kind, item: str, match: re.Match[str], step: int) -> range:
+    low = _read_value(kind, match["low"])
+    if match["high"] is not None:
+        high = _read_value(kind, match["high"])
     else:
-        high = low if found["step"] is None else kind.high
+        high = low if match["step"] is None else kind.high
     if high < low:
         raise _BadFieldError(f'the range "{item}" ends before it begins')
     return range(low, high + 1, step)
@@ -266,13 +266,13 @@ def _never(days: str, months: str, weekdays: str) -> str | None:
 
 
 def _check_zone(name: str, text: str, position: int) -> None:
-    known = _ZONE.fullmatch(name) is not None and name.split("/")[0].lower() not in _NOT_ZONES
-    if known:
+    exists = _ZONE.fullmatch(name) is not None and name.split("/")[0].lower() not in _NOT_ZONES
+    if exists:
         try:
             ZoneInfo(name)
         except (OSError, ValueError, KeyError):  # a folder, no time zone file, or not there
-            known = False
-    if not known:
+            exists = False
+    if not exists:
         raise UnknownZone(
             _pointed(text, position, len(name), "unknown time zone; write an IANA name such as Europe/Berlin")
         )

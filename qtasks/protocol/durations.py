@@ -25,7 +25,7 @@ _UNITS_NS = {
 _PART = re.compile(r"(?P<whole>[0-9]*)(?:\.(?P<fraction>[0-9]*))?(?P<unit>[^0-9.]*)")
 
 MAX_LENGTH = 256
-"""Characters of a duration; nobody writes more, and a longer one is an attack on the arithmetic."""
+"""Characters of a duration. No person writes a longer one; it would be an attack on the arithmetic."""
 
 MAX_MS = (2**63 - 1) // _NS_PER_MS
 """What Go's 64-bit nanoseconds can hold, some 292 years."""

@@ -5,8 +5,8 @@
     factor  := ("+" | "-") factor | primary
     primary := NUMBER | "retried" | NAME "(" expr ("," expr)* ")" | "(" expr ")"
 
-A hand-written parser makes a small tree; floats only, bounded in every direction, and nothing of the host language is
-within reach of the text.
+A hand-written parser makes a small tree of functions over floats. Length, depth and number of nodes are bounded, and
+the text has no access to the host language.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_DEPTH = 16
 """Brackets, calls and signs inside each other."""
 
 MAX_DELAY_MS = 86_400_000
-"""A day: what every retry delay is capped at (docs/compatibility.md A14)."""
+"""One day: the cap of every retry delay (docs/compatibility.md A14)."""
 
 _BLANKS = " \t"
 _TOKEN = re.compile(r"[ \t]*(?:(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)|(?P<name>[A-Za-z_]+)|(?P<mark>[-+*/(),]))")
@@ -43,7 +43,8 @@ class Expression:
     def delay_ms(self, retried: int) -> int:
         """Milliseconds to wait after `retried` retries (0 before the first): 0 to one day, halves away from zero.
 
-        Beyond the first two, which `parse` has tried, a result may leave the numbers: infinity waits a day, NaN not.
+        `parse` has tried the first two retries only. For a later one, an infinite result waits one day, NaN does not
+        wait.
         """
         value = self._value(float(retried))
         if math.isnan(value) or value <= 0:
@@ -56,7 +57,7 @@ def parse(text: str) -> Expression:
     """Read an expression and try it for the first two retries.
 
     Raises ValueError, one sentence, for bad syntax, unknown names, wrong numbers of arguments, more than 256
-    characters, 64 numbers and operations or 16 levels, and for a first or second delay that is no finite number.
+    characters, 64 numbers and operations or 16 levels, and for a first or second delay that is not a finite number.
     """
     if len(text) > MAX_LENGTH:
         raise ValueError(f"the expression has {len(text)} characters, more than {MAX_LENGTH}")
@@ -85,18 +86,18 @@ class _Parser:
     def _peek(self) -> str | None:
         return self._tokens[self._position] if self._position < len(self._tokens) else None
 
-    def _take(self, *wanted: str) -> str | None:
-        """The next token if it is one of `wanted`."""
+    def _take(self, *tokens: str) -> str | None:
+        """The next token if it is one of `tokens`; None, and nothing is taken, for any other."""
         token = self._peek()
-        if token is None or token not in wanted:
+        if token is None or token not in tokens:
             return None
         self._position += 1
         return token
 
-    def _expect(self, wanted: str) -> None:
-        if not self._take(wanted):
-            found = self._peek()
-            raise ValueError(f"{wanted!r} expected, but {'the expression ends' if found is None else repr(found)}")
+    def _expect(self, expected: str) -> None:
+        if not self._take(expected):
+            token = self._peek()
+            raise ValueError(f"{expected!r} expected, but {'the expression ends' if token is None else repr(token)}")
 
     def _count(self) -> None:
         self._nodes += 1
@@ -153,8 +154,8 @@ class _Parser:
 
     def _call(self, name: str) -> _Node:
         if name not in _FUNCTIONS:
-            known = ", ".join(_FUNCTIONS)
-            raise ValueError(f"unknown name {name!r} in the expression; known are retried, {known}")
+            names = ", ".join(_FUNCTIONS)
+            raise ValueError(f"unknown name {name!r} in the expression; known are retried, {names}")
         arity, apply = _FUNCTIONS[name]
         self._expect("(")
         arguments = [self._expr()]
@@ -170,10 +171,10 @@ def _tokens(text: str) -> list[str]:
     tokens = []
     position, end = 0, len(text.rstrip(_BLANKS))
     while position < end:
-        if (found := _TOKEN.match(text, position)) is None:
+        if (match := _TOKEN.match(text, position)) is None:
             raise ValueError(f"unexpected {text[position:].lstrip(_BLANKS)[0]!r} in the expression")
-        tokens.append(found["number"] or found["name"] or found["mark"])
-        position = found.end()
+        tokens.append(match["number"] or match["name"] or match["mark"])
+        position = match.end()
     return tokens
 
 

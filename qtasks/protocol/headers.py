@@ -1,7 +1,7 @@
 """Header lines: canonical names, and which of them may travel to a destination (docs/protocol.md 3.5, 4.1).
 
-What could never be sent, or would let a publisher speak for the broker, is found when a message is accepted: at the
-time of delivery there is no caller left to report it to.
+A header that could never be sent, or that would let a publisher speak for the broker, is refused when the message is
+accepted: at the time of delivery there is no caller left who could get the error.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def is_name(text: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def canonical_name(name: str) -> str:
-    """A header name as Go's servers write it: ``my-header`` becomes ``My-Header``; one that is no token stays."""
+    """A header name as Go's servers write it: ``my-header`` becomes ``My-Header``; an invalid name stays."""
     if not is_name(name):
         return name
     return "-".join(part[:1].upper() + part[1:].lower() for part in name.split("-"))

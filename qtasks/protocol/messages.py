@@ -12,7 +12,7 @@ Headers = tuple[tuple[str, str], ...]
 """Header lines in order, names in canonical form (``Content-Type``); a name may repeat."""
 
 DEFAULT_RETRIES = 3
-"""Retries after the first attempt when a publish does not say (docs/protocol.md 5.2)."""
+"""Retries after the first attempt when a publish gives no number (docs/protocol.md 5.2)."""
 
 MAX_RETRIES = 999
 MAX_BODY = 1024 * 1024
@@ -49,7 +49,7 @@ class FlowControl:
 
 @dataclass(frozen=True, slots=True)
 class Redaction:
-    """What the API and the logs must not show: the body, every header, or the headers named."""
+    """What the API and the logs must hide: the body, all headers, or the named headers."""
 
     body: bool = False
     all_headers: bool = False
@@ -58,9 +58,9 @@ class Redaction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishOptions:
-    """How a message is to be delivered. None (or empty) means "not said": defaults merge without a thicket.
+    """How to deliver a message. None (or empty) means "not given", so that defaults merge field by field.
 
-    One row of `protocol.wire` a field says how it is written to and read from its header.
+    For each field, one row of `protocol.wire` says how it is written to its header and read from it.
     """
 
     method: str | None = None
@@ -96,7 +96,7 @@ class PublishOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """What an endpoint answered: status, header lines as received, body up to the limit (then `truncated`)."""
+    """The response of an endpoint: status, header lines as received, body (`truncated` if it was cut at the limit)."""
 
     status: int
     headers: Headers = ()
@@ -106,14 +106,14 @@ class Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """A stored message: one delivery task to one URL."""
+    """A stored message: one request to one URL, to be delivered at least once."""
 
     id: str
     account: int
     url: str
     method: str
     headers: Headers
-    """What the destination will get besides the broker's own headers: forwarded ones and `Content-Type`."""
+    """The headers for the destination, without the broker's own: forwarded ones and `Content-Type`."""
     body: bytes
     created_ms: int
     not_before_ms: int
@@ -123,7 +123,7 @@ class Message:
     retried: int = 0
     """Retries so far: 0 while the first attempt is under way."""
     options: PublishOptions = field(default_factory=PublishOptions)
-    """As published; what the fields above were made from, and what later steps read."""
+    """The options of the publish: the source of the fields above; later steps read them too."""
     queue: str | None = None
     url_group: str | None = None
     endpoint: str | None = None
@@ -145,7 +145,7 @@ class LogEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """A message that failed for good, with the last answer it got (None: there was no HTTP answer)."""
+    """A message that failed for good, with the last response (None: there was no HTTP response)."""
 
     id: str
     message: Message
@@ -155,7 +155,7 @@ class DeadLetter:
 
 
 class RunState(StrEnum):
-    """States of a message of a schedule's last run, as official SDKs know them."""
+    """State of a message that belongs to the last run of a schedule, in the words of the official SDKs."""
 
     IN_PROGRESS = "IN_PROGRESS"
     SUCCESS = "SUCCESS"
@@ -164,12 +164,12 @@ class RunState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """A destination that is published to again and again."""
+    """A recurring publish: a destination, a body and a cron expression."""
 
     id: str
     account: int
     destination: str
-    """A URL, or the name of a URL group, whose members are those at the time of a run."""
+    """A URL, or the name of a URL group; a run publishes to the endpoints that the group has at that time."""
     cron: str
     options: PublishOptions
     body: bytes
@@ -182,7 +182,7 @@ class Schedule:
     last_run: tuple[tuple[str, RunState], ...] = ()
     """The messages of the last run by id."""
     error: str | None = None
-    """What went wrong at the last run, or which runs before it were missed."""
+    """Why the last run failed, or which runs before it were missed."""
 
 
 @dataclass(frozen=True, slots=True)

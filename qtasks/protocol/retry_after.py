@@ -1,4 +1,4 @@
-"""When an endpoint asks to be left alone: ``Retry-After`` and its relatives (docs/protocol.md 4.6)."""
+"""When an endpoint asks for a pause: ``Retry-After`` and related headers (docs/protocol.md 4.6)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qtasks.protocol import durations
 from qtasks.protocol.messages import Headers
 
 MAX_DELAY_MS = 24 * 60 * 60 * 1000
-"""A wish for more than a day is no wish: GitHub's reset, a Unix timestamp, is one when read as seconds."""
+"""A longer delay is ignored: GitHub, for one, sends a Unix timestamp, which is far too long as a number of seconds."""
 
 _FAMILY = frozenset({"retry-after", "x-ratelimit-reset", "x-ratelimit-reset-requests", "x-ratelimit-reset-tokens"})
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -21,21 +21,21 @@ _DATE = re.compile(
 
 
 def delay_ms(headers: Headers, now_ms: int) -> int | None:
-    """Milliseconds that the headers of a failed answer ask for, or None when they ask for nothing usable.
+    """Milliseconds that the headers of a failed response ask for; None if they ask for nothing usable.
 
     A value is a number of seconds, an HTTP date (the weekday is not checked, the past means now) or a duration such as
-    ``6m5s``. Of several headers the longest counts. More than a day, and whatever cannot be read, is ignored: an
-    endpoint's answer never raises here.
+    ``6m5s``. Of several headers the longest counts. A value above one day, or one that cannot be read, is
+    ignored: the response of an endpoint never raises here.
     """
-    wishes = (_read(value.strip(), now_ms) for name, value in headers if name.lower() in _FAMILY)
-    return max((wish for wish in wishes if wish is not None and wish <= MAX_DELAY_MS), default=None)
+    delays = (_read(value.strip(), now_ms) for name, value in headers if name.lower() in _FAMILY)
+    return max((delay for delay in delays if delay is not None and delay <= MAX_DELAY_MS), default=None)
 
 
 def _read(text: str, now_ms: int) -> int | None:
     if _SECONDS.fullmatch(text):
         return int(text) * 1000
-    if found := _DATE.fullmatch(text):
-        return _until(found, now_ms)
+    if date := _DATE.fullmatch(text):
+        return _until(date, now_ms)
     try:
         return durations.parse(text, days=False)
     except ValueError:

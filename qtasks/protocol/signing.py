@@ -1,12 +1,12 @@
-"""The signature token of a delivery: made by the broker, checked by whoever receives it (docs/protocol.md 4.2).
+"""The signature token of a delivery: made by the broker, checked by the receiver (docs/protocol.md 4.2).
 
 A token is a JWT over the destination URL and the SHA-256 of the body, signed with HMAC-SHA256 under the account's
 current key. PyJWT does the cryptography. Around it stand checks that a general library leaves open: one algorithm,
 one spelling of a token, no duplicate names, plain integer times, a short life. The signature is checked before any
 JSON is read, so input from a sender without a key never reaches the JSON reader.
 
-Time is an argument. Every refusal is a `SignatureError` whose `reason` is one of eight; what a stranger is told over
-HTTP stays the same for all of them.
+Time is an argument. Every refusal is a `SignatureError` whose `reason` is one of eight; the HTTP response is the same
+for all of them, so that a stranger learns nothing from it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MIN_KEY = 32
 """Characters of a signing key: ``sig_`` and 28 more, as the hosted service makes them."""
 
 DEV_KEYS = frozenset(key for user in development.USERS for key in (user.keys.current, user.keys.next))
-"""Keys of the four public development users (docs/protocol.md 1.5): known to everybody, so they prove nothing."""
+"""Keys of the four development users (docs/protocol.md 1.5): they are public, so their signature proves nothing."""
 
 _HS256 = HMACAlgorithm(HMACAlgorithm.SHA256)
 _COMPACT = json.JSONEncoder(separators=(",", ":"))
@@ -141,14 +141,14 @@ def verify(
         raise _refusal(
             Reason.BODY,
             f"the body is not the one that was signed ({len(body)} bytes received)",
-            likely="a framework or proxy parsed the body and wrote it again, or somebody changed it",
+            likely="a framework or proxy parsed the body and wrote it again, or the body was changed on the way",
             fix="verify the raw bytes of the request, before anything parses them",
         )
     return claims
 
 
 def check_keys(keys: SigningKeys, *, dev: bool = False) -> None:
-    """Refuse at start what could never protect anything; raises ConfigurationError.
+    """Refuse, at start-up, keys that cannot protect anything. Raises ConfigurationError.
 
     Both keys must be given, have 32 characters or more, and outside development (`dev`) not be public ones.
     """
@@ -165,7 +165,7 @@ def check_keys(keys: SigningKeys, *, dev: bool = False) -> None:
             raise ConfigurationError(f"{name} is not a signing key", fix="copy the text that starts with sig_")
         if key in DEV_KEYS and not dev:
             raise ConfigurationError(
-                f"{name} is a published development key: anybody could sign with it",
+                f"{name} is a published development key: every stranger could sign with it",
                 fix="use the keys of your account, or run in development mode",
             )
 
@@ -183,7 +183,7 @@ def _open(token: str, keys: SigningKeys) -> tuple[str, str, Literal["current", "
     header, payload, signature_text = parts.groups()
     signature = _decode(signature_text)
     signed = token[: -len(signature_text) - 1].encode("ascii")
-    # Both are tried whatever the first says: the time taken must not tell which key was meant.
+    # Both keys are always tried, so that the time taken does not reveal which one matched.
     by_current = bool(keys.current) and hmac.compare_digest(_mac(keys.current, signed), signature)
     by_next = bool(keys.next) and hmac.compare_digest(_mac(keys.next, signed), signature)
     if by_current:

@@ -34,7 +34,7 @@ def loads(data: bytes, *, max_depth: int = MAX_DEPTH, big_integers: bool = False
     """Read one JSON value from UTF-8 bytes.
 
     Integers up to 2^53 in magnitude; with `big_integers` up to 4300 digits (ids made by snowflake generators are
-    larger than 2^53). Raises ValueError ``invalid JSON: ...`` and nothing else, whatever the bytes.
+    larger than 2^53). Raises ValueError ``invalid JSON: ...``, and no other exception for any bytes.
     """
     try:
         text = data.decode()
@@ -74,8 +74,8 @@ def _is_deeper(data: bytes, levels: int) -> bool:
 
 def _refuse_bad_escapes(text: str) -> None:
     """Half a surrogate pair cannot be stored as UTF-8, and NUL not as PostgreSQL text."""
-    for found in _ESCAPE.finditer(text):
-        if bad := found["bad"]:
+    for escape in _ESCAPE.finditer(text):
+        if bad := escape["bad"]:
             what = "a NUL character" if bad == "0000" else "half of a surrogate pair"
             raise ValueError(f"invalid JSON: {what} (\\u{bad}) in a string")
 

@@ -1,8 +1,8 @@
 """Where a message goes: the destination in a request path, and which URLs can be delivered to (docs/protocol.md 2.1).
 
-Syntax only. Whether an address may be reached is the delivery's policy. A URL is kept, signed and sent byte for byte as
-it arrived. So every URL that two parsers could read differently is refused here: it could pass a check of one host and
-reach another.
+Syntax only; the destination policy decides which addresses may be reached. A URL is stored, signed and sent byte for
+byte as it arrived. Therefore every URL that two parsers could read differently is refused here: it could pass the check
+of one host and reach another.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def split_target(raw: str) -> Target:
     """Take apart the raw text behind ``/v2/publish/``, query string included.
 
     Only ``qstash_token`` and ``upstash-*`` parameters are removed (any case); the rest keeps its order and encoding. A
-    destination that is no URL has no query of its own. Raises WireError for a value that is not UTF-8.
+    destination that is not a URL has no query of its own. Raises WireError for a value that is not UTF-8.
     """
     base, mark, query = raw.partition("?")
     kept: list[str] = []

@@ -42,7 +42,7 @@ def message_json(message: Message) -> Json:
 
 
 def dead_letter_json(letter: DeadLetter) -> Json:
-    """An entry of ``GET /v2/dlq``. `responseStatus` is 0 when no answer came; `error` then says why."""
+    """An entry of ``GET /v2/dlq``. `responseStatus` is 0 if there was no response; `error` then says why."""
     response = letter.response
     answer = _without_none(
         {
@@ -102,8 +102,8 @@ def callback_json(
 ) -> Json:
     """The body of a callback (docs/protocol.md 4.4). Bodies are base64, times are text (docs/compatibility.md A8).
 
-    A callback is a delivery: its bodies are the originals. Of redacted headers of the message only the hashes are told:
-    the key of a provider is nothing that its answer needs. `status` is 0 when no answer came; `error` then says why.
+    A callback is a delivery: its bodies are the originals. A redacted header of the message shows only its hash: the
+    callback does not need the key of a provider. `status` is 0 if there was no response; `error` then says why.
     """
     return {
         "status": outcome.status if outcome else 0,

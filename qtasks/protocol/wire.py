@@ -2,7 +2,7 @@
 
 `write` is what a client sends, `read` what the broker understands; a callback's options use the same rows under
 ``Upstash-Callback-`` and ``Upstash-Failure-Callback-``. Reading validates: a value that is accepted here can be carried
-out later. What concerns destinations lives in `targets`, header lines in `headers`; both are offered here as well.
+out later. Destinations are in `targets`, header lines in `headers`; this module exports both as well.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Field:
 
 
 def write(options: PublishOptions) -> Headers:
-    """The header lines that say `options`; what is not said is left out. `read` turns them back into equal options."""
+    """The header lines for `options`; absent options have no line. `read` turns the lines back into equal options."""
     return tuple(_lines(options, _TOP))
 
 
@@ -121,12 +121,12 @@ def read(
     lines = _merge(_merge(request, query), defaults)
     if len(lines) > MAX_LINES:
         raise WireError(f"too many headers: {len(lines)} > {MAX_LINES}", status=431)
-    known = [(name, value) for name, value in lines if name == "Content-Type" or _is_ours(name)]
-    return _read(known, _TOP, CALLBACK_DEPTH, request)
+    option_lines = [(name, value) for name, value in lines if name == "Content-Type" or _is_ours(name)]
+    return _read(option_lines, _TOP, CALLBACK_DEPTH, request)
 
 
 def delivery_headers(options: PublishOptions) -> Headers:
-    """What the destination gets besides the broker's own headers: a forwarded ``Content-Type`` hides the plain one."""
+    """Headers for the destination, without the broker's own; a forwarded ``Content-Type`` replaces the plain one."""
     if options.content_type is None or any(name == "Content-Type" for name, _ in options.forward):
         return options.forward
     return (("Content-Type", options.content_type), *options.forward)
@@ -174,21 +174,21 @@ def _read(lines: list[tuple[str, str]], prefix: str, depth: int, request: Header
     values: dict[str, list[str]] = {}
     for name, value in lines:
         values.setdefault(name, []).append(value)
-    said: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for header, row in _rows(prefix).items():
-        if given := values.get(header):
-            said[row.name] = _read_field(row, header, given)
+        if texts := values.get(header):
+            options[row.name] = _read_field(row, header, texts)
     forward = prefix + "Forward-"
     chosen = [(canonical_name(name[len(forward) :]), value) for name, value in lines if name.startswith(forward)]
-    if said.get("forward_all"):
+    if options.get("forward_all"):
         chosen += _rest(request, {name for name, _ in chosen})
-    said["forward"] = check_forwarded(chosen)
-    said["flow_control"] = _read_flow_control(values, prefix)
+    options["forward"] = check_forwarded(chosen)
+    options["flow_control"] = _read_flow_control(values, prefix)
     for kind in ("callback", "failure_callback"):
-        if said.get(kind) is not None:
+        if options.get(kind) is not None:
             nested = f"{prefix}{'Failure-' * (kind == 'failure_callback')}Callback-"
-            said[f"{kind}_options"] = _read_nested(lines, nested, depth)
-    return PublishOptions(**said)
+            options[f"{kind}_options"] = _read_nested(lines, nested, depth)
+    return PublishOptions(**options)
 
 
 @lru_cache
@@ -207,8 +207,8 @@ def _read_nested(lines: list[tuple[str, str]], prefix: str, depth: int) -> Publi
     return None if options == PublishOptions() else options
 
 
-def _read_field(row: Field, header: str, given: list[str]) -> object:
-    text = _checked(header, [",".join(given)] if row.listed else given)
+def _read_field(row: Field, header: str, texts: list[str]) -> object:
+    text = _checked(header, [",".join(texts)] if row.listed else texts)
     try:
         return row.read(text)
     except WireError:
@@ -218,13 +218,13 @@ def _read_field(row: Field, header: str, given: list[str]) -> object:
         raise WireError(f"{header}: {error}; expected {row.form}", status=status) from None
 
 
-def _checked(header: str, given: list[str]) -> str:
+def _checked(header: str, texts: list[str]) -> str:
     """The one value of a header, without blanks around it."""
-    if len(set(given)) > 1:
-        raise WireError(f"{header} is given {len(given)} times, with different values")
-    if _CONTROL.search(given[0]):
+    if len(set(texts)) > 1:
+        raise WireError(f"{header} is given {len(texts)} times, with different values")
+    if _CONTROL.search(texts[0]):
         raise WireError(f"{header} contains a control character")
-    return given[0].strip(" \t")
+    return texts[0].strip(" \t")
 
 
 def _rest(request: Headers, taken: set[str]) -> list[tuple[str, str]]:
@@ -238,12 +238,12 @@ def _rest(request: Headers, taken: set[str]) -> list[tuple[str, str]]:
 
 def _read_flow_control(values: dict[str, list[str]], prefix: str) -> FlowControl | None:
     names = (f"{prefix}Flow-Control-Key", f"{prefix}Flow-Control-Value")
-    given = [(name, values[name]) for name in names if name in values]
-    if not given:
+    present = [(name, values[name]) for name in names if name in values]
+    if not present:
         return None
-    if len(given) == 1:
-        raise WireError(f"{names[0]} and {names[1]} belong together: only {given[0][0]} is given")
-    key, limits = (_checked(name, value) for name, value in given)
+    if len(present) == 1:
+        raise WireError(f"{names[0]} and {names[1]} belong together: only {present[0][0]} is given")
+    key, limits = (_checked(name, value) for name, value in present)
     if not 1 <= len(key) <= MAX_TEXT:
         raise WireError(f"{names[0]} must have 1 to {MAX_TEXT} characters, not {len(key)}")
     return _read_limits(key, limits)
@@ -251,18 +251,18 @@ def _read_flow_control(values: dict[str, list[str]], prefix: str) -> FlowControl
 
 def _read_limits(key: str, text: str) -> FlowControl:
     """``parallelism=5, rate=10, period=1m`` in any order (docs/protocol.md 3.3)."""
-    said: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for part in text.split(","):
         name, mark, value = (piece.strip(" \t") for piece in part.partition("="))
-        if not mark or name not in {"parallelism", "rate", "period"} or name in said:
+        if not mark or name not in {"parallelism", "rate", "period"} or name in numbers:
             raise WireError(_FLOW_CONTROL_FORM)
         try:
-            said[name] = _read_period(value) if name == "period" else _read_number(value, 1, MAX_LIMIT)
+            numbers[name] = _read_period(value) if name == "period" else _read_number(value, 1, MAX_LIMIT)
         except ValueError as error:
             raise WireError(f"{_FLOW_CONTROL_FORM}: {name}: {error}") from None
-    if said.keys() == {"period"}:
+    if numbers.keys() == {"period"}:
         raise WireError(_FLOW_CONTROL_FORM)
-    return FlowControl(key, said.get("parallelism"), said.get("rate"), said.get("period", 1))
+    return FlowControl(key, numbers.get("parallelism"), numbers.get("rate"), numbers.get("period", 1))
 
 
 def _read_period(text: str) -> int:
@@ -381,8 +381,8 @@ def _read_redaction(text: str) -> Redaction:
             body = True
         elif item.lower() in {"header", "headers"}:
             all_headers = True
-        elif found := _REDACTED_HEADER.fullmatch(item):
-            names.append(canonical_name(found[1]))
+        elif match := _REDACTED_HEADER.fullmatch(item):
+            names.append(canonical_name(match[1]))
         else:
             raise ValueError(f"{item[:64]!r} cannot be redacted")
     return Redaction(body, all_headers, tuple(dict.fromkeys(names)))
