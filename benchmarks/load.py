@@ -54,11 +54,11 @@ def requests(
 ) -> list[bytes]:
     """A publish of the task `name` for each of `numbers`: what `.delay()` sends, as bytes."""
     task = application.tasks[name]
-    options = replace(task.delivery.publish, delay_ms=delay_ms, not_before_s=not_before_s)
+    options = replace(task.delivery_options.publish, delay_ms=delay_ms, not_before_s=not_before_s)
     head = _head(target, f"{target.base_url}/{name}", options)
     made: list[bytes] = []
     for number in numbers:
-        envelope = envelopes.Envelope(envelopes.new_call_id(), (number,), retries=task.delivery.retries)
+        envelope = envelopes.Envelope(envelopes.new_call_id(), (number,), retries=task.delivery_options.retries)
         body = envelopes.encode(envelope)
         made.append(b"%sContent-Length: %d\r\n\r\n%s" % (head, len(body), body))
     return made

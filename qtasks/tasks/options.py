@@ -98,7 +98,7 @@ class ApplyOptions(CallOptions, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class DeliveryOptions:
     """Options in the protocol's terms, and what the dispatcher has to know besides."""
 
     publish: PublishOptions
@@ -145,10 +145,10 @@ def check(
         if name not in known:
             guess = did_you_mean(name, known)
             raise _error(task, f"there is no option {name!r}{guess}", details={"known": ", ".join(known)})
-    delivery(task, options if merged is None else merged)
+    delivery_options(task, options if merged is None else merged)
 
 
-def delivery(task: str, options: Mapping[str, Any]) -> Delivery:
+def delivery_options(task: str, options: Mapping[str, Any]) -> DeliveryOptions:
     """Bring options into the protocol's form. Raises DefinitionError naming the one that does not fit."""
     if "delay" in options and "eta" in options:
         raise _error(task, "delay and eta contradict each other", fix="give one of them")
@@ -177,7 +177,7 @@ def delivery(task: str, options: Mapping[str, Any]) -> Delivery:
     else:
         _span(task, "expires", expires, MAX_DELAY_MS)
     unique, unique_ms = _unique(task, options)
-    return Delivery(
+    return DeliveryOptions(
         publish,
         DEFAULT_RETRIES if retries is None else retries,
         jitter,

@@ -17,7 +17,7 @@ from qtasks.tasks.encode import argument_codec
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.parameters import TaskParameters, Values, read_parameters
 from qtasks.tasks.hooks import H, Hooks
-from qtasks.tasks.options import ApplyOptions, CallOptions, Delivery, Span
+from qtasks.tasks.options import ApplyOptions, CallOptions, DeliveryOptions, Span
 from qtasks.tasks.results.backend import Hold
 from qtasks.tasks.results.task_result import TaskResult
 from qtasks.tasks.results.unique import Unique, key_of, release, taken
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from qtasks.tasks.flow.canvas import Signature
-    from qtasks.tasks.schedules.declaration import Declaration, ScheduleOptions
+    from qtasks.tasks.schedules.declaration import ScheduleDeclaration, ScheduleOptions
     from qtasks.tasks.schedules.task_schedule import TaskSchedule
     from qtasks.tasks.send.runtime_port import Runtime
 
@@ -65,7 +65,7 @@ class Task(Generic[P, R]):
         self.said: Mapping[str, Any] = {}
         """What `using` has said besides the declaration."""
         self.hooks: Hooks = inherit.hooks if inherit is not None else Hooks()
-        self.declared: list[Declaration] = inherit.declared if inherit is not None else []
+        self.declared: list[ScheduleDeclaration] = inherit.declared if inherit is not None else []
         """The schedules that the code declares, in their order."""
 
     def on_success(self, hook: H) -> H:
@@ -105,12 +105,12 @@ class Task(Generic[P, R]):
         """
         if self._origin is not None:
             return self._origin.parameters
-        return read_parameters(self.name, self.function, pickled=self.delivery.pickled)
+        return read_parameters(self.name, self.function, pickled=self.delivery_options.pickled)
 
     @functools.cached_property
-    def delivery(self) -> Delivery:
+    def delivery_options(self) -> DeliveryOptions:
         """The options of this task in the protocol's form."""
-        return call_options.delivery(self.name, self._options)
+        return call_options.delivery_options(self.name, self._options)
 
     @property
     def retry_policy(self) -> RetryPolicy | None:
@@ -206,11 +206,11 @@ class Task(Generic[P, R]):
         """What the declaration, or `using`, says about `name`; None where nothing is said."""
         return self._options.get(name)
 
-    def for_flow(self) -> Delivery:
+    def for_flow(self) -> DeliveryOptions:
         """Its options, for a call that another one leads to. Raises DefinitionError."""
-        if self.delivery.unique:
+        if self.delivery_options.unique:
             raise DefinitionError(f"{self.name}: a call in a flow cannot be unique", code="QT158")
-        return self.delivery
+        return self.delivery_options
 
     def follow_up(self, envelope: envelopes.Envelope, call_id: str, value: Any) -> Outgoing | None:  # noqa: ARG002
         """The follow-up message if the call continues after its function returned; None if `value` is the result."""
@@ -219,7 +219,7 @@ class Task(Generic[P, R]):
     def ready(self) -> None:
         """Read the declaration, so that one that cannot work shows. Raises DefinitionError, ConfigurationError."""
         _ = self.parameters
-        if self.delivery.pickled:
+        if self.delivery_options.pickled:
             self.runtime.pickles()
 
     def _using(self, options: Mapping[str, Any]) -> Self:
@@ -240,7 +240,7 @@ class Task(Generic[P, R]):
     def _check(self, options: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
         call_options.check(self.name, options, merged=merged)
 
-    def declare(self, schedule: Declaration) -> None:
+    def declare(self, schedule: ScheduleDeclaration) -> None:
         """Take in a schedule. Raises DefinitionError for one of a name that another has."""
         if any(schedule.name == one.name for one in self.declared):
             raise DefinitionError(
@@ -365,12 +365,12 @@ class Task(Generic[P, R]):
             for parameter in inspect.signature(self.function).parameters.values()
             if parameter.name in self.parameters.annotations and parameter.default is not inspect.Parameter.empty
         }
-        values, choice = self.parameters.check({**defaults, **checked}), self.delivery.unique
-        if self.delivery.pickled and not isinstance(choice, bool):
+        values, choice = self.parameters.check({**defaults, **checked}), self.delivery_options.unique
+        if self.delivery_options.pickled and not isinstance(choice, bool):
             plain = self.parameters.some_to_json(values, (choice,) if isinstance(choice, str) else choice)
         else:
             plain = self.parameters.to_json(values)
-        return Unique(key_of(self.name, choice, plain), self.delivery.unique_ms)
+        return Unique(key_of(self.name, choice, plain), self.delivery_options.unique_ms)
 
     def _hold(self, runtime: Runtime, message: Outgoing) -> Hold | None:
         if message.unique is None:
@@ -393,7 +393,7 @@ class Task(Generic[P, R]):
     def carrying(self, checked: Values, positional: int, call_id: str | None = None) -> Outgoing:
         """The message of a call with these arguments, `positional` of them by position."""
         call_id = call_id or envelopes.new_call_id()
-        how = self.delivery
+        how = self.delivery_options
         unique = self._unique(checked) if how.unique else None
         envelope = envelopes.Envelope(
             call_id,
@@ -426,7 +426,9 @@ class Task(Generic[P, R]):
     @functools.cached_property
     def _carried(self) -> Mapping[str, str]:
         """Header lines that the dispatcher needs to publish a call again: those that are not the declaration's."""
-        if self._origin is None or (mine := _lasting(self.delivery.publish)) == _lasting(self._origin.delivery.publish):
+        if self._origin is None or (mine := _lasting(self.delivery_options.publish)) == _lasting(
+            self._origin.delivery_options.publish
+        ):
             return {}
         return dict(wire.write(mine))
 

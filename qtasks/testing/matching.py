@@ -88,7 +88,7 @@ class Wanted:
     def _differences_of_options(self, call: Call) -> list[Difference]:
         if not self.task.said:
             return []
-        how = call_options.delivery(self.task.name, self.task.said)
+        how = call_options.delivery_options(self.task.name, self.task.said)
         unlike = [
             Difference(_named(name), _written(name, value), _written(name, getattr(call.options, name)))
             for name, value in _told(how.publish)

@@ -29,7 +29,7 @@ class Packed(TypedDict, total=False):
 
 def packed(task: Task[..., Any], checked: Values, positional: int, call_id: str) -> Packed:
     """Checked arguments, the first `positional` of them by position. Raises ArgumentsError, ConfigurationError."""
-    if not task.delivery.pickled:
+    if not task.delivery_options.pickled:
         args, kwargs = task.parameters.arrange(task.parameters.to_json(checked), positional)
         return {"args": args, "kwargs": kwargs}
     args, kwargs = task.parameters.arrange(checked, positional)
@@ -42,7 +42,7 @@ def unpacked(task: Task[..., Any], envelope: Envelope) -> Values:
     Raises ArgumentsError for what does not fit; for a pickle PayloadError, ForgedError among them, and
     ConfigurationError.
     """
-    if not task.delivery.pickled:
+    if not task.delivery_options.pickled:
         if envelope.pickled is not None:
             raise ForgedError(f"{task.name} takes its arguments as JSON, and a pickle came: it was not read")
         return task.parameters.check(task.parameters.bind(envelope.args, envelope.kwargs), from_wire=True)

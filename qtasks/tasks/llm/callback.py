@@ -10,7 +10,7 @@ from qtasks.errors import PayloadError
 from qtasks.protocol import strict_json
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.encode.envelope import Envelope
-from qtasks.tasks.llm.callback_url import Ticket
+from qtasks.tasks.llm.callback_url import CallbackQuery
 from qtasks.tasks.run import dispatch_response
 from qtasks.tasks.run.dispatch_response import Outcome
 from qtasks.tasks.send.outgoing import Kept
@@ -22,7 +22,7 @@ MAX_ID = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class CallbackBody:
     """What a callback says (docs/protocol.md 4.4). All of it is signed."""
 
     status: int
@@ -46,8 +46,8 @@ class Told:
 class Callback:
     """A callback, and the call that it is for."""
 
-    ticket: Ticket
-    told: Told
+    query: CallbackQuery
+    content: CallbackBody
     envelope: Envelope = field(repr=False)
     body: bytes = field(repr=False)
     kept: Kept | None = field(default=None, repr=False)
@@ -57,28 +57,28 @@ class Callback:
     @property
     def is_news(self) -> bool:
         """Whether it only tells how things are: the provider has been asked in vain, and will be asked again."""
-        return not self.told.is_answer and not self.ticket.failed
+        return not self.content.is_answer and not self.query.failed
 
     @property
     def is_last_of_many(self) -> bool:
         """Whether it tells of a failure that the failure callback tells of as well."""
-        return self.is_news and self.told.retried >= self.told.retries
+        return self.is_news and self.content.retried >= self.content.retries
 
     def seen_from(self, context: TaskContext) -> TaskContext:
         """The context of its delivery, with what the callback knows better: the attempts are those at the provider."""
-        source = self.told.message_id if self.ticket.repair is None else self.ticket.repair.source
-        context = replace(context, source=source, kept=self.kept, snoozed=self.ticket.snoozed)
-        if self.told.is_answer:
+        source = self.content.message_id if self.query.repair is None else self.query.repair.source
+        context = replace(context, source=source, kept=self.kept, snoozed=self.query.snoozed)
+        if self.content.is_answer:
             return context
-        return replace(context, attempt=self.told.retried + 1, retries=self.told.retries)
+        return replace(context, attempt=self.content.retried + 1, retries=self.content.retries)
 
     def heard(self, refusal: Outcome) -> Outcome:
         """What to say where the call itself would be answered `refusal`: it runs elsewhere, or is done."""
-        is_known = self.is_news or (self.ticket.failed and refusal.status == 500)
+        is_known = self.is_news or (self.query.failed and refusal.status == 500)
         return dispatch_response.known() if is_known else refusal
 
 
-def read_told(body: bytes) -> Told:
+def read_body(body: bytes) -> CallbackBody:
     """What a callback says. Raises PayloadError for a body that is none."""
     try:
         document: Any = strict_json.loads(body, big_integers=True)
@@ -89,7 +89,7 @@ def read_told(body: bytes) -> Told:
             raise TypeError("a number is none")
         if not isinstance(message_id, str) or not 0 < len(message_id) <= MAX_ID:
             raise TypeError("the message has no id")
-        return Told(
+        return CallbackBody(
             status=status,
             body=base64.b64decode(document.get("body", ""), validate=True),
             error=str(document.get("error", "")),

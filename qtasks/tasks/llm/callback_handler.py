@@ -23,12 +23,12 @@ from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.encode.parameters import Values
 from qtasks.tasks.llm import callback_url, model_request, provider_apis
-from qtasks.tasks.llm.callback import BAD_CALLBACK, Callback, Told, read_told
+from qtasks.tasks.llm.callback import BAD_CALLBACK, Callback, CallbackBody, read_body
 from qtasks.tasks.llm.callback_url import Repair
 from qtasks.tasks.llm.chat_messages import Usage
 from qtasks.tasks.llm.llm_task import LlmTask
-from qtasks.tasks.llm.model_request import Redelivery
-from qtasks.tasks.llm.provider_apis import NOT_THE_FORM, Answer
+from qtasks.tasks.llm.model_request import CallbackRedelivery
+from qtasks.tasks.llm.provider_apis import NOT_THE_FORM, ModelAnswer
 from qtasks.tasks.results.backend import Record, ResultBackend
 from qtasks.tasks.run import decision, dispatch_response
 from qtasks.tasks.run.attempts import Attempts
@@ -50,29 +50,29 @@ MAX_DEPTH = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Completing(Run):
+class CompletionRun(Run):
     """A run of a completion, for `callback`."""
 
     callback: Callback | None = field(default=None, repr=False)
 
-    def again(self, delay_ms: int) -> Redelivery:
+    def again(self, delay_ms: int) -> CallbackRedelivery:
         """See `Run.again`: the same callback, later."""
         assert self.callback is not None
-        envelope, call_id, came = self.envelope, self.context.call_id, self.callback.ticket
+        envelope, call_id, came = self.envelope, self.context.call_id, self.callback.query
         once = hashlib.sha256(f"{call_id} snoozed {came.snoozed}".encode()).hexdigest()
-        return Redelivery(
+        return CallbackRedelivery(
             task=self.task.name,
             call_id=call_id,
             body=self.callback.body,
             options=replace(
-                self.task.delivery.publish, retries=envelope.retries, delay_ms=delay_ms, deduplication_id=once
+                self.task.delivery_options.publish, retries=envelope.retries, delay_ms=delay_ms, deduplication_id=once
             ),
             envelope=envelope,
-            ticket=replace(came, snoozed=came.snoozed + 1),
+            query=replace(came, snoozed=came.snoozed + 1),
         )
 
 
-class Callbacks:
+class LlmCallbackHandler:
     """Takes callbacks to their end. `results` are asked for calls that were too large to travel."""
 
     def __init__(self, attempts: Attempts, results: ResultBackend | None) -> None:
@@ -85,11 +85,11 @@ class Callbacks:
         Raises payload.TamperedError for a header that the URL does not vouch for, PayloadError for what is none.
         """
         found = callback_url.read(query)
-        told = read_told(body)
+        content = read_body(body)
         text = call or await self._kept(found.digest)
         if text is None:
-            empty = Envelope(found.call_id, retries=task.completion.delivery.retries)
-            return Callback(found, told, empty, body, is_lost=True)
+            empty = Envelope(found.call_id, retries=task.completion.delivery_options.retries)
+            return Callback(found, content, empty, body, is_lost=True)
         if not hmac.compare_digest(model_request.digest(text), found.digest):
             raise envelopes.TamperedError(
                 f"the header {model_request.HEADER} is not the one that the signed URL vouches for", code=TAMPERED
@@ -98,7 +98,7 @@ class Callbacks:
         if envelope.call_id != found.call_id:
             raise PayloadError("the URL and the header are of two calls", code=BAD_CALLBACK)
         kept = None if call else Kept(model_request.key_of(found.digest), text)
-        return Callback(found, told, envelope, body, kept)
+        return Callback(found, content, envelope, body, kept)
 
     async def take(
         self, task: LlmTask[..., Any], callback: Callback, context: TaskContext, invoke: Invoke | None
@@ -114,12 +114,12 @@ class Callbacks:
         except QTasksError as error:
             ended = decision.of_call(context, error, text_of(error))
             return await self._attempts.conclude(task, context, envelope, ended, error)
-        if callback.told.is_answer:
+        if callback.content.is_answer:
             return await self._answered(task, callback, context, arguments, invoke)
         if callback.is_news and await self._has_ended(context.call_id):
             return dispatch_response.known()
-        refusal = _refusal(task, callback.told)
-        kind = Kind.FAILED if callback.ticket.failed else Kind.RETRY
+        refusal = _refusal(task, callback.content)
+        kind = Kind.FAILED if callback.query.failed else Kind.RETRY
         ended = decision.model_failed(kind, text_of(refusal), refusal.code)
         return await self._attempts.conclude(task, context, envelope, ended, refusal, arguments)
 
@@ -131,33 +131,33 @@ class Callbacks:
         arguments: Values,
         invoke: Invoke | None,
     ) -> Outcome:
-        answer: Answer | None = None
+        answer: ModelAnswer | None = None
         try:
-            answer = provider_apis.answered(task.dialect, _document(callback.told.body), task.model)
+            answer = provider_apis.answered(task.api, _document(callback.content.body), task.model)
             output = task.output.read(answer)
-            values = task.completion.values(output, _total(answer.usage, callback.ticket.repair), arguments)
+            values = task.completion.values(output, _total(answer.usage, callback.query.repair), arguments)
         except QTasksError as error:
             unfit = isinstance(error, OutputError) and error.code == NOT_THE_FORM
-            if answer is not None and unfit and callback.ticket.repair is None:
+            if answer is not None and unfit and callback.query.repair is None:
                 ended = await self._repaired(task, callback, context, answer, error)
             else:
                 ended = decision.of_call(context, error, text_of(error))
             return await self._attempts.conclude(task, context, callback.envelope, ended, error, arguments)
         if answer.cut_off:
             log.warning("the answer to %s was cut off at max_tokens", context.task, extra=facts(context, "cut_off"))
-        run = Completing(task.completion, values, context, callback.envelope, callback)
+        run = CompletionRun(task.completion, values, context, callback.envelope, callback)
         return await self._attempts.make(run, invoke)
 
     async def _repaired(
-        self, task: LlmTask[..., Any], callback: Callback, context: TaskContext, answer: Answer, error: QTasksError
+        self, task: LlmTask[..., Any], callback: Callback, context: TaskContext, answer: ModelAnswer, error: QTasksError
     ) -> Verdict:
         """Ask once more, with what is wrong."""
-        spent = Repair(callback.told.message_id, answer.usage.input_tokens, answer.usage.output_tokens)
+        spent = Repair(callback.content.message_id, answer.usage.input_tokens, answer.usage.output_tokens)
         try:
-            request = json.loads(callback.told.request)
+            request = json.loads(callback.content.request)
             complaint = task.output.complaint(error.message)
-            message = task.asking_again(callback.envelope, task.dialect.repair(request, answer, complaint), spent)
-        except (ValueError, TypeError, KeyError):  # what was asked is not told, or the answer is no part of it
+            message = task.asking_again(callback.envelope, task.api.repair(request, answer, complaint), spent)
+        except (ValueError, TypeError, KeyError):  # the request is missing, or the answer is no part of it
             return decision.of_call(context, error, text_of(error))
         except QTasksError as failure:
             return decision.of_call(context, failure, text_of(failure))
@@ -191,18 +191,18 @@ def _document(body: bytes) -> object:
         return body.decode(errors="replace")
 
 
-def _refusal(task: LlmTask[..., Any], told: Told) -> ProviderError:
+def _refusal(task: LlmTask[..., Any], content: CallbackBody) -> ProviderError:
     """What a provider has to say for itself."""
     name = task.provider.name
-    if told.status == 0:
-        detail = told.error or "no reason is known"
+    if content.status == 0:
+        detail = content.error or "no reason is known"
         return ProviderError(f"{name} could not be asked: {detail}", status=0, detail=detail)
-    document = _document(told.body)
+    document = _document(content.body)
     said = document.get("error", document) if isinstance(document, dict) else document
     said = said.get("message", said) if isinstance(said, dict) else said
     text = said if isinstance(said, str) else json.dumps(said)
     detail = task.provider.without_key(text, os.environ)[:MAX_DETAIL]
-    return ProviderError(f"{name} answered {told.status}: {detail}", status=told.status, detail=detail)
+    return ProviderError(f"{name} answered {content.status}: {detail}", status=content.status, detail=detail)
 
 
 def _total(usage: Usage, repair: Repair | None) -> Usage:

@@ -1,9 +1,9 @@
-"""What a callback URL says: which call the answer is for, and what its header has to be.
+"""The query of a callback URL: which call an answer is for, and the hash of the header with the call.
 
     https://app.example.com/qtasks/summarise?call=call_0f3a...&sha256=9c1d...
 
-The broker signs the URL of every delivery, but no header of it. So the URL carries the hash of the header that brings
-the arguments, and thereby vouches for it: whoever could change the header could not change the hash.
+The broker signs the URL and the body of every delivery, but no header. A callback carries the arguments of the call in
+a header, so its URL contains the hash of that header: a changed header no longer matches the signed URL.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from urllib.parse import quote, unquote
 
 from qtasks.errors import PayloadError
 
-BAD_TICKET = "QT423"
+BAD_QUERY = "QT423"
 
-_FORM = re.compile(
+_PATTERN = re.compile(
     r"call=(?P<call>[A-Za-z0-9._~%-]{1,384})"
     r"&sha256=(?P<digest>[0-9a-f]{64})"
     r"(?:&repairs=(?P<source>[A-Za-z0-9._~%-]{1,384})&input=(?P<input>[0-9]{1,15})&output=(?P<output>[0-9]{1,15}))?"
@@ -27,29 +27,31 @@ _FORM = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """The second request of a call: what the first one was, and what it cost."""
+    """Marks the second request of a call, sent because the first answer did not fit; describes the first request."""
 
     source: str
-    """Id of the message that asked first."""
+    """Message id of the first request."""
     input_tokens: int
+    """Tokens that the first request cost."""
     output_tokens: int
+    """Tokens that the first answer cost."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
-    """The query of a callback URL."""
+class CallbackQuery:
+    """The query of a callback URL, as a value."""
 
     call_id: str
     digest: str
-    """SHA-256 of the header's value, in hexadecimal."""
+    """SHA-256 of the value of the header with the call, in hexadecimal."""
     repair: Repair | None = None
     snoozed: int = 0
-    """How often its completion has been put off."""
+    """How many times `Snooze` has postponed the completion."""
     failed: bool = False
-    """Whether this is the URL that is told of the end of all attempts."""
+    """True for the failure callback, which the broker calls once after the last attempt."""
 
-    def query(self) -> str:
-        """As it is written; `read` gives it back."""
+    def text(self) -> str:
+        """The query string; `read` is the reverse."""
         text = f"call={quote(self.call_id, safe='')}&sha256={self.digest}"
         if (repair := self.repair) is not None:
             text += (
@@ -59,14 +61,14 @@ class Ticket:
         return text + ("&failed=1" if self.failed else "")
 
 
-def read(query: str) -> Ticket:
-    """The ticket in a query string. Raises PayloadError for one that `Ticket.query` would not have written."""
-    if (found := _FORM.fullmatch(query)) is not None:
+def read(text: str) -> CallbackQuery:
+    """Parse a query string. Raises PayloadError for any text that `CallbackQuery.text` does not produce."""
+    if (match := _PATTERN.fullmatch(text)) is not None:
         repair = None
-        if found["source"] is not None:
-            repair = Repair(unquote(found["source"]), int(found["input"]), int(found["output"]))
-        snoozed, failed = int(found["snoozed"] or 0), found["failed"] is not None
-        ticket = Ticket(unquote(found["call"]), found["digest"], repair, snoozed, failed)
-        if ticket.query() == query:
-            return ticket
-    raise PayloadError("the query of the URL is not one that a call to a language model has", code=BAD_TICKET)
+        if match["source"] is not None:
+            repair = Repair(unquote(match["source"]), int(match["input"]), int(match["output"]))
+        snoozed, failed = int(match["snoozed"] or 0), match["failed"] is not None
+        query = CallbackQuery(unquote(match["call"]), match["digest"], repair, snoozed, failed)
+        if query.text() == text:  # one call has exactly one spelling
+            return query
+    raise PayloadError("the URL does not have the query of a callback for a call to a language model", code=BAD_QUERY)

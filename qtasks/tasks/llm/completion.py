@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from qtasks.tasks.llm.llm_task import LlmTask
 
 T = TypeVar("T")
-More = ParamSpec("More")
+CompletionParams = ParamSpec("CompletionParams")
 Returned = TypeVar("Returned")
 
 BAD_COMPLETION = "QT160"
 
 
-class Completions(Generic[T]):
+class CompletionSlot(Generic[T]):
     """What runs with the answers of a task and its copies: one function, or none."""
 
     def __init__(self, of: LlmTask[..., T]) -> None:
@@ -99,8 +99,8 @@ class CompletionDecorator(Protocol, Generic[T]):
     """What ``@task.on_completion(...)`` returns: takes a function, and leaves it as it is."""
 
     def __call__(
-        self, function: Callable[Concatenate[T, More], Returned], /
-    ) -> Callable[Concatenate[T, More], Returned]:
+        self, function: Callable[Concatenate[T, CompletionParams], Returned], /
+    ) -> Callable[Concatenate[T, CompletionParams], Returned]:
         """Have `function` run with every answer."""
         ...
 

@@ -53,7 +53,7 @@ MODEL_OPTIONS = tuple(ModelOptions.__annotations__)
 
 
 def check(task: str, options: Mapping[str, Any], known: frozenset[str], provider: str) -> None:
-    """Refuse what an LLM task cannot mean. `known` are the settings of the provider's dialect.
+    """Refuse what an LLM task cannot mean. `known` are the settings of the provider's API.
 
     Raises DefinitionError naming the option. What is common to all tasks is checked elsewhere.
     """

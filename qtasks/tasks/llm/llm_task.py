@@ -26,15 +26,15 @@ from qtasks.tasks.llm.completion import (
     BAD_COMPLETION,
     Completion,
     CompletionDecorator,
-    Completions,
-    More,
+    CompletionParams,
+    CompletionSlot,
     Returned,
 )
 from qtasks.tasks.llm.llm_options import MODEL_OPTIONS, LlmCallOptions
-from qtasks.tasks.llm.model_request import Question
+from qtasks.tasks.llm.model_request import ModelRequest
 from qtasks.tasks.llm.output import Output
 from qtasks.tasks.llm.providers import Provider
-from qtasks.tasks.options import BAD_OPTION, AttemptOptions, Delivery
+from qtasks.tasks.options import BAD_OPTION, AttemptOptions, DeliveryOptions
 from qtasks.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -64,11 +64,11 @@ class LlmTask(Task[P, T]):
         inherit: LlmTask[P, T] | None = None,
     ) -> None:
         super().__init__(bound, function, name=name, options=options, inherit=inherit)
-        self.completions: Completions[T] = Completions(self) if inherit is None else inherit.completions
+        self.completions: CompletionSlot[T] = CompletionSlot(self) if inherit is None else inherit.completions
         self.provider: Provider = options["provider"]
         self.model: str = options["model"]
         self.output: Output[T] = options["output"]
-        self.dialect = provider_apis.of(self.provider)
+        self.api = provider_apis.of(self.provider)
 
     if TYPE_CHECKING:
 
@@ -81,8 +81,8 @@ class LlmTask(Task[P, T]):
 
     @overload
     def on_completion(
-        self, function: Callable[Concatenate[T, More], Returned], /
-    ) -> Callable[Concatenate[T, More], Returned]: ...
+        self, function: Callable[Concatenate[T, CompletionParams], Returned], /
+    ) -> Callable[Concatenate[T, CompletionParams], Returned]: ...
     @overload
     def on_completion(self, function: None = None, /, **options: Unpack[AttemptOptions]) -> CompletionDecorator[T]: ...
     def on_completion(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
@@ -122,7 +122,7 @@ class LlmTask(Task[P, T]):
             _ = self.output.schema
         _ = self.completion.parameters
 
-    def message(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], call_id: str | None = None) -> Question:
+    def message(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], call_id: str | None = None) -> ModelRequest:
         """See `Task.message`: a request for the provider, made of the messages that the function makes."""
         checked = self.parameters.check(self.parameters.bind(args, kwargs))
         plain = self.carrying(checked, len(args), call_id)
@@ -131,12 +131,12 @@ class LlmTask(Task[P, T]):
         envelope = replace(plain.envelope, call_id=plain.call_id)
         return self._asking(envelope, messages, plain.options, plain.queue, plain.unique)
 
-    def follow_up(self, envelope: Envelope, call_id: str, value: Any) -> Question:
+    def follow_up(self, envelope: Envelope, call_id: str, value: Any) -> ModelRequest:
         """See `BaseTask.follow_up`: a call that was delivered, such as a step of a flow, continues as the request."""
         envelope = replace(envelope, call_id=call_id)
-        return self._asking(envelope, value, self._again(envelope, "asked"), self.delivery.queue)
+        return self._asking(envelope, value, self._again(envelope, "asked"), self.delivery_options.queue)
 
-    def asking_again(self, envelope: Envelope, request: Mapping[str, Any], repair: Repair) -> Question:
+    def asking_again(self, envelope: Envelope, request: Mapping[str, Any], repair: Repair) -> ModelRequest:
         """The second request of a call, with `request` as its body."""
         return self._question(envelope, request, self._again(envelope, "repaired"), repair=repair)
 
@@ -147,7 +147,7 @@ class LlmTask(Task[P, T]):
 
     def _again(self, envelope: Envelope, what: str) -> PublishOptions:
         """The options of a call, for what is sent for it once, by whichever delivery of it comes first."""
-        said = wire.read(envelope.options.items()) if envelope.options else self.delivery.publish
+        said = wire.read(envelope.options.items()) if envelope.options else self.delivery_options.publish
         once = hashlib.sha256(f"{envelope.call_id} {what}".encode()).hexdigest()
         return replace(said, delay_ms=None, not_before_s=None, deduplication_id=once)
 
@@ -158,10 +158,10 @@ class LlmTask(Task[P, T]):
         options: PublishOptions,
         queue: str | None,
         unique: Unique | None = None,
-    ) -> Question:
+    ) -> ModelRequest:
         said = {name: self._options[name] for name in MODEL_OPTIONS if name in self._options}
-        request = self.dialect.request(self.model, self._checked(messages), self.output, said)
-        how = self.completion.delivery
+        request = self.api.request(self.model, self._checked(messages), self.output, said)
+        how = self.completion.delivery_options
         back = replace(
             envelope,
             retries=how.retries,
@@ -181,7 +181,7 @@ class LlmTask(Task[P, T]):
         queue: str | None = None,
         unique: Unique | None = None,
         repair: Repair | None = None,
-    ) -> Question:
+    ) -> ModelRequest:
         assert envelope.call_id is not None
         try:
             body = json.dumps(request, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
@@ -192,8 +192,8 @@ class LlmTask(Task[P, T]):
                 f"{self.name}: the request to {self.model} has {len(body):,} bytes; {MAX_BODY:,} are allowed",
                 code="QT155",
             )
-        how = self.completion.delivery
-        return Question(
+        how = self.completion.delivery_options
+        return ModelRequest(
             task=self.name,
             call_id=envelope.call_id,
             body=body,
@@ -228,7 +228,7 @@ class LlmTask(Task[P, T]):
         parameters = inspect.signature(self.function).parameters.values()
         return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
 
-    def for_flow(self) -> Delivery:
+    def for_flow(self) -> DeliveryOptions:
         """See `Task.for_flow`. Raises DefinitionError for what a call does not carry through a flow."""
         for name in ("model", *MODEL_OPTIONS):
             if self._origin is not None and self._options.get(name) != self._origin.option(name):
@@ -242,7 +242,7 @@ class LlmTask(Task[P, T]):
     def _check(self, options: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
         known = tuple(LlmCallOptions.__annotations__)
         call_options.check(self.name, options, known=known, merged=merged)
-        llm_options.check(self.name, options, self.dialect.settings, self.provider.kind)
+        llm_options.check(self.name, options, self.api.settings, self.provider.kind)
 
 
 class LlmDecorator(Protocol, Generic[T]):

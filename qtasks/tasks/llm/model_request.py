@@ -12,7 +12,7 @@ from qtasks.errors import PayloadError
 from qtasks.protocol.messages import Headers, PublishOptions, Redaction
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.envelope import Envelope
-from qtasks.tasks.llm.callback_url import Repair, Ticket
+from qtasks.tasks.llm.callback_url import CallbackQuery, Repair
 from qtasks.tasks.send.outgoing import Kept, Outgoing
 
 HEADER: Final = "Qtasks-Call"
@@ -23,7 +23,7 @@ MAX_HEADER: Final = 6 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Returning(Outgoing):
+class CallHeaderMessage(Outgoing):
     """A message that comes back, or comes, with a call in a header. `envelope` is that call."""
 
     @property
@@ -42,13 +42,13 @@ class Returning(Outgoing):
         """The header with the call, unless that is kept."""
         return ((HEADER, call),) if len(call := self.call) <= MAX_HEADER else ()
 
-    def sealed(self) -> Returning:
+    def sealed(self) -> CallHeaderMessage:
         """See `Outgoing.sealed`: the call is no part of the body here."""
         return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question(Returning):
+class ModelRequest(CallHeaderMessage):
     """A request for a provider, as a message whose callback is the dispatcher."""
 
     url: str
@@ -61,7 +61,7 @@ class Question(Returning):
 
     def addressed(self, base_url: str) -> tuple[str, PublishOptions]:
         """See `Outgoing.addressed`."""
-        ticket = Ticket(self.call_id, digest(self.call), self.repair)
+        query = CallbackQuery(self.call_id, digest(self.call), self.repair)
         hides = self.options.redact is not None
         back = replace(
             self.completion,
@@ -73,23 +73,23 @@ class Question(Returning):
             self.options,
             forward=self.key,
             redact=_redaction(self.key, hides=hides),
-            callback=f"{base_url}/{self.task}?{ticket.query()}",
+            callback=f"{base_url}/{self.task}?{query.text()}",
             callback_options=back,
-            failure_callback=f"{base_url}/{self.task}?{replace(ticket, failed=True).query()}",
+            failure_callback=f"{base_url}/{self.task}?{replace(query, failed=True).text()}",
             failure_callback_options=back,
         )
         return self.url, options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Redelivery(Returning):
+class CallbackRedelivery(CallHeaderMessage):
     """A callback once more, later: what `Snooze` makes of one."""
 
-    ticket: Ticket
+    query: CallbackQuery
 
     def addressed(self, base_url: str) -> tuple[str, PublishOptions]:
         """See `Outgoing.addressed`."""
-        return f"{base_url}/{self.task}?{self.ticket.query()}", replace(self.options, forward=self.header)
+        return f"{base_url}/{self.task}?{self.query.text()}", replace(self.options, forward=self.header)
 
 
 def written(envelope: Envelope) -> str:

@@ -15,7 +15,7 @@ from qtasks.errors import DefinitionError, OutputError
 from qtasks.tasks.encode.annotations import WIRE, adapter, type_name
 
 if TYPE_CHECKING:
-    from qtasks.tasks.llm.provider_apis import Answer
+    from qtasks.tasks.llm.provider_apis import ModelAnswer
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class Output(Generic[T]):
         schema = json.dumps(self.schema, ensure_ascii=False)
         return f"{wrong}\n\nAnswer again, with nothing but JSON that fits this schema:\n{schema}"
 
-    def read(self, answer: Answer) -> T:
+    def read(self, answer: ModelAnswer) -> T:
         """The answer in its type. Raises OutputError saying what does not fit."""
         text = answer.text
         if self.is_text:

@@ -25,7 +25,7 @@ MAX_TOKENS = 10**12
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ModelAnswer:
     """What a model answered."""
 
     text: str
@@ -39,7 +39,7 @@ class Answer:
     """Why the model will not answer."""
 
 
-class Dialect(Protocol):
+class ProviderApi(Protocol):
     """One form of requests and answers."""
 
     settings: frozenset[str]
@@ -51,16 +51,16 @@ class Dialect(Protocol):
         """The body that asks `model`; `said` are the settings."""
         ...
 
-    def read(self, document: Json, model: str) -> Answer:
+    def read(self, document: Json, model: str) -> ModelAnswer:
         """The answer in a body. Raises KeyError, TypeError, IndexError or AttributeError for what is none."""
         ...
 
-    def repair(self, request: Json, answer: Answer, complaint: str) -> Json:
+    def repair(self, request: Json, answer: ModelAnswer, complaint: str) -> Json:
         """`request` again, with the answer and what is wrong with it at its end."""
         ...
 
 
-class OpenAI:
+class OpenAIApi:
     """The chat completions of OpenAI, and of servers that are compatible with them."""
 
     settings = frozenset({"temperature", "max_tokens", "top_p", "stop", "seed", "strict", "extra"})
@@ -72,7 +72,7 @@ class OpenAI:
     def request(
         self, model: str, messages: Sequence[ChatMessage], output: Output[Any], said: Mapping[str, Any]
     ) -> Json:
-        """See `Dialect.request`."""
+        """See `ProviderApi.request`."""
         body: Json = {"model": model, "messages": list(messages)}
         body |= {name: said[name] for name in ("temperature", "top_p", "stop", "seed") if name in said}
         if "max_tokens" in said:
@@ -84,13 +84,13 @@ class OpenAI:
             body["response_format"] = {"type": "json_schema", "json_schema": form}
         return body | dict(said.get("extra", {}))
 
-    def read(self, document: Json, model: str) -> Answer:
-        """See `Dialect.read`."""
+    def read(self, document: Json, model: str) -> ModelAnswer:
+        """See `ProviderApi.read`."""
         choice = document["choices"][0]
         message = choice["message"]
         usage = document.get("usage") or {}
         refusal = message.get("refusal") or None
-        return Answer(
+        return ModelAnswer(
             text=_text(message["content"]) if refusal is None else refusal,
             usage=Usage(
                 str(document.get("model") or model),
@@ -102,13 +102,13 @@ class OpenAI:
             refusal=refusal,
         )
 
-    def repair(self, request: Json, answer: Answer, complaint: str) -> Json:
-        """See `Dialect.repair`."""
+    def repair(self, request: Json, answer: ModelAnswer, complaint: str) -> Json:
+        """See `ProviderApi.repair`."""
         asked = {"role": "user", "content": complaint}
         return {**request, "messages": [*request["messages"], answer.turn, asked]}
 
 
-class Anthropic:
+class AnthropicApi:
     """The messages of Anthropic. An output that is no text is asked for as the input of a tool that must be used."""
 
     settings = frozenset({"temperature", "max_tokens", "top_p", "stop", "extra"})
@@ -116,7 +116,7 @@ class Anthropic:
     def request(
         self, model: str, messages: Sequence[ChatMessage], output: Output[Any], said: Mapping[str, Any]
     ) -> Json:
-        """See `Dialect.request`. System messages go where Anthropic wants them: beside the conversation."""
+        """See `ProviderApi.request`. System messages go where Anthropic wants them: beside the conversation."""
         body: Json = {
             "model": model,
             "max_tokens": said.get("max_tokens", ANTHROPIC_MAX_TOKENS),
@@ -132,13 +132,13 @@ class Anthropic:
             body |= {"tools": [tool], "tool_choice": {"type": "tool", "name": output.name}}
         return body | dict(said.get("extra", {}))
 
-    def read(self, document: Json, model: str) -> Answer:
-        """See `Dialect.read`."""
+    def read(self, document: Json, model: str) -> ModelAnswer:
+        """See `ProviderApi.read`."""
         blocks: list[Json] = document["content"]
         usage = document.get("usage") or {}
         used = [block["input"] for block in blocks if block["type"] == "tool_use"]
         said = "".join(block["text"] for block in blocks if block["type"] == "text")
-        return Answer(
+        return ModelAnswer(
             text=json.dumps(used[0], ensure_ascii=False) if used else said,
             usage=Usage(
                 str(document.get("model") or model),
@@ -150,8 +150,8 @@ class Anthropic:
             refusal="it gives no reason" if document.get("stop_reason") == "refusal" else None,
         )
 
-    def repair(self, request: Json, answer: Answer, complaint: str) -> Json:
-        """See `Dialect.repair`. Every use of a tool has to be followed by a result."""
+    def repair(self, request: Json, answer: ModelAnswer, complaint: str) -> Json:
+        """See `ProviderApi.repair`. Every use of a tool has to be followed by a result."""
         used = [block["id"] for block in answer.turn["content"] if block["type"] == "tool_use"]
         results: list[Json] = [
             {"type": "tool_result", "tool_use_id": one, "is_error": True, "content": complaint} for one in used
@@ -160,17 +160,17 @@ class Anthropic:
         return {**request, "messages": [*request["messages"], answer.turn, asked]}
 
 
-def of(provider: Provider) -> Dialect:
-    """The dialect that `provider` speaks."""
+def of(provider: Provider) -> ProviderApi:
+    """The API that `provider` speaks."""
     if provider.kind == "anthropic":
-        return Anthropic()
-    return OpenAI(length="max_completion_tokens" if provider.kind == "openai" else "max_tokens")
+        return AnthropicApi()
+    return OpenAIApi(length="max_completion_tokens" if provider.kind == "openai" else "max_tokens")
 
 
-def answered(dialect: Dialect, document: object, model: str) -> Answer:
+def answered(api: ProviderApi, document: object, model: str) -> ModelAnswer:
     """The answer in a provider's body. Raises OutputError for what is none, and for a refusal of the model."""
     try:
-        answer = dialect.read(document, model)  # type: ignore[arg-type]  # what it is shows in the reading
+        answer = api.read(document, model)  # type: ignore[arg-type]  # what it is shows in the reading
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise OutputError(
             f"the answer is no chat completion with text: {type(error).__name__}: {error}",

@@ -41,7 +41,7 @@ from qtasks.tasks.task import Task
 
 if TYPE_CHECKING:
     from qtasks.tasks.llm.callback import Callback
-    from qtasks.tasks.llm.callback_handler import Callbacks
+    from qtasks.tasks.llm.callback_handler import LlmCallbackHandler
     from qtasks.tasks.llm.llm_task import LlmTask
 
 log = logging.getLogger("qtasks.dispatch")
@@ -225,7 +225,7 @@ class Dispatcher:
         invoke: Invoke | None,
     ) -> Outcome:
         now_ms = self._clock.now_ms()
-        runs = callback is None or callback.told.is_answer
+        runs = callback is None or callback.content.is_answer
         if envelope.expires_ms is not None and now_ms > envelope.expires_ms and runs:
             return await self._attempts.conclude(task, context, envelope, decision.expired(envelope.expires_ms, now_ms))
         if callback is not None:
@@ -259,11 +259,11 @@ class Dispatcher:
         return callback.envelope, callback
 
     @functools.cached_property
-    def _callbacks(self) -> Callbacks:
+    def _callbacks(self) -> LlmCallbackHandler:
         # Imported here: few applications ask language models.
-        from qtasks.tasks.llm.callback_handler import Callbacks
+        from qtasks.tasks.llm.callback_handler import LlmCallbackHandler
 
-        return Callbacks(self._attempts, self._results)
+        return LlmCallbackHandler(self._attempts, self._results)
 
     def _distrusted(self, delivery: Delivery, error: QTasksError) -> Outcome:
         log.warning("%s %s", error.code, error, extra={"action": "refused", "task": delivery.task})

@@ -28,7 +28,7 @@ class Run:
 
     def again(self, delay_ms: int) -> Outgoing:
         """The message that has the call run once more, later."""
-        return again(self.task.name, self.context.call_id, self.envelope, self.task.delivery.publish, delay_ms)
+        return again(self.task.name, self.context.call_id, self.envelope, self.task.delivery_options.publish, delay_ms)
 
     def follow_up(self, value: Any) -> Outgoing | None:
         """The follow-up message if the call continues after its function returned; None if `value` is the result."""

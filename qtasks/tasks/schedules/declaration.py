@@ -64,7 +64,7 @@ class DeclarationOptions(TaskOptions, ScheduleOptions, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class DesiredSchedule:
     """A schedule as the service is to have it."""
 
     title: str
@@ -79,7 +79,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Declaration:
+class ScheduleDeclaration:
     """A task, when it runs, and with what arguments. `label` is `DECLARED` or `DYNAMIC`."""
 
     task: Task[..., Any]
@@ -113,7 +113,7 @@ class Declaration:
         parameters.to_json(parameters.check(parameters.bind(self.args, self.kwargs)))
 
     def _check_options(self) -> None:
-        how = self.task.delivery
+        how = self.task.delivery_options
         if how.unique:
             raise self._error(
                 "`unique` is decided where a call is made, and nobody makes the calls of a schedule",
@@ -155,14 +155,14 @@ class Declaration:
         options = replace(message.options, labels=(self.label, *message.options.labels), delay_ms=None)
         return replace(message, envelope=envelope, options=options).sealed()
 
-    def wanted(self, base_url: str) -> Wanted:
+    def desired(self, base_url: str) -> DesiredSchedule:
         """The schedule at the service of environment `base_url`. Raises as `call`."""
         call = self.call(base_url)
         assert call.envelope is not None
         body = envelopes.encode(replace(call.envelope, call_id=None))  # static, so a run is named by its message
         options = replace(
             call.options,
-            delay_ms=self.task.delivery.publish.delay_ms,
+            delay_ms=self.task.delivery_options.publish.delay_ms,
             cron=self.cron.text,
             schedule_id=call.envelope.schedule,
             queue=call.queue,
@@ -170,7 +170,7 @@ class Declaration:
         destination = f"{base_url}/{call.task}"
         kind, *given = options.labels
         labels = (kind, f"{mark(base_url)}{_fingerprint(destination, body, options)}", *given)
-        return Wanted(self.title, destination, body, replace(options, labels=labels))
+        return DesiredSchedule(self.title, destination, body, replace(options, labels=labels))
 
     def _error(self, text: str, *, fix: str | None = None) -> DefinitionError:
         return DefinitionError(f"schedule {self.title}: {text}", fix=fix, code=BAD_OPTION)
@@ -178,7 +178,7 @@ class Declaration:
 
 def declaration(
     task: Task[..., Any], timing: Cron, name: str, options: Mapping[str, Any], *, label: str = DECLARED
-) -> Declaration:
+) -> ScheduleDeclaration:
     """A checked declaration. `options` are `ScheduleOptions`, their zone being in `timing` already.
 
     Raises DefinitionError for an option that cannot work, ArgumentsError for arguments that do not fit.
@@ -191,7 +191,7 @@ def declaration(
                 fix="give options of the calls to .using(...)",
                 code=BAD_OPTION,
             )
-    made = Declaration(
+    made = ScheduleDeclaration(
         task=task,
         cron=timing,
         name=name,

@@ -19,7 +19,7 @@ from qtasks.errors import ConfigurationError, PayloadError
 from qtasks.protocol import durations
 from qtasks.protocol.messages import DEFAULT_RETRIES, FlowControl, PublishOptions
 from qtasks.tasks.encode import envelope as envelopes
-from qtasks.tasks.schedules.declaration import DECLARED, DYNAMIC, Wanted, identity, mark, title
+from qtasks.tasks.schedules.declaration import DECLARED, DYNAMIC, DesiredSchedule, identity, mark, title
 from qtasks.tasks.send.outgoing import Outgoing
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ FOREIGN = "QT310"
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ScheduleDifference:
     """One schedule, and how code and service differ about it."""
 
     title: str
-    wanted: Wanted | None = None
+    desired: DesiredSchedule | None = None
     found: Schedule | None = None
     reasons: tuple[str, ...] = ()
     """What differs, in words."""
@@ -48,12 +48,12 @@ class Step:
 class SyncPlan:
     """What it takes, or took, for the service to have the schedules that the code declares."""
 
-    added: tuple[Step, ...] = ()
-    changed: tuple[Step, ...] = ()
-    removed: tuple[Step, ...] = ()
+    added: tuple[ScheduleDifference, ...] = ()
+    changed: tuple[ScheduleDifference, ...] = ()
+    removed: tuple[ScheduleDifference, ...] = ()
     """Declared once, and no more; only `prune` removes them."""
-    unchanged: tuple[Step, ...] = ()
-    dynamic: tuple[Step, ...] = ()
+    unchanged: tuple[ScheduleDifference, ...] = ()
+    dynamic: tuple[ScheduleDifference, ...] = ()
     """Made by a running program; not ours to judge."""
     elsewhere: tuple[Schedule, ...] = ()
     """Of other environments; never touched."""
@@ -75,44 +75,45 @@ class SyncPlan:
         return "; ".join(said) or "nothing to do"
 
 
-def plan(wanted: Iterable[Wanted], found: Sequence[Schedule], base_url: str) -> SyncPlan:
+def plan(desired: Iterable[DesiredSchedule], found: Sequence[Schedule], base_url: str) -> SyncPlan:
     """Compare; steps are in the order of their titles.
 
     Raises ConfigurationError where a schedule that is not ours stands in the place of one.
     """
     standing = {one.schedule_id: one for one in found}
-    added: list[Step] = []
-    changed: list[Step] = []
-    unchanged: list[Step] = []
+    added: list[ScheduleDifference] = []
+    changed: list[ScheduleDifference] = []
+    unchanged: list[ScheduleDifference] = []
     ids: set[str] = set()
-    for one in sorted(wanted, key=lambda one: one.title):
+    for one in sorted(desired, key=lambda one: one.title):
         ids.add(one.id)
         if (there := standing.get(one.id)) is None:
-            added.append(Step(one.title, one))
+            added.append(ScheduleDifference(one.title, one))
             continue
         own(there, base_url)
         reasons = differences(one, there)
-        (changed if reasons else unchanged).append(Step(one.title, one, there, reasons))
+        (changed if reasons else unchanged).append(ScheduleDifference(one.title, one, there, reasons))
     others = [(there, title_of(there, base_url)) for there in found if there.schedule_id not in ids]
-    mine = sorted((Step(name, None, there) for there, name in others if name is not None), key=lambda step: step.title)
+    undeclared = [ScheduleDifference(name, None, there) for there, name in others if name is not None]
+    undeclared.sort(key=lambda difference: difference.title)
     return SyncPlan(
         tuple(added),
         tuple(changed),
-        tuple(replace(step, reasons=("not declared any more",)) for step in mine if not step.is_dynamic),
+        tuple(replace(step, reasons=("not declared any more",)) for step in undeclared if not step.is_dynamic),
         tuple(unchanged),
-        tuple(step for step in mine if step.is_dynamic),
+        tuple(step for step in undeclared if step.is_dynamic),
         tuple(there for there, name in others if name is None and _is_made_here(there)),
     )
 
 
-def differences(wanted: Wanted, found: Schedule) -> tuple[str, ...]:
+def differences(desired: DesiredSchedule, found: Schedule) -> tuple[str, ...]:
     """How a schedule at the service is other than it should be, in words; empty if it is not."""
-    options = wanted.options
+    options = desired.options
     said = [
         f"{name} {is_there or '-'} -> {should_be or '-'}"
         for name, is_there, should_be in (
             ("cron", found.cron, options.cron),
-            ("destination", found.destination, wanted.destination),
+            ("destination", found.destination, desired.destination),
             ("retries", str(found.retries), str(DEFAULT_RETRIES if options.retries is None else options.retries)),
             ("retry delay", found.retry_delay_expression, options.retry_delay),
             ("queue", found.queue, options.queue),
@@ -122,7 +123,7 @@ def differences(wanted: Wanted, found: Schedule) -> tuple[str, ...]:
         )
         if is_there != should_be
     ]
-    if not _is_body(found, wanted.body):
+    if not _is_body(found, desired.body):
         said.append("arguments")
     # The fingerprint knows of everything, also of what services show differently or not at all.
     if not said and set(_labels(found)) != set(options.labels):

@@ -22,7 +22,7 @@ from qtasks.protocol import cron
 from qtasks.tasks.dev_server import is_loopback
 from qtasks.tasks.options import Span
 from qtasks.tasks.schedules import diff, recurrence
-from qtasks.tasks.schedules.declaration import DYNAMIC, Declaration, Wanted, as_declared, declaration
+from qtasks.tasks.schedules.declaration import DYNAMIC, DesiredSchedule, ScheduleDeclaration, as_declared, declaration
 from qtasks.tasks.schedules.diff import SyncPlan
 from qtasks.tasks.schedules.task_schedule import TaskSchedule, base_url_of
 from qtasks.tasks.settings import DEFAULT, Settings
@@ -54,19 +54,19 @@ class Schedules:
         """How many there are."""
         return len(self._declared())
 
-    def check(self) -> list[Wanted]:
+    def check(self) -> list[DesiredSchedule]:
         """What the service is to have. Raises DefinitionError for a declaration that cannot work.
 
         And ResultsDisabled where one wants its runs skipped and there is no place for results.
         """
         base_url = base_url_of(self._runtime)
-        wanted: list[Wanted] = []
+        desired: list[DesiredSchedule] = []
         for declared in self._declared():
             try:
-                wanted.append(wanted_of(self._runtime, declared, base_url))
+                desired.append(desired_schedule(self._runtime, declared, base_url))
             except ArgumentsError as error:
                 raise as_declared(error, declared.title) from None
-        return wanted
+        return desired
 
     def check_reach(self) -> None:
         """Refuse to write from where nobody would mean to. Raises ConfigurationError (QT311)."""
@@ -88,8 +88,8 @@ class Schedules:
         check_reach(self._runtime)
         todo = self.diff()
         for step in (*todo.added, *todo.changed):
-            assert step.wanted is not None
-            put(self._runtime, step.wanted, paused=step.found is not None and step.found.paused)
+            assert step.desired is not None
+            put(self._runtime, step.desired, paused=step.found is not None and step.found.paused)
         for step in todo.removed if prune else ():
             assert step.found is not None
             self._run(schedule.delete(step.found.schedule_id), f"the removal of schedule {step.title}")
@@ -131,7 +131,7 @@ class Schedules:
             call=lambda base_url: diff.call_of(found, base_url),
         )
 
-    def _declared(self) -> list[Declaration]:
+    def _declared(self) -> list[ScheduleDeclaration]:
         tasks = {id(task): task for task in self._tasks.values()}  # a task stands there under each of its names
         return [declared for task in tasks.values() for declared in task.declared]
 
@@ -164,7 +164,7 @@ def make(
     return _stand(declaration(task, when, name, options, label=DYNAMIC))
 
 
-def _stand(declared: Declaration) -> TaskSchedule[Any]:
+def _stand(declared: ScheduleDeclaration) -> TaskSchedule[Any]:
     """Have the service keep a dynamic schedule."""
     runtime = declared.task.runtime
     if any(declared.name == one.name for one in declared.task.declared):
@@ -174,7 +174,7 @@ def _stand(declared: Declaration) -> TaskSchedule[Any]:
         )
     check_reach(runtime)
     base_url = base_url_of(runtime)
-    wanted = wanted_of(runtime, declared, base_url)
+    desired = desired_schedule(runtime, declared, base_url)
     handle = TaskSchedule.of(declared)
     try:
         found: Schedule | None = handle.info()
@@ -184,8 +184,8 @@ def _stand(declared: Declaration) -> TaskSchedule[Any]:
         found = None
     if found is not None:
         diff.own(found, base_url)
-    if found is None or diff.differences(wanted, found):
-        put(runtime, wanted, paused=found is not None and found.paused)
+    if found is None or diff.differences(desired, found):
+        put(runtime, desired, paused=found is not None and found.paused)
     return handle
 
 
@@ -197,8 +197,8 @@ def _name_of(task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def wanted_of(runtime: Runtime, declared: Declaration, base_url: str) -> Wanted:
-    """What the service is to have of a declaration. Raises as `Declaration.wanted`, ResultsDisabled."""
+def desired_schedule(runtime: Runtime, declared: ScheduleDeclaration, base_url: str) -> DesiredSchedule:
+    """What the service is to have of a declaration. Raises as `ScheduleDeclaration.desired`, ResultsDisabled."""
     if declared.overlap == "skip" and runtime.results_or_none() is None:
         raise ResultsDisabled(
             f'schedule {declared.title}: overlap="skip" has to know which runs are under way, '
@@ -206,17 +206,17 @@ def wanted_of(runtime: Runtime, declared: Declaration, base_url: str) -> Wanted:
             fix="set QTASKS_RESULTS, or QTasks(results=...), to sqlite:///results.db, postgresql://... "
             'or redis://...; overlap="wait" needs none',
         )
-    return declared.wanted(base_url)
+    return declared.desired(base_url)
 
 
-def put(runtime: Runtime, wanted: Wanted, *, paused: bool) -> None:
+def put(runtime: Runtime, desired: DesiredSchedule, *, paused: bool) -> None:
     """Create or replace a schedule; services do not promise that one stays paused that is replaced."""
     from qtasks.qstash import schedule
 
-    run, what = runtime.publisher().call, f"schedule {wanted.title}"
-    run(schedule.create_raw(wanted.destination, wanted.body, wanted.options), what)
+    run, what = runtime.publisher().call, f"schedule {desired.title}"
+    run(schedule.create_raw(desired.destination, desired.body, desired.options), what)
     if paused:
-        run(schedule.pause(wanted.id), what)
+        run(schedule.pause(desired.id), what)
 
 
 def check_reach(runtime: Runtime) -> None:

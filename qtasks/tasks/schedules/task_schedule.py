@@ -13,7 +13,7 @@ from qtasks.errors import ApiError, ConfigurationError
 from qtasks.protocol.cron import Cron
 from qtasks.tasks.results.task_result import TaskResult
 from qtasks.tasks.schedules import diff
-from qtasks.tasks.schedules.declaration import Declaration, identity
+from qtasks.tasks.schedules.declaration import ScheduleDeclaration, identity
 from qtasks.tasks.send.outgoing import Outgoing
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class TaskSchedule(Generic[R]):
         self._call = call
 
     @classmethod
-    def of(cls, declared: Declaration) -> TaskSchedule[Any]:
+    def of(cls, declared: ScheduleDeclaration) -> TaskSchedule[Any]:
         """The handle on what a task declares."""
         task = declared.task
         return cls(

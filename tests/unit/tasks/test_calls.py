@@ -12,7 +12,7 @@ import pytest
 from qtasks import QTasks, TaskContext, TaskRouter, injected
 from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError, PartlyRefused
 from qtasks.protocol.messages import FlowControl, PublishOptions, Redaction
-from qtasks.tasks.options import delivery
+from qtasks.tasks.options import delivery_options
 from qtasks.tasks.send.outgoing import BATCH_BYTES, BATCH_ITEMS, Outgoing, portions
 from tests.unit.tasks.courier import Courier
 
@@ -72,7 +72,7 @@ async def test_apply_async_checks_what_it_is_given(courier: Courier) -> None:
     ],
 )
 async def test_every_option_reaches_the_wire(options: dict[str, Any], field: str, expected: object) -> None:
-    assert getattr(delivery("work", options).publish, field) == expected
+    assert getattr(delivery_options("work", options).publish, field) == expected
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ async def test_every_option_reaches_the_wire(options: dict[str, Any], field: str
 )
 async def test_what_cannot_be_meant_is_refused(options: dict[str, Any], text: str) -> None:
     with pytest.raises(DefinitionError, match=text):
-        delivery("work", options)
+        delivery_options("work", options)
 
 
 async def test_a_queue_is_part_of_the_address(courier: Courier) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qtasks.errors import DefinitionError
-from qtasks.tasks.options import check, delivery
+from qtasks.tasks.options import check, delivery_options
 
 ETA = datetime(2030, 1, 1, 12, 0, 0, 1, tzinfo=timezone(timedelta(hours=2)))
 
@@ -36,11 +36,11 @@ ETA = datetime(2030, 1, 1, 12, 0, 0, 1, tzinfo=timezone(timedelta(hours=2)))
     ],
 )
 def test_every_option_has_one_form_on_the_wire(option: str, value: Any, field: str, expected: object) -> None:
-    assert getattr(delivery("work", {option: value}).publish, field) == expected
+    assert getattr(delivery_options("work", {option: value}).publish, field) == expected
 
 
 def test_what_was_not_said_stays_unsaid() -> None:
-    made = delivery("work", {})
+    made = delivery_options("work", {})
     assert made.publish.method == "POST"
     assert made.publish.content_type == "application/json"
     assert made.publish.retries is None

@@ -54,7 +54,7 @@ def test_a_scheduled_function_is_a_task_and_still_a_function(tasks: QTasks) -> N
 
     assert tasks.tasks == {"daily": report}
     assert report.is_async
-    assert report.delivery.retries == 1
+    assert report.delivery_options.retries == 1
     assert [(one.name, one.cron) for one in report.schedules] == [("daily", "CRON_TZ=Europe/Berlin 0 9 * * MON-FRI")]
 
 

@@ -13,13 +13,13 @@ from qtasks.protocol import targets
 from qtasks.protocol.headers import check_forwarded
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.llm import callback_url, model_request
-from qtasks.tasks.llm.callback_url import Repair, Ticket
+from qtasks.tasks.llm.callback_url import CallbackQuery, Repair
 
 ids = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=128)
 tokens = st.integers(0, 10**12)
 digests = st.text("0123456789abcdef", min_size=64, max_size=64)
-tickets = st.builds(
-    Ticket,
+queries = st.builds(
+    CallbackQuery,
     ids,
     digests,
     st.none() | st.builds(Repair, source=ids, input_tokens=tokens, output_tokens=tokens),
@@ -36,9 +36,9 @@ values: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@given(tickets)
-def test_a_ticket_is_read_as_it_was_written_and_stands_in_a_url(made: Ticket) -> None:
-    query = made.query()
+@given(queries)
+def test_a_query_is_read_as_it_was_written_and_stands_in_a_url(made: CallbackQuery) -> None:
+    query = made.text()
     assert callback_url.read(query) == made
     targets.check_url(f"https://app.example.com/qtasks/summarise?{query}")
 
@@ -49,10 +49,10 @@ def test_any_other_query_is_none(query: str) -> None:
         callback_url.read(query)
 
 
-@given(tickets, st.data())
-def test_a_query_with_one_character_changed_is_another_ticket_or_none(made: Ticket, data: st.DataObject) -> None:
+@given(queries, st.data())
+def test_a_query_with_one_character_changed_is_another_query_or_none(made: CallbackQuery, data: st.DataObject) -> None:
     """The same call cannot be written in two ways: what is signed is what is meant."""
-    query = made.query()
+    query = made.text()
     place = data.draw(st.integers(0, len(query) - 1))
     changed = query[:place] + data.draw(st.characters()) + query[place + 1 :]
     try:

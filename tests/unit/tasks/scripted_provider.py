@@ -34,7 +34,7 @@ def refuses(status: int, message: str = "no") -> Response:
 
 
 @dataclass(frozen=True)
-class Told:
+class CallbackMessages:
     """The messages that tell of one attempt at a provider."""
 
     callback: Message
@@ -42,17 +42,19 @@ class Told:
 
 
 @dataclass
-class Desk:
+class ScriptedProvider:
     """Asks nobody: what is published waits in `courier`, what a provider says is told by the test."""
 
     courier: Courier
     _ids: Any = field(default_factory=lambda: itertools.count(1))
 
-    def question(self) -> Letter:
+    def take_request(self) -> Letter:
         """The only request that waits to be made."""
         return self.courier.take()
 
-    def told(self, letter: Letter, said: Response | Failure, *, retried: int = 0, last: bool = False) -> Told:
+    def callbacks_of(
+        self, letter: Letter, said: Response | Failure, *, retried: int = 0, last: bool = False
+    ) -> CallbackMessages:
         """What the broker makes of an attempt to send `letter`."""
         order = message_builder.Order(
             account=1,
@@ -71,7 +73,7 @@ class Desk:
             dead_letter_id="1-0" if last else None,
             now_ms=now_ms,
         )
-        return Told(*made)
+        return CallbackMessages(*made)
 
     async def deliver(
         self,
@@ -102,4 +104,4 @@ class Desk:
 
     async def answered(self, said: Response | Failure) -> Answer:
         """Make the request that waits, have it answered so, and deliver what tells of it."""
-        return await self.deliver(self.told(self.question(), said).callback)
+        return await self.deliver(self.callbacks_of(self.take_request(), said).callback)

@@ -28,8 +28,8 @@ from qtasks.tasks.run.lease import BRIEF_MS, LEASE_MS
 from qtasks.tasks.send import outgoing
 from qtasks.testing.fakes.virtual_clock import TaskClock
 from tests.support.tasks import BASE_URL, application, envelope
-from tests.unit.tasks.asking import Desk, openai_says, refuses
 from tests.unit.tasks.courier import Courier, Letter, said
+from tests.unit.tasks.scripted_provider import ScriptedProvider, openai_says, refuses
 
 pytestmark = pytest.mark.anyio
 
@@ -65,8 +65,8 @@ def courier(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.fixture
-def desk(courier: Courier) -> Desk:
-    return Desk(courier)
+def provider(courier: Courier) -> ScriptedProvider:
+    return ScriptedProvider(courier)
 
 
 @pytest.fixture
@@ -94,10 +94,10 @@ def summarise(courier: Courier, kept: Kept) -> LlmTask[..., Summary]:
 
 
 async def test_the_completion_gets_the_output_and_the_arguments(
-    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
 ) -> None:
     result = summarise.delay("abc")
-    answer = await desk.answered(openai_says(GOOD))
+    answer = await provider.answered(openai_says(GOOD))
     assert (answer.status, answer.json) == (200, {"title": "a title", "points": ["one"]})
     assert kept.completed == [(FITS, "abc", 2, Usage("gpt", 10, 5))]
     assert await result.aget(timeout=1) == FITS
@@ -105,26 +105,26 @@ async def test_the_completion_gets_the_output_and_the_arguments(
     assert event.value == FITS
 
 
-async def test_without_a_completion_there_is_a_result(desk: Desk) -> None:
-    @desk.courier.tasks.llm(model="any")
+async def test_without_a_completion_there_is_a_result(provider: ScriptedProvider) -> None:
+    @provider.courier.tasks.llm(model="any")
     def say(text: str) -> list[ChatMessage]:
         return [user(text)]
 
     result = say.delay("abc")
-    await desk.answered(openai_says("hello"))
+    await provider.answered(openai_says("hello"))
     assert await result.aget(timeout=1) == "hello"
 
-    @desk.courier.tasks.llm(model="any", output=Summary)
+    @provider.courier.tasks.llm(model="any", output=Summary)
     def summarise(text: str) -> list[ChatMessage]:
         return [user(text)]
 
     formed = summarise.delay("abc")
-    await desk.answered(openai_says(GOOD))
+    await provider.answered(openai_says(GOOD))
     assert await formed.aget(timeout=1) == FITS
 
 
-async def test_a_completion_need_not_say_what_it_takes(desk: Desk) -> None:
-    @desk.courier.tasks.llm(model="any", output=Summary)
+async def test_a_completion_need_not_say_what_it_takes(provider: ScriptedProvider) -> None:
+    @provider.courier.tasks.llm(model="any", output=Summary)
     def summarise(text: str) -> list[ChatMessage]:
         return [user(text)]
 
@@ -135,12 +135,12 @@ async def test_a_completion_need_not_say_what_it_takes(desk: Desk) -> None:
         seen.append((summary, text))
 
     summarise.delay("abc")
-    await desk.answered(openai_says(GOOD))
+    await provider.answered(openai_says(GOOD))
     assert seen == [(FITS, "abc")]
 
 
-async def test_anthropic_answers_by_its_tool(desk: Desk) -> None:
-    @desk.courier.tasks.llm(provider=anthropic(), model="claude", output=Summary)
+async def test_anthropic_answers_by_its_tool(provider: ScriptedProvider) -> None:
+    @provider.courier.tasks.llm(provider=anthropic(), model="claude", output=Summary)
     def summarise(text: str) -> list[ChatMessage]:
         return [user(text)]
 
@@ -152,7 +152,7 @@ async def test_anthropic_answers_by_its_tool(desk: Desk) -> None:
 
     result = summarise.delay("abc")
     tool = {"type": "tool_use", "id": "toolu_1", "name": "Summary", "input": json.loads(GOOD)}
-    await desk.answered(claude_says({"type": "text", "text": "Here it is."}, tool))
+    await provider.answered(claude_says({"type": "text", "text": "Here it is."}, tool))
     assert await result.aget(timeout=1) == FITS
     assert usages == [Usage("claude-3", 7, 3)]
 
@@ -168,7 +168,7 @@ def claude_says(*blocks: dict[str, Any], stop: str = "tool_use") -> Response:
 
 
 async def test_a_completion_is_retried_like_a_task(
-    desk: Desk, summarise: LlmTask[..., Summary], courier: Courier
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], courier: Courier
 ) -> None:
     @courier.tasks.llm(model="any")
     def say(text: str) -> list[ChatMessage]:
@@ -183,16 +183,16 @@ async def test_a_completion_is_retried_like_a_task(
             raise OSError("the database is away")
 
     result = say.delay("abc")
-    told = desk.told(desk.question(), openai_says("hello"))
-    assert told.callback.max_retries == 1
-    assert (await desk.deliver(told.callback)).status == 500
+    callbacks = provider.callbacks_of(provider.take_request(), openai_says("hello"))
+    assert callbacks.callback.max_retries == 1
+    assert (await provider.deliver(callbacks.callback)).status == 500
     assert result.status == "retrying"
-    assert (await desk.deliver(told.callback, retried=1)).status == 200
+    assert (await provider.deliver(callbacks.callback, retried=1)).status == 200
     assert attempts == [1, 2]
     assert await result.aget(timeout=1) == "hello"
 
 
-async def test_a_completion_that_gives_up_fails_the_call(desk: Desk, courier: Courier) -> None:
+async def test_a_completion_that_gives_up_fails_the_call(provider: ScriptedProvider, courier: Courier) -> None:
     @courier.tasks.llm(model="any")
     def say(text: str) -> list[ChatMessage]:
         return [user(text)]
@@ -205,7 +205,7 @@ async def test_a_completion_that_gives_up_fails_the_call(desk: Desk, courier: Co
         raise NonRetryable(f"no place for {text}")
 
     result = say.delay("abc")
-    answer = await desk.answered(openai_says("hello"))
+    answer = await provider.answered(openai_says("hello"))
     assert answer.status == 489
     with pytest.raises(TaskFailed, match="no place for hello"):
         await result.aget(timeout=1)
@@ -216,7 +216,9 @@ def opened() -> Iterator[str]:
     yield "a session"
 
 
-async def test_a_completion_may_depend_on_things_and_defaults_are_filled_in(desk: Desk, courier: Courier) -> None:
+async def test_a_completion_may_depend_on_things_and_defaults_are_filled_in(
+    provider: ScriptedProvider, courier: Courier
+) -> None:
     @courier.tasks.llm(model="any")
     def say(text: str, tone: str = "kind") -> list[ChatMessage]:
         return [user(text)]
@@ -230,11 +232,11 @@ async def test_a_completion_may_depend_on_things_and_defaults_are_filled_in(desk
         seen.append((answer, tone, db, ctx.task, extra))
 
     say.delay("abc")
-    await desk.answered(openai_says("hello"))
+    await provider.answered(openai_says("hello"))
     assert seen == [("hello", "kind", "a session", "say", "none")]
 
 
-async def test_a_snoozed_completion_comes_back_with_its_answer(desk: Desk, courier: Courier) -> None:
+async def test_a_snoozed_completion_comes_back_with_its_answer(provider: ScriptedProvider, courier: Courier) -> None:
     @courier.tasks.llm(model="any")
     def say(text: str) -> list[ChatMessage]:
         return [user(text)]
@@ -248,66 +250,72 @@ async def test_a_snoozed_completion_comes_back_with_its_answer(desk: Desk, couri
             raise Snooze("1h")
 
     result = say.delay("abc")
-    first = desk.question()
-    answer = await desk.deliver(desk.told(first, openai_says("hello")).callback)
+    first = provider.take_request()
+    answer = await provider.deliver(provider.callbacks_of(first, openai_says("hello")).callback)
     assert (answer.status, answer.json["code"]) == (200, "QT414")
     assert result.status == "queued"
     again = courier.take()
     assert again.options.delay_ms == 3_600_000
-    callback = desk.told(first, openai_says("hello")).callback
+    callback = provider.callbacks_of(first, openai_says("hello")).callback
     message = replace(callback, url=again.url, headers=again.options.forward, body=again.body, id=again.message_id)
-    assert (await desk.deliver(message)).status == 200
+    assert (await provider.deliver(message)).status == 200
     assert seen == [("hello", "abc", 0), ("hello", "abc", 1)]
     assert await result.aget(timeout=1) == "hello"
 
 
-async def test_a_deduplicated_call_has_the_result_of_the_first(desk: Desk, summarise: LlmTask[..., Summary]) -> None:
+async def test_a_deduplicated_call_has_the_result_of_the_first(
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary]
+) -> None:
     """Its handle knows the message that was sent, not the callback that brought the answer."""
     first = summarise.delay("abc")
     assert first.message_id is not None
-    await desk.answered(openai_says(GOOD))
+    await provider.answered(openai_says(GOOD))
     assert await summarise.result(first.message_id).aget(timeout=1) == FITS
 
 
-async def test_a_duplicate_of_a_callback_runs_nothing(desk: Desk, summarise: LlmTask[..., Summary], kept: Kept) -> None:
+async def test_a_duplicate_of_a_callback_runs_nothing(
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
+) -> None:
     summarise.delay("abc")
-    letter = desk.question()
-    callback = desk.told(letter, openai_says(GOOD)).callback
-    first, second = [await desk.deliver(callback) for _ in range(2)]
-    third = await desk.deliver(desk.told(letter, openai_says(GOOD)).callback)  # the broker tells again
+    letter = provider.take_request()
+    callback = provider.callbacks_of(letter, openai_says(GOOD)).callback
+    first, second = [await provider.deliver(callback) for _ in range(2)]
+    third = await provider.deliver(provider.callbacks_of(letter, openai_says(GOOD)).callback)  # the broker tells again
     assert first.json == second.json == third.json == {"title": "a title", "points": ["one"]}
     assert second.headers["qtasks-duplicate"] == "true"
     assert len(kept.completed) == 1
 
 
 async def test_a_late_answer_to_an_expired_call_runs_nothing(
-    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
 ) -> None:
     result = summarise.using(expires="1m").delay("abc")
-    letter = desk.question()
-    desk.courier.clock.advance(61_000)
-    answer = await desk.deliver(desk.told(letter, openai_says(GOOD)).callback)
+    letter = provider.take_request()
+    provider.courier.clock.advance(61_000)
+    answer = await provider.deliver(provider.callbacks_of(letter, openai_says(GOOD)).callback)
     assert (answer.status, "expired" in answer.json) == (200, True)
     assert kept.completed == []
     with pytest.raises(TaskExpired):
         await result.aget(timeout=1)
 
 
-async def test_a_call_that_fails_after_it_has_expired_has_failed(desk: Desk, summarise: LlmTask[..., Summary]) -> None:
+async def test_a_call_that_fails_after_it_has_expired_has_failed(
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary]
+) -> None:
     result = summarise.using(expires="1m").delay("abc")
-    told = desk.told(desk.question(), refuses(500), last=True)
-    assert told.failure is not None
-    desk.courier.clock.advance(61_000)
-    await desk.deliver(told.failure)
+    callbacks = provider.callbacks_of(provider.take_request(), refuses(500), last=True)
+    assert callbacks.failure is not None
+    provider.courier.clock.advance(61_000)
+    await provider.deliver(callbacks.failure)
     assert result.status == "failed"
 
 
 async def test_large_arguments_come_back_from_the_result_backend(
-    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept, courier: Courier
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, courier: Courier
 ) -> None:
     summarise.delay("x" * 10_000)
-    callback = desk.told(desk.question(), openai_says(GOOD)).callback
-    assert (await desk.deliver(callback)).status == 200
+    callback = provider.callbacks_of(provider.take_request(), openai_says(GOOD)).callback
+    assert (await provider.deliver(callback)).status == 200
     assert kept.completed[0][1] == "x" * 10_000
     digest = callback_url.read(callback.url.partition("?")[2]).digest
     record = courier.tasks.runtime.results().read(model_request.key_of(digest))
@@ -316,12 +324,12 @@ async def test_large_arguments_come_back_from_the_result_backend(
 
 
 async def test_arguments_that_are_kept_no_more_fail_the_call_and_say_so(
-    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
 ) -> None:
     result = summarise.delay("abc")
-    callback = desk.told(desk.question(), openai_says(GOOD)).callback
+    callback = provider.callbacks_of(provider.take_request(), openai_says(GOOD)).callback
     for retried in range(4):
-        answer = await desk.deliver(callback, headers={}, retried=retried)
+        answer = await provider.deliver(callback, headers={}, retried=retried)
         assert (answer.status, answer.json["code"]) == (500, "QT424")
     with pytest.raises(TaskFailed, match="neither in the header nor kept"):
         await result.aget(timeout=1)
@@ -329,7 +337,7 @@ async def test_arguments_that_are_kept_no_more_fail_the_call_and_say_so(
     assert kept.completed == []
 
 
-async def test_a_call_may_come_with_a_flow(desk: Desk, courier: Courier) -> None:
+async def test_a_call_may_come_with_a_flow(provider: ScriptedProvider, courier: Courier) -> None:
     @courier.tasks.llm(model="any", key="k", parallelism=1)
     def say(text: str) -> list[ChatMessage]:
         return [user(text)]
@@ -350,25 +358,27 @@ async def test_a_call_may_come_with_a_flow(desk: Desk, courier: Courier) -> None
     assert first.options.deduplication_id == second.options.deduplication_id
     assert json.loads(first.body)["messages"] == [{"role": "user", "content": "HELLO"}]
     assert first.options.flow_control is not None
-    await desk.deliver(desk.told(first, openai_says("an answer")).callback)
+    await provider.deliver(provider.callbacks_of(first, openai_says("an answer")).callback)
     await courier.deliver()
     assert await flow.aget(timeout=1) == "AN ANSWER"
 
 
-async def test_a_failed_model_ends_a_flow(desk: Desk, courier: Courier, summarise: LlmTask[..., Summary]) -> None:
+async def test_a_failed_model_ends_a_flow(
+    provider: ScriptedProvider, courier: Courier, summarise: LlmTask[..., Summary]
+) -> None:
     @courier.tasks.task
     def after(summary: Summary) -> None: ...
 
     flow = chain(summarise.s("abc"), after.s()).delay()
-    told = desk.told(desk.question(), refuses(500), last=True)
-    assert told.failure is not None
-    await desk.deliver(told.failure)
+    callbacks = provider.callbacks_of(provider.take_request(), refuses(500), last=True)
+    assert callbacks.failure is not None
+    await provider.deliver(callbacks.failure)
     with pytest.raises(TaskFailed, match="before it ended on attempt 1: ProviderError: OpenAI answered 500"):
         await flow.aget(timeout=1)
 
 
 async def test_a_key_that_is_missing_where_the_call_goes_on_is_waited_for(
-    desk: Desk, courier: Courier, summarise: LlmTask[..., Summary], monkeypatch: pytest.MonkeyPatch
+    provider: ScriptedProvider, courier: Courier, summarise: LlmTask[..., Summary], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     dispatcher = courier.tasks.runtime.dispatcher()
@@ -384,14 +394,14 @@ async def test_a_key_that_is_missing_where_the_call_goes_on_is_waited_for(
 
 
 async def test_an_answer_that_does_not_fit_is_asked_for_once_more(
-    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept, courier: Courier
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, courier: Courier
 ) -> None:
     result = summarise.using(label="mine").delay("abc")
-    first = desk.question()
-    answer = await desk.deliver(desk.told(first, openai_says('{"points": "none"}')).callback)
+    first = provider.take_request()
+    answer = await provider.deliver(provider.callbacks_of(first, openai_says('{"points": "none"}')).callback)
     assert (answer.status, "title: Field required" in answer.json["repaired"]) == (200, True)
     assert result.status == "queued"
-    second = desk.question()
+    second = provider.take_request()
     assert second.url == first.url
     assert second.options.forward == (("Authorization", f"Bearer {KEY}"),)
     assert (second.options.labels, second.options.flow_control) == (("mine",), first.options.flow_control)
@@ -404,7 +414,7 @@ async def test_an_answer_that_does_not_fit_is_asked_for_once_more(
     assert "title: Field required; points: Input should be a valid array" in complaint
     assert '"title"' in complaint  # the schema
     assert {**asked, "messages": []} == {**json.loads(first.body), "messages": []}
-    await desk.deliver(desk.told(second, openai_says(GOOD)).callback)
+    await provider.deliver(provider.callbacks_of(second, openai_says(GOOD)).callback)
     assert kept.completed == [(FITS, "abc", 2, Usage("gpt", 20, 10, requests=2))]
     assert await result.aget(timeout=1) == FITS
     assert first.message_id != second.message_id
@@ -412,11 +422,11 @@ async def test_an_answer_that_does_not_fit_is_asked_for_once_more(
 
 
 async def test_a_second_one_that_does_not_fit_fails_the_call(
-    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
 ) -> None:
     result = summarise.delay("abc")
-    await desk.answered(openai_says("Sorry, what?"))
-    answer = await desk.answered(openai_says("Still no JSON"))
+    await provider.answered(openai_says("Sorry, what?"))
+    answer = await provider.answered(openai_says("Still no JSON"))
     assert (answer.status, answer.json["code"]) == (489, "QT421")
     assert answer.headers["upstash-nonretryable-error"] == "true"
     [event] = kept.failed
@@ -426,59 +436,59 @@ async def test_a_second_one_that_does_not_fit_fails_the_call(
     with pytest.raises(TaskFailed, match="the answer does not fit Summary: Invalid JSON"):
         await result.aget(timeout=1)
     assert kept.completed == []
-    assert desk.courier.letters == []
+    assert provider.courier.letters == []
 
 
 async def test_a_repair_is_asked_for_once_however_often_its_callback_comes(
-    desk: Desk, summarise: LlmTask[..., Summary]
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary]
 ) -> None:
     summarise.delay("abc")
-    letter = desk.question()
+    letter = provider.take_request()
     for _ in range(2):
-        await desk.deliver(desk.told(letter, openai_says("no")).callback)
-    first, second = desk.courier.letters
+        await provider.deliver(provider.callbacks_of(letter, openai_says("no")).callback)
+    first, second = provider.courier.letters
     assert first.options.deduplication_id == second.options.deduplication_id is not None
 
 
-async def test_anthropic_is_told_of_a_mistake_as_the_result_of_its_tool(desk: Desk) -> None:
-    @desk.courier.tasks.llm(provider=anthropic(), model="claude", output=Summary)
+async def test_anthropic_is_told_of_a_mistake_as_the_result_of_its_tool(provider: ScriptedProvider) -> None:
+    @provider.courier.tasks.llm(provider=anthropic(), model="claude", output=Summary)
     def summarise(text: str) -> list[ChatMessage]:
         return [user(text)]
 
     summarise.delay("abc")
     tool = {"type": "tool_use", "id": "toolu_1", "name": "Summary", "input": {}}
-    await desk.answered(claude_says(tool))
-    messages = json.loads(desk.question().body)["messages"]
+    await provider.answered(claude_says(tool))
+    messages = json.loads(provider.take_request().body)["messages"]
     assert messages[1] == {"role": "assistant", "content": [tool]}
     [block] = messages[2]["content"]
     assert (block["type"], block["tool_use_id"], block["is_error"]) == ("tool_result", "toolu_1", True)
     assert "title: Field required" in block["content"]
     summarise.delay("abc")
-    await desk.answered(claude_says({"type": "text", "text": "Well..."}, stop="end_turn"))
-    assert "Invalid JSON" in json.loads(desk.question().body)["messages"][2]["content"]
+    await provider.answered(claude_says({"type": "text", "text": "Well..."}, stop="end_turn"))
+    assert "Invalid JSON" in json.loads(provider.take_request().body)["messages"][2]["content"]
 
 
 @pytest.mark.parametrize("text", [f"```json\n{GOOD}\n```", f"```\n{GOOD}\n```\n", f"  {GOOD}\n"])
-async def test_json_in_a_fence_is_json(desk: Desk, summarise: LlmTask[..., Summary], text: str) -> None:
+async def test_json_in_a_fence_is_json(provider: ScriptedProvider, summarise: LlmTask[..., Summary], text: str) -> None:
     result = summarise.delay("abc")
-    await desk.answered(openai_says(text))
+    await provider.answered(openai_says(text))
     assert await result.aget(timeout=1) == FITS
 
 
 async def test_an_answer_that_was_cut_off_says_so(
-    desk: Desk, summarise: LlmTask[..., Summary], caplog: pytest.LogCaptureFixture, courier: Courier
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], caplog: pytest.LogCaptureFixture, courier: Courier
 ) -> None:
     summarise.delay("abc")
-    answer = await desk.answered(openai_says('{"title": "a', finish="length"))
+    answer = await provider.answered(openai_says('{"title": "a', finish="length"))
     assert "it was cut off at max_tokens" in answer.json["repaired"]
-    desk.question()
+    provider.take_request()
 
     @courier.tasks.llm(model="any")
     def say(text: str) -> list[ChatMessage]:
         return [user(text)]
 
     result = say.delay("abc")
-    await desk.answered(openai_says("Once upon", finish="length"))
+    await provider.answered(openai_says("Once upon", finish="length"))
     assert await result.aget(timeout=1) == "Once upon"
     assert "the answer to say was cut off at max_tokens" in caplog.text
 
@@ -496,85 +506,85 @@ async def test_an_answer_that_was_cut_off_says_so(
     ],
 )
 async def test_what_cannot_be_repaired_fails_at_once(
-    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept, answer: Response, code: str, reason: str
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, answer: Response, code: str, reason: str
 ) -> None:
     result = summarise.delay("abc")
-    told = await desk.answered(answer)
+    told = await provider.answered(answer)
     assert (told.status, told.json["code"]) == (489, code)
     with pytest.raises(TaskFailed, match=reason.replace("'", ".")):
         await result.aget(timeout=1)
     assert len(kept.failed) == 1
-    assert desk.courier.letters == []
+    assert provider.courier.letters == []
 
 
-async def test_a_refusal_of_anthropic_is_one(desk: Desk) -> None:
-    @desk.courier.tasks.llm(provider=anthropic(), model="claude")
+async def test_a_refusal_of_anthropic_is_one(provider: ScriptedProvider) -> None:
+    @provider.courier.tasks.llm(provider=anthropic(), model="claude")
     def say(text: str) -> list[ChatMessage]:
         return [user(text)]
 
     say.delay("abc")
-    assert (await desk.answered(claude_says(stop="refusal"))).json["code"] == "QT422"
+    assert (await provider.answered(claude_says(stop="refusal"))).json["code"] == "QT422"
 
 
 @pytest.mark.parametrize("request_told", ["", "bm8=", "e30=", "W10="])
 async def test_without_the_request_there_is_nothing_to_repair(
-    desk: Desk, summarise: LlmTask[..., Summary], request_told: str
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], request_told: str
 ) -> None:
     summarise.delay("abc")
-    callback = desk.told(desk.question(), openai_says("no")).callback
+    callback = provider.callbacks_of(provider.take_request(), openai_says("no")).callback
     body = json.dumps({**json.loads(callback.body), "sourceBody": request_told}).encode()
-    assert (await desk.deliver(replace(callback, body=body))).json["code"] == "QT421"
+    assert (await provider.deliver(replace(callback, body=body))).json["code"] == "QT421"
 
 
 @pytest.mark.parametrize("tokens", [None, -1, "many", 10**30, 1.5])
 async def test_a_cost_that_is_none_counts_for_nothing(
-    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept, tokens: object
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, tokens: object
 ) -> None:
     usage = {"prompt_tokens": tokens, "completion_tokens": 5}
     choice = {"message": {"content": GOOD}}
     summarise.delay("abc")
-    await desk.answered(openai_says("no"))
-    await desk.answered(Response(status=200, body=json.dumps({"choices": [choice], "usage": usage}).encode()))
+    await provider.answered(openai_says("no"))
+    await provider.answered(Response(status=200, body=json.dumps({"choices": [choice], "usage": usage}).encode()))
     assert kept.completed[0][3] == Usage("gpt", 10, 10, requests=2)
 
 
 async def test_a_repair_that_cannot_be_sent_is_tried_again(
-    desk: Desk, summarise: LlmTask[..., Summary], monkeypatch: pytest.MonkeyPatch, courier: Courier
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], monkeypatch: pytest.MonkeyPatch, courier: Courier
 ) -> None:
     summarise.delay("abc")
-    callback = desk.told(desk.question(), openai_says("no")).callback
+    callback = provider.callbacks_of(provider.take_request(), openai_says("no")).callback
     monkeypatch.delenv("OPENAI_API_KEY")
-    answer = await desk.deliver(callback)
+    answer = await provider.deliver(callback)
     assert (answer.status, answer.json["code"]) == (500, "QT210")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     dispatcher = courier.tasks.runtime.dispatcher()
     sends, dispatcher._attempts._republish = dispatcher._attempts._republish, None
-    answer = await desk.deliver(callback, retried=1)
+    answer = await provider.deliver(callback, retried=1)
     assert (answer.status, answer.headers["retry-after"]) == (503, "5")
     dispatcher._attempts._republish = sends
-    assert (await desk.deliver(callback, retried=2)).status == 200
-    desk.question()
+    assert (await provider.deliver(callback, retried=2)).status == 200
+    provider.take_request()
 
 
 # --- providers that refuse
 
 
 async def test_a_refused_attempt_is_a_retry_and_the_last_one_a_failure(
-    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept, caplog: pytest.LogCaptureFixture
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, caplog: pytest.LogCaptureFixture
 ) -> None:
     result = summarise.delay("abc")
-    letter = desk.question()
-    told = desk.told(letter, refuses(429, f"slow down, {KEY}"))
-    assert (await desk.deliver(told.callback)).status == 200
+    letter = provider.take_request()
+    callbacks = provider.callbacks_of(letter, refuses(429, f"slow down, {KEY}"))
+    assert (await provider.deliver(callbacks.callback)).status == 200
     assert result.status == "retrying"
     [event] = kept.retried
     assert (event.context.attempt, event.reason) == (1, "ProviderError: OpenAI answered 429: slow down, ***")
-    last = desk.told(letter, refuses(400, "bad schema"), retried=3, last=True)
+    last = provider.callbacks_of(letter, refuses(400, "bad schema"), retried=3, last=True)
     assert last.failure is not None
-    assert (await desk.deliver(last.callback)).status == 200  # the failure callback says the same
+    assert (await provider.deliver(last.callback)).status == 200  # the failure callback says the same
     assert (kept.failed, len(kept.retried)) == ([], 1)
     for _ in range(2):
-        assert (await desk.deliver(last.failure)).status == 200
+        assert (await provider.deliver(last.failure)).status == 200
     [event] = kept.failed
     assert isinstance(event.error, ProviderError)
     assert (event.error.status, event.error.detail) == (400, "bad schema")
@@ -586,29 +596,29 @@ async def test_a_refused_attempt_is_a_retry_and_the_last_one_a_failure(
 
 
 async def test_callbacks_that_overtake_each_other_change_nothing(
-    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
 ) -> None:
     result = summarise.delay("abc")
-    letter = desk.question()
-    early = desk.told(letter, refuses(500)).callback
-    last = desk.told(letter, refuses(500), retried=3, last=True)
+    letter = provider.take_request()
+    early = provider.callbacks_of(letter, refuses(500)).callback
+    last = provider.callbacks_of(letter, refuses(500), retried=3, last=True)
     assert last.failure is not None
-    await desk.deliver(last.failure)
+    await provider.deliver(last.failure)
     for late in (early, last.callback):
-        assert (await desk.deliver(late)).status == 200
+        assert (await provider.deliver(late)).status == 200
     assert (result.status, len(kept.failed), len(kept.retried)) == ("failed", 1, 0)
 
 
 async def test_an_answer_waits_for_news_that_are_just_being_kept(
-    desk: Desk, summarise: LlmTask[..., Summary], courier: Courier
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], courier: Courier
 ) -> None:
     """Told to come back in some seconds, as of a run that goes on elsewhere, it would be late for nothing."""
     result = summarise.delay("abc")
-    callback = desk.told(desk.question(), openai_says(GOOD)).callback
+    callback = provider.callbacks_of(provider.take_request(), openai_says(GOOD)).callback
     results, now_ms = courier.tasks.runtime.results(), courier.clock.now_ms()
     news = Hold(f"run:{result.id}", "somebody", now_ms + BRIEF_MS)
     await asyncio.to_thread(results.acquire, [news], now_ms=now_ms)
-    answering = asyncio.create_task(desk.deliver(callback))
+    answering = asyncio.create_task(provider.deliver(callback))
     done, _ = await asyncio.wait([answering], timeout=0.1)
     assert not done
     results.release(news)
@@ -618,10 +628,10 @@ async def test_an_answer_waits_for_news_that_are_just_being_kept(
 
 
 async def test_news_hold_a_call_for_a_moment_only(
-    desk: Desk, summarise: LlmTask[..., Summary], courier: Courier, monkeypatch: pytest.MonkeyPatch
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], courier: Courier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = summarise.delay("abc")
-    letter = desk.question()
+    letter = provider.take_request()
     results = courier.tasks.runtime.results()
     acquire = results.acquire
     held: list[int] = []
@@ -631,28 +641,30 @@ async def test_news_hold_a_call_for_a_moment_only(
         return acquire(holds, now_ms=now_ms)
 
     monkeypatch.setattr(results, "acquire", noting)
-    await desk.deliver(desk.told(letter, refuses(500)).callback)
-    await desk.deliver(desk.told(letter, openai_says(GOOD)).callback)
+    await provider.deliver(provider.callbacks_of(letter, refuses(500)).callback)
+    await provider.deliver(provider.callbacks_of(letter, openai_says(GOOD)).callback)
     assert held == [BRIEF_MS, LEASE_MS]
 
 
 async def test_news_that_meet_a_run_are_no_news(
-    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept, courier: Courier
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, courier: Courier
 ) -> None:
     result = summarise.delay("abc")
-    callback = desk.told(desk.question(), refuses(500)).callback
+    callback = provider.callbacks_of(provider.take_request(), refuses(500)).callback
     now_ms = courier.clock.now_ms()
     running = Hold(f"run:{result.id}", "somebody", now_ms + LEASE_MS)
     await asyncio.to_thread(courier.tasks.runtime.results().acquire, [running], now_ms=now_ms)
-    assert (await desk.deliver(callback)).status == 200
+    assert (await provider.deliver(callback)).status == 200
     assert (result.status, kept.retried) == ("queued", [])
 
 
-async def test_a_provider_that_cannot_be_reached_is_named(desk: Desk, summarise: LlmTask[..., Summary]) -> None:
+async def test_a_provider_that_cannot_be_reached_is_named(
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary]
+) -> None:
     result = summarise.delay("abc")
-    told = desk.told(desk.question(), Failure("dns", "no such host", final=True), last=True)
-    assert told.failure is not None
-    await desk.deliver(told.failure)
+    callbacks = provider.callbacks_of(provider.take_request(), Failure("dns", "no such host", final=True), last=True)
+    assert callbacks.failure is not None
+    await provider.deliver(callbacks.failure)
     with pytest.raises(TaskFailed, match="ProviderError: OpenAI could not be asked: no such host"):
         await result.aget(timeout=1)
 
@@ -668,23 +680,23 @@ async def test_a_provider_that_cannot_be_reached_is_named(desk: Desk, summarise:
     ],
 )
 async def test_a_providers_words_are_found_in_whatever_it_says(
-    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept, body: bytes, words: str
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, body: bytes, words: str
 ) -> None:
     summarise.delay("abc")
-    await desk.answered(Response(status=502, body=body))
+    await provider.answered(Response(status=502, body=body))
     assert kept.retried[0].reason == f"ProviderError: OpenAI answered 502: {words}"
 
 
 async def test_a_dead_letter_that_is_sent_again_succeeds_after_all(
-    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
 ) -> None:
     result = summarise.delay("x" * 10_000)  # what was kept for it is still there
-    letter = desk.question()
-    told = desk.told(letter, refuses(500), last=True)
-    assert told.failure is not None
-    await desk.deliver(told.failure)
+    letter = provider.take_request()
+    callbacks = provider.callbacks_of(letter, refuses(500), last=True)
+    assert callbacks.failure is not None
+    await provider.deliver(callbacks.failure)
     assert result.status == "failed"
-    await desk.deliver(desk.told(letter, openai_says(GOOD)).callback)
+    await provider.deliver(provider.callbacks_of(letter, openai_says(GOOD)).callback)
     assert await result.aget(timeout=1) == FITS
     assert len(kept.completed) == 1
 
@@ -693,29 +705,29 @@ async def test_a_dead_letter_that_is_sent_again_succeeds_after_all(
 
 
 async def test_a_header_that_the_url_does_not_vouch_for_is_refused(
-    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept, caplog: pytest.LogCaptureFixture
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, caplog: pytest.LogCaptureFixture
 ) -> None:
     result = summarise.delay("abc")
-    callback = desk.told(desk.question(), openai_says(GOOD)).callback
+    callback = provider.callbacks_of(provider.take_request(), openai_says(GOOD)).callback
     other = base64.urlsafe_b64encode(
         json.dumps({"v": 1, "id": result.id, "args": ["evil"], "kwargs": {}}).encode()
     ).decode()
     true = dict(callback.headers)["Qtasks-Call"]
     for forged in (other, true[:-2], true + " ", true.upper(), "\xff"):
         with caplog.at_level(logging.WARNING):
-            answer = await desk.deliver(callback, headers={"Qtasks-Call": forged})
+            answer = await provider.deliver(callback, headers={"Qtasks-Call": forged})
         assert (answer.status, answer.error) == (401, "invalid signature")
     assert "QT426" in caplog.text
     assert (kept.completed, result.status) == ([], "queued")
-    assert (await desk.deliver(callback)).status == 200
+    assert (await provider.deliver(callback)).status == 200
 
 
 async def test_a_url_or_a_body_that_was_changed_is_refused(
-    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
 ) -> None:
     summarise.delay("abc")
-    letter = desk.question()
-    callback = desk.told(letter, openai_says(GOOD)).callback
+    letter = provider.take_request()
+    callback = provider.callbacks_of(letter, openai_says(GOOD)).callback
     changed = [
         replace(callback, url=callback.url + "&failed=1"),
         replace(callback, url=callback.url.replace("call=", "call=x")),
@@ -723,52 +735,52 @@ async def test_a_url_or_a_body_that_was_changed_is_refused(
         replace(callback, body=callback.body.replace(b'"status":200', b'"status":500')),
     ]
     for one in changed:
-        assert (await desk.deliver(one, signed=callback)).status == 401
+        assert (await provider.deliver(one, signed=callback)).status == 401
     assert kept.completed == []
 
 
 async def test_a_signature_for_one_call_is_no_good_for_another(
-    desk: Desk, summarise: LlmTask[..., Summary], kept: Kept
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
 ) -> None:
     callbacks = []
     for text in ("first", "second"):
         summarise.delay(text)
-        callbacks.append(desk.told(desk.question(), openai_says(GOOD)).callback)
+        callbacks.append(provider.callbacks_of(provider.take_request(), openai_says(GOOD)).callback)
     first, second = callbacks
     mixed = replace(first, headers=second.headers)
-    assert (await desk.deliver(mixed)).status == 401
+    assert (await provider.deliver(mixed)).status == 401
     assert kept.completed == []
 
 
 @pytest.mark.parametrize(
     ("query", "reason"),
     [
-        ("x=1", "not one that a call to a language model has"),
-        ("call=a&sha256=" + "0" * 63, "not one that"),
-        ("call=a&sha256=" + "0" * 64 + "&failed=2", "not one that"),
-        ("sha256=" + "0" * 64 + "&call=a", "not one that"),
-        ("call=%61&sha256=" + "0" * 64, "not one that"),
+        ("x=1", "does not have the query of a callback for a call to a language model"),
+        ("call=a&sha256=" + "0" * 63, "does not have the query"),
+        ("call=a&sha256=" + "0" * 64 + "&failed=2", "does not have the query"),
+        ("sha256=" + "0" * 64 + "&call=a", "does not have the query"),
+        ("call=%61&sha256=" + "0" * 64, "does not have the query"),
     ],
 )
 async def test_a_signed_query_of_another_kind_is_a_dead_letter_that_says_so(
-    desk: Desk, summarise: LlmTask[..., Summary], query: str, reason: str
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], query: str, reason: str
 ) -> None:
     summarise.delay("abc")
-    callback = desk.told(desk.question(), openai_says(GOOD)).callback
-    answer = await desk.deliver(replace(callback, url=f"{callback.url.partition('?')[0]}?{query}"))
+    callback = provider.callbacks_of(provider.take_request(), openai_says(GOOD)).callback
+    answer = await provider.deliver(replace(callback, url=f"{callback.url.partition('?')[0]}?{query}"))
     assert answer.status == 489
     assert reason in answer.error
 
 
 async def test_a_task_without_a_model_has_no_callbacks(
-    desk: Desk, summarise: LlmTask[..., Summary], courier: Courier
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], courier: Courier
 ) -> None:
     @courier.tasks.task
     def plain(n: int) -> None: ...
 
     summarise.delay("abc")
-    callback = desk.told(desk.question(), openai_says(GOOD)).callback
-    answer = await desk.deliver(replace(callback, url=callback.url.replace("/summarise", "/plain")))
+    callback = provider.callbacks_of(provider.take_request(), openai_says(GOOD)).callback
+    answer = await provider.deliver(replace(callback, url=callback.url.replace("/summarise", "/plain")))
     assert (answer.status, answer.error) == (489, "PayloadError: plain asks no language model, so its URL has no query")
 
 
@@ -786,23 +798,23 @@ async def test_a_task_without_a_model_has_no_callbacks(
     ],
 )
 async def test_a_body_that_is_no_callback_is_a_dead_letter_that_says_so(
-    desk: Desk, summarise: LlmTask[..., Summary], body: bytes
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], body: bytes
 ) -> None:
     summarise.delay("abc")
-    callback = desk.told(desk.question(), openai_says(GOOD)).callback
-    answer = await desk.deliver(replace(callback, body=body))
+    callback = provider.callbacks_of(provider.take_request(), openai_says(GOOD)).callback
+    answer = await provider.deliver(replace(callback, body=body))
     assert (answer.status, answer.json["code"]) == (489, "QT427")
 
 
 async def test_a_header_of_another_call_is_noticed_though_its_hash_is_right(
-    desk: Desk, summarise: LlmTask[..., Summary]
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary]
 ) -> None:
     """Only who may publish can make such a URL; the two have to agree all the same."""
     summarise.delay("abc")
-    callback = desk.told(desk.question(), openai_says(GOOD)).callback
+    callback = provider.callbacks_of(provider.take_request(), openai_says(GOOD)).callback
     found = callback_url.read(callback.url.partition("?")[2])
-    url = f"{callback.url.partition('?')[0]}?{replace(found, call_id='call_other').query()}"
-    answer = await desk.deliver(replace(callback, url=url))
+    url = f"{callback.url.partition('?')[0]}?{replace(found, call_id='call_other').text()}"
+    answer = await provider.deliver(replace(callback, url=url))
     assert (answer.status, answer.error) == (489, "PayloadError: the URL and the header are of two calls")
 
 
@@ -811,7 +823,7 @@ async def test_without_a_result_backend_completions_run_all_the_same(kept: Kept)
     home = Courier()
     home.tasks = application(results=None)
     home.tasks.runtime.clock = TaskClock(home.clock)
-    desk = Desk(home)
+    provider = ScriptedProvider(home)
 
     @home.tasks.llm(model="any", output=Summary)
     def summarise(text: str) -> list[ChatMessage]:
@@ -824,8 +836,8 @@ async def test_without_a_result_backend_completions_run_all_the_same(kept: Kept)
     call = outgoing.call(summarise.message(("abc",), {}), BASE_URL, None)
     letter = Letter(Request("POST", call.path, call.headers, call.body), "msg_1")
     with home.tasks:
-        answer = await desk.deliver(desk.told(letter, openai_says(GOOD)).callback)
-        refused = desk.told(letter, refuses(500)).callback
-        assert (await desk.deliver(refused)).status == 200
+        answer = await provider.deliver(provider.callbacks_of(letter, openai_says(GOOD)).callback)
+        refused = provider.callbacks_of(letter, refuses(500)).callback
+        assert (await provider.deliver(refused)).status == 200
     assert answer.status == 200
     assert kept.completed == [(FITS,)]

@@ -194,7 +194,7 @@ def test_the_url_vouches_for_the_call_in_the_header(courier: Courier) -> None:
     assert address == f"{BASE_URL}/summarise"
     [(name, call)] = options.callback_options.forward
     assert name == "Qtasks-Call"
-    assert callback_url.read(query) == callback_url.Ticket(result.id, model_request.digest(call))
+    assert callback_url.read(query) == callback_url.CallbackQuery(result.id, model_request.digest(call))
     envelope = json.loads(base64.urlsafe_b64decode(call))
     assert envelope == {"v": 1, "id": result.id, "args": ["abc"], "kwargs": {}, "retries": 3}
     assert options.failure_callback == options.callback + "&failed=1"

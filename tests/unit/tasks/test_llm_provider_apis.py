@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from qtasks.errors import OutputError
 from qtasks.tasks.llm import provider_apis
 from qtasks.tasks.llm.output import Output
-from qtasks.tasks.llm.provider_apis import Anthropic, Dialect, OpenAI
+from qtasks.tasks.llm.provider_apis import AnthropicApi, OpenAIApi, ProviderApi
 
 
 class Summary(BaseModel):
@@ -29,11 +29,11 @@ documents: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@pytest.mark.parametrize("dialect", [OpenAI(), Anthropic()], ids=["openai", "anthropic"])
+@pytest.mark.parametrize("api", [OpenAIApi(), AnthropicApi()], ids=["openai", "anthropic"])
 @given(document=documents)
-def test_any_answer_is_read_or_refused(dialect: Dialect, document: Any) -> None:
+def test_any_answer_is_read_or_refused(api: ProviderApi, document: Any) -> None:
     with contextlib.suppress(OutputError):
-        answer = provider_apis.answered(dialect, document, "gpt")
+        answer = provider_apis.answered(api, document, "gpt")
         assert isinstance(answer.text, str)
         Output[Any](Summary, task="t").read(answer)
 
@@ -41,7 +41,7 @@ def test_any_answer_is_read_or_refused(dialect: Dialect, document: Any) -> None:
 @given(st.text() | documents.map(json.dumps))
 def test_any_text_is_read_or_refused(text: str) -> None:
     document = {"choices": [{"message": {"content": text}}]}
-    answer = provider_apis.answered(OpenAI(), document, "gpt")
+    answer = provider_apis.answered(OpenAIApi(), document, "gpt")
     assert Output[str](str, task="t").read(answer) == text
     with contextlib.suppress(OutputError):
         assert Output[Summary](Summary, task="t").read(answer).title
@@ -49,7 +49,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["```\n" + "\n" * 500_000, "```" * 200_000, "```", "``````", "```json\n", " ```\n```"])
 def test_what_only_looks_like_a_block_of_code_is_refused_at_once(text: str) -> None:
-    answer = provider_apis.answered(OpenAI(), {"choices": [{"message": {"content": text}}]}, "gpt")
+    answer = provider_apis.answered(OpenAIApi(), {"choices": [{"message": {"content": text}}]}, "gpt")
     with pytest.raises(OutputError, match="Invalid JSON"):
         Output[Summary](Summary, task="t").read(answer)
 
@@ -59,7 +59,7 @@ def test_many_mistakes_are_not_all_told() -> None:
         numbers: list[int]
 
     text = json.dumps({"numbers": ["x"] * 20})
-    answer = provider_apis.answered(OpenAI(), {"choices": [{"message": {"content": text}}]}, "gpt")
+    answer = provider_apis.answered(OpenAIApi(), {"choices": [{"message": {"content": text}}]}, "gpt")
     with pytest.raises(OutputError, match=r"numbers\.7: Input should be a valid integer.* \(and 12 more\)") as caught:
         Output[Many](Many, task="t").read(answer)
     assert caught.value.text == text
