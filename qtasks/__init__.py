@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from qtasks.embedded import Embedded as Embedded
     from qtasks.tasks.app import QTasks as QTasks
     from qtasks.tasks.context import TaskContext as TaskContext
+    from qtasks.tasks.context import TaskLogFilter as TaskLogFilter
+    from qtasks.tasks.context import current_context as current_context
     from qtasks.tasks.context import injected as injected
     from qtasks.tasks.control import Cancel as Cancel
     from qtasks.tasks.control import NonRetryable as NonRetryable
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from qtasks.tasks.flow.canvas import chord as chord
     from qtasks.tasks.flow.canvas import group as group
     from qtasks.tasks.hooks import TaskEvent as TaskEvent
-    from qtasks.tasks.logs import TaskLogFilter as TaskLogFilter
-    from qtasks.tasks.logs import current_context as current_context
     from qtasks.tasks.progress import Progress as Progress
     from qtasks.tasks.registry import TaskRouter as TaskRouter
     from qtasks.tasks.results.task_result import TaskResult as TaskResult
@@ -63,8 +63,8 @@ _HOMES = {
     "group": "qtasks.tasks.flow.canvas",
     "chain": "qtasks.tasks.flow.canvas",
     "Progress": "qtasks.tasks.progress",
-    "current_context": "qtasks.tasks.logs",
-    "TaskLogFilter": "qtasks.tasks.logs",
+    "current_context": "qtasks.tasks.context",
+    "TaskLogFilter": "qtasks.tasks.context",
     "TaskEvent": "qtasks.tasks.hooks",
     "TaskRouter": "qtasks.tasks.registry",
     "Snooze": "qtasks.tasks.control",

@@ -1,10 +1,11 @@
-"""What a running task may know about the delivery it runs for."""
+"""The delivery a task runs for, which one runs here, and a filter that writes it into log records."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -133,3 +134,32 @@ class Injected:
 
 injected: Final[Any] = Injected()
 """Default of a parameter that the dispatcher fills: ``ctx: TaskContext = injected``."""
+
+
+CURRENT: ContextVar[TaskContext | None] = ContextVar("qtasks_context", default=None)
+"""The context of the task that runs here, also in threads of the pool; None outside of tasks."""
+
+LOG_FIELDS = ("task", "call_id", "message_id", "attempt")
+NO_TASK = "-"
+"""The value of the fields in log records made outside of tasks."""
+
+
+def current_context() -> TaskContext | None:
+    """The context of the task that runs here; None outside of tasks."""
+    return CURRENT.get()
+
+
+class TaskLogFilter(logging.Filter):
+    """Adds `task`, `call_id`, `message_id` and `attempt` to every log record; outside of tasks their value is "-".
+
+    Attach it to a handler: ``handler.addFilter(TaskLogFilter())``; a format may then use ``%(task)s %(call_id)s``.
+    A field that the record already has is not changed.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Add the fields; never drops a record."""
+        context = current_context()
+        for name in LOG_FIELDS:
+            if not hasattr(record, name):
+                setattr(record, name, NO_TASK if context is None else getattr(context, name))
+        return True

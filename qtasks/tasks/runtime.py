@@ -12,15 +12,14 @@ from typing import Any
 from qtasks.clock import Clock, SystemClock
 from qtasks.errors import ArgumentsError, ConfigurationError, ResultsDisabled
 from qtasks.randomness import Random, SystemRandom
-from qtasks.tasks import logs
 from qtasks.tasks import settings as reading
+from qtasks.tasks.context import current_context
 from qtasks.tasks.dev_server import find_dev_server
 from qtasks.tasks.encode.pickling import Pickles
 from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.ports import ASGIApp, Connection, Home
 from qtasks.tasks.results.backend import ResultBackend
-from qtasks.tasks.results.memory import MemoryResults
-from qtasks.tasks.results.sqlite import SQLiteResults
+from qtasks.tasks.results.open_backend import open_results
 from qtasks.tasks.run.dispatcher import Dispatcher
 from qtasks.tasks.run.run_middleware import RunMiddleware
 from qtasks.tasks.run.thread_pool import Workers
@@ -144,7 +143,7 @@ class ApplicationRuntime:
 
     def runs_on_this_thread(self) -> bool:
         """Whether the caller stands on an event loop that runs the tasks: the application's, or one of a home's own."""
-        return self._loop_thread == threading.get_ident() or (logs.current.get() is not None and _on_a_loop())
+        return self._loop_thread == threading.get_ident() or (current_context() is not None and _on_a_loop())
 
     @property
     def is_idle(self) -> bool:
@@ -329,30 +328,3 @@ def _on_a_loop() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def open_results(url: str, *, ttl_ms: int) -> ResultBackend:
-    """The backend that `url` names.
-
-    ``memory://``, ``sqlite:///relative/path``, ``sqlite:////absolute/path``, ``postgresql://...``, ``redis://...``
-    (``rediss://`` for TLS). Raises ConfigurationError for any other, and for one whose client is not installed.
-    """
-    scheme, separator, rest = url.partition("://")
-    if url == "memory://":
-        return MemoryResults(ttl_ms=ttl_ms)
-    if scheme == "sqlite" and separator and rest.startswith("/") and len(rest) > 1 and rest != "/:memory:":
-        return SQLiteResults(rest[1:], ttl_ms=ttl_ms)
-    # Imported where they are named: nobody needs the clients of both.
-    if scheme in ("postgresql", "postgres") and separator:
-        from qtasks.tasks.results.postgres import PostgresResults
-
-        return PostgresResults(url, ttl_ms=ttl_ms)
-    if scheme in ("redis", "rediss") and separator:
-        from qtasks.tasks.results.redis import RedisResults
-
-        return RedisResults(url, ttl_ms=ttl_ms)
-    raise ConfigurationError(
-        f"QTASKS_RESULTS names no place for results: {scheme}://...",
-        fix="sqlite:///relative/path, sqlite:////absolute/path, postgresql://..., redis://..., or "
-        "memory:// for one process",
-    )

@@ -23,7 +23,7 @@ from qtasks.tasks.encode.pickling import Pickles, Purpose
 from qtasks.tasks.results import waiting
 from qtasks.tasks.results.backend import Record, ResultBackend, ResultStatus
 from qtasks.tasks.results.memory import MemoryResults
-from qtasks.tasks.runtime import open_results
+from qtasks.tasks.results.open_backend import open_results
 from qtasks.tasks.web import results_router
 from tests.support.eventsource import EventSource
 from tests.support.process import Process

@@ -10,19 +10,19 @@ from typing import Any
 
 from qtasks.errors import ConfigurationError, QTasksError, ResultError
 from qtasks.randomness import Random
-from qtasks.tasks import logs
-from qtasks.tasks.context import TaskContext
+from qtasks.tasks.context import CURRENT, TaskContext
 from qtasks.tasks.control import MAX_RETRY_AFTER_MS, Snooze
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.encode.parameters import Values
 from qtasks.tasks.encode.result_codec import dump
-from qtasks.tasks.hooks import Hooks, TaskEvent, tell
+from qtasks.tasks.hooks import Hooks, TaskEvent
 from qtasks.tasks.results.backend import Hold
 from qtasks.tasks.run import decision
 from qtasks.tasks.run.continuation import AGAIN_AFTER_MS, Following, Republish
 from qtasks.tasks.run.decision import Kind, Verdict
 from qtasks.tasks.run.dispatch_response import Outcome
 from qtasks.tasks.run.lease import Guard
+from qtasks.tasks.run.notify import notify
 from qtasks.tasks.run.recorder import Recorder
 from qtasks.tasks.run.report import report, text_of
 from qtasks.tasks.run.runner import Invoke, Run, Runner
@@ -63,7 +63,7 @@ class Attempts:
     async def make(self, run: Run, invoke: Invoke | None) -> Outcome:
         """Run a task, and answer for how that ended. `invoke` runs those that want dependencies."""
         began_s = time.perf_counter()
-        known = logs.current.set(run.context)
+        token = CURRENT.set(run.context)
         try:
             ended, error, value = await self._ended(run, invoke)
             spent_s = time.perf_counter() - began_s
@@ -71,7 +71,7 @@ class Attempts:
                 run.task, run.context, run.envelope, ended, error, run.values, value, spent_s=spent_s
             )
         finally:
-            logs.current.reset(known)
+            CURRENT.reset(token)
 
     async def _ended(self, run: Run, invoke: Invoke | None) -> tuple[Verdict, BaseException | None, Any]:
         """Run a task to its end: what that means, what it raised, what it returned."""
@@ -152,7 +152,7 @@ class Attempts:
             await self._recorder.abandon(context, envelope, ended.status, note)
         report(context, ended, error, spent_s)
         event = TaskEvent(context=context, arguments=values or {}, error=error, reason=ended.note, value=value)
-        await tell((task.hooks, self._hooks), ended, event, self._workers.run)
+        await notify((task.hooks, self._hooks), ended.kind, event, self._workers)
         if envelope.flow and ended.value is not None:
             return await self._following.send(context, envelope, ended.value, ended.answer)
         return ended.answer

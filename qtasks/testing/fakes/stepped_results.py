@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from qtasks.errors import ResultTimeout
-from qtasks.tasks import logs
+from qtasks.tasks.context import current_context
 from qtasks.tasks.results.backend import Record, Watchers
 from qtasks.tasks.results.memory import MemoryResults
 
@@ -59,7 +59,7 @@ class Waits(Watchers):
     @contextmanager
     def waiting(self, key: str, wake: Callable[[], None]) -> Iterator[None]:
         """See `Watchers.waiting`."""
-        context = logs.current.get()
+        context = current_context()
         wait = _Wait(key, None if context is None else context.call_id, wake)
         with self._guard:
             self._waits.append(wait)

@@ -17,10 +17,10 @@ import pytest
 
 from qtasks.errors import ConfigurationError, ResultError, ResultsDisabled, ResultTimeout, TaskFailed
 from qtasks.tasks.results.backend import POLL_FIRST_S, POLL_LAST_S, Hold, Record, ResultBackend, ResultStatus, pauses
+from qtasks.tasks.results.open_backend import open_results
 from qtasks.tasks.results.postgres import PostgresResults
 from qtasks.tasks.results.redis import RedisResults
 from qtasks.tasks.results.sqlite import SQLiteResults
-from qtasks.tasks.runtime import open_results
 from tests.support.results import BACKENDS, place_for_results, postgres, redis_prefix
 from tests.support.tasks import application
 

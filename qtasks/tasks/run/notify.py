@@ -1,0 +1,41 @@
+"""Calls the hooks of an attempt that has ended."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Awaitable, Sequence
+
+from qtasks.tasks.hooks import Hook, Hooks, TaskEvent
+from qtasks.tasks.run.decision import Kind
+from qtasks.tasks.run.thread_pool import Workers
+
+log = logging.getLogger("qtasks.hooks")
+
+
+async def notify(hooks: Sequence[Hooks], kind: Kind, event: TaskEvent, workers: Workers) -> None:
+    """Call the hooks for this kind of end, one after the other: ``async def`` here, ``def`` in a thread.
+
+    An exception of a hook is logged and changes nothing.
+    """
+    for hook in _hooks_for(hooks, kind):
+        try:
+            if inspect.iscoroutinefunction(hook):
+                await hook(event)
+            else:
+                value = await workers.run(lambda hook=hook: hook(event))  # type: ignore[misc]  # bound now, not later
+                if isinstance(value, Awaitable):
+                    await value
+        except Exception:
+            facts = {"action": "hook_failed", "task": event.context.task, "call_id": event.context.call_id}
+            log.exception("a hook of %s failed", event.context.task, extra=facts)
+
+
+def _hooks_for(hooks: Sequence[Hooks], kind: Kind) -> list[Hook]:
+    if kind is Kind.DONE:
+        return [hook for owner in hooks for hook in owner.success]
+    if kind is Kind.RETRY:
+        return [hook for owner in hooks for hook in owner.retry]
+    if kind is Kind.FAILED:
+        return [hook for owner in hooks for hook in owner.failure]
+    return []
