@@ -180,9 +180,9 @@ async def _open(
     try:
         from qtasks.broker import ids
         from qtasks.broker.broker import Broker
+        from qtasks.broker.core.values import AccountCredentials
         from qtasks.broker.llm import provider_fake
         from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings
-        from qtasks.broker.store.interface import Credentials
         from qtasks.broker.transport.destination_policy import DestinationPolicy
         from qtasks.broker.transport.http_transport import HttpTransport
         from qtasks.broker.transport.in_process import AsgiTransport
@@ -196,7 +196,7 @@ async def _open(
     token = ids.token_secret(random)
     settings = BrokerSettings(
         path=home.path,
-        credentials=(Credentials(_ACCOUNT, token),),
+        credentials=(AccountCredentials(_ACCOUNT, token),),
         llm_echo=True,
         drain_s=home.drain_s,
     ).with_model(os.environ.get(LLM_VARIABLE))

@@ -12,8 +12,8 @@ import apsw
 
 from benchmarks.bench import Bench
 from benchmarks.figure import Row
+from qtasks.broker.core.values import ClaimBatch, Publication
 from qtasks.broker.store import verbs
-from qtasks.broker.store.interface import Claims, Publication
 from qtasks.broker.store.sqlite import connect, inside
 from qtasks.protocol import wire
 from qtasks.protocol.messages import FlowControl, Message, PublishOptions
@@ -54,7 +54,7 @@ def _fill(db: apsw.Connection, kind: str, lines: int, waiting: int) -> None:
     """Every line has its one message under way and the rest behind it; beside them enough that may start."""
     blocked = [_message(number, kind, f"line{number % lines}") for number in range(lines + waiting)]
     verbs.accept(db, blocked, now_ms=_NOW_MS)
-    found = Claims(more=True)
+    found = ClaimBatch(more=True)
     while found.claims or found.more:
         found = verbs.claim(db, now_ms=_NOW_MS, limit=500, host_limit=10**9, in_flight={})
     free = range(10**6, 10**6 + _CLAIMED * (_ROUNDS + 1))

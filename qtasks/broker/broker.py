@@ -10,6 +10,7 @@ from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiResponse, json_response
 from qtasks.broker.api.auth import Principal, Tokens, TokenScope
 from qtasks.broker.api.routes import Api
+from qtasks.broker.core.values import Recovery
 from qtasks.broker.events import EventWatchers
 from qtasks.broker.llm.language_model import LanguageModel
 from qtasks.broker.loops.deliverer import Deliverer
@@ -18,7 +19,6 @@ from qtasks.broker.loops.pruner import Pruner
 from qtasks.broker.loops.scheduler import Scheduler
 from qtasks.broker.ports import Transport
 from qtasks.broker.settings import BrokerSettings, DeliveryLimits
-from qtasks.broker.store.interface import Recovery
 from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.broker.transport.destination_policy import DestinationPolicy
 from qtasks.broker.transport.http_transport import HttpTransport

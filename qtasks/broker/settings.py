@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from qtasks.broker.store.interface import Credentials
-from qtasks.broker.store.retention import Retention
+from qtasks.broker.core.values import AccountCredentials, Retention
 from qtasks.protocol import development
 
-DEV_CREDENTIALS: Final = tuple(Credentials(user.name, user.token, user.keys) for user in development.USERS)
+DEV_CREDENTIALS: Final = tuple(AccountCredentials(user.name, user.token, user.keys) for user in development.USERS)
 """The four public users of every QStash development server; for loopback only."""
 
 
@@ -36,7 +35,7 @@ class BrokerSettings:
 
     path: str
     """The database file, or ``:memory:``."""
-    credentials: tuple[Credentials, ...] = DEV_CREDENTIALS
+    credentials: tuple[AccountCredentials, ...] = DEV_CREDENTIALS
     destinations: Literal["local", "public"] = "local"
     allow: tuple[str, ...] = ()
     """Origins, hosts or networks that the destination policy lets through besides."""

@@ -18,14 +18,13 @@ import click
 
 from qtasks.broker import ids
 from qtasks.broker.broker import Broker
+from qtasks.broker.core.values import AccountCredentials, Retention
 from qtasks.broker.server import event_loop
 from qtasks.broker.server.api_server import ApiServer
 from qtasks.broker.server.asgi import LOOPBACK_HOSTS
 from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings, DeliveryLimits
 from qtasks.broker.store import tokens, verbs
-from qtasks.broker.store.interface import Credentials
-from qtasks.broker.store.retention import Retention
 from qtasks.broker.store.sqlite import connect, inside
 from qtasks.cli.option_types import PORT, Duration, Size
 from qtasks.cli.output import Unhurried, log_to
@@ -186,7 +185,7 @@ def create_token(name: str, read_only: bool, db: str) -> None:
     token = ids.token_secret(SystemRandom())
 
     def add(connection: apsw.Connection) -> bool:
-        account = verbs.ensure_account(connection, Credentials(ACCOUNT), ids.signing_keys(SystemRandom()))
+        account = verbs.ensure_account(connection, AccountCredentials(ACCOUNT), ids.signing_keys(SystemRandom()))
         return tokens.add(connection, token, account, name, read_only=read_only, now_ms=_now_ms())
 
     if not _change(_existing(db), add):
@@ -210,7 +209,7 @@ def revoke_token(name: str, db: str) -> None:
     """Make the token called NAME worthless."""
 
     def remove(connection: apsw.Connection) -> bool:
-        account = verbs.ensure_account(connection, Credentials(ACCOUNT), ids.signing_keys(SystemRandom()))
+        account = verbs.ensure_account(connection, AccountCredentials(ACCOUNT), ids.signing_keys(SystemRandom()))
         return tokens.remove(connection, account, name)
 
     if not _change(_existing(db), remove):
@@ -263,7 +262,7 @@ def _hosts(options: ServeOptions) -> frozenset[str] | None:
     return LOOPBACK_HOSTS | frozenset(options.hosts)
 
 
-def _credentials() -> Credentials:
+def _credentials() -> AccountCredentials:
     token = os.environ.get("QSTASH_TOKEN") or None
     current = os.environ.get("QSTASH_CURRENT_SIGNING_KEY") or None
     following = os.environ.get("QSTASH_NEXT_SIGNING_KEY") or None
@@ -273,7 +272,7 @@ def _credentials() -> Credentials:
     keys = SigningKeys(current, following) if current and following else None
     if keys is not None:
         signing.check_keys(keys, dev=True)
-    return Credentials(ACCOUNT, token, keys)
+    return AccountCredentials(ACCOUNT, token, keys)
 
 
 def _secrets(token: str | None, keys: SigningKeys | None) -> set[str | None]:

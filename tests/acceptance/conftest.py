@@ -2,8 +2,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from qtasks.broker.core.values import AccountCredentials
 from qtasks.broker.settings import BrokerSettings
-from qtasks.broker.store.interface import Credentials
 from tests.support.running import Endpoint, RunningBroker
 
 
@@ -16,7 +16,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
 
 
 @pytest.fixture
-def user(broker: RunningBroker) -> Credentials:
+def user(broker: RunningBroker) -> AccountCredentials:
     return broker.new_user()
 
 

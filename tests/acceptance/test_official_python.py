@@ -21,8 +21,8 @@ from qstash import AsyncQStash, QStash, Receiver
 from qstash.errors import QStashError, SignatureError
 from qstash.log import LogState
 
+from qtasks.broker.core.values import AccountCredentials
 from qtasks.broker.settings import DEV_CREDENTIALS, BrokerSettings
-from qtasks.broker.store.interface import Credentials
 from qtasks.protocol.messages import State
 from tests.support.running import Answer, Endpoint, Received, RunningBroker
 
@@ -53,13 +53,13 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def client(broker: RunningBroker, kind: str, user: Credentials) -> Iterator[Client]:
+def client(broker: RunningBroker, kind: str, user: AccountCredentials) -> Iterator[Client]:
     made = Client(kind, user.token, broker.url)
     yield made
     made.close()
 
 
-def verify(received: Received, url: str, user: Credentials) -> None:
+def verify(received: Received, url: str, user: AccountCredentials) -> None:
     assert user.keys is not None
     Receiver(user.keys.current, user.keys.next).verify(
         signature=received.headers["Upstash-Signature"], body=received.body.decode(), url=url
@@ -92,7 +92,7 @@ def publish_dead(broker: RunningBroker, client: Client, endpoint: Endpoint, **op
 
 
 def test_a_publish_is_delivered_signed_and_logged_once(
-    broker: RunningBroker, endpoint: Endpoint, client: Client, user: Credentials
+    broker: RunningBroker, endpoint: Endpoint, client: Client, user: AccountCredentials
 ) -> None:
     """B1"""
     url = f"{endpoint.url}/hook/?a=1&b=x%2Fy&empty="
@@ -117,7 +117,7 @@ def test_a_publish_is_delivered_signed_and_logged_once(
 
 
 def test_the_official_receiver_refuses_another_body_another_url_and_other_keys(
-    endpoint: Endpoint, client: Client, user: Credentials
+    endpoint: Endpoint, client: Client, user: AccountCredentials
 ) -> None:
     client(lambda q: q.message.publish_json(url=endpoint.url, body={"amount": 1}))
     [received] = endpoint.wait_for(1)
@@ -190,7 +190,7 @@ def test_message_headers_are_exactly_what_was_forwarded(client: Client, endpoint
     assert client(lambda q: q.message.get(bare.message_id)).headers is None
 
 
-def test_the_brokers_own_headers_cannot_be_forged(client: Client, endpoint: Endpoint, user: Credentials) -> None:
+def test_the_brokers_own_headers_cannot_be_forged(client: Client, endpoint: Endpoint, user: AccountCredentials) -> None:
     forged = {"Upstash-Message-Id": "msg_x", "upstash-signature": "no", "Upstash-Retried": "9", "X-Mine": "1"}
     sent = client(lambda q: q.message.publish(url=endpoint.url, headers=forged))
     [received] = endpoint.wait_for(1)
@@ -269,7 +269,7 @@ def test_content_based_deduplication_looks_at_destination_body_type_and_forwarde
 
 
 def test_a_failing_endpoint_is_tried_again_and_the_log_says_so(
-    broker: RunningBroker, client: Client, endpoint: Endpoint, user: Credentials
+    broker: RunningBroker, client: Client, endpoint: Endpoint, user: AccountCredentials
 ) -> None:
     """B2"""
     endpoint.answer = answering((500, {}, b"oops"), 503, 201)
@@ -424,7 +424,7 @@ def test_a_single_cancel_ends_a_message_that_waits(client: Client, endpoint: End
 
 
 def test_a_single_cancel_answers_how_many(
-    broker: RunningBroker, client: Client, endpoint: Endpoint, user: Credentials
+    broker: RunningBroker, client: Client, endpoint: Endpoint, user: AccountCredentials
 ) -> None:
     """B7: another official client reads the body."""
     sent = client(lambda q: q.message.publish(url=endpoint.url, delay="1h"))
@@ -512,7 +512,7 @@ def test_logs_are_filtered_by_everything_the_client_offers(
 
 
 def test_the_keys_are_those_of_the_public_user_and_come_at_once(
-    broker: RunningBroker, client: Client, user: Credentials
+    broker: RunningBroker, client: Client, user: AccountCredentials
 ) -> None:
     """B25, B30: by this answer official SDKs in development mode recognise the server."""
     keys = client(lambda q: q.signing_key.get())

@@ -18,14 +18,14 @@ from qstash.errors import QStashError
 from qstash.log import LogState
 from qstash.schedule import ScheduleState
 
-from qtasks.broker.store.interface import Credentials
+from qtasks.broker.core.values import AccountCredentials
 from qtasks.protocol.messages import State
 from tests.acceptance.test_official_python import NOT_FOUND, Client, answering, publish_dead, states, verify
 from tests.support.running import PATIENCE_S, Answer, Endpoint, RunningBroker
 
 
 @pytest.fixture(params=["sync", "async"])
-def client(broker: RunningBroker, user: Credentials, request: pytest.FixtureRequest) -> Iterator[Client]:
+def client(broker: RunningBroker, user: AccountCredentials, request: pytest.FixtureRequest) -> Iterator[Client]:
     made = Client(request.param, user.token, broker.url)
     yield made
     made.close()
@@ -34,7 +34,7 @@ def client(broker: RunningBroker, user: Credentials, request: pytest.FixtureRequ
 # -- URL groups
 
 
-def test_a_group_lives_its_whole_life(client: Client, endpoint: Endpoint, user: Credentials) -> None:
+def test_a_group_lives_its_whole_life(client: Client, endpoint: Endpoint, user: AccountCredentials) -> None:
     """B18, B4"""
     client(lambda q: q.url_group.delete("my-group"))
     one, two = {"url": f"{endpoint.url}/one", "name": "First endpoint"}, {"url": f"{endpoint.url}/two"}
@@ -122,7 +122,7 @@ def test_a_queue_is_made_changed_paused_and_deleted(client: Client, endpoint: En
 
 
 def test_a_callback_brings_the_answer_and_a_failure_callback_the_dead_letter(
-    client: Client, endpoint: Endpoint, user: Credentials
+    client: Client, endpoint: Endpoint, user: AccountCredentials
 ) -> None:
     endpoint.answer = lambda received: NOT_FOUND if received.path == "/work" else (200, {}, b"")
     sent = client(
@@ -252,7 +252,7 @@ def test_a_schedule_keeps_everything_it_was_given(client: Client) -> None:
 
 
 def test_a_schedule_that_has_run_shows_how_it_went(
-    broker: RunningBroker, client: Client, endpoint: Endpoint, user: Credentials
+    broker: RunningBroker, client: Client, endpoint: Endpoint, user: AccountCredentials
 ) -> None:
     schedule_id = client(lambda q: q.schedule.create(destination=endpoint.url, cron="* * * * *", body="tick"))
     account = broker.broker.accounts[user.name]
@@ -338,7 +338,7 @@ def test_a_key_never_starts_more_than_its_parallelism(client: Client, endpoint: 
 
 
 def test_keys_rotate_and_receivers_with_the_old_pair_still_understand(
-    client: Client, endpoint: Endpoint, user: Credentials
+    client: Client, endpoint: Endpoint, user: AccountCredentials
 ) -> None:
     """B25"""
     before = client(lambda q: q.signing_key.get())

@@ -13,8 +13,8 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from qtasks.broker.core.values import AccountCredentials
 from qtasks.broker.settings import BrokerSettings
-from qtasks.broker.store.interface import Credentials
 from tests.support.running import Answer, Endpoint, Received, RunningBroker
 
 MESSAGES: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello there"}]
@@ -74,7 +74,7 @@ def connect(kind: str) -> Iterator[Callable[[str, str | None], Chat]]:
 
 
 @pytest.fixture
-def echo(broker: RunningBroker, user: Credentials, connect: Callable[[str, str | None], Chat]) -> Chat:
+def echo(broker: RunningBroker, user: AccountCredentials, connect: Callable[[str, str | None], Chat]) -> Chat:
     return connect(broker.url, user.token)
 
 

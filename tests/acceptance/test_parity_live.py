@@ -20,7 +20,7 @@ import pytest
 import qstash as official
 
 from qtasks import qstash as ours
-from qtasks.broker.store.interface import Credentials
+from qtasks.broker.core.values import AccountCredentials
 from qtasks.protocol.messages import State
 from qtasks.qstash.chat import anthropic
 from qtasks.qstash.dlq import DlqFilter
@@ -121,7 +121,7 @@ class _Noting:
 
 
 @pytest.fixture(params=["sync", "async"])
-def client(request: pytest.FixtureRequest, broker: RunningBroker, user: Credentials) -> Iterator[Client]:
+def client(request: pytest.FixtureRequest, broker: RunningBroker, user: AccountCredentials) -> Iterator[Client]:
     made = Client(request.param, token=user.token, base_url=broker.url)
     yield made
     made.close()
@@ -151,7 +151,7 @@ def dead(broker: RunningBroker, client: Client, endpoint: Endpoint, *bodies: str
     return ids
 
 
-def fire(broker: RunningBroker, user: Credentials, schedule_id: str) -> None:
+def fire(broker: RunningBroker, user: AccountCredentials, schedule_id: str) -> None:
     """Let a schedule be due at the last full minute, instead of waiting for the next."""
 
     async def bring_forward() -> None:
@@ -284,7 +284,7 @@ def test_a_url_group_lives_and_dies(client: Client, endpoint: Endpoint) -> None:
     "schedule.delete",
 )  # fmt: skip
 def test_a_schedule_lives_fires_and_dies(
-    client: Client, endpoint: Endpoint, broker: RunningBroker, user: Credentials
+    client: Client, endpoint: Endpoint, broker: RunningBroker, user: AccountCredentials
 ) -> None:
     text = client(lambda q: q.schedule.create(destination=endpoint.url, cron="* * * * *", body="tick"))
     value = client(lambda q: q.schedule.create_json(destination=endpoint.url, cron="0 9 * * *", body={"n": 1}))

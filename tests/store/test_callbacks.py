@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from qtasks.broker.core.rules import Event, Stage, Verdict
+from qtasks.broker.core.rules import Evaluation, Stage, Trigger
+from qtasks.broker.core.values import Settlement
 from qtasks.broker.ports import Failure
 from qtasks.broker.store import verbs
-from qtasks.broker.store.interface import Settlement
 from qtasks.protocol import wire
 from qtasks.protocol.messages import PublishOptions, Redaction, State
 from tests.support.store import OK, Desk, ids
@@ -31,9 +31,9 @@ def told(desk: Desk, message_id: str) -> dict[str, Any]:
 
 def test_every_attempt_is_told_of_and_the_last_failure_besides(desk: Desk) -> None:
     desk.accept(1, options=options(Callback=CALLBACK, Failure_Callback=FAILURE), max_retries=1, method="PUT")
-    first = desk.end(desk.claim(), Event.RETRY)
+    first = desk.end(desk.claim(), Trigger.RETRY)
     assert [one.url for one in first.created] == [CALLBACK]
-    second = desk.end(desk.claims()[0], Event.FAIL)
+    second = desk.end(desk.claims()[0], Trigger.FAIL)
     assert [one.url for one in second.created] == [CALLBACK, FAILURE]
     [letter] = desk.dead()
     plain, failed = (told(desk, one.id) for one in second.created)
@@ -74,7 +74,7 @@ def test_a_callback_is_a_message_like_any_other(desk: Desk) -> None:
     assert (callback.method, callback.headers) == ("POST", (("Content-Type", "application/json"),))
     assert (callback.max_retries, callback.options.labels) == (7, ("a", "b"))
     assert (callback.schedule_id, callback.url_group, callback.queue) == (None, None, None)
-    assert desk.end(claim, Event.FAIL).created == ()
+    assert desk.end(claim, Trigger.FAIL).created == ()
     assert desk.states(callback.id) == [State.CREATED, State.ACTIVE, State.ERROR, State.FAILED]
     assert [letter.message.id for letter in desk.dead()] == [callback.id]
 
@@ -116,10 +116,10 @@ def test_a_callback_calls_back_only_where_a_failure_callback_is_nested(desk: Des
         ),
     )
     [callback] = desk.end(desk.claim()).created
-    [deep] = desk.end(desk.claim(), Event.FAIL).created
+    [deep] = desk.end(desk.claim(), Trigger.FAIL).created
     assert (callback.options.callback, deep.url) == (None, "https://deep.example")
     assert told(desk, deep.id)["sourceMessageId"] == callback.id
-    assert desk.end(desk.claim(), Event.FAIL).created == ()
+    assert desk.end(desk.claim(), Trigger.FAIL).created == ()
 
 
 def test_what_the_source_hides_is_hidden_in_its_callback(desk: Desk) -> None:
@@ -130,7 +130,7 @@ def test_what_the_source_hides_is_hidden_in_its_callback(desk: Desk) -> None:
 
 def test_an_attempt_without_an_answer_says_why(desk: Desk) -> None:
     desk.accept(1, options=options(Callback=CALLBACK))
-    [callback] = desk.end(desk.claim(), Event.FAIL, outcome=Failure("timeout", "no answer within 1 s")).created
+    [callback] = desk.end(desk.claim(), Trigger.FAIL, outcome=Failure("timeout", "no answer within 1 s")).created
     body = told(desk, callback.id)
     assert (body["status"], body["header"], body["body"], body["error"]) == (0, {}, "", "no answer within 1 s")
 
@@ -141,7 +141,7 @@ def test_a_cancelled_message_calls_nobody(desk: Desk, active: bool) -> None:
     claims = desk.claims() if active else []
     assert desk.cancel("msg_1") == 1
     for claim in claims:
-        assert desk.end(claim, Event.RETRY).created == ()
+        assert desk.end(claim, Trigger.RETRY).created == ()
     assert desk.stage("msg_1") is Stage.CANCELED
     assert desk.claims() == []
 
@@ -150,5 +150,8 @@ def test_a_stale_settle_calls_nobody(desk: Desk) -> None:
     desk.accept(1, options=options(Callback=CALLBACK))
     stale = desk.claim()
     desk.crash()
-    assert verbs.settle(desk.db, Settlement(stale, OK, Verdict(Event.SUCCEED), ("a", "b")), now_ms=desk.now_ms) is None
+    assert (
+        verbs.settle(desk.db, Settlement(stale, OK, Evaluation(Trigger.SUCCEED), ("a", "b")), now_ms=desk.now_ms)
+        is None
+    )
     assert ids(desk.claims()) == ["msg_1"]

@@ -8,9 +8,9 @@ from pathlib import Path
 import apsw
 import pytest
 
-from qtasks.broker.core.rules import Event, Verdict
+from qtasks.broker.core.rules import Evaluation, Trigger
+from qtasks.broker.core.values import Settlement
 from qtasks.broker.store import verbs
-from qtasks.broker.store.interface import Settlement
 from qtasks.broker.store.sqlite import connect
 from qtasks.protocol.messages import Response
 from tests.support.broker import START_MS, publication
@@ -37,7 +37,7 @@ def record(folder: Path, *, synchronous: str | None = None, rounds: int = 40) ->
             accepted = verbs.accept(db, group, now_ms=NOW)
             found = verbs.claim(db, now_ms=NOW, limit=2, host_limit=100, in_flight={})
             for claim in found.claims:
-                verbs.settle(db, Settlement(claim, Response(status=200), Verdict(Event.SUCCEED)), now_ms=NOW)
+                verbs.settle(db, Settlement(claim, Response(status=200), Evaluation(Trigger.SUCCEED)), now_ms=NOW)
             db.execute("COMMIT")
             for one in accepted:
                 tape.acknowledge(f"accepted {one.message_id}")

@@ -12,11 +12,11 @@ from typing import Any
 import apsw
 import pytest
 
-from qtasks.broker.core.rules import Event, Verdict
+from qtasks.broker.core.rules import Evaluation, Trigger
+from qtasks.broker.core.values import DAY_MS, DeadLetterCriteria, LogCriteria, Retention, Settlement
 from qtasks.broker.loops.pruner import INTERVAL_MS, PAUSE_MS, Pruner
 from qtasks.broker.store import queries, verbs
-from qtasks.broker.store.interface import DeadLetterFilter, LogFilter, Settlement
-from qtasks.broker.store.retention import BATCH, DAY_MS, Retention, forget, prune, used_bytes
+from qtasks.broker.store.retention import BATCH, forget, prune, used_bytes
 from qtasks.broker.store.sqlite import SqliteStore, connect, inside
 from qtasks.errors import StoreError
 from qtasks.protocol.messages import DEDUPLICATION_WINDOW_MS, PublishOptions, Response
@@ -35,18 +35,18 @@ def db() -> Iterator[apsw.Connection]:
     connection.close()
 
 
-def finish(db: apsw.Connection, first: int, last: int, event: Event, now_ms: int = NOW, body: bytes = b"x") -> None:
+def finish(db: apsw.Connection, first: int, last: int, trigger: Trigger, now_ms: int = NOW, body: bytes = b"x") -> None:
     """Accept messages `first` to `last` and bring them to an end at `now_ms`."""
     made = [publication(n, now_ms=now_ms, body=body, options=LABELLED) for n in range(first, last + 1)]
     verbs.accept(db, made, now_ms=now_ms)
-    if event is Event.CANCEL:
+    if trigger is Trigger.CANCEL:
         verbs.cancel(db, ACCOUNT, [one.message.id for one in made], now_ms=now_ms)
         return
     claims = verbs.claim(db, now_ms=now_ms, limit=len(made), host_limit=len(made), in_flight={}).claims
     assert len(claims) == len(made)
-    outcome = Response(status=200 if event is Event.SUCCEED else 500, body=b"answer")
+    outcome = Response(status=200 if trigger is Trigger.SUCCEED else 500, body=b"answer")
     for one in claims:
-        verbs.settle(db, Settlement(one, outcome, Verdict(event, "failed")), now_ms=now_ms)
+        verbs.settle(db, Settlement(one, outcome, Evaluation(trigger, "failed")), now_ms=now_ms)
 
 
 def counts(db: apsw.Connection) -> dict[str, int]:
@@ -68,13 +68,13 @@ def prune_all(db: apsw.Connection, keep: Retention, now_ms: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("event", "age_ms"),
-    [(Event.SUCCEED, 7 * DAY_MS), (Event.CANCEL, 7 * DAY_MS), (Event.FAIL, 30 * DAY_MS)],
+    ("trigger", "age_ms"),
+    [(Trigger.SUCCEED, 7 * DAY_MS), (Trigger.CANCEL, 7 * DAY_MS), (Trigger.FAIL, 30 * DAY_MS)],
 )
 def test_a_finished_message_is_kept_for_its_time_and_then_leaves_nothing(
-    db: apsw.Connection, event: Event, age_ms: int
+    db: apsw.Connection, trigger: Trigger, age_ms: int
 ) -> None:
-    finish(db, 1, 1, event)
+    finish(db, 1, 1, trigger)
     before = counts(db)
     assert before["messages"] == 1
     assert prune(db, KEEP, now_ms=NOW + age_ms) == 0
@@ -98,22 +98,22 @@ def test_a_message_that_waits_for_its_callbacks_holds_its_place_in_the_queue(db:
     verbs.accept(db, [publication(1, queue="q", options=options)], now_ms=NOW)
     [one] = verbs.claim(db, now_ms=NOW, limit=1, host_limit=1, in_flight={}).claims
     ids = ("msg_2", "msg_3")
-    verbs.settle(db, Settlement(one, Response(status=200), Verdict(Event.SUCCEED), ids), now_ms=NOW)
+    verbs.settle(db, Settlement(one, Response(status=200), Evaluation(Trigger.SUCCEED), ids), now_ms=NOW)
     assert prune(db, KEEP, now_ms=NOW + 8 * DAY_MS) == 0
     [two] = verbs.claim(db, now_ms=NOW, limit=1, host_limit=1, in_flight={}).claims
-    verbs.settle(db, Settlement(two, Response(status=200), Verdict(Event.SUCCEED)), now_ms=NOW)
+    verbs.settle(db, Settlement(two, Response(status=200), Evaluation(Trigger.SUCCEED)), now_ms=NOW)
     assert prune(db, KEEP, now_ms=NOW + 8 * DAY_MS) == 2
 
 
 def test_neighbours_of_what_is_removed_keep_everything(db: apsw.Connection) -> None:
-    finish(db, 1, 3, Event.SUCCEED)
-    finish(db, 4, 6, Event.FAIL)
-    finish(db, 7, 9, Event.SUCCEED, NOW + DAY_MS)
+    finish(db, 1, 3, Trigger.SUCCEED)
+    finish(db, 4, 6, Trigger.FAIL)
+    finish(db, 7, 9, Trigger.SUCCEED, NOW + DAY_MS)
     assert prune_all(db, KEEP, NOW + 7 * DAY_MS + 1) == 3
     assert kept(db) == [f"msg_{n}" for n in range(4, 10)]
-    log = queries.log(db, ACCOUNT, LogFilter(), cursor=None, count=100).items
+    log = queries.log(db, ACCOUNT, LogCriteria(), cursor=None, count=100).items
     assert {entry.message.id for entry in log} == set(kept(db))
-    letters = queries.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=100).items
+    letters = queries.dead_letters(db, ACCOUNT, DeadLetterCriteria(), cursor=None, count=100).items
     assert [letter.message.id for letter in letters] == ["msg_4", "msg_5", "msg_6"]
     assert counts(db)["labels"] == 12
 
@@ -123,9 +123,9 @@ def test_neighbours_of_what_is_removed_keep_everything(db: apsw.Connection) -> N
 
 def test_beyond_the_size_the_oldest_go_and_dead_letters_last(db: apsw.Connection) -> None:
     body = b"x" * 20_000
-    finish(db, 1, 20, Event.FAIL, NOW, body)
-    finish(db, 21, 40, Event.SUCCEED, NOW + 1, body)
-    finish(db, 41, 60, Event.CANCEL, NOW + 2, body)
+    finish(db, 1, 20, Trigger.FAIL, NOW, body)
+    finish(db, 21, 40, Trigger.SUCCEED, NOW + 1, body)
+    finish(db, 41, 60, Trigger.CANCEL, NOW + 2, body)
     verbs.accept(db, [publication(n, body=body) for n in range(61, 81)], now_ms=NOW)
     size = used_bytes(db)
 
@@ -149,7 +149,7 @@ def test_beyond_the_size_the_oldest_go_and_dead_letters_last(db: apsw.Connection
 
 
 def test_below_the_size_nothing_is_removed_before_its_time(db: apsw.Connection) -> None:
-    finish(db, 1, 10, Event.SUCCEED)
+    finish(db, 1, 10, Trigger.SUCCEED)
     assert prune(db, replace(KEEP, max_bytes=10 * used_bytes(db)), now_ms=NOW + DAY_MS) == 0
     assert prune(db, replace(KEEP, max_bytes=None), now_ms=NOW + DAY_MS) == 0
 
@@ -163,7 +163,7 @@ def test_the_file_does_not_grow_with_what_has_passed_through_it(tmp_path: Path) 
         first, last = day * 200 + 1, day * 200 + 200
         inside(
             connection,
-            partial(finish, first=first, last=last, event=Event.SUCCEED, now_ms=now_ms, body=body),
+            partial(finish, first=first, last=last, trigger=Trigger.SUCCEED, now_ms=now_ms, body=body),
         )
         while inside(connection, partial(prune, retention=KEEP, now_ms=now_ms)):
             pass
@@ -179,12 +179,12 @@ def test_the_file_does_not_grow_with_what_has_passed_through_it(tmp_path: Path) 
 
 
 def test_a_batch_has_a_most(db: apsw.Connection) -> None:
-    finish(db, 1, 250, Event.SUCCEED)
+    finish(db, 1, 250, Trigger.SUCCEED)
     later_ms = NOW + 8 * DAY_MS
     assert BATCH == 100
     assert [prune(db, KEEP, now_ms=later_ms) for _ in range(4)] == [100, 100, 50, 0]
-    finish(db, 251, 260, Event.SUCCEED)
-    finish(db, 261, 270, Event.CANCEL)
+    finish(db, 251, 260, Trigger.SUCCEED)
+    finish(db, 261, 270, Trigger.CANCEL)
     assert prune(db, replace(KEEP, delivered_ms=0), now_ms=later_ms, limit=15) == 15
     assert kept(db) == [f"msg_{n}" for n in range(266, 271)]
 
@@ -201,8 +201,8 @@ def test_deduplication_keys_are_forgotten_after_their_window_in_batches(db: apsw
 
 def test_every_step_is_found_by_an_index(db: apsw.Connection) -> None:
     """A step that read a whole table would hold up deliveries, and the more the longer the broker has run."""
-    finish(db, 1, 3, Event.SUCCEED)
-    finish(db, 4, 6, Event.FAIL)
+    finish(db, 1, 3, Trigger.SUCCEED)
+    finish(db, 4, 6, Trigger.FAIL)
     verbs.accept(db, [publication(7, deduplication_key="id:7")], now_ms=NOW)
     statements: list[tuple[str, Any]] = []
 
@@ -232,8 +232,8 @@ class SelfMovingClock(VirtualClock):
         super().__init__()
         self.waits: list[int] = []
 
-    async def wait(self, event: Awaitable[object], until_ms: int | None) -> None:
-        asyncio.ensure_future(event).cancel()
+    async def wait(self, trigger: Awaitable[object], until_ms: int | None) -> None:
+        asyncio.ensure_future(trigger).cancel()
         assert until_ms is not None
         self.waits.append(until_ms - self.now_ms())
         self.advance(until_ms - self.now_ms())

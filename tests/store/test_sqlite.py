@@ -12,8 +12,8 @@ from pathlib import Path
 import apsw
 import pytest
 
+from qtasks.broker.core.values import LogCriteria
 from qtasks.broker.store import sqlite, verbs
-from qtasks.broker.store.interface import LogFilter
 from qtasks.broker.store.sqlite import QUICK_S, SqliteStore, connect
 from qtasks.errors import SchemaTooNew, StoreError, StoreFull, StoreLocked
 from tests.support.broker import ACCOUNT, START_MS, publication
@@ -90,7 +90,7 @@ async def test_one_bad_call_never_fails_its_neighbours(store: SqliteStore) -> No
         *(store.accept([one], now_ms=NOW) for one in (publication(1), bad, publication(3))), return_exceptions=True
     )
     assert [type(answer) for answer in answers] == [list, StoreError, list]
-    page = await store.log(ACCOUNT, LogFilter(), cursor=None, count=9)
+    page = await store.log(ACCOUNT, LogCriteria(), cursor=None, count=9)
     assert sorted(entry.message.id for entry in page.items) == ["msg_1", "msg_3"]
 
 
@@ -110,7 +110,7 @@ async def test_a_full_disk_refuses_the_call_and_takes_the_next_when_there_is_roo
     assert all(isinstance(answer, StoreFull) for answer in answers)
     store._db.pragma("max_page_count", pages + 2000)
     await store.accept([publication(9)], now_ms=NOW)
-    page = await store.log(ACCOUNT, LogFilter(), cursor=None, count=9)
+    page = await store.log(ACCOUNT, LogCriteria(), cursor=None, count=9)
     assert [entry.message.id for entry in page.items] == ["msg_9"]
     await store.close()
 

@@ -11,9 +11,9 @@ import pytest
 
 from qtasks.broker.api.api_request import ApiRequest, HttpError
 from qtasks.broker.api.auth import STALE_S, Principal, Tokens, TokenScope
+from qtasks.broker.core.values import StoredToken
 from qtasks.broker.store import tokens
 from qtasks.broker.store.sqlite import SqliteStore, connect
-from qtasks.broker.store.tokens import StoredToken
 from qtasks.errors import StoreError
 from tests.support.broker import START_MS, VirtualClock
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import apsw
 import pytest
 
-from qtasks.broker.core.rules import Event, Verdict
+from qtasks.broker.core.rules import Evaluation, Trigger
+from qtasks.broker.core.values import AccountCredentials, Claim, DeadLetterCriteria, LogCriteria, Settlement
 from qtasks.broker.ports import Failure
 from qtasks.broker.store import claim as claiming
 from qtasks.broker.store import queries, verbs
-from qtasks.broker.store.interface import Claim, Credentials, DeadLetterFilter, LogFilter, Settlement
 from qtasks.broker.store.sqlite import connect
 from qtasks.protocol.messages import (
     DEDUPLICATION_WINDOW_MS,
@@ -44,13 +44,13 @@ def ids(claims: list[Claim]) -> list[str]:
 
 
 def states(db: apsw.Connection, message_id: str) -> list[State]:
-    page = queries.log(db, ACCOUNT, LogFilter(message_ids=(message_id,), oldest_first=True), cursor=None, count=100)
+    page = queries.log(db, ACCOUNT, LogCriteria(message_ids=(message_id,), oldest_first=True), cursor=None, count=100)
     return [entry.state for entry in page.items]
 
 
-def settle(db: apsw.Connection, one: Claim, verdict: Verdict, now_ms: int = NOW) -> State | None:
-    outcome = Response(status=200) if verdict.event is Event.SUCCEED else Response(status=500, body=b"oops")
-    settled = verbs.settle(db, Settlement(one, outcome, verdict), now_ms=now_ms)
+def settle(db: apsw.Connection, one: Claim, evaluation: Evaluation, now_ms: int = NOW) -> State | None:
+    outcome = Response(status=200) if evaluation.trigger is Trigger.SUCCEED else Response(status=500, body=b"oops")
+    settled = verbs.settle(db, Settlement(one, outcome, evaluation), now_ms=now_ms)
     return None if settled is None else settled.state
 
 
@@ -117,7 +117,7 @@ def test_parked_messages_start_in_order_when_their_host_has_room_again(db: apsw.
 def test_success_is_logged_and_final(db: apsw.Connection) -> None:
     verbs.accept(db, [publication(1)], now_ms=NOW)
     [one] = claim(db)
-    assert settle(db, one, Verdict(Event.SUCCEED)) is State.DELIVERED
+    assert settle(db, one, Evaluation(Trigger.SUCCEED)) is State.DELIVERED
     assert states(db, "msg_1") == [State.CREATED, State.ACTIVE, State.DELIVERED]
     assert claim(db, NOW + 10**9) == []
 
@@ -125,7 +125,7 @@ def test_success_is_logged_and_final(db: apsw.Connection) -> None:
 def test_a_retry_waits_for_its_time_and_counts(db: apsw.Connection) -> None:
     verbs.accept(db, [publication(1)], now_ms=NOW)
     [first] = claim(db)
-    assert settle(db, first, Verdict(Event.RETRY, "500", NOW + 12_000)) is State.RETRY
+    assert settle(db, first, Evaluation(Trigger.RETRY, "500", NOW + 12_000)) is State.RETRY
     assert claim(db, NOW + 11_999) == []
     [second] = claim(db, NOW + 12_000)
     assert second.message.retried == 1
@@ -136,8 +136,8 @@ def test_a_retry_waits_for_its_time_and_counts(db: apsw.Connection) -> None:
 def test_a_failure_leaves_a_dead_letter_with_the_last_answer(db: apsw.Connection) -> None:
     verbs.accept(db, [publication(1)], now_ms=NOW)
     [one] = claim(db)
-    assert settle(db, one, Verdict(Event.FAIL, "it answered 500"), NOW + 7) is State.FAILED
-    [letter] = queries.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=10).items
+    assert settle(db, one, Evaluation(Trigger.FAIL, "it answered 500"), NOW + 7) is State.FAILED
+    [letter] = queries.dead_letters(db, ACCOUNT, DeadLetterCriteria(), cursor=None, count=10).items
     assert (letter.id, letter.message.id, letter.error) == (f"{NOW + 7}-0", "msg_1", "it answered 500")
     assert letter.response == Response(status=500, body=b"oops")
     assert states(db, "msg_1") == [State.CREATED, State.ACTIVE, State.ERROR, State.FAILED]
@@ -146,8 +146,8 @@ def test_a_failure_leaves_a_dead_letter_with_the_last_answer(db: apsw.Connection
 def test_a_failure_without_an_answer_is_a_dead_letter_too(db: apsw.Connection) -> None:
     verbs.accept(db, [publication(1)], now_ms=NOW)
     [one] = claim(db)
-    verbs.settle(db, Settlement(one, Failure("timeout", "slow"), Verdict(Event.FAIL, "slow")), now_ms=NOW)
-    [letter] = queries.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=10).items
+    verbs.settle(db, Settlement(one, Failure("timeout", "slow"), Evaluation(Trigger.FAIL, "slow")), now_ms=NOW)
+    [letter] = queries.dead_letters(db, ACCOUNT, DeadLetterCriteria(), cursor=None, count=10).items
     assert letter.response is None
 
 
@@ -156,10 +156,10 @@ def test_a_stale_settle_changes_nothing_and_says_so(db: apsw.Connection) -> None
     [stale] = claim(db)
     verbs.recover(db, now_ms=NOW)
     [fresh] = claim(db)
-    assert settle(db, stale, Verdict(Event.FAIL, "late")) is None
-    assert queries.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=10).items == ()
-    assert settle(db, fresh, Verdict(Event.SUCCEED)) is State.DELIVERED
-    assert settle(db, fresh, Verdict(Event.SUCCEED)) is None
+    assert settle(db, stale, Evaluation(Trigger.FAIL, "late")) is None
+    assert queries.dead_letters(db, ACCOUNT, DeadLetterCriteria(), cursor=None, count=10).items == ()
+    assert settle(db, fresh, Evaluation(Trigger.SUCCEED)) is State.DELIVERED
+    assert settle(db, fresh, Evaluation(Trigger.SUCCEED)) is None
 
 
 def test_recovery_returns_interrupted_attempts_at_once_with_their_number_and_says_why(db: apsw.Connection) -> None:
@@ -169,7 +169,7 @@ def test_recovery_returns_interrupted_attempts_at_once_with_their_number_and_say
     assert (found.interrupted, found.waiting) == (1, 2)
     [again] = claim(db, NOW + 1)
     assert again.message.retried == 0
-    log = queries.log(db, ACCOUNT, LogFilter(states=(State.ERROR,)), cursor=None, count=10).items
+    log = queries.log(db, ACCOUNT, LogCriteria(states=(State.ERROR,)), cursor=None, count=10).items
     assert [entry.error for entry in log] == [verbs.INTERRUPTED]
 
 
@@ -185,10 +185,10 @@ def test_cancelling_an_active_message_stops_its_retries_but_not_its_success(db: 
     verbs.accept(db, [publication(1), publication(2)], now_ms=NOW)
     failing, succeeding = claim(db)
     assert verbs.cancel(db, ACCOUNT, ["msg_1", "msg_2"], now_ms=NOW) == 2
-    assert settle(db, failing, Verdict(Event.RETRY, "500", NOW + 1)) is State.CANCELED
-    assert settle(db, succeeding, Verdict(Event.SUCCEED)) is State.DELIVERED
+    assert settle(db, failing, Evaluation(Trigger.RETRY, "500", NOW + 1)) is State.CANCELED
+    assert settle(db, succeeding, Evaluation(Trigger.SUCCEED)) is State.DELIVERED
     assert states(db, "msg_1")[2:] == [State.CANCEL_REQUESTED, State.ERROR, State.CANCELED]
-    assert queries.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=10).items == ()
+    assert queries.dead_letters(db, ACCOUNT, DeadLetterCriteria(), cursor=None, count=10).items == ()
 
 
 def test_a_message_asked_to_cancel_is_not_made_again_after_a_crash(db: apsw.Connection) -> None:
@@ -219,7 +219,7 @@ def test_accounts_see_only_their_own(db: apsw.Connection) -> None:
     verbs.accept(db, [publication(1, account=2, deduplication_key="k")], now_ms=NOW)
     assert queries.message(db, ACCOUNT, "msg_1") is None
     assert verbs.cancel(db, ACCOUNT, ["msg_1"], now_ms=NOW) == 0
-    assert queries.log(db, ACCOUNT, LogFilter(), cursor=None, count=10).items == ()
+    assert queries.log(db, ACCOUNT, LogCriteria(), cursor=None, count=10).items == ()
     [other] = verbs.accept(db, [publication(2, deduplication_key="k")], now_ms=NOW)
     assert not other.deduplicated
 
@@ -228,7 +228,7 @@ def test_a_flipped_bit_in_a_stored_body_is_never_sent(db: apsw.Connection) -> No
     verbs.accept(db, [publication(1), publication(2)], now_ms=NOW)
     db.execute("UPDATE bodies SET body = ? WHERE seq = 1", (b'{"n":7}',))
     assert ids(claim(db)) == ["msg_2"]
-    [letter] = queries.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=10).items
+    [letter] = queries.dead_letters(db, ACCOUNT, DeadLetterCriteria(), cursor=None, count=10).items
     assert letter.error == verbs.CORRUPT
 
 
@@ -238,7 +238,7 @@ def test_the_log_is_paged_without_gaps_in_both_directions(db: apsw.Connection) -
         seen: list[str] = []
         cursor = None
         while True:
-            page = queries.log(db, ACCOUNT, LogFilter(oldest_first=oldest_first), cursor=cursor, count=3)
+            page = queries.log(db, ACCOUNT, LogCriteria(oldest_first=oldest_first), cursor=cursor, count=3)
             seen += [entry.message.id for entry in page.items]
             if (cursor := page.cursor) is None:
                 break
@@ -249,20 +249,20 @@ def test_the_log_is_paged_without_gaps_in_both_directions(db: apsw.Connection) -
 def test_a_page_ends_early_rather_than_fill_the_memory(db: apsw.Connection) -> None:
     large = b"x" * (queries.PAGE_BYTES // 4)
     verbs.accept(db, [publication(n, body=large) for n in range(8)], now_ms=NOW)
-    first = queries.log(db, ACCOUNT, LogFilter(), cursor=None, count=1000)
+    first = queries.log(db, ACCOUNT, LogCriteria(), cursor=None, count=1000)
     assert [entry.message.id for entry in first.items] == ["msg_7", "msg_6", "msg_5", "msg_4", "msg_3"]
-    rest = queries.log(db, ACCOUNT, LogFilter(), cursor=first.cursor, count=1000)
+    rest = queries.log(db, ACCOUNT, LogCriteria(), cursor=first.cursor, count=1000)
     assert ([entry.message.id for entry in rest.items], rest.cursor) == (["msg_2", "msg_1", "msg_0"], None)
     for one in claim(db):
-        verbs.settle(db, Settlement(one, Response(status=500, body=large), Verdict(Event.FAIL, "no")), now_ms=NOW)
-    page = queries.dead_letters(db, ACCOUNT, DeadLetterFilter(), cursor=None, count=100)
+        verbs.settle(db, Settlement(one, Response(status=500, body=large), Evaluation(Trigger.FAIL, "no")), now_ms=NOW)
+    page = queries.dead_letters(db, ACCOUNT, DeadLetterCriteria(), cursor=None, count=100)
     assert len(page.items) == 3
     assert page.cursor == page.items[-1].id
 
 
 def test_a_last_page_that_is_just_full_has_no_cursor(db: apsw.Connection) -> None:
     verbs.accept(db, [publication(n) for n in range(3)], now_ms=NOW)
-    assert queries.log(db, ACCOUNT, LogFilter(), cursor=None, count=3).cursor is None
+    assert queries.log(db, ACCOUNT, LogCriteria(), cursor=None, count=3).cursor is None
 
 
 def test_the_history_and_the_dead_letter_of_a_message_are_found_without_looking_at_those_of_others(
@@ -271,7 +271,7 @@ def test_the_history_and_the_dead_letter_of_a_message_are_found_without_looking_
     for first in range(0, 2_000, 100):
         verbs.accept(db, [publication(number) for number in range(first, first + 100)], now_ms=NOW)
         for one in claim(db):
-            settle(db, one, Verdict(Event.FAIL, "no"))
+            settle(db, one, Evaluation(Trigger.FAIL, "no"))
     steps = 0
 
     def count() -> bool:
@@ -281,8 +281,8 @@ def test_the_history_and_the_dead_letter_of_a_message_are_found_without_looking_
 
     db.set_progress_handler(count, 100)
     wanted = ("msg_7", "msg_1234")
-    entries = queries.log(db, ACCOUNT, LogFilter(message_ids=wanted), cursor=None, count=1000).items
-    letters = queries.dead_letters(db, ACCOUNT, DeadLetterFilter(message_ids=wanted), cursor=None, count=100).items
+    entries = queries.log(db, ACCOUNT, LogCriteria(message_ids=wanted), cursor=None, count=1000).items
+    letters = queries.dead_letters(db, ACCOUNT, DeadLetterCriteria(message_ids=wanted), cursor=None, count=100).items
     assert len(entries) == 8
     assert [letter.message.id for letter in letters] == list(wanted)
     assert steps < 50  # a dozen; hundreds where all are looked at
@@ -291,7 +291,7 @@ def test_the_history_and_the_dead_letter_of_a_message_are_found_without_looking_
 @pytest.mark.parametrize("cursor", ["", "x", "1", "1-", "-1", "1-x", "1-٣", "9" * 30 + "-1", "1-1; DROP TABLE log"])
 def test_a_forged_cursor_is_refused(db: apsw.Connection, cursor: str) -> None:
     with pytest.raises(queries.BadCursorError, match="not a cursor"):
-        queries.log(db, ACCOUNT, LogFilter(), cursor=cursor, count=3)
+        queries.log(db, ACCOUNT, LogCriteria(), cursor=cursor, count=3)
 
 
 def test_log_filters_are_anded_and_their_values_ored(db: apsw.Connection) -> None:
@@ -306,7 +306,7 @@ def test_log_filters_are_anded_and_their_values_ored(db: apsw.Connection) -> Non
     )
 
     def found(**which: object) -> list[str]:
-        page = queries.log(db, ACCOUNT, LogFilter(oldest_first=True, **which), cursor=None, count=9)  # type: ignore[arg-type]
+        page = queries.log(db, ACCOUNT, LogCriteria(oldest_first=True, **which), cursor=None, count=9)  # type: ignore[arg-type]
         return [entry.message.id for entry in page.items]
 
     assert found(labels=("red", "green")) == ["msg_1", "msg_2"]
@@ -321,17 +321,17 @@ def test_hostile_text_is_data_and_not_sql(db: apsw.Connection) -> None:
     text = "x'OR(1=1);DROP--"
     verbs.accept(db, [publication(1, url=f"http://h/{text}", options=PublishOptions(labels=("%_",)))], now_ms=NOW)
     assert queries.message(db, ACCOUNT, text) is None
-    assert len(queries.log(db, ACCOUNT, LogFilter(urls=(f"http://h/{text}",)), cursor=None, count=9).items) == 1
-    assert queries.log(db, ACCOUNT, LogFilter(labels=("__",)), cursor=None, count=9).items == ()
+    assert len(queries.log(db, ACCOUNT, LogCriteria(urls=(f"http://h/{text}",)), cursor=None, count=9).items) == 1
+    assert queries.log(db, ACCOUNT, LogCriteria(labels=("__",)), cursor=None, count=9).items == ()
 
 
 def test_configured_keys_seed_a_new_account_and_never_replace_what_is_stored(db: apsw.Connection) -> None:
     first, fresh = SigningKeys("sig_aaaaaaaa", "sig_bbbbbbbb"), SigningKeys("sig_cccccccc", "sig_dddddddd")
-    account = verbs.ensure_account(db, Credentials("me", "token", first), fresh)
+    account = verbs.ensure_account(db, AccountCredentials("me", "token", first), fresh)
     assert verbs.keys(db, account) == first
-    assert verbs.ensure_account(db, Credentials("me", "token", fresh), fresh) == account
+    assert verbs.ensure_account(db, AccountCredentials("me", "token", fresh), fresh) == account
     assert verbs.keys(db, account) == first
-    other = verbs.ensure_account(db, Credentials("you", "token2"), fresh)
+    other = verbs.ensure_account(db, AccountCredentials("you", "token2"), fresh)
     assert verbs.keys(db, other) == fresh
 
 
@@ -351,5 +351,5 @@ def test_the_claim_reads_only_the_index_of_what_may_start(db: apsw.Connection) -
 def test_a_message_is_kept_readable_after_it_is_finished(db: apsw.Connection) -> None:
     verbs.accept(db, [publication(1)], now_ms=NOW)
     [one] = claim(db)
-    settle(db, one, Verdict(Event.SUCCEED))
+    settle(db, one, Evaluation(Trigger.SUCCEED))
     assert queries.message(db, ACCOUNT, "msg_1") == message(1)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from qtasks.broker.core.values import Publication
 from qtasks.broker.ports import DeliveryRequest, Failure
-from qtasks.broker.store.interface import Publication
 from qtasks.protocol import wire
 from qtasks.protocol.messages import Message, PublishOptions, Response
 from qtasks.testing.fakes import virtual_clock

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qtasks.broker.core.rules import MOVES, Stage
+from qtasks.broker.core.rules import TRANSITIONS, Stage
 from qtasks.protocol.messages import State
 
 
@@ -15,9 +15,9 @@ def assert_legal(states: Sequence[State], stage: Stage) -> None:
     unseen = list(reached)
     while unseen:
         at, position = unseen.pop()
-        for (start, _), move in MOVES.items():
-            after = (move.to, position + len(move.log))
-            fits = tuple(states[position : after[1]]) == move.log
+        for (start, _), transition in TRANSITIONS.items():
+            after = (transition.to, position + len(transition.log))
+            fits = tuple(states[position : after[1]]) == transition.log
             if start is at and fits and after not in reached:
                 reached.add(after)
                 unseen.append(after)

@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-from qtasks.broker.store.interface import Credentials
+from qtasks.broker.core.values import AccountCredentials
 
 PATIENCE_S = 5.0
 LATER = (("Upstash-Delay", "1d"),)
@@ -42,7 +42,7 @@ class Door:
     """The broker's address, and a user's credentials for it."""
 
     port: int
-    user: Credentials
+    user: AccountCredentials
 
     def ask(
         self,

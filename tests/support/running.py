@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 from qtasks.broker import ids
 from qtasks.broker.api.auth import Principal, TokenScope
 from qtasks.broker.broker import Broker
+from qtasks.broker.core.values import AccountCredentials
 from qtasks.broker.events import MessageEvent
 from qtasks.broker.server import event_loop
 from qtasks.broker.server.api_server import ApiServer
 from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import BrokerSettings
-from qtasks.broker.store.interface import Credentials
 from qtasks.protocol.messages import State
 from qtasks.randomness import SystemRandom
 
@@ -50,12 +50,12 @@ class RunningBroker:
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
 
-    def new_user(self, scope: TokenScope = TokenScope.PUBLISH) -> Credentials:
+    def new_user(self, scope: TokenScope = TokenScope.PUBLISH) -> AccountCredentials:
         """An account of its own, so that tests which share a broker do not see each other."""
         chance = SystemRandom()
         keys = ids.signing_keys(chance)
         token = ids.token_secret(chance)
-        user = Credentials(f"user-{len(self.broker.accounts)}", token, keys)
+        user = AccountCredentials(f"user-{len(self.broker.accounts)}", token, keys)
         account = self.call(self.broker.store.ensure_account(user, keys))
         self.broker.accounts[user.name] = account
         self.broker.tokens.add(token, Principal(account, scope))

@@ -6,9 +6,9 @@ from typing import Any
 
 import apsw
 
-from qtasks.broker.core.rules import Event, Stage, Verdict
+from qtasks.broker.core.rules import Evaluation, Stage, Trigger
+from qtasks.broker.core.values import Claim, DeadLetterCriteria, LogCriteria, Settled, Settlement
 from qtasks.broker.store import queries, verbs
-from qtasks.broker.store.interface import Claim, DeadLetterFilter, LogFilter, Settled, Settlement
 from qtasks.broker.store.sqlite import connect
 from qtasks.protocol.messages import DeadLetter, Message, Response, State
 from tests.support.broker import ACCOUNT, START_MS, publication
@@ -54,18 +54,20 @@ class Desk:
         found = verbs.claim(self.db, now_ms=self.now_ms, limit=0, host_limit=1, in_flight={}).next_due_ms
         return None if found is None else found - self.now_ms
 
-    def end(self, claim: Claim, event: Event = Event.SUCCEED, *, after_ms: int = 0, outcome: Any = None) -> Settled:
+    def end(
+        self, claim: Claim, trigger: Trigger = Trigger.SUCCEED, *, after_ms: int = 0, outcome: Any = None
+    ) -> Settled:
         """Settle: a retry is due `after_ms` later."""
-        verdict = Verdict(
-            event,
-            None if event is Event.SUCCEED else "it answered 500",
-            self.now_ms + after_ms if event is Event.RETRY else None,
+        evaluation = Evaluation(
+            trigger,
+            None if trigger is Trigger.SUCCEED else "it answered 500",
+            self.now_ms + after_ms if trigger is Trigger.RETRY else None,
         )
         self._fresh += 2
         settlement = Settlement(
             claim,
-            outcome or (OK if event is Event.SUCCEED else OOPS),
-            verdict,
+            outcome or (OK if trigger is Trigger.SUCCEED else OOPS),
+            evaluation,
             (f"cb_{self._fresh}", f"cb_{self._fresh + 1}"),
         )
         settled = verbs.settle(self.db, settlement, now_ms=self.now_ms)
@@ -87,11 +89,11 @@ class Desk:
         return Stage(self.db.execute("SELECT stage FROM messages WHERE id = ?", (message_id,)).get)
 
     def states(self, message_id: str) -> list[State]:
-        which = LogFilter(message_ids=(message_id,), oldest_first=True)
+        which = LogCriteria(message_ids=(message_id,), oldest_first=True)
         return [entry.state for entry in queries.log(self.db, ACCOUNT, which, cursor=None, count=100).items]
 
     def dead(self, **which: Any) -> list[DeadLetter]:
-        return list(queries.dead_letters(self.db, ACCOUNT, DeadLetterFilter(**which), cursor=None, count=100).items)
+        return list(queries.dead_letters(self.db, ACCOUNT, DeadLetterCriteria(**which), cursor=None, count=100).items)
 
 
 def ids(claims: list[Claim]) -> list[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from qtasks.broker.core.values import Accepted, Publication
 from qtasks.broker.events import EventWatchers
 from qtasks.broker.llm.language_model import LanguageModel
 from qtasks.broker.loops.key_ring import KeyRing
-from qtasks.broker.store.interface import Accepted, Publication, Store
+from qtasks.broker.store.interface import Store
 from qtasks.broker.transport.destination_policy import DestinationPolicy
 from qtasks.clock import Clock
 from qtasks.randomness import Random

@@ -10,7 +10,8 @@ from typing import Final
 from urllib.parse import unquote_plus
 
 from qtasks.broker.api.api_request import ApiRequest, HttpError
-from qtasks.broker.store.tokens import StoredToken, digest
+from qtasks.broker.core.values import StoredToken
+from qtasks.broker.store.tokens import digest
 from qtasks.clock import Clock
 
 _MAX_TOKEN: Final = 4096

@@ -11,11 +11,11 @@ from qtasks.broker.api import query_filters
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Query, json_response
 from qtasks.broker.api.validation import check_not_before, check_policy
-from qtasks.broker.core.message_builder import again
-from qtasks.broker.store.interface import DeadLetterFilter, Page, Publication
+from qtasks.broker.core.message_builder import retry_of_dead_letter
+from qtasks.broker.core.values import DeadLetterCriteria, Page, Publication
 from qtasks.broker.store.queries import BadCursorError
 from qtasks.protocol import views, wire
-from qtasks.protocol.messages import DeadLetter, PublishOptions
+from qtasks.protocol.messages import DeadLetter, Message, PublishOptions
 
 PAGE: Final = 100
 """Dead letters of a page, by default and at most (docs/compatibility.md A23)."""
@@ -43,7 +43,7 @@ async def get_dead_letter(context: ApiContext, account: int, request: ApiRequest
 async def delete_dead_letter(context: ApiContext, account: int, request: ApiRequest, letter_id: str) -> ApiResponse:
     """`DELETE /v2/dlq/{dlqId}`: 404 when it is gone."""
     await _known(context, account, letter_id)
-    done = await context.store.delete_dead_letters(account, DeadLetterFilter(ids=(letter_id,)), cursor=None, limit=1)
+    done = await context.store.delete_dead_letters(account, DeadLetterCriteria(ids=(letter_id,)), cursor=None, limit=1)
     if not done.count:  # somebody else was faster
         raise _not_found(letter_id)
     return json_response({"deleted": 1})
@@ -90,7 +90,7 @@ async def retry_dead_letters(context: ApiContext, account: int, request: ApiRequ
     return json_response({"responses": responses, **({} if cursor is None else {"cursor": cursor})}, 201)
 
 
-def _portions(query: Query) -> list[tuple[DeadLetterFilter, int]]:
+def _portions(query: Query) -> list[tuple[DeadLetterCriteria, int]]:
     """What is selected, each with how many at most: one page of a filter, or all ids in some portions.
 
     Ids of which none can exist are left out: they are skipped as those that are gone.
@@ -116,10 +116,12 @@ async def _retry(
     context: ApiContext, account: int, letters: tuple[DeadLetter, ...] | list[DeadLetter], overrides: PublishOptions
 ) -> list[Publication]:
     now_ms = context.clock.now_ms()
-    retries = [
-        (letter.id, again(letter.message, overrides, message_id=ids.message_id(context.random, now_ms), now_ms=now_ms))
-        for letter in letters
-    ]
+
+    def retry(message: Message) -> Publication:
+        message_id = ids.message_id(context.random, now_ms)
+        return retry_of_dead_letter(message, overrides, message_id=message_id, now_ms=now_ms)
+
+    retries = [(letter.id, retry(letter.message)) for letter in letters]
     taken = await context.store.retry_dead_letters(account, retries, now_ms=now_ms)
     context.wake()
     context.watchers.tell_created([one.message for one in taken], now_ms=now_ms)
@@ -127,7 +129,7 @@ async def _retry(
 
 
 async def _page(
-    context: ApiContext, account: int, which: DeadLetterFilter, cursor: str | None, count: int
+    context: ApiContext, account: int, which: DeadLetterCriteria, cursor: str | None, count: int
 ) -> Page[DeadLetter]:
     try:
         return await context.store.dead_letters(account, which, cursor=cursor, count=count)
@@ -137,7 +139,7 @@ async def _page(
 
 async def _known(context: ApiContext, account: int, letter_id: str) -> DeadLetter:
     if _ID.fullmatch(letter_id):
-        page = await context.store.dead_letters(account, DeadLetterFilter(ids=(letter_id,)), cursor=None, count=1)
+        page = await context.store.dead_letters(account, DeadLetterCriteria(ids=(letter_id,)), cursor=None, count=1)
         if page.items:
             return page.items[0]
     raise _not_found(letter_id)

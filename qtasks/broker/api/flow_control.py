@@ -6,7 +6,7 @@ from typing import Final
 
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Query, json_response
-from qtasks.broker.store.interface import FlowKey
+from qtasks.broker.core.values import FlowKeyState
 
 _MAX_LIMIT: Final = 2**31 - 1
 _MAX_PERIOD_S: Final = 7 * 24 * 60 * 60
@@ -93,7 +93,7 @@ def _key(name: str) -> str:
     return name
 
 
-def _view(key: FlowKey) -> dict[str, object]:
+def _view(key: FlowKeyState) -> dict[str, object]:
     return {
         "flowControlKey": key.key,
         "waitListSize": key.waiting,

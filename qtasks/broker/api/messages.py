@@ -9,7 +9,7 @@ from qtasks.broker import ids
 from qtasks.broker.api import query_filters
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Query, json_response
-from qtasks.broker.store.interface import MessageFilter
+from qtasks.broker.core.values import MessageCriteria
 from qtasks.broker.store.queries import BadCursorError
 from qtasks.protocol import views
 
@@ -51,7 +51,7 @@ async def cancel_messages(context: ApiContext, account: int, request: ApiRequest
     return json_response({"cancelled": cancelled})
 
 
-async def _cancel_where(context: ApiContext, account: int, which: MessageFilter, count: int | None) -> int:
+async def _cancel_where(context: ApiContext, account: int, which: MessageCriteria, count: int | None) -> int:
     """Cancel slice by slice what there is now; what is published meanwhile is not meant."""
     now_ms = context.clock.now_ms()
     which = replace(which, to_ms=now_ms if which.to_ms is None else min(now_ms, which.to_ms))

@@ -13,8 +13,8 @@ from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_json
 from qtasks.broker.api.schedules import create_schedule
 from qtasks.broker.api.validation import check_api, check_not_before, check_order_of_arrival, check_policy
-from qtasks.broker.core.message_builder import LLM_URL, Order, publications
-from qtasks.broker.store.interface import Accepted, Endpoint, Publication
+from qtasks.broker.core.message_builder import LLM_URL, ValidPublish, publications
+from qtasks.broker.core.values import Accepted, DeliveryEndpoint, Publication
 from qtasks.protocol import wire
 from qtasks.protocol.messages import MAX_BODY, Headers, PublishOptions
 
@@ -106,10 +106,10 @@ async def batch(context: ApiContext, account: int, request: ApiRequest) -> ApiRe
         if not isinstance(item, dict) or not isinstance(item.get("destination"), str):
             raise HttpError(400, f"item {place} of the batch has no destination")
     orders = [await _order_of(context, account, item, request.client_ip) for item in items]
-    if (total := sum(len(one.endpoints) for one in orders if isinstance(one, Order))) > MAX_MESSAGES:
+    if (total := sum(len(one.endpoints) for one in orders if isinstance(one, ValidPublish))) > MAX_MESSAGES:
         raise HttpError(413, f"too many messages: {total} > {MAX_MESSAGES}")
     now_ms = context.clock.now_ms()
-    prepared = [_prepare(context, one, now_ms) if isinstance(one, Order) else one for one in orders]
+    prepared = [_prepare(context, one, now_ms) if isinstance(one, ValidPublish) else one for one in orders]
     fanned = [one for each in prepared if isinstance(each, PreparedPublish) for one in each.publications]
     accepted = iter(await context.accept(fanned, now_ms=now_ms) if fanned else [])
     answers = [
@@ -121,7 +121,9 @@ async def batch(context: ApiContext, account: int, request: ApiRequest) -> ApiRe
     return json_response(answers, 201)
 
 
-async def _order_of(context: ApiContext, account: int, item: dict[str, Any], caller_ip: str) -> Order | HttpError:
+async def _order_of(
+    context: ApiContext, account: int, item: dict[str, Any], caller_ip: str
+) -> ValidPublish | HttpError:
     """What an item of a batch asks for, or what is wrong with it: that is its answer."""
     try:
         read = _read_item(item)
@@ -152,7 +154,7 @@ def _read_item(item: dict[str, Any]) -> PublishRequest:
 
 async def _read(
     context: ApiContext, account: int, item: PublishRequest
-) -> tuple[wire.Target, PublishOptions, tuple[Endpoint, ...] | None]:
+) -> tuple[wire.Target, PublishOptions, tuple[DeliveryEndpoint, ...] | None]:
     """Destination and options of an item, checked, and the endpoints of its group; HttpError says what is wrong."""
     try:
         target = wire.split_target(item.destination)
@@ -180,13 +182,13 @@ def _order(
     account: int,
     target: wire.Target,
     options: PublishOptions,
-    group: tuple[Endpoint, ...] | None,
+    group: tuple[DeliveryEndpoint, ...] | None,
     body: bytes,
     queue: str | None,
     caller_ip: str,
-) -> Order:
-    single = Endpoint(LLM_URL if target.destination == "api/llm" else target.destination)
-    return Order(
+) -> ValidPublish:
+    single = DeliveryEndpoint(LLM_URL if target.destination == "api/llm" else target.destination)
+    return ValidPublish(
         account=account,
         endpoints=(single,) if group is None else group,
         body=body,
@@ -197,7 +199,7 @@ def _order(
     )
 
 
-async def _check_endpoints(context: ApiContext, order: Order) -> None:
+async def _check_endpoints(context: ApiContext, order: ValidPublish) -> None:
     if len(order.endpoints) > MAX_MESSAGES:
         raise HttpError(413, f"too many messages: {len(order.endpoints)} > {MAX_MESSAGES}")
     for endpoint in order.endpoints:
@@ -208,8 +210,8 @@ async def _check_endpoints(context: ApiContext, order: Order) -> None:
             await _check_resolves(context, endpoint.url)
 
 
-def _prepare(context: ApiContext, order: Order, now_ms: int) -> PreparedPublish:
-    made = publications(order, fresh_id=lambda: ids.message_id(context.random, now_ms), now_ms=now_ms)
+def _prepare(context: ApiContext, order: ValidPublish, now_ms: int) -> PreparedPublish:
+    made = publications(order, new_id=lambda: ids.message_id(context.random, now_ms), now_ms=now_ms)
     return PreparedPublish(order.url_group is not None, tuple(made))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from qtasks.broker.api.api_request import MAX_VALUES, ApiRequest, HttpError, Query, read_json
-from qtasks.broker.store.interface import DeadLetterFilter, LogFilter, MessageFilter
+from qtasks.broker.core.values import DeadLetterCriteria, LogCriteria, MessageCriteria
 from qtasks.protocol.messages import State
 
 SLICE: Final = 500
@@ -75,14 +75,14 @@ def _fields(body: Any) -> dict[str, list[str]]:
     return fields
 
 
-def message_filter(query: Query) -> MessageFilter:
+def message_filter(query: Query) -> MessageCriteria:
     """Which messages to cancel."""
-    return MessageFilter(hosts=query.several("host"), paths=_starting(query, "path", "/"), **_about_messages(query))
+    return MessageCriteria(hosts=query.several("host"), paths=_starting(query, "path", "/"), **_about_messages(query))
 
 
-def log_filter(query: Query) -> LogFilter:
+def log_filter(query: Query) -> LogCriteria:
     """Which log entries to list."""
-    return LogFilter(
+    return LogCriteria(
         message_ids=query.several("messageId", "messageIds"),
         hosts=query.several("host"),
         paths=_starting(query, "path", "/"),
@@ -92,9 +92,9 @@ def log_filter(query: Query) -> LogFilter:
     )
 
 
-def dead_letter_filter(query: Query) -> DeadLetterFilter:
+def dead_letter_filter(query: Query) -> DeadLetterCriteria:
     """Which dead letters are meant."""
-    return DeadLetterFilter(
+    return DeadLetterCriteria(
         ids=query.several("dlqIds", "dlqId", most=None),
         message_ids=query.several("messageId", "messageIds"),
         statuses=tuple(_status(text) for text in query.several("responseStatus")),

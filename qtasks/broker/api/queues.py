@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_name, read_object
-from qtasks.broker.store.interface import Queue
+from qtasks.broker.core.values import QueueState
 
 MAX_PARALLELISM: Final = 1000
 """The largest of the hosted plans."""
@@ -89,7 +89,7 @@ def _not_found(name: str) -> HttpError:
     return HttpError(404, f"queue {name[:128]} not found")
 
 
-def _view(queue: Queue) -> dict[str, object]:
+def _view(queue: QueueState) -> dict[str, object]:
     return {
         "name": queue.name,
         "createdAt": queue.created_ms,

@@ -7,7 +7,7 @@ from typing import Any, Final
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_name, read_object
 from qtasks.broker.api.validation import check_policy
-from qtasks.broker.store.interface import Endpoint, UrlGroup
+from qtasks.broker.core.values import DeliveryEndpoint, UrlGroupState
 from qtasks.protocol import wire
 from qtasks.protocol.messages import Headers
 
@@ -83,7 +83,7 @@ def _texts(name: str, values: Any) -> list[str]:
     return listed
 
 
-def _endpoints(body: dict[str, Any]) -> list[Endpoint]:
+def _endpoints(body: dict[str, Any]) -> list[DeliveryEndpoint]:
     given = body.get("endpoints")
     if not isinstance(given, list) or not given or len(given) > _MAX_ENDPOINTS:
         raise HttpError(
@@ -92,20 +92,20 @@ def _endpoints(body: dict[str, Any]) -> list[Endpoint]:
     return [_endpoint(one) for one in given]
 
 
-def _endpoint(given: Any) -> Endpoint:
+def _endpoint(given: Any) -> DeliveryEndpoint:
     url, name = (given.get("url"), given.get("name")) if isinstance(given, dict) else (None, None)
     if not isinstance(url, str | None) or not isinstance(name, str | None) or not (url or name):
         raise HttpError(400, "endpoints: expected objects with a url, a name, or both, as texts")
     if name is not None and len(name) > _MAX_NAME:
         raise HttpError(400, f"endpoints: a name has at most {_MAX_NAME} characters, not {len(name)}")
-    return Endpoint(url or "", name or None)
+    return DeliveryEndpoint(url or "", name or None)
 
 
 def _not_found(name: str) -> HttpError:
     return HttpError(404, f"URL group {name[:128]} not found")
 
 
-def _view(group: UrlGroup) -> dict[str, object]:
+def _view(group: UrlGroupState) -> dict[str, object]:
     return {
         "name": group.name,
         "createdAt": group.created_ms,

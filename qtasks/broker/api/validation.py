@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import HttpError
-from qtasks.broker.core.message_builder import urls_of
+from qtasks.broker.core.message_builder import callback_urls
 from qtasks.protocol.messages import MAX_DELAY_MS, PublishOptions
 
 
@@ -45,6 +45,6 @@ def check_callbacks_of_queue(options: PublishOptions) -> None:
 
 def check_policy(context: ApiContext, *urls: str, options: PublishOptions | None = None) -> None:
     """Refuse URLs that the destination policy refuses by their text, callbacks included."""
-    for url in (*urls, *(() if options is None else urls_of(options))):
+    for url in (*urls, *(() if options is None else callback_urls(options))):
         if (refusal := context.policy.check_url(url)) is not None:
             raise HttpError(400, refusal)

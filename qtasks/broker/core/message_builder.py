@@ -1,4 +1,7 @@
-"""From what a caller asks for to the messages that are stored. Pure: ids and the time are given."""
+"""Builds the messages that the broker stores: publishes, schedule runs, retried dead letters, callbacks.
+
+Pure: callers pass the ids and the time.
+"""
 
 from __future__ import annotations
 
@@ -7,34 +10,39 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from qtasks.broker.store.interface import Endpoint, Publication, UrlGroup
-from qtasks.protocol import wire
+import orjson
+
+from qtasks.broker.core.values import DeliveryEndpoint, Publication, UrlGroupState
+from qtasks.broker.ports import Failure
+from qtasks.protocol import views, wire
 from qtasks.protocol.messages import (
     DEFAULT_RETRIES,
     DEFAULT_TIMEOUT_MS,
     Headers,
     Message,
     PublishOptions,
+    Redaction,
+    Response,
     Schedule,
 )
 
 LLM_URL: Final = "http://llm.qtasks.internal/v1/chat/completions"
-"""What ``api/llm`` is delivered to; the transport knows where the language model really is."""
+"""The URL of messages to ``api/llm``; the transport replaces it by the address of the language model."""
 
-_PLAIN: Final = PublishOptions()
-_NOT_AGAIN: Final = frozenset(
+_DEFAULTS: Final = PublishOptions()
+_NOT_OVERRIDABLE: Final = frozenset(
     {"forward", "content_type", "cron", "schedule_id", "queue", "deduplication_id", "content_based_deduplication"}
 )
-"""Options that the request to retry a dead letter does not change."""
+"""Options that the request to retry a dead letter cannot change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """A publish, checked: a body with its options, to all endpoints of a destination."""
+class ValidPublish:
+    """A valid publish: one body with its options, for every endpoint of a destination."""
 
     account: int
-    endpoints: tuple[Endpoint, ...]
-    """One for a URL; all of a group, in order."""
+    endpoints: tuple[DeliveryEndpoint, ...]
+    """One for a URL; all members of a URL group, in order."""
     body: bytes
     options: PublishOptions
     caller_ip: str
@@ -43,44 +51,225 @@ class Order:
     schedule_id: str | None = None
 
 
-def publications(order: Order, *, fresh_id: Callable[[], str], now_ms: int) -> list[Publication]:
-    """One message an endpoint; in a group each is deduplicated on its own (docs/protocol.md 5.5)."""
-    made: list[Publication] = []
-    for endpoint in order.endpoints:
-        message = compose(order, endpoint, message_id=fresh_id(), now_ms=now_ms)
-        made.append(Publication(message, wire.host_of(message.url), _deduplication_key(message)))
-    return made
+# -- publishes
 
 
-def compose(order: Order, endpoint: Endpoint, *, message_id: str, now_ms: int) -> Message:
-    """The message for one endpoint; the absolute time wins over the delay, the past means now."""
-    options = order.options
-    if options.not_before_s is not None:
-        not_before_ms = max(now_ms, options.not_before_s * 1000)
-    else:
-        not_before_ms = now_ms + (options.delay_ms or 0)
-    return Message(
-        id=message_id,
-        account=order.account,
+def publications(publish: ValidPublish, *, new_id: Callable[[], str], now_ms: int) -> list[Publication]:
+    """One publication for each endpoint; members of a group are deduplicated separately (docs/protocol.md 5.5)."""
+    return [
+        _publication(build_message(publish, endpoint, message_id=new_id(), now_ms=now_ms))
+        for endpoint in publish.endpoints
+    ]
+
+
+def build_message(publish: ValidPublish, endpoint: DeliveryEndpoint, *, message_id: str, now_ms: int) -> Message:
+    """The message for one endpoint."""
+    return _message(
+        publish.options,
+        message_id=message_id,
+        account=publish.account,
         url=endpoint.url,
-        method=options.method or "POST",
-        headers=wire.delivery_headers(options),
-        body=order.body,
-        created_ms=now_ms,
-        not_before_ms=not_before_ms,
-        max_retries=DEFAULT_RETRIES if options.retries is None else options.retries,
-        timeout_ms=options.timeout_ms or DEFAULT_TIMEOUT_MS,
-        caller_ip=order.caller_ip,
-        options=options,
-        queue=order.queue,
-        url_group=order.url_group,
+        body=publish.body,
+        caller_ip=publish.caller_ip,
+        default_retries=DEFAULT_RETRIES,
+        now_ms=now_ms,
+        queue=publish.queue,
+        url_group=publish.url_group,
         endpoint=endpoint.name,
-        schedule_id=order.schedule_id,
+        schedule_id=publish.schedule_id,
     )
 
 
+def publish_of_schedule(schedule: Schedule, group: UrlGroupState | None) -> ValidPublish:
+    """What a run of a schedule publishes. `group` is its URL group as of now, if it has one.
+
+    Raises WireError if the group does not exist any more, or if its default headers are not valid.
+    """
+    kind = wire.destination_kind(schedule.destination)
+    endpoints: tuple[DeliveryEndpoint, ...] = (DeliveryEndpoint(schedule.destination),)
+    options = schedule.options
+    if kind == "api":
+        endpoints = (DeliveryEndpoint(LLM_URL),)
+    elif kind == "group":
+        if group is None:
+            raise wire.WireError(f"there is no URL group named {schedule.destination!r} any more")
+        endpoints = group.endpoints
+        options = wire.read(wire.write(schedule.options), (), group.headers)
+    return ValidPublish(
+        account=schedule.account,
+        endpoints=endpoints,
+        body=schedule.body,
+        # Every run is a new message, not a duplicate of the run before.
+        options=replace(options, deduplication_id=None, content_based_deduplication=None, not_before_s=None),
+        caller_ip=schedule.caller_ip,
+        url_group=schedule.destination if kind == "group" else None,
+        queue=options.queue,
+        schedule_id=schedule.id,
+    )
+
+
+def retry_of_dead_letter(source: Message, overrides: PublishOptions, *, message_id: str, now_ms: int) -> Publication:
+    """Publish a dead letter's message again; `overrides` replace its own options.
+
+    The new message has no delay unless the overrides set one, and it is never a duplicate (docs/protocol.md 5.5).
+    """
+    changes = {
+        name: value
+        for name in wire.OPTION_NAMES
+        if name not in _NOT_OVERRIDABLE and (value := getattr(overrides, name)) not in (None, ())
+    }
+    options = replace(source.options, **{"not_before_s": None, "delay_ms": None, **changes})
+    message = replace(
+        source,
+        id=message_id,
+        method=overrides.method or source.method,
+        headers=_merged(source.headers, overrides.forward),
+        created_ms=now_ms,
+        not_before_ms=_not_before_ms(options, now_ms),
+        max_retries=source.max_retries if overrides.retries is None else overrides.retries,
+        timeout_ms=overrides.timeout_ms or source.timeout_ms,
+        retried=0,
+        options=options,
+    )
+    return Publication(message, wire.host_of(message.url))
+
+
+# -- callbacks
+
+
+def has_callbacks(message: Message) -> bool:
+    """True if the end of an attempt may create a callback or a failure callback."""
+    return message.options.callback is not None or message.options.failure_callback is not None
+
+
+def callbacks_of_attempt(
+    message: Message,
+    outcome: Response | Failure,
+    *,
+    ids: tuple[str, str],
+    dead_letter_id: str | None,
+    now_ms: int,
+) -> tuple[Message, ...]:
+    """The messages that report an attempt (docs/protocol.md 3.6, 4.4).
+
+    Every attempt has a callback (docs/compatibility.md A40). The failure callback follows only the last attempt that
+    failed: then `dead_letter_id` is set. `ids` are the ids of the two.
+    """
+    options = message.options
+    response = outcome if isinstance(outcome, Response) else None
+    error = outcome.error if isinstance(outcome, Failure) else None
+    messages: list[Message] = []
+    if options.callback is not None:
+        body = orjson.dumps(views.callback_json(message, response, error=error))
+        messages.append(_callback(message, ids[0], options.callback, options.callback_options, body, now_ms))
+    if options.failure_callback is not None and dead_letter_id is not None:
+        body = orjson.dumps(views.callback_json(message, response, error=error, dead_letter_id=dead_letter_id))
+        messages.append(
+            _callback(message, ids[1], options.failure_callback, options.failure_callback_options, body, now_ms)
+        )
+    return tuple(messages)
+
+
+def callback_urls(options: PublishOptions) -> Sequence[str]:
+    """The URLs of all callbacks in `options`, including callbacks of callbacks."""
+    urls: list[str] = []
+    for url, nested in (
+        (options.callback, options.callback_options),
+        (options.failure_callback, options.failure_callback_options),
+    ):
+        if url is not None:
+            urls += [url, *callback_urls(nested or _DEFAULTS)]
+    return urls
+
+
+def _callback(
+    source: Message, message_id: str, url: str, options: PublishOptions | None, body: bytes, now_ms: int
+) -> Message:
+    """A callback message with options of its own; without a number of retries it takes that of its source.
+
+    A callback has no callback itself, only a failure callback if its options name one: so every chain ends.
+    """
+    options = options or _DEFAULTS
+    options = replace(
+        options,
+        method=options.method or "POST",
+        content_type="application/json",
+        labels=options.labels or source.options.labels,
+        redact=options.redact or _inherited_redaction(source.options.redact),
+        callback=None,
+        callback_options=None,
+        deduplication_id=None,
+        content_based_deduplication=None,
+    )
+    return _message(
+        options,
+        message_id=message_id,
+        account=source.account,
+        url=url,
+        body=body,
+        caller_ip=source.caller_ip,
+        default_retries=source.max_retries,
+        now_ms=now_ms,
+    )
+
+
+def _inherited_redaction(redaction: Redaction | None) -> Redaction | None:
+    """A callback's body contains everything that its source redacts: so redact the whole body."""
+    return None if redaction is None else replace(redaction, body=True)
+
+
+# -- shared by all of them
+
+
+def _message(
+    options: PublishOptions,
+    *,
+    message_id: str,
+    account: int,
+    url: str,
+    body: bytes,
+    caller_ip: str,
+    default_retries: int,
+    now_ms: int,
+    queue: str | None = None,
+    url_group: str | None = None,
+    endpoint: str | None = None,
+    schedule_id: str | None = None,
+) -> Message:
+    """A new message; an option without a value takes the protocol's default."""
+    return Message(
+        id=message_id,
+        account=account,
+        url=url,
+        method=options.method or "POST",
+        headers=wire.delivery_headers(options),
+        body=body,
+        created_ms=now_ms,
+        not_before_ms=_not_before_ms(options, now_ms),
+        max_retries=default_retries if options.retries is None else options.retries,
+        timeout_ms=options.timeout_ms or DEFAULT_TIMEOUT_MS,
+        caller_ip=caller_ip,
+        options=options,
+        queue=queue,
+        url_group=url_group,
+        endpoint=endpoint,
+        schedule_id=schedule_id,
+    )
+
+
+def _not_before_ms(options: PublishOptions, now_ms: int) -> int:
+    """When a message may be delivered first: an absolute time wins over a delay, and the past means now."""
+    if options.not_before_s is not None:
+        return max(now_ms, options.not_before_s * 1000)
+    return now_ms + (options.delay_ms or 0)
+
+
+def _publication(message: Message) -> Publication:
+    return Publication(message, wire.host_of(message.url), _deduplication_key(message))
+
+
 def _deduplication_key(message: Message) -> str | None:
-    """The key that is taken for ten minutes; an explicit id wins over the content (docs/protocol.md 5.5)."""
+    """The deduplication key of a message; an explicit id wins over the content (docs/protocol.md 5.5)."""
     options = message.options
     if options.deduplication_id is not None:
         scope = "" if message.url_group is None else f":{message.url_group}:{message.url}"
@@ -92,76 +281,6 @@ def _deduplication_key(message: Message) -> str | None:
     return "content:" + hashlib.sha256(head.encode() + b"\n" + message.body).hexdigest()
 
 
-def of_schedule(schedule: Schedule, group: UrlGroup | None) -> Order:
-    """What a run of a schedule publishes; the members and defaults of its group are those of the moment.
-
-    Raises WireError when the group is gone, or its defaults do not fit.
-    """
-    kind = wire.destination_kind(schedule.destination)
-    endpoints: tuple[Endpoint, ...] = (Endpoint(schedule.destination),)
-    options = schedule.options
-    if kind == "api":
-        endpoints = (Endpoint(LLM_URL),)
-    elif kind == "group":
-        if group is None:
-            raise wire.WireError(f"there is no URL group named {schedule.destination!r} any more")
-        endpoints = group.endpoints
-        options = wire.read(wire.write(schedule.options), (), group.headers)
-    return Order(
-        account=schedule.account,
-        endpoints=endpoints,
-        body=schedule.body,
-        # A run is no duplicate of the one before it.
-        options=replace(options, deduplication_id=None, content_based_deduplication=None, not_before_s=None),
-        caller_ip=schedule.caller_ip,
-        url_group=schedule.destination if kind == "group" else None,
-        queue=options.queue,
-        schedule_id=schedule.id,
-    )
-
-
-def again(source: Message, overrides: PublishOptions, *, message_id: str, now_ms: int) -> Publication:
-    """A dead letter's message, published anew; what `overrides` says replaces what it was sent with.
-
-    Its delay is over, unless the overrides have another; it is nobody's duplicate (docs/protocol.md 5.5).
-    """
-    said = {
-        name: value
-        for name in wire.OPTION_NAMES
-        if name not in _NOT_AGAIN and (value := getattr(overrides, name)) not in (None, ())
-    }
-    options = replace(source.options, **{"not_before_s": None, "delay_ms": None, **said})
-    if options.not_before_s is not None:
-        not_before_ms = max(now_ms, options.not_before_s * 1000)
-    else:
-        not_before_ms = now_ms + (options.delay_ms or 0)
-    message = replace(
-        source,
-        id=message_id,
-        method=overrides.method or source.method,
-        headers=_overlaid(source.headers, overrides.forward),
-        created_ms=now_ms,
-        not_before_ms=not_before_ms,
-        max_retries=source.max_retries if overrides.retries is None else overrides.retries,
-        timeout_ms=overrides.timeout_ms or source.timeout_ms,
-        retried=0,
-        options=options,
-    )
-    return Publication(message, wire.host_of(message.url))
-
-
-def _overlaid(headers: Headers, over: Headers) -> Headers:
-    names = {name for name, _ in over}
-    return (*(line for line in headers if line[0] not in names), *over)
-
-
-def urls_of(options: PublishOptions) -> Sequence[str]:
-    """Every URL that options make the broker call, callbacks of callbacks included."""
-    found: list[str] = []
-    for url, nested in (
-        (options.callback, options.callback_options),
-        (options.failure_callback, options.failure_callback_options),
-    ):
-        if url is not None:
-            found += [url, *urls_of(nested or _PLAIN)]
-    return found
+def _merged(headers: Headers, overrides: Headers) -> Headers:
+    names = {name for name, _ in overrides}
+    return (*(line for line in headers if line[0] not in names), *overrides)

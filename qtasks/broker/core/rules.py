@@ -1,4 +1,4 @@
-"""Pure decisions: the table of legal moves of a message, and what the outcome of an attempt does to it."""
+"""The state machine of a message: its legal transitions, and what the outcome of an attempt means. Pure."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from qtasks.protocol.messages import Message, Response, State
 
 MAX_BACKOFF_S: Final = 86_400
 MAX_ERROR: Final = 2_000
-"""Characters of an error text that are kept."""
+"""An error text is stored up to this length, in characters."""
 
 
 class Stage(IntEnum):
-    """Where a stored message stands. The numbers are in the database: below 10 it waits or runs, from 10 it is over."""
+    """The stage of a stored message. The numbers are in the database; from 10 on a stage is final."""
 
     DUE = 1
-    """Claimable once its due time has come; the only stage that is in the claimable index."""
+    """A claim may take it once its due time has passed. The only stage in the claimable index."""
     PARKED = 2
-    """Due, but held back by a cap on its destination's host."""
+    """Due, but its destination's host already has as many attempts in flight as the limit allows."""
     ACTIVE = 3
-    """Claimed: an attempt is under way."""
+    """Claimed: an attempt is in flight."""
     QUEUED = 4
-    """In the line of its queue: without a slot, or with one while the queue is paused."""
+    """Waits in its queue: without a slot, or with one while the queue is paused."""
     HELD = 5
-    """Due, but in the line of its flow-control key."""
+    """Due, but waits for its flow-control key."""
     DELIVERED = 10
     FAILED = 11
     CANCELED = 12
@@ -38,36 +38,36 @@ class Stage(IntEnum):
 FINAL: Final = frozenset({Stage.DELIVERED, Stage.FAILED, Stage.CANCELED})
 
 
-class Event(StrEnum):
-    """What can happen to a message."""
+class Trigger(StrEnum):
+    """What moves a message from one stage to another."""
 
     CLAIM = auto()
     PARK = auto()
     UNPARK = auto()
-    """A start forgets what was held back: the caps are counted anew."""
+    """The broker starts: attempts in flight are counted from zero again."""
     QUEUE = auto()
     """Its delay is over and it joins its queue, or its queue is paused."""
     ADMIT = auto()
-    """Its queue has a slot for it."""
+    """Its queue gives it a slot."""
     HOLD = auto()
-    """Its flow-control key lets nothing start now."""
+    """Its flow-control key allows no start now."""
     CORRUPT = auto()
-    """What is stored no longer matches its checksum: it is never sent."""
+    """The stored message no longer matches its checksum: it is never sent."""
     SUCCEED = auto()
     RETRY = auto()
-    """The attempt failed and there are retries left."""
+    """The attempt failed and retries remain."""
     FAIL = auto()
-    """The attempt failed for good."""
+    """The attempt failed and no retry follows."""
     CANCEL = auto()
     STOP = auto()
-    """The attempt failed, and somebody had asked to cancel meanwhile."""
+    """The attempt failed after its message was cancelled: no retry follows."""
     INTERRUPT = auto()
-    """The broker stopped during the attempt: it is made again, with the same number."""
+    """The broker stopped during the attempt: the attempt is repeated with the same number."""
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """The stage an event leads to, and the log entries it leaves."""
+class Transition:
+    """The stage that a trigger leads to, and the log entries to write."""
 
     to: Stage
     log: tuple[State, ...] = ()
@@ -75,52 +75,52 @@ class Move:
 
 _STARTABLE: Final = (Stage.DUE, Stage.PARKED, Stage.HELD)
 
-MOVES: Final[Mapping[tuple[Stage, Event], Move]] = {
-    **{(stage, Event.CLAIM): Move(Stage.ACTIVE, (State.ACTIVE,)) for stage in _STARTABLE},
-    **{(stage, Event.CORRUPT): Move(Stage.FAILED, (State.ERROR, State.FAILED)) for stage in _STARTABLE},
-    **{(stage, Event.PARK): Move(Stage.PARKED) for stage in _STARTABLE},
-    **{(stage, Event.HOLD): Move(Stage.HELD) for stage in _STARTABLE},
-    **{(stage, Event.QUEUE): Move(Stage.QUEUED) for stage in _STARTABLE},
+TRANSITIONS: Final[Mapping[tuple[Stage, Trigger], Transition]] = {
+    **{(stage, Trigger.CLAIM): Transition(Stage.ACTIVE, (State.ACTIVE,)) for stage in _STARTABLE},
+    **{(stage, Trigger.CORRUPT): Transition(Stage.FAILED, (State.ERROR, State.FAILED)) for stage in _STARTABLE},
+    **{(stage, Trigger.PARK): Transition(Stage.PARKED) for stage in _STARTABLE},
+    **{(stage, Trigger.HOLD): Transition(Stage.HELD) for stage in _STARTABLE},
+    **{(stage, Trigger.QUEUE): Transition(Stage.QUEUED) for stage in _STARTABLE},
     **{
-        (stage, Event.CANCEL): Move(Stage.CANCELED, (State.CANCEL_REQUESTED, State.CANCELED))
+        (stage, Trigger.CANCEL): Transition(Stage.CANCELED, (State.CANCEL_REQUESTED, State.CANCELED))
         for stage in (*_STARTABLE, Stage.QUEUED)
     },
-    (Stage.PARKED, Event.UNPARK): Move(Stage.DUE),
-    (Stage.QUEUED, Event.ADMIT): Move(Stage.DUE),
-    (Stage.ACTIVE, Event.CANCEL): Move(Stage.ACTIVE, (State.CANCEL_REQUESTED,)),
-    (Stage.ACTIVE, Event.SUCCEED): Move(Stage.DELIVERED, (State.DELIVERED,)),
-    (Stage.ACTIVE, Event.RETRY): Move(Stage.DUE, (State.ERROR, State.RETRY)),
-    (Stage.ACTIVE, Event.FAIL): Move(Stage.FAILED, (State.ERROR, State.FAILED)),
-    (Stage.ACTIVE, Event.STOP): Move(Stage.CANCELED, (State.ERROR, State.CANCELED)),
-    (Stage.ACTIVE, Event.INTERRUPT): Move(Stage.DUE, (State.ERROR, State.RETRY)),
+    (Stage.PARKED, Trigger.UNPARK): Transition(Stage.DUE),
+    (Stage.QUEUED, Trigger.ADMIT): Transition(Stage.DUE),
+    (Stage.ACTIVE, Trigger.CANCEL): Transition(Stage.ACTIVE, (State.CANCEL_REQUESTED,)),
+    (Stage.ACTIVE, Trigger.SUCCEED): Transition(Stage.DELIVERED, (State.DELIVERED,)),
+    (Stage.ACTIVE, Trigger.RETRY): Transition(Stage.DUE, (State.ERROR, State.RETRY)),
+    (Stage.ACTIVE, Trigger.FAIL): Transition(Stage.FAILED, (State.ERROR, State.FAILED)),
+    (Stage.ACTIVE, Trigger.STOP): Transition(Stage.CANCELED, (State.ERROR, State.CANCELED)),
+    (Stage.ACTIVE, Trigger.INTERRUPT): Transition(Stage.DUE, (State.ERROR, State.RETRY)),
 }
-"""Every legal move (docs/protocol.md 5.1). A pair that is missing here cannot happen."""
+"""Every legal transition (docs/protocol.md 5.1). A pair without an entry cannot happen."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What an attempt's outcome does to its message."""
+class Evaluation:
+    """What the outcome of an attempt means for its message."""
 
-    event: Event
+    trigger: Trigger
     error: str | None = None
     due_ms: int | None = None
-    """When the next attempt is due; set for RETRY alone."""
+    """When the next attempt is due; set only for RETRY."""
 
 
-def judge(message: Message, outcome: Response | Failure, *, now_ms: int) -> Verdict:
+def evaluate(message: Message, outcome: Response | Failure, *, now_ms: int) -> Evaluation:
     """Decide what `outcome` of the current attempt means for `message` (docs/protocol.md 4.3, 4.6, 5.2)."""
     if isinstance(outcome, Response) and 200 <= outcome.status < 300:
-        return Verdict(Event.SUCCEED)
+        return Evaluation(Trigger.SUCCEED)
     error = _storable(outcome.error if isinstance(outcome, Failure) else _describe(outcome))
     if is_final(outcome) or message.retried >= message.max_retries:
-        return Verdict(Event.FAIL, error)
-    return Verdict(Event.RETRY, error, now_ms + retry_delay_ms(message, outcome, now_ms=now_ms))
+        return Evaluation(Trigger.FAIL, error)
+    return Evaluation(Trigger.RETRY, error, now_ms + retry_delay_ms(message, outcome, now_ms=now_ms))
 
 
 def is_final(outcome: Response | Failure) -> bool:
-    """Whether trying again is pointless: a refused destination, or an answer that says so.
+    """True if a retry cannot help: the policy refuses the destination, or the response says so.
 
-    The header alone decides: 489 without it is an ordinary failure (docs/compatibility.md A16).
+    Only the header counts: a 489 without it is an ordinary failure (docs/compatibility.md A16).
     """
     if isinstance(outcome, Failure):
         return outcome.final
@@ -131,16 +131,16 @@ def is_final(outcome: Response | Failure) -> bool:
 
 
 def retry_delay_ms(message: Message, outcome: Response | Failure, *, now_ms: int) -> int:
-    """Milliseconds until the next attempt: the answer's own wish, else the expression, else the backoff."""
-    if isinstance(outcome, Response) and (asked := retry_after.delay_ms(outcome.headers, now_ms)) is not None:
-        return asked
+    """Milliseconds until the next attempt: from the response's headers, else the expression, else the backoff."""
+    if isinstance(outcome, Response) and (asked_ms := retry_after.delay_ms(outcome.headers, now_ms)) is not None:
+        return asked_ms
     if message.options.retry_delay is not None:
         return expressions.parse(message.options.retry_delay).delay_ms(message.retried)
     return backoff_s(message.retried + 1) * 1000
 
 
 def backoff_s(retry: int) -> int:
-    """Seconds before retry number `retry` (1 for the first): e^(2.5 n), truncated, at most a day."""
+    """Seconds before retry number `retry`, which counts from 1: e^(2.5 retry), rounded down, at most one day."""
     return MAX_BACKOFF_S if retry >= 5 else min(MAX_BACKOFF_S, int(math.exp(2.5 * retry)))
 
 
@@ -152,5 +152,5 @@ def _describe(response: Response) -> str:
 
 
 def _storable(text: str) -> str:
-    """`text` as every store can keep it: an application's own words may hold half a surrogate pair, or NUL."""
+    """`text` in a form that every store accepts: an application's text may contain lone surrogates or NUL."""
     return text[:MAX_ERROR].encode(errors="replace").decode().replace("\x00", "?")

@@ -16,12 +16,13 @@ from dataclasses import replace
 from typing import Final, TypeVar
 
 from qtasks.broker import ids
-from qtasks.broker.core import callback_messages, rules
+from qtasks.broker.core import message_builder, rules
+from qtasks.broker.core.values import Claim, ClaimBatch, Settled, Settlement
 from qtasks.broker.events import EventWatchers, MessageEvent
 from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.ports import DeliveryRequest, Failure, Transport
 from qtasks.broker.settings import DeliveryLimits
-from qtasks.broker.store.interface import Claim, Claims, Settled, Settlement, Store
+from qtasks.broker.store.interface import Store
 from qtasks.clock import Clock
 from qtasks.errors import StoreError
 from qtasks.protocol import signing
@@ -136,7 +137,7 @@ class Deliverer:
                 self.start(claim)
         return found.next_due_ms, found.more and self.in_flight < self._limits.in_flight
 
-    async def claim(self, limit: int) -> Claims:
+    async def claim(self, limit: int) -> ClaimBatch:
         """Take what is due now and may start, earliest first; whoever takes it starts it."""
         return await self._store.claim(
             now_ms=self._clock.now_ms(), limit=limit, host_limit=self._limits.per_host, in_flight=self._in_flight
@@ -172,12 +173,12 @@ class Deliverer:
             self._vacate(claim.host)
         duration_ms = (self._clock.monotonic() - started) * 1000
         now_ms = self._clock.now_ms()
-        verdict = rules.judge(message, outcome, now_ms=now_ms)
-        settlement = Settlement(claim, outcome, verdict, self._callback_ids(message, now_ms))
+        evaluation = rules.evaluate(message, outcome, now_ms=now_ms)
+        settlement = Settlement(claim, outcome, evaluation, self._callback_ids(message, now_ms))
         try:
             settled = await self._settle(settlement, now_ms)
         except Exception as error:
-            # An answer that cannot be kept must not keep its message from going on: the verdict stands without it.
+            # An answer that cannot be kept must not keep its message from going on: the evaluation stands without it.
             log.exception("the answer to message %s cannot be recorded", message.id)
             lost = Failure("bad_response", f"the answer could not be recorded: {type(error).__name__}")
             settled = await self._settle(replace(settlement, outcome=lost), now_ms)
@@ -188,14 +189,14 @@ class Deliverer:
             settled.state,
             message,
             outcome=outcome,
-            error=verdict.error,
-            next_delivery_ms=verdict.due_ms if settled.state is State.RETRY else None,
+            error=evaluation.error,
+            next_delivery_ms=evaluation.due_ms if settled.state is State.RETRY else None,
             duration_ms=duration_ms,
         )
         self._watchers.tell_created(settled.created, now_ms=now_ms)
 
     def _callback_ids(self, message: Message, now_ms: int) -> tuple[str, str] | None:
-        if not callback_messages.wanted(message):
+        if not message_builder.has_callbacks(message):
             return None
         return ids.message_id(self._random, now_ms), ids.message_id(self._random, now_ms)
 

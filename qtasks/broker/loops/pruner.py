@@ -6,8 +6,8 @@ import asyncio
 import logging
 from typing import Final
 
+from qtasks.broker.core.values import Retention
 from qtasks.broker.store.interface import Store
-from qtasks.broker.store.retention import Retention
 from qtasks.clock import Clock
 from qtasks.errors import StoreError
 

@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from typing import Final
 
 from qtasks.broker import ids
-from qtasks.broker.core.message_builder import of_schedule, publications
+from qtasks.broker.core.message_builder import publications, publish_of_schedule
+from qtasks.broker.core.values import Firing, Publication
 from qtasks.broker.events import EventWatchers
-from qtasks.broker.store.interface import Firing, Publication, Store
+from qtasks.broker.store.interface import Store
 from qtasks.clock import Clock
 from qtasks.errors import StoreError
 from qtasks.protocol import cron, wire
@@ -99,8 +100,8 @@ class Scheduler:
         error = firing.error
         try:
             group = await self._store.group(schedule.account, schedule.destination)
-            order = of_schedule(schedule, group)
-            made = tuple(publications(order, fresh_id=lambda: ids.message_id(self._random, now_ms), now_ms=now_ms))
+            order = publish_of_schedule(schedule, group)
+            made = tuple(publications(order, new_id=lambda: ids.message_id(self._random, now_ms), now_ms=now_ms))
         except wire.WireError as reason:
             error = str(reason)
             log.warning("schedule %s did not run: %s", schedule.id, error)

@@ -8,8 +8,8 @@ from typing import cast
 import apsw
 
 from qtasks.broker.core.rules import Stage
+from qtasks.broker.core.values import Accepted, Publication
 from qtasks.broker.store import admission, rows
-from qtasks.broker.store.interface import Accepted, Publication
 from qtasks.broker.store.log_entries import note
 from qtasks.protocol.messages import DEDUPLICATION_WINDOW_MS, Message, State
 

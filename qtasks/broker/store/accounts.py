@@ -6,11 +6,11 @@ from typing import cast
 
 import apsw
 
-from qtasks.broker.store.interface import Credentials
+from qtasks.broker.core.values import AccountCredentials
 from qtasks.protocol.messages import SigningKeys
 
 
-def ensure_account(db: apsw.Connection, credentials: Credentials, fresh: SigningKeys) -> int:
+def ensure_account(db: apsw.Connection, credentials: AccountCredentials, fresh: SigningKeys) -> int:
     """The account's id, made if new with the keys configured or else `fresh`; keys that exist are left alone."""
     db.execute("INSERT OR IGNORE INTO accounts (name) VALUES (?)", (credentials.name,))
     account = cast("int", db.execute("SELECT id FROM accounts WHERE name = ?", (credentials.name,)).get)

@@ -21,7 +21,7 @@ from typing import Final, cast
 
 import apsw
 
-from qtasks.broker.core.rules import MOVES, Event, Stage
+from qtasks.broker.core.rules import TRANSITIONS, Stage, Trigger
 from qtasks.broker.store.log_entries import fetch, move
 from qtasks.protocol.messages import FlowControl
 
@@ -29,12 +29,12 @@ FRONT: Final = 0
 """The place of an attempt that a crash has cut: before everybody else's."""
 
 
-def join(db: apsw.Connection, seq: int, stage: Stage, event: Event, place: int | None) -> None:
+def join(db: apsw.Connection, seq: int, stage: Stage, trigger: Trigger, place: int | None) -> None:
     """Put a message at its place in a line (QUEUE or HOLD), or at the end where it has none."""
     # One more than the newest message's number, and itself older: behind all that wait, before all that follow.
     db.execute(
         "UPDATE messages SET stage = ?, place = coalesce(?, (SELECT max(seq) + 1 FROM messages)) WHERE seq = ?",
-        (MOVES[stage, event].to.value, place, seq),
+        (TRANSITIONS[stage, trigger].to.value, place, seq),
     )
 
 
@@ -71,7 +71,7 @@ def admit(db: apsw.Connection, account: int, queue: str) -> int:
         " ORDER BY place, seq LIMIT ?",
         (account, queue, free),
     )
-    to = MOVES[Stage.QUEUED, Event.ADMIT].to.value
+    to = TRANSITIONS[Stage.QUEUED, Trigger.ADMIT].to.value
     db.executemany("UPDATE messages SET stage = ?, slot = 1 WHERE seq = ?", [(to, seq) for (seq,) in heads])
     return len(heads)
 
@@ -92,7 +92,7 @@ def withdraw(db: apsw.Connection, account: int, queue: str) -> None:
         (account, queue, excess),
     ):
         if stage != Stage.QUEUED:
-            move(db, seq, Stage(stage), Event.QUEUE)
+            move(db, seq, Stage(stage), Trigger.QUEUE)
         db.execute("UPDATE messages SET slot = 0 WHERE seq = ?", (seq,))
 
 
@@ -103,7 +103,7 @@ def hold_queue(db: apsw.Connection, account: int, queue: str) -> None:
         "SELECT seq, stage FROM messages WHERE account = ? AND queue = ? AND slot = 1 AND stage IN (1, 2, 5)",
         (account, queue),
     ):
-        move(db, seq, Stage(stage), Event.QUEUE)
+        move(db, seq, Stage(stage), Trigger.QUEUE)
 
 
 def resume_queue(db: apsw.Connection, account: int, queue: str) -> None:
@@ -111,7 +111,7 @@ def resume_queue(db: apsw.Connection, account: int, queue: str) -> None:
     for (seq,) in fetch(
         db, "SELECT seq FROM messages WHERE account = ? AND queue = ? AND slot = 1 AND stage = 4", (account, queue)
     ):
-        move(db, seq, Stage.QUEUED, Event.ADMIT)
+        move(db, seq, Stage.QUEUED, Trigger.ADMIT)
     admit(db, account, queue)
 
 

@@ -7,9 +7,9 @@ from typing import Final
 
 import apsw
 
-from qtasks.broker.core.rules import FINAL, MOVES, Event, Stage
+from qtasks.broker.core.rules import FINAL, TRANSITIONS, Stage, Trigger
+from qtasks.broker.core.values import Cancelled, MessageCriteria
 from qtasks.broker.store import admission, filters
-from qtasks.broker.store.interface import Cancelled, MessageFilter
 from qtasks.broker.store.log_entries import fetch, note
 
 SLICE: Final = 2_000
@@ -31,7 +31,7 @@ def cancel(db: apsw.Connection, account: int, message_ids: Iterable[str], *, now
 
 
 def cancel_where(
-    db: apsw.Connection, account: int, which: MessageFilter, *, after: int, limit: int, now_ms: int
+    db: apsw.Connection, account: int, which: MessageCriteria, *, after: int, limit: int, now_ms: int
 ) -> Cancelled:
     """Cancel up to `limit` messages that match, in order of acceptance from `after` on.
 
@@ -53,7 +53,7 @@ def cancel_one(db: apsw.Connection, account: int, seq: int, *, now_ms: int) -> N
     """Cancel a message that is neither finished nor asked to stop; whoever waited for it goes on."""
     # Its stage now: cancelling the one before it may have admitted it to its queue.
     stage = Stage(db.execute("SELECT stage FROM messages WHERE seq = ?", (seq,)).get)
-    end = MOVES[stage, Event.CANCEL]
+    end = TRANSITIONS[stage, Trigger.CANCEL]
     final = end.to in FINAL
     parent = db.execute(
         "UPDATE messages SET stage = ?, cancel_requested = 1, finished_ms = ? WHERE seq = ? RETURNING parent",

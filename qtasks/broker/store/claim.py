@@ -9,9 +9,9 @@ from typing import Any, Final, NamedTuple, cast
 
 import apsw
 
-from qtasks.broker.core.rules import MOVES, Event, Stage
+from qtasks.broker.core.rules import TRANSITIONS, Stage, Trigger
+from qtasks.broker.core.values import Claim, ClaimBatch
 from qtasks.broker.store import admission, rows
-from qtasks.broker.store.interface import Claim, Claims
 from qtasks.broker.store.log_entries import bury, fetch, move, note
 from qtasks.protocol.messages import State
 
@@ -57,13 +57,13 @@ _OPTIONS: Final = _NAMES.index("options")
 CORRUPT: Final = "corrupt: the stored message no longer matches its checksum; it was not sent"
 
 
-def claim(db: apsw.Connection, *, now_ms: int, limit: int, host_limit: int, in_flight: Mapping[str, int]) -> Claims:
+def claim(db: apsw.Connection, *, now_ms: int, limit: int, host_limit: int, in_flight: Mapping[str, int]) -> ClaimBatch:
     """Hand out what may start: parked messages of hosts with room first, then by due time and order of acceptance."""
     turn = _Turn(db, now_ms, limit, host_limit, {host: host_limit - running for host, running in in_flight.items()})
     turn.unpark()
     turn.take_due()
     parked = frozenset(row[0] for row in db.execute(_PARKED_HOSTS))
-    return Claims(tuple(turn.claims), _next_due(db, now_ms), turn.more, parked)
+    return ClaimBatch(tuple(turn.claims), _next_due(db, now_ms), turn.more, parked)
 
 
 class _Turn:
@@ -150,7 +150,7 @@ class _Turn:
     def _offer(self, one: _Candidate) -> None:
         """Claim a message, or move it to where it waits."""
         if self._left(one.host) <= 0:
-            move(self._db, one.seq, one.stage, Event.PARK)
+            move(self._db, one.seq, one.stage, Trigger.PARK)
         elif self._may_start(one) and (lease := self._lease(one)) is not None:
             self._room[one.host] = self._left(one.host) - 1
             self.claims.append(lease)
@@ -159,7 +159,7 @@ class _Turn:
         """Whether queue and flow-control key let it; if not, it has joined their line."""
         if one.queue is not None and not one.slot:  # its delay is over
             admission.ensure_queue(self._db, one.account, one.queue, self._now_ms)  # it may have been deleted meanwhile
-            admission.join(self._db, one.seq, one.stage, Event.QUEUE, one.place)
+            admission.join(self._db, one.seq, one.stage, Trigger.QUEUE, one.place)
             if admission.admit(self._db, one.account, one.queue):
                 self.more = True
             return False
@@ -171,7 +171,7 @@ class _Turn:
         ):
             return True
         if not held:
-            admission.join(self._db, one.seq, one.stage, Event.HOLD, one.place)
+            admission.join(self._db, one.seq, one.stage, Trigger.HOLD, one.place)
         ready_ms = admission.refresh(self._db, one.account, one.key, self._now_ms)
         self.more = self.more or (ready_ms is not None and ready_ms <= self._now_ms)
         return False
@@ -184,7 +184,7 @@ class _Turn:
         message = rows.message(one.columns, one.body)
         self._db.execute(
             "UPDATE messages SET stage = ?, claim_token = ? WHERE seq = ?",
-            (MOVES[one.stage, Event.CLAIM].to.value, one.token + 1, one.seq),
+            (TRANSITIONS[one.stage, Trigger.CLAIM].to.value, one.token + 1, one.seq),
         )
         if one.key is not None:
             admission.start(self._db, account, one.key, self._now_ms)
@@ -192,7 +192,7 @@ class _Turn:
         return Claim(one.seq, one.token + 1, one.host, message)
 
     def _bury_corrupt(self, seq: int, account: int, stage: Stage) -> None:
-        end = MOVES[stage, Event.CORRUPT]
+        end = TRANSITIONS[stage, Trigger.CORRUPT]
         parent = self._db.execute(
             "UPDATE messages SET stage = ?, finished_ms = ? WHERE seq = ? RETURNING parent",
             (end.to.value, self._now_ms, seq),

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import apsw
 
+from qtasks.broker.core.values import DeadLetterCriteria, Deleted, Publication
 from qtasks.broker.store import queries
 from qtasks.broker.store.accept import insert
-from qtasks.broker.store.interface import DeadLetterFilter, Deleted, Publication
 from qtasks.broker.store.log_entries import fetch
 
 
 def delete_dead_letters(
-    db: apsw.Connection, account: int, which: DeadLetterFilter, *, cursor: str | None, limit: int
+    db: apsw.Connection, account: int, which: DeadLetterCriteria, *, cursor: str | None, limit: int
 ) -> Deleted:
     """Delete up to `limit` that match, oldest first; those that are gone already are not counted."""
     where = queries.dead_letters_where(account, which, cursor=cursor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from qtasks.broker.store.interface import MessageFilter
+from qtasks.broker.core.values import MessageCriteria
 
 _COLUMNS: Final = (
     ("message_ids", "m.id"),
@@ -51,7 +51,7 @@ class Where:
         return " WHERE " + " AND ".join(self._conditions)
 
 
-def messages(condition: str, account: int, which: MessageFilter, *, time: str = "m.created_ms") -> Where:
+def messages(condition: str, account: int, which: MessageCriteria, *, time: str = "m.created_ms") -> Where:
     """The conditions of `which` on the table ``messages m``; dates are compared with the column `time`."""
     where = Where(condition, account)
     for field, column in _COLUMNS:

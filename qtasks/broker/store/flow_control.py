@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import apsw
 
+from qtasks.broker.core.values import FlowKeyState
 from qtasks.broker.store import admission
-from qtasks.broker.store.interface import FlowKey
 from qtasks.broker.store.log_entries import fetch
 
 _SELECT: Final = (
@@ -71,13 +71,13 @@ def reset_flow_rate(db: apsw.Connection, account: int, key: str, *, now_ms: int)
     admission.refresh(db, account, key, now_ms)
 
 
-def flow_key(db: apsw.Connection, account: int, key: str, *, now_ms: int) -> FlowKey | None:
+def flow_key(db: apsw.Connection, account: int, key: str, *, now_ms: int) -> FlowKeyState | None:
     """A key with its counts."""
     row = db.execute(f"{_SELECT} WHERE f.account = ? AND f.key = ?", (account, key)).get
     return None if row is None else _flow_key(row, now_ms)
 
 
-def flow_keys(db: apsw.Connection, account: int, *, search: str, now_ms: int) -> list[FlowKey]:
+def flow_keys(db: apsw.Connection, account: int, *, search: str, now_ms: int) -> list[FlowKeyState]:
     """All keys that contain `search`, in order."""
     found = (
         fetch(db, f"{_SELECT} WHERE f.account = ? AND instr(f.key, ?) > 0 ORDER BY f.key", (account, search))
@@ -97,10 +97,10 @@ def _ensure(db: apsw.Connection, account: int, key: str) -> None:
     db.execute("INSERT OR IGNORE INTO flow_keys (account, key) VALUES (?, ?)", (account, key))
 
 
-def _flow_key(row: tuple[Any, ...], now_ms: int) -> FlowKey:
+def _flow_key(row: tuple[Any, ...], now_ms: int) -> FlowKeyState:
     key, parallelism, rate, period_s, pinned_parallelism, pinned_rate, paused, start_ms, count, waiting, running = row
     over = admission.window_end(start_ms, period_s, now_ms) <= now_ms
-    return FlowKey(
+    return FlowKeyState(
         key=key,
         parallelism=parallelism,
         rate=rate,

@@ -6,7 +6,7 @@ from typing import Any
 
 import apsw
 
-from qtasks.broker.core.rules import MOVES, Event, Stage
+from qtasks.broker.core.rules import TRANSITIONS, Stage, Trigger
 from qtasks.broker.ports import Failure
 from qtasks.broker.store import rows
 from qtasks.protocol.messages import Response, State
@@ -17,9 +17,9 @@ def fetch(db: apsw.Connection, sql: str, values: tuple[Any, ...] = ()) -> list[t
     return db.execute(sql, values).fetchall()
 
 
-def move(db: apsw.Connection, seq: int, stage: Stage, event: Event) -> Stage:
+def move(db: apsw.Connection, seq: int, stage: Stage, trigger: Trigger) -> Stage:
     """Take a message that is not finished from one stage to another that leaves no log entry."""
-    to = MOVES[stage, event].to
+    to = TRANSITIONS[stage, trigger].to
     db.execute("UPDATE messages SET stage = ? WHERE seq = ?", (to.value, seq))
     return to
 

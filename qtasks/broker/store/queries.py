@@ -8,8 +8,8 @@ from typing import Final, TypeVar
 
 import apsw
 
+from qtasks.broker.core.values import DeadLetterCriteria, LogCriteria, MessageCriteria, Page
 from qtasks.broker.store import filters, rows
-from qtasks.broker.store.interface import DeadLetterFilter, LogFilter, MessageFilter, Page
 from qtasks.broker.store.log_entries import fetch
 from qtasks.protocol.messages import DeadLetter, LogEntry, Message
 
@@ -45,7 +45,7 @@ def message(db: apsw.Connection, account: int, message_id: str) -> Message | Non
     return None if row is None else rows.message(row[1:], row[0])
 
 
-def log(db: apsw.Connection, account: int, which: LogFilter, *, cursor: str | None, count: int) -> Page[LogEntry]:
+def log(db: apsw.Connection, account: int, which: LogCriteria, *, cursor: str | None, count: int) -> Page[LogEntry]:
     """One page of the log, latest first unless `oldest_first`: `count` entries, or fewer where those are large."""
     where = _where("l", account, which, time="l.time_ms")
     if cursor is not None:
@@ -59,7 +59,7 @@ def log(db: apsw.Connection, account: int, which: LogFilter, *, cursor: str | No
 
 
 def dead_letters(
-    db: apsw.Connection, account: int, which: DeadLetterFilter, *, cursor: str | None, count: int
+    db: apsw.Connection, account: int, which: DeadLetterCriteria, *, cursor: str | None, count: int
 ) -> Page[DeadLetter]:
     """One page of the dead letters, oldest first unless `newest_first`; as large as a page of the log."""
     where = dead_letters_where(account, which, cursor=cursor)
@@ -74,7 +74,7 @@ def dead_letters(
     return Page(items, items[-1].id if items and len(items) < len(found) else None)
 
 
-def dead_letters_where(account: int, which: DeadLetterFilter, *, cursor: str | None) -> filters.Where:
+def dead_letters_where(account: int, which: DeadLetterCriteria, *, cursor: str | None) -> filters.Where:
     """The conditions on ``dead_letters d JOIN messages m``."""
     where = _where("d", account, which, time="d.failed_ms")
     if cursor is not None:
@@ -89,7 +89,7 @@ def dead_letters_where(account: int, which: DeadLetterFilter, *, cursor: str | N
     return where
 
 
-def _where(alias: str, account: int, which: MessageFilter, *, time: str) -> filters.Where:
+def _where(alias: str, account: int, which: MessageCriteria, *, time: str) -> filters.Where:
     """The conditions of `which` on a table of what has happened to messages."""
     if not which.message_ids:
         return filters.messages(f"{alias}.account = ?", account, which, time=time)

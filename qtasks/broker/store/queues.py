@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import apsw
 
+from qtasks.broker.core.values import QueueState
 from qtasks.broker.store import admission
 from qtasks.broker.store.cancel import cancel_one
-from qtasks.broker.store.interface import Queue
 from qtasks.broker.store.log_entries import fetch
 
 _LAG: Final = (
@@ -79,17 +79,17 @@ def drop_queue(db: apsw.Connection, account: int, name: str, *, limit: int, now_
     return False
 
 
-def queue(db: apsw.Connection, account: int, name: str) -> Queue | None:
+def queue(db: apsw.Connection, account: int, name: str) -> QueueState | None:
     """A queue with its lag: messages that are not finished, the running one included."""
     row = db.execute(f"{_SELECT} WHERE q.account = ? AND q.name = ?", (account, name)).get
     return None if row is None else _queue(row)
 
 
-def queues(db: apsw.Connection, account: int) -> list[Queue]:
+def queues(db: apsw.Connection, account: int) -> list[QueueState]:
     """All queues by name."""
     return [_queue(row) for row in fetch(db, f"{_SELECT} WHERE q.account = ? ORDER BY q.name", (account,))]
 
 
-def _queue(row: tuple[Any, ...]) -> Queue:
+def _queue(row: tuple[Any, ...]) -> QueueState:
     name, parallelism, paused, created_ms, updated_ms, lag = row
-    return Queue(name, parallelism, bool(paused), created_ms, updated_ms, lag)
+    return QueueState(name, parallelism, bool(paused), created_ms, updated_ms, lag)

@@ -12,19 +12,19 @@ from typing import Any, TypeVar
 
 import apsw
 
-from qtasks.broker.store import verbs
-from qtasks.broker.store.interface import (
+from qtasks.broker.core.values import (
     Cancelled,
-    DeadLetterFilter,
+    DeadLetterCriteria,
     Deleted,
-    Endpoint,
+    DeliveryEndpoint,
     Firing,
-    FlowKey,
-    MessageFilter,
+    FlowKeyState,
+    MessageCriteria,
     Publication,
-    Queue,
-    UrlGroup,
+    QueueState,
+    UrlGroupState,
 )
+from qtasks.broker.store import verbs
 from qtasks.protocol.messages import Headers, Schedule, SigningKeys
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class Resources(ABC):
         """Run a query that changes nothing."""
 
     async def cancel_where(
-        self, account: int, which: MessageFilter, *, after: int, limit: int, now_ms: int
+        self, account: int, which: MessageCriteria, *, after: int, limit: int, now_ms: int
     ) -> Cancelled:
         """See `Store.cancel_where`."""
         return await self._write(
@@ -50,7 +50,7 @@ class Resources(ABC):
         )
 
     async def delete_dead_letters(
-        self, account: int, which: DeadLetterFilter, *, cursor: str | None, limit: int
+        self, account: int, which: DeadLetterCriteria, *, cursor: str | None, limit: int
     ) -> Deleted:
         """See `Store.delete_dead_letters`."""
         return await self._write(lambda db: verbs.delete_dead_letters(db, account, which, cursor=cursor, limit=limit))
@@ -77,11 +77,11 @@ class Resources(ABC):
         """See `Store.drop_queue`."""
         return await self._write(lambda db: verbs.drop_queue(db, account, name, limit=limit, now_ms=now_ms))
 
-    async def queue(self, account: int, name: str) -> Queue | None:
+    async def queue(self, account: int, name: str) -> QueueState | None:
         """See `Store.queue`."""
         return await self._read(lambda db: verbs.queue(db, account, name))
 
-    async def queues(self, account: int) -> list[Queue]:
+    async def queues(self, account: int) -> list[QueueState]:
         """See `Store.queues`."""
         return await self._read(lambda db: verbs.queues(db, account))
 
@@ -116,11 +116,11 @@ class Resources(ABC):
         """See `Store.reset_flow_rate`."""
         await self._write(lambda db: verbs.reset_flow_rate(db, account, key, now_ms=now_ms))
 
-    async def flow_key(self, account: int, key: str, *, now_ms: int) -> FlowKey | None:
+    async def flow_key(self, account: int, key: str, *, now_ms: int) -> FlowKeyState | None:
         """See `Store.flow_key`."""
         return await self._read(lambda db: verbs.flow_key(db, account, key, now_ms=now_ms))
 
-    async def flow_keys(self, account: int, *, search: str, now_ms: int) -> list[FlowKey]:
+    async def flow_keys(self, account: int, *, search: str, now_ms: int) -> list[FlowKeyState]:
         """See `Store.flow_keys`."""
         return await self._read(lambda db: verbs.flow_keys(db, account, search=search, now_ms=now_ms))
 
@@ -128,11 +128,15 @@ class Resources(ABC):
         """See `Store.running_now`."""
         return await self._read(lambda db: verbs.running_now(db, account))
 
-    async def upsert_endpoints(self, account: int, name: str, endpoints: Sequence[Endpoint], *, now_ms: int) -> None:
+    async def upsert_endpoints(
+        self, account: int, name: str, endpoints: Sequence[DeliveryEndpoint], *, now_ms: int
+    ) -> None:
         """See `Store.upsert_endpoints`."""
         await self._write(lambda db: verbs.upsert_endpoints(db, account, name, endpoints, now_ms=now_ms))
 
-    async def remove_endpoints(self, account: int, name: str, endpoints: Sequence[Endpoint], *, now_ms: int) -> bool:
+    async def remove_endpoints(
+        self, account: int, name: str, endpoints: Sequence[DeliveryEndpoint], *, now_ms: int
+    ) -> bool:
         """See `Store.remove_endpoints`."""
         return await self._write(lambda db: verbs.remove_endpoints(db, account, name, endpoints, now_ms=now_ms))
 
@@ -144,11 +148,11 @@ class Resources(ABC):
         """See `Store.delete_group`."""
         await self._write(lambda db: verbs.delete_group(db, account, name))
 
-    async def group(self, account: int, name: str) -> UrlGroup | None:
+    async def group(self, account: int, name: str) -> UrlGroupState | None:
         """See `Store.group`."""
         return await self._read(lambda db: verbs.group(db, account, name))
 
-    async def groups(self, account: int) -> list[UrlGroup]:
+    async def groups(self, account: int) -> list[UrlGroupState]:
         """See `Store.groups`."""
         return await self._read(lambda db: verbs.groups(db, account))
 

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, cast
 
 import apsw
 
 from qtasks.broker.core.rules import Stage
+from qtasks.broker.core.values import Retention
 
 BATCH: Final = 100
 """Messages removed in one transaction at most: a few milliseconds."""
-DAY_MS: Final = 24 * 60 * 60 * 1000
 _FOREVER_MS: Final = 2**62
 _IN_TURN: Final = (Stage.DELIVERED, Stage.CANCELED, Stage.FAILED)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retention:
-    """How long finished messages are kept, with their bodies, logs and dead letters. What waits is never removed."""
-
-    delivered_ms: int = 7 * DAY_MS
-    """Delivered and cancelled ones."""
-    failed_ms: int = 30 * DAY_MS
-    """Failed ones, which are the dead letters."""
-    max_bytes: int | None = 1024**3
-    """While the database holds more than this, the oldest finished ones go, whatever their age: dead letters last."""
 
 
 def prune(db: apsw.Connection, retention: Retention, *, now_ms: int, limit: int = BATCH) -> int:

@@ -8,9 +8,9 @@ import apsw
 import orjson
 
 from qtasks.broker.core.rules import Stage
+from qtasks.broker.core.values import Firing
 from qtasks.broker.store import rows
 from qtasks.broker.store.accept import insert
-from qtasks.broker.store.interface import Firing
 from qtasks.broker.store.log_entries import fetch
 from qtasks.protocol import wire
 from qtasks.protocol.messages import RunState, Schedule

@@ -6,11 +6,11 @@ from typing import Final
 
 import apsw
 
-from qtasks.broker.core import callback_messages
-from qtasks.broker.core.rules import FINAL, MOVES, Event, Stage
+from qtasks.broker.core.message_builder import callbacks_of_attempt
+from qtasks.broker.core.rules import FINAL, TRANSITIONS, Stage, Trigger
+from qtasks.broker.core.values import Publication, Recovery, Settled, Settlement
 from qtasks.broker.store import admission
 from qtasks.broker.store.accept import insert
-from qtasks.broker.store.interface import Publication, Recovery, Settled, Settlement
 from qtasks.broker.store.log_entries import bury, fetch, move, note
 from qtasks.protocol import wire
 from qtasks.protocol.messages import Message, Response, State
@@ -23,19 +23,19 @@ def settle(db: apsw.Connection, settlement: Settlement, *, now_ms: int) -> Settl
 
     Log entries, retry or dead letter, callbacks, and the places that became free are one transaction.
     """
-    claim, verdict, message = settlement.claim, settlement.verdict, settlement.claim.message
-    event = verdict.event
-    if event is Event.RETRY and _cancel_requested(db, claim.seq):
-        event = Event.STOP
-    end = MOVES[Stage.ACTIVE, event]
-    retrying = event is Event.RETRY
+    claim, evaluation, message = settlement.claim, settlement.evaluation, settlement.claim.message
+    trigger = evaluation.trigger
+    if trigger is Trigger.RETRY and _cancel_requested(db, claim.seq):
+        trigger = Trigger.STOP
+    end = TRANSITIONS[Stage.ACTIVE, trigger]
+    retrying = trigger is Trigger.RETRY
     changed = db.execute(
         "UPDATE messages SET stage = ?, due_ms = coalesce(?, due_ms), retried = retried + ?, finished_ms = ?,"
         " place = CASE WHEN ? THEN NULL ELSE place END"
         " WHERE seq = ? AND stage = 3 AND claim_token = ? RETURNING slot, parent",
         (
             end.to.value,
-            verdict.due_ms if retrying else None,
+            evaluation.due_ms if retrying else None,
             int(retrying),
             None if retrying else now_ms,
             retrying,
@@ -48,8 +48,8 @@ def settle(db: apsw.Connection, settlement: Settlement, *, now_ms: int) -> Settl
     _write_log(db, settlement, end.log, now_ms)
     dead_letter_id = None
     if end.to is Stage.FAILED:
-        dead_letter_id = bury(db, claim.seq, message.account, now_ms, verdict.error or "", settlement.outcome)
-    created = () if event is Event.STOP else _call_back(db, settlement, dead_letter_id, now_ms)
+        dead_letter_id = bury(db, claim.seq, message.account, now_ms, evaluation.error or "", settlement.outcome)
+    created = () if trigger is Trigger.STOP else _call_back(db, settlement, dead_letter_id, now_ms)
     slot, parent = changed
     _make_room(db, claim.seq, message, end.to, bool(slot), parent, now_ms)
     return Settled(end.log[-1], created)
@@ -60,7 +60,7 @@ def _cancel_requested(db: apsw.Connection, seq: int) -> bool:
 
 
 def _write_log(db: apsw.Connection, settlement: Settlement, states: tuple[State, ...], now_ms: int) -> None:
-    claim, verdict = settlement.claim, settlement.verdict
+    claim, evaluation = settlement.claim, settlement.evaluation
     response = settlement.outcome if isinstance(settlement.outcome, Response) else None
     for state in states:
         note(
@@ -69,8 +69,8 @@ def _write_log(db: apsw.Connection, settlement: Settlement, states: tuple[State,
             claim.message.account,
             now_ms,
             state,
-            error=verdict.error if state in (State.ERROR, State.FAILED) else None,
-            next_ms=verdict.due_ms if state is State.RETRY else None,
+            error=evaluation.error if state in (State.ERROR, State.FAILED) else None,
+            next_ms=evaluation.due_ms if state is State.RETRY else None,
             response=response if state is State.ERROR else None,
         )
 
@@ -81,7 +81,7 @@ def _call_back(
     """Store the callback of this attempt and, after the last one failed, the failure callback."""
     if settlement.callback_ids is None:
         return ()
-    created = callback_messages.of_attempt(
+    created = callbacks_of_attempt(
         settlement.claim.message,
         settlement.outcome,
         ids=settlement.callback_ids,
@@ -114,7 +114,7 @@ def _make_room(
         if parent is not None:
             admission.callback_ended(db, parent)
     elif slot and message.queue is not None and admission.is_paused(db, message.account, message.queue):
-        move(db, seq, stage, Event.QUEUE)
+        move(db, seq, stage, Trigger.QUEUE)
 
 
 def recover(db: apsw.Connection, *, now_ms: int) -> Recovery:
@@ -126,10 +126,10 @@ def recover(db: apsw.Connection, *, now_ms: int) -> Recovery:
     interrupted = fetch(
         db, "SELECT seq, account, cancel_requested, parent, flow_key, queue FROM messages WHERE stage = 3"
     )
-    unparked = MOVES[Stage.PARKED, Event.UNPARK].to.value
+    unparked = TRANSITIONS[Stage.PARKED, Trigger.UNPARK].to.value
     db.execute("UPDATE messages SET stage = ? WHERE stage = 2", (unparked,))
     for seq, account, cancel_requested, parent, key, queue in interrupted:
-        end = MOVES[Stage.ACTIVE, Event.STOP if cancel_requested else Event.INTERRUPT]
+        end = TRANSITIONS[Stage.ACTIVE, Trigger.STOP if cancel_requested else Trigger.INTERRUPT]
         final = end.to in FINAL
         db.execute(
             "UPDATE messages SET stage = ?, claim_token = claim_token + 1, finished_ms = ? WHERE seq = ?",
@@ -143,9 +143,9 @@ def recover(db: apsw.Connection, *, now_ms: int) -> Recovery:
             if parent is not None:
                 admission.callback_ended(db, parent)
         elif queue is not None and admission.is_paused(db, account, queue):
-            move(db, seq, end.to, Event.QUEUE)
+            move(db, seq, end.to, Trigger.QUEUE)
         elif key is not None:
-            admission.join(db, seq, end.to, Event.HOLD, admission.FRONT)
+            admission.join(db, seq, end.to, Trigger.HOLD, admission.FRONT)
     for account, key in dict.fromkeys((account, key) for _, account, _, _, key, _ in interrupted if key is not None):
         admission.refresh(db, account, key, now_ms)
     waiting = db.execute("SELECT count(*) FROM (SELECT 1 FROM messages WHERE finished_ms IS NULL LIMIT 100001)").get

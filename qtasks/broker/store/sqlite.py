@@ -30,23 +30,23 @@ from typing import Any, Final, TypeVar
 
 import apsw
 
-from qtasks.broker.store import queries, retention, tokens, verbs
-from qtasks.broker.store.file_lock import FileLock
-from qtasks.broker.store.interface import (
+from qtasks.broker.core.values import (
     Accepted,
-    Claims,
-    Credentials,
-    DeadLetterFilter,
-    LogFilter,
+    AccountCredentials,
+    ClaimBatch,
+    DeadLetterCriteria,
+    LogCriteria,
     Page,
     Publication,
     Recovery,
+    Retention,
     Settled,
     Settlement,
+    StoredToken,
 )
+from qtasks.broker.store import queries, retention, tokens, verbs
+from qtasks.broker.store.file_lock import FileLock
 from qtasks.broker.store.resources import Resources
-from qtasks.broker.store.retention import Retention
-from qtasks.broker.store.tokens import StoredToken
 from qtasks.errors import SchemaTooNew, StoreError, StoreFull
 from qtasks.protocol.messages import DeadLetter, LogEntry, Message, SigningKeys
 
@@ -123,7 +123,7 @@ class SqliteStore(Resources):
         """See `Store.accept`."""
         return await self._write(lambda db: verbs.accept(db, publications, now_ms=now_ms, congested=self._congested))
 
-    async def claim(self, *, now_ms: int, limit: int, host_limit: int, in_flight: Mapping[str, int]) -> Claims:
+    async def claim(self, *, now_ms: int, limit: int, host_limit: int, in_flight: Mapping[str, int]) -> ClaimBatch:
         """See `Store.claim`."""
         found = await self._write(
             lambda db: verbs.claim(db, now_ms=now_ms, limit=limit, host_limit=host_limit, in_flight=in_flight)
@@ -139,7 +139,7 @@ class SqliteStore(Resources):
         """See `Store.cancel`."""
         return await self._write(lambda db: verbs.cancel(db, account, message_ids, now_ms=now_ms))
 
-    async def ensure_account(self, credentials: Credentials, fresh: SigningKeys) -> int:
+    async def ensure_account(self, credentials: AccountCredentials, fresh: SigningKeys) -> int:
         """See `verbs.ensure_account`."""
         return await self._write(lambda db: verbs.ensure_account(db, credentials, fresh))
 
@@ -169,12 +169,12 @@ class SqliteStore(Resources):
         """See `Store.message`."""
         return await self._read(lambda db: queries.message(db, account, message_id))
 
-    async def log(self, account: int, which: LogFilter, *, cursor: str | None, count: int) -> Page[LogEntry]:
+    async def log(self, account: int, which: LogCriteria, *, cursor: str | None, count: int) -> Page[LogEntry]:
         """See `Store.log`."""
         return await self._read(lambda db: queries.log(db, account, which, cursor=cursor, count=count))
 
     async def dead_letters(
-        self, account: int, which: DeadLetterFilter, *, cursor: str | None, count: int
+        self, account: int, which: DeadLetterCriteria, *, cursor: str | None, count: int
     ) -> Page[DeadLetter]:
         """See `Store.dead_letters`."""
         return await self._read(lambda db: queries.dead_letters(db, account, which, cursor=cursor, count=count))

@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 import apsw
 
-
-@dataclass(frozen=True, slots=True)
-class StoredToken:
-    """A token as the store knows it."""
-
-    digest: bytes
-    account: int
-    name: str
-    read_only: bool
-    created_ms: int
+from qtasks.broker.core.values import StoredToken
 
 
 def digest(token: str) -> bytes:

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import apsw
 
+from qtasks.broker.core.values import DeliveryEndpoint, UrlGroupState
 from qtasks.broker.store import rows
-from qtasks.broker.store.interface import Endpoint, UrlGroup
 from qtasks.broker.store.log_entries import fetch
 from qtasks.protocol.messages import Headers
 
@@ -16,7 +16,7 @@ _SELECT: Final = "SELECT name, headers, created_ms, updated_ms FROM url_groups"
 
 
 def upsert_endpoints(
-    db: apsw.Connection, account: int, name: str, endpoints: Sequence[Endpoint], *, now_ms: int
+    db: apsw.Connection, account: int, name: str, endpoints: Sequence[DeliveryEndpoint], *, now_ms: int
 ) -> None:
     """Add endpoints, or change those known by their name (by their URL where they have none). Makes the group."""
     db.execute(
@@ -28,7 +28,7 @@ def upsert_endpoints(
 
 
 def remove_endpoints(
-    db: apsw.Connection, account: int, name: str, endpoints: Sequence[Endpoint], *, now_ms: int
+    db: apsw.Connection, account: int, name: str, endpoints: Sequence[DeliveryEndpoint], *, now_ms: int
 ) -> bool:
     """Remove endpoints by name or URL; the last one takes the group along. False when there is no such group."""
     changed = db.execute(
@@ -60,18 +60,18 @@ def delete_group(db: apsw.Connection, account: int, name: str) -> None:
     db.execute("DELETE FROM url_groups WHERE account = ? AND name = ?", (account, name))
 
 
-def group(db: apsw.Connection, account: int, name: str) -> UrlGroup | None:
+def group(db: apsw.Connection, account: int, name: str) -> UrlGroupState | None:
     """A group with its endpoints, in order."""
     row = db.execute(f"{_SELECT} WHERE account = ? AND name = ?", (account, name)).get
     return None if row is None else _group(db, account, row)
 
 
-def groups(db: apsw.Connection, account: int) -> list[UrlGroup]:
+def groups(db: apsw.Connection, account: int) -> list[UrlGroupState]:
     """All groups by name."""
     return [_group(db, account, row) for row in fetch(db, f"{_SELECT} WHERE account = ? ORDER BY name", (account,))]
 
 
-def _merged(known: Sequence[Endpoint], new: Sequence[Endpoint]) -> list[Endpoint]:
+def _merged(known: Sequence[DeliveryEndpoint], new: Sequence[DeliveryEndpoint]) -> list[DeliveryEndpoint]:
     """`known` with each of `new` in the place of the one it changes, or at the end; a group may have ten thousand.
 
     An endpoint is known by its name, one without by its URL; naming one that had no name changes it.
@@ -97,14 +97,14 @@ def _merged(known: Sequence[Endpoint], new: Sequence[Endpoint]) -> list[Endpoint
     return merged
 
 
-def _endpoints(db: apsw.Connection, account: int, name: str) -> list[Endpoint]:
+def _endpoints(db: apsw.Connection, account: int, name: str) -> list[DeliveryEndpoint]:
     found = fetch(
         db, "SELECT url, name FROM endpoints WHERE account = ? AND url_group = ? ORDER BY place", (account, name)
     )
-    return [Endpoint(*row) for row in found]
+    return [DeliveryEndpoint(*row) for row in found]
 
 
-def _write(db: apsw.Connection, account: int, name: str, endpoints: Sequence[Endpoint]) -> None:
+def _write(db: apsw.Connection, account: int, name: str, endpoints: Sequence[DeliveryEndpoint]) -> None:
     db.execute("DELETE FROM endpoints WHERE account = ? AND url_group = ?", (account, name))
     db.executemany(
         "INSERT INTO endpoints (account, url_group, place, name, url) VALUES (?, ?, ?, ?, ?)",
@@ -112,6 +112,8 @@ def _write(db: apsw.Connection, account: int, name: str, endpoints: Sequence[End
     )
 
 
-def _group(db: apsw.Connection, account: int, row: tuple[Any, ...]) -> UrlGroup:
+def _group(db: apsw.Connection, account: int, row: tuple[Any, ...]) -> UrlGroupState:
     name, headers, created_ms, updated_ms = row
-    return UrlGroup(name, tuple(_endpoints(db, account, name)), rows.unpack_headers(headers), created_ms, updated_ms)
+    return UrlGroupState(
+        name, tuple(_endpoints(db, account, name)), rows.unpack_headers(headers), created_ms, updated_ms
+    )

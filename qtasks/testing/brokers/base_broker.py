@@ -10,10 +10,10 @@ from typing import Final, Literal
 
 from qtasks.broker import ids
 from qtasks.broker.broker import Broker
+from qtasks.broker.core.values import AccountCredentials, DeadLetterCriteria, LogCriteria
 from qtasks.broker.llm import provider_fake
 from qtasks.broker.ports import DeliveryRequest
 from qtasks.broker.settings import BrokerSettings
-from qtasks.broker.store.interface import Credentials, DeadLetterFilter, LogFilter
 from qtasks.broker.store.sqlite import MEMORY
 from qtasks.clock import Clock
 from qtasks.protocol import signing
@@ -104,7 +104,7 @@ class Stage(ABC):
     async def _dead_calls(self) -> list[DeadCall]:
         account, found, cursor = self.broker.accounts[ACCOUNT], [], None
         while True:
-            page = await self.broker.store.dead_letters(account, DeadLetterFilter(), cursor=cursor, count=_PAGE)
+            page = await self.broker.store.dead_letters(account, DeadLetterCriteria(), cursor=cursor, count=_PAGE)
             letters = [(letter, self.ledger.of_message(letter.message.id)) for letter in page.items]
             found += [dead_call(letter, call) for letter, call in letters if call is not None]
             if (cursor := page.cursor) is None:
@@ -112,7 +112,7 @@ class Stage(ABC):
 
     async def _cancelled(self) -> set[str]:
         account, found, cursor = self.broker.accounts[ACCOUNT], set[str](), None
-        which = LogFilter(states=(State.CANCELED,))
+        which = LogCriteria(states=(State.CANCELED,))
         while True:
             page = await self.broker.store.log(account, which, cursor=cursor, count=_PAGE)
             found.update(entry.message.id for entry in page.items)
@@ -122,7 +122,9 @@ class Stage(ABC):
 
 def settings() -> BrokerSettings:
     """Of a test's broker: one account, and language models that are answered for by `Outside`."""
-    return BrokerSettings(path=MEMORY, credentials=(Credentials(ACCOUNT, TOKEN),)).with_model(provider_fake.ORIGIN)
+    return BrokerSettings(path=MEMORY, credentials=(AccountCredentials(ACCOUNT, TOKEN),)).with_model(
+        provider_fake.ORIGIN
+    )
 
 
 def call_id_of(request: DeliveryRequest) -> str:

@@ -12,7 +12,7 @@ import asyncio
 from typing import Final
 
 from qtasks.broker.broker import Broker
-from qtasks.broker.store.interface import Claim
+from qtasks.broker.core.values import Claim
 from qtasks.errors import QTasksError
 from qtasks.testing.call_log import Ledger
 from qtasks.testing.fakes.stepped_results import SteppedResults

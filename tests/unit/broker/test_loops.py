@@ -13,13 +13,14 @@ import apsw
 import pytest
 
 from qtasks.broker.broker import Broker
+from qtasks.broker.core.values import AccountCredentials, DeadLetterCriteria, LogCriteria
 from qtasks.broker.events import EventWatchers, MessageEvent
 from qtasks.broker.loops.deliverer import USER_AGENT, Deliverer, signed_request
 from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.ports import DeliveryRequest, Failure, Transport
 from qtasks.broker.settings import BrokerSettings, DeliveryLimits
 from qtasks.broker.store import verbs
-from qtasks.broker.store.interface import Credentials, DeadLetterFilter, LogFilter, Store
+from qtasks.broker.store.interface import Store
 from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.errors import StoreError
 from qtasks.protocol import signing
@@ -66,19 +67,19 @@ class Bench:
         return accepted.message_id
 
     async def states(self, message_id: str = "msg_1") -> list[State]:
-        which = LogFilter(message_ids=(message_id,), oldest_first=True)
+        which = LogCriteria(message_ids=(message_id,), oldest_first=True)
         page = await self.store.log(ACCOUNT, which, cursor=None, count=1000)
         return [entry.state for entry in page.items]
 
     async def dead(self) -> list[str]:
-        page = await self.store.dead_letters(ACCOUNT, DeadLetterFilter(), cursor=None, count=1000)
+        page = await self.store.dead_letters(ACCOUNT, DeadLetterCriteria(), cursor=None, count=1000)
         return [letter.message.id for letter in page.items]
 
 
 @pytest.fixture
 async def bench() -> AsyncIterator[Bench]:
     store, _ = await SqliteStore.open(":memory:", now_ms=START_MS)
-    assert await store.ensure_account(Credentials("me", "token", KEYS), KEYS) == ACCOUNT
+    assert await store.ensure_account(AccountCredentials("me", "token", KEYS), KEYS) == ACCOUNT
     yield Bench(store)
     await store.close()
 
@@ -456,7 +457,7 @@ async def test_a_lone_message_costs_two_commits_one_before_its_attempt_and_one_a
 async def test_watchers_are_told_every_step_and_only_after_it_is_committed(tmp_path: Path) -> None:
     path = str(tmp_path / "broker.db")
     store, _ = await SqliteStore.open(path, now_ms=START_MS)
-    await store.ensure_account(Credentials("me", "token", KEYS), KEYS)
+    await store.ensure_account(AccountCredentials("me", "token", KEYS), KEYS)
     bench = Bench(store)
     bench.transport.answer = sequence(ERROR, OK)
     outside = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qtasks.broker.core import rules
-from qtasks.broker.core.rules import FINAL, MOVES, Event, Stage, Verdict, backoff_s, is_final, judge
+from qtasks.broker.core.rules import FINAL, TRANSITIONS, Evaluation, Stage, Trigger, backoff_s, evaluate, is_final
 from qtasks.broker.ports import Failure
 from qtasks.protocol.messages import Headers, Message, PublishOptions, Response, State
 from tests.support.broker import START_MS, message
@@ -19,7 +19,7 @@ DAY_S = 86_400
 C, A, E, R = State.CREATED, State.ACTIVE, State.ERROR, State.RETRY
 DELIVERED, FAILED = State.DELIVERED, State.FAILED
 ASKED, CANCELED = State.CANCEL_REQUESTED, State.CANCELED
-STARTABLE = {Event.CLAIM, Event.PARK, Event.HOLD, Event.QUEUE, Event.CANCEL, Event.CORRUPT}
+STARTABLE = {Trigger.CLAIM, Trigger.PARK, Trigger.HOLD, Trigger.QUEUE, Trigger.CANCEL, Trigger.CORRUPT}
 
 
 def failing(**changes: Any) -> Message:
@@ -31,13 +31,13 @@ def answer(status: int, **headers: str) -> Response:
     return Response(status=status, headers=lines)
 
 
-def after(*events: Event) -> tuple[Stage, tuple[State, ...]]:
-    """Where `events` lead a fresh message, and its log."""
+def after(*triggers: Trigger) -> tuple[Stage, tuple[State, ...]]:
+    """Where `triggers` lead a fresh message, and its log."""
     stage = Stage.DUE
     log: tuple[State, ...] = (State.CREATED,)
-    for event in events:
-        move = MOVES[stage, event]
-        stage, log = move.to, log + move.log
+    for trigger in triggers:
+        transition = TRANSITIONS[stage, trigger]
+        stage, log = transition.to, log + transition.log
     return stage, log
 
 
@@ -45,87 +45,91 @@ def after(*events: Event) -> tuple[Stage, tuple[State, ...]]:
 
 
 @pytest.mark.parametrize(
-    ("events", "stage", "log"),
+    ("triggers", "stage", "log"),
     [
-        ((Event.CLAIM, Event.SUCCEED), Stage.DELIVERED, (C, A, DELIVERED)),
-        ((Event.CLAIM, Event.FAIL), Stage.FAILED, (C, A, E, FAILED)),
-        ((Event.CLAIM, Event.RETRY, Event.CLAIM, Event.SUCCEED), Stage.DELIVERED, (C, A, E, R, A, DELIVERED)),
-        ((Event.CANCEL,), Stage.CANCELED, (C, ASKED, CANCELED)),
-        ((Event.CLAIM, Event.CANCEL, Event.STOP), Stage.CANCELED, (C, A, ASKED, E, CANCELED)),
-        ((Event.CLAIM, Event.CANCEL, Event.SUCCEED), Stage.DELIVERED, (C, A, ASKED, DELIVERED)),
-        ((Event.CLAIM, Event.INTERRUPT, Event.CLAIM, Event.SUCCEED), Stage.DELIVERED, (C, A, E, R, A, DELIVERED)),
-        ((Event.PARK, Event.CLAIM, Event.SUCCEED), Stage.DELIVERED, (C, A, DELIVERED)),
-        ((Event.PARK, Event.UNPARK, Event.CLAIM, Event.SUCCEED), Stage.DELIVERED, (C, A, DELIVERED)),
-        ((Event.PARK, Event.CANCEL), Stage.CANCELED, (C, ASKED, CANCELED)),
-        ((Event.CORRUPT,), Stage.FAILED, (C, E, FAILED)),
-        ((Event.QUEUE, Event.ADMIT, Event.CLAIM, Event.SUCCEED), Stage.DELIVERED, (C, A, DELIVERED)),
-        ((Event.QUEUE, Event.CANCEL), Stage.CANCELED, (C, ASKED, CANCELED)),
-        ((Event.HOLD, Event.CLAIM, Event.SUCCEED), Stage.DELIVERED, (C, A, DELIVERED)),
-        ((Event.HOLD, Event.PARK, Event.HOLD, Event.CANCEL), Stage.CANCELED, (C, ASKED, CANCELED)),
+        ((Trigger.CLAIM, Trigger.SUCCEED), Stage.DELIVERED, (C, A, DELIVERED)),
+        ((Trigger.CLAIM, Trigger.FAIL), Stage.FAILED, (C, A, E, FAILED)),
+        ((Trigger.CLAIM, Trigger.RETRY, Trigger.CLAIM, Trigger.SUCCEED), Stage.DELIVERED, (C, A, E, R, A, DELIVERED)),
+        ((Trigger.CANCEL,), Stage.CANCELED, (C, ASKED, CANCELED)),
+        ((Trigger.CLAIM, Trigger.CANCEL, Trigger.STOP), Stage.CANCELED, (C, A, ASKED, E, CANCELED)),
+        ((Trigger.CLAIM, Trigger.CANCEL, Trigger.SUCCEED), Stage.DELIVERED, (C, A, ASKED, DELIVERED)),
+        (
+            (Trigger.CLAIM, Trigger.INTERRUPT, Trigger.CLAIM, Trigger.SUCCEED),
+            Stage.DELIVERED,
+            (C, A, E, R, A, DELIVERED),
+        ),
+        ((Trigger.PARK, Trigger.CLAIM, Trigger.SUCCEED), Stage.DELIVERED, (C, A, DELIVERED)),
+        ((Trigger.PARK, Trigger.UNPARK, Trigger.CLAIM, Trigger.SUCCEED), Stage.DELIVERED, (C, A, DELIVERED)),
+        ((Trigger.PARK, Trigger.CANCEL), Stage.CANCELED, (C, ASKED, CANCELED)),
+        ((Trigger.CORRUPT,), Stage.FAILED, (C, E, FAILED)),
+        ((Trigger.QUEUE, Trigger.ADMIT, Trigger.CLAIM, Trigger.SUCCEED), Stage.DELIVERED, (C, A, DELIVERED)),
+        ((Trigger.QUEUE, Trigger.CANCEL), Stage.CANCELED, (C, ASKED, CANCELED)),
+        ((Trigger.HOLD, Trigger.CLAIM, Trigger.SUCCEED), Stage.DELIVERED, (C, A, DELIVERED)),
+        ((Trigger.HOLD, Trigger.PARK, Trigger.HOLD, Trigger.CANCEL), Stage.CANCELED, (C, ASKED, CANCELED)),
     ],
 )
 def test_every_course_of_a_message_leaves_the_log_of_the_protocol(
-    events: tuple[Event, ...], stage: Stage, log: tuple[State, ...]
+    triggers: tuple[Trigger, ...], stage: Stage, log: tuple[State, ...]
 ) -> None:
-    assert after(*events) == (stage, log)
+    assert after(*triggers) == (stage, log)
 
 
 @pytest.mark.parametrize(
     ("stage", "possible"),
     [
         (Stage.DUE, STARTABLE),
-        (Stage.PARKED, STARTABLE | {Event.UNPARK}),
+        (Stage.PARKED, STARTABLE | {Trigger.UNPARK}),
         (Stage.HELD, STARTABLE),
-        (Stage.QUEUED, {Event.ADMIT, Event.CANCEL}),
-        (Stage.ACTIVE, {Event.SUCCEED, Event.RETRY, Event.FAIL, Event.CANCEL, Event.STOP, Event.INTERRUPT}),
+        (Stage.QUEUED, {Trigger.ADMIT, Trigger.CANCEL}),
+        (Stage.ACTIVE, {Trigger.SUCCEED, Trigger.RETRY, Trigger.FAIL, Trigger.CANCEL, Trigger.STOP, Trigger.INTERRUPT}),
         (Stage.DELIVERED, set()),
         (Stage.FAILED, set()),
         (Stage.CANCELED, set()),
     ],
 )
-def test_a_pair_that_is_not_in_the_table_cannot_happen(stage: Stage, possible: set[Event]) -> None:
-    assert {event for event in Event if (stage, event) in MOVES} == possible
+def test_a_pair_that_is_not_in_the_table_cannot_happen(stage: Stage, possible: set[Trigger]) -> None:
+    assert {trigger for trigger in Trigger if (stage, trigger) in TRANSITIONS} == possible
 
 
 def test_final_stages_are_final_and_all_others_can_end() -> None:
-    assert {stage for stage, _ in MOVES} == set(Stage) - FINAL
+    assert {stage for stage, _ in TRANSITIONS} == set(Stage) - FINAL
     reachable: dict[Stage, set[Stage]] = {stage: {stage} for stage in Stage}
     for _ in Stage:
-        for (stage, _), move in MOVES.items():
-            reachable[stage] |= reachable[move.to]
+        for (stage, _), transition in TRANSITIONS.items():
+            reachable[stage] |= reachable[transition.to]
     assert all(reachable[stage] >= FINAL for stage in set(Stage) - FINAL)
     assert reachable[Stage.DUE] == set(Stage)
 
 
 def test_a_move_that_ends_a_message_says_so_last_in_its_log() -> None:
     last = {Stage.DELIVERED: DELIVERED, Stage.FAILED: FAILED, Stage.CANCELED: CANCELED}
-    for move in MOVES.values():
-        if move.to in FINAL:
-            assert move.log[-1] is last[move.to]
+    for transition in TRANSITIONS.values():
+        if transition.to in FINAL:
+            assert transition.log[-1] is last[transition.to]
         else:
-            assert not set(move.log) & set(last.values())
+            assert not set(transition.log) & set(last.values())
 
 
-# -- the verdict
+# -- the evaluation
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 226, 299])
 def test_any_2xx_is_success_whatever_its_headers_say(status: int) -> None:
     shouting = answer(status, Upstash_NonRetryable_Error="true", Retry_After="10")
-    assert judge(failing(), shouting, now_ms=NOW) == Verdict(Event.SUCCEED)
+    assert evaluate(failing(), shouting, now_ms=NOW) == Evaluation(Trigger.SUCCEED)
 
 
 @pytest.mark.parametrize("status", [300, 304, 400, 401, 404, 409, 412, 429, 489, 500, 503, 599])
 def test_any_other_status_is_a_failure_and_is_retried(status: int) -> None:
-    verdict = judge(failing(), answer(status), now_ms=NOW)
-    assert verdict.event is Event.RETRY
-    assert verdict.due_ms == NOW + 12_000
-    assert str(status) in (verdict.error or "")
+    evaluation = evaluate(failing(), answer(status), now_ms=NOW)
+    assert evaluation.trigger is Trigger.RETRY
+    assert evaluation.due_ms == NOW + 12_000
+    assert str(status) in (evaluation.error or "")
 
 
 @pytest.mark.parametrize("code", ["timeout", "dns", "connection_refused", "connection_lost", "tls", "bad_response"])
 def test_no_answer_is_a_failure_and_is_retried_with_the_reason_kept(code: str) -> None:
-    assert judge(failing(), Failure(code, "why"), now_ms=NOW) == Verdict(Event.RETRY, "why", NOW + 12_000)
+    assert evaluate(failing(), Failure(code, "why"), now_ms=NOW) == Evaluation(Trigger.RETRY, "why", NOW + 12_000)
 
 
 @pytest.mark.parametrize(
@@ -141,8 +145,8 @@ def test_no_answer_is_a_failure_and_is_retried_with_the_reason_kept(code: str) -
     ],
 )
 def test_the_backoff_is_e_to_the_two_and_a_half_n_truncated_and_at_most_a_day(retried: int, seconds: int) -> None:
-    verdict = judge(failing(retried=retried, max_retries=999), answer(500), now_ms=NOW)
-    assert verdict == Verdict(Event.RETRY, "the destination answered 500", NOW + seconds * 1000)
+    evaluation = evaluate(failing(retried=retried, max_retries=999), answer(500), now_ms=NOW)
+    assert evaluation == Evaluation(Trigger.RETRY, "the destination answered 500", NOW + seconds * 1000)
     assert backoff_s(retried + 1) == seconds
 
 
@@ -163,7 +167,7 @@ def test_an_expression_replaces_the_backoff_and_retried_is_0_before_the_first_re
 ) -> None:
     for retried, delay_ms in enumerate(delays_ms):
         sent = failing(retried=retried, options=PublishOptions(retry_delay=expression))
-        assert judge(sent, answer(500), now_ms=NOW).due_ms == NOW + delay_ms
+        assert evaluate(sent, answer(500), now_ms=NOW).due_ms == NOW + delay_ms
 
 
 @pytest.mark.parametrize(
@@ -186,16 +190,16 @@ def test_the_answers_own_wish_wins_over_the_expression_and_the_expression_over_t
     headers: Headers, seconds: int | None
 ) -> None:
     refused = Response(status=429, headers=headers)
-    plain = judge(failing(), refused, now_ms=NOW)
+    plain = evaluate(failing(), refused, now_ms=NOW)
     assert plain.due_ms == NOW + (12 if seconds is None else seconds) * 1000
-    with_expression = judge(failing(options=PublishOptions(retry_delay="3000")), refused, now_ms=NOW)
+    with_expression = evaluate(failing(options=PublishOptions(retry_delay="3000")), refused, now_ms=NOW)
     assert with_expression.due_ms == NOW + (3 if seconds is None else seconds) * 1000
 
 
 def test_the_answers_wish_changes_the_time_of_a_retry_and_not_their_number() -> None:
     wish = answer(503, Retry_After="0")
-    assert judge(failing(retried=2), wish, now_ms=NOW).event is Event.RETRY
-    assert judge(failing(retried=3), wish, now_ms=NOW).event is Event.FAIL
+    assert evaluate(failing(retried=2), wish, now_ms=NOW).trigger is Trigger.RETRY
+    assert evaluate(failing(retried=3), wish, now_ms=NOW).trigger is Trigger.FAIL
 
 
 @pytest.mark.parametrize(
@@ -213,28 +217,28 @@ def test_the_answers_wish_changes_the_time_of_a_retry_and_not_their_number() -> 
 )
 def test_what_says_never_again_goes_straight_to_the_dead_letters(outcome: Response | Failure, final: bool) -> None:
     assert is_final(outcome) is final
-    verdict = judge(failing(), outcome, now_ms=NOW)
-    assert verdict.event is (Event.FAIL if final else Event.RETRY)
-    assert (verdict.due_ms is None) is final
+    evaluation = evaluate(failing(), outcome, now_ms=NOW)
+    assert evaluation.trigger is (Trigger.FAIL if final else Trigger.RETRY)
+    assert (evaluation.due_ms is None) is final
 
 
 def test_a_redirect_is_a_failure_that_names_where_it_points() -> None:
-    moved = judge(failing(), answer(302, Location="http://elsewhere.example/x"), now_ms=NOW)
-    assert moved.event is Event.RETRY
+    moved = evaluate(failing(), answer(302, Location="http://elsewhere.example/x"), now_ms=NOW)
+    assert moved.trigger is Trigger.RETRY
     assert "redirect to http://elsewhere.example/x; redirects are not followed" in (moved.error or "")
-    lost = judge(failing(), answer(304), now_ms=NOW)
+    lost = evaluate(failing(), answer(304), now_ms=NOW)
     assert "nowhere" in (lost.error or "")
-    long = judge(failing(), answer(301, Location="http://h/" + "x" * 10_000), now_ms=NOW)
+    long = evaluate(failing(), answer(301, Location="http://h/" + "x" * 10_000), now_ms=NOW)
     assert len(long.error or "") < 400
 
 
 @pytest.mark.parametrize("max_retries", [0, 1, 3])
 def test_attempts_are_one_more_than_retries(max_retries: int) -> None:
-    events = [
-        judge(failing(retried=retried, max_retries=max_retries), answer(500), now_ms=NOW).event
+    triggers = [
+        evaluate(failing(retried=retried, max_retries=max_retries), answer(500), now_ms=NOW).trigger
         for retried in range(max_retries + 1)
     ]
-    assert events == [Event.RETRY] * max_retries + [Event.FAIL]
+    assert triggers == [Trigger.RETRY] * max_retries + [Trigger.FAIL]
 
 
 def test_only_a_retry_has_a_time_and_only_a_success_has_no_error() -> None:
@@ -246,14 +250,14 @@ def test_only_a_retry_has_a_time_and_only_a_success_has_no_error() -> None:
         Failure("tls", "x", final=True),
     )
     for outcome, retried in itertools.product(outcomes, range(4)):
-        verdict = judge(failing(retried=retried), outcome, now_ms=NOW)
-        assert (verdict.due_ms is not None) is (verdict.event is Event.RETRY)
-        assert (verdict.error is None) is (verdict.event is Event.SUCCEED)
+        evaluation = evaluate(failing(retried=retried), outcome, now_ms=NOW)
+        assert (evaluation.due_ms is not None) is (evaluation.trigger is Trigger.RETRY)
+        assert (evaluation.error is None) is (evaluation.trigger is Trigger.SUCCEED)
 
 
 def test_an_error_is_text_that_every_store_can_keep() -> None:
-    verdict = judge(failing(), Failure("connection_lost", "bad \udc80 and \x00 and " + "x" * 10_000), now_ms=NOW)
-    assert verdict.error is not None
-    assert verdict.error.encode().startswith(b"bad ? and ")
-    assert "\x00" not in verdict.error
-    assert len(verdict.error) <= rules.MAX_ERROR
+    evaluation = evaluate(failing(), Failure("connection_lost", "bad \udc80 and \x00 and " + "x" * 10_000), now_ms=NOW)
+    assert evaluation.error is not None
+    assert evaluation.error.encode().startswith(b"bad ? and ")
+    assert "\x00" not in evaluation.error
+    assert len(evaluation.error) <= rules.MAX_ERROR

@@ -18,13 +18,13 @@ from typing import cast
 import pytest
 
 from qtasks.broker.core.rules import Stage
+from qtasks.broker.core.values import AccountCredentials, DeadLetterCriteria, LogCriteria
 from qtasks.broker.events import EventWatchers
 from qtasks.broker.loops.deliverer import Deliverer
 from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.ports import DeliveryRequest, Failure
 from qtasks.broker.settings import DeliveryLimits
 from qtasks.broker.store import verbs
-from qtasks.broker.store.interface import Credentials, DeadLetterFilter, LogFilter
 from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.protocol.messages import LogEntry, PublishOptions, Response, SigningKeys, State
 from tests.support.broker import ACCOUNT, START_MS, SeededRandom, VirtualClock, publication
@@ -191,7 +191,7 @@ class World:
         pytest.fail(f"{left} messages never came to an end")
 
     async def log(self) -> tuple[LogEntry, ...]:
-        page = await self.store.log(ACCOUNT, LogFilter(oldest_first=True), cursor=None, count=100_000)
+        page = await self.store.log(ACCOUNT, LogCriteria(oldest_first=True), cursor=None, count=100_000)
         return page.items
 
     async def stages(self) -> dict[str, Stage]:
@@ -214,7 +214,7 @@ async def turns(count: int) -> None:
 async def a_life(seed: int) -> AsyncIterator[World]:
     """The world after everything `seed` decides has happened and come to its end."""
     store, _ = await SqliteStore.open(":memory:", now_ms=START_MS)
-    await store.ensure_account(Credentials("me", "token", KEYS), KEYS)
+    await store.ensure_account(AccountCredentials("me", "token", KEYS), KEYS)
     world = World(random.Random(seed), store)
     try:
         for _ in range(STEPS):
@@ -243,7 +243,7 @@ async def judge(world: World) -> str:
     sent: dict[str, list[Sent]] = defaultdict(list)
     for one in world.sent:
         sent[one.message_id].append(one)
-    dead = await world.store.dead_letters(ACCOUNT, DeadLetterFilter(), cursor=None, count=100_000)
+    dead = await world.store.dead_letters(ACCOUNT, DeadLetterCriteria(), cursor=None, count=100_000)
     dead_ids = [letter.message.id for letter in dead.items]
 
     assert set(logs) == set(world.accepted), "what is stored is what was accepted"

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qtasks.broker.core import callback_messages, message_builder
+from qtasks.broker.core import message_builder
+from qtasks.broker.core.values import DeliveryEndpoint
 from qtasks.broker.ports import Failure
-from qtasks.broker.store.interface import Endpoint
 from qtasks.protocol import signing
 from qtasks.protocol.messages import Message, Response
 from tests.support.tasks import BASE_URL, KEYS, Answer, request
@@ -56,17 +56,19 @@ class ScriptedProvider:
         self, letter: Letter, said: Response | Failure, *, retried: int = 0, last: bool = False
     ) -> CallbackMessages:
         """What the broker makes of an attempt to send `letter`."""
-        order = message_builder.Order(
+        publish = message_builder.ValidPublish(
             account=1,
-            endpoints=(Endpoint(letter.url),),
+            endpoints=(DeliveryEndpoint(letter.url),),
             body=letter.body,
             options=letter.options,
             caller_ip="192.0.2.1",
         )
         now_ms = self.courier.clock.now_ms()
-        message = message_builder.compose(order, order.endpoints[0], message_id=letter.message_id, now_ms=now_ms)
+        message = message_builder.build_message(
+            publish, publish.endpoints[0], message_id=letter.message_id, now_ms=now_ms
+        )
         number = next(self._ids)
-        made = callback_messages.of_attempt(
+        made = message_builder.callbacks_of_attempt(
             replace(message, retried=retried),
             said,
             ids=(f"msg_callback_{number}", f"msg_failure_{number}"),

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from qtasks.broker.core.rules import Event, Stage
+from qtasks.broker.core.rules import Stage, Trigger
+from qtasks.broker.core.values import Claim
 from qtasks.broker.store import verbs
-from qtasks.broker.store.interface import Claim
 from qtasks.protocol.messages import FlowControl, PublishOptions
 from tests.support.broker import ACCOUNT, publication
 from tests.support.store import Desk, ids
@@ -45,31 +45,31 @@ def test_the_head_blocks_its_queue_through_all_its_retries_and_nobody_elses(desk
     desk.accept(3, queue="other")
     first, third = desk.claims()
     assert ids([first, third]) == ["msg_1", "msg_3"]
-    desk.end(first, Event.RETRY, after_ms=1000)
+    desk.end(first, Trigger.RETRY, after_ms=1000)
     desk.end(third)
     assert desk.claims() == []
     assert desk.next_due() == 1000
     desk.now_ms += 1000
     again = desk.claim()
     assert ids([again]) == ["msg_1"]
-    desk.end(again, Event.FAIL)
+    desk.end(again, Trigger.FAIL)
     assert ids(desk.claims()) == ["msg_2"]
 
 
 def test_a_queue_waits_until_the_callbacks_of_its_head_have_ended(desk: Desk) -> None:
     desk.accept(1, 2, queue="q", options=CALLED)
-    [callback] = desk.end(desk.claim(), Event.RETRY).created
+    [callback] = desk.end(desk.claim(), Trigger.RETRY).created
     claims = desk.claims()
     assert sorted(ids(claims)) == sorted([callback.id, "msg_1"])
     by_id = {one.message.id: one for one in claims}
     [second] = desk.end(by_id["msg_1"]).created
-    desk.end(by_id[callback.id], Event.RETRY, after_ms=5)
+    desk.end(by_id[callback.id], Trigger.RETRY, after_ms=5)
     claim = desk.claim()
     assert claim.message.id == second.id
     desk.end(claim)
     assert desk.claims() == []
     desk.now_ms += 5
-    desk.end(desk.claim(), Event.FAIL)
+    desk.end(desk.claim(), Trigger.FAIL)
     assert ids(desk.claims()) == ["msg_2"]
 
 
@@ -100,7 +100,7 @@ def test_a_paused_queue_takes_messages_and_starts_none(desk: Desk) -> None:
     running = desk.claim()
     verbs.pause_queue(desk.db, ACCOUNT, "q", paused=True, now_ms=desk.now_ms)
     desk.accept(3, queue="q")
-    desk.end(running, Event.RETRY, after_ms=1)
+    desk.end(running, Trigger.RETRY, after_ms=1)
     desk.now_ms += 10
     assert desk.claims() == []
     verbs.pause_queue(desk.db, ACCOUNT, "q", paused=False, now_ms=desk.now_ms)
@@ -239,7 +239,7 @@ def test_a_key_lets_no_more_start_in_a_window_than_its_rate(desk: Desk) -> None:
 
 def test_retries_take_a_slot_and_count_and_stand_in_line_like_any_other(desk: Desk) -> None:
     desk.accept(1, 2, options=limited(rate=1, period_s=1))
-    desk.end(desk.claim(), Event.RETRY, after_ms=1)
+    desk.end(desk.claim(), Trigger.RETRY, after_ms=1)
     desk.now_ms += 1_000
     assert ids(desk.claims()) == ["msg_2"]
     desk.now_ms += 1_000
@@ -298,7 +298,7 @@ def test_a_queue_and_a_key_both_hold(desk: Desk) -> None:
     desk.end(first)
     second = desk.claim()
     assert ids([second]) == ["msg_2"]
-    desk.end(second, Event.RETRY, after_ms=10)
+    desk.end(second, Trigger.RETRY, after_ms=10)
     assert desk.claims() == []
     desk.now_ms += 10
     assert ids(desk.claims()) == ["msg_2"]

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from qtasks.broker.core.rules import Event
+from qtasks.broker.core.rules import Trigger
+from qtasks.broker.core.values import Claim
 from qtasks.broker.store import verbs
-from qtasks.broker.store.interface import Claim
 from qtasks.protocol.messages import FlowControl, Message, PublishOptions
 from tests.support.broker import ACCOUNT
 from tests.support.store import Desk
@@ -147,13 +147,13 @@ class World:
             return
         message_id = self.chance.choice(sorted(self.active))
         claim = self.active.pop(message_id)
-        event = self.chance.choice([Event.SUCCEED, Event.SUCCEED, Event.RETRY, Event.FAIL])
-        if event is Event.RETRY and claim.message.retried >= 2:
-            event = Event.FAIL
+        event = self.chance.choice([Trigger.SUCCEED, Trigger.SUCCEED, Trigger.RETRY, Trigger.FAIL])
+        if event is Trigger.RETRY and claim.message.retried >= 2:
+            event = Trigger.FAIL
         settled = self.desk.end(claim, event, after_ms=self.chance.choice([0, 500, 3000]))
         self.left_key(claim)
         self.called(message_id, settled.created)
-        if event is not Event.RETRY or message_id in self.cancelling:
+        if event is not Trigger.RETRY or message_id in self.cancelling:
             self.finished(message_id)
 
     def left_key(self, claim: Claim) -> None:
