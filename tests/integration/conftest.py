@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 
 from qtasks.broker.settings import BrokerSettings
-from tests.support.door import Door
+from tests.support.api_client import ApiClient
 from tests.support.running import RunningBroker
 
 
@@ -16,5 +16,5 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
 
 
 @pytest.fixture
-def door(broker: RunningBroker) -> Door:
-    return Door(int(broker.url.rpartition(":")[2]), broker.new_user())
+def api(broker: RunningBroker) -> ApiClient:
+    return ApiClient(int(broker.url.rpartition(":")[2]), broker.new_user())

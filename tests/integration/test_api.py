@@ -12,7 +12,7 @@ import pytest
 from qtasks.broker.api import auth, routes
 from qtasks.broker.api.auth import TokenScope
 from qtasks.protocol import signing
-from tests.support.door import LATER, Door, Lines
+from tests.support.api_client import LATER, ApiClient, Lines
 from tests.support.running import Endpoint, RunningBroker
 
 INVALID_SCHEME = "invalid destination url: endpoint has invalid scheme, add http:// or https://"
@@ -39,28 +39,28 @@ INVALID_SCHEME = "invalid destination url: endpoint has invalid scheme, add http
         "Bearer " + "x" * 20_000,
     ],
 )
-def test_whatever_is_wrong_with_a_token_the_answer_is_the_same(door: Door, given: str | None) -> None:
-    token = str(door.user.token)
+def test_whatever_is_wrong_with_a_token_the_answer_is_the_same(api: ApiClient, given: str | None) -> None:
+    token = str(api.user.token)
     value = None if given is None else given.replace("{token}", token).encode().decode("latin-1")
-    answer = door.ask("GET", "/v2/keys", authorization=value)
+    answer = api.ask("GET", "/v2/keys", authorization=value)
     assert (answer.status, answer.error) == (401, "unauthorized: missing or invalid token")
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-def test_two_tokens_are_none(door: Door) -> None:
-    answer = door.ask("GET", "/v2/keys", (("Authorization", f"Bearer {door.user.token}"),))
+def test_two_tokens_are_none(api: ApiClient) -> None:
+    answer = api.ask("GET", "/v2/keys", (("Authorization", f"Bearer {api.user.token}"),))
     assert answer.status == 401
 
 
 @pytest.mark.parametrize("query", ["token={token}", "qstash_token=", "qstash_token=wrong", "xqstash_token={token}"])
-def test_a_token_in_the_query_must_be_right_and_have_the_right_name(door: Door, query: str) -> None:
-    target = f"/v2/keys?{query.replace('{token}', str(door.user.token))}"
-    assert door.ask("GET", target, authorization=None).status == 401
+def test_a_token_in_the_query_must_be_right_and_have_the_right_name(api: ApiClient, query: str) -> None:
+    target = f"/v2/keys?{query.replace('{token}', str(api.user.token))}"
+    assert api.ask("GET", target, authorization=None).status == 401
 
 
-def test_the_scheme_of_a_token_has_no_case_and_may_be_padded(door: Door) -> None:
+def test_the_scheme_of_a_token_has_no_case_and_may_be_padded(api: ApiClient) -> None:
     for form in ("bearer {}", "BEARER {}", "Bearer   {}", " Bearer {} "):
-        assert door.ask("GET", "/v2/keys", authorization=form.format(door.user.token)).status == 200
+        assert api.ask("GET", "/v2/keys", authorization=form.format(api.user.token)).status == 200
 
 
 @pytest.mark.parametrize(
@@ -72,27 +72,27 @@ def test_the_scheme_of_a_token_has_no_case_and_may_be_padded(door: Door) -> None
         (("Sec-Fetch-Site", "same-site"), ("Origin", "http://localhost:3000")),
     ],
 )
-def test_a_web_page_cannot_use_a_token_in_the_query(door: Door, lines: Lines) -> None:
+def test_a_web_page_cannot_use_a_token_in_the_query(api: ApiClient, lines: Lines) -> None:
     """A browser sends such a request without asking, and the development tokens are public."""
-    target = f"/v2/publish/http://127.0.0.1:1/?qstash_token={quote(door.user.token or '')}"
-    answer = door.ask("POST", target, (*LATER, *lines), b"", authorization=None)
+    target = f"/v2/publish/http://127.0.0.1:1/?qstash_token={quote(api.user.token or '')}"
+    answer = api.ask("POST", target, (*LATER, *lines), b"", authorization=None)
     assert (answer.status, "webhooks" in answer.error) == (403, True)
-    assert door.stored() == []
-    typed = door.ask("POST", target, (*LATER, ("Sec-Fetch-Site", "none")), b"", authorization=None)
+    assert api.stored() == []
+    typed = api.ask("POST", target, (*LATER, ("Sec-Fetch-Site", "none")), b"", authorization=None)
     assert typed.status == 201
 
 
 @pytest.mark.parametrize("name", ["qstash_token", "QSTASH_TOKEN", "qstash%5Ftoken"])
-def test_a_token_in_the_query_of_a_publish_opens_the_door_and_is_not_passed_on(door: Door, name: str) -> None:
-    target = f"/v2/publish/http://127.0.0.1:1/x?a=1&{name}={door.user.token}&b=%20&upstash-delay=1d"
-    answer = door.ask("POST", target, body=b"", authorization=None)
+def test_a_token_in_the_query_of_a_publish_opens_the_door_and_is_not_passed_on(api: ApiClient, name: str) -> None:
+    target = f"/v2/publish/http://127.0.0.1:1/x?a=1&{name}={api.user.token}&b=%20&upstash-delay=1d"
+    answer = api.ask("POST", target, body=b"", authorization=None)
     assert answer.status == 201
     assert answer.json["url"] == "http://127.0.0.1:1/x?a=1&b=%20"
 
 
-def test_who_is_not_known_learns_nothing_about_the_endpoints(door: Door) -> None:
+def test_who_is_not_known_learns_nothing_about_the_endpoints(api: ApiClient) -> None:
     for method, path in (("GET", "/nothing/here"), ("PUT", "/v2/keys"), ("OPTIONS", "/v2/publish/http://h/")):
-        assert door.ask(method, path, authorization=None).status == 401
+        assert api.ask(method, path, authorization=None).status == 401
 
 
 @pytest.mark.parametrize("module", [auth, signing])
@@ -113,7 +113,7 @@ def test_no_secret_is_compared_with_an_operator(module: ModuleType) -> None:
 
 def test_every_route_declares_its_scope_and_a_token_to_read_with_changes_nothing(broker: RunningBroker) -> None:
     """A new route fails here until it says what it needs."""
-    reader = Door(int(broker.url.rpartition(":")[2]), broker.new_user(TokenScope.READ))
+    reader = ApiClient(int(broker.url.rpartition(":")[2]), broker.new_user(TokenScope.READ))
     for route in routes.ROUTES:
         assert isinstance(route.scope, TokenScope)
         assert route.scope >= (TokenScope.READ if route.method == "GET" else TokenScope.PUBLISH), route
@@ -126,24 +126,24 @@ def test_every_route_declares_its_scope_and_a_token_to_read_with_changes_nothing
     assert reader.stored() == []
 
 
-def test_a_browser_is_given_no_leave_to_read(door: Door) -> None:
+def test_a_browser_is_given_no_leave_to_read(api: ApiClient) -> None:
     """No answer carries a CORS header, and a preflight has no token."""
     origin: Lines = (("Origin", "http://evil.test"), ("Access-Control-Request-Method", "POST"))
-    preflight = door.ask("OPTIONS", "/v2/publish/http://127.0.0.1:1/", origin, authorization=None)
-    simple = door.ask("POST", "/v2/publish/http://127.0.0.1:1/", origin, b"x", authorization=None)
-    allowed = door.ask("GET", "/v2/keys", origin)
+    preflight = api.ask("OPTIONS", "/v2/publish/http://127.0.0.1:1/", origin, authorization=None)
+    simple = api.ask("POST", "/v2/publish/http://127.0.0.1:1/", origin, b"x", authorization=None)
+    allowed = api.ask("GET", "/v2/keys", origin)
     assert (preflight.status, simple.status, allowed.status) == (401, 401, 200)
     for answer in (preflight, simple, allowed):
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-def test_what_belongs_to_somebody_else_is_as_unknown_as_what_never_was(broker: RunningBroker, door: Door) -> None:
-    other = Door(door.port, broker.new_user())
+def test_what_belongs_to_somebody_else_is_as_unknown_as_what_never_was(broker: RunningBroker, api: ApiClient) -> None:
+    other = ApiClient(api.port, broker.new_user())
     theirs = other.publish().json["messageId"]
     invented = theirs[:-4] + "zzzz"
     for method in ("GET", "DELETE"):
-        seen = door.ask(method, f"/v2/messages/{theirs}")
-        unknown = door.ask(method, f"/v2/messages/{invented}")
+        seen = api.ask(method, f"/v2/messages/{theirs}")
+        unknown = api.ask(method, f"/v2/messages/{invented}")
         assert seen.status == unknown.status == 404
         assert seen.error.replace(theirs, "") == unknown.error.replace(invented, "")
     assert other.ask("GET", f"/v2/messages/{theirs}").status == 200
@@ -152,12 +152,12 @@ def test_what_belongs_to_somebody_else_is_as_unknown_as_what_never_was(broker: R
 # -- paths and destinations (docs/protocol.md 2.0 and 2.1)
 
 
-def test_paths_have_no_case_and_a_trailing_slash_is_ignored(door: Door) -> None:
-    message_id = door.publish().json["messageId"]
+def test_paths_have_no_case_and_a_trailing_slash_is_ignored(api: ApiClient) -> None:
+    message_id = api.publish().json["messageId"]
     for path in ("/v2/keys", "/V2/Keys/", "/v2/EVENTS/", "/v2/dlq/?count=1", f"/v2/Messages/{message_id}/"):
-        assert door.ask("GET", path).status == 200, path
-    assert door.ask("POST", "/V2/PUBLISH/http://127.0.0.1:1/", LATER, b"").status == 201
-    assert door.ask("GET", f"/v2/messages/{message_id.lower()}").status == 404, "ids have a case"
+        assert api.ask("GET", path).status == 200, path
+    assert api.ask("POST", "/V2/PUBLISH/http://127.0.0.1:1/", LATER, b"").status == 201
+    assert api.ask("GET", f"/v2/messages/{message_id.lower()}").status == 404, "ids have a case"
 
 
 @pytest.mark.parametrize(
@@ -175,8 +175,8 @@ def test_paths_have_no_case_and_a_trailing_slash_is_ignored(door: Door) -> None:
         "/v2/messages/a/b",
     ],
 )
-def test_an_unknown_path_is_not_found(door: Door, path: str) -> None:
-    answer = door.ask("GET", path)
+def test_an_unknown_path_is_not_found(api: ApiClient, path: str) -> None:
+    answer = api.ask("GET", path)
     assert answer.status == 404
     assert "no such endpoint: GET" in answer.error
 
@@ -193,8 +193,10 @@ def test_an_unknown_path_is_not_found(door: Door, path: str) -> None:
         ("OPTIONS", "/v2/events", "GET"),
     ],
 )
-def test_a_known_path_with_another_method_says_which_it_has(door: Door, method: str, path: str, allowed: str) -> None:
-    answer = door.ask(method, path, body=b"")
+def test_a_known_path_with_another_method_says_which_it_has(
+    api: ApiClient, method: str, path: str, allowed: str
+) -> None:
+    answer = api.ask(method, path, body=b"")
     assert answer.status == 405
     assert answer.headers["allow"] == allowed
     assert f"{method} is not allowed here" in answer.error
@@ -231,12 +233,12 @@ def test_a_known_path_with_another_method_says_which_it_has(door: Door, method: 
     ],
 )
 def test_a_destination_that_cannot_be_delivered_to_is_refused_with_the_known_words(
-    door: Door, destination: str, text: str
+    api: ApiClient, destination: str, text: str
 ) -> None:
-    answer = door.publish(destination)
+    answer = api.publish(destination)
     assert answer.status == 400
     assert text in answer.error
-    assert door.stored() == []
+    assert api.stored() == []
 
 
 @pytest.mark.parametrize(
@@ -253,18 +255,18 @@ def test_a_destination_that_cannot_be_delivered_to_is_refused_with_the_known_wor
         "http://127.0.0.1:1/?" + "&".join(f"p{n}={n}" for n in range(300)),
     ],
 )
-def test_a_destination_is_kept_byte_for_byte(door: Door, destination: str) -> None:
-    answer = door.publish(destination)
+def test_a_destination_is_kept_byte_for_byte(api: ApiClient, destination: str) -> None:
+    answer = api.publish(destination)
     assert answer.status == 201
     assert answer.json["url"] == destination
-    kept = door.ask("GET", f"/v2/messages/{answer.json['messageId']}")
+    kept = api.ask("GET", f"/v2/messages/{answer.json['messageId']}")
     assert kept.json["url"] == destination
 
 
-def test_configuration_in_the_query_is_taken_out_and_a_header_wins_over_it(door: Door) -> None:
+def test_configuration_in_the_query_is_taken_out_and_a_header_wins_over_it(api: ApiClient) -> None:
     target = "http://127.0.0.1:1?Upstash-Retries=7&upstash-delay=2d&upstash-label=a%2Cb"
-    answer = door.publish(target, (("Upstash-Retries", "1"),))
-    kept = door.ask("GET", f"/v2/messages/{answer.json['messageId']}").json
+    answer = api.publish(target, (("Upstash-Retries", "1"),))
+    kept = api.ask("GET", f"/v2/messages/{answer.json['messageId']}").json
     assert (kept["url"], kept["maxRetries"], kept["labels"]) == ("http://127.0.0.1:1", 1, ["a", "b"])
     assert kept["notBefore"] - kept["createdAt"] == 2 * 86_400_000
 
@@ -310,10 +312,10 @@ def test_configuration_in_the_query_is_taken_out_and_a_header_wins_over_it(door:
         ("Upstash-Callback-Forward-Host", "evil.test"),
     ],
 )
-def test_a_value_that_could_not_be_carried_out_is_refused_by_name(door: Door, name: str, value: str) -> None:
+def test_a_value_that_could_not_be_carried_out_is_refused_by_name(api: ApiClient, name: str, value: str) -> None:
     """Now, while somebody is there to be told."""
     extra: Lines = (("Upstash-Callback", "http://127.0.0.1:1/"),) if "Callback-" in name else ()
-    answer = door.publish(headers=((name, value), *extra))
+    answer = api.publish(headers=((name, value), *extra))
     assert answer.status in (400, 412, 431)
     field = name.removeprefix("Upstash-Forward-").removeprefix("Upstash-Callback-Forward-")
     assert (
@@ -323,7 +325,7 @@ def test_a_value_that_could_not_be_carried_out_is_refused_by_name(door: Door, na
         or ("destination" in answer.error and "169.254" in value)
     )
     assert len(answer.body) < 1_000, "an error repeats no more of the input than people can read"
-    assert door.stored() == []
+    assert api.stored() == []
 
 
 @pytest.mark.parametrize(
@@ -335,21 +337,21 @@ def test_a_value_that_could_not_be_carried_out_is_refused_by_name(door: Door, na
         ("Upstash-Timeout", "３s"),
     ],
 )
-def test_digits_are_those_of_ascii(door: Door, name: str, value: str) -> None:
-    answer = door.publish(headers=((name, value),))
+def test_digits_are_those_of_ascii(api: ApiClient, name: str, value: str) -> None:
+    answer = api.publish(headers=((name, value),))
     assert answer.status == 400
     assert name in answer.error
 
 
-def test_too_many_retries_are_beyond_what_the_service_allows(door: Door) -> None:
+def test_too_many_retries_are_beyond_what_the_service_allows(api: ApiClient) -> None:
     for value in ("1000", str(2**63), "9" * 18):
-        answer = door.publish(headers=(("Upstash-Retries", value),))
+        answer = api.publish(headers=(("Upstash-Retries", value),))
         assert (answer.status in (400, 412), "Upstash-Retries" in answer.error) == (True, True)
 
 
 @pytest.mark.parametrize("name", ["Upstash-Retries", "Upstash-Delay", "Upstash-Method", "Upstash-Callback"])
-def test_an_option_given_twice_with_different_values_is_refused(door: Door, name: str) -> None:
-    answer = door.publish(headers=((name, "1"), (name.upper(), "2")))
+def test_an_option_given_twice_with_different_values_is_refused(api: ApiClient, name: str) -> None:
+    answer = api.publish(headers=((name, "1"), (name.upper(), "2")))
     assert answer.status == 400
     assert f"{name} is given 2 times, with different values" in answer.error
 
@@ -359,12 +361,12 @@ def test_an_option_given_twice_with_different_values_is_refused(door: Door, name
     ["Upstash-Signature", "UPSTASH-signature", "Upstash-Message-Id", "Upstash-Retried", "Upstash-Caller-Ip"],
 )
 def test_the_brokers_own_headers_reach_the_endpoint_once_and_unforged(
-    door: Door, broker: RunningBroker, forged: str
+    api: ApiClient, broker: RunningBroker, forged: str
 ) -> None:
     endpoint = Endpoint()
     try:
         headers = ((f"Upstash-Forward-{forged}", "forged"), (f"upstash-forward-{forged}", "twice"))
-        message_id = door.publish(endpoint.url, headers).json["messageId"]
+        message_id = api.publish(endpoint.url, headers).json["messageId"]
         [received] = endpoint.wait_for(1)
     finally:
         endpoint.close()
@@ -398,8 +400,8 @@ def test_the_brokers_own_headers_reach_the_endpoint_once_and_unforged(
         ("&".join(f"x{n}=1" for n in range(1100)), "malformed query"),
     ],
 )
-def test_a_filter_that_cannot_be_read_is_refused_by_name(door: Door, path: str, query: str, name: str) -> None:
-    answer = door.ask("GET", f"{path}?{query}")
+def test_a_filter_that_cannot_be_read_is_refused_by_name(api: ApiClient, path: str, query: str, name: str) -> None:
+    answer = api.ask("GET", f"{path}?{query}")
     assert answer.status == 400
     assert name in answer.error
     assert len(answer.body) < 1_000
@@ -413,8 +415,8 @@ def test_a_filter_that_cannot_be_read_is_refused_by_name(door: Door, path: str, 
         ("/v2/dlq?dlqIds=nonsense", "nonsense"),
     ],
 )
-def test_a_filter_with_its_own_values_says_which(door: Door, path: str, text: str) -> None:
-    answer = door.ask("GET", path)
+def test_a_filter_with_its_own_values_says_which(api: ApiClient, path: str, text: str) -> None:
+    answer = api.ask("GET", path)
     assert answer.status == 400
     assert text in answer.error
 
@@ -422,52 +424,52 @@ def test_a_filter_with_its_own_values_says_which(door: Door, path: str, text: st
 @pytest.mark.parametrize(
     "text", ["' OR 1=1 --", "%", "_", "\\", '"; DROP TABLE messages; --', "{{7*7}}", "\u202e", "🙂"]
 )
-def test_hostile_text_in_a_filter_is_text(door: Door, text: str) -> None:
-    door.publish()
+def test_hostile_text_in_a_filter_is_text(api: ApiClient, text: str) -> None:
+    api.publish()
     quoted = "".join(f"%{byte:02X}" for byte in text.encode())
     for name in ("messageId", "url", "label", "topicName", "queueName", "scheduleId", "flowControlKey", "callerIp"):
         for path, key in (("/v2/events", "events"), ("/v2/dlq", "messages")):
-            answer = door.ask("GET", f"{path}?{name}={quoted}")
+            answer = api.ask("GET", f"{path}?{name}={quoted}")
             assert (answer.status, answer.json[key]) == (200, [])
     for path in (f"/v2/messages/{quoted}", f"/v2/dlq/{quoted}"):
-        assert door.ask("GET", path).status == 404
-    assert door.ask("DELETE", f"/v2/messages/{quoted}").status == 404
-    assert len(door.stored()) == 1
+        assert api.ask("GET", path).status == 404
+    assert api.ask("DELETE", f"/v2/messages/{quoted}").status == 404
+    assert len(api.stored()) == 1
 
 
-def test_as_many_filter_values_as_fit_into_a_request_are_served(door: Door) -> None:
-    kept = door.publish().json["messageId"]
+def test_as_many_filter_values_as_fit_into_a_request_are_served(api: ApiClient) -> None:
+    kept = api.publish().json["messageId"]
     ids = "&".join(f"messageIds=m{n}" for n in range(450))
-    assert [entry["messageId"] for entry in door.ask("GET", f"/v2/events?{ids}&messageIds={kept}").json["events"]] == [
+    assert [entry["messageId"] for entry in api.ask("GET", f"/v2/events?{ids}&messageIds={kept}").json["events"]] == [
         kept
     ]
     many = ",".join(f"{n}-{n}" for n in range(700))
-    assert door.ask("GET", f"/v2/dlq?dlqIds={many}").json == {"messages": []}
+    assert api.ask("GET", f"/v2/dlq?dlqIds={many}").json == {"messages": []}
     states = ",".join(["CREATED"] * 800)
-    assert len(door.ask("GET", f"/v2/events?state={states}").json["events"]) == 1
+    assert len(api.ask("GET", f"/v2/events?state={states}").json["events"]) == 1
 
 
 @pytest.mark.parametrize("path", ["/v2/messages/%ff", "/v2/messages/%00", "/v2/dlq/%C3%28"])
-def test_an_id_that_is_no_text_is_refused(door: Door, path: str) -> None:
-    answer = door.ask("GET", path)
+def test_an_id_that_is_no_text_is_refused(api: ApiClient, path: str) -> None:
+    answer = api.ask("GET", path)
     assert answer.status == 400
     assert "UTF-8" in answer.error or "NUL" in answer.error
 
 
-def test_both_names_of_the_log_show_the_same_under_both_keys(door: Door) -> None:
+def test_both_names_of_the_log_show_the_same_under_both_keys(api: ApiClient) -> None:
     """A3"""
-    door.publish()
-    events, logs = door.ask("GET", "/v2/events").json, door.ask("GET", "/v2/logs").json
+    api.publish()
+    events, logs = api.ask("GET", "/v2/events").json, api.ask("GET", "/v2/logs").json
     assert events == logs
     assert events["events"] == events["logs"]
     assert len(events["events"]) == 1
     assert "cursor" not in events
 
 
-def test_both_spellings_of_cancelled_find_the_same(door: Door) -> None:
+def test_both_spellings_of_cancelled_find_the_same(api: ApiClient) -> None:
     """A4"""
-    message_id = door.publish().json["messageId"]
-    assert door.ask("DELETE", f"/v2/messages/{message_id}").json == {"cancelled": 1}
+    message_id = api.publish().json["messageId"]
+    assert api.ask("DELETE", f"/v2/messages/{message_id}").json == {"cancelled": 1}
     for spelling in ("CANCELED", "CANCELLED", "canceled"):
-        [entry] = door.ask("GET", f"/v2/events?state={spelling}").json["events"]
+        [entry] = api.ask("GET", f"/v2/events?state={spelling}").json["events"]
         assert entry["state"] == "CANCELED"

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from qtasks import NonRetryable, QTasks, TaskContext, injected
 from qtasks.errors import ConfigurationError, DefinitionError
 from qtasks.tasks.settings import DEV_SIGNING_KEYS
-from tests.support.tasks import BASE_URL, ScriptedHome, application, deliver, envelope, request, signature
+from tests.support.tasks import BASE_URL, RecordingBroker, application, deliver, envelope, request, signature
 
 pytestmark = pytest.mark.anyio
 
@@ -504,19 +504,19 @@ async def test_a_task_that_cannot_work_stops_the_start() -> None:
 
 
 async def test_the_router_s_lifespan_runs_inside_the_application_s(steps: list[str]) -> None:
-    home = ScriptedHome()
-    tasks = QTasks(embedded=home)
+    broker = RecordingBroker()
+    tasks = QTasks(embedded=broker)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        steps.append(f"application up, home started {len(home.started)} times")
+        steps.append(f"application up, home started {len(broker.started)} times")
         yield
-        steps.append(f"application down, home stopped {home.stops} times")
+        steps.append(f"application down, home stopped {broker.stops} times")
 
     app = FastAPI(lifespan=lifespan)
     app.include_router(tasks.router, prefix="/jobs")
     async with app.router.lifespan_context(app):
-        assert [loop for _, loop in home.started] == [asyncio.get_running_loop()]
+        assert [loop for _, loop in broker.started] == [asyncio.get_running_loop()]
     assert steps == [
         "application up, home started 0 times",
         "application down, home stopped 1 times",
@@ -524,8 +524,8 @@ async def test_the_router_s_lifespan_runs_inside_the_application_s(steps: list[s
 
 
 async def test_a_home_reaches_the_tasks_wherever_the_application_serves_them() -> None:
-    home = ScriptedHome(base_url="http://home.internal/somewhere")
-    tasks = QTasks(embedded=home)
+    broker = RecordingBroker(base_url="http://home.internal/somewhere")
+    tasks = QTasks(embedded=broker)
 
     @tasks.task
     async def work(a: int) -> int:
@@ -545,11 +545,11 @@ async def test_a_home_reaches_the_tasks_wherever_the_application_serves_them() -
     app.add_middleware(Middleware)
     async with app.router.lifespan_context(app):
         result = await work.adelay(5)
-        (published,) = home.transport.requests
+        (published,) = broker.transport.requests
         url = published.url.removeprefix("http://broker.internal/v2/publish/")
         assert url == "http://home.internal/somewhere/work"
         answer = await deliver(
-            home.app, "work", published.body, base_url="http://home.internal/somewhere", prefix="/somewhere"
+            broker.app, "work", published.body, base_url="http://home.internal/somewhere", prefix="/somewhere"
         )
         assert answer.status == 200
         assert await result.aget(timeout=5) == 5
@@ -557,21 +557,21 @@ async def test_a_home_reaches_the_tasks_wherever_the_application_serves_them() -
 
 
 async def test_an_application_takes_over_a_home_that_a_call_has_started() -> None:
-    home = ScriptedHome()
-    tasks = QTasks(embedded=home)
+    broker = RecordingBroker()
+    tasks = QTasks(embedded=broker)
 
     @tasks.task
     async def work() -> str:
         return "done"
 
     await asyncio.to_thread(work.delay)
-    bare = home.app
-    answer = await deliver(bare, "work", base_url=home.base_url, prefix="/somewhere")
+    bare = broker.app
+    answer = await deliver(bare, "work", base_url=broker.base_url, prefix="/somewhere")
     assert answer.json == "done"
     app = served(tasks)
     async with app.router.lifespan_context(app):
-        assert [loop for _, loop in home.started] == [None, asyncio.get_running_loop()]
-    assert home.stops == 1
+        assert [loop for _, loop in broker.started] == [None, asyncio.get_running_loop()]
+    assert broker.stops == 1
 
 
 async def test_an_application_can_start_again_after_it_has_stopped() -> None:
@@ -588,14 +588,14 @@ async def test_an_application_can_start_again_after_it_has_stopped() -> None:
 
 
 async def test_two_applications_share_the_tasks_until_the_last_one_stops() -> None:
-    home = ScriptedHome()
-    tasks = QTasks(embedded=home)
+    broker = RecordingBroker()
+    tasks = QTasks(embedded=broker)
     first, second = served(tasks), served(tasks)
     async with first.router.lifespan_context(first):
         async with second.router.lifespan_context(second):
             pass
-        assert home.stops == 0
-    assert home.stops == 1
+        assert broker.stops == 0
+    assert broker.stops == 1
 
 
 async def test_the_end_waits_for_a_task_that_runs(steps: list[str]) -> None:

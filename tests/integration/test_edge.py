@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from qtasks.broker.server import http_protocol
-from tests.support.door import LATER, PATIENCE_S, Door, Lines, head, split_answers
+from tests.support.api_client import LATER, PATIENCE_S, ApiClient, Lines, head, split_answers
 
 KIB = 1024
 
@@ -30,40 +30,40 @@ KIB = 1024
         "2130706433",
     ],
 )
-def test_a_name_that_is_not_ours_is_refused_even_with_a_good_token(door: Door, host: str) -> None:
+def test_a_name_that_is_not_ours_is_refused_even_with_a_good_token(api: ApiClient, host: str) -> None:
     """A page that rebinds its own name to this address is stopped here; the development tokens are public."""
-    answer = door.ask("POST", "/v2/publish/http://127.0.0.1:1/", LATER, b"", host=host)
+    answer = api.ask("POST", "/v2/publish/http://127.0.0.1:1/", LATER, b"", host=host)
     assert answer.status == 421
     assert answer.error == "host not allowed: this broker answers to 127.0.0.1, [::1], localhost"
-    assert door.stored() == []
+    assert api.stored() == []
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST", "[::1]", "localhost:1", "[::1]:8080"])
-def test_our_own_names_are_served_with_any_port(door: Door, host: str) -> None:
-    assert door.ask("GET", "/v2/keys", host=host).status == 200
+def test_our_own_names_are_served_with_any_port(api: ApiClient, host: str) -> None:
+    assert api.ask("GET", "/v2/keys", host=host).status == 200
 
 
 # -- limits
 
 
-def test_a_body_may_have_a_mebibyte_and_not_a_byte_more(door: Door) -> None:
-    assert door.publish(body=b"x" * KIB * KIB).status == 201
-    answer = door.publish(body=b"x" * (KIB * KIB + 1))
+def test_a_body_may_have_a_mebibyte_and_not_a_byte_more(api: ApiClient) -> None:
+    assert api.publish(body=b"x" * KIB * KIB).status == 201
+    answer = api.publish(body=b"x" * (KIB * KIB + 1))
     assert (answer.status, answer.error) == (413, "message too large: 1048577 > 1048576")
 
 
-def test_a_body_that_only_claims_to_be_huge_is_refused_at_once(door: Door) -> None:
+def test_a_body_that_only_claims_to_be_huge_is_refused_at_once(api: ApiClient) -> None:
     """Decided by the claim; nothing is read."""
-    answers, _ = door.raw(head("POST", door, "Content-Length: 1000000000000"), b"abc")
+    answers, _ = api.raw(head("POST", api, "Content-Length: 1000000000000"), b"abc")
     assert (answers[0].status, answers[0].error) == (413, "message too large: 1000000000000 > 1048576")
 
 
-def test_a_body_in_pieces_is_counted_while_it_comes(door: Door) -> None:
+def test_a_body_in_pieces_is_counted_while_it_comes(api: ApiClient) -> None:
     """Nobody announces the size of a chunked body."""
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
-    answers, _ = door.raw(head("POST", door, "Transfer-Encoding: chunked"), chunk * 16, b"1\r\nx\r\n0\r\n\r\n")
+    answers, _ = api.raw(head("POST", api, "Transfer-Encoding: chunked"), chunk * 16, b"1\r\nx\r\n0\r\n\r\n")
     assert (answers[0].status, answers[0].error) == (413, "message too large: more than 1048576 bytes")
-    answers, _ = door.raw(head("POST", door, "Transfer-Encoding: chunked"), chunk * 16, b"0\r\n\r\n")
+    answers, _ = api.raw(head("POST", api, "Transfer-Encoding: chunked"), chunk * 16, b"0\r\n\r\n")
     assert answers[0].status == 201
 
 
@@ -76,8 +76,8 @@ def test_a_body_in_pieces_is_counted_while_it_comes(door: Door) -> None:
         ("/v2/events?" + "x" * 9000, 414, "request target too long: "),
     ],
 )
-def test_a_url_has_a_longest(door: Door, target: str, status: int, text: str) -> None:
-    answer = door.ask("POST" if "publish" in target else "GET", target, LATER, b"")
+def test_a_url_has_a_longest(api: ApiClient, target: str, status: int, text: str) -> None:
+    answer = api.ask("POST" if "publish" in target else "GET", target, LATER, b"")
     assert answer.status == status
     if status != 201:
         assert text in answer.error
@@ -92,11 +92,11 @@ def test_a_url_has_a_longest(door: Door, target: str, status: int, text: str) ->
         ((("Upstash-Forward-X", "x" * 17_000),), "forwarded headers too large: 17001 > 16384 bytes"),
     ],
 )
-def test_headers_have_a_most_and_a_largest(door: Door, headers: Lines, text: str) -> None:
-    answer = door.publish(headers=headers)
+def test_headers_have_a_most_and_a_largest(api: ApiClient, headers: Lines, text: str) -> None:
+    answer = api.publish(headers=headers)
     assert answer.status == 431
     assert text in answer.error
-    assert door.stored() == []
+    assert api.stored() == []
 
 
 # -- the framing of a request
@@ -132,15 +132,15 @@ END = b"0\r\n\r\n"
     ],
 )
 def test_a_request_whose_length_can_be_read_in_two_ways_is_refused_and_its_connection_closed(
-    door: Door, lines: tuple[str, ...], body: bytes
+    api: ApiClient, lines: tuple[str, ...], body: bytes
 ) -> None:
     """Else what follows could be taken for a request of its own, which somebody in front of us has not seen."""
-    smuggled = head("POST", door, "Content-Length: 0", target="/v2/publish/http://127.0.0.1:1/smuggled")
-    answers, closed = door.raw(head("POST", door, *lines), body, smuggled)
+    smuggled = head("POST", api, "Content-Length: 0", target="/v2/publish/http://127.0.0.1:1/smuggled")
+    answers, closed = api.raw(head("POST", api, *lines), body, smuggled)
     assert [answer.status for answer in answers] == [400]
     assert answers[0].error
     assert closed
-    assert door.stored() == []
+    assert api.stored() == []
 
 
 @pytest.mark.parametrize(
@@ -164,21 +164,21 @@ def test_a_request_whose_length_can_be_read_in_two_ways_is_refused_and_its_conne
         ("TLS", "\x16\x03\x01\x02\x00\x01\x00\r\n\r\n"),
     ],
 )
-def test_what_is_no_plain_request_is_refused(door: Door, name: str, request_: str) -> None:
+def test_what_is_no_plain_request_is_refused(api: ApiClient, name: str, request_: str) -> None:
     text = request_.format(
         publish="/v2/publish/http://127.0.0.1:1/x",
-        host=f"Host: 127.0.0.1:{door.port}\r\n",
-        auth=f"Authorization: Bearer {door.user.token}\r\nUpstash-Delay: 1d\r\n",
+        host=f"Host: 127.0.0.1:{api.port}\r\n",
+        auth=f"Authorization: Bearer {api.user.token}\r\nUpstash-Delay: 1d\r\n",
     )
-    answers, _ = door.raw(text.encode())
+    answers, _ = api.raw(text.encode())
     assert [answer.status for answer in answers] == [400], name
     assert answers[0].error
-    assert door.stored() == []
+    assert api.stored() == []
 
 
-def test_requests_on_one_connection_are_answered_in_order(door: Door) -> None:
+def test_requests_on_one_connection_are_answered_in_order(api: ApiClient) -> None:
     targets = ("/v2/keys", "/v2/dlq", "/v2/nothing", "/v2/events")
-    answers, closed = door.raw(*(head("GET", door, target=target) for target in targets))
+    answers, closed = api.raw(*(head("GET", api, target=target) for target in targets))
     assert [answer.status for answer in answers] == [200, 200, 404, 200]
     assert ["current" in answers[0].json, "messages" in answers[1].json, "events" in answers[3].json] == [True] * 3
     assert not closed
@@ -187,19 +187,21 @@ def test_requests_on_one_connection_are_answered_in_order(door: Door) -> None:
 @pytest.mark.parametrize(
     "rest", [b"\x00\x01\r\n\r\n", b"GET http://evil.test/ HTTP/1.1\r\n\r\n", b"X: " + b"x" * 70_000]
 )
-def test_the_refusal_of_a_second_request_is_never_taken_for_the_answer_to_the_first(door: Door, rest: bytes) -> None:
+def test_the_refusal_of_a_second_request_is_never_taken_for_the_answer_to_the_first(
+    api: ApiClient, rest: bytes
+) -> None:
     """The sender of the first may hear that it was accepted, or nothing, but never that it was refused."""
-    answers, closed = door.raw(head("POST", door, "Content-Length: 3"), b"abc", rest)
+    answers, closed = api.raw(head("POST", api, "Content-Length: 3"), b"abc", rest)
     assert [answer.status for answer in answers] in ([], [201], [201, 400])
     assert closed
-    assert len(door.stored()) >= len([answer for answer in answers if answer.status == 201])
+    assert len(api.stored()) >= len([answer for answer in answers if answer.status == 201])
 
 
 @pytest.mark.parametrize("size", [KIB * KIB + 1, 4 * KIB * KIB])
-def test_a_connection_is_good_for_the_next_request_after_a_body_was_refused(door: Door, size: int) -> None:
+def test_a_connection_is_good_for_the_next_request_after_a_body_was_refused(api: ApiClient, size: int) -> None:
     """The rest of the body is still on its way when the answer is there; it is not the next request."""
-    too_large = head("POST", door, f"Content-Length: {size}") + b"x" * size
-    answers, closed = door.raw(too_large, head("GET", door, target="/v2/keys"))
+    too_large = head("POST", api, f"Content-Length: {size}") + b"x" * size
+    answers, closed = api.raw(too_large, head("GET", api, target="/v2/keys"))
     assert [answer.status for answer in answers] == [413, 200]
     assert not closed
 
@@ -207,23 +209,23 @@ def test_a_connection_is_good_for_the_next_request_after_a_body_was_refused(door
 # -- time
 
 
-def test_a_connection_on_which_no_request_comes_is_closed(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_on_which_no_request_comes_is_closed(api: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.05)
-    assert door.raw() == ([], True)
+    assert api.raw() == ([], True)
 
 
-def test_a_request_that_does_not_begin_in_time_is_refused(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_does_not_begin_in_time_is_refused(api: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.05)
-    for before in (b"", head("GET", door, target="/v2/keys")):
-        answers, closed = door.raw(before, b"POST /v2/publish/http://127.0.0.1:1/x HTTP/1.1\r\nHost:")
+    for before in (b"", head("GET", api, target="/v2/keys")):
+        answers, closed = api.raw(before, b"POST /v2/publish/http://127.0.0.1:1/x HTTP/1.1\r\nHost:")
         assert (answers[-1].status, answers[-1].error) == (408, "no complete header within 0.05 s")
         assert closed
 
 
-def test_the_rest_of_a_refused_body_is_not_waited_for_for_ever(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rest_of_a_refused_body_is_not_waited_for_for_ever(api: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "DISCARD_TIMEOUT_S", 0.05)
-    with socket.create_connection(("127.0.0.1", door.port), timeout=PATIENCE_S) as connection:
-        connection.sendall(head("POST", door, "Content-Length: 1000000000"))
+    with socket.create_connection(("127.0.0.1", api.port), timeout=PATIENCE_S) as connection:
+        connection.sendall(head("POST", api, "Content-Length: 1000000000"))
         received = b""
         while not received.endswith(b'> 1048576"}'):
             received += connection.recv(65536)
@@ -232,7 +234,7 @@ def test_the_rest_of_a_refused_body_is_not_waited_for_for_ever(door: Door, monke
         assert connection.recv(65536) == b""
 
 
-def test_a_header_without_end_is_cut_off(door: Door) -> None:
-    answers, closed = door.raw(b"GET /v2/keys HTTP/1.1\r\nX: " + b"x" * 100 * KIB)
+def test_a_header_without_end_is_cut_off(api: ApiClient) -> None:
+    answers, closed = api.raw(b"GET /v2/keys HTTP/1.1\r\nX: " + b"x" * 100 * KIB)
     assert (answers[0].status, answers[0].error) == (431, "header too large: more than 65536 bytes")
     assert closed

@@ -17,7 +17,7 @@ from qtasks.broker.broker import Broker
 from qtasks.broker.settings import BrokerSettings
 from qtasks.protocol import wire
 from qtasks.protocol.development import USERS
-from tests.support.door import PATIENCE_S, Door, Lines, head
+from tests.support.api_client import PATIENCE_S, ApiClient, Lines, head
 
 
 class InProcess:
@@ -157,9 +157,9 @@ def test_no_call_whatsoever_makes_the_broker_fail(in_process: InProcess, seed: i
         assert f"{name}: {value}".isascii()
 
 
-def test_no_bytes_whatsoever_make_the_server_fail(door: Door) -> None:
+def test_no_bytes_whatsoever_make_the_server_fail(api: ApiClient) -> None:
     """A good request with a few of its bytes changed, dropped or doubled; the server answers well or hangs up."""
-    good = head("POST", door, "Content-Length: 3") + b"abc"
+    good = head("POST", api, "Content-Length: 3") + b"abc"
     seen: set[int] = set()
 
     @settings(max_examples=400, deadline=None, database=None)
@@ -180,13 +180,13 @@ def test_no_bytes_whatsoever_make_the_server_fail(door: Door) -> None:
                 data.insert(at, byte)
             else:
                 data[at:at] = data[at : at + 20]
-        for status in statuses(door.port, bytes(data)):
+        for status in statuses(api.port, bytes(data)):
             seen.add(status)
             assert status < 500
 
     fuzz()
     assert {201, 400, 401} <= seen
-    assert door.ask("GET", "/v2/keys").status == 200
+    assert api.ask("GET", "/v2/keys").status == 200
 
 
 def statuses(port: int, data: bytes) -> list[int]:

@@ -32,7 +32,7 @@ from qtasks.protocol import signing
 from qtasks.protocol.development import USERS
 from qtasks.protocol.messages import State
 from tests.support import broker_process
-from tests.support.courses import assert_legal
+from tests.support.legal_moves import assert_legal
 
 KILLS = 20
 PRODUCERS = 3

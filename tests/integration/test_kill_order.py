@@ -17,7 +17,7 @@ import pytest
 
 from qtasks.broker.settings import DEV_CREDENTIALS
 from tests.integration.test_kill import Process
-from tests.support.door import Door
+from tests.support.api_client import ApiClient
 from tests.support.running import Answer, Endpoint, Received
 
 KILLS = 10
@@ -78,7 +78,7 @@ def limited(url: str, key: str, limits: str, number: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Book, Door]]:
+def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Book, ApiClient]]:
     book = Book()
     endpoint = Endpoint(book.answer)
     process = Process(Path(tmp_path_factory.mktemp("order")))
@@ -87,7 +87,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Book, Door
         items = [item(endpoint.url, f"q{n}", number) for number in range(LENGTH) for n in range(QUEUES)]
         items += [limited(endpoint.url, "rate", f"rate={RATE}, period=1s", number) for number in range(LIMITED)]
         items += [limited(endpoint.url, "one", "parallelism=1", number) for number in range(LIMITED)]
-        answer = Door(process.port, DEV_CREDENTIALS[0]).ask("POST", "/v2/batch", (), json.dumps(items).encode())
+        answer = ApiClient(process.port, DEV_CREDENTIALS[0]).ask("POST", "/v2/batch", (), json.dumps(items).encode())
         assert all("messageId" in one for one in answer.json)
         for kill in range(1, KILLS + 1):
             book.wait_for(kill * ARRIVALS_A_KILL)
@@ -96,20 +96,20 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Book, Door
         expected = {f"/queue/q{n}/{number}" for n in range(QUEUES) for number in range(LENGTH)}
         expected |= {f"/failure/q{n}/{number}" for n in range(QUEUES) for number in range(3, LENGTH, 4)}
         book.wait_for_all(expected | {f"/key/{key}/{n}" for key in ("rate", "one") for n in range(LIMITED)})
-        yield book, Door(process.port, DEV_CREDENTIALS[0])
+        yield book, ApiClient(process.port, DEV_CREDENTIALS[0])
     finally:
         process.close()
         endpoint.close()
 
 
-def history(door: Door, key: str) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = door.ask("GET", f"/v2/events?order=earliestFirst&flowControlKey={key}").json[
+def history(api: ApiClient, key: str) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = api.ask("GET", f"/v2/events?order=earliestFirst&flowControlKey={key}").json[
         "events"
     ]
     return entries
 
 
-def test_a_queue_keeps_its_order_through_retries_callbacks_and_kills(lived: tuple[Book, Door]) -> None:
+def test_a_queue_keeps_its_order_through_retries_callbacks_and_kills(lived: tuple[Book, ApiClient]) -> None:
     """Neither a message nor its callbacks arrive once a later message of the queue has started."""
     book, _ = lived
     seen: defaultdict[str, list[int]] = defaultdict(list)
@@ -124,10 +124,10 @@ def test_a_queue_keeps_its_order_through_retries_callbacks_and_kills(lived: tupl
         assert numbers == sorted(numbers)
 
 
-def test_a_rate_is_never_exceeded_whoever_counts(lived: tuple[Book, Door]) -> None:
+def test_a_rate_is_never_exceeded_whoever_counts(lived: tuple[Book, ApiClient]) -> None:
     """An attempt that a kill has cut counts, and the window goes on through the restart."""
-    _, door = lived
-    starts = [entry["time"] for entry in history(door, "rate") if entry["state"] == "ACTIVE"]
+    _, api = lived
+    starts = [entry["time"] for entry in history(api, "rate") if entry["state"] == "ACTIVE"]
     assert len(starts) >= LIMITED
     windows: list[list[int]] = []
     for time_ms in starts:
@@ -137,11 +137,11 @@ def test_a_rate_is_never_exceeded_whoever_counts(lived: tuple[Book, Door]) -> No
     assert max(len(window) for window in windows) <= RATE
 
 
-def test_a_parallelism_of_one_is_one_at_a_time_in_order_of_arrival(lived: tuple[Book, Door]) -> None:
+def test_a_parallelism_of_one_is_one_at_a_time_in_order_of_arrival(lived: tuple[Book, ApiClient]) -> None:
     """An attempt ends, by its answer or by the next start of the broker, before another begins."""
-    book, door = lived
+    book, api = lived
     under_way: str | None = None
-    for entry in history(door, "one"):
+    for entry in history(api, "one"):
         if entry["state"] == "ACTIVE":
             assert under_way is None
             under_way = entry["messageId"]

@@ -202,9 +202,9 @@ def test_the_key_is_nowhere_but_in_the_message_that_asks(
     tasks = opened()
     summarise = summariser(tasks, kept, provider=custom(provider.url, KEY))
     assert summarise.delay("abc").get(timeout=PATIENCE_S) == FITS
-    home = tasks.runtime._connection
-    assert home is not None
-    with QStash(home.token, base_url=home.url, transport=home.transport) as client:
+    connection = tasks.runtime._connection
+    assert connection is not None
+    with QStash(connection.token, base_url=connection.url, transport=connection.transport) as client:
         assert KEY not in repr(client.log.list())
     tasks.close()
     assert KEY not in caplog.text

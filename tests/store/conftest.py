@@ -2,11 +2,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.store import Desk
+from tests.support.store import InlineStore
 
 
 @pytest.fixture
-def desk() -> Iterator[Desk]:
-    made = Desk()
+def store() -> Iterator[InlineStore]:
+    made = InlineStore()
     yield made
     made.close()

@@ -13,7 +13,7 @@ from qtasks.broker.core.values import Claim
 from qtasks.broker.store import verbs
 from qtasks.protocol.messages import FlowControl, Message, PublishOptions
 from tests.support.broker import ACCOUNT
-from tests.support.store import Desk
+from tests.support.store import InlineStore
 
 QUEUES = ("q1", "q2")
 KEYS = ("k1", "k2")
@@ -45,8 +45,8 @@ class Key:
 class World:
     """Does something at random, again and again, and holds every start against the promises."""
 
-    def __init__(self, desk: Desk, seed: int) -> None:
-        self.desk = desk
+    def __init__(self, store: InlineStore, seed: int) -> None:
+        self.store = store
         self.chance = random.Random(seed)
         self.queues: dict[str, Line] = defaultdict(Line)
         self.keys: dict[str, Key] = defaultdict(Key)
@@ -91,10 +91,10 @@ class World:
         called = "http://c.example/" if self.chance.random() < 0.3 else None
         delay_ms = self.chance.choice([0, 0, 0, 700])
         message_id = f"msg_{self.number}"
-        self.desk.accept(
+        self.store.accept(
             self.number,
             queue=queue,
-            not_before_ms=self.desk.now_ms + delay_ms,
+            not_before_ms=self.store.now_ms + delay_ms,
             max_retries=2,
             options=PublishOptions(flow_control=flow, callback=called),
         )
@@ -106,7 +106,7 @@ class World:
             self.delayed.add(message_id)
 
     def claim(self) -> None:
-        for claim in self.desk.claims(limit=self.chance.choice([1, 3, 50])):
+        for claim in self.store.claims(limit=self.chance.choice([1, 3, 50])):
             self.started(claim)
 
     def started(self, claim: Claim) -> None:
@@ -136,7 +136,7 @@ class World:
             assert len(key.running) < key.parallelism, f"{message_id} started beside {key.running}"
         key.running.add(message_id)
         if key.rate is not None:
-            now_ms = self.desk.now_ms
+            now_ms = self.store.now_ms
             if key.window and now_ms >= key.window[0] + key.period_s * 1000:
                 key.window.clear()
             assert len(key.window) < key.rate, f"{message_id} is start {len(key.window) + 1} of its window"
@@ -150,7 +150,7 @@ class World:
         event = self.chance.choice([Trigger.SUCCEED, Trigger.SUCCEED, Trigger.RETRY, Trigger.FAIL])
         if event is Trigger.RETRY and claim.message.retried >= 2:
             event = Trigger.FAIL
-        settled = self.desk.end(claim, event, after_ms=self.chance.choice([0, 500, 3000]))
+        settled = self.store.end(claim, event, after_ms=self.chance.choice([0, 500, 3000]))
         self.left_key(claim)
         self.called(message_id, settled.created)
         if event is not Trigger.RETRY or message_id in self.cancelling:
@@ -173,7 +173,7 @@ class World:
             self.queues[self.queued[message_id]].holders.discard(message_id)
 
     def advance(self) -> None:
-        self.desk.now_ms += self.chance.choice([1, 400, 1000, 5000])
+        self.store.now_ms += self.chance.choice([1, 400, 1000, 5000])
 
     def cancel(self) -> None:
         if self.open:
@@ -181,9 +181,9 @@ class World:
 
     def cancelled(self, message_id: str) -> None:
         if message_id in self.cancelling:
-            assert self.desk.cancel(message_id) == 0
+            assert self.store.cancel(message_id) == 0
             return
-        assert self.desk.cancel(message_id) == 1
+        assert self.store.cancel(message_id) == 1
         if message_id in self.active:
             self.cancelling.add(message_id)
         else:
@@ -193,41 +193,41 @@ class World:
         paused = self.chance.random() < 0.4
         if self.chance.random() < 0.5:
             name = self.chance.choice(KEYS)
-            verbs.pause_flow_key(self.desk.db, ACCOUNT, name, paused=paused, now_ms=self.desk.now_ms)
+            verbs.pause_flow_key(self.store.db, ACCOUNT, name, paused=paused, now_ms=self.store.now_ms)
             self.keys[name].paused = paused
         else:
             name = self.chance.choice(QUEUES)
-            if verbs.pause_queue(self.desk.db, ACCOUNT, name, paused=paused, now_ms=self.desk.now_ms):
+            if verbs.pause_queue(self.store.db, ACCOUNT, name, paused=paused, now_ms=self.store.now_ms):
                 self.queues[name].paused = paused
 
     def change(self) -> None:
         name, parallelism = self.chance.choice(QUEUES), self.chance.choice([1, 1, 2, 4])
-        verbs.upsert_queue(self.desk.db, ACCOUNT, name, parallelism=parallelism, paused=None, now_ms=self.desk.now_ms)
+        verbs.upsert_queue(self.store.db, ACCOUNT, name, parallelism=parallelism, paused=None, now_ms=self.store.now_ms)
         self.queues[name].parallelism = parallelism
         key, pin = self.chance.choice(KEYS), self.chance.random() < 0.5
         if pin:
             verbs.pin_flow_key(
-                self.desk.db, ACCOUNT, key, parallelism=1, rate=None, period_s=None, now_ms=self.desk.now_ms
+                self.store.db, ACCOUNT, key, parallelism=1, rate=None, period_s=None, now_ms=self.store.now_ms
             )
             self.keys[key].parallelism = 1
         else:
-            verbs.unpin_flow_key(self.desk.db, ACCOUNT, key, parallelism=True, rate=False, now_ms=self.desk.now_ms)
+            verbs.unpin_flow_key(self.store.db, ACCOUNT, key, parallelism=True, rate=False, now_ms=self.store.now_ms)
         self.keys[key].pinned_parallelism = pin
 
     def drop(self) -> None:
         name = self.chance.choice(QUEUES)
-        while verbs.drop_queue(self.desk.db, ACCOUNT, name, limit=2, now_ms=self.desk.now_ms):
+        while verbs.drop_queue(self.store.db, ACCOUNT, name, limit=2, now_ms=self.store.now_ms):
             pass
         for message_id in sorted(self.open & {one for one, queue in self.queued.items() if queue == name}):
             if message_id in self.active:
                 self.cancelling.add(message_id)
-            elif message_id not in self.delayed or self.desk.stage(message_id) >= 10:
+            elif message_id not in self.delayed or self.store.stage(message_id) >= 10:
                 self.finished(message_id)
         started = self.queues[name].started
         self.queues[name] = Line(started=started)
 
     def crash(self) -> None:
-        self.desk.crash()
+        self.store.crash()
         for message_id, claim in sorted(self.active.items()):
             self.left_key(claim)
             if message_id in self.cancelling:
@@ -237,27 +237,27 @@ class World:
     def drain(self) -> None:
         """Everything is let go, every attempt succeeds: whatever is open must end."""
         for name in QUEUES:
-            if verbs.pause_queue(self.desk.db, ACCOUNT, name, paused=False, now_ms=self.desk.now_ms):
+            if verbs.pause_queue(self.store.db, ACCOUNT, name, paused=False, now_ms=self.store.now_ms):
                 self.queues[name].paused = False
         for name in KEYS:
-            verbs.pause_flow_key(self.desk.db, ACCOUNT, name, paused=False, now_ms=self.desk.now_ms)
+            verbs.pause_flow_key(self.store.db, ACCOUNT, name, paused=False, now_ms=self.store.now_ms)
             self.keys[name].paused = False
         for _ in range(10 * len(self.open) + 10):
             self.succeed()
             if not self.open:
                 return
-            wait_ms = self.desk.next_due()
+            wait_ms = self.store.next_due()
             if wait_ms is not None:
-                self.desk.now_ms += wait_ms
-        stuck = {one: self.desk.stage(one).name for one in sorted(self.open)}
+                self.store.now_ms += wait_ms
+        stuck = {one: self.store.stage(one).name for one in sorted(self.open)}
         raise AssertionError(f"stuck for ever: {stuck}")
 
     def succeed(self) -> None:
         """Start whatever may start, and end everything that runs."""
-        for claim in self.desk.claims():
+        for claim in self.store.claims():
             self.started(claim)
         for message_id, claim in sorted(self.active.items()):
-            created = self.desk.end(claim).created
+            created = self.store.end(claim).created
             self.left_key(claim)
             self.called(message_id, created)
             self.finished(message_id)
@@ -271,18 +271,18 @@ class World:
 
 
 def live(seed: int, steps: int) -> None:
-    desk = Desk()
+    store = InlineStore()
     try:
-        world = World(desk, seed)
+        world = World(store, seed)
         for _ in range(steps):
             world.step()
         world.drain()
-        left = desk.db.execute(
+        left = store.db.execute(
             "SELECT count(*) FROM messages WHERE finished_ms IS NULL OR slot = 1 OR open_callbacks > 0"
         )
         assert left.get == 0
     finally:
-        desk.close()
+        store.close()
 
 
 @pytest.mark.parametrize("block", range(4))

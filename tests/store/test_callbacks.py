@@ -14,7 +14,7 @@ from qtasks.broker.ports import Failure
 from qtasks.broker.store import verbs
 from qtasks.protocol import wire
 from qtasks.protocol.messages import PublishOptions, Redaction, State
-from tests.support.store import OK, Desk, ids
+from tests.support.store import OK, InlineStore, ids
 
 CALLBACK = "https://cb.example/x?y=1"
 FAILURE = "https://failed.example/"
@@ -24,19 +24,19 @@ def options(**headers: str) -> PublishOptions:
     return wire.read([(f"Upstash-{name.replace('_', '-')}", value) for name, value in headers.items()])
 
 
-def told(desk: Desk, message_id: str) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(desk.message(message_id).body)
+def told(store: InlineStore, message_id: str) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(store.message(message_id).body)
     return body
 
 
-def test_every_attempt_is_told_of_and_the_last_failure_besides(desk: Desk) -> None:
-    desk.accept(1, options=options(Callback=CALLBACK, Failure_Callback=FAILURE), max_retries=1, method="PUT")
-    first = desk.end(desk.claim(), Trigger.RETRY)
+def test_every_attempt_is_told_of_and_the_last_failure_besides(store: InlineStore) -> None:
+    store.accept(1, options=options(Callback=CALLBACK, Failure_Callback=FAILURE), max_retries=1, method="PUT")
+    first = store.end(store.claim(), Trigger.RETRY)
     assert [one.url for one in first.created] == [CALLBACK]
-    second = desk.end(desk.claims()[0], Trigger.FAIL)
+    second = store.end(store.claims()[0], Trigger.FAIL)
     assert [one.url for one in second.created] == [CALLBACK, FAILURE]
-    [letter] = desk.dead()
-    plain, failed = (told(desk, one.id) for one in second.created)
+    [letter] = store.dead()
+    plain, failed = (told(store, one.id) for one in second.created)
     assert "dlqId" not in plain
     assert failed.pop("dlqId") == letter.id
     assert plain == failed
@@ -51,36 +51,36 @@ def test_every_attempt_is_told_of_and_the_last_failure_besides(desk: Desk) -> No
         "method": "PUT",
         "sourceHeader": {"Content-Type": ["application/json"]},
         "sourceBody": base64.b64encode(b'{"n":1}').decode(),
-        "notBefore": str(desk.now_ms),
-        "createdAt": str(desk.now_ms),
+        "notBefore": str(store.now_ms),
+        "createdAt": str(store.now_ms),
         "callerIP": "127.0.0.1",
     }
 
 
-def test_a_success_has_a_callback_and_no_failure_callback(desk: Desk) -> None:
-    desk.accept(1, options=options(Callback=CALLBACK, Failure_Callback=FAILURE), url_group="g", endpoint="e")
-    [callback] = desk.end(desk.claim()).created
-    body = told(desk, callback.id)
+def test_a_success_has_a_callback_and_no_failure_callback(store: InlineStore) -> None:
+    store.accept(1, options=options(Callback=CALLBACK, Failure_Callback=FAILURE), url_group="g", endpoint="e")
+    [callback] = store.end(store.claim()).created
+    body = told(store, callback.id)
     assert (body["status"], body["header"], body["retried"]) == (200, {"Content-Type": ["text/plain"]}, 0)
     assert (body["topicName"], body["endpointName"]) == ("g", "e")
 
 
-def test_a_callback_is_a_message_like_any_other(desk: Desk) -> None:
-    desk.accept(1, options=options(Callback=CALLBACK, Label="a,b"), max_retries=7, schedule_id="s", url_group="g")
-    [callback] = desk.end(desk.claim()).created
-    claim = desk.claim()
-    assert claim.message == desk.message(callback.id)
+def test_a_callback_is_a_message_like_any_other(store: InlineStore) -> None:
+    store.accept(1, options=options(Callback=CALLBACK, Label="a,b"), max_retries=7, schedule_id="s", url_group="g")
+    [callback] = store.end(store.claim()).created
+    claim = store.claim()
+    assert claim.message == store.message(callback.id)
     assert claim.message.body == callback.body
     assert (callback.method, callback.headers) == ("POST", (("Content-Type", "application/json"),))
     assert (callback.max_retries, callback.options.labels) == (7, ("a", "b"))
     assert (callback.schedule_id, callback.url_group, callback.queue) == (None, None, None)
-    assert desk.end(claim, Trigger.FAIL).created == ()
-    assert desk.states(callback.id) == [State.CREATED, State.ACTIVE, State.ERROR, State.FAILED]
-    assert [letter.message.id for letter in desk.dead()] == [callback.id]
+    assert store.end(claim, Trigger.FAIL).created == ()
+    assert store.states(callback.id) == [State.CREATED, State.ACTIVE, State.ERROR, State.FAILED]
+    assert [letter.message.id for letter in store.dead()] == [callback.id]
 
 
-def test_a_callback_has_options_of_its_own(desk: Desk) -> None:
-    desk.accept(
+def test_a_callback_has_options_of_its_own(store: InlineStore) -> None:
+    store.accept(
         1,
         options=options(
             Callback=CALLBACK,
@@ -95,19 +95,19 @@ def test_a_callback_has_options_of_its_own(desk: Desk) -> None:
             Callback_Label="own",
         ),
     )
-    [callback] = desk.end(desk.claim()).created
+    [callback] = store.end(store.claim()).created
     assert (callback.method, callback.max_retries, callback.timeout_ms) == ("PUT", 0, 5_000)
-    assert callback.not_before_ms == desk.now_ms + 10_000
+    assert callback.not_before_ms == store.now_ms + 10_000
     assert callback.headers == (("X-Secret", "s"), ("Content-Type", "text/x"))
     assert callback.options.flow_control is not None
     assert callback.options.labels == ("own",)
-    assert desk.claims() == []
-    desk.now_ms += 10_000
-    assert ids(desk.claims()) == [callback.id]
+    assert store.claims() == []
+    store.now_ms += 10_000
+    assert ids(store.claims()) == [callback.id]
 
 
-def test_a_callback_calls_back_only_where_a_failure_callback_is_nested(desk: Desk) -> None:
-    desk.accept(
+def test_a_callback_calls_back_only_where_a_failure_callback_is_nested(store: InlineStore) -> None:
+    store.accept(
         1,
         options=options(
             Callback=CALLBACK,
@@ -115,43 +115,43 @@ def test_a_callback_calls_back_only_where_a_failure_callback_is_nested(desk: Des
             Callback_Failure_Callback="https://deep.example",
         ),
     )
-    [callback] = desk.end(desk.claim()).created
-    [deep] = desk.end(desk.claim(), Trigger.FAIL).created
+    [callback] = store.end(store.claim()).created
+    [deep] = store.end(store.claim(), Trigger.FAIL).created
     assert (callback.options.callback, deep.url) == (None, "https://deep.example")
-    assert told(desk, deep.id)["sourceMessageId"] == callback.id
-    assert desk.end(desk.claim(), Trigger.FAIL).created == ()
+    assert told(store, deep.id)["sourceMessageId"] == callback.id
+    assert store.end(store.claim(), Trigger.FAIL).created == ()
 
 
-def test_what_the_source_hides_is_hidden_in_its_callback(desk: Desk) -> None:
-    desk.accept(1, options=options(Callback=CALLBACK, Redact_Fields="header[X-A]"))
-    [callback] = desk.end(desk.claim()).created
+def test_what_the_source_hides_is_hidden_in_its_callback(store: InlineStore) -> None:
+    store.accept(1, options=options(Callback=CALLBACK, Redact_Fields="header[X-A]"))
+    [callback] = store.end(store.claim()).created
     assert callback.options.redact == Redaction(body=True, headers=("X-A",))
 
 
-def test_an_attempt_without_an_answer_says_why(desk: Desk) -> None:
-    desk.accept(1, options=options(Callback=CALLBACK))
-    [callback] = desk.end(desk.claim(), Trigger.FAIL, outcome=Failure("timeout", "no answer within 1 s")).created
-    body = told(desk, callback.id)
+def test_an_attempt_without_an_answer_says_why(store: InlineStore) -> None:
+    store.accept(1, options=options(Callback=CALLBACK))
+    [callback] = store.end(store.claim(), Trigger.FAIL, outcome=Failure("timeout", "no answer within 1 s")).created
+    body = told(store, callback.id)
     assert (body["status"], body["header"], body["body"], body["error"]) == (0, {}, "", "no answer within 1 s")
 
 
 @pytest.mark.parametrize("active", [False, True])
-def test_a_cancelled_message_calls_nobody(desk: Desk, active: bool) -> None:
-    desk.accept(1, options=options(Callback=CALLBACK, Failure_Callback=FAILURE))
-    claims = desk.claims() if active else []
-    assert desk.cancel("msg_1") == 1
+def test_a_cancelled_message_calls_nobody(store: InlineStore, active: bool) -> None:
+    store.accept(1, options=options(Callback=CALLBACK, Failure_Callback=FAILURE))
+    claims = store.claims() if active else []
+    assert store.cancel("msg_1") == 1
     for claim in claims:
-        assert desk.end(claim, Trigger.RETRY).created == ()
-    assert desk.stage("msg_1") is Stage.CANCELED
-    assert desk.claims() == []
+        assert store.end(claim, Trigger.RETRY).created == ()
+    assert store.stage("msg_1") is Stage.CANCELED
+    assert store.claims() == []
 
 
-def test_a_stale_settle_calls_nobody(desk: Desk) -> None:
-    desk.accept(1, options=options(Callback=CALLBACK))
-    stale = desk.claim()
-    desk.crash()
+def test_a_stale_settle_calls_nobody(store: InlineStore) -> None:
+    store.accept(1, options=options(Callback=CALLBACK))
+    stale = store.claim()
+    store.crash()
     assert (
-        verbs.settle(desk.db, Settlement(stale, OK, Evaluation(Trigger.SUCCEED), ("a", "b")), now_ms=desk.now_ms)
+        verbs.settle(store.db, Settlement(stale, OK, Evaluation(Trigger.SUCCEED), ("a", "b")), now_ms=store.now_ms)
         is None
     )
-    assert ids(desk.claims()) == ["msg_1"]
+    assert ids(store.claims()) == ["msg_1"]

@@ -17,7 +17,7 @@ OK = Response(status=200, headers=(("Content-Type", "text/plain"),), body=b"fine
 OOPS = Response(status=500, body=b"oops")
 
 
-class Desk:
+class InlineStore:
     """A store in memory and the time."""
 
     def __init__(self) -> None:

@@ -158,7 +158,7 @@ class RecordingTransport:
         self.closed = True
 
 
-class ScriptedHome:
+class RecordingBroker:
     """A home without a broker: it delivers what is published at once, on the loop of its application."""
 
     def __init__(self, base_url: str = "http://home.internal/somewhere", results: str = "memory://") -> None:

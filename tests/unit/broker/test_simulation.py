@@ -28,7 +28,7 @@ from qtasks.broker.store import verbs
 from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.protocol.messages import LogEntry, PublishOptions, Response, SigningKeys, State
 from tests.support.broker import ACCOUNT, START_MS, SeededRandom, VirtualClock, publication
-from tests.support.courses import assert_legal
+from tests.support.legal_moves import assert_legal
 
 SEEDS = 300
 STEPS = 40

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from qtasks.tasks.settings import VARIABLES
-from tests.unit.tasks.courier import Courier
+from tests.unit.tasks.manual_broker import ManualBroker
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +16,7 @@ def nothing_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def courier() -> Iterator[Courier]:
-    made = Courier()
+def broker() -> Iterator[ManualBroker]:
+    made = ManualBroker()
     yield made
     made.close()

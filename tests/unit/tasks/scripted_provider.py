@@ -1,4 +1,4 @@
-"""An application whose models are asked through the courier, and told of as our broker tells: by its own functions."""
+"""A provider of language models whose answers a test scripts; the broker's own functions make the callbacks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from qtasks.broker.ports import Failure
 from qtasks.protocol import signing
 from qtasks.protocol.messages import Message, Response
 from tests.support.tasks import BASE_URL, KEYS, Answer, request
-from tests.unit.tasks.courier import Courier, Letter
+from tests.unit.tasks.manual_broker import ManualBroker, SentMessage
 
 JSON = (("Content-Type", "application/json"),)
 
 
 def openai_says(text: str | None, *, finish: str = "stop", model: str = "gpt", **message: Any) -> Response:
-    """An answer in the form of OpenAI, which cost 10 tokens in and 5 out."""
+    """A completion in the form of OpenAI; its usage is 10 prompt tokens and 5 completion tokens."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": finish}
     usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
     return Response(
@@ -29,13 +29,13 @@ def openai_says(text: str | None, *, finish: str = "stop", model: str = "gpt", *
 
 
 def refuses(status: int, message: str = "no") -> Response:
-    """A refusal in the form that all providers have."""
+    """An error response in the form that all providers have."""
     return Response(status=status, headers=JSON, body=json.dumps({"error": {"message": message}}).encode())
 
 
 @dataclass(frozen=True)
 class CallbackMessages:
-    """The messages that tell of one attempt at a provider."""
+    """The callback and, after the last attempt, the failure callback of one request to a provider."""
 
     callback: Message
     failure: Message | None = None
@@ -43,39 +43,39 @@ class CallbackMessages:
 
 @dataclass
 class ScriptedProvider:
-    """Asks nobody: what is published waits in `courier`, what a provider says is told by the test."""
+    """The provider behind the application of `broker`. No request leaves the process: the test answers it."""
 
-    courier: Courier
+    broker: ManualBroker
     _ids: Any = field(default_factory=lambda: itertools.count(1))
 
-    def take_request(self) -> Letter:
-        """The only request that waits to be made."""
-        return self.courier.take()
+    def take_request(self) -> SentMessage:
+        """Remove and return the only request that waits to be sent to the provider."""
+        return self.broker.take()
 
     def callbacks_of(
-        self, letter: Letter, said: Response | Failure, *, retried: int = 0, last: bool = False
+        self, request: SentMessage, answer: Response | Failure, *, retried: int = 0, last: bool = False
     ) -> CallbackMessages:
-        """What the broker makes of an attempt to send `letter`."""
+        """The messages that the broker makes when an attempt to send `request` ends with `answer`."""
         publish = message_builder.ValidPublish(
             account=1,
-            endpoints=(DeliveryEndpoint(letter.url),),
-            body=letter.body,
-            options=letter.options,
+            endpoints=(DeliveryEndpoint(request.url),),
+            body=request.body,
+            options=request.options,
             caller_ip="192.0.2.1",
         )
-        now_ms = self.courier.clock.now_ms()
+        now_ms = self.broker.clock.now_ms()
         message = message_builder.build_message(
-            publish, publish.endpoints[0], message_id=letter.message_id, now_ms=now_ms
+            publish, publish.endpoints[0], message_id=request.message_id, now_ms=now_ms
         )
         number = next(self._ids)
-        made = message_builder.callbacks_of_attempt(
+        messages = message_builder.callbacks_of_attempt(
             replace(message, retried=retried),
-            said,
+            answer,
             ids=(f"msg_callback_{number}", f"msg_failure_{number}"),
             dead_letter_id="1-0" if last else None,
             now_ms=now_ms,
         )
-        return CallbackMessages(*made)
+        return CallbackMessages(*messages)
 
     async def deliver(
         self,
@@ -86,14 +86,14 @@ class ScriptedProvider:
         url: str | None = None,
         signed: Message | None = None,
     ) -> Answer:
-        """One delivery of a callback; `headers` are in place of its own, `url` and `signed` of what is signed."""
-        of = signed or message
+        """Deliver a callback. `headers` replaces its own; `url` and `signed` replace what is signed."""
+        signed = signed or message
         token = signing.sign(
             KEYS.current,
-            url=url or of.url,
-            body=of.body,
-            now_s=self.courier.clock.now_ms() // 1000,
-            jti=f"jwt_desk_{next(self._ids)}",
+            url=url or signed.url,
+            body=signed.body,
+            now_s=self.broker.clock.now_ms() // 1000,
+            jti=f"jwt_provider_{next(self._ids)}",
         )
         lines = {
             "Upstash-Signature": token,
@@ -102,8 +102,8 @@ class ScriptedProvider:
             **(dict(message.headers) if headers is None else headers),
         }
         path = message.url.replace(BASE_URL, "/qtasks")
-        return await request(self.courier.tasks.asgi_app(), path, message.body, headers=lines)
+        return await request(self.broker.tasks.asgi_app(), path, message.body, headers=lines)
 
-    async def answered(self, said: Response | Failure) -> Answer:
-        """Make the request that waits, have it answered so, and deliver what tells of it."""
-        return await self.deliver(self.callbacks_of(self.take_request(), said).callback)
+    async def answered(self, answer: Response | Failure) -> Answer:
+        """Answer the only request that waits, and deliver its callback; the dispatcher's answer to that."""
+        return await self.deliver(self.callbacks_of(self.take_request(), answer).callback)

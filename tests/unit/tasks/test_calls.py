@@ -14,7 +14,7 @@ from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError, P
 from qtasks.protocol.messages import FlowControl, PublishOptions, Redaction
 from qtasks.tasks.options import delivery_options
 from qtasks.tasks.send.outgoing import BATCH_BYTES, BATCH_ITEMS, Outgoing, portions
-from tests.unit.tasks.courier import Courier
+from tests.unit.tasks.manual_broker import ManualBroker
 
 pytestmark = pytest.mark.anyio
 
@@ -22,27 +22,27 @@ pytestmark = pytest.mark.anyio
 # --- Celery's form
 
 
-async def test_apply_async_takes_celery_s_words(courier: Courier) -> None:
-    @courier.tasks.task(retries=7)
+async def test_apply_async_takes_celery_s_words(broker: ManualBroker) -> None:
+    @broker.tasks.task(retries=7)
     def add(a: int, b: int = 2) -> int:
         return a + b
 
     result = add.apply_async((3,), {"b": 4}, countdown=90, expires=600, task_id="mine-1", label="x")
-    letter = courier.take()
-    assert result.id == letter.envelope["id"] == "mine-1"
-    assert letter.options.delay_ms == 90_000
-    assert letter.envelope["expires_ms"] == courier.clock.now_ms() + 600_000
-    assert (letter.options.retries, letter.options.labels) == (7, ("x",))
-    assert (await courier.deliver(letter)).body == b"7"
+    message = broker.take()
+    assert result.id == message.envelope["id"] == "mine-1"
+    assert message.options.delay_ms == 90_000
+    assert message.envelope["expires_ms"] == broker.clock.now_ms() + 600_000
+    assert (message.options.retries, message.options.labels) == (7, ("x",))
+    assert (await broker.deliver(message)).body == b"7"
     assert result.get(timeout=0) == 7
-    await add.aapply_async([1], eta=datetime.fromtimestamp(courier.clock.now_ms() / 1000, UTC) + timedelta(hours=1))
-    assert courier.take().options.not_before_s == courier.clock.now_ms() / 1000 + 3600
+    await add.aapply_async([1], eta=datetime.fromtimestamp(broker.clock.now_ms() / 1000, UTC) + timedelta(hours=1))
+    assert broker.take().options.not_before_s == broker.clock.now_ms() / 1000 + 3600
     add.apply_async(kwargs={"a": 1}, queue="slow")
-    assert courier.take().queue == "slow"
+    assert broker.take().queue == "slow"
 
 
-async def test_apply_async_checks_what_it_is_given(courier: Courier) -> None:
-    @courier.tasks.task
+async def test_apply_async_checks_what_it_is_given(broker: ManualBroker) -> None:
+    @broker.tasks.task
     def add(a: int) -> int:
         return a
 
@@ -52,7 +52,7 @@ async def test_apply_async_checks_what_it_is_given(courier: Courier) -> None:
         add.apply_async((1,), task_id="with blank")
     with pytest.raises(DefinitionError, match="no option 'priority'"):
         add.apply_async((1,), priority=3)  # type: ignore[call-arg]
-    assert courier.letters == []
+    assert broker.messages == []
 
 
 # --- options
@@ -98,126 +98,126 @@ async def test_what_cannot_be_meant_is_refused(options: dict[str, Any], text: st
         delivery_options("work", options)
 
 
-async def test_a_queue_is_part_of_the_address(courier: Courier) -> None:
-    @courier.tasks.task(queue="mail")
+async def test_a_queue_is_part_of_the_address(broker: ManualBroker) -> None:
+    @broker.tasks.task(queue="mail")
     def work() -> None: ...
 
     result = work.delay()
-    letter = courier.take()
-    assert (letter.queue, result.message_id) == ("mail", letter.message_id)
+    message = broker.take()
+    assert (message.queue, result.message_id) == ("mail", message.message_id)
     await work.using(queue="other").adelay()
-    assert courier.take().queue == "other"
+    assert broker.take().queue == "other"
     with pytest.raises(DefinitionError, match="no meaning"):
         work.using(delay=5)
 
 
-async def test_limits_of_a_declared_key_can_be_changed(courier: Courier) -> None:
-    @courier.tasks.task(key="k", rate=5)
+async def test_limits_of_a_declared_key_can_be_changed(broker: ManualBroker) -> None:
+    @broker.tasks.task(key="k", rate=5)
     def work() -> None: ...
 
     work.using(rate="1/1m").delay()
-    assert courier.take().options.flow_control == FlowControl("k", None, 1, 60)
+    assert broker.take().options.flow_control == FlowControl("k", None, 1, 60)
     work.using(key="other").delay()
-    assert courier.take().options.flow_control == FlowControl("other", None, 5)
+    assert broker.take().options.flow_control == FlowControl("other", None, 5)
 
 
 # --- many at once
 
 
-async def test_map_sends_one_request(courier: Courier) -> None:
-    @courier.tasks.task(timeout="5s")
+async def test_map_sends_one_request(broker: ManualBroker) -> None:
+    @broker.tasks.task(timeout="5s")
     def double(n: int, times: int = 2) -> int:
         return n * times
 
     results = double.map([1, 2, 3])
-    assert len(courier.home.transport.requests) == 1
-    assert [letter.envelope["args"] for letter in courier.letters] == [[1], [2], [3]]
-    assert [result.message_id for result in results] == [letter.message_id for letter in courier.letters]
-    assert all(letter.options.timeout_ms == 5000 for letter in courier.letters)
-    for letter in courier.letters:
-        await courier.deliver(letter)
+    assert len(broker.embedded.transport.requests) == 1
+    assert [message.envelope["args"] for message in broker.messages] == [[1], [2], [3]]
+    assert [result.message_id for result in results] == [message.message_id for message in broker.messages]
+    assert all(message.options.timeout_ms == 5000 for message in broker.messages)
+    for message in broker.messages:
+        await broker.deliver(message)
     assert [result.get(timeout=0) for result in results] == [2, 4, 6]
-    courier.letters.clear()
+    broker.messages.clear()
     await double.using(queue="q").astarmap([(1, 2), (3, 4)])
-    assert [(letter.envelope["args"], letter.queue) for letter in courier.letters] == [([1, 2], "q"), ([3, 4], "q")]
+    assert [(message.envelope["args"], message.queue) for message in broker.messages] == [([1, 2], "q"), ([3, 4], "q")]
     assert len(await double.amap(range(2))) == 2
 
 
-async def test_a_map_of_nothing_sends_nothing(courier: Courier) -> None:
-    @courier.tasks.task
+async def test_a_map_of_nothing_sends_nothing(broker: ManualBroker) -> None:
+    @broker.tasks.task
     def work(n: int) -> None: ...
 
     assert work.map([]) == []
-    assert courier.home.transport.requests == []
+    assert broker.embedded.transport.requests == []
 
 
-async def test_one_wrong_argument_of_a_map_sends_nothing(courier: Courier) -> None:
-    @courier.tasks.task
+async def test_one_wrong_argument_of_a_map_sends_nothing(broker: ManualBroker) -> None:
+    @broker.tasks.task
     def work(n: int) -> None: ...
 
     with pytest.raises(ArgumentsError):
         work.starmap([(1,), ("x",)])
-    assert courier.home.transport.requests == []
+    assert broker.embedded.transport.requests == []
 
 
-async def test_calls_in_a_batch_go_out_together_at_its_end(courier: Courier) -> None:
-    @courier.tasks.task
+async def test_calls_in_a_batch_go_out_together_at_its_end(broker: ManualBroker) -> None:
+    @broker.tasks.task
     def one(n: int) -> int:
         return n
 
-    @courier.tasks.task
+    @broker.tasks.task
     def two() -> None: ...
 
-    with courier.tasks.batch() as batch:
+    with broker.tasks.batch() as batch:
         first = one.delay(1)
         second = await two.adelay()
-        assert (first.message_id, len(batch), courier.letters) == (None, 2, [])
-    assert [letter.task for letter in courier.letters] == ["one", "two"]
-    assert second.message_id == courier.letters[1].message_id
-    async with courier.tasks.batch():
+        assert (first.message_id, len(batch), broker.messages) == (None, 2, [])
+    assert [message.task for message in broker.messages] == ["one", "two"]
+    assert second.message_id == broker.messages[1].message_id
+    async with broker.tasks.batch():
         await one.adelay(2)
-    assert len(courier.home.transport.requests) == 2
+    assert len(broker.embedded.transport.requests) == 2
     one.delay(3)
-    assert len(courier.home.transport.requests) == 3
+    assert len(broker.embedded.transport.requests) == 3
 
 
-async def test_an_exception_that_leaves_a_batch_sends_nothing(courier: Courier) -> None:
-    @courier.tasks.task
+async def test_an_exception_that_leaves_a_batch_sends_nothing(broker: ManualBroker) -> None:
+    @broker.tasks.task
     def work() -> None: ...
 
     def failing() -> None:
-        with courier.tasks.batch():
+        with broker.tasks.batch():
             work.delay()
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         failing()
-    assert courier.home.transport.requests == []
+    assert broker.embedded.transport.requests == []
     work.delay()
-    assert len(courier.letters) == 1
+    assert len(broker.messages) == 1
 
 
-async def test_calls_of_another_application_are_not_held(courier: Courier) -> None:
-    other = Courier()
+async def test_calls_of_another_application_are_not_held(broker: ManualBroker) -> None:
+    other = ManualBroker()
 
     @other.tasks.task
     def work() -> None: ...
 
-    with courier.tasks.batch():
+    with broker.tasks.batch():
         work.delay()
-        assert len(other.letters) == 1
+        assert len(other.messages) == 1
     other.close()
 
 
-async def test_a_batch_that_is_taken_in_part_says_which_part(courier: Courier) -> None:
-    @courier.tasks.task
+async def test_a_batch_that_is_taken_in_part_says_which_part(broker: ManualBroker) -> None:
+    @broker.tasks.task
     def work(n: int) -> None: ...
 
-    courier.refuses = '"args":[2]'
+    broker.refuses = '"args":[2]'
     with pytest.raises(PartlyRefused, match="1 of 3 calls were refused, the first one with: refused") as caught:
         work.map([1, 2, 3])
     assert list(caught.value.refused.values()) == ["refused"]
-    assert [letter.envelope["args"] for letter in courier.letters] == [[1], [3]]
+    assert [message.envelope["args"] for message in broker.messages] == [[1], [3]]
 
 
 def outgoing(size: int) -> Outgoing:
@@ -245,7 +245,7 @@ async def test_a_batch_is_cut_into_requests_that_brokers_take(sizes: list[int], 
 # --- routers and aliases
 
 
-async def test_a_router_s_tasks_belong_to_the_application_that_includes_it(courier: Courier) -> None:
+async def test_a_router_s_tasks_belong_to_the_application_that_includes_it(broker: ManualBroker) -> None:
     mail = TaskRouter(prefix="mail.")
 
     @mail.task
@@ -257,28 +257,28 @@ async def test_a_router_s_tasks_belong_to_the_application_that_includes_it(couri
 
     with pytest.raises(ConfigurationError, match="include_router"):
         send.delay("a")
-    courier.tasks.include_router(mail)
+    broker.tasks.include_router(mail)
 
     @mail.task
     def later() -> None: ...
 
-    assert list(courier.tasks.tasks) == ["mail.send", "mail.bulk", "mail.later"]
+    assert list(broker.tasks.tasks) == ["mail.send", "mail.bulk", "mail.later"]
     send.using(delay=1).delay("a")
-    letter = courier.take()
-    assert letter.task == "mail.send"
-    assert (await courier.deliver(letter)).body == b'"a"'
+    message = broker.take()
+    assert message.task == "mail.send"
+    assert (await broker.deliver(message)).body == b'"a"'
 
 
-async def test_routers_nest(courier: Courier) -> None:
+async def test_routers_nest(broker: ManualBroker) -> None:
     inner, outer = TaskRouter(prefix="a."), TaskRouter()
 
     @inner.task
     def work() -> None: ...
 
     outer.include_router(inner)
-    courier.tasks.include_router(outer)
+    broker.tasks.include_router(outer)
     work.delay()
-    assert courier.take().task == "a.work"
+    assert broker.take().task == "a.work"
 
 
 async def test_a_name_is_unique_over_all_routers() -> None:
@@ -297,39 +297,39 @@ async def test_a_name_is_unique_over_all_routers() -> None:
         QTasks().include_router(one)
 
 
-async def test_calls_under_an_old_name_run_the_renamed_task(courier: Courier) -> None:
+async def test_calls_under_an_old_name_run_the_renamed_task(broker: ManualBroker) -> None:
     contexts: list[TaskContext] = []
 
-    @courier.tasks.task(name="new", aliases=["old", "older"])
+    @broker.tasks.task(name="new", aliases=["old", "older"])
     def work(ctx: TaskContext = injected) -> None:
         contexts.append(ctx)
 
     work.delay()
-    letter = courier.take()
-    assert letter.task == "new"
-    letter.task = "old"
-    assert (await courier.deliver(letter)).status == 200
+    message = broker.take()
+    assert message.task == "new"
+    message.task = "old"
+    assert (await broker.deliver(message)).status == 200
     assert contexts[0].task == "new"
-    assert list(courier.tasks.tasks) == ["new"]
+    assert list(broker.tasks.tasks) == ["new"]
     with pytest.raises(DefinitionError, match="two tasks named 'older'"):
-        courier.tasks.task(name="older")(lambda: None)
+        broker.tasks.task(name="older")(lambda: None)
     with pytest.raises(DefinitionError, match="no name for a task"):
-        courier.tasks.task(name="x", aliases=["a b"])(lambda: None)
+        broker.tasks.task(name="x", aliases=["a b"])(lambda: None)
 
 
-async def test_a_batch_item_has_the_headers_of_a_publish(courier: Courier) -> None:
-    @courier.tasks.task(label="a", retries=2)
+async def test_a_batch_item_has_the_headers_of_a_publish(broker: ManualBroker) -> None:
+    @broker.tasks.task(label="a", retries=2)
     def work(n: int) -> None: ...
 
     work.map([1])
-    (item,) = json.loads(courier.home.transport.requests[0].body)
+    (item,) = json.loads(broker.embedded.transport.requests[0].body)
     assert item["headers"]["Upstash-Retries"] == "2"
     assert item["headers"]["Upstash-Label"] == "a"
     assert item["headers"]["Content-Type"] == "application/json"
 
 
-async def test_an_adelay_that_nobody_awaits_sends_nothing_and_python_says_so(courier: Courier) -> None:
-    @courier.tasks.task
+async def test_an_adelay_that_nobody_awaits_sends_nothing_and_python_says_so(broker: ManualBroker) -> None:
+    @broker.tasks.task
     def work() -> None: ...
 
     def forget() -> None:
@@ -338,4 +338,4 @@ async def test_an_adelay_that_nobody_awaits_sends_nothing_and_python_says_so(cou
 
     with pytest.warns(RuntimeWarning, match="was never awaited"):
         forget()
-    assert courier.letters == []
+    assert broker.messages == []

@@ -12,21 +12,21 @@ from qtasks.errors import ArgumentsError, BrokerUnreachable, DefinitionError, Re
 from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.task import Task
 from tests.support.tasks import application
-from tests.unit.tasks.courier import Courier
+from tests.unit.tasks.manual_broker import ManualBroker
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(params=["memory", "sqlite"])
-def courier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Courier]:
-    made = Courier(results="memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/r.db")
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ManualBroker]:
+    made = ManualBroker(results="memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/r.db")
     yield made
     made.close()
 
 
 @pytest.fixture
-def add(courier: Courier) -> Task[..., int]:
-    @courier.tasks.task
+def add(broker: ManualBroker) -> Task[..., int]:
+    @broker.tasks.task
     def add(a: int, b: int = 0) -> int:
         if a < 0:
             raise NonRetryable("negative")
@@ -36,121 +36,121 @@ def add(courier: Courier) -> Task[..., int]:
 
 
 @pytest.fixture
-def total(courier: Courier) -> Task[..., int]:
-    @courier.tasks.task
+def total(broker: ManualBroker) -> Task[..., int]:
+    @broker.tasks.task
     async def total(numbers: list[int]) -> int:
         return sum(numbers)
 
     return total
 
 
-async def run(courier: Courier, *, twice: bool = False) -> int:
+async def run(broker: ManualBroker, *, twice: bool = False) -> int:
     """Deliver whatever is there and what follows it, each message once for each of its deduplication ids."""
     seen: set[str] = set()
     count = 0
-    while courier.letters:
-        letter = courier.letters.pop(0)
-        once = letter.options.deduplication_id or letter.message_id
+    while broker.messages:
+        message = broker.messages.pop(0)
+        once = message.options.deduplication_id or message.message_id
         if once in seen:
             continue
         seen.add(once)
         count += 1
         for _ in range(2 if twice else 1):
-            await courier.deliver(letter)
+            await broker.deliver(message)
     return count
 
 
-async def test_each_call_of_a_chain_gets_the_result_before_it(courier: Courier, add: Task[..., int]) -> None:
+async def test_each_call_of_a_chain_gets_the_result_before_it(broker: ManualBroker, add: Task[..., int]) -> None:
     result = chain(add.s(1, 2), add.s(10), add.s(b=100)).delay()
     assert result.status == "queued"
-    assert await run(courier) == 3
+    assert await run(broker) == 3
     assert result.get(timeout=1) == 113
     piped = await (add.s(1) | add.s(2) | add.si(5, 6)).adelay()
-    await run(courier)
+    await run(broker)
     assert await piped == 11
 
 
-async def test_options_of_a_step_are_its_own(courier: Courier, add: Task[..., int]) -> None:
+async def test_options_of_a_step_are_its_own(broker: ManualBroker, add: Task[..., int]) -> None:
     (add.s(1) | add.using(delay="1m", retries=7, label="x").s(2) | add.using(queue="q", retries=0).s(3)).delay()
-    await courier.deliver(courier.letters.pop())
-    second = courier.letters.pop()
+    await broker.deliver(broker.messages.pop())
+    second = broker.messages.pop()
     assert (second.options.delay_ms, second.options.retries, second.options.labels) == (60_000, 7, ("x",))
     assert second.envelope["retries"] == 7
     assert second.options.deduplication_id is not None
     assert ":" not in second.options.deduplication_id
-    await courier.deliver(second)
-    third = courier.letters.pop()
+    await broker.deliver(second)
+    third = broker.messages.pop()
     assert (third.queue, third.options.retries, third.envelope["retries"]) == ("q", 0, 0)
 
 
 async def test_a_chord_gets_the_results_in_order_whoever_ends_last(
-    courier: Courier, add: Task[..., int], total: Task[..., int]
+    broker: ManualBroker, add: Task[..., int], total: Task[..., int]
 ) -> None:
-    @courier.tasks.task
+    @broker.tasks.task
     def listed(numbers: list[int], name: str) -> str:
         return f"{name} {numbers}"
 
     result = chord([add.s(n, 1) for n in range(3)], listed.s("got")).delay()
-    courier.letters.reverse()
-    assert await run(courier) == 4
+    broker.messages.reverse()
+    assert await run(broker) == 4
     assert result.get(timeout=1) == "got [1, 2, 3]"
 
 
 async def test_groups_may_stand_anywhere_but_at_the_end(
-    courier: Courier, add: Task[..., int], total: Task[..., int]
+    broker: ManualBroker, add: Task[..., int], total: Task[..., int]
 ) -> None:
     flow = add.s(1) | group(add.s(10), add.s(20)) | total.s() | group(add.s(1), add.s(2)) | total.s() | add.s(1000)
     result = flow.delay()
-    assert await run(courier) == 8
+    assert await run(broker) == 8
     assert result.get(timeout=1) == 1000 + (32 + 1) + (32 + 2)
     with pytest.raises(DefinitionError, match="ends with one call"):
         chain(add.s(1), group(add.s(2))).delay()
 
 
-async def test_a_group_by_itself_gives_a_handle_on_each(courier: Courier, add: Task[..., int]) -> None:
+async def test_a_group_by_itself_gives_a_handle_on_each(broker: ManualBroker, add: Task[..., int]) -> None:
     results = group(add.s(n) for n in range(3)).delay()
-    assert len(courier.home.transport.requests) == 1
-    await run(courier)
+    assert len(broker.embedded.transport.requests) == 1
+    await run(broker)
     assert [result.get(timeout=1) for result in results] == [0, 1, 2]
     assert len(await group(add.s(1), add.s(2)).adelay()) == 2
 
 
 async def test_every_delivery_made_twice_changes_nothing(
-    courier: Courier, add: Task[..., int], total: Task[..., int]
+    broker: ManualBroker, add: Task[..., int], total: Task[..., int]
 ) -> None:
     result = (add.s(1) | group(add.s(10), add.s(20)) | total.s() | add.s(5)).delay()
-    assert await run(courier, twice=True) == 5
+    assert await run(broker, twice=True) == 5
     assert result.get(timeout=1) == 37
 
 
 async def test_a_failure_in_the_middle_ends_the_flow_and_tells_the_whole_story(
-    courier: Courier, add: Task[..., int], total: Task[..., int]
+    broker: ManualBroker, add: Task[..., int], total: Task[..., int]
 ) -> None:
     result = (add.s(1) | group(add.s(1), add.si(-5)) | total.s() | add.s(1)).delay()
-    await run(courier)
+    await run(broker)
     with pytest.raises(TaskFailed, match=r"add call_\w+ before it ended on attempt 1: NonRetryable: negative"):
         result.get(timeout=1)
 
 
 async def test_what_cannot_be_sent_now_is_sent_when_the_delivery_comes_back(
-    courier: Courier, add: Task[..., int]
+    broker: ManualBroker, add: Task[..., int]
 ) -> None:
     result = (add.s(1) | add.s(2)).delay()
-    letter = courier.take()
-    publisher = courier.tasks.runtime.publisher()
+    message = broker.take()
+    publisher = broker.tasks.runtime.publisher()
 
     async def down(message: Outgoing) -> object:
         raise BrokerUnreachable("down")
 
     publisher.apublish = down  # type: ignore[method-assign, assignment]
-    assert (await courier.deliver(letter)).status == 503
+    assert (await broker.deliver(message)).status == 503
     del publisher.apublish
-    assert (await courier.deliver(letter, retried=1)).body == b"1"
-    await run(courier)
+    assert (await broker.deliver(message, retried=1)).body == b"1"
+    await run(broker)
     assert result.get(timeout=1) == 3
 
 
-async def test_what_cannot_travel_or_be_kept_is_refused_at_the_call(courier: Courier, add: Task[..., int]) -> None:
+async def test_what_cannot_travel_or_be_kept_is_refused_at_the_call(broker: ManualBroker, add: Task[..., int]) -> None:
     with pytest.raises(ArgumentsError):
         (add.s("x") | add.s()).delay()
     with pytest.raises(ArgumentsError, match="cannot be written as JSON"):
@@ -159,7 +159,7 @@ async def test_what_cannot_travel_or_be_kept_is_refused_at_the_call(courier: Cou
         (add.s(1) | add.using(unique=True).s(1)).delay()
     with pytest.raises(DefinitionError, match="of nothing"):
         group()
-    assert courier.letters == []
+    assert broker.messages == []
     tasks = application(results=None)
 
     @tasks.task

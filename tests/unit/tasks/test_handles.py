@@ -16,20 +16,20 @@ from qtasks import Progress, TaskContext, injected
 from qtasks.errors import ApiError, BrokerUnreachable, ResultError, ResultsDisabled, ResultTimeout, TaskCancelled
 from qtasks.qstash.conversation.transport import Reply, Request
 from qtasks.tasks.progress import EVERY_S, Reporter
-from tests.unit.tasks.courier import Courier
+from tests.unit.tasks.manual_broker import ManualBroker
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_handle_can_be_awaited(courier: Courier) -> None:
-    @courier.tasks.task
+async def test_a_handle_can_be_awaited(broker: ManualBroker) -> None:
+    @broker.tasks.task
     def work() -> int:
         return 7
 
     result = work.delay()
     waiting = asyncio.create_task(wait_for(result))
     await asyncio.sleep(0)
-    await courier.deliver()
+    await broker.deliver()
     assert await waiting == 7
 
 
@@ -40,8 +40,8 @@ async def wait_for(result: Any) -> object:
 # --- progress
 
 
-async def test_a_handle_has_the_fields_that_django_s_has(courier: Courier) -> None:
-    @courier.tasks.task(retries=1)
+async def test_a_handle_has_the_fields_that_django_s_has(broker: ManualBroker) -> None:
+    @broker.tasks.task(retries=1)
     def work(n: int) -> int:
         if next(runs) == 1:
             raise OSError("away")
@@ -52,21 +52,21 @@ async def test_a_handle_has_the_fields_that_django_s_has(courier: Courier) -> No
     assert (result.attempts, result.is_finished, result.error, result.finished_at) == (0, False, None, None)
     with pytest.raises(ResultTimeout, match="it is queued"):
         _ = result.return_value
-    letter = courier.take()
-    await courier.deliver(letter)
+    message = broker.take()
+    await broker.deliver(message)
     assert (result.attempts, result.is_finished, result.error) == (1, False, "OSError: away")
-    courier.clock.advance(60_000)
-    await courier.deliver(letter, retried=1)
+    broker.clock.advance(60_000)
+    await broker.deliver(message, retried=1)
     assert (result.attempts, result.is_finished, result.error) == (2, True, None)
-    assert result.finished_at == datetime.fromtimestamp(courier.clock.now_ms() / 1000, UTC)
+    assert result.finished_at == datetime.fromtimestamp(broker.clock.now_ms() / 1000, UTC)
     assert result.return_value == 5
-    assert work.enqueue(6).id == courier.take().envelope["id"]
+    assert work.enqueue(6).id == broker.take().envelope["id"]
 
 
-async def test_progress_can_be_read_while_the_task_runs(courier: Courier) -> None:
+async def test_progress_can_be_read_while_the_task_runs(broker: ManualBroker) -> None:
     told, go_on = threading.Event(), threading.Event()
 
-    @courier.tasks.task
+    @broker.tasks.task
     def work(ctx: TaskContext = injected) -> None:
         ctx.progress(1, 4, "reading")
         told.set()
@@ -74,7 +74,7 @@ async def test_progress_can_be_read_while_the_task_runs(courier: Courier) -> Non
 
     result = work.delay()
     assert result.progress is None
-    running = asyncio.create_task(courier.deliver())
+    running = asyncio.create_task(broker.deliver())
     await asyncio.to_thread(told.wait, 10)
     found = await result.aprogress()
     assert found == Progress(1, 4, "reading")
@@ -87,17 +87,17 @@ async def test_progress_can_be_read_while_the_task_runs(courier: Courier) -> Non
 
 
 async def test_an_async_task_tells_its_progress_in_a_file_too(tmp_path: Any) -> None:
-    courier = Courier(results=f"sqlite:///{tmp_path}/r.db")
+    broker = ManualBroker(results=f"sqlite:///{tmp_path}/r.db")
     told, go_on = asyncio.Event(), asyncio.Event()
 
-    @courier.tasks.task
+    @broker.tasks.task
     async def work(ctx: TaskContext = injected) -> None:
         ctx.progress(3)
         told.set()
         await go_on.wait()
 
     result = work.delay()
-    running = asyncio.create_task(courier.deliver())
+    running = asyncio.create_task(broker.deliver())
     await told.wait()
     async with asyncio.timeout(10):
         while (found := await result.aprogress()) is None:  # noqa: ASYNC110 - another thread writes it
@@ -106,7 +106,7 @@ async def test_an_async_task_tells_its_progress_in_a_file_too(tmp_path: Any) -> 
     assert found.fraction is None
     go_on.set()
     await running
-    courier.close()
+    broker.close()
 
 
 def test_news_that_come_too_fast_are_left_out_but_the_last_one_is_not() -> None:
@@ -133,7 +133,7 @@ async def test_without_a_place_for_results_progress_costs_nothing() -> None:
 # --- calling off
 
 
-def answering(courier: Courier, status: int) -> list[Request]:
+def answering(broker: ManualBroker, status: int) -> list[Request]:
     """Have the broker answer everything with `status`, and note what it was asked."""
     asked: list[Request] = []
 
@@ -141,19 +141,19 @@ def answering(courier: Courier, status: int) -> list[Request]:
         asked.append(request)
         return Reply(status, (), json.dumps({"error": "no such message"} if status >= 400 else {}).encode())
 
-    courier.home.transport.send = send  # type: ignore[method-assign]
+    broker.embedded.transport.send = send  # type: ignore[method-assign]
     return asked
 
 
-async def test_a_call_can_be_called_off(courier: Courier) -> None:
+async def test_a_call_can_be_called_off(broker: ManualBroker) -> None:
     ran: list[int] = []
 
-    @courier.tasks.task
+    @broker.tasks.task
     def work() -> None:
         ran.append(1)
 
     result = work.delay()
-    asked = answering(courier, 202)
+    asked = answering(broker, 202)
     assert result.cancel() is True
     assert (asked[0].method, asked[0].url) == ("DELETE", "http://broker.internal/v2/messages/msg_1")
     assert result.status == "cancelled"
@@ -162,37 +162,37 @@ async def test_a_call_can_be_called_off(courier: Courier) -> None:
     assert await result.acancel() is True
 
 
-async def test_a_call_that_is_over_cannot_be_called_off(courier: Courier) -> None:
-    @courier.tasks.task
+async def test_a_call_that_is_over_cannot_be_called_off(broker: ManualBroker) -> None:
+    @broker.tasks.task
     def work() -> int:
         return 1
 
     result = work.delay()
-    await courier.deliver()
-    answering(courier, 404)
+    await broker.deliver()
+    answering(broker, 404)
     assert result.cancel() is False
     assert result.get(timeout=0) == 1
-    answering(courier, 403)
+    answering(broker, 403)
     with pytest.raises(ApiError):
         result.cancel()
     with pytest.raises(ResultError, match="does not know its message"):
         work.result("call_1").cancel()
 
 
-async def test_a_result_that_came_meanwhile_stands(courier: Courier) -> None:
-    @courier.tasks.task
+async def test_a_result_that_came_meanwhile_stands(broker: ManualBroker) -> None:
+    @broker.tasks.task
     def work() -> int:
         return 1
 
     result = work.delay()
-    await courier.deliver()
-    answering(courier, 202)
+    await broker.deliver()
+    answering(broker, 202)
     assert result.cancel() is True
     assert result.get(timeout=0) == 1
 
 
-async def test_no_broker_is_said_plainly(courier: Courier) -> None:
-    @courier.tasks.task
+async def test_no_broker_is_said_plainly(broker: ManualBroker) -> None:
+    @broker.tasks.task
     def work() -> None: ...
 
     result = work.delay()
@@ -200,8 +200,8 @@ async def test_no_broker_is_said_plainly(courier: Courier) -> None:
     def down(request: Request, timeout_s: float) -> Reply:
         raise BrokerUnreachable("no answer", sent=False)
 
-    courier.home.transport.send = down  # type: ignore[method-assign]
-    courier.tasks.runtime.publisher()._opened().http._sleep = lambda seconds: None
+    broker.embedded.transport.send = down  # type: ignore[method-assign]
+    broker.tasks.runtime.publisher()._opened().http._sleep = lambda seconds: None
     with pytest.raises(BrokerUnreachable, match="the cancellation of msg_1"):
         result.cancel()
 

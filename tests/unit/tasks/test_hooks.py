@@ -34,21 +34,21 @@ from qtasks.tasks.run.run_middleware import CallNext
 from qtasks.tasks.run.runner import Run
 from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.send.send_middleware import Sending
-from tests.unit.tasks.courier import Courier, said
+from tests.unit.tasks.manual_broker import ManualBroker, json_of
 
 ROOT = Path(__file__).parents[3]
 
 pytestmark = pytest.mark.anyio
 
 
-class Told:
-    """Notes what hooks are told."""
+class RecordedEvents:
+    """Records the events that the hooks of an application receive."""
 
-    def __init__(self, courier: Courier) -> None:
+    def __init__(self, broker: ManualBroker) -> None:
         self.events: list[tuple[str, TaskEvent]] = []
-        courier.tasks.on_success(lambda event: self.note("success", event))
-        courier.tasks.on_retry(lambda event: self.note("retry", event))
-        courier.tasks.on_failure(lambda event: self.note("failure", event))
+        broker.tasks.on_success(lambda event: self.note("success", event))
+        broker.tasks.on_retry(lambda event: self.note("retry", event))
+        broker.tasks.on_failure(lambda event: self.note("failure", event))
 
     def note(self, kind: str, event: TaskEvent) -> None:
         self.events.append((kind, event))
@@ -61,19 +61,19 @@ class Told:
 # --- hooks
 
 
-async def test_a_failure_is_told_once_after_the_last_attempt_and_not_after_each(courier: Courier) -> None:
-    told = Told(courier)
+async def test_a_failure_is_told_once_after_the_last_attempt_and_not_after_each(broker: ManualBroker) -> None:
+    recorded = RecordedEvents(broker)
 
-    @courier.tasks.task(retries=2)
+    @broker.tasks.task(retries=2)
     def work(n: int) -> None:
         raise OSError("no")
 
     work.delay(5)
-    letter = courier.take()
+    message = broker.take()
     for retried in range(3):
-        await courier.deliver(letter, retried=retried)
-    assert told.kinds == ["retry", "retry", "failure"]
-    event = told.events[-1][1]
+        await broker.deliver(message, retried=retried)
+    assert recorded.kinds == ["retry", "retry", "failure"]
+    event = recorded.events[-1][1]
     assert (event.context.attempt, dict(event.arguments), event.reason) == (3, {"n": 5}, "OSError: no")
     assert isinstance(event.error, OSError)
 
@@ -89,40 +89,40 @@ async def test_a_failure_is_told_once_after_the_last_attempt_and_not_after_each(
         (Cancel(), []),
     ],
 )
-async def test_each_end_is_told_to_whom_it_concerns(courier: Courier, raised: Exception, kinds: list[str]) -> None:
-    told = Told(courier)
+async def test_each_end_is_told_to_whom_it_concerns(broker: ManualBroker, raised: Exception, kinds: list[str]) -> None:
+    recorded = RecordedEvents(broker)
 
-    @courier.tasks.task(retries=RetryPolicy(on=(OSError, RetryAfter)))
+    @broker.tasks.task(retries=RetryPolicy(on=(OSError, RetryAfter)))
     async def work() -> None:
         raise raised
 
     work.delay()
-    await courier.deliver()
-    assert told.kinds == kinds
+    await broker.deliver()
+    assert recorded.kinds == kinds
 
 
-async def test_wrong_arguments_are_a_failure_that_is_told(courier: Courier) -> None:
-    told = Told(courier)
+async def test_wrong_arguments_are_a_failure_that_is_told(broker: ManualBroker) -> None:
+    recorded = RecordedEvents(broker)
 
-    @courier.tasks.task
+    @broker.tasks.task
     def work(n: int) -> None: ...
 
     work.delay(1)
-    letter = courier.take()
-    letter.body = letter.body.replace(b"[1]", b'["x"]')
-    await courier.deliver(letter)
-    assert told.kinds == ["failure"]
-    assert isinstance(told.events[0][1].error, ArgumentsError)
+    message = broker.take()
+    message.body = message.body.replace(b"[1]", b'["x"]')
+    await broker.deliver(message)
+    assert recorded.kinds == ["failure"]
+    assert isinstance(recorded.events[0][1].error, ArgumentsError)
 
 
-async def test_hooks_of_a_task_hear_of_it_alone_and_copies_share_them(courier: Courier) -> None:
+async def test_hooks_of_a_task_hear_of_it_alone_and_copies_share_them(broker: ManualBroker) -> None:
     heard: list[str] = []
 
-    @courier.tasks.task
+    @broker.tasks.task
     def one() -> int:
         return 1
 
-    @courier.tasks.task
+    @broker.tasks.task
     def two() -> int:
         return 2
 
@@ -135,16 +135,16 @@ async def test_hooks_of_a_task_hear_of_it_alone_and_copies_share_them(courier: C
         heard.append(threading.current_thread().name.rsplit("_", 1)[0])
 
     one.using(retries=1).delay()
-    await courier.deliver()
+    await broker.deliver()
     two.delay()
-    await courier.deliver()
+    await broker.deliver()
     assert heard == ["one 1 True", "qtasks-task"]
 
 
-async def test_a_hook_that_fails_changes_nothing(courier: Courier, caplog: pytest.LogCaptureFixture) -> None:
-    told = Told(courier)
+async def test_a_hook_that_fails_changes_nothing(broker: ManualBroker, caplog: pytest.LogCaptureFixture) -> None:
+    recorded = RecordedEvents(broker)
 
-    @courier.tasks.task
+    @broker.tasks.task
     def work() -> int:
         return 1
 
@@ -153,49 +153,49 @@ async def test_a_hook_that_fails_changes_nothing(courier: Courier, caplog: pytes
         raise RuntimeError("hook")
 
     work.delay()
-    assert (await courier.deliver()).body == b"1"
-    assert told.kinds == ["success"]
+    assert (await broker.deliver()).body == b"1"
+    assert recorded.kinds == ["success"]
     assert "a hook of work failed" in caplog.text
 
 
 # --- middleware where calls are sent
 
 
-async def test_what_a_middleware_gives_along_is_signed_and_reaches_the_task(courier: Courier) -> None:
+async def test_what_a_middleware_gives_along_is_signed_and_reaches_the_task(broker: ManualBroker) -> None:
     seen: list[str] = []
 
-    @courier.tasks.send_middleware
+    @broker.tasks.send_middleware
     def tenant(message: Outgoing) -> Sending:
         seen.append(f"before {message.task}")
         result = yield message.carrying({"tenant": "acme"})
         seen.append(f"after {result.message_id}")
 
-    @courier.tasks.send_middleware
+    @broker.tasks.send_middleware
     def inner(message: Outgoing) -> Sending:
         seen.append(f"inner sees {message.carried['tenant']}")
         yield message
 
-    @courier.tasks.task
+    @broker.tasks.task
     def work(ctx: TaskContext = injected) -> str:
         return ctx.carried["tenant"]
 
     work.delay()
     assert seen == ["before work", "inner sees acme", "after msg_1"]
-    letter = courier.take()
-    assert letter.envelope["carried"] == {"tenant": "acme"}
-    assert (await courier.deliver(letter)).body == b'"acme"'
+    message = broker.take()
+    assert message.envelope["carried"] == {"tenant": "acme"}
+    assert (await broker.deliver(message)).body == b'"acme"'
     await work.adelay()
-    with courier.tasks.batch():
+    with broker.tasks.batch():
         work.delay()
         assert seen[-1] == "inner sees acme"
     assert seen[-1] == "after msg_3"
-    assert all(letter.envelope["carried"] == {"tenant": "acme"} for letter in courier.letters)
+    assert all(message.envelope["carried"] == {"tenant": "acme"} for message in broker.messages)
 
 
-async def test_a_middleware_hears_that_nothing_was_sent(courier: Courier) -> None:
+async def test_a_middleware_hears_that_nothing_was_sent(broker: ManualBroker) -> None:
     seen: list[str] = []
 
-    @courier.tasks.send_middleware
+    @broker.tasks.send_middleware
     def watch(message: Outgoing) -> Sending:
         try:
             yield message
@@ -203,13 +203,13 @@ async def test_a_middleware_hears_that_nothing_was_sent(courier: Courier) -> Non
             seen.append("unreachable")
             raise
 
-    @courier.tasks.task
+    @broker.tasks.task
     def work() -> None: ...
 
     def down(_: object, timeout_s: float = 0) -> Any:
         raise BrokerUnreachable("down")
 
-    publisher = courier.tasks.runtime.publisher()
+    publisher = broker.tasks.runtime.publisher()
     publisher.publish = down  # type: ignore[method-assign, assignment]
     publisher.publish_many = down  # type: ignore[method-assign, assignment]
     with pytest.raises(BrokerUnreachable):
@@ -219,33 +219,33 @@ async def test_a_middleware_hears_that_nothing_was_sent(courier: Courier) -> Non
     assert seen == ["unreachable", "unreachable"]
 
 
-async def test_a_middleware_that_sends_never_or_twice_is_an_error(courier: Courier) -> None:
+async def test_a_middleware_that_sends_never_or_twice_is_an_error(broker: ManualBroker) -> None:
     times = 0
 
     def odd(message: Outgoing) -> Generator[Outgoing, Any, None]:
         for _ in range(times):
             yield message
 
-    courier.tasks.send_middleware(odd)
+    broker.tasks.send_middleware(odd)
 
-    @courier.tasks.task
+    @broker.tasks.task
     def work() -> None: ...
 
     with pytest.raises(RuntimeError, match="did not yield"):
         work.delay()
-    assert courier.letters == []
+    assert broker.messages == []
     times = 2
     with pytest.raises(RuntimeError, match="yielded twice"):
         work.delay()
-    assert len(courier.letters) == 1
+    assert len(broker.messages) == 1
 
 
-async def test_what_middleware_gives_along_must_fit(courier: Courier) -> None:
-    @courier.tasks.send_middleware
+async def test_what_middleware_gives_along_must_fit(broker: ManualBroker) -> None:
+    @broker.tasks.send_middleware
     def heavy(message: Outgoing) -> Sending:
         yield message.carrying({"x": "y" * (1024 * 1024)})
 
-    @courier.tasks.task
+    @broker.tasks.task
     def work() -> None: ...
 
     with pytest.raises(ArgumentsError, match="carries"):
@@ -255,7 +255,7 @@ async def test_what_middleware_gives_along_must_fit(courier: Courier) -> None:
 # --- middleware where tasks run
 
 
-async def test_middleware_stands_around_the_run_in_the_order_it_was_added(courier: Courier) -> None:
+async def test_middleware_stands_around_the_run_in_the_order_it_was_added(broker: ManualBroker) -> None:
     seen: list[str] = []
 
     def layer(name: str) -> Any:
@@ -267,38 +267,38 @@ async def test_middleware_stands_around_the_run_in_the_order_it_was_added(courie
 
         return middleware
 
-    courier.tasks.run_middleware(layer("outer"))
-    courier.tasks.run_middleware(layer("inner"))
+    broker.tasks.run_middleware(layer("outer"))
+    broker.tasks.run_middleware(layer("inner"))
 
-    @courier.tasks.task
+    @broker.tasks.task
     def work(n: int) -> int:
         seen.append("work")
         return n
 
     work.delay(1)
-    assert (await courier.deliver()).body == b"3"
+    assert (await broker.deliver()).body == b"3"
     assert seen == ["outer in {'n': 1}", "inner in {'n': 1}", "work", "inner out", "outer out"]
 
 
-async def test_what_middleware_raises_the_task_has_raised(courier: Courier) -> None:
-    @courier.tasks.run_middleware
+async def test_what_middleware_raises_the_task_has_raised(broker: ManualBroker) -> None:
+    @broker.tasks.run_middleware
     async def closed(run: Run, call_next: CallNext) -> Any:
         raise NonRetryable("closed")
 
-    @courier.tasks.task
+    @broker.tasks.task
     def work() -> None: ...
 
     work.delay()
-    assert (await courier.deliver()).status == 489
+    assert (await broker.deliver()).status == 489
 
 
 # --- traces and logs
 
 
-async def test_a_trace_goes_on_where_the_task_runs(courier: Courier) -> None:
+async def test_a_trace_goes_on_where_the_task_runs(broker: ManualBroker) -> None:
     seen: list[trace.SpanContext] = []
 
-    @courier.tasks.task
+    @broker.tasks.task
     def work() -> None:
         seen.append(trace.get_current_span().get_span_context())
 
@@ -306,16 +306,16 @@ async def test_a_trace_goes_on_where_the_task_runs(courier: Courier) -> None:
     token = otel.attach(trace.set_span_in_context(span))
     work.delay()
     otel.detach(token)
-    letter = courier.take()
-    assert letter.envelope["carried"]["traceparent"] == f"00-{0xABC:032x}-{0xDEF:016x}-01"
-    await courier.deliver(letter)
+    message = broker.take()
+    assert message.envelope["carried"]["traceparent"] == f"00-{0xABC:032x}-{0xDEF:016x}-01"
+    await broker.deliver(message)
     assert seen[0].trace_id == 0xABC
     work.delay()
-    assert "carried" not in courier.take().envelope
+    assert "carried" not in broker.take().envelope
 
 
 async def test_a_run_without_a_trace_opens_no_span_where_nobody_has_set_up_a_tracer(
-    courier: Courier, monkeypatch: pytest.MonkeyPatch
+    broker: ManualBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
     get_tracer = trace.get_tracer
@@ -326,15 +326,15 @@ async def test_a_run_without_a_trace_opens_no_span_where_nobody_has_set_up_a_tra
 
     monkeypatch.setattr(trace, "get_tracer", note)
 
-    @courier.tasks.task
+    @broker.tasks.task
     async def work() -> None: ...
 
     work.delay()
-    await courier.deliver()
+    await broker.deliver()
     assert opened == []
     monkeypatch.setattr(trace, "get_tracer_provider", trace.NoOpTracerProvider)  # any that somebody has chosen
     work.delay()
-    await courier.deliver()
+    await broker.deliver()
     assert opened == ["qtasks"]
 
 
@@ -351,7 +351,7 @@ sys.exit(any(name.startswith("opentelemetry") for name in sys.modules))
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60, cwd=ROOT).returncode == 0
 
 
-async def test_log_records_say_which_call_they_belong_to(courier: Courier) -> None:
+async def test_log_records_say_which_call_they_belong_to(broker: ManualBroker) -> None:
     records: list[logging.LogRecord] = []
 
     class Keep(logging.Handler):
@@ -363,11 +363,11 @@ async def test_log_records_say_which_call_they_belong_to(courier: Courier) -> No
     mine = logging.getLogger("application.code")
     mine.addHandler(handler)
 
-    @courier.tasks.task
+    @broker.tasks.task
     def work() -> None:
         mine.warning("in a thread")
 
-    @courier.tasks.task
+    @broker.tasks.task
     async def later() -> str:
         await asyncio.sleep(0)
         mine.warning("on the loop", extra={"task": "mine"})
@@ -377,9 +377,9 @@ async def test_log_records_say_which_call_they_belong_to(courier: Courier) -> No
     try:
         mine.warning("outside")
         first = work.delay()
-        await courier.deliver()
+        await broker.deliver()
         second = later.delay()
-        assert said(await courier.deliver()) == second.id
+        assert json_of(await broker.deliver()) == second.id
     finally:
         mine.removeHandler(handler)
     facts = [[getattr(record, name) for name in ("task", "call_id", "message_id", "attempt")] for record in records]
@@ -387,14 +387,14 @@ async def test_log_records_say_which_call_they_belong_to(courier: Courier) -> No
     assert current_context() is None
 
 
-async def test_hooks_and_middleware_see_the_tasks_of_routers(courier: Courier) -> None:
-    told = Told(courier)
+async def test_hooks_and_middleware_see_the_tasks_of_routers(broker: ManualBroker) -> None:
+    recorded = RecordedEvents(broker)
     router = TaskRouter()
 
     @router.task
     def work() -> None: ...
 
-    courier.tasks.include_router(router)
+    broker.tasks.include_router(router)
     work.delay()
-    assert json.loads((await courier.deliver()).body) is None
-    assert told.kinds == ["success"]
+    assert json.loads((await broker.deliver()).body) is None
+    assert recorded.kinds == ["success"]

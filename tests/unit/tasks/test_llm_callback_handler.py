@@ -28,7 +28,7 @@ from qtasks.tasks.run.lease import BRIEF_MS, LEASE_MS
 from qtasks.tasks.send import outgoing
 from qtasks.testing.fakes.virtual_clock import TaskClock
 from tests.support.tasks import BASE_URL, application, envelope
-from tests.unit.tasks.courier import Courier, Letter, said
+from tests.unit.tasks.manual_broker import ManualBroker, SentMessage, json_of
 from tests.unit.tasks.scripted_provider import ScriptedProvider, openai_says, refuses
 
 pytestmark = pytest.mark.anyio
@@ -56,17 +56,17 @@ class Kept:
 
 
 @pytest.fixture(params=["memory", "sqlite"])
-def courier(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Courier]:
+def broker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ManualBroker]:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-    made = Courier(results="memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/r.db")
+    made = ManualBroker(results="memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/r.db")
     yield made
     made.close()
 
 
 @pytest.fixture
-def provider(courier: Courier) -> ScriptedProvider:
-    return ScriptedProvider(courier)
+def provider(broker: ManualBroker) -> ScriptedProvider:
+    return ScriptedProvider(broker)
 
 
 @pytest.fixture
@@ -75,8 +75,8 @@ def kept() -> Kept:
 
 
 @pytest.fixture
-def summarise(courier: Courier, kept: Kept) -> LlmTask[..., Summary]:
-    @courier.tasks.llm(provider=openai(), model="gpt", output=Summary, key="openai", parallelism=5)
+def summarise(broker: ManualBroker, kept: Kept) -> LlmTask[..., Summary]:
+    @broker.tasks.llm(provider=openai(), model="gpt", output=Summary, key="openai", parallelism=5)
     def summarise(text: str, times: int = 2) -> list[ChatMessage]:
         return [user(f"Summarise: {text}")]
 
@@ -106,7 +106,7 @@ async def test_the_completion_gets_the_output_and_the_arguments(
 
 
 async def test_without_a_completion_there_is_a_result(provider: ScriptedProvider) -> None:
-    @provider.courier.tasks.llm(model="any")
+    @provider.broker.tasks.llm(model="any")
     def say(text: str) -> list[ChatMessage]:
         return [user(text)]
 
@@ -114,7 +114,7 @@ async def test_without_a_completion_there_is_a_result(provider: ScriptedProvider
     await provider.answered(openai_says("hello"))
     assert await result.aget(timeout=1) == "hello"
 
-    @provider.courier.tasks.llm(model="any", output=Summary)
+    @provider.broker.tasks.llm(model="any", output=Summary)
     def summarise(text: str) -> list[ChatMessage]:
         return [user(text)]
 
@@ -124,7 +124,7 @@ async def test_without_a_completion_there_is_a_result(provider: ScriptedProvider
 
 
 async def test_a_completion_need_not_say_what_it_takes(provider: ScriptedProvider) -> None:
-    @provider.courier.tasks.llm(model="any", output=Summary)
+    @provider.broker.tasks.llm(model="any", output=Summary)
     def summarise(text: str) -> list[ChatMessage]:
         return [user(text)]
 
@@ -140,7 +140,7 @@ async def test_a_completion_need_not_say_what_it_takes(provider: ScriptedProvide
 
 
 async def test_anthropic_answers_by_its_tool(provider: ScriptedProvider) -> None:
-    @provider.courier.tasks.llm(provider=anthropic(), model="claude", output=Summary)
+    @provider.broker.tasks.llm(provider=anthropic(), model="claude", output=Summary)
     def summarise(text: str) -> list[ChatMessage]:
         return [user(text)]
 
@@ -168,9 +168,9 @@ def claude_says(*blocks: dict[str, Any], stop: str = "tool_use") -> Response:
 
 
 async def test_a_completion_is_retried_like_a_task(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], courier: Courier
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], broker: ManualBroker
 ) -> None:
-    @courier.tasks.llm(model="any")
+    @broker.tasks.llm(model="any")
     def say(text: str) -> list[ChatMessage]:
         return [user(text)]
 
@@ -192,8 +192,8 @@ async def test_a_completion_is_retried_like_a_task(
     assert await result.aget(timeout=1) == "hello"
 
 
-async def test_a_completion_that_gives_up_fails_the_call(provider: ScriptedProvider, courier: Courier) -> None:
-    @courier.tasks.llm(model="any")
+async def test_a_completion_that_gives_up_fails_the_call(provider: ScriptedProvider, broker: ManualBroker) -> None:
+    @broker.tasks.llm(model="any")
     def say(text: str) -> list[ChatMessage]:
         return [user(text)]
 
@@ -217,9 +217,9 @@ def opened() -> Iterator[str]:
 
 
 async def test_a_completion_may_depend_on_things_and_defaults_are_filled_in(
-    provider: ScriptedProvider, courier: Courier
+    provider: ScriptedProvider, broker: ManualBroker
 ) -> None:
-    @courier.tasks.llm(model="any")
+    @broker.tasks.llm(model="any")
     def say(text: str, tone: str = "kind") -> list[ChatMessage]:
         return [user(text)]
 
@@ -236,8 +236,10 @@ async def test_a_completion_may_depend_on_things_and_defaults_are_filled_in(
     assert seen == [("hello", "kind", "a session", "say", "none")]
 
 
-async def test_a_snoozed_completion_comes_back_with_its_answer(provider: ScriptedProvider, courier: Courier) -> None:
-    @courier.tasks.llm(model="any")
+async def test_a_snoozed_completion_comes_back_with_its_answer(
+    provider: ScriptedProvider, broker: ManualBroker
+) -> None:
+    @broker.tasks.llm(model="any")
     def say(text: str) -> list[ChatMessage]:
         return [user(text)]
 
@@ -254,7 +256,7 @@ async def test_a_snoozed_completion_comes_back_with_its_answer(provider: Scripte
     answer = await provider.deliver(provider.callbacks_of(first, openai_says("hello")).callback)
     assert (answer.status, answer.json["code"]) == (200, "QT414")
     assert result.status == "queued"
-    again = courier.take()
+    again = broker.take()
     assert again.options.delay_ms == 3_600_000
     callback = provider.callbacks_of(first, openai_says("hello")).callback
     message = replace(callback, url=again.url, headers=again.options.forward, body=again.body, id=again.message_id)
@@ -277,10 +279,10 @@ async def test_a_duplicate_of_a_callback_runs_nothing(
     provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
 ) -> None:
     summarise.delay("abc")
-    letter = provider.take_request()
-    callback = provider.callbacks_of(letter, openai_says(GOOD)).callback
+    message = provider.take_request()
+    callback = provider.callbacks_of(message, openai_says(GOOD)).callback
     first, second = [await provider.deliver(callback) for _ in range(2)]
-    third = await provider.deliver(provider.callbacks_of(letter, openai_says(GOOD)).callback)  # the broker tells again
+    third = await provider.deliver(provider.callbacks_of(message, openai_says(GOOD)).callback)  # the broker tells again
     assert first.json == second.json == third.json == {"title": "a title", "points": ["one"]}
     assert second.headers["qtasks-duplicate"] == "true"
     assert len(kept.completed) == 1
@@ -290,9 +292,9 @@ async def test_a_late_answer_to_an_expired_call_runs_nothing(
     provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
 ) -> None:
     result = summarise.using(expires="1m").delay("abc")
-    letter = provider.take_request()
-    provider.courier.clock.advance(61_000)
-    answer = await provider.deliver(provider.callbacks_of(letter, openai_says(GOOD)).callback)
+    message = provider.take_request()
+    provider.broker.clock.advance(61_000)
+    answer = await provider.deliver(provider.callbacks_of(message, openai_says(GOOD)).callback)
     assert (answer.status, "expired" in answer.json) == (200, True)
     assert kept.completed == []
     with pytest.raises(TaskExpired):
@@ -305,20 +307,20 @@ async def test_a_call_that_fails_after_it_has_expired_has_failed(
     result = summarise.using(expires="1m").delay("abc")
     callbacks = provider.callbacks_of(provider.take_request(), refuses(500), last=True)
     assert callbacks.failure is not None
-    provider.courier.clock.advance(61_000)
+    provider.broker.clock.advance(61_000)
     await provider.deliver(callbacks.failure)
     assert result.status == "failed"
 
 
 async def test_large_arguments_come_back_from_the_result_backend(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, courier: Courier
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, broker: ManualBroker
 ) -> None:
     summarise.delay("x" * 10_000)
     callback = provider.callbacks_of(provider.take_request(), openai_says(GOOD)).callback
     assert (await provider.deliver(callback)).status == 200
     assert kept.completed[0][1] == "x" * 10_000
     digest = callback_url.read(callback.url.partition("?")[2]).digest
-    record = courier.tasks.runtime.results().read(model_request.key_of(digest))
+    record = broker.tasks.runtime.results().read(model_request.key_of(digest))
     assert record is not None
     assert (record.status, record.value) == ("succeeded", None)  # it is kept no longer than it is needed
 
@@ -337,36 +339,36 @@ async def test_arguments_that_are_kept_no_more_fail_the_call_and_say_so(
     assert kept.completed == []
 
 
-async def test_a_call_may_come_with_a_flow(provider: ScriptedProvider, courier: Courier) -> None:
-    @courier.tasks.llm(model="any", key="k", parallelism=1)
+async def test_a_call_may_come_with_a_flow(provider: ScriptedProvider, broker: ManualBroker) -> None:
+    @broker.tasks.llm(model="any", key="k", parallelism=1)
     def say(text: str) -> list[ChatMessage]:
         return [user(text)]
 
-    @courier.tasks.task
+    @broker.tasks.task
     def shout(text: str) -> str:
         return text.upper()
 
     flow = chain(shout.s("hello"), say.s(), shout.s()).delay()
-    await courier.deliver()
-    plain = courier.take()
+    await broker.deliver()
+    plain = broker.take()
     assert plain.options.flow_control is None  # the limits are for the request
     for _ in range(2):  # delivered twice, it asks once
-        answer = await courier.deliver(plain)
-    assert (answer.status, said(answer)["asked"]) == (200, "its language model is asked")
-    first, second = courier.letters
-    courier.letters.clear()
+        answer = await broker.deliver(plain)
+    assert (answer.status, json_of(answer)["asked"]) == (200, "its language model is asked")
+    first, second = broker.messages
+    broker.messages.clear()
     assert first.options.deduplication_id == second.options.deduplication_id
     assert json.loads(first.body)["messages"] == [{"role": "user", "content": "HELLO"}]
     assert first.options.flow_control is not None
     await provider.deliver(provider.callbacks_of(first, openai_says("an answer")).callback)
-    await courier.deliver()
+    await broker.deliver()
     assert await flow.aget(timeout=1) == "AN ANSWER"
 
 
 async def test_a_failed_model_ends_a_flow(
-    provider: ScriptedProvider, courier: Courier, summarise: LlmTask[..., Summary]
+    provider: ScriptedProvider, broker: ManualBroker, summarise: LlmTask[..., Summary]
 ) -> None:
-    @courier.tasks.task
+    @broker.tasks.task
     def after(summary: Summary) -> None: ...
 
     flow = chain(summarise.s("abc"), after.s()).delay()
@@ -378,23 +380,23 @@ async def test_a_failed_model_ends_a_flow(
 
 
 async def test_a_key_that_is_missing_where_the_call_goes_on_is_waited_for(
-    provider: ScriptedProvider, courier: Courier, summarise: LlmTask[..., Summary], monkeypatch: pytest.MonkeyPatch
+    provider: ScriptedProvider, broker: ManualBroker, summarise: LlmTask[..., Summary], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
-    dispatcher = courier.tasks.runtime.dispatcher()
+    dispatcher = broker.tasks.runtime.dispatcher()
     letter_body = envelope("abc")
 
-    letter = Letter(Request("POST", "/v2/publish/https://app.example.com/qtasks/summarise", (), letter_body), "m")
-    answer = await dispatcher.answer(courier.delivery(letter))
+    message = SentMessage(Request("POST", "/v2/publish/https://app.example.com/qtasks/summarise", (), letter_body), "m")
+    answer = await dispatcher.answer(broker.delivery(message))
     assert answer.status == 500
-    assert "OPENAI_API_KEY is not set" in said(answer)["error"]
+    assert "OPENAI_API_KEY is not set" in json_of(answer)["error"]
 
 
 # --- repairs
 
 
 async def test_an_answer_that_does_not_fit_is_asked_for_once_more(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, courier: Courier
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, broker: ManualBroker
 ) -> None:
     result = summarise.using(label="mine").delay("abc")
     first = provider.take_request()
@@ -436,22 +438,22 @@ async def test_a_second_one_that_does_not_fit_fails_the_call(
     with pytest.raises(TaskFailed, match="the answer does not fit Summary: Invalid JSON"):
         await result.aget(timeout=1)
     assert kept.completed == []
-    assert provider.courier.letters == []
+    assert provider.broker.messages == []
 
 
 async def test_a_repair_is_asked_for_once_however_often_its_callback_comes(
     provider: ScriptedProvider, summarise: LlmTask[..., Summary]
 ) -> None:
     summarise.delay("abc")
-    letter = provider.take_request()
+    message = provider.take_request()
     for _ in range(2):
-        await provider.deliver(provider.callbacks_of(letter, openai_says("no")).callback)
-    first, second = provider.courier.letters
+        await provider.deliver(provider.callbacks_of(message, openai_says("no")).callback)
+    first, second = provider.broker.messages
     assert first.options.deduplication_id == second.options.deduplication_id is not None
 
 
 async def test_anthropic_is_told_of_a_mistake_as_the_result_of_its_tool(provider: ScriptedProvider) -> None:
-    @provider.courier.tasks.llm(provider=anthropic(), model="claude", output=Summary)
+    @provider.broker.tasks.llm(provider=anthropic(), model="claude", output=Summary)
     def summarise(text: str) -> list[ChatMessage]:
         return [user(text)]
 
@@ -476,14 +478,14 @@ async def test_json_in_a_fence_is_json(provider: ScriptedProvider, summarise: Ll
 
 
 async def test_an_answer_that_was_cut_off_says_so(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], caplog: pytest.LogCaptureFixture, courier: Courier
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], caplog: pytest.LogCaptureFixture, broker: ManualBroker
 ) -> None:
     summarise.delay("abc")
     answer = await provider.answered(openai_says('{"title": "a', finish="length"))
     assert "it was cut off at max_tokens" in answer.json["repaired"]
     provider.take_request()
 
-    @courier.tasks.llm(model="any")
+    @broker.tasks.llm(model="any")
     def say(text: str) -> list[ChatMessage]:
         return [user(text)]
 
@@ -514,11 +516,11 @@ async def test_what_cannot_be_repaired_fails_at_once(
     with pytest.raises(TaskFailed, match=reason.replace("'", ".")):
         await result.aget(timeout=1)
     assert len(kept.failed) == 1
-    assert provider.courier.letters == []
+    assert provider.broker.messages == []
 
 
 async def test_a_refusal_of_anthropic_is_one(provider: ScriptedProvider) -> None:
-    @provider.courier.tasks.llm(provider=anthropic(), model="claude")
+    @provider.broker.tasks.llm(provider=anthropic(), model="claude")
     def say(text: str) -> list[ChatMessage]:
         return [user(text)]
 
@@ -549,7 +551,7 @@ async def test_a_cost_that_is_none_counts_for_nothing(
 
 
 async def test_a_repair_that_cannot_be_sent_is_tried_again(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], monkeypatch: pytest.MonkeyPatch, courier: Courier
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], monkeypatch: pytest.MonkeyPatch, broker: ManualBroker
 ) -> None:
     summarise.delay("abc")
     callback = provider.callbacks_of(provider.take_request(), openai_says("no")).callback
@@ -557,7 +559,7 @@ async def test_a_repair_that_cannot_be_sent_is_tried_again(
     answer = await provider.deliver(callback)
     assert (answer.status, answer.json["code"]) == (500, "QT210")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    dispatcher = courier.tasks.runtime.dispatcher()
+    dispatcher = broker.tasks.runtime.dispatcher()
     sends, dispatcher._attempts._republish = dispatcher._attempts._republish, None
     answer = await provider.deliver(callback, retried=1)
     assert (answer.status, answer.headers["retry-after"]) == (503, "5")
@@ -573,13 +575,13 @@ async def test_a_refused_attempt_is_a_retry_and_the_last_one_a_failure(
     provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, caplog: pytest.LogCaptureFixture
 ) -> None:
     result = summarise.delay("abc")
-    letter = provider.take_request()
-    callbacks = provider.callbacks_of(letter, refuses(429, f"slow down, {KEY}"))
+    message = provider.take_request()
+    callbacks = provider.callbacks_of(message, refuses(429, f"slow down, {KEY}"))
     assert (await provider.deliver(callbacks.callback)).status == 200
     assert result.status == "retrying"
     [event] = kept.retried
     assert (event.context.attempt, event.reason) == (1, "ProviderError: OpenAI answered 429: slow down, ***")
-    last = provider.callbacks_of(letter, refuses(400, "bad schema"), retried=3, last=True)
+    last = provider.callbacks_of(message, refuses(400, "bad schema"), retried=3, last=True)
     assert last.failure is not None
     assert (await provider.deliver(last.callback)).status == 200  # the failure callback says the same
     assert (kept.failed, len(kept.retried)) == ([], 1)
@@ -599,9 +601,9 @@ async def test_callbacks_that_overtake_each_other_change_nothing(
     provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
 ) -> None:
     result = summarise.delay("abc")
-    letter = provider.take_request()
-    early = provider.callbacks_of(letter, refuses(500)).callback
-    last = provider.callbacks_of(letter, refuses(500), retried=3, last=True)
+    message = provider.take_request()
+    early = provider.callbacks_of(message, refuses(500)).callback
+    last = provider.callbacks_of(message, refuses(500), retried=3, last=True)
     assert last.failure is not None
     await provider.deliver(last.failure)
     for late in (early, last.callback):
@@ -610,12 +612,12 @@ async def test_callbacks_that_overtake_each_other_change_nothing(
 
 
 async def test_an_answer_waits_for_news_that_are_just_being_kept(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], courier: Courier
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], broker: ManualBroker
 ) -> None:
     """Told to come back in some seconds, as of a run that goes on elsewhere, it would be late for nothing."""
     result = summarise.delay("abc")
     callback = provider.callbacks_of(provider.take_request(), openai_says(GOOD)).callback
-    results, now_ms = courier.tasks.runtime.results(), courier.clock.now_ms()
+    results, now_ms = broker.tasks.runtime.results(), broker.clock.now_ms()
     news = Hold(f"run:{result.id}", "somebody", now_ms + BRIEF_MS)
     await asyncio.to_thread(results.acquire, [news], now_ms=now_ms)
     answering = asyncio.create_task(provider.deliver(callback))
@@ -628,11 +630,11 @@ async def test_an_answer_waits_for_news_that_are_just_being_kept(
 
 
 async def test_news_hold_a_call_for_a_moment_only(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], courier: Courier, monkeypatch: pytest.MonkeyPatch
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], broker: ManualBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = summarise.delay("abc")
-    letter = provider.take_request()
-    results = courier.tasks.runtime.results()
+    message = provider.take_request()
+    results = broker.tasks.runtime.results()
     acquire = results.acquire
     held: list[int] = []
 
@@ -641,19 +643,19 @@ async def test_news_hold_a_call_for_a_moment_only(
         return acquire(holds, now_ms=now_ms)
 
     monkeypatch.setattr(results, "acquire", noting)
-    await provider.deliver(provider.callbacks_of(letter, refuses(500)).callback)
-    await provider.deliver(provider.callbacks_of(letter, openai_says(GOOD)).callback)
+    await provider.deliver(provider.callbacks_of(message, refuses(500)).callback)
+    await provider.deliver(provider.callbacks_of(message, openai_says(GOOD)).callback)
     assert held == [BRIEF_MS, LEASE_MS]
 
 
 async def test_news_that_meet_a_run_are_no_news(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, courier: Courier
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, broker: ManualBroker
 ) -> None:
     result = summarise.delay("abc")
     callback = provider.callbacks_of(provider.take_request(), refuses(500)).callback
-    now_ms = courier.clock.now_ms()
+    now_ms = broker.clock.now_ms()
     running = Hold(f"run:{result.id}", "somebody", now_ms + LEASE_MS)
-    await asyncio.to_thread(courier.tasks.runtime.results().acquire, [running], now_ms=now_ms)
+    await asyncio.to_thread(broker.tasks.runtime.results().acquire, [running], now_ms=now_ms)
     assert (await provider.deliver(callback)).status == 200
     assert (result.status, kept.retried) == ("queued", [])
 
@@ -691,12 +693,12 @@ async def test_a_dead_letter_that_is_sent_again_succeeds_after_all(
     provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
 ) -> None:
     result = summarise.delay("x" * 10_000)  # what was kept for it is still there
-    letter = provider.take_request()
-    callbacks = provider.callbacks_of(letter, refuses(500), last=True)
+    message = provider.take_request()
+    callbacks = provider.callbacks_of(message, refuses(500), last=True)
     assert callbacks.failure is not None
     await provider.deliver(callbacks.failure)
     assert result.status == "failed"
-    await provider.deliver(provider.callbacks_of(letter, openai_says(GOOD)).callback)
+    await provider.deliver(provider.callbacks_of(message, openai_says(GOOD)).callback)
     assert await result.aget(timeout=1) == FITS
     assert len(kept.completed) == 1
 
@@ -726,8 +728,8 @@ async def test_a_url_or_a_body_that_was_changed_is_refused(
     provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
 ) -> None:
     summarise.delay("abc")
-    letter = provider.take_request()
-    callback = provider.callbacks_of(letter, openai_says(GOOD)).callback
+    message = provider.take_request()
+    callback = provider.callbacks_of(message, openai_says(GOOD)).callback
     changed = [
         replace(callback, url=callback.url + "&failed=1"),
         replace(callback, url=callback.url.replace("call=", "call=x")),
@@ -773,9 +775,9 @@ async def test_a_signed_query_of_another_kind_is_a_dead_letter_that_says_so(
 
 
 async def test_a_task_without_a_model_has_no_callbacks(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], courier: Courier
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], broker: ManualBroker
 ) -> None:
-    @courier.tasks.task
+    @broker.tasks.task
     def plain(n: int) -> None: ...
 
     summarise.delay("abc")
@@ -820,7 +822,7 @@ async def test_a_header_of_another_call_is_noticed_though_its_hash_is_right(
 
 async def test_without_a_result_backend_completions_run_all_the_same(kept: Kept) -> None:
 
-    home = Courier()
+    home = ManualBroker()
     home.tasks = application(results=None)
     home.tasks.runtime.clock = TaskClock(home.clock)
     provider = ScriptedProvider(home)
@@ -834,10 +836,10 @@ async def test_without_a_result_backend_completions_run_all_the_same(kept: Kept)
         kept.completed.append((summary,))
 
     call = outgoing.call(summarise.message(("abc",), {}), BASE_URL, None)
-    letter = Letter(Request("POST", call.path, call.headers, call.body), "msg_1")
+    message = SentMessage(Request("POST", call.path, call.headers, call.body), "msg_1")
     with home.tasks:
-        answer = await provider.deliver(provider.callbacks_of(letter, openai_says(GOOD)).callback)
-        refused = provider.callbacks_of(letter, refuses(500)).callback
+        answer = await provider.deliver(provider.callbacks_of(message, openai_says(GOOD)).callback)
+        refused = provider.callbacks_of(message, refuses(500)).callback
         assert (await provider.deliver(refused)).status == 200
     assert answer.status == 200
     assert kept.completed == [(FITS,)]

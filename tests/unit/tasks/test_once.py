@@ -28,22 +28,22 @@ from qtasks.tasks.run.dispatch_response import Outcome
 from qtasks.tasks.run.lease import LEASE_MS
 from qtasks.tasks.run.process_id import is_gone, new_holder
 from tests.support.tasks import application
-from tests.unit.tasks.courier import Courier, Letter, said
+from tests.unit.tasks.manual_broker import ManualBroker, SentMessage, json_of
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(params=["memory", "sqlite"])
-def courier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Courier]:
-    made = Courier(results="memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/r.db")
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ManualBroker]:
+    made = ManualBroker(results="memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/r.db")
     yield made
     made.close()
 
 
-class Slow:
-    """A task that runs until it is let go, and counts its runs."""
+class BlockingTask:
+    """A task that runs until the test sets `go_on`, and counts its runs."""
 
-    def __init__(self, courier: Courier, **options: Any) -> None:
+    def __init__(self, broker: ManualBroker, **options: Any) -> None:
         self.begun, self.go_on, self.runs = asyncio.Event(), asyncio.Event(), 0
         self.error: Exception | None = None
 
@@ -55,12 +55,12 @@ class Slow:
                 raise self.error
             return self.runs
 
-        self.task = courier.tasks.task(**options)(slow)
+        self.task = broker.tasks.task(**options)(slow)
 
     @contextlib.asynccontextmanager
-    async def running(self, courier: Courier, letter: Letter) -> AsyncIterator[asyncio.Task[Outcome]]:
-        """A delivery of `letter` that is under way."""
-        under_way = asyncio.create_task(courier.deliver(letter))
+    async def running(self, broker: ManualBroker, message: SentMessage) -> AsyncIterator[asyncio.Task[Outcome]]:
+        """Deliver `message`; its run is under way until the block ends."""
+        under_way = asyncio.create_task(broker.deliver(message))
         await self.begun.wait()
         yield under_way
         self.go_on.set()
@@ -70,36 +70,38 @@ class Slow:
 # --- deliveries of one call
 
 
-async def test_a_second_delivery_while_the_first_runs_is_told_to_come_back(courier: Courier) -> None:
-    slow = Slow(courier)
+async def test_a_second_delivery_while_the_first_runs_is_told_to_come_back(broker: ManualBroker) -> None:
+    slow = BlockingTask(broker)
     slow.task.delay()
-    letter = courier.take()
-    async with slow.running(courier, letter) as first:
-        again = await courier.deliver(letter)
+    message = broker.take()
+    async with slow.running(broker, message) as first:
+        again = await broker.deliver(message)
         assert again.status == 503
         assert again.headers == (("Retry-After", str(LEASE_MS // 1000)),)
-        assert said(again) == {"error": "this call is running elsewhere", "code": "QT415"}
+        assert json_of(again) == {"error": "this call is running elsewhere", "code": "QT415"}
         slow.go_on.set()
         assert (await first).body == b"1"
     assert slow.runs == 1
 
 
-async def test_a_delivery_after_the_end_gets_the_stored_outcome_and_runs_nothing(courier: Courier) -> None:
-    slow = Slow(courier)
+async def test_a_delivery_after_the_end_gets_the_stored_outcome_and_runs_nothing(broker: ManualBroker) -> None:
+    slow = BlockingTask(broker)
     slow.go_on.set()
     slow.task.delay()
-    letter = courier.take()
-    assert await courier.deliver(letter) == Outcome(200, b"1")
-    assert await courier.deliver(letter) == Outcome(200, b"1", (("Qtasks-Duplicate", "true"),))
+    message = broker.take()
+    assert await broker.deliver(message) == Outcome(200, b"1")
+    assert await broker.deliver(message) == Outcome(200, b"1", (("Qtasks-Duplicate", "true"),))
     assert slow.runs == 1
 
 
-async def test_the_last_permitted_attempt_waits_for_the_run_instead_of_making_a_dead_letter(courier: Courier) -> None:
-    slow = Slow(courier, retries=2)
+async def test_the_last_permitted_attempt_waits_for_the_run_instead_of_making_a_dead_letter(
+    broker: ManualBroker,
+) -> None:
+    slow = BlockingTask(broker, retries=2)
     slow.task.delay()
-    letter = courier.take()
-    async with slow.running(courier, letter) as first:
-        last = asyncio.create_task(courier.deliver(letter, retried=2))
+    message = broker.take()
+    async with slow.running(broker, message) as first:
+        last = asyncio.create_task(broker.deliver(message, retried=2))
         await asyncio.sleep(0)
         assert not last.done()
         slow.go_on.set()
@@ -108,13 +110,13 @@ async def test_the_last_permitted_attempt_waits_for_the_run_instead_of_making_a_
     assert slow.runs == 1
 
 
-async def test_the_last_attempt_runs_when_the_one_it_waited_for_has_failed(courier: Courier) -> None:
-    slow = Slow(courier, retries=1)
+async def test_the_last_attempt_runs_when_the_one_it_waited_for_has_failed(broker: ManualBroker) -> None:
+    slow = BlockingTask(broker, retries=1)
     slow.error = OSError("no")
     slow.task.delay()
-    letter = courier.take()
-    async with slow.running(courier, letter) as first:
-        last = asyncio.create_task(courier.deliver(letter, retried=1))
+    message = broker.take()
+    async with slow.running(broker, message) as first:
+        last = asyncio.create_task(broker.deliver(message, retried=1))
         await asyncio.sleep(0)
         slow.go_on.set()
         assert (await first).status == 500
@@ -122,30 +124,30 @@ async def test_the_last_attempt_runs_when_the_one_it_waited_for_has_failed(couri
     assert slow.runs == 2
 
 
-async def test_a_process_that_fell_silent_elsewhere_holds_its_call_for_its_lease_at_most(courier: Courier) -> None:
-    slow = Slow(courier)
+async def test_a_process_that_fell_silent_elsewhere_holds_its_call_for_its_lease_at_most(broker: ManualBroker) -> None:
+    slow = BlockingTask(broker)
     slow.go_on.set()
     result = slow.task.delay()
-    letter = courier.take()
-    dead = Hold(f"run:{result.id}", "somebody who died", courier.clock.now_ms() + LEASE_MS)
-    courier.tasks.runtime.results().acquire([dead], now_ms=courier.clock.now_ms())
-    courier.clock.advance(5_000)
-    answer = await courier.deliver(letter)
+    message = broker.take()
+    dead = Hold(f"run:{result.id}", "somebody who died", broker.clock.now_ms() + LEASE_MS)
+    broker.tasks.runtime.results().acquire([dead], now_ms=broker.clock.now_ms())
+    broker.clock.advance(5_000)
+    answer = await broker.deliver(message)
     assert (answer.status, answer.headers) == (503, (("Retry-After", str(LEASE_MS // 1000 - 5)),))
-    courier.clock.advance(LEASE_MS - 5_000)
-    assert (await courier.deliver(letter, retried=1)).body == b"1"
+    broker.clock.advance(LEASE_MS - 5_000)
+    assert (await broker.deliver(message, retried=1)).body == b"1"
 
 
-async def test_nobody_waits_for_a_process_of_this_machine_that_has_died(courier: Courier) -> None:
+async def test_nobody_waits_for_a_process_of_this_machine_that_has_died(broker: ManualBroker) -> None:
     program = "from qtasks.tasks.run.process_id import new_holder; print(new_holder())"
     died = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
-    slow = Slow(courier)
+    slow = BlockingTask(broker)
     slow.go_on.set()
     result = slow.task.delay()
-    letter = courier.take()
-    now_ms = courier.clock.now_ms()
-    courier.tasks.runtime.results().acquire([Hold(f"run:{result.id}", died, now_ms + LEASE_MS)], now_ms=now_ms)
-    assert (await courier.deliver(letter, retried=1)).body == b"1"
+    message = broker.take()
+    now_ms = broker.clock.now_ms()
+    broker.tasks.runtime.results().acquire([Hold(f"run:{result.id}", died, now_ms + LEASE_MS)], now_ms=now_ms)
+    assert (await broker.deliver(message, retried=1)).body == b"1"
 
 
 def test_a_holder_is_gone_only_when_that_is_certain() -> None:
@@ -158,15 +160,15 @@ def test_a_holder_is_gone_only_when_that_is_certain() -> None:
     assert not is_gone("somebody")
 
 
-async def test_a_long_run_keeps_its_hold(courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_run_keeps_its_hold(broker: ManualBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qtasks.tasks.run.lease.RENEW_S", 0.0)
-    slow = Slow(courier)
+    slow = BlockingTask(broker)
     result = slow.task.delay()
-    letter = courier.take()
-    async with slow.running(courier, letter):
-        results = courier.tasks.runtime.results()
-        courier.clock.advance(LEASE_MS - 1_000)
-        now_ms = courier.clock.now_ms()
+    message = broker.take()
+    async with slow.running(broker, message):
+        results = broker.tasks.runtime.results()
+        broker.clock.advance(LEASE_MS - 1_000)
+        now_ms = broker.clock.now_ms()
         other = Hold(f"run:{result.id}", "other", now_ms + 1)
         async with asyncio.timeout(10):
             while True:
@@ -177,10 +179,10 @@ async def test_a_long_run_keeps_its_hold(courier: Courier, monkeypatch: pytest.M
         assert held.owner != "other"
 
 
-async def test_a_retry_after_a_failure_runs(courier: Courier) -> None:
+async def test_a_retry_after_a_failure_runs(broker: ManualBroker) -> None:
     attempts: list[int] = []
 
-    @courier.tasks.task
+    @broker.tasks.task
     def work(ctx: TaskContext = injected) -> int:
         attempts.append(ctx.attempt)
         if ctx.attempt < 3:
@@ -188,100 +190,100 @@ async def test_a_retry_after_a_failure_runs(courier: Courier) -> None:
         return ctx.attempt
 
     work.delay()
-    letter = courier.take()
-    assert [(await courier.deliver(letter, retried=n)).status for n in range(3)] == [500, 500, 200]
+    message = broker.take()
+    assert [(await broker.deliver(message, retried=n)).status for n in range(3)] == [500, 500, 200]
     assert attempts == [1, 2, 3]
 
 
-async def test_a_failed_call_that_comes_once_more_by_itself_fails_again_without_running(courier: Courier) -> None:
+async def test_a_failed_call_that_comes_once_more_by_itself_fails_again_without_running(broker: ManualBroker) -> None:
     told: list[str] = []
-    slow = Slow(courier, retries=0)
+    slow = BlockingTask(broker, retries=0)
     slow.go_on.set()
     slow.error = OSError("no")
     slow.task.on_failure(lambda event: told.append(event.reason))
     slow.task.delay()
-    letter = courier.take()
-    await courier.deliver(letter)
-    again = await courier.deliver(letter)
-    assert (again.status, said(again)["error"], slow.runs) == (500, "OSError: no", 1)
+    message = broker.take()
+    await broker.deliver(message)
+    again = await broker.deliver(message)
+    assert (again.status, json_of(again)["error"], slow.runs) == (500, "OSError: no", 1)
     assert told == ["OSError: no"]
 
 
-async def test_a_dead_letter_that_is_sent_again_runs(courier: Courier) -> None:
-    slow = Slow(courier, retries=0)
+async def test_a_dead_letter_that_is_sent_again_runs(broker: ManualBroker) -> None:
+    slow = BlockingTask(broker, retries=0)
     slow.go_on.set()
     slow.error = OSError("no")
     slow.task.delay()
-    letter = courier.take()
-    await courier.deliver(letter)
-    letter.message_id = "msg_again"
+    message = broker.take()
+    await broker.deliver(message)
+    message.message_id = "msg_again"
     slow.error = None
-    assert (await courier.deliver(letter)).body == b"2"
+    assert (await broker.deliver(message)).body == b"2"
 
 
-async def test_the_same_signed_request_never_runs_twice(courier: Courier) -> None:
-    @courier.tasks.task(retries=5)
+async def test_the_same_signed_request_never_runs_twice(broker: ManualBroker) -> None:
+    @broker.tasks.task(retries=5)
     def work() -> None:
         runs.append(1)
         raise OSError
 
     runs: list[int] = []
     work.delay()
-    letter = courier.take()
-    token = courier.delivery(letter).signature
-    assert (await courier.deliver(letter, token=token)).status == 500
-    replayed = await courier.deliver(letter, token=token, retried=1)
-    assert (replayed.status, said(replayed)["error"]) == (503, "this very request was taken before")
-    assert (await courier.deliver(letter, retried=1)).status == 500
+    message = broker.take()
+    token = broker.delivery(message).signature
+    assert (await broker.deliver(message, token=token)).status == 500
+    replayed = await broker.deliver(message, token=token, retried=1)
+    assert (replayed.status, json_of(replayed)["error"]) == (503, "this very request was taken before")
+    assert (await broker.deliver(message, retried=1)).status == 500
     assert len(runs) == 2
 
 
-async def test_a_call_that_was_called_off_does_not_run_any_more(courier: Courier) -> None:
-    slow = Slow(courier)
+async def test_a_call_that_was_called_off_does_not_run_any_more(broker: ManualBroker) -> None:
+    slow = BlockingTask(broker)
     slow.go_on.set()
     result = slow.task.delay()
-    letter = courier.take()
-    backend = courier.tasks.runtime.results()
+    message = broker.take()
+    backend = broker.tasks.runtime.results()
     backend.put(result._called_off("msg_1"))
     backend.flush()
-    answer = await courier.deliver(letter)
-    assert (answer.status, said(answer)["cancelled"], slow.runs) == (200, "cancelled by its caller", 0)
+    answer = await broker.deliver(message)
+    assert (answer.status, json_of(answer)["cancelled"], slow.runs) == (200, "cancelled by its caller", 0)
 
 
-async def test_where_holds_cannot_be_had_the_task_runs(courier: Courier, caplog: pytest.LogCaptureFixture) -> None:
-    slow = Slow(courier)
+async def test_where_holds_cannot_be_had_the_task_runs(broker: ManualBroker, caplog: pytest.LogCaptureFixture) -> None:
+    slow = BlockingTask(broker)
     slow.go_on.set()
     slow.task.delay()
 
     def broken(holds: Any, *, now_ms: int) -> list[Hold]:
         raise ResultError("no database")
 
-    courier.tasks.runtime.results().acquire = broken  # type: ignore[method-assign]
-    assert (await courier.deliver()).body == b"1"
+    broker.tasks.runtime.results().acquire = broken  # type: ignore[method-assign]
+    assert (await broker.deliver()).body == b"1"
     assert "holds could not be taken" in caplog.text
 
 
-async def test_a_snoozed_call_is_let_go_of(courier: Courier) -> None:
-    @courier.tasks.task
+async def test_a_snoozed_call_is_let_go_of(broker: ManualBroker) -> None:
+    @broker.tasks.task
     def work(ctx: TaskContext = injected) -> str:
         if not ctx.snoozed:
             raise Snooze(1)
         return "done"
 
     work.delay()
-    await courier.deliver()
-    assert (await courier.deliver()).body == b'"done"'
+    await broker.deliver()
+    assert (await broker.deliver()).body == b'"done"'
 
 
 # --- calls that are the same
 
 
 async def test_a_second_call_with_the_same_arguments_is_not_sent_and_says_so(
-    courier: Courier, caplog: pytest.LogCaptureFixture
+    broker: ManualBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The trap: an id for deduplication that swallows a wanted call without a word."""
 
-    @courier.tasks.task(unique=True)
+    @broker.tasks.task(unique=True)
     def work(a: int, b: str = "x") -> str:
         return f"{a}{b}"
 
@@ -290,12 +292,12 @@ async def test_a_second_call_with_the_same_arguments_is_not_sent_and_says_so(
         second = work.delay(1, b="x")
     third = await work.adelay(b="x", a=1)
     other = work.delay(2)
-    assert [letter.envelope["args"] for letter in courier.letters] == [[1], [2]]
+    assert [message.envelope["args"] for message in broker.messages] == [[1], [2]]
     assert (second.deduplicated, second.id, third.id) == (True, first.id, first.id)
     assert f"call {first.id} stands for it" in caplog.text
     assert not first.deduplicated
     assert not other.deduplicated
-    await courier.deliver(courier.letters[0])
+    await broker.deliver(broker.messages[0])
     assert second.get(timeout=1) == "1x"
     assert not work.delay(1).deduplicated
 
@@ -305,24 +307,24 @@ async def test_a_second_call_with_the_same_arguments_is_not_sent_and_says_so(
     [(None, True), (ArgumentsError("x"), True), (Cancel(), True), (OSError(), False), (Snooze(1), False)],
 )
 async def test_the_key_is_free_again_when_the_call_is_done_and_not_before(
-    courier: Courier, raised: Exception | None, free: bool
+    broker: ManualBroker, raised: Exception | None, free: bool
 ) -> None:
-    @courier.tasks.task(unique=True, retries=RetryPolicy(give_up_on=ArgumentsError))
+    @broker.tasks.task(unique=True, retries=RetryPolicy(give_up_on=ArgumentsError))
     def work() -> None:
         if raised is not None:
             raise raised
 
     work.delay()
-    await courier.deliver()
-    courier.letters.clear()
+    await broker.deliver()
+    broker.messages.clear()
     assert work.delay().deduplicated is not free
 
 
-async def test_parameters_may_be_chosen(courier: Courier) -> None:
-    @courier.tasks.task(unique="order")
+async def test_parameters_may_be_chosen(broker: ManualBroker) -> None:
+    @broker.tasks.task(unique="order")
     def one(order: int, note: str) -> None: ...
 
-    @courier.tasks.task(unique=["a", "b"])
+    @broker.tasks.task(unique=["a", "b"])
     def two(a: int, b: int, c: int) -> None: ...
 
     assert [one.delay(1, "x").deduplicated, one.delay(1, "y").deduplicated, one.delay(2, "x").deduplicated] == [
@@ -339,34 +341,34 @@ async def test_parameters_may_be_chosen(courier: Courier) -> None:
         one.using(unique="nonsense").delay(1, "x")
 
 
-async def test_a_window_lasts_whether_the_call_is_done_or_not(courier: Courier) -> None:
-    @courier.tasks.task(unique=True, unique_for="10m")
+async def test_a_window_lasts_whether_the_call_is_done_or_not(broker: ManualBroker) -> None:
+    @broker.tasks.task(unique=True, unique_for="10m")
     def work() -> None: ...
 
     work.delay()
-    await courier.deliver()
-    courier.clock.advance(599_000)
+    await broker.deliver()
+    broker.clock.advance(599_000)
     assert work.delay().deduplicated
-    courier.clock.advance(1_000)
+    broker.clock.advance(1_000)
     assert not work.delay().deduplicated
 
 
-async def test_a_call_that_is_never_heard_of_again_blocks_for_a_day_after_its_delay(courier: Courier) -> None:
-    @courier.tasks.task(unique=True)
+async def test_a_call_that_is_never_heard_of_again_blocks_for_a_day_after_its_delay(broker: ManualBroker) -> None:
+    @broker.tasks.task(unique=True)
     def work() -> None: ...
 
     work.using(delay="2d").delay()
-    courier.clock.advance((3 * 86_400 - 1) * 1000)
+    broker.clock.advance((3 * 86_400 - 1) * 1000)
     assert work.delay().deduplicated
-    courier.clock.advance(1_000)
+    broker.clock.advance(1_000)
     assert not work.delay().deduplicated
 
 
-async def test_a_call_that_could_not_be_sent_does_not_keep_its_key(courier: Courier) -> None:
-    @courier.tasks.task(unique=True)
+async def test_a_call_that_could_not_be_sent_does_not_keep_its_key(broker: ManualBroker) -> None:
+    @broker.tasks.task(unique=True)
     def work() -> None: ...
 
-    publisher = courier.tasks.runtime.publisher()
+    publisher = broker.tasks.runtime.publisher()
 
     def down(message: object) -> Any:
         raise BrokerUnreachable("down")
@@ -381,33 +383,33 @@ async def test_a_call_that_could_not_be_sent_does_not_keep_its_key(courier: Cour
 
 
 @pytest.mark.parametrize("error", [Snooze("3d"), OSError("away"), RetryAfter("1d")])
-async def test_a_call_that_comes_again_is_unique_until_it_has_ended(courier: Courier, error: Exception) -> None:
+async def test_a_call_that_comes_again_is_unique_until_it_has_ended(broker: ManualBroker, error: Exception) -> None:
     """However long that takes: a day is for calls that are never heard of again."""
 
-    @courier.tasks.task(unique=True, retries=9)
+    @broker.tasks.task(unique=True, retries=9)
     def work() -> None:
         if next(runs) < 4:
             raise error
 
     runs = itertools.count(1)
     first = work.delay()
-    letter = courier.take()
+    message = broker.take()
     for retried in range(3):
-        await courier.deliver(letter, retried=0 if isinstance(error, Snooze) else retried)
-        courier.clock.advance(round((2.9 if isinstance(error, Snooze) else 1) * 86_400_000))
+        await broker.deliver(message, retried=0 if isinstance(error, Snooze) else retried)
+        broker.clock.advance(round((2.9 if isinstance(error, Snooze) else 1) * 86_400_000))
         assert work.delay().id == first.id
-        if courier.letters:
-            letter = courier.take()
-    assert (await courier.deliver(letter, retried=3)).status == 200
+        if broker.messages:
+            message = broker.take()
+    assert (await broker.deliver(message, retried=3)).status == 200
     assert work.delay().id != first.id
 
 
 @pytest.mark.parametrize("how", ["left by an exception", "no broker", "refused"])
 @pytest.mark.parametrize("blocking", [True, False])
 async def test_a_call_of_a_batch_that_was_not_sent_does_not_keep_its_key(
-    courier: Courier, monkeypatch: pytest.MonkeyPatch, how: str, blocking: bool
+    broker: ManualBroker, monkeypatch: pytest.MonkeyPatch, how: str, blocking: bool
 ) -> None:
-    @courier.tasks.task(unique=True)
+    @broker.tasks.task(unique=True)
     def work(n: int) -> None: ...
 
     def unreachable(request: Request, timeout_s: float) -> Reply:
@@ -415,27 +417,27 @@ async def test_a_call_of_a_batch_that_was_not_sent_does_not_keep_its_key(
 
     async def make() -> None:
         if blocking:
-            with courier.tasks.batch():
+            with broker.tasks.batch():
                 work.delay(1)
                 if how == "left by an exception":
                     raise KeyError
         else:
-            async with courier.tasks.batch():
+            async with broker.tasks.batch():
                 await work.adelay(1)
                 if how == "left by an exception":
                     raise KeyError
 
     with monkeypatch.context() as away:
         if how == "no broker":
-            away.setattr(courier.home.transport, "send", unreachable)
+            away.setattr(broker.embedded.transport, "send", unreachable)
         elif how == "refused":
-            courier.refuses = '"args":[1]'
+            broker.refuses = '"args":[1]'
         with pytest.raises((KeyError, BrokerUnreachable, PartlyRefused)):
             await make()
-    courier.refuses = ""
-    assert courier.letters == []
+    broker.refuses = ""
+    assert broker.messages == []
     assert not work.delay(1).deduplicated
-    assert len(courier.letters) == 1
+    assert len(broker.messages) == 1
     assert work.delay(1).deduplicated
 
 

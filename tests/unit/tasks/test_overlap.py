@@ -20,7 +20,7 @@ from qtasks.tasks.results.backend import Hold, ResultStatus
 from qtasks.tasks.run.dispatch_response import Outcome
 from qtasks.tasks.run.lease import LEASE_MS
 from tests.support.tasks import application, deliver, envelope
-from tests.unit.tasks.courier import Courier, Letter, said
+from tests.unit.tasks.manual_broker import ManualBroker, SentMessage, json_of
 
 pytestmark = pytest.mark.anyio
 
@@ -28,26 +28,26 @@ SKIPPED = {"skipped": "another run of its schedule is under way", "code": "QT418
 
 
 @pytest.fixture(params=["memory", "sqlite"])
-def courier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Courier]:
-    made = Courier(results="memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/r.db")
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ManualBroker]:
+    made = ManualBroker(results="memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/r.db")
     yield made
     made.close()
 
 
-async def delivered(courier: Courier, letter: Letter, **facts: Any) -> Outcome:
+async def delivered(broker: ManualBroker, message: SentMessage, **facts: Any) -> Outcome:
     """The answer, which must not wait for whatever is under way."""
-    return await asyncio.wait_for(courier.deliver(letter, **facts), 10)
+    return await asyncio.wait_for(broker.deliver(message, **facts), 10)
 
 
-class Slow:
-    """A scheduled task that runs until it is let go."""
+class BlockingSchedule:
+    """A scheduled task that runs until the test sets `go_on`."""
 
-    def __init__(self, courier: Courier, *, overlap: Any = "skip", **options: Any) -> None:
-        self.courier = courier
+    def __init__(self, broker: ManualBroker, *, overlap: Any = "skip", **options: Any) -> None:
+        self.broker = broker
         self.begun, self.go_on, self.runs = asyncio.Event(), asyncio.Event(), 0
         self.error: Exception | None = None
 
-        @courier.tasks.every("1m", overlap=overlap, **options)
+        @broker.tasks.every("1m", overlap=overlap, **options)
         async def slow() -> int:
             self.runs += 1
             self.begun.set()
@@ -58,17 +58,17 @@ class Slow:
 
         (self.schedule,) = slow.schedules
 
-    def tick(self) -> tuple[TaskResult[int], Letter]:
+    def tick(self) -> tuple[TaskResult[int], SentMessage]:
         """One run on its way."""
         result = self.schedule.trigger()
-        return result, self.courier.take()
+        return result, self.broker.take()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Task[Outcome]]:
         """A run that is under way."""
-        _, letter = self.tick()
+        _, message = self.tick()
         self.begun.clear()
-        under_way = asyncio.create_task(self.courier.deliver(letter))
+        under_way = asyncio.create_task(self.broker.deliver(message))
         await self.begun.wait()
         yield under_way
         self.go_on.set()
@@ -76,13 +76,13 @@ class Slow:
 
 
 async def test_a_run_that_finds_another_one_under_way_ends_unrun_and_everybody_can_see_it(
-    courier: Courier, caplog: pytest.LogCaptureFixture
+    broker: ManualBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    slow = Slow(courier)
+    slow = BlockingSchedule(broker)
     async with slow.running():
-        result, letter = slow.tick()
-        answer = await delivered(courier, letter)
-    assert (answer.status, said(answer)) == (200, SKIPPED)
+        result, message = slow.tick()
+        answer = await delivered(broker, message)
+    assert (answer.status, json_of(answer)) == (200, SKIPPED)
     assert slow.runs == 1
     assert result.status is ResultStatus.CANCELLED
     with pytest.raises(TaskCancelled, match="another run of its schedule is under way"):
@@ -92,107 +92,107 @@ async def test_a_run_that_finds_another_one_under_way_ends_unrun_and_everybody_c
     assert record.getMessage() == "slow skipped: another run of its schedule is under way"
 
 
-async def test_the_run_after_the_end_of_the_other_runs(courier: Courier) -> None:
-    slow = Slow(courier)
+async def test_the_run_after_the_end_of_the_other_runs(broker: ManualBroker) -> None:
+    slow = BlockingSchedule(broker)
     async with slow.running():
         pass
-    _, letter = slow.tick()
-    assert (await courier.deliver(letter)).body == b"2"
+    _, message = slow.tick()
+    assert (await broker.deliver(message)).body == b"2"
 
 
-async def test_a_skipped_run_is_over_also_when_it_is_delivered_again(courier: Courier) -> None:
-    slow = Slow(courier)
+async def test_a_skipped_run_is_over_also_when_it_is_delivered_again(broker: ManualBroker) -> None:
+    slow = BlockingSchedule(broker)
     async with slow.running():
-        _, letter = slow.tick()
-        await delivered(courier, letter)
-    again = await courier.deliver(letter, retried=1)
+        _, message = slow.tick()
+        await delivered(broker, message)
+    again = await broker.deliver(message, retried=1)
     assert again.status == 200
-    assert said(again)["cancelled"] == SKIPPED["skipped"]
+    assert json_of(again)["cancelled"] == SKIPPED["skipped"]
     assert slow.runs == 1
 
 
 async def test_a_failed_run_lets_the_next_one_run_and_one_that_waits_for_its_retry_is_not_under_way(
-    courier: Courier,
+    broker: ManualBroker,
 ) -> None:
-    slow = Slow(courier, retries=1)
+    slow = BlockingSchedule(broker, retries=1)
     slow.error = OSError("no")
     slow.go_on.set()
     _, failed = slow.tick()
-    assert (await courier.deliver(failed)).status == 500
+    assert (await broker.deliver(failed)).status == 500
     slow.error = None
-    _, letter = slow.tick()
-    assert (await courier.deliver(letter)).body == b"2"
-    assert (await courier.deliver(failed, retried=1)).body == b"3"
+    _, message = slow.tick()
+    assert (await broker.deliver(message)).body == b"2"
+    assert (await broker.deliver(failed, retried=1)).body == b"3"
 
 
-async def test_a_duplicate_delivery_of_the_run_under_way_is_told_to_come_back(courier: Courier) -> None:
-    slow = Slow(courier)
-    _, letter = slow.tick()
-    first = asyncio.create_task(courier.deliver(letter))
+async def test_a_duplicate_delivery_of_the_run_under_way_is_told_to_come_back(broker: ManualBroker) -> None:
+    slow = BlockingSchedule(broker)
+    _, message = slow.tick()
+    first = asyncio.create_task(broker.deliver(message))
     await slow.begun.wait()
-    assert (await courier.deliver(letter)).status == 503
+    assert (await broker.deliver(message)).status == 503
     slow.go_on.set()
     assert (await first).body == b"1"
-    assert (await courier.deliver(letter)).body == b"1"
+    assert (await broker.deliver(message)).body == b"1"
 
 
-async def test_other_schedules_of_the_same_task_do_not_count(courier: Courier) -> None:
-    slow = Slow(courier)
-    task = courier.tasks.tasks["slow"]
-    courier.tasks.every("1h", schedule="other", overlap="skip")(task)
+async def test_other_schedules_of_the_same_task_do_not_count(broker: ManualBroker) -> None:
+    slow = BlockingSchedule(broker)
+    task = broker.tasks.tasks["slow"]
+    broker.tasks.every("1h", schedule="other", overlap="skip")(task)
     async with slow.running() as first:
         slow.go_on.set()
         task.schedules[1].trigger()
-        assert (await courier.deliver()).body == b"2"
+        assert (await broker.deliver()).body == b"2"
         assert (await first).status == 200
 
 
-async def test_runs_that_may_overlap_do(courier: Courier) -> None:
-    slow = Slow(courier, overlap="allow")
+async def test_runs_that_may_overlap_do(broker: ManualBroker) -> None:
+    slow = BlockingSchedule(broker, overlap="allow")
     async with slow.running():
-        _, letter = slow.tick()
-        second = asyncio.create_task(courier.deliver(letter))
+        _, message = slow.tick()
+        second = asyncio.create_task(broker.deliver(message))
         slow.begun.clear()
         await slow.begun.wait()
         slow.go_on.set()
         assert (await second).body == b"2"
 
 
-async def test_a_run_whose_process_has_died_on_this_machine_holds_up_nobody(courier: Courier) -> None:
+async def test_a_run_whose_process_has_died_on_this_machine_holds_up_nobody(broker: ManualBroker) -> None:
     program = "from qtasks.tasks.run.process_id import new_holder; print(new_holder())"
     died = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
-    slow = Slow(courier)
+    slow = BlockingSchedule(broker)
     slow.go_on.set()
-    _, letter = slow.tick()
-    hold(courier, slow, died)
-    assert (await courier.deliver(letter)).body == b"1"
+    _, message = slow.tick()
+    hold(broker, slow, died)
+    assert (await broker.deliver(message)).body == b"1"
 
 
-async def test_a_run_that_fell_silent_elsewhere_holds_its_schedule_for_its_lease_at_most(courier: Courier) -> None:
-    slow = Slow(courier)
+async def test_a_run_that_fell_silent_elsewhere_holds_its_schedule_for_its_lease_at_most(broker: ManualBroker) -> None:
+    slow = BlockingSchedule(broker)
     slow.go_on.set()
-    hold(courier, slow, "elsewhere/1/1/x")
-    _, letter = slow.tick()
-    assert said(await delivered(courier, letter)) == SKIPPED
-    courier.clock.advance(LEASE_MS)
-    _, letter = slow.tick()
-    assert (await courier.deliver(letter)).body == b"1"
+    hold(broker, slow, "elsewhere/1/1/x")
+    _, message = slow.tick()
+    assert json_of(await delivered(broker, message)) == SKIPPED
+    broker.clock.advance(LEASE_MS)
+    _, message = slow.tick()
+    assert (await broker.deliver(message)).body == b"1"
 
 
-def hold(courier: Courier, slow: Slow, owner: str) -> None:
+def hold(broker: ManualBroker, slow: BlockingSchedule, owner: str) -> None:
     """Have `owner` run the schedule."""
-    now_ms = courier.clock.now_ms()
+    now_ms = broker.clock.now_ms()
     key = f"schedule:{slow.schedule.id}"
-    courier.tasks.runtime.results().acquire([Hold(key, owner, now_ms + LEASE_MS)], now_ms=now_ms)
+    broker.tasks.runtime.results().acquire([Hold(key, owner, now_ms + LEASE_MS)], now_ms=now_ms)
 
 
-async def test_a_long_run_keeps_its_schedule_to_itself(courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_run_keeps_its_schedule_to_itself(broker: ManualBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qtasks.tasks.run.lease.RENEW_S", 0.0)
-    slow = Slow(courier)
+    slow = BlockingSchedule(broker)
     async with slow.running():
-        results = courier.tasks.runtime.results()
-        courier.clock.advance(LEASE_MS - 1_000)
-        now_ms = courier.clock.now_ms()
+        results = broker.tasks.runtime.results()
+        broker.clock.advance(LEASE_MS - 1_000)
+        now_ms = broker.clock.now_ms()
         other = Hold(f"schedule:{slow.schedule.id}", "other", now_ms + 1)
         async with asyncio.timeout(10):
             while True:
@@ -200,15 +200,15 @@ async def test_a_long_run_keeps_its_schedule_to_itself(courier: Courier, monkeyp
                 if held.until_ms == now_ms + LEASE_MS:
                     break
                 await asyncio.sleep(0)
-        courier.clock.advance(2_000)
-        _, letter = slow.tick()
-        assert said(await delivered(courier, letter)) == SKIPPED
+        broker.clock.advance(2_000)
+        _, message = slow.tick()
+        assert json_of(await delivered(broker, message)) == SKIPPED
 
 
-async def test_a_run_that_is_put_off_lets_others_run_and_is_left_out_where_one_does(courier: Courier) -> None:
+async def test_a_run_that_is_put_off_lets_others_run_and_is_left_out_where_one_does(broker: ManualBroker) -> None:
     go_on, begun, runs = asyncio.Event(), asyncio.Event(), 0
 
-    @courier.tasks.every("1m", overlap="skip")
+    @broker.tasks.every("1m", overlap="skip")
     async def work() -> str:
         nonlocal runs
         runs += 1
@@ -219,12 +219,12 @@ async def test_a_run_that_is_put_off_lets_others_run_and_is_left_out_where_one_d
         return "done"
 
     work.schedules[0].trigger()
-    await courier.deliver()
-    put_off = courier.take()
+    await broker.deliver()
+    put_off = broker.take()
     work.schedules[0].trigger()
-    running = asyncio.create_task(courier.deliver())
+    running = asyncio.create_task(broker.deliver())
     await begun.wait()
-    assert said(await delivered(courier, put_off)) == SKIPPED
+    assert json_of(await delivered(broker, put_off)) == SKIPPED
     go_on.set()
     assert (await running).body == b'"done"'
 

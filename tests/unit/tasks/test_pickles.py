@@ -30,7 +30,7 @@ from qtasks.tasks.encode.pickling import ForgedError, Pickles, Purpose
 from qtasks.tasks.encode.result_codec import load
 from qtasks.tasks.task import Task
 from tests.support.tasks import application, envelope
-from tests.unit.tasks.courier import Courier, Letter, said
+from tests.unit.tasks.manual_broker import ManualBroker, SentMessage, json_of
 
 pytestmark = pytest.mark.anyio
 
@@ -87,8 +87,8 @@ def silence() -> Iterator[None]:
 
 
 @pytest.fixture
-def courier() -> Iterator[Courier]:
-    made = Courier(**PERMITTED)
+def broker() -> Iterator[ManualBroker]:
+    made = ManualBroker(**PERMITTED)
     yield made
     made.close()
 
@@ -209,23 +209,23 @@ def test_there_is_one_place_that_reads_pickles() -> None:
 # --- calls
 
 
-async def test_what_json_cannot_carry_travels_both_ways(courier: Courier) -> None:
+async def test_what_json_cannot_carry_travels_both_ways(broker: ManualBroker) -> None:
     class Local:
         """Of no module that the other side could import."""
 
         name = "local"
 
-    @courier.tasks.task(serializer="pickle")
+    @broker.tasks.task(serializer="pickle")
     def work(point: Point, numbers: set[int], *rows: Any, then: Callable[[int], int], **more: Any) -> Any:
         return (point, numbers, rows, then(20), more)
 
     shared = [1]
     given = (Point(1, datetime(2026, 1, 1, tzinfo=UTC)), {1, 2}, Local, SecretStr("s"), shared, shared)
     result = work.delay(*given, then=lambda n: n + 1, opaque=Opaque(3))
-    letter = courier.take()
-    assert set(letter.envelope) == {"v", "id", "args", "kwargs", "retries", "pickled"}
-    assert (letter.envelope["args"], letter.envelope["kwargs"]) == ([], {})
-    assert (await courier.deliver(letter)).status == 200
+    message = broker.take()
+    assert set(message.envelope) == {"v", "id", "args", "kwargs", "retries", "pickled"}
+    assert (message.envelope["args"], message.envelope["kwargs"]) == ([], {})
+    assert (await broker.deliver(message)).status == 200
     point, numbers, rows, then, more = result.get(0)
     assert (point, numbers, then, more) == (given[0], {1, 2}, 21, {"opaque": Opaque(3)})
     assert rows[0].name == "local"
@@ -233,8 +233,8 @@ async def test_what_json_cannot_carry_travels_both_ways(courier: Courier) -> Non
     assert rows[2] is rows[3]  # one object, given twice, is still one
 
 
-async def test_arguments_are_checked_at_the_call_and_the_task_gets_what_it_declares(courier: Courier) -> None:
-    @courier.tasks.task(serializer="pickle")
+async def test_arguments_are_checked_at_the_call_and_the_task_gets_what_it_declares(broker: ManualBroker) -> None:
+    @broker.tasks.task(serializer="pickle")
     def work(opaque: Opaque, count: int = 0) -> str:
         return f"{opaque.number} {count!r}"
 
@@ -243,14 +243,14 @@ async def test_arguments_are_checked_at_the_call_and_the_task_gets_what_it_decla
     assert caught.value.code == "QT153"
     with pytest.raises(ArgumentsError, match="missing"):
         work.delay()  # type: ignore[call-arg]
-    assert courier.letters == []
+    assert broker.messages == []
     result = work.delay(Opaque(1), "7")  # type: ignore[arg-type]
-    await courier.deliver()
+    await broker.deliver()
     assert result.get(0) == "1 7"
 
 
-async def test_an_argument_that_cannot_be_pickled_is_named(courier: Courier) -> None:
-    @courier.tasks.task(serializer="pickle")
+async def test_an_argument_that_cannot_be_pickled_is_named(broker: ManualBroker) -> None:
+    @broker.tasks.task(serializer="pickle")
     def work(a: Any, b: Any = None) -> None: ...
 
     never = (n for n in range(3))
@@ -263,7 +263,7 @@ async def test_an_argument_that_cannot_be_pickled_is_named(courier: Courier) -> 
     with pytest.raises(ArgumentsError, match="allowed") as caught:
         work.delay(b"x" * 1024 * 1024)
     assert caught.value.code == "QT155"
-    assert courier.letters == []
+    assert broker.messages == []
 
 
 @pytest.mark.parametrize(
@@ -283,16 +283,16 @@ async def test_an_argument_that_cannot_be_pickled_is_named(courier: Courier) -> 
     ],
 )
 async def test_a_result_is_json_where_json_can_carry_it(
-    courier: Courier, annotation: Any, value: Any, kept: str | None
+    broker: ManualBroker, annotation: Any, value: Any, kept: str | None
 ) -> None:
     def work() -> Any:
         return value
 
     work.__annotations__["return"] = annotation
-    result = courier.tasks.task(serializer="pickle")(work).delay()
-    answer = await courier.deliver()
+    result = broker.tasks.task(serializer="pickle")(work).delay()
+    answer = await broker.deliver()
     assert answer.status == 200
-    record = courier.tasks.runtime.results().read(result.id)
+    record = broker.tasks.runtime.results().read(result.id)
     assert record is not None
     if kept == "pickle":
         assert list(json.loads(answer.body)["pickle"]) == ["bytes", "sha256"]  # the broker keeps answers
@@ -305,36 +305,36 @@ async def test_a_result_is_json_where_json_can_carry_it(
     assert back == value
 
 
-async def test_a_result_of_the_wrong_type_is_no_more_welcome_than_as_json(courier: Courier) -> None:
-    @courier.tasks.task(serializer="pickle")
+async def test_a_result_of_the_wrong_type_is_no_more_welcome_than_as_json(broker: ManualBroker) -> None:
+    @broker.tasks.task(serializer="pickle")
     def work(what: Any) -> Opaque:
         return what  # type: ignore[no-any-return]
 
     result = work.delay("text")
-    answer = await courier.deliver()
-    assert (answer.status, said(answer)["code"]) == (489, "QT406")
+    answer = await broker.deliver()
+    assert (answer.status, json_of(answer)["code"]) == (489, "QT406")
     with pytest.raises(TaskFailed, match="the str returned by work does not fit Opaque"):
         result.get(0)
 
 
-async def test_a_second_delivery_gets_the_answer_of_the_first(courier: Courier) -> None:
-    @courier.tasks.task(serializer="pickle")
+async def test_a_second_delivery_gets_the_answer_of_the_first(broker: ManualBroker) -> None:
+    @broker.tasks.task(serializer="pickle")
     def work() -> Opaque:
         return Opaque(next(runs))
 
     runs = itertools.count(1)
     result = work.delay()
-    letter = courier.take()
-    first = await courier.deliver(letter)
-    again = await courier.deliver(letter)
+    message = broker.take()
+    first = await broker.deliver(message)
+    again = await broker.deliver(message)
     assert again.body == first.body
     assert result.get(0) == Opaque(1)
 
 
-async def test_a_hook_sees_the_arguments(courier: Courier) -> None:
+async def test_a_hook_sees_the_arguments(broker: ManualBroker) -> None:
     events: list[TaskEvent] = []
 
-    @courier.tasks.task(serializer="pickle")
+    @broker.tasks.task(serializer="pickle")
     def work(opaque: Opaque) -> Opaque:
         return opaque
 
@@ -343,29 +343,29 @@ async def test_a_hook_sees_the_arguments(courier: Courier) -> None:
         events.append(event)
 
     work.delay(Opaque(2))
-    await courier.deliver()
+    await broker.deliver()
     assert [(event.arguments, event.value) for event in events] == [({"opaque": Opaque(2)}, Opaque(2))]
 
 
-async def test_calls_may_be_unique_by_parameters_that_json_can_carry(courier: Courier) -> None:
+async def test_calls_may_be_unique_by_parameters_that_json_can_carry(broker: ManualBroker) -> None:
     def work(order: int, opaque: Opaque, note: Any = None) -> None: ...
 
-    task = courier.tasks.task(serializer="pickle", unique="order")(work)
+    task = broker.tasks.task(serializer="pickle", unique="order")(work)
     first = task.delay(1, Opaque(1))
     assert task.delay(1, Opaque(2)).id == first.id
     assert task.delay(2, Opaque(1)).id != first.id
     with pytest.raises(DefinitionError, match="unique=True says nothing"):
-        courier.tasks.task(serializer="pickle", unique=True, name="all")(work)
-    by_object = courier.tasks.task(serializer="pickle", unique="opaque", name="by-object")(work)
+        broker.tasks.task(serializer="pickle", unique=True, name="all")(work)
+    by_object = broker.tasks.task(serializer="pickle", unique="opaque", name="by-object")(work)
     with pytest.raises(DefinitionError, match="parameter 'opaque': Opaque cannot travel as JSON"):
         by_object.delay(1, Opaque(1))
-    by_note = courier.tasks.task(serializer="pickle", unique=["note"], name="by-note")(work)
+    by_note = broker.tasks.task(serializer="pickle", unique=["note"], name="by-note")(work)
     with pytest.raises(ArgumentsError, match="'note' cannot be written as JSON"):
         by_note.delay(1, Opaque(1), note=Opaque(2))
 
 
-async def test_a_call_that_is_put_off_comes_again(courier: Courier) -> None:
-    @courier.tasks.task(serializer="pickle")
+async def test_a_call_that_is_put_off_comes_again(broker: ManualBroker) -> None:
+    @broker.tasks.task(serializer="pickle")
     def work(opaque: Opaque) -> int:
         if next(runs) == 1:
             raise Snooze("1m")
@@ -373,103 +373,103 @@ async def test_a_call_that_is_put_off_comes_again(courier: Courier) -> None:
 
     runs = itertools.count(1)
     work.delay(Opaque(7))
-    await courier.deliver()
-    assert (await courier.deliver()).body == b"7"
+    await broker.deliver()
+    assert (await broker.deliver()).body == b"7"
 
 
-async def test_a_schedule_would_outlive_a_pickle(courier: Courier) -> None:
+async def test_a_schedule_would_outlive_a_pickle(broker: ManualBroker) -> None:
     def work(what: Any = None) -> None: ...
 
     with pytest.raises(DefinitionError, match="a pickle is for one version of Python"):
-        courier.tasks.every("1h", serializer="pickle")(work)
-    task = courier.tasks.task(serializer="pickle", name="other")(work)
+        broker.tasks.every("1h", serializer="pickle")(work)
+    task = broker.tasks.task(serializer="pickle", name="other")(work)
     with pytest.raises(DefinitionError, match="a pickle is for one version of Python"):
         task.schedule("0 9 * * *", name="daily", args=[{1}])
 
 
-async def test_a_call_under_an_old_name_is_read_and_one_of_another_task_is_not(courier: Courier) -> None:
+async def test_a_call_under_an_old_name_is_read_and_one_of_another_task_is_not(broker: ManualBroker) -> None:
     mail = TaskRouter(prefix="mail.")
 
     @mail.task(serializer="pickle", aliases=["old"])
     def work(what: Any) -> Any:
         return what
 
-    courier.tasks.include_router(mail)
-    runtime = courier.tasks.runtime
+    broker.tasks.include_router(mail)
+    runtime = broker.tasks.runtime
     for name, status in (("mail.work", 200), ("mail.old", 200), ("mail.other", 489)):
         work.delay(Canary())
-        letter = courier.take()
-        call_id = letter.envelope["id"]
-        letter.task = "mail.old"
+        message = broker.take()
+        call_id = message.envelope["id"]
+        message.task = "mail.old"
         text = runtime.pickles().dump(((Canary(),), {}), Purpose.arguments(name, call_id))
-        letter.body = encode(Envelope(call_id, pickled=text))
+        message.body = encode(Envelope(call_id, pickled=text))
         SONGS.clear()
-        assert (await courier.deliver(letter)).status == status
+        assert (await broker.deliver(message)).status == status
         assert len(SONGS) == (status == 200)
 
 
 # --- what follows
 
 
-async def run_all(courier: Courier) -> None:
-    while courier.letters:
-        await courier.deliver(courier.letters.pop(0))
+async def run_all(broker: ManualBroker) -> None:
+    while broker.messages:
+        await broker.deliver(broker.messages.pop(0))
 
 
-async def test_results_go_through_a_flow_as_what_they_are(courier: Courier) -> None:
-    @courier.tasks.task
+async def test_results_go_through_a_flow_as_what_they_are(broker: ManualBroker) -> None:
+    @broker.tasks.task
     def row(n: int) -> bytes:
         return bytes([n, 255])
 
-    @courier.tasks.task(serializer="pickle")
+    @broker.tasks.task(serializer="pickle")
     def opaque(given: bytes, add: Any) -> Opaque:
         assert given[1:] == b"\xff"  # and not the base64 that it was in JSON
         return Opaque(given[0] + add.number)
 
-    @courier.tasks.task(serializer="pickle")
+    @broker.tasks.task(serializer="pickle")
     def total(given: list[Opaque], *, more: Opaque) -> int:
         return sum(one.number for one in given) + more.number
 
-    @courier.tasks.task
+    @broker.tasks.task
     def double(n: int) -> int:
         return 2 * n
 
     handle = (row.s(1) | group(opaque.s(Opaque(n)) for n in (10, 20)) | total.s(more=Opaque(100)) | double.s()).delay()
-    (letter,) = courier.letters
-    assert "Opaque" not in letter.body.decode()
-    await run_all(courier)
+    (message,) = broker.messages
+    assert "Opaque" not in message.body.decode()
+    await run_all(broker)
     assert handle.get(0) == 2 * (11 + 21 + 100)
     fixed = (row.s(1) | total.si([Opaque(1)], more=Opaque(2)) | double.s()).delay()
-    await run_all(courier)
+    await run_all(broker)
     assert fixed.get(0) == 6
 
 
-async def test_a_result_that_is_no_json_cannot_go_to_a_task_that_takes_json(courier: Courier) -> None:
-    @courier.tasks.task(serializer="pickle")
+async def test_a_result_that_is_no_json_cannot_go_to_a_task_that_takes_json(broker: ManualBroker) -> None:
+    @broker.tasks.task(serializer="pickle")
     def opaque() -> Opaque:
         return Opaque(1)
 
-    @courier.tasks.task
+    @broker.tasks.task
     def work(given: Any) -> None: ...
 
     handle = (opaque.s() | work.s()).delay()
-    await run_all(courier)
+    await run_all(broker)
     with pytest.raises(TaskFailed, match="has succeeded, but nothing can follow: ResultError: the result of opaque"):
         handle.get(0)
 
 
-async def test_arguments_of_a_step_are_not_arguments_of_its_call(courier: Courier) -> None:
+async def test_arguments_of_a_step_are_not_arguments_of_its_call(broker: ManualBroker) -> None:
     """A broker that leaves out what came before changes the call; it must not be able to."""
 
-    @courier.tasks.task(serializer="pickle")
+    @broker.tasks.task(serializer="pickle")
     def work(given: Any = None, more: Any = None) -> Any:
         return given
 
     handle = (work.s() | work.s(Canary())).delay()
-    (letter,) = courier.letters
-    (step,) = letter.envelope["flow"]["then"]
-    letter.body = encode(Envelope(handle.id, pickled=step["pickled"]))
-    assert (await courier.deliver(letter)).status == 489
+    (message,) = broker.messages
+    (step,) = message.envelope["flow"]["then"]
+    message.body = encode(Envelope(handle.id, pickled=step["pickled"]))
+    assert (await broker.deliver(message)).status == 489
     assert SONGS == []
 
 
@@ -478,12 +478,12 @@ async def test_arguments_of_a_step_are_not_arguments_of_its_call(courier: Courie
 
 def refused(answer: Any) -> tuple[int, str]:
     assert SONGS == [], "something was unpickled"
-    return answer.status, said(answer)["code"]
+    return answer.status, json_of(answer)["code"]
 
 
-def forged(text: str, letter: Letter) -> bytes:
+def forged(text: str, message: SentMessage) -> bytes:
     """The body of a call with another pickle, well signed by a broker that means no good."""
-    return encode(Envelope(letter.envelope["id"], pickled=text))
+    return encode(Envelope(message.envelope["id"], pickled=text))
 
 
 MINE = Purpose.arguments("work", "{id}")
@@ -504,47 +504,47 @@ FORGERIES: dict[str, Callable[[str, str], str]] = {
 
 
 @pytest.fixture
-def sent(courier: Courier) -> tuple[Task[..., Any], Letter]:
-    @courier.tasks.task(serializer="pickle")
+def sent(broker: ManualBroker) -> tuple[Task[..., Any], SentMessage]:
+    @broker.tasks.task(serializer="pickle")
     def work(what: Any) -> Any:
         return what
 
     work.delay(Canary())
-    return work, courier.take()
+    return work, broker.take()
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
 async def test_a_pickle_that_is_not_ours_for_this_call_is_not_read(
-    courier: Courier, sent: tuple[Task[..., Any], Letter], forgery: str
+    broker: ManualBroker, sent: tuple[Task[..., Any], SentMessage], forgery: str
 ) -> None:
-    _, letter = sent
-    letter.body = forged(FORGERIES[forgery](letter.envelope["pickled"], letter.envelope["id"]), letter)
-    assert refused(await courier.deliver(letter)) == (489, "QT416")
+    _, message = sent
+    message.body = forged(FORGERIES[forgery](message.envelope["pickled"], message.envelope["id"]), message)
+    assert refused(await broker.deliver(message)) == (489, "QT416")
 
 
-async def test_the_one_good_pickle_is_read(courier: Courier, sent: tuple[Task[..., Any], Letter]) -> None:
-    assert (await courier.deliver(sent[1])).body == b'"la"'
+async def test_the_one_good_pickle_is_read(broker: ManualBroker, sent: tuple[Task[..., Any], SentMessage]) -> None:
+    assert (await broker.deliver(sent[1])).body == b'"la"'
     assert SONGS == ["la"]
 
 
 async def test_json_for_a_task_that_takes_pickles_runs_nothing(
-    courier: Courier, sent: tuple[Task[..., Any], Letter]
+    broker: ManualBroker, sent: tuple[Task[..., Any], SentMessage]
 ) -> None:
-    letter = sent[1]
-    letter.body = envelope("text")
-    assert refused(await courier.deliver(letter)) == (489, "QT416")
+    message = sent[1]
+    message.body = envelope("text")
+    assert refused(await broker.deliver(message)) == (489, "QT416")
 
 
-async def test_a_pickle_for_a_task_that_takes_json_is_not_read(courier: Courier) -> None:
-    @courier.tasks.task
+async def test_a_pickle_for_a_task_that_takes_json_is_not_read(broker: ManualBroker) -> None:
+    @broker.tasks.task
     def work(what: Any = None) -> Any:
         return what
 
     work.delay()
-    letter = courier.take()
-    text = pickles().dump(((Canary(),), {}), Purpose.arguments("work", letter.envelope["id"]))
-    letter.body = forged(text, letter)
-    assert refused(await courier.deliver(letter)) == (489, "QT416")
+    message = broker.take()
+    text = pickles().dump(((Canary(),), {}), Purpose.arguments("work", message.envelope["id"]))
+    message.body = forged(text, message)
+    assert refused(await broker.deliver(message)) == (489, "QT416")
 
 
 @pytest.mark.parametrize(
@@ -556,9 +556,9 @@ async def test_a_pickle_for_a_task_that_takes_json_is_not_read(courier: Courier)
     ],
 )
 async def test_what_is_missing_is_named_at_the_call_at_the_start_and_where_it_runs(
-    courier: Courier, sent: tuple[Task[..., Any], Letter], settings: dict[str, Any], text: str
+    broker: ManualBroker, sent: tuple[Task[..., Any], SentMessage], settings: dict[str, Any], text: str
 ) -> None:
-    other = Courier(**settings)
+    other = ManualBroker(**settings)
 
     @other.tasks.task(serializer="pickle")
     def work(what: Any) -> Any:
@@ -566,10 +566,10 @@ async def test_what_is_missing_is_named_at_the_call_at_the_start_and_where_it_ru
 
     with pytest.raises(ConfigurationError, match=text):
         work.delay(1)
-    assert other.letters == []
+    assert other.messages == []
     answer = await other.deliver(sent[1])
-    assert (answer.status, said(answer)["code"]) == (500, "QT208")  # kept, and tried again: a deployment may mend it
-    assert text in said(answer)["error"]
+    assert (answer.status, json_of(answer)["code"]) == (500, "QT208")  # kept, and tried again: a deployment may mend it
+    assert text in json_of(answer)["error"]
     assert SONGS == []
     app = other.tasks.asgi_app()
     with pytest.raises(ConfigurationError, match=text):
@@ -603,14 +603,16 @@ def test_a_serializer_is_one_of_two_and_a_matter_of_the_task() -> None:
         QTasks().task(sing).using(serializer="pickle")  # type: ignore[call-arg]
 
 
-async def test_a_result_in_the_place_of_another_is_not_read(courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
-    @courier.tasks.task(serializer="pickle")
+async def test_a_result_in_the_place_of_another_is_not_read(
+    broker: ManualBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @broker.tasks.task(serializer="pickle")
     def work(what: Any) -> Any:
         return (what, Opaque(1))
 
     mine, other = work.delay(1), work.delay(2)
-    await run_all(courier)
-    backend = courier.tasks.runtime.results()
+    await run_all(broker)
+    backend = broker.tasks.runtime.results()
     records = [backend.read(result.id) for result in (mine, other)]
     monkeypatch.setattr(backend, "read", lambda _key: records[1])
     with pytest.raises(ForgedError, match="the pickled result of work"):
@@ -618,15 +620,15 @@ async def test_a_result_in_the_place_of_another_is_not_read(courier: Courier, mo
     assert other.get(0) == (2, Opaque(1))
 
 
-async def test_a_reader_without_the_permission_is_told_what_it_lacks(courier: Courier) -> None:
-    @courier.tasks.task(serializer="pickle")
+async def test_a_reader_without_the_permission_is_told_what_it_lacks(broker: ManualBroker) -> None:
+    @broker.tasks.task(serializer="pickle")
     def work() -> Opaque:
         return Opaque(1)
 
     result = work.delay()
-    await courier.deliver()
+    await broker.deliver()
     reader = application()
-    reader.runtime._results = courier.tasks.runtime.results()
+    reader.runtime._results = broker.tasks.runtime.results()
 
     @reader.task(name="work")
     def elsewhere() -> None: ...
@@ -636,24 +638,24 @@ async def test_a_reader_without_the_permission_is_told_what_it_lacks(courier: Co
 
 
 async def test_a_class_that_is_gone_makes_the_attempt_fail_and_not_the_call(
-    courier: Courier, sent: tuple[Task[..., Any], Letter], monkeypatch: pytest.MonkeyPatch
+    broker: ManualBroker, sent: tuple[Task[..., Any], SentMessage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(_data: bytes) -> Any:
         raise ModuleNotFoundError("No module named 'frames'")
 
     monkeypatch.setattr(pickle, "loads", gone)
-    answer = await courier.deliver(sent[1])
-    assert (answer.status, said(answer)["code"]) == (500, "QT417")
-    assert "ModuleNotFoundError: No module named 'frames'" in said(answer)["error"]
+    answer = await broker.deliver(sent[1])
+    assert (answer.status, json_of(answer)["code"]) == (500, "QT417")
+    assert "ModuleNotFoundError: No module named 'frames'" in json_of(answer)["error"]
 
 
-async def test_the_secret_does_not_show_in_an_error(courier: Courier) -> None:
-    @courier.tasks.task
+async def test_the_secret_does_not_show_in_an_error(broker: ManualBroker) -> None:
+    @broker.tasks.task
     def work() -> None:
         raise NonRetryable(f"the key is {SECRET}")
 
     work.delay()
-    assert said(await courier.deliver())["error"] == "NonRetryable: the key is ***"
+    assert json_of(await broker.deliver())["error"] == "NonRetryable: the key is ***"
 
 
 def test_a_stored_text_that_is_neither_is_a_result_error() -> None:

@@ -22,7 +22,7 @@ from qtasks.tasks.encode import envelope
 from qtasks.tasks.results.sqlite import SQLiteResults
 from qtasks.tasks.retries import jittered_ms
 from qtasks.tasks.send.outgoing import Outgoing
-from tests.unit.tasks.courier import Courier, said
+from tests.unit.tasks.manual_broker import ManualBroker, json_of
 
 pytestmark = pytest.mark.anyio
 
@@ -101,38 +101,38 @@ async def test_jitter_leans_neither_way() -> None:
 # --- what a policy comes to on the wire and in the dispatcher
 
 
-async def test_a_policy_travels_as_a_number_and_an_expression(courier: Courier) -> None:
-    @courier.tasks.task(retries=RetryPolicy(max=5, initial="2s"))
+async def test_a_policy_travels_as_a_number_and_an_expression(broker: ManualBroker) -> None:
+    @broker.tasks.task(retries=RetryPolicy(max=5, initial="2s"))
     def work() -> None: ...
 
     work.delay()
-    letter = courier.take()
-    assert letter.options.retries == 5
-    assert letter.options.retry_delay == "min(86400000, 2000 * pow(2, retried))"
-    assert letter.envelope["retries"] == 5
+    message = broker.take()
+    assert message.options.retries == 5
+    assert message.options.retry_delay == "min(86400000, 2000 * pow(2, retried))"
+    assert message.envelope["retries"] == 5
 
 
-async def test_jitter_is_asked_for_with_every_failed_answer(courier: Courier) -> None:
-    @courier.tasks.task(retries=RetryPolicy(max=5, initial="100s", jitter=0.2))
+async def test_jitter_is_asked_for_with_every_failed_answer(broker: ManualBroker) -> None:
+    @broker.tasks.task(retries=RetryPolicy(max=5, initial="100s", jitter=0.2))
     def work() -> None:
         raise OSError("no")
 
     work.delay()
-    letter = courier.take()
-    asked = [dict((await courier.deliver(letter, retried=n)).headers)["Retry-After"] for n in (0, 1, 0)]
+    message = broker.take()
+    asked = [dict((await broker.deliver(message, retried=n)).headers)["Retry-After"] for n in (0, 1, 0)]
     assert asked[0] != asked[2]
     for text, plain_ms in zip(asked, (100_000, 200_000, 100_000), strict=True):
         wait_ms = int(text.removesuffix("ms")) * (1 if text.endswith("ms") else 1000)
         assert plain_ms * 0.8 <= wait_ms <= plain_ms * 1.2
 
 
-async def test_without_jitter_the_broker_s_own_backoff_counts(courier: Courier) -> None:
-    @courier.tasks.task(retries=RetryPolicy(initial="100s"))
+async def test_without_jitter_the_broker_s_own_backoff_counts(broker: ManualBroker) -> None:
+    @broker.tasks.task(retries=RetryPolicy(initial="100s"))
     def work() -> None:
         raise OSError("no")
 
     work.delay()
-    answer = await courier.deliver()
+    answer = await broker.deliver()
     assert (answer.status, answer.headers) == (500, ())
 
 
@@ -159,33 +159,33 @@ class WorseError(BadError):
     ],
 )
 async def test_a_permanent_error_does_not_burn_all_retries(
-    courier: Courier, policy: RetryPolicy, raised: BaseException, status: int
+    broker: ManualBroker, policy: RetryPolicy, raised: BaseException, status: int
 ) -> None:
-    @courier.tasks.task(retries=policy)
+    @broker.tasks.task(retries=policy)
     async def work() -> None:
         raise raised
 
     work.delay()
-    assert (await courier.deliver()).status == status
+    assert (await broker.deliver()).status == status
 
 
-async def test_a_call_keeps_the_errors_of_the_declaration_and_changes_the_rest(courier: Courier) -> None:
-    @courier.tasks.task(retries=RetryPolicy(max=5, give_up_on=BadError))
+async def test_a_call_keeps_the_errors_of_the_declaration_and_changes_the_rest(broker: ManualBroker) -> None:
+    @broker.tasks.task(retries=RetryPolicy(max=5, give_up_on=BadError))
     def work() -> None:
         raise BadError
 
     work.using(retries=RetryPolicy(max=1, initial="3s")).delay()
-    letter = courier.take()
-    assert (letter.options.retries, letter.options.retry_delay) == (1, "min(86400000, 3000 * pow(2, retried))")
-    assert (await courier.deliver(letter)).status == 489
+    message = broker.take()
+    assert (message.options.retries, message.options.retry_delay) == (1, "min(86400000, 3000 * pow(2, retried))")
+    assert (await broker.deliver(message)).status == 489
     work.using(retries=9).delay()
-    letter = courier.take()
-    assert (letter.options.retries, letter.options.retry_delay) == (9, None)
+    message = broker.take()
+    assert (message.options.retries, message.options.retry_delay) == (9, None)
     work.using(retry_delay="5s").delay()
-    letter = courier.take()
-    assert (letter.options.retries, letter.options.retry_delay) == (5, "5000")
+    message = broker.take()
+    assert (message.options.retries, message.options.retry_delay) == (5, "5000")
     work.using(retry_delay="5s").using(retries=RetryPolicy(initial=1, factor=1)).delay()
-    assert courier.take().options.retry_delay == "1000"
+    assert broker.take().options.retry_delay == "1000"
 
 
 async def test_contradictions_are_refused() -> None:
@@ -209,27 +209,27 @@ async def test_contradictions_are_refused() -> None:
     ("raised", "status"), [(OSError(), 500), (NonRetryable("x"), 489), (Snooze(1), 200), (RetryAfter(1), 503)]
 )
 async def test_a_wish_raised_inside_a_task_group_is_not_swallowed(
-    courier: Courier, raised: Exception, status: int
+    broker: ManualBroker, raised: Exception, status: int
 ) -> None:
     async def inner() -> None:
         raise raised
 
-    @courier.tasks.task
+    @broker.tasks.task
     async def work() -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(inner())
 
     work.delay()
-    assert (await courier.deliver()).status == status
+    assert (await broker.deliver()).status == status
 
 
 # --- put off
 
 
-async def test_a_snoozed_call_comes_again_under_its_own_id_and_keeps_its_options(courier: Courier) -> None:
+async def test_a_snoozed_call_comes_again_under_its_own_id_and_keeps_its_options(broker: ManualBroker) -> None:
     seen: list[TaskContext] = []
 
-    @courier.tasks.task(timeout="1m", label="a")
+    @broker.tasks.task(timeout="1m", label="a")
     def work(n: int, ctx: TaskContext = injected) -> int:
         seen.append(ctx)
         if ctx.snoozed < 2:
@@ -237,17 +237,17 @@ async def test_a_snoozed_call_comes_again_under_its_own_id_and_keeps_its_options
         return n
 
     result = work.using(label="b", retries=1, delay="5m", deduplication_id="mine").delay(7)
-    answer = await courier.deliver()
-    assert (answer.status, said(answer)) == (200, {"snoozed": "Snooze: too early", "code": "QT414"})
+    answer = await broker.deliver()
+    assert (answer.status, json_of(answer)) == (200, {"snoozed": "Snooze: too early", "code": "QT414"})
     assert result.status == "queued"
-    letter = courier.take()
-    assert letter.options.delay_ms == 7_200_000
-    assert (letter.options.labels, letter.options.retries, letter.options.timeout_ms) == (("b",), 1, 60_000)
-    assert letter.options.deduplication_id not in (None, "mine")
-    await courier.deliver(letter)
-    again = courier.take()
-    assert again.options.deduplication_id != letter.options.deduplication_id
-    assert (await courier.deliver(again)).body == b"7"
+    message = broker.take()
+    assert message.options.delay_ms == 7_200_000
+    assert (message.options.labels, message.options.retries, message.options.timeout_ms) == (("b",), 1, 60_000)
+    assert message.options.deduplication_id not in (None, "mine")
+    await broker.deliver(message)
+    again = broker.take()
+    assert again.options.deduplication_id != message.options.deduplication_id
+    assert (await broker.deliver(again)).body == b"7"
     assert result.get(timeout=0) == 7
     assert [(ctx.snoozed, ctx.attempt, ctx.call_id, ctx.retries) for ctx in seen] == [
         (0, 1, result.id, 1),
@@ -256,53 +256,53 @@ async def test_a_snoozed_call_comes_again_under_its_own_id_and_keeps_its_options
     ]
 
 
-async def test_a_delivery_made_twice_is_put_off_once(courier: Courier) -> None:
-    @courier.tasks.task
+async def test_a_delivery_made_twice_is_put_off_once(broker: ManualBroker) -> None:
+    @broker.tasks.task
     def work() -> None:
         raise Snooze(60)
 
     work.delay()
-    letter = courier.take()
-    await courier.deliver(letter)
-    await courier.deliver(letter)
-    assert len({sent.options.deduplication_id for sent in courier.letters}) == 1
+    message = broker.take()
+    await broker.deliver(message)
+    await broker.deliver(message)
+    assert len({sent.options.deduplication_id for sent in broker.messages}) == 1
 
 
-async def test_where_the_broker_cannot_be_reached_it_is_asked_to_come_back(courier: Courier) -> None:
-    @courier.tasks.task
+async def test_where_the_broker_cannot_be_reached_it_is_asked_to_come_back(broker: ManualBroker) -> None:
+    @broker.tasks.task
     def work() -> None:
         raise Snooze("3d")
 
     work.delay()
-    letter = courier.take()
-    dispatcher = courier.tasks.runtime.dispatcher()
+    message = broker.take()
+    dispatcher = broker.tasks.runtime.dispatcher()
     dispatcher._attempts._republish = None
-    answer = await courier.deliver(letter)
+    answer = await broker.deliver(message)
     assert (answer.status, answer.headers) == (503, (("Retry-After", "86400"),))
-    assert "cannot publish" in said(answer)["error"]
+    assert "cannot publish" in json_of(answer)["error"]
 
 
-async def test_what_becomes_of_a_snoozed_call_before_its_delivery_is_answered_stands(courier: Courier) -> None:
-    @courier.tasks.task
+async def test_what_becomes_of_a_snoozed_call_before_its_delivery_is_answered_stands(broker: ManualBroker) -> None:
+    @broker.tasks.task
     def work(ctx: TaskContext = injected) -> int:
         if not ctx.snoozed:
             raise Snooze("1s")
         return 1
 
     result = work.delay()
-    letter = courier.take()
-    dispatcher = courier.tasks.runtime.dispatcher()
+    message = broker.take()
+    dispatcher = broker.tasks.runtime.dispatcher()
     publish = dispatcher._attempts._republish
     assert publish is not None
 
     async def publish_and_deliver(message: Outgoing) -> object:
         sent = await publish(message)
         assert result.status == "queued"
-        await courier.deliver()
+        await broker.deliver()
         return sent
 
     dispatcher._attempts._republish = publish_and_deliver
-    assert (await courier.deliver(letter)).status == 200
+    assert (await broker.deliver(message)).status == 200
     assert result.status == "succeeded"
 
 
@@ -314,14 +314,14 @@ async def test_a_snooze_of_more_than_a_year_is_refused() -> None:
 # --- called off, and too late
 
 
-async def test_a_cancelled_call_is_neither_a_result_nor_a_failure(courier: Courier) -> None:
-    @courier.tasks.task
+async def test_a_cancelled_call_is_neither_a_result_nor_a_failure(broker: ManualBroker) -> None:
+    @broker.tasks.task
     def work() -> int:
         raise Cancel("the order is paid")
 
     result = work.delay()
-    answer = await courier.deliver()
-    assert (answer.status, said(answer)) == (200, {"cancelled": "the order is paid", "code": "QT411"})
+    answer = await broker.deliver()
+    assert (answer.status, json_of(answer)) == (200, {"cancelled": "the order is paid", "code": "QT411"})
     assert result.status == "cancelled"
     with pytest.raises(TaskCancelled, match="the order is paid") as caught:
         result.get(timeout=0)
@@ -329,42 +329,42 @@ async def test_a_cancelled_call_is_neither_a_result_nor_a_failure(courier: Couri
 
 
 @pytest.mark.parametrize("expires", ["1m", 60, timedelta(minutes=1)])
-async def test_a_call_that_comes_after_its_time_is_not_run(courier: Courier, expires: Any) -> None:
+async def test_a_call_that_comes_after_its_time_is_not_run(broker: ManualBroker, expires: Any) -> None:
     ran: list[int] = []
 
-    @courier.tasks.task
+    @broker.tasks.task
     def work(n: int) -> None:
         ran.append(n)
 
     result = work.using(expires=expires).delay(1)
-    letter = courier.take()
-    courier.clock.advance(60_000)
-    assert (await courier.deliver(letter)).status == 200
+    message = broker.take()
+    broker.clock.advance(60_000)
+    assert (await broker.deliver(message)).status == 200
     assert ran == [1]
-    courier.clock.advance(1)
+    broker.clock.advance(1)
     late = work.using(expires=expires).delay(2)
-    letter = courier.take()
-    courier.clock.advance(61_000)
-    answer = await courier.deliver(letter)
+    message = broker.take()
+    broker.clock.advance(61_000)
+    answer = await broker.deliver(message)
     assert answer.status == 200
-    assert said(answer)["code"] == "QT412"
+    assert json_of(answer)["code"] == "QT412"
     assert ran == [1]
     assert (result.status, late.status) == ("succeeded", "expired")
     with pytest.raises(TaskExpired, match=r"Expired: 1\.000 s after"):
         late.get(timeout=0)
 
 
-async def test_a_moment_may_be_given_and_a_retry_may_come_too_late(courier: Courier) -> None:
-    @courier.tasks.task
+async def test_a_moment_may_be_given_and_a_retry_may_come_too_late(broker: ManualBroker) -> None:
+    @broker.tasks.task
     def work() -> None:
         raise OSError
 
-    moment = datetime.fromtimestamp(courier.clock.now_ms() / 1000, UTC) + timedelta(seconds=10)
+    moment = datetime.fromtimestamp(broker.clock.now_ms() / 1000, UTC) + timedelta(seconds=10)
     result = work.using(expires=moment).delay()
-    letter = courier.take()
-    assert (await courier.deliver(letter)).status == 500
-    courier.clock.advance(11_000)
-    assert (await courier.deliver(letter, retried=1)).status == 200
+    message = broker.take()
+    assert (await broker.deliver(message)).status == 500
+    broker.clock.advance(11_000)
+    assert (await broker.deliver(message, retried=1)).status == 200
     assert result.status == "expired"
 
 
@@ -382,26 +382,26 @@ async def test_an_expiry_that_means_nothing_is_refused(expires: Any) -> None:
 # --- deadlines
 
 
-async def test_the_context_knows_how_much_time_is_left(courier: Courier) -> None:
+async def test_the_context_knows_how_much_time_is_left(broker: ManualBroker) -> None:
     seen: list[tuple[float, bool]] = []
     contexts: list[TaskContext] = []
 
-    @courier.tasks.task(timeout="20s")
+    @broker.tasks.task(timeout="20s")
     def work(ctx: TaskContext = injected) -> None:
         contexts.append(ctx)
         seen.append((ctx.time_left_s, ctx.should_stop))
 
     work.delay()
-    await courier.deliver()
+    await broker.deliver()
     assert 15 < seen[0][0] <= 19
     assert seen[0][1] is False
-    assert contexts[0].deadline == datetime.fromtimestamp(courier.clock.now_ms() / 1000 + 19, UTC)
+    assert contexts[0].deadline == datetime.fromtimestamp(broker.clock.now_ms() / 1000 + 19, UTC)
 
 
-async def test_an_async_body_is_stopped_when_its_time_is_up_and_closes_what_it_opened(courier: Courier) -> None:
+async def test_an_async_body_is_stopped_when_its_time_is_up_and_closes_what_it_opened(broker: ManualBroker) -> None:
     steps: list[str] = []
 
-    @courier.tasks.task(timeout=timedelta(milliseconds=20))
+    @broker.tasks.task(timeout=timedelta(milliseconds=20))
     async def work() -> None:
         try:
             await asyncio.Event().wait()
@@ -409,35 +409,35 @@ async def test_an_async_body_is_stopped_when_its_time_is_up_and_closes_what_it_o
             steps.append("closed")
 
     result = work.delay()
-    answer = await courier.deliver()
+    answer = await broker.deliver()
     assert answer.status == 500
-    assert said(answer)["code"] == "QT410"
-    assert re.match(r"AttemptTimeout: work was stopped after 0\.0\d+ s, its time", said(answer)["error"])
+    assert json_of(answer)["code"] == "QT410"
+    assert re.match(r"AttemptTimeout: work was stopped after 0\.0\d+ s, its time", json_of(answer)["error"])
     assert steps == ["closed"]
     assert result.status == "retrying"
 
 
-async def test_a_timeout_of_the_task_s_own_is_an_ordinary_error(courier: Courier) -> None:
-    @courier.tasks.task
+async def test_a_timeout_of_the_task_s_own_is_an_ordinary_error(broker: ManualBroker) -> None:
+    @broker.tasks.task
     async def work() -> None:
         async with asyncio.timeout(0):
             await asyncio.Event().wait()
 
     work.delay()
-    assert said(await courier.deliver())["code"] == "QT407"
+    assert json_of(await broker.deliver())["code"] == "QT407"
 
 
-async def test_a_policy_may_give_up_on_slow_attempts(courier: Courier) -> None:
-    @courier.tasks.task(timeout=timedelta(milliseconds=5), retries=RetryPolicy(give_up_on=AttemptTimeout))
+async def test_a_policy_may_give_up_on_slow_attempts(broker: ManualBroker) -> None:
+    @broker.tasks.task(timeout=timedelta(milliseconds=5), retries=RetryPolicy(give_up_on=AttemptTimeout))
     async def work() -> None:
         await asyncio.Event().wait()
 
     work.delay()
-    assert (await courier.deliver()).status == 489
+    assert (await broker.deliver()).status == 489
 
 
-async def test_a_thread_is_told_when_its_time_is_up_and_its_late_result_counts(courier: Courier) -> None:
-    @courier.tasks.task(timeout=timedelta(milliseconds=20))
+async def test_a_thread_is_told_when_its_time_is_up_and_its_late_result_counts(broker: ManualBroker) -> None:
+    @broker.tasks.task(timeout=timedelta(milliseconds=20))
     def work(ctx: TaskContext = injected) -> str:
         pause = threading.Event()
         while not ctx.should_stop:
@@ -445,13 +445,13 @@ async def test_a_thread_is_told_when_its_time_is_up_and_its_late_result_counts(c
         return "stopped"
 
     work.delay()
-    assert (await courier.deliver()).body == b'"stopped"'
+    assert (await broker.deliver()).body == b'"stopped"'
 
 
-async def test_a_thread_is_told_that_the_process_stops(courier: Courier) -> None:
+async def test_a_thread_is_told_that_the_process_stops(broker: ManualBroker) -> None:
     begun = threading.Event()
 
-    @courier.tasks.task
+    @broker.tasks.task
     def work(ctx: TaskContext = injected) -> str:
         begun.set()
         pause = threading.Event()
@@ -460,9 +460,9 @@ async def test_a_thread_is_told_that_the_process_stops(courier: Courier) -> None
         return "stopped"
 
     work.delay()
-    running = asyncio.create_task(courier.deliver())
+    running = asyncio.create_task(broker.deliver())
     await asyncio.to_thread(begun.wait, 10)
-    assert await courier.tasks.runtime.dispatcher().drain(0.01) is False
+    assert await broker.tasks.runtime.dispatcher().drain(0.01) is False
     assert (await running).body == b'"stopped"'
 
 

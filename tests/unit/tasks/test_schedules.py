@@ -18,7 +18,7 @@ from qtasks.llm import ChatMessage
 from qtasks.protocol import development
 from qtasks.tasks.schedules.declaration import identity, mark
 from qtasks.tasks.settings import HOSTED_URL
-from tests.support.clockwork import BASE_URL, Clockwork
+from tests.support.simulated_broker import BASE_URL, SimulatedBroker
 from tests.support.tasks import application
 
 if TYPE_CHECKING:
@@ -28,15 +28,15 @@ STAGING = "https://staging.example.com/qtasks"
 
 
 @pytest.fixture
-def clockwork() -> Iterator[Clockwork]:
-    made = Clockwork()
+def broker() -> Iterator[SimulatedBroker]:
+    made = SimulatedBroker()
     yield made
     made.stop()
 
 
 @pytest.fixture
-def tasks(clockwork: Clockwork) -> Iterator[QTasks]:
-    with clockwork.application() as made:
+def tasks(broker: SimulatedBroker) -> Iterator[QTasks]:
+    with broker.application() as made:
         yield made
 
 
@@ -89,14 +89,14 @@ def test_the_default_application_has_the_same_decorators() -> None:
     assert qtasks.every == qtasks.default_app.every
 
 
-def test_a_variant_of_a_task_may_be_scheduled_with_its_own_options(tasks: QTasks, clockwork: Clockwork) -> None:
+def test_a_variant_of_a_task_may_be_scheduled_with_its_own_options(tasks: QTasks, broker: SimulatedBroker) -> None:
     @tasks.task(retries=5)
     def report() -> None: ...
 
     tasks.cron("0 9 * * *")(report)
     tasks.cron("0 12 * * *", schedule="noon")(report.using(retries=1, delay="10m"))
     tasks.schedules.sync()
-    assert [(one["retries"], one.get("delay")) for one in clockwork.schedules.values()] == [(5, None), (1, 600)]
+    assert [(one["retries"], one.get("delay")) for one in broker.schedules.values()] == [(5, None), (1, 600)]
 
 
 def needs(tasks: QTasks) -> Callable[..., Any]:
@@ -232,9 +232,9 @@ def test_ids_are_of_place_task_and_name() -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_a_change_of_anything_else_leaves_the_id(clockwork: Clockwork) -> None:
+def test_a_change_of_anything_else_leaves_the_id(broker: SimulatedBroker) -> None:
     def version(expression: str, **options: Any) -> str:
-        with clockwork.application() as tasks:
+        with broker.application() as tasks:
 
             @tasks.cron(expression, **options)
             def report(days: int = 1) -> int:
@@ -245,25 +245,27 @@ def test_a_change_of_anything_else_leaves_the_id(clockwork: Clockwork) -> None:
 
     first = version("0 9 * * *")
     assert version("0 10 * * *", tz="Europe/Berlin", args=[2], retries=9, overlap="wait") == first
-    assert list(clockwork.schedules) == [first]
+    assert list(broker.schedules) == [first]
 
 
 # --- syncing
 
 
-def test_a_sync_makes_what_is_declared_run(tasks: QTasks, clockwork: Clockwork) -> None:
+def test_a_sync_makes_what_is_declared_run(tasks: QTasks, broker: SimulatedBroker) -> None:
     runs: list[tuple[str, int, str | None, int]] = []
 
     @tasks.cron("30 9 * * *", tz="Europe/Berlin", kwargs={"days": 7}, retries=2)
     def report(days: int, ctx: TaskContext = injected) -> None:
-        runs.append((clockwork.now.strftime("%d %H:%M"), days, ctx.schedule_id, ctx.retries))
+        runs.append((broker.now.strftime("%d %H:%M"), days, ctx.schedule_id, ctx.retries))
 
     assert str(tasks.schedules.sync()) == "added report"
-    clockwork.advance(days=2)
+    broker.advance(days=2)
     assert runs == [("01 07:30", 7, report.schedules[0].id, 2), ("02 07:30", 7, report.schedules[0].id, 2)]
 
 
-def test_every_run_is_a_call_of_its_own_and_keeps_it_through_its_retries(tasks: QTasks, clockwork: Clockwork) -> None:
+def test_every_run_is_a_call_of_its_own_and_keeps_it_through_its_retries(
+    tasks: QTasks, broker: SimulatedBroker
+) -> None:
     calls: list[tuple[str, int]] = []
 
     @tasks.every("1h", retry_delay="30s")
@@ -274,7 +276,7 @@ def test_every_run_is_a_call_of_its_own_and_keeps_it_through_its_retries(tasks: 
         return ctx.attempt
 
     tasks.schedules.sync()
-    clockwork.advance(hours=2, minutes=1)
+    broker.advance(hours=2, minutes=1)
     (first, one), (first_again, two), (second, _), (second_again, _) = calls
     assert (first, one, two) == (first_again, 1, 2)
     assert second == second_again != first
@@ -300,22 +302,22 @@ OPTIONS: dict[str, Mapping[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", OPTIONS)
-def test_what_was_synced_is_in_sync_and_not_written_again(tasks: QTasks, clockwork: Clockwork, case: str) -> None:
+def test_what_was_synced_is_in_sync_and_not_written_again(tasks: QTasks, broker: SimulatedBroker, case: str) -> None:
     @tasks.cron("0 9 * * *", **OPTIONS[case])
     def work(name: str = "", rows: list[Any] = [], more: dict[str, Any] = {}) -> None: ...  # noqa: B006
 
     tasks.schedules.sync()
-    clockwork.requests.clear()
+    broker.requests.clear()
     plan = tasks.schedules.sync(prune=True)
     assert plan.in_sync
     assert [step.title for step in plan.unchanged] == ["work"]
-    assert clockwork.written() == []
+    assert broker.written() == []
 
 
 @pytest.mark.parametrize("case", [case for case in OPTIONS if case != "nothing"])
-def test_every_option_that_changes_is_seen(clockwork: Clockwork, case: str) -> None:
+def test_every_option_that_changes_is_seen(broker: SimulatedBroker, case: str) -> None:
     def declared(options: Mapping[str, Any]) -> QTasks:
-        tasks = clockwork.application()
+        tasks = broker.application()
 
         @tasks.cron("0 9 * * *", **options)
         def work(name: str = "", rows: list[Any] = [], more: dict[str, Any] = {}) -> None: ...  # noqa: B006
@@ -344,13 +346,13 @@ def test_every_option_that_changes_is_seen(clockwork: Clockwork, case: str) -> N
     ],
 )
 def test_what_somebody_changed_at_the_service_by_hand_is_named_and_mended(
-    tasks: QTasks, clockwork: Clockwork, header: str, value: str, reason: str
+    tasks: QTasks, broker: SimulatedBroker, header: str, value: str, reason: str
 ) -> None:
     @tasks.cron("0 9 * * *")
     def work() -> None: ...
 
     tasks.schedules.sync()
-    (stands,) = clockwork.schedules.values()
+    (stands,) = broker.schedules.values()
     labels = ",".join([*stands["labels"], *([value] if header == "Upstash-Label" else [])])
     headers = {
         "Upstash-Cron": "0 9 * * *",
@@ -359,16 +361,16 @@ def test_what_somebody_changed_at_the_service_by_hand_is_named_and_mended(
         header: value,
         "Upstash-Label": labels,
     }
-    clockwork.call(clockwork.service.post(f"/v2/schedules/{stands['destination']}", headers, stands["body"]))
+    broker.call(broker.service.post(f"/v2/schedules/{stands['destination']}", headers, stands["body"]))
     (step,) = tasks.schedules.diff().changed
     assert step.reasons == (reason,)
     tasks.schedules.sync()
     assert tasks.schedules.diff().in_sync
 
 
-def test_other_arguments_are_a_reason_of_their_own(clockwork: Clockwork) -> None:
+def test_other_arguments_are_a_reason_of_their_own(broker: SimulatedBroker) -> None:
     for args, reasons in (([1], []), ([2], [("arguments",)])):
-        with clockwork.application() as tasks:
+        with broker.application() as tasks:
 
             @tasks.cron("0 9 * * *", args=args)
             def work(n: int) -> None: ...
@@ -376,75 +378,75 @@ def test_other_arguments_are_a_reason_of_their_own(clockwork: Clockwork) -> None
             assert [step.reasons for step in tasks.schedules.sync().changed] == reasons
 
 
-def test_only_pruning_removes_what_is_declared_no_more(clockwork: Clockwork) -> None:
-    with clockwork.application() as before:
+def test_only_pruning_removes_what_is_declared_no_more(broker: SimulatedBroker) -> None:
+    with broker.application() as before:
         before.cron("0 9 * * *", name="stays")(lambda_free)
         before.cron("0 9 * * *", name="goes")(lambda_free)
         before.schedules.sync()
-    with clockwork.application() as after:
+    with broker.application() as after:
         after.cron("0 9 * * *", name="stays")(lambda_free)
         assert str(after.schedules.sync()) == "left over goes"
-        assert len(clockwork.schedules) == 2
+        assert len(broker.schedules) == 2
         assert str(after.schedules.sync(prune=True)) == "removed goes"
-        assert [one["destination"] for one in clockwork.schedules.values()] == [f"{BASE_URL}/stays"]
+        assert [one["destination"] for one in broker.schedules.values()] == [f"{BASE_URL}/stays"]
         assert str(after.schedules.sync(prune=True)) == "nothing to do"
 
 
 @pytest.mark.parametrize("forgets", [False, True])
-def test_a_paused_schedule_stays_paused_whatever_changes(clockwork: Clockwork, forgets: bool) -> None:
+def test_a_paused_schedule_stays_paused_whatever_changes(broker: SimulatedBroker, forgets: bool) -> None:
     runs: list[str] = []
     for expression in ("0 * * * *", "30 * * * *"):
-        clockwork.forgets_pauses = forgets
-        with clockwork.application() as tasks:
+        broker.forgets_pauses = forgets
+        with broker.application() as tasks:
 
             @tasks.cron(expression)
             def work() -> None:
                 runs.append("ran")
 
             tasks.schedules.sync()
-            if not clockwork.schedules[work.schedules[0].id]["isPaused"]:
+            if not broker.schedules[work.schedules[0].id]["isPaused"]:
                 assert expression == "0 * * * *", "the change has woken it"
                 work.schedules[0].pause()
-            clockwork.advance(hours=3)
-    assert [(one["cron"], one["isPaused"]) for one in clockwork.schedules.values()] == [("30 * * * *", True)]
+            broker.advance(hours=3)
+    assert [(one["cron"], one["isPaused"]) for one in broker.schedules.values()] == [("30 * * * *", True)]
     assert runs == []
-    with clockwork.application() as tasks:
+    with broker.application() as tasks:
         tasks.schedules.get("work").resume()
-        assert [one["isPaused"] for one in clockwork.schedules.values()] == [False]
+        assert [one["isPaused"] for one in broker.schedules.values()] == [False]
 
 
 # --- whose it is
 
 
-def test_two_environments_of_one_account_never_touch_each_other(clockwork: Clockwork) -> None:
-    with clockwork.application(BASE_URL) as production, clockwork.application(STAGING) as staging:
+def test_two_environments_of_one_account_never_touch_each_other(broker: SimulatedBroker) -> None:
+    with broker.application(BASE_URL) as production, broker.application(STAGING) as staging:
         for tasks in (production, staging):
             tasks.cron("0 9 * * *", name="report")(lambda_free)
             tasks.schedules.sync(prune=True)
-        assert {one["destination"] for one in clockwork.schedules.values()} == {
+        assert {one["destination"] for one in broker.schedules.values()} == {
             f"{BASE_URL}/report",
             f"{STAGING}/report",
         }
-    with clockwork.application(STAGING) as emptied:
+    with broker.application(STAGING) as emptied:
         plan = emptied.schedules.sync(prune=True)
     assert [step.title for step in plan.removed] == ["report"]
     assert [one.destination for one in plan.elsewhere] == [f"{BASE_URL}/report"]
-    assert [one["destination"] for one in clockwork.schedules.values()] == [f"{BASE_URL}/report"]
+    assert [one["destination"] for one in broker.schedules.values()] == [f"{BASE_URL}/report"]
 
 
-def test_an_address_that_another_one_begins_with_is_another_environment(clockwork: Clockwork) -> None:
-    with clockwork.application(BASE_URL) as short, clockwork.application(f"{BASE_URL}/v2") as long:
+def test_an_address_that_another_one_begins_with_is_another_environment(broker: SimulatedBroker) -> None:
+    with broker.application(BASE_URL) as short, broker.application(f"{BASE_URL}/v2") as long:
         long.cron("0 9 * * *", name="report")(lambda_free)
         long.schedules.sync()
         assert short.schedules.sync(prune=True).removed == ()
-        assert len(clockwork.schedules) == 1
+        assert len(broker.schedules) == 1
 
 
-def test_a_schedule_of_another_environment_is_refused_by_its_id_and_both_are_named(clockwork: Clockwork) -> None:
-    with clockwork.application(BASE_URL) as production, clockwork.application(STAGING) as staging:
+def test_a_schedule_of_another_environment_is_refused_by_its_id_and_both_are_named(broker: SimulatedBroker) -> None:
+    with broker.application(BASE_URL) as production, broker.application(STAGING) as staging:
         production.cron("0 9 * * *", name="report")(lambda_free)
         production.schedules.sync()
-        (theirs,) = clockwork.schedules
+        (theirs,) = broker.schedules
         with pytest.raises(ConfigurationError) as refusal:
             staging.schedules.get(theirs)
     assert refusal.value.code == "QT310"
@@ -462,7 +464,7 @@ def test_a_schedule_of_another_environment_is_refused_by_its_id_and_both_are_nam
     ],
 )
 def test_whatever_stands_in_our_place_and_is_not_ours_is_left_alone(
-    tasks: QTasks, clockwork: Clockwork, destination: str, labels: str, words: str
+    tasks: QTasks, broker: SimulatedBroker, destination: str, labels: str, words: str
 ) -> None:
     @tasks.cron("0 9 * * *")
     def report() -> None: ...
@@ -470,8 +472,8 @@ def test_whatever_stands_in_our_place_and_is_not_ours_is_left_alone(
     schedule_id = report.schedules[0].id
     headers = {"Upstash-Cron": "1 1 1 1 1", "Upstash-Schedule-Id": schedule_id}
     headers |= {"Upstash-Label": labels} if labels else {}
-    clockwork.call(clockwork.service.post(f"/v2/schedules/{destination}", headers))
-    before = clockwork.schedules
+    broker.call(broker.service.post(f"/v2/schedules/{destination}", headers))
+    before = broker.schedules
     for attempt in (
         lambda: tasks.schedules.sync(prune=True),
         tasks.schedules.diff,
@@ -482,32 +484,32 @@ def test_whatever_stands_in_our_place_and_is_not_ours_is_left_alone(
             attempt()
         assert BASE_URL in str(refusal.value)
         assert destination in str(refusal.value)
-    assert clockwork.schedules == before
+    assert broker.schedules == before
 
 
 def test_a_copy_that_somebody_made_of_a_schedule_under_an_id_of_their_own_is_theirs(
-    tasks: QTasks, clockwork: Clockwork
+    tasks: QTasks, broker: SimulatedBroker
 ) -> None:
     tasks.cron("0 9 * * *", name="report")(lambda_free)
     tasks.schedules.sync()
-    (ours,) = clockwork.schedules.values()
+    (ours,) = broker.schedules.values()
     headers = {
         "Upstash-Cron": "1 1 1 1 1",
         "Upstash-Schedule-Id": f"copy-of-{ours['scheduleId']}",
         "Upstash-Label": ",".join(ours["labels"]),
     }
-    clockwork.call(clockwork.service.post(f"/v2/schedules/{ours['destination']}", headers, ours["body"]))
+    broker.call(broker.service.post(f"/v2/schedules/{ours['destination']}", headers, ours["body"]))
     plan = tasks.schedules.sync(prune=True)
     assert plan.in_sync
     assert len(plan.elsewhere) == 1
-    assert len(clockwork.schedules) == 2
+    assert len(broker.schedules) == 2
 
 
-def test_schedules_that_nobody_declared_are_nobodys_leftovers(tasks: QTasks, clockwork: Clockwork) -> None:
+def test_schedules_that_nobody_declared_are_nobodys_leftovers(tasks: QTasks, broker: SimulatedBroker) -> None:
     headers = {"Upstash-Cron": "1 1 1 1 1"}
-    clockwork.call(clockwork.service.post(f"/v2/schedules/{BASE_URL}/report", headers))
+    broker.call(broker.service.post(f"/v2/schedules/{BASE_URL}/report", headers))
     assert tasks.schedules.sync(prune=True).in_sync
-    assert len(clockwork.schedules) == 1
+    assert len(broker.schedules) == 1
 
 
 # --- a laptop with the keys of production
@@ -598,7 +600,7 @@ def test_next_runs_need_no_service_and_no_settings() -> None:
     assert len(report.schedules[0].next_runs()) == 5
 
 
-def test_a_triggered_run_is_a_call_of_its_own(tasks: QTasks, clockwork: Clockwork) -> None:
+def test_a_triggered_run_is_a_call_of_its_own(tasks: QTasks, broker: SimulatedBroker) -> None:
     @tasks.cron("0 9 * * *", args=[7], label="sums")
     def report(days: int, ctx: TaskContext = injected) -> tuple[int, str | None]:
         return days, ctx.schedule_id
@@ -606,10 +608,10 @@ def test_a_triggered_run_is_a_call_of_its_own(tasks: QTasks, clockwork: Clockwor
     (schedule,) = report.schedules
     first, second = schedule.trigger(), schedule.trigger()
     assert first.id != second.id
-    clockwork.run()
+    broker.run()
     assert first.get(timeout=5) == (7, schedule.id)
-    assert clockwork.schedules == {}
-    shown = clockwork.call(clockwork.service.get(f"/v2/messages/{first.message_id}"))
+    assert broker.schedules == {}
+    shown = broker.call(broker.service.get(f"/v2/messages/{first.message_id}"))
     assert shown["labels"] == ["qtasks-schedule", "sums"]
 
 
@@ -644,7 +646,7 @@ async def test_handles_have_twins_that_do_not_block(tasks: QTasks) -> None:
 # --- dynamic schedules
 
 
-def test_a_program_may_schedule_what_no_code_declares(tasks: QTasks, clockwork: Clockwork) -> None:
+def test_a_program_may_schedule_what_no_code_declares(tasks: QTasks, broker: SimulatedBroker) -> None:
     seen: list[int] = []
 
     @tasks.task
@@ -653,31 +655,31 @@ def test_a_program_may_schedule_what_no_code_declares(tasks: QTasks, clockwork: 
 
     first = digest.schedule("0 * * * *", args=[1])
     digest.schedule(every="1h", kwargs={"user": 2}, tz="Europe/Berlin")
-    clockwork.advance(hours=1)
+    broker.advance(hours=1)
     assert sorted(seen) == [1, 2]
     first.delete()
-    clockwork.advance(hours=1)
+    broker.advance(hours=1)
     assert sorted(seen) == [1, 2, 2]
 
 
-def test_the_same_schedule_again_replaces_itself_or_is_left_as_it_is(tasks: QTasks, clockwork: Clockwork) -> None:
+def test_the_same_schedule_again_replaces_itself_or_is_left_as_it_is(tasks: QTasks, broker: SimulatedBroker) -> None:
     @tasks.task
     def digest(user: int) -> None: ...
 
     assert digest.schedule("0 9 * * *", args=[1]).id == digest.schedule("0 9 * * *", kwargs={"user": 1}).id
-    clockwork.requests.clear()
+    broker.requests.clear()
     digest.schedule("0 9 * * *", kwargs={"user": 1})
-    assert clockwork.written() == []
+    assert broker.written() == []
     named = digest.schedule("0 9 * * *", args=[1], name="ada")
     named.pause()
     assert digest.schedule("0 10 * * *", args=[2], name="ada").id == named.id
-    assert sorted((one["cron"], one["isPaused"]) for one in clockwork.schedules.values()) == [
+    assert sorted((one["cron"], one["isPaused"]) for one in broker.schedules.values()) == [
         ("0 10 * * *", True),
         ("0 9 * * *", False),
     ]
 
 
-def test_syncing_leaves_dynamic_schedules_alone(tasks: QTasks, clockwork: Clockwork) -> None:
+def test_syncing_leaves_dynamic_schedules_alone(tasks: QTasks, broker: SimulatedBroker) -> None:
     @tasks.task
     def digest(user: int = 0) -> None: ...
 
@@ -685,7 +687,7 @@ def test_syncing_leaves_dynamic_schedules_alone(tasks: QTasks, clockwork: Clockw
     plan = tasks.schedules.sync(prune=True)
     assert plan.in_sync
     assert [step.title for step in plan.dynamic] == ["digest:ada"]
-    assert len(clockwork.schedules) == 1
+    assert len(broker.schedules) == 1
 
 
 def test_a_dynamic_schedule_takes_no_declared_ones_place(tasks: QTasks) -> None:
@@ -696,9 +698,9 @@ def test_a_dynamic_schedule_takes_no_declared_ones_place(tasks: QTasks) -> None:
         digest.schedule("0 10 * * *")
 
 
-def test_another_process_finds_a_dynamic_schedule_by_its_name_or_its_id(clockwork: Clockwork) -> None:
+def test_another_process_finds_a_dynamic_schedule_by_its_name_or_its_id(broker: SimulatedBroker) -> None:
     def code() -> tuple[QTasks, Any]:
-        tasks = clockwork.application()
+        tasks = broker.application()
 
         @tasks.task(retries=1)
         def digest(user: int, ctx: TaskContext = injected) -> tuple[int, int]:
@@ -714,15 +716,15 @@ def test_another_process_finds_a_dynamic_schedule_by_its_name_or_its_id(clockwor
         assert (handle.name, handle.id, handle.cron) == ("digest:ada", made.id, made.cron)
         assert handle.next_runs(2) == made.next_runs(2)
     result = handle.trigger()
-    clockwork.run()
+    broker.run()
     assert result.get(timeout=5) == (7, 1)
     with pytest.raises(ConfigurationError, match="did you mean 'digest:ada'") as unknown:
         elsewhere.schedules.get("digest:adam")
     assert unknown.value.details == {"known": "digest:ada"}
 
 
-def test_what_the_service_hides_cannot_be_sent_again_from_there(clockwork: Clockwork) -> None:
-    with clockwork.application() as tasks:
+def test_what_the_service_hides_cannot_be_sent_again_from_there(broker: SimulatedBroker) -> None:
+    with broker.application() as tasks:
 
         @tasks.task(redact=True)
         def digest(user: int) -> int:
@@ -730,22 +732,22 @@ def test_what_the_service_hides_cannot_be_sent_again_from_there(clockwork: Clock
 
         made = digest.schedule("0 9 * * *", args=[7], name="ada")
         result = made.trigger()
-        clockwork.run()
+        broker.run()
         assert result.get(timeout=5) == 7
         with pytest.raises(ConfigurationError, match="does not show the arguments"):
             tasks.schedules.get("digest:ada").trigger()
 
 
-def test_a_leftover_without_code_can_be_taken_away_but_not_triggered(clockwork: Clockwork) -> None:
-    with clockwork.application() as before:
+def test_a_leftover_without_code_can_be_taken_away_but_not_triggered(broker: SimulatedBroker) -> None:
+    with broker.application() as before:
         before.cron("0 9 * * *", name="gone")(lambda_free)
         before.schedules.sync()
-    with clockwork.application() as after:
+    with broker.application() as after:
         left = after.schedules.get("gone")
         with pytest.raises(ConfigurationError, match="is not in this code"):
             left.trigger()
         left.delete()
-    assert clockwork.schedules == {}
+    assert broker.schedules == {}
 
 
 @pytest.mark.parametrize(
@@ -761,21 +763,21 @@ def test_a_leftover_without_code_can_be_taken_away_but_not_triggered(clockwork: 
     ],
 )
 def test_a_dynamic_schedule_that_cannot_work_is_refused_by_the_call(
-    tasks: QTasks, clockwork: Clockwork, given: dict[str, Any], error: type[Exception], text: str
+    tasks: QTasks, broker: SimulatedBroker, given: dict[str, Any], error: type[Exception], text: str
 ) -> None:
     @tasks.task
     def digest(user: int) -> None: ...
 
     with pytest.raises(error, match=text.replace("?", r"\?")):
         digest.schedule(**given)
-    assert clockwork.schedules == {}
+    assert broker.schedules == {}
 
 
 # --- overlap
 
 
 def test_runs_that_wait_share_a_key_of_their_schedule_that_lets_one_run_at_a_time(
-    tasks: QTasks, clockwork: Clockwork
+    tasks: QTasks, broker: SimulatedBroker
 ) -> None:
     @tasks.every("1h", overlap="wait")
     def work(ctx: TaskContext = injected) -> None:
@@ -783,16 +785,16 @@ def test_runs_that_wait_share_a_key_of_their_schedule_that_lets_one_run_at_a_tim
             raise Snooze("1m")
 
     tasks.schedules.sync()
-    (stands,) = clockwork.schedules.values()
+    (stands,) = broker.schedules.values()
     assert (stands["flowControlKey"], stands["parallelism"]) == (stands["scheduleId"], 1)
     # A run that is put off is published again by the dispatcher, and waits as the others do.
-    clockwork.advance(hours=1)
-    (again,) = [one for one in clockwork.requests if one.url.endswith(f"/v2/publish/{BASE_URL}/work")]
+    broker.advance(hours=1)
+    (again,) = [one for one in broker.requests if one.url.endswith(f"/v2/publish/{BASE_URL}/work")]
     assert dict(again.headers)["Upstash-Flow-Control-Key"] == stands["scheduleId"]
-    clockwork.advance(minutes=5)
+    broker.advance(minutes=5)
 
 
-def test_a_schedule_that_skips_needs_a_place_for_results_and_says_so_at_once(clockwork: Clockwork) -> None:
+def test_a_schedule_that_skips_needs_a_place_for_results_and_says_so_at_once(broker: SimulatedBroker) -> None:
     tasks = application(results=None)
 
     @tasks.every("1h", overlap="skip")
@@ -805,12 +807,12 @@ def test_a_schedule_that_skips_needs_a_place_for_results_and_says_so_at_once(clo
         work.schedule("0 9 * * *", name="x", overlap="skip")
 
 
-def test_the_body_of_a_schedule_says_what_the_dispatcher_has_to_know(tasks: QTasks, clockwork: Clockwork) -> None:
+def test_the_body_of_a_schedule_says_what_the_dispatcher_has_to_know(tasks: QTasks, broker: SimulatedBroker) -> None:
     @tasks.every("1h", overlap="skip", args=[1], timeout="1m")
     def work(n: int) -> None: ...
 
     tasks.schedules.sync()
-    (stands,) = clockwork.schedules.values()
+    (stands,) = broker.schedules.values()
     assert json.loads(stands["body"]) == {
         "v": 1,
         "args": [1],

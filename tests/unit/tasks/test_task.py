@@ -24,11 +24,11 @@ from qtasks.errors import ApiError, ArgumentsError, BrokerUnreachable, Configura
 from qtasks.qstash.conversation.transport import AsyncTransport, Reply, Request
 from qtasks.tasks.ports import Connection
 from qtasks.tasks.task import AsyncTask, SyncTask, Task
-from tests.support.tasks import BASE_URL, KEYS, RecordingTransport, ScriptedHome, application
+from tests.support.tasks import BASE_URL, KEYS, RecordingBroker, RecordingTransport, application
 
 
-def with_home(home: ScriptedHome | None = None) -> tuple[QTasks, RecordingTransport]:
-    used = home or ScriptedHome(base_url=BASE_URL)
+def with_broker(broker: RecordingBroker | None = None) -> tuple[QTasks, RecordingTransport]:
+    used = broker or RecordingBroker(base_url=BASE_URL)
     return QTasks(embedded=used), used.transport
 
 
@@ -137,7 +137,7 @@ def test_a_decorated_async_function_is_still_async() -> None:
 
 
 def test_using_returns_another_task_and_changes_nothing() -> None:
-    tasks, transport = with_home()
+    tasks, transport = with_broker()
 
     @tasks.task(retries=5, label="a")
     def work() -> None: ...
@@ -160,7 +160,7 @@ def test_using_returns_another_task_and_changes_nothing() -> None:
 
 
 def test_delay_publishes_a_small_json_envelope_to_the_task_s_url() -> None:
-    tasks, transport = with_home()
+    tasks, transport = with_broker()
 
     @tasks.task(retries=7, timeout="30s")
     def work(a: int, b: str, *, when: datetime) -> None: ...
@@ -183,7 +183,7 @@ def test_delay_publishes_a_small_json_envelope_to_the_task_s_url() -> None:
 
 
 def test_every_call_has_an_id_of_its_own() -> None:
-    tasks, _ = with_home()
+    tasks, _ = with_broker()
 
     @tasks.task
     def work() -> None: ...
@@ -193,7 +193,7 @@ def test_every_call_has_an_id_of_its_own() -> None:
 
 @pytest.mark.anyio
 async def test_adelay_sends_the_same_without_blocking_the_loop() -> None:
-    tasks, transport = with_home()
+    tasks, transport = with_broker()
 
     @tasks.task
     async def work(a: int) -> None: ...
@@ -225,7 +225,7 @@ async def test_adelay_uses_the_home_s_async_transport_where_there_is_one() -> No
 
     recorder: Any = AsyncRecorder()
 
-    class Home(ScriptedHome):
+    class Home(RecordingBroker):
         def start(self, app: Any, loop: Any) -> Connection:
             connection = super().start(app, loop)
             return Connection(
@@ -238,7 +238,7 @@ async def test_adelay_uses_the_home_s_async_transport_where_there_is_one() -> No
                 async_transport=cast("AsyncTransport", recorder),
             )
 
-    tasks, transport = with_home(Home())
+    tasks, transport = with_broker(Home())
 
     @tasks.task
     async def work() -> None: ...
@@ -249,9 +249,9 @@ async def test_adelay_uses_the_home_s_async_transport_where_there_is_one() -> No
 
 
 def test_a_deduplicated_call_is_followed_by_the_earlier_message() -> None:
-    home = ScriptedHome(base_url=BASE_URL)
-    home.transport.answer = {"messageId": "msg_first", "deduplicated": True}
-    tasks, transport = with_home(home)
+    broker = RecordingBroker(base_url=BASE_URL)
+    broker.transport.answer = {"messageId": "msg_first", "deduplicated": True}
+    tasks, transport = with_broker(broker)
 
     @tasks.task
     def work() -> None: ...
@@ -263,7 +263,7 @@ def test_a_deduplicated_call_is_followed_by_the_earlier_message() -> None:
 
 
 def test_a_wrong_call_sends_nothing() -> None:
-    tasks, transport = with_home()
+    tasks, transport = with_broker()
 
     @tasks.task
     def work(a: int) -> None: ...
@@ -276,7 +276,7 @@ def test_a_wrong_call_sends_nothing() -> None:
 
 
 def test_arguments_too_large_for_a_message_are_refused_with_both_sizes() -> None:
-    tasks, transport = with_home()
+    tasks, transport = with_broker()
 
     @tasks.task
     def work(text: str) -> None: ...
@@ -288,7 +288,7 @@ def test_arguments_too_large_for_a_message_are_refused_with_both_sizes() -> None
 
 
 def test_a_value_json_cannot_carry_is_named_by_its_path() -> None:
-    tasks, _ = with_home()
+    tasks, _ = with_broker()
 
     @tasks.task
     def work(rows: list[dict[str, float]]) -> None: ...
@@ -303,9 +303,9 @@ def test_a_broker_that_refuses_raises_its_words() -> None:
         def send(self, request: Request, timeout_s: float) -> Reply:
             return Reply(400, (), b'{"error": "quota exceeded"}')
 
-    home = ScriptedHome(base_url=BASE_URL)
-    home.transport = Refusing()
-    tasks, _ = with_home(home)
+    broker = RecordingBroker(base_url=BASE_URL)
+    broker.transport = Refusing()
+    tasks, _ = with_broker(broker)
 
     @tasks.task
     def work() -> None: ...
@@ -372,8 +372,8 @@ def test_no_engine_at_all_is_a_configuration_error_of_a_few_lines() -> None:
 
 
 def test_nothing_is_read_or_started_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    home = ScriptedHome()
-    tasks = QTasks(embedded=home)
+    broker = RecordingBroker()
+    tasks = QTasks(embedded=broker)
 
     @tasks.task
     def work() -> None: ...
@@ -381,13 +381,13 @@ def test_nothing_is_read_or_started_before_it_is_needed(monkeypatch: pytest.Monk
     _ = tasks.router
     tasks.asgi_app()
     work.using(retries=1)
-    assert home.started == []
+    assert broker.started == []
     work.delay()
     work.delay()
-    assert [loop for _, loop in home.started] == [None]
+    assert [loop for _, loop in broker.started] == [None]
     tasks.close()
     tasks.close()
-    assert home.stops == 1
+    assert broker.stops == 1
 
 
 def test_the_environment_is_read_on_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,14 +400,14 @@ def test_the_environment_is_read_on_first_use(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_context_manager_closes_what_was_opened() -> None:
-    home = ScriptedHome()
-    with QTasks(embedded=home) as tasks:
+    broker = RecordingBroker()
+    with QTasks(embedded=broker) as tasks:
 
         @tasks.task
         def work() -> None: ...
 
         work.delay()
-    assert home.stops == 1
+    assert broker.stops == 1
 
 
 def test_an_unknown_setting_is_named() -> None:

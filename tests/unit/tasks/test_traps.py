@@ -12,8 +12,8 @@ from fastapi import Depends, FastAPI
 
 from qtasks import QTasks, TaskEvent
 from qtasks.tasks.task import Task
-from tests.support.tasks import BASE_URL, ScriptedHome, application, deliver, signature
-from tests.unit.tasks.courier import Courier
+from tests.support.tasks import BASE_URL, RecordingBroker, application, deliver, signature
+from tests.unit.tasks.manual_broker import ManualBroker
 
 pytestmark = pytest.mark.anyio
 
@@ -51,10 +51,10 @@ async def test_the_body_is_verified_as_it_came_and_not_re_encoded(dependencies: 
     assert (taken.status, taken.json) == (200, "grüße / 1.0")
 
 
-async def test_a_coroutine_that_a_hook_returns_is_run_and_not_dropped(courier: Courier) -> None:
+async def test_a_coroutine_that_a_hook_returns_is_run_and_not_dropped(broker: ManualBroker) -> None:
     told: list[str] = []
 
-    @courier.tasks.task
+    @broker.tasks.task
     def work() -> None: ...
 
     async def tell(event: TaskEvent) -> None:
@@ -62,15 +62,15 @@ async def test_a_coroutine_that_a_hook_returns_is_run_and_not_dropped(courier: C
 
     work.on_success(lambda event: tell(event))
     work.delay()
-    await courier.deliver()
+    await broker.deliver()
     assert told == ["work"]
 
 
 def answered(answer: Any) -> Task[..., Any]:
     """A task on a broker that gives this answer to everything."""
-    home = ScriptedHome(base_url=BASE_URL)
-    home.transport.answer = answer
-    tasks = QTasks(embedded=home)
+    embedded = RecordingBroker(base_url=BASE_URL)
+    embedded.transport.answer = answer
+    tasks = QTasks(embedded=embedded)
 
     @tasks.task
     def work(n: int = 0) -> None: ...

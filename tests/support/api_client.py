@@ -38,7 +38,7 @@ class Answer:
 
 
 @dataclass
-class Door:
+class ApiClient:
     """The broker's address, and a user's credentials for it."""
 
     port: int
@@ -113,10 +113,10 @@ def read_answer(response: http.client.HTTPResponse) -> Answer:
     return Answer(response.status, headers, response.read())
 
 
-def head(method: str, door: Door, *lines: str, target: str = "/v2/publish/http://127.0.0.1:1/x") -> bytes:
+def head(method: str, api: ApiClient, *lines: str, target: str = "/v2/publish/http://127.0.0.1:1/x") -> bytes:
     given = (
-        f"Host: 127.0.0.1:{door.port}",
-        f"Authorization: Bearer {door.user.token}",
+        f"Host: 127.0.0.1:{api.port}",
+        f"Authorization: Bearer {api.user.token}",
         "Upstash-Delay: 1d",
         *lines,
     )

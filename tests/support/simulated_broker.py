@@ -29,7 +29,7 @@ BASE_URL = "https://app.example.com/qtasks"
 _BROKER = "http://broker.internal"
 
 
-class Clockwork:
+class SimulatedBroker:
     """The broker, on a loop of its own, with the account of one user that any number of applications share."""
 
     def __init__(self, start: str = "2030-05-01T00:00:30+00:00") -> None:
@@ -112,12 +112,12 @@ class Clockwork:
 class _Home:
     """Brings one application to the broker."""
 
-    def __init__(self, clockwork: Clockwork, base_url: str) -> None:
-        self._clockwork = clockwork
+    def __init__(self, broker: SimulatedBroker, base_url: str) -> None:
+        self._broker = broker
         self._base_url = base_url
 
     def start(self, app: ASGIApp, loop: asyncio.AbstractEventLoop | None) -> Connection:
-        self._clockwork.apps[self._base_url] = app
+        self._broker.apps[self._base_url] = app
         user = development.USERS[0]
         return Connection(
             url=_BROKER,
@@ -125,17 +125,17 @@ class _Home:
             keys=user.keys,
             base_url=self._base_url,
             results="memory://",
-            transport=_Transport(self._clockwork),
+            transport=_Transport(self._broker),
         )
 
     def stop(self) -> None: ...
 
 
 class _Transport:
-    def __init__(self, clockwork: Clockwork) -> None:
-        self._clockwork = clockwork
+    def __init__(self, broker: SimulatedBroker) -> None:
+        self._broker = broker
 
     def send(self, request: Request, timeout_s: float) -> Reply:
-        return self._clockwork.handle(request)
+        return self._broker.handle(request)
 
     def close(self) -> None: ...
