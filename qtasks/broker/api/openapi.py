@@ -356,12 +356,12 @@ _DESCRIBED: Final[Mapping[Handler, OperationDoc]] = {
     workflows.refuse: OperationDoc("Workflows", "Not served", {501: "Error"}),
 }
 
-OPEN: Final = {
+PUBLIC: Final = {
     "/healthz": OperationDoc("Health", "The process answers", {200: "Health"}),
     "/readyz": OperationDoc("Health", "Messages are stored and delivered", {200: "Health", 503: "Health"}),
     PATH: OperationDoc("Health", "This document", {200: "Document"}),
 }
-"""What the edge answers by itself, without a token."""
+"""The paths that the ASGI application answers itself, without a token."""
 
 
 @functools.cache
@@ -371,7 +371,7 @@ def document() -> dict[str, Any]:
     for route in ROUTES:
         path = path_of(route)
         paths.setdefault(path, {})[route.method.lower()] = _operation(route.method, path, _DESCRIBED[route.handler])
-    for path, described in OPEN.items():
+    for path, described in PUBLIC.items():
         paths[path] = {"get": {**_operation("GET", path, described), "security": []}}
     return {
         "openapi": "3.1.0",

@@ -1,1 +1,1 @@
-"""The broker on a socket: limits, raw paths, time limits, start and stop."""
+"""Serving the broker over HTTP: sockets, limits on size and time, raw paths, start and stop."""

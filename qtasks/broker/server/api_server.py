@@ -1,4 +1,4 @@
-"""The broker on a socket: uvicorn underneath, signals and the stop in our own hands."""
+"""The HTTP server of a broker's API: uvicorn, started and stopped by the caller instead of by signals."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from qtasks.broker.server.http_protocol import GuardedProtocol
 from qtasks.errors import ConfigurationError
 
 KEEP_ALIVE_S: Final = 75
+"""How long an idle connection of a client is kept."""
 
 
-class _Server(uvicorn.Server):
-    """A uvicorn server that leaves the process's signals alone: whoever runs it decides when to stop."""
+class _SignalFreeServer(uvicorn.Server):
+    """A uvicorn server that installs no signal handlers: the caller decides when it stops."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -37,11 +38,11 @@ class ApiServer:
         hosts: frozenset[str] | None = LOOPBACK_HOSTS,
         grace_s: float = 5.0,
     ) -> None:
-        edge = AsgiApi(broker.api, ready=broker.ready, hosts=hosts)
+        application = AsgiApi(broker.api, ready=broker.ready, hosts=hosts)
         self._listeners = listeners
-        self._server = _Server(
+        self._server = _SignalFreeServer(
             uvicorn.Config(
-                edge,
+                application,
                 http=GuardedProtocol,
                 ws="none",
                 lifespan="off",
@@ -51,14 +52,14 @@ class ApiServer:
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                # A half-sent request must not keep the process from stopping.
+                # A request that is never sent to its end must not prevent the stop.
                 timeout_graceful_shutdown=max(1, round(grace_s)),
             )
         )
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Return once requests are served."""
+        """Start serving; return when requests are accepted. Raises ConfigurationError if the server cannot start."""
         self._task = asyncio.create_task(self._server.serve(sockets=self._listeners), name="qtasks-api")
         while not self._server.started:
             if self._task.done():
@@ -67,7 +68,7 @@ class ApiServer:
             await asyncio.sleep(0)
 
     async def stop(self) -> None:
-        """Refuse new connections, answer the requests under way, end. Idempotent."""
+        """Refuse new connections, answer the requests in progress, then stop. Idempotent."""
         if self._task is not None:
             self._server.should_exit = True
             await self._task

@@ -1,4 +1,7 @@
-"""The ASGI edge: limits before memory, one allowed Host, raw paths; then one `ApiRequest` for the API."""
+"""The API as an ASGI application: it checks limits and the Host header, then passes on an `ApiRequest`.
+
+Path and query stay raw: nothing in a destination URL is decoded or merged.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +19,26 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
-_OPEN: Final = frozenset(path.encode() for path in openapi.OPEN)
+_PUBLIC: Final = frozenset(path.encode() for path in openapi.PUBLIC)
 
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What a request may bring, checked before any of it is kept."""
+    """Size and time limits of a request, checked before any of it is stored in memory."""
 
     target: int = 8 * 1024
     """Bytes of path and query together."""
     headers: int = 128
     header_bytes: int = 48 * 1024
     body_idle_s: float = 30.0
-    """Longest pause between two pieces of a body."""
+    """Longest pause between two pieces of a body, seconds."""
 
 
 class AsgiApi:
     """An ASGI application around the API.
 
-    `hosts` are the names a request may be addressed to (without port): a web page that rebinds its own name
-    to this address does not get through. None: any.
+    `hosts` holds the accepted values of the Host header, without port; None accepts all. The check stops a web page
+    that rebinds its own host name to this address (DNS rebinding).
     """
 
     def __init__(
@@ -52,22 +55,22 @@ class AsgiApi:
         self._limits = limits or RequestLimits()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one HTTP request; other kinds of connection are closed."""
+        """Serve one HTTP request. Other kinds of connection are closed."""
         if scope["type"] != "http":
             return
         try:
-            answer = await self._open(scope) or await self._answer(scope, receive)
-        except HttpError as refusal:
-            answer = error_response(refusal)
-        await _send(send, answer)
+            response = await self._public(scope) or await self._authenticated(scope, receive)
+        except HttpError as error:
+            response = error_response(error)
+        await _send(send, response)
 
-    async def _open(self, scope: Scope) -> ApiResponse | None:
-        """What says nothing of anybody's messages, without a token and to any Host.
+    async def _public(self, scope: Scope) -> ApiResponse | None:
+        """Answer the paths that need no token and accept any Host, because they reveal nothing about messages.
 
-        `/healthz` (the process answers), `/readyz`, and the description of the API.
+        `/healthz` (the process answers), `/readyz`, and the description of the API. None for every other path.
         """
         path = scope["raw_path"]
-        if path not in _OPEN:
+        if path not in _PUBLIC:
             return None
         if scope["method"] not in ("GET", "HEAD"):
             raise HttpError(405, f"{scope['method']} is not allowed here", (("Allow", "GET, HEAD"),))
@@ -78,9 +81,9 @@ class AsgiApi:
                 return await self._ready()
         return openapi.served()
 
-    async def _answer(self, scope: Scope, receive: Receive) -> ApiResponse:
+    async def _authenticated(self, scope: Scope, receive: Receive) -> ApiResponse:
         self._check(scope)
-        return await self._api.handle(self._call(scope, receive))
+        return await self._api.handle(self._request(scope, receive))
 
     def _check(self, scope: Scope) -> None:
         limits = self._limits
@@ -99,7 +102,7 @@ class AsgiApi:
         if self._hosts is not None and _hostname(hosts[0].decode("latin-1")) not in self._hosts:
             raise HttpError(421, "host not allowed: this broker answers to " + ", ".join(sorted(self._hosts)))
 
-    def _call(self, scope: Scope, receive: Receive) -> ApiRequest:
+    def _request(self, scope: Scope, receive: Receive) -> ApiRequest:
         client = scope.get("client")
         return ApiRequest(
             method=scope["method"],
@@ -116,8 +119,8 @@ class AsgiApi:
             raise HttpError(413, f"message too large: {declared[:40].decode('ascii')} > {limit}")
         pieces: list[bytes] = []
         size = 0
-        more = True
-        while more:
+        more_body = True
+        while more_body:
             try:
                 async with asyncio.timeout(self._limits.body_idle_s):
                     event = await receive()
@@ -125,38 +128,38 @@ class AsgiApi:
                 text = f"no data for {self._limits.body_idle_s:g} s while reading the body"
                 raise HttpError(408, text, (("Connection", "close"),)) from None
             if event["type"] == "http.disconnect":
-                raise HttpError(400, "the client went away before the body was complete")
+                raise HttpError(400, "the client disconnected before the body was complete")
             piece = event.get("body", b"")
             size += len(piece)
             if size > limit:
                 raise HttpError(413, f"message too large: more than {limit} bytes")
             pieces.append(piece)
-            more = event.get("more_body", False)
+            more_body = event.get("more_body", False)
         return b"".join(pieces)
 
 
 def _hostname(host: str) -> str:
-    """The name in a Host header, lower-case, without the port."""
+    """The host name in a Host header, lower-case, without the port."""
     name, colon, port = host.rpartition(":")
     return (name if colon and port.isascii() and port.isdigit() else host).lower()
 
 
 def _text(value: bytes) -> str:
-    """A header value: UTF-8 where it is that, else Latin-1 as HTTP has it."""
+    """A header value as UTF-8 if it is valid UTF-8, else as Latin-1, the encoding of HTTP."""
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:
         return value.decode("latin-1")
 
 
-async def _send(send: Send, answer: ApiResponse) -> None:
-    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
-    if answer.stream is None:
-        headers.append((b"content-length", str(len(answer.body)).encode()))
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    if answer.stream is None:
-        await send({"type": "http.response.body", "body": answer.body})
+async def _send(send: Send, response: ApiResponse) -> None:
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
+    if response.stream is None:
+        headers.append((b"content-length", str(len(response.body)).encode()))
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    if response.stream is None:
+        await send({"type": "http.response.body", "body": response.body})
         return
-    async for piece in answer.stream:
+    async for piece in response.stream:
         await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": b""})

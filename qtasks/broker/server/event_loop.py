@@ -1,4 +1,4 @@
-"""What servers run on: uvloop where the platform has it (a third of the CPU), and an interpreter tuned for them."""
+"""The event loop and the interpreter settings of a server: uvloop where available, which saves a third of the CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """A loop that nothing runs on yet."""
+    """A new event loop: uvloop's if it is installed, else asyncio's."""
     try:
         import uvloop
     except ImportError:
@@ -21,11 +21,11 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 def tune_interpreter() -> None:
-    """Set a started server's process up for throughput; call it once everything that stays has been made.
+    """Tune the process of a server for throughput. Call it when all long-lived objects have been created.
 
-    A thread may keep the interpreter for 1 ms instead of 5, which is what a finished commit would wait for a busy
-    event loop. What start-up made is no more looked at for garbage, and the rest less often: by default the
-    collector takes a third of the time of a delivery, and finds nothing.
+    A thread may keep the interpreter for 1 ms instead of 5: a finished commit would otherwise wait that long for a
+    busy event loop. The garbage collector ignores the objects created so far and runs less often: by default it takes
+    a third of the time of a delivery and finds no garbage.
     """
     sys.setswitchinterval(0.001)
     gc.collect()
@@ -34,6 +34,6 @@ def tune_interpreter() -> None:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """As `asyncio.run`."""
+    """Run `main` as `asyncio.run` does, on `new_event_loop`."""
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(main)

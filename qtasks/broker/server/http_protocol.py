@@ -1,7 +1,11 @@
-"""uvicorn's httptools protocol with limits on what comes before a request, and after its answer: time, and bytes.
+"""uvicorn's httptools protocol with limits on time and bytes: for the header, and for the rest of a refused body.
 
-uvicorn waits for ever for the rest of a header, and collects any amount of it; and for the rest of a body that was
-refused before it was there. It also takes requests apart that two readers could understand in two ways.
+By default uvicorn waits without limit for the rest of a header and stores any amount of it. It also waits without
+limit for the rest of a body that was refused before it had arrived. And it accepts requests that a proxy in front of
+it could read in another way (request smuggling); this protocol refuses them.
+
+It relies on private attributes of uvicorn's `HttpToolsProtocol` (`cycle`, `pipeline`, `parser`, `url`, `headers`,
+`timeout_keep_alive_task`, ...). `tests/unit/broker/test_dependencies.py` checks that they exist.
 """
 
 from __future__ import annotations
@@ -15,16 +19,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from qtasks.broker.server.write_coalescing import CoalescingTransport
 
 HEAD_TIMEOUT_S: Final = 10.0
-"""From the connection, or the first byte of a later request, to the end of its header."""
+"""Limit from the start of the connection, or the first byte of a later request, to the end of the header."""
 DISCARD_TIMEOUT_S: Final = 30.0
-"""How long the rest of a body that has been answered already is read and thrown away: most clients look for an answer
-only when they have sent everything."""
+"""How long the rest of a body is read and discarded after the response was sent: most clients read the response only
+when they have sent the whole body."""
 MAX_HEAD: Final = 64 * 1024
-"""Bytes of a request line and header together."""
+"""Limit of request line and header together, bytes."""
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """Closes connections whose request does not begin in time, or begins too large."""
+    """Closes connections whose request header is not complete in time, or is too large or ambiguous."""
 
     _deadline: asyncio.TimerHandle | None = None
     _head_bytes = 0
@@ -32,22 +36,23 @@ class GuardedProtocol(HttpToolsProtocol):
     """Between the first byte of a request and its last."""
     _in_body = False
     """Between the end of its header and its last byte."""
-    _oddity: str | None = None
+    _ambiguity: str | None = None
+    """Why the request is refused as ambiguous."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock."""
+        """Start the time limit of the first request."""
         super().connection_made(CoalescingTransport(transport, self.loop))  # type: ignore[arg-type]
         self._start_clock(HEAD_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop it."""
+        """Stop the time limit."""
         self._stop_clock()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count what arrives while a header is incomplete."""
+        """Count the bytes that arrive while a header is incomplete."""
         if self._in_body:
-            if self._deadline is None and not self._waiting():
+            if self._deadline is None and not self._is_response_pending():
                 self._start_clock(DISCARD_TIMEOUT_S)
         else:
             self._head_bytes += len(data)
@@ -57,68 +62,68 @@ class GuardedProtocol(HttpToolsProtocol):
         super().data_received(data)
 
     def on_message_begin(self) -> None:
-        """A request begins; its header must end in time."""
+        """A request begins; its header must be complete in time."""
         self._begun = True
         if self._deadline is None:
             self._start_clock(HEAD_TIMEOUT_S)
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """The header is there: what follows is the business of the application."""
+        """The header is complete. The application sets the time limits for the body."""
         self._stop_clock()
-        self._oddity = self._what_is_odd()
-        if self._oddity is not None:
-            raise ValueError(self._oddity)  # the parser stops, and `send_400_response` is called
+        self._ambiguity = self._find_ambiguity()
+        if self._ambiguity is not None:
+            raise ValueError(self._ambiguity)  # stops the parser; uvicorn then calls `send_400_response`
         self._in_body = True
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """The body is there: what follows is the next request."""
+        """The body is complete. The next bytes are the next request."""
         self._stop_clock()
         self._begun = self._in_body = False
         self._head_bytes = 0
         super().on_message_complete()
         if self.cycle.response_complete:
-            # uvicorn forgot its limit for idle connections when the rest of this body came.
+            # uvicorn cancelled its limit for idle connections when the rest of this body arrived.
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
     def send_400_response(self, msg: str) -> None:
-        """In the form of every other error."""
-        self._refuse(b"400 Bad Request", self._oddity or msg)
+        """Send the error in the same form as every other error of the API."""
+        self._refuse(b"400 Bad Request", self._ambiguity or msg)
 
-    def _what_is_odd(self) -> str | None:
-        """Why a request that the parser accepts is refused: a proxy in front of us could read it differently."""
+    def _find_ambiguity(self) -> str | None:
+        """Why a proxy in front of the broker may read this request in another way, although the parser accepts it."""
         if not self.url.startswith((b"/", b"*")):
-            return "the request target must be a path: this is no proxy"
+            return "the request target must be a path: this server is not a proxy"
         if b"#" in self.url:
             return "the request target contains a fragment (#): percent-encode it as %23, or leave it out"
         codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
         if codings and self.parser.get_http_version() == "1.0":
             return "Transfer-Encoding does not exist in HTTP/1.0"
         if codings and codings != [b"chunked"]:
-            return "Transfer-Encoding: no coding but chunked is understood"
+            return "Transfer-Encoding: only chunked is supported"
         return None
 
-    def _waiting(self) -> bool:
-        """Whether the latest request still waits for its answer."""
-        cycle: RequestResponseCycle | None = self.cycle  # None before the first request, whatever uvicorn declares
+    def _is_response_pending(self) -> bool:
+        """Whether the latest request still waits for its response."""
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request, although uvicorn declares it
         return cycle is not None and not cycle.response_complete
 
     def _head_ends(self, data: bytes) -> bool:
-        # A large body may share a read with the end of its header.
+        # One read may contain the end of the header and a large part of the body.
         return b"\r\n\r\n" in data[: MAX_HEAD - (self._head_bytes - len(data))]
 
     def _start_clock(self, limit_s: float) -> None:
-        self._deadline = self.loop.call_later(limit_s, self._too_slow)
+        self._deadline = self.loop.call_later(limit_s, self._time_out)
 
     def _stop_clock(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
-    def _too_slow(self) -> None:
+    def _time_out(self) -> None:
         self._deadline = None
         if self._begun and not self._in_body:
             self._refuse(b"408 Request Timeout", f"no complete header within {HEAD_TIMEOUT_S:g} s")
@@ -126,8 +131,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _would_overtake(self) -> bool:
-        """Whether an earlier request of this connection still waits for its answer: ours would be taken for that."""
-        return bool(self.pipeline) or (self._waiting() and not self._in_body)
+        """Whether an earlier request still waits for its response: the client would take this error for it."""
+        return bool(self.pipeline) or (self._is_response_pending() and not self._in_body)
 
     def _refuse(self, status: bytes, text: str) -> None:
         self._stop_clock()

@@ -1,4 +1,4 @@
-"""A socket to listen on, or a sentence about why there is none."""
+"""Opens a listening socket, or raises an error that says why it cannot."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ from typing import Final
 from qtasks.errors import ConfigurationError
 
 BACKLOG: Final = 2048
+"""Connections that the system holds until they are accepted."""
 
 
 class PortTakenError(ConfigurationError):
-    """Somebody else listens on the port."""
+    """Another program listens on the port."""
 
     code = "QT604"
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 picks a free one. Raises PortTakenError or ConfigurationError in a sentence."""
+    """A listening socket; port 0 picks a free port.
+
+    Raises PortTakenError if another program listens there, ConfigurationError for every other reason.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named: asyncio turns Nagle's algorithm off only where it sees TCP.
+    # The protocol is given explicitly: asyncio turns Nagle's algorithm off only for sockets that report TCP.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        # Not on Windows: there it lets a second process take a port that is in use.
+        # Not on Windows, where this option lets a second process take a port that is in use.
         if sys.platform != "win32":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))

@@ -1,19 +1,19 @@
-"""Writes that belong together leave together."""
+"""Joins the writes of one response, so that it costs one system call."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any, Final
 
-_ENOUGH: Final = 64 * 1024
-"""Bytes that are not held back any more: what comes after them must feel whether the other side reads."""
+_FLUSH_SIZE: Final = 64 * 1024
+"""Bytes that are written at once, so that flow control of the connection works for large bodies."""
 
 
 class CoalescingTransport:
-    """A transport that sends what one turn of the event loop writes in one piece.
+    """A transport that joins all writes of one iteration of the event loop.
 
-    uvicorn writes the head of an answer and its body one after the other. Sent like that they cost two system calls
-    here, and wake whoever waits for them twice.
+    uvicorn writes the head of a response and its body separately. Sent separately, they cost two system calls and wake
+    the client twice.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -26,16 +26,16 @@ class CoalescingTransport:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        """Send `data` with whatever else is written in this turn."""
+        """Send `data`, joined with all other writes of this iteration of the event loop."""
         if not self._pieces:
             self._loop.call_soon(self._send)
         self._pieces.append(data)
         self._size += len(data)
-        if self._size >= _ENOUGH:
+        if self._size >= _FLUSH_SIZE:
             self._send()
 
     def close(self) -> None:
-        """Send what was written, then close."""
+        """Send all data written so far, then close."""
         self._send()
         self._transport.close()
 

@@ -1,1 +1,1 @@
-"""One HTTP attempt under one deadline, and the policy that says which addresses it may reach."""
+"""One HTTP attempt under one deadline, and the policy that decides which addresses it may reach."""

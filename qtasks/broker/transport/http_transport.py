@@ -1,16 +1,16 @@
-"""One HTTP attempt over a real network: a `DeliveryRequest` in, a `Response` or the reason why there is none out.
+"""One HTTP attempt over a real network: a `DeliveryRequest` in, a `Response` or a `Failure` out.
 
-The endpoint is somebody else's, may be slow, broken or hostile, and must not cost more than its own attempt:
+The endpoint belongs to a third party. It may be slow, broken or hostile, and must not cost more than its own attempt:
 
-* one deadline lies around all of it; within it, name lookup, connecting and TLS together have `CONNECT_TIMEOUT_S`;
-* the answer is read raw (never inflated) up to a cap, its header up to another; what is longer is cut and the
-  connection closed; so is every connection on which anything odd was seen;
-* no redirects, cookies, proxies from the environment or credentials files: nothing leaves but what was asked for;
-* names are resolved here, when dialling, and every address is put to the destination policy; the connection goes to
-  an address that was checked, whatever the name answers a moment later.
+* one deadline covers the whole attempt; within it, name lookup, connecting and TLS share `CONNECT_TIMEOUT_S`;
+* the response body is read raw (never inflated) up to a limit, the header up to another. A longer response is cut and
+  its connection closed; so is every connection on which anything irregular was seen;
+* no redirects, no cookies, no proxies from the environment, no credentials files: only the given request is sent;
+* host names are resolved here, immediately before connecting, and the destination policy checks every address. The
+  connection goes to a checked address even if the name resolves to another one a moment later.
 
-aiohttp does the protocol. It is told to leave everything alone: the URL is handed over in parts, its path and query as
-one opaque text (a URL parser would drop a lone ``?`` and resolve dots), and no header is added on its own account.
+aiohttp implements HTTP. It is configured to change nothing: it receives the URL in parts, with path and query as one
+opaque text (a URL parser would drop a lone ``?`` and resolve dots), and it adds no header of its own.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from qtasks.protocol.headers import PER_CONNECTION, WireError, canonical_name
 from qtasks.protocol.messages import MAX_BODY, Response
 
 CONNECT_TIMEOUT_S = 5.0
-"""Longest way to a connection, seconds: name lookup, TCP and TLS; the attempt's deadline may be shorter."""
+"""Limit for opening a connection, seconds: name lookup, TCP and TLS together. The attempt's deadline may be shorter."""
 
 KEEP_ALIVE_S = 1.5
-"""How long an idle connection is kept. Servers drop idle ones after 2 to 5 s (gunicorn 2, uvicorn and Node 5), and a
-request that meets the closing door is lost: it would cost the message a retry."""
+"""How long an idle connection is kept. Servers close idle connections after 2 to 5 s (gunicorn 2, uvicorn and Node 5);
+a request sent at that moment is lost and costs the message a retry."""
 
-_OURS = PER_CONNECTION | {"Accept-Encoding"}
-"""Headers that describe our connection, not the message; left out if given (RFC 9110, 7.6.1)."""
+_NOT_FORWARDED = PER_CONNECTION | {"Accept-Encoding"}
+"""Headers that describe a connection, not the message. A message's own values are dropped (RFC 9110, 7.6.1)."""
 
 _NO_DEFAULTS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
@@ -63,12 +63,12 @@ _ODD = re.compile(r"[^ -~]")
 
 @dataclass(frozen=True, slots=True)
 class _AllowedDestination:
-    """What a URL comes to once it is taken apart and allowed."""
+    """A parsed URL that the destination policy allows, in the form that aiohttp takes."""
 
     url: URL
     authority: str
     place: str
-    """``host:port`` for people; a URL's path, query and credentials stay out of error texts."""
+    """``host:port`` for error texts, which never show a URL's path, query or credentials."""
     authorization: str | None
 
 
@@ -77,9 +77,9 @@ class HttpTransport:
 
     Args:
         policy: Which addresses may be dialled.
-        max_response: Most bytes of an answer's body that are read; a longer one is cut and marked so.
-        connections: Most connections open at a time. An attempt that waits for one spends its own deadline, so the
-            caller should not start more attempts than this.
+        max_response: Most bytes of a response body that are read; a longer body is cut and marked as truncated.
+        connections: Most connections open at a time. An attempt that waits for a connection spends its own deadline,
+            so the caller should not start more attempts than this.
         per_host: Most connections to one host and port.
         resolve: Name lookup; the system's by default.
         tls: How certificates are verified; the system's trust store by default.
@@ -104,37 +104,37 @@ class HttpTransport:
         self._system: SystemResolver | None = None
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
-        # The policy never changes, so neither does its verdict on a URL; a busy dispatcher is a single entry.
-        self._endpoint = lru_cache(maxsize=1024)(self._examine)
+        # The policy never changes, so its decision on a URL can be cached; a busy dispatcher is a single entry.
+        self._destination = lru_cache(maxsize=1024)(self._examine)
 
     async def send(self, request: DeliveryRequest) -> Response | Failure:
-        """Send `request` and read the answer, all within `request.timeout_ms`. Never raises but for cancellation."""
-        endpoint = self._endpoint(request.url)
-        if isinstance(endpoint, Failure):
-            return endpoint
-        headers = _headers_for(endpoint, request)
+        """Send `request` and read the response within `request.timeout_ms`. Raises nothing but CancelledError."""
+        destination = self._destination(request.url)
+        if isinstance(destination, Failure):
+            return destination
+        headers = _headers_for(destination, request)
         if isinstance(headers, Failure):
             return headers
         if self._closed:
-            return Failure("connection_lost", f"not sent to {endpoint.place}: the broker is stopping")
-        answering = False
+            return Failure("connection_lost", f"not sent to {destination.place}: the broker is stopping")
+        responding = False
         try:
             async with asyncio.timeout(request.timeout_ms / 1000) as deadline:
-                answer = await self._open_session().request(
+                response = await self._open_session().request(
                     request.method,
-                    endpoint.url,
+                    destination.url,
                     headers=headers,
                     data=_payload(request.body),
                     allow_redirects=False,
                 )
-                assert isinstance(answer, BoundedResponse)
-                answering = True
-                return await answer.take(self._max_response)
+                assert isinstance(response, BoundedResponse)
+                responding = True
+                return await response.take(self._max_response)
         except TimeoutError:
-            return _too_late(endpoint.place, request.timeout_ms, answering=answering, in_all=deadline.expired())
+            return _timed_out(destination.place, request.timeout_ms, responding=responding, in_total=deadline.expired())
         except Exception as error:
-            # The port's promise: whatever it was, it is one failed attempt.
-            return _failure(error, endpoint.place)
+            # The contract of `Transport`: every error is one failed attempt.
+            return _failure(error, destination.place)
 
     async def close(self) -> None:
         """Close every connection and start no more attempts. Idempotent."""
@@ -147,18 +147,18 @@ class HttpTransport:
 
     def _examine(self, url: str) -> _AllowedDestination | Failure:
         try:
-            found = destination_policy.parse(url)
+            parts = destination_policy.parse(url)
         except WireError as error:
             return Failure("unsendable", str(error), final=True)
-        if literal(found.host) is not None and (refusal := check(self._policy, found.host, found.host, found.port)):
+        if literal(parts.host) is not None and (refusal := check(self._policy, parts.host, parts.host, parts.port)):
             return Failure("destination_blocked", refusal, final=True)
-        host = f"[{found.host}]" if ":" in found.host else found.host
+        host = f"[{parts.host}]" if ":" in parts.host else parts.host
         return _AllowedDestination(
-            # Built from parts, the target in the place of the path, nothing is parsed or re-encoded again.
-            url=URL.build(scheme=found.scheme, host=host, port=found.port, path=found.target, encoded=True),
-            authority=found.authority,
-            place=f"{host}:{found.port}",
-            authorization=_basic(found.userinfo) if found.userinfo else None,
+            # Built from parts, with path and query in place of the path, so that nothing is parsed or encoded again.
+            url=URL.build(scheme=parts.scheme, host=host, port=parts.port, path=parts.target, encoded=True),
+            authority=parts.authority,
+            place=f"{host}:{parts.port}",
+            authorization=_basic(parts.userinfo) if parts.userinfo else None,
         )
 
     def _open_session(self) -> aiohttp.ClientSession:
@@ -188,7 +188,7 @@ class HttpTransport:
 
 
 def _payload(body: bytes) -> aiohttp.Payload | None:
-    # Callbacks may be larger than any published body; aiohttp wants those in pieces.
+    # A callback may be larger than any published body; aiohttp takes a large body only in pieces.
     if len(body) > MAX_BODY:
         return aiohttp.BytesIOPayload(io.BytesIO(body))
     return aiohttp.BytesPayload(body) if body else None
@@ -199,46 +199,49 @@ def _basic(userinfo: str) -> str:
     return "Basic " + base64.b64encode(unquote_to_bytes(user) + b":" + unquote_to_bytes(password)).decode()
 
 
-def _headers_for(endpoint: _AllowedDestination, request: DeliveryRequest) -> CIMultiDict[str] | Failure:
-    """The header lines in the order they are sent; `Content-Length` follows at the end."""
-    # CONNECT asks for a tunnel and has another form of request line.
+def _headers_for(destination: _AllowedDestination, request: DeliveryRequest) -> CIMultiDict[str] | Failure:
+    """The header lines in the order in which they are sent; aiohttp adds `Content-Length` at the end."""
+    # CONNECT opens a tunnel and has another form of request line.
     if request.method == "CONNECT" or not _TOKEN.fullmatch(request.method):
         return _unsendable(f"{request.method[:40]!r} is not a method of a request to an endpoint")
-    headers = CIMultiDict({"Host": endpoint.authority})
-    for given, value in request.headers:
-        if (name := _name(given)) is None:
-            return _unsendable(f"{given[:40]!r} is not a header name")
+    headers = CIMultiDict({"Host": destination.authority})
+    for spelling, value in request.headers:
+        if (name := _name(spelling)) is None:
+            return _unsendable(f"{spelling[:40]!r} is not a header name")
         if _CONTROL.search(value):
             return _unsendable(f"the value of header {name} contains a control character")
-        if name not in _OURS:
+        if name not in _NOT_FORWARDED:
             headers.add(name, value)
-    if endpoint.authorization is not None and "Authorization" not in headers:
-        headers.add("Authorization", endpoint.authorization)
+    if destination.authorization is not None and "Authorization" not in headers:
+        headers.add("Authorization", destination.authorization)
     headers.add("Accept-Encoding", "identity")
     return headers
 
 
 @lru_cache(maxsize=1024)
-def _name(given: str) -> str | None:
-    """The one spelling of a header's name (aiohttp takes a second one for a replacement); None if it is no name."""
-    return canonical_name(given) if _TOKEN.fullmatch(given) else None
+def _name(spelling: str) -> str | None:
+    """The canonical spelling of a header name; None if `spelling` is not a valid one.
+
+    With two spellings of one name, aiohttp would let the second line replace the first.
+    """
+    return canonical_name(spelling) if _TOKEN.fullmatch(spelling) else None
 
 
 def _unsendable(reason: str) -> Failure:
     return Failure("unsendable", f"cannot be sent: {reason}", final=True)
 
 
-def _too_late(place: str, timeout_ms: int, *, answering: bool, in_all: bool) -> Failure:
-    if not in_all:
+def _timed_out(place: str, timeout_ms: int, *, responding: bool, in_total: bool) -> Failure:
+    if not in_total:
         return Failure("timeout", f"no connection to {place} within {CONNECT_TIMEOUT_S:g}s")
     span = f"within {timeout_ms / 1000:g}s (Upstash-Timeout)"
     return Failure(
-        "timeout", f"the answer of {place} was not complete {span}" if answering else f"no answer from {place} {span}"
+        "timeout", f"the answer of {place} was not complete {span}" if responding else f"no answer from {place} {span}"
     )
 
 
 def _failure(error: Exception, place: str) -> Failure:
-    """What an exception says about the attempt, in a stable code and a sentence."""
+    """The failure that an exception stands for: a stable code and a sentence."""
     match error:
         case aiohttp.ClientConnectorError():
             return _not_connected(error, place)
@@ -252,7 +255,7 @@ def _failure(error: Exception, place: str) -> Failure:
             return Failure("bad_response", f"unusable answer of {place}: {error}")
         case OSError():
             return Failure("connection_lost", f"connection to {place} lost: {_reason(error)}")
-    # What aiohttp does not like about the request is a ValueError; the rest should not happen, and is worth a retry.
+    # aiohttp raises ValueError for a request that it refuses. Other errors should not happen and are worth a retry.
     code = "unsendable" if isinstance(error, ValueError) else "connection_lost"
     return Failure(code, f"attempt at {place} broke off: {type(error).__name__}: {_shown(str(error))}")
 
@@ -298,5 +301,5 @@ def _reason(error: OSError) -> str:
 
 
 def _shown(text: str) -> str:
-    """Text that may hold an endpoint's bytes, fit for one line of a log."""
+    """`text`, which may contain bytes from the endpoint, made fit for one line of a log."""
     return _ODD.sub("?", " ".join(text.split()).removesuffix(" ^"))[:200]

@@ -1,4 +1,4 @@
-"""Deliveries inside the process: a request goes to an ASGI application by call, everything else over the network."""
+"""Deliveries inside the process: requests to one origin call an ASGI application, all others use the network."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _CLIENT: Final = ("127.0.0.1", 0)
 
 
 class AsgiTransport:
-    """Serves one origin by an ASGI application on its own event loop and hands all other URLs to `others`.
+    """Passes requests for one origin to an ASGI application on its own event loop, and all others to `others`.
 
-    The endpoint sees an ordinary HTTP request. When the deadline passes it is told that the client has gone,
-    as a server would; its work is not cut off.
+    The application sees an ordinary HTTP request. When the deadline passes, it receives ``http.disconnect``, as from a
+    server whose client has disconnected; it is not cancelled.
     """
 
     def __init__(self, origin: str, app: AsgiApp, loop: asyncio.AbstractEventLoop, others: Transport) -> None:
@@ -33,25 +33,25 @@ class AsgiTransport:
         self._others = others
 
     def serve(self, app: AsgiApp, loop: asyncio.AbstractEventLoop) -> None:
-        """From now on deliver to `app`, on `loop`."""
+        """Deliver to `app` on `loop` from now on."""
         self._app, self._loop = app, loop
 
     async def send(self, request: DeliveryRequest) -> Response | Failure:
         """See `Transport.send`."""
         if not request.url.startswith(self._origin + "/"):
             return await self._others.send(request)
-        answer = _AsgiExchange(request)
+        exchange = _AsgiExchange(request)
         try:
-            running = asyncio.run_coroutine_threadsafe(answer.run(self._app), self._loop)
+            running = asyncio.run_coroutine_threadsafe(exchange.run(self._app), self._loop)
         except RuntimeError:
             return Failure("connection_refused", "the application's event loop is closed")
         try:
             async with asyncio.timeout(request.timeout_ms / 1000):
                 return await asyncio.shield(asyncio.wrap_future(running))
         except TimeoutError:
-            # The loop may have closed meanwhile: then there is nobody left to tell.
+            # If the loop has closed meanwhile, the application no longer runs and needs no event.
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(answer.gone.set)
+                self._loop.call_soon_threadsafe(exchange.disconnected.set)
             return Failure("timeout", f"no answer within {request.timeout_ms / 1000:g} s")
 
     async def close(self) -> None:
@@ -60,7 +60,7 @@ class AsgiTransport:
 
 
 class _AsgiExchange:
-    """One exchange with the application; lives on the application's loop."""
+    """One request to the application and its response. Used on the application's event loop only."""
 
     def __init__(self, request: DeliveryRequest) -> None:
         self._request = request
@@ -69,7 +69,7 @@ class _AsgiExchange:
         self._headers: list[tuple[str, str]] = []
         self._pieces: list[bytes] = []
         self._size = 0
-        self.gone = asyncio.Event()
+        self.disconnected = asyncio.Event()
 
     async def run(self, app: AsgiApp) -> Response | Failure:
         try:
@@ -108,7 +108,7 @@ class _AsgiExchange:
         if not self._body_read:
             self._body_read = True
             return {"type": "http.request", "body": self._request.body, "more_body": False}
-        await self.gone.wait()
+        await self.disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def _send(self, event: AsgiEvent) -> None:

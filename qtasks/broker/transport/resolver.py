@@ -1,4 +1,4 @@
-"""From a host name to an address that may be dialled."""
+"""Name lookup: from a host name to the addresses that the broker may connect to."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from qtasks.broker.transport.destination_policy import DestinationPolicy
 
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
-"""A host name in, its addresses as text out. Raises OSError when there are none."""
+"""Returns the addresses of a host name, as text. Raises OSError if it has none."""
 
 LOOKUP_TIMEOUT_S = 4.0
-"""Longest name lookup, seconds; below the limit for connecting, so that the name server gets the blame."""
+"""Limit for one name lookup, seconds. Below the limit for connecting, so that the error names the name server."""
 
 MAX_ADDRESSES = 8
-"""Addresses of one name that are tried; all of them are checked."""
+"""Addresses of one name to which a connection is tried; the policy checks all of them."""
 
 RESOLVER_THREADS = 16
-"""Name lookups at a time. They block in the system's resolver, so they need threads and cannot be interrupted."""
+"""Concurrent name lookups. They block in the system's resolver, so they need threads and cannot be interrupted."""
 
 
 class DestinationBlockedError(OSError):
-    """The destination policy refuses an address; its only argument is the refusal.
+    """The destination policy refuses an address. The only argument is the text of the refusal.
 
-    An OSError, so that aiohttp reports it like any other way in which a connection does not come about.
+    An OSError, so that aiohttp reports it like every other reason why a connection fails.
     """
 
 
 def check(policy: DestinationPolicy, address: str, host: str, port: int) -> str | None:
-    """The policy's verdict, told whether the address is this machine's wherever that matters."""
+    """Why the policy refuses `address`, or None. Looks up whether the address is this machine's where that matters."""
     here = policy.listens_everywhere(port) and _is_on_this_machine(address, port)
     return policy.check_address(address, host, port, on_this_machine=here)
 
 
 class CheckedResolver(AbstractResolver):
-    """Between aiohttp's dialler and the network: hands out an address only if the policy allows all of them."""
+    """The name lookup that aiohttp uses: it returns addresses only if the policy allows every one of them."""
 
     def __init__(self, policy: DestinationPolicy, resolve: Resolve) -> None:
         self._policy = policy
@@ -48,9 +48,9 @@ class CheckedResolver(AbstractResolver):
         self,
         host: str,
         port: int = 0,
-        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002 - the connector is given every family
+        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002 - the connector gets every family
     ) -> list[ResolveResult]:
-        """Addresses to dial. Raises OSError, and DestinationBlockedError if any of them is refused."""
+        """Addresses to connect to. Raises OSError, and DestinationBlockedError if the policy refuses any of them."""
         try:
             async with asyncio.timeout(LOOKUP_TIMEOUT_S):
                 addresses = await self._resolve(host)
@@ -64,7 +64,7 @@ class CheckedResolver(AbstractResolver):
         return [_resolved(host, address, port) for address in addresses[:MAX_ADDRESSES]]
 
     async def close(self) -> None:
-        """Nothing to release: the lookup belongs to whoever gave it."""
+        """Nothing to release: the caller that passed `resolve` closes it."""
 
 
 def _resolved(host: str, address: str, port: int) -> ResolveResult:
@@ -73,7 +73,7 @@ def _resolved(host: str, address: str, port: int) -> ResolveResult:
 
 
 def _is_on_this_machine(address: str, port: int) -> bool:
-    """Ask the routing table: what is sent to one's own address comes from that address. Sends nothing."""
+    """Ask the routing table, sending nothing: traffic to an address of this machine comes from that same address."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -84,9 +84,9 @@ def _is_on_this_machine(address: str, port: int) -> bool:
 
 
 class SystemResolver:
-    """The machine's own name lookup, in threads of its own so that a dead name server blocks nothing else.
+    """The system's name lookup, in a thread pool of its own so that a dead name server blocks nothing else.
 
-    Lookups of one name that overlap are one lookup.
+    Concurrent lookups of one name share one system call.
     """
 
     def __init__(self, *, threads: int = RESOLVER_THREADS) -> None:
@@ -103,16 +103,16 @@ class SystemResolver:
         return await asyncio.shield(lookup)
 
     def close(self) -> None:
-        """Start no further lookup. Running ones end by themselves."""
+        """Start no further lookup. Running lookups end by themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _finish(self, host: str, lookup: asyncio.Future[list[str]]) -> None:
         del self._running[host]
         if not lookup.cancelled():
-            lookup.exception()  # seen, even if everybody who waited has gone
+            lookup.exception()  # retrieved here, because every waiting attempt may have ended
 
 
 def _look_up(host: str) -> list[str]:
-    # Bytes: a str would pass through Python's IDNA codec, and the name is ASCII already.
-    found = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(info[4][0]) for info in found))
+    # Bytes, because a str would pass through Python's IDNA codec, and the name is ASCII already.
+    entries = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in entries))

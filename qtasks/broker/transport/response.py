@@ -1,7 +1,11 @@
-"""Reading an endpoint's answer without being kept busy by it. Built into aiohttp by `broker.transport`.
+"""A bounded reader for an endpoint's response. `http_transport` plugs it into aiohttp.
 
-aiohttp bounds single lines and what it buffers. What it leaves open is bounded here: informational answers, the header
-as a whole, and bytes that belong to no body. It also leaves some outcomes to luck, which are made the same every time.
+aiohttp limits single header lines and its buffers. This module limits the rest: informational responses (1xx), the
+header as a whole, and bytes that belong to no body. It also makes outcomes deterministic that in aiohttp depend on how
+the bytes happen to arrive.
+
+It relies on private attributes of aiohttp: `ResponseHandler` (`read`, `feed_data`, `force_close`, `len()`) and
+`StreamReader.is_eof`. `tests/unit/broker/test_dependencies.py` checks that they exist.
 """
 
 from __future__ import annotations
@@ -18,52 +22,52 @@ from aiohttp.connector import Connection
 from qtasks.protocol.messages import Response
 
 MAX_HEADER_LINE = 16 * 1024
-"""Longest status line or header line of an answer, bytes."""
+"""Longest status line or header line of a response, bytes."""
 
 MAX_HEADERS = 128
 MAX_HEADER_BYTES = 64 * 1024
-"""All header lines of an answer together, bytes."""
+"""All header lines of a response together, bytes."""
 
 MAX_INFORMATIONAL = 2
-"""Answers of status 1xx in front of the real one; with more, an endpoint keeps an attempt open until its deadline."""
+"""Responses of status 1xx before the final one. More of them are an attempt to keep the broker busy."""
 
 READ_BUFFER = 64 * 1024
-"""Bytes of a body that are read ahead."""
+"""Bytes of a body that are read in advance."""
 
 _WITHOUT_BODY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 
 _HEAD_BUDGET = 1024 * 1024
-"""Bytes from the wire until the head of the answer has been looked at; parts of the body come with it."""
+"""Bytes accepted until the head of the response has been checked; parts of the body arrive with it."""
 _WIRE_FACTOR = 2
-"""Bytes read from the wire for each byte of body wanted: enough for any body in chunks of six bytes or more."""
+"""Bytes accepted for each byte of the body limit: enough for every body in chunks of six bytes or more."""
 
 
 class UnusableError(Exception):
-    """The endpoint answers, but not acceptably; the message says what was seen."""
+    """The endpoint sent a response that is not acceptable; the message says why."""
 
 
 class UnansweredError(Exception):
-    """The connection ended before the head of an answer; the cause is what aiohttp says about it.
+    """The connection ended before the head of a response; `__cause__` is aiohttp's error.
 
-    Not one of aiohttp's errors on purpose: on those it sends a GET, PUT or DELETE a second time by itself.
+    Not one of aiohttp's own errors: after those, aiohttp sends a GET, PUT or DELETE a second time by itself.
     """
 
 
 class BoundedResponse(aiohttp.ClientResponse):
-    """An answer whose head is one we accept. If it is not, the connection is closed, not kept."""
+    """A response whose head has been checked. If it is not acceptable, the connection is closed instead of reused."""
 
-    wire: _BoundedProtocol
+    protocol_guard: _BoundedProtocol
 
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
-        """Take informational answers off the connection, counting; what follows is looked at, then read as usual.
+        """Skip a limited number of informational responses, check the head of the final one, then read it as usual.
 
         Raises UnusableError and UnansweredError.
         """
         parser, transport = connection.protocol, connection.transport
         if parser is None or transport is None:
             raise UnansweredError
-        self.wire = _wire_of(transport, parser)
-        self.wire.expect(_HEAD_BUDGET)
+        self.protocol_guard = _guard_of(transport, parser)
+        self.protocol_guard.expect(_HEAD_BUDGET)
         for _ in range(MAX_INFORMATIONAL + 1):
             try:
                 message, body = await parser.read()
@@ -72,21 +76,21 @@ class BoundedResponse(aiohttp.ClientResponse):
             if not 100 <= message.code < 200 or message.code == HTTPStatus.SWITCHING_PROTOCOLS:
                 _check_head(message.code, message.raw_headers)
                 if message.code in _WITHOUT_BODY and "Content-Length" in message.headers:
-                    parser.force_close()  # the body that must not be there may be on its way
-                while len(parser):  # a second answer came with the first, to no request of ours
+                    parser.force_close()  # such a response has no body, but one may be on its way
+                while len(parser):  # a second response arrived with the first, for which there is no request
                     parser.force_close()
                     await parser.read()
-                self.wire.follow(body)
+                self.protocol_guard.follow(body)
                 parser.feed_data((message, body))
                 return await super().start(connection)
-        raise UnusableError(f"more than {MAX_INFORMATIONAL} informational answers (1xx)")
+        raise UnusableError(f"more than {MAX_INFORMATIONAL} informational responses (1xx)")
 
     async def take(self, limit: int) -> Response:
         """Read the body, at most `limit` bytes of it.
 
-        A connection that was read to the end has been kept for the next request by then; any other is closed.
+        A connection whose response was read to the end is kept for the next request; any other is closed.
         """
-        self.wire.budget = limit * _WIRE_FACTOR + READ_BUFFER
+        self.protocol_guard.budget = limit * _WIRE_FACTOR + READ_BUFFER
         body = bytearray()
         cut = False
         try:
@@ -94,7 +98,7 @@ class BoundedResponse(aiohttp.ClientResponse):
                 body += chunk
                 cut = len(body) > limit
         except aiohttp.ClientPayloadError:
-            if not (cut := self.wire.budget < 0):
+            if not (cut := self.protocol_guard.budget < 0):
                 raise
         finally:
             self.close()
@@ -103,14 +107,14 @@ class BoundedResponse(aiohttp.ClientResponse):
 
 
 class _BoundedProtocol(asyncio.Protocol):
-    """Between the socket and aiohttp's parser, for what the parser leaves to luck.
+    """A protocol between the socket and aiohttp's parser, for cases in which the parser's outcome depends on timing.
 
-    * It counts bytes: an answer that goes on without getting anywhere (a chunk extension without end keeps a core busy
-      until the deadline) is ended.
-    * It hands over the head by itself: given head and rubbish in one piece, the parser throws a whole 204 away because
-      of the body behind it, and whether both come in one piece is chance.
-    * It ends the body when the connection ends: after an error in the middle of a body nobody else does.
-    * It closes a connection on which an answer comes that nobody asked for: the next request would take it for its own.
+    * It counts bytes and ends a response that makes no progress: an endless chunk extension, for example, would keep a
+      core busy until the deadline.
+    * It passes the head to the parser separately. Given a head and garbage in one piece, the parser discards a complete
+      204 because of the body behind it; whether both arrive in one piece is a matter of chance.
+    * It ends the body when the connection ends. After an error in the middle of a body, the parser does not.
+    * It closes a connection that delivers a response without a request: the next request would take it for its own.
     """
 
     def __init__(self, parser: ResponseHandler, transport: asyncio.Transport) -> None:
@@ -118,15 +122,15 @@ class _BoundedProtocol(asyncio.Protocol):
         self._transport = transport
         self._body: StreamReader | None = None
         self.budget = 0
-        """Bytes still acceptable; negative once the answer was cut."""
+        """Bytes still accepted; negative once the response was cut."""
 
     def expect(self, budget: int) -> None:
-        """A request has been sent: up to `budget` bytes may come."""
+        """A request has been sent: accept up to `budget` bytes."""
         self.budget = budget
         self._body = None
 
     def follow(self, body: StreamReader) -> None:
-        """Let `body` end with the connection, at the latest."""
+        """End `body` with the connection, at the latest."""
         self._body = body
 
     def data_received(self, data: bytes) -> None:
@@ -158,13 +162,13 @@ class _BoundedProtocol(asyncio.Protocol):
         self._parser.resume_writing()
 
 
-def _wire_of(transport: asyncio.Transport, parser: ResponseHandler) -> _BoundedProtocol:
-    """What stands between `transport` and `parser`; put there when the connection is used for the first time."""
-    wire = transport.get_protocol()
-    if not isinstance(wire, _BoundedProtocol):
-        wire = _BoundedProtocol(parser, transport)
-        transport.set_protocol(wire)
-    return wire
+def _guard_of(transport: asyncio.Transport, parser: ResponseHandler) -> _BoundedProtocol:
+    """The protocol between `transport` and `parser`, installed when the connection is used for the first time."""
+    guard = transport.get_protocol()
+    if not isinstance(guard, _BoundedProtocol):
+        guard = _BoundedProtocol(parser, transport)
+        transport.set_protocol(guard)
+    return guard
 
 
 def _check_head(status: int, lines: Sequence[tuple[bytes, bytes]]) -> None:
@@ -178,7 +182,7 @@ def _check_head(status: int, lines: Sequence[tuple[bytes, bytes]]) -> None:
 
 
 def _text(raw: bytes) -> str:
-    """UTF-8 if it is, else Latin-1: any bytes become text that can be stored and shown."""
+    """`raw` as UTF-8 if it is valid UTF-8, else as Latin-1, so that every value can be stored and shown."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
