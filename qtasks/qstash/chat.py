@@ -60,7 +60,7 @@ __all__ = [
 UPSTASH_LLM_PROVIDER = upstash()
 
 TIMEOUT_S = 600.0
-"""As long as the official SDK waits: a model may think for minutes before it answers."""
+"""The official SDK waits as long: a model may take minutes before it answers."""
 
 
 def create(
@@ -68,9 +68,9 @@ def create(
     model: str,
     provider: LlmProvider | None,
     stream: bool | None,
-    given: Any,
+    arguments: Any,
 ) -> Operation[ChatCompletion]:
-    """Ask a model. Asking twice costs twice, so the call is repeated only when the service surely did nothing."""
+    """Ask a model. Two requests cost twice, so the request is repeated only when the service certainly did nothing."""
     outside = provider is not None and provider.name != UPSTASH
     streaming = (("Accept", "text/event-stream"), ("Cache-Control", "no-cache")) if stream else ()
     return Operation(
@@ -78,7 +78,7 @@ def create(
         "/v1/chat/completions" if outside else "/llm/v1/chat/completions",
         lambda reply: completions.parse_completion(answer(reply)),
         headers=JSON_TYPE + streaming,
-        body=completions.question(messages, model, stream, given),
+        body=completions.question(messages, model, stream, arguments),
         repeatable=False,
         long=True,
         base_url=provider.base_url if provider is not None and outside else None,
@@ -100,7 +100,7 @@ class ChunkDecoder:
         return self._read(self._events.feed, piece)
 
     def end(self) -> list[ChatCompletionChunk]:
-        """What is left when the stream ends. Raises ApiError when it was no stream of events."""
+        """What is left when the stream ends. Raises ApiError if it was not a stream of events."""
         chunks = self._read(lambda _: self._events.end(), b"")
         if self._events.seen and not self._events.events:
             raise _not_a_stream("no event came")
@@ -146,7 +146,7 @@ class ChatCompletionChunkStream:
         self._ended = False
 
     def close(self) -> None:
-        """Let go of the connection. Calling it again does nothing."""
+        """Close the connection. Calling it again does nothing."""
         self._ended = True
         self._streamed.close()
 

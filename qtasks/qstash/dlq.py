@@ -138,47 +138,47 @@ def delete_all(
     return Operation("DELETE", path, _read_deletion, repeatable=False)
 
 
-def retry(dlq_id: str, given: Mapping[str, Any]) -> Operation[PublishResponse]:
+def retry(dlq_id: str, arguments: Mapping[str, Any]) -> Operation[PublishResponse]:
     """Publish one dead letter anew. Never repeated after a lost answer: the letter would be gone."""
-    keywords.check_names(given, PublishKeywords, "retry()")
+    keywords.check_names(arguments, PublishKeywords, "retry()")
     return Operation(
         "POST",
         f"{_PATH}/retry/{segment(dlq_id, 'dlq_id')}",
         lambda reply: _read_published(answer(reply)),
-        headers=keywords.headers(keywords.read(given), given),
+        headers=keywords.headers(keywords.read(arguments), arguments),
         repeatable=False,
     )
 
 
-def retry_many(dlq_ids: Iterable[str], given: Mapping[str, Any]) -> Operation[RetryDlqMessagesResponse]:
+def retry_many(dlq_ids: Iterable[str], arguments: Mapping[str, Any]) -> Operation[RetryDlqMessagesResponse]:
     """Publish the dead letters named anew."""
-    return _retry([("dlqIds", dlq_id) for dlq_id in filters.ids(dlq_ids, "dlq_ids")], given, "retry_many()")
+    return _retry([("dlqIds", dlq_id) for dlq_id in filters.ids(dlq_ids, "dlq_ids")], arguments, "retry_many()")
 
 
 def retry_all(
     filter: DlqFilter | None,  # noqa: A002
     count: int | None,
     cursor: str | None,
-    given: Mapping[str, Any],
+    arguments: Mapping[str, Any],
 ) -> Operation[RetryDlqMessagesResponse]:
     """Publish a page of what the filter finds anew."""
-    return _retry(_selection(filter, count, cursor, "retry"), given, "retry_all()")
+    return _retry(_selection(filter, count, cursor, "retry"), arguments, "retry_all()")
 
 
-def _retry(pairs: filters.Pairs, given: Mapping[str, Any], where: str) -> Operation[RetryDlqMessagesResponse]:
-    keywords.check_names(given, PublishKeywords, where)
+def _retry(pairs: filters.Pairs, arguments: Mapping[str, Any], where: str) -> Operation[RetryDlqMessagesResponse]:
+    keywords.check_names(arguments, PublishKeywords, where)
     return Operation(
         "POST",
         f"{_PATH}/retry{query(pairs)}",
         _read_retries,
-        headers=keywords.headers(keywords.read(given), given),
+        headers=keywords.headers(keywords.read(arguments), arguments),
         repeatable=False,
     )
 
 
-def _selection(given: DlqFilter | None, count: int | None, cursor: str | None, action: str) -> filters.Pairs:
+def _selection(arguments: DlqFilter | None, count: int | None, cursor: str | None, action: str) -> filters.Pairs:
     page = filters.page(cursor, filters.MAX_PAGE if count is None else count)
-    return [*page, *filters.selecting(given, DlqFilter, action)]
+    return [*page, *filters.selecting(arguments, DlqFilter, action)]
 
 
 def _of(dlq_id: str) -> str:

@@ -17,7 +17,7 @@ _PATH = "/v2/flowControl"
 
 @dataclass
 class FlowControlInfo:
-    """A flow-control key as it stands. 0 for a maximum means that there is none."""
+    """The current state of a flow-control key. A maximum of 0 means that there is no limit."""
 
     key: str
     """Its name."""

@@ -30,7 +30,7 @@ class LogState(enum.Enum):
     FAILED = "FAILED"
     """It has failed for good."""
     CANCEL_REQUESTED = "CANCEL_REQUESTED"
-    """Somebody cancelled it."""
+    """A cancellation was requested."""
     CANCELED = "CANCELED"
     """It will not be delivered any more."""
     IN_PROGRESS = "IN_PROGRESS"
@@ -86,9 +86,9 @@ class Log:
     method: HttpMethod | None
     """HTTP method of the delivery."""
     callback: str | None
-    """URL that is told of every attempt."""
+    """URL that gets a message after every attempt."""
     failure_callback: str | None
-    """URL that is told when the message has failed for good."""
+    """URL that gets a message when the message has failed for good."""
     max_retries: int | None
     """Deliveries after the first, when that fails."""
     retry_delay_expression: str | None

@@ -81,7 +81,7 @@ class Message:
     message_id: str
     """Id of the message."""
     url: str
-    """Where it goes."""
+    """URL that gets the message."""
     url_group: str | None
     """The URL group it was published to, if any."""
     endpoint: str | None
@@ -109,13 +109,13 @@ class Message:
     created_at: int
     """When it was accepted."""
     callback: str | None
-    """URL that is told of every attempt."""
+    """URL that gets a message after every attempt."""
     failure_callback: str | None
-    """URL that is told when the message has failed for good."""
+    """URL that gets a message when the message has failed for good."""
     schedule_id: str | None
     """The schedule that made it, if any."""
     caller_ip: str | None
-    """Address of whoever published it."""
+    """Address of the publisher."""
     flow_control: FlowControlProperties | None
     """Its flow control, if any."""
     label: str | None
@@ -241,8 +241,8 @@ class MessageApi:
         self, *, body: Any = None, **options: Unpack[PublishTarget]
     ) -> PublishResponse | list[PublishUrlGroupResponse]:
         """As `publish`, with a body that is sent as JSON."""
-        text, given = publishing.as_json(body, options)
-        return self._http.run(publishing.publish(text, given, retry_id=self._http.new_retry_id()))
+        text, arguments = publishing.as_json(body, options)
+        return self._http.run(publishing.publish(text, arguments, retry_id=self._http.new_retry_id()))
 
     def enqueue(
         self, *, queue: str, body: Body = None, **options: Unpack[EnqueueTarget]
@@ -254,8 +254,8 @@ class MessageApi:
         self, *, queue: str, body: Any = None, **options: Unpack[EnqueueTarget]
     ) -> EnqueueResponse | list[EnqueueUrlGroupResponse]:
         """As `enqueue`, with a body that is sent as JSON."""
-        text, given = publishing.as_json(body, options)
-        return self._http.run(publishing.enqueue(queue, text, given, retry_id=self._http.new_retry_id()))
+        text, arguments = publishing.as_json(body, options)
+        return self._http.run(publishing.enqueue(queue, text, arguments, retry_id=self._http.new_retry_id()))
 
     def batch(self, messages: Iterable[BatchRequest]) -> list[BatchResponse | list[BatchUrlGroupResponse] | BatchError]:
         """Publish or enqueue many messages with one request; one answer for each, in order.

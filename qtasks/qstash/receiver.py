@@ -22,7 +22,7 @@ class Receiver:
     In multi-region mode (`QSTASH_REGION`) the keys of both regions are read as well (``US_EAST_1_QSTASH_...``), and a
     delivery is verified with those of the region it names. Keys given here are used for every region.
 
-    Raises ConfigurationError when there are no keys: a receiver that trusts everybody is not made.
+    Raises ConfigurationError without keys: a receiver never trusts unsigned requests.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Receiver:
         self._clock = clock
         if not _usable(self._keys) and not self._regional:
             raise ConfigurationError(
-                "There are no signing keys, so no delivery could be trusted.",
+                "Signing keys are missing, so no delivery can be trusted.",
                 fix="set QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY",
             )
 
@@ -80,8 +80,8 @@ class Receiver:
 
 
 def _regional_keys(environ: Mapping[str, str]) -> Mapping[str, SigningKeys]:
-    found = {name: _keys_of(f"{name}_", environ) for name in REGIONS}
-    return {name: keys for name, keys in found.items() if _usable(keys)}
+    by_region = {name: _keys_of(f"{name}_", environ) for name in REGIONS}
+    return {name: keys for name, keys in by_region.items() if _usable(keys)}
 
 
 def _keys_of(prefix: str, environ: Mapping[str, str]) -> SigningKeys:

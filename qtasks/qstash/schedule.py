@@ -63,17 +63,17 @@ class Schedule:
     retry_delay_expression: str | None
     """The `retry_delay` it was created with, if any."""
     callback: str | None
-    """URL that is told of every attempt."""
+    """URL that gets a message after every attempt."""
     failure_callback: str | None
-    """URL that is told when a message has failed for good."""
+    """URL that gets a message when a message has failed for good."""
     queue: str | None
     """Queue that its messages go through, if any."""
     delay: int | None
     """Seconds between a tick and the delivery of its message."""
     timeout: int | None
-    """Seconds that one delivery may take, if that was said."""
+    """Seconds that one delivery may take, if one was given."""
     caller_ip: str | None
-    """Address of whoever created it."""
+    """Address of the creator."""
     paused: bool
     """Whether it is paused: its ticks pass without a message."""
     flow_control: FlowControlProperties | None
@@ -83,7 +83,7 @@ class Schedule:
     next_schedule_time: int | None
     """The next tick."""
     last_schedule_states: dict[str, ScheduleState] | None
-    """How the messages of the last run stand, by their ids."""
+    """State of each message of the last run, by message id."""
     error: str | None
     """What went wrong at the last tick, if anything."""
     label: str | None
@@ -125,17 +125,17 @@ def parse_schedule(content: Mapping[str, Any]) -> Schedule:
     )
 
 
-def create(target: str, cron: str, body: Body, given: Mapping[str, Any], *, repeating: bool) -> Operation[str]:
+def create(target: str, cron: str, body: Body, arguments: Mapping[str, Any], *, repeating: bool) -> Operation[str]:
     """Create or replace a schedule.
 
-    A client that repeats calls (`repeating`) names the schedule itself when the caller does not: a second creation
-    after a lost answer then replaces the first instead of standing beside it.
+    A client that repeats calls (`repeating`) names the schedule itself when the caller does not: after a
+    lost reply, a second creation then replaces the first schedule.
     """
-    keywords.check_names(given, ScheduleKeywords, "create()")
-    options = replace(keywords.read(given), cron=cron)
+    keywords.check_names(arguments, ScheduleKeywords, "create()")
+    options = replace(keywords.read(arguments), cron=cron)
     if options.schedule_id is None and repeating:
         options = replace(options, schedule_id=f"scd_{os.urandom(16).hex()}")
-    return replace(create_raw(target, as_bytes(body), options), headers=keywords.headers(options, given))
+    return replace(create_raw(target, as_bytes(body), options), headers=keywords.headers(options, arguments))
 
 
 def create_raw(target: str, body: bytes, options: PublishOptions) -> Operation[str]:
@@ -194,8 +194,8 @@ class ScheduleApi:
 
     def create_json(self, *, destination: str, cron: str, body: Any = None, **options: Unpack[ScheduleKeywords]) -> str:
         """As `create`, with a body that is sent as JSON."""
-        text, given = as_json(body, options)
-        return self._http.run(create(destination, cron, text, given, repeating=self._http.repeats))
+        text, arguments = as_json(body, options)
+        return self._http.run(create(destination, cron, text, arguments, repeating=self._http.repeats))
 
     def get(self, schedule_id: str) -> Schedule:
         """Look at a schedule. Raises ApiError (404) for an unknown one."""
@@ -210,7 +210,7 @@ class ScheduleApi:
         self._http.run(delete(schedule_id))
 
     def pause(self, schedule_id: str) -> None:
-        """Pause a schedule: its ticks pass without a message, and are not made up for."""
+        """Pause a schedule: its ticks pass without a message and are not repeated later."""
         self._http.run(pause(schedule_id))
 
     def resume(self, schedule_id: str) -> None:

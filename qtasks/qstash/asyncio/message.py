@@ -40,8 +40,8 @@ class AsyncMessageApi:
         self, *, body: Any = None, **options: Unpack[PublishTarget]
     ) -> PublishResponse | list[PublishUrlGroupResponse]:
         """As `MessageApi.publish_json`."""
-        text, given = publishing.as_json(body, options)
-        return await self._http.run(publishing.publish(text, given, retry_id=self._http.new_retry_id()))
+        text, arguments = publishing.as_json(body, options)
+        return await self._http.run(publishing.publish(text, arguments, retry_id=self._http.new_retry_id()))
 
     async def enqueue(
         self, *, queue: str, body: Body = None, **options: Unpack[EnqueueTarget]
@@ -53,8 +53,8 @@ class AsyncMessageApi:
         self, *, queue: str, body: Any = None, **options: Unpack[EnqueueTarget]
     ) -> EnqueueResponse | list[EnqueueUrlGroupResponse]:
         """As `MessageApi.enqueue_json`."""
-        text, given = publishing.as_json(body, options)
-        return await self._http.run(publishing.enqueue(queue, text, given, retry_id=self._http.new_retry_id()))
+        text, arguments = publishing.as_json(body, options)
+        return await self._http.run(publishing.enqueue(queue, text, arguments, retry_id=self._http.new_retry_id()))
 
     async def batch(
         self, messages: Iterable[BatchRequest]

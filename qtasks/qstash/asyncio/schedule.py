@@ -28,8 +28,8 @@ class AsyncScheduleApi:
         self, *, destination: str, cron: str, body: Any = None, **options: Unpack[ScheduleKeywords]
     ) -> str:
         """As `ScheduleApi.create_json`."""
-        text, given = as_json(body, options)
-        return await self._http.run(schedule.create(destination, cron, text, given, repeating=self._http.repeats))
+        text, arguments = as_json(body, options)
+        return await self._http.run(schedule.create(destination, cron, text, arguments, repeating=self._http.repeats))
 
     async def get(self, schedule_id: str) -> Schedule:
         """As `ScheduleApi.get`."""

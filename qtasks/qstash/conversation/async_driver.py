@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 async def sleep(seconds: float) -> None:
     """Wait without blocking."""
-    import asyncio  # slow to import for whoever never comes here
+    import asyncio  # slow to import, and most programs never wait here
 
     await asyncio.sleep(seconds)
 

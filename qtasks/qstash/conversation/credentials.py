@@ -17,38 +17,38 @@ REGIONS = ("US_EAST_1", "EU_CENTRAL_1")
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A service and the token that opens it."""
+    """The URL of a service and the token for it."""
 
     base_url: str
     token: str = field(repr=False)
 
 
 def resolve(token: str | None, base_url: str | None, environ: Mapping[str, str]) -> Credentials:
-    """What a client talks to: arguments win over variables of the region, these over the plain variables.
+    """The service of a client: arguments win over the variables of the region, and these over the plain variables.
 
     `QSTASH_REGION` (`US_EAST_1` or `EU_CENTRAL_1`) switches on `<REGION>_QSTASH_URL` and `<REGION>_QSTASH_TOKEN`. A
-    base URL that ends in `/v2/publish`, a common slip, is repaired. Raises ConfigurationError when there is no token,
-    or when a value cannot be one.
+    base URL that ends in `/v2/publish`, a common slip, is repaired. Raises ConfigurationError for a missing
+    token or an invalid value.
     """
-    found_url, url_source = _first(base_url, "base_url", "QSTASH_URL", environ)
-    found_token, token_source = _first(token, "token", "QSTASH_TOKEN", environ)
-    if not found_token:
+    chosen_url, url_source = _first(base_url, "base_url", "QSTASH_URL", environ)
+    chosen_token, token_source = _first(token, "token", "QSTASH_TOKEN", environ)
+    if not chosen_token:
         raise ConfigurationError(
-            "There is no token for the QStash service.", fix='set QSTASH_TOKEN, or write QStash(token="...")'
+            "A token for the QStash service is missing.", fix='set QSTASH_TOKEN, or write QStash(token="...")'
         )
-    if not found_token.isascii() or not found_token.isprintable() or " " in found_token:
-        raise ConfigurationError(f"{token_source} contains characters that no token has.")
-    return Credentials(base_url=_checked_url(found_url or BASE_URL, url_source), token=found_token)
+    if not chosen_token.isascii() or not chosen_token.isprintable() or " " in chosen_token:
+        raise ConfigurationError(f"{token_source} contains characters that are not allowed in a token.")
+    return Credentials(base_url=_checked_url(chosen_url or BASE_URL, url_source), token=chosen_token)
 
 
 def region(environ: Mapping[str, str]) -> str | None:
     """The region of multi-region mode, or None when that mode is off. Raises ConfigurationError for an unknown one."""
-    given = environ.get("QSTASH_REGION")
-    if not given:
+    value = environ.get("QSTASH_REGION")
+    if not value:
         return None
-    name = region_name(given)
+    name = region_name(value)
     if name not in REGIONS:
-        raise ConfigurationError(f"QSTASH_REGION is {given!r}", details={"expected": " or ".join(REGIONS)})
+        raise ConfigurationError(f"QSTASH_REGION is {value!r}", details={"expected": " or ".join(REGIONS)})
     return name
 
 
@@ -65,8 +65,8 @@ def variable(name: str, environ: Mapping[str, str]) -> tuple[str | None, str]:
     return environ.get(name, "").strip() or None, name
 
 
-def _first(given: str | None, argument: str, name: str, environ: Mapping[str, str]) -> tuple[str | None, str]:
-    return (given.strip(), argument) if given else variable(name, environ)
+def _first(argument_value: str | None, argument: str, name: str, environ: Mapping[str, str]) -> tuple[str | None, str]:
+    return (argument_value.strip(), argument) if argument_value else variable(name, environ)
 
 
 def _checked_url(url: str, source: str) -> str:
@@ -74,7 +74,7 @@ def _checked_url(url: str, source: str) -> str:
     try:
         parts = urlsplit(repaired)
         usable = parts.scheme.lower() in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port or an IPv6 address that is none
+    except ValueError:  # not a valid port or IPv6 address
         usable = False
     if not usable:
         shown = re.sub(r"//[^/@]*@", "//***@", url)

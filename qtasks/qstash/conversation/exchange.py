@@ -66,11 +66,11 @@ def official_backoff(retries_so_far: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How a client repeats a call that failed on the way or met a service in trouble (429, 5xx).
+    """How a client repeats an operation that failed on the way or that the service could not serve (429, 5xx).
 
     `retries` counts attempts after the first. `backoff` gives the pause in milliseconds before a retry, from the number
     of retries made so far; a `Retry-After` of the service replaces it. No attempt begins later than `total_s` seconds
-    after the first one did, so a call is over within `total_s` plus the time of one attempt.
+    after the first one did, so an operation ends within `total_s` plus the time of one attempt.
     """
 
     retries: int = DEFAULT_RETRIES
@@ -78,20 +78,20 @@ class Retry:
     total_s: float = DEFAULT_TOTAL_S
 
     @classmethod
-    def of(cls, given: Retry | RetryConfig | Mapping[str, object] | bool | None) -> Retry:
+    def of(cls, value: Retry | RetryConfig | Mapping[str, object] | bool | None) -> Retry:
         """Read every form a client accepts: None or True for the default, False for no retries, a dict, a `Retry`."""
-        if isinstance(given, Retry):
-            return given
-        if given is None or given is True:
+        if isinstance(value, Retry):
+            return value
+        if value is None or value is True:
             return cls()
-        if given is False:
+        if value is False:
             return cls(retries=0)
-        unknown = sorted(set(given) - {"retries", "backoff"})
+        unknown = sorted(set(value) - {"retries", "backoff"})
         if unknown:
             raise ConfigurationError(
                 f"retry has no setting {unknown[0]!r}", details={"expected": "`retries` and `backoff` (milliseconds)"}
             )
-        config = cast("RetryConfig", given)
+        config = cast("RetryConfig", value)
         return cls(
             retries=max(0, config.get("retries", DEFAULT_RETRIES)), backoff=config.get("backoff", official_backoff)
         )
@@ -105,7 +105,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class HttpAttempt:
-    """Send `request` and tell the conversation what came back."""
+    """Send `request`; the outcome is sent back into the conversation."""
 
     request: Request
     timeout_s: float
@@ -125,7 +125,7 @@ Conversation = Generator[ExchangeStep, Outcome | None, T]
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How a client leads its conversations: when to repeat, how long to wait, and the clock that bounds both."""
+    """How a client runs its conversations: when to repeat, how long to wait, and the clock that bounds both."""
 
     retry: Retry
     timeout_s: float
@@ -134,13 +134,13 @@ class Manner:
 
 
 def exchange(call: Operation[T], request: Request, manner: Manner) -> Conversation[T]:
-    """Lead one call to its value or to the error it deserves; see the module's first lines for the rules."""
+    """Run one operation: return its value or raise its error. The rules are in the docstring of this module."""
     reply = yield from attempts(call, request, manner)
     return read(call, request, reply)
 
 
 def attempts(call: Operation[Any], request: Request, manner: Manner) -> Conversation[Reply]:
-    """Repeat `request` until there is a successful reply and return it; raise what the last attempt came to."""
+    """Repeat `request` until a reply is successful, and return it; raise the error of the last attempt."""
     retry, monotonic = manner.retry, manner.monotonic
     attempt = HttpAttempt(request, call.timeout_s or manner.timeout_s)
     began_s = monotonic()
@@ -148,7 +148,7 @@ def attempts(call: Operation[Any], request: Request, manner: Manner) -> Conversa
     made = 0
     while True:
         outcome = yield attempt
-        assert outcome is not None, "an attempt comes to something"
+        assert outcome is not None, "the driver sends the outcome of every attempt"
         made += 1
         if not _worth_repeating(call, outcome) or made > retry.retries:
             break
@@ -167,7 +167,7 @@ def attempts(call: Operation[Any], request: Request, manner: Manner) -> Conversa
 
 
 def read(call: Operation[T], request: Request, reply: Reply) -> T:
-    """The value of a successful reply. Raises ApiError when it is not what a QStash service would say."""
+    """The value of a successful reply. Raises ApiError if a QStash service would not send it."""
     try:
         return call.read(reply)
     except QStashError:
@@ -182,9 +182,9 @@ def is_success(status: int) -> bool:
 
 
 def retry_after_s(reply: Reply) -> float | None:
-    """The wait that a reply asks for, in seconds; None when it asks for none or cannot be read.
+    """The wait that a reply asks for, in seconds; None if it asks for none or cannot be read.
 
-    A date is measured against the reply's own `Date`, so that our clock does not matter.
+    A date is compared with the reply's own `Date`, so that the local clock does not matter.
     """
     text = reply.header("Retry-After")
     if text is None:
@@ -199,7 +199,7 @@ def retry_after_s(reply: Reply) -> float | None:
 def _until_date_s(text: str, now: str | None) -> float | None:
     if now is None:
         return None
-    from email.utils import parsedate_to_datetime  # costs milliseconds, and is hardly ever needed
+    from email.utils import parsedate_to_datetime  # takes milliseconds to import, and is rarely needed
 
     try:
         return max(0.0, (parsedate_to_datetime(text) - parsedate_to_datetime(now)).total_seconds())
@@ -209,7 +209,7 @@ def _until_date_s(text: str, now: str | None) -> float | None:
 
 _NOT_IMPLEMENTED = 501
 _DID_NOTHING = frozenset({429, 503})
-"""Statuses with which a service says that it has not even begun."""
+"""Statuses that say that the service has not begun the operation."""
 
 
 def _worth_repeating(call: Operation[Any], outcome: Outcome) -> bool:

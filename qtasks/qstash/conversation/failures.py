@@ -1,4 +1,4 @@
-"""What a failed call says: every error text of the client, made from what was seen."""
+"""Every error text of the client, made from the request and the reply of a failed operation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WRONG_REGION = "user not found in this region"
 
 
 def unreachable(url: str, why: str, *, sent: bool) -> BrokerUnreachable:
-    """No reply came from `url`; `sent` says whether the request may have arrived."""
+    """The error of a request to `url` without a reply; `sent` says whether the request may have arrived."""
     where = origin(url)
     if is_loopback(urlsplit(url).hostname or ""):
         fix = "start a broker with `qtasks dev`, or set QSTASH_URL to the one that runs"
@@ -37,7 +37,7 @@ def unreachable(url: str, why: str, *, sent: bool) -> BrokerUnreachable:
 
 
 def after_attempts(last: BrokerUnreachable, made: int) -> BrokerUnreachable:
-    """The last of several failures, saying how many there were."""
+    """The last failure, with the number of attempts `made`."""
     if made == 1:
         return last
     error = last.reworded(f"{last.message} ({made} attempts)")
@@ -60,11 +60,11 @@ def refused(request: Request, reply: Reply) -> ApiError:
 
 
 def not_understood(request: Request, reply: Reply, why: Exception) -> ApiError:
-    """The error of a successful reply that is not what the operation answers."""
+    """The error of a reply with a good status whose content the operation cannot read."""
     text = reply.body.decode("utf-8", "replace")
     problem = f"{type(why).__name__}: {why}"
     return ApiError(
-        f"{origin(request.url)} answered {reply.status} with what no QStash service says ({problem}): "
+        f"{origin(request.url)} answered {reply.status}, but the reply is not that of a QStash service ({problem}): "
         f"{_shortened(text)}",
         status=reply.status,
         detail=text,
@@ -73,12 +73,12 @@ def not_understood(request: Request, reply: Reply, why: Exception) -> ApiError:
 
 
 def quota_is_spent(reply: Reply) -> bool:
-    """Whether a 429 means the quota of the day, which no retry brings back."""
+    """Whether a 429 means that the quota of the day is used up, so that a retry is useless."""
     return reply.header("RateLimit-Limit") is not None and not _is_chat_limit(reply)
 
 
 def origin(url: str) -> str:
-    """Scheme, host and port of a URL: what may be shown. A path holds a destination, and that may hold secrets."""
+    """Scheme, host and port of a URL: the part that may be shown. The path may hold secrets."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     port = f":{parts.port}" if parts.port is not None else ""
@@ -86,7 +86,7 @@ def origin(url: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name means this very machine."""
+    """Whether a host name means this machine."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -120,7 +120,7 @@ def _is_chat_limit(reply: Reply) -> bool:
 
 
 def _error_text(text: str) -> str:
-    """The service's own words: the `error` of its JSON, or everything it said."""
+    """The error text of the service: the `error` of its JSON, or the whole body."""
     try:
         content = json.loads(text)
     except ValueError:

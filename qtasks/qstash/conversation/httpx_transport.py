@@ -2,7 +2,7 @@
 
 httpx is imported when the first request is sent, not before: it takes longer to load than the rest of the package.
 Proxies and certificates from the environment (`HTTPS_PROXY`, `SSL_CERT_FILE`, ...) are honoured, as every HTTP client
-of a user behind a company proxy must; a service on this very machine is always reached directly.
+of a user behind a company proxy must; a service on this machine is always reached directly.
 """
 
 from __future__ import annotations

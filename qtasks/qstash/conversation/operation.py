@@ -1,7 +1,7 @@
-"""An operation of the API as a value, and the pieces that every operation is made of.
+"""An operation of the API as a value, and the parts that every operation uses.
 
-The operations themselves stand in the modules of their resources (`message`, `queue`, ...), as functions that return a
-`Operation`. They are pure; `exchange` leads a call to its answer.
+The modules of the resources (`message`, `queue`, ...) have one function per operation, which returns an `Operation`.
+They are pure; `exchange` runs an operation and returns its value.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ JSON_TYPE: Headers = (("Content-Type", "application/json"),)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PATH_SAFE = "!$%&'()*+,;=:@/[]~-._|^\\"
 _QUERY_SAFE = _PATH_SAFE + "?`{}"
-"""What httpx, and with it the official SDK, leaves alone; everything else is percent-encoded."""
+"""Characters that httpx, and so the official SDK, does not encode; all others are percent-encoded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operation(Generic[T]):
-    """One operation: what to send, how to read the answer, and what may be done when no answer comes."""
+    """One operation: what to send, how to read the reply, and whether it may be repeated without a reply."""
 
     method: HttpMethod
     path: str
@@ -40,7 +40,7 @@ class Operation(Generic[T]):
     headers: Headers = field(default=(), repr=False)
     body: bytes = field(default=b"", repr=False)
     repeatable: bool = True
-    """Whether doing it twice comes to the same as doing it once."""
+    """Whether two executions have the effect of one."""
     absent_is_done: bool = False
     """For a deletion by id: after a lost answer, 404 means that the lost attempt did it."""
     long: bool = False
@@ -58,7 +58,7 @@ def answer(reply: Reply) -> Any:
 
 
 def nothing(_: Reply) -> None:
-    """For operations whose answer says nothing beyond its status."""
+    """The reader of operations whose reply has no content beyond its status."""
 
 
 def segment(value: str, what: str) -> str:

@@ -37,7 +37,7 @@ def custom(
     base_url: str | None,
     token: str | None,
 ) -> Operation[Any]:
-    """The call behind `HttpClient.request`."""
+    """The operation behind `HttpClient.request`."""
     pairs = [
         (name, str(value))
         for name, values in (params or {}).items()
@@ -56,7 +56,7 @@ def custom(
 
 
 def new_retry_id() -> str:
-    """A deduplication id that nobody has used: no colon, which the service forbids."""
+    """A fresh random deduplication id. It has no colon: the service forbids one."""
     return f"retry_{os.urandom(16).hex()}"
 
 

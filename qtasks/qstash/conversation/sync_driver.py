@@ -37,7 +37,7 @@ def sleep(seconds: float) -> None:
 
 
 class HttpClient:
-    """Runs calls against one service. Thread-safe."""
+    """Runs operations against one service. Thread-safe."""
 
     def __init__(
         self,
@@ -56,13 +56,13 @@ class HttpClient:
         self._sleep = sleep
 
     def run(self, call: Operation[T]) -> T:
-        """Lead a call to its value. Raises QStashError and its kinds."""
+        """Run an operation and return its value. Raises QStashError and its subclasses."""
         return self._lead(
             exchange(call, request_builder.of(call, self.credentials), self._manner), self._transport.send
         )
 
     def open(self, call: Operation[Any]) -> Streamed:
-        """Lead a call to a successful response whose body is still to come. Close what it returns."""
+        """Run an operation up to the headers of a successful response; the caller reads the body and closes it."""
         opened: list[Streamed] = []
 
         def begin(request: Request, timeout_s: float) -> Reply:
@@ -89,8 +89,8 @@ class HttpClient:
     ) -> Any:
         """Call any path of the API: its JSON, or its text when `parse_response` is False.
 
-        For endpoints that have no method of their own. `token` is the whole value of the header, ``Bearer ...``. Such a
-        call is repeated only when the service surely did nothing, unless it is a GET.
+        For endpoints that have no method of their own. `token` is the whole value of the header, ``Bearer ...``. A
+        GET is repeated like other reads; any other method only when the service certainly did nothing.
         """
         return self.run(
             request_builder.custom(
@@ -111,7 +111,7 @@ class HttpClient:
         return self._manner.retry.retries > 0
 
     def new_retry_id(self) -> str | None:
-        """A deduplication id for the client's own retries; None when it makes none."""
+        """A deduplication id for the client's own retries; None if the client does not retry."""
         return request_builder.new_retry_id() if self.repeats else None
 
     def close(self) -> None:

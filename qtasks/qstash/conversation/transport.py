@@ -1,7 +1,7 @@
-"""What passes between the client and the network: a request, a reply, and whoever carries them.
+"""The seam between the client and the network: a request, a reply, and the transport between them.
 
-The client never speaks HTTP itself. It hands a `Request` to a transport and gets a `Reply`, so the same client works
-over httpx, inside the process of an embedded broker, and against a script in a test.
+The client does no HTTP itself. It gives a `Request` to a transport and gets a `Reply`, so the same client works over
+httpx, inside the process of an embedded broker, and with a scripted transport in a test.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Reply:
     body: bytes
 
     def header(self, name: str) -> str | None:
-        """The first header of that name, in any case; None when there is none."""
-        wanted = name.lower()
-        return next((value for key, value in self.headers if key.lower() == wanted), None)
+        """The first header of that name, in any case; None if there is no such header."""
+        lowered = name.lower()
+        return next((value for key, value in self.headers if key.lower() == lowered), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +76,14 @@ class AsyncStreamed:
 
 
 class SyncTransport(Protocol):
-    """Carries one request to the service and brings the reply."""
+    """Sends one request to the service and returns the reply."""
 
     def send(self, request: Request, timeout_s: float) -> Reply:
-        """Make one attempt of at most `timeout_s` seconds. Raises BrokerUnreachable when no reply came."""
+        """Make one attempt of at most `timeout_s` seconds. Raises BrokerUnreachable if there is no reply."""
         ...
 
     def close(self) -> None:
-        """Let go of every connection. Calling it again does nothing."""
+        """Close every connection. Calling it again does nothing."""
         ...
 
 
@@ -91,17 +91,17 @@ class AsyncTransport(Protocol):
     """As `SyncTransport`, without blocking."""
 
     async def send(self, request: Request, timeout_s: float) -> Reply:
-        """Make one attempt of at most `timeout_s` seconds. Raises BrokerUnreachable when no reply came."""
+        """Make one attempt of at most `timeout_s` seconds. Raises BrokerUnreachable if there is no reply."""
         ...
 
     async def close(self) -> None:
-        """Let go of every connection. Calling it again does nothing."""
+        """Close every connection. Calling it again does nothing."""
         ...
 
 
 @runtime_checkable
 class SyncStreaming(Protocol):
-    """What a transport does besides if it can hand over a response before its end. Only `chat` needs it."""
+    """A transport that can also return a response before its end. Only `chat` needs it."""
 
     def stream(self, request: Request, timeout_s: float) -> Streamed:
         """As `send`, but return once the headers are there. `timeout_s` bounds every wait for the next piece."""

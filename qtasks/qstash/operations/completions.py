@@ -19,11 +19,11 @@ class ChatCompletionMessage(TypedDict):
     role: Role
     """Who speaks."""
     content: str
-    """What is said."""
+    """The text."""
 
 
 ChatModel = str
-"""Name of a model; which there are is the provider's matter."""
+"""Name of a model; the provider decides which names exist."""
 
 
 class ChatResponseFormat(TypedDict, total=False):
@@ -34,7 +34,7 @@ class ChatResponseFormat(TypedDict, total=False):
 
 
 class ChatKeywords(TypedDict, total=False):
-    """How the model is to answer. None leaves a setting to the provider."""
+    """Settings of the answer. None leaves a setting to the provider."""
 
     frequency_penalty: float | None
     """-2 to 2: positive values avoid repeating words by how often they came."""
@@ -97,7 +97,7 @@ class ChatChoiceMessage:
     role: Role
     """Who speaks: the assistant."""
     content: str
-    """What is said."""
+    """The text."""
 
 
 @dataclass
@@ -107,7 +107,7 @@ class ChatChunkChoiceMessage:
     role: Role | None
     """Who speaks; in the first piece."""
     content: str | None
-    """What follows."""
+    """The next piece of text."""
 
 
 @dataclass
@@ -191,15 +191,15 @@ class ChatCompletionChunk:
 
 
 def question(
-    messages: Sequence[ChatCompletionMessage], model: str, stream: bool | None, given: Mapping[str, Any]
+    messages: Sequence[ChatCompletionMessage], model: str, stream: bool | None, arguments: Mapping[str, Any]
 ) -> bytes:
     """The body of a request."""
-    check_names(given, ChatKeywords, "chat")
+    check_names(arguments, ChatKeywords, "chat")
     if not all({"role", "content"} <= message.keys() for message in messages):
         raise InvalidCallError("`role` and `content` must be provided in messages.")
-    settings = {**given, "stream": stream}
-    said = {name: value for name, value in settings.items() if value is not None}
-    return to_json({"messages": list(messages), "model": model, **said})
+    settings = {**arguments, "stream": stream}
+    chosen = {name: value for name, value in settings.items() if value is not None}
+    return to_json({"messages": list(messages), "model": model, **chosen})
 
 
 def conversation(user: str, system: str | None) -> list[ChatCompletionMessage]:

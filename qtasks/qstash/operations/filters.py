@@ -1,7 +1,7 @@
 """Filters of lists and of bulk actions: the caller's names and the wire's (docs/protocol.md 2.0).
 
-Several values of one filter match any of them; several filters must all match. A name that the operation does not know
-is refused here: a typing error in a filter would otherwise delete everything.
+Several values of one filter match any of them; several filters must all match. An unknown name is refused here: a
+typing error in a filter would otherwise delete everything.
 """
 
 from __future__ import annotations
@@ -43,41 +43,40 @@ Pairs = list[tuple[str, str]]
 
 def page(cursor: str | None, count: int | None) -> Pairs:
     """The parameters that choose a page."""
-    given = (("cursor", cursor), ("count", count))
-    return [(name, str(value)) for name, value in given if value is not None]
+    parameters = (("cursor", cursor), ("count", count))
+    return [(name, str(value)) for name, value in parameters if value is not None]
 
 
-def read(given: Mapping[str, Any] | None, known: type) -> Pairs:
-    """The query parameters of a filter of a list; None says nothing."""
-    said = given or {}
-    check_names(said, known, "filter")
-    return [(_WIRE[name], _text(value)) for name, values in said.items() for value in _each(values)]
+def read(filters: Mapping[str, Any] | None, kind: type) -> Pairs:
+    """The query parameters of a list filter; None filters nothing."""
+    fields = filters or {}
+    check_names(fields, kind, "filter")
+    return [(_WIRE[name], _text(value)) for name, values in fields.items() for value in _each(values)]
 
 
-def selecting(given: Mapping[str, Any] | None, known: type, action: str) -> Pairs:
-    """The query parameters of a filter that chooses what to destroy or repeat. None means everything.
+def selecting(filters: Mapping[str, Any] | None, kind: type, action: str) -> Pairs:
+    """The query parameters of a filter that selects what to destroy or repeat. None means everything.
 
-    A filter that is there but says nothing, in the whole or under one of its names, is refused: what was meant to
-    narrow the choice would widen it.
+    An empty filter, or an empty value in one, is refused: it would select more than the caller intended.
     """
-    if given is None:
+    if filters is None:
         return []
-    if not given:
+    if not filters:
         raise InvalidCallError(f"an empty filter would {action} everything", fix="leave `filter` out to mean that")
-    for name, values in given.items():
+    for name, values in filters.items():
         texts = [_text(value) for value in _each(values)]
         if not texts or not all(text.strip() for text in texts):
             raise InvalidCallError(f"the filter {name!r} is empty, which would {action} more than was meant")
-    return read(given, known)
+    return read(filters, kind)
 
 
-def ids(given: Iterable[str], what: str) -> list[str]:
+def ids(listed: Iterable[str], what: str) -> list[str]:
     """Ids of a bulk action, none of them empty. Raises InvalidCallError for text, which is a list of letters."""
-    if isinstance(given, str):
-        raise InvalidCallError(f"{what} must be a list, not the text {given!r}")
-    named = list(given)
-    for one in named:
-        segment(one, f"each of {what}")
+    if isinstance(listed, str):
+        raise InvalidCallError(f"{what} must be a list, not the text {listed!r}")
+    named = list(listed)
+    for each_id in named:
+        segment(each_id, f"each of {what}")
     return named
 
 

@@ -1,8 +1,8 @@
-"""What a caller may say about a message, and how it becomes `protocol.messages.PublishOptions` and headers.
+"""The options of a message: keywords of a call, turned into `protocol.messages.PublishOptions` and headers.
 
 The keywords are declared once, here, and shared by publish, enqueue, batch and schedules. Names and defaults are those
-of the official SDK; where it takes one form (a number of seconds, one label), more natural ones are taken too. An
-absent key and None both mean "not said".
+of the official SDK; where it takes one form (a number of seconds, one label), more natural forms are accepted too. An
+absent key and None both mean "not given".
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class FlowControl(TypedDict, total=False):
 
 
 class Redact(TypedDict, total=False):
-    """What logs and API answers must not show."""
+    """What logs and API responses must hide."""
 
     body: Literal[True]
     """Hide the body."""
@@ -45,7 +45,7 @@ class Redact(TypedDict, total=False):
 
 
 class DeliveryKeywords(TypedDict, total=False):
-    """What can be said about every kind of message."""
+    """Options of every kind of message."""
 
     content_type: str | None
     """MIME type of the body."""
@@ -62,21 +62,21 @@ class DeliveryKeywords(TypedDict, total=False):
     retry_delay: str | int | None
     """Milliseconds before a retry, as an expression over `retried`: ``"pow(2, retried) * 1000"``."""
     callback: str | None
-    """URL that is told of every attempt."""
+    """URL that gets a message after every attempt."""
     failure_callback: str | None
-    """URL that is told when the message has failed for good."""
+    """URL that gets a message when the message has failed for good."""
     timeout: Duration | None
     """How long one delivery may take; can only shorten what the service allows."""
     label: str | Sequence[str] | None
     """Label or labels by which logs and dead letters can be searched."""
     redact: Redact | None
-    """What logs must not show."""
+    """What logs must hide."""
     flow_control: FlowControl | None
     """Rate and parallelism shared by the messages of one key."""
 
 
 class EnqueueKeywords(DeliveryKeywords, total=False):
-    """Options of a message in a queue. Queues have no delay: their order says when."""
+    """Options of a message in a queue. A queue has no delay: the order of its messages decides when each starts."""
 
     deduplication_id: str | None
     """Messages of one id count as one for ten minutes. No colon."""
@@ -116,40 +116,40 @@ class Target(TypedDict, total=False):
 
 
 class PublishTarget(Target, PublishKeywords, total=False):
-    """Everything that `publish` takes besides the body."""
+    """Everything that `publish` takes, except the body."""
 
 
 class EnqueueTarget(Target, EnqueueKeywords, total=False):
-    """Everything that `enqueue` takes besides queue and body."""
+    """Everything that `enqueue` takes, except queue and body."""
 
 
-def check_names(given: Iterable[str], known: type, where: str) -> None:
-    """Refuse a keyword that `known` (one of the classes above) does not have, with the nearest that it has."""
-    names: Mapping[str, object] = known.__annotations__
-    for name in given:
+def check_names(arguments: Iterable[str], keywords: type, where: str) -> None:
+    """Refuse a keyword that `keywords` (one of the classes above) does not have, with the nearest that it has."""
+    names: Mapping[str, object] = keywords.__annotations__
+    for name in arguments:
         if name not in names:
             raise TypeError(f"{where} got an unexpected keyword argument {name!r}{did_you_mean(name, names)}")
 
 
-def read(given: Mapping[str, Any]) -> PublishOptions:
-    """The keywords that were said, as the protocol's value.
+def read(arguments: Mapping[str, Any]) -> PublishOptions:
+    """The given keywords as the protocol's value.
 
-    Callback headers are not part of it, see `headers`. Raises InvalidCallError for a value that says nothing sensible.
+    Callback headers are not part of it, see `headers`. Raises InvalidCallError for an invalid value.
     """
-    said = {name: value for name, value in given.items() if value is not None}
-    values = {name: _READERS[name](value) for name, value in said.items() if name in _READERS}
+    present = {name: value for name, value in arguments.items() if value is not None}
+    values = {name: _READERS[name](value) for name, value in present.items() if name in _READERS}
     return PublishOptions(**{_FIELDS.get(name, name): value for name, value in values.items()})
 
 
-def headers(options: PublishOptions, given: Mapping[str, Any]) -> Headers:
+def headers(options: PublishOptions, arguments: Mapping[str, Any]) -> Headers:
     """The header lines of a message: the wire's table, then the callback headers as the caller wrote them.
 
-    Those are free text by the official SDK's contract (any name gets the prefix), so they go out as they are.
+    Those are free text by the contract of the official SDK (any name gets the prefix), so they are sent unchanged.
     """
     lines = (
         *wire.write(options),
-        *_prefixed("Upstash-Callback-", given.get("callback_headers")),
-        *_prefixed("Upstash-Failure-Callback-", given.get("failure_callback_headers")),
+        *_prefixed("Upstash-Callback-", arguments.get("callback_headers")),
+        *_prefixed("Upstash-Failure-Callback-", arguments.get("failure_callback_headers")),
     )
     for name, value in lines:
         if _BREAK.search(name) or _BREAK.search(value):
@@ -157,12 +157,12 @@ def headers(options: PublishOptions, given: Mapping[str, Any]) -> Headers:
     return tuple((name, value.strip(" \t")) for name, value in lines)  # blanks around a value cannot be sent
 
 
-def _prefixed(prefix: str, given: Mapping[str, str] | None) -> Headers:
-    if not given:
+def _prefixed(prefix: str, headers: Mapping[str, str] | None) -> Headers:
+    if not headers:
         return ()
-    wanted = prefix.lower()
+    lowered = prefix.lower()
     return tuple(
-        (name if name.lower().startswith(wanted) else prefix + name, str(value)) for name, value in given.items()
+        (name if name.lower().startswith(lowered) else prefix + name, str(value)) for name, value in headers.items()
     )
 
 
@@ -170,61 +170,61 @@ _BREAK = re.compile(r"[\r\n\0]")
 _FORWARD = "upstash-forward-"
 
 
-def _forward(given: Mapping[str, str]) -> Headers:
+def _forward(headers: Mapping[str, str]) -> Headers:
     return tuple(
         (name[len(_FORWARD) :] if name.lower().startswith(_FORWARD) else name, str(value))
-        for name, value in given.items()
+        for name, value in headers.items()
     )
 
 
-def _span_ms(name: str, given: Duration) -> int:
+def _span_ms(name: str, value: Duration) -> int:
     try:
-        return durations.to_ms(given)
+        return durations.to_ms(value)
     except (ValueError, TypeError) as error:
         raise InvalidCallError(f"{name}: {error}") from None
 
 
-def _moment_s(given: float | datetime) -> int:
-    if not isinstance(given, datetime):
-        return int(given)
-    if given.tzinfo is None:
+def _moment_s(value: float | datetime) -> int:
+    if not isinstance(value, datetime):
+        return int(value)
+    if value.tzinfo is None:
         raise InvalidCallError("not_before is a datetime without a time zone", fix="write datetime.now(timezone.utc)")
-    return int(given.timestamp())
+    return int(value.timestamp())
 
 
-def _labels(given: str | Sequence[str]) -> tuple[str, ...]:
-    names = given.split(",") if isinstance(given, str) else given
+def _labels(labels: str | Sequence[str]) -> tuple[str, ...]:
+    names = labels.split(",") if isinstance(labels, str) else labels
     return tuple(name.strip() for name in names if name.strip())
 
 
-def _deduplication_id(given: str) -> str:
-    if not given.strip():
+def _deduplication_id(value: str) -> str:
+    if not value.strip():
         raise InvalidCallError("deduplication_id is empty", fix="leave it out to publish without one")
-    if ":" in given:
-        raise InvalidCallError("DeduplicationId cannot contain ':'", details={"got": repr(given)})
-    return given
+    if ":" in value:
+        raise InvalidCallError("DeduplicationId cannot contain ':'", details={"got": repr(value)})
+    return value
 
 
-def _flow_control(given: FlowControl) -> messages.FlowControl | None:
-    if not given:
+def _flow_control(limits: FlowControl) -> messages.FlowControl | None:
+    if not limits:
         return None
-    check_names(given, FlowControl, "flow_control")
-    key, parallelism, rate = given.get("key"), given.get("parallelism"), given.get("rate")
+    check_names(limits, FlowControl, "flow_control")
+    key, parallelism, rate = limits.get("key"), limits.get("parallelism"), limits.get("rate")
     if not key:
         raise InvalidCallError("flow_control needs a key")
     if parallelism is None and rate is None:
         raise InvalidCallError("flow_control needs a parallelism or a rate")
-    period_ms = _span_ms("flow_control period", given.get("period", 1))
+    period_ms = _span_ms("flow_control period", limits.get("period", 1))
     if period_ms % 1000 or period_ms == 0:
-        raise InvalidCallError(f"flow_control period must be whole seconds, not {given['period']!r}")
+        raise InvalidCallError(f"flow_control period must be whole seconds, not {limits['period']!r}")
     return messages.FlowControl(key=key, parallelism=parallelism, rate=rate, period_s=period_ms // 1000)
 
 
-def _redaction(given: Redact) -> messages.Redaction | None:
-    check_names(given, Redact, "redact")
-    which = given.get("header")
+def _redaction(parts: Redact) -> messages.Redaction | None:
+    check_names(parts, Redact, "redact")
+    which = parts.get("header")
     named = () if which is None or isinstance(which, bool) else tuple(which)
-    redaction = messages.Redaction(body=bool(given.get("body")), all_headers=which is True, headers=named)
+    redaction = messages.Redaction(body=bool(parts.get("body")), all_headers=which is True, headers=named)
     return redaction if redaction != messages.Redaction() else None
 
 
@@ -236,12 +236,12 @@ _READERS: Mapping[str, Any] = {
     "retry_delay": str,
     "callback": str,
     "failure_callback": str,
-    "timeout": lambda given: _span_ms("timeout", given),
+    "timeout": lambda value: _span_ms("timeout", value),
     "label": _labels,
     "redact": _redaction,
     "deduplication_id": _deduplication_id,
     "content_based_deduplication": bool,
-    "delay": lambda given: _span_ms("delay", given),
+    "delay": lambda value: _span_ms("delay", value),
     "not_before": _moment_s,
     "flow_control": _flow_control,
     "schedule_id": str,

@@ -87,8 +87,8 @@ class BatchJsonRequest(PublishTarget, total=False):
     """Anything that JSON can express."""
 
 
-_One = TypeVar("_One", bound=PublishResponse)
-_Each = TypeVar("_Each", bound=PublishUrlGroupResponse)
+_Accepted = TypeVar("_Accepted", bound=PublishResponse)
+_AcceptedEndpoint = TypeVar("_AcceptedEndpoint", bound=PublishUrlGroupResponse)
 _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
 
@@ -101,10 +101,11 @@ class _ReadItem(Protocol[_T_co]):
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A message ready to be sent: its options, and whether its deduplication id is ours.
+    """A message ready to be sent: its options, and whether the client made its deduplication id (`ours`).
 
-    A client that repeats calls gives every message an id of its own, so that a lost answer never makes a second
-    message. That id is nobody's business: `deduplicated` in the answer then means that our own first attempt arrived.
+    A client that repeats operations gives every message an id of its own, so that a lost reply never makes a second
+    message. The caller does not see that id: with it, `deduplicated` in the reply means that the client's own first
+    attempt arrived.
     """
 
     options: PublishOptions
@@ -163,20 +164,20 @@ def batch_raw(
 
 
 def publish(
-    body: Body, given: Mapping[str, Any], *, retry_id: str | None
+    body: Body, arguments: Mapping[str, Any], *, retry_id: str | None
 ) -> Operation[PublishResponse | list[PublishUrlGroupResponse]]:
     """Publish to a URL, a URL group or a language model."""
-    keywords.check_names(given, PublishTarget, "publish()")
-    return _post("/v2/publish/", body, given, PublishResponse, PublishUrlGroupResponse, retry_id)
+    keywords.check_names(arguments, PublishTarget, "publish()")
+    return _post("/v2/publish/", body, arguments, PublishResponse, PublishUrlGroupResponse, retry_id)
 
 
 def enqueue(
-    queue: str, body: Body, given: Mapping[str, Any], *, retry_id: str | None
+    queue: str, body: Body, arguments: Mapping[str, Any], *, retry_id: str | None
 ) -> Operation[EnqueueResponse | list[EnqueueUrlGroupResponse]]:
     """Append to a queue."""
-    keywords.check_names(given, EnqueueTarget, "enqueue()")
+    keywords.check_names(arguments, EnqueueTarget, "enqueue()")
     prefix = f"/v2/enqueue/{segment(queue, 'queue')}/"
-    return _post(prefix, body, given, EnqueueResponse, EnqueueUrlGroupResponse, retry_id)
+    return _post(prefix, body, arguments, EnqueueResponse, EnqueueUrlGroupResponse, retry_id)
 
 
 def batch(
@@ -193,49 +194,49 @@ def batch(
     return _batch(items, ours, _batch_answers)
 
 
-def as_json(body: Any, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def as_json(body: Any, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """A body as JSON text, and the keywords with the content type that says so."""
-    return json.dumps(body), {**given, "content_type": given.get("content_type") or "application/json"}
+    return json.dumps(body), {**arguments, "content_type": arguments.get("content_type") or "application/json"}
 
 
 def batch_as_json(requests: Iterable[BatchJsonRequest]) -> list[BatchRequest]:
     """The items of `batch_json` as items of `batch`."""
     plain: list[BatchRequest] = []
     for request in requests:
-        text, given = as_json(request.get("body"), request)
-        plain.append({**given, "body": text})  # type: ignore[typeddict-item]
+        text, arguments = as_json(request.get("body"), request)
+        plain.append({**arguments, "body": text})  # type: ignore[typeddict-item]
     return plain
 
 
 def _post(
     prefix: str,
     body: Body,
-    given: Mapping[str, Any],
-    one: type[_One],
-    each: type[_Each],
+    arguments: Mapping[str, Any],
+    single: type[_Accepted],
+    per_endpoint: type[_AcceptedEndpoint],
     retry_id: str | None,
-) -> Operation[_One | list[_Each]]:
-    target, given = _aim(given)
-    sealed = Sealed.of(keywords.read(given), retry_id)
+) -> Operation[_Accepted | list[_AcceptedEndpoint]]:
+    target, arguments = _aim(arguments)
+    sealed = Sealed.of(keywords.read(arguments), retry_id)
 
-    def read(reply: Reply) -> _One | list[_Each]:
+    def read(reply: Reply) -> _Accepted | list[_AcceptedEndpoint]:
         content = answer(reply)
         if isinstance(content, list):
-            return [_accepted_endpoint(item, each, ours=sealed.ours) for item in content]
-        return _accepted(content, one, ours=sealed.ours)
+            return [_accepted_endpoint(item, per_endpoint, ours=sealed.ours) for item in content]
+        return _accepted(content, single, ours=sealed.ours)
 
     return Operation(
         "POST",
         prefix + destination(target),
         read,
-        headers=keywords.headers(sealed.options, given),
+        headers=keywords.headers(sealed.options, arguments),
         body=as_bytes(body),
     )
 
 
 def _post_raw(
-    prefix: str, target: str, body: bytes, options: PublishOptions, kind: type[_One], retry_id: str | None
-) -> Operation[_One]:
+    prefix: str, target: str, body: bytes, options: PublishOptions, kind: type[_Accepted], retry_id: str | None
+) -> Operation[_Accepted]:
     sealed = Sealed.of(options, retry_id)
     return Operation(
         "POST",
@@ -258,11 +259,11 @@ def _batch(items: Sequence[Mapping[str, Any]], ours: Sequence[bool], read_item: 
     return Operation("POST", "/v2/batch", read, headers=JSON_TYPE, body=to_json(items))
 
 
-def _accepted(content: Mapping[str, Any], kind: type[_One], *, ours: bool) -> _One:
+def _accepted(content: Mapping[str, Any], kind: type[_Accepted], *, ours: bool) -> _Accepted:
     return kind(message_id=content["messageId"], deduplicated=bool(content.get("deduplicated")) and not ours)
 
 
-def _accepted_endpoint(content: Mapping[str, Any], kind: type[_Each], *, ours: bool) -> _Each:
+def _accepted_endpoint(content: Mapping[str, Any], kind: type[_AcceptedEndpoint], *, ours: bool) -> _AcceptedEndpoint:
     return kind(
         message_id=content["messageId"],
         url=content["url"],
@@ -283,13 +284,13 @@ def _batch_answer(content: Any, *, ours: bool) -> BatchResponse | BatchError:
     return _accepted(content, BatchResponse, ours=ours)
 
 
-def _batch_item(given: BatchRequest, where: str, retry_id: str | None) -> tuple[Sealed, dict[str, Any]]:
-    keywords.check_names(given, BatchRequest, where)
-    target, said = _aim(given)
-    queue, body = said.pop("queue", None), said.pop("body", None)
-    sealed = Sealed.of(keywords.read(said), retry_id)
+def _batch_item(arguments: BatchRequest, where: str, retry_id: str | None) -> tuple[Sealed, dict[str, Any]]:
+    keywords.check_names(arguments, BatchRequest, where)
+    target, rest = _aim(arguments)
+    queue, body = rest.pop("queue", None), rest.pop("body", None)
+    sealed = Sealed.of(keywords.read(rest), retry_id)
     text = _text(body, where) if isinstance(body, bytes) else body
-    return sealed, _item(target, keywords.headers(sealed.options, said), text, queue)
+    return sealed, _item(target, keywords.headers(sealed.options, rest), text, queue)
 
 
 def _item(target: str, headers: Headers, text: str | None, queue: str | None) -> dict[str, Any]:
@@ -305,19 +306,19 @@ def _text(body: bytes, where: str) -> str:
         ) from None
 
 
-def _aim(given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _aim(arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The destination, and the keywords without it. A language model adds the headers with its key."""
-    said = {name: value for name, value in given.items() if value is not None}
-    targets = [said.pop(name) for name in ("url", "url_group", "api") if name in said]
+    rest = {name: value for name, value in arguments.items() if value is not None}
+    targets = [rest.pop(name) for name in ("url", "url_group", "api") if name in rest]
     if len(targets) != 1:
         raise InvalidCallError("Only and only one of 'url', 'url_group', or 'api' must be provided.")
     target = targets[0]
     if isinstance(target, str):
-        return target, said
+        return target, rest
     provider = target.get("provider")
     if provider is None or provider.name == UPSTASH:
-        return "api/llm", said
-    return provider.chat_url(), {**said, "headers": {**said.get("headers", {}), **provider.chat_headers()}}
+        return "api/llm", rest
+    return provider.chat_url(), {**rest, "headers": {**rest.get("headers", {}), **provider.chat_headers()}}
 
 
 def as_bytes(body: Body) -> bytes:

@@ -82,14 +82,14 @@ def test_without_a_token_no_client_is_made(client: type) -> None:
     with pytest.raises(ConfigurationError) as caught:
         client()
     assert str(caught.value) == (
-        'There is no token for the QStash service.\n  fix         set QSTASH_TOKEN, or write QStash(token="...")'
+        'A token for the QStash service is missing.\n  fix         set QSTASH_TOKEN, or write QStash(token="...")'
     )
 
 
 def test_a_token_with_a_line_break_behind_it_works_and_one_inside_it_is_refused() -> None:
     assert resolve("t\n", None, {}).token == "t"
     for token in ("a\nb", "a b", "tökén"):
-        with pytest.raises(ConfigurationError, match="characters that no token has") as caught:
+        with pytest.raises(ConfigurationError, match="characters that are not allowed in a token") as caught:
             resolve(token, None, {})
         assert token not in str(caught.value)
 

@@ -114,7 +114,7 @@ def test_the_errors_have_the_official_module_name_too() -> None:
 )
 def test_a_success_that_says_something_else_is_an_error(answer: bytes, problem: str) -> None:
     client = QStash(TOKEN, transport=Script(Reply(200, (), answer)))
-    with pytest.raises(ApiError, match="with what no QStash service says") as caught:
+    with pytest.raises(ApiError, match="but the reply is not that of a QStash service") as caught:
         client.message.get("m")
     assert problem in str(caught.value)
     assert caught.value.status == 200

@@ -82,7 +82,7 @@ def test_the_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_receiver_without_keys_is_not_made() -> None:
-    with pytest.raises(ConfigurationError, match="no signing keys"):
+    with pytest.raises(ConfigurationError, match="Signing keys are missing"):
         Receiver()
 
 

@@ -351,6 +351,8 @@ def test_a_web_page_in_place_of_a_service_is_told_apart(service: Service) -> Non
     service.answers.append(Reply(200, (("Content-Type", "text/html"),), b"<html>Welcome</html>"))
     with QStash(TOKEN, base_url=service.url) as client, pytest.raises(ApiError) as caught:
         client.message.get("m")
-    assert str(caught.value).startswith(f"{service.url} answered 200 with what no QStash service says (JSONDecodeError")
+    assert str(caught.value).startswith(
+        f"{service.url} answered 200, but the reply is not that of a QStash service (JSONDecodeError"
+    )
     assert "<html>Welcome</html>" in str(caught.value)
     assert caught.value.fix == "see whether QSTASH_URL names a QStash service"
