@@ -11,7 +11,8 @@ import pytest
 
 from tests.support.process import environment
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
 PRINTS = re.compile(r"^ *print\(.*\)  # (.*)$", flags=re.MULTILINE)
 
 
@@ -48,3 +49,49 @@ def test_the_blocks_of_the_page_on_testing_are_tests_that_pass(tmp_path: Path) -
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(re.findall('def test_', ''.join(blocks)))} passed" in done.stdout
+
+
+def test_sections_of_the_protocol_that_the_code_cites_exist() -> None:
+    headings = set(
+        re.findall(r"^##+ (\d+(?:\.\d+)?)", (DOCS / "protocol.md").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    cited = {
+        (number, str(path.relative_to(ROOT)))
+        for folder in ("qtasks", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+        for numbers in re.findall(r"docs/protocol\.md ([\d., to]+)", path.read_text(encoding="utf-8"))
+        for number in re.findall(r"\d+(?:\.\d+)?", numbers)
+    }
+    assert len(cited) > 50
+    assert {(number, path) for number, path in cited if number not in headings} == set()
+
+
+def test_decisions_that_the_code_cites_exist() -> None:
+    rows = set(re.findall(r"^\| (A\d+) \|", (DOCS / "compatibility.md").read_text(encoding="utf-8"), re.MULTILINE))
+    cited = {
+        (name, str(path.relative_to(ROOT)))
+        for path in (ROOT / "qtasks").rglob("*.py")
+        for names in re.findall(r"docs/compatibility\.md (A[\dA, to]+)", path.read_text(encoding="utf-8"))
+        for name in re.findall(r"A\d+", names)
+    }
+    assert len(cited) > 20
+    assert {(name, path) for name, path in cited if name not in rows} == set()
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
+def test_links_of_a_page_lead_to_a_file_and_a_heading(page: str) -> None:
+    text = re.sub(r"```.*?```", "", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (DOCS / name).resolve() if name else DOCS / page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in _anchors(file.read_text(encoding="utf-8")), target
+
+
+def _anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
