@@ -8,11 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from tests.house import idioms, imports, names, sizes, trace
+from tests.house import citations, idioms, imports, names, sizes, trace
 from tests.house.source import ROOT, Modules, read
 
 GLOSSARY: Final = ROOT / "docs" / "glossary.md"
 PYPROJECT: Final = ROOT / "pyproject.toml"
+
+LAYERED: Final = frozenset({"qtasks", "qtasks.broker", "qtasks.tasks"})
+"""The packages whose rooms are floors."""
 
 LARGEST_ROOM: Final = 20
 LONGEST_FUNCTION: Final = 60
@@ -58,7 +61,14 @@ def _circles(modules: Modules) -> Row:
 
 def _upward(modules: Modules) -> list[str]:
     layers = imports.contracts(PYPROJECT)
-    return [*imports.upward(modules, layers), *imports.uncovered(modules, layers), *imports.exceptions(PYPROJECT)]
+    without = LAYERED - {contract.container for contract in layers}
+    missing = [f"{PYPROJECT.name}: {container} has no contract of type layers" for container in sorted(without)]
+    return [
+        *missing,
+        *imports.upward(modules, layers),
+        *imports.uncovered(modules, layers),
+        *imports.exceptions(PYPROJECT),
+    ]
 
 
 def _rooms(modules: Modules) -> Row:
@@ -91,6 +101,7 @@ MEASURES: Final[Sequence[Measure]] = (
     _longest_function,
     _longest_module,
     _counted("idioms", idioms.idioms),
+    _counted("citations of what is not in docs/", partial(citations.broken_citations, docs=ROOT / "docs")),
 )
 """What has a bar."""
 

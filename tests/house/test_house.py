@@ -8,19 +8,20 @@ from pathlib import Path
 import pytest
 
 from tests.house import __main__ as command
-from tests.house import idioms, imports, names, sizes, trace
+from tests.house import citations, idioms, imports, names, sizes, trace
 from tests.house.report import LONGEST_FUNCTION, MEASURES, Measure, Row
 from tests.house.source import ROOT, Modules, read
 
 OVER: dict[str, int] = {
-    "modules in import circles": 26,
-    "class names in use for two things": 21,
-    "module names in use for two things": 25,
-    "retired words in names": 33,
-    "variables with a vague name": 394,
-    "files flat in the largest room": 29,
-    "lines of the longest module": 464,
-    "idioms": 603,
+    "modules in import circles": 21,
+    "imports upward, uncovered modules, exceptions": 2,
+    "class names in use for two things": 6,
+    "module names in use for two things": 1,
+    "retired words in names": 22,
+    "variables with a vague name": 348,
+    "files flat in the largest room": 23,
+    "idioms": 458,
+    "citations of what is not in docs/": 64,
 }
 """What still misses its bar, and by how much; nothing here may grow."""
 
@@ -252,11 +253,22 @@ def test_an_idiom_is_shown_with_its_line_and_what_to_write(tree: Tree) -> None:
     assert place.text.startswith("'nobody': ")
 
 
+def test_a_citation_of_what_is_not_there_is_seen(tree: Tree, tmp_path: Path) -> None:
+    (tmp_path / "wire.md").write_text("# Wire\n\n## 2. Requests\n\n### 2.9 Dead letters\n\n| A3 | yes |\n")
+    right = '"""See docs/wire.md 2.9, A3; `docs/wire.md`, and docs/wire.md 2 to 2.9."""'
+    assert citations.broken_citations(tree(a=right), tmp_path) == []
+    wrong = 'x = 1\n"""See docs/wire.md 2.9,\n2.1 and A4; docs/other.md 1."""'
+    assert [(place.line, place.text) for place in citations.broken_citations(tree(a=wrong), tmp_path)] == [
+        (2, "docs/wire.md has no section 2.1"),
+        (2, "docs/wire.md has no section A4"),
+        (3, "docs/other.md does not exist"),
+    ]
+
+
 def test_the_ways_of_a_call_and_of_its_delivery_are_traced() -> None:
     delay, delivery = trace.trace()
-    assert delay.calls[0] == delivery.without("protocol").calls[0].replace("web/router", "task") == "tasks/task.py"
-    assert {"qstash/publishing.py", "embedded.py"} < set(delay.calls)
-    assert {"tasks/run/dispatcher.py", "protocol/signing.py"} < set(delivery.calls)
+    assert {"tasks/task.py", "qstash/operations/publishing.py", "embedded.py"} < set(delay.calls)
+    assert {"tasks/web/router.py", "tasks/run/dispatcher.py", "protocol/signing.py"} < set(delivery.calls)
     assert not any(file.startswith("broker/") for file in delivery.calls)
 
 
