@@ -1,1 +1,1 @@
-"""The QStash-compatible server. Knows the protocol, never the client or the framework."""
+"""The QStash-compatible server. It imports the protocol, never the client or the framework."""

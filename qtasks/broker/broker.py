@@ -1,4 +1,4 @@
-"""Wiring: a broker from its settings and ports; start, drain, stop."""
+"""A broker, assembled from its settings and ports: open, start, stop."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _http(policy: DestinationPolicy, limits: DeliveryLimits) -> Transport:
 
 
 class Broker:
-    """A running broker: its API, its delivery loop, its store. Made by `start`, ended by `stop`."""
+    """A broker: its store, its API and its three loops. `open` creates it, `start` starts delivery, `stop` ends it."""
 
     def __init__(
         self,
@@ -89,9 +89,10 @@ class Broker:
         random: Random | None = None,
         store: SqliteStore | None = None,
     ) -> Broker:
-        """Open the store, unless `store` is one that is open and empty, and wire everything.
+        """Open the store and create the broker. It delivers nothing before `start`.
 
-        Nothing is delivered before `start`.
+        `transport`, `clock` and `random` replace the real ones in tests. `store` is an open, empty store to use instead
+        of the one at `settings.path`.
         """
         clock = clock or SystemClock()
         random = random or SystemRandom()
@@ -113,17 +114,17 @@ class Broker:
             broker.accounts[credentials.name] = account
             if credentials.token is not None:
                 broker.tokens.add(credentials.token, Principal(account, TokenScope.PUBLISH))
-            kept = await store.keys(account)
-            if credentials.keys is not None and credentials.keys != kept:
+            stored_keys = await store.keys(account)
+            if credentials.keys is not None and credentials.keys != stored_keys:
                 log.warning(
-                    "the signing keys configured for %s are not those of the store, which are used: "
-                    "keys rotate there; read them with GET /v2/keys",
+                    "the signing keys configured for %s differ from those in the store. The store's keys are used, "
+                    "because keys are rotated there; read them with GET /v2/keys",
                     credentials.name,
                 )
         return broker
 
     def start(self) -> None:
-        """Begin to deliver, to fire schedules, and to remove what is finished and old."""
+        """Start the loops that deliver messages, fire schedules and remove old messages. Idempotent."""
         if not self._loops:
             self._loops = [
                 asyncio.create_task(self.deliverer.run(), name="qtasks-deliver"),
@@ -132,7 +133,7 @@ class Broker:
             ]
 
     async def ready(self) -> ApiResponse:
-        """`GET /readyz`: 200 while the storage takes writes and the broker is not stopping, else 503."""
+        """`GET /readyz`: 200 while the store accepts writes and the broker is not stopping, else 503."""
         if self.deliverer.draining:
             return json_response({"status": "stopping"}, 503)
         try:
@@ -142,9 +143,9 @@ class Broker:
         return json_response({"status": "ready", "storage": self.store.promise})
 
     async def stop(self) -> None:
-        """Drain for `drain_s`, then stop; what did not finish is delivered again by the next start. Idempotent."""
+        """Wait up to `drain_s` for attempts in flight, then stop. The next start repeats the rest. Idempotent."""
         if not await self.deliverer.drain(self.settings.drain_s):
-            log.warning("stopped before every attempt had ended; the next start makes them again")
+            log.warning("stopped before every attempt had ended; the next start repeats the unfinished ones")
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)

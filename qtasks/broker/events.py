@@ -1,4 +1,4 @@
-"""What happened, told to whoever watches (a terminal, say): after the commit, never before."""
+"""Events of messages for watchers such as a terminal. Watchers are notified after the commit, never before."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger("qtasks.broker")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageEvent:
-    """One step in a message's life, as committed. `state` is the last log entry the step wrote."""
+    """One committed change of a message. `state` is that of the last log entry that the change wrote."""
 
     time_ms: int
     state: State
@@ -23,7 +23,7 @@ class MessageEvent:
     error: str | None = None
     next_delivery_ms: int | None = None
     duration_ms: float | None = None
-    """How long the attempt took; None where there was none."""
+    """How long the attempt took; None if the change was not the end of an attempt."""
 
 
 EventWatcher = Callable[[MessageEvent], None]
@@ -31,7 +31,7 @@ EventWatcher = Callable[[MessageEvent], None]
 
 @dataclass(slots=True)
 class EventWatchers:
-    """The watchers of a broker. A watcher must return quickly; one that raises is logged and ignored."""
+    """The watchers of a broker's events. A watcher must return quickly; its errors are logged and ignored."""
 
     _watchers: list[EventWatcher] = field(default_factory=list)
 
@@ -39,16 +39,16 @@ class EventWatchers:
         return bool(self._watchers)
 
     def add(self, watcher: EventWatcher) -> None:
-        """Tell `watcher` of every step from now on."""
+        """Call `watcher` with every event from now on."""
         self._watchers.append(watcher)
 
-    def tell_created(self, messages: Iterable[Message], *, now_ms: int) -> None:
-        """Tell of messages that have just been stored."""
+    def notify_created(self, messages: Iterable[Message], *, now_ms: int) -> None:
+        """Notify the watchers that `messages` have just been stored."""
         if not self._watchers:
             return
         for message in messages:
             delayed = message.not_before_ms > now_ms
-            self.tell(
+            self.notify(
                 MessageEvent(
                     time_ms=now_ms,
                     state=State.CREATED,
@@ -57,8 +57,8 @@ class EventWatchers:
                 )
             )
 
-    def tell(self, event: MessageEvent) -> None:
-        """Pass `event` to all watchers."""
+    def notify(self, event: MessageEvent) -> None:
+        """Pass `event` to every watcher."""
         for watcher in self._watchers:
             try:
                 watcher(event)

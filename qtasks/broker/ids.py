@@ -1,4 +1,4 @@
-"""Identifiers in the formats of the wire (docs/protocol.md 1.6), made from the Random port."""
+"""Identifiers in the formats of the wire (docs/protocol.md 1.6), made from the random source."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ _PAIRS: Final = tuple(first + second for first in _ALPHABET for second in _ALPHA
 
 
 def base58(data: bytes, width: int) -> str:
-    """`data` as at least `width` base58 characters, most significant first."""
+    """`data` as base58, most significant digit first, padded to at least `width` characters."""
     number = int.from_bytes(data)
     pairs: list[str] = []
-    while number:  # two digits a step: half the divisions of a long number
+    while number:  # two digits per division: half as many divisions of a long number
         number, pair = divmod(number, 3364)
         pairs.append(_PAIRS[pair])
     return "".join(reversed(pairs)).rjust(width, "1")
 
 
 def letters(data: bytes) -> str:
-    """One base58 letter for each byte, at a tenth of the cost of `base58`; good for more than 5.8 bits each."""
+    """One base58 letter per byte, at a tenth of the cost of `base58`. Each letter carries more than 5.8 bits."""
     return data.translate(_LETTERS).decode("ascii")
 
 
 def message_id(random: Random, now_ms: int) -> str:
-    """``msg_``, the time, so that new ids are neighbours in the index, and 22 letters of chance: over 128 bits."""
+    """``msg_``, the time (so that new ids are neighbours in the index), and 22 random letters: over 128 bits."""
     return "msg_" + base58(now_ms.to_bytes(6), 8) + letters(random.token(22))
 
 
@@ -43,15 +43,15 @@ def signing_key(random: Random) -> str:
 
 
 def jwt_id(random: Random) -> str:
-    """``jwt_`` and 28 letters, unique per request."""
+    """``jwt_`` and 28 random letters, unique per request."""
     return "jwt_" + letters(random.token(28))
 
 
 def token_secret(random: Random) -> str:
-    """An API token of 256 random bits; the prefix lets scanners find leaked ones."""
+    """An API token of 256 random bits. The prefix lets secret scanners find leaked tokens."""
     return "qtk_" + base58(random.token(32), 44)
 
 
 def signing_keys(random: Random) -> SigningKeys:
-    """A fresh pair."""
+    """A new pair of signing keys."""
     return SigningKeys(signing_key(random), signing_key(random))

@@ -1,6 +1,7 @@
-"""The transport, one of the ports through which everything not determined by its input enters the broker.
+"""The transport port: how the broker sends one HTTP request.
 
-The others are `qtasks.clock`, `qtasks.randomness` and the store, `qtasks.broker.store.interface`.
+Everything that the broker's input does not determine enters through four ports. The others are `qtasks.clock`,
+`qtasks.randomness` and the store, `qtasks.broker.store.interface`.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from qtasks.protocol.messages import Headers, Response
 
 @dataclass(frozen=True, slots=True)
 class DeliveryRequest:
-    """One HTTP request to an endpoint. The URL goes out byte for byte as given."""
+    """One HTTP request to an endpoint. The URL is sent byte for byte as it is here."""
 
     url: str
     method: str
     headers: Headers
     body: bytes
     timeout_ms: int
-    """One deadline around connect, TLS, send, headers and body."""
+    """One deadline for the whole attempt: connect, TLS, send, headers and body."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """No usable HTTP answer; `error` is for people.
+    """An attempt without a usable HTTP response. `error` is a sentence for people.
 
     `code` is stable: ``timeout``, ``dns``, ``connection_refused``, ``connection_lost``, ``tls``, ``bad_response``,
     ``destination_blocked`` or ``unsendable``.
@@ -34,14 +35,14 @@ class Failure:
     code: str
     error: str
     final: bool = False
-    """Trying again cannot help (a destination the policy refuses): straight to the dead letters."""
+    """True if a retry cannot help (the policy refuses the destination): the message becomes a dead letter at once."""
 
 
 class Transport(Protocol):
-    """One attempt: a request in, an answer or the reason why there is none out. Never raises but for cancellation."""
+    """Makes one attempt: a request in, a response or a failure out. Raises nothing but CancelledError."""
 
     async def send(self, request: DeliveryRequest) -> Response | Failure:
-        """Send `request`, follow no redirect, read the answer up to the cap, all within the deadline."""
+        """Send `request` and read the response up to the size limit, within the deadline; follow no redirect."""
 
     async def close(self) -> None:
         """Release connections. Idempotent."""

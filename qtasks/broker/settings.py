@@ -1,4 +1,4 @@
-"""What a broker is told: one frozen object, and the public development credentials."""
+"""The settings of a broker, one frozen object, and the public development credentials."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from qtasks.broker.core.values import AccountCredentials, Retention
 from qtasks.protocol import development
 
 DEV_CREDENTIALS: Final = tuple(AccountCredentials(user.name, user.token, user.keys) for user in development.USERS)
-"""The four public users of every QStash development server; for loopback only."""
-
+"""The four public users of every QStash development server. For loopback only."""
 
 LLM_VARIABLE: Final = "QTASKS_LLM_URL"
 """The environment variable that names the language model; see `BrokerSettings.with_model`."""
@@ -23,34 +22,36 @@ def origin_of(url: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryLimits:
-    """Attempts in flight at most, in all and to one ``host:port``."""
+    """Limits for concurrent attempts."""
 
     in_flight: int = 256
+    """To all destinations together."""
     per_host: int = 128
+    """To one ``host:port``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerSettings:
-    """Everything a broker is configured with."""
+    """All settings of a broker."""
 
     path: str
     """The database file, or ``:memory:``."""
     credentials: tuple[AccountCredentials, ...] = DEV_CREDENTIALS
     destinations: Literal["local", "public"] = "local"
     allow: tuple[str, ...] = ()
-    """Origins, hosts or networks that the destination policy lets through besides."""
+    """Origins, hosts or networks that the destination policy allows in addition; see `DestinationPolicy.allow`."""
     resolve_on_publish: bool = False
-    """Refuse a publish whose host name does not resolve, as the hosted service does."""
+    """Whether to refuse a publish whose host name does not resolve, as the hosted service does."""
     own: frozenset[tuple[str, int]] = frozenset()
-    """Addresses the broker itself listens on, as (host, port): no message goes there."""
+    """Addresses on which the broker itself listens, as (host, port). It delivers no message to them."""
     limits: DeliveryLimits = field(default_factory=DeliveryLimits)
     retention: Retention = field(default_factory=Retention)
     drain_s: float = 10.0
-    """How long a stop waits for attempts under way."""
+    """How long a stop waits for attempts in flight, seconds."""
     llm_url: str | None = None
-    """The OpenAI-compatible server behind ``api/llm`` and the chat endpoint."""
+    """The OpenAI-compatible server behind ``api/llm`` and the chat endpoint; None for none."""
     llm_echo: bool | None = None
-    """Let an echo that says it is one answer where `llm_url` is None. None: only with the public development users."""
+    """Whether the built-in echo answers if `llm_url` is None. None: only with the public development credentials."""
 
     @property
     def has_echo(self) -> bool:
@@ -61,15 +62,15 @@ class BrokerSettings:
 
     @property
     def allowed(self) -> tuple[str, ...]:
-        """What the destination policy lets through: the language model's server is the operator's own choice."""
+        """`allow` with the origin of the language model: the operator chose that server, so the policy allows it."""
         return self.allow if self.llm_url is None else (*self.allow, origin_of(self.llm_url))
 
-    def with_model(self, given: str | None) -> BrokerSettings:
-        """These settings with the value of `QTASKS_LLM_URL`: a URL, ``echo`` for the built-in echo, or nothing."""
-        if given == "echo":
+    def with_model(self, value: str | None) -> BrokerSettings:
+        """These settings with the value of `QTASKS_LLM_URL`: a URL, ``echo`` for the built-in echo, or None."""
+        if value == "echo":
             return replace(self, llm_url=None, llm_echo=True)
-        return replace(self, llm_url=given) if given else self
+        return replace(self, llm_url=value) if value else self
 
     def listening_on(self, host: str, port: int) -> BrokerSettings:
-        """These settings, with the address the broker listens on kept out of its own destinations."""
+        """These settings with (`host`, `port`) added to `own`, the addresses on which the broker listens."""
         return replace(self, own=self.own | {(host, port)})

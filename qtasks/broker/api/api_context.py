@@ -39,5 +39,5 @@ class ApiContext:
         self.wake()
         accepted = await self.store.accept(publications, now_ms=now_ms)
         pairs = zip(publications, accepted, strict=True)
-        self.watchers.tell_created([one.message for one, answer in pairs if not answer.deduplicated], now_ms=now_ms)
+        self.watchers.notify_created([one.message for one, answer in pairs if not answer.deduplicated], now_ms=now_ms)
         return accepted

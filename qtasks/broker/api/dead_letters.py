@@ -124,7 +124,7 @@ async def _retry(
     retries = [(letter.id, retry(letter.message)) for letter in letters]
     taken = await context.store.retry_dead_letters(account, retries, now_ms=now_ms)
     context.wake()
-    context.watchers.tell_created([one.message for one in taken], now_ms=now_ms)
+    context.watchers.notify_created([one.message for one in taken], now_ms=now_ms)
     return taken
 
 

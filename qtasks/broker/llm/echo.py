@@ -1,6 +1,6 @@
-"""The built-in language model: it says what it is, repeats what it was told, and keeps to a form that is asked for.
+"""The built-in echo model: it says that it is an echo, repeats the last user message, and follows a response schema.
 
-Deterministic, so that whoever tries a chat request without a model sees the same twice.
+Deterministic: the same chat request gets the same completion every time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qtasks.protocol.messages import Response
 
 MODEL: Final = "qtasks-echo"
 MAX_VALUES: Final = 1000
-"""Values of one answer in a form that is asked for: a schema can refer to itself."""
+"""Limit for the values of one completion with a schema: a schema can refer to itself."""
 _MAX_LEVELS: Final = 16
 _JSON: Final = (("Content-Type", "application/json"),)
 _EVENTS: Final = (("Content-Type", "text/event-stream"), ("Cache-Control", "no-cache"))
@@ -32,27 +32,31 @@ _FORMATS: Final[Mapping[str, str]] = {
 }
 
 
-def answer(wanted: Any, *, now_s: int) -> Response:
-    """The completion of a chat request. Raises ValueError for what is none."""
-    if not isinstance(wanted, dict) or not isinstance(wanted.get("messages"), list) or not wanted["messages"]:
+def answer(request: Any, *, now_s: int) -> Response:
+    """The completion of a chat request, whole or as server-sent events. Raises ValueError for an invalid request."""
+    if not isinstance(request, dict) or not isinstance(request.get("messages"), list) or not request["messages"]:
         raise ValueError("expected a JSON object with model and messages")
-    said = [one.get("content") for one in wanted["messages"] if isinstance(one, dict) and one.get("role") == "user"]
-    last = said[-1] if said and isinstance(said[-1], str) else ""
+    user_messages = [
+        message.get("content")
+        for message in request["messages"]
+        if isinstance(message, dict) and message.get("role") == "user"
+    ]
+    last = user_messages[-1] if user_messages and isinstance(user_messages[-1], str) else ""
     text = f"This is the built-in echo model of qtasks, not a language model. You said: {last}"
-    if (schema := _schema(wanted)) is not None:
-        text = _in_form(schema, text)
+    if (schema := _schema(request)) is not None:
+        text = _fit_schema(schema, text)
     head = {
-        "id": "chatcmpl-" + hashlib.sha256(orjson.dumps(wanted["messages"])).hexdigest()[:24],
+        "id": "chatcmpl-" + hashlib.sha256(orjson.dumps(request["messages"])).hexdigest()[:24],
         "created": now_s,
         "model": MODEL,
     }
-    prompt_tokens, completion_tokens = len(orjson.dumps(wanted["messages"]).split()), len(text.split())
+    prompt_tokens, completion_tokens = len(orjson.dumps(request["messages"]).split()), len(text.split())
     usage = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
     }
-    if wanted.get("stream") is True:
+    if request.get("stream") is True:
         return Response(status=200, headers=_EVENTS, body=_events(head, text, usage))
     message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
@@ -61,7 +65,7 @@ def answer(wanted: Any, *, now_s: int) -> Response:
 
 
 def _events(head: dict[str, object], text: str, usage: dict[str, int]) -> bytes:
-    """The answer word by word: the role in the first event, the usage in the last, then ``[DONE]``."""
+    """The completion word by word: the role in the first event, the usage in the last, then ``[DONE]``."""
     first, *words = text.split(" ")
     deltas: list[dict[str, str]] = [
         {"role": "assistant", "content": first},
@@ -77,32 +81,32 @@ def _chunk(head: dict[str, object], delta: dict[str, str], finish_reason: str | 
     return {**head, "object": "chat.completion.chunk", "choices": [choice]}
 
 
-def _schema(wanted: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The JSON schema that a request asks for (OpenAI's structured outputs)."""
-    form = wanted.get("response_format")
+def _schema(request: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The JSON schema of a request for structured output, in OpenAI's form; None if it has none."""
+    form = request.get("response_format")
     inside = form.get("json_schema") if isinstance(form, dict) else None
     schema = inside.get("schema") if isinstance(inside, dict) else None
     return schema if isinstance(schema, dict) else None
 
 
-def _in_form(schema: dict[str, Any], text: str) -> str:
+def _fit_schema(schema: dict[str, Any], text: str) -> str:
     try:
-        return orjson.dumps(_Form(schema, text).value(schema)).decode()
+        return orjson.dumps(_SchemaSample(schema, text).value(schema)).decode()
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"the schema of the response format cannot be read: {error}") from None
 
 
-class _Form:
-    """Values that fit a schema, as far as its plainer words go: `text` for a text, else the first that is allowed."""
+class _SchemaSample:
+    """Values that fit a schema, for its common keywords: `text` for every string, else the first value allowed."""
 
     def __init__(self, root: dict[str, Any], text: str) -> None:
         self._definitions = root.get("$defs")
         self._text = text
-        self._left = MAX_VALUES
+        self._values_left = MAX_VALUES
 
     def value(self, schema: Any, level: int = 0) -> Any:
-        self._left -= 1
-        if not isinstance(schema, dict) or self._left < 0 or level > _MAX_LEVELS:
+        self._values_left -= 1
+        if not isinstance(schema, dict) or self._values_left < 0 or level > _MAX_LEVELS:
             return None
         if isinstance(reference := schema.get("$ref"), str) and isinstance(self._definitions, dict):
             return self.value(self._definitions.get(reference.removeprefix("#/$defs/")), level + 1)
@@ -126,13 +130,13 @@ class _Form:
             case "boolean":
                 return False
             case "array":
-                count = min(int(schema.get("minItems", 0)), max(self._left, 0))
+                count = min(int(schema.get("minItems", 0)), max(self._values_left, 0))
                 items = schema.get("prefixItems", [schema.get("items")] * count)
                 return [self.value(item, level + 1) for item in items]
             case "object":
                 required = schema.get("required", ())
                 properties = dict(schema.get("properties", {}))
-                # What may be left out is, where a schema goes deep: it may lead back to itself.
+                # Deep in a schema, only required members: an optional one may lead back to the schema itself.
                 return {
                     name: self.value(inner, level + 1)
                     for name, inner in properties.items()

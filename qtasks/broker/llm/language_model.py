@@ -1,4 +1,4 @@
-"""The language model behind ``api/llm`` and the chat endpoint: an OpenAI-compatible server, or an echo that says so."""
+"""The language model behind ``api/llm`` and the chat endpoint: an OpenAI-compatible server, or the built-in echo."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PATH: Final = "/v1/chat/completions"
 
 @dataclass(frozen=True, slots=True)
 class CompletionStream:
-    """An answer that is still coming."""
+    """A completion whose body arrives in pieces."""
 
     status: int
     headers: Headers
@@ -31,9 +31,9 @@ class CompletionStream:
 
 
 class LanguageModel:
-    """Sends chat completions to the server at `url`; without one an echo answers where `has_echo` allows it.
+    """Sends chat completions to the server at `url`; without a server, the echo answers if `has_echo` is true.
 
-    It wraps the transport of deliveries: what is addressed to ``api/llm`` goes to the model, everything else through.
+    It wraps the transport of deliveries: requests for ``api/llm`` go to the model, all others to `transport`.
     """
 
     MISSING: Final = "no language model is configured; set QTASKS_LLM_URL to an OpenAI-compatible server, or to echo"
@@ -47,7 +47,7 @@ class LanguageModel:
 
     @property
     def available(self) -> bool:
-        """Whether anybody answers."""
+        """Whether a server is configured or the echo answers."""
         return self._url is not None or self._echo
 
     async def send(self, request: DeliveryRequest) -> Response | Failure:
@@ -57,27 +57,27 @@ class LanguageModel:
         if self._url is None:
             if not self._echo:
                 return Failure("destination_blocked", self.MISSING, final=True)
-            return self._answer(request.body)
-        # The model is no receiver of ours: what identifies and signs a message is none of its business.
+            return self._echo_response(request.body)
+        # The model server does not verify deliveries, so it gets no header that identifies or signs the message.
         headers = tuple(line for line in request.headers if not line[0].lower().startswith("upstash-"))
         return await self._transport.send(replace(request, url=self._url, headers=headers))
 
     async def complete(self, body: bytes) -> Response | Failure:
-        """The answer to a chat request."""
+        """The completion of a chat request, whole."""
         return await self.send(DeliveryRequest(LLM_URL, "POST", _JSON, body, DEFAULT_TIMEOUT_MS))
 
     async def stream(self, body: bytes) -> CompletionStream | Failure:
-        """The answer to a chat request as it comes."""
+        """The completion of a chat request, in pieces as they arrive. The caller reads them to the end."""
         if self._url is None:
-            answer = self._answer(body)
-            return CompletionStream(answer.status, answer.headers, _pieces(answer.body))
+            echoed = self._echo_response(body)
+            return CompletionStream(echoed.status, echoed.headers, _events(echoed.body))
         if self._session is None:
             timeout = aiohttp.ClientTimeout(total=DEFAULT_TIMEOUT_MS / 1000, connect=10)
             self._session = aiohttp.ClientSession(
                 timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
             )
         try:
-            answered = await self._session.post(
+            response = await self._session.post(
                 yarl.URL(self._url, encoded=True),
                 data=body,
                 headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
@@ -85,8 +85,8 @@ class LanguageModel:
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             return Failure("connection_lost", f"{type(error).__name__}: {error}"[:500])
-        headers = tuple((name, value) for name, value in answered.headers.items())
-        return CompletionStream(answered.status, headers, _relayed(answered))
+        headers = tuple((name, value) for name, value in response.headers.items())
+        return CompletionStream(response.status, headers, _relay(response))
 
     async def close(self) -> None:
         """See `Transport.close`."""
@@ -95,7 +95,7 @@ class LanguageModel:
             self._session = None
         await self._transport.close()
 
-    def _answer(self, body: bytes) -> Response:
+    def _echo_response(self, body: bytes) -> Response:
         try:
             return echo.answer(strict_json.loads(body), now_s=self._clock.now_ms() // 1000)
         except ValueError as error:
@@ -103,7 +103,7 @@ class LanguageModel:
 
 
 def completions_url(base: str) -> str:
-    """The chat endpoint of a server given by its address, by its ``/v1``, or in full."""
+    """The chat endpoint of a server; `base` is its origin, its ``/v1`` URL, or the endpoint itself."""
     base = base.rstrip("/")
     for end in (_PATH, "/chat/completions", "/v1"):
         if base.endswith(end):
@@ -112,17 +112,17 @@ def completions_url(base: str) -> str:
     return base.removesuffix("/v1") + _PATH
 
 
-async def _relayed(answered: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+async def _relay(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     try:
-        async for piece in answered.content.iter_any():
+        async for piece in response.content.iter_any():
             yield piece
     except (TimeoutError, aiohttp.ClientError):
         return  # the caller sees a stream that ends without [DONE]
     finally:
-        answered.close()
+        response.close()
 
 
-async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+async def _events(body: bytes) -> AsyncIterator[bytes]:
     for event in body.split(b"\n\n"):
         if event:
             yield event + b"\n\n"

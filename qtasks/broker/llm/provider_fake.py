@@ -1,4 +1,4 @@
-"""A stand-in for language models: it answers the requests that go to a provider, on their way out of the broker."""
+"""A fake for language models: it answers requests to providers instead of letting them leave the broker."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from qtasks.broker.ports import DeliveryRequest, Failure, Transport
 from qtasks.protocol.messages import Response
 
 ORIGIN: Final = "http://model.qtasks.internal"
-"""The server behind ``api/llm`` where a stand-in answers for it: nobody is there."""
+"""The address of the server behind ``api/llm`` while a fake answers for it. No server has this address."""
 
 PATHS: Final = ("/chat/completions", "/v1/messages")
-"""How the paths end under which chat completions are asked for."""
+"""The ends of the paths that serve chat completions."""
 
 Ask = Callable[[DeliveryRequest], Awaitable[Response | Failure]]
-"""Asks the real provider."""
+"""Sends a request to the real provider."""
 
 
 class ProviderFake(Protocol):
-    """Answers in place of every provider, whatever its address."""
+    """Answers in place of every provider, at every address."""
 
     needs_key: bool
-    """Whether it asks the providers after all, so that requests must carry their keys."""
+    """True if the fake may still ask the real provider (to record), so that requests must carry its key."""
 
     async def answer(self, request: DeliveryRequest, ask: Ask) -> Response | Failure:
-        """The answer to a request for a chat completion. Never raises but for cancellation."""
+        """The response to a request for a chat completion. Raises nothing but CancelledError."""
         ...
 
 
 class ProviderFakeTransport:
-    """Hands requests for chat completions to `model`, and all others to `others`."""
+    """Passes requests for chat completions to `model`, and all others to `others`."""
 
     def __init__(self, model: ProviderFake, others: Transport) -> None:
         self._model = model

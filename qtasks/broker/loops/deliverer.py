@@ -1,8 +1,8 @@
 """The delivery loop: claim what is due, send it signed, settle the outcome. Nothing here polls.
 
-Whoever writes what may let an attempt start wakes the loop first and submits the write in the same breath: the claim
-that follows is then a part of the same transaction. So a lone message costs two commits, one that stores and leases it
-and one that records its end.
+A caller whose write may let an attempt start wakes the loop first and submits the write in the same iteration of the
+event loop. The claim that follows then joins the same transaction, so a single message costs two commits: one stores
+and leases it, one records its end.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ log = logging.getLogger("qtasks.broker")
 
 USER_AGENT: Final = "Upstash-QStash"
 CLAIM_BATCH: Final = 64
+"""Messages that are claimed at once."""
 _STORE_PAUSE_MS: Final = 1_000
-"""How long to wait before the store is tried again after it refused (a full disk, say)."""
+"""Wait between two tries while the store raises errors, for example because the disk is full."""
+_STORE_LOG_S: Final = 60.0
+"""While the store raises errors, one operation logs them at most this often."""
 
 
 class Deliverer:
-    """Claims due messages and makes their attempts, as many at once as the limits allow."""
+    """Claims due messages and makes their attempts, as many concurrently as the limits allow."""
 
     def __init__(
         self,
@@ -63,25 +66,25 @@ class Deliverer:
         self._limits = limits or DeliveryLimits()
         self._region = region
         self._attempts: set[asyncio.Task[None]] = set()
-        """Attempts whose end is not recorded yet."""
+        """Attempts whose end is not stored yet."""
         self._in_flight: Counter[str] = Counter()
-        """By host, until there is an outcome."""
+        """Attempts by host, until there is an outcome."""
         self._wake = asyncio.Event()
         self._claiming = asyncio.Lock()
         self._draining = False
 
     @property
     def in_flight(self) -> int:
-        """Attempts under way."""
+        """Attempts in flight."""
         return self._in_flight.total()
 
     @property
     def draining(self) -> bool:
-        """No attempt is started any more."""
+        """True once `drain` was called: no further attempt starts."""
         return self._draining
 
     def wake(self) -> None:
-        """Something may be due, or a slot is free: look, together with whatever is written next."""
+        """Claim again, in the transaction of the next write: a message may be due, or a slot may be free."""
         self._wake.set()
 
     async def run(self) -> None:
@@ -89,34 +92,34 @@ class Deliverer:
         while not self._draining:
             self._wake.clear()
             try:
-                next_due_ms, more = await self._start_due()
+                next_due_ms, has_more = await self._start_due()
             except Exception as error:
-                # Whatever it was: a loop that ends here would deliver nothing more, and nobody would know.
+                # Every error: if this loop ended, nothing would be delivered any more, without notice.
                 log.error("cannot claim messages: %s", error, exc_info=not isinstance(error, StoreError))
-                next_due_ms, more = self._clock.now_ms() + _STORE_PAUSE_MS, False
-            if not more:
+                next_due_ms, has_more = self._clock.now_ms() + _STORE_PAUSE_MS, False
+            if not has_more:
                 await self._clock.wait(self._wake.wait(), next_due_ms)
 
     async def run_once(self) -> int:
-        """Make every attempt that is due now, wait for their ends, and return how many there were."""
-        made = 0
+        """Make every attempt that is due now and wait for their ends; return how many there were. For tests."""
+        count = 0
         while True:
-            _, more = await self._start_due()
-            if not self._attempts and not more:
-                return made
-            made += len(self._attempts)
+            _, has_more = await self._start_due()
+            if not self._attempts and not has_more:
+                return count
+            count += len(self._attempts)
             await asyncio.gather(*self._attempts)
 
     async def drain(self, timeout_s: float) -> bool:
-        """Start nothing new and wait for the attempts under way; True when all ended in time.
+        """Start no further attempt and wait for those in flight; True if all ended within `timeout_s`.
 
-        Those that did not are abandoned: their messages are claimed, so the next start delivers them again.
+        The others are cancelled. Their messages stay claimed, so the next start of the broker delivers them again.
         """
         self._draining = True
         self.wake()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                async with self._claiming:  # a claim under way will start attempts: they count too
+                async with self._claiming:  # a claim in progress will start attempts, which count as well
                     pass
                 if self._attempts:
                     await asyncio.wait(self._attempts)
@@ -127,31 +130,34 @@ class Deliverer:
         return finished
 
     async def _start_due(self) -> tuple[int | None, bool]:
-        """Claim and start what there is room for; when the next is due, and whether to come back at once."""
+        """Claim and start as many messages as the limits allow.
+
+        Returns when the next message is due (Unix ms), and whether further messages can start at once.
+        """
         async with self._claiming:
             room = self._limits.in_flight - self.in_flight
             if room <= 0:
-                return None, False  # the end of an attempt wakes us
-            found = await self.claim(min(room, CLAIM_BATCH))
-            for claim in found.claims:
+                return None, False  # the end of an attempt wakes the loop
+            batch = await self.claim(min(room, CLAIM_BATCH))
+            for claim in batch.claims:
                 self.start(claim)
-        return found.next_due_ms, found.more and self.in_flight < self._limits.in_flight
+        return batch.next_due_ms, batch.more and self.in_flight < self._limits.in_flight
 
     async def claim(self, limit: int) -> ClaimBatch:
-        """Take what is due now and may start, earliest first; whoever takes it starts it."""
+        """Claim due messages that may start, earliest first. The caller must `start` each of them."""
         return await self._store.claim(
             now_ms=self._clock.now_ms(), limit=limit, host_limit=self._limits.per_host, in_flight=self._in_flight
         )
 
     def start(self, claim: Claim) -> asyncio.Task[None]:
-        """Begin an attempt. What is returned ends when the outcome is recorded."""
+        """Start an attempt. The returned task ends when the outcome is stored."""
         self._in_flight[claim.host] += 1
         attempt = asyncio.create_task(self._attempt(claim))
         self._attempts.add(attempt)
         attempt.add_done_callback(self._ended)
         return attempt
 
-    def _vacate(self, host: str) -> None:
+    def _free_slot(self, host: str) -> None:
         self._in_flight[host] -= 1
         if not self._in_flight[host]:
             del self._in_flight[host]
@@ -165,12 +171,14 @@ class Deliverer:
     async def _attempt(self, claim: Claim) -> None:
         message = claim.message
         try:
-            keys = await self._insist(lambda: self._keys.of(message.account), f"read the signing keys for {message.id}")
-            self._tell(State.ACTIVE, message)
+            keys = await self._until_stored(
+                lambda: self._keys.of(message.account), f"read the signing keys for {message.id}"
+            )
+            self._notify(State.ACTIVE, message)
             started = self._clock.monotonic()
             outcome = await self._send(message, keys)
         finally:
-            self._vacate(claim.host)
+            self._free_slot(claim.host)
         duration_ms = (self._clock.monotonic() - started) * 1000
         now_ms = self._clock.now_ms()
         evaluation = rules.evaluate(message, outcome, now_ms=now_ms)
@@ -178,14 +186,14 @@ class Deliverer:
         try:
             settled = await self._settle(settlement, now_ms)
         except Exception as error:
-            # An answer that cannot be kept must not keep its message from going on: the evaluation stands without it.
+            # A response that cannot be stored must not stop its message: settle with the same evaluation, without it.
             log.exception("the answer to message %s cannot be recorded", message.id)
             lost = Failure("bad_response", f"the answer could not be recorded: {type(error).__name__}")
             settled = await self._settle(replace(settlement, outcome=lost), now_ms)
         if settled is None:
             log.warning("message %s was settled by another claim; this outcome is dropped", message.id)
             return
-        self._tell(
+        self._notify(
             settled.state,
             message,
             outcome=outcome,
@@ -193,7 +201,7 @@ class Deliverer:
             next_delivery_ms=evaluation.due_ms if settled.state is State.RETRY else None,
             duration_ms=duration_ms,
         )
-        self._watchers.tell_created(settled.created, now_ms=now_ms)
+        self._watchers.notify_created(settled.created, now_ms=now_ms)
 
     def _callback_ids(self, message: Message, now_ms: int) -> tuple[str, str] | None:
         if not message_builder.has_callbacks(message):
@@ -201,16 +209,19 @@ class Deliverer:
         return ids.message_id(self._random, now_ms), ids.message_id(self._random, now_ms)
 
     async def _settle(self, settlement: Settlement, now_ms: int) -> Settled | None:
-        """Record an attempt's end: what an endpoint has done must not be forgotten, however long the store refuses."""
+        """Record the end of an attempt, however long the store raises errors: the endpoint has done its work.
+
+        None if another claim has settled the message.
+        """
 
         def record() -> Awaitable[Settled | None]:
             self.wake()
             return self._store.settle(settlement, now_ms=now_ms)
 
-        return await self._insist(record, f"record the end of an attempt of {settlement.claim.message.id}")
+        return await self._until_stored(record, f"record the end of an attempt of {settlement.claim.message.id}")
 
     async def _send(self, message: Message, keys: SigningKeys) -> Response | Failure:
-        """The transport's outcome. Whatever breaks on the way costs an attempt, never the message."""
+        """The transport's outcome. Every error on the way costs one attempt, never the message."""
         try:
             request = signed_request(
                 message,
@@ -224,22 +235,28 @@ class Deliverer:
             attempt = asyncio.current_task()
             if attempt is None or attempt.cancelling():
                 raise
-            # Not us, but what we waited for was cancelled: an application's event loop has ended, say.
+            # Not this attempt was cancelled but its transport, for example because the application's event loop ended.
             return Failure("connection_lost", "the attempt was cancelled by the other side")
         except Exception as error:
             log.exception("message %s could not be sent", message.id)
             return Failure("connection_lost", f"the attempt broke off in the broker itself: {type(error).__name__}")
 
-    async def _insist(self, ask: Callable[[], Awaitable[T]], what: str) -> T:
-        """The store's answer, asked for until it gives one."""
+    async def _until_stored(self, operation: Callable[[], Awaitable[T]], purpose: str) -> T:
+        """The result of a store operation, repeated every second until it succeeds.
+
+        There is no limit: giving up would lose the outcome of an attempt. Errors are logged once a minute.
+        """
+        next_log_s = self._clock.monotonic()
         while True:
             try:
-                return await ask()
+                return await operation()
             except StoreError as error:
-                log.error("cannot %s: %s", what, error)
+                if self._clock.monotonic() >= next_log_s:
+                    log.error("cannot %s: %s", purpose, error)
+                    next_log_s = self._clock.monotonic() + _STORE_LOG_S
                 await self._clock.wait(asyncio.Event().wait(), self._clock.now_ms() + _STORE_PAUSE_MS)
 
-    def _tell(
+    def _notify(
         self,
         state: State,
         message: Message,
@@ -250,7 +267,7 @@ class Deliverer:
         duration_ms: float | None = None,
     ) -> None:
         if self._watchers:
-            self._watchers.tell(
+            self._watchers.notify(
                 MessageEvent(
                     time_ms=self._clock.now_ms(),
                     state=state,
@@ -266,10 +283,10 @@ class Deliverer:
 def signed_request(message: Message, keys: SigningKeys, *, now_s: int, jti: str, region: str) -> DeliveryRequest:
     """The signed request of the message's current attempt (docs/protocol.md 4.1).
 
-    The broker's own headers come last and once: forwarded ones of the same name were dropped on acceptance.
+    The broker's own headers come last, each once: publish has dropped forwarded headers of the same names.
     """
     headers: Headers = (
-        *(() if _names(message.headers, "user-agent") else (("User-Agent", USER_AGENT),)),
+        *(() if _has_header(message.headers, "user-agent") else (("User-Agent", USER_AGENT),)),
         *message.headers,
         ("Upstash-Caller-Ip", message.caller_ip),
         ("Upstash-Message-Id", message.id),
@@ -284,5 +301,5 @@ def signed_request(message: Message, keys: SigningKeys, *, now_s: int, jti: str,
     return DeliveryRequest(message.url, message.method, headers, message.body, message.timeout_ms)
 
 
-def _names(headers: Headers, name: str) -> bool:
+def _has_header(headers: Headers, name: str) -> bool:
     return any(line[0].lower() == name for line in headers)

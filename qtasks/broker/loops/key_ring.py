@@ -1,4 +1,4 @@
-"""The signing keys of all accounts, kept in memory."""
+"""A cache of the accounts' signing keys."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from qtasks.protocol.messages import SigningKeys
 
 
 class KeyRing:
-    """The signing keys by account, read from the store once; a rotation tells it."""
+    """The signing keys of each account, read from the store once. Call `forget` after a rotation."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -15,16 +15,16 @@ class KeyRing:
         self._changes = 0
 
     async def of(self, account: int) -> SigningKeys:
-        """The account's keys as they are now."""
-        if (known := self._keys.get(account)) is not None:
-            return known
+        """The current keys of `account`."""
+        if (cached := self._keys.get(account)) is not None:
+            return cached
         changes = self._changes
         keys = await self._store.keys(account)
-        if changes == self._changes:  # else what was read may be from before the change
+        if changes == self._changes:  # otherwise the keys may have been read before the rotation
             self._keys[account] = keys
         return keys
 
     def forget(self, account: int) -> None:
-        """The keys have changed: read them again."""
+        """Drop the keys of `account`, because they have changed; the next `of` reads them again."""
         self._changes += 1
         self._keys.pop(account, None)

@@ -1,4 +1,4 @@
-"""The loop that keeps the store from growing for ever."""
+"""The loop that removes old messages, so that the store does not grow without limit."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from qtasks.errors import StoreError
 log = logging.getLogger("qtasks.broker")
 
 INTERVAL_MS: Final = 60_000
+"""Between two runs."""
 PAUSE_MS: Final = 20
-"""Between two batches: deliveries come first."""
+"""Between two batches of one run, so that deliveries have priority."""
 
 
 class Pruner:
-    """Removes finished messages by age and size, a small batch at a time."""
+    """Removes finished messages by age and total size, in small batches."""
 
     def __init__(self, store: Store, clock: Clock, retention: Retention) -> None:
         self._store = store
@@ -32,12 +33,12 @@ class Pruner:
             try:
                 await self.run_once()
             except Exception as error:
-                # Whatever it was: a loop that ends here would let the store grow, and nobody would know.
+                # Every error: if this loop ended, the store would grow without limit and without notice.
                 log.error("cannot remove old messages: %s", error, exc_info=not isinstance(error, StoreError))
             await self._wait(INTERVAL_MS)
 
     async def run_once(self) -> int:
-        """Remove everything that is due for it; how much that was."""
+        """Remove every message whose retention has ended; return how many were removed."""
         removed = 0
         while batch := await self._store.prune(self._retention, now_ms=self._clock.now_ms()):
             removed += batch

@@ -1,4 +1,4 @@
-"""The schedule loop: what is due becomes messages, once a tick. It waits for the next tick, it does not poll."""
+"""The schedule loop: publishes the messages of a schedule once per tick, without polling."""
 
 from __future__ import annotations
 
@@ -23,18 +23,21 @@ from qtasks.randomness import Random
 log = logging.getLogger("qtasks.broker")
 
 CATCH_UP_MS: Final = 24 * 60 * 60 * 1000
-"""Runs that were missed are made up for by one, if the latest of them is not older than this."""
+"""After a downtime, the latest missed tick runs, if it is not older than this."""
 _BATCH: Final = 50
+"""Schedules that are read at once."""
 _MISSED_SHOWN: Final = 10
+"""Missed ticks that the error text lists."""
 _MISSED_KEPT: Final = 100
-"""Missed ticks that are written down; a minute's schedule misses half a million a year."""
+"""Missed ticks that are logged: a schedule that runs every minute misses half a million in a year."""
 _STORE_PAUSE_MS: Final = 1_000
+"""Wait after an error of the store."""
 _UNREADABLE_PAUSE_MS: Final = 60 * 60 * 1000
-"""How long to leave alone a schedule whose expression cannot be read any more: its time zone is gone, say."""
+"""Wait before a schedule is tried again whose expression is no longer readable, for example a removed time zone."""
 
 
 class Scheduler:
-    """Fires schedules. `wake_deliverer` is told when there is something to deliver."""
+    """Fires schedules. It calls `wake_deliverer` when there are new messages to deliver."""
 
     def __init__(
         self,
@@ -53,24 +56,24 @@ class Scheduler:
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
-        """A schedule was made or changed: look again."""
+        """Look for due schedules again, because one was created or changed."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Fire what is due, wait for the next tick or a wake, for ever."""
+        """Fire due schedules, then wait for the next tick or for `wake`, until cancelled."""
         while True:
             self._wake.clear()
             try:
                 await self.run_once()
                 next_ms = await self._store.next_tick()
             except Exception as error:
-                # Whatever it was: a loop that ends here would fire nothing more, and nobody would know.
+                # Every error: if this loop ended, no schedule would run again, without notice.
                 log.error("cannot fire schedules: %s", error, exc_info=not isinstance(error, StoreError))
                 next_ms = self._clock.now_ms() + _STORE_PAUSE_MS
             await self._clock.wait(self._wake.wait(), next_ms)
 
     async def run_once(self) -> int:
-        """Fire every schedule that is due now; how many there were."""
+        """Fire every schedule that is due now; return how many were fired."""
         fired = 0
         while due := await self._store.due_schedules(now_ms=self._clock.now_ms(), limit=_BATCH):
             for schedule in due:
@@ -82,7 +85,7 @@ class Scheduler:
         now_ms = self._clock.now_ms()
         try:
             firing = plan(schedule, now_ms)
-        except ValueError as error:  # what was accepted by another release of us, or of the time zone database
+        except ValueError as error:  # another release of this package or of the time zone database accepted it
             log.error("schedule %s cannot run: %s", schedule.id, error)
             firing = Firing(
                 schedule=schedule, tick_ms=None, next_ms=now_ms + _UNREADABLE_PAUSE_MS, error=f"it cannot run: {error}"
@@ -91,17 +94,17 @@ class Scheduler:
             firing = await self._with_messages(firing, now_ms)
         if await self._store.fire(firing, now_ms=now_ms) and firing.publications:
             self._wake_deliverer()
-            self._watchers.tell_created([one.message for one in firing.publications], now_ms=now_ms)
+            self._watchers.notify_created([publication.message for publication in firing.publications], now_ms=now_ms)
 
     async def _with_messages(self, firing: Firing, now_ms: int) -> Firing:
-        """The firing with what it publishes; what cannot be published is its error."""
+        """The firing with its publications, or with an error if they cannot be published."""
         schedule = firing.schedule
-        made: tuple[Publication, ...] = ()
+        created: tuple[Publication, ...] = ()
         error = firing.error
         try:
             group = await self._store.group(schedule.account, schedule.destination)
             order = publish_of_schedule(schedule, group)
-            made = tuple(publications(order, new_id=lambda: ids.message_id(self._random, now_ms), now_ms=now_ms))
+            created = tuple(publications(order, new_id=lambda: ids.message_id(self._random, now_ms), now_ms=now_ms))
         except wire.WireError as reason:
             error = str(reason)
             log.warning("schedule %s did not run: %s", schedule.id, error)
@@ -110,15 +113,15 @@ class Scheduler:
             tick_ms=firing.tick_ms,
             missed=firing.missed,
             next_ms=firing.next_ms,
-            publications=made,
+            publications=created,
             error=error,
         )
 
 
 def plan(schedule: Schedule, now_ms: int) -> Firing:
-    """Which tick of a due schedule fires, and which were missed (docs/compatibility.md, Schedules). Pure.
+    """Which tick of a due schedule fires, and which were missed. Pure.
 
-    Of several ticks that have passed the latest fires, if it is not older than a day; the others are only listed.
+    Of several ticks that have passed, the latest fires if it is not older than a day; the others are only listed.
     """
     assert schedule.next_ms is not None, "only a schedule with a next run is due"
     expression = cron.parse(schedule.cron)
@@ -137,7 +140,7 @@ def plan(schedule: Schedule, now_ms: int) -> Firing:
 
 
 def _passed(expression: cron.Cron, first_ms: int, now_ms: int) -> Iterator[int]:
-    """Ticks from `first_ms` on that have come; of a long absence the first and those of the last day."""
+    """Ticks from `first_ms` until now. After a long downtime: the first, and those of the last day."""
     yield first_ms
     after_ms = first_ms
     if now_ms - first_ms > CATCH_UP_MS and "@every" not in expression.text:
@@ -154,8 +157,8 @@ def _describe(missed: list[int]) -> str | None:
     if not missed:
         return None
     shown = ", ".join(_moment(tick_ms) for tick_ms in missed[-_MISSED_SHOWN:])
-    more = "" if len(missed) <= _MISSED_SHOWN else ", and earlier ones"
-    return f"runs were missed while the broker did not run: {shown}{more}"
+    earlier = "" if len(missed) <= _MISSED_SHOWN else ", and earlier ones"
+    return f"runs were missed while the broker did not run: {shown}{earlier}"
 
 
 def _moment(time_ms: int) -> str:

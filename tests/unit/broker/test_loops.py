@@ -513,12 +513,14 @@ async def test_a_cancelled_message_is_not_told_a_next_delivery(bench: Bench) -> 
 async def test_an_outcome_is_recorded_however_often_the_store_refuses(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """It is tried every second; the error is logged at once, then once a minute."""
     flaky = Flaky(bench.store)
-    flaky.errors["settle"] = [StoreError("the disk is full") for _ in range(3)]
+    seconds = 121
+    flaky.errors["settle"] = [StoreError("the disk is full") for _ in range(seconds)]
     bench.make(store=flaky)
     await bench.publish()
     round_of_attempts = asyncio.create_task(bench.deliverer.run_once())
-    for _ in range(3):
+    for _ in range(seconds):
         await soon(flaky.refused.acquire())
         assert not round_of_attempts.done()
         bench.clock.advance(1_000)
