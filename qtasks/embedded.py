@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from qtasks.broker.server.event_loop import new_event_loop
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import BrokerUnreachable, ConfigurationError
 from qtasks.protocol.messages import SigningKeys
 from qtasks.qstash.conversation.transport import Reply, Request
@@ -191,6 +192,7 @@ async def _open(
         raise ConfigurationError(
             f"the embedded broker needs {error.name}, which is not installed",
             fix='pip install "qstash-tasks[broker]"',
+            code=ErrorCode.PACKAGE_MISSING,
         ) from error
     random = SystemRandom()
     token = ids.token_secret(random)

@@ -38,6 +38,8 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self, TypeAlias
 
+from qtasks.error_codes import ErrorCode
+
 Details: TypeAlias = Mapping[str, str | Sequence[str]]
 """Facts of an error by their label, such as ``tried``."""
 _COLUMN = 12
@@ -53,7 +55,7 @@ class QTasksError(Exception):
     several.
     """
 
-    code: str = "QT000"
+    code: str = ErrorCode.UNSPECIFIED
 
     def __init__(
         self,
@@ -108,28 +110,28 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
 class ConfigurationError(QTasksError):
     """A setting is missing, malformed, or contradicts another one."""
 
-    code = "QT208"
+    code = ErrorCode.SETTING_INVALID
 
 
 class DefinitionError(QTasksError):
     """A task is declared in a way that cannot work; raised where it is declared."""
 
-    code = "QT101"
+    code = ErrorCode.DECLARATION_INVALID
 
 
 class ArgumentsError(QTasksError, TypeError):
     """Arguments do not fit the task: raised by the call, answered 489 by the dispatcher with the same words.
 
-    `code`: QT151 missing, QT152 unexpected, QT153 wrong type, QT154 not JSON, QT155 too large.
+    `code` says which: QT151 missing, QT152 unexpected, QT153 wrong type, QT154 not JSON, QT155 too large.
     """
 
-    code = "QT153"
+    code = ErrorCode.ARGUMENT_TYPE_WRONG
 
 
 class PayloadError(QTasksError):
     """A message body is not an envelope this version can read."""
 
-    code = "QT402"
+    code = ErrorCode.PAYLOAD_INVALID
 
 
 class ResultError(QTasksError):
@@ -139,19 +141,19 @@ class ResultError(QTasksError):
 class ResultTimeout(ResultError, TimeoutError):
     """The task has not finished within the time given; it goes on regardless."""
 
-    code = "QT404"
+    code = ErrorCode.RESULT_TIMEOUT
 
 
 class ResultsDisabled(ResultError):
     """Results were asked for, but no result backend is configured."""
 
-    code = "QT209"
+    code = ErrorCode.RESULTS_DISABLED
 
 
 class TaskFailed(ResultError):
     """The task failed for good. `error` is "TypeName: message" as the dispatcher saw it."""
 
-    code = "QT405"
+    code = ErrorCode.TASK_FAILED
 
     def __init__(self, message: str, *, error: str) -> None:
         super().__init__(message)
@@ -161,7 +163,7 @@ class TaskFailed(ResultError):
 class TaskCancelled(ResultError):
     """The call was called off, by its caller or by the task itself. `reason` says why, in the task's own words."""
 
-    code = "QT411"
+    code = ErrorCode.CALL_CANCELLED
 
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
@@ -171,13 +173,13 @@ class TaskCancelled(ResultError):
 class TaskExpired(TaskCancelled):
     """The call was still waiting when its `expires` had passed, and was not run."""
 
-    code = "QT412"
+    code = ErrorCode.CALL_EXPIRED
 
 
 class ModelError(QTasksError):
     """A language model did not do its part in a call. Hooks find it in their event; nobody has to catch it."""
 
-    code = "QT420"
+    code = ErrorCode.MODEL_FAILED
 
 
 class ProviderError(ModelError):
@@ -198,7 +200,7 @@ class OutputError(ModelError):
     `code`: QT421 it does not fit, QT422 the model refused, QT425 it is no chat completion at all.
     """
 
-    code = "QT421"
+    code = ErrorCode.MODEL_OUTPUT_UNFIT
 
     def __init__(self, message: str, *, text: str | None, code: str | None = None) -> None:
         super().__init__(message, code=code)
@@ -208,37 +210,37 @@ class OutputError(ModelError):
 class StoreError(QTasksError):
     """The broker's store cannot do what was asked; nothing of the request was stored."""
 
-    code = "QT500"
+    code = ErrorCode.STORE_FAILED
 
 
 class StoreLocked(StoreError):
     """Another process holds the database; the message names it."""
 
-    code = "QT501"
+    code = ErrorCode.STORE_LOCKED
 
 
 class StoreFull(StoreError):
     """No space is left on the device, or a quota is used up."""
 
-    code = "QT502"
+    code = ErrorCode.STORE_FULL
 
 
 class SchemaTooNew(StoreError):
     """The database was written by a newer version of this program."""
 
-    code = "QT503"
+    code = ErrorCode.STORE_TOO_NEW
 
 
 class QStashError(QTasksError):
     """A conversation with a QStash service failed (the name the official SDK uses)."""
 
-    code = "QT300"
+    code = ErrorCode.QSTASH_FAILED
 
 
 class InvalidCallError(QStashError, ValueError):
     """The arguments of a call contradict each other or cannot be sent. Nothing was sent."""
 
-    code = "QT307"
+    code = ErrorCode.REQUEST_INVALID
 
 
 class BrokerUnreachable(QStashError):
@@ -247,7 +249,7 @@ class BrokerUnreachable(QStashError):
     `sent` is False when the request surely never reached the service, so that nothing can have come of it.
     """
 
-    code = "QT301"
+    code = ErrorCode.BROKER_UNREACHABLE
 
     def __init__(
         self,
@@ -264,7 +266,7 @@ class BrokerUnreachable(QStashError):
 class ApiError(QStashError):
     """The service answered with an error. `status` is the HTTP status, `detail` the service's own words."""
 
-    code = "QT302"
+    code = ErrorCode.REQUEST_REFUSED
 
     def __init__(self, message: str, *, status: int, detail: str, fix: str | None = None) -> None:
         super().__init__(message, fix=fix)
@@ -275,7 +277,7 @@ class ApiError(QStashError):
 class PartlyRefused(ApiError):
     """The broker took some calls of a batch and refused others: `refused` has its words by call id."""
 
-    code = "QT304"
+    code = ErrorCode.BATCH_PARTLY_REFUSED
 
     def __init__(self, message: str, *, refused: dict[str, str]) -> None:
         super().__init__(message, status=400, detail=next(iter(refused.values()), ""))
@@ -285,7 +287,7 @@ class PartlyRefused(ApiError):
 class RateLimitExceededError(ApiError):
     """Too many requests at the moment. `limit`, `remaining` and `reset` are the service's header values, or None."""
 
-    code = "QT303"
+    code = ErrorCode.RATE_LIMIT_EXCEEDED
 
     def __init__(self, limit: str | None, remaining: str | None, reset: str | None, *, detail: str = "") -> None:
         text = f"Exceeded burst rate limit: Limit: {limit}, remaining: {remaining}, reset: {reset}"
@@ -298,7 +300,7 @@ class RateLimitExceededError(ApiError):
 class DailyMessageLimitExceededError(ApiError):
     """The account's messages of the day are used up. Attributes as of `RateLimitExceededError`."""
 
-    code = "QT308"
+    code = ErrorCode.DAILY_LIMIT_EXCEEDED
 
     def __init__(self, limit: str | None, remaining: str | None, reset: str | None, *, detail: str = "") -> None:
         text = f"Exceeded daily message limit: Limit: {limit}, remaining: {remaining}, reset: {reset}"
@@ -311,7 +313,7 @@ class DailyMessageLimitExceededError(ApiError):
 class ChatRateLimitExceededError(ApiError):
     """The language model's requests or tokens are used up for now. Values as the provider's headers have them."""
 
-    code = "QT309"
+    code = ErrorCode.CHAT_LIMIT_EXCEEDED
 
     def __init__(
         self,
@@ -344,14 +346,14 @@ class SignatureError(QStashError):
     `code` differs by reason: QT201 to QT208.
     """
 
-    code = "QT203"
+    code = ErrorCode.SIGNATURE_KEY_WRONG
 
     def __init__(
         self,
         message: str,
         *,
         reason: str,
-        code: str = "QT203",
+        code: str = ErrorCode.SIGNATURE_KEY_WRONG,
         details: Details | None = None,
         fix: str | None = None,
     ) -> None:

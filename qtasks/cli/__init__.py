@@ -19,6 +19,7 @@ _COMMANDS: Final = {
     "send": ("qtasks.cli.send", "Delay a task by its name."),
     "tasks": ("qtasks.cli.tasks", "List the tasks of an application."),
     "schedules": ("qtasks.cli.schedules", "See, sync and steer the schedules of an application."),
+    "explain": ("qtasks.cli.explain", "What an error code means, and what to do about it."),
 }
 
 EXIT_USAGE: Final = 2

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from qtasks.cli.child_main import RETIRE, Orders
 from qtasks.cli.loader import AppError, Target
+from qtasks.error_codes import ErrorCode
 
 DRAIN_S: Final = 10.0
 """How long the tasks of a child may go on after SIGTERM."""
@@ -107,7 +108,10 @@ class Child:
             facts = await reports.next()
             if facts is None:
                 status = await process.wait()
-                raise AppError(f"the application ended while starting, with status {status}", code="QT603")
+                raise AppError(
+                    f"the application ended while starting, with status {status}",
+                    code=ErrorCode.APPLICATION_ENDED,
+                )
             if "error" in facts:
                 await process.wait()
                 raise AppError(facts["error"], code=facts["code"])

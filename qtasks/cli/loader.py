@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, QTasksError, did_you_mean
 from qtasks.tasks.app import QTasks
 from qtasks.tasks.ports import ASGIApp
@@ -25,7 +26,7 @@ CANDIDATES: Final = ("tasks.py", "app.py", "main.py", "app/main.py", "app/tasks.
 class AppError(ConfigurationError):
     """The application cannot be found or imported."""
 
-    code = "QT601"
+    code = ErrorCode.APPLICATION_NOT_FOUND
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,9 @@ def _broken(target: Target, error: BaseException) -> AppError:
     fix: str | None = None
     if isinstance(error, QTasksError):
         details, fix = {**details, **error.details}, error.fix
-    return AppError(f"{target.module} cannot be imported", details=details, fix=fix, code="QT603")
+    return AppError(
+        f"{target.module} cannot be imported", details=details, fix=fix, code=ErrorCode.APPLICATION_IMPORT_FAILED
+    )
 
 
 def _pick(module: ModuleType, target: Target) -> Any:
@@ -174,7 +177,7 @@ def _pick(module: ModuleType, target: Target) -> Any:
             raise AppError(
                 f"module {target.module!r} has no {target.attribute!r}{did_you_mean(target.attribute, vars(module))}",
                 details={"looked in": str(module.__file__)},
-                code="QT602",
+                code=ErrorCode.APPLICATION_UNUSABLE,
             ) from None
     from fastapi import FastAPI
 
@@ -188,7 +191,7 @@ def _tasks_of(module: ModuleType, target: Target) -> QTasks:
         raise AppError(
             f"{target.module} has {len(declared)} QTasks objects",
             fix=f"say which: {target.module}:name",
-            code="QT602",
+            code=ErrorCode.APPLICATION_UNUSABLE,
         )
     if declared:
         return declared[0]
@@ -202,7 +205,7 @@ def _tasks_of(module: ModuleType, target: Target) -> QTasks:
                 "looked in": str(module.__file__),
             },
             fix="from qtasks import task, and put @task above a function",
-            code="QT602",
+            code=ErrorCode.APPLICATION_UNUSABLE,
         )
     return default_app
 
@@ -217,13 +220,14 @@ def _loaded(found: Any, target: Target) -> Loaded:
         return Loaded(str(target), found, app, prefix_of(app) or "")
     if not isinstance(found, FastAPI):
         raise AppError(
-            f"{target} is a {type(found).__name__}; expected a FastAPI application or a QTasks object", code="QT602"
+            f"{target} is a {type(found).__name__}; expected a FastAPI application or a QTasks object",
+            code=ErrorCode.APPLICATION_UNUSABLE,
         )
     prefix, tasks = prefix_of(found), served_by(found)
     if prefix is None or tasks is None:
         raise AppError(
             f"the application in {target} does not serve any tasks",
             fix='app.include_router(tasks.router, prefix="/qtasks")',
-            code="QT602",
+            code=ErrorCode.APPLICATION_UNUSABLE,
         )
     return Loaded(str(target), tasks, found, prefix)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, ResultTimeout, TaskFailed
 from qtasks.tasks.app import QTasks
 
@@ -70,7 +71,15 @@ def _named(text: str) -> dict[str, Any]:
     try:
         named = json.loads(text)
     except ValueError as error:
-        raise ArgumentsError(f"--kwargs is not JSON: {error}", fix="""write it as '{"name": "Ada"}'""") from None
+        raise ArgumentsError(
+            f"--kwargs is not JSON: {error}",
+            fix="""write it as '{"name": "Ada"}'""",
+            code=ErrorCode.COMMAND_OPTION_INVALID,
+        ) from None
     if not isinstance(named, dict):
-        raise ArgumentsError("--kwargs is not a JSON object", fix="""write it as '{"name": "Ada"}'""")
+        raise ArgumentsError(
+            "--kwargs is not a JSON object",
+            fix="""write it as '{"name": "Ada"}'""",
+            code=ErrorCode.COMMAND_OPTION_INVALID,
+        )
     return named

@@ -26,6 +26,7 @@ from typing import Literal
 import jwt
 from jwt.algorithms import HMACAlgorithm
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, SignatureError
 from qtasks.protocol import development, strict_json
 from qtasks.protocol.messages import SigningKeys
@@ -68,9 +69,21 @@ class Reason(StrEnum):
     KEYS_MISSING = "keys_missing"
 
     @property
-    def code(self) -> str:
-        """``QT201`` to ``QT208``."""
-        return f"QT{201 + list(Reason).index(self)}"
+    def code(self) -> ErrorCode:
+        """The code of an error with this reason."""
+        return _CODES[self]
+
+
+_CODES = {
+    Reason.URL: ErrorCode.SIGNATURE_URL_WRONG,
+    Reason.BODY: ErrorCode.SIGNATURE_BODY_WRONG,
+    Reason.KEY: ErrorCode.SIGNATURE_KEY_WRONG,
+    Reason.EXPIRED: ErrorCode.SIGNATURE_EXPIRED,
+    Reason.NOT_YET_VALID: ErrorCode.SIGNATURE_NOT_YET_VALID,
+    Reason.ISSUER: ErrorCode.SIGNATURE_ISSUER_WRONG,
+    Reason.MALFORMED: ErrorCode.SIGNATURE_MALFORMED,
+    Reason.KEYS_MISSING: ErrorCode.SIGNING_KEYS_MISSING,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
 from qtasks.tasks import options as call_options
 from qtasks.tasks.options import TaskOptions
@@ -20,7 +21,6 @@ R = TypeVar("R")
 K = TypeVar("K", bound=Task[..., Any])
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
-NOT_A_FUNCTION = "QT102"
 
 
 class TaskDecorator(Protocol):
@@ -65,10 +65,12 @@ def make(
         raise DefinitionError(
             f"{function!r} is not a function written with def or async def",
             fix="put @tasks.task first, above nothing but other decorators of plain functions",
-            code=NOT_A_FUNCTION,
+            code=ErrorCode.NOT_A_FUNCTION,
         )
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise DefinitionError(f"{function.__qualname__} yields; a task returns one result", code=NOT_A_FUNCTION)
+        raise DefinitionError(
+            f"{function.__qualname__} yields; a task returns one result", code=ErrorCode.NOT_A_FUNCTION
+        )
     call_options.check(check_name(name), options, known=tuple(TaskOptions.__annotations__))
     is_async = inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(function)
     kind = AsyncTask if is_async else SyncTask

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypedDict
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError, did_you_mean
 from qtasks.protocol import durations, expressions, targets, wire
 from qtasks.protocol.messages import (
@@ -24,8 +25,6 @@ from qtasks.tasks.retries import RetryPolicy
 
 Span = str | float | timedelta
 """``"1h30m"``, a number of seconds, or a timedelta."""
-
-BAD_OPTION = "QT156"
 
 
 class AttemptOptions(TypedDict, total=False):
@@ -294,10 +293,10 @@ def _pickled(task: str, options: Mapping[str, Any]) -> bool:
     if serializer == "json":
         return False
     if importlib.util.find_spec("cloudpickle") is None:
-        raise _error(
-            task,
-            "its arguments are to be pickled, and cloudpickle is not installed",
+        raise DefinitionError(
+            f"{task}: its arguments are to be pickled, and cloudpickle is not installed",
             fix='pip install "qstash-tasks[pickle]"',
+            code=ErrorCode.PACKAGE_MISSING,
         )
     if options.get("unique") is True:
         raise _error(
@@ -362,4 +361,4 @@ def _redaction(task: str, value: Any) -> Redaction | None:
 def _error(
     task: str, text: str, *, details: Mapping[str, str] | None = None, fix: str | None = None
 ) -> DefinitionError:
-    return DefinitionError(f"{task}: {text}", details=details, fix=fix, code=BAD_OPTION)
+    return DefinitionError(f"{task}: {text}", details=details, fix=fix, code=ErrorCode.OPTION_INVALID)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, overload
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError
 from qtasks.protocol.cron import Cron
 from qtasks.tasks import decorators
 from qtasks.tasks.decorators import ScheduleDecorator, TaskDecorator
-from qtasks.tasks.options import BAD_OPTION, Span, TaskOptions
+from qtasks.tasks.options import Span, TaskOptions
 from qtasks.tasks.schedules import recurrence
 from qtasks.tasks.schedules.declaration import DeclarationOptions, ScheduleOptions, as_declared, declaration, title
 from qtasks.tasks.task import AsyncTask, SyncTask, Task
@@ -187,7 +188,7 @@ class Registry:
             raise DefinitionError(
                 f"{task.name} is a task already: {', '.join(options)} cannot be said any more",
                 fix="say it where the task is made, in the lowest decorator",
-                code=BAD_OPTION,
+                code=ErrorCode.OPTION_INVALID,
             )
         mine = self._tasks.get(task.name)
         if mine is None or mine.function is not task.function:

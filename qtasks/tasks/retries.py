@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
 from qtasks.protocol import durations, expressions
 from qtasks.protocol.messages import DEFAULT_RETRIES, MAX_RETRIES
-
-BAD_POLICY = "QT156"
 
 Errors = type[BaseException] | tuple[type[BaseException], ...]
 
@@ -103,4 +102,4 @@ def _check_errors(name: str, value: object) -> None:
 
 
 def _error(text: str) -> DefinitionError:
-    return DefinitionError(f"RetryPolicy: {text}", code=BAD_POLICY)
+    return DefinitionError(f"RetryPolicy: {text}", code=ErrorCode.OPTION_INVALID)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qtasks.clock import Clock, SystemClock
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, ConfigurationError, ResultsDisabled
 from qtasks.randomness import Random, SystemRandom
 from qtasks.tasks import settings as reading
@@ -299,7 +300,7 @@ class ApplicationRuntime:
             raise ArgumentsError(
                 f"{message.task}: the arguments do not fit into a header, and nothing is there to keep them",
                 fix="set QTASKS_RESULTS, or store the data and pass its key",
-                code="QT155",
+                code=ErrorCode.CALL_NOT_STORABLE,
             )
         results.put(kept.record(message.task, self.now_ms()))
         results.flush()

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TypedDict
 from urllib.parse import urlsplit
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, did_you_mean
 from qtasks.protocol import development, durations
 from qtasks.protocol.messages import SigningKeys
@@ -141,7 +142,7 @@ class Settings:
             raise ConfigurationError(
                 f"the hosted service cannot reach {self.base_url}: that is this machine",
                 fix="set QTASKS_BASE_URL to a public address, or use `qtasks dev`",
-                code="QT306",
+                code=ErrorCode.BASE_URL_IS_LOCAL,
             )
         return self.url, self.token, self.base_url
 
@@ -215,7 +216,7 @@ def resolve(
             "a test talks to no broker but its own, and there is none here",
             fix="ask for the fixture `qtasks`, and see that it finds this application (fixture "
             "`qtasks_app`); or let all tests out with `qtasks_network = true` in pytest's settings",
-            code="QT170",
+            code=ErrorCode.NO_TEST_BROKER,
         )
     found = _Found()
     found.take_overrides(overrides)

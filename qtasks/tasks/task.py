@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, Unpack
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
 from qtasks.protocol import wire
 from qtasks.protocol.messages import MAX_BODY, PublishOptions
@@ -209,7 +210,7 @@ class Task(Generic[P, R]):
     def for_flow(self) -> DeliveryOptions:
         """Its options, for a call that another one leads to. Raises DefinitionError."""
         if self.delivery_options.unique:
-            raise DefinitionError(f"{self.name}: a call in a flow cannot be unique", code="QT158")
+            raise DefinitionError(f"{self.name}: a call in a flow cannot be unique", code=ErrorCode.FLOW_INVALID)
         return self.delivery_options
 
     def follow_up(self, envelope: envelopes.Envelope, call_id: str, value: Any) -> Outgoing | None:  # noqa: ARG002
@@ -293,7 +294,8 @@ class Task(Generic[P, R]):
         call_id = said.pop("task_id", None)
         if call_id is not None and envelopes.ID.fullmatch(call_id) is None:
             raise DefinitionError(
-                f"{self.name}: task_id={call_id!r} is no id: 1 to 128 visible ASCII characters", code="QT156"
+                f"{self.name}: task_id={call_id!r} is no id: 1 to 128 visible ASCII characters",
+                code=ErrorCode.CALL_ID_INVALID,
             )
         if "countdown" in said:
             said["delay"] = said.pop("countdown")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack, get_args
 
 from qtasks.broker.llm.provider_fake import ProviderFake
 from qtasks.broker.ports import DeliveryRequest
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, QTasksError
 from qtasks.protocol import durations
 from qtasks.tasks.app import QTasks
@@ -278,13 +279,19 @@ class Environment:
     @property
     def _on(self) -> Stage:
         if self._stage is None:
-            raise QTasksError("this environment is not open", fix="with Environment(app) as qtasks: ...", code="QT170")
+            raise QTasksError(
+                "this environment is not open",
+                fix="with Environment(app) as qtasks: ...",
+                code=ErrorCode.TEST_ENVIRONMENT_CLOSED,
+            )
         return self._stage
 
     def _stepped(self, what: str) -> Stepped:
         stage = self._on
         if not isinstance(stage, Stepped):
-            raise QTasksError(f'{what} changes the course of time, which is real in mode "full"', code="QT173")
+            raise QTasksError(
+                f'{what} changes the course of time, which is real in mode "full"', code=ErrorCode.TEST_MODE_WRONG
+            )
         return stage
 
     def _staged(self, found: app_under_test.Application) -> Stage:
@@ -308,7 +315,9 @@ class Environment:
     def _known(self, name: str) -> Task[..., Any]:
         tasks = self._on.application.tasks.tasks
         if name not in tasks:
-            raise QTasksError(f"there is no task {name!r} here; known tasks: {', '.join(sorted(tasks))}", code="QT401")
+            raise QTasksError(
+                f"there is no task {name!r} here; known tasks: {', '.join(sorted(tasks))}", code=ErrorCode.TASK_UNKNOWN
+            )
         return tasks[name]
 
     def _fitting(self, wanted: Wanted) -> list[Call]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, QTasksError
 from qtasks.protocol.messages import DeadLetter, Message, PublishOptions, Response
 from qtasks.tasks.encode import envelope as envelopes
@@ -74,7 +75,9 @@ class Call:
     def result(self) -> TaskResult[Any]:
         """The handle on its result, as `.delay()` has returned it. Raises QTasksError for an unknown task."""
         if self.declared is None:
-            raise QTasksError(f"the application has no task {self.task!r}, so its calls have no results")
+            raise QTasksError(
+                f"the application has no task {self.task!r}, so its calls have no results", code=ErrorCode.TASK_UNKNOWN
+            )
         return self.declared.result(self.id)
 
     def __str__(self) -> str:

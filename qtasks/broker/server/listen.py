@@ -6,6 +6,7 @@ import socket
 import sys
 from typing import Final
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError
 
 BACKLOG: Final = 2048
@@ -15,7 +16,7 @@ BACKLOG: Final = 2048
 class PortTakenError(ConfigurationError):
     """Another program listens on the port."""
 
-    code = "QT604"
+    code = ErrorCode.PORT_TAKEN
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -25,12 +25,11 @@ from pydantic import (
 from pydantic.errors import PydanticUserError
 from typing_extensions import TypedDict
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
 
 WIRE: Any = {"qtasks": "wire"}
 """Validation context of values that come from JSON, as opposed to those a caller hands over."""
-
-CANNOT_TRAVEL = "QT103"
 
 
 def _bytes_from_wire(value: object, info: ValidationInfo) -> object:
@@ -95,7 +94,7 @@ def portable(annotation: Any) -> Any:
         raise DefinitionError(
             f"{annotation.__name__} cannot be an argument or a result: it would arrive as asterisks",
             fix="pass a reference to the secret and look it up in the task",
-            code=CANNOT_TRAVEL,
+            code=ErrorCode.TYPE_NOT_SERIALIZABLE,
         )
     try:
         if (replacement := _BARE.get(annotation)) is not None:
@@ -123,11 +122,11 @@ def hints(function: Callable[..., object]) -> dict[str, Any]:
         raise DefinitionError(
             f"{function.__qualname__}: an annotation names {error.name!r}, which its module does not have",
             fix="import it at the top of the module, outside `if TYPE_CHECKING`",
-            code=CANNOT_TRAVEL,
+            code=ErrorCode.TYPE_NOT_SERIALIZABLE,
         ) from error
     except TypeError as error:
         raise DefinitionError(
-            f"{function.__qualname__}: an annotation is not a type: {error}", code=CANNOT_TRAVEL
+            f"{function.__qualname__}: an annotation is not a type: {error}", code=ErrorCode.TYPE_NOT_SERIALIZABLE
         ) from error
 
 
@@ -140,7 +139,7 @@ def adapter(annotation: Any, *, where: str) -> TypeAdapter[Any]:
         raise DefinitionError(
             f"{where}: {type_name(annotation)} cannot travel as JSON: {reason}",
             fix="pass an id or plain data instead, or use a pydantic model",
-            code=CANNOT_TRAVEL,
+            code=ErrorCode.TYPE_NOT_SERIALIZABLE,
         ) from error
     except DefinitionError as error:
         raise error.reworded(f"{where}: {error.message}") from error

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import PayloadError
 from qtasks.protocol import expressions, strict_json
 
@@ -36,6 +37,8 @@ ID = re.compile(r"[!-~]{1,128}")
 
 class UnknownVersionError(PayloadError):
     """An envelope made by a newer program; a newer dispatcher may read it."""
+
+    code = ErrorCode.ENVELOPE_TOO_NEW
 
 
 class TamperedError(PayloadError):

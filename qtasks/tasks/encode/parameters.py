@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, DefinitionError, did_you_mean
 from qtasks.tasks.context import Injected, TaskContext, injected
 from qtasks.tasks.encode.annotations import (
-    CANNOT_TRAVEL,
     UNTYPED_RESULT,
     WIRE,
     adapter,
@@ -24,8 +24,6 @@ from qtasks.tasks.encode.annotations import (
     record_adapter,
     type_name,
 )
-
-MISSING, UNEXPECTED, WRONG_TYPE, NOT_JSON, TOO_LARGE = "QT151", "QT152", "QT153", "QT154", "QT155"
 
 _SHOWN = 80
 """Characters of a value in an error."""
@@ -73,7 +71,8 @@ class TaskParameters:
         if len(args) > len(self.positional):
             if self.spread is None:
                 raise self._error(
-                    f"takes {len(self.positional)} positional arguments, but {len(args)} were given", UNEXPECTED
+                    f"takes {len(self.positional)} positional arguments, but {len(args)} were given",
+                    ErrorCode.ARGUMENT_UNEXPECTED,
                 )
             values[self.spread] = list(args[len(self.positional) :])
         extra: Values = {}
@@ -81,7 +80,7 @@ class TaskParameters:
             if name not in self.keywords:
                 extra[name] = value
             elif name in values:
-                raise self._error(f"got two values for argument {name!r}", UNEXPECTED)
+                raise self._error(f"got two values for argument {name!r}", ErrorCode.ARGUMENT_UNEXPECTED)
             else:
                 values[name] = value
         if extra:
@@ -90,7 +89,7 @@ class TaskParameters:
             values[self.spread_keywords] = extra
         for name in self.required:
             if name not in values:
-                raise self._error(f"argument {name!r} is missing", MISSING)
+                raise self._error(f"argument {name!r} is missing", ErrorCode.ARGUMENT_MISSING)
         return values
 
     def check(self, values: Values, *, from_wire: bool = False) -> Values:
@@ -155,25 +154,27 @@ class TaskParameters:
 
     def not_json(self, path: str, reason: str) -> ArgumentsError:
         """The error for a value of the right type that JSON cannot carry."""
-        return self._error(f"argument {path!r} cannot be written as JSON: {reason}", NOT_JSON)
+        return self._error(f"argument {path!r} cannot be written as JSON: {reason}", ErrorCode.ARGUMENT_NOT_JSON)
 
     def not_picklable(self, name: str, reason: str) -> ArgumentsError:
         """The error for an argument that cannot be pickled either."""
-        return self._error(f"argument {name!r} cannot be pickled: {reason}", NOT_JSON)
+        return self._error(f"argument {name!r} cannot be pickled: {reason}", ErrorCode.ARGUMENT_NOT_JSON)
 
     def too_large(self, size: int, limit: int) -> ArgumentsError:
         """The error for a call whose body no broker would take."""
         return ArgumentsError(
             f"{self.task}: the arguments make a message of {size:,} bytes; {limit:,} are allowed",
-            code=TOO_LARGE,
+            code=ErrorCode.CALL_TOO_LARGE,
             fix="store the data and pass its key",
         )
 
     def _unexpected(self, name: str) -> ArgumentsError:
         if name in self.contexts or name in {parameter.name for parameter in self.dependencies}:
-            return self._error(f"argument {name!r} is filled where the task runs and cannot be passed", UNEXPECTED)
+            return self._error(
+                f"argument {name!r} is filled where the task runs and cannot be passed", ErrorCode.ARGUMENT_UNEXPECTED
+            )
         guess = did_you_mean(name, sorted(self.keywords))
-        return self._error(f"unexpected argument {name!r}{guess}", UNEXPECTED)
+        return self._error(f"unexpected argument {name!r}{guess}", ErrorCode.ARGUMENT_UNEXPECTED)
 
     def _misfit(self, values: Values, error: ValidationError) -> ArgumentsError:
         first, *others = error.errors(include_url=False)
@@ -185,7 +186,9 @@ class TaskParameters:
         # A value of no declared type that is not JSON is refused for what it is, not for its type.
         if first["type"] == "invalid-json-value":
             return self.not_json(path, f"{got} would not arrive as it is{more}")
-        return self._error(f"argument {path!r} expects {expected}, got {got}: {first['msg']}{more}", WRONG_TYPE)
+        return self._error(
+            f"argument {path!r} expects {expected}, got {got}: {first['msg']}{more}", ErrorCode.ARGUMENT_TYPE_WRONG
+        )
 
     def _culprit(self, values: Values) -> str:
         """The argument that cannot be written, found by writing them one at a time."""
@@ -273,14 +276,14 @@ def is_context(parameter: inspect.Parameter) -> bool:
             raise DefinitionError(
                 f"parameter {parameter.name!r} is `= injected`, but only a TaskContext can be injected",
                 fix=f"{parameter.name}: TaskContext = injected",
-                code=CANNOT_TRAVEL,
+                code=ErrorCode.INJECTION_INVALID,
             )
         return True
     if parameter.annotation is TaskContext:
         raise DefinitionError(
             f"parameter {parameter.name!r} is a TaskContext without a default, so callers would have to pass it",
             fix=f"{parameter.name}: TaskContext = injected",
-            code=CANNOT_TRAVEL,
+            code=ErrorCode.INJECTION_INVALID,
         )
     return False
 

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import PayloadError
 
 MARK = "pickle1:"
-FORGED, STALE = "QT416", "QT417"
 
 _DOMAIN = b"qtasks/pickle/1"
 
@@ -35,7 +35,7 @@ _DOMAIN = b"qtasks/pickle/1"
 class ForgedError(PayloadError):
     """A pickle that nobody with our key has made for this purpose; nothing of it was read."""
 
-    code = FORGED
+    code = ErrorCode.PICKLE_FORGED
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +89,13 @@ class Pickles:
             raise PayloadError(
                 f"the pickle was made by {_named(versions.decode())}; this is {_named(_versions())}",
                 fix="run the same versions on both sides; a call that waits is tried again",
-                code=STALE,
+                code=ErrorCode.PICKLE_STALE,
             )
         try:
             return pickle.loads(data)  # noqa: S301 - the only one there is, and the MAC is good
         except Exception as error:
             raise PayloadError(
-                f"the pickle cannot be read here: {type(error).__name__}: {error}", code=STALE
+                f"the pickle cannot be read here: {type(error).__name__}: {error}", code=ErrorCode.PICKLE_STALE
             ) from error
 
     def _opened(self, text: str, purposes: Sequence[Purpose]) -> bytes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError
 from qtasks.protocol.messages import MAX_BODY
 from qtasks.tasks.encode.annotations import WIRE
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-BAD_RESULT = "QT406"
 _COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -39,7 +39,7 @@ def dump(task: Task[..., Any], value: Any, call_id: str) -> str:
         raise ResultError(
             f"the {_shown(task, value)} makes a text of {size:,} bytes; {MAX_BODY:,} are allowed",
             fix="store the data and return its key",
-            code=BAD_RESULT,
+            code=ErrorCode.RESULT_NOT_SERIALIZABLE,
         )
     return text
 
@@ -54,18 +54,22 @@ def load(adapter: TypeAdapter[R] | None, text: str, pickles: Callable[[], Pickle
         return value
     try:
         if adapter is None:
-            raise ResultError(f"{purpose.task}: the stored result is JSON, which its declared type has no form in")
+            raise ResultError(
+                f"{purpose.task}: the stored result is JSON, which its declared type has no form in",
+                code=ErrorCode.RESULT_UNREADABLE,
+            )
         return adapter.validate_python(json.loads(text), context=WIRE, by_name=True, by_alias=True)
     except ValidationError as error:
         raise ResultError(
             f"{purpose.task}: the stored result does not fit the declared type: {error.errors()[0]['msg']}",
             details={"likely": "the task's return annotation was changed since it ran"},
+            code=ErrorCode.RESULT_UNREADABLE,
         ) from error
 
 
 def _json(task: Task[..., Any], value: Any) -> str:
     if (adapter := task.parameters.result) is None:
-        raise ResultError(f"{task.parameters.result_name} has no form in JSON", code=BAD_RESULT)
+        raise ResultError(f"{task.parameters.result_name} has no form in JSON", code=ErrorCode.RESULT_NOT_SERIALIZABLE)
     try:
         checked = adapter.validate_python(value)
         plain = adapter.dump_python(checked, mode="json", round_trip=True, by_alias=False)
@@ -75,7 +79,9 @@ def _json(task: Task[..., Any], value: Any) -> str:
     except ValidationError as error:
         raise _misfit(task, value, error) from None
     except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
-        raise ResultError(f"the {_shown(task, value)} cannot be written as JSON: {error}", code=BAD_RESULT) from None
+        raise ResultError(
+            f"the {_shown(task, value)} cannot be written as JSON: {error}", code=ErrorCode.RESULT_NOT_SERIALIZABLE
+        ) from None
 
 
 def _pickle(task: Task[..., Any], value: Any, call_id: str) -> str:
@@ -87,13 +93,16 @@ def _pickle(task: Task[..., Any], value: Any, call_id: str) -> str:
     try:
         return task.runtime.pickles().dump(checked, Purpose.result(task.name, call_id))
     except ValueError as error:
-        raise ResultError(f"the {_shown(task, value)} cannot be pickled: {error}", code=BAD_RESULT) from None
+        raise ResultError(
+            f"the {_shown(task, value)} cannot be pickled: {error}", code=ErrorCode.RESULT_NOT_SERIALIZABLE
+        ) from None
 
 
 def _misfit(task: Task[..., Any], value: Any, error: ValidationError) -> ResultError:
     reason = error.errors(include_url=False)[0]["msg"]
     return ResultError(
-        f"the {_shown(task, value)} does not fit {task.parameters.result_name}: {reason}", code=BAD_RESULT
+        f"the {_shown(task, value)} does not fit {task.parameters.result_name}: {reason}",
+        code=ErrorCode.RESULT_NOT_SERIALIZABLE,
     )
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
 from qtasks.protocol import wire
 from qtasks.tasks.encode import argument_codec
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from qtasks.tasks.task import Task
 
 R = TypeVar("R")
-
-BAD_FLOW = "QT158"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +133,7 @@ class Chain:
             raise DefinitionError(
                 "a chain ends with one call, so that one handle can stand for it",
                 fix="let a task that takes the list of results follow the group",
-                code=BAD_FLOW,
+                code=ErrorCode.FLOW_INVALID,
             )
         first, *rest = self.nodes
         runtime = _runtime([last])
@@ -155,7 +154,7 @@ def chain(*parts: Signature[Any] | Group | Chain) -> Chain:
     """Calls one after the other. Chains in it are taken apart, so ``a | b | c`` is one chain of three."""
     nodes = tuple(node for part in parts for node in (part.nodes if isinstance(part, Chain) else (part,)))
     if not nodes:
-        raise DefinitionError("a chain of nothing", code=BAD_FLOW)
+        raise DefinitionError("a chain of nothing", code=ErrorCode.FLOW_INVALID)
     return Chain(nodes)
 
 
@@ -164,9 +163,9 @@ def group(*members: Signature[Any] | Iterable[Signature[Any]]) -> Group:
     flat = tuple(one for part in members for one in ((part,) if isinstance(part, Signature) else part))
     for one in flat:
         if not isinstance(one, Signature):
-            raise DefinitionError(f"a group is of single calls, not of {one!r}", code=BAD_FLOW)
+            raise DefinitionError(f"a group is of single calls, not of {one!r}", code=ErrorCode.FLOW_INVALID)
     if not flat:
-        raise DefinitionError("a group of nothing", code=BAD_FLOW)
+        raise DefinitionError("a group of nothing", code=ErrorCode.FLOW_INVALID)
     return Group(flat)
 
 

@@ -6,6 +6,7 @@ import base64
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import PayloadError
 from qtasks.protocol import strict_json
 from qtasks.tasks.context import TaskContext
@@ -14,8 +15,6 @@ from qtasks.tasks.llm.callback_url import CallbackQuery
 from qtasks.tasks.run import dispatch_response
 from qtasks.tasks.run.dispatch_response import Outcome
 from qtasks.tasks.send.outgoing import Kept
-
-BAD_CALLBACK = "QT427"
 
 MAX_ID = 128
 """Characters of a message's id."""
@@ -99,4 +98,6 @@ def read_body(body: bytes) -> CallbackBody:
             request=base64.b64decode(document.get("sourceBody", ""), validate=True),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise PayloadError(f"the body is not a callback: {type(error).__name__}: {error}", code=BAD_CALLBACK) from None
+        raise PayloadError(
+            f"the body is not a callback: {type(error).__name__}: {error}", code=ErrorCode.CALLBACK_INVALID
+        ) from None

@@ -16,6 +16,7 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import OutputError, PayloadError, ProviderError, QTasksError, ResultError
 from qtasks.protocol import strict_json
 from qtasks.tasks.context import TaskContext
@@ -23,12 +24,12 @@ from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.encode.parameters import Values
 from qtasks.tasks.llm import callback_url, model_request, provider_apis
-from qtasks.tasks.llm.callback import BAD_CALLBACK, Callback, CallbackBody, read_body
+from qtasks.tasks.llm.callback import Callback, CallbackBody, read_body
 from qtasks.tasks.llm.callback_url import Repair
 from qtasks.tasks.llm.chat_messages import Usage
 from qtasks.tasks.llm.llm_task import LlmTask
 from qtasks.tasks.llm.model_request import CallbackRedelivery
-from qtasks.tasks.llm.provider_apis import NOT_THE_FORM, ModelAnswer
+from qtasks.tasks.llm.provider_apis import ModelAnswer
 from qtasks.tasks.results.backend import Record, ResultBackend
 from qtasks.tasks.run import decision, dispatch_response
 from qtasks.tasks.run.attempts import Attempts
@@ -40,7 +41,6 @@ from qtasks.tasks.send.outgoing import Kept
 
 log = logging.getLogger("qtasks.dispatch")
 
-CALL_IS_GONE, TAMPERED = "QT424", "QT426"
 
 MAX_DETAIL = 500
 """Characters of a provider's words in an error."""
@@ -92,11 +92,12 @@ class LlmCallbackHandler:
             return Callback(found, content, empty, body, is_lost=True)
         if not hmac.compare_digest(model_request.digest(text), found.digest):
             raise envelopes.TamperedError(
-                f"the header {model_request.HEADER} is not the one that the signed URL vouches for", code=TAMPERED
+                f"the header {model_request.HEADER} is not the one that the signed URL vouches for",
+                code=ErrorCode.MODEL_CALL_TAMPERED,
             )
         envelope = model_request.read(text)
         if envelope.call_id != found.call_id:
-            raise PayloadError("the URL and the header are of two calls", code=BAD_CALLBACK)
+            raise PayloadError("the URL and the header are of two calls", code=ErrorCode.CALLBACK_INVALID)
         kept = None if call else Kept(model_request.key_of(found.digest), text)
         return Callback(found, content, envelope, body, kept)
 
@@ -108,7 +109,8 @@ class LlmCallbackHandler:
         try:
             if callback.is_lost:
                 raise ResultError(
-                    "the call is neither in the header nor kept by the result backend any more", code=CALL_IS_GONE
+                    "the call is neither in the header nor kept by the result backend any more",
+                    code=ErrorCode.MODEL_CALL_LOST,
                 )
             arguments = task.arguments(envelope)
         except QTasksError as error:
@@ -137,7 +139,7 @@ class LlmCallbackHandler:
             output = task.output.read(answer)
             values = task.completion.values(output, _total(answer.usage, callback.query.repair), arguments)
         except QTasksError as error:
-            unfit = isinstance(error, OutputError) and error.code == NOT_THE_FORM
+            unfit = isinstance(error, OutputError) and error.code == ErrorCode.MODEL_OUTPUT_UNFIT
             if answer is not None and unfit and callback.query.repair is None:
                 ended = await self._repaired(task, callback, context, answer, error)
             else:

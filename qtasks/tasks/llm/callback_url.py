@@ -12,9 +12,8 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import PayloadError
-
-BAD_QUERY = "QT423"
 
 _PATTERN = re.compile(
     r"call=(?P<call>[A-Za-z0-9._~%-]{1,384})"
@@ -71,4 +70,7 @@ def read(text: str) -> CallbackQuery:
         query = CallbackQuery(unquote(match["call"]), match["digest"], repair, snoozed, failed)
         if query.text() == text:  # one call has exactly one spelling
             return query
-    raise PayloadError("the URL does not have the query of a callback for a call to a language model", code=BAD_QUERY)
+    raise PayloadError(
+        "the URL does not have the query of a callback for a call to a language model",
+        code=ErrorCode.CALLBACK_URL_INVALID,
+    )

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
 from qtasks.tasks import options as call_options
 from qtasks.tasks.encode.parameters import TaskParameters, Values, read_parameters
@@ -21,8 +22,6 @@ T = TypeVar("T")
 CompletionParams = ParamSpec("CompletionParams")
 Returned = TypeVar("Returned")
 
-BAD_COMPLETION = "QT160"
-
 
 class CompletionSlot(Generic[T]):
     """What runs with the answers of a task and its copies: one function, or none."""
@@ -34,7 +33,7 @@ class CompletionSlot(Generic[T]):
     def take(self, function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
         """Have `function` run with every answer. Raises DefinitionError."""
         if self._own is not None:
-            raise DefinitionError(f"{self._of.name} has a completion already", code=BAD_COMPLETION)
+            raise DefinitionError(f"{self._of.name} has a completion already", code=ErrorCode.COMPLETION_INVALID)
         self._own = Completion(self._of, function, options)
         return function
 
@@ -56,7 +55,8 @@ class Completion(Task[..., T]):
     def __init__(self, of: LlmTask[..., T], function: Callable[..., Any], options: Mapping[str, Any]) -> None:
         if not inspect.isfunction(function) or not (parameters := inspect.signature(function).parameters):
             raise DefinitionError(
-                f"{of.name}: a completion is a function that takes the output, not {function!r}", code=BAD_COMPLETION
+                f"{of.name}: a completion is a function that takes the output, not {function!r}",
+                code=ErrorCode.COMPLETION_INVALID,
             )
         call_options.check(of.name, options, known=tuple(AttemptOptions.__annotations__))
         self._first = next(iter(parameters))
@@ -82,7 +82,7 @@ class Completion(Task[..., T]):
             raise DefinitionError(
                 f"{self.name}: the completion {wrong}; it can have the output first, then {', '.join(known)}, and what "
                 "is annotated Usage, TaskContext or Depends",
-                code=BAD_COMPLETION,
+                code=ErrorCode.COMPLETION_INVALID,
             )
         return made
 

@@ -10,8 +10,9 @@ from typing import Any, TypedDict
 import typing_extensions
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
-from qtasks.tasks.options import BAD_OPTION, CallOptions, CommonOptions
+from qtasks.tasks.options import CallOptions, CommonOptions
 from qtasks.tasks.retries import RetryPolicy
 
 
@@ -62,25 +63,27 @@ def check(task: str, options: Mapping[str, Any], known: frozenset[str], provider
             raise DefinitionError(
                 f"{task}: {name} is how the model's answer comes back, so it cannot be another URL",
                 fix="@task.on_completion and @task.on_failure are told of answers and failures",
-                code=BAD_OPTION,
+                code=ErrorCode.OPTION_INVALID,
             )
     policy = options.get("retries")
     if isinstance(policy, RetryPolicy) and policy.chooses:
         raise DefinitionError(
             f"{task}: the broker repeats a request to a model after any failure, so its policy cannot choose by error",
             fix="give `on` and `give_up_on` to @task.on_completion(retries=...)",
-            code=BAD_OPTION,
+            code=ErrorCode.OPTION_INVALID,
         )
     said = {name: value for name, value in options.items() if name in MODEL_OPTIONS}
     for name in said:
         if name not in known:
-            raise DefinitionError(f"{task}: {provider} has no option {name!r}", code=BAD_OPTION)
+            raise DefinitionError(f"{task}: {provider} has no option {name!r}", code=ErrorCode.OPTION_INVALID)
     try:
         _reader().validate_python(said)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise DefinitionError(f"{task}: {where}={first['input']!r}: {first['msg']}", code=BAD_OPTION) from None
+        raise DefinitionError(
+            f"{task}: {where}={first['input']!r}: {first['msg']}", code=ErrorCode.OPTION_INVALID
+        ) from None
 
 
 @functools.cache

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, Unpack, overload
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, DefinitionError
 from qtasks.protocol import wire
 from qtasks.protocol.messages import MAX_BODY, PublishOptions
 from qtasks.tasks import options as call_options
-from qtasks.tasks.decorators import NOT_A_FUNCTION, check_name
+from qtasks.tasks.decorators import check_name
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.encode.parameters import TaskParameters, Values, read_parameters
 from qtasks.tasks.llm import llm_options as llm_options
@@ -23,7 +24,6 @@ from qtasks.tasks.llm import provider_apis
 from qtasks.tasks.llm.callback_url import Repair
 from qtasks.tasks.llm.chat_messages import ChatMessage
 from qtasks.tasks.llm.completion import (
-    BAD_COMPLETION,
     Completion,
     CompletionDecorator,
     CompletionParams,
@@ -34,7 +34,7 @@ from qtasks.tasks.llm.llm_options import MODEL_OPTIONS, LlmCallOptions
 from qtasks.tasks.llm.model_request import ModelRequest
 from qtasks.tasks.llm.output import Output
 from qtasks.tasks.llm.providers import Provider
-from qtasks.tasks.options import BAD_OPTION, AttemptOptions, DeliveryOptions
+from qtasks.tasks.options import AttemptOptions, DeliveryOptions
 from qtasks.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-BAD_MESSAGES = "QT161"
 
 
 class LlmTask(Task[P, T]):
@@ -111,7 +109,7 @@ class LlmTask(Task[P, T]):
             raise DefinitionError(
                 f"{self.name}: nothing can fill {asked[0]!r}, for the function runs where the call is made",
                 fix="let @task.on_completion ask for it",
-                code=BAD_COMPLETION,
+                code=ErrorCode.COMPLETION_INVALID,
             )
         return made
 
@@ -190,7 +188,7 @@ class LlmTask(Task[P, T]):
         if len(body) > MAX_BODY:
             raise ArgumentsError(
                 f"{self.name}: the request to {self.model} has {len(body):,} bytes; {MAX_BODY:,} are allowed",
-                code="QT155",
+                code=ErrorCode.CALL_TOO_LARGE,
             )
         how = self.completion.delivery_options
         return ModelRequest(
@@ -220,7 +218,7 @@ class LlmTask(Task[P, T]):
         return ArgumentsError(
             f"{self.name}: what the function returned cannot be asked: {reason}",
             fix='return [system("..."), user("...")], made with qtasks.llm',
-            code=BAD_MESSAGES,
+            code=ErrorCode.MODEL_MESSAGES_INVALID,
         )
 
     @functools.cached_property
@@ -235,7 +233,7 @@ class LlmTask(Task[P, T]):
                 raise DefinitionError(
                     f"{self.name}: {name} of a single call does not travel in a flow",
                     fix="declare another task for it",
-                    code=BAD_OPTION,
+                    code=ErrorCode.OPTION_INVALID,
                 )
         return super().for_flow()
 
@@ -261,14 +259,14 @@ def make(
         raise DefinitionError(
             f"{function!r} is not a function written with def: it builds the messages where the call is made",
             fix="fetch what it needs before, and pass it",
-            code=NOT_A_FUNCTION,
+            code=ErrorCode.NOT_A_FUNCTION,
         )
     provider = options["provider"]
     if not isinstance(provider, Provider) or not isinstance(options["model"], str) or not options["model"]:
         raise DefinitionError(
             f"{name}: provider={provider!r}, model={options['model']!r}: one of qtasks.llm and a name are wanted",
             fix='@tasks.llm(provider=openai(), model="gpt-4o-mini")',
-            code=BAD_OPTION,
+            code=ErrorCode.OPTION_INVALID,
         )
     said = {key: value for key, value in options.items() if key not in ("provider", "model", "output")}
     call_options.check(check_name(name), said, known=tuple(llm_options.LlmOptions.__annotations__))

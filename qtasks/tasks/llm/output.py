@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError, OutputError
 from qtasks.tasks.encode.annotations import WIRE, adapter, type_name
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-BAD_OUTPUT = "QT159"
 MAX_COMPLAINTS = 8
 """Mistakes that a model is told of at once."""
 
@@ -60,7 +60,7 @@ class Output(Generic[T]):
             raise DefinitionError(
                 f"{self._task}: the output {type_name(self.annotation)} is no object in JSON, which providers want",
                 fix="put it into a pydantic model: class Answer(BaseModel): value: ...",
-                code=BAD_OUTPUT,
+                code=ErrorCode.MODEL_OUTPUT_TYPE_INVALID,
             )
         return schema
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import OutputError
 from qtasks.tasks.llm.chat_messages import ChatMessage, Usage
 from qtasks.tasks.llm.output import Output
@@ -14,7 +15,6 @@ from qtasks.tasks.llm.providers import Provider
 
 Json = dict[str, Any]
 
-NOT_THE_FORM, REFUSED, NO_COMPLETION = "QT421", "QT422", "QT425"
 
 ANTHROPIC_MAX_TOKENS = 4096
 """The longest answer where nobody says: Anthropic wants to be told, and every model of theirs can do so much."""
@@ -175,10 +175,12 @@ def answered(api: ProviderApi, document: object, model: str) -> ModelAnswer:
         raise OutputError(
             f"the answer is no chat completion with text: {type(error).__name__}: {error}",
             text=None,
-            code=NO_COMPLETION,
+            code=ErrorCode.MODEL_ANSWER_INVALID,
         ) from None
     if answer.refusal is not None:
-        raise OutputError(f"the model refuses to answer: {answer.refusal}", text=answer.refusal, code=REFUSED)
+        raise OutputError(
+            f"the model refuses to answer: {answer.refusal}", text=answer.refusal, code=ErrorCode.MODEL_REFUSED
+        )
     return answer
 
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError
 from qtasks.protocol.messages import Headers
 
 if TYPE_CHECKING:
     from qtasks.qstash.operations.providers import LlmProvider
 
-NO_KEY = "QT210"
 
 API_LLM = "api/llm"
 """The destination that is a model of the service's own."""
@@ -54,7 +54,7 @@ class Provider:
             raise ConfigurationError(
                 f"{self.kind}() has no key: {self.variable} is not set where the request is made",
                 fix=f"set {self.variable}, or give {self.kind}(token=...)",
-                code=NO_KEY,
+                code=ErrorCode.PROVIDER_KEY_MISSING,
             )
         return tuple(self._service(key).chat_headers().items())
 

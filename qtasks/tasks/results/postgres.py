@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, ResultError
 from qtasks.tasks.results.backend import Hold, Record, record_of, row_of
 from qtasks.tasks.results.buffered import BatchedResults
@@ -154,7 +155,9 @@ class PostgresResults(BatchedResults):
         try:
             yield
         except _driver().Error as error:
-            raise ResultError(f"the results in PostgreSQL cannot be reached: {error}") from error
+            raise ResultError(
+                f"the results in PostgreSQL cannot be reached: {error}", code=ErrorCode.RESULTS_UNREACHABLE
+            ) from error
 
 
 def _driver() -> Any:
@@ -164,6 +167,7 @@ def _driver() -> Any:
         raise ConfigurationError(
             "results in PostgreSQL need psycopg, which is not installed",
             fix='pip install "qstash-tasks[postgres]"',
+            code=ErrorCode.PACKAGE_MISSING,
         ) from error
     return psycopg
 

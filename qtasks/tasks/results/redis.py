@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, ResultError
 from qtasks.tasks.results.backend import Hold, Record, record_of, row_of
 from qtasks.tasks.results.buffered import BatchedResults
@@ -94,7 +95,9 @@ class RedisResults(BatchedResults):
         try:
             yield
         except _driver().RedisError as error:
-            raise ResultError(f"the results in Redis cannot be reached: {error}") from error
+            raise ResultError(
+                f"the results in Redis cannot be reached: {error}", code=ErrorCode.RESULTS_UNREACHABLE
+            ) from error
 
 
 def _driver() -> Any:
@@ -104,5 +107,6 @@ def _driver() -> Any:
         raise ConfigurationError(
             "results in Redis need its client, which is not installed",
             fix='pip install "qstash-tasks[redis]"',
+            code=ErrorCode.PACKAGE_MISSING,
         ) from error
     return redis

@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError
 from qtasks.tasks.results.backend import Hold, Record, record_of, row_of
 from qtasks.tasks.results.buffered import BatchedResults
@@ -150,7 +151,9 @@ class SQLiteResults(BatchedResults):
         if version == SCHEMA_VERSION:
             return
         if version > SCHEMA_VERSION:
-            raise ResultError(f"{self.path} was written by a newer version of this program", code="QT503")
+            raise ResultError(
+                f"{self.path} was written by a newer version of this program", code=ErrorCode.RESULTS_TOO_NEW
+            )
         with _transaction(connection):
             # Another process may have been faster.
             (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -164,7 +167,9 @@ class SQLiteResults(BatchedResults):
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise ResultError(f"the results in {self.path} cannot be reached: {error}") from error
+            raise ResultError(
+                f"the results in {self.path} cannot be reached: {error}", code=ErrorCode.RESULTS_UNREACHABLE
+            ) from error
 
 
 @contextlib.contextmanager

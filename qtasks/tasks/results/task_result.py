@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError, ResultTimeout, TaskCancelled, TaskExpired, TaskFailed
 from qtasks.tasks.encode.pickling import Pickles, Purpose
 from qtasks.tasks.encode.result_codec import load
@@ -197,7 +198,7 @@ class TaskResult(Generic[R]):
             raise ResultError(
                 f"{self.task}: .get() would block the event loop that has to run the task",
                 fix="await result.aget()",
-                code="QT157",
+                code=ErrorCode.GET_WOULD_BLOCK,
             )
         changed = threading.Event()
         waits = _waits(timeout)
@@ -237,7 +238,7 @@ class TaskResult(Generic[R]):
                 f"{self.task} {self.id} cannot be cancelled: this handle does not know its message",
                 fix="cancel through the handle that a task's .delay() returned, after its batch was sent; "
                 "the end of a chain has no message before its turn comes: let its tasks raise Cancel, or give expires=",
-                code="QT157",
+                code=ErrorCode.CALL_NOT_CANCELLABLE,
             )
         return self.message_id
 

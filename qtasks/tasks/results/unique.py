@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
 from qtasks.tasks.results.backend import Hold, ResultBackend
 
@@ -37,7 +38,9 @@ def key_of(task: str, choice: bool | str | Sequence[str], values: Mapping[str, A
     names = sorted(values) if isinstance(given, bool) else given
     for name in names:
         if name not in values:
-            raise DefinitionError(f"{task}: unique={choice!r}, but there is no parameter {name!r}", code="QT156")
+            raise DefinitionError(
+                f"{task}: unique={choice!r}, but there is no parameter {name!r}", code=ErrorCode.OPTION_INVALID
+            )
     text = json.dumps([[name, values[name]] for name in names], sort_keys=True, ensure_ascii=True)
     return f"unique:{task}:{hashlib.sha256(text.encode()).hexdigest()}"
 

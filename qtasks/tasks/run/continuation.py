@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, QTasksError, ResultError
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.encode.envelope import Envelope
@@ -44,7 +45,10 @@ class Returned:
     def plain(self) -> Any:
         """See `flow.Value`."""
         if is_pickle(self.text):
-            raise ResultError(f"the result of {self.task} is no JSON, as the next task would have it")
+            raise ResultError(
+                f"the result of {self.task} is no JSON, as the next task would have it",
+                code=ErrorCode.RESULT_NOT_SERIALIZABLE,
+            )
         return json.loads(self.text)
 
     def typed(self) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, OutputError, QTasksError, ResultsDisabled
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.control import AttemptTimeout, Cancel, NonRetryable, RetryAfter
@@ -13,10 +14,6 @@ from qtasks.tasks.results.backend import ResultStatus
 from qtasks.tasks.retries import RetryPolicy, jittered_ms
 from qtasks.tasks.run import dispatch_response
 from qtasks.tasks.run.dispatch_response import Outcome
-
-RAISED, NON_RETRYABLE, ASKED_LATER = "QT407", "QT405", "QT409"
-TIMED_OUT, CANCELLED, EXPIRED, GIVEN_UP, SNOOZED = "QT410", "QT411", "QT412", "QT413", "QT414"
-SKIPPED = "QT418"
 
 
 class Kind(Enum):
@@ -71,17 +68,19 @@ def done(value: str) -> Verdict:
 def expired(expires_ms: int, now_ms: int) -> Verdict:
     """The call came after its time."""
     note = f"Expired: {(now_ms - expires_ms) / 1000:.3f} s after it was to be run at the latest"
-    return Verdict(Kind.OVER, dispatch_response.ended("expired", note, EXPIRED), note, True, ResultStatus.EXPIRED)
+    return Verdict(
+        Kind.OVER, dispatch_response.ended("expired", note, ErrorCode.CALL_EXPIRED), note, True, ResultStatus.EXPIRED
+    )
 
 
 def cancelled(reason: str) -> Verdict:
     """The call was called off."""
-    return Verdict(Kind.OVER, dispatch_response.ended("cancelled", reason, CANCELLED), reason, True)
+    return Verdict(Kind.OVER, dispatch_response.ended("cancelled", reason, ErrorCode.CALL_CANCELLED), reason, True)
 
 
 def put_off(reason: str, how: str) -> Verdict:
     """The call has been published again; `how` is a word for that."""
-    return Verdict(Kind.PUT_OFF, dispatch_response.ended(how, reason, SNOOZED), reason, True, how=how)
+    return Verdict(Kind.PUT_OFF, dispatch_response.ended(how, reason, ErrorCode.CALL_SNOOZED), reason, True, how=how)
 
 
 def model_failed(kind: Kind, note: str, code: str) -> Verdict:
@@ -91,7 +90,9 @@ def model_failed(kind: Kind, note: str, code: str) -> Verdict:
 
 def skipped(reason: str) -> Verdict:
     """The call is left out, unrun."""
-    return Verdict(Kind.OVER, dispatch_response.ended("skipped", reason, SKIPPED), reason, True, how="skipped")
+    return Verdict(
+        Kind.OVER, dispatch_response.ended("skipped", reason, ErrorCode.RUN_SKIPPED), reason, True, how="skipped"
+    )
 
 
 def unguarded(context: TaskContext) -> Verdict:
@@ -139,12 +140,17 @@ def of_error(
     if isinstance(error, Cancel):
         return cancelled(str(error) or "the task found nothing to do")
     if isinstance(error, NonRetryable):
-        return _failed(context, dispatch_response.never(note, NON_RETRYABLE), note, is_wish=True)
+        return _failed(context, dispatch_response.never(note, ErrorCode.NON_RETRYABLE), note, is_wish=True)
     if isinstance(error, RetryAfter):
-        return _failed(context, dispatch_response.later(note, ASKED_LATER, after_ms=error.delay_ms), note, is_wish=True)
+        return _failed(
+            context,
+            dispatch_response.later(note, ErrorCode.RETRY_REQUESTED, after_ms=error.delay_ms),
+            note,
+            is_wish=True,
+        )
     if policy is not None and not policy.retries(error):
-        return _failed(context, dispatch_response.never(note, GIVEN_UP), note)
-    code = TIMED_OUT if isinstance(error, AttemptTimeout) else RAISED
+        return _failed(context, dispatch_response.never(note, ErrorCode.RETRY_POLICY_GAVE_UP), note)
+    code = ErrorCode.ATTEMPT_TIMED_OUT if isinstance(error, AttemptTimeout) else ErrorCode.TASK_RAISED
     if retry_delay is None or not jitter:
         return _failed(context, dispatch_response.failure(note, code), note)
     after_ms = jittered_ms(retry_delay, context.retried, jitter, chance)

@@ -15,6 +15,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from qtasks.error_codes import ErrorCode
+
 MAX_ERROR = 2048
 """Characters of an error that go on the wire; dead letters keep them."""
 
@@ -45,7 +47,7 @@ def ended(how: str, reason: str, code: str) -> Outcome:
 
 def known() -> Outcome:
     """The broker has told of a failure; to fail that message as well would only have it told once more."""
-    return ended("failed", "this is known", "QT420")
+    return ended("failed", "this is known", ErrorCode.FAILURE_RECORDED)
 
 
 def failure(error: str, code: str, *, after_ms: int | None = None) -> Outcome:

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from qtasks.clock import Clock, SystemClock
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import PayloadError, QTasksError, SignatureError, did_you_mean
 from qtasks.protocol import signing
 from qtasks.protocol.messages import DEFAULT_RETRIES, DEFAULT_TIMEOUT_MS, SigningKeys
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("qtasks.dispatch")
 
-UNKNOWN_TASK, DRAINING = "QT401", "QT408"
 
 MARGIN_S = 1.0
 """How long before the broker gives an attempt up it is stopped, so that the broker hears why; less for short ones."""
@@ -132,7 +132,9 @@ class Dispatcher:
         except SignatureError as error:
             return self._distrusted(delivery, error)
         if self._drained is not None:
-            return dispatch_response.later("this process is going away", DRAINING, after_ms=DRAIN_AFTER_MS)
+            return dispatch_response.later(
+                "this process is going away", ErrorCode.DISPATCHER_DRAINING, after_ms=DRAIN_AFTER_MS
+            )
         task = self._tasks.get(delivery.task)
         if task is None:
             return self._unknown(delivery)
@@ -182,9 +184,9 @@ class Dispatcher:
         known = sorted(self._tasks)
         guess = did_you_mean(delivery.task, known)
         text = f"UnknownTask: there is no task {delivery.task[:128]!r} here{guess}; known tasks: {', '.join(known)}"
-        log.error("%s %s", UNKNOWN_TASK, text, extra={"action": "unknown", "message_id": delivery.message_id})
+        log.error("%s %s", ErrorCode.TASK_UNKNOWN, text, extra={"action": "unknown", "message_id": delivery.message_id})
         wait_ms = min(UNKNOWN_AFTER_MS * 4 ** min(delivery.retried, 10), UNKNOWN_AFTER_MOST_MS)
-        return dispatch_response.later(text, UNKNOWN_TASK, after_ms=wait_ms)
+        return dispatch_response.later(text, ErrorCode.TASK_UNKNOWN, after_ms=wait_ms)
 
     async def _deliver(self, task: Task[..., Any], delivery: Delivery, token: str, invoke: Invoke | None) -> Outcome:
         read = await self._read(task, delivery)

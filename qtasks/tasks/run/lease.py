@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from qtasks.clock import Clock
+from qtasks.error_codes import ErrorCode
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.encode.pickling import shown
 from qtasks.tasks.results.backend import Hold, Record, ResultStatus, pauses
@@ -39,7 +40,6 @@ BRIEF_MS = 1_000
 """As `LEASE_MS`, for what takes no time: whoever meets it waits instead of being told to come back."""
 
 RENEW_S = 4.0
-RUNNING_ELSEWHERE = "QT415"
 DUPLICATE = ("Qtasks-Duplicate", "true")
 
 TOKEN_LIFE_MS = 20 * 60 * 1000
@@ -81,9 +81,9 @@ def _stored(record: Record | None, context: TaskContext) -> Outcome | None:
     if record.status is ResultStatus.SUCCEEDED:
         answer = dispatch_response.result(shown(record.value or "null"))
     elif record.status is ResultStatus.CANCELLED:
-        answer = dispatch_response.ended("cancelled", record.error or "", "QT411")
+        answer = dispatch_response.ended("cancelled", record.error or "", ErrorCode.CALL_CANCELLED)
     elif record.status is ResultStatus.FAILED and _is_again(record, context):
-        answer = dispatch_response.failure(record.error or "", "QT405")
+        answer = dispatch_response.failure(record.error or "", ErrorCode.TASK_FAILED)
     else:
         return None
     return replace(answer, headers=(*answer.headers, DUPLICATE))
@@ -96,7 +96,7 @@ def _is_again(record: Record, context: TaskContext) -> bool:
 
 def _later(text: str, run: Hold, now_ms: int) -> Outcome:
     after_ms = min(LEASE_MS, max(1000, math.ceil((run.until_ms - now_ms) / 1000) * 1000))
-    return dispatch_response.later(text, RUNNING_ELSEWHERE, after_ms=after_ms)
+    return dispatch_response.later(text, ErrorCode.CALL_RUNNING_ELSEWHERE, after_ms=after_ms)
 
 
 @dataclass(frozen=True, slots=True)

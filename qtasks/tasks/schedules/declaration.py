@@ -17,12 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, DefinitionError, did_you_mean
 from qtasks.protocol import wire
 from qtasks.protocol.cron import Cron
 from qtasks.protocol.messages import PublishOptions
 from qtasks.tasks.encode import envelope as envelopes
-from qtasks.tasks.options import BAD_OPTION, TaskOptions
+from qtasks.tasks.options import TaskOptions
 from qtasks.tasks.schedules.recurrence import Zone
 from qtasks.tasks.send.outgoing import Outgoing
 
@@ -173,7 +174,7 @@ class ScheduleDeclaration:
         return DesiredSchedule(self.title, destination, body, replace(options, labels=labels))
 
     def _error(self, text: str, *, fix: str | None = None) -> DefinitionError:
-        return DefinitionError(f"schedule {self.title}: {text}", fix=fix, code=BAD_OPTION)
+        return DefinitionError(f"schedule {self.title}: {text}", fix=fix, code=ErrorCode.OPTION_INVALID)
 
 
 def declaration(
@@ -189,7 +190,7 @@ def declaration(
                 f"schedule {title(task.name, name)}: there is no option {option!r}{did_you_mean(option, known)}",
                 details={"known": ", ".join(known)},
                 fix="give options of the calls to .using(...)",
-                code=BAD_OPTION,
+                code=ErrorCode.OPTION_INVALID,
             )
     made = ScheduleDeclaration(
         task=task,

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, PayloadError
 from qtasks.protocol import durations
 from qtasks.protocol.messages import DEFAULT_RETRIES, FlowControl, PublishOptions
@@ -24,8 +25,6 @@ from qtasks.tasks.send.outgoing import Outgoing
 
 if TYPE_CHECKING:
     from qtasks.qstash.schedule import Schedule
-
-FOREIGN = "QT310"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +151,7 @@ def own(found: Schedule, base_url: str) -> str:
         f"the schedule {found.schedule_id} {other}, and is left alone",
         details={"this one": base_url, "its calls": found.destination},
         fix="work on it with the QTASKS_BASE_URL of its environment, or where it was made",
-        code=FOREIGN,
+        code=ErrorCode.SCHEDULE_NOT_OURS,
     )
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from zoneinfo import ZoneInfo
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
 from qtasks.protocol import cron, durations
 from qtasks.protocol.cron import Cron
 from qtasks.tasks.options import Span
-
-BAD_EXPRESSION, NEVER_COMES, UNKNOWN_ZONE = "QT104", "QT105", "QT106"
 
 Zone = str | ZoneInfo
 """``"Europe/Berlin"`` or ``ZoneInfo("Europe/Berlin")``."""
@@ -40,23 +39,23 @@ def at(expression: str, zone: Zone | None = None) -> Cron:
         raise DefinitionError(
             f"a cron expression is a text, not {expression!r}",
             fix='cron("0 9 * * MON-FRI", tz="Europe/Berlin")',
-            code=BAD_EXPRESSION,
+            code=ErrorCode.CRON_INVALID,
         )
     if "@every" in expression:
         raise DefinitionError(
             f"{expression.strip()!r} is not known to every service",
             fix='every("10m") says an interval in five fields',
-            code=BAD_EXPRESSION,
+            code=ErrorCode.CRON_INVALID,
         )
     try:
         read = cron.parse(_with_zone(expression.strip(" \t"), zone))
         return cron.parse(read.fields if read.zone == "UTC" else f"CRON_TZ={read.zone} {read.fields}")
     except cron.UnknownZone as error:
-        raise DefinitionError(str(error), code=UNKNOWN_ZONE) from None
+        raise DefinitionError(str(error), code=ErrorCode.TIME_ZONE_UNKNOWN) from None
     except cron.NeverComes as error:
-        raise DefinitionError(str(error), code=NEVER_COMES) from None
+        raise DefinitionError(str(error), code=ErrorCode.CRON_NEVER_DUE) from None
     except ValueError as error:
-        raise DefinitionError(str(error), code=BAD_EXPRESSION) from None
+        raise DefinitionError(str(error), code=ErrorCode.CRON_INVALID) from None
 
 
 def every(span: Span, zone: Zone | None = None) -> Cron:
@@ -67,14 +66,14 @@ def every(span: Span, zone: Zone | None = None) -> Cron:
     try:
         span_ms = durations.to_ms(span)
     except (ValueError, TypeError) as error:
-        raise DefinitionError(f"every({span!r}): {error}", code=BAD_EXPRESSION) from None
+        raise DefinitionError(f"every({span!r}): {error}", code=ErrorCode.CRON_INVALID) from None
     if span_ms % 60_000 == 0 and (expression := _INTERVALS.get(span_ms // 60_000)) is not None:
         return at(expression, zone)
     raise DefinitionError(
         f"every({span!r}): no cron expression says that, and QStash has nothing else; what works and is nearest: "
         + " and ".join(_shown(minutes) for minutes in _nearest(span_ms / 60_000)),
         fix='one of these, or cron("...") for times of the day, the week or the month',
-        code=BAD_EXPRESSION,
+        code=ErrorCode.CRON_INVALID,
     )
 
 
@@ -91,7 +90,7 @@ def _with_zone(expression: str, zone: Zone | None) -> str:
         raise DefinitionError(
             f"tz={name!r} and the zone in {expression!r} contradict each other",
             fix="leave one out",
-            code=UNKNOWN_ZONE,
+            code=ErrorCode.OPTION_INVALID,
         )
     return f"CRON_TZ={name} {expression}" if expression else expression
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ApiError, ArgumentsError, ConfigurationError, DefinitionError, ResultsDisabled, did_you_mean
 from qtasks.protocol import cron
 from qtasks.tasks.dev_server import is_loopback
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 log = logging.getLogger("qtasks.schedules")
-
-WRONG_REACH = "QT311"
 
 
 class Schedules:
@@ -157,7 +156,7 @@ def make(
         raise DefinitionError(
             f"{task.name}: a schedule runs by a cron expression or by an interval, so one of the two is wanted",
             fix='.schedule("0 9 * * *") or .schedule(every="10m")',
-            code=recurrence.BAD_EXPRESSION,
+            code=ErrorCode.CRON_INVALID,
         )
     if name is None:
         name = _name_of(task, options.get("args", ()), options.get("kwargs") or {})
@@ -240,7 +239,7 @@ def check_reach(runtime: Runtime) -> None:
         f"schedules are left alone: {why}",
         details={"service": f"{url} ({_origins(settings)})", "tasks": base_url},
         fix="use the credentials of `qtasks dev` here; sync production from its deployment",
-        code=WRONG_REACH,
+        code=ErrorCode.SYNC_TARGET_UNSAFE,
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError
 from qtasks.protocol import wire
 from qtasks.protocol.messages import MAX_BODY, PublishOptions
@@ -86,7 +87,7 @@ class Outgoing:
         if len(body) > MAX_BODY:
             raise ArgumentsError(
                 f"{self.task}: what the message carries makes {len(body):,} bytes; {MAX_BODY:,} are allowed",
-                code="QT155",
+                code=ErrorCode.CALL_TOO_LARGE,
             )
         return replace(self, body=body)
 

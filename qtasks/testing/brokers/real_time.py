@@ -18,6 +18,7 @@ from qtasks.broker.server.listen import listen
 from qtasks.broker.transport.destination_policy import DestinationPolicy
 from qtasks.broker.transport.http_transport import HttpTransport
 from qtasks.clock import SystemClock
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import QTasksError
 from qtasks.qstash.conversation.httpx_transport import HttpxTransport
 from qtasks.randomness import SystemRandom
@@ -78,7 +79,7 @@ class Served(Stage):
             raise QTasksError(
                 'in mode "full" time is real: it cannot be moved, and calls run by themselves',
                 fix="leave out the mode, or wait for the result",
-                code="QT173",
+                code=ErrorCode.TEST_MODE_WRONG,
             )
         return self.threads.broker.submit(self._settled())
 
@@ -116,7 +117,9 @@ class Served(Stage):
 
         before = [call for call in self.ledger.calls if self.ledger.due_ms(call) is not None]
         if not await asyncio.to_thread(self.ledger.wait_until, is_done, PATIENCE_S):
-            raise QTasksError(f"after {PATIENCE_S:g} s there is still something that is due or runs", code="QT172")
+            raise QTasksError(
+                f"after {PATIENCE_S:g} s there is still something that is due or runs", code=ErrorCode.TEST_NEVER_IDLE
+            )
         return [call.message_id for call in before if self.ledger.due_ms(call) is None]
 
 
@@ -128,7 +131,9 @@ async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
     try:
         await server.serve(sockets=[listener])
     except SystemExit:  # uvicorn's way to say that the lifespan failed; it would end this event loop
-        raise QTasksError("the application ended while it was starting; its log says why", code="QT174") from None
+        raise QTasksError(
+            "the application ended while it was starting; its log says why", code=ErrorCode.APPLICATION_ENDED
+        ) from None
 
 
 async def _started(server: uvicorn.Server, serving: Future[None]) -> None:

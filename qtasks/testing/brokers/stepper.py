@@ -13,6 +13,7 @@ from typing import Final
 
 from qtasks.broker.broker import Broker
 from qtasks.broker.core.values import Claim
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import QTasksError
 from qtasks.testing.call_log import Ledger
 from qtasks.testing.fakes.stepped_results import SteppedResults
@@ -121,5 +122,5 @@ class Steps:
             raise QTasksError(
                 f"{MOST:,} attempts were made in one go, and something is due still: {call or made[-1]}",
                 details={"likely": "a task calls itself, or is tried again without a wait"},
-                code="QT172",
+                code=ErrorCode.TEST_NEVER_IDLE,
             )

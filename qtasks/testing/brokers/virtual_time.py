@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from qtasks.broker.broker import Broker
 from qtasks.broker.transport.in_process import AsgiTransport
 from qtasks.embedded import API
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import QTasksError, ResultTimeout
 from qtasks.protocol import durations
 from qtasks.tasks.ports import ASGIApp, Connection
@@ -25,8 +26,6 @@ from qtasks.testing.fakes.stepped_results import SteppedResults
 from qtasks.testing.fakes.virtual_clock import SeededRandom, VirtualClock
 
 SteppedMode = Literal["manual", "capture", "inline"]
-
-_NOT_YET: Final = "QT404"
 
 
 class Stepped(Stage):
@@ -73,13 +72,13 @@ class Stepped(Stage):
             raise QTasksError(
                 'in mode "capture" calls are only recorded: nothing runs',
                 fix="leave out the mode, and calls wait until the test lets them run",
-                code="QT173",
+                code=ErrorCode.TEST_MODE_WRONG,
             )
         if not self.results.waits.begin():
             raise QTasksError(
                 "calls are running already: a task, or a second thread, cannot let them run once more",
                 fix="wait for the result of the one call that is wanted",
-                code="QT171",
+                code=ErrorCode.TEST_CALLS_ALREADY_RUNNING,
             )
         return self._begun(self.now_ms + span_ms, most, awaited)
 
@@ -144,7 +143,7 @@ class Stepped(Stage):
                 f"{shown} was not sent in this test, so there is nothing to wait for",
                 fix="qtasks.drain(), if it follows a call that waits; else its batch is open still, or it "
                 "was made before this test",
-                code=_NOT_YET,
+                code=ErrorCode.RESULT_TIMEOUT,
             )
         if record is not None and record.status is ResultStatus.RETRYING:
             facts = f"has failed on attempt {record.attempt} ({record.error}) and waits for the next"
@@ -156,7 +155,7 @@ class Stepped(Stage):
         fix = "qtasks.drain()" if left_ms <= 0 else f'qtasks.advance("{durations.format(left_ms)}")'
         if self.mode == "capture":
             facts, fix = 'has not run: in mode "capture" no call does', "another mode"
-        return ResultTimeout(f"{shown} {facts}", fix=fix, code=_NOT_YET)
+        return ResultTimeout(f"{shown} {facts}", fix=fix, code=ErrorCode.RESULT_TIMEOUT)
 
 
 async def _nobody(_scope: Any, _receive: Any, _send: Any) -> None: ...

@@ -288,7 +288,7 @@ async def test_without_a_backend_they_are_refused_at_the_call() -> None:
             summarise.delay("x" * 10_000)
         with pytest.raises(ArgumentsError, match="do not fit into a header"):
             await summarise.adelay("x" * 10_000)
-    assert caught.value.code == "QT155"
+    assert caught.value.code == "QT162"
     assert "QTASKS_RESULTS" in str(caught.value)
     assert len(told) == 2
 

@@ -568,7 +568,7 @@ async def test_what_is_missing_is_named_at_the_call_at_the_start_and_where_it_ru
         work.delay(1)
     assert other.messages == []
     answer = await other.deliver(sent[1])
-    assert (answer.status, json_of(answer)["code"]) == (500, "QT208")  # kept, and tried again: a deployment may mend it
+    assert (answer.status, json_of(answer)["code"]) == (500, "QT211")  # kept, and tried again: a deployment may mend it
     assert text in json_of(answer)["error"]
     assert SONGS == []
     app = other.tasks.asgi_app()

@@ -95,7 +95,7 @@ def test_a_caret_stands_under_what_is_wrong(
         ("0 9 * *", None, "QT104", "expected exactly 5 fields, found 4"),
         (540, None, "QT104", "a cron expression is a text, not 540"),
         ("@every 10m", None, "QT104", 'every("10m")'),
-        ("CRON_TZ=UTC 0 9 * * *", "UTC", "QT106", "contradict each other"),
+        ("CRON_TZ=UTC 0 9 * * *", "UTC", "QT156", "contradict each other"),
         ("0 9 * * *", "", "QT106", "unknown time zone"),
     ],
 )

@@ -301,7 +301,7 @@ def test_a_file_of_a_newer_program_is_refused(tmp_path: Path) -> None:
     backend = SQLiteResults(tmp_path / "r.db", ttl_ms=DAY_MS)
     with pytest.raises(ResultError, match="newer version") as caught:
         backend.read("call_1")
-    assert caught.value.code == "QT503"
+    assert caught.value.code == "QT432"
 
 
 def test_a_file_that_is_no_database_is_a_named_error(tmp_path: Path) -> None:

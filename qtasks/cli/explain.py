@@ -1,0 +1,26 @@
+"""`qtasks explain`: what an error code means and what to do about it."""
+
+from __future__ import annotations
+
+import click
+
+from qtasks.error_codes import ErrorCode
+from qtasks.errors import did_you_mean
+
+
+@click.command("explain")
+@click.argument("code", required=False)
+def command(code: str | None) -> None:
+    """Explain an error code such as QT301; without CODE, list all codes."""
+    if code is None:
+        for known in ErrorCode:
+            click.echo(f"{known}  {known.title}")
+        return
+    number = code.strip().upper()
+    match = next((known for known in ErrorCode if known == number), None)
+    if match is None:
+        suggestion = did_you_mean(number, map(str, ErrorCode))
+        raise click.UsageError(f"there is no error code {code!r}{suggestion or '; `qtasks explain` lists all codes'}")
+    click.echo(f"{match}  {match.title}")
+    click.echo(f"  cause       {match.cause}")
+    click.echo(f"  fix         {match.fix}")
