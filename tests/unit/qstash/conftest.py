@@ -1,4 +1,4 @@
-"""A service to talk to: real sockets, scripted answers, and a record of what arrived."""
+"""Fixtures for tests of the client: a server and transports with scripted answers, and a clock that never waits."""
 
 import json
 import threading
@@ -16,8 +16,8 @@ TOKEN = "TOKEN"
 
 
 @dataclass(frozen=True)
-class Arrived:
-    """A request as the service saw it: the raw target, headers in order, body."""
+class ReceivedRequest:
+    """A request as the server received it: the raw target, headers in order, body."""
 
     method: str
     target: str
@@ -29,24 +29,26 @@ class Arrived:
 
 
 @dataclass
-class Service:
-    url: str = ""
-    arrived: list[Arrived] = field(default_factory=list)
-    answers: list[Any] = field(default_factory=list)
-    """What the next requests get: a value is sent as JSON with 200, a `Reply` as it is, a function gets the handler."""
+class ScriptedService:
+    """A server on a real socket; `received` contains its requests in order."""
 
-    def last(self) -> Arrived:
-        return self.arrived[-1]
+    url: str = ""
+    received: list[ReceivedRequest] = field(default_factory=list)
+    answers: list[Any] = field(default_factory=list)
+    """Answers to the next requests: a `Reply`, a value to send as JSON with 200, or a function of the handler."""
+
+    def last(self) -> ReceivedRequest:
+        return self.received[-1]
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # head and body leave together, without a wait of the network stack between them
-    service: Service
+    service: ScriptedService
 
     def _handle(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.service.arrived.append(Arrived(self.command, self.path, tuple(self.headers.items()), body))
+        self.service.received.append(ReceivedRequest(self.command, self.path, tuple(self.headers.items()), body))
         answer = self.service.answers.pop(0) if self.service.answers else {}
         if callable(answer):
             answer(self)
@@ -75,8 +77,8 @@ class _Server(ThreadingHTTPServer):
 
 
 @pytest.fixture(scope="session")
-def _listening() -> Iterator[Service]:
-    state = Service()
+def _listening() -> Iterator[ScriptedService]:
+    state = ScriptedService()
     handler = type("Handler", (_Handler,), {"service": state})
     server = _Server(("127.0.0.1", 0), handler)
     state.url = f"http://127.0.0.1:{server.server_port}"
@@ -89,8 +91,8 @@ def _listening() -> Iterator[Service]:
 
 
 @pytest.fixture
-def service(_listening: Service) -> Service:
-    _listening.arrived.clear()
+def service(_listening: ScriptedService) -> ScriptedService:
+    _listening.received.clear()
     _listening.answers.clear()
     return _listening
 
@@ -108,8 +110,8 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 Outcome = Reply | BrokerUnreachable | dict[str, Any]
 
 
-class Script:
-    """A transport that plays outcomes back and keeps what it was given; the last outcome repeats."""
+class ScriptedTransport:
+    """A transport that returns or raises `outcomes` in order, the last one again and again; `sent` has the requests."""
 
     def __init__(self, *outcomes: Outcome) -> None:
         self.outcomes = list(outcomes)
@@ -129,22 +131,22 @@ class Script:
         self.closed += 1
 
 
-class AsyncScript:
-    """As `Script`, for the asynchronous client."""
+class AsyncScriptedTransport:
+    """`ScriptedTransport` for the asynchronous client."""
 
     def __init__(self, *outcomes: Outcome) -> None:
-        self.played = Script(*outcomes)
+        self.sync = ScriptedTransport(*outcomes)
 
     async def send(self, request: Request, timeout_s: float) -> Reply:
-        return self.played.send(request, timeout_s)
+        return self.sync.send(request, timeout_s)
 
     async def close(self) -> None:
-        self.played.close()
+        self.sync.close()
 
 
 @dataclass
-class Waits:
-    """A clock on which waiting takes no time, and the waits that there were, in seconds."""
+class InstantClock:
+    """A clock that `sleep` moves without waiting; `slept_s` lists the seconds asked for."""
 
     now_s: float = 0.0
     slept_s: list[float] = field(default_factory=list)
@@ -161,5 +163,5 @@ class Waits:
 
 
 @pytest.fixture
-def waits() -> Waits:
-    return Waits()
+def clock() -> InstantClock:
+    return InstantClock()

@@ -28,7 +28,7 @@ from qtasks.qstash.chat import (
 from qtasks.qstash.conversation import server_sent_events
 from qtasks.qstash.conversation.server_sent_events import EventDecoder
 from qtasks.qstash.conversation.transport import Streamed
-from tests.unit.qstash.conftest import TOKEN, Script, Service
+from tests.unit.qstash.conftest import TOKEN, ScriptedService, ScriptedTransport
 
 COMPLETION = {
     "id": "cmpl-1",
@@ -76,19 +76,19 @@ def streamed(*events: Any, end: str = "\n\n") -> Reply:
 
 
 @pytest.fixture
-def client(service: Service) -> Iterator[QStash]:
+def client(service: ScriptedService) -> Iterator[QStash]:
     with QStash(TOKEN, base_url=service.url, retry=False) as client:
         yield client
 
 
-def test_a_question_goes_to_the_service_and_its_answer_has_types(service: Service, client: QStash) -> None:
+def test_a_question_goes_to_the_service_and_its_answer_has_types(service: ScriptedService, client: QStash) -> None:
     service.answers.append(COMPLETION)
     answer = client.chat.create(model="m", messages=[{"role": "user", "content": "What is the capital of Turkey?"}])
-    arrived = service.last()
-    assert (arrived.method, arrived.target) == ("POST", "/llm/v1/chat/completions")
-    assert arrived.header("Authorization") == "Bearer TOKEN"
-    assert arrived.header("Content-Type") == "application/json"
-    assert json.loads(arrived.body) == {
+    received = service.last()
+    assert (received.method, received.target) == ("POST", "/llm/v1/chat/completions")
+    assert received.header("Authorization") == "Bearer TOKEN"
+    assert received.header("Content-Type") == "application/json"
+    assert json.loads(received.body) == {
         "model": "m",
         "messages": [{"role": "user", "content": "What is the capital of Turkey?"}],
     }
@@ -119,7 +119,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def test_every_setting_is_passed_on_and_none_is_not_said(service: Service, client: QStash) -> None:
+def test_every_setting_is_passed_on_and_none_is_not_said(service: ScriptedService, client: QStash) -> None:
     service.answers += [COMPLETION, COMPLETION]
     client.chat.prompt(user="?", system="Be brief.", model="m", stream=False, **SETTINGS)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "?"}]
@@ -134,13 +134,13 @@ def test_a_message_needs_a_role_and_a_content(client: QStash) -> None:
 
 
 @pytest.mark.parametrize("provider", [None, upstash()])
-def test_the_service_itself_is_the_default_provider(provider: Any, service: Service, client: QStash) -> None:
+def test_the_service_itself_is_the_default_provider(provider: Any, service: ScriptedService, client: QStash) -> None:
     service.answers.append(COMPLETION)
     client.chat.prompt(user="?", model="m", provider=provider)
     assert service.last().target == "/llm/v1/chat/completions"
 
 
-def test_another_provider_is_asked_straight_with_its_own_key(service: Service) -> None:
+def test_another_provider_is_asked_straight_with_its_own_key(service: ScriptedService) -> None:
     service.answers.append(COMPLETION)
     with QStash(TOKEN, base_url="http://nobody.invalid", retry=False) as client:
         client.chat.prompt(user="?", model="m", provider=custom(f"{service.url}/v1/chat/completions", "sk-1"))
@@ -149,20 +149,20 @@ def test_another_provider_is_asked_straight_with_its_own_key(service: Service) -
 
 
 def test_openai_is_where_it_is() -> None:
-    script = Script(COMPLETION)
+    script = ScriptedTransport(COMPLETION)
     QStash(TOKEN, transport=script).chat.prompt(user="?", model="m", provider=openai("sk-1"))
     assert script.sent[0].url == "https://api.openai.com/v1/chat/completions"
     assert TOKEN not in str(script.sent[0].headers)
 
 
-def test_a_streamed_answer_comes_in_pieces(service: Service, client: QStash) -> None:
+def test_a_streamed_answer_comes_in_pieces(service: ScriptedService, client: QStash) -> None:
     service.answers.append(streamed(*CHUNKS, "[DONE]"))
     stream = client.chat.prompt(user="?", model="m", stream=True)
     assert isinstance(stream, ChatCompletionChunkStream)
     pieces = list(stream)
-    arrived = service.last()
-    assert json.loads(arrived.body)["stream"] is True
-    assert arrived.header("Accept") == "text/event-stream"
+    received = service.last()
+    assert json.loads(received.body)["stream"] is True
+    assert received.header("Accept") == "text/event-stream"
     assert all(isinstance(piece, ChatCompletionChunk) for piece in pieces)
     assert pieces[0].choices == [ChatChunkChoice(ChatChunkChoiceMessage("assistant", None), None, 0, None)]  # type: ignore[arg-type]
     assert [piece.choices[0].delta.content for piece in pieces[1:3]] == ["Hello", ", wörld"]
@@ -173,7 +173,7 @@ def test_a_streamed_answer_comes_in_pieces(service: Service, client: QStash) -> 
 
 
 @pytest.mark.anyio
-async def test_a_streamed_answer_comes_in_pieces_to_the_async_client_too(service: Service) -> None:
+async def test_a_streamed_answer_comes_in_pieces_to_the_async_client_too(service: ScriptedService) -> None:
     service.answers += [streamed(*CHUNKS, "[DONE]"), COMPLETION]
     async with AsyncQStash(TOKEN, base_url=service.url, retry=False) as client:
         stream = await client.chat.prompt(user="?", model="m", stream=True)
@@ -188,13 +188,13 @@ async def test_a_streamed_answer_comes_in_pieces_to_the_async_client_too(service
 @pytest.mark.parametrize("lucky", [True, False], ids=["with DONE", "without DONE"])
 @pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n", "\r\r"])
 def test_line_ends_and_the_last_word_of_a_provider_do_not_matter(
-    lucky: bool, end: str, service: Service, client: QStash
+    lucky: bool, end: str, service: ScriptedService, client: QStash
 ) -> None:
     service.answers.append(streamed(*CHUNKS, *(["[DONE]"] if lucky else []), end=end))
     assert len(list(client.chat.prompt(user="?", model="m", stream=True))) == 4
 
 
-def test_the_pieces_come_as_they_are_sent(service: Service, client: QStash) -> None:
+def test_the_pieces_come_as_they_are_sent(service: ScriptedService, client: QStash) -> None:
     """The second half is sent only after the first has been read."""
     go_on = threading.Event()
 
@@ -215,7 +215,7 @@ def test_the_pieces_come_as_they_are_sent(service: Service, client: QStash) -> N
         assert next(stream, None) is None
 
 
-def test_the_last_word_ends_a_stream_whose_connection_stays_open(service: Service, client: QStash) -> None:
+def test_the_last_word_ends_a_stream_whose_connection_stays_open(service: ScriptedService, client: QStash) -> None:
     gone = threading.Event()
 
     def answer(handler: Any) -> None:
@@ -232,7 +232,7 @@ def test_the_last_word_ends_a_stream_whose_connection_stays_open(service: Servic
     assert gone.wait(20)
 
 
-def test_closing_a_stream_lets_go_of_its_connection(service: Service, client: QStash) -> None:
+def test_closing_a_stream_lets_go_of_its_connection(service: ScriptedService, client: QStash) -> None:
     gone = threading.Event()
 
     def answer(handler: Any) -> None:
@@ -253,7 +253,7 @@ def test_closing_a_stream_lets_go_of_its_connection(service: Service, client: QS
     assert gone.wait(20)
 
 
-def test_a_refusal_of_a_stream_is_the_error_it_is(service: Service, client: QStash) -> None:
+def test_a_refusal_of_a_stream_is_the_error_it_is(service: ScriptedService, client: QStash) -> None:
     limits = tuple((f"x-ratelimit-{kind}-requests", "1") for kind in ("limit", "remaining", "reset"))
     service.answers += [Reply(401, (), b'{"error":"who?"}'), Reply(429, limits, b"")]
     with pytest.raises(ApiError, match="Request failed with status: 401"):
@@ -262,7 +262,7 @@ def test_a_refusal_of_a_stream_is_the_error_it_is(service: Service, client: QSta
         client.chat.prompt(user="?", model="m", stream=True)
 
 
-def test_a_stream_that_breaks_off_is_not_taken_for_a_whole(service: Service, client: QStash) -> None:
+def test_a_stream_that_breaks_off_is_not_taken_for_a_whole(service: ScriptedService, client: QStash) -> None:
     def answer(handler: Any) -> None:
         handler.send_response(200)
         handler.send_header("Content-Length", "100000")
@@ -288,13 +288,15 @@ def test_a_stream_that_breaks_off_is_not_taken_for_a_whole(service: Service, cli
         (Reply(200, (), json.dumps(COMPLETION).encode()), "no event came"),
     ],
 )
-def test_what_is_no_stream_of_chunks_is_an_error(reply: Reply, text: str, service: Service, client: QStash) -> None:
+def test_what_is_no_stream_of_chunks_is_an_error(
+    reply: Reply, text: str, service: ScriptedService, client: QStash
+) -> None:
     service.answers.append(reply)
     with pytest.raises(ApiError, match=text):
         list(client.chat.prompt(user="?", model="m", stream=True))
 
 
-class Streaming(Script):
+class Streaming(ScriptedTransport):
     """A transport whose responses come in pieces, and which counts those that were closed."""
 
     done = 0
@@ -320,15 +322,15 @@ def test_every_response_is_closed_the_refused_ones_too() -> None:
 
 
 def test_a_transport_that_cannot_stream_still_answers() -> None:
-    client = QStash(TOKEN, transport=Script(streamed(*CHUNKS, "[DONE]")))
+    client = QStash(TOKEN, transport=ScriptedTransport(streamed(*CHUNKS, "[DONE]")))
     assert len(list(client.chat.prompt(user="?", model="m", stream=True))) == 4
 
 
 @pytest.mark.anyio
 async def test_an_async_transport_that_cannot_stream_still_answers() -> None:
-    from tests.unit.qstash.conftest import AsyncScript
+    from tests.unit.qstash.conftest import AsyncScriptedTransport
 
-    client = AsyncQStash(TOKEN, transport=AsyncScript(streamed(*CHUNKS, "[DONE]")))
+    client = AsyncQStash(TOKEN, transport=AsyncScriptedTransport(streamed(*CHUNKS, "[DONE]")))
     stream: Any = await client.chat.prompt(user="?", model="m", stream=True)
     assert len([piece async for piece in stream]) == 4
 

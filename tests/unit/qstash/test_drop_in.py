@@ -15,7 +15,7 @@ import qstash.log
 from qtasks import qstash as ours
 from qtasks.protocol import wire
 from qtasks.qstash import chat, log
-from tests.unit.qstash.conftest import TOKEN, Arrived, Service
+from tests.unit.qstash.conftest import TOKEN, ReceivedRequest, ScriptedService
 
 MESSAGE = {
     "messageId": "msg_1",
@@ -306,26 +306,26 @@ CALLS: dict[str, tuple[Ask, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def theirs(_listening: Service) -> Iterator[official.QStash]:
+def theirs(_listening: ScriptedService) -> Iterator[official.QStash]:
     client = official.QStash(TOKEN, base_url=_listening.url, retry=False)
     yield client
     client.http._client.close()
 
 
 @pytest.fixture(scope="module")
-def mine(_listening: Service) -> Iterator[ours.QStash]:
+def mine(_listening: ScriptedService) -> Iterator[ours.QStash]:
     with ours.QStash(TOKEN, base_url=_listening.url, retry=False) as client:
         yield client
 
 
 @pytest.mark.parametrize(("ask", "answer"), CALLS.values(), ids=CALLS.keys())
 def test_the_same_call_is_the_same_request_and_the_same_answer(
-    ask: Ask, answer: Any, service: Service, theirs: official.QStash, mine: ours.QStash
+    ask: Ask, answer: Any, service: ScriptedService, theirs: official.QStash, mine: ours.QStash
 ) -> None:
     service.answers += [answer, answer]
     expected = ask(theirs)
     actual = ask(mine)
-    wanted, sent = service.arrived
+    wanted, sent = service.received
     assert meaning(sent) == meaning(wanted)
     assert_says_at_least(actual, expected)
 
@@ -333,13 +333,13 @@ def test_the_same_call_is_the_same_request_and_the_same_answer(
 @pytest.mark.anyio
 @pytest.mark.parametrize(("ask", "answer"), CALLS.values(), ids=CALLS.keys())
 async def test_the_async_client_sends_and_answers_exactly_as_the_sync_one(
-    ask: Ask, answer: Any, service: Service, mine: ours.QStash
+    ask: Ask, answer: Any, service: ScriptedService, mine: ours.QStash
 ) -> None:
     service.answers += [answer, answer]
     expected = ask(mine)
     async with ours.AsyncQStash(TOKEN, base_url=service.url, retry=False) as client:
         actual = await ask(_Like(client))
-    assert service.arrived[0] == service.arrived[1]
+    assert service.received[0] == service.received[1]
     assert actual == expected
 
 
@@ -353,7 +353,7 @@ class _Like(ours.QStash):
 TRANSPORT = {"host", "accept", "accept-encoding", "connection", "user-agent", "content-length"}
 
 
-def meaning(request: Arrived) -> dict[str, Any]:
+def meaning(request: ReceivedRequest) -> dict[str, Any]:
     """A request without what only HTTP cares about, its options as the broker understands them."""
     path, _, query = request.target.partition("?")
     headers = [(name, value) for name, value in request.headers if name.lower() not in TRANSPORT]

@@ -17,7 +17,7 @@ from qtasks.errors import (
 )
 from qtasks.qstash import QStash, Reply, Retry
 from qtasks.qstash.conversation.exchange import official_backoff, retry_after_s
-from tests.unit.qstash.conftest import TOKEN, AsyncScript, Outcome, Script, Waits
+from tests.unit.qstash.conftest import TOKEN, AsyncScriptedTransport, InstantClock, Outcome, ScriptedTransport
 
 LOST = BrokerUnreachable("cut off", sent=True)
 REFUSED = BrokerUnreachable("connection refused", sent=False)
@@ -28,51 +28,51 @@ def status(number: int, *headers: tuple[str, str], body: bytes = b'{"error":"no"
     return Reply(number, headers, body)
 
 
-def client(script: Script, waits: Waits, **options: Any) -> QStash:
-    return QStash(TOKEN, transport=script, sleep=waits.sleep, monotonic=waits.monotonic, **options)
+def client(script: ScriptedTransport, clock: InstantClock, **options: Any) -> QStash:
+    return QStash(TOKEN, transport=script, sleep=clock.sleep, monotonic=clock.monotonic, **options)
 
 
 @pytest.mark.parametrize("trouble", [LOST, REFUSED, status(500), status(502), status(503), status(504), status(429)])
-def test_a_publish_survives_trouble_on_the_way(trouble: Outcome, waits: Waits) -> None:
-    script = Script(trouble, trouble, MESSAGE)
-    answer = client(script, waits).message.publish(url="https://example.com")
+def test_a_publish_survives_trouble_on_the_way(trouble: Outcome, clock: InstantClock) -> None:
+    script = ScriptedTransport(trouble, trouble, MESSAGE)
+    answer = client(script, clock).message.publish(url="https://example.com")
     assert answer.message_id == "msg_1"  # type: ignore[union-attr]
     assert len(script.sent) == 3
     assert len({request.url for request in script.sent}) == 1
 
 
 @pytest.mark.parametrize("number", [400, 401, 404, 412, 413, 501, 302])
-def test_what_repeating_cannot_mend_is_not_repeated(number: int, waits: Waits) -> None:
-    script = Script(status(number))
+def test_what_repeating_cannot_mend_is_not_repeated(number: int, clock: InstantClock) -> None:
+    script = ScriptedTransport(status(number))
     with pytest.raises(ApiError) as caught:
-        client(script, waits).message.publish(url="https://example.com")
+        client(script, clock).message.publish(url="https://example.com")
     assert caught.value.status == number
     assert caught.value.detail == "no"
     assert len(script.sent) == 1
-    assert waits.slept_s == []
+    assert clock.slept_s == []
 
 
-def test_the_pauses_are_those_of_the_official_sdk_and_none_follows_the_last_failure(waits: Waits) -> None:
-    script = Script(REFUSED)
+def test_the_pauses_are_those_of_the_official_sdk_and_none_follows_the_last_failure(clock: InstantClock) -> None:
+    script = ScriptedTransport(REFUSED)
     with pytest.raises(BrokerUnreachable, match=r"connection refused \(6 attempts\)"):
-        client(script, waits).message.get("msg_1")
+        client(script, clock).message.get("msg_1")
     assert len(script.sent) == 6  # 1 + 5 retries
-    assert waits.slept_s == pytest.approx([math.exp(1 + n) * 50 / 1000 for n in range(5)])
-    assert sum(waits.slept_s) == pytest.approx(11.66, abs=0.01)
+    assert clock.slept_s == pytest.approx([math.exp(1 + n) * 50 / 1000 for n in range(5)])
+    assert sum(clock.slept_s) == pytest.approx(11.66, abs=0.01)
 
 
-def test_a_backoff_of_ones_own_gets_the_number_of_retries_made_and_gives_milliseconds(waits: Waits) -> None:
-    script = Script(LOST)
+def test_a_backoff_of_ones_own_gets_the_number_of_retries_made_and_gives_milliseconds(clock: InstantClock) -> None:
+    script = ScriptedTransport(LOST)
     with pytest.raises(BrokerUnreachable):
-        client(script, waits, retry={"retries": 3, "backoff": lambda n: (n + 1) * 100}).message.get("m")
-    assert waits.slept_s == pytest.approx([0.1, 0.2, 0.3])
+        client(script, clock, retry={"retries": 3, "backoff": lambda n: (n + 1) * 100}).message.get("m")
+    assert clock.slept_s == pytest.approx([0.1, 0.2, 0.3])
 
 
 @pytest.mark.parametrize("off", [False, {"retries": 0}, Retry(retries=0), {"retries": -1}])
-def test_retries_can_be_switched_off(off: Any, waits: Waits) -> None:
-    script = Script(LOST)
+def test_retries_can_be_switched_off(off: Any, clock: InstantClock) -> None:
+    script = ScriptedTransport(LOST)
     with pytest.raises(BrokerUnreachable) as caught:
-        client(script, waits, retry=off).message.publish(url="https://example.com")
+        client(script, clock, retry=off).message.publish(url="https://example.com")
     assert caught.value is LOST
     assert len(script.sent) == 1
     assert "Upstash-Deduplication-Id" not in dict(script.sent[0].headers)
@@ -88,34 +88,34 @@ def test_an_unknown_retry_setting_is_named() -> None:
         Retry.of({"attempts": 3})
 
 
-def test_no_attempt_begins_after_the_total_time(waits: Waits) -> None:
-    script = Script(LOST)
+def test_no_attempt_begins_after_the_total_time(clock: InstantClock) -> None:
+    script = ScriptedTransport(LOST)
     retry = Retry(retries=100, backoff=lambda _: 600, total_s=2)
     with pytest.raises(BrokerUnreachable):
-        client(script, waits, retry=retry).message.get("m")
-    assert waits.slept_s == pytest.approx([0.6, 0.6, 0.6])  # a fourth pause would end after 2.4 s
+        client(script, clock, retry=retry).message.get("m")
+    assert clock.slept_s == pytest.approx([0.6, 0.6, 0.6])  # a fourth pause would end after 2.4 s
 
 
 @pytest.mark.parametrize("useless", [math.inf, math.nan, -5.0])
-def test_a_backoff_that_makes_no_sense_does_not_hang(useless: float, waits: Waits) -> None:
-    script = Script(LOST)
+def test_a_backoff_that_makes_no_sense_does_not_hang(useless: float, clock: InstantClock) -> None:
+    script = ScriptedTransport(LOST)
     with pytest.raises(BrokerUnreachable):
-        client(script, waits, retry={"retries": 2, "backoff": lambda _: useless}).message.get("m")
-    assert all(seconds == 0 for seconds in waits.slept_s)
+        client(script, clock, retry={"retries": 2, "backoff": lambda _: useless}).message.get("m")
+    assert all(seconds == 0 for seconds in clock.slept_s)
     assert len(script.sent) <= 3
 
 
-def test_a_wait_that_the_service_asks_for_replaces_the_backoff(waits: Waits) -> None:
-    script = Script(status(429, ("retry-after", "7")), status(503, ("Retry-After", "0")), MESSAGE)
-    client(script, waits).message.publish(url="https://example.com")
-    assert waits.slept_s == [7, 0]
+def test_a_wait_that_the_service_asks_for_replaces_the_backoff(clock: InstantClock) -> None:
+    script = ScriptedTransport(status(429, ("retry-after", "7")), status(503, ("Retry-After", "0")), MESSAGE)
+    client(script, clock).message.publish(url="https://example.com")
+    assert clock.slept_s == [7, 0]
 
 
-def test_a_wait_longer_than_the_total_time_is_not_waited_for(waits: Waits) -> None:
-    script = Script(status(503, ("Retry-After", "3600")))
+def test_a_wait_longer_than_the_total_time_is_not_waited_for(clock: InstantClock) -> None:
+    script = ScriptedTransport(status(503, ("Retry-After", "3600")))
     with pytest.raises(ApiError):
-        client(script, waits).message.publish(url="https://example.com")
-    assert waits.slept_s == []
+        client(script, clock).message.publish(url="https://example.com")
+    assert clock.slept_s == []
 
 
 @pytest.mark.parametrize(
@@ -135,9 +135,9 @@ def test_retry_after_is_seconds_or_a_date_against_the_services_own(headers: Any,
     assert retry_after_s(Reply(503, headers, b"")) == seconds
 
 
-def test_every_attempt_of_a_publish_carries_one_deduplication_id(waits: Waits) -> None:
-    script = Script(LOST, {"messageId": "msg_1", "deduplicated": True})
-    answer = client(script, waits).message.publish(url="https://example.com")
+def test_every_attempt_of_a_publish_carries_one_deduplication_id(clock: InstantClock) -> None:
+    script = ScriptedTransport(LOST, {"messageId": "msg_1", "deduplicated": True})
+    answer = client(script, clock).message.publish(url="https://example.com")
     ids = [dict(request.headers)["Upstash-Deduplication-Id"] for request in script.sent]
     assert len(ids) == 2
     assert ids[0] == ids[1]
@@ -145,18 +145,18 @@ def test_every_attempt_of_a_publish_carries_one_deduplication_id(waits: Waits) -
     assert answer.deduplicated is False, "the earlier message was our own"  # type: ignore[union-attr]
 
 
-def test_two_publishes_never_share_an_id(waits: Waits) -> None:
-    script = Script(MESSAGE)
-    one = client(script, waits)
+def test_two_publishes_never_share_an_id(clock: InstantClock) -> None:
+    script = ScriptedTransport(MESSAGE)
+    one = client(script, clock)
     one.message.publish(url="https://example.com")
     one.message.publish(url="https://example.com")
     ids = {dict(request.headers)["Upstash-Deduplication-Id"] for request in script.sent}
     assert len(ids) == 2
 
 
-def test_a_deduplication_of_the_callers_own_stands(waits: Waits) -> None:
-    script = Script({"messageId": "msg_1", "deduplicated": True})
-    one = client(script, waits)
+def test_a_deduplication_of_the_callers_own_stands(clock: InstantClock) -> None:
+    script = ScriptedTransport({"messageId": "msg_1", "deduplicated": True})
+    one = client(script, clock)
     answer = one.message.publish(url="https://example.com", deduplication_id="mine")
     assert dict(script.sent[0].headers)["Upstash-Deduplication-Id"] == "mine"
     assert answer.deduplicated is True  # type: ignore[union-attr]
@@ -164,9 +164,9 @@ def test_a_deduplication_of_the_callers_own_stands(waits: Waits) -> None:
     assert "Upstash-Deduplication-Id" not in dict(script.sent[1].headers)
 
 
-def test_each_message_of_a_batch_gets_an_id_of_its_own(waits: Waits) -> None:
-    script = Script(LOST, [MESSAGE, MESSAGE, {"messageId": "m", "deduplicated": True}])  # type: ignore[arg-type]
-    answers = client(script, waits).message.batch(
+def test_each_message_of_a_batch_gets_an_id_of_its_own(clock: InstantClock) -> None:
+    script = ScriptedTransport(LOST, [MESSAGE, MESSAGE, {"messageId": "m", "deduplicated": True}])  # type: ignore[arg-type]
+    answers = client(script, clock).message.batch(
         [
             {"url": "https://a.example"},
             {"url": "https://b.example"},
@@ -180,17 +180,17 @@ def test_each_message_of_a_batch_gets_an_id_of_its_own(waits: Waits) -> None:
     assert [answer.deduplicated for answer in answers] == [False, False, True]  # type: ignore[union-attr]
 
 
-def test_a_schedule_is_created_under_an_id_that_survives_a_lost_answer(waits: Waits) -> None:
-    script = Script(LOST, {"scheduleId": "scd_1"})
-    assert client(script, waits).schedule.create(destination="https://example.com", cron="* * * * *") == "scd_1"
+def test_a_schedule_is_created_under_an_id_that_survives_a_lost_answer(clock: InstantClock) -> None:
+    script = ScriptedTransport(LOST, {"scheduleId": "scd_1"})
+    assert client(script, clock).schedule.create(destination="https://example.com", cron="* * * * *") == "scd_1"
     names = [dict(request.headers)["Upstash-Schedule-Id"] for request in script.sent]
     assert names[0] == names[1]
     assert names[0].startswith("scd_")
 
 
-def test_without_retries_the_service_names_the_schedule(waits: Waits) -> None:
-    script = Script({"scheduleId": "scd_1"})
-    client(script, waits, retry=False).schedule.create(destination="https://example.com", cron="* * * * *")
+def test_without_retries_the_service_names_the_schedule(clock: InstantClock) -> None:
+    script = ScriptedTransport({"scheduleId": "scd_1"})
+    client(script, clock, retry=False).schedule.create(destination="https://example.com", cron="* * * * *")
     assert "Upstash-Schedule-Id" not in dict(script.sent[0].headers)
 
 
@@ -207,81 +207,81 @@ ONCE_ONLY = {
 @pytest.mark.parametrize("ask", ONCE_ONLY.values(), ids=ONCE_ONLY.keys())
 @pytest.mark.parametrize("lost", [LOST, status(500), status(502), status(504)])
 def test_what_must_not_happen_twice_is_not_repeated_when_it_may_have_happened(
-    ask: Any, lost: Outcome, waits: Waits
+    ask: Any, lost: Outcome, clock: InstantClock
 ) -> None:
-    script = Script(lost)
+    script = ScriptedTransport(lost)
     with pytest.raises(QStashError):
-        ask(client(script, waits))
+        ask(client(script, clock))
     assert len(script.sent) == 1
 
 
 @pytest.mark.parametrize("ask", ONCE_ONLY.values(), ids=ONCE_ONLY.keys())
 @pytest.mark.parametrize("untouched", [REFUSED, status(503), status(429)])
-def test_it_is_repeated_when_the_service_surely_did_nothing(ask: Any, untouched: Outcome, waits: Waits) -> None:
-    script = Script(untouched, status(400))
+def test_it_is_repeated_when_the_service_surely_did_nothing(ask: Any, untouched: Outcome, clock: InstantClock) -> None:
+    script = ScriptedTransport(untouched, status(400))
     with pytest.raises(ApiError):
-        ask(client(script, waits))
+        ask(client(script, clock))
     assert len(script.sent) == 2
 
 
-def test_a_deletion_whose_answer_was_lost_is_done_when_the_thing_is_gone(waits: Waits) -> None:
-    script = Script(LOST, status(404))
-    client(script, waits).message.cancel("msg_1")
+def test_a_deletion_whose_answer_was_lost_is_done_when_the_thing_is_gone(clock: InstantClock) -> None:
+    script = ScriptedTransport(LOST, status(404))
+    client(script, clock).message.cancel("msg_1")
     assert len(script.sent) == 2
 
 
 @pytest.mark.parametrize("first", [REFUSED, status(503)])
-def test_a_deletion_that_never_arrived_still_fails_for_an_unknown_id(first: Outcome, waits: Waits) -> None:
+def test_a_deletion_that_never_arrived_still_fails_for_an_unknown_id(first: Outcome, clock: InstantClock) -> None:
     with pytest.raises(ApiError) as caught:
-        client(Script(first, status(404)), waits).dlq.delete("1-0")
+        client(ScriptedTransport(first, status(404)), clock).dlq.delete("1-0")
     assert caught.value.status == 404
 
 
-def test_a_spent_quota_of_the_day_is_not_repeated(waits: Waits) -> None:
+def test_a_spent_quota_of_the_day_is_not_repeated(clock: InstantClock) -> None:
     headers = (("ratelimit-limit", "1000"), ("ratelimit-remaining", "0"), ("ratelimit-reset", "17"))
-    script = Script(status(429, *headers))
+    script = ScriptedTransport(status(429, *headers))
     with pytest.raises(DailyMessageLimitExceededError) as caught:
-        client(script, waits).message.publish(url="https://example.com")
+        client(script, clock).message.publish(url="https://example.com")
     assert (caught.value.limit, caught.value.remaining, caught.value.reset) == ("1000", "0", "17")
     assert len(script.sent) == 1
 
 
-def test_a_burst_limit_that_stays_is_told_with_its_numbers(waits: Waits) -> None:
+def test_a_burst_limit_that_stays_is_told_with_its_numbers(clock: InstantClock) -> None:
     headers = (("Burst-RateLimit-Limit", "100"), ("Burst-RateLimit-Remaining", "0"), ("Burst-RateLimit-Reset", "99"))
-    script = Script(status(429, *headers))
+    script = ScriptedTransport(status(429, *headers))
     with pytest.raises(RateLimitExceededError) as caught:
-        client(script, waits, retry={"retries": 1}).queue.list()
+        client(script, clock, retry={"retries": 1}).queue.list()
     assert (caught.value.limit, caught.value.remaining, caught.value.reset) == ("100", "0", "99")
     assert str(caught.value) == "Exceeded burst rate limit: Limit: 100, remaining: 0, reset: 99"
     assert len(script.sent) == 2
 
 
-def test_a_models_limit_is_told_with_its_numbers(waits: Waits) -> None:
+def test_a_models_limit_is_told_with_its_numbers(clock: InstantClock) -> None:
     headers = tuple(
         (f"x-ratelimit-{kind}-{of}", f"{kind[:3]}{of[:3]}")
         for kind in ("limit", "remaining", "reset")
         for of in ("requests", "tokens")
     )
-    script = Script(status(429, *headers, ("RateLimit-Limit", "1")))
+    script = ScriptedTransport(status(429, *headers, ("RateLimit-Limit", "1")))
     with pytest.raises(ChatRateLimitExceededError) as caught:
-        client(script, waits, retry=False).chat.prompt(user="?", model="m")
+        client(script, clock, retry=False).chat.prompt(user="?", model="m")
     error = caught.value
     assert (error.limit_requests, error.limit_tokens) == ("limreq", "limtok")
     assert (error.remaining_requests, error.remaining_tokens) == ("remreq", "remtok")
     assert (error.reset_requests, error.reset_tokens) == ("resreq", "restok")
 
 
-def test_a_models_limit_is_waited_for_even_when_the_service_shows_its_quota_beside_it(waits: Waits) -> None:
+def test_a_models_limit_is_waited_for_even_when_the_service_shows_its_quota_beside_it(clock: InstantClock) -> None:
     limits = (("x-ratelimit-limit-requests", "1"), ("RateLimit-Limit", "1000"), ("Retry-After", "3"))
-    script = Script(status(429, *limits), status(400))
+    script = ScriptedTransport(status(429, *limits), status(400))
     with pytest.raises(ApiError):
-        client(script, waits).chat.prompt(user="?", model="m")
-    assert waits.slept_s == [3]
+        client(script, clock).chat.prompt(user="?", model="m")
+    assert clock.slept_s == [3]
 
 
-def test_attempts_have_the_clients_time_and_chat_has_its_own(waits: Waits) -> None:
-    script = Script(status(400))
-    one = client(script, waits, timeout_s=3)
+def test_attempts_have_the_clients_time_and_chat_has_its_own(clock: InstantClock) -> None:
+    script = ScriptedTransport(status(400))
+    one = client(script, clock, timeout_s=3)
     for ask in (lambda: one.message.get("m"), lambda: one.chat.prompt(user="?", model="m")):
         with pytest.raises(ApiError):
             ask()
@@ -289,13 +289,13 @@ def test_attempts_have_the_clients_time_and_chat_has_its_own(waits: Waits) -> No
 
 
 @pytest.mark.anyio
-async def test_the_async_client_leads_the_same_conversation(waits: Waits) -> None:
+async def test_the_async_client_leads_the_same_conversation(clock: InstantClock) -> None:
     from qtasks.qstash import AsyncQStash
 
-    script = AsyncScript(LOST, status(429, ("Retry-After", "2")), MESSAGE)
-    one = AsyncQStash(TOKEN, transport=script, sleep=waits.asleep, monotonic=waits.monotonic)
+    script = AsyncScriptedTransport(LOST, status(429, ("Retry-After", "2")), MESSAGE)
+    one = AsyncQStash(TOKEN, transport=script, sleep=clock.asleep, monotonic=clock.monotonic)
     answer = await one.message.publish(url="https://example.com")
     assert answer.message_id == "msg_1"  # type: ignore[union-attr]
-    assert waits.slept_s == pytest.approx([math.e * 50 / 1000, 2])
-    ids = {dict(request.headers)["Upstash-Deduplication-Id"] for request in script.played.sent}
+    assert clock.slept_s == pytest.approx([math.e * 50 / 1000, 2])
+    ids = {dict(request.headers)["Upstash-Deduplication-Id"] for request in script.sync.sent}
     assert len(ids) == 1

@@ -9,7 +9,7 @@ from qtasks.errors import ApiError, BrokerUnreachable, QStashError
 from qtasks.qstash import AsyncQStash, QStash, Reply, Request
 from qtasks.qstash import errors as exported
 from qtasks.qstash.conversation.failures import origin, refused, unreachable
-from tests.unit.qstash.conftest import TOKEN, AsyncScript, Script
+from tests.unit.qstash.conftest import TOKEN, AsyncScriptedTransport, ScriptedTransport
 
 REQUEST = Request("GET", "https://qstash.example/v2/x", (("Authorization", "Bearer SECRET"),), b"BODY")
 
@@ -113,7 +113,7 @@ def test_the_errors_have_the_official_module_name_too() -> None:
     ],
 )
 def test_a_success_that_says_something_else_is_an_error(answer: bytes, problem: str) -> None:
-    client = QStash(TOKEN, transport=Script(Reply(200, (), answer)))
+    client = QStash(TOKEN, transport=ScriptedTransport(Reply(200, (), answer)))
     with pytest.raises(ApiError, match="but the reply is not that of a QStash service") as caught:
         client.message.get("m")
     assert problem in str(caught.value)
@@ -121,13 +121,13 @@ def test_a_success_that_says_something_else_is_an_error(answer: bytes, problem: 
 
 
 def test_a_batch_with_too_few_answers_is_an_error() -> None:
-    client = QStash(TOKEN, transport=Script([{"messageId": "m"}]))  # type: ignore[arg-type]
+    client = QStash(TOKEN, transport=ScriptedTransport([{"messageId": "m"}]))  # type: ignore[arg-type]
     with pytest.raises(ApiError, match="1 answers for 2 messages"):
         client.message.batch([{"url": "https://a"}, {"url": "https://b"}])
 
 
 def test_a_client_closes_its_transport_once_left() -> None:
-    script = Script({})
+    script = ScriptedTransport({})
     with QStash(TOKEN, transport=script):
         assert script.closed == 0
     assert script.closed == 1
@@ -135,14 +135,14 @@ def test_a_client_closes_its_transport_once_left() -> None:
 
 @pytest.mark.anyio
 async def test_an_async_client_closes_its_transport_once_left() -> None:
-    script = AsyncScript({})
+    script = AsyncScriptedTransport({})
     async with AsyncQStash(TOKEN, transport=script):
-        assert script.played.closed == 0
-    assert script.played.closed == 1
+        assert script.sync.closed == 0
+    assert script.sync.closed == 1
 
 
 def test_what_is_no_matter_of_the_network_passes_through() -> None:
-    class Broken(Script):
+    class Broken(ScriptedTransport):
         def send(self, request: Request, timeout_s: float) -> Reply:
             raise KeyboardInterrupt
 
@@ -155,6 +155,6 @@ def test_an_unreachable_broker_keeps_its_cause() -> None:
     lost: Any = BrokerUnreachable("lost", sent=False)
     lost.__cause__ = cause
     with pytest.raises(BrokerUnreachable) as caught:
-        QStash(TOKEN, transport=Script(lost), retry={"retries": 1, "backoff": lambda _: 0}).message.get("m")
+        QStash(TOKEN, transport=ScriptedTransport(lost), retry={"retries": 1, "backoff": lambda _: 0}).message.get("m")
     assert caught.value.__cause__ is cause
     assert caught.value.sent is False

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qtasks.errors import InvalidCallError, QStashError
 from qtasks.qstash import QStash
 from qtasks.qstash.conversation.operation import destination, segment
-from tests.unit.qstash.conftest import TOKEN, Script
+from tests.unit.qstash.conftest import TOKEN, ScriptedTransport
 
 PRINTABLE = st.text(st.characters(min_codepoint=0x20, exclude_characters="\x7f", exclude_categories=("Cs", "Cc")))
 
@@ -101,7 +101,7 @@ BY_ID = {
 @pytest.mark.parametrize("ask", BY_ID.values(), ids=BY_ID.keys())
 @pytest.mark.parametrize("empty", ["", " ", ".", "..", None])
 def test_an_empty_id_is_refused_before_anything_is_sent(ask: Any, empty: Any) -> None:
-    script = Script({})
+    script = ScriptedTransport({})
     with pytest.raises(ValueError, match="must name something") as caught:
         ask(QStash(TOKEN, transport=script), empty)
     assert isinstance(caught.value, QStashError)
@@ -122,7 +122,7 @@ def test_an_ordinary_id_goes_out_as_it_is(plain: str) -> None:
 
 
 def test_empty_lists_of_ids_ask_for_nothing_instead_of_everything() -> None:
-    script = Script({})
+    script = ScriptedTransport({})
     client = QStash(TOKEN, transport=script)
     assert client.message.cancel_many([]) == 0
     assert client.dlq.delete_many([]) == 0
@@ -131,6 +131,6 @@ def test_empty_lists_of_ids_ask_for_nothing_instead_of_everything() -> None:
 
 
 def test_a_single_id_in_place_of_a_list_is_not_taken_for_its_letters() -> None:
-    client = QStash(TOKEN, transport=Script({}))
+    client = QStash(TOKEN, transport=ScriptedTransport({}))
     with pytest.raises(InvalidCallError, match="message_ids must be a list"):
         client.message.cancel_many("msg_1")  # type: ignore[arg-type]

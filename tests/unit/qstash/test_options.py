@@ -12,13 +12,13 @@ from qtasks.protocol.messages import FlowControl, PublishOptions, Redaction
 from qtasks.qstash import QStash, chat
 from qtasks.qstash.message import BatchError, BatchResponse
 from qtasks.qstash.operations.publishing import RawMessage
-from tests.unit.qstash.conftest import TOKEN, Script
+from tests.unit.qstash.conftest import TOKEN, ScriptedTransport
 
 URL = "https://example.com"
 
 
 def publish(**options: Any) -> PublishOptions:
-    script = Script({"messageId": "msg_1"})
+    script = ScriptedTransport({"messageId": "msg_1"})
     QStash(TOKEN, transport=script, retry=False).message.publish(url=URL, **options)
     return wire.read(script.sent[0].headers)
 
@@ -81,7 +81,7 @@ def test_what_makes_no_sense_is_refused_with_its_name(given: dict[str, Any], tex
 
 
 def test_a_destination_is_required() -> None:
-    client = QStash(TOKEN, transport=Script({}))
+    client = QStash(TOKEN, transport=ScriptedTransport({}))
     with pytest.raises(QStashError, match="Only and only one of"):
         client.message.publish(body="x")
 
@@ -102,7 +102,7 @@ def test_a_destination_is_required() -> None:
     ],
 )
 def test_an_unknown_keyword_is_refused_with_the_nearest_known_one(ask: Any, text: str) -> None:
-    script = Script({})
+    script = ScriptedTransport({})
     with pytest.raises(TypeError, match=text):
         ask(QStash(TOKEN, transport=script))
     assert script.sent == []
@@ -110,7 +110,7 @@ def test_an_unknown_keyword_is_refused_with_the_nearest_known_one(ask: Any, text
 
 def test_the_callers_dictionaries_are_left_alone() -> None:
     headers = {"a": "b"}
-    client = QStash(TOKEN, transport=Script({"messageId": "m"}))
+    client = QStash(TOKEN, transport=ScriptedTransport({"messageId": "m"}))
     api: Any = {"name": "llm", "provider": chat.openai("sk-secret")}
     client.message.publish_json(api=api, body={}, headers=headers, callback="https://cb.example")
     assert headers == {"a": "b"}
@@ -136,7 +136,7 @@ def test_the_callers_dictionaries_are_left_alone() -> None:
     ],
 )
 def test_a_language_model_is_reached_through_its_provider(provider: Any, url: str, headers: dict[str, str]) -> None:
-    script = Script({"messageId": "m"})
+    script = ScriptedTransport({"messageId": "m"})
     api: Any = {"name": "llm"} if provider is None else {"name": "llm", "provider": provider}
     QStash(TOKEN, transport=script, retry=False).message.publish_json(api=api, body={}, callback="https://cb.example")
     (request,) = script.sent
@@ -149,7 +149,7 @@ def test_a_providers_key_is_not_in_its_repr() -> None:
 
 
 def test_batch_json_forgets_no_option() -> None:
-    script = Script([{"messageId": "m"}])  # type: ignore[arg-type]
+    script = ScriptedTransport([{"messageId": "m"}])  # type: ignore[arg-type]
     client = QStash(TOKEN, transport=script, retry=False)
     client.message.batch_json([{"url": URL, "retry_delay": "1000", "retries": 1, "delay": 5}])
     (item,) = json.loads(script.sent[0].body)
@@ -159,13 +159,13 @@ def test_batch_json_forgets_no_option() -> None:
 
 
 def test_a_refused_message_of_a_batch_does_not_hide_its_neighbours() -> None:
-    script = Script([{"messageId": "m1"}, {"error": "invalid destination url"}, {"messageId": "m3"}])  # type: ignore[arg-type]
+    script = ScriptedTransport([{"messageId": "m1"}, {"error": "invalid destination url"}, {"messageId": "m3"}])  # type: ignore[arg-type]
     answers = QStash(TOKEN, transport=script).message.batch([{"url": URL}, {"url_group": "nobody"}, {"url": URL}])
     assert answers == [BatchResponse("m1", False), BatchError("invalid destination url"), BatchResponse("m3", False)]
 
 
 def test_bytes_in_a_batch_must_be_text() -> None:
-    script = Script([{"messageId": "m"}])  # type: ignore[arg-type]
+    script = ScriptedTransport([{"messageId": "m"}])  # type: ignore[arg-type]
     client = QStash(TOKEN, transport=script)
     client.message.batch([{"url": URL, "body": "grüß".encode()}])
     assert json.loads(script.sent[0].body)[0]["body"] == "grüß"
@@ -174,7 +174,7 @@ def test_bytes_in_a_batch_must_be_text() -> None:
 
 
 def test_publish_raw_sends_the_protocols_own_options() -> None:
-    script = Script({"messageId": "msg_9"})
+    script = ScriptedTransport({"messageId": "msg_9"})
     options = PublishOptions(delay_ms=1500, labels=("a",), forward=(("X", "y"),), deduplication_id="d")
     answer = QStash(TOKEN, transport=script).publish_raw("https://e.com/q/add", b"\x00", options)
     (request,) = script.sent
@@ -186,7 +186,7 @@ def test_publish_raw_sends_the_protocols_own_options() -> None:
 
 
 def test_enqueue_raw_appends_to_a_queue_with_the_protocols_own_options() -> None:
-    script = Script({"messageId": "msg_9"})
+    script = ScriptedTransport({"messageId": "msg_9"})
     options = PublishOptions(labels=("a",), deduplication_id="d")
     answer = QStash(TOKEN, transport=script).enqueue_raw("my queue", "https://e.com/q/add", b"\x00", options)
     (request,) = script.sent
@@ -198,12 +198,12 @@ def test_enqueue_raw_appends_to_a_queue_with_the_protocols_own_options() -> None
 
 def test_enqueue_raw_refuses_an_empty_queue() -> None:
     with pytest.raises(InvalidCallError, match="queue must name something"):
-        QStash(TOKEN, transport=Script({})).enqueue_raw("", URL, b"", PublishOptions())
+        QStash(TOKEN, transport=ScriptedTransport({})).enqueue_raw("", URL, b"", PublishOptions())
 
 
 def test_batch_raw_sends_each_message_with_its_own_options_and_queue() -> None:
     answers = [{"messageId": "m1"}, {"error": "no such endpoint"}, {"messageId": "m3", "deduplicated": True}]
-    script = Script(answers)  # type: ignore[arg-type]
+    script = ScriptedTransport(answers)  # type: ignore[arg-type]
     messages = [
         RawMessage(destination=URL, body=b"1", options=PublishOptions(delay_ms=1500)),
         RawMessage(destination="https://e.com/?a=b c", body="ü".encode(), queue="q"),
@@ -223,7 +223,7 @@ def test_batch_raw_sends_each_message_with_its_own_options_and_queue() -> None:
 
 
 def test_a_deduplication_id_of_the_client_does_not_make_a_message_of_batch_raw_a_duplicate() -> None:
-    script = Script([{"messageId": "m1", "deduplicated": True}])  # type: ignore[arg-type]
+    script = ScriptedTransport([{"messageId": "m1", "deduplicated": True}])  # type: ignore[arg-type]
     (got,) = QStash(TOKEN, transport=script).batch_raw([RawMessage(destination=URL, body=b"1")])
     assert "Upstash-Deduplication-Id" in json.loads(script.sent[0].body)[0]["headers"]
     assert got == BatchResponse("m1", False)
@@ -232,12 +232,12 @@ def test_a_deduplication_id_of_the_client_does_not_make_a_message_of_batch_raw_a
 def test_batch_raw_names_the_message_whose_body_is_not_text() -> None:
     messages = [RawMessage(destination=URL, body=b"1"), RawMessage(destination=URL, body=b"\xff")]
     with pytest.raises(InvalidCallError, match=r"the body of messages\[1\] is not UTF-8"):
-        QStash(TOKEN, transport=Script([])).batch_raw(messages)  # type: ignore[arg-type]
+        QStash(TOKEN, transport=ScriptedTransport([])).batch_raw(messages)  # type: ignore[arg-type]
 
 
 def test_blanks_around_a_value_are_not_sent() -> None:
     """B20: no HTTP client sends them, and the official service trims them."""
-    script = Script({"scheduleId": "s"})
+    script = ScriptedTransport({"scheduleId": "s"})
     QStash(TOKEN, transport=script, retry=False).schedule.create(
         destination=URL, cron="*/10 * * * * ", headers={"A": "\tb "}
     )

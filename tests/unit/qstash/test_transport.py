@@ -19,7 +19,7 @@ from qtasks.errors import ApiError, BrokerUnreachable, InvalidCallError
 from qtasks.qstash import AsyncQStash, QStash, Reply, Request
 from qtasks.qstash.conversation import httpx_transport
 from qtasks.qstash.conversation.httpx_transport import AsyncHttpxTransport, HttpxTransport
-from tests.unit.qstash.conftest import TOKEN, Service
+from tests.unit.qstash.conftest import TOKEN, ScriptedService
 
 Send = Callable[[str], Reply]
 LONG_S = 20.0
@@ -67,16 +67,16 @@ def nobody() -> str:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def test_a_reply_comes_with_status_headers_and_body(send: Any, service: Service) -> None:
+def test_a_reply_comes_with_status_headers_and_body(send: Any, service: ScriptedService) -> None:
     service.answers.append(Reply(418, (("X-Kind", "pot"), ("X-Kind", "tea")), b"\x00short and stout"))
     reply = send(f"{service.url}/v2/x?y=%2F", headers=(("A", "b"), ("Label", "grün")), body=b"\xff")
     assert (reply.status, reply.body) == (418, b"\x00short and stout")
     assert [value for name, value in reply.headers if name.lower() == "x-kind"] == ["pot", "tea"]
     assert reply.header("x-kInd") == "pot"
-    arrived = service.last()
-    assert (arrived.method, arrived.target, arrived.body) == ("POST", "/v2/x?y=%2F", b"\xff")
-    assert arrived.header("a") == "b"
-    assert str(arrived.header("label")).encode("latin-1").decode() == "grün"
+    received = service.last()
+    assert (received.method, received.target, received.body) == ("POST", "/v2/x?y=%2F", b"\xff")
+    assert received.header("a") == "b"
+    assert str(received.header("label")).encode("latin-1").decode() == "grün"
 
 
 def test_a_refused_connection_was_surely_not_sent_and_says_what_to_start(send: Any, nobody: str) -> None:
@@ -106,14 +106,14 @@ def test_silence_ends_with_the_time_and_may_have_been_heard(send: Any, silent: s
     assert caught.value.sent is True
 
 
-def test_a_connection_cut_before_the_answer_may_have_been_heard(send: Any, service: Service) -> None:
+def test_a_connection_cut_before_the_answer_may_have_been_heard(send: Any, service: ScriptedService) -> None:
     service.answers.append(lambda handler: handler.hang_up())
     with pytest.raises(BrokerUnreachable, match="may have been accepted") as caught:
         send(f"{service.url}/v2/x")
     assert caught.value.sent is True
 
 
-def test_a_connection_cut_in_the_middle_of_an_answer_is_no_answer(send: Any, service: Service) -> None:
+def test_a_connection_cut_in_the_middle_of_an_answer_is_no_answer(send: Any, service: ScriptedService) -> None:
     def half(handler: Any) -> None:
         handler.send_response(200)
         handler.send_header("Content-Length", "100")
@@ -127,7 +127,7 @@ def test_a_connection_cut_in_the_middle_of_an_answer_is_no_answer(send: Any, ser
     assert caught.value.sent is True
 
 
-def test_an_answer_that_drips_is_bounded_in_time(send: Any, service: Service) -> None:
+def test_an_answer_that_drips_is_bounded_in_time(send: Any, service: ScriptedService) -> None:
     stop = threading.Event()
 
     def drip(handler: Any) -> None:
@@ -150,7 +150,7 @@ def test_an_answer_that_drips_is_bounded_in_time(send: Any, service: Service) ->
 
 
 def test_a_reply_is_bounded_in_size_even_when_it_was_packed_small(
-    send: Any, service: Service, monkeypatch: pytest.MonkeyPatch
+    send: Any, service: ScriptedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(httpx_transport, "MAX_REPLY", 1000)
     packed = gzip.compress(b"0" * 1_000_000)
@@ -159,20 +159,22 @@ def test_a_reply_is_bounded_in_size_even_when_it_was_packed_small(
         send(f"{service.url}/v2/x")
 
 
-def test_redirects_are_answers(send: Any, service: Service) -> None:
+def test_redirects_are_answers(send: Any, service: ScriptedService) -> None:
     service.answers.append(Reply(307, (("Location", "/elsewhere"),), b""))
     assert send(f"{service.url}/v2/x").status == 307
-    assert len(service.arrived) == 1
+    assert len(service.received) == 1
 
 
 @pytest.mark.parametrize("header", [("A B", "c"), ("A", "b\nc"), ("Ä", "b")])
-def test_what_http_cannot_carry_is_the_callers_mistake(send: Any, service: Service, header: tuple[str, str]) -> None:
+def test_what_http_cannot_carry_is_the_callers_mistake(
+    send: Any, service: ScriptedService, header: tuple[str, str]
+) -> None:
     with pytest.raises(InvalidCallError, match="cannot be sent"):
         send(f"{service.url}/v2/x", headers=(header,))
 
 
 def test_proxies_of_the_environment_are_not_asked_for_a_service_on_this_machine(
-    send: Any, service: Service, nobody: str, monkeypatch: pytest.MonkeyPatch
+    send: Any, service: ScriptedService, nobody: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", nobody)
     monkeypatch.setenv("ALL_PROXY", nobody)
@@ -183,7 +185,7 @@ def test_proxies_of_the_environment_are_not_asked_for_a_service_on_this_machine(
 
 
 def test_a_proxy_of_the_environment_carries_everything_else(
-    send: Any, service: Service, monkeypatch: pytest.MonkeyPatch
+    send: Any, service: ScriptedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", service.url)
     send("http://qstash.test/v2/x")
@@ -191,7 +193,7 @@ def test_a_proxy_of_the_environment_carries_everything_else(
 
 
 def test_no_netrc_replaces_the_token(
-    send: Any, service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+    send: Any, service: ScriptedService, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -199,7 +201,7 @@ def test_no_netrc_replaces_the_token(
     assert service.last().header("Authorization") == "Bearer TOKEN"
 
 
-def test_connections_are_kept_and_closing_twice_is_fine(service: Service) -> None:
+def test_connections_are_kept_and_closing_twice_is_fine(service: ScriptedService) -> None:
     ports = []
 
     def answer(handler: Any) -> None:
@@ -220,14 +222,14 @@ def test_connections_are_kept_and_closing_twice_is_fine(service: Service) -> Non
 OK = Reply(200, (), b"{}")
 
 
-def test_threads_share_one_client(service: Service) -> None:
+def test_threads_share_one_client(service: ScriptedService) -> None:
     with QStash(TOKEN, base_url=service.url, retry=False) as client, ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: client.message.cancel(f"m{n}"), range(40)))
-    assert {arrived.target for arrived in service.arrived} == {f"/v2/messages/m{n}" for n in range(40)}
+    assert {received.target for received in service.received} == {f"/v2/messages/m{n}" for n in range(40)}
 
 
 @pytest.mark.anyio
-async def test_closed_transports_leave_nothing_behind_in_a_loop_that_lives_on(service: Service) -> None:
+async def test_closed_transports_leave_nothing_behind_in_a_loop_that_lives_on(service: ScriptedService) -> None:
     transport = AsyncHttpxTransport()
     await transport.send(request(f"{service.url}/v2/x"), LONG_S)
     assert len(transport._lanes) == 1
@@ -236,7 +238,7 @@ async def test_closed_transports_leave_nothing_behind_in_a_loop_that_lives_on(se
     assert len(transport._lanes) == 0
 
 
-def test_one_async_client_serves_one_event_loop_after_another(service: Service) -> None:
+def test_one_async_client_serves_one_event_loop_after_another(service: ScriptedService) -> None:
     client = AsyncQStash(TOKEN, base_url=service.url, retry=False)
 
     async def use(last: bool) -> None:
@@ -254,11 +256,11 @@ def test_one_async_client_serves_one_event_loop_after_another(service: Service) 
 
     asyncio.run(let_go())
     asyncio.run(use(last=True))
-    assert len(service.arrived) == 2
+    assert len(service.received) == 2
 
 
 @pytest.mark.anyio
-async def test_many_async_calls_queue_for_few_connections(service: Service) -> None:
+async def test_many_async_calls_queue_for_few_connections(service: ScriptedService) -> None:
     ports: set[int] = set()
 
     def answer(handler: Any) -> None:
@@ -269,12 +271,12 @@ async def test_many_async_calls_queue_for_few_connections(service: Service) -> N
     async with AsyncQStash(TOKEN, base_url=service.url, retry=False) as client, anyio.create_task_group() as group:
         for number in range(60):
             group.start_soon(client.message.cancel, f"m{number}")
-    assert len(service.arrived) == 60
+    assert len(service.received) == 60
     assert len(ports) <= httpx_transport.ASYNC_CONNECTIONS
 
 
 @pytest.mark.anyio
-async def test_answers_that_take_long_hold_up_nobody(service: Service) -> None:
+async def test_answers_that_take_long_hold_up_nobody(service: ScriptedService) -> None:
     """Ten models think; a publish passes them."""
     waiting = threading.Barrier(11)
     completion = b'{"id":"c","choices":[],"created":1,"model":"m","object":"chat.completion","usage":%s}'
@@ -296,7 +298,7 @@ async def test_answers_that_take_long_hold_up_nobody(service: Service) -> None:
             await client.message.cancel("m")
 
 
-def test_a_forked_child_makes_connections_of_its_own(service: Service) -> None:
+def test_a_forked_child_makes_connections_of_its_own(service: ScriptedService) -> None:
     script = f"""
         import os
         from qtasks.qstash import QStash
@@ -320,7 +322,7 @@ def test_a_forked_child_makes_connections_of_its_own(service: Service) -> None:
     assert ports["before"] == ports["parent"] != ports["child"]
 
 
-def test_importing_the_client_imports_neither_httpx_nor_anyio_nor_asyncio(service: Service) -> None:
+def test_importing_the_client_imports_neither_httpx_nor_anyio_nor_asyncio(service: ScriptedService) -> None:
     run_python(
         f"""
         import sys
@@ -347,7 +349,7 @@ def run_python(script: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_web_page_in_place_of_a_service_is_told_apart(service: Service) -> None:
+def test_a_web_page_in_place_of_a_service_is_told_apart(service: ScriptedService) -> None:
     service.answers.append(Reply(200, (("Content-Type", "text/html"),), b"<html>Welcome</html>"))
     with QStash(TOKEN, base_url=service.url) as client, pytest.raises(ApiError) as caught:
         client.message.get("m")
