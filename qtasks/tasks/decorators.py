@@ -71,7 +71,7 @@ def make(
         raise DefinitionError(
             f"{function.__qualname__} yields; a task returns one result", code=ErrorCode.NOT_A_FUNCTION
         )
-    call_options.check(check_name(name), options, known=tuple(TaskOptions.__annotations__))
+    call_options.check(check_name(name), options, allowed=tuple(TaskOptions.__annotations__))
     is_async = inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(function)
     kind = AsyncTask if is_async else SyncTask
     return kind(bound, function, name=name, options=options)

@@ -1,4 +1,4 @@
-"""How a call is to be delivered, as a person writes it; and the same as the protocol wants it."""
+"""Options of tasks and calls: as users write them (TypedDicts), and in the protocol's form (`DeliveryOptions`)."""
 
 from __future__ import annotations
 
@@ -28,93 +28,104 @@ Span = str | float | timedelta
 
 
 class AttemptOptions(TypedDict, total=False):
-    """What may be said of anything that is delivered; an absent key means "not said"."""
+    """Options of everything that is delivered: tasks, calls and completions. An absent key leaves the default."""
 
     retries: int | RetryPolicy
-    """Attempts after the first, 0 to 999; 3 by default. A policy says when and after which errors, too."""
+    """Attempts after the first, 0 to 999; 3 by default. A `RetryPolicy` also sets the waits, and after which errors to
+    retry."""
     retry_delay: Span
-    """Time before each retry, or an expression in milliseconds over `retried` (0 before the first retry), such as
-    ``"pow(2, retried) * 1000"``. The default grows: 12 s, 2 m 28 s, 30 m 8 s, 6 h 7 m 6 s, then a day."""
+    """Wait before each retry: a time, or an expression in milliseconds over `retried` (0 before the first retry), such
+    as ``"pow(2, retried) * 1000"``; a day at most. By default the wait grows: 12 s, 2 m 28 s, 30 m 8 s, 6 h 7 m 6 s,
+    then a day."""
     timeout: Span
-    """How long one attempt may take; 15 minutes by default, 2 hours at most."""
+    """Longest time for one attempt; 15 minutes by default, 2 hours at most."""
     label: str | Sequence[str]
-    """For filters in logs and dead letters; several as a list."""
+    """One label or several, by which logs and dead letters can be filtered; none by default. Without commas."""
     key: str
-    """Calls of one key share the limits `rate` and `parallelism`, whatever their task."""
+    """Flow-control key: all calls with this key share `rate` and `parallelism`, even calls of different tasks. None by
+    default. Needs at least one of the two limits."""
     rate: int | str
-    """Starts per second for the key, or ``"10/1m"``: ten in a minute."""
+    """Starts per second for the key, or per another period: ``"10/1m"`` is ten a minute; a week at most. Unlimited by
+    default. Needs `key`."""
     parallelism: int
-    """Calls of the key that may run at once."""
+    """How many calls with the key may run at the same time, 1 or more. Unlimited by default. Needs `key`."""
 
 
 class CommonOptions(AttemptOptions, total=False):
-    """What a task may say about its calls, and a call about itself."""
+    """Options of a task, for all its calls, or of one call."""
 
     queue: str
-    """Go through this queue, in order, as many at a time as the queue allows. Not with `delay` or `eta`."""
+    """Name of the queue for the call; none by default. A queue starts calls in order, as many at a time as its
+    parallelism allows. Not with `delay` or `eta`."""
     unique: bool | str | Sequence[str]
-    """Make the call once: True, for the same arguments; or the parameters that matter. While an earlier one is not done
-    (a day at most, if it is never heard of again) a second is not sent and its handle is that of the first. Needs a
-    place for results."""
+    """Allow only one unfinished call at a time: True compares all arguments, names compare only these parameters; False
+    by default. A second call is not sent, and its handle is that of the first. A call that never ends blocks others for
+    a day at most. Needs a result store."""
     unique_for: Span
-    """With `unique`: for this long after the call, whether it is done or not."""
+    """With `unique`: block others for this long after the call, finished or not; a year at most. By default until the
+    call is done."""
     callback: str
-    """A URL that is told of every attempt's answer."""
+    """URL to which the broker sends the response of every attempt; none by default."""
     failure_callback: str
-    """A URL that is told once when the call has failed for good."""
+    """URL to which the broker sends one message when the call has finally failed; none by default."""
     redact: bool
-    """Keep the arguments out of logs and dead letters as they are shown; they are delivered all the same."""
+    """Hide the arguments in logs and dead letters; False by default. Deliveries carry them unchanged."""
 
 
 class TaskOptions(CommonOptions, total=False):
-    """What a task may say besides."""
+    """Options of a task."""
 
     serializer: Literal["json", "pickle"]
-    """How arguments travel: as JSON by their annotations, or pickled with cloudpickle, as is then a result that JSON
-    cannot carry. Whoever makes a pickle runs code, so it takes `allow_pickle` and `QTASKS_SECRET_KEY` as well."""
+    """How arguments travel: ``"json"``, the default, by their annotations; or ``"pickle"``, with cloudpickle, which is
+    then also used for results that are not JSON. A pickle can run any code, so pickles also need `allow_pickle` and
+    `QTASKS_SECRET_KEY`."""
 
 
 class CallOptions(CommonOptions, total=False):
-    """What one call may say besides."""
+    """Options of one call."""
 
     delay: Span
-    """Run no sooner than this from now, a year at most."""
+    """Run at this time after now or later; 0 by default, a year at most. Not with `eta` or `queue`."""
     eta: datetime
-    """Run no sooner than this moment; it must know its time zone."""
+    """Run at this moment or later; a datetime with a time zone. By default at once. Not with `delay` or `queue`."""
     expires: Span | datetime
-    """Do not run it any more this long after the call, or after this moment: the call ends as expired."""
+    """Do not run after this moment, or this long after the call (a year at most): the call then ends as expired. Never
+    by default."""
     deduplication_id: str
-    """A second call with the same id within ten minutes is not made; its result is the first one's."""
+    """Do not send a second call with the same id within ten minutes; its handle is that of the first. Visible ASCII
+    characters without a colon; none by default."""
 
 
 class ApplyOptions(CallOptions, total=False):
-    """What `apply_async` takes: Celery's words for the same things, and ours."""
+    """Options of `apply_async`: those of a call, and Celery's names for two of them."""
 
     countdown: Span
-    """As `delay`."""
+    """Celery's name for `delay`."""
     task_id: str
-    """The id of the call, in place of a new one."""
+    """Id of the call; a new one by default."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryOptions:
-    """Options in the protocol's terms, and what the dispatcher has to know besides."""
+    """The options of a call in the protocol's form, and those that only the dispatcher and the client use."""
 
     publish: PublishOptions
     retries: int
-    """How many attempts may follow the first."""
+    """Attempts after the first."""
     jitter: float = 0.0
+    """Part of each wait, 0 to 1, by which it changes at random."""
     expires: Span | datetime | None = None
-    """As it was written: what it comes to is known at the call."""
+    """As the user wrote it: a time span starts at the call."""
     queue: str | None = None
     unique: bool | str | tuple[str, ...] = False
-    """Parameters that make a call the same as another."""
+    """True for all parameters, or the names of those that identify the call."""
     unique_ms: int | None = None
+    """How long a unique call blocks others, in milliseconds; None: until it is done."""
     pickled: bool = False
-    """Whether arguments are pickled."""
+    """True if arguments travel as a pickle."""
 
     def expires_ms(self, now_ms: int) -> int | None:
-        """Unix time after which a call made now is not run any more."""
+        """Unix time in milliseconds after which a call made at `now_ms` does not run any more; None: never."""
         if self.expires is None:
             return None
         if isinstance(self.expires, datetime):
@@ -122,38 +133,41 @@ class DeliveryOptions:
         return now_ms + durations.to_ms(self.expires)
 
 
-_KNOWN = tuple(CallOptions.__annotations__)
+_CALL_OPTIONS = tuple(CallOptions.__annotations__)
 
 
 def check(
     task: str,
     options: Mapping[str, Any],
     *,
-    known: Sequence[str] = _KNOWN,
+    allowed: Sequence[str] = _CALL_OPTIONS,
     merged: Mapping[str, Any] | None = None,
 ) -> None:
-    """Refuse what cannot be meant, by itself or as part of `merged`. Raises DefinitionError naming the option."""
+    """Validate `options`, alone and merged with the declaration. Raises DefinitionError naming the option."""
     policy = options.get("retries")
-    if "expires" in known and isinstance(policy, RetryPolicy) and policy.chooses:
+    if "expires" in allowed and isinstance(policy, RetryPolicy) and policy.chooses:
         raise _error(
             task,
-            "the policy of a call cannot choose by the kind of error: exceptions do not travel",
+            "the policy of one call cannot depend on the type of error: exception classes cannot travel with a call",
             fix="give `on` and `give_up_on` where the task is declared",
         )
     for name in options:
-        if name not in known:
-            guess = did_you_mean(name, known)
-            raise _error(task, f"there is no option {name!r}{guess}", details={"known": ", ".join(known)})
+        if name not in allowed:
+            guess = did_you_mean(name, allowed)
+            raise _error(task, f"there is no option {name!r}{guess}", details={"options": ", ".join(allowed)})
     delivery_options(task, options if merged is None else merged)
 
 
 def delivery_options(task: str, options: Mapping[str, Any]) -> DeliveryOptions:
-    """Bring options into the protocol's form. Raises DefinitionError naming the one that does not fit."""
-    if "delay" in options and "eta" in options:
+    """Convert `options` to the protocol's form. Raises DefinitionError naming an option with a wrong value.
+
+    A value of None is the same as an absent key.
+    """
+    if options.get("delay") is not None and options.get("eta") is not None:
         raise _error(task, "delay and eta contradict each other", fix="give one of them")
     retries, retry_delay, jitter = _retries(task, options)
     if retries is not None and not (type(retries) is int and 0 <= retries <= MAX_RETRIES):
-        raise _error(task, f"retries is {retries!r}; a whole number from 0 to {MAX_RETRIES} is wanted")
+        raise _error(task, f"retries is {retries!r}; expected a whole number from 0 to {MAX_RETRIES}")
     publish = PublishOptions(
         method="POST",
         content_type="application/json",
@@ -161,7 +175,7 @@ def delivery_options(task: str, options: Mapping[str, Any]) -> DeliveryOptions:
         not_before_s=_moment(task, options.get("eta")),
         retries=retries,
         retry_delay=retry_delay,
-        timeout_ms=_span(task, "timeout", options.get("timeout"), MAX_TIMEOUT_MS, least=1),
+        timeout_ms=_span(task, "timeout", options.get("timeout"), MAX_TIMEOUT_MS, least_ms=1),
         deduplication_id=_deduplication_id(task, options.get("deduplication_id")),
         labels=_labels(task, options.get("label")),
         flow_control=_flow_control(task, options),
@@ -177,36 +191,36 @@ def delivery_options(task: str, options: Mapping[str, Any]) -> DeliveryOptions:
         _span(task, "expires", expires, MAX_DELAY_MS)
     unique, unique_ms = _unique(task, options)
     return DeliveryOptions(
-        publish,
-        DEFAULT_RETRIES if retries is None else retries,
-        jitter,
-        expires,
-        queue,
-        unique,
-        unique_ms,
-        _pickled(task, options),
+        publish=publish,
+        retries=DEFAULT_RETRIES if retries is None else retries,
+        jitter=jitter,
+        expires=expires,
+        queue=queue,
+        unique=unique,
+        unique_ms=unique_ms,
+        pickled=_pickled(task, options),
     )
 
 
 def _retries(task: str, options: Mapping[str, Any]) -> tuple[Any, str | None, float]:
-    """How many retries, the expression for the waits before them, and the jitter."""
-    given = options.get("retries")
-    if not isinstance(given, RetryPolicy):
-        return given, _retry_delay(task, options.get("retry_delay")), 0.0
+    """The number of retries, the expression for the waits before them, and the jitter."""
+    retries = options.get("retries")
+    if not isinstance(retries, RetryPolicy):
+        return retries, _retry_delay(task, options.get("retry_delay")), 0.0
     if options.get("retry_delay") is not None:
         raise _error(task, "a RetryPolicy and retry_delay contradict each other", fix="give one of them")
-    return given.max, given.expression, given.jitter
+    return retries.max, retries.expression, retries.jitter
 
 
-def _span(task: str, name: str, value: Span | None, limit_ms: int, *, least: int = 0) -> int | None:
+def _span(task: str, name: str, value: Span | None, limit_ms: int, *, least_ms: int = 0) -> int | None:
     if value is None:
         return None
     try:
         span_ms = durations.to_ms(value)
     except (ValueError, TypeError) as error:
         raise _error(task, f"{name}={value!r}: {error}") from None
-    if not least <= span_ms <= limit_ms:
-        raise _error(task, f"{name}={value!r} is not between {least} ms and {durations.format(limit_ms)}")
+    if not least_ms <= span_ms <= limit_ms:
+        raise _error(task, f"{name}={value!r} is not between {least_ms} ms and {durations.format(limit_ms)}")
     return span_ms
 
 
@@ -216,7 +230,7 @@ def _moment(task: str, value: Any, *, name: str = "eta") -> int | None:
     if not isinstance(value, datetime) or value.utcoffset() is None:
         raise _error(
             task,
-            f"{name}={value!r} is not a moment: a datetime with a time zone is wanted",
+            f"{name}={value!r} is not a moment: expected a datetime with a time zone",
             fix="datetime(..., tzinfo=ZoneInfo(...)) or datetime.now(UTC) + timedelta(...)",
         )
     return max(0, math.ceil(value.timestamp()))
@@ -249,7 +263,7 @@ def _deduplication_id(task: str, value: Any) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not value or ":" in value or not value.isascii() or not value.isprintable():
-        raise _error(task, f"deduplication_id={value!r}: visible ASCII characters without a colon are wanted")
+        raise _error(task, f"deduplication_id={value!r}: expected visible ASCII characters without a colon")
     return value
 
 
@@ -259,15 +273,15 @@ def _labels(task: str, value: Any) -> tuple[str, ...]:
     labels = (value,) if isinstance(value, str) else tuple(value)
     for label in labels:
         if not isinstance(label, str) or not label.strip() or "," in label or not label.isprintable():
-            raise _error(task, f"label={value!r}: each is a text without a comma")
+            raise _error(task, f"label={value!r}: expected texts without a comma")
     return labels
 
 
 def _queue(task: str, options: Mapping[str, Any]) -> str | None:
     if (queue := options.get("queue")) is None:
         return None
-    if "delay" in options or "eta" in options:
-        raise _error(task, "a queue runs its calls in their order, so delay and eta have no meaning there")
+    if options.get("delay") is not None or options.get("eta") is not None:
+        raise _error(task, "a queue starts its calls in order, so delay and eta have no meaning there")
     try:
         return targets.check_name(queue, "queue name")
     except (ValueError, TypeError) as error:
@@ -275,34 +289,34 @@ def _queue(task: str, options: Mapping[str, Any]) -> str | None:
 
 
 def _unique(task: str, options: Mapping[str, Any]) -> tuple[bool | str | tuple[str, ...], int | None]:
-    given = options.get("unique", False)
-    choice = tuple(given) if isinstance(given, (list, tuple)) else given
-    names = choice if isinstance(choice, tuple) else ()
-    if not isinstance(choice, (bool, str, tuple)) or choice in ("", ()) or not all(type(name) is str for name in names):
-        raise _error(task, f"unique={given!r}: True, the name of a parameter, or several as a list are wanted")
-    window_ms = _span(task, "unique_for", options.get("unique_for"), MAX_DELAY_MS, least=1)
-    if window_ms is not None and not choice:
-        raise _error(task, "unique_for says how long, but not what is unique", fix="unique=True")
-    return choice, window_ms
+    value = options.get("unique")
+    unique = tuple(value) if isinstance(value, (list, tuple)) else False if value is None else value
+    names = unique if isinstance(unique, tuple) else ()
+    if not isinstance(unique, (bool, str, tuple)) or unique in ("", ()) or not all(type(name) is str for name in names):
+        raise _error(task, f"unique={value!r}: expected True, the name of a parameter, or a list of names")
+    window_ms = _span(task, "unique_for", options.get("unique_for"), MAX_DELAY_MS, least_ms=1)
+    if window_ms is not None and not unique:
+        raise _error(task, "unique_for sets a time, but `unique` is not set", fix="unique=True")
+    return unique, window_ms
 
 
 def _pickled(task: str, options: Mapping[str, Any]) -> bool:
-    serializer = options.get("serializer", "json")
-    if serializer not in ("json", "pickle"):
-        raise _error(task, f'serializer={serializer!r}: "json" or "pickle" is wanted')
-    if serializer == "json":
+    serializer = options.get("serializer")
+    if serializer not in (None, "json", "pickle"):
+        raise _error(task, f'serializer={serializer!r}: expected "json" or "pickle"')
+    if serializer != "pickle":
         return False
     if importlib.util.find_spec("cloudpickle") is None:
         raise DefinitionError(
-            f"{task}: its arguments are to be pickled, and cloudpickle is not installed",
+            f"{task}: its arguments travel as a pickle, and cloudpickle is not installed",
             fix='pip install "qstash-tasks[pickle]"',
             code=ErrorCode.PACKAGE_MISSING,
         )
     if options.get("unique") is True:
         raise _error(
             task,
-            "pickles of equal arguments need not be equal, so unique=True says nothing",
-            fix="name the parameters that make a call the same as another",
+            "pickles of equal arguments can differ, so unique=True cannot compare them",
+            fix="name the parameters that identify a call",
         )
     return True
 
@@ -312,19 +326,19 @@ def _flow_control(task: str, options: Mapping[str, Any]) -> FlowControl | None:
     if key is None:
         if rate is None and parallelism is None:
             return None
-        raise _error(task, "rate and parallelism are limits of a key", fix='key="..."')
+        raise _error(task, "rate and parallelism are limits of a key, and there is no key", fix='key="..."')
     if not isinstance(key, str) or not 1 <= len(key) <= wire.MAX_TEXT or not key.isprintable() or not key.isascii():
-        raise _error(task, f"key={key!r}: 1 to {wire.MAX_TEXT} visible ASCII characters are wanted")
+        raise _error(task, f"key={key!r}: expected 1 to {wire.MAX_TEXT} visible ASCII characters")
     if rate is None and parallelism is None:
         raise _error(task, "a key without limits limits nothing", fix="give rate or parallelism, or both")
     if parallelism is not None and not (type(parallelism) is int and 1 <= parallelism <= wire.MAX_LIMIT):
-        raise _error(task, f"parallelism={parallelism!r}: a whole number from 1 is wanted")
+        raise _error(task, f"parallelism={parallelism!r}: expected a whole number from 1")
     starts, period_s = _rate(task, rate)
     return FlowControl(key, parallelism, starts, period_s)
 
 
 def _rate(task: str, value: Any) -> tuple[int | None, int]:
-    """Starts, and the seconds they are counted in: 10 and ``"10/1m"``."""
+    """Starts, and the period in seconds: 10 is (10, 1), ``"10/1m"`` is (10, 60)."""
     if value is None:
         return None, 1
     if type(value) is int and 1 <= value <= wire.MAX_LIMIT:
@@ -336,7 +350,7 @@ def _rate(task: str, value: Any) -> tuple[int | None, int]:
         period_ms = 0
     digits = number.isascii() and number.isdigit() and 1 <= int(number) <= wire.MAX_LIMIT
     if not slash or not digits or period_ms % 1000 or not 1000 <= period_ms <= wire.MAX_PERIOD_MS:
-        raise _error(task, f'rate={value!r}: a number per second, or such as "10/1m", a week at most, is wanted')
+        raise _error(task, f'rate={value!r}: expected starts per second, or a text such as "10/1m"; a week at most')
     return int(number), period_ms // 1000
 
 
@@ -354,7 +368,7 @@ def _url(task: str, name: str, value: Any) -> str | None:
 
 def _redaction(task: str, value: Any) -> Redaction | None:
     if value not in (None, True, False):
-        raise _error(task, f"redact={value!r}: True or False is wanted")
+        raise _error(task, f"redact={value!r}: expected True or False")
     return Redaction(body=True) if value else None
 
 

@@ -58,7 +58,7 @@ class Completion(Task[..., T]):
                 f"{of.name}: a completion is a function that takes the output, not {function!r}",
                 code=ErrorCode.COMPLETION_INVALID,
             )
-        call_options.check(of.name, options, known=tuple(AttemptOptions.__annotations__))
+        call_options.check(of.name, options, allowed=tuple(AttemptOptions.__annotations__))
         self._first = next(iter(parameters))
         then = _then_output(function, self._first)
         super().__init__(lambda: of.runtime, then, name=of.name, options=options)

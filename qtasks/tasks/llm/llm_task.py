@@ -238,8 +238,8 @@ class LlmTask(Task[P, T]):
         return super().for_flow()
 
     def _check(self, options: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
-        known = tuple(LlmCallOptions.__annotations__)
-        call_options.check(self.name, options, known=known, merged=merged)
+        allowed = tuple(LlmCallOptions.__annotations__)
+        call_options.check(self.name, options, allowed=allowed, merged=merged)
         llm_options.check(self.name, options, self.api.settings, self.provider.kind)
 
 
@@ -269,7 +269,7 @@ def make(
             code=ErrorCode.OPTION_INVALID,
         )
     said = {key: value for key, value in options.items() if key not in ("provider", "model", "output")}
-    call_options.check(check_name(name), said, known=tuple(llm_options.LlmOptions.__annotations__))
+    call_options.check(check_name(name), said, allowed=tuple(llm_options.LlmOptions.__annotations__))
     llm_options.check(name, said, provider_apis.of(provider).settings, provider.kind)
     output: Output[Any] = Output(str if options["output"] is None else options["output"], task=name)
     return LlmTask(bound, function, name=name, options={**options, "output": output})

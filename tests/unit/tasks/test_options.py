@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qtasks.errors import DefinitionError
-from qtasks.tasks.options import check, delivery_options
+from qtasks.tasks.options import CallOptions, TaskOptions, check, delivery_options
 
 ETA = datetime(2030, 1, 1, 12, 0, 0, 1, tzinfo=timezone(timedelta(hours=2)))
 
@@ -47,6 +47,16 @@ def test_what_was_not_said_stays_unsaid() -> None:
     assert made.retries == 3
 
 
+@pytest.mark.parametrize("name", {**CallOptions.__annotations__, **TaskOptions.__annotations__})
+def test_none_is_the_same_as_an_absent_option(name: str) -> None:
+    assert delivery_options("work", {name: None}) == delivery_options("work", {})
+
+
+@pytest.mark.parametrize("options", [{"delay": None, "eta": ETA}, {"queue": "mail", "delay": None, "eta": None}])
+def test_none_contradicts_no_other_option(options: dict[str, Any]) -> None:
+    delivery_options("work", options)
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -58,7 +68,9 @@ def test_what_was_not_said_stays_unsaid() -> None:
         ({"delay": "10"}, "delay='10'"),
         ({"delay": -1}, "delay=-1"),
         ({"delay": "400d"}, "delay='400d'"),
-        ({"delay": None, "eta": None}, "contradict"),
+        ({"delay": "1s", "eta": ETA}, "contradict"),
+        ({"queue": "mail", "delay": "1s"}, "delay and eta have no meaning"),
+        ({"queue": "mail", "eta": ETA}, "delay and eta have no meaning"),
         ({"eta": datetime(2030, 1, 1)}, "time zone"),  # noqa: DTZ001
         ({"eta": "tomorrow"}, "eta='tomorrow'"),
         ({"timeout": 0}, "timeout=0"),

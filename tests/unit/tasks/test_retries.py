@@ -198,7 +198,7 @@ async def test_contradictions_are_refused() -> None:
     @tasks.task
     def two() -> None: ...
 
-    with pytest.raises(DefinitionError, match="cannot choose by the kind of error"):
+    with pytest.raises(DefinitionError, match="cannot depend on the type of error"):
         two.using(retries=RetryPolicy(on=OSError))
 
 
