@@ -1,4 +1,4 @@
-"""Finding a running `qtasks dev`: the file it leaves behind, and whether its broker answers."""
+"""Find a running `qtasks dev`: read the file that it writes, and ask its broker for the signing keys."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from qtasks.protocol.messages import SigningKeys
 
 DEV_FILE = Path(".qtasks", "dev.json")
 PROBE_TIMEOUT_S = 0.5
-"""How long a broker on this machine may take to say its keys."""
+"""How long a broker on this machine may take to answer with its keys."""
 
 _MAX_ANSWER = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DevServer:
-    """A running `qtasks dev`, as its file and its answer describe it."""
+    """A running `qtasks dev`: the contents of its file, and the signing keys from its broker."""
 
     path: Path
     url: str
@@ -33,7 +33,10 @@ class DevServer:
 
 
 def find_dev_server(given_url: str | None, *, start: Path) -> DevServer | str:
-    """The `qtasks dev` that belongs to `start` or a directory above it, if its broker answers; else why not."""
+    """The `qtasks dev` of the directory `start` or of one above it, if its broker answers.
+
+    Otherwise a text that says why it was not used. `given_url` is the URL of the service that is set, or None.
+    """
     for directory in (start, *start.parents):
         path = directory / DEV_FILE
         if path.is_file():
@@ -53,9 +56,9 @@ def is_loopback(url: str) -> bool:
 
 
 def _ask_dev_server(path: Path, given_url: str | None) -> DevServer | str:
-    """Read the file, then ask its broker: the keys it answers with are the truth, for keys rotate."""
+    """Read the file, then ask its broker for the keys: those in the file may be older, because keys rotate."""
     if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
-        return f"at {path} belongs to somebody else and was not read"
+        return f"at {path} belongs to another user and was not read"
     try:
         facts = strict_json.loads(path.read_bytes())
         if not isinstance(facts, dict):
@@ -75,7 +78,7 @@ def _ask_dev_server(path: Path, given_url: str | None) -> DevServer | str:
 
 
 def _ask_keys(url: str, token: str) -> SigningKeys | None:
-    """``GET /v2/keys`` of a broker on this machine; None unless it answers soon and as a broker would."""
+    """``GET /v2/keys`` of a broker on this machine; None if there is no valid answer in `PROBE_TIMEOUT_S`."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=PROBE_TIMEOUT_S)
     try:

@@ -45,14 +45,14 @@ class RetryPolicy:
         _check_number("factor", self.factor, 1, 1000)
         _check_number("jitter", self.jitter, 0, 1)
         for name in ("initial", "max_delay"):
-            _span_ms(name, getattr(self, name))
+            _delay_ms(name, getattr(self, name))
         for name in ("on", "give_up_on"):
             _check_errors(name, getattr(self, name))
 
     @property
     def expression(self) -> str:
         """The waits without jitter as an expression for the broker: milliseconds over `retried`."""
-        initial_ms, limit_ms = _span_ms("initial", self.initial), _span_ms("max_delay", self.max_delay)
+        initial_ms, limit_ms = _delay_ms("initial", self.initial), _delay_ms("max_delay", self.max_delay)
         if self.factor == 1 or initial_ms == 0:
             return str(min(initial_ms, limit_ms))
         factor = f"{self.factor:.6f}".rstrip("0").rstrip(".")
@@ -80,7 +80,7 @@ def jittered_ms(expression: str, retried: int, jitter: float, chance: float) -> 
     return min(expressions.MAX_DELAY_MS, max(1, round(wait_ms * (1 + jitter * (2 * chance - 1)))))
 
 
-def _span_ms(name: str, value: str | float | timedelta) -> int:
+def _delay_ms(name: str, value: str | float | timedelta) -> int:
     try:
         span_ms = durations.to_ms(value)
     except (ValueError, TypeError) as error:

@@ -1,7 +1,8 @@
-"""Where a program finds its engine: one frozen object, read from the environment on first use, never on import.
+"""Settings of a task application: one frozen object, read from the environment on first use, never on import.
 
-Each value knows where it came from. An argument wins over the environment, the environment over `.qtasks/dev.json`; but
-the address and the keys of a running `qtasks dev` are those that it says.
+Each value knows where it comes from. An argument wins over the environment, and the environment over
+`.qtasks/dev.json`. Exception: the address and the keys of a running `qtasks dev` win over the environment, which may
+hold those of production.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from qtasks.tasks.ports import Connection
 HOSTED_URL = "https://qstash.upstash.io"
 DEV_PORT = development.PORT
 DEV_BASE_URL = "http://127.0.0.1:8000/qtasks"
-"""Where `qtasks dev` puts the application when nothing else is said."""
+"""Where `qtasks dev` serves the application by default."""
 
 DEV_TOKEN = development.USERS[0].token
 DEV_SIGNING_KEYS = development.USERS[0].keys
 """The first of the public development users (docs/protocol.md 1.5)."""
 
 MIN_SECRET = 32
-"""Characters of a secret key."""
+"""Least number of characters of a secret key."""
 
 MAX_THREADS = 1000
 DEFAULT_THREADS = min(32, (os.cpu_count() or 1) + 4)
@@ -42,35 +43,42 @@ ARGUMENT, ENVIRONMENT, EMBEDDED, DEFAULT = "argument", "environment", "embedded"
 DEVELOPMENT = ".qtasks/dev.json"
 DEV_SWITCH = "QSTASH_DEV"
 TEST_SWITCH = "QTASKS_TEST"
-"""Set by the pytest plugin: the process talks to no broker but those inside it."""
+"""Set by the pytest plugin: the process may only use brokers inside itself."""
 
 
 class SettingsOverrides(TypedDict, total=False):
-    """What `QTasks(...)` takes in place of the environment; an absent key means "not said"."""
+    """Settings that `QTasks(...)` takes as arguments. An absent key leaves the environment variable, or the default."""
 
     url: str
-    """Of the QStash service or broker. `QSTASH_URL`; the hosted service by default."""
+    """URL of the QStash service or broker: `QSTASH_URL`; the hosted service by default."""
     token: str
-    """`QSTASH_TOKEN`."""
+    """API token of the service: `QSTASH_TOKEN`; without one, a running `qtasks dev` is used."""
     current_signing_key: str
-    """`QSTASH_CURRENT_SIGNING_KEY`."""
+    """Key that signs deliveries: `QSTASH_CURRENT_SIGNING_KEY`. Required for the dispatcher."""
     next_signing_key: str
-    """`QSTASH_NEXT_SIGNING_KEY`."""
+    """Key that will sign deliveries after the next rotation: `QSTASH_NEXT_SIGNING_KEY`. Required for the dispatcher."""
     base_url: str
-    """Where the dispatcher is reached, prefix included. `QTASKS_BASE_URL`."""
+    """Public URL of the dispatcher, prefix included, such as ``https://app.example.com/qtasks``: `QTASKS_BASE_URL`."""
     results: str
-    """``sqlite:///path`` or ``memory://``. `QTASKS_RESULTS`."""
+    """URL of the result store: ``sqlite:///relative/path``, ``sqlite:////absolute/path``, ``postgresql://...``,
+    ``redis://...``, or ``memory://`` for one process. `QTASKS_RESULTS`; in development and with an embedded broker a
+    file by default, elsewhere none."""
     allow_dev_keys: bool
-    """Trust the published development keys. `QTASKS_DEV`; a development engine switches it on."""
+    """Accept the public development keys: `QTASKS_DEV`. By default True with `qtasks dev`, with an embedded broker, and
+    if service and dispatcher both have loopback addresses."""
     threads: int
-    """How many `def` tasks run at once. `QTASKS_THREADS`."""
+    """How many `def` tasks run at the same time, 1 to 1000: `QTASKS_THREADS`; the number of processors plus 4 by
+    default, 32 at most."""
     secret_key: str
-    """What nobody but the application's own processes may know: 32 characters or more. Of several, with commas between,
-    the first is used and all are good, so that it can be changed while calls are on their way. `QTASKS_SECRET_KEY`."""
+    """Secret of the application's own processes, 32 characters or more: `QTASKS_SECRET_KEY`; none by default. It
+    authenticates pickles. Several keys are separated by commas: the first one signs, all are accepted, so that the key
+    can be changed while calls are on their way."""
     allow_pickle: bool
-    """Let tasks say ``serializer="pickle"``: whoever has the secret key may then run code. `QTASKS_ALLOW_PICKLE`."""
+    """Allow ``serializer="pickle"``: every process with the secret key can then run any code here.
+    `QTASKS_ALLOW_PICKLE`; False by default."""
     result_ttl: str | float | timedelta
-    """How long finished results are kept; a day by default. `QTASKS_RESULT_TTL`."""
+    """How long finished results are kept: ``"1h30m"``, seconds, or a timedelta. `QTASKS_RESULT_TTL`; 24 hours by
+    default."""
 
 
 VARIABLES: Mapping[str, str] = MappingProxyType(
@@ -90,13 +98,13 @@ VARIABLES: Mapping[str, str] = MappingProxyType(
 )
 
 
-FREE = ("results", "threads", "result_ttl", "secret_key", "allow_pickle")
-"""What does not concern the engine."""
+SERVICE_INDEPENDENT = ("results", "threads", "result_ttl", "secret_key", "allow_pickle")
+"""Settings that do not describe the service: they can be set with an embedded broker, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything a task application is told from outside. None means that nobody said it."""
+    """All settings of a task application. None: not set."""
 
     url: str | None = None
     token: str | None = field(default=None, repr=False)
@@ -112,7 +120,7 @@ class Settings:
     origins: Mapping[str, str] = field(default_factory=dict)
     """Field name to "argument", "environment", ".qtasks/dev.json", "QSTASH_DEV", "embedded" or "default"."""
     searched: tuple[str, ...] = ()
-    """Where an engine was looked for, in words, when none was found."""
+    """Where a service was looked for, as texts for an error, if none was sources."""
 
     def origin(self, name: str) -> str:
         """Where the value of field `name` comes from."""
@@ -120,27 +128,27 @@ class Settings:
 
     @property
     def is_production(self) -> bool:
-        """Whether the engine is anything but an embedded home and a server with the public development credentials."""
+        """False with an embedded broker and with a server that uses the public development credentials."""
         return self.origin("url") != EMBEDDED and self.token not in {user.token for user in development.USERS}
 
     def sender(self) -> tuple[str, str, str]:
         """`url`, `token` and `base_url`, which publishing needs. Raises ConfigurationError naming what is missing."""
         if self.url is None or self.token is None:
             raise ConfigurationError(
-                "no QStash service is configured, so a task has nowhere to go",
+                "no QStash service is configured, so tasks cannot be sent",
                 details={"looked for": self.searched},
                 fix="start `qtasks dev`, or set QSTASH_TOKEN (and QSTASH_URL for a broker of your own), "
                 "or give QTasks(embedded=...)",
             )
         if self.base_url is None:
             raise ConfigurationError(
-                "QTASKS_BASE_URL is not set: the broker would not know where to deliver",
+                "QTASKS_BASE_URL is not set: the broker needs the address of the tasks to deliver calls",
                 fix="set it to the public address of the tasks, prefix included, "
                 "such as https://app.example.com/qtasks",
             )
         if self.url == HOSTED_URL and is_loopback(self.base_url):
             raise ConfigurationError(
-                f"the hosted service cannot reach {self.base_url}: that is this machine",
+                f"the hosted service cannot reach {self.base_url}: that address is this machine",
                 fix="set QTASKS_BASE_URL to a public address, or use `qtasks dev`",
                 code=ErrorCode.BASE_URL_IS_LOCAL,
             )
@@ -148,44 +156,44 @@ class Settings:
 
     def receiver(self) -> tuple[SigningKeys, str]:
         """Signing keys and `base_url`, which the dispatcher needs. Raises ConfigurationError naming what is missing."""
-        # Imported here: whoever only sends has no use for cryptography.
+        # Imported here: a process that only sends does not need cryptography.
         from qtasks.protocol.signing import check_keys
 
         missing = [VARIABLES[name] for name in ("current_signing_key", "next_signing_key") if not getattr(self, name)]
         if missing:
             raise ConfigurationError(
-                f"no signing keys: {' and '.join(missing)} not set, so no delivery could be trusted",
+                f"no signing keys: {' and '.join(missing)} not set, so no delivery can be verified",
                 fix="set both (the console and `GET /v2/keys` show them), or start `qtasks dev`",
             )
         keys = SigningKeys(self.current_signing_key or "", self.next_signing_key or "")
         check_keys(keys, dev=self.allow_dev_keys)
         if self.base_url is None:
             raise ConfigurationError(
-                "QTASKS_BASE_URL is not set: deliveries are signed for an address this server must know",
+                "QTASKS_BASE_URL is not set: it is part of the signature of every delivery",
                 fix="set it to the public address of the tasks, prefix included, "
                 "such as https://app.example.com/qtasks",
             )
         return keys, self.base_url
 
     def pickling(self) -> tuple[str, ...]:
-        """The secrets of pickles, the one to use first. Raises ConfigurationError naming what is missing."""
+        """The secrets of pickles; the first one signs. Raises ConfigurationError naming what is missing."""
         if not self.allow_pickle:
             raise ConfigurationError(
                 "pickles are not permitted in this application",
-                fix="QTasks(allow_pickle=True) or QTASKS_ALLOW_PICKLE=1, if whoever has QTASKS_SECRET_KEY "
+                fix="QTasks(allow_pickle=True) or QTASKS_ALLOW_PICKLE=1, if every process with QTASKS_SECRET_KEY "
                 "may run code here",
             )
         if self.secret_key is None:
             raise ConfigurationError(
-                "QTASKS_SECRET_KEY is not set, so no pickle could be told from a stranger's",
-                fix="set it, alike in every process, to what `python -c 'import secrets; "
-                "print(secrets.token_urlsafe(32))'` prints",
+                "QTASKS_SECRET_KEY is not set, so pickles cannot be authenticated",
+                fix="set it, in every process to the same value, to the output of `python -c 'import secrets; "
+                "print(secrets.token_urlsafe(32))'`",
             )
         secrets = tuple(part.strip() for part in self.secret_key.split(","))
         for secret in secrets:
             if len(secret) < MIN_SECRET:
                 raise ConfigurationError(
-                    f"QTASKS_SECRET_KEY has {len(secret)} characters; {MIN_SECRET} random ones are the least",
+                    f"QTASKS_SECRET_KEY has {len(secret)} characters; at least {MIN_SECRET} random ones are required",
                     fix="python -c 'import secrets; print(secrets.token_urlsafe(32))'",
                 )
             if secret in (self.token, self.current_signing_key, self.next_signing_key) or development.is_public(secret):
@@ -197,7 +205,7 @@ class Settings:
 
 
 def in_test(environment: Mapping[str, str]) -> bool:
-    """Whether this process may talk to no broker but those inside it."""
+    """True if this process may only use brokers inside itself."""
     return _flag(environment.get(TEST_SWITCH, ""), TEST_SWITCH)
 
 
@@ -206,46 +214,53 @@ def resolve(
     overrides: SettingsOverrides,
     find_dev: Callable[[str | None], DevServer | str],
 ) -> Settings:
-    """Decide on the engine and everything around it.
+    """Find the service, and read all other settings.
 
-    `find_dev` is asked only when nobody gave a token: it gets the URL that was given (or None) and returns the
-    running development server or, in words, why there is none. Raises ConfigurationError for a malformed value.
+    `find_dev` is called only if no token is set. Its argument is the URL that is set, or None; it returns the running
+    development server, or a text that says why there is none. Raises ConfigurationError for a malformed value.
     """
     if in_test(environment):
         raise ConfigurationError(
+<<<<<<< HEAD
             "a test talks to no broker but its own, and there is none here",
             fix="ask for the fixture `qtasks`, and see that it finds this application (fixture "
             "`qtasks_app`); or let all tests out with `qtasks_network = true` in pytest's settings",
             code=ErrorCode.NO_TEST_BROKER,
+=======
+            "a test may only use its own test broker, and this application has none",
+            fix="use the fixture `qtasks`, and check that it finds this application (fixture `qtasks_app`); or allow "
+            "all tests to use the network with `qtasks_network = true` in pytest's settings",
+            code="QT170",
+>>>>>>> 08a08fc (Settings: plain docstrings; the service is called service, an embedded broker embedded broker)
         )
-    found = _Found()
-    found.take_overrides(overrides)
-    found.take_environment(environment, {name: VARIABLES[name] for name in ("url", "token")})
+    sources = _SettingsSources()
+    sources.take_overrides(overrides)
+    sources.take_environment(environment, {name: VARIABLES[name] for name in ("url", "token")})
     searched: list[str] = []
-    if "token" in found.values:
-        found.take_environment(environment, VARIABLES)
-        found.take({"url": HOSTED_URL}, DEFAULT)
-        return found.settings()
+    if "token" in sources.values:
+        sources.take_environment(environment, VARIABLES)
+        sources.take({"url": HOSTED_URL}, DEFAULT)
+        return sources.settings()
     searched.append("QSTASH_TOKEN (not set)")
-    server = find_dev(found.url("url"))
+    server = find_dev(sources.url("url"))
     if isinstance(server, DevServer):
         # Before the environment, whose address and keys may be those of production.
-        found.take(_of_dev_server(server), DEVELOPMENT)
-        found.take_environment(environment, VARIABLES)
-        found.take({"results": server.results}, DEVELOPMENT)
-        return found.settings(tuple(searched))
-    found.take_environment(environment, VARIABLES)
+        sources.take(_of_dev_server(server), DEVELOPMENT)
+        sources.take_environment(environment, VARIABLES)
+        sources.take({"results": server.results}, DEVELOPMENT)
+        return sources.settings(tuple(searched))
+    sources.take_environment(environment, VARIABLES)
     if _flag(environment.get(DEV_SWITCH, ""), DEV_SWITCH):
-        found.take(_of_dev_switch(environment), DEV_SWITCH)
+        sources.take(_of_dev_switch(environment), DEV_SWITCH)
     else:
         searched += [f"{DEVELOPMENT} ({server})", f"{DEV_SWITCH} (not set)"]
-    return found.settings(tuple(searched))
+    return sources.settings(tuple(searched))
 
 
 def embedded(connection: Connection, environment: Mapping[str, str], overrides: SettingsOverrides) -> Settings:
-    """Settings of a program with a home of its own: only what does not concern the engine may be set from outside."""
-    found = _Found()
-    engine = {
+    """Settings with an embedded broker: only those that do not describe the service can be set from outside."""
+    sources = _SettingsSources()
+    service = {
         "url": connection.url,
         "token": connection.token,
         "current_signing_key": connection.keys.current,
@@ -253,22 +268,22 @@ def embedded(connection: Connection, environment: Mapping[str, str], overrides: 
         "base_url": connection.base_url,
         "allow_dev_keys": True,
     }
-    found.take(engine, EMBEDDED)
-    found.take_overrides(overrides)
-    found.take_environment(environment, {name: VARIABLES[name] for name in FREE})
-    found.take({"results": connection.results}, EMBEDDED)
-    return found.settings()
+    sources.take(service, EMBEDDED)
+    sources.take_overrides(overrides)
+    sources.take_environment(environment, {name: VARIABLES[name] for name in SERVICE_INDEPENDENT})
+    sources.take({"results": connection.results}, EMBEDDED)
+    return sources.settings()
 
 
-class _Found:
-    """Values as they are found, the first of a name winning, each with its origin."""
+class _SettingsSources:
+    """Raw values from several sources, each with its origin. The first value of a name wins."""
 
     def __init__(self) -> None:
         self.values: dict[str, object] = {}
         self.origins: dict[str, str] = {}
 
-    def take(self, offered: Mapping[str, object], origin: str) -> None:
-        for name, value in offered.items():
+    def take(self, values: Mapping[str, object], origin: str) -> None:
+        for name, value in values.items():
             if name not in self.values and value is not None:
                 self.values[name] = value
                 self.origins[name] = origin
@@ -282,8 +297,8 @@ class _Found:
         self.take(dict(overrides), ARGUMENT)
 
     def take_environment(self, environment: Mapping[str, str], variables: Mapping[str, str]) -> None:
-        given = {name: environment.get(variable, "").strip() or None for name, variable in variables.items()}
-        self.take(given, ENVIRONMENT)
+        values = {name: environment.get(variable, "").strip() or None for name, variable in variables.items()}
+        self.take(values, ENVIRONMENT)
 
     def url(self, name: str) -> str | None:
         return _http_url(self.values[name], name, self.origins[name]) if name in self.values else None
@@ -292,12 +307,12 @@ class _Found:
         return str(self.values[name]) if name in self.values else None
 
     def settings(self, searched: tuple[str, ...] = ()) -> Settings:
-        """Bring each value, text or not, into its one form. Raises ConfigurationError."""
+        """Validate and convert every value. Raises ConfigurationError."""
         url, base_url = self.url("url"), self.url("base_url")
         if "allow_dev_keys" in self.values:
             allow_dev_keys = _flag(self.values["allow_dev_keys"], VARIABLES["allow_dev_keys"])
         else:
-            # Whoever talks to a broker on this machine about a dispatcher on this machine is developing.
+            # A broker and a dispatcher that are both on this machine are used for development.
             allow_dev_keys = bool(url and base_url and is_loopback(url) and is_loopback(base_url))
         return Settings(
             url=url,
@@ -310,7 +325,7 @@ class _Found:
             secret_key=self.text("secret_key"),
             allow_pickle=_flag(self.values.get("allow_pickle", ""), VARIABLES["allow_pickle"]),
             threads=_count(self.values.get("threads", DEFAULT_THREADS)),
-            result_ttl_ms=_span_ms(self.values.get("result_ttl", DEFAULT_RESULT_TTL)),
+            result_ttl_ms=_result_ttl_ms(self.values.get("result_ttl", DEFAULT_RESULT_TTL)),
             origins=MappingProxyType(dict(self.origins)),
             searched=searched,
         )
@@ -348,7 +363,7 @@ def _http_url(value: object, name: str, origin: str) -> str:
     try:
         parts = urlsplit(text)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and text.isascii()
-    except ValueError:  # a port or an IPv6 address that is none
+    except ValueError:  # a malformed port or IPv6 address
         parts, usable = urlsplit(""), False
     if not usable or parts.username is not None or parts.query or parts.fragment:
         shown = re.sub(r"//[^/@]*@", "//***@", text)[:200]
@@ -375,8 +390,8 @@ def _count(value: object) -> int:
     return int(text)
 
 
-def _span_ms(value: object) -> int:
+def _result_ttl_ms(value: object) -> int:
     try:
-        return durations.to_ms(value)  # type: ignore[arg-type]  # anything else is refused there
+        return durations.to_ms(value)  # type: ignore[arg-type]  # raises TypeError for any other type
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"QTASKS_RESULT_TTL is {value!r}: {error}") from None

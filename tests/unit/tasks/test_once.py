@@ -458,7 +458,7 @@ async def test_without_a_place_for_results_uniqueness_names_the_setting() -> Non
         ({"unique": ""}, "unique=''"),
         ({"unique": []}, "unique="),
         ({"unique": [1]}, "unique="),
-        ({"unique_for": "1h"}, "not what is unique"),
+        ({"unique_for": "1h"}, "`unique` is not set"),
         ({"unique": True, "unique_for": 0}, "unique_for=0"),
     ],
 )

@@ -97,12 +97,12 @@ def test_a_switch_that_is_neither_on_nor_off_is_refused() -> None:
         read({"QSTASH_DEV": "maybe"})
 
 
-def test_no_engine_says_where_it_looked_and_what_to_start() -> None:
+def test_without_a_service_the_error_says_where_it_looked_and_what_to_start() -> None:
     settings = read(dev="not found in /here or above")
     with pytest.raises(ConfigurationError) as caught:
         settings.sender()
     assert str(caught.value).splitlines() == [
-        "no QStash service is configured, so a task has nowhere to go",
+        "no QStash service is configured, so tasks cannot be sent",
         "  looked for  QSTASH_TOKEN (not set)",
         "  looked for  .qtasks/dev.json (not found in /here or above)",
         "  looked for  QSTASH_DEV (not set)",
@@ -225,8 +225,8 @@ def test_a_home_inside_the_process_decides_about_the_engine_and_leaves_the_rest(
         ({"secret_key": "s" * 32}, "not permitted"),
         ({"secret_key": "s" * 32, "allow_pickle": "0"}, "not permitted"),
         ({"allow_pickle": True}, "QTASKS_SECRET_KEY is not set"),
-        ({"allow_pickle": True, "secret_key": "s" * 31}, "has 31 characters; 32"),
-        ({"allow_pickle": True, "secret_key": "s" * 32 + ","}, "has 0 characters; 32"),
+        ({"allow_pickle": True, "secret_key": "s" * 31}, "has 31 characters; at least 32"),
+        ({"allow_pickle": True, "secret_key": "s" * 32 + ","}, "has 0 characters; at least 32"),
         ({"allow_pickle": True, "secret_key": KEYS.current}, "known to the broker"),
         ({"allow_pickle": True, "secret_key": "s" * 32 + "," + KEYS.next}, "known to the broker"),
         ({"allow_pickle": True, "secret_key": "t" * 40}, "known to the broker"),
@@ -327,11 +327,11 @@ def test_a_file_that_names_another_machine_is_ignored(tmp_path: Path) -> None:
     assert "not this machine" in str(find_dev_server(None, start=tmp_path))
 
 
-def test_a_file_of_somebody_else_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_another_user_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "http://127.0.0.1:9")
     owner = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)
-    assert "belongs to somebody else" in str(find_dev_server(None, start=tmp_path))
+    assert "belongs to another user" in str(find_dev_server(None, start=tmp_path))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "{", '{"broker": "http://127.0.0.1:1"}'])

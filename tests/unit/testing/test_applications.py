@@ -99,7 +99,7 @@ def test_tasks_run_on_the_loop_of_an_application_that_lives(app: FastAPI, tasks:
 def test_an_application_that_lives_already_is_found_living(app: FastAPI, tasks: QTasks) -> None:
     where = tasks.tasks["where"]
     with idle(), TestClient(app) as client:
-        with pytest.raises(ConfigurationError, match="a test talks to no broker but its own"):
+        with pytest.raises(ConfigurationError, match="a test may only use its own test broker"):
             client.post("/where")
         for _ in range(2):
             with Environment(app) as qtasks:
