@@ -221,17 +221,10 @@ def resolve(
     """
     if in_test(environment):
         raise ConfigurationError(
-<<<<<<< HEAD
-            "a test talks to no broker but its own, and there is none here",
-            fix="ask for the fixture `qtasks`, and see that it finds this application (fixture "
-            "`qtasks_app`); or let all tests out with `qtasks_network = true` in pytest's settings",
-            code=ErrorCode.NO_TEST_BROKER,
-=======
             "a test may only use its own test broker, and this application has none",
             fix="use the fixture `qtasks`, and check that it finds this application (fixture `qtasks_app`); or allow "
             "all tests to use the network with `qtasks_network = true` in pytest's settings",
-            code="QT170",
->>>>>>> 08a08fc (Settings: plain docstrings; the service is called service, an embedded broker embedded broker)
+            code=ErrorCode.NO_TEST_BROKER,
         )
     sources = _SettingsSources()
     sources.take_overrides(overrides)
