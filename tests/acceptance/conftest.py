@@ -9,7 +9,7 @@ from tests.support.running import Endpoint, RunningBroker
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
-    """One broker for all tests of a file: each has a user of its own, and users do not see each other."""
+    """One broker for all tests of a file; each test has its own user, which sees only its own messages."""
     running = RunningBroker(BrokerSettings(path=str(tmp_path_factory.mktemp("broker") / "broker.db")))
     yield running
     running.stop()

@@ -509,22 +509,22 @@ async def test_the_router_s_lifespan_runs_inside_the_application_s(steps: list[s
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        steps.append(f"application up, home started {len(broker.started)} times")
+        steps.append(f"application up, broker started {len(broker.started)} times")
         yield
-        steps.append(f"application down, home stopped {broker.stops} times")
+        steps.append(f"application down, broker stopped {broker.stops} times")
 
     app = FastAPI(lifespan=lifespan)
     app.include_router(tasks.router, prefix="/jobs")
     async with app.router.lifespan_context(app):
         assert [loop for _, loop in broker.started] == [asyncio.get_running_loop()]
     assert steps == [
-        "application up, home started 0 times",
-        "application down, home stopped 1 times",
+        "application up, broker started 0 times",
+        "application down, broker stopped 1 times",
     ]
 
 
 async def test_a_home_reaches_the_tasks_wherever_the_application_serves_them() -> None:
-    broker = RecordingBroker(base_url="http://home.internal/somewhere")
+    broker = RecordingBroker(base_url="http://embedded.internal/somewhere")
     tasks = QTasks(embedded=broker)
 
     @tasks.task
@@ -547,9 +547,9 @@ async def test_a_home_reaches_the_tasks_wherever_the_application_serves_them() -
         result = await work.adelay(5)
         (published,) = broker.transport.requests
         url = published.url.removeprefix("http://broker.internal/v2/publish/")
-        assert url == "http://home.internal/somewhere/work"
+        assert url == "http://embedded.internal/somewhere/work"
         answer = await deliver(
-            broker.app, "work", published.body, base_url="http://home.internal/somewhere", prefix="/somewhere"
+            broker.app, "work", published.body, base_url="http://embedded.internal/somewhere", prefix="/somewhere"
         )
         assert answer.status == 200
         assert await result.aget(timeout=5) == 5

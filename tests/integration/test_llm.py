@@ -101,7 +101,7 @@ def test_a_provider_is_asked_and_its_answer_comes_back(opened: Opened, provider:
     summarise = summariser(opened(), kept, provider=custom(provider.url, KEY))
     assert summarise.delay("abc").get(timeout=PATIENCE_S) == FITS
     assert kept.completed == [(FITS, "abc", Usage("gpt-2026", 10, 5))]
-    [asked] = provider.asked
+    [asked] = provider.requests
     assert asked["messages"][1]["content"] == "Summarise: abc"
 
 
@@ -109,7 +109,7 @@ def test_so_is_one_that_speaks_anthropics_form(opened: Opened, provider: Provide
     summarise = summariser(opened(), kept, provider=anthropic(KEY, base_url=provider.url))
     assert summarise.delay("abc").get(timeout=PATIENCE_S) == FITS
     assert kept.completed == [(FITS, "abc", Usage("gpt-2026", 7, 3))]
-    assert provider.asked[0]["tool_choice"] == {"type": "tool", "name": "Summary"}
+    assert provider.requests[0]["tool_choice"] == {"type": "tool", "name": "Summary"}
 
 
 @pytest.mark.parametrize("make", [lambda url: custom(url, KEY), lambda url: anthropic(KEY, base_url=url)])
@@ -118,7 +118,7 @@ def test_a_wrong_answer_is_repaired(opened: Opened, provider: Provider, kept: Ke
     summarise = summariser(opened(), kept, provider=make(provider.url))
     assert summarise.delay("abc").get(timeout=PATIENCE_S) == FITS
     assert [usage.requests for _, _, usage in kept.completed] == [2]
-    assert "title: Field required" in json.dumps(provider.asked[1]["messages"][-1])
+    assert "title: Field required" in json.dumps(provider.requests[1]["messages"][-1])
 
 
 def test_a_second_wrong_answer_is_a_dead_letter_with_the_answer(opened: Opened, provider: Provider, kept: Kept) -> None:
@@ -127,14 +127,14 @@ def test_a_second_wrong_answer_is_a_dead_letter_with_the_answer(opened: Opened, 
     with pytest.raises(TaskFailed, match="the answer does not fit Summary"):
         summarise.delay("abc").get(timeout=PATIENCE_S)
     assert kept.has_failed.wait(PATIENCE_S)
-    assert (len(kept.failed), len(provider.asked), kept.completed) == (1, 2, [])
+    assert (len(kept.failed), len(provider.requests), kept.completed) == (1, 2, [])
 
 
 def test_a_provider_that_is_busy_is_asked_again_when_it_says(opened: Opened, provider: Provider, kept: Kept) -> None:
-    provider.reply = lambda body: GOOD if len(provider.asked) > 2 else (429, {"Retry-After": "0"}, "slow down")
+    provider.reply = lambda body: GOOD if len(provider.requests) > 2 else (429, {"Retry-After": "0"}, "slow down")
     summarise = summariser(opened(), kept, provider=custom(provider.url, KEY), retry_delay="1h")
     assert summarise.delay("abc").get(timeout=PATIENCE_S) == FITS
-    assert len(provider.asked) == 3
+    assert len(provider.requests) == 3
 
 
 def test_a_provider_that_goes_on_refusing_fails_the_call_once(
@@ -176,7 +176,7 @@ def test_a_call_can_be_cancelled_before_it_is_made(opened: Opened, provider: Pro
     assert result.cancel()
     with pytest.raises(TaskCancelled):
         result.get(timeout=PATIENCE_S)
-    assert provider.asked == []
+    assert provider.requests == []
 
 
 def test_models_take_part_in_flows(opened: Opened, provider: Provider, kept: Kept) -> None:
@@ -192,7 +192,7 @@ def test_models_take_part_in_flows(opened: Opened, provider: Provider, kept: Kep
         return " ".join(texts)
 
     assert chain(group(say.s("a"), say.s("b")) | join.s() | say.s()).delay().get(timeout=PATIENCE_S) == "A B"
-    assert len(provider.asked) == 3
+    assert len(provider.requests) == 3
 
 
 def test_the_key_is_nowhere_but_in_the_message_that_asks(
@@ -372,7 +372,7 @@ def test_what_a_provider_said_is_recorded_and_played_back(
     monkeypatch.setenv(RECORD, "1")
     titles = iter(["first", "second"])
     provider.reply = lambda body: (
-        (500, {"Retry-After": "0"}, "busy") if len(provider.asked) == 1 else {"title": next(titles)}
+        (500, {"Retry-After": "0"}, "busy") if len(provider.requests) == 1 else {"title": next(titles)}
     )
     options = {"provider": custom(provider.url, variable="PROVIDER_KEY")}
     summarise = summariser(opened(":memory:", llm=recorded_llm(path)), kept, **options)
@@ -382,10 +382,10 @@ def test_what_a_provider_said_is_recorded_and_played_back(
 
     for variable in ("PROVIDER_KEY", RECORD):  # neither the key nor the provider is needed any more
         monkeypatch.delenv(variable)
-    count = len(provider.asked)
+    count = len(provider.requests)
     again = summariser(opened(":memory:", llm=recorded_llm(path)), kept, **options)
     assert [again.delay("abc").get(timeout=PATIENCE_S).title for _ in range(3)] == ["first", "second", "second"]
-    assert len(provider.asked) == count
+    assert len(provider.requests) == count
     with pytest.raises(TaskFailed) as caught:
         again.delay("another text").get(timeout=PATIENCE_S)
     assert f"{path} has no recording of this request to gpt: 'Summarise: another text'" in caught.value.error
@@ -401,4 +401,4 @@ def test_recordings_that_are_missing_are_added_and_others_left(
         summarise = summariser(opened(":memory:", llm=recorded_llm(path, record=True)), kept, **options)
         for text in texts:
             summarise.delay(text).get(timeout=PATIENCE_S)
-    assert [body["messages"][1]["content"] for body in provider.asked] == ["Summarise: a", "Summarise: b"]
+    assert [body["messages"][1]["content"] for body in provider.requests] == ["Summarise: a", "Summarise: b"]

@@ -314,7 +314,7 @@ def test_one_stream_too_many_is_refused_until_another_one_ends() -> None:
 def test_a_quiet_connection_is_kept_alive(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastapi.routing._PING_INTERVAL", 0.01)
     done = record(ResultStatus.SUCCEEDED, value="1")
-    with EventSource(place.events, heard=lambda _: keep(place.backend, done)) as page:
+    with EventSource(place.events, on_comment=lambda _: keep(place.backend, done)) as page:
         assert [event.name for event in page] == ["status", "result"]
 
 

@@ -477,7 +477,7 @@ async def test_an_answer_that_breaks_off_is_a_lost_connection(transport: HttpTra
 
 async def never_answers(connection: Connection) -> None:
     await connection.request()
-    await connection.gone()
+    await connection.wait_until_closed()
 
 
 async def never_reads(connection: Connection) -> None:
@@ -487,7 +487,7 @@ async def never_reads(connection: Connection) -> None:
 async def half_closes_and_stays(connection: Connection) -> None:
     await connection.request()
     await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
-    await connection.gone()
+    await connection.wait_until_closed()
 
 
 async def dribbles_header(connection: Connection) -> None:

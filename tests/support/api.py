@@ -1,4 +1,4 @@
-"""A whole broker in memory, called by hand: a virtual clock, a scripted endpoint, no sockets."""
+"""A complete broker in memory that a test drives step by step: a virtual clock, scripted endpoints, no sockets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ READ_ONLY = "read-only-token"
 
 
 class Answered:
-    """A reply with its JSON."""
+    """A reply of the API, read to its end."""
 
     def __init__(self, reply: ApiResponse) -> None:
         self.status = reply.status
@@ -64,9 +64,9 @@ class Service:
         await self.broker.stop()
 
     def answer(self, *outcomes: Response | Failure | int) -> None:
-        """Answer deliveries with these in turn, the last for ever."""
-        left = [Response(status=one) if isinstance(one, int) else one for one in outcomes]
-        self.transport.answer = lambda request: left.pop(0) if len(left) > 1 else left[0]
+        """Answer deliveries with `outcomes` in order (an int is a status), the last one again and again."""
+        queue = [Response(status=outcome) if isinstance(outcome, int) else outcome for outcome in outcomes]
+        self.transport.answer = lambda request: queue.pop(0) if len(queue) > 1 else queue[0]
 
     async def call(
         self,
@@ -102,14 +102,14 @@ class Service:
         return answered.json
 
     async def publish(self, url: str = HOOK, body: bytes | str = b"", **headers: str) -> str:
-        """Publish; the message's id."""
+        """Publish a message and return its id; `headers` are `Upstash-` headers without the prefix."""
         lines = {f"Upstash-{name.replace('_', '-')}": value for name, value in headers.items()}
         message_id = (await self.post(f"/v2/publish/{url}", lines, body))["messageId"]
         assert isinstance(message_id, str)
         return message_id
 
     async def run(self) -> list[DeliveryRequest]:
-        """Fire and deliver everything that is due now; what was sent."""
+        """Fire schedules and deliver messages until nothing more is due; the requests that were sent."""
         before = len(self.transport.sent)
         while await self.broker.scheduler.run_once() + await self.broker.deliverer.run_once():
             pass

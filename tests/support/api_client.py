@@ -1,4 +1,4 @@
-"""The broker's API as a stranger meets it: requests exactly as written, raw bytes included, and the answers to them."""
+"""A client of the broker's API that sends requests exactly as written, raw bytes included."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qtasks.broker.core.values import AccountCredentials
 
 PATIENCE_S = 5.0
 LATER = (("Upstash-Delay", "1d"),)
-"""Nothing that is accepted here is meant to be delivered."""
+"""A delay for messages that no test waits for: none of them is delivered."""
 
 Lines = tuple[tuple[str, str], ...]
 
@@ -29,7 +29,7 @@ class Answer:
 
     @property
     def error(self) -> str:
-        """The error text, after a look at whether it is a proper refusal."""
+        """The error text. Asserts that the answer is an error with a JSON body of the API."""
         assert 400 <= self.status < 500, self
         assert self.headers["content-type"] == "application/json"
         assert list(self.json) == ["error"]
@@ -39,7 +39,7 @@ class Answer:
 
 @dataclass
 class ApiClient:
-    """The broker's address, and a user's credentials for it."""
+    """Sends requests to a broker on the loopback port `port` as `user`."""
 
     port: int
     user: AccountCredentials
@@ -54,7 +54,10 @@ class ApiClient:
         host: str | None = None,
         authorization: str | None = "",
     ) -> Answer:
-        """One request; the target goes out as it is. `authorization` is this user's token unless given; None: none."""
+        """Send one request, its target unchanged.
+
+        `authorization` replaces the header with the user's token; None sends no such header.
+        """
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
         try:
             connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
@@ -74,7 +77,7 @@ class ApiClient:
         return self.ask("POST", f"/v2/publish/{destination}", headers, body)
 
     def raw(self, *pieces: bytes) -> tuple[list[Answer], bool]:
-        """All answers to some bytes, and whether the server closed the connection after them."""
+        """Send bytes; all answers to them, and whether the server closed the connection afterwards."""
         received = bytearray()
         closed = False
         with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S) as connection:
@@ -82,7 +85,7 @@ class ApiClient:
             try:
                 while piece := connection.recv(65536):
                     received += piece
-                    connection.settimeout(0.1)  # more answers would be here by then
+                    connection.settimeout(0.1)  # further answers would have arrived by then
                 closed = True
             except TimeoutError:
                 pass
@@ -91,7 +94,7 @@ class ApiClient:
         return split_answers(bytes(received)), closed
 
     def stored(self) -> list[str]:
-        """Ids of everything this user ever had accepted."""
+        """The ids of all messages that the broker ever accepted from this user."""
         entries = self.ask("GET", "/v2/events?state=CREATED").json["events"]
         return [entry["messageId"] for entry in entries]
 
@@ -114,10 +117,10 @@ def read_answer(response: http.client.HTTPResponse) -> Answer:
 
 
 def head(method: str, api: ApiClient, *lines: str, target: str = "/v2/publish/http://127.0.0.1:1/x") -> bytes:
-    given = (
+    fields = (
         f"Host: 127.0.0.1:{api.port}",
         f"Authorization: Bearer {api.user.token}",
         "Upstash-Delay: 1d",
         *lines,
     )
-    return "\r\n".join((f"{method} {target} HTTP/1.1", *given, "", "")).encode("latin-1")
+    return "\r\n".join((f"{method} {target} HTTP/1.1", *fields, "", "")).encode("latin-1")

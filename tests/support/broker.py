@@ -1,4 +1,4 @@
-"""What the broker's tests share: a virtual clock, seeded chance, a scripted transport, and messages to deliver."""
+"""What the broker's tests share: a virtual clock, seeded randomness, a scripted transport, and messages to deliver."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ACCOUNT = 1
 
 
 class VirtualClock(virtual_clock.VirtualClock):
-    """Begins at `START_MS`."""
+    """A virtual clock that starts at `START_MS`."""
 
     def __init__(self, now_ms: int = START_MS) -> None:
         super().__init__(now_ms)
 
 
 class ScriptedTransport:
-    """Answers by a function of the request and keeps what was sent."""
+    """A transport that answers each request with `answer(request)`; `sent` lists the requests."""
 
     def __init__(
         self, answer: Callable[[DeliveryRequest], Response | Failure] = lambda request: Response(status=200)
@@ -43,7 +43,7 @@ class ScriptedTransport:
 
 
 def message(number: int, *, now_ms: int = START_MS, **changes: Any) -> Message:
-    """Message `msg_<number>`: due at once, three retries, a body of its own."""
+    """Message `msg_<number>`: due at once, three retries, a unique body. `changes` replace fields."""
     plain = Message(
         id=f"msg_{number}",
         account=ACCOUNT,
@@ -62,5 +62,5 @@ def message(number: int, *, now_ms: int = START_MS, **changes: Any) -> Message:
 
 
 def publication(number: int, *, deduplication_key: str | None = None, **changes: Any) -> Publication:
-    made = message(number, **changes)
-    return Publication(made, wire.host_of(made.url), deduplication_key)
+    new_message = message(number, **changes)
+    return Publication(new_message, wire.host_of(new_message.url), deduplication_key)

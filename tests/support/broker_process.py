@@ -1,6 +1,7 @@
-"""A broker as a process of its own, to be killed: `python broker_process.py DB PORT`.
+"""A broker in a separate process that a test can kill: `python broker_process.py DB PORT`.
 
-It says ``ready PORT`` once it serves. The four public users, at most 32 attempts at a time; SIGTERM drains and ends it.
+It prints ``ready PORT`` when it accepts requests. It has the four public users and makes at most 32 attempts at a time.
+SIGTERM drains and ends it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`qtasks dev` as a person starts it: a process in a folder, on free ports."""
+"""`qtasks dev` as a user starts it: a process in a folder, on free ports."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Dev(Process):
         super().__init__(folder, "dev", "--port", "0", "--app-port", "0", *arguments, **variables)
 
     def started(self) -> dict[str, Any]:
-        """Wait until it serves; the facts of its dev.json."""
+        """Wait until it serves, and return the content of its dev.json."""
         self.wait_for("  store ")
         return self.started_already()
 
     def started_already(self) -> dict[str, Any]:
-        """The facts, once it has told that it serves."""
+        """The content of its dev.json, when it serves already."""
         facts: dict[str, Any] = json.loads((self.folder / ".qtasks" / "dev.json").read_text())
         return facts
 
     def run(self, script: str) -> str:
-        """Run a script beside it, with no configuration at all; its output."""
+        """Run a script in the same folder, without any configuration; its output."""
         done = subprocess.run(
             [sys.executable, "-c", script],
             cwd=self.folder,

@@ -1,4 +1,4 @@
-"""`EventSource` as a browser has it (WHATWG HTML 9.2): reads events, and comes back when a stream ends, until told."""
+"""`EventSource` as browsers implement it (WHATWG HTML 9.2): reads events and reconnects when a stream ends."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class Event:
 
 
 class EventSource:
-    """Connects when the first event is asked for. It comes back at once, and notes how long it should have waited.
+    """Connects when the first event is read, and reconnects without waiting.
 
-    `heard` is told of comments, which a browser drops.
+    `retry_ms` is how long a browser would wait. `on_comment` receives comments, which a browser drops.
     """
 
-    def __init__(self, url: str, heard: Callable[[str], object] = lambda _: None) -> None:
+    def __init__(self, url: str, on_comment: Callable[[str], object] = lambda _: None) -> None:
         self.url = url
         self.status = 0
-        """Of the latest answer."""
+        """The status of the latest answer."""
         self.connections = 0
         self.retry_ms: int | None = None
-        self._heard = heard
+        self._on_comment = on_comment
         self.last_event_id = ""
         self._client = httpx.Client(timeout=PATIENCE_S)
         self._events = self._listen()
@@ -71,7 +71,7 @@ class EventSource:
                     yield Event(name or "message", event_id, "\n".join(lines))
                 name, lines = "", []
             elif not field:
-                self._heard(value)
+                self._on_comment(value)
             elif field == "event":
                 name = value
             elif field == "data":
@@ -82,7 +82,7 @@ class EventSource:
                 self.retry_ms = int(value)
 
     def close(self) -> None:
-        """Go away, as a browser does when its page is left."""
+        """Disconnect, as a browser does when the user leaves the page."""
         self._events.close()  # type: ignore[attr-defined]  # it is a generator
         self._client.close()
 

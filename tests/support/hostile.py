@@ -1,6 +1,6 @@
-"""Endpoints on raw sockets that behave as badly as a test asks, and keep what they were sent byte for byte.
+"""Endpoints on raw sockets that misbehave as a test needs, and record the bytes that they receive.
 
-A behaviour is an async function of one `Connection`; `answering(...)` makes the ordinary one.
+A behaviour is an async function of one `Connection`; `answering(...)` returns the ordinary one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Connection:
         self._server = server
 
     async def request(self) -> bytes | None:
-        """The next request, head and body as received; None if the peer has gone."""
+        """The next request, head and body as received; None if the peer has closed the connection."""
         try:
             head = await self._reader.readuntil(b"\r\n\r\n")
         except asyncio.IncompleteReadError:
@@ -44,11 +44,11 @@ class Connection:
         await self._writer.drain()
 
     async def pause(self) -> None:
-        """Let what was sent arrive by itself, before more is sent."""
+        """Wait a moment, so that the bytes sent so far arrive separately from the next ones."""
         await asyncio.sleep(0.01)
 
     async def flood(self, block: bytes) -> None:
-        """Send `block` again and again, as fast as it is taken, until the peer has gone."""
+        """Send `block` again and again, as fast as the peer reads, until the peer closes."""
         while True:
             await self.send(block)
             await asyncio.sleep(0)
@@ -60,14 +60,14 @@ class Connection:
                 await self.send(bytes([byte]))
                 await asyncio.sleep(every_s)
 
-    async def gone(self) -> None:
-        """Wait until the peer closes, reading nothing of use."""
+    async def wait_until_closed(self) -> None:
+        """Wait until the peer closes; what it sends is dropped."""
         while await self._reader.read(65536):
             pass
         self._server.closed_by_peer.set()
 
     def half_close(self) -> None:
-        """Send FIN, keep listening."""
+        """Send FIN and continue to read."""
         self._writer.write_eof()
 
     def reset(self) -> None:
@@ -81,7 +81,7 @@ Behaviour = Callable[[Connection], Awaitable[None]]
 
 
 def answering(*answers: bytes) -> Behaviour:
-    """Answer each request with the next of `answers`, the last one for ever; the connection stays open."""
+    """Answer each request with the next of `answers`, the last one again and again; the connection stays open."""
 
     async def behave(connection: Connection) -> None:
         count = 0
@@ -117,7 +117,7 @@ class HostileServer:
         self.received = asyncio.Event()
         """Set with the first request."""
         self.closed_by_peer = asyncio.Event()
-        """Set when the client closed a connection that was still of use here."""
+        """Set when the client closed a connection that the behaviour had not closed."""
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, self._host, 0, ssl=self._tls, limit=4 * 1024 * 1024)

@@ -1,4 +1,4 @@
-"""Whether a message's log can be told by the table of legal moves."""
+"""Whether the table of legal moves explains the log of a message."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qtasks.protocol.messages import State
 
 
 def assert_legal(states: Sequence[State], stage: Stage) -> None:
-    """Some course of moves leaves exactly these log entries and ends in `stage`."""
+    """Assert that some path of legal moves writes exactly these log entries and ends in `stage`."""
     assert states[0] is State.CREATED
     reached = {(Stage.DUE, 1)}
     unseen = list(reached)
@@ -21,4 +21,4 @@ def assert_legal(states: Sequence[State], stage: Stage) -> None:
             if start is at and fits and after not in reached:
                 reached.add(after)
                 unseen.append(after)
-    assert (stage, len(states)) in reached, f"no legal course leads to {stage.name} by {[str(s) for s in states]}"
+    assert (stage, len(states)) in reached, f"no legal path leads to {stage.name} by {[str(s) for s in states]}"

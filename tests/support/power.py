@@ -1,6 +1,6 @@
-"""Power cuts: a VFS that tapes every write and sync, and images of what a disk would hold had the power gone.
+"""Power cuts: a VFS that records every write and sync, and images of a disk after a power cut at any of these steps.
 
-A real disk keeps what was synced. Of the rest any part may have arrived, in sectors, in any order.
+A real disk keeps what was synced. Of the unsynced writes, any sectors may have reached it, in any order.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Sync:
 
 @dataclass(frozen=True)
 class Delete:
-    """A deletion counts as done at once: SQLite has synced the folder, or does not rely on it."""
+    """A deletion takes effect at once: SQLite has synced the folder, or does not rely on the deletion."""
 
     file: str
 
 
 @dataclass(frozen=True)
 class Acknowledged:
-    """The moment a caller was told that this is stored."""
+    """The moment when a caller received the answer that `value` is stored."""
 
     value: str
 
@@ -59,8 +59,8 @@ class Tape:
         self.steps.append(Acknowledged(value))
 
     def cut(self, position: int, folder: Path, chance: random.Random) -> tuple[Path, list[str]]:
-        """Write what the disk holds when the power goes after `position` steps; the database and what was promised."""
-        files, unsynced, promised = self._replay(position)
+        """Write the disk after a power cut at step `position`; the database file and the acknowledged values."""
+        files, unsynced, acknowledged = self._replay(position)
         for changes in unsynced.values():
             for change in changes:
                 for piece in _sectors(change):
@@ -69,17 +69,17 @@ class Tape:
         folder.mkdir()
         for name, content in files.items():
             (folder / Path(name).name).write_bytes(content)
-        return folder / "store.db", promised
+        return folder / "store.db", acknowledged
 
     def _replay(self, position: int) -> tuple[dict[str, bytearray], dict[str, list[Write | Truncate]], list[str]]:
-        """The synced files, what was written since, and the promises made, after `position` steps."""
+        """After `position` steps: the synced files, the writes not synced yet, and the acknowledged values."""
         files: dict[str, bytearray] = {}
         unsynced: dict[str, list[Write | Truncate]] = {}
-        promised: list[str] = []
+        acknowledged: list[str] = []
         for step in self.steps[:position]:
             match step:
                 case Acknowledged():
-                    promised.append(step.value)
+                    acknowledged.append(step.value)
                 case Sync():
                     for change in unsynced.pop(step.file, []):
                         _apply(files, change)
@@ -88,7 +88,7 @@ class Tape:
                     unsynced.pop(step.file, None)
                 case _:
                     unsynced.setdefault(step.file, []).append(step)
-        return files, unsynced, promised
+        return files, unsynced, acknowledged
 
 
 def _sectors(change: Write | Truncate) -> list[Write | Truncate]:
@@ -111,7 +111,7 @@ def _apply(files: dict[str, bytearray], change: Write | Truncate) -> None:
 
 
 class TapingVFS(apsw.VFS):
-    """The machine's own VFS, with a tape running."""
+    """The default VFS of the machine; `tape` records its writes and syncs."""
 
     def __init__(self, tape: Tape) -> None:
         self.name = f"taping-{next(_names)}"

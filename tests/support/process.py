@@ -1,4 +1,4 @@
-"""Our commands as a person starts them: processes, followed line by line."""
+"""The commands of the package as processes, whose output is read line by line."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ PATIENCE_S = 20.0
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's environment without any setting of ours."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("QSTASH_", "QTASKS_"))}
-    return {**kept, "PYTHONUNBUFFERED": "1", **variables}
+    """The environment of this process without settings of QStash and qtasks, plus `variables`."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("QSTASH_", "QTASKS_"))}
+    return {**inherited, "PYTHONUNBUFFERED": "1", **variables}
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def qtasks(*arguments: str, folder: Path, **variables: str) -> Done:
 
 
 class Process:
-    """A running command; its output, both streams in one, is collected line by line."""
+    """A running command; a thread collects its output, both streams together."""
 
     def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
         self.folder = folder
@@ -89,13 +89,13 @@ class Process:
                 return line
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> int:
-        """Ask it to stop; the exit status."""
+        """Send the signal `how` if it runs, and wait for the end; the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(how)
         return self.finish()
 
     def finish(self) -> int:
-        """Wait for the end; the exit status. All output is in `lines` then."""
+        """Wait for the end; the exit status. Afterwards `lines` contains the complete output."""
         status = self.process.wait(PATIENCE_S)
         while (line := self._fresh.get(timeout=PATIENCE_S)) is not None:
             self.lines.append(line)
@@ -115,7 +115,7 @@ class Process:
 
 
 def soon(check: Callable[[], bool], what: str, within_s: float = PATIENCE_S) -> float:
-    """Ask again and again until `check` holds; the seconds that took."""
+    """Call `check` again and again until it returns True; the seconds until then."""
     began = time.monotonic()
     while not check():
         assert time.monotonic() - began < within_s, f"{what}: not within {within_s:g} s"
@@ -124,7 +124,7 @@ def soon(check: Callable[[], bool], what: str, within_s: float = PATIENCE_S) -> 
 
 @dataclass(frozen=True)
 class Answer:
-    """What an HTTP server said."""
+    """The answer of an HTTP server."""
 
     status: int
     body: bytes
@@ -142,7 +142,7 @@ def ask(
     body: bytes | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Answer:
-    """One request; an error status is an answer too."""
+    """Send one request; an answer with an error status is returned, too."""
     lines = {**({} if token is None else {"Authorization": f"Bearer {token}"}), **(headers or {})}
     request = urllib.request.Request(url, method=method, data=body, headers=lines)
     try:

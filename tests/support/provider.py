@@ -1,4 +1,4 @@
-"""A provider of language models on a socket: it speaks OpenAI's and Anthropic's form, and says what a test says."""
+"""A provider of language models on a socket, with the APIs of OpenAI and Anthropic and scripted answers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tests.support.running import Endpoint, Received
 KEY = "sk-of-the-provider"
 
 Reply = str | dict[str, Any] | tuple[int, dict[str, str], str]
-"""A text; the input of a tool; or status, headers and words of a refusal."""
+"""A text; the input of a tool; or status, headers and message of an error."""
 
 
 @dataclass
 class Provider:
-    """Answers by `reply`, given the request's body; whoever has no key is refused."""
+    """Answers with `reply(body)` of the request; a request without the right key gets 401."""
 
     reply: Callable[[dict[str, Any]], Reply]
-    asked: list[dict[str, Any]] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.endpoint = Endpoint(self._answer)
@@ -37,12 +37,12 @@ class Provider:
         if key != KEY:
             return _refusal(401, {}, f"Incorrect API key provided: {key}")
         body = json.loads(received.body)
-        self.asked.append(body)
+        self.requests.append(body)
         reply = self.reply(body)
         if isinstance(reply, tuple):
             return _refusal(*reply)
-        says = _anthropic if received.path == "/v1/messages" else _openai
-        return 200, {"Content-Type": "application/json"}, json.dumps(says(body, reply)).encode()
+        completion = _anthropic if received.path == "/v1/messages" else _openai
+        return 200, {"Content-Type": "application/json"}, json.dumps(completion(body, reply)).encode()
 
 
 def _refusal(status: int, headers: dict[str, str], words: str) -> tuple[int, dict[str, str], bytes]:

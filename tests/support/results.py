@@ -1,4 +1,4 @@
-"""Places for results: files, and databases that run on this machine, each with room of its own."""
+"""Result backends for tests: files, and databases on this machine; each test gets an empty one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REDIS_URL = os.environ.get("QTASKS_TEST_REDIS", "redis://127.0.0.1:6379/0")
 
 
 def absent(what: str, error: Exception) -> Any:
-    """A laptop may be without it, a build may not."""
+    """Skip the test where a database is missing; fail in CI, which must have all of them."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"there is no {what} here: {error}")
     pytest.skip(f"there is no {what} here: {error}")
@@ -25,7 +25,7 @@ def absent(what: str, error: Exception) -> Any:
 
 @contextlib.contextmanager
 def postgres() -> Iterator[str]:
-    """The URL of a schema of its own."""
+    """The URL of an empty schema, dropped afterwards."""
     psycopg = pytest.importorskip("psycopg")
     name = f"qtasks_test_{secrets.token_hex(6)}"
     try:
@@ -42,7 +42,7 @@ def postgres() -> Iterator[str]:
 
 @contextlib.contextmanager
 def redis_prefix(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of a Redis in which our keys have a prefix of their own."""
+    """The URL of Redis, where the keys of the backend get a unique prefix and are deleted afterwards."""
     redis = pytest.importorskip("redis")
     prefix = f"qtasks-test-{secrets.token_hex(6)}:"
     monkeypatch.setattr("qtasks.tasks.results.redis.PREFIX", prefix)
@@ -58,12 +58,12 @@ def redis_prefix(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @contextlib.contextmanager
 def place_for_results(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of an empty backend of one of the `BACKENDS`."""
+    """The URL of an empty backend; `kind` is one of `BACKENDS`."""
     if kind == "postgres":
-        with postgres() as made:
-            yield made
+        with postgres() as url:
+            yield url
     elif kind == "redis":
-        with redis_prefix(monkeypatch) as made:
-            yield made
+        with redis_prefix(monkeypatch) as url:
+            yield url
     else:
         yield "memory://" if kind == "memory" else f"sqlite:///{folder}/r.db"

@@ -1,4 +1,4 @@
-"""A real broker on a real socket, and a real endpoint that keeps what it is sent."""
+"""A real broker on a real socket, and a real HTTP endpoint that records the requests it receives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENCE_S = 10.0
 
 
 class RunningBroker:
-    """A broker with its API on a free port of the loopback interface, on a thread of its own."""
+    """A broker with its API on a free loopback port, running in a separate thread."""
 
     def __init__(self, settings: BrokerSettings) -> None:
         self._loop = event_loop.new_event_loop()
@@ -37,7 +37,7 @@ class RunningBroker:
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self.broker = self.call(Broker.open(settings))
         self.events: list[MessageEvent] = []
-        self._told = threading.Condition()
+        self._changed = threading.Condition()
         self.broker.watchers.add(self._keep)
         self._server = self.call(self._start(listener))
 
@@ -51,7 +51,7 @@ class RunningBroker:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
 
     def new_user(self, scope: TokenScope = TokenScope.PUBLISH) -> AccountCredentials:
-        """An account of its own, so that tests which share a broker do not see each other."""
+        """A user with a new account: tests that share a broker do not see each other's messages."""
         chance = SystemRandom()
         keys = ids.signing_keys(chance)
         token = ids.token_secret(chance)
@@ -62,18 +62,18 @@ class RunningBroker:
         return user
 
     def _keep(self, event: MessageEvent) -> None:
-        with self._told:
+        with self._changed:
             self.events.append(event)
-            self._told.notify_all()
+            self._changed.notify_all()
 
     def wait_for(self, state: State, message_id: str) -> MessageEvent:
-        """The step that brought the message into `state`, as soon as it is committed."""
+        """Wait for the event that the message has entered `state`, which follows its commit."""
 
-        def found() -> MessageEvent | None:
+        def matching() -> MessageEvent | None:
             return next((e for e in self.events if e.state is state and e.message.id == message_id), None)
 
-        with self._told:
-            event = self._told.wait_for(found, PATIENCE_S)
+        with self._changed:
+            event = self._changed.wait_for(matching, PATIENCE_S)
             steps = [str(e.state) for e in self.events if e.message.id == message_id]
             assert event is not None, f"{message_id} is not {state} after {PATIENCE_S:g} s, but went through {steps}"
             return event
@@ -93,7 +93,7 @@ class Received:
     headers: dict[str, str]
     body: bytes
     lines: tuple[tuple[str, str], ...] = ()
-    """All header lines in order; `headers` keeps the last of a name."""
+    """All header lines in order; `headers` has only the last one of each name."""
 
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -101,7 +101,7 @@ Answer = tuple[int, dict[str, str], bytes]
 
 @dataclass
 class Endpoint:
-    """An HTTP server that answers by a function and lets a test wait for what arrives."""
+    """An HTTP server that answers with `answer(request)`; `received` lists the requests."""
 
     answer: Callable[[Received], Answer] = lambda received: (200, {}, b"")
     received: list[Received] = field(default_factory=list)
@@ -143,7 +143,7 @@ class Endpoint:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def wait_for(self, count: int) -> list[Received]:
-        """The first `count` requests, as soon as they are there."""
+        """Wait for the first `count` requests."""
         with self._arrived:
             assert self._arrived.wait_for(lambda: len(self.received) >= count, PATIENCE_S), (
                 f"{len(self.received)} of {count} requests arrived within {PATIENCE_S:g} s"

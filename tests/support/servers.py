@@ -1,4 +1,4 @@
-"""`qtasks broker` and `qtasks run` as an operator starts them: processes of their own, on free ports."""
+"""`qtasks broker` and `qtasks run` as an operator starts them: separate processes on free ports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.process import Answer, Process, ask, qtasks
 TOKEN = "token-of-the-operator"
 CURRENT, NEXT = "sig_" + "c" * 28, "sig_" + "n" * 28
 SECRETS = {"QSTASH_TOKEN": TOKEN, "QSTASH_CURRENT_SIGNING_KEY": CURRENT, "QSTASH_NEXT_SIGNING_KEY": NEXT}
-"""Credentials of one's own, as an environment has them."""
+"""Credentials other than the public ones, as environment variables."""
 
 
 def free_port() -> int:
@@ -22,7 +22,7 @@ def free_port() -> int:
 
 
 class BrokerServer(Process):
-    """A running `qtasks broker`; without `secrets` its database must have been made by `init`."""
+    """A running `qtasks broker`. Without `secrets`, `qtasks broker init` must have created its database."""
 
     def __init__(
         self, folder: Path, *arguments: str, token: str = TOKEN, secrets: bool = True, **variables: str
@@ -37,25 +37,25 @@ class BrokerServer(Process):
         )
 
     def started(self) -> Self:
-        found = re.search(r"http://\S+:(\d+)", self.wait_for("qtasks broker is running at"))
-        assert found is not None
-        self.port = int(found[1])
+        match = re.search(r"http://\S+:(\d+)", self.wait_for("qtasks broker is running at"))
+        assert match is not None
+        self.port = int(match[1])
         self.url = f"http://127.0.0.1:{self.port}"
         return self
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
-        """A call with the token; header names with underscores for hyphens."""
+        """Send a request with the token; header names have underscores in place of hyphens."""
         lines = {name.replace("_", "-"): value for name, value in headers.items()}
         return ask(method, self.url + path, token=self.token, body=body, headers=lines)
 
     def publish(self, url: str, body: bytes = b"", **headers: str) -> str:
-        """The id of an accepted message."""
+        """Publish a message; its id."""
         answer = self.ask("POST", f"/v2/publish/{url}", body, **headers)
         assert answer.status == 201, answer.body
         return str(answer.json["messageId"])
 
     def log(self, message_id: str) -> list[dict[str, Any]]:
-        """The history of a message, oldest first."""
+        """The log entries of a message, oldest first."""
         answer = self.ask("GET", f"/v2/logs?order=earliestFirst&messageId={message_id}")
         entries: list[dict[str, Any]] = answer.json["logs"]
         return entries
@@ -65,7 +65,7 @@ class BrokerServer(Process):
 
 
 class Dispatcher(Process):
-    """A running `qtasks run` of the `tasks.py` in `folder`, for deliveries by `broker` and with results in a file."""
+    """A running `qtasks run` of the `tasks.py` in `folder`: `broker` delivers to it, results are in a file."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Dispatcher(Process):
         return self
 
     def send(self, *arguments: str) -> str:
-        """What `qtasks send` printed."""
+        """Run `qtasks send`; its output."""
         done = qtasks("send", *arguments, folder=self.folder, **self.variables)
         assert done.status == 0, done.err
         return done.out

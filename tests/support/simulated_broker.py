@@ -1,4 +1,4 @@
-"""Applications on a whole broker in memory, whose clock only a test moves: signed and delivered, without a socket."""
+"""A complete broker in memory for several applications, on a clock that only the test moves; no sockets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BROKER = "http://broker.internal"
 
 
 class SimulatedBroker:
-    """The broker, on a loop of its own, with the account of one user that any number of applications share."""
+    """A broker on an event loop in a separate thread; all applications share the account of one user."""
 
     def __init__(self, start: str = "2030-05-01T00:00:30+00:00") -> None:
         self._loop = asyncio.new_event_loop()
@@ -41,30 +41,30 @@ class SimulatedBroker:
         self.service = Service(self.call(opening), self.clock, ScriptedTransport())
         self.apps: dict[str, ASGIApp] = {}
         self.requests: list[Request] = []
-        """What applications asked of the API."""
+        """The requests of the applications to the API."""
         self.forgets_pauses = False
-        """Whether a schedule that is replaced runs again, as no service promises that it does not."""
+        """True: replacing a schedule resumes it. QStash does not promise to keep the pause."""
 
     def application(self, base_url: str = BASE_URL, *, results: str | None = "memory://", **settings: Any) -> QTasks:
-        """Tasks that are reached at `base_url`, and so are an environment of their own."""
+        """An application that receives deliveries at `base_url`; each base URL is a separate environment."""
         if results is not None:
             settings["results"] = results
-        tasks = QTasks(embedded=_Home(self, base_url), **settings)
+        tasks = QTasks(embedded=_EmbeddedBroker(self, base_url), **settings)
         tasks.runtime.clock = TaskClock(self.clock)
         return tasks
 
     def run(self) -> None:
-        """Fire and deliver what is due."""
+        """Fire schedules and deliver messages that are due."""
         self.call(self.service.run())
 
     def advance(self, **span: float) -> None:
-        """Let time pass, minute by minute, and do what is due in it."""
-        left_ms = int(timedelta(**span) / timedelta(milliseconds=1))
-        while left_ms > 0:
-            step_ms = min(left_ms, 60_000)
+        """Move the clock minute by minute, and run what becomes due."""
+        remaining_ms = int(timedelta(**span) / timedelta(milliseconds=1))
+        while remaining_ms > 0:
+            step_ms = min(remaining_ms, 60_000)
             self.clock.advance(step_ms)
             self.run()
-            left_ms -= step_ms
+            remaining_ms -= step_ms
 
     @property
     def now(self) -> datetime:
@@ -72,17 +72,17 @@ class SimulatedBroker:
 
     @property
     def schedules(self) -> dict[str, dict[str, Any]]:
-        """What the API shows, by id."""
-        return {one["scheduleId"]: one for one in self.call(self.service.get("/v2/schedules"))}
+        """The schedules that the API lists, by id."""
+        return {schedule["scheduleId"]: schedule for schedule in self.call(self.service.get("/v2/schedules"))}
 
     def written(self) -> list[str]:
-        """Method and path of the requests so far that changed something; each is told once."""
-        told = [f"{one.method} {one.url.removeprefix(_BROKER)}" for one in self.requests if one.method != "GET"]
+        """Method and path of each request that was not a GET since the last call of `written`."""
+        writes = [request for request in self.requests if request.method != "GET"]
         self.requests.clear()
-        return told
+        return [f"{request.method} {request.url.removeprefix(_BROKER)}" for request in writes]
 
     def handle(self, request: Request) -> Reply:
-        """One request to the API."""
+        """Answer one request to the API, as the client's transport."""
         self.requests.append(request)
         path = request.url.removeprefix(_BROKER)
         headers = dict(request.headers)
@@ -92,7 +92,7 @@ class SimulatedBroker:
         return Reply(answered.status, tuple(answered.headers.items()), answered.body)
 
     async def send(self, attempt: Attempt) -> Response | Failure:
-        """One delivery, as the broker's transport."""
+        """Deliver one message to its application, as the broker's transport."""
         base_url, _, task = attempt.url.rpartition("/")
         answer = await asgi.request(self.apps[base_url], f"/qtasks/{task}", attempt.body, headers=dict(attempt.headers))
         return Response(status=answer.status, headers=tuple(answer.headers.items()), body=answer.body)
@@ -109,8 +109,8 @@ class SimulatedBroker:
         self._loop.close()
 
 
-class _Home:
-    """Brings one application to the broker."""
+class _EmbeddedBroker:
+    """Connects one application to the broker."""
 
     def __init__(self, broker: SimulatedBroker, base_url: str) -> None:
         self._broker = broker

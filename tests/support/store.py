@@ -1,4 +1,4 @@
-"""A store's verbs, spoken in a test's words: one connection in memory, a clock that is set by hand."""
+"""The verbs of the SQLite store, called inline on one connection in memory, at a time that the test sets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OOPS = Response(status=500, body=b"oops")
 
 
 class InlineStore:
-    """A store in memory and the time."""
+    """A store in memory; `now_ms` is the time that every verb gets."""
 
     def __init__(self) -> None:
         self.db: apsw.Connection = connect(":memory:")
@@ -29,35 +29,35 @@ class InlineStore:
         self.db.close()
 
     def accept(self, *numbers: int, **changes: Any) -> list[str]:
-        made = [publication(number, now_ms=self.now_ms, **changes) for number in numbers]
-        return [one.message_id for one in verbs.accept(self.db, made, now_ms=self.now_ms)]
+        publications = [publication(number, now_ms=self.now_ms, **changes) for number in numbers]
+        return [accepted.message_id for accepted in verbs.accept(self.db, publications, now_ms=self.now_ms)]
 
     def claims(self, limit: int = 100, host_limit: int = 1000, **busy: int) -> list[Claim]:
-        """Everything that may start now."""
-        found: list[Claim] = []
-        while len(found) < limit:
+        """Claim all messages that may start now."""
+        claims: list[Claim] = []
+        while len(claims) < limit:
             answer = verbs.claim(
-                self.db, now_ms=self.now_ms, limit=limit - len(found), host_limit=host_limit, in_flight=busy
+                self.db, now_ms=self.now_ms, limit=limit - len(claims), host_limit=host_limit, in_flight=busy
             )
-            found += answer.claims
+            claims += answer.claims
             if not answer.more:
                 break
-        return found
+        return claims
 
     def claim(self) -> Claim:
-        """The only one that may start now."""
-        [one] = self.claims()
-        return one
+        """Claim the only message that may start now."""
+        [claim] = self.claims()
+        return claim
 
     def next_due(self) -> int | None:
-        """Milliseconds until a claim has something to look at."""
-        found = verbs.claim(self.db, now_ms=self.now_ms, limit=0, host_limit=1, in_flight={}).next_due_ms
-        return None if found is None else found - self.now_ms
+        """Milliseconds until the next message is due; None if none is."""
+        due_ms = verbs.claim(self.db, now_ms=self.now_ms, limit=0, host_limit=1, in_flight={}).next_due_ms
+        return None if due_ms is None else due_ms - self.now_ms
 
     def end(
         self, claim: Claim, trigger: Trigger = Trigger.SUCCEED, *, after_ms: int = 0, outcome: Any = None
     ) -> Settled:
-        """Settle: a retry is due `after_ms` later."""
+        """Settle an attempt; after a RETRY the message is due in `after_ms`."""
         evaluation = Evaluation(
             trigger,
             None if trigger is Trigger.SUCCEED else "it answered 500",
@@ -81,9 +81,9 @@ class InlineStore:
         verbs.recover(self.db, now_ms=self.now_ms)
 
     def message(self, message_id: str) -> Message:
-        found = queries.message(self.db, ACCOUNT, message_id)
-        assert found is not None
-        return found
+        message = queries.message(self.db, ACCOUNT, message_id)
+        assert message is not None
+        return message
 
     def stage(self, message_id: str) -> Stage:
         return Stage(self.db.execute("SELECT stage FROM messages WHERE id = ?", (message_id,)).get)
@@ -98,4 +98,4 @@ class InlineStore:
 
 def ids(claims: list[Claim]) -> list[str]:
     """The ids of claimed messages, in order."""
-    return [one.message.id for one in claims]
+    return [claim.message.id for claim in claims]

@@ -1,4 +1,4 @@
-"""What tests of the framework share: an application with keys of its own, and signed deliveries to it."""
+"""What tests of the framework share: an application with fixed settings, and signed deliveries to it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TOKENS = itertools.count()
 
 
 def application(**overrides: Any) -> QTasks:
-    """Tasks with everything given, so that neither the environment nor a development server is asked."""
+    """An application with all settings given: it reads neither the environment nor a dev server's file."""
     settings: dict[str, Any] = {
         "url": "https://broker.example.com",
         "token": "token-of-the-tests",
@@ -39,7 +39,7 @@ def application(**overrides: Any) -> QTasks:
 
 
 def envelope(*args: Any, call_id: str | None = "", retries: int | None = 3, **kwargs: Any) -> bytes:
-    """The body of a call, of one that was not made before unless `call_id` says which; None leaves its id out."""
+    """The body of a call. Each has a new call id unless `call_id` is given; None leaves the id out."""
     document: dict[str, Any] = {"v": 1, "args": args, "kwargs": kwargs}
     if call_id is not None:
         document["id"] = call_id or f"call_{next(_TOKENS)}"
@@ -49,13 +49,13 @@ def envelope(*args: Any, call_id: str | None = "", retries: int | None = 3, **kw
 
 
 def signature(url: str, body: bytes, *, key: str = KEYS.current, age_s: int = 0) -> str:
-    """The token of a delivery made `age_s` seconds ago."""
+    """The signature token of a delivery that was signed `age_s` seconds ago."""
     return signing.sign(key, url=url, body=body, now_s=int(time.time()) - age_s, jti=f"jwt_{next(_TOKENS)}")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back over ASGI."""
+    """The answer to an ASGI request."""
 
     status: int
     headers: dict[str, str]
@@ -79,7 +79,7 @@ async def request(
     headers: Mapping[str, str] | None = None,
     pieces: int = 1,
 ) -> Answer:
-    """One request over ASGI; `path` may have a query, and `pieces` is in how many parts the body comes."""
+    """Send one ASGI request. `path` may have a query; the body arrives in `pieces` parts."""
     path, _, query = path.partition("?")
     size = -(-len(body) // pieces) or 1
     parts = [body[start : start + size] for start in range(0, len(body), size)] or [b""]
@@ -128,7 +128,7 @@ async def deliver(
     retried: int = 0,
     **headers: str,
 ) -> Answer:
-    """Deliver as a broker would."""
+    """Send one delivery, signed and with the headers of a broker; `signed` replaces the signature."""
     content = envelope() if body is None else body
     lines = {
         "Upstash-Signature": signature(f"{base_url}/{task}", content) if signed is None else signed,
@@ -141,7 +141,7 @@ async def deliver(
 
 
 class RecordingTransport:
-    """Takes every publish and keeps it; it has no schedules."""
+    """A transport that accepts every publish and records the request; it lists no schedules."""
 
     def __init__(self, **answer: Any) -> None:
         self.requests: list[Request] = []
@@ -159,9 +159,9 @@ class RecordingTransport:
 
 
 class RecordingBroker:
-    """A home without a broker: it delivers what is published at once, on the loop of its application."""
+    """An embedded broker that delivers nothing: `transport` records what the application publishes."""
 
-    def __init__(self, base_url: str = "http://home.internal/somewhere", results: str = "memory://") -> None:
+    def __init__(self, base_url: str = "http://embedded.internal/somewhere", results: str = "memory://") -> None:
         self.transport = RecordingTransport()
         self.started: list[tuple[ASGIApp, asyncio.AbstractEventLoop | None]] = []
         self.stops = 0
@@ -172,7 +172,7 @@ class RecordingBroker:
         self.started.append((app, loop))
         return Connection(
             url="http://broker.internal",
-            token="token-of-the-home",
+            token="token-of-the-embedded-broker",
             keys=KEYS,
             base_url=self.base_url,
             results=self.results,
@@ -184,5 +184,5 @@ class RecordingBroker:
 
     @property
     def app(self) -> ASGIApp:
-        """What deliveries go to."""
+        """The ASGI application that receives the deliveries."""
         return self.started[-1][0]

@@ -1,5 +1,5 @@
 from hypothesis import settings
 
-# A busy machine is no reason to fail: what is slow on purpose has its own bound.
+# No deadline: a busy machine must not fail a test. Tests of slow inputs have their own time limit.
 settings.register_profile("protocol", deadline=None)
 settings.load_profile("protocol")

@@ -9,7 +9,7 @@ from tests.unit.tasks.manual_broker import ManualBroker
 
 @pytest.fixture(autouse=True)
 def nothing_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A place without settings: no variables, no development server in the working directory or above."""
+    """Remove all settings: no environment variables, and a working directory without a dev server."""
     for variable in (*VARIABLES.values(), "QSTASH_DEV", "QSTASH_DEV_PORT", "QSTASH_REGION"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)

@@ -168,7 +168,7 @@ def test_delay_publishes_a_small_json_envelope_to_the_task_s_url() -> None:
     result = work.delay(1, b="ü", when=datetime(2026, 1, 1, tzinfo=UTC))
     (request,) = transport.requests
     assert request.url == f"http://broker.internal/v2/publish/{BASE_URL}/work"
-    assert header(request, "Authorization") == "Bearer token-of-the-home"
+    assert header(request, "Authorization") == "Bearer token-of-the-embedded-broker"
     assert header(request, "Content-Type") == "application/json"
     assert header(request, "Upstash-Retries") == "7"
     assert header(request, "Upstash-Timeout") == "30s"

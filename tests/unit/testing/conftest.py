@@ -1,4 +1,4 @@
-"""Tests of the plugin use it: `qtasks` is the environment of `qtasks_app`, which each module says."""
+"""Tests of the pytest plugin use the plugin: the fixture `qtasks` tests the application `qtasks_app`."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from qtasks import QTasks
 
 @pytest.fixture
 def tasks() -> Iterator[QTasks]:
-    """An application without tasks, for a test to fill."""
+    """An application without tasks; the test adds them."""
     with QTasks() as made:
         yield made
 
