@@ -1,4 +1,4 @@
-"""What the handlers share: the store, the ports and the policy they were wired with."""
+"""What all request handlers share: the store, the ports, the destination policy, the loops to wake."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qtasks.randomness import Random
 
 @dataclass(frozen=True, slots=True)
 class ApiContext:
-    """Given to every handler."""
+    """The first argument of every handler."""
 
     store: Store
     clock: Clock
@@ -26,18 +26,25 @@ class ApiContext:
     keys: KeyRing
     watchers: EventWatchers
     wake: Callable[[], None]
-    """Tell the delivery loop that something may be due."""
+    """Wake the delivery loop, because a message may be due."""
     wake_scheduler: Callable[[], None]
-    """Tell the schedule loop that a schedule was made or changed."""
+    """Wake the schedule loop, because a schedule was created or changed."""
     llm: LanguageModel
     parallelism: int
-    """Attempts in flight at most, over all accounts."""
+    """Limit of attempts in flight, over all accounts."""
     resolve_on_publish: bool = False
 
     async def accept(self, publications: Sequence[Publication], *, now_ms: int) -> list[Accepted]:
-        """Store messages, all or none, with the delivery loop awake to claim them at once, and tell the watchers."""
+        """Store messages, all or none, and notify the watchers.
+
+        The delivery loop is woken first, so that it claims them in the same transaction.
+        """
         self.wake()
         accepted = await self.store.accept(publications, now_ms=now_ms)
-        pairs = zip(publications, accepted, strict=True)
-        self.watchers.notify_created([one.message for one, answer in pairs if not answer.deduplicated], now_ms=now_ms)
+        created = [
+            publication.message
+            for publication, result in zip(publications, accepted, strict=True)
+            if not result.deduplicated
+        ]
+        self.watchers.notify_created(created, now_ms=now_ms)
         return accepted

@@ -1,4 +1,4 @@
-"""One API call and its json_response, free of any server: the same for a socket and for the embedded home."""
+"""One API request and its response, independent of any server: a socket and the embedded broker use the same."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from qtasks.protocol import strict_json, wire
 from qtasks.protocol.messages import Headers
 
 MAX_VALUES: Final = 1000
-"""Values of one filter."""
+"""Limit for the values of one filter."""
 _MAX_OBJECT: Final = 1024 * 1024
 _JSON: Final = ("Content-Type", "application/json")
 
 
 class HttpError(Exception):
-    """Ends a call with an error status and ``{"error": text}``."""
+    """Ends a request with an error status and the body ``{"error": text}``."""
 
     def __init__(self, status: int, text: str, headers: Headers = ()) -> None:
         super().__init__(text)
@@ -30,34 +30,34 @@ class HttpError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ApiResponse:
-    """What goes back to the caller."""
+    """The response to an API request."""
 
     status: int
     body: bytes = b"{}"
     headers: Headers = (_JSON,)
     stream: AsyncIterator[bytes] | None = None
-    """The body piece by piece, in place of `body`; whoever takes the json_response reads it to its end."""
+    """The body in pieces, in place of `body`. The receiver of the response must read it to its end."""
 
     async def whole(self) -> ApiResponse:
-        """The same json_response with its body in one piece."""
+        """The same response with its body in one piece."""
         if self.stream is None:
             return self
         return replace(self, body=b"".join([piece async for piece in self.stream]), stream=None)
 
 
 def json_response(value: Any, status: int = 200, headers: Headers = ()) -> ApiResponse:
-    """A JSON json_response."""
+    """A response with `value` as JSON."""
     return ApiResponse(status, orjson.dumps(value), (_JSON, *headers))
 
 
-def error_response(refusal: HttpError) -> ApiResponse:
-    """The json_response of a refused call."""
-    return json_response({"error": refusal.text}, refusal.status, refusal.headers)
+def error_response(error: HttpError) -> ApiResponse:
+    """The response to a refused request."""
+    return json_response({"error": error.text}, error.status, error.headers)
 
 
 @dataclass(frozen=True, slots=True)
 class ApiRequest:
-    """An API call as it came in: `path` and `query` are the raw request target, never decoded."""
+    """An API request. `path` and `query` are the raw request target, never decoded."""
 
     method: str
     path: str
@@ -90,16 +90,16 @@ class Query:
         return name in self._values
 
     def names(self) -> frozenset[str]:
-        """The names that were given."""
+        """The names of all parameters."""
         return frozenset(self._values)
 
     def is_blank(self, name: str) -> bool:
-        """Whether the name was given with values that all say nothing; an empty array of a body has none."""
+        """Whether every value of `name` is blank. False for an absent name and for an empty array of a body."""
         values = self._values.get(name, [])
         return bool(values) and not any(value.replace(",", "").strip() for value in values)
 
     def add(self, fields: Mapping[str, list[str]]) -> None:
-        """Take more, from a body; a name that the query has too is the query's."""
+        """Add parameters from a JSON body. If the query has the same name, the query's values win."""
         for name, values in fields.items():
             if any("\x00" in value for value in values):
                 raise HttpError(400, f"{name[:64]}: a NUL character is not allowed")
@@ -107,28 +107,32 @@ class Query:
 
     def flag(self, name: str) -> bool:
         """``true`` or ``false``; absent is false."""
-        text = (self.one(name) or "false").lower()
+        text = (self.last(name) or "false").lower()
         if text not in ("true", "false"):
             raise HttpError(400, f"{name}: expected true or false, got {text[:40]!r}")
         return text == "true"
 
-    def one(self, name: str) -> str | None:
-        """The last value given, or None."""
+    def last(self, name: str) -> str | None:
+        """The last value of `name`, or None."""
         values = self._values.get(name)
         return values[-1] if values else None
 
     def several(self, *names: str, split: bool = True, most: int | None = MAX_VALUES) -> tuple[str, ...]:
-        """All values of any spelling of a name, repeated or (with `split`) separated by commas; blanks dropped."""
-        given = [value for name in names for value in self._values.get(name, ())]
-        parts: Iterable[str] = (part for value in given for part in value.split(",")) if split else given
+        """All values of a parameter under any of `names`, without blanks and duplicates.
+
+        A parameter may be repeated and, with `split`, its values may be separated by commas. HttpError 400 for more
+        than `most` values.
+        """
+        texts = [value for name in names for value in self._values.get(name, ())]
+        parts: Iterable[str] = (part for value in texts for part in value.split(",")) if split else texts
         values = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
         if most is not None and len(values) > most:
             raise HttpError(400, f"{names[0]}: too many values: {len(values)} > {most}")
         return values
 
     def integer(self, name: str, *, low: int = 0, high: int = 2**53) -> int | None:
-        """A whole number in ASCII digits, or None when absent."""
-        text = self.one(name)
+        """A whole number in ASCII digits, or None if absent. HttpError 400 outside `low` to `high`."""
+        text = self.last(name)
         if text is None:
             return None
         if not (text.isascii() and text.isdigit() and len(text) <= 16 and low <= int(text) <= high):
@@ -136,12 +140,12 @@ class Query:
         return int(text)
 
     def count(self, *, default: int, most: int) -> int:
-        """The page size: `count`, at most `most`."""
+        """The page size: parameter `count`, else `default`; at most `most`."""
         return min(self.integer("count", low=1) or default, most)
 
 
 def read_json(data: bytes) -> Any:
-    """A JSON body; HttpError 400 says what is wrong with it."""
+    """The value of a JSON body. HttpError 400 if it is not valid JSON."""
     try:
         return strict_json.loads(data)
     except ValueError as error:
@@ -149,7 +153,7 @@ def read_json(data: bytes) -> Any:
 
 
 async def read_object(request: ApiRequest) -> dict[str, Any]:
-    """The JSON object that a call brings; HttpError 400 if it brings something else."""
+    """The JSON object in the body of `request`. HttpError 400 for any other body."""
     value = read_json(await request.read_body(_MAX_OBJECT))
     if not isinstance(value, dict):
         raise HttpError(400, "expected a JSON object")
@@ -157,7 +161,7 @@ async def read_object(request: ApiRequest) -> dict[str, Any]:
 
 
 def read_name(value: object, what: str) -> str:
-    """`value` if it may name a queue, group or schedule; HttpError 400 otherwise."""
+    """`value`, if it is a valid name of a queue, URL group or schedule. HttpError 400 otherwise."""
     if not isinstance(value, str):
         raise HttpError(400, f"invalid {what}: expected a text")
     try:

@@ -1,4 +1,4 @@
-"""Who calls: tokens, kept and compared as digests only."""
+"""Authentication by token. Tokens are stored and compared only as digests."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from qtasks.clock import Clock
 
 _MAX_TOKEN: Final = 4096
 STALE_S: Final = 1.0
-"""How long a revoked token may go on working: tokens in the store are read again after this time, when one is used."""
+"""How long a revoked token may still be accepted: after this time, a request reads the store's tokens again."""
 _SOONEST_S: Final = 0.1
-"""An unknown token makes us look in the store again, but not more often than this."""
+"""An unknown token triggers another read of the store's tokens, but not more often than this."""
 
 
 class TokenScope(IntEnum):
-    """What a token permits; each includes the ones below it."""
+    """What a token permits. A higher scope includes the lower ones."""
 
     READ = 1
     PUBLISH = 2
@@ -30,14 +30,14 @@ class TokenScope(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The caller of an API call."""
+    """The authenticated caller of an API request."""
 
     account: int
     scope: TokenScope
 
 
 class Tokens:
-    """The valid tokens: those configured, and those in the store, which another process may add and revoke.
+    """The valid tokens: the configured ones, and those in the store, which another process may add and revoke.
 
     Lookup is by SHA-256, so neither a comparison nor a dump of memory structures tells a token.
     """
@@ -55,7 +55,7 @@ class Tokens:
         self._configured[digest(token)] = principal
 
     async def authenticate(self, request: ApiRequest) -> Principal:
-        """The caller, or HttpError 401: the same words whatever is wrong."""
+        """The caller of `request`. HttpError 401, with the same text for every reason."""
         token = _token_of(request)
         if token and len(token) <= _MAX_TOKEN:
             key = digest(token)
@@ -67,7 +67,7 @@ class Tokens:
         raise HttpError(401, "unauthorized: missing or invalid token", (("WWW-Authenticate", "Bearer"),))
 
     async def _refresh(self, older_than_s: float) -> None:
-        """Read the store's tokens again if that was too long ago; whoever comes meanwhile waits for the same read."""
+        """Read the store's tokens again if the last read is older. Concurrent requests wait for the same read."""
         if self._reading is None and self._clock.monotonic() - self._read_s >= older_than_s:
             self._reading = asyncio.create_task(self._read_all())
         if self._reading is not None:
@@ -76,10 +76,10 @@ class Tokens:
     async def _read_all(self) -> None:
         try:
             began_s = self._clock.monotonic()
-            found = await self._read()
+            rows = await self._read()
             self._stored = {
-                one.digest: Principal(one.account, TokenScope.READ if one.read_only else TokenScope.PUBLISH)
-                for one in found
+                row.digest: Principal(row.account, TokenScope.READ if row.read_only else TokenScope.PUBLISH)
+                for row in rows
             }
             self._read_s = began_s
         finally:
@@ -87,13 +87,13 @@ class Tokens:
 
 
 def _token_of(request: ApiRequest) -> str | None:
-    given = [value for name, value in request.headers if name.lower() == "authorization"]
-    if len(given) > 1:
+    authorizations = [value for name, value in request.headers if name.lower() == "authorization"]
+    if len(authorizations) > 1:
         return None
-    if given:
-        scheme, _, token = given[0].strip().partition(" ")
+    if authorizations:
+        scheme, _, token = authorizations[0].strip().partition(" ")
         return token.strip() if scheme.lower() == "bearer" else None
-    # A publish URL handed to a webhook provider carries its token in the query.
+    # A publish URL that is registered with a webhook provider carries its token in the query.
     for part in request.query.split("&"):
         name, _, value = part.partition("=")
         if unquote_plus(name).lower() == "qstash_token":
@@ -103,10 +103,9 @@ def _token_of(request: ApiRequest) -> str | None:
 
 
 def _refuse_pages(request: ApiRequest) -> None:
-    """A web page may post to any URL without being asked, and the development tokens are public (T9).
+    """Refuse a token in the query from a web page: any page may post to any URL, and the development tokens are public.
 
-    Any page may post to any URL, and the development tokens are public. A page that sends
-    the token in a header must ask first (a preflight request), and gets no permission.
+    A page that sends the token in a header must ask for permission first (a CORS preflight), which it never gets.
     """
     site = request.header("sec-fetch-site")
     if site in ("cross-site", "same-site") or (site is None and request.header("origin") is not None):

@@ -13,32 +13,36 @@ _FORWARDED: Final = ("content-type", "retry-after")
 
 
 async def complete(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
-    """The model's answer, plain or (``"stream": true``) as server-sent events."""
+    """The completion, whole or (``"stream": true``) as server-sent events."""
     body = await request.read_body(MAX_BODY)
-    wanted = read_json(body)
-    if not isinstance(wanted, dict) or not isinstance(wanted.get("messages"), list):
+    document = read_json(body)
+    if not isinstance(document, dict) or not isinstance(document.get("messages"), list):
         raise HttpError(400, "expected a JSON object with model and messages")
     if not context.llm.available:
         raise HttpError(501, context.llm.MISSING)
-    if wanted.get("stream") is True:
-        opened = await context.llm.stream(body)
-        if isinstance(opened, Failure):
-            raise HttpError(502, f"the language model could not be reached: {opened.error}")
-        return ApiResponse(opened.status, b"", _kept(opened.headers), opened.pieces)
-    answer = await context.llm.complete(body)
-    if isinstance(answer, Failure):
-        raise HttpError(502, f"the language model could not be reached: {answer.error}")
-    return ApiResponse(answer.status, answer.body, _kept(answer.headers))
+    if document.get("stream") is True:
+        stream = await context.llm.stream(body)
+        if isinstance(stream, Failure):
+            raise _unreachable(stream)
+        return ApiResponse(stream.status, b"", _forwarded(stream.headers), stream.pieces)
+    response = await context.llm.complete(body)
+    if isinstance(response, Failure):
+        raise _unreachable(response)
+    return ApiResponse(response.status, response.body, _forwarded(response.headers))
 
 
-def refuse(refusal: HttpError) -> ApiResponse:
-    """The json_response of a refused call in OpenAI's form: its clients show their users no other text."""
-    error = {"message": refusal.text, "type": "qtasks_error", "code": str(refusal.status)}
-    return json_response({"error": error}, refusal.status, refusal.headers)
+def _unreachable(failure: Failure) -> HttpError:
+    return HttpError(502, f"the language model could not be reached: {failure.error}")
 
 
-def _kept(headers: Headers) -> Headers:
-    """What of the model's own headers is meant for the caller."""
+def error_response(error: HttpError) -> ApiResponse:
+    """The response to a refused request in OpenAI's form, the only one whose text OpenAI's clients show."""
+    document = {"message": error.text, "type": "qtasks_error", "code": str(error.status)}
+    return json_response({"error": document}, error.status, error.headers)
+
+
+def _forwarded(headers: Headers) -> Headers:
+    """Those of the model's headers that are meant for the caller."""
     return tuple(
         (name, value)
         for name, value in headers

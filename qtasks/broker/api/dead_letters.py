@@ -28,7 +28,7 @@ async def list_dead_letters(context: ApiContext, account: int, request: ApiReque
     which = query_filters.dead_letter_filter(query)
     if bad := [one for one in which.ids if not _ID.fullmatch(one)]:
         raise HttpError(400, f"dlqIds: expected an id such as 1725323658779-0, got {bad[0][:40]!r}")
-    page = await _page(context, account, which, query.one("cursor") or None, query.count(default=PAGE, most=PAGE))
+    page = await _page(context, account, which, query.last("cursor") or None, query.count(default=PAGE, most=PAGE))
     answer: dict[str, object] = {"messages": [views.dead_letter_json(letter) for letter in page.items]}
     if page.cursor is not None:
         answer["cursor"] = page.cursor
@@ -56,7 +56,7 @@ async def delete_dead_letters(context: ApiContext, account: int, request: ApiReq
     for which, count in _portions(query):
         try:
             done = await context.store.delete_dead_letters(
-                account, which, cursor=query.one("cursor") or None, limit=count
+                account, which, cursor=query.last("cursor") or None, limit=count
             )
         except BadCursorError as error:
             raise HttpError(400, str(error)) from None
@@ -80,7 +80,7 @@ async def retry_dead_letters(context: ApiContext, account: int, request: ApiRequ
     taken: list[Publication] = []
     cursor = None
     for which, count in _portions(query):
-        cursor = query.one("cursor") or None
+        cursor = query.last("cursor") or None
         while True:
             page = await _page(context, account, which, cursor, count)
             taken += await _retry(context, account, page.items, overrides)

@@ -15,7 +15,7 @@ _MAX_KEY: Final = 512
 
 async def list_keys(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/flowControl`, with `search=<part of the key>`."""
-    search = Query(request.query).one("search") or ""
+    search = Query(request.query).last("search") or ""
     keys = await context.store.flow_keys(account, search=search, now_ms=context.clock.now_ms())
     return json_response([_view(key) for key in keys])
 

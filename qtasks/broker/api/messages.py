@@ -72,7 +72,7 @@ async def list_log(context: ApiContext, account: int, request: ApiRequest) -> Ap
     which = query_filters.log_filter(query)
     count = query.count(default=LOG_PAGE, most=LOG_PAGE)
     try:
-        page = await context.store.log(account, which, cursor=query.one("cursor") or None, count=count)
+        page = await context.store.log(account, which, cursor=query.last("cursor") or None, count=count)
     except BadCursorError as error:
         raise HttpError(400, str(error)) from None
     entries = [views.log_json(entry) for entry in page.items]

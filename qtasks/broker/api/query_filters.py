@@ -1,4 +1,4 @@
-"""Which messages a list or a bulk action means: filters from the query or a JSON body (docs/protocol.md 2.0)."""
+"""Filters of lists and bulk actions, read from the query or a JSON body (docs/protocol.md 2.0)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qtasks.broker.core.values import DeadLetterCriteria, LogCriteria, MessageCr
 from qtasks.protocol.messages import State
 
 SLICE: Final = 500
-"""Messages that one transaction of a bulk action changes: a few milliseconds."""
+"""Limit for the messages that one transaction of a bulk action changes: a few milliseconds of work."""
 _MAX_BODY: Final = 1024 * 1024
 _ABOUT_MESSAGES: Final = frozenset(
     {
@@ -30,7 +30,7 @@ _ABOUT_MESSAGES: Final = frozenset(
 )
 CANCEL_NAMES: Final = _ABOUT_MESSAGES | {"messageIds", "messageId", "host", "path"}
 DEAD_LETTER_NAMES: Final = _ABOUT_MESSAGES | {"messageId", "messageIds", "dlqIds", "dlqId", "responseStatus", "cursor"}
-"""Host and path are not among them: the dead letter queue of the hosted service does not know them either."""
+"""Without host and path, which the dead letter queue of the hosted service does not support either."""
 
 _MAY_BE_EMPTY: Final = frozenset({"cursor", "qstash_token"})
 
@@ -50,55 +50,55 @@ async def read(request: ApiRequest, names: frozenset[str]) -> Query:
     if request.path.endswith("/") and not body.strip() and not query.names() - {"qstash_token"}:
         raise HttpError(400, "the path ends with a slash and nothing is selected: is an id empty?")
     if unknown := sorted(query.names() - names):
-        known = ", ".join(sorted(names - {"qstash_token", "callerIP"}))
-        raise HttpError(400, f"unknown filter {unknown[0][:64]!r}; known are {known}")
+        supported = ", ".join(sorted(names - {"qstash_token", "callerIP"}))
+        raise HttpError(400, f"unknown filter {unknown[0][:64]!r}; known are {supported}")
     if empty := sorted(name for name in query.names() - _MAY_BE_EMPTY if query.is_blank(name)):
         raise HttpError(400, f"{empty[0]} has an empty value; leave it out to select without it")
     return query
 
 
 def slices(ids: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Ids in portions for one transaction each: nobody else should have to wait for all of them."""
+    """Ids in portions, one per transaction, so that other writers need not wait for all of them."""
     return (ids[start : start + SLICE] for start in range(0, len(ids), SLICE))
 
 
 def _fields(body: Any) -> dict[str, list[str]]:
-    """The members of a JSON body as the query would have them."""
+    """The members of a JSON body, in the form of query parameters."""
     if not isinstance(body, dict):
         raise HttpError(400, "expected a JSON object")
     fields: dict[str, list[str]] = {}
     for name, value in body.items():
         values = value if isinstance(value, list) else [value]
-        if not all(isinstance(one, str | int) and not isinstance(one, bool) for one in values):
+        if not all(isinstance(item, str | int) and not isinstance(item, bool) for item in values):
             raise HttpError(400, f"{name[:64]}: expected a text, a whole number, or an array of them")
-        fields[name] = [str(one) for one in values]
+        fields[name] = [str(item) for item in values]
     return fields
 
 
 def message_filter(query: Query) -> MessageCriteria:
-    """Which messages to cancel."""
+    """The filter of a cancellation."""
     return MessageCriteria(hosts=query.several("host"), paths=_starting(query, "path", "/"), **_about_messages(query))
 
 
 def log_filter(query: Query) -> LogCriteria:
-    """Which log entries to list."""
+    """The filter of the log."""
     return LogCriteria(
         message_ids=query.several("messageId", "messageIds"),
         hosts=query.several("host"),
         paths=_starting(query, "path", "/"),
         states=_states(query.several("state")),
-        oldest_first=query.one("order") == "earliestFirst",
+        oldest_first=query.last("order") == "earliestFirst",
         **_about_messages(query),
     )
 
 
 def dead_letter_filter(query: Query) -> DeadLetterCriteria:
-    """Which dead letters are meant."""
+    """The filter of the dead letter queue."""
     return DeadLetterCriteria(
         ids=query.several("dlqIds", "dlqId", most=None),
         message_ids=query.several("messageId", "messageIds"),
         statuses=tuple(_status(text) for text in query.several("responseStatus")),
-        newest_first=query.one("order") == "latestFirst",
+        newest_first=query.last("order") == "latestFirst",
         **_about_messages(query),
     )
 
@@ -118,14 +118,14 @@ def _about_messages(query: Query) -> dict[str, Any]:
 
 
 def _starting(query: Query, name: str, *starts: str) -> tuple[str, ...]:
-    """Values that may hold commas of their own: split only where every part begins as a value does.
+    """Values that may contain commas: split at commas only if every part begins with one of `starts`.
 
-    More would be matched than was meant otherwise, and these filters also cancel and delete.
+    Otherwise a filter would match more than it says, and these filters also cancel and delete.
     """
     values: list[str] = []
-    for given in query.several(name, split=False):
-        parts = [part.strip() for part in given.split(",")]
-        values += [given, *parts] if all(part.startswith(starts) for part in parts) else [given]
+    for text in query.several(name, split=False):
+        parts = [part.strip() for part in text.split(",")]
+        values += [text, *parts] if all(part.startswith(starts) for part in parts) else [text]
     if len(distinct := tuple(dict.fromkeys(values))) > MAX_VALUES:
         raise HttpError(400, f"{name}: too many values: {len(distinct)} > {MAX_VALUES}")
     return distinct

@@ -1,4 +1,4 @@
-"""The route table and the way through it: find the route, authenticate, check the scope, handle."""
+"""The route table, and the steps of each request: authenticate, find the route, check the scope, call the handler."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Handler = Callable[..., Awaitable[ApiResponse]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One endpoint. In `path` ``{}`` takes one segment and a last ``*`` the raw rest with the query."""
+    """One endpoint. In `path`, ``{}`` matches one segment; a final ``*`` matches the raw rest with the query."""
 
     method: str
     path: tuple[str, ...]
@@ -106,14 +106,14 @@ ROUTES: Final = (
 
 
 class Api:
-    """Answers calls; never raises for what a caller can send."""
+    """Answers requests. No request makes it raise."""
 
     def __init__(self, context: ApiContext, tokens: Tokens) -> None:
         self._context = context
         self._tokens = tokens
 
     async def handle(self, request: ApiRequest) -> ApiResponse:
-        """The reply to one call."""
+        """The response to one request."""
         try:
             if not (request.path.isascii() and request.query.isascii()):
                 raise HttpError(400, "the request target is not ASCII: percent-encode it")
@@ -122,28 +122,29 @@ class Api:
             if principal.scope < route.scope:
                 raise HttpError(403, "this token may read only")
             return await route.handler(self._context, principal.account, request, *arguments)
-        except HttpError as refusal:
-            return _refuse(request, refusal)
+        except HttpError as error:
+            return _error_response(request, error)
         except StoreFull as error:
-            return _refuse(request, HttpError(507, error.message))
+            return _error_response(request, HttpError(507, error.message))
         except StoreError as error:
             log.error("%s %s: %s", request.method, request.path[:40], error)
-            return _refuse(request, HttpError(503, error.message, (("Retry-After", "1"),)))
+            return _error_response(request, HttpError(503, error.message, (("Retry-After", "1"),)))
         except Exception:
             log.exception("%s %s failed", request.method, request.path[:40])
-            return _refuse(request, HttpError(500, "the broker failed on this request; its log says why"))
+            return _error_response(request, HttpError(500, "the broker failed on this request; its log says why"))
 
 
-def _refuse(request: ApiRequest, refusal: HttpError) -> ApiResponse:
-    """The text as each of the two APIs words an error."""
-    return chat.refuse(refusal) if request.path.lower().startswith("/llm/") else error_response(refusal)
+def _error_response(request: ApiRequest, error: HttpError) -> ApiResponse:
+    """The error in the form of the API that was called: QStash's or OpenAI's."""
+    is_chat = request.path.lower().startswith("/llm/")
+    return chat.error_response(error) if is_chat else error_response(error)
 
 
 def find(request: ApiRequest) -> tuple[Route, tuple[Any, ...]]:
-    """The route of a call and the arguments its path holds; HttpError 404 or 405.
+    """The route of a request and the arguments in its path. HttpError 404 or 405 if there is none.
 
-    Fixed segments compare without case and a trailing slash is ignored (docs/protocol.md 2.0); the rest
-    behind ``*`` is taken from the raw target, so that nothing in a destination is decoded or merged.
+    Fixed segments are compared without regard to case, and a trailing slash is ignored (docs/protocol.md 2.0). The
+    match of ``*`` is taken from the raw target, so that nothing in a destination is decoded or merged.
     """
     segments = request.path.removeprefix("/").split("/")
     if len(segments) > 1 and segments[-1] == "":
@@ -162,20 +163,20 @@ def find(request: ApiRequest) -> tuple[Route, tuple[Any, ...]]:
 
 def _match(route: Route, segments: list[str], request: ApiRequest) -> tuple[str, ...] | None:
     arguments: list[str] = []
-    for place, part in enumerate(route.path):
+    for index, part in enumerate(route.path):
         if part == "*":
-            rest = request.path.removeprefix("/").split("/", place)
-            if len(rest) <= place:
+            rest = request.path.removeprefix("/").split("/", index)
+            if len(rest) <= index:
                 return None
-            return (*arguments, rest[place] + (f"?{request.query}" if request.query else ""))
-        if place >= len(segments):
+            return (*arguments, rest[index] + (f"?{request.query}" if request.query else ""))
+        if index >= len(segments):
             return None
         if part == "{}":
-            argument = _decode(segments[place])
+            argument = _decode(segments[index])
             if not argument:
                 return None
             arguments.append(argument)
-        elif part != segments[place].lower():
+        elif part != segments[index].lower():
             return None
     return tuple(arguments) if len(segments) == len(route.path) else None
 

@@ -1,4 +1,4 @@
-"""What reading headers cannot know of a publish: time, queue, destination policy, what is configured."""
+"""Checks of a publish that need more than its headers: time, queue, destination policy, configured model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qtasks.protocol.messages import MAX_DELAY_MS, PublishOptions
 
 
 def check_api(context: ApiContext, destination: str, options: PublishOptions) -> None:
-    """Refuse an API we do not serve, and a language model's answer that nobody would see."""
+    """Refuse an unknown API, a missing language model, and a missing callback, without which its answer is lost."""
     if destination != "api/llm":
         raise HttpError(400, f"{destination}: unknown API; publish to the provider's own URL")
     if not context.llm.available:
@@ -19,7 +19,7 @@ def check_api(context: ApiContext, destination: str, options: PublishOptions) ->
 
 
 def check_not_before(options: PublishOptions, now_ms: int) -> None:
-    """Refuse a time too far ahead."""
+    """Refuse a time that is too far in the future (412)."""
     if options.not_before_s is not None and options.not_before_s * 1000 > now_ms + MAX_DELAY_MS:
         raise HttpError(412, f"Upstash-Not-Before: more than {MAX_DELAY_MS // 86_400_000} days ahead")
 

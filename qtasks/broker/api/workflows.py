@@ -7,5 +7,5 @@ from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError
 
 
 async def refuse(context: ApiContext, account: int, request: ApiRequest, *rest: str) -> ApiResponse:
-    """501: said plainly, so that nobody waits for a workflow that never runs."""
+    """501, so that no client waits for a workflow that never runs."""
     raise HttpError(501, "workflows are not served by this broker; the rest of the QStash API is")
