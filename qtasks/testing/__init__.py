@@ -1,10 +1,10 @@
 """Testing applications of tasks: the pytest plugin, and the same without pytest.
 
-The fixture `qtasks` is an `Environment`: the real broker on a store in memory, under a clock that stands still until a
-test moves it. A call goes the whole way: encoded, published, stored, claimed, signed, delivered as an HTTP request to
-the application, verified there and run. Only the socket is left out, and in mode ``"full"`` not even that.
+The fixture `qtasks` is an `Environment`: the real broker on a store in memory, with a clock that stands still until a
+test moves it. A call takes the whole way: it is encoded, published, stored, claimed, signed, delivered as an HTTP
+request to the application, verified there and run. Only the sockets are left out; mode ``"full"`` has those as well.
 
-Each name is loaded when it is first used: pytest imports this package in every run of every project that has it.
+Each name is loaded at its first use, because pytest imports this package in every run of every project that has it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 ORIGIN = "http://testserver"
-"""Where Starlette's test client has its applications, so that host checks know it already."""
+"""The origin of Starlette's test client, which host checks of applications usually accept."""
 
 _FIX = (
     '[tool.qtasks] app = "package.module:object" in pyproject.toml, `qtasks_app` in pytest\'s settings, '
@@ -24,8 +24,8 @@ _FIX = (
 
 
 @dataclass(frozen=True, slots=True)
-class Application:
-    """Tasks, and the application that serves them; without one the tasks are served alone."""
+class AppUnderTest:
+    """The tasks and the application that serves them; with None, the tasks are served alone."""
 
     tasks: QTasks
     app: FastAPI | None
@@ -33,14 +33,14 @@ class Application:
 
     @property
     def base_url(self) -> str:
-        """Where the tasks are reached, so to speak."""
+        """The base URL of the dispatcher, prefix included. No socket listens there."""
         return f"{ORIGIN}{self.prefix}"
 
 
 def find(target: str | None, folder: Path) -> FastAPI | QTasks:
-    """What `target` names (a file, a module, or ``module:object``), else what is found as `qtasks dev` finds it.
+    """The application that `target` names (a file, a module, or ``module:object``); None searches as `qtasks dev` does.
 
-    Where there is nothing to be found, the tasks that were declared with ``from qtasks import task``. Raises AppError.
+    If the search fails: the tasks that were declared with ``from qtasks import task``. Raises AppError.
     """
     try:
         place = locate(target, folder)
@@ -51,22 +51,22 @@ def find(target: str | None, folder: Path) -> FastAPI | QTasks:
             return default_app
         raise AppError(error.message, details=error.details, fix=_FIX, code=error.code) from None
     try:
-        app: FastAPI = load(place).app  # type: ignore[assignment]  # it was made or found as one
+        app: FastAPI = load(place).app  # type: ignore[assignment]  # the loader returns FastAPI applications here
     except AppError as error:
         raise AppError(error.message, details=error.details, fix=error.fix or _FIX, code=error.code) from None
     return app
 
 
-def of(given: FastAPI | QTasks | str | None, folder: Path) -> Application:
-    """The application that `given` is, names, or leaves to be found. Raises ConfigurationError."""
-    found = find(given, folder) if given is None or isinstance(given, str) else given
-    if isinstance(found, QTasks):
-        return Application(found, None, DEFAULT_PREFIX)
-    prefix = prefix_of(found)
-    tasks = None if prefix is None else served_by(found)
+def of(app: FastAPI | QTasks | str | None, folder: Path) -> AppUnderTest:
+    """The application under test: `app`, the named one, or for None the one found. Raises ConfigurationError."""
+    chosen = find(app, folder) if app is None or isinstance(app, str) else app
+    if isinstance(chosen, QTasks):
+        return AppUnderTest(chosen, None, DEFAULT_PREFIX)
+    prefix = prefix_of(chosen)
+    tasks = None if prefix is None else served_by(chosen)
     if prefix is None or tasks is None:
         raise ConfigurationError(
-            f"{found!r} serves no tasks",
+            f"{chosen!r} serves no tasks",
             fix='app.include_router(tasks.router, prefix="/qtasks")',
         )
-    return Application(tasks, found, prefix)
+    return AppUnderTest(tasks, chosen, prefix)

@@ -1,4 +1,4 @@
-"""What has happened to calls since the test began, as the broker tells it after each commit."""
+"""The calls since the test began and what happened to them, from the events of the broker."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from qtasks.testing.sent_call import Call, address_of, call_of
 _ENDS: Final = frozenset({State.DELIVERED, State.FAILED, State.CANCELED})
 
 
-class Ledger:
-    """A watcher of the broker's events; read from any thread. `kept` finds what was too large to travel."""
+class CallLog:
+    """Records the broker's events; readable from any thread. `kept` loads a call that was too large for its header."""
 
     def __init__(self, base_url: str, tasks: Mapping[str, Task[..., Any]], kept: Callable[[str], str | None]) -> None:
         self._base_url = base_url
@@ -26,11 +26,11 @@ class Ledger:
         self._by_id: dict[str, Call] = {}
         self._by_message: dict[str, Call] = {}
         self._open: dict[str, int] = {}
-        """When each message is due that has not ended, those included that are no calls."""
+        """The due time of each message that has not ended; messages that are not calls are included."""
         self._active: set[str] = set()
 
     def __call__(self, event: MessageEvent) -> None:
-        """Take note of an event."""
+        """Record an event."""
         message = event.message
         with self._changed:
             if event.state is State.CREATED:
@@ -53,30 +53,32 @@ class Ledger:
             return list(self._sent)
 
     def of_message(self, message_id: str) -> Call | None:
-        """The call that a message makes, or is a part of."""
+        """The call that a message carries, or is a part of."""
         return self._by_message.get(message_id)
 
     def of_call(self, key: str) -> Call | None:
-        """The call with that id, or with a message of that id; the latest where it was put off."""
+        """The call with that call id or message id; for a snoozed call the latest."""
         return self._by_id.get(key) or self._by_message.get(key)
 
-    def due_ms(self, call: Call, off: Container[str] = ()) -> int | None:
-        """When its next attempt is due; None for a call that has ended. `off` are messages that were called off."""
+    def due_ms(self, call: Call, cancelled: Container[str] = ()) -> int | None:
+        """When the next attempt is due, Unix ms; None for an ended call. `cancelled` has ids of cancelled messages."""
         with self._changed:
-            left = [
-                due_ms for one, due_ms in self._open.items() if one not in off and self._by_message.get(one) is call
+            due_times = [
+                due_ms
+                for message_id, due_ms in self._open.items()
+                if message_id not in cancelled and self._by_message.get(message_id) is call
             ]
-        return min(left, default=None)
+        return min(due_times, default=None)
 
     def wait_until(self, done: Callable[[Mapping[str, int], int], bool], timeout_s: float) -> bool:
-        """Wait for what `done` says of the open messages and the number of attempts under way; whether it came."""
+        """Wait until `done(open messages, running attempts)` is true. Returns False after `timeout_s` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: done(self._open, len(self._active)), timeout_s)
 
     def _file(self, message: Message) -> None:
         if (address := address_of(message, self._base_url)) is None:
             return
-        # A request to a model, its repair and the callback are parts of one call, whichever message began it.
+        # A request to a model, its repair and the callback are parts of one call.
         call = self._by_id.get(address.call_id) if address.call_id is not None else None
         if call is None:
             call = call_of(message, address, self._tasks.get(address.task), self._kept)

@@ -1,10 +1,10 @@
-"""Language models for tests: one that says what the test says, and one that repeats what a real one said.
+"""Language models for tests: a fake with fixed answers, and one that repeats recorded answers of a real model.
 
     model = fake_llm(Summary(title="t"), refused(429, "slow down", retry_after="1"))
     tasks = QTasks(embedded=Embedded(":memory:", llm=model))
 
-Both answer on the broker's way out, in place of every provider: the tasks under test stay as they are, and need neither
-a key nor a port. Everything else is real, the request that the provider would have got included.
+Both answer in the broker, in place of every provider: the tasks under test stay unchanged and need neither a key nor a
+port. Everything else is real, including the request that the provider would get.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ from qtasks.protocol.messages import Headers, Response
 from qtasks.tasks.run.dispatch_response import NEVER
 
 RECORD: Final = "QTASKS_RECORD_LLM"
-"""Set to 1, recordings that are missing are made."""
+"""Environment variable: 1 makes missing recordings."""
 
 _NOTHING: Final = object()
 _JSON: Final = (("Content-Type", "application/json"),)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A request that a model got."""
+class ProviderRequest:
+    """A request to a model."""
 
     url: str
     body: Mapping[str, Any]
-    """As the provider gets it."""
+    """The JSON body that the provider gets."""
     headers: Headers = field(default=(), repr=False)
 
     @property
     def model(self) -> str:
-        """The model that was asked for."""
+        """The name of the requested model."""
         return str(self.body.get("model"))
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The conversation; Anthropic's system messages stand beside it, in `body`."""
+        """The messages of the request; Anthropic's system messages are apart from them, in `body`."""
         return list(self.body.get("messages", ()))
 
     @property
     def text(self) -> str:
-        """What was said last."""
+        """The text of the last message."""
         return str(self.messages[-1]["content"]) if self.messages else ""
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class ProviderRefusal:
     """A provider's refusal; made by `refused`."""
 
     status: int
@@ -67,70 +67,72 @@ class Refused:
     headers: Headers = ()
 
 
-def refused(status: int, message: str = "refused", **headers: str) -> Refused:
-    """An answer of a provider that will not: ``refused(429, "slow down", retry_after="2")``."""
-    return Refused(status, message, tuple((name.replace("_", "-").title(), value) for name, value in headers.items()))
+def refused(status: int, message: str = "refused", **headers: str) -> ProviderRefusal:
+    """The error response of a provider: ``refused(429, "slow down", retry_after="2")``. Keywords are headers."""
+    return ProviderRefusal(
+        status, message, tuple((name.replace("_", "-").title(), value) for name, value in headers.items())
+    )
 
 
 Reply = Any
-"""A text; anything that pydantic writes as JSON, such as a model; or what `refused` makes."""
+"""A text, a value that pydantic encodes as JSON (such as a model), or the result of `refused`."""
 
 
-def fake_llm(*answers: Reply | Callable[[Asked], Reply | Awaitable[Reply]]) -> FakeModel:
-    """A model that gives these answers, in their order; or, where one function is given, what that returns for each.
+def fake_llm(*answers: Reply | Callable[[ProviderRequest], Reply | Awaitable[Reply]]) -> FakeModel:
+    """A model that gives these answers in order, or the results of one function of the request.
 
-    It says whatever it is told to, fitting or not. Asked more often than it has answers, it fails the call and says so.
+    It does not check its answers. A request after the last answer fails its call with an error that says so.
     """
     return FakeModel(*answers)
 
 
 def recorded_llm(path: str | Path, *, record: bool | None = None) -> RecordedModel:
-    """A model that repeats the answers in the file `path`, which real ones gave to the same requests.
+    """A model that repeats the answers in the file `path`, which a real model gave to the same requests.
 
-    With `record`, or `QTASKS_RECORD_LLM=1` where that is None, requests that are not in the file are made, and their
-    answers added to it; failures are not. The file holds what was asked and answered, and no keys. Without, such a
-    request fails its call, naming the file.
+    With `record` (None: `QTASKS_RECORD_LLM=1`), a request that is not in the file goes to the provider, and a
+    successful answer is added to the file. The file holds requests and answers, and no keys. Without `record`, such a
+    request fails its call with an error that names the file.
     """
     return RecordedModel(Path(path), record=os.environ.get(RECORD) == "1" if record is None else record)
 
 
 class FakeModel:
-    """See `fake_llm`. `asked` is what it was asked, in order."""
+    """See `fake_llm`. `asked` lists the requests in order."""
 
     needs_key = False
 
     def __init__(self, *answers: Any) -> None:
-        self.asked: list[Asked] = []
+        self.asked: list[ProviderRequest] = []
         self._function = answers[0] if len(answers) == 1 and callable(answers[0]) else None
         self._answers = answers
-        self._left: Iterator[Reply] = iter(answers)
+        self._remaining: Iterator[Reply] = iter(answers)
 
-    async def answer(self, request: DeliveryRequest, ask: Ask) -> Response:  # noqa: ARG002 - it asks nobody
-        """See `StandIn.answer`."""
+    async def answer(self, request: DeliveryRequest, ask: Ask) -> Response:  # noqa: ARG002 - it makes no request
+        """See `ProviderFake.answer`."""
         asked = self._noted(request)
         try:
             reply = self._reply(asked)
-            return _said(asked, await reply if inspect.isawaitable(reply) else reply)
+            return _response_of(asked, await reply if inspect.isawaitable(reply) else reply)
         except Exception as error:
             return _never(f"fake_llm: {type(error).__name__}: {error}")
 
     def __call__(self, request: DeliveryRequest) -> Response:
-        """The same for whoever wants a function of the request. It cannot wait for an ``async def``."""
+        """The model as a function of the request, for `Environment.answer`. It cannot await an ``async def``."""
         asked = self._noted(request)
         try:
-            return _said(asked, self._reply(asked))
+            return _response_of(asked, self._reply(asked))
         except Exception as error:
             return _never(f"fake_llm: {type(error).__name__}: {error}")
 
-    def _noted(self, request: DeliveryRequest) -> Asked:
-        self.asked.append(Asked(request.url, json.loads(request.body), request.headers))
+    def _noted(self, request: DeliveryRequest) -> ProviderRequest:
+        self.asked.append(ProviderRequest(request.url, json.loads(request.body), request.headers))
         return self.asked[-1]
 
-    def _reply(self, asked: Asked) -> Any:
+    def _reply(self, asked: ProviderRequest) -> Any:
         if self._function is not None:
             return self._function(asked)
-        if (reply := next(self._left, _NOTHING)) is _NOTHING:
-            raise LookupError(f"it has {len(self._answers)} answers, and was asked once more: {asked.text[:200]!r}")
+        if (reply := next(self._remaining, _NOTHING)) is _NOTHING:
+            raise LookupError(f"it has {len(self._answers)} answers and got one more request: {asked.text[:200]!r}")
         return reply
 
 
@@ -145,27 +147,27 @@ class RecordedModel:
         self._played: dict[str, int] = {}
 
     async def answer(self, request: DeliveryRequest, ask: Ask) -> Response | Failure:
-        """See `StandIn.answer`. The same request a second time gets its second answer, if it has one."""
-        found, number = self._found(request)
-        if number >= len(found) and self._record:
+        """See `ProviderFake.answer`. The same request a second time gets its second answer, if it has one."""
+        responses, number = self._found(request)
+        if number >= len(responses) and self._record:
             return await self._recorded(request, ask)
-        return self._played_back(request, found, number)
+        return self._played_back(request, responses, number)
 
     def __call__(self, request: DeliveryRequest) -> Response:
-        """The same for whoever wants a function of the request; it records nothing."""
+        """The model as a function of the request, for `Environment.answer`; it records nothing."""
         return self._played_back(request, *self._found(request))
 
     def _found(self, request: DeliveryRequest) -> tuple[list[dict[str, Any]], int]:
-        """The answers to a request, and how many of them have been given."""
+        """The recorded answers to a request, and how many of them were given already."""
         key = _key(_asked(request))
         number = self._played.get(key, 0)
         self._played[key] = number + 1
         return [entry["response"] for entry in self._loaded() if _key(entry["request"]) == key], number
 
-    def _played_back(self, request: DeliveryRequest, found: list[dict[str, Any]], number: int) -> Response:
-        if not found:
-            return _never(self._missing(Asked(request.url, json.loads(request.body))))
-        answer = found[min(number, len(found) - 1)]
+    def _played_back(self, request: DeliveryRequest, responses: list[dict[str, Any]], number: int) -> Response:
+        if not responses:
+            return _never(self._missing(ProviderRequest(request.url, json.loads(request.body))))
+        answer = responses[min(number, len(responses) - 1)]
         return Response(status=answer["status"], headers=_JSON, body=json.dumps(answer["body"]).encode())
 
     async def _recorded(self, request: DeliveryRequest, ask: Ask) -> Response | Failure:
@@ -186,33 +188,33 @@ class RecordedModel:
             self._entries = json.loads(self.path.read_text(encoding="utf-8")) if exists else []
         return cast("list[dict[str, Any]]", self._entries)
 
-    def _missing(self, asked: Asked) -> str:
+    def _missing(self, asked: ProviderRequest) -> str:
         return (
             f"{self.path} has no recording of this request to {asked.model}: {asked.text[:200]!r}; "
             f"run once with {RECORD}=1 and the provider's key to make one"
         )
 
 
-def _said(asked: Asked, reply: Reply) -> Response:
-    if isinstance(reply, Refused):
+def _response_of(asked: ProviderRequest, reply: Reply) -> Response:
+    if isinstance(reply, ProviderRefusal):
         body = json.dumps({"error": {"message": reply.message}}).encode()
         return Response(status=reply.status, headers=(*_JSON, *reply.headers), body=body)
     return Response(status=200, headers=_JSON, body=json.dumps(_completion(asked, reply)).encode())
 
 
 def _never(why: str) -> Response:
-    """No answer, and no attempt more: the test has to be mended."""
+    """An error that is not retried: the test must be corrected."""
     body = json.dumps({"error": {"message": why}}).encode()
     return Response(status=NEVER, headers=(*_JSON, ("Upstash-NonRetryable-Error", "true")), body=body)
 
 
 def _asked(request: DeliveryRequest) -> dict[str, Any]:
-    """A request as a recording says it. Not the host: the broker's own model is the same wherever it runs."""
+    """A request as it is recorded. Without the host, which differs for the broker's own model."""
     return {"path": urlsplit(request.url).path, "body": json.loads(request.body)}
 
 
-def _completion(asked: Asked, reply: Reply) -> dict[str, Any]:
-    """An answer in the form of the provider that was asked."""
+def _completion(asked: ProviderRequest, reply: Reply) -> dict[str, Any]:
+    """An answer in the format of the requested provider."""
     text = reply if isinstance(reply, str) else TypeAdapter(type(reply)).dump_json(reply).decode()
     words_in, words_out = len(json.dumps(asked.messages).split()), len(text.split())
     if asked.url.endswith("/v1/messages"):

@@ -1,7 +1,7 @@
-"""The call that a test looks for: what fits it, and what to say when nothing does.
+"""Matching of calls in assertions: which calls match, and the error text if none does.
 
-Arguments are those of the task, all or some of them; what concerns the delivery is said by ``task.using(...)``, so no
-option can be taken for an argument of the same name.
+A test gives all or some arguments of the task. Delivery options are given by ``task.using(...)``, so an option cannot
+be mistaken for an argument of the same name.
 """
 
 from __future__ import annotations
@@ -22,98 +22,98 @@ from qtasks.tasks.task import Task
 from qtasks.testing.sent_call import Call, shown
 
 _ALWAYS: Final = frozenset({"method", "content_type"})
-"""What every call of a task says of its delivery."""
+"""Delivery options that every call of a task has."""
 OF_MODELS: Final = frozenset({"model", *MODEL_OPTIONS})
-"""Options that stand in the request to a language model."""
+"""Options that are part of the request to a language model."""
 _LISTED: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing about a call that is not as wanted."""
+    """One property of a call that differs from the expected one."""
 
     name: str
-    wanted: str
-    found: str
+    expected: str
+    actual: str
 
 
 class _Anything:
-    """Stands for an argument that the test does not speak of."""
+    """Placeholder of an argument that the test does not give."""
 
 
 _ANYTHING: Final = _Anything()
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a test says about a call."""
+class CallMatcher:
+    """The task, arguments and options that a test expects of a call."""
 
     task: Task[..., Any]
     arguments: Values = field(default_factory=dict)
     """By parameter name, as the test wrote them."""
 
     @classmethod
-    def of(cls, task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Wanted:
-        """A call of `task` with these arguments among others. Raises ArgumentsError for those that it does not have."""
+    def of(cls, task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallMatcher:
+        """Match calls of `task` with at least these arguments. Raises ArgumentsError for unknown arguments."""
         return cls(task, _some(task.parameters, tuple(args), kwargs))
 
     def differences(self, call: Call) -> list[Difference]:
-        """What about `call`, which is one of the same task, is not as wanted."""
-        found = call.arguments
-        unlike = [
-            Difference(name, shown(value), shown(found[name]) if name in found else "(not given)")
+        """How `call`, a call of the same task, differs from the expected one."""
+        arguments = call.arguments
+        differences = [
+            Difference(name, shown(value), shown(arguments[name]) if name in arguments else "(not given)")
             for name, value in self.arguments.items()
-            if name not in found or not self._is_like(name, value, found)
+            if name not in arguments or not self._is_like(name, value, arguments)
         ]
-        return unlike + self._differences_of_options(call)
+        return differences + self._differences_of_options(call)
 
     def __str__(self) -> str:
         using = ", ".join(f"{name}={shown(value)}" for name, value in self.task.said.items())
-        given = ", ".join(f"{name}={shown(value)}" for name, value in self.arguments.items())
-        return f"{self.task.name}{f'.using({using})' if using else ''}({given})"
+        arguments = ", ".join(f"{name}={shown(value)}" for name, value in self.arguments.items())
+        return f"{self.task.name}{f'.using({using})' if using else ''}({arguments})"
 
-    def _is_like(self, name: str, wanted: Any, found: Values) -> bool:
-        """Whether they are equal as they are, or come to the same on the way: ``"9.90"`` for ``Decimal("9.90")``."""
-        with contextlib.suppress(Exception):  # whatever a class of the user's does when it is compared
-            if wanted == found[name]:
+    def _is_like(self, name: str, expected: Any, actual: Values) -> bool:
+        """Whether two values are equal, or equal once encoded: ``"9.90"`` matches ``Decimal("9.90")``."""
+        with contextlib.suppress(Exception):  # comparison runs code of the user's classes
+            if expected == actual[name]:
                 return True
         parameters = self.task.parameters
         with contextlib.suppress(QTasksError):
-            mine = parameters.check({**found, name: wanted})
-            return mine[name] == found[name] or parameters.to_json({name: mine[name]}) == parameters.to_json(
-                {name: found[name]}
+            checked = parameters.check({**actual, name: expected})
+            return checked[name] == actual[name] or parameters.to_json({name: checked[name]}) == parameters.to_json(
+                {name: actual[name]}
             )
         return False
 
     def _differences_of_options(self, call: Call) -> list[Difference]:
         if not self.task.said:
             return []
-        how = call_options.delivery_options(self.task.name, self.task.said)
-        unlike = [
+        options = call_options.delivery_options(self.task.name, self.task.said)
+        differences = [
             Difference(_named(name), _written(name, value), _written(name, getattr(call.options, name)))
-            for name, value in _told(how.publish)
+            for name, value in _given_options(options.publish)
             if getattr(call.options, name) != value
         ]
-        if how.queue is not None and how.queue != call.queue:
-            unlike.append(Difference("queue", how.queue, str(call.queue)))
+        if options.queue is not None and options.queue != call.queue:
+            differences.append(Difference("queue", options.queue, str(call.queue)))
         asked = call.request or {}
-        unlike += [
+        differences += [
             Difference(name, shown(value), shown(asked.get(name, "-")))
             for name, value in self.task.said.items()
             if name in OF_MODELS and asked.get(name) != value
         ]
-        if how.expires is not None:
+        if options.expires is not None:
             sent_ms = round(call.sent.timestamp() * 1000)
-            until = (how.expires_ms(sent_ms) or 0) - sent_ms
-            found = None if call.expires is None else round((call.expires - call.sent) / timedelta(milliseconds=1))
-            if found != until:
-                shown_found = "-" if found is None else durations.format(found)
-                unlike.append(Difference("expires", durations.format(until), shown_found))
-        return unlike
+            until = (options.expires_ms(sent_ms) or 0) - sent_ms
+            actual = None if call.expires is None else round((call.expires - call.sent) / timedelta(milliseconds=1))
+            if actual != until:
+                shown_found = "-" if actual is None else durations.format(actual)
+                differences.append(Difference("expires", durations.format(until), shown_found))
+        return differences
 
 
 def _some(parameters: TaskParameters, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Values:
-    """Arguments by name, as `TaskParameters.bind` finds them, though some may be left out."""
+    """Arguments by name, as `TaskParameters.bind` returns them; some may be missing."""
     named = {*parameters.positional[: len(args)], *kwargs}
     missing = [name for name in parameters.required if name not in named]
     by_position = [name for name in missing if name not in parameters.keywords]
@@ -124,11 +124,11 @@ def _some(parameters: TaskParameters, args: tuple[Any, ...], kwargs: Mapping[str
     return {name: value for name, value in filled.items() if value is not _ANYTHING}
 
 
-def _told(options: PublishOptions) -> list[tuple[str, Any]]:
+def _given_options(options: PublishOptions) -> list[tuple[str, Any]]:
     return [
-        (one.name, value)
-        for one in fields(PublishOptions)
-        if one.name not in _ALWAYS and (value := getattr(options, one.name)) not in (None, ())
+        (option.name, value)
+        for option in fields(PublishOptions)
+        if option.name not in _ALWAYS and (value := getattr(options, option.name)) not in (None, ())
     ]
 
 
@@ -142,30 +142,30 @@ def _written(name: str, value: Any) -> str:
     return durations.format(value) if name.endswith("_ms") else shown(value)
 
 
-def missing(wanted: Wanted, calls: Sequence[Call]) -> str:
-    """Why no call of `calls` will do: the nearest of them, and how it differs."""
-    same = [(index, call) for index, call in enumerate(calls, 1) if call.task == wanted.task.name]
+def missing(matcher: CallMatcher, calls: Sequence[Call]) -> str:
+    """The error text if no call matches: the nearest of `calls`, and how it differs."""
+    same = [(index, call) for index, call in enumerate(calls, 1) if call.task == matcher.task.name]
     if not same:
-        lines = [f"no call {wanted} was sent"]
+        lines = [f"no call {matcher} was sent"]
         lines += [f"  sent        {call}" for call in calls[:_LISTED]] or ["  sent        nothing"]
         lines += [f"              and {len(calls) - _LISTED} more"] if len(calls) > _LISTED else []
         return "\n".join(lines)
-    index, nearest = min(same, key=lambda one: _distance(wanted, one[1]))
-    lines = [f"no call {wanted} was sent", f"  nearest     {nearest}   (number {index} of {len(calls)})"]
-    for one in wanted.differences(nearest):
-        lines += [f"  - {one.name}={one.wanted}", f"  + {one.name}={one.found}"]
+    index, nearest = min(same, key=lambda each: _distance(matcher, each[1]))
+    lines = [f"no call {matcher} was sent", f"  nearest     {nearest}   (number {index} of {len(calls)})"]
+    for each in matcher.differences(nearest):
+        lines += [f"  - {each.name}={each.expected}", f"  + {each.name}={each.actual}"]
     return "\n".join(lines)
 
 
-def _distance(wanted: Wanted, call: Call) -> tuple[int, int]:
-    """In how many things they differ, and in how many of these as calls, not in how they are delivered."""
-    unlike = wanted.differences(call)
-    return len(unlike), sum(one.name in wanted.arguments for one in unlike)
+def _distance(matcher: CallMatcher, call: Call) -> tuple[int, int]:
+    """The number of differences, and how many of them are arguments rather than delivery options."""
+    differences = matcher.differences(call)
+    return len(differences), sum(difference.name in matcher.arguments for difference in differences)
 
 
-def unwanted(wanted: Wanted, found: Sequence[Call]) -> str:
-    """Which calls there are that there should not be."""
-    lines = [f"{len(found)} {'call' if len(found) == 1 else 'calls'} {wanted} sent, and none is wanted"]
-    lines += [f"  sent        {call}   at {call.sent.isoformat()}" for call in found[:_LISTED]]
-    lines += [f"              and {len(found) - _LISTED} more"] if len(found) > _LISTED else []
+def unexpected(matcher: CallMatcher, calls: Sequence[Call]) -> str:
+    """The error text for calls that should not exist."""
+    lines = [f"{len(calls)} {'call' if len(calls) == 1 else 'calls'} {matcher} sent, but none is expected"]
+    lines += [f"  sent        {call}   at {call.sent.isoformat()}" for call in calls[:_LISTED]]
+    lines += [f"              and {len(calls) - _LISTED} more"] if len(calls) > _LISTED else []
     return "\n".join(lines)

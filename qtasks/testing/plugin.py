@@ -1,4 +1,4 @@
-"""The pytest plugin. Every run of pytest imports it, so it imports nothing but pytest; all else waits for a test."""
+"""The pytest plugin. Every run of pytest imports it, so it imports only pytest; the rest is imported by a test."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _MARKER = (
     "The test is in an environment whether it asks for the fixture or not."
 )
 _UNAWAITED = (
-    # What is never awaited never runs: a forgotten `await` before .adelay() would let a test pass. The warning comes
-    # when the coroutine is thrown away, where nothing can be raised: pytest makes a second warning of that.
+    # A coroutine that is not awaited never runs: a test with a forgotten `await` before .adelay() would pass. The
+    # warning appears when the coroutine is deleted, where no error can be raised; pytest makes a second warning of it.
     "error:coroutine .* was never awaited:RuntimeWarning",
     "error:(?s).*coroutine .* was never awaited:pytest.PytestUnraisableExceptionWarning",
 )
@@ -32,17 +32,24 @@ _UNAWAITED = (
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Declare the settings."""
-    # pytest rewrites the assertions of every package that brings a plugin. Ours are no test's: it would cost a second
-    # of each run that finds no bytecode, for nothing.
-    getattr(pluginmanager.rewrite_hook, "_must_rewrite", set()).discard("qtasks")
+    _leave_assertions_alone(pluginmanager)
     parser.addini("qtasks_app", "the application under test: a file, a module, or module:object")
     parser.addini(
         "qtasks_network", "let tests outside of an environment talk to the broker that is configured", type="bool"
     )
 
 
+def _leave_assertions_alone(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Keep pytest from rewriting the assertions of this package, as it does for every package with a plugin.
+
+    They are not assertions of tests; to rewrite them costs a second in each run without bytecode. pytest has no public
+    way to say so: this reads a private attribute, and does nothing if a later pytest does not have it.
+    """
+    getattr(pluginmanager.rewrite_hook, "_must_rewrite", set()).discard("qtasks")
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker, and keep every test of this process away from brokers that are not its own."""
+    """Declare the marker, and keep the tests of this process away from configured brokers."""
     config.addinivalue_line("markers", _MARKER)
     if not config.getini("qtasks_network"):
         config.stash[_KEY] = os.environ.get(_SWITCH)
@@ -60,7 +67,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Put a test with the marker into an environment, and have nothing in an environment be forgotten unawaited."""
+    """Give a test with the marker an environment, and make un-awaited coroutines an error in every environment."""
     names: list[str] | None = getattr(item, "fixturenames", None)
     if names is None:
         return

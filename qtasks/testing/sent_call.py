@@ -1,4 +1,4 @@
-"""What a test sees of calls: those that were sent, and those that ended in the dead letters."""
+"""Calls as a test sees them: those that were sent, and those in the dead letter queue."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ _SHOWN: Final = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Call:
-    """A call as the broker has it: everything was read from the message that was stored."""
+    """A call, read from the message that the broker stored."""
 
     task: str
     id: str
-    """The call's own id, that of its `TaskResult`."""
+    """The call id; `TaskResult.id` is the same."""
     message_id: str
     args: Sequence[Any] = ()
-    """Positional arguments as they travel: plain JSON values."""
+    """Positional arguments as sent: plain JSON values."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     sent: datetime
-    """When it was sent, by the clock of the test."""
+    """When the call was sent, by the clock of the test."""
     due: datetime
-    """The moment before which it does not run."""
+    """The earliest time at which it runs."""
     expires: datetime | None = None
-    """The moment after which it is not run any more."""
+    """The time after which it does not run any more; None: never."""
     queue: str | None = None
     schedule_id: str | None = None
-    """The schedule that it comes from, if any."""
+    """The schedule that made it, if any."""
     snoozed: int = 0
-    """How often it has been put off before."""
+    """How often it has been snoozed."""
     request: Mapping[str, Any] | None = field(default=None)
-    """What a language model is asked, if that is the work."""
+    """The request to a language model, for a call of an LLM task."""
     options: PublishOptions = field(default_factory=PublishOptions, repr=False)
-    """As published, in the protocol's terms."""
+    """The options of the publish, as values of the protocol."""
     declared: Task[..., Any] | None = field(default=None, repr=False, compare=False)
-    """The task itself; None if the application has none of this name."""
+    """The task; None if the application does not know the name."""
 
     @property
     def delay(self) -> timedelta:
-        """How long after it was sent it is due."""
+        """The time between `sent` and `due`."""
         return self.due - self.sent
 
     @property
     def arguments(self) -> Values:
-        """By parameter name and as the task gets them, defaults included; as they travel where they do not fit it."""
+        """Arguments by name as the task gets them, with defaults; as sent, if they do not fit the task."""
         if self.declared is None:
             return {**{str(place): value for place, value in enumerate(self.args)}, **self.kwargs}
         parameters = self.declared.parameters
@@ -73,7 +73,7 @@ class Call:
 
     @property
     def result(self) -> TaskResult[Any]:
-        """The handle on its result, as `.delay()` has returned it. Raises QTasksError for an unknown task."""
+        """The handle that `.delay()` returned. Raises QTasksError for an unknown task."""
         if self.declared is None:
             raise QTasksError(
                 f"the application has no task {self.task!r}, so its calls have no results", code=ErrorCode.TASK_UNKNOWN
@@ -81,8 +81,8 @@ class Call:
         return self.declared.result(self.id)
 
     def __str__(self) -> str:
-        given = [shown(value) for value in self.args] + [f"{name}={shown(it)}" for name, it in self.kwargs.items()]
-        return f"{self.task}({', '.join(given)})"
+        arguments = [shown(value) for value in self.args] + [f"{name}={shown(it)}" for name, it in self.kwargs.items()]
+        return f"{self.task}({', '.join(arguments)})"
 
     def __repr__(self) -> str:
         return f"<Call {self}>"
@@ -90,17 +90,17 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DeadCall:
-    """A call that has failed for good."""
+    """A call that failed for good, from the dead letter queue."""
 
     call: Call
     error: str
-    """Why the last attempt failed: the dispatcher's words, else the broker's."""
+    """Why the last attempt failed: the text of the dispatcher, or else of the broker."""
     status: int | None
-    """HTTP status of the last answer; None where there was none."""
+    """HTTP status of the last response; None without a response."""
     failed: datetime
-    """By the clock of the test."""
+    """When it failed, by the clock of the test."""
     letter: DeadLetter = field(repr=False)
-    """As the broker has it."""
+    """The dead letter of the broker."""
 
     @property
     def task(self) -> str:
@@ -125,7 +125,7 @@ def _defaults(task: Task[..., Any]) -> Values:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a message belongs: to a task, and to an earlier message's call if `call_id` says which.
+    """The task of a message, and with `call_id` the earlier call that the message continues.
 
     `call` is the header with the call, for a request to a language model.
     """
@@ -136,7 +136,7 @@ class Address:
 
 
 def address_of(message: Message, base_url: str) -> Address | None:
-    """The address of a message that is a call, or a part of one; None for one that is the affair of others."""
+    """The address of a message that is a call or a part of one; None for a message to another service."""
     place, _, name = message.url.rpartition("/")
     if place == base_url:
         name, _, query = name.partition("?")
@@ -145,14 +145,14 @@ def address_of(message: Message, base_url: str) -> Address | None:
     if place != base_url or "?" not in name:
         return None
     name, _, query = name.partition("?")
-    found = callback_url.read(query)
+    fields = callback_url.read(query)
     back = message.options.callback_options
     header = next((value for key, value in (back.forward if back else ()) if key == model_request.HEADER), None)
-    return Address(name, found.call_id, header if header is not None else model_request.key_of(found.digest))
+    return Address(name, fields.call_id, header if header is not None else model_request.key_of(fields.digest))
 
 
 def call_of(message: Message, address: Address, task: Task[..., Any] | None, kept: Callable[[str], str | None]) -> Call:
-    """The call that a stored message makes. `kept` finds one that was too large for its header."""
+    """The call that a stored message carries. `kept` loads a call that was too large for its header."""
     request: Mapping[str, Any] | None = None
     try:
         if address.call is None:
@@ -160,7 +160,7 @@ def call_of(message: Message, address: Address, task: Task[..., Any] | None, kep
         else:
             envelope = model_request.read(kept(address.call) or address.call)
             request = json.loads(message.body)
-    except (QTasksError, ValueError):  # whoever published it, it is no call of ours
+    except (QTasksError, ValueError):  # published by another program: not a call of these tasks
         envelope = envelopes.Envelope(address.call_id)
     return Call(
         task=address.task,
@@ -181,14 +181,14 @@ def call_of(message: Message, address: Address, task: Task[..., Any] | None, kep
 
 
 def dead_call(letter: DeadLetter, call: Call) -> DeadCall:
-    """A dead letter, and the call that it was."""
+    """The `DeadCall` of a dead letter and its call."""
     status = None if letter.response is None else letter.response.status
     error = _answered(letter.response) or letter.error
     return DeadCall(call=call, error=error, status=status, failed=moment(letter.failed_ms), letter=letter)
 
 
 def _answered(response: Response | None) -> str | None:
-    """The error that a dispatcher has answered, ``"TypeName: message"``."""
+    """The error in the response of a dispatcher, ``"TypeName: message"``; None if there is none."""
     if response is None:
         return None
     try:
@@ -205,6 +205,6 @@ def moment(time_ms: int) -> datetime:
 
 
 def shown(value: object) -> str:
-    """A value on one line that a person can read."""
+    """The repr of a value, shortened to 200 characters."""
     text = repr(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

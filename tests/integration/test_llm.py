@@ -20,7 +20,7 @@ from qtasks.errors import TaskCancelled, TaskFailed
 from qtasks.llm import ChatMessage, Usage, anthropic, custom, openai, system, user
 from qtasks.qstash import QStash
 from qtasks.tasks.llm.llm_task import LlmTask
-from qtasks.testing.llm import RECORD, Asked, fake_llm, recorded_llm, refused
+from qtasks.testing.llm import RECORD, ProviderRequest, fake_llm, recorded_llm, refused
 from tests.support.dev import Dev
 from tests.support.provider import KEY, Provider
 from tests.support.servers import BrokerServer, Dispatcher
@@ -322,7 +322,7 @@ def test_a_fake_refuses_and_misunderstands(opened: Opened, kept: Kept) -> None:
     assert kept.completed[0][2].requests == 2
 
 
-async def answer_later(asked: Asked) -> Summary:
+async def answer_later(asked: ProviderRequest) -> Summary:
     return Summary(title=asked.text)
 
 
@@ -332,7 +332,7 @@ def test_a_fake_may_be_a_function(opened: Opened, kept: Kept, function: Any) -> 
     assert summarise.delay("abc").get(timeout=PATIENCE_S).title == "Summarise: abc"
 
 
-def broken(asked: Asked) -> str:
+def broken(asked: ProviderRequest) -> str:
     raise LookupError("no such answer")
 
 

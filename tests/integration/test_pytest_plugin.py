@@ -135,7 +135,7 @@ def test_the_marker_says_the_mode_and_is_enough(run: Run) -> None:
     """
     done = run("--strict-markers", tasks=APP, test_it=test)
     done.assert_outcomes(passed=3, errors=1)
-    done.stdout.fnmatch_lines(["*there is no mode 'eager'*"])
+    done.stdout.fnmatch_lines(["*unknown mode 'eager'*"])
 
 
 def test_no_test_reaches_a_broker_that_is_configured(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,3 +381,10 @@ def test_job_{n}(qtasks):
     done.assert_outcomes(passed=count)
     [spent_s] = [float(line.partition("spent ")[2]) for line in done.outlines if "spent " in line]
     assert spent_s < limit_s
+
+
+def test_pytest_still_has_the_private_set_that_the_plugin_reads(pytestconfig: pytest.Config) -> None:
+    """`plugin._leave_assertions_alone` relies on it: without it every run rewrites the assertions of this package."""
+    packages = getattr(pytestconfig.pluginmanager.rewrite_hook, "_must_rewrite", None)
+    assert isinstance(packages, set)
+    assert "qtasks" not in packages

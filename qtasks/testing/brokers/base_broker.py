@@ -1,4 +1,4 @@
-"""Where the calls of a test go: a home for its tasks, in one of two kinds, and what both are made of."""
+"""The base of the two brokers of tests: virtual time and real time. Both are an embedded broker for the tasks."""
 
 from __future__ import annotations
 
@@ -21,58 +21,58 @@ from qtasks.protocol.messages import SigningKeys, State
 from qtasks.randomness import Random
 from qtasks.tasks.llm import callback_url
 from qtasks.tasks.ports import ASGIApp, Connection
-from qtasks.testing.app_under_test import Application
-from qtasks.testing.brokers.shared_threads import Threads
-from qtasks.testing.call_log import Ledger
-from qtasks.testing.fakes.faults import Faults, Outside
+from qtasks.testing.app_under_test import AppUnderTest
+from qtasks.testing.brokers.shared_threads import SharedThreads
+from qtasks.testing.call_log import CallLog
+from qtasks.testing.fakes.faults import FaultyTransport, OutsideWorld
 from qtasks.testing.fakes.stepped_results import KeptResults
 from qtasks.testing.sent_call import DeadCall, dead_call
 
 Mode = Literal["manual", "capture", "inline", "full"]
 
-TOKEN: Final = "token-of-the-test"  # noqa: S105 - opens nothing outside this process
+TOKEN: Final = "token-of-the-test"  # noqa: S105 - valid in this process only
 ACCOUNT: Final = "test"
 _PAGE: Final = 100
 
 
-class Stage(ABC):
-    """A broker of the test's own, and what it has to do with the application. Also a `Home`."""
+class EnvironmentBroker(ABC):
+    """A broker that belongs to one environment, connected to the application under test. Also an `EmbeddedBroker`."""
 
     clock: Clock
     random: Random
     results: KeptResults
     broker: Broker
     keys: SigningKeys
-    faults: Faults
+    faults: FaultyTransport
 
-    def __init__(self, application: Application) -> None:
+    def __init__(self, application: AppUnderTest) -> None:
         self.application = application
-        self.outside = Outside(lambda: self.now_ms // 1000)
-        self.threads = Threads.of_process()
-        self.ledger: Ledger
+        self.outside = OutsideWorld(lambda: self.now_ms // 1000)
+        self.threads = SharedThreads.of_process()
+        self.call_log: CallLog
 
-    # -- as a home
+    # -- as an embedded broker
 
     @abstractmethod
     def start(self, app: ASGIApp, loop: asyncio.AbstractEventLoop | None) -> Connection:
-        """See `Home.start`."""
+        """See `EmbeddedBroker.start`."""
 
     @abstractmethod
     def stop(self) -> None:
-        """See `Home.stop`: the application has ended, the test has not."""
+        """See `EmbeddedBroker.stop`: the application has ended, the test has not."""
 
-    # -- as a stage
+    # -- for the environment
 
     @abstractmethod
     def run(self, *, span_ms: int = 0, most: int | None = None, awaited: bool = False) -> Future[list[str]]:
-        """Let calls run: what is due now and `span_ms` from now on, or `most` of it; the messages, one an attempt.
+        """Run the calls that are due now and within `span_ms` milliseconds, at most `most` attempts.
 
-        `awaited` says that the caller's event loop goes on meanwhile.
+        The result has one message id per attempt. `awaited` is true if the caller's event loop runs meanwhile.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of everything. Idempotent."""
+        """Release everything. Idempotent."""
 
     @property
     def now_ms(self) -> int:
@@ -80,15 +80,15 @@ class Stage(ABC):
         return self.clock.now_ms()
 
     def dead_calls(self) -> list[DeadCall]:
-        """What is in the dead letter queue, oldest first; of calls alone."""
+        """The calls in the dead letter queue, oldest first."""
         return self.threads.broker.call(self._dead_calls())
 
     def cancelled(self) -> set[str]:
-        """The messages that were called off."""
+        """Ids of the cancelled messages."""
         return self.threads.broker.call(self._cancelled())
 
     def resigned(self, request: DeliveryRequest) -> str:
-        """A new signature for a request, as the broker makes one for each attempt."""
+        """A fresh signature for a request; the broker makes one for each attempt."""
         return signing.sign(
             self.keys.current,
             url=request.url,
@@ -98,36 +98,36 @@ class Stage(ABC):
         )
 
     def kept(self, key: str) -> str | None:
-        """The call that was too large for its header."""
+        """The text of a call that was too large for its header; None for an unknown key."""
         return None if (record := self.results.found(key)) is None else record.value
 
     async def _dead_calls(self) -> list[DeadCall]:
-        account, found, cursor = self.broker.accounts[ACCOUNT], [], None
+        account, dead_calls, cursor = self.broker.accounts[ACCOUNT], [], None
         while True:
             page = await self.broker.store.dead_letters(account, DeadLetterCriteria(), cursor=cursor, count=_PAGE)
-            letters = [(letter, self.ledger.of_message(letter.message.id)) for letter in page.items]
-            found += [dead_call(letter, call) for letter, call in letters if call is not None]
+            letters = [(letter, self.call_log.of_message(letter.message.id)) for letter in page.items]
+            dead_calls += [dead_call(letter, call) for letter, call in letters if call is not None]
             if (cursor := page.cursor) is None:
-                return found
+                return dead_calls
 
     async def _cancelled(self) -> set[str]:
-        account, found, cursor = self.broker.accounts[ACCOUNT], set[str](), None
+        account, message_ids, cursor = self.broker.accounts[ACCOUNT], set[str](), None
         which = LogCriteria(states=(State.CANCELED,))
         while True:
             page = await self.broker.store.log(account, which, cursor=cursor, count=_PAGE)
-            found.update(entry.message.id for entry in page.items)
+            message_ids.update(entry.message.id for entry in page.items)
             if (cursor := page.cursor) is None:
-                return found
+                return message_ids
 
 
 def settings() -> BrokerSettings:
-    """Of a test's broker: one account, and language models that are answered for by `Outside`."""
+    """Settings of a test's broker: one account; `OutsideWorld` answers requests to language models."""
     return BrokerSettings(path=MEMORY, credentials=(AccountCredentials(ACCOUNT, TOKEN),)).with_model(
         provider_fake.ORIGIN
     )
 
 
 def call_id_of(request: DeliveryRequest) -> str:
-    """The id of the call that a delivery makes or continues; empty for that of a schedule."""
+    """The call id of a delivery; empty for a run of a schedule."""
     _, _, query = request.url.partition("?")
     return callback_url.read(query).call_id if query else str(json.loads(request.body).get("id", ""))

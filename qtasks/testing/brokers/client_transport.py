@@ -1,4 +1,4 @@
-"""What the application publishes, on its way into the broker of a test."""
+"""The transport between the client of the application and the broker of a test."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class _Delay:
     span_ms: int
 
 
-class Carrier(InProcess):
-    """Carries requests to the broker by call, however long that takes: a debugger may stand in between.
+class ClientTransport(InProcess):
+    """Passes requests to the broker by function call, without a timeout: a debugger may stop in between.
 
-    `follow` is called after each, on the caller's thread, and says what to wait for besides; its argument is whether
-    the caller's event loop goes on meanwhile.
+    `follow` is called after each request, on the caller's thread, and may return work to wait for. Its argument is true
+    if the caller's event loop runs meanwhile.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Carrier(InProcess):
         self._delays: list[_Delay] = []
 
     def delay(self, task: str | None, span_ms: int) -> None:
-        """Let the next call of `task` that is published (None: of any) be due so much later."""
+        """Delay the next published call of `task` (None: of any task) by `span_ms` milliseconds."""
         self._delays.append(_Delay(task, span_ms))
 
     def send(self, request: Request, timeout_s: float) -> Reply:  # noqa: ARG002 - see above
@@ -57,11 +57,11 @@ class Carrier(InProcess):
         return reply
 
     def _put_off(self, request: Request) -> Request:
-        """The request with what was ordered by `delay`."""
+        """The request, delayed as `delay` ordered."""
         if not self._delays:
             return request
-        path, found, destination = request.url.partition(f"/{self._base_url}/")
-        if found and ("/v2/publish" in path or "/v2/enqueue/" in path):
+        path, separator, destination = request.url.partition(f"/{self._base_url}/")
+        if separator and ("/v2/publish" in path or "/v2/enqueue/" in path):
             headers = self._later(destination, dict(request.headers))
             return replace(request, headers=tuple(headers.items()))
         if request.url.endswith("/v2/batch"):
@@ -74,24 +74,24 @@ class Carrier(InProcess):
         return {**item, "headers": self._later(task, item.get("headers", {}))} if place == self._base_url else item
 
     def _later(self, task: str, headers: Mapping[str, str]) -> dict[str, str]:
-        order = next((one for one in self._delays if one.task in (None, task)), None)
+        order = next((each for each in self._delays if each.task in (None, task)), None)
         if order is None:
             return dict(headers)
         self._delays.remove(order)
-        said = next((value for name, value in headers.items() if name.lower() == _DELAY), "0s")
+        delay = next((value for name, value in headers.items() if name.lower() == _DELAY), "0s")
         others = {name: value for name, value in headers.items() if name.lower() != _DELAY}
-        return {**others, "Upstash-Delay": durations.format(durations.parse(said) + order.span_ms)}
+        return {**others, "Upstash-Delay": durations.format(durations.parse(delay) + order.span_ms)}
 
 
-class AsyncCarrier:
-    """`Carrier` as the asynchronous client wants it."""
+class AsyncClientTransport:
+    """`ClientTransport` for the asynchronous client."""
 
-    def __init__(self, carrier: Carrier) -> None:
-        self._carrier = carrier
+    def __init__(self, transport: ClientTransport) -> None:
+        self._transport = transport
 
-    async def send(self, request: Request, timeout_s: float) -> Reply:  # noqa: ARG002 - as of `Carrier`
+    async def send(self, request: Request, timeout_s: float) -> Reply:  # noqa: ARG002 - as of `ClientTransport`
         """See `AsyncTransport.send`."""
-        return await self._carrier.asend(request)
+        return await self._transport.asend(request)
 
     async def close(self) -> None:
-        """Nothing to release: the stage owns the broker."""
+        """Nothing to release: the environment owns the broker."""

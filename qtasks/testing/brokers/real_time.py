@@ -1,4 +1,4 @@
-"""The stage without a curtain: broker and application each behind a socket of their own, in real time."""
+"""The broker of mode ``"full"``: broker and application each behind a socket, in real time."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from qtasks.errors import QTasksError
 from qtasks.qstash.conversation.httpx_transport import HttpxTransport
 from qtasks.randomness import SystemRandom
 from qtasks.tasks.ports import ASGIApp, Connection
-from qtasks.testing.app_under_test import Application
-from qtasks.testing.brokers.base_broker import ACCOUNT, TOKEN, Stage, settings
-from qtasks.testing.call_log import Ledger
-from qtasks.testing.fakes.faults import Faults
+from qtasks.testing.app_under_test import AppUnderTest
+from qtasks.testing.brokers.base_broker import ACCOUNT, TOKEN, EnvironmentBroker, settings
+from qtasks.testing.call_log import CallLog
+from qtasks.testing.fakes.faults import FaultyTransport
 from qtasks.testing.fakes.stepped_results import KeptResults
 
 HOST: Final = "127.0.0.1"
 PATIENCE_S: Final = 60.0
-"""How long what is due may take to come to an end."""
+"""Seconds that due calls may take to end."""
 
 
-class Served(Stage):
-    """Begins with `serve`."""
+class RealTimeBroker(EnvironmentBroker):
+    """A broker in real time; `serve` starts it."""
 
-    def __init__(self, application: Application) -> None:
+    def __init__(self, application: AppUnderTest) -> None:
         super().__init__(application)
         self.clock = SystemClock()
         self.random = SystemRandom()
         self.results = KeptResults()
         self._broker_socket, self._app_socket = listen(HOST, 0), listen(HOST, 0)
         self._base_url = f"{_url(self._app_socket)}{application.prefix}"
-        self.ledger = Ledger(self._base_url, application.tasks.runtime.tasks, self.kept)
+        self.call_log = CallLog(self._base_url, application.tasks.runtime.tasks, self.kept)
         self._client = HttpxTransport()
         self._server: uvicorn.Server | None = None
         self._serving: Future[None] | None = None
@@ -59,7 +59,7 @@ class Served(Stage):
         self.threads.broker.loop.call_soon_threadsafe(self.broker.start)
 
     def start(self, app: ASGIApp, loop: asyncio.AbstractEventLoop | None) -> Connection:  # noqa: ARG002 - it is served
-        """See `Home.start`."""
+        """See `EmbeddedBroker.start`."""
         return Connection(
             url=_url(self._broker_socket),
             token=TOKEN,
@@ -71,10 +71,10 @@ class Served(Stage):
         )
 
     def stop(self) -> None:
-        """See `Home.stop`."""
+        """See `EmbeddedBroker.stop`."""
 
     def run(self, *, span_ms: int = 0, most: int | None = None, awaited: bool = False) -> Future[list[str]]:  # noqa: ARG002
-        """See `Stage.run`; it runs all the time, so this waits until nothing is due."""
+        """See `EnvironmentBroker.run`; calls run by themselves, so this waits until no call is due."""
         if span_ms or most is not None:
             raise QTasksError(
                 'in mode "full" time is real: it cannot be moved, and calls run by themselves',
@@ -84,23 +84,23 @@ class Served(Stage):
         return self.threads.broker.submit(self._settled())
 
     def close(self) -> None:
-        """See `Stage.close`."""
+        """See `EnvironmentBroker.close`."""
         with contextlib.suppress(TimeoutError):
             self.threads.broker.call(self._close(), PATIENCE_S)
         if self._server is not None and self._serving is not None:
             self._server.should_exit = True
-            with contextlib.suppress(QTasksError):  # it was told when it happened
+            with contextlib.suppress(QTasksError):  # `serve` raised it already
                 self._serving.result(PATIENCE_S)
         self._client.close()
-        for one in (self._broker_socket, self._app_socket):
-            one.close()
+        for listener in (self._broker_socket, self._app_socket):
+            listener.close()
         self.threads.tidy()
 
     async def _open(self) -> None:
-        self.faults = Faults(self._base_url, HttpTransport(DestinationPolicy("local")), self.outside)
+        self.faults = FaultyTransport(self._base_url, HttpTransport(DestinationPolicy("local")), self.outside)
         how = replace(settings(), drain_s=5)
         self.broker = await Broker.open(how, transport=self.faults)
-        self.broker.watchers.add(self.ledger)
+        self.broker.watchers.add(self.call_log)
         self.keys = await self.broker.keys.of(self.broker.accounts[ACCOUNT])
         self._api = ApiServer(self.broker, [self._broker_socket])
         await self._api.start()
@@ -110,17 +110,17 @@ class Served(Stage):
         await self._api.stop()
 
     async def _settled(self) -> list[str]:
-        off = await self._cancelled()
+        cancelled = await self._cancelled()
 
         def is_done(due: Mapping[str, int], active: int) -> bool:
-            return not active and all(time_ms > self.now_ms for one, time_ms in due.items() if one not in off)
-
-        before = [call for call in self.ledger.calls if self.ledger.due_ms(call) is not None]
-        if not await asyncio.to_thread(self.ledger.wait_until, is_done, PATIENCE_S):
-            raise QTasksError(
-                f"after {PATIENCE_S:g} s there is still something that is due or runs", code=ErrorCode.TEST_NEVER_IDLE
+            return not active and all(
+                time_ms > self.now_ms for message_id, time_ms in due.items() if message_id not in cancelled
             )
-        return [call.message_id for call in before if self.ledger.due_ms(call) is None]
+
+        before = [call for call in self.call_log.calls if self.call_log.due_ms(call) is not None]
+        if not await asyncio.to_thread(self.call_log.wait_until, is_done, PATIENCE_S):
+            raise QTasksError(f"after {PATIENCE_S:g} s calls are still due or running", code=ErrorCode.TEST_NEVER_IDLE)
+        return [call.message_id for call in before if self.call_log.due_ms(call) is None]
 
 
 def _url(listener: socket.socket) -> str:
@@ -130,7 +130,7 @@ def _url(listener: socket.socket) -> str:
 async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
     try:
         await server.serve(sockets=[listener])
-    except SystemExit:  # uvicorn's way to say that the lifespan failed; it would end this event loop
+    except SystemExit:  # uvicorn raises it after a failed lifespan; it would end this event loop
         raise QTasksError(
             "the application ended while it was starting; its log says why", code=ErrorCode.APPLICATION_ENDED
         ) from None

@@ -1,7 +1,7 @@
-"""The store of a test: the broker's own, in memory, on a connection that the next test gets, too.
+"""The store of a test: the broker's SQLite store in memory, on a connection that the next test reuses.
 
-What a test costs is mostly the SQL that SQLite compiles anew for each connection. So connections stay open, and are
-emptied.
+Most of the time of a test would be the SQL that SQLite compiles again for each connection. Therefore connections stay
+open, and their tables are emptied.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import apsw
 from qtasks.broker.store.sqlite import MEMORY, SqliteStore, connect, inside
 
 
-class EmptyStore(SqliteStore):
-    """Begins empty. `shelf` is where connections lie between two tests; all of them belong to one event loop."""
+class ReusedStore(SqliteStore):
+    """A store that begins empty. `shelf` keeps the connections between tests; all belong to one event loop."""
 
     def __init__(self, shelf: list[apsw.Connection]) -> None:
         db = shelf.pop() if shelf else connect(MEMORY)

@@ -13,20 +13,20 @@ from qtasks.embedded import LoopThread
 from qtasks.tasks.run.thread_pool import Workers
 
 _WORKERS: Final = 64
-"""More than one runs only where one waits for another."""
+"""Threads of the pool; more than one is busy only if a task waits for another one."""
 
 
 class SharedWorkers(Workers):
-    """The pool of every dispatcher there will be: a thread that is started costs as much as a call."""
+    """The pool of all dispatchers of the process: to start a thread costs as much as a call."""
 
     def close(self) -> None:
-        """The next dispatcher goes on with it."""
+        """Does nothing: the next dispatcher uses the pool."""
 
 
-class Threads:
-    """Started when they are first needed; `Threads.of_process()` gives those of this process."""
+class SharedThreads:
+    """Threads that start at their first use; `SharedThreads.of_process()` returns those of this process."""
 
-    _of_process: Threads | None = None
+    _of_process: SharedThreads | None = None
 
     def __init__(self) -> None:
         self.owner = os.getpid()
@@ -34,30 +34,30 @@ class Threads:
         self.tasks = LoopThread("qtasks-tasks")
         self.workers = SharedWorkers(_WORKERS)
         self.shelf: list[apsw.Connection] = []
-        """Of `EmptyStore`."""
+        """The connections of `ReusedStore` between two tests."""
 
     @classmethod
-    def of_process(cls) -> Threads:
-        """The threads of this process; a fork leaves its parent's behind."""
+    def of_process(cls) -> SharedThreads:
+        """The threads of this process; a forked process gets its own."""
         if cls._of_process is None or cls._of_process.owner != os.getpid():
             cls._of_process = threads = cls()
             atexit.register(threads.stop)
         return cls._of_process
 
     def stop(self) -> None:
-        """End them."""
+        """End the threads."""
         if self.owner == os.getpid():
             self.broker.stop()
             self.tasks.stop()
             Workers.close(self.workers)
 
     def tidy(self) -> None:
-        """Cancel what tasks have left running on the loop of the tasks: it is nothing to the next test."""
+        """Cancel the asyncio tasks that a test left on the loop of the tasks, so that the next test is not affected."""
 
         async def cancel() -> None:
-            left = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in left:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
         self.tasks.call(cancel())

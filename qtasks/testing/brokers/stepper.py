@@ -1,9 +1,9 @@
-"""One step of the broker after another, in the order of time.
+"""Runs the broker step by step, in the order of time.
 
-What a running broker does all at once is done here one thing at a time, so that a test is the same in every run: fire
-the schedules whose time has come, claim the one message that is due first, deliver it, settle its outcome, and look
-again. When nothing is due any more the clock moves on to whatever comes next. A second call is started beside the first
-only when the first waits for its result.
+A running broker does many things at once; here each step is done alone, so that a test behaves the same in every run:
+fire the schedules that are due, claim the one message that is due first, deliver it, settle its outcome, and repeat.
+When no message is due, the clock moves to the next due time. A second call starts beside the first only when the first
+waits for its result.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from qtasks.broker.broker import Broker
 from qtasks.broker.core.values import Claim
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import QTasksError
-from qtasks.testing.call_log import Ledger
+from qtasks.testing.call_log import CallLog
 from qtasks.testing.fakes.stepped_results import SteppedResults
 from qtasks.testing.fakes.virtual_clock import VirtualClock
 
 MOST: Final = 10_000
-"""Attempts in one go. A test that makes more has calls that never end calling."""
+"""Attempts in one run. A test that makes more has calls that cause calls without end."""
 
 _REORDERED: Final = 64
-"""Messages that are taken at once when their order is to be changed."""
+"""Messages that are claimed together to reverse their order."""
 
 
-class Steps:
+class BrokerStepper:
     """Drives a broker whose own loops do not run; belongs to the broker's event loop."""
 
-    def __init__(self, broker: Broker, clock: VirtualClock, ledger: Ledger, results: SteppedResults) -> None:
+    def __init__(self, broker: Broker, clock: VirtualClock, call_log: CallLog, results: SteppedResults) -> None:
         self._broker = broker
         self._clock = clock
-        self._ledger = ledger
+        self._call_log = call_log
         self._results = results
         self._waits = results.waits
         self._running: dict[asyncio.Task[None], str] = {}
         self._changed = asyncio.Event()
         self._taken: list[Claim] = []
         self.reordered = False
-        """Deliver what is due in the reverse of its order."""
+        """Deliver messages that are due at the same time in reverse order."""
         self._loop = asyncio.get_running_loop()
         self._waits.changed = self._look_again
 
     async def run(self, *, until_ms: int | None, most: int | None, schedules: bool) -> list[str]:
-        """Make every attempt that is due until `until_ms`, or `most` of them; the messages, one for each attempt.
+        """Make every attempt that is due until `until_ms`, at most `most`; return one message id per attempt.
 
-        `until_ms` None follows what waits as far as it goes, and leaves the clock there. The waits have begun; here
-        they end. Raises QTasksError when there is no end to it.
+        With `until_ms` None the clock moves on until no call waits. The caller has begun the waits; they end here.
+        Raises QTasksError after 10,000 attempts.
         """
         try:
             return await self._run(until_ms, most, schedules)
@@ -61,8 +61,8 @@ class Steps:
             if self._is_busy():
                 await self._changed.wait()
                 continue
-            wanted = most is None or len(made) < most or bool(self._running)
-            claim, next_ms = await self._next(schedules) if wanted else (None, None)
+            may_start = most is None or len(made) < most or bool(self._running)
+            claim, next_ms = await self._next(schedules) if may_start else (None, None)
             if claim is not None:
                 made.append(claim.message.id)
                 self._start(claim)
@@ -79,14 +79,14 @@ class Steps:
         return made
 
     def _is_busy(self) -> bool:
-        """Whether a call runs that does not wait for another one."""
+        """Whether a running call makes progress by itself: it does not wait for another call."""
         if not self._running:
             return False
         blocked = self._waits.blocked(self._results.is_final)
         return any(call_id not in blocked for call_id in self._running.values())
 
     async def _next(self, schedules: bool) -> tuple[Claim | None, int | None]:
-        """What is to be delivered now; where there is nothing, the time of what comes next."""
+        """The claim to deliver now; without one, the next due time (Unix ms)."""
         if self._taken:
             return self._taken.pop(), None
         next_tick_ms: int | None = None
@@ -94,20 +94,20 @@ class Steps:
             await self._broker.scheduler.run_once()
             next_tick_ms = await self._broker.store.next_tick()
         while True:
-            found = await self._broker.deliverer.claim(_REORDERED if self.reordered else 1)
-            if found.claims or not found.more:
+            batch = await self._broker.deliverer.claim(_REORDERED if self.reordered else 1)
+            if batch.claims or not batch.more:
                 break
-        self._taken = list(found.claims)  # taken from the end: the last one first
+        self._taken = list(batch.claims)  # popped from the end: the last one first
         if self._taken:
             return self._taken.pop(), None
-        times = [time_ms for time_ms in (found.next_due_ms, next_tick_ms) if time_ms is not None]
+        times = [time_ms for time_ms in (batch.next_due_ms, next_tick_ms) if time_ms is not None]
         return None, min(times, default=None)
 
     def _look_again(self) -> None:
         self._loop.call_soon_threadsafe(self._changed.set)
 
     def _start(self, claim: Claim) -> None:
-        call = self._ledger.of_message(claim.message.id)
+        call = self._call_log.of_message(claim.message.id)
         attempt = self._broker.deliverer.start(claim)
         self._running[attempt] = claim.message.id if call is None else call.id
         attempt.add_done_callback(self._ended)
@@ -118,9 +118,9 @@ class Steps:
 
     def _check(self, made: list[str]) -> None:
         if len(made) >= MOST:
-            call = self._ledger.of_message(made[-1])
+            call = self._call_log.of_message(made[-1])
             raise QTasksError(
-                f"{MOST:,} attempts were made in one go, and something is due still: {call or made[-1]}",
-                details={"likely": "a task calls itself, or is tried again without a wait"},
+                f"{MOST:,} attempts were made in one run, and calls are still due: {call or made[-1]}",
+                details={"likely": "a task calls itself, or is retried without a delay"},
                 code=ErrorCode.TEST_NEVER_IDLE,
             )

@@ -1,4 +1,4 @@
-"""The way from the broker to the application, and what may happen to a delivery on it."""
+"""Fault injection between the broker and the application, and answers for services outside the test."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from qtasks.protocol.messages import Response
 
 Send = Callable[[DeliveryRequest], Awaitable[Response | Failure]]
 Fate = Callable[[DeliveryRequest, Send], Awaitable[Response | Failure]]
-"""What becomes of one delivery: it gets the request, and a way to make it."""
+"""How one delivery is made: a function of the request and of `send`."""
 
 _JSON: Final = (("Content-Type", "application/json"),)
 SIGNATURE: Final = "Upstash-Signature"
 
 Answer = int | bytes | str | dict[str, Any] | list[Any] | Response | Callable[[DeliveryRequest], "Answer"]
-"""What somebody outside answers: a status, a body (JSON where it is not text or bytes), or whatever a function of the
-request returns."""
+"""The answer of another service: a status, a body (JSON unless it is text or bytes), a Response, or a function of the
+request that returns one of these."""
 
 
 @dataclass(slots=True)
-class _Order:
+class _FaultOrder:
     task: str | None
     fate: Fate
     times: int
 
 
-class Faults:
-    """Delivers to the application, save for what a test has ordered otherwise. All else goes to `outside`."""
+class FaultyTransport:
+    """Delivers to the application, with the faults that a test ordered. Other requests go to `outside`."""
 
     def __init__(self, base_url: str, application: Transport, outside: Transport) -> None:
         self._base_url = base_url
         self._application = application
         self._outside = outside
-        self._orders: list[_Order] = []
+        self._orders: list[_FaultOrder] = []
 
     def order(self, task: str | None, fate: Fate, times: int = 1) -> None:
-        """Let `fate` befall the next `times` deliveries to `task`; None: to any task."""
-        self._orders.append(_Order(task, fate, times))
+        """Apply `fate` to the next `times` deliveries to `task`; None: to any task."""
+        self._orders.append(_FaultOrder(task, fate, times))
 
     async def send(self, request: DeliveryRequest) -> Response | Failure:
         """See `Transport.send`."""
         place, _, name = request.url.partition("?")[0].rpartition("/")
         if place != self._base_url:
             return await self._outside.send(request)
-        order = next((one for one in self._orders if one.task in (None, name)), None)
+        order = next((each for each in self._orders if each.task in (None, name)), None)
         if order is None:
             return await self._application.send(request)
         order.times -= 1
@@ -64,7 +64,7 @@ class Faults:
 
 
 def failing(status: int) -> Fate:
-    """Somebody on the way answers with `status`; the application hears nothing of it."""
+    """A proxy answers with `status`; the application does not get the request."""
 
     async def fate(_request: DeliveryRequest, _send: Send) -> Response | Failure:
         return Response(status=status, headers=_JSON, body=b'{"error":"ordered by the test"}')
@@ -73,18 +73,18 @@ def failing(status: int) -> Fate:
 
 
 def losing(lose: Callable[[DeliveryRequest], None]) -> Fate:
-    """The application answers, but nobody hears it; `lose` is called in between."""
+    """The application answers, but the response is lost; `lose` is called after the application has answered."""
 
     async def fate(request: DeliveryRequest, send: Send) -> Response | Failure:
         await send(request)
         lose(request)
-        return Failure("connection_lost", "the answer was lost, as ordered by the test")
+        return Failure("connection_lost", "the response was lost, as ordered by the test")
 
     return fate
 
 
 def twice(resign: Callable[[DeliveryRequest], str]) -> Fate:
-    """The delivery is made twice, signed anew; what the second one is answered counts."""
+    """The delivery is made twice, with a fresh signature; the second response counts."""
 
     async def fate(request: DeliveryRequest, send: Send) -> Response | Failure:
         await send(request)
@@ -95,18 +95,18 @@ def twice(resign: Callable[[DeliveryRequest], str]) -> Fate:
 
 
 @dataclass(slots=True)
-class Outside:
-    """Everything that is not the application. A test reaches none of it: it says who answers, or nobody does."""
+class OutsideWorld:
+    """Every service except the application. A test reaches none of them; it defines their answers."""
 
     now_s: Callable[[], int]
     model: ProviderFake | None = None
-    """Answers in place of every language model."""
+    """The model that answers in place of every language model."""
     requests: list[DeliveryRequest] = field(default_factory=list)
-    """What would have gone out."""
+    """The requests that would have been made."""
     _answers: list[tuple[str, Answer]] = field(default_factory=list)
 
     def answer(self, prefix: str, answer: Answer) -> None:
-        """Answer what goes to a URL that begins with `prefix`; of several the latest counts."""
+        """Answer requests to URLs that begin with `prefix`; of several definitions the latest counts."""
         self._answers.insert(0, (prefix, answer))
 
     async def send(self, request: DeliveryRequest) -> Response | Failure:
@@ -125,8 +125,8 @@ class Outside:
     async def _refused(self, request: DeliveryRequest) -> Response | Failure:
         return Failure(
             "destination_blocked",
-            f"a test reaches nobody outside, and nothing answers for {request.url} "
-            f'(qtasks.answer("{request.url}", ...) does)',
+            f"a test reaches no other service, and no answer is defined for {request.url} "
+            f'(define one: qtasks.answer("{request.url}", ...))',
             final=True,
         )
 

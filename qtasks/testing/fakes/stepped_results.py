@@ -1,4 +1,4 @@
-"""Results in memory, in a world that moves only when it is told to: whoever would wait for ever hears why."""
+"""Results in memory for virtual time: a wait that could never end raises an error that says why."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from qtasks.tasks.results.backend import Record, Watchers
 from qtasks.tasks.results.memory import MemoryResults
 
 KEPT_MS: Final = 100 * 366 * 24 * 60 * 60 * 1000
-"""A test may travel for years, and looks at its results at the end."""
+"""How long results are kept, in ms: a test may advance by years and read its results at the end."""
 
 
 @dataclass(eq=False, slots=True)
 class _Wait:
-    """Somebody waits for the result of `key`; `call` is the running call that does, None for anybody else."""
+    """A wait for the result of `key`; `call` is the id of the running call that waits, None outside of calls."""
 
     key: str
     call: str | None
@@ -32,10 +32,9 @@ _own: ContextVar[_Wait | None] = ContextVar("qtasks_wait", default=None)
 
 
 class Waits(Watchers):
-    """Who waits for what.
+    """The waits for results.
 
-    `moving` says whether calls run at the moment, or are just about to; `changed` is called, on any thread, when a wait
-    begins.
+    `moving` is true while calls run or are about to run; `changed` is called, on any thread, when a wait begins.
     """
 
     def __init__(self) -> None:
@@ -46,13 +45,13 @@ class Waits(Watchers):
         self._waits: list[_Wait] = []
 
     def begin(self) -> bool:
-        """Calls are about to run; False if they do already."""
+        """Note that calls are about to run; False if calls run already."""
         with self._guard:
             begun, self.moving = not self.moving, True
         return begun
 
     def end(self) -> None:
-        """Calls run no more: whoever waits still, waits in vain."""
+        """Note that calls do not run any more, and end the waits that remain."""
         self.moving = False
         self.give_up()
 
@@ -74,39 +73,39 @@ class Waits(Watchers):
                 self._waits.remove(wait)
 
     def blocked(self, is_final: Callable[[str], bool]) -> set[str]:
-        """The running calls that can do nothing but wait for another one."""
+        """Ids of the running calls that wait for another call."""
         with self._guard:
             waits = list(self._waits)
-        return {one.call for one in waits if one.call is not None and not one.hopeless and not is_final(one.key)}
+        return {wait.call for wait in waits if wait.call is not None and not wait.hopeless and not is_final(wait.key)}
 
     def give_up(self, *, running: bool = False) -> None:
-        """Tell those who wait now, or of them the running calls, that nothing will come of it."""
+        """End the current waits, or with `running` only those of running calls: their results will not arrive."""
         with self._guard:
-            waits = [one for one in self._waits if one.call is not None or not running]
-        for one in waits:
-            one.hopeless = True
-            one.wake()
+            waits = [wait for wait in self._waits if wait.call is not None or not running]
+        for wait in waits:
+            wait.hopeless = True
+            wait.wake()
 
 
 class KeptResults(MemoryResults):
-    """Results in memory, kept however far a test travels."""
+    """Results in memory that do not expire when a test advances its clock."""
 
     def __init__(self) -> None:
         super().__init__(ttl_ms=KEPT_MS)
 
     def found(self, key: str) -> Record | None:
-        """What is kept of a call, without any wait being meant."""
+        """The record of a call; unlike `read`, it never ends a wait."""
         return MemoryResults.read(self, key)
 
     def forget(self, call_id: str) -> None:
-        """Lose everything about a call, as a process does that dies before it has written it down."""
+        """Drop the record of a call, like a process that dies before it writes the record."""
         with self._lock:
             if (record := self._records.pop(call_id, None)) is not None:
                 self._calls.pop(record.message_id, None)
 
 
 class SteppedResults(KeptResults):
-    """`explain` makes, from a call id and what is known of it, the error for whoever waits in vain."""
+    """Results for virtual time. `explain` makes the error of a wait that cannot end, from call id and record."""
 
     def __init__(self, explain: Callable[[str, Record | None], ResultTimeout]) -> None:
         super().__init__()
@@ -115,7 +114,7 @@ class SteppedResults(KeptResults):
         self._explain = explain
 
     def read(self, key: str) -> Record | None:
-        """See `ResultBackend.read`. Raises ResultTimeout in a wait that nothing can end."""
+        """See `ResultBackend.read`. Raises ResultTimeout in a wait that cannot end."""
         record = super().read(key)
         wait = _own.get()
         if (

@@ -11,7 +11,7 @@ from qtasks.clock import Clock
 
 
 class VirtualClock:
-    """Time stands still until it is moved. Unix milliseconds."""
+    """A clock that stands still until it is moved. Unix milliseconds."""
 
     def __init__(self, now_ms: int) -> None:
         self._now_ms = now_ms
@@ -26,11 +26,11 @@ class VirtualClock:
         return self._now_ms / 1000
 
     def advance(self, span_ms: int) -> None:
-        """Let time pass."""
+        """Move the clock forward by `span_ms` milliseconds."""
         self.move_to(self._now_ms + span_ms)
 
     def move_to(self, now_ms: int) -> None:
-        """Let it be `now_ms`."""
+        """Set the clock to `now_ms`, Unix milliseconds."""
         self._now_ms = now_ms
         self._moved.set()
         self._moved = asyncio.Event()
@@ -73,7 +73,7 @@ class SeededRandom:
     """The same ids and the same jitter in every run."""
 
     def __init__(self, seed: int = 0) -> None:
-        self._random = random.Random(seed)  # noqa: S311 - nobody outside the process sees what it protects
+        self._random = random.Random(seed)  # noqa: S311 - protects nothing outside this process
 
     def token(self, size: int) -> bytes:
         """See `Random.token`."""

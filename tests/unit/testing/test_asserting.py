@@ -71,7 +71,7 @@ def test_a_default_is_as_good_as_given(qtasks: Environment, charge: SyncTask[...
 def test_the_task_may_be_named(qtasks: Environment, charge: SyncTask[..., str]) -> None:
     charge.delay(1)
     qtasks.assert_enqueued("charge", order=1)
-    with pytest.raises(QTasksError, match="there is no task 'chrage' here; known tasks: charge"):
+    with pytest.raises(QTasksError, match="unknown task 'chrage'; known tasks: charge"):
         qtasks.assert_enqueued("chrage")
 
 
@@ -162,7 +162,7 @@ def test_what_should_not_have_been_sent_is_listed(qtasks: Environment, charge: S
     with pytest.raises(AssertionError) as failed:
         qtasks.refute_enqueued(charge, 1)
     assert text(failed) == [
-        "1 call charge(order=1) sent, and none is wanted",
+        "1 call charge(order=1) sent, but none is expected",
         f"  sent        charge(1)   at {qtasks.now.isoformat()}",
     ]
     qtasks.refute_enqueued(charge, 2)

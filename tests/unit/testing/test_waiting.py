@@ -31,7 +31,7 @@ def test_a_result_that_nobody_drained_for_says_what_to_do(
     with pytest.raises(ResultTimeout) as refused:
         result.get(timeout)
     assert str(refused.value) == (
-        f"note(1) {result.id} has not run: calls wait until the test lets them run\n  fix         qtasks.drain()"
+        f"note(1) {result.id} has not run: calls wait until the test runs them\n  fix         qtasks.drain()"
     )
     assert result.status == "queued"
 
