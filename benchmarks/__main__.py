@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         services = Services(options.redis, options.postgres)
     except ValueError as error:
         parser.error(str(error))
-    # So that the servers of a measurement end with it, whoever ends it.
+    # The servers of a measurement end with it, however it ends.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     rows: list[Row] = []
     standings: list[Standing] = []
@@ -67,8 +67,8 @@ def _contest(bench: Bench, options: argparse.Namespace, services: Services, stan
     options.venvs.mkdir(parents=True, exist_ok=True)
     with contestants.admitted(options.peers or list(PEERS), services, options.venvs, bench) as peers:
         everyone = [contestants.ours(bench), *peers]
-        for one in everyone:
-            print(f"{one.name:<10} {one.version:<10} {one.how}", flush=True)
+        for contestant in everyone:
+            print(f"{contestant.name:<10} {contestant.version:<10} {contestant.how}", flush=True)
         standings += contest.run(bench, everyone, options.rounds)
     print("\n" + "\n".join(contest.table(standings)), flush=True)
     return not any(standing.failures for standing in standings)

@@ -40,9 +40,9 @@ def fill(own: Own, name: str, count: int, say: Say) -> Backlog:
     The moment comes from a probe: the pace of a few publishes that will never be due, and room on top.
     """
     say(f"storing a backlog of {count:,} {name}")
-    probe = load.requests(own.target, name, own.ledger.take(min(_PROBE, max(1, count // 5))), delay_ms=FAR_MS)
+    probe = load.requests(own.target, name, own.times.take(min(_PROBE, max(1, count // 5))), delay_ms=FAR_MS)
     pace = load.publish(own.target, probe, in_flight=IN_FLIGHT).per_s
-    tasks = own.ledger.take(count)
+    tasks = own.times.take(count)
     due_s = math.ceil(time.time() + count / pace * _SLACK) + _MARGIN_S + math.ceil(count / 50_000)
     requests = load.requests(own.target, name, tasks, not_before_s=due_s)
     load.publish(own.target, requests, in_flight=IN_FLIGHT, say=say)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.figure import Row
-from benchmarks.ledger import Ledger
 from benchmarks.own import Own, own
+from benchmarks.task_times import TaskTimes
 from benchmarks.waiting import Say
 
 IN_FLIGHT: Final = 50
@@ -19,7 +19,7 @@ IN_FLIGHT: Final = 50
 FAR_MS: Final = 24 * 60 * 60 * 1000
 """A delay that no measurement lives to see the end of."""
 
-_LEDGER: Final = 500_000
+_MOST_TASKS: Final = 500_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +68,8 @@ class Bench:
 
     @contextmanager
     def own(self, *, dispatcher: bool = True) -> Iterator[Own]:
-        """A fresh broker and, with `dispatcher`, a warm dispatcher, with a ledger of their own."""
-        with Ledger.fresh(_LEDGER) as ledger, own(self.folder, ledger, dispatcher=dispatcher) as pair:
+        """A new broker and, with `dispatcher`, a warm dispatcher, with a new file of task times."""
+        with TaskTimes.fresh(_MOST_TASKS) as times, own(self.folder, times, dispatcher=dispatcher) as pair:
             yield pair
 
 

@@ -115,20 +115,20 @@ def _itself(client: _Client) -> _Client:
 async def _report(progress: _Progress, say: Say) -> None:
     while True:
         await asyncio.sleep(_REPORT_S)
-        say(f"  {progress.count:,} of {progress.wanted:,} published")
+        say(f"  {progress.count:,} of {progress.total:,} published")
 
 
 class _Progress:
     """How many have been answered; ends the load when all are, or at the first that goes wrong."""
 
-    def __init__(self, wanted: int, ended: asyncio.Future[None]) -> None:
-        self.wanted = wanted
+    def __init__(self, total: int, ended: asyncio.Future[None]) -> None:
+        self.total = total
         self.count = 0
         self._ended = ended
 
     def answered(self) -> None:
         self.count += 1
-        if self.count == self.wanted and not self._ended.done():
+        if self.count == self.total and not self._ended.done():
             self._ended.set_result(None)
 
     def failed(self, error: Exception) -> None:
@@ -184,7 +184,7 @@ def is_complete(answer: bytes) -> bool:
 
 
 def paced(target: Target, load: Sequence[bytes], per_s: float, before: Callable[[int], None]) -> None:
-    """Publish `load` one by one at a fixed pace; `before` is told each one's place just before it is sent.
+    """Publish `load` one by one at a fixed pace; `before` gets the place of each just before it is sent.
 
     Raises RefusedError.
     """

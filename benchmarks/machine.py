@@ -66,10 +66,10 @@ def family(pid: int) -> list[int]:
                 parents[int(entry.name)] = int(_stat(int(entry.name))[1])
             except ProcessLookupError:
                 continue
-    found = [pid]
-    for one in found:  # grows while it is walked: children come after their parents
-        found += [child for child, parent in parents.items() if parent == one]
-    return found
+    processes = [pid]
+    for process in processes:  # grows while it is walked: children come after their parents
+        processes += [child for child, parent in parents.items() if parent == process]
+    return processes
 
 
 def facts(folder: Path) -> dict[str, str]:

@@ -12,11 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from benchmarks import app, load, processes, waiting
-from benchmarks import ledger as ledgers
-from benchmarks.ledger import Ledger
+from benchmarks import app, load, processes, task_times, waiting
 from benchmarks.load import Target
 from benchmarks.processes import HOST, Program
+from benchmarks.task_times import TaskTimes
 from benchmarks.waiting import Say
 from qtasks.tasks.app import DEFAULT_PREFIX, QTasks
 
@@ -38,9 +37,9 @@ class Secrets:
 class Own:
     """A broker and its dispatcher. Made by `own`, which ends both."""
 
-    def __init__(self, folder: Path, ledger: Ledger) -> None:
+    def __init__(self, folder: Path, times: TaskTimes) -> None:
         self.folder = folder
-        self.ledger = ledger
+        self.times = times
         self.db = folder / "broker.db"
         self.secrets = Secrets()
         self.port = processes.free_port()
@@ -73,9 +72,9 @@ class Own:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What broker, dispatcher and whoever publishes are configured with."""
+        """The settings of broker, dispatcher and publishing process."""
         return processes.environment(
-            **{ledgers.VARIABLE: str(self.ledger.path)},
+            **{task_times.VARIABLE: str(self.times.path)},
             QSTASH_URL=self.url,
             QSTASH_TOKEN=self.secrets.token,
             QSTASH_CURRENT_SIGNING_KEY=self.secrets.current,
@@ -106,8 +105,8 @@ class Own:
         return app.declare(QTasks(url=self.url, token=self.secrets.token, base_url=self.base_url))
 
     def warm(self) -> None:
-        """Run one task through everything, so that nobody pays for first times in a measurement."""
-        tasks = self.ledger.take(1)
+        """Run one task through everything, so that no measurement includes what happens only once."""
+        tasks = self.times.take(1)
         load.publish(self.target, load.requests(self.target, "noop", tasks), in_flight=1)
         self.wait(tasks, lambda _: None)
 
@@ -118,14 +117,14 @@ class Own:
             self.broker.check()
             self.dispatcher.check()
 
-        waiting.done(self.ledger, tasks, say, check=check, poll_s=poll_s)
+        waiting.done(self.times, tasks, say, check=check, poll_s=poll_s)
 
 
 @contextlib.contextmanager
-def own(parent: Path, ledger: Ledger, *, dispatcher: bool = True) -> Iterator[Own]:
+def own(parent: Path, times: TaskTimes, *, dispatcher: bool = True) -> Iterator[Own]:
     """A fresh broker, with `dispatcher` also a warm dispatcher, in a new folder below `parent`."""
     with TemporaryDirectory(prefix="own-", dir=parent) as folder:
-        pair = Own(Path(folder), ledger)
+        pair = Own(Path(folder), times)
         try:
             pair.start_broker()
             if dispatcher:

@@ -104,7 +104,7 @@ class Program:
 
 @contextlib.contextmanager
 def running(program: Program) -> Iterator[Program]:
-    """A program that is stopped at the end, whatever happens."""
+    """A program that is stopped at the end in any case."""
     try:
         yield program
     finally:
@@ -112,7 +112,7 @@ def running(program: Program) -> Iterator[Program]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A free port."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

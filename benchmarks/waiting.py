@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from benchmarks.ledger import Ledger
+from benchmarks.task_times import TaskTimes
 
 Say = Callable[[str], None]
-"""Tells whoever watches what is going on."""
+"""Prints progress for the user."""
 
 _REPORT_S: Final = 5.0
 """How often long work says where it stands."""
@@ -29,24 +29,24 @@ def pause(span_s: float) -> None:
     time.sleep(max(0.0, span_s))  # noqa: TID251 - a measurement looks from outside: there is no event to wait for
 
 
-def done(ledger: Ledger, tasks: range, say: Say, *, check: Callable[[], None], poll_s: float = 0.02) -> None:
+def done(times: TaskTimes, tasks: range, say: Say, *, check: Callable[[], None], poll_s: float = 0.02) -> None:
     """Return once all of `tasks` are done, saying now and then how many are.
 
-    `check` is asked all the while and raises when there is nobody left to do them. Raises TimeoutError after
+    `check` is called repeatedly and raises when the processes that do them have ended. Raises TimeoutError after
     `patience_s`.
     """
     timeout_s = patience_s(len(tasks))
     deadline = time.monotonic() + timeout_s
     report = time.monotonic() + _REPORT_S
-    left = tasks
-    while (first := ledger.first_unfinished(left)) is not None:
-        left = range(first, tasks.stop)
+    unfinished = tasks
+    while (first := times.first_unfinished(unfinished)) is not None:
+        unfinished = range(first, tasks.stop)
         check()
         now = time.monotonic()
         if now > deadline:
-            raise TimeoutError(f"{ledger.count(tasks):,} of {len(tasks):,} tasks were done after {timeout_s:.0f} s")
+            raise TimeoutError(f"{times.count(tasks):,} of {len(tasks):,} tasks were done after {timeout_s:.0f} s")
         if now > report:
-            say(f"  {ledger.count(tasks):,} of {len(tasks):,} done")
+            say(f"  {times.count(tasks):,} of {len(tasks):,} done")
             report = now + _REPORT_S
         pause(poll_s)
 

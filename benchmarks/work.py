@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 
-from benchmarks import ledger
+from benchmarks import task_times
 
 NAP_S = 0.05
 """How long the sleeping tasks sleep."""
 
 HOLD_S = 60.0
-"""How long the first run of `hold` lasts if nobody kills it."""
+"""How long the first run of `hold` lasts unless its process is killed."""
 
 
 def noop(task: int) -> None:
     """Nothing but the note that it ran."""
-    book = ledger.current()
-    book.start(task)
-    book.finish(task)
+    times = task_times.current()
+    times.start(task)
+    times.finish(task)
 
 
 async def anoop(task: int) -> None:
@@ -28,25 +28,25 @@ async def anoop(task: int) -> None:
 
 def nap(task: int) -> None:
     """Wait as for a slow service, in a thread or process."""
-    book = ledger.current()
-    book.start(task)
+    times = task_times.current()
+    times.start(task)
     time.sleep(NAP_S)  # noqa: TID251 - sleeping is the work
-    book.finish(task)
+    times.finish(task)
 
 
 async def anap(task: int) -> None:
     """As `nap`, on an event loop."""
-    book = ledger.current()
-    book.start(task)
+    times = task_times.current()
+    times.start(task)
     await asyncio.sleep(NAP_S)
-    book.finish(task)
+    times.finish(task)
 
 
 async def ahold(task: int) -> None:
     """The first run hangs until its process is killed; a later one is done at once."""
-    book = ledger.current()
-    if book.has_started(task):
-        book.finish(task)
+    times = task_times.current()
+    if times.has_started(task):
+        times.finish(task)
         return
-    book.start(task)
+    times.start(task)
     await asyncio.sleep(HOLD_S)

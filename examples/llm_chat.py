@@ -2,7 +2,7 @@
 
     python examples/llm_chat.py
 
-The broker runs inside this process and, as long as nobody names a model, answers with an echo of its own: this runs
+The broker runs inside this process and, unless a model is configured, answers with an echo of its own: this runs
 offline. To talk to a real one, name an OpenAI-compatible server (Ollama, vLLM, llama.cpp), or set OPENAI_API_KEY:
 
     QTASKS_LLM_URL=http://127.0.0.1:11434/v1 CHAT_MODEL=llama3.2 python examples/llm_chat.py

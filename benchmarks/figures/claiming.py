@@ -54,17 +54,17 @@ def _fill(db: apsw.Connection, kind: str, lines: int, waiting: int) -> None:
     """Every line has its one message under way and the rest behind it; beside them enough that may start."""
     blocked = [_message(number, kind, f"line{number % lines}") for number in range(lines + waiting)]
     verbs.accept(db, blocked, now_ms=_NOW_MS)
-    found = ClaimBatch(more=True)
-    while found.claims or found.more:
-        found = verbs.claim(db, now_ms=_NOW_MS, limit=500, host_limit=10**9, in_flight={})
+    batch = ClaimBatch(more=True)
+    while batch.claims or batch.more:
+        batch = verbs.claim(db, now_ms=_NOW_MS, limit=500, host_limit=10**9, in_flight={})
     free = range(10**6, 10**6 + _CLAIMED * (_ROUNDS + 1))
     verbs.accept(db, [_message(number, "", "") for number in free], now_ms=_NOW_MS + 1)
 
 
 def _timed(db: apsw.Connection) -> float:
     began_s = time.perf_counter()
-    found = inside(db, lambda db: verbs.claim(db, now_ms=_NOW_MS + 1, limit=_CLAIMED, host_limit=10**9, in_flight={}))
-    assert len(found.claims) == _CLAIMED, "as many may start as are asked for"
+    batch = inside(db, lambda db: verbs.claim(db, now_ms=_NOW_MS + 1, limit=_CLAIMED, host_limit=10**9, in_flight={}))
+    assert len(batch.claims) == _CLAIMED, "as many may start as are asked for"
     return time.perf_counter() - began_s
 
 

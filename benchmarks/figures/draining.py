@@ -40,13 +40,13 @@ def streaming(bench: Bench) -> Iterator[Row]:
     """No-op tasks that run while they are published."""
     count = bench.sizes.streamed
     with bench.own() as own:
-        tasks = own.ledger.take(count)
+        tasks = own.times.take(count)
         requests = load.requests(own.target, "noop", tasks)
         bench.say(f"publishing and running {count:,} tasks at once")
         used = _Processor(own)
         sent = load.publish(own.target, requests, in_flight=IN_FLIGHT, say=bench.say)
         own.wait(tasks, bench.say)
-        span_s = (max(own.ledger.done_ns(tasks)) - sent.began_ns) / 1e9
+        span_s = (max(own.times.done_ns(tasks)) - sent.began_ns) / 1e9
         yield Row(
             name="end to end, with the producer running",
             value=count / span_s,
@@ -63,7 +63,7 @@ def _drain(bench: Bench, name: str, count: int, *, label: str = "no-op tasks", a
         bench.say(f"draining {count:,} {name}")
         used = _Processor(own)
         own.wait(stored.tasks, bench.say)
-        started, done = own.ledger.started_ns(stored.tasks), own.ledger.done_ns(stored.tasks)
+        started, done = own.times.started_ns(stored.tasks), own.times.done_ns(stored.tasks)
         span_s = (max(done) - min(started)) / 1e9
         return Row(
             name=f"drained, {count:,} {label}",

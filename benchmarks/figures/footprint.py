@@ -21,7 +21,7 @@ def memory(bench: Bench) -> Iterator[Row]:
         both = {"broker": own.broker, "dispatcher": own.dispatcher}
         yield from (_resident(name, program, "idle", "after its first task") for name, program in both.items())
         bench.say(f"running {count:,} tasks to see what stays in memory")
-        tasks = own.ledger.take(count)
+        tasks = own.times.take(count)
         load.publish(own.target, load.requests(own.target, "noop", tasks), in_flight=IN_FLIGHT, say=bench.say)
         own.wait(tasks, bench.say)
         how = f"after {count:,} no-op tasks published over {IN_FLIGHT} connections"

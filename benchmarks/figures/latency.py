@@ -26,28 +26,28 @@ def latency(bench: Bench) -> Iterator[Row]:
 
 
 def _by_delay(own: Own, count: int, bench: Bench) -> list[float]:
-    tasks = own.ledger.take(count)
+    tasks = own.times.take(count)
     with own.producer() as producer:
         task = producer.tasks["noop"]
-        task.delay(own.ledger.take(1)[0])  # opens the connection
+        task.delay(own.times.take(1)[0])  # opens the connection
         began = time.monotonic()
         for place, number in enumerate(tasks):
             waiting.pause(began + place / PER_S - time.monotonic())
-            own.ledger.send(number)
+            own.times.send(number)
             task.delay(number)
     return _spans_ms(own, tasks, bench)
 
 
 def _by_socket(own: Own, count: int, bench: Bench) -> list[float]:
-    tasks = own.ledger.take(count)
+    tasks = own.times.take(count)
     requests = load.requests(own.target, "noop", tasks)
-    load.paced(own.target, requests, PER_S, lambda place: own.ledger.send(tasks[place]))
+    load.paced(own.target, requests, PER_S, lambda place: own.times.send(tasks[place]))
     return _spans_ms(own, tasks, bench)
 
 
 def _spans_ms(own: Own, tasks: range, bench: Bench) -> list[float]:
     own.wait(tasks, bench.say)
-    both = zip(own.ledger.sent_ns(tasks), own.ledger.started_ns(tasks), strict=True)
+    both = zip(own.times.sent_ns(tasks), own.times.started_ns(tasks), strict=True)
     return [(started - sent) / 1e6 for sent, started in both]
 
 

@@ -20,7 +20,7 @@ def publishing(bench: Bench) -> Iterator[Row]:
 
 def _publishes(bench: Bench, own: Own, count: int, *, in_flight: int, aim: Aim | None = None) -> Row:
     bench.say(f"publishing {count:,} from bare sockets, {in_flight} in flight")
-    requests = load.requests(own.target, "noop", own.ledger.take(count), delay_ms=FAR_MS)
+    requests = load.requests(own.target, "noop", own.times.take(count), delay_ms=FAR_MS)
     before_s = machine.cpu_s(own.broker.pid)
     sent = load.publish(own.target, requests, in_flight=in_flight, say=bench.say)
     used_us = (machine.cpu_s(own.broker.pid) - before_s) * 1e6 / count

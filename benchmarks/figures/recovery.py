@@ -39,31 +39,31 @@ def recovering(bench: Bench) -> Iterator[Row]:
     how = f"median of {rounds}; retry_delay 100 ms, the attempt's own deadline is 15 minutes away"
     yield Row(
         name="killed dispatcher, noticed by the broker",
-        value=statistics.median(one.noticed_ms for one in seen),
+        value=statistics.median(run.noticed_ms for run in seen),
         unit="ms",
         method=f"kill -9 to the broker's log entry of the broken attempt; {how}",
     )
     yield Row(
         name="killed dispatcher, its task done again",
-        value=statistics.median(one.done_s for one in seen),
+        value=statistics.median(run.done_s for run in seen),
         unit="s",
         method=f"kill -9 to the task done by a new dispatcher that is started at once; {how}",
-        note=f"{statistics.median(one.done_after_start_s for one in seen) * 1000:.0f} ms after that one served",
+        note=f"{statistics.median(run.done_after_start_s for run in seen) * 1000:.0f} ms after that one served",
     )
 
 
 def _recover(bench: Bench, own: Own) -> _Recovery:
-    tasks = own.ledger.take(1)
+    tasks = own.times.take(1)
     with own.producer() as producer, QStash(own.secrets.token, base_url=own.url) as client:
         sent = producer.tasks["hold"].delay(tasks[0])
-        waiting.until(lambda: own.ledger.has_started(tasks[0]), processes.START_S, "the task started")
+        waiting.until(lambda: own.times.has_started(tasks[0]), processes.START_S, "the task started")
         killed_ns, killed_ms = time.monotonic_ns(), time.time_ns() / 1e6
         own.dispatcher.kill()
         noticed_ms = _noticed_ms(client, str(sent.message_id)) - killed_ms
         own.start_dispatcher()
         serves_ns = time.monotonic_ns()
         own.wait(tasks, bench.say, poll_s=0.002)
-        done_ns = own.ledger.done_ns(tasks)[0]
+        done_ns = own.times.done_ns(tasks)[0]
     return _Recovery(max(0.0, noticed_ms), (done_ns - killed_ns) / 1e9, max(0, done_ns - serves_ns) / 1e9)
 
 

@@ -14,14 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from benchmarks import ledger as ledgers
-from benchmarks import load, processes, waiting
+from benchmarks import load, processes, task_times, waiting
 from benchmarks.bench import Bench
 from benchmarks.figure import Aim, Row
-from benchmarks.ledger import Ledger
 from benchmarks.load import Target
 from benchmarks.own import QTASKS
 from benchmarks.processes import Program
+from benchmarks.task_times import TaskTimes
 
 _DEV_FILE: Final = Path(".qtasks", "dev.json")
 _IMPORTS: Final = ("pass", "import qtasks", "from qtasks import QTasks, task")
@@ -70,9 +69,9 @@ def developing(bench: Bench) -> Iterator[Row]:
 
 
 def _first_task_s(bench: Bench) -> float:
-    with TemporaryDirectory(prefix="dev-", dir=bench.folder) as name, Ledger.fresh(1) as ledger:
+    with TemporaryDirectory(prefix="dev-", dir=bench.folder) as name, TaskTimes.fresh(1) as times:
         folder = Path(name)
-        environment = processes.environment(**{ledgers.VARIABLE: str(ledger.path)})
+        environment = processes.environment(**{task_times.VARIABLE: str(times.path)})
         command = (*QTASKS, "dev", "benchmarks.app:tasks", "--port", "0", "--app-port", "0")
         began_ns = time.monotonic_ns()
         with processes.running(
@@ -81,8 +80,8 @@ def _first_task_s(bench: Bench) -> float:
             dev.wait_until((folder / _DEV_FILE).exists)
             target = _target(json.loads((folder / _DEV_FILE).read_text()))
             load.publish(target, load.requests(target, "noop", range(1)), in_flight=1)
-            waiting.done(ledger, range(1), bench.say, check=dev.check, poll_s=0.002)
-            return (ledger.done_ns(range(1))[0] - began_ns) / 1e9
+            waiting.done(times, range(1), bench.say, check=dev.check, poll_s=0.002)
+            return (times.done_ns(range(1))[0] - began_ns) / 1e9
 
 
 def _target(facts: dict[str, Any]) -> Target:

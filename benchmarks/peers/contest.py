@@ -65,24 +65,25 @@ class Standing:
 def run(bench: Bench, contestants: Sequence[Contestant], rounds: int) -> list[Standing]:
     """Let all of them do everything, `rounds` times."""
     standings = {
-        (discipline, one.name): Standing(discipline, one.name, one.version)
+        (discipline, contestant.name): Standing(discipline, contestant.name, contestant.version)
         for discipline in DISCIPLINES
-        for one in contestants
+        for contestant in contestants
     }
     for round_ in range(1, rounds + 1):
         for event, disciplines in _EVENTS.items():
-            for one in contestants:
-                bench.say(f"round {round_} of {rounds}: {one.name}: {', '.join(each.name for each in disciplines)}")
+            for contestant in contestants:
+                names = ", ".join(discipline.name for discipline in disciplines)
+                bench.say(f"round {round_} of {rounds}: {contestant.name}: {names}")
                 try:
-                    with one.session() as session:
+                    with contestant.session() as session:
                         results = event(bench.sizes, session)
                 except Exception as error:
                     bench.say(f"  failed: {type(error).__name__}: {error}")
                     for discipline in disciplines:
-                        standings[discipline, one.name].failures.append(f"{type(error).__name__}: {error}")
+                        standings[discipline, contestant.name].failures.append(f"{type(error).__name__}: {error}")
                     continue
                 for discipline, value in results.items():
-                    standings[discipline, one.name].values.append(value)
+                    standings[discipline, contestant.name].values.append(value)
     return list(standings.values())
 
 
@@ -91,10 +92,10 @@ def _live(sizes: Sizes, session: Session) -> Results:
     session.start("noop")
     tasks = session.produce("noop", sizes.streamed)
     session.wait(tasks)
-    sent, done = session.ledger.sent_ns(tasks), session.ledger.done_ns(tasks)
+    sent, done = session.times.sent_ns(tasks), session.times.done_ns(tasks)
     paced = session.produce("noop", int(sizes.paced_s * PER_S), str(PER_S))
     session.wait(paced)
-    both = zip(session.ledger.sent_ns(paced), session.ledger.started_ns(paced), strict=True)
+    both = zip(session.times.sent_ns(paced), session.times.started_ns(paced), strict=True)
     spans_ms = [(started - sent) / 1e6 for sent, started in both]
     return {
         ENQUEUED: (len(tasks) - 1) / (max(sent) - min(sent)) * 1e9,
@@ -117,7 +118,7 @@ def _nap(sizes: Sizes, session: Session) -> Results:
 def _rate(session: Session, work: str, count: int) -> float:
     tasks = session.release(work, count)
     session.wait(tasks)
-    done = sorted(session.ledger.done_ns(tasks))
+    done = sorted(session.times.done_ns(tasks))
     head = int(count * _HEAD)
     return (count - 1 - head) / (done[-1] - done[head]) * 1e9
 
@@ -134,15 +135,16 @@ def table(standings: Sequence[Standing]) -> Iterator[str]:
     for discipline in DISCIPLINES:
         better = "less is better" if discipline.less_is_better else "more is better"
         yield f"{discipline.name}, {discipline.unit} ({better}): {discipline.method}"
-        group = [one for one in standings if one.discipline is discipline]
-        own = next((one.median for one in group if one.contestant == OURS), None)
-        yield from (f"    {_line(one, own)}" for one in group)
+        group = [standing for standing in standings if standing.discipline is discipline]
+        own = next((standing.median for standing in group if standing.contestant == OURS), None)
+        yield from (f"    {_line(standing, own)}" for standing in group)
 
 
-def _line(one: Standing, own: float | None) -> str:
-    name = f"{one.contestant} {one.version}"
-    if one.median is None:
-        return f"{name:<22} not measured: {one.failures[-1].splitlines()[0] if one.failures else 'no round ended'}"
-    spread = f"{number(min(one.values))} to {number(max(one.values))}" if len(one.values) > 1 else ""
-    ratio = "" if own is None or one.contestant == OURS else f"{one.median / own:6.2f} times ours"
-    return f"{name:<22} {number(one.median):>9}  {ratio:<20} {spread}".rstrip()
+def _line(standing: Standing, own: float | None) -> str:
+    name = f"{standing.contestant} {standing.version}"
+    if standing.median is None:
+        reason = standing.failures[-1].splitlines()[0] if standing.failures else "no round ended"
+        return f"{name:<22} not measured: {reason}"
+    spread = f"{number(min(standing.values))} to {number(max(standing.values))}" if len(standing.values) > 1 else ""
+    ratio = "" if own is None or standing.contestant == OURS else f"{standing.median / own:6.2f} times ours"
+    return f"{name:<22} {number(standing.median):>9}  {ratio:<20} {spread}".rstrip()

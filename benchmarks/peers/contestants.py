@@ -1,4 +1,4 @@
-"""Whoever takes part in the contest: ours and each peer, behind one face."""
+"""The contestants: qtasks and each peer, with one interface."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, Protocol
 
-from benchmarks import backlog, machine, processes, waiting
-from benchmarks import ledger as ledgers
+from benchmarks import backlog, machine, processes, task_times, waiting
 from benchmarks.bench import Bench
-from benchmarks.ledger import Ledger
 from benchmarks.own import Own
 from benchmarks.peers import environments
 from benchmarks.peers.apps import settings
@@ -22,10 +20,11 @@ from benchmarks.peers.catalogue import MANY_NAPS, PEERS, Command, Peer
 from benchmarks.peers.environments import Environment, UnavailableError
 from benchmarks.peers.services import Services
 from benchmarks.processes import Program
+from benchmarks.task_times import TaskTimes
 from benchmarks.waiting import Say
 
 OURS: Final = "qtasks"
-_LEDGER: Final = 500_000
+_MOST_TASKS: Final = 500_000
 _WARM_UP: Final = 8
 _SETTLE_S: Final = 1.0
 """After the first tasks: the second process of a pair may still be starting."""
@@ -34,7 +33,7 @@ _SETTLE_S: Final = 1.0
 class Session(Protocol):
     """A contestant at work, from a clean start to its end."""
 
-    ledger: Ledger
+    times: TaskTimes
     naps: int
     """Sleeping tasks it is given at most."""
 
@@ -86,21 +85,21 @@ def _of(peer: Peer, environment: Environment, services: Services, bench: Bench) 
     @contextlib.contextmanager
     def session() -> Iterator[Session]:
         with (
-            Ledger.fresh(_LEDGER) as ledger,
+            TaskTimes.fresh(_MOST_TASKS) as times,
             TemporaryDirectory(prefix=f"{peer.name}-", dir=bench.folder) as folder,
             contextlib.ExitStack() as stack,
         ):
-            one = _PeerSession(peer, environment, services, ledger, Path(folder), bench.say)
-            stack.callback(one.end)
-            one.begin()
-            yield one
+            session = _PeerSession(peer, environment, services, times, Path(folder), bench.say)
+            stack.callback(session.end)
+            session.begin()
+            yield session
 
     return Contestant(peer.name, environment.version, peer.how, session)
 
 
 class _OwnSession:
     def __init__(self, own: Own, say: Say) -> None:
-        self.ledger = own.ledger
+        self.times = own.times
         self.naps = MANY_NAPS
         self._own = own
         self._say = say
@@ -115,7 +114,7 @@ class _OwnSession:
 
     def produce(self, work: str, count: int, pace: str = "0") -> range:
         return _produce(
-            Path(sys.executable), "qtasks_app", self._own.environment, self.ledger, self._own.folder, work, count, pace
+            Path(sys.executable), "qtasks_app", self._own.environment, self.times, self._own.folder, work, count, pace
         )
 
     def wait(self, tasks: range) -> None:
@@ -127,9 +126,9 @@ class _OwnSession:
 
 class _PeerSession:
     def __init__(
-        self, peer: Peer, environment: Environment, services: Services, ledger: Ledger, folder: Path, say: Say
+        self, peer: Peer, environment: Environment, services: Services, times: TaskTimes, folder: Path, say: Say
     ) -> None:
-        self.ledger = ledger
+        self.times = times
         self.naps = peer.naps
         self._peer = peer
         self._environment = environment
@@ -139,7 +138,7 @@ class _PeerSession:
         self._workers: list[Program] = []
         self._variables = processes.environment(
             **{
-                ledgers.VARIABLE: str(ledger.path),
+                task_times.VARIABLE: str(times.path),
                 settings.REDIS: services.redis,
                 settings.POSTGRES: services.postgres,
                 "PGQUEUER_SCHEMA": "qtasks_benchmarks",
@@ -162,7 +161,7 @@ class _PeerSession:
 
     def wait(self, tasks: range) -> None:
         try:
-            waiting.done(self.ledger, tasks, self._say, check=self._check)
+            waiting.done(self.times, tasks, self._say, check=self._check)
         except TimeoutError as error:
             tails = (f"  {worker.name}:\n{worker.tail()}" for worker in self._workers)
             raise TimeoutError("\n".join((str(error), *tails))) from None
@@ -180,7 +179,7 @@ class _PeerSession:
 
     def produce(self, work: str, count: int, pace: str = "0") -> range:
         python = self._environment.program("python")
-        return _produce(python, self._peer.module, self._variables, self.ledger, self._folder, work, count, pace)
+        return _produce(python, self._peer.module, self._variables, self.times, self._folder, work, count, pace)
 
     def memory_mb(self) -> float:
         return machine.shared_out_mb([pid for worker in self._workers for pid in machine.family(worker.pid)])
@@ -209,14 +208,14 @@ def _produce(
     python: Path,
     module: str,
     variables: Mapping[str, str],
-    ledger: Ledger,
+    times: TaskTimes,
     folder: Path,
     work: str,
     count: int,
     pace: str,
 ) -> range:
     """Run a producer to its end. Its first task, which opens the connection, is not among those returned."""
-    first, *_ = tasks = ledger.take(count + 1)
+    first, *_ = tasks = times.take(count + 1)
     command = (python, "-m", "benchmarks.peers.produce", module, work, str(first), str(len(tasks)), pace)
     with processes.running(Program(f"the producer of {module}", command, variables, log=folder / "producer.log")) as it:
         it.finish(waiting.patience_s(count))
@@ -226,7 +225,7 @@ def _produce(
 @contextlib.contextmanager
 def admitted(names: Sequence[str], services: Services, folder: Path, bench: Bench) -> Iterator[list[Contestant]]:
     """Those of `names` that can take part; the others are named with the reason. Services are left as found."""
-    found: list[Contestant] = []
+    contestants: list[Contestant] = []
     with contextlib.ExitStack() as stack:
         for name in names:
             peer = PEERS[name]
@@ -237,5 +236,5 @@ def admitted(names: Sequence[str], services: Services, folder: Path, bench: Benc
             except UnavailableError as error:
                 print(f"{name} is left out: {error}", flush=True)
                 continue
-            found.append(_of(peer, environment, services, bench))
-        yield found
+            contestants.append(_of(peer, environment, services, bench))
+        yield contestants

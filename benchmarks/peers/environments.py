@@ -36,13 +36,13 @@ class Environment:
 def prepare(peer: Peer, parent: Path, say: Say) -> Environment:
     """The peer's environment below `parent`, made if it is not there. Raises UnavailableError."""
     folder = parent / peer.name
-    mark, wanted = folder / _MARK, "\n".join(peer.packages)
+    mark, packages = folder / _MARK, "\n".join(peer.packages)
     try:
-        if not mark.is_file() or mark.read_text() != wanted:
+        if not mark.is_file() or mark.read_text() != packages:
             say(f"installing {' '.join(peer.packages)} into {folder}")
             _run([sys.executable, "-m", "venv", "--clear", str(folder)])
             _run([str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", *peer.packages])
-            mark.write_text(wanted)
+            mark.write_text(packages)
         package = peer.packages[0].partition("[")[0]
         version = _run([str(folder / "bin" / "python"), "-c", _VERSION, package]).strip()
     except (OSError, subprocess.SubprocessError) as error:

@@ -1,7 +1,7 @@
 """One process that enqueues: ``python -m benchmarks.peers.produce MODULE WORK FIRST COUNT PACE``.
 
 Runs in each queue's own interpreter. PACE is a number a second, 0 for one after the other without a pause, or ``fill``
-to make a backlog in the quickest way the queue has. When each task was sent is noted in the ledger.
+to make a backlog in the quickest way the queue has. The file of task times gets the moment of each.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks import ledger
+from benchmarks import task_times
 
 
 def main(module: str, name: str, first: str, count: str, pace: str) -> None:
@@ -25,16 +25,16 @@ def main(module: str, name: str, first: str, count: str, pace: str) -> None:
     if inspect.iscoroutinefunction(app.send):
         asyncio.run(_produce(app, name, tasks, per_s, fill=pace == "fill"))
         return
-    book = ledger.current()
+    times = task_times.current()
     for task, pause_s in _pauses(tasks, per_s):
         if pause_s > 0:
-            time.sleep(pause_s)  # noqa: TID251 - a fixed pace is what is wanted
-        book.send(task)
+            time.sleep(pause_s)  # noqa: TID251 - the pace is fixed on purpose
+        times.send(task)
         app.send(name, task)
 
 
 async def _produce(app: Any, name: str, tasks: range, per_s: float, *, fill: bool) -> None:
-    book = ledger.current()
+    times = task_times.current()
     async with app.connected():
         if fill and hasattr(app, "fill"):
             await app.fill(name, tasks)
@@ -42,7 +42,7 @@ async def _produce(app: Any, name: str, tasks: range, per_s: float, *, fill: boo
         for task, pause_s in _pauses(tasks, per_s):
             if pause_s > 0:
                 await asyncio.sleep(pause_s)
-            book.send(task)
+            times.send(task)
             await app.send(name, task)
 
 

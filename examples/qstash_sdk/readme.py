@@ -22,7 +22,7 @@ receiver = Receiver(current_signing_key=USER.keys.current, next_signing_key=USER
 
 
 def verified(arrival: Arrival) -> Arrival:
-    """Every receiving server begins with this: without it anybody could send it anything."""
+    """Every receiving server begins with this: without it any caller could send any request."""
     receiver.verify(signature=arrival.headers["Upstash-Signature"], body=arrival.body, url=arrival.url)
     return arrival
 
@@ -98,8 +98,8 @@ def configure_a_message(client: QStash, inbox: Inbox) -> None:
 
 
 def publish_to_a_url_group(client: QStash, inbox: Inbox) -> None:
-    client.url_group.upsert_endpoints("everybody", [{"url": f"{inbox.url}/one"}, {"url": f"{inbox.url}/two"}])
-    client.message.publish_json(url_group="everybody", body={"to": "all"})
+    client.url_group.upsert_endpoints("subscribers", [{"url": f"{inbox.url}/one"}, {"url": f"{inbox.url}/two"}])
+    client.message.publish_json(url_group="subscribers", body={"to": "all"})
     print("arrived:", inbox.wait_for("/one").body, "and", inbox.wait_for("/two").body)
 
 

@@ -12,7 +12,7 @@ app.include_router(tasks.router, prefix="/qtasks")
 
 
 class Bank:
-    """Somebody else's service."""
+    """A service of another company."""
 
     async def take(self, order: int, cents: int) -> str:
         """Take money for an order; the receipt."""

@@ -16,7 +16,7 @@ from qtasks.testing import Environment
 
 
 class FakeBank(Bank):
-    """Takes whatever it is asked for, after as many failures as a test wants."""
+    """Accepts every payment, after as many failures as the test sets."""
 
     def __init__(self) -> None:
         self.taken: dict[int, int] = {}

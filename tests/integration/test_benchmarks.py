@@ -10,9 +10,9 @@ import pytest
 
 from benchmarks.bench import TINY, Bench
 from benchmarks.figure import Aim, number, percentile
-from benchmarks.ledger import Ledger
 from benchmarks.peers import contestants
 from benchmarks.peers.services import POSTGRES, Services
+from benchmarks.task_times import TaskTimes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE_S = 60
@@ -54,22 +54,22 @@ def test_no_other_machine_is_loaded() -> None:
         Services("redis://192.0.2.1:6379/15", POSTGRES)
 
 
-def test_the_ledger_knows_which_tasks_are_done_in_every_process_that_has_it_open() -> None:
-    with Ledger.fresh(10) as ledger:
-        first, second, third = tasks = ledger.take(3)
-        elsewhere = Ledger(ledger.path)
+def test_the_file_of_task_times_shows_in_every_process_which_tasks_are_done() -> None:
+    with TaskTimes.fresh(10) as times:
+        first, second, third = tasks = times.take(3)
+        elsewhere = TaskTimes(times.path)
         elsewhere.send(first)
         elsewhere.start(first)
         elsewhere.finish(first)
         elsewhere.finish(third)
         elsewhere.close()
-        assert ledger.first_unfinished(tasks) == second
-        assert ledger.count(tasks) == 2
-        assert 0 < ledger.sent_ns(tasks)[0] <= ledger.started_ns(tasks)[0] <= ledger.done_ns(tasks)[0]
-        ledger.finish(second)
-        assert ledger.first_unfinished(tasks) is None
-        with pytest.raises(ValueError, match="3 are used, 8 are wanted"):
-            ledger.take(8)
+        assert times.first_unfinished(tasks) == second
+        assert times.count(tasks) == 2
+        assert 0 < times.sent_ns(tasks)[0] <= times.started_ns(tasks)[0] <= times.done_ns(tasks)[0]
+        times.finish(second)
+        assert times.first_unfinished(tasks) is None
+        with pytest.raises(ValueError, match="3 are used, 8 more do not fit"):
+            times.take(8)
 
 
 def test_an_aim_may_be_a_floor_or_a_ceiling() -> None:

@@ -1,7 +1,7 @@
 """When each task was sent, started and done: a file shared by every process of a measurement.
 
-A task is a number. For each there are three moments and a flag, so that noting one costs a microsecond and nothing
-has to be sent back, whichever queue carried the task. Only the standard library: peers import this too.
+A task is a number with three moments and a flag in the file. Recording a moment costs a microsecond, and no process
+sends anything back, so that the cost is the same for every queue. Only the standard library: peers import this too.
 
 Moments are nanoseconds of the monotonic clock, which all processes of one machine share.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-VARIABLE: Final = "QTASKS_BENCHMARK_LEDGER"
+VARIABLE: Final = "QTASKS_BENCHMARK_TIMES"
 """Environment variable that names the file to the processes of a measurement."""
 
 _MEMORY: Final = Path("/dev/shm")
@@ -26,7 +26,7 @@ _SLOT: Final = 3 * 8 + 1
 """Bytes a task takes: three moments and the flag."""
 
 
-class Ledger:
+class TaskTimes:
     """The open file. Task numbers go from 0 to `size` - 1."""
 
     def __init__(self, path: Path) -> None:
@@ -42,41 +42,43 @@ class Ledger:
 
     @classmethod
     @contextmanager
-    def fresh(cls, size: int) -> Iterator[Ledger]:
-        """An empty ledger, in memory where the system has a place for that: its pages must not go to the disk."""
-        with TemporaryDirectory(prefix="qtasks-ledger-", dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
-            path = Path(folder) / "ledger"
+    def fresh(cls, size: int) -> Iterator[TaskTimes]:
+        """A new file, in memory where possible: writing its pages to a disk would disturb the measurement."""
+        with TemporaryDirectory(prefix="qtasks-times-", dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
+            path = Path(folder) / "times"
             with path.open("wb") as file:
                 file.truncate(size * _SLOT)
-            ledger = cls(path)
+            times = cls(path)
             try:
-                yield ledger
+                yield times
             finally:
-                ledger.close()
+                times.close()
 
     def close(self) -> None:
-        """Let go of the file. Idempotent."""
+        """Close the file. Idempotent."""
         for moments in (self._sent, self._started, self._done):
             moments.release()
         self._map.close()
 
     def take(self, count: int) -> range:
-        """`count` numbers that nobody has used yet. Raises ValueError when so many are not left."""
+        """`count` unused task numbers. Raises ValueError when the file has no room for them."""
         if self._taken + count > self.size:
-            raise ValueError(f"the ledger has room for {self.size} tasks; {self._taken} are used, {count} are wanted")
+            raise ValueError(
+                f"the file has room for {self.size} tasks: {self._taken} are used, {count} more do not fit"
+            )
         self._taken += count
         return range(self._taken - count, self._taken)
 
     def send(self, task: int) -> None:
-        """Note that `task` is being sent now."""
+        """Record that `task` is being sent now."""
         self._sent[task] = time.monotonic_ns()
 
     def start(self, task: int) -> None:
-        """Note that `task` starts now."""
+        """Record that `task` starts now."""
         self._started[task] = time.monotonic_ns()
 
     def finish(self, task: int) -> None:
-        """Note that `task` is done now."""
+        """Record that `task` is done now."""
         self._done[task] = time.monotonic_ns()
         self._map[self._flags + task] = 1
 
@@ -90,8 +92,8 @@ class Ledger:
 
     def first_unfinished(self, tasks: range) -> int | None:
         """The lowest of `tasks` that is not done. Cheap: ask again from the number it gave."""
-        found = self._map.find(b"\0", self._flags + tasks.start, self._flags + tasks.stop)
-        return None if found < 0 else found - self._flags
+        offset = self._map.find(b"\0", self._flags + tasks.start, self._flags + tasks.stop)
+        return None if offset < 0 else offset - self._flags
 
     def sent_ns(self, tasks: range) -> list[int]:
         """When each was sent; 0 for those that were not."""
@@ -107,6 +109,6 @@ class Ledger:
 
 
 @functools.cache
-def current() -> Ledger:
-    """The ledger of this process's measurement, opened on first use."""
-    return Ledger(Path(os.environ[VARIABLE]))
+def current() -> TaskTimes:
+    """The file of the measurement that this process takes part in, opened on first use."""
+    return TaskTimes(Path(os.environ[VARIABLE]))
