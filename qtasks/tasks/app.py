@@ -17,7 +17,7 @@ from qtasks.tasks.ports import ASGIApp, Home
 from qtasks.tasks.registry import Registry
 from qtasks.tasks.results.backend import ResultBackend
 from qtasks.tasks.run.run_middleware import M
-from qtasks.tasks.run.thread_pool import Workers
+from qtasks.tasks.run.thread_pool import ThreadPool
 from qtasks.tasks.runtime import ApplicationRuntime
 from qtasks.tasks.send.batch import Batch
 from qtasks.tasks.send.send_middleware import S
@@ -155,7 +155,7 @@ class QTasks(Registry):
         home: Home,
         *,
         results: ResultBackend,
-        workers: Workers,
+        workers: ThreadPool,
         clock: Clock,
         random: Random,
     ) -> Iterator[None]:

@@ -8,12 +8,9 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from qtasks.tasks.progress import MAX_NOTE, Progress, Reporter
-
-if TYPE_CHECKING:
-    from qtasks.tasks.send.outgoing import Kept
 
 
 class Stop:
@@ -59,12 +56,6 @@ class TaskContext:
     """How often this call has been put off by `Snooze`."""
     carried: Mapping[str, str] = field(default_factory=dict)
     """What the sender's middleware gave along."""
-    unique: str | None = field(default=None, repr=False, compare=False)
-    """The key under which this call is the only one until it is done, if it is."""
-    source: str | None = field(default=None, repr=False, compare=False)
-    """The message that the call was sent as, where it comes back as another one."""
-    kept: Kept | None = field(default=None, repr=False, compare=False)
-    """What is kept of the call until it is done, as it was too large to travel."""
     deadline: datetime | None = field(default=None, compare=False)
     """When this attempt has to have ended, a moment before the broker gives it up; None where it was called by hand."""
     stop: Stop = field(default_factory=Stop, repr=False, compare=False)

@@ -41,12 +41,14 @@ class Progress:
 
 
 class Reporter:
-    """Takes news of one run from any thread; `tell` is called when `latest` is worth keeping."""
+    """Takes news of one run from any thread; `publish` is called when `latest` is worth keeping."""
 
-    __slots__ = ("_last_s", "_monotonic", "latest", "tell")
+    __slots__ = ("_last_s", "_monotonic", "latest", "publish")
 
-    def __init__(self, tell: Callable[[], None] | None = None, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self.tell = tell
+    def __init__(
+        self, publish: Callable[[], None] | None = None, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.publish = publish
         self.latest: str | None = None
         self._monotonic = monotonic
         self._last_s = -math.inf
@@ -58,7 +60,7 @@ class Reporter:
                 raise ValueError(f"progress is counted in finite numbers, not {number!r}")
         self.latest = progress.to_json()
         now_s = self._monotonic()
-        if self.tell is None or (now_s - self._last_s < EVERY_S and progress.done != progress.total):
+        if self.publish is None or (now_s - self._last_s < EVERY_S and progress.done != progress.total):
             return
         self._last_s = now_s
-        self.tell()
+        self.publish()

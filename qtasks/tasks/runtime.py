@@ -21,9 +21,13 @@ from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.ports import ASGIApp, Connection, Home
 from qtasks.tasks.results.backend import ResultBackend
 from qtasks.tasks.results.open_backend import open_results
-from qtasks.tasks.run.dispatcher import Dispatcher
+from qtasks.tasks.results.writer import ResultWriter
+from qtasks.tasks.run.continuation import Continuation
+from qtasks.tasks.run.dispatcher import CallbackHandler, Dispatcher
+from qtasks.tasks.run.executor import AttemptExecutor
 from qtasks.tasks.run.run_middleware import RunMiddleware
-from qtasks.tasks.run.thread_pool import Workers
+from qtasks.tasks.run.runner import Runner
+from qtasks.tasks.run.thread_pool import ThreadPool
 from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.send.publisher import Publisher
 from qtasks.tasks.send.send_middleware import SendMiddleware
@@ -47,7 +51,7 @@ class ApplicationRuntime:
         overrides: SettingsOverrides,
         bare_app: Callable[[], ASGIApp],
         results: ResultBackend | None = None,
-        workers: Workers | None = None,
+        workers: ThreadPool | None = None,
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
@@ -194,7 +198,7 @@ class ApplicationRuntime:
         home: Home,
         *,
         results: ResultBackend,
-        workers: Workers,
+        workers: ThreadPool,
         clock: Clock,
         random: Random,
     ) -> ApplicationRuntime:
@@ -263,21 +267,31 @@ class ApplicationRuntime:
             if self._dispatcher is None:
                 settings = self.settings()
                 keys, base_url = settings.receiver()
-                self._dispatcher = Dispatcher(
-                    self.tasks,
-                    keys=keys,
-                    base_url=base_url,
-                    results=self.results_or_none(),
-                    threads=settings.threads,
-                    workers=self._workers,
+                writer = ResultWriter(self.results_or_none())
+                executor = AttemptExecutor(
+                    Runner(self._workers or ThreadPool(settings.threads), self.run_middleware),
+                    writer,
+                    Continuation(self.tasks, writer, self._republish, self.clock),
+                    hooks=self.hooks,
                     secrets=(settings.token or "", keys.current, keys.next, *(settings.secret_key or "").split(",")),
                     clock=self.clock,
                     random=self.random,
-                    republish=self._republish,
-                    middleware=self.run_middleware,
-                    hooks=self.hooks,
+                )
+                self._dispatcher = Dispatcher(
+                    self.tasks,
+                    executor,
+                    keys=keys,
+                    base_url=base_url,
+                    clock=self.clock,
+                    callback_handler=self._callback_handler,
                 )
             return self._dispatcher
+
+    def _callback_handler(self) -> CallbackHandler:
+        # Imported here: few applications use language models.
+        from qtasks.tasks.llm.callback_handler import LlmCallbackHandler
+
+        return LlmCallbackHandler(self.results_or_none(), self.clock)
 
     async def _republish(self, message: Outgoing) -> object:
         if message.kept is not None:
@@ -302,7 +316,7 @@ class ApplicationRuntime:
                 fix="set QTASKS_RESULTS, or store the data and pass its key",
                 code=ErrorCode.CALL_NOT_STORABLE,
             )
-        results.put(kept.record(message.task, self.now_ms()))
+        results.record(kept.record(message.task, self.now_ms()))
         results.flush()
 
     @property

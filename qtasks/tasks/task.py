@@ -19,9 +19,9 @@ from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.parameters import TaskParameters, Values, read_parameters
 from qtasks.tasks.hooks import H, Hooks
 from qtasks.tasks.options import ApplyOptions, CallOptions, DeliveryOptions, Span
-from qtasks.tasks.results.backend import Hold
+from qtasks.tasks.results.backend import Lock
 from qtasks.tasks.results.task_result import TaskResult
-from qtasks.tasks.results.unique import Unique, key_of, release, taken
+from qtasks.tasks.results.unique import Unique, key_of, lock_owner, unlock
 from qtasks.tasks.retries import RetryPolicy
 from qtasks.tasks.send import tracing
 from qtasks.tasks.send.batch import Batch
@@ -304,28 +304,28 @@ class Task(Generic[P, R]):
     def send(self, message: Outgoing) -> TaskResult[R]:
         """Send a call, or hand it to the batch that is open; not if it is unique and another one stands for it."""
         runtime = self.runtime
-        if (hold := self._hold(runtime, message)) is None:
+        if (lock := self._lock(runtime, message)) is None:
             return self._send(runtime, message)
-        if (other := taken(runtime.results(), hold, runtime.now_ms())) is not None:
+        if (other := lock_owner(runtime.results(), lock, runtime.now_ms())) is not None:
             return self._standing(runtime, other)
         try:
-            return self._send(runtime, message).holding(hold)
+            return self._send(runtime, message).with_lock(lock)
         except BaseException:
-            release(runtime.results(), hold)
+            unlock(runtime.results(), lock)
             raise
 
     async def asend(self, message: Outgoing) -> TaskResult[R]:
         """As `send`, without blocking the event loop."""
         runtime = self.runtime
-        if (hold := self._hold(runtime, message)) is None:
+        if (lock := self._lock(runtime, message)) is None:
             return await self._asend(runtime, message)
         results = await asyncio.to_thread(runtime.results)
-        if (other := await asyncio.to_thread(taken, results, hold, runtime.now_ms())) is not None:
+        if (other := await asyncio.to_thread(lock_owner, results, lock, runtime.now_ms())) is not None:
             return self._standing(runtime, other)
         try:
-            return (await self._asend(runtime, message)).holding(hold)
+            return (await self._asend(runtime, message)).with_lock(lock)
         except BaseException:
-            await asyncio.to_thread(release, results, hold)
+            await asyncio.to_thread(unlock, results, lock)
             raise
 
     def _send(self, runtime: Runtime, message: Outgoing) -> TaskResult[R]:
@@ -374,13 +374,13 @@ class Task(Generic[P, R]):
             plain = self.parameters.to_json(values)
         return Unique(key_of(self.name, choice, plain), self.delivery_options.unique_ms)
 
-    def _hold(self, runtime: Runtime, message: Outgoing) -> Hold | None:
+    def _lock(self, runtime: Runtime, message: Outgoing) -> Lock | None:
         if message.unique is None:
             return None
         now_ms, options = runtime.now_ms(), message.options
         moment_ms = (options.not_before_s or 0) * 1000
         delay_ms = max(options.delay_ms or 0, moment_ms - now_ms)
-        return message.unique.hold(message.call_id, now_ms, max(0, delay_ms))
+        return message.unique.lock(message.call_id, now_ms, max(0, delay_ms))
 
     def _standing(self, runtime: Runtime, call_id: str) -> TaskResult[R]:
         """The handle on an earlier call that stands for this one."""

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter
 from qtasks.broker.llm.provider_fake import Ask
 from qtasks.broker.ports import DeliveryRequest, Failure
 from qtasks.protocol.messages import Headers, Response
-from qtasks.tasks.run.dispatch_response import NEVER
+from qtasks.tasks.run.decision import NEVER
 
 RECORD: Final = "QTASKS_RECORD_LLM"
 """Environment variable: 1 makes missing recordings."""

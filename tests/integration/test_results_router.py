@@ -21,7 +21,7 @@ from qtasks import Embedded, QTasks, TaskContext, injected
 from qtasks.errors import ResultsDisabled
 from qtasks.tasks.encode.pickling import Pickles, Purpose
 from qtasks.tasks.results import waiting
-from qtasks.tasks.results.backend import Record, ResultBackend, ResultStatus
+from qtasks.tasks.results.backend import ResultBackend, ResultRecord, ResultStatus
 from qtasks.tasks.results.memory import MemoryResults
 from qtasks.tasks.results.open_backend import open_results
 from qtasks.tasks.web import results_router
@@ -35,7 +35,7 @@ CALL = "call_" + "0" * 32
 NOW_MS = 1_800_000_000_000
 
 
-def record(status: ResultStatus, **changes: Any) -> Record:
+def record(status: ResultStatus, **changes: Any) -> ResultRecord:
     facts: dict[str, Any] = {
         "call_id": CALL,
         "message_id": "msg_1",
@@ -45,12 +45,12 @@ def record(status: ResultStatus, **changes: Any) -> Record:
         "updated_ms": NOW_MS,
         **changes,
     }
-    return Record(**facts)
+    return ResultRecord(**facts)
 
 
-def keep(backend: ResultBackend, *records: Record) -> None:
+def keep(backend: ResultBackend, *records: ResultRecord) -> None:
     for one in records:
-        backend.put(one)
+        backend.record(one)
     backend.flush()
 
 
@@ -326,7 +326,7 @@ def test_results_in_this_process_are_not_polled(place: Place, monkeypatch: pytes
     assert isinstance(place.backend, MemoryResults)
     read = place.backend.read
 
-    def counted(key: str) -> Record | None:
+    def counted(key: str) -> ResultRecord | None:
         reads.append(key)
         return read(key)
 

@@ -6,15 +6,26 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from qtasks import QTasks
+from qtasks.clock import Clock, SystemClock
 from qtasks.protocol import signing
 from qtasks.protocol.messages import SigningKeys
 from qtasks.qstash.conversation.transport import Reply, Request
+from qtasks.randomness import SystemRandom
+from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.ports import ASGIApp, Connection
+from qtasks.tasks.results.backend import ResultBackend
+from qtasks.tasks.results.writer import ResultWriter
+from qtasks.tasks.run.continuation import Continuation
+from qtasks.tasks.run.dispatcher import Dispatcher
+from qtasks.tasks.run.executor import AttemptExecutor
+from qtasks.tasks.run.lease import RunLeases
+from qtasks.tasks.run.runner import Runner
+from qtasks.tasks.run.thread_pool import ThreadPool
 from qtasks.tasks.settings import SettingsOverrides
 
 KEYS = SigningKeys("sig_" + "c" * 28, "sig_" + "n" * 28)
@@ -36,6 +47,35 @@ def application(**overrides: Any) -> QTasks:
         **overrides,
     }
     return QTasks(**cast("SettingsOverrides", {name: value for name, value in settings.items() if value is not None}))
+
+
+def dispatcher_of(
+    tasks: QTasks,
+    results: ResultBackend | None,
+    *,
+    keys: SigningKeys = KEYS,
+    threads: int = 1,
+    secrets: Sequence[str] = (),
+    clock: Clock | None = None,
+) -> Dispatcher:
+    """A dispatcher for `tasks` that publishes nothing."""
+    clock = clock or SystemClock()
+    writer = ResultWriter(results)
+    executor = AttemptExecutor(
+        Runner(ThreadPool(threads), ()),
+        writer,
+        Continuation(tasks.tasks, writer, None, clock),
+        hooks=Hooks(),
+        secrets=secrets,
+        clock=clock,
+        random=SystemRandom(),
+    )
+    return Dispatcher(tasks.tasks, executor, keys=keys, base_url=BASE_URL, clock=clock)
+
+
+def without_leases(dispatcher: Dispatcher) -> None:
+    """Let the dispatcher run every delivery, duplicates too."""
+    dispatcher._executor._leases = RunLeases(ResultWriter(None), SystemClock())
 
 
 def envelope(*args: Any, call_id: str | None = "", retries: int | None = 3, **kwargs: Any) -> bytes:

@@ -12,8 +12,7 @@ from qtasks.protocol import strict_json
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.llm.callback_url import CallbackQuery
-from qtasks.tasks.run import dispatch_response
-from qtasks.tasks.run.dispatch_response import Outcome
+from qtasks.tasks.run.decision import DispatchResponse
 from qtasks.tasks.send.outgoing import Kept
 
 MAX_ID = 128
@@ -63,18 +62,22 @@ class Callback:
         """Whether it tells of a failure that the failure callback tells of as well."""
         return self.is_news and self.content.retried >= self.content.retries
 
-    def seen_from(self, context: TaskContext) -> TaskContext:
-        """The context of its delivery, with what the callback knows better: the attempts are those at the provider."""
-        source = self.content.message_id if self.query.repair is None else self.query.repair.source
-        context = replace(context, source=source, kept=self.kept, snoozed=self.query.snoozed)
+    @property
+    def source(self) -> str:
+        """Id of the original request to the model."""
+        return self.content.message_id if self.query.repair is None else self.query.repair.source
+
+    def adjusted(self, context: TaskContext) -> TaskContext:
+        """The context of the callback's delivery with the attempts at the provider instead of those of the callback."""
+        context = replace(context, snoozed=self.query.snoozed)
         if self.content.is_answer:
             return context
         return replace(context, attempt=self.content.retried + 1, retries=self.content.retries)
 
-    def heard(self, refusal: Outcome) -> Outcome:
-        """What to say where the call itself would be answered `refusal`: it runs elsewhere, or is done."""
-        is_known = self.is_news or (self.query.failed and refusal.status == 500)
-        return dispatch_response.known() if is_known else refusal
+    def refused(self, response: DispatchResponse) -> DispatchResponse:
+        """The response if the call, which runs elsewhere or has ended, would be answered with `response`."""
+        is_acknowledged = self.is_news or (self.query.failed and response.status == 500)
+        return DispatchResponse.acknowledgement() if is_acknowledged else response
 
 
 def read_body(body: bytes) -> CallbackBody:

@@ -7,7 +7,6 @@ anything of it is read; the provider's answer is in the body, and is nobody's wo
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import json
@@ -16,31 +15,28 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from qtasks.clock import Clock
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import OutputError, PayloadError, ProviderError, QTasksError, ResultError
 from qtasks.protocol import strict_json
-from qtasks.tasks.context import TaskContext
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.envelope import Envelope
-from qtasks.tasks.encode.parameters import Values
 from qtasks.tasks.llm import callback_url, model_request, provider_apis
 from qtasks.tasks.llm.callback import Callback, CallbackBody, read_body
-from qtasks.tasks.llm.callback_url import Repair
+from qtasks.tasks.llm.callback_url import CallbackQuery, Repair
 from qtasks.tasks.llm.chat_messages import Usage
 from qtasks.tasks.llm.llm_task import LlmTask
 from qtasks.tasks.llm.model_request import CallbackRedelivery
 from qtasks.tasks.llm.provider_apis import ModelAnswer
-from qtasks.tasks.results.backend import Record, ResultBackend
-from qtasks.tasks.run import decision, dispatch_response
-from qtasks.tasks.run.attempts import Attempts
-from qtasks.tasks.run.decision import Kind, Verdict
-from qtasks.tasks.run.dispatch_response import Outcome
-from qtasks.tasks.run.report import facts, text_of
-from qtasks.tasks.run.runner import Invoke, Run
+from qtasks.tasks.results.backend import ResultBackend, ResultRecord, read_record
+from qtasks.tasks.run.attempt import Attempt, Delivery, Execution, context_of
+from qtasks.tasks.run.decision import Decision, DispatchResponse, error_text
+from qtasks.tasks.run.report import log_fields
+from qtasks.tasks.run.run import Invoke, Run
 from qtasks.tasks.send.outgoing import Kept
+from qtasks.tasks.task import Task
 
 log = logging.getLogger("qtasks.dispatch")
-
 
 MAX_DETAIL = 500
 """Characters of a provider's words in an error."""
@@ -72,98 +68,128 @@ class CompletionRun(Run):
         )
 
 
+@dataclass(slots=True, kw_only=True)
+class CallbackAttempt(Attempt):
+    """The attempt that a callback starts."""
+
+    task: LlmTask[..., Any]
+    callback: Callback = field(repr=False)
+    handler: LlmCallbackHandler = field(repr=False)
+
+    @property
+    def is_superseded(self) -> bool:
+        """See `Attempt.is_superseded`: the failure callback reports the same failure."""
+        return self.callback.is_last_of_many
+
+    @property
+    def is_brief(self) -> bool:
+        """See `Attempt.is_brief`."""
+        return self.callback.is_news
+
+    @property
+    def can_expire(self) -> bool:
+        """See `Attempt.can_expire`: only an answer runs the completion."""
+        return self.callback.content.is_answer
+
+    def refused(self, response: DispatchResponse) -> DispatchResponse:
+        """See `Attempt.refused`."""
+        return self.callback.refused(response)
+
+    async def decide(self, execution: Execution) -> Decision:
+        """See `Attempt.decide`."""
+        return await self.handler.decide(self, execution)
+
+
 class LlmCallbackHandler:
-    """Takes callbacks to their end. `results` are asked for calls that were too large to travel."""
+    """Reads callbacks and decides what they lead to. `results` are asked for calls that were too large to travel."""
 
-    def __init__(self, attempts: Attempts, results: ResultBackend | None) -> None:
-        self._attempts = attempts
+    def __init__(self, results: ResultBackend | None, clock: Clock) -> None:
         self._results = results
+        self._clock = clock
 
-    async def read(self, task: LlmTask[..., Any], query: str, call: str, body: bytes) -> Callback:
-        """The callback in a verified delivery to `task`: `query` and `body` are signed, the header `call` is not.
+    async def read(self, task: Task[..., Any], delivery: Delivery, invoke: Invoke | None) -> CallbackAttempt:
+        """The attempt that a verified callback starts: its query and body are signed, the header `call` is not.
 
-        Raises payload.TamperedError for a header that the URL does not vouch for, PayloadError for what is none.
+        Raises PayloadError for a malformed callback, TamperedError for a header that does not match the signed URL.
         """
-        found = callback_url.read(query)
-        content = read_body(body)
-        text = call or await self._kept(found.digest)
+        if not isinstance(task, LlmTask):
+            raise PayloadError(f"{task.name} asks no language model, so its URL has no query")
+        query, content = callback_url.read(delivery.query), read_body(delivery.body)
+        text = delivery.call or await self._kept(query.digest)
         if text is None:
-            empty = Envelope(found.call_id, retries=task.completion.delivery_options.retries)
-            return Callback(found, content, empty, body, is_lost=True)
-        if not hmac.compare_digest(model_request.digest(text), found.digest):
-            raise envelopes.TamperedError(
-                f"the header {model_request.HEADER} is not the one that the signed URL vouches for",
-                code=ErrorCode.MODEL_CALL_TAMPERED,
-            )
-        envelope = model_request.read(text)
-        if envelope.call_id != found.call_id:
-            raise PayloadError("the URL and the header are of two calls", code=ErrorCode.CALLBACK_INVALID)
-        kept = None if call else Kept(model_request.key_of(found.digest), text)
-        return Callback(found, content, envelope, body, kept)
+            empty = Envelope(query.call_id, retries=task.completion.delivery_options.retries)
+            callback = Callback(query, content, empty, delivery.body, is_lost=True)
+        else:
+            kept = None if delivery.call else Kept(model_request.key_of(query.digest), text)
+            callback = Callback(query, content, _vouched_envelope(query, text), delivery.body, kept)
+        context = callback.adjusted(context_of(task.name, delivery, callback.envelope, self._clock))
+        return CallbackAttempt(
+            task=task,
+            context=context,
+            envelope=callback.envelope,
+            invoke=invoke,
+            source=callback.source,
+            stored=callback.kept,
+            callback=callback,
+            handler=self,
+        )
 
-    async def take(
-        self, task: LlmTask[..., Any], callback: Callback, context: TaskContext, invoke: Invoke | None
-    ) -> Outcome:
-        """Do what a callback is for, and answer for it."""
-        envelope = callback.envelope
+    async def decide(self, attempt: CallbackAttempt, execution: Execution) -> Decision:
+        """Run the completion, ask the model again, or end the attempt."""
+        task, callback = attempt.task, attempt.callback
         try:
             if callback.is_lost:
                 raise ResultError(
                     "the call is neither in the header nor kept by the result backend any more",
                     code=ErrorCode.MODEL_CALL_LOST,
                 )
-            arguments = task.arguments(envelope)
+            attempt.arguments = task.arguments(attempt.envelope)
         except QTasksError as error:
-            ended = decision.of_call(context, error, text_of(error))
-            return await self._attempts.conclude(task, context, envelope, ended, error)
+            return attempt.unfit(error)
         if callback.content.is_answer:
-            return await self._answered(task, callback, context, arguments, invoke)
-        if callback.is_news and await self._has_ended(context.call_id):
-            return dispatch_response.known()
+            return await self._answered(attempt, execution)
+        if callback.is_news and await self._has_ended(attempt.context.call_id):
+            return Decision.duplicate(DispatchResponse.acknowledgement())
         refusal = _refusal(task, callback.content)
-        kind = Kind.FAILED if callback.query.failed else Kind.RETRY
-        ended = decision.model_failed(kind, text_of(refusal), refusal.code)
-        return await self._attempts.conclude(task, context, envelope, ended, refusal, arguments)
+        attempt.error = refusal
+        return Decision.of_model_failure(error_text(refusal), refusal.code, is_final=callback.query.failed)
 
-    async def _answered(
-        self,
-        task: LlmTask[..., Any],
-        callback: Callback,
-        context: TaskContext,
-        arguments: Values,
-        invoke: Invoke | None,
-    ) -> Outcome:
+    async def _answered(self, attempt: CallbackAttempt, execution: Execution) -> Decision:
+        task, callback, context = attempt.task, attempt.callback, attempt.context
         answer: ModelAnswer | None = None
         try:
             answer = provider_apis.answered(task.api, _document(callback.content.body), task.model)
             output = task.output.read(answer)
-            values = task.completion.values(output, _total(answer.usage, callback.query.repair), arguments)
+            usage = _total(answer.usage, callback.query.repair)
+            values = task.completion.values(output, usage, attempt.arguments)
         except QTasksError as error:
-            unfit = isinstance(error, OutputError) and error.code == ErrorCode.MODEL_OUTPUT_UNFIT
-            if answer is not None and unfit and callback.query.repair is None:
-                ended = await self._repaired(task, callback, context, answer, error)
-            else:
-                ended = decision.of_call(context, error, text_of(error))
-            return await self._attempts.conclude(task, context, callback.envelope, ended, error, arguments)
+            is_unfit = isinstance(error, OutputError) and error.code == ErrorCode.MODEL_OUTPUT_UNFIT
+            if answer is not None and is_unfit and callback.query.repair is None:
+                return await self._repaired(attempt, execution, answer, error)
+            return attempt.unfit(error)
         if answer.cut_off:
-            log.warning("the answer to %s was cut off at max_tokens", context.task, extra=facts(context, "cut_off"))
-        run = CompletionRun(task.completion, values, context, callback.envelope, callback)
-        return await self._attempts.make(run, invoke)
+            log.warning(
+                "the answer to %s was cut off at max_tokens", context.task, extra=log_fields(context, "cut_off")
+            )
+        run = CompletionRun(task.completion, values, context, attempt.envelope, callback)
+        return await execution.run(attempt, run)
 
     async def _repaired(
-        self, task: LlmTask[..., Any], callback: Callback, context: TaskContext, answer: ModelAnswer, error: QTasksError
-    ) -> Verdict:
-        """Ask once more, with what is wrong."""
+        self, attempt: CallbackAttempt, execution: Execution, answer: ModelAnswer, error: QTasksError
+    ) -> Decision:
+        """Ask the model once more, with what is wrong."""
+        task, callback = attempt.task, attempt.callback
+        attempt.error = error
         spent = Repair(callback.content.message_id, answer.usage.input_tokens, answer.usage.output_tokens)
         try:
             request = json.loads(callback.content.request)
             complaint = task.output.complaint(error.message)
-            message = task.asking_again(callback.envelope, task.api.repair(request, answer, complaint), spent)
+            message = task.asking_again(attempt.envelope, task.api.repair(request, answer, complaint), spent)
         except (ValueError, TypeError, KeyError):  # the request is missing, or the answer is no part of it
-            return decision.of_call(context, error, text_of(error))
+            return Decision.of_unfit_call(attempt.context, error)
         except QTasksError as failure:
-            return decision.of_call(context, failure, text_of(failure))
-        return await self._attempts.go_on(context, message, text_of(error), how="repaired")
+            return Decision.of_unfit_call(attempt.context, failure)
+        return await execution.republish(attempt, message, error_text(error), action="repaired")
 
     async def _kept(self, digest: str) -> str | None:
         """What the result backend keeps under a digest."""
@@ -175,14 +201,27 @@ class LlmCallbackHandler:
         record = await self._read(call_id)
         return record is not None and record.status.is_final
 
-    async def _read(self, key: str) -> Record | None:
-        if (results := self._results) is None:
+    async def _read(self, key: str) -> ResultRecord | None:
+        if self._results is None:
             return None
         try:
-            return await asyncio.to_thread(results.read, key) if results.blocking else results.read(key)
+            return await read_record(self._results, key)
         except ResultError:
             log.exception("what is kept of a call could not be read", extra={"action": "result_lost"})
             return None
+
+
+def _vouched_envelope(query: CallbackQuery, text: str) -> Envelope:
+    """The call that a callback carries beside its signed URL, which has the digest of `text`."""
+    if not hmac.compare_digest(model_request.digest(text), query.digest):
+        raise envelopes.TamperedError(
+            f"the header {model_request.HEADER} is not the one that the signed URL vouches for",
+            code=ErrorCode.MODEL_CALL_TAMPERED,
+        )
+    envelope = model_request.read(text)
+    if envelope.call_id != query.call_id:
+        raise PayloadError("the URL and the header are of two calls", code=ErrorCode.CALLBACK_INVALID)
+    return envelope
 
 
 def _document(body: bytes) -> object:

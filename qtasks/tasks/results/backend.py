@@ -1,11 +1,12 @@
 """What every result backend promises, and the rules they share.
 
-A call leaves one record: its latest state. The dispatcher writes it, whoever holds a `TaskResult` reads it, often in
-another process. Within one process a waiter is woken at once (`Watchers`); across processes it polls, at first often.
+A call has one record: its latest state. The dispatcher writes it, a `TaskResult` reads it, often in another process.
+Within one process a waiter is woken at once (`ResultWatchers`); across processes it polls, at first often.
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -19,7 +20,7 @@ PRUNE_EVERY_MS = 60 * 60 * 1000
 
 
 class ResultStatus(StrEnum):
-    """Where a call stands. Queued: nothing has been heard of it since it was accepted."""
+    """The state of a call. Queued: the broker has accepted it, and no attempt has begun."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -31,7 +32,7 @@ class ResultStatus(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether waiting any longer is pointless."""
+        """True if the state will not change any more."""
         return self in _FINAL
 
 
@@ -39,8 +40,8 @@ _FINAL = frozenset({ResultStatus.SUCCEEDED, ResultStatus.FAILED, ResultStatus.CA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """The latest known state of one call."""
+class ResultRecord:
+    """The latest known state of one call: a result record."""
 
     call_id: str
     message_id: str
@@ -53,10 +54,10 @@ class Record:
     error: str | None = None
     """"TypeName: message" of the last failure; why it was cancelled."""
     progress: str | None = None
-    """How far a running call has come, as JSON."""
+    """The progress of a running call, as JSON."""
 
 
-def row_of(record: Record) -> tuple[str | int | None, ...]:
+def row_of(record: ResultRecord) -> tuple[str | int | None, ...]:
     """A record as the columns of a table, in the order of its fields."""
     return (
         record.call_id,
@@ -71,10 +72,10 @@ def row_of(record: Record) -> tuple[str | int | None, ...]:
     )
 
 
-def record_of(row: Sequence[Any]) -> Record:
+def record_of(row: Sequence[Any]) -> ResultRecord:
     """The reverse of `row_of`."""
     call_id, message_id, task, status, attempt, updated_ms, value, error, progress = row
-    return Record(
+    return ResultRecord(
         call_id=call_id,
         message_id=message_id,
         task=task,
@@ -87,17 +88,17 @@ def record_of(row: Sequence[Any]) -> Record:
     )
 
 
-def supersedes(new: Record, old: Record | None) -> bool:
-    """Whether `new` may take the place of `old`: a success stands, whatever a duplicate delivery says later."""
+def supersedes(new: ResultRecord, old: ResultRecord | None) -> bool:
+    """True if `new` may replace `old`: a success is never replaced by what a duplicate delivery reports later."""
     return old is None or old.status is not ResultStatus.SUCCEEDED or new.status is ResultStatus.SUCCEEDED
 
 
-def folded(records: Iterable[Record]) -> list[Record]:
-    """Of each call the record that stands in the end.
+def folded(records: Iterable[ResultRecord]) -> list[ResultRecord]:
+    """The last valid record of each call, ordered by call id.
 
-    In an order that all writers share, so that no two wait for each other.
+    All writers share this order, so that no two of them wait for each other.
     """
-    last: dict[str, Record] = {}
+    last: dict[str, ResultRecord] = {}
     for record in records:
         if supersedes(record, last.get(record.call_id)):
             last[record.call_id] = record
@@ -105,8 +106,8 @@ def folded(records: Iterable[Record]) -> list[Record]:
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
-    """`owner` has `key` for itself until `until_ms` (Unix time), or until it lets go."""
+class Lock:
+    """The exclusive right of `owner` to `key`, until `until_ms` (Unix time) or until it unlocks."""
 
     key: str
     owner: str
@@ -114,42 +115,47 @@ class Hold:
 
 
 class ResultBackend(Protocol):
-    """A place for records, and for what somebody holds. Every method may be called from any thread."""
+    """Stores result records and locks. Every method may be called from any thread."""
 
     blocking: bool
-    """Whether `flush` and `read` wait for a disk or a network, so that an event loop calls them in a thread."""
-    watchers: Watchers
+    """True if `flush`, `lock` and `read` wait for a disk or a network: an event loop then calls them in a thread."""
+    watchers: ResultWatchers
 
-    def put(self, record: Record) -> None:
-        """Take a record, in order, without waiting. It is kept only once `flush` has returned."""
+    def record(self, record: ResultRecord) -> None:
+        """Take a record, in order, without waiting. It is stored only once `flush` has returned."""
         ...
 
     def flush(self) -> None:
-        """Keep everything that was put before. Raises ResultError; what was put is then gone."""
+        """Store everything taken before. Raises ResultError; what was taken is then lost."""
         ...
 
-    def acquire(self, holds: Sequence[Hold], *, now_ms: int) -> list[Hold]:
-        """Try to get each hold; the answer is the one that stands, ours or not.
+    def lock(self, locks: Sequence[Lock], *, now_ms: int) -> list[Lock]:
+        """Try to take each lock; returns the valid one of each key, ours or not.
 
-        What nobody holds any more is free, and an owner may extend its own. Raises ResultError when it cannot be told.
+        An expired lock is free, and an owner may extend its own. Raises ResultError if the locks cannot be read.
         """
         ...
 
-    def release(self, hold: Hold) -> None:
-        """Let go of `hold` with the next `flush`, if it is still its owner's; without waiting."""
+    def unlock(self, lock: Lock) -> None:
+        """End `lock` with the next `flush`, if its owner still has it; without waiting."""
         ...
 
-    def read(self, key: str) -> Record | None:
-        """The record of a call id or a message id. Raises ResultError when it cannot be read."""
+    def read(self, key: str) -> ResultRecord | None:
+        """The record of a call id or a message id. Raises ResultError if it cannot be read."""
         ...
 
     def close(self) -> None:
-        """Let go of files and connections. Idempotent."""
+        """Close files and connections. Idempotent."""
         ...
 
 
-class Watchers:
-    """Who in this process waits for which call, by call id or message id."""
+async def read_record(backend: ResultBackend, key: str) -> ResultRecord | None:
+    """The record of a call id or a message id, without blocking the event loop. Raises ResultError."""
+    return await asyncio.to_thread(backend.read, key) if backend.blocking else backend.read(key)
+
+
+class ResultWatchers:
+    """The functions in this process to call when the record of a call changes, by call id or message id."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -157,7 +163,7 @@ class Watchers:
 
     @contextmanager
     def watching(self, key: str, wake: Callable[[], None]) -> Iterator[None]:
-        """Have `wake` called, on some thread, whenever the record changes."""
+        """Call `wake`, on any thread, whenever the record changes."""
         with self._lock:
             self._waiting.setdefault(key, []).append(wake)
         try:
@@ -169,11 +175,11 @@ class Watchers:
                     del self._waiting[key]
 
     def waiting(self, key: str, wake: Callable[[], None]) -> AbstractContextManager[None]:
-        """As `watching`, for one who does nothing else until the record is final."""
+        """As `watching`, for a caller that does nothing else until the record is final."""
         return self.watching(key, wake)
 
-    def notify(self, record: Record) -> None:
-        """Wake whoever waits for the call of `record`."""
+    def notify(self, record: ResultRecord) -> None:
+        """Wake all who wait for the call of `record`."""
         if not self._waiting:
             return
         with self._lock:
@@ -183,7 +189,7 @@ class Watchers:
 
 
 def pauses(last_s: float = POLL_LAST_S) -> Iterator[float]:
-    """Seconds between looks at a record that another process may write: 2 ms at first, growing to `last_s`."""
+    """Seconds between reads of a record that another process may write: 2 ms at first, growing to `last_s`."""
     pause_s = POLL_FIRST_S
     while True:
         yield pause_s

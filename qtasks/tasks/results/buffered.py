@@ -11,53 +11,53 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
-from qtasks.tasks.results.backend import PRUNE_EVERY_MS, Hold, Record, Watchers, folded
+from qtasks.tasks.results.backend import PRUNE_EVERY_MS, Lock, ResultRecord, ResultWatchers, folded
 
 
-class BatchedResults(ABC):
+class BufferedResults(ABC):
     """Records that wait for the next flush, and how it goes. A backend says how they are written and read."""
 
     blocking = True
 
     def __init__(self, *, ttl_ms: int) -> None:
-        self.watchers = Watchers()
+        self.watchers = ResultWatchers()
         self._ttl_ms = ttl_ms
         self._pending_lock = threading.Lock()
-        self._pending: list[Record] = []
-        self._freed: list[Hold] = []
+        self._pending: list[ResultRecord] = []
+        self._unlocked: list[Lock] = []
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
         self._pruned_ms = 0
 
-    def put(self, record: Record) -> None:
+    def record(self, record: ResultRecord) -> None:
         """Queue a record for the next flush."""
         with self._pending_lock:
             self._pending.append(record)
 
-    def release(self, hold: Hold) -> None:
-        """Let go of a hold with the next flush."""
+    def unlock(self, lock: Lock) -> None:
+        """End a lock with the next flush."""
         with self._pending_lock:
-            self._freed.append(hold)
+            self._unlocked.append(lock)
 
     def flush(self) -> None:
         """Write what was put, in one transaction, unless another thread has just done so."""
         with self._write_lock:
             with self._pending_lock:
                 records, self._pending = self._pending, []
-                freed, self._freed = self._freed, []
-            if not records and not freed:
+                unlocked, self._unlocked = self._unlocked, []
+            if not records and not unlocked:
                 return
             with self._translated():
-                self._write(folded(records), freed)
+                self._write(folded(records), unlocked)
         for record in records:
             self.watchers.notify(record)
 
-    def acquire(self, holds: Sequence[Hold], *, now_ms: int) -> list[Hold]:
-        """See `ResultBackend.acquire`; all in one transaction."""
+    def lock(self, locks: Sequence[Lock], *, now_ms: int) -> list[Lock]:
+        """See `ResultBackend.lock`; all in one transaction."""
         with self._write_lock, self._translated():
-            return self._acquire(holds, now_ms)
+            return self._lock(locks, now_ms)
 
-    def read(self, key: str) -> Record | None:
+    def read(self, key: str) -> ResultRecord | None:
         """The record of a call id or a message id."""
         with self._read_lock, self._translated():
             return self._read(key)
@@ -70,7 +70,7 @@ class BatchedResults(ABC):
             with self._write_lock, self._read_lock:
                 self._disconnect()
 
-    def _prune_before_ms(self, records: Sequence[Record]) -> int | None:
+    def _prune_before_ms(self, records: Sequence[ResultRecord]) -> int | None:
         """Unix time before which finished records may go, when it is time to look for them."""
         now_ms = max((record.updated_ms for record in records), default=0)
         if now_ms - self._pruned_ms < min(PRUNE_EVERY_MS, self._ttl_ms):
@@ -79,14 +79,14 @@ class BatchedResults(ABC):
         return now_ms - self._ttl_ms
 
     @abstractmethod
-    def _write(self, records: Sequence[Record], freed: Sequence[Hold]) -> None:
+    def _write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock]) -> None:
         """Write all of it or nothing."""
 
     @abstractmethod
-    def _acquire(self, holds: Sequence[Hold], now_ms: int) -> list[Hold]: ...
+    def _lock(self, locks: Sequence[Lock], now_ms: int) -> list[Lock]: ...
 
     @abstractmethod
-    def _read(self, key: str) -> Record | None: ...
+    def _read(self, key: str) -> ResultRecord | None: ...
 
     @abstractmethod
     def _disconnect(self) -> None: ...

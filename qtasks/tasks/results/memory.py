@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from qtasks.tasks.results.backend import PRUNE_EVERY_MS, Hold, Record, Watchers, supersedes
+from qtasks.tasks.results.backend import PRUNE_EVERY_MS, Lock, ResultRecord, ResultWatchers, supersedes
 
 
 class MemoryResults:
@@ -14,15 +14,15 @@ class MemoryResults:
     blocking = False
 
     def __init__(self, *, ttl_ms: int) -> None:
-        self.watchers = Watchers()
+        self.watchers = ResultWatchers()
         self._ttl_ms = ttl_ms
         self._lock = threading.Lock()
-        self._records: dict[str, Record] = {}
+        self._records: dict[str, ResultRecord] = {}
         self._calls: dict[str, str] = {}
-        self._holds: dict[str, Hold] = {}
+        self._locks: dict[str, Lock] = {}
         self._pruned_ms = 0
 
-    def put(self, record: Record) -> None:
+    def record(self, record: ResultRecord) -> None:
         """Keep a record at once."""
         with self._lock:
             if supersedes(record, self._records.get(record.call_id)):
@@ -32,25 +32,25 @@ class MemoryResults:
                 self._prune(record.updated_ms)
         self.watchers.notify(record)
 
-    def acquire(self, holds: Sequence[Hold], *, now_ms: int) -> list[Hold]:
-        """See `ResultBackend.acquire`."""
+    def lock(self, locks: Sequence[Lock], *, now_ms: int) -> list[Lock]:
+        """See `ResultBackend.lock`."""
         with self._lock:
-            for hold in holds:
-                held = self._holds.get(hold.key)
-                if held is None or held.until_ms <= now_ms or held.owner == hold.owner:
-                    self._holds[hold.key] = hold
-            return [self._holds[hold.key] for hold in holds]
+            for lock in locks:
+                current = self._locks.get(lock.key)
+                if current is None or current.until_ms <= now_ms or current.owner == lock.owner:
+                    self._locks[lock.key] = lock
+            return [self._locks[lock.key] for lock in locks]
 
-    def release(self, hold: Hold) -> None:
-        """Let go of a hold at once."""
+    def unlock(self, lock: Lock) -> None:
+        """End a lock at once."""
         with self._lock:
-            if (held := self._holds.get(hold.key)) is not None and held.owner == hold.owner:
-                del self._holds[hold.key]
+            if (current := self._locks.get(lock.key)) is not None and current.owner == lock.owner:
+                del self._locks[lock.key]
 
     def flush(self) -> None:
         """Nothing is left to do."""
 
-    def read(self, key: str) -> Record | None:
+    def read(self, key: str) -> ResultRecord | None:
         """The record of a call id or a message id."""
         with self._lock:
             return self._records.get(key) or self._records.get(self._calls.get(key, ""))
@@ -64,6 +64,6 @@ class MemoryResults:
             if record.status.is_final and record.updated_ms <= now_ms - self._ttl_ms:
                 del self._records[record.call_id]
                 self._calls.pop(record.message_id, None)
-        for hold in list(self._holds.values()):
-            if hold.until_ms <= now_ms:
-                del self._holds[hold.key]
+        for lock in list(self._locks.values()):
+            if lock.until_ms <= now_ms:
+                del self._locks[lock.key]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, ResultError
-from qtasks.tasks.results.backend import Hold, Record, record_of, row_of
-from qtasks.tasks.results.buffered import BatchedResults
+from qtasks.tasks.results.backend import Lock, ResultRecord, record_of, row_of
+from qtasks.tasks.results.buffered import BufferedResults
 
 if TYPE_CHECKING:
     import psycopg
@@ -60,19 +60,19 @@ FROM qtasks_results WHERE call_id = %(key)s OR message_id = %(key)s LIMIT 1
 _PRUNE = (
     "DELETE FROM qtasks_results WHERE status IN ('succeeded', 'failed', 'cancelled', 'expired') AND updated_ms <= %s"
 )
-# Taken from nobody, from an owner whose time is over, or from oneself; the lock of the row decides between two.
-_ACQUIRE = """
+# A lock is taken if it does not exist, if it has expired, or if its owner extends it; the row lock decides races.
+_TAKE_LOCK = """
 INSERT INTO qtasks_holds AS h (key, owner, until_ms) VALUES (%s, %s, %s)
 ON CONFLICT (key) DO UPDATE SET owner = excluded.owner, until_ms = excluded.until_ms
 WHERE h.until_ms <= %s OR h.owner = excluded.owner
 RETURNING owner, until_ms
 """
-_HELD = "SELECT owner, until_ms FROM qtasks_holds WHERE key = %s"
-_RELEASE = "DELETE FROM qtasks_holds WHERE key = %s AND owner = %s"
-_PRUNE_HOLDS = "DELETE FROM qtasks_holds WHERE until_ms <= %s"
+_READ_LOCK = "SELECT owner, until_ms FROM qtasks_holds WHERE key = %s"
+_UNLOCK = "DELETE FROM qtasks_holds WHERE key = %s AND owner = %s"
+_PRUNE_LOCKS = "DELETE FROM qtasks_holds WHERE until_ms <= %s"
 
 
-class PostgresResults(BatchedResults):
+class PostgresResults(BufferedResults):
     """Records in the database of `url`. Finished ones are deleted `ttl_ms` after their last change.
 
     Raises ConfigurationError without psycopg, ResultError when the database cannot be reached.
@@ -85,35 +85,35 @@ class PostgresResults(BatchedResults):
         self._reader: psycopg.Connection[Any] | None = None
         _driver()
 
-    def _write(self, records: Sequence[Record], freed: Sequence[Hold]) -> None:
+    def _write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock]) -> None:
         before_ms = self._prune_before_ms(records)
 
         def write(connection: psycopg.Connection[Any]) -> None:
             with connection.transaction(), connection.cursor() as cursor:
                 if records:
                     cursor.executemany(_WRITE, [_storable(row_of(record)) for record in records])
-                if freed:
-                    cursor.executemany(_RELEASE, sorted((hold.key, hold.owner) for hold in freed))
+                if unlocked:
+                    cursor.executemany(_UNLOCK, sorted((lock.key, lock.owner) for lock in unlocked))
                 if before_ms is not None:
                     cursor.execute(_PRUNE, (before_ms,))
-                    cursor.execute(_PRUNE_HOLDS, (before_ms + self._ttl_ms,))
+                    cursor.execute(_PRUNE_LOCKS, (before_ms + self._ttl_ms,))
 
         self._through("_writer", write)
 
-    def _acquire(self, holds: Sequence[Hold], now_ms: int) -> list[Hold]:
-        def acquire(connection: psycopg.Connection[Any]) -> list[Hold]:
-            found: dict[str, Hold] = {}
+    def _lock(self, locks: Sequence[Lock], now_ms: int) -> list[Lock]:
+        def take(connection: psycopg.Connection[Any]) -> list[Lock]:
+            valid: dict[str, Lock] = {}
             with connection.transaction(), connection.cursor() as cursor:
-                for hold in sorted(holds, key=lambda one: one.key):
-                    row = cursor.execute(_ACQUIRE, (hold.key, hold.owner, hold.until_ms, now_ms)).fetchone()
-                    row = row or cursor.execute(_HELD, (hold.key,)).fetchone()
+                for lock in sorted(locks, key=lambda lock: lock.key):
+                    row = cursor.execute(_TAKE_LOCK, (lock.key, lock.owner, lock.until_ms, now_ms)).fetchone()
+                    row = row or cursor.execute(_READ_LOCK, (lock.key,)).fetchone()
                     assert row is not None, "a conflict is with a row that this transaction has locked"
-                    found[hold.key] = Hold(hold.key, *row)
-            return [found[hold.key] for hold in holds]
+                    valid[lock.key] = Lock(lock.key, *row)
+            return [valid[lock.key] for lock in locks]
 
-        return self._through("_writer", acquire)
+        return self._through("_writer", take)
 
-    def _read(self, key: str) -> Record | None:
+    def _read(self, key: str) -> ResultRecord | None:
         row = self._through("_reader", lambda connection: connection.execute(_READ, {"key": key}).fetchone())
         return None if row is None else record_of(row)
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, ResultError
-from qtasks.tasks.results.backend import Hold, Record, record_of, row_of
-from qtasks.tasks.results.buffered import BatchedResults
+from qtasks.tasks.results.backend import Lock, ResultRecord, record_of, row_of
+from qtasks.tasks.results.buffered import BufferedResults
 
 if TYPE_CHECKING:
     import redis
@@ -33,8 +33,8 @@ for _, key in ipairs(KEYS) do
 end
 return 1
 """
-# KEYS: the hold. ARGV: owner, milliseconds. Answers who has it, and for how long.
-_ACQUIRE = """
+# KEYS: the lock. ARGV: owner, milliseconds. Answers who has it, and for how long.
+_TAKE_LOCK = """
 local owner = redis.call('GET', KEYS[1])
 if not owner or owner == ARGV[1] then
     redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
@@ -42,14 +42,14 @@ if not owner or owner == ARGV[1] then
 end
 return {owner, redis.call('PTTL', KEYS[1])}
 """
-# KEYS: the hold. ARGV: owner.
-_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+# KEYS: the lock. ARGV: owner.
+_UNLOCK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
-class RedisResults(BatchedResults):
+class RedisResults(BufferedResults):
     """Records in the Redis of `url`, under keys that begin with ``qtasks:``. Finished ones expire after `ttl_ms`.
 
-    Holds expire by Redis's own clock. Raises ConfigurationError without the client, ResultError when Redis cannot be
+    Locks expire by Redis's own clock. Raises ConfigurationError without the client, ResultError when Redis cannot be
     reached.
     """
 
@@ -60,27 +60,27 @@ class RedisResults(BatchedResults):
             url, decode_responses=True, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
         )
 
-    def _write(self, records: Sequence[Record], freed: Sequence[Hold]) -> None:
+    def _write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock]) -> None:
         with self._client.pipeline(transaction=True) as pipe:
             for record in records:
                 keys = (f"{PREFIX}result:{record.call_id}", f"{PREFIX}message:{record.message_id}")
                 keep_ms = self._ttl_ms if record.status.is_final else 0
                 pipe.eval(_PUT, 2, *keys, record.status.value, json.dumps(row_of(record)), record.call_id, str(keep_ms))
-            for hold in freed:
-                pipe.eval(_RELEASE, 1, f"{PREFIX}hold:{hold.key}", hold.owner)
+            for lock in unlocked:
+                pipe.eval(_UNLOCK, 1, f"{PREFIX}hold:{lock.key}", lock.owner)
             pipe.execute()
 
-    def _acquire(self, holds: Sequence[Hold], now_ms: int) -> list[Hold]:
+    def _lock(self, locks: Sequence[Lock], now_ms: int) -> list[Lock]:
         with self._client.pipeline(transaction=True) as pipe:
-            for hold in holds:
-                span_ms = max(1, hold.until_ms - now_ms)
-                pipe.eval(_ACQUIRE, 1, f"{PREFIX}hold:{hold.key}", hold.owner, str(span_ms))
+            for lock in locks:
+                span_ms = max(1, lock.until_ms - now_ms)
+                pipe.eval(_TAKE_LOCK, 1, f"{PREFIX}hold:{lock.key}", lock.owner, str(span_ms))
             answers: list[Any] = pipe.execute()
         return [
-            Hold(hold.key, owner, now_ms + int(left_ms)) for hold, (owner, left_ms) in zip(holds, answers, strict=True)
+            Lock(lock.key, owner, now_ms + int(left_ms)) for lock, (owner, left_ms) in zip(locks, answers, strict=True)
         ]
 
-    def _read(self, key: str) -> Record | None:
+    def _read(self, key: str) -> ResultRecord | None:
         found: Any = self._client.hget(f"{PREFIX}result:{key}", "record")
         if found is None:
             call_id: Any = self._client.get(f"{PREFIX}message:{key}")

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError
-from qtasks.tasks.results.backend import Hold, Record, record_of, row_of
-from qtasks.tasks.results.buffered import BatchedResults
+from qtasks.tasks.results.backend import Lock, ResultRecord, record_of, row_of
+from qtasks.tasks.results.buffered import BufferedResults
 
 BUSY_TIMEOUT_S = 5.0
 """How long one process waits for another one's transaction."""
@@ -67,25 +67,25 @@ SELECT call_id, message_id, task, status, attempt, updated_ms, value, error, pro
 FROM results WHERE call_id = ?1 OR message_id = ?1
 """
 _PRUNE = "DELETE FROM results WHERE status IN ('succeeded', 'failed', 'cancelled', 'expired') AND updated_ms <= ?"
-_CREATE_HOLDS = """
+_CREATE_LOCKS = """
 CREATE TABLE IF NOT EXISTS holds (
     key      TEXT NOT NULL PRIMARY KEY,
     owner    TEXT NOT NULL,
     until_ms INTEGER NOT NULL
 ) WITHOUT ROWID
 """
-# Taken from nobody, from an owner whose time is over, or from oneself.
-_ACQUIRE = """
+# A lock is taken if it does not exist, if it has expired, or if its owner extends it.
+_TAKE_LOCK = """
 INSERT INTO holds (key, owner, until_ms) VALUES (?1, ?2, ?3)
 ON CONFLICT (key) DO UPDATE SET owner = excluded.owner, until_ms = excluded.until_ms
 WHERE holds.until_ms <= ?4 OR holds.owner = excluded.owner
 """
-_HELD = "SELECT owner, until_ms FROM holds WHERE key = ?"
-_RELEASE = "DELETE FROM holds WHERE key = ? AND owner = ?"
-_PRUNE_HOLDS = "DELETE FROM holds WHERE until_ms <= ?"
+_READ_LOCK = "SELECT owner, until_ms FROM holds WHERE key = ?"
+_UNLOCK = "DELETE FROM holds WHERE key = ? AND owner = ?"
+_PRUNE_LOCKS = "DELETE FROM holds WHERE until_ms <= ?"
 
 
-class SQLiteResults(BatchedResults):
+class SQLiteResults(BufferedResults):
     """Records in the file at `path`, made with mode 0600 if it is not there.
 
     Finished ones are deleted `ttl_ms` after their last change. Raises ResultError for a file that is no such store.
@@ -97,7 +97,7 @@ class SQLiteResults(BatchedResults):
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
 
-    def _read(self, key: str) -> Record | None:
+    def _read(self, key: str) -> ResultRecord | None:
         if self._reader is None:
             if not self.path.exists():
                 return None
@@ -111,20 +111,20 @@ class SQLiteResults(BatchedResults):
                 connection.close()
         self._writer = self._reader = None
 
-    def _write(self, records: Sequence[Record], freed: Sequence[Hold]) -> None:
+    def _write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock]) -> None:
         before_ms = self._prune_before_ms(records)
         with _transaction(self._opened()) as connection:
             connection.executemany(_WRITE, [row_of(record) for record in records])
-            connection.executemany(_RELEASE, [(hold.key, hold.owner) for hold in freed])
+            connection.executemany(_UNLOCK, [(lock.key, lock.owner) for lock in unlocked])
             if before_ms is not None:
                 connection.execute(_PRUNE, (before_ms,))
-                connection.execute(_PRUNE_HOLDS, (before_ms + self._ttl_ms,))
+                connection.execute(_PRUNE_LOCKS, (before_ms + self._ttl_ms,))
 
-    def _acquire(self, holds: Sequence[Hold], now_ms: int) -> list[Hold]:
+    def _lock(self, locks: Sequence[Lock], now_ms: int) -> list[Lock]:
         with _transaction(self._opened()) as connection:
-            for hold in holds:
-                connection.execute(_ACQUIRE, (hold.key, hold.owner, hold.until_ms, now_ms))
-            return [Hold(hold.key, *connection.execute(_HELD, (hold.key,)).fetchone()) for hold in holds]
+            for lock in locks:
+                connection.execute(_TAKE_LOCK, (lock.key, lock.owner, lock.until_ms, now_ms))
+            return [Lock(lock.key, *connection.execute(_READ_LOCK, (lock.key,)).fetchone()) for lock in locks]
 
     def _opened(self) -> sqlite3.Connection:
         if self._writer is None:
@@ -158,7 +158,7 @@ class SQLiteResults(BatchedResults):
             # Another process may have been faster.
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             steps = () if version == SCHEMA_VERSION else _FROM_1 if version == 1 else (_CREATE,)
-            for statement in (*steps, _CREATE_HOLDS, _CREATE_BY_MESSAGE, _CREATE_BY_AGE):
+            for statement in (*steps, _CREATE_LOCKS, _CREATE_BY_MESSAGE, _CREATE_BY_AGE):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 

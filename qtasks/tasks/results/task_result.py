@@ -18,9 +18,9 @@ from qtasks.errors import ResultError, ResultTimeout, TaskCancelled, TaskExpired
 from qtasks.tasks.encode.pickling import Pickles, Purpose
 from qtasks.tasks.encode.result_codec import load
 from qtasks.tasks.progress import Progress
-from qtasks.tasks.results.backend import Hold, Record, ResultBackend, ResultStatus, pauses
-from qtasks.tasks.results.unique import release
-from qtasks.tasks.results.waiting import read, wake
+from qtasks.tasks.results.backend import Lock, ResultBackend, ResultRecord, ResultStatus, pauses, read_record
+from qtasks.tasks.results.unique import unlock
+from qtasks.tasks.results.waiting import wake
 
 if TYPE_CHECKING:
     from typing import Self
@@ -66,7 +66,7 @@ class TaskResult(Generic[R]):
     deduplication id stands for this one, `id` is that one's message id, and its result is this one's.
     """
 
-    __slots__ = ("_adapter", "_hold", "_runtime", "deduplicated", "id", "message_id", "task")
+    __slots__ = ("_adapter", "_lock", "_runtime", "deduplicated", "id", "message_id", "task")
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class TaskResult(Generic[R]):
         self.id = id
         self.message_id = message_id
         self.deduplicated = deduplicated
-        self._hold: Hold | None = None
+        self._lock: Lock | None = None
 
     def __repr__(self) -> str:
         return f"<TaskResult of {self.task} {self.id}>"
@@ -98,21 +98,21 @@ class TaskResult(Generic[R]):
             known = {"action": "deduplicated", "task": self.task, "message_id": message_id}
             log.info("%s was not sent: message %s stands for it", self.task, message_id, extra=known)
 
-    def holding(self, hold: Hold) -> Self:
+    def with_lock(self, lock: Lock) -> Self:
         """Note the key that a unique call has, for when it is called off."""
-        self._hold = hold
+        self._lock = lock
         return self
 
     @property
-    def holds(self) -> bool:
+    def has_lock(self) -> bool:
         """Whether it is the handle on a unique call that has its key."""
-        return self._hold is not None
+        return self._lock is not None
 
-    def let_go(self) -> None:
+    def unlock(self) -> None:
         """Give back the key of a unique call that was not sent after all. Raises ResultError."""
-        hold, self._hold = self._hold, None
-        if hold is not None:
-            release(self._backend(), hold)
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            unlock(self._backend(), lock)
 
     @property
     def status(self) -> ResultStatus:
@@ -121,7 +121,7 @@ class TaskResult(Generic[R]):
 
     async def astatus(self) -> ResultStatus:
         """As `status`, without blocking."""
-        return _status(await read(self._backend(), self.id))
+        return _status(await read_record(self._backend(), self.id))
 
     @property
     def progress(self) -> Progress | None:
@@ -130,7 +130,7 @@ class TaskResult(Generic[R]):
 
     async def aprogress(self) -> Progress | None:
         """As `progress`, without blocking."""
-        return _progress(await read(self._backend(), self.id))
+        return _progress(await read_record(self._backend(), self.id))
 
     @property
     def is_finished(self) -> bool:
@@ -172,9 +172,9 @@ class TaskResult(Generic[R]):
         message_id = self._message_id()
         found = self._runtime.cancel(message_id)
         if found and (backend := self._runtime.results_or_none()) is not None:
-            backend.put(self._called_off(message_id))
-            if self._hold is not None:
-                backend.release(self._hold)
+            backend.record(self._called_off(message_id))
+            if self._lock is not None:
+                backend.unlock(self._lock)
             backend.flush()
         return found
 
@@ -221,7 +221,7 @@ class TaskResult(Generic[R]):
         with backend.watchers.waiting(self.id, lambda: wake(loop, changed)):
             while True:
                 changed.clear()
-                record = await read(backend, self.id)
+                record = await read_record(backend, self.id)
                 if record is not None and record.status.is_final:
                     return self._value(record)
                 if (wait_s := next(waits, None)) is None:
@@ -242,8 +242,8 @@ class TaskResult(Generic[R]):
             )
         return self.message_id
 
-    def _called_off(self, message_id: str) -> Record:
-        return Record(
+    def _called_off(self, message_id: str) -> ResultRecord:
+        return ResultRecord(
             call_id=self.id,
             message_id=message_id,
             task=self.task,
@@ -253,13 +253,13 @@ class TaskResult(Generic[R]):
             error="cancelled by its caller",
         )
 
-    def _late(self, record: Record | None, timeout: float | None) -> ResultTimeout:
+    def _late(self, record: ResultRecord | None, timeout: float | None) -> ResultTimeout:
         facts = f"it is {_status(record)}"
         if record is not None and record.error is not None:
             facts += f" after attempt {record.attempt}: {record.error}"
         return ResultTimeout(f"{self.task} {self.id} has not finished within {timeout} s; {facts}")
 
-    def _value(self, record: Record) -> R:
+    def _value(self, record: ResultRecord) -> R:
         if record.status is ResultStatus.FAILED:
             error = record.error or "unknown error"
             raise TaskFailed(f"{self.task} {record.call_id} failed on attempt {record.attempt}: {error}", error=error)
@@ -273,11 +273,11 @@ class TaskResult(Generic[R]):
         return load(self._adapter(), record.value or "null", self._runtime.pickles, purpose)
 
 
-def _status(record: Record | None) -> ResultStatus:
+def _status(record: ResultRecord | None) -> ResultStatus:
     return ResultStatus.QUEUED if record is None else record.status
 
 
-def _progress(record: Record | None) -> Progress | None:
+def _progress(record: ResultRecord | None) -> Progress | None:
     return None if record is None or record.progress is None else Progress.from_json(record.progress)
 
 

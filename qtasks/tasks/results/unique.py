@@ -1,4 +1,4 @@
-"""Calls that are made once: the key of a call, and holding it."""
+"""Unique calls: the key of a call, and its lock."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from typing import Any
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
-from qtasks.tasks.results.backend import Hold, ResultBackend
+from qtasks.tasks.results.backend import Lock, ResultBackend
 
 log = logging.getLogger("qtasks.unique")
 
 UNTIL_DONE_MS = 24 * 60 * 60 * 1000
-"""How long a call is waited for that is never heard of again, its delay not counted: it may be a dead letter."""
+"""How long a unique key stays locked, beyond the delay of its call, if the call never ends: it may be a dead letter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unique:
-    """The key under which a call is the only one, for `window_ms` or, when that is None, until it is done."""
+    """The key that only one call may have: for `window_ms`, or until the call has ended if that is None."""
 
     key: str
     window_ms: int | None = None
 
-    def hold(self, call_id: str, now_ms: int, delay_ms: int) -> Hold:
-        """What `call_id` has to get before it is sent."""
+    def lock(self, call_id: str, now_ms: int, delay_ms: int) -> Lock:
+        """The lock that `call_id` takes before it is sent, `delay_ms` before it is due."""
         span_ms = UNTIL_DONE_MS + delay_ms if self.window_ms is None else self.window_ms
-        return Hold(self.key, call_id, now_ms + span_ms)
+        return Lock(self.key, call_id, now_ms + span_ms)
 
 
 def key_of(task: str, choice: bool | str | Sequence[str], values: Mapping[str, Any]) -> str:
     """The key of a call with these plain JSON values. Raises DefinitionError for a parameter that does not exist."""
-    given = (choice,) if isinstance(choice, str) else choice
-    names = sorted(values) if isinstance(given, bool) else given
+    choices = (choice,) if isinstance(choice, str) else choice
+    names = sorted(values) if isinstance(choices, bool) else choices
     for name in names:
         if name not in values:
             raise DefinitionError(
@@ -45,16 +45,16 @@ def key_of(task: str, choice: bool | str | Sequence[str], values: Mapping[str, A
     return f"unique:{task}:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def taken(backend: ResultBackend, wanted: Hold, now_ms: int) -> str | None:
-    """The call that has the key already, None when it is ours now. Raises ResultError."""
-    (held,) = backend.acquire([wanted], now_ms=now_ms)
-    if held.owner == wanted.owner:
+def lock_owner(backend: ResultBackend, lock: Lock, now_ms: int) -> str | None:
+    """Try to take `lock`; the call that has the key already, None if the lock is taken now. Raises ResultError."""
+    (valid,) = backend.lock([lock], now_ms=now_ms)
+    if valid.owner == lock.owner:
         return None
-    log.info("not sent: call %s stands for it", held.owner, extra={"action": "unique", "call_id": held.owner})
-    return held.owner
+    log.info("not sent: call %s stands for it", valid.owner, extra={"action": "unique", "call_id": valid.owner})
+    return valid.owner
 
 
-def release(backend: ResultBackend, hold: Hold) -> None:
-    """Let go of a key whose call was not sent after all."""
-    backend.release(hold)
+def unlock(backend: ResultBackend, lock: Lock) -> None:
+    """Free the key of a call that was not sent after all."""
+    backend.unlock(lock)
     backend.flush()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-from qtasks.tasks.results.backend import Record, ResultBackend, pauses
+from qtasks.tasks.results.backend import ResultBackend, ResultRecord, pauses, read_record
 
 POLL_LAST_S = 0.25
 """Between looks at a record that another process may write, for onlookers: there may be many, and none is a program."""
@@ -15,18 +15,13 @@ GLANCE_S = 0.5
 """How often to see whether it is over with watching, which nobody can be woken for."""
 
 
-async def read(backend: ResultBackend, key: str) -> Record | None:
-    """The record of a call id or a message id, without blocking the loop. Raises ResultError."""
-    return await asyncio.to_thread(backend.read, key) if backend.blocking else backend.read(key)
-
-
 def wake(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:
     """Set `changed` from any thread."""
     with contextlib.suppress(RuntimeError):  # the loop of a waiter that is going away may be closed
         loop.call_soon_threadsafe(changed.set)
 
 
-async def states(backend: ResultBackend, key: str, over: Callable[[], bool]) -> AsyncIterator[Record | None]:
+async def states(backend: ResultBackend, key: str, over: Callable[[], bool]) -> AsyncIterator[ResultRecord | None]:
     """The record of a call as it stands (None: nothing has been heard of it), and whenever it has changed.
 
     Ends behind a final one, and soon after `over` has become true. A backend in this process is read when it has news;
@@ -35,7 +30,7 @@ async def states(backend: ResultBackend, key: str, over: Callable[[], bool]) -> 
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
     looks = pauses(POLL_LAST_S)
     with backend.watchers.watching(key, lambda: wake(loop, changed)):
-        known = record = await read(backend, key)
+        known = record = await read_record(backend, key)
         yield record
         while not (record is not None and record.status.is_final) and not over():
             with contextlib.suppress(TimeoutError):
@@ -43,7 +38,7 @@ async def states(backend: ResultBackend, key: str, over: Callable[[], bool]) -> 
             if not backend.blocking and not changed.is_set():
                 continue
             changed.clear()
-            record = await read(backend, key)
+            record = await read_record(backend, key)
             if record != known:
                 known = record
                 yield record

@@ -1,4 +1,4 @@
-"""Keeping records for async code: one thread flushes, and everybody who waited meanwhile shares the next flush."""
+"""Writing to a result backend from async code: one thread flushes, and all who wait meanwhile share the next flush."""
 
 from __future__ import annotations
 
@@ -10,160 +10,186 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qtasks.errors import ResultError
-from qtasks.tasks.results.backend import Hold, Record, ResultBackend
+from qtasks.tasks.results.backend import Lock, ResultBackend, ResultRecord, read_record
 
 log = logging.getLogger("qtasks.results")
 
-Waiter = asyncio.Future[None]
-
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """What stands after somebody tried to get holds: whose they are, and the record of the call."""
+class LockState:
+    """The state after an attempt to lock: the valid lock of each key, ours or not, and the record of the call."""
 
-    holds: tuple[Hold, ...]
-    record: Record | None
+    locks: tuple[Lock, ...]
+    record: ResultRecord | None
 
 
 @dataclass(slots=True)
-class Wish:
-    """Holds that somebody wants, and the call they are for."""
+class _LockRequest:
+    """Locks to take, and the call that they are for."""
 
-    holds: tuple[Hold, ...]
+    locks: tuple[Lock, ...]
     call_id: str | None
     now_ms: int
-    waiter: asyncio.Future[Standing | None] | None = None
+    answer: asyncio.Future[LockState | None] | None = None
 
 
-class Keeper:
-    """Writes to one backend on behalf of any number of event loops. A failure to write is logged, never raised.
+class ResultWriter:
+    """Writes to one backend on behalf of any number of event loops; with no backend it does nothing.
 
-    A task that is done is done: to run it again because its result has no place would be worse than losing the result.
+    A failure to write is logged, never raised: running a finished task again because its result cannot be written would
+    be worse than losing the result.
     """
 
-    def __init__(self, results: ResultBackend) -> None:
-        self._results = results
+    def __init__(self, backend: ResultBackend | None) -> None:
+        self._backend = backend
         self._changed = threading.Condition()
-        self._waiting: list[Waiter] = []
-        self._wishes: list[Wish] = []
+        self._flush_waiters: list[asyncio.Future[None]] = []
+        self._lock_requests: list[_LockRequest] = []
         self._thread: threading.Thread | None = None
-        self._asked = False
+        self._flush_requested = False
 
-    def put(self, record: Record) -> None:
-        """Hand in a record, to be kept with the next flush."""
-        self._results.put(record)
+    @property
+    def is_enabled(self) -> bool:
+        """True if there is a backend."""
+        return self._backend is not None
 
-    def release(self, hold: Hold) -> None:
-        """Let go of a hold with the next flush."""
-        self._results.release(hold)
+    @property
+    def is_blocking(self) -> bool:
+        """True if the backend writes to a disk or a network."""
+        return self._backend is not None and self._backend.blocking
 
-    async def stand(self, holds: Sequence[Hold], call_id: str | None, *, now_ms: int) -> Standing | None:
-        """Try to get `holds` and read the record of `call_id`; what stands then, or None where it cannot be told."""
-        wish = Wish(tuple(holds), call_id, now_ms)
-        if not self._results.blocking:
-            return self._stand([wish])[0]
-        wish.waiter = asyncio.get_running_loop().create_future()
+    async def read(self, key: str) -> ResultRecord | None:
+        """The record of a call id or a message id; None without a backend. Raises ResultError."""
+        return None if self._backend is None else await read_record(self._backend, key)
+
+    def record(self, record: ResultRecord) -> None:
+        """Hand in a record, to be written with the next flush."""
+        if self._backend is not None:
+            self._backend.record(record)
+
+    async def lock(self, locks: Sequence[Lock], call_id: str | None, *, now_ms: int) -> LockState | None:
+        """Try to take `locks` and read the record of `call_id`; None without a backend, or if it cannot be reached."""
+        if self._backend is None:
+            return None
+        request = _LockRequest(tuple(locks), call_id, now_ms)
+        if not self._backend.blocking:
+            return self._lock(self._backend, [request])[0]
+        request.answer = asyncio.get_running_loop().create_future()
         with self._changed:
-            self._wishes.append(wish)
-            self._start()
-        return await wish.waiter
+            self._lock_requests.append(request)
+            self._wake_thread()
+        return await request.answer
 
-    async def keep(self) -> None:
-        """Return when every record that was put before is kept."""
-        if not self._results.blocking:
+    def unlock(self, lock: Lock) -> None:
+        """End a lock with the next flush."""
+        if self._backend is not None:
+            self._backend.unlock(lock)
+
+    async def flush(self) -> None:
+        """Return when everything handed in before is written."""
+        if not self.is_blocking:
             self._flush()
             return
         waiter = asyncio.get_running_loop().create_future()
-        self.ask(waiter)
+        with self._changed:
+            self._flush_waiters.append(waiter)
+            self._request_flush()
         await waiter
 
-    def ask(self, *waiters: Waiter) -> None:
-        """Have what was put kept soon, and `waiters` told."""
-        if not self._results.blocking:
+    def flush_soon(self) -> None:
+        """Write what was handed in, without waiting for it."""
+        if not self.is_blocking:
             self._flush()
             return
         with self._changed:
-            self._waiting.extend(waiters)
-            self._asked = True
-            self._start()
-
-    def _start(self) -> None:
-        """Have the thread look at what there is to do; the lock is held."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="qtasks-results", daemon=True)
-            self._thread.start()
-        self._changed.notify()
+            self._request_flush()
 
     def close(self) -> None:
-        """Keep what is left and end the thread; a later use begins again. Idempotent."""
+        """Write what is left and end the thread; a later use begins again. Idempotent."""
         with self._changed:
             thread, self._thread = self._thread, None
             self._changed.notify_all()
         if thread is not None:
             thread.join()
 
+    def _request_flush(self) -> None:
+        self._flush_requested = True
+        self._wake_thread()
+
+    def _wake_thread(self) -> None:
+        """Start the thread or wake it; the condition is held."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="qtasks-results", daemon=True)
+            self._thread.start()
+        self._changed.notify()
+
     def _work(self) -> None:
-        while (work := self._next()) is not None:
-            waiters, wishes, flush = work
-            self._grant(wishes)
+        while (work := self._next_work()) is not None:
+            waiters, requests, flush = work
+            self._answer(requests)
             if flush:
                 self._flush()
             for loop in {waiter.get_loop() for waiter in waiters}:
-                mine = [waiter for waiter in waiters if waiter.get_loop() is loop]
-                with contextlib.suppress(RuntimeError):  # a loop that has closed: nobody waits there any more
-                    loop.call_soon_threadsafe(_wake, mine)
+                on_loop = [waiter for waiter in waiters if waiter.get_loop() is loop]
+                with contextlib.suppress(RuntimeError):  # the loop has closed: nothing waits there any more
+                    loop.call_soon_threadsafe(_wake, on_loop)
 
-    def _next(self) -> tuple[Sequence[Waiter], Sequence[Wish], bool] | None:
-        """Those who wait for a flush and for holds, and whether to flush; None when no more will come."""
+    def _next_work(self) -> tuple[Sequence[asyncio.Future[None]], Sequence[_LockRequest], bool] | None:
+        """Those who wait for a flush, the locks to take, and whether to flush; None when the writer has closed."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._asked or self._wishes or self._thread is not threading.current_thread()
+                lambda: self._flush_requested or self._lock_requests or self._thread is not threading.current_thread()
             )
-            if not self._asked and not self._wishes:
+            if not self._flush_requested and not self._lock_requests:
                 return None
-            flush, self._asked = self._asked, False
-            waiters, self._waiting = self._waiting, []
-            wishes, self._wishes = self._wishes, []
-        return waiters, wishes, flush
+            flush, self._flush_requested = self._flush_requested, False
+            waiters, self._flush_waiters = self._flush_waiters, []
+            requests, self._lock_requests = self._lock_requests, []
+        return waiters, requests, flush
 
-    def _grant(self, wishes: Sequence[Wish]) -> None:
-        for wish, standing in zip(wishes, self._stand(wishes) if wishes else (), strict=True):
-            assert wish.waiter is not None
+    def _answer(self, requests: Sequence[_LockRequest]) -> None:
+        if not requests or self._backend is None:
+            return
+        for request, state in zip(requests, self._lock(self._backend, requests), strict=True):
+            assert request.answer is not None
             with contextlib.suppress(RuntimeError):  # as in `_work`
-                wish.waiter.get_loop().call_soon_threadsafe(_answer, wish.waiter, standing)
+                request.answer.get_loop().call_soon_threadsafe(_set_state, request.answer, state)
 
-    def _stand(self, wishes: Sequence[Wish]) -> list[Standing | None]:
-        """All wishes in one transaction. A failure is logged: whoever asked has to go on without."""
+    def _lock(self, backend: ResultBackend, requests: Sequence[_LockRequest]) -> list[LockState | None]:
+        """All requests in one transaction. A failure is logged: the callers have to go on without locks."""
         try:
-            held = iter(
-                self._results.acquire(
-                    [hold for wish in wishes for hold in wish.holds], now_ms=max(wish.now_ms for wish in wishes)
+            valid = iter(
+                backend.lock(
+                    [lock for request in requests for lock in request.locks],
+                    now_ms=max(request.now_ms for request in requests),
                 )
             )
             return [
-                Standing(
-                    tuple(next(held) for _ in wish.holds),
-                    self._results.read(wish.call_id) if wish.call_id is not None else None,
+                LockState(
+                    tuple(next(valid) for _ in request.locks),
+                    backend.read(request.call_id) if request.call_id is not None else None,
                 )
-                for wish in wishes
+                for request in requests
             ]
         except ResultError:
-            log.exception("holds could not be taken", extra={"action": "hold_lost"})
-            return [None for _ in wishes]
+            log.exception("locks could not be taken", extra={"action": "lock_failed"})
+            return [None for _ in requests]
 
     def _flush(self) -> None:
+        if self._backend is None:
+            return
         try:
-            self._results.flush()
+            self._backend.flush()
         except ResultError:
             log.exception("a result was lost", extra={"action": "result_lost"})
 
 
-def _wake(waiters: Sequence[Waiter]) -> None:
+def _wake(waiters: Sequence[asyncio.Future[None]]) -> None:
     for waiter in waiters:
         if not waiter.done():
             waiter.set_result(None)
 
 
-def _answer(waiter: asyncio.Future[Standing | None], standing: Standing | None) -> None:
-    if not waiter.done():
-        waiter.set_result(standing)
+def _set_state(answer: asyncio.Future[LockState | None], state: LockState | None) -> None:
+    if not answer.done():
+        answer.set_result(state)

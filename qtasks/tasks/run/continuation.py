@@ -1,41 +1,39 @@
-"""What follows a call in a flow: sent once it has succeeded, before the broker hears of that."""
+"""What follows a call in a flow: sent once it has succeeded, before the broker gets the response."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from qtasks.clock import Clock
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, QTasksError, ResultError
-from qtasks.tasks.context import TaskContext
-from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.encode.pickling import Pickles, Purpose, is_pickle
 from qtasks.tasks.encode.result_codec import load
 from qtasks.tasks.flow import canvas
-from qtasks.tasks.results.backend import ResultBackend, ResultStatus
-from qtasks.tasks.run import dispatch_response
-from qtasks.tasks.run.dispatch_response import Outcome
-from qtasks.tasks.run.recorder import Recorder
-from qtasks.tasks.run.report import facts, text_of
+from qtasks.tasks.results.backend import ResultStatus
+from qtasks.tasks.results.writer import ResultWriter
+from qtasks.tasks.run.attempt import Attempt
+from qtasks.tasks.run.decision import Decision, DecisionKind, DispatchResponse, error_text
+from qtasks.tasks.run.report import log_fields
 from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.task import Task
 
 log = logging.getLogger("qtasks.dispatch")
 
-AGAIN_AFTER_MS = 5_000
-"""When to come back about a call that is done and could not be continued."""
+RETRY_AFTER_MS = 5_000
+"""When the broker retries a call that has succeeded and could not be continued."""
 
-Republish = Callable[[Outgoing], Awaitable[object]]
+Publish = Callable[[Outgoing], Awaitable[object]]
 """Sends a call to the broker. Raises QTasksError."""
 
 
 @dataclass(frozen=True, slots=True)
-class Returned:
-    """The result of a call of one of `tasks`, as it is kept."""
+class RecordedResult:
+    """The result of a call of one of `tasks`, as it is recorded."""
 
     tasks: Mapping[str, Task[..., Any]]
     task: str
@@ -46,7 +44,7 @@ class Returned:
         """See `flow.Value`."""
         if is_pickle(self.text):
             raise ResultError(
-                f"the result of {self.task} is no JSON, as the next task would have it",
+                f"the result of {self.task} is a pickle; the next task of the flow takes JSON",
                 code=ErrorCode.RESULT_NOT_SERIALIZABLE,
             )
         return json.loads(self.text)
@@ -62,10 +60,10 @@ class Returned:
 
 
 @dataclass(frozen=True, slots=True)
-class Gathered:
+class GroupResults:
     """The results of a group, in order."""
 
-    members: Sequence[Returned]
+    members: Sequence[RecordedResult]
 
     def plain(self) -> list[Any]:
         """See `flow.Value`."""
@@ -80,57 +78,79 @@ class Gathered:
         return self.members[0].pickles()
 
 
-class Following:
-    """Sends what follows a call of one of `tasks`.
-
-    `results` are asked for those of a group; a `republish` of None cannot send.
-    """
+class Continuation:
+    """Sends what follows a call of one of `tasks`. With `publish` None nothing can be sent."""
 
     def __init__(
-        self,
-        tasks: Mapping[str, Task[..., Any]],
-        results: ResultBackend | None,
-        recorder: Recorder,
-        republish: Republish | None,
+        self, tasks: Mapping[str, Task[..., Any]], writer: ResultWriter, publish: Publish | None, clock: Clock
     ) -> None:
         self._tasks = tasks
-        self._results = results
-        self._recorder = recorder
-        self._republish = republish
+        self._writer = writer
+        self._publish = publish
+        self._clock = clock
 
-    async def send(self, context: TaskContext, envelope: Envelope, value: str, answer: Outcome) -> Outcome:
-        """Send what follows a call whose result is `value`. `answer`, or one that has the broker come back."""
+    def check_can_publish(self, consequence: str) -> None:
+        """Raise ConfigurationError, naming the `consequence`, if nothing can be sent."""
+        if self._publish is None:
+            raise ConfigurationError(f"this dispatcher cannot publish, so {consequence}")
+
+    async def publish(self, message: Outgoing) -> None:
+        """Send a message. Raises QTasksError."""
+        self.check_can_publish("nothing can follow a call")
+        assert self._publish is not None
+        await self._publish(message)
+
+    async def respond(self, attempt: Attempt, decision: Decision) -> DispatchResponse:
+        """The response of an attempt, once the next calls of its flow are sent; a retry later if they cannot be."""
+        if decision.result is None or not attempt.envelope.flow:
+            return decision.response
+        context = attempt.context
         try:
-            result: canvas.Value | None = Returned(self._tasks, context.task, context.call_id, value)
-            if "of" in envelope.flow and (result := await self._gathered(envelope.flow)) is None:
-                return answer
-            assert result is not None
-            messages = canvas.followers(envelope, context.call_id, result)
+            messages = await self._followers(attempt, decision.result)
         except (KeyError, TypeError, ValueError, QTasksError) as error:
-            log.exception("%s cannot be continued", context.task, extra=facts(context, "flow_broken"))
-            note = f"{context.task} {context.call_id} has succeeded, but nothing can follow: {text_of(error)}"
-            await self._recorder.abandon(context, envelope, ResultStatus.FAILED, note)
-            return answer
+            log.exception("%s cannot be continued", context.task, extra=log_fields(context, "flow_broken"))
+            note = f"{context.task} {context.call_id} has succeeded, but nothing can follow: {error_text(error)}"
+            await self._abandon(attempt, ResultStatus.FAILED, note)
+            return decision.response
         try:
-            if self._republish is None:
-                raise ConfigurationError("this dispatcher cannot publish, so nothing can follow a call")
             for message in messages:
-                await self._republish(message)
+                await self.publish(message)
         except QTasksError as error:
-            log.warning("%s could not be continued yet: %s", context.task, error, extra=facts(context, "flow_waits"))
-            return dispatch_response.later(text_of(error), error.code, after_ms=AGAIN_AFTER_MS)
-        return answer
+            fields = log_fields(context, "flow_waits")
+            log.warning("%s could not be continued yet: %s", context.task, error, extra=fields)
+            return DispatchResponse.later(error_text(error), error.code, after_ms=RETRY_AFTER_MS)
+        return decision.response
 
-    async def _gathered(self, group: Mapping[str, Any]) -> Gathered | None:
-        """The results of a group, in order; None while one is missing. Raises ResultError."""
-        results = self._results
-        if results is None:
+    async def abandon(self, attempt: Attempt, decision: Decision) -> None:
+        """After the end of a call without a result: end every later call of its flow, none of which will be sent."""
+        if attempt.envelope.flow and decision.kind in (DecisionKind.FAILED, DecisionKind.DISCARDED):
+            context = attempt.context
+            note = f"{context.task} {context.call_id} before it ended on attempt {context.attempt}: {decision.note}"
+            await self._abandon(attempt, decision.status, note)
+
+    async def _abandon(self, attempt: Attempt, status: ResultStatus, note: str) -> None:
+        """Record every later call of the flow as failed or cancelled."""
+        record = next(attempt.records(status, self._clock.now_ms(), error=note))
+        for task, call_id in canvas.abandoned(attempt.envelope, attempt.context.call_id):
+            self._writer.record(replace(record, call_id=call_id, task=task, message_id=call_id, progress=None))
+        await self._writer.flush()
+
+    async def _followers(self, attempt: Attempt, result_text: str) -> Sequence[Outgoing]:
+        """The messages that follow a call; none while a member of its group has not succeeded."""
+        context, envelope = attempt.context, attempt.envelope
+        result: canvas.Value | None = RecordedResult(self._tasks, context.task, context.call_id, result_text)
+        if "of" in envelope.flow:
+            result = await self._group_results(envelope.flow)
+        return [] if result is None else canvas.followers(envelope, context.call_id, result)
+
+    async def _group_results(self, group: Mapping[str, Any]) -> GroupResults | None:
+        """The results of a group, in order; None while one is missing. Raises ResultError, ConfigurationError."""
+        if not self._writer.is_enabled:
             raise ConfigurationError("a group that something follows needs a place for results")
-        members: list[Returned] = []
+        members: list[RecordedResult] = []
         for call_id in canvas.members_of(group):
-            read = results.read
-            record = await asyncio.to_thread(read, call_id) if results.blocking else read(call_id)
+            record = await self._writer.read(call_id)
             if record is None or record.status is not ResultStatus.SUCCEEDED:
                 return None
-            members.append(Returned(self._tasks, record.task, call_id, record.value or "null"))
-        return Gathered(members)
+            members.append(RecordedResult(self._tasks, record.task, call_id, record.value or "null"))
+        return GroupResults(members)

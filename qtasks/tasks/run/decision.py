@@ -1,8 +1,21 @@
-"""What the end of an attempt means: pure decisions, from an exception to an answer, a state and a note."""
+"""What the end of an attempt means: one table, from what happened to the response, the recorded state and a note. Pure.
+
+The responses to the broker, and what it then does:
+
+200  the result                       the message is delivered; the same for `Snooze`, `Cancel`, an expired call
+                                      and a skipped run: the body says which
+500  an ordinary exception            retried with backoff (with jitter: after `Retry-After`), then a dead letter
+503  + Retry-After                    retried after that time: draining, an unknown task, `RetryAfter`
+489  + Upstash-NonRetryable-Error     a dead letter at once: `NonRetryable`, an error that the retry policy gives up
+                                      on, arguments that do not fit, a result that cannot be written
+401  an invalid signature             (the reason is only in our log)
+405, 413, 415                         not a delivery at all
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from qtasks.error_codes import ErrorCode
@@ -12,164 +25,262 @@ from qtasks.tasks.control import AttemptTimeout, Cancel, NonRetryable, RetryAfte
 from qtasks.tasks.encode.pickling import ForgedError, shown
 from qtasks.tasks.results.backend import ResultStatus
 from qtasks.tasks.retries import RetryPolicy, jittered_ms
-from qtasks.tasks.run import dispatch_response
-from qtasks.tasks.run.dispatch_response import Outcome
 
+MAX_ERROR = 2048
+"""Characters of an error that are sent to the broker, which stores them with dead letters, and that are recorded."""
 
-class Kind(Enum):
-    """How an attempt ended."""
+NEVER = 489
+"""With its header: the status after which the broker does not retry (docs/protocol.md 4.3)."""
 
-    DONE = auto()
-    RETRY = auto()
-    """Another attempt follows."""
-    FAILED = auto()
-    """None does."""
-    OVER = auto()
-    """Called off or expired: no failure, no result."""
-    PUT_OFF = auto()
-    """The same call comes again, as a new message."""
-
-
-_STATUS = {
-    Kind.DONE: ResultStatus.SUCCEEDED,
-    Kind.RETRY: ResultStatus.RETRYING,
-    Kind.FAILED: ResultStatus.FAILED,
-    Kind.PUT_OFF: ResultStatus.QUEUED,
-}
+HeaderLines = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What to say to the broker, and what to keep of it."""
+class DispatchResponse:
+    """What the dispatcher responds to the broker: status, JSON body, and header lines besides the content type."""
 
-    kind: Kind
-    answer: Outcome
+    status: int
+    body: bytes
+    headers: HeaderLines = ()
+
+    @classmethod
+    def of_result(cls, value: bytes) -> DispatchResponse:
+        """The task has succeeded; `value` is its result as JSON."""
+        return cls(200, value)
+
+    @classmethod
+    def without_result(cls, action: str, reason: str, code: str) -> DispatchResponse:
+        """The message is done without a result: its call was republished, cancelled, skipped or has expired."""
+        return cls(200, _body(reason, code, name=action))
+
+    @classmethod
+    def acknowledgement(cls) -> DispatchResponse:
+        """Acknowledge the callback of a failure; an error would only make the broker send the callback again."""
+        return cls.without_result("failed", "this is known", ErrorCode.FAILURE_RECORDED)
+
+    @classmethod
+    def failure(cls, error: str, code: str, *, after_ms: int | None = None) -> DispatchResponse:
+        """The attempt has failed; retry after `after_ms`, or after the message's own backoff."""
+        return cls(500, _body(error, code), () if after_ms is None else _retry_after(after_ms))
+
+    @classmethod
+    def later(cls, error: str, code: str, *, after_ms: int) -> DispatchResponse:
+        """Not now; retry after `after_ms`."""
+        return cls(503, _body(error, code), _retry_after(after_ms))
+
+    @classmethod
+    def never(cls, error: str, code: str) -> DispatchResponse:
+        """No attempt can succeed: do not retry."""
+        return cls(NEVER, _body(error, code), (("Upstash-NonRetryable-Error", "true"),))
+
+    @classmethod
+    def refusal(cls, status: int, error: str, *headers: tuple[str, str]) -> DispatchResponse:
+        """The request is not a delivery that can be trusted or read; nothing ran."""
+        return cls(status, _body(error, None), headers)
+
+    def with_header(self, name: str, value: str) -> DispatchResponse:
+        """The same response with one more header line."""
+        return replace(self, headers=(*self.headers, (name, value)))
+
+
+class DecisionKind(Enum):
+    """How an attempt ended."""
+
+    SUCCEEDED = auto()
+    RETRY = auto()
+    """It failed; another attempt follows."""
+    FAILED = auto()
+    """It failed; no attempt follows."""
+    DISCARDED = auto()
+    """Cancelled, expired or skipped: neither a failure nor a result."""
+    REPUBLISHED = auto()
+    """The same call continues as a new message."""
+    DUPLICATE = auto()
+    """This delivery has no say in the call: another one runs it or has ended it. Nothing is recorded or reported."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What the end of an attempt means: what to respond to the broker, and what to record of the call."""
+
+    kind: DecisionKind
+    response: DispatchResponse
+    status: ResultStatus
+    """The state to record."""
     note: str = ""
     """"TypeName: message" of a failure, or why there is no result."""
-    is_wish: bool = False
-    """The task asked for this: nothing went wrong."""
-    over: ResultStatus = ResultStatus.CANCELLED
-    value: str | None = None
-    """The result as it is kept."""
-    how: str = ""
-    """A word for how a call goes on that was put off."""
+    is_requested: bool = False
+    """True if the task asked for this end: nothing went wrong."""
+    result: str | None = None
+    """The result as text, JSON or a pickle."""
+    action: str = ""
+    """The word for this end in the log, where the status is not specific enough."""
 
-    @property
-    def status(self) -> ResultStatus:
-        """The state that is kept of the call."""
-        return _STATUS.get(self.kind, self.over)
-
-
-def done(value: str) -> Verdict:
-    """The task returned; `value` is its result as it is kept."""
-    return Verdict(Kind.DONE, dispatch_response.result(shown(value)), value=value)
-
-
-def expired(expires_ms: int, now_ms: int) -> Verdict:
-    """The call came after its time."""
-    note = f"Expired: {(now_ms - expires_ms) / 1000:.3f} s after it was to be run at the latest"
-    return Verdict(
-        Kind.OVER, dispatch_response.ended("expired", note, ErrorCode.CALL_EXPIRED), note, True, ResultStatus.EXPIRED
-    )
-
-
-def cancelled(reason: str) -> Verdict:
-    """The call was called off."""
-    return Verdict(Kind.OVER, dispatch_response.ended("cancelled", reason, ErrorCode.CALL_CANCELLED), reason, True)
-
-
-def put_off(reason: str, how: str) -> Verdict:
-    """The call has been published again; `how` is a word for that."""
-    return Verdict(Kind.PUT_OFF, dispatch_response.ended(how, reason, ErrorCode.CALL_SNOOZED), reason, True, how=how)
-
-
-def model_failed(kind: Kind, note: str, code: str) -> Verdict:
-    """A model was asked in vain, for good or for now. The broker knows: what it tells us of it has arrived."""
-    return Verdict(kind, dispatch_response.ended("failed", note, code), note)
-
-
-def skipped(reason: str) -> Verdict:
-    """The call is left out, unrun."""
-    return Verdict(
-        Kind.OVER, dispatch_response.ended("skipped", reason, ErrorCode.RUN_SKIPPED), reason, True, how="skipped"
-    )
-
-
-def unguarded(context: TaskContext) -> Verdict:
-    """The run is to be left out where another one is under way, and nobody can tell."""
-    note = 'ResultsDisabled: overlap="skip" needs a place for results; set QTASKS_RESULTS where the tasks run'
-    return _failed(context, dispatch_response.failure(note, ResultsDisabled.code), note)
-
-
-def not_again(context: TaskContext, note: str, code: str) -> Verdict:
-    """No attempt can succeed."""
-    return _failed(context, dispatch_response.never(note, code), note)
-
-
-def failure(context: TaskContext, note: str, code: str) -> Verdict:
-    """Another attempt may succeed, after the message's own backoff."""
-    return _failed(context, dispatch_response.failure(note, code), note)
-
-
-def of_call(context: TaskContext, error: QTasksError, note: str) -> Verdict:
-    """A call that cannot be run: never, where it is the call's own fault; else what is wrong may be mended."""
-    meant = not_again if isinstance(error, (ArgumentsError, OutputError, ForgedError)) else failure
-    return meant(context, note, error.code)
-
-
-def later(context: TaskContext, note: str, code: str, *, after_ms: int) -> Verdict:
-    """Another attempt may succeed, after a wait."""
-    return _failed(context, dispatch_response.later(note, code, after_ms=after_ms), note)
-
-
-def of_error(
-    error: BaseException,
-    note: str,
-    context: TaskContext,
-    policy: RetryPolicy | None,
-    *,
-    retry_delay: str | None,
-    jitter: float,
-    chance: float,
-) -> Verdict:
-    """What an exception of the task means. `note` is its text, fit to be shown; `chance`, from 0 to 1, is for jitter.
-
-    Every exception that is not a wish counts, `asyncio.CancelledError` and `SystemExit` too: an ``except Exception``
-    somewhere must not turn them into a success.
-    """
-    if isinstance(error, Cancel):
-        return cancelled(str(error) or "the task found nothing to do")
-    if isinstance(error, NonRetryable):
-        return _failed(context, dispatch_response.never(note, ErrorCode.NON_RETRYABLE), note, is_wish=True)
-    if isinstance(error, RetryAfter):
-        return _failed(
-            context,
-            dispatch_response.later(note, ErrorCode.RETRY_REQUESTED, after_ms=error.delay_ms),
-            note,
-            is_wish=True,
+    @classmethod
+    def succeeded(cls, result: str) -> Decision:
+        """The task returned; `result` is its value as text."""
+        return cls(
+            kind=DecisionKind.SUCCEEDED,
+            response=DispatchResponse.of_result(shown(result)),
+            status=ResultStatus.SUCCEEDED,
+            result=result,
         )
-    if policy is not None and not policy.retries(error):
-        return _failed(context, dispatch_response.never(note, ErrorCode.RETRY_POLICY_GAVE_UP), note)
-    code = ErrorCode.ATTEMPT_TIMED_OUT if isinstance(error, AttemptTimeout) else ErrorCode.TASK_RAISED
-    if retry_delay is None or not jitter:
-        return _failed(context, dispatch_response.failure(note, code), note)
-    after_ms = jittered_ms(retry_delay, context.retried, jitter, chance)
-    return _failed(context, dispatch_response.failure(note, code, after_ms=after_ms), note)
+
+    @classmethod
+    def expired(cls, expires_ms: int, now_ms: int) -> Decision:
+        """The delivery arrived after the call's last moment to run."""
+        note = f"Expired: {(now_ms - expires_ms) / 1000:.3f} s after it was to be run at the latest"
+        return cls._discarded("expired", note, ErrorCode.CALL_EXPIRED, ResultStatus.EXPIRED)
+
+    @classmethod
+    def cancelled(cls, reason: str) -> Decision:
+        """The call was cancelled."""
+        return cls._discarded("cancelled", reason, ErrorCode.CALL_CANCELLED, ResultStatus.CANCELLED)
+
+    @classmethod
+    def skipped(cls, reason: str) -> Decision:
+        """The call is not run."""
+        return replace(
+            cls._discarded("skipped", reason, ErrorCode.RUN_SKIPPED, ResultStatus.CANCELLED), action="skipped"
+        )
+
+    @classmethod
+    def republished(cls, reason: str, action: str) -> Decision:
+        """The call was published again; `action` is the word for it: snoozed, asked, repaired."""
+        return cls(
+            kind=DecisionKind.REPUBLISHED,
+            response=DispatchResponse.without_result(action, reason, ErrorCode.CALL_SNOOZED),
+            status=ResultStatus.QUEUED,
+            note=reason,
+            is_requested=True,
+            action=action,
+        )
+
+    @classmethod
+    def duplicate(cls, response: DispatchResponse, result: str | None = None) -> Decision:
+        """Another delivery of the call runs it or has ended it; `result` is the recorded one, if there is one."""
+        status = ResultStatus.QUEUED if result is None else ResultStatus.SUCCEEDED
+        return cls(kind=DecisionKind.DUPLICATE, response=response, status=status, result=result)
+
+    @classmethod
+    def never(cls, context: TaskContext, note: str, code: str) -> Decision:
+        """No attempt can succeed."""
+        return cls._failed(context, DispatchResponse.never(note, code), note)
+
+    @classmethod
+    def later(cls, context: TaskContext, note: str, code: str, *, after_ms: int) -> Decision:
+        """Another attempt may succeed, after a wait."""
+        return cls._failed(context, DispatchResponse.later(note, code, after_ms=after_ms), note)
+
+    @classmethod
+    def without_overlap_check(cls, context: TaskContext) -> Decision:
+        """The run must be skipped while another one is running, and no result backend can tell whether one is."""
+        note = 'ResultsDisabled: overlap="skip" needs a place for results; set QTASKS_RESULTS where the tasks run'
+        return cls._failed(context, DispatchResponse.failure(note, ResultsDisabled.code), note)
+
+    @classmethod
+    def of_unfit_call(cls, context: TaskContext, error: QTasksError) -> Decision:
+        """A call that cannot run: no retry if the call itself is at fault; otherwise the cause may be repaired."""
+        note = error_text(error)
+        respond = (
+            DispatchResponse.never
+            if isinstance(error, (ArgumentsError, OutputError, ForgedError))
+            else DispatchResponse.failure
+        )
+        return cls._failed(context, respond(note, error.code), note)
+
+    @classmethod
+    def of_model_failure(cls, note: str, code: str, *, is_final: bool) -> Decision:
+        """A request to a model failed, for good or for now. The broker knows: its callback has arrived."""
+        return cls(
+            kind=DecisionKind.FAILED if is_final else DecisionKind.RETRY,
+            response=DispatchResponse.without_result("failed", note, code),
+            status=ResultStatus.FAILED if is_final else ResultStatus.RETRYING,
+            note=note,
+        )
+
+    @classmethod
+    def of_exception(
+        cls,
+        error: BaseException,
+        note: str,
+        context: TaskContext,
+        policy: RetryPolicy | None,
+        *,
+        retry_delay: str | None,
+        jitter: float,
+        fraction: float,
+    ) -> Decision:
+        """What an exception of the task means. `note` is its text without secrets; `fraction`, 0 to 1, is for jitter.
+
+        Every exception that is not a request of the task counts as a failure, `asyncio.CancelledError` and `SystemExit`
+        too: an ``except Exception`` somewhere must not turn them into a success.
+        """
+        if isinstance(error, Cancel):
+            return cls.cancelled(str(error) or "the task found nothing to do")
+        if isinstance(error, NonRetryable):
+            return cls._failed(context, DispatchResponse.never(note, ErrorCode.NON_RETRYABLE), note, is_requested=True)
+        if isinstance(error, RetryAfter):
+            response = DispatchResponse.later(note, ErrorCode.RETRY_REQUESTED, after_ms=error.delay_ms)
+            return cls._failed(context, response, note, is_requested=True)
+        if policy is not None and not policy.retries(error):
+            return cls.never(context, note, ErrorCode.RETRY_POLICY_GAVE_UP)
+        code = ErrorCode.ATTEMPT_TIMED_OUT if isinstance(error, AttemptTimeout) else ErrorCode.TASK_RAISED
+        after_ms = None
+        if retry_delay is not None and jitter:
+            after_ms = jittered_ms(retry_delay, context.retried, jitter, fraction)
+        return cls._failed(context, DispatchResponse.failure(note, code, after_ms=after_ms), note)
+
+    @classmethod
+    def _failed(
+        cls, context: TaskContext, response: DispatchResponse, note: str, *, is_requested: bool = False
+    ) -> Decision:
+        is_final = response.status == NEVER or context.is_last_attempt
+        return cls(
+            kind=DecisionKind.FAILED if is_final else DecisionKind.RETRY,
+            response=response,
+            status=ResultStatus.FAILED if is_final else ResultStatus.RETRYING,
+            note=_shortened(note),
+            is_requested=is_requested,
+        )
+
+    @classmethod
+    def _discarded(cls, action: str, reason: str, code: str, status: ResultStatus) -> Decision:
+        return cls(
+            kind=DecisionKind.DISCARDED,
+            response=DispatchResponse.without_result(action, reason, code),
+            status=status,
+            note=reason,
+            is_requested=True,
+        )
 
 
-def alone(error: BaseException) -> BaseException:
-    """What was raised, out of the group that `asyncio.TaskGroup` put it in by itself: a wish is meant there as well."""
+def unwrapped(error: BaseException) -> BaseException:
+    """The exception itself, out of the groups that `asyncio.TaskGroup` wraps around a single one."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
 
 
-def is_ours(error: BaseException) -> bool:
-    """Whether an error's text says everything, so that a traceback adds nothing."""
-    return isinstance(error, (NonRetryable, RetryAfter, QTasksError, AttemptTimeout))
+def error_text(error: BaseException) -> str:
+    """An error as ``TypeName: message``, also if its message cannot be made."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its text cannot be made)"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _failed(context: TaskContext, answer: Outcome, note: str, *, is_wish: bool = False) -> Verdict:
-    final = answer.status == dispatch_response.NEVER or context.is_last_attempt
-    kept = note if len(note) <= dispatch_response.MAX_ERROR else note[: dispatch_response.MAX_ERROR - 3] + "..."
-    return Verdict(Kind.FAILED if final else Kind.RETRY, answer, kept, is_wish)
+def _retry_after(after_ms: int) -> HeaderLines:
+    return (("Retry-After", f"{after_ms}ms" if after_ms % 1000 else str(after_ms // 1000)),)
+
+
+def _body(error: str, code: str | None, *, name: str = "error") -> bytes:
+    text = _shortened(error)
+    document = {name: text} if code is None else {name: text, "code": code}
+    # Escaped: a message may hold half of a surrogate pair, which has no UTF-8.
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_ERROR else text[: MAX_ERROR - 3] + "..."

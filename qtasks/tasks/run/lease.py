@@ -1,14 +1,15 @@
-"""Once, as far as that can be had: which delivery of a call may run, and what the others are told.
+"""Idempotency (best effort): at most one delivery of a call runs at a time; duplicates get the recorded response.
 
-The result backend knows three things of a call: nobody runs it, somebody does (a hold, renewed while the run lasts and
-void when its process has died: at once on the same machine, else after some seconds), or it is done. A delivery that
-meets a running one is told to come back when that hold would end; the last permitted attempt waits for the run instead,
-for its own failure would make a dead letter of a success. A delivery of a call that is done gets the stored outcome,
-and nothing runs. The same signed request a second time (its `jti`) never runs, whatever became of the first.
+A call is in one of three states in the result backend: not running; running (a lock, renewed while the run lasts; it
+becomes void when its process has died: at once on the same machine, elsewhere after some seconds); or ended. A delivery
+that meets a running call is answered 503 with the time at which the lock would end. The last permitted attempt waits
+for that run instead, because its own failure would make a dead letter of a success. A delivery of a call that has ended
+gets the recorded result, and nothing runs. A signed request that arrives a second time (its `jti`) never runs, however
+the first one ended.
 
-A run of a schedule that skips what overlaps has a second hold, the schedule's; one that finds it taken does not run.
+A run of a schedule that skips overlapping runs locks its schedule, too; it is skipped if the schedule is locked.
 
-Where the backend cannot be asked the task runs: losing a call would be worse than running it twice.
+If the backend cannot be reached the task runs: losing a call would be worse than running it twice.
 """
 
 from __future__ import annotations
@@ -16,171 +17,186 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum, auto
 
 from qtasks.clock import Clock
 from qtasks.error_codes import ErrorCode
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.encode.pickling import shown
-from qtasks.tasks.results.backend import Hold, Record, ResultStatus, pauses
-from qtasks.tasks.results.writer import Keeper, Standing
-from qtasks.tasks.run import decision, dispatch_response
-from qtasks.tasks.run.decision import Verdict
-from qtasks.tasks.run.dispatch_response import Outcome
-from qtasks.tasks.run.process_id import is_gone, new_holder
+from qtasks.tasks.results.backend import Lock, ResultRecord, ResultStatus, pauses
+from qtasks.tasks.results.unique import Unique
+from qtasks.tasks.results.writer import LockState, ResultWriter
+from qtasks.tasks.run.attempt import Attempt
+from qtasks.tasks.run.decision import Decision, DispatchResponse
+from qtasks.tasks.run.process_id import is_gone, new_owner
 
-log = logging.getLogger("qtasks.guard")
+log = logging.getLogger("qtasks.lease")
 
 LEASE_MS = 15_000
-"""How long a run that says nothing more is believed to go on, where nobody can see whether its process lives."""
+"""How long a lock is valid without being renewed, if its process cannot be seen from here."""
 
-BRIEF_MS = 1_000
-"""As `LEASE_MS`, for what takes no time: whoever meets it waits instead of being told to come back."""
+BRIEF_LEASE_MS = 1_000
+"""As `LEASE_MS`, for attempts that take no time: duplicates wait instead of coming back later."""
 
 RENEW_S = 4.0
-DUPLICATE = ("Qtasks-Duplicate", "true")
+DUPLICATE_HEADER = ("Qtasks-Duplicate", "true")
 
 TOKEN_LIFE_MS = 20 * 60 * 1000
-"""No signature is good for longer than this, tolerance included (its life is 15 minutes at most)."""
+"""No signature is valid for longer than this, tolerance included (it is valid for 15 minutes at most)."""
 
 
-class Move(Enum):
+class Admission(Enum):
     """What a delivery does next."""
 
     RUN = auto()
     WAIT = auto()
-    """Ask again in a moment."""
-    ANSWER = auto()
+    """Try again in a moment."""
+    RESPOND = auto()
     SKIP = auto()
-    """End unrun: another run of the schedule is under way."""
+    """End without running: another run of the schedule is running."""
 
 
-def judge(
-    standing: Standing, context: TaskContext, owner: str, *, now_ms: int, seconds_left: float
-) -> tuple[Move, Outcome | None]:
-    """Decide from what stands after the attempt to get the holds, of which the call's is the first."""
-    taken = {hold.key.partition(":")[0] for hold in standing.holds if hold.owner != owner}
-    if (stored := _stored(standing.record, context)) is not None:
-        return Move.ANSWER, stored
-    run = standing.holds[0]
+def admission(
+    state: LockState, context: TaskContext, owner: str, *, now_ms: int, seconds_left: float
+) -> tuple[Admission, DispatchResponse | None]:
+    """Decide from the state after the attempt to lock; the first of its locks is that of the call."""
+    taken = {lock.key.partition(":")[0] for lock in state.locks if lock.owner != owner}
+    if (response := _recorded_response(state.record, context)) is not None:
+        return Admission.RESPOND, response
+    run_lock = state.locks[0]
     if "jti" in taken:
-        return Move.ANSWER, _later("this very request was taken before", run, now_ms)
+        return Admission.RESPOND, _later("this very request was taken before", run_lock, now_ms)
     if "run" not in taken:
-        return (Move.SKIP if "schedule" in taken else Move.RUN), None
-    if (context.is_last_attempt or run.until_ms - now_ms <= BRIEF_MS) and seconds_left > 0:
-        return Move.WAIT, None
-    return Move.ANSWER, _later("this call is running elsewhere", run, now_ms)
+        return (Admission.SKIP if "schedule" in taken else Admission.RUN), None
+    if (context.is_last_attempt or run_lock.until_ms - now_ms <= BRIEF_LEASE_MS) and seconds_left > 0:
+        return Admission.WAIT, None
+    return Admission.RESPOND, _later("this call is running elsewhere", run_lock, now_ms)
 
 
-def _stored(record: Record | None, context: TaskContext) -> Outcome | None:
-    """The answer of a call that is done."""
+def _recorded_response(record: ResultRecord | None, context: TaskContext) -> DispatchResponse | None:
+    """The response for a call that has ended."""
     if record is None:
         return None
     if record.status is ResultStatus.SUCCEEDED:
-        answer = dispatch_response.result(shown(record.value or "null"))
+        response = DispatchResponse.of_result(shown(record.value or "null"))
     elif record.status is ResultStatus.CANCELLED:
-        answer = dispatch_response.ended("cancelled", record.error or "", ErrorCode.CALL_CANCELLED)
-    elif record.status is ResultStatus.FAILED and _is_again(record, context):
-        answer = dispatch_response.failure(record.error or "", ErrorCode.TASK_FAILED)
+        response = DispatchResponse.without_result("cancelled", record.error or "", ErrorCode.CALL_CANCELLED)
+    elif record.status is ResultStatus.FAILED and _is_redelivery(record, context):
+        response = DispatchResponse.failure(record.error or "", ErrorCode.TASK_FAILED)
     else:
         return None
-    return replace(answer, headers=(*answer.headers, DUPLICATE))
+    return response.with_header(*DUPLICATE_HEADER)
 
 
-def _is_again(record: Record, context: TaskContext) -> bool:
-    """Whether a failed call comes once more by itself. A dead letter that somebody sends again is another message."""
+def _is_redelivery(record: ResultRecord, context: TaskContext) -> bool:
+    """True if the broker delivers a failed call once more by itself. A dead letter sent again is another message."""
     return record.message_id == context.message_id and context.attempt <= record.attempt
 
 
-def _later(text: str, run: Hold, now_ms: int) -> Outcome:
-    after_ms = min(LEASE_MS, max(1000, math.ceil((run.until_ms - now_ms) / 1000) * 1000))
-    return dispatch_response.later(text, ErrorCode.CALL_RUNNING_ELSEWHERE, after_ms=after_ms)
+def _later(reason: str, run_lock: Lock, now_ms: int) -> DispatchResponse:
+    after_ms = min(LEASE_MS, max(1000, math.ceil((run_lock.until_ms - now_ms) / 1000) * 1000))
+    return DispatchResponse.later(reason, ErrorCode.CALL_RUNNING_ELSEWHERE, after_ms=after_ms)
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A delivery that may not run: what to answer, and the result as it is kept if the call has one."""
+class RunLeases:
+    """Admits deliveries, one at a time for each call, and keeps their locks while they run."""
 
-    answer: Outcome
-    value: str | None = None
-    ended: Verdict | None = None
-    """How the call ends without having run, to be kept and told; None where it is another delivery's to end it."""
-
-
-class Guard:
-    """Lets deliveries pass, one at a time for each call."""
-
-    def __init__(self, keeper: Keeper, clock: Clock) -> None:
-        self._keeper = keeper
+    def __init__(self, writer: ResultWriter, clock: Clock) -> None:
+        self._writer = writer
         self._clock = clock
-        self._held: dict[str, tuple[Hold, ...]] = {}
+        self._held: dict[str, tuple[Lock, ...]] = {}
 
-    async def admit(
-        self, context: TaskContext, token: str, *, alone: str | None = None, lease_ms: int = LEASE_MS
-    ) -> Refused | None:
-        """What to answer a delivery that may not run; None for one that may, which `leave` ends.
+    async def admit(self, attempt: Attempt, token: str) -> Decision | None:
+        """The decision about a delivery that must not run; None for one that may. `release` ends its lease.
 
-        `token` is the `jti` of its signature, or empty; `alone` the schedule of which no other run may be under way.
+        `token` is the `jti` of its signature, or empty.
         """
-        owner = new_holder()
-        tokens = [Hold(f"jti:{token}", owner, self._clock.now_ms() + TOKEN_LIFE_MS)] if token else []
-        keys = [f"run:{context.call_id}", *([f"schedule:{alone}"] if alone is not None else [])]
+        context, schedule = attempt.context, attempt.envelope.alone
+        if not self._writer.is_enabled:
+            return Decision.without_overlap_check(context) if schedule is not None else None
+        owner = new_owner()
+        token_locks = [Lock(f"jti:{token}", owner, self._clock.now_ms() + TOKEN_LIFE_MS)] if token else []
+        keys = [f"run:{context.call_id}", *([f"schedule:{schedule}"] if schedule is not None else [])]
+        lease_ms = BRIEF_LEASE_MS if attempt.is_brief else LEASE_MS
         for pause_s in pauses():
             now_ms = self._clock.now_ms()
-            wanted = tuple(Hold(key, owner, now_ms + lease_ms) for key in keys)
-            standing = await self._keeper.stand([*wanted, *tokens], context.call_id, now_ms=now_ms)
-            if standing is None:
+            locks = tuple(Lock(key, owner, now_ms + lease_ms) for key in keys)
+            state = await self._writer.lock([*locks, *token_locks], context.call_id, now_ms=now_ms)
+            if state is None:
                 return None
-            held = standing.holds[: len(wanted)]
-            if gone := [hold for hold in held if hold.owner != owner and is_gone(hold.owner)]:
-                # Its process has died: there is nothing to wait for. Only that very hold is let go.
-                await self._let_go(gone)
+            current = state.locks[: len(locks)]
+            if dead := [lock for lock in current if lock.owner != owner and is_gone(lock.owner)]:
+                # Its process has died: there is nothing to wait for. Only the lock of that owner is ended.
+                await self._unlock(dead)
                 continue
-            move, answer = judge(standing, context, owner, now_ms=now_ms, seconds_left=context.time_left_s)
-            if move is Move.RUN:
-                self._held[context.call_id] = wanted
+            step, response = admission(state, context, owner, now_ms=now_ms, seconds_left=context.time_left_s)
+            if step is Admission.RUN:
+                self._held[context.call_id] = locks
                 return None
-            if move is Move.WAIT:
+            if step is Admission.WAIT:
                 await asyncio.sleep(pause_s)
                 continue
-            # Or the next delivery would find the call held.
-            await self._let_go([hold for hold in held if hold.owner == owner])
-            if answer is None:
-                ended = decision.skipped("another run of its schedule is under way")
-                return Refused(ended.answer, ended=ended)
-            return self._refused(context, answer, standing.record)
+            # Otherwise the next delivery would find the call locked.
+            await self._unlock([lock for lock in current if lock.owner == owner])
+            if response is None:
+                return Decision.skipped("another run of its schedule is under way")
+            return self._duplicate(attempt, response, state.record)
         raise AssertionError("pauses do not end")
 
-    async def renew(self, call_id: str) -> None:
-        """Keep the holds of a run alive; goes on until it is cancelled."""
-        while (held := self._held.get(call_id)) is not None:
+    @contextmanager
+    def renewed(self, call_id: str) -> Iterator[None]:
+        """Renew the lease of a run inside. It normally ends with the run's last record; else at the exit."""
+        if call_id not in self._held:  # no backend, or it could not be reached
+            yield
+            return
+        renewal = asyncio.ensure_future(self._renew(call_id))
+        try:
+            yield
+        finally:
+            renewal.cancel()
+            if self.release(call_id):
+                self._writer.flush_soon()
+
+    def release(self, call_id: str) -> bool:
+        """End the lease of a run with the next flush; returns whether there was one."""
+        locks = self._held.pop(call_id, ())
+        for lock in locks:
+            self._writer.unlock(lock)
+        return bool(locks)
+
+    async def keep_unique(self, attempt: Attempt, delay_ms: int) -> None:
+        """Keep the unique key of a call locked until the call, due in `delay_ms` at most, has ended."""
+        if attempt.envelope.unique is not None:
+            now_ms = self._clock.now_ms()
+            lock = Unique(attempt.envelope.unique).lock(attempt.context.call_id, now_ms, delay_ms)
+            await self._writer.lock([lock], None, now_ms=now_ms)
+
+    async def _renew(self, call_id: str) -> None:
+        """Renew the locks of a run until it is cancelled."""
+        while (locks := self._held.get(call_id)) is not None:
             await asyncio.sleep(RENEW_S)
             now_ms = self._clock.now_ms()
-            longer = [replace(hold, until_ms=now_ms + LEASE_MS) for hold in held]
-            await self._keeper.stand(longer, None, now_ms=now_ms)
+            longer = [replace(lock, until_ms=now_ms + LEASE_MS) for lock in locks]
+            await self._writer.lock(longer, None, now_ms=now_ms)
 
-    def leave(self, call_id: str) -> bool:
-        """Let go of a call with whatever is kept next; returns whether it was held."""
-        held = self._held.pop(call_id, ())
-        for hold in held:
-            self._keeper.release(hold)
-        return bool(held)
-
-    def _refused(self, context: TaskContext, answer: Outcome, record: Record | None) -> Refused:
+    def _duplicate(self, attempt: Attempt, response: DispatchResponse, record: ResultRecord | None) -> Decision:
+        context = attempt.context
         log.info(
             "%s of message %s was not run again: %d",
             context.task,
             context.message_id,
-            answer.status,
+            response.status,
             extra={"action": "duplicate", "task": context.task, "call_id": context.call_id},
         )
-        done = record is not None and record.status is ResultStatus.SUCCEEDED
-        return Refused(answer, record.value if record is not None and done else None)
+        succeeded = record is not None and record.status is ResultStatus.SUCCEEDED
+        result = record.value if record is not None and succeeded else None
+        return Decision.duplicate(attempt.refused(response), result)
 
-    async def _let_go(self, holds: Sequence[Hold]) -> None:
-        for hold in holds:
-            self._keeper.release(hold)
-        if holds:
-            await self._keeper.keep()
+    async def _unlock(self, locks: Sequence[Lock]) -> None:
+        for lock in locks:
+            self._writer.unlock(lock)
+        if locks:
+            await self._writer.flush()

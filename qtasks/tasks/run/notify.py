@@ -7,13 +7,13 @@ import logging
 from collections.abc import Awaitable, Sequence
 
 from qtasks.tasks.hooks import Hook, Hooks, TaskEvent
-from qtasks.tasks.run.decision import Kind
-from qtasks.tasks.run.thread_pool import Workers
+from qtasks.tasks.run.decision import DecisionKind
+from qtasks.tasks.run.thread_pool import ThreadPool
 
 log = logging.getLogger("qtasks.hooks")
 
 
-async def notify(hooks: Sequence[Hooks], kind: Kind, event: TaskEvent, workers: Workers) -> None:
+async def notify(hooks: Sequence[Hooks], kind: DecisionKind, event: TaskEvent, threads: ThreadPool) -> None:
     """Call the hooks for this kind of end, one after the other: ``async def`` here, ``def`` in a thread.
 
     An exception of a hook is logged and changes nothing.
@@ -23,7 +23,7 @@ async def notify(hooks: Sequence[Hooks], kind: Kind, event: TaskEvent, workers: 
             if inspect.iscoroutinefunction(hook):
                 await hook(event)
             else:
-                value = await workers.run(lambda hook=hook: hook(event))  # type: ignore[misc]  # bound now, not later
+                value = await threads.run(lambda hook=hook: hook(event))  # type: ignore[misc]  # bound now, not later
                 if isinstance(value, Awaitable):
                     await value
         except Exception:
@@ -31,11 +31,11 @@ async def notify(hooks: Sequence[Hooks], kind: Kind, event: TaskEvent, workers: 
             log.exception("a hook of %s failed", event.context.task, extra=facts)
 
 
-def _hooks_for(hooks: Sequence[Hooks], kind: Kind) -> list[Hook]:
-    if kind is Kind.DONE:
+def _hooks_for(hooks: Sequence[Hooks], kind: DecisionKind) -> list[Hook]:
+    if kind is DecisionKind.SUCCEEDED:
         return [hook for owner in hooks for hook in owner.success]
-    if kind is Kind.RETRY:
+    if kind is DecisionKind.RETRY:
         return [hook for owner in hooks for hook in owner.retry]
-    if kind is Kind.FAILED:
+    if kind is DecisionKind.FAILED:
         return [hook for owner in hooks for hook in owner.failure]
     return []

@@ -16,14 +16,14 @@ import sys
 from pathlib import Path
 
 
-def new_holder() -> str:
+def new_owner() -> str:
     """A name for one run of this process: ``place/process/start/chance``."""
     return f"{_place()}/{_process(os.getpid())}/{secrets.token_hex(8)}"
 
 
-def is_gone(holder: str) -> bool:
-    """Whether the process behind `holder` has certainly ended; False where that cannot be seen from here."""
-    place, _, rest = holder.partition("/")
+def is_gone(owner: str) -> bool:
+    """Whether the process of `owner` has certainly ended; False where that cannot be seen from here."""
+    place, _, rest = owner.partition("/")
     number, _, rest = rest.partition("/")
     if place != _place() or not number.isdecimal() or sys.platform == "win32":
         return False

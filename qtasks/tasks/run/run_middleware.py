@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from qtasks.tasks.run.runner import Run
+from qtasks.tasks.run.run import Run
 
-CallNext = Callable[["Run"], Awaitable[Any]]
-RunMiddleware = Callable[["Run", CallNext], Awaitable[Any]]
+CallNext = Callable[[Run], Awaitable[Any]]
+RunMiddleware = Callable[[Run, CallNext], Awaitable[Any]]
 
 M = TypeVar("M", bound=RunMiddleware)
 

@@ -1,68 +1,42 @@
-"""One run of a task: called where it belongs, inside the middleware, and not for longer than its attempt may take."""
+"""Calls the function of a run: on the loop or in a thread, inside the middleware, within the time of the attempt."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
-from qtasks.tasks.context import Stop, TaskContext
+from qtasks.tasks.context import Stop
 from qtasks.tasks.control import AttemptTimeout
-from qtasks.tasks.encode.envelope import Envelope
-from qtasks.tasks.encode.parameters import Values
+from qtasks.tasks.run.run import Invoke, Run
 from qtasks.tasks.run.run_middleware import RunMiddleware, chain
-from qtasks.tasks.run.thread_pool import Workers
-from qtasks.tasks.send.outgoing import Outgoing, again
-from qtasks.tasks.task import Task
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A verified call with checked arguments, ready to run."""
-
-    task: Task[..., Any]
-    values: Values = field(repr=False)
-    context: TaskContext
-    envelope: Envelope = field(default=Envelope(None), repr=False)
-
-    def again(self, delay_ms: int) -> Outgoing:
-        """The message that has the call run once more, later."""
-        return again(self.task.name, self.context.call_id, self.envelope, self.task.delivery_options.publish, delay_ms)
-
-    def follow_up(self, value: Any) -> Outgoing | None:
-        """The follow-up message if the call continues after its function returned; None if `value` is the result."""
-        return self.task.follow_up(self.envelope, self.context.call_id, value)
-
-
-Invoke = Callable[[Run], Awaitable[Any]]
-"""Runs a task that wants dependencies; whoever has a framework supplies it."""
+from qtasks.tasks.run.thread_pool import ThreadPool
 
 
 class Runner:
-    """Runs tasks: ``async def`` on the loop, ``def`` in a thread of `workers`."""
+    """Runs tasks: ``async def`` on the event loop, ``def`` in one of `threads`."""
 
-    def __init__(self, workers: Workers, middleware: Sequence[RunMiddleware]) -> None:
-        self._workers = workers
+    def __init__(self, threads: ThreadPool, middleware: Sequence[RunMiddleware]) -> None:
+        self.threads = threads
         self._middleware = middleware
         self._stops: set[Stop] = set()
 
     async def call(self, run: Run, dependencies: Mapping[str, Any]) -> Any:
-        """Call the function, context variables carried along."""
+        """Call the function; a thread gets a copy of the context variables."""
         task = run.task
         if task.is_async:
             value = task.parameters.call(task.function, run.values, run.context, dependencies)
         else:
-            value = await self._workers.run(
+            value = await self.threads.run(
                 lambda: task.parameters.call(task.function, run.values, run.context, dependencies)
             )
         # A decorator may hide an async function in a plain one.
         return await value if isinstance(value, Awaitable) else value
 
     async def in_time(self, run: Run, invoke: Invoke | None) -> Any:
-        """Run a task; what can be stopped is stopped a moment before the broker gives the attempt up.
+        """Run a task; an ``async def`` is stopped a moment before the broker gives the attempt up.
 
-        Raises whatever the task raises, and AttemptTimeout.
+        Raises the exception of the task, or AttemptTimeout.
         """
         self._stops.add(run.context.stop)
         try:
@@ -70,14 +44,17 @@ class Runner:
         finally:
             self._stops.discard(run.context.stop)
 
+    def close(self) -> None:
+        """Let the threads go; runs that still need them are not waited for. Idempotent."""
+        self.threads.close()
+
     def ask_to_stop(self) -> None:
-        """Have every run know that it should come to an end."""
+        """Ask every run to end: `TaskContext.should_stop` becomes true."""
         for stop in list(self._stops):
             stop.ask()
 
     async def _in_time(self, run: Run, invoke: Invoke | None) -> Any:
-        wants = run.task.parameters.dependencies and invoke is not None
-        innermost = invoke if wants and invoke is not None else self._plainly
+        innermost = invoke if invoke is not None and run.task.parameters.dependencies else self._without_dependencies
         call = chain(self._middleware, innermost)(run)
         if not run.task.is_async:
             return await call
@@ -92,5 +69,5 @@ class Runner:
                 f"{run.task.name} was stopped after {limit_s:.3g} s, its time for one attempt"
             ) from error
 
-    async def _plainly(self, run: Run) -> Any:
+    async def _without_dependencies(self, run: Run) -> Any:
         return await self.call(run, {})

@@ -1,4 +1,4 @@
-"""The threads that run what would block the event loop."""
+"""The threads that run functions which would block the event loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-class Workers:
+class ThreadPool:
     """A bounded pool, started on first use; closed, it can be used again."""
 
     def __init__(self, threads: int) -> None:
@@ -20,15 +20,15 @@ class Workers:
         self._pool: ThreadPoolExecutor | None = None
 
     async def run(self, call: Callable[[], Any]) -> Any:
-        """What `call` returns or raises, in a thread, context variables carried along."""
+        """Call `call` in a thread, with a copy of the context variables; returns or raises what it does."""
         context = contextvars.copy_context()
-        ended = await asyncio.get_running_loop().run_in_executor(self._opened(), lambda: context.run(_caught, call))
-        if isinstance(ended, _Raised):
-            raise ended.error
-        return ended
+        outcome = await asyncio.get_running_loop().run_in_executor(self._opened(), lambda: context.run(_caught, call))
+        if isinstance(outcome, _Raised):
+            raise outcome.error
+        return outcome
 
     def close(self) -> None:
-        """Let the threads go; what still runs in them is not waited for. Idempotent."""
+        """Let the threads go; calls that still run in them are not waited for. Idempotent."""
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:

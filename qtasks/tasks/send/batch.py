@@ -63,7 +63,7 @@ class Batch:
             self._send(self._ended(error))
         finally:
             for result in self._lost:
-                result.let_go()
+                result.unlock()
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -75,7 +75,7 @@ class Batch:
             await self._asend(self._ended(error))
         finally:
             for result in self._lost:
-                await asyncio.to_thread(result.let_go)
+                await asyncio.to_thread(result.unlock)
 
     def _send(self, messages: list[Outgoing]) -> None:
         if not messages:
@@ -108,7 +108,7 @@ class Batch:
         return [passage.message for passage, _ in self._held]
 
     def _fail(self, error: BaseException) -> None:
-        self._lost.extend(result for _, result in self._held if result.holds)
+        self._lost.extend(result for _, result in self._held if result.has_lock)
         for passage, _ in self._held:
             passage.fail(error)
 
@@ -117,7 +117,7 @@ class Batch:
         for (passage, result), answer in zip(self._held, answers, strict=True):
             if isinstance(answer, Refused):
                 refused[passage.message.call_id] = answer.error
-                self._lost.extend([result] if result.holds else [])
+                self._lost.extend([result] if result.has_lock else [])
                 passage.fail(PartlyRefused(answer.error, refused={passage.message.call_id: answer.error}))
             else:
                 result.accepted(answer.message_id, deduplicated=answer.deduplicated)

@@ -14,7 +14,7 @@ from qtasks.protocol import wire
 from qtasks.protocol.messages import MAX_BODY, PublishOptions
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.envelope import Envelope
-from qtasks.tasks.results.backend import Record, ResultStatus
+from qtasks.tasks.results.backend import ResultRecord, ResultStatus
 from qtasks.tasks.results.unique import Unique
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ class Kept:
     key: str
     text: str = field(repr=False)
 
-    def record(self, task: str, now_ms: int, status: ResultStatus = ResultStatus.QUEUED) -> Record:
+    def record(self, task: str, now_ms: int, status: ResultStatus = ResultStatus.QUEUED) -> ResultRecord:
         """As the result backend keeps it: as long as the call is not done, then for the time that results are kept.
 
         After a failure it is still there, for somebody may send the dead letter again.
         """
         text = None if status is ResultStatus.SUCCEEDED else self.text
-        return Record(
+        return ResultRecord(
             call_id=self.key, message_id=self.key, task=task, status=status, attempt=1, updated_ms=now_ms, value=text
         )
 

@@ -24,8 +24,8 @@ from pydantic import BaseModel, Field, JsonValue
 from qtasks.tasks.encode import envelope
 from qtasks.tasks.encode.pickling import shown
 from qtasks.tasks.progress import Progress
-from qtasks.tasks.results.backend import Record, ResultBackend, ResultStatus
-from qtasks.tasks.results.waiting import read, states
+from qtasks.tasks.results.backend import ResultBackend, ResultRecord, ResultStatus, read_record
+from qtasks.tasks.results.waiting import states
 from qtasks.tasks.web.router import Lifespan
 
 STREAM_LIFE_S = 300.0
@@ -98,7 +98,7 @@ class Windows:
     async def state(self, call_id: CallId, response: Response) -> CallState:
         """Where the call stands now, and its result if there is one."""
         response.headers["Cache-Control"] = "no-store"
-        return self._seen(call_id, await read(await self._results(), call_id))
+        return self._seen(call_id, await read_record(await self._results(), call_id))
 
     async def stream(self, call_id: CallId, last_event_id: LastEventId = None) -> AsyncIterator[ServerSentEvent]:
         """The state of a call as it changes, each event with the whole of it as data.
@@ -132,11 +132,11 @@ class Windows:
         """Have a browser that comes back for more, when there is none, come back no more."""
         if last_event_id is None:
             return
-        now = self._seen(call_id, await read(await self._results(), call_id))
+        now = self._seen(call_id, await read_record(await self._results(), call_id))
         if now.status.is_final and now.event_id == last_event_id:
             raise HTTPException(HTTPStatus.NO_CONTENT)
 
-    def _seen(self, call_id: str, record: Record | None) -> CallState:
+    def _seen(self, call_id: str, record: ResultRecord | None) -> CallState:
         if record is None:
             return CallState(
                 id=call_id, task=None, status=ResultStatus.QUEUED, attempt=0,
@@ -181,7 +181,7 @@ def _event(now: CallState, before: CallState | None) -> str:
     return "progress" if same and now.progress is not None else "status"
 
 
-def _progress(record: Record) -> CallProgress | None:
+def _progress(record: ResultRecord) -> CallProgress | None:
     if record.progress is None:
         return None
     known = Progress.from_json(record.progress)

@@ -20,10 +20,10 @@ from starlette.routing import NoMatchFound, Route
 
 from qtasks.errors import QTasksError
 from qtasks.tasks.ports import ASGIApp, Receive, Scope, Send
-from qtasks.tasks.run import dispatch_response
-from qtasks.tasks.run.dispatch_response import Outcome
-from qtasks.tasks.run.dispatcher import Delivery, Dispatcher, log
-from qtasks.tasks.run.runner import Run
+from qtasks.tasks.run.attempt import Delivery
+from qtasks.tasks.run.decision import DispatchResponse
+from qtasks.tasks.run.dispatcher import Dispatcher, log
+from qtasks.tasks.run.run import Run
 from qtasks.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -63,23 +63,21 @@ class Endpoint:
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await send({"type": "http.response.body", "body": answer.body})
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Outcome:
+    async def _answer(self, scope: Scope, receive: Receive) -> DispatchResponse:
         if scope["method"] != "POST":
-            return dispatch_response.refusal(
-                405, "tasks are delivered with POST, by a QStash broker", ("Allow", "POST")
-            )
+            return DispatchResponse.refusal(405, "tasks are delivered with POST, by a QStash broker", ("Allow", "POST"))
         headers = _Headers(scope["headers"])
         if headers.encoding not in ("", "identity"):
-            return dispatch_response.refusal(415, "the body has a Content-Encoding; the signature is over plain bytes")
+            return DispatchResponse.refusal(415, "the body has a Content-Encoding; the signature is over plain bytes")
         try:
             dispatcher = await self._tasks.runtime.adispatcher()
         except QTasksError as error:
             log.error("%s %s", error.code, error, extra={"action": "not_configured"})
-            return dispatch_response.later(
+            return DispatchResponse.later(
                 "the dispatcher is not configured", error.code, after_ms=NOT_CONFIGURED_AFTER_MS
             )
         if headers.length > MAX_REQUEST or (body := await _read(receive)) is None:
-            return dispatch_response.refusal(413, f"the body has more than {MAX_REQUEST} bytes")
+            return DispatchResponse.refusal(413, f"the body has more than {MAX_REQUEST} bytes")
         delivery = Delivery(
             task=scope["path_params"]["task"],
             body=body,

@@ -10,13 +10,13 @@ from typing import Final
 import apsw
 
 from qtasks.embedded import LoopThread
-from qtasks.tasks.run.thread_pool import Workers
+from qtasks.tasks.run.thread_pool import ThreadPool
 
 _WORKERS: Final = 64
 """Threads of the pool; more than one is busy only if a task waits for another one."""
 
 
-class SharedWorkers(Workers):
+class SharedWorkers(ThreadPool):
     """The pool of all dispatchers of the process: to start a thread costs as much as a call."""
 
     def close(self) -> None:
@@ -49,7 +49,7 @@ class SharedThreads:
         if self.owner == os.getpid():
             self.broker.stop()
             self.tasks.stop()
-            Workers.close(self.workers)
+            ThreadPool.close(self.workers)
 
     def tidy(self) -> None:
         """Cancel the asyncio tasks that a test left on the loop of the tasks, so that the next test is not affected."""

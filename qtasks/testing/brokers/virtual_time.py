@@ -14,7 +14,7 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import QTasksError, ResultTimeout
 from qtasks.protocol import durations
 from qtasks.tasks.ports import ASGIApp, Connection
-from qtasks.tasks.results.backend import Record, ResultStatus
+from qtasks.tasks.results.backend import ResultRecord, ResultStatus
 from qtasks.testing.app_under_test import ORIGIN, AppUnderTest
 from qtasks.testing.brokers.base_broker import ACCOUNT, TOKEN, EnvironmentBroker, settings
 from qtasks.testing.brokers.client_transport import AsyncClientTransport, ClientTransport
@@ -133,7 +133,7 @@ class VirtualTimeBroker(EnvironmentBroker):
             return None
         return self._begun(None, None, awaited)
 
-    def _why_not(self, key: str, record: Record | None) -> ResultTimeout:
+    def _why_not(self, key: str, record: ResultRecord | None) -> ResultTimeout:
         """The error for a wait for a call that will not run."""
         call = self.call_log.of_call(key)
         shown = key if call is None else f"{call} {call.id}"

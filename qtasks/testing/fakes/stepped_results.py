@@ -11,7 +11,7 @@ from typing import Final
 
 from qtasks.errors import ResultTimeout
 from qtasks.tasks.context import current_context
-from qtasks.tasks.results.backend import Record, Watchers
+from qtasks.tasks.results.backend import ResultRecord, ResultWatchers
 from qtasks.tasks.results.memory import MemoryResults
 
 KEPT_MS: Final = 100 * 366 * 24 * 60 * 60 * 1000
@@ -31,7 +31,7 @@ class _Wait:
 _own: ContextVar[_Wait | None] = ContextVar("qtasks_wait", default=None)
 
 
-class Waits(Watchers):
+class Waits(ResultWatchers):
     """The waits for results.
 
     `moving` is true while calls run or are about to run; `changed` is called, on any thread, when a wait begins.
@@ -57,7 +57,7 @@ class Waits(Watchers):
 
     @contextmanager
     def waiting(self, key: str, wake: Callable[[], None]) -> Iterator[None]:
-        """See `Watchers.waiting`."""
+        """See `ResultWatchers.waiting`."""
         context = current_context()
         wait = _Wait(key, None if context is None else context.call_id, wake)
         with self._guard:
@@ -93,7 +93,7 @@ class KeptResults(MemoryResults):
     def __init__(self) -> None:
         super().__init__(ttl_ms=KEPT_MS)
 
-    def found(self, key: str) -> Record | None:
+    def found(self, key: str) -> ResultRecord | None:
         """The record of a call; unlike `read`, it never ends a wait."""
         return MemoryResults.read(self, key)
 
@@ -107,13 +107,13 @@ class KeptResults(MemoryResults):
 class SteppedResults(KeptResults):
     """Results for virtual time. `explain` makes the error of a wait that cannot end, from call id and record."""
 
-    def __init__(self, explain: Callable[[str, Record | None], ResultTimeout]) -> None:
+    def __init__(self, explain: Callable[[str, ResultRecord | None], ResultTimeout]) -> None:
         super().__init__()
         self.waits = Waits()
         self.watchers = self.waits
         self._explain = explain
 
-    def read(self, key: str) -> Record | None:
+    def read(self, key: str) -> ResultRecord | None:
         """See `ResultBackend.read`. Raises ResultTimeout in a wait that cannot end."""
         record = super().read(key)
         wait = _own.get()

@@ -13,8 +13,8 @@ from qtasks.protocol import signing
 from qtasks.protocol.messages import PublishOptions
 from qtasks.protocol.wire import read
 from qtasks.qstash.conversation.transport import Reply, Request
-from qtasks.tasks.run.dispatch_response import Outcome
-from qtasks.tasks.run.dispatcher import Delivery
+from qtasks.tasks.run.attempt import Delivery
+from qtasks.tasks.run.decision import DispatchResponse
 from qtasks.testing.fakes.virtual_clock import TaskClock, VirtualClock
 from tests.support.tasks import BASE_URL, KEYS, RecordingBroker
 
@@ -63,7 +63,7 @@ class ManualBroker:
 
     async def deliver(
         self, message: SentMessage | None = None, *, retried: int = 0, token: str | None = None
-    ) -> Outcome:
+    ) -> DispatchResponse:
         """Deliver a message, by default the only one. `token` replaces the signature, to replay an earlier one."""
         delivery = self.delivery(message or self.take(), retried=retried, token=token)
         return await self.tasks.runtime.dispatcher().answer(delivery)
@@ -110,6 +110,6 @@ def _accepted(document: Any) -> Reply:
     return Reply(201, (("Content-Type", "application/json"),), json.dumps(document).encode())
 
 
-def json_of(answer: Outcome) -> Any:
+def json_of(answer: DispatchResponse) -> Any:
     """The JSON in the body of a dispatch response."""
     return json.loads(answer.body)

@@ -21,13 +21,13 @@ from qtasks import NonRetryable, QTasks, RetryAfter, TaskContext, injected
 from qtasks.errors import ArgumentsError
 from qtasks.protocol.messages import SigningKeys
 from qtasks.tasks.encode import envelope as envelopes
-from qtasks.tasks.results.backend import Record
+from qtasks.tasks.results.backend import ResultRecord
 from qtasks.tasks.results.memory import MemoryResults
 from qtasks.tasks.results.sqlite import SQLiteResults
-from qtasks.tasks.run.dispatch_response import Outcome
-from qtasks.tasks.run.dispatcher import Delivery, Dispatcher
+from qtasks.tasks.run.attempt import Delivery
+from qtasks.tasks.run.decision import DispatchResponse
 from qtasks.testing.fakes.virtual_clock import TaskClock, VirtualClock
-from tests.support.tasks import BASE_URL, KEYS, envelope, signature
+from tests.support.tasks import BASE_URL, KEYS, dispatcher_of, envelope, signature, without_leases
 
 pytestmark = pytest.mark.anyio
 
@@ -115,22 +115,16 @@ class Harness:
     def __init__(self) -> None:
         self.clock = VirtualClock(int(time.time() * 1000))
         self.results = MemoryResults(ttl_ms=1000)
-        self.written: list[Record] = []
-        put = self.results.put
+        self.written: list[ResultRecord] = []
+        store = self.results.record
 
-        def recorded(record: Record) -> None:
+        def recorded(record: ResultRecord) -> None:
             self.written.append(record)
-            put(record)
+            store(record)
 
-        self.results.put = recorded  # type: ignore[method-assign]
-        self.dispatcher = Dispatcher(
-            TASKS.tasks,
-            keys=KEYS,
-            base_url=BASE_URL,
-            results=self.results,
-            threads=2,
-            secrets=("the-token", KEYS.current),
-            clock=TaskClock(self.clock),
+        self.results.record = recorded  # type: ignore[method-assign]
+        self.dispatcher = dispatcher_of(
+            TASKS, self.results, threads=2, secrets=("the-token", KEYS.current), clock=TaskClock(self.clock)
         )
 
     def delivery(self, task: str, body: bytes, **changes: Any) -> Delivery:
@@ -139,7 +133,7 @@ class Harness:
         )
         return replace(made, **changes)
 
-    async def deliver(self, task: str, body: bytes | None = None, **changes: Any) -> Outcome:
+    async def deliver(self, task: str, body: bytes | None = None, **changes: Any) -> DispatchResponse:
         return await self.dispatcher.answer(self.delivery(task, envelope() if body is None else body, **changes))
 
 
@@ -152,7 +146,7 @@ def harness() -> Iterator[Harness]:
     made.dispatcher.close()
 
 
-def error(answer: Outcome) -> tuple[str, str]:
+def error(answer: DispatchResponse) -> tuple[str, str]:
     document = json.loads(answer.body)
     return document["error"], document.get("code")
 
@@ -162,7 +156,7 @@ def error(answer: Outcome) -> tuple[str, str]:
 
 async def test_a_signed_call_runs_and_its_result_is_the_answer(harness: Harness) -> None:
     answer = await harness.deliver("add", envelope(3, b=4))
-    assert answer == Outcome(200, b"7")
+    assert answer == DispatchResponse(200, b"7")
 
 
 async def test_a_def_runs_in_a_thread_of_the_pool_with_the_context_variables(harness: Harness) -> None:
@@ -205,7 +199,7 @@ async def test_bytes_travel_as_base64_both_ways(harness: Harness) -> None:
 
 async def test_a_coroutine_that_a_def_returns_is_run_and_not_returned(harness: Harness) -> None:
     Returning.value = None
-    assert await harness.deliver("hidden_coroutine") == Outcome(200, b"2")
+    assert await harness.deliver("hidden_coroutine") == DispatchResponse(200, b"2")
 
 
 async def test_the_context_knows_the_delivery(harness: Harness) -> None:
@@ -220,7 +214,7 @@ async def test_the_context_knows_the_delivery(harness: Harness) -> None:
 async def test_a_body_without_an_id_has_one_of_its_message(harness: Harness) -> None:
     """The body of a schedule never changes: its message's id makes the difference."""
     for message_id in ("msg_1", "msg_1", "msg_2"):
-        harness.dispatcher._guard = None  # it would not let the second run
+        without_leases(harness.dispatcher)  # they would not let the second run
         await harness.deliver("remember", envelope(call_id=None, retries=None), message_id=message_id)
     first, again, second = (context.call_id for context in CONTEXTS)
     assert first == again == envelopes.call_id_of_message("msg_1")
@@ -369,7 +363,7 @@ async def test_a_result_of_another_type_than_declared_is_named(harness: Harness)
 @pytest.mark.parametrize(("value", "body"), [((1, (2,)), b"[1,[2]]"), (None, b"null"), ({"ü": 1}, '{"ü":1}'.encode())])
 async def test_plain_values_need_no_annotation(harness: Harness, value: object, body: bytes) -> None:
     Returning.value = value
-    assert await harness.deliver("anything") == Outcome(200, body)
+    assert await harness.deliver("anything") == DispatchResponse(200, body)
 
 
 # --- trust
@@ -393,7 +387,7 @@ async def test_what_cannot_be_verified_runs_nothing_and_learns_nothing(
 ) -> None:
     body = envelope(1)
     answer = await harness.deliver("add", body, signature=forge(body))
-    assert answer == Outcome(401, b'{"error":"invalid signature"}')
+    assert answer == DispatchResponse(401, b'{"error":"invalid signature"}')
     assert RAN == []
     assert harness.written == []
     (entry,) = caplog.records
@@ -414,7 +408,7 @@ async def test_the_next_key_is_trusted_as_well(harness: Harness) -> None:
 
 
 async def test_without_keys_nothing_is_trusted() -> None:
-    open_door = Dispatcher(TASKS.tasks, keys=SigningKeys("", ""), base_url=BASE_URL, results=None, threads=1)
+    open_door = dispatcher_of(TASKS, None, keys=SigningKeys("", ""))
     body = envelope(1)
     delivery = Delivery(task="add", body=body, signature=signature(f"{BASE_URL}/add", body), message_id="m", retried=0)
     assert (await open_door.answer(delivery)).status == 401
@@ -461,7 +455,7 @@ async def test_wrong_arguments_are_a_failed_call(harness: Harness) -> None:
 
 async def test_a_result_is_in_the_file_when_the_answer_leaves(tmp_path: Path) -> None:
     results = SQLiteResults(tmp_path / "r.db", ttl_ms=1000)
-    dispatcher = Dispatcher(TASKS.tasks, keys=KEYS, base_url=BASE_URL, results=results, threads=1)
+    dispatcher = dispatcher_of(TASKS, results)
     body = envelope(1, call_id="call_1")
     delivery = Delivery(task="add", body=body, signature=signature(f"{BASE_URL}/add", body), message_id="m", retried=0)
     assert (await dispatcher.answer(delivery)).status == 200
@@ -491,10 +485,10 @@ class SlowResults(MemoryResults):
 
 async def test_results_that_come_during_a_flush_share_the_next_one() -> None:
     results = SlowResults()
-    dispatcher = Dispatcher(TASKS.tasks, keys=KEYS, base_url=BASE_URL, results=results, threads=1)
-    dispatcher._guard = None  # it asks the same thread, which is busy here
+    dispatcher = dispatcher_of(TASKS, results)
+    without_leases(dispatcher)  # they use the same thread, which is busy here
 
-    async def deliver(number: int) -> Outcome:
+    async def deliver(number: int) -> DispatchResponse:
         body = envelope(number, call_id=f"call_{number}")
         signed = signature(f"{BASE_URL}/add", body)
         return await dispatcher.answer(
@@ -517,7 +511,7 @@ async def test_results_that_come_during_a_flush_share_the_next_one() -> None:
 async def test_where_writing_costs_only_a_task_that_takes_its_time_is_said_to_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("qtasks.tasks.run.recorder.NEWS_AFTER_S", 0.001)
+    monkeypatch.setattr("qtasks.tasks.run.executor.ANNOUNCE_AFTER_S", 0.001)
     results = SlowResults()
     results.may_flush.set()
     begun, may_end = asyncio.Event(), asyncio.Event()
@@ -528,7 +522,7 @@ async def test_where_writing_costs_only_a_task_that_takes_its_time_is_said_to_ru
 
     tasks = QTasks()
     tasks.task(slow)
-    dispatcher = Dispatcher(tasks.tasks, keys=KEYS, base_url=BASE_URL, results=results, threads=1)
+    dispatcher = dispatcher_of(tasks, results)
     body = envelope(call_id="call_1")
     signed = signature(f"{BASE_URL}/slow", body)
     running = asyncio.create_task(
@@ -548,7 +542,7 @@ async def test_where_writing_costs_only_a_task_that_takes_its_time_is_said_to_ru
 async def test_results_are_kept_after_the_dispatcher_was_closed_and_used_again() -> None:
     results = SlowResults()
     results.may_flush.set()
-    dispatcher = Dispatcher(TASKS.tasks, keys=KEYS, base_url=BASE_URL, results=results, threads=1)
+    dispatcher = dispatcher_of(TASKS, results)
     for number in range(2):
         body = envelope(1)
         signed = signature(f"{BASE_URL}/add", body)
@@ -572,10 +566,10 @@ async def test_a_result_without_a_place_does_not_make_the_task_run_again(
 
 
 async def test_without_a_backend_tasks_run_all_the_same() -> None:
-    dispatcher = Dispatcher(TASKS.tasks, keys=KEYS, base_url=BASE_URL, results=None, threads=1)
+    dispatcher = dispatcher_of(TASKS, None)
     body = envelope(1)
     delivery = Delivery(task="add", body=body, signature=signature(f"{BASE_URL}/add", body), message_id="m", retried=0)
-    assert await dispatcher.answer(delivery) == Outcome(200, b"3")
+    assert await dispatcher.answer(delivery) == DispatchResponse(200, b"3")
 
 
 # --- logs

@@ -30,8 +30,8 @@ from qtasks import (
     injected,
 )
 from qtasks.errors import ArgumentsError, BrokerUnreachable
+from qtasks.tasks.run.run import Run
 from qtasks.tasks.run.run_middleware import CallNext
-from qtasks.tasks.run.runner import Run
 from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.send.send_middleware import Sending
 from tests.unit.tasks.manual_broker import ManualBroker, json_of

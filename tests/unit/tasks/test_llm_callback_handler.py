@@ -23,8 +23,8 @@ from qtasks.protocol.messages import Response
 from qtasks.qstash.conversation.transport import Request
 from qtasks.tasks.llm import callback_url, model_request
 from qtasks.tasks.llm.llm_task import LlmTask
-from qtasks.tasks.results.backend import Hold
-from qtasks.tasks.run.lease import BRIEF_MS, LEASE_MS
+from qtasks.tasks.results.backend import Lock
+from qtasks.tasks.run.lease import BRIEF_LEASE_MS, LEASE_MS
 from qtasks.tasks.send import outgoing
 from qtasks.testing.fakes.virtual_clock import TaskClock
 from tests.support.tasks import BASE_URL, application, envelope
@@ -560,10 +560,10 @@ async def test_a_repair_that_cannot_be_sent_is_tried_again(
     assert (answer.status, answer.json["code"]) == (500, "QT210")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     dispatcher = broker.tasks.runtime.dispatcher()
-    sends, dispatcher._attempts._republish = dispatcher._attempts._republish, None
+    sends, dispatcher._executor._continuation._publish = dispatcher._executor._continuation._publish, None
     answer = await provider.deliver(callback, retried=1)
     assert (answer.status, answer.headers["retry-after"]) == (503, "5")
-    dispatcher._attempts._republish = sends
+    dispatcher._executor._continuation._publish = sends
     assert (await provider.deliver(callback, retried=2)).status == 200
     provider.take_request()
 
@@ -618,12 +618,12 @@ async def test_an_answer_waits_for_news_that_are_just_being_kept(
     result = summarise.delay("abc")
     callback = provider.callbacks_of(provider.take_request(), openai_says(GOOD)).callback
     results, now_ms = broker.tasks.runtime.results(), broker.clock.now_ms()
-    news = Hold(f"run:{result.id}", "somebody", now_ms + BRIEF_MS)
-    await asyncio.to_thread(results.acquire, [news], now_ms=now_ms)
+    news = Lock(f"run:{result.id}", "somebody", now_ms + BRIEF_LEASE_MS)
+    await asyncio.to_thread(results.lock, [news], now_ms=now_ms)
     answering = asyncio.create_task(provider.deliver(callback))
     done, _ = await asyncio.wait([answering], timeout=0.1)
     assert not done
-    results.release(news)
+    results.unlock(news)
     await asyncio.to_thread(results.flush)
     assert (await answering).status == 200
     assert await result.aget(timeout=1) == FITS
@@ -635,17 +635,17 @@ async def test_news_hold_a_call_for_a_moment_only(
     result = summarise.delay("abc")
     message = provider.take_request()
     results = broker.tasks.runtime.results()
-    acquire = results.acquire
+    lock = results.lock
     held: list[int] = []
 
-    def noting(holds: Sequence[Hold], *, now_ms: int) -> list[Hold]:
-        held.extend(hold.until_ms - now_ms for hold in holds if hold.key == f"run:{result.id}")
-        return acquire(holds, now_ms=now_ms)
+    def noting(locks: Sequence[Lock], *, now_ms: int) -> list[Lock]:
+        held.extend(lock.until_ms - now_ms for lock in locks if lock.key == f"run:{result.id}")
+        return lock(locks, now_ms=now_ms)
 
-    monkeypatch.setattr(results, "acquire", noting)
+    monkeypatch.setattr(results, "lock", noting)
     await provider.deliver(provider.callbacks_of(message, refuses(500)).callback)
     await provider.deliver(provider.callbacks_of(message, openai_says(GOOD)).callback)
-    assert held == [BRIEF_MS, LEASE_MS]
+    assert held == [BRIEF_LEASE_MS, LEASE_MS]
 
 
 async def test_news_that_meet_a_run_are_no_news(
@@ -654,8 +654,8 @@ async def test_news_that_meet_a_run_are_no_news(
     result = summarise.delay("abc")
     callback = provider.callbacks_of(provider.take_request(), refuses(500)).callback
     now_ms = broker.clock.now_ms()
-    running = Hold(f"run:{result.id}", "somebody", now_ms + LEASE_MS)
-    await asyncio.to_thread(broker.tasks.runtime.results().acquire, [running], now_ms=now_ms)
+    running = Lock(f"run:{result.id}", "somebody", now_ms + LEASE_MS)
+    await asyncio.to_thread(broker.tasks.runtime.results().lock, [running], now_ms=now_ms)
     assert (await provider.deliver(callback)).status == 200
     assert (result.status, kept.retried) == ("queued", [])
 

@@ -23,10 +23,10 @@ from qtasks.errors import (
     ResultsDisabled,
 )
 from qtasks.qstash.conversation.transport import Reply, Request
-from qtasks.tasks.results.backend import Hold
-from qtasks.tasks.run.dispatch_response import Outcome
+from qtasks.tasks.results.backend import Lock
+from qtasks.tasks.run.decision import DispatchResponse
 from qtasks.tasks.run.lease import LEASE_MS
-from qtasks.tasks.run.process_id import is_gone, new_holder
+from qtasks.tasks.run.process_id import is_gone, new_owner
 from tests.support.tasks import application
 from tests.unit.tasks.manual_broker import ManualBroker, SentMessage, json_of
 
@@ -58,7 +58,9 @@ class BlockingTask:
         self.task = broker.tasks.task(**options)(slow)
 
     @contextlib.asynccontextmanager
-    async def running(self, broker: ManualBroker, message: SentMessage) -> AsyncIterator[asyncio.Task[Outcome]]:
+    async def running(
+        self, broker: ManualBroker, message: SentMessage
+    ) -> AsyncIterator[asyncio.Task[DispatchResponse]]:
         """Deliver `message`; its run is under way until the block ends."""
         under_way = asyncio.create_task(broker.deliver(message))
         await self.begun.wait()
@@ -89,8 +91,8 @@ async def test_a_delivery_after_the_end_gets_the_stored_outcome_and_runs_nothing
     slow.go_on.set()
     slow.task.delay()
     message = broker.take()
-    assert await broker.deliver(message) == Outcome(200, b"1")
-    assert await broker.deliver(message) == Outcome(200, b"1", (("Qtasks-Duplicate", "true"),))
+    assert await broker.deliver(message) == DispatchResponse(200, b"1")
+    assert await broker.deliver(message) == DispatchResponse(200, b"1", (("Qtasks-Duplicate", "true"),))
     assert slow.runs == 1
 
 
@@ -129,8 +131,8 @@ async def test_a_process_that_fell_silent_elsewhere_holds_its_call_for_its_lease
     slow.go_on.set()
     result = slow.task.delay()
     message = broker.take()
-    dead = Hold(f"run:{result.id}", "somebody who died", broker.clock.now_ms() + LEASE_MS)
-    broker.tasks.runtime.results().acquire([dead], now_ms=broker.clock.now_ms())
+    dead = Lock(f"run:{result.id}", "somebody who died", broker.clock.now_ms() + LEASE_MS)
+    broker.tasks.runtime.results().lock([dead], now_ms=broker.clock.now_ms())
     broker.clock.advance(5_000)
     answer = await broker.deliver(message)
     assert (answer.status, answer.headers) == (503, (("Retry-After", str(LEASE_MS // 1000 - 5)),))
@@ -139,21 +141,21 @@ async def test_a_process_that_fell_silent_elsewhere_holds_its_call_for_its_lease
 
 
 async def test_nobody_waits_for_a_process_of_this_machine_that_has_died(broker: ManualBroker) -> None:
-    program = "from qtasks.tasks.run.process_id import new_holder; print(new_holder())"
+    program = "from qtasks.tasks.run.process_id import new_owner; print(new_owner())"
     died = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
     slow = BlockingTask(broker)
     slow.go_on.set()
     result = slow.task.delay()
     message = broker.take()
     now_ms = broker.clock.now_ms()
-    broker.tasks.runtime.results().acquire([Hold(f"run:{result.id}", died, now_ms + LEASE_MS)], now_ms=now_ms)
+    broker.tasks.runtime.results().lock([Lock(f"run:{result.id}", died, now_ms + LEASE_MS)], now_ms=now_ms)
     assert (await broker.deliver(message, retried=1)).body == b"1"
 
 
 def test_a_holder_is_gone_only_when_that_is_certain() -> None:
-    mine = new_holder()
+    mine = new_owner()
     place, number, started, chance = mine.split("/")
-    assert mine != new_holder()
+    assert mine != new_owner()
     assert not is_gone(mine)
     assert is_gone(f"{place}/{number}/{int(started) - 1}/{chance}")  # its number was given to this process
     assert not is_gone(f"elsewhere/{number}/1/{chance}")
@@ -169,10 +171,10 @@ async def test_a_long_run_keeps_its_hold(broker: ManualBroker, monkeypatch: pyte
         results = broker.tasks.runtime.results()
         broker.clock.advance(LEASE_MS - 1_000)
         now_ms = broker.clock.now_ms()
-        other = Hold(f"run:{result.id}", "other", now_ms + 1)
+        other = Lock(f"run:{result.id}", "other", now_ms + 1)
         async with asyncio.timeout(10):
             while True:
-                (held,) = await asyncio.to_thread(results.acquire, [other], now_ms=now_ms)
+                (held,) = await asyncio.to_thread(results.lock, [other], now_ms=now_ms)
                 if held.until_ms == now_ms + LEASE_MS:
                     break
                 await asyncio.sleep(0)
@@ -244,7 +246,7 @@ async def test_a_call_that_was_called_off_does_not_run_any_more(broker: ManualBr
     result = slow.task.delay()
     message = broker.take()
     backend = broker.tasks.runtime.results()
-    backend.put(result._called_off("msg_1"))
+    backend.record(result._called_off("msg_1"))
     backend.flush()
     answer = await broker.deliver(message)
     assert (answer.status, json_of(answer)["cancelled"], slow.runs) == (200, "cancelled by its caller", 0)
@@ -255,12 +257,12 @@ async def test_where_holds_cannot_be_had_the_task_runs(broker: ManualBroker, cap
     slow.go_on.set()
     slow.task.delay()
 
-    def broken(holds: Any, *, now_ms: int) -> list[Hold]:
+    def broken(locks: Any, *, now_ms: int) -> list[Lock]:
         raise ResultError("no database")
 
-    broker.tasks.runtime.results().acquire = broken  # type: ignore[method-assign]
+    broker.tasks.runtime.results().lock = broken  # type: ignore[method-assign]
     assert (await broker.deliver()).body == b"1"
-    assert "holds could not be taken" in caplog.text
+    assert "locks could not be taken" in caplog.text
 
 
 async def test_a_snoozed_call_is_let_go_of(broker: ManualBroker) -> None:

@@ -16,8 +16,8 @@ import pytest
 from qtasks import Snooze, TaskResult
 from qtasks.errors import PayloadError, TaskCancelled
 from qtasks.tasks.encode import envelope as envelopes
-from qtasks.tasks.results.backend import Hold, ResultStatus
-from qtasks.tasks.run.dispatch_response import Outcome
+from qtasks.tasks.results.backend import Lock, ResultStatus
+from qtasks.tasks.run.decision import DispatchResponse
 from qtasks.tasks.run.lease import LEASE_MS
 from tests.support.tasks import application, deliver, envelope
 from tests.unit.tasks.manual_broker import ManualBroker, SentMessage, json_of
@@ -34,7 +34,7 @@ def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ManualBro
     made.close()
 
 
-async def delivered(broker: ManualBroker, message: SentMessage, **facts: Any) -> Outcome:
+async def delivered(broker: ManualBroker, message: SentMessage, **facts: Any) -> DispatchResponse:
     """The answer, which must not wait for whatever is under way."""
     return await asyncio.wait_for(broker.deliver(message, **facts), 10)
 
@@ -64,7 +64,7 @@ class BlockingSchedule:
         return result, self.broker.take()
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[asyncio.Task[Outcome]]:
+    async def running(self) -> AsyncIterator[asyncio.Task[DispatchResponse]]:
         """A run that is under way."""
         _, message = self.tick()
         self.begun.clear()
@@ -159,7 +159,7 @@ async def test_runs_that_may_overlap_do(broker: ManualBroker) -> None:
 
 
 async def test_a_run_whose_process_has_died_on_this_machine_holds_up_nobody(broker: ManualBroker) -> None:
-    program = "from qtasks.tasks.run.process_id import new_holder; print(new_holder())"
+    program = "from qtasks.tasks.run.process_id import new_owner; print(new_owner())"
     died = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
     slow = BlockingSchedule(broker)
     slow.go_on.set()
@@ -183,7 +183,7 @@ def hold(broker: ManualBroker, slow: BlockingSchedule, owner: str) -> None:
     """Have `owner` run the schedule."""
     now_ms = broker.clock.now_ms()
     key = f"schedule:{slow.schedule.id}"
-    broker.tasks.runtime.results().acquire([Hold(key, owner, now_ms + LEASE_MS)], now_ms=now_ms)
+    broker.tasks.runtime.results().lock([Lock(key, owner, now_ms + LEASE_MS)], now_ms=now_ms)
 
 
 async def test_a_long_run_keeps_its_schedule_to_itself(broker: ManualBroker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,10 +193,10 @@ async def test_a_long_run_keeps_its_schedule_to_itself(broker: ManualBroker, mon
         results = broker.tasks.runtime.results()
         broker.clock.advance(LEASE_MS - 1_000)
         now_ms = broker.clock.now_ms()
-        other = Hold(f"schedule:{slow.schedule.id}", "other", now_ms + 1)
+        other = Lock(f"schedule:{slow.schedule.id}", "other", now_ms + 1)
         async with asyncio.timeout(10):
             while True:
-                (held,) = await asyncio.to_thread(results.acquire, [other], now_ms=now_ms)
+                (held,) = await asyncio.to_thread(results.lock, [other], now_ms=now_ms)
                 if held.until_ms == now_ms + LEASE_MS:
                     break
                 await asyncio.sleep(0)

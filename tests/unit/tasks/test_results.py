@@ -16,7 +16,15 @@ from typing import Any
 import pytest
 
 from qtasks.errors import ConfigurationError, ResultError, ResultsDisabled, ResultTimeout, TaskFailed
-from qtasks.tasks.results.backend import POLL_FIRST_S, POLL_LAST_S, Hold, Record, ResultBackend, ResultStatus, pauses
+from qtasks.tasks.results.backend import (
+    POLL_FIRST_S,
+    POLL_LAST_S,
+    Lock,
+    ResultBackend,
+    ResultRecord,
+    ResultStatus,
+    pauses,
+)
 from qtasks.tasks.results.open_backend import open_results
 from qtasks.tasks.results.postgres import PostgresResults
 from qtasks.tasks.results.redis import RedisResults
@@ -28,7 +36,7 @@ DAY_MS = 86_400_000
 NOW_MS = 1_800_000_000_000
 
 
-def record(status: ResultStatus = ResultStatus.SUCCEEDED, **changes: Any) -> Record:
+def record(status: ResultStatus = ResultStatus.SUCCEEDED, **changes: Any) -> ResultRecord:
     facts: dict[str, Any] = {
         "call_id": "call_1",
         "message_id": "msg_1",
@@ -40,7 +48,7 @@ def record(status: ResultStatus = ResultStatus.SUCCEEDED, **changes: Any) -> Rec
         "error": "ValueError: no" if status in (ResultStatus.RETRYING, ResultStatus.FAILED) else None,
         **changes,
     }
-    return Record(**facts)
+    return ResultRecord(**facts)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -56,9 +64,9 @@ def backend(url: str) -> Iterator[ResultBackend]:
     made.close()
 
 
-def keep(backend: ResultBackend, *records: Record) -> None:
+def keep(backend: ResultBackend, *records: ResultRecord) -> None:
     for one in records:
-        backend.put(one)
+        backend.record(one)
     backend.flush()
 
 
@@ -154,32 +162,32 @@ def test_every_state_and_field_is_kept(backend: ResultBackend, status: ResultSta
 
 
 def test_a_hold_is_somebody_s_until_its_time_is_over(backend: ResultBackend) -> None:
-    mine, yours = Hold("k", "me", NOW_MS + 60_000), Hold("k", "you", NOW_MS + 90_000)
-    assert backend.acquire([mine], now_ms=NOW_MS) == [mine]
-    (held,) = backend.acquire([yours], now_ms=NOW_MS)
+    mine, yours = Lock("k", "me", NOW_MS + 60_000), Lock("k", "you", NOW_MS + 90_000)
+    assert backend.lock([mine], now_ms=NOW_MS) == [mine]
+    (held,) = backend.lock([yours], now_ms=NOW_MS)
     assert held.owner == "me"
     assert abs(held.until_ms - mine.until_ms) < 5_000  # Redis counts the time itself
     if not isinstance(backend, RedisResults):
-        assert backend.acquire([yours], now_ms=NOW_MS + 60_000) == [yours]
+        assert backend.lock([yours], now_ms=NOW_MS + 60_000) == [yours]
 
 
 def test_an_owner_may_extend_its_hold_and_let_go_of_it(backend: ResultBackend) -> None:
-    mine, longer = Hold("k", "me", NOW_MS + 1_000), Hold("k", "me", NOW_MS + 90_000)
-    backend.acquire([mine], now_ms=NOW_MS)
-    assert backend.acquire([longer], now_ms=NOW_MS) == [longer]
-    backend.release(Hold("k", "you", 0))
+    mine, longer = Lock("k", "me", NOW_MS + 1_000), Lock("k", "me", NOW_MS + 90_000)
+    backend.lock([mine], now_ms=NOW_MS)
+    assert backend.lock([longer], now_ms=NOW_MS) == [longer]
+    backend.unlock(Lock("k", "you", 0))
     backend.flush()
-    yours = Hold("k", "you", NOW_MS + 2_000)
-    assert backend.acquire([yours], now_ms=NOW_MS)[0].owner == "me"
-    backend.release(mine)
+    yours = Lock("k", "you", NOW_MS + 2_000)
+    assert backend.lock([yours], now_ms=NOW_MS)[0].owner == "me"
+    backend.unlock(mine)
     backend.flush()
-    assert backend.acquire([yours], now_ms=NOW_MS) == [yours]
+    assert backend.lock([yours], now_ms=NOW_MS) == [yours]
 
 
 def test_several_holds_are_answered_in_their_order(backend: ResultBackend) -> None:
-    backend.acquire([Hold("b", "you", NOW_MS + 9_000)], now_ms=NOW_MS)
-    wanted = [Hold(key, "me", NOW_MS + 9_000) for key in ("c", "b", "a")]
-    assert [(hold.key, hold.owner) for hold in backend.acquire(wanted, now_ms=NOW_MS)] == [
+    backend.lock([Lock("b", "you", NOW_MS + 9_000)], now_ms=NOW_MS)
+    wanted = [Lock(key, "me", NOW_MS + 9_000) for key in ("c", "b", "a")]
+    assert [(hold.key, hold.owner) for hold in backend.lock(wanted, now_ms=NOW_MS)] == [
         ("c", "me"),
         ("b", "you"),
         ("a", "me"),
@@ -195,7 +203,7 @@ def test_of_many_who_want_a_hold_one_gets_it(url: str) -> None:
 
     def want(number: int) -> None:
         backend = backends[number % 4]
-        (held,) = backend.acquire([Hold("k", f"owner {number}", NOW_MS + 60_000)], now_ms=NOW_MS)
+        (held,) = backend.lock([Lock("k", f"owner {number}", NOW_MS + 60_000)], now_ms=NOW_MS)
         got.append(held.owner)
 
     threads = [threading.Thread(target=want, args=(number,)) for number in range(12)]
@@ -257,7 +265,7 @@ def test_a_service_that_is_not_there_is_a_named_error(url: str) -> None:
     with pytest.raises(ResultError, match="cannot be reached"):
         backend.read("call_1")
     with pytest.raises(ResultError, match="cannot be reached"):
-        backend.acquire([Hold("k", "me", NOW_MS)], now_ms=0)
+        backend.lock([Lock("k", "me", NOW_MS)], now_ms=0)
     backend.close()
 
 
@@ -282,7 +290,7 @@ def test_the_file_belongs_to_its_owner_alone_and_uses_a_rollback_journal(tmp_pat
 
 def test_a_closed_file_opens_again_and_still_has_its_records(tmp_path: Path) -> None:
     backend = SQLiteResults(tmp_path / "r.db", ttl_ms=DAY_MS)
-    backend.put(record())
+    backend.record(record())
     backend.close()
     backend.close()
     assert backend.read("call_1") == record()
@@ -308,7 +316,7 @@ def test_a_file_that_is_no_database_is_a_named_error(tmp_path: Path) -> None:
     path = tmp_path / "r.db"
     path.write_bytes(b"this is a text and no database at all" * 40)
     backend = SQLiteResults(path, ttl_ms=DAY_MS)
-    backend.put(record())
+    backend.record(record())
     with pytest.raises(ResultError, match="cannot be reached"):
         backend.flush()
     backend.flush()  # what could not be kept is gone, and does not come back
@@ -318,12 +326,12 @@ def test_a_file_that_is_no_database_is_a_named_error(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-from qtasks.tasks.results.backend import Record, ResultStatus
+from qtasks.tasks.results.backend import ResultRecord, ResultStatus
 from qtasks.tasks.results.sqlite import SQLiteResults
 path, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 backend = SQLiteResults(path, ttl_ms=86_400_000)
 for number in range(first, first + count):
-    backend.put(Record(call_id=f"call_{number}", message_id=f"msg_{number}", task="work",
+    backend.record(ResultRecord(call_id=f"call_{number}", message_id=f"msg_{number}", task="work",
                        status=ResultStatus.SUCCEEDED, attempt=1, updated_ms=1, value=str(number)))
     backend.flush()
 backend.close()
@@ -380,7 +388,7 @@ def test_a_waiter_is_woken_by_the_process_that_writes(backend: ResultBackend) ->
     waiting = threading.Event()
     original = backend.read
 
-    def read(key: str) -> Record | None:
+    def read(key: str) -> ResultRecord | None:
         waiting.set()
         return original(key)
 

@@ -276,7 +276,7 @@ async def test_where_the_broker_cannot_be_reached_it_is_asked_to_come_back(broke
     work.delay()
     message = broker.take()
     dispatcher = broker.tasks.runtime.dispatcher()
-    dispatcher._attempts._republish = None
+    dispatcher._executor._continuation._publish = None
     answer = await broker.deliver(message)
     assert (answer.status, answer.headers) == (503, (("Retry-After", "86400"),))
     assert "cannot publish" in json_of(answer)["error"]
@@ -292,7 +292,7 @@ async def test_what_becomes_of_a_snoozed_call_before_its_delivery_is_answered_st
     result = work.delay()
     message = broker.take()
     dispatcher = broker.tasks.runtime.dispatcher()
-    publish = dispatcher._attempts._republish
+    publish = dispatcher._executor._continuation._publish
     assert publish is not None
 
     async def publish_and_deliver(message: Outgoing) -> object:
@@ -301,7 +301,7 @@ async def test_what_becomes_of_a_snoozed_call_before_its_delivery_is_answered_st
         await broker.deliver()
         return sent
 
-    dispatcher._attempts._republish = publish_and_deliver
+    dispatcher._executor._continuation._publish = publish_and_deliver
     assert (await broker.deliver(message)).status == 200
     assert result.status == "succeeded"
 

@@ -1,0 +1,159 @@
+"""A delivery, and the attempt at a call that it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from qtasks.clock import Clock
+from qtasks.errors import QTasksError
+from qtasks.protocol.messages import DEFAULT_RETRIES, DEFAULT_TIMEOUT_MS
+from qtasks.tasks.context import Stop, TaskContext
+from qtasks.tasks.encode import argument_codec
+from qtasks.tasks.encode import envelope as envelopes
+from qtasks.tasks.encode.envelope import Envelope
+from qtasks.tasks.encode.parameters import Values
+from qtasks.tasks.hooks import TaskEvent
+from qtasks.tasks.progress import Reporter
+from qtasks.tasks.results.backend import ResultRecord, ResultStatus
+from qtasks.tasks.run.decision import Decision, DispatchResponse
+from qtasks.tasks.run.run import Invoke, Run
+from qtasks.tasks.send.outgoing import Kept, Outgoing
+from qtasks.tasks.task import Task
+
+MARGIN_S = 1.0
+"""An attempt is stopped this long before the broker gives it up, so that the broker gets the reason.
+
+A short attempt: a tenth of its time before.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One message that arrived for a task. The signature covers `task`, `query` and `body` only."""
+
+    task: str
+    body: bytes = field(repr=False)
+    signature: str = field(repr=False)
+    message_id: str
+    retried: int
+    schedule_id: str | None = None
+    query: str = ""
+    """Raw query string. Only callbacks have one."""
+    call: str = field(default="", repr=False)
+    """The header in which a callback carries its call."""
+
+
+class Execution(Protocol):
+    """What an attempt needs in order to run its call."""
+
+    async def run(self, attempt: Attempt, run: Run) -> Decision:
+        """Run the function and decide what its end means."""
+        ...
+
+    async def republish(self, attempt: Attempt, message: Outgoing, note: str, *, action: str) -> Decision:
+        """Send the message that the call continues as."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Attempt:
+    """One attempt at a call: what arrived and, as it proceeds, its arguments and its return value or exception."""
+
+    task: Task[..., Any]
+    context: TaskContext
+    envelope: Envelope
+    invoke: Invoke | None = None
+    """Runs the task if it has dependencies."""
+    source: str | None = None
+    """Id of the original request, if this delivery is the callback with its answer."""
+    stored: Kept | None = None
+    """The part of the call that was too large to travel with the message; stored in the result backend."""
+    arguments: Values = field(default_factory=dict)
+    error: BaseException | None = None
+    value: Any = None
+    spent_s: float = 0.0
+    """How long the function ran."""
+
+    @property
+    def is_superseded(self) -> bool:
+        """True if another delivery reports the same: this one is acknowledged, and nothing is done."""
+        return False
+
+    @property
+    def is_brief(self) -> bool:
+        """True if the attempt takes no time: duplicates wait for it instead of coming back later."""
+        return False
+
+    @property
+    def can_expire(self) -> bool:
+        """True if the call must not run after its `expires_ms`."""
+        return True
+
+    def refused(self, response: DispatchResponse) -> DispatchResponse:
+        """The response if a call that is running elsewhere, or has ended, is answered with `response`."""
+        return response
+
+    async def decide(self, execution: Execution) -> Decision:
+        """Decode the arguments, run the function, and decide what its end means."""
+        try:
+            values = argument_codec.unpacked(self.task, self.envelope)
+        except QTasksError as error:
+            return self.unfit(error)
+        return await execution.run(self, Run(self.task, values, self.context, self.envelope))
+
+    def unfit(self, error: QTasksError) -> Decision:
+        """The decision about a call that cannot run because of `error`."""
+        self.error = error
+        return Decision.of_unfit_call(self.context, error)
+
+    def event(self, decision: Decision) -> TaskEvent:
+        """The attempt as hooks get it."""
+        return TaskEvent(
+            context=self.context, arguments=self.arguments, error=self.error, reason=decision.note, value=self.value
+        )
+
+    def records(
+        self, status: ResultStatus, now_ms: int, value: str | None = None, error: str | None = None
+    ) -> Iterator[ResultRecord]:
+        """What the result backend keeps of the call in this state."""
+        context = self.context
+        record = ResultRecord(
+            call_id=context.call_id,
+            message_id=context.message_id,
+            task=context.task,
+            status=status,
+            attempt=context.attempt,
+            updated_ms=now_ms,
+            value=value,
+            error=error,
+            progress=context.reporter.latest,
+        )
+        yield record
+        if self.source is not None and self.source != context.message_id:
+            # The handle of a deduplicated call knows it by the id of the original request.
+            yield replace(record, call_id=self.source, message_id=self.source)
+        if status.is_final and self.stored is not None:
+            yield self.stored.record(context.task, now_ms, status)
+
+
+def context_of(task: str, delivery: Delivery, envelope: Envelope, clock: Clock) -> TaskContext:
+    """The context of a delivery that carries `envelope`."""
+    timeout_s = (envelope.timeout_ms or DEFAULT_TIMEOUT_MS) / 1000
+    limit_s = timeout_s - min(MARGIN_S, timeout_s / 10)
+    return TaskContext(
+        task=task,
+        call_id=envelope.call_id or envelopes.call_id_of_message(delivery.message_id),
+        message_id=delivery.message_id,
+        attempt=delivery.retried + 1,
+        retries=DEFAULT_RETRIES if envelope.retries is None else envelope.retries,
+        schedule_id=envelope.schedule or delivery.schedule_id,
+        snoozed=envelope.snoozed,
+        carried=MappingProxyType(dict(envelope.carried)),
+        deadline=datetime.fromtimestamp(clock.now_ms() / 1000 + limit_s, UTC),
+        stop=Stop(clock.monotonic() + limit_s, clock.monotonic),
+        reporter=Reporter(monotonic=clock.monotonic),
+    )

@@ -1,0 +1,209 @@
+"""The life of an attempt: admit, decode, run, decide, record, report, notify, continue the flow, respond."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from qtasks.clock import Clock
+from qtasks.errors import QTasksError, ResultError
+from qtasks.randomness import Random
+from qtasks.tasks.context import CURRENT
+from qtasks.tasks.control import MAX_RETRY_AFTER_MS, Snooze
+from qtasks.tasks.encode.result_codec import dump
+from qtasks.tasks.hooks import Hooks
+from qtasks.tasks.results.backend import Lock, ResultStatus
+from qtasks.tasks.results.writer import ResultWriter
+from qtasks.tasks.run.attempt import Attempt
+from qtasks.tasks.run.continuation import RETRY_AFTER_MS, Continuation
+from qtasks.tasks.run.decision import Decision, DecisionKind, DispatchResponse, error_text, unwrapped
+from qtasks.tasks.run.lease import RunLeases
+from qtasks.tasks.run.notify import notify
+from qtasks.tasks.run.report import report
+from qtasks.tasks.run.run import Run
+from qtasks.tasks.run.runner import Runner
+from qtasks.tasks.send import tracing
+from qtasks.tasks.send.outgoing import Outgoing
+
+log = logging.getLogger("qtasks.dispatch")
+
+ANNOUNCE_AFTER_S = 0.05
+"""A task that still runs after this time is recorded as running, where the backend writes to a disk or a network."""
+
+
+class AttemptExecutor:
+    """Takes attempts from admission to their response.
+
+    `secrets` are texts that must not appear in an error; `random` is for jitter.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        writer: ResultWriter,
+        continuation: Continuation,
+        *,
+        hooks: Hooks,
+        secrets: Sequence[str],
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        self.runner = runner
+        self._writer = writer
+        self._continuation = continuation
+        self._leases = RunLeases(writer, clock)
+        self._hooks = hooks
+        self._secrets = tuple(secret for secret in secrets if secret)
+        self._clock = clock
+        self._random = random
+
+    async def execute(self, attempt: Attempt, token: str) -> DispatchResponse:
+        """Take an attempt from admission to its response. `token` is the `jti` of its signature, or empty."""
+        current = CURRENT.set(attempt.context)
+        try:
+            decision = await self._leases.admit(attempt, token)
+            if decision is not None:
+                return await self._conclude(attempt, decision)
+            with self._leases.renewed(attempt.context.call_id):
+                decision = self._expired(attempt) or await attempt.decide(self)
+                return await self._conclude(attempt, decision)
+        finally:
+            CURRENT.reset(current)
+
+    async def run(self, attempt: Attempt, run: Run) -> Decision:
+        """Run the function of a call and decide what its end means."""
+        attempt.arguments = run.values
+        began_s = self._clock.monotonic()
+        try:
+            with self._announced(attempt), tracing.continued(run.context):
+                value = await self.runner.in_time(run, attempt.invoke)
+                follow_up = run.follow_up(value)
+        except (Exception, BaseExceptionGroup, SystemExit, asyncio.CancelledError) as raised:
+            if isinstance(raised, asyncio.CancelledError) and _is_being_cancelled():
+                raise
+            return await self._raised(attempt, run, unwrapped(raised))
+        finally:
+            attempt.spent_s = self._clock.monotonic() - began_s
+        if follow_up is not None:
+            return await self.republish(attempt, follow_up, "its language model is asked", action="asked")
+        try:
+            decision = Decision.succeeded(dump(run.task, value, run.context.call_id))
+        except ResultError as error:
+            attempt.error = error
+            return Decision.never(run.context, error_text(error), error.code)
+        attempt.value = value
+        return decision
+
+    async def republish(
+        self, attempt: Attempt, message: Outgoing, note: str, *, action: str, after_ms: int = RETRY_AFTER_MS
+    ) -> Decision:
+        """Send the message that a call continues as; if it cannot be sent, the broker retries after `after_ms`.
+
+        `action` is the word for it, and `note` the reason.
+        """
+        decision = Decision.republished(note, action)
+        try:
+            self._continuation.check_can_publish("a call cannot be put off")
+            # The next delivery may arrive before this one is answered. It must not find the call still running, and
+            # this record must be the last one of this delivery.
+            await self._record(attempt, decision)
+            await self._leases.keep_unique(attempt, message.options.delay_ms or 0)
+            await self._continuation.publish(message)
+        except QTasksError as error:
+            log.warning("%s %s could not go on: %s", attempt.context.task, attempt.context.call_id, error)
+            return Decision.later(attempt.context, f"{note} ({error_text(error)})", error.code, after_ms=after_ms)
+        return decision
+
+    async def _raised(self, attempt: Attempt, run: Run, error: BaseException) -> Decision:
+        attempt.error = error
+        note = self._without_secrets(error_text(error))
+        if isinstance(error, Snooze):
+            after_ms = min(error.delay_ms, MAX_RETRY_AFTER_MS)
+            return await self.republish(attempt, run.again(error.delay_ms), note, action="snoozed", after_ms=after_ms)
+        return Decision.of_exception(
+            error,
+            note,
+            run.context,
+            run.task.retry_policy,
+            retry_delay=run.envelope.retry_delay,
+            jitter=run.envelope.jitter,
+            fraction=self._random.fraction(),
+        )
+
+    async def _conclude(self, attempt: Attempt, decision: Decision) -> DispatchResponse:
+        if decision.kind is not DecisionKind.DUPLICATE:
+            if decision.kind is not DecisionKind.REPUBLISHED:  # recorded before its message was sent
+                await self._keep_or_free_unique(attempt, decision)
+                await self._record(attempt, decision)
+            await self._continuation.abandon(attempt, decision)
+            report(attempt, decision)
+            await notify((attempt.task.hooks, self._hooks), decision.kind, attempt.event(decision), self.runner.threads)
+        return await self._continuation.respond(attempt, decision)
+
+    async def _keep_or_free_unique(self, attempt: Attempt, decision: Decision) -> None:
+        if decision.kind is DecisionKind.RETRY:
+            await self._leases.keep_unique(attempt, MAX_RETRY_AFTER_MS)
+        elif attempt.envelope.unique is not None:
+            self._writer.unlock(Lock(attempt.envelope.unique, attempt.context.call_id, 0))
+
+    async def _record(self, attempt: Attempt, decision: Decision) -> None:
+        """Record the state of the call and end its lease, in one write."""
+        for record in attempt.records(
+            decision.status, self._clock.now_ms(), value=decision.result, error=decision.note or None
+        ):
+            self._writer.record(record)
+        self._leases.release(attempt.context.call_id)
+        await self._writer.flush()
+
+    @contextmanager
+    def _announced(self, attempt: Attempt) -> Iterator[None]:
+        """Record that the call runs, at once or after a moment, and its progress."""
+        if not self._writer.is_enabled:
+            yield
+            return
+
+        def announce() -> None:
+            for record in attempt.records(ResultStatus.RUNNING, self._clock.now_ms()):
+                self._writer.record(record)
+            if self._writer.is_blocking:
+                self._writer.flush_soon()
+
+        reporter = attempt.context.reporter
+        reporter.publish = announce
+        try:
+            if not self._writer.is_blocking:
+                announce()
+                yield
+                return
+            # Writing costs something: a task that ends at once is not announced.
+            timer = asyncio.get_running_loop().call_later(ANNOUNCE_AFTER_S, announce)
+            try:
+                yield
+            finally:
+                timer.cancel()
+        finally:
+            reporter.publish = None
+
+    def _expired(self, attempt: Attempt) -> Decision | None:
+        expires_ms, now_ms = attempt.envelope.expires_ms, self._clock.now_ms()
+        if expires_ms is None or now_ms <= expires_ms or not attempt.can_expire:
+            return None
+        return Decision.expired(expires_ms, now_ms)
+
+    def _without_secrets(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+    def close(self) -> None:
+        """Write the last results and let the threads go; tasks still running are not waited for. Idempotent."""
+        self.runner.close()
+        self._writer.close()
+
+
+def _is_being_cancelled() -> bool:
+    """True if this asyncio task is being cancelled, as opposed to a function that raised CancelledError itself."""
+    current = asyncio.current_task()
+    return current is not None and current.cancelling() > 0

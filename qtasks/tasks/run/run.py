@@ -1,0 +1,36 @@
+"""One run of a task's function, as middleware sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from qtasks.tasks.context import TaskContext
+from qtasks.tasks.encode.envelope import Envelope
+from qtasks.tasks.encode.parameters import Values
+from qtasks.tasks.send.outgoing import Outgoing, again
+from qtasks.tasks.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A verified call with checked arguments, ready to run."""
+
+    task: Task[..., Any]
+    values: Values = field(repr=False)
+    """The arguments by parameter name."""
+    context: TaskContext
+    envelope: Envelope = field(default=Envelope(None), repr=False)
+
+    def again(self, delay_ms: int) -> Outgoing:
+        """The message that runs the call once more, `delay_ms` from now."""
+        return again(self.task.name, self.context.call_id, self.envelope, self.task.delivery_options.publish, delay_ms)
+
+    def follow_up(self, value: Any) -> Outgoing | None:
+        """The follow-up message if the call continues after its function returned; None if `value` is the result."""
+        return self.task.follow_up(self.envelope, self.context.call_id, value)
+
+
+Invoke = Callable[[Run], Awaitable[Any]]
+"""Runs a task that has dependencies; a web framework supplies it."""
