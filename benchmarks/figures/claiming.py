@@ -13,8 +13,8 @@ import apsw
 from benchmarks.bench import Bench
 from benchmarks.figure import Row
 from qtasks.broker.core.values import ClaimBatch, Publication
-from qtasks.broker.store import verbs
-from qtasks.broker.store.sqlite import connect, inside
+from qtasks.broker.store import accept, claim
+from qtasks.broker.store.connection import connect, run_in_transaction
 from qtasks.protocol import wire
 from qtasks.protocol.messages import FlowControl, Message, PublishOptions
 
@@ -44,7 +44,7 @@ def claiming(bench: Bench) -> Iterator[Row]:
 def _claim_s(path: Path, kind: str, *, lines: int, waiting: int) -> float:
     db = connect(str(path))
     try:
-        inside(db, lambda db: _fill(db, kind, lines, waiting))
+        run_in_transaction(db, lambda db: _fill(db, kind, lines, waiting))
         return statistics.median(_timed(db) for _ in range(_ROUNDS))
     finally:
         db.close()
@@ -53,17 +53,19 @@ def _claim_s(path: Path, kind: str, *, lines: int, waiting: int) -> float:
 def _fill(db: apsw.Connection, kind: str, lines: int, waiting: int) -> None:
     """Every line has its one message under way and the rest behind it; beside them enough that may start."""
     blocked = [_message(number, kind, f"line{number % lines}") for number in range(lines + waiting)]
-    verbs.accept(db, blocked, now_ms=_NOW_MS)
-    batch = ClaimBatch(more=True)
-    while batch.claims or batch.more:
-        batch = verbs.claim(db, now_ms=_NOW_MS, limit=500, host_limit=10**9, in_flight={})
+    accept.accept(db, blocked, now_ms=_NOW_MS)
+    batch = ClaimBatch(has_more=True)
+    while batch.claims or batch.has_more:
+        batch = claim.claim(db, now_ms=_NOW_MS, limit=500, host_limit=10**9, in_flight={})
     free = range(10**6, 10**6 + _CLAIMED * (_ROUNDS + 1))
-    verbs.accept(db, [_message(number, "", "") for number in free], now_ms=_NOW_MS + 1)
+    accept.accept(db, [_message(number, "", "") for number in free], now_ms=_NOW_MS + 1)
 
 
 def _timed(db: apsw.Connection) -> float:
     began_s = time.perf_counter()
-    batch = inside(db, lambda db: verbs.claim(db, now_ms=_NOW_MS + 1, limit=_CLAIMED, host_limit=10**9, in_flight={}))
+    batch = run_in_transaction(
+        db, lambda db: claim.claim(db, now_ms=_NOW_MS + 1, limit=_CLAIMED, host_limit=10**9, in_flight={})
+    )
     assert len(batch.claims) == _CLAIMED, "as many may start as are asked for"
     return time.perf_counter() - began_s
 

@@ -19,6 +19,8 @@ from qtasks.broker.loops.pruner import Pruner
 from qtasks.broker.loops.scheduler import Scheduler
 from qtasks.broker.ports import Transport
 from qtasks.broker.settings import BrokerSettings, DeliveryLimits
+from qtasks.broker.store import accounts, retention
+from qtasks.broker.store.interface import Store
 from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.broker.transport.destination_policy import DestinationPolicy
 from qtasks.broker.transport.http_transport import HttpTransport
@@ -39,7 +41,7 @@ class Broker:
     def __init__(
         self,
         settings: BrokerSettings,
-        store: SqliteStore,
+        store: Store,
         recovery: Recovery,
         transport: Transport,
         policy: DestinationPolicy,
@@ -50,7 +52,7 @@ class Broker:
         self.store = store
         self.recovery = recovery
         self.watchers = EventWatchers()
-        self.tokens = Tokens(clock, store.tokens)
+        self.tokens = Tokens(clock, lambda: store.read(accounts.tokens))
         self.accounts: dict[str, int] = {}
         self.keys = KeyRing(store)
         self.clock = clock
@@ -87,7 +89,7 @@ class Broker:
         transport: Transport | None = None,
         clock: Clock | None = None,
         random: Random | None = None,
-        store: SqliteStore | None = None,
+        store: Store | None = None,
     ) -> Broker:
         """Open the store and create the broker. It delivers nothing before `start`.
 
@@ -99,7 +101,7 @@ class Broker:
         policy = DestinationPolicy(settings.destinations, settings.allowed, settings.own)
         recovery = Recovery(0, 0)
         if store is None:
-            store, recovery = await SqliteStore.open(settings.path, now_ms=clock.now_ms())
+            store, recovery = await SqliteStore.open(settings.path, clock)
         broker = cls(
             settings,
             store,
@@ -110,11 +112,11 @@ class Broker:
             random,
         )
         for credentials in settings.credentials:
-            account = await store.ensure_account(credentials, ids.signing_keys(random))
+            account = await store.write(accounts.ensure_account, credentials, ids.signing_keys(random))
             broker.accounts[credentials.name] = account
             if credentials.token is not None:
                 broker.tokens.add(credentials.token, Principal(account, TokenScope.PUBLISH))
-            stored_keys = await store.keys(account)
+            stored_keys = await store.read(accounts.signing_keys, account)
             if credentials.keys is not None and credentials.keys != stored_keys:
                 log.warning(
                     "the signing keys configured for %s differ from those in the store. The store's keys are used, "
@@ -137,7 +139,7 @@ class Broker:
         if self.deliverer.draining:
             return json_response({"status": "stopping"}, 503)
         try:
-            await self.store.probe(now_ms=self.clock.now_ms())
+            await self.store.write(retention.probe, now_ms=self.clock.now_ms())
         except StoreError as error:
             return json_response({"status": "not ready", "error": error.message}, 503)
         return json_response({"status": "ready", "storage": self.store.promise})

@@ -24,8 +24,8 @@ from qtasks.broker.server.api_server import ApiServer
 from qtasks.broker.server.asgi import LOOPBACK_HOSTS
 from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings, DeliveryLimits
-from qtasks.broker.store import tokens, verbs
-from qtasks.broker.store.sqlite import connect, inside
+from qtasks.broker.store import accounts
+from qtasks.broker.store.connection import connect, run_in_transaction
 from qtasks.cli.option_types import PORT, Duration, Size
 from qtasks.cli.output import Unhurried, log_to
 from qtasks.cli.public_credentials import is_loopback, refuse_public_credentials
@@ -152,11 +152,11 @@ def init(db: str) -> None:
     token = ids.token_secret(SystemRandom())
 
     def make(connection: apsw.Connection) -> SigningKeys | None:
-        account = verbs.ensure_account(connection, _credentials(), ids.signing_keys(SystemRandom()))
-        if tokens.every(connection):
+        account = accounts.ensure_account(connection, _credentials(), ids.signing_keys(SystemRandom()))
+        if accounts.tokens(connection):
             return None
-        tokens.add(connection, token, account, "first", read_only=False, now_ms=_now_ms())
-        return verbs.keys(connection, account)
+        accounts.add_token(connection, token, account, "first", read_only=False, now_ms=_now_ms())
+        return accounts.signing_keys(connection, account)
 
     keys = _change(path, make)
     if keys is None:
@@ -185,8 +185,8 @@ def create_token(name: str, read_only: bool, db: str) -> None:
     token = ids.token_secret(SystemRandom())
 
     def add(connection: apsw.Connection) -> bool:
-        account = verbs.ensure_account(connection, AccountCredentials(ACCOUNT), ids.signing_keys(SystemRandom()))
-        return tokens.add(connection, token, account, name, read_only=read_only, now_ms=_now_ms())
+        account = accounts.ensure_account(connection, AccountCredentials(ACCOUNT), ids.signing_keys(SystemRandom()))
+        return accounts.add_token(connection, token, account, name, read_only=read_only, now_ms=_now_ms())
 
     if not _change(_existing(db), add):
         raise ConfigurationError(f"there is a token named {name!r} already", fix="choose another name, or revoke it")
@@ -197,7 +197,7 @@ def create_token(name: str, read_only: bool, db: str) -> None:
 @_db
 def list_tokens(db: str) -> None:
     """List the tokens by name; the tokens themselves are not kept."""
-    for one in _change(_existing(db), tokens.every):
+    for one in _change(_existing(db), accounts.tokens):
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.created_ms / 1000))
         click.echo(f"{one.name:<24}  {'read only' if one.read_only else 'publish':<10}  made {made}")
 
@@ -209,8 +209,8 @@ def revoke_token(name: str, db: str) -> None:
     """Make the token called NAME worthless."""
 
     def remove(connection: apsw.Connection) -> bool:
-        account = verbs.ensure_account(connection, AccountCredentials(ACCOUNT), ids.signing_keys(SystemRandom()))
-        return tokens.remove(connection, account, name)
+        account = accounts.ensure_account(connection, AccountCredentials(ACCOUNT), ids.signing_keys(SystemRandom()))
+        return accounts.remove_token(connection, account, name)
 
     if not _change(_existing(db), remove):
         raise ConfigurationError(f"there is no token named {name!r}", fix="qtasks broker token list shows them")
@@ -225,7 +225,7 @@ async def _serve(options: ServeOptions, out: Unhurried) -> int:
         port = listener.getsockname()[1]
         broker = await Broker.open(settings.listening_on(options.host, port))
         stack.push_async_callback(broker.stop)
-        if settings.credentials[0].token is None and not await broker.store.tokens():
+        if settings.credentials[0].token is None and not await broker.store.read(accounts.tokens):
             raise ConfigurationError(
                 f"{settings.path} has no token, so nobody could publish",
                 fix=f"qtasks broker init --db {settings.path} makes one, or set QSTASH_TOKEN",
@@ -307,7 +307,7 @@ def _change(path: str, change: Callable[[apsw.Connection], T]) -> T:
     connection = connect(path)
     connection.pragma("wal_autocheckpoint", 0)
     try:
-        return inside(connection, change)
+        return run_in_transaction(connection, change)
     except apsw.Error as error:
         raise StoreError(f"{path} cannot be changed: {error}") from error
     finally:

@@ -19,7 +19,8 @@ from qtasks.broker.server import event_loop
 from qtasks.broker.server.api_server import ApiServer
 from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings
-from qtasks.broker.store.sqlite import MEMORY
+from qtasks.broker.store import schedules
+from qtasks.broker.store.connection import MEMORY
 from qtasks.cli import dev_file
 from qtasks.cli.child_process import Serving
 from qtasks.cli.loader import Target, locate
@@ -122,7 +123,7 @@ async def _dev(options: DevOptions, out: Unhurried, errors: Unhurried) -> int:
             facts.write()
 
         stack.callback(dev_file.remove, os.getpid())
-        kept = await broker.store.schedules(broker.accounts[user.name])
+        kept = await broker.store.read(schedules.schedules, broker.accounts[user.name])
         application = Application(
             options.target, app_socket, app_url, environment, started, errors.line, may_have_schedules=bool(kept)
         )

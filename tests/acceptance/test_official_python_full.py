@@ -259,7 +259,7 @@ def test_a_schedule_that_has_run_shows_how_it_went(
 
     async def bring_forward() -> None:
         now_ms = broker.broker.clock.now_ms() // 60_000 * 60_000
-        await broker.broker.store._write(
+        await broker.broker.store.write(
             lambda db: db.execute("UPDATE schedules SET next_ms = ? WHERE account = ?", (now_ms, account))
         )
         broker.broker.scheduler.wake()

@@ -21,6 +21,7 @@ import qstash as official
 
 from qtasks import qstash as ours
 from qtasks.broker.core.values import AccountCredentials
+from qtasks.broker.store import schedules
 from qtasks.protocol.messages import State
 from qtasks.qstash.chat import anthropic
 from qtasks.qstash.dlq import DlqFilter
@@ -158,8 +159,8 @@ def fire(broker: RunningBroker, user: AccountCredentials, schedule_id: str) -> N
         account, now_ms = broker.broker.accounts[user.name], broker.broker.clock.now_ms()
         minute_ms = now_ms // 60_000 * 60_000
         store = broker.broker.store
-        await store.pause_schedule(account, schedule_id, paused=True, next_ms=None)
-        await store.pause_schedule(account, schedule_id, paused=False, next_ms=minute_ms)
+        await store.write(schedules.pause_schedule, account, schedule_id, paused=True, next_ms=None)
+        await store.write(schedules.pause_schedule, account, schedule_id, paused=False, next_ms=minute_ms)
         broker.broker.scheduler.wake()
 
     broker.call(bring_forward())

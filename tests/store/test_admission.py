@@ -8,7 +8,7 @@ import pytest
 
 from qtasks.broker.core.rules import Stage, Trigger
 from qtasks.broker.core.values import Claim
-from qtasks.broker.store import verbs
+from qtasks.broker.store import accept, claim, flow_control, queues
 from qtasks.protocol.messages import FlowControl, PublishOptions
 from tests.support.broker import ACCOUNT, publication
 from tests.support.store import InlineStore, ids
@@ -81,29 +81,29 @@ def test_cancelling_the_callback_lets_the_queue_go_on(store: InlineStore) -> Non
 
 
 def test_parallelism_is_how_many_may_run_at_once(store: InlineStore) -> None:
-    verbs.upsert_queue(store.db, ACCOUNT, "q", parallelism=3, paused=None, now_ms=store.now_ms)
+    queues.upsert_queue(store.db, ACCOUNT, "q", parallelism=3, paused=None, now_ms=store.now_ms)
     store.accept(*range(6), queue="q")
     running = store.claims()
     assert ids(running) == ["msg_0", "msg_1", "msg_2"]
-    verbs.upsert_queue(store.db, ACCOUNT, "q", parallelism=1, paused=None, now_ms=store.now_ms)
+    queues.upsert_queue(store.db, ACCOUNT, "q", parallelism=1, paused=None, now_ms=store.now_ms)
     store.end(running[0])
     store.end(running[1])
     assert store.claims() == []
     store.end(running[2])
     assert ids(store.claims()) == ["msg_3"]
-    verbs.upsert_queue(store.db, ACCOUNT, "q", parallelism=2, paused=None, now_ms=store.now_ms)
+    queues.upsert_queue(store.db, ACCOUNT, "q", parallelism=2, paused=None, now_ms=store.now_ms)
     assert ids(store.claims()) == ["msg_4"]
 
 
 def test_a_paused_queue_takes_messages_and_starts_none(store: InlineStore) -> None:
     store.accept(1, 2, queue="q")
     running = store.claim()
-    verbs.pause_queue(store.db, ACCOUNT, "q", paused=True, now_ms=store.now_ms)
+    queues.pause_queue(store.db, ACCOUNT, "q", paused=True, now_ms=store.now_ms)
     store.accept(3, queue="q")
     store.end(running, Trigger.RETRY, after_ms=1)
     store.now_ms += 10
     assert store.claims() == []
-    verbs.pause_queue(store.db, ACCOUNT, "q", paused=False, now_ms=store.now_ms)
+    queues.pause_queue(store.db, ACCOUNT, "q", paused=False, now_ms=store.now_ms)
     again = store.claim()
     assert ids([again]) == ["msg_1"]
     store.end(again)
@@ -112,10 +112,10 @@ def test_a_paused_queue_takes_messages_and_starts_none(store: InlineStore) -> No
 
 def test_a_pause_stops_what_was_admitted_and_has_not_started(store: InlineStore) -> None:
     store.accept(1, queue="q")
-    verbs.pause_queue(store.db, ACCOUNT, "q", paused=True, now_ms=store.now_ms)
+    queues.pause_queue(store.db, ACCOUNT, "q", paused=True, now_ms=store.now_ms)
     assert store.claims() == []
-    verbs.pause_queue(store.db, ACCOUNT, "q", paused=True, now_ms=store.now_ms)
-    verbs.pause_queue(store.db, ACCOUNT, "q", paused=False, now_ms=store.now_ms)
+    queues.pause_queue(store.db, ACCOUNT, "q", paused=True, now_ms=store.now_ms)
+    queues.pause_queue(store.db, ACCOUNT, "q", paused=False, now_ms=store.now_ms)
     assert ids(store.claims()) == ["msg_1"]
 
 
@@ -146,10 +146,10 @@ def test_after_a_crash_the_message_that_was_cut_goes_first(store: InlineStore) -
 def test_a_crash_in_a_paused_queue_starts_nothing(store: InlineStore) -> None:
     store.accept(1, queue="q")
     store.claim()
-    verbs.pause_queue(store.db, ACCOUNT, "q", paused=True, now_ms=store.now_ms)
+    queues.pause_queue(store.db, ACCOUNT, "q", paused=True, now_ms=store.now_ms)
     store.crash()
     assert store.claims() == []
-    verbs.pause_queue(store.db, ACCOUNT, "q", paused=False, now_ms=store.now_ms)
+    queues.pause_queue(store.db, ACCOUNT, "q", paused=False, now_ms=store.now_ms)
     assert ids(store.claims()) == ["msg_1"]
 
 
@@ -171,7 +171,7 @@ def test_a_delayed_message_joins_its_queue_when_its_time_comes(store: InlineStor
 def test_deleting_a_queue_cancels_what_waits_and_lets_the_running_one_finish(store: InlineStore) -> None:
     store.accept(1, 2, 3, queue="q")
     running = store.claim()
-    while verbs.drop_queue(store.db, ACCOUNT, "q", limit=1, now_ms=store.now_ms):
+    while queues.drop_queue(store.db, ACCOUNT, "q", limit=1, now_ms=store.now_ms):
         pass
     assert [store.stage(f"msg_{n}") for n in (2, 3)] == [Stage.CANCELED, Stage.CANCELED]
     store.accept(4, queue="q")
@@ -182,17 +182,17 @@ def test_deleting_a_queue_cancels_what_waits_and_lets_the_running_one_finish(sto
 
 def test_a_delayed_message_whose_queue_was_deleted_meanwhile_makes_it_again(store: InlineStore) -> None:
     store.accept(1, queue="q", not_before_ms=store.now_ms + 5)
-    assert not verbs.drop_queue(store.db, ACCOUNT, "q", limit=9, now_ms=store.now_ms)
+    assert not queues.drop_queue(store.db, ACCOUNT, "q", limit=9, now_ms=store.now_ms)
     store.now_ms += 5
     assert ids(store.claims()) == ["msg_1"]
 
 
 def test_fewer_slots_are_taken_back_from_those_who_have_not_started(store: InlineStore) -> None:
-    verbs.upsert_queue(store.db, ACCOUNT, "q", parallelism=3, paused=None, now_ms=store.now_ms)
+    queues.upsert_queue(store.db, ACCOUNT, "q", parallelism=3, paused=None, now_ms=store.now_ms)
     store.accept(1, queue="q")
     running = store.claim()
     store.accept(2, 3, queue="q")
-    verbs.upsert_queue(store.db, ACCOUNT, "q", parallelism=1, paused=None, now_ms=store.now_ms)
+    queues.upsert_queue(store.db, ACCOUNT, "q", parallelism=1, paused=None, now_ms=store.now_ms)
     assert store.claims() == []
     store.end(running)
     assert ids(store.claims()) == ["msg_2"]
@@ -206,9 +206,9 @@ def test_queues_of_two_accounts_never_meet(store: InlineStore) -> None:
 
 def test_the_lag_of_a_queue_counts_what_is_unfinished(store: InlineStore) -> None:
     store.accept(1, 2, 3, queue="q", options=CALLED)
-    assert verbs.queue(store.db, ACCOUNT, "q").lag == 3  # type: ignore[union-attr]
+    assert queues.queue(store.db, ACCOUNT, "q").lag == 3  # type: ignore[union-attr]
     store.end(store.claim())
-    assert verbs.queue(store.db, ACCOUNT, "q").lag == 2  # type: ignore[union-attr]
+    assert queues.queue(store.db, ACCOUNT, "q").lag == 2  # type: ignore[union-attr]
 
 
 # -- flow control
@@ -308,7 +308,7 @@ def test_a_full_host_does_not_hold_up_the_keys_others(store: InlineStore) -> Non
     store.accept(1, options=limited(parallelism=9), url="http://busy.example/")
     store.accept(2, options=limited(parallelism=9))
     busy = {"busy.example:80": 1}
-    found = verbs.claim(store.db, now_ms=store.now_ms, limit=9, host_limit=1, in_flight=busy)
+    found = claim.claim(store.db, now_ms=store.now_ms, limit=9, host_limit=1, in_flight=busy)
     assert ids(list(found.claims)) == ["msg_2"]
     assert ids(store.claims()) == ["msg_1"]
 
@@ -316,19 +316,19 @@ def test_a_full_host_does_not_hold_up_the_keys_others(store: InlineStore) -> Non
 def test_a_paused_key_holds_everything_and_its_window_goes_on(store: InlineStore) -> None:
     store.accept(1, 2, 3, options=limited(rate=1, period_s=10))
     store.claim()
-    verbs.pause_flow_key(store.db, ACCOUNT, "k", paused=True, now_ms=store.now_ms)
+    flow_control.pause_flow_key(store.db, ACCOUNT, "k", paused=True, now_ms=store.now_ms)
     store.now_ms += 10_000
     assert store.claims() == []
     assert store.next_due() is None
-    verbs.pause_flow_key(store.db, ACCOUNT, "k", paused=False, now_ms=store.now_ms)
+    flow_control.pause_flow_key(store.db, ACCOUNT, "k", paused=False, now_ms=store.now_ms)
     assert ids(store.claims()) == ["msg_2"]
 
 
 def test_a_pinned_value_withstands_what_messages_bring_until_it_is_unpinned(store: InlineStore) -> None:
-    verbs.pin_flow_key(store.db, ACCOUNT, "k", parallelism=1, rate=None, period_s=None, now_ms=store.now_ms)
+    flow_control.pin_flow_key(store.db, ACCOUNT, "k", parallelism=1, rate=None, period_s=None, now_ms=store.now_ms)
     store.accept(*range(4), options=limited(parallelism=3))
     assert ids(store.claims()) == ["msg_0"]
-    verbs.unpin_flow_key(store.db, ACCOUNT, "k", parallelism=True, rate=False, now_ms=store.now_ms)
+    flow_control.unpin_flow_key(store.db, ACCOUNT, "k", parallelism=True, rate=False, now_ms=store.now_ms)
     assert store.claims() == []
     store.accept(9, options=limited(parallelism=3))
     assert ids(store.claims()) == ["msg_1", "msg_2"]
@@ -337,7 +337,7 @@ def test_a_pinned_value_withstands_what_messages_bring_until_it_is_unpinned(stor
 def test_pinning_a_rate_begins_a_new_window(store: InlineStore) -> None:
     store.accept(1, 2, options=limited(rate=1, period_s=60))
     store.claim()
-    verbs.pin_flow_key(store.db, ACCOUNT, "k", parallelism=None, rate=1, period_s=None, now_ms=store.now_ms)
+    flow_control.pin_flow_key(store.db, ACCOUNT, "k", parallelism=None, rate=1, period_s=None, now_ms=store.now_ms)
     assert ids(store.claims()) == ["msg_2"]
 
 
@@ -345,7 +345,7 @@ def test_resetting_the_rate_begins_a_new_window_now(store: InlineStore) -> None:
     store.accept(1, 2, options=limited(rate=1, period_s=60))
     store.claim()
     store.now_ms += 1
-    verbs.reset_flow_rate(store.db, ACCOUNT, "k", now_ms=store.now_ms)
+    flow_control.reset_flow_rate(store.db, ACCOUNT, "k", now_ms=store.now_ms)
     assert ids(store.claims()) == ["msg_2"]
     assert store.next_due() is None
 
@@ -353,12 +353,12 @@ def test_resetting_the_rate_begins_a_new_window_now(store: InlineStore) -> None:
 def test_a_key_shows_its_counts(store: InlineStore) -> None:
     store.accept(*range(5), options=limited(parallelism=2, rate=9, period_s=60))
     store.claims()
-    found = verbs.flow_key(store.db, ACCOUNT, "k", now_ms=store.now_ms)
+    found = flow_control.flow_key(store.db, ACCOUNT, "k", now_ms=store.now_ms)
     assert found is not None
     assert (found.waiting, found.running, found.started, found.window_start_ms) == (3, 2, 2, store.now_ms)
-    assert verbs.flow_key(store.db, 2, "k", now_ms=store.now_ms) is None
+    assert flow_control.flow_key(store.db, 2, "k", now_ms=store.now_ms) is None
     store.now_ms += 60_000
-    later = verbs.flow_key(store.db, ACCOUNT, "k", now_ms=store.now_ms)
+    later = flow_control.flow_key(store.db, ACCOUNT, "k", now_ms=store.now_ms)
     assert later is not None
     assert later.started == 0
 
@@ -372,7 +372,7 @@ def claim_behind(store: InlineStore, kind: str, *, lines: int, waiting: int) -> 
     for number in range(lines + waiting):
         line = f"line{number % lines}"
         changes = {"queue": line} if kind == "queue" else {"options": limited(line, parallelism=1)}
-        verbs.accept(store.db, [publication(number, now_ms=store.now_ms, **changes)], now_ms=store.now_ms)
+        accept.accept(store.db, [publication(number, now_ms=store.now_ms, **changes)], now_ms=store.now_ms)
     assert len(store.claims(limit=10**9)) == lines
     store.now_ms += 1
     store.accept(*range(10**6, 10**6 + 100))

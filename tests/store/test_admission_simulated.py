@@ -10,7 +10,7 @@ import pytest
 
 from qtasks.broker.core.rules import Trigger
 from qtasks.broker.core.values import Claim
-from qtasks.broker.store import verbs
+from qtasks.broker.store import flow_control, queues
 from qtasks.protocol.messages import FlowControl, Message, PublishOptions
 from tests.support.broker import ACCOUNT
 from tests.support.store import InlineStore
@@ -193,30 +193,34 @@ class World:
         paused = self.chance.random() < 0.4
         if self.chance.random() < 0.5:
             name = self.chance.choice(KEYS)
-            verbs.pause_flow_key(self.store.db, ACCOUNT, name, paused=paused, now_ms=self.store.now_ms)
+            flow_control.pause_flow_key(self.store.db, ACCOUNT, name, paused=paused, now_ms=self.store.now_ms)
             self.keys[name].paused = paused
         else:
             name = self.chance.choice(QUEUES)
-            if verbs.pause_queue(self.store.db, ACCOUNT, name, paused=paused, now_ms=self.store.now_ms):
+            if queues.pause_queue(self.store.db, ACCOUNT, name, paused=paused, now_ms=self.store.now_ms):
                 self.queues[name].paused = paused
 
     def change(self) -> None:
         name, parallelism = self.chance.choice(QUEUES), self.chance.choice([1, 1, 2, 4])
-        verbs.upsert_queue(self.store.db, ACCOUNT, name, parallelism=parallelism, paused=None, now_ms=self.store.now_ms)
+        queues.upsert_queue(
+            self.store.db, ACCOUNT, name, parallelism=parallelism, paused=None, now_ms=self.store.now_ms
+        )
         self.queues[name].parallelism = parallelism
         key, pin = self.chance.choice(KEYS), self.chance.random() < 0.5
         if pin:
-            verbs.pin_flow_key(
+            flow_control.pin_flow_key(
                 self.store.db, ACCOUNT, key, parallelism=1, rate=None, period_s=None, now_ms=self.store.now_ms
             )
             self.keys[key].parallelism = 1
         else:
-            verbs.unpin_flow_key(self.store.db, ACCOUNT, key, parallelism=True, rate=False, now_ms=self.store.now_ms)
+            flow_control.unpin_flow_key(
+                self.store.db, ACCOUNT, key, parallelism=True, rate=False, now_ms=self.store.now_ms
+            )
         self.keys[key].pinned_parallelism = pin
 
     def drop(self) -> None:
         name = self.chance.choice(QUEUES)
-        while verbs.drop_queue(self.store.db, ACCOUNT, name, limit=2, now_ms=self.store.now_ms):
+        while queues.drop_queue(self.store.db, ACCOUNT, name, limit=2, now_ms=self.store.now_ms):
             pass
         for message_id in sorted(self.open & {one for one, queue in self.queued.items() if queue == name}):
             if message_id in self.active:
@@ -237,10 +241,10 @@ class World:
     def drain(self) -> None:
         """Everything is let go, every attempt succeeds: whatever is open must end."""
         for name in QUEUES:
-            if verbs.pause_queue(self.store.db, ACCOUNT, name, paused=False, now_ms=self.store.now_ms):
+            if queues.pause_queue(self.store.db, ACCOUNT, name, paused=False, now_ms=self.store.now_ms):
                 self.queues[name].paused = False
         for name in KEYS:
-            verbs.pause_flow_key(self.store.db, ACCOUNT, name, paused=False, now_ms=self.store.now_ms)
+            flow_control.pause_flow_key(self.store.db, ACCOUNT, name, paused=False, now_ms=self.store.now_ms)
             self.keys[name].paused = False
         for _ in range(10 * len(self.open) + 10):
             self.succeed()

@@ -11,7 +11,7 @@ import pytest
 from qtasks.broker.core.rules import Evaluation, Stage, Trigger
 from qtasks.broker.core.values import Settlement
 from qtasks.broker.ports import Failure
-from qtasks.broker.store import verbs
+from qtasks.broker.store import settle
 from qtasks.protocol import wire
 from qtasks.protocol.messages import PublishOptions, Redaction, State
 from tests.support.store import OK, InlineStore, ids
@@ -151,7 +151,7 @@ def test_a_stale_settle_calls_nobody(store: InlineStore) -> None:
     stale = store.claim()
     store.crash()
     assert (
-        verbs.settle(store.db, Settlement(stale, OK, Evaluation(Trigger.SUCCEED), ("a", "b")), now_ms=store.now_ms)
+        settle.settle(store.db, Settlement(stale, OK, Evaluation(Trigger.SUCCEED), ("a", "b")), now_ms=store.now_ms)
         is None
     )
     assert ids(store.claims()) == ["msg_1"]

@@ -10,8 +10,10 @@ import pytest
 
 from qtasks.broker.core.rules import Evaluation, Trigger
 from qtasks.broker.core.values import Settlement
-from qtasks.broker.store import verbs
-from qtasks.broker.store.sqlite import connect
+from qtasks.broker.store.accept import accept
+from qtasks.broker.store.claim import claim
+from qtasks.broker.store.connection import connect
+from qtasks.broker.store.settle import settle
 from qtasks.protocol.messages import Response
 from tests.support.broker import START_MS, publication
 from tests.support.power import Acknowledged, Tape, TapingVFS
@@ -34,15 +36,15 @@ def record(folder: Path, *, synchronous: str | None = None, rounds: int = 40) ->
             group = [publication(number + n, body=chance.randbytes(chance.randrange(2000))) for n in range(3)]
             number += len(group)
             db.execute("BEGIN IMMEDIATE")
-            accepted = verbs.accept(db, group, now_ms=NOW)
-            found = verbs.claim(db, now_ms=NOW, limit=2, host_limit=100, in_flight={})
-            for claim in found.claims:
-                verbs.settle(db, Settlement(claim, Response(status=200), Evaluation(Trigger.SUCCEED)), now_ms=NOW)
+            accepted = accept(db, group, now_ms=NOW)
+            found = claim(db, now_ms=NOW, limit=2, host_limit=100, in_flight={})
+            for claimed in found.claims:
+                settle(db, Settlement(claimed, Response(status=200), Evaluation(Trigger.SUCCEED)), now_ms=NOW)
             db.execute("COMMIT")
             for one in accepted:
                 tape.acknowledge(f"accepted {one.message_id}")
-            for claim in found.claims:
-                tape.acknowledge(f"delivered {claim.message.id}")
+            for claimed in found.claims:
+                tape.acknowledge(f"delivered {claimed.message.id}")
     finally:
         db.close()
         vfs.unregister()

@@ -15,9 +15,10 @@ import pytest
 from qtasks.broker.core.rules import Evaluation, Trigger
 from qtasks.broker.core.values import DAY_MS, DeadLetterCriteria, LogCriteria, Retention, Settlement
 from qtasks.broker.loops.pruner import INTERVAL_MS, PAUSE_MS, Pruner
-from qtasks.broker.store import queries, verbs
-from qtasks.broker.store.retention import BATCH, forget, prune, used_bytes
-from qtasks.broker.store.sqlite import SqliteStore, connect, inside
+from qtasks.broker.store import accept, cancel, claim, queries, settle
+from qtasks.broker.store.connection import connect, run_in_transaction
+from qtasks.broker.store.retention import BATCH, prune_deduplication_keys, prune_messages, used_bytes
+from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.errors import StoreError
 from qtasks.protocol.messages import DEDUPLICATION_WINDOW_MS, PublishOptions, Response
 from tests.support.broker import ACCOUNT, START_MS, VirtualClock, publication
@@ -38,15 +39,15 @@ def db() -> Iterator[apsw.Connection]:
 def finish(db: apsw.Connection, first: int, last: int, trigger: Trigger, now_ms: int = NOW, body: bytes = b"x") -> None:
     """Accept messages `first` to `last` and bring them to an end at `now_ms`."""
     made = [publication(n, now_ms=now_ms, body=body, options=LABELLED) for n in range(first, last + 1)]
-    verbs.accept(db, made, now_ms=now_ms)
+    accept.accept(db, made, now_ms=now_ms)
     if trigger is Trigger.CANCEL:
-        verbs.cancel(db, ACCOUNT, [one.message.id for one in made], now_ms=now_ms)
+        cancel.cancel(db, ACCOUNT, [one.message.id for one in made], now_ms=now_ms)
         return
-    claims = verbs.claim(db, now_ms=now_ms, limit=len(made), host_limit=len(made), in_flight={}).claims
+    claims = claim.claim(db, now_ms=now_ms, limit=len(made), host_limit=len(made), in_flight={}).claims
     assert len(claims) == len(made)
     outcome = Response(status=200 if trigger is Trigger.SUCCEED else 500, body=b"answer")
     for one in claims:
-        verbs.settle(db, Settlement(one, outcome, Evaluation(trigger, "failed")), now_ms=now_ms)
+        settle.settle(db, Settlement(one, outcome, Evaluation(trigger, "failed")), now_ms=now_ms)
 
 
 def counts(db: apsw.Connection) -> dict[str, int]:
@@ -59,7 +60,7 @@ def kept(db: apsw.Connection) -> list[str]:
 
 def prune_all(db: apsw.Connection, keep: Retention, now_ms: int) -> int:
     removed = 0
-    while batch := prune(db, keep, now_ms=now_ms):
+    while batch := prune_messages(db, keep, now_ms=now_ms):
         removed += batch
     return removed
 
@@ -77,17 +78,17 @@ def test_a_finished_message_is_kept_for_its_time_and_then_leaves_nothing(
     finish(db, 1, 1, trigger)
     before = counts(db)
     assert before["messages"] == 1
-    assert prune(db, KEEP, now_ms=NOW + age_ms) == 0
+    assert prune_messages(db, KEEP, now_ms=NOW + age_ms) == 0
     assert counts(db) == before
-    assert prune(db, KEEP, now_ms=NOW + age_ms + 1) == 1
+    assert prune_messages(db, KEEP, now_ms=NOW + age_ms + 1) == 1
     assert counts(db) == dict.fromkeys(TABLES, 0)
 
 
 def test_what_waits_or_runs_is_never_removed(db: apsw.Connection) -> None:
-    verbs.accept(db, [publication(n) for n in (1, 2)], now_ms=NOW)
-    verbs.accept(db, [publication(3, not_before_ms=NOW + 365 * DAY_MS)], now_ms=NOW)
-    verbs.accept(db, [publication(4, queue="q"), publication(5, queue="q")], now_ms=NOW)
-    verbs.claim(db, now_ms=NOW, limit=1, host_limit=1, in_flight={})
+    accept.accept(db, [publication(n) for n in (1, 2)], now_ms=NOW)
+    accept.accept(db, [publication(3, not_before_ms=NOW + 365 * DAY_MS)], now_ms=NOW)
+    accept.accept(db, [publication(4, queue="q"), publication(5, queue="q")], now_ms=NOW)
+    claim.claim(db, now_ms=NOW, limit=1, host_limit=1, in_flight={})
     strict = Retention(delivered_ms=0, failed_ms=0, max_bytes=1)
     assert prune_all(db, strict, NOW + 1000 * DAY_MS) == 0
     assert kept(db) == [f"msg_{n}" for n in range(1, 6)]
@@ -95,14 +96,14 @@ def test_what_waits_or_runs_is_never_removed(db: apsw.Connection) -> None:
 
 def test_a_message_that_waits_for_its_callbacks_holds_its_place_in_the_queue(db: apsw.Connection) -> None:
     options = PublishOptions(callback="http://127.0.0.1:8000/callback")
-    verbs.accept(db, [publication(1, queue="q", options=options)], now_ms=NOW)
-    [one] = verbs.claim(db, now_ms=NOW, limit=1, host_limit=1, in_flight={}).claims
+    accept.accept(db, [publication(1, queue="q", options=options)], now_ms=NOW)
+    [one] = claim.claim(db, now_ms=NOW, limit=1, host_limit=1, in_flight={}).claims
     ids = ("msg_2", "msg_3")
-    verbs.settle(db, Settlement(one, Response(status=200), Evaluation(Trigger.SUCCEED), ids), now_ms=NOW)
-    assert prune(db, KEEP, now_ms=NOW + 8 * DAY_MS) == 0
-    [two] = verbs.claim(db, now_ms=NOW, limit=1, host_limit=1, in_flight={}).claims
-    verbs.settle(db, Settlement(two, Response(status=200), Evaluation(Trigger.SUCCEED)), now_ms=NOW)
-    assert prune(db, KEEP, now_ms=NOW + 8 * DAY_MS) == 2
+    settle.settle(db, Settlement(one, Response(status=200), Evaluation(Trigger.SUCCEED), ids), now_ms=NOW)
+    assert prune_messages(db, KEEP, now_ms=NOW + 8 * DAY_MS) == 0
+    [two] = claim.claim(db, now_ms=NOW, limit=1, host_limit=1, in_flight={}).claims
+    settle.settle(db, Settlement(two, Response(status=200), Evaluation(Trigger.SUCCEED)), now_ms=NOW)
+    assert prune_messages(db, KEEP, now_ms=NOW + 8 * DAY_MS) == 2
 
 
 def test_neighbours_of_what_is_removed_keep_everything(db: apsw.Connection) -> None:
@@ -126,14 +127,14 @@ def test_beyond_the_size_the_oldest_go_and_dead_letters_last(db: apsw.Connection
     finish(db, 1, 20, Trigger.FAIL, NOW, body)
     finish(db, 21, 40, Trigger.SUCCEED, NOW + 1, body)
     finish(db, 41, 60, Trigger.CANCEL, NOW + 2, body)
-    verbs.accept(db, [publication(n, body=body) for n in range(61, 81)], now_ms=NOW)
+    accept.accept(db, [publication(n, body=body) for n in range(61, 81)], now_ms=NOW)
     size = used_bytes(db)
 
     def pruned_to(share: float) -> list[str]:
         keep = replace(KEEP, max_bytes=int(size * share))
-        while used_bytes(db) > size * share and prune(db, keep, now_ms=NOW + 3, limit=1):
+        while used_bytes(db) > size * share and prune_messages(db, keep, now_ms=NOW + 3, limit=1):
             pass
-        assert prune(db, keep, now_ms=NOW + 3, limit=1) == 0 or share == 0
+        assert prune_messages(db, keep, now_ms=NOW + 3, limit=1) == 0 or share == 0
         return kept(db)
 
     left = pruned_to(0.9)
@@ -150,8 +151,8 @@ def test_beyond_the_size_the_oldest_go_and_dead_letters_last(db: apsw.Connection
 
 def test_below_the_size_nothing_is_removed_before_its_time(db: apsw.Connection) -> None:
     finish(db, 1, 10, Trigger.SUCCEED)
-    assert prune(db, replace(KEEP, max_bytes=10 * used_bytes(db)), now_ms=NOW + DAY_MS) == 0
-    assert prune(db, replace(KEEP, max_bytes=None), now_ms=NOW + DAY_MS) == 0
+    assert prune_messages(db, replace(KEEP, max_bytes=10 * used_bytes(db)), now_ms=NOW + DAY_MS) == 0
+    assert prune_messages(db, replace(KEEP, max_bytes=None), now_ms=NOW + DAY_MS) == 0
 
 
 def test_the_file_does_not_grow_with_what_has_passed_through_it(tmp_path: Path) -> None:
@@ -161,11 +162,11 @@ def test_the_file_does_not_grow_with_what_has_passed_through_it(tmp_path: Path) 
     for day in range(6):
         now_ms = NOW + day * 10 * DAY_MS
         first, last = day * 200 + 1, day * 200 + 200
-        inside(
+        run_in_transaction(
             connection,
             partial(finish, first=first, last=last, trigger=Trigger.SUCCEED, now_ms=now_ms, body=body),
         )
-        while inside(connection, partial(prune, retention=KEEP, now_ms=now_ms)):
+        while run_in_transaction(connection, prune_messages, KEEP, now_ms=now_ms):
             pass
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         sizes.append(path.stat().st_size)
@@ -182,20 +183,20 @@ def test_a_batch_has_a_most(db: apsw.Connection) -> None:
     finish(db, 1, 250, Trigger.SUCCEED)
     later_ms = NOW + 8 * DAY_MS
     assert BATCH == 100
-    assert [prune(db, KEEP, now_ms=later_ms) for _ in range(4)] == [100, 100, 50, 0]
+    assert [prune_messages(db, KEEP, now_ms=later_ms) for _ in range(4)] == [100, 100, 50, 0]
     finish(db, 251, 260, Trigger.SUCCEED)
     finish(db, 261, 270, Trigger.CANCEL)
-    assert prune(db, replace(KEEP, delivered_ms=0), now_ms=later_ms, limit=15) == 15
+    assert prune_messages(db, replace(KEEP, delivered_ms=0), now_ms=later_ms, limit=15) == 15
     assert kept(db) == [f"msg_{n}" for n in range(266, 271)]
 
 
 def test_deduplication_keys_are_forgotten_after_their_window_in_batches(db: apsw.Connection) -> None:
-    verbs.accept(db, [publication(n, deduplication_key=f"id:{n}") for n in range(150)], now_ms=NOW)
+    accept.accept(db, [publication(n, deduplication_key=f"id:{n}") for n in range(150)], now_ms=NOW)
     end_ms = NOW + DEDUPLICATION_WINDOW_MS
-    assert forget(db, now_ms=end_ms - 1) == 0
-    again = verbs.accept(db, [publication(999, deduplication_key="id:7")], now_ms=end_ms - 1)
+    assert prune_deduplication_keys(db, now_ms=end_ms - 1) == 0
+    again = accept.accept(db, [publication(999, deduplication_key="id:7")], now_ms=end_ms - 1)
     assert again[0].deduplicated
-    assert [forget(db, now_ms=end_ms) for _ in range(3)] == [100, 50, 0]
+    assert [prune_deduplication_keys(db, now_ms=end_ms) for _ in range(3)] == [100, 50, 0]
     assert db.execute("SELECT count(*) FROM deduplication").get == 0
 
 
@@ -203,7 +204,7 @@ def test_every_step_is_found_by_an_index(db: apsw.Connection) -> None:
     """A step that read a whole table would hold up deliveries, and the more the longer the broker has run."""
     finish(db, 1, 3, Trigger.SUCCEED)
     finish(db, 4, 6, Trigger.FAIL)
-    verbs.accept(db, [publication(7, deduplication_key="id:7")], now_ms=NOW)
+    accept.accept(db, [publication(7, deduplication_key="id:7")], now_ms=NOW)
     statements: list[tuple[str, Any]] = []
 
     def trace(_: apsw.Cursor, sql: str, bindings: Any) -> bool:
@@ -211,9 +212,9 @@ def test_every_step_is_found_by_an_index(db: apsw.Connection) -> None:
         return True
 
     db.exec_trace = trace
-    assert prune(db, KEEP, now_ms=NOW + 31 * DAY_MS) == 6
-    assert prune(db, replace(KEEP, max_bytes=1), now_ms=NOW + 31 * DAY_MS) == 0
-    assert forget(db, now_ms=NOW + DAY_MS) == 1
+    assert prune_messages(db, KEEP, now_ms=NOW + 31 * DAY_MS) == 6
+    assert prune_messages(db, replace(KEEP, max_bytes=1), now_ms=NOW + 31 * DAY_MS) == 0
+    assert prune_deduplication_keys(db, now_ms=NOW + DAY_MS) == 1
     db.exec_trace = None
     asked = [(sql, bindings) for sql, bindings in statements if not sql.lower().startswith("pragma")]
     assert len({sql for sql, _ in asked}) == 2 + len(TABLES)
@@ -243,10 +244,10 @@ class SelfMovingClock(VirtualClock):
 @pytest.mark.anyio
 async def test_the_loop_removes_all_that_is_due_and_makes_way_between_batches() -> None:
     clock = SelfMovingClock()
-    store, _ = await SqliteStore.open(":memory:", now_ms=clock.now_ms())
+    store, _ = await SqliteStore.open(":memory:", clock)
     made = [publication(n, deduplication_key=f"id:{n}") for n in range(250)]
     await store.accept(made, now_ms=clock.now_ms())
-    await store.cancel(ACCOUNT, [one.message.id for one in made], now_ms=clock.now_ms())
+    await store.write(cancel.cancel, ACCOUNT, [one.message.id for one in made], now_ms=clock.now_ms())
     pruner = Pruner(store, clock, KEEP)
     assert await pruner.run_once() == 0
     clock.advance(8 * DAY_MS)
@@ -261,7 +262,7 @@ async def test_the_loop_goes_on_after_whatever_goes_wrong(caplog: pytest.LogCapt
     class Failing:
         asked = 0
 
-        async def prune(self, keep: Retention, *, now_ms: int) -> int:
+        async def write(self, verb: object, *arguments: object, now_ms: int) -> int:
             self.asked += 1
             if self.asked == 1:
                 raise StoreError("no space")

@@ -13,10 +13,12 @@ import apsw
 import pytest
 
 from qtasks.broker.core.values import LogCriteria
-from qtasks.broker.store import sqlite, verbs
-from qtasks.broker.store.sqlite import QUICK_S, SqliteStore, connect
+from qtasks.broker.store import cancel, group_commit, queries
+from qtasks.broker.store.connection import connect
+from qtasks.broker.store.group_commit import QUICK_S
+from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.errors import SchemaTooNew, StoreError, StoreFull, StoreLocked
-from tests.support.broker import ACCOUNT, START_MS, publication
+from tests.support.broker import ACCOUNT, START_MS, VirtualClock, publication
 
 pytestmark = pytest.mark.anyio
 NOW = START_MS
@@ -25,20 +27,20 @@ NOW = START_MS
 @pytest.fixture(params=["file", "memory"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SqliteStore]:
     path = ":memory:" if request.param == "memory" else str(tmp_path / "store.db")
-    opened, _ = await SqliteStore.open(path, now_ms=NOW)
+    opened, _ = await SqliteStore.open(path, VirtualClock())
     yield opened
     await opened.close()
 
 
 async def test_what_was_answered_is_read_back_at_once(store: SqliteStore) -> None:
     await store.accept([publication(1)], now_ms=NOW)
-    found = await store.message(ACCOUNT, "msg_1")
+    found = await store.read(queries.message, ACCOUNT, "msg_1")
     assert found is not None
     assert found.body == b'{"n":1}'
 
 
 async def test_calls_made_together_share_a_commit(tmp_path: Path) -> None:
-    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), now_ms=NOW)
+    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), VirtualClock())
     commits = 0
 
     def count() -> bool:
@@ -52,9 +54,24 @@ async def test_calls_made_together_share_a_commit(tmp_path: Path) -> None:
     await store.close()
 
 
-@pytest.mark.parametrize("slow", [False, True])
-async def test_only_the_commits_of_a_slow_disk_are_handed_to_a_thread(tmp_path: Path, slow: bool) -> None:
-    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), now_ms=NOW)
+class Stopwatch(VirtualClock):
+    """A clock on which every commit takes the same time: it is read before and after each."""
+
+    def __init__(self, commit_s: float) -> None:
+        super().__init__()
+        self._commit_s = commit_s
+        self._read_s = 0.0
+
+    def monotonic(self) -> float:
+        self._read_s += self._commit_s
+        return self._read_s
+
+
+@pytest.mark.parametrize(("commit_s", "slow"), [(QUICK_S / 2, False), (10 * QUICK_S, True)])
+async def test_only_the_commits_of_a_slow_disk_are_handed_to_a_thread(
+    tmp_path: Path, commit_s: float, slow: bool
+) -> None:
+    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), Stopwatch(commit_s))
     committed_in: list[int] = []
 
     def note() -> bool:
@@ -62,20 +79,21 @@ async def test_only_the_commits_of_a_slow_disk_are_handed_to_a_thread(tmp_path: 
         return False
 
     store._db.set_commit_hook(note)
-    store._pace_s = 2 * QUICK_S if slow else 0.0
     await store.accept([publication(1)], now_ms=NOW)
-    assert [one != threading.get_ident() for one in committed_in] == [slow]
+    await store.accept([publication(2)], now_ms=NOW)
+    first, second = [thread != threading.get_ident() for thread in committed_in]
+    assert (first, second) == (False, slow), "the first commit shows how long the next ones will take"
     await store.close()
 
 
 async def test_no_answer_waits_for_the_log_to_be_moved_into_the_database(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr(group_commit, "CHECKPOINT_PAGES", 1)
     path = tmp_path / "store.db"
-    store, _ = await SqliteStore.open(str(path), now_ms=NOW)
-    size, answered, checkpoint = path.stat().st_size, threading.Event(), store._checkpoint
-    monkeypatch.setattr(store, "_checkpoint", lambda: checkpoint() if answered.wait(5) else None)
+    store, _ = await SqliteStore.open(str(path), VirtualClock())
+    size, answered, checkpoint = path.stat().st_size, threading.Event(), store._commits._checkpoint
+    monkeypatch.setattr(store._commits, "_checkpoint", lambda: checkpoint() if answered.wait(5) else None)
     await store.accept([publication(1, body=bytes(100_000))], now_ms=NOW)
     assert path.stat().st_size == size
     answered.set()
@@ -90,18 +108,18 @@ async def test_one_bad_call_never_fails_its_neighbours(store: SqliteStore) -> No
         *(store.accept([one], now_ms=NOW) for one in (publication(1), bad, publication(3))), return_exceptions=True
     )
     assert [type(answer) for answer in answers] == [list, StoreError, list]
-    page = await store.log(ACCOUNT, LogCriteria(), cursor=None, count=9)
+    page = await store.read(queries.log, ACCOUNT, LogCriteria(), cursor=None, count=9)
     assert sorted(entry.message.id for entry in page.items) == ["msg_1", "msg_3"]
 
 
 async def test_a_request_is_stored_whole_or_not_at_all(store: SqliteStore) -> None:
     with pytest.raises(StoreError):
         await store.accept([publication(1), publication(1)], now_ms=NOW)
-    assert await store.message(ACCOUNT, "msg_1") is None
+    assert await store.read(queries.message, ACCOUNT, "msg_1") is None
 
 
 async def test_a_full_disk_refuses_the_call_and_takes_the_next_when_there_is_room(tmp_path: Path) -> None:
-    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), now_ms=NOW)
+    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), VirtualClock())
     pages = store._db.pragma("page_count")
     store._db.pragma("max_page_count", pages + 1)
     answers = await asyncio.gather(
@@ -110,7 +128,7 @@ async def test_a_full_disk_refuses_the_call_and_takes_the_next_when_there_is_roo
     assert all(isinstance(answer, StoreFull) for answer in answers)
     store._db.pragma("max_page_count", pages + 2000)
     await store.accept([publication(9)], now_ms=NOW)
-    page = await store.log(ACCOUNT, LogCriteria(), cursor=None, count=9)
+    page = await store.read(queries.log, ACCOUNT, LogCriteria(), cursor=None, count=9)
     assert [entry.message.id for entry in page.items] == ["msg_9"]
     await store.close()
 
@@ -146,8 +164,13 @@ def failing_vfs() -> Iterator[type[FailingVFS]]:
     vfs.unregister()
 
 
+def failing_store(path: str) -> SqliteStore:
+    db = connect(path, vfs="failing-sync")
+    return SqliteStore(path, db, VirtualClock(), release=db.close)
+
+
 async def test_nothing_is_accepted_after_a_failed_sync(tmp_path: Path, failing_vfs: type[FailingVFS]) -> None:
-    store = SqliteStore(str(tmp_path / "store.db"), connect(str(tmp_path / "store.db"), vfs="failing-sync"), None)
+    store = failing_store(str(tmp_path / "store.db"))
     await store.accept([publication(1)], now_ms=NOW)
     failing_vfs.failing = "-wal"
     with pytest.raises(StoreError, match="the storage failed"):
@@ -162,9 +185,9 @@ async def test_nothing_is_accepted_after_a_failed_sync(tmp_path: Path, failing_v
 async def test_nothing_is_accepted_after_the_database_file_could_not_be_synced(
     tmp_path: Path, failing_vfs: type[FailingVFS], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr(group_commit, "CHECKPOINT_PAGES", 1)
     path = str(tmp_path / "store.db")
-    store = SqliteStore(path, connect(path, vfs="failing-sync"), None)
+    store = failing_store(path)
     failing_vfs.failing = "store.db"
     await store.accept([publication(1)], now_ms=NOW)
     with pytest.raises(StoreError, match="the storage failed"):
@@ -172,7 +195,7 @@ async def test_nothing_is_accepted_after_the_database_file_could_not_be_synced(
     assert store.broken.is_set()
     failing_vfs.failing = None
     await store.close()
-    again, recovery = await SqliteStore.open(path, now_ms=NOW)
+    again, recovery = await SqliteStore.open(path, VirtualClock())
     assert recovery.waiting == 1, "what was accepted is in the log"
     await again.close()
 
@@ -182,7 +205,7 @@ async def test_a_caller_that_goes_away_does_not_take_its_message_along(store: Sq
     await asyncio.sleep(0)
     waiting.cancel()
     await store.accept([publication(2)], now_ms=NOW)
-    assert await store.message(ACCOUNT, "msg_1") is not None
+    assert await store.read(queries.message, ACCOUNT, "msg_1") is not None
 
 
 async def test_a_second_process_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
@@ -190,8 +213,9 @@ async def test_a_second_process_is_refused_with_the_name_of_the_first(tmp_path: 
     program = (
         "import asyncio, sys\n"
         "from qtasks.broker.store.sqlite import SqliteStore\n"
+        "from qtasks.clock import SystemClock\n"
         "async def main():\n"
-        "    store, _ = await SqliteStore.open(sys.argv[1], now_ms=1)\n"
+        "    store, _ = await SqliteStore.open(sys.argv[1], SystemClock())\n"
         "    print('open', flush=True)\n"
         "    sys.stdin.read()\n"
         "asyncio.run(main())\n"
@@ -202,10 +226,10 @@ async def test_a_second_process_is_refused_with_the_name_of_the_first(tmp_path: 
     assert other.stdout is not None
     assert other.stdout.readline() == "open\n"
     with pytest.raises(StoreLocked, match=f"store.db is in use by process {other.pid}"):
-        await SqliteStore.open(str(path), now_ms=NOW)
+        await SqliteStore.open(str(path), VirtualClock())
     other.kill()
     other.communicate()
-    store, _ = await SqliteStore.open(str(path), now_ms=NOW)
+    store, _ = await SqliteStore.open(str(path), VirtualClock())
     await store.close()
 
 
@@ -213,7 +237,7 @@ async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     path.write_bytes(b"Dear diary, " * 200)
     with pytest.raises(StoreError, match="not a qtasks database"):
-        await SqliteStore.open(str(path), now_ms=NOW)
+        await SqliteStore.open(str(path), VirtualClock())
     assert path.read_bytes().startswith(b"Dear diary")
 
 
@@ -223,21 +247,21 @@ async def test_a_newer_schema_is_refused_with_what_to_do(tmp_path: Path) -> None
     db.pragma("user_version", 999)
     db.close()
     with pytest.raises(SchemaTooNew, match="schema version 999"):
-        await SqliteStore.open(str(path), now_ms=NOW)
+        await SqliteStore.open(str(path), VirtualClock())
 
 
 async def test_a_folder_that_does_not_exist_yet_is_made(tmp_path: Path) -> None:
-    store, _ = await SqliteStore.open(str(tmp_path / "new" / "store.db"), now_ms=NOW)
+    store, _ = await SqliteStore.open(str(tmp_path / "new" / "store.db"), VirtualClock())
     await store.close()
 
 
 async def test_a_restart_finds_what_the_last_run_left(tmp_path: Path) -> None:
     path = str(tmp_path / "store.db")
-    store, _ = await SqliteStore.open(path, now_ms=NOW)
+    store, _ = await SqliteStore.open(path, VirtualClock())
     await store.accept([publication(1), publication(2)], now_ms=NOW)
     await store.claim(now_ms=NOW, limit=1, host_limit=9, in_flight={})
     await store.close()
-    again, recovery = await SqliteStore.open(path, now_ms=NOW)
+    again, recovery = await SqliteStore.open(path, VirtualClock())
     assert (recovery.interrupted, recovery.waiting) == (1, 2)
     found = await again.claim(now_ms=NOW, limit=9, host_limit=9, in_flight={})
     assert [claim.message.id for claim in found.claims] == ["msg_1", "msg_2"]
@@ -251,7 +275,7 @@ async def test_a_closed_store_says_so(store: SqliteStore) -> None:
 
 
 async def test_a_reader_cannot_write(tmp_path: Path) -> None:
-    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), now_ms=NOW)
+    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), VirtualClock())
     with pytest.raises(apsw.ReadOnlyError):
-        await store._read(lambda db: verbs.cancel(db, ACCOUNT, ["x"], now_ms=NOW) or db.execute("DELETE FROM messages"))
+        await store.read(lambda db: cancel.cancel(db, ACCOUNT, ["x"], now_ms=NOW) or db.execute("DELETE FROM messages"))
     await store.close()

@@ -12,8 +12,9 @@ import pytest
 from qtasks.broker.api.api_request import ApiRequest, HttpError
 from qtasks.broker.api.auth import STALE_S, Principal, Tokens, TokenScope
 from qtasks.broker.core.values import StoredToken
-from qtasks.broker.store import tokens
-from qtasks.broker.store.sqlite import SqliteStore, connect
+from qtasks.broker.store import accounts
+from qtasks.broker.store.connection import connect
+from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.errors import StoreError
 from tests.support.broker import START_MS, VirtualClock
 
@@ -33,46 +34,46 @@ def db() -> Iterator[apsw.Connection]:
 def test_a_token_is_kept_as_its_digest_alone(tmp_path: Path) -> None:
     path = tmp_path / "t.db"
     connection = connect(str(path))
-    assert tokens.add(connection, "qtk_secret", 1, "ci", read_only=True, now_ms=NOW)
-    [kept] = tokens.every(connection)
+    assert accounts.add_token(connection, "qtk_secret", 1, "ci", read_only=True, now_ms=NOW)
+    [kept] = accounts.tokens(connection)
     connection.close()
-    assert kept == StoredToken(tokens.digest("qtk_secret"), 1, "ci", True, NOW)
+    assert kept == StoredToken(accounts.token_digest("qtk_secret"), 1, "ci", True, NOW)
     assert not [file for file in tmp_path.iterdir() if b"qtk_secret" in file.read_bytes()]
 
 
 def test_names_are_unique_in_an_account_and_only_there(db: apsw.Connection) -> None:
-    assert tokens.add(db, "one", 1, "ci", read_only=False, now_ms=NOW)
-    assert not tokens.add(db, "two", 1, "ci", read_only=False, now_ms=NOW)
-    assert tokens.add(db, "three", 2, "ci", read_only=False, now_ms=NOW)
-    assert [(one.account, one.digest) for one in tokens.every(db)] == [
-        (1, tokens.digest("one")),
-        (2, tokens.digest("three")),
+    assert accounts.add_token(db, "one", 1, "ci", read_only=False, now_ms=NOW)
+    assert not accounts.add_token(db, "two", 1, "ci", read_only=False, now_ms=NOW)
+    assert accounts.add_token(db, "three", 2, "ci", read_only=False, now_ms=NOW)
+    assert [(one.account, one.digest) for one in accounts.tokens(db)] == [
+        (1, accounts.token_digest("one")),
+        (2, accounts.token_digest("three")),
     ]
 
 
 def test_a_token_is_revoked_by_its_name_in_its_account(db: apsw.Connection) -> None:
-    tokens.add(db, "one", 1, "ci", read_only=False, now_ms=NOW)
-    assert not tokens.remove(db, 2, "ci")
-    assert not tokens.remove(db, 1, "CI")
-    assert tokens.remove(db, 1, "ci")
-    assert not tokens.remove(db, 1, "ci")
-    assert tokens.every(db) == []
-    assert tokens.add(db, "two", 1, "ci", read_only=False, now_ms=NOW)
+    accounts.add_token(db, "one", 1, "ci", read_only=False, now_ms=NOW)
+    assert not accounts.remove_token(db, 2, "ci")
+    assert not accounts.remove_token(db, 1, "CI")
+    assert accounts.remove_token(db, 1, "ci")
+    assert not accounts.remove_token(db, 1, "ci")
+    assert accounts.tokens(db) == []
+    assert accounts.add_token(db, "two", 1, "ci", read_only=False, now_ms=NOW)
 
 
 def test_tokens_are_listed_oldest_first(db: apsw.Connection) -> None:
     for name, age_ms in (("b", 2), ("c", 1), ("a", 1)):
-        tokens.add(db, name, 1, name, read_only=False, now_ms=NOW - age_ms)
-    assert [one.name for one in tokens.every(db)] == ["b", "a", "c"]
+        accounts.add_token(db, name, 1, name, read_only=False, now_ms=NOW - age_ms)
+    assert [one.name for one in accounts.tokens(db)] == ["b", "a", "c"]
 
 
 @pytest.mark.anyio
 async def test_another_connection_s_tokens_are_seen_at_once(tmp_path: Path) -> None:
-    store, _ = await SqliteStore.open(str(tmp_path / "t.db"), now_ms=NOW)
+    store, _ = await SqliteStore.open(str(tmp_path / "t.db"), VirtualClock())
     other = connect(str(tmp_path / "t.db"))
-    assert await store.tokens() == []
-    tokens.add(other, "one", 1, "ci", read_only=False, now_ms=NOW)
-    assert [one.name for one in await store.tokens()] == ["ci"]
+    assert await store.read(accounts.tokens) == []
+    accounts.add_token(other, "one", 1, "ci", read_only=False, now_ms=NOW)
+    assert [one.name for one in await store.read(accounts.tokens)] == ["ci"]
     other.close()
     await store.close()
 
@@ -91,7 +92,7 @@ class Shelf:
         self.error: Exception | None = None
 
     def put(self, token: str, *, read_only: bool = False) -> None:
-        self.kept.append(StoredToken(tokens.digest(token), 7, token, read_only, NOW))
+        self.kept.append(StoredToken(accounts.token_digest(token), 7, token, read_only, NOW))
 
     async def read(self) -> list[StoredToken]:
         self.reads += 1

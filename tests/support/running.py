@@ -18,6 +18,7 @@ from qtasks.broker.server import event_loop
 from qtasks.broker.server.api_server import ApiServer
 from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import BrokerSettings
+from qtasks.broker.store import accounts
 from qtasks.protocol.messages import State
 from qtasks.randomness import SystemRandom
 
@@ -56,7 +57,7 @@ class RunningBroker:
         keys = ids.signing_keys(chance)
         token = ids.token_secret(chance)
         user = AccountCredentials(f"user-{len(self.broker.accounts)}", token, keys)
-        account = self.call(self.broker.store.ensure_account(user, keys))
+        account = self.call(self.broker.store.write(accounts.ensure_account, user, keys))
         self.broker.accounts[user.name] = account
         self.broker.tokens.add(token, Principal(account, scope))
         return user

@@ -8,8 +8,8 @@ import apsw
 
 from qtasks.broker.core.rules import Evaluation, Stage, Trigger
 from qtasks.broker.core.values import Claim, DeadLetterCriteria, LogCriteria, Settled, Settlement
-from qtasks.broker.store import queries, verbs
-from qtasks.broker.store.sqlite import connect
+from qtasks.broker.store import accept, cancel, claim, queries, settle
+from qtasks.broker.store.connection import connect
 from qtasks.protocol.messages import DeadLetter, Message, Response, State
 from tests.support.broker import ACCOUNT, START_MS, publication
 
@@ -30,17 +30,17 @@ class InlineStore:
 
     def accept(self, *numbers: int, **changes: Any) -> list[str]:
         publications = [publication(number, now_ms=self.now_ms, **changes) for number in numbers]
-        return [accepted.message_id for accepted in verbs.accept(self.db, publications, now_ms=self.now_ms)]
+        return [accepted.message_id for accepted in accept.accept(self.db, publications, now_ms=self.now_ms)]
 
     def claims(self, limit: int = 100, host_limit: int = 1000, **busy: int) -> list[Claim]:
         """Claim all messages that may start now."""
         claims: list[Claim] = []
         while len(claims) < limit:
-            answer = verbs.claim(
+            answer = claim.claim(
                 self.db, now_ms=self.now_ms, limit=limit - len(claims), host_limit=host_limit, in_flight=busy
             )
             claims += answer.claims
-            if not answer.more:
+            if not answer.has_more:
                 break
         return claims
 
@@ -51,7 +51,7 @@ class InlineStore:
 
     def next_due(self) -> int | None:
         """Milliseconds until the next message is due; None if none is."""
-        due_ms = verbs.claim(self.db, now_ms=self.now_ms, limit=0, host_limit=1, in_flight={}).next_due_ms
+        due_ms = claim.claim(self.db, now_ms=self.now_ms, limit=0, host_limit=1, in_flight={}).next_due_ms
         return None if due_ms is None else due_ms - self.now_ms
 
     def end(
@@ -70,15 +70,15 @@ class InlineStore:
             evaluation,
             (f"cb_{self._fresh}", f"cb_{self._fresh + 1}"),
         )
-        settled = verbs.settle(self.db, settlement, now_ms=self.now_ms)
+        settled = settle.settle(self.db, settlement, now_ms=self.now_ms)
         assert settled is not None
         return settled
 
     def cancel(self, *message_ids: str) -> int:
-        return verbs.cancel(self.db, ACCOUNT, message_ids, now_ms=self.now_ms)
+        return cancel.cancel(self.db, ACCOUNT, message_ids, now_ms=self.now_ms)
 
     def crash(self) -> None:
-        verbs.recover(self.db, now_ms=self.now_ms)
+        settle.recover(self.db, now_ms=self.now_ms)
 
     def message(self, message_id: str) -> Message:
         message = queries.message(self.db, ACCOUNT, message_id)

@@ -11,7 +11,7 @@ from urllib.parse import unquote_plus
 
 from qtasks.broker.api.api_request import ApiRequest, HttpError
 from qtasks.broker.core.values import StoredToken
-from qtasks.broker.store.tokens import digest
+from qtasks.broker.store.accounts import token_digest
 from qtasks.clock import Clock
 
 _MAX_TOKEN: Final = 4096
@@ -52,13 +52,13 @@ class Tokens:
 
     def add(self, token: str, principal: Principal) -> None:
         """Accept `token` from now on."""
-        self._configured[digest(token)] = principal
+        self._configured[token_digest(token)] = principal
 
     async def authenticate(self, request: ApiRequest) -> Principal:
         """The caller of `request`. HttpError 401, with the same text for every reason."""
         token = _token_of(request)
         if token and len(token) <= _MAX_TOKEN:
-            key = digest(token)
+            key = token_digest(token)
             if (principal := self._configured.get(key)) is not None:
                 return principal
             await self._refresh(_SOONEST_S if key not in self._stored else STALE_S)

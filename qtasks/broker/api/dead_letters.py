@@ -13,6 +13,7 @@ from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Qu
 from qtasks.broker.api.validation import check_not_before, check_policy
 from qtasks.broker.core.message_builder import retry_of_dead_letter
 from qtasks.broker.core.values import DeadLetterCriteria, Page, Publication
+from qtasks.broker.store import dead_letters, queries
 from qtasks.broker.store.queries import BadCursorError
 from qtasks.protocol import views, wire
 from qtasks.protocol.messages import DeadLetter, Message, PublishOptions
@@ -43,7 +44,9 @@ async def get_dead_letter(context: ApiContext, account: int, request: ApiRequest
 async def delete_dead_letter(context: ApiContext, account: int, request: ApiRequest, letter_id: str) -> ApiResponse:
     """`DELETE /v2/dlq/{dlqId}`: 404 when it is gone."""
     await _known(context, account, letter_id)
-    done = await context.store.delete_dead_letters(account, DeadLetterCriteria(ids=(letter_id,)), cursor=None, limit=1)
+    done = await context.store.write(
+        dead_letters.delete_dead_letters, account, DeadLetterCriteria(ids=(letter_id,)), cursor=None, limit=1
+    )
     if not done.count:  # somebody else was faster
         raise _not_found(letter_id)
     return json_response({"deleted": 1})
@@ -55,8 +58,8 @@ async def delete_dead_letters(context: ApiContext, account: int, request: ApiReq
     deleted, cursor = 0, None
     for which, count in _portions(query):
         try:
-            done = await context.store.delete_dead_letters(
-                account, which, cursor=query.last("cursor") or None, limit=count
+            done = await context.store.write(
+                dead_letters.delete_dead_letters, account, which, cursor=query.last("cursor") or None, limit=count
             )
         except BadCursorError as error:
             raise HttpError(400, str(error)) from None
@@ -122,7 +125,7 @@ async def _retry(
         return retry_of_dead_letter(message, overrides, message_id=message_id, now_ms=now_ms)
 
     retries = [(letter.id, retry(letter.message)) for letter in letters]
-    taken = await context.store.retry_dead_letters(account, retries, now_ms=now_ms)
+    taken = await context.store.write(dead_letters.retry_dead_letters, account, retries, now_ms=now_ms)
     context.wake()
     context.watchers.notify_created([one.message for one in taken], now_ms=now_ms)
     return taken
@@ -132,14 +135,16 @@ async def _page(
     context: ApiContext, account: int, which: DeadLetterCriteria, cursor: str | None, count: int
 ) -> Page[DeadLetter]:
     try:
-        return await context.store.dead_letters(account, which, cursor=cursor, count=count)
+        return await context.store.read(queries.dead_letters, account, which, cursor=cursor, count=count)
     except BadCursorError as error:
         raise HttpError(400, str(error)) from None
 
 
 async def _known(context: ApiContext, account: int, letter_id: str) -> DeadLetter:
     if _ID.fullmatch(letter_id):
-        page = await context.store.dead_letters(account, DeadLetterCriteria(ids=(letter_id,)), cursor=None, count=1)
+        page = await context.store.read(
+            queries.dead_letters, account, DeadLetterCriteria(ids=(letter_id,)), cursor=None, count=1
+        )
         if page.items:
             return page.items[0]
     raise _not_found(letter_id)

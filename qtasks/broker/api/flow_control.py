@@ -7,6 +7,7 @@ from typing import Final
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Query, json_response
 from qtasks.broker.core.values import FlowKeyState
+from qtasks.broker.store import flow_control
 
 _MAX_LIMIT: Final = 2**31 - 1
 _MAX_PERIOD_S: Final = 7 * 24 * 60 * 60
@@ -16,13 +17,13 @@ _MAX_KEY: Final = 512
 async def list_keys(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/flowControl`, with `search=<part of the key>`."""
     search = Query(request.query).last("search") or ""
-    keys = await context.store.flow_keys(account, search=search, now_ms=context.clock.now_ms())
+    keys = await context.store.read(flow_control.flow_keys, account, search=search, now_ms=context.clock.now_ms())
     return json_response([_view(key) for key in keys])
 
 
 async def get_key(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`GET /v2/flowControl/{key}`."""
-    key = await context.store.flow_key(account, name, now_ms=context.clock.now_ms())
+    key = await context.store.read(flow_control.flow_key, account, name, now_ms=context.clock.now_ms())
     if key is None:
         raise HttpError(404, f"flow control key {name[:128]} not found")
     return json_response(_view(key))
@@ -39,7 +40,9 @@ async def resume_key(context: ApiContext, account: int, request: ApiRequest, nam
 
 
 async def _pause(context: ApiContext, account: int, name: str, *, paused: bool) -> ApiResponse:
-    await context.store.pause_flow_key(account, _key(name), paused=paused, now_ms=context.clock.now_ms())
+    await context.store.write(
+        flow_control.pause_flow_key, account, _key(name), paused=paused, now_ms=context.clock.now_ms()
+    )
     context.wake()
     return json_response({})
 
@@ -47,7 +50,8 @@ async def _pause(context: ApiContext, account: int, name: str, *, paused: bool) 
 async def pin_key(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`POST /v2/flowControl/{key}/pin`: any of parallelism, rate and period, whatever messages bring."""
     query = Query(request.query)
-    await context.store.pin_flow_key(
+    await context.store.write(
+        flow_control.pin_flow_key,
         account,
         _key(name),
         parallelism=query.integer("parallelism", low=1, high=_MAX_LIMIT),
@@ -62,7 +66,8 @@ async def pin_key(context: ApiContext, account: int, request: ApiRequest, name: 
 async def unpin_key(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`POST /v2/flowControl/{key}/unpin`: the pinned values stay until a message brings others."""
     query = Query(request.query)
-    await context.store.unpin_flow_key(
+    await context.store.write(
+        flow_control.unpin_flow_key,
         account,
         name,
         parallelism=query.flag("parallelism"),
@@ -75,7 +80,7 @@ async def unpin_key(context: ApiContext, account: int, request: ApiRequest, name
 
 async def reset_rate(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`POST /v2/flowControl/{key}/resetRate`, and `reset`, which has no other counter to reset here."""
-    await context.store.reset_flow_rate(account, name, now_ms=context.clock.now_ms())
+    await context.store.write(flow_control.reset_flow_rate, account, name, now_ms=context.clock.now_ms())
     context.wake()
     return json_response({})
 
@@ -83,7 +88,10 @@ async def reset_rate(context: ApiContext, account: int, request: ApiRequest, nam
 async def global_parallelism(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/globalParallelism`: the maximum is the broker's, the count the account's own."""
     return json_response(
-        {"parallelismMax": context.parallelism, "parallelismCount": await context.store.running_now(account)}
+        {
+            "parallelismMax": context.parallelism,
+            "parallelismCount": await context.store.read(flow_control.running_now, account),
+        }
     )
 
 

@@ -10,6 +10,7 @@ from qtasks.broker.api import query_filters
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Query, json_response
 from qtasks.broker.core.values import MessageCriteria
+from qtasks.broker.store import accounts, cancel, queries
 from qtasks.broker.store.queries import BadCursorError
 from qtasks.protocol import views
 
@@ -21,7 +22,7 @@ MAX_CANCEL: Final = 500
 
 async def get_message(context: ApiContext, account: int, request: ApiRequest, message_id: str) -> ApiResponse:
     """`GET /v2/messages/{id}`."""
-    message = await context.store.message(account, message_id)
+    message = await context.store.read(queries.message, account, message_id)
     if message is None:
         raise HttpError(404, f"message {message_id[:128]} not found")
     return json_response(views.message_json(message))
@@ -29,7 +30,7 @@ async def get_message(context: ApiContext, account: int, request: ApiRequest, me
 
 async def cancel_message(context: ApiContext, account: int, request: ApiRequest, message_id: str) -> ApiResponse:
     """`DELETE /v2/messages/{id}`: 404 if it is unknown, finished or already cancelled (docs/compatibility.md A21)."""
-    cancelled = await context.store.cancel(account, [message_id], now_ms=context.clock.now_ms())
+    cancelled = await context.store.write(cancel.cancel, account, [message_id], now_ms=context.clock.now_ms())
     if not cancelled:
         raise HttpError(404, f"message {message_id[:128]} not found, or already finished")
     context.wake()
@@ -43,7 +44,7 @@ async def cancel_messages(context: ApiContext, account: int, request: ApiRequest
     if message_ids:
         cancelled = 0
         for some in query_filters.slices(message_ids):
-            cancelled += await context.store.cancel(account, some, now_ms=context.clock.now_ms())
+            cancelled += await context.store.write(cancel.cancel, account, some, now_ms=context.clock.now_ms())
     else:
         count = query.integer("count", low=1, high=MAX_CANCEL)
         cancelled = await _cancel_where(context, account, query_filters.message_filter(query), count)
@@ -58,7 +59,7 @@ async def _cancel_where(context: ApiContext, account: int, which: MessageCriteri
     cancelled, after = 0, 0
     while count is None or cancelled < count:
         limit = query_filters.SLICE if count is None else min(query_filters.SLICE, count - cancelled)
-        done = await context.store.cancel_where(account, which, after=after, limit=limit, now_ms=now_ms)
+        done = await context.store.write(cancel.cancel_where, account, which, after=after, limit=limit, now_ms=now_ms)
         cancelled += done.count
         if done.last is None:
             break
@@ -72,7 +73,7 @@ async def list_log(context: ApiContext, account: int, request: ApiRequest) -> Ap
     which = query_filters.log_filter(query)
     count = query.count(default=LOG_PAGE, most=LOG_PAGE)
     try:
-        page = await context.store.log(account, which, cursor=query.last("cursor") or None, count=count)
+        page = await context.store.read(queries.log, account, which, cursor=query.last("cursor") or None, count=count)
     except BadCursorError as error:
         raise HttpError(400, str(error)) from None
     entries = [views.log_json(entry) for entry in page.items]
@@ -90,6 +91,6 @@ async def get_keys(context: ApiContext, account: int, request: ApiRequest) -> Ap
 
 async def rotate_keys(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`POST /v2/keys/rotate`: next becomes current. What is on its way is signed with whatever is current then."""
-    keys = await context.store.rotate_keys(account, ids.signing_key(context.random))
+    keys = await context.store.write(accounts.rotate_keys, account, ids.signing_key(context.random))
     context.keys.forget(account)
     return json_response({"current": keys.current, "next": keys.next})

@@ -15,6 +15,7 @@ from qtasks.broker.api.schedules import create_schedule
 from qtasks.broker.api.validation import check_api, check_not_before, check_order_of_arrival, check_policy
 from qtasks.broker.core.message_builder import LLM_URL, ValidPublish, publications
 from qtasks.broker.core.values import Accepted, DeliveryEndpoint, Publication
+from qtasks.broker.store import url_groups
 from qtasks.protocol import wire
 from qtasks.protocol.messages import MAX_BODY, Headers, PublishOptions
 
@@ -163,7 +164,7 @@ async def _read(
             wire.check_name(item.queue, "queue name")
         if kind == "url":
             wire.check_url(target.destination)
-        group = await context.store.group(account, target.destination) if kind == "group" else None
+        group = await context.store.read(url_groups.group, account, target.destination) if kind == "group" else None
         if kind == "group" and group is None:
             raise HttpError(400, f"{wire.INVALID_SCHEME} (there is no URL group named {target.destination[:128]!r})")
         options = wire.read(item.headers, target.query, () if group is None else group.headers)

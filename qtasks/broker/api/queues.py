@@ -7,6 +7,7 @@ from typing import Any, Final
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_name, read_object
 from qtasks.broker.core.values import QueueState
+from qtasks.broker.store import queues
 
 MAX_PARALLELISM: Final = 1000
 """The largest of the hosted plans."""
@@ -17,7 +18,8 @@ async def upsert_queue(context: ApiContext, account: int, request: ApiRequest) -
     """`POST /v2/queues`: what is absent keeps its value (1 and running for a new queue)."""
     wanted = await read_object(request)
     name = read_name(wanted.get("queueName"), "queue name")
-    await context.store.upsert_queue(
+    await context.store.write(
+        queues.upsert_queue,
         account,
         name,
         parallelism=_parallelism(wanted.get("parallelism")),
@@ -46,12 +48,12 @@ def _paused(value: Any) -> bool | None:
 
 async def list_queues(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/queues`."""
-    return json_response([_view(queue) for queue in await context.store.queues(account)])
+    return json_response([_view(queue) for queue in await context.store.read(queues.queues, account)])
 
 
 async def get_queue(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`GET /v2/queues/{name}`."""
-    queue = await context.store.queue(account, read_name(name, "queue name"))
+    queue = await context.store.read(queues.queue, account, read_name(name, "queue name"))
     if queue is None:
         raise _not_found(name)
     return json_response(_view(queue))
@@ -63,7 +65,9 @@ async def delete_queue(context: ApiContext, account: int, request: ApiRequest, n
     200 for an unknown queue as well (docs/compatibility.md A20, A31).
     """
     now_ms = context.clock.now_ms()
-    while await context.store.drop_queue(account, read_name(name, "queue name"), limit=_SLICE, now_ms=now_ms):
+    while await context.store.write(
+        queues.drop_queue, account, read_name(name, "queue name"), limit=_SLICE, now_ms=now_ms
+    ):
         pass
     return json_response({})
 
@@ -79,7 +83,7 @@ async def resume_queue(context: ApiContext, account: int, request: ApiRequest, n
 
 
 async def _pause(context: ApiContext, account: int, name: str, *, paused: bool) -> ApiResponse:
-    if not await context.store.pause_queue(account, name, paused=paused, now_ms=context.clock.now_ms()):
+    if not await context.store.write(queues.pause_queue, account, name, paused=paused, now_ms=context.clock.now_ms()):
         raise _not_found(name)
     context.wake()
     return json_response({})

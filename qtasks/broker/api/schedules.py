@@ -8,6 +8,7 @@ from qtasks.broker import ids
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response
 from qtasks.broker.api.validation import check_api, check_callbacks_of_queue, check_policy
+from qtasks.broker.store import schedules, url_groups
 from qtasks.protocol import cron, views, wire
 from qtasks.protocol.messages import MAX_BODY, Schedule
 
@@ -29,7 +30,7 @@ async def create_schedule(
         raise HttpError(error.status, str(error)) from None
     except ValueError as error:
         raise HttpError(400, str(error)) from None
-    if kind == "group" and await context.store.group(account, target.destination) is None:
+    if kind == "group" and await context.store.read(url_groups.group, account, target.destination) is None:
         raise HttpError(400, f"{wire.INVALID_SCHEME} (there is no URL group named {target.destination[:128]!r})")
     if kind == "api":
         check_api(context, target.destination, options)
@@ -49,14 +50,16 @@ async def create_schedule(
         created_ms=now_ms,
         next_ms=expression.next_ms(now_ms),
     )
-    await context.store.put_schedule(schedule)
+    await context.store.write(schedules.put_schedule, schedule)
     context.wake_scheduler()
     return json_response({"scheduleId": schedule.id})
 
 
 async def list_schedules(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/schedules`."""
-    return json_response([_view(context, schedule) for schedule in await context.store.schedules(account)])
+    return json_response(
+        [_view(context, schedule) for schedule in await context.store.read(schedules.schedules, account)]
+    )
 
 
 async def get_schedule(context: ApiContext, account: int, request: ApiRequest, schedule_id: str) -> ApiResponse:
@@ -66,14 +69,14 @@ async def get_schedule(context: ApiContext, account: int, request: ApiRequest, s
 
 async def delete_schedule(context: ApiContext, account: int, request: ApiRequest, schedule_id: str) -> ApiResponse:
     """`DELETE /v2/schedules/{id}`: 404 for an unknown one (docs/compatibility.md A31)."""
-    if not await context.store.delete_schedule(account, schedule_id):
+    if not await context.store.write(schedules.delete_schedule, account, schedule_id):
         raise _not_found(schedule_id)
     return json_response({})
 
 
 async def pause_schedule(context: ApiContext, account: int, request: ApiRequest, schedule_id: str) -> ApiResponse:
     """`PATCH` or `POST /v2/schedules/{id}/pause` (docs/compatibility.md A22)."""
-    if not await context.store.pause_schedule(account, schedule_id, paused=True, next_ms=None):
+    if not await context.store.write(schedules.pause_schedule, account, schedule_id, paused=True, next_ms=None):
         raise _not_found(schedule_id)
     return json_response({})
 
@@ -81,13 +84,15 @@ async def pause_schedule(context: ApiContext, account: int, request: ApiRequest,
 async def resume_schedule(context: ApiContext, account: int, request: ApiRequest, schedule_id: str) -> ApiResponse:
     """`PATCH` or `POST /v2/schedules/{id}/resume`: what the pause left out is not made up for."""
     schedule = await _known(context, account, schedule_id)
-    await context.store.pause_schedule(account, schedule_id, paused=False, next_ms=_next_ms(context, schedule))
+    await context.store.write(
+        schedules.pause_schedule, account, schedule_id, paused=False, next_ms=_next_ms(context, schedule)
+    )
     context.wake_scheduler()
     return json_response({})
 
 
 async def _known(context: ApiContext, account: int, schedule_id: str) -> Schedule:
-    if (schedule := await context.store.schedule(account, schedule_id)) is None:
+    if (schedule := await context.store.read(schedules.schedule, account, schedule_id)) is None:
         raise _not_found(schedule_id)
     return schedule
 

@@ -8,6 +8,7 @@ from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_name, read_object
 from qtasks.broker.api.validation import check_policy
 from qtasks.broker.core.values import DeliveryEndpoint, UrlGroupState
+from qtasks.broker.store import url_groups
 from qtasks.protocol import wire
 from qtasks.protocol.messages import Headers
 
@@ -18,12 +19,12 @@ _MAX_NAME: Final = 256
 
 async def list_groups(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/topics`."""
-    return json_response([_view(group) for group in await context.store.groups(account)])
+    return json_response([_view(group) for group in await context.store.read(url_groups.groups, account)])
 
 
 async def get_group(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`GET /v2/topics/{name}`."""
-    group = await context.store.group(account, name)
+    group = await context.store.read(url_groups.group, account, name)
     if group is None:
         raise _not_found(name)
     return json_response(_view(group))
@@ -31,7 +32,7 @@ async def get_group(context: ApiContext, account: int, request: ApiRequest, name
 
 async def delete_group(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`DELETE /v2/topics/{name}`: 200 for an unknown one too (docs/compatibility.md A31)."""
-    await context.store.delete_group(account, name)
+    await context.store.write(url_groups.delete_group, account, name)
     return json_response({})
 
 
@@ -46,14 +47,18 @@ async def upsert_endpoints(context: ApiContext, account: int, request: ApiReques
         except wire.WireError as error:
             raise HttpError(error.status, str(error)) from None
         check_policy(context, endpoint.url)
-    await context.store.upsert_endpoints(account, read_name(name, _WHAT), endpoints, now_ms=context.clock.now_ms())
+    await context.store.write(
+        url_groups.upsert_endpoints, account, read_name(name, _WHAT), endpoints, now_ms=context.clock.now_ms()
+    )
     return json_response({})
 
 
 async def remove_endpoints(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`DELETE /v2/topics/{name}/endpoints`: by name or url; the last one takes the group along."""
     endpoints = _endpoints(await read_object(request))
-    if not await context.store.remove_endpoints(account, name, endpoints, now_ms=context.clock.now_ms()):
+    if not await context.store.write(
+        url_groups.remove_endpoints, account, name, endpoints, now_ms=context.clock.now_ms()
+    ):
         raise _not_found(name)
     return json_response({})
 
@@ -71,7 +76,9 @@ async def set_headers(context: ApiContext, account: int, request: ApiRequest, na
     if options.cron is not None or options.schedule_id is not None:
         raise HttpError(400, "Upstash-Cron and Upstash-Schedule-Id cannot be a default of a URL group")
     check_policy(context, options=options)
-    if not await context.store.set_group_headers(account, name, headers, now_ms=context.clock.now_ms()):
+    if not await context.store.write(
+        url_groups.set_group_headers, account, name, headers, now_ms=context.clock.now_ms()
+    ):
         raise _not_found(name)
     return json_response({})
 

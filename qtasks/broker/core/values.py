@@ -61,9 +61,9 @@ class ClaimBatch:
     claims: tuple[Claim, ...] = ()
     next_due_ms: int | None = None
     """When the earliest message that was left is due; None when there is none."""
-    more: bool = False
+    has_more: bool = False
     """Work was left that is due now: come back as soon as there is room."""
-    parked: frozenset[str] = frozenset()
+    parked_hosts: frozenset[str] = frozenset()
     """Hosts with messages held back by their cap."""
 
 

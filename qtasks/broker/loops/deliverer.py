@@ -22,6 +22,7 @@ from qtasks.broker.events import EventWatchers, MessageEvent
 from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.ports import DeliveryRequest, Failure, Transport
 from qtasks.broker.settings import DeliveryLimits
+from qtasks.broker.store import settle
 from qtasks.broker.store.interface import Store
 from qtasks.clock import Clock
 from qtasks.errors import StoreError
@@ -141,7 +142,7 @@ class Deliverer:
             batch = await self.claim(min(room, CLAIM_BATCH))
             for claim in batch.claims:
                 self.start(claim)
-        return batch.next_due_ms, batch.more and self.in_flight < self._limits.in_flight
+        return batch.next_due_ms, batch.has_more and self.in_flight < self._limits.in_flight
 
     async def claim(self, limit: int) -> ClaimBatch:
         """Claim due messages that may start, earliest first. The caller must `start` each of them."""
@@ -216,7 +217,7 @@ class Deliverer:
 
         def record() -> Awaitable[Settled | None]:
             self.wake()
-            return self._store.settle(settlement, now_ms=now_ms)
+            return self._store.write(settle.settle, settlement, now_ms=now_ms)
 
         return await self._until_stored(record, f"record the end of an attempt of {settlement.claim.message.id}")
 

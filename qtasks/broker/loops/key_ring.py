@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qtasks.broker.store import accounts
 from qtasks.broker.store.interface import Store
 from qtasks.protocol.messages import SigningKeys
 
@@ -19,7 +20,7 @@ class KeyRing:
         if (cached := self._keys.get(account)) is not None:
             return cached
         changes = self._changes
-        keys = await self._store.keys(account)
+        keys = await self._store.read(accounts.signing_keys, account)
         if changes == self._changes:  # otherwise the keys may have been read before the rotation
             self._keys[account] = keys
         return keys

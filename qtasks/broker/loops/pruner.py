@@ -7,6 +7,7 @@ import logging
 from typing import Final
 
 from qtasks.broker.core.values import Retention
+from qtasks.broker.store import retention
 from qtasks.broker.store.interface import Store
 from qtasks.clock import Clock
 from qtasks.errors import StoreError
@@ -40,7 +41,7 @@ class Pruner:
     async def run_once(self) -> int:
         """Remove every message whose retention has ended; return how many were removed."""
         removed = 0
-        while batch := await self._store.prune(self._retention, now_ms=self._clock.now_ms()):
+        while batch := await self._store.write(retention.prune, self._retention, now_ms=self._clock.now_ms()):
             removed += batch
             await self._wait(PAUSE_MS)
         return removed

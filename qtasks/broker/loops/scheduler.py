@@ -13,6 +13,7 @@ from qtasks.broker import ids
 from qtasks.broker.core.message_builder import publications, publish_of_schedule
 from qtasks.broker.core.values import Firing, Publication
 from qtasks.broker.events import EventWatchers
+from qtasks.broker.store import schedules, url_groups
 from qtasks.broker.store.interface import Store
 from qtasks.clock import Clock
 from qtasks.errors import StoreError
@@ -65,7 +66,7 @@ class Scheduler:
             self._wake.clear()
             try:
                 await self.run_once()
-                next_ms = await self._store.next_tick()
+                next_ms = await self._store.read(schedules.next_tick)
             except Exception as error:
                 # Every error: if this loop ended, no schedule would run again, without notice.
                 log.error("cannot fire schedules: %s", error, exc_info=not isinstance(error, StoreError))
@@ -75,7 +76,7 @@ class Scheduler:
     async def run_once(self) -> int:
         """Fire every schedule that is due now; return how many were fired."""
         fired = 0
-        while due := await self._store.due_schedules(now_ms=self._clock.now_ms(), limit=_BATCH):
+        while due := await self._store.read(schedules.due_schedules, now_ms=self._clock.now_ms(), limit=_BATCH):
             for schedule in due:
                 await self._fire(schedule)
             fired += len(due)
@@ -92,7 +93,7 @@ class Scheduler:
             )
         if firing.tick_ms is not None:
             firing = await self._with_messages(firing, now_ms)
-        if await self._store.fire(firing, now_ms=now_ms) and firing.publications:
+        if await self._store.write(schedules.fire, firing, now_ms=now_ms) and firing.publications:
             self._wake_deliverer()
             self._watchers.notify_created([publication.message for publication in firing.publications], now_ms=now_ms)
 
@@ -102,7 +103,7 @@ class Scheduler:
         created: tuple[Publication, ...] = ()
         error = firing.error
         try:
-            group = await self._store.group(schedule.account, schedule.destination)
+            group = await self._store.read(url_groups.group, schedule.account, schedule.destination)
             order = publish_of_schedule(schedule, group)
             created = tuple(publications(order, new_id=lambda: ids.message_id(self._random, now_ms), now_ms=now_ms))
         except wire.WireError as reason:

@@ -1,1 +1,1 @@
-"""Where messages live: verbs of the domain, one transaction each."""
+"""The store: messages and everything around them, in SQLite. `interface` is what the rest of the broker sees."""

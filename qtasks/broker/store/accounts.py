@@ -1,20 +1,24 @@
-"""Accounts and their signing keys."""
+"""Accounts with their signing keys, and API tokens: stored as digests, never as the tokens themselves."""
 
 from __future__ import annotations
 
+import hashlib
 from typing import cast
 
 import apsw
 
-from qtasks.broker.core.values import AccountCredentials
+from qtasks.broker.core.values import AccountCredentials, StoredToken
 from qtasks.protocol.messages import SigningKeys
 
 
-def ensure_account(db: apsw.Connection, credentials: AccountCredentials, fresh: SigningKeys) -> int:
-    """The account's id, made if new with the keys configured or else `fresh`; keys that exist are left alone."""
+def ensure_account(db: apsw.Connection, credentials: AccountCredentials, new_keys: SigningKeys) -> int:
+    """The id of an account. Creates it if it is new, with its configured keys or else `new_keys`.
+
+    Keys that are stored already stay as they are.
+    """
     db.execute("INSERT OR IGNORE INTO accounts (name) VALUES (?)", (credentials.name,))
     account = cast("int", db.execute("SELECT id FROM accounts WHERE name = ?", (credentials.name,)).get)
-    keys = credentials.keys or fresh
+    keys = credentials.keys or new_keys
     db.execute(
         "INSERT OR IGNORE INTO signing_keys (account, current, next) VALUES (?, ?, ?)",
         (account, keys.current, keys.next),
@@ -22,15 +26,50 @@ def ensure_account(db: apsw.Connection, credentials: AccountCredentials, fresh: 
     return account
 
 
-def keys(db: apsw.Connection, account: int) -> SigningKeys:
+# -- signing keys
+
+
+def signing_keys(db: apsw.Connection, account: int) -> SigningKeys:
     """The account's signing keys."""
     current, following = db.execute("SELECT current, next FROM signing_keys WHERE account = ?", (account,)).get
     return SigningKeys(current, following)
 
 
-def rotate_keys(db: apsw.Connection, account: int, fresh: str) -> SigningKeys:
-    """The next key becomes the current one and `fresh` the next: who accepts both notices nothing."""
+def rotate_keys(db: apsw.Connection, account: int, new_key: str) -> SigningKeys:
+    """Make the next key current and `new_key` the next. Receivers that accept both keys notice no change."""
     current, following = db.execute(
-        "UPDATE signing_keys SET current = next, next = ? WHERE account = ? RETURNING current, next", (fresh, account)
+        "UPDATE signing_keys SET current = next, next = ? WHERE account = ? RETURNING current, next", (new_key, account)
     ).get
     return SigningKeys(current, following)
+
+
+# -- tokens
+
+
+def token_digest(token: str) -> bytes:
+    """The digest that is stored and compared in place of a token."""
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+
+
+def add_token(db: apsw.Connection, token: str, account: int, name: str, *, read_only: bool, now_ms: int) -> bool:
+    """Store a token under a name that is unique in its account; False if the name is taken."""
+    row = db.execute(
+        "INSERT INTO tokens (digest, account, name, read_only, created_ms) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (account, name) DO NOTHING RETURNING 1",
+        (token_digest(token), account, name, int(read_only), now_ms),
+    ).get
+    return row is not None
+
+
+def remove_token(db: apsw.Connection, account: int, name: str) -> bool:
+    """Revoke a token; False if the account has no token of that name."""
+    return db.execute("DELETE FROM tokens WHERE account = ? AND name = ? RETURNING 1", (account, name)).get is not None
+
+
+def tokens(db: apsw.Connection) -> list[StoredToken]:
+    """All tokens of all accounts, oldest first."""
+    rows = db.execute("SELECT digest, account, name, read_only, created_ms FROM tokens ORDER BY created_ms, name")
+    return [
+        StoredToken(bytes(digest), account, name, bool(read_only), created_ms)
+        for digest, account, name, read_only, created_ms in rows
+    ]

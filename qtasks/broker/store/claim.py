@@ -1,4 +1,4 @@
-"""Handing out attempts: what is due and may start, each with a fresh token."""
+"""Hands out attempts: what is due and may start, each claim with a new token."""
 
 from __future__ import annotations
 
@@ -12,217 +12,219 @@ import apsw
 from qtasks.broker.core.rules import TRANSITIONS, Stage, Trigger
 from qtasks.broker.core.values import Claim, ClaimBatch
 from qtasks.broker.store import admission, rows
-from qtasks.broker.store.log_entries import bury, fetch, move, note
+from qtasks.broker.store.log_entries import add_dead_letter, append_log, change_stage
+from qtasks.broker.store.rows import MessageRow, fetch
 from qtasks.protocol.messages import State
 
 SCAN_LIMIT: Final = 512
-"""Messages a claim looks at before it answers; moving what is blocked out of the way keeps later scans short."""
+"""Messages that one claim reads at most. It moves those that may not start out of the way of later claims."""
+CORRUPT: Final = "corrupt: the stored message no longer matches its checksum; it was not sent"
 
 SELECT: Final = (
     "SELECT m.seq, m.stage, m.host, m.claim_token, m.checksum, m.slot, m.place, m.flow_key, m.due_ms, b.body, "
-    f"{rows.columns('m')} FROM messages m JOIN bodies b USING (seq)"
+    f"{rows.MESSAGE_COLUMNS} FROM messages m JOIN bodies b USING (seq)"
+)
+_DUE: Final = f"{SELECT} WHERE m.stage = {Stage.DUE} AND m.due_ms <= ? ORDER BY m.due_ms, m.seq LIMIT ?"
+"""Reads the index ``messages_claimable`` from its left end."""
+_PARKED_FOR_HOST: Final = f"{SELECT} WHERE m.stage = {Stage.PARKED} AND m.host = ? ORDER BY m.due_ms, m.seq LIMIT ?"
+_BY_SEQ: Final = f"{SELECT} WHERE m.seq = ?"
+_READY_KEYS: Final = "SELECT ready_ms, account, key FROM flow_keys WHERE ready_ms <= ? ORDER BY ready_ms LIMIT ?"
+# One index lookup for each host that has parked messages, however many messages those are.
+_PARKED_HOSTS: Final = f"""
+    WITH RECURSIVE parked (host) AS (
+        SELECT min(host) FROM messages WHERE stage = {Stage.PARKED}
+        UNION ALL
+        SELECT (SELECT min(host) FROM messages WHERE stage = {Stage.PARKED} AND host > parked.host) FROM parked
+        WHERE parked.host IS NOT NULL
+    )
+    SELECT host FROM parked WHERE host IS NOT NULL
+"""
+_NEXT_DUE: Final = (
+    "SELECT min(due_ms) FROM ("
+    f"SELECT min(due_ms) AS due_ms FROM messages WHERE stage = {Stage.DUE} AND due_ms > ?"
+    " UNION ALL SELECT min(ready_ms) FROM flow_keys WHERE ready_ms > ?)"
 )
 
 
 class _Candidate(NamedTuple):
-    """A row of `SELECT`."""
+    """A message that may be claimed: a row of `SELECT`."""
 
     seq: int
     stage: Stage
     host: str
-    token: int
+    claim_token: int
     checksum: int
     slot: int
     place: int | None
-    key: str | None
+    flow_key: str | None
     due_ms: int
     body: bytes
-    columns: tuple[Any, ...]
-    """`rows.MESSAGE_COLUMNS`."""
-
-    @property
-    def account(self) -> int:
-        return cast("int", self.columns[_ACCOUNT])
-
-    @property
-    def queue(self) -> str | None:
-        return cast("str | None", self.columns[_QUEUE])
-
-
-_NAMES: Final = [name.strip() for name in rows.MESSAGE_COLUMNS.split(",")]
-_ACCOUNT: Final = _NAMES.index("account")
-_QUEUE: Final = _NAMES.index("queue")
-_OPTIONS: Final = _NAMES.index("options")
-
-CORRUPT: Final = "corrupt: the stored message no longer matches its checksum; it was not sent"
+    message: MessageRow
 
 
 def claim(db: apsw.Connection, *, now_ms: int, limit: int, host_limit: int, in_flight: Mapping[str, int]) -> ClaimBatch:
-    """Hand out what may start: parked messages of hosts with room first, then by due time and order of acceptance."""
-    turn = _Turn(db, now_ms, limit, host_limit, {host: host_limit - running for host, running in in_flight.items()})
-    turn.unpark()
-    turn.take_due()
-    parked = frozenset(row[0] for row in db.execute(_PARKED_HOSTS))
-    return ClaimBatch(tuple(turn.claims), _next_due(db, now_ms), turn.more, parked)
+    """Claim up to `limit` messages that may start; no two callers get the same one.
+
+    Parked messages of hosts with room come first, then due messages by due time and order of acceptance.
+    `in_flight` counts the caller's attempts by host. A host at `host_limit` gets no more: its due messages are
+    parked, so that later claims do not scan past them.
+    """
+    claims = _Claims(db, now_ms, limit, host_limit, in_flight)
+    claims.take_parked()
+    claims.take_due()
+    return ClaimBatch(
+        claims=tuple(claims.claims),
+        next_due_ms=cast("int | None", db.execute(_NEXT_DUE, (now_ms, now_ms)).get),
+        has_more=claims.has_more,
+        parked_hosts=frozenset(_parked_hosts(db)),
+    )
 
 
-class _Turn:
-    """One call of `claim`: what was picked so far, and the room that is left."""
+def _parked_hosts(db: apsw.Connection) -> list[str]:
+    return [host for (host,) in fetch(db, _PARKED_HOSTS)]
 
-    def __init__(self, db: apsw.Connection, now_ms: int, limit: int, host_limit: int, room: dict[str, int]) -> None:
+
+class _Claims:
+    """One call of `claim`: the claims so far, and the room that is left."""
+
+    def __init__(
+        self, db: apsw.Connection, now_ms: int, limit: int, host_limit: int, in_flight: Mapping[str, int]
+    ) -> None:
         self._db = db
         self._now_ms = now_ms
         self._limit = limit
         self._host_limit = host_limit
-        self._room = room
+        self._room = {host: host_limit - running for host, running in in_flight.items()}
         self.claims: list[Claim] = []
-        self.more = False
-        """Something that is due now was left."""
+        self.has_more = False
+        """Something that is due now was not claimed."""
 
-    def _full(self) -> bool:
+    def _is_full(self) -> bool:
         return len(self.claims) >= self._limit
 
-    def unpark(self) -> None:
-        """Parked messages of hosts with room, in turns of one a host: no host's backlog shuts out another's."""
-        hosts = [row[0] for row in self._db.execute(_PARKED_HOSTS)]
-        queues = [
-            self._candidates(
-                "m.stage = 2 AND m.host = ? ORDER BY m.due_ms, m.seq LIMIT ?", host, min(left, self._limit)
-            )
-            for host in hosts
-            if (left := self._left(host)) > 0
+    def take_parked(self) -> None:
+        """Claim parked messages of hosts with room, one per host in turn: no backlog of one host blocks another."""
+        by_host = [
+            self._candidates(_PARKED_FOR_HOST, host, min(room, self._limit))
+            for host in _parked_hosts(self._db)
+            if (room := self._room_for(host)) > 0
         ]
-        for candidate in (one for turn in itertools.zip_longest(*queues) for one in turn if one is not None):
-            if self._full():
-                self.more = True
+        for candidate in itertools.chain.from_iterable(itertools.zip_longest(*by_host)):
+            if candidate is None:
+                continue
+            if self._is_full():
+                self.has_more = True
                 return
-            self._offer(candidate)
+            self._consider(candidate)
 
     def take_due(self) -> None:
-        """What is due, and the heads of the flow-control keys that let something start, by time."""
-        if self._full():
-            self.more = True
+        """Claim due messages and the first messages of flow-control keys that are ready, by time."""
+        if self._is_full():
+            self.has_more = True
             return
         scan = min(SCAN_LIMIT, 2 * (self._limit - len(self.claims)))
-        due = self._candidates("m.stage = 1 AND m.due_ms <= ? ORDER BY m.due_ms, m.seq LIMIT ?", self._now_ms, scan)
-        keys = fetch(
-            self._db,
-            "SELECT ready_ms, account, key FROM flow_keys WHERE ready_ms <= ? ORDER BY ready_ms LIMIT ?",
-            (self._now_ms, scan),
-        )
-        self.more = self.more or scan in (len(due), len(keys))
-        for looked_at, candidate in enumerate(self._by_time(due, keys) if keys else due):
-            if looked_at >= SCAN_LIMIT:
-                self.more = True
+        due = self._candidates(_DUE, self._now_ms, scan)
+        keys = fetch(self._db, _READY_KEYS, (self._now_ms, scan))
+        self.has_more = self.has_more or scan in (len(due), len(keys))
+        for count, candidate in enumerate(self._by_time(due, keys) if keys else due):
+            if count >= SCAN_LIMIT:
+                self.has_more = True
                 return
-            if self._full() and self._left(candidate.host) > 0:
-                self.more = True
-            else:  # one whose host has no room is parked even so, to be out of the way
-                self._offer(candidate)
+            if self._is_full() and self._room_for(candidate.host) > 0:
+                self.has_more = True
+            else:  # a message whose host has no room is parked even if the claim is full: so later scans skip it
+                self._consider(candidate)
 
     def _by_time(self, due: list[_Candidate], keys: list[tuple[Any, ...]]) -> Iterator[_Candidate]:
-        """Due messages and heads of keys, earliest first; a key comes again as long as it lets something start."""
+        """Due messages and first messages of keys, earliest first. A key appears again while it admits a start."""
         order = itertools.count()
         heap: list[tuple[int, int, _Candidate | None, tuple[int, str]]] = [
             *((ready_ms, next(order), None, (account, key)) for ready_ms, account, key in keys),
-            *((one.due_ms, next(order), one, (0, "")) for one in due),
+            *((candidate.due_ms, next(order), candidate, (0, "")) for candidate in due),
         ]
         heapq.heapify(heap)
         while heap:
             _, _, candidate, (account, key) = heapq.heappop(heap)
             if candidate is not None:
                 yield candidate
-            elif self._full():
-                self.more = True
-            elif (ready_ms := admission.refresh(self._db, account, key, self._now_ms)) is not None and (
+            elif self._is_full():
+                self.has_more = True
+            elif (ready_ms := admission.refresh_key(self._db, account, key, self._now_ms)) is not None and (
                 ready_ms <= self._now_ms
             ):
-                yield from self._candidates("m.seq = ?", admission.head(self._db, account, key))
+                yield from self._candidates(_BY_SEQ, admission.first_held(self._db, account, key))
                 heapq.heappush(heap, (self._now_ms, next(order), None, (account, key)))
 
-    def _candidates(self, where: str, *values: object) -> list[_Candidate]:
-        found = fetch(self._db, f"{SELECT} WHERE {where}", values)
-        return [_Candidate._make((row[0], Stage(row[1]), *row[2:10], row[10:])) for row in found]
+    def _candidates(self, select: str, *values: object) -> list[_Candidate]:
+        return [
+            _Candidate(
+                seq, Stage(stage), host, token, checksum, slot, place, key, due_ms, body, MessageRow._make(message)
+            )
+            for seq, stage, host, token, checksum, slot, place, key, due_ms, body, *message in fetch(
+                self._db, select, values
+            )
+        ]
 
-    def _left(self, host: str) -> int:
+    def _room_for(self, host: str) -> int:
         return self._room.get(host, self._host_limit)
 
-    def _offer(self, one: _Candidate) -> None:
+    def _consider(self, candidate: _Candidate) -> None:
         """Claim a message, or move it to where it waits."""
-        if self._left(one.host) <= 0:
-            move(self._db, one.seq, one.stage, Trigger.PARK)
-        elif self._may_start(one) and (lease := self._lease(one)) is not None:
-            self._room[one.host] = self._left(one.host) - 1
-            self.claims.append(lease)
+        if self._room_for(candidate.host) <= 0:
+            change_stage(self._db, candidate.seq, candidate.stage, Trigger.PARK)
+        elif self._is_admitted(candidate):
+            self._claim(candidate)
 
-    def _may_start(self, one: _Candidate) -> bool:
-        """Whether queue and flow-control key let it; if not, it has joined their line."""
-        if one.queue is not None and not one.slot:  # its delay is over
-            admission.ensure_queue(self._db, one.account, one.queue, self._now_ms)  # it may have been deleted meanwhile
-            admission.join(self._db, one.seq, one.stage, Trigger.QUEUE, one.place)
-            if admission.admit(self._db, one.account, one.queue):
-                self.more = True
+    def _is_admitted(self, candidate: _Candidate) -> bool:
+        """True if its queue and its flow-control key admit it; otherwise it has joined their line."""
+        account, queue, key = candidate.message.account, candidate.message.queue, candidate.flow_key
+        if queue is not None and not candidate.slot:  # its delay is over
+            admission.ensure_queue(self._db, account, queue, self._now_ms)  # it may have been deleted meanwhile
+            admission.join_line(self._db, candidate.seq, candidate.stage, Trigger.QUEUE, candidate.place)
+            if admission.fill_slots(self._db, account, queue):
+                self.has_more = True
             return False
-        if one.key is None:
+        if key is None:
             return True
-        held = one.stage is Stage.HELD
-        if (held or admission.head(self._db, one.account, one.key) is None) and (
-            admission.permit(self._db, one.account, one.key, self._now_ms).allowed
+        held = candidate.stage is Stage.HELD
+        if (held or admission.first_held(self._db, account, key) is None) and (
+            admission.check_key(self._db, account, key, self._now_ms).allowed
         ):
             return True
         if not held:
-            admission.join(self._db, one.seq, one.stage, Trigger.HOLD, one.place)
-        ready_ms = admission.refresh(self._db, one.account, one.key, self._now_ms)
-        self.more = self.more or (ready_ms is not None and ready_ms <= self._now_ms)
+            admission.join_line(self._db, candidate.seq, candidate.stage, Trigger.HOLD, candidate.place)
+        ready_ms = admission.refresh_key(self._db, account, key, self._now_ms)
+        self.has_more = self.has_more or (ready_ms is not None and ready_ms <= self._now_ms)
         return False
 
-    def _lease(self, one: _Candidate) -> Claim | None:
-        message_id, account, url, _, headers, *_ = one.columns
-        if one.checksum != rows.checksum(message_id, url, headers, one.columns[_OPTIONS], one.body):
-            self._bury_corrupt(one.seq, account, one.stage)
-            return None
-        message = rows.message(one.columns, one.body)
+    def _claim(self, candidate: _Candidate) -> None:
+        seq, account = candidate.seq, candidate.message.account
+        if candidate.checksum != rows.checksum(candidate.message, candidate.body):
+            self._fail_corrupt(seq, account, candidate.stage)
+            return
+        message = rows.unpack_message(candidate.message, candidate.body)
+        token = candidate.claim_token + 1
         self._db.execute(
             "UPDATE messages SET stage = ?, claim_token = ? WHERE seq = ?",
-            (TRANSITIONS[one.stage, Trigger.CLAIM].to.value, one.token + 1, one.seq),
+            (TRANSITIONS[candidate.stage, Trigger.CLAIM].to.value, token, seq),
         )
-        if one.key is not None:
-            admission.start(self._db, account, one.key, self._now_ms)
-        note(self._db, one.seq, account, self._now_ms, State.ACTIVE)
-        return Claim(one.seq, one.token + 1, one.host, message)
+        if candidate.flow_key is not None:
+            admission.count_start(self._db, account, candidate.flow_key, self._now_ms)
+        append_log(self._db, seq, account, self._now_ms, State.ACTIVE)
+        self._room[candidate.host] = self._room_for(candidate.host) - 1
+        self.claims.append(Claim(seq, token, candidate.host, message))
 
-    def _bury_corrupt(self, seq: int, account: int, stage: Stage) -> None:
-        end = TRANSITIONS[stage, Trigger.CORRUPT]
+    def _fail_corrupt(self, seq: int, account: int, stage: Stage) -> None:
+        """Make a message that does not match its checksum a dead letter."""
+        transition = TRANSITIONS[stage, Trigger.CORRUPT]
         parent = self._db.execute(
             "UPDATE messages SET stage = ?, finished_ms = ? WHERE seq = ? RETURNING parent",
-            (end.to.value, self._now_ms, seq),
+            (transition.to.value, self._now_ms, seq),
         ).get
-        for state in end.log:
-            note(self._db, seq, account, self._now_ms, state, error=CORRUPT)
-        bury(self._db, seq, account, self._now_ms, CORRUPT, None)
-        admission.release(self._db, seq)
+        for state in transition.log:
+            append_log(self._db, seq, account, self._now_ms, state, error=CORRUPT)
+        add_dead_letter(self._db, seq, account, self._now_ms, CORRUPT, None)
+        admission.release_slot(self._db, seq)
         if parent is not None:
             admission.callback_ended(self._db, parent)
-        self.more = True
-
-
-# One seek a host that has parked messages, however many messages that are.
-_PARKED_HOSTS: Final = """
-    WITH RECURSIVE parked (host) AS (
-        SELECT min(host) FROM messages WHERE stage = 2
-        UNION ALL
-        SELECT (SELECT min(host) FROM messages WHERE stage = 2 AND host > parked.host) FROM parked
-        WHERE parked.host IS NOT NULL
-    )
-    SELECT host FROM parked WHERE host IS NOT NULL
-"""
-
-
-def _next_due(db: apsw.Connection, now_ms: int) -> int | None:
-    found = db.execute(
-        "SELECT min(due_ms) FROM ("
-        "SELECT min(due_ms) AS due_ms FROM messages WHERE stage = 1 AND due_ms > ?"
-        " UNION ALL SELECT min(ready_ms) FROM flow_keys WHERE ready_ms > ?)",
-        (now_ms, now_ms),
-    ).get
-    return cast("int | None", found)
+        self.has_more = True

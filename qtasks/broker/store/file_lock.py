@@ -1,4 +1,4 @@
-"""A lock on a file that ends with the process: whoever gets it knows that the earlier holder is gone."""
+"""A file lock that ends with its process: a process that gets it knows that the earlier owner is dead."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qtasks.errors import StoreLocked
 
 
 class FileLock:
-    """An exclusive lock; the file names the holder for people. The operating system drops it with the process."""
+    """An exclusive lock. Its file contains the name of the owner, for people. It ends with the process."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path = path
@@ -18,16 +18,16 @@ class FileLock:
 
     @classmethod
     def acquire(cls, path: Path) -> FileLock:
-        """Take the lock or raise StoreLocked naming who has it."""
+        """Lock the file at `path`. Raises StoreLocked with the name of the owner if another process has locked it."""
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
         try:
             _lock(descriptor)
         except OSError:
-            holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
+            owner = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
             os.close(descriptor)
             raise StoreLocked(
-                f"{path.with_suffix('')} is in use by {holder}",
+                f"{path.with_suffix('')} is in use by {owner}",
                 fix="stop that process, name another file, or let both use one server: qtasks broker",
             ) from None
         os.ftruncate(descriptor, 0)
@@ -36,7 +36,7 @@ class FileLock:
         return cls(path, descriptor)
 
     def release(self) -> None:
-        """Give the lock back. The file stays: removing it would race with the next holder. Idempotent."""
+        """Unlock. The file stays: to remove it would race with the next owner. Idempotent."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

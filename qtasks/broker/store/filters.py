@@ -1,4 +1,4 @@
-"""Filters as SQL: fields are ANDed, the values of one field ORed; values never enter the SQL text."""
+"""Turns criteria into SQL conditions. Fields are ANDed, the values of one field ORed; values are always bound."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _COLUMNS: Final = (
     ("caller_ips", "m.caller_ip"),
 )
 
-_REST: Final = "substr(m.url, instr(m.url, '://') + 3)"
-_BEFORE_QUERY: Final = f"substr({_REST}, 1, instr({_REST} || '?', '?') - 1)"
+_AFTER_SCHEME: Final = "substr(m.url, instr(m.url, '://') + 3)"
+_BEFORE_QUERY: Final = f"substr({_AFTER_SCHEME}, 1, instr({_AFTER_SCHEME} || '?', '?') - 1)"
 _PATH: Final = (
     f"CASE instr({_BEFORE_QUERY}, '/') WHEN 0 THEN '/' ELSE substr({_BEFORE_QUERY}, instr({_BEFORE_QUERY}, '/')) END"
 )
@@ -31,17 +31,17 @@ class Where:
         self.values: list[Any] = [*values]
 
     def add(self, condition: str, *values: object) -> None:
-        """AND one more."""
+        """AND one more condition."""
         self._conditions.append(condition)
         self.values.extend(values)
 
     def any_of(self, column: str, values: tuple[Any, ...]) -> None:
-        """AND that the column has one of the values, if there are any."""
+        """AND that the column has one of the values; no values: no condition."""
         if values:
-            self.add(f"{column} IN ({', '.join('?' * len(values))})", *values)
+            self.add(f"{column} IN ({_marks(values)})", *values)
 
     def between(self, column: str, low: int | None, high: int | None) -> None:
-        """AND that the column is in the range, both ends included."""
+        """AND that the column is in the range, both ends included; None: no limit."""
         if low is not None:
             self.add(f"{column} >= ?", low)
         if high is not None:
@@ -51,27 +51,31 @@ class Where:
         return " WHERE " + " AND ".join(self._conditions)
 
 
-def messages(condition: str, account: int, which: MessageCriteria, *, time: str = "m.created_ms") -> Where:
-    """The conditions of `which` on the table ``messages m``; dates are compared with the column `time`."""
+def messages(condition: str, account: int, criteria: MessageCriteria, *, time: str = "m.created_ms") -> Where:
+    """The conditions on table ``messages m``, after `condition` on the account; dates are compared with `time`."""
     where = Where(condition, account)
     for field, column in _COLUMNS:
-        where.any_of(column, getattr(which, field))
-    if which.labels:
-        marks = ", ".join("?" * len(which.labels))
+        where.any_of(column, getattr(criteria, field))
+    if criteria.labels:
         where.add(
-            f"EXISTS (SELECT 1 FROM labels t WHERE t.account = m.account AND t.seq = m.seq AND t.label IN ({marks}))",
-            *which.labels,
+            "EXISTS (SELECT 1 FROM labels t WHERE t.account = m.account AND t.seq = m.seq"
+            f" AND t.label IN ({_marks(criteria.labels)}))",
+            *criteria.labels,
         )
-    if which.hosts:
-        # With a port it is compared with the host and port that a delivery goes to, without one with the host alone.
-        hosts = [host.lower() for host in which.hosts]
-        marks = ", ".join("?" * len(hosts))
+    if criteria.hosts:
+        # Column `host` is host:port. A host with a port must be equal to it, one without a port to its first part.
+        hosts = tuple(host.lower() for host in criteria.hosts)
         where.add(
-            f"(m.host IN ({marks}) OR rtrim(m.host, '0123456789') IN ({marks}))",
+            f"(m.host IN ({_marks(hosts)}) OR rtrim(m.host, '0123456789') IN ({_marks(hosts)}))",
             *hosts,
             *(f"{host}:" for host in hosts),
         )
-    if which.paths:
-        where.any_of(_PATH, which.paths)
-    where.between(time, which.from_ms, which.to_ms)
+    if criteria.paths:
+        where.any_of(_PATH, criteria.paths)
+    where.between(time, criteria.from_ms, criteria.to_ms)
     return where
+
+
+def _marks(values: tuple[Any, ...]) -> str:
+    """A placeholder for each value."""
+    return ", ".join("?" * len(values))

@@ -1,8 +1,6 @@
-"""What every verb writes besides its own rows: log entries and dead letters."""
+"""Rows that many verbs write: a message's stage, its log entries, and its dead letter."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import apsw
 
@@ -12,19 +10,12 @@ from qtasks.broker.store import rows
 from qtasks.protocol.messages import Response, State
 
 
-def fetch(db: apsw.Connection, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """All rows of a query."""
-    return db.execute(sql, values).fetchall()
+def change_stage(db: apsw.Connection, seq: int, stage: Stage, trigger: Trigger) -> None:
+    """Apply a transition that writes no log entry and does not finish the message."""
+    db.execute("UPDATE messages SET stage = ? WHERE seq = ?", (TRANSITIONS[stage, trigger].to.value, seq))
 
 
-def move(db: apsw.Connection, seq: int, stage: Stage, trigger: Trigger) -> Stage:
-    """Take a message that is not finished from one stage to another that leaves no log entry."""
-    to = TRANSITIONS[stage, trigger].to
-    db.execute("UPDATE messages SET stage = ? WHERE seq = ?", (to.value, seq))
-    return to
-
-
-def note(
+def append_log(
     db: apsw.Connection,
     seq: int,
     account: int,
@@ -35,7 +26,7 @@ def note(
     next_ms: int | None = None,
     response: Response | None = None,
 ) -> None:
-    """Append a log entry."""
+    """Append a log entry to the history of message `seq`."""
     if response is None:
         db.execute(
             "INSERT INTO log (seq, account, time_ms, state, error, next_ms) VALUES (?, ?, ?, ?, ?, ?)",
@@ -59,10 +50,10 @@ def note(
     )
 
 
-def bury(
+def add_dead_letter(
     db: apsw.Connection, seq: int, account: int, now_ms: int, error: str, outcome: Response | Failure | None
 ) -> str:
-    """Make a dead letter; its id, ``<failed_ms>-<n>``."""
+    """Make message `seq` a dead letter; its id, ``<failed_ms>-<n>``."""
     response = outcome if isinstance(outcome, Response) else None
     n = db.execute(
         "SELECT coalesce(max(n) + 1, 0) FROM dead_letters WHERE account = ? AND failed_ms = ?", (account, now_ms)

@@ -1,4 +1,4 @@
-"""Values of the protocol <-> columns of the store; shared by every SQL backend."""
+"""Converts the values of the protocol to database rows and back. Shared by every SQL store."""
 
 from __future__ import annotations
 
@@ -6,22 +6,50 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+import apsw
 import orjson
 
 from qtasks.protocol import wire
 from qtasks.protocol.messages import DeadLetter, Headers, LogEntry, Message, PublishOptions, Response, State
 
-MESSAGE_COLUMNS: Final = (
-    "id, account, url, method, headers, created_ms, not_before_ms, max_retries, timeout_ms, caller_ip, retried,"
-    " options, queue, url_group, endpoint, schedule_id"
-)
-"""In the order `message` reads them; qualify with a table alias through `columns`."""
 
-_PLAIN: Final = PublishOptions()
-_ELSEWHERE: Final[Mapping[str, Any]] = {
-    name: getattr(_PLAIN, name)
+def fetch(db: apsw.Connection, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """All rows of a query."""
+    return db.execute(sql, values).fetchall()
+
+
+# -- messages
+
+
+class MessageRow(NamedTuple):
+    """The columns of table ``messages`` that a `Message` is made of; the fields are the names of the columns."""
+
+    id: str
+    account: int
+    url: str
+    method: str
+    headers: str
+    created_ms: int
+    not_before_ms: int
+    max_retries: int
+    timeout_ms: int
+    caller_ip: str
+    retried: int
+    options: str | None
+    queue: str | None
+    url_group: str | None
+    endpoint: str | None
+    schedule_id: str | None
+
+
+MESSAGE_COLUMNS: Final = ", ".join(f"m.{name}" for name in MessageRow._fields)
+"""For queries on ``messages m``; a row of these is a `MessageRow`."""
+
+_DEFAULTS: Final = PublishOptions()
+_STORED_ELSEWHERE: Final[Mapping[str, Any]] = {
+    name: getattr(_DEFAULTS, name)
     for name in (
         "method",
         "content_type",
@@ -35,37 +63,60 @@ _ELSEWHERE: Final[Mapping[str, Any]] = {
         "content_based_deduplication",
     )
 }
-"""Options that a message has columns for, or that are done with when it is accepted; here nothing is said of them."""
-_rest: Final = attrgetter(*(name for name in wire.OPTION_NAMES if name not in _ELSEWHERE))
-_NO_REST: Final = _rest(_PLAIN)
+"""Options that have a column of their own or matter only on acceptance: column ``options`` omits them."""
+_other_options: Final = attrgetter(*(name for name in wire.OPTION_NAMES if name not in _STORED_ELSEWHERE))
+_NO_OTHER_OPTIONS: Final = _other_options(_DEFAULTS)
 
 
-def columns(alias: str) -> str:
-    """`MESSAGE_COLUMNS` of the table known as `alias`."""
-    return ", ".join(f"{alias}.{name.strip()}" for name in MESSAGE_COLUMNS.split(","))
-
-
-def message(row: tuple[Any, ...], body: bytes) -> Message:
-    """The message in a row of `MESSAGE_COLUMNS` and its body."""
-    return Message(
-        id=row[0],
-        account=row[1],
-        url=row[2],
-        method=row[3],
-        headers=unpack_headers(row[4]),
-        body=body,
-        created_ms=row[5],
-        not_before_ms=row[6],
-        max_retries=row[7],
-        timeout_ms=row[8],
-        caller_ip=row[9],
-        retried=row[10],
-        options=_PLAIN if row[11] is None else unpack_options(row[11]),
-        queue=row[12],
-        url_group=row[13],
-        endpoint=row[14],
-        schedule_id=row[15],
+def pack_message(message: Message) -> MessageRow:
+    """The row of a message, apart from its body."""
+    return MessageRow(
+        message.id,
+        message.account,
+        message.url,
+        message.method,
+        pack_headers(message.headers),
+        message.created_ms,
+        message.not_before_ms,
+        message.max_retries,
+        message.timeout_ms,
+        message.caller_ip,
+        message.retried,
+        pack_options(message.options),
+        message.queue,
+        message.url_group,
+        message.endpoint,
+        message.schedule_id,
     )
+
+
+def unpack_message(row: MessageRow, body: bytes) -> Message:
+    """The inverse of `pack_message`."""
+    return Message(
+        id=row.id,
+        account=row.account,
+        url=row.url,
+        method=row.method,
+        headers=unpack_headers(row.headers),
+        body=body,
+        created_ms=row.created_ms,
+        not_before_ms=row.not_before_ms,
+        max_retries=row.max_retries,
+        timeout_ms=row.timeout_ms,
+        caller_ip=row.caller_ip,
+        retried=row.retried,
+        options=_DEFAULTS if row.options is None else unpack_options(row.options),
+        queue=row.queue,
+        url_group=row.url_group,
+        endpoint=row.endpoint,
+        schedule_id=row.schedule_id,
+    )
+
+
+def checksum(row: MessageRow, body: bytes) -> int:
+    """CRC-32 over what is sent and how. A stored message that does not match it any more is never delivered."""
+    head = f"{row.id}\n{row.url}\n{row.headers}\n{row.options or ''}\n"
+    return zlib.crc32(body, zlib.crc32(head.encode()))
 
 
 def pack_headers(headers: Headers) -> str:
@@ -79,10 +130,10 @@ def unpack_headers(text: str) -> Headers:
 
 
 def pack_options(options: PublishOptions) -> str | None:
-    """What of `options` has no column of its own, as header lines in JSON; None when that is nothing."""
-    if _rest(options) == _NO_REST:
+    """The options without a column of their own, as header lines in JSON; None if there are none."""
+    if _other_options(options) == _NO_OTHER_OPTIONS:
         return None
-    return pack_headers(wire.write(replace(options, **_ELSEWHERE)))
+    return pack_headers(wire.write(replace(options, **_STORED_ELSEWHERE)))
 
 
 def unpack_options(text: str) -> PublishOptions:
@@ -90,26 +141,24 @@ def unpack_options(text: str) -> PublishOptions:
     return wire.read(unpack_headers(text))
 
 
-def checksum(message_id: str, url: str, headers: str, options: str | None, body: bytes) -> int:
-    """CRC-32 over everything that is sent and how: what does not match it any more is never delivered."""
-    return zlib.crc32(body, zlib.crc32(f"{message_id}\n{url}\n{headers}\n{options or ''}\n".encode()))
+# -- the history of messages
 
 
 def response(status: int | None, head: str | None, body: bytes | None) -> Response | None:
-    """The response in the columns that every table with one has; None when there was no HTTP answer."""
+    """The response in the three columns of a log entry or dead letter; None if there was no HTTP response."""
     if not status:
         return None
     return Response(status=status, headers=unpack_headers(head or "[]"), body=body or b"")
 
 
 def log_entry(row: tuple[Any, ...]) -> LogEntry:
-    """A log entry from ``n, time_ms, state, error, next_ms, status, head, body, message body`` and the message."""
-    n, time_ms, state, error, next_ms, status, head, body, message_body, *rest = row
+    """A log entry from ``n, time_ms, state, error, next_ms, status, head, body, message body`` and a `MessageRow`."""
+    n, time_ms, state, error, next_ms, status, head, body, message_body, *message = row
     return LogEntry(
         cursor=f"{time_ms}-{n}",
         time_ms=time_ms,
         state=State(state),
-        message=message(tuple(rest), message_body),
+        message=unpack_message(MessageRow._make(message), message_body),
         error=error,
         next_delivery_ms=next_ms,
         response=response(status, head, body),
@@ -117,11 +166,11 @@ def log_entry(row: tuple[Any, ...]) -> LogEntry:
 
 
 def dead_letter(row: tuple[Any, ...]) -> DeadLetter:
-    """A dead letter from ``failed_ms, n, error, status, head, body, message body`` and the message."""
-    failed_ms, n, error, status, head, body, message_body, *rest = row
+    """A dead letter from ``failed_ms, n, error, status, head, body, message body`` and a `MessageRow`."""
+    failed_ms, n, error, status, head, body, message_body, *message = row
     return DeadLetter(
         id=f"{failed_ms}-{n}",
-        message=message(tuple(rest), message_body),
+        message=unpack_message(MessageRow._make(message), message_body),
         failed_ms=failed_ms,
         error=error,
         response=response(status, head, body),

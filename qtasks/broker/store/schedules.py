@@ -1,17 +1,16 @@
-"""Schedules: kept, and fired once a tick (docs/protocol.md 2.7, 5.8)."""
+"""Schedules: create, pause, delete, show, and fire once for each tick (docs/protocol.md 2.7, 5.8)."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import apsw
 import orjson
 
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import Firing
-from qtasks.broker.store import rows
 from qtasks.broker.store.accept import insert
-from qtasks.broker.store.log_entries import fetch
+from qtasks.broker.store.rows import fetch, pack_headers, unpack_options
 from qtasks.protocol import wire
 from qtasks.protocol.messages import RunState, Schedule
 
@@ -19,8 +18,8 @@ _SELECT: Final = (
     "SELECT account, id, destination, cron, options, body, caller_ip, created_ms, paused, next_ms, last_ms, last_run,"
     " error FROM schedules"
 )
-_KEEP_TICKS_MS: Final = 7 * 24 * 60 * 60 * 1000
-"""How long a tick is remembered: longer than any clock is set back."""
+_TICKS_KEPT_MS: Final = 7 * 24 * 60 * 60 * 1000
+"""How long a tick stays stored: longer than a clock is ever set back."""
 
 
 def put_schedule(db: apsw.Connection, schedule: Schedule) -> None:
@@ -39,7 +38,7 @@ def put_schedule(db: apsw.Connection, schedule: Schedule) -> None:
             schedule.id,
             schedule.destination,
             schedule.cron,
-            rows.pack_headers(wire.write(schedule.options)),
+            pack_headers(wire.write(schedule.options)),
             schedule.body,
             schedule.caller_ip,
             schedule.created_ms,
@@ -49,69 +48,70 @@ def put_schedule(db: apsw.Connection, schedule: Schedule) -> None:
 
 
 def delete_schedule(db: apsw.Connection, account: int, schedule_id: str) -> bool:
-    """Delete a schedule; its messages stay. False when there is none."""
+    """Delete a schedule; its messages stay. False if it does not exist."""
     db.execute("DELETE FROM ticks WHERE account = ? AND schedule = ?", (account, schedule_id))
-    found = db.execute("DELETE FROM schedules WHERE account = ? AND id = ? RETURNING 1", (account, schedule_id)).get
-    return found is not None
+    row = db.execute("DELETE FROM schedules WHERE account = ? AND id = ? RETURNING 1", (account, schedule_id)).get
+    return row is not None
 
 
 def pause_schedule(db: apsw.Connection, account: int, schedule_id: str, *, paused: bool, next_ms: int | None) -> bool:
-    """Stop firing, or go on with the run at `next_ms`: what a pause left out is not made up for."""
-    found = db.execute(
+    """Pause, or resume with the run at `next_ms`; runs during a pause are not repeated. False if it does not exist."""
+    row = db.execute(
         "UPDATE schedules SET next_ms = CASE WHEN paused AND NOT ? THEN ? ELSE next_ms END, paused = ?"
         " WHERE account = ? AND id = ? RETURNING 1",
         (int(paused), next_ms, int(paused), account, schedule_id),
     ).get
-    return found is not None
+    return row is not None
 
 
 def schedule(db: apsw.Connection, account: int, schedule_id: str) -> Schedule | None:
-    """A schedule with the states of its last run."""
+    """A schedule with the states of its last run, or None."""
     row = db.execute(f"{_SELECT} WHERE account = ? AND id = ?", (account, schedule_id)).get
     return None if row is None else _schedule(db, row)
 
 
 def schedules(db: apsw.Connection, account: int) -> list[Schedule]:
     """All schedules, oldest first."""
-    found = fetch(db, f"{_SELECT} WHERE account = ? ORDER BY created_ms, id", (account,))
-    return [_schedule(db, row) for row in found]
+    rows = fetch(db, f"{_SELECT} WHERE account = ? ORDER BY created_ms, id", (account,))
+    return [_schedule(db, row) for row in rows]
 
 
 def due_schedules(db: apsw.Connection, *, now_ms: int, limit: int) -> list[Schedule]:
-    """Schedules whose next run has come, earliest first."""
-    found = fetch(
+    """Schedules of all accounts whose next run is due, earliest first."""
+    rows = fetch(
         db,
         f"{_SELECT} WHERE paused = 0 AND next_ms IS NOT NULL AND next_ms <= ? ORDER BY next_ms LIMIT ?",
         (now_ms, limit),
     )
-    return [_schedule(db, row) for row in found]
+    return [_schedule(db, row) for row in rows]
 
 
 def next_tick(db: apsw.Connection) -> int | None:
-    """When the next schedule is due, or None."""
-    found: int | None = db.execute("SELECT min(next_ms) FROM schedules WHERE paused = 0 AND next_ms IS NOT NULL").get
-    return found
+    """When the next schedule is due; None if there is none."""
+    next_ms = db.execute("SELECT min(next_ms) FROM schedules WHERE paused = 0 AND next_ms IS NOT NULL").get
+    return cast("int | None", next_ms)
 
 
 def fire(db: apsw.Connection, firing: Firing, *, now_ms: int) -> bool:
-    """Store the messages of a tick and move the schedule on; False, and nothing written, if it changed meanwhile.
+    """Store the messages of a tick and set the schedule's next run.
 
-    A tick fires once, whatever the clock does: one that fired before stores nothing.
+    False, and nothing written, if the schedule has changed since it was read. A tick fires once, even if the clock is
+    set back: a tick that has fired before stores nothing.
     """
     schedule = firing.schedule
-    moved = db.execute(
+    changed = db.execute(
         "UPDATE schedules SET next_ms = ? WHERE account = ? AND id = ? AND paused = 0 AND next_ms = ? RETURNING 1",
         (firing.next_ms, schedule.account, schedule.id, schedule.next_ms),
     ).get
-    if moved is None:
+    if changed is None:
         return False
     for tick_ms in firing.missed:
-        _remember(db, schedule, tick_ms, "MISSED")
+        _record_tick(db, schedule, tick_ms, "MISSED")
     if firing.tick_ms is not None:
         outcome = "FIRED" if firing.publications else "FAILED"
-        if _remember(db, schedule, firing.tick_ms, outcome):
+        if _record_tick(db, schedule, firing.tick_ms, outcome):
             insert(db, firing.publications, now_ms=now_ms)
-            run = orjson.dumps([one.message.id for one in firing.publications]).decode()
+            run = orjson.dumps([publication.message.id for publication in firing.publications]).decode()
             db.execute(
                 "UPDATE schedules SET last_ms = ?, last_run = ? WHERE account = ? AND id = ?",
                 (firing.tick_ms, run, schedule.account, schedule.id),
@@ -121,17 +121,18 @@ def fire(db: apsw.Connection, firing: Firing, *, now_ms: int) -> bool:
     )
     db.execute(
         "DELETE FROM ticks WHERE account = ? AND schedule = ? AND tick_ms < ?",
-        (schedule.account, schedule.id, now_ms - _KEEP_TICKS_MS),
+        (schedule.account, schedule.id, now_ms - _TICKS_KEPT_MS),
     )
     return True
 
 
-def _remember(db: apsw.Connection, schedule: Schedule, tick_ms: int, outcome: str) -> bool:
-    new = db.execute(
+def _record_tick(db: apsw.Connection, schedule: Schedule, tick_ms: int, outcome: str) -> bool:
+    """Store a tick; False if it is stored already."""
+    row = db.execute(
         "INSERT OR IGNORE INTO ticks (account, schedule, tick_ms, outcome) VALUES (?, ?, ?, ?) RETURNING 1",
         (schedule.account, schedule.id, tick_ms, outcome),
     ).get
-    return new is not None
+    return row is not None
 
 
 def _schedule(db: apsw.Connection, row: tuple[Any, ...]) -> Schedule:
@@ -155,7 +156,7 @@ def _schedule(db: apsw.Connection, row: tuple[Any, ...]) -> Schedule:
         account=account,
         destination=destination,
         cron=cron,
-        options=rows.unpack_options(options),
+        options=unpack_options(options),
         body=body,
         caller_ip=caller_ip,
         created_ms=created_ms,
@@ -168,7 +169,7 @@ def _schedule(db: apsw.Connection, row: tuple[Any, ...]) -> Schedule:
 
 
 def _run_states(db: apsw.Connection, account: int, message_ids: list[str]) -> list[tuple[str, RunState]]:
-    """How the messages of a run stand; those that are kept no longer are left out."""
+    """The states of the messages of a run, without messages that have been removed."""
     states: list[tuple[str, RunState]] = []
     for message_id in message_ids:
         stage = db.execute("SELECT stage FROM messages WHERE account = ? AND id = ?", (account, message_id)).get

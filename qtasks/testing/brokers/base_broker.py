@@ -14,7 +14,8 @@ from qtasks.broker.core.values import AccountCredentials, DeadLetterCriteria, Lo
 from qtasks.broker.llm import provider_fake
 from qtasks.broker.ports import DeliveryRequest
 from qtasks.broker.settings import BrokerSettings
-from qtasks.broker.store.sqlite import MEMORY
+from qtasks.broker.store import queries
+from qtasks.broker.store.connection import MEMORY
 from qtasks.clock import Clock
 from qtasks.protocol import signing
 from qtasks.protocol.messages import SigningKeys, State
@@ -104,7 +105,9 @@ class EnvironmentBroker(ABC):
     async def _dead_calls(self) -> list[DeadCall]:
         account, dead_calls, cursor = self.broker.accounts[ACCOUNT], [], None
         while True:
-            page = await self.broker.store.dead_letters(account, DeadLetterCriteria(), cursor=cursor, count=_PAGE)
+            page = await self.broker.store.read(
+                queries.dead_letters, account, DeadLetterCriteria(), cursor=cursor, count=_PAGE
+            )
             letters = [(letter, self.call_log.of_message(letter.message.id)) for letter in page.items]
             dead_calls += [dead_call(letter, call) for letter, call in letters if call is not None]
             if (cursor := page.cursor) is None:
@@ -114,7 +117,7 @@ class EnvironmentBroker(ABC):
         account, message_ids, cursor = self.broker.accounts[ACCOUNT], set[str](), None
         which = LogCriteria(states=(State.CANCELED,))
         while True:
-            page = await self.broker.store.log(account, which, cursor=cursor, count=_PAGE)
+            page = await self.broker.store.read(queries.log, account, which, cursor=cursor, count=_PAGE)
             message_ids.update(entry.message.id for entry in page.items)
             if (cursor := page.cursor) is None:
                 return message_ids

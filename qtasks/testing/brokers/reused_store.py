@@ -10,24 +10,16 @@ import functools
 
 import apsw
 
-from qtasks.broker.store.sqlite import MEMORY, SqliteStore, connect, inside
+from qtasks.broker.store.connection import MEMORY, connect, run_in_transaction
+from qtasks.broker.store.sqlite import SqliteStore
+from qtasks.clock import Clock
 
 
-class ReusedStore(SqliteStore):
-    """A store that begins empty. `shelf` keeps the connections between tests; all belong to one event loop."""
-
-    def __init__(self, shelf: list[apsw.Connection]) -> None:
-        db = shelf.pop() if shelf else connect(MEMORY)
-        inside(db, _empty)
-        super().__init__(MEMORY, db, None)
-        self._shelf = shelf
-
-    async def close(self) -> None:
-        """See `SqliteStore.close`."""
-        if not self._closed:
-            self._closed = True
-            await self._idle.wait()
-            self._shelf.append(self._db)
+def empty_store(connections: list[apsw.Connection], clock: Clock) -> SqliteStore:
+    """An empty store in memory. `connections` are kept for later tests; all of them belong to one event loop."""
+    db = connections.pop() if connections else connect(MEMORY)
+    run_in_transaction(db, _empty)
+    return SqliteStore(MEMORY, db, clock, release=lambda: connections.append(db))
 
 
 def _empty(db: apsw.Connection) -> None:

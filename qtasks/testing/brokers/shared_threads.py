@@ -34,7 +34,7 @@ class SharedThreads:
         self.tasks = LoopThread("qtasks-tasks")
         self.workers = SharedWorkers(_WORKERS)
         self.shelf: list[apsw.Connection] = []
-        """The connections of `ReusedStore` between two tests."""
+        """The connections of `empty_store` between two tests."""
 
     @classmethod
     def of_process(cls) -> SharedThreads:

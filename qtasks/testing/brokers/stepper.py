@@ -13,6 +13,7 @@ from typing import Final
 
 from qtasks.broker.broker import Broker
 from qtasks.broker.core.values import Claim
+from qtasks.broker.store.schedules import next_tick
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import QTasksError
 from qtasks.testing.call_log import CallLog
@@ -92,10 +93,10 @@ class BrokerStepper:
         next_tick_ms: int | None = None
         if schedules:
             await self._broker.scheduler.run_once()
-            next_tick_ms = await self._broker.store.next_tick()
+            next_tick_ms = await self._broker.store.read(next_tick)
         while True:
             batch = await self._broker.deliverer.claim(_REORDERED if self.reordered else 1)
-            if batch.claims or not batch.more:
+            if batch.claims or not batch.has_more:
                 break
         self._taken = list(batch.claims)  # popped from the end: the last one first
         if self._taken:

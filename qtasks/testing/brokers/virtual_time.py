@@ -18,7 +18,7 @@ from qtasks.tasks.results.backend import ResultRecord, ResultStatus
 from qtasks.testing.app_under_test import ORIGIN, AppUnderTest
 from qtasks.testing.brokers.base_broker import ACCOUNT, TOKEN, EnvironmentBroker, settings
 from qtasks.testing.brokers.client_transport import AsyncClientTransport, ClientTransport
-from qtasks.testing.brokers.reused_store import ReusedStore
+from qtasks.testing.brokers.reused_store import empty_store
 from qtasks.testing.brokers.stepper import BrokerStepper
 from qtasks.testing.call_log import CallLog
 from qtasks.testing.fakes.faults import FaultyTransport
@@ -100,7 +100,7 @@ class VirtualTimeBroker(EnvironmentBroker):
             transport=self.faults,
             clock=self.clock,
             random=self.random,
-            store=ReusedStore(self.threads.shelf),
+            store=empty_store(self.threads.shelf, self.clock),
         )
         self.broker.watchers.add(self.call_log)
         self.keys = await self.broker.keys.of(self.broker.accounts[ACCOUNT])

@@ -19,7 +19,7 @@ from qtasks.broker.loops.deliverer import USER_AGENT, Deliverer, signed_request
 from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.ports import DeliveryRequest, Failure, Transport
 from qtasks.broker.settings import BrokerSettings, DeliveryLimits
-from qtasks.broker.store import verbs
+from qtasks.broker.store import accounts, cancel, claim, queries, settle
 from qtasks.broker.store.interface import Store
 from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.errors import StoreError
@@ -68,18 +68,18 @@ class Bench:
 
     async def states(self, message_id: str = "msg_1") -> list[State]:
         which = LogCriteria(message_ids=(message_id,), oldest_first=True)
-        page = await self.store.log(ACCOUNT, which, cursor=None, count=1000)
+        page = await self.store.read(queries.log, ACCOUNT, which, cursor=None, count=1000)
         return [entry.state for entry in page.items]
 
     async def dead(self) -> list[str]:
-        page = await self.store.dead_letters(ACCOUNT, DeadLetterCriteria(), cursor=None, count=1000)
+        page = await self.store.read(queries.dead_letters, ACCOUNT, DeadLetterCriteria(), cursor=None, count=1000)
         return [letter.message.id for letter in page.items]
 
 
 @pytest.fixture
 async def bench() -> AsyncIterator[Bench]:
-    store, _ = await SqliteStore.open(":memory:", now_ms=START_MS)
-    assert await store.ensure_account(AccountCredentials("me", "token", KEYS), KEYS) == ACCOUNT
+    store, _ = await SqliteStore.open(":memory:", VirtualClock())
+    assert await store.write(accounts.ensure_account, AccountCredentials("me", "token", KEYS), KEYS) == ACCOUNT
     yield Bench(store)
     await store.close()
 
@@ -120,10 +120,11 @@ class Flaky:
         self.gates: dict[str, asyncio.Event] = {}
         self.refused = asyncio.Semaphore(0)
 
-    def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:
-        real = getattr(self._store, verb)
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        real = getattr(self._store, method)
 
         async def ask(*arguments: Any, **named: Any) -> Any:
+            verb = arguments[0].__name__ if method in ("read", "write") else method
             if errors := self.errors.get(verb):
                 self.refused.release()
                 raise errors.pop(0)
@@ -221,7 +222,7 @@ async def test_a_retry_is_signed_with_the_key_that_is_current_when_it_is_sent(be
     bench.transport.answer = sequence(ERROR, OK)
     await bench.publish()
     await bench.deliverer.run_once()
-    await bench.store._write(
+    await bench.store.write(
         lambda db: db.execute("UPDATE signing_keys SET current = ?, next = ?", (rolled.current, rolled.next))
     )
     bench.keys.forget(ACCOUNT)
@@ -242,16 +243,16 @@ async def test_a_retry_is_signed_with_the_key_that_is_current_when_it_is_sent(be
 
 async def test_keys_that_change_while_they_are_read_are_not_kept(bench: Bench) -> None:
     flaky = Flaky(bench.store)
-    flaky.gates["keys"] = asyncio.Event()
+    flaky.gates["signing_keys"] = asyncio.Event()
     ring = KeyRing(cast("Store", flaky))
     reading = asyncio.create_task(ring.of(ACCOUNT))
     await asyncio.sleep(0)  # the old keys have been read, and are held up at the gate
     rolled = SigningKeys(KEYS.next, "sig_" + "c" * 28)
-    await bench.store._write(
+    await bench.store.write(
         lambda db: db.execute("UPDATE signing_keys SET current = ?, next = ?", (rolled.current, rolled.next))
     )
     ring.forget(ACCOUNT)
-    flaky.gates["keys"].set()
+    flaky.gates["signing_keys"].set()
     await soon(reading)
     assert await ring.of(ACCOUNT) == rolled
 
@@ -270,7 +271,7 @@ async def test_a_message_cancelled_while_its_attempt_runs_is_not_tried_again(ben
     await bench.publish()
     round_of_attempts = asyncio.create_task(bench.deliverer.run_once())
     _, answer = await gate.next()
-    assert await bench.store.cancel(ACCOUNT, ["msg_1"], now_ms=bench.clock.now_ms()) == 1
+    assert await bench.store.write(cancel.cancel, ACCOUNT, ["msg_1"], now_ms=bench.clock.now_ms()) == 1
     answer.set_result(ERROR)
     await soon(round_of_attempts)
     expected = [State.CREATED, State.ACTIVE, State.CANCEL_REQUESTED, State.ERROR, State.CANCELED]
@@ -440,7 +441,7 @@ async def test_a_lone_message_costs_two_commits_one_before_its_attempt_and_one_a
     broker.watchers.add(lambda event: delivered.set() if event.state is State.DELIVERED else None)
     broker.start()
     await settled()  # every loop has had its first look
-    broker.store._db.set_commit_hook(count)
+    cast("SqliteStore", broker.store)._db.set_commit_hook(count)
     now_ms = broker.clock.now_ms()
     await context.accept([publication(1, now_ms=now_ms)], now_ms=now_ms)
     _, answer = await gate.next()
@@ -456,8 +457,8 @@ async def test_a_lone_message_costs_two_commits_one_before_its_attempt_and_one_a
 
 async def test_watchers_are_told_every_step_and_only_after_it_is_committed(tmp_path: Path) -> None:
     path = str(tmp_path / "broker.db")
-    store, _ = await SqliteStore.open(path, now_ms=START_MS)
-    await store.ensure_account(AccountCredentials("me", "token", KEYS), KEYS)
+    store, _ = await SqliteStore.open(path, VirtualClock())
+    await store.write(accounts.ensure_account, AccountCredentials("me", "token", KEYS), KEYS)
     bench = Bench(store)
     bench.transport.answer = sequence(ERROR, OK)
     outside = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
@@ -501,7 +502,7 @@ async def test_a_cancelled_message_is_not_told_a_next_delivery(bench: Bench) -> 
     await bench.publish()
     round_of_attempts = asyncio.create_task(bench.deliverer.run_once())
     _, answer = await gate.next()
-    await bench.store.cancel(ACCOUNT, ["msg_1"], now_ms=bench.clock.now_ms())
+    await bench.store.write(cancel.cancel, ACCOUNT, ["msg_1"], now_ms=bench.clock.now_ms())
     answer.set_result(ERROR)
     await soon(round_of_attempts)
     assert [(event.state, event.next_delivery_ms) for event in events] == [(State.ACTIVE, None), (State.CANCELED, None)]
@@ -532,7 +533,7 @@ async def test_an_outcome_is_recorded_however_often_the_store_refuses(
 
 async def test_an_attempt_waits_for_its_keys_when_the_store_refuses_them(bench: Bench) -> None:
     flaky = Flaky(bench.store)
-    flaky.errors["keys"] = [StoreError("the store is busy")]
+    flaky.errors["signing_keys"] = [StoreError("the store is busy")]
     bench.keys = KeyRing(cast("Store", flaky))
     bench.make()
     await bench.publish()
@@ -573,11 +574,11 @@ async def test_the_loop_survives_a_claim_that_fails(
 async def test_a_damaged_message_is_set_aside_and_its_neighbours_are_delivered(bench: Bench, damage: str) -> None:
     await bench.publish(1)
     await bench.publish(2)
-    await bench.store._write(lambda db: db.execute(damage))
+    await bench.store.write(lambda db: db.execute(damage))
     assert await bench.deliverer.run_once() == 1
     assert [header(sent, "Upstash-Message-Id") for sent in bench.transport.sent] == ["msg_2"]
-    rows = await bench.store._write(lambda db: db.execute("SELECT error FROM dead_letters").fetchall())
-    assert rows == [(verbs.CORRUPT,)]
+    rows = await bench.store.write(lambda db: db.execute("SELECT error FROM dead_letters").fetchall())
+    assert rows == [(claim.CORRUPT,)]
 
 
 async def test_a_transport_that_raises_costs_an_attempt_and_not_the_message(
@@ -684,7 +685,7 @@ async def test_a_drain_that_runs_out_of_time_leaves_the_message_to_the_next_star
     await gate.next()
     assert await bench.deliverer.drain(0.01) is False
     assert bench.deliverer.in_flight == 0
-    recovery = await bench.store._write(lambda db: verbs.recover(db, now_ms=bench.clock.now_ms()))
+    recovery = await bench.store.write(lambda db: settle.recover(db, now_ms=bench.clock.now_ms()))
     assert recovery.interrupted == 1
     await bench.make().run_once()
     [again] = bench.transport.sent

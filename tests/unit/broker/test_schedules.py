@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qtasks.broker.loops.scheduler import plan
+from qtasks.broker.store.schedules import due_schedules
 from qtasks.protocol import cron
 from qtasks.protocol.messages import PublishOptions, Schedule
 from tests.support.api import HOOK, Service, header
@@ -358,14 +361,14 @@ def test_an_interval_keeps_its_rhythm_through_an_absence() -> None:
 
 async def test_a_refused_store_is_tried_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = [RuntimeError("boom")]
-    real = service.broker.store.due_schedules
+    real = service.broker.store.read
 
-    async def due(**named: int) -> list[Schedule]:
-        if failures:
+    async def read(query: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        if query is due_schedules and failures:
             raise failures.pop()
-        return await real(**named)
+        return await real(query, *arguments, **named)
 
-    monkeypatch.setattr(service.broker.store, "due_schedules", due)
+    monkeypatch.setattr(service.broker.store, "read", read)
     loop = asyncio.create_task(service.broker.scheduler.run())
     await create(service)
     for _ in range(3):

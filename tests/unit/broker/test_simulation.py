@@ -24,10 +24,10 @@ from qtasks.broker.loops.deliverer import Deliverer
 from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.ports import DeliveryRequest, Failure
 from qtasks.broker.settings import DeliveryLimits
-from qtasks.broker.store import verbs
+from qtasks.broker.store import accounts, cancel, queries, settle
 from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.protocol.messages import LogEntry, PublishOptions, Response, SigningKeys, State
-from tests.support.broker import ACCOUNT, START_MS, SeededRandom, VirtualClock, publication
+from tests.support.broker import ACCOUNT, SeededRandom, VirtualClock, publication
 from tests.support.legal_moves import assert_legal
 
 SEEDS = 300
@@ -150,7 +150,7 @@ class World:
     async def cancel(self) -> None:
         if self.accepted:
             chosen = self.chance.sample(sorted(self.accepted), k=min(2, len(self.accepted)))
-            await self.store.cancel(ACCOUNT, chosen, now_ms=self.clock.now_ms())
+            await self.store.write(cancel.cancel, ACCOUNT, chosen, now_ms=self.clock.now_ms())
 
     async def wait(self) -> None:
         await turns(self.chance.randrange(30))
@@ -168,7 +168,7 @@ class World:
         """The process dies wherever it stands and another one takes over the file."""
         self.crashes += 1
         await self.stop()
-        await self.store._write(lambda db: verbs.recover(db, now_ms=self.clock.now_ms()))
+        await self.store.write(lambda db: settle.recover(db, now_ms=self.clock.now_ms()))
         self.start()
 
     async def stop(self) -> None:
@@ -191,15 +191,15 @@ class World:
         pytest.fail(f"{left} messages never came to an end")
 
     async def log(self) -> tuple[LogEntry, ...]:
-        page = await self.store.log(ACCOUNT, LogCriteria(oldest_first=True), cursor=None, count=100_000)
+        page = await self.store.read(queries.log, ACCOUNT, LogCriteria(oldest_first=True), cursor=None, count=100_000)
         return page.items
 
     async def stages(self) -> dict[str, Stage]:
-        rows = await self.store._write(lambda db: db.execute("SELECT id, stage FROM messages").fetchall())
+        rows = await self.store.write(lambda db: db.execute("SELECT id, stage FROM messages").fetchall())
         return {str(message_id): Stage(cast("int", stage)) for message_id, stage in rows}
 
     async def _unfinished(self) -> tuple[int, int | None]:
-        found = await self.store._write(
+        found = await self.store.write(
             lambda db: db.execute("SELECT count(*), min(due_ms) FROM messages WHERE stage < 10").get
         )
         return cast("tuple[int, int | None]", found)
@@ -213,8 +213,8 @@ async def turns(count: int) -> None:
 @contextlib.asynccontextmanager
 async def a_life(seed: int) -> AsyncIterator[World]:
     """The world after everything `seed` decides has happened and come to its end."""
-    store, _ = await SqliteStore.open(":memory:", now_ms=START_MS)
-    await store.ensure_account(AccountCredentials("me", "token", KEYS), KEYS)
+    store, _ = await SqliteStore.open(":memory:", VirtualClock())
+    await store.write(accounts.ensure_account, AccountCredentials("me", "token", KEYS), KEYS)
     world = World(random.Random(seed), store)
     try:
         for _ in range(STEPS):
@@ -243,7 +243,7 @@ async def judge(world: World) -> str:
     sent: dict[str, list[Sent]] = defaultdict(list)
     for one in world.sent:
         sent[one.message_id].append(one)
-    dead = await world.store.dead_letters(ACCOUNT, DeadLetterCriteria(), cursor=None, count=100_000)
+    dead = await world.store.read(queries.dead_letters, ACCOUNT, DeadLetterCriteria(), cursor=None, count=100_000)
     dead_ids = [letter.message.id for letter in dead.items]
 
     assert set(logs) == set(world.accepted), "what is stored is what was accepted"
@@ -253,7 +253,7 @@ async def judge(world: World) -> str:
     for message_id, retries in world.accepted.items():
         log, attempts, stage = logs[message_id], sent[message_id], stages[message_id]
         check_log(log, stage)
-        interruptions = sum(entry.error == verbs.INTERRUPTED for entry in log)
+        interruptions = sum(entry.error == settle.INTERRUPTED for entry in log)
         assert interruptions <= world.crashes
         assert len(attempts) <= retries + 1 + interruptions, f"{message_id}: too many attempts"
         assert [one.retried for one in attempts] == sorted(one.retried for one in attempts)
@@ -303,7 +303,7 @@ def test_the_lives_meet_every_kind_of_end_and_every_kind_of_trouble() -> None:
         async with a_life(seed) as world:
             entries = await world.log()
             seen.update(str(entry.state) for entry in entries)
-            seen["interrupted"] += sum(entry.error == verbs.INTERRUPTED for entry in entries)
+            seen["interrupted"] += sum(entry.error == settle.INTERRUPTED for entry in entries)
             seen["deduplicated"] += world.made - len(world.accepted)
 
     for seed in range(10):

@@ -1,0 +1,118 @@
+"""Connections to a SQLite database with the durability that the broker promises and the current schema."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from importlib import resources
+from typing import Concatenate, Final, ParamSpec, TypeVar
+
+import apsw
+
+from qtasks.errors import SchemaTooNew, StoreError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MEMORY: Final = ":memory:"
+CHECKPOINT_PAGES: Final = 4_000
+"""Length of the write-ahead log, in pages, from which on it is moved into the database file."""
+_BUSY_TIMEOUT_MS: Final = 5_000
+
+
+def connect(path: str, vfs: str | None = None) -> apsw.Connection:
+    """A connection for writes. Creates the file if it is new, and brings its schema up to date.
+
+    Raises SchemaTooNew, or StoreError if the file cannot be opened or is not a database of ours.
+    """
+    try:
+        if path != MEMORY:
+            # Only this user may read the messages; SQLite gives its other files the mode of this one.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        db = apsw.Connection(path, vfs=vfs)
+        db.set_busy_timeout(_BUSY_TIMEOUT_MS)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA fullfsync = ON")
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        db.execute("PRAGMA journal_size_limit = 67108864")
+        db.execute("PRAGMA cache_size = -16384")
+        if path == MEMORY:
+            _copy_blank(db)
+        else:
+            migrate(db)
+    except (apsw.NotADBError, apsw.CorruptError) as error:
+        raise StoreError(
+            f"{path} is not a qtasks database, or it is damaged: {error}",
+            fix="name another file with --db, or restore a backup",
+        ) from error
+    except (apsw.CantOpenError, OSError) as error:
+        raise StoreError(
+            f"cannot open {path}: {error}", fix="check that the directory exists and may be written"
+        ) from error
+    return db
+
+
+def connect_read_only(path: str) -> apsw.Connection:
+    """A second connection, which SQLite allows no write. Only for a file: memory belongs to one connection."""
+    db = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
+    db.set_busy_timeout(_BUSY_TIMEOUT_MS)
+    db.execute("PRAGMA query_only = ON")
+    return db
+
+
+def run_in_transaction(
+    db: apsw.Connection, verb: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Run `verb` at once, in a transaction of its own."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        result = verb(db, *args, **kwargs)
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    return result
+
+
+def migrate(db: apsw.Connection) -> None:
+    """Bring the schema up to date, one transaction for each version. Raises SchemaTooNew for a version beyond ours."""
+    steps = sorted(
+        (entry for entry in resources.files("qtasks.broker.store.schema").iterdir() if entry.name.endswith(".sql")),
+        key=lambda entry: entry.name,
+    )
+    version = db.pragma("user_version")
+    if version > len(steps):
+        raise SchemaTooNew(
+            f"the database has schema version {version}; this program knows versions up to {len(steps)}",
+            fix="start the newer program that wrote it, or name another file with --db",
+        )
+    for number, step in enumerate(steps[version:], version + 1):
+        run_in_transaction(db, _apply, step.read_text(encoding="utf-8"), number)
+
+
+def _apply(db: apsw.Connection, sql: str, version: int) -> None:
+    db.execute(sql)
+    db.execute(f"PRAGMA user_version = {version}")
+
+
+def _copy_blank(db: apsw.Connection) -> None:
+    """Copy the current schema into a new database; faster than `migrate` for the thousands of stores of a test run."""
+    blank = apsw.Connection(MEMORY)
+    blank.deserialize("main", _blank_image())
+    with db.backup("main", blank, "main") as copy:
+        copy.step()
+    blank.close()
+
+
+@functools.cache
+def _blank_image() -> bytes:
+    """An empty database with the current schema."""
+    db = apsw.Connection(MEMORY)
+    migrate(db)
+    image = db.serialize("main")
+    db.close()
+    return image

@@ -1,0 +1,215 @@
+"""Group commit: many writes in one transaction, so that one fsync serves all of them.
+
+How it works. A write is queued with a future. In the next turn of the event loop all queued writes run, one after the
+other, on the loop's own thread and in one transaction, which is then committed. So a lone write is committed at once,
+and under load one fsync serves many. The statements stay on the loop's thread because each takes a few microseconds
+of C; passing the interpreter lock to another thread and back costs a hundred times that while the loop is busy. For
+the same reason the loop's thread also commits while commits are quick. On a disk where they are slow, the writer
+thread commits, and the writes that arrive meanwhile form the next group. The writer thread also moves the write-ahead
+log into the database file, after the results have been returned.
+
+A write that raises never fails its neighbours: the group is rolled back, and its members run again one by one. If the
+storage fails to sync, no further write is accepted, because what the disk holds is unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import apsw
+
+from qtasks.broker.store.connection import CHECKPOINT_PAGES
+from qtasks.clock import Clock
+from qtasks.errors import StoreError, StoreFull
+
+T = TypeVar("T")
+
+log = logging.getLogger("qtasks.broker")
+
+GROUP_LIMIT: Final = 200
+"""Writes in one commit at most. Limits how long the statements of one group keep the loop busy: a few milliseconds."""
+QUICK_S: Final = 0.002
+"""Commits that take less, in seconds, run on the loop's thread: a busy loop pays about as much for a thread switch."""
+_AVERAGED_COMMITS: Final = 8
+"""About how many of the last commits count in the expected duration of the next."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _QueuedWrite:
+    """Work that runs in a transaction, and the future for its result."""
+
+    work: Callable[[], Any]
+    future: asyncio.Future[Any]
+
+
+class GroupCommit:
+    """Commits writes to one connection in groups. Belongs to the event loop that it is created in.
+
+    `on_loop` keeps every commit on the loop's thread: right for a database in memory.
+    """
+
+    def __init__(self, db: apsw.Connection, clock: Clock, *, on_loop: bool) -> None:
+        self._db = db
+        self._clock = clock
+        self._on_loop = on_loop
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[_QueuedWrite] = deque()
+        self._running = False
+        """A group or a checkpoint is under way, or about to start."""
+        self._one_by_one = 0
+        """How many of the next writes run in groups of one, because their group failed."""
+        self._refusal: str | None = None
+        """Why no write is accepted any more."""
+        self.broken = asyncio.Event()
+        self._commit_s = 0.0  # the expected duration of a commit
+        self._log_pages = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="qtasks-commit")
+        db.set_wal_hook(self._note_log_pages)  # replaces SQLite's own, which moves the log before a commit returns
+
+    def submit(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Queue `work`, which writes to the connection; the future completes after the commit."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        if self._refusal is not None:
+            future.set_exception(StoreError(self._refusal))
+            return future
+        self._queue.append(_QueuedWrite(work, future))
+        if not self._running:
+            self._running = True
+            self._idle.clear()
+            # Not at once: other writes of this turn of the loop join the group.
+            self._loop.call_soon(self._run_group)
+        return future
+
+    async def close(self) -> None:
+        """Accept no more writes, and finish those that are queued."""
+        self._refusal = self._refusal or "the store is closed"
+        await self._idle.wait()
+        self._writer.shutdown()
+
+    def _run_group(self) -> None:
+        """Run queued writes in one transaction."""
+        size = 1 if self._one_by_one else min(len(self._queue), GROUP_LIMIT)
+        group = [self._queue.popleft() for _ in range(size)]
+        results: list[Any] = []
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            results.extend(write.work() for write in group)
+        except Exception as error:
+            self._group_failed(group, error)
+            return
+        if self._on_loop or self._commit_s < QUICK_S:
+            self._commit_ended(group, results, self._commit())
+        else:
+            self._in_thread(self._commit, lambda error: self._commit_ended(group, results, error))
+
+    def _commit(self) -> apsw.Error | None:
+        """Commit; return the error if that fails. Runs on the loop's thread or on the writer thread."""
+        started_s = self._clock.monotonic()
+        try:
+            self._db.execute("COMMIT")
+        except apsw.Error as error:
+            return error
+        self._commit_s += (self._clock.monotonic() - started_s - self._commit_s) / _AVERAGED_COMMITS
+        return None
+
+    def _in_thread(self, work: Callable[[], T], then: Callable[[T], None]) -> None:
+        """Run `work` on the writer thread, then `then` with its result on the loop's thread."""
+        job = self._writer.submit(work)
+        job.add_done_callback(lambda done: self._loop.call_soon_threadsafe(then, done.result()))
+
+    def _commit_ended(self, group: list[_QueuedWrite], results: list[Any], error: apsw.Error | None) -> None:
+        if error is not None:
+            self._group_failed(group, error)
+            return
+        for write, result in zip(group, results, strict=True):
+            if not write.future.done():  # its caller may have been cancelled; the write is committed all the same
+                write.future.set_result(result)
+        self._continue(len(group))
+
+    def _group_failed(self, group: list[_QueuedWrite], error: BaseException) -> None:
+        """Roll back. Then run the members of a group one by one, or report the error of a single one."""
+        # SQLite itself has rolled back after some errors (a full disk, a failed write).
+        if self._db.in_transaction:
+            with contextlib.suppress(apsw.Error):
+                self._db.execute("ROLLBACK")
+        if isinstance(error, apsw.IOError):
+            # After a failed sync SQLite's cache may differ from the disk: trying again proves nothing.
+            self._break(_storage_failed(error), group)
+            return
+        if len(group) > 1:
+            self._queue.extendleft(reversed(group))
+            self._one_by_one = len(group)
+            self._loop.call_soon(self._run_group)
+            return
+        [write] = group
+        if not write.future.done():
+            write.future.set_exception(_translated(error))
+        self._continue(1)
+
+    def _break(self, reason: str, group: list[_QueuedWrite]) -> None:
+        """Refuse all writes from now on, those of `group` and of the queue included."""
+        self._refusal = reason
+        self.broken.set()
+        for write in [*group, *self._queue]:
+            if not write.future.done():
+                write.future.set_exception(StoreError(reason))
+        self._queue.clear()
+        self._continue(0)
+
+    def _continue(self, completed: int) -> None:
+        """After `completed` writes: move the log if it is long, else run the next group, else become idle."""
+        self._one_by_one = max(0, self._one_by_one - completed)
+        if self._log_pages >= CHECKPOINT_PAGES and not self.broken.is_set():
+            self._log_pages = 0
+            self._in_thread(self._checkpoint, self._checkpoint_ended)
+        elif self._queue:
+            self._loop.call_soon(self._run_group)
+        else:
+            self._running = False
+            self._idle.set()
+
+    def _note_log_pages(self, _db: apsw.Connection, _name: str, pages: int) -> int:
+        """SQLite calls this after every commit with the length of the write-ahead log."""
+        self._log_pages = pages
+        return apsw.SQLITE_OK
+
+    def _checkpoint(self) -> apsw.Error | None:
+        """Move the log into the database file. Pages that a reader still needs stay for the next time."""
+        try:
+            self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.Error as error:
+            return error
+        return None
+
+    def _checkpoint_ended(self, error: apsw.Error | None) -> None:
+        if isinstance(error, apsw.IOError):
+            self._break(_storage_failed(error), [])
+            return
+        if (
+            error is not None
+        ):  # a full disk, for example: the log still holds everything, and a later commit tries again
+            log.warning("the write-ahead log cannot be moved into the database: %s", error)
+        self._continue(0)
+
+
+def _storage_failed(error: apsw.IOError) -> str:
+    return f"the storage failed: {error}; restart the broker once the disk is sound"
+
+
+def _translated(error: BaseException) -> BaseException:
+    if isinstance(error, apsw.FullError):
+        return StoreFull("no space left for the store; nothing of this request was stored")
+    if isinstance(error, apsw.BusyError):
+        return StoreError("the store is busy: another program holds a lock on it; nothing of this request was stored")
+    if isinstance(error, apsw.Error):
+        return StoreError(f"the store refused: {error}")
+    return error
