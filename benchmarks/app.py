@@ -7,11 +7,11 @@ from qtasks import QTasks
 
 
 def declare(application: QTasks) -> QTasks:
-    """Declare the work in an application, and return that."""
+    """Declare the work in an application, and return it."""
     application.task(name="noop")(work.anoop)
     application.task(name="plain")(work.noop)
     application.task(name="nap")(work.anap)
-    application.task(name="hold", retries=500, retry_delay="100ms")(work.ahold)
+    application.task(name="hang", retries=500, retry_delay="100ms")(work.ahang)
     return application
 
 

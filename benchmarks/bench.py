@@ -1,4 +1,4 @@
-"""What every figure is given: how much to do, where, and whom to tell."""
+"""What every figure receives: how much to do, where to store it, and how to report progress."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.figure import Row
-from benchmarks.own import Own, own
+from benchmarks.servers import QTasksServers, run_servers
 from benchmarks.task_times import TaskTimes
 from benchmarks.waiting import Say
 
@@ -17,9 +17,9 @@ IN_FLIGHT: Final = 50
 """Publishes under way at once, where many are."""
 
 FAR_MS: Final = 24 * 60 * 60 * 1000
-"""A delay that no measurement lives to see the end of."""
+"""A delay longer than any measurement: such a message is never due."""
 
-_MOST_TASKS: Final = 500_000
+_MAX_TASKS: Final = 500_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,17 +27,17 @@ class Sizes:
     """How much each figure does."""
 
     publishes: int
-    """By the load generator; our clients, which are slower, send a fifth of it."""
+    """Publishes of the load generator; our clients, which are slower, send a fifth of that."""
     backlogs: tuple[int, ...]
     streamed: int
     naps: int
     paced_s: float
     """How long jobs are sent at a fixed pace."""
     waiting: int
-    """Messages in the store whose size is taken."""
+    """Messages stored to measure the size of the store."""
     idle_s: float
     starts: int
-    """How often something is started that is timed: interpreters ten times as often."""
+    """How often each timed program is started; interpreters ten times as often."""
 
 
 USUAL: Final = Sizes(
@@ -54,7 +54,7 @@ FULL: Final = Sizes(
     starts=5,
 )
 TINY: Final = Sizes(publishes=100, backlogs=(100,), streamed=100, naps=20, paced_s=1, waiting=200, idle_s=1, starts=1)
-"""Enough to see that everything works; the figures mean nothing."""
+"""Only to see that everything works; the figures mean nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +67,14 @@ class Bench:
     say: Say
 
     @contextmanager
-    def own(self, *, dispatcher: bool = True) -> Iterator[Own]:
-        """A new broker and, with `dispatcher`, a warm dispatcher, with a new file of task times."""
-        with TaskTimes.fresh(_MOST_TASKS) as times, own(self.folder, times, dispatcher=dispatcher) as pair:
-            yield pair
+    def servers(self, *, dispatcher: bool = True) -> Iterator[QTasksServers]:
+        """A fresh broker and, with `dispatcher`, a warm dispatcher, with a file of task times of their own."""
+        with (
+            TaskTimes.fresh(_MAX_TASKS) as task_times,
+            run_servers(self.folder, task_times, dispatcher=dispatcher) as servers,
+        ):
+            yield servers
 
 
 Figure = Callable[[Bench], Iterator[Row]]
-"""Measures something and gives the rows of the table as they come."""
+"""Measures something and yields the rows of the table."""

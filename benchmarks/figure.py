@@ -1,4 +1,4 @@
-"""What a measurement comes to: rows of name, value, aim and method, as values."""
+"""Results of a measurement as values: rows of name, value, aim and method."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """What a value should be: at least, or with `most` at most, `limit`."""
+    """The limit that a value should reach: at least `limit`, or at most with `most`."""
 
     limit: float
     most: bool = False
@@ -30,11 +30,11 @@ class Row:
     """One line: what was done and between which moments."""
     aim: Aim | None = None
     note: str = ""
-    """What else was seen: spread, processor time, sizes."""
+    """Other observations: spread, processor time, sizes."""
 
     @property
     def met(self) -> bool | None:
-        """Whether the aim is reached; None where there is no aim or no value."""
+        """Whether the aim is reached; None without an aim or a value."""
         return None if self.aim is None or self.value is None else self.aim.met(self.value)
 
 
@@ -46,7 +46,7 @@ def number(value: float) -> str:
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """The value below which `percent` of all lie (1 to 99), interpolated; of a single value that value."""
+    """The value below which `percent` of all lie (1 to 99), interpolated; a single value is returned as it is."""
     if len(values) == 1:
         return values[0]
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]

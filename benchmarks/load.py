@@ -1,4 +1,4 @@
-"""A cheap load generator: requests made beforehand, over bare sockets, so that the broker is what is measured."""
+"""A cheap load generator: prepared requests over bare sockets, so that the broker is measured and not the client."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _REPORT_S: Final = 5.0
 
 
 class RefusedError(Exception):
-    """The broker answered a publish with something else than 201."""
+    """The broker answered a publish with a status other than 201."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to publish, and where the tasks are."""
+    """Where to publish, and the base URL of the tasks."""
 
     port: int
     token: str = field(repr=False)
@@ -36,7 +36,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """How a load went."""
+    """The result of a load."""
 
     count: int
     span_s: float
@@ -78,7 +78,7 @@ def publish(target: Target, load: Sequence[bytes], *, in_flight: int, say: Say |
     """Publish all of `load` over `in_flight` connections, each sending its next as soon as the last is answered.
 
     Raises RefusedError for the first answer that is not 201, TimeoutError when it takes longer than
-    `waiting.patience_s`.
+    `waiting.limit_s`.
     """
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         return runner.run(_publish(target, load, in_flight, say))
@@ -87,9 +87,9 @@ def publish(target: Target, load: Sequence[bytes], *, in_flight: int, say: Say |
 async def _publish(target: Target, load: Sequence[bytes], in_flight: int, say: Say | None) -> Sent:
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
-    left = iter(load)
+    remaining = iter(load)
     progress = _Progress(len(load), ended)
-    clients = [_Client(left, progress) for _ in range(min(in_flight, len(load)))]
+    clients = [_Client(remaining, progress) for _ in range(min(in_flight, len(load)))]
     for client in clients:
         await loop.create_connection(functools.partial(_itself, client), HOST, target.port)
     reporter = loop.create_task(_report(progress, say)) if say is not None else None
@@ -97,7 +97,7 @@ async def _publish(target: Target, load: Sequence[bytes], in_flight: int, say: S
     try:
         for client in clients:
             client.send_next()
-        async with asyncio.timeout(waiting.patience_s(len(load))):
+        async with asyncio.timeout(waiting.limit_s(len(load))):
             await ended
         span_s = (time.monotonic_ns() - began_ns) / 1e9
     finally:
@@ -119,7 +119,7 @@ async def _report(progress: _Progress, say: Say) -> None:
 
 
 class _Progress:
-    """How many have been answered; ends the load when all are, or at the first that goes wrong."""
+    """Counts the answers; ends the load after the last one, or at the first error."""
 
     def __init__(self, total: int, ended: asyncio.Future[None]) -> None:
         self.total = total
@@ -137,7 +137,7 @@ class _Progress:
 
 
 class _Client(asyncio.Protocol):
-    """One connection with one request on the way."""
+    """One connection with one request in flight."""
 
     def __init__(self, load: Iterator[bytes], progress: _Progress) -> None:
         self._load = load
@@ -164,7 +164,7 @@ class _Client(asyncio.Protocol):
         self._progress.failed(exc or ConnectionError("the broker closed a connection"))
 
     def send_next(self) -> None:
-        """Send the next request, if one is left."""
+        """Send the next request, if there is one."""
         if self._transport is not None and (request := next(self._load, None)) is not None:
             self._transport.write(request)
 
@@ -175,7 +175,7 @@ class _Client(asyncio.Protocol):
 
 
 def is_complete(answer: bytes) -> bool:
-    """Whether an HTTP answer with a Content-Length has arrived as a whole."""
+    """Whether an HTTP response with a Content-Length is complete."""
     head, blank, body = answer.partition(b"\r\n\r\n")
     if not blank:
         return False
@@ -184,7 +184,7 @@ def is_complete(answer: bytes) -> bool:
 
 
 def paced(target: Target, load: Sequence[bytes], per_s: float, before: Callable[[int], None]) -> None:
-    """Publish `load` one by one at a fixed pace; `before` gets the place of each just before it is sent.
+    """Publish `load` one by one at a fixed rate; `before` receives the index of each request just before it is sent.
 
     Raises RefusedError.
     """

@@ -1,4 +1,4 @@
-"""What this machine is, and what processes take of it: memory and processor time, from Linux's /proc."""
+"""Facts about this machine, and memory and processor time of processes, from Linux's /proc."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class NoProcError(Exception):
     """The system has no /proc to read this from."""
 
     def __init__(self) -> None:
-        super().__init__("memory and processor time of processes are read from /proc, which this system has not")
+        super().__init__("memory and processor time are read from /proc, which does not exist on this system")
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one process takes."""
+    """Memory of one process."""
 
     resident_mb: float
     peak_mb: float
-    """The most it ever took."""
+    """The highest value so far."""
 
 
 def usage(pid: int) -> Usage:
@@ -40,7 +40,7 @@ def usage(pid: int) -> Usage:
 
 
 def shared_out_mb(pids: list[int]) -> float:
-    """Memory of processes together, pages that several have counted once (PSS). Raises NoProcError."""
+    """Memory of several processes together; shared pages are counted once (PSS). Raises NoProcError."""
     total = 0
     for pid in pids:
         try:
@@ -58,7 +58,7 @@ def cpu_s(pid: int) -> float:
 
 
 def family(pid: int) -> list[int]:
-    """A process and all its descendants, that one first. Raises NoProcError."""
+    """A process and all its descendants, the process itself first. Raises NoProcError."""
     parents: dict[int, int] = {}
     for entry in _PROC.iterdir() if _PROC.is_dir() else ():
         if entry.name.isdigit():
@@ -66,21 +66,21 @@ def family(pid: int) -> list[int]:
                 parents[int(entry.name)] = int(_stat(int(entry.name))[1])
             except ProcessLookupError:
                 continue
-    processes = [pid]
-    for process in processes:  # grows while it is walked: children come after their parents
-        processes += [child for child, parent in parents.items() if parent == process]
-    return processes
+    pids = [pid]
+    for ancestor in pids:  # the list grows during the loop: children follow their parents
+        pids += [child for child, parent in parents.items() if parent == ancestor]
+    return pids
 
 
 def facts(folder: Path) -> dict[str, str]:
-    """What the figures depend on: processor, system, Python, the disk under `folder`, and how busy the machine is."""
+    """What the figures depend on: processor, system, Python, disk of `folder`, and load of the machine."""
     load = os.getloadavg()[0]
     return {
         "processor": f"{os.cpu_count()} cores, {_processor()}",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "disk": f"{_filesystem(folder)}, an fsync of 4 KiB takes {_fsync_us(folder):,.0f} µs (median)",
         "load": f"{load:.2f} before the start"
-        + (": other programs are at work, so do not trust the figures" if load > _BUSY_LOAD else ""),
+        + (": other programs are running, so do not trust the figures" if load > _BUSY_LOAD else ""),
     }
 
 
@@ -104,7 +104,7 @@ def _filesystem(folder: Path) -> str:
 
 
 def _fsync_us(folder: Path, rounds: int = 100) -> float:
-    """What a commit cannot be quicker than, microseconds."""
+    """Median time of an fsync in microseconds: the lower limit of a commit."""
     page = os.urandom(4096)
     spans: list[float] = []
     with TemporaryFile(dir=folder, buffering=0) as file:

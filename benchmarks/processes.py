@@ -1,4 +1,4 @@
-"""Programs that a measurement starts, and ends again by their process ids."""
+"""Programs that a measurement starts and stops, by their process ids."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ class Program:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a group of its own: what it starts can be ended with it
+                start_new_session=True,  # a process group of its own, so that its children can be stopped with it
             )
 
     @property
     def pid(self) -> int:
-        """Its process id, which is that of its group as well."""
+        """Its process id, which is also the id of its process group."""
         return self._process.pid
 
     def wait_until(self, ready: Callable[[], bool], timeout_s: float = START_S) -> None:
-        """Return once `ready`. Raises ProgramError when the program ends before, or takes longer."""
+        """Return once `ready` is true. Raises ProgramError if the program ends first or takes longer."""
 
         def answered() -> bool:
             self.check()
@@ -69,12 +69,12 @@ class Program:
             raise ProgramError(f"{error}\n{self.tail()}") from None
 
     def check(self) -> None:
-        """Raises ProgramError when it has ended."""
+        """Raise ProgramError if it has ended."""
         if (status := self._process.poll()) is not None:
             raise ProgramError(f"{self.name} has ended with status {status}\n{self.tail()}")
 
     def finish(self, timeout_s: float) -> None:
-        """Wait for it to end by itself. Raises ProgramError when it fails or takes longer."""
+        """Wait until it ends. Raises ProgramError if it fails or takes longer."""
         try:
             status = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -83,7 +83,7 @@ class Program:
             raise ProgramError(f"{self.name} ended with status {status}\n{self.tail()}")
 
     def stop(self) -> None:
-        """End it and what it started: politely, and after `STOP_S` not. Idempotent."""
+        """Stop it and its children: with SIGTERM, and with SIGKILL after `STOP_S`. Idempotent."""
         if self._process.poll() is None:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -91,20 +91,20 @@ class Program:
         self.kill()
 
     def kill(self) -> None:
-        """End it and what it started at once, as by `kill -9`. Idempotent."""
+        """Kill it and its children at once (SIGKILL). Idempotent."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def tail(self) -> str:
-        """The last lines it wrote."""
+        """The last lines of its output."""
         lines = self._log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
         return "\n".join(f"    {line}" for line in lines)
 
 
 @contextlib.contextmanager
 def running(program: Program) -> Iterator[Program]:
-    """A program that is stopped at the end in any case."""
+    """A program that is stopped when the block ends, also after an exception."""
     try:
         yield program
     finally:
@@ -112,7 +112,7 @@ def running(program: Program) -> Iterator[Program]:
 
 
 def free_port() -> int:
-    """A free port."""
+    """A TCP port on which no process listens now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

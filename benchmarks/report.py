@@ -1,4 +1,4 @@
-"""The table for people, and the same as JSON."""
+"""The table as text, and the same data as JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.figure import Aim, Row, number
-from benchmarks.peers.contest import Standing
+from benchmarks.peers.comparison import MeasureResults
 
 _NAME, _VALUE, _AIM = 52, 16, 12
 
@@ -21,8 +21,8 @@ def heading(facts: Mapping[str, str]) -> str:
 def line(row: Row) -> str:
     """A row of the table, with its method below."""
     value = "-" if row.value is None else f"{number(row.value)} {row.unit}"
-    verdict = {True: "met", False: "MISSED", None: ""}[row.met]
-    first = f"{row.name:<{_NAME}} {value:>{_VALUE}}  {_aim(row.aim):<{_AIM}} {verdict:<7} {row.note}".rstrip()
+    result = {True: "met", False: "MISSED", None: ""}[row.met]
+    first = f"{row.name:<{_NAME}} {value:>{_VALUE}}  {_aim(row.aim):<{_AIM}} {result:<7} {row.note}".rstrip()
     return f"{first}\n    {row.method}"
 
 
@@ -30,11 +30,11 @@ def _aim(aim: Aim | None) -> str:
     return "" if aim is None else f"aim {'≤' if aim.most else '≥'} {aim.limit:,g}"
 
 
-def as_json(path: Path, facts: Mapping[str, str], rows: Sequence[Row], standings: Sequence[Standing]) -> None:
-    """Write everything that was measured to `path`."""
+def as_json(path: Path, facts: Mapping[str, str], rows: Sequence[Row], results: Sequence[MeasureResults]) -> None:
+    """Write all results to `path`."""
     document = {
         "machine": dict(facts),
         "figures": [{**asdict(row), "met": row.met} for row in rows],
-        "peers": [{**asdict(standing), "median": standing.median} for standing in standings],
+        "peers": [{**asdict(measure_results), "median": measure_results.median} for measure_results in results],
     }
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

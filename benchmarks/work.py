@@ -1,4 +1,7 @@
-"""The work of the measurements: the same functions under every queue. Only the standard library: peers import this."""
+"""The work of the measurements: the same functions for every queue.
+
+Uses only the standard library: peers import this.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,15 @@ from benchmarks import task_times
 NAP_S = 0.05
 """How long the sleeping tasks sleep."""
 
-HOLD_S = 60.0
-"""How long the first run of `hold` lasts unless its process is killed."""
+HANG_S = 60.0
+"""How long the first run of `hang` lasts if its process is not killed."""
 
 
 def noop(task: int) -> None:
-    """Nothing but the note that it ran."""
+    """Record that it ran, and do nothing else."""
     times = task_times.current()
-    times.start(task)
-    times.finish(task)
+    times.record_started(task)
+    times.record_done(task)
 
 
 async def anoop(task: int) -> None:
@@ -27,26 +30,26 @@ async def anoop(task: int) -> None:
 
 
 def nap(task: int) -> None:
-    """Wait as for a slow service, in a thread or process."""
+    """Sleep, as if waiting for a slow service, in a thread or process."""
     times = task_times.current()
-    times.start(task)
+    times.record_started(task)
     time.sleep(NAP_S)  # noqa: TID251 - sleeping is the work
-    times.finish(task)
+    times.record_done(task)
 
 
 async def anap(task: int) -> None:
     """As `nap`, on an event loop."""
     times = task_times.current()
-    times.start(task)
+    times.record_started(task)
     await asyncio.sleep(NAP_S)
-    times.finish(task)
+    times.record_done(task)
 
 
-async def ahold(task: int) -> None:
+async def ahang(task: int) -> None:
     """The first run hangs until its process is killed; a later one is done at once."""
     times = task_times.current()
     if times.has_started(task):
-        times.finish(task)
+        times.record_done(task)
         return
-    times.start(task)
-    await asyncio.sleep(HOLD_S)
+    times.record_started(task)
+    await asyncio.sleep(HANG_S)

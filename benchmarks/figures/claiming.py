@@ -1,4 +1,4 @@
-"""What a claim costs while others may not start: it must not look at what is blocked."""
+"""The cost of a claim while other messages are blocked: it must not scan them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NOW_MS: Final = 1_800_000_000_000
 
 
 def claiming(bench: Bench) -> Iterator[Row]:
-    """A claim behind ten blocked messages, and behind very many, of queues and of flow-control keys."""
+    """A claim behind ten blocked messages and behind many, blocked by queues and by flow-control keys."""
     many = bench.sizes.waiting
     for kind in ("queues", "keys"):
         few_s = _claim_s(bench.folder / f"few-{kind}.db", kind, lines=10, waiting=10)
@@ -51,7 +51,7 @@ def _claim_s(path: Path, kind: str, *, lines: int, waiting: int) -> float:
 
 
 def _fill(db: apsw.Connection, kind: str, lines: int, waiting: int) -> None:
-    """Every line has its one message under way and the rest behind it; beside them enough that may start."""
+    """Every queue or key has one active message, and the others wait; other messages may start."""
     blocked = [_message(number, kind, f"line{number % lines}") for number in range(lines + waiting)]
     accept.accept(db, blocked, now_ms=_NOW_MS)
     batch = ClaimBatch(has_more=True)
@@ -66,7 +66,7 @@ def _timed(db: apsw.Connection) -> float:
     batch = run_in_transaction(
         db, lambda db: claim.claim(db, now_ms=_NOW_MS + 1, limit=_CLAIMED, host_limit=10**9, in_flight={})
     )
-    assert len(batch.claims) == _CLAIMED, "as many may start as are asked for"
+    assert len(batch.claims) == _CLAIMED, "enough messages may start"
     return time.perf_counter() - began_s
 
 

@@ -1,4 +1,4 @@
-"""Publishes a second as our clients make them, one process with nothing else to do."""
+"""Publishes a second through our clients, in one process without other work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from benchmarks.bench import FAR_MS, IN_FLIGHT, Bench
 from benchmarks.figure import Row
-from benchmarks.own import Own
+from benchmarks.servers import QTasksServers
 from qtasks.errors import ApiError
 from qtasks.qstash import AsyncQStash, QStash
 
@@ -21,36 +21,36 @@ _NOT_FOUND: Final = 404
 def clients(bench: Bench) -> Iterator[Row]:
     """`.delay()` and `.adelay()`, then the synchronous and the asynchronous client alone, then their batches."""
     count = max(_BATCH, bench.sizes.publishes // 5)
-    with bench.own(dispatcher=False) as own:
+    with bench.servers(dispatcher=False) as servers:
         for figure in (_delay, _adelay, _sync, _async, _async_many, _sync_batches, _async_batches):
             bench.say(f"publishing with our clients: {figure.__name__.strip('_').replace('_', ' ')}")
-            yield figure(own, count)
+            yield figure(servers, count)
 
 
-def _delay(own: Own, count: int) -> Row:
-    with own.producer() as producer:
+def _delay(servers: QTasksServers, count: int) -> Row:
+    with servers.producer() as producer:
         task = producer.tasks["noop"].using(delay=_DELAY)
         return _row("task.delay() one by one", count, _timed(lambda: task.delay(0), count))
 
 
-def _adelay(own: Own, count: int) -> Row:
-    with own.producer() as producer:
+def _adelay(servers: QTasksServers, count: int) -> Row:
+    with servers.producer() as producer:
         task = producer.tasks["noop"].using(delay=_DELAY)
         spent_s = asyncio.run(_atimed(lambda: task.adelay(0), count, in_flight=IN_FLIGHT))
         return _row(f"task.adelay(), {IN_FLIGHT} in flight", count, spent_s)
 
 
-def _sync(own: Own, count: int) -> Row:
-    with QStash(own.secrets.token, base_url=own.url) as client:
-        spent_s = _timed(lambda: client.message.publish(url=own.target.base_url, body="{}", delay=_DELAY), count)
+def _sync(servers: QTasksServers, count: int) -> Row:
+    with QStash(servers.credentials.token, base_url=servers.url) as client:
+        spent_s = _timed(lambda: client.message.publish(url=servers.target.base_url, body="{}", delay=_DELAY), count)
         return _row("QStash one by one", count, spent_s)
 
 
-def _async(own: Own, count: int, *, in_flight: int = 1) -> Row:
+def _async(servers: QTasksServers, count: int, *, in_flight: int = 1) -> Row:
     async def run() -> float:
-        async with AsyncQStash(own.secrets.token, base_url=own.url) as client:
+        async with AsyncQStash(servers.credentials.token, base_url=servers.url) as client:
             return await _atimed(
-                lambda: client.message.publish(url=own.target.base_url, body="{}", delay=_DELAY),
+                lambda: client.message.publish(url=servers.target.base_url, body="{}", delay=_DELAY),
                 count,
                 in_flight=in_flight,
             )
@@ -59,29 +59,29 @@ def _async(own: Own, count: int, *, in_flight: int = 1) -> Row:
     return _row(f"AsyncQStash {how}", count, asyncio.run(run()))
 
 
-def _async_many(own: Own, count: int) -> Row:
-    return _async(own, count, in_flight=IN_FLIGHT)
+def _async_many(servers: QTasksServers, count: int) -> Row:
+    return _async(servers, count, in_flight=IN_FLIGHT)
 
 
-def _sync_batches(own: Own, count: int) -> Row:
+def _sync_batches(servers: QTasksServers, count: int) -> Row:
     def run(batch: list[Any], times: int) -> float:
-        with QStash(own.secrets.token, base_url=own.url) as client:
+        with QStash(servers.credentials.token, base_url=servers.url) as client:
             return _timed(lambda: client.message.batch(batch), times)
 
-    return _batched("QStash", own, count, run)
+    return _batched("QStash", servers, count, run)
 
 
-def _async_batches(own: Own, count: int) -> Row:
+def _async_batches(servers: QTasksServers, count: int) -> Row:
     async def batches(batch: list[Any], times: int) -> float:
-        async with AsyncQStash(own.secrets.token, base_url=own.url) as client:
+        async with AsyncQStash(servers.credentials.token, base_url=servers.url) as client:
             return await _atimed(lambda: client.message.batch(batch), times, in_flight=1)
 
-    return _batched("AsyncQStash", own, count, lambda batch, times: asyncio.run(batches(batch, times)))
+    return _batched("AsyncQStash", servers, count, lambda batch, times: asyncio.run(batches(batch, times)))
 
 
-def _batched(client: str, own: Own, count: int, run: Callable[[list[Any], int], float]) -> Row:
+def _batched(client: str, servers: QTasksServers, count: int, run: Callable[[list[Any], int], float]) -> Row:
     name, times = f"{client}, batches of {_BATCH}", count // _BATCH * 5
-    batch = [{"url": own.target.base_url, "body": "{}", "delay": _DELAY} for _ in range(_BATCH)]
+    batch = [{"url": servers.target.base_url, "body": "{}", "delay": _DELAY} for _ in range(_BATCH)]
     try:
         return _row(name, times * _BATCH, run(batch, times))
     except ApiError as error:
@@ -95,7 +95,7 @@ def _row(name: str, count: int, spent_s: float | None, *, note: str = "") -> Row
         name=f"publishes, {name}",
         value=None if spent_s is None else count / spent_s,
         unit="/s",
-        method=f"{count:,} by one process on kept connections, after a first that is not counted; none is delivered",
+        method=f"{count:,} by one process on kept connections, the first is not counted; none is delivered",
         note=note,
     )
 
@@ -109,10 +109,10 @@ def _timed(call: Callable[[], object], times: int) -> float:
 
 
 async def _atimed(call: Callable[[], Awaitable[object]], times: int, *, in_flight: int) -> float:
-    left = iter(range(times))
+    remaining = iter(range(times))
 
     async def caller() -> None:
-        for _ in left:
+        for _ in remaining:
             await call()
 
     await call()

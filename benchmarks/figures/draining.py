@@ -1,4 +1,4 @@
-"""Tasks a second through broker and dispatcher: from a backlog, with the producer running, and waiting ones."""
+"""Tasks a second through broker and dispatcher: from a backlog, while the producer runs, and of sleeping tasks."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from benchmarks import backlog, load, machine, work
 from benchmarks.bench import IN_FLIGHT, Bench
 from benchmarks.figure import Aim, Row, number
-from benchmarks.own import Own
+from benchmarks.servers import QTasksServers
 
 _AIM = Aim(5_000)
 
 
 def draining(bench: Bench) -> Iterator[Row]:
-    """Backlogs of no-op tasks, each in a store of its own, the last compared with the first."""
+    """Backlogs of no-op tasks, each in its own store; the last is compared with the first."""
     rates: list[float] = []
     for count in bench.sizes.backlogs:
         row = _drain(bench, "noop", count, aim=_AIM)
@@ -31,7 +31,7 @@ def draining(bench: Bench) -> Iterator[Row]:
 
 
 def napping(bench: Bench) -> Iterator[Row]:
-    """Tasks that wait, as for a slow service."""
+    """Tasks that sleep, as if waiting for a slow service."""
     count = bench.sizes.naps
     yield _drain(bench, "nap", count, label=f"tasks that sleep {work.NAP_S * 1000:.0f} ms")
 
@@ -39,14 +39,14 @@ def napping(bench: Bench) -> Iterator[Row]:
 def streaming(bench: Bench) -> Iterator[Row]:
     """No-op tasks that run while they are published."""
     count = bench.sizes.streamed
-    with bench.own() as own:
-        tasks = own.times.take(count)
-        requests = load.requests(own.target, "noop", tasks)
-        bench.say(f"publishing and running {count:,} tasks at once")
-        used = _Processor(own)
-        sent = load.publish(own.target, requests, in_flight=IN_FLIGHT, say=bench.say)
-        own.wait(tasks, bench.say)
-        span_s = (max(own.times.done_ns(tasks)) - sent.began_ns) / 1e9
+    with bench.servers() as servers:
+        tasks = servers.task_times.reserve(count)
+        requests = load.requests(servers.target, "noop", tasks)
+        bench.say(f"publishing and running {count:,} tasks at the same time")
+        used = _Processor(servers)
+        sent = load.publish(servers.target, requests, in_flight=IN_FLIGHT, say=bench.say)
+        servers.wait(tasks, bench.say)
+        span_s = (max(servers.task_times.done_ns(tasks)) - sent.began_ns) / 1e9
         yield Row(
             name="end to end, with the producer running",
             value=count / span_s,
@@ -57,13 +57,13 @@ def streaming(bench: Bench) -> Iterator[Row]:
 
 
 def _drain(bench: Bench, name: str, count: int, *, label: str = "no-op tasks", aim: Aim | None = None) -> Row:
-    with bench.own() as own:
-        stored = backlog.fill(own, name, count, bench.say)
+    with bench.servers() as servers:
+        stored = backlog.fill(servers, name, count, bench.say)
         stored.wait()
         bench.say(f"draining {count:,} {name}")
-        used = _Processor(own)
-        own.wait(stored.tasks, bench.say)
-        started, done = own.times.started_ns(stored.tasks), own.times.done_ns(stored.tasks)
+        used = _Processor(servers)
+        servers.wait(stored.tasks, bench.say)
+        started, done = servers.task_times.started_ns(stored.tasks), servers.task_times.done_ns(stored.tasks)
         span_s = (max(done) - min(started)) / 1e9
         return Row(
             name=f"drained, {count:,} {label}",
@@ -76,14 +76,14 @@ def _drain(bench: Bench, name: str, count: int, *, label: str = "no-op tasks", a
 
 
 class _Processor:
-    """What both processes use from its making on."""
+    """Processor time of both processes since this object was created."""
 
-    def __init__(self, own: Own) -> None:
-        self._pids = {"broker": own.broker.pid, "dispatcher": own.dispatcher.pid}
+    def __init__(self, servers: QTasksServers) -> None:
+        self._pids = {"broker": servers.broker.pid, "dispatcher": servers.dispatcher.pid}
         self._before = {name: machine.cpu_s(pid) for name, pid in self._pids.items()}
 
     def since(self, count: int) -> str:
-        """In words, for each of `count` tasks."""
+        """As text, for each of `count` tasks."""
         used = {name: machine.cpu_s(pid) - self._before[name] for name, pid in self._pids.items()}
         parts = [f"{name} {number(spent * 1e6 / count)} µs" for name, spent in used.items()]
         return ", ".join(parts) + " of processor each"

@@ -1,4 +1,4 @@
-"""What broker and dispatcher take while they run: memory, disk, and processor time with nothing to do."""
+"""Resources of broker and dispatcher: memory, disk, and processor time while idle."""
 
 from __future__ import annotations
 
@@ -7,48 +7,48 @@ from collections.abc import Iterator
 from benchmarks import load, machine, waiting
 from benchmarks.bench import FAR_MS, IN_FLIGHT, Bench
 from benchmarks.figure import Aim, Row, number
-from benchmarks.own import Own
 from benchmarks.processes import Program
+from benchmarks.servers import QTasksServers
 
 _MEMORY = Aim(80, most=True)
 _IDLE = Aim(1, most=True)
 
 
 def memory(bench: Bench) -> Iterator[Row]:
-    """Resident memory after the first task, and after many."""
+    """Resident memory after the first task and after many."""
     count = bench.sizes.streamed
-    with bench.own() as own:
-        both = {"broker": own.broker, "dispatcher": own.dispatcher}
-        yield from (_resident(name, program, "idle", "after its first task") for name, program in both.items())
-        bench.say(f"running {count:,} tasks to see what stays in memory")
-        tasks = own.times.take(count)
-        load.publish(own.target, load.requests(own.target, "noop", tasks), in_flight=IN_FLIGHT, say=bench.say)
-        own.wait(tasks, bench.say)
+    with bench.servers() as servers:
+        programs = {"broker": servers.broker, "dispatcher": servers.dispatcher}
+        yield from (_resident(name, program, "idle", "after its first task") for name, program in programs.items())
+        bench.say(f"running {count:,} tasks to measure the memory afterwards")
+        tasks = servers.task_times.reserve(count)
+        load.publish(servers.target, load.requests(servers.target, "noop", tasks), in_flight=IN_FLIGHT, say=bench.say)
+        servers.wait(tasks, bench.say)
         how = f"after {count:,} no-op tasks published over {IN_FLIGHT} connections"
-        yield from (_resident(name, program, "after the load", how) for name, program in both.items())
+        yield from (_resident(name, program, "after the load", how) for name, program in programs.items())
 
 
 def _resident(name: str, program: Program, when: str, how: str) -> Row:
-    seen = machine.usage(program.pid)
+    usage = machine.usage(program.pid)
     return Row(
         name=f"memory of the {name}, {when}",
-        value=seen.resident_mb,
+        value=usage.resident_mb,
         unit="MB",
         aim=_MEMORY,
         method=f"resident set {how}, in millions of bytes",
-        note=f"never more than {number(seen.peak_mb)} MB",
+        note=f"never more than {number(usage.peak_mb)} MB",
     )
 
 
 def idling(bench: Bench) -> Iterator[Row]:
-    """Processor time of both with nothing to do."""
+    """Processor time of both while idle."""
     span_s = bench.sizes.idle_s
-    with bench.own() as own:
+    with bench.servers() as servers:
         bench.say(f"watching both idle for {span_s:.0f} s")
-        both = {"broker": own.broker.pid, "dispatcher": own.dispatcher.pid}
-        before = {name: machine.cpu_s(pid) for name, pid in both.items()}
+        programs = {"broker": servers.broker.pid, "dispatcher": servers.dispatcher.pid}
+        before = {name: machine.cpu_s(pid) for name, pid in programs.items()}
         waiting.pause(span_s)
-        for name, pid in both.items():
+        for name, pid in programs.items():
             yield Row(
                 name=f"idle processor time of the {name}",
                 value=(machine.cpu_s(pid) - before[name]) / span_s * 100,
@@ -59,17 +59,17 @@ def idling(bench: Bench) -> Iterator[Row]:
 
 
 def store(bench: Bench) -> Iterator[Row]:
-    """What waiting messages take of disk and memory."""
+    """Disk and memory of waiting messages."""
     count = bench.sizes.waiting
-    with bench.own(dispatcher=False) as own:
-        before_mb = machine.usage(own.broker.pid).resident_mb
+    with bench.servers(dispatcher=False) as servers:
+        before_mb = machine.usage(servers.broker.pid).resident_mb
         bench.say(f"storing {count:,} messages")
-        requests = load.requests(own.target, "noop", range(count), delay_ms=FAR_MS)
-        load.publish(own.target, requests, in_flight=IN_FLIGHT, say=bench.say)
-        grown_mb = machine.usage(own.broker.pid).resident_mb - before_mb
-        running_mb = _files_mb(own)
-        own.broker.stop()
-        size_mb = own.db.stat().st_size / 1e6
+        requests = load.requests(servers.target, "noop", range(count), delay_ms=FAR_MS)
+        load.publish(servers.target, requests, in_flight=IN_FLIGHT, say=bench.say)
+        grown_mb = machine.usage(servers.broker.pid).resident_mb - before_mb
+        running_mb = _files_mb(servers)
+        servers.broker.stop()
+        size_mb = servers.db.stat().st_size / 1e6
         yield Row(
             name=f"store with {count:,} waiting",
             value=size_mb,
@@ -80,5 +80,5 @@ def store(bench: Bench) -> Iterator[Row]:
         )
 
 
-def _files_mb(own: Own) -> float:
-    return sum(path.stat().st_size for path in own.folder.glob(f"{own.db.name}*")) / 1e6
+def _files_mb(servers: QTasksServers) -> float:
+    return sum(path.stat().st_size for path in servers.folder.glob(f"{servers.db.name}*")) / 1e6

@@ -1,4 +1,4 @@
-"""How long a job waits for its start when there is nothing to wait for."""
+"""Time from the call to the start of a task on an idle system."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ from typing import Final
 from benchmarks import load, waiting
 from benchmarks.bench import Bench
 from benchmarks.figure import Aim, Row, percentile
-from benchmarks.own import Own
+from benchmarks.servers import QTasksServers
 
 PER_S: Final = 50.0
 _P50, _P99 = Aim(3, most=True), Aim(15, most=True)
 
 
 def latency(bench: Bench) -> Iterator[Row]:
-    """Through `.delay()` as an application has it, and from a bare socket to show what the client adds."""
+    """Through `.delay()`, as in an application, and from a bare socket, which shows the part of the client."""
     count = int(bench.sizes.paced_s * PER_S)
-    with bench.own() as own:
+    with bench.servers() as servers:
         bench.say(f"sending {count:,} jobs at {PER_S:.0f} a second with task.delay()")
-        yield from _rows("task.delay()", _by_delay(own, count, bench), _P50, _P99)
+        yield from _rows("task.delay()", _by_delay(servers, count, bench), _P50, _P99)
         bench.say(f"sending {count:,} jobs at {PER_S:.0f} a second from a bare socket")
-        yield from _rows("a bare socket", _by_socket(own, count, bench), None, None)
+        yield from _rows("a bare socket", _by_socket(servers, count, bench), None, None)
 
 
-def _by_delay(own: Own, count: int, bench: Bench) -> list[float]:
-    tasks = own.times.take(count)
-    with own.producer() as producer:
+def _by_delay(servers: QTasksServers, count: int, bench: Bench) -> list[float]:
+    tasks = servers.task_times.reserve(count)
+    with servers.producer() as producer:
         task = producer.tasks["noop"]
-        task.delay(own.times.take(1)[0])  # opens the connection
+        task.delay(servers.task_times.reserve(1)[0])  # opens the connection
         began = time.monotonic()
         for place, number in enumerate(tasks):
             waiting.pause(began + place / PER_S - time.monotonic())
-            own.times.send(number)
+            servers.task_times.record_sent(number)
             task.delay(number)
-    return _spans_ms(own, tasks, bench)
+    return _spans_ms(servers, tasks, bench)
 
 
-def _by_socket(own: Own, count: int, bench: Bench) -> list[float]:
-    tasks = own.times.take(count)
-    requests = load.requests(own.target, "noop", tasks)
-    load.paced(own.target, requests, PER_S, lambda place: own.times.send(tasks[place]))
-    return _spans_ms(own, tasks, bench)
+def _by_socket(servers: QTasksServers, count: int, bench: Bench) -> list[float]:
+    tasks = servers.task_times.reserve(count)
+    requests = load.requests(servers.target, "noop", tasks)
+    load.paced(servers.target, requests, PER_S, lambda place: servers.task_times.record_sent(tasks[place]))
+    return _spans_ms(servers, tasks, bench)
 
 
-def _spans_ms(own: Own, tasks: range, bench: Bench) -> list[float]:
-    own.wait(tasks, bench.say)
-    both = zip(own.times.sent_ns(tasks), own.times.started_ns(tasks), strict=True)
-    return [(started - sent) / 1e6 for sent, started in both]
+def _spans_ms(servers: QTasksServers, tasks: range, bench: Bench) -> list[float]:
+    servers.wait(tasks, bench.say)
+    times_ns = zip(servers.task_times.sent_ns(tasks), servers.task_times.started_ns(tasks), strict=True)
+    return [(started - sent) / 1e6 for sent, started in times_ns]
 
 
 def _rows(how: str, spans_ms: Sequence[float], p50: Aim | None, p99: Aim | None) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""What it costs to begin: the import, and `qtasks dev` until the first task is done."""
+"""The cost of starting: the import, and `qtasks dev` until the first task is done."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from benchmarks import load, processes, task_times, waiting
+from benchmarks import load, processes, waiting
 from benchmarks.bench import Bench
 from benchmarks.figure import Aim, Row
 from benchmarks.load import Target
-from benchmarks.own import QTASKS
 from benchmarks.processes import Program
-from benchmarks.task_times import TaskTimes
+from benchmarks.servers import QTASKS
+from benchmarks.task_times import PATH_VARIABLE, TaskTimes
 
 _DEV_FILE: Final = Path(".qtasks", "dev.json")
 _IMPORTS: Final = ("pass", "import qtasks", "from qtasks import QTasks, task")
@@ -28,11 +28,11 @@ _IMPORT_S: Final = 30
 
 
 def importing(bench: Bench) -> Iterator[Row]:
-    """Processor time of `import qtasks`, and of the names that a program takes from it."""
+    """Processor time of `import qtasks`, and of importing names from it."""
     rounds = bench.sizes.starts * 10
     bench.say(f"starting {rounds * 3} interpreters")
     for code in _IMPORTS:
-        _import_ms(code)  # compiles, and brings the files into memory
+        _import_ms(code)  # compiles the modules and fills the file cache
     spans = [[_import_ms(code) for code in _IMPORTS] for _ in range(rounds)]
     bare_ms, *medians_ms = (statistics.median(column) for column in zip(*spans, strict=True))
     for code, median_ms in zip(_IMPORTS[1:], medians_ms, strict=True):
@@ -41,7 +41,7 @@ def importing(bench: Bench) -> Iterator[Row]:
             value=median_ms - bare_ms,
             unit="ms",
             aim=Aim(40, most=True) if code == "import qtasks" else None,
-            method=f"processor time of an interpreter that runs it less that of one that does not; medians of {rounds}",
+            method=f"processor time of an interpreter with this line minus that of one without; medians of {rounds}",
             note=f"the bare interpreter {bare_ms:.1f} ms",
         )
 
@@ -54,7 +54,7 @@ def _import_ms(code: str) -> float:
 
 
 def developing(bench: Bench) -> Iterator[Row]:
-    """The time from typing `qtasks dev` to the first task's end."""
+    """The time from the start of `qtasks dev` to the end of the first task."""
     rounds = bench.sizes.starts
     bench.say(f"starting qtasks dev {rounds} times")
     spans_s = [_first_task_s(bench) for _ in range(rounds)]
@@ -69,9 +69,9 @@ def developing(bench: Bench) -> Iterator[Row]:
 
 
 def _first_task_s(bench: Bench) -> float:
-    with TemporaryDirectory(prefix="dev-", dir=bench.folder) as name, TaskTimes.fresh(1) as times:
+    with TemporaryDirectory(prefix="dev-", dir=bench.folder) as name, TaskTimes.fresh(1) as task_times:
         folder = Path(name)
-        environment = processes.environment(**{task_times.VARIABLE: str(times.path)})
+        environment = processes.environment(**{PATH_VARIABLE: str(task_times.path)})
         command = (*QTASKS, "dev", "benchmarks.app:tasks", "--port", "0", "--app-port", "0")
         began_ns = time.monotonic_ns()
         with processes.running(
@@ -80,8 +80,8 @@ def _first_task_s(bench: Bench) -> float:
             dev.wait_until((folder / _DEV_FILE).exists)
             target = _target(json.loads((folder / _DEV_FILE).read_text()))
             load.publish(target, load.requests(target, "noop", range(1)), in_flight=1)
-            waiting.done(times, range(1), bench.say, check=dev.check, poll_s=0.002)
-            return (times.done_ns(range(1))[0] - began_ns) / 1e9
+            waiting.done(task_times, range(1), bench.say, check=dev.check, poll_s=0.002)
+            return (task_times.done_ns(range(1))[0] - began_ns) / 1e9
 
 
 def _target(facts: dict[str, Any]) -> Target:

@@ -1,1 +1,1 @@
-"""The same work on the queues people would use instead, each in a virtual environment of its own."""
+"""The same work on alternative queues, each in its own virtual environment."""

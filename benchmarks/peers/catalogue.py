@@ -18,7 +18,7 @@ _APPS: Final = "benchmarks.peers.apps"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """One queue, set up for two cores: two worker processes, results off, otherwise as it comes."""
+    """One queue, set up for two cores: two worker processes, results off, defaults otherwise."""
 
     name: str
     packages: tuple[str, ...]
@@ -28,9 +28,9 @@ class Peer:
     """Its application in `benchmarks.peers.apps`."""
     workers: tuple[Command, ...]
     napping: tuple[Command, ...] | None = None
-    """Workers for tasks that wait, where those differ."""
+    """Workers for sleeping tasks, if they differ."""
     naps: int = MANY_NAPS
-    """Sleeping tasks it is given at most: a queue that does two at a time need not be watched for so long."""
+    """Highest number of sleeping tasks: a queue that runs two at a time would take very long."""
     prepare: tuple[Command, ...] = ()
     """Run before every measurement."""
     clean: tuple[Command, ...] = ()
@@ -90,7 +90,7 @@ _ALL: Final = (
         service="redis",
         module="arq_app",
         workers=(("arq", f"{_APPS}.arq_app.WorkerSettings"),) * 2,
-        how=f"2 workers of {AT_ONCE} jobs, polling every half second as it comes",
+        how=f"2 workers of {AT_ONCE} jobs, polling every half second, its default",
     ),
     Peer(
         name="taskiq",

@@ -18,23 +18,23 @@ _VERSION: Final = "import importlib.metadata, sys; print(importlib.metadata.vers
 
 
 class UnavailableError(Exception):
-    """A peer cannot take part; the text says why, for people."""
+    """A peer cannot be measured; the text gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """An interpreter with a peer in it."""
+    """A virtual environment in which a peer is installed."""
 
     folder: Path
     version: str
 
     def program(self, name: str) -> Path:
-        """A program that the environment has."""
+        """Path of a program in the environment."""
         return self.folder / "bin" / name
 
 
 def prepare(peer: Peer, parent: Path, say: Say) -> Environment:
-    """The peer's environment below `parent`, made if it is not there. Raises UnavailableError."""
+    """The peer's environment below `parent`, created if it does not exist. Raises UnavailableError."""
     folder = parent / peer.name
     mark, packages = folder / _MARK, "\n".join(peer.packages)
     try:
@@ -58,6 +58,6 @@ def _run(command: list[str]) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, subprocess.CalledProcessError):
-        said = (error.stderr or error.stdout or "").strip().splitlines()
-        return said[-1] if said else f"pip ended with status {error.returncode}"
+        lines = (error.stderr or error.stdout or "").strip().splitlines()
+        return lines[-1] if lines else f"pip ended with status {error.returncode}"
     return str(error)

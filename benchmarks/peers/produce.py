@@ -1,7 +1,7 @@
 """One process that enqueues: ``python -m benchmarks.peers.produce MODULE WORK FIRST COUNT PACE``.
 
-Runs in each queue's own interpreter. PACE is a number a second, 0 for one after the other without a pause, or ``fill``
-to make a backlog in the quickest way the queue has. The file of task times gets the moment of each.
+Runs in each queue's own interpreter. PACE is a number a second, 0 for no pauses, or ``fill``
+to store a backlog in the fastest way that the queue offers. The time of each send is recorded (`task_times`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def main(module: str, name: str, first: str, count: str, pace: str) -> None:
     times = task_times.current()
     for task, pause_s in _pauses(tasks, per_s):
         if pause_s > 0:
-            time.sleep(pause_s)  # noqa: TID251 - the pace is fixed on purpose
-        times.send(task)
+            time.sleep(pause_s)  # noqa: TID251 - a fixed rate is the purpose
+        times.record_sent(task)
         app.send(name, task)
 
 
@@ -42,7 +42,7 @@ async def _produce(app: Any, name: str, tasks: range, per_s: float, *, fill: boo
         for task, pause_s in _pauses(tasks, per_s):
             if pause_s > 0:
                 await asyncio.sleep(pause_s)
-            times.send(task)
+            times.record_sent(task)
             await app.send(name, task)
 
 

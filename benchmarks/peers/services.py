@@ -1,4 +1,4 @@
-"""The services of the peers, on this machine: whether they are there, and an empty place in each."""
+"""The services of the peers on this machine: check that they answer, and use an empty database in each."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _MARK: Final = "qtasks-benchmarks"
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Where they are. Raises ValueError for an address beyond this machine, which no load is meant for."""
+    """URLs of the services. Raises ValueError for another machine, which must not get the load."""
 
     redis: str
-    """With the number of a database that is empty: it is emptied after every measurement."""
+    """With the number of an empty database: it is emptied after every measurement."""
     postgres: str
-    """A database in which a schema of our own may be made."""
+    """A database in which a schema may be created."""
 
     def __post_init__(self) -> None:
         for url in (self.redis, self.postgres):
             if urlsplit(url).hostname not in _LOOPBACK:
-                raise ValueError(f"{url} is not on this machine; benchmarks load no other")
+                raise ValueError(f"{url} is not on this machine; benchmarks must not load another machine")
 
     def claim(self, name: str) -> None:
-        """Raise UnavailableError unless the service `name` answers, and Redis with a database free for us."""
+        """Raise UnavailableError if the service `name` does not answer, or the Redis database is in use."""
         if name == "redis":
             if self._redis("DBSIZE") != ":0" and self._redis(f"EXISTS {_MARK}") != ":1":
                 raise UnavailableError(f"{self.redis} is in use: name an empty database with --redis")
@@ -45,12 +45,12 @@ class Services:
             raise UnavailableError(f"PostgreSQL does not answer at {host}:{port}: {error}") from None
 
     def empty_redis(self) -> None:
-        """Remove what a measurement left. The mark that stays says that all of the database is ours to empty."""
+        """Remove everything from the database, except a mark that it belongs to the benchmarks."""
         self._redis("FLUSHDB")
         self._redis(f"SET {_MARK} 1")
 
     def release(self, name: str) -> None:
-        """Leave the service `name` as it was found: Redis empty."""
+        """Leave the service `name` as it was: Redis empty."""
         if name == "redis":
             self._redis("FLUSHDB")
 

@@ -10,19 +10,19 @@ import pytest
 
 from benchmarks.bench import TINY, Bench
 from benchmarks.figure import Aim, number, percentile
-from benchmarks.peers import contestants
+from benchmarks.peers import candidates
 from benchmarks.peers.services import POSTGRES, Services
 from benchmarks.task_times import TaskTimes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PATIENCE_S = 60
+LIMIT_S = 60
 
 
 def test_a_figure_is_measured_and_written_for_people_and_as_json(tmp_path: Path) -> None:
     report = tmp_path / "figures.json"
     command = [sys.executable, "-m", "benchmarks", "--tiny", "--only", "stream", "--json", str(report)]
     ended = subprocess.run(
-        [*command, "--folder", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
+        [*command, "--folder", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     document = json.loads(report.read_text())
@@ -38,12 +38,12 @@ def test_a_figure_is_measured_and_written_for_people_and_as_json(tmp_path: Path)
 def test_a_peer_without_its_service_is_left_out_with_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # bound, not listening: refused
-        port = nobody.getsockname()[1]
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound, not listening: refused
+        port = closed.getsockname()[1]
         bench = Bench(TINY, tmp_path, lambda text: None)
         services = Services(f"redis://127.0.0.1:{port}/15", POSTGRES)
-        with contestants.admitted(["celery"], services, tmp_path, bench) as peers:
+        with candidates.available(["celery"], services, tmp_path, bench) as peers:
             assert peers == []
     assert f"celery is left out: Redis does not answer at 127.0.0.1:{port}" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == [], "nothing is installed for a peer that cannot run"
@@ -54,22 +54,22 @@ def test_no_other_machine_is_loaded() -> None:
         Services("redis://192.0.2.1:6379/15", POSTGRES)
 
 
-def test_the_file_of_task_times_shows_in_every_process_which_tasks_are_done() -> None:
-    with TaskTimes.fresh(10) as times:
-        first, second, third = tasks = times.take(3)
-        elsewhere = TaskTimes(times.path)
-        elsewhere.send(first)
-        elsewhere.start(first)
-        elsewhere.finish(first)
-        elsewhere.finish(third)
+def test_every_process_with_the_file_open_sees_which_tasks_are_done() -> None:
+    with TaskTimes.fresh(10) as task_times:
+        first, second, third = tasks = task_times.reserve(3)
+        elsewhere = TaskTimes(task_times.path)
+        elsewhere.record_sent(first)
+        elsewhere.record_started(first)
+        elsewhere.record_done(first)
+        elsewhere.record_done(third)
         elsewhere.close()
-        assert times.first_unfinished(tasks) == second
-        assert times.count(tasks) == 2
-        assert 0 < times.sent_ns(tasks)[0] <= times.started_ns(tasks)[0] <= times.done_ns(tasks)[0]
-        times.finish(second)
-        assert times.first_unfinished(tasks) is None
-        with pytest.raises(ValueError, match="3 are used, 8 more do not fit"):
-            times.take(8)
+        assert task_times.first_unfinished(tasks) == second
+        assert task_times.count(tasks) == 2
+        assert 0 < task_times.sent_ns(tasks)[0] <= task_times.started_ns(tasks)[0] <= task_times.done_ns(tasks)[0]
+        task_times.record_done(second)
+        assert task_times.first_unfinished(tasks) is None
+        with pytest.raises(ValueError, match="3 are used, 8 requested"):
+            task_times.reserve(8)
 
 
 def test_an_aim_may_be_a_floor_or_a_ceiling() -> None:

@@ -1,4 +1,4 @@
-"""The work on PgQueuer, in a schema of its own."""
+"""The work on PgQueuer, in its own schema."""
 
 # mypy: disable-error-code="import-not-found,import-untyped"
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The work on qtasks, so that its producer is measured as those of its peers."""
+"""The work on qtasks, so that its producer is measured like those of the peers."""
 
 from __future__ import annotations
 

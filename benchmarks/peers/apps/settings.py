@@ -1,4 +1,4 @@
-"""Where the services are, from the environment that the contest sets."""
+"""Where the services are, from the environment that the comparison sets."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ REDIS: Final = "QTASKS_BENCHMARK_REDIS"
 POSTGRES: Final = "QTASKS_BENCHMARK_POSTGRES"
 QUEUE: Final = "benchmarks"
 AT_ONCE: Final = 100
-"""Tasks a process may have under way, where a queue asks for a number."""
+"""Tasks that run in one process at the same time, for queues that ask for a number."""
 
 
 def redis_url() -> str:
-    """The Redis database of the contest."""
+    """The Redis database of the comparison."""
     return os.environ[REDIS]
 
 
 def postgres_url() -> str:
-    """The PostgreSQL database of the contest."""
+    """The PostgreSQL database of the comparison."""
     return os.environ[POSTGRES]

@@ -1,4 +1,4 @@
-"""The work on taskiq, over Redis streams: its way to Redis that acknowledges."""
+"""The work on taskiq, over Redis streams, its Redis broker with acknowledgement."""
 
 # mypy: disable-error-code="import-not-found,import-untyped"
 from __future__ import annotations

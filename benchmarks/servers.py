@@ -1,4 +1,4 @@
-"""Our side: a broker and a dispatcher as separate processes with durable settings, from the command line."""
+"""The qtasks broker and dispatcher, as separate processes with durable settings, started by the command line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from benchmarks import app, load, processes, task_times, waiting
+from benchmarks import app, load, processes, waiting
 from benchmarks.load import Target
 from benchmarks.processes import HOST, Program
-from benchmarks.task_times import TaskTimes
+from benchmarks.task_times import PATH_VARIABLE, TaskTimes
 from benchmarks.waiting import Say
 from qtasks.tasks.app import DEFAULT_PREFIX, QTasks
 
@@ -26,22 +26,22 @@ _ANSWER_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Secrets:
-    """A token and signing keys of our own: nothing but the development servers takes the public ones."""
+class Credentials:
+    """A fresh token and fresh signing keys: `qtasks broker` and `qtasks run` refuse the public ones."""
 
     token: str = field(default_factory=lambda: f"bench_{secrets.token_hex(16)}", repr=False)
     current: str = field(default_factory=lambda: f"sig_{secrets.token_hex(16)}", repr=False)
     next: str = field(default_factory=lambda: f"sig_{secrets.token_hex(16)}", repr=False)
 
 
-class Own:
-    """A broker and its dispatcher. Made by `own`, which ends both."""
+class QTasksServers:
+    """A broker and its dispatcher. Made by `run_servers`, which stops both."""
 
-    def __init__(self, folder: Path, times: TaskTimes) -> None:
+    def __init__(self, folder: Path, task_times: TaskTimes) -> None:
         self.folder = folder
-        self.times = times
+        self.task_times = task_times
         self.db = folder / "broker.db"
-        self.secrets = Secrets()
+        self.credentials = Credentials()
         self.port = processes.free_port()
         self._app_port = processes.free_port()
         self.base_url = f"http://{HOST}:{self._app_port}{DEFAULT_PREFIX}"
@@ -50,13 +50,13 @@ class Own:
 
     @property
     def url(self) -> str:
-        """Of the broker."""
+        """URL of the broker."""
         return f"http://{HOST}:{self.port}"
 
     @property
     def target(self) -> Target:
         """Where a load goes."""
-        return Target(self.port, self.secrets.token, self.base_url)
+        return Target(self.port, self.credentials.token, self.base_url)
 
     @property
     def broker(self) -> Program:
@@ -72,71 +72,71 @@ class Own:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The settings of broker, dispatcher and publishing process."""
+        """Environment variables of the broker, the dispatcher and every producer."""
         return processes.environment(
-            **{task_times.VARIABLE: str(self.times.path)},
+            **{PATH_VARIABLE: str(self.task_times.path)},
             QSTASH_URL=self.url,
-            QSTASH_TOKEN=self.secrets.token,
-            QSTASH_CURRENT_SIGNING_KEY=self.secrets.current,
-            QSTASH_NEXT_SIGNING_KEY=self.secrets.next,
+            QSTASH_TOKEN=self.credentials.token,
+            QSTASH_CURRENT_SIGNING_KEY=self.credentials.current,
+            QSTASH_NEXT_SIGNING_KEY=self.credentials.next,
             QTASKS_BASE_URL=self.base_url,
         )
 
     def start_broker(self) -> None:
-        """Start the broker; it serves on return."""
+        """Start the broker and wait until it is ready."""
         command = (*QTASKS, "broker", "--port", str(self.port), "--db", str(self.db))
         self._broker = Program("the broker", command, self.environment, log=self.folder / "broker.log")
         self._broker.wait_until(lambda: answers(self.port, "/readyz") == 200)
 
     def start_dispatcher(self) -> None:
-        """Start the dispatcher; it serves on return."""
+        """Start the dispatcher and wait until it answers."""
         command = (*QTASKS, "run", "benchmarks.app:tasks", "--port", str(self._app_port))
         self._dispatcher = Program("the dispatcher", command, self.environment, log=self.folder / "dispatcher.log")
         self._dispatcher.wait_until(lambda: answers(self._app_port, f"{DEFAULT_PREFIX}/noop") is not None)
 
     def stop(self) -> None:
-        """End both. Idempotent."""
+        """Stop both. Idempotent."""
         for program in (self._dispatcher, self._broker):
             if program is not None:
                 program.stop()
 
     def producer(self) -> QTasks:
-        """The same tasks, to be sent to this broker from here. Close it."""
-        return app.declare(QTasks(url=self.url, token=self.secrets.token, base_url=self.base_url))
+        """The same tasks, configured to publish to this broker from this process. The caller closes it."""
+        return app.declare(QTasks(url=self.url, token=self.credentials.token, base_url=self.base_url))
 
     def warm(self) -> None:
-        """Run one task through everything, so that no measurement includes what happens only once."""
-        tasks = self.times.take(1)
+        """Run one task through everything, so that first connections and imports are not measured."""
+        tasks = self.task_times.reserve(1)
         load.publish(self.target, load.requests(self.target, "noop", tasks), in_flight=1)
         self.wait(tasks, lambda _: None)
 
     def wait(self, tasks: range, say: Say, *, poll_s: float = 0.02) -> None:
-        """Return when all of `tasks` are done. Raises TimeoutError, or ProgramError when one of the two has ended."""
+        """Return when all of `tasks` are done. Raises TimeoutError, or ProgramError if a server has ended."""
 
         def check() -> None:
             self.broker.check()
             self.dispatcher.check()
 
-        waiting.done(self.times, tasks, say, check=check, poll_s=poll_s)
+        waiting.done(self.task_times, tasks, say, check=check, poll_s=poll_s)
 
 
 @contextlib.contextmanager
-def own(parent: Path, times: TaskTimes, *, dispatcher: bool = True) -> Iterator[Own]:
-    """A fresh broker, with `dispatcher` also a warm dispatcher, in a new folder below `parent`."""
-    with TemporaryDirectory(prefix="own-", dir=parent) as folder:
-        pair = Own(Path(folder), times)
+def run_servers(parent: Path, task_times: TaskTimes, *, dispatcher: bool = True) -> Iterator[QTasksServers]:
+    """A fresh broker and, with `dispatcher`, a warm dispatcher, in a new folder below `parent`."""
+    with TemporaryDirectory(prefix="servers-", dir=parent) as folder:
+        servers = QTasksServers(Path(folder), task_times)
         try:
-            pair.start_broker()
+            servers.start_broker()
             if dispatcher:
-                pair.start_dispatcher()
-                pair.warm()
-            yield pair
+                servers.start_dispatcher()
+                servers.warm()
+            yield servers
         finally:
-            pair.stop()
+            servers.stop()
 
 
 def answers(port: int, path: str) -> int | None:
-    """The status a server on this machine answers a GET with; None when there is no answer."""
+    """Status of the answer to a GET request to a server on this machine; None if there is no answer."""
     connection = http.client.HTTPConnection(HOST, port, timeout=_ANSWER_S)
     try:
         connection.request("GET", path)

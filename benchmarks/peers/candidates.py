@@ -1,4 +1,4 @@
-"""The contestants: qtasks and each peer, with one interface."""
+"""What is compared: this tree and each peer, behind one interface."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, Protocol
 
-from benchmarks import backlog, machine, processes, task_times, waiting
+from benchmarks import backlog, machine, processes, waiting
 from benchmarks.bench import Bench
-from benchmarks.own import Own
 from benchmarks.peers import environments
 from benchmarks.peers.apps import settings
 from benchmarks.peers.catalogue import MANY_NAPS, PEERS, Command, Peer
 from benchmarks.peers.environments import Environment, UnavailableError
 from benchmarks.peers.services import Services
 from benchmarks.processes import Program
-from benchmarks.task_times import TaskTimes
+from benchmarks.servers import QTasksServers
+from benchmarks.task_times import PATH_VARIABLE, TaskTimes
 from benchmarks.waiting import Say
 
-OURS: Final = "qtasks"
-_MOST_TASKS: Final = 500_000
+THIS_TREE: Final = "qtasks"
+_MAX_TASKS: Final = 500_000
 _WARM_UP: Final = 8
 _SETTLE_S: Final = 1.0
-"""After the first tasks: the second process of a pair may still be starting."""
+"""Pause after the first tasks: the second worker process may still be starting."""
 
 
 class Session(Protocol):
-    """A contestant at work, from a clean start to its end."""
+    """A candidate at work, from a clean start to its end."""
 
-    times: TaskTimes
+    task_times: TaskTimes
     naps: int
-    """Sleeping tasks it is given at most."""
+    """Highest number of sleeping tasks in one measurement."""
 
     def start(self, work: str) -> None:
-        """Start the workers for tasks of the kind `work` and run a few to warm them."""
+        """Start the workers for tasks of the kind `work` and run a few first tasks."""
 
     def release(self, work: str, count: int) -> range:
-        """Store a backlog with no worker about, then let it run; returns when it begins to."""
+        """Store a backlog while no worker runs, then start it; returns when it starts."""
         ...
 
     def produce(self, work: str, count: int, pace: str = "0") -> range:
@@ -52,13 +52,13 @@ class Session(Protocol):
         """Return when all of `tasks` are done. Raises TimeoutError, or ProgramError when a worker has ended."""
 
     def memory_mb(self) -> float:
-        """What its processes take together; the services of the peers are not counted."""
+        """Memory of its processes together, without the services of the peers."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Contestant:
-    """One that takes part."""
+class Candidate:
+    """One participant of the comparison."""
 
     name: str
     version: str
@@ -67,68 +67,75 @@ class Contestant:
     session: Callable[[], AbstractContextManager[Session]]
 
 
-def ours(bench: Bench) -> Contestant:
+def this_tree(bench: Bench) -> Candidate:
     """This tree."""
 
     @contextlib.contextmanager
-    def session() -> Iterator[Session]:
-        with bench.own() as own:
-            yield _OwnSession(own, bench.say)
+    def open_session() -> Iterator[Session]:
+        with bench.servers() as servers:
+            yield _QTasksSession(servers, bench.say)
 
     how = "broker and dispatcher, one process each; SQLite with fsync; async tasks; every delivery signed"
-    return Contestant(OURS, "this tree", how, session)
+    return Candidate(THIS_TREE, "this tree", how, open_session)
 
 
-def _of(peer: Peer, environment: Environment, services: Services, bench: Bench) -> Contestant:
+def _of(peer: Peer, environment: Environment, services: Services, bench: Bench) -> Candidate:
     """A peer."""
 
     @contextlib.contextmanager
-    def session() -> Iterator[Session]:
+    def open_session() -> Iterator[Session]:
         with (
-            TaskTimes.fresh(_MOST_TASKS) as times,
+            TaskTimes.fresh(_MAX_TASKS) as task_times,
             TemporaryDirectory(prefix=f"{peer.name}-", dir=bench.folder) as folder,
             contextlib.ExitStack() as stack,
         ):
-            session = _PeerSession(peer, environment, services, times, Path(folder), bench.say)
+            session = _PeerSession(peer, environment, services, task_times, Path(folder), bench.say)
             stack.callback(session.end)
             session.begin()
             yield session
 
-    return Contestant(peer.name, environment.version, peer.how, session)
+    return Candidate(peer.name, environment.version, peer.how, open_session)
 
 
-class _OwnSession:
-    def __init__(self, own: Own, say: Say) -> None:
-        self.times = own.times
+class _QTasksSession:
+    def __init__(self, servers: QTasksServers, say: Say) -> None:
+        self.task_times = servers.task_times
         self.naps = MANY_NAPS
-        self._own = own
+        self._servers = servers
         self._say = say
 
     def start(self, work: str) -> None:
-        """They run already, and are warm: one dispatcher runs every kind of task."""
+        """Nothing to do: broker and dispatcher run already, and one dispatcher runs every kind of task."""
 
     def release(self, work: str, count: int) -> range:
-        stored = backlog.fill(self._own, work, count, self._say)
+        stored = backlog.fill(self._servers, work, count, self._say)
         stored.wait()
         return stored.tasks
 
     def produce(self, work: str, count: int, pace: str = "0") -> range:
         return _produce(
-            Path(sys.executable), "qtasks_app", self._own.environment, self.times, self._own.folder, work, count, pace
+            Path(sys.executable),
+            "qtasks_app",
+            self._servers.environment,
+            self.task_times,
+            self._servers.folder,
+            work,
+            count,
+            pace,
         )
 
     def wait(self, tasks: range) -> None:
-        self._own.wait(tasks, self._say)
+        self._servers.wait(tasks, self._say)
 
     def memory_mb(self) -> float:
-        return machine.shared_out_mb([self._own.broker.pid, self._own.dispatcher.pid])
+        return machine.shared_out_mb([self._servers.broker.pid, self._servers.dispatcher.pid])
 
 
 class _PeerSession:
     def __init__(
-        self, peer: Peer, environment: Environment, services: Services, times: TaskTimes, folder: Path, say: Say
+        self, peer: Peer, environment: Environment, services: Services, task_times: TaskTimes, folder: Path, say: Say
     ) -> None:
-        self.times = times
+        self.task_times = task_times
         self.naps = peer.naps
         self._peer = peer
         self._environment = environment
@@ -138,7 +145,7 @@ class _PeerSession:
         self._workers: list[Program] = []
         self._variables = processes.environment(
             **{
-                task_times.VARIABLE: str(times.path),
+                PATH_VARIABLE: str(task_times.path),
                 settings.REDIS: services.redis,
                 settings.POSTGRES: services.postgres,
                 "PGQUEUER_SCHEMA": "qtasks_benchmarks",
@@ -146,7 +153,7 @@ class _PeerSession:
         )
 
     def begin(self) -> None:
-        """Make what the peer needs in its service."""
+        """Create what the peer needs in its service."""
         for command in self._peer.prepare:
             self._program(command, "prepare").finish(processes.START_S)
 
@@ -161,7 +168,7 @@ class _PeerSession:
 
     def wait(self, tasks: range) -> None:
         try:
-            waiting.done(self.times, tasks, self._say, check=self._check)
+            waiting.done(self.task_times, tasks, self._say, check=self._check)
         except TimeoutError as error:
             tails = (f"  {worker.name}:\n{worker.tail()}" for worker in self._workers)
             raise TimeoutError("\n".join((str(error), *tails))) from None
@@ -179,7 +186,7 @@ class _PeerSession:
 
     def produce(self, work: str, count: int, pace: str = "0") -> range:
         python = self._environment.program("python")
-        return _produce(python, self._peer.module, self._variables, self.times, self._folder, work, count, pace)
+        return _produce(python, self._peer.module, self._variables, self.task_times, self._folder, work, count, pace)
 
     def memory_mb(self) -> float:
         return machine.shared_out_mb([pid for worker in self._workers for pid in machine.family(worker.pid)])
@@ -208,24 +215,26 @@ def _produce(
     python: Path,
     module: str,
     variables: Mapping[str, str],
-    times: TaskTimes,
+    task_times: TaskTimes,
     folder: Path,
     work: str,
     count: int,
     pace: str,
 ) -> range:
-    """Run a producer to its end. Its first task, which opens the connection, is not among those returned."""
-    first, *_ = tasks = times.take(count + 1)
+    """Run a producer to its end. Its first task, which opens the connection, is not returned."""
+    first, *_ = tasks = task_times.reserve(count + 1)
     command = (python, "-m", "benchmarks.peers.produce", module, work, str(first), str(len(tasks)), pace)
-    with processes.running(Program(f"the producer of {module}", command, variables, log=folder / "producer.log")) as it:
-        it.finish(waiting.patience_s(count))
+    with processes.running(
+        Program(f"the producer of {module}", command, variables, log=folder / "producer.log")
+    ) as producer:
+        producer.finish(waiting.limit_s(count))
     return tasks[1:]
 
 
 @contextlib.contextmanager
-def admitted(names: Sequence[str], services: Services, folder: Path, bench: Bench) -> Iterator[list[Contestant]]:
-    """Those of `names` that can take part; the others are named with the reason. Services are left as found."""
-    contestants: list[Contestant] = []
+def available(names: Sequence[str], services: Services, folder: Path, bench: Bench) -> Iterator[list[Candidate]]:
+    """Those of `names` that can run here; prints the reason for each other one. Services are left as they were."""
+    runnable: list[Candidate] = []
     with contextlib.ExitStack() as stack:
         for name in names:
             peer = PEERS[name]
@@ -236,5 +245,5 @@ def admitted(names: Sequence[str], services: Services, folder: Path, bench: Benc
             except UnavailableError as error:
                 print(f"{name} is left out: {error}", flush=True)
                 continue
-            contestants.append(_of(peer, environment, services, bench))
-        yield contestants
+            runnable.append(_of(peer, environment, services, bench))
+        yield runnable
