@@ -197,11 +197,11 @@ def _rows(tasks: QTasks, plan: SyncPlan) -> list[_Row]:
     ):
         for step in steps:
             words = [state] if state else []
-            if step.found is not None:
-                words += ["paused"] if step.found.paused else []
-                handles.setdefault(step.title, tasks.schedules.handle(step.found, step.title))
+            if step.existing is not None:
+                words += ["paused"] if step.existing.paused else []
+                handles.setdefault(step.title, tasks.schedules.handle(step.existing, step.title))
             handle = handles[step.title]
-            rows.append(_Row(step.title, handle.id, ", ".join(words) or "active", handle, step.found))
+            rows.append(_Row(step.title, handle.id, ", ".join(words) or "active", handle, step.existing))
     return sorted(rows, key=lambda row: row.name)
 
 

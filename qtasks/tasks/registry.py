@@ -14,7 +14,7 @@ from qtasks.tasks import decorators
 from qtasks.tasks.decorators import ScheduleDecorator, TaskDecorator
 from qtasks.tasks.options import Span, TaskOptions
 from qtasks.tasks.schedules import recurrence
-from qtasks.tasks.schedules.declaration import DeclarationOptions, ScheduleOptions, as_declared, declaration, title
+from qtasks.tasks.schedules.declaration import DeclarationOptions, ScheduleOptions, declaration_error, declare, title
 from qtasks.tasks.task import AsyncTask, SyncTask, Task
 
 if TYPE_CHECKING:
@@ -175,9 +175,9 @@ class Registry:
         def decorate(function: Any, /) -> Any:
             task = self._known(function, said) if isinstance(function, Task) else self.task(**said)(function)
             try:
-                task.declare(declaration(task, when, name, schedule))
+                task.declare(declare(task, when, name, schedule))
             except ArgumentsError as error:
-                raise as_declared(error, title(task.name, name)) from None
+                raise declaration_error(error, title(task.name, name)) from None
             return task
 
         return decorate

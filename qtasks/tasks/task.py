@@ -273,7 +273,7 @@ class Task(Generic[P, R]):
         """
         from qtasks.tasks.schedules import sync
 
-        return sync.make(self, cron, every, name, options)
+        return sync.create_dynamic(self, cron, every, name, options)
 
     async def aschedule(
         self,
@@ -286,7 +286,7 @@ class Task(Generic[P, R]):
         """As `schedule`, without blocking the event loop."""
         from qtasks.tasks.schedules import sync
 
-        return await asyncio.to_thread(sync.make, self, cron, every, name, options)
+        return await asyncio.to_thread(sync.create_dynamic, self, cron, every, name, options)
 
     def _applied(self, options: ApplyOptions) -> tuple[Self, str | None]:
         """The task with options of Celery's names, and the id of the call."""

@@ -214,7 +214,7 @@ def test_qtasks_dev_on_a_laptop_leaves_production_alone_whatever_the_code_says(
         "def report() -> None: ...\n"
     )
     with Dev(folder, "tasks.py") as dev:
-        assert "QT311 schedules are left alone: this program runs for development" in dev.wait_for("synced")
+        assert "QT311 no schedule was changed: this program runs for development" in dev.wait_for("synced")
         dev.wait_for("  reload ")
         (folder / "tasks.py").write_text((folder / "tasks.py").read_text() + "# changed\n")
         dev.wait_for("reloaded tasks: 1 task, 1 schedule")
@@ -327,8 +327,8 @@ async def test_an_embedded_home_is_told_when_its_application_starts(tmp_path: Pa
         plan = await anyio.to_thread.run_sync(after.schedules.diff)
         assert plan.in_sync
         (step,) = plan.unchanged
-        assert step.found is not None
-        assert (step.found.cron, step.found.paused) == ("0 10 * * *", True)
+        assert step.existing is not None
+        assert (step.existing.cron, step.existing.paused) == ("0 10 * * *", True)
 
 
 def test_an_embedded_home_without_an_application_is_told_nothing_by_itself(tmp_path: Path) -> None:

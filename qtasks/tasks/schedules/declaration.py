@@ -1,12 +1,13 @@
-"""Schedules as code: what a task declares, and how it is told to the service. Pure; `scheduling` acts.
+"""What a schedule in the code declares, and the schedule that the service has to have for it. Pure: `sync` acts.
 
-A schedule's id is made of the environment (the address of the dispatcher, `QTASKS_BASE_URL`), the task's name and the
-schedule's own, and of nothing else. So it stays what it is when the expression or the arguments change, and two
-environments that share an account never meet, not even where they run the same code.
+The id of a schedule is made of the environment (the address of the dispatcher, `QTASKS_BASE_URL`), the name of the task
+and the name of the schedule, and of nothing else. It stays the same when the expression or the arguments change, and
+two environments that share an account never have the same ids, even if they run the same code.
 
-What is ours says so, in the labels that its runs have too: `DECLARED` for a schedule that stands in the code, so that
-`sync` may remove it once it does not, or `DYNAMIC` for one that a running program has made; and
-``qtasks.<environment>.<fingerprint>``, where the fingerprint is that of all that was sent. `drift` reads them.
+Labels mark the schedules that qtasks made, and their runs: `DECLARED` for a schedule that the code declares, so that
+`sync` may remove it when the declaration has gone; `DYNAMIC` for one that a running program made; and
+``qtasks.<environment>.<fingerprint>``, where the fingerprint is a hash of the whole schedule. `existing_schedule` and
+`diff` read them.
 """
 
 from __future__ import annotations
@@ -38,35 +39,35 @@ Overlap = Literal["allow", "wait", "skip"]
 
 
 class ScheduleOptions(TypedDict, total=False):
-    """How a task runs by the clock; an absent key means "not said"."""
+    """Options of a schedule. An absent key leaves the default."""
 
     tz: Zone
-    """The zone of the expression, such as ``"Europe/Berlin"``; UTC by default."""
+    """Time zone of the expression, such as ``"Europe/Berlin"``; UTC by default."""
     overlap: Overlap
-    """What becomes of a run while the one before it is under way. ``"allow"``, the default: both run. ``"wait"``: it
-    waits, as many as there are; attempts run one at a time (by flow control, on every service). ``"skip"``: it ends at
-    once as cancelled; needs a place for results that all processes share which run the task. A run that waits for a
-    retry is not under way."""
+    """What happens to a run while the previous one is still running. ``"allow"``, the default: both run. ``"wait"``: it
+    waits; attempts run one at a time (by flow control, on every service). ``"skip"``: it ends at once as cancelled;
+    needs a result store that all processes that run the task share. A run that waits for a retry does not count as
+    running."""
     args: Sequence[Any]
-    """Positional arguments of every run."""
+    """Positional arguments of every run; none by default."""
     kwargs: Mapping[str, Any]
-    """Named arguments of every run."""
+    """Named arguments of every run; none by default."""
 
 
 class DeclarationOptions(TaskOptions, ScheduleOptions, total=False):
-    """What `cron` and `every` take; those of the task only where they make one of a function."""
+    """Options of `cron` and `every`. Those of the task are allowed only where the decorator makes the task."""
 
     schedule: str
-    """The name of this schedule, where a task has several."""
+    """Name of the schedule, if a task has several; empty by default. 1 to 64 letters, digits, ``_``, ``.`` or ``-``."""
     name: str
-    """Of the task, in place of its function's."""
+    """Name of the task; that of the function by default."""
     aliases: Sequence[str]
-    """As of `task`."""
+    """Earlier names of the task, as for `task`."""
 
 
 @dataclass(frozen=True, slots=True)
 class DesiredSchedule:
-    """A schedule as the service is to have it."""
+    """A schedule as the service should have it."""
 
     title: str
     destination: str
@@ -75,13 +76,13 @@ class DesiredSchedule:
 
     @property
     def id(self) -> str:
-        """Its id at the service."""
+        """The schedule id at the service."""
         return self.options.schedule_id or ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleDeclaration:
-    """A task, when it runs, and with what arguments. `label` is `DECLARED` or `DYNAMIC`."""
+    """A task, when it runs, and with which arguments. `label` is `DECLARED` or `DYNAMIC`."""
 
     task: Task[..., Any]
     cron: Cron
@@ -93,74 +94,75 @@ class ScheduleDeclaration:
 
     @property
     def title(self) -> str:
-        """``task`` or ``task:name``: what it is called here and on the command line."""
+        """``task`` or ``task:name``: the name of the schedule in Python and on the command line."""
         return title(self.task.name, self.name)
 
     def check(self) -> None:
-        """Refuse what cannot work. Raises DefinitionError, ArgumentsError for arguments that do not fit."""
+        """Validate everything. Raises DefinitionError; ArgumentsError for arguments that do not fit the task."""
         if self.name and _NAME.fullmatch(self.name) is None:
-            raise self._error(f"{self.name!r} is no name for a schedule: 1 to 64 letters, digits, _ . -")
+            raise self._error(f"{self.name!r} is not a valid name for a schedule: 1 to 64 letters, digits, _ . -")
         if self.overlap not in get_args(Overlap):
-            raise self._error(f"overlap={self.overlap!r}: {', '.join(map(repr, get_args(Overlap)))} are known")
+            raise self._error(f"overlap={self.overlap!r}: expected one of {', '.join(map(repr, get_args(Overlap)))}")
         if isinstance(self.args, str) or not isinstance(self.args, Sequence):
-            raise self._error(f"args={self.args!r}: a list of arguments is wanted", fix="args=[...]")
+            raise self._error(f"args={self.args!r}: expected a list of arguments", fix="args=[...]")
         if (length := len(identity("", self.task.name, self.name))) > MAX_ID:
             raise self._error(f"its id would have {length} characters; {MAX_ID} are allowed")
         self._check_options()
         try:
             parameters = self.task.parameters
         except DefinitionError:
-            return  # a name that the module does not have yet: the start, or the first call, looks again
+            return  # an annotation names a class that is defined later: the start, or the first call, checks again
         parameters.to_json(parameters.check(parameters.bind(self.args, self.kwargs)))
 
     def _check_options(self) -> None:
-        how = self.task.delivery_options
-        if how.unique:
+        options = self.task.delivery_options
+        if options.unique:
             raise self._error(
-                "`unique` is decided where a call is made, and nobody makes the calls of a schedule",
+                "`unique` is decided by the process that sends a call, and the service sends the calls of a schedule",
                 fix='overlap="skip" or overlap="wait"',
             )
-        if how.pickled:
+        if options.pickled:
             raise self._error(
-                "its arguments are pickled, and a pickle is for one version of Python, which a schedule outlives",
-                fix="schedule a task that takes JSON, and have it call this one",
+                "its arguments are pickled, and a schedule may outlive the Python version that a pickle needs",
+                fix="schedule a task that takes JSON and calls this one",
             )
-        if how.expires is not None:
-            raise self._error("`expires` is counted from a call, and nobody makes the calls of a schedule")
-        if how.publish.not_before_s is not None or how.publish.deduplication_id is not None:
-            raise self._error("`eta` and `deduplication_id` are of one call; a schedule makes many")
+        if options.expires is not None:
+            raise self._error("`expires` starts with the call, and the service sends the calls of a schedule")
+        if options.publish.not_before_s is not None or options.publish.deduplication_id is not None:
+            raise self._error("`eta` and `deduplication_id` belong to one call; a schedule makes many")
         self.task.for_flow()
         if self.overlap == "skip" and self.task.asks:
             raise self._error(
-                "while a language model works on a call, nothing of it is under way here that could be seen",
+                "no process runs a call while a language model works on it, so overlaps cannot be seen",
                 fix='overlap="wait"',
             )
-        if self.overlap == "wait" and how.publish.flow_control is not None:
+        if self.overlap == "wait" and options.publish.flow_control is not None:
             raise self._error(
-                'overlap="wait" limits its runs by a key of its own, and a call has one key',
-                fix=f"leave out overlap; parallelism=1 lets calls of the key "
-                f"{how.publish.flow_control.key!r} run one at a time",
+                'overlap="wait" uses a flow-control key of its own, and a call can have only one key',
+                fix=f"leave out overlap; parallelism=1 lets calls with the key "
+                f"{options.publish.flow_control.key!r} run one at a time",
             )
-        if self.overlap == "wait" and how.queue is not None:
-            raise self._error('a queue decides what waits, so overlap="wait" has no meaning there')
+        if self.overlap == "wait" and options.queue is not None:
+            raise self._error('a queue already decides which calls wait, so overlap="wait" has no meaning with it')
 
     def call(self, base_url: str) -> Outgoing:
-        """A run now, with an id of its own. Raises DefinitionError, ArgumentsError."""
-        own = identity(base_url, self.task.name, self.name)
-        task = self.task.using(key=own, parallelism=1) if self.overlap == "wait" else self.task
+        """The message of a run now, with a new call id. Raises DefinitionError, ArgumentsError."""
+        schedule_id = identity(base_url, self.task.name, self.name)
+        task = self.task.using(key=schedule_id, parallelism=1) if self.overlap == "wait" else self.task
         message = task.carrying(task.parameters.check(task.parameters.bind(self.args, self.kwargs)), len(self.args))
         assert message.envelope is not None
         envelope = replace(
-            message.envelope, schedule=own, overlap=envelopes.SKIP if self.overlap == envelopes.SKIP else None
+            message.envelope, schedule=schedule_id, overlap=envelopes.SKIP if self.overlap == envelopes.SKIP else None
         )
         options = replace(message.options, labels=(self.label, *message.options.labels), delay_ms=None)
         return replace(message, envelope=envelope, options=options).sealed()
 
     def desired(self, base_url: str) -> DesiredSchedule:
-        """The schedule at the service of environment `base_url`. Raises as `call`."""
+        """The schedule that the service should have for environment `base_url`. Raises as `call`."""
         call = self.call(base_url)
         assert call.envelope is not None
-        body = envelopes.encode(replace(call.envelope, call_id=None))  # static, so a run is named by its message
+        # The body is the same at every tick, so the call id of a run is made of its message id.
+        body = envelopes.encode(replace(call.envelope, call_id=None))
         options = replace(
             call.options,
             delay_ms=self.task.delivery_options.publish.delay_ms,
@@ -169,40 +171,41 @@ class ScheduleDeclaration:
             queue=call.queue,
         )
         destination = f"{base_url}/{call.task}"
-        kind, *given = options.labels
-        labels = (kind, f"{mark(base_url)}{_fingerprint(destination, body, options)}", *given)
+        kind_label, *other_labels = options.labels
+        labels = (kind_label, f"{label_prefix(base_url)}{_fingerprint(destination, body, options)}", *other_labels)
         return DesiredSchedule(self.title, destination, body, replace(options, labels=labels))
 
     def _error(self, text: str, *, fix: str | None = None) -> DefinitionError:
         return DefinitionError(f"schedule {self.title}: {text}", fix=fix, code=ErrorCode.OPTION_INVALID)
 
 
-def declaration(
-    task: Task[..., Any], timing: Cron, name: str, options: Mapping[str, Any], *, label: str = DECLARED
+def declare(
+    task: Task[..., Any], cron: Cron, name: str, options: Mapping[str, Any], *, label: str = DECLARED
 ) -> ScheduleDeclaration:
-    """A checked declaration. `options` are `ScheduleOptions`, their zone being in `timing` already.
+    """A validated declaration. `options` are `ScheduleOptions`; `cron` already contains the zone.
 
-    Raises DefinitionError for an option that cannot work, ArgumentsError for arguments that do not fit.
+    Raises DefinitionError for an option that cannot work, ArgumentsError for arguments that do not fit the task.
     """
+    allowed = tuple(ScheduleOptions.__annotations__)
     for option in options:
-        if option not in (known := tuple(ScheduleOptions.__annotations__)):
+        if option not in allowed:
             raise DefinitionError(
-                f"schedule {title(task.name, name)}: there is no option {option!r}{did_you_mean(option, known)}",
-                details={"known": ", ".join(known)},
+                f"schedule {title(task.name, name)}: there is no option {option!r}{did_you_mean(option, allowed)}",
+                details={"options": ", ".join(allowed)},
                 fix="give options of the calls to .using(...)",
                 code=ErrorCode.OPTION_INVALID,
             )
-    made = ScheduleDeclaration(
+    declaration = ScheduleDeclaration(
         task=task,
-        cron=timing,
+        cron=cron,
         name=name,
         overlap=options.get("overlap", "allow"),
         args=options.get("args", ()),
         kwargs=options.get("kwargs") or {},
         label=label,
     )
-    made.check()
-    return made
+    declaration.check()
+    return declaration
 
 
 def title(task: str, name: str) -> str:
@@ -211,23 +214,23 @@ def title(task: str, name: str) -> str:
 
 
 def identity(base_url: str, task: str, name: str) -> str:
-    """The id of a schedule at the service, for ever: what a person knows it by, and a digest that also has the place.
+    """The schedule id at the service, such as ``report.weekend-5b0c6c1e9f2a``. It must never change.
 
-    ``report.weekend-5b0c6c1e9f2a``.
+    Task and schedule name make it readable; the digest also covers the environment.
     """
     digest = hashlib.sha256(f"{base_url}\n{task}\n{name}".encode()).hexdigest()[:12]
     return f"{task}.{name}-{digest}" if name else f"{task}-{digest}"
 
 
-def mark(base_url: str) -> str:
-    """How the label begins that says of which environment a schedule is."""
+def label_prefix(base_url: str) -> str:
+    """The beginning of the label that says to which environment a schedule belongs."""
     return f"qtasks.{hashlib.sha256(base_url.encode()).hexdigest()[:8]}."
 
 
-def as_declared(error: ArgumentsError, name: str) -> DefinitionError:
-    """The error of arguments that stand in a declaration, or should."""
+def declaration_error(error: ArgumentsError, title: str) -> DefinitionError:
+    """The error for wrong or missing arguments in the declaration of schedule `title`."""
     return DefinitionError(
-        f"schedule {name}: {error.message}",
+        f"schedule {title}: {error.message}",
         details=error.details,
         fix=error.fix or 'args=[...] or kwargs={"...": ...} beside the expression, or a default',
         code=error.code,

@@ -1,8 +1,9 @@
-"""When a schedule runs: what a person writes, as an expression that every service knows.
+"""When a schedule runs: a cron expression or an interval, converted to a cron expression that every service accepts.
 
-A schedule is told in five fields, with the zone in front where it is not UTC: hosted QStash documents nothing else, and
-code that runs here has to run there. So ``@daily`` and its kin are spelled out, and an interval is one that five fields
-can say. It keeps to the clock: ``every("15m")`` runs at :00, :15, :30 and :45, whenever it was declared.
+The result has five fields, with the zone in front if it is not UTC: hosted QStash documents nothing else, and code that
+runs here must also run there. So ``@daily`` and similar names are written out, and an interval must be one that five
+fields can express. Intervals follow the clock: ``every("15m")`` runs at :00, :15, :30 and :45, no matter when the
+schedule was declared.
 """
 
 from __future__ import annotations
@@ -27,29 +28,30 @@ _INTERVALS = {
     _DAY: "0 0 * * *",
     _WEEK: "0 0 * * 0",
 }
-"""Minutes to the fields that say them: what divides an hour, a day, a week."""
+"""Intervals in minutes, and their cron fields: those that divide an hour, a day or a week."""
 
 
 def at(expression: str, zone: Zone | None = None) -> Cron:
-    """Read a cron expression; its zone is `zone`, or that of its own prefix ``CRON_TZ=``, or UTC.
+    """Parse a cron expression. Its zone is `zone`, or that of its prefix ``CRON_TZ=``, or UTC.
 
-    Raises DefinitionError with a caret under what is wrong: QT104, QT105 for dates that never come, QT106 for zones.
+    Raises DefinitionError with a caret under the wrong field: QT104; QT105 for dates that never come; QT106 for an
+    unknown zone.
     """
     if not isinstance(expression, str):
         raise DefinitionError(
-            f"a cron expression is a text, not {expression!r}",
+            f"a cron expression must be a text, not {expression!r}",
             fix='cron("0 9 * * MON-FRI", tz="Europe/Berlin")',
             code=ErrorCode.CRON_INVALID,
         )
     if "@every" in expression:
         raise DefinitionError(
-            f"{expression.strip()!r} is not known to every service",
-            fix='every("10m") says an interval in five fields',
+            f"{expression.strip()!r} is not an expression that every service accepts",
+            fix='every("10m") sets an interval',
             code=ErrorCode.CRON_INVALID,
         )
     try:
-        read = cron.parse(_with_zone(expression.strip(" \t"), zone))
-        return cron.parse(read.fields if read.zone == "UTC" else f"CRON_TZ={read.zone} {read.fields}")
+        parsed = cron.parse(_with_zone(expression.strip(" \t"), zone))
+        return cron.parse(parsed.fields if parsed.zone == "UTC" else f"CRON_TZ={parsed.zone} {parsed.fields}")
     except cron.UnknownZone as error:
         raise DefinitionError(str(error), code=ErrorCode.TIME_ZONE_UNKNOWN) from None
     except cron.NeverComes as error:
@@ -61,7 +63,7 @@ def at(expression: str, zone: Zone | None = None) -> Cron:
 def every(span: Span, zone: Zone | None = None) -> Cron:
     """An interval on the clock of `zone`: minutes that divide an hour, hours that divide a day, a day, a week.
 
-    Raises DefinitionError for any other, naming the nearest that work.
+    Raises DefinitionError for any other interval, naming the nearest valid ones.
     """
     try:
         span_ms = durations.to_ms(span)
@@ -70,7 +72,7 @@ def every(span: Span, zone: Zone | None = None) -> Cron:
     if span_ms % 60_000 == 0 and (expression := _INTERVALS.get(span_ms // 60_000)) is not None:
         return at(expression, zone)
     raise DefinitionError(
-        f"every({span!r}): no cron expression says that, and QStash has nothing else; what works and is nearest: "
+        f"every({span!r}): no cron expression can express this interval; the nearest valid ones: "
         + " and ".join(_shown(minutes) for minutes in _nearest(span_ms / 60_000)),
         fix='one of these, or cron("...") for times of the day, the week or the month',
         code=ErrorCode.CRON_INVALID,
@@ -78,7 +80,7 @@ def every(span: Span, zone: Zone | None = None) -> Cron:
 
 
 def shown(timing: Cron) -> str:
-    """A timing as a person reads it: the fields, and the zone behind them."""
+    """The expression for people: the fields, and then the zone."""
     return f"{timing.fields}  {timing.zone}"
 
 
@@ -96,9 +98,9 @@ def _with_zone(expression: str, zone: Zone | None) -> str:
 
 
 def _nearest(minutes: float) -> list[int]:
-    known = sorted(_INTERVALS)
-    below = [one for one in known if one < minutes]
-    above = [one for one in known if one > minutes]
+    intervals = sorted(_INTERVALS)
+    below = [interval for interval in intervals if interval < minutes]
+    above = [interval for interval in intervals if interval > minutes]
     return [*below[-1:], *above[:1]]
 
 

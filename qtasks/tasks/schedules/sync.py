@@ -1,10 +1,11 @@
-"""Schedules at the service: what is declared is brought there, and what is there is found.
+"""Sync: make the service have the schedules that the code declares. Also finds and creates schedules at the service.
 
-Who syncs: `qtasks dev` at every start and reload; an embedded home when the lifespan of its application starts; for
-every other engine `qtasks schedules sync` in the deployment, or `tasks.schedules.sync()`. An embedded home that starts
-without an application, on the first `.delay()` of a script, syncs nothing: that moment knows neither whether all
-modules are imported nor whether the script is meant to keep time. Schedules that its file has go on, and
-`tasks.schedules.sync()` brings in the others.
+`qtasks dev` syncs at every start and reload, and an embedded broker when the lifespan of its application starts. With
+every other service, sync in the deployment: `qtasks schedules sync`, or `tasks.schedules.sync()`.
+
+An embedded broker that starts without an application, at the first `.delay()` of a script, does not sync: at that
+moment it is not known whether all modules are imported, nor whether the script should run schedules at all. Schedules
+that are in its file continue, and `tasks.schedules.sync()` adds the others.
 """
 
 from __future__ import annotations
@@ -22,9 +23,16 @@ from qtasks.errors import ApiError, ArgumentsError, ConfigurationError, Definiti
 from qtasks.protocol import cron
 from qtasks.tasks.dev_server import is_loopback
 from qtasks.tasks.options import Span
-from qtasks.tasks.schedules import diff, recurrence
-from qtasks.tasks.schedules.declaration import DYNAMIC, DesiredSchedule, ScheduleDeclaration, as_declared, declaration
-from qtasks.tasks.schedules.diff import SyncPlan
+from qtasks.tasks.schedules import recurrence
+from qtasks.tasks.schedules.declaration import (
+    DYNAMIC,
+    DesiredSchedule,
+    ScheduleDeclaration,
+    declaration_error,
+    declare,
+)
+from qtasks.tasks.schedules.diff import SyncPlan, differences, plan_sync
+from qtasks.tasks.schedules.existing_schedule import call_of, check_owner, title_of
 from qtasks.tasks.schedules.task_schedule import TaskSchedule, base_url_of
 from qtasks.tasks.settings import DEFAULT, Settings
 
@@ -40,203 +48,213 @@ log = logging.getLogger("qtasks.schedules")
 
 
 class Schedules:
-    """The schedules that an application's tasks declare; `QTasks.schedules`. Iterating gives a handle on each."""
+    """The schedules that the tasks of an application declare: `QTasks.schedules`. Iterating yields their handles."""
 
     def __init__(self, runtime: Runtime, tasks: Mapping[str, Task[..., Any]]) -> None:
         self._runtime = runtime
         self._tasks = tasks
 
     def __iter__(self) -> Iterator[TaskSchedule[Any]]:
-        return iter([TaskSchedule.of(declared) for declared in self._declared()])
+        return iter([TaskSchedule.of(declaration) for declaration in self._declarations()])
 
     def __len__(self) -> int:
-        """How many there are."""
-        return len(self._declared())
+        """The number of declared schedules."""
+        return len(self._declarations())
 
     def check(self) -> list[DesiredSchedule]:
-        """What the service is to have. Raises DefinitionError for a declaration that cannot work.
+        """Validate every declaration and return the schedules that the service should have.
 
-        And ResultsDisabled where one wants its runs skipped and there is no place for results.
+        Raises DefinitionError for a declaration that cannot work, and ResultsDisabled if ``overlap="skip"`` is used
+        without a result store.
         """
         base_url = base_url_of(self._runtime)
         desired: list[DesiredSchedule] = []
-        for declared in self._declared():
+        for declaration in self._declarations():
             try:
-                desired.append(desired_schedule(self._runtime, declared, base_url))
+                desired.append(desired_schedule(self._runtime, declaration, base_url))
             except ArgumentsError as error:
-                raise as_declared(error, declared.title) from None
+                raise declaration_error(error, declaration.title) from None
         return desired
 
     def check_reach(self) -> None:
-        """Refuse to write from where nobody would mean to. Raises ConfigurationError (QT311)."""
+        """Refuse to write schedules to a service by mistake; see the function `check_reach`."""
         check_reach(self._runtime)
 
     def diff(self) -> SyncPlan:
-        """How code and service differ. Raises ConfigurationError where another's schedule stands in our place."""
-        return diff.plan(self.check(), self._found(), base_url_of(self._runtime))
+        """What a sync would do. Raises as `check`.
+
+        Also raises ConfigurationError if a schedule of another environment has the id of a declared one.
+        """
+        return plan_sync(self.check(), self._existing(), base_url_of(self._runtime))
 
     def sync(self, *, prune: bool = False) -> SyncPlan:
-        """Have the service keep what the code declares, and return what was done.
+        """Make the service have the declared schedules, and return what was done.
 
-        What agrees already is not written; what was paused stays paused. `prune` removes what was declared once and
-        is no more. Idempotent: after an error it can be called again. Raises as `diff`, and ConfigurationError for a
-        program that is one for development and has credentials that are not; see `check_reach`.
+        Schedules that agree already are not written; paused ones stay paused. `prune` also removes the schedules whose
+        declaration has gone. Idempotent: it can be repeated after an error. Raises as `diff`; also ConfigurationError
+        for a development program with production credentials, see `check_reach`.
         """
         from qtasks.qstash import schedule
 
         check_reach(self._runtime)
-        todo = self.diff()
-        for step in (*todo.added, *todo.changed):
-            assert step.desired is not None
-            put(self._runtime, step.desired, paused=step.found is not None and step.found.paused)
-        for step in todo.removed if prune else ():
-            assert step.found is not None
-            self._run(schedule.delete(step.found.schedule_id), f"the removal of schedule {step.title}")
-        done = replace(todo, pruned=prune)
+        plan = self.diff()
+        for difference in (*plan.added, *plan.changed):
+            assert difference.desired is not None
+            existing = difference.existing
+            put(self._runtime, difference.desired, paused=existing is not None and existing.paused)
+        for difference in plan.removed if prune else ():
+            assert difference.existing is not None
+            self._run(schedule.delete(difference.existing.schedule_id), f"the removal of schedule {difference.title}")
+        done = replace(plan, pruned=prune)
         if not done.in_sync:
             log.info("schedules: %s", done, extra={"action": "schedules_synced"})
         return done
 
     def get(self, name: str) -> TaskSchedule[Any]:
-        """The handle on a schedule by its name (``task`` or ``task:name``) or its id, whether the code declares it.
+        """The handle on a schedule, declared or not, by its name (``task`` or ``task:name``) or its id.
 
-        Raises ConfigurationError for one that there is not, and for one of another environment.
+        Raises ConfigurationError if there is no such schedule, or if it belongs to another environment.
         """
-        for declared in self._declared():
-            if declared.title == name:
-                return TaskSchedule.of(declared)
+        declarations = self._declarations()
+        for declaration in declarations:
+            if declaration.title == name:
+                return TaskSchedule.of(declaration)
         base_url = base_url_of(self._runtime)
-        known: list[str] = []
-        for found in self._found():
-            title = diff.own(found, base_url) if found.schedule_id == name else diff.title_of(found, base_url)
-            if title is not None and name in (title, found.schedule_id):
-                return self.handle(found, title)
-            known += [title] if title is not None else []
-        known += [declared.title for declared in self._declared()]
+        titles = [declaration.title for declaration in declarations]
+        for existing in self._existing():
+            title = check_owner(existing, base_url) if existing.schedule_id == name else title_of(existing, base_url)
+            if title is None:
+                continue
+            if name in (title, existing.schedule_id):
+                return self.handle(existing, title)
+            titles.append(title)
         raise ConfigurationError(
-            f"there is no schedule {name!r} in {base_url}{did_you_mean(name, known)}",
-            details={"known": ", ".join(sorted(set(known))) or "none"},
+            f"there is no schedule {name!r} in {base_url}{did_you_mean(name, titles)}",
+            details={"known": ", ".join(sorted(set(titles))) or "none"},
         )
 
-    def handle(self, found: Schedule, name: str) -> TaskSchedule[Any]:
+    def handle(self, existing: Schedule, title: str) -> TaskSchedule[Any]:
         """The handle on a schedule of this environment that the service has."""
-        task = found.destination.removeprefix(f"{base_url_of(self._runtime)}/")
+        task = existing.destination.removeprefix(f"{base_url_of(self._runtime)}/")
         return TaskSchedule(
             lambda: self._runtime,
             self._tasks.get(task),
-            name=name,
-            timing=cron.parse(found.cron),
-            identify=lambda _: found.schedule_id,
-            call=lambda base_url: diff.call_of(found, base_url),
+            name=title,
+            timing=cron.parse(existing.cron),
+            identify=lambda _: existing.schedule_id,
+            call=lambda base_url: call_of(existing, base_url),
         )
 
-    def _declared(self) -> list[ScheduleDeclaration]:
-        tasks = {id(task): task for task in self._tasks.values()}  # a task stands there under each of its names
-        return [declared for task in tasks.values() for declared in task.declared]
+    def _declarations(self) -> list[ScheduleDeclaration]:
+        tasks = {id(task): task for task in self._tasks.values()}  # the mapping has a task under each of its names
+        return [declaration for task in tasks.values() for declaration in task.declared]
 
-    def _found(self) -> Sequence[Schedule]:
+    def _existing(self) -> Sequence[Schedule]:
         from qtasks.qstash import schedule
 
         return self._run(schedule.list_all(), "the list of schedules")
 
-    def _run(self, call: Operation[R], what: str) -> R:
-        return self._runtime.publisher().call(call, what)
+    def _run(self, operation: Operation[R], description: str) -> R:
+        return self._runtime.publisher().call(operation, description)
 
 
-def make(
+def create_dynamic(
     task: Task[..., R], expression: str | None, every: Span | None, name: str | None, options: Mapping[str, Any]
 ) -> TaskSchedule[R]:
     """Create or replace a schedule that no code declares; see `Task.schedule`."""
     zone = options.get("tz")
     if expression is not None and every is None:
-        when = recurrence.at(expression, zone)
+        timing = recurrence.at(expression, zone)
     elif every is not None and expression is None:
-        when = recurrence.every(every, zone)
+        timing = recurrence.every(every, zone)
     else:
         raise DefinitionError(
-            f"{task.name}: a schedule runs by a cron expression or by an interval, so one of the two is wanted",
+            f"{task.name}: expected either a cron expression or an interval",
             fix='.schedule("0 9 * * *") or .schedule(every="10m")',
             code=ErrorCode.CRON_INVALID,
         )
     if name is None:
-        name = _name_of(task, options.get("args", ()), options.get("kwargs") or {})
-    return _stand(declaration(task, when, name, options, label=DYNAMIC))
+        name = _name_of_arguments(task, options.get("args", ()), options.get("kwargs") or {})
+    return _put_dynamic(declare(task, timing, name, options, label=DYNAMIC))
 
 
-def _stand(declared: ScheduleDeclaration) -> TaskSchedule[Any]:
-    """Have the service keep a dynamic schedule."""
-    runtime = declared.task.runtime
-    if any(declared.name == one.name for one in declared.task.declared):
+def _put_dynamic(declaration: ScheduleDeclaration) -> TaskSchedule[Any]:
+    """Create or replace a dynamic schedule at the service, unless it has the same one already."""
+    runtime = declaration.task.runtime
+    if any(declaration.name == declared.name for declared in declaration.task.declared):
         raise DefinitionError(
-            f"schedule {declared.title}: the code declares one of this name",
-            fix='another one: .schedule(..., name="...")',
+            f"schedule {declaration.title}: the code declares a schedule with this name",
+            fix='choose another name: .schedule(..., name="...")',
         )
     check_reach(runtime)
     base_url = base_url_of(runtime)
-    desired = desired_schedule(runtime, declared, base_url)
-    handle = TaskSchedule.of(declared)
+    desired = desired_schedule(runtime, declaration, base_url)
+    handle = TaskSchedule.of(declaration)
     try:
-        found: Schedule | None = handle.info()
+        existing: Schedule | None = handle.info()
     except ApiError as error:
         if error.status != HTTPStatus.NOT_FOUND:
             raise
-        found = None
-    if found is not None:
-        diff.own(found, base_url)
-    if found is None or diff.differences(desired, found):
-        put(runtime, desired, paused=found is not None and found.paused)
+        existing = None
+    if existing is not None:
+        check_owner(existing, base_url)
+    if existing is None or differences(desired, existing):
+        put(runtime, desired, paused=existing is not None and existing.paused)
     return handle
 
 
-def _name_of(task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """The name of a dynamic schedule that was given none: its arguments', so that the same call replaces it."""
+def _name_of_arguments(task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """The default name of a dynamic schedule: a hash of its arguments, so that the same call replaces the schedule."""
     if not args and not kwargs:
         return ""
     plain = task.parameters.to_json(task.parameters.check(task.parameters.bind(args, kwargs)))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def desired_schedule(runtime: Runtime, declared: ScheduleDeclaration, base_url: str) -> DesiredSchedule:
-    """What the service is to have of a declaration. Raises as `ScheduleDeclaration.desired`, ResultsDisabled."""
-    if declared.overlap == "skip" and runtime.results_or_none() is None:
+def desired_schedule(runtime: Runtime, declaration: ScheduleDeclaration, base_url: str) -> DesiredSchedule:
+    """The schedule that the service should have for a declaration.
+
+    Raises as `ScheduleDeclaration.desired`; also ResultsDisabled for ``overlap="skip"`` without a result store.
+    """
+    if declaration.overlap == "skip" and runtime.results_or_none() is None:
         raise ResultsDisabled(
-            f'schedule {declared.title}: overlap="skip" has to know which runs are under way, '
-            "and no place for results is configured",
+            f'schedule {declaration.title}: overlap="skip" needs a result store to see which runs are under way, '
+            "and none is configured",
             fix="set QTASKS_RESULTS, or QTasks(results=...), to sqlite:///results.db, postgresql://... "
-            'or redis://...; overlap="wait" needs none',
+            'or redis://...; overlap="wait" needs no result store',
         )
-    return declared.desired(base_url)
+    return declaration.desired(base_url)
 
 
 def put(runtime: Runtime, desired: DesiredSchedule, *, paused: bool) -> None:
-    """Create or replace a schedule; services do not promise that one stays paused that is replaced."""
+    """Create or replace a schedule. Pauses it again if `paused`: a service may resume a schedule that is replaced."""
     from qtasks.qstash import schedule
 
-    run, what = runtime.publisher().call, f"schedule {desired.title}"
-    run(schedule.create_raw(desired.destination, desired.body, desired.options), what)
+    run, description = runtime.publisher().call, f"schedule {desired.title}"
+    run(schedule.create_raw(desired.destination, desired.body, desired.options), description)
     if paused:
-        run(schedule.pause(desired.id), what)
+        run(schedule.pause(desired.id), description)
 
 
 def check_reach(runtime: Runtime) -> None:
-    """Refuse to write schedules to production from where nobody would mean to. Raises ConfigurationError (QT311).
+    """Refuse to write schedules to production by mistake. Raises ConfigurationError (QT311).
 
-    Everything but an embedded home and the public development credentials counts as production. Not meant: a program
-    that says of itself that it is one for development (`QTASKS_DEV`, as under `qtasks dev`), and a dispatcher that only
-    its own machine reaches, for a broker on another one.
+    Every service counts as production, except an embedded broker and one with the public development credentials.
+    Refused are a program that runs for development (`QTASKS_DEV`, as under `qtasks dev`), and a dispatcher with a
+    loopback address, which a service on another machine cannot reach.
     """
     settings = runtime.settings()
     url, _, base_url = settings.sender()
     if not settings.is_production:
         return
     if settings.allow_dev_keys and settings.origin("allow_dev_keys") != DEFAULT:
-        why = "this program runs for development (QTASKS_DEV), and the token is not the public development one"
+        reason = "this program runs for development (QTASKS_DEV), and the token is not the public development one"
     elif is_loopback(base_url) and not is_loopback(url):
-        why = "only this machine reaches the tasks, and the service is on another one"
+        reason = "the tasks have a loopback address, and the service is on another machine"
     else:
         return
     raise ConfigurationError(
-        f"schedules are left alone: {why}",
+        f"no schedule was changed: {reason}",
         details={"service": f"{url} ({_origins(settings)})", "tasks": base_url},
         fix="use the credentials of `qtasks dev` here; sync production from its deployment",
         code=ErrorCode.SYNC_TARGET_UNSAFE,

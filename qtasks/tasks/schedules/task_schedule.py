@@ -1,4 +1,4 @@
-"""The handle on one schedule: when it runs next, and running, pausing and deleting it at the service."""
+"""The handle on one schedule: its next runs, and how to trigger, pause, resume and delete it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from zoneinfo import ZoneInfo
 from qtasks.errors import ApiError, ConfigurationError
 from qtasks.protocol.cron import Cron
 from qtasks.tasks.results.task_result import TaskResult
-from qtasks.tasks.schedules import diff
 from qtasks.tasks.schedules.declaration import ScheduleDeclaration, identity
+from qtasks.tasks.schedules.existing_schedule import check_owner
 from qtasks.tasks.send.outgoing import Outgoing
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ T = TypeVar("T")
 
 
 class TaskSchedule(Generic[R]):
-    """One schedule of a task: what `Task.schedules`, `Task.schedule` and `tasks.schedules.get` hand out.
+    """The handle on one schedule: `Task.schedules`, `Task.schedule` and `tasks.schedules.get` return it.
 
-    `name` is ``task`` or ``task:name``. Whatever asks the service raises BrokerUnreachable and ApiError (404 while the
-    schedule is not there), and ConfigurationError for a schedule that is not of this environment.
+    `name` is ``task`` or ``task:name``. Every method that asks the service raises BrokerUnreachable, ApiError (404 if
+    the service has no such schedule), and ConfigurationError for a schedule of another environment.
     """
 
     def __init__(
@@ -51,16 +51,16 @@ class TaskSchedule(Generic[R]):
         self._call = call
 
     @classmethod
-    def of(cls, declared: ScheduleDeclaration) -> TaskSchedule[Any]:
-        """The handle on what a task declares."""
-        task = declared.task
+    def of(cls, declaration: ScheduleDeclaration) -> TaskSchedule[Any]:
+        """The handle on a schedule that a task declares."""
+        task = declaration.task
         return cls(
             lambda: task.runtime,
             task,
-            name=declared.title,
-            timing=declared.cron,
-            identify=lambda base_url: identity(base_url, task.name, declared.name),
-            call=declared.call,
+            name=declaration.title,
+            timing=declaration.cron,
+            identify=lambda base_url: identity(base_url, task.name, declaration.name),
+            call=declaration.call,
         )
 
     def __repr__(self) -> str:
@@ -68,16 +68,16 @@ class TaskSchedule(Generic[R]):
 
     @property
     def cron(self) -> str:
-        """The expression, with ``CRON_TZ=`` in front where its zone is not UTC."""
+        """The cron expression, with ``CRON_TZ=`` in front if its zone is not UTC."""
         return self.timing.text
 
     @property
     def id(self) -> str:
-        """What the service knows it by; made of the environment, so it needs `QTASKS_BASE_URL`."""
+        """The schedule id at the service. It depends on the environment, so it needs `QTASKS_BASE_URL`."""
         return self._identify(base_url_of(self._bound()))
 
     def next_runs(self, count: int = 5, *, after: datetime | None = None) -> list[datetime]:
-        """When it runs next, in its own zone; paused or not. `after` is now unless it is given."""
+        """The next runs after `after` (now by default), in the zone of the schedule; a pause is ignored."""
         moment_ms: int | None = self._bound().now_ms() if after is None else int(after.timestamp() * 1000)
         runs: list[datetime] = []
         zone = ZoneInfo(self.timing.zone)
@@ -87,9 +87,9 @@ class TaskSchedule(Generic[R]):
         return runs
 
     def trigger(self) -> TaskResult[R]:
-        """Run it now, besides its times, as any other call: same arguments and options, an id of its own."""
+        """Send one more run now, as an ordinary call with the same arguments and options and a new call id."""
         if self._task is None:
-            raise ConfigurationError(f"the task of {self.name} is not in this code, so it cannot be triggered here")
+            raise ConfigurationError(f"the task of {self.name} is not in this program, so it cannot be triggered here")
         return self._task.send(self._call(base_url_of(self._bound())))
 
     async def atrigger(self) -> TaskResult[R]:
@@ -97,7 +97,7 @@ class TaskSchedule(Generic[R]):
         return await asyncio.to_thread(self.trigger)
 
     def info(self) -> Schedule:
-        """The schedule as the service has it: pause, last and next run, and what else it knows."""
+        """The schedule as the service has it, with its pause, last run and next run."""
         from qtasks.qstash import schedule
 
         try:
@@ -117,7 +117,7 @@ class TaskSchedule(Generic[R]):
         return await asyncio.to_thread(self.info)
 
     def pause(self) -> None:
-        """Let its times pass until `resume`; they are not made up for. A sync leaves it paused."""
+        """Skip all runs until `resume`; they are not made up later. A sync leaves the schedule paused."""
         from qtasks.qstash import schedule
 
         self._change(schedule.pause)
@@ -127,7 +127,7 @@ class TaskSchedule(Generic[R]):
         await asyncio.to_thread(self.pause)
 
     def resume(self) -> None:
-        """Go on with its next time."""
+        """Continue with the next run."""
         from qtasks.qstash import schedule
 
         self._change(schedule.resume)
@@ -137,7 +137,7 @@ class TaskSchedule(Generic[R]):
         await asyncio.to_thread(self.resume)
 
     def delete(self) -> None:
-        """Take it away; its runs that are under way go on. The next sync brings back one that the code declares."""
+        """Delete the schedule; runs that have started continue. A sync creates it again if the code declares it."""
         from qtasks.qstash import schedule
 
         self._change(schedule.delete)
@@ -146,16 +146,16 @@ class TaskSchedule(Generic[R]):
         """As `delete`, without blocking the event loop."""
         await asyncio.to_thread(self.delete)
 
-    def _change(self, make: Callable[[str], Operation[None]]) -> None:
-        found = self.info()
-        diff.own(found, base_url_of(self._bound()))
-        self._run(make(found.schedule_id))
+    def _change(self, operation_for: Callable[[str], Operation[None]]) -> None:
+        existing = self.info()
+        check_owner(existing, base_url_of(self._bound()))
+        self._run(operation_for(existing.schedule_id))
 
     def _run(self, call: Operation[T]) -> T:
         return self._bound().publisher().call(call, f"schedule {self.name}: {call.method} {call.path}")
 
 
 def base_url_of(runtime: Runtime) -> str:
-    """The address of the dispatcher, which is the environment. Raises ConfigurationError."""
+    """The address of the dispatcher, which identifies the environment. Raises ConfigurationError."""
     settings = runtime.settings()
     return settings.base_url or settings.sender()[2]

@@ -93,7 +93,7 @@ def test_a_caret_stands_under_what_is_wrong(
         ("", None, "QT104", "empty"),
         ("", "Europe/Berlin", "QT104", "empty"),
         ("0 9 * *", None, "QT104", "expected exactly 5 fields, found 4"),
-        (540, None, "QT104", "a cron expression is a text, not 540"),
+        (540, None, "QT104", "a cron expression must be a text, not 540"),
         ("@every 10m", None, "QT104", 'every("10m")'),
         ("CRON_TZ=UTC 0 9 * * *", "UTC", "QT156", "contradict each other"),
         ("0 9 * * *", "", "QT106", "unknown time zone"),
@@ -154,7 +154,7 @@ def test_an_interval_keeps_to_the_clock_of_its_zone() -> None:
 def test_an_interval_that_no_expression_says_names_the_nearest_that_one_does(span: Any, nearest: str) -> None:
     error = refused(recurrence.every, span)
     assert error.code == "QT104"
-    assert error.message.endswith(f"what works and is nearest: {nearest}")
+    assert error.message.endswith(f"the nearest valid ones: {nearest}")
 
 
 @pytest.mark.parametrize("span", ["soon", -5, float("nan"), True])

@@ -16,7 +16,7 @@ from qtasks import QTasks, RetryPolicy, Snooze, TaskContext, TaskRouter, injecte
 from qtasks.errors import ApiError, ArgumentsError, ConfigurationError, DefinitionError, ResultsDisabled
 from qtasks.llm import ChatMessage
 from qtasks.protocol import development
-from qtasks.tasks.schedules.declaration import identity, mark
+from qtasks.tasks.schedules.declaration import identity, label_prefix
 from qtasks.tasks.settings import HOSTED_URL
 from tests.support.simulated_broker import BASE_URL, SimulatedBroker
 from tests.support.tasks import application
@@ -132,7 +132,11 @@ WRONG: dict[str, tuple[Declare, str, str]] = {
     ),
     "arguments as text": (lambda tasks: tasks.cron("0 9 * * *", args="ab")(lambda_free), "QT156", "a list"),
     "overlap": (lambda tasks: tasks.cron("0 9 * * *", overlap="queue")(lambda_free), "QT156", "'wait', 'skip'"),  # type: ignore[arg-type]
-    "name": (lambda tasks: tasks.cron("0 9 * * *", schedule="a b")(lambda_free), "QT156", "no name for a schedule"),
+    "name": (
+        lambda tasks: tasks.cron("0 9 * * *", schedule="a b")(lambda_free),
+        "QT156",
+        "not a valid name for a schedule",
+    ),
     "long id": (
         lambda tasks: tasks.cron("0 9 * * *", schedule="s" * 64, name="t" * 64)(lambda_free),
         "QT156",
@@ -158,12 +162,12 @@ WRONG: dict[str, tuple[Declare, str, str]] = {
     "wait with a queue": (
         lambda tasks: tasks.cron("0 9 * * *", overlap="wait", queue="q")(lambda_free),
         "QT156",
-        "a queue decides",
+        "a queue already decides",
     ),
     "expires": (
         lambda tasks: tasks.cron("0 9 * * *")(tasks.task(lambda_free).using(expires="1h")),
         "QT156",
-        "`expires` is counted from a call",
+        "`expires` starts with the call",
     ),
     "eta": (
         lambda tasks: tasks.cron("0 9 * * *")(tasks.task(lambda_free).using(eta=datetime(2030, 1, 1, tzinfo=UTC))),
@@ -460,7 +464,7 @@ def test_a_schedule_of_another_environment_is_refused_by_its_id_and_both_are_nam
         (f"{BASE_URL}/report", "", "was not made by qtasks"),
         (f"{STAGING}/report", "qtasks-schedule,qtasks.00000000.1", "belongs to another environment"),
         (f"{BASE_URL}/report", "qtasks-schedule,qtasks.00000000.1", "belongs to another environment"),
-        (f"{BASE_URL}/report", f"{mark(BASE_URL)}1", "was not made by qtasks"),
+        (f"{BASE_URL}/report", f"{label_prefix(BASE_URL)}1", "was not made by qtasks"),
     ],
 )
 def test_whatever_stands_in_our_place_and_is_not_ours_is_left_alone(
@@ -521,8 +525,8 @@ LAPTOP = "http://127.0.0.1:8000/qtasks"
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({**PRODUCTION, "base_url": LAPTOP}, "only this machine reaches the tasks"),
-        ({**PRODUCTION, "base_url": "http://app.localhost/qtasks"}, "only this machine reaches the tasks"),
+        ({**PRODUCTION, "base_url": LAPTOP}, "the tasks have a loopback address"),
+        ({**PRODUCTION, "base_url": "http://app.localhost/qtasks"}, "the tasks have a loopback address"),
         ({**PRODUCTION, "base_url": BASE_URL, "allow_dev_keys": True}, "this program runs for development"),
         (
             {"url": HOSTED_URL, "token": "the-token-of-production", "base_url": BASE_URL, "allow_dev_keys": True},
@@ -694,7 +698,7 @@ def test_a_dynamic_schedule_takes_no_declared_ones_place(tasks: QTasks) -> None:
     @tasks.cron("0 9 * * *")
     def digest() -> None: ...
 
-    with pytest.raises(DefinitionError, match="the code declares one of this name"):
+    with pytest.raises(DefinitionError, match="the code declares a schedule with this name"):
         digest.schedule("0 10 * * *")
 
 
@@ -744,7 +748,7 @@ def test_a_leftover_without_code_can_be_taken_away_but_not_triggered(broker: Sim
         before.schedules.sync()
     with broker.application() as after:
         left = after.schedules.get("gone")
-        with pytest.raises(ConfigurationError, match="is not in this code"):
+        with pytest.raises(ConfigurationError, match="is not in this program"):
             left.trigger()
         left.delete()
     assert broker.schedules == {}
@@ -753,8 +757,8 @@ def test_a_leftover_without_code_can_be_taken_away_but_not_triggered(broker: Sim
 @pytest.mark.parametrize(
     ("given", "error", "text"),
     [
-        ({}, DefinitionError, "one of the two is wanted"),
-        ({"cron": "0 9 * * *", "every": "1h"}, DefinitionError, "one of the two is wanted"),
+        ({}, DefinitionError, "expected either a cron expression or an interval"),
+        ({"cron": "0 9 * * *", "every": "1h"}, DefinitionError, "expected either a cron expression or an interval"),
         ({"cron": "0 25 * * *"}, DefinitionError, "hour"),
         ({"every": "7m"}, DefinitionError, "6m and 10m"),
         ({"every": "1h", "overlapp": "skip"}, DefinitionError, "did you mean 'overlap'?"),
