@@ -1,96 +1,98 @@
-"""Publish, enqueue, batch: from requests to stored messages (docs/protocol.md 2.2 to 2.4)."""
+"""Publish, enqueue and batch: from requests to stored messages (docs/protocol.md 2.2 to 2.4)."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from qtasks.broker import ids
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_json
-from qtasks.broker.api.schedules import create_schedule
-from qtasks.broker.api.validation import check_api, check_not_before, check_order_of_arrival, check_policy
+from qtasks.broker.api.schedules import store_schedule
+from qtasks.broker.api.validation import (
+    check_api,
+    check_not_before,
+    check_order_of_arrival,
+    check_policy,
+    split_target,
+)
 from qtasks.broker.core.message_builder import LLM_URL, ValidPublish, publications
 from qtasks.broker.core.values import Accepted, DeliveryEndpoint, Publication
 from qtasks.broker.store import url_groups
 from qtasks.protocol import wire
-from qtasks.protocol.messages import MAX_BODY, Headers, PublishOptions
+from qtasks.protocol.messages import MAX_BODY, Headers
 
 MAX_BATCH: Final = 4 * 1024 * 1024
-"""Bytes of a batch request."""
+"""Limit for the body of a batch request, bytes."""
 MAX_ITEMS: Final = 1000
 MAX_MESSAGES: Final = 10_000
-"""Messages that one request may become, through groups."""
+"""Limit for the messages that one request creates through URL groups."""
 
 
 @dataclass(frozen=True, slots=True)
 class PublishRequest:
-    """One publish as it came in: by itself, or in a batch."""
+    """One publish as received, by itself or as an item of a batch."""
 
-    destination: str
-    """Raw, with its query."""
+    target: wire.Target
     headers: Headers
-    body: bytes
+    caller_ip: str
     queue: str | None = None
+    body: bytes = b""
+    """Empty while it has not been read."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedPublish:
-    """An item, checked, with the messages it becomes."""
+    """A valid publish with the messages to store for it."""
 
     is_group: bool
     publications: tuple[Publication, ...]
 
     def answer(self, accepted: Sequence[Accepted]) -> dict[str, object] | list[dict[str, object]]:
-        """The publish response: an object for a URL, an array for a group (docs/compatibility.md A1)."""
+        """The publish response: an object for a URL, an array for a URL group (docs/compatibility.md A1)."""
         entries: list[dict[str, object]] = [
             {
-                "messageId": one.message_id,
+                "messageId": result.message_id,
                 "url": publication.message.url,
-                **({"deduplicated": True} if one.deduplicated else {}),
+                **({"deduplicated": True} if result.deduplicated else {}),
             }
-            for publication, one in zip(self.publications, accepted, strict=True)
+            for publication, result in zip(self.publications, accepted, strict=True)
         ]
         return entries if self.is_group else entries[0]
 
 
 async def publish(context: ApiContext, account: int, request: ApiRequest, raw_target: str) -> ApiResponse:
-    """`POST /v2/publish/{destination}`: 201, or 202 when every message is a duplicate (docs/compatibility.md A2)."""
+    """`POST /v2/publish/{destination}`: 201, or 202 if every message is a duplicate (docs/compatibility.md A2)."""
     return await _publish(context, account, request, raw_target, None)
 
 
 async def enqueue(context: ApiContext, account: int, request: ApiRequest, queue: str, raw_target: str) -> ApiResponse:
-    """`POST /v2/enqueue/{queue}/{destination}`: the queue is made if need be (docs/compatibility.md A30)."""
+    """`POST /v2/enqueue/{queue}/{destination}`: creates a missing queue (docs/compatibility.md A30)."""
     return await _publish(context, account, request, raw_target, queue)
 
 
 async def _publish(
     context: ApiContext, account: int, request: ApiRequest, raw_target: str, queue: str | None
 ) -> ApiResponse:
-    if _has_cron(request, raw_target):
-        return await create_schedule(context, account, request, raw_target, queue=queue)
-    # What the head alone can tell is told before the body is read.
-    target, options, endpoints = await _read(context, account, PublishRequest(raw_target, request.headers, b"", queue))
-    body = await request.read_body(MAX_BODY)
-    order = _order(account, target, options, endpoints, body, queue, request.client_ip)
-    await _check_endpoints(context, order)
-    now_ms = context.clock.now_ms()  # after everything that waits: the log is in the order of its times
-    prepared = _prepare(context, order, now_ms)
+    target = split_target(raw_target)
+    if _has_cron(request, target):
+        return await store_schedule(context, account, request, target, queue=queue)
+    head = PublishRequest(target, request.headers, request.client_ip, queue)
+    # Checked before the body is read, so that a refusal does not wait for it.
+    valid = await _validated(context, account, head)
+    valid = replace(valid, body=await request.read_body(MAX_BODY))
+    now_ms = context.clock.now_ms()  # after everything that waits, so that the log is in the order of its times
+    prepared = _prepared(context, valid, now_ms)
     accepted = await context.accept(prepared.publications, now_ms=now_ms)
-    return json_response(prepared.answer(accepted), 202 if all(one.deduplicated for one in accepted) else 201)
+    return json_response(prepared.answer(accepted), 202 if all(result.deduplicated for result in accepted) else 201)
 
 
-def _has_cron(request: ApiRequest, raw_target: str) -> bool:
-    """Whether a publish asks for a schedule, in a header or among its own parameters, not those of the destination."""
-    if request.header("upstash-cron") is not None:
-        return True
-    try:
-        return any(name == "upstash-cron" for name, _ in wire.split_target(raw_target).query)
-    except wire.WireError as error:
-        raise HttpError(error.status, str(error)) from None
+def _has_cron(request: ApiRequest, target: wire.Target) -> bool:
+    """Whether a publish creates a schedule: by a header or by its own parameter, not by one of the destination."""
+    return request.header("upstash-cron") is not None or any(name == "upstash-cron" for name, _ in target.query)
 
 
 async def batch(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
@@ -103,43 +105,50 @@ async def batch(context: ApiContext, account: int, request: ApiRequest) -> ApiRe
         raise HttpError(400, "a batch is a JSON array of objects with a destination")
     if len(items) > MAX_ITEMS:
         raise HttpError(413, f"too many items: {len(items)} > {MAX_ITEMS}")
-    for place, item in enumerate(items):
+    for index, item in enumerate(items):
         if not isinstance(item, dict) or not isinstance(item.get("destination"), str):
-            raise HttpError(400, f"item {place} of the batch has no destination")
-    orders = [await _order_of(context, account, item, request.client_ip) for item in items]
-    if (total := sum(len(one.endpoints) for one in orders if isinstance(one, ValidPublish))) > MAX_MESSAGES:
+            raise HttpError(400, f"item {index} of the batch has no destination")
+    validated = [await _validated_item(context, account, item, request.client_ip) for item in items]
+    total = sum(len(result.endpoints) for result in validated if isinstance(result, ValidPublish))
+    if total > MAX_MESSAGES:
         raise HttpError(413, f"too many messages: {total} > {MAX_MESSAGES}")
     now_ms = context.clock.now_ms()
-    prepared = [_prepare(context, one, now_ms) if isinstance(one, ValidPublish) else one for one in orders]
-    fanned = [one for each in prepared if isinstance(each, PreparedPublish) for one in each.publications]
-    accepted = iter(await context.accept(fanned, now_ms=now_ms) if fanned else [])
+    prepared = [_prepared_item(context, result, now_ms) for result in validated]
+    to_store = [
+        publication for result in prepared if isinstance(result, PreparedPublish) for publication in result.publications
+    ]
+    accepted = iter(await context.accept(to_store, now_ms=now_ms) if to_store else [])
     answers = [
-        each.answer([next(accepted) for _ in each.publications])
-        if isinstance(each, PreparedPublish)
-        else {"error": each.text}
-        for each in prepared
+        result.answer([next(accepted) for _ in result.publications])
+        if isinstance(result, PreparedPublish)
+        else {"error": result.text}
+        for result in prepared
     ]
     return json_response(answers, 201)
 
 
-async def _order_of(
+async def _validated_item(
     context: ApiContext, account: int, item: dict[str, Any], caller_ip: str
 ) -> ValidPublish | HttpError:
-    """What an item of a batch asks for, or what is wrong with it: that is its answer."""
+    """The valid publish of a batch item, or the error that is the item's answer."""
     try:
-        read = _read_item(item)
-        target, options, endpoints = await _read(context, account, read)
-        if options.cron is not None:
+        valid = await _validated(context, account, _read_item(item, caller_ip))
+        if valid.options.cron is not None:
             raise HttpError(400, "Upstash-Cron: a schedule cannot be made in a batch; use POST /v2/schedules")
-        order = _order(account, target, options, endpoints, read.body, read.queue, caller_ip)
-        await _check_endpoints(context, order)
-    except HttpError as refusal:
-        return refusal
-    return order
+    except HttpError as error:
+        return error
+    return valid
 
 
-def _read_item(item: dict[str, Any]) -> PublishRequest:
-    """An item of a batch with the types it should have; HttpError otherwise."""
+def _prepared_item(context: ApiContext, valid: ValidPublish | HttpError, now_ms: int) -> PreparedPublish | HttpError:
+    try:
+        return _prepared(context, valid, now_ms) if isinstance(valid, ValidPublish) else valid
+    except HttpError as error:
+        return error
+
+
+def _read_item(item: dict[str, Any], caller_ip: str) -> PublishRequest:
+    """A batch item with checked types. HttpError for a wrong type or a body that is too large."""
     headers, body, queue = item.get("headers") or {}, item.get("body"), item.get("queue") or None
     if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
         raise HttpError(400, "headers: expected an object of names and texts")
@@ -150,80 +159,67 @@ def _read_item(item: dict[str, Any]) -> PublishRequest:
     content = (body or "").encode()
     if len(content) > MAX_BODY:
         raise HttpError(413, f"message too large: {len(content)} > {MAX_BODY}")
-    return PublishRequest(item["destination"], tuple(headers.items()), content, queue)
+    return PublishRequest(split_target(item["destination"]), tuple(headers.items()), caller_ip, queue, content)
 
 
-async def _read(
-    context: ApiContext, account: int, item: PublishRequest
-) -> tuple[wire.Target, PublishOptions, tuple[DeliveryEndpoint, ...] | None]:
-    """Destination and options of an item, checked, and the endpoints of its group; HttpError says what is wrong."""
+async def _validated(context: ApiContext, account: int, request: PublishRequest) -> ValidPublish:
+    """The publish with its options and endpoints, checked except for its time. HttpError says what is wrong."""
+    destination = request.target.destination
     try:
-        target = wire.split_target(item.destination)
-        kind = wire.destination_kind(target.destination)
-        if item.queue is not None:
-            wire.check_name(item.queue, "queue name")
+        kind = wire.destination_kind(destination)
+        if request.queue is not None:
+            wire.check_name(request.queue, "queue name")
         if kind == "url":
-            wire.check_url(target.destination)
-        group = await context.store.read(url_groups.group, account, target.destination) if kind == "group" else None
+            wire.check_url(destination)
+        group = await context.store.group(account, destination) if kind == "group" else None
         if kind == "group" and group is None:
-            raise HttpError(400, f"{wire.INVALID_SCHEME} (there is no URL group named {target.destination[:128]!r})")
-        options = wire.read(item.headers, target.query, () if group is None else group.headers)
+            raise HttpError(400, f"{wire.INVALID_SCHEME} (there is no URL group named {destination[:128]!r})")
+        options = wire.read(request.headers, request.target.query, () if group is None else group.headers)
     except wire.WireError as error:
         raise HttpError(error.status, str(error)) from None
     if kind == "api":
-        check_api(context, target.destination, options)
-    if item.queue is not None:
+        check_api(context, destination, options)
+    if request.queue is not None:
         check_order_of_arrival(options)
-    check_not_before(options, context.clock.now_ms())
-    check_policy(context, options=options)
-    return target, options, None if group is None else group.endpoints
-
-
-def _order(
-    account: int,
-    target: wire.Target,
-    options: PublishOptions,
-    group: tuple[DeliveryEndpoint, ...] | None,
-    body: bytes,
-    queue: str | None,
-    caller_ip: str,
-) -> ValidPublish:
-    single = DeliveryEndpoint(LLM_URL if target.destination == "api/llm" else target.destination)
-    return ValidPublish(
+    valid = ValidPublish(
         account=account,
-        endpoints=(single,) if group is None else group,
-        body=body,
+        endpoints=(DeliveryEndpoint(LLM_URL if kind == "api" else destination),) if group is None else group.endpoints,
+        body=request.body,
         options=options,
-        caller_ip=caller_ip,
-        url_group=None if group is None else target.destination,
-        queue=queue,
+        caller_ip=request.caller_ip,
+        url_group=None if group is None else destination,
+        queue=request.queue,
     )
+    await _check_destinations(context, valid)
+    return valid
 
 
-async def _check_endpoints(context: ApiContext, order: ValidPublish) -> None:
-    if len(order.endpoints) > MAX_MESSAGES:
-        raise HttpError(413, f"too many messages: {len(order.endpoints)} > {MAX_MESSAGES}")
-    for endpoint in order.endpoints:
-        if endpoint.url == LLM_URL:
-            continue
-        check_policy(context, endpoint.url)
-        if context.resolve_on_publish:
-            await _check_resolves(context, endpoint.url)
-
-
-def _prepare(context: ApiContext, order: ValidPublish, now_ms: int) -> PreparedPublish:
-    made = publications(order, new_id=lambda: ids.message_id(context.random, now_ms), now_ms=now_ms)
-    return PreparedPublish(order.url_group is not None, tuple(made))
+async def _check_destinations(context: ApiContext, publish: ValidPublish) -> None:
+    """Refuse too many endpoints, and URLs that the policy refuses, those of callbacks included."""
+    if len(publish.endpoints) > MAX_MESSAGES:
+        raise HttpError(413, f"too many messages: {len(publish.endpoints)} > {MAX_MESSAGES}")
+    urls = [endpoint.url for endpoint in publish.endpoints if endpoint.url != LLM_URL]
+    check_policy(context, *urls, options=publish.options)
+    if context.resolve_on_publish:
+        for url in urls:
+            await _check_resolves(context, url)
 
 
 async def _check_resolves(context: ApiContext, url: str) -> None:
-    """Refuse a host name that does not resolve, or resolves to what the policy refuses (docs/compatibility.md A32)."""
+    """Refuse a host name that does not resolve, or resolves to a refused address (docs/compatibility.md A32)."""
     host, _, port = wire.host_of(url).rpartition(":")
     loop = asyncio.get_running_loop()
     try:
-        found = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        entries = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     except OSError:
         raise HttpError(400, f"invalid destination url: unable to resolve host: lookup {host}: no such host") from None
-    for *_, address in found:
+    for *_, address in entries:
         if (refusal := context.policy.check_address(str(address[0]), host, int(port))) is not None:
             raise HttpError(400, refusal.replace("destination blocked:", "invalid destination url:", 1))
+
+
+def _prepared(context: ApiContext, publish: ValidPublish, now_ms: int) -> PreparedPublish:
+    """The messages of a publish at `now_ms`. HttpError 412 for a time too far ahead."""
+    check_not_before(publish.options, now_ms)
+    messages = publications(publish, new_id=lambda: ids.message_id(context.random, now_ms), now_ms=now_ms)
+    return PreparedPublish(publish.url_group is not None, tuple(messages))

@@ -7,18 +7,21 @@ from dataclasses import replace
 from qtasks.broker import ids
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response
-from qtasks.broker.api.validation import check_api, check_callbacks_of_queue, check_policy
-from qtasks.broker.store import schedules, url_groups
+from qtasks.broker.api.validation import check_api, check_callbacks_of_queue, check_policy, split_target
 from qtasks.protocol import cron, views, wire
 from qtasks.protocol.messages import MAX_BODY, Schedule
 
 
-async def create_schedule(
-    context: ApiContext, account: int, request: ApiRequest, raw_target: str, *, queue: str | None = None
+async def create_schedule(context: ApiContext, account: int, request: ApiRequest, raw_target: str) -> ApiResponse:
+    """`POST /v2/schedules/{destination}`."""
+    return await store_schedule(context, account, request, split_target(raw_target))
+
+
+async def store_schedule(
+    context: ApiContext, account: int, request: ApiRequest, target: wire.Target, *, queue: str | None = None
 ) -> ApiResponse:
-    """`POST /v2/schedules/{destination}`, and any publish with `Upstash-Cron`; one of the same id is replaced."""
+    """Create a schedule from a publish with `Upstash-Cron`, or replace the one with the same id."""
     try:
-        target = wire.split_target(raw_target)
         kind = wire.destination_kind(target.destination)
         options = wire.read(request.headers, target.query)
         if queue is not None:

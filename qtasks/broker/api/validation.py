@@ -5,7 +5,16 @@ from __future__ import annotations
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import HttpError
 from qtasks.broker.core.message_builder import callback_urls
+from qtasks.protocol import wire
 from qtasks.protocol.messages import MAX_DELAY_MS, PublishOptions
+
+
+def split_target(raw_target: str) -> wire.Target:
+    """The raw text behind the prefix of a publish, split into destination and parameters. HttpError if unreadable."""
+    try:
+        return wire.split_target(raw_target)
+    except wire.WireError as error:
+        raise HttpError(error.status, str(error)) from None
 
 
 def check_api(context: ApiContext, destination: str, options: PublishOptions) -> None:
