@@ -1,6 +1,6 @@
-"""The OpenAPI document of what the broker serves: paths from the route table, words and schemas by hand.
+"""The OpenAPI document of the broker's API: paths from the route table, descriptions and schemas written by hand.
 
-A route that is not described here makes `document` fail, and with it the test that compares the two.
+A route without a description here makes `document` raise KeyError, and the test that compares the two fail.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from qtasks.protocol.messages import State
 
 PATH: Final = "/openapi.json"
 WIRE_VERSION: Final = "2"
-"""Of the QStash API; the paths begin with it."""
+"""Version of the QStash API, with which the paths begin."""
 
 _ABOUT: Final = """A durable message broker that speaks the QStash HTTP API, version 2.
 
-The fixed parts of a path are read without regard to case, and a trailing slash is ignored. A destination is written
-raw behind its prefix, with its query: `POST /v2/publish/https://example.com/hook?a=1`. Every option that is a header
-can be a query parameter of the same name too. `Upstash-Forward-<Name>` headers reach the destination as `<Name>`;
+The fixed parts of a path are not case-sensitive, and a trailing slash is ignored. A destination follows its prefix raw,
+with its query: `POST /v2/publish/https://example.com/hook?a=1`. Every option header can also be sent as a query
+parameter of the same name. `Upstash-Forward-<Name>` headers reach the destination as `<Name>`;
 `Upstash-Callback-<Option>` and `Upstash-Failure-Callback-<Option>` are the options of the two callbacks."""
 
 _SPELLED: Final = {
@@ -47,9 +47,9 @@ _SPELLED: Final = {
     "globalparallelism": "globalParallelism",
     "resetrate": "resetRate",
 }
-"""As clients write what the route table has in lower case."""
+"""The spelling of clients for segments that the route table has in lower case."""
 
-_BEHIND: Final = {
+_NAME_AFTER: Final = {
     "publish": "destination",
     "enqueue": "queueName",
     "queues": "queueName",
@@ -60,7 +60,7 @@ _BEHIND: Final = {
     "schedules": "schedule",
     "flowcontrol": "flowControlKey",
 }
-"""What the variable part of a path is, by the part in front of it."""
+"""The name of a variable part of a path, by the segment in front of it."""
 
 _VARIABLES: Final[dict[str, Schema]] = {
     "destination": {
@@ -76,7 +76,7 @@ _VARIABLES: Final[dict[str, Schema]] = {
     "schedule": {
         **TEXT,
         "minLength": 1,
-        "description": "The id of a schedule. For `POST /v2/schedules/...`: a destination, as of a publish.",
+        "description": "The id of a schedule. For `POST /v2/schedules/...`: a destination, as for a publish.",
         "example": "my-schedule",
     },
     "flowControlKey": {**TEXT, "minLength": 1, "example": "my-key"},
@@ -103,7 +103,7 @@ _EXAMPLES: Final[dict[str, str]] = {
 }
 
 _FLOW_HEADERS: Final = (
-    ("Upstash-Flow-Control-Key", "the key that shares its limits", "my-key"),
+    ("Upstash-Flow-Control-Key", "the key whose messages share limits", "my-key"),
     (
         "Upstash-Flow-Control-Value",
         "parallelism=X, rate=X, period=DURATION: any of them",
@@ -113,7 +113,7 @@ _FLOW_HEADERS: Final = (
 _OF_SCHEDULES: Final = frozenset({"cron", "schedule_id", "queue"})
 _TIMES: Final = frozenset({"delay_ms", "not_before_s"})
 _NOT_A_PARAMETER: Final = frozenset({"content_type"})
-"""OpenAPI has the content type elsewhere."""
+"""OpenAPI describes the content type elsewhere."""
 
 
 def _header(name: str, form: str, example: str) -> Schema:
@@ -130,12 +130,12 @@ _PARAMETERS: Final = {
     },
     **{name: _header(name, form, example) for name, form, example in _FLOW_HEADERS},
 }
-"""The headers of a publish, from the table of the wire."""
+"""The option headers of a publish, from the table in `protocol.wire`."""
 
 
 def _options(*, without: frozenset[str]) -> tuple[Schema, ...]:
-    left_out = {_OPTION_HEADERS[name] for name in without}
-    return tuple({"$ref": f"#/components/parameters/{name}"} for name in _PARAMETERS if name not in left_out)
+    excluded = {_OPTION_HEADERS[name] for name in without}
+    return tuple({"$ref": f"#/components/parameters/{name}"} for name in _PARAMETERS if name not in excluded)
 
 
 _PUBLISH_OPTIONS: Final = _options(without=_OF_SCHEDULES)
@@ -175,7 +175,7 @@ _KINDS: Final[dict[str, Schema]] = {
 
 
 def _filters(names: Iterable[str]) -> dict[str, Schema]:
-    """Filters by name: of several values a record has to match one, of several filters all."""
+    """Schemas of filters by name. A record must match all filters, and one value of each."""
     return {name: _KINDS.get(name, _TEXTS) for name in sorted(set(names) - {"qstash_token", "callerIP"})}
 
 
@@ -189,10 +189,10 @@ _LOG: Final = {
 }
 
 
-def _selection(filters: Mapping[str, Schema]) -> Schema:
-    """The same filters as a JSON body, the other style of request."""
-    one: Schema = {"type": ["string", "integer"]}
-    either: Schema = {"oneOf": [one, array(one)]}
+def _filter_body(filters: Mapping[str, Schema]) -> Schema:
+    """The same filters as a JSON body, the alternative to the query."""
+    single: Schema = {"type": ["string", "integer"]}
+    either: Schema = {"oneOf": [single, array(single)]}
     return _json(closed({}, dict.fromkeys(filters, either)), required=False)
 
 
@@ -223,7 +223,7 @@ _BATCH_EXAMPLE: Final = [
 ]
 _CHAT: Final[Schema] = {
     "type": "object",
-    "description": "A chat request as OpenAI has it.",
+    "description": "A chat request in OpenAI's form.",
     "properties": {
         "model": TEXT,
         "messages": array({"type": "object", "properties": {"role": TEXT, "content": TEXT}}, minItems=1),
@@ -236,17 +236,17 @@ _CHAT_EXAMPLE: Final = {"model": "llama3.2", "messages": [{"role": "user", "cont
 
 @dataclass(frozen=True, slots=True)
 class OperationDoc:
-    """What the route table does not know of an endpoint."""
+    """The description of an endpoint, in addition to its route."""
 
     tag: str
     summary: str
     answers: Mapping[int, str]
-    """Status to the name of a schema."""
+    """Status code to the name of a schema."""
     parameters: tuple[Schema, ...] = ()
     body: Schema | None = None
     error: str = "Error"
     stream: bool = field(default=False)
-    """Whether the answer may come as server-sent events."""
+    """Whether the response may be a stream of server-sent events."""
 
 
 _PUBLISHED: Final = {201: "PublishAnswer", 202: "PublishAnswer"}
@@ -268,82 +268,96 @@ _DESCRIBED: Final[Mapping[Handler, OperationDoc]] = {
     publish.enqueue: OperationDoc(_M, "Publish into a queue", _PUBLISHED, _QUEUE_OPTIONS, _OPAQUE),
     publish.batch: OperationDoc(
         _M,
-        "Publish many, each with an answer of its own",
+        "Publish many messages, each with its own answer",
         {201: "BatchAnswer"},
         (),
         _json(_BATCH, example=_BATCH_EXAMPLE),
     ),
-    messages.get_message: OperationDoc(_M, "A message, until a while after it is finished", {200: "Message"}),
+    messages.get_message: OperationDoc(_M, "One message, also for a while after it is finished", {200: "Message"}),
     messages.cancel_message: OperationDoc(_M, "Cancel one message", {200: "Cancelled"}),
     messages.cancel_messages: OperationDoc(
-        _M, "Cancel by ids or by filter; all without either", {200: "Cancelled"}, _query(_CANCEL), _selection(_CANCEL)
+        _M,
+        "Cancel by ids or by filter; without either, cancel all",
+        {200: "Cancelled"},
+        _query(_CANCEL),
+        _filter_body(_CANCEL),
     ),
-    messages.list_log: OperationDoc("Logs", "What happened to messages, latest first", {200: "LogPage"}, _query(_LOG)),
+    messages.list_log: OperationDoc("Logs", "The log of messages, latest entry first", {200: "LogPage"}, _query(_LOG)),
     dead_letters.list_dead_letters: OperationDoc(
-        _D, "Messages that failed for good, oldest first", {200: "DeadLetterPage"}, _query(_LISTED_DEAD)
+        _D, "Messages whose last attempt failed, oldest first", {200: "DeadLetterPage"}, _query(_LISTED_DEAD)
     ),
     dead_letters.get_dead_letter: OperationDoc(_D, "One dead letter", {200: "DeadLetter"}),
     dead_letters.delete_dead_letter: OperationDoc(_D, "Delete one dead letter", {200: "Deleted"}),
     dead_letters.delete_dead_letters: OperationDoc(
-        _D, "Delete by ids or by filter, a page at a time", {200: "Deleted"}, _query(_DEAD), _selection(_DEAD)
+        _D, "Delete by ids or by filter, a page at a time", {200: "Deleted"}, _query(_DEAD), _filter_body(_DEAD)
     ),
     dead_letters.retry_dead_letter: OperationDoc(
-        _D, "Publish one again; headers override what it was sent with", {201: "Published"}, _PUBLISH_OPTIONS
+        _D, "Publish one again; headers override its original options", {201: "Published"}, _PUBLISH_OPTIONS
     ),
     dead_letters.retry_dead_letters: OperationDoc(
         _D,
         "Publish again by ids or by filter, a page at a time",
         {201: "Retried"},
         (*_query(_DEAD), *_PUBLISH_OPTIONS),
-        _selection(_DEAD),
+        _filter_body(_DEAD),
     ),
     queues.upsert_queue: OperationDoc(
-        _Q, "Make or change a queue", _DONE, (), _json(_QUEUE, example={"queueName": "my-queue", "parallelism": 2})
+        _Q, "Create or change a queue", _DONE, (), _json(_QUEUE, example={"queueName": "my-queue", "parallelism": 2})
     ),
     queues.list_queues: OperationDoc(_Q, "All queues", {200: "Queues"}),
     queues.get_queue: OperationDoc(_Q, "One queue", {200: "Queue"}),
-    queues.delete_queue: OperationDoc(_Q, "Delete a queue and cancel what waits in it", _DONE),
-    queues.pause_queue: OperationDoc(_Q, "Start nothing new", _DONE),
-    queues.resume_queue: OperationDoc(_Q, "Go on with the oldest", _DONE),
+    queues.delete_queue: OperationDoc(_Q, "Delete a queue and cancel its waiting messages", _DONE),
+    queues.pause_queue: OperationDoc(_Q, "Pause a queue: its messages wait", _DONE),
+    queues.resume_queue: OperationDoc(_Q, "Resume a queue, oldest message first", _DONE),
     url_groups.list_groups: OperationDoc(_G, "All URL groups", {200: "UrlGroups"}),
     url_groups.get_group: OperationDoc(_G, "One URL group", {200: "UrlGroup"}),
     url_groups.delete_group: OperationDoc(_G, "Delete a URL group", _DONE),
     url_groups.set_headers: OperationDoc(
-        _G, "Default headers of every publish to it", _DONE, (), _json(_DEFAULTS, example=_DEFAULTS_EXAMPLE)
+        _G,
+        "Set the default headers of every publish to the group",
+        _DONE,
+        (),
+        _json(_DEFAULTS, example=_DEFAULTS_EXAMPLE),
     ),
     url_groups.upsert_endpoints: OperationDoc(
-        _G, "Add or change endpoints; makes the group", _DONE, (), _json(_ENDPOINTS, example=_ENDPOINTS_EXAMPLE)
+        _G, "Add or change endpoints; creates a missing group", _DONE, (), _json(_ENDPOINTS, example=_ENDPOINTS_EXAMPLE)
     ),
     url_groups.remove_endpoints: OperationDoc(
-        _G, "Remove endpoints by name or url; the last takes the group along", _DONE, (), _json(_ENDPOINTS)
+        _G, "Remove endpoints by name or URL; removing the last one deletes the group", _DONE, (), _json(_ENDPOINTS)
     ),
     schedules.create_schedule: OperationDoc(
-        _S, "Make or replace a schedule", {200: "ScheduleCreated"}, _SCHEDULE_OPTIONS, _OPAQUE
+        _S, "Create or replace a schedule", {200: "ScheduleCreated"}, _SCHEDULE_OPTIONS, _OPAQUE
     ),
     schedules.list_schedules: OperationDoc(_S, "All schedules", {200: "Schedules"}),
     schedules.get_schedule: OperationDoc(_S, "One schedule", {200: "Schedule"}),
     schedules.delete_schedule: OperationDoc(_S, "Delete a schedule", _DONE),
     schedules.pause_schedule: OperationDoc(_S, "Pause a schedule", _DONE),
-    schedules.resume_schedule: OperationDoc(_S, "Resume a schedule; what was left out is not made up for", _DONE),
-    flow_control.list_keys: OperationDoc(_F, "All keys", {200: "FlowControlKeys"}, _query({"search": TEXT})),
-    flow_control.get_key: OperationDoc(_F, "One key: its limits and what they count", {200: "FlowControlKey"}),
-    flow_control.pause_key: OperationDoc(_F, "Start nothing with this key", _DONE),
-    flow_control.resume_key: OperationDoc(_F, "Start again", _DONE),
+    schedules.resume_schedule: OperationDoc(
+        _S, "Resume a schedule; runs missed during the pause are not repeated", _DONE
+    ),
+    flow_control.list_keys: OperationDoc(
+        _F, "All flow-control keys", {200: "FlowControlKeys"}, _query({"search": TEXT})
+    ),
+    flow_control.get_key: OperationDoc(
+        _F, "One flow-control key: its limits and current counts", {200: "FlowControlKey"}
+    ),
+    flow_control.pause_key: OperationDoc(_F, "Pause a key: its messages wait", _DONE),
+    flow_control.resume_key: OperationDoc(_F, "Resume a key", _DONE),
     flow_control.pin_key: OperationDoc(
         _F,
-        "Fix limits, whatever messages bring",
+        "Fix limits, so that messages no longer change them",
         _DONE,
         _query({"parallelism": _NUMBER, "rate": _NUMBER, "period": {**_NUMBER, "maximum": 7 * 86_400}}),
     ),
     flow_control.unpin_key: OperationDoc(
         _F, "Let messages set limits again", _DONE, _query({"parallelism": FLAG, "rate": FLAG})
     ),
-    flow_control.reset_rate: OperationDoc(_F, "Begin a new rate period", _DONE),
-    flow_control.global_parallelism: OperationDoc(
-        _F, "Attempts in flight, and the most there may be", {200: "GlobalParallelism"}
+    flow_control.reset_rate: OperationDoc(_F, "Start a new rate period", _DONE),
+    flow_control.global_parallelism: OperationDoc(_F, "Attempts in flight and their limit", {200: "GlobalParallelism"}),
+    messages.get_keys: OperationDoc("Signing keys", "The current and the next signing key", {200: "Keys"}),
+    messages.rotate_keys: OperationDoc(
+        "Signing keys", "Rotate: the next key becomes current, and a new next key is created", {200: "Keys"}
     ),
-    messages.get_keys: OperationDoc("Signing keys", "The two keys", {200: "Keys"}),
-    messages.rotate_keys: OperationDoc("Signing keys", "Next becomes current, and there is a new next", {200: "Keys"}),
     chat.complete: OperationDoc(
         "Language models",
         "A chat completion, whole or as a stream",
@@ -357,8 +371,8 @@ _DESCRIBED: Final[Mapping[Handler, OperationDoc]] = {
 }
 
 PUBLIC: Final = {
-    "/healthz": OperationDoc("Health", "The process answers", {200: "Health"}),
-    "/readyz": OperationDoc("Health", "Messages are stored and delivered", {200: "Health", 503: "Health"}),
+    "/healthz": OperationDoc("Health", "The process is running", {200: "Health"}),
+    "/readyz": OperationDoc("Health", "The broker stores and delivers messages", {200: "Health", 503: "Health"}),
     PATH: OperationDoc("Health", "This document", {200: "Document"}),
 }
 """The paths that the ASGI application answers itself, without a token."""
@@ -396,12 +410,12 @@ def served() -> ApiResponse:
 
 
 def path_of(route: Route) -> str:
-    """The path of a route as OpenAPI writes it: its variable parts named, its spelling that of clients."""
+    """The path of a route in OpenAPI's form, with names for its variable parts and the spelling of clients."""
     parts: list[str] = []
-    for place, part in enumerate(route.path):
+    for index, part in enumerate(route.path):
         if part in ("{}", "*"):
-            behind = route.path[place - 1]
-            name = "destination" if behind == "{}" else _BEHIND.get(behind, "rest")
+            previous = route.path[index - 1]
+            name = "destination" if previous == "{}" else _NAME_AFTER.get(previous, "rest")
             parts.append(f"{{{name}}}")
         else:
             parts.append(_SPELLED.get(part, part))
@@ -429,6 +443,6 @@ def _answer(name: str, described: OperationDoc) -> Schema:
     if described.stream and name != described.error:
         content["text/event-stream"] = {}
     return {
-        "description": described.summary if name != described.error else "Refused: the text says why",
+        "description": described.summary if name != described.error else "Error: the text says why",
         "content": content,
     }

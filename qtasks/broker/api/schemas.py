@@ -1,7 +1,7 @@
-"""What the API's bodies look like, as JSON Schema: the part of the OpenAPI document that is written by hand.
+"""JSON Schemas of the API's bodies: the part of the OpenAPI document that is written by hand.
 
-Answers are closed: a field that is not named here is not sent. Times are Unix milliseconds and durations seconds,
-unless the description says otherwise (docs/protocol.md 1.6).
+Responses have no fields other than those here. Times are Unix milliseconds and durations are seconds, unless the
+description says otherwise (docs/protocol.md 1.6).
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ _URL_GROUP: Final = closed(
 )
 _CHAT_COMPLETION: Final[Schema] = {
     "type": "object",
-    "description": "As OpenAI's; a language model's own server may add to it.",
+    "description": "OpenAI's form; a language model's server may add fields.",
     "properties": {
         "id": TEXT,
         "object": {"const": "chat.completion"},
@@ -193,7 +193,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "ChatError": _CHAT_ERROR,
     "Published": _PUBLISHED,
     "PublishAnswer": {
-        "description": "An object for a URL; an array, one element an endpoint, for a URL group.",
+        "description": "An object for a URL; for a URL group, an array with one element per endpoint.",
         "oneOf": [ref("Published"), array(ref("Published"))],
     },
     "BatchAnswer": array({"oneOf": [ref("Published"), array(ref("Published")), ref("Error")]}),
