@@ -1,7 +1,7 @@
 """Private parts of uvicorn and aiohttp that the broker relies on: each test fails with the name of a part that is gone.
 
 A release of either package may change them without notice. When a test fails after an upgrade, read the module that
-the test names, adapt it, and run `tests/integration/test_edge.py` and `test_transport.py`.
+the test names, adapt it, and run `tests/integration/test_http_protocol.py` and `test_http_transport.py`.
 """
 
 import asyncio
