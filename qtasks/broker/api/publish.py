@@ -171,7 +171,7 @@ async def _validated(context: ApiContext, account: int, request: PublishRequest)
             wire.check_name(request.queue, "queue name")
         if kind == "url":
             wire.check_url(destination)
-        group = await context.store.group(account, destination) if kind == "group" else None
+        group = await context.store.read(url_groups.group, account, destination) if kind == "group" else None
         if kind == "group" and group is None:
             raise HttpError(400, f"{wire.INVALID_SCHEME} (there is no URL group named {destination[:128]!r})")
         options = wire.read(request.headers, request.target.query, () if group is None else group.headers)
