@@ -28,10 +28,11 @@ from qtasks.broker.store import accounts
 from qtasks.broker.store.connection import connect, run_in_transaction
 from qtasks.cli.option_types import PORT, Duration, Size
 from qtasks.cli.output import Unhurried, log_to
-from qtasks.cli.public_credentials import is_loopback, refuse_public_credentials
+from qtasks.cli.public_credentials import refuse_public_credentials
 from qtasks.cli.signals import stop_signals
 from qtasks.errors import ConfigurationError, StoreError
 from qtasks.protocol import development, signing
+from qtasks.protocol.loopback import is_loopback
 from qtasks.protocol.messages import SigningKeys
 from qtasks.randomness import SystemRandom
 

@@ -94,7 +94,11 @@ def _serve(orders: Orders) -> int:
     def serving() -> None:
         count = len(loaded.tasks.schedules)
         synced = "" if orders.production or not (count or orders.may_have_schedules) else sync(loaded.tasks)
-        facts = {"target": loaded.target, "base_url": settings.base_url, "tasks": list(loaded.tasks.tasks)}
+        facts = {
+            "target": loaded.target,
+            "base_url": settings.base_url,
+            "parameters": {name: task.parameters.positional for name, task in loaded.tasks.tasks.items()},
+        }
         _report(orders.report, {**facts, "schedules": count, "synced": synced})
 
     def retired() -> None:

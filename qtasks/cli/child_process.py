@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,7 +28,8 @@ class Serving:
 
     target: str
     base_url: str
-    tasks: tuple[str, ...]
+    parameters: Mapping[str, Sequence[str]]
+    """The name of each task, and the names of its positional parameters."""
     schedules: int
     """How many the code declares."""
     synced: str
@@ -36,7 +37,7 @@ class Serving:
 
     def __str__(self) -> str:
         """How much there is of what."""
-        return counted(len(self.tasks), self.schedules)
+        return counted(len(self.parameters), self.schedules)
 
 
 def counted(tasks: int, schedules: int) -> str:
@@ -119,9 +120,7 @@ class Child:
             reports.close()
             os.close(lifeline_out)  # which ends the child, however far it has come
             raise
-        serving = Serving(
-            facts["target"], facts["base_url"], tuple(facts["tasks"]), facts["schedules"], facts["synced"]
-        )
+        serving = Serving(facts["target"], facts["base_url"], facts["parameters"], facts["schedules"], facts["synced"])
         return cls(process, serving, reports, lifeline_out)
 
     async def wait(self) -> int:

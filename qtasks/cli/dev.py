@@ -110,7 +110,7 @@ async def _dev(options: DevOptions, out: Unhurried, errors: Unhurried) -> int:
         }
 
         def started(fresh: Serving) -> None:
-            printer.base_url = fresh.base_url
+            printer.base_url, printer.parameters = fresh.base_url, fresh.parameters
             facts = dev_file.DevFile(
                 broker=broker_url,
                 token=user.token,

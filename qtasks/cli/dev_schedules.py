@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from qtasks.errors import QTasksError
-from qtasks.tasks.dev_server import is_loopback
+from qtasks.protocol.loopback import is_loopback_url
 
 if TYPE_CHECKING:
     from qtasks.tasks.app import QTasks
@@ -20,7 +20,7 @@ def sync(tasks: QTasks) -> str:
     try:
         done = tasks.schedules.sync(prune=True)
         abandoned = [one.schedule_id for one in done.elsewhere if _is_abandoned(one.destination)]
-        if not is_loopback(tasks.settings.url or ""):
+        if not is_loopback_url(tasks.settings.url or ""):
             abandoned.clear()  # what that machine calls itself is not here
         for schedule_id in abandoned:
             _delete(tasks, schedule_id)
@@ -35,7 +35,7 @@ def sync(tasks: QTasks) -> str:
 def _is_abandoned(destination: str) -> bool:
     """Whether a destination is on this machine and nothing listens there: the application had another port once."""
     parts = urlsplit(destination)
-    if not is_loopback(destination) or parts.hostname is None:
+    if not is_loopback_url(destination) or parts.hostname is None:
         return False
     try:
         socket.create_connection((parts.hostname, parts.port or 80), timeout=_KNOCK_S).close()

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import ip_address
 from typing import Final
 
 from qtasks.errors import ConfigurationError
 from qtasks.protocol import development
+from qtasks.protocol.loopback import is_loopback
 
 _PUBLIC: Final = frozenset(
     secret for user in development.USERS for secret in (user.token, user.keys.current, user.keys.next)
 )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens on `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def refuse_public_credentials(secrets: Iterable[str | None], host: str, *, fix: str) -> None:

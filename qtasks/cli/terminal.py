@@ -7,12 +7,14 @@ import os
 import re
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import unquote
 
 from qtasks.broker.events import MessageEvent
 from qtasks.cli.output import Stream
+from qtasks.masking import MASK, is_secret_name, mask_pairs, mask_values, secrets_in
 from qtasks.protocol import durations
 from qtasks.protocol.messages import Message, Response, State
 
@@ -20,8 +22,10 @@ _MARKS: Final = {"queued": "→", "tick": "◷", "done": "✓", "failed": "✗",
 _PLAIN_MARKS: Final = {"queued": ">", "tick": "@", "done": "+", "failed": "x", "again": "~", "cancelled": "-"}
 _COLOURS: Final = {"queued": "2", "tick": "36", "done": "32", "failed": "31", "again": "33", "cancelled": "2"}
 _VALUE_WIDTH: Final = 60
-_SECRET_NAMES: Final = ("password", "token", "authorization", "secret", "api_key", "apikey")
 _USERINFO: Final = re.compile(r"//[^/]*@")
+_ERROR_WIDTH: Final = 100
+_ERROR_READ: Final = 4096
+"""Characters of an error that are searched for secrets, of which the first `_ERROR_WIDTH` are shown."""
 _NAME_WIDTH: Final = 16
 _NAME_MOST: Final = 40
 _DEPTH: Final = 8
@@ -49,6 +53,8 @@ class EventPrinter:
     """Deliveries below it are shown by the name of their task, others by their URL."""
     colour: bool | None = None
     """None: as the stream and `NO_COLOR` say."""
+    parameters: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Task name to the names of its positional parameters, which tell where a positional argument is a secret."""
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
@@ -71,7 +77,7 @@ class EventPrinter:
         if event.state is State.CREATED:
             when = "" if event.next_delivery_ms is None else f"  in {_until(event.next_delivery_ms, event.time_ms)}"
             kind = "queued" if message.schedule_id is None else "tick"
-            return kind, f"{_arguments(message.body)}{when}"
+            return kind, f"{self._arguments(message)}{when}"
         if event.state is State.DELIVERED:
             self.tally.done += 1
             number = f"{attempts}  " if message.retried else ""
@@ -79,10 +85,10 @@ class EventPrinter:
         if event.state is State.RETRY:
             self.tally.retried += 1
             again = _until(event.next_delivery_ms or event.time_ms, event.time_ms)
-            return "again", f"{attempts}  {_error(event)}  retry in {again}"
+            return "again", f"{attempts}  {self._error(event)}  retry in {again}"
         if event.state is State.FAILED:
             self.tally.failed += 1
-            return "failed", f"{attempts}  {_error(event)}  kept in the dead letters"
+            return "failed", f"{attempts}  {self._error(event)}  kept in the dead letters"
         if event.state is State.CANCELED:
             return "cancelled", "cancelled"
         return None
@@ -97,12 +103,67 @@ class EventPrinter:
         rest = f"{name:<{_NAME_WIDTH}}  {short_id(event.message.id)}  {detail}".rstrip()
         return f"{clock}  {mark}  {printable(rest, self.stream)}"
 
-    def _name(self, message: Message) -> str:
+    def _arguments(self, message: Message) -> str:
+        """``2, b='x'`` of a task's envelope, the model of a chat request; the size of anything else."""
+        document = _json(message.body)
+        if isinstance(document, dict) and isinstance(document.get("messages"), list):
+            return shorten(f"asks {document.get('model')}")
+        if isinstance(document, dict) and {"sourceMessageId", "status"} <= document.keys():
+            return shorten(f"is told of {document['status']}")
+        if not isinstance(document, dict) or "v" not in document:
+            return f"{len(message.body)} bytes"
+        positional, named = document.get("args", []), document.get("kwargs", {})
+        if not isinstance(positional, list) or not isinstance(named, dict):
+            return f"{len(message.body)} bytes"
+        names = self._positional_names(message, len(positional))
+        values = [_masked(name, value) for name, value in zip(names, positional, strict=True)]
+        values += [f"{name}={_masked(name, value)}" for name, value in named.items()]
+        if isinstance(pickled := document.get("pickled"), str):
+            values.append(f"a pickle of {len(pickled):,} characters")
+        return shorten(", ".join(values))
+
+    def _positional_names(self, message: Message, count: int) -> list[str]:
+        names = self.parameters.get(self._task(message) or "", ())
+        return [*names[:count], *[""] * (count - len(names))]
+
+    def _error(self, event: MessageEvent) -> str:
+        """The endpoint's own words where it gave some, else what the broker saw; secrets are masked."""
+        text = event.error or "failed"
+        if isinstance(event.outcome, Response):
+            document = _json(event.outcome.body)
+            error = document.get("error") if isinstance(document, dict) else None
+            error = error.get("message") if isinstance(error, dict) else error  # as providers of language models do
+            text = error if isinstance(error, str) else text
+        exception, colon, reason = text[:_ERROR_READ].partition(": ")
+        if not (exception.isidentifier() and exception[0].isupper()):
+            exception, colon, reason = "", "", text[:_ERROR_READ]
+        # The name of an exception is not the name of a secret: what follows "TokenExpired: " is shown.
+        masked = exception + colon + mask_pairs(mask_values(reason, self._secrets(event.message)))
+        return shorten(masked.partition("\n")[0], _ERROR_WIDTH)
+
+    def _secrets(self, message: Message) -> list[object]:
+        """The values of the secret arguments of a call."""
+        document = _json(message.body)
+        if not isinstance(document, dict):
+            return []
+        positional, named = document.get("args"), document.get("kwargs")
+        values = positional if isinstance(positional, list) else []
+        names = self._positional_names(message, len(values))
+        by_position = [{name: value} for name, value in zip(names, values, strict=True)]
+        return list(secrets_in([*by_position, named]))
+
+    def _task(self, message: Message) -> str | None:
+        """The name of the task that `message` calls; None for a message to another place."""
         prefix = self.base_url + "/"
-        # What calls a task back, such as a request to a language model, is that task's.
+        # What calls a task back, such as a request to a language model, belongs to that task.
         for url in (message.url, message.options.callback or ""):
             if self.base_url and url.startswith(prefix):
-                return shorten(unquote(url.removeprefix(prefix).partition("?")[0]), _NAME_MOST)
+                return unquote(url.removeprefix(prefix).partition("?")[0])
+        return None
+
+    def _name(self, message: Message) -> str:
+        if (task := self._task(message)) is not None:
+            return shorten(task, _NAME_MOST)
         return shorten(_USERINFO.sub("//***@", message.url.partition("?")[0]), _NAME_MOST)
 
 
@@ -130,41 +191,11 @@ def _can_encode(stream: Stream, text: str) -> bool:
     return True
 
 
-def _arguments(body: bytes) -> str:
-    """``2, b='x'`` of a task's envelope, the model of a chat request; the size of anything else."""
-    document = _json(body)
-    if isinstance(document, dict) and isinstance(document.get("messages"), list):
-        return shorten(f"asks {document.get('model')}")
-    if isinstance(document, dict) and {"sourceMessageId", "status"} <= document.keys():
-        return shorten(f"is told of {document['status']}")
-    if not isinstance(document, dict) or "v" not in document:
-        return f"{len(body)} bytes"
-    positional, named = document.get("args", []), document.get("kwargs", {})
-    if not isinstance(positional, list) or not isinstance(named, dict):
-        return f"{len(body)} bytes"
-    values = [_value(value) for value in positional]
-    values += [f"{name}={_masked(name, value)}" for name, value in named.items()]
-    if isinstance(pickled := document.get("pickled"), str):
-        values.append(f"a pickle of {len(pickled):,} characters")
-    return shorten(", ".join(values))
-
-
 def _result(outcome: object) -> str:
     if not isinstance(outcome, Response) or not outcome.body:
         return ""
     document = _json(outcome.body)
     return "" if document is None else shorten(_value(document))
-
-
-def _error(event: MessageEvent) -> str:
-    """The endpoint's own words where it gave some, else what the broker saw."""
-    if isinstance(event.outcome, Response):
-        document = _json(event.outcome.body)
-        said = document.get("error") if isinstance(document, dict) else None
-        said = said.get("message") if isinstance(said, dict) else said  # as providers of language models have it
-        if isinstance(said, str):
-            return shorten(said.partition("\n")[0], 100)
-    return shorten(event.error or "failed", 100)
 
 
 def _value(value: Any, depth: int = 0) -> str:
@@ -179,8 +210,7 @@ def _value(value: Any, depth: int = 0) -> str:
 
 
 def _masked(name: str, value: Any, depth: int = 0) -> str:
-    secret = any(part in name.lower() for part in _SECRET_NAMES)
-    return "***" if secret else _value(value, depth)
+    return MASK if is_secret_name(name) else _value(value, depth)
 
 
 def _json(body: bytes) -> Any:

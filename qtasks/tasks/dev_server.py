@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import os
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -11,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from qtasks.protocol import strict_json
+from qtasks.protocol.loopback import is_loopback_url
 from qtasks.protocol.messages import SigningKeys
 
 DEV_FILE = Path(".qtasks", "dev.json")
@@ -44,17 +44,6 @@ def find_dev_server(given_url: str | None, *, start: Path) -> DevServer | str:
     return f"not found in {start} or above"
 
 
-def is_loopback(url: str) -> bool:
-    """Whether `url` names this machine by a loopback address or as ``localhost``."""
-    host = urlsplit(url).hostname or ""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _ask_dev_server(path: Path, given_url: str | None) -> DevServer | str:
     """Read the file, then ask its broker for the keys: those in the file may be older, because keys rotate."""
     if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
@@ -67,7 +56,7 @@ def _ask_dev_server(path: Path, given_url: str | None) -> DevServer | str:
         results = str(facts["results"]) if facts.get("results") else None
     except (OSError, ValueError, KeyError) as error:
         return f"at {path} cannot be read ({type(error).__name__}: {error})"
-    if not is_loopback(url):
+    if not is_loopback_url(url):
         return f"at {path} names {url}, which is not this machine, and was ignored"
     if given_url is not None and given_url != url:
         return f"at {path} is for {url}, but QSTASH_URL is {given_url}"

@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, did_you_mean
 from qtasks.protocol import development, durations
+from qtasks.protocol.loopback import is_loopback_url
 from qtasks.protocol.messages import SigningKeys
-from qtasks.tasks.dev_server import DevServer, is_loopback
+from qtasks.tasks.dev_server import DevServer
 from qtasks.tasks.ports import Connection
 
 HOSTED_URL = "https://qstash.upstash.io"
@@ -146,7 +147,7 @@ class Settings:
                 fix="set it to the public address of the tasks, prefix included, "
                 "such as https://app.example.com/qtasks",
             )
-        if self.url == HOSTED_URL and is_loopback(self.base_url):
+        if self.url == HOSTED_URL and is_loopback_url(self.base_url):
             raise ConfigurationError(
                 f"the hosted service cannot reach {self.base_url}: that address is this machine",
                 fix="set QTASKS_BASE_URL to a public address, or use `qtasks dev`",
@@ -306,7 +307,7 @@ class _SettingsSources:
             allow_dev_keys = _flag(self.values["allow_dev_keys"], VARIABLES["allow_dev_keys"])
         else:
             # A broker and a dispatcher that are both on this machine are used for development.
-            allow_dev_keys = bool(url and base_url and is_loopback(url) and is_loopback(base_url))
+            allow_dev_keys = bool(url and base_url and is_loopback_url(url) and is_loopback_url(base_url))
         return Settings(
             url=url,
             token=self.text("token"),

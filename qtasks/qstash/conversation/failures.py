@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 from urllib.parse import urlsplit
 
@@ -13,6 +12,7 @@ from qtasks.errors import (
     DailyMessageLimitExceededError,
     RateLimitExceededError,
 )
+from qtasks.protocol.loopback import is_loopback_url
 from qtasks.qstash.conversation.transport import Reply, Request
 
 _SHOWN_BODY = 1000
@@ -29,7 +29,7 @@ _WRONG_REGION = "user not found in this region"
 def unreachable(url: str, why: str, *, sent: bool) -> BrokerUnreachable:
     """The error of a request to `url` without a reply; `sent` says whether the request may have arrived."""
     where = origin(url)
-    if is_loopback(urlsplit(url).hostname or ""):
+    if is_loopback_url(url):
         fix = "start a broker with `qtasks dev`, or set QSTASH_URL to the one that runs"
     else:
         fix = "see whether QSTASH_URL is right, and whether this machine can reach it"
@@ -83,16 +83,6 @@ def origin(url: str) -> str:
     host = parts.hostname or ""
     port = f":{parts.port}" if parts.port is not None else ""
     return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name means this machine."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _rate_limit(reply: Reply, detail: str) -> ApiError:

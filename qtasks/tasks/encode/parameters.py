@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,6 +13,7 @@ from pydantic_core import PydanticSerializationError
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, DefinitionError, did_you_mean
+from qtasks.masking import MASK, is_secret_name, mask_pairs, mask_values, secrets_in
 from qtasks.tasks.context import Injected, TaskContext, injected
 from qtasks.tasks.encode.annotations import (
     UNTYPED_RESULT,
@@ -27,8 +27,9 @@ from qtasks.tasks.encode.annotations import (
 
 _SHOWN = 80
 """Characters of a value in an error."""
+_READ = 1000
+"""Characters of a value that are searched for secrets, of which the first `_SHOWN` are shown."""
 
-_SECRET = re.compile(r"passw|secret|token|authorization|api_?key|credential", re.IGNORECASE)
 _STARS: Mapping[object, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _KEYWORD = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -182,12 +183,16 @@ class TaskParameters:
         path = _path(first["loc"], values)
         expected = type_name(self.annotations.get(name, inspect.Parameter.empty))
         more = f" (and {len(others)} more)" if others else ""
-        got = "a value that is not shown" if _SECRET.search(path) else _shown(first["input"])
+        message = first["msg"]
+        if is_secret_name(path):
+            got, message = "a value that is not shown", mask_values(message, secrets_in(first["input"], is_secret=True))
+        else:
+            got = _shown(first["input"])
         # A value of no declared type that is not JSON is refused for what it is, not for its type.
         if first["type"] == "invalid-json-value":
             return self.not_json(path, f"{got} would not arrive as it is{more}")
         return self._error(
-            f"argument {path!r} expects {expected}, got {got}: {first['msg']}{more}", ErrorCode.ARGUMENT_TYPE_WRONG
+            f"argument {path!r} expects {expected}, got {got}: {message}{more}", ErrorCode.ARGUMENT_TYPE_WRONG
         )
 
     def _culprit(self, values: Values) -> str:
@@ -329,7 +334,8 @@ def _written(task: str, parameters: Sequence[inspect.Parameter], returns: Any) -
         if parameter.annotation is not inspect.Parameter.empty:
             text += f": {type_name(parameter.annotation)}"
         if parameter.default is not inspect.Parameter.empty:
-            text += f" = {_cut(repr(parameter.default))}"
+            is_shown = not parameter.default or not is_secret_name(parameter.name)
+            text += f" = {_cut(repr(parameter.default)) if is_shown else MASK}"
         parts.append(text)
     arrow = "" if returns is inspect.Parameter.empty else f" -> {type_name(returns)}"
     return f"{task}({', '.join(parts)}){arrow}"
@@ -358,7 +364,7 @@ def _path(location: tuple[int | str, ...], values: object) -> str:
 
 def _shown(value: object) -> str:
     try:
-        return f"{_cut(repr(value))} ({type(value).__name__})"
+        return f"{_cut(mask_pairs(repr(value)[:_READ]))} ({type(value).__name__})"
     except Exception:  # whatever a class of the user's does, or an integer of too many digits
         return f"a {type(value).__name__}"
 

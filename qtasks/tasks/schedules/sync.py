@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ApiError, ArgumentsError, ConfigurationError, DefinitionError, ResultsDisabled, did_you_mean
 from qtasks.protocol import cron
-from qtasks.tasks.dev_server import is_loopback
+from qtasks.protocol.loopback import is_loopback_url
 from qtasks.tasks.options import Span
 from qtasks.tasks.schedules import recurrence
 from qtasks.tasks.schedules.declaration import (
@@ -249,7 +249,7 @@ def check_reach(runtime: Runtime) -> None:
         return
     if settings.allow_dev_keys and settings.origin("allow_dev_keys") != DEFAULT:
         reason = "this program runs for development (QTASKS_DEV), and the token is not the public development one"
-    elif is_loopback(base_url) and not is_loopback(url):
+    elif is_loopback_url(base_url) and not is_loopback_url(url):
         reason = "the tasks have a loopback address, and the service is on another machine"
     else:
         return

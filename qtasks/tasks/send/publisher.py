@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 
 from qtasks.errors import ApiError, BrokerUnreachable
-from qtasks.tasks.dev_server import is_loopback
+from qtasks.protocol.loopback import is_loopback_url
 from qtasks.tasks.send import outgoing
 from qtasks.tasks.send.outgoing import Outgoing, Refused
 from qtasks.tasks.settings import Settings
@@ -47,7 +47,7 @@ class Publisher:
     ) -> None:
         self._url, self._token, self._base_url = settings.sender()
         self._origin = settings.origin("url")
-        self._timeout_s = NEAR_TIMEOUT_S if is_loopback(self._url) else FAR_TIMEOUT_S
+        self._timeout_s = NEAR_TIMEOUT_S if is_loopback_url(self._url) else FAR_TIMEOUT_S
         self._transport = transport
         self._async_transport = async_transport
         self._lock = threading.Lock()
@@ -165,7 +165,7 @@ class Publisher:
     def _explained(self, what: str, error: BrokerUnreachable, *, missed: str = "was not queued") -> BrokerUnreachable:
         fix = (
             "start it with `qtasks dev`"
-            if is_loopback(self._url)
+            if is_loopback_url(self._url)
             else "see whether it runs and can be reached from here"
         )
         return BrokerUnreachable(

@@ -158,6 +158,20 @@ def test_what_came_of_it_is_counted() -> None:
 
 # -- secrets
 
+SECRET_NAMES = (
+    "credential",
+    "credentials",
+    "passwd",
+    "passphrase",
+    "api_key",
+    "apiKey",
+    "x-api-key",
+    "token",
+    "authorization",
+    "private_key",
+    "clientSecret",
+)
+
 
 @pytest.mark.parametrize(
     "body",
@@ -169,6 +183,7 @@ def test_what_came_of_it_is_counted() -> None:
         envelope({"a": {"b": {"client_secret": "hunter2"}}}),
         envelope([[{"password": "hunter2"}]]),
         envelope(users=[{"password": ["hunter2"]}]),
+        *(envelope(**{name: "hunter2"}) for name in SECRET_NAMES),
     ],
 )
 def test_values_under_the_names_of_secrets_are_masked_at_every_depth(body: bytes) -> None:
@@ -176,6 +191,60 @@ def test_values_under_the_names_of_secrets_are_masked_at_every_depth(body: bytes
     assert "***" in shown(event(State.CREATED, body))
     result = answered(200, json.loads(body))
     assert "hunter2" not in shown(event(State.DELIVERED, outcome=result, duration_ms=1))
+
+
+def test_positional_arguments_are_masked_by_the_names_of_their_parameters() -> None:
+    screen = Screen()
+    printer = EventPrinter(screen, base_url=BASE_URL, parameters={"add": ("user", "password"), "other": ("token",)})
+    printer.tell(event(State.CREATED, envelope("ada", "hunter2", "rest")))
+    assert screen.text.endswith("  'ada', ***, 'rest'\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        ("ValueError: bad password=hunter2, sorry", "ValueError: bad password=***, sorry"),
+        ('ValueError: {"api_key": "a b", "n": 1}', 'ValueError: {"api_key": ***, "n": 1}'),
+        ("ValueError: {'user': 'ada', 'passwd': 12}", "ValueError: {'user': 'ada', 'passwd': ***}"),
+        ("ApiError: Authorization: Bearer abc.def was refused", "ApiError: Authorization: *** was refused"),
+        (
+            "ApiError: no answer of https://x.example/?token=abc&n=1",
+            "ApiError: no answer of https://x.example/?token=***",
+        ),
+        ("TokenExpired: the session is over", "TokenExpired: the session is over"),
+        ("KeyError: 'token'", "KeyError: 'token'"),
+        ("ValueError: never mind", "ValueError: never mind"),
+        ("password: hunter2", "password: ***"),
+    ],
+)
+def test_pairs_of_a_secret_name_and_a_value_are_masked_in_errors(error: str, line: str) -> None:
+    failed = event(State.FAILED, outcome=answered(489, {"error": error}))
+    assert shown(failed).partition("1/4  ")[2] == f"{line}  kept in the dead letters"
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (envelope(token="hunter2"), "ValueError: hunter2 is too short"),
+        (envelope(user={"passwd": ["hunter2"]}), "ValueError: 'hunter2'"),
+        (envelope("ada", "hunter2"), "ValueError: hunter2"),
+        (envelope(pwd="it's \n hunter2"), r"ValueError: got it's \n hunter2"),
+        (envelope(pwd="h2"), "ValueError: h2 is not h2"),
+        (envelope(pwd=4711), "ValueError: 4711 is used up"),
+    ],
+)
+def test_the_values_of_secret_arguments_are_masked_in_the_errors_of_their_call(body: bytes, error: str) -> None:
+    screen = Screen()
+    printer = EventPrinter(screen, base_url=BASE_URL, parameters={"add": ("user", "credential")})
+    printer.tell(event(State.FAILED, body, outcome=answered(489, {"error": error})))
+    printer.tell(event(State.RETRY, body, error=error, next_delivery_ms=START_MS))
+    assert screen.text.count("***") >= 2
+    assert not re.search("hunter2|h2|4711", screen.text)
+
+
+def test_a_short_secret_is_masked_as_a_word_only() -> None:
+    failed = event(State.FAILED, envelope(token="a"), outcome=answered(489, {"error": "ValueError: a bad value"}))
+    assert "ValueError: *** bad value" in shown(failed)
 
 
 # -- what strangers send

@@ -18,7 +18,7 @@ import pytest
 from fastapi import Depends
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, computed_field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, computed_field
 from typing_extensions import TypedDict
 
 from qtasks import TaskContext, injected
@@ -36,6 +36,13 @@ class Colour(enum.Enum):
 class Point:
     x: int
     y: int = 0
+
+
+def refuse_password(value: str) -> str:
+    raise ValueError(f"{value} is too weak")
+
+
+Strong = Annotated[str, AfterValidator(refuse_password)]
 
 
 class User(BaseModel):
@@ -210,6 +217,34 @@ def test_a_value_that_may_be_secret_is_not_shown() -> None:
     error = refusal(of(example), 1, password=["hunter2"])
     assert "hunter2" not in str(error)
     assert "'password' expects str" in str(error)
+
+
+@pytest.mark.parametrize(
+    "name", ["credential", "passwd", "api_key", "apikey", "token", "authorization", "pwd", "Secret"]
+)
+def test_arguments_under_the_names_of_secrets_are_not_shown(name: str) -> None:
+    def work(**more: str) -> None: ...
+
+    error = refusal(of(work), **{name: ["hunter2"]})
+    assert "hunter2" not in str(error)
+    assert name in str(error)
+
+
+def test_a_secret_inside_another_value_and_in_the_words_of_a_validator_is_masked() -> None:
+    def work(user: User, password: Strong = "") -> None: ...
+
+    inside = refusal(of(work), {"name": "A", "password": "hunter2"})
+    assert "hunter2" not in str(inside)
+    validated = refusal(of(work), {"name": "A", "created": WHEN}, password="hunter2")
+    assert "hunter2" not in str(validated)
+    assert "*** is too weak" in str(validated)
+
+
+def test_the_default_of_a_secret_is_not_shown_in_the_signature() -> None:
+    def work(number: int, password: str = "hunter2", token: str | None = None) -> None: ...
+
+    error = refusal(of(work), "x")
+    assert error.details == {"signature": "work(number: int, password: str = ***, token: str | None = None) -> None"}
 
 
 def test_the_path_leads_into_models_and_lists() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from qtasks.errors import ConfigurationError
 from qtasks.protocol.messages import SigningKeys
-from qtasks.tasks.dev_server import DevServer, find_dev_server, is_loopback
+from qtasks.tasks.dev_server import DevServer, find_dev_server
 from qtasks.tasks.ports import Connection
 from qtasks.tasks.settings import DEV_SIGNING_KEYS, DEV_TOKEN, Settings, SettingsOverrides, embedded, resolve
 from tests.support.tasks import KEYS, RecordingTransport
@@ -244,22 +244,6 @@ def test_pickles_take_a_permission_and_a_key_that_no_broker_knows(given: dict[st
 def test_of_several_secret_keys_each_is_good() -> None:
     both = {"QTASKS_ALLOW_PICKLE": "1", "QTASKS_SECRET_KEY": f"{'n' * 32}, {'o' * 32}"}
     assert read({"QSTASH_TOKEN": "t", **both}).pickling() == ("n" * 32, "o" * 32)
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("http://127.0.0.1:1/x", True),
-        ("http://localhost", True),
-        ("http://app.localhost:80", True),
-        ("http://[::1]:80", True),
-        ("http://10.0.0.1", False),
-        ("http://localhost.example.com", False),
-        ("http://127.0.0.1.example.com", False),
-    ],
-)
-def test_loopback_is_told_by_the_host(url: str, expected: bool) -> None:
-    assert is_loopback(url) is expected
 
 
 # --- the file that a running development server leaves

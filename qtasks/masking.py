@@ -1,0 +1,59 @@
+"""Which names hold secrets, and how their values are kept out of error texts and terminal output."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+MASK: Final = "***"
+"""Shown in place of a secret."""
+
+_PARTS: Final = r"passw|passphrase|pwd|secret|token|authorization|api_?-?key|access_?-?key|private_?-?key|credential"
+_SECRET_NAME: Final = re.compile(_PARTS, re.IGNORECASE)
+_QUOTED: Final = r"\"(?:[^\"\\]|\\.)*(?:\"|\Z)|'(?:[^'\\]|\\.)*(?:'|\Z)|\\+\"[^\"\\]*(?:\\+\"|\Z)"
+_PAIR: Final = re.compile(
+    rf"""
+    (?P<name>(?<![\w.-])[\w.-]*(?:{_PARTS})[\w.-]*)
+    (?P<sign>\\*["']?\s*[:=]\s*)
+    (?:{_QUOTED}|(?:bearer|basic)\s+[^\s,;]+|[^\s,;)\]}}]+)
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_SHORT: Final = 4
+"""Values with fewer characters are masked as whole words only: a single letter occurs in every word."""
+
+
+def is_secret_name(name: str) -> bool:
+    """True if a parameter, key or header of this name is taken to hold a secret, such as ``db_password``."""
+    return _SECRET_NAME.search(name) is not None
+
+
+def mask_pairs(text: str) -> str:
+    """`text` with the values of pairs such as ``token=abc`` or ``"password": "x"`` masked."""
+    return _PAIR.sub(lambda pair: f"{pair['name']}{pair['sign']}{MASK}", text)
+
+
+def mask_values(text: str, secrets: Iterable[object]) -> str:
+    """`text` with every occurrence of the `secrets` masked, as plain text and as Python writes them."""
+    spellings = {spelling for secret in secrets for spelling in (str(secret), repr(secret)[1:-1], repr(secret))}
+    for spelling in sorted(spellings, key=lambda it: (-len(it), it)):  # a longer one may contain a shorter one
+        if len(spelling) >= _SHORT:
+            text = text.replace(spelling, MASK)
+        elif spelling:
+            text = re.sub(rf"(?<!\w){re.escape(spelling)}(?!\w)", MASK, text)
+    return text
+
+
+def secrets_in(value: object, *, is_secret: bool = False, depth: int = 32) -> Iterator[str | int | float]:
+    """The texts and numbers that stand under the name of a secret, at any level of JSON data."""
+    if depth == 0:
+        return
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from secrets_in(inner, is_secret=is_secret or is_secret_name(str(name)), depth=depth - 1)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from secrets_in(inner, is_secret=is_secret, depth=depth - 1)
+    elif is_secret and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        yield value
