@@ -1,9 +1,9 @@
-"""A conversation with a language model, as tasks: the broker asks the model, and nothing of ours waits for it.
+"""A conversation with a language model, as tasks: the broker sends the requests, and no thread of ours waits for them.
 
     python examples/llm_chat.py
 
-The broker runs inside this process and, unless a model is configured, answers with an echo of its own: this runs
-offline. To talk to a real one, name an OpenAI-compatible server (Ollama, vLLM, llama.cpp), or set OPENAI_API_KEY:
+The broker runs inside this process. Unless a model is configured, its built-in echo answers, so the example runs
+offline. For a real model name an OpenAI-compatible server (Ollama, vLLM, llama.cpp), or set OPENAI_API_KEY:
 
     QTASKS_LLM_URL=http://127.0.0.1:11434/v1 CHAT_MODEL=llama3.2 python examples/llm_chat.py
     OPENAI_API_KEY=sk-... CHAT_MODEL=gpt-4o-mini python examples/llm_chat.py
@@ -20,11 +20,11 @@ from qtasks.llm import ChatMessage, Usage, assistant, openai, system, upstash, u
 tasks = QTasks(embedded=Embedded(":memory:"))
 provider = openai() if os.environ.get("OPENAI_API_KEY") else upstash()
 model = os.environ.get("CHAT_MODEL", "any")
-chats: dict[str, list[ChatMessage]] = defaultdict(list)  # a database, in an application
+chats: dict[str, list[ChatMessage]] = defaultdict(list)  # an application would use a database
 
 
 class Minutes(BaseModel):
-    """What the model is to make of a conversation: its answer has this form, or is asked for again."""
+    """The required form of the answer. An answer of another form is requested once more."""
 
     topic: str
     decisions: list[str]
@@ -56,7 +56,7 @@ def gave_up(event: TaskEvent) -> None:
 def main() -> None:
     with tasks:
         for text in ("Shall we meet on Friday?", "At ten, then."):
-            reply.delay("chat-1", text).get(timeout=60)  # only to keep the order of this conversation
+            reply.delay("chat-1", text).get(timeout=60)  # waits, so that the messages stay in order
         written = minutes.delay("chat-1").get(timeout=60)
         print(f"topic     {written.topic}")
         print(f"decisions {written.decisions}")

@@ -1,9 +1,9 @@
-"""The main job, start to end, in one process: decorate, delay, deliver, run.
+"""The main features in one process: declare tasks, call them with `.delay()`, get the results.
 
     python examples/quickstart.py
 
 A durable broker runs inside this process. Every task below is published, stored with an fsync, claimed,
-signed, delivered as an HTTP request to the dispatcher, verified there, and run. It ends by itself.
+signed, delivered as an HTTP request to the dispatcher, verified there, and run. The program ends by itself.
 """
 
 import logging
@@ -15,7 +15,7 @@ from typing import Any
 from qtasks import Embedded, NonRetryable, QTasks, TaskContext, TaskResult, injected
 from qtasks.cli.terminal import EventPrinter
 
-logging.getLogger("qtasks").setLevel(logging.CRITICAL)  # the lines of the printer say what the log would
+logging.getLogger("qtasks").setLevel(logging.CRITICAL)  # the printer shows the same events as the log
 folder = tempfile.TemporaryDirectory(prefix="qtasks-quickstart-")
 printer = EventPrinter()
 tasks = QTasks(embedded=Embedded(Path(folder.name, "tasks.db"), watch=printer.tell))
@@ -56,7 +56,7 @@ def main() -> None:
 
     values = [result.get(timeout=8) for result in results]
     status = failed.status
-    tasks.close()  # waits for what is under way
+    tasks.close()  # waits for running tasks
 
     print(f"\nresults  {values}")
     print(f"charge   {status}")

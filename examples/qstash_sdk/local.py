@@ -1,4 +1,4 @@
-"""What the example needs around it: a broker on a free port, and a server that receives what is published."""
+"""The surroundings of the example: a broker on a free port, and a server that receives the messages."""
 
 import asyncio
 import json
@@ -20,27 +20,27 @@ from qtasks.broker.settings import BrokerSettings
 from qtasks.protocol.development import USERS
 
 USER = USERS[0]
-"""The public development user; a broker that others can reach has users of its own (`qtasks broker`)."""
+"""The public development user; a broker in production has its own tokens (`qtasks broker init`)."""
 
 
 @contextmanager
 def broker() -> Iterator[str]:
-    """The address of a broker that lives in this process, as long as the block lasts."""
+    """Run a broker in this process for the duration of the block; yields its URL."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     listener = listen("127.0.0.1", 0)
 
     async def start(path: Path) -> tuple[Broker, ApiServer]:
-        made = await Broker.open(BrokerSettings(path=str(path)))
-        api = ApiServer(made, [listener])
+        opened = await Broker.open(BrokerSettings(path=str(path)))
+        api = ApiServer(opened, [listener])
         await api.start()
-        made.start()
-        return made, api
+        opened.start()
+        return opened, api
 
-    async def stop(made: Broker, api: ApiServer) -> None:
+    async def stop(opened: Broker, api: ApiServer) -> None:
         await api.stop()
-        await made.stop()
+        await opened.stop()
 
     with TemporaryDirectory(prefix="qtasks-example-") as folder:
         running = asyncio.run_coroutine_threadsafe(start(Path(folder, "broker.db")), loop).result()
@@ -55,7 +55,7 @@ def broker() -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request that came in."""
+    """A received request."""
 
     url: str
     headers: dict[str, str]
@@ -63,7 +63,7 @@ class Arrival:
 
 
 class Inbox(ThreadingHTTPServer):
-    """Keeps what arrives, by path. It answers 404 at /gone and 500 to the first request at /flaky."""
+    """Records requests by path. It answers 404 at /gone and 500 to the first request at /flaky."""
 
     daemon_threads = True
 
@@ -86,7 +86,7 @@ class Inbox(ThreadingHTTPServer):
         return self._arrived[path].get(timeout=8)
 
     def take(self, path: str, arrival: Arrival) -> tuple[int, str]:
-        """Keep a request; status and body of the answer."""
+        """Record a request. Returns status and body of the response."""
         is_first = path not in self._seen
         self._seen.add(path)
         self._arrived[path].put(arrival)

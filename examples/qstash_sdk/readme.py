@@ -2,8 +2,8 @@
 
     python examples/qstash_sdk/readme.py
 
-A broker and a receiving server run inside this process; everything else is what an application writes. With the hosted
-service the same code needs another URL and token only. It ends by itself.
+A broker and a receiving server run inside this process; the rest is application code. For the hosted service only URL
+and token change. The program ends by itself.
 """
 
 import asyncio
@@ -22,15 +22,15 @@ receiver = Receiver(current_signing_key=USER.keys.current, next_signing_key=USER
 
 
 def verified(arrival: Arrival) -> Arrival:
-    """Every receiving server begins with this: without it any caller could send any request."""
+    """Verify the signature first: without this check any caller could send any request."""
     receiver.verify(signature=arrival.headers["Upstash-Signature"], body=arrival.body, url=arrival.url)
     return arrival
 
 
-def told(arrival: Arrival) -> str:
-    """What a callback says about its message."""
-    news = json.loads(verified(arrival).body)
-    return f"status {news['status']}, body {base64.b64decode(news['body']).decode()!r}"
+def callback_text(arrival: Arrival) -> str:
+    """Status and response body that a callback reports, as text."""
+    callback = json.loads(verified(arrival).body)
+    return f"status {callback['status']}, body {base64.b64decode(callback['body']).decode()!r}"
 
 
 def publish_a_json_message(client: QStash, inbox: Inbox) -> None:
@@ -93,8 +93,8 @@ def configure_a_message(client: QStash, inbox: Inbox) -> None:
         print("deduplicated:", sent.deduplicated)
     inbox.wait_for("/flaky")
     print("not before its time:", time.monotonic() - began >= 1)
-    print("first attempt:", told(inbox.wait_for("/callback")))
-    print("second attempt:", told(inbox.wait_for("/callback")))
+    print("first attempt:", callback_text(inbox.wait_for("/callback")))
+    print("second attempt:", callback_text(inbox.wait_for("/callback")))
 
 
 def publish_to_a_url_group(client: QStash, inbox: Inbox) -> None:
@@ -134,7 +134,7 @@ def send_a_batch(client: QStash, inbox: Inbox) -> None:
 
 def look_after_failures(client: QStash, inbox: Inbox) -> None:
     client.message.publish(url=f"{inbox.url}/gone", retries=0, failure_callback=f"{inbox.url}/failed")
-    print("failure callback:", told(inbox.wait_for("/failed")))
+    print("failure callback:", callback_text(inbox.wait_for("/failed")))
     [letter] = client.dlq.list().messages
     print("dead letter:", letter.response_status, letter.response_body)
     client.dlq.delete(letter.dlq_id)

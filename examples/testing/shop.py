@@ -1,4 +1,4 @@
-"""A small shop, to be tested: what is ordered is charged, reminded of and reported. Its tests are in `test_shop.py`."""
+"""A small shop whose orders are charged, reminded of and reported by tasks. Its tests are in `test_shop.py`."""
 
 from collections.abc import AsyncIterator
 
@@ -15,7 +15,7 @@ class Bank:
     """A service of another company."""
 
     async def take(self, order: int, cents: int) -> str:
-        """Take money for an order; the receipt."""
+        """Take money for an order. Returns the receipt."""
         raise NotImplementedError("tests do not call the bank")
 
 
@@ -23,7 +23,7 @@ class Mailer:
     """Sends mails."""
 
     def send(self, to: str, text: str) -> None:
-        """Send one."""
+        """Send one mail."""
         raise NotImplementedError("tests send no mails")
 
 

@@ -32,7 +32,7 @@ class FakeBank(Bank):
 
 
 class Outbox(Mailer):
-    """Keeps what would have been sent."""
+    """Records the mails instead of sending them."""
 
     def __init__(self) -> None:
         self.mails: list[tuple[str, str]] = []
@@ -44,21 +44,21 @@ class Outbox(Mailer):
 
 @pytest.fixture
 def outbox() -> Iterator[Outbox]:
-    made = Outbox()
-    app.dependency_overrides[get_mailer] = lambda: made
-    yield made
+    outbox = Outbox()
+    app.dependency_overrides[get_mailer] = lambda: outbox
+    yield outbox
     del app.dependency_overrides[get_mailer]
 
 
 @pytest.fixture
 def fake_bank() -> Iterator[FakeBank]:
-    made = FakeBank()
-    app.dependency_overrides[get_bank] = lambda: made
-    yield made
+    bank = FakeBank()
+    app.dependency_overrides[get_bank] = lambda: bank
+    yield bank
     del app.dependency_overrides[get_bank]
 
 
-def test_an_order_is_charged_and_asked_about_three_days_later(
+def test_an_order_is_charged_now_and_reminded_of_three_days_later(
     qtasks: Environment, fake_bank: FakeBank, outbox: Outbox
 ) -> None:
     TestClient(app).post("/orders/42?cents=990&email=ada@example.com")
@@ -67,7 +67,7 @@ def test_an_order_is_charged_and_asked_about_three_days_later(
     qtasks.assert_enqueued(remind.using(delay="3d"), "ada@example.com")
     qtasks.refute_enqueued(confirm)
 
-    qtasks.drain()  # what is due now, and what comes of it
+    qtasks.drain()  # runs what is due now, and the calls that these tasks make
     assert fake_bank.taken == {42: 990}
     assert outbox.mails == [("customer of 42", "paid: receipt 42")]
 
@@ -94,7 +94,7 @@ def test_a_bank_that_stays_closed_leaves_a_dead_letter(qtasks: Environment, fake
         result.get()
 
 
-def test_nothing_is_charged_twice_when_a_delivery_comes_twice(
+def test_nothing_is_charged_twice_when_a_delivery_arrives_twice(
     qtasks: Environment, fake_bank: FakeBank, outbox: Outbox
 ) -> None:
     qtasks.duplicate_next(charge)
