@@ -1,1 +1,1 @@
-"""The HTTP API of the wire, thin: a handler parses, calls one verb, replies."""
+"""The HTTP API: each handler reads a request, calls one store verb and builds the response."""

@@ -1,4 +1,4 @@
-"""The dead letter queue: listed, deleted, retried, one, many or by filter (docs/protocol.md 2.9)."""
+"""The dead letter queue: list, delete and retry entries, one, several or by filter (docs/protocol.md 2.9)."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from qtasks.protocol import views, wire
 from qtasks.protocol.messages import DeadLetter, Message, PublishOptions
 
 PAGE: Final = 100
-"""Dead letters of a page, by default and at most (docs/compatibility.md A23)."""
+"""Entries per page, default and maximum (docs/compatibility.md A23)."""
 _ID: Final = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
 
 
 async def list_dead_letters(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/dlq`."""
     query = Query(request.query)
-    which = query_filters.dead_letter_filter(query)
-    if bad := [one for one in which.ids if not _ID.fullmatch(one)]:
-        raise HttpError(400, f"dlqIds: expected an id such as 1725323658779-0, got {bad[0][:40]!r}")
-    page = await _page(context, account, which, query.last("cursor") or None, query.count(default=PAGE, most=PAGE))
+    criteria = query_filters.dead_letter_filter(query)
+    if invalid := [letter_id for letter_id in criteria.ids if not _ID.fullmatch(letter_id)]:
+        raise HttpError(400, f"dlqIds: expected an id such as 1725323658779-0, got {invalid[0][:40]!r}")
+    page = await _page(context, account, criteria, query.last("cursor") or None, query.count(default=PAGE, most=PAGE))
     answer: dict[str, object] = {"messages": [views.dead_letter_json(letter) for letter in page.items]}
     if page.cursor is not None:
         answer["cursor"] = page.cursor
@@ -38,28 +38,28 @@ async def list_dead_letters(context: ApiContext, account: int, request: ApiReque
 
 async def get_dead_letter(context: ApiContext, account: int, request: ApiRequest, letter_id: str) -> ApiResponse:
     """`GET /v2/dlq/{dlqId}`."""
-    return json_response(views.dead_letter_json(await _known(context, account, letter_id)))
+    return json_response(views.dead_letter_json(await _existing(context, account, letter_id)))
 
 
 async def delete_dead_letter(context: ApiContext, account: int, request: ApiRequest, letter_id: str) -> ApiResponse:
-    """`DELETE /v2/dlq/{dlqId}`: 404 when it is gone."""
-    await _known(context, account, letter_id)
+    """`DELETE /v2/dlq/{dlqId}`: 404 if there is no such entry."""
+    await _existing(context, account, letter_id)
     done = await context.store.write(
         dead_letters.delete_dead_letters, account, DeadLetterCriteria(ids=(letter_id,)), cursor=None, limit=1
     )
-    if not done.count:  # somebody else was faster
+    if not done.count:  # another request has deleted it meanwhile
         raise _not_found(letter_id)
     return json_response({"deleted": 1})
 
 
 async def delete_dead_letters(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
-    """`DELETE /v2/dlq`: by ids, where those that are gone are skipped, or by filter, a page at a time."""
+    """`DELETE /v2/dlq`: by ids, skipping those that do not exist, or by filter, one page per request."""
     query = await query_filters.read(request, query_filters.DEAD_LETTER_NAMES)
     deleted, cursor = 0, None
-    for which, count in _portions(query):
+    for criteria, count in _portions(query):
         try:
             done = await context.store.write(
-                dead_letters.delete_dead_letters, account, which, cursor=query.last("cursor") or None, limit=count
+                dead_letters.delete_dead_letters, account, criteria, cursor=query.last("cursor") or None, limit=count
             )
         except BadCursorError as error:
             raise HttpError(400, str(error)) from None
@@ -68,41 +68,41 @@ async def delete_dead_letters(context: ApiContext, account: int, request: ApiReq
 
 
 async def retry_dead_letter(context: ApiContext, account: int, request: ApiRequest, letter_id: str) -> ApiResponse:
-    """`POST /v2/dlq/retry/{dlqId}`: a new message in place of the entry; headers override what it was sent with."""
-    letter = await _known(context, account, letter_id)
-    taken = await _retry(context, account, [letter], _overrides(context, request))
-    if not taken:
+    """`POST /v2/dlq/retry/{dlqId}`: replace the entry by a new message. Headers override its original options."""
+    letter = await _existing(context, account, letter_id)
+    retried = await _retry(context, account, [letter], _overrides(context, request))
+    if not retried:
         raise _not_found(letter_id)
-    return json_response({"messageId": taken[0].message.id, "url": taken[0].message.url}, 201)
+    return json_response({"messageId": retried[0].message.id, "url": retried[0].message.url}, 201)
 
 
 async def retry_dead_letters(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
-    """`POST /v2/dlq/retry`: as for one, by ids or by filter, a page at a time."""
+    """`POST /v2/dlq/retry`: as for one entry, by ids or by filter, one page per request."""
     query = await query_filters.read(request, query_filters.DEAD_LETTER_NAMES)
     overrides = _overrides(context, request)
-    taken: list[Publication] = []
+    retried: list[Publication] = []
     cursor = None
-    for which, count in _portions(query):
+    for criteria, count in _portions(query):
         cursor = query.last("cursor") or None
         while True:
-            page = await _page(context, account, which, cursor, count)
-            taken += await _retry(context, account, page.items, overrides)
-            if (cursor := page.cursor) is None or not which.ids:
+            page = await _page(context, account, criteria, cursor, count)
+            retried += await _retry(context, account, page.items, overrides)
+            if (cursor := page.cursor) is None or not criteria.ids:
                 break
-    responses = [{"messageId": one.message.id, "url": one.message.url} for one in taken]
+    responses = [{"messageId": publication.message.id, "url": publication.message.url} for publication in retried]
     return json_response({"responses": responses, **({} if cursor is None else {"cursor": cursor})}, 201)
 
 
 def _portions(query: Query) -> list[tuple[DeadLetterCriteria, int]]:
-    """What is selected, each with how many at most: one page of a filter, or all ids in some portions.
+    """The selected entries as criteria, each with a limit: one page of a filter, or all ids in portions.
 
-    Ids of which none can exist are left out: they are skipped as those that are gone.
+    Malformed ids are left out, because ids that do not exist are skipped.
     """
-    which = query_filters.dead_letter_filter(query)
+    criteria = query_filters.dead_letter_filter(query)
     if "dlqIds" not in query and "dlqId" not in query:
-        return [(which, query.count(default=PAGE, most=PAGE))]
-    known = tuple(one for one in which.ids if _ID.fullmatch(one))
-    return [(replace(which, ids=some), len(some)) for some in query_filters.slices(known)]
+        return [(criteria, query.count(default=PAGE, most=PAGE))]
+    valid_ids = tuple(letter_id for letter_id in criteria.ids if _ID.fullmatch(letter_id))
+    return [(replace(criteria, ids=portion), len(portion)) for portion in query_filters.slices(valid_ids)]
 
 
 def _overrides(context: ApiContext, request: ApiRequest) -> PublishOptions:
@@ -125,22 +125,22 @@ async def _retry(
         return retry_of_dead_letter(message, overrides, message_id=message_id, now_ms=now_ms)
 
     retries = [(letter.id, retry(letter.message)) for letter in letters]
-    taken = await context.store.write(dead_letters.retry_dead_letters, account, retries, now_ms=now_ms)
+    retried = await context.store.write(dead_letters.retry_dead_letters, account, retries, now_ms=now_ms)
     context.wake()
-    context.watchers.notify_created([one.message for one in taken], now_ms=now_ms)
-    return taken
+    context.watchers.notify_created([publication.message for publication in retried], now_ms=now_ms)
+    return retried
 
 
 async def _page(
-    context: ApiContext, account: int, which: DeadLetterCriteria, cursor: str | None, count: int
+    context: ApiContext, account: int, criteria: DeadLetterCriteria, cursor: str | None, count: int
 ) -> Page[DeadLetter]:
     try:
-        return await context.store.read(queries.dead_letters, account, which, cursor=cursor, count=count)
+        return await context.store.read(queries.dead_letters, account, criteria, cursor=cursor, count=count)
     except BadCursorError as error:
         raise HttpError(400, str(error)) from None
 
 
-async def _known(context: ApiContext, account: int, letter_id: str) -> DeadLetter:
+async def _existing(context: ApiContext, account: int, letter_id: str) -> DeadLetter:
     if _ID.fullmatch(letter_id):
         page = await context.store.read(
             queries.dead_letters, account, DeadLetterCriteria(ids=(letter_id,)), cursor=None, count=1

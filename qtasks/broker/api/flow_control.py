@@ -30,7 +30,7 @@ async def get_key(context: ApiContext, account: int, request: ApiRequest, name: 
 
 
 async def pause_key(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
-    """`POST /v2/flowControl/{key}/pause`: everything waits. An unknown key is made."""
+    """`POST /v2/flowControl/{key}/pause`: the key's messages wait. An unknown key is created."""
     return await _pause(context, account, name, paused=True)
 
 
@@ -48,7 +48,7 @@ async def _pause(context: ApiContext, account: int, name: str, *, paused: bool) 
 
 
 async def pin_key(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
-    """`POST /v2/flowControl/{key}/pin`: any of parallelism, rate and period, whatever messages bring."""
+    """`POST /v2/flowControl/{key}/pin`: fix parallelism, rate or period, so that messages no longer change them."""
     query = Query(request.query)
     await context.store.write(
         flow_control.pin_flow_key,
@@ -79,14 +79,14 @@ async def unpin_key(context: ApiContext, account: int, request: ApiRequest, name
 
 
 async def reset_rate(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
-    """`POST /v2/flowControl/{key}/resetRate`, and `reset`, which has no other counter to reset here."""
+    """`POST /v2/flowControl/{key}/resetRate`, and `reset`, which here resets the rate only."""
     await context.store.write(flow_control.reset_flow_rate, account, name, now_ms=context.clock.now_ms())
     context.wake()
     return json_response({})
 
 
 async def global_parallelism(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
-    """`GET /v2/globalParallelism`: the maximum is the broker's, the count the account's own."""
+    """`GET /v2/globalParallelism`: the maximum of the broker, and the account's own count."""
     return json_response(
         {
             "parallelismMax": context.parallelism,

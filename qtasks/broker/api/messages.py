@@ -1,4 +1,4 @@
-"""Messages, their log, and the keys they are signed with (docs/protocol.md 2.5, 2.10, 2.12)."""
+"""Messages, their log, and the signing keys (docs/protocol.md 2.5, 2.10, 2.12)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from qtasks.broker.store.queries import BadCursorError
 from qtasks.protocol import views
 
 LOG_PAGE: Final = 1000
-"""Entries of a log page, by default and at most (docs/compatibility.md A23)."""
+"""Entries per log page, default and maximum (docs/compatibility.md A23)."""
 MAX_CANCEL: Final = 500
-"""What `count` may ask to cancel."""
+"""The largest `count` of a cancellation."""
 
 
 async def get_message(context: ApiContext, account: int, request: ApiRequest, message_id: str) -> ApiResponse:
@@ -38,7 +38,7 @@ async def cancel_message(context: ApiContext, account: int, request: ApiRequest,
 
 
 async def cancel_messages(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
-    """`DELETE /v2/messages`: by ids, by filter, or all, in either style of request; ids win over filters."""
+    """`DELETE /v2/messages`: cancel by ids, by filter, or all; query or JSON body. Ids win over filters."""
     query = await query_filters.read(request, query_filters.CANCEL_NAMES)
     message_ids = query.several("messageIds", "messageId", most=None)
     if message_ids:
@@ -52,14 +52,16 @@ async def cancel_messages(context: ApiContext, account: int, request: ApiRequest
     return json_response({"cancelled": cancelled})
 
 
-async def _cancel_where(context: ApiContext, account: int, which: MessageCriteria, count: int | None) -> int:
-    """Cancel slice by slice what there is now; what is published meanwhile is not meant."""
+async def _cancel_where(context: ApiContext, account: int, criteria: MessageCriteria, count: int | None) -> int:
+    """Cancel in slices the matching messages that exist now, without those published meanwhile."""
     now_ms = context.clock.now_ms()
-    which = replace(which, to_ms=now_ms if which.to_ms is None else min(now_ms, which.to_ms))
+    criteria = replace(criteria, to_ms=now_ms if criteria.to_ms is None else min(now_ms, criteria.to_ms))
     cancelled, after = 0, 0
     while count is None or cancelled < count:
         limit = query_filters.SLICE if count is None else min(query_filters.SLICE, count - cancelled)
-        done = await context.store.write(cancel.cancel_where, account, which, after=after, limit=limit, now_ms=now_ms)
+        done = await context.store.write(
+            cancel.cancel_where, account, criteria, after=after, limit=limit, now_ms=now_ms
+        )
         cancelled += done.count
         if done.last is None:
             break
@@ -70,10 +72,12 @@ async def _cancel_where(context: ApiContext, account: int, which: MessageCriteri
 async def list_log(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/events` and `GET /v2/logs`: both answer the same array under both keys (docs/compatibility.md A3)."""
     query = Query(request.query)
-    which = query_filters.log_filter(query)
+    criteria = query_filters.log_filter(query)
     count = query.count(default=LOG_PAGE, most=LOG_PAGE)
     try:
-        page = await context.store.read(queries.log, account, which, cursor=query.last("cursor") or None, count=count)
+        page = await context.store.read(
+            queries.log, account, criteria, cursor=query.last("cursor") or None, count=count
+        )
     except BadCursorError as error:
         raise HttpError(400, str(error)) from None
     entries = [views.log_json(entry) for entry in page.items]
@@ -84,13 +88,16 @@ async def list_log(context: ApiContext, account: int, request: ApiRequest) -> Ap
 
 
 async def get_keys(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
-    """`GET /v2/keys`: official SDKs in dev mode recognise the dev server by this answer."""
+    """`GET /v2/keys`: official SDKs in dev mode recognise the dev server by this response."""
     keys = await context.keys.of(account)
     return json_response({"current": keys.current, "next": keys.next})
 
 
 async def rotate_keys(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
-    """`POST /v2/keys/rotate`: next becomes current. What is on its way is signed with whatever is current then."""
+    """`POST /v2/keys/rotate`: the next key becomes the current one.
+
+    Every later attempt is signed with the new current key, including those of messages stored before.
+    """
     keys = await context.store.write(accounts.rotate_keys, account, ids.signing_key(context.random))
     context.keys.forget(account)
     return json_response({"current": keys.current, "next": keys.next})

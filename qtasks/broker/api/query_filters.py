@@ -12,6 +12,7 @@ from qtasks.protocol.messages import State
 SLICE: Final = 500
 """Limit for the messages that one transaction of a bulk action changes: a few milliseconds of work."""
 _MAX_BODY: Final = 1024 * 1024
+"""Limit for a JSON body with filters, bytes."""
 _ABOUT_MESSAGES: Final = frozenset(
     {
         "url",
@@ -32,16 +33,17 @@ CANCEL_NAMES: Final = _ABOUT_MESSAGES | {"messageIds", "messageId", "host", "pat
 DEAD_LETTER_NAMES: Final = _ABOUT_MESSAGES | {"messageId", "messageIds", "dlqIds", "dlqId", "responseStatus", "cursor"}
 """Without host and path, which the dead letter queue of the hosted service does not support either."""
 
-_MAY_BE_EMPTY: Final = frozenset({"cursor", "qstash_token"})
+_BLANK_ALLOWED: Final = frozenset({"cursor", "qstash_token"})
 
 _IN_PROGRESS: Final = (State.ACTIVE, State.RETRY, State.ERROR)
 
 
 async def read(request: ApiRequest, names: frozenset[str]) -> Query:
-    """What a destructive call selects, by query or by JSON body.
+    """The selection of a destructive request, from its query or its JSON body. `names` are the supported filters.
 
-    A name that is not known is refused: a typo must not mean "everything". So is a filter whose value is empty, and a
-    path that ends with a slash and selects nothing: somebody's variable was (docs/protocol.md 2.5).
+    HttpError 400 for an unknown name: a misspelt filter must not select everything. Also for a filter with an empty
+    value, and for a path that ends with a slash without any filter: the caller's variable was probably empty
+    (docs/protocol.md 2.5).
     """
     body = await request.read_body(_MAX_BODY)
     query = Query(request.query)
@@ -52,7 +54,7 @@ async def read(request: ApiRequest, names: frozenset[str]) -> Query:
     if unknown := sorted(query.names() - names):
         supported = ", ".join(sorted(names - {"qstash_token", "callerIP"}))
         raise HttpError(400, f"unknown filter {unknown[0][:64]!r}; known are {supported}")
-    if empty := sorted(name for name in query.names() - _MAY_BE_EMPTY if query.is_blank(name)):
+    if empty := sorted(name for name in query.names() - _BLANK_ALLOWED if query.is_blank(name)):
         raise HttpError(400, f"{empty[0]} has an empty value; leave it out to select without it")
     return query
 

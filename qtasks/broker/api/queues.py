@@ -1,4 +1,4 @@
-"""Queues (docs/protocol.md 2.6)."""
+"""Queues: create, change, list, pause, delete (docs/protocol.md 2.6)."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from qtasks.broker.core.values import QueueState
 from qtasks.broker.store import queues
 
 MAX_PARALLELISM: Final = 1000
-"""The largest of the hosted plans."""
+"""The limit of the largest hosted plan."""
 _SLICE: Final = 500
+"""Messages that one transaction cancels when a queue is deleted."""
 
 
 async def upsert_queue(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
-    """`POST /v2/queues`: what is absent keeps its value (1 and running for a new queue)."""
-    wanted = await read_object(request)
-    name = read_name(wanted.get("queueName"), "queue name")
+    """`POST /v2/queues`: create or change a queue. Absent members keep their value; a new queue has parallelism 1."""
+    document = await read_object(request)
+    name = read_name(document.get("queueName"), "queue name")
     await context.store.write(
         queues.upsert_queue,
         account,
         name,
-        parallelism=_parallelism(wanted.get("parallelism")),
-        paused=_paused(wanted.get("paused")),
+        parallelism=_parallelism(document.get("parallelism")),
+        paused=_paused(document.get("paused")),
         now_ms=context.clock.now_ms(),
     )
     context.wake()
@@ -73,12 +74,12 @@ async def delete_queue(context: ApiContext, account: int, request: ApiRequest, n
 
 
 async def pause_queue(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
-    """`POST /v2/queues/{name}/pause`: nothing new starts."""
+    """`POST /v2/queues/{name}/pause`: start no further message."""
     return await _pause(context, account, name, paused=True)
 
 
 async def resume_queue(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
-    """`POST /v2/queues/{name}/resume`: goes on with the oldest."""
+    """`POST /v2/queues/{name}/resume`: start messages again, the oldest first."""
     return await _pause(context, account, name, paused=False)
 
 

@@ -1,4 +1,4 @@
-"""Schedules: created or replaced, shown, paused, deleted (docs/protocol.md 2.7, 5.8)."""
+"""Schedules: create, replace, list, pause, delete (docs/protocol.md 2.7, 5.8)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def create_schedule(context: ApiContext, account: int, request: ApiRequest
 async def store_schedule(
     context: ApiContext, account: int, request: ApiRequest, target: wire.Target, *, queue: str | None = None
 ) -> ApiResponse:
-    """Create a schedule from a publish with `Upstash-Cron`, or replace the one with the same id."""
+    """Create a schedule, or replace the one with the same id. Also for a publish with `Upstash-Cron`."""
     try:
         kind = wire.destination_kind(target.destination)
         options = wire.read(request.headers, target.query)
@@ -68,11 +68,11 @@ async def list_schedules(context: ApiContext, account: int, request: ApiRequest)
 
 async def get_schedule(context: ApiContext, account: int, request: ApiRequest, schedule_id: str) -> ApiResponse:
     """`GET /v2/schedules/{id}`."""
-    return json_response(_view(context, await _known(context, account, schedule_id)))
+    return json_response(_view(context, await _existing(context, account, schedule_id)))
 
 
 async def delete_schedule(context: ApiContext, account: int, request: ApiRequest, schedule_id: str) -> ApiResponse:
-    """`DELETE /v2/schedules/{id}`: 404 for an unknown one (docs/compatibility.md A31)."""
+    """`DELETE /v2/schedules/{id}`: 404 for an unknown id (docs/compatibility.md A31)."""
     if not await context.store.write(schedules.delete_schedule, account, schedule_id):
         raise _not_found(schedule_id)
     return json_response({})
@@ -86,8 +86,8 @@ async def pause_schedule(context: ApiContext, account: int, request: ApiRequest,
 
 
 async def resume_schedule(context: ApiContext, account: int, request: ApiRequest, schedule_id: str) -> ApiResponse:
-    """`PATCH` or `POST /v2/schedules/{id}/resume`: what the pause left out is not made up for."""
-    schedule = await _known(context, account, schedule_id)
+    """`PATCH` or `POST /v2/schedules/{id}/resume`: runs missed during the pause are not repeated."""
+    schedule = await _existing(context, account, schedule_id)
     await context.store.write(
         schedules.pause_schedule, account, schedule_id, paused=False, next_ms=_next_ms(context, schedule)
     )
@@ -95,7 +95,7 @@ async def resume_schedule(context: ApiContext, account: int, request: ApiRequest
     return json_response({})
 
 
-async def _known(context: ApiContext, account: int, schedule_id: str) -> Schedule:
+async def _existing(context: ApiContext, account: int, schedule_id: str) -> Schedule:
     if (schedule := await context.store.read(schedules.schedule, account, schedule_id)) is None:
         raise _not_found(schedule_id)
     return schedule
@@ -106,12 +106,12 @@ def _not_found(schedule_id: str) -> HttpError:
 
 
 def _view(context: ApiContext, schedule: Schedule) -> views.Json:
-    # A paused schedule keeps the time it was paused at: show when it would run if it were resumed now.
+    # A paused schedule stores the time at which it was paused; show when it would run if it were resumed now.
     return views.schedule_json(replace(schedule, next_ms=_next_ms(context, schedule)) if schedule.paused else schedule)
 
 
 def _next_ms(context: ApiContext, schedule: Schedule) -> int | None:
     try:
         return cron.parse(schedule.cron).next_ms(context.clock.now_ms())
-    except ValueError:  # its time zone is gone, say; the loop says so in its `error`
+    except ValueError:  # for example a removed time zone; the schedule loop reports it in the `error` of the schedule
         return context.clock.now_ms()

@@ -31,13 +31,13 @@ async def get_group(context: ApiContext, account: int, request: ApiRequest, name
 
 
 async def delete_group(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
-    """`DELETE /v2/topics/{name}`: 200 for an unknown one too (docs/compatibility.md A31)."""
+    """`DELETE /v2/topics/{name}`: 200 for an unknown group as well (docs/compatibility.md A31)."""
     await context.store.write(url_groups.delete_group, account, name)
     return json_response({})
 
 
 async def upsert_endpoints(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
-    """`POST /v2/topics/{name}/endpoints`: makes the group if need be."""
+    """`POST /v2/topics/{name}/endpoints`: add or change endpoints; creates a missing group."""
     endpoints = _endpoints(await read_object(request))
     for endpoint in endpoints:
         if not endpoint.url:
@@ -54,7 +54,7 @@ async def upsert_endpoints(context: ApiContext, account: int, request: ApiReques
 
 
 async def remove_endpoints(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
-    """`DELETE /v2/topics/{name}/endpoints`: by name or url; the last one takes the group along."""
+    """`DELETE /v2/topics/{name}/endpoints`: by name or URL. Removing the last endpoint deletes the group."""
     endpoints = _endpoints(await read_object(request))
     if not await context.store.write(
         url_groups.remove_endpoints, account, name, endpoints, now_ms=context.clock.now_ms()
@@ -64,11 +64,11 @@ async def remove_endpoints(context: ApiContext, account: int, request: ApiReques
 
 
 async def set_headers(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
-    """`PATCH /v2/topics/{name}`: default headers of every publish to the group."""
-    given = (await read_object(request)).get("headers")
-    if not isinstance(given, dict):
+    """`PATCH /v2/topics/{name}`: set the default headers of every publish to the group."""
+    defaults = (await read_object(request)).get("headers")
+    if not isinstance(defaults, dict):
         raise HttpError(400, 'expected {"headers": {"Upstash-Retries": "3", ...}}')
-    headers = tuple((header, value) for header, values in given.items() for value in _texts(header, values))
+    headers = tuple((header, value) for header, values in defaults.items() for value in _texts(header, values))
     try:
         options = wire.read(headers)
     except wire.WireError as error:
@@ -91,16 +91,16 @@ def _texts(name: str, values: Any) -> list[str]:
 
 
 def _endpoints(body: dict[str, Any]) -> list[DeliveryEndpoint]:
-    given = body.get("endpoints")
-    if not isinstance(given, list) or not given or len(given) > _MAX_ENDPOINTS:
+    items = body.get("endpoints")
+    if not isinstance(items, list) or not items or len(items) > _MAX_ENDPOINTS:
         raise HttpError(
             400, f'expected {{"endpoints": [{{"url": "https://..."}}, ...]}} with 1 to {_MAX_ENDPOINTS} of them'
         )
-    return [_endpoint(one) for one in given]
+    return [_endpoint(item) for item in items]
 
 
-def _endpoint(given: Any) -> DeliveryEndpoint:
-    url, name = (given.get("url"), given.get("name")) if isinstance(given, dict) else (None, None)
+def _endpoint(item: Any) -> DeliveryEndpoint:
+    url, name = (item.get("url"), item.get("name")) if isinstance(item, dict) else (None, None)
     if not isinstance(url, str | None) or not isinstance(name, str | None) or not (url or name):
         raise HttpError(400, "endpoints: expected objects with a url, a name, or both, as texts")
     if name is not None and len(name) > _MAX_NAME:
@@ -117,9 +117,13 @@ def _view(group: UrlGroupState) -> dict[str, object]:
         "name": group.name,
         "createdAt": group.created_ms,
         "updatedAt": group.updated_ms,
-        "endpoints": [{"url": one.url, **({} if one.name is None else {"name": one.name})} for one in group.endpoints],
+        "endpoints": [_endpoint_view(endpoint) for endpoint in group.endpoints],
         **({"headers": _grouped(group.headers)} if group.headers else {}),
     }
+
+
+def _endpoint_view(endpoint: DeliveryEndpoint) -> dict[str, str]:
+    return {"url": endpoint.url, **({} if endpoint.name is None else {"name": endpoint.name})}
 
 
 def _grouped(headers: Headers) -> dict[str, list[str]]:

@@ -46,7 +46,7 @@ def check_order_of_arrival(options: PublishOptions) -> None:
 
 
 def check_callbacks_of_queue(options: PublishOptions) -> None:
-    """The next message of a queue waits for the callbacks: they may not be delayed (docs/compatibility.md A15)."""
+    """Refuse delayed callbacks of a queue's message: the next message waits for them (docs/compatibility.md A15)."""
     for nested in (options.callback_options, options.failure_callback_options):
         if nested is not None and (nested.delay_ms is not None or nested.not_before_s is not None):
             raise HttpError(400, "a callback of a queued message cannot be delayed: the queue waits for it")

@@ -1,1 +1,1 @@
-"""The loops of a running broker: deliver messages, fire schedules, prune what is old."""
+"""The loops of a running broker: deliver messages, fire schedules, remove old messages."""

@@ -245,7 +245,7 @@ class Deliverer:
     async def _until_stored(self, operation: Callable[[], Awaitable[T]], purpose: str) -> T:
         """The result of a store operation, repeated every second until it succeeds.
 
-        There is no limit: giving up would lose the outcome of an attempt. Errors are logged once a minute.
+        It never gives up, which would lose the outcome of an attempt. Errors are logged once a minute.
         """
         next_log_s = self._clock.monotonic()
         while True:
