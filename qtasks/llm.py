@@ -1,4 +1,4 @@
-"""Language models as tasks: providers, messages, and what an answer cost.
+"""Language models as tasks: providers, chat messages, and the cost of an answer.
 
     from qtasks.llm import ChatMessage, openai, user
 
@@ -6,7 +6,8 @@
     def summarise(text: str) -> list[ChatMessage]:
         return [user(f"Summarise: {text}")]
 
-The function builds the request, the broker makes it, and the answer comes back as a delivery.
+The function builds the request, and the broker sends it to the model, so no process of yours waits. The answer arrives
+as a delivery, which runs the function of `summarise.on_completion`.
 """
 
 from qtasks.tasks.llm.chat_messages import ChatMessage, Usage, assistant, system, user

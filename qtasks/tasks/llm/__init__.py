@@ -1,1 +1,1 @@
-"""Chat completions as tasks: the broker asks the model, and the answer comes back as a delivery."""
+"""Language models as tasks: the broker sends the request to the model, and the answer arrives as a delivery."""

@@ -24,10 +24,9 @@ from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.llm import callback_url, model_request, provider_apis
 from qtasks.tasks.llm.callback import Callback, CallbackBody, read_body
 from qtasks.tasks.llm.callback_url import CallbackQuery, Repair
-from qtasks.tasks.llm.chat_messages import Usage
+from qtasks.tasks.llm.chat_messages import ModelAnswer, Usage
 from qtasks.tasks.llm.llm_task import LlmTask
 from qtasks.tasks.llm.model_request import CallbackRedelivery
-from qtasks.tasks.llm.provider_apis import ModelAnswer
 from qtasks.tasks.results.backend import ResultBackend, ResultRecord, read_record
 from qtasks.tasks.run.attempt import Attempt, Delivery, Execution, context_of
 from qtasks.tasks.run.decision import Decision, DispatchResponse, error_text
@@ -158,7 +157,7 @@ class LlmCallbackHandler:
         task, callback, context = attempt.task, attempt.callback, attempt.context
         answer: ModelAnswer | None = None
         try:
-            answer = provider_apis.answered(task.api, _document(callback.content.body), task.model)
+            answer = provider_apis.read_answer(task.api, _document(callback.content.body), task.model)
             output = task.output.read(answer)
             usage = _total(answer.usage, callback.query.repair)
             values = task.completion.values(output, usage, attempt.arguments)

@@ -1,4 +1,4 @@
-"""How a model is to answer, and how the completion of a call is to be delivered, as a person writes it."""
+"""Options of LLM tasks and of their calls: TypedDicts for users, and their validation."""
 
 from __future__ import annotations
 
@@ -17,79 +17,80 @@ from qtasks.tasks.retries import RetryPolicy
 
 
 class ModelOptions(TypedDict, total=False):
-    """What may be said to a model besides messages; an absent key leaves it to the provider."""
+    """Options of a request to a model. An absent key leaves the provider's default."""
 
     temperature: float
-    """0 to 2: how much chance there is in the answer."""
+    """How random the answer is, 0 to 2."""
     max_tokens: int
-    """Longest answer, in tokens. Anthropic has to be told one: 4,096 where nothing is said."""
+    """Longest answer, in tokens. With Anthropic 4,096 by default, because its API requires a value."""
     top_p: float
-    """0 to 1: only the likeliest tokens that make up so much."""
+    """Choose only among the most likely tokens, whose probabilities add up to this value: 0 to 1."""
     stop: str | list[str]
-    """Texts at which the answer ends."""
+    """A text, or several, at which the answer ends."""
     seed: int
-    """Ask for the same answer to the same question, as far as the provider can. Not with Anthropic."""
+    """Ask for the same answer to the same request (best effort of the provider). Not with Anthropic."""
     strict: bool
-    """Have the provider enforce the schema of the output, which must then forbid extra members and have no optional
-    ones (OpenAI's structured outputs). Not with Anthropic."""
+    """True: the provider enforces the schema of the output (OpenAI's structured outputs). The schema must then forbid
+    extra members and have no optional ones. Not with Anthropic."""
     extra: dict[str, Any]
-    """Further members of the request, as the provider documents them; they win over ours."""
+    """Further members of the request, as the provider documents them. They replace members of the same name."""
 
 
 class LlmOptions(CommonOptions, ModelOptions, total=False):
-    """What an LLM task may say. `retries`, `timeout`, `key` and so on are about the request to the model.
+    """Options of an LLM task. `retries`, `timeout`, `key` and so on apply to the request to the model.
 
-    `callback` and `failure_callback` are taken: that is how the answer comes back.
+    `callback` and `failure_callback` are not allowed: the answer uses them.
     """
 
 
 class LlmCallOptions(CallOptions, ModelOptions, total=False):
-    """What one call of an LLM task may say besides."""
+    """Options of one call of an LLM task."""
 
     model: str
-    """Ask another model of the same provider."""
+    """Another model of the same provider, for this call."""
 
 
 MODEL_OPTIONS = tuple(ModelOptions.__annotations__)
 
 
-def check(task: str, options: Mapping[str, Any], known: frozenset[str], provider: str) -> None:
-    """Refuse what an LLM task cannot mean. `known` are the settings of the provider's API.
+def check(task: str, options: Mapping[str, Any], supported: frozenset[str], provider: str) -> None:
+    """Validate the options that are special to LLM tasks. `supported` are the model options of the provider's API.
 
-    Raises DefinitionError naming the option. What is common to all tasks is checked elsewhere.
+    Raises DefinitionError naming the option.
     """
     for name in ("callback", "failure_callback"):
         if name in options:
             raise DefinitionError(
-                f"{task}: {name} is how the model's answer comes back, so it cannot be another URL",
-                fix="@task.on_completion and @task.on_failure are told of answers and failures",
+                f"{task}: {name} is the URL for the model's answer, so it cannot be set",
+                fix="use @task.on_completion for answers, @task.on_failure for failures",
                 code=ErrorCode.OPTION_INVALID,
             )
     policy = options.get("retries")
     if isinstance(policy, RetryPolicy) and policy.chooses:
         raise DefinitionError(
-            f"{task}: the broker repeats a request to a model after any failure, so its policy cannot choose by error",
+            f"{task}: the broker retries a request to a model after any failure, so the policy cannot depend on the "
+            "error",
             fix="give `on` and `give_up_on` to @task.on_completion(retries=...)",
             code=ErrorCode.OPTION_INVALID,
         )
-    said = {name: value for name, value in options.items() if name in MODEL_OPTIONS}
-    for name in said:
-        if name not in known:
+    model_options = {name: value for name, value in options.items() if name in MODEL_OPTIONS}
+    for name in model_options:
+        if name not in supported:
             raise DefinitionError(f"{task}: {provider} has no option {name!r}", code=ErrorCode.OPTION_INVALID)
     try:
-        _reader().validate_python(said)
+        _reader().validate_python(model_options)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
+        path = ".".join(map(str, first["loc"]))
         raise DefinitionError(
-            f"{task}: {where}={first['input']!r}: {first['msg']}", code=ErrorCode.OPTION_INVALID
+            f"{task}: {path}={first['input']!r}: {first['msg']}", code=ErrorCode.OPTION_INVALID
         ) from None
 
 
 @functools.cache
 def _reader() -> TypeAdapter[Any]:
-    # The functional form: before Python 3.12 pydantic does not take a TypedDict of `typing`.
-    make: Any = typing_extensions.TypedDict
-    record = make("ModelOptions", typing.get_type_hints(ModelOptions), total=False)
-    record.__pydantic_config__ = ConfigDict(strict=True)
-    return TypeAdapter(record)
+    # Before Python 3.12 pydantic does not accept a TypedDict of `typing`, so this makes one of `typing_extensions`.
+    typed_dict: Any = typing_extensions.TypedDict
+    model = typed_dict("ModelOptions", typing.get_type_hints(ModelOptions), total=False)
+    model.__pydantic_config__ = ConfigDict(strict=True)
+    return TypeAdapter(model)

@@ -66,7 +66,7 @@ class LlmTask(Task[P, T]):
         self.provider: Provider = options["provider"]
         self.model: str = options["model"]
         self.output: Output[T] = options["output"]
-        self.api = provider_apis.of(self.provider)
+        self.api = provider_apis.api_of(self.provider)
 
     if TYPE_CHECKING:
 
@@ -270,6 +270,6 @@ def make(
         )
     said = {key: value for key, value in options.items() if key not in ("provider", "model", "output")}
     call_options.check(check_name(name), said, allowed=tuple(llm_options.LlmOptions.__annotations__))
-    llm_options.check(name, said, provider_apis.of(provider).settings, provider.kind)
+    llm_options.check(name, said, provider_apis.api_of(provider).settings, provider.kind)
     output: Output[Any] = Output(str if options["output"] is None else options["output"], task=name)
     return LlmTask(bound, function, name=name, options={**options, "output": output})

@@ -1,88 +1,74 @@
-"""How providers want to be asked and how they answer: OpenAI's form, which most others speak, and Anthropic's. Pure."""
+"""Requests and answers in the form of each provider's API. Pure.
+
+There are two forms: OpenAI's chat completions, which most other servers accept too, and Anthropic's messages.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import OutputError
-from qtasks.tasks.llm.chat_messages import ChatMessage, Usage
+from qtasks.tasks.llm.chat_messages import ChatMessage, Json, ModelAnswer, Usage
 from qtasks.tasks.llm.output import Output
 from qtasks.tasks.llm.providers import Provider
 
-Json = dict[str, Any]
-
-
 ANTHROPIC_MAX_TOKENS = 4096
-"""The longest answer where nobody says: Anthropic wants to be told, and every model of theirs can do so much."""
-
+"""Default for `max_tokens` with Anthropic, whose API requires a value. All its models accept this one."""
 
 MAX_TOKENS = 10**12
-"""More than this no answer costs: a provider that says so does not know."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelAnswer:
-    """What a model answered."""
-
-    text: str
-    """Text; or the JSON of what it gave to the tool that takes the answer."""
-    usage: Usage
-    turn: Json
-    """The answer as a message of the conversation."""
-    cut_off: bool = False
-    """Whether it ended at the longest length allowed."""
-    refusal: str | None = None
-    """Why the model will not answer."""
+"""A token count above this is not credible and is read as 0."""
 
 
 class ProviderApi(Protocol):
-    """One form of requests and answers."""
+    """The form of a provider's requests and answers."""
 
     settings: frozenset[str]
-    """Which of `ModelOptions` it knows."""
+    """The names of the `ModelOptions` that the API supports."""
 
     def request(
-        self, model: str, messages: Sequence[ChatMessage], output: Output[Any], said: Mapping[str, Any]
+        self, model: str, messages: Sequence[ChatMessage], output: Output[Any], options: Mapping[str, Any]
     ) -> Json:
-        """The body that asks `model`; `said` are the settings."""
+        """The body of a request to `model`; `options` are `ModelOptions`."""
         ...
 
     def read(self, document: Json, model: str) -> ModelAnswer:
-        """The answer in a body. Raises KeyError, TypeError, IndexError or AttributeError for what is none."""
+        """Parse the body of an answer.
+
+        Raises KeyError, TypeError, IndexError or AttributeError if it is not a valid answer.
+        """
         ...
 
     def repair(self, request: Json, answer: ModelAnswer, complaint: str) -> Json:
-        """`request` again, with the answer and what is wrong with it at its end."""
+        """`request` once more, with the answer and the complaint about it added at the end."""
         ...
 
 
 class OpenAIApi:
-    """The chat completions of OpenAI, and of servers that are compatible with them."""
+    """Chat completions of OpenAI and of compatible servers."""
 
     settings = frozenset({"temperature", "max_tokens", "top_p", "stop", "seed", "strict", "extra"})
 
-    def __init__(self, *, length: str = "max_tokens") -> None:
-        # OpenAI's newer models take the one name only, compatible servers mostly the other.
-        self._length = length
+    def __init__(self, *, max_tokens_name: str = "max_tokens") -> None:
+        # The newer models of OpenAI accept only `max_completion_tokens`, most compatible servers only `max_tokens`.
+        self._max_tokens_name = max_tokens_name
 
     def request(
-        self, model: str, messages: Sequence[ChatMessage], output: Output[Any], said: Mapping[str, Any]
+        self, model: str, messages: Sequence[ChatMessage], output: Output[Any], options: Mapping[str, Any]
     ) -> Json:
         """See `ProviderApi.request`."""
         body: Json = {"model": model, "messages": list(messages)}
-        body |= {name: said[name] for name in ("temperature", "top_p", "stop", "seed") if name in said}
-        if "max_tokens" in said:
-            body[self._length] = said["max_tokens"]
+        body |= {name: options[name] for name in ("temperature", "top_p", "stop", "seed") if name in options}
+        if "max_tokens" in options:
+            body[self._max_tokens_name] = options["max_tokens"]
         if not output.is_text:
-            form: Json = {"name": output.name, "schema": output.schema}
-            if "strict" in said:
-                form["strict"] = said["strict"]
-            body["response_format"] = {"type": "json_schema", "json_schema": form}
-        return body | dict(said.get("extra", {}))
+            json_schema: Json = {"name": output.name, "schema": output.schema}
+            if "strict" in options:
+                json_schema["strict"] = options["strict"]
+            body["response_format"] = {"type": "json_schema", "json_schema": json_schema}
+        return body | dict(options.get("extra", {}))
 
     def read(self, document: Json, model: str) -> ModelAnswer:
         """See `ProviderApi.read`."""
@@ -104,42 +90,41 @@ class OpenAIApi:
 
     def repair(self, request: Json, answer: ModelAnswer, complaint: str) -> Json:
         """See `ProviderApi.repair`."""
-        asked = {"role": "user", "content": complaint}
-        return {**request, "messages": [*request["messages"], answer.turn, asked]}
+        return {**request, "messages": [*request["messages"], answer.turn, {"role": "user", "content": complaint}]}
 
 
 class AnthropicApi:
-    """The messages of Anthropic. An output that is no text is asked for as the input of a tool that must be used."""
+    """Messages of Anthropic. Structured output is requested as the input of a tool that the model must use."""
 
     settings = frozenset({"temperature", "max_tokens", "top_p", "stop", "extra"})
 
     def request(
-        self, model: str, messages: Sequence[ChatMessage], output: Output[Any], said: Mapping[str, Any]
+        self, model: str, messages: Sequence[ChatMessage], output: Output[Any], options: Mapping[str, Any]
     ) -> Json:
-        """See `ProviderApi.request`. System messages go where Anthropic wants them: beside the conversation."""
+        """See `ProviderApi.request`. Anthropic takes system messages apart from the conversation."""
         body: Json = {
             "model": model,
-            "max_tokens": said.get("max_tokens", ANTHROPIC_MAX_TOKENS),
+            "max_tokens": options.get("max_tokens", ANTHROPIC_MAX_TOKENS),
             "messages": [message for message in messages if message["role"] != "system"],
         }
-        if opening := [_block(message["content"]) for message in messages if message["role"] == "system"]:
-            body["system"] = [block for blocks in opening for block in blocks]
-        body |= {name: said[name] for name in ("temperature", "top_p") if name in said}
-        if "stop" in said:
-            body["stop_sequences"] = [said["stop"]] if isinstance(said["stop"], str) else list(said["stop"])
+        if system := [_blocks(message["content"]) for message in messages if message["role"] == "system"]:
+            body["system"] = [block for blocks in system for block in blocks]
+        body |= {name: options[name] for name in ("temperature", "top_p") if name in options}
+        if "stop" in options:
+            body["stop_sequences"] = [options["stop"]] if isinstance(options["stop"], str) else list(options["stop"])
         if not output.is_text:
             tool = {"name": output.name, "description": "Takes the answer.", "input_schema": output.schema}
             body |= {"tools": [tool], "tool_choice": {"type": "tool", "name": output.name}}
-        return body | dict(said.get("extra", {}))
+        return body | dict(options.get("extra", {}))
 
     def read(self, document: Json, model: str) -> ModelAnswer:
         """See `ProviderApi.read`."""
         blocks: list[Json] = document["content"]
         usage = document.get("usage") or {}
-        used = [block["input"] for block in blocks if block["type"] == "tool_use"]
-        said = "".join(block["text"] for block in blocks if block["type"] == "text")
+        tool_inputs = [block["input"] for block in blocks if block["type"] == "tool_use"]
+        text = "".join(block["text"] for block in blocks if block["type"] == "text")
         return ModelAnswer(
-            text=json.dumps(used[0], ensure_ascii=False) if used else said,
+            text=json.dumps(tool_inputs[0], ensure_ascii=False) if tool_inputs else text,
             usage=Usage(
                 str(document.get("model") or model),
                 _count(usage.get("input_tokens")),
@@ -151,29 +136,30 @@ class AnthropicApi:
         )
 
     def repair(self, request: Json, answer: ModelAnswer, complaint: str) -> Json:
-        """See `ProviderApi.repair`. Every use of a tool has to be followed by a result."""
-        used = [block["id"] for block in answer.turn["content"] if block["type"] == "tool_use"]
+        """See `ProviderApi.repair`. Anthropic requires a result after every use of a tool."""
+        tool_use_ids = [block["id"] for block in answer.turn["content"] if block["type"] == "tool_use"]
         results: list[Json] = [
-            {"type": "tool_result", "tool_use_id": one, "is_error": True, "content": complaint} for one in used
+            {"type": "tool_result", "tool_use_id": tool_use_id, "is_error": True, "content": complaint}
+            for tool_use_id in tool_use_ids
         ]
-        asked = {"role": "user", "content": results or complaint}
-        return {**request, "messages": [*request["messages"], answer.turn, asked]}
+        next_turn = {"role": "user", "content": results or complaint}
+        return {**request, "messages": [*request["messages"], answer.turn, next_turn]}
 
 
-def of(provider: Provider) -> ProviderApi:
-    """The API that `provider` speaks."""
+def api_of(provider: Provider) -> ProviderApi:
+    """The API of `provider`."""
     if provider.kind == "anthropic":
         return AnthropicApi()
-    return OpenAIApi(length="max_completion_tokens" if provider.kind == "openai" else "max_tokens")
+    return OpenAIApi(max_tokens_name="max_completion_tokens" if provider.kind == "openai" else "max_tokens")
 
 
-def answered(api: ProviderApi, document: object, model: str) -> ModelAnswer:
-    """The answer in a provider's body. Raises OutputError for what is none, and for a refusal of the model."""
+def read_answer(api: ProviderApi, document: object, model: str) -> ModelAnswer:
+    """The answer in a provider's response. Raises OutputError for an invalid one and for a refusal of the model."""
     try:
-        answer = api.read(document, model)  # type: ignore[arg-type]  # what it is shows in the reading
+        answer = api.read(document, model)  # type: ignore[arg-type]  # a document of another type raises below
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise OutputError(
-            f"the answer is no chat completion with text: {type(error).__name__}: {error}",
+            f"the answer is not a chat completion with text: {type(error).__name__}: {error}",
             text=None,
             code=ErrorCode.MODEL_ANSWER_INVALID,
         ) from None
@@ -194,5 +180,5 @@ def _text(content: Any) -> str:
     return content
 
 
-def _block(content: Any) -> list[Json]:
+def _blocks(content: Any) -> list[Json]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)

@@ -499,12 +499,12 @@ async def test_an_answer_that_was_cut_off_says_so(
     ("answer", "code", "reason"),
     [
         (openai_says(None, refusal="I must not."), "QT422", "the model refuses to answer: I must not."),
-        (openai_says(None), "QT425", "no chat completion with text"),
-        (Response(status=200, body=b"<html>"), "QT425", "no chat completion with text"),
-        (Response(status=200, body=b"{}"), "QT425", "no chat completion with text: KeyError: 'choices'"),
+        (openai_says(None), "QT425", "not a chat completion with text"),
+        (Response(status=200, body=b"<html>"), "QT425", "not a chat completion with text"),
+        (Response(status=200, body=b"{}"), "QT425", "not a chat completion with text: KeyError: 'choices'"),
         (Response(status=200, body=b'{"choices": []}'), "QT425", "IndexError"),
         (Response(status=200, body=b'{"choices": [{"message": "x"}]}'), "QT425", "AttributeError"),
-        (Response(status=204, body=b""), "QT425", "no chat completion"),
+        (Response(status=204, body=b""), "QT425", "not a chat completion"),
     ],
 )
 async def test_what_cannot_be_repaired_fails_at_once(

@@ -33,7 +33,7 @@ documents: st.SearchStrategy[Any] = st.recursive(
 @given(document=documents)
 def test_any_answer_is_read_or_refused(api: ProviderApi, document: Any) -> None:
     with contextlib.suppress(OutputError):
-        answer = provider_apis.answered(api, document, "gpt")
+        answer = provider_apis.read_answer(api, document, "gpt")
         assert isinstance(answer.text, str)
         Output[Any](Summary, task="t").read(answer)
 
@@ -41,7 +41,7 @@ def test_any_answer_is_read_or_refused(api: ProviderApi, document: Any) -> None:
 @given(st.text() | documents.map(json.dumps))
 def test_any_text_is_read_or_refused(text: str) -> None:
     document = {"choices": [{"message": {"content": text}}]}
-    answer = provider_apis.answered(OpenAIApi(), document, "gpt")
+    answer = provider_apis.read_answer(OpenAIApi(), document, "gpt")
     assert Output[str](str, task="t").read(answer) == text
     with contextlib.suppress(OutputError):
         assert Output[Summary](Summary, task="t").read(answer).title
@@ -49,7 +49,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["```\n" + "\n" * 500_000, "```" * 200_000, "```", "``````", "```json\n", " ```\n```"])
 def test_what_only_looks_like_a_block_of_code_is_refused_at_once(text: str) -> None:
-    answer = provider_apis.answered(OpenAIApi(), {"choices": [{"message": {"content": text}}]}, "gpt")
+    answer = provider_apis.read_answer(OpenAIApi(), {"choices": [{"message": {"content": text}}]}, "gpt")
     with pytest.raises(OutputError, match="Invalid JSON"):
         Output[Summary](Summary, task="t").read(answer)
 
@@ -59,7 +59,7 @@ def test_many_mistakes_are_not_all_told() -> None:
         numbers: list[int]
 
     text = json.dumps({"numbers": ["x"] * 20})
-    answer = provider_apis.answered(OpenAIApi(), {"choices": [{"message": {"content": text}}]}, "gpt")
+    answer = provider_apis.read_answer(OpenAIApi(), {"choices": [{"message": {"content": text}}]}, "gpt")
     with pytest.raises(OutputError, match=r"numbers\.7: Input should be a valid integer.* \(and 12 more\)") as caught:
         Output[Many](Many, task="t").read(answer)
     assert caught.value.text == text

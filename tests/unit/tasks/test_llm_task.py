@@ -371,9 +371,9 @@ def test_calling_it_builds_the_messages_and_asks_nobody(broker: ManualBroker) ->
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"callback": "https://e.com"}, "callback is how the model's answer comes back"),
-        ({"failure_callback": "https://e.com"}, "failure_callback is how"),
-        ({"retries": RetryPolicy(give_up_on=ValueError)}, "cannot choose by error"),
+        ({"callback": "https://e.com"}, "callback is the URL for the model's answer"),
+        ({"failure_callback": "https://e.com"}, "failure_callback is the URL"),
+        ({"retries": RetryPolicy(give_up_on=ValueError)}, "cannot depend on the error"),
         ({"temperature": "hot"}, "temperature='hot'"),
         ({"max_tokens": 1.5}, "max_tokens=1.5"),
         ({"temprature": 1}, "did you mean 'temperature'"),
@@ -402,10 +402,10 @@ def test_the_output_is_an_object(broker: ManualBroker) -> None:
     def words(text: str) -> list[ChatMessage]:
         return [user(text)]
 
-    with pytest.raises(DefinitionError, match="is no object in JSON") as caught:
+    with pytest.raises(DefinitionError, match="is not an object in JSON") as caught:
         words.delay("abc")
     assert caught.value.code == "QT159"
-    with pytest.raises(DefinitionError, match="is no object in JSON"):
+    with pytest.raises(DefinitionError, match="is not an object in JSON"):
         words.ready()
 
 
