@@ -66,7 +66,7 @@ class Embedded:
         self.watch = watch
         self.llm = llm
         self._guard = threading.Lock()
-        self._running: _Running | None = None
+        self._running: _RunningBroker | None = None
 
     def __repr__(self) -> str:
         return f"Embedded({self.path!r})"
@@ -78,7 +78,7 @@ class Embedded:
         """
         with self._guard:
             if self._running is None:
-                self._running = _Running(self, app, loop)
+                self._running = _RunningBroker(self, app, loop)
                 atexit.register(self.stop)
             elif loop is not None:
                 self._running.serve(app, loop)
@@ -125,7 +125,7 @@ class LoopThread:
         self.loop.close()
 
 
-class _Running:
+class _RunningBroker:
     """A started broker and what belongs to it."""
 
     def __init__(self, home: Embedded, app: AsgiApp, loop: asyncio.AbstractEventLoop | None) -> None:
@@ -147,7 +147,7 @@ class _Running:
         self._transport.serve(app, loop)
 
     def connection(self) -> Connection:
-        carrier = InProcess(self._broker, self._broker_thread)
+        carrier = InProcessTransport(self._broker, self._broker_thread)
         results = "memory://" if self.path_is_memory else f"sqlite:///{Path(self._path).absolute()}-results"
         return Connection(
             url=API,
@@ -156,7 +156,7 @@ class _Running:
             base_url=f"{ORIGIN}/tasks",
             results=results,
             transport=carrier,
-            async_transport=InProcessAsync(carrier),
+            async_transport=AsyncInProcessTransport(carrier),
             model_keys=self._model_keys,
         )
 
@@ -214,7 +214,7 @@ async def _open(
     return broker, transport, token, await broker.keys.of(broker.accounts[_ACCOUNT])
 
 
-class InProcess:
+class InProcessTransport:
     """Carries the client's requests to the broker's API by call."""
 
     def __init__(self, broker: Broker, thread: LoopThread) -> None:
@@ -253,10 +253,10 @@ class InProcess:
         """Nothing to release: the home owns the broker."""
 
 
-class InProcessAsync:
-    """As `InProcess`, without blocking the caller's loop."""
+class AsyncInProcessTransport:
+    """As `InProcessTransport`, without blocking the caller's loop."""
 
-    def __init__(self, carrier: InProcess) -> None:
+    def __init__(self, carrier: InProcessTransport) -> None:
         self._carrier = carrier
 
     async def send(self, request: Request, timeout_s: float) -> Reply:

@@ -26,7 +26,7 @@ EXIT_USAGE: Final = 2
 """Also: application not found, port taken, database locked or too new."""
 
 
-class _Lazy(click.Group):
+class _LazyGroup(click.Group):
     """A group that knows its commands by name and one line of help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -53,7 +53,7 @@ class _Lazy(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="qstash-tasks", prog_name="qtasks")
 def cli() -> None:
     """Background tasks for web applications, pushed over HTTP."""

@@ -27,7 +27,7 @@ from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings, DeliveryLimits
 from qtasks.broker.store import accounts
 from qtasks.broker.store.connection import connect, run_in_transaction
 from qtasks.cli.option_types import PORT, Duration, Size
-from qtasks.cli.output import Unhurried, log_to
+from qtasks.cli.output import NonBlockingStream, log_to
 from qtasks.cli.public_credentials import refuse_public_credentials
 from qtasks.cli.signals import stop_signals
 from qtasks.errors import ConfigurationError, StoreError
@@ -42,12 +42,12 @@ log = logging.getLogger("qtasks.broker")
 
 ACCOUNT: Final = "default"
 DEFAULT_DB: Final = "qtasks.db"
-_UNSET: Final = "unset them and run qtasks broker init, or listen on 127.0.0.1"
-_ANEW: Final = "the database was made with them: start with a new one, or listen on 127.0.0.1"
+_FIX_IN_ENVIRONMENT: Final = "unset them and run qtasks broker init, or listen on 127.0.0.1"
+_FIX_IN_DATABASE: Final = "the database was made with them: start with a new one, or listen on 127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
-class ServeOptions:
+class BrokerOptions:
     """What `qtasks broker` was told."""
 
     host: str
@@ -125,7 +125,7 @@ def command(
         context.obj = db
         return
     credentials = _credentials()
-    refuse_public_credentials(_secrets(credentials.token, credentials.keys), host, fix=_UNSET)
+    refuse_public_credentials(_secrets(credentials.token, credentials.keys), host, fix=_FIX_IN_ENVIRONMENT)
     settings = BrokerSettings(
         path=_path(db),
         credentials=(credentials,),
@@ -136,10 +136,10 @@ def command(
         retention=Retention(delivered_ms=retention, failed_ms=dlq_retention, max_bytes=max_size or None),
         drain_s=drain,
     ).with_model(os.environ.get(LLM_VARIABLE))
-    out, errors = Unhurried(sys.stdout), Unhurried(sys.stderr)
+    out, errors = NonBlockingStream(sys.stdout), NonBlockingStream(sys.stderr)
     log_to(errors)
     try:
-        sys.exit(event_loop.run(_serve(ServeOptions(host, port, hosts, settings), out)))
+        sys.exit(event_loop.run(_serve(BrokerOptions(host, port, hosts, settings), out)))
     finally:
         out.close()
         errors.close()
@@ -218,7 +218,7 @@ def revoke_token(name: str, db: str) -> None:
     click.echo(f"revoked {name}")
 
 
-async def _serve(options: ServeOptions, out: Unhurried) -> int:
+async def _serve(options: BrokerOptions, out: NonBlockingStream) -> int:
     async with AsyncExitStack() as stack:
         listener = listen(options.host, options.port)
         stack.callback(listener.close)
@@ -232,7 +232,7 @@ async def _serve(options: ServeOptions, out: Unhurried) -> int:
                 fix=f"qtasks broker init --db {settings.path} makes one, or set QSTASH_TOKEN",
             )
         kept = await broker.keys.of(broker.accounts[ACCOUNT])
-        refuse_public_credentials(_secrets(None, kept), options.host, fix=_ANEW)
+        refuse_public_credentials(_secrets(None, kept), options.host, fix=_FIX_IN_DATABASE)
         server = ApiServer(broker, [listener], hosts=_hosts(options), grace_s=settings.drain_s)
         stop = stack.enter_context(stop_signals())
         await server.start()
@@ -257,7 +257,7 @@ async def _serve(options: ServeOptions, out: Unhurried) -> int:
     return 0
 
 
-def _hosts(options: ServeOptions) -> frozenset[str] | None:
+def _hosts(options: BrokerOptions) -> frozenset[str] | None:
     if not is_loopback(options.host):
         return frozenset(options.hosts) or None
     return LOOPBACK_HOSTS | frozenset(options.hosts)

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from qtasks.cli.dev_schedules import sync
-from qtasks.cli.loader import Target, load
-from qtasks.cli.output import Unhurried, log_to
-from qtasks.cli.uvicorn_server import FAILED, Server, serve
+from qtasks.cli.loader import AppLocation, load
+from qtasks.cli.output import NonBlockingStream, log_to
+from qtasks.cli.uvicorn_server import FAILED, UvicornServer, serve
 from qtasks.errors import QTasksError
 
 RETIRE: Final = signal.SIGUSR1
@@ -28,7 +28,7 @@ RETIRE: Final = signal.SIGUSR1
 
 
 @dataclass(frozen=True)
-class Orders:
+class ChildOptions:
     """What the parent wants."""
 
     folder: str
@@ -52,14 +52,14 @@ class Orders:
         return json.dumps(asdict(self))
 
     @classmethod
-    def load(cls, text: str) -> Orders:
+    def load(cls, text: str) -> ChildOptions:
         """The inverse of `dump`."""
         return cls(**json.loads(text))
 
 
 def main() -> None:
     """Serve until told to end."""
-    orders = Orders.load(sys.argv[1])
+    orders = ChildOptions.load(sys.argv[1])
     # Ctrl-C goes to the whole foreground group; the parent alone decides what follows from it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(orders.lifeline,), daemon=True).start()
@@ -68,7 +68,7 @@ def main() -> None:
         # seen. So the code that is being worked on leaves none.
         sys.dont_write_bytecode = True
         sys.exit(_serve(orders))
-    errors = Unhurried(sys.stderr)
+    errors = NonBlockingStream(sys.stderr)
     log_to(errors)
     try:
         sys.exit(_serve(orders))
@@ -76,10 +76,10 @@ def main() -> None:
         errors.close()
 
 
-def _serve(orders: Orders) -> int:
+def _serve(orders: ChildOptions) -> int:
     """Serve until a signal; the exit status."""
     try:
-        loaded = load(Target(Path(orders.folder), orders.module, orders.attribute, ""))
+        loaded = load(AppLocation(Path(orders.folder), orders.module, orders.attribute, ""))
         if not orders.production:
             # The parent chose the port, the application its prefix: together the address that deliveries are signed
             # for. What stands in the environment of a laptop may be the address of production.
@@ -104,7 +104,7 @@ def _serve(orders: Orders) -> int:
     def retired() -> None:
         _report(orders.report, {"retired": True})
 
-    server = Server(
+    server = UvicornServer(
         loaded.app,
         drain_s=orders.drain_s,
         started=serving,

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from qtasks.cli.child_main import RETIRE, Orders
-from qtasks.cli.loader import AppError, Target
+from qtasks.cli.child_main import RETIRE, ChildOptions
+from qtasks.cli.loader import AppError, AppLocation
 from qtasks.error_codes import ErrorCode
 
 DRAIN_S: Final = 10.0
@@ -23,7 +23,7 @@ STOP_S: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
+class StartedApp:
     """What a started application said of itself."""
 
     target: str
@@ -48,10 +48,12 @@ def counted(tasks: int, schedules: int) -> str:
     return ", ".join(words)
 
 
-class Child:
+class ChildProcess:
     """A running application process."""
 
-    def __init__(self, process: asyncio.subprocess.Process, serving: Serving, reports: _Reports, lifeline: int) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, serving: StartedApp, reports: _ReportReader, lifeline: int
+    ) -> None:
         self.serving = serving
         self._process = process
         self._reports = reports
@@ -61,7 +63,7 @@ class Child:
     @classmethod
     async def start(
         cls,
-        target: Target,
+        target: AppLocation,
         listener: socket.socket,
         origin: str,
         environment: Mapping[str, str],
@@ -69,14 +71,14 @@ class Child:
         drain_s: float = DRAIN_S,
         production: bool = False,
         may_have_schedules: bool = False,
-    ) -> Child:
+    ) -> ChildProcess:
         """Start the application and return once it serves. Raises AppError with what the child said.
 
         `production` has it log lines with times, linger before it ends, and leave schedules alone.
         """
         report_in, report_out = os.pipe()
         lifeline_in, lifeline_out = os.pipe()
-        orders = Orders(
+        orders = ChildOptions(
             folder=str(target.folder),
             module=target.module,
             attribute=target.attribute,
@@ -104,7 +106,7 @@ class Child:
         finally:
             os.close(report_out)
             os.close(lifeline_in)
-        reports = await _Reports.read(report_in)
+        reports = await _ReportReader.read(report_in)
         try:
             facts = await reports.next()
             if facts is None:
@@ -120,7 +122,9 @@ class Child:
             reports.close()
             os.close(lifeline_out)  # which ends the child, however far it has come
             raise
-        serving = Serving(facts["target"], facts["base_url"], facts["parameters"], facts["schedules"], facts["synced"])
+        serving = StartedApp(
+            facts["target"], facts["base_url"], facts["parameters"], facts["schedules"], facts["synced"]
+        )
         return cls(process, serving, reports, lifeline_out)
 
     async def wait(self) -> int:
@@ -154,7 +158,7 @@ class Child:
             self._lifeline = -1
 
 
-class _Reports:
+class _ReportReader:
     """What a child says of itself, a line of JSON at a time."""
 
     def __init__(self, reader: asyncio.StreamReader, transport: asyncio.ReadTransport) -> None:
@@ -162,7 +166,7 @@ class _Reports:
         self._transport = transport
 
     @classmethod
-    async def read(cls, descriptor: int) -> _Reports:
+    async def read(cls, descriptor: int) -> _ReportReader:
         reader = asyncio.StreamReader()
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb")

@@ -22,10 +22,10 @@ from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings
 from qtasks.broker.store import schedules
 from qtasks.broker.store.connection import MEMORY
 from qtasks.cli import dev_file
-from qtasks.cli.child_process import Serving
-from qtasks.cli.loader import Target, locate
-from qtasks.cli.output import Unhurried, log_to
-from qtasks.cli.reloader import Application
+from qtasks.cli.child_process import StartedApp
+from qtasks.cli.loader import AppLocation, locate
+from qtasks.cli.output import NonBlockingStream, log_to
+from qtasks.cli.reloader import ReloadingApplication
 from qtasks.cli.signals import stop_signals
 from qtasks.cli.terminal import EventPrinter
 from qtasks.errors import StoreError
@@ -38,7 +38,7 @@ HOST: Final = "127.0.0.1"
 class DevOptions:
     """What `qtasks dev` was told."""
 
-    target: Target
+    target: AppLocation
     port: int
     app_port: int
     db: str
@@ -70,7 +70,7 @@ def command(app: str | None, port: int, app_port: int, db: str | None, memory: b
             db=MEMORY if memory else db or str(dev_file.FOLDER / "dev.db"),
             results=os.environ.get("QTASKS_RESULTS") or f"sqlite:///{folder / 'results.db'}",
         )
-        out, errors = Unhurried(sys.stdout), Unhurried(sys.stderr)
+        out, errors = NonBlockingStream(sys.stdout), NonBlockingStream(sys.stderr)
         log_to(errors)
         try:
             sys.exit(event_loop.run(_dev(options, out, errors)))
@@ -79,7 +79,7 @@ def command(app: str | None, port: int, app_port: int, db: str | None, memory: b
             errors.close()
 
 
-async def _dev(options: DevOptions, out: Unhurried, errors: Unhurried) -> int:
+async def _dev(options: DevOptions, out: NonBlockingStream, errors: NonBlockingStream) -> int:
     async with AsyncExitStack() as stack:
         broker_socket = listen(HOST, options.port)
         stack.callback(broker_socket.close)
@@ -109,7 +109,7 @@ async def _dev(options: DevOptions, out: Unhurried, errors: Unhurried) -> int:
             "QTASKS_DEV": "1",
         }
 
-        def started(fresh: Serving) -> None:
+        def started(fresh: StartedApp) -> None:
             printer.base_url, printer.parameters = fresh.base_url, fresh.parameters
             facts = dev_file.DevFile(
                 broker=broker_url,
@@ -124,7 +124,7 @@ async def _dev(options: DevOptions, out: Unhurried, errors: Unhurried) -> int:
 
         stack.callback(dev_file.remove, os.getpid())
         kept = await broker.store.read(schedules.schedules, broker.accounts[user.name])
-        application = Application(
+        application = ReloadingApplication(
             options.target, app_socket, app_url, environment, started, errors.line, may_have_schedules=bool(kept)
         )
         serving = await application.start()
@@ -141,7 +141,7 @@ async def _dev(options: DevOptions, out: Unhurried, errors: Unhurried) -> int:
     return status
 
 
-def _greet(out: Unhurried, options: DevOptions, broker: Broker, serving: Serving, broker_url: str) -> None:
+def _greet(out: NonBlockingStream, options: DevOptions, broker: Broker, serving: StartedApp, broker_url: str) -> None:
     kept = "in memory, forgotten at the end" if options.db == MEMORY else f"{options.db} ({broker.store.promise})"
     out.line(f"qtasks {version('qstash-tasks')}  dev   app {serving.target} ({options.target.found})   {serving}")
     out.line(f"  broker   {broker_url}   QSTASH_TOKEN={development.USERS[0].token}")
@@ -155,7 +155,7 @@ def _greet(out: Unhurried, options: DevOptions, broker: Broker, serving: Serving
     out.line()
 
 
-async def _until_stopped(stop: asyncio.Event, broker: Broker, application: Application) -> int:
+async def _until_stopped(stop: asyncio.Event, broker: Broker, application: ReloadingApplication) -> int:
     """Return at a signal (0) or when the application cannot be kept alive (1). Raises StoreError."""
     signalled = asyncio.create_task(stop.wait())
     supervising = asyncio.create_task(application.supervise())

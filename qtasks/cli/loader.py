@@ -30,7 +30,7 @@ class AppError(ConfigurationError):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class AppLocation:
     """What to import: the folder that must be importable, the module, and the object in it (None: find one)."""
 
     folder: Path
@@ -44,7 +44,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedApp:
     """An imported application."""
 
     target: str
@@ -54,17 +54,17 @@ class Loaded:
     """Where `app` serves the tasks, such as ``/qtasks``."""
 
 
-def locate(argument: str | None, folder: Path) -> Target:
+def locate(argument: str | None, folder: Path) -> AppLocation:
     """Decide what to import, without importing. Raises AppError that lists what was looked for."""
     if argument is not None:
         return _from_argument(argument, folder)
     if (configured := _configured(folder)) is not None:
         target = _from_argument(configured, folder)
-        return Target(target.folder, target.module, target.attribute, "named in pyproject.toml")
+        return AppLocation(target.folder, target.module, target.attribute, "named in pyproject.toml")
     for candidate in [*CANDIDATES, *(str(path.relative_to(folder)) for path in sorted(folder.glob("src/*/tasks.py")))]:
         if (folder / candidate).is_file():
             target = _from_argument(candidate, folder)
-            return Target(target.folder, target.module, None, f"found {candidate}")
+            return AppLocation(target.folder, target.module, None, f"found {candidate}")
     raise AppError(
         f"no application found in {folder}",
         details={"looked for": ", ".join(["[tool.qtasks] app in pyproject.toml", *CANDIDATES, "src/*/tasks.py"])},
@@ -87,7 +87,7 @@ def _configured(folder: Path) -> str | None:
     return None
 
 
-def _from_argument(argument: str, folder: Path) -> Target:
+def _from_argument(argument: str, folder: Path) -> AppLocation:
     place, _, attribute = argument.partition(":") if not _is_windows_path(argument) else (argument, "", "")
     if place.endswith(".py") or os.sep in place:
         return _from_file(place, attribute or None, folder)
@@ -96,14 +96,14 @@ def _from_argument(argument: str, folder: Path) -> Target:
             f"{argument!r} is neither a file nor a module",
             fix="qtasks dev tasks.py, qtasks dev package.module, or qtasks dev module:object",
         )
-    return Target(folder, place, attribute or None, "named on the command line")
+    return AppLocation(folder, place, attribute or None, "named on the command line")
 
 
 def _is_windows_path(argument: str) -> bool:
     return len(argument) > 2 and argument[1] == ":" and argument[0].isalpha() and argument[2] in "\\/"
 
 
-def _from_file(place: str, attribute: str | None, folder: Path) -> Target:
+def _from_file(place: str, attribute: str | None, folder: Path) -> AppLocation:
     path = (folder / place).resolve()
     if not path.is_file():
         guess = did_you_mean(path.name, (other.name for other in _python_files(path.parent)))
@@ -116,21 +116,21 @@ def _from_file(place: str, attribute: str | None, folder: Path) -> Target:
     # is imported from there, as it will be once it is installed.
     if root.parent == folder and root.name.isidentifier() and root.name != "src":
         module, root = f"{root.name}.{module}", folder
-    return Target(root, module.removesuffix(".__init__"), attribute, f"file {place}")
+    return AppLocation(root, module.removesuffix(".__init__"), attribute, f"file {place}")
 
 
 def _python_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.py")) if folder.is_dir() else []
 
 
-def load(target: Target) -> Loaded:
+def load(target: AppLocation) -> LoadedApp:
     """Import the application and find its tasks. Raises AppError: a few lines, the user's own frames only."""
     module = _import(target)
     found = _pick(module, target)
     return _loaded(found, target)
 
 
-def _import(target: Target) -> ModuleType:
+def _import(target: AppLocation) -> ModuleType:
     sys.path.insert(0, str(target.folder))
     try:
         return importlib.import_module(target.module)
@@ -145,7 +145,7 @@ def _import(target: Target) -> ModuleType:
         raise _broken(target, error) from None
 
 
-def _broken(target: Target, error: BaseException) -> AppError:
+def _broken(target: AppLocation, error: BaseException) -> AppError:
     """An error in the user's code, told by the user's innermost frame."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         where = f"{error.filename}:{error.lineno}  {(error.text or '').strip()}"
@@ -168,7 +168,7 @@ def _broken(target: Target, error: BaseException) -> AppError:
     )
 
 
-def _pick(module: ModuleType, target: Target) -> Any:
+def _pick(module: ModuleType, target: AppLocation) -> Any:
     """The named object, or the application in the module, or its tasks, or the default application's."""
     if target.attribute is not None:
         try:
@@ -185,7 +185,7 @@ def _pick(module: ModuleType, target: Target) -> Any:
     return applications[0] if applications else _tasks_of(module, target)
 
 
-def _tasks_of(module: ModuleType, target: Target) -> QTasks:
+def _tasks_of(module: ModuleType, target: AppLocation) -> QTasks:
     declared = list({id(value): value for value in vars(module).values() if isinstance(value, QTasks)}.values())
     if len(declared) > 1:
         raise AppError(
@@ -210,14 +210,14 @@ def _tasks_of(module: ModuleType, target: Target) -> QTasks:
     return default_app
 
 
-def _loaded(found: Any, target: Target) -> Loaded:
+def _loaded(found: Any, target: AppLocation) -> LoadedApp:
     from fastapi import FastAPI
 
     from qtasks.tasks.web.router import prefix_of, served_by
 
     if isinstance(found, QTasks):
         app = found.asgi_app()
-        return Loaded(str(target), found, app, prefix_of(app) or "")
+        return LoadedApp(str(target), found, app, prefix_of(app) or "")
     if not isinstance(found, FastAPI):
         raise AppError(
             f"{target} is a {type(found).__name__}; expected a FastAPI application or a QTasks object",
@@ -230,4 +230,4 @@ def _loaded(found: Any, target: Target) -> Loaded:
             fix='app.include_router(tasks.router, prefix="/qtasks")',
             code=ErrorCode.APPLICATION_UNUSABLE,
         )
-    return Loaded(str(target), tasks, found, prefix)
+    return LoadedApp(str(target), tasks, found, prefix)

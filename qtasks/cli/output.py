@@ -9,14 +9,14 @@ import queue
 import threading
 from typing import Final, Protocol, TextIO
 
-LINES: Final = 10_000
+MAX_QUEUED_WRITES: Final = 10_000
 """Writes that may wait for a reader; beyond them the newest are dropped, and counted."""
-LAST_WORDS_S: Final = 0.5
+CLOSE_TIMEOUT_S: Final = 0.5
 """How long the end of a program waits for its output to be taken."""
 _FORMAT: Final = "%(asctime)s %(levelname)s %(message)s"
 
 
-class Stream(Protocol):
+class TextStream(Protocol):
     """What we need of a text stream."""
 
     @property
@@ -33,14 +33,14 @@ class Stream(Protocol):
         """Whether a person may be looking."""
 
 
-class Unhurried:
+class NonBlockingStream:
     """A text stream whose `write` never waits: a thread of its own does, and drops what a full queue cannot hold.
 
     It writes to the descriptor and not through `stream`, whose lock would be held for ever by a blocked write.
     None as `stream` (a program started without one) takes everything and shows nothing.
     """
 
-    def __init__(self, stream: TextIO | None, limit: int = LINES) -> None:
+    def __init__(self, stream: TextIO | None, limit: int = MAX_QUEUED_WRITES) -> None:
         self.encoding = "utf-8" if stream is None else stream.encoding
         self._terminal = stream is not None and stream.isatty()
         self._queue: queue.Queue[bytes | None] = queue.Queue(limit)
@@ -80,7 +80,7 @@ class Unhurried:
                 self._queue.put_nowait(None)
             except queue.Full:
                 return
-            thread.join(LAST_WORDS_S)
+            thread.join(CLOSE_TIMEOUT_S)
 
     def _work(self, descriptor: int) -> None:
         try:
@@ -100,7 +100,7 @@ def _write(descriptor: int, data: bytes) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-class _OneLine(logging.Formatter):
+class _OneLineFormatter(logging.Formatter):
     """Records as lines: what strangers put into a message cannot begin a line of its own or steer a terminal."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
@@ -108,16 +108,16 @@ class _OneLine(logging.Formatter):
         return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
     """What a stop has cut off is told in a line by whoever cut it; uvicorn adds forty for each."""
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
-def log_to(stream: Stream) -> None:
+def log_to(stream: TextStream) -> None:
     """Send this process's log to `stream`, unless the application has said already where it goes."""
     root = logging.getLogger()
     if not root.handlers:
         handler = logging.StreamHandler(stream)
-        handler.setFormatter(_OneLine(_FORMAT))
-        handler.addFilter(_is_news)
+        handler.setFormatter(_OneLineFormatter(_FORMAT))
+        handler.addFilter(_is_no_cancellation)
         root.addHandler(handler)

@@ -16,32 +16,32 @@ from typing import Final
 
 import watchfiles
 
-from qtasks.cli.child_process import Child, Serving
-from qtasks.cli.loader import AppError, Target
+from qtasks.cli.child_process import ChildProcess, StartedApp
+from qtasks.cli.loader import AppError, AppLocation
 
-HEALTHY_S: Final = 1.0
+MIN_LIFETIME_S: Final = 1.0
 """An application that dies sooner than this after its start is not started again: it would die for ever."""
 
 
 @dataclass
-class Application:
+class ReloadingApplication:
     """One application on one listening socket, whichever process serves it."""
 
-    target: Target
+    target: AppLocation
     listener: socket.socket
     origin: str
     environment: Mapping[str, str]
-    started: Callable[[Serving], None]
+    started: Callable[[StartedApp], None]
     """Told whenever an application process begins to serve."""
     say: Callable[[str], None]
     """Told, in words, what became of the application."""
     may_have_schedules: bool
     """Whether the broker may have schedules of the version that serves, or of one before."""
-    _children: list[Child] = field(default_factory=list)
+    _children: list[ChildProcess] = field(default_factory=list)
     """The one that serves last; before it those that are about to end."""
     _replacing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def start(self) -> Serving:
+    async def start(self) -> StartedApp:
         """Start it. Raises AppError."""
         # Before the code is read: what changes from now on is noticed.
         self._changes = watchfiles.awatch(self.target.folder, watch_filter=watchfiles.PythonFilter())
@@ -63,8 +63,8 @@ class Application:
         """End it politely."""
         await asyncio.gather(*(child.stop() for child in self._children))
 
-    async def _new_child(self) -> Child:
-        child = await Child.start(
+    async def _new_child(self) -> ChildProcess:
+        child = await ChildProcess.start(
             self.target,
             self.listener,
             self.origin,
@@ -83,7 +83,7 @@ class Application:
             async with self._replacing:
                 if child is not self._children[-1]:
                     continue  # it was replaced
-                if time.monotonic() - self._began_s < HEALTHY_S:
+                if time.monotonic() - self._began_s < MIN_LIFETIME_S:
                     self.say(f"the application ended with status {status}")
                     return 1
                 self.say(f"the application ended with status {status}; starting it again")
@@ -117,13 +117,13 @@ class Application:
             self._children.append(fresh)
         group.create_task(self._hand_over(old, fresh))
 
-    async def _hand_over(self, old: Child, fresh: Child) -> None:
+    async def _hand_over(self, old: ChildProcess, fresh: ChildProcess) -> None:
         await old.retire()
         self.say(f"reloaded {fresh.serving.target}: {fresh.serving}")
         if fresh.serving.synced:
             self.say(f"  synced      {fresh.serving.synced}")
         await self._end(old)
 
-    async def _end(self, old: Child) -> None:
+    async def _end(self, old: ChildProcess) -> None:
         await old.stop()
         self._children.remove(old)

@@ -12,10 +12,10 @@ from qtasks.broker.server.listen import listen
 from qtasks.cli.child_process import counted
 from qtasks.cli.loader import load, locate
 from qtasks.cli.option_types import PORT
-from qtasks.cli.output import Unhurried, log_to
+from qtasks.cli.output import NonBlockingStream, log_to
 from qtasks.cli.public_credentials import refuse_public_credentials
-from qtasks.cli.uvicorn_server import Server, serve
-from qtasks.cli.workers import Workers
+from qtasks.cli.uvicorn_server import UvicornServer, serve
+from qtasks.cli.workers import WorkerPool
 from qtasks.embedded import Embedded
 
 _OWN_KEYS: Final = "use the keys of your broker (qtasks broker init makes some) or of the hosted service's console"
@@ -63,7 +63,7 @@ def command(app: str | None, host: str, port: int, workers: int, drain: float, e
     shown = f"[{host}]" if ":" in host else host
     origin = f"http://{shown}:{listener.getsockname()[1]}"
 
-    out, errors = Unhurried(sys.stdout), Unhurried(sys.stderr)
+    out, errors = NonBlockingStream(sys.stdout), NonBlockingStream(sys.stderr)
 
     def started() -> None:
         counts = counted(len(loaded.tasks.tasks), len(loaded.tasks.schedules))
@@ -72,8 +72,8 @@ def command(app: str | None, host: str, port: int, workers: int, drain: float, e
     log_to(errors)
     try:
         if workers == 1:
-            sys.exit(serve(Server(loaded.app, drain_s=drain, started=started), listener))
-        sys.exit(Workers(workers, target, listener, origin, drain_s=drain, started=started).serve())
+            sys.exit(serve(UvicornServer(loaded.app, drain_s=drain, started=started), listener))
+        sys.exit(WorkerPool(workers, target, listener, origin, drain_s=drain, started=started).serve())
     finally:
         out.close()
         errors.close()

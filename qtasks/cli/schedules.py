@@ -126,7 +126,7 @@ def delete(name: str, app: str | None) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class _ScheduleRow:
     """One schedule of the list."""
 
     name: str
@@ -185,9 +185,9 @@ def _tasks(app: str | None) -> QTasks:
     return tasks
 
 
-def _rows(tasks: QTasks, plan: SyncPlan) -> list[_Row]:
+def _rows(tasks: QTasks, plan: SyncPlan) -> list[_ScheduleRow]:
     handles = {handle.name: handle for handle in tasks.schedules}
-    rows: list[_Row] = []
+    rows: list[_ScheduleRow] = []
     for state, steps in (
         ("not synced", plan.added),
         ("differs", plan.changed),
@@ -201,7 +201,7 @@ def _rows(tasks: QTasks, plan: SyncPlan) -> list[_Row]:
                 words += ["paused"] if step.existing.paused else []
                 handles.setdefault(step.title, tasks.schedules.handle(step.existing, step.title))
             handle = handles[step.title]
-            rows.append(_Row(step.title, handle.id, ", ".join(words) or "active", handle, step.existing))
+            rows.append(_ScheduleRow(step.title, handle.id, ", ".join(words) or "active", handle, step.existing))
     return sorted(rows, key=lambda row: row.name)
 
 

@@ -17,7 +17,7 @@ _POSITIONAL: Final = "\0"
 """In front of an argument that looks like an option; no argument of a process can hold it."""
 
 
-class _Command(click.Command):
+class _SendCommand(click.Command):
     """Takes -2 for a number."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -29,7 +29,7 @@ class _Command(click.Command):
         return super().parse_args(ctx, marked)
 
 
-@click.command("send", cls=_Command)
+@click.command("send", cls=_SendCommand)
 @click.argument("task")
 @click.argument("args", nargs=-1)
 @click.option("--kwargs", "kwargs_text", default="{}", metavar="JSON", help="Named arguments as a JSON object.")

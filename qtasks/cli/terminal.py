@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from qtasks.broker.events import MessageEvent
-from qtasks.cli.output import Stream
+from qtasks.cli.output import TextStream
 from qtasks.masking import MASK, is_secret_name, mask_pairs, mask_values, secrets_in
 from qtasks.protocol import durations
 from qtasks.protocol.messages import Message, Response, State
@@ -33,7 +33,7 @@ _DEPTH: Final = 8
 
 
 @dataclass
-class Tally:
+class OutcomeCounts:
     """What came of the messages while we watched."""
 
     done: int = 0
@@ -48,14 +48,14 @@ class Tally:
 class EventPrinter:
     """Prints broker events; give `tell` to the broker as a watcher."""
 
-    stream: Stream = field(default_factory=lambda: sys.stdout)
+    stream: TextStream = field(default_factory=lambda: sys.stdout)
     base_url: str = ""
     """Deliveries below it are shown by the name of their task, others by their URL."""
     colour: bool | None = None
     """None: as the stream and `NO_COLOR` say."""
     parameters: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Task name to the names of its positional parameters, which tell where a positional argument is a secret."""
-    tally: Tally = field(default_factory=Tally)
+    tally: OutcomeCounts = field(default_factory=OutcomeCounts)
 
     def __post_init__(self) -> None:
         if self.colour is None:
@@ -172,7 +172,7 @@ def short_id(message_id: str) -> str:
     return f"msg_..{message_id[-6:]}"
 
 
-def printable(text: str, stream: Stream) -> str:
+def printable(text: str, stream: TextStream) -> str:
     """`text` with control characters and what `stream` cannot encode as ``?``: printing never fails, nor acts."""
     clean = "".join(char if char.isprintable() else "?" for char in text)
     return clean.encode(stream.encoding or "utf-8", "replace").decode(stream.encoding or "utf-8")
@@ -183,7 +183,7 @@ def shorten(text: str, width: int = _VALUE_WIDTH) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def _can_encode(stream: Stream, text: str) -> bool:
+def _can_encode(stream: TextStream, text: str) -> bool:
     try:
         text.encode(stream.encoding or "utf-8")
     except UnicodeEncodeError:

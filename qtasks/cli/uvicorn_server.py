@@ -31,7 +31,7 @@ FAILED: Final = 2
 """Exit status of a server that could not start."""
 
 
-class Server(uvicorn.Server):
+class UvicornServer(uvicorn.Server):
     """Stops at the first signal, within `drain_s` and little more whatever runs, and ends at the second.
 
     `below` says that a parent decides about Ctrl-C, which the terminal sends to both. `lingers`: see `shutdown`.
@@ -132,7 +132,7 @@ def _idle(connection: Any) -> bool:
     return connection.cycle is None or connection.cycle.response_complete
 
 
-def serve(server: Server, listener: socket.socket) -> int:
+def serve(server: UvicornServer, listener: socket.socket) -> int:
     """Serve until a signal; the exit status."""
     try:
         server.run(sockets=[listener])

@@ -9,8 +9,8 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from qtasks.cli.child_process import Child
-from qtasks.cli.loader import Target
+from qtasks.cli.child_process import ChildProcess
+from qtasks.cli.loader import AppLocation
 from qtasks.cli.signals import stop_signals
 from qtasks.cli.uvicorn_server import OVERTIME_S
 from qtasks.errors import ConfigurationError
@@ -21,13 +21,13 @@ PAUSE_S: Final = 1.0
 """Before a worker that died is started again: whatever killed it may do so again at once."""
 
 
-class Workers:
+class WorkerPool:
     """`count` processes; each that dies is replaced, and all end with this one."""
 
     def __init__(
         self,
         count: int,
-        target: Target,
+        target: AppLocation,
         listener: socket.socket,
         origin: str,
         *,
@@ -41,7 +41,7 @@ class Workers:
         self._origin = origin
         self._drain_s = drain_s
         self._started = started
-        self._children: list[Child] = []
+        self._children: list[ChildProcess] = []
 
     def serve(self) -> int:
         """Serve until a signal; the exit status. Raises AppError when no worker can start."""
@@ -61,7 +61,7 @@ class Workers:
 
     async def _start_all(self) -> None:
         begun = await asyncio.gather(*(self._start() for _ in range(self._count)), return_exceptions=True)
-        self._children = [one for one in begun if isinstance(one, Child)]
+        self._children = [one for one in begun if isinstance(one, ChildProcess)]
         for failure in begun:
             if isinstance(failure, BaseException):
                 await self._stop_all()
@@ -70,8 +70,8 @@ class Workers:
     async def _stop_all(self) -> None:
         await asyncio.gather(*(child.stop(self._drain_s + 1.5 * OVERTIME_S) for child in self._children))
 
-    async def _start(self) -> Child:
-        return await Child.start(
+    async def _start(self) -> ChildProcess:
+        return await ChildProcess.start(
             self._target, self._listener, self._origin, os.environ, drain_s=self._drain_s, production=True
         )
 

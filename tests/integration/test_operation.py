@@ -22,7 +22,7 @@ import pytest
 from qtasks.broker.server import asgi, http_protocol
 from qtasks.broker.server.asgi import RequestLimits
 from qtasks.broker.settings import BrokerSettings, DeliveryLimits
-from qtasks.cli.reloader import HEALTHY_S
+from qtasks.cli.reloader import MIN_LIFETIME_S
 from qtasks.protocol.messages import State
 from tests.support.dev import Dev
 from tests.support.hostile import Behaviour, Connection, HostileServer
@@ -422,7 +422,7 @@ def test_an_application_that_dies_is_started_again(folder: Path, marks: Path) ->
         [pid] = wait_for_marks(marks, 1)
         # One that dies within its first second is not started again.
         serving_since_s = (folder / ".qtasks" / "dev.json").stat().st_mtime
-        soon(lambda: time.time() - serving_since_s > HEALTHY_S, "it is no newborn")
+        soon(lambda: time.time() - serving_since_s > MIN_LIFETIME_S, "it is no newborn")
         os.kill(int(pid), signal.SIGKILL)
         dev.wait_for("the application ended with status -9; starting it again")
         go.touch()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from qtasks.broker.broker import Broker
-from qtasks.embedded import InProcess, LoopThread
+from qtasks.embedded import InProcessTransport, LoopThread
 from qtasks.protocol import durations
 from qtasks.qstash.conversation.transport import Reply, Request
 
@@ -23,7 +23,7 @@ class _Delay:
     span_ms: int
 
 
-class ClientTransport(InProcess):
+class ClientTransport(InProcessTransport):
     """Passes requests to the broker by function call, without a timeout: a debugger may stop in between.
 
     `follow` is called after each request, on the caller's thread, and may return work to wait for. Its argument is true

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qtasks.cli.loader import AppError, Loaded, Target, load, locate
+from qtasks.cli.loader import AppError, AppLocation, LoadedApp, load, locate
 
 TASKS = "from qtasks import QTasks\ntasks = QTasks()\n@tasks.task\ndef add(a: int, b: int) -> int:\n    return a + b\n"
 APP = TASKS + (
@@ -51,7 +51,7 @@ def refusal(folder: Path, argument: str | None = None) -> str:
     return text
 
 
-def loaded(folder: Path, argument: str | None = None) -> Loaded:
+def loaded(folder: Path, argument: str | None = None) -> LoadedApp:
     return load(locate(argument, folder))
 
 
@@ -262,5 +262,5 @@ def test_a_module_without_tasks_says_what_is_looked_for(tmp_path: Path, monkeypa
 
 
 def test_a_target_is_shown_as_it_is_typed() -> None:
-    assert str(Target(Path(), "a.b", None, "")) == "a.b"
-    assert str(Target(Path(), "a.b", "c", "")) == "a.b:c"
+    assert str(AppLocation(Path(), "a.b", None, "")) == "a.b"
+    assert str(AppLocation(Path(), "a.b", "c", "")) == "a.b:c"

@@ -13,7 +13,7 @@ from typing import TextIO
 
 import pytest
 
-from qtasks.cli.output import Unhurried, log_to
+from qtasks.cli.output import NonBlockingStream, log_to
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def pipe() -> Iterator[tuple[int, TextIO]]:
 
 def test_lines_arrive_whole_and_in_order(pipe: tuple[int, TextIO]) -> None:
     reader, stream = pipe
-    out = Unhurried(stream)
+    out = NonBlockingStream(stream)
     for number in range(100):
         out.line(f"{number} ü")
     out.close()
@@ -37,7 +37,7 @@ def test_lines_arrive_whole_and_in_order(pipe: tuple[int, TextIO]) -> None:
 def test_what_was_printed_before_comes_before(pipe: tuple[int, TextIO]) -> None:
     reader, stream = pipe
     stream.write("first\n")
-    out = Unhurried(stream)
+    out = NonBlockingStream(stream)
     out.line("second")
     out.close()
     assert os.read(reader, 65536) == b"first\nsecond\n"
@@ -45,7 +45,7 @@ def test_what_was_printed_before_comes_before(pipe: tuple[int, TextIO]) -> None:
 
 def test_a_pipe_that_nobody_reads_holds_nobody_up(pipe: tuple[int, TextIO]) -> None:
     reader, stream = pipe
-    out = Unhurried(stream, limit=10)
+    out = NonBlockingStream(stream, limit=10)
     for _ in range(100):
         out.line("x" * 65536)
     # What fits waits; the end does not wait for it for ever.
@@ -56,7 +56,7 @@ def test_a_pipe_that_nobody_reads_holds_nobody_up(pipe: tuple[int, TextIO]) -> N
 
 def test_what_was_dropped_is_counted_for_whoever_reads_on(pipe: tuple[int, TextIO]) -> None:
     reader, stream = pipe
-    out = Unhurried(stream, limit=2)
+    out = NonBlockingStream(stream, limit=2)
     block = "x" * 70_000  # more than the pipe holds: the first keeps the thread busy
     for _ in range(10):
         out.write(block)
@@ -73,7 +73,7 @@ def test_a_reader_that_has_gone_is_not_written_to_again() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as broken:
-        out = Unhurried(broken)
+        out = NonBlockingStream(broken)
         for _ in range(10):
             out.line("x")
         out.close()
@@ -81,7 +81,7 @@ def test_a_reader_that_has_gone_is_not_written_to_again() -> None:
 
 
 def test_a_program_without_streams_prints_into_nothing() -> None:
-    out = Unhurried(None)
+    out = NonBlockingStream(None)
     out.line("x")
     out.flush()
     out.close()
@@ -89,7 +89,7 @@ def test_a_program_without_streams_prints_into_nothing() -> None:
 
 
 def test_a_pipe_is_no_terminal(pipe: tuple[int, TextIO]) -> None:
-    out = Unhurried(pipe[1])
+    out = NonBlockingStream(pipe[1])
     assert not out.isatty()
     out.close()
 
