@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -10,31 +11,51 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from qtasks.tasks.progress import MAX_NOTE, Progress, Reporter
+from qtasks.tasks.progress import MAX_NOTE, PUBLISH_EVERY_S, Progress
 
 
-class Stop:
-    """Whether a run is asked to come to an end, and by when it has to, in seconds of the clock `monotonic`."""
+class RunLink:
+    """Connects the context of a run with the machinery around it: the time limit, the request to stop, the progress.
 
-    __slots__ = ("_asked", "_monotonic", "until_s")
+    `until_s` is on the clock `monotonic`. Progress may be reported from any thread; `publish` is called when `progress`
+    should be recorded.
+    """
 
-    def __init__(self, until_s: float | None = None, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._monotonic = monotonic
+    __slots__ = ("_monotonic", "_published_s", "_stop_requested", "progress", "publish", "until_s")
+
+    def __init__(self, until_s: float = math.inf, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.until_s = until_s
-        self._asked = False
+        self.progress: str | None = None
+        """The latest progress, as JSON."""
+        self.publish: Callable[[], None] | None = None
+        self._monotonic = monotonic
+        self._published_s = -math.inf
+        self._stop_requested = False
 
-    def ask(self) -> None:
-        """Have it known that the run should end."""
-        self._asked = True
+    def request_stop(self) -> None:
+        """Ask the run to end."""
+        self._stop_requested = True
 
     @property
-    def is_asked(self) -> bool:
-        """Whether the time is up, or somebody asked."""
-        return self._asked or self.left_s() <= 0
+    def should_stop(self) -> bool:
+        """True if the time is up, or the run was asked to end."""
+        return self._stop_requested or self.left_s() <= 0
 
     def left_s(self) -> float:
-        """Seconds until the time is up; infinite where nobody set one."""
-        return float("inf") if self.until_s is None else self.until_s - self._monotonic()
+        """Seconds until the time is up; infinite without a limit."""
+        return self.until_s - self._monotonic()
+
+    def report(self, progress: Progress) -> None:
+        """Publish progress, at most ten times a second; the last step always. Raises ValueError for NaN or infinity."""
+        for number in (progress.done, progress.total):
+            if number is not None and not math.isfinite(number):
+                raise ValueError(f"progress is counted in finite numbers, not {number!r}")
+        self.progress = progress.to_json()
+        now_s = self._monotonic()
+        if self.publish is None or (now_s - self._published_s < PUBLISH_EVERY_S and progress.done != progress.total):
+            return
+        self._published_s = now_s
+        self.publish()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +79,8 @@ class TaskContext:
     """What the sender's middleware gave along."""
     deadline: datetime | None = field(default=None, compare=False)
     """When this attempt has to have ended, a moment before the broker gives it up; None where it was called by hand."""
-    stop: Stop = field(default_factory=Stop, repr=False, compare=False)
-    reporter: Reporter = field(default_factory=Reporter, repr=False, compare=False)
+    link: RunLink = field(default_factory=RunLink, repr=False, compare=False)
+    """Internal: what the dispatcher and this run exchange."""
 
     @property
     def retried(self) -> int:
@@ -76,12 +97,12 @@ class TaskContext:
 
         Never waits, and does nothing without a result backend. Raises ValueError for infinity and NaN.
         """
-        self.reporter.report(Progress(done, total, note[:MAX_NOTE]))
+        self.link.report(Progress(done, total, note[:MAX_NOTE]))
 
     @property
     def time_left_s(self) -> float:
         """Seconds until `deadline`; below 0 once it has passed, infinite where there is none."""
-        return self.stop.left_s()
+        return self.link.left_s()
 
     @property
     def should_stop(self) -> bool:
@@ -89,7 +110,7 @@ class TaskContext:
 
         An ``async def`` is stopped when its time is up. A thread cannot be, so a ``def`` that runs for long asks here.
         """
-        return self.stop.is_asked
+        return self.link.should_stop
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:

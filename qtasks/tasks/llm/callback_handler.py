@@ -7,6 +7,7 @@ anything of it is read; the provider's answer is in the body, and is nobody's wo
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import json
@@ -67,38 +68,6 @@ class CompletionRun(Run):
         )
 
 
-@dataclass(slots=True, kw_only=True)
-class CallbackAttempt(Attempt):
-    """The attempt that a callback starts."""
-
-    task: LlmTask[..., Any]
-    callback: Callback = field(repr=False)
-    handler: LlmCallbackHandler = field(repr=False)
-
-    @property
-    def is_superseded(self) -> bool:
-        """See `Attempt.is_superseded`: the failure callback reports the same failure."""
-        return self.callback.is_last_of_many
-
-    @property
-    def is_brief(self) -> bool:
-        """See `Attempt.is_brief`."""
-        return self.callback.is_news
-
-    @property
-    def can_expire(self) -> bool:
-        """See `Attempt.can_expire`: only an answer runs the completion."""
-        return self.callback.content.is_answer
-
-    def refused(self, response: DispatchResponse) -> DispatchResponse:
-        """See `Attempt.refused`."""
-        return self.callback.refused(response)
-
-    async def decide(self, execution: Execution) -> Decision:
-        """See `Attempt.decide`."""
-        return await self.handler.decide(self, execution)
-
-
 class LlmCallbackHandler:
     """Reads callbacks and decides what they lead to. `results` are asked for calls that were too large to travel."""
 
@@ -106,7 +75,7 @@ class LlmCallbackHandler:
         self._results = results
         self._clock = clock
 
-    async def read(self, task: Task[..., Any], delivery: Delivery, invoke: Invoke | None) -> CallbackAttempt:
+    async def read(self, task: Task[..., Any], delivery: Delivery, invoke: Invoke | None) -> Attempt:
         """The attempt that a verified callback starts: its query and body are signed, the header `call` is not.
 
         Raises PayloadError for a malformed callback, TamperedError for a header that does not match the signed URL.
@@ -121,21 +90,25 @@ class LlmCallbackHandler:
         else:
             kept = None if delivery.call else Kept(model_request.key_of(query.digest), text)
             callback = Callback(query, content, _vouched_envelope(query, text), delivery.body, kept)
-        context = callback.adjusted(context_of(task.name, delivery, callback.envelope, self._clock))
-        return CallbackAttempt(
+        context = context_of(task.name, delivery, callback.envelope, self._clock)
+        return Attempt(
             task=task,
-            context=context,
+            context=callback.adjusted(context),
             envelope=callback.envelope,
             invoke=invoke,
+            decide=functools.partial(self._decide, task, callback),
             source=callback.source,
             stored=callback.kept,
-            callback=callback,
-            handler=self,
+            is_superseded=callback.is_last_of_many,  # the failure callback reports the same failure
+            is_brief=callback.is_news,
+            can_expire=callback.content.is_answer,  # only an answer runs the completion
+            refused=callback.refused,
         )
 
-    async def decide(self, attempt: CallbackAttempt, execution: Execution) -> Decision:
+    async def _decide(
+        self, task: LlmTask[..., Any], callback: Callback, attempt: Attempt, execution: Execution
+    ) -> Decision:
         """Run the completion, ask the model again, or end the attempt."""
-        task, callback = attempt.task, attempt.callback
         try:
             if callback.is_lost:
                 raise ResultError(
@@ -146,15 +119,17 @@ class LlmCallbackHandler:
         except QTasksError as error:
             return attempt.unfit(error)
         if callback.content.is_answer:
-            return await self._answered(attempt, execution)
+            return await self._answered(task, callback, attempt, execution)
         if callback.is_news and await self._has_ended(attempt.context.call_id):
             return Decision.duplicate(DispatchResponse.acknowledgement())
         refusal = _refusal(task, callback.content)
         attempt.error = refusal
         return Decision.of_model_failure(error_text(refusal), refusal.code, is_final=callback.query.failed)
 
-    async def _answered(self, attempt: CallbackAttempt, execution: Execution) -> Decision:
-        task, callback, context = attempt.task, attempt.callback, attempt.context
+    async def _answered(
+        self, task: LlmTask[..., Any], callback: Callback, attempt: Attempt, execution: Execution
+    ) -> Decision:
+        context = attempt.context
         answer: ModelAnswer | None = None
         try:
             answer = provider_apis.read_answer(task.api, _document(callback.content.body), task.model)
@@ -164,7 +139,7 @@ class LlmCallbackHandler:
         except QTasksError as error:
             is_unfit = isinstance(error, OutputError) and error.code == ErrorCode.MODEL_OUTPUT_UNFIT
             if answer is not None and is_unfit and callback.query.repair is None:
-                return await self._repaired(attempt, execution, answer, error)
+                return await self._repaired(task, callback, attempt, execution, answer, error)
             return attempt.unfit(error)
         if answer.cut_off:
             log.warning(
@@ -174,10 +149,15 @@ class LlmCallbackHandler:
         return await execution.run(attempt, run)
 
     async def _repaired(
-        self, attempt: CallbackAttempt, execution: Execution, answer: ModelAnswer, error: QTasksError
+        self,
+        task: LlmTask[..., Any],
+        callback: Callback,
+        attempt: Attempt,
+        execution: Execution,
+        answer: ModelAnswer,
+        error: QTasksError,
     ) -> Decision:
         """Ask the model once more, with what is wrong."""
-        task, callback = attempt.task, attempt.callback
         attempt.error = error
         spent = Repair(callback.content.message_id, answer.usage.input_tokens, answer.usage.output_tokens)
         try:

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from qtasks.errors import ResultError
 from qtasks.tasks.results.backend import Lock, ResultBackend, ResultRecord, read_record
@@ -19,7 +20,7 @@ log = logging.getLogger("qtasks.results")
 class LockState:
     """The state after an attempt to lock: the valid lock of each key, ours or not, and the record of the call."""
 
-    locks: tuple[Lock, ...]
+    locks: Sequence[Lock]
     record: ResultRecord | None
 
 
@@ -27,7 +28,7 @@ class LockState:
 class _LockRequest:
     """Locks to take, and the call that they are for."""
 
-    locks: tuple[Lock, ...]
+    locks: Sequence[Lock]
     call_id: str | None
     now_ms: int
     answer: asyncio.Future[LockState | None] | None = None
@@ -41,6 +42,10 @@ class ResultWriter:
     """
 
     def __init__(self, backend: ResultBackend | None) -> None:
+        self.is_enabled: Final = backend is not None
+        """True if there is a backend."""
+        self.is_blocking: Final = backend is not None and backend.blocking
+        """True if the backend writes to a disk or a network."""
         self._backend = backend
         self._changed = threading.Condition()
         self._flush_waiters: list[asyncio.Future[None]] = []
@@ -48,32 +53,23 @@ class ResultWriter:
         self._thread: threading.Thread | None = None
         self._flush_requested = False
 
-    @property
-    def is_enabled(self) -> bool:
-        """True if there is a backend."""
-        return self._backend is not None
-
-    @property
-    def is_blocking(self) -> bool:
-        """True if the backend writes to a disk or a network."""
-        return self._backend is not None and self._backend.blocking
-
     async def read(self, key: str) -> ResultRecord | None:
         """The record of a call id or a message id; None without a backend. Raises ResultError."""
         return None if self._backend is None else await read_record(self._backend, key)
 
-    def record(self, record: ResultRecord) -> None:
-        """Hand in a record, to be written with the next flush."""
+    def record(self, records: Iterable[ResultRecord]) -> None:
+        """Hand in records, to be written with the next flush."""
         if self._backend is not None:
-            self._backend.record(record)
+            for record in records:
+                self._backend.record(record)
 
     async def lock(self, locks: Sequence[Lock], call_id: str | None, *, now_ms: int) -> LockState | None:
         """Try to take `locks` and read the record of `call_id`; None without a backend, or if it cannot be reached."""
         if self._backend is None:
             return None
-        request = _LockRequest(tuple(locks), call_id, now_ms)
-        if not self._backend.blocking:
-            return self._lock(self._backend, [request])[0]
+        request = _LockRequest(locks, call_id, now_ms)
+        if not self.is_blocking:
+            return _lock(self._backend, [request])[0]
         request.answer = asyncio.get_running_loop().create_future()
         with self._changed:
             self._lock_requests.append(request)
@@ -150,30 +146,10 @@ class ResultWriter:
     def _answer(self, requests: Sequence[_LockRequest]) -> None:
         if not requests or self._backend is None:
             return
-        for request, state in zip(requests, self._lock(self._backend, requests), strict=True):
+        for request, state in zip(requests, _lock(self._backend, requests), strict=True):
             assert request.answer is not None
             with contextlib.suppress(RuntimeError):  # as in `_work`
                 request.answer.get_loop().call_soon_threadsafe(_set_state, request.answer, state)
-
-    def _lock(self, backend: ResultBackend, requests: Sequence[_LockRequest]) -> list[LockState | None]:
-        """All requests in one transaction. A failure is logged: the callers have to go on without locks."""
-        try:
-            valid = iter(
-                backend.lock(
-                    [lock for request in requests for lock in request.locks],
-                    now_ms=max(request.now_ms for request in requests),
-                )
-            )
-            return [
-                LockState(
-                    tuple(next(valid) for _ in request.locks),
-                    backend.read(request.call_id) if request.call_id is not None else None,
-                )
-                for request in requests
-            ]
-        except ResultError:
-            log.exception("locks could not be taken", extra={"action": "lock_failed"})
-            return [None for _ in requests]
 
     def _flush(self) -> None:
         if self._backend is None:
@@ -182,6 +158,28 @@ class ResultWriter:
             self._backend.flush()
         except ResultError:
             log.exception("a result was lost", extra={"action": "result_lost"})
+
+
+def _lock(backend: ResultBackend, requests: Sequence[_LockRequest]) -> list[LockState | None]:
+    """All requests in one transaction. A failure is logged: the callers have to go on without locks."""
+    locks: list[Lock] = []
+    now_ms = 0
+    for request in requests:
+        locks.extend(request.locks)
+        now_ms = max(now_ms, request.now_ms)
+    states: list[LockState | None] = []
+    begin = 0
+    try:
+        valid = backend.lock(locks, now_ms=now_ms)
+        for request in requests:
+            record = backend.read(request.call_id) if request.call_id is not None else None
+            end = begin + len(request.locks)
+            states.append(LockState(valid[begin:end], record))
+            begin = end
+    except ResultError:
+        log.exception("locks could not be taken", extra={"action": "lock_failed"})
+        return [None] * len(requests)
+    return states
 
 
 def _wake(waiters: Sequence[asyncio.Future[None]]) -> None:

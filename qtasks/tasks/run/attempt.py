@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -11,13 +11,11 @@ from typing import Any, Protocol
 from qtasks.clock import Clock
 from qtasks.errors import QTasksError
 from qtasks.protocol.messages import DEFAULT_RETRIES, DEFAULT_TIMEOUT_MS
-from qtasks.tasks.context import Stop, TaskContext
-from qtasks.tasks.encode import argument_codec
+from qtasks.tasks.context import RunLink, TaskContext
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.encode.parameters import Values
 from qtasks.tasks.hooks import TaskEvent
-from qtasks.tasks.progress import Reporter
 from qtasks.tasks.results.backend import ResultRecord, ResultStatus
 from qtasks.tasks.run.decision import Decision, DispatchResponse
 from qtasks.tasks.run.run import Invoke, Run
@@ -48,15 +46,18 @@ class Delivery:
 
 
 class Execution(Protocol):
-    """What an attempt needs in order to run its call."""
+    """What the handler of an attempt needs in order to run or republish its call."""
 
     async def run(self, attempt: Attempt, run: Run) -> Decision:
         """Run the function and decide what its end means."""
         ...
 
     async def republish(self, attempt: Attempt, message: Outgoing, note: str, *, action: str) -> Decision:
-        """Send the message that the call continues as."""
+        """Send the message that the call continues as; `action` is the word for it, and `note` the reason."""
         ...
+
+
+Decide = Callable[["Attempt", Execution], Awaitable[Decision]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,42 +69,25 @@ class Attempt:
     envelope: Envelope
     invoke: Invoke | None = None
     """Runs the task if it has dependencies."""
+    decide: Decide | None = None
+    """Decides the attempt of a callback; None: the arguments are decoded and the function runs."""
     source: str | None = None
     """Id of the original request, if this delivery is the callback with its answer."""
     stored: Kept | None = None
     """The part of the call that was too large to travel with the message; stored in the result backend."""
+    is_superseded: bool = False
+    """True if another delivery reports the same: this one is acknowledged, and nothing is done."""
+    is_brief: bool = False
+    """True if the attempt takes no time: duplicates wait for it instead of coming back later."""
+    can_expire: bool = True
+    """True if the call must not run after its `expires_ms`."""
+    refused: Callable[[DispatchResponse], DispatchResponse] | None = None
+    """Changes the response if the call is running elsewhere or has ended; None: it is sent as it is."""
     arguments: Values = field(default_factory=dict)
     error: BaseException | None = None
     value: Any = None
-    spent_s: float = 0.0
-    """How long the function ran."""
-
-    @property
-    def is_superseded(self) -> bool:
-        """True if another delivery reports the same: this one is acknowledged, and nothing is done."""
-        return False
-
-    @property
-    def is_brief(self) -> bool:
-        """True if the attempt takes no time: duplicates wait for it instead of coming back later."""
-        return False
-
-    @property
-    def can_expire(self) -> bool:
-        """True if the call must not run after its `expires_ms`."""
-        return True
-
-    def refused(self, response: DispatchResponse) -> DispatchResponse:
-        """The response if a call that is running elsewhere, or has ended, is answered with `response`."""
-        return response
-
-    async def decide(self, execution: Execution) -> Decision:
-        """Decode the arguments, run the function, and decide what its end means."""
-        try:
-            values = argument_codec.unpacked(self.task, self.envelope)
-        except QTasksError as error:
-            return self.unfit(error)
-        return await execution.run(self, Run(self.task, values, self.context, self.envelope))
+    began_s: float = 0.0
+    """When the attempt was admitted, on the monotonic clock."""
 
     def unfit(self, error: QTasksError) -> Decision:
         """The decision about a call that cannot run because of `error`."""
@@ -118,8 +102,8 @@ class Attempt:
 
     def records(
         self, status: ResultStatus, now_ms: int, value: str | None = None, error: str | None = None
-    ) -> Iterator[ResultRecord]:
-        """What the result backend keeps of the call in this state."""
+    ) -> list[ResultRecord]:
+        """The records of the call in this state."""
         context = self.context
         record = ResultRecord(
             call_id=context.call_id,
@@ -130,18 +114,20 @@ class Attempt:
             updated_ms=now_ms,
             value=value,
             error=error,
-            progress=context.reporter.latest,
+            progress=context.link.progress,
         )
-        yield record
+        records = [record]
         if self.source is not None and self.source != context.message_id:
             # The handle of a deduplicated call knows it by the id of the original request.
-            yield replace(record, call_id=self.source, message_id=self.source)
-        if status.is_final and self.stored is not None:
-            yield self.stored.record(context.task, now_ms, status)
+            records.append(replace(record, call_id=self.source, message_id=self.source))
+        if self.stored is not None and status.is_final:
+            records.append(self.stored.record(context.task, now_ms, status))
+        return records
 
 
 def context_of(task: str, delivery: Delivery, envelope: Envelope, clock: Clock) -> TaskContext:
-    """The context of a delivery that carries `envelope`."""
+    """The context of a delivery that carries `envelope` and arrives now."""
+    now_ms, now_s = clock.now_ms(), clock.monotonic()
     timeout_s = (envelope.timeout_ms or DEFAULT_TIMEOUT_MS) / 1000
     limit_s = timeout_s - min(MARGIN_S, timeout_s / 10)
     return TaskContext(
@@ -153,7 +139,6 @@ def context_of(task: str, delivery: Delivery, envelope: Envelope, clock: Clock) 
         schedule_id=envelope.schedule or delivery.schedule_id,
         snoozed=envelope.snoozed,
         carried=MappingProxyType(dict(envelope.carried)),
-        deadline=datetime.fromtimestamp(clock.now_ms() / 1000 + limit_s, UTC),
-        stop=Stop(clock.monotonic() + limit_s, clock.monotonic),
-        reporter=Reporter(monotonic=clock.monotonic),
+        deadline=datetime.fromtimestamp(now_ms / 1000 + limit_s, UTC),
+        link=RunLink(now_s + limit_s, clock.monotonic),
     )

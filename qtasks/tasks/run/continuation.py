@@ -100,18 +100,16 @@ class Continuation:
         assert self._publish is not None
         await self._publish(message)
 
-    async def respond(self, attempt: Attempt, decision: Decision) -> DispatchResponse:
-        """The response of an attempt, once the next calls of its flow are sent; a retry later if they cannot be."""
-        if decision.result is None or not attempt.envelope.flow:
-            return decision.response
+    async def send_next(self, attempt: Attempt, result: str, response: DispatchResponse) -> DispatchResponse:
+        """Send what follows a call with this result; returns `response`, or a retry later if it cannot be sent."""
         context = attempt.context
         try:
-            messages = await self._followers(attempt, decision.result)
+            messages = await self._followers(attempt, result)
         except (KeyError, TypeError, ValueError, QTasksError) as error:
             log.exception("%s cannot be continued", context.task, extra=log_fields(context, "flow_broken"))
             note = f"{context.task} {context.call_id} has succeeded, but nothing can follow: {error_text(error)}"
             await self._abandon(attempt, ResultStatus.FAILED, note)
-            return decision.response
+            return response
         try:
             for message in messages:
                 await self.publish(message)
@@ -119,20 +117,23 @@ class Continuation:
             fields = log_fields(context, "flow_waits")
             log.warning("%s could not be continued yet: %s", context.task, error, extra=fields)
             return DispatchResponse.later(error_text(error), error.code, after_ms=RETRY_AFTER_MS)
-        return decision.response
+        return response
 
     async def abandon(self, attempt: Attempt, decision: Decision) -> None:
-        """After the end of a call without a result: end every later call of its flow, none of which will be sent."""
-        if attempt.envelope.flow and decision.kind in (DecisionKind.FAILED, DecisionKind.DISCARDED):
+        """If a call ended without a result: end every later call of its flow, none of which will be sent."""
+        if decision.kind in (DecisionKind.FAILED, DecisionKind.DISCARDED):
             context = attempt.context
             note = f"{context.task} {context.call_id} before it ended on attempt {context.attempt}: {decision.note}"
             await self._abandon(attempt, decision.status, note)
 
     async def _abandon(self, attempt: Attempt, status: ResultStatus, note: str) -> None:
         """Record every later call of the flow as failed or cancelled."""
-        record = next(attempt.records(status, self._clock.now_ms(), error=note))
-        for task, call_id in canvas.abandoned(attempt.envelope, attempt.context.call_id):
-            self._writer.record(replace(record, call_id=call_id, task=task, message_id=call_id, progress=None))
+        record, *_ = attempt.records(status, self._clock.now_ms(), error=note)
+        later_calls = canvas.abandoned(attempt.envelope, attempt.context.call_id)
+        self._writer.record(
+            replace(record, call_id=call_id, task=task, message_id=call_id, progress=None)
+            for task, call_id in later_calls
+        )
         await self._writer.flush()
 
     async def _followers(self, attempt: Attempt, result_text: str) -> Sequence[Outgoing]:

@@ -121,7 +121,7 @@ class Decision:
         """The task returned; `result` is its value as text."""
         return cls(
             kind=DecisionKind.SUCCEEDED,
-            response=DispatchResponse.of_result(shown(result)),
+            response=DispatchResponse(200, shown(result)),
             status=ResultStatus.SUCCEEDED,
             result=result,
         )

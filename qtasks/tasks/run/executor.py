@@ -12,6 +12,7 @@ from qtasks.errors import QTasksError, ResultError
 from qtasks.randomness import Random
 from qtasks.tasks.context import CURRENT
 from qtasks.tasks.control import MAX_RETRY_AFTER_MS, Snooze
+from qtasks.tasks.encode import argument_codec
 from qtasks.tasks.encode.result_codec import dump
 from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.results.backend import Lock, ResultStatus
@@ -67,25 +68,35 @@ class AttemptExecutor:
             if decision is not None:
                 return await self._conclude(attempt, decision)
             with self._leases.renewed(attempt.context.call_id):
-                decision = self._expired(attempt) or await attempt.decide(self)
-                return await self._conclude(attempt, decision)
+                return await self._conclude(attempt, await self._decide(attempt))
         finally:
             CURRENT.reset(current)
+
+    async def _decide(self, attempt: Attempt) -> Decision:
+        """Decode the arguments, run the function, and decide what its end means."""
+        now_ms, attempt.began_s = self._clock.now_ms(), self._clock.monotonic()
+        expires_ms = attempt.envelope.expires_ms
+        if expires_ms is not None and now_ms > expires_ms and attempt.can_expire:
+            return Decision.expired(expires_ms, now_ms)
+        if attempt.decide is not None:
+            return await attempt.decide(attempt, self)
+        try:
+            values = argument_codec.unpacked(attempt.task, attempt.envelope)
+        except QTasksError as error:
+            return attempt.unfit(error)
+        return await self.run(attempt, Run(attempt.task, values, attempt.context, attempt.envelope))
 
     async def run(self, attempt: Attempt, run: Run) -> Decision:
         """Run the function of a call and decide what its end means."""
         attempt.arguments = run.values
-        began_s = self._clock.monotonic()
         try:
             with self._announced(attempt), tracing.continued(run.context):
                 value = await self.runner.in_time(run, attempt.invoke)
-                follow_up = run.follow_up(value)
+                follow_up = run.task.follow_up(run.envelope, run.context.call_id, value)
         except (Exception, BaseExceptionGroup, SystemExit, asyncio.CancelledError) as raised:
             if isinstance(raised, asyncio.CancelledError) and _is_being_cancelled():
                 raise
             return await self._raised(attempt, run, unwrapped(raised))
-        finally:
-            attempt.spent_s = self._clock.monotonic() - began_s
         if follow_up is not None:
             return await self.republish(attempt, follow_up, "its language model is asked", action="asked")
         try:
@@ -108,7 +119,7 @@ class AttemptExecutor:
             self._continuation.check_can_publish("a call cannot be put off")
             # The next delivery may arrive before this one is answered. It must not find the call still running, and
             # this record must be the last one of this delivery.
-            await self._record(attempt, decision)
+            await self._record(attempt, decision, self._clock.now_ms())
             await self._leases.keep_unique(attempt, message.options.delay_ms or 0)
             await self._continuation.publish(message)
         except QTasksError as error:
@@ -133,29 +144,32 @@ class AttemptExecutor:
         )
 
     async def _conclude(self, attempt: Attempt, decision: Decision) -> DispatchResponse:
+        """Record, report, notify, continue the flow, and respond."""
         if decision.kind is not DecisionKind.DUPLICATE:
+            spent_s, now_ms = self._clock.monotonic() - attempt.began_s, self._clock.now_ms()
             if decision.kind is not DecisionKind.REPUBLISHED:  # recorded before its message was sent
-                await self._keep_or_free_unique(attempt, decision)
-                await self._record(attempt, decision)
-            await self._continuation.abandon(attempt, decision)
-            report(attempt, decision)
-            await notify((attempt.task.hooks, self._hooks), decision.kind, attempt.event(decision), self.runner.threads)
-        return await self._continuation.respond(attempt, decision)
+                await self._record(attempt, decision, now_ms)
+            if attempt.envelope.flow:
+                await self._continuation.abandon(attempt, decision)
+            report(attempt, decision, spent_s)
+            await notify((attempt.task.hooks, self._hooks), attempt, decision, self.runner.threads)
+        if attempt.envelope.flow and decision.result is not None:
+            return await self._continuation.send_next(attempt, decision.result, decision.response)
+        return decision.response
 
-    async def _keep_or_free_unique(self, attempt: Attempt, decision: Decision) -> None:
-        if decision.kind is DecisionKind.RETRY:
-            await self._leases.keep_unique(attempt, MAX_RETRY_AFTER_MS)
-        elif attempt.envelope.unique is not None:
-            self._writer.unlock(Lock(attempt.envelope.unique, attempt.context.call_id, 0))
-
-    async def _record(self, attempt: Attempt, decision: Decision) -> None:
+    async def _record(self, attempt: Attempt, decision: Decision, now_ms: int) -> None:
         """Record the state of the call and end its lease, in one write."""
-        for record in attempt.records(
-            decision.status, self._clock.now_ms(), value=decision.result, error=decision.note or None
-        ):
-            self._writer.record(record)
+        if attempt.envelope.unique is not None:
+            await self._keep_or_free_unique(attempt, decision, attempt.envelope.unique)
+        self._writer.record(attempt.records(decision.status, now_ms, decision.result, decision.note or None))
         self._leases.release(attempt.context.call_id)
         await self._writer.flush()
+
+    async def _keep_or_free_unique(self, attempt: Attempt, decision: Decision, unique_key: str) -> None:
+        if decision.kind is DecisionKind.RETRY:
+            await self._leases.keep_unique(attempt, MAX_RETRY_AFTER_MS)
+        elif decision.kind is not DecisionKind.REPUBLISHED:
+            self._writer.unlock(Lock(unique_key, attempt.context.call_id, 0))
 
     @contextmanager
     def _announced(self, attempt: Attempt) -> Iterator[None]:
@@ -165,13 +179,12 @@ class AttemptExecutor:
             return
 
         def announce() -> None:
-            for record in attempt.records(ResultStatus.RUNNING, self._clock.now_ms()):
-                self._writer.record(record)
+            self._writer.record(attempt.records(ResultStatus.RUNNING, self._clock.now_ms()))
             if self._writer.is_blocking:
                 self._writer.flush_soon()
 
-        reporter = attempt.context.reporter
-        reporter.publish = announce
+        link = attempt.context.link
+        link.publish = announce
         try:
             if not self._writer.is_blocking:
                 announce()
@@ -184,13 +197,7 @@ class AttemptExecutor:
             finally:
                 timer.cancel()
         finally:
-            reporter.publish = None
-
-    def _expired(self, attempt: Attempt) -> Decision | None:
-        expires_ms, now_ms = attempt.envelope.expires_ms, self._clock.now_ms()
-        if expires_ms is None or now_ms <= expires_ms or not attempt.can_expire:
-            return None
-        return Decision.expired(expires_ms, now_ms)
+            link.publish = None
 
     def _without_secrets(self, text: str) -> str:
         for secret in self._secrets:

@@ -60,7 +60,7 @@ class Admission(Enum):
 
 
 def admission(
-    state: LockState, context: TaskContext, owner: str, *, now_ms: int, seconds_left: float
+    state: LockState, context: TaskContext, owner: str, now_ms: int
 ) -> tuple[Admission, DispatchResponse | None]:
     """Decide from the state after the attempt to lock; the first of its locks is that of the call."""
     taken = {lock.key.partition(":")[0] for lock in state.locks if lock.owner != owner}
@@ -71,7 +71,7 @@ def admission(
         return Admission.RESPOND, _later("this very request was taken before", run_lock, now_ms)
     if "run" not in taken:
         return (Admission.SKIP if "schedule" in taken else Admission.RUN), None
-    if (context.is_last_attempt or run_lock.until_ms - now_ms <= BRIEF_LEASE_MS) and seconds_left > 0:
+    if (context.is_last_attempt or run_lock.until_ms - now_ms <= BRIEF_LEASE_MS) and context.time_left_s > 0:
         return Admission.WAIT, None
     return Admission.RESPOND, _later("this call is running elsewhere", run_lock, now_ms)
 
@@ -107,23 +107,25 @@ class RunLeases:
     def __init__(self, writer: ResultWriter, clock: Clock) -> None:
         self._writer = writer
         self._clock = clock
-        self._held: dict[str, tuple[Lock, ...]] = {}
+        self._held: dict[str, Sequence[Lock]] = {}
 
     async def admit(self, attempt: Attempt, token: str) -> Decision | None:
         """The decision about a delivery that must not run; None for one that may. `release` ends its lease.
 
         `token` is the `jti` of its signature, or empty.
         """
-        context, schedule = attempt.context, attempt.envelope.alone
+        context, envelope = attempt.context, attempt.envelope
+        schedule = envelope.alone if envelope.overlap is not None else None
         if not self._writer.is_enabled:
             return Decision.without_overlap_check(context) if schedule is not None else None
         owner = new_owner()
-        token_locks = [Lock(f"jti:{token}", owner, self._clock.now_ms() + TOKEN_LIFE_MS)] if token else []
-        keys = [f"run:{context.call_id}", *([f"schedule:{schedule}"] if schedule is not None else [])]
+        keys = [f"run:{context.call_id}"] if schedule is None else [f"run:{context.call_id}", f"schedule:{schedule}"]
         lease_ms = BRIEF_LEASE_MS if attempt.is_brief else LEASE_MS
-        for pause_s in pauses():
+        waits: Iterator[float] | None = None
+        while True:
             now_ms = self._clock.now_ms()
-            locks = tuple(Lock(key, owner, now_ms + lease_ms) for key in keys)
+            locks = [Lock(key, owner, now_ms + lease_ms) for key in keys]
+            token_locks = [Lock(f"jti:{token}", owner, now_ms + TOKEN_LIFE_MS)] if token else []
             state = await self._writer.lock([*locks, *token_locks], context.call_id, now_ms=now_ms)
             if state is None:
                 return None
@@ -132,19 +134,19 @@ class RunLeases:
                 # Its process has died: there is nothing to wait for. Only the lock of that owner is ended.
                 await self._unlock(dead)
                 continue
-            step, response = admission(state, context, owner, now_ms=now_ms, seconds_left=context.time_left_s)
+            step, response = admission(state, context, owner, now_ms)
             if step is Admission.RUN:
                 self._held[context.call_id] = locks
                 return None
             if step is Admission.WAIT:
-                await asyncio.sleep(pause_s)
+                waits = waits or pauses()
+                await asyncio.sleep(next(waits))
                 continue
             # Otherwise the next delivery would find the call locked.
             await self._unlock([lock for lock in current if lock.owner == owner])
             if response is None:
                 return Decision.skipped("another run of its schedule is under way")
             return self._duplicate(attempt, response, state.record)
-        raise AssertionError("pauses do not end")
 
     @contextmanager
     def renewed(self, call_id: str) -> Iterator[None]:
@@ -193,7 +195,7 @@ class RunLeases:
         )
         succeeded = record is not None and record.status is ResultStatus.SUCCEEDED
         result = record.value if record is not None and succeeded else None
-        return Decision.duplicate(attempt.refused(response), result)
+        return Decision.duplicate(response if attempt.refused is None else attempt.refused(response), result)
 
     async def _unlock(self, locks: Sequence[Lock]) -> None:
         for lock in locks:

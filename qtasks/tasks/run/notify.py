@@ -6,19 +6,24 @@ import inspect
 import logging
 from collections.abc import Awaitable, Sequence
 
-from qtasks.tasks.hooks import Hook, Hooks, TaskEvent
-from qtasks.tasks.run.decision import DecisionKind
+from qtasks.tasks.hooks import Hook, Hooks
+from qtasks.tasks.run.attempt import Attempt
+from qtasks.tasks.run.decision import Decision, DecisionKind
 from qtasks.tasks.run.thread_pool import ThreadPool
 
 log = logging.getLogger("qtasks.hooks")
 
 
-async def notify(hooks: Sequence[Hooks], kind: DecisionKind, event: TaskEvent, threads: ThreadPool) -> None:
-    """Call the hooks for this kind of end, one after the other: ``async def`` here, ``def`` in a thread.
+async def notify(hooks: Sequence[Hooks], attempt: Attempt, decision: Decision, threads: ThreadPool) -> None:
+    """Call the hooks for this end of an attempt, one after the other: ``async def`` here, ``def`` in a thread.
 
     An exception of a hook is logged and changes nothing.
     """
-    for hook in _hooks_for(hooks, kind):
+    due = _hooks_for(hooks, decision.kind)
+    if not due:
+        return
+    event = attempt.event(decision)
+    for hook in due:
         try:
             if inspect.iscoroutinefunction(hook):
                 await hook(event)

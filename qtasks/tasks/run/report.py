@@ -17,11 +17,11 @@ _FRAMEWORK_PACKAGES = frozenset({"qtasks", "fastapi", "starlette", "anyio", "asy
 """Packages whose frames are between the dispatcher and the user's function."""
 
 
-def report(attempt: Attempt, decision: Decision) -> None:
-    """Log how an attempt ended."""
+def report(attempt: Attempt, decision: Decision, spent_s: float) -> None:
+    """Log how an attempt ended, after `spent_s` of its run."""
     context = attempt.context
     if decision.kind is DecisionKind.SUCCEEDED:
-        log.info("%s done in %.1f ms", context.task, attempt.spent_s * 1000, extra=log_fields(context, "done"))
+        log.info("%s done in %.1f ms", context.task, spent_s * 1000, extra=log_fields(context, "done"))
         return
     if decision.kind in (DecisionKind.DISCARDED, DecisionKind.REPUBLISHED):
         action = decision.action or decision.status.value

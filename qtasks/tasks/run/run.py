@@ -27,10 +27,6 @@ class Run:
         """The message that runs the call once more, `delay_ms` from now."""
         return again(self.task.name, self.context.call_id, self.envelope, self.task.delivery_options.publish, delay_ms)
 
-    def follow_up(self, value: Any) -> Outgoing | None:
-        """The follow-up message if the call continues after its function returned; None if `value` is the result."""
-        return self.task.follow_up(self.envelope, self.context.call_id, value)
-
 
 Invoke = Callable[[Run], Awaitable[Any]]
 """Runs a task that has dependencies; a web framework supplies it."""

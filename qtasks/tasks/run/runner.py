@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
-from qtasks.tasks.context import Stop
+from qtasks.tasks.context import RunLink
 from qtasks.tasks.control import AttemptTimeout
 from qtasks.tasks.run.run import Invoke, Run
 from qtasks.tasks.run.run_middleware import RunMiddleware, chain
@@ -19,7 +19,7 @@ class Runner:
     def __init__(self, threads: ThreadPool, middleware: Sequence[RunMiddleware]) -> None:
         self.threads = threads
         self._middleware = middleware
-        self._stops: set[Stop] = set()
+        self._links: set[RunLink] = set()
 
     async def call(self, run: Run, dependencies: Mapping[str, Any]) -> Any:
         """Call the function; a thread gets a copy of the context variables."""
@@ -38,11 +38,11 @@ class Runner:
 
         Raises the exception of the task, or AttemptTimeout.
         """
-        self._stops.add(run.context.stop)
+        self._links.add(run.context.link)
         try:
             return await self._in_time(run, invoke)
         finally:
-            self._stops.discard(run.context.stop)
+            self._links.discard(run.context.link)
 
     def close(self) -> None:
         """Let the threads go; runs that still need them are not waited for. Idempotent."""
@@ -50,12 +50,12 @@ class Runner:
 
     def ask_to_stop(self) -> None:
         """Ask every run to end: `TaskContext.should_stop` becomes true."""
-        for stop in list(self._stops):
-            stop.ask()
+        for link in list(self._links):
+            link.request_stop()
 
     async def _in_time(self, run: Run, invoke: Invoke | None) -> Any:
         innermost = invoke if invoke is not None and run.task.parameters.dependencies else self._without_dependencies
-        call = chain(self._middleware, innermost)(run)
+        call = (chain(self._middleware, innermost) if self._middleware else innermost)(run)
         if not run.task.is_async:
             return await call
         limit_s = run.context.time_left_s

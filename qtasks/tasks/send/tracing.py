@@ -8,8 +8,8 @@ alone as well.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from qtasks.tasks.send.outgoing import Outgoing
@@ -29,17 +29,14 @@ def carry(message: Outgoing) -> Outgoing:
     return message.carrying(carrier).sealed() if carrier else message
 
 
-@contextmanager
-def continued(context: TaskContext) -> Iterator[None]:
+def continued(context: TaskContext) -> AbstractContextManager[object]:
     """A span of the run, as part of the trace that the call was made in."""
     if "opentelemetry.trace" not in sys.modules:
-        yield
-        return
+        return nullcontext()
     from opentelemetry import trace
 
     if not context.carried and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        yield
-        return
+        return nullcontext()
     from opentelemetry.propagate import extract
 
     facts: Mapping[str, str | int] = {
@@ -50,10 +47,9 @@ def continued(context: TaskContext) -> Iterator[None]:
         "messaging.message.conversation_id": context.call_id,
         "qtasks.attempt": context.attempt,
     }
-    with trace.get_tracer("qtasks").start_as_current_span(
+    return trace.get_tracer("qtasks").start_as_current_span(
         f"process {context.task}",
         context=extract(dict(context.carried)),
         kind=trace.SpanKind.CONSUMER,
         attributes=facts,
-    ):
-        yield
+    )

@@ -15,7 +15,8 @@ import pytest
 from qtasks import Progress, TaskContext, injected
 from qtasks.errors import ApiError, BrokerUnreachable, ResultError, ResultsDisabled, ResultTimeout, TaskCancelled
 from qtasks.qstash.conversation.transport import Reply, Request
-from qtasks.tasks.progress import EVERY_S, Reporter
+from qtasks.tasks.context import RunLink
+from qtasks.tasks.progress import PUBLISH_EVERY_S
 from tests.unit.tasks.manual_broker import ManualBroker
 
 pytestmark = pytest.mark.anyio
@@ -112,10 +113,11 @@ async def test_an_async_task_tells_its_progress_in_a_file_too(tmp_path: Any) -> 
 def test_news_that_come_too_fast_are_left_out_but_the_last_one_is_not() -> None:
     kept: list[Progress] = []
     now_s = 0.0
-    reporter = Reporter(lambda: kept.append(Progress.from_json(reporter.latest or "")), lambda: now_s)
+    link = RunLink(monotonic=lambda: now_s)
+    link.publish = lambda: kept.append(Progress.from_json(link.progress or ""))
     for done in range(1, 101):
-        now_s += EVERY_S / 10
-        reporter.report(Progress(done, 100))
+        now_s += PUBLISH_EVERY_S / 10
+        link.report(Progress(done, 100))
     assert 9 <= len(kept) <= 12
     assert kept[0].done == 1
     assert kept[-1].done == 100
