@@ -1,4 +1,4 @@
-"""Making tasks of functions: what a decorator takes, and what it gives back."""
+"""Decorators that turn functions into tasks: their types, and the check of function, name and options."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 
 class TaskDecorator(Protocol):
-    """What ``@tasks.task(...)`` returns: makes a task of a function."""
+    """The type of ``@tasks.task(...)``: turns a function into a task."""
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a coroutine function is the special case, so it comes first
@@ -35,7 +35,7 @@ class TaskDecorator(Protocol):
 
 
 class ScheduleDecorator(Protocol):
-    """What ``@tasks.cron(...)`` returns: makes a task of a function, or gives a task one more schedule."""
+    """The type of ``@tasks.cron(...)``: turns a function into a task, or adds a schedule to a task."""
 
     @overload
     def __call__(self, task: K, /) -> K: ...  # type: ignore[overload-overlap]  # a task is a function, too
@@ -48,23 +48,23 @@ class ScheduleDecorator(Protocol):
 
 
 def check_name(name: str) -> str:
-    """`name`, if a task may have it. Raises DefinitionError."""
+    """`name`, if it is a valid name of a task. Raises DefinitionError if not."""
     if _NAME.fullmatch(name) is None:
         raise DefinitionError(
-            f"{name!r} is no name for a task: 1 to 128 letters, digits, _ . -",
+            f"{name!r} is not a valid name for a task: 1 to 128 letters, digits, _ . -",
             fix='@tasks.task(name="...")',
         )
     return name
 
 
-def make(
+def make_task(
     bound: Callable[[], Runtime], function: Callable[..., Any], *, name: str, options: Mapping[str, Any]
 ) -> Task[..., Any]:
-    """A task of `function`. Raises DefinitionError for a name, an option or a function that cannot work."""
+    """Turn `function` into a task. Raises DefinitionError for an invalid name, option or function."""
     if not inspect.isfunction(function):
         raise DefinitionError(
             f"{function!r} is not a function written with def or async def",
-            fix="put @tasks.task first, above nothing but other decorators of plain functions",
+            fix="put @tasks.task above all other decorators; they must return plain functions",
             code=ErrorCode.NOT_A_FUNCTION,
         )
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -73,5 +73,5 @@ def make(
         )
     call_options.check(check_name(name), options, allowed=tuple(TaskOptions.__annotations__))
     is_async = inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(function)
-    kind = AsyncTask if is_async else SyncTask
-    return kind(bound, function, name=name, options=options)
+    task_class = AsyncTask if is_async else SyncTask
+    return task_class(bound, function, name=name, options=options)

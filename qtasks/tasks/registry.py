@@ -1,4 +1,4 @@
-"""Declaring tasks: what the application and its routers have in common."""
+"""The tasks of an application or router by name, and the decorators that declare them."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ T = TypeVar("T")
 
 
 class Registry:
-    """Tasks by name. What is declared in one that is included in another is in both."""
+    """Tasks by name. Tasks of a router that is included in another registry belong to both."""
 
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
         self._tasks: dict[str, Task[..., Any]] = {}
         self._names: dict[str, Task[..., Any]] = {}
-        """The tasks and, besides their names, their aliases."""
+        """The tasks by name and by alias."""
         self._parent: Registry | None = None
 
     @property
@@ -68,11 +68,11 @@ class Registry:
         aliases: Sequence[str] = (),
         **options: Any,
     ) -> Any:
-        """Make a task of a function: ``@tasks.task`` or ``@tasks.task(retries=5, timeout="30s")``.
+        """Turn a function into a task: ``@tasks.task`` or ``@tasks.task(retries=5, timeout="30s")``.
 
-        Its name is the function's unless `name` says otherwise. Calls that were made under one of `aliases` run it as
-        well, so that a task can be renamed while calls are on their way. Raises DefinitionError for a name taken
-        already, an option that does not fit, or a function that cannot be a task.
+        `name` is the name of the task; that of the function by default. `aliases` are earlier names: calls with these
+        names run the task too, so that it can be renamed while calls are on their way. Raises DefinitionError for a
+        name that is already used, an invalid option, or a function that cannot be a task.
         """
         if function is None:
             return functools.partial(self._declare, name=name, aliases=aliases, options=options)
@@ -110,46 +110,48 @@ class Registry:
         aliases: Sequence[str] = (),
         **options: Any,
     ) -> Any:
-        """Make a task that a language model does, of a function that makes messages of the arguments.
+        """Turn a function that returns chat messages into a task that a language model carries out.
 
-        ``@tasks.llm(provider=openai(), model="gpt-4o-mini", output=Summary)``. `.delay()` sends the request to the
-        provider through the broker, so that nothing waits for the answer; that comes back to the dispatcher, is
-        checked against `output` (a pydantic model or the like; None: text as it comes), asked for once more where it
-        does not fit, and given to the function of `on_completion`. Without a `provider` the QStash service itself is
-        asked. Names are as of `task`. Raises DefinitionError.
+        ``@tasks.llm(provider=openai(), model="gpt-4o-mini", output=Summary)``. `.delay()` calls the function, and the
+        broker sends its messages to the provider, so that no process waits for the answer. The dispatcher receives the
+        answer and validates it against `output` (a pydantic model or similar; None: any text). If it does not fit, the
+        model is asked once more. The function of `on_completion` gets the validated answer. Without a `provider`, the
+        model of the QStash service answers. `name` and `aliases` are as for `task`. Raises DefinitionError.
         """
-        from qtasks.tasks.llm import llm_task as llm
-        from qtasks.tasks.llm import providers
+        from qtasks.tasks.llm import llm_task, providers
 
-        said = {**options, "model": model, "output": output, "provider": provider or providers.upstash()}
-        return functools.partial(self._declare, name=name, aliases=aliases, options=said, make=llm.make)
+        options = {**options, "model": model, "output": output, "provider": provider or providers.upstash()}
+        return functools.partial(
+            self._declare, name=name, aliases=aliases, options=options, make=llm_task.make_llm_task
+        )
 
     def cron(self, expression: str, /, **options: Unpack[DeclarationOptions]) -> ScheduleDecorator:
-        """Have a function run by the clock: ``@tasks.cron("0 9 * * MON-FRI", tz="Europe/Berlin")``.
+        """Run a function on a schedule: ``@tasks.cron("0 9 * * MON-FRI", tz="Europe/Berlin")``.
 
-        Makes a task of the function, with the options of `task`. Above `task` or another `cron` it gives that task one
-        more schedule, which has a name: ``@tasks.cron("0 12 * * SAT", schedule="weekend")``. The function needs no
-        arguments, or they are given: ``args=[7]``, ``kwargs={"days": 7}``. See `scheduling` for what makes it active.
+        Turns the function into a task, with the options of `task`. Above `task` or another `cron` it adds one more
+        schedule to that task, which needs a name: ``@tasks.cron("0 12 * * SAT", schedule="weekend")``. The runs have
+        no arguments unless they are set here: ``args=[7]``, ``kwargs={"days": 7}``. A sync makes the schedule active;
+        see `QTasks.schedules`.
 
-        Raises DefinitionError: QT104 for an expression (with a caret under the field), QT105 for dates that never
-        come, QT106 for an unknown zone, and as `task`.
+        Raises DefinitionError: QT104 for an invalid expression (with a caret under the field), QT105 for dates that
+        never come, QT106 for an unknown time zone, and as `task`.
         """
         return self._scheduled(recurrence.at(expression, options.get("tz")), options)
 
     def every(self, span: Span, /, **options: Unpack[DeclarationOptions]) -> ScheduleDecorator:
-        """As `cron`, at an interval on the clock: ``@tasks.every("15m")`` runs at :00, :15, :30 and :45.
+        """As `cron`, at an interval that follows the clock: ``@tasks.every("15m")`` runs at :00, :15, :30 and :45.
 
-        Minutes that divide an hour, hours that divide a day, a day or a week; DefinitionError for any other, for no
-        cron expression says it.
+        Valid are minutes that divide an hour, hours that divide a day, a day, and a week. Raises DefinitionError for
+        any other interval, because no cron expression can express it.
         """
         return self._scheduled(recurrence.every(span, options.get("tz")), options)
 
     def include_router(self, router: TaskRouter) -> None:
-        """Take the tasks of `router`, those declared later too. Raises DefinitionError for a name taken already."""
+        """Include the tasks of `router`, also those declared later. Raises DefinitionError for a name used already."""
         router.join(self)
 
     def bound(self) -> Runtime:
-        """What the tasks run on. Raises ConfigurationError as long as there is nothing."""
+        """The runtime of the application. Raises ConfigurationError if there is no application."""
         raise NotImplementedError
 
     def _declare(
@@ -159,48 +161,53 @@ class Registry:
         name: str | None,
         aliases: Sequence[str],
         options: Mapping[str, Any],
-        make: Callable[..., Task[..., Any]] = decorators.make,
+        make: Callable[..., Task[..., Any]] = decorators.make_task,
     ) -> Task[..., Any]:
-        given = f"{self.prefix}{getattr(function, '__name__', '')}" if name is None else f"{self.prefix}{name}"
-        task = make(self.bound, function, name=given, options=options)
+        full_name = f"{self.prefix}{getattr(function, '__name__', '') if name is None else name}"
+        task = make(self.bound, function, name=full_name, options=options)
         task.aliases = tuple(decorators.check_name(f"{self.prefix}{alias}") for alias in aliases)
         self.add(task, task.aliases)
         return task
 
-    def _scheduled(self, when: Cron, options: Mapping[str, Any]) -> ScheduleDecorator:
-        said = dict(options)
-        name = said.pop("schedule", "")
-        schedule = {option: said.pop(option) for option in ScheduleOptions.__annotations__ if option in said}
+    def _scheduled(self, timing: Cron, options: Mapping[str, Any]) -> ScheduleDecorator:
+        task_options = dict(options)
+        name = task_options.pop("schedule", "")
+        schedule_options = {
+            option: task_options.pop(option) for option in ScheduleOptions.__annotations__ if option in task_options
+        }
 
         def decorate(function: Any, /) -> Any:
-            task = self._known(function, said) if isinstance(function, Task) else self.task(**said)(function)
+            if isinstance(function, Task):
+                task = self._own_task(function, task_options)
+            else:
+                task = self.task(**task_options)(function)
             try:
-                task.declare(declare(task, when, name, schedule))
+                task.declare(declare(task, timing, name, schedule_options))
             except ArgumentsError as error:
                 raise declaration_error(error, title(task.name, name)) from None
             return task
 
         return decorate
 
-    def _known(self, task: Task[..., Any], options: Mapping[str, Any]) -> Task[..., Any]:
-        """A task that gets one more schedule."""
+    def _own_task(self, task: Task[..., Any], options: Mapping[str, Any]) -> Task[..., Any]:
+        """`task`, if it is declared here and `options` are empty: it gets one more schedule."""
         if options:
             raise DefinitionError(
-                f"{task.name} is a task already: {', '.join(options)} cannot be said any more",
-                fix="say it where the task is made, in the lowest decorator",
+                f"{task.name} is a task already: {', '.join(options)} cannot be set any more",
+                fix="set options in the lowest decorator, which makes the task",
                 code=ErrorCode.OPTION_INVALID,
             )
-        mine = self._tasks.get(task.name)
-        if mine is None or mine.function is not task.function:
-            raise DefinitionError(f"{task.name} is a task of another application, which has to schedule it")
+        declared = self._tasks.get(task.name)
+        if declared is None or declared.function is not task.function:
+            raise DefinitionError(f"{task.name} is a task of another application; schedule it there")
         return task
 
     def add(self, task: Task[..., Any], aliases: Sequence[str]) -> None:
-        """Take a task in, here and wherever this is included. Raises DefinitionError for a name taken already."""
+        """Add a task, here and where this registry is included. Raises DefinitionError for a name used already."""
         for name in (task.name, *aliases):
-            if (taken := self._names.get(name)) is not None:
+            if (other := self._names.get(name)) is not None:
                 raise DefinitionError(
-                    f"there are two tasks named {name!r}: {_place(taken.function)} and {_place(task.function)}",
+                    f"there are two tasks named {name!r}: {_place(other.function)} and {_place(task.function)}",
                     fix='rename one, or @tasks.task(name="...")',
                 )
         if self._parent is not None:
@@ -210,26 +217,27 @@ class Registry:
 
 
 class TaskRouter(Registry):
-    """Tasks of a module of their own, to be included in an application: ``tasks.include_router(router)``.
+    """Tasks that another module declares, for an application that includes them: ``tasks.include_router(router)``.
 
-    `prefix` begins the name of each, such as ``"mail."``. They can be called once the router is included.
+    `prefix` is put in front of the name of each task, such as ``"mail."``; empty by default. The tasks can be called
+    as soon as the router is included.
     """
 
     def join(self, parent: Registry) -> None:
-        """Become part of `parent`, once."""
+        """Include the tasks in `parent`. Raises DefinitionError if they are included already."""
         if self._parent is not None:
             raise DefinitionError(f"the router {self.prefix!r} is included twice: its tasks would run in two places")
         if parent is self:
             raise DefinitionError("a router cannot include itself")
         for task in self._tasks.values():
-            parent.add(task, [name for name, one in self._names.items() if one is task and name != task.name])
+            parent.add(task, [name for name, named in self._names.items() if named is task and name != task.name])
         self._parent = parent
 
     def bound(self) -> Runtime:
         """See `Registry.bound`."""
         if self._parent is None:
             raise ConfigurationError(
-                f"the tasks of the router {self.prefix!r} belong to no application",
+                f"the tasks of the router {self.prefix!r} are not included in an application",
                 fix="tasks.include_router(router)",
             )
         return self._parent.bound()

@@ -251,7 +251,7 @@ class LlmDecorator(Protocol, Generic[T]):
         ...
 
 
-def make(
+def make_llm_task(
     bound: Callable[[], Runtime], function: Callable[..., Any], *, name: str, options: Mapping[str, Any]
 ) -> LlmTask[..., Any]:
     """An LLM task of `function`; `options` are those of the decorator. Raises DefinitionError for what cannot work."""

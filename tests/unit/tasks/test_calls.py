@@ -313,7 +313,7 @@ async def test_calls_under_an_old_name_run_the_renamed_task(broker: ManualBroker
     assert list(broker.tasks.tasks) == ["new"]
     with pytest.raises(DefinitionError, match="two tasks named 'older'"):
         broker.tasks.task(name="older")(lambda: None)
-    with pytest.raises(DefinitionError, match="no name for a task"):
+    with pytest.raises(DefinitionError, match="not a valid name for a task"):
         broker.tasks.task(name="x", aliases=["a b"])(lambda: None)
 
 

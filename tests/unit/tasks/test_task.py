@@ -86,7 +86,7 @@ def test_two_tasks_of_one_name_are_an_error_that_names_both_places() -> None:
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "ü", "x" * 129])
 def test_a_name_that_cannot_stand_in_a_url_is_refused(name: str) -> None:
-    with pytest.raises(DefinitionError, match="is no name for a task"):
+    with pytest.raises(DefinitionError, match="is not a valid name for a task"):
 
         @QTasks().task(name=name)
         def one() -> None: ...
