@@ -94,7 +94,7 @@ def publish_dead(broker: RunningBroker, client: Client, endpoint: Endpoint, **op
 def test_a_publish_is_delivered_signed_and_logged_once(
     broker: RunningBroker, endpoint: Endpoint, client: Client, user: AccountCredentials
 ) -> None:
-    """B1"""
+    """docs/protocol.md B1."""
     url = f"{endpoint.url}/hook/?a=1&b=x%2Fy&empty="
     sent = client(
         lambda q: q.message.publish(url=url, body="héllo", method="GET", headers={"test-header": "test-value"})
@@ -146,7 +146,7 @@ def test_a_body_arrives_byte_for_byte(endpoint: Endpoint, client: Client, body: 
 
 
 def test_publish_json_with_every_option_is_kept_and_read_back(client: Client, endpoint: Endpoint) -> None:
-    """B9, B11, B27"""
+    """docs/protocol.md B9, B11, B27."""
     options: dict[str, Any] = {
         "method": "PUT",
         "delay": "10d",
@@ -181,7 +181,7 @@ def test_publish_json_with_every_option_is_kept_and_read_back(client: Client, en
 
 
 def test_message_headers_are_exactly_what_was_forwarded(client: Client, endpoint: Endpoint) -> None:
-    """B10"""
+    """docs/protocol.md B10."""
     forwarded = {"test-header": "test-value", "Upstash-Forward-Upstash-Odd": "v"}
     sent = client(lambda q: q.message.publish(url=endpoint.url, headers=forwarded, delay="1d"))
     message = client(lambda q: q.message.get(sent.message_id))
@@ -201,7 +201,7 @@ def test_the_brokers_own_headers_cannot_be_forged(client: Client, endpoint: Endp
 
 
 def test_a_delayed_message_is_delivered_at_or_after_its_time(client: Client, endpoint: Endpoint) -> None:
-    """B11"""
+    """docs/protocol.md B11."""
     arrivals: list[float] = []
 
     def note(received: Received) -> Answer:
@@ -271,7 +271,7 @@ def test_content_based_deduplication_looks_at_destination_body_type_and_forwarde
 def test_a_failing_endpoint_is_tried_again_and_the_log_says_so(
     broker: RunningBroker, client: Client, endpoint: Endpoint, user: AccountCredentials
 ) -> None:
-    """B2"""
+    """docs/protocol.md B2."""
     endpoint.answer = answering((500, {}, b"oops"), 503, 201)
     sent = client(lambda q: q.message.publish_json(url=endpoint.url, body=1, retry_delay="1 + retried"))
     received = endpoint.wait_for(3)
@@ -294,7 +294,7 @@ def test_a_failing_endpoint_is_tried_again_and_the_log_says_so(
 def test_a_message_that_fails_for_good_is_a_dead_letter_with_the_last_answer(
     broker: RunningBroker, client: Client, endpoint: Endpoint
 ) -> None:
-    """B12, B27"""
+    """docs/protocol.md B12, B27."""
     endpoint.answer = answering(NOT_FOUND)
     message_id = publish_dead(broker, client, endpoint, body="x", label="red", retry_delay="7000 * retried")
     [entry] = client(lambda q: q.dlq.list()).messages
@@ -406,7 +406,7 @@ def test_dead_letters_are_listed_oldest_first_by_filter_and_page(
 
 
 def test_a_single_cancel_ends_a_message_that_waits(client: Client, endpoint: Endpoint, broker: RunningBroker) -> None:
-    """B5, B7"""
+    """docs/protocol.md B5, B7."""
     endpoint.answer = answering(NOT_FOUND)
     delayed = client(lambda q: q.message.publish(url=endpoint.url, delay="1h")).message_id
     retrying = client(lambda q: q.message.publish(url=endpoint.url, retries=3)).message_id
@@ -426,7 +426,7 @@ def test_a_single_cancel_ends_a_message_that_waits(client: Client, endpoint: End
 def test_a_single_cancel_answers_how_many(
     broker: RunningBroker, client: Client, endpoint: Endpoint, user: AccountCredentials
 ) -> None:
-    """B7: another official client reads the body."""
+    """Another official client reads the body (docs/protocol.md B7)."""
     sent = client(lambda q: q.message.publish(url=endpoint.url, delay="1h"))
     answer = httpx.delete(
         f"{broker.url}/v2/messages/{sent.message_id}", headers={"Authorization": f"Bearer {user.token}"}
@@ -460,7 +460,7 @@ def test_a_message_under_way_that_is_cancelled_is_not_tried_again(
 def test_a_hundred_failures_leave_four_hundred_entries_in_one_page(
     broker: RunningBroker, client: Client, endpoint: Endpoint
 ) -> None:
-    """B13"""
+    """docs/protocol.md B13."""
     endpoint.answer = answering(NOT_FOUND)
     ids = [client(lambda q: q.message.publish(url=endpoint.url, retries=0)).message_id for _ in range(100)]
     for message_id in ids:
@@ -514,7 +514,7 @@ def test_logs_are_filtered_by_everything_the_client_offers(
 def test_the_keys_are_those_of_the_public_user_and_come_at_once(
     broker: RunningBroker, client: Client, user: AccountCredentials
 ) -> None:
-    """B25, B30: by this answer official SDKs in development mode recognise the server."""
+    """By this answer official SDKs in development mode recognise the server (docs/protocol.md B25, B30)."""
     keys = client(lambda q: q.signing_key.get())
     assert user.keys is not None
     assert (keys.current, keys.next) == (user.keys.current, user.keys.next)

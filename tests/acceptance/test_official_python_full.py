@@ -35,7 +35,7 @@ def client(broker: RunningBroker, user: AccountCredentials, request: pytest.Fixt
 
 
 def test_a_group_lives_its_whole_life(client: Client, endpoint: Endpoint, user: AccountCredentials) -> None:
-    """B18, B4"""
+    """docs/protocol.md B18, B4."""
     client(lambda q: q.url_group.delete("my-group"))
     one, two = {"url": f"{endpoint.url}/one", "name": "First endpoint"}, {"url": f"{endpoint.url}/two"}
     client(lambda q: q.url_group.upsert_endpoints(url_group="my-group", endpoints=[one, two]))
@@ -61,7 +61,7 @@ def test_a_group_lives_its_whole_life(client: Client, endpoint: Endpoint, user: 
 
 
 def test_a_batch_mixes_urls_groups_and_queues(client: Client, endpoint: Endpoint) -> None:
-    """B3"""
+    """docs/protocol.md B3."""
     client(lambda q: q.url_group.upsert_endpoints("g", [{"url": f"{endpoint.url}/a"}, {"url": f"{endpoint.url}/b"}]))
     answers = client(
         lambda q: q.message.batch_json(
@@ -88,7 +88,7 @@ def test_a_batch_mixes_urls_groups_and_queues(client: Client, endpoint: Endpoint
 
 
 def test_a_queue_delivers_one_after_the_other_even_through_retries(client: Client, endpoint: Endpoint) -> None:
-    """B17"""
+    """docs/protocol.md B17."""
     client(lambda q: q.queue.upsert("q", parallelism=1))
     endpoint.answer = answering(500, 200)
     for number in range(3):
@@ -100,7 +100,7 @@ def test_a_queue_delivers_one_after_the_other_even_through_retries(client: Clien
 
 
 def test_a_queue_is_made_changed_paused_and_deleted(client: Client, endpoint: Endpoint) -> None:
-    """B17"""
+    """docs/protocol.md B17."""
     for parallelism in (1, 2):
         client(lambda q, p=parallelism: q.queue.upsert("q", parallelism=p))
         assert client(lambda q: q.queue.get("q")).parallelism == parallelism
@@ -155,7 +155,7 @@ def test_a_callback_brings_the_answer_and_a_failure_callback_the_dead_letter(
 def test_dead_letters_are_read_and_deleted_one_and_many(
     broker: RunningBroker, client: Client, endpoint: Endpoint
 ) -> None:
-    """B12, B14"""
+    """docs/protocol.md B12, B14."""
     endpoint.answer = answering(NOT_FOUND)
     made = [publish_dead(broker, client, endpoint, retry_delay="1000", label="l") for _ in range(5)]
     letters = client(lambda q: q.dlq.list(filter={"label": "l"})).messages
@@ -175,7 +175,7 @@ def test_dead_letters_are_read_and_deleted_one_and_many(
 
 
 def test_many_messages_are_cancelled_and_then_all(client: Client, endpoint: Endpoint) -> None:
-    """B5"""
+    """docs/protocol.md B5."""
     endpoint.answer = answering(NOT_FOUND)
     made = [client(lambda q: q.message.publish(url=endpoint.url, retries=3)).message_id for _ in range(2)]
     assert client(lambda q: q.message.cancel_many(made)) == 2
@@ -187,7 +187,7 @@ def test_many_messages_are_cancelled_and_then_all(client: Client, endpoint: Endp
 def test_a_hundred_failures_are_four_hundred_entries_of_one_page(
     broker: RunningBroker, client: Client, endpoint: Endpoint
 ) -> None:
-    """B13"""
+    """docs/protocol.md B13."""
     endpoint.answer = answering(NOT_FOUND)
     items = [{"url": endpoint.url, "retries": 0}] * 100
     sent = client(lambda q: q.message.batch(items))
@@ -200,7 +200,7 @@ def test_a_hundred_failures_are_four_hundred_entries_of_one_page(
 
 
 def test_a_schedule_lives_its_whole_life(client: Client) -> None:
-    """B19"""
+    """docs/protocol.md B19."""
     schedule_id = client(
         lambda q: q.schedule.create_json(destination="https://example.com", cron="1 1 1 1 1", body={"a": 1})
     )
@@ -217,7 +217,7 @@ def test_a_schedule_lives_its_whole_life(client: Client) -> None:
 
 
 def test_a_schedule_keeps_everything_it_was_given(client: Client) -> None:
-    """B20, B22"""
+    """docs/protocol.md B20, B22."""
     client(
         lambda q: q.schedule.create(
             destination="https://example.com/",
@@ -287,7 +287,7 @@ def test_a_bad_cron_is_explained(client: Client, cron: str) -> None:
 
 
 def test_a_flow_control_key_is_read_paused_pinned_and_reset(client: Client, endpoint: Endpoint) -> None:
-    """B23"""
+    """docs/protocol.md B23."""
     sent = client(lambda q: q.message.publish(url=endpoint.url, flow_control={"key": "k", "rate": 1, "period": "1h"}))
     assert client(lambda q: q.flow_control.get("k")).key == "k"
     endpoint.wait_for(1)
@@ -310,7 +310,7 @@ def test_a_flow_control_key_is_read_paused_pinned_and_reset(client: Client, endp
 
 
 def test_the_global_parallelism_is_numbers(client: Client) -> None:
-    """B24"""
+    """docs/protocol.md B24."""
     found = client(lambda q: q.flow_control.get_global_parallelism())
     assert found.parallelism_max > 0
     assert found.parallelism_count >= 0
@@ -340,7 +340,7 @@ def test_a_key_never_starts_more_than_its_parallelism(client: Client, endpoint: 
 def test_keys_rotate_and_receivers_with_the_old_pair_still_understand(
     client: Client, endpoint: Endpoint, user: AccountCredentials
 ) -> None:
-    """B25"""
+    """docs/protocol.md B25."""
     before = client(lambda q: q.signing_key.get())
     assert user.keys is not None
     assert (before.current, before.next) == (user.keys.current, user.keys.next)

@@ -457,7 +457,7 @@ def test_an_id_that_is_no_text_is_refused(api: ApiClient, path: str) -> None:
 
 
 def test_both_names_of_the_log_show_the_same_under_both_keys(api: ApiClient) -> None:
-    """A3"""
+    """docs/compatibility.md A3."""
     api.publish()
     events, logs = api.ask("GET", "/v2/events").json, api.ask("GET", "/v2/logs").json
     assert events == logs
@@ -467,7 +467,7 @@ def test_both_names_of_the_log_show_the_same_under_both_keys(api: ApiClient) -> 
 
 
 def test_both_spellings_of_cancelled_find_the_same(api: ApiClient) -> None:
-    """A4"""
+    """docs/compatibility.md A4."""
     message_id = api.publish().json["messageId"]
     assert api.ask("DELETE", f"/v2/messages/{message_id}").json == {"cancelled": 1}
     for spelling in ("CANCELED", "CANCELLED", "canceled"):

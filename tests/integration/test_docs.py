@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.house import citations, source
 from tests.support.process import environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,31 +52,14 @@ def test_the_blocks_of_the_page_on_testing_are_tests_that_pass(tmp_path: Path) -
     assert f"{len(re.findall('def test_', ''.join(blocks)))} passed" in done.stdout
 
 
-def test_sections_of_the_protocol_that_the_code_cites_exist() -> None:
-    headings = set(
-        re.findall(r"^##+ (\d+(?:\.\d+)?)", (DOCS / "protocol.md").read_text(encoding="utf-8"), re.MULTILINE)
-    )
-    cited = {
-        (number, str(path.relative_to(ROOT)))
-        for folder in ("qtasks", "tests")
-        for path in (ROOT / folder).rglob("*.py")
-        for numbers in re.findall(r"docs/protocol\.md ([\d., to]+)", path.read_text(encoding="utf-8"))
-        for number in re.findall(r"\d+(?:\.\d+)?", numbers)
+@pytest.mark.parametrize("folder", ["qtasks", "tests", "examples", "benchmarks"])
+def test_what_the_code_cites_is_in_the_documentation(folder: str) -> None:
+    modules = {
+        name: module
+        for name, module in source.read(ROOT / folder).items()
+        if "house" not in module.path.parts  # its tests cite pages that do not exist
     }
-    assert len(cited) > 50
-    assert {(number, path) for number, path in cited if number not in headings} == set()
-
-
-def test_decisions_that_the_code_cites_exist() -> None:
-    rows = set(re.findall(r"^\| (A\d+) \|", (DOCS / "compatibility.md").read_text(encoding="utf-8"), re.MULTILINE))
-    cited = {
-        (name, str(path.relative_to(ROOT)))
-        for path in (ROOT / "qtasks").rglob("*.py")
-        for names in re.findall(r"docs/compatibility\.md (A[\dA, to]+)", path.read_text(encoding="utf-8"))
-        for name in re.findall(r"A\d+", names)
-    }
-    assert len(cited) > 20
-    assert {(name, path) for name, path in cited if name not in rows} == set()
+    assert citations.broken_citations(modules, DOCS) == []
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))

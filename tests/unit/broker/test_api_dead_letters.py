@@ -31,7 +31,7 @@ async def ids(service: Service, query: str = "") -> list[str]:
 
 
 async def test_a_dead_letter_tells_what_was_sent_and_answered(service: Service) -> None:
-    """B12"""
+    """docs/protocol.md B12."""
     letter = await fail(service, Retry_Delay="1000")
     assert (letter["responseStatus"], letter["responseBody"]) == (404, "404 Not Found")
     assert letter["responseHeader"] == {"Content-Type": ["text/plain"]}
@@ -59,7 +59,7 @@ async def test_no_answer_is_status_0(service: Service) -> None:
 
 @pytest.mark.parametrize("style", ["query", "comma", "body"])
 async def test_many_are_deleted_by_id_and_those_that_are_gone_are_skipped(service: Service, style: str) -> None:
-    """B14"""
+    """docs/protocol.md B14."""
     letters = [(await fail(service))["dlqId"] for _ in range(5)]
     given = [*letters[:4], letters[0], "1-1", "nonsense"]
     if style == "body":
@@ -116,7 +116,7 @@ async def test_a_filter_deletes_page_by_page(service: Service) -> None:
     ],
 )
 async def test_a_typo_never_means_everything(service: Service, method: str, target: str) -> None:
-    """B15"""
+    """docs/protocol.md B15."""
     await fail(service)
     await service.publish(Delay="1d")
     assert (await service.call(method, target)).status == 400
@@ -135,14 +135,14 @@ async def test_an_empty_id_in_a_body_never_means_everything(service: Service) ->
 
 
 async def test_unknown_names_on_lists_are_ignored(service: Service) -> None:
-    """A36"""
+    """docs/compatibility.md A36."""
     await fail(service)
     assert len(await ids(service, "?source=workflow&order=earliestFirst")) == 1
     assert len((await service.get("/v2/events?api=x"))["events"]) == 4
 
 
 async def test_lists_and_actions_understand_the_same_filters(service: Service) -> None:
-    """B15, B26"""
+    """docs/protocol.md B15, B26."""
     one = await fail(
         service, "http://a.example/x,y?q=1", Label="l1,l2", Flow_Control_Key="k,1", Flow_Control_Value="rate=9"
     )
@@ -215,7 +215,7 @@ async def test_headers_of_a_retry_override_what_was_sent_before(service: Service
 
 
 async def test_many_are_retried_by_id_by_filter_and_page_by_page(service: Service) -> None:
-    """B16"""
+    """docs/protocol.md B16."""
     letters = [await fail(service, Label="odd" if number % 2 else "even") for number in range(5)]
     by_id = await service.call("POST", f"/v2/dlq/retry?dlqIds={letters[0]['dlqId']}&dlqIds=1-1")
     assert (by_id.status, len(by_id.json["responses"]), "cursor" in by_id.json) == (201, 1, False)
@@ -251,14 +251,14 @@ async def test_a_retried_message_of_a_queue_goes_through_its_queue_again(service
 
 
 async def test_a_single_cancel_says_how_many(service: Service) -> None:
-    """B7"""
+    """docs/protocol.md B7."""
     message_id = await service.publish(Delay="1d")
     assert (await service.call("DELETE", f"/v2/messages/{message_id}")).json == {"cancelled": 1}
     assert (await service.call("DELETE", f"/v2/messages/{message_id}")).status == 404
 
 
 async def test_many_are_cancelled_by_id_in_both_styles_then_all(service: Service) -> None:
-    """B5, B6"""
+    """docs/protocol.md B5, B6."""
     made = [await service.publish(Delay="1d") for _ in range(5)]
     assert (await service.call("DELETE", "/v2/messages", json_body={"messageIds": made[:2]})).json == {"cancelled": 2}
     query = "&".join(f"messageIds={one}" for one in made[1:4])
@@ -268,7 +268,7 @@ async def test_many_are_cancelled_by_id_in_both_styles_then_all(service: Service
 
 
 async def test_messages_waiting_for_a_retry_are_cancelled_too(service: Service) -> None:
-    """B5"""
+    """docs/protocol.md B5."""
     service.answer(404)
     made = [await service.publish() for _ in range(2)]
     await service.run()
@@ -277,7 +277,7 @@ async def test_messages_waiting_for_a_retry_are_cancelled_too(service: Service) 
 
 
 async def test_a_filter_cancels_exactly_what_matches(service: Service) -> None:
-    """B8"""
+    """docs/protocol.md B8."""
     flow = {"Flow_Control_Value": "rate=1"}
     for number in range(3):
         await service.publish(

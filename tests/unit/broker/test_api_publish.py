@@ -27,7 +27,7 @@ async def test_a_publish_to_a_url_is_answered_with_its_id_and_url(service: Servi
 
 
 async def test_a_publish_to_a_group_is_one_message_an_endpoint_in_order(service: Service) -> None:
-    """B4, A1"""
+    """docs/protocol.md B4; docs/compatibility.md A1."""
     await group(service, "http://a.example/", "http://b.example/x?y=1")
     answered = await service.call("POST", "/v2/publish/g", {"Upstash-Retries": "7"}, "hello")
     assert answered.status == 201
@@ -97,7 +97,7 @@ async def test_content_is_url_body_type_and_forwarded_headers(service: Service) 
 
 
 async def test_enqueue_makes_the_queue_and_delivers_in_order(service: Service) -> None:
-    """A30"""
+    """docs/compatibility.md A30."""
     for body in "abc":
         answered = await service.call("POST", f"/v2/enqueue/q/{HOOK}", body=body)
         assert answered.status == 201
@@ -117,7 +117,7 @@ async def test_enqueue_makes_the_queue_and_delivers_in_order(service: Service) -
     ],
 )
 async def test_nothing_of_a_queue_can_be_delayed(service: Service, lines: dict[str, str]) -> None:
-    """A10, A15"""
+    """docs/compatibility.md A10, A15."""
     answered = await service.call("POST", f"/v2/enqueue/q/{HOOK}", lines)
     assert answered.status == 400
     assert "queue" in answered.error
@@ -132,7 +132,7 @@ async def test_a_group_is_enqueued_endpoint_by_endpoint(service: Service) -> Non
 
 
 async def test_a_batch_answers_each_item_at_its_place(service: Service) -> None:
-    """B3, A12"""
+    """docs/protocol.md B3; docs/compatibility.md A12."""
     await group(service, "http://a.example/", "http://b.example/")
     items = [
         {"destination": HOOK, "headers": {"upstash-forward-content-type": "text/x"}, "body": "one"},
@@ -224,7 +224,7 @@ async def test_what_is_redacted_is_shown_nowhere_and_delivered_everywhere(servic
 
 
 async def test_labels_are_shown_first_and_all(service: Service) -> None:
-    """B27"""
+    """docs/protocol.md B27."""
     message = await service.get(f"/v2/messages/{await service.publish(Label=' a, b,,c')}")
     assert (message["label"], message["labels"]) == ("a", ["a", "b", "c"])
 
@@ -250,14 +250,14 @@ async def test_a_nested_callback_is_held_against_the_policy_too(service: Service
 
 
 async def test_paths_are_case_insensitive_and_a_trailing_slash_is_ignored(service: Service) -> None:
-    """B28"""
+    """docs/protocol.md B28."""
     assert (await service.call("POST", f"/v2/Schedules/{HOOK}", {"Upstash-Cron": "* * * * *"})).status == 200
     assert len(await service.get("/V2/Schedules/")) == 1
     assert await service.get("/v2/queues/") == []
 
 
 async def test_a_header_line_given_twice_is_one_text(service: Service) -> None:
-    """B29: what a client has joined stays joined."""
+    """What a client has joined stays joined (docs/protocol.md B29)."""
     await service.call("POST", f"/v2/publish/{HOOK}", {"Upstash-Forward-X": "value-uppercase, value-lowercase"})
     [request] = await service.run()
     assert header(request, "X") == "value-uppercase, value-lowercase"

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_a_queue_is_made_changed_listed_and_deleted(service: Service) -> None:
-    """B17"""
+    """docs/protocol.md B17."""
     assert await service.get("/v2/queues") == []
     for parallelism in (1, 2):
         body = {"queueName": "q", "parallelism": parallelism, "paused": False}
@@ -73,7 +73,7 @@ async def test_a_bad_queue_is_refused(service: Service, body: object, status: in
 
 
 async def test_a_deleted_queue_cancels_what_waits(service: Service) -> None:
-    """A20"""
+    """docs/compatibility.md A20."""
     waiting = [(await service.post(f"/v2/enqueue/q/{HOOK}"))["messageId"] for _ in range(3)]
     await service.call("DELETE", "/v2/queues/q")
     assert await service.run() == []
@@ -85,7 +85,7 @@ async def test_a_deleted_queue_cancels_what_waits(service: Service) -> None:
 
 
 async def test_a_group_is_made_changed_and_deleted(service: Service) -> None:
-    """B18"""
+    """docs/protocol.md B18."""
     assert (await service.call("DELETE", "/v2/topics/g")).status == 200
     first, second = {"url": "http://a.example", "name": "First endpoint"}, {"url": "http://b.example"}
     assert (
@@ -163,7 +163,7 @@ async def test_bad_default_headers_are_refused(service: Service, body: object) -
 
 
 async def test_a_key_is_readable_right_after_a_publish_and_can_be_pinned(service: Service) -> None:
-    """B23"""
+    """docs/protocol.md B23."""
     await service.publish(Flow_Control_Key="k", Flow_Control_Value="parallelism=1, rate=2, period=1m", Delay="1h")
     key = await service.get("/v2/flowControl/k")
     assert key == {
@@ -221,12 +221,12 @@ async def test_keys_are_listed_and_searched(service: Service) -> None:
 
 
 async def test_the_global_parallelism_is_two_numbers(service: Service) -> None:
-    """B24"""
+    """docs/protocol.md B24."""
     assert await service.get("/v2/globalParallelism") == {"parallelismMax": 256, "parallelismCount": 0}
 
 
 async def test_flow_control_is_shown_as_official_clients_read_it(service: Service) -> None:
-    """B22"""
+    """docs/protocol.md B22."""
     message = await service.get(
         f"/v2/messages/{await service.publish(Flow_Control_Key='k', Flow_Control_Value='parallelism=2', Delay='1h')}"
     )
@@ -237,7 +237,7 @@ async def test_flow_control_is_shown_as_official_clients_read_it(service: Servic
 
 
 async def test_keys_rotate_while_messages_are_on_their_way(service: Service) -> None:
-    """B25, B30"""
+    """docs/protocol.md B25, B30."""
     before = await service.get("/v2/keys")
     keys = DEV_CREDENTIALS[0].keys
     assert keys is not None

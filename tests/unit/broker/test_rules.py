@@ -207,7 +207,7 @@ def test_the_answers_wish_changes_the_time_of_a_retry_and_not_their_number() -> 
     [
         (answer(489, Upstash_NonRetryable_Error="true"), True),
         (answer(489, upstash_nonretryable_error="TRUE "), True),
-        (answer(400, Upstash_NonRetryable_Error="true"), True),  # the header alone decides (A16)
+        (answer(400, Upstash_NonRetryable_Error="true"), True),  # the header alone decides (docs/compatibility.md A16)
         (answer(489), False),
         (answer(489, Upstash_NonRetryable_Error="false"), False),
         (answer(489, Upstash_NonRetryable_Error=""), False),

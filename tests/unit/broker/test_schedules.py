@@ -36,7 +36,7 @@ async def create(service: Service, destination: str = HOOK, body: str = "", **he
 
 
 async def test_a_schedule_is_shown_with_everything_it_was_made_with(service: Service) -> None:
-    """B20"""
+    """docs/protocol.md B20."""
     lines = {
         "Upstash-Cron": "*/10 * * * * ",
         "Upstash-Schedule-Id": "mine",
@@ -92,7 +92,7 @@ async def test_a_schedule_is_shown_with_everything_it_was_made_with(service: Ser
 
 
 async def test_a_schedule_is_paused_resumed_and_deleted(service: Service) -> None:
-    """B19, A22, A31"""
+    """docs/protocol.md B19; docs/compatibility.md A22, A31."""
     schedule = await create(service)
     assert schedule.startswith("scd_")
     for method in ("PATCH", "POST"):
@@ -105,7 +105,7 @@ async def test_a_schedule_is_paused_resumed_and_deleted(service: Service) -> Non
 
 
 async def test_an_overwrite_replaces_all_but_pause_and_creation(service: Service) -> None:
-    """B21, A18"""
+    """docs/protocol.md B21; docs/compatibility.md A18."""
     await create(service, body="x", Schedule_Id="s", Callback="http://c.example/", Retries="9")
     await service.call("PATCH", "/v2/schedules/s/pause")
     service.clock.advance(MINUTE_MS)

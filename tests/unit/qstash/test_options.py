@@ -236,7 +236,7 @@ def test_batch_raw_names_the_message_whose_body_is_not_text() -> None:
 
 
 def test_blanks_around_a_value_are_not_sent() -> None:
-    """B20: no HTTP client sends them, and the official service trims them."""
+    """No HTTP client sends them, and the official service trims them (docs/protocol.md B20)."""
     script = ScriptedTransport({"scheduleId": "s"})
     QStash(TOKEN, transport=script, retry=False).schedule.create(
         destination=URL, cron="*/10 * * * * ", headers={"A": "\tb "}
