@@ -13,21 +13,21 @@ import click
 from qtasks.errors import QTasksError, did_you_mean
 
 _COMMANDS: Final = {
-    "dev": ("qtasks.cli.dev", "Broker and application for development, in one terminal."),
-    "broker": ("qtasks.cli.broker", "The QStash-compatible server, and its tokens."),
-    "run": ("qtasks.cli.run", "Your tasks as a production server."),
-    "send": ("qtasks.cli.send", "Delay a task by its name."),
+    "dev": ("qtasks.cli.dev", "Run a broker and your application for development, in one terminal."),
+    "broker": ("qtasks.cli.broker", "Run the QStash-compatible server, or manage its tokens."),
+    "run": ("qtasks.cli.run", "Run your tasks as a production server."),
+    "send": ("qtasks.cli.send", "Send a call of a task by its name."),
     "tasks": ("qtasks.cli.tasks", "List the tasks of an application."),
-    "schedules": ("qtasks.cli.schedules", "See, sync and steer the schedules of an application."),
-    "explain": ("qtasks.cli.explain", "What an error code means, and what to do about it."),
+    "schedules": ("qtasks.cli.schedules", "List, sync and change the schedules of an application."),
+    "explain": ("qtasks.cli.explain", "Explain an error code."),
 }
 
 EXIT_USAGE: Final = 2
-"""Also: application not found, port taken, database locked or too new."""
+"""Exit status of wrong usage, and of every error of qtasks: application not found, port taken, database locked ..."""
 
 
 class _LazyGroup(click.Group):
-    """A group that knows its commands by name and one line of help."""
+    """A group that knows the name and the help line of each command, and imports a command when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -60,15 +60,15 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; every error of ours is a sentence and an exit code, never a traceback."""
+    """Run the command line. An error of qtasks prints its code and text and sets the exit status; no traceback."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
-        except OSError:  # started without it: a socket would take its number, and libuv aborts on such a one
+        except OSError:  # not open: a socket would get its number, and libuv aborts on such a socket
             os.open(os.devnull, os.O_RDWR)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # printing is no reason to fail, whatever the terminal knows
+            stream.reconfigure(errors="replace")  # printing must not fail, whatever the terminal can show
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:

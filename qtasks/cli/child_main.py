@@ -1,7 +1,8 @@
-"""The application in a process of its own, below `qtasks dev`: on a socket it is handed, ending with its parent.
+"""The main program of a child process that serves the application, under `qtasks dev` or `qtasks run --workers`.
 
-Started as ``python -m qtasks.cli.child_main``; what it is to do comes as JSON in its first argument. It reports
-as lines of JSON on the report descriptor: where it serves, or why it cannot; and later that it takes no more requests.
+The parent starts ``python -m qtasks.cli.child_main`` with `ChildOptions` as JSON in the first argument. The child
+serves on the socket that it inherits and ends with its parent. It writes reports to the report descriptor, one line of
+JSON each: where it serves or why it cannot, and later that it takes no more requests.
 """
 
 from __future__ import annotations
@@ -24,100 +25,102 @@ from qtasks.cli.uvicorn_server import FAILED, UvicornServer, serve
 from qtasks.errors import QTasksError
 
 RETIRE: Final = signal.SIGUSR1
-"""Another one takes over: answer what is still on its way here, then end."""
+"""The signal to a child that is replaced: answer the requests that are still arriving, then end."""
 
 
 @dataclass(frozen=True)
 class ChildOptions:
-    """What the parent wants."""
+    """What a child process is to serve, and how."""
 
     folder: str
     module: str
     attribute: str | None
     origin: str
-    """``http://host:port`` of the socket."""
+    """``http://host:port`` of the listening socket."""
     listener: int
+    """File descriptor of the listening socket."""
     report: int
+    """File descriptor for reports."""
     lifeline: int
-    """A pipe whose other end the parent holds: its end of file is the parent's end."""
+    """File descriptor of a pipe whose other end the parent holds: end of file means that the parent has ended."""
     drain_s: float
-    """For running tasks at a stop."""
+    """Seconds that running tasks may continue at a stop."""
     production: bool
-    """Whether it logs lines with times, and lingers before it ends even when it is not replaced."""
+    """True under `qtasks run`: log with times, and always linger before the end, not only when it is replaced."""
     may_have_schedules: bool
-    """Whether the broker may have schedules of an earlier version."""
+    """True if the broker may have schedules of an earlier version of the code."""
 
     def dump(self) -> str:
-        """As one argument of a command."""
+        """The options as one argument of a command."""
         return json.dumps(asdict(self))
 
     @classmethod
     def load(cls, text: str) -> ChildOptions:
-        """The inverse of `dump`."""
+        """Read what `dump` has written."""
         return cls(**json.loads(text))
 
 
 def main() -> None:
-    """Serve until told to end."""
-    orders = ChildOptions.load(sys.argv[1])
-    # Ctrl-C goes to the whole foreground group; the parent alone decides what follows from it.
+    """Serve until a signal."""
+    options = ChildOptions.load(sys.argv[1])
+    # The terminal sends Ctrl-C to the parent and to its children; only the parent decides what happens then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, args=(orders.lifeline,), daemon=True).start()
-    if not orders.production:
-        # Compiled code is taken for current by the second and the size of its source: a quick second edit would not be
-        # seen. So the code that is being worked on leaves none.
+    threading.Thread(target=_end_with_parent, args=(options.lifeline,), daemon=True).start()
+    if not options.production:
+        # Python compares compiled code with its source by the modification time in seconds and by the size, so it would
+        # miss a second quick edit. Do not write compiled code during development.
         sys.dont_write_bytecode = True
-        sys.exit(_serve(orders))
+        sys.exit(_serve(options))
     errors = NonBlockingStream(sys.stderr)
     log_to(errors)
     try:
-        sys.exit(_serve(orders))
+        sys.exit(_serve(options))
     finally:
         errors.close()
 
 
-def _serve(orders: ChildOptions) -> int:
-    """Serve until a signal; the exit status."""
+def _serve(options: ChildOptions) -> int:
+    """Serve until a signal; return the exit status."""
     try:
-        loaded = load(AppLocation(Path(orders.folder), orders.module, orders.attribute, ""))
-        if not orders.production:
-            # The parent chose the port, the application its prefix: together the address that deliveries are signed
-            # for. What stands in the environment of a laptop may be the address of production.
-            os.environ["QTASKS_BASE_URL"] = orders.origin + loaded.prefix
+        loaded = load(AppLocation(Path(options.folder), options.module, options.attribute, ""))
+        if not options.production:
+            # Deliveries are signed for the origin that the parent chose and the prefix that the application chose.
+            # QTASKS_BASE_URL in the environment of a developer may be the address of production.
+            os.environ["QTASKS_BASE_URL"] = options.origin + loaded.prefix
         settings = loaded.tasks.settings
         settings.receiver()
         loaded.tasks.schedules.check()
     except QTasksError as error:
-        _report(orders.report, {"error": str(error), "code": error.code})
+        _report(options.report, {"error": str(error), "code": error.code})
         return FAILED
 
-    def serving() -> None:
+    def report_started() -> None:
         count = len(loaded.tasks.schedules)
-        synced = "" if orders.production or not (count or orders.may_have_schedules) else sync(loaded.tasks)
+        synced = "" if options.production or not (count or options.may_have_schedules) else sync(loaded.tasks)
         facts = {
             "target": loaded.target,
             "base_url": settings.base_url,
             "parameters": {name: task.parameters.positional for name, task in loaded.tasks.tasks.items()},
         }
-        _report(orders.report, {**facts, "schedules": count, "synced": synced})
+        _report(options.report, {**facts, "schedules": count, "synced": synced})
 
-    def retired() -> None:
-        _report(orders.report, {"retired": True})
+    def report_retired() -> None:
+        _report(options.report, {"retired": True})
 
     server = UvicornServer(
         loaded.app,
-        drain_s=orders.drain_s,
-        started=serving,
-        retired=retired,
-        below=True,
-        lingers=orders.production,
+        drain_s=options.drain_s,
+        started=report_started,
+        retired=report_retired,
+        is_child=True,
+        lingers=options.production,
     )
     signal.signal(RETIRE, server.retire)
-    return serve(server, socket.socket(fileno=orders.listener))
+    return serve(server, socket.socket(fileno=options.listener))
 
 
 def _report(descriptor: int, facts: dict[str, Any]) -> None:
-    with suppress(OSError):  # the parent may have gone
+    with suppress(OSError):  # the parent may have ended
         os.write(descriptor, json.dumps(facts).encode() + b"\n")
 
 

@@ -1,4 +1,4 @@
-"""A child process with the user's application, on a socket that outlives it."""
+"""A child process that serves the user's application, on a socket that the parent keeps open."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from qtasks.cli.loader import AppError, AppLocation
 from qtasks.error_codes import ErrorCode
 
 DRAIN_S: Final = 10.0
-"""How long the tasks of a child may go on after SIGTERM."""
+"""Seconds that the tasks of a child may continue after SIGTERM."""
 STOP_S: Final = 15.0
-"""How long a child may take to end after SIGTERM before it is killed."""
+"""Seconds that a child may take to end after SIGTERM before it is killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class StartedApp:
-    """What a started application said of itself."""
+    """What a child reports when its application serves."""
 
     target: str
     base_url: str
     parameters: Mapping[str, Sequence[str]]
     """The name of each task, and the names of its positional parameters."""
     schedules: int
-    """How many the code declares."""
+    """Number of schedules that the code declares."""
     synced: str
-    """What became of them at the broker, in words; empty where there was nothing to do."""
+    """What the sync of the schedules changed, in words; empty if nothing."""
 
     def __str__(self) -> str:
-        """How much there is of what."""
+        """The numbers of tasks and schedules in words."""
         return counted(len(self.parameters), self.schedules)
 
 
 def counted(tasks: int, schedules: int) -> str:
-    """``3 tasks``, ``1 task, 2 schedules``."""
+    """The numbers in words, such as ``3 tasks`` or ``1 task, 2 schedules``."""
     words = [f"{tasks} task{'' if tasks == 1 else 's'}"]
     if schedules:
         words.append(f"{schedules} schedule{'' if schedules == 1 else 's'}")
@@ -49,7 +49,7 @@ def counted(tasks: int, schedules: int) -> str:
 
 
 class ChildProcess:
-    """A running application process."""
+    """A running child process."""
 
     def __init__(
         self, process: asyncio.subprocess.Process, serving: StartedApp, reports: _ReportReader, lifeline: int
@@ -58,7 +58,7 @@ class ChildProcess:
         self._process = process
         self._reports = reports
         self._lifeline = lifeline
-        self._asked = False
+        self._end_requested = False
 
     @classmethod
     async def start(
@@ -72,13 +72,13 @@ class ChildProcess:
         production: bool = False,
         may_have_schedules: bool = False,
     ) -> ChildProcess:
-        """Start the application and return once it serves. Raises AppError with what the child said.
+        """Start the application and return once it serves. Raises AppError with the error that the child reports.
 
-        `production` has it log lines with times, linger before it ends, and leave schedules alone.
+        With `production` the child logs with times, lingers before it ends, and does not sync schedules.
         """
         report_in, report_out = os.pipe()
         lifeline_in, lifeline_out = os.pipe()
-        orders = ChildOptions(
+        options = ChildOptions(
             folder=str(target.folder),
             module=target.module,
             attribute=target.attribute,
@@ -95,7 +95,7 @@ class ChildProcess:
                 sys.executable,
                 "-m",
                 "qtasks.cli.child_main",
-                orders.dump(),
+                options.dump(),
                 env=dict(environment),
                 pass_fds=(listener.fileno(), report_out, lifeline_in),
             )
@@ -106,7 +106,7 @@ class ChildProcess:
         finally:
             os.close(report_out)
             os.close(lifeline_in)
-        reports = await _ReportReader.read(report_in)
+        reports = await _ReportReader.open(report_in)
         try:
             facts = await reports.next()
             if facts is None:
@@ -120,7 +120,7 @@ class ChildProcess:
                 raise AppError(facts["error"], code=facts["code"])
         except BaseException:
             reports.close()
-            os.close(lifeline_out)  # which ends the child, however far it has come
+            os.close(lifeline_out)  # the child ends when it sees this
             raise
         serving = StartedApp(
             facts["target"], facts["base_url"], facts["parameters"], facts["schedules"], facts["synced"]
@@ -128,23 +128,23 @@ class ChildProcess:
         return cls(process, serving, reports, lifeline_out)
 
     async def wait(self) -> int:
-        """Return its exit status when it has ended."""
+        """Wait until the process has ended; return its exit status."""
         return await self._process.wait()
 
-    def _ask_to_end(self, how: signal.Signals) -> None:
-        """Once: a second signal would end it at once."""
-        if not self._asked and self._process.returncode is None:
-            self._asked = True
-            self._process.send_signal(how)
+    def _request_end(self, stop_signal: signal.Signals) -> None:
+        """Send the signal if none has been sent: a second one would end the process at once."""
+        if not self._end_requested and self._process.returncode is None:
+            self._end_requested = True
+            self._process.send_signal(stop_signal)
 
     async def retire(self) -> None:
-        """Ask it to make way for another, and return when it takes no more requests: it may still work on some."""
-        self._ask_to_end(RETIRE)
+        """Ask a replaced child to end. Returns when it takes no more requests; some may still run."""
+        self._request_end(RETIRE)
         await self._reports.next()
 
     async def stop(self, limit_s: float = STOP_S) -> None:
-        """End it: politely, then not. Idempotent."""
-        self._ask_to_end(signal.SIGTERM)
+        """Ask the process to end, and kill it after `limit_s` seconds. Idempotent."""
+        self._request_end(signal.SIGTERM)
         if self._process.returncode is None:
             try:
                 async with asyncio.timeout(limit_s):
@@ -159,14 +159,14 @@ class ChildProcess:
 
 
 class _ReportReader:
-    """What a child says of itself, a line of JSON at a time."""
+    """Reads the reports of a child, each one line of JSON."""
 
     def __init__(self, reader: asyncio.StreamReader, transport: asyncio.ReadTransport) -> None:
         self._reader = reader
         self._transport = transport
 
     @classmethod
-    async def read(cls, descriptor: int) -> _ReportReader:
+    async def open(cls, descriptor: int) -> _ReportReader:
         reader = asyncio.StreamReader()
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb")
@@ -174,7 +174,7 @@ class _ReportReader:
         return cls(reader, transport)
 
     async def next(self) -> dict[str, Any] | None:
-        """The next report, or None when there are no more."""
+        """Wait for the next report; None if the child has closed its end."""
         line = await self._reader.readline()
         return json.loads(line) if line else None
 

@@ -1,4 +1,4 @@
-"""`qtasks dev`: broker and application in one terminal."""
+"""`qtasks dev`: the broker and the application in one terminal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HOST: Final = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class DevOptions:
-    """What `qtasks dev` was told."""
+    """The options of `qtasks dev`."""
 
     target: AppLocation
     port: int
@@ -47,15 +47,15 @@ class DevOptions:
 
 @click.command("dev")
 @click.argument("app", required=False)
-@click.option("--port", default=8080, show_default=True, help="Of the broker; 0 picks a free one.")
-@click.option("--app-port", default=8000, show_default=True, help="Of your application; 0 picks a free one.")
-@click.option("--db", type=click.Path(dir_okay=False), default=None, help="Where messages are kept. [.qtasks/dev.db]")
-@click.option("--memory", is_flag=True, help="Forget everything at the end.")
+@click.option("--port", default=8080, show_default=True, help="Port of the broker; 0 picks a free one.")
+@click.option("--app-port", default=8000, show_default=True, help="Port of your application; 0 picks a free one.")
+@click.option("--db", type=click.Path(dir_okay=False), default=None, help="Database of the broker. [.qtasks/dev.db]")
+@click.option("--memory", is_flag=True, help="Keep nothing after the end.")
 def command(app: str | None, port: int, app_port: int, db: str | None, memory: bool) -> None:
-    """Run the broker and APP, and show what happens, one line an event.
+    """Run the broker and APP, and print one line for each event.
 
-    APP is a file (tasks.py), a module, or module:object; without it, it is looked for.
-    Everything stays on this machine.
+    APP is a file (tasks.py), a module, or module:object; without it, qtasks looks for one.
+    Both listen on this machine only.
     """
     if memory and db is not None:
         raise click.UsageError("--memory and --db contradict each other: leave one out")
@@ -86,7 +86,7 @@ async def _dev(options: DevOptions, out: NonBlockingStream, errors: NonBlockingS
         app_socket = listen(HOST, options.app_port)
         stack.callback(app_socket.close)
         os.set_inheritable(app_socket.fileno(), True)
-        broker_url, app_url = (f"http://{HOST}:{one.getsockname()[1]}" for one in (broker_socket, app_socket))
+        broker_url, app_url = (f"http://{HOST}:{listener.getsockname()[1]}" for listener in (broker_socket, app_socket))
 
         settings = BrokerSettings(path=options.db).with_model(os.environ.get(LLM_VARIABLE))
         broker = await Broker.open(settings)
@@ -109,44 +109,49 @@ async def _dev(options: DevOptions, out: NonBlockingStream, errors: NonBlockingS
             "QTASKS_DEV": "1",
         }
 
-        def started(fresh: StartedApp) -> None:
-            printer.base_url, printer.parameters = fresh.base_url, fresh.parameters
-            facts = dev_file.DevFile(
+        def on_started(started_app: StartedApp) -> None:
+            printer.base_url, printer.parameters = started_app.base_url, started_app.parameters
+            dev_file.DevFile(
                 broker=broker_url,
                 token=user.token,
                 current_signing_key=keys.current,
                 next_signing_key=keys.next,
-                base_url=fresh.base_url,
+                base_url=started_app.base_url,
                 results=options.results,
                 pid=os.getpid(),
-            )
-            facts.write()
+            ).write()
 
         stack.callback(dev_file.remove, os.getpid())
-        kept = await broker.store.read(schedules.schedules, broker.accounts[user.name])
+        existing = await broker.store.read(schedules.schedules, broker.accounts[user.name])
         application = ReloadingApplication(
-            options.target, app_socket, app_url, environment, started, errors.line, may_have_schedules=bool(kept)
+            options.target,
+            app_socket,
+            app_url,
+            environment,
+            on_started,
+            errors.line,
+            may_have_schedules=bool(existing),
         )
         serving = await application.start()
         stop = stack.enter_context(stop_signals())
         stack.push_async_callback(application.stop)
-        # Attempts under way need the application: they end before it does.
+        # Running attempts need the application, so drain the broker before the application stops.
         stack.push_async_callback(broker.deliverer.drain, broker.settings.drain_s)
         _greet(out, options, broker, serving, broker_url)
         broker.start()
         event_loop.tune_interpreter()
         status = await _until_stopped(stop, broker, application)
-        errors.line("stopping: waiting for what is under way")
+        errors.line("stopping: waiting for running tasks")
     out.line(str(printer.tally))
     return status
 
 
 def _greet(out: NonBlockingStream, options: DevOptions, broker: Broker, serving: StartedApp, broker_url: str) -> None:
-    kept = "in memory, forgotten at the end" if options.db == MEMORY else f"{options.db} ({broker.store.promise})"
-    out.line(f"qtasks {version('qstash-tasks')}  dev   app {serving.target} ({options.target.found})   {serving}")
+    store = "in memory, nothing is kept" if options.db == MEMORY else f"{options.db} ({broker.store.promise})"
+    out.line(f"qtasks {version('qstash-tasks')}  dev   app {serving.target} ({options.target.source})   {serving}")
     out.line(f"  broker   {broker_url}   QSTASH_TOKEN={development.USERS[0].token}")
     out.line(f"  app      {serving.base_url}")
-    out.line(f"  store    {kept}")
+    out.line(f"  store    {store}")
     if broker.recovery.waiting:
         out.line(f"  found    {broker.recovery.waiting} waiting, {broker.recovery.interrupted} of them interrupted")
     if serving.synced:
@@ -156,16 +161,16 @@ def _greet(out: NonBlockingStream, options: DevOptions, broker: Broker, serving:
 
 
 async def _until_stopped(stop: asyncio.Event, broker: Broker, application: ReloadingApplication) -> int:
-    """Return at a signal (0) or when the application cannot be kept alive (1). Raises StoreError."""
+    """Return 0 after a stop signal, 1 if the application cannot be kept alive. Raises StoreError."""
     signalled = asyncio.create_task(stop.wait())
     supervising = asyncio.create_task(application.supervise())
     broken = asyncio.create_task(broker.store.broken.wait())
     waiting = (signalled, supervising, broken)
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    ended = supervising.done()
+    app_ended = supervising.done()
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
     if broker.store.broken.is_set():
         raise StoreError("the storage failed; start again once the disk is sound")
-    return supervising.result() if ended else 0
+    return supervising.result() if app_ended else 0

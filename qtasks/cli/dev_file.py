@@ -1,4 +1,4 @@
-"""`.qtasks/dev.json`: how a program beside a running `qtasks dev` finds it."""
+"""`.qtasks/dev.json`: the file in which other programs find a running `qtasks dev`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE: Final = FOLDER / "dev.json"
 
 @dataclass(frozen=True)
 class DevFile:
-    """The facts of a running `qtasks dev`, for this user alone."""
+    """How to reach a running `qtasks dev`; only its user may read the file."""
 
     broker: str
     token: str
@@ -25,17 +25,17 @@ class DevFile:
     pid: int
 
     def write(self) -> None:
-        """Put the file in place in one step, readable by its owner alone."""
+        """Write the file in one step; only its owner can read it."""
         prepare()
-        fresh = FILE.with_suffix(f".{self.pid}")
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        new_file = FILE.with_suffix(f".{self.pid}")
+        descriptor = os.open(new_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(asdict(self), file, indent=2)
-        fresh.replace(FILE)
+        new_file.replace(FILE)
 
 
 def remove(pid: int) -> None:
-    """Take the file away if it is that of process `pid`."""
+    """Delete the file if process `pid` wrote it."""
     try:
         facts = json.loads(FILE.read_text(encoding="utf-8"))
         if isinstance(facts, dict) and facts.get("pid") == pid:
@@ -45,7 +45,7 @@ def remove(pid: int) -> None:
 
 
 def prepare() -> None:
-    """Make the folder; what is in it never belongs into a repository."""
+    """Create the folder, with a `.gitignore` that keeps its files out of repositories."""
     FOLDER.mkdir(mode=0o700, exist_ok=True)
     ignore = FOLDER / ".gitignore"
     if not ignore.exists():

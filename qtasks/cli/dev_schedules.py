@@ -1,4 +1,4 @@
-"""Schedules under `qtasks dev`: synced by the application that begins to serve, added, changed and removed alike."""
+"""Sync schedules under `qtasks dev`: an application process does it when it starts to serve."""
 
 from __future__ import annotations
 
@@ -12,33 +12,36 @@ from qtasks.protocol.loopback import is_loopback_url
 if TYPE_CHECKING:
     from qtasks.tasks.app import QTasks
 
-_KNOCK_S: Final = 0.2
+_CONNECT_TIMEOUT_S: Final = 0.2
 
 
 def sync(tasks: QTasks) -> str:
-    """Have the broker keep what the code declares; what was done in words, or why nothing was. Empty for nothing."""
+    """Sync the schedules of the broker with those that the code declares.
+
+    Returns one line: what changed, or the error. Returns an empty text if nothing had to change.
+    """
     try:
-        done = tasks.schedules.sync(prune=True)
-        abandoned = [one.schedule_id for one in done.elsewhere if _is_abandoned(one.destination)]
+        plan = tasks.schedules.sync(prune=True)
+        abandoned = [existing.schedule_id for existing in plan.elsewhere if _is_abandoned(existing.destination)]
         if not is_loopback_url(tasks.settings.url or ""):
-            abandoned.clear()  # what that machine calls itself is not here
+            abandoned.clear()  # a loopback address at a broker on another machine does not name this machine
         for schedule_id in abandoned:
             _delete(tasks, schedule_id)
     except QTasksError as error:
         return f"{error.code} {error}"
-    said = [] if done.in_sync else [str(done)]
+    changes = [] if plan.in_sync else [str(plan)]
     if abandoned:
-        said.append(f"removed {', '.join(abandoned)}, for nothing listens there any more")
-    return "; ".join(said)
+        changes.append(f"removed {', '.join(abandoned)}: nothing listens there any more")
+    return "; ".join(changes)
 
 
 def _is_abandoned(destination: str) -> bool:
-    """Whether a destination is on this machine and nothing listens there: the application had another port once."""
+    """True if the destination is on this machine and nothing listens there: the port of the application has changed."""
     parts = urlsplit(destination)
     if not is_loopback_url(destination) or parts.hostname is None:
         return False
     try:
-        socket.create_connection((parts.hostname, parts.port or 80), timeout=_KNOCK_S).close()
+        socket.create_connection((parts.hostname, parts.port or 80), timeout=_CONNECT_TIMEOUT_S).close()
     except ConnectionRefusedError:
         return True
     except OSError:

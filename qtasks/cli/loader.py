@@ -1,4 +1,4 @@
-"""From what a person typed (a file, a module, ``module:object``, or nothing) to their tasks and their application."""
+"""Find and import the application that a command names: a file, a module, ``module:object``, or nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qtasks.tasks.app import QTasks
 from qtasks.tasks.ports import ASGIApp
 
 MAX_REASON: Final = 300
-"""Characters of somebody else's error text that are shown, in one line."""
+"""Characters of the error text of an import that are shown."""
 CANDIDATES: Final = ("tasks.py", "app.py", "main.py", "app/main.py", "app/tasks.py")
 
 
@@ -36,8 +36,8 @@ class AppLocation:
     folder: Path
     module: str
     attribute: str | None
-    found: str
-    """How it was found, for the first line of output."""
+    source: str
+    """Where the name comes from, for the first line of output."""
 
     def __str__(self) -> str:
         return self.module if self.attribute is None else f"{self.module}:{self.attribute}"
@@ -51,11 +51,11 @@ class LoadedApp:
     tasks: QTasks
     app: ASGIApp
     prefix: str
-    """Where `app` serves the tasks, such as ``/qtasks``."""
+    """The path below which `app` serves the tasks, such as ``/qtasks``."""
 
 
 def locate(argument: str | None, folder: Path) -> AppLocation:
-    """Decide what to import, without importing. Raises AppError that lists what was looked for."""
+    """Decide what to import, without importing it. Raises AppError that lists where it looked."""
     if argument is not None:
         return _from_argument(argument, folder)
     if (configured := _configured(folder)) is not None:
@@ -108,12 +108,12 @@ def _from_file(place: str, attribute: str | None, folder: Path) -> AppLocation:
     if not path.is_file():
         guess = did_you_mean(path.name, (other.name for other in _python_files(path.parent)))
         raise AppError(f"{place} does not exist{guess}", details={"looked in": str(path.parent)})
-    # A file in a package is imported as a part of it, so that its relative imports work.
+    # Import a file of a package as a module of that package, so that its relative imports work.
     module, root = path.stem, path.parent
     while (root / "__init__.py").is_file():
         module, root = f"{root.name}.{module}", root.parent
-    # Namespace packages below the working directory: app/main.py is app.main, as for `python -m`. But what is in src/
-    # is imported from there, as it will be once it is installed.
+    # A namespace package below the working directory: app/main.py is app.main, as for `python -m`. Modules in src/ are
+    # imported without that prefix, as they are once the package is installed.
     if root.parent == folder and root.name.isidentifier() and root.name != "src":
         module, root = f"{root.name}.{module}", folder
     return AppLocation(root, module.removesuffix(".__init__"), attribute, f"file {place}")
@@ -124,10 +124,9 @@ def _python_files(folder: Path) -> list[Path]:
 
 
 def load(target: AppLocation) -> LoadedApp:
-    """Import the application and find its tasks. Raises AppError: a few lines, the user's own frames only."""
+    """Import the application and find its tasks. Raises AppError, whose few lines show only the user's code."""
     module = _import(target)
-    found = _pick(module, target)
-    return _loaded(found, target)
+    return _loaded_app(_pick(module, target), target)
 
 
 def _import(target: AppLocation) -> ModuleType:
@@ -141,12 +140,12 @@ def _import(target: AppLocation) -> ModuleType:
                 f"there is no module {target.module!r}{guess}", details={"looked in": str(target.folder)}
             ) from None
         raise _broken(target, error) from None
-    except (Exception, SystemExit) as error:  # a script that ends itself is no application either
+    except (Exception, SystemExit) as error:  # SystemExit: a script that exits is not an application
         raise _broken(target, error) from None
 
 
 def _broken(target: AppLocation, error: BaseException) -> AppError:
-    """An error in the user's code, told by the user's innermost frame."""
+    """The error of an import that failed in the user's code, with the innermost line of that code."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         where = f"{error.filename}:{error.lineno}  {(error.text or '').strip()}"
     else:
@@ -156,7 +155,7 @@ def _broken(target: AppLocation, error: BaseException) -> AppError:
             if Path(frame.filename).is_relative_to(target.folder) and "site-packages" not in frame.filename
         ]
         where = f"{frames[-1].filename}:{frames[-1].lineno}  {frames[-1].line}" if frames else "unknown"
-    # The message of a qtasks error may point at something with a caret, two lines below: its lines stay lines.
+    # A caret in the message of a qtasks error points at the line above it, so keep its line feeds.
     text = error.message if isinstance(error, QTasksError) else " ".join(str(error).split())
     text = text if len(text) <= MAX_REASON else text[:MAX_REASON] + "..."
     details: dict[str, str | Sequence[str]] = {"error": f"{type(error).__name__}: {text}", "at": where}
@@ -169,7 +168,7 @@ def _broken(target: AppLocation, error: BaseException) -> AppError:
 
 
 def _pick(module: ModuleType, target: AppLocation) -> Any:
-    """The named object, or the application in the module, or its tasks, or the default application's."""
+    """The named object; without a name the FastAPI application of the module, its QTasks object, or the default one."""
     if target.attribute is not None:
         try:
             return getattr(module, target.attribute)
@@ -190,7 +189,7 @@ def _tasks_of(module: ModuleType, target: AppLocation) -> QTasks:
     if len(declared) > 1:
         raise AppError(
             f"{target.module} has {len(declared)} QTasks objects",
-            fix=f"say which: {target.module}:name",
+            fix=f"name one of them: {target.module}:name",
             code=ErrorCode.APPLICATION_UNUSABLE,
         )
     if declared:
@@ -210,24 +209,24 @@ def _tasks_of(module: ModuleType, target: AppLocation) -> QTasks:
     return default_app
 
 
-def _loaded(found: Any, target: AppLocation) -> LoadedApp:
+def _loaded_app(candidate: Any, target: AppLocation) -> LoadedApp:
     from fastapi import FastAPI
 
     from qtasks.tasks.web.router import prefix_of, served_by
 
-    if isinstance(found, QTasks):
-        app = found.asgi_app()
-        return LoadedApp(str(target), found, app, prefix_of(app) or "")
-    if not isinstance(found, FastAPI):
+    if isinstance(candidate, QTasks):
+        app = candidate.asgi_app()
+        return LoadedApp(str(target), candidate, app, prefix_of(app) or "")
+    if not isinstance(candidate, FastAPI):
         raise AppError(
-            f"{target} is a {type(found).__name__}; expected a FastAPI application or a QTasks object",
+            f"{target} is a {type(candidate).__name__}; expected a FastAPI application or a QTasks object",
             code=ErrorCode.APPLICATION_UNUSABLE,
         )
-    prefix, tasks = prefix_of(found), served_by(found)
+    prefix, tasks = prefix_of(candidate), served_by(candidate)
     if prefix is None or tasks is None:
         raise AppError(
             f"the application in {target} does not serve any tasks",
             fix='app.include_router(tasks.router, prefix="/qtasks")',
             code=ErrorCode.APPLICATION_UNUSABLE,
         )
-    return LoadedApp(str(target), tasks, found, prefix)
+    return LoadedApp(str(target), tasks, candidate, prefix)

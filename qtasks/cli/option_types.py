@@ -1,4 +1,4 @@
-"""Values of options as people write them."""
+"""Option types of the command line: durations, sizes and ports."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _UNITS: Final = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 class Duration(click.ParamType[int]):
-    """Milliseconds, written as 7d or 1h30m."""
+    """A duration such as 7d or 1h30m; the value is in milliseconds."""
 
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read one. Fails with exit code 2."""
+        """Read the text. A text that cannot be read ends the command with exit code 2."""
         if isinstance(value, int):
             return value
         try:
@@ -28,12 +28,12 @@ class Duration(click.ParamType[int]):
 
 
 class Size(click.ParamType[int]):
-    """Bytes, written as 500MB or 1GB; 0 means no limit."""
+    """A size such as 500MB or 1GB; the value is in bytes, and 0 means no limit."""
 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read one. Fails with exit code 2."""
+        """Read the text. A text that cannot be read ends the command with exit code 2."""
         if isinstance(value, int):
             return value
         text = value.strip().upper()

@@ -1,4 +1,4 @@
-"""Output that nobody waits for: a server goes on when its terminal, pipe or log is full or gone."""
+"""Output that never blocks: a server continues when its terminal, pipe or log is full or closed."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import threading
 from typing import Final, Protocol, TextIO
 
 MAX_QUEUED_WRITES: Final = 10_000
-"""Writes that may wait for a reader; beyond them the newest are dropped, and counted."""
+"""Writes that may wait to be read. When the queue is full, new writes are dropped and counted."""
 CLOSE_TIMEOUT_S: Final = 0.5
-"""How long the end of a program waits for its output to be taken."""
+"""Seconds that `close` waits for the queued output to be written."""
 _FORMAT: Final = "%(asctime)s %(levelname)s %(message)s"
 
 
 class TextStream(Protocol):
-    """What we need of a text stream."""
+    """The methods of a text stream that are used here."""
 
     @property
     def encoding(self) -> str:
-        """What text becomes bytes by."""
+        """The encoding of the stream."""
 
     def write(self, text: str, /) -> int:
-        """Take `text`; how many characters that was."""
+        """Write `text`; return its number of characters."""
 
     def flush(self) -> None:
-        """Have it out."""
+        """Write what is buffered."""
 
     def isatty(self) -> bool:
-        """Whether a person may be looking."""
+        """True if the stream is a terminal."""
 
 
 class NonBlockingStream:
-    """A text stream whose `write` never waits: a thread of its own does, and drops what a full queue cannot hold.
+    """A text stream whose `write` never blocks: a thread does the writing. What does not fit its queue is dropped.
 
-    It writes to the descriptor and not through `stream`, whose lock would be held for ever by a blocked write.
-    None as `stream` (a program started without one) takes everything and shows nothing.
+    The thread writes to the file descriptor, not through `stream`: a blocked write would hold the lock of `stream` for
+    ever. With None as `stream` (the program was started without one) all output is discarded.
     """
 
     def __init__(self, stream: TextIO | None, limit: int = MAX_QUEUED_WRITES) -> None:
@@ -48,12 +48,12 @@ class NonBlockingStream:
         self._thread: threading.Thread | None = None
         if stream is not None:
             stream.flush()
-            # A descriptor of its own: a write may still wait when `stream` is closed and its number given away.
+            # A duplicate: a write may still be blocked when `stream` is closed and its descriptor number is reused.
             self._thread = threading.Thread(target=self._work, args=(os.dup(stream.fileno()),), daemon=True)
             self._thread.start()
 
     def write(self, text: str, /) -> int:
-        """Take `text`, or drop it when nobody has read for long."""
+        """Queue `text`, or drop it if the queue is full."""
         if self._thread is not None:
             try:
                 self._queue.put_nowait(text.encode(self.encoding, "replace"))
@@ -62,18 +62,18 @@ class NonBlockingStream:
         return len(text)
 
     def line(self, text: str = "") -> None:
-        """Write a line."""
+        """Write `text` and a line feed."""
         self.write(text + "\n")
 
     def flush(self) -> None:
-        """Nothing to do: whoever writes does not wait."""
+        """Does nothing: the thread writes as soon as it can."""
 
     def isatty(self) -> bool:
-        """As the stream underneath."""
+        """True if the underlying stream is a terminal."""
         return self._terminal
 
     def close(self) -> None:
-        """Wait a moment for what was written to be taken. Idempotent."""
+        """Wait up to `CLOSE_TIMEOUT_S` for the queued output to be written. Idempotent."""
         thread, self._thread = self._thread, None
         if thread is not None:
             try:
@@ -90,7 +90,7 @@ class NonBlockingStream:
                     dropped, self._dropped = self._dropped, 0
                     _write(descriptor, f"({dropped} more were not shown)\n".encode())
         except OSError:
-            self._thread = None  # the reader has gone, and with it the need to say anything
+            self._thread = None  # the reader has closed its end: nothing can be written any more
         finally:
             os.close(descriptor)
 
@@ -101,7 +101,7 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 class _OneLineFormatter(logging.Formatter):
-    """Records as lines: what strangers put into a message cannot begin a line of its own or steer a terminal."""
+    """One line for each record: text of other parties in a message cannot start a new line or control the terminal."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
         line = super().formatMessage(record)
@@ -109,12 +109,12 @@ class _OneLineFormatter(logging.Formatter):
 
 
 def _is_no_cancellation(record: logging.LogRecord) -> bool:
-    """What a stop has cut off is told in a line by whoever cut it; uvicorn adds forty for each."""
+    """False for the traceback of a cancelled request: the code that cancels logs one line; uvicorn would add forty."""
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def log_to(stream: TextStream) -> None:
-    """Send this process's log to `stream`, unless the application has said already where it goes."""
+    """Send the log of this process to `stream`, unless the application has configured logging already."""
     root = logging.getLogger()
     if not root.handlers:
         handler = logging.StreamHandler(stream)

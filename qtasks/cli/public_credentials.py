@@ -1,4 +1,4 @@
-"""What may be reached from other machines: nothing that the published development credentials open."""
+"""Refuse to listen beyond loopback with the public development credentials."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ _PUBLIC: Final = frozenset(
 
 
 def refuse_public_credentials(secrets: Iterable[str | None], host: str, *, fix: str) -> None:
-    """Raise ConfigurationError where a server on `host` would trust a secret that everybody knows."""
+    """Raise ConfigurationError if a server on `host`, which other machines can reach, would trust a published secret.
+
+    `fix` says what to do instead.
+    """
     if not is_loopback(host) and not _PUBLIC.isdisjoint(secrets):
         raise ConfigurationError(
-            f"the public development credentials may not be used on {host}: everybody knows them", fix=fix
+            f"the public development credentials must not be used on {host}: other machines can reach it",
+            fix=fix,
         )

@@ -1,8 +1,7 @@
-"""The user's application below `qtasks dev`: started, replaced when its code changes, started again when it dies.
+"""Run the user's application under `qtasks dev`: replace it when its code changes, restart it when it dies.
 
-A replacement first starts, then the old process is asked to end. Until then both listen on the same socket, so there
-is no moment without a listener; the old one answers what reaches it on connections that are open, and says on each
-that it was the last answer there.
+The new process starts first; then the old one is asked to end. Until then both listen on the same socket, so that no
+connection is refused. The old process still answers requests on its open connections, each with ``Connection: close``.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,38 +19,43 @@ from qtasks.cli.child_process import ChildProcess, StartedApp
 from qtasks.cli.loader import AppError, AppLocation
 
 MIN_LIFETIME_S: Final = 1.0
-"""An application that dies sooner than this after its start is not started again: it would die for ever."""
+"""Seconds. An application that dies sooner after its start is not restarted, because it would die again and again."""
 
 
 @dataclass
 class ReloadingApplication:
-    """One application on one listening socket, whichever process serves it."""
+    """One application on one listening socket, served by one process after another."""
 
     target: AppLocation
     listener: socket.socket
     origin: str
     environment: Mapping[str, str]
     started: Callable[[StartedApp], None]
-    """Told whenever an application process begins to serve."""
+    """Called when an application process has started to serve."""
     say: Callable[[str], None]
-    """Told, in words, what became of the application."""
+    """Called with a line of text for the terminal."""
     may_have_schedules: bool
-    """Whether the broker may have schedules of the version that serves, or of one before."""
+    """True if the broker may have schedules of this version of the code or of an earlier one."""
     _children: list[ChildProcess] = field(default_factory=list)
-    """The one that serves last; before it those that are about to end."""
+    """The child that serves is the last one; those before it are about to end."""
     _replacing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _changes: AsyncIterator[set[watchfiles.main.FileChange]] | None = field(default=None, init=False)
+    """The changes of the code, from just before it is read."""
+    _next_change: asyncio.Future[set[watchfiles.main.FileChange]] | None = field(default=None, init=False)
+    _start_s: float = field(default=0.0, init=False)
+    """When the current child was started, as `time.monotonic` counts."""
 
     async def start(self) -> StartedApp:
-        """Start it. Raises AppError."""
-        # Before the code is read: what changes from now on is noticed.
+        """Start the first child and return what it reports. Raises AppError."""
+        # Before the child reads the code, so that no change is missed.
         self._changes = watchfiles.awatch(self.target.folder, watch_filter=watchfiles.PythonFilter())
-        self._change = asyncio.ensure_future(anext(self._changes))
+        self._next_change = asyncio.ensure_future(anext(self._changes))
         await asyncio.sleep(0)
         self._children.append(await self._new_child())
         return self._children[-1].serving
 
     async def supervise(self) -> int:
-        """Replace it when code changes and when it dies; return its exit status when that is hopeless."""
+        """Replace the child when code changes or when it dies. Return the exit status if it cannot be kept alive."""
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(self._watch(group))
             try:
@@ -60,7 +64,7 @@ class ReloadingApplication:
                 watching.cancel()
 
     async def stop(self) -> None:
-        """End it politely."""
+        """Ask all children to end, and wait for them."""
         await asyncio.gather(*(child.stop() for child in self._children))
 
     async def _new_child(self) -> ChildProcess:
@@ -71,7 +75,7 @@ class ReloadingApplication:
             self.environment,
             may_have_schedules=self.may_have_schedules,
         )
-        self._began_s = time.monotonic()
+        self._start_s = time.monotonic()
         self.may_have_schedules |= child.serving.schedules > 0
         self.started(child.serving)
         return child
@@ -82,11 +86,11 @@ class ReloadingApplication:
             status = await child.wait()
             async with self._replacing:
                 if child is not self._children[-1]:
-                    continue  # it was replaced
-                if time.monotonic() - self._began_s < MIN_LIFETIME_S:
+                    continue  # another child has replaced it
+                if time.monotonic() - self._start_s < MIN_LIFETIME_S:
                     self.say(f"the application ended with status {status}")
                     return 1
-                self.say(f"the application ended with status {status}; starting it again")
+                self.say(f"the application ended with status {status}; restarting it")
                 try:
                     self._children.append(await self._new_child())
                 except AppError as error:
@@ -95,33 +99,35 @@ class ReloadingApplication:
             await self._end(child)
 
     async def _watch(self, group: asyncio.TaskGroup) -> None:
+        assert self._changes is not None, "`start` comes before `supervise`"
+        assert self._next_change is not None, "`start` comes before `supervise`"
         reload: asyncio.Task[None] | None = None
         try:
             while True:
-                await self._change
-                self._change = asyncio.ensure_future(anext(self._changes))
+                await self._next_change
+                self._next_change = asyncio.ensure_future(anext(self._changes))
                 if reload is not None:
                     reload.cancel()  # the code has changed again, perhaps because that start hangs
                 reload = group.create_task(self._reload(group))
         except (OSError, RuntimeError) as error:
-            self.say(f"code changes are not noticed any more: {error}")
+            self.say(f"code changes are no longer noticed: {error}")
 
     async def _reload(self, group: asyncio.TaskGroup) -> None:
         async with self._replacing:
             try:
-                fresh = await self._new_child()
+                new_child = await self._new_child()
             except AppError as error:
-                self.say(f"{error.code} {error}\n  meanwhile   the last version that worked goes on")
+                self.say(f"{error.code} {error}\n  meanwhile   the last working version continues to run")
                 return
             old = self._children[-1]
-            self._children.append(fresh)
-        group.create_task(self._hand_over(old, fresh))
+            self._children.append(new_child)
+        group.create_task(self._hand_over(old, new_child))
 
-    async def _hand_over(self, old: ChildProcess, fresh: ChildProcess) -> None:
+    async def _hand_over(self, old: ChildProcess, new_child: ChildProcess) -> None:
         await old.retire()
-        self.say(f"reloaded {fresh.serving.target}: {fresh.serving}")
-        if fresh.serving.synced:
-            self.say(f"  synced      {fresh.serving.synced}")
+        self.say(f"reloaded {new_child.serving.target}: {new_child.serving}")
+        if new_child.serving.synced:
+            self.say(f"  synced      {new_child.serving.synced}")
         await self._end(old)
 
     async def _end(self, old: ChildProcess) -> None:

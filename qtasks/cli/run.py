@@ -18,7 +18,7 @@ from qtasks.cli.uvicorn_server import UvicornServer, serve
 from qtasks.cli.workers import WorkerPool
 from qtasks.embedded import Embedded
 
-_OWN_KEYS: Final = "use the keys of your broker (qtasks broker init makes some) or of the hosted service's console"
+_OWN_KEYS: Final = "use the keys of your broker (`qtasks broker init` prints them) or of the hosted service's console"
 
 
 @click.command("run")
@@ -32,28 +32,28 @@ _OWN_KEYS: Final = "use the keys of your broker (qtasks broker init makes some) 
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="For running tasks at a stop.",
+    help="How long running tasks may continue at a stop.",
 )
 @click.option(
     "--embedded",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="Run a broker inside, with its messages in FILE: nothing else is needed.",
+    help="Run a broker inside this process, with its messages in FILE; nothing else is needed.",
 )
 def command(app: str | None, host: str, port: int, workers: int, drain: float, embedded: str | None) -> None:
     """Serve the tasks of APP to a QStash broker.
 
-    APP is a file, a module, or module:object. Needs QSTASH_CURRENT_SIGNING_KEY, QSTASH_NEXT_SIGNING_KEY and
-    QTASKS_BASE_URL; tasks that delay others need QSTASH_TOKEN (and QSTASH_URL) too. With --embedded none of them is
-    needed, and none is used.
+    APP is a file, a module, or module:object. Set QSTASH_CURRENT_SIGNING_KEY, QSTASH_NEXT_SIGNING_KEY and
+    QTASKS_BASE_URL; tasks that send calls also need QSTASH_TOKEN (and QSTASH_URL). With --embedded none of these is
+    needed or used.
     """
     if embedded is not None and workers > 1:
-        raise click.UsageError("--embedded is for one process: leave --workers out, or run `qtasks broker` beside them")
+        raise click.UsageError("--embedded supports one process only: leave out --workers, or run `qtasks broker`")
     target = locate(app, Path.cwd())
     loaded = load(target)
     if embedded is not None:
         loaded.tasks.embed(Embedded(embedded, drain_s=drain))
-        reached = f"by the broker inside, {embedded}"
+        reached = f"by the embedded broker, {embedded}"
     else:
         keys, base_url = loaded.tasks.settings.receiver()
         refuse_public_credentials((keys.current, keys.next), host, fix=_OWN_KEYS)
@@ -67,7 +67,9 @@ def command(app: str | None, host: str, port: int, workers: int, drain: float, e
 
     def started() -> None:
         counts = counted(len(loaded.tasks.tasks), len(loaded.tasks.schedules))
-        out.line(f"qtasks run {loaded.target} ({target.found})  {counts} at {origin}{loaded.prefix}  reached {reached}")
+        out.line(
+            f"qtasks run {loaded.target} ({target.source})  {counts} at {origin}{loaded.prefix}  reached {reached}"
+        )
 
     log_to(errors)
     try:

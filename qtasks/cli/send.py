@@ -1,4 +1,4 @@
-"""`qtasks send`: delay a task by its name, without its code."""
+"""`qtasks send`: call a task by its name, without its code."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from qtasks.tasks.app import QTasks
 
 _NEGATIVE: Final = re.compile(r"-\d.*")
 _POSITIONAL: Final = "\0"
-"""In front of an argument that looks like an option; no argument of a process can hold it."""
+"""Marks an argument that looks like an option; no argument of a process can contain this character."""
 
 
 class _SendCommand(click.Command):
-    """Takes -2 for a number."""
+    """Reads ``-2`` as a number, not as an option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with_value = {name for option in self.params for name in option.opts if not getattr(option, "is_flag", True)}
@@ -33,24 +33,24 @@ class _SendCommand(click.Command):
 @click.argument("task")
 @click.argument("args", nargs=-1)
 @click.option("--kwargs", "kwargs_text", default="{}", metavar="JSON", help="Named arguments as a JSON object.")
-@click.option("--delay", default=None, metavar="DURATION", help="Not before this much later, such as 10s or 1h30m.")
+@click.option("--delay", default=None, metavar="DURATION", help="Run it after this time, such as 10s or 1h30m.")
 @click.option("--wait", is_flag=True, help="Wait for the result and print it as JSON.")
 @click.option("--timeout", default=60.0, show_default=True, metavar="SECONDS", help="How long --wait waits.")
 def command(task: str, args: tuple[str, ...], kwargs_text: str, delay: str | None, wait: bool, timeout: float) -> None:
-    """Delay TASK with ARGS on the broker that is configured, or on the `qtasks dev` that runs in this folder.
+    """Send a call of TASK with ARGS to the configured broker, or to the `qtasks dev` that runs in this folder.
 
-    Each of ARGS is JSON where it is that (2, true, '"2"', '[1, 2]'), else text.
+    Each of ARGS is read as JSON if it is valid JSON (2, true, '"2"', '[1, 2]'), otherwise as text.
     """
     tasks = QTasks()
 
-    # The code of the task is elsewhere: whatever is passed goes out as it is, and is checked where it runs.
+    # The code of the task is not here: arguments are sent as they are and checked where the task runs.
     @tasks.task(name=task)
     def unknown(*args: Any, **kwargs: Any) -> Any: ...
 
-    named = _named(kwargs_text)
-    sent = unknown.using(delay=delay) if delay is not None else unknown
+    kwargs = _read_kwargs(kwargs_text)
+    call = unknown.using(delay=delay) if delay is not None else unknown
     with tasks:
-        result = sent.delay(*map(_argument, args), **named)
+        result = call.delay(*map(_read_argument, args), **kwargs)
         click.echo(f"{result.message_id}  {result.id}", err=wait)
         if wait:
             try:
@@ -59,7 +59,7 @@ def command(task: str, args: tuple[str, ...], kwargs_text: str, delay: str | Non
                 raise click.ClickException(str(error)) from None
 
 
-def _argument(text: str) -> Any:
+def _read_argument(text: str) -> Any:
     text = text.removeprefix(_POSITIONAL)
     try:
         return json.loads(text)
@@ -67,19 +67,19 @@ def _argument(text: str) -> Any:
         return text
 
 
-def _named(text: str) -> dict[str, Any]:
+def _read_kwargs(text: str) -> dict[str, Any]:
     try:
-        named = json.loads(text)
+        kwargs = json.loads(text)
     except ValueError as error:
         raise ArgumentsError(
             f"--kwargs is not JSON: {error}",
             fix="""write it as '{"name": "Ada"}'""",
             code=ErrorCode.COMMAND_OPTION_INVALID,
         ) from None
-    if not isinstance(named, dict):
+    if not isinstance(kwargs, dict):
         raise ArgumentsError(
             "--kwargs is not a JSON object",
             fix="""write it as '{"name": "Ada"}'""",
             code=ErrorCode.COMMAND_OPTION_INVALID,
         )
-    return named
+    return kwargs

@@ -1,4 +1,4 @@
-"""Until when a server runs: the first SIGINT or SIGTERM asks it to stop, the second ends it at once."""
+"""Stop signals of a server: the first SIGINT or SIGTERM asks it to stop, the second ends the process at once."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ STOPPING: Final = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def stop_signals() -> Iterator[asyncio.Event]:
-    """An event that the first signal sets."""
+    """Yield an event that the first signal sets."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def first() -> None:
         stop.set()
-        for one in STOPPING:
-            loop.remove_signal_handler(one)
+        for stop_signal in STOPPING:
+            loop.remove_signal_handler(stop_signal)
         end_at_the_next()
 
-    for one in STOPPING:
-        loop.add_signal_handler(one, first)
+    for stop_signal in STOPPING:
+        loop.add_signal_handler(stop_signal, first)
     yield stop
 
 
 def end_at_the_next() -> None:
-    """From now on either signal ends the process, whatever it is doing."""
-    for one in STOPPING:
-        # The kernel's own way needs nothing of a busy process; but the first process of a container is spared it.
-        signal.signal(one, signal.SIG_DFL if os.getpid() != 1 else _end)
+    """Let the next SIGINT or SIGTERM end the process, even if it is busy."""
+    for stop_signal in STOPPING:
+        # The default action of the kernel works even if the process is busy, but the kernel does not apply it to
+        # process 1, the first process of a container.
+        signal.signal(stop_signal, signal.SIG_DFL if os.getpid() != 1 else _end)
 
 
 def _end(number: int, _: FrameType | None) -> None:

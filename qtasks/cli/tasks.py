@@ -1,4 +1,4 @@
-"""`qtasks tasks`: what an application offers."""
+"""`qtasks tasks`: the tasks of an application."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from qtasks.tasks.schedules.recurrence import shown
 
 @click.command("tasks")
 @click.argument("app", required=False)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(app: str | None, as_json: bool) -> None:
-    """List the tasks of APP: name, parameters, the first line of the docstring, and when they run by themselves."""
+    """List the tasks of APP: name, parameters, the first line of the docstring, and the times of its schedules."""
     loaded = load(locate(app, Path.cwd()))
     facts = [
         {

@@ -1,4 +1,4 @@
-"""An application on a socket: uvicorn underneath, with an end that comes when it was promised."""
+"""Serve an application on a socket with uvicorn, and stop within a time limit."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from qtasks.cli.signals import STOPPING, end_at_the_next
 from qtasks.tasks.ports import ASGIApp
 
 KEEP_ALIVE_S: Final = 75
-"""Longer than the broker's own, so that a connection is closed by the side that would use it next."""
+"""Seconds; longer than that of the broker, so that the side that sends requests closes an idle connection."""
 LINGER_S: Final = 2.0
-"""How long connections without a request stay open at a stop; our broker itself closes them after 1.5 seconds."""
-_LOOK_S: Final = 0.02
+"""Seconds that idle connections stay open at a stop. The qtasks broker closes its own after 1.5 seconds."""
+_POLL_S: Final = 0.02
 OVERTIME_S: Final = 0.4
-"""What the end itself may take when tasks have used up the time for them."""
+"""Seconds that the shutdown may take after `drain_s` is over."""
 FAILED: Final = 2
-"""Exit status of a server that could not start."""
+"""Exit status if the server cannot start."""
 
 
 class UvicornServer(uvicorn.Server):
-    """Stops at the first signal, within `drain_s` and little more whatever runs, and ends at the second.
+    """Stops at the first signal, within `drain_s` and `OVERTIME_S` whatever runs, and ends at once at the second.
 
-    `below` says that a parent decides about Ctrl-C, which the terminal sends to both. `lingers`: see `shutdown`.
-    `started` is told when it serves, `retired` when it takes no more requests and only works on those it has.
+    `is_child` is True if a parent process handles Ctrl-C, which the terminal sends to both. `lingers`: see `shutdown`.
+    `started` is called when it serves, `retired` when it takes no more requests and only finishes those it has.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class UvicornServer(uvicorn.Server):
         drain_s: float,
         started: Callable[[], None],
         retired: Callable[[], None] | None = None,
-        below: bool = False,
+        is_child: bool = False,
         lingers: bool = True,
     ) -> None:
         super().__init__(
@@ -57,42 +57,42 @@ class UvicornServer(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                # Without a limit one half-sent request keeps the process from ever ending.
-                timeout_graceful_shutdown=drain_s,  # type: ignore[arg-type]  # declared whole, used as any number
+                # Without a limit one request that is never sent completely would keep the process alive for ever.
+                timeout_graceful_shutdown=drain_s,  # type: ignore[arg-type]  # declared as int, used as any number
             )
         )
         self._drain_s = drain_s
-        self._told = started
-        self._retired = retired
-        self._below = below
+        self._started_callback = started
+        self._retired_callback = retired
+        self._is_child = is_child
         self._lingers = lingers
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn does, and tell."""
+        """Start as uvicorn does, then call `started`."""
         await super().startup(sockets=sockets)
         if self.started:
             tune_interpreter()
-            self._told()
+            self._started_callback()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept nothing more, and end as uvicorn does; one that lingers first answers what comes for a moment.
+        """Accept no more connections and stop as uvicorn does. If it lingers, serve open connections a little longer.
 
-        Somebody may be sending on a connection that looks idle; closing it would cost that delivery an attempt.
+        A client may be sending on a connection that looks idle; closing it would cost that delivery an attempt.
         """
         for server in self.servers:
             server.close()
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
         for connection in list(self.server_state.connections):
             if not _idle(connection):
-                connection.shutdown()  # its answer is the last one there
-        began_s = time.monotonic()
-        linger_until_s = began_s + (min(LINGER_S, self._drain_s / 2) if self._lingers else 0)
-        while self._any_idle() and time.monotonic() < linger_until_s:  # noqa: ASYNC110 - nobody tells of their end
-            await asyncio.sleep(_LOOK_S)
-        if self._retired is not None:
-            self._retired()
-        left_s = self._drain_s - (time.monotonic() - began_s)
-        self.config.timeout_graceful_shutdown = max(0, left_s)  # type: ignore[assignment]
+                connection.shutdown()  # its response is the last one on this connection
+        start_s = time.monotonic()
+        linger_until_s = start_s + (min(LINGER_S, self._drain_s / 2) if self._lingers else 0)
+        while self._any_idle() and time.monotonic() < linger_until_s:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(_POLL_S)
+        if self._retired_callback is not None:
+            self._retired_callback()
+        remaining_s = self._drain_s - (time.monotonic() - start_s)
+        self.config.timeout_graceful_shutdown = max(0, remaining_s)  # type: ignore[assignment]
         await super().shutdown(sockets=sockets)
 
     def _any_idle(self) -> bool:
@@ -100,40 +100,40 @@ class UvicornServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take the signals for as long as it serves; a stop that was asked for is no failure of the process."""
-        before = {one: signal.signal(one, self._first) for one in STOPPING}
-        if self._below:
+        """Handle the stop signals while it serves. A requested stop does not count as a failure of the process."""
+        previous = {stop_signal: signal.signal(stop_signal, self._stop_once) for stop_signal in STOPPING}
+        if self._is_child:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             yield
         finally:
             if not self.should_exit:
-                for one, handler in before.items():
-                    signal.signal(one, handler)
+                for stop_signal, handler in previous.items():
+                    signal.signal(stop_signal, handler)
 
     def retire(self, number: int, frame: FrameType | None) -> None:
-        """A signal handler: stop, but linger."""
+        """Handle the signal `RETIRE` of the parent: stop, but linger first."""
         self._lingers = True
-        self._first(number, frame)
+        self._stop_once(number, frame)
 
-    def _first(self, _number: int, _frame: FrameType | None) -> None:
+    def _stop_once(self, _number: int, _frame: FrameType | None) -> None:
         self.should_exit = True
         end_at_the_next()
-        if self._below:
+        if self._is_child:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # A thread cannot be ended, and the interpreter waits for every one; the broker delivers again what is lost.
+        # Python waits for every thread at its end and cannot stop one. The broker delivers an interrupted call again.
         end = threading.Timer(self._drain_s + OVERTIME_S, os._exit, (0,))
         end.daemon = True
         end.start()
 
 
 def _idle(connection: Any) -> bool:
-    """Whether uvicorn waits for a request there."""
+    """True if uvicorn waits for the next request of the connection."""
     return connection.cycle is None or connection.cycle.response_complete
 
 
 def serve(server: UvicornServer, listener: socket.socket) -> int:
-    """Serve until a signal; the exit status."""
+    """Serve until a signal; return the exit status."""
     try:
         server.run(sockets=[listener])
     except SystemExit:  # uvicorn has logged why the application does not start
@@ -142,7 +142,7 @@ def serve(server: UvicornServer, listener: socket.socket) -> int:
 
 
 def _protocol() -> Any:
-    """The guarded protocol where httptools is installed (the `broker` extra brings it), else uvicorn's own choice."""
+    """`GuardedProtocol` if httptools is installed (the `broker` extra installs it), else the choice of uvicorn."""
     if importlib.util.find_spec("httptools") is None:
         return "auto"
     from qtasks.broker.server.http_protocol import GuardedProtocol

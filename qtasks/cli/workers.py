@@ -1,4 +1,4 @@
-"""Several processes that serve one application on one socket."""
+"""Several worker processes that serve one application on one socket."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from qtasks.errors import ConfigurationError
 
 log = logging.getLogger("qtasks.run")
 
-PAUSE_S: Final = 1.0
-"""Before a worker that died is started again: whatever killed it may do so again at once."""
+RESTART_DELAY_S: Final = 1.0
+"""Seconds to wait before a worker that died is started again, because it may die again at once."""
 
 
 class WorkerPool:
-    """`count` processes; each that dies is replaced, and all end with this one."""
+    """Runs `count` worker processes: starts a new one for each that dies, and stops all of them with this process."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class WorkerPool:
         self._children: list[ChildProcess] = []
 
     def serve(self) -> int:
-        """Serve until a signal; the exit status. Raises AppError when no worker can start."""
+        """Serve until a stop signal; return the exit status. Raises AppError if a worker cannot start."""
         asyncio.run(self._serve())
         return 0
 
@@ -52,17 +52,17 @@ class WorkerPool:
         with stop_signals() as stop:
             await self._start_all()
             self._started()
-            keeping = [asyncio.create_task(self._keep(place)) for place in range(self._count)]
+            restarters = [asyncio.create_task(self._restart_forever(index)) for index in range(self._count)]
             await stop.wait()
-            for keeper in keeping:
-                keeper.cancel()
-            await asyncio.gather(*keeping, return_exceptions=True)
+            for restarter in restarters:
+                restarter.cancel()
+            await asyncio.gather(*restarters, return_exceptions=True)
             await self._stop_all()
 
     async def _start_all(self) -> None:
-        begun = await asyncio.gather(*(self._start() for _ in range(self._count)), return_exceptions=True)
-        self._children = [one for one in begun if isinstance(one, ChildProcess)]
-        for failure in begun:
+        started = await asyncio.gather(*(self._start() for _ in range(self._count)), return_exceptions=True)
+        self._children = [child for child in started if isinstance(child, ChildProcess)]
+        for failure in started:
             if isinstance(failure, BaseException):
                 await self._stop_all()
                 raise failure
@@ -75,13 +75,13 @@ class WorkerPool:
             self._target, self._listener, self._origin, os.environ, drain_s=self._drain_s, production=True
         )
 
-    async def _keep(self, place: int) -> None:
+    async def _restart_forever(self, index: int) -> None:
         while True:
-            status = await self._children[place].wait()
-            log.error("a worker ended with status %d; another takes its place", status)
-            await self._children[place].stop()
-            await asyncio.sleep(PAUSE_S)
+            status = await self._children[index].wait()
+            log.error("a worker ended with status %d; a new one replaces it", status)
+            await self._children[index].stop()
+            await asyncio.sleep(RESTART_DELAY_S)
             try:
-                self._children[place] = await self._start()
+                self._children[index] = await self._start()
             except ConfigurationError as error:
                 log.error("%s %s", error.code, error)

@@ -274,7 +274,7 @@ def test_a_worker_that_is_killed_is_replaced(folder: Path, marks: Path) -> None:
         broker.publish(dispatcher.url("hang"), envelope(1, str(marks)), Upstash_Retry_Delay="100")
         [first] = wait_for_marks(marks, 1)
         os.kill(int(first), signal.SIGKILL)
-        dispatcher.wait_for("a worker ended with status -9; another takes its place")
+        dispatcher.wait_for("a worker ended with status -9; a new one replaces it")
         assert wait_for_marks(marks, 2)[1] != first
 
 
@@ -405,7 +405,7 @@ def test_a_broken_import_keeps_the_last_version_that_worked(folder: Path, marks:
         (folder / "tasks.py").write_text("import json\njson.loads('{')\n" + TASKS)
         dev.wait_for("QT603 tasks cannot be imported")
         told = len(dev.lines)
-        dev.wait_for("meanwhile   the last version that worked goes on")
+        dev.wait_for("meanwhile   the last working version continues to run")
         assert len(dev.lines) - told + 1 <= 6
         assert any("tasks.py:2  json.loads('{')" in line for line in dev.lines[told:])
         publish(facts, "note", envelope(1, str(marks), "still here"))
@@ -424,7 +424,7 @@ def test_an_application_that_dies_is_started_again(folder: Path, marks: Path) ->
         serving_since_s = (folder / ".qtasks" / "dev.json").stat().st_mtime
         soon(lambda: time.time() - serving_since_s > MIN_LIFETIME_S, "it is no newborn")
         os.kill(int(pid), signal.SIGKILL)
-        dev.wait_for("the application ended with status -9; starting it again")
+        dev.wait_for("the application ended with status -9; restarting it")
         go.touch()
         dev.wait_for("'done'")
         assert dev.stop() == 0
@@ -460,7 +460,7 @@ def test_an_application_that_dies_at_once_is_not_started_for_ever(folder: Path) 
     with Dev(folder, "tasks.py") as dev:
         assert dev.finish() == 1
         assert "the application ended with status 3" in dev.output
-        assert "starting it again" not in dev.output
+        assert "restarting it" not in dev.output
 
 
 # -- slow clients

@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
 
 def run(folder: Path, port: int) -> Process:
     running = Process(folder, "run", "main:app", "--port", str(port), "--embedded", "jobs.db")
-    assert running.wait_for("qtasks run main:app").endswith("reached by the broker inside, jobs.db")
+    assert running.wait_for("qtasks run main:app").endswith("reached by the embedded broker, jobs.db")
     return running
 
 
@@ -79,7 +79,7 @@ def test_a_second_process_on_the_file_is_told_of_the_first(folder: Path) -> None
 def test_several_processes_cannot_share_a_broker_inside(folder: Path) -> None:
     refused = qtasks("run", "main:app", "--embedded", "jobs.db", "--workers", "2", folder=folder)
     assert refused.status == 2
-    assert "--embedded is for one process" in refused.err
+    assert "--embedded supports one process only" in refused.err
 
 
 def test_an_application_with_a_broker_inside_is_told_of_it(folder: Path) -> None:

@@ -98,14 +98,14 @@ def test_without_a_name_the_usual_places_are_tried_in_turn(
     write(tmp_path, *files)
     target = locate(None, tmp_path)
     assert target.module == module
-    assert target.found.endswith(found)
+    assert target.source.endswith(found)
 
 
 def test_pyproject_says_it_once_for_all(tmp_path: Path) -> None:
     write(tmp_path, "tasks.py", "package/jobs.py")
     (tmp_path / "pyproject.toml").write_text('[tool.qtasks]\napp = "package.jobs:tasks"\n')
     target = locate(None, tmp_path)
-    assert (str(target), target.found) == ("package.jobs:tasks", "named in pyproject.toml")
+    assert (str(target), target.source) == ("package.jobs:tasks", "named in pyproject.toml")
     assert locate("tasks.py", tmp_path).module == "tasks"
 
 
@@ -115,7 +115,7 @@ def test_pyproject_says_it_once_for_all(tmp_path: Path) -> None:
 def test_a_pyproject_without_a_word_for_us_is_passed_over(tmp_path: Path, document: str) -> None:
     write(tmp_path, "tasks.py")
     (tmp_path / "pyproject.toml").write_text(document)
-    assert locate(None, tmp_path).found == "found tasks.py"
+    assert locate(None, tmp_path).source == "found tasks.py"
 
 
 @pytest.mark.parametrize(
