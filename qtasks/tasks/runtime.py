@@ -316,8 +316,7 @@ class ApplicationRuntime:
                 fix="set QTASKS_RESULTS, or store the data and pass its key",
                 code=ErrorCode.CALL_NOT_STORABLE,
             )
-        results.record(kept.record(message.task, self.now_ms()))
-        results.flush()
+        results.write([kept.record(message.task, self.now_ms())])
 
     @property
     def model_keys(self) -> bool:

@@ -49,9 +49,7 @@ def record(status: ResultStatus, **changes: Any) -> ResultRecord:
 
 
 def keep(backend: ResultBackend, *records: ResultRecord) -> None:
-    for one in records:
-        backend.record(one)
-    backend.flush()
+    backend.write(records)
 
 
 @contextmanager

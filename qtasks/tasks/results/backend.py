@@ -118,15 +118,14 @@ class ResultBackend(Protocol):
     """Stores result records and locks. Every method may be called from any thread."""
 
     blocking: bool
-    """True if `flush`, `lock` and `read` wait for a disk or a network: an event loop then calls them in a thread."""
+    """True if `write`, `lock` and `read` wait for a disk or a network: an event loop then calls them in a thread."""
     watchers: ResultWatchers
 
-    def record(self, record: ResultRecord) -> None:
-        """Take a record, in order, without waiting. It is stored only once `flush` has returned."""
-        ...
+    def write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock] = ()) -> None:
+        """Store `records`, in order, and end the locks in `unlocked` whose owners still have them.
 
-    def flush(self) -> None:
-        """Store everything taken before. Raises ResultError; what was taken is then lost."""
+        Everything or nothing is written. Raises ResultError.
+        """
         ...
 
     def lock(self, locks: Sequence[Lock], *, now_ms: int) -> list[Lock]:
@@ -134,10 +133,6 @@ class ResultBackend(Protocol):
 
         An expired lock is free, and an owner may extend its own. Raises ResultError if the locks cannot be read.
         """
-        ...
-
-    def unlock(self, lock: Lock) -> None:
-        """End `lock` with the next `flush`, if its owner still has it; without waiting."""
         ...
 
     def read(self, key: str) -> ResultRecord | None:

@@ -1,4 +1,4 @@
-"""Results in the memory of one process: for tests, and for a home inside the application."""
+"""Results in the memory of one process: for tests, and for an embedded broker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qtasks.tasks.results.backend import PRUNE_EVERY_MS, Lock, ResultRecord, Res
 
 
 class MemoryResults:
-    """A dictionary of records, gone with the process. Finished ones are dropped `ttl_ms` after their last change."""
+    """A dictionary of records, gone with the process. Finished ones are deleted `ttl_ms` after their last change."""
 
     blocking = False
 
@@ -22,15 +22,20 @@ class MemoryResults:
         self._locks: dict[str, Lock] = {}
         self._pruned_ms = 0
 
-    def record(self, record: ResultRecord) -> None:
-        """Keep a record at once."""
+    def write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock] = ()) -> None:
+        """See `ResultBackend.write`."""
         with self._lock:
-            if supersedes(record, self._records.get(record.call_id)):
-                self._records[record.call_id] = record
-                self._calls[record.message_id] = record.call_id
-            if record.updated_ms - self._pruned_ms >= min(PRUNE_EVERY_MS, self._ttl_ms):
-                self._prune(record.updated_ms)
-        self.watchers.notify(record)
+            for record in records:
+                if supersedes(record, self._records.get(record.call_id)):
+                    self._records[record.call_id] = record
+                    self._calls[record.message_id] = record.call_id
+                if record.updated_ms - self._pruned_ms >= min(PRUNE_EVERY_MS, self._ttl_ms):
+                    self._prune(record.updated_ms)
+            for lock in unlocked:
+                if (current := self._locks.get(lock.key)) is not None and current.owner == lock.owner:
+                    del self._locks[lock.key]
+        for record in records:
+            self.watchers.notify(record)
 
     def lock(self, locks: Sequence[Lock], *, now_ms: int) -> list[Lock]:
         """See `ResultBackend.lock`."""
@@ -40,15 +45,6 @@ class MemoryResults:
                 if current is None or current.until_ms <= now_ms or current.owner == lock.owner:
                     self._locks[lock.key] = lock
             return [self._locks[lock.key] for lock in locks]
-
-    def unlock(self, lock: Lock) -> None:
-        """End a lock at once."""
-        with self._lock:
-            if (current := self._locks.get(lock.key)) is not None and current.owner == lock.owner:
-                del self._locks[lock.key]
-
-    def flush(self) -> None:
-        """Nothing is left to do."""
 
     def read(self, key: str) -> ResultRecord | None:
         """The record of a call id or a message id."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, ResultError
 from qtasks.tasks.results.backend import Lock, ResultRecord, record_of, row_of
-from qtasks.tasks.results.buffered import BufferedResults
+from qtasks.tasks.results.database import DatabaseResults
 
 if TYPE_CHECKING:
     import psycopg
@@ -72,7 +72,7 @@ _UNLOCK = "DELETE FROM qtasks_holds WHERE key = %s AND owner = %s"
 _PRUNE_LOCKS = "DELETE FROM qtasks_holds WHERE until_ms <= %s"
 
 
-class PostgresResults(BufferedResults):
+class PostgresResults(DatabaseResults):
     """Records in the database of `url`. Finished ones are deleted `ttl_ms` after their last change.
 
     Raises ConfigurationError without psycopg, ResultError when the database cannot be reached.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, ResultError
 from qtasks.tasks.results.backend import Lock, ResultRecord, record_of, row_of
-from qtasks.tasks.results.buffered import BufferedResults
+from qtasks.tasks.results.database import DatabaseResults
 
 if TYPE_CHECKING:
     import redis
@@ -46,7 +46,7 @@ return {owner, redis.call('PTTL', KEYS[1])}
 _UNLOCK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
-class RedisResults(BufferedResults):
+class RedisResults(DatabaseResults):
     """Records in the Redis of `url`, under keys that begin with ``qtasks:``. Finished ones expire after `ttl_ms`.
 
     Locks expire by Redis's own clock. Raises ConfigurationError without the client, ResultError when Redis cannot be

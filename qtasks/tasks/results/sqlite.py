@@ -15,7 +15,7 @@ from pathlib import Path
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError
 from qtasks.tasks.results.backend import Lock, ResultRecord, record_of, row_of
-from qtasks.tasks.results.buffered import BufferedResults
+from qtasks.tasks.results.database import DatabaseResults
 
 BUSY_TIMEOUT_S = 5.0
 """How long one process waits for another one's transaction."""
@@ -85,7 +85,7 @@ _UNLOCK = "DELETE FROM holds WHERE key = ? AND owner = ?"
 _PRUNE_LOCKS = "DELETE FROM holds WHERE until_ms <= ?"
 
 
-class SQLiteResults(BufferedResults):
+class SQLiteResults(DatabaseResults):
     """Records in the file at `path`, made with mode 0600 if it is not there.
 
     Finished ones are deleted `ttl_ms` after their last change. Raises ResultError for a file that is no such store.

@@ -172,10 +172,7 @@ class TaskResult(Generic[R]):
         message_id = self._message_id()
         found = self._runtime.cancel(message_id)
         if found and (backend := self._runtime.results_or_none()) is not None:
-            backend.record(self._called_off(message_id))
-            if self._lock is not None:
-                backend.unlock(self._lock)
-            backend.flush()
+            backend.write([self._cancelled(message_id)], () if self._lock is None else [self._lock])
         return found
 
     async def acancel(self) -> bool:
@@ -242,7 +239,7 @@ class TaskResult(Generic[R]):
             )
         return self.message_id
 
-    def _called_off(self, message_id: str) -> ResultRecord:
+    def _cancelled(self, message_id: str) -> ResultRecord:
         return ResultRecord(
             call_id=self.id,
             message_id=message_id,

@@ -56,5 +56,4 @@ def lock_owner(backend: ResultBackend, lock: Lock, now_ms: int) -> str | None:
 
 def unlock(backend: ResultBackend, lock: Lock) -> None:
     """Free the key of a call that was not sent after all."""
-    backend.unlock(lock)
-    backend.flush()
+    backend.write((), [lock])

@@ -48,6 +48,8 @@ class ResultWriter:
         """True if the backend writes to a disk or a network."""
         self._backend = backend
         self._changed = threading.Condition()
+        self._records: list[ResultRecord] = []
+        self._unlocked: list[Lock] = []
         self._flush_waiters: list[asyncio.Future[None]] = []
         self._lock_requests: list[_LockRequest] = []
         self._thread: threading.Thread | None = None
@@ -59,9 +61,8 @@ class ResultWriter:
 
     def record(self, records: Iterable[ResultRecord]) -> None:
         """Hand in records, to be written with the next flush."""
-        if self._backend is not None:
-            for record in records:
-                self._backend.record(record)
+        with self._changed:
+            self._records.extend(records)
 
     async def lock(self, locks: Sequence[Lock], call_id: str | None, *, now_ms: int) -> LockState | None:
         """Try to take `locks` and read the record of `call_id`; None without a backend, or if it cannot be reached."""
@@ -76,10 +77,10 @@ class ResultWriter:
             self._wake_thread()
         return await request.answer
 
-    def unlock(self, lock: Lock) -> None:
-        """End a lock with the next flush."""
-        if self._backend is not None:
-            self._backend.unlock(lock)
+    def unlock(self, locks: Iterable[Lock]) -> None:
+        """End locks with the next flush."""
+        with self._changed:
+            self._unlocked.extend(locks)
 
     async def flush(self) -> None:
         """Return when everything handed in before is written."""
@@ -107,6 +108,7 @@ class ResultWriter:
             self._changed.notify_all()
         if thread is not None:
             thread.join()
+        self._flush()
 
     def _request_flush(self) -> None:
         self._flush_requested = True
@@ -152,10 +154,13 @@ class ResultWriter:
                 request.answer.get_loop().call_soon_threadsafe(_set_state, request.answer, state)
 
     def _flush(self) -> None:
-        if self._backend is None:
+        with self._changed:
+            records, self._records = self._records, []
+            unlocked, self._unlocked = self._unlocked, []
+        if self._backend is None or not (records or unlocked):
             return
         try:
-            self._backend.flush()
+            self._backend.write(records, unlocked)
         except ResultError:
             log.exception("a result was lost", extra={"action": "result_lost"})
 

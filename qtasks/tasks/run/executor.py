@@ -169,7 +169,7 @@ class AttemptExecutor:
         if decision.kind is DecisionKind.RETRY:
             await self._leases.keep_unique(attempt, MAX_RETRY_AFTER_MS)
         elif decision.kind is not DecisionKind.REPUBLISHED:
-            self._writer.unlock(Lock(unique_key, attempt.context.call_id, 0))
+            self._writer.unlock([Lock(unique_key, attempt.context.call_id, 0)])
 
     @contextmanager
     def _announced(self, attempt: Attempt) -> Iterator[None]:
@@ -180,8 +180,7 @@ class AttemptExecutor:
 
         def announce() -> None:
             self._writer.record(attempt.records(ResultStatus.RUNNING, self._clock.now_ms()))
-            if self._writer.is_blocking:
-                self._writer.flush_soon()
+            self._writer.flush_soon()
 
         link = attempt.context.link
         link.publish = announce

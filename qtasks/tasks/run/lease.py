@@ -165,8 +165,8 @@ class RunLeases:
     def release(self, call_id: str) -> bool:
         """End the lease of a run with the next flush; returns whether there was one."""
         locks = self._held.pop(call_id, ())
-        for lock in locks:
-            self._writer.unlock(lock)
+        if locks:
+            self._writer.unlock(locks)
         return bool(locks)
 
     async def keep_unique(self, attempt: Attempt, delay_ms: int) -> None:
@@ -198,7 +198,6 @@ class RunLeases:
         return Decision.duplicate(response if attempt.refused is None else attempt.refused(response), result)
 
     async def _unlock(self, locks: Sequence[Lock]) -> None:
-        for lock in locks:
-            self._writer.unlock(lock)
         if locks:
+            self._writer.unlock(locks)
             await self._writer.flush()

@@ -8,7 +8,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from qtasks import NonRetryable, QTasks, RetryAfter, TaskContext, injected
 from qtasks.errors import ArgumentsError
 from qtasks.protocol.messages import SigningKeys
 from qtasks.tasks.encode import envelope as envelopes
-from qtasks.tasks.results.backend import ResultRecord
+from qtasks.tasks.results.backend import Lock, ResultRecord
 from qtasks.tasks.results.memory import MemoryResults
 from qtasks.tasks.results.sqlite import SQLiteResults
 from qtasks.tasks.run.attempt import Delivery
@@ -116,13 +116,13 @@ class Harness:
         self.clock = VirtualClock(int(time.time() * 1000))
         self.results = MemoryResults(ttl_ms=1000)
         self.written: list[ResultRecord] = []
-        store = self.results.record
+        write = self.results.write
 
-        def recorded(record: ResultRecord) -> None:
-            self.written.append(record)
-            store(record)
+        def recorded(records: Sequence[ResultRecord], unlocked: Sequence[Lock] = ()) -> None:
+            self.written.extend(records)
+            write(records, unlocked)
 
-        self.results.record = recorded  # type: ignore[method-assign]
+        self.results.write = recorded  # type: ignore[method-assign]
         self.dispatcher = dispatcher_of(
             TASKS, self.results, threads=2, secrets=("the-token", KEYS.current), clock=TaskClock(self.clock)
         )
@@ -467,23 +467,24 @@ async def test_a_result_is_in_the_file_when_the_answer_leaves(tmp_path: Path) ->
 
 
 class SlowResults(MemoryResults):
-    """Results whose flush is seen from outside, as if there were a disk."""
+    """Results whose writes are seen from outside, as if there were a disk."""
 
     blocking = True
 
     def __init__(self) -> None:
         super().__init__(ttl_ms=1000)
-        self.flushing = threading.Event()
-        self.may_flush = threading.Event()
-        self.flushes = 0
+        self.writing = threading.Event()
+        self.may_write = threading.Event()
+        self.writes = 0
 
-    def flush(self) -> None:
-        self.flushes += 1
-        self.flushing.set()
-        assert self.may_flush.wait(20)
+    def write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock] = ()) -> None:
+        super().write(records, unlocked)
+        self.writes += 1
+        self.writing.set()
+        assert self.may_write.wait(20)
 
 
-async def test_results_that_come_during_a_flush_share_the_next_one() -> None:
+async def test_results_that_arrive_during_a_write_share_the_next_one() -> None:
     results = SlowResults()
     dispatcher = dispatcher_of(TASKS, results)
     without_leases(dispatcher)  # they use the same thread, which is busy here
@@ -496,15 +497,15 @@ async def test_results_that_come_during_a_flush_share_the_next_one() -> None:
         )
 
     first = asyncio.create_task(deliver(0))
-    await asyncio.to_thread(results.flushing.wait, 10)
+    await asyncio.to_thread(results.writing.wait, 10)
     others = [asyncio.create_task(deliver(number)) for number in range(1, 20)]
-    for _ in range(100):  # each turn of the loop lets every delivery come as far as its flush
+    for _ in range(100):  # each turn of the loop lets every delivery wait for its write
         await asyncio.sleep(0)
-    assert all(results.read(f"call_{number}") for number in range(20))
+    assert len(dispatcher._executor._writer._records) == len(others)
     assert not any(task.done() for task in (first, *others))
-    results.may_flush.set()
+    results.may_write.set()
     assert [(await task).status for task in (first, *others)] == [200] * 20
-    assert results.flushes == 2
+    assert results.writes == 2
     dispatcher.close()
 
 
@@ -513,7 +514,7 @@ async def test_where_writing_costs_only_a_task_that_takes_its_time_is_said_to_ru
 ) -> None:
     monkeypatch.setattr("qtasks.tasks.run.executor.ANNOUNCE_AFTER_S", 0.001)
     results = SlowResults()
-    results.may_flush.set()
+    results.may_write.set()
     begun, may_end = asyncio.Event(), asyncio.Event()
 
     async def slow() -> None:
@@ -529,19 +530,19 @@ async def test_where_writing_costs_only_a_task_that_takes_its_time_is_said_to_ru
         dispatcher.answer(Delivery(task="slow", body=body, signature=signed, message_id="m", retried=0))
     )
     await begun.wait()
-    await asyncio.to_thread(results.flushing.wait, 10)
+    await asyncio.to_thread(results.writing.wait, 10)
     record = results.read("call_1")
     assert record is not None
     assert record.status == "running"
     may_end.set()
     assert (await running).status == 200
-    assert results.flushes == 2
+    assert results.writes == 2
     dispatcher.close()
 
 
 async def test_results_are_kept_after_the_dispatcher_was_closed_and_used_again() -> None:
     results = SlowResults()
-    results.may_flush.set()
+    results.may_write.set()
     dispatcher = dispatcher_of(TASKS, results)
     for number in range(2):
         body = envelope(1)
@@ -549,7 +550,7 @@ async def test_results_are_kept_after_the_dispatcher_was_closed_and_used_again()
         delivery = Delivery(task="add", body=body, signature=signed, message_id=f"m{number}", retried=0)
         assert (await dispatcher.answer(delivery)).status == 200
         await asyncio.to_thread(dispatcher.close)
-    assert results.flushes == 2
+    assert results.writes == 2
 
 
 async def test_a_result_without_a_place_does_not_make_the_task_run_again(
@@ -557,10 +558,10 @@ async def test_a_result_without_a_place_does_not_make_the_task_run_again(
 ) -> None:
     from qtasks.errors import ResultError
 
-    def flush() -> None:
+    def write(records: Sequence[ResultRecord], unlocked: Sequence[Lock] = ()) -> None:
         raise ResultError("disk full")
 
-    harness.results.flush = flush  # type: ignore[method-assign]
+    harness.results.write = write  # type: ignore[method-assign]
     assert (await harness.deliver("add", envelope(1))).status == 200
     assert "a result was lost" in caplog.text
 

@@ -623,8 +623,7 @@ async def test_an_answer_waits_for_news_that_are_just_being_kept(
     answering = asyncio.create_task(provider.deliver(callback))
     done, _ = await asyncio.wait([answering], timeout=0.1)
     assert not done
-    results.unlock(news)
-    await asyncio.to_thread(results.flush)
+    await asyncio.to_thread(results.write, (), [news])
     assert (await answering).status == 200
     assert await result.aget(timeout=1) == FITS
 

@@ -246,8 +246,7 @@ async def test_a_call_that_was_called_off_does_not_run_any_more(broker: ManualBr
     result = slow.task.delay()
     message = broker.take()
     backend = broker.tasks.runtime.results()
-    backend.record(result._called_off("msg_1"))
-    backend.flush()
+    backend.write([result._cancelled("msg_1")])
     answer = await broker.deliver(message)
     assert (answer.status, json_of(answer)["cancelled"], slow.runs) == (200, "cancelled by its caller", 0)
 

@@ -65,9 +65,7 @@ def backend(url: str) -> Iterator[ResultBackend]:
 
 
 def keep(backend: ResultBackend, *records: ResultRecord) -> None:
-    for one in records:
-        backend.record(one)
-    backend.flush()
+    backend.write(records)
 
 
 def test_a_record_is_found_by_its_call_and_by_its_message(backend: ResultBackend) -> None:
@@ -137,7 +135,7 @@ def test_a_watcher_is_woken_for_its_call_until_it_stops(backend: ResultBackend) 
     assert woken == ["call", "message"]
 
 
-def test_threads_may_put_and_flush_at_once(backend: ResultBackend) -> None:
+def test_threads_may_write_at_once(backend: ResultBackend) -> None:
     names = [f"call_{number}" for number in range(40)]
 
     def write(name: str) -> None:
@@ -158,10 +156,10 @@ def test_every_state_and_field_is_kept(backend: ResultBackend, status: ResultSta
     assert backend.read("call_1") == kept
 
 
-# --- holds
+# --- locks
 
 
-def test_a_hold_is_somebody_s_until_its_time_is_over(backend: ResultBackend) -> None:
+def test_a_lock_is_its_owner_s_until_it_expires(backend: ResultBackend) -> None:
     mine, yours = Lock("k", "me", NOW_MS + 60_000), Lock("k", "you", NOW_MS + 90_000)
     assert backend.lock([mine], now_ms=NOW_MS) == [mine]
     (held,) = backend.lock([yours], now_ms=NOW_MS)
@@ -171,16 +169,14 @@ def test_a_hold_is_somebody_s_until_its_time_is_over(backend: ResultBackend) -> 
         assert backend.lock([yours], now_ms=NOW_MS + 60_000) == [yours]
 
 
-def test_an_owner_may_extend_its_hold_and_let_go_of_it(backend: ResultBackend) -> None:
+def test_an_owner_may_extend_and_end_its_lock(backend: ResultBackend) -> None:
     mine, longer = Lock("k", "me", NOW_MS + 1_000), Lock("k", "me", NOW_MS + 90_000)
     backend.lock([mine], now_ms=NOW_MS)
     assert backend.lock([longer], now_ms=NOW_MS) == [longer]
-    backend.unlock(Lock("k", "you", 0))
-    backend.flush()
+    backend.write((), [Lock("k", "you", 0)])
     yours = Lock("k", "you", NOW_MS + 2_000)
     assert backend.lock([yours], now_ms=NOW_MS)[0].owner == "me"
-    backend.unlock(mine)
-    backend.flush()
+    backend.write((), [mine])
     assert backend.lock([yours], now_ms=NOW_MS) == [yours]
 
 
@@ -290,7 +286,7 @@ def test_the_file_belongs_to_its_owner_alone_and_uses_a_rollback_journal(tmp_pat
 
 def test_a_closed_file_opens_again_and_still_has_its_records(tmp_path: Path) -> None:
     backend = SQLiteResults(tmp_path / "r.db", ttl_ms=DAY_MS)
-    backend.record(record())
+    backend.write([record()])
     backend.close()
     backend.close()
     assert backend.read("call_1") == record()
@@ -316,10 +312,8 @@ def test_a_file_that_is_no_database_is_a_named_error(tmp_path: Path) -> None:
     path = tmp_path / "r.db"
     path.write_bytes(b"this is a text and no database at all" * 40)
     backend = SQLiteResults(path, ttl_ms=DAY_MS)
-    backend.record(record())
     with pytest.raises(ResultError, match="cannot be reached"):
-        backend.flush()
-    backend.flush()  # what could not be kept is gone, and does not come back
+        backend.write([record()])
     with pytest.raises(ResultError, match="cannot be reached"):
         backend.read("call_1")
 
@@ -331,9 +325,8 @@ from qtasks.tasks.results.sqlite import SQLiteResults
 path, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 backend = SQLiteResults(path, ttl_ms=86_400_000)
 for number in range(first, first + count):
-    backend.record(ResultRecord(call_id=f"call_{number}", message_id=f"msg_{number}", task="work",
-                       status=ResultStatus.SUCCEEDED, attempt=1, updated_ms=1, value=str(number)))
-    backend.flush()
+    backend.write([ResultRecord(call_id=f"call_{number}", message_id=f"msg_{number}", task="work",
+                                status=ResultStatus.SUCCEEDED, attempt=1, updated_ms=1, value=str(number))])
 backend.close()
 """
 
