@@ -75,6 +75,13 @@ def test_links_of_a_page_lead_to_a_file_and_a_heading(page: str) -> None:
             assert anchor in _anchors(file.read_text(encoding="utf-8")), target
 
 
+def test_files_that_the_architecture_names_exist() -> None:
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", (DOCS / "architecture.md").read_text(encoding="utf-8"))
+    parents = (ROOT, ROOT / "qtasks", ROOT / "qtasks" / "tasks")
+    assert len(named) > 20
+    assert [path for path in named if not any((parent / path).exists() for parent in parents)] == []
+
+
 def _anchors(text: str) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
