@@ -519,7 +519,7 @@ async def test_an_attempt_ends_at_its_deadline_whatever_the_endpoint_does(
         outcome = failure(await transport.send(request(server.url, body=b"x" * 1024 * 1024, timeout_ms=250)))
         took = time.monotonic() - started
     expected = (
-        f"the answer of 127.0.0.1:{server.port} was not complete within 0.25s (Upstash-Timeout)"
+        f"the response from 127.0.0.1:{server.port} was not complete within 0.25s (Upstash-Timeout)"
         if started_to_answer
         else f"no answer from 127.0.0.1:{server.port} within 0.25s (Upstash-Timeout)"
     )

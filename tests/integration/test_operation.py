@@ -310,7 +310,7 @@ def test_a_killed_dispatcher_is_noticed_at_once_and_what_it_held_is_run_again(fo
             dispatcher.process.kill()
             soon(lambda: "ERROR" in broker.states(message_id), "the broker knows", 2.0)
         error = next(entry for entry in broker.log(message_id) if entry["state"] == "ERROR")
-        assert "closed it without an answer" in error["error"]
+        assert "closed it without a response" in error["error"]
         assert error["time"] - killed_ms < 1000
         go.touch()
         with Dispatcher(folder, broker=broker, port=dispatcher.port) as again:

@@ -24,7 +24,7 @@ def check_api(context: ApiContext, destination: str, options: PublishOptions) ->
     if not context.llm.available:
         raise HttpError(501, f"{destination}: {context.llm.MISSING}")
     if options.callback is None:
-        raise HttpError(400, f"{destination} needs Upstash-Callback: that is where the answer goes")
+        raise HttpError(400, f"{destination} needs Upstash-Callback: the completion is sent there")
 
 
 def check_not_before(options: PublishOptions, now_ms: int) -> None:

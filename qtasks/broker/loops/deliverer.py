@@ -188,8 +188,8 @@ class Deliverer:
             settled = await self._settle(settlement, now_ms)
         except Exception as error:
             # A response that cannot be stored must not stop its message: settle with the same evaluation, without it.
-            log.exception("the answer to message %s cannot be recorded", message.id)
-            lost = Failure("bad_response", f"the answer could not be recorded: {type(error).__name__}")
+            log.exception("the response to message %s cannot be recorded", message.id)
+            lost = Failure("bad_response", f"the response could not be recorded: {type(error).__name__}")
             settled = await self._settle(replace(settlement, outcome=lost), now_ms)
         if settled is None:
             log.warning("message %s was settled by another claim; this outcome is dropped", message.id)
@@ -240,7 +240,7 @@ class Deliverer:
             return Failure("connection_lost", "the attempt was cancelled by the other side")
         except Exception as error:
             log.exception("message %s could not be sent", message.id)
-            return Failure("connection_lost", f"the attempt broke off in the broker itself: {type(error).__name__}")
+            return Failure("connection_lost", f"the attempt failed inside the broker: {type(error).__name__}")
 
     async def _until_stored(self, operation: Callable[[], Awaitable[T]], purpose: str) -> T:
         """The result of a store operation, repeated every second until it succeeds.

@@ -236,7 +236,7 @@ def _timed_out(place: str, timeout_ms: int, *, responding: bool, in_total: bool)
         return Failure("timeout", f"no connection to {place} within {CONNECT_TIMEOUT_S:g}s")
     span = f"within {timeout_ms / 1000:g}s (Upstash-Timeout)"
     return Failure(
-        "timeout", f"the answer of {place} was not complete {span}" if responding else f"no answer from {place} {span}"
+        "timeout", f"the response from {place} was not complete {span}" if responding else f"no answer from {place} {span}"
     )
 
 
@@ -250,20 +250,20 @@ def _failure(error: Exception, place: str) -> Failure:
         case aiohttp.ClientPayloadError():
             return _broken_body(error, place)
         case aiohttp.ClientResponseError() | HttpProcessingError():
-            return Failure("bad_response", f"unusable answer of {place}: {_shown(error.message)}")
+            return Failure("bad_response", f"unusable response from {place}: {_shown(error.message)}")
         case UnusableError():
-            return Failure("bad_response", f"unusable answer of {place}: {error}")
+            return Failure("bad_response", f"unusable response from {place}: {error}")
         case OSError():
             return Failure("connection_lost", f"connection to {place} lost: {_reason(error)}")
     # aiohttp raises ValueError for a request that it refuses. Other errors should not happen and are worth a retry.
     code = "unsendable" if isinstance(error, ValueError) else "connection_lost"
-    return Failure(code, f"attempt at {place} broke off: {type(error).__name__}: {_shown(str(error))}")
+    return Failure(code, f"the attempt at {place} failed: {type(error).__name__}: {_shown(str(error))}")
 
 
 def _unanswered(cause: BaseException | None, place: str) -> Failure:
     if isinstance(cause, OSError):
         return Failure("connection_lost", f"connection to {place} lost: {_reason(cause)}")
-    return Failure("connection_lost", f"connection lost: {place} closed it without an answer")
+    return Failure("connection_lost", f"connection lost: {place} closed it without a response")
 
 
 def _not_connected(failed: aiohttp.ClientConnectorError, place: str) -> Failure:
@@ -285,9 +285,9 @@ def _broken_body(error: aiohttp.ClientPayloadError, place: str) -> Failure:
     cause = error.__cause__
     if isinstance(cause, HttpProcessingError):
         if not isinstance(cause, PayloadEncodingError):
-            return Failure("bad_response", f"unusable answer of {place}: {_shown(cause.message)}")
-        return Failure("connection_lost", f"the answer of {place} broke off: {_shown(cause.message)}")
-    return Failure("connection_lost", f"the answer of {place} broke off: {_shown(str(error))}")
+            return Failure("bad_response", f"unusable response from {place}: {_shown(cause.message)}")
+        return Failure("connection_lost", f"the response from {place} ended early: {_shown(cause.message)}")
+    return Failure("connection_lost", f"the response from {place} ended early: {_shown(str(error))}")
 
 
 def _tls_reason(error: aiohttp.ClientSSLError) -> str:

@@ -77,7 +77,7 @@ class _AsgiExchange:
         except Exception as error:
             return Failure("connection_lost", f"the application failed: {type(error).__name__}: {error}"[:2000])
         if self._status is None:
-            return Failure("bad_response", "the application ended without an answer")
+            return Failure("bad_response", "the application ended without a response")
         body = b"".join(self._pieces)
         return Response(
             status=self._status, headers=tuple(self._headers), body=body[:MAX_BODY], truncated=len(body) > MAX_BODY

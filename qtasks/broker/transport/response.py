@@ -173,7 +173,7 @@ def _guard_of(transport: asyncio.Transport, parser: ResponseHandler) -> _Bounded
 
 def _check_head(status: int, lines: Sequence[tuple[bytes, bytes]]) -> None:
     if not 200 <= status <= 599:
-        raise UnusableError(f"status {status}, which no answer to this request has")
+        raise UnusableError(f"status {status}, which is not valid for a final response")
     size = sum(len(name) + len(value) for name, value in lines)
     if len(lines) > MAX_HEADERS or size > MAX_HEADER_BYTES:
         raise UnusableError(
