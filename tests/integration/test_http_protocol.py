@@ -1,4 +1,4 @@
-"""What stands in front of the API: names, limits, the framing of requests, time."""
+"""The HTTP server in front of the API: host names, size limits, the framing of requests, time limits."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_body_that_only_claims_to_be_huge_is_refused_at_once(api: ApiClient) -
 
 
 def test_a_body_in_pieces_is_counted_while_it_comes(api: ApiClient) -> None:
-    """Nobody announces the size of a chunked body."""
+    """A chunked body does not announce its size."""
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
     answers, _ = api.raw(head("POST", api, "Transfer-Encoding: chunked"), chunk * 16, b"1\r\nx\r\n0\r\n\r\n")
     assert (answers[0].status, answers[0].error) == (413, "message too large: more than 1048576 bytes")
@@ -134,7 +134,7 @@ END = b"0\r\n\r\n"
 def test_a_request_whose_length_can_be_read_in_two_ways_is_refused_and_its_connection_closed(
     api: ApiClient, lines: tuple[str, ...], body: bytes
 ) -> None:
-    """Else what follows could be taken for a request of its own, which somebody in front of us has not seen."""
+    """Otherwise the rest could be read as a second request, which a proxy in front of the broker has not seen."""
     smuggled = head("POST", api, "Content-Length: 0", target="/v2/publish/http://127.0.0.1:1/smuggled")
     answers, closed = api.raw(head("POST", api, *lines), body, smuggled)
     assert [answer.status for answer in answers] == [400]

@@ -108,9 +108,15 @@ async def test_the_host_header_is_the_text_of_the_url(transport: HttpTransport) 
 
 
 async def test_headers_are_those_given_in_their_order_and_the_connections_own(transport: HttpTransport) -> None:
-    given = (("X-B", "2"), ("Content-Type", "text/x"), ("X-A", "a, b"), ("X-B", "1"), ("User-Agent", "Upstash-QStash"))
+    message_headers = (
+        ("X-B", "2"),
+        ("Content-Type", "text/x"),
+        ("X-A", "a, b"),
+        ("X-B", "1"),
+        ("User-Agent", "Upstash-QStash"),
+    )
     async with HostileServer(answering(OK)) as server:
-        response(await transport.send(request(server.url, headers=given, body=b"12345")))
+        response(await transport.send(request(server.url, headers=message_headers, body=b"12345")))
     assert head_of(server.requests[0])[1:] == [
         f"Host: 127.0.0.1:{server.port}".encode(),
         b"X-B: 2",
@@ -148,7 +154,7 @@ async def test_a_body_larger_than_any_published_one_is_sent_whole(transport: Htt
 
 
 async def test_headers_that_frame_a_request_are_not_the_messages_to_choose(transport: HttpTransport) -> None:
-    given = (
+    message_headers = (
         ("Host", "other.test"),
         ("Content-Length", "1"),
         ("Transfer-Encoding", "chunked"),
@@ -158,7 +164,7 @@ async def test_headers_that_frame_a_request_are_not_the_messages_to_choose(trans
         ("Upgrade", "h2c"),
     )
     async with HostileServer(answering(OK)) as server:
-        response(await transport.send(request(server.url, headers=given, body=b"12345")))
+        response(await transport.send(request(server.url, headers=message_headers, body=b"12345")))
     assert head_of(server.requests[0])[1:] == [
         f"Host: 127.0.0.1:{server.port}".encode(),
         b"Accept-Encoding: identity",
@@ -448,7 +454,7 @@ async def test_rubbish_behind_a_complete_answer_costs_the_connection_only(
                 await connection.send(rest)
 
     async with HostileServer(behave) as server:
-        # Rubbish that arrives late may meet the next request on its way out: nobody can tell then.
+        # Garbage that arrives late may coincide with the next request; the outcome is then a matter of timing.
         for _ in range(2 if pieces == 1 or b"Content-Length" in answer else 1):
             outcome = response(await transport.send(request(server.url, body=b"x")))
             assert (outcome.status, outcome.body, outcome.truncated) == (status, body, False)
@@ -771,14 +777,14 @@ async def test_the_systems_resolver_reports_unknown_names(transport: HttpTranspo
     assert outcome.code == "dns"
 
 
-@pytest.mark.parametrize(("dead", "found"), [(1, True), (7, True), (8, False), (1000, False)])
-async def test_of_many_addresses_the_first_eight_are_tried(dead: int, found: bool) -> None:
+@pytest.mark.parametrize(("dead", "reached"), [(1, True), (7, True), (8, False), (1000, False)])
+async def test_of_many_addresses_the_first_eight_are_tried(dead: int, reached: bool) -> None:
     addresses = [f"127.1.{number // 256}.{number % 256}" for number in range(dead)] + ["127.0.0.1"]
     transport = HttpTransport(DestinationPolicy("local"), resolve=resolving(addresses))
     async with HostileServer(answering(OK)) as server:
         outcome = await transport.send(request(f"http://many.test:{server.port}/"))
     await transport.close()
-    assert isinstance(outcome, Response) is found
+    assert isinstance(outcome, Response) is reached
 
 
 # -- TLS -------------------------------------------------------------------------------------------------------------
@@ -872,4 +878,4 @@ async def test_many_endless_answers_at_once_take_little_memory(transport: HttpTr
             peak = max(peak, resident_mb())
 
         await asyncio.gather(*(attempt() for _ in range(40)))
-    assert peak - before < 50 + 40  # 40 answers of 1 MiB are wanted; what comes on top is ours
+    assert peak - before < 50 + 40  # 40 responses of 1 MiB are expected; the rest is overhead

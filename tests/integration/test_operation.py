@@ -1,4 +1,4 @@
-"""Bad days: stops, kills, reloads, slow clients, dead destinations, output that nobody reads."""
+"""Failures in operation: stops, kills, reloads, slow clients, dead destinations, output without a reader."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_a_dispatcher_that_stops_lets_a_task_under_way_end(folder: Path, marks: 
 def test_a_task_that_does_not_end_holds_up_no_stop_and_goes_back_to_the_broker(
     folder: Path, marks: Path, workers: str
 ) -> None:
-    """It runs in a thread, which nobody can end but the end of the process."""
+    """It runs in a thread, which ends only with the process."""
     with BrokerServer(folder) as broker:
         with Dispatcher(folder, "--drain", "0.5", "--workers", workers, broker=broker.started()) as dispatcher:
             dispatcher.started()
@@ -261,8 +261,8 @@ def test_workers_end_with_the_process_that_started_them(folder: Path) -> None:
         dispatcher.started()
         dispatcher.process.kill()
         dispatcher.finish()  # the workers hold the other end of the output, which ends with them
-        # A process that ends lets go of its output first and of its socket a moment later.
-        soon(lambda: refuses(dispatcher.port), "nobody listens any more")
+        # A process that ends closes its output first and its socket a moment later.
+        soon(lambda: refuses(dispatcher.port), "the port is closed")
 
 
 def test_a_worker_that_is_killed_is_replaced(folder: Path, marks: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_worker_that_is_killed_is_replaced(folder: Path, marks: Path) -> None:
 
 
 def test_a_broker_that_stops_or_cannot_store_is_not_ready(slow_broker: RunningBroker) -> None:
-    """A load balancer hears of it by connections that are still open; new ones are refused."""
+    """A load balancer sees it on connections that are still open; new ones are refused."""
     assert ask("GET", slow_broker.url + "/readyz").status == 200
     assert slow_broker.call(slow_broker.broker.deliverer.drain(1))
     stopping = ask("GET", slow_broker.url + "/readyz")
@@ -404,10 +404,10 @@ def test_a_broken_import_keeps_the_last_version_that_worked(folder: Path, marks:
         facts = dev.started()
         (folder / "tasks.py").write_text("import json\njson.loads('{')\n" + TASKS)
         dev.wait_for("QT603 tasks cannot be imported")
-        told = len(dev.lines)
+        lines_before = len(dev.lines)
         dev.wait_for("meanwhile   the last working version continues to run")
-        assert len(dev.lines) - told + 1 <= 6
-        assert any("tasks.py:2  json.loads('{')" in line for line in dev.lines[told:])
+        assert len(dev.lines) - lines_before + 1 <= 6
+        assert any("tasks.py:2  json.loads('{')" in line for line in dev.lines[lines_before:])
         publish(facts, "note", envelope(1, str(marks), "still here"))
         soon(lambda: lines(marks) == ["still here"], "the old version works")
         (folder / "tasks.py").write_text(TASKS)
@@ -422,7 +422,7 @@ def test_an_application_that_dies_is_started_again(folder: Path, marks: Path) ->
         [pid] = wait_for_marks(marks, 1)
         # One that dies within its first second is not started again.
         serving_since_s = (folder / ".qtasks" / "dev.json").stat().st_mtime
-        soon(lambda: time.time() - serving_since_s > MIN_LIFETIME_S, "it is no newborn")
+        soon(lambda: time.time() - serving_since_s > MIN_LIFETIME_S, "it is older than the minimum lifetime")
         os.kill(int(pid), signal.SIGKILL)
         dev.wait_for("the application ended with status -9; restarting it")
         go.touch()
@@ -499,13 +499,13 @@ def test_slow_clients_are_closed_and_others_do_not_notice(slow_broker: RunningBr
         assert ask("POST", url, token=user.token, body=b"", headers={"Upstash-Delay": "1h"}).status == 201
         slowest = max(slowest, time.monotonic() - began)
     assert slowest < 0.5
-    assert [answer_on(one) for one in silent] == [b""] * 50
-    for one in headers:
-        answer = answer_on(one)
+    assert [answer_on(connection) for connection in silent] == [b""] * 50
+    for connection in headers:
+        answer = answer_on(connection)
         assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
         assert b"no complete header within 0.4 s" in answer
-    for one in bodies:
-        answer = answer_on(one)
+    for connection in bodies:
+        answer = answer_on(connection)
         assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
         assert b"no data for 0.4 s while reading the body" in answer
 
@@ -613,7 +613,7 @@ def test_a_destination_that_holds_on_costs_its_own_slots_alone(tmp_path: Path, b
             broker.stop()
 
 
-# -- output that nobody reads
+# -- output without a reader
 
 
 PIPE = 4096
@@ -644,7 +644,7 @@ def serves(port: int) -> bool:
 
 
 def works_and_stops(process: subprocess.Popen[bytes], port: int) -> None:
-    """The broker takes messages, whatever has become of its output, and stops when it is told to."""
+    """The broker accepts messages and stops on request, even if its output is broken."""
     url = f"http://127.0.0.1:{port}/v2/publish/http://127.0.0.1:9/"
     assert ask("POST", url, token=TOKEN, body=b"", headers={"Upstash-Delay": "1h"}).status == 201
     process.send_signal(signal.SIGTERM)
@@ -652,7 +652,7 @@ def works_and_stops(process: subprocess.Popen[bytes], port: int) -> None:
 
 
 def complain(port: int) -> None:
-    """Make the broker log more than the pipe holds: a line for each request that is none."""
+    """Make the broker log more than the pipe holds: one line for each invalid request."""
     for _ in range(2 * PIPE // 64):
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as connection:
             connection.sendall(b"nonsense\r\n\r\n")

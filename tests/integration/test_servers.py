@@ -167,7 +167,7 @@ def test_a_token_to_read_with_changes_nothing(folder: Path) -> None:
         assert broker.ask("GET", "/v2/dlq").status == 200
         assert broker.ask("POST", "/v2/publish/http://127.0.0.1:9/").status == 403
         assert broker.ask("DELETE", "/v2/messages/msg_1").status == 403
-        # Whoever has the keys can sign deliveries, and so run tasks.
+        # A process that has the keys can sign deliveries, and so run tasks.
         assert broker.ask("GET", "/v2/keys").status == 403
     assert "read only" in qtasks("broker", "token", "list", "--db", "t.db", folder=folder).out
 
@@ -323,13 +323,13 @@ def test_a_public_broker_reaches_this_machine_only_where_it_was_told(folder: Pat
 
 
 def test_names_are_looked_up_at_publish_only_when_asked_for(folder: Path, endpoint: Endpoint) -> None:
-    unknown = "/v2/publish/http://nobody.invalid/"
+    unknown = "/v2/publish/http://unknown.invalid/"
     with BrokerServer(folder) as broker:
         assert broker.started().ask("POST", unknown).status == 201
     with BrokerServer(folder, "--resolve-on-publish") as broker:
         answer = broker.started().ask("POST", unknown)
         assert answer.status == 400
-        assert "unable to resolve host: lookup nobody.invalid" in answer.json["error"]
+        assert "unable to resolve host: lookup unknown.invalid" in answer.json["error"]
         broker.publish(endpoint.url.replace("127.0.0.1", "localhost"))
         endpoint.wait_for(1)
 
@@ -477,7 +477,7 @@ def test_tasks_lists_what_an_application_offers(folder: Path) -> None:
         "summary": "Add two numbers.",
         "schedules": [],
     }
-    assert [one["name"] for one in document] == ["add", "refuse", "who"]
+    assert [entry["name"] for entry in document] == ["add", "refuse", "who"]
 
 
 def test_tasks_shows_of_a_signature_what_a_caller_gives(tmp_path: Path) -> None:
@@ -528,7 +528,7 @@ def _by_another_issuer(url: str, body: bytes, now_s: int) -> str:
     import jwt
 
     digest = base64.urlsafe_b64encode(hashlib.sha256(body).digest()).decode()
-    claims = {"iss": "Somebody", "sub": url, "exp": now_s + 300, "nbf": 0, "iat": now_s, "jti": "x", "body": digest}
+    claims = {"iss": "Another", "sub": url, "exp": now_s + 300, "nbf": 0, "iat": now_s, "jti": "x", "body": digest}
     return jwt.encode(claims, CURRENT, algorithm="HS256")
 
 

@@ -236,7 +236,8 @@ def _timed_out(place: str, timeout_ms: int, *, responding: bool, in_total: bool)
         return Failure("timeout", f"no connection to {place} within {CONNECT_TIMEOUT_S:g}s")
     span = f"within {timeout_ms / 1000:g}s (Upstash-Timeout)"
     return Failure(
-        "timeout", f"the response from {place} was not complete {span}" if responding else f"no answer from {place} {span}"
+        "timeout",
+        f"the response from {place} was not complete {span}" if responding else f"no answer from {place} {span}",
     )
 
 

@@ -1,6 +1,6 @@
-"""Whatever is accepted can be carried out: shown, fired, delivered, retried.
+"""Every accepted request can be carried out: shown, fired, delivered, retried.
 
-A refusal is an answer; what is accepted and then breaks a list or a loop would break it for everybody, and for ever.
+A refusal is a valid response. An accepted message that breaks a list or a loop would break it for all accounts.
 """
 
 from __future__ import annotations

@@ -61,14 +61,16 @@ async def test_no_answer_is_status_0(service: Service) -> None:
 async def test_many_are_deleted_by_id_and_those_that_are_gone_are_skipped(service: Service, style: str) -> None:
     """docs/protocol.md B14."""
     letters = [(await fail(service))["dlqId"] for _ in range(5)]
-    given = [*letters[:4], letters[0], "1-1", "nonsense"]
+    dlq_ids = [*letters[:4], letters[0], "1-1", "nonsense"]
     if style == "body":
-        answered = await service.call("DELETE", "/v2/dlq", json_body={"dlqIds": given})
+        answered = await service.call("DELETE", "/v2/dlq", json_body={"dlqIds": dlq_ids})
     else:
-        query = "&".join(f"dlqIds={one}" for one in given) if style == "query" else "dlqIds=" + ",".join(given)
+        query = (
+            "&".join(f"dlqIds={dlq_id}" for dlq_id in dlq_ids) if style == "query" else "dlqIds=" + ",".join(dlq_ids)
+        )
         answered = await service.call("DELETE", f"/v2/dlq?{query}")
     assert (answered.status, answered.json) == (200, {"deleted": 4})
-    again = await service.call("DELETE", "/v2/dlq", json_body={"dlqIds": given})
+    again = await service.call("DELETE", "/v2/dlq", json_body={"dlqIds": dlq_ids})
     assert again.json == {"deleted": 0}
     assert len(await ids(service)) == 1
 
@@ -143,28 +145,28 @@ async def test_unknown_names_on_lists_are_ignored(service: Service) -> None:
 
 async def test_lists_and_actions_understand_the_same_filters(service: Service) -> None:
     """docs/protocol.md B15, B26."""
-    one = await fail(
+    first = await fail(
         service, "http://a.example/x,y?q=1", Label="l1,l2", Flow_Control_Key="k,1", Flow_Control_Value="rate=9"
     )
     two = await fail(service, "http://b.example/z", Label="l3")
     queries = {
-        "label=l2": [one],
-        "label=l2,l3": [one, two],
-        "label=l2&label=l3": [one, two],
-        "url=http://a.example/x,y?q=1".replace("?", "%3F"): [one],
-        "url=http://a.example/x,y%3Fq=1&url=http://b.example/z": [one, two],
-        "flowControlKey=k,1": [one],
+        "label=l2": [first],
+        "label=l2,l3": [first, two],
+        "label=l2&label=l3": [first, two],
+        "url=http://a.example/x,y?q=1".replace("?", "%3F"): [first],
+        "url=http://a.example/x,y%3Fq=1&url=http://b.example/z": [first, two],
+        "flowControlKey=k,1": [first],
         "url=http://b.example/z,http://a.example/": [two],
-        "responseStatus=404": [one, two],
+        "responseStatus=404": [first, two],
         "responseStatus=500": [],
-        "callerIp=203.0.113.7": [one, two],
+        "callerIp=203.0.113.7": [first, two],
         "callerIP=1.1.1.1": [],
         "queueName=q": [],
         "topicName=g": [],
         "scheduleId=s": [],
-        f"messageId={one['messageId']}": [one],
+        f"messageId={first['messageId']}": [first],
         f"dlqIds={two['dlqId']}": [two],
-        f"toDate={one['dlqId'].split('-')[0]}": [one],
+        f"toDate={first['dlqId'].split('-')[0]}": [first],
         f"fromDate={two['dlqId'].split('-')[0]}": [two],
         "label=l1&responseStatus=500": [],
     }
@@ -231,7 +233,9 @@ async def test_many_are_retried_by_id_by_filter_and_page_by_page(service: Servic
 
 async def test_large_ones_are_all_retried_by_id_with_one_call(service: Service) -> None:
     letters = [await fail(service, body="x" * 1024 * 1024) for _ in range(12)]
-    answered = await service.call("POST", "/v2/dlq/retry", json_body={"dlqIds": [one["dlqId"] for one in letters]})
+    answered = await service.call(
+        "POST", "/v2/dlq/retry", json_body={"dlqIds": [letter["dlqId"] for letter in letters]}
+    )
     assert (len(answered.json["responses"]), "cursor" in answered.json) == (12, False)
     assert await ids(service) == []
 
@@ -261,7 +265,7 @@ async def test_many_are_cancelled_by_id_in_both_styles_then_all(service: Service
     """docs/protocol.md B5, B6."""
     made = [await service.publish(Delay="1d") for _ in range(5)]
     assert (await service.call("DELETE", "/v2/messages", json_body={"messageIds": made[:2]})).json == {"cancelled": 2}
-    query = "&".join(f"messageIds={one}" for one in made[1:4])
+    query = "&".join(f"messageIds={message_id}" for message_id in made[1:4])
     assert (await service.call("DELETE", f"/v2/messages?{query}&label=ignored")).json == {"cancelled": 2}
     assert (await service.call("DELETE", "/v2/messages/", json_body={"messageIds": []})).json == {"cancelled": 1}
     assert (await service.call("DELETE", "/v2/messages")).json == {"cancelled": 0}
@@ -348,8 +352,8 @@ async def test_a_host_matches_with_and_without_its_port_and_so_do_a_thousand(ser
     for url in hosts:
         await service.publish(url, Delay="1d")
 
-    async def found(*wanted: str) -> list[str]:
-        page = await service.get("/v2/events?order=earliestFirst&host=" + ",".join(wanted))
+    async def found(*expected: str) -> list[str]:
+        page = await service.get("/v2/events?order=earliestFirst&host=" + ",".join(expected))
         return [entry["url"] for entry in page["events"]]
 
     assert await found("A.example") == [hosts[0], hosts[1]]

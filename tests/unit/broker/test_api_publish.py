@@ -31,7 +31,7 @@ async def test_a_publish_to_a_group_is_one_message_an_endpoint_in_order(service:
     await group(service, "http://a.example/", "http://b.example/x?y=1")
     answered = await service.call("POST", "/v2/publish/g", {"Upstash-Retries": "7"}, "hello")
     assert answered.status == 201
-    assert [one["url"] for one in answered.json] == ["http://a.example/", "http://b.example/x?y=1"]
+    assert [entry["url"] for entry in answered.json] == ["http://a.example/", "http://b.example/x?y=1"]
     sent = await service.run()
     assert [request.url for request in sent] == ["http://a.example/", "http://b.example/x?y=1"]
     assert {header(request, "Upstash-Topic-Name") for request in sent} == {"g"}
@@ -50,7 +50,7 @@ async def test_a_groups_default_headers_apply_unless_the_request_says_otherwise(
 
 
 async def test_a_destination_that_is_neither_url_nor_group_is_refused_in_the_known_words(service: Service) -> None:
-    for target in ("nobody", "https%3A%2F%2Fe.com", "ftp://x"):
+    for target in ("missing", "https%3A%2F%2Fe.com", "ftp://x"):
         answered = await service.call("POST", f"/v2/publish/{target}")
         assert answered.status == 400
         assert "endpoint has invalid scheme, add http:// or https://" in answered.error
@@ -74,7 +74,7 @@ async def test_in_a_group_each_endpoint_is_deduplicated_on_its_own(service: Serv
     await group(service, "http://a.example/", "http://b.example/")
     mixed = await service.call("POST", "/v2/publish/g", lines)
     assert mixed.status == 201
-    assert [one.get("deduplicated") for one in mixed.json] == [True, None]
+    assert [entry.get("deduplicated") for entry in mixed.json] == [True, None]
     assert (await service.call("POST", "/v2/publish/g", lines)).status == 202
     assert (await service.call("POST", f"/v2/publish/{HOOK}", lines)).status == 201
 
@@ -82,8 +82,8 @@ async def test_in_a_group_each_endpoint_is_deduplicated_on_its_own(service: Serv
 async def test_content_is_url_body_type_and_forwarded_headers(service: Service) -> None:
     base = {"Upstash-Content-Based-Deduplication": "True", "Content-Type": "text/plain", "Upstash-Forward-A": "1"}
 
-    async def status(url: str = HOOK, body: str = "x", **more: str) -> int:
-        lines = {**base, **{name.replace("_", "-"): value for name, value in more.items()}}
+    async def status(url: str = HOOK, body: str = "x", **options: str) -> int:
+        lines = {**base, **{name.replace("_", "-"): value for name, value in options.items()}}
         return (await service.call("POST", f"/v2/publish/{url}", lines, body)).status
 
     assert await status() == 201
@@ -137,7 +137,7 @@ async def test_a_batch_answers_each_item_at_its_place(service: Service) -> None:
     items = [
         {"destination": HOOK, "headers": {"upstash-forward-content-type": "text/x"}, "body": "one"},
         {"destination": "g", "headers": None, "body": None, "queue": ""},
-        {"destination": "nobody"},
+        {"destination": "missing"},
         {"destination": HOOK, "queue": "q", "headers": {"Upstash-Delay": "5s"}},
         {"destination": HOOK, "headers": {"Upstash-Retries": "many"}},
         {"destination": HOOK, "body": {"not": "a text"}},
@@ -148,14 +148,14 @@ async def test_a_batch_answers_each_item_at_its_place(service: Service) -> None:
     assert answered.status == 201
     answers = answered.json
     assert len(answers) == len(items)
-    assert [one["url"] for one in answers[1]] == ["http://a.example/", "http://b.example/"]
-    assert [place for place, one in enumerate(answers) if "error" in one] == [2, 3, 4, 5]
+    assert [entry["url"] for entry in answers[1]] == ["http://a.example/", "http://b.example/"]
+    assert [place for place, entry in enumerate(answers) if "error" in entry] == [2, 3, 4, 5]
     assert "Upstash-Retries" in answers[4]["error"]
     assert answers[7] == {**answers[6], "deduplicated": True}
     assert (await service.get(f"/v2/messages/{answers[0]['messageId']}"))["maxRetries"] == 3
     sent = await service.run()
     assert sorted(request.body for request in sent) == [b"", b"", b"one", b"two"]
-    assert header(next(one for one in sent if one.body == b"one"), "Content-Type") == "text/x"
+    assert header(next(entry for entry in sent if entry.body == b"one"), "Content-Type") == "text/x"
 
 
 @pytest.mark.parametrize(

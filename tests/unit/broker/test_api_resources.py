@@ -97,12 +97,12 @@ async def test_a_group_is_made_changed_and_deleted(service: Service) -> None:
     moved = {"url": "http://c.example", "name": "First endpoint"}
     await service.call("POST", "/v2/topics/g/endpoints", json_body={"endpoints": [moved, second]})
     assert (await service.get("/v2/topics/g"))["endpoints"] == [moved, second]
-    gone = {"endpoints": [{"name": "First endpoint"}]}
-    assert (await service.call("DELETE", "/v2/topics/g/endpoints", json_body=gone)).status == 200
+    removed = {"endpoints": [{"name": "First endpoint"}]}
+    assert (await service.call("DELETE", "/v2/topics/g/endpoints", json_body=removed)).status == 200
     assert (await service.get("/v2/topics/g"))["endpoints"] == [second]
     await service.call("DELETE", "/v2/topics/g/endpoints", json_body={"endpoints": [{"url": "http://b.example"}]})
     assert (await service.call("GET", "/v2/topics/g")).status == 404
-    assert (await service.call("DELETE", "/v2/topics/g/endpoints", json_body=gone)).status == 404
+    assert (await service.call("DELETE", "/v2/topics/g/endpoints", json_body=removed)).status == 404
 
 
 async def test_an_endpoint_is_known_by_its_name_or_where_there_is_none_by_its_url(service: Service) -> None:
@@ -122,12 +122,12 @@ async def test_an_endpoint_is_known_by_its_name_or_where_there_is_none_by_its_ur
 async def test_a_group_of_ten_thousand_is_changed_without_keeping_the_store_busy(service: Service) -> None:
     many = [{"url": f"http://a.example/{number}", "name": f"e{number}"} for number in range(10_000)]
     before = time.process_time()
-    for body in (many, [{**one, "url": "http://b.example"} for one in many]):
+    for body in (many, [{**endpoint, "url": "http://b.example"} for endpoint in many]):
         assert (await service.call("POST", "/v2/topics/g/endpoints", json_body={"endpoints": body})).status == 200
-    left = {"endpoints": [{"name": one["name"]} for one in many[1:]]}
-    assert (await service.call("DELETE", "/v2/topics/g/endpoints", json_body=left)).status == 200
+    rest = {"endpoints": [{"name": endpoint["name"]} for endpoint in many[1:]]}
+    assert (await service.call("DELETE", "/v2/topics/g/endpoints", json_body=rest)).status == 200
     assert (await service.get("/v2/topics/g"))["endpoints"] == [{"url": "http://b.example", "name": "e0"}]
-    assert time.process_time() - before < 6  # one, and fifteen where it grows with the square
+    assert time.process_time() - before < 6  # endpoint, and fifteen where it grows with the square
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ class Gate:
 
 
 class Flaky:
-    """A store that refuses or holds up the verbs it is told to; whoever refuses says so first."""
+    """A store whose verbs raise errors or wait, as the test sets; it announces each error first."""
 
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
@@ -149,8 +149,8 @@ def header(request: DeliveryRequest, name: str) -> str:
 
 def sequence(*answers: Response | Failure) -> Callable[[DeliveryRequest], Response | Failure]:
     """The answers in turn; the last one for ever."""
-    left = list(answers)
-    return lambda request: left.pop(0) if len(left) > 1 else left[0]
+    remaining = list(answers)
+    return lambda request: remaining.pop(0) if len(remaining) > 1 else remaining[0]
 
 
 # -- attempts and retries
@@ -189,7 +189,7 @@ async def test_retried_counts_the_retries_so_far(bench: Bench) -> None:
 
 
 async def test_without_retries_the_first_failure_is_the_last(bench: Bench) -> None:
-    bench.transport.answer = lambda request: Failure("connection_refused", "nobody there")
+    bench.transport.answer = lambda request: Failure("connection_refused", "connection refused")
     await bench.publish(max_retries=0)
     assert await bench.deliverer.run_once() == 1
     assert await bench.states() == [State.CREATED, State.ACTIVE, State.ERROR, State.FAILED]
@@ -212,7 +212,7 @@ async def test_every_attempt_has_a_signature_of_its_own_that_verifies_at_that_ti
         )
         for sent, now_s in zip(bench.transport.sent, (START_MS / 1000, START_MS / 1000 + 12), strict=True)
     ]
-    assert [one.key for one in claims] == ["current", "current"]
+    assert [claim.key for claim in claims] == ["current", "current"]
     assert claims[0].jti != claims[1].jti
     assert claims[1].issued_s - claims[0].issued_s == 12
 
@@ -387,7 +387,7 @@ async def test_the_caps_on_attempts_hold_in_all_and_per_host(bench: Bench, runni
         assert bench.deliverer.in_flight <= 5
         delivered.append(header(request, "Upstash-Message-Id"))
         if gate.arrived.empty():
-            await settled()  # whoever may start has started
+            await settled()  # every message that may start has started
         answer.set_result(OK)
     assert gate.most["all"] == 5
     assert max(gate.most[f"h{n}.example"] for n in range(4)) == 2
@@ -462,12 +462,12 @@ async def test_watchers_are_told_every_step_and_only_after_it_is_committed(tmp_p
     bench = Bench(store)
     bench.transport.answer = sequence(ERROR, OK)
     outside = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
-    told: list[State] = []
+    notified: list[State] = []
 
     def watch(event: MessageEvent) -> None:
         kept = [row[0] for row in outside.execute("SELECT state FROM log ORDER BY n")]
-        assert event.state in kept, f"{event.state} was told before it was committed"
-        told.append(event.state)
+        assert event.state in kept, f"{event.state} was notified before it was committed"
+        notified.append(event.state)
         if event.state is State.RETRY:
             assert event.next_delivery_ms == START_MS
             assert event.outcome == ERROR
@@ -478,19 +478,19 @@ async def test_watchers_are_told_every_step_and_only_after_it_is_committed(tmp_p
     await bench.deliverer.run_once()
     outside.close()
     await store.close()
-    assert told == [State.ACTIVE, State.RETRY, State.ACTIVE, State.DELIVERED]
+    assert notified == [State.ACTIVE, State.RETRY, State.ACTIVE, State.DELIVERED]
 
 
 async def test_a_watcher_that_fails_stops_nothing(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     def broken(event: MessageEvent) -> None:
         raise RuntimeError("the terminal is gone")
 
-    told: list[State] = []
+    notified: list[State] = []
     bench.watchers.add(broken)
-    bench.watchers.add(lambda event: told.append(event.state))
+    bench.watchers.add(lambda event: notified.append(event.state))
     await bench.publish()
     await bench.deliverer.run_once()
-    assert told == [State.ACTIVE, State.DELIVERED]
+    assert notified == [State.ACTIVE, State.DELIVERED]
     assert "a watcher of broker events failed" in caplog.text
 
 

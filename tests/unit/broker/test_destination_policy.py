@@ -262,7 +262,7 @@ def test_a_rule_opens_what_it_names(rule: str, address: str, host: str, port: in
         ("10.1.0.0/16", "10.2.0.1", "worker", 80),
         ("10.1.0.0/16", "10.1.0.1", "10.1.0.1", 22),  # a range of addresses says nothing about ports
         ("10.1.2.3:8000", "10.1.2.3", "10.1.2.3", 8001),
-        ("worker:80", "169.254.169.254", "worker", 80),  # a trusted name is no reason to reach these
+        ("worker:80", "169.254.169.254", "worker", 80),  # a trusted name does not open these
         ("worker:80", "169.254.1.1", "worker", 80),
         ("worker:80", "0.0.0.0", "worker", 80),
         ("worker:80", "64:ff9b::a00:1", "worker", 80),
@@ -333,11 +333,11 @@ def test_what_a_resolver_may_hand_over_never_slips_through_unread(address: str) 
 
 
 def test_a_url_is_taken_apart_without_being_changed() -> None:
-    found = parse("hTTp://u%40:p@EXAMPLE.com:8080//a%2Fb/../c%c3?x=1&y=%20?")
-    assert (found.scheme, found.userinfo, found.authority) == ("http", "u%40:p", "EXAMPLE.com:8080")
-    assert (found.host, found.port) == ("example.com", 8080)
-    assert found.target == "//a%2Fb/../c%c3?x=1&y=%20?"
-    assert "p@" not in repr(found)
+    parts = parse("hTTp://u%40:p@EXAMPLE.com:8080//a%2Fb/../c%c3?x=1&y=%20?")
+    assert (parts.scheme, parts.userinfo, parts.authority) == ("http", "u%40:p", "EXAMPLE.com:8080")
+    assert (parts.host, parts.port) == ("example.com", 8080)
+    assert parts.target == "//a%2Fb/../c%c3?x=1&y=%20?"
+    assert "p@" not in repr(parts)
 
 
 @pytest.mark.parametrize(
@@ -352,8 +352,8 @@ def test_a_url_is_taken_apart_without_being_changed() -> None:
     ],
 )
 def test_what_a_url_leaves_out_is_supplied(url: str, host: str, port: int, target: str) -> None:
-    found = parse(url)
-    assert (found.host, found.port, found.target) == (host, port, target)
+    parts = parse(url)
+    assert (parts.host, parts.port, parts.target) == (host, port, target)
 
 
 URL_TEXT = st.text(alphabet="htp:/@[].?#%\\ 0127aA-é\t", max_size=30).map("http://".__add__)
@@ -362,7 +362,7 @@ URL_TEXT = st.text(alphabet="htp:/@[].?#%\\ 0127aA-é\t", max_size=30).map("http
 @given(URL_TEXT)
 def test_both_parsers_of_destinations_agree_on_host_and_port(url: str) -> None:
     try:
-        found = parse(url)
+        parts = parse(url)
     except WireError:
         with pytest.raises(WireError):
             targets.host_of(url)
@@ -370,7 +370,7 @@ def test_both_parsers_of_destinations_agree_on_host_and_port(url: str) -> None:
     host, _, port = targets.host_of(url).rpartition(":")
     if host.startswith("["):
         host = str(ipaddress.IPv6Address(host[1:-1]))
-    assert (found.host, found.port) == (host, int(port))
+    assert (parts.host, parts.port) == (host, int(port))
 
 
 @given(st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)))

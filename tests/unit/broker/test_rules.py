@@ -180,7 +180,7 @@ def test_an_expression_replaces_the_backoff_and_retried_is_0_before_the_first_re
         ((("Retry-After", "Sun, 15 Jan 2023 08:01:00 GMT"),), 0),  # the past, and the wrong weekday: now
         ((("X-RateLimit-Reset", "7"),), 7),
         ((("X-RateLimit-Reset-Requests", "20"), ("X-RateLimit-Reset-Tokens", "1m")), 60),  # both must have passed
-        ((("Retry-After", "90000"),), None),  # more than a day is no wish
+        ((("Retry-After", "90000"),), None),  # more than a day is ignored
         ((("Retry-After", "25h"),), None),
         ((("Retry-After", "abc"),), None),
         ((("Retry-After", "90000"), ("X-RateLimit-Reset", "5")), 5),

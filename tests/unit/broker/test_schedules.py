@@ -1,4 +1,4 @@
-"""Schedules: kept, shown, fired once a tick whatever the clock does (docs/protocol.md 2.7, 5.8)."""
+"""Schedules: stored, shown, fired once per tick even if the clock jumps (docs/protocol.md 2.7, 5.8)."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ async def test_a_bad_schedule_is_refused(service: Service, lines: dict[str, str]
 
 
 async def test_a_schedule_for_nobody_is_refused(service: Service) -> None:
-    assert (await service.call("POST", "/v2/schedules/nobody", {"Upstash-Cron": "* * * * *"})).status == 400
+    assert (await service.call("POST", "/v2/schedules/missing", {"Upstash-Cron": "* * * * *"})).status == 400
 
 
 async def test_a_publish_with_a_cron_makes_a_schedule(service: Service) -> None:
@@ -231,7 +231,10 @@ async def test_the_members_of_a_group_are_those_of_the_moment(service: Service) 
     await service.call("PATCH", "/v2/topics/g", json_body={"headers": {"Upstash-Method": "PUT"}})
     service.clock.advance(MINUTE_MS)
     sent = await service.run()
-    assert [(one.url, one.method) for one in sent] == [("http://b.example/", "PUT"), ("http://c.example/", "PUT")]
+    assert [(request.url, request.method) for request in sent] == [
+        ("http://b.example/", "PUT"),
+        ("http://c.example/", "PUT"),
+    ]
     assert len((await service.get(f"/v2/schedules/{schedule}"))["lastScheduleStates"]) == 2
     await members()
     service.clock.advance(MINUTE_MS)

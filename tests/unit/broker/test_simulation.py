@@ -105,7 +105,7 @@ class World:
             sent.status = 200
             return Response(status=200)
         if dice < 0.6:
-            return Failure("connection_refused", "nobody there")
+            return Failure("connection_refused", "connection refused")
         if dice < 0.65:
             return Response(status=489, headers=(("Upstash-NonRetryable-Error", "true"),))
         if dice < 0.7:
@@ -140,11 +140,11 @@ class World:
                     deduplication_key=self.chance.choice((None, None, f"id:{self.chance.randrange(5)}")),
                 )
             )
-        for one, answer in zip(made, await self.store.accept(made, now_ms=self.clock.now_ms()), strict=True):
+        for entry, answer in zip(made, await self.store.accept(made, now_ms=self.clock.now_ms()), strict=True):
             if answer.deduplicated:
                 assert answer.message_id in self.accepted
             else:
-                self.accepted[answer.message_id] = one.message.max_retries
+                self.accepted[answer.message_id] = entry.message.max_retries
         self.deliverer.wake()
 
     async def cancel(self) -> None:
@@ -178,17 +178,17 @@ class World:
             await self.loop
 
     async def come_to_an_end(self) -> None:
-        """No more faults: time passes until nothing is left to do. Nothing here wakes the loop but the clock."""
+        """No more faults: time passes until nothing is unfinished to do. Nothing here wakes the loop but the clock."""
         self.faults = False
         for _ in range(ENOUGH_ROUNDS):
             await self.answer_hanging()
             await turns(50)
-            left, due_ms = await self._unfinished()
-            if not left:
+            unfinished, due_ms = await self._unfinished()
+            if not unfinished:
                 return
             if due_ms is not None and due_ms > self.clock.now_ms():
                 self.clock.advance(due_ms - self.clock.now_ms())
-        pytest.fail(f"{left} messages never came to an end")
+        pytest.fail(f"{unfinished} messages never came to an end")
 
     async def log(self) -> tuple[LogEntry, ...]:
         page = await self.store.read(queries.log, ACCOUNT, LogCriteria(oldest_first=True), cursor=None, count=100_000)
@@ -199,10 +199,10 @@ class World:
         return {str(message_id): Stage(cast("int", stage)) for message_id, stage in rows}
 
     async def _unfinished(self) -> tuple[int, int | None]:
-        found = await self.store.write(
+        batch = await self.store.write(
             lambda db: db.execute("SELECT count(*), min(due_ms) FROM messages WHERE stage < 10").get
         )
-        return cast("tuple[int, int | None]", found)
+        return cast("tuple[int, int | None]", batch)
 
 
 async def turns(count: int) -> None:
@@ -241,8 +241,8 @@ async def judge(world: World) -> str:
     for entry in entries:
         logs[entry.message.id].append(entry)
     sent: dict[str, list[Sent]] = defaultdict(list)
-    for one in world.sent:
-        sent[one.message_id].append(one)
+    for attempt in world.sent:
+        sent[attempt.message_id].append(attempt)
     dead = await world.store.read(queries.dead_letters, ACCOUNT, DeadLetterCriteria(), cursor=None, count=100_000)
     dead_ids = [letter.message.id for letter in dead.items]
 
@@ -256,21 +256,23 @@ async def judge(world: World) -> str:
         interruptions = sum(entry.error == settle.INTERRUPTED for entry in log)
         assert interruptions <= world.crashes
         assert len(attempts) <= retries + 1 + interruptions, f"{message_id}: too many attempts"
-        assert [one.retried for one in attempts] == sorted(one.retried for one in attempts)
-        successes = sum(one.status == 200 for one in attempts)
+        assert [attempt.retried for attempt in attempts] == sorted(attempt.retried for attempt in attempts)
+        successes = sum(attempt.status == 200 for attempt in attempts)
         assert successes <= 1 + interruptions, f"{message_id}: delivered twice without a crash"
         assert (stage is Stage.DELIVERED) <= (successes > 0), f"{message_id}: called delivered, but never was"
         assert (stage is Stage.FAILED) == (message_id in dead_ids)
         assert successes == 0 or stage is Stage.DELIVERED or interruptions, f"{message_id}: a success was forgotten"
         assert stage is not Stage.CANCELED or any(entry.state is State.CANCEL_REQUESTED for entry in log)
-        assert all(one.time_ms >= log[0].message.not_before_ms for one in attempts), f"{message_id}: sent too early"
-    trace = [(one.message_id, one.retried, one.time_ms, one.status) for one in world.sent]
+        assert all(attempt.time_ms >= log[0].message.not_before_ms for attempt in attempts), (
+            f"{message_id}: sent too early"
+        )
+    trace = [(attempt.message_id, attempt.retried, attempt.time_ms, attempt.status) for attempt in world.sent]
     trace_of_log = [(entry.message.id, str(entry.state), entry.time_ms, entry.error) for entry in entries]
     return hashlib.sha256(repr((trace, trace_of_log)).encode()).hexdigest()
 
 
 def check_log(log: list[LogEntry], stage: Stage) -> None:
-    """The log can be told by the table of moves, and ends where the message stands; no attempt came before its time."""
+    """The log follows the table of transitions and ends at the message's state; no attempt was made too early."""
     assert_legal([entry.state for entry in log], stage)
     due_ms = log[0].next_delivery_ms or 0
     for entry in log:
@@ -308,5 +310,5 @@ def test_the_lives_meet_every_kind_of_end_and_every_kind_of_trouble() -> None:
 
     for seed in range(10):
         asyncio.run(watch(seed))
-    wanted = [*map(str, State), "interrupted", "deduplicated"]
-    assert all(seen[kind] >= 5 for kind in wanted), seen
+    expected = [*map(str, State), "interrupted", "deduplicated"]
+    assert all(seen[kind] >= 5 for kind in expected), seen
