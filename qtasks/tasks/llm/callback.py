@@ -1,4 +1,4 @@
-"""A callback as the dispatcher sees it: what the broker tells of an attempt, and the call that it is told of. Pure."""
+"""A callback: what the broker reports about an attempt to reach the model, and the call that it is about. Pure."""
 
 from __future__ import annotations
 
@@ -16,33 +16,37 @@ from qtasks.tasks.run.decision import DispatchResponse
 from qtasks.tasks.send.outgoing import Kept
 
 MAX_ID = 128
-"""Characters of a message's id."""
+"""Largest number of characters of a message id."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallbackBody:
-    """What a callback says (docs/protocol.md 4.4). All of it is signed."""
+    """The body of a callback (docs/protocol.md 4.4). All of it is signed."""
 
     status: int
-    """Of the provider's answer; 0 when there was none."""
+    """HTTP status of the provider's response; 0 if there was no response."""
     body: bytes = field(repr=False)
+    """Body of the provider's response."""
     error: str
-    """Why there was no answer."""
+    """Why there was no response; empty if there was one."""
     retried: int
+    """Number of retries so far."""
     retries: int
+    """Number of retries allowed."""
     message_id: str
-    """Of the request."""
+    """Id of the message with the request to the model."""
     request: bytes = field(repr=False)
+    """Body of the request to the model."""
 
     @property
     def is_answer(self) -> bool:
-        """Whether the provider did what it was asked."""
+        """True if the provider answered with a 2xx status."""
         return 200 <= self.status < 300
 
 
 @dataclass(frozen=True, slots=True)
 class Callback:
-    """A callback, and the call that it is for."""
+    """A callback, and the call that it is about."""
 
     query: CallbackQuery
     content: CallbackBody
@@ -50,17 +54,17 @@ class Callback:
     body: bytes = field(repr=False)
     kept: Kept | None = field(default=None, repr=False)
     is_lost: bool = False
-    """Whether the call was to be kept, and is not to be found: the envelope is empty then."""
+    """True if the result store no longer has the call, which is too large for a header. The envelope is empty then."""
 
     @property
-    def is_news(self) -> bool:
-        """Whether it only tells how things are: the provider has been asked in vain, and will be asked again."""
+    def is_interim(self) -> bool:
+        """True if it only reports a failed attempt: the broker retries, or the failure callback follows."""
         return not self.content.is_answer and not self.query.failed
 
     @property
-    def is_last_of_many(self) -> bool:
-        """Whether it tells of a failure that the failure callback tells of as well."""
-        return self.is_news and self.content.retried >= self.content.retries
+    def repeats_failure_callback(self) -> bool:
+        """True for the callback of the last retry: the failure callback reports the same failure."""
+        return self.is_interim and self.content.retried >= self.content.retries
 
     @property
     def source(self) -> str:
@@ -76,21 +80,21 @@ class Callback:
 
     def refused(self, response: DispatchResponse) -> DispatchResponse:
         """The response if the call, which runs elsewhere or has ended, would be answered with `response`."""
-        is_acknowledged = self.is_news or (self.query.failed and response.status == 500)
+        is_acknowledged = self.is_interim or (self.query.failed and response.status == 500)
         return DispatchResponse.acknowledgement() if is_acknowledged else response
 
 
 def read_body(body: bytes) -> CallbackBody:
-    """What a callback says. Raises PayloadError for a body that is none."""
+    """Parse the body of a callback. Raises PayloadError for a malformed one."""
     try:
         document: Any = strict_json.loads(body, big_integers=True)
         status, retried, retries, message_id = (
             document[name] for name in ("status", "retried", "maxRetries", "sourceMessageId")
         )
         if not all(type(number) is int for number in (status, retried, retries)):
-            raise TypeError("a number is none")
+            raise TypeError("status, retried and maxRetries must be whole numbers")
         if not isinstance(message_id, str) or not 0 < len(message_id) <= MAX_ID:
-            raise TypeError("the message has no id")
+            raise TypeError("sourceMessageId must be a message id")
         return CallbackBody(
             status=status,
             body=base64.b64decode(document.get("body", ""), validate=True),

@@ -1,8 +1,8 @@
-"""What becomes of a call when the broker tells of its model: the completion runs, or asks again, or the call fails.
+"""Callbacks of requests to language models: run the completion, ask the model again, or end the call as failed.
 
-The broker tells of every attempt to reach the provider, and once more when it has given up. Only the URL and the body
-of what it says are signed. The call itself travels in a header, so it is compared with its hash in the URL before
-anything of it is read; the provider's answer is in the body, and is nobody's word but the provider's.
+The broker sends a callback for every attempt to reach the provider, and a failure callback after the last one. Only
+their URL and body are signed. The call itself travels in a header, so the header is compared with its hash in the URL
+before any of it is parsed. The body contains the provider's response, which can be anything the provider sends.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ from qtasks.tasks.task import Task
 log = logging.getLogger("qtasks.dispatch")
 
 MAX_DETAIL = 500
-"""Characters of a provider's words in an error."""
+"""Largest number of characters of a provider's error text in our errors."""
 
 MAX_DEPTH = 128
-"""Levels of an answer; our own envelopes have fewer, but an answer is of the user's making."""
+"""Deepest nesting of an answer. Envelopes allow less, but an answer has the shape of the user's output type."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionRun(Run):
-    """A run of a completion, for `callback`."""
+    """A run of a completion, with the answer in `callback`."""
 
     callback: Callback | None = field(default=None, repr=False)
 
     def again(self, delay_ms: int) -> CallbackRedelivery:
-        """See `Run.again`: the same callback, later."""
+        """See `Run.again`: the same callback is sent once more, later."""
         assert self.callback is not None
-        envelope, call_id, came = self.envelope, self.context.call_id, self.callback.query
-        once = hashlib.sha256(f"{call_id} snoozed {came.snoozed}".encode()).hexdigest()
+        envelope, call_id, query = self.envelope, self.context.call_id, self.callback.query
+        once = hashlib.sha256(f"{call_id} snoozed {query.snoozed}".encode()).hexdigest()
         return CallbackRedelivery(
             task=self.task.name,
             call_id=call_id,
@@ -64,12 +64,12 @@ class CompletionRun(Run):
                 self.task.delivery_options.publish, retries=envelope.retries, delay_ms=delay_ms, deduplication_id=once
             ),
             envelope=envelope,
-            query=replace(came, snoozed=came.snoozed + 1),
+            query=replace(query, snoozed=query.snoozed + 1),
         )
 
 
 class LlmCallbackHandler:
-    """Reads callbacks and decides what they lead to. `results` are asked for calls that were too large to travel."""
+    """Reads callbacks and decides what follows. `results` stores the calls that are too large for a header."""
 
     def __init__(self, results: ResultBackend | None, clock: Clock) -> None:
         self._results = results
@@ -81,7 +81,7 @@ class LlmCallbackHandler:
         Raises PayloadError for a malformed callback, TamperedError for a header that does not match the signed URL.
         """
         if not isinstance(task, LlmTask):
-            raise PayloadError(f"{task.name} asks no language model, so its URL has no query")
+            raise PayloadError(f"{task.name} is not a task for a language model, so its URL has no query")
         query, content = callback_url.read(delivery.query), read_body(delivery.body)
         text = delivery.call or await self._kept(query.digest)
         if text is None:
@@ -89,7 +89,7 @@ class LlmCallbackHandler:
             callback = Callback(query, content, empty, delivery.body, is_lost=True)
         else:
             kept = None if delivery.call else Kept(model_request.key_of(query.digest), text)
-            callback = Callback(query, content, _vouched_envelope(query, text), delivery.body, kept)
+            callback = Callback(query, content, _checked_envelope(query, text), delivery.body, kept)
         context = context_of(task.name, delivery, callback.envelope, self._clock)
         return Attempt(
             task=task,
@@ -99,8 +99,8 @@ class LlmCallbackHandler:
             decide=functools.partial(self._decide, task, callback),
             source=callback.source,
             stored=callback.kept,
-            is_superseded=callback.is_last_of_many,  # the failure callback reports the same failure
-            is_brief=callback.is_news,
+            is_superseded=callback.repeats_failure_callback,  # the failure callback reports the same failure
+            is_brief=callback.is_interim,
             can_expire=callback.content.is_answer,  # only an answer runs the completion
             refused=callback.refused,
         )
@@ -112,7 +112,7 @@ class LlmCallbackHandler:
         try:
             if callback.is_lost:
                 raise ResultError(
-                    "the call is neither in the header nor kept by the result backend any more",
+                    "the call is not in the header, and the result store no longer has it",
                     code=ErrorCode.MODEL_CALL_LOST,
                 )
             attempt.arguments = task.arguments(attempt.envelope)
@@ -120,7 +120,7 @@ class LlmCallbackHandler:
             return attempt.unfit(error)
         if callback.content.is_answer:
             return await self._answered(task, callback, attempt, execution)
-        if callback.is_news and await self._has_ended(attempt.context.call_id):
+        if callback.is_interim and await self._has_ended(attempt.context.call_id):
             return Decision.duplicate(DispatchResponse.acknowledgement())
         refusal = _refusal(task, callback.content)
         attempt.error = refusal
@@ -157,26 +157,26 @@ class LlmCallbackHandler:
         answer: ModelAnswer,
         error: QTasksError,
     ) -> Decision:
-        """Ask the model once more, with what is wrong."""
+        """Ask the model once more, and tell it what was wrong."""
         attempt.error = error
-        spent = Repair(callback.content.message_id, answer.usage.input_tokens, answer.usage.output_tokens)
+        repair = Repair(callback.content.message_id, answer.usage.input_tokens, answer.usage.output_tokens)
         try:
             request = json.loads(callback.content.request)
             complaint = task.output.complaint(error.message)
-            message = task.asking_again(attempt.envelope, task.api.repair(request, answer, complaint), spent)
-        except (ValueError, TypeError, KeyError):  # the request is missing, or the answer is no part of it
+            message = task.repair_request(attempt.envelope, task.api.repair(request, answer, complaint), repair)
+        except (ValueError, TypeError, KeyError):  # the callback does not contain the request, or a malformed one
             return Decision.of_unfit_call(attempt.context, error)
         except QTasksError as failure:
             return Decision.of_unfit_call(attempt.context, failure)
         return await execution.republish(attempt, message, error_text(error), action="repaired")
 
     async def _kept(self, digest: str) -> str | None:
-        """What the result backend keeps under a digest."""
+        """The call that the result store has for a digest."""
         record = await self._read(model_request.key_of(digest))
         return None if record is None else record.value
 
     async def _has_ended(self, call_id: str) -> bool:
-        """Whether the call has come to its end already: callbacks may overtake each other."""
+        """True if the call has ended already: callbacks may arrive in another order."""
         record = await self._read(call_id)
         return record is not None and record.status.is_final
 
@@ -186,25 +186,25 @@ class LlmCallbackHandler:
         try:
             return await read_record(self._results, key)
         except ResultError:
-            log.exception("what is kept of a call could not be read", extra={"action": "result_lost"})
+            log.exception("the stored call could not be read", extra={"action": "result_lost"})
             return None
 
 
-def _vouched_envelope(query: CallbackQuery, text: str) -> Envelope:
-    """The call that a callback carries beside its signed URL, which has the digest of `text`."""
+def _checked_envelope(query: CallbackQuery, text: str) -> Envelope:
+    """The call in the header `text`. Raises TamperedError if the signed URL has the hash of another header."""
     if not hmac.compare_digest(model_request.digest(text), query.digest):
         raise envelopes.TamperedError(
-            f"the header {model_request.HEADER} is not the one that the signed URL vouches for",
+            f"the header {model_request.HEADER} does not match the hash in the signed URL",
             code=ErrorCode.MODEL_CALL_TAMPERED,
         )
     envelope = model_request.read(text)
     if envelope.call_id != query.call_id:
-        raise PayloadError("the URL and the header are of two calls", code=ErrorCode.CALLBACK_INVALID)
+        raise PayloadError("the URL and the header belong to different calls", code=ErrorCode.CALLBACK_INVALID)
     return envelope
 
 
 def _document(body: bytes) -> object:
-    """The JSON of a provider's answer; its text where it is none."""
+    """The JSON of a provider's response; the text itself if it is not JSON."""
     try:
         return strict_json.loads(body, max_depth=MAX_DEPTH, big_integers=True)
     except ValueError:
@@ -212,20 +212,21 @@ def _document(body: bytes) -> object:
 
 
 def _refusal(task: LlmTask[..., Any], content: CallbackBody) -> ProviderError:
-    """What a provider has to say for itself."""
+    """The error for a response that is not an answer."""
     name = task.provider.name
     if content.status == 0:
-        detail = content.error or "no reason is known"
-        return ProviderError(f"{name} could not be asked: {detail}", status=0, detail=detail)
+        detail = content.error or "the reason is unknown"
+        return ProviderError(f"{name} could not be reached: {detail}", status=0, detail=detail)
     document = _document(content.body)
-    said = document.get("error", document) if isinstance(document, dict) else document
-    said = said.get("message", said) if isinstance(said, dict) else said
-    text = said if isinstance(said, str) else json.dumps(said)
+    reason = document.get("error", document) if isinstance(document, dict) else document
+    reason = reason.get("message", reason) if isinstance(reason, dict) else reason
+    text = reason if isinstance(reason, str) else json.dumps(reason)
     detail = task.provider.without_key(text, os.environ)[:MAX_DETAIL]
     return ProviderError(f"{name} answered {content.status}: {detail}", status=content.status, detail=detail)
 
 
 def _total(usage: Usage, repair: Repair | None) -> Usage:
+    """The usage of both requests if the answer is that of a repair."""
     if repair is None:
         return usage
     return Usage(

@@ -134,7 +134,7 @@ class LlmTask(Task[P, T]):
         envelope = replace(envelope, call_id=call_id)
         return self._asking(envelope, value, self._again(envelope, "asked"), self.delivery_options.queue)
 
-    def asking_again(self, envelope: Envelope, request: Mapping[str, Any], repair: Repair) -> ModelRequest:
+    def repair_request(self, envelope: Envelope, request: Mapping[str, Any], repair: Repair) -> ModelRequest:
         """The second request of a call, with `request` as its body."""
         return self._question(envelope, request, self._again(envelope, "repaired"), repair=repair)
 

@@ -333,7 +333,7 @@ async def test_arguments_that_are_kept_no_more_fail_the_call_and_say_so(
     for retried in range(4):
         answer = await provider.deliver(callback, headers={}, retried=retried)
         assert (answer.status, answer.json["code"]) == (500, "QT424")
-    with pytest.raises(TaskFailed, match="neither in the header nor kept"):
+    with pytest.raises(TaskFailed, match="not in the header, and the result store no longer has it"):
         await result.aget(timeout=1)
     assert len(kept.failed) == 1
     assert kept.completed == []
@@ -666,7 +666,7 @@ async def test_a_provider_that_cannot_be_reached_is_named(
     callbacks = provider.callbacks_of(provider.take_request(), Failure("dns", "no such host", final=True), last=True)
     assert callbacks.failure is not None
     await provider.deliver(callbacks.failure)
-    with pytest.raises(TaskFailed, match="ProviderError: OpenAI could not be asked: no such host"):
+    with pytest.raises(TaskFailed, match="ProviderError: OpenAI could not be reached: no such host"):
         await result.aget(timeout=1)
 
 
@@ -782,7 +782,10 @@ async def test_a_task_without_a_model_has_no_callbacks(
     summarise.delay("abc")
     callback = provider.callbacks_of(provider.take_request(), openai_says(GOOD)).callback
     answer = await provider.deliver(replace(callback, url=callback.url.replace("/summarise", "/plain")))
-    assert (answer.status, answer.error) == (489, "PayloadError: plain asks no language model, so its URL has no query")
+    assert (answer.status, answer.error) == (
+        489,
+        "PayloadError: plain is not a task for a language model, so its URL has no query",
+    )
 
 
 @pytest.mark.parametrize(
@@ -816,7 +819,7 @@ async def test_a_header_of_another_call_is_noticed_though_its_hash_is_right(
     found = callback_url.read(callback.url.partition("?")[2])
     url = f"{callback.url.partition('?')[0]}?{replace(found, call_id='call_other').text()}"
     answer = await provider.deliver(replace(callback, url=url))
-    assert (answer.status, answer.error) == (489, "PayloadError: the URL and the header are of two calls")
+    assert (answer.status, answer.error) == (489, "PayloadError: the URL and the header belong to different calls")
 
 
 async def test_without_a_result_backend_completions_run_all_the_same(kept: Kept) -> None:
