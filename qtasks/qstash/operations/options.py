@@ -104,7 +104,7 @@ class ScheduleKeywords(DeliveryKeywords, total=False):
     """Queue that the messages go through."""
 
 
-class Target(TypedDict, total=False):
+class DestinationKeywords(TypedDict, total=False):
     """Where a message goes: exactly one of the three."""
 
     url: str | None
@@ -115,11 +115,11 @@ class Target(TypedDict, total=False):
     """A language model: ``{"name": "llm", "provider": openai("...")}``."""
 
 
-class PublishTarget(Target, PublishKeywords, total=False):
+class PublishTarget(DestinationKeywords, PublishKeywords, total=False):
     """Everything that `publish` takes, except the body."""
 
 
-class EnqueueTarget(Target, EnqueueKeywords, total=False):
+class EnqueueTarget(DestinationKeywords, EnqueueKeywords, total=False):
     """Everything that `enqueue` takes, except queue and body."""
 
 
