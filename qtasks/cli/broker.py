@@ -1,4 +1,4 @@
-"""`qtasks broker`: the QStash-compatible server, and its tokens."""
+"""`qtasks broker`: run the QStash-compatible server, or manage its tokens."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ log = logging.getLogger("qtasks.broker")
 
 ACCOUNT: Final = "default"
 DEFAULT_DB: Final = "qtasks.db"
-_FIX_IN_ENVIRONMENT: Final = "unset them and run qtasks broker init, or listen on 127.0.0.1"
-_FIX_IN_DATABASE: Final = "the database was made with them: start with a new one, or listen on 127.0.0.1"
+_FIX_IN_ENVIRONMENT: Final = "unset them and run `qtasks broker init`, or listen on 127.0.0.1"
+_FIX_IN_DATABASE: Final = "the database was created with them: use a new one, or listen on 127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerOptions:
-    """What `qtasks broker` was told."""
+    """The options of `qtasks broker`."""
 
     host: str
     port: int
@@ -59,7 +59,7 @@ class BrokerOptions:
 _db = click.option(
     "--db",
     default=None,
-    callback=lambda context, _, given: given or context.obj,  # as the group was told
+    callback=lambda context, _, path: path or context.obj,  # the option of the group
     help="Database file, here or before the command.",
 )
 
@@ -72,33 +72,45 @@ _db = click.option(
     "--destinations",
     type=click.Choice(["local", "public"]),
     default=None,
-    help="Where messages may go: `public` refuses loopback and private addresses."
+    help="Allowed destinations: `public` refuses loopback and private addresses."
     "  [default: local on a loopback host, else public]",
 )
 @click.option(
-    "--allow-destination", "allow", multiple=True, metavar="ORIGIN", help="Let this origin, host or network through."
+    "--allow-destination", "allow", multiple=True, metavar="ORIGIN", help="Also allow this origin, host or network."
 )
-@click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="Answer requests to this host name too.")
-@click.option("--resolve-on-publish", is_flag=True, help="Refuse a publish whose host name does not resolve.")
+@click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="Also answer requests to this host name.")
+@click.option("--resolve-on-publish", is_flag=True, help="Refuse a publish to a host name that does not resolve.")
 @click.option(
     "--drain",
     type=click.FloatRange(0, 3600),
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="For what is under way at a stop.",
+    help="How long running deliveries may continue at a stop.",
 )
-@click.option("--in-flight", type=click.IntRange(1), default=256, show_default=True, help="Deliveries at once, in all.")
+@click.option("--in-flight", type=click.IntRange(1), default=256, show_default=True, help="Concurrent deliveries.")
 @click.option(
     "--per-host",
     type=click.IntRange(1),
     default=128,
     show_default=True,
-    help="Deliveries at once to one host and port.",
+    help="Concurrent deliveries to one host and port.",
 )
-@click.option("--retention", type=Duration(), default="7d", show_default=True, help="Of delivered messages and logs.")
-@click.option("--dlq-retention", type=Duration(), default="30d", show_default=True, help="Of dead letters.")
-@click.option("--max-size", type=Size(), default="1GB", show_default=True, help="Above it the oldest finished go.")
+@click.option(
+    "--retention",
+    type=Duration(),
+    default="7d",
+    show_default=True,
+    help="For delivered messages and logs.",
+)
+@click.option("--dlq-retention", type=Duration(), default="30d", show_default=True, help="For dead letters.")
+@click.option(
+    "--max-size",
+    type=Size(),
+    default="1GB",
+    show_default=True,
+    help="Delete the oldest finished messages above it.",
+)
 @click.pass_context
 def command(
     context: click.Context,
@@ -118,8 +130,8 @@ def command(
 ) -> None:
     """Run the broker, or manage its tokens.
 
-    Its credentials come from QSTASH_TOKEN, QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY, or are made
-    once by `qtasks broker init`.
+    Its credentials are those in QSTASH_TOKEN, QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY, or those that
+    `qtasks broker init` has created.
     """
     if context.invoked_subcommand is not None:
         context.obj = db
@@ -148,7 +160,7 @@ def command(
 @command.command("init")
 @_db
 def init(db: str) -> None:
-    """Make the database with signing keys and a first token, and print them once."""
+    """Create the database with signing keys and a first token, and print them once."""
     path = _path(db)
     token = ids.token_secret(SystemRandom())
 
@@ -162,8 +174,8 @@ def init(db: str) -> None:
     keys = _change(path, make)
     if keys is None:
         raise ConfigurationError(
-            f"{path} is set up already: its secrets were shown then and are not kept",
-            fix="qtasks broker token create NAME makes another token; GET /v2/keys shows the signing keys",
+            f"{path} is already initialised; its token was shown then and cannot be shown again",
+            fix="create another token with `qtasks broker token create NAME`; GET /v2/keys returns the signing keys",
         )
     click.echo("# Shown once. Put these into the environment of your applications.")
     click.echo(f"QSTASH_URL=http://127.0.0.1:{development.PORT}")
@@ -174,15 +186,15 @@ def init(db: str) -> None:
 
 @command.group("token")
 def token_group() -> None:
-    """Make, list and revoke API tokens; a running broker notices within a second."""
+    """Create, list and revoke API tokens. A running broker notices a change within a second."""
 
 
 @token_group.command("create")
 @click.argument("name")
-@click.option("--read-only", is_flag=True, help="May read logs, messages and dead letters; may change nothing.")
+@click.option("--read-only", is_flag=True, help="Allow reading logs, messages and dead letters, but no changes.")
 @_db
 def create_token(name: str, read_only: bool, db: str) -> None:
-    """Make a token called NAME and print it once."""
+    """Create a token named NAME and print it once."""
     token = ids.token_secret(SystemRandom())
 
     def add(connection: apsw.Connection) -> bool:
@@ -190,31 +202,31 @@ def create_token(name: str, read_only: bool, db: str) -> None:
         return accounts.add_token(connection, token, account, name, read_only=read_only, now_ms=_now_ms())
 
     if not _change(_existing(db), add):
-        raise ConfigurationError(f"there is a token named {name!r} already", fix="choose another name, or revoke it")
+        raise ConfigurationError(f"a token named {name!r} already exists", fix="choose another name, or revoke it")
     click.echo(token)
 
 
 @token_group.command("list")
 @_db
 def list_tokens(db: str) -> None:
-    """List the tokens by name; the tokens themselves are not kept."""
-    for one in _change(_existing(db), accounts.tokens):
-        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.created_ms / 1000))
-        click.echo(f"{one.name:<24}  {'read only' if one.read_only else 'publish':<10}  made {made}")
+    """List the names of the tokens; the tokens themselves are not stored."""
+    for token in _change(_existing(db), accounts.tokens):
+        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(token.created_ms / 1000))
+        click.echo(f"{token.name:<24}  {'read only' if token.read_only else 'publish':<10}  created {created}")
 
 
 @token_group.command("revoke")
 @click.argument("name")
 @_db
 def revoke_token(name: str, db: str) -> None:
-    """Make the token called NAME worthless."""
+    """Revoke the token named NAME."""
 
     def remove(connection: apsw.Connection) -> bool:
         account = accounts.ensure_account(connection, AccountCredentials(ACCOUNT), ids.signing_keys(SystemRandom()))
         return accounts.remove_token(connection, account, name)
 
     if not _change(_existing(db), remove):
-        raise ConfigurationError(f"there is no token named {name!r}", fix="qtasks broker token list shows them")
+        raise ConfigurationError(f"there is no token named {name!r}", fix="list them with `qtasks broker token list`")
     click.echo(f"revoked {name}")
 
 
@@ -228,11 +240,11 @@ async def _serve(options: BrokerOptions, out: NonBlockingStream) -> int:
         stack.push_async_callback(broker.stop)
         if settings.credentials[0].token is None and not await broker.store.read(accounts.tokens):
             raise ConfigurationError(
-                f"{settings.path} has no token, so nobody could publish",
-                fix=f"qtasks broker init --db {settings.path} makes one, or set QSTASH_TOKEN",
+                f"{settings.path} has no token, so no client could publish",
+                fix=f"run `qtasks broker init --db {settings.path}`, or set QSTASH_TOKEN",
             )
-        kept = await broker.keys.of(broker.accounts[ACCOUNT])
-        refuse_public_credentials(_secrets(None, kept), options.host, fix=_FIX_IN_DATABASE)
+        stored_keys = await broker.keys.of(broker.accounts[ACCOUNT])
+        refuse_public_credentials(_secrets(None, stored_keys), options.host, fix=_FIX_IN_DATABASE)
         server = ApiServer(broker, [listener], hosts=_hosts(options), grace_s=settings.drain_s)
         stop = stack.enter_context(stop_signals())
         await server.start()
@@ -243,17 +255,17 @@ async def _serve(options: BrokerOptions, out: NonBlockingStream) -> int:
             f"qtasks broker is running at http://{shown}:{port}  store {settings.path} ({broker.store.promise})"
             f"  destinations {settings.destinations}  {broker.recovery.waiting} waiting"
         )
-        ended = asyncio.ensure_future(stop.wait())
+        stopped = asyncio.ensure_future(stop.wait())
         broken = asyncio.ensure_future(broker.store.broken.wait())
-        await asyncio.wait({ended, broken}, return_when=asyncio.FIRST_COMPLETED)
-        for waiting in (ended, broken):
+        await asyncio.wait({stopped, broken}, return_when=asyncio.FIRST_COMPLETED)
+        for waiting in (stopped, broken):
             waiting.cancel()
-        # Both at once: the whole stop takes no longer than one of them may.
+        # At the same time, so that the stop takes no longer than the slower of the two.
         _, finished = await asyncio.gather(server.stop(), broker.deliverer.drain(settings.drain_s))
         if not finished:
-            log.warning("stopped before every attempt had ended; the next start makes them again")
+            log.warning("stopped before all attempts had ended; the next start makes these attempts again")
         if broker.store.broken.is_set():
-            raise StoreError("the storage failed; start again once the disk is sound")
+            raise StoreError("the store failed; start the broker again once the disk works")
     return 0
 
 
@@ -266,11 +278,11 @@ def _hosts(options: BrokerOptions) -> frozenset[str] | None:
 def _credentials() -> AccountCredentials:
     token = os.environ.get("QSTASH_TOKEN") or None
     current = os.environ.get("QSTASH_CURRENT_SIGNING_KEY") or None
-    following = os.environ.get("QSTASH_NEXT_SIGNING_KEY") or None
-    if (current is None) != (following is None):
-        missing = "QSTASH_NEXT_SIGNING_KEY" if following is None else "QSTASH_CURRENT_SIGNING_KEY"
+    next_key = os.environ.get("QSTASH_NEXT_SIGNING_KEY") or None
+    if (current is None) != (next_key is None):
+        missing = "QSTASH_NEXT_SIGNING_KEY" if next_key is None else "QSTASH_CURRENT_SIGNING_KEY"
         raise ConfigurationError(f"{missing} is not set, but the other signing key is", fix="set both or neither")
-    keys = SigningKeys(current, following) if current and following else None
+    keys = SigningKeys(current, next_key) if current and next_key else None
     if keys is not None:
         signing.check_keys(keys, dev=True)
     return AccountCredentials(ACCOUNT, token, keys)
@@ -281,7 +293,7 @@ def _secrets(token: str | None, keys: SigningKeys | None) -> set[str | None]:
 
 
 def _allowed(allow: tuple[str, ...]) -> tuple[str, ...]:
-    """What the options name, and the dispatcher, which an operator has named already."""
+    """The allowed destinations of the options, and the origin of QTASKS_BASE_URL, where the dispatcher is."""
     base_url = os.environ.get("QTASKS_BASE_URL", "")
     return (*allow, "/".join(base_url.split("/")[:3])) if base_url else allow
 
@@ -289,7 +301,7 @@ def _allowed(allow: tuple[str, ...]) -> tuple[str, ...]:
 def _path(db: str) -> str:
     if db.startswith(("postgres://", "postgresql://")):
         raise ConfigurationError(
-            "QTASKS_DB names PostgreSQL, which this version does not store messages in",
+            "QTASKS_DB names PostgreSQL, in which this version cannot store messages",
             fix="name a SQLite file: --db qtasks.db",
         )
     return db.removeprefix("sqlite:///")
@@ -298,12 +310,14 @@ def _path(db: str) -> str:
 def _existing(db: str) -> str:
     path = _path(db)
     if not Path(path).is_file():
-        raise ConfigurationError(f"there is no database at {path}", fix=f"qtasks broker init --db {path} makes one")
+        raise ConfigurationError(
+            f"there is no database at {path}", fix=f"create one with `qtasks broker init --db {path}`"
+        )
     return path
 
 
 def _change(path: str, change: Callable[[apsw.Connection], T]) -> T:
-    """Run one transaction beside a broker that may be running; it alone checkpoints."""
+    """Run one transaction, possibly while a broker uses the file; only the broker checkpoints the log."""
     Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
     connection = connect(path)
     connection.pragma("wal_autocheckpoint", 0)

@@ -172,5 +172,5 @@ async def _until_stopped(stop: asyncio.Event, broker: Broker, application: Reloa
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
     if broker.store.broken.is_set():
-        raise StoreError("the storage failed; start again once the disk is sound")
+        raise StoreError("the store failed; start again once the disk works")
     return supervising.result() if app_ended else 0

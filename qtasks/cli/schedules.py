@@ -1,4 +1,4 @@
-"""`qtasks schedules`: what the code declares and what the service has, brought together."""
+"""`qtasks schedules`: compare the schedules in the code with those at the service, and change them."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 _RUNS: Final = 5
 _app = click.argument("app", required=False)
-_as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 @click.group("schedules")
 def command() -> None:
-    """See, sync and steer the schedules of an application.
+    """List, sync and change the schedules of an application.
 
-    APP is a file, a module, or module:object; without it, it is looked for. The service and the environment are those
-    of QSTASH_TOKEN, QSTASH_URL and QTASKS_BASE_URL, or of the `qtasks dev` that runs in this folder. NAME is task, or
-    task:name where a task has several.
+    APP is a file, a module, or module:object; without it, qtasks looks for one. The service and the environment are
+    those of QSTASH_TOKEN, QSTASH_URL and QTASKS_BASE_URL, or of the `qtasks dev` that runs in this folder. NAME is the
+    name of a task, or task:name if the task has several schedules.
     """
 
 
@@ -42,7 +42,7 @@ def command() -> None:
 @_app
 @_as_json
 def list_(app: str | None, as_json: bool) -> None:
-    """List the schedules of this environment: when they run next, and how they stand."""
+    """List the schedules of this environment, with their states and their next runs."""
     tasks = _tasks(app)
     with tasks:
         plan = tasks.schedules.diff()
@@ -60,7 +60,7 @@ def list_(app: str | None, as_json: bool) -> None:
 @_app
 @_as_json
 def diff(app: str | None, as_json: bool) -> None:
-    """Compare code and service; exit code 1 where they differ."""
+    """Compare the code with the service; the exit code is 1 if they differ."""
     tasks = _tasks(app)
     with tasks:
         plan = tasks.schedules.diff()
@@ -71,14 +71,14 @@ def diff(app: str | None, as_json: bool) -> None:
 
 @command.command("sync")
 @_app
-@click.option("--prune", is_flag=True, help="Remove what was declared once and is no more.")
-@click.option("--yes", is_flag=True, help="Do not ask before production is changed.")
+@click.option("--prune", is_flag=True, help="Remove schedules that the code no longer declares.")
+@click.option("--yes", is_flag=True, help="Change production without asking.")
 @_as_json
 def sync(app: str | None, prune: bool, yes: bool, as_json: bool) -> None:
-    """Have the service keep what the code declares.
+    """Make the schedules at the service equal to those in the code.
 
-    What was paused stays paused, and what is not of this environment, or not of the code, is never touched. Everything
-    but the public development credentials is production.
+    Paused schedules stay paused. Schedules of other environments, and schedules that were not declared in code, are
+    never changed. Any credentials but the public development ones count as production.
     """
     tasks = _tasks(app)
     with tasks:
@@ -94,7 +94,7 @@ def sync(app: str | None, prune: bool, yes: bool, as_json: bool) -> None:
 @click.argument("name")
 @_app
 def trigger(name: str, app: str | None) -> None:
-    """Run schedule NAME of APP now, besides its times."""
+    """Run schedule NAME of APP now; its next times stay as they are."""
     tasks = _tasks(app)
     with tasks:
         result = tasks.schedules.get(name).trigger()
@@ -105,35 +105,35 @@ def trigger(name: str, app: str | None) -> None:
 @click.argument("name")
 @_app
 def pause(name: str, app: str | None) -> None:
-    """Let the times of schedule NAME of APP pass; no sync wakes it."""
-    _steer(name, app, "paused", lambda schedule: schedule.pause())
+    """Pause schedule NAME of APP until `resume`; a sync does not resume it."""
+    _change_schedule(name, app, "paused", lambda schedule: schedule.pause())
 
 
 @command.command("resume")
 @click.argument("name")
 @_app
 def resume(name: str, app: str | None) -> None:
-    """Have schedule NAME of APP go on with its next time."""
-    _steer(name, app, "resumed", lambda schedule: schedule.resume())
+    """Resume schedule NAME of APP; it runs at its next time."""
+    _change_schedule(name, app, "resumed", lambda schedule: schedule.resume())
 
 
 @command.command("delete")
 @click.argument("name")
 @_app
 def delete(name: str, app: str | None) -> None:
-    """Take schedule NAME away; one that the code of APP declares comes back with the next sync."""
-    _steer(name, app, "deleted", lambda schedule: schedule.delete())
+    """Delete schedule NAME; the next sync creates it again if the code of APP declares it."""
+    _change_schedule(name, app, "deleted", lambda schedule: schedule.delete())
 
 
 @dataclass(frozen=True, slots=True)
 class _ScheduleRow:
-    """One schedule of the list."""
+    """One row of the list."""
 
     name: str
     id: str
     state: str
     handle: TaskSchedule[Any]
-    found: Schedule | None
+    existing: Schedule | None
 
     @property
     def timing(self) -> cron.Cron:
@@ -141,37 +141,43 @@ class _ScheduleRow:
 
     @property
     def next_shown(self) -> str:
-        if self.found is None or self.found.paused:
+        if self.existing is None or self.existing.paused:
             return ""
         return "next " + "".join(_moment(run, run.tzinfo) for run in self.handle.next_runs(1))
 
     @property
     def past(self) -> str:
-        """What came of the last run, and which ones were missed."""
-        if self.found is None or self.found.last_schedule_time is None:
+        """The last run with the states of its messages, and the error if a run was missed."""
+        if self.existing is None or self.existing.last_schedule_time is None:
             return ""
-        states = ", ".join(sorted({state.value.lower() for state in (self.found.last_schedule_states or {}).values()}))
-        run = _moment(datetime.fromtimestamp(self.found.last_schedule_time / 1000, UTC), self.zone)
-        return f"last {run}" + (f": {states}" if states else "") + (f"; {self.found.error}" if self.found.error else "")
+        states = ", ".join(
+            sorted({state.value.lower() for state in (self.existing.last_schedule_states or {}).values()})
+        )
+        run = _moment(datetime.fromtimestamp(self.existing.last_schedule_time / 1000, UTC), self.zone)
+        return (
+            f"last {run}"
+            + (f": {states}" if states else "")
+            + (f"; {self.existing.error}" if self.existing.error else "")
+        )
 
     @property
     def zone(self) -> tzinfo | None:
         return next((run.tzinfo for run in self.handle.next_runs(1)), UTC)
 
     def facts(self) -> dict[str, object]:
-        found = self.found
-        states = None if found is None else found.last_schedule_states
+        existing = self.existing
+        states = None if existing is None else existing.last_schedule_states
         return {
             "name": self.name,
             "id": self.id,
             "cron": self.handle.cron,
             "zone": self.timing.zone,
             "state": self.state,
-            "paused": found is not None and found.paused,
+            "paused": existing is not None and existing.paused,
             "next": [run.isoformat() for run in self.handle.next_runs(_RUNS)],
-            "last": None if found is None else found.last_schedule_time,
+            "last": None if existing is None else existing.last_schedule_time,
             "states": {message: state.value for message, state in (states or {}).items()},
-            "error": None if found is None else found.error,
+            "error": None if existing is None else existing.error,
         }
 
 
@@ -179,8 +185,8 @@ def _tasks(app: str | None) -> QTasks:
     tasks = load(locate(app, Path.cwd())).tasks
     if tasks.runtime.is_embedded:
         raise ConfigurationError(
-            "this application has its broker inside: its schedules are synced when it starts",
-            fix="steer them in the application, by tasks.schedules.get(...)",
+            "this application has an embedded broker, which syncs its schedules when it starts",
+            fix="change them in the application, with tasks.schedules.get(...)",
         )
     return tasks
 
@@ -205,23 +211,23 @@ def _rows(tasks: QTasks, plan: SyncPlan) -> list[_ScheduleRow]:
     return sorted(rows, key=lambda row: row.name)
 
 
-def _steer(name: str, app: str | None, done: str, how: Callable[[TaskSchedule[Any]], None]) -> None:
+def _change_schedule(name: str, app: str | None, done: str, change: Callable[[TaskSchedule[Any]], None]) -> None:
     tasks = _tasks(app)
     with tasks:
         schedule = tasks.schedules.get(name)
-        how(schedule)
+        change(schedule)
     click.echo(f"{schedule.name} {done}")
 
 
 def _confirm(tasks: QTasks, plan: SyncPlan, *, yes: bool) -> None:
-    """Have a person, or a flag, say that production is meant."""
+    """Ask before production is changed, unless `yes` is set."""
     if yes or not tasks.settings.is_production:
         return
     for line in _lines(plan):
         click.echo(line, err=True)
     service = f"{tasks.settings.url}, for {tasks.settings.base_url}"
     if not sys.stdin.isatty():
-        raise click.UsageError(f"this changes production at {service}: say so with --yes")
+        raise click.UsageError(f"this changes production at {service}: confirm it with --yes")
     click.confirm(f"Change production at {service}?", abort=True, err=True)
 
 
@@ -232,7 +238,7 @@ def _echo_plan(plan: SyncPlan, *, as_json: bool) -> None:
             "changed": {step.title: list(step.reasons) for step in plan.changed},
             "removed" if plan.pruned else "left_over": [step.title for step in plan.removed],
             "unchanged": [step.title for step in plan.unchanged],
-            "elsewhere": [one.destination for one in plan.elsewhere],
+            "elsewhere": [existing.destination for existing in plan.elsewhere],
         }
         click.echo(json.dumps(facts, indent=2))
         return
@@ -245,30 +251,33 @@ def _echo_plan(plan: SyncPlan, *, as_json: bool) -> None:
 
 
 def _lines(plan: SyncPlan) -> list[str]:
-    gone = "removed" if plan.pruned else "left over; sync --prune removes it"
+    outcome = "removed" if plan.pruned else "left over; sync --prune removes it"
     return [
         *(f"+ {step.title}" for step in plan.added),
         *(f"~ {step.title}  {'; '.join(step.reasons)}" for step in plan.changed),
-        *(f"- {step.title}  {'; '.join(step.reasons)} ({gone})" for step in plan.removed),
+        *(f"- {step.title}  {'; '.join(step.reasons)} ({outcome})" for step in plan.removed),
     ]
 
 
 def _echo_columns(rows: list[tuple[str, ...]], below: list[str]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row, more in zip(rows, below, strict=True):
+    for row, detail in zip(rows, below, strict=True):
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        if more:
-            click.echo(f"    {more}")
+        if detail:
+            click.echo(f"    {detail}")
 
 
 def _echo_elsewhere(plan: SyncPlan) -> None:
-    places = sorted({one.destination.rpartition("/")[0] for one in plan.elsewhere})
+    places = sorted({existing.destination.rpartition("/")[0] for existing in plan.elsewhere})
     if places:
-        click.echo(f"left alone, of other environments: {len(plan.elsewhere)} for {', '.join(places)}", err=True)
+        click.echo(
+            f"not changed, of other environments: {len(plan.elsewhere)} for {', '.join(places)}",
+            err=True,
+        )
 
 
 def _moment(moment: datetime, zone: tzinfo | None) -> str:
-    """A time in its zone and, if that is another one, in UTC."""
+    """A time in `zone` and, if that differs from UTC, also in UTC."""
     local, plain = moment.astimezone(zone), moment.astimezone(UTC)
     written = local.strftime("%a %Y-%m-%d %H:%M %Z")
     return written if local.utcoffset() == plain.utcoffset() else f"{written} ({plain.strftime('%H:%M')} UTC)"

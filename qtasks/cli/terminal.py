@@ -1,4 +1,4 @@
-"""What the terminal shows: one line an event, aligned, in plain ASCII where the stream knows no more."""
+"""Print broker events to a terminal: one aligned line for each event, in ASCII if the stream supports no more."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _ERROR_READ: Final = 4096
 _NAME_WIDTH: Final = 16
 _NAME_MOST: Final = 40
 _DEPTH: Final = 8
-"""Levels of a value that are shown; the rest is dots."""
+"""Levels of a nested value that are shown; deeper levels are shown as dots."""
 
 
 @dataclass
 class OutcomeCounts:
-    """What came of the messages while we watched."""
+    """How many deliveries succeeded, were retried, and failed."""
 
     done: int = 0
     retried: int = 0
@@ -46,13 +46,13 @@ class OutcomeCounts:
 
 @dataclass
 class EventPrinter:
-    """Prints broker events; give `tell` to the broker as a watcher."""
+    """Prints broker events: add its method `tell` to the watchers of a broker."""
 
     stream: TextStream = field(default_factory=lambda: sys.stdout)
     base_url: str = ""
-    """Deliveries below it are shown by the name of their task, others by their URL."""
+    """Messages to a URL below this one are shown by the name of their task, others by their URL."""
     colour: bool | None = None
-    """None: as the stream and `NO_COLOR` say."""
+    """True for colours; None decides by the stream and by `NO_COLOR`."""
     parameters: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Task name to the names of its positional parameters, which tell where a positional argument is a secret."""
     tally: OutcomeCounts = field(default_factory=OutcomeCounts)
@@ -63,7 +63,7 @@ class EventPrinter:
         self._marks = _MARKS if _can_encode(self.stream, "".join(_MARKS.values())) else _PLAIN_MARKS
 
     def tell(self, event: MessageEvent) -> None:
-        """Print one event; an attempt's start is shown by its end."""
+        """Print one event. The start of an attempt is not printed, only its end."""
         described = self._describe(event)
         if described is not None:
             kind, detail = described
@@ -99,17 +99,17 @@ class EventPrinter:
         if self.colour:
             mark = f"\x1b[{_COLOURS[kind]}m{mark}\x1b[0m"
         name = self._name(event.message)
-        # Everything behind the mark may be somebody else's text; the mark's colour is the only escape sequence.
+        # What follows the mark may be text of other parties: no escape sequence but the colour of the mark is written.
         rest = f"{name:<{_NAME_WIDTH}}  {short_id(event.message.id)}  {detail}".rstrip()
         return f"{clock}  {mark}  {printable(rest, self.stream)}"
 
     def _arguments(self, message: Message) -> str:
-        """``2, b='x'`` of a task's envelope, the model of a chat request; the size of anything else."""
+        """The arguments of a call (``2, b='x'``), the model of a chat request, or the size of any other body."""
         document = _json(message.body)
         if isinstance(document, dict) and isinstance(document.get("messages"), list):
             return shorten(f"asks {document.get('model')}")
         if isinstance(document, dict) and {"sourceMessageId", "status"} <= document.keys():
-            return shorten(f"is told of {document['status']}")
+            return shorten(f"callback with status {document['status']}")
         if not isinstance(document, dict) or "v" not in document:
             return f"{len(message.body)} bytes"
         positional, named = document.get("args", []), document.get("kwargs", {})
@@ -127,12 +127,12 @@ class EventPrinter:
         return [*names[:count], *[""] * (count - len(names))]
 
     def _error(self, event: MessageEvent) -> str:
-        """The endpoint's own words where it gave some, else what the broker saw; secrets are masked."""
+        """The error text of the endpoint or, if it gave none, that of the broker, with secrets masked."""
         text = event.error or "failed"
         if isinstance(event.outcome, Response):
             document = _json(event.outcome.body)
             error = document.get("error") if isinstance(document, dict) else None
-            error = error.get("message") if isinstance(error, dict) else error  # as providers of language models do
+            error = error.get("message") if isinstance(error, dict) else error  # the form of language model providers
             text = error if isinstance(error, str) else text
         exception, colon, reason = text[:_ERROR_READ].partition(": ")
         if not (exception.isidentifier() and exception[0].isupper()):
@@ -168,18 +168,21 @@ class EventPrinter:
 
 
 def short_id(message_id: str) -> str:
-    """The end of an id, which is random; its beginning is the time and alike for all."""
+    """The last characters of a message id, which are random; the first ones are a time and differ little."""
     return f"msg_..{message_id[-6:]}"
 
 
 def printable(text: str, stream: TextStream) -> str:
-    """`text` with control characters and what `stream` cannot encode as ``?``: printing never fails, nor acts."""
+    """`text` with ``?`` for control characters and for what `stream` cannot encode.
+
+    So printing never fails, and text of other parties cannot control the terminal.
+    """
     clean = "".join(char if char.isprintable() else "?" for char in text)
     return clean.encode(stream.encoding or "utf-8", "replace").decode(stream.encoding or "utf-8")
 
 
 def shorten(text: str, width: int = _VALUE_WIDTH) -> str:
-    """`text` in at most `width` characters."""
+    """`text`, cut to at most `width` characters."""
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
@@ -199,13 +202,13 @@ def _result(outcome: object) -> str:
 
 
 def _value(value: Any, depth: int = 0) -> str:
-    """As Python writes it, with secrets masked at every level."""
+    """`value` as Python writes it, with secrets masked at every level."""
     if isinstance(value, (dict, list)) and depth >= _DEPTH:
         return "..."
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{name!r}: {_masked(name, one, depth + 1)}" for name, one in value.items()) + "}"
+        return "{" + ", ".join(f"{name!r}: {_masked(name, item, depth + 1)}" for name, item in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(_value(one, depth + 1) for one in value) + "]"
+        return "[" + ", ".join(_value(item, depth + 1) for item in value) + "]"
     return repr(value)
 
 
@@ -225,6 +228,6 @@ def _span(ms: float) -> str:
 
 
 def _until(due_ms: int, now_ms: int) -> str:
-    left_ms = max(0, due_ms - now_ms)
-    # Beyond ten seconds fractions only distract; below, the last digit is the time it took to get here.
-    return durations.format(round(left_ms, -1 if left_ms < 10_000 else -3))
+    remaining_ms = max(0, due_ms - now_ms)
+    # Round to seconds above ten seconds and to 10 ms below: the last digit is only the time taken so far.
+    return durations.format(round(remaining_ms, -1 if remaining_ms < 10_000 else -3))

@@ -167,7 +167,7 @@ def test_an_attempt_that_does_not_end_in_time_is_handed_to_the_next_start(folder
             assert arrived.wait(PATIENCE_S)
             broker.process.send_signal(signal.SIGTERM)
             assert ended_within(broker, 1.3) == 0
-            assert "stopped before every attempt had ended" in broker.output
+            assert "stopped before all attempts had ended" in broker.output
         with BrokerServer(folder) as broker:
             broker.started()
             soon(lambda: broker.states(message_id)[-1] == "DELIVERED", "it is delivered by the next start")

@@ -160,7 +160,7 @@ def result_of(dispatcher: Dispatcher, script: str, *arguments: str) -> str:
 def test_production_is_changed_only_by_who_says_so(folder: Path, broker: BrokerServer) -> None:
     operator = Operator(folder, broker)
     refused = operator.run("sync", status=2)
-    assert f"this changes production at {broker.url}, for {PRODUCTION}: say so with --yes" in refused.err
+    assert f"this changes production at {broker.url}, for {PRODUCTION}: confirm it with --yes" in refused.err
     assert "+ report" in refused.err
     assert kept(broker.url, broker.token) == {}
     operator.run("sync", "--yes")
@@ -174,7 +174,7 @@ def test_another_environment_of_the_same_account_is_never_touched(folder: Path, 
     staging = Operator(folder, broker, "https://staging.example.com/qtasks")
     told = staging.run("sync", "--prune", "--yes")
     assert told.out == "in sync: 0 schedules\n"
-    assert f"left alone, of other environments: 3 for {PRODUCTION}" in told.err
+    assert f"not changed, of other environments: 3 for {PRODUCTION}" in told.err
     refused = staging.run("pause", next(iter(production)), status=2)
     assert "QT310" in refused.err
     assert "https://staging.example.com/qtasks" in refused.err
@@ -366,5 +366,5 @@ def test_the_schedules_of_an_embedded_home_are_steered_from_inside(tmp_path: Pat
     )
     done = qtasks("schedules", "list", folder=tmp_path)
     assert done.status == 2
-    assert "this application has its broker inside" in done.err
+    assert "this application has an embedded broker" in done.err
     assert not (tmp_path / "tasks.db").exists()

@@ -118,7 +118,7 @@ def test_init_prints_the_secrets_once_and_never_again(folder: Path, refused: Ref
     assert set(lines) == {"QSTASH_URL", *SECRETS}
     assert (folder / "new.db").stat().st_mode & 0o077 == 0
     again = refused("broker", "init", "--db", "new.db")
-    assert "set up already" in again
+    assert "is already initialised" in again
     for secret in (lines[name] for name in SECRETS):
         assert secret not in again
         # The keys must be there in clear to sign with; the token need not, so it is not.
@@ -176,7 +176,7 @@ def test_tokens_are_made_under_names_of_their_own_in_a_database_that_exists(fold
     assert "there is no database at none.db" in refused("broker", "token", "create", "a", "--db", "none.db")
     assert not (folder / "none.db").exists()
     qtasks("broker", "init", "--db", "t.db", folder=folder)
-    assert "there is a token named 'first'" in refused("broker", "token", "create", "first", "--db", "t.db")
+    assert "a token named 'first' already exists" in refused("broker", "token", "create", "first", "--db", "t.db")
     assert "there is no token named 'x'" in refused("broker", "token", "revoke", "x", "--db", "t.db")
 
 

@@ -142,7 +142,7 @@ def test_a_request_to_a_language_model_is_shown_as_the_task_that_makes_it() -> N
     assert shown(again) == "↻  summarise         msg_..cdefgh  1/4  slow down  retry in 12s"
     told = json.dumps({"sourceMessageId": "msg_1", "status": 200}).encode()
     back = event(State.CREATED, told, url=f"{BASE_URL}/summarise?call=call_1")
-    assert shown(back) == "→  summarise         msg_..cdefgh  is told of 200"
+    assert shown(back) == "→  summarise         msg_..cdefgh  callback with status 200"
 
 
 def test_the_name_of_a_task_is_read_from_its_url() -> None:
