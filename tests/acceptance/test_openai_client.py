@@ -130,7 +130,7 @@ def test_a_request_goes_to_the_server_behind_the_broker_and_its_answer_comes_bac
         "stop": ["\n"],
     }
     told = {name.lower() for name in asked.headers}
-    assert "authorization" not in told, "the broker's token is none of the server's business"
+    assert "authorization" not in told, "the broker's token must not reach the server"
     assert not [name for name in told if name.startswith("upstash-")]
 
 

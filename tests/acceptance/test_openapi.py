@@ -1,4 +1,4 @@
-"""The OpenAPI document against the broker that serves it: with resources of every kind, and with whatever schemathesis
+"""The OpenAPI document against the broker that serves it: with resources of every kind, and with all that schemathesis
 makes up. No answer may be a 5xx or differ from the document."""
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from tests.support.running import Endpoint, RunningBroker
 SCHEMA = schemathesis.openapi.from_dict(
     json.loads(json.dumps(openapi.document()).replace("http://localhost:3000", "http://127.0.0.1:9"))
 )
-"""With examples that nobody on this machine receives."""
+"""The document, with examples whose address no server on this machine has."""
 EXAMPLES = 8
-"""Requests made up for each operation, besides its examples."""
+"""Generated requests for each operation, in addition to its examples."""
 CONFORMANCE: Any = [
     status_code_conformance,
     content_type_conformance,
@@ -145,11 +145,11 @@ NEEDED: dict[str, dict[str, Any]] = {
         "headers": {"Upstash-Cron": "0 9 * * *", "Upstash-Schedule-Id": "my-schedule"},
     },
     "delete_v2_topics_urlGroup_endpoints": {"body": {"endpoints": [{"name": "one"}]}},
-    "delete_v2_messages": {"body": {"label": "nobody"}},
-    "delete_v2_dlq": {"body": {"label": ["nobody"]}},
-    "post_v2_dlq_retry": {"query": {"label": "nobody"}},
+    "delete_v2_messages": {"body": {"label": "no-such-label"}},
+    "delete_v2_dlq": {"body": {"label": ["no-such-label"]}},
+    "post_v2_dlq_retry": {"query": {"label": "no-such-label"}},
 }
-"""What a request needs for a good answer, besides path variables and the document's examples."""
+"""What a request needs for a good answer, in addition to path variables and the document's examples."""
 RANK = {"GET": 0, "POST": 1, "PATCH": 1, "DELETE": 2}
 
 

@@ -313,7 +313,7 @@ def test_configuration_in_the_query_is_taken_out_and_a_header_wins_over_it(api: 
     ],
 )
 def test_a_value_that_could_not_be_carried_out_is_refused_by_name(api: ApiClient, name: str, value: str) -> None:
-    """Now, while somebody is there to be told."""
+    """At publish, while there is a caller to read the error."""
     extra: Lines = (("Upstash-Callback", "http://127.0.0.1:1/"),) if "Callback-" in name else ()
     answer = api.publish(headers=((name, value), *extra))
     assert answer.status in (400, 412, 431)

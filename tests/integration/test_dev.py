@@ -100,8 +100,8 @@ def test_the_application_ends_with_its_supervisor(folder: Path) -> None:
         port = int(dev.started()["base_url"].split(":")[2].split("/")[0])
         dev.process.kill()
         dev.finish()  # the child holds the other end of the output, which ends with it
-        # A process that ends lets go of its output first and of its socket a moment later.
-        soon(lambda: is_free(port), "nobody has the port any more")
+        # A process that ends closes its output first and its socket a moment later.
+        soon(lambda: is_free(port), "the port is free again")
 
 
 def is_free(port: int) -> bool:

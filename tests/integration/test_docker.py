@@ -188,7 +188,7 @@ class Container:
 
 
 def unprivileged() -> list[str]:
-    """What to put before a command so that root runs it as nobody: who may write nowhere but where it was let."""
+    """The prefix with which root runs a command as the user `nobody`, which may write only where it was allowed to."""
     if os.geteuid() != 0:
         return []
     # The interpreter of this machine may lie where only root reads; in the image it does not.

@@ -1,4 +1,4 @@
-"""The embedded home: a broker inside the process, with nothing left out but the socket."""
+"""The embedded broker: a broker inside the process, with nothing left out but the socket."""
 
 from __future__ import annotations
 

@@ -95,8 +95,8 @@ PARAMETERS = [
 ]
 
 
-class Chance(random.Random):
-    """Input as somebody might send it who means no good, or does not look."""
+class RandomInput(random.Random):
+    """Random input of a malicious or careless caller."""
 
     def visible(self) -> str:
         return "".join(chr(self.randrange(33, 127)) for _ in range(self.randrange(20)))
@@ -140,7 +140,7 @@ class Chance(random.Random):
 @settings(max_examples=5_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**64))
 def test_no_call_whatsoever_makes_the_broker_fail(in_process: InProcess, seed: int) -> None:
-    chance = Chance(seed)
+    chance = RandomInput(seed)
     method = chance.choice(["GET", "POST", "POST", "POST", "DELETE", "PUT", "get", ""])
     headers = (("Authorization", f"Bearer {USERS[0].token}"), *chance.headers())
     path, query = chance.path(), chance.query()

@@ -1,7 +1,7 @@
-"""Twenty times `kill -9` under load, and the books agree: what was accepted arrives, what arrives was sent.
+"""Twenty times `kill -9` under load: every accepted message arrives, and every message that arrives was sent.
 
-Producers keep a ledger of what they meant to publish and what came of it, the endpoint one of what arrived; the word of
-the broker is not taken for either. What a producer never heard the end of is unknown: it may arrive or not.
+Producers record what they publish and which answers they get; the endpoint records what arrives. The test compares
+these records and does not rely on the broker's own log. A publish without an answer is unknown: it may arrive or not.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class Process:
 
 
 @dataclass
-class Ledger:
-    """One producer's book: what it meant to publish, and what it heard of it."""
+class ProducerRecord:
+    """What one producer published, and the answers that it got."""
 
     sent: dict[str, str] = field(default_factory=dict)
     """By its own number of a message: the hash of the body."""
@@ -108,9 +108,9 @@ class Producer(threading.Thread):
 
     def __init__(self, name: str, process: Process, sink_url: str, up: threading.Event, stop: threading.Event) -> None:
         super().__init__(name=name, daemon=True)
-        self.ledger = Ledger()
+        self.record = ProducerRecord()
         self.odd: list[object] = []
-        """Answers nobody should get."""
+        """Answers that no producer should get."""
         self._chance = random.Random(f"{SEED} {name}")
         self._process = process
         self._sink_url = sink_url
@@ -139,9 +139,9 @@ class Producer(threading.Thread):
                 self._connection = http.client.HTTPConnection("127.0.0.1", self._process.port, timeout=PATIENCE_S)
                 self._connection.connect()
         except OSError:
-            self._connection = None  # nobody there: nothing was sent
+            self._connection = None  # no server: nothing was sent
             return
-        self.ledger.sent[number] = hashlib.sha256(body).hexdigest()
+        self.record.sent[number] = hashlib.sha256(body).hexdigest()
         try:
             self._connection.request("POST", f"/v2/publish/{self._sink_url}/{number}", body, headers)
             answer = self._connection.getresponse()
@@ -149,10 +149,10 @@ class Producer(threading.Thread):
         except (OSError, http.client.HTTPException):
             self._connection.close()
             self._connection = None
-            self.ledger.unknown.add(number)
+            self.record.unknown.add(number)
             return
         if answer.status == 201:
-            self.ledger.acknowledged[number] = json.loads(text)["messageId"]
+            self.record.acknowledged[number] = json.loads(text)["messageId"]
         else:
             self.odd.append((answer.status, text))
 
@@ -168,8 +168,8 @@ class Arrival:
     status: int
 
 
-class Sink:
-    """The endpoint: slow for some, failing for some, and it writes down everything."""
+class RecordingEndpoint:
+    """The endpoint: slow or failing for some messages; it records everything."""
 
     def __init__(self) -> None:
         self.arrivals: list[Arrival] = []
@@ -232,8 +232,8 @@ class Sink:
 
 
 @dataclass
-class Books:
-    """What everybody wrote down."""
+class LoadResult:
+    """The records of the producers and of the endpoint."""
 
     process: Process
     producers: list[Producer]
@@ -241,7 +241,7 @@ class Books:
 
     @property
     def acknowledged(self) -> dict[str, str]:
-        return {number: one for producer in self.producers for number, one in producer.ledger.acknowledged.items()}
+        return {number: one for producer in self.producers for number, one in producer.record.acknowledged.items()}
 
     @property
     def delivered(self) -> list[Arrival]:
@@ -254,11 +254,11 @@ class Books:
 
 
 @pytest.fixture(scope="module")
-def books(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Books]:
+def result(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadResult]:
     """Twenty rounds of load and `kill -9`, then a last start in which everything comes to its end."""
     chance = random.Random(SEED)
     process = Process(tmp_path_factory.mktemp("kill"))
-    sink = Sink()
+    sink = RecordingEndpoint()
     up, stop = threading.Event(), threading.Event()
     producers = [Producer(f"p{n}", process, sink.url, up, stop) for n in range(PRODUCERS)]
     try:
@@ -278,7 +278,7 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Books]:
             producer.join(PATIENCE_S)
         wait_until_nothing_is_left(process.database)
         process.terminate()
-        yield Books(process, producers, sink.arrivals)
+        yield LoadResult(process, producers, sink.arrivals)
     finally:
         stop.set()
         process.close()
@@ -297,51 +297,51 @@ def wait_until_nothing_is_left(database: Path) -> None:
         db.close()
 
 
-def test_the_load_was_a_load(books: Books) -> None:
+def test_the_load_was_a_load(result: LoadResult) -> None:
     """Twenty kills between which nothing happened would prove nothing."""
-    assert len(books.process.ends_ms) == KILLS + 1
-    assert len(books.acknowledged) > 20 * KILLS
-    assert sum(len(producer.ledger.unknown) for producer in books.producers) > 0
-    assert [producer.odd for producer in books.producers] == [[]] * PRODUCERS
-    arrivals = sorted(one.time_ms for one in books.arrivals)
-    busy = [any(end_ms - 100 < time_ms < end_ms for time_ms in arrivals) for end_ms in books.process.ends_ms[:-1]]
+    assert len(result.process.ends_ms) == KILLS + 1
+    assert len(result.acknowledged) > 20 * KILLS
+    assert sum(len(producer.record.unknown) for producer in result.producers) > 0
+    assert [producer.odd for producer in result.producers] == [[]] * PRODUCERS
+    arrivals = sorted(one.time_ms for one in result.arrivals)
+    busy = [any(end_ms - 100 < time_ms < end_ms for time_ms in arrivals) for end_ms in result.process.ends_ms[:-1]]
     assert sum(busy) >= KILLS * 0.8, "the kills came while deliveries were under way"
 
 
-def test_everything_acknowledged_was_delivered(books: Books) -> None:
-    delivered = {(one.number, one.message_id) for one in books.delivered}
-    assert set(books.acknowledged.items()) - delivered == set()
+def test_everything_acknowledged_was_delivered(result: LoadResult) -> None:
+    delivered = {(one.number, one.message_id) for one in result.delivered}
+    assert set(result.acknowledged.items()) - delivered == set()
 
 
-def test_nothing_was_delivered_that_nobody_sent(books: Books) -> None:
-    unknown = set.union(*(producer.ledger.unknown for producer in books.producers))
-    assert {one.number for one in books.arrivals} <= set(books.acknowledged) | unknown
+def test_nothing_was_delivered_that_nobody_sent(result: LoadResult) -> None:
+    unknown = set.union(*(producer.record.unknown for producer in result.producers))
+    assert {one.number for one in result.arrivals} <= set(result.acknowledged) | unknown
     ids = defaultdict(set)
-    for one in books.arrivals:
+    for one in result.arrivals:
         ids[one.number].add(one.message_id)
     assert all(len(of_one) == 1 for of_one in ids.values()), "one publish is one message"
 
 
-def test_every_duplicate_has_its_crash(books: Books) -> None:
-    assert books.duplicates.total() <= KILLS * broker_process.SLOTS
+def test_every_duplicate_has_its_crash(result: LoadResult) -> None:
+    assert result.duplicates.total() <= KILLS * broker_process.SLOTS
     interruptions: Counter[str] = Counter()
-    for message_id, error in rows(books, "SELECT m.id, l.error FROM log l JOIN messages m USING (seq)"):
+    for message_id, error in rows(result, "SELECT m.id, l.error FROM log l JOIN messages m USING (seq)"):
         interruptions[str(message_id)] += error == INTERRUPTED
     assert sum(interruptions.values()) > 0
-    for message_id, extra in books.duplicates.items():
+    for message_id, extra in result.duplicates.items():
         assert extra <= interruptions[message_id], message_id
     retried: dict[str, list[int]] = defaultdict(list)
-    for one in sorted(books.arrivals, key=lambda one: one.time_ms):
+    for one in sorted(result.arrivals, key=lambda one: one.time_ms):
         retried[one.message_id].append(one.retried)
     assert all(numbers == sorted(numbers) for numbers in retried.values())
 
 
-def test_every_body_is_intact_and_every_signature_verifies(books: Books) -> None:
+def test_every_body_is_intact_and_every_signature_verifies(result: LoadResult) -> None:
     keys = USERS[0].keys
     official = Receiver(keys.current, keys.next)
-    sent = {number: one for producer in books.producers for number, one in producer.ledger.sent.items()}
-    sink_url = books.producers[0]._sink_url
-    for place, one in enumerate(books.arrivals):
+    sent = {number: one for producer in result.producers for number, one in producer.record.sent.items()}
+    sink_url = result.producers[0]._sink_url
+    for place, one in enumerate(result.arrivals):
         assert hashlib.sha256(one.body).hexdigest() == sent[one.number]
         url = f"{sink_url}/{one.number}"
         signing.verify(one.signature, body=one.body, url=url, keys=keys, now_s=one.time_ms / 1000)
@@ -349,10 +349,10 @@ def test_every_body_is_intact_and_every_signature_verifies(books: Books) -> None
             official.verify(signature=one.signature, body=one.body.decode(), url=url)
 
 
-def test_what_was_interrupted_starts_again_within_a_second_of_the_start(books: Books) -> None:
+def test_what_was_interrupted_starts_again_within_a_second_of_the_start(result: LoadResult) -> None:
     """C10. A run that was killed sooner than that had at least to be short."""
-    starts_ms, ends_ms = books.process.starts_ms, books.process.ends_ms
-    log = rows(books, "SELECT seq, time_ms, state, error FROM log ORDER BY seq, n")
+    starts_ms, ends_ms = result.process.starts_ms, result.process.ends_ms
+    log = rows(result, "SELECT seq, time_ms, state, error FROM log ORDER BY seq, n")
     delays_ms = []
     for (seq, time_ms, _, error), (next_seq, _, next_state, _), (again_seq, again_ms, again_state, _) in zip(
         log, log[1:], log[2:], strict=False
@@ -369,19 +369,19 @@ def test_what_was_interrupted_starts_again_within_a_second_of_the_start(books: B
     assert max(delays_ms) <= REDELIVERED_WITHIN_MS, sorted(delays_ms)[-5:]
 
 
-def test_the_file_is_sound_and_every_log_is_legal(books: Books) -> None:
-    assert rows(books, "PRAGMA integrity_check") == [("ok",)]
-    stages = dict(rows(books, "SELECT seq, stage FROM messages"))
+def test_the_file_is_sound_and_every_log_is_legal(result: LoadResult) -> None:
+    assert rows(result, "PRAGMA integrity_check") == [("ok",)]
+    stages = dict(rows(result, "SELECT seq, stage FROM messages"))
     logs = defaultdict(list)
-    for seq, state in rows(books, "SELECT seq, state FROM log ORDER BY seq, n"):
+    for seq, state in rows(result, "SELECT seq, state FROM log ORDER BY seq, n"):
         logs[seq].append(State(state))
     assert set(logs) == set(stages)
     for seq, states in logs.items():
         assert_legal(states, Stage(stages[seq]))
 
 
-def rows(books: Books, sql: str) -> list[tuple[Any, ...]]:
-    db = apsw.Connection(str(books.process.database), flags=apsw.SQLITE_OPEN_READONLY)
+def rows(result: LoadResult, sql: str) -> list[tuple[Any, ...]]:
+    db = apsw.Connection(str(result.process.database), flags=apsw.SQLITE_OPEN_READONLY)
     try:
         return db.execute(sql).fetchall()
     finally:

@@ -1,7 +1,7 @@
 """`kill -9` again and again while queues and flow-control keys are at work: order, rates and slots hold.
 
-Order is read off the endpoint's own book. Rate and parallelism are read off the broker's log, whose times are those of
-the starts themselves.
+The order is that of the endpoint's own record. Rate and parallelism are read from the broker's log, which has the times
+of the starts.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ LIMITED = 12
 PATIENCE_S = 30.0
 
 
-class Book:
-    """The endpoint's: everything that arrived, in order, and what it answered."""
+class ArrivalLog:
+    """What the endpoint received, in order, and what it answers."""
 
     def __init__(self) -> None:
         self.paths: list[str] = []
@@ -78,9 +78,9 @@ def limited(url: str, key: str, limits: str, number: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Book, ApiClient]]:
-    book = Book()
-    endpoint = Endpoint(book.answer)
+def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ArrivalLog, ApiClient]]:
+    arrivals = ArrivalLog()
+    endpoint = Endpoint(arrivals.answer)
     process = Process(Path(tmp_path_factory.mktemp("order")))
     try:
         process.start()
@@ -90,13 +90,13 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Book, ApiC
         answer = ApiClient(process.port, DEV_CREDENTIALS[0]).ask("POST", "/v2/batch", (), json.dumps(items).encode())
         assert all("messageId" in one for one in answer.json)
         for kill in range(1, KILLS + 1):
-            book.wait_for(kill * ARRIVALS_A_KILL)
+            arrivals.wait_for(kill * ARRIVALS_A_KILL)
             process.kill()
             process.start()
         expected = {f"/queue/q{n}/{number}" for n in range(QUEUES) for number in range(LENGTH)}
         expected |= {f"/failure/q{n}/{number}" for n in range(QUEUES) for number in range(3, LENGTH, 4)}
-        book.wait_for_all(expected | {f"/key/{key}/{n}" for key in ("rate", "one") for n in range(LIMITED)})
-        yield book, ApiClient(process.port, DEV_CREDENTIALS[0])
+        arrivals.wait_for_all(expected | {f"/key/{key}/{n}" for key in ("rate", "one") for n in range(LIMITED)})
+        yield arrivals, ApiClient(process.port, DEV_CREDENTIALS[0])
     finally:
         process.close()
         endpoint.close()
@@ -109,11 +109,11 @@ def history(api: ApiClient, key: str) -> list[dict[str, Any]]:
     return entries
 
 
-def test_a_queue_keeps_its_order_through_retries_callbacks_and_kills(lived: tuple[Book, ApiClient]) -> None:
+def test_a_queue_keeps_its_order_through_retries_callbacks_and_kills(lived: tuple[ArrivalLog, ApiClient]) -> None:
     """Neither a message nor its callbacks arrive once a later message of the queue has started."""
-    book, _ = lived
+    arrivals, _ = lived
     seen: defaultdict[str, list[int]] = defaultdict(list)
-    for path in book.paths:
+    for path in arrivals.paths:
         kind, queue, number = path.strip("/").split("/")
         if kind != "key":
             seen[queue].append(int(number))
@@ -124,7 +124,7 @@ def test_a_queue_keeps_its_order_through_retries_callbacks_and_kills(lived: tupl
         assert numbers == sorted(numbers)
 
 
-def test_a_rate_is_never_exceeded_whoever_counts(lived: tuple[Book, ApiClient]) -> None:
+def test_a_rate_is_never_exceeded_whoever_counts(lived: tuple[ArrivalLog, ApiClient]) -> None:
     """An attempt that a kill has cut counts, and the window goes on through the restart."""
     _, api = lived
     starts = [entry["time"] for entry in history(api, "rate") if entry["state"] == "ACTIVE"]
@@ -137,9 +137,9 @@ def test_a_rate_is_never_exceeded_whoever_counts(lived: tuple[Book, ApiClient]) 
     assert max(len(window) for window in windows) <= RATE
 
 
-def test_a_parallelism_of_one_is_one_at_a_time_in_order_of_arrival(lived: tuple[Book, ApiClient]) -> None:
+def test_a_parallelism_of_one_is_one_at_a_time_in_order_of_arrival(lived: tuple[ArrivalLog, ApiClient]) -> None:
     """An attempt ends, by its answer or by the next start of the broker, before another begins."""
-    book, api = lived
+    arrivals, api = lived
     under_way: str | None = None
     for entry in history(api, "one"):
         if entry["state"] == "ACTIVE":
@@ -148,5 +148,5 @@ def test_a_parallelism_of_one_is_one_at_a_time_in_order_of_arrival(lived: tuple[
         elif entry["state"] in ("DELIVERED", "ERROR"):
             assert under_way == entry["messageId"]
             under_way = None
-    numbers = [int(path.rpartition("/")[2]) for path in book.paths if path.startswith("/key/one/")]
+    numbers = [int(path.rpartition("/")[2]) for path in arrivals.paths if path.startswith("/key/one/")]
     assert numbers == sorted(numbers)

@@ -38,8 +38,8 @@ GOOD = {"title": "a title", "points": ["one"]}
 FITS = Summary(title="a title", points=["one"])
 
 
-class Kept:
-    """What completions and hooks were told."""
+class RecordedEvents:
+    """What completions and hooks received."""
 
     def __init__(self) -> None:
         self.completed: list[tuple[Any, ...]] = []
@@ -52,8 +52,8 @@ class Kept:
 
 
 @pytest.fixture
-def kept() -> Kept:
-    return Kept()
+def recorded() -> RecordedEvents:
+    return RecordedEvents()
 
 
 @pytest.fixture
@@ -80,16 +80,16 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
         tasks.close()
 
 
-def summariser(tasks: QTasks, kept: Kept, **options: Any) -> LlmTask[[str], Summary]:
+def summariser(tasks: QTasks, recorded: RecordedEvents, **options: Any) -> LlmTask[[str], Summary]:
     @tasks.llm(**{"provider": openai(), "model": "gpt", "output": Summary, "retry_delay": AT_ONCE, **options})
     def summarise(text: str) -> list[ChatMessage]:
         return [system("Be brief."), user(f"Summarise: {text}")]
 
     @summarise.on_completion
     async def store(summary: Summary, text: str, *, usage: Usage = injected) -> None:
-        kept.completed.append((summary, text, usage))
+        recorded.completed.append((summary, text, usage))
 
-    summarise.on_failure(kept.fail)
+    summarise.on_failure(recorded.fail)
     made: LlmTask[[str], Summary] = summarise
     return made
 
@@ -97,59 +97,69 @@ def summariser(tasks: QTasks, kept: Kept, **options: Any) -> LlmTask[[str], Summ
 # --- a provider on a socket, an embedded broker
 
 
-def test_a_provider_is_asked_and_its_answer_comes_back(opened: Opened, provider: Provider, kept: Kept) -> None:
-    summarise = summariser(opened(), kept, provider=custom(provider.url, KEY))
+def test_a_provider_is_asked_and_its_answer_comes_back(
+    opened: Opened, provider: Provider, recorded: RecordedEvents
+) -> None:
+    summarise = summariser(opened(), recorded, provider=custom(provider.url, KEY))
     assert summarise.delay("abc").get(timeout=PATIENCE_S) == FITS
-    assert kept.completed == [(FITS, "abc", Usage("gpt-2026", 10, 5))]
+    assert recorded.completed == [(FITS, "abc", Usage("gpt-2026", 10, 5))]
     [asked] = provider.requests
     assert asked["messages"][1]["content"] == "Summarise: abc"
 
 
-def test_so_is_one_that_speaks_anthropics_form(opened: Opened, provider: Provider, kept: Kept) -> None:
-    summarise = summariser(opened(), kept, provider=anthropic(KEY, base_url=provider.url))
+def test_so_is_one_that_speaks_anthropics_form(opened: Opened, provider: Provider, recorded: RecordedEvents) -> None:
+    summarise = summariser(opened(), recorded, provider=anthropic(KEY, base_url=provider.url))
     assert summarise.delay("abc").get(timeout=PATIENCE_S) == FITS
-    assert kept.completed == [(FITS, "abc", Usage("gpt-2026", 7, 3))]
+    assert recorded.completed == [(FITS, "abc", Usage("gpt-2026", 7, 3))]
     assert provider.requests[0]["tool_choice"] == {"type": "tool", "name": "Summary"}
 
 
 @pytest.mark.parametrize("make", [lambda url: custom(url, KEY), lambda url: anthropic(KEY, base_url=url)])
-def test_a_wrong_answer_is_repaired(opened: Opened, provider: Provider, kept: Kept, make: Callable[[str], Any]) -> None:
+def test_a_wrong_answer_is_repaired(
+    opened: Opened, provider: Provider, recorded: RecordedEvents, make: Callable[[str], Any]
+) -> None:
     provider.reply = lambda body: GOOD if len(body["messages"]) > 2 else {"points": 1}
-    summarise = summariser(opened(), kept, provider=make(provider.url))
+    summarise = summariser(opened(), recorded, provider=make(provider.url))
     assert summarise.delay("abc").get(timeout=PATIENCE_S) == FITS
-    assert [usage.requests for _, _, usage in kept.completed] == [2]
+    assert [usage.requests for _, _, usage in recorded.completed] == [2]
     assert "title: Field required" in json.dumps(provider.requests[1]["messages"][-1])
 
 
-def test_a_second_wrong_answer_is_a_dead_letter_with_the_answer(opened: Opened, provider: Provider, kept: Kept) -> None:
+def test_a_second_wrong_answer_is_a_dead_letter_with_the_answer(
+    opened: Opened, provider: Provider, recorded: RecordedEvents
+) -> None:
     provider.reply = lambda body: "I would rather not."
-    summarise = summariser(opened(), kept, provider=custom(provider.url, KEY))
+    summarise = summariser(opened(), recorded, provider=custom(provider.url, KEY))
     with pytest.raises(TaskFailed, match="the answer does not fit Summary"):
         summarise.delay("abc").get(timeout=PATIENCE_S)
-    assert kept.has_failed.wait(PATIENCE_S)
-    assert (len(kept.failed), len(provider.requests), kept.completed) == (1, 2, [])
+    assert recorded.has_failed.wait(PATIENCE_S)
+    assert (len(recorded.failed), len(provider.requests), recorded.completed) == (1, 2, [])
 
 
-def test_a_provider_that_is_busy_is_asked_again_when_it_says(opened: Opened, provider: Provider, kept: Kept) -> None:
+def test_a_provider_that_is_busy_is_asked_again_when_it_says(
+    opened: Opened, provider: Provider, recorded: RecordedEvents
+) -> None:
     provider.reply = lambda body: GOOD if len(provider.requests) > 2 else (429, {"Retry-After": "0"}, "slow down")
-    summarise = summariser(opened(), kept, provider=custom(provider.url, KEY), retry_delay="1h")
+    summarise = summariser(opened(), recorded, provider=custom(provider.url, KEY), retry_delay="1h")
     assert summarise.delay("abc").get(timeout=PATIENCE_S) == FITS
     assert len(provider.requests) == 3
 
 
 def test_a_provider_that_goes_on_refusing_fails_the_call_once(
-    opened: Opened, provider: Provider, kept: Kept, caplog: pytest.LogCaptureFixture
+    opened: Opened, provider: Provider, recorded: RecordedEvents, caplog: pytest.LogCaptureFixture
 ) -> None:
-    summarise = summariser(opened(), kept, provider=custom(provider.url, "sk-wrong"), retries=2)
+    summarise = summariser(opened(), recorded, provider=custom(provider.url, "sk-wrong"), retries=2)
     result = summarise.delay("abc")
     with pytest.raises(TaskFailed, match=r"ProviderError: custom answered 401: Incorrect API key provided: \*\*\*"):
         result.get(timeout=PATIENCE_S)
-    assert kept.has_failed.wait(PATIENCE_S)
-    assert (len(kept.failed), kept.failed[0].context.attempt) == (1, 3)
+    assert recorded.has_failed.wait(PATIENCE_S)
+    assert (len(recorded.failed), recorded.failed[0].context.attempt) == (1, 3)
     assert "sk-wrong" not in caplog.text
 
 
-def test_no_more_are_asked_at_once_than_the_key_allows(opened: Opened, provider: Provider, kept: Kept) -> None:
+def test_no_more_are_asked_at_once_than_the_key_allows(
+    opened: Opened, provider: Provider, recorded: RecordedEvents
+) -> None:
     lock, going, most = threading.Lock(), 0, 0
     both = threading.Barrier(2)
 
@@ -164,14 +174,16 @@ def test_no_more_are_asked_at_once_than_the_key_allows(opened: Opened, provider:
         return GOOD
 
     provider.reply = reply
-    summarise = summariser(opened(), kept, provider=custom(provider.url, KEY), key="provider", parallelism=2)
+    summarise = summariser(opened(), recorded, provider=custom(provider.url, KEY), key="provider", parallelism=2)
     results = summarise.map([str(number) for number in range(6)])
     assert [result.get(timeout=PATIENCE_S) for result in results] == [FITS] * 6
     assert most == 2
 
 
-def test_a_call_can_be_cancelled_before_it_is_made(opened: Opened, provider: Provider, kept: Kept) -> None:
-    summarise = summariser(opened(), kept, provider=custom(provider.url, KEY))
+def test_a_call_can_be_cancelled_before_it_is_made(
+    opened: Opened, provider: Provider, recorded: RecordedEvents
+) -> None:
+    summarise = summariser(opened(), recorded, provider=custom(provider.url, KEY))
     result = summarise.using(delay="1h").delay("abc")
     assert result.cancel()
     with pytest.raises(TaskCancelled):
@@ -179,7 +191,7 @@ def test_a_call_can_be_cancelled_before_it_is_made(opened: Opened, provider: Pro
     assert provider.requests == []
 
 
-def test_models_take_part_in_flows(opened: Opened, provider: Provider, kept: Kept) -> None:
+def test_models_take_part_in_flows(opened: Opened, provider: Provider, recorded: RecordedEvents) -> None:
     tasks = opened()
     provider.reply = lambda body: str(body["messages"][-1]["content"]).upper()
 
@@ -196,11 +208,11 @@ def test_models_take_part_in_flows(opened: Opened, provider: Provider, kept: Kep
 
 
 def test_the_key_is_nowhere_but_in_the_message_that_asks(
-    opened: Opened, provider: Provider, kept: Kept, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    opened: Opened, provider: Provider, recorded: RecordedEvents, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither the callback nor what the API shows, nor results nor logs, have it."""
     tasks = opened()
-    summarise = summariser(tasks, kept, provider=custom(provider.url, KEY))
+    summarise = summariser(tasks, recorded, provider=custom(provider.url, KEY))
     assert summarise.delay("abc").get(timeout=PATIENCE_S) == FITS
     connection = tasks.runtime._connection
     assert connection is not None
@@ -215,11 +227,11 @@ def test_the_key_is_nowhere_but_in_the_message_that_asks(
 # --- the echo, out of the box
 
 
-def test_an_embedded_home_answers_by_itself(opened: Opened, kept: Kept) -> None:
+def test_an_embedded_home_answers_by_itself(opened: Opened, recorded: RecordedEvents) -> None:
     tasks = opened(":memory:")
-    summarise = summariser(tasks, kept, provider=None)
+    summarise = summariser(tasks, recorded, provider=None)
     assert "echo model" in summarise.delay("abc").get(timeout=PATIENCE_S).title
-    assert kept.completed[0][2].model == "qtasks-echo"
+    assert recorded.completed[0][2].model == "qtasks-echo"
 
 
 PROGRAM = """
@@ -279,14 +291,14 @@ def test_and_ask_the_server_that_he_names(tmp_path: Path, provider: Provider) ->
 
 
 def test_a_fake_answers_in_place_of_every_provider_without_keys(
-    opened: Opened, kept: Kept, monkeypatch: pytest.MonkeyPatch
+    opened: Opened, recorded: RecordedEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
         monkeypatch.delenv(variable, raising=False)
     model = fake_llm(FITS, GOOD, FITS, '{"title": "a title", "points": ["one"]}')
     tasks = opened(":memory:", llm=model)
     for number, provider in enumerate([openai(), anthropic(), None, custom("http://nobody.example")]):
-        summarise = summariser(tasks, kept, name=f"s{number}", provider=provider)
+        summarise = summariser(tasks, recorded, name=f"s{number}", provider=provider)
         assert summarise.delay(f"text {number}").get(timeout=PATIENCE_S) == FITS
     assert [asked.url for asked in model.asked] == [
         "https://api.openai.com/v1/chat/completions",
@@ -314,12 +326,12 @@ def test_a_schedule_asks_anew_at_every_run_by_what_the_function_says_then(opened
     assert [asked.text for asked in model.asked] == ["How is Ada on Monday?", "How is Ada on Tuesday?"]
 
 
-def test_a_fake_refuses_and_misunderstands(opened: Opened, kept: Kept) -> None:
+def test_a_fake_refuses_and_misunderstands(opened: Opened, recorded: RecordedEvents) -> None:
     model = fake_llm(refused(429, "slow down", retry_after="0"), "What?", FITS)
-    summarise = summariser(opened(":memory:", llm=model), kept)
+    summarise = summariser(opened(":memory:", llm=model), recorded)
     assert summarise.delay("abc").get(timeout=PATIENCE_S) == FITS
     assert len(model.asked) == 3
-    assert kept.completed[0][2].requests == 2
+    assert recorded.completed[0][2].requests == 2
 
 
 async def answer_later(asked: ProviderRequest) -> Summary:
@@ -327,8 +339,8 @@ async def answer_later(asked: ProviderRequest) -> Summary:
 
 
 @pytest.mark.parametrize("function", [lambda asked: Summary(title=asked.text), answer_later])
-def test_a_fake_may_be_a_function(opened: Opened, kept: Kept, function: Any) -> None:
-    summarise = summariser(opened(":memory:", llm=fake_llm(function)), kept)
+def test_a_fake_may_be_a_function(opened: Opened, recorded: RecordedEvents, function: Any) -> None:
+    summarise = summariser(opened(":memory:", llm=fake_llm(function)), recorded)
     assert summarise.delay("abc").get(timeout=PATIENCE_S).title == "Summarise: abc"
 
 
@@ -345,9 +357,9 @@ def broken(asked: ProviderRequest) -> str:
     ],
 )
 def test_a_fake_that_cannot_answer_fails_the_call_at_once(
-    opened: Opened, kept: Kept, model: ProviderFake, words: str
+    opened: Opened, recorded: RecordedEvents, model: ProviderFake, words: str
 ) -> None:
-    summarise = summariser(opened(":memory:", llm=model), kept)
+    summarise = summariser(opened(":memory:", llm=model), recorded)
     with pytest.raises(TaskFailed) as caught:
         summarise.delay("abc").get(timeout=PATIENCE_S)
     assert words in caught.value.error
@@ -365,7 +377,7 @@ def test_a_fake_is_a_function_of_the_request_as_well() -> None:
 
 
 def test_what_a_provider_said_is_recorded_and_played_back(
-    opened: Opened, provider: Provider, kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Opened, provider: Provider, recorded: RecordedEvents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "recordings" / "summaries.json"
     monkeypatch.setenv("PROVIDER_KEY", KEY)
@@ -375,7 +387,7 @@ def test_what_a_provider_said_is_recorded_and_played_back(
         (500, {"Retry-After": "0"}, "busy") if len(provider.requests) == 1 else {"title": next(titles)}
     )
     options = {"provider": custom(provider.url, variable="PROVIDER_KEY")}
-    summarise = summariser(opened(":memory:", llm=recorded_llm(path)), kept, **options)
+    summarise = summariser(opened(":memory:", llm=recorded_llm(path)), recorded, **options)
     assert [summarise.delay("abc").get(timeout=PATIENCE_S).title for _ in range(2)] == ["first", "second"]
     assert KEY not in path.read_text()
     assert len(json.loads(path.read_text())) == 2  # failures are not kept
@@ -383,7 +395,7 @@ def test_what_a_provider_said_is_recorded_and_played_back(
     for variable in ("PROVIDER_KEY", RECORD):  # neither the key nor the provider is needed any more
         monkeypatch.delenv(variable)
     count = len(provider.requests)
-    again = summariser(opened(":memory:", llm=recorded_llm(path)), kept, **options)
+    again = summariser(opened(":memory:", llm=recorded_llm(path)), recorded, **options)
     assert [again.delay("abc").get(timeout=PATIENCE_S).title for _ in range(3)] == ["first", "second", "second"]
     assert len(provider.requests) == count
     with pytest.raises(TaskFailed) as caught:
@@ -393,12 +405,12 @@ def test_what_a_provider_said_is_recorded_and_played_back(
 
 
 def test_recordings_that_are_missing_are_added_and_others_left(
-    opened: Opened, provider: Provider, kept: Kept, tmp_path: Path
+    opened: Opened, provider: Provider, recorded: RecordedEvents, tmp_path: Path
 ) -> None:
     path = tmp_path / "summaries.json"
     options = {"provider": custom(provider.url, KEY)}
     for texts in (["a"], ["a", "b"]):
-        summarise = summariser(opened(":memory:", llm=recorded_llm(path, record=True)), kept, **options)
+        summarise = summariser(opened(":memory:", llm=recorded_llm(path, record=True)), recorded, **options)
         for text in texts:
             summarise.delay(text).get(timeout=PATIENCE_S)
     assert [body["messages"][1]["content"] for body in provider.requests] == ["Summarise: a", "Summarise: b"]

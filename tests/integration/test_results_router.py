@@ -1,4 +1,4 @@
-"""Results over HTTP, on a real server: what a page may ask for, and what it is told as it happens."""
+"""Results over HTTP, on a real server: what a page may request, and which events it receives."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def serving(app: FastAPI) -> Iterator[str]:
 
 
 def eventually(true: Callable[[], bool]) -> bool:
-    """Whether it has become true before patience ran out: for what nobody tells of."""
+    """Whether `true` holds within `PATIENCE_S`, checked repeatedly: for conditions without an event."""
     until_s = time.monotonic() + PATIENCE_S
     pause = threading.Event()
     while not true() and time.monotonic() < until_s:
@@ -244,7 +244,7 @@ def test_a_page_sees_everything_that_happens_and_is_told_of_the_end(
         keep(backend, record(ResultStatus.SUCCEEDED, attempt=2, value="[1]"))
         end = next(page)
         assert (end.name, end.data["result"], end.data["attempt"]) == ("result", [1], 2)
-        # The server ends the stream, the browser comes back, and is told to come no more.
+        # The server ends the stream, the browser reconnects, and gets the answer to stop.
         assert list(page) == []
         assert (page.status, page.connections, page.retry_ms) == (204, 2, 2000)
         if by_another_process:
@@ -299,7 +299,7 @@ def test_one_stream_too_many_is_refused_until_another_one_ends() -> None:
         next(one), next(two)
         refused = httpx.get(place.events)
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
-        assert place.now()["status"] == "queued"  # which is no stream
+        assert place.now()["status"] == "queued"  # a plain answer, not a stream
         one.close()
 
         def admitted() -> bool:

@@ -1,4 +1,4 @@
-"""Schedules where they are kept: on the command line, under `qtasks dev`, in an embedded home, and on a laptop."""
+"""Schedules where they are kept: on the command line, under `qtasks dev`, in an embedded broker, and on a laptop."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerServer]:
-    """A broker with credentials of its own: production, as far as anybody can tell."""
+    """A broker with its own credentials, which counts as production."""
     with BrokerServer(tmp_path_factory.mktemp("broker"), "--db", "broker.db") as running:
         yield running.started()
 
@@ -70,7 +70,7 @@ def titles(found: dict[str, Any]) -> list[str]:
 
 
 class Operator:
-    """Somebody with the environment of production."""
+    """A user with the environment of production."""
 
     def __init__(self, folder: Path, broker: BrokerServer, base_url: str = PRODUCTION) -> None:
         self.folder = folder
@@ -164,7 +164,7 @@ def test_production_is_changed_only_by_who_says_so(folder: Path, broker: BrokerS
     assert "+ report" in refused.err
     assert kept(broker.url, broker.token) == {}
     operator.run("sync", "--yes")
-    operator.run("sync")  # nothing is changed, so nobody is asked
+    operator.run("sync")  # nothing is changed, so there is no question
 
 
 def test_another_environment_of_the_same_account_is_never_touched(folder: Path, broker: BrokerServer) -> None:
@@ -291,7 +291,7 @@ def test_beside_a_running_dev_the_commands_need_no_configuration_and_no_flag(fol
         dev.stop()
 
 
-# --- the embedded home
+# --- the embedded broker
 
 
 def embedded(path: Path) -> QTasks:

@@ -20,7 +20,7 @@ KEYS = ("k1", "k2")
 
 
 @dataclass
-class Line:
+class QueueModel:
     """A queue as the model sees it: who holds a slot, and who has started."""
 
     parallelism: int = 1
@@ -30,7 +30,7 @@ class Line:
 
 
 @dataclass
-class Key:
+class FlowControlKeyModel:
     """A flow-control key as the model sees it."""
 
     parallelism: int | None = None
@@ -42,14 +42,14 @@ class Key:
     window: list[int] = field(default_factory=list)
 
 
-class World:
-    """Does something at random, again and again, and holds every start against the promises."""
+class Simulation:
+    """Performs random actions, and checks each start against the promises of queues and keys."""
 
     def __init__(self, store: InlineStore, seed: int) -> None:
         self.store = store
         self.chance = random.Random(seed)
-        self.queues: dict[str, Line] = defaultdict(Line)
-        self.keys: dict[str, Key] = defaultdict(Key)
+        self.queues: dict[str, QueueModel] = defaultdict(QueueModel)
+        self.keys: dict[str, FlowControlKeyModel] = defaultdict(FlowControlKeyModel)
         self.active: dict[str, Claim] = {}
         self.open: set[str] = set()
         self.calls: dict[str, set[str]] = defaultdict(set)
@@ -119,7 +119,7 @@ class World:
         if message.options.flow_control is not None:
             self.started_under_key(self.keys[message.options.flow_control.key], message.id)
 
-    def started_in_queue(self, line: Line, message_id: str, *, in_order: bool) -> None:
+    def started_in_queue(self, line: QueueModel, message_id: str, *, in_order: bool) -> None:
         assert not line.paused, f"{message_id} started in a paused queue"
         if message_id not in line.holders:
             assert len(line.holders) < line.parallelism, f"{message_id} started beside {line.holders}"
@@ -130,7 +130,7 @@ class World:
                 assert not line.started or line.started[-1] < number, f"{message_id} was overtaken"
                 line.started.append(number)
 
-    def started_under_key(self, key: Key, message_id: str) -> None:
+    def started_under_key(self, key: FlowControlKeyModel, message_id: str) -> None:
         assert not key.paused, f"{message_id} started under a paused key"
         if key.parallelism is not None:
             assert len(key.running) < key.parallelism, f"{message_id} started beside {key.running}"
@@ -228,7 +228,7 @@ class World:
             elif message_id not in self.delayed or self.store.stage(message_id) >= 10:
                 self.finished(message_id)
         started = self.queues[name].started
-        self.queues[name] = Line(started=started)
+        self.queues[name] = QueueModel(started=started)
 
     def crash(self) -> None:
         self.store.crash()
@@ -239,7 +239,7 @@ class World:
         self.active.clear()
 
     def drain(self) -> None:
-        """Everything is let go, every attempt succeeds: whatever is open must end."""
+        """Resume everything and let every attempt succeed: all open messages must end."""
         for name in QUEUES:
             if queues.pause_queue(self.store.db, ACCOUNT, name, paused=False, now_ms=self.store.now_ms):
                 self.queues[name].paused = False
@@ -257,7 +257,7 @@ class World:
         raise AssertionError(f"stuck for ever: {stuck}")
 
     def succeed(self) -> None:
-        """Start whatever may start, and end everything that runs."""
+        """Start all messages that may start, and end all that run."""
         for claim in self.store.claims():
             self.started(claim)
         for message_id, claim in sorted(self.active.items()):
@@ -277,10 +277,10 @@ class World:
 def live(seed: int, steps: int) -> None:
     store = InlineStore()
     try:
-        world = World(store, seed)
+        simulation = Simulation(store, seed)
         for _ in range(steps):
-            world.step()
-        world.drain()
+            simulation.step()
+        simulation.drain()
         left = store.db.execute(
             "SELECT count(*) FROM messages WHERE finished_ms IS NULL OR slot = 1 OR open_callbacks > 0"
         )

@@ -1,4 +1,4 @@
-"""Callbacks are rows of the transaction that ends the attempt they tell of (docs/protocol.md 3.6, 4.4)."""
+"""Callbacks are rows of the transaction that ends the attempt they report (docs/protocol.md 3.6, 4.4)."""
 
 from __future__ import annotations
 

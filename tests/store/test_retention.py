@@ -1,4 +1,4 @@
-"""What is finished and old goes, in small batches; what waits stays, whatever the limits say."""
+"""Finished and old messages are deleted in small batches; waiting messages stay, regardless of the limits."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def test_every_step_is_found_by_an_index(db: apsw.Connection) -> None:
 
 
 class SelfMovingClock(VirtualClock):
-    """Time passes as soon as somebody waits; how long each wait was, in `waits`."""
+    """A clock that moves as soon as a task waits; `waits` lists how long each wait was."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -81,8 +81,8 @@ async def test_another_connection_s_tokens_are_seen_at_once(tmp_path: Path) -> N
 # -- looked up
 
 
-class Shelf:
-    """Stored tokens, and how often they were read; `gate` holds a read up."""
+class ScriptedTokenStore:
+    """A store of tokens that counts its reads; a read waits while `gate` is clear."""
 
     def __init__(self) -> None:
         self.kept: list[StoredToken] = []
@@ -120,22 +120,22 @@ async def admitted(known: Tokens, token: str) -> Principal | None:
 
 @pytest.mark.anyio
 async def test_a_new_token_is_found_at_its_first_use_and_says_what_it_may() -> None:
-    shelf = Shelf()
-    known = Tokens(VirtualClock(), shelf.read)
-    shelf.put("writer")
-    shelf.put("reader", read_only=True)
+    token_store = ScriptedTokenStore()
+    known = Tokens(VirtualClock(), token_store.read)
+    token_store.put("writer")
+    token_store.put("reader", read_only=True)
     assert await admitted(known, "writer") == Principal(7, TokenScope.PUBLISH)
     assert await admitted(known, "reader") == Principal(7, TokenScope.READ)
-    assert shelf.reads == 1
+    assert token_store.reads == 1
 
 
 @pytest.mark.anyio
 async def test_a_revoked_token_works_for_a_second_at_most() -> None:
-    clock, shelf = VirtualClock(), Shelf()
-    known = Tokens(clock, shelf.read)
-    shelf.put("mine")
+    clock, token_store = VirtualClock(), ScriptedTokenStore()
+    known = Tokens(clock, token_store.read)
+    token_store.put("mine")
     assert await admitted(known, "mine")
-    shelf.kept.clear()
+    token_store.kept.clear()
     clock.advance(int(STALE_S * 1000) - 1)
     assert await admitted(known, "mine")
     clock.advance(1)
@@ -144,63 +144,63 @@ async def test_a_revoked_token_works_for_a_second_at_most() -> None:
 
 @pytest.mark.anyio
 async def test_strangers_do_not_make_us_read_again_and_again() -> None:
-    clock, shelf = VirtualClock(), Shelf()
-    known = Tokens(clock, shelf.read)
+    clock, token_store = VirtualClock(), ScriptedTokenStore()
+    known = Tokens(clock, token_store.read)
     for number in range(100):
         assert await admitted(known, f"guess-{number}") is None
-    assert shelf.reads == 1
+    assert token_store.reads == 1
     clock.advance(101)
     assert await admitted(known, "another") is None
-    assert shelf.reads == 2
+    assert token_store.reads == 2
 
 
 @pytest.mark.anyio
 async def test_whoever_comes_during_a_read_waits_for_it() -> None:
     """A token's first two requests may come together: neither is a stranger."""
-    shelf = Shelf()
-    known = Tokens(VirtualClock(), shelf.read)
-    shelf.put("fresh")
-    shelf.gate.clear()
+    token_store = ScriptedTokenStore()
+    known = Tokens(VirtualClock(), token_store.read)
+    token_store.put("fresh")
+    token_store.gate.clear()
     both = [asyncio.ensure_future(admitted(known, "fresh")) for _ in range(2)]
     for _ in range(3):
         await asyncio.sleep(0)
     assert not any(one.done() for one in both)
-    shelf.gate.set()
+    token_store.gate.set()
     assert await asyncio.gather(*both) == [Principal(7, TokenScope.PUBLISH)] * 2
-    assert shelf.reads == 1
+    assert token_store.reads == 1
 
 
 @pytest.mark.anyio
 async def test_a_caller_that_goes_away_during_a_read_leaves_it_to_the_others() -> None:
-    shelf = Shelf()
-    known = Tokens(VirtualClock(), shelf.read)
-    shelf.put("fresh")
-    shelf.gate.clear()
+    token_store = ScriptedTokenStore()
+    known = Tokens(VirtualClock(), token_store.read)
+    token_store.put("fresh")
+    token_store.gate.clear()
     first, second = (asyncio.ensure_future(admitted(known, "fresh")) for _ in range(2))
     for _ in range(3):
         await asyncio.sleep(0)
     first.cancel()
-    shelf.gate.set()
+    token_store.gate.set()
     assert await second == Principal(7, TokenScope.PUBLISH)
     assert first.cancelled()
 
 
 @pytest.mark.anyio
 async def test_a_store_that_cannot_be_read_is_no_stranger_s_fault_and_is_asked_again() -> None:
-    shelf = Shelf()
-    known = Tokens(VirtualClock(), shelf.read)
-    shelf.put("mine")
-    shelf.error = StoreError("disk")
+    token_store = ScriptedTokenStore()
+    known = Tokens(VirtualClock(), token_store.read)
+    token_store.put("mine")
+    token_store.error = StoreError("disk")
     with pytest.raises(StoreError):
         await known.authenticate(call("mine"))
-    shelf.error = None
+    token_store.error = None
     assert await admitted(known, "mine")
 
 
 @pytest.mark.anyio
 async def test_a_configured_token_needs_no_store() -> None:
-    shelf = Shelf()
-    known = Tokens(VirtualClock(), shelf.read)
+    token_store = ScriptedTokenStore()
+    known = Tokens(VirtualClock(), token_store.read)
     known.add("configured", Principal(1, TokenScope.PUBLISH))
     assert await admitted(known, "configured") == Principal(1, TokenScope.PUBLISH)
-    assert shelf.reads == 0
+    assert token_store.reads == 0

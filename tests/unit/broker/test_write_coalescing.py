@@ -11,8 +11,8 @@ from qtasks.broker.server.write_coalescing import CoalescingTransport
 pytestmark = pytest.mark.anyio
 
 
-class Wire(asyncio.Transport):
-    """A transport that keeps what was sent."""
+class RecordingTransport(asyncio.Transport):
+    """A transport that records what is written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,36 +29,40 @@ class Wire(asyncio.Transport):
 
 
 @pytest.fixture
-async def wire() -> Wire:
-    return Wire()
+async def recording() -> RecordingTransport:
+    return RecordingTransport()
 
 
 @pytest.fixture
-async def together(wire: Wire) -> CoalescingTransport:
-    return CoalescingTransport(wire, asyncio.get_running_loop())
+async def coalescing(recording: RecordingTransport) -> CoalescingTransport:
+    return CoalescingTransport(recording, asyncio.get_running_loop())
 
 
-async def test_head_and_body_of_an_answer_leave_in_one_piece(wire: Wire, together: CoalescingTransport) -> None:
-    together.write(b"head ")
-    together.write(b"body")
-    assert wire.sent == []
+async def test_head_and_body_of_an_answer_leave_in_one_piece(
+    recording: RecordingTransport, coalescing: CoalescingTransport
+) -> None:
+    coalescing.write(b"head ")
+    coalescing.write(b"body")
+    assert recording.sent == []
     await asyncio.sleep(0)
-    together.write(b"next")
+    coalescing.write(b"next")
     await asyncio.sleep(0)
-    assert wire.sent == [b"head body", b"next"]
+    assert recording.sent == [b"head body", b"next"]
 
 
 async def test_a_close_sends_what_was_written_before_and_nothing_after(
-    wire: Wire, together: CoalescingTransport
+    recording: RecordingTransport, coalescing: CoalescingTransport
 ) -> None:
-    together.write(b"the end")
-    together.close()
+    coalescing.write(b"the end")
+    coalescing.close()
     await asyncio.sleep(0)
-    assert wire.sent == [b"the end", "closed"]
-    assert together.is_closing()
+    assert recording.sent == [b"the end", "closed"]
+    assert coalescing.is_closing()
 
 
-async def test_much_is_not_held_back_so_that_a_slow_reader_is_felt(wire: Wire, together: CoalescingTransport) -> None:
+async def test_much_is_not_held_back_so_that_a_slow_reader_is_felt(
+    recording: RecordingTransport, coalescing: CoalescingTransport
+) -> None:
     for _ in range(5):
-        together.write(bytes(40_000))
-    assert wire.sent == [bytes(80_000), bytes(80_000)]
+        coalescing.write(bytes(40_000))
+    assert recording.sent == [bytes(80_000), bytes(80_000)]

@@ -1,4 +1,4 @@
-"""Output that nobody waits for."""
+"""Output that does not block the process."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ BASE_URL = "http://127.0.0.1:8000/qtasks"
 CLOCK = time.strftime("%H:%M:%S", time.localtime(START_MS / 1000))
 
 
-class Screen(io.TextIOWrapper):
-    """A stream of some encoding, strict as a real one, that may be a terminal."""
+class FakeStream(io.TextIOWrapper):
+    """A text stream with strict errors, as real ones have, that can claim to be a terminal."""
 
     def __init__(self, encoding: str = "utf-8", *, terminal: bool = False) -> None:
         self.raw_bytes = io.BytesIO()
@@ -51,9 +51,9 @@ def envelope(*args: object, **kwargs: object) -> bytes:
     return json.dumps({"v": 1, "id": "call_1", "args": args, "kwargs": kwargs}).encode()
 
 
-def shown(one: MessageEvent, screen: Screen | None = None) -> str:
+def shown(one: MessageEvent, screen: FakeStream | None = None) -> str:
     """The line that an event becomes, without its time."""
-    screen = screen or Screen()
+    screen = screen or FakeStream()
     EventPrinter(screen, base_url=BASE_URL).tell(one)
     text = screen.text
     assert text.count("\n") == 1
@@ -122,7 +122,7 @@ def test_an_event_is_a_line(one: MessageEvent, line: str) -> None:
 
 @pytest.mark.parametrize("state", [State.ACTIVE, State.ERROR, State.CANCEL_REQUESTED])
 def test_steps_that_other_lines_tell_of_are_none_of_their_own(state: State) -> None:
-    screen = Screen()
+    screen = FakeStream()
     EventPrinter(screen).tell(event(state))
     assert screen.text == ""
 
@@ -150,7 +150,7 @@ def test_the_name_of_a_task_is_read_from_its_url() -> None:
 
 
 def test_what_came_of_it_is_counted() -> None:
-    printer = EventPrinter(Screen())
+    printer = EventPrinter(FakeStream())
     for state in (State.CREATED, State.RETRY, State.DELIVERED, State.DELIVERED, State.FAILED, State.CANCELED):
         printer.tell(event(state))
     assert str(printer.tally) == "2 done, 1 retried, 1 failed"
@@ -273,7 +273,7 @@ def test_no_escape_sequence_of_somebody_else_reaches_the_terminal(
     make: Callable[[str], MessageEvent], terminal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
-    line = shown(make(ESCAPES), Screen(terminal=terminal))
+    line = shown(make(ESCAPES), FakeStream(terminal=terminal))
     if terminal:  # the colour of the mark is ours
         line, count = re.subn(r"^\x1b\[\d+m(.)\x1b\[0m", r"\1", line)
         assert count == 1
@@ -316,7 +316,7 @@ VALUES = st.recursive(
 )
 def test_any_call_is_one_short_line_in_any_encoding(args: list[Any], kwargs: dict[str, Any], encoding: str) -> None:
     body = json.dumps({"v": 1, "args": args, "kwargs": kwargs}).encode()
-    line = shown(event(State.CREATED, body), Screen(encoding))
+    line = shown(event(State.CREATED, body), FakeStream(encoding))
     assert len(line) <= 100
     assert not UNSAFE.search(line)
 
@@ -336,14 +336,14 @@ def test_long_values_are_cut() -> None:
     ("encoding", "value"), [("cp1252", "ß ?"), ("gbk", "? 中"), ("ascii", "? ?"), ("utf-8", "ß 中")]
 )
 def test_what_a_stream_cannot_encode_is_a_question_mark(encoding: str, value: str) -> None:
-    line = shown(event(State.CREATED, envelope("ß 中")), Screen(encoding))
+    line = shown(event(State.CREATED, envelope("ß 中")), FakeStream(encoding))
     mark = "→" if encoding == "utf-8" else ">"
     assert line == f"{mark}  add               msg_..cdefgh  '{value}'"
 
 
 def test_plain_marks_take_the_place_of_all_or_none() -> None:
     states = (State.CREATED, State.DELIVERED, State.FAILED, State.RETRY, State.CANCELED)
-    marks = [shown(event(state, duration_ms=1), Screen("cp1252"))[0] for state in states]
+    marks = [shown(event(state, duration_ms=1), FakeStream("cp1252"))[0] for state in states]
     assert marks == [">", "+", "x", "~", "-"]
 
 
@@ -352,15 +352,15 @@ def test_colour_is_for_terminals_whose_owner_has_nothing_against_it(monkeypatch:
     delivered = event(State.DELIVERED, outcome=answered(200, 5), duration_ms=9)
     coloured = "\x1b[32m✓\x1b[0m  add               msg_..cdefgh  9 ms  5"
     plain = "✓  add               msg_..cdefgh  9 ms  5"
-    assert shown(delivered, Screen(terminal=True)) == coloured
-    assert shown(delivered, Screen(terminal=False)) == plain
+    assert shown(delivered, FakeStream(terminal=True)) == coloured
+    assert shown(delivered, FakeStream(terminal=False)) == plain
     monkeypatch.setenv("NO_COLOR", "")
-    assert shown(delivered, Screen(terminal=True)) == coloured  # empty counts as unset (no-color.org)
+    assert shown(delivered, FakeStream(terminal=True)) == coloured  # empty counts as unset (no-color.org)
     monkeypatch.setenv("NO_COLOR", "1")
-    assert shown(delivered, Screen(terminal=True)) == plain
+    assert shown(delivered, FakeStream(terminal=True)) == plain
 
 
 def test_printable_text_is_left_alone() -> None:
     text = "a ü 中 → 'x' {}"
-    assert printable(text, Screen()) == text
+    assert printable(text, FakeStream()) == text
     assert short_id("msg_1pAUWK2CE77UYbaX4c6VCMpA3eGS1B") == "msg_..3eGS1B"

@@ -59,7 +59,7 @@ def claims(**changes: Any) -> dict[str, Any]:
 def mint(
     payload: dict[str, Any] | str | bytes, *, header: dict[str, Any] | str | None = None, key: str = CURRENT
 ) -> str:
-    """A token with a good signature over whatever is asked for, made without the code under test."""
+    """A validly signed token with the given claims, made without the code under test."""
     header_text = header if isinstance(header, str) else json.dumps(header or {"alg": "HS256", "typ": "JWT"})
     if not isinstance(payload, bytes):
         payload = (payload if isinstance(payload, str) else json.dumps(payload)).encode()

@@ -62,7 +62,7 @@ def silent() -> Iterator[str]:
 
 @pytest.fixture
 def nobody() -> str:
-    """A port that nobody listens on."""
+    """A free port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 

@@ -45,7 +45,7 @@ def total(broker: ManualBroker) -> Task[..., int]:
 
 
 async def run(broker: ManualBroker, *, twice: bool = False) -> int:
-    """Deliver whatever is there and what follows it, each message once for each of its deduplication ids."""
+    """Deliver all messages and those that follow, each deduplication id once."""
     seen: set[str] = set()
     count = 0
     while broker.messages:

@@ -1,4 +1,4 @@
-"""What a handle on a call can do besides waiting: be awaited, say how far the call is, and call it off."""
+"""What a handle of a call can do in addition to waiting: be awaited, show progress, and cancel the call."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ async def test_without_a_place_for_results_progress_costs_nothing() -> None:
 
 
 def answering(broker: ManualBroker, status: int) -> list[Request]:
-    """Have the broker answer everything with `status`, and note what it was asked."""
+    """Make the broker answer every request with `status`; the list of its requests."""
     asked: list[Request] = []
 
     def send(request: Request, timeout_s: float) -> Reply:

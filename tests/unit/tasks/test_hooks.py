@@ -332,7 +332,9 @@ async def test_a_run_without_a_trace_opens_no_span_where_nobody_has_set_up_a_tra
     work.delay()
     await broker.deliver()
     assert opened == []
-    monkeypatch.setattr(trace, "get_tracer_provider", trace.NoOpTracerProvider)  # any that somebody has chosen
+    monkeypatch.setattr(
+        trace, "get_tracer_provider", trace.NoOpTracerProvider
+    )  # one that an application may have chosen
     work.delay()
     await broker.deliver()
     assert opened == ["qtasks"]

@@ -1,4 +1,4 @@
-"""What becomes of a call when the broker tells of its model: answers, repairs, refusals, and whatever is not true."""
+"""How a call ends when the broker delivers the callbacks of its model: answers, repairs, refusals and forgeries."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Summary(BaseModel):
 FITS = Summary(title="a title", points=["one"])
 
 
-class Kept:
-    """What the completion and the hooks were told."""
+class RecordedEvents:
+    """What completions and hooks received."""
 
     def __init__(self) -> None:
         self.completed: list[tuple[Any, ...]] = []
@@ -70,23 +70,23 @@ def provider(broker: ManualBroker) -> ScriptedProvider:
 
 
 @pytest.fixture
-def kept() -> Kept:
-    return Kept()
+def recorded() -> RecordedEvents:
+    return RecordedEvents()
 
 
 @pytest.fixture
-def summarise(broker: ManualBroker, kept: Kept) -> LlmTask[..., Summary]:
+def summarise(broker: ManualBroker, recorded: RecordedEvents) -> LlmTask[..., Summary]:
     @broker.tasks.llm(provider=openai(), model="gpt", output=Summary, key="openai", parallelism=5)
     def summarise(text: str, times: int = 2) -> list[ChatMessage]:
         return [user(f"Summarise: {text}")]
 
     @summarise.on_completion
     async def store(summary: Summary, text: str, times: int, *, usage: Usage = injected) -> None:
-        kept.completed.append((summary, text, times, usage))
+        recorded.completed.append((summary, text, times, usage))
 
-    summarise.on_failure(kept.failed.append)
-    summarise.on_retry(kept.retried.append)
-    summarise.on_success(kept.succeeded.append)
+    summarise.on_failure(recorded.failed.append)
+    summarise.on_retry(recorded.retried.append)
+    summarise.on_success(recorded.succeeded.append)
     return summarise
 
 
@@ -94,14 +94,14 @@ def summarise(broker: ManualBroker, kept: Kept) -> LlmTask[..., Summary]:
 
 
 async def test_the_completion_gets_the_output_and_the_arguments(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], recorded: RecordedEvents
 ) -> None:
     result = summarise.delay("abc")
     answer = await provider.answered(openai_says(GOOD))
     assert (answer.status, answer.json) == (200, {"title": "a title", "points": ["one"]})
-    assert kept.completed == [(FITS, "abc", 2, Usage("gpt", 10, 5))]
+    assert recorded.completed == [(FITS, "abc", 2, Usage("gpt", 10, 5))]
     assert await result.aget(timeout=1) == FITS
-    [event] = kept.succeeded
+    [event] = recorded.succeeded
     assert event.value == FITS
 
 
@@ -276,7 +276,7 @@ async def test_a_deduplicated_call_has_the_result_of_the_first(
 
 
 async def test_a_duplicate_of_a_callback_runs_nothing(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], recorded: RecordedEvents
 ) -> None:
     summarise.delay("abc")
     message = provider.take_request()
@@ -285,18 +285,18 @@ async def test_a_duplicate_of_a_callback_runs_nothing(
     third = await provider.deliver(provider.callbacks_of(message, openai_says(GOOD)).callback)  # the broker tells again
     assert first.json == second.json == third.json == {"title": "a title", "points": ["one"]}
     assert second.headers["qtasks-duplicate"] == "true"
-    assert len(kept.completed) == 1
+    assert len(recorded.completed) == 1
 
 
 async def test_a_late_answer_to_an_expired_call_runs_nothing(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], recorded: RecordedEvents
 ) -> None:
     result = summarise.using(expires="1m").delay("abc")
     message = provider.take_request()
     provider.broker.clock.advance(61_000)
     answer = await provider.deliver(provider.callbacks_of(message, openai_says(GOOD)).callback)
     assert (answer.status, "expired" in answer.json) == (200, True)
-    assert kept.completed == []
+    assert recorded.completed == []
     with pytest.raises(TaskExpired):
         await result.aget(timeout=1)
 
@@ -313,12 +313,12 @@ async def test_a_call_that_fails_after_it_has_expired_has_failed(
 
 
 async def test_large_arguments_come_back_from_the_result_backend(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, broker: ManualBroker
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], recorded: RecordedEvents, broker: ManualBroker
 ) -> None:
     summarise.delay("x" * 10_000)
     callback = provider.callbacks_of(provider.take_request(), openai_says(GOOD)).callback
     assert (await provider.deliver(callback)).status == 200
-    assert kept.completed[0][1] == "x" * 10_000
+    assert recorded.completed[0][1] == "x" * 10_000
     digest = callback_url.read(callback.url.partition("?")[2]).digest
     record = broker.tasks.runtime.results().read(model_request.key_of(digest))
     assert record is not None
@@ -326,7 +326,7 @@ async def test_large_arguments_come_back_from_the_result_backend(
 
 
 async def test_arguments_that_are_kept_no_more_fail_the_call_and_say_so(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], recorded: RecordedEvents
 ) -> None:
     result = summarise.delay("abc")
     callback = provider.callbacks_of(provider.take_request(), openai_says(GOOD)).callback
@@ -335,8 +335,8 @@ async def test_arguments_that_are_kept_no_more_fail_the_call_and_say_so(
         assert (answer.status, answer.json["code"]) == (500, "QT424")
     with pytest.raises(TaskFailed, match="not in the header, and the result store no longer has it"):
         await result.aget(timeout=1)
-    assert len(kept.failed) == 1
-    assert kept.completed == []
+    assert len(recorded.failed) == 1
+    assert recorded.completed == []
 
 
 async def test_a_call_may_come_with_a_flow(provider: ScriptedProvider, broker: ManualBroker) -> None:
@@ -396,7 +396,7 @@ async def test_a_key_that_is_missing_where_the_call_goes_on_is_waited_for(
 
 
 async def test_an_answer_that_does_not_fit_is_asked_for_once_more(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, broker: ManualBroker
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], recorded: RecordedEvents, broker: ManualBroker
 ) -> None:
     result = summarise.using(label="mine").delay("abc")
     first = provider.take_request()
@@ -417,27 +417,27 @@ async def test_an_answer_that_does_not_fit_is_asked_for_once_more(
     assert '"title"' in complaint  # the schema
     assert {**asked, "messages": []} == {**json.loads(first.body), "messages": []}
     await provider.deliver(provider.callbacks_of(second, openai_says(GOOD)).callback)
-    assert kept.completed == [(FITS, "abc", 2, Usage("gpt", 20, 10, requests=2))]
+    assert recorded.completed == [(FITS, "abc", 2, Usage("gpt", 20, 10, requests=2))]
     assert await result.aget(timeout=1) == FITS
     assert first.message_id != second.message_id
     assert await summarise.result(first.message_id).aget(timeout=1) == FITS
 
 
 async def test_a_second_one_that_does_not_fit_fails_the_call(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], recorded: RecordedEvents
 ) -> None:
     result = summarise.delay("abc")
     await provider.answered(openai_says("Sorry, what?"))
     answer = await provider.answered(openai_says("Still no JSON"))
     assert (answer.status, answer.json["code"]) == (489, "QT421")
     assert answer.headers["upstash-nonretryable-error"] == "true"
-    [event] = kept.failed
+    [event] = recorded.failed
     assert isinstance(event.error, OutputError)
     assert event.error.text == "Still no JSON"
     assert event.arguments == {"text": "abc", "times": 2}
     with pytest.raises(TaskFailed, match="the answer does not fit Summary: Invalid JSON"):
         await result.aget(timeout=1)
-    assert kept.completed == []
+    assert recorded.completed == []
     assert provider.broker.messages == []
 
 
@@ -508,14 +508,19 @@ async def test_an_answer_that_was_cut_off_says_so(
     ],
 )
 async def test_what_cannot_be_repaired_fails_at_once(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, answer: Response, code: str, reason: str
+    provider: ScriptedProvider,
+    summarise: LlmTask[..., Summary],
+    recorded: RecordedEvents,
+    answer: Response,
+    code: str,
+    reason: str,
 ) -> None:
     result = summarise.delay("abc")
     told = await provider.answered(answer)
     assert (told.status, told.json["code"]) == (489, code)
     with pytest.raises(TaskFailed, match=reason.replace("'", ".")):
         await result.aget(timeout=1)
-    assert len(kept.failed) == 1
+    assert len(recorded.failed) == 1
     assert provider.broker.messages == []
 
 
@@ -540,14 +545,14 @@ async def test_without_the_request_there_is_nothing_to_repair(
 
 @pytest.mark.parametrize("tokens", [None, -1, "many", 10**30, 1.5])
 async def test_a_cost_that_is_none_counts_for_nothing(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, tokens: object
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], recorded: RecordedEvents, tokens: object
 ) -> None:
     usage = {"prompt_tokens": tokens, "completion_tokens": 5}
     choice = {"message": {"content": GOOD}}
     summarise.delay("abc")
     await provider.answered(openai_says("no"))
     await provider.answered(Response(status=200, body=json.dumps({"choices": [choice], "usage": usage}).encode()))
-    assert kept.completed[0][3] == Usage("gpt", 10, 10, requests=2)
+    assert recorded.completed[0][3] == Usage("gpt", 10, 10, requests=2)
 
 
 async def test_a_repair_that_cannot_be_sent_is_tried_again(
@@ -572,33 +577,36 @@ async def test_a_repair_that_cannot_be_sent_is_tried_again(
 
 
 async def test_a_refused_attempt_is_a_retry_and_the_last_one_a_failure(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, caplog: pytest.LogCaptureFixture
+    provider: ScriptedProvider,
+    summarise: LlmTask[..., Summary],
+    recorded: RecordedEvents,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     result = summarise.delay("abc")
     message = provider.take_request()
     callbacks = provider.callbacks_of(message, refuses(429, f"slow down, {KEY}"))
     assert (await provider.deliver(callbacks.callback)).status == 200
     assert result.status == "retrying"
-    [event] = kept.retried
+    [event] = recorded.retried
     assert (event.context.attempt, event.reason) == (1, "ProviderError: OpenAI answered 429: slow down, ***")
     last = provider.callbacks_of(message, refuses(400, "bad schema"), retried=3, last=True)
     assert last.failure is not None
     assert (await provider.deliver(last.callback)).status == 200  # the failure callback says the same
-    assert (kept.failed, len(kept.retried)) == ([], 1)
+    assert (recorded.failed, len(recorded.retried)) == ([], 1)
     for _ in range(2):
         assert (await provider.deliver(last.failure)).status == 200
-    [event] = kept.failed
+    [event] = recorded.failed
     assert isinstance(event.error, ProviderError)
     assert (event.error.status, event.error.detail) == (400, "bad schema")
     assert (event.context.attempt, event.arguments) == (4, {"text": "abc", "times": 2})
     with pytest.raises(TaskFailed, match="failed on attempt 4: ProviderError: OpenAI answered 400: bad schema"):
         await result.aget(timeout=1)
-    assert kept.completed == []
+    assert recorded.completed == []
     assert KEY not in caplog.text
 
 
 async def test_callbacks_that_overtake_each_other_change_nothing(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], recorded: RecordedEvents
 ) -> None:
     result = summarise.delay("abc")
     message = provider.take_request()
@@ -608,7 +616,7 @@ async def test_callbacks_that_overtake_each_other_change_nothing(
     await provider.deliver(last.failure)
     for late in (early, last.callback):
         assert (await provider.deliver(late)).status == 200
-    assert (result.status, len(kept.failed), len(kept.retried)) == ("failed", 1, 0)
+    assert (result.status, len(recorded.failed), len(recorded.retried)) == ("failed", 1, 0)
 
 
 async def test_an_answer_waits_for_news_that_are_just_being_kept(
@@ -648,7 +656,7 @@ async def test_news_hold_a_call_for_a_moment_only(
 
 
 async def test_news_that_meet_a_run_are_no_news(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, broker: ManualBroker
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], recorded: RecordedEvents, broker: ManualBroker
 ) -> None:
     result = summarise.delay("abc")
     callback = provider.callbacks_of(provider.take_request(), refuses(500)).callback
@@ -656,7 +664,7 @@ async def test_news_that_meet_a_run_are_no_news(
     running = Lock(f"run:{result.id}", "somebody", now_ms + LEASE_MS)
     await asyncio.to_thread(broker.tasks.runtime.results().lock, [running], now_ms=now_ms)
     assert (await provider.deliver(callback)).status == 200
-    assert (result.status, kept.retried) == ("queued", [])
+    assert (result.status, recorded.retried) == ("queued", [])
 
 
 async def test_a_provider_that_cannot_be_reached_is_named(
@@ -681,15 +689,15 @@ async def test_a_provider_that_cannot_be_reached_is_named(
     ],
 )
 async def test_a_providers_words_are_found_in_whatever_it_says(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, body: bytes, words: str
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], recorded: RecordedEvents, body: bytes, words: str
 ) -> None:
     summarise.delay("abc")
     await provider.answered(Response(status=502, body=body))
-    assert kept.retried[0].reason == f"ProviderError: OpenAI answered 502: {words}"
+    assert recorded.retried[0].reason == f"ProviderError: OpenAI answered 502: {words}"
 
 
 async def test_a_dead_letter_that_is_sent_again_succeeds_after_all(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], recorded: RecordedEvents
 ) -> None:
     result = summarise.delay("x" * 10_000)  # what was kept for it is still there
     message = provider.take_request()
@@ -699,14 +707,17 @@ async def test_a_dead_letter_that_is_sent_again_succeeds_after_all(
     assert result.status == "failed"
     await provider.deliver(provider.callbacks_of(message, openai_says(GOOD)).callback)
     assert await result.aget(timeout=1) == FITS
-    assert len(kept.completed) == 1
+    assert len(recorded.completed) == 1
 
 
 # --- what is not true
 
 
 async def test_a_header_that_the_url_does_not_vouch_for_is_refused(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept, caplog: pytest.LogCaptureFixture
+    provider: ScriptedProvider,
+    summarise: LlmTask[..., Summary],
+    recorded: RecordedEvents,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     result = summarise.delay("abc")
     callback = provider.callbacks_of(provider.take_request(), openai_says(GOOD)).callback
@@ -719,12 +730,12 @@ async def test_a_header_that_the_url_does_not_vouch_for_is_refused(
             answer = await provider.deliver(callback, headers={"Qtasks-Call": forged})
         assert (answer.status, answer.error) == (401, "invalid signature")
     assert "QT426" in caplog.text
-    assert (kept.completed, result.status) == ([], "queued")
+    assert (recorded.completed, result.status) == ([], "queued")
     assert (await provider.deliver(callback)).status == 200
 
 
 async def test_a_url_or_a_body_that_was_changed_is_refused(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], recorded: RecordedEvents
 ) -> None:
     summarise.delay("abc")
     message = provider.take_request()
@@ -737,11 +748,11 @@ async def test_a_url_or_a_body_that_was_changed_is_refused(
     ]
     for one in changed:
         assert (await provider.deliver(one, signed=callback)).status == 401
-    assert kept.completed == []
+    assert recorded.completed == []
 
 
 async def test_a_signature_for_one_call_is_no_good_for_another(
-    provider: ScriptedProvider, summarise: LlmTask[..., Summary], kept: Kept
+    provider: ScriptedProvider, summarise: LlmTask[..., Summary], recorded: RecordedEvents
 ) -> None:
     callbacks = []
     for text in ("first", "second"):
@@ -750,7 +761,7 @@ async def test_a_signature_for_one_call_is_no_good_for_another(
     first, second = callbacks
     mixed = replace(first, headers=second.headers)
     assert (await provider.deliver(mixed)).status == 401
-    assert kept.completed == []
+    assert recorded.completed == []
 
 
 @pytest.mark.parametrize(
@@ -822,7 +833,7 @@ async def test_a_header_of_another_call_is_noticed_though_its_hash_is_right(
     assert (answer.status, answer.error) == (489, "PayloadError: the URL and the header belong to different calls")
 
 
-async def test_without_a_result_backend_completions_run_all_the_same(kept: Kept) -> None:
+async def test_without_a_result_backend_completions_run_all_the_same(recorded: RecordedEvents) -> None:
 
     home = ManualBroker()
     home.tasks = application(results=None)
@@ -835,7 +846,7 @@ async def test_without_a_result_backend_completions_run_all_the_same(kept: Kept)
 
     @summarise.on_completion
     def store(summary: Summary) -> None:
-        kept.completed.append((summary,))
+        recorded.completed.append((summary,))
 
     call = outgoing.call(summarise.message(("abc",), {}), BASE_URL, None)
     message = SentMessage(Request("POST", call.path, call.headers, call.body), "msg_1")
@@ -844,4 +855,4 @@ async def test_without_a_result_backend_completions_run_all_the_same(kept: Kept)
         refused = provider.callbacks_of(message, refuses(500)).callback
         assert (await provider.deliver(refused)).status == 200
     assert answer.status == 200
-    assert kept.completed == [(FITS,)]
+    assert recorded.completed == [(FITS,)]

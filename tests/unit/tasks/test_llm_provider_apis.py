@@ -1,4 +1,4 @@
-"""Whatever a provider answers, it is an answer or an error of ours, never an exception of Python's."""
+"""Any response of a provider becomes an answer or a qtasks error, never another exception."""
 
 from __future__ import annotations
 

@@ -385,7 +385,7 @@ async def test_a_call_that_could_not_be_sent_does_not_keep_its_key(broker: Manua
 
 @pytest.mark.parametrize("error", [Snooze("3d"), OSError("away"), RetryAfter("1d")])
 async def test_a_call_that_comes_again_is_unique_until_it_has_ended(broker: ManualBroker, error: Exception) -> None:
-    """However long that takes: a day is for calls that are never heard of again."""
+    """However long that takes: the limit of a day is only for calls without any sign of life."""
 
     @broker.tasks.task(unique=True, retries=9)
     def work() -> None:

@@ -35,7 +35,7 @@ def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ManualBro
 
 
 async def delivered(broker: ManualBroker, message: SentMessage, **facts: Any) -> DispatchResponse:
-    """The answer, which must not wait for whatever is under way."""
+    """The answer, which must not wait for a run that is under way."""
     return await asyncio.wait_for(broker.deliver(message, **facts), 10)
 
 
@@ -180,7 +180,7 @@ async def test_a_run_that_fell_silent_elsewhere_holds_its_schedule_for_its_lease
 
 
 def hold(broker: ManualBroker, slow: BlockingSchedule, owner: str) -> None:
-    """Have `owner` run the schedule."""
+    """Lock the schedule for `owner`, as a run does."""
     now_ms = broker.clock.now_ms()
     key = f"schedule:{slow.schedule.id}"
     broker.tasks.runtime.results().lock([Lock(key, owner, now_ms + LEASE_MS)], now_ms=now_ms)

@@ -1,4 +1,4 @@
-"""Pickles: what JSON cannot carry travels, and nothing is read that nobody with our key has made for this very call."""
+"""Pickles: what JSON cannot carry travels, and only pickles that our key has signed for this very call are read."""
 
 from __future__ import annotations
 

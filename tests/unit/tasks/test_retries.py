@@ -223,7 +223,7 @@ async def test_a_wish_raised_inside_a_task_group_is_not_swallowed(
     assert (await broker.deliver()).status == status
 
 
-# --- put off
+# --- snoozed
 
 
 async def test_a_snoozed_call_comes_again_under_its_own_id_and_keeps_its_options(broker: ManualBroker) -> None:
@@ -311,7 +311,7 @@ async def test_a_snooze_of_more_than_a_year_is_refused() -> None:
         Snooze("500d")
 
 
-# --- called off, and too late
+# --- cancelled, and too late
 
 
 async def test_a_cancelled_call_is_neither_a_result_nor_a_failure(broker: ManualBroker) -> None:

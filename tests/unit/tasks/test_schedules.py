@@ -1,4 +1,4 @@
-"""Schedules as code: declared beside the task, kept by the service, never taken from anybody else."""
+"""Schedules as code: declared beside the task, kept by the service, never taken from another owner."""
 
 from __future__ import annotations
 
@@ -791,7 +791,7 @@ def test_runs_that_wait_share_a_key_of_their_schedule_that_lets_one_run_at_a_tim
     tasks.schedules.sync()
     (stands,) = broker.schedules.values()
     assert (stands["flowControlKey"], stands["parallelism"]) == (stands["scheduleId"], 1)
-    # A run that is put off is published again by the dispatcher, and waits as the others do.
+    # A snoozed run is published again by the dispatcher, and waits as the others do.
     broker.advance(hours=1)
     (again,) = [one for one in broker.requests if one.url.endswith(f"/v2/publish/{BASE_URL}/work")]
     assert dict(again.headers)["Upstash-Flow-Control-Key"] == stands["scheduleId"]

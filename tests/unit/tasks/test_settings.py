@@ -1,4 +1,4 @@
-"""Which engine is chosen, where each value comes from, and what is said when something is missing."""
+"""Which engine is chosen, where each value comes from, and the errors when something is missing."""
 
 from __future__ import annotations
 

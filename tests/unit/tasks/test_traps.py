@@ -25,7 +25,7 @@ RESPELLED: dict[str, Callable[[bytes], bytes]] = {
     "with a line behind it": lambda body: body + b"\n",
 }
 ODD = rb'{ "v":1,"kwargs": {},"id" :"call_1",  "args":["gr\u00fc\u00dfe \/ 1.0", 1.0, 1e2],"retries":3}'
-"""As nobody's JSON library would write it."""
+"""A form that no JSON library writes."""
 
 
 @pytest.mark.parametrize("dependencies", [False, True], ids=["short way", "through FastAPI"])

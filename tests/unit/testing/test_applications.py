@@ -1,4 +1,4 @@
-"""Tasks run where the application lives, with its dependencies; else as it stands."""
+"""Tasks run where the application lives, with its dependencies; otherwise in the application as it is."""
 
 from __future__ import annotations
 

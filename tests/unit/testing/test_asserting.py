@@ -1,4 +1,4 @@
-"""What a test may say about calls, and what it is told when that is not so."""
+"""Assertions about calls, and the message of each that fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nobody waits for ever for a call that nothing lets run."""
+"""Waiting for a call that cannot run fails instead of blocking for ever."""
 
 from __future__ import annotations
 
