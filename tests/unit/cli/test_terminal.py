@@ -194,7 +194,7 @@ def test_values_under_the_names_of_secrets_are_masked_at_every_depth(body: bytes
 
 
 def test_positional_arguments_are_masked_by_the_names_of_their_parameters() -> None:
-    screen = Screen()
+    screen = FakeStream()
     printer = EventPrinter(screen, base_url=BASE_URL, parameters={"add": ("user", "password"), "other": ("token",)})
     printer.tell(event(State.CREATED, envelope("ada", "hunter2", "rest")))
     assert screen.text.endswith("  'ada', ***, 'rest'\n")
@@ -234,7 +234,7 @@ def test_pairs_of_a_secret_name_and_a_value_are_masked_in_errors(error: str, lin
     ],
 )
 def test_the_values_of_secret_arguments_are_masked_in_the_errors_of_their_call(body: bytes, error: str) -> None:
-    screen = Screen()
+    screen = FakeStream()
     printer = EventPrinter(screen, base_url=BASE_URL, parameters={"add": ("user", "credential")})
     printer.tell(event(State.FAILED, body, outcome=answered(489, {"error": error})))
     printer.tell(event(State.RETRY, body, error=error, next_delivery_ms=START_MS))
