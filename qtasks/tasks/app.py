@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from fastapi import APIRouter, FastAPI
 
+    from qtasks.tasks.schedules.declaration import ScheduleDeclaration
     from qtasks.tasks.schedules.sync import Schedules
     from qtasks.tasks.web.router import Endpoint
 
@@ -72,7 +73,7 @@ class QTasks(Registry):
         """The schedules that the tasks declare: ``tasks.schedules.sync()`` makes them active; see `Schedules`."""
         from qtasks.tasks.schedules.sync import Schedules
 
-        return Schedules(self.runtime, MappingProxyType(self._names))
+        return Schedules(self.runtime, MappingProxyType(self._names), self._declared_schedules)
 
     def embed(self, home: Home) -> None:
         """Have the tasks run in `home`, as if it had been given at the start: ``tasks.embed(Embedded("tasks.db"))``.
@@ -217,6 +218,9 @@ class QTasks(Registry):
             yield
         finally:
             await runtime.leave()
+
+    def _declared_schedules(self) -> list[ScheduleDeclaration]:
+        return [declaration for task in self._tasks.values() for declaration in task.declared]
 
     def _begin_schedules(self) -> None:
         """Refuse a declaration that cannot work; a home of our own is told what is declared now, and what is not."""

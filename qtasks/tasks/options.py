@@ -136,6 +136,19 @@ class DeliveryOptions:
 _CALL_OPTIONS = tuple(CallOptions.__annotations__)
 
 
+def merge(declared: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """`declared` with `options` over it. Of two options that exclude each other, the one in `options` remains."""
+    merged = {**declared, **options}
+    if isinstance(options.get("retries"), RetryPolicy) and "retry_delay" not in options:
+        merged.pop("retry_delay", None)
+    elif "retry_delay" in options and "retries" not in options and isinstance(merged.get("retries"), RetryPolicy):
+        merged["retries"] = merged["retries"].max
+    for name, other in (("delay", "eta"), ("eta", "delay")):
+        if name in options and other not in options:
+            merged.pop(other, None)
+    return merged
+
+
 def check(
     task: str,
     options: Mapping[str, Any],

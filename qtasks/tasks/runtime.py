@@ -294,8 +294,8 @@ class ApplicationRuntime:
         return LlmCallbackHandler(self.results_or_none(), self.clock)
 
     async def _republish(self, message: Outgoing) -> object:
-        if message.kept is not None:
-            await asyncio.to_thread(self.keep, message)
+        if message.stored_call is not None:
+            await asyncio.to_thread(self.store_call, message)
         return await (await self.apublisher()).apublish(message)
 
     def now_ms(self) -> int:
@@ -306,17 +306,20 @@ class ApplicationRuntime:
         """Cancel a message at the broker; False if the broker no longer has it. Raises BrokerUnreachable, ApiError."""
         return self.publisher().cancel(message_id)
 
-    def keep(self, message: Outgoing) -> None:
-        """Keep what does not travel with `message`, if anything. Raises ArgumentsError where that has no place."""
-        if (kept := message.kept) is None:
+    def store_call(self, message: Outgoing) -> None:
+        """Store a call that is too large for a header of its message, if it is.
+
+        Raises ArgumentsError if no result backend is configured, and ResultError.
+        """
+        if (stored := message.stored_call) is None:
             return
         if (results := self.results_or_none()) is None:
             raise ArgumentsError(
-                f"{message.task}: the arguments do not fit into a header, and nothing is there to keep them",
+                f"{message.task}: the arguments do not fit into a header, and no result backend is configured",
                 fix="set QTASKS_RESULTS, or store the data and pass its key",
                 code=ErrorCode.CALL_NOT_STORABLE,
             )
-        results.write([kept.record(message.task, self.now_ms())])
+        results.write([stored.record(message.task, self.now_ms())])
 
     @property
     def model_keys(self) -> bool:

@@ -68,7 +68,7 @@ class CallMatcher:
         return differences + self._differences_of_options(call)
 
     def __str__(self) -> str:
-        using = ", ".join(f"{name}={shown(value)}" for name, value in self.task.said.items())
+        using = ", ".join(f"{name}={shown(value)}" for name, value in self.task.own_options.items())
         arguments = ", ".join(f"{name}={shown(value)}" for name, value in self.arguments.items())
         return f"{self.task.name}{f'.using({using})' if using else ''}({arguments})"
 
@@ -86,9 +86,9 @@ class CallMatcher:
         return False
 
     def _differences_of_options(self, call: Call) -> list[Difference]:
-        if not self.task.said:
+        if not self.task.own_options:
             return []
-        options = call_options.delivery_options(self.task.name, self.task.said)
+        options = call_options.delivery_options(self.task.name, self.task.own_options)
         differences = [
             Difference(_named(name), _written(name, value), _written(name, getattr(call.options, name)))
             for name, value in _given_options(options.publish)
@@ -99,7 +99,7 @@ class CallMatcher:
         asked = call.request or {}
         differences += [
             Difference(name, shown(value), shown(asked.get(name, "-")))
-            for name, value in self.task.said.items()
+            for name, value in self.task.own_options.items()
             if name in OF_MODELS and asked.get(name) != value
         ]
         if options.expires is not None:

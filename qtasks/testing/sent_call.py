@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,7 +66,7 @@ class Call:
         except ArgumentsError:
             return {**dict(zip(parameters.positional, self.args, strict=False)), **self.kwargs}
         try:
-            return {**_defaults(self.declared), **parameters.check(bound, from_wire=True)}
+            return {**parameters.defaults, **parameters.check(bound, from_wire=True)}
         except ArgumentsError:
             return bound
 
@@ -112,15 +111,6 @@ class DeadCall:
 
     def __repr__(self) -> str:
         return f"<DeadCall {self}>"
-
-
-def _defaults(task: Task[..., Any]) -> Values:
-    """Of the task's own parameters, not of those that are filled where it runs."""
-    return {
-        parameter.name: parameter.default
-        for parameter in inspect.signature(task.function).parameters.values()
-        if parameter.name in task.parameters.annotations and parameter.default is not inspect.Parameter.empty
-    }
 
 
 @dataclass(frozen=True, slots=True)

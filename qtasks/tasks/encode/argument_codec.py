@@ -1,25 +1,23 @@
-"""The arguments of a call on their way: as JSON, or as a pickle where the task says so.
+"""The arguments of a call, encoded as JSON, or as a pickle where the task's declaration says so.
 
-Which of the two is the task's to say, at both ends, and never the message's.
+The declaration decides at both ends; the message never does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 from qtasks.tasks.encode.envelope import Envelope
-from qtasks.tasks.encode.parameters import Values
-from qtasks.tasks.encode.pickling import ForgedError, Purpose
+from qtasks.tasks.encode.parameters import TaskParameters, Values
+from qtasks.tasks.encode.pickling import ForgedError, Pickles, Purpose
 
-if TYPE_CHECKING:
-    from qtasks.tasks.task import Task
-
-Given = tuple[tuple[Any, ...], Mapping[str, Any]]
+PositionalAndNamed = tuple[tuple[Any, ...], Mapping[str, Any]]
 """Positional and named arguments."""
 
 
-class Packed(TypedDict, total=False):
+class EncodedArguments(TypedDict, total=False):
     """The members of an envelope that carry arguments."""
 
     args: list[Any]
@@ -27,46 +25,58 @@ class Packed(TypedDict, total=False):
     pickled: str
 
 
-def packed(task: Task[..., Any], checked: Values, positional: int, call_id: str) -> Packed:
-    """Checked arguments, the first `positional` of them by position. Raises ArgumentsError, ConfigurationError."""
-    if not task.delivery_options.pickled:
-        args, kwargs = task.parameters.arrange(task.parameters.to_json(checked), positional)
-        return {"args": args, "kwargs": kwargs}
-    args, kwargs = task.parameters.arrange(checked, positional)
-    return {"pickled": pickle(task, (tuple(args), kwargs), Purpose.arguments(task.name, call_id))}
+@dataclass(frozen=True, slots=True)
+class ArgumentCodec:
+    """Encodes and decodes the arguments of one task."""
 
+    parameters: TaskParameters
+    names: tuple[str, ...]
+    """The task's name, then its aliases: a call may have been made while the task had another name."""
+    pickles: Callable[[], Pickles] | None
+    """Opens what reads and writes pickles; None for a task whose arguments travel as JSON."""
 
-def unpacked(task: Task[..., Any], envelope: Envelope) -> Values:
-    """The checked arguments of a call that has come.
+    def encode(self, values: Values, positional: int, call_id: str) -> EncodedArguments:
+        """Encode checked arguments, the first `positional` of them by position.
 
-    Raises ArgumentsError for what does not fit; for a pickle PayloadError, ForgedError among them, and
-    ConfigurationError.
-    """
-    if not task.delivery_options.pickled:
-        if envelope.pickled is not None:
-            raise ForgedError(f"{task.name} takes its arguments as JSON, and a pickle came: it was not read")
-        return task.parameters.check(task.parameters.bind(envelope.args, envelope.kwargs), from_wire=True)
-    if envelope.pickled is None:
-        raise ForgedError(f"{task.name} takes its arguments as a pickle, and none came: nothing was run")
-    # It may have had other names when the call was made.
-    purposes = [Purpose.arguments(name, envelope.call_id or "") for name in (task.name, *task.aliases)]
-    args, kwargs = task.runtime.pickles().load(envelope.pickled, *purposes)
-    return task.parameters.check(task.parameters.bind(args, kwargs))
+        Raises ArgumentsError for an argument that cannot be encoded, ConfigurationError if pickles are not allowed.
+        """
+        if self.pickles is None:
+            args, kwargs = self.parameters.arrange(self.parameters.to_json(values), positional)
+            return {"args": args, "kwargs": kwargs}
+        args, kwargs = self.parameters.arrange(values, positional)
+        return {"pickled": self.pickle((tuple(args), kwargs), Purpose.arguments(self.names[0], call_id))}
 
+    def decode(self, envelope: Envelope) -> Values:
+        """The checked arguments of a call that was delivered.
 
-def pickle(task: Task[..., Any], given: Given, purpose: Purpose) -> str:
-    """Arguments as a pickle. Raises ArgumentsError naming the one that cannot be, ConfigurationError."""
-    pickles = task.runtime.pickles()
-    try:
-        return pickles.dump(given, purpose)
-    except ValueError as error:
-        args, kwargs = given
-        # In a flow something may come before them, so that a place is no name.
-        known = task.parameters.positional if purpose.what == "arguments" else ()
-        places = [*known[: len(args)], *map(str, range(len(known), len(args)))]
-        for name, value in [*zip(places, args, strict=True), *kwargs.items()]:
-            try:
-                pickles.dump(value, purpose)
-            except ValueError as reason:
-                raise task.parameters.not_picklable(name, str(reason)) from None
-        raise task.parameters.not_picklable("", str(error)) from None
+        Raises ArgumentsError for arguments that do not fit the parameters; for a pickle also PayloadError (ForgedError
+        among them) and ConfigurationError.
+        """
+        task = self.names[0]
+        if self.pickles is None:
+            if envelope.pickled is not None:
+                raise ForgedError(f"{task} takes its arguments as JSON, and a pickle came: it was not read")
+            return self.parameters.check(self.parameters.bind(envelope.args, envelope.kwargs), from_wire=True)
+        if envelope.pickled is None:
+            raise ForgedError(f"{task} takes its arguments as a pickle, and none came: nothing was run")
+        purposes = [Purpose.arguments(name, envelope.call_id or "") for name in self.names]
+        args, kwargs = self.pickles().load(envelope.pickled, *purposes)
+        return self.parameters.check(self.parameters.bind(args, kwargs))
+
+    def pickle(self, arguments: PositionalAndNamed, purpose: Purpose) -> str:
+        """Pickle arguments. Raises ArgumentsError that names the one that cannot be pickled, ConfigurationError."""
+        assert self.pickles is not None
+        pickles = self.pickles()
+        try:
+            return pickles.dump(arguments, purpose)
+        except ValueError as error:
+            args, kwargs = arguments
+            # In a step of a flow a result may be put before them, so a position does not tell the name.
+            names = self.parameters.positional if purpose.what == "arguments" else ()
+            places = [*names[: len(args)], *map(str, range(len(names), len(args)))]
+            for name, value in [*zip(places, args, strict=True), *kwargs.items()]:
+                try:
+                    pickles.dump(value, purpose)
+                except ValueError as reason:
+                    raise self.parameters.not_picklable(name, str(reason)) from None
+            raise self.parameters.not_picklable("", str(error)) from None

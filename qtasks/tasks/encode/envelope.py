@@ -185,16 +185,24 @@ def _refused(value: object, path: str, depth: int) -> tuple[str, str] | None:
         reason = f"{value} is not a JSON number"
     elif type(value) is int and abs(value) >= 10**strict_json.MAX_DIGITS:
         reason = f"an integer of more than {strict_json.MAX_DIGITS} digits"
-    elif isinstance(value, (dict, list)) and depth > MAX_NESTING:
+    elif isinstance(value, (dict, list, tuple)) and depth > MAX_NESTING:
         reason = f"nested deeper than {MAX_NESTING} levels"
     elif isinstance(value, dict):
         inner = [(f"{path}.{key}", item) for key, item in value.items()]
-        reason = next((bad for key in value if (bad := _refused_text(key))), None)
-    elif isinstance(value, list):
+        reason = next((bad for key in value if (bad := _refused_key(key))), None)
+    elif isinstance(value, (list, tuple)):
         inner = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    elif value is not None and not isinstance(value, (bool, int, float)):
+        reason = f"a {type(value).__name__} is not a JSON value"
     if reason is not None:
         return path, reason
     return next((found for where, item in inner if (found := _refused(item, where, depth + 1))), None)
+
+
+def _refused_key(key: object) -> str | None:
+    if isinstance(key, str):
+        return _refused_text(key)
+    return None if key is None or isinstance(key, (bool, int, float)) else f"a {type(key).__name__} is not a JSON key"
 
 
 def _refused_text(text: str) -> str | None:

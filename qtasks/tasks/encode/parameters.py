@@ -53,6 +53,8 @@ class TaskParameters:
     spread_keywords: str | None
     """The name of ``**kwargs``."""
     annotations: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    """Of the caller's parameters that have one."""
     contexts: tuple[str, ...]
     """Parameters that get the `TaskContext`."""
     dependencies: tuple[inspect.Parameter, ...]
@@ -161,14 +163,6 @@ class TaskParameters:
         """The error for an argument that cannot be pickled either."""
         return self._error(f"argument {name!r} cannot be pickled: {reason}", ErrorCode.ARGUMENT_NOT_JSON)
 
-    def too_large(self, size: int, limit: int) -> ArgumentsError:
-        """The error for a call whose body no broker would take."""
-        return ArgumentsError(
-            f"{self.task}: the arguments make a message of {size:,} bytes; {limit:,} are allowed",
-            code=ErrorCode.CALL_TOO_LARGE,
-            fix="store the data and pass its key",
-        )
-
     def _unexpected(self, name: str) -> ArgumentsError:
         if name in self.contexts or name in {parameter.name for parameter in self.dependencies}:
             return self._error(
@@ -253,6 +247,9 @@ def read_parameters(
         spread=_of_kind(mine, inspect.Parameter.VAR_POSITIONAL),
         spread_keywords=_of_kind(mine, inspect.Parameter.VAR_KEYWORD),
         annotations=MappingProxyType({parameter.name: parameter.annotation for parameter in mine}),
+        defaults=MappingProxyType(
+            {item.name: item.default for item in mine if item.default is not inspect.Parameter.empty}
+        ),
         contexts=tuple(contexts),
         dependencies=tuple(dependencies),
         arguments=loose_adapter(task, fields) if pickled else record_adapter(task, fields, where=task),

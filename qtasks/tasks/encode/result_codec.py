@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
@@ -13,34 +13,29 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError
 from qtasks.protocol.messages import MAX_BODY
 from qtasks.tasks.encode.annotations import WIRE
+from qtasks.tasks.encode.parameters import TaskParameters
 from qtasks.tasks.encode.pickling import Pickles, Purpose, is_pickle
-
-if TYPE_CHECKING:
-    from qtasks.tasks.task import Task
 
 R = TypeVar("R")
 
 _COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def dump(task: Task[..., Any], value: Any, call_id: str) -> str:
-    """The result of a call as text, JSON by the task's return annotation where that can be.
+def dump(parameters: TaskParameters, value: Any, pickles: Callable[[], Pickles], purpose: Purpose) -> str:
+    """Encode the result of a call as text: as JSON by the task's return annotation if that is possible.
 
-    A task whose arguments are pickled may have its result pickled as well. Raises ResultError (QT406) saying what does
-    not fit.
+    The result of a task whose arguments are pickled may be a pickle. Raises ResultError (QT406) that says what does not
+    fit. `pickles` is called only for a pickle.
     """
     try:
-        text = _json(task, value)
+        text = _json(parameters, value)
     except ResultError:
-        if task.parameters.loose_result is None:
+        if parameters.loose_result is None:
             raise
-        text = _pickle(task, value, call_id)
+        text = _pickle(parameters, value, pickles, purpose)
     if (size := len(text.encode())) > MAX_BODY:
-        raise ResultError(
-            f"the {_shown(task, value)} makes a text of {size:,} bytes; {MAX_BODY:,} are allowed",
-            fix="store the data and return its key",
-            code=ErrorCode.RESULT_NOT_SERIALIZABLE,
-        )
+        reason = f"makes a text of {size:,} bytes; {MAX_BODY:,} are allowed"
+        raise _refusal(parameters, value, reason, fix="store the data and return its key")
     return text
 
 
@@ -67,9 +62,9 @@ def load(adapter: TypeAdapter[R] | None, text: str, pickles: Callable[[], Pickle
         ) from error
 
 
-def _json(task: Task[..., Any], value: Any) -> str:
-    if (adapter := task.parameters.result) is None:
-        raise ResultError(f"{task.parameters.result_name} has no form in JSON", code=ErrorCode.RESULT_NOT_SERIALIZABLE)
+def _json(parameters: TaskParameters, value: Any) -> str:
+    if (adapter := parameters.result) is None:
+        raise ResultError(f"{parameters.result_name} has no form in JSON", code=ErrorCode.RESULT_NOT_SERIALIZABLE)
     try:
         checked = adapter.validate_python(value)
         plain = adapter.dump_python(checked, mode="json", round_trip=True, by_alias=False)
@@ -77,34 +72,28 @@ def _json(task: Task[..., Any], value: Any) -> str:
         text.encode()  # half of a surrogate pair has no UTF-8
         return text
     except ValidationError as error:
-        raise _misfit(task, value, error) from None
+        raise _misfit(parameters, value, error) from None
     except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
-        raise ResultError(
-            f"the {_shown(task, value)} cannot be written as JSON: {error}", code=ErrorCode.RESULT_NOT_SERIALIZABLE
-        ) from None
+        raise _refusal(parameters, value, f"cannot be written as JSON: {error}") from None
 
 
-def _pickle(task: Task[..., Any], value: Any, call_id: str) -> str:
-    assert task.parameters.loose_result is not None
+def _pickle(parameters: TaskParameters, value: Any, pickles: Callable[[], Pickles], purpose: Purpose) -> str:
+    assert parameters.loose_result is not None
     try:
-        checked = task.parameters.loose_result.validate_python({"result": value})["result"]
+        checked = parameters.loose_result.validate_python({"result": value})["result"]
     except ValidationError as error:
-        raise _misfit(task, value, error) from None
+        raise _misfit(parameters, value, error) from None
     try:
-        return task.runtime.pickles().dump(checked, Purpose.result(task.name, call_id))
+        return pickles().dump(checked, purpose)
     except ValueError as error:
-        raise ResultError(
-            f"the {_shown(task, value)} cannot be pickled: {error}", code=ErrorCode.RESULT_NOT_SERIALIZABLE
-        ) from None
+        raise _refusal(parameters, value, f"cannot be pickled: {error}") from None
 
 
-def _misfit(task: Task[..., Any], value: Any, error: ValidationError) -> ResultError:
+def _misfit(parameters: TaskParameters, value: Any, error: ValidationError) -> ResultError:
     reason = error.errors(include_url=False)[0]["msg"]
-    return ResultError(
-        f"the {_shown(task, value)} does not fit {task.parameters.result_name}: {reason}",
-        code=ErrorCode.RESULT_NOT_SERIALIZABLE,
-    )
+    return _refusal(parameters, value, f"does not fit {parameters.result_name}: {reason}")
 
 
-def _shown(task: Task[..., Any], value: Any) -> str:
-    return f"{type(value).__name__} returned by {task.name}"
+def _refusal(parameters: TaskParameters, value: Any, reason: str, *, fix: str | None = None) -> ResultError:
+    text = f"the {type(value).__name__} returned by {parameters.task} {reason}"
+    return ResultError(text, fix=fix, code=ErrorCode.RESULT_NOT_SERIALIZABLE)

@@ -13,7 +13,7 @@ from qtasks.tasks.context import TaskContext
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.llm.callback_url import CallbackQuery
 from qtasks.tasks.run.decision import DispatchResponse
-from qtasks.tasks.send.outgoing import Kept
+from qtasks.tasks.send.outgoing import StoredCall
 
 MAX_ID = 128
 """Largest number of characters of a message id."""
@@ -52,7 +52,7 @@ class Callback:
     content: CallbackBody
     envelope: Envelope = field(repr=False)
     body: bytes = field(repr=False)
-    kept: Kept | None = field(default=None, repr=False)
+    kept: StoredCall | None = field(default=None, repr=False)
     is_lost: bool = False
     """True if the result store no longer has the call, which is too large for a header. The envelope is empty then."""
 

@@ -33,7 +33,7 @@ from qtasks.tasks.run.attempt import Attempt, Delivery, Execution, context_of
 from qtasks.tasks.run.decision import Decision, DispatchResponse, error_text
 from qtasks.tasks.run.report import log_fields
 from qtasks.tasks.run.run import Invoke, Run
-from qtasks.tasks.send.outgoing import Kept
+from qtasks.tasks.send.outgoing import StoredCall
 from qtasks.tasks.task import Task
 
 log = logging.getLogger("qtasks.dispatch")
@@ -88,7 +88,7 @@ class LlmCallbackHandler:
             empty = Envelope(query.call_id, retries=task.completion.delivery_options.retries)
             callback = Callback(query, content, empty, delivery.body, is_lost=True)
         else:
-            kept = None if delivery.call else Kept(model_request.key_of(query.digest), text)
+            kept = None if delivery.call else StoredCall(model_request.key_of(query.digest), text)
             callback = Callback(query, content, _checked_envelope(query, text), delivery.body, kept)
         context = context_of(task.name, delivery, callback.envelope, self._clock)
         return Attempt(

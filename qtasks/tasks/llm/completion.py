@@ -62,13 +62,9 @@ class Completion(Task[..., T]):
         self._first = next(iter(parameters))
         then = _then_output(function, self._first)
         super().__init__(lambda: of.runtime, then, name=of.name, options=options)
+        self.is_async = inspect.iscoroutinefunction(then)
         self.hooks = of.hooks
         self._of = of
-
-    @property
-    def is_async(self) -> bool:
-        """See `Task.is_async`."""
-        return inspect.iscoroutinefunction(self.function)
 
     @functools.cached_property
     def parameters(self) -> TaskParameters:

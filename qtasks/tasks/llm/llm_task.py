@@ -124,7 +124,6 @@ class LlmTask(Task[P, T]):
         """See `Task.message`: a request for the provider, made of the messages that the function makes."""
         checked = self.parameters.check(self.parameters.bind(args, kwargs))
         plain = self.carrying(checked, len(args), call_id)
-        assert plain.envelope is not None
         messages = self.parameters.call(self.function, checked)
         envelope = replace(plain.envelope, call_id=plain.call_id)
         return self._asking(envelope, messages, plain.options, plain.queue, plain.unique)
@@ -141,7 +140,7 @@ class LlmTask(Task[P, T]):
     def arguments(self, envelope: Envelope) -> Values:
         """The arguments of a call as plain JSON values, defaults included. Raises ArgumentsError."""
         given = self.parameters.check(self.parameters.bind(envelope.args, envelope.kwargs), from_wire=True)
-        return self.parameters.to_json(self.parameters.check({**self._defaults, **given}))
+        return self.parameters.to_json(self.parameters.check({**self.parameters.defaults, **given}))
 
     def _again(self, envelope: Envelope, what: str) -> PublishOptions:
         """The options of a call, for what is sent for it once, by whichever delivery of it comes first."""
@@ -157,7 +156,7 @@ class LlmTask(Task[P, T]):
         queue: str | None,
         unique: Unique | None = None,
     ) -> ModelRequest:
-        said = {name: self._options[name] for name in MODEL_OPTIONS if name in self._options}
+        said = {name: self.options[name] for name in MODEL_OPTIONS if name in self.options}
         request = self.api.request(self.model, self._checked(messages), self.output, said)
         how = self.completion.delivery_options
         back = replace(
@@ -221,15 +220,10 @@ class LlmTask(Task[P, T]):
             code=ErrorCode.MODEL_MESSAGES_INVALID,
         )
 
-    @functools.cached_property
-    def _defaults(self) -> Values:
-        parameters = inspect.signature(self.function).parameters.values()
-        return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
-
     def for_flow(self) -> DeliveryOptions:
         """See `Task.for_flow`. Raises DefinitionError for what a call does not carry through a flow."""
         for name in ("model", *MODEL_OPTIONS):
-            if self._origin is not None and self._options.get(name) != self._origin.option(name):
+            if self._origin is not None and self.options.get(name) != self._origin.options.get(name):
                 raise DefinitionError(
                     f"{self.name}: {name} of a single call does not travel in a flow",
                     fix="declare another task for it",

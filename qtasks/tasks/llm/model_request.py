@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from qtasks.errors import PayloadError
 from qtasks.protocol.messages import Headers, PublishOptions, Redaction
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.llm.callback_url import CallbackQuery, Repair
-from qtasks.tasks.send.outgoing import Kept, Outgoing
+from qtasks.tasks.send.outgoing import Outgoing, StoredCall
+
+if TYPE_CHECKING:
+    from typing import Self
 
 HEADER: Final = "Qtasks-Call"
 """The header of a callback that carries the call: its envelope, in URL-safe base64."""
@@ -22,32 +26,39 @@ MAX_HEADER: Final = 6 * 1024
 """Characters of its value: many servers refuse a header line of more than 8 KiB."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CallHeaderMessage(Outgoing):
     """A message that comes back, or comes, with a call in a header. `envelope` is that call."""
 
-    @property
+    body: bytes = field(repr=False)
+
+    @functools.cached_property
     def call(self) -> str:
-        """The call as it travels."""
-        assert self.envelope is not None
+        """The call as the value of a header, encoded on first use. Raises ValueError."""
         return written(self.envelope)
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """What the callback URL says of `call`."""
+        return digest(self.call)
+
     @property
-    def kept(self) -> Kept | None:
-        """See `Outgoing.kept`: a call that is too large for a header."""
-        return Kept(key_of(digest(call)), call) if len(call := self.call) > MAX_HEADER else None
+    def stored_call(self) -> StoredCall | None:
+        """See `Outgoing.stored_call`: a call that is too large for a header."""
+        return StoredCall(key_of(self.digest), self.call) if len(self.call) > MAX_HEADER else None
 
     @property
     def header(self) -> Headers:
         """The header with the call, unless that is kept."""
-        return ((HEADER, call),) if len(call := self.call) <= MAX_HEADER else ()
+        return ((HEADER, self.call),) if len(self.call) <= MAX_HEADER else ()
 
-    def sealed(self) -> CallHeaderMessage:
-        """See `Outgoing.sealed`: the call is no part of the body here."""
+    def encoded(self) -> Self:
+        """See `Outgoing.encoded`: the call travels in the header; the body is another one."""
+        _ = self.call
         return self
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelRequest(CallHeaderMessage):
     """A request for a provider, as a message whose callback is the dispatcher."""
 
@@ -61,7 +72,7 @@ class ModelRequest(CallHeaderMessage):
 
     def addressed(self, base_url: str) -> tuple[str, PublishOptions]:
         """See `Outgoing.addressed`."""
-        query = CallbackQuery(self.call_id, digest(self.call), self.repair)
+        query = CallbackQuery(self.call_id, self.digest, self.repair)
         hides = self.options.redact is not None
         back = replace(
             self.completion,
@@ -81,7 +92,7 @@ class ModelRequest(CallHeaderMessage):
         return self.url, options
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CallbackRedelivery(CallHeaderMessage):
     """A callback once more, later: what `Snooze` makes of one."""
 

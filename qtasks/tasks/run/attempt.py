@@ -19,7 +19,7 @@ from qtasks.tasks.hooks import TaskEvent
 from qtasks.tasks.results.backend import ResultRecord, ResultStatus
 from qtasks.tasks.run.decision import Decision, DispatchResponse
 from qtasks.tasks.run.run import Invoke, Run
-from qtasks.tasks.send.outgoing import Kept, Outgoing
+from qtasks.tasks.send.outgoing import Outgoing, StoredCall
 from qtasks.tasks.task import Task
 
 MARGIN_S = 1.0
@@ -73,7 +73,7 @@ class Attempt:
     """Decides the attempt of a callback; None: the arguments are decoded and the function runs."""
     source: str | None = None
     """Id of the original request, if this delivery is the callback with its answer."""
-    stored: Kept | None = None
+    stored: StoredCall | None = None
     """The part of the call that was too large to travel with the message; stored in the result backend."""
     is_superseded: bool = False
     """True if another delivery reports the same: this one is acknowledged, and nothing is done."""

@@ -13,7 +13,7 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, QTasksError, ResultError
 from qtasks.tasks.encode.pickling import Pickles, Purpose, is_pickle
 from qtasks.tasks.encode.result_codec import load
-from qtasks.tasks.flow import canvas
+from qtasks.tasks.flow import steps
 from qtasks.tasks.results.backend import ResultStatus
 from qtasks.tasks.results.writer import ResultWriter
 from qtasks.tasks.run.attempt import Attempt
@@ -129,7 +129,7 @@ class Continuation:
     async def _abandon(self, attempt: Attempt, status: ResultStatus, note: str) -> None:
         """Record every later call of the flow as failed or cancelled."""
         record, *_ = attempt.records(status, self._clock.now_ms(), error=note)
-        later_calls = canvas.abandoned(attempt.envelope, attempt.context.call_id)
+        later_calls = steps.abandoned(attempt.envelope, attempt.context.call_id)
         self._writer.record(
             replace(record, call_id=call_id, task=task, message_id=call_id, progress=None)
             for task, call_id in later_calls
@@ -139,17 +139,17 @@ class Continuation:
     async def _followers(self, attempt: Attempt, result_text: str) -> Sequence[Outgoing]:
         """The messages that follow a call; none while a member of its group has not succeeded."""
         context, envelope = attempt.context, attempt.envelope
-        result: canvas.Value | None = RecordedResult(self._tasks, context.task, context.call_id, result_text)
+        result: steps.PreviousResult | None = RecordedResult(self._tasks, context.task, context.call_id, result_text)
         if "of" in envelope.flow:
             result = await self._group_results(envelope.flow)
-        return [] if result is None else canvas.followers(envelope, context.call_id, result)
+        return [] if result is None else steps.followers(envelope, context.call_id, result)
 
     async def _group_results(self, group: Mapping[str, Any]) -> GroupResults | None:
         """The results of a group, in order; None while one is missing. Raises ResultError, ConfigurationError."""
         if not self._writer.is_enabled:
             raise ConfigurationError("a group that something follows needs a place for results")
         members: list[RecordedResult] = []
-        for call_id in canvas.members_of(group):
+        for call_id in steps.members_of(group):
             record = await self._writer.read(call_id)
             if record is None or record.status is not ResultStatus.SUCCEEDED:
                 return None

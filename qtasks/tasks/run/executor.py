@@ -12,8 +12,6 @@ from qtasks.errors import QTasksError, ResultError
 from qtasks.randomness import Random
 from qtasks.tasks.context import CURRENT
 from qtasks.tasks.control import MAX_RETRY_AFTER_MS, Snooze
-from qtasks.tasks.encode import argument_codec
-from qtasks.tasks.encode.result_codec import dump
 from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.results.backend import Lock, ResultStatus
 from qtasks.tasks.results.writer import ResultWriter
@@ -81,7 +79,7 @@ class AttemptExecutor:
         if attempt.decide is not None:
             return await attempt.decide(attempt, self)
         try:
-            values = argument_codec.unpacked(attempt.task, attempt.envelope)
+            values = attempt.task.codec.decode(attempt.envelope)
         except QTasksError as error:
             return attempt.unfit(error)
         return await self.run(attempt, Run(attempt.task, values, attempt.context, attempt.envelope))
@@ -100,7 +98,7 @@ class AttemptExecutor:
         if follow_up is not None:
             return await self.republish(attempt, follow_up, "its language model is asked", action="asked")
         try:
-            decision = Decision.succeeded(dump(run.task, value, run.context.call_id))
+            decision = Decision.succeeded(run.encoded(value))
         except ResultError as error:
             attempt.error = error
             return Decision.never(run.context, error_text(error), error.code)

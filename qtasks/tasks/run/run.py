@@ -9,6 +9,8 @@ from typing import Any
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.encode.parameters import Values
+from qtasks.tasks.encode.pickling import Purpose
+from qtasks.tasks.encode.result_codec import dump
 from qtasks.tasks.send.outgoing import Outgoing, again
 from qtasks.tasks.task import Task
 
@@ -26,6 +28,11 @@ class Run:
     def again(self, delay_ms: int) -> Outgoing:
         """The message that runs the call once more, `delay_ms` from now."""
         return again(self.task.name, self.context.call_id, self.envelope, self.task.delivery_options.publish, delay_ms)
+
+    def encoded(self, value: Any) -> str:
+        """The result as text. Raises ResultError for a value that does not fit the task's return annotation."""
+        purpose = Purpose.result(self.task.name, self.context.call_id)
+        return dump(self.task.parameters, value, self.task.runtime.pickles, purpose)
 
 
 Invoke = Callable[[Run], Awaitable[Any]]

@@ -16,20 +16,18 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, DefinitionError, did_you_mean
 from qtasks.protocol import wire
 from qtasks.protocol.cron import Cron
 from qtasks.protocol.messages import PublishOptions
+from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.options import TaskOptions
 from qtasks.tasks.schedules.recurrence import Zone
 from qtasks.tasks.send.outgoing import Outgoing
-
-if TYPE_CHECKING:
-    from qtasks.tasks.task import Task
 
 DECLARED, DYNAMIC = "qtasks-schedule", "qtasks-schedule-dynamic"
 MAX_ID = 128
@@ -84,7 +82,7 @@ class DesiredSchedule:
 class ScheduleDeclaration:
     """A task, when it runs, and with which arguments. `label` is `DECLARED` or `DYNAMIC`."""
 
-    task: Task[..., Any]
+    task: BaseTask[..., Any]
     cron: Cron
     name: str = ""
     overlap: Overlap = "allow"
@@ -150,19 +148,17 @@ class ScheduleDeclaration:
         schedule_id = identity(base_url, self.task.name, self.name)
         task = self.task.using(key=schedule_id, parallelism=1) if self.overlap == "wait" else self.task
         message = task.carrying(task.parameters.check(task.parameters.bind(self.args, self.kwargs)), len(self.args))
-        assert message.envelope is not None
         envelope = replace(
             message.envelope, schedule=schedule_id, overlap=envelopes.SKIP if self.overlap == envelopes.SKIP else None
         )
         options = replace(message.options, labels=(self.label, *message.options.labels), delay_ms=None)
-        return replace(message, envelope=envelope, options=options).sealed()
+        return replace(message, envelope=envelope, options=options)
 
     def desired(self, base_url: str) -> DesiredSchedule:
         """The schedule that the service should have for environment `base_url`. Raises as `call`."""
         call = self.call(base_url)
-        assert call.envelope is not None
         # The body is the same at every tick, so the call id of a run is made of its message id.
-        body = envelopes.encode(replace(call.envelope, call_id=None))
+        body = self.task.encoded(replace(call, envelope=replace(call.envelope, call_id=None))).body
         options = replace(
             call.options,
             delay_ms=self.task.delivery_options.publish.delay_ms,
@@ -180,7 +176,7 @@ class ScheduleDeclaration:
 
 
 def declare(
-    task: Task[..., Any], cron: Cron, name: str, options: Mapping[str, Any], *, label: str = DECLARED
+    task: BaseTask[..., Any], cron: Cron, name: str, options: Mapping[str, Any], *, label: str = DECLARED
 ) -> ScheduleDeclaration:
     """A validated declaration. `options` are `ScheduleOptions`; `cron` already contains the zone.
 

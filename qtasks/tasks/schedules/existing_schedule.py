@@ -60,10 +60,9 @@ def call_of(schedule: Schedule, base_url: str) -> Outgoing:
             fix="trigger it through the handle that .schedule() returned",
         ) from None
     call_id = envelopes.new_call_id()
-    message = Outgoing(
+    return Outgoing(
         task=schedule.destination.removeprefix(f"{base_url}/"),
         call_id=call_id,
-        body=b"",
         options=PublishOptions(
             method="POST",
             content_type="application/json",
@@ -78,7 +77,6 @@ def call_of(schedule: Schedule, base_url: str) -> Outgoing:
         queue=schedule.queue,
         envelope=replace(envelope, call_id=call_id),
     )
-    return message.sealed()
 
 
 def labels_of(schedule: Schedule) -> Sequence[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +22,7 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import ApiError, ArgumentsError, ConfigurationError, DefinitionError, ResultsDisabled, did_you_mean
 from qtasks.protocol import cron
 from qtasks.protocol.loopback import is_loopback_url
+from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.options import Span
 from qtasks.tasks.schedules import recurrence
 from qtasks.tasks.schedules.declaration import (
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from qtasks.qstash.conversation.operation import Operation
     from qtasks.qstash.schedule import Schedule
     from qtasks.tasks.send.runtime_port import Runtime
-    from qtasks.tasks.task import Task
 
 R = TypeVar("R")
 
@@ -50,9 +50,15 @@ log = logging.getLogger("qtasks.schedules")
 class Schedules:
     """The schedules that the tasks of an application declare: `QTasks.schedules`. Iterating yields their handles."""
 
-    def __init__(self, runtime: Runtime, tasks: Mapping[str, Task[..., Any]]) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        tasks: Mapping[str, BaseTask[..., Any]],
+        declarations: Callable[[], Sequence[ScheduleDeclaration]],
+    ) -> None:
         self._runtime = runtime
         self._tasks = tasks
+        self._declarations = declarations
 
     def __iter__(self) -> Iterator[TaskSchedule[Any]]:
         return iter([TaskSchedule.of(declaration) for declaration in self._declarations()])
@@ -145,10 +151,6 @@ class Schedules:
             call=lambda base_url: call_of(existing, base_url),
         )
 
-    def _declarations(self) -> list[ScheduleDeclaration]:
-        tasks = {id(task): task for task in self._tasks.values()}  # the mapping has a task under each of its names
-        return [declaration for task in tasks.values() for declaration in task.declared]
-
     def _existing(self) -> Sequence[Schedule]:
         from qtasks.qstash import schedule
 
@@ -159,9 +161,15 @@ class Schedules:
 
 
 def create_dynamic(
-    task: Task[..., R], expression: str | None, every: Span | None, name: str | None, options: Mapping[str, Any]
+    task: BaseTask[..., R],
+    expression: str | None,
+    every: Span | None,
+    name: str | None,
+    options: Mapping[str, Any],
+    *,
+    declared: Sequence[ScheduleDeclaration],
 ) -> TaskSchedule[R]:
-    """Create or replace a schedule that no code declares; see `Task.schedule`."""
+    """Create or replace a schedule that no code declares; see `Task.schedule`. `declared` are those of the task."""
     zone = options.get("tz")
     if expression is not None and every is None:
         timing = recurrence.at(expression, zone)
@@ -175,17 +183,18 @@ def create_dynamic(
         )
     if name is None:
         name = _name_of_arguments(task, options.get("args", ()), options.get("kwargs") or {})
-    return _put_dynamic(declare(task, timing, name, options, label=DYNAMIC))
+    declaration = declare(task, timing, name, options, label=DYNAMIC)
+    if any(declaration.name == other.name for other in declared):
+        raise DefinitionError(
+            f"schedule {declaration.title}: the code declares a schedule with this name",
+            fix='choose another name: .schedule(..., name="...")',
+        )
+    return _put_dynamic(declaration)
 
 
 def _put_dynamic(declaration: ScheduleDeclaration) -> TaskSchedule[Any]:
     """Create or replace a dynamic schedule at the service, unless it has the same one already."""
     runtime = declaration.task.runtime
-    if any(declaration.name == declared.name for declared in declaration.task.declared):
-        raise DefinitionError(
-            f"schedule {declaration.title}: the code declares a schedule with this name",
-            fix='choose another name: .schedule(..., name="...")',
-        )
     check_reach(runtime)
     base_url = base_url_of(runtime)
     desired = desired_schedule(runtime, declaration, base_url)
@@ -203,7 +212,7 @@ def _put_dynamic(declaration: ScheduleDeclaration) -> TaskSchedule[Any]:
     return handle
 
 
-def _name_of_arguments(task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+def _name_of_arguments(task: BaseTask[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """The default name of a dynamic schedule: a hash of its arguments, so that the same call replaces the schedule."""
     if not args and not kwargs:
         return ""

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 from qtasks.errors import ApiError, ConfigurationError
 from qtasks.protocol.cron import Cron
+from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.results.task_result import TaskResult
 from qtasks.tasks.schedules.declaration import ScheduleDeclaration, identity
 from qtasks.tasks.schedules.existing_schedule import check_owner
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from qtasks.qstash.conversation.operation import Operation
     from qtasks.qstash.schedule import Schedule
     from qtasks.tasks.send.runtime_port import Runtime
-    from qtasks.tasks.task import Task
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class TaskSchedule(Generic[R]):
     def __init__(
         self,
         bound: Callable[[], Runtime],
-        task: Task[..., R] | None,
+        task: BaseTask[..., R] | None,
         *,
         name: str,
         timing: Cron,

@@ -3,54 +3,65 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextvars import ContextVar, Token
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from qtasks.errors import PartlyRefused
-from qtasks.tasks.send.outgoing import Outgoing, Refused
-from qtasks.tasks.send.send_middleware import Passage
+from qtasks.tasks.results.task_result import TaskResult
+from qtasks.tasks.send.outgoing import Outgoing
+from qtasks.tasks.send.runtime_port import Runtime
+from qtasks.tasks.send.send_middleware import EnteredMiddleware
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from qtasks.qstash.operations.publishing import PublishResponse
-    from qtasks.tasks.results.task_result import TaskResult
-    from qtasks.tasks.send.runtime_port import Runtime
+    from qtasks.qstash.operations.publishing import BatchError, PublishResponse
 
 _open: ContextVar[tuple[Batch, ...]] = ContextVar("qtasks_batches", default=())
 
 
-class Batch:
-    """Calls made inside are sent together at its end, and none of them if an exception leaves it.
+@dataclass(frozen=True, slots=True)
+class BatchedCall:
+    """A call that waits for the end of its batch."""
 
-    Until then their results have no `message_id`. Leaving it raises what `.delay()` raises, and PartlyRefused when the
-    broker took some of them only. Works as ``with`` and as ``async with``.
+    message: Outgoing
+    handle: TaskResult[Any]
+    middleware: EnteredMiddleware
+
+
+class Batch:
+    """Sends the calls made inside together when the block ends; sends none of them if the block raises.
+
+    Until the end of the block the handles have no `message_id`. The end raises what `.delay()` raises, and
+    PartlyRefused if the broker refused some of the calls. Works as ``with`` and as ``async with``.
     """
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._held: list[tuple[Passage, TaskResult[Any]]] = []
-        self._lost: list[TaskResult[Any]] = []
-        """Handles on unique calls that were not sent: their keys are free again."""
+        self._calls: list[BatchedCall] = []
+        self._not_sent: list[TaskResult[Any]] = []
+        """Handles on unique calls that were not sent: their keys must be unlocked."""
         self._token: Token[tuple[Batch, ...]] | None = None
 
     @classmethod
-    def of(cls, runtime: Runtime) -> Batch | None:
-        """The innermost batch that is open here for this application."""
+    def current(cls, runtime: Runtime) -> Batch | None:
+        """The innermost open batch of this application in this context."""
         return next((batch for batch in reversed(_open.get()) if batch.serves(runtime)), None)
 
     def serves(self, runtime: Runtime) -> bool:
-        """Whether calls through `engine` belong in here."""
+        """True if calls through `runtime` belong to this batch."""
         return self._runtime is runtime
 
-    def hold(self, passage: Passage, result: TaskResult[Any]) -> None:
-        """Take a call along."""
-        self._held.append((passage, result))
+    def add(self, message: Outgoing, handle: TaskResult[Any], middleware: EnteredMiddleware) -> None:
+        """Add a call that is sent at the end of the block."""
+        self._calls.append(BatchedCall(message, handle, middleware))
 
     def __len__(self) -> int:
-        """How many calls wait."""
-        return len(self._held)
+        """The number of calls that wait."""
+        return len(self._calls)
 
     def __enter__(self) -> Self:
         self._token = _open.set((*_open.get(), self))
@@ -60,10 +71,14 @@ class Batch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._send(self._ended(error))
+            if messages := self._ended(error):
+                self._conclude(self._runtime.publisher().publish_many(messages))
+        except BaseException as failure:
+            self._fail(failure)
+            raise
         finally:
-            for result in self._lost:
-                result.unlock()
+            for handle in self._not_sent:
+                handle.unlock()
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -72,56 +87,46 @@ class Batch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            await self._asend(self._ended(error))
+            if messages := self._ended(error):
+                publisher = await self._runtime.apublisher()
+                self._conclude(await publisher.apublish_many(messages))
+        except BaseException as failure:
+            self._fail(failure)
+            raise
         finally:
-            for result in self._lost:
-                await asyncio.to_thread(result.unlock)
-
-    def _send(self, messages: list[Outgoing]) -> None:
-        if not messages:
-            return
-        try:
-            answers = self._runtime.publisher().publish_many(messages)
-        except BaseException as failure:
-            self._fail(failure)
-            raise
-        self._note(answers)
-
-    async def _asend(self, messages: list[Outgoing]) -> None:
-        if not messages:
-            return
-        try:
-            publisher = await self._runtime.apublisher()
-            answers = await publisher.apublish_many(messages)
-        except BaseException as failure:
-            self._fail(failure)
-            raise
-        self._note(answers)
+            for handle in self._not_sent:
+                await asyncio.to_thread(handle.unlock)
 
     def _ended(self, error: BaseException | None) -> list[Outgoing]:
-        """What is to be sent, if anything."""
+        """Close the batch and return the messages to send."""
         assert self._token is not None
         _open.reset(self._token)
         if error is not None:
             self._fail(error)
-            return []
-        return [passage.message for passage, _ in self._held]
+        return [call.message for call in self._calls]
 
     def _fail(self, error: BaseException) -> None:
-        self._lost.extend(result for _, result in self._held if result.has_lock)
-        for passage, _ in self._held:
-            passage.fail(error)
+        """Nothing was sent."""
+        calls, self._calls = self._calls, []
+        self._not_sent.extend(call.handle for call in calls if call.handle.has_lock)
+        for call in calls:
+            call.middleware.fail(error)
 
-    def _note(self, answers: list[PublishResponse | Refused]) -> None:
+    def _conclude(self, answers: Sequence[PublishResponse | BatchError]) -> None:
+        """Tell every handle and its middleware what the broker answered. Raises PartlyRefused."""
+        from qtasks.qstash.operations.publishing import BatchError
+
+        calls, self._calls = self._calls, []
         refused: dict[str, str] = {}
-        for (passage, result), answer in zip(self._held, answers, strict=True):
-            if isinstance(answer, Refused):
-                refused[passage.message.call_id] = answer.error
-                self._lost.extend([result] if result.has_lock else [])
-                passage.fail(PartlyRefused(answer.error, refused={passage.message.call_id: answer.error}))
+        for call, answer in zip(calls, answers, strict=True):
+            if isinstance(answer, BatchError):
+                call_id = call.message.call_id
+                refused[call_id] = answer.error
+                self._not_sent.extend([call.handle] if call.handle.has_lock else [])
+                call.middleware.fail(PartlyRefused(answer.error, refused={call_id: answer.error}))
             else:
-                result.accepted(answer.message_id, deduplicated=answer.deduplicated)
-                passage.leave(result)
+                call.handle.accepted(answer.message_id, deduplicated=answer.deduplicated)
+                call.middleware.succeed(call.handle)
         if refused:
             first = next(iter(refused.values()))
             raise PartlyRefused(

@@ -1,12 +1,12 @@
-"""A call on its way out: the message that carries it, and the requests that carry messages."""
+"""A call that is sent: its envelope, how it is delivered, and the message that carries it."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError
@@ -18,28 +18,20 @@ from qtasks.tasks.results.backend import ResultRecord, ResultStatus
 from qtasks.tasks.results.unique import Unique
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from qtasks.qstash.conversation.operation import Operation
-    from qtasks.qstash.conversation.transport import Reply
-    from qtasks.qstash.operations.publishing import PublishResponse
-
-BATCH_ITEMS = 100
-BATCH_BYTES = 1024 * 1024
-"""What one batch request carries, unless a single message is larger; brokers take four times as much."""
+    from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """A text that is too large to travel with its message."""
+class StoredCall:
+    """A call that is too large for a header of its message: the result backend stores it under `key`."""
 
     key: str
     text: str = field(repr=False)
 
     def record(self, task: str, now_ms: int, status: ResultStatus = ResultStatus.QUEUED) -> ResultRecord:
-        """As the result backend keeps it: as long as the call is not done, then for the time that results are kept.
+        """The record that holds the text until the call has succeeded, and its status after that.
 
-        After a failure it is still there, for somebody may send the dead letter again.
+        A failed call keeps its text, because its dead letter may be sent again.
         """
         text = None if status is ResultStatus.SUCCEEDED else self.text
         return ResultRecord(
@@ -47,59 +39,77 @@ class Kept:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Outgoing:
-    """One message, ready to be sent."""
+    """One call, and how its message is delivered. A change makes a new value."""
 
     task: str
     call_id: str
-    body: bytes = field(repr=False)
     options: PublishOptions
+    envelope: Envelope = field(repr=False)
     queue: str | None = None
-    envelope: Envelope | None = field(default=None, repr=False)
-    """What `body` was made from."""
     unique: Unique | None = None
-    """The key that it has to get before it is sent."""
+    """The key that the call must lock before it is sent."""
+
+    @functools.cached_property
+    def body(self) -> bytes:
+        """The body of the message: the envelope as JSON, encoded on first use.
+
+        Raises ArgumentsError for a body that is too large, ValueError for an envelope that JSON cannot carry.
+        """
+        body = envelopes.encode(self.envelope)
+        if len(body) > MAX_BODY:
+            raise self._too_large(len(body))
+        return body
+
+    def _too_large(self, size: int) -> ArgumentsError:
+        alone = len(envelopes.encode(replace(self.envelope, carried={}, flow={})))
+        what = "the arguments make" if alone > MAX_BODY else "the arguments and what the message carries make"
+        return ArgumentsError(
+            f"{self.task}: {what} a message of {size:,} bytes; {MAX_BODY:,} are allowed",
+            fix="store the data and pass its key",
+            code=ErrorCode.CALL_TOO_LARGE,
+        )
 
     @property
-    def kept(self) -> Kept | None:
-        """What the result backend must have before it is sent."""
+    def stored_call(self) -> StoredCall | None:
+        """What the result backend must store before the message is sent."""
         return None
 
+    def encoded(self) -> Self:
+        """Encode the call now, once, so that no later step can fail for its contents. Raises as `body`."""
+        _ = self.body
+        return self
+
     def addressed(self, base_url: str) -> tuple[str, PublishOptions]:
-        """Where it goes, and how, for a dispatcher that is reached at `base_url`."""
+        """The destination and the options of the message, for a dispatcher at `base_url`."""
         return f"{base_url}/{self.task}", self.options
 
     @property
     def carried(self) -> Mapping[str, str]:
-        """What travels beside the arguments, for middleware; a task finds it in its context."""
-        return {} if self.envelope is None else self.envelope.carried
+        """What middleware added to the call; the task finds it in `TaskContext.carried`."""
+        return self.envelope.carried
 
-    def carrying(self, more: Mapping[str, str]) -> Outgoing:
-        """The same message with `more` to carry."""
-        assert self.envelope is not None
-        return replace(self, envelope=replace(self.envelope, carried={**self.carried, **more}))
+    def carrying(self, items: Mapping[str, str]) -> Self:
+        """The same call with `items` added to what it carries."""
+        return replace(self, envelope=replace(self.envelope, carried={**self.carried, **items}))
 
-    def sealed(self) -> Outgoing:
-        """The same message with the body that its envelope makes. Raises ArgumentsError for one that is too large."""
-        assert self.envelope is not None
-        body = envelopes.encode(self.envelope)
-        if len(body) > MAX_BODY:
-            raise ArgumentsError(
-                f"{self.task}: what the message carries makes {len(body):,} bytes; {MAX_BODY:,} are allowed",
-                code=ErrorCode.CALL_TOO_LARGE,
-            )
-        return replace(self, body=body)
+
+def once(call_id: str, step: str = "") -> str:
+    """A deduplication id for one message that several deliveries of a call may send: the broker takes the first.
+
+    A hex digest, because a deduplication id must not contain a colon.
+    """
+    text = f"{call_id} {step}" if step else call_id
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def again(task: str, call_id: str, envelope: Envelope, declared: PublishOptions, delay_ms: int) -> Outgoing:
-    """A call, to be published once more; not through its queue, which knows no delay.
+    """A call that is published once more after `delay_ms`. It bypasses the task's queue, which has no delay.
 
-    `declared` are the options of its task, for a call that travels without its own.
+    `declared` are the options of its task; a call that carries options of its own uses those.
     """
     options = wire.read(envelope.options.items()) if envelope.options else declared
-    # A delivery that is made twice must not put the call off twice.
-    once = hashlib.sha256(f"{call_id} snoozed {envelope.snoozed}".encode()).hexdigest()
     options = replace(
         options,
         method="POST",
@@ -107,86 +117,11 @@ def again(task: str, call_id: str, envelope: Envelope, declared: PublishOptions,
         retries=envelope.retries,
         delay_ms=delay_ms,
         not_before_s=None,
-        deduplication_id=once,
+        deduplication_id=once(call_id, f"snoozed {envelope.snoozed}"),
     )
-    body = envelopes.encode(replace(envelope, call_id=call_id, snoozed=envelope.snoozed + 1))
-    return Outgoing(task=task, call_id=call_id, body=body, options=options)
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A message of a batch that the broker did not take, and its words."""
-
-    error: str
-
-
-def call(message: Outgoing, base_url: str, retry_id: str | None) -> Operation[PublishResponse]:
-    """The request that sends one message, through its queue if it has one."""
-    from qtasks.qstash.conversation import operation
-    from qtasks.qstash.operations import publishing
-
-    target, options = message.addressed(base_url)
-    if message.queue is None:
-        return publishing.publish_raw(target, message.body, options, retry_id=retry_id)
-    sealed = publishing.Sealed.of(options, retry_id)
-    return operation.Operation(
-        "POST",
-        f"/v2/enqueue/{operation.segment(message.queue, 'queue')}/{operation.destination(target)}",
-        lambda reply: _accepted(operation.answer(reply), ours=sealed.ours),
-        headers=wire.write(sealed.options),
-        body=message.body,
+    return Outgoing(
+        task=task,
+        call_id=call_id,
+        options=options,
+        envelope=replace(envelope, call_id=call_id, snoozed=envelope.snoozed + 1),
     )
-
-
-def batch(
-    messages: Sequence[Outgoing], base_url: str, new_retry_id: Callable[[], str | None]
-) -> Operation[list[PublishResponse | Refused]]:
-    """The request that sends many messages at once. One that is refused does not touch the others."""
-    from qtasks.qstash.conversation import operation
-    from qtasks.qstash.operations import publishing
-
-    addressed = [message.addressed(base_url) for message in messages]
-    sealed = [publishing.Sealed.of(options, new_retry_id()) for _, options in addressed]
-    items = [
-        {
-            "destination": operation.url_text(target),
-            "headers": dict(wire.write(one.options)),
-            "body": message.body.decode(),
-            "queue": message.queue,
-        }
-        for message, (target, _), one in zip(messages, addressed, sealed, strict=True)
-    ]
-
-    def read(reply: Reply) -> list[PublishResponse | Refused]:
-        answers = operation.answer(reply)
-        if len(answers) != len(sealed):
-            raise ValueError(f"{len(answers)} answers for {len(sealed)} messages")
-        return [_answer(content, ours=one.ours) for content, one in zip(answers, sealed, strict=True)]
-
-    return operation.Operation("POST", "/v2/batch", read, headers=operation.JSON_TYPE, body=operation.to_json(items))
-
-
-def portions(messages: Sequence[Outgoing]) -> Iterator[Sequence[Outgoing]]:
-    """Messages in groups that fit into one batch request each, order kept."""
-    sizes = itertools.accumulate(len(message.body) for message in messages)
-    ends = list(sizes)
-    begin = 0
-    while begin < len(messages):
-        sent = ends[begin - 1] if begin else 0
-        end = begin + 1
-        while end < len(messages) and end - begin < BATCH_ITEMS and ends[end] - sent <= BATCH_BYTES:
-            end += 1
-        yield messages[begin:end]
-        begin = end
-
-
-def _answer(content: Any, *, ours: bool) -> PublishResponse | Refused:
-    if "messageId" not in content and "error" in content:
-        return Refused(str(content["error"]))
-    return _accepted(content, ours=ours)
-
-
-def _accepted(content: Any, *, ours: bool) -> PublishResponse:
-    from qtasks.qstash.operations.publishing import PublishResponse
-
-    return PublishResponse(message_id=content["messageId"], deduplicated=bool(content.get("deduplicated")) and not ours)

@@ -1,42 +1,48 @@
-"""Sending calls to the broker, with the short patience that code waiting in a request has."""
+"""Sends calls to the broker, with a short patience: the caller may be waiting in a request of its own."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qtasks.errors import ApiError, BrokerUnreachable
 from qtasks.protocol.loopback import is_loopback_url
-from qtasks.tasks.send import outgoing
-from qtasks.tasks.send.outgoing import Outgoing, Refused
+from qtasks.tasks.closing import close_all
+from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.settings import Settings
 
 if TYPE_CHECKING:
     from qtasks.qstash import AsyncQStash, QStash, Retry
     from qtasks.qstash.conversation.operation import Operation
     from qtasks.qstash.conversation.transport import AsyncTransport, SyncTransport
-    from qtasks.qstash.operations.publishing import PublishResponse
+    from qtasks.qstash.operations.publishing import BatchError, PublishResponse, RawMessage
 
 T = TypeVar("T")
 
 RETRIES = 3
 RETRY_FOR_S = 1.0
-"""A restarting broker is back within the second; a dead one is reported within two."""
+"""A broker that restarts is back within a second; one that is down is reported within two."""
 
 NEAR_TIMEOUT_S = 1.8
 FAR_TIMEOUT_S = 5.0
-"""How long one attempt may take on this machine, and across a network."""
+"""The timeout of one attempt: on this machine, and across a network."""
 
 THREADS = 8
-"""Publishing from async code goes through the synchronous client, which costs a tenth of httpx's asynchronous one."""
+"""Async code publishes through the synchronous client in a thread: it costs a tenth of httpx's asynchronous client."""
+
+BATCH_ITEMS = 100
+BATCH_BYTES = 1024 * 1024
+"""The limits of one batch request, unless a single message is larger. Brokers accept four times as much."""
 
 
 class Publisher:
-    """Publishes to one service. Thread-safe; `settings` must name url, token and base_url."""
+    """Publishes to one service. Thread-safe; `settings` must have url, token and base_url."""
 
     def __init__(
         self,
@@ -56,51 +62,56 @@ class Publisher:
         self._pool: ThreadPoolExecutor | None = None
 
     def publish(self, message: Outgoing) -> PublishResponse:
-        """Publish a call. Raises BrokerUnreachable, saying what was tried and what to start, or ApiError."""
+        """Publish a call. Raises BrokerUnreachable, which says what was tried and what to start, or ApiError."""
         try:
-            http = self._opened().http
-            return http.run(outgoing.call(message, self._base_url, http.new_retry_id()))
+            client, (target, options) = self._opened(), message.addressed(self._base_url)
+            if message.queue is None:
+                return client.publish_raw(target, message.body, options)
+            return client.enqueue_raw(message.queue, target, message.body, options)
         except BrokerUnreachable as error:
             raise self._explained(message.task, error) from error
 
     async def apublish(self, message: Outgoing) -> PublishResponse:
-        """As `publish`, without blocking the loop."""
+        """As `publish`, without blocking the event loop."""
         if self._async_transport is None:
-            return await self._aside(lambda: self.publish(message))
+            return await self._in_thread(lambda: self.publish(message))
         try:
-            http = self._opened_async(self._async_transport).http
-            return await http.run(outgoing.call(message, self._base_url, http.new_retry_id()))
+            client, (target, options) = self._opened_async(self._async_transport), message.addressed(self._base_url)
+            if message.queue is None:
+                return await client.publish_raw(target, message.body, options)
+            return await client.enqueue_raw(message.queue, target, message.body, options)
         except BrokerUnreachable as error:
             raise self._explained(message.task, error) from error
 
-    def publish_many(self, messages: Sequence[Outgoing]) -> list[PublishResponse | Refused]:
-        """Publish calls in as few requests as they fit into. Raises as `publish`; some may be sent by then."""
-        answers: list[PublishResponse | Refused] = []
+    def publish_many(self, messages: Sequence[Outgoing]) -> list[PublishResponse | BatchError]:
+        """Publish calls in as few requests as they fit into; one answer for each, in order.
+
+        Raises as `publish`; some of the calls may have been sent then.
+        """
+        answers: list[PublishResponse | BatchError] = []
         try:
-            http = self._opened().http
-            for portion in outgoing.portions(messages):
-                taken = http.run(outgoing.batch(portion, self._base_url, http.new_retry_id))
-                answers.extend(taken)
+            client = self._opened()
+            for portion in portions(messages):
+                answers.extend(client.batch_raw(self._raw(portion)))
         except BrokerUnreachable as error:
-            raise self._explained(_these(messages, len(answers)), error) from error
+            raise self._explained(_rest_of(messages, len(answers)), error) from error
         return answers
 
-    async def apublish_many(self, messages: Sequence[Outgoing]) -> list[PublishResponse | Refused]:
-        """As `publish_many`, without blocking the loop."""
+    async def apublish_many(self, messages: Sequence[Outgoing]) -> list[PublishResponse | BatchError]:
+        """As `publish_many`, without blocking the event loop."""
         if self._async_transport is None:
-            return await self._aside(lambda: self.publish_many(messages))
-        answers: list[PublishResponse | Refused] = []
+            return await self._in_thread(lambda: self.publish_many(messages))
+        answers: list[PublishResponse | BatchError] = []
         try:
-            http = self._opened_async(self._async_transport).http
-            for portion in outgoing.portions(messages):
-                taken = await http.run(outgoing.batch(portion, self._base_url, http.new_retry_id))
-                answers.extend(taken)
+            client = self._opened_async(self._async_transport)
+            for portion in portions(messages):
+                answers.extend(await client.batch_raw(self._raw(portion)))
         except BrokerUnreachable as error:
-            raise self._explained(_these(messages, len(answers)), error) from error
+            raise self._explained(_rest_of(messages, len(answers)), error) from error
         return answers
 
     def cancel(self, message_id: str) -> bool:
-        """Have a message not delivered any more; returns whether the broker still had it. Raises as `publish`."""
+        """Cancel a message. Returns False if the broker no longer has it. Raises as `publish`."""
         try:
             self._opened().message.cancel(message_id)
         except ApiError as error:
@@ -112,27 +123,45 @@ class Publisher:
         return True
 
     def call(self, call: Operation[T], what: str) -> T:
-        """Lead any other call of the API to its value; `what` names it in an error. Raises as `publish`."""
+        """Make any other request of the API; `what` names it in an error. Raises as `publish`."""
         try:
             return self._opened().http.run(call)
         except BrokerUnreachable as error:
             raise self._explained(what, error, missed="was not done") from error
 
     def close(self) -> None:
-        """Close connections and threads. Idempotent."""
+        """Close connections and threads, each of them even if another cannot be closed. Idempotent.
+
+        A transport for async code is closed on an event loop of its own: the loop that used it may be gone.
+        """
         with self._lock:
             client, self._client = self._client, None
+            async_client, self._async_client = self._async_client, None
             pool, self._pool = self._pool, None
+        parts: list[Callable[[], object]] = []
         if pool is not None:
-            pool.shutdown()
+            parts.append(pool.shutdown)
         if client is not None:
-            client.close()
+            parts.append(client.close)
+        if async_client is not None:
+            parts.append(functools.partial(_run_in_thread, async_client.close))
+        close_all(*parts)
 
-    async def _aside(self, work: Callable[[], T]) -> T:
+    def _raw(self, messages: Sequence[Outgoing]) -> list[RawMessage]:
+        """Calls as the client sends them."""
+        # Imported here: a process that only runs tasks does not need the client.
+        from qtasks.qstash.operations.publishing import RawMessage
+
+        raw: list[RawMessage] = []
+        for message in messages:
+            target, options = message.addressed(self._base_url)
+            raw.append(RawMessage(destination=target, body=message.body, options=options, queue=message.queue))
+        return raw
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads(), work)
 
     def _opened(self) -> QStash:
-        # Imported here: a process that only runs tasks never needs the client.
         from qtasks.qstash import QStash
 
         with self._lock:
@@ -176,9 +205,28 @@ class Publisher:
         )
 
 
-def _these(messages: Sequence[Outgoing], sent: int) -> str:
-    """What of a batch was not sent, in words."""
+def portions(messages: Sequence[Outgoing]) -> Iterator[Sequence[Outgoing]]:
+    """Split messages into groups that fit into one batch request each, in order."""
+    ends = list(itertools.accumulate(len(message.body) for message in messages))
+    begin = 0
+    while begin < len(messages):
+        sent = ends[begin - 1] if begin else 0
+        end = begin + 1
+        while end < len(messages) and end - begin < BATCH_ITEMS and ends[end] - sent <= BATCH_BYTES:
+            end += 1
+        yield messages[begin:end]
+        begin = end
+
+
+def _rest_of(messages: Sequence[Outgoing], sent: int) -> str:
+    """The part of a batch that was not sent, for an error."""
     return f"a batch of {len(messages) - sent} calls"
+
+
+def _run_in_thread(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a coroutine function to its end from any thread, one that runs an event loop included."""
+    with ThreadPoolExecutor(1, thread_name_prefix="qtasks-close") as thread:
+        thread.submit(lambda: asyncio.run(work())).result()
 
 
 def _retry() -> Retry:

@@ -37,6 +37,6 @@ class Runtime(ResultAccess, Protocol):
         """As `publisher`, without blocking the event loop."""
         ...
 
-    def keep(self, message: Outgoing) -> None:
-        """Store the part of `message` that is too large to travel. Raises ArgumentsError without a result backend."""
+    def store_call(self, message: Outgoing) -> None:
+        """Store a call that is too large for a header of its message, if it is. Raises ArgumentsError, ResultError."""
         ...

@@ -7,47 +7,43 @@ message, yields the message to send, and resumes with the handle on the call, or
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from qtasks.tasks.results.task_result import TaskResult
 from qtasks.tasks.send.outgoing import Outgoing
 
-if TYPE_CHECKING:
-    from qtasks.tasks.results.task_result import TaskResult
-
-Sending = Generator[Outgoing, "TaskResult[Any]", None]
+Sending = Generator[Outgoing, TaskResult[Any], None]
 SendMiddleware = Callable[[Outgoing], Sending]
 
 S = TypeVar("S", bound=SendMiddleware)
 
 
-class Passage:
-    """One message on its way out through the middleware."""
+class EnteredMiddleware:
+    """The middleware around one call, entered: `message` is what the innermost one yielded."""
 
     def __init__(self, middleware: Sequence[SendMiddleware], message: Outgoing) -> None:
         self._open: list[Sending] = []
         self.message = message
         try:
-            for one in middleware:
-                passing = one(self.message)
-                self.message = next(passing)
-                self._open.append(passing)
+            for make in middleware:
+                layer = make(self.message)
+                self.message = next(layer)
+                self._open.append(layer)
         except StopIteration:
-            error = RuntimeError(f"the middleware {one!r} did not yield the message it is to send")
+            error = RuntimeError(f"the middleware {make!r} did not yield the message it is to send")
             self.fail(error)
             raise error from None
         except BaseException as error:
             self.fail(error)
             raise
-        if middleware:
-            self.message = self.message.sealed()
 
-    def leave(self, result: TaskResult[Any]) -> None:
+    def succeed(self, result: TaskResult[Any]) -> None:
         """Resume the middleware, innermost first: the message was sent."""
         while self._open:
-            _resume(self._open.pop(), lambda passing: passing.send(result))
+            _resume(self._open.pop(), result)
 
     def fail(self, error: BaseException) -> None:
-        """Tell the middleware, innermost first, why nothing was sent. The error goes on, whatever it does."""
+        """Throw into the middleware, innermost first, why nothing was sent. The caller raises `error` afterwards."""
         while self._open:
             try:
                 self._open.pop().throw(error)
@@ -59,10 +55,10 @@ class Passage:
                     raise
 
 
-def _resume(passing: Sending, step: Callable[[Sending], object]) -> None:
+def _resume(layer: Sending, result: TaskResult[Any]) -> None:
     try:
-        step(passing)
+        layer.send(result)
     except StopIteration:
         return
-    passing.close()
-    raise RuntimeError(f"the middleware {passing!r} yielded twice; a message is sent once")
+    layer.close()
+    raise RuntimeError(f"the middleware {layer!r} yielded twice; a message is sent once")

@@ -26,7 +26,7 @@ def carry(message: Outgoing) -> Outgoing:
 
     carrier: dict[str, str] = {}
     inject(carrier)
-    return message.carrying(carrier).sealed() if carrier else message
+    return message.carrying(carrier) if carrier else message
 
 
 def continued(context: TaskContext) -> AbstractContextManager[object]:

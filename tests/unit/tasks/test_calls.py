@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 from qtasks import QTasks, TaskContext, TaskRouter, injected
 from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError, PartlyRefused
 from qtasks.protocol.messages import FlowControl, PublishOptions, Redaction
+from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.options import delivery_options
-from qtasks.tasks.send.outgoing import BATCH_BYTES, BATCH_ITEMS, Outgoing, portions
+from qtasks.tasks.send.outgoing import Outgoing
+from qtasks.tasks.send.publisher import BATCH_BYTES, BATCH_ITEMS, portions
 from tests.unit.tasks.manual_broker import ManualBroker
 
 pytestmark = pytest.mark.anyio
@@ -220,8 +223,13 @@ async def test_a_batch_that_is_taken_in_part_says_which_part(broker: ManualBroke
     assert [message.envelope["args"] for message in broker.messages] == [[1], [3]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sized(Outgoing):
+    body: bytes = field(repr=False)
+
+
 def outgoing(size: int) -> Outgoing:
-    return Outgoing(task="work", call_id="c", body=b"x" * size, options=PublishOptions())
+    return Sized(task="work", call_id="c", body=b"x" * size, options=PublishOptions(), envelope=Envelope("c"))
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ async def test_groups_may_stand_anywhere_but_at_the_end(
     result = flow.delay()
     assert await run(broker) == 8
     assert result.get(timeout=1) == 1000 + (32 + 1) + (32 + 2)
-    with pytest.raises(DefinitionError, match="ends with one call"):
+    with pytest.raises(DefinitionError, match="must end with one call"):
         chain(add.s(1), group(add.s(2))).delay()
 
 
@@ -157,7 +157,7 @@ async def test_what_cannot_travel_or_be_kept_is_refused_at_the_call(broker: Manu
         (add.s(1) | add.s(object())).delay()
     with pytest.raises(DefinitionError, match="cannot be unique"):
         (add.s(1) | add.using(unique=True).s(1)).delay()
-    with pytest.raises(DefinitionError, match="of nothing"):
+    with pytest.raises(DefinitionError, match="a group needs at least one call"):
         group()
     assert broker.messages == []
     tasks = application(results=None)

@@ -21,11 +21,11 @@ from qtasks.errors import OutputError, ProviderError, TaskExpired, TaskFailed
 from qtasks.llm import ChatMessage, Usage, anthropic, openai, user
 from qtasks.protocol.messages import Response
 from qtasks.qstash.conversation.transport import Request
+from qtasks.qstash.operations import publishing
 from qtasks.tasks.llm import callback_url, model_request
 from qtasks.tasks.llm.llm_task import LlmTask
 from qtasks.tasks.results.backend import Lock
 from qtasks.tasks.run.lease import BRIEF_LEASE_MS, LEASE_MS
-from qtasks.tasks.send import outgoing
 from qtasks.testing.fakes.virtual_clock import TaskClock
 from tests.support.tasks import BASE_URL, application, envelope
 from tests.unit.tasks.manual_broker import ManualBroker, SentMessage, json_of
@@ -848,7 +848,9 @@ async def test_without_a_result_backend_completions_run_all_the_same(recorded: R
     def store(summary: Summary) -> None:
         recorded.completed.append((summary,))
 
-    call = outgoing.call(summarise.message(("abc",), {}), BASE_URL, None)
+    request = summarise.message(("abc",), {})
+    target, options = request.addressed(BASE_URL)
+    call = publishing.publish_raw(target, request.body, options, retry_id=None)
     message = SentMessage(Request("POST", call.path, call.headers, call.body), "msg_1")
     with home.tasks:
         answer = await provider.deliver(provider.callbacks_of(message, openai_says(GOOD)).callback)

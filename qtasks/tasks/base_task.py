@@ -1,0 +1,268 @@
+"""A task as the framework needs it: a function with a name, options and parameters, whose calls can be sent."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, Unpack
+
+from qtasks.error_codes import ErrorCode
+from qtasks.errors import DefinitionError
+from qtasks.protocol import wire
+from qtasks.protocol.messages import PublishOptions
+from qtasks.tasks import options as call_options
+from qtasks.tasks.encode import envelope as envelopes
+from qtasks.tasks.encode.argument_codec import ArgumentCodec
+from qtasks.tasks.encode.envelope import Envelope
+from qtasks.tasks.encode.parameters import TaskParameters, Values, read_parameters
+from qtasks.tasks.hooks import Hooks
+from qtasks.tasks.options import CallOptions, DeliveryOptions
+from qtasks.tasks.results.task_result import TaskResult
+from qtasks.tasks.results.unique import Unique, key_of
+from qtasks.tasks.retries import RetryPolicy
+from qtasks.tasks.send import sender
+from qtasks.tasks.send.batch import Batch
+from qtasks.tasks.send.outgoing import Outgoing
+from qtasks.tasks.send.runtime_port import Runtime
+
+if TYPE_CHECKING:
+    from typing import Self
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class BaseTask(Generic[P, R]):
+    """A function with a name, options and typed parameters, whose calls can be sent.
+
+    `Task` adds what applications use besides `.delay()`: hooks, flows, schedules, and the names of Celery and Django.
+    """
+
+    asks: ClassVar[bool] = False
+    """True for LLM tasks: the function builds a request; a language model does the work."""
+
+    is_async: bool = False
+    """True if the function is an ``async def``."""
+
+    def __init__(
+        self,
+        bound: Callable[[], Runtime],
+        function: Callable[P, Any],
+        *,
+        name: str,
+        options: Mapping[str, Any],
+        inherit: BaseTask[P, R] | None = None,
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self._bound = bound
+        self.name = name
+        self.aliases: tuple[str, ...] = ()
+        """Earlier names of the task, under which calls may still arrive."""
+        self.function = function
+        self.options: Mapping[str, Any] = MappingProxyType(dict(options))
+        """The options of its calls: those of the declaration, and over them those of `using`."""
+        self.own_options: Mapping[str, Any] = MappingProxyType({})
+        """The options that `using` gave."""
+        self._origin = inherit
+        """The declared task that this one is a copy of, made by `using`."""
+        self.hooks: Hooks = inherit.hooks if inherit is not None else Hooks()
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name}>"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Run the function here and now, without the broker."""
+        return self.function(*args, **kwargs)
+
+    @property
+    def runtime(self) -> Runtime:
+        """What the calls are sent through. Raises ConfigurationError if no application includes the task's router."""
+        return self._bound()
+
+    @functools.cached_property
+    def parameters(self) -> TaskParameters:
+        """The parameters of the function, read on first use, when every name in its annotations exists.
+
+        Raises DefinitionError.
+        """
+        if self._origin is not None:
+            return self._origin.parameters
+        return read_parameters(self.name, self.function, pickled=self.delivery_options.pickled)
+
+    @functools.cached_property
+    def codec(self) -> ArgumentCodec:
+        """Encodes and decodes the arguments of the task's calls. Raises DefinitionError."""
+        pickles = (lambda: self.runtime.pickles()) if self.delivery_options.pickled else None
+        return ArgumentCodec(self.parameters, (self.name, *self.aliases), pickles)
+
+    @functools.cached_property
+    def delivery_options(self) -> DeliveryOptions:
+        """The options of this task in the protocol's form."""
+        return call_options.delivery_options(self.name, self.options)
+
+    @property
+    def retry_policy(self) -> RetryPolicy | None:
+        """The declared policy that decides which errors are retried, if there is one."""
+        if self._origin is not None:
+            return self._origin.retry_policy
+        retries = self.options.get("retries")
+        return retries if isinstance(retries, RetryPolicy) else None
+
+    def using(self, **options: Unpack[CallOptions]) -> Self:
+        """Return the same task with other options for its calls; this task does not change.
+
+        ``resize.using(delay="10s", retries=5).delay(photo_id)``. Raises DefinitionError for an option that is unknown
+        or not valid.
+        """
+        return self._using(options)
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
+        """Queue a call of the task. Returns once the broker has stored the call.
+
+        Raises ArgumentsError if the arguments do not fit the parameters, ConfigurationError if no broker is configured,
+        BrokerUnreachable within about two seconds if the broker does not answer, and ApiError if it refuses the call.
+        """
+        return self.send(self.message(args, kwargs))
+
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
+        """As `delay`, without blocking the event loop."""
+        return await self.asend(self.message(args, kwargs))
+
+    def map(self, values: Iterable[Any]) -> list[TaskResult[R]]:
+        """Queue one call for each value, as its first argument, in one batch.
+
+        If one value does not fit the parameters, none of the calls is sent. Raises as `delay`, and PartlyRefused if the
+        broker refuses some of the calls.
+        """
+        return self.starmap((value,) for value in values)
+
+    async def amap(self, values: Iterable[Any]) -> list[TaskResult[R]]:
+        """As `map`, without blocking the event loop."""
+        return await self.astarmap((value,) for value in values)
+
+    def starmap(self, calls: Iterable[Sequence[Any]]) -> list[TaskResult[R]]:
+        """As `map`, with a sequence of positional arguments for each call."""
+        messages = [self.message(tuple(args), {}) for args in calls]
+        with Batch(self.runtime):
+            return [self.send(message) for message in messages]
+
+    async def astarmap(self, calls: Iterable[Sequence[Any]]) -> list[TaskResult[R]]:
+        """As `starmap`, without blocking the event loop."""
+        messages = [self.message(tuple(args), {}) for args in calls]
+        async with Batch(self.runtime):
+            return [await self.asend(message) for message in messages]
+
+    def result(self, id: str) -> TaskResult[R]:  # noqa: A002 - the name it has on a TaskResult
+        """The handle on an earlier call, by its call id or its message id."""
+        return self.handle(id)
+
+    def handle(self, call_id: str, *, deduplicated: bool = False) -> TaskResult[R]:
+        """The handle on a call of the task. `deduplicated`: an earlier call replaces the one that was to be sent."""
+        return TaskResult(
+            self.runtime,
+            lambda: self.parameters.result,
+            task=self.name,
+            id=call_id,
+            message_id=None,
+            deduplicated=deduplicated,
+        )
+
+    def for_flow(self) -> DeliveryOptions:
+        """The options of a step of a flow. Raises DefinitionError for an option that a step cannot have."""
+        if self.delivery_options.unique:
+            raise DefinitionError(f"{self.name}: a call in a flow cannot be unique", code=ErrorCode.FLOW_INVALID)
+        return self.delivery_options
+
+    def follow_up(self, envelope: Envelope, call_id: str, value: Any) -> Outgoing | None:  # noqa: ARG002
+        """The follow-up message if the call continues after its function returned; None if `value` is the result."""
+        return None
+
+    def ready(self) -> None:
+        """Read the declaration now, so that errors in it appear. Raises DefinitionError, ConfigurationError."""
+        _ = self.parameters
+        if self.delivery_options.pickled:
+            self.runtime.pickles()
+
+    def message(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], call_id: str | None = None) -> Outgoing:
+        """A call that is ready to be sent; its arguments are checked. The default of `call_id` is a new one."""
+        return self.carrying(self.parameters.check(self.parameters.bind(args, kwargs)), len(args), call_id)
+
+    def carrying(self, values: Values, positional: int, call_id: str | None = None) -> Outgoing:
+        """As `message`, for checked arguments, the first `positional` of them by position."""
+        call_id = call_id or envelopes.new_call_id()
+        delivery = self.delivery_options
+        unique = self._unique(values) if delivery.unique else None
+        envelope = Envelope(
+            call_id,
+            retries=delivery.retries,
+            timeout_ms=delivery.publish.timeout_ms,
+            expires_ms=delivery.expires_ms(self.runtime.now_ms()) if delivery.expires is not None else None,
+            retry_delay=delivery.publish.retry_delay if delivery.jitter else None,
+            jitter=delivery.jitter,
+            options=self._own_headers,
+            unique=unique.key if unique is not None and unique.window_ms is None else None,
+            **self.codec.encode(values, positional, call_id),
+        )
+        return Outgoing(
+            task=self.name,
+            call_id=call_id,
+            options=delivery.publish,
+            queue=delivery.queue,
+            envelope=envelope,
+            unique=unique,
+        )
+
+    def encoded(self, message: Outgoing) -> Outgoing:
+        """Encode a call of this task, once. Raises ArgumentsError that names the argument that cannot be encoded."""
+        try:
+            return message.encoded()
+        except ValueError as error:
+            envelope = message.envelope
+            values = self.parameters.bind(envelope.args, envelope.kwargs) if envelope.pickled is None else {}
+            path, reason = envelopes.culprit(values) or ("", str(error))
+            raise self.parameters.not_json(path, reason) from None
+
+    def send(self, message: Outgoing) -> TaskResult[R]:
+        """Send a call, or add it to the open batch. Returns the handle of an earlier call that holds its unique key."""
+        return sender.send(self.runtime, self, message)
+
+    async def asend(self, message: Outgoing) -> TaskResult[R]:
+        """As `send`, without blocking the event loop."""
+        return await sender.asend(self.runtime, self, message)
+
+    def _using(self, options: Mapping[str, Any]) -> Self:
+        merged = call_options.merge(self.options, options)
+        self._check(options, merged)
+        copy = type(self)(self._bound, self.function, name=self.name, options=merged, inherit=self._origin or self)
+        copy.own_options = MappingProxyType(
+            {name: merged[name] for name in (*self.own_options, *options) if name in merged}
+        )
+        return copy
+
+    def _check(self, options: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
+        call_options.check(self.name, options, merged=merged)
+
+    def _unique(self, values: Values) -> Unique:
+        """The unique key of a call; an argument that is left out counts as its default."""
+        values = self.parameters.check({**self.parameters.defaults, **values})
+        choice = self.delivery_options.unique
+        if self.delivery_options.pickled and not isinstance(choice, bool):
+            plain = self.parameters.some_to_json(values, (choice,) if isinstance(choice, str) else choice)
+        else:
+            plain = self.parameters.to_json(values)
+        return Unique(key_of(self.name, choice, plain), self.delivery_options.unique_ms)
+
+    @functools.cached_property
+    def _own_headers(self) -> Mapping[str, str]:
+        """The header lines with which the dispatcher publishes a call again, if they differ from the declaration's."""
+        if self._origin is None:
+            return {}
+        own = _lasting(self.delivery_options.publish)
+        return {} if own == _lasting(self._origin.delivery_options.publish) else dict(wire.write(own))
+
+
+def _lasting(options: PublishOptions) -> PublishOptions:
+    """Options without those that apply to a single publish."""
+    return replace(options, delay_ms=None, not_before_s=None, deduplication_id=None, retries=None)

@@ -1,0 +1,119 @@
+"""How one call is sent: lock its unique key, run the middleware, then add it to the open batch or publish it.
+
+The steps are written once, as a generator that yields all work that may block. `send` does that work
+directly, `asend` without blocking the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Generator
+from typing import Any, Protocol, TypeVar
+
+from qtasks.tasks.results.backend import Lock
+from qtasks.tasks.results.task_result import TaskResult
+from qtasks.tasks.results.unique import lock_owner, unlock
+from qtasks.tasks.send import tracing
+from qtasks.tasks.send.batch import Batch
+from qtasks.tasks.send.outgoing import Outgoing
+from qtasks.tasks.send.runtime_port import Runtime
+from qtasks.tasks.send.send_middleware import EnteredMiddleware
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+Work = Outgoing | Callable[[], Any]
+"""A message to publish, or a call that may block. The generator receives its result."""
+Steps = Generator[Work, Any, T]
+
+
+class SendableTask(Protocol[R]):
+    """What sending needs of a task."""
+
+    def encoded(self, message: Outgoing) -> Outgoing:
+        """Encode a call of the task. Raises ArgumentsError that names the argument that cannot be encoded."""
+        ...
+
+    def handle(self, call_id: str, *, deduplicated: bool = False) -> TaskResult[R]:
+        """The handle on a call of the task."""
+        ...
+
+
+def send(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> TaskResult[R]:
+    """Send a call, blocking. Returns the handle of an earlier call if that one holds the unique key."""
+    steps = _sending(runtime, task, message)
+    try:
+        work = next(steps)
+        while True:
+            try:
+                value = runtime.publisher().publish(work) if isinstance(work, Outgoing) else work()
+            except BaseException as error:
+                work = steps.throw(error)
+            else:
+                work = steps.send(value)
+    except StopIteration as end:
+        handle: TaskResult[R] = end.value
+        return handle
+
+
+async def asend(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> TaskResult[R]:
+    """As `send`, without blocking the event loop."""
+    steps = _sending(runtime, task, message)
+    try:
+        work = next(steps)
+        while True:
+            try:
+                if isinstance(work, Outgoing):
+                    value = await (await runtime.apublisher()).apublish(work)
+                else:
+                    value = await asyncio.to_thread(work)
+            except BaseException as error:
+                work = steps.throw(error)
+            else:
+                work = steps.send(value)
+    except StopIteration as end:
+        handle: TaskResult[R] = end.value
+        return handle
+
+
+def _sending(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> Steps[TaskResult[R]]:
+    if message.unique is None:
+        return (yield from _departing(runtime, task, message))
+    now_ms = runtime.now_ms()
+    lock = _lock(message, now_ms)
+    results = yield runtime.results
+    owner = yield functools.partial(lock_owner, results, lock, now_ms)
+    if owner is not None:
+        return task.handle(owner, deduplicated=True)
+    try:
+        return (yield from _departing(runtime, task, message)).with_lock(lock)
+    except BaseException:
+        yield functools.partial(unlock, results, lock)
+        raise
+
+
+def _departing(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> Steps[TaskResult[R]]:
+    entered = EnteredMiddleware(runtime.send_middleware, tracing.carry(message))
+    try:
+        message = task.encoded(entered.message)
+        handle = task.handle(message.call_id)
+        if message.stored_call is not None:
+            yield functools.partial(runtime.store_call, message)
+        if (batch := Batch.current(runtime)) is not None:
+            batch.add(message, handle, entered)
+            return handle
+        answer = yield message
+    except BaseException as error:
+        entered.fail(error)
+        raise
+    handle.accepted(answer.message_id, deduplicated=answer.deduplicated)
+    entered.succeed(handle)
+    return handle
+
+
+def _lock(message: Outgoing, now_ms: int) -> Lock:
+    """The lock on the unique key; it outlasts the delay of the message."""
+    assert message.unique is not None
+    delay_ms = max(message.options.delay_ms or 0, (message.options.not_before_s or 0) * 1000 - now_ms, 0)
+    return message.unique.lock(message.call_id, now_ms, delay_ms)
