@@ -7,17 +7,13 @@ from typing import Final, Literal
 
 from qtasks.broker.core.values import AccountCredentials, Retention
 from qtasks.protocol import development
+from qtasks.protocol.targets import origin_of
 
 DEV_CREDENTIALS: Final = tuple(AccountCredentials(user.name, user.token, user.keys) for user in development.USERS)
 """The four public users of every QStash development server. For loopback only."""
 
 LLM_VARIABLE: Final = "QTASKS_LLM_URL"
 """The environment variable that names the language model; see `BrokerSettings.with_model`."""
-
-
-def origin_of(url: str) -> str:
-    """``scheme://host[:port]`` of a URL."""
-    return "/".join(url.split("/", 3)[:3])
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, SignatureError
 from qtasks.protocol import development, strict_json
 from qtasks.protocol.messages import SigningKeys
+from qtasks.protocol.targets import origin_of
 
 ISSUER = "Upstash"
 LIFETIME_S = 300
@@ -330,12 +331,8 @@ def _url_refusal(signed: str, received: str) -> SignatureError:
             "received": f"{_shown(received)}   ({_difference(signed, received)})",
         },
         likely="TLS ends at a proxy, a prefix is added or removed on the way, or the public URL is set wrongly",
-        fix=f"set QTASKS_BASE_URL so that it begins {_shown(_origin(signed))}",
+        fix=f"set QTASKS_BASE_URL so that it begins {_shown(origin_of(signed))}",
     )
-
-
-def _origin(url: str) -> str:
-    return "/".join(url.split("/", 3)[:3])
 
 
 def _shown(url: str) -> str:

@@ -129,6 +129,11 @@ class _Parts(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
+def origin_of(url: str) -> str:
+    """``scheme://host[:port]`` of a URL."""
+    return "/".join(url.split("/", 3)[:3])
+
+
 def _parsed(text: str) -> _Parts:
     if len(text) > MAX_URL:
         raise WireError(f"destination url too long: {len(text)} > {MAX_URL}", status=414)
