@@ -1,10 +1,10 @@
-"""The embedded home: the whole broker inside the process, for development, tests and one small machine.
+"""The embedded broker: the whole broker inside the process, for development, tests and one small machine.
 
     tasks = QTasks(embedded=Embedded("tasks.db"))
 
-The broker runs on a thread with an event loop of its own, so `.delay()` needs nothing of the caller's. A
-publish goes through the same API as over a socket, and a delivery is the same signed request as over a
-socket; only the socket is left out.
+The broker runs on a thread with its own event loop, so `.delay()` does not need an event loop of the caller. A
+publish uses the same API as over a socket, and a delivery is the same signed request as over a socket; only the
+socket itself is left out.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ORIGIN: Final = "http://qtasks.internal"
-"""Where the application is "reached" in this home; the name never leaves the process."""
+"""Origin of the URLs of the application; requests to it never leave the process."""
 API: Final = "http://broker.qtasks.internal"
 _ACCOUNT: Final = "embedded"
 _START_S: Final = 30.0
 
 
 class Embedded:
-    """A broker in this process, with its messages in the file `path` (``:memory:``: nothing survives the process).
+    """A broker in this process that stores its messages in the file `path`, or in memory only (``:memory:``).
 
-    It starts on first use or with the application's lifespan, never on import. `drain_s` is how long a stop
-    waits for tasks under way; what is not finished then runs again at the next start. `watch` is told of
-    every step of every message, after it is committed. `llm` answers in place of all language models; see
-    `qtasks.testing.llm`. Schedules that the code declares are synced when an application's lifespan starts it;
-    elsewhere by `tasks.schedules.sync()`.
+    It starts on first use or with the application's lifespan, never on import. At a stop it waits up to `drain_s`
+    seconds for running tasks; those that have not finished run again at the next start. `watch` is called after each
+    committed step of each message. `llm` answers in place of all language models; see `qtasks.testing.llm`. If the
+    application's lifespan starts it, it syncs the schedules that the code declares; otherwise call
+    `tasks.schedules.sync()`.
 
-    A second process on the same file gets StoreLocked, which names the first.
+    A second process that opens the same file gets StoreLocked, which names the first process.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class Embedded:
         return f"Embedded({self.path!r})"
 
     def start(self, app: AsgiApp, loop: asyncio.AbstractEventLoop | None) -> Connection:
-        """Start the broker, or attach a newly started application to the one that runs.
+        """Start the broker or, if it runs already, let the newly started `app` serve its deliveries.
 
-        `app` serves the deliveries on `loop` or, when that is None, on a loop of our own.
+        `app` runs on `loop` or, if that is None, on a loop of its own thread.
         """
         with self._guard:
             if self._running is None:
@@ -85,7 +85,7 @@ class Embedded:
             return self._running.connection()
 
     def stop(self) -> None:
-        """Drain and stop. Idempotent; a later use starts it again."""
+        """Drain and stop the broker. Idempotent; the next use starts it again."""
         with self._guard:
             running, self._running = self._running, None
         if running is not None:
@@ -110,13 +110,13 @@ class LoopThread:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def stop(self) -> None:
-        """Cancel what is left, then end the thread."""
+        """Cancel all remaining tasks, then end the thread."""
 
         async def finish() -> None:
-            left = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in left:
+            remaining = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in remaining:
                 task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
+            await asyncio.gather(*remaining, return_exceptions=True)
             await asyncio.get_running_loop().shutdown_asyncgens()
 
         self.call(finish())
@@ -126,18 +126,18 @@ class LoopThread:
 
 
 class _RunningBroker:
-    """A started broker and what belongs to it."""
+    """A started broker with its threads and its transport."""
 
-    def __init__(self, home: Embedded, app: AsgiApp, loop: asyncio.AbstractEventLoop | None) -> None:
+    def __init__(self, embedded: Embedded, app: AsgiApp, loop: asyncio.AbstractEventLoop | None) -> None:
         self._broker_thread = LoopThread("qtasks-broker")
         self._app_thread = LoopThread("qtasks-tasks") if loop is None else None
         app_loop = loop or (self._app_thread.loop if self._app_thread else None)
         assert app_loop is not None
-        self._path = home.path
-        self._model_keys = home.llm is None or home.llm.needs_key
+        self._path = embedded.path
+        self._model_keys = embedded.llm is None or embedded.llm.needs_key
         try:
             self._broker, self._transport, self._token, self._keys = self._broker_thread.call(
-                _open(home, app, app_loop), _START_S
+                _open(embedded, app, app_loop), _START_S
             )
         except BaseException:
             self._stop_threads()
@@ -147,7 +147,7 @@ class _RunningBroker:
         self._transport.serve(app, loop)
 
     def connection(self) -> Connection:
-        carrier = InProcessTransport(self._broker, self._broker_thread)
+        transport = InProcessTransport(self._broker, self._broker_thread)
         results = "memory://" if self.path_is_memory else f"sqlite:///{Path(self._path).absolute()}-results"
         return Connection(
             url=API,
@@ -155,8 +155,8 @@ class _RunningBroker:
             keys=self._keys,
             base_url=f"{ORIGIN}/tasks",
             results=results,
-            transport=carrier,
-            async_transport=AsyncInProcessTransport(carrier),
+            transport=transport,
+            async_transport=AsyncInProcessTransport(transport),
             model_keys=self._model_keys,
         )
 
@@ -176,7 +176,7 @@ class _RunningBroker:
 
 
 async def _open(
-    home: Embedded, app: AsgiApp, loop: asyncio.AbstractEventLoop
+    embedded: Embedded, app: AsgiApp, loop: asyncio.AbstractEventLoop
 ) -> tuple[Broker, AsgiTransport, str, SigningKeys]:
     try:
         from qtasks.broker import ids
@@ -197,39 +197,39 @@ async def _open(
     random = SystemRandom()
     token = ids.token_secret(random)
     settings = BrokerSettings(
-        path=home.path,
+        path=embedded.path,
         credentials=(AccountCredentials(_ACCOUNT, token),),
         llm_echo=True,
-        drain_s=home.drain_s,
+        drain_s=embedded.drain_s,
     ).with_model(os.environ.get(LLM_VARIABLE))
-    if home.llm is not None and settings.llm_url is None:
+    if embedded.llm is not None and settings.llm_url is None:
         settings = settings.with_model(provider_fake.ORIGIN)
     network = HttpTransport(DestinationPolicy("local"))
-    others = network if home.llm is None else provider_fake.ProviderFakeTransport(home.llm, network)
-    transport = AsgiTransport(ORIGIN, app, loop, others)
+    network_or_fake = network if embedded.llm is None else provider_fake.ProviderFakeTransport(embedded.llm, network)
+    transport = AsgiTransport(ORIGIN, app, loop, network_or_fake)
     broker = await Broker.open(settings, transport=transport, random=random)
-    if home.watch is not None:
-        broker.watchers.add(home.watch)
+    if embedded.watch is not None:
+        broker.watchers.add(embedded.watch)
     broker.start()
     return broker, transport, token, await broker.keys.of(broker.accounts[_ACCOUNT])
 
 
 class InProcessTransport:
-    """Carries the client's requests to the broker's API by call."""
+    """A client transport that calls the API of the embedded broker directly."""
 
     def __init__(self, broker: Broker, thread: LoopThread) -> None:
         self._broker = broker
         self._thread = thread
 
     def submit(self, request: Request) -> Future[Reply]:
-        """Start the call on the broker's loop."""
+        """Start the request on the loop of the broker."""
         try:
             return self._thread.submit(self.handle(request))
         except RuntimeError:
             raise BrokerUnreachable("the embedded broker has stopped") from None
 
     async def handle(self, request: Request) -> Reply:
-        """What the broker answers; runs on its loop."""
+        """Return the response of the broker. Runs on the loop of the broker."""
         from qtasks.broker.api.api_request import ApiRequest, HttpError
 
         async def body(limit: int) -> bytes:
@@ -238,8 +238,8 @@ class InProcessTransport:
             return request.body
 
         path, _, query = request.url.removeprefix(API).partition("?")
-        call = ApiRequest(request.method, path, query, request.headers, "127.0.0.1", body)
-        reply = await (await self._broker.api.handle(call)).whole()
+        api_request = ApiRequest(request.method, path, query, request.headers, "127.0.0.1", body)
+        reply = await (await self._broker.api.handle(api_request)).whole()
         return Reply(reply.status, reply.headers, reply.body)
 
     def send(self, request: Request, timeout_s: float) -> Reply:
@@ -250,22 +250,22 @@ class InProcessTransport:
             raise BrokerUnreachable(f"the embedded broker did not answer within {timeout_s:g} s") from None
 
     def close(self) -> None:
-        """Nothing to release: the home owns the broker."""
+        """Does nothing: `Embedded` owns the broker."""
 
 
 class AsyncInProcessTransport:
-    """As `InProcessTransport`, without blocking the caller's loop."""
+    """As `InProcessTransport`, but does not block the event loop of the caller."""
 
-    def __init__(self, carrier: InProcessTransport) -> None:
-        self._carrier = carrier
+    def __init__(self, transport: InProcessTransport) -> None:
+        self._transport = transport
 
     async def send(self, request: Request, timeout_s: float) -> Reply:
         """See `AsyncTransport.send`."""
         try:
             async with asyncio.timeout(timeout_s):
-                return await asyncio.wrap_future(self._carrier.submit(request))
+                return await asyncio.wrap_future(self._transport.submit(request))
         except TimeoutError:
             raise BrokerUnreachable(f"the embedded broker did not answer within {timeout_s:g} s") from None
 
     async def close(self) -> None:
-        """Nothing to release: the home owns the broker."""
+        """Does nothing: `Embedded` owns the broker."""

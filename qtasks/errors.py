@@ -1,33 +1,34 @@
-"""Every error qtasks raises, as one tree; a branch answers "what can the caller do?".
+"""Every error that qtasks raises, as one tree. Each branch says what the caller can do.
 
     QTasksError
       ConfigurationError       a setting is missing or contradicts another: set it
       DefinitionError          a task is declared in a way that cannot work: change the declaration
       ArgumentsError           a call does not fit its task: change the call (also a TypeError)
-      PayloadError             a message body is not an envelope we can read
-      ResultError
-        ResultTimeout          not finished yet: wait longer (also a TimeoutError)
-        ResultsDisabled        no result backend is configured: name one
-        TaskFailed             the task itself failed for good: read `error`
-        TaskCancelled          the call was called off: nobody will run it
-          TaskExpired          it was still waiting when its time was over
-      ModelError               a language model did not do its part
-        ProviderError          its provider refused, or did not answer: `status` and `detail`
-        OutputError            it answered what does not fit: `text` is what it said
-      StoreError               the broker's store refuses: see the sentence
-        StoreLocked            another process holds the file
-        SchemaTooNew           written by a newer program
-        StoreFull              no space left: nothing of the request was stored
+      PayloadError             the body of a message is not a readable envelope
+      ResultError              a result cannot be stored or returned
+        ResultTimeout          the call has not finished yet: wait longer (also a TimeoutError)
+        ResultsDisabled        no result backend is configured: set one
+        TaskFailed             the task failed for good: read `error`
+        TaskCancelled          the call was cancelled and will not run: read `reason`
+          TaskExpired          the call was still waiting when its `expires` had passed
+      ModelError               a call to a language model failed
+        ProviderError          the provider refused or did not answer: read `status` and `detail`
+        OutputError            the answer does not fit the declared output: read `text`
+      StoreError               the store of the broker failed: read the message
+        StoreLocked            another process has the database open
+        SchemaTooNew           a newer version of qtasks wrote the database
+        StoreFull              there is no space left; nothing of the request was stored
       QStashError              a conversation with a QStash service failed
         InvalidCallError       arguments that cannot be sent: change the call (also a ValueError)
-        BrokerUnreachable      no reply: repeating may help
-        ApiError               the service refused: `status` and `detail`
-          PartlyRefused        some calls of a batch: `refused` says which
+        BrokerUnreachable      no response: trying again may help
+        ApiError               the service refused the request: read `status` and `detail`
+          PartlyRefused        the service refused some calls of a batch: read `refused`
           RateLimitExceededError, DailyMessageLimitExceededError, ChatRateLimitExceededError
-        SignatureError         a delivery cannot be trusted: `reason` says why
+        SignatureError         a delivery cannot be trusted: read `reason`
 
 Facts are attributes, not only text: `message`, `details` (what was tried, what was expected), `fix` (what to do) and
-`code`, which is stable and can be searched for. `str(error)` shows all but the code, one aligned line a fact.
+`code`, which is stable, can be searched for, and is explained by ``qtasks explain CODE``. `str(error)` is the message
+and, below it, one aligned line for each of the details and the fix.
 """
 
 from __future__ import annotations
@@ -50,9 +51,8 @@ class QTasksError(Exception):
     """Base of every error of this package.
 
     `message` is one sentence. `details` are further facts by their label, such as ``tried`` or ``expected``, in the
-    order in which they are shown; a sequence of texts is shown as several lines with that label. `fix` is the next
-    thing to do, or None. `code` names the situation for good (``QT301``), more finely than the class where a class has
-    several.
+    order in which they are shown; a sequence of texts is shown as several lines with the same label. `fix` is the next
+    thing to do, or None. `code` is the stable number of the situation, such as ``QT301``; one class can have several.
     """
 
     code: str = ErrorCode.UNSPECIFIED
@@ -92,7 +92,7 @@ class QTasksError(Exception):
         return "\n".join(lines) or None
 
     def reworded(self, message: str) -> Self:
-        """A copy of this error with another message: what an outer layer adds, such as the name of the task."""
+        """A copy of this error with another message, for example with the name of the task in front."""
         error = copy.copy(self)
         error.args = (message,)
         error.message = message
@@ -100,7 +100,7 @@ class QTasksError(Exception):
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """A question to append to an error text, such as ``; did you mean 'retries'?``; empty if no candidate is near."""
+    """A question to append to an error text, such as ``; did you mean 'retries'?``; or an empty text."""
     import difflib  # only errors need it
 
     nearest = difflib.get_close_matches(name, list(candidates), n=1)
@@ -114,13 +114,13 @@ class ConfigurationError(QTasksError):
 
 
 class DefinitionError(QTasksError):
-    """A task is declared in a way that cannot work; raised where it is declared."""
+    """A task is declared in a way that cannot work. Raised by the declaration."""
 
     code = ErrorCode.DECLARATION_INVALID
 
 
 class ArgumentsError(QTasksError, TypeError):
-    """Arguments do not fit the task: raised by the call, answered 489 by the dispatcher with the same words.
+    """Arguments do not fit the task. The call raises it; the dispatcher answers 489 with the same text.
 
     `code` says which: QT151 missing, QT152 unexpected, QT153 wrong type, QT154 not JSON, QT155 too large.
     """
@@ -129,29 +129,29 @@ class ArgumentsError(QTasksError, TypeError):
 
 
 class PayloadError(QTasksError):
-    """A message body is not an envelope this version can read."""
+    """The body of a message is not an envelope that this version can read."""
 
     code = ErrorCode.PAYLOAD_INVALID
 
 
 class ResultError(QTasksError):
-    """A result cannot be handed out."""
+    """A result cannot be stored or returned."""
 
 
 class ResultTimeout(ResultError, TimeoutError):
-    """The task has not finished within the time given; it goes on regardless."""
+    """The call did not finish within the timeout; it continues regardless."""
 
     code = ErrorCode.RESULT_TIMEOUT
 
 
 class ResultsDisabled(ResultError):
-    """Results were asked for, but no result backend is configured."""
+    """An operation needs results, but no result backend is configured."""
 
     code = ErrorCode.RESULTS_DISABLED
 
 
 class TaskFailed(ResultError):
-    """The task failed for good. `error` is "TypeName: message" as the dispatcher saw it."""
+    """The task failed for good. `error` is "TypeName: message" as the dispatcher recorded it."""
 
     code = ErrorCode.TASK_FAILED
 
@@ -161,7 +161,7 @@ class TaskFailed(ResultError):
 
 
 class TaskCancelled(ResultError):
-    """The call was called off, by its caller or by the task itself. `reason` says why, in the task's own words."""
+    """The call was cancelled by its caller or by the task itself. `reason` is the text that the task gave."""
 
     code = ErrorCode.CALL_CANCELLED
 
@@ -171,21 +171,21 @@ class TaskCancelled(ResultError):
 
 
 class TaskExpired(TaskCancelled):
-    """The call was still waiting when its `expires` had passed, and was not run."""
+    """The call was still waiting when its `expires` had passed, so it did not run."""
 
     code = ErrorCode.CALL_EXPIRED
 
 
 class ModelError(QTasksError):
-    """A language model did not do its part in a call. Hooks find it in their event; nobody has to catch it."""
+    """A call to a language model failed. Hooks get it in their event; it is not raised to the caller."""
 
     code = ErrorCode.MODEL_FAILED
 
 
 class ProviderError(ModelError):
-    """The provider of a model refused a request, or did not answer it.
+    """The provider of a model refused a request or did not answer it.
 
-    `status` is the HTTP status, 0 when no answer came; `detail` has the provider's own words.
+    `status` is the HTTP status, or 0 if there was no response; `detail` is the error text of the provider.
     """
 
     def __init__(self, message: str, *, status: int, detail: str) -> None:
@@ -195,9 +195,9 @@ class ProviderError(ModelError):
 
 
 class OutputError(ModelError):
-    """What a model answered does not fit the declared output. `text` is what it said; None when that was no text.
+    """The answer of a model does not fit the declared output. `text` is the answer, or None if it was not text.
 
-    `code`: QT421 it does not fit, QT422 the model refused, QT425 it is no chat completion at all.
+    `code`: QT421 it does not fit, QT422 the model refused, QT425 the response is not a chat completion.
     """
 
     code = ErrorCode.MODEL_OUTPUT_UNFIT
@@ -208,31 +208,31 @@ class OutputError(ModelError):
 
 
 class StoreError(QTasksError):
-    """The broker's store cannot do what was asked; nothing of the request was stored."""
+    """The store of the broker failed; nothing of the request was stored."""
 
     code = ErrorCode.STORE_FAILED
 
 
 class StoreLocked(StoreError):
-    """Another process holds the database; the message names it."""
+    """Another process has the database open; the message names that process."""
 
     code = ErrorCode.STORE_LOCKED
 
 
 class StoreFull(StoreError):
-    """No space is left on the device, or a quota is used up."""
+    """There is no space left on the device, or a quota is used up."""
 
     code = ErrorCode.STORE_FULL
 
 
 class SchemaTooNew(StoreError):
-    """The database was written by a newer version of this program."""
+    """A newer version of qtasks wrote the database."""
 
     code = ErrorCode.STORE_TOO_NEW
 
 
 class QStashError(QTasksError):
-    """A conversation with a QStash service failed (the name the official SDK uses)."""
+    """A conversation with a QStash service failed (named as in the official SDK)."""
 
     code = ErrorCode.QSTASH_FAILED
 
@@ -244,9 +244,9 @@ class InvalidCallError(QStashError, ValueError):
 
 
 class BrokerUnreachable(QStashError):
-    """No reply at all: nothing listens, or it did not answer in time. Repeating may help.
+    """There was no response: nothing listens, or the service did not answer in time. Trying again may help.
 
-    `sent` is False when the request surely never reached the service, so that nothing can have come of it.
+    `sent` is False if the request certainly did not reach the service, so that it had no effect.
     """
 
     code = ErrorCode.BROKER_UNREACHABLE
@@ -264,7 +264,7 @@ class BrokerUnreachable(QStashError):
 
 
 class ApiError(QStashError):
-    """The service answered with an error. `status` is the HTTP status, `detail` the service's own words."""
+    """The service answered with an error. `status` is the HTTP status, `detail` the error text of the service."""
 
     code = ErrorCode.REQUEST_REFUSED
 
@@ -275,7 +275,7 @@ class ApiError(QStashError):
 
 
 class PartlyRefused(ApiError):
-    """The broker took some calls of a batch and refused others: `refused` has its words by call id."""
+    """The broker accepted some calls of a batch and refused others. `refused` maps call ids to error texts."""
 
     code = ErrorCode.BATCH_PARTLY_REFUSED
 
@@ -285,7 +285,7 @@ class PartlyRefused(ApiError):
 
 
 class RateLimitExceededError(ApiError):
-    """Too many requests at the moment. `limit`, `remaining` and `reset` are the service's header values, or None."""
+    """Too many requests in a short time. `limit`, `remaining` and `reset` are the values of its headers, or None."""
 
     code = ErrorCode.RATE_LIMIT_EXCEEDED
 
@@ -298,7 +298,7 @@ class RateLimitExceededError(ApiError):
 
 
 class DailyMessageLimitExceededError(ApiError):
-    """The account's messages of the day are used up. Attributes as of `RateLimitExceededError`."""
+    """The daily message limit of the account is used up. Attributes: see `RateLimitExceededError`."""
 
     code = ErrorCode.DAILY_LIMIT_EXCEEDED
 
@@ -311,7 +311,7 @@ class DailyMessageLimitExceededError(ApiError):
 
 
 class ChatRateLimitExceededError(ApiError):
-    """The language model's requests or tokens are used up for now. Values as the provider's headers have them."""
+    """The limit of requests or tokens of the language model is used up. Values are those of the provider's headers."""
 
     code = ErrorCode.CHAT_LIMIT_EXCEEDED
 
@@ -343,7 +343,7 @@ class ChatRateLimitExceededError(ApiError):
 class SignatureError(QStashError):
     """A request does not prove that it comes from the broker. `reason` is one of `protocol.signing.Reason`.
 
-    `code` differs by reason: QT201 to QT208.
+    Each reason has its own `code`, QT201 to QT208.
     """
 
     code = ErrorCode.SIGNATURE_KEY_WRONG
