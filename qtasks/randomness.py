@@ -26,4 +26,4 @@ class SystemRandom:
 
     def fraction(self) -> float:
         """A float in [0, 1) for jitter."""
-        return random.random()  # noqa: S311 - jitter is no secret
+        return random.random()  # noqa: S311 - jitter need not be unpredictable

@@ -1,4 +1,4 @@
-"""The delivery a task runs for, which one runs here, and a filter that writes it into log records."""
+"""The delivery that a task runs for: as an object, as the current one, and as fields of log records."""
 
 from __future__ import annotations
 
@@ -68,17 +68,17 @@ class TaskContext:
     message_id: str
     """The broker's id, as its logs and dead letters show it."""
     attempt: int
-    """1 in the first attempt. Taken from a header that no signature covers: for decisions of comfort, not of safety."""
+    """1 for the first attempt. Comes from a header that the signature does not cover: do not base security on it."""
     retries: int
     """How many attempts may follow the first one."""
     schedule_id: str | None = None
-    """The schedule this message comes from, if any."""
+    """The schedule that published this message, if one did."""
     snoozed: int = 0
-    """How often this call has been put off by `Snooze`."""
+    """How often this call has raised `Snooze`."""
     carried: Mapping[str, str] = field(default_factory=dict)
-    """What the sender's middleware gave along."""
+    """The texts that the sender's middleware attached."""
     deadline: datetime | None = field(default=None, compare=False)
-    """When this attempt has to have ended, a moment before the broker gives it up; None where it was called by hand."""
+    """The end of this attempt's time, a moment before the broker gives it up; None in a direct call."""
     link: RunLink = field(default_factory=RunLink, repr=False, compare=False)
     """Internal: what the dispatcher and this run exchange."""
 
@@ -89,46 +89,48 @@ class TaskContext:
 
     @property
     def is_last_attempt(self) -> bool:
-        """Whether a failure now ends in the dead letters."""
+        """True if no attempt follows: a failure now ends in the dead letter queue."""
         return self.retried >= self.retries
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
-        """Say how far this run has come, for `TaskResult.progress`. As often as you like: ten a second are kept.
+        """Report the progress of this run, for `TaskResult.progress`. Call it as often as you like.
 
-        Never waits, and does nothing without a result backend. Raises ValueError for infinity and NaN.
+        At most ten reports a second are recorded. Never waits; does nothing without a result backend. Raises ValueError
+        for infinity and NaN.
         """
         self.link.report(Progress(done, total, note[:MAX_NOTE]))
 
     @property
     def time_left_s(self) -> float:
-        """Seconds until `deadline`; below 0 once it has passed, infinite where there is none."""
+        """Seconds until `deadline`; negative after it, infinite if there is none."""
         return self.link.left_s()
 
     @property
     def should_stop(self) -> bool:
-        """Whether to come to an end: the attempt's time is up, or the process is about to stop.
+        """True if the function should end: the time of the attempt is up, or the process is about to stop.
 
-        An ``async def`` is stopped when its time is up. A thread cannot be, so a ``def`` that runs for long asks here.
+        An ``async def`` is stopped when its time is up. A thread cannot be stopped, so a ``def`` that runs for long
+        checks this.
         """
         return self.link.should_stop
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
-        """Logs under ``qtasks.task.<name>``; every record carries task, call_id, message_id and attempt."""
-        facts: Mapping[str, object] = {
+        """A logger named ``qtasks.task.<name>``; its records have the fields task, call_id, message_id and attempt."""
+        fields: Mapping[str, object] = {
             "task": self.task,
             "call_id": self.call_id,
             "message_id": self.message_id,
             "attempt": self.attempt,
         }
-        return logging.LoggerAdapter(logging.getLogger(f"qtasks.task.{self.task}"), facts)
+        return logging.LoggerAdapter(logging.getLogger(f"qtasks.task.{self.task}"), fields)
 
 
 _PROPERTIES = frozenset({"progress", "retried", "is_last_attempt", "logger", "time_left_s", "should_stop"})
 
 
 class Injected:
-    """The value of `injected`; where it survives into a body, the function was called by hand without a context."""
+    """The class of `injected`. If a function body sees it, the function was called directly, without a context."""
 
     __slots__ = ()
 

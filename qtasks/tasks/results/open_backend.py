@@ -19,7 +19,7 @@ def open_results(url: str, *, ttl_ms: int) -> ResultBackend:
         return MemoryResults(ttl_ms=ttl_ms)
     if scheme == "sqlite" and separator and rest.startswith("/") and len(rest) > 1 and rest != "/:memory:":
         return SQLiteResults(rest[1:], ttl_ms=ttl_ms)
-    # Imported where they are named: nobody needs the clients of both.
+    # Imported only if named: an application needs at most one of these clients.
     if scheme in ("postgresql", "postgres") and separator:
         from qtasks.tasks.results.postgres import PostgresResults
 
@@ -29,7 +29,7 @@ def open_results(url: str, *, ttl_ms: int) -> ResultBackend:
 
         return RedisResults(url, ttl_ms=ttl_ms)
     raise ConfigurationError(
-        f"QTASKS_RESULTS names no place for results: {scheme}://...",
+        f"QTASKS_RESULTS does not name a result backend: {scheme}://...",
         fix="sqlite:///relative/path, sqlite:////absolute/path, postgresql://..., redis://..., or "
         "memory:// for one process",
     )

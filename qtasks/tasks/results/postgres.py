@@ -1,7 +1,7 @@
 """Results in PostgreSQL.
 
-Through psycopg and not asyncpg: a backend is called from any thread, by code that has no event loop of its own, and one
-thread of the dispatcher writes for all of them. Tables are made where they are missing.
+It uses psycopg instead of asyncpg: a backend is called from any thread, by code without an event loop, and one thread
+of the dispatcher writes for all. Missing tables are created.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 5
 
-_SCHEMA_LOCK = 0x71746173  # "qtas": two processes that start at once must not both make the tables
+_SCHEMA_LOCK = 0x71746173  # "qtas": two processes that start at once must not both create the tables
 _CREATE = """
 CREATE TABLE IF NOT EXISTS qtasks_results (
     call_id    TEXT NOT NULL PRIMARY KEY,
@@ -44,7 +44,7 @@ CREATE TABLE IF NOT EXISTS qtasks_holds (
     until_ms BIGINT NOT NULL
 );
 """
-# The rule of `base.supersedes`: a success stands.
+# The rule of `backend.supersedes`: a success is not replaced.
 _WRITE = """
 INSERT INTO qtasks_results AS r (call_id, message_id, task, status, attempt, updated_ms, value, error, progress)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
@@ -73,7 +73,7 @@ _PRUNE_LOCKS = "DELETE FROM qtasks_holds WHERE until_ms <= %s"
 
 
 class PostgresResults(DatabaseResults):
-    """Records in the database of `url`. Finished ones are deleted `ttl_ms` after their last change.
+    """Records in the database of `url`. Finished records are deleted `ttl_ms` after their last change.
 
     Raises ConfigurationError without psycopg, ResultError when the database cannot be reached.
     """
@@ -118,15 +118,15 @@ class PostgresResults(DatabaseResults):
         return None if row is None else record_of(row)
 
     def _through(self, which: str, work: Callable[[psycopg.Connection[Any]], T]) -> T:
-        """Do `work` on a connection, once more on a new one if the old one turns out to be gone."""
+        """Do `work` on a connection; if the connection was lost, do it once more on a new one."""
         driver = _driver()
-        old: psycopg.Connection[Any] | None = getattr(self, which)
-        if old is not None:
+        previous: psycopg.Connection[Any] | None = getattr(self, which)
+        if previous is not None:
             try:
-                return work(old)
+                return work(previous)
             except driver.OperationalError:
                 setattr(self, which, None)
-                old.close()
+                previous.close()
         connection = self._open()
         setattr(self, which, connection)
         return work(connection)

@@ -1,7 +1,7 @@
 """Results in Redis: one key a call, which expires by itself.
 
-Redis decides in scripts, so that two writers never take turns halfway. What Redis has not yet written to its own disk
-is lost with it; a result is a convenience, the message is the broker's.
+Redis runs scripts, so that two writers never interleave. What Redis has not yet written to its own disk is lost if it
+crashes: only results are affected, the broker still has the messages.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 5.0
 PREFIX = "qtasks:"
 
-# KEYS: the record, its message. ARGV: status, JSON, call id, milliseconds to keep it or 0. A success stands.
+# KEYS: the record, its message. ARGV: status, JSON, call id, milliseconds to keep it or 0. A success is not replaced.
 _PUT = """
 local old = redis.call('HGET', KEYS[1], 'status')
 if old == 'succeeded' and ARGV[1] ~= 'succeeded' then return 0 end
@@ -33,7 +33,7 @@ for _, key in ipairs(KEYS) do
 end
 return 1
 """
-# KEYS: the lock. ARGV: owner, milliseconds. Answers who has it, and for how long.
+# KEYS: the lock. ARGV: owner, milliseconds. Returns its owner and the milliseconds left.
 _TAKE_LOCK = """
 local owner = redis.call('GET', KEYS[1])
 if not owner or owner == ARGV[1] then
@@ -47,7 +47,7 @@ _UNLOCK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL'
 
 
 class RedisResults(DatabaseResults):
-    """Records in the Redis of `url`, under keys that begin with ``qtasks:``. Finished ones expire after `ttl_ms`.
+    """Records in the Redis of `url`, under keys that begin with ``qtasks:``. Finished records expire after `ttl_ms`.
 
     Locks expire by Redis's own clock. Raises ConfigurationError without the client, ResultError when Redis cannot be
     reached.
@@ -81,11 +81,11 @@ class RedisResults(DatabaseResults):
         ]
 
     def _read(self, key: str) -> ResultRecord | None:
-        found: Any = self._client.hget(f"{PREFIX}result:{key}", "record")
-        if found is None:
+        text: Any = self._client.hget(f"{PREFIX}result:{key}", "record")
+        if text is None:
             call_id: Any = self._client.get(f"{PREFIX}message:{key}")
-            found = self._client.hget(f"{PREFIX}result:{call_id}", "record") if call_id is not None else None
-        return None if found is None else record_of(json.loads(found))
+            text = self._client.hget(f"{PREFIX}result:{call_id}", "record") if call_id is not None else None
+        return None if text is None else record_of(json.loads(text))
 
     def _disconnect(self) -> None:
         self._client.close()

@@ -1,7 +1,7 @@
 """Results in one SQLite file that several processes read and write.
 
-A rollback journal and not a write-ahead log, because the system's SQLite may have the bug of resetting the log under
-two writers (fixed in 3.51.3).
+It uses a rollback journal instead of a write-ahead log, because the system's SQLite may have a bug that resets the log
+under two writers (fixed in 3.51.3).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS results (
     progress   TEXT
 ) WITHOUT ROWID
 """
-# Version 1 knew fewer states, and a check cannot be changed in place.
+# Version 1 had fewer states, and SQLite cannot change a CHECK in place.
 _FROM_1 = (
     "DROP INDEX results_by_message",
     "DROP INDEX results_by_age",
@@ -46,14 +46,14 @@ _FROM_1 = (
     "INSERT INTO results SELECT *, NULL FROM results_1",
     "DROP TABLE results_1",
 )
-# For a call that was deduplicated: its caller knows only the earlier message.
+# For a call that was deduplicated: its caller knows only the id of the earlier message.
 _CREATE_BY_MESSAGE = "CREATE INDEX IF NOT EXISTS results_by_message ON results (message_id)"
 # For pruning: finished records, oldest first.
 _CREATE_BY_AGE = (
     "CREATE INDEX IF NOT EXISTS results_by_age ON results (updated_ms) "
     "WHERE status IN ('succeeded', 'failed', 'cancelled', 'expired')"
 )
-# The rule of `base.supersedes`: a success stands.
+# The rule of `backend.supersedes`: a success is not replaced.
 _WRITE = """
 INSERT INTO results (call_id, message_id, task, status, attempt, updated_ms, value, error, progress)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -86,9 +86,10 @@ _PRUNE_LOCKS = "DELETE FROM holds WHERE until_ms <= ?"
 
 
 class SQLiteResults(DatabaseResults):
-    """Records in the file at `path`, made with mode 0600 if it is not there.
+    """Records in the file at `path`, which is created with mode 0600 if it does not exist.
 
-    Finished ones are deleted `ttl_ms` after their last change. Raises ResultError for a file that is no such store.
+    Finished records are deleted `ttl_ms` after their last change. Raises ResultError for a file that is not such a
+    database, or was written by a newer version.
     """
 
     def __init__(self, path: str | Path, *, ttl_ms: int) -> None:
@@ -155,7 +156,7 @@ class SQLiteResults(DatabaseResults):
                 f"{self.path} was written by a newer version of this program", code=ErrorCode.RESULTS_TOO_NEW
             )
         with _transaction(connection):
-            # Another process may have been faster.
+            # Another process may have done it meanwhile.
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             steps = () if version == SCHEMA_VERSION else _FROM_1 if version == 1 else (_CREATE,)
             for statement in (*steps, _CREATE_LOCKS, _CREATE_BY_MESSAGE, _CREATE_BY_AGE):

@@ -1,4 +1,4 @@
-"""The handle on one call: where it stands, and what came of it."""
+"""The handle of one call: its state and its result."""
 
 from __future__ import annotations
 
@@ -60,10 +60,11 @@ class ResultAccess(Protocol):
 
 
 class TaskResult(Generic[R]):
-    """What `.delay()` returns. Without a result backend every accessor names the setting that is missing.
+    """The handle of one call: what `.delay()` returns.
 
-    `id` is the call's id. When `deduplicated` is true nothing new was sent: an earlier call with the same
-    deduplication id stands for this one, `id` is that one's message id, and its result is this one's.
+    `id` is the call's id. If `deduplicated` is true, nothing was sent: an earlier call with the same deduplication id
+    takes its place, `id` is the message id of that call, and its result is the result. Without a result backend every
+    accessor raises ResultsDisabled, which names the missing setting.
     """
 
     __slots__ = ("_adapter", "_lock", "_runtime", "deduplicated", "id", "message_id", "task")
@@ -90,33 +91,33 @@ class TaskResult(Generic[R]):
         return f"<TaskResult of {self.task} {self.id}>"
 
     def accepted(self, message_id: str, *, deduplicated: bool) -> None:
-        """Note what the broker made of the call; for whoever sends it."""
+        """Take the broker's answer to the message. For the code that sends it."""
         self.message_id = message_id
         self.deduplicated = deduplicated
         if deduplicated:
             self.id = message_id
-            known = {"action": "deduplicated", "task": self.task, "message_id": message_id}
-            log.info("%s was not sent: message %s stands for it", self.task, message_id, extra=known)
+            fields = {"action": "deduplicated", "task": self.task, "message_id": message_id}
+            log.info("%s was not sent: message %s takes its place", self.task, message_id, extra=fields)
 
     def with_lock(self, lock: Lock) -> Self:
-        """Note the key that a unique call has, for when it is called off."""
+        """The same handle with the lock of a unique call, which `cancel` ends."""
         self._lock = lock
         return self
 
     @property
     def has_lock(self) -> bool:
-        """Whether it is the handle on a unique call that has its key."""
+        """True for the handle of a unique call that has the lock of its key."""
         return self._lock is not None
 
     def unlock(self) -> None:
-        """Give back the key of a unique call that was not sent after all. Raises ResultError."""
+        """End the lock of a unique call that was not sent after all. Raises ResultError."""
         lock, self._lock = self._lock, None
         if lock is not None:
             unlock(self._backend(), lock)
 
     @property
     def status(self) -> ResultStatus:
-        """Where the call stands now."""
+        """The current state of the call."""
         return _status(self._backend().read(self.id))
 
     async def astatus(self) -> ResultStatus:
@@ -125,7 +126,7 @@ class TaskResult(Generic[R]):
 
     @property
     def progress(self) -> Progress | None:
-        """How far the running call has come, if it has said so."""
+        """The progress of the running call, if it has reported any."""
         return _progress(self._backend().read(self.id))
 
     async def aprogress(self) -> Progress | None:
@@ -134,22 +135,22 @@ class TaskResult(Generic[R]):
 
     @property
     def is_finished(self) -> bool:
-        """Whether waiting any longer is pointless."""
+        """True if the state will not change any more."""
         return self.status.is_final
 
     @property
     def attempts(self) -> int:
-        """How many attempts have begun; 0 as long as nothing has been heard of the call."""
+        """How many attempts have begun; 0 before the first one."""
         return 0 if (record := self._backend().read(self.id)) is None else record.attempt
 
     @property
     def error(self) -> str | None:
-        """What the last attempt failed with ("TypeName: message"), or why the call was not run to its end."""
+        """The error of the last attempt ("TypeName: message"), or why the call was cancelled; None without one."""
         return None if (record := self._backend().read(self.id)) is None else record.error
 
     @property
     def finished_at(self) -> datetime | None:
-        """When it ended."""
+        """When the call ended; None while it has not."""
         record = self._backend().read(self.id)
         if record is None or not record.status.is_final:
             return None
@@ -157,38 +158,38 @@ class TaskResult(Generic[R]):
 
     @property
     def return_value(self) -> R:
-        """The result of a call that has succeeded. Raises as a `get` that does not wait."""
+        """The result of a call that has succeeded. Raises the same errors as a `get` that does not wait."""
         record = self._backend().read(self.id)
         if record is None or not record.status.is_final:
             raise self._late(record, 0)
         return self._value(record)
 
     def cancel(self) -> bool:
-        """Call it off: it will not be started any more. A run under way is let be, but not tried again.
+        """Cancel the call: no attempt begins any more. An attempt that runs goes on, and is not retried.
 
-        Returns whether the broker still had it. With a result backend whoever waits for it gets TaskCancelled. Raises
-        BrokerUnreachable or ApiError, and ResultError for a call of which only its id is known.
+        Returns True if the broker still had the message. With a result backend, waiting for the result raises
+        TaskCancelled. Raises BrokerUnreachable, ApiError, and ResultError if the handle does not know the message.
         """
         message_id = self._message_id()
-        found = self._runtime.cancel(message_id)
-        if found and (backend := self._runtime.results_or_none()) is not None:
+        was_cancelled = self._runtime.cancel(message_id)
+        if was_cancelled and (backend := self._runtime.results_or_none()) is not None:
             backend.write([self._cancelled(message_id)], () if self._lock is None else [self._lock])
-        return found
+        return was_cancelled
 
     async def acancel(self) -> bool:
         """As `cancel`, without blocking."""
         return await asyncio.to_thread(self.cancel)
 
     def __await__(self) -> Generator[Any, None, R]:
-        """Wait for the result as long as it takes: ``await result``."""
+        """Wait for the result, without a time limit: ``await result``."""
         return self.aget().__await__()
 
     def get(self, timeout: float | None = None) -> R:
         """Wait for the result and return it.
 
-        `timeout` is in seconds; None waits as long as it takes. Raises ResultTimeout, TaskFailed when the task has
-        failed for good, TaskCancelled when it was called off or has expired, and ResultError on the thread of the event
-        loop that has to run the task.
+        `timeout` is in seconds; None waits without a limit. Raises ResultTimeout, TaskFailed if the task has failed for
+        good, TaskCancelled or TaskExpired if it was cancelled or has expired, and ResultError on the thread of the
+        event loop that has to run the task.
         """
         backend = self._backend()
         if self._runtime.runs_on_this_thread():
@@ -251,10 +252,10 @@ class TaskResult(Generic[R]):
         )
 
     def _late(self, record: ResultRecord | None, timeout: float | None) -> ResultTimeout:
-        facts = f"it is {_status(record)}"
+        state = f"it is {_status(record)}"
         if record is not None and record.error is not None:
-            facts += f" after attempt {record.attempt}: {record.error}"
-        return ResultTimeout(f"{self.task} {self.id} has not finished within {timeout} s; {facts}")
+            state += f" after attempt {record.attempt}: {record.error}"
+        return ResultTimeout(f"{self.task} {self.id} has not finished within {timeout} s; {state}")
 
     def _value(self, record: ResultRecord) -> R:
         if record.status is ResultStatus.FAILED:
@@ -264,7 +265,8 @@ class TaskResult(Generic[R]):
             reason = record.error or "no reason was given"
             kind = TaskExpired if record.status is ResultStatus.EXPIRED else TaskCancelled
             raise kind(f"{self.task} {record.call_id} was not run to its end: {reason}", reason=reason)
-        # The id that we know, and not the one that the record says, unless we know only its message.
+        # The call id of this handle, not that of the record, which others may have written; except if only the message
+        # id is known.
         call_id = record.call_id if self.id == record.message_id else self.id
         purpose = Purpose.result(record.task, call_id)
         return load(self._adapter(), record.value or "null", self._runtime.pickles, purpose)
@@ -279,10 +281,10 @@ def _progress(record: ResultRecord | None) -> Progress | None:
 
 
 def _waits(timeout_s: float | None) -> Iterator[float]:
-    """How long to wait between looks, until the time is up."""
+    """Seconds between reads of the record, until the time is up."""
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
     for pause_s in pauses():
-        left_s = pause_s if deadline_s is None else min(pause_s, deadline_s - time.monotonic())
-        if left_s <= 0:
+        wait_s = pause_s if deadline_s is None else min(pause_s, deadline_s - time.monotonic())
+        if wait_s <= 0:
             return
-        yield left_s
+        yield wait_s

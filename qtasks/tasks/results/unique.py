@@ -50,7 +50,7 @@ def lock_owner(backend: ResultBackend, lock: Lock, now_ms: int) -> str | None:
     (valid,) = backend.lock([lock], now_ms=now_ms)
     if valid.owner == lock.owner:
         return None
-    log.info("not sent: call %s stands for it", valid.owner, extra={"action": "unique", "call_id": valid.owner})
+    log.info("not sent: call %s takes its place", valid.owner, extra={"action": "unique", "call_id": valid.owner})
     return valid.owner
 
 

@@ -162,7 +162,7 @@ class ResultWriter:
         try:
             self._backend.write(records, unlocked)
         except ResultError:
-            log.exception("a result was lost", extra={"action": "result_lost"})
+            log.exception("a result could not be written and is lost", extra={"action": "result_lost"})
 
 
 def _lock(backend: ResultBackend, requests: Sequence[_LockRequest]) -> list[LockState | None]:

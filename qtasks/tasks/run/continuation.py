@@ -107,7 +107,7 @@ class Continuation:
             messages = await self._followers(attempt, result)
         except (KeyError, TypeError, ValueError, QTasksError) as error:
             log.exception("%s cannot be continued", context.task, extra=log_fields(context, "flow_broken"))
-            note = f"{context.task} {context.call_id} has succeeded, but nothing can follow: {error_text(error)}"
+            note = f"{context.task} {context.call_id} has succeeded, but cannot be continued: {error_text(error)}"
             await self._abandon(attempt, ResultStatus.FAILED, note)
             return response
         try:
@@ -147,7 +147,7 @@ class Continuation:
     async def _group_results(self, group: Mapping[str, Any]) -> GroupResults | None:
         """The results of a group, in order; None while one is missing. Raises ResultError, ConfigurationError."""
         if not self._writer.is_enabled:
-            raise ConfigurationError("a group that something follows needs a place for results")
+            raise ConfigurationError("a group that a call follows needs a result backend")
         members: list[RecordedResult] = []
         for call_id in steps.members_of(group):
             record = await self._writer.read(call_id)

@@ -37,7 +37,7 @@ HeaderLines = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class DispatchResponse:
-    """What the dispatcher responds to the broker: status, JSON body, and header lines besides the content type."""
+    """What the dispatcher responds to the broker: status, JSON body, and header lines (without the content type)."""
 
     status: int
     body: bytes
@@ -56,7 +56,7 @@ class DispatchResponse:
     @classmethod
     def acknowledgement(cls) -> DispatchResponse:
         """Acknowledge the callback of a failure; an error would only make the broker send the callback again."""
-        return cls.without_result("failed", "this is known", ErrorCode.FAILURE_RECORDED)
+        return cls.without_result("failed", "this failure is recorded", ErrorCode.FAILURE_RECORDED)
 
     @classmethod
     def failure(cls, error: str, code: str, *, after_ms: int | None = None) -> DispatchResponse:
@@ -129,7 +129,7 @@ class Decision:
     @classmethod
     def expired(cls, expires_ms: int, now_ms: int) -> Decision:
         """The delivery arrived after the call's last moment to run."""
-        note = f"Expired: {(now_ms - expires_ms) / 1000:.3f} s after it was to be run at the latest"
+        note = f"Expired: {(now_ms - expires_ms) / 1000:.3f} s after its last moment to run"
         return cls._discarded("expired", note, ErrorCode.CALL_EXPIRED, ResultStatus.EXPIRED)
 
     @classmethod
@@ -175,7 +175,7 @@ class Decision:
     @classmethod
     def without_overlap_check(cls, context: TaskContext) -> Decision:
         """The run must be skipped while another one is running, and no result backend can tell whether one is."""
-        note = 'ResultsDisabled: overlap="skip" needs a place for results; set QTASKS_RESULTS where the tasks run'
+        note = 'ResultsDisabled: overlap="skip" needs a result backend; set QTASKS_RESULTS where the tasks run'
         return cls._failed(context, DispatchResponse.failure(note, ResultsDisabled.code), note)
 
     @classmethod
@@ -217,7 +217,7 @@ class Decision:
         too: an ``except Exception`` somewhere must not turn them into a success.
         """
         if isinstance(error, Cancel):
-            return cls.cancelled(str(error) or "the task found nothing to do")
+            return cls.cancelled(str(error) or "the task cancelled it")
         if isinstance(error, NonRetryable):
             return cls._failed(context, DispatchResponse.never(note, ErrorCode.NON_RETRYABLE), note, is_requested=True)
         if isinstance(error, RetryAfter):

@@ -79,7 +79,7 @@ class Dispatcher:
             return self._untrusted(delivery, error)
         if self._drained is not None:
             return DispatchResponse.later(
-                "this process is going away", ErrorCode.DISPATCHER_DRAINING, after_ms=DRAIN_AFTER_MS
+                "this process is shutting down", ErrorCode.DISPATCHER_DRAINING, after_ms=DRAIN_AFTER_MS
             )
         task = self._tasks.get(delivery.task)
         if task is None:

@@ -114,14 +114,14 @@ class AttemptExecutor:
         """
         decision = Decision.republished(note, action)
         try:
-            self._continuation.check_can_publish("a call cannot be put off")
+            self._continuation.check_can_publish("a call cannot be sent again")
             # The next delivery may arrive before this one is answered. It must not find the call still running, and
             # this record must be the last one of this delivery.
             await self._record(attempt, decision, self._clock.now_ms())
             await self._leases.keep_unique(attempt, message.options.delay_ms or 0)
             await self._continuation.publish(message)
         except QTasksError as error:
-            log.warning("%s %s could not go on: %s", attempt.context.task, attempt.context.call_id, error)
+            log.warning("%s %s could not continue: %s", attempt.context.task, attempt.context.call_id, error)
             return Decision.later(attempt.context, f"{note} ({error_text(error)})", error.code, after_ms=after_ms)
         return decision
 

@@ -48,7 +48,7 @@ TOKEN_LIFE_MS = 20 * 60 * 1000
 """No signature is valid for longer than this, tolerance included (it is valid for 15 minutes at most)."""
 
 
-class Admission(Enum):
+class DeliveryStep(Enum):
     """What a delivery does next."""
 
     RUN = auto()
@@ -59,21 +59,21 @@ class Admission(Enum):
     """End without running: another run of the schedule is running."""
 
 
-def admission(
+def next_step(
     state: LockState, context: TaskContext, owner: str, now_ms: int
-) -> tuple[Admission, DispatchResponse | None]:
+) -> tuple[DeliveryStep, DispatchResponse | None]:
     """Decide from the state after the attempt to lock; the first of its locks is that of the call."""
     taken = {lock.key.partition(":")[0] for lock in state.locks if lock.owner != owner}
     if (response := _recorded_response(state.record, context)) is not None:
-        return Admission.RESPOND, response
+        return DeliveryStep.RESPOND, response
     run_lock = state.locks[0]
     if "jti" in taken:
-        return Admission.RESPOND, _later("this very request was taken before", run_lock, now_ms)
+        return DeliveryStep.RESPOND, _later("this request was received before", run_lock, now_ms)
     if "run" not in taken:
-        return (Admission.SKIP if "schedule" in taken else Admission.RUN), None
+        return (DeliveryStep.SKIP if "schedule" in taken else DeliveryStep.RUN), None
     if (context.is_last_attempt or run_lock.until_ms - now_ms <= BRIEF_LEASE_MS) and context.time_left_s > 0:
-        return Admission.WAIT, None
-    return Admission.RESPOND, _later("this call is running elsewhere", run_lock, now_ms)
+        return DeliveryStep.WAIT, None
+    return DeliveryStep.RESPOND, _later("this call is running elsewhere", run_lock, now_ms)
 
 
 def _recorded_response(record: ResultRecord | None, context: TaskContext) -> DispatchResponse | None:
@@ -134,18 +134,18 @@ class RunLeases:
                 # Its process has died: there is nothing to wait for. Only the lock of that owner is ended.
                 await self._unlock(dead)
                 continue
-            step, response = admission(state, context, owner, now_ms)
-            if step is Admission.RUN:
+            step, response = next_step(state, context, owner, now_ms)
+            if step is DeliveryStep.RUN:
                 self._held[context.call_id] = locks
                 return None
-            if step is Admission.WAIT:
+            if step is DeliveryStep.WAIT:
                 waits = waits or pauses()
                 await asyncio.sleep(next(waits))
                 continue
             # Otherwise the next delivery would find the call locked.
             await self._unlock([lock for lock in current if lock.owner == owner])
             if response is None:
-                return Decision.skipped("another run of its schedule is under way")
+                return Decision.skipped("another run of its schedule is running")
             return self._duplicate(attempt, response, state.record)
 
     @contextmanager

@@ -1,7 +1,7 @@
-"""Who holds a run: a name that tells which process, so that others can see when it has died.
+"""The owner of a lock: a name that identifies its process, so that other processes can see when it has died.
 
-A hold ends by itself some seconds after its holder has fallen silent. On the same machine nobody needs to wait for
-that: a process that is gone runs nothing.
+A lock expires some seconds after its owner has stopped renewing it. On the same machine other processes need not wait
+for that: a process that has died runs nothing.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 
 
 def new_owner() -> str:
-    """A name for one run of this process: ``place/process/start/chance``."""
+    """A name for one run in this process: ``place/process id/start time/random text``."""
     return f"{_place()}/{_process(os.getpid())}/{secrets.token_hex(8)}"
 
 
 def is_gone(owner: str) -> bool:
-    """Whether the process of `owner` has certainly ended; False where that cannot be seen from here."""
+    """True if the process of `owner` has certainly ended; False also if that cannot be seen from here."""
     place, _, rest = owner.partition("/")
     number, _, rest = rest.partition("/")
     if place != _place() or not number.isdecimal() or sys.platform == "win32":
@@ -32,15 +32,15 @@ def is_gone(owner: str) -> bool:
     except ProcessLookupError:
         return True
     except OSError:
-        return False  # it lives, and belongs to somebody else
-    return _started(int(number)) != rest.partition("/")[0]  # its number was given to another one
+        return False  # it lives, and belongs to another user
+    return _started(int(number)) != rest.partition("/")[0]  # its id was given to another process
 
 
 @functools.lru_cache(maxsize=1)
 def _place() -> str:
-    """Where process numbers mean the same: this boot of this machine, and this container of it."""
+    """Where process ids identify the same processes: this boot of this machine, and this container."""
     parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):  # without /proc the name of the machine has to do
+    with contextlib.suppress(OSError):  # without /proc the name of the machine must suffice
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
         parts.append(str(Path("/proc/self/ns/pid").stat().st_ino))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -48,14 +48,15 @@ def _place() -> str:
 
 @functools.lru_cache(maxsize=1)
 def _process(own: int) -> str:
-    """This process, of which nothing changes but by a fork."""
+    """This process: its id and start time. They change only in a fork."""
     return f"{own}/{_started(own)}"
 
 
 def _started(number: int) -> str:
-    """When a process began, in the kernel's ticks; empty where there is no /proc, or no such process, or a dead one."""
+    """When a process began, in ticks of the kernel; empty without /proc, and for a process that does not run."""
     try:
-        facts = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        text = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-    return "" if facts[0] in "ZX" else facts[19]
+    stat_fields = text.rpartition(")")[2].split()
+    return "" if stat_fields[0] in "ZX" else stat_fields[19]

@@ -235,7 +235,7 @@ async def test_the_same_signed_request_never_runs_twice(broker: ManualBroker) ->
     token = broker.delivery(message).signature
     assert (await broker.deliver(message, token=token)).status == 500
     replayed = await broker.deliver(message, token=token, retried=1)
-    assert (replayed.status, json_of(replayed)["error"]) == (503, "this very request was taken before")
+    assert (replayed.status, json_of(replayed)["error"]) == (503, "this request was received before")
     assert (await broker.deliver(message, retried=1)).status == 500
     assert len(runs) == 2
 
@@ -295,7 +295,7 @@ async def test_a_second_call_with_the_same_arguments_is_not_sent_and_says_so(
     other = work.delay(2)
     assert [message.envelope["args"] for message in broker.messages] == [[1], [2]]
     assert (second.deduplicated, second.id, third.id) == (True, first.id, first.id)
-    assert f"call {first.id} stands for it" in caplog.text
+    assert f"call {first.id} takes its place" in caplog.text
     assert not first.deduplicated
     assert not other.deduplicated
     await broker.deliver(broker.messages[0])

@@ -24,7 +24,7 @@ from tests.unit.tasks.manual_broker import ManualBroker, SentMessage, json_of
 
 pytestmark = pytest.mark.anyio
 
-SKIPPED = {"skipped": "another run of its schedule is under way", "code": "QT418"}
+SKIPPED = {"skipped": "another run of its schedule is running", "code": "QT418"}
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -85,11 +85,11 @@ async def test_a_run_that_finds_another_one_under_way_ends_unrun_and_everybody_c
     assert (answer.status, json_of(answer)) == (200, SKIPPED)
     assert slow.runs == 1
     assert result.status is ResultStatus.CANCELLED
-    with pytest.raises(TaskCancelled, match="another run of its schedule is under way"):
+    with pytest.raises(TaskCancelled, match="another run of its schedule is running"):
         result.get(timeout=5)
     (record,) = [one for one in caplog.records if getattr(one, "action", "") == "skipped"]
     assert record.levelno == logging.WARNING
-    assert record.getMessage() == "slow skipped: another run of its schedule is under way"
+    assert record.getMessage() == "slow skipped: another run of its schedule is running"
 
 
 async def test_the_run_after_the_end_of_the_other_runs(broker: ManualBroker) -> None:

@@ -454,7 +454,7 @@ async def test_a_result_that_is_no_json_cannot_go_to_a_task_that_takes_json(brok
 
     handle = (opaque.s() | work.s()).delay()
     await run_all(broker)
-    with pytest.raises(TaskFailed, match="has succeeded, but nothing can follow: ResultError: the result of opaque"):
+    with pytest.raises(TaskFailed, match="has succeeded, but cannot be continued: ResultError: the result of opaque"):
         handle.get(0)
 
 

@@ -99,4 +99,4 @@ def test_a_call_that_was_not_made_because_of_an_earlier_one_is_not_passed_over_i
     result = answered({"messageId": "msg_first", "deduplicated": True}).using(deduplication_id="today").delay()
     assert result.deduplicated
     (entry,) = caplog.records
-    assert entry.getMessage() == "work was not sent: message msg_first stands for it"
+    assert entry.getMessage() == "work was not sent: message msg_first takes its place"
