@@ -10,7 +10,7 @@ import pytest
 from qtasks.broker.core.rules import Evaluation, Trigger
 from qtasks.broker.core.values import AccountCredentials, Claim, DeadLetterCriteria, LogCriteria, Settlement
 from qtasks.broker.ports import Failure
-from qtasks.broker.store import accept, accounts, cancel, claim, queries, settle
+from qtasks.broker.store import accept, accounts, admission, cancel, claim, queries, settle
 from qtasks.broker.store.connection import connect
 from qtasks.protocol.messages import (
     DEDUPLICATION_WINDOW_MS,
@@ -334,15 +334,22 @@ def test_configured_keys_seed_a_new_account_and_never_replace_what_is_stored(db:
     assert accounts.signing_keys(db, other) == fresh
 
 
-def test_the_claim_reads_only_the_index_of_what_may_start(db: apsw.Connection) -> None:
-    plan = " ".join(
-        str(row)
-        for row in db.execute(
-            f"EXPLAIN QUERY PLAN {claim.SELECT} WHERE m.stage = 1 AND m.due_ms <= ? ORDER BY m.due_ms, m.seq LIMIT ?",
-            (NOW, 10),
-        )
-    )
-    assert "messages_claimable" in plan
+@pytest.mark.parametrize(
+    ("sql", "index"),
+    [
+        (claim._DUE, "messages_claimable"),
+        (claim._PARKED_FOR_HOST, "messages_parked"),
+        (claim._PARKED_HOSTS, "messages_parked"),
+        (claim._NEXT_DUE, "messages_claimable"),
+        (claim._READY_KEYS, "flow_keys_ready"),
+        (admission._FIRST_QUEUED, "messages_queued"),
+        (admission._FIRST_HELD, "messages_held"),
+        (admission._RUNNING, "messages_running"),
+    ],
+)
+def test_a_claim_reads_only_the_indices_of_what_may_start(db: apsw.Connection, sql: str, index: str) -> None:
+    plan = " ".join(str(row) for row in db.execute(f"EXPLAIN QUERY PLAN {sql}", (NOW,) * sql.count("?")))
+    assert index in plan
     assert "TEMP B-TREE" not in plan
 
 

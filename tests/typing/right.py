@@ -131,7 +131,7 @@ def sync_calls() -> None:
 def options() -> None:
     changed = add.using(delay="10m", retries=0)
     assert_type(changed.delay(1), TaskResult[int])
-    assert_type(changed.using(eta=datetime.now(UTC), deduplication_id="x", label="a").delay(1).get(), int)
+    assert_type(changed.using(eta=datetime.now(UTC), deduplication_id="x", label="a").delay(1).get(), int)  # noqa: TID251
     assert_type(greet.using(delay=1.5, timeout=30).delay("Ada"), TaskResult[str])
     assert_type(add.using(queue="q", key="k", rate="5/1m", redact=True).map([1, 2]), list[TaskResult[int]])
     assert_type(add.starmap([(1, 2)]), list[TaskResult[int]])
@@ -247,7 +247,7 @@ def in_a_test(qtasks: Environment) -> None:
     qtasks.delay_next(add, minutes=5)
     qtasks.use_model(fake_llm("yes"))
     qtasks.answer("https://example.com", {"ok": True})
-    with Environment(tasks, mode="inline", start=datetime.now(UTC)) as other:
+    with Environment(tasks, mode="inline", start=datetime.now(UTC)) as other:  # noqa: TID251
         assert_type(other, Environment)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from typing import Final, NamedTuple, cast
+from typing import Final, cast
 
 import apsw
 
@@ -11,6 +11,7 @@ from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import Accepted, Publication
 from qtasks.broker.store import admission, rows
 from qtasks.broker.store.log_entries import append_log
+from qtasks.broker.store.rows import MessageRow
 from qtasks.protocol.messages import DEDUPLICATION_WINDOW_MS, Message, State
 
 
@@ -93,20 +94,7 @@ def _first_stage(db: apsw.Connection, message: Message, now_ms: int, host_is_par
     return Stage.PARKED if host_is_parked else Stage.DUE
 
 
-class _StoreRow(NamedTuple):
-    """The columns of a new message beside those of `rows.MessageRow`."""
-
-    seq: int
-    stage: int
-    due_ms: int
-    host: str
-    checksum: int
-    place: int | None
-    flow_key: str | None
-    parent: int | None
-
-
-_COLUMNS: Final = (*_StoreRow._fields, *rows.MessageRow._fields)
+_COLUMNS: Final = ("seq", "stage", "due_ms", "host", "checksum", "place", "flow_key", "parent", *MessageRow._fields)
 _INSERT_MESSAGE: Final = f"INSERT INTO messages ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 
 
@@ -114,20 +102,14 @@ def _insert_rows(
     db: apsw.Connection, seq: int, publication: Publication, stage: Stage, now_ms: int, parent: int | None
 ) -> None:
     message = publication.message
+    headers, options = rows.pack_headers(message.headers), rows.pack_options(message.options)
+    checksum = rows.checksum(message.id, message.url, headers, options, message.body)
     flow = message.options.flow_control
+    flow_key = None if flow is None else flow.key
     delayed = message.not_before_ms > now_ms
-    message_row = rows.pack_message(message)
-    store_row = _StoreRow(
-        seq=seq,
-        stage=stage.value,
-        due_ms=message.not_before_ms,
-        host=publication.host,
-        checksum=rows.checksum(message_row, message.body),
-        place=None if delayed else seq,
-        flow_key=None if flow is None else flow.key,
-        parent=parent,
-    )
-    db.execute(_INSERT_MESSAGE, (*store_row, *message_row))
+    place = None if delayed else seq
+    store_values = (seq, stage.value, message.not_before_ms, publication.host, checksum, place, flow_key, parent)
+    db.execute(_INSERT_MESSAGE, store_values + rows.pack_message(message, headers, options))
     db.execute("INSERT INTO bodies (seq, body) VALUES (?, ?)", (seq, message.body))
     for place, label in enumerate(message.options.labels):
         db.execute(

@@ -20,9 +20,32 @@ SCAN_LIMIT: Final = 512
 """Messages that one claim reads at most. It moves those that may not start out of the way of later claims."""
 CORRUPT: Final = "corrupt: the stored message no longer matches its checksum; it was not sent"
 
+
+class _Candidate(NamedTuple):
+    """A message that may be claimed: a row of `SELECT`. The fields are the names of the columns."""
+
+    seq: int
+    stage: int
+    host: str
+    claim_token: int
+    checksum: int
+    slot: int
+    place: int | None
+    flow_key: str | None
+    due_ms: int
+    body: bytes
+    message: MessageRow
+
+    @classmethod
+    def of(cls, row: tuple[Any, ...]) -> _Candidate:
+        """The candidate in a row of `SELECT`."""
+        return cls._make((*row[:_OWN], MessageRow._make(row[_OWN:])))
+
+
+_OWN: Final = len(_Candidate._fields) - 1
+"""Columns of a candidate apart from its `MessageRow`."""
 SELECT: Final = (
-    "SELECT m.seq, m.stage, m.host, m.claim_token, m.checksum, m.slot, m.place, m.flow_key, m.due_ms, b.body, "
-    f"{rows.MESSAGE_COLUMNS} FROM messages m JOIN bodies b USING (seq)"
+    f"SELECT {', '.join(_Candidate._fields[:_OWN])}, {rows.MESSAGE_COLUMNS} FROM messages m JOIN bodies b USING (seq)"
 )
 _DUE: Final = f"{SELECT} WHERE m.stage = {Stage.DUE} AND m.due_ms <= ? ORDER BY m.due_ms, m.seq LIMIT ?"
 """Reads the index ``messages_claimable`` from its left end."""
@@ -44,22 +67,6 @@ _NEXT_DUE: Final = (
     f"SELECT min(due_ms) AS due_ms FROM messages WHERE stage = {Stage.DUE} AND due_ms > ?"
     " UNION ALL SELECT min(ready_ms) FROM flow_keys WHERE ready_ms > ?)"
 )
-
-
-class _Candidate(NamedTuple):
-    """A message that may be claimed: a row of `SELECT`."""
-
-    seq: int
-    stage: Stage
-    host: str
-    claim_token: int
-    checksum: int
-    slot: int
-    place: int | None
-    flow_key: str | None
-    due_ms: int
-    body: bytes
-    message: MessageRow
 
 
 def claim(db: apsw.Connection, *, now_ms: int, limit: int, host_limit: int, in_flight: Mapping[str, int]) -> ClaimBatch:
@@ -156,14 +163,7 @@ class _Claims:
                 heapq.heappush(heap, (self._now_ms, next(order), None, (account, key)))
 
     def _candidates(self, select: str, *values: object) -> list[_Candidate]:
-        return [
-            _Candidate(
-                seq, Stage(stage), host, token, checksum, slot, place, key, due_ms, body, MessageRow._make(message)
-            )
-            for seq, stage, host, token, checksum, slot, place, key, due_ms, body, *message in fetch(
-                self._db, select, values
-            )
-        ]
+        return [_Candidate.of(row) for row in fetch(self._db, select, values)]
 
     def _room_for(self, host: str) -> int:
         return self._room.get(host, self._host_limit)
@@ -171,7 +171,7 @@ class _Claims:
     def _consider(self, candidate: _Candidate) -> None:
         """Claim a message, or move it to where it waits."""
         if self._room_for(candidate.host) <= 0:
-            change_stage(self._db, candidate.seq, candidate.stage, Trigger.PARK)
+            change_stage(self._db, candidate.seq, Stage(candidate.stage), Trigger.PARK)
         elif self._is_admitted(candidate):
             self._claim(candidate)
 
@@ -180,33 +180,34 @@ class _Claims:
         account, queue, key = candidate.message.account, candidate.message.queue, candidate.flow_key
         if queue is not None and not candidate.slot:  # its delay is over
             admission.ensure_queue(self._db, account, queue, self._now_ms)  # it may have been deleted meanwhile
-            admission.join_line(self._db, candidate.seq, candidate.stage, Trigger.QUEUE, candidate.place)
+            admission.join_line(self._db, candidate.seq, Stage(candidate.stage), Trigger.QUEUE, candidate.place)
             if admission.fill_slots(self._db, account, queue):
                 self.has_more = True
             return False
         if key is None:
             return True
-        held = candidate.stage is Stage.HELD
+        held = candidate.stage == Stage.HELD
         if (held or admission.first_held(self._db, account, key) is None) and (
             admission.check_key(self._db, account, key, self._now_ms).allowed
         ):
             return True
         if not held:
-            admission.join_line(self._db, candidate.seq, candidate.stage, Trigger.HOLD, candidate.place)
+            admission.join_line(self._db, candidate.seq, Stage(candidate.stage), Trigger.HOLD, candidate.place)
         ready_ms = admission.refresh_key(self._db, account, key, self._now_ms)
         self.has_more = self.has_more or (ready_ms is not None and ready_ms <= self._now_ms)
         return False
 
     def _claim(self, candidate: _Candidate) -> None:
-        seq, account = candidate.seq, candidate.message.account
-        if candidate.checksum != rows.checksum(candidate.message, candidate.body):
-            self._fail_corrupt(seq, account, candidate.stage)
+        seq, stage, row = candidate.seq, Stage(candidate.stage), candidate.message
+        account = row.account
+        if candidate.checksum != rows.checksum(row.id, row.url, row.headers, row.options, candidate.body):
+            self._fail_corrupt(seq, account, stage)
             return
-        message = rows.unpack_message(candidate.message, candidate.body)
+        message = rows.unpack_message(row, candidate.body)
         token = candidate.claim_token + 1
         self._db.execute(
             "UPDATE messages SET stage = ?, claim_token = ? WHERE seq = ?",
-            (TRANSITIONS[candidate.stage, Trigger.CLAIM].to.value, token, seq),
+            (TRANSITIONS[stage, Trigger.CLAIM].to.value, token, seq),
         )
         if candidate.flow_key is not None:
             admission.count_start(self._db, account, candidate.flow_key, self._now_ms)

@@ -68,21 +68,21 @@ _other_options: Final = attrgetter(*(name for name in wire.OPTION_NAMES if name 
 _NO_OTHER_OPTIONS: Final = _other_options(_DEFAULTS)
 
 
-def pack_message(message: Message) -> MessageRow:
-    """The row of a message, apart from its body."""
-    return MessageRow(
+def pack_message(message: Message, headers: str, options: str | None) -> tuple[Any, ...]:
+    """The values of a `MessageRow`, in its order; `headers` and `options` are packed already."""
+    return (
         message.id,
         message.account,
         message.url,
         message.method,
-        pack_headers(message.headers),
+        headers,
         message.created_ms,
         message.not_before_ms,
         message.max_retries,
         message.timeout_ms,
         message.caller_ip,
         message.retried,
-        pack_options(message.options),
+        options,
         message.queue,
         message.url_group,
         message.endpoint,
@@ -91,7 +91,7 @@ def pack_message(message: Message) -> MessageRow:
 
 
 def unpack_message(row: MessageRow, body: bytes) -> Message:
-    """The inverse of `pack_message`."""
+    """The message in a row and its body."""
     return Message(
         id=row.id,
         account=row.account,
@@ -113,10 +113,9 @@ def unpack_message(row: MessageRow, body: bytes) -> Message:
     )
 
 
-def checksum(row: MessageRow, body: bytes) -> int:
+def checksum(message_id: str, url: str, headers: str, options: str | None, body: bytes) -> int:
     """CRC-32 over what is sent and how. A stored message that does not match it any more is never delivered."""
-    head = f"{row.id}\n{row.url}\n{row.headers}\n{row.options or ''}\n"
-    return zlib.crc32(body, zlib.crc32(head.encode()))
+    return zlib.crc32(body, zlib.crc32(f"{message_id}\n{url}\n{headers}\n{options or ''}\n".encode()))
 
 
 def pack_headers(headers: Headers) -> str:
