@@ -8,7 +8,6 @@ before any of it is parsed. The body contains the provider's response, which can
 from __future__ import annotations
 
 import functools
-import hashlib
 import hmac
 import json
 import logging
@@ -20,6 +19,7 @@ from qtasks.clock import Clock
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import OutputError, PayloadError, ProviderError, QTasksError, ResultError
 from qtasks.protocol import strict_json
+from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.llm import callback_url, model_request, provider_apis
@@ -33,8 +33,7 @@ from qtasks.tasks.run.attempt import Attempt, Delivery, Execution, context_of
 from qtasks.tasks.run.decision import Decision, DispatchResponse, error_text
 from qtasks.tasks.run.report import log_fields
 from qtasks.tasks.run.run import Invoke, Run
-from qtasks.tasks.send.outgoing import StoredCall
-from qtasks.tasks.task import Task
+from qtasks.tasks.send.outgoing import StoredCall, once
 
 log = logging.getLogger("qtasks.dispatch")
 
@@ -55,13 +54,15 @@ class CompletionRun(Run):
         """See `Run.again`: the same callback is sent once more, later."""
         assert self.callback is not None
         envelope, call_id, query = self.envelope, self.context.call_id, self.callback.query
-        once = hashlib.sha256(f"{call_id} snoozed {query.snoozed}".encode()).hexdigest()
         return CallbackRedelivery(
             task=self.task.name,
             call_id=call_id,
             body=self.callback.body,
             options=replace(
-                self.task.delivery_options.publish, retries=envelope.retries, delay_ms=delay_ms, deduplication_id=once
+                self.task.delivery_options.publish,
+                retries=envelope.retries,
+                delay_ms=delay_ms,
+                deduplication_id=once(call_id, f"snoozed {query.snoozed}"),
             ),
             envelope=envelope,
             query=replace(query, snoozed=query.snoozed + 1),
@@ -75,7 +76,7 @@ class LlmCallbackHandler:
         self._results = results
         self._clock = clock
 
-    async def read(self, task: Task[..., Any], delivery: Delivery, invoke: Invoke | None) -> Attempt:
+    async def read(self, task: BaseTask[..., Any], delivery: Delivery, invoke: Invoke | None) -> Attempt:
         """The attempt that a verified callback starts: its query and body are signed, the header `call` is not.
 
         Raises PayloadError for a malformed callback, TamperedError for a header that does not match the signed URL.

@@ -1,122 +1,130 @@
-"""What runs with the answer of a model: a function of the user's, as a task like any other."""
+"""Completions: the user's function that runs with a model's answer, as a task like any other."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
 from qtasks.tasks import options as call_options
+from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode.parameters import TaskParameters, Values, read_parameters
 from qtasks.tasks.llm.chat_messages import Usage
+from qtasks.tasks.llm.output import Output
 from qtasks.tasks.options import AttemptOptions
-from qtasks.tasks.task import Task
-
-if TYPE_CHECKING:
-    from qtasks.tasks.llm.llm_task import LlmTask
 
 T = TypeVar("T")
 CompletionParams = ParamSpec("CompletionParams")
 Returned = TypeVar("Returned")
 
 
-class CompletionSlot(Generic[T]):
-    """What runs with the answers of a task and its copies: one function, or none."""
+class Completion(BaseTask[..., T]):
+    """The task that runs with a model's answer: it calls the user's function, and its result is the output.
 
-    def __init__(self, of: LlmTask[..., T]) -> None:
-        self._of = of
-        self._own: Completion[T] | None = None
+    `task` is the LLM task that makes the request, `output` the type of its answer.
+    """
 
-    def take(self, function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
-        """Have `function` run with every answer. Raises DefinitionError."""
-        if self._own is not None:
-            raise DefinitionError(f"{self._of.name} has a completion already", code=ErrorCode.COMPLETION_INVALID)
-        self._own = Completion(self._of, function, options)
-        return function
-
-    @property
-    def taken(self) -> Completion[T]:
-        """The one that there is; without one, nothing runs."""
-        return self._own or self._none
-
-    @functools.cached_property
-    def _none(self) -> Completion[T]:
-        async def nothing(output: Any) -> None: ...
-
-        return Completion(self._of, nothing, {})
-
-
-class Completion(Task[..., T]):
-    """What runs with an answer, as a task: its function returns the output once the user's has returned."""
-
-    def __init__(self, of: LlmTask[..., T], function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, task: BaseTask[..., T], output: Output[T], function: Callable[..., Any], options: Mapping[str, Any]
+    ) -> None:
         if not inspect.isfunction(function) or not (parameters := inspect.signature(function).parameters):
             raise DefinitionError(
-                f"{of.name}: a completion is a function that takes the output, not {function!r}",
+                f"{task.name}: a completion is a function that takes the output, not {function!r}",
                 code=ErrorCode.COMPLETION_INVALID,
             )
-        call_options.check(of.name, options, allowed=tuple(AttemptOptions.__annotations__))
-        self._first = next(iter(parameters))
-        then = _then_output(function, self._first)
-        super().__init__(lambda: of.runtime, then, name=of.name, options=options)
-        self.is_async = inspect.iscoroutinefunction(then)
-        self.hooks = of.hooks
-        self._of = of
+        call_options.check(task.name, options, allowed=tuple(AttemptOptions.__annotations__))
+        self._output_name = next(iter(parameters))
+        complete = _returning_output(function, self._output_name)
+        super().__init__(lambda: task.runtime, complete, name=task.name, options=options)
+        self.is_async = inspect.iscoroutinefunction(complete)
+        self.hooks = task.hooks
+        self._task = task
+        self._output = output
 
     @functools.cached_property
     def parameters(self) -> TaskParameters:
-        """See `BaseTask.parameters`."""
-        made = read_parameters(self.name, self.function, returns=self._of.output.annotation, injectable=(Usage,))
-        known = self._of.parameters.annotations
-        others = [name for name in made.required if name != self._first and made.annotations[name] is not Usage]
-        unknown = [name for name in others if name not in known]
-        if unknown or made.positional[:1] != (self._first,) or made.spread or made.spread_keywords:
-            wrong = f"takes {unknown[0]!r}" if unknown else "does not say what it takes"
+        """See `BaseTask.parameters`. Raises DefinitionError if one of them cannot be filled."""
+        own = read_parameters(self.name, self.function, returns=self._output.annotation, injectable=(Usage,))
+        available = self._task.parameters.annotations
+        required = [name for name in own.required if name != self._output_name and own.annotations[name] is not Usage]
+        unknown = [name for name in required if name not in available]
+        if unknown or own.positional[:1] != (self._output_name,) or own.spread or own.spread_keywords:
+            problem = f"takes {unknown[0]!r}" if unknown else "does not name its parameters"
             raise DefinitionError(
-                f"{self.name}: the completion {wrong}; it can have the output first, then {', '.join(known)}, and what "
-                "is annotated Usage, TaskContext or Depends",
+                f"{self.name}: the completion {problem}; it can take the output first, then {', '.join(available)}, "
+                "and parameters annotated with Usage, TaskContext or Depends",
                 code=ErrorCode.COMPLETION_INVALID,
             )
-        return made
+        return own
 
     def values(self, output: T, usage: Usage, arguments: Values) -> Values:
-        """What the function is called with: the output as it is, the arguments checked. Raises ArgumentsError."""
+        """The values of the parameters: the output unchanged, the arguments of the call validated.
+
+        Raises ArgumentsError.
+        """
         annotations = self.parameters.annotations
-        named = [name for name in annotations if name != self._first]
-        usages = {name: usage for name in named if annotations[name] is Usage}
-        others = {name: arguments[name] for name in named if name not in usages and name in arguments}
-        return {self._first: output, **usages, **self.parameters.check(others, from_wire=True)}
+        names = [name for name in annotations if name != self._output_name]
+        usages = {name: usage for name in names if annotations[name] is Usage}
+        others = {name: arguments[name] for name in names if name not in usages and name in arguments}
+        return {self._output_name: output, **usages, **self.parameters.check(others, from_wire=True)}
+
+
+class CompletionSlot(Generic[T]):
+    """The one completion of an LLM task, which all its copies (`using`) share."""
+
+    def __init__(self, task: BaseTask[..., T], output: Output[T]) -> None:
+        self._task = task
+        self._output = output
+        self._declared: Completion[T] | None = None
+
+    def declare(self, function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+        """Make `function` the completion. Raises DefinitionError if there is one already."""
+        if self._declared is not None:
+            raise DefinitionError(f"{self._task.name} has a completion already", code=ErrorCode.COMPLETION_INVALID)
+        self._declared = Completion(self._task, self._output, function, options)
+        return function
+
+    @property
+    def completion(self) -> Completion[T]:
+        """The declared completion, or one that does nothing: the answer is then the result of the call."""
+        return self._declared or self._default
+
+    @functools.cached_property
+    def _default(self) -> Completion[T]:
+        async def nothing(output: Any) -> None: ...
+
+        return Completion(self._task, self._output, nothing, {})
 
 
 class CompletionDecorator(Protocol, Generic[T]):
-    """What ``@task.on_completion(...)`` returns: takes a function, and leaves it as it is."""
+    """The type of ``@task.on_completion(...)``: declares a function and returns it unchanged."""
 
     def __call__(
         self, function: Callable[Concatenate[T, CompletionParams], Returned], /
     ) -> Callable[Concatenate[T, CompletionParams], Returned]:
-        """Have `function` run with every answer."""
+        """Run `function` with every answer."""
         ...
 
 
-def _then_output(function: Callable[..., Any], first: str) -> Callable[..., Any]:
-    """A function that calls `function` and returns its first argument, the output."""
+def _returning_output(function: Callable[..., Any], output_name: str) -> Callable[..., Any]:
+    """Wrap `function`: the wrapper calls it and returns its first argument, the output."""
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
         async def complete(*args: Any, **kwargs: Any) -> Any:
             await function(*args, **kwargs)
-            return args[0] if args else kwargs[first]
+            return args[0] if args else kwargs[output_name]
 
         return complete
 
     @functools.wraps(function)
     def complete_in_thread(*args: Any, **kwargs: Any) -> Any:
         value = function(*args, **kwargs)
-        output = args[0] if args else kwargs[first]
-        # A decorator may hide an async function in a plain one.
+        output = args[0] if args else kwargs[output_name]
+        # A decorator may wrap an async function in a plain one.
         return _awaited(value, output) if isinstance(value, Awaitable) else output
 
     return complete_in_thread

@@ -1,9 +1,8 @@
-"""A task whose work a language model does: its function builds the request, at the call."""
+"""LLM tasks: the function builds the chat messages when the call is sent; a language model does the work."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import json
 import os
@@ -19,8 +18,7 @@ from qtasks.tasks import options as call_options
 from qtasks.tasks.decorators import check_name
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.encode.parameters import TaskParameters, Values, read_parameters
-from qtasks.tasks.llm import llm_options as llm_options
-from qtasks.tasks.llm import provider_apis
+from qtasks.tasks.llm import llm_options, provider_apis
 from qtasks.tasks.llm.callback_url import Repair
 from qtasks.tasks.llm.chat_messages import ChatMessage
 from qtasks.tasks.llm.completion import (
@@ -35,6 +33,7 @@ from qtasks.tasks.llm.model_request import ModelRequest
 from qtasks.tasks.llm.output import Output
 from qtasks.tasks.llm.providers import Provider
 from qtasks.tasks.options import AttemptOptions, DeliveryOptions
+from qtasks.tasks.send.outgoing import once
 from qtasks.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -48,7 +47,10 @@ T = TypeVar("T")
 
 
 class LlmTask(Task[P, T]):
-    """A task that a language model does. Made by `@tasks.llm`; calling it builds the messages, and asks nobody."""
+    """A task that a language model carries out. `@tasks.llm` makes one.
+
+    ``summarise(text)`` only builds the messages; ``summarise.delay(text)`` sends them to the model.
+    """
 
     asks = True
 
@@ -62,10 +64,12 @@ class LlmTask(Task[P, T]):
         inherit: LlmTask[P, T] | None = None,
     ) -> None:
         super().__init__(bound, function, name=name, options=options, inherit=inherit)
-        self.completions: CompletionSlot[T] = CompletionSlot(self) if inherit is None else inherit.completions
         self.provider: Provider = options["provider"]
         self.model: str = options["model"]
         self.output: Output[T] = options["output"]
+        self.completions: CompletionSlot[T] = (
+            CompletionSlot(self, self.output) if inherit is None else inherit.completions
+        )
         self.api = provider_apis.api_of(self.provider)
 
     if TYPE_CHECKING:
@@ -74,7 +78,7 @@ class LlmTask(Task[P, T]):
             ...
 
     def using(self, **options: Unpack[LlmCallOptions]) -> Self:
-        """See `Task.using`; besides, another `model` of the same provider, and what the model is told."""
+        """See `Task.using`; in addition, another `model` of the same provider, and options of the request to it."""
         return self._using(options)
 
     @overload
@@ -84,34 +88,35 @@ class LlmTask(Task[P, T]):
     @overload
     def on_completion(self, function: None = None, /, **options: Unpack[AttemptOptions]) -> CompletionDecorator[T]: ...
     def on_completion(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-        """Have `function` run with every answer that fits: ``@summarise.on_completion`` or with options of its own.
+        """Run `function` with every valid answer: ``@summarise.on_completion``, also with options for its attempts.
 
-        It gets the output first and then whichever arguments of the call it names; it may ask for `usage: Usage`,
-        for ``ctx: TaskContext = injected``, and for `Depends`. It is retried as a task is, and the call has succeeded
-        once it has returned. Raises DefinitionError for a second one.
+        Its first parameter is the output. Further parameters have the names of arguments of the call; it can also take
+        ``usage: Usage``, ``ctx: TaskContext = injected``, and dependencies (`Depends`). It is retried as a task is. The
+        call has succeeded when it has returned; the output is the result. Raises DefinitionError for a second one.
         """
         if function is None:
-            return functools.partial(self.completions.take, options=options)
-        return self.completions.take(function, options={})
+            return functools.partial(self.completions.declare, options=options)
+        return self.completions.declare(function, options={})
 
     @property
     def completion(self) -> Completion[T]:
-        """What runs with the answer."""
-        return self.completions.taken
+        """The task that runs with the answer."""
+        return self.completions.completion
 
     @functools.cached_property
     def parameters(self) -> TaskParameters:
         """See `BaseTask.parameters`: the arguments are those of the function, the result is the output."""
         if self._origin is not None:
             return self._origin.parameters
-        made = read_parameters(self.name, self.function, returns=self.output.annotation)
-        if asked := [*made.contexts, *(parameter.name for parameter in made.dependencies)]:
+        own = read_parameters(self.name, self.function, returns=self.output.annotation)
+        if injected := [*own.contexts, *(parameter.name for parameter in own.dependencies)]:
             raise DefinitionError(
-                f"{self.name}: nothing can fill {asked[0]!r}, for the function runs where the call is made",
-                fix="let @task.on_completion ask for it",
+                f"{self.name}: {injected[0]!r} cannot be injected, because the function runs in the process that sends "
+                "the call",
+                fix="use it in the function of @task.on_completion",
                 code=ErrorCode.COMPLETION_INVALID,
             )
-        return made
+        return own
 
     def ready(self) -> None:
         """See `Task.ready`."""
@@ -121,34 +126,33 @@ class LlmTask(Task[P, T]):
         _ = self.completion.parameters
 
     def message(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], call_id: str | None = None) -> ModelRequest:
-        """See `Task.message`: a request for the provider, made of the messages that the function makes."""
+        """See `BaseTask.message`: a request to the provider, with the messages that the function returns."""
         checked = self.parameters.check(self.parameters.bind(args, kwargs))
         plain = self.carrying(checked, len(args), call_id)
         messages = self.parameters.call(self.function, checked)
         envelope = replace(plain.envelope, call_id=plain.call_id)
-        return self._asking(envelope, messages, plain.options, plain.queue, plain.unique)
+        return self._first_request(envelope, messages, plain.options, plain.queue, plain.unique)
 
     def follow_up(self, envelope: Envelope, call_id: str, value: Any) -> ModelRequest:
         """See `BaseTask.follow_up`: a call that was delivered, such as a step of a flow, continues as the request."""
         envelope = replace(envelope, call_id=call_id)
-        return self._asking(envelope, value, self._again(envelope, "asked"), self.delivery_options.queue)
+        return self._first_request(envelope, value, self._once(envelope, "asked"), self.delivery_options.queue)
 
     def repair_request(self, envelope: Envelope, request: Mapping[str, Any], repair: Repair) -> ModelRequest:
-        """The second request of a call, with `request` as its body."""
-        return self._question(envelope, request, self._again(envelope, "repaired"), repair=repair)
+        """The second request of a call, with `request` as its body and `repair` in its callback URL."""
+        return self._request(envelope, request, self._once(envelope, "repaired"), repair=repair)
 
     def arguments(self, envelope: Envelope) -> Values:
         """The arguments of a call as plain JSON values, defaults included. Raises ArgumentsError."""
-        given = self.parameters.check(self.parameters.bind(envelope.args, envelope.kwargs), from_wire=True)
-        return self.parameters.to_json(self.parameters.check({**self.parameters.defaults, **given}))
+        values = self.parameters.check(self.parameters.bind(envelope.args, envelope.kwargs), from_wire=True)
+        return self.parameters.to_json(self.parameters.check({**self.parameters.defaults, **values}))
 
-    def _again(self, envelope: Envelope, what: str) -> PublishOptions:
-        """The options of a call, for what is sent for it once, by whichever delivery of it comes first."""
-        said = wire.read(envelope.options.items()) if envelope.options else self.delivery_options.publish
-        once = hashlib.sha256(f"{envelope.call_id} {what}".encode()).hexdigest()
-        return replace(said, delay_ms=None, not_before_s=None, deduplication_id=once)
+    def _once(self, envelope: Envelope, step: str) -> PublishOptions:
+        """The options of a message that several deliveries of a call may send: the broker takes the first one."""
+        options = wire.read(envelope.options.items()) if envelope.options else self.delivery_options.publish
+        return replace(options, delay_ms=None, not_before_s=None, deduplication_id=once(envelope.call_id or "", step))
 
-    def _asking(
+    def _first_request(
         self,
         envelope: Envelope,
         messages: Any,
@@ -156,20 +160,21 @@ class LlmTask(Task[P, T]):
         queue: str | None,
         unique: Unique | None = None,
     ) -> ModelRequest:
-        said = {name: self.options[name] for name in MODEL_OPTIONS if name in self.options}
-        request = self.api.request(self.model, self._checked(messages), self.output, said)
-        how = self.completion.delivery_options
-        back = replace(
+        model_options = {name: self.options[name] for name in MODEL_OPTIONS if name in self.options}
+        request = self.api.request(self.model, self._checked(messages), self.output, model_options)
+        # From here on the envelope is that of the callback, so its attempts are those of the completion.
+        completion = self.completion.delivery_options
+        envelope = replace(
             envelope,
-            retries=how.retries,
-            timeout_ms=how.publish.timeout_ms,
-            retry_delay=how.publish.retry_delay if how.jitter else None,
-            jitter=how.jitter,
+            retries=completion.retries,
+            timeout_ms=completion.publish.timeout_ms,
+            retry_delay=completion.publish.retry_delay if completion.jitter else None,
+            jitter=completion.jitter,
             snoozed=0,
         )
-        return self._question(back, request, options, queue=queue, unique=unique)
+        return self._request(envelope, request, options, queue=queue, unique=unique)
 
-    def _question(
+    def _request(
         self,
         envelope: Envelope,
         request: Mapping[str, Any],
@@ -183,13 +188,13 @@ class LlmTask(Task[P, T]):
         try:
             body = json.dumps(request, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
         except (TypeError, ValueError, RecursionError) as error:
-            raise self._misfit(f"they cannot be written as JSON: {error}") from None
+            raise self._invalid_messages(f"the messages cannot be written as JSON: {error}") from None
         if len(body) > MAX_BODY:
             raise ArgumentsError(
                 f"{self.name}: the request to {self.model} has {len(body):,} bytes; {MAX_BODY:,} are allowed",
                 code=ErrorCode.CALL_TOO_LARGE,
             )
-        how = self.completion.delivery_options
+        completion = self.completion.delivery_options
         return ModelRequest(
             task=self.name,
             call_id=envelope.call_id,
@@ -200,33 +205,33 @@ class LlmTask(Task[P, T]):
             unique=unique,
             url=self.provider.url,
             key=self.provider.headers(os.environ, keyless=not self.runtime.model_keys),
-            completion=replace(how.publish, retries=how.retries),
+            completion=replace(completion.publish, retries=completion.retries),
             repair=repair,
         )
 
     def _checked(self, messages: Any) -> Sequence[ChatMessage]:
-        """What the function returned, if it is messages. Raises ArgumentsError."""
+        """`messages`, if the function returned a list of chat messages. Raises ArgumentsError if not."""
         if not isinstance(messages, (list, tuple)) or not messages:
-            raise self._misfit(f"a list of messages is wanted, not {type(messages).__name__}")
+            raise self._invalid_messages(f"expected a list of messages, not {type(messages).__name__}")
         for message in messages:
             if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-                raise self._misfit("each of them has a role and a content")
+                raise self._invalid_messages("each message needs a role and a content")
         return messages
 
-    def _misfit(self, reason: str) -> ArgumentsError:
+    def _invalid_messages(self, reason: str) -> ArgumentsError:
         return ArgumentsError(
-            f"{self.name}: what the function returned cannot be asked: {reason}",
+            f"{self.name}: the function did not return chat messages: {reason}",
             fix='return [system("..."), user("...")], made with qtasks.llm',
             code=ErrorCode.MODEL_MESSAGES_INVALID,
         )
 
     def for_flow(self) -> DeliveryOptions:
-        """See `Task.for_flow`. Raises DefinitionError for what a call does not carry through a flow."""
+        """See `BaseTask.for_flow`. Raises DefinitionError for model options from `using`: a step cannot carry them."""
         for name in ("model", *MODEL_OPTIONS):
             if self._origin is not None and self.options.get(name) != self._origin.options.get(name):
                 raise DefinitionError(
-                    f"{self.name}: {name} of a single call does not travel in a flow",
-                    fix="declare another task for it",
+                    f"{self.name}: {name} of one call cannot be set for a step of a flow",
+                    fix="declare another task with it",
                     code=ErrorCode.OPTION_INVALID,
                 )
         return super().for_flow()
@@ -238,32 +243,33 @@ class LlmTask(Task[P, T]):
 
 
 class LlmDecorator(Protocol, Generic[T]):
-    """What ``@tasks.llm(...)`` returns: makes an LLM task of a function that builds messages."""
+    """The type of ``@tasks.llm(...)``: turns a function that returns chat messages into an LLM task."""
 
     def __call__(self, function: Callable[P, Sequence[ChatMessage]], /) -> LlmTask[P, T]:
-        """Make the task."""
+        """Turn `function` into an LLM task."""
         ...
 
 
 def make_llm_task(
     bound: Callable[[], Runtime], function: Callable[..., Any], *, name: str, options: Mapping[str, Any]
 ) -> LlmTask[..., Any]:
-    """An LLM task of `function`; `options` are those of the decorator. Raises DefinitionError for what cannot work."""
+    """Turn `function` into an LLM task; `options` are those of the decorator. Raises DefinitionError."""
     if not inspect.isfunction(function) or inspect.iscoroutinefunction(function):
         raise DefinitionError(
-            f"{function!r} is not a function written with def: it builds the messages where the call is made",
-            fix="fetch what it needs before, and pass it",
+            f"{function!r} is not a function written with def, which builds the messages when the call is sent",
+            fix="fetch data before the call, and pass it as an argument",
             code=ErrorCode.NOT_A_FUNCTION,
         )
     provider = options["provider"]
     if not isinstance(provider, Provider) or not isinstance(options["model"], str) or not options["model"]:
         raise DefinitionError(
-            f"{name}: provider={provider!r}, model={options['model']!r}: one of qtasks.llm and a name are wanted",
+            f"{name}: provider={provider!r}, model={options['model']!r}: expected a provider of qtasks.llm "
+            "and a model name",
             fix='@tasks.llm(provider=openai(), model="gpt-4o-mini")',
             code=ErrorCode.OPTION_INVALID,
         )
-    said = {key: value for key, value in options.items() if key not in ("provider", "model", "output")}
-    call_options.check(check_name(name), said, allowed=tuple(llm_options.LlmOptions.__annotations__))
-    llm_options.check(name, said, provider_apis.api_of(provider).settings, provider.kind)
+    call_defaults = {key: value for key, value in options.items() if key not in ("provider", "model", "output")}
+    call_options.check(check_name(name), call_defaults, allowed=tuple(llm_options.LlmOptions.__annotations__))
+    llm_options.check(name, call_defaults, provider_apis.api_of(provider).settings, provider.kind)
     output: Output[Any] = Output(str if options["output"] is None else options["output"], task=name)
     return LlmTask(bound, function, name=name, options={**options, "output": output})

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from qtasks.clock import Clock
 from qtasks.errors import QTasksError
 from qtasks.protocol.messages import DEFAULT_RETRIES, DEFAULT_TIMEOUT_MS
+from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.context import RunLink, TaskContext
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.envelope import Envelope
@@ -20,7 +21,6 @@ from qtasks.tasks.results.backend import ResultRecord, ResultStatus
 from qtasks.tasks.run.decision import Decision, DispatchResponse
 from qtasks.tasks.run.run import Invoke, Run
 from qtasks.tasks.send.outgoing import Outgoing, StoredCall
-from qtasks.tasks.task import Task
 
 MARGIN_S = 1.0
 """An attempt is stopped this long before the broker gives it up, so that the broker gets the reason.
@@ -64,7 +64,7 @@ Decide = Callable[["Attempt", Execution], Awaitable[Decision]]
 class Attempt:
     """One attempt at a call: what arrived and, as it proceeds, its arguments and its return value or exception."""
 
-    task: Task[..., Any]
+    task: BaseTask[..., Any]
     context: TaskContext
     envelope: Envelope
     invoke: Invoke | None = None

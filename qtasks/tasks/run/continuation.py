@@ -11,6 +11,7 @@ from typing import Any
 from qtasks.clock import Clock
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, QTasksError, ResultError
+from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode.pickling import Pickles, Purpose, is_pickle
 from qtasks.tasks.encode.result_codec import load
 from qtasks.tasks.flow import steps
@@ -20,7 +21,6 @@ from qtasks.tasks.run.attempt import Attempt
 from qtasks.tasks.run.decision import Decision, DecisionKind, DispatchResponse, error_text
 from qtasks.tasks.run.report import log_fields
 from qtasks.tasks.send.outgoing import Outgoing
-from qtasks.tasks.task import Task
 
 log = logging.getLogger("qtasks.dispatch")
 
@@ -35,7 +35,7 @@ Publish = Callable[[Outgoing], Awaitable[object]]
 class RecordedResult:
     """The result of a call of one of `tasks`, as it is recorded."""
 
-    tasks: Mapping[str, Task[..., Any]]
+    tasks: Mapping[str, BaseTask[..., Any]]
     task: str
     call_id: str
     text: str
@@ -82,7 +82,7 @@ class Continuation:
     """Sends what follows a call of one of `tasks`. With `publish` None nothing can be sent."""
 
     def __init__(
-        self, tasks: Mapping[str, Task[..., Any]], writer: ResultWriter, publish: Publish | None, clock: Clock
+        self, tasks: Mapping[str, BaseTask[..., Any]], writer: ResultWriter, publish: Publish | None, clock: Clock
     ) -> None:
         self._tasks = tasks
         self._writer = writer

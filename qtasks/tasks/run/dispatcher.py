@@ -18,12 +18,12 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import PayloadError, QTasksError, SignatureError, did_you_mean
 from qtasks.protocol import signing
 from qtasks.protocol.messages import SigningKeys
+from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.run.attempt import Attempt, Delivery, context_of
 from qtasks.tasks.run.decision import DispatchResponse, error_text
 from qtasks.tasks.run.executor import AttemptExecutor
 from qtasks.tasks.run.run import Invoke, Run
-from qtasks.tasks.task import Task
 
 log = logging.getLogger("qtasks.dispatch")
 
@@ -39,7 +39,7 @@ UNKNOWN_AFTER_MOST_MS = 60 * 60 * 1000
 class CallbackHandler(Protocol):
     """Reads deliveries that are callbacks: reports of the broker about a request it made for a task."""
 
-    async def read(self, task: Task[..., Any], delivery: Delivery, invoke: Invoke | None) -> Attempt:
+    async def read(self, task: BaseTask[..., Any], delivery: Delivery, invoke: Invoke | None) -> Attempt:
         """The attempt that a verified callback starts. Raises PayloadError, TamperedError."""
         ...
 
@@ -52,7 +52,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        tasks: Mapping[str, Task[..., Any]],
+        tasks: Mapping[str, BaseTask[..., Any]],
         executor: AttemptExecutor,
         *,
         keys: SigningKeys,
@@ -126,7 +126,7 @@ class Dispatcher:
         )
 
     async def _deliver(
-        self, task: Task[..., Any], delivery: Delivery, token: str, invoke: Invoke | None
+        self, task: BaseTask[..., Any], delivery: Delivery, token: str, invoke: Invoke | None
     ) -> DispatchResponse:
         try:
             attempt = await self._decode(task, delivery, invoke)
@@ -136,7 +136,7 @@ class Dispatcher:
             return DispatchResponse.acknowledgement()
         return await self._executor.execute(attempt, token)
 
-    async def _decode(self, task: Task[..., Any], delivery: Delivery, invoke: Invoke | None) -> Attempt:
+    async def _decode(self, task: BaseTask[..., Any], delivery: Delivery, invoke: Invoke | None) -> Attempt:
         """The attempt that a verified delivery starts. Raises PayloadError, TamperedError, UnknownVersionError."""
         if delivery.query:
             if self._callback_handler is None:

@@ -6,20 +6,20 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.encode.parameters import Values
 from qtasks.tasks.encode.pickling import Purpose
 from qtasks.tasks.encode.result_codec import dump
 from qtasks.tasks.send.outgoing import Outgoing, again
-from qtasks.tasks.task import Task
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """A verified call with checked arguments, ready to run."""
 
-    task: Task[..., Any]
+    task: BaseTask[..., Any]
     values: Values = field(repr=False)
     """The arguments by parameter name."""
     context: TaskContext

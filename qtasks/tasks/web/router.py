@@ -19,12 +19,12 @@ from fastapi.routing import APIRoute
 from starlette.routing import NoMatchFound, Route
 
 from qtasks.errors import QTasksError
+from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.ports import ASGIApp, Receive, Scope, Send
 from qtasks.tasks.run.attempt import Delivery
 from qtasks.tasks.run.decision import DispatchResponse
 from qtasks.tasks.run.dispatcher import Dispatcher, log
 from qtasks.tasks.run.run import Run
-from qtasks.tasks.task import Task
 
 if TYPE_CHECKING:
     from qtasks.tasks.app import QTasks
@@ -162,7 +162,7 @@ class _Routes:
             raise call.error
         return call.value
 
-    def _route(self, task: Task[..., Any], app: Any) -> APIRoute:
+    def _route(self, task: BaseTask[..., Any], app: Any) -> APIRoute:
         routes = self._by_app.setdefault(app, {})
         if task.name not in routes:
             routes[task.name] = APIRoute(
@@ -186,7 +186,7 @@ async def _witness(request: Request) -> AsyncIterator[None]:
         raise
 
 
-def _endpoint(task: Task[..., Any]) -> Callable[..., Awaitable[Response]]:
+def _endpoint(task: BaseTask[..., Any]) -> Callable[..., Awaitable[Response]]:
     """A path operation whose parameters are the task's dependencies, and nothing but them."""
 
     async def endpoint(qtasks_request: Request, **dependencies: Any) -> Response:

@@ -345,8 +345,8 @@ def test_arguments_are_checked_before_anything_is_asked(broker: ManualBroker) ->
 @pytest.mark.parametrize(
     ("returned", "reason"),
     [
-        ("text", "a list of messages is wanted, not str"),
-        ([], "a list of messages is wanted"),
+        ("text", "expected a list of messages, not str"),
+        ([], "expected a list of messages"),
         ([{"role": "user"}], "a role and a content"),
         (["text"], "a role and a content"),
         ([{"role": "user", "content": object()}], "cannot be written as JSON"),
@@ -378,8 +378,8 @@ def test_calling_it_builds_the_messages_and_asks_nobody(broker: ManualBroker) ->
         ({"max_tokens": 1.5}, "max_tokens=1.5"),
         ({"temprature": 1}, "did you mean 'temperature'"),
         ({"delay": "1s"}, "no option 'delay'"),
-        ({"provider": "openai"}, "one of qtasks.llm"),
-        ({"model": ""}, "one of qtasks.llm and a name"),
+        ({"provider": "openai"}, "a provider of qtasks.llm"),
+        ({"model": ""}, "expected a provider of qtasks.llm and a model name"),
         ({"provider": anthropic(), "seed": 1}, "anthropic has no option 'seed'"),
     ],
 )
@@ -454,9 +454,9 @@ def test_a_completion_names_what_it_takes(broker: ManualBroker) -> None:
 
     for number, (function, reason) in enumerate(
         [
-            (unknown, "takes 'subject'; it can have the output first, then text"),
-            (all_of_it, "does not say what it takes"),
-            (context_first, "does not say what it takes"),
+            (unknown, "takes 'subject'; it can take the output first, then text"),
+            (all_of_it, "does not name its parameters"),
+            (context_first, "does not name its parameters"),
         ]
     ):
         summarise = summariser(broker.tasks, name=f"s{number}")
@@ -500,7 +500,7 @@ def test_routers_have_llm_tasks_as_well(broker: ManualBroker) -> None:
 
 def test_what_a_call_says_to_its_model_does_not_travel_in_a_flow(broker: ManualBroker) -> None:
     summarise = summariser(broker.tasks)
-    with pytest.raises(DefinitionError, match="temperature of a single call does not travel in a flow"):
+    with pytest.raises(DefinitionError, match="temperature of one call cannot be set for a step of a flow"):
         chain(summarise.s("a"), summarise.using(temperature=1).s()).delay()
     chain(summarise.using(temperature=1).s("a"), summarise.s()).delay()  # the first call is made here
     assert json.loads(broker.take().body)["temperature"] == 1
