@@ -18,7 +18,7 @@ from qtasks.cli.terminal import EventPrinter
 logging.getLogger("qtasks").setLevel(logging.CRITICAL)  # the printer shows the same events as the log
 folder = tempfile.TemporaryDirectory(prefix="qtasks-quickstart-")
 printer = EventPrinter()
-tasks = QTasks(embedded=Embedded(Path(folder.name, "tasks.db"), watch=printer.tell))
+tasks = QTasks(embedded=Embedded(Path(folder.name, "tasks.db"), watch=printer.print_event))
 
 
 @tasks.task

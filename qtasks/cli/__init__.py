@@ -44,8 +44,8 @@ class _LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if name not in _COMMANDS and not name.startswith("-"):
-            known = f"; known: {', '.join(_COMMANDS)}"
-            ctx.fail(f"there is no command {name!r}{did_you_mean(name, _COMMANDS) or known}")
+            all_commands = f"; known: {', '.join(_COMMANDS)}"
+            ctx.fail(f"there is no command {name!r}{did_you_mean(name, _COMMANDS) or all_commands}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -92,7 +92,7 @@ async def _dev(options: DevOptions, out: NonBlockingStream, errors: NonBlockingS
         broker = await Broker.open(settings)
         stack.push_async_callback(broker.stop)
         printer = EventPrinter(out)
-        broker.watchers.add(printer.tell)
+        broker.watchers.add(printer.print_event)
         server = ApiServer(broker, [broker_socket])
         await server.start()
         stack.push_async_callback(server.stop)

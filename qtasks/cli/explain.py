@@ -13,11 +13,11 @@ from qtasks.errors import did_you_mean
 def command(code: str | None) -> None:
     """Explain an error code such as QT301; without CODE, list all codes."""
     if code is None:
-        for known in ErrorCode:
-            click.echo(f"{known}  {known.title}")
+        for member in ErrorCode:
+            click.echo(f"{member}  {member.title}")
         return
     number = code.strip().upper()
-    match = next((known for known in ErrorCode if known == number), None)
+    match = next((member for member in ErrorCode if member == number), None)
     if match is None:
         suggestion = did_you_mean(number, map(str, ErrorCode))
         raise click.UsageError(f"there is no error code {code!r}{suggestion or '; `qtasks explain` lists all codes'}")

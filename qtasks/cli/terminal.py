@@ -46,7 +46,7 @@ class OutcomeCounts:
 
 @dataclass
 class EventPrinter:
-    """Prints broker events: add its method `tell` to the watchers of a broker."""
+    """Prints broker events: add its method `print_event` to the watchers of a broker."""
 
     stream: TextStream = field(default_factory=lambda: sys.stdout)
     base_url: str = ""
@@ -62,7 +62,7 @@ class EventPrinter:
             self.colour = self.stream.isatty() and not os.environ.get("NO_COLOR")
         self._marks = _MARKS if _can_encode(self.stream, "".join(_MARKS.values())) else _PLAIN_MARKS
 
-    def tell(self, event: MessageEvent) -> None:
+    def print_event(self, event: MessageEvent) -> None:
         """Print one event. The start of an attempt is not printed, only its end."""
         described = self._describe(event)
         if described is not None:

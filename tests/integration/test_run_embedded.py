@@ -66,7 +66,8 @@ def test_what_was_accepted_before_a_kill_runs_after_it(folder: Path) -> None:
         running.finish()
     assert "the word is" not in running.output
     with run(folder, port) as running:
-        running.wait_for("the word is abc")
+        if "the word is abc" not in running.lines:  # on a slow machine the call runs before the start is reported
+            running.wait_for("the word is abc")
 
 
 def test_a_second_process_on_the_file_is_told_of_the_first(folder: Path) -> None:

@@ -54,7 +54,7 @@ def envelope(*args: object, **kwargs: object) -> bytes:
 def shown(one: MessageEvent, screen: FakeStream | None = None) -> str:
     """The line that an event becomes, without its time."""
     screen = screen or FakeStream()
-    EventPrinter(screen, base_url=BASE_URL).tell(one)
+    EventPrinter(screen, base_url=BASE_URL).print_event(one)
     text = screen.text
     assert text.count("\n") == 1
     assert text.startswith(f"{CLOCK}  ")
@@ -123,7 +123,7 @@ def test_an_event_is_a_line(one: MessageEvent, line: str) -> None:
 @pytest.mark.parametrize("state", [State.ACTIVE, State.ERROR, State.CANCEL_REQUESTED])
 def test_steps_that_other_lines_tell_of_are_none_of_their_own(state: State) -> None:
     screen = FakeStream()
-    EventPrinter(screen).tell(event(state))
+    EventPrinter(screen).print_event(event(state))
     assert screen.text == ""
 
 
@@ -152,7 +152,7 @@ def test_the_name_of_a_task_is_read_from_its_url() -> None:
 def test_what_came_of_it_is_counted() -> None:
     printer = EventPrinter(FakeStream())
     for state in (State.CREATED, State.RETRY, State.DELIVERED, State.DELIVERED, State.FAILED, State.CANCELED):
-        printer.tell(event(state))
+        printer.print_event(event(state))
     assert str(printer.tally) == "2 done, 1 retried, 1 failed"
 
 
@@ -196,7 +196,7 @@ def test_values_under_the_names_of_secrets_are_masked_at_every_depth(body: bytes
 def test_positional_arguments_are_masked_by_the_names_of_their_parameters() -> None:
     screen = FakeStream()
     printer = EventPrinter(screen, base_url=BASE_URL, parameters={"add": ("user", "password"), "other": ("token",)})
-    printer.tell(event(State.CREATED, envelope("ada", "hunter2", "rest")))
+    printer.print_event(event(State.CREATED, envelope("ada", "hunter2", "rest")))
     assert screen.text.endswith("  'ada', ***, 'rest'\n")
 
 
@@ -236,8 +236,8 @@ def test_pairs_of_a_secret_name_and_a_value_are_masked_in_errors(error: str, lin
 def test_the_values_of_secret_arguments_are_masked_in_the_errors_of_their_call(body: bytes, error: str) -> None:
     screen = FakeStream()
     printer = EventPrinter(screen, base_url=BASE_URL, parameters={"add": ("user", "credential")})
-    printer.tell(event(State.FAILED, body, outcome=answered(489, {"error": error})))
-    printer.tell(event(State.RETRY, body, error=error, next_delivery_ms=START_MS))
+    printer.print_event(event(State.FAILED, body, outcome=answered(489, {"error": error})))
+    printer.print_event(event(State.RETRY, body, error=error, next_delivery_ms=START_MS))
     assert screen.text.count("***") >= 2
     assert not re.search("hunter2|h2|4711", screen.text)
 
