@@ -1,1 +1,1 @@
-"""The pure centre of the broker: values, the table of legal moves, and the messages it makes. No I/O, no clock."""
+"""The pure part of the broker: values, the state machine of messages, the builder of messages. No I/O, no clock."""

@@ -16,29 +16,29 @@ DAY_MS: Final = 24 * 60 * 60 * 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
-    """How long finished messages are kept, with their bodies, logs and dead letters. What waits is never removed."""
+    """How long finished messages are kept, with bodies, log and dead letters. Unfinished messages are never removed."""
 
     delivered_ms: int = 7 * DAY_MS
-    """Delivered and cancelled ones."""
+    """For delivered and cancelled messages."""
     failed_ms: int = 30 * DAY_MS
-    """Failed ones, which are the dead letters."""
+    """For failed messages, which are the dead letters."""
     max_bytes: int | None = 1024**3
-    """While the database holds more than this, the oldest finished ones go, whatever their age: dead letters last."""
+    """If the database is larger, the oldest finished messages are removed early, dead letters last. None: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """A message to be accepted. `deduplication_key` is taken for the window from the first use of it."""
+    """A message to accept. A `deduplication_key` blocks further messages with the same key for ten minutes."""
 
     message: Message
     host: str
-    """``host:port`` of the destination, lower-case: what the caps on attempts in flight are counted by."""
+    """``host:port`` of the destination, lower-case; attempts in flight are limited per host."""
     deduplication_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The id a publication was given, or the id of the message that had its deduplication key first."""
+    """The id of the accepted message, or the id of the earlier message with the same deduplication key."""
 
     message_id: str
     deduplicated: bool = False
@@ -46,7 +46,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to make one attempt. `token` is fresh with every claim; a settle must show it."""
+    """The right to make one attempt. Each claim of a message has a new `token`; only the newest one can settle it."""
 
     seq: int
     token: int
@@ -56,50 +56,50 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class ClaimBatch:
-    """What `claim` handed out, and what the caller needs to know to come back at the right time."""
+    """The claims that one call of `claim` made, and when to call it again."""
 
     claims: tuple[Claim, ...] = ()
     next_due_ms: int | None = None
-    """When the earliest message that was left is due; None when there is none."""
+    """When the earliest message that is not due yet becomes due; None if there is none."""
     has_more: bool = False
-    """Work was left that is due now: come back as soon as there is room."""
+    """More messages are due now: claim again as soon as there is room."""
     parked_hosts: frozenset[str] = frozenset()
-    """Hosts with messages held back by their cap."""
+    """Hosts with parked messages, because they have as many attempts in flight as the limit allows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """The end of an attempt: its outcome and what the rules made of it."""
+    """The end of an attempt: its outcome, and what that means for the message."""
 
     claim: Claim
     outcome: Response | Failure
     evaluation: Evaluation
     callback_ids: tuple[str, str] | None = None
-    """Fresh ids for the messages that a callback and a failure callback become; None where the message has neither."""
+    """Ids for the callback message and the failure callback message; None if the message has no callbacks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What a settle wrote."""
+    """What `settle` wrote."""
 
     state: State
-    """The last entry of the log (CANCELED instead of RETRY where somebody asked for that meanwhile)."""
+    """The last log entry: CANCELED in place of RETRY if the message was cancelled during the attempt."""
     created: tuple[Message, ...] = ()
-    """Callback messages."""
+    """The callback messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """What one slice of a bulk cancel did."""
+    """The result of one slice of a bulk cancel."""
 
     count: int
     last: int | None
-    """Where the next slice goes on; None when there is nothing left to look at."""
+    """`after` of the next slice; None if no message is left."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """What a bulk delete did; `cursor` is None when nothing that matches is left."""
+    """The result of a bulk delete; `cursor` is None if no match is left."""
 
     count: int
     cursor: str | None = None
@@ -107,7 +107,7 @@ class Deleted:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryEndpoint:
-    """A member of a URL group."""
+    """A URL that messages are delivered to; a member of a URL group may have a name."""
 
     url: str
     name: str | None = None
@@ -115,7 +115,7 @@ class DeliveryEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class UrlGroupState:
-    """A URL group; `headers` are defaults of every publish to it."""
+    """A URL group; `headers` are the default headers of publishes to it."""
 
     name: str
     endpoints: tuple[DeliveryEndpoint, ...]
@@ -126,13 +126,13 @@ class UrlGroupState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Firing:
-    """What the coming of a tick does to a schedule, as it was when it was looked at."""
+    """What the schedule loop decided for a due schedule. `schedule` is as it was when the loop read it."""
 
     schedule: Schedule
     tick_ms: int | None
-    """The tick that fires; None when all that were missed are too old."""
+    """The tick that fires; None if every due tick is too old."""
     missed: tuple[int, ...] = ()
-    """Ticks that do not fire any more."""
+    """Ticks that passed without a run and do not fire any more."""
     next_ms: int | None = None
     publications: tuple[Publication, ...] = ()
     error: str | None = None
@@ -152,7 +152,10 @@ class QueueState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowKeyState:
-    """A flow-control key: limits (None: none), pins, and what runs, waits and has started in the current window."""
+    """A flow-control key: its limits (None: no limit), whether they are pinned, and its attempts.
+
+    `started` counts the attempts that started in the current window.
+    """
 
     key: str
     parallelism: int | None
@@ -169,14 +172,14 @@ class FlowKeyState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageCriteria:
-    """Which messages are meant: fields are ANDed, values of one field ORed; empty means any."""
+    """Selects messages. Fields are ANDed, the values of one field ORed; an empty field selects all."""
 
     message_ids: tuple[str, ...] = ()
     urls: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
-    """With or without a port."""
+    """Host names, with or without a port."""
     paths: tuple[str, ...] = ()
-    """Of the URL, without its query; ``/`` where it has none."""
+    """Paths of URLs, without the query; ``/`` for a URL without a path."""
     labels: tuple[str, ...] = ()
     url_groups: tuple[str, ...] = ()
     queues: tuple[str, ...] = ()
@@ -189,7 +192,7 @@ class MessageCriteria:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogCriteria(MessageCriteria):
-    """Which log entries to list; the dates are compared with the entry's own time."""
+    """Selects log entries; the dates are compared with the time of the entry."""
 
     states: tuple[State, ...] = ()
     oldest_first: bool = False
@@ -197,7 +200,7 @@ class LogCriteria(MessageCriteria):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetterCriteria(MessageCriteria):
-    """Which dead letters are meant; the dates are compared with the time the message failed."""
+    """Selects dead letters; the dates are compared with the time at which the message failed."""
 
     ids: tuple[str, ...] = ()
     statuses: tuple[int, ...] = ()
@@ -206,7 +209,7 @@ class DeadLetterCriteria(MessageCriteria):
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """One page of a list; `cursor` is None on the last."""
+    """One page of a list; `cursor` is None on the last page."""
 
     items: tuple[T, ...]
     cursor: str | None = None
@@ -214,27 +217,28 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """What a start found of an earlier run."""
+    """What an earlier process left unfinished."""
 
     interrupted: int
-    """Messages whose attempt the earlier process did not finish; they are due at once."""
+    """Messages whose attempt the earlier process did not finish; they are due now."""
     waiting: int
+    """Unfinished messages, interrupted ones included; counted up to 100,001."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccountCredentials:
-    """An account as configured: seeds the store where it is new."""
+    """An account as configured. Its keys are stored only when the account is created."""
 
     name: str
     token: str | None = field(default=None, repr=False)
-    """None: only tokens in the store are valid for it."""
+    """None: only tokens in the store are valid for the account."""
     keys: SigningKeys | None = None
-    """None: made by the store when the account is new."""
+    """None: a new account gets random keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredToken:
-    """A token as the store knows it."""
+    """An API token in the store: its digest, never the token itself."""
 
     digest: bytes
     account: int
