@@ -21,18 +21,18 @@ R = TypeVar("R")
 _COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def dump(parameters: TaskParameters, value: Any, pickles: Callable[[], Pickles], purpose: Purpose) -> str:
+def dump(parameters: TaskParameters, value: Any, pickled: Callable[[Any], str]) -> str:
     """Encode the result of a call as text: as JSON by the task's return annotation if that is possible.
 
     The result of a task whose arguments are pickled may be a pickle. Raises ResultError (QT406) that says what does not
-    fit. `pickles` is called only for a pickle.
+    fit. `pickled` makes the pickle of a value and raises ValueError; it is called only if the result has to be one.
     """
     try:
         text = _json(parameters, value)
     except ResultError:
         if parameters.loose_result is None:
             raise
-        text = _pickle(parameters, value, pickles, purpose)
+        text = _pickle(parameters, value, pickled)
     if (size := len(text.encode())) > MAX_BODY:
         reason = f"makes a text of {size:,} bytes; {MAX_BODY:,} are allowed"
         raise _refusal(parameters, value, reason, fix="store the data and return its key")
@@ -77,14 +77,14 @@ def _json(parameters: TaskParameters, value: Any) -> str:
         raise _refusal(parameters, value, f"cannot be written as JSON: {error}") from None
 
 
-def _pickle(parameters: TaskParameters, value: Any, pickles: Callable[[], Pickles], purpose: Purpose) -> str:
+def _pickle(parameters: TaskParameters, value: Any, pickled: Callable[[Any], str]) -> str:
     assert parameters.loose_result is not None
     try:
         checked = parameters.loose_result.validate_python({"result": value})["result"]
     except ValidationError as error:
         raise _misfit(parameters, value, error) from None
     try:
-        return pickles().dump(checked, purpose)
+        return pickled(checked)
     except ValueError as error:
         raise _refusal(parameters, value, f"cannot be pickled: {error}") from None
 

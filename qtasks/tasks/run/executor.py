@@ -159,8 +159,9 @@ class AttemptExecutor:
         """Record the state of the call and end its lease, in one write."""
         if attempt.envelope.unique is not None:
             await self._keep_or_free_unique(attempt, decision, attempt.envelope.unique)
+        locks = self._leases.released(attempt.context.call_id)
         self._writer.record(attempt.records(decision.status, now_ms, decision.result, decision.note or None))
-        self._leases.release(attempt.context.call_id)
+        self._writer.unlock(locks)
         await self._writer.flush()
 
     async def _keep_or_free_unique(self, attempt: Attempt, decision: Decision, unique_key: str) -> None:

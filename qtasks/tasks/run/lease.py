@@ -110,7 +110,7 @@ class RunLeases:
         self._held: dict[str, Sequence[Lock]] = {}
 
     async def admit(self, attempt: Attempt, token: str) -> Decision | None:
-        """The decision about a delivery that must not run; None for one that may. `release` ends its lease.
+        """The decision about a delivery that must not run; None for one that may.
 
         `token` is the `jti` of its signature, or empty.
         """
@@ -159,15 +159,13 @@ class RunLeases:
             yield
         finally:
             renewal.cancel()
-            if self.release(call_id):
+            if locks := self.released(call_id):
+                self._writer.unlock(locks)
                 self._writer.flush_soon()
 
-    def release(self, call_id: str) -> bool:
-        """End the lease of a run with the next flush; returns whether there was one."""
-        locks = self._held.pop(call_id, ())
-        if locks:
-            self._writer.unlock(locks)
-        return bool(locks)
+    def released(self, call_id: str) -> Sequence[Lock]:
+        """Stop renewing the lease of a run; returns its locks, which the caller ends."""
+        return self._held.pop(call_id, ())
 
     async def keep_unique(self, attempt: Attempt, delay_ms: int) -> None:
         """Keep the unique key of a call locked until the call, due in `delay_ms` at most, has ended."""

@@ -31,8 +31,11 @@ class Run:
 
     def encoded(self, value: Any) -> str:
         """The result as text. Raises ResultError for a value that does not fit the task's return annotation."""
+        return dump(self.task.parameters, value, self._pickled)
+
+    def _pickled(self, value: Any) -> str:
         purpose = Purpose.result(self.task.name, self.context.call_id)
-        return dump(self.task.parameters, value, self.task.runtime.pickles, purpose)
+        return self.task.runtime.pickles().dump(value, purpose)
 
 
 Invoke = Callable[[Run], Awaitable[Any]]
