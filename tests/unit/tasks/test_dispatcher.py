@@ -591,7 +591,7 @@ async def test_a_failure_is_logged_with_the_user_s_frames_only(
         "call_1",
         "msg_1",
     )
-    assert "test_dispatch.py" in caplog.text
+    assert "test_dispatcher.py" in caplog.text
     assert "qtasks/tasks/run/" not in caplog.text
 
 
