@@ -148,7 +148,7 @@ def call_of(message: Message, address: Address, task: Task[..., Any] | None, kep
         if address.call is None:
             envelope = envelopes.decode(message.body)
         else:
-            envelope = model_request.read(kept(address.call) or address.call)
+            envelope = model_request.decode(kept(address.call) or address.call)
             request = json.loads(message.body)
     except (QTasksError, ValueError):  # published by another program: not a call of these tasks
         envelope = envelopes.Envelope(address.call_id)

@@ -198,7 +198,7 @@ def _checked_envelope(query: CallbackQuery, text: str) -> Envelope:
             f"the header {model_request.HEADER} does not match the hash in the signed URL",
             code=ErrorCode.MODEL_CALL_TAMPERED,
         )
-    envelope = model_request.read(text)
+    envelope = model_request.decode(text)
     if envelope.call_id != query.call_id:
         raise PayloadError("the URL and the header belong to different calls", code=ErrorCode.CALLBACK_INVALID)
     return envelope

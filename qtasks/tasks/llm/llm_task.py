@@ -204,7 +204,7 @@ class LlmTask(Task[P, T]):
             envelope=envelope,
             unique=unique,
             url=self.provider.url,
-            key=self.provider.headers(os.environ, keyless=not self.runtime.model_keys),
+            authorization=self.provider.headers(os.environ, keyless=not self.runtime.model_keys),
             completion=replace(completion.publish, retries=completion.retries),
             repair=repair,
         )

@@ -1,4 +1,4 @@
-"""A call on its way to a language model: the request for the provider, and the way back for the answer."""
+"""Messages to language models: the request to the provider, and the callback URL and header for the answer."""
 
 from __future__ import annotations
 
@@ -20,26 +20,29 @@ if TYPE_CHECKING:
     from typing import Self
 
 HEADER: Final = "Qtasks-Call"
-"""The header of a callback that carries the call: its envelope, in URL-safe base64."""
+"""The header of a callback with the call: the envelope in URL-safe base64."""
 
 MAX_HEADER: Final = 6 * 1024
-"""Characters of its value: many servers refuse a header line of more than 8 KiB."""
+"""Largest number of characters of its value: many servers refuse a header line of more than 8 KiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallHeaderMessage(Outgoing):
-    """A message that comes back, or comes, with a call in a header. `envelope` is that call."""
+    """A message that sets the header of a callback. `envelope` is the call; `body` is something else.
+
+    A call that is too large for a header is stored in the result store, under the hash that the callback URL contains.
+    """
 
     body: bytes = field(repr=False)
 
     @functools.cached_property
     def call(self) -> str:
-        """The call as the value of a header, encoded on first use. Raises ValueError."""
-        return written(self.envelope)
+        """The call as the value of the header, encoded on first use. Raises ValueError."""
+        return encode(self.envelope)
 
     @functools.cached_property
     def digest(self) -> str:
-        """What the callback URL says of `call`."""
+        """The hash of `call`, for the callback URL."""
         return digest(self.call)
 
     @property
@@ -49,52 +52,53 @@ class CallHeaderMessage(Outgoing):
 
     @property
     def header(self) -> Headers:
-        """The header with the call, unless that is kept."""
+        """The header with the call; empty if the call is stored."""
         return ((HEADER, self.call),) if len(self.call) <= MAX_HEADER else ()
 
     def encoded(self) -> Self:
-        """See `Outgoing.encoded`: the call travels in the header; the body is another one."""
+        """See `Outgoing.encoded`: here the call is in the header."""
         _ = self.call
         return self
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRequest(CallHeaderMessage):
-    """A request for a provider, as a message whose callback is the dispatcher."""
+    """A request to a provider. Its callback goes to the dispatcher."""
 
     url: str
-    """Where the provider is asked; or the service's own model."""
-    key: Headers = field(default=(), repr=False)
-    """The header lines that open it."""
+    """The provider's address, or ``api/llm`` for the model of the service."""
+    authorization: Headers = field(default=(), repr=False)
+    """Authorization headers for the provider."""
     completion: PublishOptions
-    """How the callback is delivered."""
+    """The options of the callback's delivery."""
     repair: Repair | None = None
+    """Set for the second request of a call."""
 
     def addressed(self, base_url: str) -> tuple[str, PublishOptions]:
         """See `Outgoing.addressed`."""
         query = CallbackQuery(self.call_id, self.digest, self.repair)
-        hides = self.options.redact is not None
-        back = replace(
+        hides_call = self.options.redact is not None
+        callback_options = replace(
             self.completion,
             forward=self.header,
-            # What tells of a request shows the headers that it was made with, and its answer.
-            redact=Redaction(body=True, all_headers=hides) if self.key or hides else None,
+            # A callback contains the headers of the request and the answer to it.
+            redact=Redaction(body=True, all_headers=hides_call) if self.authorization or hides_call else None,
         )
         options = replace(
             self.options,
-            forward=self.key,
-            redact=_redaction(self.key, hides=hides),
+            forward=self.authorization,
+            redact=_redaction(self.authorization, hides_call=hides_call),
             callback=f"{base_url}/{self.task}?{query.text()}",
-            callback_options=back,
+            callback_options=callback_options,
             failure_callback=f"{base_url}/{self.task}?{replace(query, failed=True).text()}",
-            failure_callback_options=back,
+            failure_callback_options=callback_options,
         )
         return self.url, options
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallbackRedelivery(CallHeaderMessage):
-    """A callback once more, later: what `Snooze` makes of one."""
+    """A callback that is sent once more, later, because the completion raised `Snooze`."""
 
     query: CallbackQuery
 
@@ -103,13 +107,13 @@ class CallbackRedelivery(CallHeaderMessage):
         return f"{base_url}/{self.task}?{self.query.text()}", replace(self.options, forward=self.header)
 
 
-def written(envelope: Envelope) -> str:
-    """An envelope as the value of a header."""
+def encode(envelope: Envelope) -> str:
+    """Encode an envelope as the value of the header. Raises ValueError."""
     return base64.urlsafe_b64encode(envelopes.encode(envelope)).decode("ascii")
 
 
-def read(call: str) -> Envelope:
-    """The reverse of `written`. Raises PayloadError."""
+def decode(call: str) -> Envelope:
+    """Decode the value of the header. Raises PayloadError."""
     try:
         return envelopes.decode(base64.b64decode(call, altchars=b"-_", validate=True))
     except (binascii.Error, ValueError) as error:
@@ -117,16 +121,16 @@ def read(call: str) -> Envelope:
 
 
 def digest(call: str) -> str:
-    """What a URL says of a header."""
+    """The hash of the header's value, for the callback URL."""
     return hashlib.sha256(call.encode()).hexdigest()
 
 
 def key_of(digest: str) -> str:
-    """Under what a call is kept that is too large for a header."""
+    """The key under which the result store has a call that is too large for a header."""
     return f"call:{digest}"
 
 
-def _redaction(key: Headers, *, hides: bool) -> Redaction | None:
-    if hides:
+def _redaction(authorization: Headers, *, hides_call: bool) -> Redaction | None:
+    if hides_call:
         return Redaction(body=True, all_headers=True)
-    return Redaction(headers=tuple(name for name, _ in key)) if key else None
+    return Redaction(headers=tuple(name for name, _ in authorization)) if authorization else None

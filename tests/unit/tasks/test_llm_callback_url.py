@@ -67,12 +67,12 @@ def test_a_call_is_read_as_it_was_written_and_is_a_header(
     call_id: str, args: list[Any], kwargs: dict[str, Any]
 ) -> None:
     envelope = Envelope(call_id, args, kwargs, 3, expires_ms=5)
-    written = model_request.written(envelope)
-    assert model_request.read(written) == envelope
+    written = model_request.encode(envelope)
+    assert model_request.decode(written) == envelope
     assert check_forwarded([(model_request.HEADER, written)]) == ((model_request.HEADER, written),)
 
 
 @pytest.mark.parametrize("call", ["", "%", "e30", "e30=", "eyJ2IjoxfQ==\n", "\xff"])
 def test_what_is_no_call_is_refused(call: str) -> None:
     with pytest.raises(PayloadError):
-        model_request.read(call)
+        model_request.decode(call)

@@ -267,7 +267,7 @@ def test_arguments_too_large_for_a_header_are_kept_by_the_result_backend(broker:
     assert record is not None
     assert record.value is not None
     assert model_request.digest(record.value) == digest
-    assert model_request.read(record.value).call_id == result.id
+    assert model_request.decode(record.value).call_id == result.id
 
 
 async def test_without_a_backend_they_are_refused_at_the_call() -> None:
@@ -438,7 +438,7 @@ def test_the_function_is_a_plain_one_that_asks_for_nothing(broker: ManualBroker)
     def with_context(text: str, ctx: TaskContext = injected) -> list[ChatMessage]:
         return [user(text)]
 
-    with pytest.raises(DefinitionError, match="nothing can fill 'ctx'"):
+    with pytest.raises(DefinitionError, match="'ctx' cannot be injected"):
         with_context.delay("abc")
 
 
