@@ -302,8 +302,12 @@ def test_a_killed_dispatcher_is_noticed_at_once_and_what_it_held_is_run_again(fo
     with BrokerServer(folder) as broker:
         with Dispatcher(folder, broker=broker.started()) as dispatcher:
             dispatcher.started()
+            # More retries than pass while the second dispatcher starts, also on a machine under load.
             message_id = broker.publish(
-                dispatcher.url("wait_for"), envelope(1, str(marks), str(go)), Upstash_Retry_Delay="500"
+                dispatcher.url("wait_for"),
+                envelope(1, str(marks), str(go)),
+                Upstash_Retry_Delay="500",
+                Upstash_Retries="99",
             )
             soon(lambda: len(lines(marks)) == 1, "the task has begun")
             killed_ms = time.time() * 1000

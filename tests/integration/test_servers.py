@@ -196,7 +196,7 @@ def test_tokens_are_made_under_names_of_their_own_in_a_database_that_exists(fold
 )
 def test_the_public_credentials_stay_on_this_machine(refused: Refused, variables: dict[str, str]) -> None:
     text = refused("broker", "--host", "0.0.0.0", "--port", "0", **variables)
-    assert "the public development credentials may not be used on 0.0.0.0" in text
+    assert "the public development credentials must not be used on 0.0.0.0" in text
     for secret in variables.values():
         assert secret not in text
 
@@ -205,7 +205,7 @@ def test_public_keys_in_the_database_stay_on_this_machine_too(folder: Path, refu
     keys = {"QSTASH_CURRENT_SIGNING_KEY": DEV.keys.current, "QSTASH_NEXT_SIGNING_KEY": DEV.keys.next}
     assert qtasks("broker", "init", "--db", "k.db", folder=folder, **keys).status == 0
     text = refused("broker", "--db", "k.db", "--host", "0.0.0.0", "--port", "0")
-    assert "the public development credentials may not be used on 0.0.0.0" in text
+    assert "the public development credentials must not be used on 0.0.0.0" in text
     with BrokerServer(folder, "--db", "k.db", secrets=False) as broker:
         broker.started()
 
@@ -426,9 +426,9 @@ def test_a_dispatcher_does_not_trust_the_public_keys(folder: Path) -> None:
     assert "development" in text
     local = {"QTASKS_BASE_URL": "http://127.0.0.1:8000/qtasks", "QSTASH_URL": "http://127.0.0.1:8080"}
     text = turned_away(folder, "run", "--port", "0", "--host", "0.0.0.0", **keys, **local)
-    assert "the public development credentials may not be used on 0.0.0.0" in text
+    assert "the public development credentials must not be used on 0.0.0.0" in text
     text = turned_away(folder, "run", "--port", "0", "--host", "0.0.0.0", QSTASH_DEV="1")
-    assert "the public development credentials may not be used on 0.0.0.0" in text
+    assert "the public development credentials must not be used on 0.0.0.0" in text
 
 
 def test_a_dispatcher_needs_an_application(folder: Path) -> None:
