@@ -13,8 +13,8 @@ import apsw
 from benchmarks.bench import Bench
 from benchmarks.figure import Row
 from qtasks.broker.core.values import ClaimBatch, Publication
-from qtasks.broker.store import accept, claim
 from qtasks.broker.store.connection import connect, run_in_transaction
+from qtasks.broker.store.verbs import accept, claim
 from qtasks.protocol import wire
 from qtasks.protocol.messages import FlowControl, Message, PublishOptions
 

@@ -19,9 +19,9 @@ from qtasks.broker.loops.pruner import Pruner
 from qtasks.broker.loops.scheduler import Scheduler
 from qtasks.broker.ports import Transport
 from qtasks.broker.settings import BrokerSettings, DeliveryLimits
-from qtasks.broker.store import accounts, retention
 from qtasks.broker.store.interface import Store
 from qtasks.broker.store.sqlite import SqliteStore
+from qtasks.broker.store.verbs import accounts, retention
 from qtasks.broker.transport.destination_policy import DestinationPolicy
 from qtasks.broker.transport.http_transport import HttpTransport
 from qtasks.clock import Clock, SystemClock

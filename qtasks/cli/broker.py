@@ -24,8 +24,8 @@ from qtasks.broker.server.api_server import ApiServer
 from qtasks.broker.server.asgi import LOOPBACK_HOSTS
 from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings, DeliveryLimits
-from qtasks.broker.store import accounts
 from qtasks.broker.store.connection import connect, run_in_transaction
+from qtasks.broker.store.verbs import accounts
 from qtasks.cli.option_types import PORT, Duration, Size
 from qtasks.cli.output import NonBlockingStream, log_to
 from qtasks.cli.public_credentials import refuse_public_credentials

@@ -19,8 +19,8 @@ from qtasks.broker.server import event_loop
 from qtasks.broker.server.api_server import ApiServer
 from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings
-from qtasks.broker.store import schedules
 from qtasks.broker.store.connection import MEMORY
+from qtasks.broker.store.verbs import schedules
 from qtasks.cli import dev_file
 from qtasks.cli.child_process import StartedApp
 from qtasks.cli.loader import AppLocation, locate

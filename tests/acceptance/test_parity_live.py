@@ -21,7 +21,7 @@ import qstash as official
 
 from qtasks import qstash as ours
 from qtasks.broker.core.values import AccountCredentials
-from qtasks.broker.store import schedules
+from qtasks.broker.store.verbs import schedules
 from qtasks.protocol.messages import State
 from qtasks.qstash.chat import anthropic
 from qtasks.qstash.dlq import DlqFilter

@@ -27,7 +27,7 @@ import pytest
 from qstash import Receiver
 
 from qtasks.broker.core.rules import Stage
-from qtasks.broker.store.settle import INTERRUPTED
+from qtasks.broker.store.verbs.settle import INTERRUPTED
 from qtasks.protocol import signing
 from qtasks.protocol.development import USERS
 from qtasks.protocol.messages import State

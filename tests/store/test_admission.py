@@ -8,7 +8,7 @@ import pytest
 
 from qtasks.broker.core.rules import Stage, Trigger
 from qtasks.broker.core.values import Claim
-from qtasks.broker.store import accept, claim, flow_control, queues
+from qtasks.broker.store.verbs import accept, claim, flow_control, queues
 from qtasks.protocol.messages import FlowControl, PublishOptions
 from tests.support.broker import ACCOUNT, publication
 from tests.support.store import InlineStore, ids

@@ -10,7 +10,7 @@ import pytest
 
 from qtasks.broker.core.rules import Trigger
 from qtasks.broker.core.values import Claim
-from qtasks.broker.store import flow_control, queues
+from qtasks.broker.store.verbs import flow_control, queues
 from qtasks.protocol.messages import FlowControl, Message, PublishOptions
 from tests.support.broker import ACCOUNT
 from tests.support.store import InlineStore

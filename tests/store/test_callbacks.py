@@ -11,7 +11,7 @@ import pytest
 from qtasks.broker.core.rules import Evaluation, Stage, Trigger
 from qtasks.broker.core.values import Settlement
 from qtasks.broker.ports import Failure
-from qtasks.broker.store import settle
+from qtasks.broker.store.verbs import settle
 from qtasks.protocol import wire
 from qtasks.protocol.messages import PublishOptions, Redaction, State
 from tests.support.store import OK, InlineStore, ids

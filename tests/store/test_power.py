@@ -10,10 +10,10 @@ import pytest
 
 from qtasks.broker.core.rules import Evaluation, Trigger
 from qtasks.broker.core.values import Settlement
-from qtasks.broker.store.accept import accept
-from qtasks.broker.store.claim import claim
 from qtasks.broker.store.connection import connect
-from qtasks.broker.store.settle import settle
+from qtasks.broker.store.verbs.accept import accept
+from qtasks.broker.store.verbs.claim import claim
+from qtasks.broker.store.verbs.settle import settle
 from qtasks.protocol.messages import Response
 from tests.support.broker import START_MS, publication
 from tests.support.power import Acknowledged, Tape, TapingVFS

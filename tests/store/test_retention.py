@@ -15,10 +15,10 @@ import pytest
 from qtasks.broker.core.rules import Evaluation, Trigger
 from qtasks.broker.core.values import DAY_MS, DeadLetterCriteria, LogCriteria, Retention, Settlement
 from qtasks.broker.loops.pruner import INTERVAL_MS, PAUSE_MS, Pruner
-from qtasks.broker.store import accept, cancel, claim, queries, settle
 from qtasks.broker.store.connection import connect, run_in_transaction
-from qtasks.broker.store.retention import BATCH, prune_deduplication_keys, prune_messages, used_bytes
 from qtasks.broker.store.sqlite import SqliteStore
+from qtasks.broker.store.verbs import accept, cancel, claim, queries, settle
+from qtasks.broker.store.verbs.retention import BATCH, prune_deduplication_keys, prune_messages, used_bytes
 from qtasks.errors import StoreError
 from qtasks.protocol.messages import DEDUPLICATION_WINDOW_MS, PublishOptions, Response
 from tests.support.broker import ACCOUNT, START_MS, VirtualClock, publication

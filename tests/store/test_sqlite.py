@@ -13,10 +13,11 @@ import apsw
 import pytest
 
 from qtasks.broker.core.values import LogCriteria
-from qtasks.broker.store import cancel, group_commit, queries
+from qtasks.broker.store import group_commit
 from qtasks.broker.store.connection import connect
 from qtasks.broker.store.group_commit import QUICK_S
 from qtasks.broker.store.sqlite import SqliteStore
+from qtasks.broker.store.verbs import cancel, queries
 from qtasks.errors import SchemaTooNew, StoreError, StoreFull, StoreLocked
 from tests.support.broker import ACCOUNT, START_MS, VirtualClock, publication
 

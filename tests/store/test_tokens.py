@@ -12,9 +12,9 @@ import pytest
 from qtasks.broker.api.api_request import ApiRequest, HttpError
 from qtasks.broker.api.auth import STALE_S, Principal, Tokens, TokenScope
 from qtasks.broker.core.values import StoredToken
-from qtasks.broker.store import accounts
 from qtasks.broker.store.connection import connect
 from qtasks.broker.store.sqlite import SqliteStore
+from qtasks.broker.store.verbs import accounts
 from qtasks.errors import StoreError
 from tests.support.broker import START_MS, VirtualClock
 

@@ -10,8 +10,8 @@ import pytest
 from qtasks.broker.core.rules import Evaluation, Trigger
 from qtasks.broker.core.values import AccountCredentials, Claim, DeadLetterCriteria, LogCriteria, Settlement
 from qtasks.broker.ports import Failure
-from qtasks.broker.store import accept, accounts, admission, cancel, claim, queries, settle
 from qtasks.broker.store.connection import connect
+from qtasks.broker.store.verbs import accept, accounts, admission, cancel, claim, queries, settle
 from qtasks.protocol.messages import (
     DEDUPLICATION_WINDOW_MS,
     FlowControl,

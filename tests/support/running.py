@@ -18,7 +18,7 @@ from qtasks.broker.server import event_loop
 from qtasks.broker.server.api_server import ApiServer
 from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import BrokerSettings
-from qtasks.broker.store import accounts
+from qtasks.broker.store.verbs import accounts
 from qtasks.protocol.messages import State
 from qtasks.randomness import SystemRandom
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote_plus
 
 from qtasks.broker.api.api_request import ApiRequest, HttpError
 from qtasks.broker.core.values import StoredToken
-from qtasks.broker.store.accounts import token_digest
+from qtasks.broker.store.verbs.accounts import token_digest
 from qtasks.clock import Clock
 
 _MAX_TOKEN: Final = 4096

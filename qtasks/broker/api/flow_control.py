@@ -7,7 +7,7 @@ from typing import Final
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Query, json_response
 from qtasks.broker.core.values import FlowKeyState
-from qtasks.broker.store import flow_control
+from qtasks.broker.store.verbs import flow_control
 
 _MAX_LIMIT: Final = 2**31 - 1
 _MAX_PERIOD_S: Final = 7 * 24 * 60 * 60

@@ -21,7 +21,7 @@ from qtasks.broker.api.validation import (
 )
 from qtasks.broker.core.message_builder import LLM_URL, ValidPublish, publications
 from qtasks.broker.core.values import Accepted, DeliveryEndpoint, Publication
-from qtasks.broker.store import url_groups
+from qtasks.broker.store.verbs import url_groups
 from qtasks.protocol import wire
 from qtasks.protocol.messages import MAX_BODY, Headers
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_name, read_object
 from qtasks.broker.core.values import QueueState
-from qtasks.broker.store import queues
+from qtasks.broker.store.verbs import queues
 
 MAX_PARALLELISM: Final = 1000
 """The limit of the largest hosted plan."""

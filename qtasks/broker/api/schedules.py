@@ -8,7 +8,7 @@ from qtasks.broker import ids
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response
 from qtasks.broker.api.validation import check_api, check_callbacks_of_queue, check_policy, split_target
-from qtasks.broker.store import schedules, url_groups
+from qtasks.broker.store.verbs import schedules, url_groups
 from qtasks.protocol import cron, views, wire
 from qtasks.protocol.messages import MAX_BODY, Schedule
 

@@ -8,7 +8,7 @@ from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_name, read_object
 from qtasks.broker.api.validation import check_policy
 from qtasks.broker.core.values import DeliveryEndpoint, UrlGroupState
-from qtasks.broker.store import url_groups
+from qtasks.broker.store.verbs import url_groups
 from qtasks.protocol import wire
 from qtasks.protocol.messages import Headers
 

@@ -22,8 +22,8 @@ from qtasks.broker.events import EventWatchers, MessageEvent
 from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.ports import DeliveryRequest, Failure, Transport
 from qtasks.broker.settings import DeliveryLimits
-from qtasks.broker.store import settle
 from qtasks.broker.store.interface import Store
+from qtasks.broker.store.verbs import settle
 from qtasks.clock import Clock
 from qtasks.errors import StoreError
 from qtasks.protocol import signing

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qtasks.broker.store import accounts
 from qtasks.broker.store.interface import Store
+from qtasks.broker.store.verbs import accounts
 from qtasks.protocol.messages import SigningKeys
 
 

@@ -7,8 +7,8 @@ import logging
 from typing import Final
 
 from qtasks.broker.core.values import Retention
-from qtasks.broker.store import retention
 from qtasks.broker.store.interface import Store
+from qtasks.broker.store.verbs import retention
 from qtasks.clock import Clock
 from qtasks.errors import StoreError
 

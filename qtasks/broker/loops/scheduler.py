@@ -13,8 +13,8 @@ from qtasks.broker import ids
 from qtasks.broker.core.message_builder import publications, publish_of_schedule
 from qtasks.broker.core.values import Firing, Publication
 from qtasks.broker.events import EventWatchers
-from qtasks.broker.store import schedules, url_groups
 from qtasks.broker.store.interface import Store
+from qtasks.broker.store.verbs import schedules, url_groups
 from qtasks.clock import Clock
 from qtasks.errors import StoreError
 from qtasks.protocol import cron, wire

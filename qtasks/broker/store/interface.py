@@ -1,9 +1,9 @@
 """The interface of a store: writes and reads, each by a function that the caller names.
 
-The functions stand in the modules of this package, one module for each subject: `accept`, `claim`, `settle`, `cancel`,
-`queues`, `flow_control`, `url_groups`, `schedules`, `dead_letters`, `accounts`, `retention`, and `queries`. Their first
-parameter is a connection inside an open transaction. They read no clock and create no ids: the caller passes both.
-`now_ms` is wall time in Unix milliseconds. Tests and simulations call them directly.
+The functions stand in `verbs`, one module for each subject: `await store.write(queues.pause_queue, account, name,
+paused=True, now_ms=now_ms)`. Their first parameter is a connection inside an open transaction. They read no clock and
+create no ids: the caller passes both. `now_ms` is wall time in Unix milliseconds. Tests and simulations call them
+directly.
 
 The functions are written for SQLite. A store for another database runs its own function in place of the one that
 the caller names, and states only those that differ.

@@ -13,12 +13,12 @@ from typing import Concatenate, Final, ParamSpec, TypeVar
 import apsw
 
 from qtasks.broker.core.values import Accepted, ClaimBatch, Publication, Recovery
-from qtasks.broker.store.accept import accept
-from qtasks.broker.store.claim import claim
 from qtasks.broker.store.connection import MEMORY, connect, connect_read_only, run_in_transaction
 from qtasks.broker.store.file_lock import FileLock
 from qtasks.broker.store.group_commit import GroupCommit
-from qtasks.broker.store.settle import recover
+from qtasks.broker.store.verbs.accept import accept
+from qtasks.broker.store.verbs.claim import claim
+from qtasks.broker.store.verbs.settle import recover
 from qtasks.clock import Clock
 from qtasks.errors import StoreError
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from qtasks.broker.broker import Broker
 from qtasks.broker.core.values import Claim
-from qtasks.broker.store.schedules import next_tick
+from qtasks.broker.store.verbs.schedules import next_tick
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import QTasksError
 from qtasks.testing.call_log import CallLog

@@ -19,9 +19,9 @@ from qtasks.broker.loops.deliverer import USER_AGENT, Deliverer, signed_request
 from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.ports import DeliveryRequest, Failure, Transport
 from qtasks.broker.settings import BrokerSettings, DeliveryLimits
-from qtasks.broker.store import accounts, cancel, claim, queries, settle
 from qtasks.broker.store.interface import Store
 from qtasks.broker.store.sqlite import SqliteStore
+from qtasks.broker.store.verbs import accounts, cancel, claim, queries, settle
 from qtasks.errors import StoreError
 from qtasks.protocol import signing
 from qtasks.protocol.messages import PublishOptions, Response, SigningKeys, State

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from qtasks.broker.loops.scheduler import plan
-from qtasks.broker.store.schedules import due_schedules
+from qtasks.broker.store.verbs.schedules import due_schedules
 from qtasks.protocol import cron
 from qtasks.protocol.messages import PublishOptions, Schedule
 from tests.support.api import HOOK, Service, header

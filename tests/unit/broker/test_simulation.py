@@ -24,8 +24,8 @@ from qtasks.broker.loops.deliverer import Deliverer
 from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.ports import DeliveryRequest, Failure
 from qtasks.broker.settings import DeliveryLimits
-from qtasks.broker.store import accounts, cancel, queries, settle
 from qtasks.broker.store.sqlite import SqliteStore
+from qtasks.broker.store.verbs import accounts, cancel, queries, settle
 from qtasks.protocol.messages import LogEntry, PublishOptions, Response, SigningKeys, State
 from tests.support.broker import ACCOUNT, SeededRandom, VirtualClock, publication
 from tests.support.legal_moves import assert_legal

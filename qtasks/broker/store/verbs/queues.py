@@ -8,9 +8,9 @@ import apsw
 
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import QueueState
-from qtasks.broker.store import admission
-from qtasks.broker.store.cancel import cancel_one
-from qtasks.broker.store.rows import fetch
+from qtasks.broker.store.verbs import admission
+from qtasks.broker.store.verbs.cancel import cancel_one
+from qtasks.broker.store.verbs.rows import fetch
 
 _LAG: Final = (
     "(SELECT count(*) FROM messages m"

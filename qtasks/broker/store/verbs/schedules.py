@@ -9,8 +9,8 @@ import orjson
 
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import Firing
-from qtasks.broker.store.accept import insert
-from qtasks.broker.store.rows import fetch, pack_headers, unpack_options
+from qtasks.broker.store.verbs.accept import insert
+from qtasks.broker.store.verbs.rows import fetch, pack_headers, unpack_options
 from qtasks.protocol import wire
 from qtasks.protocol.messages import RunState, Schedule
 

@@ -9,10 +9,10 @@ import apsw
 from qtasks.broker.core.message_builder import callbacks_of_attempt
 from qtasks.broker.core.rules import FINAL, TRANSITIONS, Stage, Trigger
 from qtasks.broker.core.values import Publication, Recovery, Settled, Settlement
-from qtasks.broker.store import admission
-from qtasks.broker.store.accept import insert
-from qtasks.broker.store.log_entries import add_dead_letter, append_log, change_stage
-from qtasks.broker.store.rows import fetch
+from qtasks.broker.store.verbs import admission
+from qtasks.broker.store.verbs.accept import insert
+from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_log, change_stage
+from qtasks.broker.store.verbs.rows import fetch
 from qtasks.protocol import wire
 from qtasks.protocol.messages import Message, Response, State
 

@@ -8,8 +8,8 @@ from typing import Any, Final
 import apsw
 
 from qtasks.broker.core.values import DeliveryEndpoint, UrlGroupState
-from qtasks.broker.store import rows
-from qtasks.broker.store.rows import fetch
+from qtasks.broker.store.verbs import rows
+from qtasks.broker.store.verbs.rows import fetch
 from qtasks.protocol.messages import Headers
 
 _SELECT: Final = "SELECT name, headers, created_ms, updated_ms FROM url_groups"

@@ -8,8 +8,8 @@ import apsw
 
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import FlowKeyState
-from qtasks.broker.store import admission
-from qtasks.broker.store.rows import fetch
+from qtasks.broker.store.verbs import admission
+from qtasks.broker.store.verbs.rows import fetch
 
 _COUNT: Final = "SELECT count(*) FROM messages m WHERE m.account = f.account AND m.flow_key = f.key"
 _SELECT: Final = (

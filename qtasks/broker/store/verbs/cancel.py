@@ -9,9 +9,9 @@ import apsw
 
 from qtasks.broker.core.rules import FINAL, TRANSITIONS, Stage, Trigger
 from qtasks.broker.core.values import Cancelled, MessageCriteria
-from qtasks.broker.store import admission, filters
-from qtasks.broker.store.log_entries import append_log
-from qtasks.broker.store.rows import fetch
+from qtasks.broker.store.verbs import admission, filters
+from qtasks.broker.store.verbs.log_entries import append_log
+from qtasks.broker.store.verbs.rows import fetch
 
 SLICE: Final = 2_000
 """Messages that one slice of a bulk cancel reads at most: some milliseconds."""

@@ -9,8 +9,8 @@ from typing import Final, TypeVar
 import apsw
 
 from qtasks.broker.core.values import DeadLetterCriteria, LogCriteria, MessageCriteria, Page
-from qtasks.broker.store import filters, rows
-from qtasks.broker.store.rows import fetch
+from qtasks.broker.store.verbs import filters, rows
+from qtasks.broker.store.verbs.rows import fetch
 from qtasks.protocol.messages import DeadLetter, LogEntry, Message
 
 Item = TypeVar("Item", LogEntry, DeadLetter)

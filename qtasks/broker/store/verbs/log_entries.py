@@ -6,7 +6,7 @@ import apsw
 
 from qtasks.broker.core.rules import TRANSITIONS, Stage, Trigger
 from qtasks.broker.ports import Failure
-from qtasks.broker.store import rows
+from qtasks.broker.store.verbs import rows
 from qtasks.protocol.messages import Response, State
 
 

@@ -9,9 +9,9 @@ import apsw
 
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import Accepted, Publication
-from qtasks.broker.store import admission, rows
-from qtasks.broker.store.log_entries import append_log
-from qtasks.broker.store.rows import MessageRow
+from qtasks.broker.store.verbs import admission, rows
+from qtasks.broker.store.verbs.log_entries import append_log
+from qtasks.broker.store.verbs.rows import MessageRow
 from qtasks.protocol.messages import DEDUPLICATION_WINDOW_MS, Message, State
 
 

@@ -11,9 +11,9 @@ import apsw
 
 from qtasks.broker.core.rules import TRANSITIONS, Stage, Trigger
 from qtasks.broker.core.values import Claim, ClaimBatch
-from qtasks.broker.store import admission, rows
-from qtasks.broker.store.log_entries import add_dead_letter, append_log, change_stage
-from qtasks.broker.store.rows import MessageRow, fetch
+from qtasks.broker.store.verbs import admission, rows
+from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_log, change_stage
+from qtasks.broker.store.verbs.rows import MessageRow, fetch
 from qtasks.protocol.messages import State
 
 SCAN_LIMIT: Final = 512

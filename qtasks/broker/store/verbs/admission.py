@@ -23,8 +23,8 @@ from typing import Final, cast
 import apsw
 
 from qtasks.broker.core.rules import TRANSITIONS, Stage, Trigger
-from qtasks.broker.store.log_entries import change_stage
-from qtasks.broker.store.rows import fetch
+from qtasks.broker.store.verbs.log_entries import change_stage
+from qtasks.broker.store.verbs.rows import fetch
 from qtasks.protocol.messages import FlowControl
 
 FRONT: Final = 0

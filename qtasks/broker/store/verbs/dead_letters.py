@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import apsw
 
 from qtasks.broker.core.values import DeadLetterCriteria, Deleted, Publication
-from qtasks.broker.store import queries
-from qtasks.broker.store.accept import insert
-from qtasks.broker.store.rows import fetch
+from qtasks.broker.store.verbs import queries
+from qtasks.broker.store.verbs.accept import insert
+from qtasks.broker.store.verbs.rows import fetch
 
 
 def delete_dead_letters(
