@@ -1,4 +1,4 @@
-"""What a schedule in the code declares, and the schedule that the service has to have for it. Pure: `sync` acts.
+"""Declared schedules: what the code declares, and the schedule that the service should have. Pure: `sync` acts.
 
 The id of a schedule is made of the environment (the address of the dispatcher, `QTASKS_BASE_URL`), the name of the task
 and the name of the schedule, and of nothing else. It stays the same when the expression or the arguments change, and

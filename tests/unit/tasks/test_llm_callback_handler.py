@@ -622,7 +622,7 @@ async def test_callbacks_that_overtake_each_other_change_nothing(
 async def test_an_answer_waits_for_news_that_are_just_being_kept(
     provider: ScriptedProvider, summarise: LlmTask[..., Summary], broker: ManualBroker
 ) -> None:
-    """Told to come back in some seconds, as of a run that goes on elsewhere, it would be late for nothing."""
+    """If it were answered with a Retry-After, as a duplicate of a running call, it would be seconds late."""
     result = summarise.delay("abc")
     callback = provider.callbacks_of(provider.take_request(), openai_says(GOOD)).callback
     results, now_ms = broker.tasks.runtime.results(), broker.clock.now_ms()
@@ -824,7 +824,7 @@ async def test_a_body_that_is_no_callback_is_a_dead_letter_that_says_so(
 async def test_a_header_of_another_call_is_noticed_though_its_hash_is_right(
     provider: ScriptedProvider, summarise: LlmTask[..., Summary]
 ) -> None:
-    """Only who may publish can make such a URL; the two have to agree all the same."""
+    """Only a caller with the API token can make such a URL, but the two must still agree."""
     summarise.delay("abc")
     callback = provider.callbacks_of(provider.take_request(), openai_says(GOOD)).callback
     found = callback_url.read(callback.url.partition("?")[2])
@@ -834,13 +834,12 @@ async def test_a_header_of_another_call_is_noticed_though_its_hash_is_right(
 
 
 async def test_without_a_result_backend_completions_run_all_the_same(recorded: RecordedEvents) -> None:
+    no_results = ManualBroker()
+    no_results.tasks = application(results=None)
+    no_results.tasks.runtime.clock = TaskClock(no_results.clock)
+    provider = ScriptedProvider(no_results)
 
-    home = ManualBroker()
-    home.tasks = application(results=None)
-    home.tasks.runtime.clock = TaskClock(home.clock)
-    provider = ScriptedProvider(home)
-
-    @home.tasks.llm(model="any", output=Summary)
+    @no_results.tasks.llm(model="any", output=Summary)
     def summarise(text: str) -> list[ChatMessage]:
         return [user(text)]
 
@@ -852,7 +851,7 @@ async def test_without_a_result_backend_completions_run_all_the_same(recorded: R
     target, options = request.addressed(BASE_URL)
     call = publishing.publish_raw(target, request.body, options, retry_id=None)
     message = SentMessage(Request("POST", call.path, call.headers, call.body), "msg_1")
-    with home.tasks:
+    with no_results.tasks:
         answer = await provider.deliver(provider.callbacks_of(message, openai_says(GOOD)).callback)
         refused = provider.callbacks_of(message, refuses(500)).callback
         assert (await provider.deliver(refused)).status == 200

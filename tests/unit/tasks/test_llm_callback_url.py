@@ -1,4 +1,4 @@
-"""What a callback URL says, and how a call travels in a header."""
+"""The query of a callback URL, and the header that carries a call."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_any_other_query_is_none(query: str) -> None:
 
 @given(queries, st.data())
 def test_a_query_with_one_character_changed_is_another_query_or_none(made: CallbackQuery, data: st.DataObject) -> None:
-    """The same call cannot be written in two ways: what is signed is what is meant."""
+    """One call has exactly one spelling, so a signed URL has one meaning."""
     query = made.text()
     place = data.draw(st.integers(0, len(query) - 1))
     changed = query[:place] + data.draw(st.characters()) + query[place + 1 :]

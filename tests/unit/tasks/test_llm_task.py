@@ -1,4 +1,4 @@
-"""Calls of LLM tasks on their way out: what the provider is asked, and how the answer finds its way back."""
+"""Calls of LLM tasks: the request to the provider, its callback URL, and what is refused in a declaration."""
 
 from __future__ import annotations
 

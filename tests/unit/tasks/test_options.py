@@ -1,4 +1,4 @@
-"""Options as people write them become options as the protocol wants them."""
+"""Options of users are converted to the form of the protocol."""
 
 from __future__ import annotations
 

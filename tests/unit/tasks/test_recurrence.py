@@ -1,4 +1,4 @@
-"""When a schedule runs: expressions that every service knows, and sentences for those that cannot be."""
+"""When a schedule runs: expressions that every service accepts, and the errors for others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trying again, later, or not at all: policies, wishes, and calls that came too late."""
+"""Retries: policies, control exceptions such as `Snooze`, and calls that have expired."""
 
 from __future__ import annotations
 

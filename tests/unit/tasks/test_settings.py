@@ -1,4 +1,4 @@
-"""Which engine is chosen, where each value comes from, and the errors when something is missing."""
+"""Which service is chosen, where each value comes from, and the errors for missing values."""
 
 from __future__ import annotations
 
@@ -198,18 +198,18 @@ def test_no_secret_shows_in_the_text_of_settings() -> None:
         assert secret not in repr(settings)
 
 
-def test_a_home_inside_the_process_decides_about_the_engine_and_leaves_the_rest() -> None:
+def test_an_embedded_broker_describes_the_service_and_leaves_the_other_settings() -> None:
     connection = Connection(
         url="http://broker.internal",
-        token="home-token",
+        token="embedded-token",
         keys=DEV_SIGNING_KEYS,
-        base_url="http://home.internal/t",
+        base_url="http://embedded.internal/t",
         results="memory://",
         transport=RecordingTransport(),
     )
     environment = {"QSTASH_TOKEN": "production", "QSTASH_URL": "https://x.example", "QTASKS_THREADS": "3"}
     settings = embedded(connection, environment, {"result_ttl": "1h"})
-    assert settings.sender() == ("http://broker.internal", "home-token", "http://home.internal/t")
+    assert settings.sender() == ("http://broker.internal", "embedded-token", "http://embedded.internal/t")
     assert settings.receiver()[0] == DEV_SIGNING_KEYS
     assert (settings.results, settings.threads, settings.result_ttl_ms) == ("memory://", 3, 3_600_000)
     assert settings.origin("token") == "embedded"
@@ -251,7 +251,7 @@ def test_of_several_secret_keys_each_is_good() -> None:
 
 @contextmanager
 def broker(status: int = 200, answer: object = None, *, expect: str = "dev-token") -> Iterator[str]:
-    """Something on a free port that answers `GET /v2/keys`."""
+    """A server on a free port that answers ``GET /v2/keys``."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
