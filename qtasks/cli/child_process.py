@@ -108,23 +108,11 @@ class ChildProcess:
             os.close(lifeline_in)
         reports = await _ReportReader.open(report_in)
         try:
-            facts = await reports.next()
-            if facts is None:
-                status = await process.wait()
-                raise AppError(
-                    f"the application ended while starting, with status {status}",
-                    code=ErrorCode.APPLICATION_ENDED,
-                )
-            if "error" in facts:
-                await process.wait()
-                raise AppError(facts["error"], code=facts["code"])
+            serving = await _started(process, reports)
         except BaseException:
             reports.close()
             os.close(lifeline_out)  # the child ends when it sees this
             raise
-        serving = StartedApp(
-            facts["target"], facts["base_url"], facts["parameters"], facts["schedules"], facts["synced"]
-        )
         return cls(process, serving, reports, lifeline_out)
 
     async def wait(self) -> int:
@@ -156,6 +144,21 @@ class ChildProcess:
             self._reports.close()
             os.close(self._lifeline)
             self._lifeline = -1
+
+
+async def _started(process: asyncio.subprocess.Process, reports: _ReportReader) -> StartedApp:
+    """The first report of a child. Raises AppError when it is an error, or when the child ends without one."""
+    facts = await reports.next()
+    if facts is None:
+        status = await process.wait()
+        raise AppError(
+            f"the application ended while starting, with status {status}",
+            code=ErrorCode.APPLICATION_ENDED,
+        )
+    if "error" in facts:
+        await process.wait()
+        raise AppError(facts["error"], code=facts["code"])
+    return StartedApp(facts["target"], facts["base_url"], facts["parameters"], facts["schedules"], facts["synced"])
 
 
 class _ReportReader:

@@ -30,6 +30,7 @@ from qtasks.cli.signals import stop_signals
 from qtasks.cli.terminal import EventPrinter
 from qtasks.errors import StoreError
 from qtasks.protocol import development
+from qtasks.protocol.messages import SigningKeys
 
 HOST: Final = "127.0.0.1"
 
@@ -99,15 +100,7 @@ async def _dev(options: DevOptions, out: NonBlockingStream, errors: NonBlockingS
 
         user = development.USERS[0]
         keys = await broker.keys.of(broker.accounts[user.name])
-        environment = {
-            **os.environ,
-            "QSTASH_URL": broker_url,
-            "QSTASH_TOKEN": user.token,
-            "QSTASH_CURRENT_SIGNING_KEY": keys.current,
-            "QSTASH_NEXT_SIGNING_KEY": keys.next,
-            "QTASKS_RESULTS": options.results,
-            "QTASKS_DEV": "1",
-        }
+        environment = _application_environment(broker_url, user.token, keys, options.results)
 
         def on_started(started_app: StartedApp) -> None:
             printer.base_url, printer.parameters = started_app.base_url, started_app.parameters
@@ -144,6 +137,18 @@ async def _dev(options: DevOptions, out: NonBlockingStream, errors: NonBlockingS
         errors.line("stopping: waiting for running tasks")
     out.line(str(printer.tally))
     return status
+
+
+def _application_environment(broker_url: str, token: str, keys: SigningKeys, results: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "QSTASH_URL": broker_url,
+        "QSTASH_TOKEN": token,
+        "QSTASH_CURRENT_SIGNING_KEY": keys.current,
+        "QSTASH_NEXT_SIGNING_KEY": keys.next,
+        "QTASKS_RESULTS": results,
+        "QTASKS_DEV": "1",
+    }
 
 
 def _greet(out: NonBlockingStream, options: DevOptions, broker: Broker, serving: StartedApp, broker_url: str) -> None:

@@ -13,15 +13,13 @@ from tests.house.report import LONGEST_FUNCTION, MEASURES, Measure, Row
 from tests.house.source import ROOT, Modules, read
 
 OVER: dict[str, int] = {
-    "modules in import circles": 21,
-    "imports upward, uncovered modules, exceptions": 2,
-    "class names in use for two things": 6,
-    "module names in use for two things": 1,
-    "retired words in names": 22,
-    "variables with a vague name": 348,
-    "files flat in the largest room": 23,
-    "idioms": 458,
-    "citations of what is not in docs/": 64,
+    "modules in import circles": 5,
+    "imports upward, uncovered modules, exceptions": 1,
+    "class names in use for two things": 1,
+    "retired words in names": 2,
+    "variables with a vague name": 19,
+    "files flat in the largest room": 21,
+    "idioms": 73,
 }
 """What still misses its bar, and by how much; nothing here may grow."""
 

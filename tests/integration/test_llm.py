@@ -351,7 +351,7 @@ def broken(asked: ProviderRequest) -> str:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (fake_llm(), "it has 0 answers, and was asked once more: 'Summarise: abc'"),
+        (fake_llm(), "it has 0 answers and got one more request: 'Summarise: abc'"),
         (fake_llm(broken), "fake_llm: LookupError: no such answer"),
         (fake_llm(object()), "fake_llm: PydanticSerializationError"),
     ],
