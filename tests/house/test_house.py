@@ -265,9 +265,9 @@ def test_a_citation_of_what_is_not_there_is_seen(tree: Tree, tmp_path: Path) -> 
 
 def test_the_ways_of_a_call_and_of_its_delivery_are_traced() -> None:
     delay, delivery = trace.trace()
-    assert {"tasks/task.py", "qstash/operations/publishing.py", "embedded.py"} < set(delay.calls)
-    assert {"tasks/web/router.py", "tasks/run/dispatcher.py", "protocol/signing.py"} < set(delivery.calls)
-    assert not any(file.startswith("broker/") for file in delivery.calls)
+    assert {file.partition("/")[0] for file in delay.calls} >= {"tasks", "qstash", "protocol", "embedded.py"}
+    assert not any(file.startswith(("broker/", "embedded.py")) for file in delivery.calls)
+    assert {"tasks/run", "tasks/web", "tasks/encode"} < {file.rpartition("/")[0] for file in delivery.calls}
 
 
 def test_moves_are_the_runs_of_calls_in_one_file() -> None:
