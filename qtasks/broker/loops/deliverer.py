@@ -172,7 +172,7 @@ class Deliverer:
     async def _attempt(self, claim: Claim) -> None:
         message = claim.message
         try:
-            keys = await self._until_stored(
+            keys = await self._retry_until_success(
                 lambda: self._keys.of(message.account), f"read the signing keys for {message.id}"
             )
             self._notify(State.ACTIVE, message)
@@ -219,7 +219,7 @@ class Deliverer:
             self.wake()
             return self._store.write(settle.settle, settlement, now_ms=now_ms)
 
-        return await self._until_stored(record, f"record the end of an attempt of {settlement.claim.message.id}")
+        return await self._retry_until_success(record, f"record the end of an attempt of {settlement.claim.message.id}")
 
     async def _send(self, message: Message, keys: SigningKeys) -> Response | Failure:
         """The transport's outcome. Every error on the way costs one attempt, never the message."""
@@ -242,7 +242,7 @@ class Deliverer:
             log.exception("message %s could not be sent", message.id)
             return Failure("connection_lost", f"the attempt failed inside the broker: {type(error).__name__}")
 
-    async def _until_stored(self, operation: Callable[[], Awaitable[T]], purpose: str) -> T:
+    async def _retry_until_success(self, operation: Callable[[], Awaitable[T]], purpose: str) -> T:
         """The result of a store operation, repeated every second until it succeeds.
 
         It never gives up, which would lose the outcome of an attempt. Errors are logged once a minute.
