@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, QTasksError, did_you_mean
-from qtasks.tasks.app import QTasks
+from qtasks.tasks.app import QTasks, served_by
 from qtasks.tasks.ports import ASGIApp
 
 MAX_REASON: Final = 300
@@ -212,7 +212,7 @@ def _tasks_of(module: ModuleType, target: AppLocation) -> QTasks:
 def _loaded_app(candidate: Any, target: AppLocation) -> LoadedApp:
     from fastapi import FastAPI
 
-    from qtasks.tasks.web.router import prefix_of, served_by
+    from qtasks.tasks.web.router import prefix_of
 
     if isinstance(candidate, QTasks):
         app = candidate.asgi_app()

@@ -1,4 +1,4 @@
-"""The application object: the registry of tasks, and the face of everything behind it."""
+"""The application object `QTasks`: its tasks, and everything that they run with."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Unpack
 from qtasks.clock import Clock
 from qtasks.randomness import Random
 from qtasks.tasks.hooks import H
-from qtasks.tasks.ports import ASGIApp, Home
+from qtasks.tasks.ports import ASGIApp, EmbeddedBroker
 from qtasks.tasks.registry import Registry
 from qtasks.tasks.results.backend import ResultBackend
 from qtasks.tasks.run.run_middleware import M
 from qtasks.tasks.run.thread_pool import ThreadPool
 from qtasks.tasks.runtime import ApplicationRuntime
+from qtasks.tasks.schedules.declaration import ScheduleDeclaration
+from qtasks.tasks.schedules.sync import Schedules
 from qtasks.tasks.send.batch import Batch
 from qtasks.tasks.send.send_middleware import S
 from qtasks.tasks.settings import EMBEDDED, Settings, SettingsOverrides
@@ -28,9 +30,7 @@ if TYPE_CHECKING:
 
     from fastapi import APIRouter, FastAPI
 
-    from qtasks.tasks.schedules.declaration import ScheduleDeclaration
-    from qtasks.tasks.schedules.sync import Schedules
-    from qtasks.tasks.web.router import Endpoint
+    from qtasks.tasks.web.router import TaskRoutes
 
 log = logging.getLogger("qtasks.app")
 
@@ -38,30 +38,30 @@ DEFAULT_PREFIX = "/qtasks"
 
 
 class QTasks(Registry):
-    """Tasks, and the engine they run on.
+    """An application: its tasks, and the connection to the broker that stores and delivers their calls.
 
-    Nothing is read, opened or started here: that happens on first use, or with the lifespan of the application that
-    includes `router`. Which engine is chosen: the home given as `embedded`; else the service of `QSTASH_TOKEN` (and
-    `QSTASH_URL`); else a running `qtasks dev` found through `.qtasks/dev.json`; else, with `QSTASH_DEV`, a development
-    server on port 8080.
+    Creating one reads, opens and starts nothing; that happens on first use, or with the lifespan of the FastAPI
+    application that includes `router`. The broker is the first of these that is configured: the embedded broker given
+    as `embedded`; the service that `QSTASH_TOKEN` and `QSTASH_URL` name; a running `qtasks dev`, found through
+    ``.qtasks/dev.json``; with `QSTASH_DEV`, a development server on port 8080.
 
     Args:
-        embedded: A home inside this process, such as ``Embedded("tasks.db")``.
-        overrides: Settings in place of the environment's; see `SettingsOverrides`.
+        embedded: A broker inside this process, such as ``Embedded("tasks.db")``.
+        overrides: Settings that replace those of the environment; see `SettingsOverrides`.
     """
 
-    def __init__(self, *, embedded: Home | None = None, **overrides: Unpack[SettingsOverrides]) -> None:
+    def __init__(self, *, embedded: EmbeddedBroker | None = None, **overrides: Unpack[SettingsOverrides]) -> None:
         super().__init__()
         self.runtime = ApplicationRuntime(
             MappingProxyType(self._names),
-            home=embedded,
+            embedded=embedded,
             overrides=overrides,
-            bare_app=lambda: self._reached(self._lifeless_app),
+            bare_app=lambda: self._web.reached(self._web.app_without_lifespan),
         )
 
     @property
     def settings(self) -> Settings:
-        """What the environment and the arguments came to; read on first use. Raises ConfigurationError."""
+        """The settings of the environment and of the arguments, read on first use. Raises ConfigurationError."""
         return self.runtime.settings()
 
     def bound(self) -> ApplicationRuntime:
@@ -70,102 +70,97 @@ class QTasks(Registry):
 
     @property
     def schedules(self) -> Schedules:
-        """The schedules that the tasks declare: ``tasks.schedules.sync()`` makes them active; see `Schedules`."""
-        from qtasks.tasks.schedules.sync import Schedules
-
+        """The schedules that the tasks declare. ``tasks.schedules.sync()`` creates them at the service."""
         return Schedules(self.runtime, MappingProxyType(self._names), self._declared_schedules)
 
-    def embed(self, home: Home) -> None:
-        """Have the tasks run in `home`, as if it had been given at the start: ``tasks.embed(Embedded("tasks.db"))``.
+    def embed(self, broker: EmbeddedBroker) -> None:
+        """Use an embedded broker, as if it had been given to the constructor: ``tasks.embed(Embedded("tasks.db"))``.
 
-        Raises ConfigurationError where they have one already, or were used before.
+        Raises ConfigurationError if there is an embedded broker already, or if the tasks were used before.
         """
-        self.runtime.embed(home)
+        self.runtime.embed(broker)
 
     def batch(self) -> Batch:
-        """Send the calls made inside together: ``with tasks.batch(): ...`` (or ``async with``)."""
+        """Send the calls made inside the block together: ``with tasks.batch(): ...`` (or ``async with``)."""
         return Batch(self.runtime)
 
     def on_success(self, hook: H) -> H:
-        """Have `hook` told of every result of every task; see `Hooks`."""
+        """Call `hook` after each call of any task that succeeded; see `Hooks`."""
         return self.runtime.hooks.on_success(hook)
 
     def on_retry(self, hook: H) -> H:
-        """Have `hook` told of every failed attempt that another one follows; see `Hooks`."""
+        """Call `hook` after each failed attempt of any task that will be retried; see `Hooks`."""
         return self.runtime.hooks.on_retry(hook)
 
     def on_failure(self, hook: H) -> H:
-        """Have `hook` told once of every call that has failed for good; see `Hooks`."""
+        """Call `hook` once for each call of any task that has failed for good; see `Hooks`."""
         return self.runtime.hooks.on_failure(hook)
 
     def send_middleware(self, middleware: S) -> S:
-        """Put a generator around every call where it is sent.
+        """Add a generator around each call that is sent.
 
-        ``def tenant(message): result = yield message.carrying({"tenant": current_tenant()})``. What is carried is
-        signed, and is found in `TaskContext.carried`.
+        ``def tenant(message): result = yield message.carrying({"tenant": current_tenant()})``. What a message carries
+        is signed; the task finds it in `TaskContext.carried`.
         """
         self.runtime.send_middleware.append(middleware)
         return middleware
 
     def run_middleware(self, middleware: M) -> M:
-        """Put a coroutine function around every run: ``async def timed(run, call_next): return await call_next(run)``.
+        """Add a coroutine function around each run: ``async def timed(run, call_next): return await call_next(run)``.
 
-        It stands outside of the task's dependencies and inside its time limit; what it raises, the task has raised.
+        It runs outside the task's dependencies and inside its time limit. An exception that it raises counts as raised
+        by the task.
         """
         self.runtime.run_middleware.append(middleware)
         return middleware
 
     @functools.cached_property
     def router(self) -> APIRouter:
-        """``POST /{task}`` for every task, to be included in a FastAPI application before or after they are declared.
+        """The route ``POST /{task}``. Include it in a FastAPI application, before or after the tasks are declared.
 
-        Its lifespan joins the application's: a start without signing keys is refused, an embedded home is started with
-        the application's loop and gets the schedules that are declared, and at the end running tasks are waited for.
+        Its lifespan becomes a part of the application's. At the start it refuses to run without signing keys, starts an
+        embedded broker on the application's event loop and creates the declared schedules in it; at the end it waits
+        for running tasks.
         """
-        from qtasks.tasks.web import router
-
-        return router.router(self._endpoint, lifespan=self._lifespan)
+        return self._web.router
 
     def results_router(self, *, show_errors: bool = False, max_streams: int = 100) -> APIRouter:
-        """State, progress and result of any call, for pages: ``GET /{call_id}``, and as they change ``.../events``.
+        """State, progress and result of calls over HTTP: ``GET /{call_id}``, and as they change ``.../events``.
 
         ``app.include_router(tasks.results_router(), prefix="/jobs", dependencies=[Depends(logged_in)])``. The prefix
-        must not be that of `router`. A call's id is 128 random bits, and whoever knows it may ask; an application that
-        wants more asks for `call_id` in a dependency of its own. With a place for results missing, it does not start.
+        must differ from that of `router`. Everyone who knows the id of a call may read it; an id has 128 random bits.
+        For stricter rules, use `call_id` in a dependency of your own. Without a result backend the application does not
+        start.
 
         Args:
-            show_errors: Give the type and the message of what a task raised, too: they may tell of the inside.
-            max_streams: How many streams of events may be open in a process; one more is answered 503.
+            show_errors: Include the type and message of the exceptions that tasks raise; they may contain internals.
+            max_streams: Open event streams per process; another one is answered 503.
         """
-        from qtasks.tasks.web import results_router
+        from qtasks.tasks.web.results_router import ResultsView, results_router
 
-        windows = results_router.Windows(
-            lambda: self.runtime.aresults(), show_errors=show_errors, max_streams=max_streams
-        )
-        return results_router.results_router(windows, lifespan=self._lifespan_of_results)
+        view = ResultsView(lambda: self.runtime.aresults(), show_errors=show_errors, max_streams=max_streams)
+        return results_router(view, lifespan=self._lifespan_of_results)
 
     def asgi_app(self, prefix: str = DEFAULT_PREFIX) -> FastAPI:
-        """A FastAPI application of nothing but these tasks, under `prefix`."""
-        from qtasks.tasks.web import router
-
-        return router.bare_app(self.router, prefix)
+        """A FastAPI application that contains only these tasks, under `prefix`."""
+        return self._web.app(prefix)
 
     @contextmanager
-    def housed(
+    def running_on(
         self,
-        home: Home,
+        broker: EmbeddedBroker,
         *,
         results: ResultBackend,
         workers: ThreadPool,
         clock: Clock,
         random: Random,
     ) -> Iterator[None]:
-        """Have the tasks run in `home` for a while, by this clock and this randomness, `def`s in `workers`.
+        """For tests: run the tasks on another broker inside the block, with this clock, randomness and thread pool.
 
-        For tests. Whatever the application has opened rests meanwhile, and is the application's again afterwards.
+        What the application has opened is not used inside the block, and is used again after it.
         """
         own = self.runtime
-        self.runtime = runtime = own.elsewhere(home, results=results, workers=workers, clock=clock, random=random)
+        self.runtime = runtime = own.on_broker(broker, results=results, workers=workers, clock=clock, random=random)
         try:
             yield
         finally:
@@ -173,7 +168,7 @@ class QTasks(Registry):
             runtime.close()
 
     def close(self) -> None:
-        """Close what was opened outside an application's lifespan: client, results, embedded home. Idempotent."""
+        """Close what was opened outside a lifespan: client, result backend, embedded broker. Idempotent."""
         self.runtime.close()
 
     def __enter__(self) -> Self:
@@ -188,29 +183,16 @@ class QTasks(Registry):
         return f"<QTasks of {len(self._tasks)} tasks>"
 
     @functools.cached_property
-    def _endpoint(self) -> Endpoint:
-        from qtasks.tasks.web import router
+    def _web(self) -> TaskRoutes:
+        # Imported here: a program that only sends calls does not need FastAPI.
+        from qtasks.tasks.web.router import TaskRoutes
 
-        return router.Endpoint(self)
-
-    @functools.cached_property
-    def _lifeless_app(self) -> FastAPI:
-        """For a home that runs outside an application: nothing there has to be started or refused."""
-        from qtasks.tasks.web import router
-
-        return router.bare_app(router.router(self._endpoint), DEFAULT_PREFIX)
-
-    def _reached(self, app: ASGIApp) -> ASGIApp:
-        """`app` as a home sees it, wherever in it the tasks are."""
-        from qtasks.tasks.web import router
-
-        prefix = router.prefix_of(app)
-        return app if prefix is None else router.Gateway(app, prefix)
+        return TaskRoutes(lambda: self.runtime.adispatcher(), owner=self, lifespan=self._lifespan)
 
     @asynccontextmanager
     async def _lifespan(self, app: ASGIApp) -> AsyncIterator[None]:
-        runtime = self.runtime  # a test may put another in its place before the end
-        await runtime.enter(self._reached(app))
+        runtime = self.runtime  # a test may replace it before the end
+        await runtime.enter(self._web.reached(app))
         try:
             if not runtime.is_idle:
                 await asyncio.to_thread(self._begin_schedules)
@@ -223,7 +205,7 @@ class QTasks(Registry):
         return [declaration for task in self._tasks.values() for declaration in task.declared]
 
     def _begin_schedules(self) -> None:
-        """Refuse a declaration that cannot work; a home of our own is told what is declared now, and what is not."""
+        """Refuse a declaration that cannot work. An embedded broker then has exactly the declared schedules."""
         if self.runtime.is_embedded:
             self.schedules.sync(prune=True)
         else:
@@ -235,11 +217,17 @@ class QTasks(Registry):
         yield
 
     def _compare_prefixes(self, app: ASGIApp) -> None:
-        """Warn of a base URL under which the application cannot be reached, unless a proxy changes paths."""
-        from qtasks.tasks.web import router
-
-        prefix, base_url = router.prefix_of(app), self.settings.base_url or ""
+        """Log a warning if the base URL does not end with the prefix: an error unless a proxy changes paths."""
+        prefix, base_url = self._web.prefix_of(app), self.settings.base_url or ""
         if self.settings.origin("base_url") != EMBEDDED and prefix and not base_url.endswith(prefix):
             log.warning(
                 "tasks are served under %s, but QTASKS_BASE_URL is %s: deliveries may not arrive", prefix, base_url
             )
+
+
+def served_by(app: FastAPI) -> QTasks | None:
+    """The application object whose tasks `app` serves, or None if it does not serve any."""
+    from qtasks.tasks.web.router import owner_of
+
+    owner = owner_of(app)
+    return owner if isinstance(owner, QTasks) else None

@@ -1,9 +1,10 @@
-"""The embedded home, as the framework sees it: an object that is handed in, started, and stopped."""
+"""What is handed in from outside: the embedded broker, the ASGI application, and a lifespan."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,37 +19,48 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+class Lifespan(Protocol):
+    """What a router does around the life of the application that includes it."""
+
+    def __call__(self, app: Any, /) -> AbstractAsyncContextManager[None]:
+        """Start before the first request; stop after the last one."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """How to reach a started home, and what its deliveries look like."""
+    """How to reach an embedded broker that has started, and what its deliveries look like."""
 
     url: str
     token: str = field(repr=False)
     keys: SigningKeys
     base_url: str
-    """Of the dispatcher, prefix included: deliveries go to ``{base_url}/{task name}`` and are signed for it."""
+    """The dispatcher, prefix included: deliveries are sent to ``{base_url}/{task name}`` and signed for that URL."""
     results: str
-    """A results URL such as ``sqlite:////var/lib/app/results.db``."""
+    """The URL of a result backend, such as ``sqlite:////var/lib/app/results.db``."""
     transport: SyncTransport
     async_transport: AsyncTransport | None = None
-    """None: calls from async code use `transport` in a thread."""
+    """For calls from async code. None: they use `transport` in a thread. It is closed on an event loop of its own."""
     model_keys: bool = True
-    """Whether requests to language models need the provider's key: a home that answers them itself needs none."""
+    """True if requests to language models need the provider's key; False if the broker answers them itself."""
 
 
-class Home(Protocol):
-    """A broker inside this process."""
+class EmbeddedBroker(Protocol):
+    """A broker inside this process, such as `qtasks.embedded.Embedded`."""
 
     def start(self, app: ASGIApp, loop: asyncio.AbstractEventLoop | None) -> Connection:
-        """Start delivering to `app` and say how to publish. Started already: the same connection again.
+        """Start to deliver to `app`, and return how to publish. A broker that runs returns the same connection again.
 
-        `loop` is the running loop of the application whose lifespan starts the home: `app` is to be called there, from
-        now on also by a home that was started without one. The call comes from another thread, so it may wait for that
-        loop. None: there is no application, `app` holds the tasks alone and runs on a loop of the home's own; its
-        lifespan has nothing to do.
+        `loop` is the running event loop of the application whose lifespan starts the broker: from now on `app` must be
+        called on it, also by a broker that was started without a loop before. The call is made on another thread, so it
+        may wait for that loop. None: there is no application; `app` contains only the tasks and runs on an event loop
+        of the broker's own, and its lifespan is not used.
         """
         ...
 
     def stop(self) -> None:
-        """Finish or hand back what is in flight, then let go of everything. Idempotent; never on the loop's thread."""
+        """Finish the deliveries in progress or hand them back, then release everything.
+
+        Idempotent. Never called on the thread of the event loop.
+        """
         ...

@@ -1,4 +1,4 @@
-"""What an application opens between its first use and its end: settings, client, dispatcher, results, embedded home."""
+"""What an application opens: settings, client, dispatcher, result backend, embedded broker."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, ConfigurationError, ResultsDisabled
 from qtasks.randomness import Random, SystemRandom
 from qtasks.tasks import settings as reading
+from qtasks.tasks.closing import close_all
 from qtasks.tasks.context import current_context
 from qtasks.tasks.dev_server import find_dev_server
 from qtasks.tasks.encode.pickling import Pickles
 from qtasks.tasks.hooks import Hooks
-from qtasks.tasks.ports import ASGIApp, Connection, Home
+from qtasks.tasks.ports import ASGIApp, Connection, EmbeddedBroker
 from qtasks.tasks.results.backend import ResultBackend
 from qtasks.tasks.results.open_backend import open_results
 from qtasks.tasks.results.writer import ResultWriter
@@ -35,9 +36,9 @@ from qtasks.tasks.settings import Settings, SettingsOverrides
 from qtasks.tasks.task import Task
 
 DRAIN_S = 30.0
-"""How long running tasks may take to end when the application stops."""
+"""How long the application waits for running tasks when it stops."""
 
-_TEST_SECRET = "known-to-everybody-and-for-tests-alone"  # noqa: S105 - it says so
+_TEST_SECRET = "public-and-for-tests-only"  # noqa: S105 - it says so
 
 
 class ApplicationRuntime:
@@ -47,7 +48,7 @@ class ApplicationRuntime:
         self,
         tasks: Mapping[str, Task[..., Any]],
         *,
-        home: Home | None,
+        embedded: EmbeddedBroker | None,
         overrides: SettingsOverrides,
         bare_app: Callable[[], ASGIApp],
         results: ResultBackend | None = None,
@@ -56,13 +57,13 @@ class ApplicationRuntime:
         random: Random | None = None,
     ) -> None:
         self.tasks = tasks
-        """By name, aliases among them."""
-        self._home = home
+        """The tasks by name, aliases included."""
+        self._embedded = embedded
         self._overrides = overrides
         self._bare_app = bare_app
         self._given_results = results
         self._workers = workers
-        # Reentrant: one part asks for another. Reading a part that is there needs no lock.
+        # Reentrant: opening one part opens others. Reading an open part needs no lock.
         self._lock = threading.RLock()
         self._connection: Connection | None = None
         self._settings: Settings | None = None
@@ -70,8 +71,10 @@ class ApplicationRuntime:
         self._dispatcher: Dispatcher | None = None
         self._results: ResultBackend | None = None
         self._pickles: Pickles | None = None
-        self._lives = 0
-        self._life: tuple[ASGIApp, asyncio.AbstractEventLoop] | None = None
+        self._lifespans = 0
+        """How many lifespans are open: an application may include the router twice."""
+        self._served: tuple[ASGIApp, asyncio.AbstractEventLoop] | None = None
+        """The application in whose lifespan the runtime is, and its event loop."""
         self._loop_thread: int | None = None
         self.send_middleware: list[SendMiddleware] = []
         """The generators around each call that is sent; the first one is the outermost."""
@@ -83,80 +86,83 @@ class ApplicationRuntime:
 
     @property
     def is_embedded(self) -> bool:
-        """Whether the broker is a home inside this process."""
-        return self._home is not None
+        """True if the broker runs inside this process."""
+        return self._embedded is not None
 
-    def embed(self, home: Home) -> None:
-        """Have everything run in `home`. Raises ConfigurationError where there is one already, or it is too late."""
+    def embed(self, broker: EmbeddedBroker) -> None:
+        """Use `broker`. Raises ConfigurationError if there is an embedded broker already, or the tasks are in use."""
         with self._lock:
-            if self._home is not None:
-                raise ConfigurationError(f"the tasks have a broker inside already: {self._home!r}")
+            if self._embedded is not None:
+                raise ConfigurationError(f"the tasks have an embedded broker already: {self._embedded!r}")
             if self._settings is not None:
-                raise ConfigurationError("the tasks are in use already: a broker inside is chosen before that")
-            self._home = home
+                raise ConfigurationError("the tasks are in use already: embed a broker before their first use")
+            self._embedded = broker
 
     def settings(self) -> Settings:
-        """Where the engine is. Raises ConfigurationError for a malformed value."""
+        """The settings, read on first use. Raises ConfigurationError for a malformed value."""
         with self._lock:
             if self._settings is None:
                 self._settings = self._resolved()
             return self._settings
 
     def publisher(self) -> Publisher:
-        """The way to the broker. Raises ConfigurationError when there is none."""
+        """The connection to the broker. Raises ConfigurationError if no broker is configured."""
         return self._publisher or self._opened_publisher()
 
     async def apublisher(self) -> Publisher:
-        """As `publisher`, without blocking the loop."""
+        """As `publisher`, without blocking the event loop."""
         ready = self._publisher
         return ready if ready is not None else await asyncio.to_thread(self._opened_publisher)
 
     def dispatcher(self) -> Dispatcher:
-        """What answers deliveries. Raises ConfigurationError without signing keys or base URL."""
+        """Answers deliveries. Raises ConfigurationError if the signing keys or the base URL are missing."""
         return self._dispatcher or self._opened_dispatcher()
 
     async def adispatcher(self) -> Dispatcher:
-        """As `dispatcher`, without blocking the loop."""
+        """As `dispatcher`, without blocking the event loop."""
         ready = self._dispatcher
         return ready if ready is not None else await asyncio.to_thread(self._opened_dispatcher)
 
     def results(self) -> ResultBackend:
-        """Where results are. Raises ResultsDisabled when nobody said."""
+        """The result backend. Raises ResultsDisabled if none is configured."""
         if (ready := self._results or self.results_or_none()) is None:
             raise ResultsDisabled(
-                "results were asked for, but no place for them is configured",
+                "results were requested, but no result backend is configured",
                 fix="set QTASKS_RESULTS, or QTasks(results=...), to sqlite:///results.db or, for one "
                 "process, memory://",
             )
         return ready
 
     async def aresults(self) -> ResultBackend:
-        """As `results`, without blocking the loop."""
+        """As `results`, without blocking the event loop."""
         ready = self._results
         return ready if ready is not None else await asyncio.to_thread(self.results)
 
     def check_results(self) -> None:
-        """Raise ResultsDisabled when nobody said where results are. A home of its own has a place for them."""
-        if self._home is None and not self.is_idle:
+        """Raise ResultsDisabled if no result backend is configured. An embedded broker brings one."""
+        if self._embedded is None and not self.is_idle:
             self.results()
 
     def pickles(self) -> Pickles:
-        """What makes and reads pickles. Raises ConfigurationError naming what of the permission is missing."""
+        """Writes and reads pickles. Raises ConfigurationError that names the missing permission."""
         if (ready := self._pickles) is None:
             ready = self._pickles = Pickles(self.settings().pickling())
         return ready
 
     def runs_on_this_thread(self) -> bool:
-        """Whether the caller stands on an event loop that runs the tasks: the application's, or one of a home's own."""
-        return self._loop_thread == threading.get_ident() or (current_context() is not None and _on_a_loop())
+        """True if the caller is on an event loop that runs the tasks: waiting there would block them."""
+        return self._loop_thread == threading.get_ident() or (current_context() is not None and _on_event_loop())
 
     @property
     def is_idle(self) -> bool:
-        """Whether a test runs here that has made no home for the tasks: the application lives, they go nowhere."""
-        return self._home is None and reading.in_test(os.environ)
+        """True in a test that made no broker for the tasks: the application works, but its tasks are sent nowhere."""
+        return self._embedded is None and reading.in_test(os.environ)
 
     async def enter(self, app: ASGIApp) -> None:
-        """Begin the life of an application: start its home, and refuse what could not work."""
+        """Begin the lifespan of an application: start its embedded broker, and check its configuration.
+
+        Raises ConfigurationError, DefinitionError.
+        """
         try:
             await asyncio.to_thread(self._start, app, asyncio.get_running_loop())
         except BaseException:
@@ -165,53 +171,50 @@ class ApplicationRuntime:
         self._loop_thread = threading.get_ident()
 
     async def leave(self) -> None:
-        """End it: first nothing new is sent, then what runs ends, then everything closes."""
+        """End the lifespan: stop sending, wait for running tasks, then close everything."""
         with self._lock:
-            self._lives -= 1
-            if self._lives > 0:
+            self._lifespans -= 1
+            if self._lifespans > 0:
                 return
             dispatcher = self._dispatcher
-            self._life = None
-        await asyncio.to_thread(self._stop_home)
-        if dispatcher is not None:
-            await dispatcher.drain(DRAIN_S)
-        await asyncio.to_thread(self.close)
+            self._served = None
+        try:
+            await asyncio.to_thread(self._stop_broker)
+            if dispatcher is not None:
+                await dispatcher.drain(DRAIN_S)
+        finally:
+            await asyncio.to_thread(self.close)
 
     def close(self) -> None:
-        """Close whatever was opened. Idempotent; the next use opens again."""
+        """Close every open part, even if another one cannot be closed. Idempotent; the next use opens again."""
         with self._lock:
             publisher, self._publisher = self._publisher, None
             dispatcher, self._dispatcher = self._dispatcher, None
             results, self._results = self._results, None
             self._settings = self._pickles = None
             self._loop_thread = None
-        self._stop_home()
-        if publisher is not None:
-            publisher.close()
-        if dispatcher is not None:
-            dispatcher.close()
-        if results is not None:
-            results.close()
+        parts = (publisher, dispatcher, results)
+        close_all(self._stop_broker, *(part.close for part in parts if part is not None))
 
-    def elsewhere(
+    def on_broker(
         self,
-        home: Home,
+        broker: EmbeddedBroker,
         *,
         results: ResultBackend,
         workers: ThreadPool,
         clock: Clock,
         random: Random,
     ) -> ApplicationRuntime:
-        """An engine for the same tasks, with the same middleware and hooks, that shares nothing else with this one.
+        """A second runtime for the same tasks, with the same middleware and hooks, on another broker.
 
-        An application that lives here lives there, too.
+        An application whose lifespan is open here is served there as well.
         """
-        overrides: SettingsOverrides = {**self._overrides, "results": "memory://"}  # in words; `results` is used
+        overrides: SettingsOverrides = {**self._overrides, "results": "memory://"}  # shown only; `results` is used
         if not os.environ.get(reading.VARIABLES["secret_key"]):
             overrides.setdefault("secret_key", _TEST_SECRET)
         other = ApplicationRuntime(
             self.tasks,
-            home=home,
+            embedded=broker,
             overrides=overrides,
             bare_app=self._bare_app,
             results=results,
@@ -221,33 +224,33 @@ class ApplicationRuntime:
         )
         other.send_middleware, other.run_middleware = self.send_middleware, self.run_middleware
         other.hooks = self.hooks
-        if self._life is not None:
-            other._connection = home.start(*self._life)
+        if self._served is not None:
+            other._connection = broker.start(*self._served)
             other._loop_thread = self._loop_thread
         return other
 
     def _start(self, app: ASGIApp, loop: asyncio.AbstractEventLoop) -> None:
         with self._lock:
-            self._life = (app, loop)
-            if self._home is not None:
-                self._connection = self._home.start(app, loop)
+            self._served = (app, loop)
+            if self._embedded is not None:
+                self._connection = self._embedded.start(app, loop)
             if not self.is_idle:
                 self.dispatcher()
             for task in self.tasks.values():
-                task.ready()  # a declaration that cannot work stops the start
-            self._lives += 1
+                task.ready()  # an invalid declaration stops the start
+            self._lifespans += 1
 
-    def _stop_home(self) -> None:
+    def _stop_broker(self) -> None:
         with self._lock:
             connection, self._connection = self._connection, None
-        if connection is not None and self._home is not None:
-            self._home.stop()
+        if connection is not None and self._embedded is not None:
+            self._embedded.stop()
 
     def _resolved(self) -> Settings:
-        if self._home is None:
+        if self._embedded is None:
             return reading.resolve(os.environ, self._overrides, lambda url: find_dev_server(url, start=Path.cwd()))
         if self._connection is None:
-            self._connection = self._home.start(self._bare_app(), None)
+            self._connection = self._embedded.start(self._bare_app(), None)
         return reading.embedded(self._connection, os.environ, self._overrides)
 
     def _opened_publisher(self) -> Publisher:
@@ -323,12 +326,12 @@ class ApplicationRuntime:
 
     @property
     def model_keys(self) -> bool:
-        """Whether a request to a language model needs the provider's key."""
-        self.settings()  # starts the home
+        """True if a request to a language model needs the provider's key."""
+        self.settings()  # starts the embedded broker
         return self._connection is None or self._connection.model_keys
 
     def results_or_none(self) -> ResultBackend | None:
-        """Where results are, if somebody said."""
+        """The result backend, or None if none is configured."""
         with self._lock:
             if self._results is None:
                 settings = self.settings()
@@ -339,7 +342,7 @@ class ApplicationRuntime:
             return self._results
 
 
-def _on_a_loop() -> bool:
+def _on_event_loop() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from qtasks.cli.loader import AppError, load, locate
 from qtasks.errors import ConfigurationError
-from qtasks.tasks.app import DEFAULT_PREFIX, QTasks
-from qtasks.tasks.web.router import prefix_of, served_by
+from qtasks.tasks.app import DEFAULT_PREFIX, QTasks, served_by
+from qtasks.tasks.web.router import prefix_of
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

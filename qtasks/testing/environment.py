@@ -97,7 +97,7 @@ class Environment:
         with ExitStack() as stack:
             broker = self._opened(app)
             stack.enter_context(
-                app.tasks.housed(
+                app.tasks.running_on(
                     broker,
                     results=broker.results,
                     workers=broker.threads.workers,

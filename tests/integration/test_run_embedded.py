@@ -88,4 +88,4 @@ def test_an_application_with_a_broker_inside_is_told_of_it(folder: Path) -> None
     (folder / "main.py").write_text(inside)
     refused = qtasks("run", "main:app", "--embedded", "jobs.db", folder=folder)
     assert refused.status == 2
-    assert "the tasks have a broker inside already: Embedded('own.db')" in refused.err
+    assert "the tasks have an embedded broker already: Embedded('own.db')" in refused.err

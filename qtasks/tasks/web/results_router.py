@@ -23,10 +23,10 @@ from pydantic import BaseModel, Field, JsonValue
 
 from qtasks.tasks.encode import envelope
 from qtasks.tasks.encode.pickling import shown
+from qtasks.tasks.ports import Lifespan
 from qtasks.tasks.progress import Progress
 from qtasks.tasks.results.backend import ResultBackend, ResultRecord, ResultStatus, read_record
 from qtasks.tasks.results.waiting import states
-from qtasks.tasks.web.router import Lifespan
 
 STREAM_LIFE_S = 300.0
 """Then a stream ends, and whoever still looks on asks again: with what it may see by then."""
@@ -86,7 +86,7 @@ Open = Callable[[], Awaitable[ResultBackend]]
 """Opens the place of the results. Raises ResultsDisabled."""
 
 
-class Windows:
+class ResultsView:
     """Looks into the results of one application, at most `max_streams` of them that last."""
 
     def __init__(self, results: Open, *, show_errors: bool, max_streams: int) -> None:
@@ -154,21 +154,21 @@ class Windows:
         )
 
 
-def results_router(windows: Windows, lifespan: Lifespan) -> APIRouter:
+def results_router(view: ResultsView, lifespan: Lifespan) -> APIRouter:
     """The router to include."""
     router = APIRouter(lifespan=lifespan)
-    router.add_api_route("/{call_id}", windows.state, methods=["GET"], summary="State and result of a call")
+    router.add_api_route("/{call_id}", view.state, methods=["GET"], summary="State and result of a call")
     more: dict[int | str, dict[str, Any]] = {
         HTTPStatus.NO_CONTENT: {"description": "`Last-Event-ID` names the end: there is nothing more to come."},
         HTTPStatus.SERVICE_UNAVAILABLE: {"description": "As many streams are open as may be; `Retry-After` says more."},
     }
     router.add_api_route(
         "/{call_id}/events",
-        windows.stream,
+        view.stream,
         methods=["GET"],
         summary="State and result of a call as they change",
         response_class=EventSourceResponse,
-        dependencies=[Depends(windows.admit), Depends(windows.not_seen_to_its_end)],
+        dependencies=[Depends(view.admit), Depends(view.not_seen_to_its_end)],
         responses=more,
     )
     return router

@@ -1,76 +1,82 @@
 """The dispatcher as a route of a FastAPI application.
 
-One plain ASGI route takes every delivery: FastAPI's own request parsing costs as much as all the rest together. Tasks
-with `Depends` get an `APIRoute` of their own, made when first needed and called after verification, so that nothing of
-the user's runs for an unverified request. Its dependencies have closed before the broker hears of success.
+One plain ASGI route takes every delivery, because FastAPI's own request parsing costs as much as everything else
+together. A task with `Depends` gets an `APIRoute` of its own on first use. It is called after the signature is
+verified, so no code of the application runs for an unverified request. Its dependencies are closed before the broker is
+answered.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import inspect
+import itertools
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.routing import APIRoute
-from starlette.routing import NoMatchFound, Route
+from starlette.routing import BaseRoute, NoMatchFound, Route
 
 from qtasks.errors import QTasksError
 from qtasks.tasks.base_task import BaseTask
-from qtasks.tasks.ports import ASGIApp, Receive, Scope, Send
+from qtasks.tasks.ports import ASGIApp, Lifespan, Receive, Scope, Send
 from qtasks.tasks.run.attempt import Delivery
 from qtasks.tasks.run.decision import DispatchResponse
 from qtasks.tasks.run.dispatcher import Dispatcher, log
 from qtasks.tasks.run.run import Run
 
-if TYPE_CHECKING:
-    from qtasks.tasks.app import QTasks
-
 ROUTE_NAME = "qtasks"
 MAX_REQUEST = 4 * 1024 * 1024
-"""Bytes of a delivery. Ours are 1 MiB at most; callbacks that carry a response are larger."""
+"""The largest delivery in bytes. A call has 1 MiB at most; a callback that contains a response is larger."""
 
 NOT_CONFIGURED_AFTER_MS = 10_000
 _CALL_KEY = "qtasks.call"
-_WHO_KEY = "qtasks.who"
+
+
+_NUMBERS = itertools.count(1)
+_ENDPOINTS: weakref.WeakValueDictionary[str, TaskEndpoint] = weakref.WeakValueDictionary()
+"""By the name of their own route."""
 
 
 class Disconnected(Exception):
-    """The broker went away before it had sent the whole request."""
+    """The broker closed the connection before it had sent the whole request."""
 
 
-class Endpoint:
-    """The ASGI application behind ``POST {prefix}/{task}``."""
+class TaskEndpoint:
+    """The ASGI application behind ``POST {prefix}/{task}``.
 
-    def __init__(self, tasks: QTasks) -> None:
-        self._tasks = tasks
-        self._routes = _Routes()
+    `dispatcher` opens what answers deliveries. `owner` is the application object that `owner_of` returns.
+    """
+
+    def __init__(self, dispatcher: Callable[[], Awaitable[Dispatcher]], owner: object) -> None:
+        self._dispatcher = dispatcher
+        self.owner = owner
+        self._routes = _DependencyRoutes()
+        self.route_name = f"{ROUTE_NAME}-{next(_NUMBERS)}"
+        """The name of a second route to the endpoint: an application that knows it serves this endpoint."""
+        _ENDPOINTS[self.route_name] = self
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if (asking := scope.get(_WHO_KEY)) is not None:
-            asking.append(self._tasks)
-            return
         try:
-            answer = await self._answer(scope, receive)
+            response = await self._answer(scope, receive)
         except Disconnected:
             return
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer.body)).encode())]
-        headers.extend((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers)
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer.body})
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(response.body)).encode())]
+        headers.extend((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers)
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body})
 
     async def _answer(self, scope: Scope, receive: Receive) -> DispatchResponse:
         if scope["method"] != "POST":
             return DispatchResponse.refusal(405, "tasks are delivered with POST, by a QStash broker", ("Allow", "POST"))
-        headers = _Headers(scope["headers"])
+        headers = _DeliveryHeaders(scope["headers"])
         if headers.encoding not in ("", "identity"):
             return DispatchResponse.refusal(415, "the body has a Content-Encoding; the signature is over plain bytes")
         try:
-            dispatcher = await self._tasks.runtime.adispatcher()
+            dispatcher = await self._dispatcher()
         except QTasksError as error:
             log.error("%s %s", error.code, error, extra={"action": "not_configured"})
             return DispatchResponse.later(
@@ -95,8 +101,8 @@ class Endpoint:
         return await dispatcher.answer(delivery, with_dependencies)
 
 
-class _Headers:
-    """What the dispatcher reads of a request's headers."""
+class _DeliveryHeaders:
+    """The headers of a request that the dispatcher reads."""
 
     __slots__ = ("call", "encoding", "length", "message_id", "retried", "schedule_id", "signature")
 
@@ -106,7 +112,7 @@ class _Headers:
         self.retried = self.length = 0
         for name, value in lines:
             if name == b"upstash-signature":
-                # Two of them: which one was checked would be a matter of taste. Joined, they are no token at all.
+                # Of two signatures it would be unclear which one counts. Joined, they are not a valid token.
                 self.signature = f"{self.signature},{_text(value)}" if self.signature else _text(value)
             elif name == b"upstash-message-id":
                 self.message_id = _text(value)[:256]
@@ -122,8 +128,8 @@ class _Headers:
                 self.length = _number(value)
 
 
-class _Call:
-    """One run on its way through an `APIRoute`: what it needs, and what came of it."""
+class _DependentRun:
+    """One run inside an `APIRoute`: its input, and its result or its error."""
 
     __slots__ = ("dispatcher", "error", "run", "value")
 
@@ -134,15 +140,15 @@ class _Call:
         self.error: BaseException | None = None
 
 
-class _Routes:
-    """An `APIRoute` for every task with dependencies, for each application that serves it."""
+class _DependencyRoutes:
+    """An `APIRoute` for each task with dependencies, for each application that serves it."""
 
     def __init__(self) -> None:
         self._by_app: weakref.WeakKeyDictionary[Any, dict[str, APIRoute]] = weakref.WeakKeyDictionary()
 
     async def call(self, dispatcher: Dispatcher, run: Run, scope: Scope, body: bytes) -> Any:
-        """Resolve the dependencies of a run, run it, close them. Raises whatever any of the three raised."""
-        call = _Call(dispatcher, run)
+        """Open the dependencies of a run, run it, close them. Raises what any of the three raised."""
+        call = _DependentRun(dispatcher, run)
         answers: list[Mapping[str, Any]] = []
 
         async def receive() -> dict[str, Any]:
@@ -157,7 +163,7 @@ class _Routes:
         except Exception:
             if call.error is None:
                 raise
-        # The application's exception handlers may have made an answer of what was raised.
+        # An exception handler of the application may have turned the exception into a response.
         if call.error is not None:
             raise call.error
         return call.value
@@ -171,14 +177,14 @@ class _Routes:
                 methods=["POST"],
                 response_model=None,
                 dependencies=[Depends(_witness)],
-                dependency_overrides_provider=weakref.proxy(app),  # it must not keep its own key alive
+                dependency_overrides_provider=weakref.proxy(app),  # the value must not keep its own key alive
                 include_in_schema=False,
             )
         return routes[task.name]
 
 
 async def _witness(request: Request) -> AsyncIterator[None]:
-    """The first dependency of every task: opened first and closed last, so it sees whatever goes wrong between."""
+    """The first dependency of each task: opened first and closed last, so it sees every error in between."""
     try:
         yield
     except BaseException as error:
@@ -187,73 +193,85 @@ async def _witness(request: Request) -> AsyncIterator[None]:
 
 
 def _endpoint(task: BaseTask[..., Any]) -> Callable[..., Awaitable[Response]]:
-    """A path operation whose parameters are the task's dependencies, and nothing but them."""
+    """A path operation whose only parameters are the task's dependencies."""
 
     async def endpoint(qtasks_request: Request, **dependencies: Any) -> Response:
-        call: _Call = qtasks_request.scope[_CALL_KEY]
+        call: _DependentRun = qtasks_request.scope[_CALL_KEY]
         call.value = await call.dispatcher.run(call.run, dependencies)
         return Response()
 
     request = inspect.Parameter("qtasks_request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
-    wanted = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in task.parameters.dependencies]
-    endpoint.__signature__ = inspect.Signature([request, *wanted])  # type: ignore[attr-defined]
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in task.parameters.dependencies]
+    endpoint.__signature__ = inspect.Signature([request, *parameters])  # type: ignore[attr-defined]
     endpoint.__name__ = task.name
     return endpoint
 
 
-class Lifespan(Protocol):
-    """What the router does around the life of the application it is included in."""
-
-    def __call__(self, app: Any, /) -> AbstractAsyncContextManager[None]:
-        """Start before the first request, stop after the last."""
-        ...
+def prefix_of(app: Any) -> str | None:
+    """The path under which `app` serves the tasks, such as ``/qtasks``, or None if it does not serve any."""
+    path = _path_for(app, ROUTE_NAME)
+    return None if path is None else path.removesuffix("/x")
 
 
-def router(endpoint: Endpoint, lifespan: Lifespan | None = None) -> APIRouter:
-    """The router to include. Tasks declared later are served as well: the route asks when a delivery comes."""
-    return APIRouter(routes=[Route("/{task}", endpoint, name=ROUTE_NAME, include_in_schema=False)], lifespan=lifespan)
+def owner_of(app: FastAPI) -> object | None:
+    """The application object whose tasks `app` serves, or None if it does not serve any."""
+    if (path := _path_for(app, ROUTE_NAME)) is None:
+        return None
+    endpoints = list(_ENDPOINTS.values())
+    return next((endpoint.owner for endpoint in endpoints if _path_for(app, endpoint.route_name) == path), None)
 
 
-def bare_app(tasks: APIRouter, prefix: str) -> FastAPI:
-    """An application of nothing but tasks."""
+def _path_for(app: Any, route_name: str) -> str | None:
+    try:
+        return str(app.url_path_for(route_name, task="x"))
+    except (NoMatchFound, AttributeError):
+        return None
+
+
+class TaskRoutes:
+    """The HTTP side of one application object: its router, and FastAPI applications that contain only the tasks."""
+
+    def __init__(self, dispatcher: Callable[[], Awaitable[Dispatcher]], *, owner: object, lifespan: Lifespan) -> None:
+        self._endpoint = TaskEndpoint(dispatcher, owner)
+        self.router = self._router(lifespan)
+        """The router to include. It also serves tasks that are declared later."""
+
+    def app(self, prefix: str) -> FastAPI:
+        """An application that contains only the tasks, under `prefix`."""
+        return _app(self.router, prefix)
+
+    @functools.cached_property
+    def app_without_lifespan(self) -> FastAPI:
+        """For an embedded broker that runs outside an application: there is nothing to start or to refuse."""
+        return _app(self._router(None), "/qtasks")
+
+    def reached(self, app: ASGIApp) -> ASGIApp:
+        """`app` as an embedded broker calls it: the broker does not know the prefix under which it serves the tasks."""
+        prefix = prefix_of(app)
+        return app if prefix is None else Gateway(app, prefix)
+
+    def prefix_of(self, app: ASGIApp) -> str | None:
+        """See `prefix_of`."""
+        return prefix_of(app)
+
+    def _router(self, lifespan: Lifespan | None) -> APIRouter:
+        names = (ROUTE_NAME, self._endpoint.route_name)
+        routes: list[BaseRoute] = [
+            Route("/{task}", self._endpoint, name=name, include_in_schema=False) for name in names
+        ]
+        return APIRouter(routes=routes, lifespan=lifespan)
+
+
+def _app(router: APIRouter, prefix: str) -> FastAPI:
     app = FastAPI(title="qtasks", openapi_url=None, docs_url=None, redoc_url=None)
-    app.include_router(tasks, prefix=prefix)
+    app.include_router(router, prefix=prefix)
     return app
 
 
-def prefix_of(app: Any) -> str | None:
-    """The path under which `app` serves the tasks, such as ``/qtasks``; None if it does not."""
-    try:
-        path = str(app.url_path_for(ROUTE_NAME, task="x"))
-    except (NoMatchFound, AttributeError):
-        return None
-    return path.removesuffix("/x")
-
-
-def served_by(app: FastAPI) -> QTasks | None:
-    """The tasks that `app` serves.
-
-    The application itself is asked, below its middleware: nobody else knows what it has mounted where.
-    """
-    if (prefix := prefix_of(app)) is None:
-        return None
-    answers: list[QTasks] = []
-    path = f"{prefix}/x"
-    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "root_path": "", "headers": []}
-    asking = app.router({**scope, "query_string": b"", "app": app, _WHO_KEY: answers}, _nothing, _nothing)
-    with contextlib.suppress(StopIteration):
-        asking.send(None)
-    asking.close()
-    return answers[0] if answers else None
-
-
-async def _nothing(*_: Any) -> Any: ...
-
-
 class Gateway:
-    """An application as an embedded home calls it: deliveries go to where the application really serves its tasks.
+    """An application as an embedded broker calls it: a delivery is sent to the path where the application serves tasks.
 
-    The home signs for a base URL of its own, whose path need not be the prefix of ``include_router``.
+    The broker signs for a base URL of its own; the path of that URL may differ from the prefix of ``include_router``.
     """
 
     def __init__(self, app: ASGIApp, prefix: str) -> None:
@@ -261,7 +279,7 @@ class Gateway:
         self._prefix = prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, its path changed to the prefix of the application."""
+        """Pass a request on, with the prefix of the application in its path."""
         if scope["type"] == "http":
             path = f"{self._prefix}/{scope['path'].rsplit('/', 1)[-1]}"
             scope = {**scope, "path": path, "raw_path": path.encode()}
@@ -269,7 +287,7 @@ class Gateway:
 
 
 async def _read(receive: Receive) -> bytes | None:
-    """The body, or None when it is longer than `MAX_REQUEST`."""
+    """The body, or None if it is longer than `MAX_REQUEST`."""
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body", False):
         body: bytes = message.get("body", b"")
@@ -291,5 +309,5 @@ def _text(value: bytes) -> str:
 
 
 def _number(value: bytes) -> int:
-    """A header's number; 0 for anything that is none."""
+    """The number in a header; 0 if it is not a number."""
     return int(value) if value.isdigit() and len(value) <= 18 else 0

@@ -15,9 +15,9 @@ from starlette.testclient import TestClient
 
 from qtasks import Embedded, QTasks, task
 from qtasks.errors import ConfigurationError, ResultTimeout
+from qtasks.tasks.app import served_by
 from qtasks.tasks.default import default_app
 from qtasks.tasks.settings import TEST_SWITCH, VARIABLES
-from qtasks.tasks.web.router import served_by
 from qtasks.testing import Environment
 
 
