@@ -1,4 +1,4 @@
-"""The engine around the verbs: group commit, neighbours, locks, schema, storage that fails."""
+"""The SQLite store: group commit, isolation of errors, the lock file, the schema, and storage that fails."""
 
 from __future__ import annotations
 

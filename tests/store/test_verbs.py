@@ -1,4 +1,4 @@
-"""What the store promises, verb by verb, over the real SQL."""
+"""The promises of the store, verb by verb, on the real SQL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of legal moves, and what the outcome of an attempt does to its message (protocol 4.3, 4.6, 5.1, 5.2)."""
+"""The table of transitions, and what the outcome of an attempt means for its message (docs/protocol.md 4.3 to 5.2)."""
 
 from __future__ import annotations
 

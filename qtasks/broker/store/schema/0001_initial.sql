@@ -1,4 +1,4 @@
--- Version 1. Times are Unix milliseconds. `account` leads every key: tenants never meet.
+-- Version 1. Times are Unix milliseconds. Every key begins with `account`: so accounts stay apart.
 
 CREATE TABLE accounts (
     id   INTEGER PRIMARY KEY,
@@ -11,7 +11,7 @@ CREATE TABLE signing_keys (
     next    TEXT NOT NULL CHECK (length(next) >= 8)
 ) STRICT;
 
--- One row a message. `seq` is the order of acceptance. What changes often is here; bodies are apart.
+-- One row for each message. `seq` is the order of acceptance. Bodies have a table of their own, because rows change often.
 CREATE TABLE messages (
     seq              INTEGER PRIMARY KEY,
     account          INTEGER NOT NULL,
@@ -32,11 +32,11 @@ CREATE TABLE messages (
     max_retries      INTEGER NOT NULL CHECK (max_retries >= 0),
     timeout_ms       INTEGER NOT NULL CHECK (timeout_ms > 0),
     caller_ip        TEXT    NOT NULL,
-    checksum         INTEGER NOT NULL,           -- CRC-32 over id, URL, headers, options and body: rot is never sent
+    checksum         INTEGER NOT NULL,           -- CRC-32 over id, URL, headers, options and body: a damaged message is never sent
     queue            TEXT,
     slot             INTEGER NOT NULL DEFAULT 0 CHECK (slot = 0 OR (slot = 1 AND queue IS NOT NULL)),
                                                  -- 1: holds one of its queue's slots, until its callbacks have ended
-    place            INTEGER,                    -- place in the line of its queue or flow key; NULL: not known before it joins
+    place            INTEGER,                    -- place in the line of its queue or flow-control key; NULL: it has not joined yet
     flow_key         TEXT,
     parent           INTEGER,                    -- callbacks: `seq` of the message that waits for this one
     open_callbacks   INTEGER NOT NULL DEFAULT 0 CHECK (open_callbacks >= 0),
@@ -47,14 +47,14 @@ CREATE TABLE messages (
 
 CREATE UNIQUE INDEX messages_by_id ON messages (account, id);
 CREATE INDEX messages_open ON messages (account, seq) WHERE finished_ms IS NULL;
--- What may start, and nothing else: a claim reads this index from its left end and stops.
+-- Only messages that may start: a claim reads this index from its left end and stops.
 CREATE INDEX messages_claimable ON messages (due_ms, seq) WHERE stage = 1;
 CREATE INDEX messages_parked ON messages (host, due_ms, seq) WHERE stage = 2;
 CREATE INDEX messages_active ON messages (seq) WHERE stage = 3;
--- The lines of what may not start: never in the claimable index, each read from its head.
+-- The lines of messages that may not start: not in the claimable index; each line is read from its first message.
 CREATE INDEX messages_queued ON messages (account, queue, place, seq) WHERE stage = 4 AND slot = 0;
 CREATE INDEX messages_held ON messages (account, flow_key, place, seq) WHERE stage = 5;
--- Who has a place now: slots and runs are counted here, so that no counter can drift.
+-- Slots in use and attempts in flight are counted with these indices: no counter can drift.
 CREATE INDEX messages_slots ON messages (account, queue) WHERE slot = 1;
 CREATE INDEX messages_running ON messages (account, flow_key) WHERE stage = 3 AND flow_key IS NOT NULL;
 
@@ -132,7 +132,7 @@ CREATE TABLE flow_keys (
     paused             INTEGER NOT NULL DEFAULT 0 CHECK (paused IN (0, 1)),
     window_start_ms    INTEGER NOT NULL DEFAULT 0,
     window_count       INTEGER NOT NULL DEFAULT 0,
-    ready_ms           INTEGER,                  -- when the head of the line may start; NULL: nobody waits, or until something changes
+    ready_ms           INTEGER,                  -- when the first message of the line may start; NULL: none waits, or none before something changes
     PRIMARY KEY (account, key)
 ) STRICT, WITHOUT ROWID;
 
@@ -176,7 +176,7 @@ CREATE TABLE schedules (
 
 CREATE INDEX schedules_due ON schedules (next_ms) WHERE paused = 0 AND next_ms IS NOT NULL;
 
--- Every tick of a schedule once, whatever the clock does; the primary key refuses a second.
+-- Every tick of a schedule once, even if the clock is set back: the primary key refuses a second row.
 CREATE TABLE ticks (
     account  INTEGER NOT NULL,
     schedule TEXT    NOT NULL,

@@ -1,6 +1,6 @@
 -- Version 2: tokens, readiness, retention.
 
--- API tokens, by digest: neither the database nor a copy of it tells a token.
+-- API tokens, by digest: no copy of the database reveals a token.
 
 CREATE TABLE tokens (
     digest     BLOB    PRIMARY KEY CHECK (length(digest) = 32),
@@ -11,13 +11,13 @@ CREATE TABLE tokens (
     UNIQUE (account, name)
 ) STRICT, WITHOUT ROWID;
 
--- When storage was last seen to take a write: `/readyz` asks by writing.
+-- When the storage last accepted a write: `/readyz` tests it with this row.
 CREATE TABLE probes (
     only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
     time_ms  INTEGER NOT NULL
 ) STRICT;
 
--- What retention removes, oldest first, and by what it is found.
+-- For retention: finished messages, oldest first, and the rows that belong to them.
 CREATE INDEX messages_finished ON messages (stage, finished_ms) WHERE finished_ms IS NOT NULL;
 CREATE INDEX dead_letters_by_message ON dead_letters (seq);
 CREATE INDEX labels_by_message ON labels (seq);
