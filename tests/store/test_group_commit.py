@@ -1,0 +1,193 @@
+"""Group commit: shared commits, isolation of errors, slow disks, checkpoints, and storage that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from qtasks.broker.core.values import LogCriteria
+from qtasks.broker.store import group_commit
+from qtasks.broker.store.connection import connect
+from qtasks.broker.store.group_commit import QUICK_S
+from qtasks.broker.store.sqlite import SqliteStore
+from qtasks.broker.store.verbs import queries
+from qtasks.errors import StoreError, StoreFull
+from tests.support.broker import ACCOUNT, START_MS, VirtualClock, publication
+
+pytestmark = pytest.mark.anyio
+NOW = START_MS
+
+
+async def test_calls_made_together_share_a_commit(tmp_path: Path) -> None:
+    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), VirtualClock())
+    commits = 0
+
+    def count() -> bool:
+        nonlocal commits
+        commits += 1
+        return False
+
+    store._db.set_commit_hook(count)
+    await asyncio.gather(*(store.accept([publication(n)], now_ms=NOW) for n in range(50)))
+    assert commits == 1
+    await store.close()
+
+
+class Stopwatch(VirtualClock):
+    """A clock on which every commit takes the same time: it is read before and after each."""
+
+    def __init__(self, commit_s: float) -> None:
+        super().__init__()
+        self._commit_s = commit_s
+        self._read_s = 0.0
+
+    def monotonic(self) -> float:
+        self._read_s += self._commit_s
+        return self._read_s
+
+
+@pytest.mark.parametrize(("commit_s", "slow"), [(QUICK_S / 2, False), (10 * QUICK_S, True)])
+async def test_only_the_commits_of_a_slow_disk_are_handed_to_a_thread(
+    tmp_path: Path, commit_s: float, slow: bool
+) -> None:
+    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), Stopwatch(commit_s))
+    committed_in: list[int] = []
+
+    def note() -> bool:
+        committed_in.append(threading.get_ident())
+        return False
+
+    store._db.set_commit_hook(note)
+    await store.accept([publication(1)], now_ms=NOW)
+    await store.accept([publication(2)], now_ms=NOW)
+    first, second = [thread != threading.get_ident() for thread in committed_in]
+    assert (first, second) == (False, slow), "the first commit shows how long the next ones will take"
+    await store.close()
+
+
+async def test_no_answer_waits_for_the_log_to_be_moved_into_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "CHECKPOINT_PAGES", 1)
+    path = tmp_path / "store.db"
+    store, _ = await SqliteStore.open(str(path), VirtualClock())
+    size, answered, checkpoint = path.stat().st_size, threading.Event(), store._commits._checkpoint
+    monkeypatch.setattr(store._commits, "_checkpoint", lambda: checkpoint() if answered.wait(5) else None)
+    await store.accept([publication(1, body=bytes(100_000))], now_ms=NOW)
+    assert path.stat().st_size == size
+    answered.set()
+    await store.accept([publication(2)], now_ms=NOW)
+    assert path.stat().st_size > size
+    await store.close()
+
+
+async def test_one_bad_call_never_fails_its_neighbours(sqlite_store: SqliteStore) -> None:
+    bad = publication(2, timeout_ms=-1)  # a CHECK of the schema refuses it
+    answers = await asyncio.gather(
+        *(sqlite_store.accept([one], now_ms=NOW) for one in (publication(1), bad, publication(3))),
+        return_exceptions=True,
+    )
+    assert [type(answer) for answer in answers] == [list, StoreError, list]
+    page = await sqlite_store.read(queries.log, ACCOUNT, LogCriteria(), cursor=None, count=9)
+    assert sorted(entry.message.id for entry in page.items) == ["msg_1", "msg_3"]
+
+
+async def test_a_request_is_stored_whole_or_not_at_all(sqlite_store: SqliteStore) -> None:
+    with pytest.raises(StoreError):
+        await sqlite_store.accept([publication(1), publication(1)], now_ms=NOW)
+    assert await sqlite_store.read(queries.message, ACCOUNT, "msg_1") is None
+
+
+async def test_a_full_disk_refuses_the_call_and_takes_the_next_when_there_is_room(tmp_path: Path) -> None:
+    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), VirtualClock())
+    pages = store._db.pragma("page_count")
+    store._db.pragma("max_page_count", pages + 1)
+    answers = await asyncio.gather(
+        *(store.accept([publication(n, body=bytes(9000))], now_ms=NOW) for n in range(3)), return_exceptions=True
+    )
+    assert all(isinstance(answer, StoreFull) for answer in answers)
+    store._db.pragma("max_page_count", pages + 2000)
+    await store.accept([publication(9)], now_ms=NOW)
+    page = await store.read(queries.log, ACCOUNT, LogCriteria(), cursor=None, count=9)
+    assert [entry.message.id for entry in page.items] == ["msg_9"]
+    await store.close()
+
+
+class FailingVFS(apsw.VFS):
+    """Syncs of the files whose names end in `failing` fail."""
+
+    failing: str | None = None
+
+    def __init__(self) -> None:
+        super().__init__("failing-sync", "")
+
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
+        return FailingFile("", name, flags)
+
+
+class FailingFile(apsw.VFSFile):
+    def __init__(self, vfs: str, name: str | apsw.URIFilename | None, flags: list[int]) -> None:
+        super().__init__(vfs, name, flags)
+        self._name = name.filename() if isinstance(name, apsw.URIFilename) else name or ""
+
+    def xSync(self, flags: int) -> None:  # noqa: N802
+        if FailingVFS.failing is not None and self._name.endswith(FailingVFS.failing):
+            raise apsw.IOError("the disk is gone")
+        super().xSync(flags)
+
+
+@pytest.fixture
+def failing_vfs() -> Iterator[type[FailingVFS]]:
+    vfs = FailingVFS()
+    yield FailingVFS
+    FailingVFS.failing = None
+    vfs.unregister()
+
+
+def failing_store(path: str) -> SqliteStore:
+    db = connect(path, vfs="failing-sync")
+    return SqliteStore(path, db, VirtualClock(), release=db.close)
+
+
+async def test_nothing_is_accepted_after_a_failed_sync(tmp_path: Path, failing_vfs: type[FailingVFS]) -> None:
+    store = failing_store(str(tmp_path / "store.db"))
+    await store.accept([publication(1)], now_ms=NOW)
+    failing_vfs.failing = "-wal"
+    with pytest.raises(StoreError, match="the storage failed"):
+        await store.accept([publication(2)], now_ms=NOW)
+    failing_vfs.failing = None
+    with pytest.raises(StoreError, match="the storage failed"):
+        await store.accept([publication(3)], now_ms=NOW)
+    assert store.broken.is_set()
+    await store.close()
+
+
+async def test_nothing_is_accepted_after_the_database_file_could_not_be_synced(
+    tmp_path: Path, failing_vfs: type[FailingVFS], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "CHECKPOINT_PAGES", 1)
+    path = str(tmp_path / "store.db")
+    store = failing_store(path)
+    failing_vfs.failing = "store.db"
+    await store.accept([publication(1)], now_ms=NOW)
+    with pytest.raises(StoreError, match="the storage failed"):
+        await store.accept([publication(2)], now_ms=NOW)
+    assert store.broken.is_set()
+    failing_vfs.failing = None
+    await store.close()
+    again, recovery = await SqliteStore.open(path, VirtualClock())
+    assert recovery.waiting == 1, "what was accepted is in the log"
+    await again.close()
+
+
+async def test_a_caller_that_goes_away_does_not_take_its_message_along(sqlite_store: SqliteStore) -> None:
+    waiting = asyncio.ensure_future(sqlite_store.accept([publication(1)], now_ms=NOW))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await sqlite_store.accept([publication(2)], now_ms=NOW)
+    assert await sqlite_store.read(queries.message, ACCOUNT, "msg_1") is not None
