@@ -234,7 +234,7 @@ class ErrorCode(StrEnum):
         "The retry policy of the task does not retry this exception.",
         "Correct the cause, or add the exception to the policy.")
     CALL_SNOOZED = ("QT414",
-        "The call was put off and published again under the same call id.",
+        "The call was snoozed and published again under the same call id.",
         "Do nothing: the new message runs the call later.")
     CALL_RUNNING_ELSEWHERE = ("QT415",
         "Another delivery of the same call is running; the broker tries this one again later.",

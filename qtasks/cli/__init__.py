@@ -68,7 +68,7 @@ def main() -> None:
             os.open(os.devnull, os.O_RDWR)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # printing must not fail, whatever the terminal can show
+            stream.reconfigure(errors="replace")  # printing must not fail on a terminal that cannot show a character
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:

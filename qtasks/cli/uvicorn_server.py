@@ -32,7 +32,7 @@ FAILED: Final = 2
 
 
 class UvicornServer(uvicorn.Server):
-    """Stops at the first signal, within `drain_s` and `OVERTIME_S` whatever runs, and ends at once at the second.
+    """Stops at the first signal, within `drain_s` and `OVERTIME_S` even if requests run; ends at once at the second.
 
     `is_child` is True if a parent process handles Ctrl-C, which the terminal sends to both. `lingers`: see `shutdown`.
     `started` is called when it serves, `retired` when it takes no more requests and only finishes those it has.

@@ -47,9 +47,9 @@ IDIOMS: Final = (
         "a verb in the active voice: 'runs it', 'tells the caller'",
     ),
     # Negation.
-    Idiom(r"(?<!there )\b(?:is|are|was|were) none\b", "'is not a valid X', 'is not one'", any_case=False),
+    Idiom(r"(?<![Tt]here )\b(?:is|are|was|were) none\b", "'is not a valid X', 'is not one'", any_case=False),
     Idiom(
-        rf"(?<!there )\b(?:is|are|was|were) no (?!{_COMPARATIVE}\b|one\b|such\b|[A-Z])[a-z][\w-]*",
+        rf"(?<![Tt]here )\b(?:is|are|was|were) no (?!{_COMPARATIVE}\b|one\b|such\b|[A-Z])[a-z][\w-]*",
         "'is not a valid X', 'is not an X'",
         any_case=False,
     ),

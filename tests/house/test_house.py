@@ -13,13 +13,12 @@ from tests.house.report import LONGEST_FUNCTION, MEASURES, Measure, Row
 from tests.house.source import ROOT, Modules, read
 
 OVER: dict[str, int] = {
-    "modules in import circles": 5,
+    "modules in import circles": 3,
     "imports upward, uncovered modules, exceptions": 1,
     "class names in use for two things": 1,
     "retired words in names": 2,
-    "variables with a vague name": 19,
-    "files flat in the largest room": 21,
-    "idioms": 73,
+    "variables with a vague name": 11,
+    "idioms": 53,
 }
 """What still misses its bar, and by how much; nothing here may grow."""
 
@@ -233,7 +232,8 @@ def test_an_idiom_is_seen_in_docstrings_texts_and_comments(tree: Tree, form: str
     "text",
     [
         "None where there is none.",
-        "There is no URL group named x.",
+        "There is no task of that name.",
+        "Raised where there\n    is no URL group named x.",
         "It is no longer possible, and is no more than 5.",
         "`limit` is None on the last page.",
         "The tasks have to run the same version; it has run before.",

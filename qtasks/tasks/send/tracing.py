@@ -1,6 +1,6 @@
 """OpenTelemetry's context, carried in the signed body from the call to the run.
 
-Only where the program has imported OpenTelemetry itself: whoever has not has no trace to continue, and pays nothing.
+Only where the program has imported OpenTelemetry itself: without it there is no trace to continue, and no cost.
 FastAPI imports its interface wherever that is installed, so a run without a trace in a program without a tracer is left
 alone as well.
 """
