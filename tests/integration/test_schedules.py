@@ -259,10 +259,10 @@ def test_a_bad_expression_is_pointed_at_and_the_last_version_goes_on(folder: Pat
         line = dev.wait_for("0 25 * * MON-FRI")
         caret = dev.wait_for("^^")
         assert line[caret.index("^") :].startswith("25 ")
-        dev.wait_for("the last version that worked goes on")
+        dev.wait_for("the last working version continues to run")
         write(folder, '\n@cron("0 9 * * *", args=["x"])\ndef report(days: int) -> int: ...\n')
         dev.wait_for("argument 'days' expects int")
-        dev.wait_for("the last version that worked goes on")
+        dev.wait_for("the last working version continues to run")
         assert kept(facts["broker"], facts["token"]) == before
         dev.stop()
 
