@@ -61,7 +61,7 @@ class RecordedEvents:
 # --- hooks
 
 
-async def test_a_failure_is_told_once_after_the_last_attempt_and_not_after_each(broker: ManualBroker) -> None:
+async def test_a_failure_is_notified_once_after_the_last_attempt_and_not_after_each(broker: ManualBroker) -> None:
     recorded = RecordedEvents(broker)
 
     @broker.tasks.task(retries=2)
@@ -89,7 +89,7 @@ async def test_a_failure_is_told_once_after_the_last_attempt_and_not_after_each(
         (Cancel(), []),
     ],
 )
-async def test_each_end_is_told_to_whom_it_concerns(broker: ManualBroker, raised: Exception, kinds: list[str]) -> None:
+async def test_each_end_calls_the_hooks_for_it(broker: ManualBroker, raised: Exception, kinds: list[str]) -> None:
     recorded = RecordedEvents(broker)
 
     @broker.tasks.task(retries=RetryPolicy(on=(OSError, RetryAfter)))
@@ -101,7 +101,7 @@ async def test_each_end_is_told_to_whom_it_concerns(broker: ManualBroker, raised
     assert recorded.kinds == kinds
 
 
-async def test_wrong_arguments_are_a_failure_that_is_told(broker: ManualBroker) -> None:
+async def test_wrong_arguments_are_a_failure_that_hooks_get(broker: ManualBroker) -> None:
     recorded = RecordedEvents(broker)
 
     @broker.tasks.task
@@ -314,7 +314,7 @@ async def test_a_trace_goes_on_where_the_task_runs(broker: ManualBroker) -> None
     assert "carried" not in broker.take().envelope
 
 
-async def test_a_run_without_a_trace_opens_no_span_where_nobody_has_set_up_a_tracer(
+async def test_a_run_without_a_trace_opens_no_span_if_no_tracer_is_set_up(
     broker: ManualBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
@@ -363,28 +363,28 @@ async def test_log_records_say_which_call_they_belong_to(broker: ManualBroker) -
 
     handler = Keep()
     handler.addFilter(TaskLogFilter())
-    mine = logging.getLogger("application.code")
-    mine.addHandler(handler)
+    logger = logging.getLogger("application.code")
+    logger.addHandler(handler)
 
     @broker.tasks.task
     def work() -> None:
-        mine.warning("in a thread")
+        logger.warning("in a thread")
 
     @broker.tasks.task
     async def later() -> str:
         await asyncio.sleep(0)
-        mine.warning("on the loop", extra={"task": "mine"})
-        known = current_context()
-        return known.call_id if known is not None else "unknown"
+        logger.warning("on the loop", extra={"task": "mine"})
+        context = current_context()
+        return context.call_id if context is not None else "unknown"
 
     try:
-        mine.warning("outside")
+        logger.warning("outside")
         first = work.delay()
         await broker.deliver()
         second = later.delay()
         assert json_of(await broker.deliver()) == second.id
     finally:
-        mine.removeHandler(handler)
+        logger.removeHandler(handler)
     facts = [[getattr(record, name) for name in ("task", "call_id", "message_id", "attempt")] for record in records]
     assert facts == [["-", "-", "-", "-"], ["work", first.id, "msg_1", 1], ["mine", second.id, "msg_2", 1]]
     assert current_context() is None

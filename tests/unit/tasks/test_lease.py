@@ -72,7 +72,7 @@ class BlockingTask:
 # --- deliveries of one call
 
 
-async def test_a_second_delivery_while_the_first_runs_is_told_to_come_back(broker: ManualBroker) -> None:
+async def test_a_second_delivery_while_the_first_runs_is_answered_503(broker: ManualBroker) -> None:
     slow = BlockingTask(broker)
     slow.task.delay()
     message = broker.take()
@@ -126,12 +126,12 @@ async def test_the_last_attempt_runs_when_the_one_it_waited_for_has_failed(broke
     assert slow.runs == 2
 
 
-async def test_a_process_that_fell_silent_elsewhere_holds_its_call_for_its_lease_at_most(broker: ManualBroker) -> None:
+async def test_a_silent_process_elsewhere_keeps_its_call_locked_for_its_lease_at_most(broker: ManualBroker) -> None:
     slow = BlockingTask(broker)
     slow.go_on.set()
     result = slow.task.delay()
     message = broker.take()
-    dead = Lock(f"run:{result.id}", "somebody who died", broker.clock.now_ms() + LEASE_MS)
+    dead = Lock(f"run:{result.id}", "a process that died", broker.clock.now_ms() + LEASE_MS)
     broker.tasks.runtime.results().lock([dead], now_ms=broker.clock.now_ms())
     broker.clock.advance(5_000)
     answer = await broker.deliver(message)
@@ -140,7 +140,7 @@ async def test_a_process_that_fell_silent_elsewhere_holds_its_call_for_its_lease
     assert (await broker.deliver(message, retried=1)).body == b"1"
 
 
-async def test_nobody_waits_for_a_process_of_this_machine_that_has_died(broker: ManualBroker) -> None:
+async def test_the_lock_of_a_process_of_this_machine_that_has_died_is_void_at_once(broker: ManualBroker) -> None:
     program = "from qtasks.tasks.run.process_id import new_owner; print(new_owner())"
     died = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
     slow = BlockingTask(broker)
@@ -152,17 +152,17 @@ async def test_nobody_waits_for_a_process_of_this_machine_that_has_died(broker: 
     assert (await broker.deliver(message, retried=1)).body == b"1"
 
 
-def test_a_holder_is_gone_only_when_that_is_certain() -> None:
-    mine = new_owner()
-    place, number, started, chance = mine.split("/")
-    assert mine != new_owner()
-    assert not is_gone(mine)
+def test_an_owner_is_gone_only_if_that_is_certain() -> None:
+    owner = new_owner()
+    place, number, started, chance = owner.split("/")
+    assert owner != new_owner()
+    assert not is_gone(owner)
     assert is_gone(f"{place}/{number}/{int(started) - 1}/{chance}")  # its number was given to this process
     assert not is_gone(f"elsewhere/{number}/1/{chance}")
-    assert not is_gone("somebody")
+    assert not is_gone("another form")
 
 
-async def test_a_long_run_keeps_its_hold(broker: ManualBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_run_keeps_its_lock(broker: ManualBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qtasks.tasks.run.lease.RENEW_S", 0.0)
     slow = BlockingTask(broker)
     result = slow.task.delay()
@@ -198,17 +198,17 @@ async def test_a_retry_after_a_failure_runs(broker: ManualBroker) -> None:
 
 
 async def test_a_failed_call_that_comes_once_more_by_itself_fails_again_without_running(broker: ManualBroker) -> None:
-    told: list[str] = []
+    reasons: list[str] = []
     slow = BlockingTask(broker, retries=0)
     slow.go_on.set()
     slow.error = OSError("no")
-    slow.task.on_failure(lambda event: told.append(event.reason))
+    slow.task.on_failure(lambda event: reasons.append(event.reason))
     slow.task.delay()
     message = broker.take()
     await broker.deliver(message)
     again = await broker.deliver(message)
     assert (again.status, json_of(again)["error"], slow.runs) == (500, "OSError: no", 1)
-    assert told == ["OSError: no"]
+    assert reasons == ["OSError: no"]
 
 
 async def test_a_dead_letter_that_is_sent_again_runs(broker: ManualBroker) -> None:
@@ -251,7 +251,7 @@ async def test_a_call_that_was_called_off_does_not_run_any_more(broker: ManualBr
     assert (answer.status, json_of(answer)["cancelled"], slow.runs) == (200, "cancelled by its caller", 0)
 
 
-async def test_where_holds_cannot_be_had_the_task_runs(broker: ManualBroker, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_task_runs_if_locks_cannot_be_taken(broker: ManualBroker, caplog: pytest.LogCaptureFixture) -> None:
     slow = BlockingTask(broker)
     slow.go_on.set()
     slow.task.delay()
@@ -264,7 +264,7 @@ async def test_where_holds_cannot_be_had_the_task_runs(broker: ManualBroker, cap
     assert "locks could not be taken" in caplog.text
 
 
-async def test_a_snoozed_call_is_let_go_of(broker: ManualBroker) -> None:
+async def test_a_snoozed_call_is_unlocked(broker: ManualBroker) -> None:
     @broker.tasks.task
     def work(ctx: TaskContext = injected) -> str:
         if not ctx.snoozed:

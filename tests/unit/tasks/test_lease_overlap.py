@@ -87,7 +87,7 @@ async def test_a_run_that_finds_another_one_under_way_ends_unrun_and_everybody_c
     assert result.status is ResultStatus.CANCELLED
     with pytest.raises(TaskCancelled, match="another run of its schedule is running"):
         result.get(timeout=5)
-    (record,) = [one for one in caplog.records if getattr(one, "action", "") == "skipped"]
+    (record,) = [entry for entry in caplog.records if getattr(entry, "action", "") == "skipped"]
     assert record.levelno == logging.WARNING
     assert record.getMessage() == "slow skipped: another run of its schedule is running"
 
@@ -125,7 +125,7 @@ async def test_a_failed_run_lets_the_next_one_run_and_one_that_waits_for_its_ret
     assert (await broker.deliver(failed, retried=1)).body == b"3"
 
 
-async def test_a_duplicate_delivery_of_the_run_under_way_is_told_to_come_back(broker: ManualBroker) -> None:
+async def test_a_duplicate_delivery_of_a_running_run_is_answered_503(broker: ManualBroker) -> None:
     slow = BlockingSchedule(broker)
     _, message = slow.tick()
     first = asyncio.create_task(broker.deliver(message))
@@ -158,7 +158,7 @@ async def test_runs_that_may_overlap_do(broker: ManualBroker) -> None:
         assert (await second).body == b"2"
 
 
-async def test_a_run_whose_process_has_died_on_this_machine_holds_up_nobody(broker: ManualBroker) -> None:
+async def test_a_run_whose_process_has_died_on_this_machine_delays_no_other(broker: ManualBroker) -> None:
     program = "from qtasks.tasks.run.process_id import new_owner; print(new_owner())"
     died = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
     slow = BlockingSchedule(broker)
@@ -168,7 +168,7 @@ async def test_a_run_whose_process_has_died_on_this_machine_holds_up_nobody(brok
     assert (await broker.deliver(message)).body == b"1"
 
 
-async def test_a_run_that_fell_silent_elsewhere_holds_its_schedule_for_its_lease_at_most(broker: ManualBroker) -> None:
+async def test_a_silent_run_elsewhere_keeps_its_schedule_locked_for_its_lease_at_most(broker: ManualBroker) -> None:
     slow = BlockingSchedule(broker)
     slow.go_on.set()
     hold(broker, slow, "elsewhere/1/1/x")

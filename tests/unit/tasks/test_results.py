@@ -76,7 +76,7 @@ def test_a_record_is_found_by_its_call_and_by_its_message(backend: ResultBackend
     assert backend.read("call_2") is None
 
 
-def test_nothing_is_found_before_anything_was_kept(backend: ResultBackend) -> None:
+def test_there_is_no_record_before_one_is_written(backend: ResultBackend) -> None:
     assert backend.read("call_1") is None
 
 
@@ -97,13 +97,13 @@ def test_the_latest_state_stands_but_a_success_stays(
 ) -> None:
     records = [record(ResultStatus(status)) for status in order]
     if one_by_one:
-        for one in records:
-            keep(backend, one)
+        for entry in records:
+            keep(backend, entry)
     else:
         keep(backend, *records)
-    found = backend.read("call_1")
-    assert found is not None
-    assert found.status == last
+    stored = backend.read("call_1")
+    assert stored is not None
+    assert stored.status == last
 
 
 def test_finished_records_are_dropped_a_day_later_and_unfinished_ones_are_not(backend: ResultBackend) -> None:
@@ -160,37 +160,37 @@ def test_every_state_and_field_is_kept(backend: ResultBackend, status: ResultSta
 
 
 def test_a_lock_is_its_owner_s_until_it_expires(backend: ResultBackend) -> None:
-    mine, yours = Lock("k", "me", NOW_MS + 60_000), Lock("k", "you", NOW_MS + 90_000)
-    assert backend.lock([mine], now_ms=NOW_MS) == [mine]
-    (held,) = backend.lock([yours], now_ms=NOW_MS)
-    assert held.owner == "me"
-    assert abs(held.until_ms - mine.until_ms) < 5_000  # Redis counts the time itself
+    first, second = Lock("k", "me", NOW_MS + 60_000), Lock("k", "you", NOW_MS + 90_000)
+    assert backend.lock([first], now_ms=NOW_MS) == [first]
+    (valid,) = backend.lock([second], now_ms=NOW_MS)
+    assert valid.owner == "me"
+    assert abs(valid.until_ms - first.until_ms) < 5_000  # Redis counts the time itself
     if not isinstance(backend, RedisResults):
-        assert backend.lock([yours], now_ms=NOW_MS + 60_000) == [yours]
+        assert backend.lock([second], now_ms=NOW_MS + 60_000) == [second]
 
 
 def test_an_owner_may_extend_and_end_its_lock(backend: ResultBackend) -> None:
-    mine, longer = Lock("k", "me", NOW_MS + 1_000), Lock("k", "me", NOW_MS + 90_000)
-    backend.lock([mine], now_ms=NOW_MS)
+    lock, longer = Lock("k", "me", NOW_MS + 1_000), Lock("k", "me", NOW_MS + 90_000)
+    backend.lock([lock], now_ms=NOW_MS)
     assert backend.lock([longer], now_ms=NOW_MS) == [longer]
     backend.write((), [Lock("k", "you", 0)])
-    yours = Lock("k", "you", NOW_MS + 2_000)
-    assert backend.lock([yours], now_ms=NOW_MS)[0].owner == "me"
-    backend.write((), [mine])
-    assert backend.lock([yours], now_ms=NOW_MS) == [yours]
+    other = Lock("k", "you", NOW_MS + 2_000)
+    assert backend.lock([other], now_ms=NOW_MS)[0].owner == "me"
+    backend.write((), [lock])
+    assert backend.lock([other], now_ms=NOW_MS) == [other]
 
 
-def test_several_holds_are_answered_in_their_order(backend: ResultBackend) -> None:
+def test_several_locks_are_answered_in_their_order(backend: ResultBackend) -> None:
     backend.lock([Lock("b", "you", NOW_MS + 9_000)], now_ms=NOW_MS)
-    wanted = [Lock(key, "me", NOW_MS + 9_000) for key in ("c", "b", "a")]
-    assert [(hold.key, hold.owner) for hold in backend.lock(wanted, now_ms=NOW_MS)] == [
+    locks = [Lock(key, "me", NOW_MS + 9_000) for key in ("c", "b", "a")]
+    assert [(lock.key, lock.owner) for lock in backend.lock(locks, now_ms=NOW_MS)] == [
         ("c", "me"),
         ("b", "you"),
         ("a", "me"),
     ]
 
 
-def test_of_many_who_want_a_hold_one_gets_it(url: str) -> None:
+def test_of_many_who_try_to_lock_one_succeeds(url: str) -> None:
     if url == "memory://":
         backends = [open_results(url, ttl_ms=DAY_MS)] * 4
     else:
@@ -255,7 +255,7 @@ def test_redis_forgets_finished_records_alone(monkeypatch: pytest.MonkeyPatch) -
         backend.close()
 
 
-@pytest.mark.parametrize("url", ["postgresql://nobody@127.0.0.1:1/none", "redis://127.0.0.1:1/0"])
+@pytest.mark.parametrize("url", ["postgresql://user@127.0.0.1:1/none", "redis://127.0.0.1:1/0"])
 def test_a_service_that_is_not_there_is_a_named_error(url: str) -> None:
     backend = open_results(url, ttl_ms=DAY_MS)
     with pytest.raises(ResultError, match="cannot be reached"):

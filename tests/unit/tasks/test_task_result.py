@@ -65,46 +65,46 @@ async def test_a_handle_has_the_fields_that_django_s_has(broker: ManualBroker) -
 
 
 async def test_progress_can_be_read_while_the_task_runs(broker: ManualBroker) -> None:
-    told, go_on = threading.Event(), threading.Event()
+    reported, go_on = threading.Event(), threading.Event()
 
     @broker.tasks.task
     def work(ctx: TaskContext = injected) -> None:
         ctx.progress(1, 4, "reading")
-        told.set()
+        reported.set()
         assert go_on.wait(10)
 
     result = work.delay()
     assert result.progress is None
     running = asyncio.create_task(broker.deliver())
-    await asyncio.to_thread(told.wait, 10)
-    found = await result.aprogress()
-    assert found == Progress(1, 4, "reading")
-    assert found.fraction == 0.25
+    await asyncio.to_thread(reported.wait, 10)
+    progress = await result.aprogress()
+    assert progress == Progress(1, 4, "reading")
+    assert progress.fraction == 0.25
     assert result.status == "running"
     go_on.set()
     await running
     assert result.status == "succeeded"
-    assert await result.aprogress() == found
+    assert await result.aprogress() == progress
 
 
-async def test_an_async_task_tells_its_progress_in_a_file_too(tmp_path: Any) -> None:
+async def test_an_async_task_reports_its_progress_in_a_file_too(tmp_path: Any) -> None:
     broker = ManualBroker(results=f"sqlite:///{tmp_path}/r.db")
-    told, go_on = asyncio.Event(), asyncio.Event()
+    reported, go_on = asyncio.Event(), asyncio.Event()
 
     @broker.tasks.task
     async def work(ctx: TaskContext = injected) -> None:
         ctx.progress(3)
-        told.set()
+        reported.set()
         await go_on.wait()
 
     result = work.delay()
     running = asyncio.create_task(broker.deliver())
-    await told.wait()
+    await reported.wait()
     async with asyncio.timeout(10):
-        while (found := await result.aprogress()) is None:  # noqa: ASYNC110 - another thread writes it
+        while (progress := await result.aprogress()) is None:  # noqa: ASYNC110 - another thread writes it
             await asyncio.sleep(0.001)
-    assert found == Progress(3)
-    assert found.fraction is None
+    assert progress == Progress(3)
+    assert progress.fraction is None
     go_on.set()
     await running
     broker.close()
