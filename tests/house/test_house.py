@@ -13,12 +13,8 @@ from tests.house.report import LONGEST_FUNCTION, MEASURES, Measure, Row
 from tests.house.source import ROOT, Modules, read
 
 OVER: dict[str, int] = {
-    "modules in import circles": 3,
-    "imports upward, uncovered modules, exceptions": 1,
-    "class names in use for two things": 1,
-    "retired words in names": 2,
-    "variables with a vague name": 11,
-    "idioms": 53,
+    "variables with a vague name": 10,
+    "idioms": 21,
 }
 """What still misses its bar, and by how much; nothing here may grow."""
 
