@@ -37,10 +37,10 @@ class StartedApp:
 
     def __str__(self) -> str:
         """The numbers of tasks and schedules in words."""
-        return counted(len(self.parameters), self.schedules)
+        return counts_in_words(len(self.parameters), self.schedules)
 
 
-def counted(tasks: int, schedules: int) -> str:
+def counts_in_words(tasks: int, schedules: int) -> str:
     """The numbers in words, such as ``3 tasks`` or ``1 task, 2 schedules``."""
     words = [f"{tasks} task{'' if tasks == 1 else 's'}"]
     if schedules:
@@ -52,9 +52,9 @@ class ChildProcess:
     """A running child process."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, serving: StartedApp, reports: _ReportReader, lifeline: int
+        self, process: asyncio.subprocess.Process, started_app: StartedApp, reports: _ReportReader, lifeline: int
     ) -> None:
-        self.serving = serving
+        self.started_app = started_app
         self._process = process
         self._reports = reports
         self._lifeline = lifeline
@@ -108,12 +108,12 @@ class ChildProcess:
             os.close(lifeline_in)
         reports = await _ReportReader.open(report_in)
         try:
-            serving = await _started(process, reports)
+            started_app = await _started(process, reports)
         except BaseException:
             reports.close()
             os.close(lifeline_out)  # the child ends when it sees this
             raise
-        return cls(process, serving, reports, lifeline_out)
+        return cls(process, started_app, reports, lifeline_out)
 
     async def wait(self) -> int:
         """Wait until the process has ended; return its exit status."""

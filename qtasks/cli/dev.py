@@ -125,12 +125,12 @@ async def _dev(options: DevOptions, out: NonBlockingStream, errors: NonBlockingS
             errors.line,
             may_have_schedules=bool(existing),
         )
-        serving = await application.start()
+        started_app = await application.start()
         stop = stack.enter_context(stop_signals())
         stack.push_async_callback(application.stop)
         # Running attempts need the application, so drain the broker before the application stops.
         stack.push_async_callback(broker.deliverer.drain, broker.settings.drain_s)
-        _greet(out, options, broker, serving, broker_url)
+        _greet(out, options, broker, started_app, broker_url)
         broker.start()
         event_loop.tune_interpreter()
         status = await _until_stopped(stop, broker, application)
@@ -151,16 +151,16 @@ def _application_environment(broker_url: str, token: str, keys: SigningKeys, res
     }
 
 
-def _greet(out: NonBlockingStream, options: DevOptions, broker: Broker, serving: StartedApp, broker_url: str) -> None:
+def _greet(out: NonBlockingStream, options: DevOptions, broker: Broker, app: StartedApp, broker_url: str) -> None:
     store = "in memory, nothing is kept" if options.db == MEMORY else f"{options.db} ({broker.store.promise})"
-    out.line(f"qtasks {version('qstash-tasks')}  dev   app {serving.target} ({options.target.source})   {serving}")
+    out.line(f"qtasks {version('qstash-tasks')}  dev   app {app.target} ({options.target.source})   {app}")
     out.line(f"  broker   {broker_url}   QSTASH_TOKEN={development.USERS[0].token}")
-    out.line(f"  app      {serving.base_url}")
+    out.line(f"  app      {app.base_url}")
     out.line(f"  store    {store}")
     if broker.recovery.waiting:
         out.line(f"  found    {broker.recovery.waiting} waiting, {broker.recovery.interrupted} of them interrupted")
-    if serving.synced:
-        out.line(f"  synced   {serving.synced}")
+    if app.synced:
+        out.line(f"  synced   {app.synced}")
     out.line(f"  reload   when code in {options.target.folder} changes")
     out.line()
 

@@ -126,7 +126,7 @@ def _python_files(folder: Path) -> list[Path]:
 def load(target: AppLocation) -> LoadedApp:
     """Import the application and find its tasks. Raises AppError, whose few lines show only the user's code."""
     module = _import(target)
-    return _loaded_app(_pick(module, target), target)
+    return _loaded_app(_find_app(module, target), target)
 
 
 def _import(target: AppLocation) -> ModuleType:
@@ -139,12 +139,12 @@ def _import(target: AppLocation) -> ModuleType:
             raise AppError(
                 f"there is no module {target.module!r}{guess}", details={"looked in": str(target.folder)}
             ) from None
-        raise _broken(target, error) from None
+        raise _import_failed(target, error) from None
     except (Exception, SystemExit) as error:  # SystemExit: a script that exits is not an application
-        raise _broken(target, error) from None
+        raise _import_failed(target, error) from None
 
 
-def _broken(target: AppLocation, error: BaseException) -> AppError:
+def _import_failed(target: AppLocation, error: BaseException) -> AppError:
     """The error of an import that failed in the user's code, with the innermost line of that code."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         where = f"{error.filename}:{error.lineno}  {(error.text or '').strip()}"
@@ -167,7 +167,7 @@ def _broken(target: AppLocation, error: BaseException) -> AppError:
     )
 
 
-def _pick(module: ModuleType, target: AppLocation) -> Any:
+def _find_app(module: ModuleType, target: AppLocation) -> Any:
     """The named object; without a name the FastAPI application of the module, its QTasks object, or the default one."""
     if target.attribute is not None:
         try:

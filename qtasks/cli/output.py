@@ -108,7 +108,7 @@ class _OneLineFormatter(logging.Formatter):
         return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
-def _is_no_cancellation(record: logging.LogRecord) -> bool:
+def _is_not_cancelled(record: logging.LogRecord) -> bool:
     """False for the traceback of a cancelled request: the code that cancels logs one line; uvicorn would add forty."""
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
@@ -119,5 +119,5 @@ def log_to(stream: TextStream) -> None:
     if not root.handlers:
         handler = logging.StreamHandler(stream)
         handler.setFormatter(_OneLineFormatter(_FORMAT))
-        handler.addFilter(_is_no_cancellation)
+        handler.addFilter(_is_not_cancelled)
         root.addHandler(handler)

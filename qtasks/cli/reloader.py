@@ -52,7 +52,7 @@ class ReloadingApplication:
         self._next_change = asyncio.ensure_future(anext(self._changes))
         await asyncio.sleep(0)
         self._children.append(await self._new_child())
-        return self._children[-1].serving
+        return self._children[-1].started_app
 
     async def supervise(self) -> int:
         """Replace the child when code changes or when it dies. Return the exit status if it cannot be kept alive."""
@@ -76,8 +76,8 @@ class ReloadingApplication:
             may_have_schedules=self.may_have_schedules,
         )
         self._start_s = time.monotonic()
-        self.may_have_schedules |= child.serving.schedules > 0
-        self.started(child.serving)
+        self.may_have_schedules |= child.started_app.schedules > 0
+        self.started(child.started_app)
         return child
 
     async def _keep_alive(self) -> int:
@@ -125,9 +125,9 @@ class ReloadingApplication:
 
     async def _hand_over(self, old: ChildProcess, new_child: ChildProcess) -> None:
         await old.retire()
-        self.say(f"reloaded {new_child.serving.target}: {new_child.serving}")
-        if new_child.serving.synced:
-            self.say(f"  synced      {new_child.serving.synced}")
+        self.say(f"reloaded {new_child.started_app.target}: {new_child.started_app}")
+        if new_child.started_app.synced:
+            self.say(f"  synced      {new_child.started_app.synced}")
         await self._end(old)
 
     async def _end(self, old: ChildProcess) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from qtasks.broker.server.listen import listen
-from qtasks.cli.child_process import counted
+from qtasks.cli.child_process import counts_in_words
 from qtasks.cli.loader import load, locate
 from qtasks.cli.option_types import PORT
 from qtasks.cli.output import NonBlockingStream, log_to
@@ -66,7 +66,7 @@ def command(app: str | None, host: str, port: int, workers: int, drain: float, e
     out, errors = NonBlockingStream(sys.stdout), NonBlockingStream(sys.stderr)
 
     def started() -> None:
-        counts = counted(len(loaded.tasks.tasks), len(loaded.tasks.schedules))
+        counts = counts_in_words(len(loaded.tasks.tasks), len(loaded.tasks.schedules))
         out.line(
             f"qtasks run {loaded.target} ({target.source})  {counts} at {origin}{loaded.prefix}  reached {reached}"
         )
