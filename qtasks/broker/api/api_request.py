@@ -15,6 +15,7 @@ from qtasks.protocol.messages import Headers
 MAX_VALUES: Final = 1000
 """Limit for the values of one filter."""
 _MAX_OBJECT: Final = 1024 * 1024
+"""Limit for a body that is a JSON object, bytes."""
 _JSON: Final = ("Content-Type", "application/json")
 
 

@@ -32,7 +32,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     _deadline: asyncio.TimerHandle | None = None
     _head_bytes = 0
-    _begun = False
+    _in_request = False
     """Between the first byte of a request and its last."""
     _in_body = False
     """Between the end of its header and its last byte."""
@@ -42,18 +42,18 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the time limit of the first request."""
         super().connection_made(CoalescingTransport(transport, self.loop))  # type: ignore[arg-type]
-        self._start_clock(HEAD_TIMEOUT_S)
+        self._start_timer(HEAD_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the time limit."""
-        self._stop_clock()
+        self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Count the bytes that arrive while a header is incomplete."""
         if self._in_body:
             if self._deadline is None and not self._is_response_pending():
-                self._start_clock(DISCARD_TIMEOUT_S)
+                self._start_timer(DISCARD_TIMEOUT_S)
         else:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD and not self._head_ends(data):
@@ -63,14 +63,14 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins; its header must be complete in time."""
-        self._begun = True
+        self._in_request = True
         if self._deadline is None:
-            self._start_clock(HEAD_TIMEOUT_S)
+            self._start_timer(HEAD_TIMEOUT_S)
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """The header is complete. The application sets the time limits for the body."""
-        self._stop_clock()
+        self._stop_timer()
         self._ambiguity = self._find_ambiguity()
         if self._ambiguity is not None:
             raise ValueError(self._ambiguity)  # stops the parser; uvicorn then calls `send_400_response`
@@ -79,8 +79,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The body is complete. The next bytes are the next request."""
-        self._stop_clock()
-        self._begun = self._in_body = False
+        self._stop_timer()
+        self._in_request = self._in_body = False
         self._head_bytes = 0
         super().on_message_complete()
         if self.cycle.response_complete:
@@ -115,17 +115,17 @@ class GuardedProtocol(HttpToolsProtocol):
         # One read may contain the end of the header and a large part of the body.
         return b"\r\n\r\n" in data[: MAX_HEAD - (self._head_bytes - len(data))]
 
-    def _start_clock(self, limit_s: float) -> None:
+    def _start_timer(self, limit_s: float) -> None:
         self._deadline = self.loop.call_later(limit_s, self._time_out)
 
-    def _stop_clock(self) -> None:
+    def _stop_timer(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
     def _time_out(self) -> None:
         self._deadline = None
-        if self._begun and not self._in_body:
+        if self._in_request and not self._in_body:
             self._refuse(b"408 Request Timeout", f"no complete header within {HEAD_TIMEOUT_S:g} s")
         elif self.transport is not None:
             self.transport.close()
@@ -135,7 +135,7 @@ class GuardedProtocol(HttpToolsProtocol):
         return bool(self.pipeline) or (self._is_response_pending() and not self._in_body)
 
     def _refuse(self, status: bytes, text: str) -> None:
-        self._stop_clock()
+        self._stop_timer()
         if self._would_overtake():
             self.transport.close()
             return
