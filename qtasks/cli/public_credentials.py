@@ -21,6 +21,6 @@ def refuse_public_credentials(secrets: Iterable[str | None], host: str, *, fix: 
     """
     if not is_loopback(host) and not _PUBLIC.isdisjoint(secrets):
         raise ConfigurationError(
-            f"the public development credentials may not be used on {host}: other machines can reach it",
+            f"the public development credentials must not be used on {host}: other machines can reach it",
             fix=fix,
         )
