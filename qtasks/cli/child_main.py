@@ -91,7 +91,10 @@ def _serve(options: ChildOptions) -> int:
         settings.receiver()
         loaded.tasks.schedules.check()
     except QTasksError as error:
-        _report(options.report, {"error": str(error), "code": error.code})
+        _report(
+            options.report,
+            {"error": {"message": error.message, "details": error.details, "fix": error.fix, "code": error.code}},
+        )
         return FAILED
 
     def report_started() -> None:

@@ -157,7 +157,7 @@ async def _started(process: asyncio.subprocess.Process, reports: _ReportReader) 
         )
     if "error" in facts:
         await process.wait()
-        raise AppError(facts["error"], code=facts["code"])
+        raise AppError(**facts["error"])
     return StartedApp(facts["target"], facts["base_url"], facts["parameters"], facts["schedules"], facts["synced"])
 
 

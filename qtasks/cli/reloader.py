@@ -117,7 +117,8 @@ class ReloadingApplication:
             try:
                 new_child = await self._new_child()
             except AppError as error:
-                self.say(f"{error.code} {error}\n  meanwhile   the last working version continues to run")
+                error.details["meanwhile"] = "the last working version continues to run"
+                self.say(f"{error.code} {error}")
                 return
             old = self._children[-1]
             self._children.append(new_child)
