@@ -37,7 +37,7 @@ R = TypeVar("R")
 class BaseTask(Generic[P, R]):
     """A function with a name, options and typed parameters, whose calls can be sent.
 
-    `Task` adds what applications use apart from `.delay()`: hooks, flows, schedules, the names of Celery and Django.
+    `Task` adds hooks, flows, schedules, and the names that Celery and Django use.
     """
 
     asks: ClassVar[bool] = False

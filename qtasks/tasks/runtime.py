@@ -178,12 +178,12 @@ class ApplicationRuntime:
                 return
             dispatcher = self._dispatcher
             self._served = None
+        (stopped,) = await asyncio.gather(asyncio.to_thread(self._stop_broker), return_exceptions=True)
         try:
-            await asyncio.to_thread(self._stop_broker)
             if dispatcher is not None:
                 await dispatcher.drain(DRAIN_S)
         finally:
-            await asyncio.to_thread(self.close)
+            await asyncio.to_thread(close_all, lambda: _raise_error(stopped), self.close)
 
     def close(self) -> None:
         """Close every open part, even if another one cannot be closed. Idempotent; the next use opens again."""
@@ -340,6 +340,11 @@ class ApplicationRuntime:
                 elif settings.results is not None:
                     self._results = open_results(settings.results, ttl_ms=settings.result_ttl_ms)
             return self._results
+
+
+def _raise_error(outcome: BaseException | None) -> None:
+    if outcome is not None:
+        raise outcome
 
 
 def _on_event_loop() -> bool:

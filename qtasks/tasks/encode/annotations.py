@@ -1,4 +1,4 @@
-"""What annotations mean on the way through JSON: which values travel, and how pydantic is to read and write them."""
+"""Which annotated values can travel as JSON, and how pydantic reads and writes them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
 
 WIRE: Any = {"qtasks": "wire"}
-"""Validation context of values that come from JSON, as opposed to those a caller hands over."""
+"""The validation context of values that come from JSON, and not from a caller."""
 
 
 def _bytes_from_wire(value: object, info: ValidationInfo) -> object:
@@ -57,7 +57,7 @@ def _tuples_as_lists(value: object) -> object:
 
 
 UNTYPED_RESULT = Annotated[JsonValue, BeforeValidator(_tuples_as_lists)]
-"""What a function without a return annotation may return: ``return a, b`` is too common to refuse."""
+"""The type of a result without a return annotation. Tuples are accepted, because ``return a, b`` is common."""
 
 _BARE: dict[object, Any] = {
     inspect.Parameter.empty: JsonValue,
@@ -84,11 +84,11 @@ _BARE: dict[object, Any] = {
 
 
 def portable(annotation: Any) -> Any:
-    """The annotation pydantic is to use in place of `annotation`.
+    """The annotation that pydantic uses in place of `annotation`.
 
-    Where nothing is said about a value (no annotation, `Any`, a bare `dict` or `set`), only JSON values pass: pydantic
-    would write any object it knows, a datetime as text, and the other side could not tell. `bytes` travel as base64.
-    Raises DefinitionError for what would arrive changed.
+    Without a type (no annotation, `Any`, a bare `dict` or `set`) only JSON values are accepted: pydantic would write
+    any object that it knows, such as a datetime as text, and the receiver could not restore its type. `bytes` travel as
+    base64. Raises DefinitionError for a type whose values would arrive changed.
     """
     if annotation in (SecretStr, SecretBytes):
         raise DefinitionError(
@@ -115,7 +115,7 @@ def portable(annotation: Any) -> Any:
 
 
 def hints(function: Callable[..., object]) -> dict[str, Any]:
-    """Annotations of `function`, resolved. Raises DefinitionError naming the one that cannot be."""
+    """The resolved annotations of `function`. Raises DefinitionError that names one that cannot be resolved."""
     try:
         return typing.get_type_hints(function, include_extras=True)
     except NameError as error:
@@ -146,7 +146,7 @@ def adapter(annotation: Any, *, where: str) -> TypeAdapter[Any]:
 
 
 def record_adapter(name: str, fields: dict[str, Any], *, where: str) -> TypeAdapter[dict[str, Any]]:
-    """One reader and writer for several named values, all of them optional."""
+    """Reads and writes several named values, all of them optional."""
     try:
         return _record(name, {field: portable(annotation) for field, annotation in fields.items()}, ConfigDict())
     except (PydanticUserError, TypeError, DefinitionError):
@@ -156,9 +156,9 @@ def record_adapter(name: str, fields: dict[str, Any], *, where: str) -> TypeAdap
 
 
 def loose_adapter(name: str, fields: dict[str, Any]) -> TypeAdapter[dict[str, Any]]:
-    """As `record_adapter`, for values that need not travel as JSON: of a class pydantic does not know, its instances.
+    """As `record_adapter`, for values that are pickled: of a class that pydantic does not know, instances are accepted.
 
-    It checks and does not write. What pydantic can make nothing of is not checked at all.
+    It validates values and does not write them. An annotation that pydantic cannot use is not checked.
     """
     anything = ConfigDict(arbitrary_types_allowed=True)
     usable: dict[str, Any] = {}
@@ -179,7 +179,7 @@ def _record(name: str, fields: dict[str, Any], config: ConfigDict) -> TypeAdapte
 
 
 def type_name(annotation: Any) -> str:
-    """An annotation as a person would write it."""
+    """An annotation as it is written in code."""
     if annotation is inspect.Parameter.empty or annotation is Any:
         return "a JSON value"
     if annotation is type(None):

@@ -2,11 +2,11 @@
 
     {"v": 1, "id": "call_...", "args": [2], "kwargs": {"b": 3}, "retries": 3}
 
-`id` is made by the caller and names the call for ever; the body of a schedule has none. `retries` is how many attempts
-may follow the first, so that a task can know its last one. What else the dispatcher has to know stands beside them
-where it was said: `timeout_ms`, `expires_ms`, `retry_delay` with `jitter`, `snoozed`, `schedule` with `overlap`, and
-under `options` the headers of a call that is not delivered as its task says, for when it is published again. The
-signature covers the body and the URL, so nothing that matters travels in a header.
+The caller makes `id`, which identifies the call permanently; the body of a schedule has no id. `retries` is the number
+of attempts that may follow the first, so a task can tell its last attempt. The other members appear only if they are
+set: `timeout_ms`, `expires_ms`, `retry_delay` with `jitter`, `snoozed`, `schedule` with `overlap`, and `options`, the
+header lines of a call whose options differ from its task's, needed when it is published again. The signature covers the
+body and the URL, so nothing that matters for safety travels in a header.
 """
 
 from __future__ import annotations
@@ -26,60 +26,60 @@ from qtasks.protocol import expressions, strict_json
 
 VERSION = 1
 MAX_NESTING = strict_json.MAX_DEPTH - 2
-"""Levels an argument may have: the envelope itself takes two."""
+"""How deep an argument may be nested: the envelope itself has two of the levels that JSON may have."""
 
 SKIP = "skip"
 _ID_LENGTH = 128
 _COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 ID = re.compile(r"[!-~]{1,128}")
-"""What a call may be named by its caller."""
+"""The form of a call id that the caller chooses."""
 
 
 class UnknownVersionError(PayloadError):
-    """An envelope made by a newer program; a newer dispatcher may read it."""
+    """The envelope was made by a newer version; a newer dispatcher may be able to read it."""
 
     code = ErrorCode.ENVELOPE_TOO_NEW
 
 
 class TamperedError(PayloadError):
-    """What came with a signed request is not what the signature vouches for."""
+    """A part of a signed request does not match what the signature covers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """One call, as it travels. Arguments are plain JSON values."""
+    """One call as it is sent. Arguments are plain JSON values."""
 
     call_id: str | None
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     retries: int | None = None
     timeout_ms: int | None = None
-    """How long one attempt may take; None: the protocol's default."""
+    """The limit for one attempt; None: the protocol's default."""
     expires_ms: int | None = None
-    """Unix time after which the call is not to be run any more."""
+    """Unix time in milliseconds after which the call must not run."""
     retry_delay: str | None = None
-    """The expression that `jitter` is applied to."""
+    """The retry delay to which `jitter` is applied."""
     jitter: float = 0.0
     snoozed: int = 0
-    """How often the call has been put off."""
+    """How often `Snooze` has postponed the call."""
     options: Mapping[str, str] = field(default_factory=dict)
-    """Header lines for when the call is published again, where they are not its task's."""
+    """Header lines with which the call is published again, if they differ from its task's."""
     unique: str | None = None
-    """The key that the call holds until it is done."""
+    """The unique key that the call locks until it has ended."""
     flow: Mapping[str, Any] = field(default_factory=dict)
-    """What follows the call; see `tasks.flow`."""
+    """What follows the call; see `tasks.flow.steps`."""
     carried: Mapping[str, str] = field(default_factory=dict)
-    """What middleware gives along, such as a trace."""
+    """What middleware added to the call, such as a trace."""
     schedule: str | None = None
-    """The id of the schedule whose run this is."""
+    """The id of the schedule that started the call."""
     overlap: str | None = None
-    """``skip``: not to be run while another run of `schedule` is under way."""
+    """``skip``: the call must not run while another run of `schedule` is in progress."""
     pickled: str | None = None
-    """Positional and named arguments in place of `args` and `kwargs`; see `tasks.pickling`."""
+    """Positional and named arguments in place of `args` and `kwargs`; see `tasks.encode.pickling`."""
 
     @property
     def alone(self) -> str | None:
-        """The schedule of which no other run may be under way."""
+        """The schedule that must not have another run in progress, or None."""
         return self.schedule if self.overlap == SKIP else None
 
 
@@ -97,21 +97,21 @@ _EXTRAS: Mapping[str, Callable[[Any], bool]] = {
     "overlap": lambda value: value == SKIP,
     "pickled": lambda value: isinstance(value, str),
 }
-"""Members that are left out where nothing was said, and what they have to be."""
+"""The members that appear only if they are set, each with its validation."""
 
 
 def new_call_id() -> str:
-    """An id that nobody else has: ``call_`` and 128 random bits."""
+    """A new call id: ``call_`` and 128 random bits."""
     return f"call_{secrets.token_hex(16)}"
 
 
 def call_id_of_message(message_id: str) -> str:
-    """The id of a call whose body names none (a schedule's): the same for every attempt of one message."""
+    """The id of a call whose body has no id (a schedule's): the same for every attempt of one message."""
     return f"call_{hashlib.sha256(message_id.encode()).hexdigest()[:32]}"
 
 
 def encode(envelope: Envelope) -> bytes:
-    """Write an envelope as compact UTF-8 JSON. Raises ValueError for what `decode` would refuse; see `culprit`."""
+    """Encode an envelope as compact UTF-8 JSON. Raises ValueError for what `decode` would refuse; see `culprit`."""
     document: dict[str, Any] = {"v": VERSION}
     if envelope.call_id is not None:
         document["id"] = envelope.call_id
@@ -132,7 +132,7 @@ def encode(envelope: Envelope) -> bytes:
 
 
 def decode(body: bytes) -> Envelope:
-    """Read an envelope; unknown members are left alone. Raises PayloadError, UnknownVersionError for a later format."""
+    """Decode an envelope; unknown members are ignored. Raises PayloadError, UnknownVersionError for a later format."""
     try:
         document = strict_json.loads(body, big_integers=True)
     except ValueError as error:
@@ -155,7 +155,7 @@ def decode(body: bytes) -> Envelope:
     extras = {name: document[name] for name in _EXTRAS if document.get(name) is not None}
     for name, value in extras.items():
         if not _EXTRAS[name](value):
-            raise PayloadError(f"the envelope's {name} is not what it has to be")
+            raise PayloadError(f"the envelope's {name} is not valid")
     return Envelope(call_id, args, kwargs, retries, **extras)
 
 
@@ -172,8 +172,9 @@ def _is_expression(text: str) -> bool:
 
 
 def culprit(values: Mapping[str, object]) -> tuple[str, str] | None:
-    """Where in plain JSON values the first thing stands that `encode` refuses, and why."""
-    return next((found for name, value in values.items() if (found := _refused(value, name, 1))), None)
+    """The path of the first value that `encode` refuses, and the reason; None if it refuses none of them."""
+    refusals = (_refused(value, name, 1) for name, value in values.items())
+    return next((refusal for refusal in refusals if refusal is not None), None)
 
 
 def _refused(value: object, path: str, depth: int) -> tuple[str, str] | None:
@@ -196,7 +197,8 @@ def _refused(value: object, path: str, depth: int) -> tuple[str, str] | None:
         reason = f"a {type(value).__name__} is not a JSON value"
     if reason is not None:
         return path, reason
-    return next((found for where, item in inner if (found := _refused(item, where, depth + 1))), None)
+    refusals = (_refused(item, where, depth + 1) for where, item in inner)
+    return next((refusal for refusal in refusals if refusal is not None), None)
 
 
 def _refused_key(key: object) -> str | None:

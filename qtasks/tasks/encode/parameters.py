@@ -1,4 +1,4 @@
-"""The arguments of a task: bound and checked at the call, and again, with the same words, where the task runs."""
+"""The parameters of a task: arguments are bound and checked at the call, and again where the task runs."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 _KEYWORD = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 Values = dict[str, Any]
-"""Parameter name to value; what `*args` and `**kwargs` catch stands under their own names."""
+"""Values by parameter name; those of `*args` and `**kwargs` are under the names of these parameters."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskParameters:
-    """How to call one function: which parameters come from the caller, and which the dispatcher fills."""
+    """The parameters of one function: those that the caller passes, and those that the dispatcher fills."""
 
     task: str
     signature: str
-    """As a person would write it, without what the dispatcher fills."""
+    """The signature as text, without the parameters that the dispatcher fills."""
     positional: tuple[str, ...]
     keywords: frozenset[str]
     required: tuple[str, ...]
@@ -54,22 +54,22 @@ class TaskParameters:
     """The name of ``**kwargs``."""
     annotations: Mapping[str, Any]
     defaults: Mapping[str, Any]
-    """Of the caller's parameters that have one."""
+    """The defaults of the caller's parameters."""
     contexts: tuple[str, ...]
-    """Parameters that get the `TaskContext`."""
+    """The parameters that receive the `TaskContext`."""
     dependencies: tuple[inspect.Parameter, ...]
-    """Parameters that get what FastAPI resolves, annotations resolved."""
+    """The parameters that receive FastAPI dependencies, with resolved annotations."""
     arguments: TypeAdapter[Values]
     result: TypeAdapter[Any] | None
-    """As JSON; None where JSON cannot carry it."""
+    """Reads and writes the result as JSON; None if JSON cannot carry it."""
     result_name: str
     loose_result: TypeAdapter[Values] | None
-    """Of a value named `result` that may be pickled; None where it may not."""
+    """Checks a value named `result` that may be pickled; None if it may not."""
     leading: tuple[inspect.Parameter, ...]
-    """Parameters that must be passed by position when the function is called."""
+    """The parameters that must be passed by position."""
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Values:
-        """Give each argument its name. Raises ArgumentsError for one that is missing, unexpected or given twice."""
+        """The arguments by parameter name. Raises ArgumentsError for one that is missing, unexpected or given twice."""
         values: Values = dict(zip(self.positional, args, strict=False))
         if len(args) > len(self.positional):
             if self.spread is None:
@@ -96,7 +96,7 @@ class TaskParameters:
         return values
 
     def check(self, values: Values, *, from_wire: bool = False) -> Values:
-        """Values as the annotations want them. Raises ArgumentsError naming the argument, its type and the value."""
+        """Convert values to their annotated types. Raises ArgumentsError that names argument, type and value."""
         try:
             if from_wire:
                 return self.arguments.validate_python(values, context=WIRE, by_name=True, by_alias=True)
@@ -114,23 +114,23 @@ class TaskParameters:
         return plain
 
     def some_to_json(self, values: Values, names: Sequence[str]) -> Values:
-        """Those of checked values as plain JSON values, whichever way the others travel. Raises ArgumentsError (QT154).
+        """The checked values called `names` as plain JSON values, even if the arguments travel as a pickle.
 
-        Raises DefinitionError for one that JSON cannot carry by its annotation.
+        Raises ArgumentsError (QT154), and DefinitionError for a type that JSON cannot carry.
         """
         plain: Values = {}
         for name in names:
             if name in values:
                 spread = name in (self.spread, self.spread_keywords)
-                one = adapter(Any if spread else self.annotations[name], where=f"{self.task}: parameter {name!r}")
+                writer = adapter(Any if spread else self.annotations[name], where=f"{self.task}: parameter {name!r}")
                 try:
-                    plain[name] = one.dump_python(one.validate_python(values[name]), mode="json", round_trip=True)
+                    plain[name] = writer.dump_python(writer.validate_python(values[name]), mode="json", round_trip=True)
                 except (ValidationError, PydanticSerializationError, ValueError) as error:
                     raise self.not_json(name, str(error).splitlines()[0]) from None
         return plain
 
     def arrange(self, values: Values, positional: int) -> tuple[list[Any], dict[str, Any]]:
-        """The reverse of `bind` for a call that gave `positional` arguments by position."""
+        """The reverse of `bind`, with the first `positional` arguments by position."""
         args = [values[name] for name in self.positional[:positional]]
         kwargs = {name: value for name, value in values.items() if name not in self.positional[:positional]}
         if self.spread is not None:
@@ -146,21 +146,21 @@ class TaskParameters:
         context: TaskContext | None = None,
         dependencies: Mapping[str, Any] = MappingProxyType({}),
     ) -> Any:
-        """Call `function` with checked values, the context where it asks for it, and resolved dependencies."""
+        """Call `function` with checked values, the context if it has a parameter for it, and resolved dependencies."""
         filled = {**values, **dict.fromkeys(self.contexts, context), **dependencies}
         if not self.leading and self.spread is None and self.spread_keywords is None:
             return function(**filled)
         args = [filled.pop(parameter.name, parameter.default) for parameter in self.leading]
         args.extend(filled.pop(self.spread, ()) if self.spread is not None else ())
-        more = filled.pop(self.spread_keywords, {}) if self.spread_keywords is not None else {}
-        return function(*args, **filled, **more)
+        keywords = filled.pop(self.spread_keywords, {}) if self.spread_keywords is not None else {}
+        return function(*args, **filled, **keywords)
 
     def not_json(self, path: str, reason: str) -> ArgumentsError:
-        """The error for a value of the right type that JSON cannot carry."""
+        """The error for a value that JSON cannot carry."""
         return self._error(f"argument {path!r} cannot be written as JSON: {reason}", ErrorCode.ARGUMENT_NOT_JSON)
 
     def not_picklable(self, name: str, reason: str) -> ArgumentsError:
-        """The error for an argument that cannot be pickled either."""
+        """The error for an argument that cannot be pickled."""
         return self._error(f"argument {name!r} cannot be pickled: {reason}", ErrorCode.ARGUMENT_NOT_JSON)
 
     def _unexpected(self, name: str) -> ArgumentsError:
@@ -176,21 +176,21 @@ class TaskParameters:
         name = str(first["loc"][0])
         path = _path(first["loc"], values)
         expected = type_name(self.annotations.get(name, inspect.Parameter.empty))
-        more = f" (and {len(others)} more)" if others else ""
+        rest = f" (and {len(others)} more)" if others else ""
         message = first["msg"]
         if is_secret_name(path):
             got, message = "a value that is not shown", mask_values(message, secrets_in(first["input"], is_secret=True))
         else:
             got = _shown(first["input"])
-        # A value of no declared type that is not JSON is refused for what it is, not for its type.
+        # Without a declared type the value itself is the reason, and not its type.
         if first["type"] == "invalid-json-value":
-            return self.not_json(path, f"{got} would not arrive as it is{more}")
+            return self.not_json(path, f"{got} would not arrive as it is{rest}")
         return self._error(
-            f"argument {path!r} expects {expected}, got {got}: {message}{more}", ErrorCode.ARGUMENT_TYPE_WRONG
+            f"argument {path!r} expects {expected}, got {got}: {message}{rest}", ErrorCode.ARGUMENT_TYPE_WRONG
         )
 
     def _culprit(self, values: Values) -> str:
-        """The argument that cannot be written, found by writing them one at a time."""
+        """The argument that cannot be written: each one is written alone."""
         for name, value in values.items():
             try:
                 self.arguments.dump_python({name: value}, mode="json", round_trip=True)
@@ -212,43 +212,43 @@ def read_parameters(
 ) -> TaskParameters:
     """Read the signature of `function`. Raises DefinitionError for one that cannot be a task's.
 
-    `returns` is the type of the result where that is not what the function returns. Parameters of an `injectable` type
-    may be ``= injected`` as well; whoever makes the values has one for them. `pickled` says that arguments are, and the
-    result where JSON cannot carry it.
+    `returns` is the type of the result if the function returns something else. Parameters of an `injectable` type may
+    be ``= injected`` as well; the code that makes the values supplies them. `pickled`: the arguments are pickled, and
+    so is a result that JSON cannot carry.
     """
     resolved = hints(function)
     if returns is not None:
         resolved["return"] = returns
-    mine: list[inspect.Parameter] = []
+    caller_parameters: list[inspect.Parameter] = []
     contexts: list[str] = []
     dependencies: list[inspect.Parameter] = []
     signature = inspect.signature(function)
     for parameter in signature.parameters.values():
         named = parameter.replace(annotation=resolved.get(parameter.name, inspect.Parameter.empty))
         if named.annotation in injectable and isinstance(named.default, Injected):
-            mine.append(named)
+            caller_parameters.append(named)
         elif is_context(named):
             contexts.append(named.name)
         elif is_dependency(named):
             dependencies.append(named)
         else:
-            mine.append(named)
-    fields = {parameter.name: _field(parameter) for parameter in mine}
+            caller_parameters.append(named)
+    fields = {parameter.name: _field(parameter) for parameter in caller_parameters}
     return TaskParameters(
         task=task,
-        signature=_written(task, mine, resolved.get("return", inspect.Parameter.empty)),
-        positional=tuple(parameter.name for parameter in mine if parameter.kind in _POSITIONAL),
-        keywords=frozenset(parameter.name for parameter in mine if parameter.kind in _KEYWORD),
+        signature=_written(task, caller_parameters, resolved.get("return", inspect.Parameter.empty)),
+        positional=tuple(parameter.name for parameter in caller_parameters if parameter.kind in _POSITIONAL),
+        keywords=frozenset(parameter.name for parameter in caller_parameters if parameter.kind in _KEYWORD),
         required=tuple(
             parameter.name
-            for parameter in mine
+            for parameter in caller_parameters
             if parameter.default is inspect.Parameter.empty and parameter.kind in (*_POSITIONAL, *_KEYWORD)
         ),
-        spread=_of_kind(mine, inspect.Parameter.VAR_POSITIONAL),
-        spread_keywords=_of_kind(mine, inspect.Parameter.VAR_KEYWORD),
-        annotations=MappingProxyType({parameter.name: parameter.annotation for parameter in mine}),
+        spread=_of_kind(caller_parameters, inspect.Parameter.VAR_POSITIONAL),
+        spread_keywords=_of_kind(caller_parameters, inspect.Parameter.VAR_KEYWORD),
+        annotations=MappingProxyType({parameter.name: parameter.annotation for parameter in caller_parameters}),
         defaults=MappingProxyType(
-            {item.name: item.default for item in mine if item.default is not inspect.Parameter.empty}
+            {item.name: item.default for item in caller_parameters if item.default is not inspect.Parameter.empty}
         ),
         contexts=tuple(contexts),
         dependencies=tuple(dependencies),
@@ -272,7 +272,7 @@ def _result(task: str, annotation: Any, *, pickled: bool) -> TypeAdapter[Any] | 
 
 
 def is_context(parameter: inspect.Parameter) -> bool:
-    """Whether the dispatcher fills `parameter` with the context. Raises DefinitionError for a half-said wish."""
+    """True if the dispatcher fills `parameter` with the context. Raises DefinitionError if it is incomplete."""
     if parameter.default is injected or isinstance(parameter.default, Injected):
         if parameter.annotation not in (inspect.Parameter.empty, TaskContext):
             raise DefinitionError(
@@ -291,7 +291,7 @@ def is_context(parameter: inspect.Parameter) -> bool:
 
 
 def is_dependency(parameter: inspect.Parameter) -> bool:
-    """Whether FastAPI is to fill `parameter` (``= Depends(...)`` or ``Annotated[..., Depends()]``)."""
+    """True if FastAPI fills `parameter` (``= Depends(...)`` or ``Annotated[..., Depends()]``)."""
     # Looked up by module name: a task without dependencies does not need FastAPI to be imported.
     marks = (parameter.default, *getattr(parameter.annotation, "__metadata__", ()))
     return any(
@@ -314,7 +314,7 @@ def _of_kind(parameters: Sequence[inspect.Parameter], kind: object) -> str | Non
 
 
 def _leading(signature: inspect.Signature) -> tuple[inspect.Parameter, ...]:
-    """What goes by position: everything before a ``*args``, else only what has to."""
+    """The parameters passed by position: all before a ``*args``, otherwise only positional-only ones."""
     parameters = signature.parameters.values()
     spread = any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
     kinds = _POSITIONAL if spread else (inspect.Parameter.POSITIONAL_ONLY,)
@@ -339,9 +339,9 @@ def _written(task: str, parameters: Sequence[inspect.Parameter], returns: Any) -
 
 
 def _path(location: tuple[int | str, ...], values: object) -> str:
-    """Where in the arguments a value stands: ``user.created``, ``rows[3]``.
+    """The path of a value in the arguments: ``user.created``, ``rows[3]``.
 
-    pydantic puts names of union members and the like between; they are told apart by following the values.
+    pydantic inserts names of its own, such as those of union members; the values show which names are theirs.
     """
     text = ""
     here: object = values
@@ -362,7 +362,7 @@ def _path(location: tuple[int | str, ...], values: object) -> str:
 def _shown(value: object) -> str:
     try:
         return f"{_cut(mask_pairs(repr(value)[:_READ]))} ({type(value).__name__})"
-    except Exception:  # whatever a class of the user's does, or an integer of too many digits
+    except Exception:  # `repr` of the user's class may raise anything, and an integer may have too many digits
         return f"a {type(value).__name__}"
 
 

@@ -1,13 +1,13 @@
-"""Pickles, under a MAC that no broker can make.
+"""Pickles, protected by a MAC that a broker cannot make.
 
-Whoever has a pickle loaded runs code. The signature of a delivery does not help against that: the broker makes it, for
-everybody who may publish. So a pickle travels under a MAC whose key only the application's own processes have, and that
-is checked before anything of the pickle is read. The MAC covers what the pickle is for, the arguments or the result of
-one call of one task, so that none can be put in the place of another.
+Loading a pickle runs code. The signature of a delivery does not protect against that: the broker signs every message
+that it accepts. So a pickle travels with a MAC, whose key only the processes of the application have, and which is
+checked before anything of the pickle is read. The MAC also covers the purpose of the pickle (the arguments or the
+result of one call of one task), so one pickle cannot replace another.
 
     pickle1:MAC.BODY        BODY = "Python's version/cloudpickle's version", a NUL, the pickle; both in base64url
 
-No JSON document begins like this, so a result that is a pickle is told from one that is JSON by its text.
+No JSON document begins like this, so the text of a result shows whether it is a pickle or JSON.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _DOMAIN = b"qtasks/pickle/1"
 
 
 class ForgedError(PayloadError):
-    """A pickle that nobody with our key has made for this purpose; nothing of it was read."""
+    """The MAC of a pickle is not valid for this purpose; nothing of the pickle was read."""
 
     code = ErrorCode.PICKLE_FORGED
 
 
 @dataclass(frozen=True, slots=True)
 class Purpose:
-    """What a pickle is for."""
+    """The purpose of a pickle."""
 
     what: str
     task: str
@@ -48,41 +48,42 @@ class Purpose:
 
     @classmethod
     def arguments(cls, task: str, call_id: str) -> Purpose:
-        """Of a call."""
+        """The arguments of a call."""
         return cls("arguments", task, call_id)
 
     @classmethod
     def step(cls, task: str, call_id: str) -> Purpose:
-        """Of a call in a flow, to which the result of the one before it may come."""
+        """The arguments of a step of a flow, before the result of the call before it is added."""
         return cls("step", task, call_id)
 
     @classmethod
     def result(cls, task: str, call_id: str) -> Purpose:
-        """Of a call."""
+        """The result of a call."""
         return cls("result", task, call_id)
 
 
 class Pickles:
-    """Makes and reads pickles. Of several `secrets` the first makes the MAC, and each is good for reading."""
+    """Writes and reads pickles. The first of `secrets` makes the MAC; a MAC made with any of them is valid."""
 
     def __init__(self, secrets: Sequence[str]) -> None:
         self._keys = tuple(_derived(secret) for secret in secrets)
 
     def dump(self, value: Any, purpose: Purpose) -> str:
-        """`value` as text. Raises ValueError for what cannot be pickled."""
+        """Pickle `value` as text. Raises ValueError if it cannot be pickled."""
         import cloudpickle  # type: ignore[import-untyped]
 
         try:
             data = cloudpickle.dumps(value)
-        except Exception as error:  # whatever the value's own methods raise
+        except Exception as error:  # the value's own methods may raise anything
             raise ValueError(f"{type(error).__name__}: {error}") from error
         body = f"{_versions()}\0".encode() + data
         return f"{MARK}{_text(_mac(self._keys[0], body, purpose))}.{_text(body)}"
 
     def load(self, text: str, *purposes: Purpose) -> Any:
-        """What was pickled for one of `purposes`.
+        """Read a pickle that was made for one of `purposes`.
 
-        Raises ForgedError before anything of it is read, PayloadError for a pickle of ours that cannot be read here.
+        Raises ForgedError, before anything is read, for a MAC that is not valid; PayloadError for a pickle of this
+        application that cannot be read here.
         """
         versions, _, data = self._opened(text, purposes).partition(b"\0")
         if versions.decode() != _versions():
@@ -92,37 +93,38 @@ class Pickles:
                 code=ErrorCode.PICKLE_STALE,
             )
         try:
-            return pickle.loads(data)  # noqa: S301 - the only one there is, and the MAC is good
+            return pickle.loads(data)  # noqa: S301 - the only place that loads one, after its MAC is checked
         except Exception as error:
             raise PayloadError(
                 f"the pickle cannot be read here: {type(error).__name__}: {error}", code=ErrorCode.PICKLE_STALE
             ) from error
 
     def _opened(self, text: str, purposes: Sequence[Purpose]) -> bytes:
-        """The body, if the MAC is good."""
+        """The body, if the MAC is valid."""
         mac_text, _, body_text = text.removeprefix(MARK).partition(".")
         try:
             mac, body = _bytes(mac_text), _bytes(body_text)
         except ValueError:
             mac, body = b"", b""
-        # All are tried whatever the first says: the time taken must not tell which was meant.
+        # All are compared, also after a match: the time taken must not show which key or purpose matched.
         good = [hmac.compare_digest(mac, _mac(key, body, purpose)) for key in self._keys for purpose in purposes]
         if not text.startswith(MARK) or not any(good):
-            this = purposes[0]
+            purpose = purposes[0]
             raise ForgedError(
-                f"the pickled {this.what} of {this.task} {this.call_id} was not read: no key of ours made its MAC",
+                f"the pickled {purpose.what} of {purpose.task} {purpose.call_id} was not read: "
+                "its MAC was not made with QTASKS_SECRET_KEY",
                 details={"likely": "QTASKS_SECRET_KEY differs where it was made, or the message was changed or copied"},
             )
         return body
 
 
 def is_pickle(text: str) -> bool:
-    """Whether a result is a pickle, and not JSON."""
+    """True if the text of a result is a pickle, False if it is JSON."""
     return text.startswith(MARK)
 
 
 def shown(text: str) -> bytes:
-    """A result as JSON for everybody: of a pickle only how large it is, and its hash."""
+    """A result as JSON that may be shown: of a pickle only its size and hash."""
     if not is_pickle(text):
         return text.encode()
     body = text.rpartition(".")[2].encode()
@@ -130,7 +132,7 @@ def shown(text: str) -> bytes:
 
 
 def _derived(secret: str) -> bytes:
-    """A key for nothing but this: HKDF-SHA256 (RFC 5869), one block long."""
+    """A key for pickles only: HKDF-SHA256 (RFC 5869), one block long."""
     extracted = hmac.digest(_DOMAIN, secret.encode(), "sha256")
     return hmac.digest(extracted, b"mac\x01", "sha256")
 
@@ -142,14 +144,14 @@ def _mac(key: bytes, body: bytes, purpose: Purpose) -> bytes:
 
 @lru_cache(maxsize=1)
 def _versions() -> str:
-    """Code in a pickle is for one minor version of Python and, where cloudpickle put it there, of cloudpickle."""
-    mine = ".".join(importlib.metadata.version("cloudpickle").split(".")[:2])
-    return f"{sys.version_info.major}.{sys.version_info.minor}/{mine}"
+    """The versions that must match: code in a pickle depends on the minor versions of Python and of cloudpickle."""
+    cloudpickle = ".".join(importlib.metadata.version("cloudpickle").split(".")[:2])
+    return f"{sys.version_info.major}.{sys.version_info.minor}/{cloudpickle}"
 
 
 def _named(versions: str) -> str:
-    python, _, mine = versions.partition("/")
-    return f"Python {python} with cloudpickle {mine}"
+    python, _, cloudpickle = versions.partition("/")
+    return f"Python {python} with cloudpickle {cloudpickle}"
 
 
 def _text(data: bytes) -> str:

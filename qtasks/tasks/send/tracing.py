@@ -1,8 +1,7 @@
 """OpenTelemetry's context, carried in the signed body from the call to the run.
 
-Only where the program has imported OpenTelemetry itself: without it there is no trace to continue, and no cost.
-FastAPI imports its interface wherever that is installed, so a run without a trace in a program without a tracer is left
-alone as well.
+Only if the program has imported OpenTelemetry itself: otherwise there is no trace to continue, and no cost. FastAPI
+imports the OpenTelemetry API if it is installed, so a run without a trace, in a program without a tracer, gets no span.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def carry(message: Outgoing) -> Outgoing:
-    """`message` with the current trace in it, if there is one."""
+    """`message` with the current trace, if there is one."""
     if "opentelemetry.trace" not in sys.modules:
         return message
     from opentelemetry.propagate import inject
@@ -30,7 +29,7 @@ def carry(message: Outgoing) -> Outgoing:
 
 
 def continued(context: TaskContext) -> AbstractContextManager[object]:
-    """A span of the run, as part of the trace that the call was made in."""
+    """A span around the run, as a part of the trace in which the call was made."""
     if "opentelemetry.trace" not in sys.modules:
         return nullcontext()
     from opentelemetry import trace

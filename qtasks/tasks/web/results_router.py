@@ -1,9 +1,9 @@
-"""Results over HTTP: what a page in a browser may know of a call, as JSON and as server-sent events.
+"""Results over HTTP: the state of a call for a page in a browser, as JSON and as server-sent events.
 
-Nothing of it is served unless an application includes the router, behind whatever it protects its pages with. A stream
-is FastAPI's own: it keeps quiet connections alive, and ends when the browser goes away. It also ends by itself after
-some minutes, with its server, and behind the last news there can be; a browser then asks again, tells what it has seen,
-and hears either what is new or, by a 204, that there is nothing more to come.
+An application has to include the router, and protects it as it protects its pages. The stream is FastAPI's own: it
+keeps quiet connections alive, and ends when the browser disconnects. It also ends after some minutes, when its server
+stops, and after the last event. The browser then reconnects and sends the id of the last event that it received; it
+gets what is new, or a 204 if there will be no more events.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from qtasks.tasks.results.backend import ResultBackend, ResultRecord, ResultStat
 from qtasks.tasks.results.waiting import states
 
 STREAM_LIFE_S = 300.0
-"""Then a stream ends, and whoever still looks on asks again: with what it may see by then."""
+"""The longest time of one stream. The browser reconnects, with the permissions that it has by then."""
 
 RECONNECT_MS = 2_000
-"""How long a browser waits before it asks again."""
+"""How long a browser waits before it reconnects."""
 
 FULL_AFTER_S = 5
 
@@ -40,7 +40,7 @@ CallId = Annotated[
     str,
     Path(
         pattern=f"^{envelope.ID.pattern}$",
-        description="The `id` of the handle that `.delay()` returned. Whoever knows it may ask.",
+        description="The `id` of the handle that `.delay()` returned. Everyone who knows it may read the state.",
     ),
 ]
 LastEventId = Annotated[
@@ -49,45 +49,45 @@ LastEventId = Annotated[
 
 
 class CallProgress(BaseModel):
-    """How far a running call has come, in whatever unit its task counts."""
+    """The progress of a running call, in the unit that its task uses."""
 
     done: float
-    total: float | None = Field(description="Null where nobody knows.")
+    total: float | None = Field(description="Null if it is not known.")
     note: str
-    fraction: float | None = Field(description="From 0 to 1; null where the total is not known.")
+    fraction: float | None = Field(description="From 0 to 1; null if the total is not known.")
 
 
 class CallState(BaseModel):
-    """Where a call stands, and what came of it."""
+    """The state of a call, and its result."""
 
     id: str
-    task: str | None = Field(description="Null until something has been heard of the call.")
+    task: str | None = Field(description="Null until the call has reported something.")
     status: ResultStatus = Field(
-        description="`queued`: nothing has been heard of it, because it has not begun, has never been made, or ended "
-        "so long ago that its result is no longer kept."
+        description="`queued`: the call has not reported anything: it has not begun, has never been made, or ended so "
+        "long ago that its result is no longer stored."
     )
     attempt: int = Field(description="1 in the first; 0 before it.")
     updated_at: datetime | None
     progress: CallProgress | None
     result: JsonValue = Field(
-        description="What the task returned, once it has succeeded; of one that JSON cannot carry its size and hash."
+        description="What the task returned, once it has succeeded; size and hash of a result that JSON cannot carry."
     )
     error: str | None = Field(
-        description="Why the last attempt failed, or the call was not run to its end; null where errors are not shown."
+        description="Why the last attempt failed, or why the call did not finish; null if errors are not shown."
     )
 
     @property
     def event_id(self) -> str:
-        """The same for the same state."""
+        """An id that is equal for equal states."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
 Open = Callable[[], Awaitable[ResultBackend]]
-"""Opens the place of the results. Raises ResultsDisabled."""
+"""Opens the result backend. Raises ResultsDisabled."""
 
 
 class ResultsView:
-    """Looks into the results of one application, at most `max_streams` of them that last."""
+    """Reads the results of one application, with at most `max_streams` open streams."""
 
     def __init__(self, results: Open, *, show_errors: bool, max_streams: int) -> None:
         self._results = results
@@ -96,15 +96,15 @@ class ResultsView:
         self._streams = 0
 
     async def state(self, call_id: CallId, response: Response) -> CallState:
-        """Where the call stands now, and its result if there is one."""
+        """The state of the call now, and its result if there is one."""
         response.headers["Cache-Control"] = "no-store"
         return self._seen(call_id, await read_record(await self._results(), call_id))
 
     async def stream(self, call_id: CallId, last_event_id: LastEventId = None) -> AsyncIterator[ServerSentEvent]:
-        """The state of a call as it changes, each event with the whole of it as data.
+        """The state of a call as it changes. The data of each event is the whole state.
 
-        There are `status` and `progress` events, then one of `result` (it has succeeded) or `failed` (its status says
-        how), and then the end.
+        After `status` and `progress` events follows one `result` event (the call has succeeded) or one `failed` event
+        (its status says how), and then the stream ends.
         """
         yield ServerSentEvent(retry=RECONNECT_MS)
         over, before = _over(), None
@@ -115,11 +115,11 @@ class ResultsView:
             before = now
 
     async def admit(self) -> AsyncIterator[None]:
-        """A place for one stream, as long as it lasts."""
+        """Count one stream while it is open. Answers 503 if there are too many."""
         if self._streams >= self._max_streams:
             raise HTTPException(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                "too many streams are open; ask for the state instead, now and then",
+                "too many streams are open; read the state from time to time instead",
                 {"Retry-After": str(FULL_AFTER_S)},
             )
         self._streams += 1
@@ -128,8 +128,8 @@ class ResultsView:
         finally:
             self._streams -= 1
 
-    async def not_seen_to_its_end(self, call_id: CallId, last_event_id: LastEventId = None) -> None:
-        """Have a browser that comes back for more, when there is none, come back no more."""
+    async def stop_reconnecting(self, call_id: CallId, last_event_id: LastEventId = None) -> None:
+        """Answer 204 to an EventSource that reconnects after the final event, so that it stops."""
         if last_event_id is None:
             return
         now = self._seen(call_id, await read_record(await self._results(), call_id))
@@ -158,9 +158,9 @@ def results_router(view: ResultsView, lifespan: Lifespan) -> APIRouter:
     """The router to include."""
     router = APIRouter(lifespan=lifespan)
     router.add_api_route("/{call_id}", view.state, methods=["GET"], summary="State and result of a call")
-    more: dict[int | str, dict[str, Any]] = {
-        HTTPStatus.NO_CONTENT: {"description": "`Last-Event-ID` names the end: there is nothing more to come."},
-        HTTPStatus.SERVICE_UNAVAILABLE: {"description": "As many streams are open as may be; `Retry-After` says more."},
+    responses: dict[int | str, dict[str, Any]] = {
+        HTTPStatus.NO_CONTENT: {"description": "`Last-Event-ID` names the final event: there are no more."},
+        HTTPStatus.SERVICE_UNAVAILABLE: {"description": "Too many open streams; `Retry-After` says when to try again."},
     }
     router.add_api_route(
         "/{call_id}/events",
@@ -168,8 +168,8 @@ def results_router(view: ResultsView, lifespan: Lifespan) -> APIRouter:
         methods=["GET"],
         summary="State and result of a call as they change",
         response_class=EventSourceResponse,
-        dependencies=[Depends(view.admit), Depends(view.not_seen_to_its_end)],
-        responses=more,
+        dependencies=[Depends(view.admit), Depends(view.stop_reconnecting)],
+        responses=responses,
     )
     return router
 
@@ -184,15 +184,21 @@ def _event(now: CallState, before: CallState | None) -> str:
 def _progress(record: ResultRecord) -> CallProgress | None:
     if record.progress is None:
         return None
-    known = Progress.from_json(record.progress)
-    return CallProgress(done=known.done, total=known.total, note=known.note, fraction=known.fraction)
+    progress = Progress.from_json(record.progress)
+    return CallProgress(done=progress.done, total=progress.total, note=progress.note, fraction=progress.fraction)
 
 
 def _over() -> Callable[[], bool]:
-    """Whether a stream that begins now has to end: it has lasted long enough, or its server has been told to stop.
-
-    uvicorn waits for every answer before it tells an application that it stops; but its handler of signals knows.
-    """
+    """Returns a function that is true once the stream that begins now must end: after its time, or with its server."""
     until_s = time.monotonic() + STREAM_LIFE_S
-    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    server = serving_uvicorn()
     return lambda: time.monotonic() >= until_s or getattr(server, "should_exit", False) is True
+
+
+def serving_uvicorn() -> object | None:
+    """The uvicorn server of this process, or None.
+
+    uvicorn waits for every response before it tells the application that it stops, so an endless stream would block the
+    stop. Its attribute `should_exit` is true from the signal on, and its handler of SIGTERM is a method of the server.
+    """
+    return getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
