@@ -50,8 +50,8 @@ class HttpxTransport:
 
     def send(self, request: Request, timeout_s: float) -> Reply:
         """Make one attempt of at most `timeout_s` seconds. Raises BrokerUnreachable when no reply came."""
+        client = self._opened(request)  # the first one imports httpx, which must not count as time of the attempt
         deadline_s = time.monotonic() + timeout_s
-        client = self._opened(request)
         with _translated(request, timeout_s):
             response = client.send(_prepared(client, request, timeout_s), stream=True)
             with closing(response):

@@ -10,6 +10,7 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -65,6 +66,24 @@ def nobody() -> str:
     """A free port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_the_import_of_httpx_does_not_count_as_time_of_the_attempt(
+    service: ScriptedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+
+    class SlowToOpen(HttpxTransport):
+        def _opened(self, request: Request) -> Any:
+            nonlocal now_s
+            now_s += 2 * LONG_S
+            return super()._opened(request)
+
+    monkeypatch.setattr(httpx_transport, "time", SimpleNamespace(monotonic=lambda: now_s))
+    service.answers.append(Reply(200, (), b"in time"))
+    transport = SlowToOpen()
+    assert transport.send(request(service.url), LONG_S).body == b"in time"
+    transport.close()
 
 
 def test_a_reply_comes_with_status_headers_and_body(send: Any, service: ScriptedService) -> None:
