@@ -57,10 +57,13 @@ class Task(BaseTask[P, R]):
         """Call `hook` once for each call of this task that has failed for good; see `Hooks`."""
         return self.hooks.on_failure(hook)
 
-    enqueue = BaseTask.delay
-    """`delay`, under the name that Django uses."""
-    aenqueue = BaseTask.adelay
-    """`adelay`, under the name that Django uses."""
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
+        """Django's name for `delay`."""
+        return self.delay(*args, **kwargs)
+
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
+        """Django's name for `adelay`."""
+        return await self.adelay(*args, **kwargs)
 
     def apply_async(
         self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[ApplyOptions]
