@@ -319,7 +319,7 @@ def test_a_quiet_connection_is_kept_alive(place: Place, monkeypatch: pytest.Monk
 def test_results_in_this_process_are_not_polled(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[str] = []
     glances = itertools.count()
-    monkeypatch.setattr(waiting, "GLANCE_S", 0.001)
+    monkeypatch.setattr(waiting, "CHECK_OVER_S", 0.001)
     monkeypatch.setattr(results_router, "_over", lambda: lambda: next(glances) < 0)
     assert isinstance(place.backend, MemoryResults)
     read = place.backend.read
