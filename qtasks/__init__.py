@@ -5,7 +5,7 @@ The menu. Each name is loaded when it is first used, so that `import qtasks` cos
 
 from __future__ import annotations
 
-# Type checkers take this name for true, and `typing` need not be loaded.
+# Type checkers treat this name as true; `typing` is not imported for it.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qtasks.embedded import Embedded as Embedded
@@ -58,7 +58,7 @@ __all__ = [
     "task",
 ]
 
-_HOMES = {
+_MODULES = {
     "chord": "qtasks.tasks.flow.canvas",
     "group": "qtasks.tasks.flow.canvas",
     "chain": "qtasks.tasks.flow.canvas",
@@ -86,11 +86,11 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    if (home := _HOMES.get(name)) is None:
+    if (module := _MODULES.get(name)) is None:
         raise AttributeError(f"module 'qtasks' has no attribute {name!r}")
     from importlib import import_module
 
-    value: object = getattr(import_module(home), name)
+    value: object = getattr(import_module(module), name)
     globals()[name] = value
     return value
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "DeadCall", "Environment"]
 
-_HOMES = {
+_MODULES = {
     "Call": "qtasks.testing.sent_call",
     "DeadCall": "qtasks.testing.sent_call",
     "Environment": "qtasks.testing.environment",
@@ -25,11 +25,11 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    if (home := _HOMES.get(name)) is None:
+    if (module := _MODULES.get(name)) is None:
         raise AttributeError(f"module 'qtasks.testing' has no attribute {name!r}")
     from importlib import import_module
 
-    value: object = getattr(import_module(home), name)
+    value: object = getattr(import_module(module), name)
     globals()[name] = value
     return value
 

@@ -30,7 +30,9 @@ MAX_NESTING = strict_json.MAX_DEPTH - 2
 
 SKIP = "skip"
 _ID_LENGTH = 128
-_COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+"""Writes compact JSON; refuses NaN and infinity."""
+
 ID = re.compile(r"[!-~]{1,128}")
 """The form of a call id that the caller chooses."""
 
@@ -107,7 +109,12 @@ def new_call_id() -> str:
 
 def call_id_of_message(message_id: str) -> str:
     """The id of a call whose body has no id (a schedule's): the same for every attempt of one message."""
-    return f"call_{hashlib.sha256(message_id.encode()).hexdigest()[:32]}"
+    return derived_call_id(message_id)
+
+
+def derived_call_id(text: str) -> str:
+    """The call id that belongs to a text: always the same one."""
+    return f"call_{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
 def encode(envelope: Envelope) -> bytes:
@@ -123,7 +130,7 @@ def encode(envelope: Envelope) -> bytes:
         if value := getattr(envelope, name):
             document[name] = dict(value) if isinstance(value, Mapping) else value
     try:
-        body = _COMPACT.encode(document).encode()
+        body = COMPACT.encode(document).encode()
     except (TypeError, RecursionError) as error:
         raise ValueError(str(error)) from error
     if b"\\u0000" in body or body.count(b"[") + body.count(b"{") > strict_json.MAX_DEPTH:

@@ -13,12 +13,11 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError
 from qtasks.protocol.messages import MAX_BODY
 from qtasks.tasks.encode.annotations import WIRE
+from qtasks.tasks.encode.envelope import COMPACT
 from qtasks.tasks.encode.parameters import TaskParameters
 from qtasks.tasks.encode.pickling import Pickles, Purpose, is_pickle
 
 R = TypeVar("R")
-
-_COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def dump(parameters: TaskParameters, value: Any, pickled: Callable[[Any], str]) -> str:
@@ -68,7 +67,7 @@ def _json(parameters: TaskParameters, value: Any) -> str:
     try:
         checked = adapter.validate_python(value)
         plain = adapter.dump_python(checked, mode="json", round_trip=True, by_alias=False)
-        text = _COMPACT.encode(plain)
+        text = COMPACT.encode(plain)
         text.encode()  # half of a surrogate pair has no UTF-8
         return text
     except ValidationError as error:

@@ -11,14 +11,13 @@ it starts the flow, and a delivery that arrives twice continues under the same i
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from qtasks.protocol import wire
 from qtasks.tasks.encode.argument_codec import EncodedArguments
-from qtasks.tasks.encode.envelope import Envelope
+from qtasks.tasks.encode.envelope import Envelope, derived_call_id
 from qtasks.tasks.encode.pickling import Pickles, Purpose
 from qtasks.tasks.send.outgoing import Outgoing, once
 
@@ -134,7 +133,7 @@ class Step:
 
 def derived(call_id: str, place: str) -> str:
     """The id of the call at a place behind another one."""
-    return f"call_{hashlib.sha256(f'{call_id} {place}'.encode()).hexdigest()[:32]}"
+    return derived_call_id(f"{call_id} {place}")
 
 
 def following(then: Sequence[Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from qtasks.protocol import wire
 from qtasks.protocol.messages import MAX_BODY, PublishOptions
 from qtasks.tasks import options as call_options
 from qtasks.tasks.decorators import check_name
-from qtasks.tasks.encode.envelope import Envelope
+from qtasks.tasks.encode.envelope import COMPACT, Envelope
 from qtasks.tasks.encode.parameters import TaskParameters, Values, read_parameters
 from qtasks.tasks.llm import llm_options, provider_apis
 from qtasks.tasks.llm.callback_url import Repair
@@ -186,7 +185,7 @@ class LlmTask(Task[P, T]):
     ) -> ModelRequest:
         assert envelope.call_id is not None
         try:
-            body = json.dumps(request, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+            body = COMPACT.encode(request).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise self._invalid_messages(f"the messages cannot be written as JSON: {error}") from None
         if len(body) > MAX_BODY:
