@@ -8,8 +8,10 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, Unpack
 
+from pydantic import TypeAdapter
+
 from qtasks.error_codes import ErrorCode
-from qtasks.errors import DefinitionError
+from qtasks.errors import ArgumentsError, DefinitionError
 from qtasks.protocol import wire
 from qtasks.protocol.messages import PublishOptions
 from qtasks.tasks import options as call_options
@@ -156,18 +158,11 @@ class BaseTask(Generic[P, R]):
 
     def result(self, id: str) -> TaskResult[R]:  # noqa: A002 - the name it has on a TaskResult
         """The handle on an earlier call, by its call id or its message id."""
-        return self.handle(id)
+        return TaskResult(self.runtime, self.result_adapter, task=self.name, id=id, message_id=None)
 
-    def handle(self, call_id: str, *, deduplicated: bool = False) -> TaskResult[R]:
-        """The handle on a call of the task. `deduplicated`: an earlier call replaces the one that was to be sent."""
-        return TaskResult(
-            self.runtime,
-            lambda: self.parameters.result,
-            task=self.name,
-            id=call_id,
-            message_id=None,
-            deduplicated=deduplicated,
-        )
+    def result_adapter(self) -> TypeAdapter[R] | None:
+        """Reads and writes the result as JSON; None if JSON cannot carry it. Raises DefinitionError."""
+        return self.parameters.result
 
     def for_flow(self) -> DeliveryOptions:
         """The options of a step of a flow. Raises DefinitionError for an option that a step cannot have."""
@@ -216,13 +211,14 @@ class BaseTask(Generic[P, R]):
 
     def encoded(self, message: Outgoing) -> Outgoing:
         """Encode a call of this task, once. Raises ArgumentsError that names the argument that cannot be encoded."""
-        try:
-            return message.encoded()
-        except ValueError as error:
-            envelope = message.envelope
-            values = self.parameters.bind(envelope.args, envelope.kwargs) if envelope.pickled is None else {}
-            path, reason = envelopes.culprit(values) or ("", str(error))
-            raise self.parameters.not_json(path, reason) from None
+        return sender.encoded(self, message)
+
+    def not_encodable(self, message: Outgoing, error: ValueError) -> ArgumentsError:
+        """The error that names the argument because of which a call of this task cannot be encoded."""
+        envelope = message.envelope
+        values = self.parameters.bind(envelope.args, envelope.kwargs) if envelope.pickled is None else {}
+        path, reason = envelopes.culprit(values) or ("", str(error))
+        return self.parameters.not_json(path, reason)
 
     def send(self, message: Outgoing) -> TaskResult[R]:
         """Send a call, or add it to the open batch. Returns the handle of an earlier call that holds its unique key."""

@@ -149,7 +149,7 @@ class Chain:
             calls = [
                 _first_call(member, derived(start, str(place)), flow) for place, member in enumerate(first.members)
             ]
-        return calls, last.task.handle(end)
+        return calls, last.task.result(end)
 
 
 def chain(*parts: Signature[Any] | Group | Chain) -> Chain:

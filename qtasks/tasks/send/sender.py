@@ -11,6 +11,9 @@ import functools
 from collections.abc import Callable, Generator
 from typing import Any, Protocol, TypeVar
 
+from pydantic import TypeAdapter
+
+from qtasks.errors import ArgumentsError
 from qtasks.tasks.results.backend import Lock
 from qtasks.tasks.results.task_result import TaskResult
 from qtasks.tasks.results.unique import lock_owner, unlock
@@ -31,12 +34,12 @@ Steps = Generator[Work, Any, T]
 class SendableTask(Protocol[R]):
     """What sending needs of a task."""
 
-    def encoded(self, message: Outgoing) -> Outgoing:
-        """Encode a call of the task. Raises ArgumentsError that names the argument that cannot be encoded."""
+    def result_adapter(self) -> TypeAdapter[R] | None:
+        """Reads and writes the result as JSON; None if JSON cannot carry it."""
         ...
 
-    def handle(self, call_id: str, *, deduplicated: bool = False) -> TaskResult[R]:
-        """The handle on a call of the task."""
+    def not_encodable(self, message: Outgoing, error: ValueError) -> ArgumentsError:
+        """The error that names the argument because of which a call cannot be encoded."""
         ...
 
 
@@ -85,7 +88,7 @@ def _sending(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> Step
     results = yield runtime.results
     owner = yield functools.partial(lock_owner, results, lock, now_ms)
     if owner is not None:
-        return task.handle(owner, deduplicated=True)
+        return TaskResult(runtime, task.result_adapter, task=message.task, id=owner, message_id=None, deduplicated=True)
     try:
         return (yield from _departing(runtime, task, message)).with_lock(lock)
     except BaseException:
@@ -96,8 +99,8 @@ def _sending(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> Step
 def _departing(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> Steps[TaskResult[R]]:
     entered = EnteredMiddleware(runtime.send_middleware, tracing.carry(message))
     try:
-        message = task.encoded(entered.message)
-        handle = task.handle(message.call_id)
+        message = encoded(task, entered.message)
+        handle = TaskResult(runtime, task.result_adapter, task=message.task, id=message.call_id, message_id=None)
         if message.stored_call is not None:
             yield functools.partial(runtime.store_call, message)
         if (batch := Batch.current(runtime)) is not None:
@@ -110,6 +113,14 @@ def _departing(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> St
     handle.accepted(answer.message_id, deduplicated=answer.deduplicated)
     entered.succeed(handle)
     return handle
+
+
+def encoded(task: SendableTask[Any], message: Outgoing) -> Outgoing:
+    """Encode a call, once. Raises ArgumentsError that names the argument that cannot be encoded."""
+    try:
+        return message.encoded()
+    except ValueError as error:
+        raise task.not_encodable(message, error) from None
 
 
 def _lock(message: Outgoing, now_ms: int) -> Lock:
