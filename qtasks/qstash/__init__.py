@@ -1,6 +1,6 @@
-"""A client of QStash: a drop-in for the official Python SDK, for the hosted service and for a broker of your own.
+"""A client of QStash, for the hosted service and for a broker of your own. It replaces the official Python SDK.
 
-`from qtasks.qstash import QStash` instead of `from qstash import QStash` is all that changes.
+To switch, replace `from qstash import QStash` by `from qtasks.qstash import QStash`; nothing else changes.
 """
 
 from qtasks.qstash.asyncio.client import AsyncQStash

@@ -1,4 +1,4 @@
-"""Chat with language models, through the service or straight with a provider (the 2.x line of the official package)."""
+"""Chat with language models, through the service or directly with a provider (2.x API of the official package)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ __all__ = [
 UPSTASH_LLM_PROVIDER = upstash()
 
 TIMEOUT_S = 600.0
-"""The official SDK waits as long: a model may take minutes before it answers."""
+"""Seconds for one attempt, as in the official SDK: a model may take minutes before it answers."""
 
 
 def create(
@@ -70,7 +70,7 @@ def create(
     stream: bool | None,
     arguments: Any,
 ) -> Operation[ChatCompletion]:
-    """Ask a model. Two requests cost twice, so the request is repeated only when the service certainly did nothing."""
+    """Ask a model. It is repeated only if the service certainly did nothing, because every completion costs money."""
     outside = provider is not None and provider.name != UPSTASH
     streaming = (("Accept", "text/event-stream"), ("Cache-Control", "no-cache")) if stream else ()
     return Operation(
@@ -88,22 +88,22 @@ def create(
 
 
 class ChunkDecoder:
-    """Bytes of a streamed answer in, chunks out."""
+    """Converts the bytes of a streamed answer into its chunks."""
 
     def __init__(self) -> None:
         self._events = EventDecoder()
         self.done = False
-        """Whether the provider has said that nothing follows."""
+        """True once the provider has sent the end marker, ``[DONE]``."""
 
     def feed(self, piece: bytes) -> list[ChatCompletionChunk]:
-        """The chunks that end within `piece`. Raises ApiError for a failure that the provider reports."""
+        """Add the next bytes and return the chunks they complete. Raises ApiError for an error of the provider."""
         return self._read(self._events.feed, piece)
 
     def end(self) -> list[ChatCompletionChunk]:
-        """What is left when the stream ends. Raises ApiError if it was not a stream of events."""
+        """Return the last chunks at the end of the stream. Raises ApiError if it contained no events."""
         chunks = self._read(lambda _: self._events.end(), b"")
         if self._events.seen and not self._events.events:
-            raise _not_a_stream("no event came")
+            raise _not_a_stream("it contains no event")
         return chunks
 
     def _read(self, take: Any, piece: bytes) -> list[ChatCompletionChunk]:
@@ -134,7 +134,7 @@ def _not_a_stream(why: str) -> ApiError:
 
 
 class ChatCompletionChunkStream:
-    """The chunks of a streamed answer, as they come.
+    """An iterator over the chunks of a streamed answer, in order of arrival.
 
     Read it to its end, close it, or use it as a context manager; otherwise its connection stays open.
     """
@@ -227,15 +227,15 @@ class ChatApi:
         stream: bool | None = None,
         **options: Unpack[ChatKeywords],
     ) -> ChatCompletion | ChatCompletionChunkStream:
-        """Ask a model to go on with a conversation.
+        """Ask a model for the next message of a conversation.
 
-        With `stream` the answer is an iterator over its pieces, otherwise a whole. Without a `provider` the service
-        itself is asked. `options` are described in `completions.ChatKeywords`.
+        With `stream` the result is an iterator over the chunks of the answer, else the whole answer. Without a
+        `provider` the QStash service answers. `completions.ChatKeywords` describes the `options`.
         """
-        call = create(messages, model, provider, stream, options)
+        operation = create(messages, model, provider, stream, options)
         if stream:
-            return ChatCompletionChunkStream(self._http.open(call))
-        return self._http.run(call)
+            return ChatCompletionChunkStream(self._http.open(operation))
+        return self._http.run(operation)
 
     @overload
     def prompt(
@@ -283,6 +283,6 @@ class ChatApi:
         stream: bool | None = None,
         **options: Unpack[ChatKeywords],
     ) -> ChatCompletion | ChatCompletionChunkStream:
-        """As `create`, for a single question, with or without a `system` message before it."""
+        """As `create`, for one `user` message and an optional `system` message before it."""
         messages = completions.conversation(user, system)
         return self.create(messages=messages, model=model, provider=provider, stream=stream, **options)

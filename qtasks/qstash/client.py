@@ -27,21 +27,21 @@ from qtasks.qstash.url_group import UrlGroupApi
 
 
 class QStash:
-    """A client of a QStash service: the hosted one, a broker of your own, or one in this process. Thread-safe.
+    """A client of a QStash service: the hosted one, a broker of your own, or the embedded broker. Thread-safe.
 
     Args:
         token: The account's token; default `QSTASH_TOKEN`.
-        retry: How the client repeats its own calls when they fail on the way: a `Retry`, the official SDK's
-            ``{"retries": 5, "backoff": milliseconds_of}``, or False for not at all. (How the service repeats
-            deliveries is an option of each message.)
-        base_url: The service; default `QSTASH_URL`, and without it the hosted service. With `QSTASH_REGION` the
-            variables of that region come first (``EU_CENTRAL_1_QSTASH_URL``, ...).
-        transport: Carries the requests; default httpx with a pool of connections. The client closes it.
+        retry: How the client repeats its own requests after a network error or an error of the service: a `Retry`,
+            the official SDK's ``{"retries": 5, "backoff": milliseconds_of}``, or False for no retries. (How often the
+            service repeats a delivery is an option of each message.)
+        base_url: URL of the service; default `QSTASH_URL`, else the hosted service. If `QSTASH_REGION` is set, the
+            variables of that region win (``EU_CENTRAL_1_QSTASH_URL``, ...).
+        transport: Sends the requests; default httpx with a pool of connections. The client closes it.
         timeout_s: Seconds that one attempt may take.
-        sleep: Waits between attempts.
-        monotonic: Reads the clock that bounds the retries.
+        sleep: Function that waits between attempts; takes seconds.
+        monotonic: Function that returns the time in seconds, which limits the retries.
 
-    Raises ConfigurationError when there is no token. Close it, or use it as a context manager.
+    Raises ConfigurationError if there is no token. Close it, or use it as a context manager.
     """
 
     def __init__(
@@ -70,17 +70,17 @@ class QStash:
         self.chat = ChatApi(self.http)
 
     def publish_raw(self, destination: str, body: bytes, options: PublishOptions) -> PublishResponse:
-        """Publish to one URL with options that are values of the protocol already: the short way for frameworks."""
+        """Publish to one URL. For frameworks: `options` is the protocol's own value, not keyword arguments."""
         return self.http.run(publishing.publish_raw(destination, body, options, retry_id=self.http.new_retry_id()))
 
     def enqueue_raw(self, queue: str, destination: str, body: bytes, options: PublishOptions) -> EnqueueResponse:
-        """As `publish_raw`, through a queue, which is created if it does not exist."""
+        """As `publish_raw`, through a queue. A queue that does not exist is created."""
         return self.http.run(
             publishing.enqueue_raw(queue, destination, body, options, retry_id=self.http.new_retry_id())
         )
 
     def batch_raw(self, messages: Sequence[RawMessage]) -> list[BatchResponse | BatchError]:
-        """Publish or enqueue many messages in one request; one answer for each, in order.
+        """Publish or enqueue many messages in one request. Returns one answer for each message, in order.
 
         A message that the service refuses gets a `BatchError`; the others are not affected.
         """

@@ -1,4 +1,4 @@
-"""Dead letters: messages that failed for good (docs/protocol.md 2.9)."""
+"""Dead letters: list, retry and delete messages that failed for good (docs/protocol.md 2.9)."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ _PATH = "/v2/dlq"
 
 @dataclass
 class DlqMessage(Message):
-    """A dead letter: the message, and how its last delivery went."""
+    """A dead letter: the message, and the response to its last attempt."""
 
     dlq_id: str
-    """Id of the dead letter; another than the message's."""
+    """Id of the dead letter; it differs from the message id."""
     response_status: int
-    """HTTP status of the last delivery; 0 when no response came."""
+    """HTTP status of the last response; 0 if the last attempt got no response."""
     response_headers: dict[str, list[str]] | None
-    """Headers of the last delivery's response."""
+    """Headers of the last response."""
     response_body: str | None
-    """Body of the last delivery's response, if it is UTF-8."""
+    """Body of the last response, if it is UTF-8."""
     response_body_base64: str | None
-    """The same in base64, if it is not UTF-8."""
+    """Body of the last response in base64, if it is not UTF-8."""
 
 
 class DlqFilter(TypedDict, total=False):
-    """Which dead letters: each name takes one value, or a list of which any may match."""
+    """Selects dead letters. A filter takes one value, or a list of values of which one must match."""
 
     message_id: str
     """Id of the message."""
     dlq_ids: str | list[str]
     """Ids of dead letters."""
     url: str | list[str]
-    """Where the message went."""
+    """Destination URL of the message."""
     url_group: str | list[str]
     """Name of the URL group."""
     queue: str | list[str]
@@ -51,13 +51,13 @@ class DlqFilter(TypedDict, total=False):
     schedule_id: str | list[str]
     """Id of the schedule."""
     from_time: int
-    """Failed for good at this moment or later, Unix milliseconds."""
+    """Earliest time of the failure, Unix milliseconds, inclusive."""
     to_time: int
-    """Failed for good at this moment or earlier, Unix milliseconds."""
+    """Latest time of the failure, Unix milliseconds, inclusive."""
     response_status: int | list[int]
-    """HTTP status of the last delivery."""
+    """HTTP status of the last response."""
     caller_ip: str | list[str]
-    """Address of the publisher."""
+    """IP address of the publisher."""
     label: str | list[str]
     """Label."""
     flow_control_key: str | list[str]
@@ -66,36 +66,36 @@ class DlqFilter(TypedDict, total=False):
 
 @dataclass
 class ListDlqMessagesResponse:
-    """A page of dead letters."""
+    """One page of dead letters."""
 
     cursor: str | None
-    """What asks for the next page; None on the last."""
+    """Pass it as `cursor` to get the next page; None on the last page."""
     messages: list[DlqMessage]
     """The dead letters, oldest first."""
 
 
 @dataclass
 class DeleteDlqMessagesResponse:
-    """What one bulk deletion did."""
+    """The result of one bulk deletion."""
 
     cursor: str | None
-    """What goes on with the rest; None when there is none."""
+    """Pass it as `cursor` to continue; None if no match is left."""
     deleted: int
-    """How many are gone."""
+    """Number of deleted dead letters."""
 
 
 @dataclass
 class RetryDlqMessagesResponse:
-    """What one bulk retry did."""
+    """The result of one bulk retry."""
 
     cursor: str | None
-    """What goes on with the rest; None when there is none."""
+    """Pass it as `cursor` to continue; None if no match is left."""
     responses: list[PublishResponse] = field(default_factory=list)
     """The new messages."""
 
 
 def parse_dlq_message(content: Mapping[str, Any], dlq_id: str = "") -> DlqMessage:
-    """A dead letter as the service describes it; `dlq_id` stands in for one that it leaves out."""
+    """Read a dead letter from the JSON of the service. `dlq_id` is used if the JSON has no id."""
     return DlqMessage(
         **message_fields(content),
         dlq_id=content.get("dlqId", dlq_id),
@@ -107,8 +107,8 @@ def parse_dlq_message(content: Mapping[str, Any], dlq_id: str = "") -> DlqMessag
 
 
 def get(dlq_id: str) -> Operation[DlqMessage]:
-    """Look at one dead letter."""
-    return Operation("GET", _of(dlq_id), lambda reply: parse_dlq_message(answer(reply), dlq_id))
+    """Get one dead letter."""
+    return Operation("GET", _path_of(dlq_id), lambda reply: parse_dlq_message(answer(reply), dlq_id))
 
 
 def list_page(cursor: str | None, count: int | None, filter: DlqFilter | None) -> Operation[ListDlqMessagesResponse]:  # noqa: A002
@@ -119,11 +119,11 @@ def list_page(cursor: str | None, count: int | None, filter: DlqFilter | None) -
 
 def delete(dlq_id: str) -> Operation[None]:
     """Delete one dead letter."""
-    return Operation("DELETE", _of(dlq_id), nothing, absent_is_done=True)
+    return Operation("DELETE", _path_of(dlq_id), nothing, absent_is_done=True)
 
 
 def delete_many(dlq_ids: Iterable[str]) -> Operation[int]:
-    """Delete the dead letters named."""
+    """Delete dead letters by id."""
     body = to_json({"dlqIds": filters.ids(dlq_ids, "dlq_ids")})
     return Operation("DELETE", _PATH, lambda reply: int(answer(reply)["deleted"]), headers=JSON_TYPE, body=body)
 
@@ -133,13 +133,13 @@ def delete_all(
     count: int | None,
     cursor: str | None,
 ) -> Operation[DeleteDlqMessagesResponse]:
-    """Delete a page of what the filter finds. Never repeated after a lost answer: that would take a second page."""
+    """Delete one page of matching dead letters. Not repeated after a lost reply: that would delete a second page."""
     path = _PATH + query(_selection(filter, count, cursor, "delete"))
     return Operation("DELETE", path, _read_deletion, repeatable=False)
 
 
 def retry(dlq_id: str, arguments: Mapping[str, Any]) -> Operation[PublishResponse]:
-    """Publish one dead letter anew. Never repeated after a lost answer: the letter would be gone."""
+    """Publish one dead letter again. Not repeated after a lost reply: the dead letter may be removed already."""
     keywords.check_names(arguments, PublishKeywords, "retry()")
     return Operation(
         "POST",
@@ -151,7 +151,7 @@ def retry(dlq_id: str, arguments: Mapping[str, Any]) -> Operation[PublishRespons
 
 
 def retry_many(dlq_ids: Iterable[str], arguments: Mapping[str, Any]) -> Operation[RetryDlqMessagesResponse]:
-    """Publish the dead letters named anew."""
+    """Publish dead letters again, by id."""
     return _retry([("dlqIds", dlq_id) for dlq_id in filters.ids(dlq_ids, "dlq_ids")], arguments, "retry_many()")
 
 
@@ -161,7 +161,7 @@ def retry_all(
     cursor: str | None,
     arguments: Mapping[str, Any],
 ) -> Operation[RetryDlqMessagesResponse]:
-    """Publish a page of what the filter finds anew."""
+    """Publish one page of matching dead letters again."""
     return _retry(_selection(filter, count, cursor, "retry"), arguments, "retry_all()")
 
 
@@ -181,7 +181,7 @@ def _selection(arguments: DlqFilter | None, count: int | None, cursor: str | Non
     return [*page, *filters.selecting(arguments, DlqFilter, action)]
 
 
-def _of(dlq_id: str) -> str:
+def _path_of(dlq_id: str) -> str:
     return f"{_PATH}/{segment(dlq_id, 'dlq_id')}"
 
 
@@ -207,13 +207,13 @@ def _read_retries(reply: Reply) -> RetryDlqMessagesResponse:
 
 
 class DlqApi:
-    """The dead letter queue: what failed for good is kept here, to be looked at, retried or deleted."""
+    """The dead-letter queue: messages that failed for good, kept to be inspected, retried or deleted."""
 
     def __init__(self, http: HttpClient) -> None:
         self._http = http
 
     def get(self, dlq_id: str) -> DlqMessage:
-        """Look at a dead letter. Raises ApiError (404) for an unknown one."""
+        """Get a dead letter. Raises ApiError (404) for an unknown id."""
         return self._http.run(get(dlq_id))
 
     def list(
@@ -223,15 +223,15 @@ class DlqApi:
         count: int | None = None,
         filter: DlqFilter | None = None,  # noqa: A002 - the official SDK's name
     ) -> ListDlqMessagesResponse:
-        """One page of dead letters, oldest first: at most `count` (default and maximum 100), from `cursor` on."""
+        """One page of dead letters, oldest first: at most `count` (default and maximum 100), starting at `cursor`."""
         return self._http.run(list_page(cursor, count, filter))
 
     def delete(self, dlq_id: str) -> None:
-        """Delete a dead letter. Raises ApiError (404) for an unknown one."""
+        """Delete a dead letter. Raises ApiError (404) for an unknown id."""
         self._http.run(delete(dlq_id))
 
     def delete_many(self, dlq_ids: builtins.list[str]) -> int:
-        """Delete the dead letters named, and return how many there were."""
+        """Delete dead letters by id, and return how many were deleted."""
         return self._http.run(delete_many(dlq_ids)) if dlq_ids else 0
 
     def delete_all(
@@ -241,18 +241,18 @@ class DlqApi:
         count: int | None = None,
         cursor: str | None = None,
     ) -> DeleteDlqMessagesResponse:
-        """Delete what the filter finds, or without one every dead letter: at most `count` (default and maximum 100).
+        """Delete the dead letters that match, or all without a filter: at most `count` (default and maximum 100).
 
-        Go on with the answer's cursor until it is None.
+        To delete the rest, call it again with the cursor of the result until the cursor is None.
         """
         return self._http.run(delete_all(filter, count, cursor))
 
     def retry(self, dlq_id: str, **options: Unpack[PublishKeywords]) -> PublishResponse:
-        """Publish a dead letter anew, under a new id, and remove it. `options` replace those it was published with."""
+        """Publish a dead letter again under a new message id, and remove it. `options` replace its original options."""
         return self._http.run(retry(dlq_id, options))
 
     def retry_many(self, dlq_ids: builtins.list[str], **options: Unpack[PublishKeywords]) -> RetryDlqMessagesResponse:
-        """As `retry`, for all of the dead letters named."""
+        """As `retry`, for several dead letters by id."""
         return self._http.run(retry_many(dlq_ids, options)) if dlq_ids else RetryDlqMessagesResponse(cursor=None)
 
     def retry_all(
@@ -263,5 +263,5 @@ class DlqApi:
         cursor: str | None = None,
         **options: Unpack[PublishKeywords],
     ) -> RetryDlqMessagesResponse:
-        """As `retry`, for what the filter finds, or without one for every dead letter, a page at a time."""
+        """As `retry`, for one page of the dead letters that match, or of all without a filter."""
         return self._http.run(retry_all(filter, count, cursor, options))

@@ -1,4 +1,4 @@
-"""The errors of the client, under the module name of the official package; the whole tree is in `qtasks.errors`."""
+"""The errors of the client, under the module name of the official package. `qtasks.errors` defines them."""
 
 from qtasks.errors import (
     ApiError,

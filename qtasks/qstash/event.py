@@ -1,4 +1,4 @@
-"""The log under the name it had in the 2.x line of the official package."""
+"""The log, under its name in the 2.x API of the official package."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ __all__ = ["Event", "EventApi", "EventFilter", "EventState", "ListEventsResponse
 
 @dataclass
 class ListEventsResponse:
-    """A page of the log."""
+    """One page of the log."""
 
     cursor: str | None
-    """What asks for the next page; None on the last."""
+    """Pass it as `cursor` to get the next page; None on the last page."""
     events: list[Event]
-    """The lines, newest first."""
+    """The log entries, newest first."""
 
     @classmethod
     def of(cls, page: log.ListLogsResponse) -> ListEventsResponse:
-        """The same page under the older names."""
+        """The same page, with the field names of the 2.x API."""
         return cls(cursor=page.cursor, events=page.logs)
 
 
 class EventApi:
-    """As `LogApi`, under the older name."""
+    """As `LogApi`, with the names of the 2.x API."""
 
     def __init__(self, http: HttpClient) -> None:
         self._http = http

@@ -1,4 +1,4 @@
-"""Flow control: look at keys, pause them, pin their limits (docs/protocol.md 2.11)."""
+"""Flow control: get keys, pause them, pin their limits (docs/protocol.md 2.11)."""
 
 from __future__ import annotations
 
@@ -20,52 +20,52 @@ class FlowControlInfo:
     """The current state of a flow-control key. A maximum of 0 means that there is no limit."""
 
     key: str
-    """Its name."""
+    """Name of the key."""
     wait_list_size: int
-    """Messages that wait for their turn."""
+    """Messages in the wait list of the key."""
     parallelism_max: int
-    """Deliveries that may be under way at once."""
+    """Limit of attempts that run at the same time."""
     parallelism_count: int
-    """Deliveries that are under way."""
+    """Attempts that are running."""
     rate_max: int
-    """Deliveries that may start within one period."""
+    """Limit of attempts that start within one period."""
     rate_count: int
-    """Deliveries that have started in this period."""
+    """Attempts that have started in the current period."""
     rate_period: int
     """Length of the period in seconds."""
     rate_period_start: int
-    """When this period began, Unix seconds."""
+    """Start of the current period, Unix seconds."""
     is_paused: bool
-    """Whether nothing of this key is delivered."""
+    """True if no message of the key starts."""
     is_pinned_parallelism: bool
-    """Whether messages can no longer change the parallelism."""
+    """True if messages cannot change the parallelism."""
     is_pinned_rate: bool
-    """Whether messages can no longer change the rate."""
+    """True if messages cannot change the rate and the period."""
 
 
 @dataclass
 class GlobalParallelismInfo:
-    """Deliveries of the whole account."""
+    """Attempts of the whole account."""
 
     parallelism_max: int
-    """How many may be under way at once."""
+    """Limit of attempts that run at the same time."""
     parallelism_count: int
-    """How many are."""
+    """Attempts that are running."""
 
 
 class PinFlowControlOptions(TypedDict, total=False):
-    """What to pin; the rest goes on following the messages."""
+    """The limits to pin. Messages can still change the others."""
 
     parallelism: int
-    """Deliveries that may be under way at once."""
+    """Limit of attempts that run at the same time."""
     rate: int
-    """Deliveries that may start within one period."""
+    """Limit of attempts that start within one period."""
     period: int
     """Length of the period in seconds."""
 
 
 class UnpinFlowControlOptions(TypedDict, total=False):
-    """What to unpin."""
+    """The limits to unpin."""
 
     parallelism: bool
     """Unpin the parallelism."""
@@ -74,7 +74,7 @@ class UnpinFlowControlOptions(TypedDict, total=False):
 
 
 def parse_flow_control_info(content: Mapping[str, Any]) -> FlowControlInfo:
-    """A key as the service describes it."""
+    """Read a key from the JSON of the service."""
     return FlowControlInfo(
         key=content["flowControlKey"],
         wait_list_size=content.get("waitListSize", 0),
@@ -91,18 +91,18 @@ def parse_flow_control_info(content: Mapping[str, Any]) -> FlowControlInfo:
 
 
 def get(flow_control_key: str) -> Operation[FlowControlInfo]:
-    """Look at one key."""
-    return Operation("GET", _of(flow_control_key), lambda reply: parse_flow_control_info(answer(reply)))
+    """Get one key."""
+    return Operation("GET", _path_of(flow_control_key), lambda reply: parse_flow_control_info(answer(reply)))
 
 
 def list_all(search: str | None) -> Operation[list[FlowControlInfo]]:
-    """Look at all keys, or at those whose name contains `search`."""
+    """Get all keys, or those whose name contains `search`."""
     path = _PATH + query([("search", search)] if search else [])
     return Operation("GET", path, lambda reply: [parse_flow_control_info(content) for content in answer(reply)])
 
 
 def get_global_parallelism() -> Operation[GlobalParallelismInfo]:
-    """Look at the account's parallelism."""
+    """Get the account's parallelism."""
     return Operation("GET", "/v2/globalParallelism", _read_global)
 
 
@@ -129,7 +129,7 @@ def unpin(flow_control_key: str, options: UnpinFlowControlOptions) -> Operation[
 
 
 def reset_rate(flow_control_key: str) -> Operation[None]:
-    """Begin a new period."""
+    """Start a new period."""
     return _act(flow_control_key, "resetRate")
 
 
@@ -139,10 +139,10 @@ def reset(flow_control_key: str) -> Operation[None]:
 
 
 def _act(flow_control_key: str, action: str, pairs: list[tuple[str, str]] | None = None) -> Operation[None]:
-    return Operation("POST", f"{_of(flow_control_key)}/{action}{query(pairs or [])}", nothing)
+    return Operation("POST", f"{_path_of(flow_control_key)}/{action}{query(pairs or [])}", nothing)
 
 
-def _of(flow_control_key: str) -> str:
+def _path_of(flow_control_key: str) -> str:
     return f"{_PATH}/{segment(flow_control_key, 'flow_control_key')}"
 
 
@@ -154,41 +154,41 @@ def _read_global(reply: Reply) -> GlobalParallelismInfo:
 
 
 class FlowControlApi:
-    """Flow-control keys. A key exists as soon as a message has used it."""
+    """Flow-control keys. The first message with a key creates it."""
 
     def __init__(self, http: HttpClient) -> None:
         self._http = http
 
     def get(self, flow_control_key: str) -> FlowControlInfo:
-        """Look at a key. Raises ApiError (404) for an unknown one."""
+        """Get a key. Raises ApiError (404) for an unknown key."""
         return self._http.run(get(flow_control_key))
 
     def list(self, *, search: str | None = None) -> builtins.list[FlowControlInfo]:
-        """Look at all keys, or at those whose name contains `search`."""
+        """Get all keys, or those whose name contains `search`."""
         return self._http.run(list_all(search))
 
     def get_global_parallelism(self) -> GlobalParallelismInfo:
-        """How many deliveries of the account may be under way, and how many are."""
+        """The limit of concurrent attempts of the account, and how many run now."""
         return self._http.run(get_global_parallelism())
 
     def pause(self, flow_control_key: str) -> None:
-        """Deliver nothing of a key; its messages wait."""
+        """Pause a key: its messages wait."""
         self._http.run(pause(flow_control_key))
 
     def resume(self, flow_control_key: str) -> None:
-        """Deliver messages of a key again."""
+        """Resume a paused key."""
         self._http.run(resume(flow_control_key))
 
     def pin(self, flow_control_key: str, options: PinFlowControlOptions) -> None:
-        """Fix limits of a key: what new messages say about them is ignored until `unpin`."""
+        """Pin limits of a key: until `unpin`, the limits in new messages are ignored."""
         self._http.run(pin(flow_control_key, options))
 
     def unpin(self, flow_control_key: str, options: UnpinFlowControlOptions) -> None:
-        """Let messages set the limits of a key again."""
+        """Allow messages to change the limits of a key again."""
         self._http.run(unpin(flow_control_key, options))
 
     def reset_rate(self, flow_control_key: str) -> None:
-        """Forget what has started in this period and begin a new one now."""
+        """Start a new period now, with no attempts counted."""
         self._http.run(reset_rate(flow_control_key))
 
     def reset(self, flow_control_key: str) -> None:

@@ -8,7 +8,7 @@ from qtasks.qstash.conversation.sync_driver import HttpClient
 __all__ = ["BASE_URL", "DEFAULT_RETRY", "NO_RETRY", "HttpClient", "HttpMethod", "RetryConfig"]
 
 DEFAULT_RETRY = RetryConfig(retries=DEFAULT_RETRIES, backoff=official_backoff)
-"""What a client does when nothing is said."""
+"""How a client repeats its requests by default."""
 
 NO_RETRY = RetryConfig(retries=0, backoff=lambda _: 0)
-"""What `retry=False` means."""
+"""The meaning of `retry=False`: no retries."""

@@ -1,4 +1,4 @@
-"""Logs: what happened to messages, newest first (docs/protocol.md 2.10)."""
+"""The log: the history of messages, newest entry first (docs/protocol.md 2.10)."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from qtasks.qstash.operations import filters
 
 
 class LogState(enum.Enum):
-    """What happened to a message."""
+    """The state of a message in a log entry."""
 
     CREATED = "CREATED"
-    """It was accepted and stored."""
+    """The message was accepted and stored."""
     ACTIVE = "ACTIVE"
-    """A delivery began."""
+    """An attempt started."""
     RETRY = "RETRY"
-    """It will be delivered again."""
+    """A retry will follow."""
     ERROR = "ERROR"
-    """A delivery failed."""
+    """An attempt failed."""
     DELIVERED = "DELIVERED"
-    """It was delivered."""
+    """The message was delivered."""
     FAILED = "FAILED"
-    """It has failed for good."""
+    """The message has failed for good."""
     CANCEL_REQUESTED = "CANCEL_REQUESTED"
     """A cancellation was requested."""
     CANCELED = "CANCELED"
-    """It will not be delivered any more."""
+    """The message was cancelled: no attempt follows."""
     IN_PROGRESS = "IN_PROGRESS"
     """In filters only: ACTIVE, RETRY or ERROR."""
     UNKNOWN = "UNKNOWN"
@@ -45,30 +45,30 @@ class LogState(enum.Enum):
 
 @dataclass
 class Log:
-    """One line of a message's history. Times are Unix milliseconds."""
+    """One entry of a message's history. Times are Unix milliseconds."""
 
     time: int
-    """When it happened."""
+    """Time of the entry."""
     message_id: str
     """Id of the message."""
     state: LogState
-    """What happened."""
+    """State of the message."""
     error: str | None
-    """What went wrong, if anything."""
+    """The error text, if there is one."""
     next_delivery_time: int | None
-    """When the next delivery is due, if there is to be one."""
+    """Time of the next attempt, if one will follow."""
     url: str
-    """Where the message goes."""
+    """Destination URL of the message."""
     url_group: str | None
-    """The URL group it was published to, if any."""
+    """The URL group that the message was published to, if any."""
     endpoint: str | None
-    """Name of the group's endpoint, if it has one."""
+    """Name of the endpoint in the URL group, if it has one."""
     queue: str | None
-    """The queue it went through, if any."""
+    """The queue of the message, if any."""
     schedule_id: str | None
-    """The schedule that made it, if any."""
+    """The schedule that created the message, if any."""
     body_base64: str | None
-    """Its body, in base64."""
+    """The body of the message, in base64."""
     headers: dict[str, list[str]] | None
     """Headers that the destination gets."""
     callback_headers: dict[str, list[str]] | None
@@ -76,13 +76,13 @@ class Log:
     failure_callback_headers: dict[str, list[str]] | None
     """Headers that the failure callback URL gets."""
     response_status: int | None
-    """HTTP status of the failed delivery."""
+    """HTTP status of the response to the failed attempt."""
     response_headers: dict[str, list[str]] | None
-    """Headers of the failed delivery's response."""
+    """Headers of that response."""
     response_body: str | None
-    """Body of the failed delivery's response."""
+    """Body of that response."""
     timeout: int | None
-    """Milliseconds that a delivery may take."""
+    """Milliseconds that one attempt may take."""
     method: HttpMethod | None
     """HTTP method of the delivery."""
     callback: str | None
@@ -90,48 +90,48 @@ class Log:
     failure_callback: str | None
     """URL that gets a message when the message has failed for good."""
     max_retries: int | None
-    """Deliveries after the first, when that fails."""
+    """Retries after the first attempt at most."""
     retry_delay_expression: str | None
-    """The `retry_delay` it was published with, if any."""
+    """The option `retry_delay` of the message, if any."""
     flow_control: FlowControlProperties | None
-    """Its flow control, if any."""
+    """The flow control of the message, if any."""
     label: str | None
-    """Its first label, if any."""
+    """First label of the message, if any."""
     labels: list[str] | None = field(default=None, kw_only=True)
-    """All of its labels."""
+    """All labels of the message."""
     api: str | None = field(default=None, kw_only=True)
-    """Name of the API it was published to, if any."""
+    """Name of the API that the message was published to, such as ``llm``, if any."""
 
 
 class LogFilter(TypedDict, total=False):
-    """Which lines of the log: each name takes one value, or a list of which any may match."""
+    """Selects log entries. A filter takes one value, or a list of values of which one must match."""
 
     message_id: str
     """Id of the message."""
     message_ids: list[str]
     """Ids of messages."""
     state: LogState
-    """What happened."""
+    """State of the message."""
     url: str | list[str]
-    """Where the message goes."""
+    """Destination URL of the message."""
     host: str | list[str]
-    """Host of that URL."""
+    """Host of the destination URL."""
     path: str | list[str]
-    """Path of that URL."""
+    """Path of the destination URL."""
     url_group: str | list[str]
     """Name of the URL group."""
     api: str
-    """Name of the API; of the 2.x line."""
+    """Name of the API; an option of the 2.x API."""
     queue: str | list[str]
     """Name of the queue."""
     schedule_id: str | list[str]
     """Id of the schedule."""
     from_time: int
-    """From this moment, Unix milliseconds, inclusive."""
+    """Earliest time of the entry, Unix milliseconds, inclusive."""
     to_time: int
-    """Up to this moment, Unix milliseconds, inclusive."""
+    """Latest time of the entry, Unix milliseconds, inclusive."""
     caller_ip: str | list[str]
-    """Address of the publisher."""
+    """IP address of the publisher."""
     flow_control_key: str | list[str]
     """Flow-control key."""
     label: str | list[str]
@@ -140,16 +140,16 @@ class LogFilter(TypedDict, total=False):
 
 @dataclass
 class ListLogsResponse:
-    """A page of the log."""
+    """One page of the log."""
 
     cursor: str | None
-    """What asks for the next page; None on the last."""
+    """Pass it as `cursor` to get the next page; None on the last page."""
     logs: list[Log]
-    """The lines, newest first."""
+    """The log entries, newest first."""
 
 
 def parse_log(content: Mapping[str, Any]) -> Log:
-    """A line of the log as the service describes it. Both spellings that the services use are understood."""
+    """Read a log entry from the JSON of the service, in either of the two spellings that services use."""
     return Log(
         time=content["time"],
         message_id=content["messageId"],
@@ -207,5 +207,5 @@ class LogApi:
         count: int | None = None,
         filter: LogFilter | None = None,  # noqa: A002 - the official SDK's name
     ) -> ListLogsResponse:
-        """One page of the log, newest first: at most `count` lines (default and maximum 1000), from `cursor` on."""
+        """One page of the log, newest first: at most `count` (default and maximum 1000) entries from `cursor` on."""
         return self._http.run(list_page(cursor, count, filter))

@@ -1,4 +1,4 @@
-"""Messages: publish, enqueue, batch, look at one, cancel (docs/protocol.md 2.2 to 2.5)."""
+"""Messages: publish, enqueue, batch, get, cancel (docs/protocol.md 2.2 to 2.5)."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ class FlowControlProperties:
     key: str
     """Name of the key."""
     parallelism: int | None
-    """Deliveries of the key that may be under way at once."""
+    """Limit of attempts of the key that run at the same time."""
     rate: int | None
-    """Deliveries of the key that may start within one period."""
+    """Limit of attempts of the key that start within one period."""
     period: int | None
     """Length of the period in seconds."""
 
@@ -81,13 +81,13 @@ class Message:
     message_id: str
     """Id of the message."""
     url: str
-    """URL that gets the message."""
+    """Destination URL."""
     url_group: str | None
-    """The URL group it was published to, if any."""
+    """The URL group that the message was published to, if any."""
     endpoint: str | None
-    """Name of the group's endpoint, if it has one."""
+    """Name of the endpoint in the URL group, if it has one."""
     queue: str | None
-    """The queue it waits in, if any."""
+    """The queue of the message, if any."""
     body: str | None
     """The body, if it is UTF-8."""
     body_base64: str | None
@@ -101,38 +101,38 @@ class Message:
     failure_callback_headers: dict[str, list[str]] | None
     """Headers that the failure callback URL gets."""
     max_retries: int
-    """Deliveries after the first, when that fails."""
+    """Retries after the first attempt at most."""
     retry_delay_expression: str | None
-    """The `retry_delay` it was published with, if any."""
+    """The option `retry_delay` of the message, if any."""
     not_before: int
-    """When it is to be delivered at the earliest."""
+    """Earliest time of the delivery."""
     created_at: int
-    """When it was accepted."""
+    """Time at which the message was accepted."""
     callback: str | None
     """URL that gets a message after every attempt."""
     failure_callback: str | None
     """URL that gets a message when the message has failed for good."""
     schedule_id: str | None
-    """The schedule that made it, if any."""
+    """The schedule that created the message, if any."""
     caller_ip: str | None
-    """Address of the publisher."""
+    """IP address of the publisher."""
     flow_control: FlowControlProperties | None
-    """Its flow control, if any."""
+    """The flow control of the message, if any."""
     label: str | None
-    """Its first label, if any."""
+    """First label of the message, if any."""
     labels: list[str] | None = field(default=None, kw_only=True)
-    """All of its labels."""
+    """All labels of the message."""
 
 
 class MessageFilter(TypedDict, total=False):
-    """Which messages: each name takes one value, or a list of which any may match."""
+    """Selects messages. A filter takes one value, or a list of values of which one must match."""
 
     url: str | list[str]
-    """Where the message goes."""
+    """Destination URL of the message."""
     host: str | list[str]
-    """Host of that URL."""
+    """Host of the destination URL."""
     path: str | list[str]
-    """Path of that URL."""
+    """Path of the destination URL."""
     url_group: str | list[str]
     """Name of the URL group."""
     queue: str | list[str]
@@ -140,11 +140,11 @@ class MessageFilter(TypedDict, total=False):
     schedule_id: str | list[str]
     """Id of the schedule."""
     from_time: int
-    """Accepted at this moment or later, Unix milliseconds."""
+    """Earliest time of acceptance, Unix milliseconds, inclusive."""
     to_time: int
-    """Accepted at this moment or earlier, Unix milliseconds."""
+    """Latest time of acceptance, Unix milliseconds, inclusive."""
     caller_ip: str | list[str]
-    """Address of the publisher."""
+    """IP address of the publisher."""
     label: str | list[str]
     """Label."""
     flow_control_key: str | list[str]
@@ -152,7 +152,7 @@ class MessageFilter(TypedDict, total=False):
 
 
 def parse_flow_control(content: Mapping[str, Any]) -> FlowControlProperties | None:
-    """The flow control of any object that may have one."""
+    """Read the flow control from the JSON of a message, log entry or schedule; None if it has none."""
     if "flowControlKey" not in content:
         return None
     return FlowControlProperties(
@@ -164,7 +164,7 @@ def parse_flow_control(content: Mapping[str, Any]) -> FlowControlProperties | No
 
 
 def message_fields(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a `Message`, which a dead letter has too."""
+    """Read the fields of a `Message` from JSON. A dead letter has the same fields."""
     return {
         "message_id": content["messageId"],
         "url": content["url"],
@@ -192,28 +192,28 @@ def message_fields(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def get(message_id: str) -> Operation[Message]:
-    """Look at one message."""
-    return Operation("GET", _of(message_id), lambda reply: Message(**message_fields(answer(reply))))
+    """Get one message."""
+    return Operation("GET", _path_of(message_id), lambda reply: Message(**message_fields(answer(reply))))
 
 
 def cancel(message_id: str) -> Operation[None]:
     """Cancel one message."""
-    return Operation("DELETE", _of(message_id), nothing, absent_is_done=True)
+    return Operation("DELETE", _path_of(message_id), nothing, absent_is_done=True)
 
 
 def cancel_many(message_ids: Iterable[str]) -> Operation[int]:
-    """Cancel the messages named. The caller sees to it that there are some: none at all would mean every message."""
+    """Cancel messages by id. The caller must pass at least one id: a request without ids cancels every message."""
     body = to_json({"messageIds": filters.ids(message_ids, "message_ids")})
     return Operation("DELETE", _PATH, _read_cancelled, headers=JSON_TYPE, body=body)
 
 
 def cancel_all(filter: MessageFilter | None, count: int | None) -> Operation[int]:  # noqa: A002
-    """Cancel what the filter finds, or everything."""
+    """Cancel the messages that match, or all without a filter."""
     pairs = [*filters.page(None, count), *filters.selecting(filter, MessageFilter, "cancel")]
     return Operation("DELETE", _PATH + query(pairs), _read_cancelled, repeatable=count is None)
 
 
-def _of(message_id: str) -> str:
+def _path_of(message_id: str) -> str:
     return f"{_PATH}/{segment(message_id, 'message_id')}"
 
 
@@ -222,7 +222,7 @@ def _read_cancelled(reply: Reply) -> int:
 
 
 class MessageApi:
-    """Messages. What a call takes is described in `options`; every id given must not be empty."""
+    """Messages. `operations.options` describes the keyword arguments. An empty id raises InvalidCallError."""
 
     def __init__(self, http: HttpClient) -> None:
         self._http = http
@@ -232,54 +232,54 @@ class MessageApi:
     ) -> PublishResponse | list[PublishUrlGroupResponse]:
         """Publish a message to exactly one of `url`, `url_group` or `api`.
 
-        A URL group answers with a list, one element for each of its endpoints. When this returns, the message is
-        stored.
+        The message is stored when this returns. For a URL group the result is a list with one element for each
+        endpoint.
         """
         return self._http.run(publishing.publish(body, options, retry_id=self._http.new_retry_id()))
 
     def publish_json(
         self, *, body: Any = None, **options: Unpack[PublishTarget]
     ) -> PublishResponse | list[PublishUrlGroupResponse]:
-        """As `publish`, with a body that is sent as JSON."""
+        """As `publish`, with a body that is encoded as JSON."""
         text, arguments = publishing.as_json(body, options)
         return self._http.run(publishing.publish(text, arguments, retry_id=self._http.new_retry_id()))
 
     def enqueue(
         self, *, queue: str, body: Body = None, **options: Unpack[EnqueueTarget]
     ) -> EnqueueResponse | list[EnqueueUrlGroupResponse]:
-        """Append a message to a queue, which is created if there is none of that name."""
+        """Append a message to a queue. A queue that does not exist is created."""
         return self._http.run(publishing.enqueue(queue, body, options, retry_id=self._http.new_retry_id()))
 
     def enqueue_json(
         self, *, queue: str, body: Any = None, **options: Unpack[EnqueueTarget]
     ) -> EnqueueResponse | list[EnqueueUrlGroupResponse]:
-        """As `enqueue`, with a body that is sent as JSON."""
+        """As `enqueue`, with a body that is encoded as JSON."""
         text, arguments = publishing.as_json(body, options)
         return self._http.run(publishing.enqueue(queue, text, arguments, retry_id=self._http.new_retry_id()))
 
     def batch(self, messages: Iterable[BatchRequest]) -> list[BatchResponse | list[BatchUrlGroupResponse] | BatchError]:
-        """Publish or enqueue many messages with one request; one answer for each, in order.
+        """Publish or enqueue many messages in one request. Returns one answer for each message, in order.
 
-        A message that the service refuses is answered with a `BatchError` and does not touch its neighbours.
+        The answer for a message that the service refuses is a `BatchError`; the other messages are not affected.
         """
         return self._http.run(publishing.batch(messages, new_retry_id=self._http.new_retry_id))
 
     def batch_json(
         self, messages: Iterable[BatchJsonRequest]
     ) -> list[BatchResponse | list[BatchUrlGroupResponse] | BatchError]:
-        """As `batch`, with bodies that are sent as JSON."""
+        """As `batch`, with bodies that are encoded as JSON."""
         return self.batch(publishing.batch_as_json(messages))
 
     def get(self, message_id: str) -> Message:
-        """Look at a message. Raises ApiError (404) for one that is unknown or long finished."""
+        """Get a message. Raises ApiError (404) if it is unknown, or finished and removed."""
         return self._http.run(get(message_id))
 
     def cancel(self, message_id: str) -> None:
-        """Cancel a message. A delivery that is under way cannot be stopped, only its retries."""
+        """Cancel a message. A running attempt is not stopped, but no retry follows it."""
         self._http.run(cancel(message_id))
 
     def cancel_many(self, message_ids: list[str]) -> int:
-        """Cancel the messages named, and return how many were cancelled. An empty list cancels none."""
+        """Cancel messages by id, and return how many were cancelled. An empty list cancels none."""
         return self._http.run(cancel_many(message_ids)) if message_ids else 0
 
     def cancel_all(
@@ -288,8 +288,9 @@ class MessageApi:
         filter: MessageFilter | None = None,  # noqa: A002 - as in the other lists of the SDK
         count: int | None = None,
     ) -> int:
-        """Cancel what the filter finds, or without one every message, and return how many were cancelled.
+        """Cancel the messages that match, or all without a filter, and return how many were cancelled.
 
-        `count` limits how many (1 to 500). Should the service stop half-way with an error, call it again.
+        `count` limits the number (1 to 500). If the service stops with an error, some messages are cancelled already:
+        call it again to cancel the rest.
         """
         return self._http.run(cancel_all(filter, count))

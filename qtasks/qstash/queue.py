@@ -18,21 +18,21 @@ class Queue:
     """A queue. Times are Unix milliseconds."""
 
     name: str
-    """Its name."""
+    """Name of the queue."""
     parallelism: int
-    """Messages of the queue that may be under way at once; 1 keeps them in order."""
+    """Limit of messages that run at the same time; 1 keeps the messages in order."""
     created_at: int
-    """When it was created."""
+    """Time of its creation."""
     updated_at: int
-    """When it was last changed."""
+    """Time of its last change."""
     lag: int
     """Messages that are not finished yet."""
     paused: bool
-    """Whether it is paused: it takes messages and starts none."""
+    """True if it is paused: it accepts messages and starts none."""
 
 
 def parse_queue(content: Mapping[str, Any]) -> Queue:
-    """A queue as the service describes it."""
+    """Read a queue from the JSON of the service."""
     return Queue(
         name=content["name"],
         parallelism=content["parallelism"],
@@ -51,50 +51,50 @@ def upsert(queue: str, parallelism: int, paused: bool) -> Operation[None]:
 
 
 def get(queue: str) -> Operation[Queue]:
-    """Look at one queue."""
-    return Operation("GET", _of(queue), lambda reply: parse_queue(answer(reply)))
+    """Get one queue."""
+    return Operation("GET", _path_of(queue), lambda reply: parse_queue(answer(reply)))
 
 
 def list_all() -> Operation[list[Queue]]:
-    """Look at all queues."""
+    """Get all queues."""
     return Operation("GET", _PATH, lambda reply: [parse_queue(content) for content in answer(reply)])
 
 
 def delete(queue: str) -> Operation[None]:
     """Delete a queue."""
-    return Operation("DELETE", _of(queue), nothing, absent_is_done=True)
+    return Operation("DELETE", _path_of(queue), nothing, absent_is_done=True)
 
 
 def pause(queue: str) -> Operation[None]:
     """Pause a queue."""
-    return Operation("POST", f"{_of(queue)}/pause", nothing)
+    return Operation("POST", f"{_path_of(queue)}/pause", nothing)
 
 
 def resume(queue: str) -> Operation[None]:
     """Resume a queue."""
-    return Operation("POST", f"{_of(queue)}/resume", nothing)
+    return Operation("POST", f"{_path_of(queue)}/resume", nothing)
 
 
-def _of(queue: str) -> str:
+def _path_of(queue: str) -> str:
     return f"{_PATH}/{segment(queue, 'queue')}"
 
 
 class QueueApi:
-    """Queues: messages of a queue are delivered one after another."""
+    """Queues. A queue starts its messages in order, at most `parallelism` (default 1) at a time."""
 
     def __init__(self, http: HttpClient) -> None:
         self._http = http
 
     def upsert(self, queue: str, *, parallelism: int = 1, paused: bool = False) -> None:
-        """Create a queue, or replace the settings of the one that has this name."""
+        """Create a queue, or replace the settings of the existing queue."""
         self._http.run(upsert(queue, parallelism, paused))
 
     def get(self, queue: str) -> Queue:
-        """Look at a queue. Raises ApiError (404) for an unknown one."""
+        """Get a queue. Raises ApiError (404) for an unknown name."""
         return self._http.run(get(queue))
 
     def list(self) -> builtins.list[Queue]:
-        """Look at all queues."""
+        """Get all queues."""
         return self._http.run(list_all())
 
     def delete(self, queue: str) -> None:
@@ -102,7 +102,7 @@ class QueueApi:
         self._http.run(delete(queue))
 
     def pause(self, queue: str) -> None:
-        """Pause a queue: it takes messages and starts none. What is under way is finished."""
+        """Pause a queue: it accepts messages and starts none. Running attempts finish."""
         self._http.run(pause(queue))
 
     def resume(self, queue: str) -> None:

@@ -1,4 +1,4 @@
-"""The receiving end: is this request from the service? (docs/protocol.md 4.2)."""
+"""Checks at the receiving end that a request comes from the service (docs/protocol.md 4.2)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ class Receiver:
     """Verifies the signature of deliveries.
 
     Args:
-        current_signing_key: Default `QSTASH_CURRENT_SIGNING_KEY`.
-        next_signing_key: Default `QSTASH_NEXT_SIGNING_KEY`. Both keys are accepted, so one rotation goes unnoticed.
-        clock: Unix seconds.
+        current_signing_key: The key that signs now; default `QSTASH_CURRENT_SIGNING_KEY`.
+        next_signing_key: The key after the next rotation; default `QSTASH_NEXT_SIGNING_KEY`. Signatures of both keys
+            are accepted, so deliveries continue to verify after one rotation.
+        clock: Function that returns the time in Unix seconds.
 
     In multi-region mode (`QSTASH_REGION`) the keys of both regions are read as well (``US_EAST_1_QSTASH_...``), and a
-    delivery is verified with those of the region it names. Keys given here are used for every region.
+    delivery is verified with the keys of the region it names. Keys passed as arguments are used for every region.
 
-    Raises ConfigurationError without keys: a receiver never trusts unsigned requests.
+    Raises ConfigurationError without keys, because a receiver never trusts unsigned requests.
     """
 
     def __init__(
@@ -55,16 +56,16 @@ class Receiver:
         clock_tolerance: float = 0,
         upstash_region: str | None = None,
     ) -> None:
-        """Check one delivery. Raises SignatureError, which says why it cannot be trusted.
+        """Verify one delivery. Raises SignatureError, whose text says why the delivery cannot be trusted.
 
         Args:
             signature: Value of the header `Upstash-Signature`.
-            body: The raw body, before anything parses it. Text is taken as UTF-8.
-            url: Public URL of this endpoint; None leaves out the check that the delivery was meant for it.
+            body: The raw body, not parsed. A str is encoded as UTF-8.
+            url: Public URL of this endpoint; None skips the check that the delivery was signed for it.
             clock_tolerance: Seconds by which the clocks of sender and receiver may differ.
-            upstash_region: Value of the header `Upstash-Region`; matters in multi-region mode only.
+            upstash_region: Value of the header `Upstash-Region`; used in multi-region mode only.
         """
-        from qtasks.protocol import signing  # brings PyJWT, which a program that only publishes never needs
+        from qtasks.protocol import signing  # imports PyJWT, which a program that only publishes does not need
 
         signing.verify(
             signature or "",

@@ -1,4 +1,4 @@
-"""Schedules: messages by the clock (docs/protocol.md 2.7)."""
+"""Schedules: create, get, pause, resume, delete (docs/protocol.md 2.7)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PATH = "/v2/schedules"
 
 
 class ScheduleState(enum.Enum):
-    """How a message of the last run stands."""
+    """The state of a message of the last run."""
 
     IN_PROGRESS = "IN_PROGRESS"
     SUCCESS = "SUCCESS"
@@ -39,17 +39,17 @@ class Schedule:
     """A schedule. Times are Unix milliseconds."""
 
     schedule_id: str
-    """Its id."""
+    """Id of the schedule."""
     destination: str
-    """URL or URL group that its messages go to."""
+    """Destination of its messages: a URL or the name of a URL group."""
     cron: str
-    """When: five fields, perhaps with `CRON_TZ=`."""
+    """The cron expression: five fields, optionally after `CRON_TZ=<zone>`."""
     created_at: int
-    """When it was created."""
+    """Time of its creation."""
     body: str | None
     """Body of its messages, if it is UTF-8."""
     body_base64: str | None
-    """The same in base64, if it is not UTF-8."""
+    """Body of its messages in base64, if it is not UTF-8."""
     method: HttpMethod
     """HTTP method of the deliveries."""
     headers: dict[str, list[str]] | None
@@ -59,33 +59,33 @@ class Schedule:
     failure_callback_headers: dict[str, list[str]] | None
     """Headers that the failure callback URL gets."""
     retries: int
-    """Deliveries of a message after the first, when that fails."""
+    """Retries of a message after the first attempt at most."""
     retry_delay_expression: str | None
-    """The `retry_delay` it was created with, if any."""
+    """The option `retry_delay` of its messages, if any."""
     callback: str | None
     """URL that gets a message after every attempt."""
     failure_callback: str | None
     """URL that gets a message when a message has failed for good."""
     queue: str | None
-    """Queue that its messages go through, if any."""
+    """Queue of its messages, if any."""
     delay: int | None
     """Seconds between a tick and the delivery of its message."""
     timeout: int | None
-    """Seconds that one delivery may take, if one was given."""
+    """Seconds that one attempt may take, if limited."""
     caller_ip: str | None
-    """Address of the creator."""
+    """IP address of its creator."""
     paused: bool
-    """Whether it is paused: its ticks pass without a message."""
+    """True if it is paused: its ticks create no messages."""
     flow_control: FlowControlProperties | None
     """Flow control of its messages, if any."""
     last_schedule_time: int | None
-    """The last tick, if there was one."""
+    """Time of the last tick, if there was one."""
     next_schedule_time: int | None
-    """The next tick."""
+    """Time of the next tick."""
     last_schedule_states: dict[str, ScheduleState] | None
     """State of each message of the last run, by message id."""
     error: str | None
-    """What went wrong at the last tick, if anything."""
+    """The error text of the last tick, if it failed."""
     label: str | None
     """First label of its messages, if any."""
     labels: list[str] | None = field(default=None, kw_only=True)
@@ -93,7 +93,7 @@ class Schedule:
 
 
 def parse_schedule(content: Mapping[str, Any]) -> Schedule:
-    """A schedule as the service describes it."""
+    """Read a schedule from the JSON of the service."""
     states = content.get("lastScheduleStates")
     return Schedule(
         schedule_id=content["scheduleId"],
@@ -128,8 +128,8 @@ def parse_schedule(content: Mapping[str, Any]) -> Schedule:
 def create(target: str, cron: str, body: Body, arguments: Mapping[str, Any], *, repeating: bool) -> Operation[str]:
     """Create or replace a schedule.
 
-    A client that repeats calls (`repeating`) names the schedule itself when the caller does not: after a
-    lost reply, a second creation then replaces the first schedule.
+    A client that repeats requests (`repeating`) chooses the id itself if the caller does not. A second creation after
+    a lost reply then replaces the first schedule.
     """
     keywords.check_names(arguments, ScheduleKeywords, "create()")
     options = replace(keywords.read(arguments), cron=cron)
@@ -139,7 +139,7 @@ def create(target: str, cron: str, body: Body, arguments: Mapping[str, Any], *, 
 
 
 def create_raw(target: str, body: bytes, options: PublishOptions) -> Operation[str]:
-    """Create or replace a schedule with options that are values of the protocol already, its id and cron included."""
+    """Create or replace a schedule. `options` is the protocol's own value, with the id and the cron expression."""
     return Operation(
         "POST",
         f"{_PATH}/{destination(target)}",
@@ -150,69 +150,69 @@ def create_raw(target: str, body: bytes, options: PublishOptions) -> Operation[s
 
 
 def get(schedule_id: str) -> Operation[Schedule]:
-    """Look at one schedule."""
-    return Operation("GET", _of(schedule_id), lambda reply: parse_schedule(answer(reply)))
+    """Get one schedule."""
+    return Operation("GET", _path_of(schedule_id), lambda reply: parse_schedule(answer(reply)))
 
 
 def list_all() -> Operation[list[Schedule]]:
-    """Look at all schedules."""
+    """Get all schedules."""
     return Operation("GET", _PATH, lambda reply: [parse_schedule(content) for content in answer(reply)])
 
 
 def delete(schedule_id: str) -> Operation[None]:
     """Delete a schedule."""
-    return Operation("DELETE", _of(schedule_id), nothing, absent_is_done=True)
+    return Operation("DELETE", _path_of(schedule_id), nothing, absent_is_done=True)
 
 
 def pause(schedule_id: str) -> Operation[None]:
     """Pause a schedule."""
-    return Operation("PATCH", f"{_of(schedule_id)}/pause", nothing)
+    return Operation("PATCH", f"{_path_of(schedule_id)}/pause", nothing)
 
 
 def resume(schedule_id: str) -> Operation[None]:
     """Resume a schedule."""
-    return Operation("PATCH", f"{_of(schedule_id)}/resume", nothing)
+    return Operation("PATCH", f"{_path_of(schedule_id)}/resume", nothing)
 
 
-def _of(schedule_id: str) -> str:
+def _path_of(schedule_id: str) -> str:
     return f"{_PATH}/{segment(schedule_id, 'schedule_id')}"
 
 
 class ScheduleApi:
-    """Schedules: a message at every tick of a cron expression."""
+    """Schedules. A schedule publishes a message at every tick of its cron expression."""
 
     def __init__(self, http: HttpClient) -> None:
         self._http = http
 
     def create(self, *, destination: str, cron: str, body: Body = None, **options: Unpack[ScheduleKeywords]) -> str:
-        """Create a schedule and return its id. A `schedule_id` that exists is replaced, settings and all.
+        """Create a schedule and return its id. An existing schedule with this `schedule_id` is replaced completely.
 
-        `destination` is a URL or the name of a URL group; `cron` has five fields in UTC, or in the zone of a prefix
+        `destination` is a URL or the name of a URL group. `cron` has five fields, in UTC or in the zone of a prefix
         ``CRON_TZ=Europe/Berlin ``.
         """
         return self._http.run(create(destination, cron, body, options, repeating=self._http.repeats))
 
     def create_json(self, *, destination: str, cron: str, body: Any = None, **options: Unpack[ScheduleKeywords]) -> str:
-        """As `create`, with a body that is sent as JSON."""
+        """As `create`, with a body that is encoded as JSON."""
         text, arguments = as_json(body, options)
         return self._http.run(create(destination, cron, text, arguments, repeating=self._http.repeats))
 
     def get(self, schedule_id: str) -> Schedule:
-        """Look at a schedule. Raises ApiError (404) for an unknown one."""
+        """Get a schedule. Raises ApiError (404) for an unknown id."""
         return self._http.run(get(schedule_id))
 
     def list(self) -> builtins.list[Schedule]:
-        """Look at all schedules."""
+        """Get all schedules."""
         return self._http.run(list_all())
 
     def delete(self, schedule_id: str) -> None:
-        """Delete a schedule. Messages it has made already are delivered."""
+        """Delete a schedule. Messages that it has created are still delivered."""
         self._http.run(delete(schedule_id))
 
     def pause(self, schedule_id: str) -> None:
-        """Pause a schedule: its ticks pass without a message and are not repeated later."""
+        """Pause a schedule: ticks during the pause create no messages, and are not repeated later."""
         self._http.run(pause(schedule_id))
 
     def resume(self, schedule_id: str) -> None:
-        """Resume a schedule with its next tick."""
+        """Resume a schedule: it runs at its next tick."""
         self._http.run(resume(schedule_id))

@@ -1,4 +1,4 @@
-"""Signing keys (docs/protocol.md 2.12)."""
+"""Signing keys: get and rotate (docs/protocol.md 2.12)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qtasks.qstash.conversation.transport import Reply
 
 @dataclass
 class SigningKey:
-    """The keys of the account: `current` signs deliveries, a receiver accepts both."""
+    """The signing keys of the account. `current` signs deliveries; receivers accept both."""
 
     current: str = field(repr=False)
     """The key that signs."""
@@ -20,12 +20,12 @@ class SigningKey:
 
 
 def get() -> Operation[SigningKey]:
-    """Look at the keys."""
+    """Get the keys."""
     return Operation("GET", "/v2/keys", _read)
 
 
 def rotate() -> Operation[SigningKey]:
-    """Make the next key the current one. Doing it twice would shut out every receiver, so it is never repeated."""
+    """Make the next key the current one. Not repeated after a lost reply: two rotations make all receivers fail."""
     return Operation("POST", "/v2/keys/rotate", _read, repeatable=False)
 
 
@@ -47,6 +47,6 @@ class SigningKeyApi:
     def rotate(self) -> SigningKey:
         """Make the next key the current one and get a new next key.
 
-        Receivers that know both old keys go on working; hand them the new pair before rotating again.
+        Receivers with both old keys continue to work. Configure the new pair there before the next rotation.
         """
         return self._http.run(rotate())

@@ -1,4 +1,4 @@
-"""URL groups: one message, many endpoints (docs/protocol.md 2.8)."""
+"""URL groups: named lists of endpoints (docs/protocol.md 2.8)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class UpsertEndpointRequest(TypedDict, total=False):
     """An endpoint to add or to change."""
 
     url: str
-    """Its URL; required."""
+    """URL of the endpoint; required."""
     name: str
-    """Its name, by which it is recognised; without one, the URL is."""
+    """Name that identifies the endpoint; an endpoint without a name is identified by its URL."""
 
 
 class RemoveEndpointRequest(TypedDict, total=False):
     """An endpoint to remove, by URL or by name."""
 
     url: str
-    """Its URL."""
+    """URL of the endpoint."""
     name: str
     """Its name."""
 
@@ -37,9 +37,9 @@ class Endpoint:
     """A member of a URL group."""
 
     url: str
-    """Where its messages go."""
+    """URL of the endpoint."""
     name: str | None
-    """Its name, if it has one."""
+    """Name of the endpoint, if it has one."""
 
 
 @dataclass
@@ -49,17 +49,17 @@ class UrlGroup:
     name: str
     """Its name."""
     created_at: int
-    """When it was created."""
+    """Time of its creation."""
     updated_at: int
-    """When it was last changed."""
+    """Time of its last change."""
     endpoints: list[Endpoint]
-    """Its members, in order."""
+    """The endpoints, in order."""
     headers: dict[str, list[str]] | None = field(default=None, kw_only=True)
-    """Default options of every publish to it, where the service shows them."""
+    """Default headers of every publish to the group, if the service reports them."""
 
 
 def parse_url_group(content: Mapping[str, Any]) -> UrlGroup:
-    """A URL group as the service describes it."""
+    """Read a URL group from the JSON of the service."""
     return UrlGroup(
         name=content["name"],
         created_at=content["createdAt"],
@@ -70,7 +70,7 @@ def parse_url_group(content: Mapping[str, Any]) -> UrlGroup:
 
 
 def upsert_endpoints(url_group: str, endpoints: Iterable[UpsertEndpointRequest]) -> Operation[None]:
-    """Add endpoints, or change those that are there."""
+    """Add endpoints, or change existing ones."""
     members = list(endpoints)
     if any("url" not in endpoint for endpoint in members):
         raise InvalidCallError("`url` of the endpoint must be provided.")
@@ -86,30 +86,30 @@ def remove_endpoints(url_group: str, endpoints: Iterable[RemoveEndpointRequest])
 
 
 def set_default_headers(url_group: str, headers: Mapping[str, str | list[str]]) -> Operation[None]:
-    """Replace the options that every publish to the group has unless it says otherwise."""
+    """Replace the default headers of publishes to the group."""
     body = to_json({"headers": dict(headers)})
-    return Operation("PATCH", _of(url_group), nothing, headers=JSON_TYPE, body=body)
+    return Operation("PATCH", _path_of(url_group), nothing, headers=JSON_TYPE, body=body)
 
 
 def get(url_group: str) -> Operation[UrlGroup]:
-    """Look at one group."""
-    return Operation("GET", _of(url_group), lambda reply: parse_url_group(answer(reply)))
+    """Get one group."""
+    return Operation("GET", _path_of(url_group), lambda reply: parse_url_group(answer(reply)))
 
 
 def list_all() -> Operation[list[UrlGroup]]:
-    """Look at all groups."""
+    """Get all groups."""
     return Operation("GET", _PATH, lambda reply: [parse_url_group(content) for content in answer(reply)])
 
 
 def delete(url_group: str) -> Operation[None]:
     """Delete a group."""
-    return Operation("DELETE", _of(url_group), nothing, absent_is_done=True)
+    return Operation("DELETE", _path_of(url_group), nothing, absent_is_done=True)
 
 
 def _edit(method: Literal["POST", "DELETE"], url_group: str, body: object) -> Operation[None]:
     return Operation(
         method,
-        f"{_of(url_group)}/endpoints",
+        f"{_path_of(url_group)}/endpoints",
         nothing,
         headers=JSON_TYPE,
         body=to_json(body),
@@ -117,39 +117,39 @@ def _edit(method: Literal["POST", "DELETE"], url_group: str, body: object) -> Op
     )
 
 
-def _of(url_group: str) -> str:
+def _path_of(url_group: str) -> str:
     return f"{_PATH}/{segment(url_group, 'url_group')}"
 
 
 class UrlGroupApi:
-    """URL groups: a message published to a group goes to each of its endpoints."""
+    """URL groups. A publish to a group sends one message to each of its endpoints."""
 
     def __init__(self, http: HttpClient) -> None:
         self._http = http
 
     def upsert_endpoints(self, url_group: str, endpoints: builtins.list[UpsertEndpointRequest]) -> None:
-        """Add endpoints to a group, or change those it has; the group is created if there is none of that name."""
+        """Add endpoints to a group, or change existing ones. A group that does not exist is created."""
         self._http.run(upsert_endpoints(url_group, endpoints))
 
     def remove_endpoints(self, url_group: str, endpoints: builtins.list[RemoveEndpointRequest]) -> None:
-        """Remove endpoints from a group. Without its last endpoint a group is gone."""
+        """Remove endpoints from a group. Removing the last endpoint deletes the group."""
         self._http.run(remove_endpoints(url_group, endpoints))
 
     def set_default_headers(self, url_group: str, headers: Mapping[str, str | builtins.list[str]]) -> None:
-        """Set options for every publish to the group, by their headers: ``{"Upstash-Retries": "5"}``.
+        """Set the default headers of every publish to the group, for example ``{"Upstash-Retries": "5"}``.
 
-        What a publish itself says wins over them.
+        The headers of a publish win over these defaults. A later call replaces all of them.
         """
         self._http.run(set_default_headers(url_group, headers))
 
     def get(self, url_group: str) -> UrlGroup:
-        """Look at a group. Raises ApiError (404) for an unknown one."""
+        """Get a group. Raises ApiError (404) for an unknown name."""
         return self._http.run(get(url_group))
 
     def list(self) -> builtins.list[UrlGroup]:
-        """Look at all groups."""
+        """Get all groups."""
         return self._http.run(list_all())
 
     def delete(self, url_group: str) -> None:
-        """Delete a group with all its endpoints. Messages under way are not affected."""
+        """Delete a group with all its endpoints. Messages that are already stored are not affected."""
         self._http.run(delete(url_group))

@@ -1,1 +1,1 @@
-"""The asynchronous twins, under the module names of the official package."""
+"""The asynchronous client, under the module names of the official package."""

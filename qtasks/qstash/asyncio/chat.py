@@ -1,4 +1,4 @@
-"""The asynchronous twin of `qtasks.qstash.chat`."""
+"""The asynchronous counterpart of `qtasks.qstash.chat`."""
 
 from __future__ import annotations
 
@@ -114,10 +114,10 @@ class AsyncChatApi:
         **options: Unpack[ChatKeywords],
     ) -> ChatCompletion | AsyncChatCompletionChunkStream:
         """As `ChatApi.create`."""
-        call = chat.create(messages, model, provider, stream, options)
+        operation = chat.create(messages, model, provider, stream, options)
         if stream:
-            return AsyncChatCompletionChunkStream(await self._http.open(call))
-        return await self._http.run(call)
+            return AsyncChatCompletionChunkStream(await self._http.open(operation))
+        return await self._http.run(operation)
 
     @overload
     async def prompt(

@@ -1,4 +1,4 @@
-"""The asynchronous twin of `qtasks.qstash.dlq`."""
+"""The asynchronous counterpart of `qtasks.qstash.dlq`."""
 
 from __future__ import annotations
 

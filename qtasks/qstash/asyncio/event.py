@@ -1,4 +1,4 @@
-"""The asynchronous twin of `qtasks.qstash.event`."""
+"""The asynchronous counterpart of `qtasks.qstash.event`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The asynchronous twin of `qtasks.qstash.flow_control_api`."""
+"""The asynchronous counterpart of `qtasks.qstash.flow_control_api`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The asynchronous twin of `qtasks.qstash.http`."""
+"""The asynchronous counterpart of `qtasks.qstash.http`."""
 
 from qtasks.qstash.conversation.async_driver import AsyncHttpClient
 

@@ -1,4 +1,4 @@
-"""The asynchronous twin of `qtasks.qstash.log`."""
+"""The asynchronous counterpart of `qtasks.qstash.log`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The asynchronous twin of `qtasks.qstash.message`."""
+"""The asynchronous counterpart of `qtasks.qstash.message`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The asynchronous twin of `qtasks.qstash.queue`."""
+"""The asynchronous counterpart of `qtasks.qstash.queue`."""
 
 from __future__ import annotations
 

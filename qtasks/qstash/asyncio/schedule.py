@@ -1,4 +1,4 @@
-"""The asynchronous twin of `qtasks.qstash.schedule`."""
+"""The asynchronous counterpart of `qtasks.qstash.schedule`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The asynchronous twin of `qtasks.qstash.signing_key`."""
+"""The asynchronous counterpart of `qtasks.qstash.signing_key`."""
 
 from __future__ import annotations
 

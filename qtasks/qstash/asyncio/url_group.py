@@ -1,4 +1,4 @@
-"""The asynchronous twin of `qtasks.qstash.url_group`."""
+"""The asynchronous counterpart of `qtasks.qstash.url_group`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How an operation becomes an answer: requests, retries, failures; written once for the sync and the async client."""
+"""How the client runs an operation: requests, retries and errors, written once for the sync and the async client."""

@@ -1,4 +1,4 @@
-"""The asynchronous driver: `sync` with `await`."""
+"""The asynchronous driver: performs the steps of an exchange with `await`; see `sync_driver`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from qtasks.qstash.conversation import request_builder
 from qtasks.qstash.conversation.credentials import resolve
 from qtasks.qstash.conversation.exchange import (
     DEFAULT_TIMEOUT_S,
-    Conversation,
+    Exchange,
+    ExchangeSettings,
     ExchangeStep,
-    Manner,
     Outcome,
     Pause,
     Retry,
@@ -38,7 +38,7 @@ async def sleep(seconds: float) -> None:
 
 
 class AsyncHttpClient:
-    """As `HttpClient`, without blocking; one client serves any number of event loops."""
+    """As `HttpClient`, without blocking. One client can be used on several event loops."""
 
     def __init__(
         self,
@@ -53,15 +53,17 @@ class AsyncHttpClient:
     ) -> None:
         self.credentials = resolve(token, base_url, os.environ)
         self._transport = transport or AsyncHttpxTransport()
-        self._manner = Manner(Retry.of(retry), timeout_s, monotonic)
+        self._settings = ExchangeSettings(Retry.of(retry), timeout_s, monotonic)
         self._sleep = sleep
 
-    async def run(self, call: Operation[T]) -> T:
+    async def run(self, operation: Operation[T]) -> T:
         """As `HttpClient.run`."""
-        send = self._send_aside if call.long else self._transport.send
-        return await self._lead(exchange(call, request_builder.of(call, self.credentials), self._manner), send)
+        send = self._send_unqueued if operation.long else self._transport.send
+        return await self._drive(
+            exchange(operation, request_builder.of(operation, self.credentials), self._settings), send
+        )
 
-    async def open(self, call: Operation[Any]) -> AsyncStreamed:
+    async def open(self, operation: Operation[Any]) -> AsyncStreamed:
         """As `HttpClient.open`."""
         opened: list[AsyncStreamed] = []
 
@@ -72,7 +74,7 @@ class AsyncHttpClient:
             opened.append(streamed)
             return Reply(streamed.status, streamed.headers, b"")
 
-        await self._lead(attempts(call, request_builder.of(call, self.credentials), self._manner), begin)
+        await self._drive(attempts(operation, request_builder.of(operation, self.credentials), self._settings), begin)
         return opened[0]
 
     async def request(
@@ -103,8 +105,8 @@ class AsyncHttpClient:
 
     @property
     def repeats(self) -> bool:
-        """Whether this client repeats calls at all."""
-        return self._manner.retry.retries > 0
+        """True if this client repeats requests at all."""
+        return self._settings.retry.retries > 0
 
     def new_retry_id(self) -> str | None:
         """As `HttpClient.new_retry_id`."""
@@ -120,16 +122,16 @@ class AsyncHttpClient:
         reply = await self._transport.send(request, timeout_s)
         return AsyncStreamed(reply.status, reply.headers, _once(reply.body), _nothing)
 
-    async def _send_aside(self, request: Request, timeout_s: float) -> Reply:
-        """Send without a place in the transport's queue, which a long answer would keep from others."""
+    async def _send_unqueued(self, request: Request, timeout_s: float) -> Reply:
+        """Send outside the queue of the transport, where a request that takes minutes would block others."""
         return await (await self._begin(request, timeout_s)).collect()
 
-    async def _lead(self, conversation: Conversation[T], send: Callable[[Request, float], Awaitable[Reply]]) -> T:
-        step = next(conversation)
+    async def _drive(self, steps: Exchange[T], send: Callable[[Request, float], Awaitable[Reply]]) -> T:
+        step = next(steps)
         while True:
             outcome = await self._perform(step, send)
             try:
-                step = conversation.send(outcome)
+                step = steps.send(outcome)
             except StopIteration as end:
                 value: T = end.value
                 return value

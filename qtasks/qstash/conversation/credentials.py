@@ -1,4 +1,4 @@
-"""Where the client finds its service: arguments first, then the environment (docs/protocol.md 1.3)."""
+"""The URL and the token of a client: from its arguments, else from the environment (docs/protocol.md 1.3)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from qtasks.errors import ConfigurationError
 
 BASE_URL = "https://qstash.upstash.io"
-"""The hosted service, when nothing else is said."""
+"""The hosted service; used if neither an argument nor a variable names another URL."""
 
 REGIONS = ("US_EAST_1", "EU_CENTRAL_1")
 
@@ -24,10 +24,10 @@ class Credentials:
 
 
 def resolve(token: str | None, base_url: str | None, environ: Mapping[str, str]) -> Credentials:
-    """The service of a client: arguments win over the variables of the region, and these over the plain variables.
+    """The URL and token of a client. Arguments win over the variables of the region, and these over the plain ones.
 
-    `QSTASH_REGION` (`US_EAST_1` or `EU_CENTRAL_1`) switches on `<REGION>_QSTASH_URL` and `<REGION>_QSTASH_TOKEN`. A
-    base URL that ends in `/v2/publish`, a common slip, is repaired. Raises ConfigurationError for a missing
+    If `QSTASH_REGION` is `US_EAST_1` or `EU_CENTRAL_1`, `<REGION>_QSTASH_URL` and `<REGION>_QSTASH_TOKEN` are read. The
+    ending `/v2/publish` of a base URL, a common mistake, is removed. Raises ConfigurationError for a missing
     token or an invalid value.
     """
     chosen_url, url_source = _first(base_url, "base_url", "QSTASH_URL", environ)
@@ -42,7 +42,7 @@ def resolve(token: str | None, base_url: str | None, environ: Mapping[str, str])
 
 
 def region(environ: Mapping[str, str]) -> str | None:
-    """The region of multi-region mode, or None when that mode is off. Raises ConfigurationError for an unknown one."""
+    """The region of multi-region mode, or None if that mode is off. Raises ConfigurationError for an unknown region."""
     value = environ.get("QSTASH_REGION")
     if not value:
         return None
@@ -53,12 +53,12 @@ def region(environ: Mapping[str, str]) -> str | None:
 
 
 def region_name(text: str) -> str:
-    """A region as the variables spell it, from how the header `Upstash-Region` does: `US-EAST-1`, `US_EAST_1`."""
+    """Convert the spelling of the header `Upstash-Region` to that of the variables: `US-EAST-1` to `US_EAST_1`."""
     return text.strip().upper().replace("-", "_")
 
 
 def variable(name: str, environ: Mapping[str, str]) -> tuple[str | None, str]:
-    """The value of a variable and the name it was found under, the region's own one first."""
+    """The value of a variable, and the name of the variable that is set. The region's own variable wins."""
     where = region(environ)
     if where is not None and environ.get(f"{where}_{name}", "").strip():
         return environ[f"{where}_{name}"].strip(), f"{where}_{name}"

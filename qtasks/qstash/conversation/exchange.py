@@ -1,12 +1,12 @@
-"""The conversation with a QStash service: one operation, repeated when that is safe and useful.
+"""One operation against a QStash service, repeated if that is safe and useful.
 
 Pure code decides everything here. `exchange` is a generator: it yields the next step, an `HttpAttempt` or a `Pause`,
 and receives the outcome of that step. The synchronous and the asynchronous client are two short loops around it.
 
-When is repeating safe? A reply that never came says nothing: the service may have acted, or not. After a
-lost answer an operation is therefore repeated only if two executions have the effect of one (`Operation.repeatable`):
-reads, deletions by id, and publishes, which carry a deduplication id for this purpose. Every other operation is
-repeated only when the service certainly did nothing: no connection was made, or the service answered 429 or 503.
+When is repeating safe? If the reply is lost, the client cannot know whether the service executed the request. Such an
+operation is therefore repeated only if two executions have the effect of one (`Operation.repeatable`): reads, deletions
+by id, and publishes, which carry a deduplication id for this purpose. Every other operation is repeated only if the
+service certainly did nothing: no connection was made, or the service answered 429 or 503.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from qtasks.qstash.conversation.transport import AsyncTransport, Reply, Request,
 
 __all__ = [
     "AsyncTransport",
-    "Conversation",
+    "Exchange",
+    "ExchangeSettings",
     "ExchangeStep",
     "HttpAttempt",
-    "Manner",
     "Outcome",
     "Pause",
     "Reply",
@@ -47,11 +47,11 @@ T = TypeVar("T")
 DEFAULT_RETRIES = 5
 DEFAULT_TOTAL_S = 60.0
 DEFAULT_TIMEOUT_S = 60.0
-"""How long one attempt may take. The service stores a message and answers; it does not wait for the delivery."""
+"""Seconds that one attempt may take. The service stores a message and answers; it does not wait for the delivery."""
 
 
 class RetryConfig(TypedDict, total=False):
-    """How the client repeats its own calls, in the shape of the official SDK."""
+    """How the client repeats its own requests, in the form of the official SDK."""
 
     retries: int
     """Attempts after the first one; 0 for none. Default 5."""
@@ -66,7 +66,7 @@ def official_backoff(retries_so_far: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How a client repeats an operation that failed on the way or that the service could not serve (429, 5xx).
+    """How a client repeats an operation after a network error or an error of the service (429, 5xx).
 
     `retries` counts attempts after the first. `backoff` gives the pause in milliseconds before a retry, from the number
     of retries made so far; a `Retry-After` of the service replaces it. No attempt begins later than `total_s` seconds
@@ -79,7 +79,7 @@ class Retry:
 
     @classmethod
     def of(cls, value: Retry | RetryConfig | Mapping[str, object] | bool | None) -> Retry:
-        """Read every form a client accepts: None or True for the default, False for no retries, a dict, a `Retry`."""
+        """Convert the argument `retry` of a client: a `Retry`, a dict, False (no retries), None or True (default)."""
         if isinstance(value, Retry):
             return value
         if value is None or value is True:
@@ -105,7 +105,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class HttpAttempt:
-    """Send `request`; the outcome is sent back into the conversation."""
+    """A step: send `request`. The driver sends the outcome back into the generator."""
 
     request: Request
     timeout_s: float
@@ -113,19 +113,19 @@ class HttpAttempt:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Wait."""
+    """A step: wait."""
 
     seconds: float
 
 
 ExchangeStep = HttpAttempt | Pause
 Outcome = Reply | BrokerUnreachable
-Conversation = Generator[ExchangeStep, Outcome | None, T]
+Exchange = Generator[ExchangeStep, Outcome | None, T]
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
-    """How a client runs its conversations: when to repeat, how long to wait, and the clock that bounds both."""
+class ExchangeSettings:
+    """The settings of a client for every exchange: retries, time limit of an attempt, and the clock."""
 
     retry: Retry
     timeout_s: float
@@ -133,16 +133,16 @@ class Manner:
     monotonic: Callable[[], float]
 
 
-def exchange(call: Operation[T], request: Request, manner: Manner) -> Conversation[T]:
-    """Run one operation: return its value or raise its error. The rules are in the docstring of this module."""
-    reply = yield from attempts(call, request, manner)
-    return read(call, request, reply)
+def exchange(operation: Operation[T], request: Request, settings: ExchangeSettings) -> Exchange[T]:
+    """Run one operation: return its value or raise its error. The docstring of this module states the rules."""
+    reply = yield from attempts(operation, request, settings)
+    return read(operation, request, reply)
 
 
-def attempts(call: Operation[Any], request: Request, manner: Manner) -> Conversation[Reply]:
-    """Repeat `request` until a reply is successful, and return it; raise the error of the last attempt."""
-    retry, monotonic = manner.retry, manner.monotonic
-    attempt = HttpAttempt(request, call.timeout_s or manner.timeout_s)
+def attempts(operation: Operation[Any], request: Request, settings: ExchangeSettings) -> Exchange[Reply]:
+    """Repeat `request` until it succeeds, and return the reply; else raise the error of the last attempt."""
+    retry, monotonic = settings.retry, settings.monotonic
+    attempt = HttpAttempt(request, operation.timeout_s or settings.timeout_s)
     began_s = monotonic()
     maybe_done = False
     made = 0
@@ -150,7 +150,7 @@ def attempts(call: Operation[Any], request: Request, manner: Manner) -> Conversa
         outcome = yield attempt
         assert outcome is not None, "the driver sends the outcome of every attempt"
         made += 1
-        if not _worth_repeating(call, outcome) or made > retry.retries:
+        if not _worth_repeating(operation, outcome) or made > retry.retries:
             break
         pause_s = retry.pause_s(made - 1, outcome)
         if not monotonic() - began_s + pause_s <= retry.total_s:  # also when the backoff is not a number
@@ -159,17 +159,17 @@ def attempts(call: Operation[Any], request: Request, manner: Manner) -> Conversa
         yield Pause(pause_s)
     if isinstance(outcome, BrokerUnreachable):
         raise failures.after_attempts(outcome, made)
-    if outcome.status == 404 and call.absent_is_done and maybe_done:
+    if outcome.status == 404 and operation.absent_is_done and maybe_done:
         return Reply(200, outcome.headers, b"{}")
     if not is_success(outcome.status):
         raise failures.refused(request, outcome)
     return outcome
 
 
-def read(call: Operation[T], request: Request, reply: Reply) -> T:
-    """The value of a successful reply. Raises ApiError if a QStash service would not send it."""
+def read(operation: Operation[T], request: Request, reply: Reply) -> T:
+    """The value of a successful reply. Raises ApiError if the operation cannot read the reply."""
     try:
-        return call.read(reply)
+        return operation.read(reply)
     except QStashError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError) as error:
@@ -177,14 +177,14 @@ def read(call: Operation[T], request: Request, reply: Reply) -> T:
 
 
 def is_success(status: int) -> bool:
-    """Whether an HTTP status says that the service did what it was asked."""
+    """True if an HTTP status reports success."""
     return 200 <= status < 300
 
 
 def retry_after_s(reply: Reply) -> float | None:
-    """The wait that a reply asks for, in seconds; None if it asks for none or cannot be read.
+    """Seconds to wait, from the header `Retry-After` of a reply; None if it is absent or cannot be read.
 
-    A date is compared with the reply's own `Date`, so that the local clock does not matter.
+    A date is compared with the header `Date` of the same reply, so that the local clock does not matter.
     """
     text = reply.header("Retry-After")
     if text is None:
@@ -209,17 +209,17 @@ def _until_date_s(text: str, now: str | None) -> float | None:
 
 _NOT_IMPLEMENTED = 501
 _DID_NOTHING = frozenset({429, 503})
-"""Statuses that say that the service has not begun the operation."""
+"""Statuses that mean that the service did not begin the operation."""
 
 
-def _worth_repeating(call: Operation[Any], outcome: Outcome) -> bool:
+def _worth_repeating(operation: Operation[Any], outcome: Outcome) -> bool:
     if isinstance(outcome, BrokerUnreachable):
-        return call.repeatable or not outcome.sent
+        return operation.repeatable or not outcome.sent
     if outcome.status == 429:
         return not failures.quota_is_spent(outcome)
     if outcome.status < 500 or outcome.status == _NOT_IMPLEMENTED:
         return False
-    return call.repeatable or outcome.status in _DID_NOTHING
+    return operation.repeatable or outcome.status in _DID_NOTHING
 
 
 def _may_have_acted(outcome: Outcome) -> bool:

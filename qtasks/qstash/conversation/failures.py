@@ -1,4 +1,4 @@
-"""Every error text of the client, made from the request and the reply of a failed operation."""
+"""The errors of the client, made from the request and the reply of a failed operation."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from qtasks.protocol.loopback import is_loopback_url
 from qtasks.qstash.conversation.transport import Reply, Request
 
 _SHOWN_BODY = 1000
-"""Characters of an answer that an error text repeats; `ApiError.detail` has all of it."""
+"""Characters of a reply that an error text quotes; `ApiError.detail` has the whole text."""
 
 _FIXES = {
-    401: "the token was rejected: compare QSTASH_TOKEN with the one that the service shows",
+    401: "the token was rejected: compare QSTASH_TOKEN with the token of your account at the service",
     412: "raise the limit of the account that this would exceed",
     413: "send less: the message is too large for this service",
 }
@@ -27,17 +27,17 @@ _WRONG_REGION = "user not found in this region"
 
 
 def unreachable(url: str, why: str, *, sent: bool) -> BrokerUnreachable:
-    """The error of a request to `url` without a reply; `sent` says whether the request may have arrived."""
+    """The error of a request to `url` without a reply. `sent` is True if the request may have arrived."""
     where = origin(url)
     if is_loopback_url(url):
-        fix = "start a broker with `qtasks dev`, or set QSTASH_URL to the one that runs"
+        fix = "start a broker with `qtasks dev`, or set QSTASH_URL to a running broker"
     else:
-        fix = "see whether QSTASH_URL is right, and whether this machine can reach it"
+        fix = "check that QSTASH_URL is correct and that this machine can reach it"
     return BrokerUnreachable(f"No answer from {where}: {why}", sent=sent, fix=fix)
 
 
 def after_attempts(last: BrokerUnreachable, made: int) -> BrokerUnreachable:
-    """The last failure, with the number of attempts `made`."""
+    """The error of the last attempt, with `made`, the number of attempts, in its text."""
     if made == 1:
         return last
     error = last.reworded(f"{last.message} ({made} attempts)")
@@ -46,7 +46,7 @@ def after_attempts(last: BrokerUnreachable, made: int) -> BrokerUnreachable:
 
 
 def refused(request: Request, reply: Reply) -> ApiError:
-    """The error of a reply outside 200 to 299."""
+    """The error of a reply with a status outside 200 to 299."""
     text = reply.body.decode("utf-8", "replace")
     detail = _error_text(text)
     if reply.status == 429:
@@ -60,7 +60,7 @@ def refused(request: Request, reply: Reply) -> ApiError:
 
 
 def not_understood(request: Request, reply: Reply, why: Exception) -> ApiError:
-    """The error of a reply with a good status whose content the operation cannot read."""
+    """The error of a reply with status 200 to 299 whose body the operation cannot read."""
     text = reply.body.decode("utf-8", "replace")
     problem = f"{type(why).__name__}: {why}"
     return ApiError(
@@ -68,17 +68,17 @@ def not_understood(request: Request, reply: Reply, why: Exception) -> ApiError:
         f"{_shortened(text)}",
         status=reply.status,
         detail=text,
-        fix="see whether QSTASH_URL names a QStash service",
+        fix="check that QSTASH_URL names a QStash service",
     )
 
 
 def quota_is_spent(reply: Reply) -> bool:
-    """Whether a 429 means that the quota of the day is used up, so that a retry is useless."""
+    """True if a 429 means that the daily quota is used up, so that a retry is useless."""
     return reply.header("RateLimit-Limit") is not None and not _is_chat_limit(reply)
 
 
 def origin(url: str) -> str:
-    """Scheme, host and port of a URL: the part that may be shown. The path may hold secrets."""
+    """Scheme, host and port of a URL. Error texts show only these, because the path may contain secrets."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     port = f":{parts.port}" if parts.port is not None else ""
@@ -110,7 +110,7 @@ def _is_chat_limit(reply: Reply) -> bool:
 
 
 def _error_text(text: str) -> str:
-    """The error text of the service: the `error` of its JSON, or the whole body."""
+    """The error text in a body: the member `error` of its JSON, else the whole body."""
     try:
         content = json.loads(text)
     except ValueError:

@@ -1,8 +1,8 @@
-"""The transports over httpx, the one place that knows it.
+"""The transports over httpx. No other module imports it.
 
-httpx is imported when the first request is sent, not before: it takes longer to load than the rest of the package.
-Proxies and certificates from the environment (`HTTPS_PROXY`, `SSL_CERT_FILE`, ...) are honoured, as every HTTP client
-of a user behind a company proxy must; a service on this machine is always reached directly.
+httpx is imported when the first request is sent, because it takes longer to load than the rest of the package. Proxies
+and certificates from the environment (`HTTPS_PROXY`, `SSL_CERT_FILE`, ...) are used, because a user behind a company
+proxy needs them. A service on this machine is always reached directly.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ if TYPE_CHECKING:
     import httpx
 
 CONNECT_S = 5.0
-"""Longest wait for a connection: a host that is there answers long before."""
+"""Seconds to wait for a connection at most. A host that is reachable answers much sooner."""
 
 IDLE_S = 3.0
-"""How long an idle connection is kept. Servers close theirs after five seconds or more (uvicorn: 5); being first avoids
-sending a request into a connection that the other end is just closing."""
+"""Seconds that an idle connection is kept. Servers close it after five seconds or more (uvicorn: 5). We close first, to
+avoid sending a request on a connection that the server is closing."""
 
 MAX_REPLY = 128 * 1024 * 1024
-"""Largest reply in bytes: the hosted service answers a batch with up to 100 MB."""
+"""Bytes of a reply at most. The hosted service answers a batch with up to 100 MB."""
 
 ASYNC_CONNECTIONS = 8
-"""Connections of an async client to its service. httpx's pool costs milliseconds of CPU a request once dozens wait in
-it, so requests queue in front of it; the service answers in milliseconds, which makes eight plenty."""
+"""Connections of an async client to its service. If dozens of requests wait in the pool of httpx, each one costs
+milliseconds of CPU time, so they wait in a queue in front of the pool. The service answers in milliseconds, so eight
+are enough."""
 
 
 class HttpxTransport:
-    """Requests over httpx with a pool of kept connections. Thread-safe, and safe to inherit over a fork."""
+    """Sends requests over httpx on a pool of kept connections. Thread-safe; a forked process opens its own pool."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -49,8 +50,8 @@ class HttpxTransport:
         self._closed = False
 
     def send(self, request: Request, timeout_s: float) -> Reply:
-        """Make one attempt of at most `timeout_s` seconds. Raises BrokerUnreachable when no reply came."""
-        client = self._opened(request)  # the first one imports httpx, which must not count as time of the attempt
+        """Make one attempt of at most `timeout_s` seconds. Raises BrokerUnreachable if there is no reply."""
+        client = self._opened(request)  # the first call imports httpx; that must not use up the attempt's time
         deadline_s = time.monotonic() + timeout_s
         with _translated(request, timeout_s):
             response = client.send(_prepared(client, request, timeout_s), stream=True)
@@ -64,7 +65,7 @@ class HttpxTransport:
             return Reply(response.status_code, tuple(response.headers.multi_items()), bytes(body))
 
     def stream(self, request: Request, timeout_s: float) -> Streamed:
-        """As `send`, but return once the headers are there; `timeout_s` bounds every wait for the next piece."""
+        """As `send`, but return after the headers. `timeout_s` limits each wait for the next piece of the body."""
         client = self._opened(request)
         with _translated(request, timeout_s):
             response = client.send(_prepared(client, request, timeout_s), stream=True)
@@ -76,7 +77,7 @@ class HttpxTransport:
         return Streamed(response.status_code, tuple(response.headers.multi_items()), chunks(), response.close)
 
     def close(self) -> None:
-        """Close the connections; calling it again does nothing."""
+        """Close the connections. Idempotent."""
         with self._lock:
             clients, self._clients, self._closed = self._clients, {}, True
         for client in clients.values():
@@ -90,7 +91,7 @@ class HttpxTransport:
             if self._closed:
                 raise RuntimeError("the client is closed")
             if self._owner != os.getpid():
-                # After a fork both processes hold the same sockets, and replies would reach the wrong one.
+                # After a fork both processes have the same sockets, and a reply could reach the wrong process.
                 self._owner, self._clients = os.getpid(), {}
             if secure not in self._clients:
                 self._clients[secure] = httpx.Client(
@@ -102,22 +103,22 @@ class HttpxTransport:
 
 
 class AsyncHttpxTransport:
-    """As `HttpxTransport`, without blocking; connections belong to the event loop that made them."""
+    """As `HttpxTransport`, without blocking. Each event loop has connections of its own."""
 
     def __init__(self) -> None:
-        self._lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Lane] = WeakKeyDictionary()
+        self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopConnections] = WeakKeyDictionary()
         self._closed = False
 
     async def send(self, request: Request, timeout_s: float) -> Reply:
-        """Make one attempt of at most `timeout_s` seconds. Raises BrokerUnreachable when no reply came.
+        """Make one attempt of at most `timeout_s` seconds. Raises BrokerUnreachable if there is no reply.
 
         The time does not include the wait for a free connection.
         """
         import asyncio
 
-        lane = self._opened()
-        client = lane.client(request)
-        async with lane.turns:
+        connections = self._opened()
+        client = connections.client(request)
+        async with connections.turns:
             with _translated(request, timeout_s):
                 async with asyncio.timeout(timeout_s):
                     response = await client.send(_prepared(client, request, timeout_s), stream=True)
@@ -129,7 +130,7 @@ class AsyncHttpxTransport:
             return Reply(response.status_code, tuple(response.headers.multi_items()), bytes(body))
 
     async def stream(self, request: Request, timeout_s: float) -> AsyncStreamed:
-        """As `HttpxTransport.stream`. A stream may last for minutes, so it takes no place in the queue."""
+        """As `HttpxTransport.stream`. A stream may last for minutes, so it does not go through the queue."""
         client = self._opened().client(request)
         with _translated(request, timeout_s):
             response = await client.send(_prepared(client, request, timeout_s), stream=True)
@@ -142,27 +143,27 @@ class AsyncHttpxTransport:
         return AsyncStreamed(response.status_code, tuple(response.headers.multi_items()), chunks(), response.aclose)
 
     async def close(self) -> None:
-        """Close the connections of this event loop; calling it again does nothing."""
+        """Close the connections of this event loop. Idempotent."""
         self._closed = True
         import asyncio
 
-        lane = self._lanes.pop(asyncio.get_running_loop(), None)
-        if lane is not None:
-            await lane.close()
+        connections = self._by_loop.pop(asyncio.get_running_loop(), None)
+        if connections is not None:
+            await connections.close()
 
-    def _opened(self) -> _Lane:
+    def _opened(self) -> _LoopConnections:
         import asyncio
 
         if self._closed:
             raise RuntimeError("the client is closed")
         loop = asyncio.get_running_loop()
-        if loop not in self._lanes:
-            self._lanes[loop] = _Lane()
-        return self._lanes[loop]
+        if loop not in self._by_loop:
+            self._by_loop[loop] = _LoopConnections()
+        return self._by_loop[loop]
 
 
-class _Lane:
-    """The connections of one event loop, and the queue in front of them."""
+class _LoopConnections:
+    """The connections of one event loop, with the queue in front of them."""
 
     def __init__(self) -> None:
         import asyncio
@@ -191,7 +192,7 @@ _ALWAYS_DIRECT = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 
 
 def _is_secure(request: Request) -> bool:
-    """Whether certificates matter. Reading them costs 40 ms, which a broker on plain http need not wait for."""
+    """True for https. Loading certificates takes 40 ms, so it is skipped for plain http."""
     return not request.url.lower().startswith("http:")
 
 
@@ -214,7 +215,7 @@ def _check_size(request: Request, size: int) -> None:
 
 @contextmanager
 def _translated(request: Request, timeout_s: float) -> Iterator[None]:
-    """Turn what httpx raises into the errors of the port."""
+    """Replace the errors of httpx by those of the transport port."""
     import httpx
 
     try:
@@ -235,11 +236,11 @@ def _translated(request: Request, timeout_s: float) -> Iterator[None]:
 
 
 def _why(error: BaseException) -> str:
-    """The innermost reason of the operating system, where there is one: httpx says no more than "connect failed"."""
+    """The operating system's reason for an error, if there is one: httpx itself says only "connect failed"."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
-            # asyncio puts a text of its own beside the number; name resolution has negative numbers and good texts.
+            # asyncio adds its own text to the error number. Name resolution has negative numbers and useful texts.
             text = os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror
             return text[:1].lower() + text[1:]
         cause = cause.__cause__ or cause.__context__

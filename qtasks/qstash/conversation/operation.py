@@ -1,6 +1,6 @@
 """An operation of the API as a value, and the parts that every operation uses.
 
-The modules of the resources (`message`, `queue`, ...) have one function per operation, which returns an `Operation`.
+The modules of the resources (`message`, `queue`, ...) have one function for each operation; it returns an `Operation`.
 They are pure; `exchange` runs an operation and returns its value.
 """
 
@@ -26,45 +26,45 @@ JSON_TYPE: Headers = (("Content-Type", "application/json"),)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PATH_SAFE = "!$%&'()*+,;=:@/[]~-._|^\\"
 _QUERY_SAFE = _PATH_SAFE + "?`{}"
-"""Characters that httpx, and so the official SDK, does not encode; all others are percent-encoded."""
+"""Characters that httpx, and so the official SDK, sends unencoded. All others are percent-encoded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operation(Generic[T]):
-    """One operation: what to send, how to read the reply, and whether it may be repeated without a reply."""
+    """One operation: what to send, how to read the reply, and whether it may be repeated after a lost reply."""
 
     method: HttpMethod
     path: str
-    """What follows the base URL, ready for the wire; query included."""
+    """The percent-encoded path with the query; it is appended to the base URL."""
     read: Callable[[Reply], T] = field(repr=False)
     headers: Headers = field(default=(), repr=False)
     body: bytes = field(default=b"", repr=False)
     repeatable: bool = True
-    """Whether two executions have the effect of one."""
+    """True if two executions have the effect of one."""
     absent_is_done: bool = False
-    """For a deletion by id: after a lost answer, 404 means that the lost attempt did it."""
+    """True for a deletion by id: a 404 after a lost reply means success, because the lost attempt deleted it."""
     long: bool = False
-    """The answer may take minutes: it must not hold up other calls."""
+    """True if the reply may take minutes. Such a request must not block others."""
     base_url: str | None = None
-    """Another service than the client's own: a provider of language models."""
+    """URL of another service: that of a provider of language models. None: the client's own service."""
     token: str | None = field(default=None, repr=False)
     timeout_s: float | None = None
-    """Overrides the client's time for one attempt."""
+    """Seconds for one attempt; None: the client's default."""
 
 
 def answer(reply: Reply) -> Any:
-    """The JSON of a reply."""
+    """The JSON value in the body of a reply."""
     return json.loads(reply.body)
 
 
 def nothing(_: Reply) -> None:
-    """The reader of operations whose reply has no content beyond its status."""
+    """The reader of replies whose body has no meaning."""
 
 
 def segment(value: str, what: str) -> str:
-    """One path segment, percent-encoded.
+    """`value` as one percent-encoded path segment. `what` names it in the error text.
 
-    An empty one is refused, and so are dots: they would turn "delete this" into "delete everything".
+    Raises InvalidCallError for an empty text, ``.`` and ``..``: they would turn "delete this" into "delete everything".
     """
     if not value or value.strip() in {"", ".", ".."}:
         raise InvalidCallError(f"{what} must name something, not be {value!r}")
@@ -72,9 +72,9 @@ def segment(value: str, what: str) -> str:
 
 
 def destination(text: str) -> str:
-    """A destination as it goes into the path: a URL raw, with only what no URL may contain percent-encoded.
+    """A destination as it is sent in the path. Only characters that a URL must not contain are percent-encoded.
 
-    Dot segments are refused. Every HTTP client resolves them over the whole path, which would swallow a part of ours:
+    Dot segments are refused, because every HTTP client resolves them over the whole path, our own prefix included:
     `https://example.com/../up` would reach the host `up` (docs/protocol.md 2.1).
     """
     ready = url_text(text)
@@ -87,7 +87,7 @@ def destination(text: str) -> str:
 
 
 def url_text(text: str) -> str:
-    """A destination with what no URL may contain percent-encoded, as HTTP clients do; a fragment never travels."""
+    """A destination without its fragment, its characters that a URL must not contain percent-encoded."""
     if not text or not text.strip():
         raise InvalidCallError(f"a destination must be a URL or the name of a URL group, not {text!r}")
     if _CONTROL.search(text):
@@ -97,11 +97,11 @@ def url_text(text: str) -> str:
 
 
 def query(pairs: Iterable[tuple[str, str]]) -> str:
-    """A query string with its question mark, or nothing."""
+    """A query string with its question mark; empty without `pairs`."""
     encoded = urlencode(list(pairs))
     return f"?{encoded}" if encoded else ""
 
 
 def to_json(value: object) -> bytes:
-    """JSON as the official SDK writes it, blanks included: hashes of bodies depend on it."""
+    """JSON exactly as the official SDK writes it, spaces included, because hashes of bodies depend on it."""
     return json.dumps(value).encode("ascii")

@@ -1,4 +1,4 @@
-"""From a call to the request that goes out: base URL, token, the headers every request has."""
+"""Builds the HTTP request of an operation: base URL, token, and the headers that every request has."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ USER_AGENT = "qstash-tasks"
 __all__ = ["USER_AGENT", "HttpMethod", "custom", "new_retry_id", "of"]
 
 
-def of(call: Operation[Any], credentials: Credentials) -> Request:
-    """The request of a call."""
-    token = call.token or f"Bearer {credentials.token}"
+def of(operation: Operation[Any], credentials: Credentials) -> Request:
+    """The HTTP request of an operation."""
+    token = operation.token or f"Bearer {credentials.token}"
     return Request(
-        method=call.method,
-        url=(call.base_url or credentials.base_url) + call.path,
-        headers=(("Authorization", token), ("User-Agent", USER_AGENT), *call.headers),
-        body=call.body,
+        method=operation.method,
+        url=(operation.base_url or credentials.base_url) + operation.path,
+        headers=(("Authorization", token), ("User-Agent", USER_AGENT), *operation.headers),
+        body=operation.body,
     )
 
 
@@ -37,7 +37,7 @@ def custom(
     base_url: str | None,
     token: str | None,
 ) -> Operation[Any]:
-    """The operation behind `HttpClient.request`."""
+    """The operation that `HttpClient.request` runs."""
     pairs = [
         (name, str(value))
         for name, values in (params or {}).items()
@@ -56,7 +56,7 @@ def custom(
 
 
 def new_retry_id() -> str:
-    """A fresh random deduplication id. It has no colon: the service forbids one."""
+    """A new random deduplication id, without a colon, which the service refuses."""
     return f"retry_{os.urandom(16).hex()}"
 
 

@@ -1,31 +1,31 @@
-"""Server-sent events, as far as a streamed answer of a language model needs them: bytes in, pieces of data out."""
+"""A decoder for server-sent events, limited to what streamed answers of language models use."""
 
 from __future__ import annotations
 
 MAX_EVENT = 4 * 1024 * 1024
-"""Longest event in bytes; a piece of an answer has a few hundred."""
+"""Bytes of an event at most. A chunk of an answer has a few hundred."""
 
 
 class EventDecoder:
-    """Cuts a byte stream into the data of its events. Fed piece by piece; it does not matter where the pieces end.
+    """Converts a byte stream into the data of its events. The bytes may arrive in pieces of any size.
 
-    Lines may end in LF, CR LF or CR; an event ends with an empty line, or with the stream. Comments and fields other
-    than `data` are passed over.
+    Lines may end in LF, CR LF or CR. An event ends with an empty line or with the stream. Comments and fields other
+    than `data` are ignored.
     """
 
     def __init__(self) -> None:
         self._rest = b""
         self._data: list[bytes] = []
         self.seen = 0
-        """Bytes that came."""
+        """Bytes received so far."""
         self.events = 0
-        """Events that were made of them."""
+        """Events decoded so far."""
 
     def feed(self, piece: bytes) -> list[bytes]:
-        """The events that end within `piece`. Raises ValueError for one that is too long."""
+        """Add the next bytes and return the data of completed events. Raises ValueError for too long an event."""
         self.seen += len(piece)
         text = self._rest + piece
-        # A CR at the very end may be the first half of CR LF: it waits for what follows.
+        # A CR at the end may be the first half of CR LF: keep it until the next piece arrives.
         held = b"\r" if text.endswith(b"\r") else b""
         *lines, rest = text.removesuffix(held).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         self._rest = rest + held
@@ -34,7 +34,7 @@ class EventDecoder:
         return [event for line in lines if (event := self._line(line)) is not None]
 
     def end(self) -> list[bytes]:
-        """The event that the stream ended in, if any."""
+        """The data of the event that the end of the stream completes, if there is one."""
         lines = [self._rest.removesuffix(b"\r"), b""]
         self._rest = b""
         return [event for line in lines if (event := self._line(line)) is not None]

@@ -1,4 +1,4 @@
-"""The synchronous driver: performs what a conversation asks for, by blocking."""
+"""The synchronous driver: performs the steps of an exchange; each step blocks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from qtasks.qstash.conversation import request_builder
 from qtasks.qstash.conversation.credentials import resolve
 from qtasks.qstash.conversation.exchange import (
     DEFAULT_TIMEOUT_S,
-    Conversation,
+    Exchange,
+    ExchangeSettings,
     ExchangeStep,
-    Manner,
     Outcome,
     Pause,
     Retry,
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 def sleep(seconds: float) -> None:
-    """Wait; a signal interrupts it."""
+    """Wait; a signal can interrupt the wait."""
     threading.Event().wait(seconds)
 
 
@@ -52,16 +52,16 @@ class HttpClient:
     ) -> None:
         self.credentials = resolve(token, base_url, os.environ)
         self._transport = transport or HttpxTransport()
-        self._manner = Manner(Retry.of(retry), timeout_s, monotonic)
+        self._settings = ExchangeSettings(Retry.of(retry), timeout_s, monotonic)
         self._sleep = sleep
 
-    def run(self, call: Operation[T]) -> T:
+    def run(self, operation: Operation[T]) -> T:
         """Run an operation and return its value. Raises QStashError and its subclasses."""
-        return self._lead(
-            exchange(call, request_builder.of(call, self.credentials), self._manner), self._transport.send
+        return self._drive(
+            exchange(operation, request_builder.of(operation, self.credentials), self._settings), self._transport.send
         )
 
-    def open(self, call: Operation[Any]) -> Streamed:
+    def open(self, operation: Operation[Any]) -> Streamed:
         """Run an operation up to the headers of a successful response; the caller reads the body and closes it."""
         opened: list[Streamed] = []
 
@@ -72,7 +72,7 @@ class HttpClient:
             opened.append(streamed)
             return Reply(streamed.status, streamed.headers, b"")
 
-        self._lead(attempts(call, request_builder.of(call, self.credentials), self._manner), begin)
+        self._drive(attempts(operation, request_builder.of(operation, self.credentials), self._settings), begin)
         return opened[0]
 
     def request(
@@ -87,10 +87,10 @@ class HttpClient:
         base_url: str | None = None,
         token: str | None = None,
     ) -> Any:
-        """Call any path of the API: its JSON, or its text when `parse_response` is False.
+        """Send a request to any path of the API; return its JSON, or its text if `parse_response` is False.
 
-        For endpoints that have no method of their own. `token` is the whole value of the header, ``Bearer ...``. A
-        GET is repeated like other reads; any other method only when the service certainly did nothing.
+        For endpoints without a method in this client. `token` is the whole value of the header, ``Bearer ...``. A
+        GET is repeated like other reads; any other method only if the service certainly did nothing.
         """
         return self.run(
             request_builder.custom(
@@ -107,8 +107,8 @@ class HttpClient:
 
     @property
     def repeats(self) -> bool:
-        """Whether this client repeats calls at all."""
-        return self._manner.retry.retries > 0
+        """True if this client repeats requests at all."""
+        return self._settings.retry.retries > 0
 
     def new_retry_id(self) -> str | None:
         """A deduplication id for the client's own retries; None if the client does not retry."""
@@ -124,12 +124,12 @@ class HttpClient:
         reply = self._transport.send(request, timeout_s)
         return Streamed(reply.status, reply.headers, iter([reply.body]), lambda: None)
 
-    def _lead(self, conversation: Conversation[T], send: Callable[[Request, float], Reply]) -> T:
-        step = next(conversation)
+    def _drive(self, steps: Exchange[T], send: Callable[[Request, float], Reply]) -> T:
+        step = next(steps)
         while True:
             outcome = self._perform(step, send)
             try:
-                step = conversation.send(outcome)
+                step = steps.send(outcome)
             except StopIteration as end:
                 value: T = end.value
                 return value

@@ -1,4 +1,4 @@
-"""The seam between the client and the network: a request, a reply, and the transport between them.
+"""The transport port of the client: a request, a reply, and the object that sends the one and returns the other.
 
 The client does no HTTP itself. It gives a `Request` to a transport and gets a `Reply`, so the same client works over
 httpx, inside the process of an embedded broker, and with a scripted transport in a test.
@@ -15,34 +15,34 @@ from qtasks.protocol.messages import Headers
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One HTTP request. `url` is absolute and ready for the wire: ASCII, no blanks, no fragment."""
+    """One HTTP request. `url` is absolute and percent-encoded: ASCII, no spaces, no fragment."""
 
     method: str
     url: str
     headers: Headers = field(repr=False)
-    """Carries the token, so it stays out of the repr."""
+    """Contains the token, so the repr leaves it out."""
     body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One HTTP response, read to its end. Header names may be in any case."""
+    """One HTTP response with its whole body. Header names may be upper- or lower-case."""
 
     status: int
     headers: Headers
     body: bytes
 
     def header(self, name: str) -> str | None:
-        """The first header of that name, in any case; None if there is no such header."""
+        """The first value of a header, or None. The case of `name` does not matter."""
         lowered = name.lower()
         return next((value for key, value in self.headers if key.lower() == lowered), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Streamed:
-    """A response whose body comes piece by piece. Close it, whether it is read to its end or not.
+    """A response whose body arrives in pieces. The caller must always close it, even after reading it to its end.
 
-    `chunks` raises BrokerUnreachable when the connection breaks.
+    `chunks` raises BrokerUnreachable if the connection breaks.
     """
 
     status: int
@@ -51,7 +51,7 @@ class Streamed:
     close: Callable[[], None]
 
     def collect(self) -> Reply:
-        """Read it to its end, and close it."""
+        """Read the rest of the body, close the response, and return it as a `Reply`."""
         try:
             return Reply(self.status, self.headers, b"".join(self.chunks))
         finally:
@@ -101,10 +101,10 @@ class AsyncTransport(Protocol):
 
 @runtime_checkable
 class SyncStreaming(Protocol):
-    """A transport that can also return a response before its end. Only `chat` needs it."""
+    """A transport that can also return a response before its body is complete. Only `chat` needs it."""
 
     def stream(self, request: Request, timeout_s: float) -> Streamed:
-        """As `send`, but return once the headers are there. `timeout_s` bounds every wait for the next piece."""
+        """As `send`, but return after the headers. `timeout_s` limits each wait for the next piece of the body."""
         ...
 
 
@@ -113,5 +113,5 @@ class AsyncStreaming(Protocol):
     """As `SyncStreaming`, without blocking."""
 
     async def stream(self, request: Request, timeout_s: float) -> AsyncStreamed:
-        """As `send`, but return once the headers are there. `timeout_s` bounds every wait for the next piece."""
+        """As `send`, but return after the headers. `timeout_s` limits each wait for the next piece of the body."""
         ...

@@ -1,1 +1,1 @@
-"""What operations of several resources share: options, filters, publishing, providers of language models."""
+"""Code that several resources share: options, filters, publishing, providers of language models."""

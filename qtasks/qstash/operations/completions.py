@@ -17,7 +17,7 @@ class ChatCompletionMessage(TypedDict):
     """One message of a conversation."""
 
     role: Role
-    """Who speaks."""
+    """The author of the message."""
     content: str
     """The text."""
 
@@ -27,39 +27,39 @@ ChatModel = str
 
 
 class ChatResponseFormat(TypedDict, total=False):
-    """The form of the answer."""
+    """The format of the answer."""
 
     type: Literal["text", "json_object"]
-    """Text, or JSON (which the messages must ask for as well)."""
+    """Text or JSON. For JSON, the messages must ask for it as well."""
 
 
 class ChatKeywords(TypedDict, total=False):
-    """Settings of the answer. None leaves a setting to the provider."""
+    """Options of a completion. None: the provider's default."""
 
     frequency_penalty: float | None
-    """-2 to 2: positive values avoid repeating words by how often they came."""
+    """-2 to 2: positive values make a token less likely, in proportion to how often it has occurred."""
     logit_bias: dict[str, int] | None
-    """-100 to 100 for token ids, added to their likelihood."""
+    """-100 to 100 by token id; added to the logit of that token."""
     logprobs: bool | None
-    """Return the likelihood of each token."""
+    """Return the log probability of each token."""
     top_logprobs: int | None
-    """0 to 20: so many alternatives for each token; needs `logprobs`."""
+    """0 to 20: number of alternatives to return for each token; needs `logprobs`."""
     max_tokens: int | None
-    """Longest answer, in tokens."""
+    """Tokens of the answer at most."""
     n: int | None
-    """How many answers."""
+    """Number of answers."""
     presence_penalty: float | None
-    """-2 to 2: positive values avoid words that came at all."""
+    """-2 to 2: positive values make a token less likely if it has occurred at all."""
     response_format: ChatResponseFormat | None
-    """The form of the answer."""
+    """The format of the answer."""
     seed: int | None
-    """Ask for the same answer to the same question, as far as the provider can."""
+    """Requests with the same seed get the same answer, as far as the provider can."""
     stop: str | list[str] | None
-    """Up to four texts at which the answer ends."""
+    """Up to four texts; the answer ends before any of them."""
     temperature: float | None
-    """0 to 2: how much chance there is in the answer."""
+    """0 to 2: a higher value makes the answer more random."""
     top_p: float | None
-    """0 to 1: only the likeliest tokens that make up so much."""
+    """0 to 1: only the likeliest tokens whose probabilities add up to this value are considered."""
 
 
 @dataclass
@@ -69,9 +69,9 @@ class ChatTopLogprob:
     token: str
     """The token."""
     bytes: list[int] | None
-    """Its UTF-8 bytes, where it has any."""
+    """Its UTF-8 bytes, if it has any."""
     logprob: float
-    """Logarithm of its likelihood."""
+    """Logarithm of its probability."""
 
 
 @dataclass
@@ -79,121 +79,121 @@ class ChatCompletionTokenLogprob(ChatTopLogprob):
     """A token of the answer."""
 
     top_logprobs: list[ChatTopLogprob]
-    """The likeliest tokens in its place."""
+    """The most likely alternatives at its position."""
 
 
 @dataclass
 class ChatChoiceLogprobs:
-    """The likelihoods of an answer."""
+    """The log probabilities of an answer."""
 
     content: list[ChatCompletionTokenLogprob] | None
-    """One for each token."""
+    """One element for each token."""
 
 
 @dataclass
 class ChatChoiceMessage:
-    """An answer."""
+    """The message that answers."""
 
     role: Role
-    """Who speaks: the assistant."""
+    """Always ``assistant``."""
     content: str
     """The text."""
 
 
 @dataclass
 class ChatChunkChoiceMessage:
-    """A piece of an answer."""
+    """A part of a message that answers."""
 
     role: Role | None
-    """Who speaks; in the first piece."""
+    """``assistant`` in the first chunk, else None."""
     content: str | None
-    """The next piece of text."""
+    """The next part of the text."""
 
 
 @dataclass
 class ChatChoice:
-    """One of the answers asked for."""
+    """One of the requested answers."""
 
     message: ChatChoiceMessage
     """The answer."""
     index: int
-    """Which one."""
+    """Index of the answer, from 0."""
     finish_reason: Literal["stop", "length"]
-    """Why it ended."""
+    """Why the answer ended: ``stop``, ``length``, ..."""
     logprobs: ChatChoiceLogprobs | None
-    """Its likelihoods, if asked for."""
+    """Its log probabilities, if requested."""
 
 
 @dataclass
 class ChatCompletionUsage:
-    """What it cost, in tokens."""
+    """Tokens that the model has counted."""
 
     completion_tokens: int
-    """Of the answer."""
+    """Tokens of the answer."""
     prompt_tokens: int
-    """Of the question."""
+    """Tokens of the request."""
     total_tokens: int
-    """Of both."""
+    """Tokens of request and answer together."""
 
 
 @dataclass
 class ChatCompletion:
-    """A whole answer."""
+    """A complete response."""
 
     id: str
-    """Its id."""
+    """Id of the completion."""
     choices: list[ChatChoice]
-    """The answers: as many as asked for with `n`."""
+    """The answers; `n` of the request sets their number."""
     created: int
-    """When, in Unix seconds."""
+    """Time of its creation, Unix seconds."""
     model: str
     """The model that answered."""
     object: Literal["chat.completion"]
     """Always ``chat.completion``."""
     system_fingerprint: str | None
-    """What the provider ran it on; matters with `seed`."""
+    """Version of the provider's configuration; with the same `seed`, another version may answer differently."""
     usage: ChatCompletionUsage
-    """What it cost."""
+    """Tokens used."""
 
 
 @dataclass
 class ChatChunkChoice:
-    """A piece of one of the answers."""
+    """A part of one of the answers."""
 
     delta: ChatChunkChoiceMessage
-    """The piece."""
+    """The part."""
     finish_reason: Literal["stop", "length"]
-    """Why the answer ended; None until it does."""
+    """Why the answer ended; None before its end."""
     index: int
-    """Which answer."""
+    """Index of the answer, from 0."""
     logprobs: ChatChoiceLogprobs | None
-    """Its likelihoods, if asked for."""
+    """Its log probabilities, if requested."""
 
 
 @dataclass
 class ChatCompletionChunk:
-    """A piece of a streamed answer."""
+    """One chunk of a streamed response."""
 
     id: str
-    """Id of the whole answer."""
+    """Id of the completion."""
     choices: list[ChatChunkChoice]
-    """Pieces; there may be none in the last chunk."""
+    """Parts of answers; may be empty in the last chunk."""
     created: int
-    """When the answer began, in Unix seconds."""
+    """Time at which the response began, Unix seconds."""
     model: str
     """The model that answers."""
     object: Literal["chat.completion.chunk"]
     """Always ``chat.completion.chunk``."""
     system_fingerprint: str | None
-    """What the provider runs it on."""
+    """Version of the provider's configuration."""
     usage: ChatCompletionUsage | None
-    """What it cost; in the last chunk only."""
+    """Tokens used; only in the last chunk."""
 
 
 def question(
     messages: Sequence[ChatCompletionMessage], model: str, stream: bool | None, arguments: Mapping[str, Any]
 ) -> bytes:
-    """The body of a request."""
+    """The JSON body of a chat request."""
     check_names(arguments, ChatKeywords, "chat")
     if not all({"role", "content"} <= message.keys() for message in messages):
         raise InvalidCallError("`role` and `content` must be provided in messages.")
@@ -203,13 +203,13 @@ def question(
 
 
 def conversation(user: str, system: str | None) -> list[ChatCompletionMessage]:
-    """The messages of a single question."""
+    """The messages for one user message and an optional system message."""
     opening: list[ChatCompletionMessage] = [] if system is None else [{"role": "system", "content": system}]
     return [*opening, {"role": "user", "content": user}]
 
 
 def parse_completion(content: Mapping[str, Any]) -> ChatCompletion:
-    """A whole answer."""
+    """A complete response."""
     return ChatCompletion(
         id=content["id"],
         choices=[
@@ -230,7 +230,7 @@ def parse_completion(content: Mapping[str, Any]) -> ChatCompletion:
 
 
 def parse_chunk(content: Mapping[str, Any]) -> ChatCompletionChunk:
-    """A piece of a streamed answer."""
+    """One chunk of a streamed response."""
     usage = content.get("usage")
     return ChatCompletionChunk(
         id=content["id"],

@@ -1,7 +1,7 @@
-"""Filters of lists and of bulk actions: the caller's names and the wire's (docs/protocol.md 2.0).
+"""Filters of lists and of bulk actions: the names in Python and on the wire (docs/protocol.md 2.0).
 
-Several values of one filter match any of them; several filters must all match. An unknown name is refused here: a
-typing error in a filter would otherwise delete everything.
+A record must match all filters, and one of the values of each. An unknown name is refused here, because a mistyped
+filter would otherwise delete everything.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qtasks.qstash.conversation.operation import segment
 from qtasks.qstash.operations.options import check_names
 
 MAX_PAGE = 100
-"""Entries that one bulk action on dead letters takes at most, and by default."""
+"""Default and maximum number of dead letters of one bulk action."""
 
 _WIRE = {
     "message_id": "messageId",
@@ -42,36 +42,38 @@ Pairs = list[tuple[str, str]]
 
 
 def page(cursor: str | None, count: int | None) -> Pairs:
-    """The parameters that choose a page."""
+    """The query parameters that select a page."""
     parameters = (("cursor", cursor), ("count", count))
     return [(name, str(value)) for name, value in parameters if value is not None]
 
 
 def read(filters: Mapping[str, Any] | None, kind: type) -> Pairs:
-    """The query parameters of a list filter; None filters nothing."""
+    """The query parameters of a filter of a list; None selects everything."""
     fields = filters or {}
     check_names(fields, kind, "filter")
     return [(_WIRE[name], _text(value)) for name, values in fields.items() for value in _each(values)]
 
 
 def selecting(filters: Mapping[str, Any] | None, kind: type, action: str) -> Pairs:
-    """The query parameters of a filter that selects what to destroy or repeat. None means everything.
+    """The query parameters of a filter of a bulk action; None selects everything.
 
-    An empty filter, or an empty value in one, is refused: it would select more than the caller intended.
+    Raises InvalidCallError for an empty filter or an empty value, which would select more than the caller intended.
     """
     if filters is None:
         return []
     if not filters:
-        raise InvalidCallError(f"an empty filter would {action} everything", fix="leave `filter` out to mean that")
+        raise InvalidCallError(
+            f"an empty filter would {action} everything", fix="leave `filter` out to select everything"
+        )
     for name, values in filters.items():
         texts = [_text(value) for value in _each(values)]
         if not texts or not all(text.strip() for text in texts):
-            raise InvalidCallError(f"the filter {name!r} is empty, which would {action} more than was meant")
+            raise InvalidCallError(f"the filter {name!r} is empty, which would {action} more than intended")
     return read(filters, kind)
 
 
 def ids(listed: Iterable[str], what: str) -> list[str]:
-    """Ids of a bulk action, none of them empty. Raises InvalidCallError for text, which is a list of letters."""
+    """The ids of a bulk action. Raises InvalidCallError for an empty id, and for a text instead of a list."""
     if isinstance(listed, str):
         raise InvalidCallError(f"{what} must be a list, not the text {listed!r}")
     named = list(listed)

@@ -1,8 +1,8 @@
-"""The options of a message: keywords of a call, turned into `protocol.messages.PublishOptions` and headers.
+"""The options of a message: converts keyword arguments into `protocol.messages.PublishOptions` and headers.
 
-The keywords are declared once, here, and shared by publish, enqueue, batch and schedules. Names and defaults are those
-of the official SDK; where it takes one form (a number of seconds, one label), more natural forms are accepted too. An
-absent key and None both mean "not given".
+publish, enqueue, batch and schedules share the keywords declared here. Names and defaults are those of the official
+SDK. Where the SDK takes only one form (a number of seconds, one label), other forms are accepted as well. None is the
+same as an absent keyword.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ class FlowControl(TypedDict, total=False):
     key: str
     """Name of the key."""
     parallelism: int
-    """Deliveries of the key that may be under way at once."""
+    """Limit of attempts of the key that run at the same time."""
     rate: int
-    """Deliveries of the key that may start within one period."""
+    """Limit of attempts of the key that start within one period."""
     period: Duration
-    """Length of the period; default one second, at most a week."""
+    """Length of the period: default one second, at most one week, whole seconds."""
 
 
 class Redact(TypedDict, total=False):
-    """What logs and API responses must hide."""
+    """The parts of a message that logs and API responses hide."""
 
     body: Literal[True]
     """Hide the body."""
     header: Literal[True] | list[str]
-    """Hide every header (True), or those named."""
+    """True hides every header; a list hides the named ones."""
 
 
 class DeliveryKeywords(TypedDict, total=False):
@@ -54,77 +54,77 @@ class DeliveryKeywords(TypedDict, total=False):
     headers: Mapping[str, str] | None
     """Headers that the destination gets."""
     callback_headers: Mapping[str, str] | None
-    """Options of the callback message: ``{"Retries": "1", "Forward-My-Header": "value"}``."""
+    """Options of the callback message, such as ``{"Retries": "1", "Forward-My-Header": "value"}``."""
     failure_callback_headers: Mapping[str, str] | None
-    """The same for the failure callback message."""
+    """Options of the failure callback message, in the same form."""
     retries: int | None
-    """Deliveries after the first, when that fails; default 3."""
+    """Retries after the first attempt at most; default 3."""
     retry_delay: str | int | None
-    """Milliseconds before a retry, as an expression over `retried`: ``"pow(2, retried) * 1000"``."""
+    """Delay before a retry: an expression with `retried` that gives milliseconds, ``"pow(2, retried) * 1000"``."""
     callback: str | None
     """URL that gets a message after every attempt."""
     failure_callback: str | None
     """URL that gets a message when the message has failed for good."""
     timeout: Duration | None
-    """How long one delivery may take; can only shorten what the service allows."""
+    """How long one attempt may take; at most the limit of the service."""
     label: str | Sequence[str] | None
-    """Label or labels by which logs and dead letters can be searched."""
+    """Label or labels by which logs and dead letters can be filtered."""
     redact: Redact | None
-    """What logs must hide."""
+    """The parts of the message that logs and API responses hide."""
     flow_control: FlowControl | None
-    """Rate and parallelism shared by the messages of one key."""
+    """Limits shared by all messages of one key."""
 
 
 class EnqueueKeywords(DeliveryKeywords, total=False):
-    """Options of a message in a queue. A queue has no delay: the order of its messages decides when each starts."""
+    """Options of a message in a queue. They include no delay, because a queue starts its messages in order."""
 
     deduplication_id: str | None
-    """Messages of one id count as one for ten minutes. No colon."""
+    """For ten minutes, further messages with the same id are not stored. It must not contain a colon."""
     content_based_deduplication: bool | None
-    """Make the deduplication id from destination, body and headers."""
+    """True: the deduplication id is computed from destination, body and headers."""
 
 
 class PublishKeywords(EnqueueKeywords, total=False):
     """Options of a published message."""
 
     delay: Duration | None
-    """Deliver this much later."""
+    """Time to wait before the delivery."""
     not_before: int | datetime | None
-    """Deliver at this moment, in Unix seconds or as an aware datetime; wins over `delay`."""
+    """Earliest time of the delivery, in Unix seconds or as an aware datetime; wins over `delay`."""
 
 
 class ScheduleKeywords(DeliveryKeywords, total=False):
-    """Options of the messages that a schedule makes."""
+    """Options of a schedule and of the messages that it creates."""
 
     delay: Duration | None
-    """Deliver each message this much after its tick."""
+    """Time between a tick and the delivery of its message."""
     schedule_id: str | None
-    """Name of the schedule; an existing one of that name is replaced."""
+    """Id of the schedule; an existing schedule with this id is replaced."""
     queue: str | None
-    """Queue that the messages go through."""
+    """Queue of the messages."""
 
 
 class DestinationKeywords(TypedDict, total=False):
-    """Where a message goes: exactly one of the three."""
+    """The destination of a message: exactly one of the three."""
 
     url: str | None
     """URL that the message is delivered to."""
     url_group: str | None
-    """URL group; each of its endpoints gets a message of its own."""
+    """Name of a URL group; each of its endpoints gets its own message."""
     api: LlmApi | None
     """A language model: ``{"name": "llm", "provider": openai("...")}``."""
 
 
 class PublishTarget(DestinationKeywords, PublishKeywords, total=False):
-    """Everything that `publish` takes, except the body."""
+    """The keywords of `publish`, except the body."""
 
 
 class EnqueueTarget(DestinationKeywords, EnqueueKeywords, total=False):
-    """Everything that `enqueue` takes, except queue and body."""
+    """The keywords of `enqueue`, except queue and body."""
 
 
 def check_names(arguments: Iterable[str], keywords: type, where: str) -> None:
-    """Refuse a keyword that `keywords` (one of the classes above) does not have, with the nearest that it has."""
+    """Refuse an argument that is not in `keywords`, one of the classes above. The error names the nearest keyword."""
     names: Mapping[str, object] = keywords.__annotations__
     for name in arguments:
         if name not in names:
@@ -132,9 +132,9 @@ def check_names(arguments: Iterable[str], keywords: type, where: str) -> None:
 
 
 def read(arguments: Mapping[str, Any]) -> PublishOptions:
-    """The given keywords as the protocol's value.
+    """Convert keyword arguments to the protocol's value.
 
-    Callback headers are not part of it, see `headers`. Raises InvalidCallError for an invalid value.
+    It does not contain the callback headers; see `headers`. Raises InvalidCallError for an invalid value.
     """
     present = {name: value for name, value in arguments.items() if value is not None}
     values = {name: _READERS[name](value) for name, value in present.items() if name in _READERS}
@@ -142,9 +142,9 @@ def read(arguments: Mapping[str, Any]) -> PublishOptions:
 
 
 def headers(options: PublishOptions, arguments: Mapping[str, Any]) -> Headers:
-    """The header lines of a message: the wire's table, then the callback headers as the caller wrote them.
+    """The header lines of a message: first those of `options`, then the callback headers as the caller wrote them.
 
-    Those are free text by the contract of the official SDK (any name gets the prefix), so they are sent unchanged.
+    The official SDK accepts any name of a callback header and puts the prefix in front, so they are sent unchanged.
     """
     lines = (
         *wire.write(options),
@@ -154,7 +154,7 @@ def headers(options: PublishOptions, arguments: Mapping[str, Any]) -> Headers:
     for name, value in lines:
         if _BREAK.search(name) or _BREAK.search(value):
             raise InvalidCallError(f"the header {name!r} contains a line break")
-    return tuple((name, value.strip(" \t")) for name, value in lines)  # blanks around a value cannot be sent
+    return tuple((name, value.strip(" \t")) for name, value in lines)  # HTTP removes spaces around a value
 
 
 def _prefixed(prefix: str, headers: Mapping[str, str] | None) -> Headers:

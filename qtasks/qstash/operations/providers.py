@@ -1,6 +1,6 @@
-"""Who runs a language model: providers, and how a message reaches them (docs/protocol.md 5.11).
+"""Providers of language models, and how a message reaches them (docs/protocol.md 5.11).
 
-The names of the official package's module `chat` that do not need the rest of it.
+These names belong to the official package's module `chat`; here they can be imported without the rest of it.
 """
 
 from __future__ import annotations
@@ -10,28 +10,28 @@ from dataclasses import dataclass, field
 from typing import Literal, NotRequired, TypedDict
 
 UPSTASH = "Upstash"
-"""Name of the provider that the QStash service is itself."""
+"""Name of the provider that stands for the QStash service itself."""
 
 ANTHROPIC = "Anthropic"
 
 
 @dataclass
 class LlmProvider:
-    """An OpenAI-compatible service (or Anthropic's), and the key that opens it."""
+    """An OpenAI-compatible service (or Anthropic's), with its key."""
 
     name: str
     """Name of the provider."""
     base_url: str
     """Base URL of the provider, without `/v1/...`."""
     token: str = field(repr=False)
-    """The provider's key."""
+    """API key of the provider."""
 
     def chat_url(self) -> str:
-        """Where a chat completion is asked for."""
+        """The URL of the provider's chat endpoint."""
         return f"{self.base_url}/v1/messages" if self.name == ANTHROPIC else f"{self.base_url}/v1/chat/completions"
 
     def chat_headers(self) -> dict[str, str]:
-        """The headers that carry the key."""
+        """The request headers with the key."""
         if self.name == ANTHROPIC:
             return {"x-api-key": self.token, "anthropic-version": "2023-06-01"}
         return {"Authorization": f"Bearer {self.token}"}
@@ -43,24 +43,24 @@ class LlmApi(TypedDict):
     name: Literal["llm"]
     """Always ``"llm"``."""
     provider: NotRequired[LlmProvider]
-    """Who runs the model; default the QStash service itself."""
+    """The provider of the model; default: the QStash service itself."""
 
 
 def openai(token: str) -> LlmProvider:
-    """OpenAI, with one of its keys."""
+    """OpenAI; `token` is an API key."""
     return LlmProvider(name="OpenAI", base_url="https://api.openai.com", token=token)
 
 
 def anthropic(token: str) -> LlmProvider:
-    """Anthropic, with one of its keys; requests have the form of its Messages API."""
+    """Anthropic; `token` is an API key. Requests have the form of its Messages API."""
     return LlmProvider(name=ANTHROPIC, base_url="https://api.anthropic.com", token=token)
 
 
 def custom(base_url: str, token: str) -> LlmProvider:
-    """Any OpenAI-compatible service. `base_url` may end in `/v1` or `/v1/chat/completions`, which is cut off."""
+    """Any OpenAI-compatible service. An ending `/v1` or `/v1/chat/completions` of `base_url` is removed."""
     return LlmProvider(name="custom", base_url=re.sub(r"(/v1)?(/chat/completions)?/*$", "", base_url), token=token)
 
 
 def upstash() -> LlmProvider:
-    """The QStash service itself: with our broker, the server that `QTASKS_LLM_URL` names."""
+    """The QStash service itself. The qtasks broker then uses the server that `QTASKS_LLM_URL` names."""
     return LlmProvider(name=UPSTASH, base_url="", token="")

@@ -1,4 +1,4 @@
-"""Putting messages in: publish, enqueue, batch (docs/protocol.md 2.2 to 2.4)."""
+"""Publish, enqueue and batch (docs/protocol.md 2.2 to 2.4)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from qtasks.qstash.operations.options import EnqueueTarget, PublishTarget
 from qtasks.qstash.operations.providers import UPSTASH
 
 Body = str | bytes | None
-"""A body as it is: text goes out as UTF-8."""
+"""A body that is sent unchanged; a str is encoded as UTF-8."""
 
 
 @dataclass
 class PublishResponse:
-    """A message was accepted, and is stored."""
+    """The answer to a publish: the message is stored."""
 
     message_id: str
     """Id of the message."""
     deduplicated: bool
-    """Whether an earlier message of the same deduplication id stands for this one, which was not sent."""
+    """True if an earlier message has the same deduplication id: no new message was stored."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class PublishUrlGroupResponse:
     url: str
     """URL of the endpoint."""
     deduplicated: bool
-    """As in `PublishResponse`."""
+    """See `PublishResponse.deduplicated`."""
 
 
 @dataclass
@@ -63,28 +63,28 @@ class BatchUrlGroupResponse(PublishUrlGroupResponse):
 
 @dataclass
 class BatchError:
-    """A message of a batch was refused. Its neighbours are not affected."""
+    """A message of a batch was refused. The other messages of the batch are not affected."""
 
     error: str
-    """Why, in the service's words."""
+    """The error text of the service."""
 
 
 class BatchRequest(PublishTarget, total=False):
-    """One message of a batch: what `publish` takes, and a queue if it is to be enqueued."""
+    """One message of a batch: the keywords of `publish`, and `queue` if the message is to be enqueued."""
 
     queue: str | None
     """Name of the queue."""
     body: str | bytes | None
-    """The body as it is; bytes must be UTF-8, for a batch travels as JSON."""
+    """The body; bytes must be UTF-8, because a batch is sent as JSON."""
 
 
 class BatchJsonRequest(PublishTarget, total=False):
-    """As `BatchRequest`, with a body that is sent as JSON."""
+    """As `BatchRequest`, with a body that is encoded as JSON."""
 
     queue: str | None
     """Name of the queue."""
     body: Any
-    """Anything that JSON can express."""
+    """Any value that JSON can represent."""
 
 
 _Accepted = TypeVar("_Accepted", bound=PublishResponse)
@@ -96,61 +96,61 @@ _T_co = TypeVar("_T_co", covariant=True)
 class _ReadItem(Protocol[_T_co]):
     """Reads the answer to one message of a batch."""
 
-    def __call__(self, content: Any, *, ours: bool) -> _T_co: ...
+    def __call__(self, content: Any, *, has_retry_id: bool) -> _T_co: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Sealed:
-    """A message ready to be sent: its options, and whether the client made its deduplication id (`ours`).
+class RepeatableOptions:
+    """Options to send. `has_retry_id`: the deduplication id is the client's own and not the caller's.
 
-    A client that repeats operations gives every message an id of its own, so that a lost reply never makes a second
-    message. The caller does not see that id: with it, `deduplicated` in the reply means that the client's own first
-    attempt arrived.
+    A client that repeats operations gives every message a deduplication id, so that a retry after a lost reply does
+    not create a second message. The caller does not see this id. If the reply then says `deduplicated`, an earlier
+    attempt of the client was accepted, so the caller gets `deduplicated=False`.
     """
 
     options: PublishOptions
-    ours: bool
+    has_retry_id: bool
 
     @classmethod
-    def of(cls, options: PublishOptions, retry_id: str | None) -> Sealed:
-        """Add `retry_id` unless the caller chose a deduplication of their own."""
+    def of(cls, options: PublishOptions, retry_id: str | None) -> RepeatableOptions:
+        """Set `retry_id` as the deduplication id, unless the caller has chosen a deduplication."""
         if retry_id is None or options.deduplication_id is not None or options.content_based_deduplication:
-            return cls(options, ours=False)
-        return cls(replace(options, deduplication_id=retry_id), ours=True)
+            return cls(options, has_retry_id=False)
+        return cls(replace(options, deduplication_id=retry_id), has_retry_id=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawMessage:
-    """A message for `QStash.batch_raw`: its options are values of the protocol already."""
+    """A message for `QStash.batch_raw`. Its `options` are the protocol's own value."""
 
     destination: str
-    """The URL that gets the message."""
+    """Destination URL."""
     body: bytes = field(repr=False)
-    """UTF-8 text: a batch travels as JSON."""
+    """UTF-8 text, because a batch is sent as JSON."""
     options: PublishOptions = field(default_factory=PublishOptions, repr=False)
     queue: str | None = None
-    """Name of the queue that the message is appended to; None publishes it."""
+    """Name of the queue; None publishes the message without a queue."""
 
 
 def publish_raw(
     target: str, body: bytes, options: PublishOptions, *, retry_id: str | None
 ) -> Operation[PublishResponse]:
-    """Publish to one URL with options that are values of the protocol already."""
+    """Publish to one URL; `options` is the protocol's own value."""
     return _post_raw("/v2/publish/", target, body, options, PublishResponse, retry_id)
 
 
 def enqueue_raw(
     queue: str, target: str, body: bytes, options: PublishOptions, *, retry_id: str | None
 ) -> Operation[EnqueueResponse]:
-    """Append a message for one URL to a queue, with options that are values of the protocol already."""
+    """Append a message for one URL to a queue; `options` is the protocol's own value."""
     return _post_raw(f"/v2/enqueue/{segment(queue, 'queue')}/", target, body, options, EnqueueResponse, retry_id)
 
 
 def batch_raw(
     messages: Sequence[RawMessage], *, new_retry_id: Callable[[], str | None]
 ) -> Operation[list[BatchResponse | BatchError]]:
-    """Publish or enqueue many messages, each for one URL, with options that are values of the protocol already."""
-    sealed = [Sealed.of(message.options, new_retry_id()) for message in messages]
+    """Publish or enqueue many messages, each for one URL."""
+    prepared = [RepeatableOptions.of(message.options, new_retry_id()) for message in messages]
     items = [
         _item(
             message.destination,
@@ -158,9 +158,9 @@ def batch_raw(
             _text(message.body, f"messages[{index}]"),
             message.queue,
         )
-        for index, (message, each) in enumerate(zip(messages, sealed, strict=True))
+        for index, (message, each) in enumerate(zip(messages, prepared, strict=True))
     ]
-    return _batch(items, [each.ours for each in sealed], _batch_answer)
+    return _batch(items, [each.has_retry_id for each in prepared], _batch_answer)
 
 
 def publish(
@@ -183,19 +183,19 @@ def enqueue(
 def batch(
     requests: Iterable[BatchRequest], *, new_retry_id: Callable[[], str | None]
 ) -> Operation[list[BatchResponse | list[BatchUrlGroupResponse] | BatchError]]:
-    """Publish or enqueue many at once. A message that is refused does not touch the others."""
+    """Publish or enqueue many messages in one request. A refused message does not affect the others."""
     items: list[dict[str, Any]] = []
-    ours: list[bool] = []
+    retry_ids: list[bool] = []
     for index, request in enumerate(requests):
-        sealed, item = _batch_item(request, f"messages[{index}]", new_retry_id())
+        prepared, item = _batch_item(request, f"messages[{index}]", new_retry_id())
         items.append(item)
-        ours.append(sealed.ours)
+        retry_ids.append(prepared.has_retry_id)
 
-    return _batch(items, ours, _batch_answers)
+    return _batch(items, retry_ids, _batch_answers)
 
 
 def as_json(body: Any, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A body as JSON text, and the keywords with the content type that says so."""
+    """The body as JSON text, and the keywords with the content type of JSON."""
     return json.dumps(body), {**arguments, "content_type": arguments.get("content_type") or "application/json"}
 
 
@@ -216,20 +216,20 @@ def _post(
     per_endpoint: type[_AcceptedEndpoint],
     retry_id: str | None,
 ) -> Operation[_Accepted | list[_AcceptedEndpoint]]:
-    target, arguments = _aim(arguments)
-    sealed = Sealed.of(keywords.read(arguments), retry_id)
+    target, arguments = _split_destination(arguments)
+    prepared = RepeatableOptions.of(keywords.read(arguments), retry_id)
 
     def read(reply: Reply) -> _Accepted | list[_AcceptedEndpoint]:
         content = answer(reply)
         if isinstance(content, list):
-            return [_accepted_endpoint(item, per_endpoint, ours=sealed.ours) for item in content]
-        return _accepted(content, single, ours=sealed.ours)
+            return [_accepted_endpoint(item, per_endpoint, has_retry_id=prepared.has_retry_id) for item in content]
+        return _accepted(content, single, has_retry_id=prepared.has_retry_id)
 
     return Operation(
         "POST",
         prefix + destination(target),
         read,
-        headers=keywords.headers(sealed.options, arguments),
+        headers=keywords.headers(prepared.options, arguments),
         body=as_bytes(body),
     )
 
@@ -237,60 +237,64 @@ def _post(
 def _post_raw(
     prefix: str, target: str, body: bytes, options: PublishOptions, kind: type[_Accepted], retry_id: str | None
 ) -> Operation[_Accepted]:
-    sealed = Sealed.of(options, retry_id)
+    prepared = RepeatableOptions.of(options, retry_id)
     return Operation(
         "POST",
         prefix + destination(target),
-        lambda reply: _accepted(answer(reply), kind, ours=sealed.ours),
-        headers=keywords.headers(sealed.options, {}),
+        lambda reply: _accepted(answer(reply), kind, has_retry_id=prepared.has_retry_id),
+        headers=keywords.headers(prepared.options, {}),
         body=body,
     )
 
 
-def _batch(items: Sequence[Mapping[str, Any]], ours: Sequence[bool], read_item: _ReadItem[_T]) -> Operation[list[_T]]:
-    """The request that carries `items`; `ours` says which deduplication ids the client made."""
+def _batch(
+    items: Sequence[Mapping[str, Any]], retry_ids: Sequence[bool], read_item: _ReadItem[_T]
+) -> Operation[list[_T]]:
+    """The operation that sends `items`; `retry_ids` says for each whether its deduplication id is the client's own."""
 
     def read(reply: Reply) -> list[_T]:
         answers = answer(reply)
-        if len(answers) != len(ours):
-            raise ValueError(f"{len(answers)} answers for {len(ours)} messages")
-        return [read_item(content, ours=own) for content, own in zip(answers, ours, strict=True)]
+        if len(answers) != len(retry_ids):
+            raise ValueError(f"{len(answers)} answers for {len(retry_ids)} messages")
+        return [read_item(content, has_retry_id=own) for content, own in zip(answers, retry_ids, strict=True)]
 
     return Operation("POST", "/v2/batch", read, headers=JSON_TYPE, body=to_json(items))
 
 
-def _accepted(content: Mapping[str, Any], kind: type[_Accepted], *, ours: bool) -> _Accepted:
-    return kind(message_id=content["messageId"], deduplicated=bool(content.get("deduplicated")) and not ours)
+def _accepted(content: Mapping[str, Any], kind: type[_Accepted], *, has_retry_id: bool) -> _Accepted:
+    return kind(message_id=content["messageId"], deduplicated=bool(content.get("deduplicated")) and not has_retry_id)
 
 
-def _accepted_endpoint(content: Mapping[str, Any], kind: type[_AcceptedEndpoint], *, ours: bool) -> _AcceptedEndpoint:
+def _accepted_endpoint(
+    content: Mapping[str, Any], kind: type[_AcceptedEndpoint], *, has_retry_id: bool
+) -> _AcceptedEndpoint:
     return kind(
         message_id=content["messageId"],
         url=content["url"],
-        deduplicated=bool(content.get("deduplicated")) and not ours,
+        deduplicated=bool(content.get("deduplicated")) and not has_retry_id,
     )
 
 
-def _batch_answers(content: Any, *, ours: bool) -> BatchResponse | list[BatchUrlGroupResponse] | BatchError:
+def _batch_answers(content: Any, *, has_retry_id: bool) -> BatchResponse | list[BatchUrlGroupResponse] | BatchError:
     """The answer to one item of a batch; a URL group answers with a list."""
     if isinstance(content, list):
-        return [_accepted_endpoint(item, BatchUrlGroupResponse, ours=ours) for item in content]
-    return _batch_answer(content, ours=ours)
+        return [_accepted_endpoint(item, BatchUrlGroupResponse, has_retry_id=has_retry_id) for item in content]
+    return _batch_answer(content, has_retry_id=has_retry_id)
 
 
-def _batch_answer(content: Any, *, ours: bool) -> BatchResponse | BatchError:
+def _batch_answer(content: Any, *, has_retry_id: bool) -> BatchResponse | BatchError:
     if "messageId" not in content and "error" in content:
         return BatchError(error=str(content["error"]))
-    return _accepted(content, BatchResponse, ours=ours)
+    return _accepted(content, BatchResponse, has_retry_id=has_retry_id)
 
 
-def _batch_item(arguments: BatchRequest, where: str, retry_id: str | None) -> tuple[Sealed, dict[str, Any]]:
+def _batch_item(arguments: BatchRequest, where: str, retry_id: str | None) -> tuple[RepeatableOptions, dict[str, Any]]:
     keywords.check_names(arguments, BatchRequest, where)
-    target, rest = _aim(arguments)
+    target, rest = _split_destination(arguments)
     queue, body = rest.pop("queue", None), rest.pop("body", None)
-    sealed = Sealed.of(keywords.read(rest), retry_id)
+    prepared = RepeatableOptions.of(keywords.read(rest), retry_id)
     text = _text(body, where) if isinstance(body, bytes) else body
-    return sealed, _item(target, keywords.headers(sealed.options, rest), text, queue)
+    return prepared, _item(target, keywords.headers(prepared.options, rest), text, queue)
 
 
 def _item(target: str, headers: Headers, text: str | None, queue: str | None) -> dict[str, Any]:
@@ -302,12 +306,12 @@ def _text(body: bytes, where: str) -> str:
         return body.decode()
     except UnicodeDecodeError:
         raise InvalidCallError(
-            f"the body of {where} is not UTF-8, and a batch travels as JSON", fix="publish this message by itself"
+            f"the body of {where} is not UTF-8, and a batch is sent as JSON", fix="publish this message by itself"
         ) from None
 
 
-def _aim(arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The destination, and the keywords without it. A language model adds the headers with its key."""
+def _split_destination(arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The destination, and the keywords without it. For a language model, headers with the provider's key are added."""
     rest = {name: value for name, value in arguments.items() if value is not None}
     targets = [rest.pop(name) for name in ("url", "url_group", "api") if name in rest]
     if len(targets) != 1:
@@ -322,5 +326,5 @@ def _aim(arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def as_bytes(body: Body) -> bytes:
-    """The body as it goes out."""
+    """The body as bytes: a str as UTF-8, None as an empty body."""
     return body.encode() if isinstance(body, str) else body or b""

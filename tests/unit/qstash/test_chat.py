@@ -285,7 +285,7 @@ def test_a_stream_that_breaks_off_is_not_taken_for_a_whole(service: ScriptedServ
         (streamed("{not json"), "not a stream of chat completion chunks"),
         (streamed("[]"), "not a stream of chat completion chunks"),
         (streamed({"id": "c", "choices": [{}]}), "not a stream of chat completion chunks"),
-        (Reply(200, (), json.dumps(COMPLETION).encode()), "no event came"),
+        (Reply(200, (), json.dumps(COMPLETION).encode()), "it contains no event"),
     ],
 )
 def test_what_is_no_stream_of_chunks_is_an_error(

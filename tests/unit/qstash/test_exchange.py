@@ -289,7 +289,7 @@ def test_attempts_have_the_clients_time_and_chat_has_its_own(clock: InstantClock
 
 
 @pytest.mark.anyio
-async def test_the_async_client_leads_the_same_conversation(clock: InstantClock) -> None:
+async def test_the_async_client_runs_the_same_exchange(clock: InstantClock) -> None:
     from qtasks.qstash import AsyncQStash
 
     script = AsyncScriptedTransport(LOST, status(429, ("Retry-After", "2")), MESSAGE)

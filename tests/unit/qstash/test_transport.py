@@ -103,7 +103,7 @@ def test_a_refused_connection_was_surely_not_sent_and_says_what_to_start(send: A
         send(f"{nobody}/v2/publish/https://example.com?token=secret")
     assert str(caught.value) == (
         f"No answer from {nobody}: connection refused\n"
-        "  fix         start a broker with `qtasks dev`, or set QSTASH_URL to the one that runs"
+        "  fix         start a broker with `qtasks dev`, or set QSTASH_URL to a running broker"
     )
     assert caught.value.sent is False
 
@@ -251,10 +251,10 @@ def test_threads_share_one_client(service: ScriptedService) -> None:
 async def test_closed_transports_leave_nothing_behind_in_a_loop_that_lives_on(service: ScriptedService) -> None:
     transport = AsyncHttpxTransport()
     await transport.send(request(f"{service.url}/v2/x"), LONG_S)
-    assert len(transport._lanes) == 1
+    assert len(transport._by_loop) == 1
     await transport.close()
     await transport.close()
-    assert len(transport._lanes) == 0
+    assert len(transport._by_loop) == 0
 
 
 def test_one_async_client_serves_one_event_loop_after_another(service: ScriptedService) -> None:
@@ -270,7 +270,7 @@ def test_one_async_client_serves_one_event_loop_after_another(service: ScriptedS
     async def let_go() -> None:
         await use(last=False)
         transport: Any = client.http._transport
-        (lane,) = transport._lanes.values()
+        (lane,) = transport._by_loop.values()
         await lane.close()  # what the end of its event loop leaves behind
 
     asyncio.run(let_go())
@@ -376,4 +376,4 @@ def test_a_web_page_in_place_of_a_service_is_told_apart(service: ScriptedService
         f"{service.url} answered 200, but the reply is not that of a QStash service (JSONDecodeError"
     )
     assert "<html>Welcome</html>" in str(caught.value)
-    assert caught.value.fix == "see whether QSTASH_URL names a QStash service"
+    assert caught.value.fix == "check that QSTASH_URL names a QStash service"
