@@ -182,9 +182,9 @@ class BaseTask(Generic[P, R]):
 
     def message(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], call_id: str | None = None) -> Outgoing:
         """A call that is ready to be sent; its arguments are checked. The default of `call_id` is a new one."""
-        return self.carrying(self.parameters.check(self.parameters.bind(args, kwargs)), len(args), call_id)
+        return self.message_with(self.parameters.check(self.parameters.bind(args, kwargs)), len(args), call_id)
 
-    def carrying(self, values: Values, positional: int, call_id: str | None = None) -> Outgoing:
+    def message_with(self, values: Values, positional: int, call_id: str | None = None) -> Outgoing:
         """As `message`, for checked arguments, the first `positional` of them by position."""
         call_id = call_id or envelopes.new_call_id()
         delivery = self.delivery_options

@@ -127,7 +127,7 @@ class LlmTask(Task[P, T]):
     def message(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], call_id: str | None = None) -> ModelRequest:
         """See `BaseTask.message`: a request to the provider, with the messages that the function returns."""
         checked = self.parameters.check(self.parameters.bind(args, kwargs))
-        plain = self.carrying(checked, len(args), call_id)
+        plain = self.message_with(checked, len(args), call_id)
         messages = self.parameters.call(self.function, checked)
         envelope = replace(plain.envelope, call_id=plain.call_id)
         return self._first_request(envelope, messages, plain.options, plain.queue, plain.unique)

@@ -147,7 +147,7 @@ class ScheduleDeclaration:
         """The message of a run now, with a new call id. Raises DefinitionError, ArgumentsError."""
         schedule_id = identity(base_url, self.task.name, self.name)
         task = self.task.using(key=schedule_id, parallelism=1) if self.overlap == "wait" else self.task
-        message = task.carrying(task.parameters.check(task.parameters.bind(self.args, self.kwargs)), len(self.args))
+        message = task.message_with(task.parameters.check(task.parameters.bind(self.args, self.kwargs)), len(self.args))
         envelope = replace(
             message.envelope, schedule=schedule_id, overlap=envelopes.SKIP if self.overlap == envelopes.SKIP else None
         )

@@ -45,7 +45,7 @@ class SendableTask(Protocol[R]):
 
 def send(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> TaskResult[R]:
     """Send a call, blocking. Returns the handle of an earlier call if that one holds the unique key."""
-    steps = _sending(runtime, task, message)
+    steps = _steps(runtime, task, message)
     try:
         work = next(steps)
         while True:
@@ -62,7 +62,7 @@ def send(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> TaskResu
 
 async def asend(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> TaskResult[R]:
     """As `send`, without blocking the event loop."""
-    steps = _sending(runtime, task, message)
+    steps = _steps(runtime, task, message)
     try:
         work = next(steps)
         while True:
@@ -80,9 +80,9 @@ async def asend(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> T
         return handle
 
 
-def _sending(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> Steps[TaskResult[R]]:
+def _steps(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> Steps[TaskResult[R]]:
     if message.unique is None:
-        return (yield from _departing(runtime, task, message))
+        return (yield from _publishing(runtime, task, message))
     now_ms = runtime.now_ms()
     lock = _lock(message, now_ms)
     results = yield runtime.results
@@ -90,13 +90,13 @@ def _sending(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> Step
     if owner is not None:
         return TaskResult(runtime, task.result_adapter, task=message.task, id=owner, message_id=None, deduplicated=True)
     try:
-        return (yield from _departing(runtime, task, message)).with_lock(lock)
+        return (yield from _publishing(runtime, task, message)).with_lock(lock)
     except BaseException:
         yield functools.partial(unlock, results, lock)
         raise
 
 
-def _departing(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> Steps[TaskResult[R]]:
+def _publishing(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> Steps[TaskResult[R]]:
     entered = EnteredMiddleware(runtime.send_middleware, tracing.carry(message))
     try:
         message = encoded(task, entered.message)
