@@ -18,7 +18,7 @@
         StoreLocked            another process has the database open
         SchemaTooNew           a newer version of qtasks wrote the database
         StoreFull              there is no space left; nothing of the request was stored
-      QStashError              a conversation with a QStash service failed
+      QStashError              a request to a QStash service failed
         InvalidCallError       arguments that cannot be sent: change the call (also a ValueError)
         BrokerUnreachable      no response: trying again may help
         ApiError               the service refused the request: read `status` and `detail`
@@ -232,7 +232,7 @@ class SchemaTooNew(StoreError):
 
 
 class QStashError(QTasksError):
-    """A conversation with a QStash service failed (named as in the official SDK)."""
+    """A request to a QStash service failed. The name is that of the official SDK."""
 
     code = ErrorCode.QSTASH_FAILED
 

@@ -10,7 +10,7 @@ from qtasks.protocol import development
 from qtasks.protocol.targets import origin_of
 
 DEV_CREDENTIALS: Final = tuple(AccountCredentials(user.name, user.token, user.keys) for user in development.USERS)
-"""The four public users of every QStash development server. For loopback only."""
+"""The credentials that QStash publishes for development servers: four users. Use them on loopback only."""
 
 LLM_VARIABLE: Final = "QTASKS_LLM_URL"
 """The environment variable that names the language model; see `BrokerSettings.with_model`."""

@@ -60,7 +60,7 @@ _db = click.option(
     "--db",
     default=None,
     callback=lambda context, _, path: path or context.obj,  # the option of the group
-    help="Database file, here or before the command.",
+    help="Database file. The option may also stand before the command.",
 )
 
 
@@ -101,15 +101,17 @@ _db = click.option(
     type=Duration(),
     default="7d",
     show_default=True,
-    help="For delivered messages and logs.",
+    help="How long delivered messages and logs are kept.",
 )
-@click.option("--dlq-retention", type=Duration(), default="30d", show_default=True, help="For dead letters.")
+@click.option(
+    "--dlq-retention", type=Duration(), default="30d", show_default=True, help="How long dead letters are kept."
+)
 @click.option(
     "--max-size",
     type=Size(),
     default="1GB",
     show_default=True,
-    help="Delete the oldest finished messages above it.",
+    help="Delete the oldest finished messages if the database is larger.",
 )
 @click.pass_context
 def command(

@@ -1,4 +1,4 @@
-"""The application under test: given, named, or found."""
+"""Finds the application under test: an object, a name, or the result of a search."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ class Environment:
 
         Delivery options are matched through `using`: ``all_enqueued(charge.using(queue="bills"), 42)``.
         """
-        return self.sent if task is None else self._fitting(self._matcher(task, args, kwargs))
+        return self.sent if task is None else self._matching(self._matcher(task, args, kwargs))
 
     def assert_enqueued(self, task: NamedTask, /, *args: Any, **kwargs: Any) -> list[Call]:
         """Assert that `task` was called since the test began, and return the matching calls; see `all_enqueued`.
@@ -211,15 +211,15 @@ class Environment:
         which shows the nearest call and how it differs.
         """
         matcher = self._matcher(task, args, kwargs)
-        if not (app := self._fitting(matcher)):
+        if not (matches := self._matching(matcher)):
             raise AssertionError(missing(matcher, self.sent))
-        return app
+        return matches
 
     def refute_enqueued(self, task: NamedTask, /, *args: Any, **kwargs: Any) -> None:
         """Assert that no call matches; see `all_enqueued`. Raises AssertionError, which lists the matching calls."""
         matcher = self._matcher(task, args, kwargs)
-        if app := self._fitting(matcher):
-            raise AssertionError(unexpected(matcher, app))
+        if matches := self._matching(matcher):
+            raise AssertionError(unexpected(matcher, matches))
 
     # -- faults
 
@@ -233,7 +233,7 @@ class Environment:
 
     def duplicate_next(self, task: NamedTask | None = None, /) -> None:
         """Make the next delivery twice. The second one finds the result of the first and does not run the task."""
-        self._on.faults.order(_name(task), twice(self._on.resigned))
+        self._on.faults.order(_name(task), twice(self._on.new_signature))
 
     def crash_next(self, task: NamedTask | None = None, /) -> None:
         """Simulate a crash at the next delivery: the task has done its work, but the result and the response are lost.
@@ -274,7 +274,7 @@ class Environment:
         """
         self._on.outside.model = model
 
-    # -- inside
+    # -- internal
 
     @property
     def _on(self) -> EnvironmentBroker:
@@ -302,9 +302,9 @@ class Environment:
         return self._on.call_log.of_message(messages[0]) if messages else None
 
     def _matcher(self, task: NamedTask, args: Sequence[Any], kwargs: dict[str, Any]) -> CallMatcher:
-        return CallMatcher.of(task if isinstance(task, Task) else self._known(task), args, kwargs)
+        return CallMatcher.of(task if isinstance(task, Task) else self._task_named(task), args, kwargs)
 
-    def _known(self, name: str) -> Task[..., Any]:
+    def _task_named(self, name: str) -> Task[..., Any]:
         tasks = self._on.application.tasks.tasks
         if name not in tasks:
             raise QTasksError(
@@ -312,7 +312,7 @@ class Environment:
             )
         return tasks[name]
 
-    def _fitting(self, matcher: CallMatcher) -> list[Call]:
+    def _matching(self, matcher: CallMatcher) -> list[Call]:
         return [call for call in self.sent if call.task == matcher.task.name and not matcher.differences(call)]
 
 
@@ -325,7 +325,7 @@ def _name(task: NamedTask | None) -> str | None:
 
 
 def _span_ms(span: Span, parts: TimeParts) -> int:
-    """Milliseconds; a fraction of one is rounded up."""
+    """The span in milliseconds, rounded up."""
     return durations.to_ms(span) + durations.to_ms(timedelta(**parts))
 
 
@@ -336,6 +336,6 @@ def _start_ms(start: datetime | str | None) -> int | None:
     if moment.utcoffset() is None:
         raise ConfigurationError(
             f"start={start!r} has no time zone",
-            fix='such as "2030-03-31T01:30:00+01:00", or a datetime with a tzinfo',
+            fix='add one: "2030-03-31T01:30:00+01:00", or a datetime with tzinfo',
         )
     return int(moment.timestamp() * 1000)

@@ -38,7 +38,7 @@ class Difference:
 
 
 class _Anything:
-    """Placeholder of an argument that the test does not give."""
+    """Placeholder for an argument that the test does not state."""
 
 
 _ANYTHING: Final = _Anything()

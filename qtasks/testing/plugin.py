@@ -34,9 +34,7 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     """Declare the settings."""
     _leave_assertions_alone(pluginmanager)
     parser.addini("qtasks_app", "the application under test: a file, a module, or module:object")
-    parser.addini(
-        "qtasks_network", "let tests outside of an environment talk to the broker that is configured", type="bool"
-    )
+    parser.addini("qtasks_network", "let tests without an environment use the configured broker", type="bool")
 
 
 def _leave_assertions_alone(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -57,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Leave the process as it was."""
+    """Restore the environment variable that `pytest_configure` has set."""
     if _KEY in config.stash:
         before = config.stash[_KEY]
         if before is None:

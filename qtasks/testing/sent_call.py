@@ -1,4 +1,4 @@
-"""Calls as a test sees them: those that were sent, and those in the dead letter queue."""
+"""Calls as a test sees them: those that were sent, and those in the dead-letter queue."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Call:
     schedule_id: str | None = None
     """The schedule that made it, if any."""
     snoozed: int = 0
-    """How often it has been snoozed."""
+    """Number of times that it was snoozed."""
     request: Mapping[str, Any] | None = field(default=None)
     """The request to a language model, for a call of an LLM task."""
     options: PublishOptions = field(default_factory=PublishOptions, repr=False)
@@ -89,7 +89,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DeadCall:
-    """A call that failed for good, from the dead letter queue."""
+    """A call that failed for good, from the dead-letter queue."""
 
     call: Call
     error: str

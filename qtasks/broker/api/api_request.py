@@ -119,7 +119,7 @@ class Query:
         return values[-1] if values else None
 
     def several(self, *names: str, split: bool = True, most: int | None = MAX_VALUES) -> tuple[str, ...]:
-        """All values of a parameter under any of `names`, without blanks and duplicates.
+        """All values of the parameters `names`, without blank values and duplicates.
 
         A parameter may be repeated and, with `split`, its values may be separated by commas. HttpError 400 for more
         than `most` values.

@@ -16,9 +16,9 @@ from qtasks.clock import Clock
 
 _MAX_TOKEN: Final = 4096
 STALE_S: Final = 1.0
-"""How long a revoked token may still be accepted: after this time, a request reads the store's tokens again."""
+"""Seconds that a revoked token may still be accepted. After this time, a request reads the store's tokens again."""
 _SOONEST_S: Final = 0.1
-"""An unknown token triggers another read of the store's tokens, but not more often than this."""
+"""Seconds. An unknown token triggers another read of the store's tokens, at most once in this time."""
 
 
 class TokenScope(IntEnum):
@@ -39,7 +39,7 @@ class Principal:
 class Tokens:
     """The valid tokens: the configured ones, and those in the store, which another process may add and revoke.
 
-    Lookup is by SHA-256, so neither a comparison nor a dump of memory structures tells a token.
+    Lookup is by SHA-256, so neither the time of a comparison nor a dump of these objects reveals a token.
     """
 
     def __init__(self, clock: Clock, stored: Callable[[], Awaitable[list[StoredToken]]]) -> None:

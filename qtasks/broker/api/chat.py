@@ -42,7 +42,7 @@ def error_response(error: HttpError) -> ApiResponse:
 
 
 def _forwarded(headers: Headers) -> Headers:
-    """Those of the model's headers that are meant for the caller."""
+    """The headers of the model's response that the caller gets."""
     return tuple(
         (name, value)
         for name, value in headers

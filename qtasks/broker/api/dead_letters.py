@@ -1,4 +1,4 @@
-"""The dead letter queue: list, delete and retry entries, one, several or by filter (docs/protocol.md 2.9)."""
+"""The dead-letter queue: list, delete and retry dead letters, by id or by filter (docs/protocol.md 2.9)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qtasks.protocol import views, wire
 from qtasks.protocol.messages import DeadLetter, Message, PublishOptions
 
 PAGE: Final = 100
-"""Entries per page, default and maximum (docs/compatibility.md A23)."""
+"""Dead letters per page, default and maximum (docs/compatibility.md A23)."""
 _ID: Final = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
 
 
@@ -42,7 +42,7 @@ async def get_dead_letter(context: ApiContext, account: int, request: ApiRequest
 
 
 async def delete_dead_letter(context: ApiContext, account: int, request: ApiRequest, letter_id: str) -> ApiResponse:
-    """`DELETE /v2/dlq/{dlqId}`: 404 if there is no such entry."""
+    """`DELETE /v2/dlq/{dlqId}`: 404 for an unknown id."""
     await _existing(context, account, letter_id)
     done = await context.store.write(
         dead_letters.delete_dead_letters, account, DeadLetterCriteria(ids=(letter_id,)), cursor=None, limit=1
@@ -68,7 +68,7 @@ async def delete_dead_letters(context: ApiContext, account: int, request: ApiReq
 
 
 async def retry_dead_letter(context: ApiContext, account: int, request: ApiRequest, letter_id: str) -> ApiResponse:
-    """`POST /v2/dlq/retry/{dlqId}`: replace the entry by a new message. Headers override its original options."""
+    """`POST /v2/dlq/retry/{dlqId}`: replace a dead letter by a new message. Headers override its original options."""
     letter = await _existing(context, account, letter_id)
     retried = await _retry(context, account, [letter], _overrides(context, request))
     if not retried:
@@ -77,7 +77,7 @@ async def retry_dead_letter(context: ApiContext, account: int, request: ApiReque
 
 
 async def retry_dead_letters(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
-    """`POST /v2/dlq/retry`: as for one entry, by ids or by filter, one page per request."""
+    """`POST /v2/dlq/retry`: retry dead letters by ids or by filter, one page per request."""
     query = await query_filters.read(request, query_filters.DEAD_LETTER_NAMES)
     overrides = _overrides(context, request)
     retried: list[Publication] = []
@@ -94,7 +94,7 @@ async def retry_dead_letters(context: ApiContext, account: int, request: ApiRequ
 
 
 def _portions(query: Query) -> list[tuple[DeadLetterCriteria, int]]:
-    """The selected entries as criteria, each with a limit: one page of a filter, or all ids in portions.
+    """The selected dead letters as criteria, each with a limit: one page of a filter, or all ids in portions.
 
     Malformed ids are left out, because ids that do not exist are skipped.
     """

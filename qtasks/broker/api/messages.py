@@ -53,7 +53,7 @@ async def cancel_messages(context: ApiContext, account: int, request: ApiRequest
 
 
 async def _cancel_where(context: ApiContext, account: int, criteria: MessageCriteria, count: int | None) -> int:
-    """Cancel in slices the matching messages that exist now, without those published meanwhile."""
+    """Cancel the matching messages in slices; return their number. Messages published meanwhile are not cancelled."""
     now_ms = context.clock.now_ms()
     criteria = replace(criteria, to_ms=now_ms if criteria.to_ms is None else min(now_ms, criteria.to_ms))
     cancelled, after = 0, 0
@@ -70,7 +70,7 @@ async def _cancel_where(context: ApiContext, account: int, criteria: MessageCrit
 
 
 async def list_log(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
-    """`GET /v2/events` and `GET /v2/logs`: both answer the same array under both keys (docs/compatibility.md A3)."""
+    """`GET /v2/events` and `GET /v2/logs`: one page of the log, under both keys (docs/compatibility.md A3)."""
     query = Query(request.query)
     criteria = query_filters.log_filter(query)
     count = query.count(default=LOG_PAGE, most=LOG_PAGE)
@@ -88,7 +88,7 @@ async def list_log(context: ApiContext, account: int, request: ApiRequest) -> Ap
 
 
 async def get_keys(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
-    """`GET /v2/keys`: official SDKs in dev mode recognise the dev server by this response."""
+    """`GET /v2/keys`: the signing keys. Official SDKs in dev mode recognise the dev server by this response."""
     keys = await context.keys.of(account)
     return json_response({"current": keys.current, "next": keys.next})
 

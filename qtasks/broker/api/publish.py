@@ -41,7 +41,7 @@ class PublishRequest:
     caller_ip: str
     queue: str | None = None
     body: bytes = b""
-    """Empty while it has not been read."""
+    """Empty until it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ async def _publish(
     # Checked before the body is read, so that a refusal does not wait for it.
     valid = await _validated(context, account, head)
     valid = replace(valid, body=await request.read_body(MAX_BODY))
-    now_ms = context.clock.now_ms()  # after everything that waits, so that the log is in the order of its times
+    now_ms = context.clock.now_ms()  # read after all awaits, so that log entries are in the order of their times
     prepared = _prepared(context, valid, now_ms)
     accepted = await context.accept(prepared.publications, now_ms=now_ms)
     return json_response(prepared.answer(accepted), 202 if all(result.deduplicated for result in accepted) else 201)

@@ -31,7 +31,7 @@ _ABOUT_MESSAGES: Final = frozenset(
 )
 CANCEL_NAMES: Final = _ABOUT_MESSAGES | {"messageIds", "messageId", "host", "path"}
 DEAD_LETTER_NAMES: Final = _ABOUT_MESSAGES | {"messageId", "messageIds", "dlqIds", "dlqId", "responseStatus", "cursor"}
-"""Without host and path, which the dead letter queue of the hosted service does not support either."""
+"""Without host and path, which the dead-letter queue of the hosted service does not support either."""
 
 _BLANK_ALLOWED: Final = frozenset({"cursor", "qstash_token"})
 
@@ -95,7 +95,7 @@ def log_filter(query: Query) -> LogCriteria:
 
 
 def dead_letter_filter(query: Query) -> DeadLetterCriteria:
-    """The filter of the dead letter queue."""
+    """The filter of the dead-letter queue."""
     return DeadLetterCriteria(
         ids=query.several("dlqIds", "dlqId", most=None),
         message_ids=query.several("messageId", "messageIds"),

@@ -10,7 +10,7 @@ from qtasks.protocol.messages import MAX_DELAY_MS, PublishOptions
 
 
 def split_target(raw_target: str) -> wire.Target:
-    """The raw text behind the prefix of a publish, split into destination and parameters. HttpError if unreadable."""
+    """Split the raw text after the prefix of a publish into destination and parameters. HttpError if unreadable."""
     try:
         return wire.split_target(raw_target)
     except wire.WireError as error:

@@ -81,7 +81,7 @@ def build_message(publish: ValidPublish, endpoint: DeliveryEndpoint, *, message_
 
 
 def publish_of_schedule(schedule: Schedule, group: UrlGroupState | None) -> ValidPublish:
-    """What a run of a schedule publishes. `group` is its URL group as of now, if it has one.
+    """The publish for one run of a schedule. `group` is the present state of its URL group, if it has one.
 
     Raises WireError if the group does not exist any more, or if its default headers are not valid.
     """
@@ -185,9 +185,9 @@ def callback_urls(options: PublishOptions) -> Sequence[str]:
 def _callback(
     source: Message, message_id: str, url: str, options: PublishOptions | None, body: bytes, now_ms: int
 ) -> Message:
-    """A callback message with options of its own; without a number of retries it takes that of its source.
+    """A callback message. It has its own options; if these set no retries, it has as many as its source.
 
-    A callback has no callback itself, only a failure callback if its options name one: so every chain ends.
+    A callback has no callback itself, at most a failure callback, so every chain of callbacks ends.
     """
     options = options or _DEFAULTS
     options = replace(
@@ -214,11 +214,11 @@ def _callback(
 
 
 def _inherited_redaction(redaction: Redaction | None) -> Redaction | None:
-    """A callback's body contains everything that its source redacts: so redact the whole body."""
+    """The redaction of a callback: its whole body, because that contains the redacted parts of its source."""
     return None if redaction is None else replace(redaction, body=True)
 
 
-# -- shared by all of them
+# -- used by all of the above
 
 
 def _message(

@@ -1,8 +1,8 @@
-"""The delivery loop: claim what is due, send it signed, settle the outcome. Nothing here polls.
+"""The delivery loop: claim due messages, send them signed, settle the outcomes. It does not poll.
 
 A caller whose write may let an attempt start wakes the loop first and submits the write in the same iteration of the
 event loop. The claim that follows then joins the same transaction, so a single message costs two commits: one stores
-and leases it, one records its end.
+and claims it, one records its end.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Deliverer:
                 await self._clock.wait(self._wake.wait(), next_due_ms)
 
     async def run_once(self) -> int:
-        """Make every attempt that is due now and wait for their ends; return how many there were. For tests."""
+        """Make every attempt that is due now and wait until all have ended; return their number. For tests."""
         count = 0
         while True:
             _, has_more = await self._start_due()
@@ -210,7 +210,7 @@ class Deliverer:
         return ids.message_id(self._random, now_ms), ids.message_id(self._random, now_ms)
 
     async def _settle(self, settlement: Settlement, now_ms: int) -> Settled | None:
-        """Record the end of an attempt, however long the store raises errors: the endpoint has done its work.
+        """Record the end of an attempt. Repeat it until the store accepts it, because the endpoint has done its work.
 
         None if another claim has settled the message.
         """
@@ -222,7 +222,7 @@ class Deliverer:
         return await self._retry_until_success(record, f"record the end of an attempt of {settlement.claim.message.id}")
 
     async def _send(self, message: Message, keys: SigningKeys) -> Response | Failure:
-        """The transport's outcome. Every error on the way costs one attempt, never the message."""
+        """Send the attempt and return its outcome. Any error fails only this attempt; the message is kept."""
         try:
             request = signed_request(
                 message,
@@ -236,7 +236,7 @@ class Deliverer:
             attempt = asyncio.current_task()
             if attempt is None or attempt.cancelling():
                 raise
-            # Not this attempt was cancelled but its transport, for example because the application's event loop ended.
+            # The transport was cancelled, not this attempt: for example, the application's event loop has ended.
             return Failure("connection_lost", "the attempt was cancelled by the other side")
         except Exception as error:
             log.exception("message %s could not be sent", message.id)

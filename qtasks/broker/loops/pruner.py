@@ -15,9 +15,9 @@ from qtasks.errors import StoreError
 log = logging.getLogger("qtasks.broker")
 
 INTERVAL_MS: Final = 60_000
-"""Between two runs."""
+"""Time between two runs."""
 PAUSE_MS: Final = 20
-"""Between two batches of one run, so that deliveries have priority."""
+"""Pause between two batches of one run, so that deliveries have priority."""
 
 
 class Pruner:

@@ -24,7 +24,7 @@ from qtasks.randomness import Random
 log = logging.getLogger("qtasks.broker")
 
 CATCH_UP_MS: Final = 24 * 60 * 60 * 1000
-"""After a downtime, the latest missed tick runs, if it is not older than this."""
+"""After a downtime, the latest missed tick runs if it is at most this old."""
 _BATCH: Final = 50
 """Schedules that are read at once."""
 _MISSED_SHOWN: Final = 10
@@ -32,9 +32,9 @@ _MISSED_SHOWN: Final = 10
 _MISSED_KEPT: Final = 100
 """Missed ticks that are logged: a schedule that runs every minute misses half a million in a year."""
 _STORE_PAUSE_MS: Final = 1_000
-"""Wait after an error of the store."""
+"""Time to wait after an error of the store."""
 _UNREADABLE_PAUSE_MS: Final = 60 * 60 * 1000
-"""Wait before a schedule is tried again whose expression is no longer readable, for example a removed time zone."""
+"""Time to wait before the next try of a schedule whose expression is not readable any more (a removed time zone)."""
 
 
 class Scheduler:

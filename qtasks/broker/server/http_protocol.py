@@ -33,11 +33,11 @@ class GuardedProtocol(HttpToolsProtocol):
     _deadline: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _in_request = False
-    """Between the first byte of a request and its last."""
+    """True between the first byte of a request and its last."""
     _in_body = False
-    """Between the end of its header and its last byte."""
+    """True between the end of the header and the last byte of the request."""
     _ambiguity: str | None = None
-    """Why the request is refused as ambiguous."""
+    """The reason why the request is refused as ambiguous; None if it is not."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the time limit of the first request."""
@@ -94,7 +94,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refuse(b"400 Bad Request", self._ambiguity or msg)
 
     def _find_ambiguity(self) -> str | None:
-        """Why a proxy in front of the broker may read this request in another way, although the parser accepts it."""
+        """The reason why a proxy may read this request in another way than our parser; None if it is unambiguous."""
         if not self.url.startswith((b"/", b"*")):
             return "the request target must be a path: this server is not a proxy"
         if b"#" in self.url:
@@ -107,7 +107,7 @@ class GuardedProtocol(HttpToolsProtocol):
         return None
 
     def _is_response_pending(self) -> bool:
-        """Whether the latest request still waits for its response."""
+        """True if the latest request still waits for its response."""
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request, although uvicorn declares it
         return cycle is not None and not cycle.response_complete
 
@@ -131,7 +131,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _would_overtake(self) -> bool:
-        """Whether an earlier request still waits for its response: the client would take this error for it."""
+        """True if an earlier request waits for its response: the client would take an error for that response."""
         return bool(self.pipeline) or (self._is_response_pending() and not self._in_body)
 
     def _refuse(self, status: bytes, text: str) -> None:

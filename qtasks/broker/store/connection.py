@@ -24,7 +24,7 @@ _BUSY_TIMEOUT_MS: Final = 5_000
 def connect(path: str, vfs: str | None = None) -> apsw.Connection:
     """A connection for writes. Creates the file if it is new, and brings its schema up to date.
 
-    Raises SchemaTooNew, or StoreError if the file cannot be opened or is not a database of ours.
+    Raises SchemaTooNew, or StoreError if the file cannot be opened or is not a qtasks database.
     """
     try:
         if path != MEMORY:
@@ -56,7 +56,7 @@ def connect(path: str, vfs: str | None = None) -> apsw.Connection:
 
 
 def connect_read_only(path: str) -> apsw.Connection:
-    """A second connection, which SQLite allows no write. Only for a file: memory belongs to one connection."""
+    """A second, read-only connection. Only for a file, because a database in memory belongs to one connection."""
     db = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
     db.set_busy_timeout(_BUSY_TIMEOUT_MS)
     db.execute("PRAGMA query_only = ON")
@@ -79,7 +79,7 @@ def run_in_transaction(
 
 
 def migrate(db: apsw.Connection) -> None:
-    """Bring the schema up to date, one transaction for each version. Raises SchemaTooNew for a version beyond ours."""
+    """Bring the schema up to date, one transaction for each version. Raises SchemaTooNew for a newer schema."""
     steps = sorted(
         (entry for entry in resources.files("qtasks.broker.store.schema").iterdir() if entry.name.endswith(".sql")),
         key=lambda entry: entry.name,

@@ -1,12 +1,12 @@
 """The interface of a store: writes and reads, each by a function that the caller names.
 
-The functions stand in `verbs`, one module for each subject: `await store.write(queues.pause_queue, account, name,
+The functions are in `verbs`, one module for each subject: `await store.write(queues.pause_queue, account, name,
 paused=True, now_ms=now_ms)`. Their first parameter is a connection inside an open transaction. They read no clock and
 create no ids: the caller passes both. `now_ms` is wall time in Unix milliseconds. Tests and simulations call them
 directly.
 
 The functions are written for SQLite. A store for another database runs its own function in place of the one that
-the caller names, and states only those that differ.
+the caller names, and defines only those that differ.
 """
 
 from __future__ import annotations

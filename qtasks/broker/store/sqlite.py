@@ -52,7 +52,7 @@ class SqliteStore:
         """Open or create the store at `path`, and make the attempts due again that a dead process left unfinished.
 
         Raises StoreLocked if another process has the file open (the message names it), SchemaTooNew, or
-        StoreError if the file is not a database of ours.
+        StoreError if the file is not a qtasks database.
         """
         lock = None if path == MEMORY else FileLock.acquire(Path(f"{path}.lock"))
         db: apsw.Connection | None = None

@@ -1,4 +1,4 @@
-"""IP addresses and what each range of them is for. Pure: no lookup, no socket.
+"""The kinds of IP address ranges. Pure: no lookup, no socket.
 
 The table is our own: `ipaddress.is_global` reports NAT64, 6to4, multicast and two cloud metadata addresses as global.
 """
@@ -131,7 +131,7 @@ def read_network(text: str) -> Network | None:
 
 @lru_cache(maxsize=4096)
 def kind_of(address: Address) -> AddressKind:
-    """What `address` is for."""
+    """The kind of the range that contains `address`."""
     address = _unwrap(address)
     for network, kind in _METADATA:
         if address in network:

@@ -201,7 +201,7 @@ class DestinationPolicy:
 
     @lru_cache(maxsize=1024)  # noqa: B019 - a broker has one policy, which never changes, and few destinations
     def check_url(self, url: str) -> str | None:
-        """Why a publish to `url` is refused (the text of the 400), or None if it is allowed. Resolves no name."""
+        """The reason to refuse a publish to `url` (the text of the 400), or None if it is allowed. Resolves no name."""
         try:
             place = parse(url)
         except WireError as error:
@@ -212,7 +212,7 @@ class DestinationPolicy:
         return None if reason is None else _INVALID + reason
 
     def check_address(self, address: str, host: str, port: int, *, on_this_machine: bool = False) -> str | None:
-        """Why the broker may not connect to `address`, to which `host` resolved; None if it may.
+        """The reason why the broker may not connect to `address`, to which `host` resolved; None if it may.
 
         `host` may be the address itself. `on_this_machine`: the address belongs to this machine, so a listener on a
         wildcard address accepts connections to it.

@@ -302,5 +302,5 @@ def _reason(error: OSError) -> str:
 
 
 def _shown(text: str) -> str:
-    """`text`, which may contain bytes from the endpoint, made fit for one line of a log."""
+    """`text` as one line for a log. It may contain bytes from the endpoint."""
     return _ODD.sub("?", " ".join(text.split()).removesuffix(" ^"))[:200]

@@ -32,7 +32,7 @@ class DestinationBlockedError(OSError):
 
 
 def check(policy: DestinationPolicy, address: str, host: str, port: int) -> str | None:
-    """Why the policy refuses `address`, or None. Looks up whether the address is this machine's where that matters."""
+    """The reason why the policy refuses `address`, or None. Checks whether it is this machine's if that matters."""
     here = policy.listens_everywhere(port) and _is_on_this_machine(address, port)
     return policy.check_address(address, host, port, on_this_machine=here)
 

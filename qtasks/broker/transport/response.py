@@ -130,7 +130,7 @@ class _BoundedProtocol(asyncio.Protocol):
         self._body = None
 
     def follow(self, body: StreamReader) -> None:
-        """End `body` with the connection, at the latest."""
+        """End `body` when the connection ends, if it has not ended before."""
         self._body = body
 
     def data_received(self, data: bytes) -> None:

@@ -25,7 +25,7 @@ from qtasks.tasks.ports import ASGIApp, Connection
 from qtasks.testing.app_under_test import AppUnderTest
 from qtasks.testing.brokers.shared_threads import SharedThreads
 from qtasks.testing.call_log import CallLog
-from qtasks.testing.fakes.faults import FaultyTransport, OutsideWorld
+from qtasks.testing.fakes.faults import FaultyTransport, OutsideServices
 from qtasks.testing.fakes.stepped_results import KeptResults
 from qtasks.testing.sent_call import DeadCall, dead_call
 
@@ -48,7 +48,7 @@ class EnvironmentBroker(ABC):
 
     def __init__(self, application: AppUnderTest) -> None:
         self.application = application
-        self.outside = OutsideWorld(lambda: self.now_ms // 1000)
+        self.outside = OutsideServices(lambda: self.now_ms // 1000)
         self.threads = SharedThreads.of_process()
         self.call_log: CallLog
 
@@ -81,14 +81,14 @@ class EnvironmentBroker(ABC):
         return self.clock.now_ms()
 
     def dead_calls(self) -> list[DeadCall]:
-        """The calls in the dead letter queue, oldest first."""
+        """The calls in the dead-letter queue, oldest first."""
         return self.threads.broker.call(self._dead_calls())
 
     def cancelled(self) -> set[str]:
         """Ids of the cancelled messages."""
         return self.threads.broker.call(self._cancelled())
 
-    def resigned(self, request: DeliveryRequest) -> str:
+    def new_signature(self, request: DeliveryRequest) -> str:
         """A fresh signature for a request; the broker makes one for each attempt."""
         return signing.sign(
             self.keys.current,
@@ -124,7 +124,7 @@ class EnvironmentBroker(ABC):
 
 
 def settings() -> BrokerSettings:
-    """Settings of a test's broker: one account; `OutsideWorld` answers requests to language models."""
+    """Settings of a test's broker: one account; `OutsideServices` answers requests to language models."""
     return BrokerSettings(path=MEMORY, credentials=(AccountCredentials(ACCOUNT, TOKEN),)).with_model(
         provider_fake.ORIGIN
     )

@@ -44,36 +44,40 @@ class ClientTransport(InProcessTransport):
 
     def send(self, request: Request, timeout_s: float) -> Reply:  # noqa: ARG002 - see above
         """See `SyncTransport.send`."""
-        reply = self.submit(self._put_off(request)).result()
+        reply = self.submit(self._delayed(request)).result()
         if (following := self._follow(False)) is not None:
             following.result()
         return reply
 
     async def asend(self, request: Request) -> Reply:
         """As `send`, without blocking."""
-        reply = await asyncio.wrap_future(self.submit(self._put_off(request)))
+        reply = await asyncio.wrap_future(self.submit(self._delayed(request)))
         if (following := self._follow(True)) is not None:
             await asyncio.wrap_future(following)
         return reply
 
-    def _put_off(self, request: Request) -> Request:
-        """The request, delayed as `delay` ordered."""
+    def _delayed(self, request: Request) -> Request:
+        """`request`, with a delay on its calls if the test has ordered one with `delay`."""
         if not self._delays:
             return request
         path, separator, destination = request.url.partition(f"/{self._base_url}/")
         if separator and ("/v2/publish" in path or "/v2/enqueue/" in path):
-            headers = self._later(destination, dict(request.headers))
+            headers = self._delayed_headers(destination, dict(request.headers))
             return replace(request, headers=tuple(headers.items()))
         if request.url.endswith("/v2/batch"):
-            items = [self._later_item(item) for item in json.loads(request.body)]
+            items = [self._delayed_item(item) for item in json.loads(request.body)]
             return replace(request, body=json.dumps(items).encode())
         return request
 
-    def _later_item(self, item: dict[str, Any]) -> dict[str, Any]:
+    def _delayed_item(self, item: dict[str, Any]) -> dict[str, Any]:
         place, _, task = item["destination"].rpartition("/")
-        return {**item, "headers": self._later(task, item.get("headers", {}))} if place == self._base_url else item
+        return (
+            {**item, "headers": self._delayed_headers(task, item.get("headers", {}))}
+            if place == self._base_url
+            else item
+        )
 
-    def _later(self, task: str, headers: Mapping[str, str]) -> dict[str, str]:
+    def _delayed_headers(self, task: str, headers: Mapping[str, str]) -> dict[str, str]:
         order = next((each for each in self._delays if each.task in (None, task)), None)
         if order is None:
             return dict(headers)

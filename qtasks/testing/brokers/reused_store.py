@@ -1,6 +1,6 @@
 """The store of a test: the broker's SQLite store in memory, on a connection that the next test reuses.
 
-Most of the time of a test would be the SQL that SQLite compiles again for each connection. Therefore connections stay
+SQLite compiles its SQL again for each new connection, which would take most of the time of a test. So connections stay
 open, and their tables are emptied.
 """
 

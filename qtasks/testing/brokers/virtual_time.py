@@ -91,7 +91,7 @@ class VirtualTimeBroker(EnvironmentBroker):
 
     async def _open(self) -> None:
         # The application is set before every step (`_begun`).
-        self._transport = AsgiTransport(ORIGIN, _nobody, asyncio.get_running_loop(), self.outside)
+        self._transport = AsgiTransport(ORIGIN, _no_app, asyncio.get_running_loop(), self.outside)
         self.faults = FaultyTransport(self.application.base_url, self._transport, self.outside)
         # `reorder` may leave claimed attempts that never start: the end does not wait for them.
         how = replace(settings(), drain_s=0)
@@ -158,4 +158,4 @@ class VirtualTimeBroker(EnvironmentBroker):
         return ResultTimeout(f"{shown} {facts}", fix=fix, code=ErrorCode.RESULT_TIMEOUT)
 
 
-async def _nobody(_scope: Any, _receive: Any, _send: Any) -> None: ...
+async def _no_app(_scope: Any, _receive: Any, _send: Any) -> None: ...

@@ -1,1 +1,1 @@
-"""What tests put in the place of the world: a virtual clock, faults on the way, results that never block."""
+"""Replacements for the outside world in tests: a virtual clock, delivery faults, results that never block."""

@@ -13,8 +13,8 @@ from qtasks.broker.ports import DeliveryRequest, Failure, Transport
 from qtasks.protocol.messages import Response
 
 Send = Callable[[DeliveryRequest], Awaitable[Response | Failure]]
-Fate = Callable[[DeliveryRequest, Send], Awaitable[Response | Failure]]
-"""How one delivery is made: a function of the request and of `send`."""
+Fault = Callable[[DeliveryRequest, Send], Awaitable[Response | Failure]]
+"""A way to make one delivery: it gets the request and the function that sends it, and returns the outcome."""
 
 _JSON: Final = (("Content-Type", "application/json"),)
 SIGNATURE: Final = "Upstash-Signature"
@@ -27,7 +27,7 @@ request that returns one of these."""
 @dataclass(slots=True)
 class _FaultOrder:
     task: str | None
-    fate: Fate
+    fault: Fault
     times: int
 
 
@@ -40,9 +40,9 @@ class FaultyTransport:
         self._outside = outside
         self._orders: list[_FaultOrder] = []
 
-    def order(self, task: str | None, fate: Fate, times: int = 1) -> None:
-        """Apply `fate` to the next `times` deliveries to `task`; None: to any task."""
-        self._orders.append(_FaultOrder(task, fate, times))
+    def order(self, task: str | None, fault: Fault, times: int = 1) -> None:
+        """Make the next `times` deliveries to `task` (None: to any task) with `fault`."""
+        self._orders.append(_FaultOrder(task, fault, times))
 
     async def send(self, request: DeliveryRequest) -> Response | Failure:
         """See `Transport.send`."""
@@ -55,7 +55,7 @@ class FaultyTransport:
         order.times -= 1
         if order.times <= 0:
             self._orders.remove(order)
-        return await order.fate(request, self._application.send)
+        return await order.fault(request, self._application.send)
 
     async def close(self) -> None:
         """See `Transport.close`."""
@@ -63,39 +63,39 @@ class FaultyTransport:
         await self._outside.close()
 
 
-def failing(status: int) -> Fate:
-    """A proxy answers with `status`; the application does not get the request."""
+def failing(status: int) -> Fault:
+    """A fault: a proxy answers with `status`, and the application does not get the request."""
 
-    async def fate(_request: DeliveryRequest, _send: Send) -> Response | Failure:
+    async def fault(_request: DeliveryRequest, _send: Send) -> Response | Failure:
         return Response(status=status, headers=_JSON, body=b'{"error":"ordered by the test"}')
 
-    return fate
+    return fault
 
 
-def losing(lose: Callable[[DeliveryRequest], None]) -> Fate:
-    """The application answers, but the response is lost; `lose` is called after the application has answered."""
+def losing(on_loss: Callable[[DeliveryRequest], None]) -> Fault:
+    """A fault: the response is lost. `on_loss` is called after the application has answered."""
 
-    async def fate(request: DeliveryRequest, send: Send) -> Response | Failure:
+    async def fault(request: DeliveryRequest, send: Send) -> Response | Failure:
         await send(request)
-        lose(request)
+        on_loss(request)
         return Failure("connection_lost", "the response was lost, as ordered by the test")
 
-    return fate
+    return fault
 
 
-def twice(resign: Callable[[DeliveryRequest], str]) -> Fate:
-    """The delivery is made twice, with a fresh signature; the second response counts."""
+def twice(sign_again: Callable[[DeliveryRequest], str]) -> Fault:
+    """A fault: the delivery is made twice, each with its own signature. The second response counts."""
 
-    async def fate(request: DeliveryRequest, send: Send) -> Response | Failure:
+    async def fault(request: DeliveryRequest, send: Send) -> Response | Failure:
         await send(request)
-        headers = tuple((name, resign(request) if name == SIGNATURE else value) for name, value in request.headers)
+        headers = tuple((name, sign_again(request) if name == SIGNATURE else value) for name, value in request.headers)
         return await send(replace(request, headers=headers))
 
-    return fate
+    return fault
 
 
 @dataclass(slots=True)
-class OutsideWorld:
+class OutsideServices:
     """Every service except the application. A test reaches none of them; it defines their answers."""
 
     now_s: Callable[[], int]

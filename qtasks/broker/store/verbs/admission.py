@@ -65,7 +65,7 @@ def queue_is_paused(db: apsw.Connection, account: int, queue: str) -> bool:
 
 
 def fill_slots(db: apsw.Connection, account: int, queue: str) -> int:
-    """Give the free slots of a queue to the first messages of its line; how many were admitted."""
+    """Give the free slots of a queue to the first messages of its line; return how many were admitted."""
     row = db.execute("SELECT parallelism, paused FROM queues WHERE account = ? AND name = ?", (account, queue)).get
     if row is None:
         return 0
@@ -137,7 +137,7 @@ def release_slot(db: apsw.Connection, seq: int) -> None:
 
 
 def callback_ended(db: apsw.Connection, parent: int) -> None:
-    """One callback fewer to wait for. The message `parent` may have been removed already."""
+    """Record that a callback of the message `parent` has ended. The message may have been removed already."""
     db.execute(
         "UPDATE messages SET open_callbacks = open_callbacks - 1 WHERE seq = ? AND open_callbacks > 0", (parent,)
     )

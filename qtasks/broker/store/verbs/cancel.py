@@ -18,7 +18,7 @@ SLICE: Final = 2_000
 
 
 def cancel(db: apsw.Connection, account: int, message_ids: Iterable[str], *, now_ms: int) -> int:
-    """Cancel messages by id; how many.
+    """Cancel messages by id; return how many were cancelled.
 
     A waiting message is cancelled at once. During an attempt the message is only marked: no retry follows the attempt.
     """

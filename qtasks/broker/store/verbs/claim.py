@@ -1,4 +1,4 @@
-"""Hands out attempts: what is due and may start, each claim with a new token."""
+"""Claims due messages that may start, each with a new claim token."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def delete_dead_letters(
 def retry_dead_letters(
     db: apsw.Connection, account: int, retries: Sequence[tuple[str, Publication]], *, now_ms: int
 ) -> list[Publication]:
-    """Replace dead letters, by id, with new messages; the messages stored. Ids that no longer exist are skipped."""
+    """Replace dead letters, by id, with new messages; return these. Ids that do not exist any more are skipped."""
     stored = [
         publication
         for dead_letter_id, publication in retries

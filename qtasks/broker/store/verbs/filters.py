@@ -31,17 +31,17 @@ class Where:
         self.values: list[Any] = [*values]
 
     def add(self, condition: str, *values: object) -> None:
-        """AND one more condition."""
+        """Add a condition."""
         self._conditions.append(condition)
         self.values.extend(values)
 
     def any_of(self, column: str, values: tuple[Any, ...]) -> None:
-        """AND that the column has one of the values; no values: no condition."""
+        """Require that `column` has one of `values`; without values, require nothing."""
         if values:
             self.add(f"{column} IN ({_marks(values)})", *values)
 
     def between(self, column: str, low: int | None, high: int | None) -> None:
-        """AND that the column is in the range, both ends included; None: no limit."""
+        """Require that `column` is from `low` to `high`, both included; None: no limit."""
         if low is not None:
             self.add(f"{column} >= ?", low)
         if high is not None:

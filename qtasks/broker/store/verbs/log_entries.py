@@ -53,7 +53,7 @@ def append_log(
 def add_dead_letter(
     db: apsw.Connection, seq: int, account: int, now_ms: int, error: str, outcome: Response | Failure | None
 ) -> str:
-    """Make message `seq` a dead letter; its id, ``<failed_ms>-<n>``."""
+    """Make message `seq` a dead letter; return the dead letter's id, ``<failed_ms>-<n>``."""
     response = outcome if isinstance(outcome, Response) else None
     n = db.execute(
         "SELECT coalesce(max(n) + 1, 0) FROM dead_letters WHERE account = ? AND failed_ms = ?", (account, now_ms)

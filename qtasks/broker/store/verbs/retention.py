@@ -1,4 +1,4 @@
-"""Removes what is finished and old, in batches that take a few milliseconds; and the write that tests the storage."""
+"""Removes old finished messages in batches that take a few milliseconds. Also the write that tests the storage."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _REMOVAL_ORDER: Final = (Stage.DELIVERED, Stage.CANCELED, Stage.FAILED)
 
 
 def prune(db: apsw.Connection, retention: Retention, *, now_ms: int) -> int:
-    """Remove one batch of messages and deduplication keys; how many. 0: nothing is left to remove."""
+    """Remove one batch of messages and deduplication keys; return how many. 0: nothing is left to remove."""
     return prune_messages(db, retention, now_ms=now_ms) + prune_deduplication_keys(db, now_ms=now_ms)
 
 
 def prune_messages(db: apsw.Connection, retention: Retention, *, now_ms: int, limit: int = BATCH) -> int:
-    """Remove up to `limit` finished messages that are too old, or the oldest if the database is too large; how many."""
+    """Remove up to `limit` finished messages, too old or (if the database is too large) the oldest; return how many."""
     seqs: list[int] = []
     for stage in _REMOVAL_ORDER:
         age_ms = retention.failed_ms if stage is Stage.FAILED else retention.delivered_ms
@@ -35,7 +35,7 @@ def prune_messages(db: apsw.Connection, retention: Retention, *, now_ms: int, li
 
 
 def prune_deduplication_keys(db: apsw.Connection, *, now_ms: int, limit: int = BATCH) -> int:
-    """Remove up to `limit` deduplication keys whose window has ended; how many."""
+    """Remove up to `limit` deduplication keys whose window has ended; return how many."""
     removed = db.execute(
         "DELETE FROM deduplication WHERE (account, key) IN"
         " (SELECT account, key FROM deduplication WHERE expires_ms <= ? ORDER BY expires_ms LIMIT ?) RETURNING 1",
