@@ -1,6 +1,6 @@
 """Background tasks for web applications, pushed over HTTP by QStash or by a durable broker of your own.
 
-The menu. Each name is loaded when it is first used, so that `import qtasks` costs next to nothing.
+These are the public names. Each one is loaded on first use, so that `import qtasks` takes almost no time.
 """
 
 from __future__ import annotations
@@ -59,30 +59,31 @@ __all__ = [
 ]
 
 _MODULES = {
-    "chord": "qtasks.tasks.flow.canvas",
-    "group": "qtasks.tasks.flow.canvas",
-    "chain": "qtasks.tasks.flow.canvas",
-    "Progress": "qtasks.tasks.progress",
-    "current_context": "qtasks.tasks.context",
-    "TaskLogFilter": "qtasks.tasks.context",
-    "TaskEvent": "qtasks.tasks.hooks",
-    "TaskRouter": "qtasks.tasks.registry",
-    "Snooze": "qtasks.tasks.control",
-    "RetryPolicy": "qtasks.tasks.retries",
     "Cancel": "qtasks.tasks.control",
     "Embedded": "qtasks.embedded",
     "NonRetryable": "qtasks.tasks.control",
+    "Progress": "qtasks.tasks.progress",
     "QTasks": "qtasks.tasks.app",
     "RetryAfter": "qtasks.tasks.control",
+    "RetryPolicy": "qtasks.tasks.retries",
+    "Snooze": "qtasks.tasks.control",
     "TaskContext": "qtasks.tasks.context",
+    "TaskEvent": "qtasks.tasks.hooks",
+    "TaskLogFilter": "qtasks.tasks.context",
     "TaskResult": "qtasks.tasks.results.task_result",
+    "TaskRouter": "qtasks.tasks.registry",
     "TaskSchedule": "qtasks.tasks.schedules.task_schedule",
+    "chain": "qtasks.tasks.flow.canvas",
+    "chord": "qtasks.tasks.flow.canvas",
     "cron": "qtasks.tasks.default",
-    "every": "qtasks.tasks.default",
+    "current_context": "qtasks.tasks.context",
     "default_app": "qtasks.tasks.default",
+    "every": "qtasks.tasks.default",
+    "group": "qtasks.tasks.flow.canvas",
     "injected": "qtasks.tasks.context",
     "task": "qtasks.tasks.default",
 }
+"""The module of each public name."""
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,7 @@
-"""Time as a port: what reads a clock is given one, so that a test can move time. Shared by the broker and the tasks."""
+"""Time as a port: code that needs the time receives a `Clock`, so that a test can move time.
+
+Shared by the broker and the tasks.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Wall time for what users see, monotonic time for spans, and a way to wait."""
+    """Wall time for what users see, monotonic time for measuring spans, and a wait that ends early on an event."""
 
     def now_ms(self) -> int:
         """Wall time, Unix milliseconds."""

@@ -25,7 +25,7 @@ _SHORT: Final = 4
 
 
 def is_secret_name(name: str) -> bool:
-    """True if a parameter, key or header of this name is taken to hold a secret, such as ``db_password``."""
+    """True if a parameter, key or header with this name is treated as a secret, such as ``db_password``."""
     return _SECRET_NAME.search(name) is not None
 
 
@@ -46,7 +46,10 @@ def mask_values(text: str, secrets: Iterable[object]) -> str:
 
 
 def secrets_in(value: object, *, is_secret: bool = False, depth: int = 32) -> Iterator[str | int | float]:
-    """The texts and numbers that stand under the name of a secret, at any level of JSON data."""
+    """The texts and numbers in JSON data whose name, at any level above them, is that of a secret.
+
+    Levels below `depth` are not searched.
+    """
     if depth == 0:
         return
     if isinstance(value, dict):

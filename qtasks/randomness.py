@@ -1,4 +1,7 @@
-"""Randomness as a port: ids and jitter are drawn from an object that a test can seed. Shared by broker and tasks."""
+"""Randomness as a port: ids and jitter come from a `Random` object, which a test can seed.
+
+Shared by the broker and the tasks.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Protocol
 
 
 class Random(Protocol):
-    """Where ids and jitter come from."""
+    """The source of ids and jitter."""
 
     def token(self, size: int) -> bytes:
         """`size` unpredictable bytes."""

@@ -1,1 +1,1 @@
-"""What both ends of the wire agree on. Pure: no I/O, no clock, no randomness."""
+"""The QStash protocol, for the client, the broker and the tasks. Pure: no I/O, no clock, no randomness."""

@@ -1,15 +1,15 @@
 """Cron expressions: when a schedule runs next (docs/protocol.md 5.8).
 
-Theory of operation. `parse` reads five fields with the grammar of the hosted service and writes them again in a
-spelling that means the same to cronsim, which then walks a calendar that knows no time zones. What zones do to that
-calendar is decided here, by Debian cron's rule:
+`parse` reads five fields with the grammar of the hosted service and writes them again in a spelling that means the same
+to cronsim. cronsim finds the matching local times and ignores time zones. This module applies the zone, by the rule of
+Debian's cron:
 
-- A **fixed** time (no ``*`` in minute and hour) runs once: one that a gap leaves out at the end of the gap, one in a
-  repeated hour the first time.
-- With a **wildcard** in minute or hour it runs at every moment whose local time matches, so elapsed time counts:
-  nothing in a gap, twice in a repeated hour.
+- A **fixed** time (no ``*`` in minute and hour) runs once: at the end of the gap if the clocks skip it, and only the
+  first time in a repeated hour.
+- With a **wildcard** in minute or hour, the schedule runs at every moment whose local time matches, so elapsed time
+  counts: not in a gap, and twice in a repeated hour.
 
-Time is an argument, in Unix milliseconds; the zone's rules come from the system's time zone database.
+The current time is an argument, in Unix milliseconds; the rules of a zone come from the system's time zone database.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ _KINDS = (
 
 
 class _BadFieldError(ValueError):
-    """What is wrong with one field; `parse` adds where it stands."""
+    """The error in one field; `parse` adds its position."""
 
 
 class UnknownZone(ValueError):
     """The expression names a time zone that does not exist."""
 
 
-class NeverComes(ValueError):
+class NeverDue(ValueError):
     """The expression is well-formed, and no date fits it."""
 
 
@@ -93,14 +93,14 @@ class Cron:
 
     @property
     def fields(self) -> str:
-        """The five fields without the zone, ``@daily`` and its kin written as them; ``@every`` as it is."""
+        """The five fields without the zone; ``@daily`` and similar names become fields, ``@every`` stays."""
         written = " ".join(_PREFIX.sub("", self.text, count=1).split())
         return self._expression if written.startswith("@") and self._expression else written
 
     def next_ms(self, after_ms: int) -> int | None:
         """The first run strictly after a moment (Unix milliseconds), or None when there is none in fifty years.
 
-        ``@every`` counts from the moment given, so give it the run before.
+        ``@every`` counts from `after_ms`, so pass the time of the previous run.
         """
         if self._every_ms:
             return after_ms // 1000 * 1000 + self._every_ms
@@ -143,12 +143,12 @@ def parse(text: str) -> Cron:
     """Read a cron expression.
 
     Five fields (minute, hour, day of month, month, day of week) of ``*``, ``?``, numbers, ranges, lists and steps;
-    months and weekdays also by their English three letters; Sunday is 0, 7 is not a day. If both day fields are
-    restricted, either may match. Or ``@hourly``, ``@daily``, ``@midnight``, ``@weekly``, ``@monthly``, ``@yearly``,
-    ``@annually``, ``@every <duration of at least 1m>``. ``CRON_TZ=<zone>`` or ``TZ=<zone>`` may stand in front; the
-    zone is UTC without it.
+    months and weekdays also as English abbreviations of three letters; Sunday is 0, 7 is not a day. If both day fields
+    are restricted, either may match. Or ``@hourly``, ``@daily``, ``@midnight``, ``@weekly``, ``@monthly``, ``@yearly``,
+    ``@annually``, ``@every <duration of at least 1m>``. ``CRON_TZ=<zone>`` or ``TZ=<zone>`` may precede all of them;
+    without it the zone is UTC.
 
-    Raises ValueError that points at the wrong field: UnknownZone for a zone that does not exist, NeverComes for dates
+    Raises ValueError that points at the wrong field: UnknownZone for a zone that does not exist, NeverDue for dates
     that do not.
     """
     text = text.strip(" \t")
@@ -173,7 +173,7 @@ def parse(text: str) -> Cron:
         except _BadFieldError as error:
             raise ValueError(_pointed(text, position, len(word), f"{kind.name}: {error}")) from None
     if reason := _never(fields[2], fields[3], fields[4]):
-        raise NeverComes(_pointed(text, words[2][1], len(words[2][0]), f"day of month: {reason}"))
+        raise NeverDue(_pointed(text, words[2][1], len(words[2][0]), f"day of month: {reason}"))
     fixed = not any(item.startswith("*") for item in fields[:2])
     return Cron(text, zone, " ".join(fields), fixed)
 
@@ -206,10 +206,10 @@ def _pointed(text: str, position: int, length: int, reason: str) -> str:
 
 
 def _read_field(kind: _Kind, text: str) -> str:
-    """A field as cronsim has to see it: ``*`` in front where it is meant, otherwise plain numbers.
+    """A field in the spelling of cronsim: a wildcard begins with ``*``, everything else is a list of numbers.
 
-    cronsim tells wildcards by a leading star, takes 7 for Sunday in ``5/2``, and calls ``*/2`` unrestricted; the hosted
-    service's parser does none of the three.
+    cronsim recognises a wildcard by a leading star, reads 7 as Sunday in ``5/2``, and treats ``*/2`` as unrestricted;
+    the parser of the hosted service does none of these.
     """
     stars: list[str] = []
     numbers: set[int] = set()
@@ -254,7 +254,10 @@ def _read_value(kind: _Kind, text: str) -> int:
 
 
 def _never(days: str, months: str, weekdays: str) -> str | None:
-    """Why a date never comes, or None: 30 February, 31 April ... A weekday, being an alternative, saves any of them."""
+    """The reason why no date fits (30 February, 31 April ...), or None.
+
+    With a weekday there is always a date, because either of the two day fields may match.
+    """
     if days == "*" or weekdays != "*":
         return None
     first = min(int(day) for day in days.split(","))
@@ -286,7 +289,7 @@ def _offset(moment: datetime, zone: ZoneInfo) -> timedelta:
 
 
 def _first_moment(local: datetime, zone: ZoneInfo) -> datetime:
-    """The first moment (naive UTC) of a local time; of one that a gap leaves out, the end of the gap."""
+    """The first moment (naive UTC) of a local time; for a local time in a gap, the end of the gap."""
     before = local.replace(tzinfo=zone, fold=0).utcoffset()
     assert before is not None, "a ZoneInfo always has one for a datetime"
     moment = local - before

@@ -8,12 +8,12 @@ from typing import Final
 from qtasks.protocol.messages import SigningKeys
 
 PORT: Final = 8080
-"""Where official SDKs in development mode look for the server."""
+"""The port at which official SDKs in development mode expect the server."""
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """One of the four; each is a tenant of its own."""
+    """One of the four users; each has an account of its own."""
 
     name: str
     token: str
@@ -45,5 +45,5 @@ USERS: Final = (
 
 
 def is_public(secret: str) -> bool:
-    """Whether `secret` is one of theirs, which protects nothing."""
+    """True if `secret` is the token or a key of a development user: it protects nothing."""
     return any(secret in (user.token, user.keys.current, user.keys.next) for user in USERS)

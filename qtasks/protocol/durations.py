@@ -25,14 +25,14 @@ _UNITS_NS = {
 _PART = re.compile(r"(?P<whole>[0-9]*)(?:\.(?P<fraction>[0-9]*))?(?P<unit>[^0-9.]*)")
 
 MAX_LENGTH = 256
-"""Characters of a duration. No person writes a longer one; it would be an attack on the arithmetic."""
+"""Characters of a duration. A longer one is refused, because reading very many digits takes much time."""
 
 MAX_MS = (2**63 - 1) // _NS_PER_MS
-"""What Go's 64-bit nanoseconds can hold, some 292 years."""
+"""The longest duration that fits into Go's 64-bit nanoseconds, about 292 years."""
 
 
 def parse(text: str, *, days: bool = True) -> int:
-    """Read a duration and return milliseconds, a fraction of one rounded up.
+    """Read a duration and return milliseconds, rounded up.
 
     A sequence of ``<number><unit>`` with the units ns us µs ms s m h d, each unit once; ``0`` may stand alone. ASCII
     digits only; no sign, no blanks. `days=False` leaves out ``d``, as response headers do (docs/protocol.md 4.6).
@@ -84,9 +84,9 @@ def format(ms: int) -> str:  # noqa: A001 - read as durations.format
 
 
 def to_ms(value: str | float | timedelta) -> int:
-    """Milliseconds of what a person may write: ``"1h30m"``, a number of seconds, or a timedelta.
+    """The milliseconds of a duration as people write it: ``"1h30m"``, a number of seconds, or a timedelta.
 
-    Raises ValueError for a negative, infinite or unreadable one, TypeError for any other type.
+    Raises ValueError for a duration that is negative, infinite or malformed, TypeError for any other type.
     """
     if isinstance(value, str):
         try:

@@ -43,8 +43,8 @@ class Expression:
     def delay_ms(self, retried: int) -> int:
         """Milliseconds to wait after `retried` retries (0 before the first): 0 to one day, halves away from zero.
 
-        `parse` has tried the first two retries only. For a later one, an infinite result waits one day, NaN does not
-        wait.
+        `parse` has checked only the first two retries. For a later one, an infinite result means one day, and NaN
+        means no wait.
         """
         value = self._value(float(retried))
         if math.isnan(value) or value <= 0:
@@ -185,7 +185,7 @@ def _divide(left: float, right: float) -> float:
 
 
 def _total(apply: Callable[..., float]) -> Callable[..., float]:
-    """`apply` as IEEE arithmetic has it: too large is infinite, undefined is NaN, nothing raises."""
+    """`apply` by the rules of IEEE arithmetic: too large is infinite, undefined is NaN, and it never raises."""
 
     def total(*arguments: float) -> float:
         try:

@@ -1,7 +1,7 @@
 """Header lines: canonical names, and which of them may travel to a destination (docs/protocol.md 3.5, 4.1).
 
-A header that could never be sent, or that would let a publisher speak for the broker, is refused when the message is
-accepted: at the time of delivery there is no caller left who could get the error.
+A header that HTTP cannot carry or that belongs to one connection is refused when the message is accepted, because at
+the time of delivery no caller waits for the error. The headers that the broker writes itself are left out.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ BROKER_OWNED = frozenset(
 
 
 class WireError(ValueError):
-    """A request that cannot be accepted. The text is for the caller and names the header; `status` answers it."""
+    """A request that cannot be accepted: a text for the caller that names the header, and the HTTP status to answer."""
 
     def __init__(self, message: str, *, status: int = 400) -> None:
         super().__init__(message)
@@ -62,22 +62,23 @@ class WireError(ValueError):
 
 
 def is_name(text: str) -> bool:
-    """Whether HTTP allows `text` as the name of a header (a token of RFC 9110)."""
+    """True if HTTP allows `text` as the name of a header (a token of RFC 9110)."""
     return _NAME.fullmatch(text) is not None
 
 
 @lru_cache(maxsize=4096)
 def canonical_name(name: str) -> str:
-    """A header name as Go's servers write it: ``my-header`` becomes ``My-Header``; an invalid name stays."""
+    """A header name as Go's servers write it: ``my-header`` becomes ``My-Header``; an invalid name is kept."""
     if not is_name(name):
         return name
     return "-".join(part[:1].upper() + part[1:].lower() for part in name.split("-"))
 
 
 def check_forwarded(lines: Iterable[tuple[str, str]]) -> Headers:
-    """Lines for the destination, in order, checked; names come canonical. The broker's own are left out.
+    """The valid header lines for the destination, in order, without those that the broker writes itself.
 
-    Raises WireError: 400 for a name or value that HTTP cannot carry or that frames the request, 431 for too many.
+    The names in `lines` must be canonical. Raises WireError: 400 for a name or value that HTTP cannot carry or that
+    frames the request, 431 for too many.
     """
     kept = []
     size = 0

@@ -1,4 +1,6 @@
-"""The values both ends of the wire agree on. Frozen: a change is a new value (`dataclasses.replace`).
+"""The values of the protocol: messages, options, log entries, schedules.
+
+They are frozen: a change makes a new value (`dataclasses.replace`).
 
 Units are in the names: `_ms` is Unix milliseconds or a span in milliseconds, `_s` the same in seconds.
 """

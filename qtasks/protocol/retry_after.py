@@ -11,7 +11,9 @@ from qtasks.protocol.messages import Headers
 MAX_DELAY_MS = 24 * 60 * 60 * 1000
 """A longer delay is ignored: GitHub, for one, sends a Unix timestamp, which is far too long as a number of seconds."""
 
-_FAMILY = frozenset({"retry-after", "x-ratelimit-reset", "x-ratelimit-reset-requests", "x-ratelimit-reset-tokens"})
+_HEADER_NAMES = frozenset(
+    {"retry-after", "x-ratelimit-reset", "x-ratelimit-reset-requests", "x-ratelimit-reset-tokens"}
+)
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _SECONDS = re.compile(r"[0-9]{1,15}")
 _DATE = re.compile(
@@ -24,10 +26,10 @@ def delay_ms(headers: Headers, now_ms: int) -> int | None:
     """Milliseconds that the headers of a failed response ask for; None if they ask for nothing usable.
 
     A value is a number of seconds, an HTTP date (the weekday is not checked, the past means now) or a duration such as
-    ``6m5s``. Of several headers the longest counts. A value above one day, or one that cannot be read, is
+    ``6m5s``. The longest of several headers counts. A value above one day, or one that cannot be read, is
     ignored: the response of an endpoint never raises here.
     """
-    delays = (_read(value.strip(), now_ms) for name, value in headers if name.lower() in _FAMILY)
+    delays = (_read(value.strip(), now_ms) for name, value in headers if name.lower() in _HEADER_NAMES)
     return max((delay for delay in delays if delay is not None and delay <= MAX_DELAY_MS), default=None)
 
 

@@ -6,7 +6,7 @@ one spelling of a token, no duplicate names, plain integer times, a short life. 
 JSON is read, so input from a sender without a key never reaches the JSON reader.
 
 Time is an argument. Every refusal is a `SignatureError` whose `reason` is one of eight; the HTTP response is the same
-for all of them, so that a stranger learns nothing from it.
+for all of them, so that a sender without a key learns nothing from it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ _CODES = {
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a verified token says. Times are Unix seconds; `key` names the key that signed it."""
+    """The contents of a verified token. Times are Unix seconds; `key` names the key that signed it."""
 
     url: str
     issued_s: int
@@ -117,7 +117,7 @@ def sign(key: str, *, url: str, body: bytes, now_s: int, jti: str) -> str:
         "nbf": 0,
         "sub": url,
     }
-    # As `jwt.encode`, which reads the key and writes the same header anew for every token: half of its time.
+    # The same as `jwt.encode`, which spends half of its time on reading the key and writing the constant header.
     signed = b".".join((_HEADER, _encode(_COMPACT.encode(claims).encode())))
     return b".".join((signed, _encode(_mac(key, signed)))).decode("ascii")
 
@@ -133,9 +133,9 @@ def verify(
 ) -> Claims:
     """Check a token against the raw `body` and, unless it is None, the public `url` of this receiver.
 
-    Both keys are tried, so one rotation goes unnoticed. `tolerance_s` is granted to both ends of the token's life for
-    clocks that differ. Raises SignatureError; `reason` is the most specific one: a token with a good signature never
-    fails for its key.
+    Both keys are tried, so deliveries stay valid during a rotation of the keys. `tolerance_s` extends the token's life
+    at both ends, because clocks differ. Raises SignatureError with the most specific `reason`: a token with a valid
+    signature is never refused because of its key.
     """
     if not keys.current and not keys.next:
         raise _refusal(
@@ -185,7 +185,7 @@ def check_keys(keys: SigningKeys, *, dev: bool = False) -> None:
 
 
 def _open(token: str, keys: SigningKeys) -> tuple[str, str, Literal["current", "next"]]:
-    """The header and payload segments of a token whose signature is good, and the key that made it."""
+    """The header and payload segments of a token whose signature is valid, and the key that made it."""
     if len(token) > MAX_TOKEN:
         raise _refusal(Reason.MALFORMED, f"the token has {len(token)} characters, more than {MAX_TOKEN}")
     if (parts := _TOKEN.fullmatch(token)) is None:

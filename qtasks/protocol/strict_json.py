@@ -1,8 +1,8 @@
 """Strict JSON reader for input from outside.
 
-Python's reader is generous where the standard is silent: it takes duplicate names, ``NaN``, ``1e400``, integers of any
-length, half of a surrogate pair, and recurses as deep as the text says. Each of these becomes a crash or a disagreement
-somewhere behind us, so each is refused here, once, with a sentence. Depth is known before anything recurses.
+Python's reader accepts duplicate names, ``NaN``, ``1e400``, integers of any length and half of a surrogate pair, and it
+recurses as deep as the text nests. Each of these can crash later code, or mean something else to another program, so
+this reader refuses each of them with an error that names the reason. It checks the depth before anything recurses.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 
 MAX_DEPTH = 32
 MAX_INTEGER = 2**53
-"""Largest magnitude every JSON reader in the world agrees on (RFC 8259, section 6)."""
+"""Largest magnitude on which all JSON readers agree (RFC 8259, section 6)."""
 
 MAX_DIGITS = 4300
-"""Digits of an integer where any size is allowed: reading costs quadratic time beyond."""
+"""Largest number of digits with `big_integers`: the time to read an integer grows with the square of its length."""
 
 _OPEN_AND_CLOSE = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -54,13 +54,13 @@ def loads(data: bytes, *, max_depth: int = MAX_DEPTH, big_integers: bool = False
 
 
 def _is_deeper(data: bytes, levels: int) -> bool:
-    """Whether brackets outside strings nest deeper than `levels`; in bulk, as bodies may have a million of them."""
-    # Without escapes, every second piece between quotation marks lies outside a string. (A backslash outside one would
-    # spoil the count behind it, but there the parser stops.)
+    """True if brackets outside strings nest deeper than `levels`. Fast, because a body may have a million brackets."""
+    # Without escapes, every second piece between quotation marks lies outside a string. (A backslash outside
+    # a string makes the count after it wrong, but the parser stops at that backslash.)
     outside = b"".join(data.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
     brackets = outside.translate(_OPEN_AND_CLOSE, _NO_BRACKETS)
     while levels > 0:
-        size, brackets = len(brackets), brackets.replace(b"[]", b"")  # takes away the innermost level, and only that
+        size, brackets = len(brackets), brackets.replace(b"[]", b"")  # removes the innermost level only
         levels -= 1
         if len(brackets) * 4 > size * 3:  # little is gained: count the rest one by one
             break
@@ -73,7 +73,7 @@ def _is_deeper(data: bytes, levels: int) -> bool:
 
 
 def _refuse_bad_escapes(text: str) -> None:
-    """Half a surrogate pair cannot be stored as UTF-8, and NUL not as PostgreSQL text."""
+    """Raise ValueError for half of a surrogate pair, which UTF-8 cannot store, or NUL, which PostgreSQL cannot."""
     for escape in _ESCAPE.finditer(text):
         if bad := escape["bad"]:
             what = "a NUL character" if bad == "0000" else "half of a surrogate pair"

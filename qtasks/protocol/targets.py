@@ -39,7 +39,7 @@ _NUMERIC = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A publish path taken apart: the destination as it will be stored, and the configuration found in its query."""
+    """The parts of a publish path: the destination as it will be stored, and the configuration in its query."""
 
     destination: str
     query: tuple[tuple[str, str], ...] = ()
@@ -49,7 +49,7 @@ class Target:
 
 
 def split_target(raw: str) -> Target:
-    """Take apart the raw text behind ``/v2/publish/``, query string included.
+    """Split the raw text after ``/v2/publish/``, query string included, into its parts.
 
     Only ``qstash_token`` and ``upstash-*`` parameters are removed (any case); the rest keeps its order and encoding. A
     destination that is not a URL has no query of its own. Raises WireError for a value that is not UTF-8.
@@ -83,7 +83,8 @@ def _decoded(name: str, value: str) -> str:
 def destination_kind(text: str) -> Literal["url", "group", "api"]:
     """What a destination names: a URL, a URL group, or an API such as ``api/llm``.
 
-    Looks at the form only: a URL is checked by `check_url`, whether a group exists by the store. Raises WireError.
+    Only the form counts: `check_url` checks a URL, and the store knows which groups exist. Raises WireError for a
+    text of none of these forms.
     """
     if _SCHEME.match(text):
         return "url"
@@ -99,7 +100,7 @@ def destination_kind(text: str) -> Literal["url", "group", "api"]:
 def check_name(text: str, what: str) -> str:
     """`text` if it may name a queue, group, schedule ...: 1 to 128 of ``A-Z a-z 0-9 . _ -``, not ``.`` or ``..``.
 
-    Raises WireError, in which `what` says which name is meant.
+    Raises WireError for any other text; `what` says in it what the name is for.
     """
     if not _NAME.fullmatch(text) or text in {".", ".."}:
         shown = text[:64].encode("unicode_escape").decode("ascii")

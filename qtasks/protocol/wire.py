@@ -1,4 +1,4 @@
-"""How the options of a message travel: one table, read and written from the same row (docs/protocol.md 3).
+"""The options of a message as headers: one table, whose rows are used for reading and writing (docs/protocol.md 3).
 
 `write` is what a client sends, `read` what the broker understands; a callback's options use the same rows under
 ``Upstash-Callback-`` and ``Upstash-Failure-Callback-``. Reading validates: a value that is accepted here can be carried
@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 MAX_LINES = 256
-"""Header lines of one request or batch item that are looked at."""
+"""Largest number of header lines of one request or batch item."""
 
 MAX_TEXT = 512
 """Characters of a free text: label, flow-control key, deduplication id, cron expression, content type."""
@@ -87,7 +87,7 @@ class _OverLimitError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One row: an attribute of `PublishOptions`, its header, and how the one becomes the other.
+    """One row: an attribute of `PublishOptions`, its header, and how its value is written and read.
 
     `read` raises ValueError (the header's name and `form` are added) or WireError (the text is complete). A `listed`
     header may be given several times. A row that is not `nested` has no meaning for a callback.
@@ -121,7 +121,7 @@ def read(
     lines = _merge(_merge(request, query), defaults)
     if len(lines) > MAX_LINES:
         raise WireError(f"too many headers: {len(lines)} > {MAX_LINES}", status=431)
-    option_lines = [(name, value) for name, value in lines if name == "Content-Type" or _is_ours(name)]
+    option_lines = [(name, value) for name, value in lines if name == "Content-Type" or _is_option_name(name)]
     return _read(option_lines, _TOP, CALLBACK_DEPTH, request)
 
 
@@ -141,7 +141,7 @@ def _merge(first: Headers, second: Iterable[tuple[str, str]]) -> Headers:
 
 
 @lru_cache(maxsize=4096)
-def _is_ours(name: str) -> bool:
+def _is_option_name(name: str) -> bool:
     if name[: len(_TOP)].lower() != _TOP.lower():
         return False
     if not is_name(name):  # only a batch item, being JSON, can carry one
@@ -281,7 +281,7 @@ def _write_limits(flow: FlowControl) -> str:
 
 
 def _read_number(text: str, low: int = 0, high: int = 2**63 - 1) -> int:
-    """ASCII digits only: Python's own reader takes signs, underscores and every script's digits."""
+    """Only ASCII digits are allowed: `int` would also accept signs, underscores and the digits of any script."""
     if not _DIGITS.fullmatch(text):
         shown = text[:32].encode("unicode_escape").decode("ascii")
         raise ValueError(f'"{shown}" is not a whole number')
@@ -297,7 +297,7 @@ def _read_method(text: str) -> str:
 
 
 def _read_bool(text: str) -> bool:
-    """Go's ``ParseBool``, in any case: Python's clients send ``True``."""
+    """Accepts what Go's ``ParseBool`` accepts, in upper or lower case, because Python's clients send ``True``."""
     lowered = text.lower()
     if lowered not in {"1", "t", "true", "0", "f", "false"}:
         raise ValueError(f"{text[:16]!r} is not a boolean")

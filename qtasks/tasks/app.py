@@ -40,7 +40,7 @@ DEFAULT_PREFIX = "/qtasks"
 class QTasks(Registry):
     """An application: its tasks, and the connection to the broker that stores and delivers their calls.
 
-    Creating one reads, opens and starts nothing; that happens on first use, or with the lifespan of the FastAPI
+    Creating an application reads, opens and starts nothing: the first use does that, or the lifespan of the FastAPI
     application that includes `router`. The broker is the first of these that is configured: the embedded broker given
     as `embedded`; the service that `QSTASH_TOKEN` and `QSTASH_URL` name; a running `qtasks dev`, found through
     ``.qtasks/dev.json``; with `QSTASH_DEV`, a development server on port 8080.
@@ -97,7 +97,7 @@ class QTasks(Registry):
         return self.runtime.hooks.on_failure(hook)
 
     def send_middleware(self, middleware: S) -> S:
-        """Add a generator around each call that is sent.
+        """Add a generator function that runs around each call that is sent.
 
         ``def tenant(message): result = yield message.carrying({"tenant": current_tenant()})``. What a message carries
         is signed; the task finds it in `TaskContext.carried`.
@@ -125,7 +125,7 @@ class QTasks(Registry):
         return self._web.router
 
     def results_router(self, *, show_errors: bool = False, max_streams: int = 100) -> APIRouter:
-        """State, progress and result of calls over HTTP: ``GET /{call_id}``, and as they change ``.../events``.
+        """State, progress and result of calls over HTTP: ``GET /{call_id}``; the changes: ``GET /{call_id}/events``.
 
         ``app.include_router(tasks.results_router(), prefix="/jobs", dependencies=[Depends(logged_in)])``. The prefix
         must differ from that of `router`. Everyone who knows the id of a call may read it; an id has 128 random bits.
@@ -134,7 +134,7 @@ class QTasks(Registry):
 
         Args:
             show_errors: Include the type and message of the exceptions that tasks raise; they may contain internals.
-            max_streams: Open event streams per process; another one is answered 503.
+            max_streams: Largest number of open event streams in a process; the request for one more is answered 503.
         """
         from qtasks.tasks.web.results_router import ResultsView, results_router
 
@@ -195,7 +195,7 @@ class QTasks(Registry):
         await runtime.enter(self._web.reached(app))
         try:
             if not runtime.is_idle:
-                await asyncio.to_thread(self._begin_schedules)
+                await asyncio.to_thread(self._start_schedules)
                 self._compare_prefixes(app)
             yield
         finally:
@@ -204,8 +204,8 @@ class QTasks(Registry):
     def _declared_schedules(self) -> list[ScheduleDeclaration]:
         return [declaration for task in self._tasks.values() for declaration in task.declared]
 
-    def _begin_schedules(self) -> None:
-        """Refuse a declaration that cannot work. An embedded broker then has exactly the declared schedules."""
+    def _start_schedules(self) -> None:
+        """Refuse a declaration that cannot work; with an embedded broker, also sync and prune its schedules."""
         if self.runtime.is_embedded:
             self.schedules.sync(prune=True)
         else:

@@ -42,7 +42,7 @@ class BaseTask(Generic[P, R]):
     `Task` adds hooks, flows, schedules, and the names that Celery and Django use.
     """
 
-    asks: ClassVar[bool] = False
+    is_llm: ClassVar[bool] = False
     """True for LLM tasks: the function builds a request; a language model does the work."""
 
     is_async: bool = False
@@ -64,7 +64,7 @@ class BaseTask(Generic[P, R]):
         """Earlier names of the task, under which calls may still arrive."""
         self.function = function
         self.options: Mapping[str, Any] = MappingProxyType(dict(options))
-        """The options of its calls: those of the declaration, and over them those of `using`."""
+        """The options of its calls: those of the declaration, overridden by those of `using`."""
         self.own_options: Mapping[str, Any] = MappingProxyType({})
         """The options that `using` gave."""
         self._origin = inherit
@@ -175,7 +175,7 @@ class BaseTask(Generic[P, R]):
         return None
 
     def ready(self) -> None:
-        """Read the declaration now, so that errors in it appear. Raises DefinitionError, ConfigurationError."""
+        """Validate the declaration now, instead of at the first call. Raises DefinitionError, ConfigurationError."""
         _ = self.parameters
         if self.delivery_options.pickled:
             self.runtime.pickles()

@@ -15,7 +15,7 @@ from qtasks.tasks.progress import MAX_NOTE, PUBLISH_EVERY_S, Progress
 
 
 class RunLink:
-    """Connects the context of a run with the machinery around it: the time limit, the request to stop, the progress.
+    """Connects the context of a run with the code that runs it: the time limit, the request to stop, the progress.
 
     `until_s` is on the clock `monotonic`. Progress may be reported from any thread; `publish` is called when `progress`
     should be recorded.
@@ -78,7 +78,7 @@ class TaskContext:
     carried: Mapping[str, str] = field(default_factory=dict)
     """The texts that the sender's middleware attached."""
     deadline: datetime | None = field(default=None, compare=False)
-    """The end of this attempt's time, a moment before the broker gives it up; None in a direct call."""
+    """The end of this attempt's time, a moment before the broker's timeout; None in a direct call."""
     link: RunLink = field(default_factory=RunLink, repr=False, compare=False)
     """Internal: what the dispatcher and this run exchange."""
 
@@ -89,7 +89,7 @@ class TaskContext:
 
     @property
     def is_last_attempt(self) -> bool:
-        """True if no attempt follows: a failure now ends in the dead letter queue."""
+        """True if no attempt follows: a failure now ends in the dead-letter queue."""
         return self.retried >= self.retries
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:

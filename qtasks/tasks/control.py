@@ -12,13 +12,13 @@ MAX_RETRY_AFTER_MS = 24 * 60 * 60 * 1000
 
 
 class NonRetryable(Exception):
-    """A retry cannot help: the message goes to the dead letter queue at once (response 489)."""
+    """Raise it when a retry cannot help: the message goes to the dead-letter queue at once (response 489)."""
 
 
 class RetryAfter(Exception):
-    """Retry after `delay` (``"10m"``, seconds, or a timedelta; at most a day). It counts as a retry (response 503).
+    """Raise it to retry after `delay`: ``"10m"``, seconds, or a timedelta; at most a day.
 
-    Raises ValueError for a delay that cannot be read or is longer than a day.
+    It counts as a retry (response 503). Raises ValueError for a delay that cannot be read or is longer than a day.
     """
 
     def __init__(self, delay: str | float | timedelta, reason: str = "") -> None:
@@ -31,7 +31,7 @@ class RetryAfter(Exception):
 
 
 class Snooze(Exception):
-    """Not yet: run the same call again after `delay`, as if it had been made then. It does not count as a retry.
+    """Raise it to run the same call again after `delay`, as if it had been made then. It does not count as a retry.
 
     The call keeps its id, and its handle goes on waiting for the result. Raises ValueError for a delay that cannot be
     read or is longer than a year.
@@ -47,7 +47,7 @@ class Snooze(Exception):
 
 
 class Cancel(Exception):
-    """There is nothing left to do: the call ends as cancelled, which is not a failure."""
+    """Raise it when there is nothing left to do: the call ends as cancelled, which is not a failure."""
 
 
 class AttemptTimeout(TimeoutError):

@@ -40,7 +40,7 @@ class ScheduleDecorator(Protocol):
     @overload
     def __call__(self, task: K, /) -> K: ...  # type: ignore[overload-overlap]  # a task is a function, too
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # as of TaskDecorator
+    def __call__(  # type: ignore[overload-overlap]  # see TaskDecorator
         self, function: Callable[P, Coroutine[Any, Any, R]], /
     ) -> AsyncTask[P, R]: ...
     @overload

@@ -49,11 +49,11 @@ def _ask_dev_server(path: Path, given_url: str | None) -> DevServer | str:
     if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
         return f"at {path} belongs to another user and was not read"
     try:
-        facts = strict_json.loads(path.read_bytes())
-        if not isinstance(facts, dict):
+        document = strict_json.loads(path.read_bytes())
+        if not isinstance(document, dict):
             raise ValueError("not an object")
-        url, token, base_url = str(facts["broker"]).rstrip("/"), str(facts["token"]), str(facts["base_url"])
-        results = str(facts["results"]) if facts.get("results") else None
+        url, token, base_url = str(document["broker"]).rstrip("/"), str(document["token"]), str(document["base_url"])
+        results = str(document["results"]) if document.get("results") else None
     except (OSError, ValueError, KeyError) as error:
         return f"at {path} cannot be read ({type(error).__name__}: {error})"
     if not is_loopback_url(url):

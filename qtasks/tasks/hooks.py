@@ -16,7 +16,7 @@ class TaskEvent:
     context: TaskContext
     """The delivery: task, call id, attempt and so on."""
     arguments: Mapping[str, Any] = field(repr=False)
-    """By parameter name, as the task received them; empty if they did not fit its parameters."""
+    """The arguments by parameter name, as the task received them; empty if they did not fit its parameters."""
     error: BaseException | None = None
     """The exception; None after a success."""
     reason: str = ""
@@ -34,8 +34,8 @@ class Hooks:
 
     A hook is a ``def`` (run in a thread) or an ``async def`` and takes one `TaskEvent`. It runs after the result is
     recorded, so that a hook cannot cause a finished task to run again, and before the broker gets the response. If the
-    process dies between the two, the hook is not called where results are recorded, and is called twice where they are
-    not. An exception of a hook is logged and changes nothing.
+    process dies before the response, the call is delivered again: with a result store the hook may then not be called,
+    without one it may be called twice. An exception of a hook is logged and changes nothing.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Hooks:
         self.failure: list[Hook] = []
 
     def on_success(self, hook: H) -> H:
-        """Call `hook` with every result."""
+        """Call `hook` after every call that succeeded."""
         self.success.append(hook)
         return hook
 

@@ -13,7 +13,7 @@ from qtasks.clock import Clock, SystemClock
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, ConfigurationError, ResultsDisabled
 from qtasks.randomness import Random, SystemRandom
-from qtasks.tasks import settings as reading
+from qtasks.tasks import settings as app_settings
 from qtasks.tasks.closing import close_all
 from qtasks.tasks.context import current_context
 from qtasks.tasks.dev_server import find_dev_server
@@ -42,7 +42,7 @@ _TEST_SECRET = "public-and-for-tests-only"  # noqa: S105 - it says so
 
 
 class ApplicationRuntime:
-    """The runtime of one application: opens each part on first use, once, from any thread. Reopens after `close`."""
+    """The runtime of one application: opens each part once, on first use, from any thread; again after `close`."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class ApplicationRuntime:
         return ready if ready is not None else await asyncio.to_thread(self.results)
 
     def check_results(self) -> None:
-        """Raise ResultsDisabled if no result backend is configured. An embedded broker brings one."""
+        """Raise ResultsDisabled if no result backend is configured. An embedded broker has one."""
         if self._embedded is None and not self.is_idle:
             self.results()
 
@@ -155,8 +155,8 @@ class ApplicationRuntime:
 
     @property
     def is_idle(self) -> bool:
-        """True in a test that made no broker for the tasks: the application works, but its tasks are sent nowhere."""
-        return self._embedded is None and reading.in_test(os.environ)
+        """True in a test without a broker for these tasks: the application starts, but no call can be sent."""
+        return self._embedded is None and app_settings.in_test(os.environ)
 
     async def enter(self, app: ASGIApp) -> None:
         """Begin the lifespan of an application: start its embedded broker, and check its configuration.
@@ -210,7 +210,7 @@ class ApplicationRuntime:
         An application whose lifespan is open here is served there as well.
         """
         overrides: SettingsOverrides = {**self._overrides, "results": "memory://"}  # shown only; `results` is used
-        if not os.environ.get(reading.VARIABLES["secret_key"]):
+        if not os.environ.get(app_settings.VARIABLES["secret_key"]):
             overrides.setdefault("secret_key", _TEST_SECRET)
         other = ApplicationRuntime(
             self.tasks,
@@ -248,10 +248,10 @@ class ApplicationRuntime:
 
     def _resolved(self) -> Settings:
         if self._embedded is None:
-            return reading.resolve(os.environ, self._overrides, lambda url: find_dev_server(url, start=Path.cwd()))
+            return app_settings.resolve(os.environ, self._overrides, lambda url: find_dev_server(url, start=Path.cwd()))
         if self._connection is None:
             self._connection = self._embedded.start(self._bare_app(), None)
-        return reading.embedded(self._connection, os.environ, self._overrides)
+        return app_settings.embedded(self._connection, os.environ, self._overrides)
 
     def _opened_publisher(self) -> Publisher:
         with self._lock:

@@ -1,6 +1,6 @@
 """Settings of a task application: one frozen object, read from the environment on first use, never on import.
 
-Each value knows where it comes from. An argument wins over the environment, and the environment over
+`Settings.origins` says where each value comes from. An argument wins over the environment, and the environment over
 `.qtasks/dev.json`. Exception: the address and the keys of a running `qtasks dev` win over the environment, which may
 hold those of production.
 """
@@ -121,7 +121,7 @@ class Settings:
     origins: Mapping[str, str] = field(default_factory=dict)
     """Field name to "argument", "environment", ".qtasks/dev.json", "QSTASH_DEV", "embedded" or "default"."""
     searched: tuple[str, ...] = ()
-    """Where a service was looked for, as texts for an error, if none was sources."""
+    """The places where no service was configured, as texts for an error."""
 
     def origin(self, name: str) -> str:
         """Where the value of field `name` comes from."""
@@ -318,7 +318,7 @@ class _SettingsSources:
             allow_dev_keys=allow_dev_keys,
             secret_key=self.text("secret_key"),
             allow_pickle=_flag(self.values.get("allow_pickle", ""), VARIABLES["allow_pickle"]),
-            threads=_count(self.values.get("threads", DEFAULT_THREADS)),
+            threads=_thread_count(self.values.get("threads", DEFAULT_THREADS)),
             result_ttl_ms=_result_ttl_ms(self.values.get("result_ttl", DEFAULT_RESULT_TTL)),
             origins=MappingProxyType(dict(self.origins)),
             searched=searched,
@@ -377,7 +377,7 @@ def _flag(value: object, name: str) -> bool:
     raise ConfigurationError(f"{name} is {value!r}", fix="write 1 or 0")
 
 
-def _count(value: object) -> int:
+def _thread_count(value: object) -> int:
     text = str(value)
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_THREADS):
         raise ConfigurationError(f"QTASKS_THREADS is {value!r}", fix=f"a number from 1 to {MAX_THREADS}")

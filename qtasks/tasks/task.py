@@ -106,9 +106,9 @@ class Task(BaseTask[P, R]):
     ) -> TaskSchedule[R]:
         """Create a schedule now: ``digest.schedule("0 9 * * *", tz="Europe/Berlin", args=[user_id])``.
 
-        For schedules that come from data; declare the ones that the code knows with `@tasks.cron`. `name` distinguishes
-        the schedules of a task; the default is derived from the arguments. A schedule of the same name is replaced.
-        `tasks.schedules.sync()` does not touch these schedules. Raises DefinitionError, ArgumentsError,
+        Use it for schedules that depend on data; those that the code knows are declared with `@tasks.cron`. `name`
+        distinguishes the schedules of a task; the default is derived from the arguments. A schedule of the same name is
+        replaced. `tasks.schedules.sync()` does not touch these schedules. Raises DefinitionError, ArgumentsError,
         BrokerUnreachable, ApiError, and ConfigurationError as `Schedules.sync`.
         """
         return sync.create_dynamic(self, cron, every, name, options, declared=self.declared)
@@ -152,7 +152,7 @@ class SyncTask(Task[P, R]):
 
     if TYPE_CHECKING:
 
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:  # noqa: D102 - as of Task
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:  # noqa: D102 - see Task
             ...
 
 
@@ -163,5 +163,5 @@ class AsyncTask(Task[P, R]):
 
     if TYPE_CHECKING:
 
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # noqa: D102 - as of Task
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # noqa: D102 - see Task
             ...

@@ -80,7 +80,7 @@ class Envelope:
     """Positional and named arguments in place of `args` and `kwargs`; see `tasks.encode.pickling`."""
 
     @property
-    def alone(self) -> str | None:
+    def exclusive_schedule(self) -> str | None:
         """The schedule that must not have another run in progress, or None."""
         return self.schedule if self.overlap == SKIP else None
 

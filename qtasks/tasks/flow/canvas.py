@@ -61,7 +61,7 @@ class Signature(Generic[R]):
         return Step(
             task=self.task.name,
             immutable=self.immutable,
-            asks=self.task.asks,
+            is_llm=self.task.is_llm,
             queue=delivery.queue,
             options=dict(wire.write(delivery.publish)),
             retries=delivery.retries,
@@ -141,7 +141,7 @@ class Chain:
         then: list[Any] = []
         for node in rest:
             end = derived(end, "then")
-            then.append(_travelling(node, now_ms, end))
+            then.append(_later_json(node, now_ms, end))
         if isinstance(first, Signature):
             calls = [_first_call(first, start, following(then))]
         else:
@@ -176,7 +176,7 @@ def chord(members: Group | Iterable[Signature[Any]], body: Signature[Any] | Chai
     return chain(members if isinstance(members, Group) else group(*members), body)
 
 
-def _travelling(node: Signature[Any] | Group, now_ms: int, call_id: str) -> Any:
+def _later_json(node: Signature[Any] | Group, now_ms: int, call_id: str) -> Any:
     """A later call or group as JSON."""
     if isinstance(node, Signature):
         return node.step(now_ms, call_id).to_json()

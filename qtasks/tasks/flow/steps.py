@@ -1,4 +1,4 @@
-"""What travels of a flow, and what follows a call.
+"""How a flow travels with its calls, and which calls follow a call.
 
 A call carries the steps after it in its envelope, as JSON under `flow`:
 
@@ -51,7 +51,7 @@ class Step:
     """The arguments, in place of `args` and `kwargs`, if the task pickles them."""
     immutable: bool = False
     """True if the result of the call before it is not an argument."""
-    asks: bool = False
+    is_llm: bool = False
     """True for a step whose function builds a request for a language model."""
     queue: str | None = None
     retries: int | None = None
@@ -66,7 +66,7 @@ class Step:
             "kwargs": dict(self.kwargs),
             "pickled": self.pickled,
             "fixed": self.immutable,
-            "asks": self.asks,
+            "asks": self.is_llm,
             "queue": self.queue,
             "options": dict(self.options),
             "retries": self.retries,
@@ -86,7 +86,7 @@ class Step:
             kwargs=document.get("kwargs", {}),
             pickled=document.get("pickled"),
             immutable=bool(document.get("fixed")),
-            asks=bool(document.get("asks")),
+            is_llm=bool(document.get("asks")),
             queue=document.get("queue"),
             retries=document.get("retries"),
             expires_ms=document.get("expires_ms"),
@@ -108,7 +108,7 @@ class Step:
             carried=parent.carried,
             **self._arguments(call_id, previous),
         )
-        if self.asks:
+        if self.is_llm:
             # The limits of the flow-control key apply to the model request that follows this call.
             options = replace(options, flow_control=None)
         return Outgoing(
@@ -132,7 +132,7 @@ class Step:
 
 
 def derived(call_id: str, place: str) -> str:
-    """The id of the call at a place behind another one."""
+    """The id of the call at `place` after the call `call_id`."""
     return derived_call_id(f"{call_id} {place}")
 
 

@@ -51,7 +51,7 @@ class LlmTask(Task[P, T]):
     ``summarise(text)`` only builds the messages; ``summarise.delay(text)`` sends them to the model.
     """
 
-    asks = True
+    is_llm = True
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class LlmTask(Task[P, T]):
 
     if TYPE_CHECKING:
 
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Sequence[ChatMessage]:  # noqa: D102 - as of Task
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Sequence[ChatMessage]:  # noqa: D102 - see Task
             ...
 
     def using(self, **options: Unpack[LlmCallOptions]) -> Self:

@@ -23,9 +23,9 @@ from qtasks.tasks.run.run import Invoke, Run
 from qtasks.tasks.send.outgoing import Outgoing, StoredCall
 
 MARGIN_S = 1.0
-"""An attempt is stopped this long before the broker gives it up, so that the broker gets the reason.
+"""An attempt is stopped this long before the broker's timeout, so that the broker gets the reason.
 
-A short attempt: a tenth of its time before.
+If a tenth of the timeout is shorter, it is stopped that long before.
 """
 
 

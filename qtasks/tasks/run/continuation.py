@@ -25,7 +25,7 @@ from qtasks.tasks.send.outgoing import Outgoing
 log = logging.getLogger("qtasks.dispatch")
 
 RETRY_AFTER_MS = 5_000
-"""When the broker retries a call that has succeeded and could not be continued."""
+"""How long the broker waits before it retries a call that has succeeded but could not be continued."""
 
 Publish = Callable[[Outgoing], Awaitable[object]]
 """Sends a call to the broker. Raises QTasksError."""
@@ -41,7 +41,7 @@ class RecordedResult:
     text: str
 
     def plain(self) -> Any:
-        """See `flow.Value`."""
+        """See `PreviousResult`."""
         if is_pickle(self.text):
             raise ResultError(
                 f"the result of {self.task} is a pickle; the next task of the flow takes JSON",
@@ -50,12 +50,12 @@ class RecordedResult:
         return json.loads(self.text)
 
     def typed(self) -> Any:
-        """See `flow.Value`."""
+        """See `PreviousResult`."""
         adapter = self.tasks[self.task].parameters.result
         return load(adapter, self.text, self.pickles, Purpose.result(self.task, self.call_id))
 
     def pickles(self) -> Pickles:
-        """See `flow.Value`."""
+        """See `PreviousResult`."""
         return self.tasks[self.task].runtime.pickles()
 
 
@@ -66,15 +66,15 @@ class GroupResults:
     members: Sequence[RecordedResult]
 
     def plain(self) -> list[Any]:
-        """See `flow.Value`."""
+        """See `PreviousResult`."""
         return [member.plain() for member in self.members]
 
     def typed(self) -> list[Any]:
-        """See `flow.Value`."""
+        """See `PreviousResult`."""
         return [member.typed() for member in self.members]
 
     def pickles(self) -> Pickles:
-        """See `flow.Value`."""
+        """See `PreviousResult`."""
         return self.members[0].pickles()
 
 
@@ -123,7 +123,7 @@ class Continuation:
         """If a call ended without a result: end every later call of its flow, none of which will be sent."""
         if decision.kind in (DecisionKind.FAILED, DecisionKind.DISCARDED):
             context = attempt.context
-            note = f"{context.task} {context.call_id} before it ended on attempt {context.attempt}: {decision.note}"
+            note = f"the flow ended with {context.task} {context.call_id}, attempt {context.attempt}: {decision.note}"
             await self._abandon(attempt, decision.status, note)
 
     async def _abandon(self, attempt: Attempt, status: ResultStatus, note: str) -> None:

@@ -96,7 +96,7 @@ class DecisionKind(Enum):
     REPUBLISHED = auto()
     """The same call continues as a new message."""
     DUPLICATE = auto()
-    """This delivery has no say in the call: another one runs it or has ended it. Nothing is recorded or reported."""
+    """Another delivery of the call runs it or has ended it. Nothing is recorded or reported for this one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +121,7 @@ class Decision:
         """The task returned; `result` is its value as text."""
         return cls(
             kind=DecisionKind.SUCCEEDED,
-            response=DispatchResponse(200, shown(result)),
+            response=DispatchResponse.of_result(shown(result)),
             status=ResultStatus.SUCCEEDED,
             result=result,
         )

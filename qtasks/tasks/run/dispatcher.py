@@ -1,7 +1,6 @@
 """From a delivery to its response: verify, decode, execute. Knows no HTTP framework and no sockets.
 
-The order is the security: nothing is parsed before the signature is verified, nothing runs before the arguments are
-checked.
+For security, nothing is parsed before the signature is verified, and nothing runs before the arguments are checked.
 """
 
 from __future__ import annotations
@@ -28,12 +27,13 @@ from qtasks.tasks.run.run import Invoke, Run
 log = logging.getLogger("qtasks.dispatch")
 
 DRAIN_AFTER_MS = 5_000
-"""When the broker retries a delivery to a process that is shutting down."""
+"""How long the broker waits before it retries a delivery to a process that is shutting down."""
 
 UNKNOWN_AFTER_MS = 10_000
-"""When the broker first retries a task that a newer deployment may know; each further wait is four times as long."""
+"""The first wait for a task that a newer deployment may know; each further wait is four times as long."""
 
 UNKNOWN_AFTER_MOST_MS = 60 * 60 * 1000
+"""The longest of these waits."""
 
 
 class CallbackHandler(Protocol):
@@ -72,7 +72,7 @@ class Dispatcher:
         self._drained: Future[None] | None = None
 
     async def answer(self, delivery: Delivery, invoke: Invoke | None = None) -> DispatchResponse:
-        """Take one delivery to its response. `invoke` runs tasks that have dependencies."""
+        """Handle one delivery and return the response. `invoke` runs tasks that have dependencies."""
         try:
             token = self._verify(delivery).jti
         except SignatureError as error:
@@ -107,7 +107,7 @@ class Dispatcher:
         return True
 
     def close(self) -> None:
-        """Write the last results and let the threads go; tasks still running are not waited for. Idempotent."""
+        """Write the last results and release the threads, without waiting for tasks that still run. Idempotent."""
         self._executor.close()
 
     def _count(self, step: int) -> None:

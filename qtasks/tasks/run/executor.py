@@ -203,7 +203,7 @@ class AttemptExecutor:
         return text
 
     def close(self) -> None:
-        """Write the last results and let the threads go; tasks still running are not waited for. Idempotent."""
+        """Write the last results and release the threads, without waiting for tasks that still run. Idempotent."""
         self.runner.close()
         self._writer.close()
 

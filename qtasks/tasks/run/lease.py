@@ -42,6 +42,8 @@ BRIEF_LEASE_MS = 1_000
 """As `LEASE_MS`, for attempts that take no time: duplicates wait instead of coming back later."""
 
 RENEW_S = 4.0
+"""Time between two renewals of a lock."""
+
 DUPLICATE_HEADER = ("Qtasks-Duplicate", "true")
 
 TOKEN_LIFE_MS = 20 * 60 * 1000
@@ -107,7 +109,7 @@ class RunLeases:
     def __init__(self, writer: ResultWriter, clock: Clock) -> None:
         self._writer = writer
         self._clock = clock
-        self._held: dict[str, Sequence[Lock]] = {}
+        self._locks_by_call: dict[str, Sequence[Lock]] = {}
 
     async def admit(self, attempt: Attempt, token: str) -> Decision | None:
         """The decision about a delivery that must not run; None for one that may.
@@ -115,7 +117,7 @@ class RunLeases:
         `token` is the `jti` of its signature, or empty.
         """
         context, envelope = attempt.context, attempt.envelope
-        schedule = envelope.alone if envelope.overlap is not None else None
+        schedule = envelope.exclusive_schedule if envelope.overlap is not None else None
         if not self._writer.is_enabled:
             return Decision.without_overlap_check(context) if schedule is not None else None
         owner = new_owner()
@@ -136,7 +138,7 @@ class RunLeases:
                 continue
             step, response = next_step(state, context, owner, now_ms)
             if step is DeliveryStep.RUN:
-                self._held[context.call_id] = locks
+                self._locks_by_call[context.call_id] = locks
                 return None
             if step is DeliveryStep.WAIT:
                 waits = waits or pauses()
@@ -150,8 +152,8 @@ class RunLeases:
 
     @contextmanager
     def renewed(self, call_id: str) -> Iterator[None]:
-        """Renew the lease of a run inside. It normally ends with the run's last record; else at the exit."""
-        if call_id not in self._held:  # no backend, or it could not be reached
+        """Renew the lease of a run inside the block. The run's last record ends it, or else the end of the block."""
+        if call_id not in self._locks_by_call:  # no backend, or it could not be reached
             yield
             return
         renewal = asyncio.ensure_future(self._renew(call_id))
@@ -165,7 +167,7 @@ class RunLeases:
 
     def released(self, call_id: str) -> Sequence[Lock]:
         """Stop renewing the lease of a run; returns its locks, which the caller ends."""
-        return self._held.pop(call_id, ())
+        return self._locks_by_call.pop(call_id, ())
 
     async def keep_unique(self, attempt: Attempt, delay_ms: int) -> None:
         """Keep the unique key of a call locked until the call, due in `delay_ms` at most, has ended."""
@@ -176,7 +178,7 @@ class RunLeases:
 
     async def _renew(self, call_id: str) -> None:
         """Renew the locks of a run until it is cancelled."""
-        while (locks := self._held.get(call_id)) is not None:
+        while (locks := self._locks_by_call.get(call_id)) is not None:
             await asyncio.sleep(RENEW_S)
             now_ms = self._clock.now_ms()
             longer = [replace(lock, until_ms=now_ms + LEASE_MS) for lock in locks]

@@ -32,8 +32,8 @@ async def notify(hooks: Sequence[Hooks], attempt: Attempt, decision: Decision, t
                 if isinstance(value, Awaitable):
                     await value
         except Exception:
-            facts = {"action": "hook_failed", "task": event.context.task, "call_id": event.context.call_id}
-            log.exception("a hook of %s failed", event.context.task, extra=facts)
+            fields = {"action": "hook_failed", "task": event.context.task, "call_id": event.context.call_id}
+            log.exception("a hook of %s failed", event.context.task, extra=fields)
 
 
 def _hooks_for(hooks: Sequence[Hooks], kind: DecisionKind) -> list[Hook]:

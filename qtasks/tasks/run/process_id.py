@@ -47,15 +47,15 @@ def _place() -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _process(own: int) -> str:
+def _process(pid: int) -> str:
     """This process: its id and start time. They change only in a fork."""
-    return f"{own}/{_started(own)}"
+    return f"{pid}/{_started(pid)}"
 
 
-def _started(number: int) -> str:
+def _started(pid: int) -> str:
     """When a process began, in ticks of the kernel; empty without /proc, and for a process that does not run."""
     try:
-        text = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace")
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
     stat_fields = text.rpartition(")")[2].split()

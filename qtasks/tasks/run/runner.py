@@ -34,7 +34,7 @@ class Runner:
         return await value if isinstance(value, Awaitable) else value
 
     async def in_time(self, run: Run, invoke: Invoke | None) -> Any:
-        """Run a task; an ``async def`` is stopped a moment before the broker gives the attempt up.
+        """Run a task; an ``async def`` is stopped a moment before the broker's timeout.
 
         Raises the exception of the task, or AttemptTimeout.
         """
@@ -45,7 +45,7 @@ class Runner:
             self._links.discard(run.context.link)
 
     def close(self) -> None:
-        """Let the threads go; runs that still need them are not waited for. Idempotent."""
+        """Release the threads, without waiting for runs that still use them. Idempotent."""
         self.threads.close()
 
     def ask_to_stop(self) -> None:

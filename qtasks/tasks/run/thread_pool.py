@@ -28,7 +28,7 @@ class ThreadPool:
         return outcome
 
     def close(self) -> None:
-        """Let the threads go; calls that still run in them are not waited for. Idempotent."""
+        """Release the threads, without waiting for calls that still run in them. Idempotent."""
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
@@ -47,7 +47,7 @@ class _Raised:
 
 
 def _caught(call: Callable[[], Any]) -> Any:
-    """Exceptions as values: a future cannot carry StopIteration, and SystemExit must not end a thread of the pool."""
+    """Return exceptions as values: a future cannot carry StopIteration, and SystemExit must not end a pool thread."""
     try:
         return call()
     except BaseException as error:

@@ -129,7 +129,7 @@ class ScheduleDeclaration:
         if options.publish.not_before_s is not None or options.publish.deduplication_id is not None:
             raise self._error("`eta` and `deduplication_id` belong to one call; a schedule makes many")
         self.task.for_flow()
-        if self.overlap == "skip" and self.task.asks:
+        if self.overlap == "skip" and self.task.is_llm:
             raise self._error(
                 "no process runs a call while a language model works on it, so overlaps cannot be seen",
                 fix='overlap="wait"',

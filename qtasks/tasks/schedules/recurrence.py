@@ -54,7 +54,7 @@ def at(expression: str, zone: Zone | None = None) -> Cron:
         return cron.parse(parsed.fields if parsed.zone == "UTC" else f"CRON_TZ={parsed.zone} {parsed.fields}")
     except cron.UnknownZone as error:
         raise DefinitionError(str(error), code=ErrorCode.TIME_ZONE_UNKNOWN) from None
-    except cron.NeverComes as error:
+    except cron.NeverDue as error:
         raise DefinitionError(str(error), code=ErrorCode.CRON_NEVER_DUE) from None
     except ValueError as error:
         raise DefinitionError(str(error), code=ErrorCode.CRON_INVALID) from None

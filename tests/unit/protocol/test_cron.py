@@ -446,7 +446,7 @@ def test_no_run_is_skipped_whenever_one_asks(
 def test_a_zone_that_does_not_exist_is_told_from_a_date_that_never_comes_and_both_from_the_rest() -> None:
     with pytest.raises(cron.UnknownZone):
         cron.parse("CRON_TZ=Mars/Olympus 0 9 * * *")
-    with pytest.raises(cron.NeverComes):
+    with pytest.raises(cron.NeverDue):
         cron.parse("0 0 31 4 *")
     with pytest.raises(ValueError, match="hour") as other:
         cron.parse("0 25 * * *")

@@ -128,7 +128,7 @@ async def test_a_failure_in_the_middle_ends_the_flow_and_tells_the_whole_story(
 ) -> None:
     result = (add.s(1) | group(add.s(1), add.si(-5)) | total.s() | add.s(1)).delay()
     await run(broker)
-    with pytest.raises(TaskFailed, match=r"add call_\w+ before it ended on attempt 1: NonRetryable: negative"):
+    with pytest.raises(TaskFailed, match=r"the flow ended with add call_\w+, attempt 1: NonRetryable: negative"):
         result.get(timeout=1)
 
 

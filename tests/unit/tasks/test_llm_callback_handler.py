@@ -375,7 +375,9 @@ async def test_a_failed_model_ends_a_flow(
     callbacks = provider.callbacks_of(provider.take_request(), refuses(500), last=True)
     assert callbacks.failure is not None
     await provider.deliver(callbacks.failure)
-    with pytest.raises(TaskFailed, match="before it ended on attempt 1: ProviderError: OpenAI answered 500"):
+    with pytest.raises(
+        TaskFailed, match=r"the flow ended with \w+ call_\w+, attempt 1: ProviderError: OpenAI answered 500"
+    ):
         await flow.aget(timeout=1)
 
 
