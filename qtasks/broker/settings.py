@@ -37,21 +37,21 @@ class BrokerSettings:
     allow: tuple[str, ...] = ()
     """Origins, hosts or networks that the destination policy allows in addition; see `DestinationPolicy.allow`."""
     resolve_on_publish: bool = False
-    """Whether to refuse a publish whose host name does not resolve, as the hosted service does."""
+    """True: refuse a publish whose host name does not resolve, as the hosted service does."""
     own: frozenset[tuple[str, int]] = frozenset()
     """Addresses on which the broker itself listens, as (host, port). It delivers no message to them."""
     limits: DeliveryLimits = field(default_factory=DeliveryLimits)
     retention: Retention = field(default_factory=Retention)
     drain_s: float = 10.0
-    """How long a stop waits for attempts in flight, seconds."""
+    """Seconds that a stop waits for attempts in flight."""
     llm_url: str | None = None
     """The OpenAI-compatible server behind ``api/llm`` and the chat endpoint; None for none."""
     llm_echo: bool | None = None
-    """Whether the built-in echo answers if `llm_url` is None. None: only with the public development credentials."""
+    """True if the built-in echo answers when `llm_url` is None. None: only with the public development credentials."""
 
     @property
     def has_echo(self) -> bool:
-        """Whether the built-in echo model answers."""
+        """True if the built-in echo model answers."""
         return self.llm_url is None and (
             self.credentials == DEV_CREDENTIALS if self.llm_echo is None else self.llm_echo
         )

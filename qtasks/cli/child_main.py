@@ -30,7 +30,7 @@ RETIRE: Final = signal.SIGUSR1
 
 @dataclass(frozen=True)
 class ChildOptions:
-    """What a child process is to serve, and how."""
+    """The options of a child process: the application to serve, and how to serve it."""
 
     folder: str
     module: str

@@ -24,7 +24,7 @@ STOP_S: Final = 15.0
 
 @dataclass(frozen=True, slots=True)
 class StartedApp:
-    """What a child reports when its application serves."""
+    """The report of a child whose application has started to serve."""
 
     target: str
     base_url: str
@@ -33,7 +33,7 @@ class StartedApp:
     schedules: int
     """Number of schedules that the code declares."""
     synced: str
-    """What the sync of the schedules changed, in words; empty if nothing."""
+    """The changes of the sync of schedules, in words; empty if there were none."""
 
     def __str__(self) -> str:
         """The numbers of tasks and schedules in words."""

@@ -31,7 +31,7 @@ class AppError(ConfigurationError):
 
 @dataclass(frozen=True, slots=True)
 class AppLocation:
-    """What to import: the folder that must be importable, the module, and the object in it (None: find one)."""
+    """The place of an application: the folder to import from, the module, and the object in it (None: find one)."""
 
     folder: Path
     module: str

@@ -43,7 +43,7 @@ class ReloadingApplication:
     """The changes of the code, from just before it is read."""
     _next_change: asyncio.Future[set[watchfiles.main.FileChange]] | None = field(default=None, init=False)
     _start_s: float = field(default=0.0, init=False)
-    """When the current child was started, as `time.monotonic` counts."""
+    """Start of the current child, in seconds of `time.monotonic`."""
 
     async def start(self) -> StartedApp:
         """Start the first child and return what it reports. Raises AppError."""

@@ -34,7 +34,7 @@ _DEPTH: Final = 8
 
 @dataclass
 class OutcomeCounts:
-    """How many deliveries succeeded, were retried, and failed."""
+    """Numbers of deliveries that succeeded, were retried, and failed."""
 
     done: int = 0
     retried: int = 0

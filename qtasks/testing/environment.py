@@ -95,7 +95,7 @@ class Environment:
     def __enter__(self) -> Self:
         app = app_under_test.of(self._app, Path.cwd())
         with ExitStack() as stack:
-            broker = self._opened(app)
+            broker = self._new_broker(app)
             stack.enter_context(
                 app.tasks.running_on(
                     broker,
@@ -131,7 +131,7 @@ class Environment:
     @property
     def now(self) -> datetime:
         """The current time of this environment, in UTC."""
-        return moment(self._on.now_ms)
+        return moment(self._open_broker.now_ms)
 
     def drain(self) -> int:
         """Run every call that is due now, and the calls that these cause, one after the other; the clock stands still.
@@ -139,19 +139,19 @@ class Environment:
         Returns the number of attempts. A failed attempt is not an error of the test: it is retried when it is due
         (`advance`), or its call is in `dlq`. Raises QTasksError after 10,000 attempts.
         """
-        return len(self._on.run().result())
+        return len(self._open_broker.run().result())
 
     async def adrain(self) -> int:
         """As `drain`, in async code: tasks run on the event loop of the test, unless an application has its own."""
-        return len(await _finished(self._on.run(awaited=True)))
+        return len(await _finished(self._open_broker.run(awaited=True)))
 
     def run_next(self) -> Call | None:
         """Run the call that is due first, and return it; None if no call is due now."""
-        return self._first(self._on.run(most=1).result())
+        return self._first(self._open_broker.run(most=1).result())
 
     async def arun_next(self) -> Call | None:
         """As `run_next`, in async code."""
-        return self._first(await _finished(self._on.run(most=1, awaited=True)))
+        return self._first(await _finished(self._open_broker.run(most=1, awaited=True)))
 
     def advance(self, span: Span = 0, /, **parts: Unpack[TimeParts]) -> int:
         """Move the clock, ``advance(hours=3)`` or ``advance("3h")``, and run every call that becomes due meanwhile.
@@ -159,30 +159,30 @@ class Environment:
         Retries, delayed calls, schedules and callbacks run at their own time: the clock jumps from one to the next.
         `parts` are those of `timedelta`, `span` is a duration or a number of seconds. Returns the number of attempts.
         """
-        return len(self._on.run(span_ms=_span_ms(span, parts)).result())
+        return len(self._open_broker.run(span_ms=_span_ms(span, parts)).result())
 
     async def aadvance(self, span: Span = 0, /, **parts: Unpack[TimeParts]) -> int:
         """As `advance`, in async code."""
-        return len(await _finished(self._on.run(span_ms=_span_ms(span, parts), awaited=True)))
+        return len(await _finished(self._open_broker.run(span_ms=_span_ms(span, parts), awaited=True)))
 
     # -- views
 
     @property
     def sent(self) -> list[Call]:
         """Every call since the test began, in order, whether it has run or not; runs of schedules are included."""
-        return self._on.call_log.calls
+        return self._open_broker.call_log.calls
 
     @property
     def pending(self) -> list[Call]:
         """The calls of `sent` that have not ended: waiting, delayed, or about to be retried."""
-        broker = self._on
+        broker = self._open_broker
         off = broker.cancelled()
         return [call for call in self.sent if broker.call_log.due_ms(call, off) is not None]
 
     @property
     def dlq(self) -> list[DeadCall]:
         """The calls that have failed for good, oldest first."""
-        return self._on.dead_calls()
+        return self._open_broker.dead_calls()
 
     @property
     def results(self) -> list[TaskResult[Any]]:
@@ -193,7 +193,7 @@ class Environment:
     @property
     def outside(self) -> list[DeliveryRequest]:
         """Requests to other services that were not made: webhooks, callbacks to other addresses, model providers."""
-        return list(self._on.outside.requests)
+        return list(self._open_broker.outside.requests)
 
     # -- assertions
 
@@ -225,38 +225,38 @@ class Environment:
 
     def fail_next(self, task: NamedTask | None = None, /, *, times: int = 1, status: int = 500) -> None:
         """Answer the next `times` deliveries (of `task`) with `status` on the way: the task does not run."""
-        self._on.faults.order(_name(task), failing(status), times)
+        self._open_broker.faults.order(_name(task), failing(status), times)
 
     def drop_response_next(self, task: NamedTask | None = None, /) -> None:
         """Lose the next response: the task runs, but the broker gets no response and tries again."""
-        self._on.faults.order(_name(task), losing(lambda _: None))
+        self._open_broker.faults.order(_name(task), losing(lambda _: None))
 
     def duplicate_next(self, task: NamedTask | None = None, /) -> None:
         """Make the next delivery twice. The second one finds the result of the first and does not run the task."""
-        self._on.faults.order(_name(task), twice(self._on.new_signature))
+        self._open_broker.faults.order(_name(task), twice(self._open_broker.new_signature))
 
     def crash_next(self, task: NamedTask | None = None, /) -> None:
         """Simulate a crash at the next delivery: the task has done its work, but the result and the response are lost.
 
         The broker tries again and the task runs a second time, so its work must be safe to repeat.
         """
-        results = self._on.results
+        results = self._open_broker.results
 
         def forget(request: DeliveryRequest) -> None:
             results.forget(call_id_of(request))
 
-        self._on.faults.order(_name(task), losing(forget))
+        self._open_broker.faults.order(_name(task), losing(forget))
 
     def delay_next(self, task: NamedTask | None = None, /, span: Span = 0, **parts: Unpack[TimeParts]) -> None:
         """Delay the next call (of `task`): it is due by this span later than the call asks for.
 
         `span` is as in `advance`. A call through a queue cannot be delayed and is refused.
         """
-        self._stepped("delay_next").client_transport.delay(_name(task), _span_ms(span, parts))
+        self._virtual_time_broker("delay_next").client_transport.delay(_name(task), _span_ms(span, parts))
 
     def reorder(self) -> None:
         """From now on, deliver messages that are due at the same time in reverse order. A queue keeps its order."""
-        self._stepped("reorder").steps.reordered = True
+        self._virtual_time_broker("reorder").steps.reordered = True
 
     def answer(self, url: str, answer: Answer = 200, /) -> None:
         """Answer for another service: a request to a URL that begins with `url` gets `answer`.
@@ -264,7 +264,7 @@ class Environment:
         `answer` is a status, a body (JSON unless it is text or bytes), or a function of the request that returns one.
         Without an answer, a delivery to another service goes to the dead letters at once.
         """
-        self._on.outside.answer(url, answer)
+        self._open_broker.outside.answer(url, answer)
 
     def use_model(self, model: ProviderFake) -> None:
         """Let `model` answer in place of every language model: ``qtasks.use_model(fake_llm("yes"))``.
@@ -272,12 +272,12 @@ class Environment:
         See `qtasks.testing.llm`. Without it, the broker's own model is an echo, and requests to providers get what
         `answer` defines. No provider's key is needed.
         """
-        self._on.outside.model = model
+        self._open_broker.outside.model = model
 
     # -- internal
 
     @property
-    def _on(self) -> EnvironmentBroker:
+    def _open_broker(self) -> EnvironmentBroker:
         if self._broker is None:
             raise QTasksError(
                 "this environment is not open",
@@ -286,26 +286,26 @@ class Environment:
             )
         return self._broker
 
-    def _stepped(self, what: str) -> VirtualTimeBroker:
-        broker = self._on
+    def _virtual_time_broker(self, what: str) -> VirtualTimeBroker:
+        broker = self._open_broker
         if not isinstance(broker, VirtualTimeBroker):
             raise QTasksError(f'{what} changes time, which is real in mode "full"', code=ErrorCode.TEST_MODE_WRONG)
         return broker
 
-    def _opened(self, app: app_under_test.AppUnderTest) -> EnvironmentBroker:
+    def _new_broker(self, app: app_under_test.AppUnderTest) -> EnvironmentBroker:
         if self._mode == "full":
             return RealTimeBroker(app)
         start_ms = int(time.time() * 1000) if self._start_ms is None else self._start_ms
         return VirtualTimeBroker(app, self._mode, start_ms=start_ms, seed=self._seed)
 
     def _first(self, messages: Sequence[str]) -> Call | None:
-        return self._on.call_log.of_message(messages[0]) if messages else None
+        return self._open_broker.call_log.of_message(messages[0]) if messages else None
 
     def _matcher(self, task: NamedTask, args: Sequence[Any], kwargs: dict[str, Any]) -> CallMatcher:
         return CallMatcher.of(task if isinstance(task, Task) else self._task_named(task), args, kwargs)
 
     def _task_named(self, name: str) -> Task[..., Any]:
-        tasks = self._on.application.tasks.tasks
+        tasks = self._open_broker.application.tasks.tasks
         if name not in tasks:
             raise QTasksError(
                 f"unknown task {name!r}; known tasks: {', '.join(sorted(tasks))}", code=ErrorCode.TASK_UNKNOWN

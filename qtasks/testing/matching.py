@@ -73,7 +73,7 @@ class CallMatcher:
         return f"{self.task.name}{f'.using({using})' if using else ''}({arguments})"
 
     def _is_like(self, name: str, expected: Any, actual: Values) -> bool:
-        """Whether two values are equal, or equal once encoded: ``"9.90"`` matches ``Decimal("9.90")``."""
+        """True if two values are equal, or equal once encoded: ``"9.90"`` matches ``Decimal("9.90")``."""
         with contextlib.suppress(Exception):  # comparison runs code of the user's classes
             if expected == actual[name]:
                 return True

@@ -93,7 +93,7 @@ class DeadCall:
 
     call: Call
     error: str
-    """Why the last attempt failed: the text of the dispatcher, or else of the broker."""
+    """The error text of the last attempt: that of the dispatcher, or else that of the broker."""
     status: int | None
     """HTTP status of the last response; None without a response."""
     failed: datetime

@@ -1,4 +1,4 @@
-"""What all request handlers share: the store, the ports, the destination policy, the loops to wake."""
+"""The objects that all request handlers share: store, ports, destination policy, functions that wake the loops."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class Query:
         return frozenset(self._values)
 
     def is_blank(self, name: str) -> bool:
-        """Whether every value of `name` is blank. False for an absent name and for an empty array of a body."""
+        """True if every value of `name` is blank. False for an absent name and for an empty array of a body."""
         values = self._values.get(name, [])
         return bool(values) and not any(value.replace(",", "").strip() for value in values)
 

@@ -22,7 +22,7 @@ _SOONEST_S: Final = 0.1
 
 
 class TokenScope(IntEnum):
-    """What a token permits. A higher scope includes the lower ones."""
+    """The permissions of a token. A higher scope includes the lower ones."""
 
     READ = 1
     PUBLISH = 2

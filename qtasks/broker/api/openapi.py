@@ -246,7 +246,7 @@ class OperationDoc:
     body: Schema | None = None
     error: str = "Error"
     stream: bool = field(default=False)
-    """Whether the response may be a stream of server-sent events."""
+    """True if the response may be a stream of server-sent events."""
 
 
 _PUBLISHED: Final = {201: "PublishAnswer", 202: "PublishAnswer"}

@@ -91,7 +91,7 @@ async def _publish(
 
 
 def _has_cron(request: ApiRequest, target: wire.Target) -> bool:
-    """Whether a publish creates a schedule: by a header or by its own parameter, not by one of the destination."""
+    """True if a publish creates a schedule: by a header or by its own parameter, not by one of the destination."""
     return request.header("upstash-cron") is not None or any(name == "upstash-cron" for name, _ in target.query)
 
 

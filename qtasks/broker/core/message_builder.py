@@ -258,7 +258,7 @@ def _message(
 
 
 def _not_before_ms(options: PublishOptions, now_ms: int) -> int:
-    """When a message may be delivered first: an absolute time wins over a delay, and the past means now."""
+    """Earliest time of the delivery, Unix ms: an absolute time wins over a delay, and a time in the past means now."""
     if options.not_before_s is not None:
         return max(now_ms, options.not_before_s * 1000)
     return now_ms + (options.delay_ms or 0)

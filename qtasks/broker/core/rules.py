@@ -39,7 +39,7 @@ FINAL: Final = frozenset({Stage.DELIVERED, Stage.FAILED, Stage.CANCELED})
 
 
 class Trigger(StrEnum):
-    """What moves a message from one stage to another."""
+    """The cause of a change of a message's stage."""
 
     CLAIM = auto()
     PARK = auto()
@@ -99,7 +99,7 @@ TRANSITIONS: Final[Mapping[tuple[Stage, Trigger], Transition]] = {
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What the outcome of an attempt means for its message."""
+    """The broker's conclusion from the outcome of an attempt."""
 
     trigger: Trigger
     error: str | None = None

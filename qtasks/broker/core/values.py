@@ -16,7 +16,7 @@ DAY_MS: Final = 24 * 60 * 60 * 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
-    """How long finished messages are kept, with bodies, log and dead letters. Unfinished messages are never removed."""
+    """How long finished messages are kept, with bodies, log and dead letters. Unfinished ones are never removed."""
 
     delivered_ms: int = 7 * DAY_MS
     """For delivered and cancelled messages."""
@@ -126,7 +126,7 @@ class UrlGroupState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Firing:
-    """What the schedule loop decided for a due schedule. `schedule` is as it was when the loop read it."""
+    """The plan of the schedule loop for a due schedule. `schedule` is as it was when the loop read it."""
 
     schedule: Schedule
     tick_ms: int | None
@@ -217,7 +217,7 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """What an earlier process left unfinished."""
+    """The messages that an earlier process left unfinished."""
 
     interrupted: int
     """Messages whose attempt the earlier process did not finish; they are due now."""

@@ -47,7 +47,7 @@ class LanguageModel:
 
     @property
     def available(self) -> bool:
-        """Whether a server is configured or the echo answers."""
+        """True if a server is configured or the echo answers."""
         return self._url is not None or self._echo
 
     async def send(self, request: DeliveryRequest) -> Response | Failure:

@@ -16,7 +16,7 @@ from qtasks.broker.server.http_protocol import GuardedProtocol
 from qtasks.errors import ConfigurationError
 
 KEEP_ALIVE_S: Final = 75
-"""How long an idle connection of a client is kept."""
+"""Seconds that an idle connection of a client is kept."""
 
 
 class _SignalFreeServer(uvicorn.Server):

@@ -21,8 +21,8 @@ from qtasks.broker.server.write_coalescing import CoalescingTransport
 HEAD_TIMEOUT_S: Final = 10.0
 """Limit from the start of the connection, or the first byte of a later request, to the end of the header."""
 DISCARD_TIMEOUT_S: Final = 30.0
-"""How long the rest of a body is read and discarded after the response was sent: most clients read the response only
-when they have sent the whole body."""
+"""Seconds that the rest of a body is read and discarded after the response was sent: most clients read the response
+only when they have sent the whole body."""
 MAX_HEAD: Final = 64 * 1024
 """Limit of request line and header together, bytes."""
 

@@ -64,9 +64,9 @@ class GroupCommit:
         self._running = False
         """A group or a checkpoint is under way, or about to start."""
         self._one_by_one = 0
-        """How many of the next writes run in groups of one, because their group failed."""
+        """Number of the next writes that run in groups of one, because their group failed."""
         self._refusal: str | None = None
-        """Why no write is accepted any more."""
+        """The reason why no write is accepted any more; None while writes are accepted."""
         self.broken = asyncio.Event()
         self._commit_s = 0.0  # the expected duration of a commit
         self._log_pages = 0

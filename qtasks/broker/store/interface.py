@@ -24,10 +24,10 @@ T = TypeVar("T")
 
 
 class Store(Protocol):
-    """Where messages are kept. After `close` every call raises StoreError."""
+    """Stores messages and everything that belongs to them. After `close` every call raises StoreError."""
 
     promise: str
-    """What "accepted" means on this storage; shown at the start and by ``/readyz``."""
+    """The durability of an accepted message on this storage, in words; shown at the start and by ``/readyz``."""
     broken: asyncio.Event
     """Set when the storage has failed permanently: end the process and start it again."""
 

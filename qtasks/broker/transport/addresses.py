@@ -16,7 +16,7 @@ _LOOPBACK_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhos
 
 
 class AddressKind(Enum):
-    """What a range of addresses is for. The value completes the sentence "endpoint resolves to ..."."""
+    """The purpose of a range of addresses. The value completes the sentence "endpoint resolves to ..."."""
 
     GLOBAL = "a global address"
     LOOPBACK = "a loopback address"

@@ -133,17 +133,17 @@ class _AllowRule:
     """None for a range of addresses, which says nothing about ports."""
 
     def names(self, host: str, port: int) -> bool:
-        """Whether the rule names this host and port."""
+        """True if the rule names this host and port."""
         if not self.name or (self.ports is not None and port not in self.ports):
             return False
         return (host.partition(".")[2] if self.wildcard else host) == self.name
 
     def covers(self, address: Address, port: int) -> bool:
-        """Whether the rule's range contains this address and port."""
+        """True if the rule's range contains this address and port."""
         return self.network is not None and address in self.network and (self.ports is None or port in self.ports)
 
     def pins(self, address: Address, port: int) -> bool:
-        """Whether the rule names exactly this one address."""
+        """True if the rule names exactly this one address."""
         return self.network is not None and self.network.num_addresses == 1 and self.covers(address, port)
 
 
@@ -226,7 +226,7 @@ class DestinationPolicy:
         return None if reason is None else _BLOCKED + reason
 
     def listens_everywhere(self, port: int) -> bool:
-        """Whether this broker has a wildcard listener on `port`; then every address of the machine is its own."""
+        """True if this broker has a wildcard listener on `port`; then every address of the machine is its own."""
         return any(own == port and host in ("0.0.0.0", "::") for host, own in self.own)  # noqa: S104 - compared only
 
     def _refusal(self, address: Address | None, host: str, port: int) -> str | None:

@@ -49,7 +49,7 @@ CONNECT_TIMEOUT_S = 5.0
 """Limit for opening a connection, seconds: name lookup, TCP and TLS together. The attempt's deadline may be shorter."""
 
 KEEP_ALIVE_S = 1.5
-"""How long an idle connection is kept. Servers close idle connections after 2 to 5 s (gunicorn 2, uvicorn and Node 5);
+"""Seconds that an idle connection is kept. Servers close theirs after 2 to 5 s (gunicorn 2, uvicorn and Node 5);
 a request sent at that moment is lost and costs the message a retry."""
 
 _NOT_FORWARDED = PER_CONNECTION | {"Accept-Encoding"}

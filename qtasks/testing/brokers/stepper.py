@@ -80,7 +80,7 @@ class BrokerStepper:
         return made
 
     def _is_busy(self) -> bool:
-        """Whether a running call makes progress by itself: it does not wait for another call."""
+        """True if a running call makes progress by itself: it does not wait for another call."""
         if not self._running:
             return False
         blocked = self._waits.blocked(self._results.is_final)

@@ -15,7 +15,7 @@ from qtasks.tasks.results.backend import ResultRecord, ResultWatchers
 from qtasks.tasks.results.memory import MemoryResults
 
 KEPT_MS: Final = 100 * 366 * 24 * 60 * 60 * 1000
-"""How long results are kept, in ms: a test may advance by years and read its results at the end."""
+"""Time that results are kept, in ms: a test may advance by years and read its results at the end."""
 
 
 @dataclass(eq=False, slots=True)
@@ -127,6 +127,6 @@ class SteppedResults(KeptResults):
         return record
 
     def is_final(self, key: str) -> bool:
-        """Whether the call has ended."""
+        """True if the call has ended."""
         record = self.found(key)
         return record is not None and record.status.is_final

@@ -1,1 +1,1 @@
-"""What a store can do: one module for each subject, with functions that take a connection; `Store.write` runs them."""
+"""The verbs and queries of the store, one module for each subject. `Store.write` and `Store.read` run them."""

@@ -156,7 +156,7 @@ _RUNNING: Final = f"SELECT count(*) FROM messages WHERE account = ? AND flow_key
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Whether an attempt may start now; if not, when (None: not before something changes)."""
+    """True if an attempt may start now; else the time from which one may (None: not before something changes)."""
 
     allowed: bool
     until_ms: int | None = None
@@ -190,7 +190,7 @@ def configure_key(db: apsw.Connection, account: int, flow: FlowControl, now_ms: 
 
 
 def check_key(db: apsw.Connection, account: int, key: str, now_ms: int) -> Admission:
-    """Whether the key admits an attempt now."""
+    """Return whether the key admits an attempt now and, if not, from when."""
     row = db.execute(
         "SELECT parallelism, rate, period_s, paused, window_start_ms, window_count FROM flow_keys"
         " WHERE account = ? AND key = ?",

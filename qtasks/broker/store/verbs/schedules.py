@@ -19,7 +19,7 @@ _SELECT: Final = (
     " error FROM schedules"
 )
 _TICKS_KEPT_MS: Final = 7 * 24 * 60 * 60 * 1000
-"""How long a tick stays stored: longer than a clock is ever set back."""
+"""Time that a tick stays stored: longer than a clock is ever set back."""
 
 
 def put_schedule(db: apsw.Connection, schedule: Schedule) -> None:
