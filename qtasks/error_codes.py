@@ -159,7 +159,7 @@ class ErrorCode(StrEnum):
         "Install the extra that the message names.")
 
     # 3: the QStash service
-    QSTASH_FAILED = ("QT300",
+    SERVICE_FAILED = ("QT300",
         "A conversation with a QStash service failed.",
         "Read the message of the error.")
     BROKER_UNREACHABLE = ("QT301",

@@ -234,7 +234,7 @@ class SchemaTooNew(StoreError):
 class QStashError(QTasksError):
     """A request to a QStash service failed. The name is that of the official SDK."""
 
-    code = ErrorCode.QSTASH_FAILED
+    code = ErrorCode.SERVICE_FAILED
 
 
 class InvalidCallError(QStashError, ValueError):

@@ -227,10 +227,10 @@ def test_a_forgotten_await_fails_the_test(run: Run) -> None:
     assert done.parseoutcomes()["passed"] == 1
     done.stdout.fnmatch_lines(
         [
-            "*coroutine 'Task.adelay' was never awaited*",
+            "*coroutine 'BaseTask.adelay' was never awaited*",
             "*coroutine 'greet' was never awaited*",
             "*coroutine 'Environment.adrain' was never awaited*",
-            "*coroutine 'Task.adelay' was never awaited*",
+            "*coroutine 'BaseTask.adelay' was never awaited*",
         ]
     )
     assert done.parseoutcomes().get("failed", 0) + done.parseoutcomes().get("errors", 0) == 4
