@@ -214,6 +214,10 @@ async def _open(
     return broker, transport, token, await broker.keys.of(broker.accounts[_ACCOUNT])
 
 
+def _unanswered(timeout_s: float) -> BrokerUnreachable:
+    return BrokerUnreachable(f"the embedded broker did not answer within {timeout_s:g} s")
+
+
 class InProcessTransport:
     """A client transport that calls the API of the embedded broker directly."""
 
@@ -247,7 +251,7 @@ class InProcessTransport:
         try:
             return self.submit(request).result(timeout_s)
         except TimeoutError:
-            raise BrokerUnreachable(f"the embedded broker did not answer within {timeout_s:g} s") from None
+            raise _unanswered(timeout_s) from None
 
     def close(self) -> None:
         """Does nothing: `Embedded` owns the broker."""
@@ -265,7 +269,7 @@ class AsyncInProcessTransport:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.wrap_future(self._transport.submit(request))
         except TimeoutError:
-            raise BrokerUnreachable(f"the embedded broker did not answer within {timeout_s:g} s") from None
+            raise _unanswered(timeout_s) from None
 
     async def close(self) -> None:
         """Does nothing: `Embedded` owns the broker."""

@@ -147,7 +147,7 @@ class Broker:
     async def stop(self) -> None:
         """Wait up to `drain_s` for attempts in flight, then stop. The next start repeats the rest. Idempotent."""
         if not await self.deliverer.drain(self.settings.drain_s):
-            log.warning("stopped before every attempt had ended; the next start repeats the unfinished ones")
+            log.warning("stopped before all attempts had ended; the next start makes these attempts again")
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)

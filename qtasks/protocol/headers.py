@@ -98,3 +98,11 @@ def check_forwarded(lines: Iterable[tuple[str, str]]) -> Headers:
     if size > MAX_FORWARDED_BYTES:
         raise WireError(f"forwarded headers too large: {size} > {MAX_FORWARDED_BYTES} bytes", status=431)
     return tuple(kept)
+
+
+def decode(raw: bytes) -> str:
+    """A name or value as text: UTF-8 if it is valid UTF-8, else Latin-1, the encoding of HTTP. Never fails."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")

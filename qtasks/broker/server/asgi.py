@@ -13,6 +13,7 @@ from typing import Any, Final
 from qtasks.broker.api import openapi
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, error_response, json_response
 from qtasks.broker.api.routes import Api
+from qtasks.protocol import headers as header_lines
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -108,7 +109,7 @@ class AsgiApi:
             method=scope["method"],
             path=scope["raw_path"].decode("latin-1"),
             query=scope["query_string"].decode("latin-1"),
-            headers=tuple((name.decode("latin-1"), _text(value)) for name, value in scope["headers"]),
+            headers=tuple((name.decode("latin-1"), header_lines.decode(value)) for name, value in scope["headers"]),
             client_ip=client[0] if client else "",
             read_body=lambda limit: self._read(scope, receive, limit),
         )
@@ -142,14 +143,6 @@ def _hostname(host: str) -> str:
     """The host name in a Host header, lower-case, without the port."""
     name, colon, port = host.rpartition(":")
     return (name if colon and port.isascii() and port.isdigit() else host).lower()
-
-
-def _text(value: bytes) -> str:
-    """A header value as UTF-8 if it is valid UTF-8, else as Latin-1, the encoding of HTTP."""
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
 
 
 async def _send(send: Send, response: ApiResponse) -> None:

@@ -19,6 +19,7 @@ from aiohttp import StreamReader
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 
+from qtasks.protocol import headers as header_lines
 from qtasks.protocol.messages import Response
 
 MAX_HEADER_LINE = 16 * 1024
@@ -102,7 +103,7 @@ class BoundedResponse(aiohttp.ClientResponse):
                 raise
         finally:
             self.close()
-        headers = tuple((_text(name), _text(value)) for name, value in self.raw_headers)
+        headers = tuple((header_lines.decode(name), header_lines.decode(value)) for name, value in self.raw_headers)
         return Response(status=self.status, headers=headers, body=bytes(body[:limit]), truncated=cut)
 
 
@@ -179,11 +180,3 @@ def _check_head(status: int, lines: Sequence[tuple[bytes, bytes]]) -> None:
         raise UnusableError(
             f"{len(lines)} header lines of {size} bytes in all; at most {MAX_HEADERS} and {MAX_HEADER_BYTES} are read"
         )
-
-
-def _text(raw: bytes) -> str:
-    """`raw` as UTF-8 if it is valid UTF-8, else as Latin-1, so that every value can be stored and shown."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")

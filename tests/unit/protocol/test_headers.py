@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtasks.protocol.headers import BROKER_OWNED, PER_CONNECTION, WireError, canonical_name, check_forwarded
+from qtasks.protocol.headers import BROKER_OWNED, PER_CONNECTION, WireError, canonical_name, check_forwarded, decode
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,10 @@ def test_sixty_four_lines_and_16_kib_are_the_limit() -> None:
         with pytest.raises(WireError, match=words) as caught:
             check_forwarded(lines)
         assert caught.value.status == 431
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"), [(b"abc", "abc"), ("Müller".encode(), "Müller"), ("Müller".encode("latin-1"), "Müller")]
+)
+def test_a_value_is_read_as_utf8_or_else_as_latin1(raw: bytes, text: str) -> None:
+    assert decode(raw) == text
