@@ -82,7 +82,7 @@ def sync(app: str | None, prune: bool, yes: bool, as_json: bool) -> None:
     """
     tasks = _tasks(app)
     with tasks:
-        tasks.schedules.check_reach()
+        tasks.schedules.check_target()
         plan = tasks.schedules.diff()
         if plan.added or plan.changed or (prune and plan.removed):
             _confirm(tasks, plan, yes=yes)

@@ -124,7 +124,8 @@ class BaseTask(Generic[P, R]):
         """Queue a call of the task. Returns once the broker has stored the call.
 
         Raises ArgumentsError if the arguments do not fit the parameters, ConfigurationError if no broker is configured,
-        BrokerUnreachable within about two seconds if the broker does not answer, and ApiError if it refuses the call.
+        BrokerUnreachable within 3 seconds (6 for a broker on another machine) if the broker does not answer, and
+        ApiError if it refuses the call.
         """
         return self.send(self.message(args, kwargs))
 

@@ -103,7 +103,7 @@ def portable(annotation: Any) -> Any:
         pass
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is None or origin is Literal or not inner:
-        return _BARE.get(origin, annotation)  # `typing.Dict` and its kin
+        return _BARE.get(origin, annotation)  # `typing.Dict` and similar aliases
     if origin is Annotated:
         return Annotated[(portable(inner[0]), *inner[1:])]
     replaced = tuple(item if item is Ellipsis or isinstance(item, list) else portable(item) for item in inner)

@@ -55,10 +55,14 @@ class ArgumentCodec:
         task = self.names[0]
         if self.pickles is None:
             if envelope.pickled is not None:
-                raise ForgedError(f"{task} takes its arguments as JSON, and a pickle came: it was not read")
+                raise ForgedError(
+                    f"{task} takes its arguments as JSON, but the call contains a pickle, which was not read"
+                )
             return self.parameters.check(self.parameters.bind(envelope.args, envelope.kwargs), from_wire=True)
         if envelope.pickled is None:
-            raise ForgedError(f"{task} takes its arguments as a pickle, and none came: nothing was run")
+            raise ForgedError(
+                f"{task} takes its arguments as a pickle, but the call contains none: the task was not run"
+            )
         purposes = [Purpose.arguments(name, envelope.call_id or "") for name in self.names]
         args, kwargs = self.pickles().load(envelope.pickled, *purposes)
         return self.parameters.check(self.parameters.bind(args, kwargs))

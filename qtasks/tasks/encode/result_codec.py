@@ -41,7 +41,7 @@ def dump(parameters: TaskParameters, value: Any, pickled: Callable[[Any], str]) 
 def load(adapter: TypeAdapter[R] | None, text: str, pickles: Callable[[], Pickles], purpose: Purpose) -> R:
     """A stored result in its declared type. Raises ResultError, PayloadError for a pickle that cannot be read.
 
-    `pickles` is asked for them when the result is one.
+    `pickles` is called only if the result is a pickle.
     """
     if is_pickle(text):
         value: R = pickles().load(text, purpose)
@@ -49,7 +49,7 @@ def load(adapter: TypeAdapter[R] | None, text: str, pickles: Callable[[], Pickle
     try:
         if adapter is None:
             raise ResultError(
-                f"{purpose.task}: the stored result is JSON, which its declared type has no form in",
+                f"{purpose.task}: the stored result is JSON, but values of its declared type cannot be read from JSON",
                 code=ErrorCode.RESULT_UNREADABLE,
             )
         return adapter.validate_python(json.loads(text), context=WIRE, by_name=True, by_alias=True)
@@ -63,7 +63,7 @@ def load(adapter: TypeAdapter[R] | None, text: str, pickles: Callable[[], Pickle
 
 def _json(parameters: TaskParameters, value: Any) -> str:
     if (adapter := parameters.result) is None:
-        raise ResultError(f"{parameters.result_name} has no form in JSON", code=ErrorCode.RESULT_NOT_SERIALIZABLE)
+        raise ResultError(f"{parameters.result_name} cannot be written as JSON", code=ErrorCode.RESULT_NOT_SERIALIZABLE)
     try:
         checked = adapter.validate_python(value)
         plain = adapter.dump_python(checked, mode="json", round_trip=True, by_alias=False)

@@ -52,7 +52,7 @@ class Callback:
     content: CallbackBody
     envelope: Envelope = field(repr=False)
     body: bytes = field(repr=False)
-    kept: StoredCall | None = field(default=None, repr=False)
+    stored: StoredCall | None = field(default=None, repr=False)
     is_lost: bool = False
     """True if the result store no longer has the call, which is too large for a header. The envelope is empty then."""
 
@@ -79,7 +79,7 @@ class Callback:
         return replace(context, attempt=self.content.retried + 1, retries=self.content.retries)
 
     def refused(self, response: DispatchResponse) -> DispatchResponse:
-        """The response if the call, which runs elsewhere or has ended, would be answered with `response`."""
+        """The response to this callback if its call runs elsewhere or has ended: `response`, or an acknowledgement."""
         is_acknowledged = self.is_interim or (self.query.failed and response.status == 500)
         return DispatchResponse.acknowledgement() if is_acknowledged else response
 

@@ -84,13 +84,13 @@ class LlmCallbackHandler:
         if not isinstance(task, LlmTask):
             raise PayloadError(f"{task.name} is not a task for a language model, so its URL has no query")
         query, content = callback_url.read(delivery.query), read_body(delivery.body)
-        text = delivery.call or await self._kept(query.digest)
+        text = delivery.call or await self._stored_text(query.digest)
         if text is None:
             empty = Envelope(query.call_id, retries=task.completion.delivery_options.retries)
             callback = Callback(query, content, empty, delivery.body, is_lost=True)
         else:
-            kept = None if delivery.call else StoredCall(model_request.key_of(query.digest), text)
-            callback = Callback(query, content, _checked_envelope(query, text), delivery.body, kept)
+            stored = None if delivery.call else StoredCall(model_request.key_of(query.digest), text)
+            callback = Callback(query, content, _checked_envelope(query, text), delivery.body, stored)
         context = context_of(task.name, delivery, callback.envelope, self._clock)
         return Attempt(
             task=task,
@@ -99,7 +99,7 @@ class LlmCallbackHandler:
             invoke=invoke,
             decide=functools.partial(self._decide, task, callback),
             source=callback.source,
-            stored=callback.kept,
+            stored=callback.stored,
             is_superseded=callback.repeats_failure_callback,  # the failure callback reports the same failure
             is_brief=callback.is_interim,
             can_expire=callback.content.is_answer,  # only an answer runs the completion
@@ -158,7 +158,7 @@ class LlmCallbackHandler:
         answer: ModelAnswer,
         error: QTasksError,
     ) -> Decision:
-        """Ask the model once more, and tell it what was wrong."""
+        """Ask the model once more: the request also contains the first answer and its errors."""
         attempt.error = error
         repair = Repair(callback.content.message_id, answer.usage.input_tokens, answer.usage.output_tokens)
         try:
@@ -171,7 +171,7 @@ class LlmCallbackHandler:
             return Decision.of_unfit_call(attempt.context, failure)
         return await execution.republish(attempt, message, error_text(error), action="repaired")
 
-    async def _kept(self, digest: str) -> str | None:
+    async def _stored_text(self, digest: str) -> str | None:
         """The call that the result store has for a digest."""
         record = await self._read(model_request.key_of(digest))
         return None if record is None else record.value

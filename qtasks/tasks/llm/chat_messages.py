@@ -1,4 +1,4 @@
-"""Chat messages, what a model answers to them, and what the answer costs."""
+"""Chat messages, the answer of a model to them, and the cost of the answer."""
 
 from __future__ import annotations
 

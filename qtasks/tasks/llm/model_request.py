@@ -28,7 +28,7 @@ MAX_HEADER: Final = 6 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class CallHeaderMessage(Outgoing):
-    """A message that sets the header of a callback. `envelope` is the call; `body` is something else.
+    """A message that sets the header of a callback: the header contains `envelope`, and `body` is independent of it.
 
     A call that is too large for a header is stored in the result store, under the hash that the callback URL contains.
     """

@@ -12,6 +12,7 @@ from qtasks.protocol.messages import Headers
 
 if TYPE_CHECKING:
     from qtasks.qstash.operations.providers import LlmProvider
+
 API_LLM = "api/llm"
 """The destination of requests to the QStash service's own model."""
 

@@ -1,1 +1,1 @@
-"""Where results are kept: one backend a URL scheme, all with the verbs of `base.ResultBackend`."""
+"""Result backends: one for each URL scheme, all with the interface `backend.ResultBackend`."""

@@ -1,4 +1,4 @@
-"""What every result backend promises, and the rules they share.
+"""The interface of result backends, and the rules that all of them follow.
 
 A call has one record: its latest state. The dispatcher writes it, a `TaskResult` reads it, often in another process.
 Within one process a waiter is woken at once (`ResultWatchers`); across processes it polls, at first often.
@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 POLL_FIRST_S = 0.002
 POLL_LAST_S = 0.05
+"""The first and the longest pause between two reads of a record that another process may write."""
+
 PRUNE_EVERY_MS = 60 * 60 * 1000
 
 
@@ -50,7 +52,7 @@ class ResultRecord:
     attempt: int
     updated_ms: int
     value: str | None = None
-    """The result as JSON, once succeeded, or as a pickle (see `tasks.pickling`) where JSON cannot carry it."""
+    """The result as JSON, once succeeded, or as a pickle (see `tasks.encode.pickling`) where JSON cannot carry it."""
     error: str | None = None
     """"TypeName: message" of the last failure; why it was cancelled."""
     progress: str | None = None
@@ -93,7 +95,7 @@ def supersedes(new: ResultRecord, old: ResultRecord | None) -> bool:
     return old is None or old.status is not ResultStatus.SUCCEEDED or new.status is ResultStatus.SUCCEEDED
 
 
-def folded(records: Iterable[ResultRecord]) -> list[ResultRecord]:
+def latest_records(records: Iterable[ResultRecord]) -> list[ResultRecord]:
     """The last valid record of each call, ordered by call id.
 
     All writers share this order, so that no two of them wait for each other.

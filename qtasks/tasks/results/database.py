@@ -1,4 +1,4 @@
-"""What the backends on a disk or a network share: one transaction a write, one connection to write and one to read."""
+"""The common part of backends on a disk or a network: one transaction per write; a write never waits for a read."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
-from qtasks.tasks.results.backend import PRUNE_EVERY_MS, Lock, ResultRecord, ResultWatchers, folded
+from qtasks.tasks.results.backend import PRUNE_EVERY_MS, Lock, ResultRecord, ResultWatchers, latest_records
 
 
 class DatabaseResults(ABC):
-    """Records in a database. A subclass says how they are written and read; threads take turns."""
+    """Records in a database. A subclass writes and reads them; only one thread at a time writes, and one reads."""
 
     blocking = True
 
@@ -25,7 +25,7 @@ class DatabaseResults(ABC):
     def write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock] = ()) -> None:
         """See `ResultBackend.write`; all in one transaction."""
         with self._write_lock, self._translated():
-            self._write(folded(records), unlocked)
+            self._write(latest_records(records), unlocked)
         for record in records:
             self.watchers.notify(record)
 

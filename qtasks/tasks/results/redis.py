@@ -1,7 +1,7 @@
-"""Results in Redis: one key a call, which expires by itself.
+"""Results in Redis: one key per call; Redis deletes it when it expires.
 
-Redis runs scripts, so that two writers never interleave. What Redis has not yet written to its own disk is lost if it
-crashes: only results are affected, the broker still has the messages.
+Writes are scripts that Redis runs one at a time, so that two writers never interleave. If Redis crashes, it loses what
+it has not yet written to its disk: only results are affected, because the broker still has the messages.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 5.0
 PREFIX = "qtasks:"
+"""The beginning of every key: ``result:`` for a record, ``message:`` for its message, ``hold:`` for a lock."""
 
 # KEYS: the record, its message. ARGV: status, JSON, call id, milliseconds to keep it or 0. A success is not replaced.
 _PUT = """

@@ -67,6 +67,7 @@ SELECT call_id, message_id, task, status, attempt, updated_ms, value, error, pro
 FROM results WHERE call_id = ?1 OR message_id = ?1
 """
 _PRUNE = "DELETE FROM results WHERE status IN ('succeeded', 'failed', 'cancelled', 'expired') AND updated_ms <= ?"
+# The locks. Existing files have the table under this name.
 _CREATE_LOCKS = """
 CREATE TABLE IF NOT EXISTS holds (
     key      TEXT NOT NULL PRIMARY KEY,
@@ -156,7 +157,7 @@ class SQLiteResults(DatabaseResults):
                 f"{self.path} was written by a newer version of this program", code=ErrorCode.RESULTS_TOO_NEW
             )
         with _transaction(connection):
-            # Another process may have done it meanwhile.
+            # Another process may have updated the file in the meantime.
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             steps = () if version == SCHEMA_VERSION else _FROM_1 if version == 1 else (_CREATE,)
             for statement in (*steps, _CREATE_LOCKS, _CREATE_BY_MESSAGE, _CREATE_BY_AGE):

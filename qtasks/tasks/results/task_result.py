@@ -32,7 +32,7 @@ log = logging.getLogger("qtasks.result")
 
 
 class ResultAccess(Protocol):
-    """What a handle needs of the application's runtime."""
+    """The part of the application's runtime that a handle uses."""
 
     def results(self) -> ResultBackend:
         """The result backend. Raises ResultsDisabled if none is configured."""
@@ -91,7 +91,7 @@ class TaskResult(Generic[R]):
         return f"<TaskResult of {self.task} {self.id}>"
 
     def accepted(self, message_id: str, *, deduplicated: bool) -> None:
-        """Take the broker's answer to the message. For the code that sends it."""
+        """Store the broker's answer to the message. Only for the code that sends it."""
         self.message_id = message_id
         self.deduplicated = deduplicated
         if deduplicated:
@@ -121,7 +121,7 @@ class TaskResult(Generic[R]):
         return _status(self._backend().read(self.id))
 
     async def astatus(self) -> ResultStatus:
-        """As `status`, without blocking."""
+        """As `status`, without blocking the event loop."""
         return _status(await read_record(self._backend(), self.id))
 
     @property
@@ -130,7 +130,7 @@ class TaskResult(Generic[R]):
         return _progress(self._backend().read(self.id))
 
     async def aprogress(self) -> Progress | None:
-        """As `progress`, without blocking."""
+        """As `progress`, without blocking the event loop."""
         return _progress(await read_record(self._backend(), self.id))
 
     @property
@@ -177,7 +177,7 @@ class TaskResult(Generic[R]):
         return was_cancelled
 
     async def acancel(self) -> bool:
-        """As `cancel`, without blocking."""
+        """As `cancel`, without blocking the event loop."""
         return await asyncio.to_thread(self.cancel)
 
     def __await__(self) -> Generator[Any, None, R]:
@@ -211,7 +211,7 @@ class TaskResult(Generic[R]):
                 changed.wait(wait_s)
 
     async def aget(self, timeout: float | None = None) -> R:  # noqa: ASYNC109 - the same words as `get`
-        """As `get`, without blocking."""
+        """As `get`, without blocking the event loop."""
         backend = self._backend()
         loop = asyncio.get_running_loop()
         changed = asyncio.Event()

@@ -46,7 +46,7 @@ def key_of(task: str, choice: bool | str | Sequence[str], values: Mapping[str, A
 
 
 def lock_owner(backend: ResultBackend, lock: Lock, now_ms: int) -> str | None:
-    """Try to take `lock`; the call that has the key already, None if the lock is taken now. Raises ResultError."""
+    """Try to take `lock`. Returns the id of the call that has it, or None if it was free. Raises ResultError."""
     (valid,) = backend.lock([lock], now_ms=now_ms)
     if valid.owner == lock.owner:
         return None

@@ -1,4 +1,4 @@
-"""Watching a call: its record, read again when it may have changed."""
+"""Watching a call: its record is read again when it may have changed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from qtasks.tasks.results.backend import ResultBackend, ResultRecord, pauses, read_record
 
 POLL_LAST_S = 0.25
-"""The longest time between two reads of a record that another process may write. Watchers may be many: not often."""
+"""The longest time between two reads of a record that another process may write. There may be many watchers."""
 
 CHECK_OVER_S = 0.5
-"""How often to check whether watching is over; no event reports that."""
+"""The time between two checks whether watching is over; no event reports that."""
 
 
 def wake(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:

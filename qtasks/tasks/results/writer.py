@@ -1,4 +1,4 @@
-"""Writing to a result backend from async code: one thread flushes, and all who wait meanwhile share the next flush."""
+"""Writing to a result backend from async code: one thread writes; what arrives during a write shares the next one."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ResultWriter:
         return None if self._backend is None else await read_record(self._backend, key)
 
     def record(self, records: Iterable[ResultRecord]) -> None:
-        """Hand in records, to be written with the next flush."""
+        """Add records, to be written with the next flush."""
         with self._changed:
             self._records.extend(records)
 
@@ -83,7 +83,7 @@ class ResultWriter:
             self._unlocked.extend(locks)
 
     async def flush(self) -> None:
-        """Return when everything handed in before is written."""
+        """Return when everything added before is written."""
         if not self.is_blocking:
             self._flush()
             return
@@ -94,7 +94,7 @@ class ResultWriter:
         await waiter
 
     def flush_soon(self) -> None:
-        """Write what was handed in, without waiting for it."""
+        """Start to write what was added, without waiting for it."""
         if not self.is_blocking:
             self._flush()
             return

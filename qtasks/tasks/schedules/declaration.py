@@ -5,7 +5,7 @@ and the name of the schedule, and of nothing else. It stays the same when the ex
 two environments that share an account never have the same ids, even if they run the same code.
 
 Labels mark the schedules that qtasks made, and their runs: `DECLARED` for a schedule that the code declares, so that
-`sync` may remove it when the declaration has gone; `DYNAMIC` for one that a running program made; and
+`sync` may remove it when the declaration no longer exists; `DYNAMIC` for one that a running program made; and
 ``qtasks.<environment>.<fingerprint>``, where the fingerprint is a hash of the whole schedule. `existing_schedule` and
 `diff` read them.
 """

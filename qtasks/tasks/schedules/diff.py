@@ -52,7 +52,7 @@ class SyncPlan:
     added: tuple[ScheduleDifference, ...] = ()
     changed: tuple[ScheduleDifference, ...] = ()
     removed: tuple[ScheduleDifference, ...] = ()
-    """Schedules whose declaration has gone. Only ``prune=True`` removes them."""
+    """Schedules whose declaration no longer exists. Only ``prune=True`` removes them."""
     unchanged: tuple[ScheduleDifference, ...] = ()
     dynamic: tuple[ScheduleDifference, ...] = ()
     """Schedules that a running program made. A sync does not touch them."""

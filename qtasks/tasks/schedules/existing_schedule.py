@@ -1,4 +1,4 @@
-"""A schedule that the service has: to which environment it belongs, and the call that it makes. Pure.
+"""Schedules that the service has: the environment of each one, and the call that it makes. Pure.
 
 A schedule belongs to an environment only if its label, its destination and its id all agree (see `declaration`). Any
 other schedule is never written to. A laptop with the production credentials has another dispatcher address, and so
@@ -42,7 +42,7 @@ def check_owner(schedule: Schedule, base_url: str) -> str:
     raise ConfigurationError(
         f"the schedule {schedule.schedule_id} {owner}, so it is not changed",
         details={"this one": base_url, "its calls": schedule.destination},
-        fix="work on it with the QTASKS_BASE_URL of its environment, or where it was made",
+        fix="change it with the QTASKS_BASE_URL of its environment, or with the program that made it",
         code=ErrorCode.SCHEDULE_NOT_OURS,
     )
 

@@ -82,9 +82,9 @@ class Schedules:
                 raise declaration_error(error, declaration.title) from None
         return desired
 
-    def check_reach(self) -> None:
-        """Refuse to write schedules to a service by mistake; see the function `check_reach`."""
-        check_reach(self._runtime)
+    def check_target(self) -> None:
+        """Refuse to write schedules to production by mistake. Raises ConfigurationError (QT311)."""
+        check_target(self._runtime)
 
     def diff(self) -> SyncPlan:
         """What a sync would do. Raises as `check`.
@@ -97,12 +97,12 @@ class Schedules:
         """Make the service have the declared schedules, and return what was done.
 
         Schedules that agree already are not written; paused ones stay paused. `prune` also removes the schedules whose
-        declaration has gone. Idempotent: it can be repeated after an error. Raises as `diff`; also ConfigurationError
-        for a development program with production credentials, see `check_reach`.
+        declaration no longer exists. Idempotent: it can be repeated after an error. Raises as `diff`; also
+        ConfigurationError for a development program with production credentials, see `check_target`.
         """
         from qtasks.qstash import schedule
 
-        check_reach(self._runtime)
+        check_target(self._runtime)
         plan = self.diff()
         for difference in (*plan.added, *plan.changed):
             assert difference.desired is not None
@@ -195,7 +195,7 @@ def create_dynamic(
 def _put_dynamic(declaration: ScheduleDeclaration) -> TaskSchedule[Any]:
     """Create or replace a dynamic schedule at the service, unless it has the same one already."""
     runtime = declaration.task.runtime
-    check_reach(runtime)
+    check_target(runtime)
     base_url = base_url_of(runtime)
     desired = desired_schedule(runtime, declaration, base_url)
     handle = TaskSchedule.of(declaration)
@@ -245,7 +245,7 @@ def put(runtime: Runtime, desired: DesiredSchedule, *, paused: bool) -> None:
         run(schedule.pause(desired.id), description)
 
 
-def check_reach(runtime: Runtime) -> None:
+def check_target(runtime: Runtime) -> None:
     """Refuse to write schedules to production by mistake. Raises ConfigurationError (QT311).
 
     Every service counts as production, except an embedded broker and one with the public development credentials.

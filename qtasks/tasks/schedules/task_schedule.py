@@ -117,7 +117,7 @@ class TaskSchedule(Generic[R]):
         return await asyncio.to_thread(self.info)
 
     def pause(self) -> None:
-        """Skip all runs until `resume`; they are not made up later. A sync leaves the schedule paused."""
+        """Skip all runs until `resume`; skipped runs do not run later. A sync leaves the schedule paused."""
         from qtasks.qstash import schedule
 
         self._change(schedule.pause)

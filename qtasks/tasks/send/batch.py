@@ -106,14 +106,14 @@ class Batch:
         return [call.message for call in self._calls]
 
     def _fail(self, error: BaseException) -> None:
-        """Nothing was sent."""
+        """Pass `error` to the middleware, and note the keys to unlock: nothing was sent."""
         calls, self._calls = self._calls, []
         self._not_sent.extend(call.handle for call in calls if call.handle.has_lock)
         for call in calls:
             call.middleware.fail(error)
 
     def _conclude(self, answers: Sequence[PublishResponse | BatchError]) -> None:
-        """Tell every handle and its middleware what the broker answered. Raises PartlyRefused."""
+        """Pass the broker's answers to the handles and to the middleware. Raises PartlyRefused."""
         from qtasks.qstash.operations.publishing import BatchError
 
         calls, self._calls = self._calls, []

@@ -1,4 +1,4 @@
-"""Sends calls to the broker, with a short patience: the caller may be waiting in a request of its own."""
+"""Sends calls to the broker. It gives up after a few seconds, because the caller may be handling a request."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ T = TypeVar("T")
 
 RETRIES = 3
 RETRY_FOR_S = 1.0
-"""A broker that restarts is back within a second; one that is down is reported within two."""
+"""Retries, and the time in which they begin: a broker that restarts is back within a second. One that is down is
+reported after this time and the timeout of one attempt."""
 
 NEAR_TIMEOUT_S = 1.8
 FAR_TIMEOUT_S = 5.0

@@ -1,4 +1,4 @@
-"""What the framework needs of an application's runtime. `tasks.runtime` implements it; nothing below imports that."""
+"""The interface of an application's runtime. `tasks.runtime` implements it; no module below imports `tasks.runtime`."""
 
 from __future__ import annotations
 

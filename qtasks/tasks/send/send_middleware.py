@@ -43,7 +43,7 @@ class EnteredMiddleware:
             _resume(self._open.pop(), result)
 
     def fail(self, error: BaseException) -> None:
-        """Throw into the middleware, innermost first, why nothing was sent. The caller raises `error` afterwards."""
+        """Throw `error`, which prevented the call, into the middleware, innermost first. The caller then raises it."""
         while self._open:
             try:
                 self._open.pop().throw(error)

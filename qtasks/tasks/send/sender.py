@@ -32,7 +32,7 @@ Steps = Generator[Work, Any, T]
 
 
 class SendableTask(Protocol[R]):
-    """What sending needs of a task."""
+    """The part of a task that sending uses."""
 
     def result_adapter(self) -> TypeAdapter[R] | None:
         """Reads and writes the result as JSON; None if JSON cannot carry it."""

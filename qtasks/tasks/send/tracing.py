@@ -38,7 +38,7 @@ def continued(context: TaskContext) -> AbstractContextManager[object]:
         return nullcontext()
     from opentelemetry.propagate import extract
 
-    facts: Mapping[str, str | int] = {
+    attributes: Mapping[str, str | int] = {
         "messaging.system": "qstash",
         "messaging.operation.type": "process",
         "messaging.destination.name": context.task,
@@ -50,5 +50,5 @@ def continued(context: TaskContext) -> AbstractContextManager[object]:
         f"process {context.task}",
         context=extract(dict(context.carried)),
         kind=trace.SpanKind.CONSUMER,
-        attributes=facts,
+        attributes=attributes,
     )

@@ -1,6 +1,6 @@
 """Results over HTTP: the state of a call for a page in a browser, as JSON and as server-sent events.
 
-An application has to include the router, and protects it as it protects its pages. The stream is FastAPI's own: it
+The application includes the router, and protects it in the same way as its pages. The stream is FastAPI's own: it
 keeps quiet connections alive, and ends when the browser disconnects. It also ends after some minutes, when its server
 stops, and after the last event. The browser then reconnects and sends the id of the last event that it received; it
 gets what is new, or a 204 if there will be no more events.
@@ -82,14 +82,14 @@ class CallState(BaseModel):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
-Open = Callable[[], Awaitable[ResultBackend]]
+OpenResults = Callable[[], Awaitable[ResultBackend]]
 """Opens the result backend. Raises ResultsDisabled."""
 
 
 class ResultsView:
     """Reads the results of one application, with at most `max_streams` open streams."""
 
-    def __init__(self, results: Open, *, show_errors: bool, max_streams: int) -> None:
+    def __init__(self, results: OpenResults, *, show_errors: bool, max_streams: int) -> None:
         self._results = results
         self._show_errors = show_errors
         self._max_streams = max_streams
@@ -98,7 +98,7 @@ class ResultsView:
     async def state(self, call_id: CallId, response: Response) -> CallState:
         """The state of the call now, and its result if there is one."""
         response.headers["Cache-Control"] = "no-store"
-        return self._seen(call_id, await read_record(await self._results(), call_id))
+        return self._state_of(call_id, await read_record(await self._results(), call_id))
 
     async def stream(self, call_id: CallId, last_event_id: LastEventId = None) -> AsyncIterator[ServerSentEvent]:
         """The state of a call as it changes. The data of each event is the whole state.
@@ -109,7 +109,7 @@ class ResultsView:
         yield ServerSentEvent(retry=RECONNECT_MS)
         over, before = _over(), None
         async for record in states(await self._results(), call_id, over):
-            now = self._seen(call_id, record)
+            now = self._state_of(call_id, record)
             if now.event_id != last_event_id:
                 yield ServerSentEvent(event=_event(now, before), id=now.event_id, raw_data=now.model_dump_json())
             before = now
@@ -132,11 +132,11 @@ class ResultsView:
         """Answer 204 to an EventSource that reconnects after the final event, so that it stops."""
         if last_event_id is None:
             return
-        now = self._seen(call_id, await read_record(await self._results(), call_id))
+        now = self._state_of(call_id, await read_record(await self._results(), call_id))
         if now.status.is_final and now.event_id == last_event_id:
             raise HTTPException(HTTPStatus.NO_CONTENT)
 
-    def _seen(self, call_id: str, record: ResultRecord | None) -> CallState:
+    def _state_of(self, call_id: str, record: ResultRecord | None) -> CallState:
         if record is None:
             return CallState(
                 id=call_id, task=None, status=ResultStatus.QUEUED, attempt=0,

@@ -176,14 +176,14 @@ class _DependencyRoutes:
                 _endpoint(task),
                 methods=["POST"],
                 response_model=None,
-                dependencies=[Depends(_witness)],
+                dependencies=[Depends(_record_error)],
                 dependency_overrides_provider=weakref.proxy(app),  # the value must not keep its own key alive
                 include_in_schema=False,
             )
         return routes[task.name]
 
 
-async def _witness(request: Request) -> AsyncIterator[None]:
+async def _record_error(request: Request) -> AsyncIterator[None]:
     """The first dependency of each task: opened first and closed last, so it sees every error in between."""
     try:
         yield
