@@ -64,8 +64,8 @@ class QTasks(Registry):
         """The settings of the environment and of the arguments, read on first use. Raises ConfigurationError."""
         return self.runtime.settings()
 
-    def bound(self) -> ApplicationRuntime:
-        """See `Registry.bound`."""
+    def get_runtime(self) -> ApplicationRuntime:
+        """See `Registry.get_runtime`."""
         return self.runtime
 
     @property

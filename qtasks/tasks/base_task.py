@@ -50,7 +50,7 @@ class BaseTask(Generic[P, R]):
 
     def __init__(
         self,
-        bound: Callable[[], Runtime],
+        get_runtime: Callable[[], Runtime],
         function: Callable[P, Any],
         *,
         name: str,
@@ -58,7 +58,7 @@ class BaseTask(Generic[P, R]):
         inherit: BaseTask[P, R] | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
-        self._bound = bound
+        self._get_runtime = get_runtime
         self.name = name
         self.aliases: tuple[str, ...] = ()
         """Earlier names of the task, under which calls may still arrive."""
@@ -81,7 +81,7 @@ class BaseTask(Generic[P, R]):
     @property
     def runtime(self) -> Runtime:
         """What the calls are sent through. Raises ConfigurationError if no application includes the task's router."""
-        return self._bound()
+        return self._get_runtime()
 
     @functools.cached_property
     def parameters(self) -> TaskParameters:
@@ -232,7 +232,9 @@ class BaseTask(Generic[P, R]):
     def _using(self, options: Mapping[str, Any]) -> Self:
         merged = call_options.merge(self.options, options)
         self._check(options, merged)
-        copy = type(self)(self._bound, self.function, name=self.name, options=merged, inherit=self._origin or self)
+        copy = type(self)(
+            self._get_runtime, self.function, name=self.name, options=merged, inherit=self._origin or self
+        )
         copy.own_options = MappingProxyType(
             {name: merged[name] for name in (*self.own_options, *options) if name in merged}
         )

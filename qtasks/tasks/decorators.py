@@ -58,7 +58,7 @@ def check_name(name: str) -> str:
 
 
 def make_task(
-    bound: Callable[[], Runtime], function: Callable[..., Any], *, name: str, options: Mapping[str, Any]
+    get_runtime: Callable[[], Runtime], function: Callable[..., Any], *, name: str, options: Mapping[str, Any]
 ) -> Task[..., Any]:
     """Turn `function` into a task. Raises DefinitionError for an invalid name, option or function."""
     if not inspect.isfunction(function):
@@ -74,4 +74,4 @@ def make_task(
     call_options.check(check_name(name), options, allowed=tuple(TaskOptions.__annotations__))
     is_async = inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(function)
     task_class = AsyncTask if is_async else SyncTask
-    return task_class(bound, function, name=name, options=options)
+    return task_class(get_runtime, function, name=name, options=options)

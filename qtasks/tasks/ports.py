@@ -1,4 +1,4 @@
-"""What is handed in from outside: the embedded broker, the ASGI application, and a lifespan."""
+"""Interfaces that other code implements for the framework: embedded broker, ASGI application, lifespan."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ class Registry:
         """Include the tasks of `router`, also those declared later. Raises DefinitionError for a name used already."""
         router.join(self)
 
-    def bound(self) -> Runtime:
+    def get_runtime(self) -> Runtime:
         """The runtime of the application. Raises ConfigurationError if there is no application."""
         raise NotImplementedError
 
@@ -164,7 +164,7 @@ class Registry:
         make: Callable[..., Task[..., Any]] = decorators.make_task,
     ) -> Task[..., Any]:
         full_name = f"{self.prefix}{getattr(function, '__name__', '') if name is None else name}"
-        task = make(self.bound, function, name=full_name, options=options)
+        task = make(self.get_runtime, function, name=full_name, options=options)
         task.aliases = tuple(decorators.check_name(f"{self.prefix}{alias}") for alias in aliases)
         self.add(task, task.aliases)
         return task
@@ -233,14 +233,14 @@ class TaskRouter(Registry):
             parent.add(task, [name for name, named in self._names.items() if named is task and name != task.name])
         self._parent = parent
 
-    def bound(self) -> Runtime:
-        """See `Registry.bound`."""
+    def get_runtime(self) -> Runtime:
+        """See `Registry.get_runtime`."""
         if self._parent is None:
             raise ConfigurationError(
                 f"the tasks of the router {self.prefix!r} are not included in an application",
                 fix="tasks.include_router(router)",
             )
-        return self._parent.bound()
+        return self._parent.get_runtime()
 
     def __repr__(self) -> str:
         return f"<TaskRouter {self.prefix!r} of {len(self._tasks)} tasks>"

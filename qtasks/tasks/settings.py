@@ -374,13 +374,13 @@ def _flag(value: object, name: str) -> bool:
         return True
     if text in ("", "0", "false"):
         return False
-    raise ConfigurationError(f"{name} is {value!r}", fix="write 1 or 0")
+    raise ConfigurationError(f"{name} is {value!r}; expected 1 or 0", fix="write 1 or 0")
 
 
 def _thread_count(value: object) -> int:
     text = str(value)
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_THREADS):
-        raise ConfigurationError(f"QTASKS_THREADS is {value!r}", fix=f"a number from 1 to {MAX_THREADS}")
+        raise ConfigurationError(f"QTASKS_THREADS is {value!r}; expected a number from 1 to {MAX_THREADS}")
     return int(text)
 
 

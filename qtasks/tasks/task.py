@@ -34,14 +34,14 @@ class Task(BaseTask[P, R]):
 
     def __init__(
         self,
-        bound: Callable[[], Runtime],
+        get_runtime: Callable[[], Runtime],
         function: Callable[P, Any],
         *,
         name: str,
         options: Mapping[str, Any],
         inherit: Task[P, R] | None = None,
     ) -> None:
-        super().__init__(bound, function, name=name, options=options, inherit=inherit)
+        super().__init__(get_runtime, function, name=name, options=options, inherit=inherit)
         self.declared: list[ScheduleDeclaration] = inherit.declared if inherit is not None else []
         """The schedules that the code declares, in order."""
 

@@ -125,7 +125,7 @@ class Chain:
         if isinstance(last, Group):
             raise DefinitionError(
                 "a chain must end with one call, so that one handle can stand for it",
-                fix="let a task that takes the list of results follow the group",
+                fix="add a task after the group; it gets the list of results",
                 code=ErrorCode.FLOW_INVALID,
             )
         return last

@@ -55,14 +55,14 @@ class LlmTask(Task[P, T]):
 
     def __init__(
         self,
-        bound: Callable[[], Runtime],
+        get_runtime: Callable[[], Runtime],
         function: Callable[P, Any],
         *,
         name: str,
         options: Mapping[str, Any],
         inherit: LlmTask[P, T] | None = None,
     ) -> None:
-        super().__init__(bound, function, name=name, options=options, inherit=inherit)
+        super().__init__(get_runtime, function, name=name, options=options, inherit=inherit)
         self.provider: Provider = options["provider"]
         self.model: str = options["model"]
         self.output: Output[T] = options["output"]
@@ -250,7 +250,7 @@ class LlmDecorator(Protocol, Generic[T]):
 
 
 def make_llm_task(
-    bound: Callable[[], Runtime], function: Callable[..., Any], *, name: str, options: Mapping[str, Any]
+    get_runtime: Callable[[], Runtime], function: Callable[..., Any], *, name: str, options: Mapping[str, Any]
 ) -> LlmTask[..., Any]:
     """Turn `function` into an LLM task; `options` are those of the decorator. Raises DefinitionError."""
     if not inspect.isfunction(function) or inspect.iscoroutinefunction(function):
@@ -271,4 +271,4 @@ def make_llm_task(
     call_options.check(check_name(name), call_defaults, allowed=tuple(llm_options.LlmOptions.__annotations__))
     llm_options.check(name, call_defaults, provider_apis.api_of(provider).settings, provider.kind)
     output: Output[Any] = Output(str if options["output"] is None else options["output"], task=name)
-    return LlmTask(bound, function, name=name, options={**options, "output": output})
+    return LlmTask(get_runtime, function, name=name, options={**options, "output": output})

@@ -1,4 +1,4 @@
-"""The common part of backends on a disk or a network: one transaction per write; a write never waits for a read."""
+"""The common part of backends on a disk or a network: one transaction per write, and threads take turns."""
 
 from __future__ import annotations
 

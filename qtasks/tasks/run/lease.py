@@ -2,10 +2,10 @@
 
 A call is in one of three states in the result backend: not running; running (a lock, renewed while the run lasts; it
 becomes void when its process has died: at once on the same machine, elsewhere after some seconds); or ended. A delivery
-that meets a running call is answered 503 with the time at which the lock would end. The last permitted attempt waits
-for that run instead, because its own failure would make a dead letter of a success. A delivery of a call that has ended
-gets the recorded result, and nothing runs. A signed request that arrives a second time (its `jti`) never runs, however
-the first one ended.
+of a running call is answered 503, with the time until the lock would end in `Retry-After`. The last permitted attempt
+waits for that run instead, because its own failure would make a dead letter of a success. A delivery of a call that has
+ended gets the recorded result, and nothing runs. A signed request that arrives a second time (its `jti`) never runs,
+however the first one ended.
 
 A run of a schedule that skips overlapping runs locks its schedule, too; it is skipped if the schedule is locked.
 

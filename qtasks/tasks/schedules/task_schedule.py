@@ -35,7 +35,7 @@ class TaskSchedule(Generic[R]):
 
     def __init__(
         self,
-        bound: Callable[[], Runtime],
+        get_runtime: Callable[[], Runtime],
         task: BaseTask[..., R] | None,
         *,
         name: str,
@@ -43,7 +43,7 @@ class TaskSchedule(Generic[R]):
         identify: Callable[[str], str],
         call: Callable[[str], Outgoing],
     ) -> None:
-        self._bound = bound
+        self._get_runtime = get_runtime
         self._task = task
         self.name = name
         self.timing = timing
@@ -74,11 +74,11 @@ class TaskSchedule(Generic[R]):
     @property
     def id(self) -> str:
         """The schedule id at the service. It depends on the environment, so it needs `QTASKS_BASE_URL`."""
-        return self._identify(base_url_of(self._bound()))
+        return self._identify(base_url_of(self._get_runtime()))
 
     def next_runs(self, count: int = 5, *, after: datetime | None = None) -> list[datetime]:
         """The next runs after `after` (now by default), in the zone of the schedule; a pause is ignored."""
-        moment_ms: int | None = self._bound().now_ms() if after is None else int(after.timestamp() * 1000)
+        moment_ms: int | None = self._get_runtime().now_ms() if after is None else int(after.timestamp() * 1000)
         runs: list[datetime] = []
         zone = ZoneInfo(self.timing.zone)
         while len(runs) < count and moment_ms is not None:
@@ -90,7 +90,7 @@ class TaskSchedule(Generic[R]):
         """Send one more run now, as an ordinary call with the same arguments and options and a new call id."""
         if self._task is None:
             raise ConfigurationError(f"the task of {self.name} is not in this program, so it cannot be triggered here")
-        return self._task.send(self._call(base_url_of(self._bound())))
+        return self._task.send(self._call(base_url_of(self._get_runtime())))
 
     async def atrigger(self) -> TaskResult[R]:
         """As `trigger`, without blocking the event loop."""
@@ -148,11 +148,11 @@ class TaskSchedule(Generic[R]):
 
     def _change(self, operation_for: Callable[[str], Operation[None]]) -> None:
         existing = self.info()
-        check_owner(existing, base_url_of(self._bound()))
+        check_owner(existing, base_url_of(self._get_runtime()))
         self._run(operation_for(existing.schedule_id))
 
     def _run(self, call: Operation[T]) -> T:
-        return self._bound().publisher().call(call, f"schedule {self.name}: {call.method} {call.path}")
+        return self._get_runtime().publisher().call(call, f"schedule {self.name}: {call.method} {call.path}")
 
 
 def base_url_of(runtime: Runtime) -> str:

@@ -1,1 +1,1 @@
-"""The HTTP face of the tasks: the dispatcher as a FastAPI router, and results over HTTP."""
+"""The HTTP side of the tasks: the dispatcher as a FastAPI router, and results over HTTP."""

@@ -659,5 +659,5 @@ async def test_the_secret_does_not_show_in_an_error(broker: ManualBroker) -> Non
 
 
 def test_a_stored_text_that_is_neither_is_a_result_error() -> None:
-    with pytest.raises(ResultError, match="no form"):
+    with pytest.raises(ResultError, match="values of its declared type cannot be read from JSON"):
         load(None, "5", pickles, Purpose.result("work", "call_1"))

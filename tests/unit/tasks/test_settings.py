@@ -93,7 +93,7 @@ def test_the_development_switch_means_the_official_development_server() -> None:
 
 
 def test_a_switch_that_is_neither_on_nor_off_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="QSTASH_DEV is 'maybe'"):
+    with pytest.raises(ConfigurationError, match="QSTASH_DEV is 'maybe'; expected 1 or 0"):
         read({"QSTASH_DEV": "maybe"})
 
 
