@@ -202,7 +202,7 @@ class ErrorCode(StrEnum):
         "Send calls with qtasks, and let both sides run compatible versions.")
     TASK_FAILED = ("QT403",
         "The task failed for good, after all its retries.",
-        "Read `error` of the exception; the dead letter queue keeps the message.")
+        "Read `error` of the exception; the dead-letter queue keeps the message.")
     RESULT_TIMEOUT = ("QT404",
         "The call did not finish within the given time; it continues regardless.",
         "Wait longer, or check that the application runs and can be reached.")

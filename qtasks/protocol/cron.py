@@ -98,7 +98,7 @@ class Cron:
         return self._expression if written.startswith("@") and self._expression else written
 
     def next_ms(self, after_ms: int) -> int | None:
-        """The first run strictly after a moment (Unix milliseconds), or None when there is none in fifty years.
+        """The first run strictly after a moment (Unix milliseconds), or None if no run follows within fifty years.
 
         ``@every`` counts from `after_ms`, so pass the time of the previous run.
         """

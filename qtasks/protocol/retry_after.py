@@ -23,7 +23,7 @@ _DATE = re.compile(
 
 
 def delay_ms(headers: Headers, now_ms: int) -> int | None:
-    """Milliseconds that the headers of a failed response ask for; None if they ask for nothing usable.
+    """The delay in milliseconds that the headers of a failed response request; None if they contain no valid one.
 
     A value is a number of seconds, an HTTP date (the weekday is not checked, the past means now) or a duration such as
     ``6m5s``. The longest of several headers counts. A value above one day, or one that cannot be read, is

@@ -1,7 +1,7 @@
 """The signature token of a delivery: made by the broker, checked by the receiver (docs/protocol.md 4.2).
 
 A token is a JWT over the destination URL and the SHA-256 of the body, signed with HMAC-SHA256 under the account's
-current key. PyJWT does the cryptography. Around it stand checks that a general library leaves open: one algorithm,
+current key. PyJWT does the cryptography. This module adds checks that a general library leaves open: one algorithm,
 one spelling of a token, no duplicate names, plain integer times, a short life. The signature is checked before any
 JSON is read, so input from a sender without a key never reaches the JSON reader.
 

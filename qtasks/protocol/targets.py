@@ -1,4 +1,4 @@
-"""Where a message goes: the destination in a request path, and which URLs can be delivered to (docs/protocol.md 2.1).
+"""Destinations: how a request path names one, and the URLs to which messages can be delivered (docs/protocol.md 2.1).
 
 Syntax only; the destination policy decides which addresses may be reached. A URL is stored, signed and sent byte for
 byte as it arrived. Therefore every URL that two parsers could read differently is refused here: it could pass the check

@@ -60,7 +60,7 @@ class RunLink:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskContext:
-    """The delivery a task runs for: ask for it with a parameter ``ctx: TaskContext = injected``."""
+    """The delivery a task runs for. A task receives it in a parameter ``ctx: TaskContext = injected``."""
 
     task: str
     call_id: str

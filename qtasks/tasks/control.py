@@ -33,7 +33,7 @@ class RetryAfter(Exception):
 class Snooze(Exception):
     """Raise it to run the same call again after `delay`, as if it had been made then. It does not count as a retry.
 
-    The call keeps its id, and its handle goes on waiting for the result. Raises ValueError for a delay that cannot be
+    The call keeps its id, and its handle continues to wait for the result. Raises ValueError for a delay that cannot be
     read or is longer than a year.
     """
 

@@ -57,7 +57,7 @@ class Hooks:
         """Call `hook` once when a call has failed for good: after its last attempt, not after each.
 
         The hook is not called if the last attempt did not end here (the process died, or the broker stopped waiting for
-        it): such a call is found in the dead letters only.
+        it): only the dead letters show such a call.
         """
         self.failure.append(hook)
         return hook

@@ -9,7 +9,7 @@ from qtasks.tasks.results.backend import PRUNE_EVERY_MS, Lock, ResultRecord, Res
 
 
 class MemoryResults:
-    """A dictionary of records, gone with the process. Finished ones are deleted `ttl_ms` after their last change."""
+    """Records in memory, lost when the process ends; finished ones are deleted `ttl_ms` after their last change."""
 
     blocking = False
 

@@ -21,7 +21,7 @@ UNTIL_DONE_MS = 24 * 60 * 60 * 1000
 
 @dataclass(frozen=True, slots=True)
 class Unique:
-    """The key that only one call may have: for `window_ms`, or until the call has ended if that is None."""
+    """The key that only one call may have: for `window_ms`, or until the call has ended if `window_ms` is None."""
 
     key: str
     window_ms: int | None = None

@@ -133,7 +133,7 @@ class Publisher:
     def close(self) -> None:
         """Close connections and threads, each of them even if another cannot be closed. Idempotent.
 
-        A transport for async code is closed on an event loop of its own: the loop that used it may be gone.
+        A transport for async code is closed on an event loop of its own: the loop that used it may be closed.
         """
         with self._lock:
             client, self._client = self._client, None
