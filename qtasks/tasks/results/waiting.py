@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 from qtasks.tasks.results.backend import ResultBackend, ResultRecord, pauses, read_record
 
-POLL_LAST_S = 0.25
+WATCH_POLL_LAST_S = 0.25
 """The longest time between two reads of a record that another process may write. There may be many watchers."""
 
 CHECK_OVER_S = 0.5
@@ -28,7 +28,7 @@ async def states(backend: ResultBackend, key: str, over: Callable[[], bool]) -> 
     changes; any other is also read at intervals, often at first. Raises ResultError.
     """
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
-    intervals = pauses(POLL_LAST_S)
+    intervals = pauses(WATCH_POLL_LAST_S)
     with backend.watchers.watching(key, lambda: wake(loop, changed)):
         last = record = await read_record(backend, key)
         yield record

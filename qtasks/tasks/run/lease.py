@@ -117,7 +117,7 @@ class RunLeases:
         `token` is the `jti` of its signature, or empty.
         """
         context, envelope = attempt.context, attempt.envelope
-        schedule = envelope.exclusive_schedule if envelope.overlap is not None else None
+        schedule = envelope.exclusive_schedule
         if not self._writer.is_enabled:
             return Decision.without_overlap_check(context) if schedule is not None else None
         owner = new_owner()
