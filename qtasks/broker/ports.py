@@ -36,6 +36,12 @@ class Failure:
     error: str
     final: bool = False
     """True if a retry cannot help (the policy refuses the destination): the message becomes a dead letter at once."""
+    attempted: bool = True
+    """False if this broker could not even try (no file descriptor, a silent name server): for no message an attempt."""
+    interrupted: bool = False
+    """True if the connection was refused, reset or cut before an answer: an interruption for messages that ask for it."""
+    mid_run: bool = False
+    """With `interrupted`: the whole request had been sent, so the endpoint may have begun to work on it."""
 
 
 class Transport(Protocol):

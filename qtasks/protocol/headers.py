@@ -53,6 +53,14 @@ BROKER_OWNED = frozenset(
 """Headers the broker writes on every delivery; a forwarded one of these names is dropped."""
 
 
+DISPATCHER_HEADER = "Qtasks-Dispatcher"
+"""On every answer of the framework's dispatcher: an origin that has sent it is known to have a dispatcher behind it."""
+
+INTERRUPTED_HEADER = "Qtasks-Interrupted"
+"""On an answer of the dispatcher that ends no attempt: the process drains, or the call runs elsewhere. Its value says
+which."""
+
+
 class WireError(ValueError):
     """A request that cannot be accepted: a text for the caller that names the header, and the HTTP status to answer."""
 

@@ -94,6 +94,12 @@ class PublishOptions:
     schedule_id: str | None = None
     queue: str | None = None
     """Schedules only: the queue its messages go through."""
+    call_id: str | None = None
+    """Of this broker: the id of the call that the message carries; the API finds the message by it, too."""
+    end_callback: str | None = None
+    """Of this broker: called once when the message has failed for good or was cancelled, until an answer is 2xx."""
+    interrupted_for_ms: int | None = None
+    """Of this broker: for how long interrupted attempts spend no retry; None counts every attempt, as QStash does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

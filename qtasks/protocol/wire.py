@@ -73,6 +73,7 @@ _TOP = "Upstash-"
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _DIGITS = re.compile(r"[0-9]{1,19}")
+_CALL_ID = re.compile(r"[!-~]{1,128}")
 _REDACTED_HEADER = re.compile(r"headers?\[\s*([^\[\]\s]+)\s*\]", re.IGNORECASE)
 _URL = "an absolute http or https URL"
 _DURATION = 'a duration such as "30s", "10m" or "1d2h"'
@@ -142,6 +143,8 @@ def _merge(first: Headers, second: Iterable[tuple[str, str]]) -> Headers:
 
 @lru_cache(maxsize=4096)
 def _is_option_name(name: str) -> bool:
+    if name in OWN_HEADERS:
+        return True
     if name[: len(_TOP)].lower() != _TOP.lower():
         return False
     if not is_name(name):  # only a batch item, being JSON, can carry one
@@ -232,7 +235,7 @@ def _rest(request: Headers, taken: set[str]) -> list[tuple[str, str]]:
     named = {
         canonical_name(item.strip()) for name, value in request if name == "Connection" for item in value.split(",")
     }
-    skipped = taken | named | PER_CONNECTION | BROKER_OWNED | {"Authorization", "Content-Type"}
+    skipped = taken | named | PER_CONNECTION | BROKER_OWNED | OWN_HEADERS | {"Authorization", "Content-Type"}
     return [(name, value) for name, value in request if name not in skipped and not name.startswith(_TOP)]
 
 
@@ -393,6 +396,12 @@ def _write_redaction(redaction: Redaction) -> str:
     return ",".join(parts + [f"header[{name}]" for name in redaction.headers])
 
 
+def _read_call_id(text: str) -> str:
+    if not _CALL_ID.fullmatch(text):
+        raise ValueError(f"{text[:32]!r} is not a call id")
+    return text
+
+
 def _read_cron(text: str) -> str:
     if not text:
         raise WireError("Invalid cron expression empty spec string")
@@ -446,8 +455,14 @@ FIELDS = (
     Field("cron", "Upstash-Cron", str, _read_cron, f"at most {MAX_TEXT} characters", nested=False),
     Field("schedule_id", "Upstash-Schedule-Id", str, lambda text: check_name(text, "schedule id"), "", nested=False),
     Field("queue", "Upstash-Queue-Name", str, lambda text: check_name(text, "queue name"), "", nested=False),
+    Field("call_id", "Qtasks-Call-Id", str, _read_call_id, "1 to 128 visible ASCII characters", nested=False),
+    Field("end_callback", "Qtasks-End-Callback", str, _read_url, _URL, nested=False),
+    Field("interrupted_for_ms", "Qtasks-Interrupted-For", durations.format, _read_delay, _DURATION, nested=False),
 )
 """The table. Forwarded headers, flow control (two headers) and nested options have their own readers above."""
+
+OWN_HEADERS = frozenset(field.header for field in FIELDS if field.header.startswith("Qtasks-"))
+"""The options that this broker has in addition; the hosted service ignores their headers (docs/compatibility.md)."""
 
 OPTION_NAMES = tuple(field.name for field in fields(PublishOptions))
 """Every attribute of `PublishOptions`."""

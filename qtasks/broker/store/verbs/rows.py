@@ -42,6 +42,9 @@ class MessageRow(NamedTuple):
     url_group: str | None
     endpoint: str | None
     schedule_id: str | None
+    call_id: str | None
+    end_callback: str | None
+    interrupted_for_ms: int | None
 
 
 MESSAGE_COLUMNS: Final = ", ".join(f"m.{name}" for name in MessageRow._fields)
@@ -61,6 +64,9 @@ _STORED_ELSEWHERE: Final[Mapping[str, Any]] = {
         "timeout_ms",
         "deduplication_id",
         "content_based_deduplication",
+        "call_id",
+        "end_callback",
+        "interrupted_for_ms",
     )
 }
 """Options that have a column of their own or matter only on acceptance: column ``options`` omits them."""
@@ -87,6 +93,9 @@ def pack_message(message: Message, headers: str, options: str | None) -> tuple[A
         message.url_group,
         message.endpoint,
         message.schedule_id,
+        message.options.call_id,
+        message.options.end_callback,
+        message.options.interrupted_for_ms,
     )
 
 
@@ -105,11 +114,24 @@ def unpack_message(row: MessageRow, body: bytes) -> Message:
         timeout_ms=row.timeout_ms,
         caller_ip=row.caller_ip,
         retried=row.retried,
-        options=_DEFAULTS if row.options is None else unpack_options(row.options),
+        options=_options(row),
         queue=row.queue,
         url_group=row.url_group,
         endpoint=row.endpoint,
         schedule_id=row.schedule_id,
+    )
+
+
+def _options(row: MessageRow) -> PublishOptions:
+    """The options of a message: those in column ``options``, and those with a column of their own."""
+    own = (row.call_id, row.end_callback, row.interrupted_for_ms)
+    if own == (None, None, None):
+        return _DEFAULTS if row.options is None else unpack_options(row.options)
+    call_id, end_callback, interrupted_for_ms = own
+    if row.options is None:
+        return PublishOptions(call_id=call_id, end_callback=end_callback, interrupted_for_ms=interrupted_for_ms)
+    return replace(
+        unpack_options(row.options), call_id=call_id, end_callback=end_callback, interrupted_for_ms=interrupted_for_ms
     )
 
 
