@@ -39,7 +39,7 @@ class Failure:
     attempted: bool = True
     """False if this broker could not even try (no file descriptor, a silent name server): for no message an attempt."""
     interrupted: bool = False
-    """True if the connection was refused, reset or cut before an answer: an interruption for messages that ask for it."""
+    """True if the connection was refused, reset or cut before an answer: an interruption for messages that ask so."""
     mid_run: bool = False
     """With `interrupted`: the whole request had been sent, so the endpoint may have begun to work on it."""
 
