@@ -12,7 +12,7 @@ import apsw
 
 from benchmarks.bench import Bench
 from benchmarks.figure import Row
-from qtasks.broker.core.values import ClaimBatch, Publication
+from qtasks.broker.core.values import ClaimBatch, Publication, Rooms
 from qtasks.broker.store.connection import connect, run_in_transaction
 from qtasks.broker.store.verbs import accept, claim
 from qtasks.protocol import wire
@@ -56,16 +56,14 @@ def _fill(db: apsw.Connection, kind: str, lines: int, waiting: int) -> None:
     accept.accept(db, blocked, now_ms=_NOW_MS)
     batch = ClaimBatch(has_more=True)
     while batch.claims or batch.has_more:
-        batch = claim.claim(db, now_ms=_NOW_MS, limit=500, host_limit=10**9, in_flight={})
+        batch = claim.claim(db, now_ms=_NOW_MS, limit=500, rooms=Rooms(10**9))
     free = range(10**6, 10**6 + _CLAIMED * (_ROUNDS + 1))
     accept.accept(db, [_message(number, "", "") for number in free], now_ms=_NOW_MS + 1)
 
 
 def _timed(db: apsw.Connection) -> float:
     began_s = time.perf_counter()
-    batch = run_in_transaction(
-        db, lambda db: claim.claim(db, now_ms=_NOW_MS + 1, limit=_CLAIMED, host_limit=10**9, in_flight={})
-    )
+    batch = run_in_transaction(db, lambda db: claim.claim(db, now_ms=_NOW_MS + 1, limit=_CLAIMED, rooms=Rooms(10**9)))
     assert len(batch.claims) == _CLAIMED, "enough messages may start"
     return time.perf_counter() - began_s
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from qtasks.broker.core.rules import Stage, Trigger
-from qtasks.broker.core.values import Claim
+from qtasks.broker.core.values import Claim, Rooms
 from qtasks.broker.store.verbs import accept, claim, flow_control, queues
 from qtasks.protocol.messages import FlowControl, PublishOptions
 from tests.support.broker import ACCOUNT, publication
@@ -307,8 +307,8 @@ def test_a_queue_and_a_key_both_hold(store: InlineStore) -> None:
 def test_a_full_host_does_not_hold_up_the_keys_others(store: InlineStore) -> None:
     store.accept(1, options=limited(parallelism=9), url="http://busy.example/")
     store.accept(2, options=limited(parallelism=9))
-    busy = {"busy.example:80": 1}
-    found = claim.claim(store.db, now_ms=store.now_ms, limit=9, host_limit=1, in_flight=busy)
+    busy = Rooms(1, {"busy.example:80": 0})
+    found = claim.claim(store.db, now_ms=store.now_ms, limit=9, rooms=busy)
     assert ids(list(found.claims)) == ["msg_2"]
     assert ids(store.claims()) == ["msg_1"]
 

@@ -9,7 +9,7 @@ import apsw
 import pytest
 
 from qtasks.broker.core.rules import Evaluation, Trigger
-from qtasks.broker.core.values import Settlement
+from qtasks.broker.core.values import Rooms, Settlement
 from qtasks.broker.store.connection import connect
 from qtasks.broker.store.verbs.accept import accept
 from qtasks.broker.store.verbs.claim import claim
@@ -37,7 +37,7 @@ def record(folder: Path, *, synchronous: str | None = None, rounds: int = 40) ->
             number += len(group)
             db.execute("BEGIN IMMEDIATE")
             accepted = accept(db, group, now_ms=NOW)
-            found = claim(db, now_ms=NOW, limit=2, host_limit=100, in_flight={})
+            found = claim(db, now_ms=NOW, limit=2, rooms=Rooms(100))
             for claimed in found.claims:
                 settle(db, Settlement(claimed, Response(status=200), Evaluation(Trigger.SUCCEED)), now_ms=NOW)
             db.execute("COMMIT")

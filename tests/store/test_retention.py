@@ -13,7 +13,7 @@ import apsw
 import pytest
 
 from qtasks.broker.core.rules import Evaluation, Trigger
-from qtasks.broker.core.values import DAY_MS, DeadLetterCriteria, LogCriteria, Retention, Settlement
+from qtasks.broker.core.values import DAY_MS, DeadLetterCriteria, LogCriteria, Retention, Rooms, Settlement
 from qtasks.broker.loops.pruner import INTERVAL_MS, PAUSE_MS, Pruner
 from qtasks.broker.store.connection import connect, run_in_transaction
 from qtasks.broker.store.sqlite import SqliteStore
@@ -43,7 +43,7 @@ def finish(db: apsw.Connection, first: int, last: int, trigger: Trigger, now_ms:
     if trigger is Trigger.CANCEL:
         cancel.cancel(db, ACCOUNT, [one.message.id for one in made], now_ms=now_ms)
         return
-    claims = claim.claim(db, now_ms=now_ms, limit=len(made), host_limit=len(made), in_flight={}).claims
+    claims = claim.claim(db, now_ms=now_ms, limit=len(made), rooms=Rooms(len(made))).claims
     assert len(claims) == len(made)
     outcome = Response(status=200 if trigger is Trigger.SUCCEED else 500, body=b"answer")
     for one in claims:
@@ -88,7 +88,7 @@ def test_what_waits_or_runs_is_never_removed(db: apsw.Connection) -> None:
     accept.accept(db, [publication(n) for n in (1, 2)], now_ms=NOW)
     accept.accept(db, [publication(3, not_before_ms=NOW + 365 * DAY_MS)], now_ms=NOW)
     accept.accept(db, [publication(4, queue="q"), publication(5, queue="q")], now_ms=NOW)
-    claim.claim(db, now_ms=NOW, limit=1, host_limit=1, in_flight={})
+    claim.claim(db, now_ms=NOW, limit=1, rooms=Rooms(1))
     strict = Retention(delivered_ms=0, failed_ms=0, max_bytes=1)
     assert prune_all(db, strict, NOW + 1000 * DAY_MS) == 0
     assert kept(db) == [f"msg_{n}" for n in range(1, 6)]
@@ -97,11 +97,11 @@ def test_what_waits_or_runs_is_never_removed(db: apsw.Connection) -> None:
 def test_a_message_that_waits_for_its_callbacks_holds_its_place_in_the_queue(db: apsw.Connection) -> None:
     options = PublishOptions(callback="http://127.0.0.1:8000/callback")
     accept.accept(db, [publication(1, queue="q", options=options)], now_ms=NOW)
-    [one] = claim.claim(db, now_ms=NOW, limit=1, host_limit=1, in_flight={}).claims
+    [one] = claim.claim(db, now_ms=NOW, limit=1, rooms=Rooms(1)).claims
     ids = ("msg_2", "msg_3")
     settle.settle(db, Settlement(one, Response(status=200), Evaluation(Trigger.SUCCEED), ids), now_ms=NOW)
     assert prune_messages(db, KEEP, now_ms=NOW + 8 * DAY_MS) == 0
-    [two] = claim.claim(db, now_ms=NOW, limit=1, host_limit=1, in_flight={}).claims
+    [two] = claim.claim(db, now_ms=NOW, limit=1, rooms=Rooms(1)).claims
     settle.settle(db, Settlement(two, Response(status=200), Evaluation(Trigger.SUCCEED)), now_ms=NOW)
     assert prune_messages(db, KEEP, now_ms=NOW + 8 * DAY_MS) == 2
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from qtasks.broker.core.values import Rooms
 from qtasks.broker.store.connection import connect
 from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.broker.store.verbs import cancel, queries
@@ -77,11 +78,11 @@ async def test_a_restart_finds_what_the_last_run_left(tmp_path: Path) -> None:
     path = str(tmp_path / "store.db")
     store, _ = await SqliteStore.open(path, VirtualClock())
     await store.accept([publication(1), publication(2)], now_ms=NOW)
-    await store.claim(now_ms=NOW, limit=1, host_limit=9, in_flight={})
+    await store.claim(now_ms=NOW, limit=1, rooms=Rooms(9))
     await store.close()
     again, recovery = await SqliteStore.open(path, VirtualClock())
     assert (recovery.interrupted, recovery.waiting) == (1, 2)
-    found = await again.claim(now_ms=NOW, limit=9, host_limit=9, in_flight={})
+    found = await again.claim(now_ms=NOW, limit=9, rooms=Rooms(9))
     assert [claim.message.id for claim in found.claims] == ["msg_1", "msg_2"]
     await again.close()
 

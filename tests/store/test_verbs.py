@@ -8,7 +8,7 @@ import apsw
 import pytest
 
 from qtasks.broker.core.rules import Evaluation, Trigger
-from qtasks.broker.core.values import AccountCredentials, Claim, DeadLetterCriteria, LogCriteria, Settlement
+from qtasks.broker.core.values import AccountCredentials, Claim, DeadLetterCriteria, LogCriteria, Rooms, Settlement
 from qtasks.broker.ports import Failure
 from qtasks.broker.store.connection import connect
 from qtasks.broker.store.verbs import accept, accounts, admission, cancel, claim, queries, settle
@@ -33,9 +33,8 @@ def db() -> Iterator[apsw.Connection]:
     connection.close()
 
 
-def claims(db: apsw.Connection, now_ms: int = NOW, limit: int = 100, host_limit: int = 100, **busy: int) -> list[Claim]:
-    in_flight = {host.replace("_", ":"): count for host, count in busy.items()}
-    return list(claim.claim(db, now_ms=now_ms, limit=limit, host_limit=host_limit, in_flight=in_flight).claims)
+def claims(db: apsw.Connection, now_ms: int = NOW, limit: int = 100, room: int = 100) -> list[Claim]:
+    return list(claim.claim(db, now_ms=now_ms, limit=limit, rooms=Rooms(room)).claims)
 
 
 def ids(claims: list[Claim]) -> list[str]:
@@ -76,7 +75,7 @@ def test_claims_come_by_due_time_and_then_in_order_of_acceptance(db: apsw.Connec
         [publication(1, not_before_ms=NOW + 5), publication(2), publication(3), publication(4, not_before_ms=NOW + 2)],
         now_ms=NOW,
     )
-    found = claim.claim(db, now_ms=NOW, limit=10, host_limit=10, in_flight={})
+    found = claim.claim(db, now_ms=NOW, limit=10, rooms=Rooms(10))
     assert ids(list(found.claims)) == ["msg_2", "msg_3"]
     assert found.next_due_ms == NOW + 2
     assert ids(claims(db, NOW + 10)) == ["msg_4", "msg_1"]
@@ -84,9 +83,9 @@ def test_claims_come_by_due_time_and_then_in_order_of_acceptance(db: apsw.Connec
 
 def test_a_claim_says_when_more_is_due_than_it_was_asked_for(db: apsw.Connection) -> None:
     accept.accept(db, [publication(n) for n in range(5)], now_ms=NOW)
-    first = claim.claim(db, now_ms=NOW, limit=3, host_limit=10, in_flight={})
+    first = claim.claim(db, now_ms=NOW, limit=3, rooms=Rooms(10))
     assert (len(first.claims), first.has_more) == (3, True)
-    rest = claim.claim(db, now_ms=NOW, limit=3, host_limit=10, in_flight={})
+    rest = claim.claim(db, now_ms=NOW, limit=3, rooms=Rooms(10))
     assert (len(rest.claims), rest.has_more) == (2, False)
 
 
@@ -94,10 +93,10 @@ def test_a_busy_host_holds_back_its_own_messages_and_nobody_elses(db: apsw.Conne
     dead = [publication(n, url="http://dead.example/x") for n in range(50)]
     healthy = [publication(n, url="http://healthy.example/x") for n in range(50, 53)]
     accept.accept(db, [*dead, *healthy], now_ms=NOW)
-    first = claim.claim(db, now_ms=NOW, limit=10, host_limit=2, in_flight={})
+    first = claim.claim(db, now_ms=NOW, limit=10, rooms=Rooms(2))
     picked = ids(list(first.claims))
     while first.has_more:
-        first = claim.claim(db, now_ms=NOW, limit=10, host_limit=2, in_flight={"dead.example:80": 2})
+        first = claim.claim(db, now_ms=NOW, limit=10, rooms=Rooms(2, {"dead.example:80": 0}))
         picked += ids(list(first.claims))
     assert picked == ["msg_0", "msg_1", "msg_50", "msg_51"]
     assert first.parked_hosts == {"dead.example:80", "healthy.example:80"}
@@ -105,11 +104,11 @@ def test_a_busy_host_holds_back_its_own_messages_and_nobody_elses(db: apsw.Conne
 
 def test_parked_messages_start_in_order_when_their_host_has_room_again(db: apsw.Connection) -> None:
     accept.accept(db, [publication(n) for n in range(4)], now_ms=NOW)
-    busy = {"127.0.0.1:8000": 1}
-    assert claim.claim(db, now_ms=NOW, limit=10, host_limit=1, in_flight=busy).claims == ()
+    busy = Rooms(1, {"127.0.0.1:8000": 0})
+    assert claim.claim(db, now_ms=NOW, limit=10, rooms=busy).claims == ()
     later = accept.accept(db, [publication(9)], now_ms=NOW, parked_hosts={"127.0.0.1:8000"})
     assert later[0].message_id == "msg_9"
-    assert ids(claims(db, host_limit=3)) == ["msg_0", "msg_1", "msg_2"]
+    assert ids(claims(db, room=3)) == ["msg_0", "msg_1", "msg_2"]
     assert ids(claims(db)) == ["msg_3", "msg_9"]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import apsw
 
 from qtasks.broker.core.rules import Evaluation, Stage, Trigger
-from qtasks.broker.core.values import Claim, DeadLetterCriteria, LogCriteria, Settled, Settlement
+from qtasks.broker.core.values import Claim, DeadLetterCriteria, LogCriteria, Rooms, Settled, Settlement
 from qtasks.broker.store.connection import connect
 from qtasks.broker.store.verbs import accept, cancel, claim, queries, settle
 from qtasks.protocol.messages import DeadLetter, Message, Response, State
@@ -32,13 +32,11 @@ class InlineStore:
         publications = [publication(number, now_ms=self.now_ms, **changes) for number in numbers]
         return [accepted.message_id for accepted in accept.accept(self.db, publications, now_ms=self.now_ms)]
 
-    def claims(self, limit: int = 100, host_limit: int = 1000, **busy: int) -> list[Claim]:
+    def claims(self, limit: int = 100, room: int = 1000) -> list[Claim]:
         """Claim all messages that may start now."""
         claims: list[Claim] = []
         while len(claims) < limit:
-            answer = claim.claim(
-                self.db, now_ms=self.now_ms, limit=limit - len(claims), host_limit=host_limit, in_flight=busy
-            )
+            answer = claim.claim(self.db, now_ms=self.now_ms, limit=limit - len(claims), rooms=Rooms(room))
             claims += answer.claims
             if not answer.has_more:
                 break
@@ -51,7 +49,7 @@ class InlineStore:
 
     def next_due(self) -> int | None:
         """Milliseconds until the next message is due; None if none is."""
-        due_ms = claim.claim(self.db, now_ms=self.now_ms, limit=0, host_limit=1, in_flight={}).next_due_ms
+        due_ms = claim.claim(self.db, now_ms=self.now_ms, limit=0, rooms=Rooms(1)).next_due_ms
         return None if due_ms is None else due_ms - self.now_ms
 
     def end(

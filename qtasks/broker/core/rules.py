@@ -23,7 +23,7 @@ class Stage(IntEnum):
     DUE = 1
     """A claim may take it once its due time has passed. The only stage in the claimable index."""
     PARKED = 2
-    """Due, but its destination's host already has as many attempts in flight as the limit allows."""
+    """Due, but its destination's host has no room for another attempt."""
     ACTIVE = 3
     """Claimed: an attempt is in flight."""
     QUEUED = 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
@@ -55,6 +56,16 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Rooms:
+    """How many more attempts each host may have now."""
+
+    default: int
+    """For a host that is not in `hosts`."""
+    hosts: Mapping[str, int] = field(default_factory=dict)
+    """By host; a host with 0 or less gets no attempt."""
+
+
+@dataclass(frozen=True, slots=True)
 class ClaimBatch:
     """The claims that one call of `claim` made, and when to call it again."""
 
@@ -64,7 +75,7 @@ class ClaimBatch:
     has_more: bool = False
     """More messages are due now: claim again as soon as there is room."""
     parked_hosts: frozenset[str] = frozenset()
-    """Hosts with parked messages, because they have as many attempts in flight as the limit allows."""
+    """Hosts with parked messages, because they had no room for another attempt."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final, TypeVar
@@ -19,6 +18,7 @@ from qtasks.broker import ids
 from qtasks.broker.core import message_builder, rules
 from qtasks.broker.core.values import Claim, ClaimBatch, Settled, Settlement
 from qtasks.broker.events import EventWatchers, MessageEvent
+from qtasks.broker.loops.host_limits import HostLimits
 from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.ports import DeliveryRequest, Failure, Transport
 from qtasks.broker.settings import DeliveryLimits
@@ -64,12 +64,10 @@ class Deliverer:
         self._random = random
         self._keys = keys
         self._watchers = watchers
-        self._limits = limits or DeliveryLimits()
+        self._limits = HostLimits(limits or DeliveryLimits())
         self._region = region
         self._attempts: set[asyncio.Task[None]] = set()
         """Attempts whose end is not stored yet."""
-        self._in_flight: Counter[str] = Counter()
-        """Attempts by host, until there is an outcome."""
         self._wake = asyncio.Event()
         self._claiming = asyncio.Lock()
         self._draining = False
@@ -77,7 +75,7 @@ class Deliverer:
     @property
     def in_flight(self) -> int:
         """Attempts in flight."""
-        return self._in_flight.total()
+        return self._limits.in_flight
 
     @property
     def draining(self) -> bool:
@@ -133,35 +131,35 @@ class Deliverer:
     async def _start_due(self) -> tuple[int | None, bool]:
         """Claim and start as many messages as the limits allow.
 
-        Returns when the next message is due (Unix ms), and whether further messages can start at once.
+        Returns when the next message is due or a paused host is probed (Unix ms), and whether further messages can
+        start at once.
         """
         async with self._claiming:
-            room = self._limits.in_flight - self.in_flight
+            room = self._limits.room
             if room <= 0:
                 return None, False  # the end of an attempt wakes the loop
             batch = await self.claim(min(room, CLAIM_BATCH))
             for claim in batch.claims:
                 self.start(claim)
-        return batch.next_due_ms, batch.has_more and self.in_flight < self._limits.in_flight
+        probe_ms = self._limits.next_probe_ms(self._clock.now_ms())
+        next_ms = min((time_ms for time_ms in (batch.next_due_ms, probe_ms) if time_ms is not None), default=None)
+        return next_ms, batch.has_more and self._limits.room > 0
 
     async def claim(self, limit: int) -> ClaimBatch:
         """Claim due messages that may start, earliest first. The caller must `start` each of them."""
-        return await self._store.claim(
-            now_ms=self._clock.now_ms(), limit=limit, host_limit=self._limits.per_host, in_flight=self._in_flight
-        )
+        now_ms = self._clock.now_ms()
+        return await self._store.claim(now_ms=now_ms, limit=limit, rooms=self._limits.rooms(now_ms))
 
     def start(self, claim: Claim) -> asyncio.Task[None]:
         """Start an attempt. The returned task ends when the outcome is stored."""
-        self._in_flight[claim.host] += 1
+        self._limits.start(claim.host)
         attempt = asyncio.create_task(self._attempt(claim))
         self._attempts.add(attempt)
         attempt.add_done_callback(self._ended)
         return attempt
 
     def _free_slot(self, host: str) -> None:
-        self._in_flight[host] -= 1
-        if not self._in_flight[host]:
-            del self._in_flight[host]
+        self._limits.end(host)
         self.wake()
 
     def _ended(self, attempt: asyncio.Task[None]) -> None:

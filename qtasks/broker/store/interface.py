@@ -12,12 +12,12 @@ the caller names, and defines only those that differ.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import apsw
 
-from qtasks.broker.core.values import Accepted, ClaimBatch, Publication
+from qtasks.broker.core.values import Accepted, ClaimBatch, Publication, Rooms
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class Store(Protocol):
     async def accept(self, publications: Sequence[Publication], *, now_ms: int) -> list[Accepted]:
         """Write with `accept.accept`, which also gets the parked hosts that the last claim reported."""
 
-    async def claim(self, *, now_ms: int, limit: int, host_limit: int, in_flight: Mapping[str, int]) -> ClaimBatch:
+    async def claim(self, *, now_ms: int, limit: int, rooms: Rooms) -> ClaimBatch:
         """Write with `claim.claim`, and remember the parked hosts for `accept`."""
 
     async def close(self) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import apsw
 
-from qtasks.broker.core.values import Accepted, ClaimBatch, Publication, Recovery
+from qtasks.broker.core.values import Accepted, ClaimBatch, Publication, Recovery, Rooms
 from qtasks.broker.store.connection import MEMORY, connect, connect_read_only, run_in_transaction
 from qtasks.broker.store.file_lock import FileLock
 from qtasks.broker.store.group_commit import GroupCommit
@@ -90,9 +90,9 @@ class SqliteStore:
             lambda: accept(self._db, publications, now_ms=now_ms, parked_hosts=self._parked_hosts)
         )
 
-    async def claim(self, *, now_ms: int, limit: int, host_limit: int, in_flight: Mapping[str, int]) -> ClaimBatch:
+    async def claim(self, *, now_ms: int, limit: int, rooms: Rooms) -> ClaimBatch:
         """See `Store.claim`."""
-        batch = await self.write(claim, now_ms=now_ms, limit=limit, host_limit=host_limit, in_flight=in_flight)
+        batch = await self.write(claim, now_ms=now_ms, limit=limit, rooms=rooms)
         self._parked_hosts = batch.parked_hosts
         return batch
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple, cast
 
 import apsw
 
 from qtasks.broker.core.rules import TRANSITIONS, Stage, Trigger
-from qtasks.broker.core.values import Claim, ClaimBatch
+from qtasks.broker.core.values import Claim, ClaimBatch, Rooms
 from qtasks.broker.store.verbs import admission, rows
 from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_log, change_stage
 from qtasks.broker.store.verbs.rows import MessageRow, fetch
@@ -69,14 +69,14 @@ _NEXT_DUE: Final = (
 )
 
 
-def claim(db: apsw.Connection, *, now_ms: int, limit: int, host_limit: int, in_flight: Mapping[str, int]) -> ClaimBatch:
+def claim(db: apsw.Connection, *, now_ms: int, limit: int, rooms: Rooms) -> ClaimBatch:
     """Claim up to `limit` messages that may start; no two callers get the same one.
 
     Parked messages of hosts with room come first, then due messages by due time and order of acceptance.
-    `in_flight` counts the caller's attempts by host. A host at `host_limit` gets no more: its due messages are
-    parked, so that later claims do not scan past them.
+    A host gets at most as many claims as `rooms` has for it. Its other due messages are parked, so that later claims
+    do not scan past them.
     """
-    claims = _Claims(db, now_ms, limit, host_limit, in_flight)
+    claims = _Claims(db, now_ms, limit, rooms)
     claims.take_parked()
     claims.take_due()
     return ClaimBatch(
@@ -94,14 +94,12 @@ def _parked_hosts(db: apsw.Connection) -> list[str]:
 class _Claims:
     """One call of `claim`: the claims so far, and the room that is left."""
 
-    def __init__(
-        self, db: apsw.Connection, now_ms: int, limit: int, host_limit: int, in_flight: Mapping[str, int]
-    ) -> None:
+    def __init__(self, db: apsw.Connection, now_ms: int, limit: int, rooms: Rooms) -> None:
         self._db = db
         self._now_ms = now_ms
         self._limit = limit
-        self._host_limit = host_limit
-        self._room = {host: host_limit - running for host, running in in_flight.items()}
+        self._default_room = rooms.default
+        self._room = dict(rooms.hosts)
         self.claims: list[Claim] = []
         self.has_more = False
         """Something that is due now was not claimed."""
@@ -166,7 +164,7 @@ class _Claims:
         return [_Candidate.of(row) for row in fetch(self._db, select, values)]
 
     def _room_for(self, host: str) -> int:
-        return self._room.get(host, self._host_limit)
+        return self._room.get(host, self._default_room)
 
     def _consider(self, candidate: _Candidate) -> None:
         """Claim a message, or move it to where it waits."""
