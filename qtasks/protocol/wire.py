@@ -75,6 +75,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _DIGITS = re.compile(r"[0-9]{1,19}")
 _CALL_ID = re.compile(r"[!-~]{1,128}")
 _REDACTED_HEADER = re.compile(r"headers?\[\s*([^\[\]\s]+)\s*\]", re.IGNORECASE)
+_BOOL = "true or false"
 _URL = "an absolute http or https URL"
 _DURATION = 'a duration such as "30s", "10m" or "1d2h"'
 _FLOW_CONTROL_FORM = (
@@ -348,6 +349,10 @@ def _read_retry_delay(text: str) -> str:
 def _read_deduplication_id(text: str) -> str:
     if ":" in text:
         raise WireError("DeduplicationId cannot contain ':'")
+    return _read_ascii(text)
+
+
+def _read_ascii(text: str) -> str:
     if not text.isascii():
         raise ValueError("a character is not ASCII")
     return _read_text(text)
@@ -360,11 +365,7 @@ def _read_text(text: str) -> str:
 
 
 def _read_content_type(text: str) -> str | None:
-    if not text:
-        return None
-    if not text.isascii():
-        raise ValueError("a character is not ASCII")
-    return _read_text(text)
+    return _read_ascii(text) if text else None
 
 
 def _read_labels(text: str) -> tuple[str, ...]:
@@ -419,7 +420,7 @@ def _read_url(text: str) -> str:
 FIELDS = (
     Field("method", "Upstash-Method", str, _read_method, "GET, POST, PUT, PATCH or DELETE"),
     Field("content_type", "Content-Type", str, _read_content_type, f"at most {MAX_TEXT} characters", nested=False),
-    Field("forward_all", "Upstash-Header-Forward", _write_bool, _read_bool, "true or false", nested=False),
+    Field("forward_all", "Upstash-Header-Forward", _write_bool, _read_bool, _BOOL, nested=False),
     Field("delay_ms", "Upstash-Delay", durations.format, _read_delay, _DURATION),
     Field("not_before_s", "Upstash-Not-Before", str, _read_not_before, "Unix time in whole seconds"),
     Field("retries", "Upstash-Retries", str, _read_retries, f"an integer from 0 to {MAX_RETRIES}"),
@@ -432,18 +433,10 @@ FIELDS = (
         _read_deduplication_id,
         f"1 to {MAX_TEXT} ASCII characters without a colon",
     ),
-    Field(
-        "content_based_deduplication",
-        "Upstash-Content-Based-Deduplication",
-        _write_bool,
-        _read_bool,
-        "true or false",
-    ),
+    Field("content_based_deduplication", "Upstash-Content-Based-Deduplication", _write_bool, _read_bool, _BOOL),
     Field("callback", "Upstash-Callback", str, _read_url, _URL),
     Field("failure_callback", "Upstash-Failure-Callback", str, _read_url, _URL),
-    Field(
-        "labels", "Upstash-Label", ",".join, _read_labels, f"up to {MAX_LABELS} labels, comma-separated", listed=True
-    ),
+    Field("labels", "Upstash-Label", ",".join, _read_labels, f"up to {MAX_LABELS}, comma-separated", listed=True),
     Field(
         "redact",
         "Upstash-Redact-Fields",
