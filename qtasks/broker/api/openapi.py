@@ -100,6 +100,9 @@ _EXAMPLES: Final[dict[str, str]] = {
     "cron": "0 9 * * *",
     "schedule_id": "my-schedule",
     "queue": "my-queue",
+    "call_id": "call_42",
+    "end_callback": "http://localhost:3000/end",
+    "interrupted_for_ms": "24h",
 }
 
 _FLOW_HEADERS: Final = (
