@@ -99,6 +99,30 @@ async def test_other_methods_are_told_what_this_is(method: str) -> None:
     assert "POST" in answer.error
 
 
+async def test_every_answer_says_that_a_dispatcher_gave_it() -> None:
+    tasks = application()
+
+    @tasks.task
+    def work(n: int) -> int:
+        return 1 // n
+
+    app = served(tasks)
+    unconfigured = served(application(current_signing_key=None, next_signing_key=None))
+    answers = {
+        200: await deliver(app, "work", envelope(1)),
+        401: await deliver(app, "work", signed="nonsense"),
+        405: await request(app, "/qtasks/work", method="GET"),
+        413: await request(app, "/qtasks/work", headers={"Content-Length": str(5 * 1024 * 1024)}),
+        415: await request(app, "/qtasks/work", headers={"Content-Encoding": "gzip"}),
+        489: await deliver(app, "work", envelope("no number")),
+        500: await deliver(app, "work", envelope(0)),
+        503: await deliver(unconfigured, "work", envelope(1)),
+    }
+    assert {status: answer.status for status, answer in answers.items()} == {status: status for status in answers}
+    assert {answer.headers.get("qtasks-dispatcher") for answer in answers.values()} == {"true"}
+    assert "qtasks-dispatcher" not in (await request(app, "/elsewhere")).headers
+
+
 # --- trust
 
 
@@ -487,6 +511,7 @@ async def test_before_the_start_an_unconfigured_dispatcher_keeps_messages_and_ru
     answer = await deliver(served(tasks), "work")
     assert (answer.status, answer.error) == (503, "the dispatcher is not configured")
     assert answer.headers["retry-after"] == "10"
+    assert "qtasks-interrupted" not in answer.headers, "it counts: nothing will end it but a person"
     assert "QSTASH_CURRENT_SIGNING_KEY" in caplog.text
     assert steps == []
 

@@ -5,7 +5,9 @@ The responses to the broker, and what it then does:
 200  the result                       the message is delivered; the same for `Snooze`, `Cancel`, an expired call
                                       and a skipped run: the body says which
 500  an ordinary exception            retried with backoff (with jitter: after `Retry-After`), then a dead letter
-503  + Retry-After                    retried after that time: draining, an unknown task, `RetryAfter`
+503  + Retry-After                    retried after that time: an unknown task, `RetryAfter`
+503  + Qtasks-Interrupted             the same, and it ends no attempt: the process is draining, or the call runs
+                                      elsewhere
 489  + Upstash-NonRetryable-Error     a dead letter at once: `NonRetryable`, an error that the retry policy gives up
                                       on, arguments that do not fit, a result that cannot be written
 401  an invalid signature             (the reason is only in our log)
@@ -16,10 +18,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, OutputError, QTasksError, ResultsDisabled
+from qtasks.protocol.headers import INTERRUPTED_HEADER
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.control import AttemptTimeout, Cancel, NonRetryable, RetryAfter
 from qtasks.tasks.encode.pickling import ForgedError, shown
@@ -33,6 +36,13 @@ NEVER = 489
 """With its header: the status after which the broker does not retry (docs/protocol.md 4.3)."""
 
 HeaderLines = tuple[tuple[str, str], ...]
+
+
+class Interruption(StrEnum):
+    """Why a delivery ends no attempt, as its response says it."""
+
+    DRAINING = "draining"
+    RUNNING_ELSEWHERE = "running elsewhere"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,12 @@ class DispatchResponse:
     def later(cls, error: str, code: str, *, after_ms: int) -> DispatchResponse:
         """Not now; retry after `after_ms`."""
         return cls(503, _body(error, code), _retry_after(after_ms))
+
+    @classmethod
+    def interrupted(cls, interruption: Interruption, error: str, code: str, *, after_ms: int) -> DispatchResponse:
+        """The delivery ends no attempt: the same one is made again after `after_ms`."""
+        response = cls.later(error, code, after_ms=after_ms)
+        return response.with_header(INTERRUPTED_HEADER, interruption)
 
     @classmethod
     def never(cls, error: str, code: str) -> DispatchResponse:

@@ -20,14 +20,16 @@ from qtasks.protocol.messages import SigningKeys
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.run.attempt import Attempt, Delivery, context_of
-from qtasks.tasks.run.decision import DispatchResponse, error_text
+from qtasks.tasks.run.decision import DispatchResponse, Interruption, error_text
 from qtasks.tasks.run.executor import AttemptExecutor
 from qtasks.tasks.run.run import Invoke, Run
 
 log = logging.getLogger("qtasks.dispatch")
 
-DRAIN_AFTER_MS = 5_000
-"""How long the broker waits before it retries a delivery to a process that is shutting down."""
+DRAINING = DispatchResponse.interrupted(
+    Interruption.DRAINING, "this process is shutting down", ErrorCode.DISPATCHER_DRAINING, after_ms=5_000
+)
+"""The response of a process that is shutting down; the next delivery should find another one."""
 
 UNKNOWN_AFTER_MS = 10_000
 """The first wait for a task that a newer deployment may know; each further wait is four times as long."""
@@ -78,9 +80,7 @@ class Dispatcher:
         except SignatureError as error:
             return self._untrusted(delivery, error)
         if self._drained is not None:
-            return DispatchResponse.later(
-                "this process is shutting down", ErrorCode.DISPATCHER_DRAINING, after_ms=DRAIN_AFTER_MS
-            )
+            return DRAINING
         task = self._tasks.get(delivery.task)
         if task is None:
             return self._unknown(delivery)

@@ -30,7 +30,7 @@ from qtasks.tasks.results.backend import Lock, ResultRecord, ResultStatus, pause
 from qtasks.tasks.results.unique import Unique
 from qtasks.tasks.results.writer import LockState, ResultWriter
 from qtasks.tasks.run.attempt import Attempt
-from qtasks.tasks.run.decision import Decision, DispatchResponse
+from qtasks.tasks.run.decision import Decision, DispatchResponse, Interruption
 from qtasks.tasks.run.process_id import is_gone, new_owner
 
 log = logging.getLogger("qtasks.lease")
@@ -69,13 +69,22 @@ def next_step(
     if (response := _recorded_response(state.record, context)) is not None:
         return DeliveryStep.RESPOND, response
     run_lock = state.locks[0]
-    if "jti" in taken:
-        return DeliveryStep.RESPOND, _later("this request was received before", run_lock, now_ms)
+    after_ms = min(LEASE_MS, max(1000, math.ceil((run_lock.until_ms - now_ms) / 1000) * 1000))
+    if "jti" in taken and "run" not in taken:
+        # It counts: whoever repeats every request would otherwise have a failing task run for ever.
+        return DeliveryStep.RESPOND, DispatchResponse.later(
+            "this request was received before", ErrorCode.CALL_RUNNING_ELSEWHERE, after_ms=after_ms
+        )
     if "run" not in taken:
         return (DeliveryStep.SKIP if "schedule" in taken else DeliveryStep.RUN), None
     if (context.is_last_attempt or run_lock.until_ms - now_ms <= BRIEF_LEASE_MS) and context.time_left_s > 0:
         return DeliveryStep.WAIT, None
-    return DeliveryStep.RESPOND, _later("this call is running elsewhere", run_lock, now_ms)
+    return DeliveryStep.RESPOND, DispatchResponse.interrupted(
+        Interruption.RUNNING_ELSEWHERE,
+        "this call is running elsewhere",
+        ErrorCode.CALL_RUNNING_ELSEWHERE,
+        after_ms=after_ms,
+    )
 
 
 def _recorded_response(record: ResultRecord | None, context: TaskContext) -> DispatchResponse | None:
@@ -96,11 +105,6 @@ def _recorded_response(record: ResultRecord | None, context: TaskContext) -> Dis
 def _is_redelivery(record: ResultRecord, context: TaskContext) -> bool:
     """True if the broker delivers a failed call once more by itself. A dead letter sent again is another message."""
     return record.message_id == context.message_id and context.attempt <= record.attempt
-
-
-def _later(reason: str, run_lock: Lock, now_ms: int) -> DispatchResponse:
-    after_ms = min(LEASE_MS, max(1000, math.ceil((run_lock.until_ms - now_ms) / 1000) * 1000))
-    return DispatchResponse.later(reason, ErrorCode.CALL_RUNNING_ELSEWHERE, after_ms=after_ms)
 
 
 class RunLeases:

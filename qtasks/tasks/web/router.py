@@ -20,6 +20,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute, NoMatchFound, Route
 
 from qtasks.errors import QTasksError
+from qtasks.protocol.headers import DISPATCHER_HEADER
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.ports import ASGIApp, Lifespan, Receive, Scope, Send
 from qtasks.tasks.run.attempt import Delivery
@@ -33,7 +34,8 @@ MAX_REQUEST = 4 * 1024 * 1024
 
 NOT_CONFIGURED_AFTER_MS = 10_000
 _CALL_KEY = "qtasks.call"
-
+_DISPATCHER_LINE = (DISPATCHER_HEADER.lower().encode(), b"true")
+"""On every response, so that the broker can tell them from those of a proxy in front of a dead application."""
 
 _NUMBERS = itertools.count(1)
 _ENDPOINTS: weakref.WeakValueDictionary[str, TaskEndpoint] = weakref.WeakValueDictionary()
@@ -64,7 +66,11 @@ class TaskEndpoint:
             response = await self._answer(scope, receive)
         except Disconnected:
             return
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(response.body)).encode())]
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(response.body)).encode()),
+            _DISPATCHER_LINE,
+        ]
         headers.extend((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers)
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": response.body})

@@ -622,7 +622,7 @@ async def test_draining_waits_for_what_runs_and_sends_the_rest_away(harness: Har
     assert await harness.dispatcher.drain(0.001) is False
     answer = await harness.deliver("slow")
     assert answer.status == 503
-    assert answer.headers == (("Retry-After", "5"),)
+    assert answer.headers == (("Retry-After", "5"), ("Qtasks-Interrupted", "draining"))
     assert error(answer)[1] == "QT408"
     draining = asyncio.create_task(harness.dispatcher.drain(20))
     may_end.set()

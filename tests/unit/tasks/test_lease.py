@@ -69,6 +69,11 @@ class BlockingTask:
         await under_way
 
 
+def retry_after(after_ms: int) -> tuple[tuple[str, str], ...]:
+    """The header line that asks for the next delivery after so long."""
+    return (("Retry-After", str(after_ms // 1000)),)
+
+
 # --- deliveries of one call
 
 
@@ -79,7 +84,7 @@ async def test_a_second_delivery_while_the_first_runs_is_answered_503(broker: Ma
     async with slow.running(broker, message) as first:
         again = await broker.deliver(message)
         assert again.status == 503
-        assert again.headers == (("Retry-After", str(LEASE_MS // 1000)),)
+        assert again.headers == (*retry_after(LEASE_MS), ("Qtasks-Interrupted", "running elsewhere"))
         assert json_of(again) == {"error": "this call is running elsewhere", "code": "QT415"}
         slow.go_on.set()
         assert (await first).body == b"1"
@@ -135,7 +140,10 @@ async def test_a_silent_process_elsewhere_keeps_its_call_locked_for_its_lease_at
     broker.tasks.runtime.results().lock([dead], now_ms=broker.clock.now_ms())
     broker.clock.advance(5_000)
     answer = await broker.deliver(message)
-    assert (answer.status, answer.headers) == (503, (("Retry-After", str(LEASE_MS // 1000 - 5)),))
+    assert (answer.status, answer.headers) == (
+        503,
+        (*retry_after(LEASE_MS - 5_000), ("Qtasks-Interrupted", "running elsewhere")),
+    )
     broker.clock.advance(LEASE_MS - 5_000)
     assert (await broker.deliver(message, retried=1)).body == b"1"
 
@@ -236,8 +244,23 @@ async def test_the_same_signed_request_never_runs_twice(broker: ManualBroker) ->
     assert (await broker.deliver(message, token=token)).status == 500
     replayed = await broker.deliver(message, token=token, retried=1)
     assert (replayed.status, json_of(replayed)["error"]) == (503, "this request was received before")
+    assert dict(replayed.headers).keys() == {"Retry-After"}, "a proxy that sends requests twice ends its retries"
     assert (await broker.deliver(message, retried=1)).status == 500
     assert len(runs) == 2
+
+
+async def test_the_same_signed_request_beside_its_own_run_ends_no_attempt(broker: ManualBroker) -> None:
+    slow = BlockingTask(broker)
+    slow.task.delay()
+    message = broker.take()
+    token = broker.delivery(message).signature
+    first = asyncio.create_task(broker.deliver(message, token=token))
+    await slow.begun.wait()
+    again = await broker.deliver(message, token=token)
+    assert dict(again.headers)["Qtasks-Interrupted"] == "running elsewhere"
+    slow.go_on.set()
+    assert (await first).body == b"1"
+    assert slow.runs == 1
 
 
 async def test_a_call_that_was_called_off_does_not_run_any_more(broker: ManualBroker) -> None:
