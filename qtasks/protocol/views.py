@@ -131,6 +131,15 @@ def callback_json(
     }
 
 
+def end_callback_json(
+    message: Message, state: State, outcome: Response | None, *, error: str | None, dead_letter_id: str | None
+) -> Json:
+    """The body of an end callback: that of a failure callback, with the `state` in place of `sourceBody`."""
+    report = callback_json(message, outcome, error=error, dead_letter_id=dead_letter_id)
+    del report["sourceBody"]
+    return {**report, "state": str(state)}
+
+
 def log_json(entry: LogEntry) -> Json:
     """An entry of ``GET /v2/events``. Bodies are base64 here, a redacted one is plain text."""
     message = entry.message
@@ -176,6 +185,7 @@ def _common(message: Message, redaction: Redaction) -> Json:
     return _without_none(
         {
             "messageId": message.id,
+            "callId": options.call_id,
             "url": message.url,
             "topicName": message.url_group,
             "endpointName": message.endpoint,

@@ -171,7 +171,7 @@ def test_a_delayed_message_joins_its_queue_when_its_time_comes(store: InlineStor
 def test_deleting_a_queue_cancels_what_waits_and_lets_the_running_one_finish(store: InlineStore) -> None:
     store.accept(1, 2, 3, queue="q")
     running = store.claim()
-    while queues.drop_queue(store.db, ACCOUNT, "q", limit=1, now_ms=store.now_ms):
+    while queues.drop_queue(store.db, ACCOUNT, "q", limit=1, now_ms=store.now_ms).last is not None:
         pass
     assert [store.stage(f"msg_{n}") for n in (2, 3)] == [Stage.CANCELED, Stage.CANCELED]
     store.accept(4, queue="q")
@@ -182,7 +182,7 @@ def test_deleting_a_queue_cancels_what_waits_and_lets_the_running_one_finish(sto
 
 def test_a_delayed_message_whose_queue_was_deleted_meanwhile_makes_it_again(store: InlineStore) -> None:
     store.accept(1, queue="q", not_before_ms=store.now_ms + 5)
-    assert not queues.drop_queue(store.db, ACCOUNT, "q", limit=9, now_ms=store.now_ms)
+    assert queues.drop_queue(store.db, ACCOUNT, "q", limit=9, now_ms=store.now_ms).last is None
     store.now_ms += 5
     assert ids(store.claims()) == ["msg_1"]
 

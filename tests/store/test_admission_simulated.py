@@ -220,7 +220,7 @@ class Simulation:
 
     def drop(self) -> None:
         name = self.chance.choice(QUEUES)
-        while queues.drop_queue(self.store.db, ACCOUNT, name, limit=2, now_ms=self.store.now_ms):
+        while queues.drop_queue(self.store.db, ACCOUNT, name, limit=2, now_ms=self.store.now_ms).last is not None:
             pass
         for message_id in sorted(self.open & {one for one, queue in self.queued.items() if queue == name}):
             if message_id in self.active:

@@ -96,5 +96,7 @@ async def test_a_closed_store_says_so(sqlite_store: SqliteStore) -> None:
 async def test_a_reader_cannot_write(tmp_path: Path) -> None:
     store, _ = await SqliteStore.open(str(tmp_path / "store.db"), VirtualClock())
     with pytest.raises(apsw.ReadOnlyError):
-        await store.read(lambda db: cancel.cancel(db, ACCOUNT, ["x"], now_ms=NOW) or db.execute("DELETE FROM messages"))
+        await store.read(
+            lambda db: cancel.cancel(db, ACCOUNT, ["x"], now_ms=NOW).count or db.execute("DELETE FROM messages")
+        )
     await store.close()

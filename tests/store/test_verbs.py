@@ -173,8 +173,8 @@ def test_recovery_returns_interrupted_attempts_at_once_with_their_number_and_say
 
 def test_cancelling_a_waiting_message_takes_it_away_at_once(db: apsw.Connection) -> None:
     accept.accept(db, [publication(1, not_before_ms=NOW + 99)], now_ms=NOW)
-    assert cancel.cancel(db, ACCOUNT, ["msg_1", "msg_unknown"], now_ms=NOW) == 1
-    assert cancel.cancel(db, ACCOUNT, ["msg_1"], now_ms=NOW) == 0
+    assert cancel.cancel(db, ACCOUNT, ["msg_1", "msg_unknown"], now_ms=NOW).count == 1
+    assert cancel.cancel(db, ACCOUNT, ["msg_1"], now_ms=NOW).count == 0
     assert claims(db, NOW + 100) == []
     assert states(db, "msg_1") == [State.CREATED, State.CANCEL_REQUESTED, State.CANCELED]
 
@@ -182,7 +182,7 @@ def test_cancelling_a_waiting_message_takes_it_away_at_once(db: apsw.Connection)
 def test_cancelling_an_active_message_stops_its_retries_but_not_its_success(db: apsw.Connection) -> None:
     accept.accept(db, [publication(1), publication(2)], now_ms=NOW)
     failing, succeeding = claims(db)
-    assert cancel.cancel(db, ACCOUNT, ["msg_1", "msg_2"], now_ms=NOW) == 2
+    assert cancel.cancel(db, ACCOUNT, ["msg_1", "msg_2"], now_ms=NOW).count == 2
     assert end(db, failing, Evaluation(Trigger.RETRY, "500", NOW + 1)) is State.CANCELED
     assert end(db, succeeding, Evaluation(Trigger.SUCCEED)) is State.DELIVERED
     assert states(db, "msg_1")[2:] == [State.CANCEL_REQUESTED, State.ERROR, State.CANCELED]
@@ -216,7 +216,7 @@ def test_one_request_with_the_same_key_twice_stores_one_message(db: apsw.Connect
 def test_accounts_see_only_their_own(db: apsw.Connection) -> None:
     accept.accept(db, [publication(1, account=2, deduplication_key="k")], now_ms=NOW)
     assert queries.message(db, ACCOUNT, "msg_1") is None
-    assert cancel.cancel(db, ACCOUNT, ["msg_1"], now_ms=NOW) == 0
+    assert cancel.cancel(db, ACCOUNT, ["msg_1"], now_ms=NOW).count == 0
     assert queries.log(db, ACCOUNT, LogCriteria(), cursor=None, count=10).items == ()
     [other] = accept.accept(db, [publication(2, deduplication_key="k")], now_ms=NOW)
     assert not other.deduplicated

@@ -9,7 +9,7 @@ import apsw
 from qtasks.broker.core.rules import Evaluation, Stage, Trigger
 from qtasks.broker.core.values import Claim, DeadLetterCriteria, LogCriteria, Rooms, Settled, Settlement
 from qtasks.broker.store.connection import connect
-from qtasks.broker.store.verbs import accept, cancel, claim, queries, settle
+from qtasks.broker.store.verbs import accept, cancel, claim, dead_letters, queries, settle
 from qtasks.protocol.messages import DeadLetter, Message, Response, State
 from tests.support.broker import ACCOUNT, START_MS, publication
 
@@ -73,7 +73,7 @@ class InlineStore:
         return settled
 
     def cancel(self, *message_ids: str) -> int:
-        return cancel.cancel(self.db, ACCOUNT, message_ids, now_ms=self.now_ms)
+        return cancel.cancel(self.db, ACCOUNT, message_ids, now_ms=self.now_ms).count
 
     def crash(self) -> None:
         settle.recover(self.db, now_ms=self.now_ms)
@@ -92,6 +92,14 @@ class InlineStore:
 
     def dead(self, **which: Any) -> list[DeadLetter]:
         return list(queries.dead_letters(self.db, ACCOUNT, DeadLetterCriteria(**which), cursor=None, count=100).items)
+
+    def dead_ids(self) -> list[str]:
+        """The ids of the dead letters, without their messages, which may be damaged."""
+        rows = self.db.execute("SELECT failed_ms, n FROM dead_letters ORDER BY failed_ms, n").fetchall()
+        return [f"{failed_ms}-{n}" for failed_ms, n in rows]
+
+    def delete_dead(self) -> None:
+        dead_letters.delete_dead_letters(self.db, ACCOUNT, DeadLetterCriteria(), cursor=None, limit=100)
 
 
 def ids(claims: list[Claim]) -> list[str]:

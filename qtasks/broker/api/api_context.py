@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Concatenate, ParamSpec
 
-from qtasks.broker.core.values import Accepted, Publication
+import apsw
+
+from qtasks.broker.core.values import Accepted, Cancelled, Publication
 from qtasks.broker.events import EventWatchers
 from qtasks.broker.llm.language_model import LanguageModel
 from qtasks.broker.loops.key_ring import KeyRing
@@ -13,6 +16,8 @@ from qtasks.broker.store.interface import Store
 from qtasks.broker.transport.destination_policy import DestinationPolicy
 from qtasks.clock import Clock
 from qtasks.randomness import Random
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +53,16 @@ class ApiContext:
         ]
         self.watchers.notify_created(created, now_ms=now_ms)
         return accepted
+
+    async def cancel(
+        self, verb: Callable[Concatenate[apsw.Connection, P], Cancelled], *args: P.args, **kwargs: P.kwargs
+    ) -> Cancelled:
+        """Cancel messages by `verb`, and notify the watchers of their end callbacks.
+
+        The delivery loop is woken: these callbacks are due, and slots may be free.
+        """
+        cancelled = await self.store.write(verb, *args, **kwargs)
+        if cancelled.count:
+            self.watchers.notify_created(cancelled.created, now_ms=self.clock.now_ms())
+            self.wake()
+        return cancelled

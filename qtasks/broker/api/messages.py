@@ -21,7 +21,7 @@ MAX_CANCEL: Final = 500
 
 
 async def get_message(context: ApiContext, account: int, request: ApiRequest, message_id: str) -> ApiResponse:
-    """`GET /v2/messages/{id}`."""
+    """`GET /v2/messages/{id}`, by message id or call id."""
     message = await context.store.read(queries.message, account, message_id)
     if message is None:
         raise HttpError(404, f"message {message_id[:128]} not found")
@@ -29,12 +29,14 @@ async def get_message(context: ApiContext, account: int, request: ApiRequest, me
 
 
 async def cancel_message(context: ApiContext, account: int, request: ApiRequest, message_id: str) -> ApiResponse:
-    """`DELETE /v2/messages/{id}`: 404 if it is unknown, finished or already cancelled (docs/compatibility.md A21)."""
-    cancelled = await context.store.write(cancel.cancel, account, [message_id], now_ms=context.clock.now_ms())
-    if not cancelled:
+    """`DELETE /v2/messages/{id}`, by message id or call id.
+
+    404 if it is unknown, finished or already cancelled (docs/compatibility.md A21).
+    """
+    cancelled = await context.cancel(cancel.cancel, account, [message_id], now_ms=context.clock.now_ms())
+    if not cancelled.count:
         raise HttpError(404, f"message {message_id[:128]} not found, or already finished")
-    context.wake()
-    return json_response({"cancelled": cancelled})
+    return json_response({"cancelled": cancelled.count})
 
 
 async def cancel_messages(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
@@ -44,23 +46,27 @@ async def cancel_messages(context: ApiContext, account: int, request: ApiRequest
     if message_ids:
         cancelled = 0
         for some in query_filters.slices(message_ids):
-            cancelled += await context.store.write(cancel.cancel, account, some, now_ms=context.clock.now_ms())
+            done = await context.cancel(cancel.cancel, account, some, now_ms=context.clock.now_ms())
+            cancelled += done.count
     else:
         count = query.integer("count", low=1, high=MAX_CANCEL)
         cancelled = await _cancel_where(context, account, query_filters.message_filter(query), count)
-    context.wake()
     return json_response({"cancelled": cancelled})
 
 
 async def _cancel_where(context: ApiContext, account: int, criteria: MessageCriteria, count: int | None) -> int:
-    """Cancel the matching messages in slices; return their number. Messages published meanwhile are not cancelled."""
+    """Cancel the matching messages in slices; return their number.
+
+    Messages accepted meanwhile are not cancelled, nor are the end callbacks that this creates.
+    """
     now_ms = context.clock.now_ms()
+    newest = await context.store.read(queries.newest_seq)
     criteria = replace(criteria, to_ms=now_ms if criteria.to_ms is None else min(now_ms, criteria.to_ms))
     cancelled, after = 0, 0
     while count is None or cancelled < count:
         limit = query_filters.SLICE if count is None else min(query_filters.SLICE, count - cancelled)
-        done = await context.store.write(
-            cancel.cancel_where, account, criteria, after=after, limit=limit, now_ms=now_ms
+        done = await context.cancel(
+            cancel.cancel_where, account, criteria, after=after, newest=newest, limit=limit, now_ms=now_ms
         )
         cancelled += done.count
         if done.last is None:

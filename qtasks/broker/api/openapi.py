@@ -70,7 +70,7 @@ _VARIABLES: Final[dict[str, Schema]] = {
         "example": "my-group",
     },
     "queueName": {**TEXT, "minLength": 1, "example": "my-queue"},
-    "messageId": {**TEXT, "minLength": 1},
+    "messageId": {**TEXT, "minLength": 1, "description": "The id of a message, or of the call that a message carries."},
     "dlqId": {**TEXT, "minLength": 1},
     "urlGroup": {**TEXT, "minLength": 1, "example": "my-group"},
     "schedule": {

@@ -66,10 +66,11 @@ async def delete_queue(context: ApiContext, account: int, request: ApiRequest, n
     200 for an unknown queue as well (docs/compatibility.md A20, A31).
     """
     now_ms = context.clock.now_ms()
-    while await context.store.write(
-        queues.drop_queue, account, read_name(name, "queue name"), limit=_SLICE, now_ms=now_ms
-    ):
-        pass
+    queue = read_name(name, "queue name")
+    has_more = True
+    while has_more:
+        dropped = await context.cancel(queues.drop_queue, account, queue, limit=_SLICE, now_ms=now_ms)
+        has_more = dropped.last is not None
     return json_response({})
 
 

@@ -59,6 +59,7 @@ _CALLBACKS: Final[Schema] = {
 _CALLER: Final[Schema] = {"callerIP": TEXT, "callerIp": TEXT}
 _BODY: Final[Schema] = {"body": TEXT, "bodyBase64": _BASE64}
 _ABOUT: Final[Schema] = {
+    "callId": {**TEXT, "description": "this broker only: the call that the message carries"},
     "topicName": TEXT,
     "endpointName": TEXT,
     "queueName": TEXT,

@@ -24,14 +24,31 @@ from qtasks.protocol.messages import (
     Redaction,
     Response,
     Schedule,
+    State,
 )
 
 LLM_URL: Final = "http://llm.qtasks.internal/v1/chat/completions"
 """The URL of messages to ``api/llm``; the transport replaces it by the address of the language model."""
 
+END_CALLBACK_RETRIES: Final = 999
+
 _DEFAULTS: Final = PublishOptions()
+_END_CALLBACK_OPTIONS: Final = PublishOptions(
+    content_type="application/json",
+    retry_delay="min(300000, 1000 * pow(2, retried))",  # 1 s, 2 s, 4 s ... at most 5 min: three days in all
+    interrupted_for_ms=24 * 60 * 60 * 1000,
+)
 _NOT_OVERRIDABLE: Final = frozenset(
-    {"forward", "content_type", "cron", "schedule_id", "queue", "deduplication_id", "content_based_deduplication"}
+    {
+        "forward",
+        "content_type",
+        "cron",
+        "schedule_id",
+        "queue",
+        "deduplication_id",
+        "content_based_deduplication",
+        "call_id",
+    }
 )
 """Options that the request to retry a dead letter cannot change."""
 
@@ -153,16 +170,16 @@ def callbacks_of_attempt(
     """The messages that report an attempt (docs/protocol.md 3.6, 4.4).
 
     Every attempt has a callback (docs/compatibility.md A40). The failure callback follows only the last attempt that
-    failed: then `dead_letter_id` is set. `ids` are the ids of the two.
+    failed: then `dead_letter_id` is set. A failure callback to the URL of the end callback is left out, because
+    `end_callback_of` reports the failure there. `ids` are the ids of the two.
     """
     options = message.options
-    response = outcome if isinstance(outcome, Response) else None
-    error = outcome.error if isinstance(outcome, Failure) else None
+    response, error = _response_and_error(outcome)
     messages: list[Message] = []
     if options.callback is not None:
         body = orjson.dumps(views.callback_json(message, response, error=error))
         messages.append(_callback(message, ids[0], options.callback, options.callback_options, body, now_ms))
-    if options.failure_callback is not None and dead_letter_id is not None:
+    if options.failure_callback not in (None, options.end_callback) and dead_letter_id is not None:
         body = orjson.dumps(views.callback_json(message, response, error=error, dead_letter_id=dead_letter_id))
         messages.append(
             _callback(message, ids[1], options.failure_callback, options.failure_callback_options, body, now_ms)
@@ -170,9 +187,49 @@ def callbacks_of_attempt(
     return tuple(messages)
 
 
+def end_callback_of(
+    message: Message,
+    state: State,
+    outcome: Response | Failure | None,
+    *,
+    error: str | None = None,
+    dead_letter_id: str | None = None,
+    now_ms: int,
+) -> Message | None:
+    """The message that reports the end of `message`: `state` is FAILED or CANCELED. None if it has no end callback.
+
+    `outcome` is that of the last attempt; without an attempt `error` says why. The report has 999 retries, so it
+    outlasts an outage of its receiver. It has no labels: who cancels messages by label does not cancel their reports.
+    Its id derives from the id of `message`, which ends only once.
+    """
+    url = message.options.end_callback
+    if url is None:
+        return None
+    response, error_of_attempt = _response_and_error(outcome)
+    error = error_of_attempt or error
+    report = views.end_callback_json(message, state, response, error=error, dead_letter_id=dead_letter_id)
+    return _message(
+        replace(_END_CALLBACK_OPTIONS, redact=_inherited_redaction(message.options.redact)),
+        message_id=f"{message.id}_end",
+        account=message.account,
+        url=url,
+        body=orjson.dumps(report),
+        caller_ip=message.caller_ip,
+        default_retries=END_CALLBACK_RETRIES,
+        now_ms=now_ms,
+    )
+
+
+def _response_and_error(outcome: Response | Failure | None) -> tuple[Response | None, str | None]:
+    """The two forms in which a callback reports an outcome."""
+    if isinstance(outcome, Failure):
+        return None, outcome.error
+    return outcome, None
+
+
 def callback_urls(options: PublishOptions) -> Sequence[str]:
     """The URLs of all callbacks in `options`, including callbacks of callbacks."""
-    urls: list[str] = []
+    urls: list[str] = [] if options.end_callback is None else [options.end_callback]
     for url, nested in (
         (options.callback, options.callback_options),
         (options.failure_callback, options.failure_callback_options),

@@ -96,16 +96,18 @@ class Settled:
     state: State
     """The last log entry: CANCELED in place of RETRY if the message was cancelled during the attempt."""
     created: tuple[Message, ...] = ()
-    """The callback messages."""
+    """The callback messages, the end callback included."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """The result of one slice of a bulk cancel."""
+    """The result of a cancel, or of one slice of it."""
 
     count: int
-    last: int | None
-    """`after` of the next slice; None if no message is left."""
+    created: tuple[Message, ...] = ()
+    """The end callbacks of the cancelled messages."""
+    last: int | None = None
+    """The slice ended with this `seq`; None if no message is left."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl
 trimmed = texts.map(lambda text: text.strip(" \t")).filter(bool)
 labels = texts.map(lambda text: text.replace(",", "").strip()).filter(bool)
 ascii_ids = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters=":"), min_size=1, max_size=30)
+call_ids = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=128)
 paths = st.lists(st.sampled_from(["a", "1", "%20", "%2F", "/", "?", "=", "&", ".", "-"]), max_size=12).map("".join)
 urls = st.builds(
     "{}://{}{}/{}".format,
@@ -79,6 +80,9 @@ def options_of(depth: int) -> st.SearchStrategy[PublishOptions]:
         fields["forward_all"] = st.booleans()
         fields["cron"] = trimmed
         fields["schedule_id"] = fields["queue"] = plain_names
+        fields["call_id"] = call_ids
+        fields["end_callback"] = urls
+        fields["interrupted_for_ms"] = st.integers(0, MAX_DELAY_MS)
     options = st.fixed_dictionaries({}, optional=fields).map(lambda chosen: PublishOptions(**chosen))
     if depth == 0:
         return options

@@ -102,14 +102,14 @@ def _insert_rows(
     db: apsw.Connection, seq: int, publication: Publication, stage: Stage, now_ms: int, parent: int | None
 ) -> None:
     message = publication.message
-    headers, options = rows.pack_headers(message.headers), rows.pack_options(message.options)
-    checksum = rows.checksum(message.id, message.url, headers, options, message.body)
+    row = rows.pack_message(message)
+    checksum = rows.checksum(row, message.body)
     flow = message.options.flow_control
     flow_key = None if flow is None else flow.key
     delayed = message.not_before_ms > now_ms
     place = None if delayed else seq
     store_values = (seq, stage.value, message.not_before_ms, publication.host, checksum, place, flow_key, parent)
-    db.execute(_INSERT_MESSAGE, store_values + rows.pack_message(message, headers, options))
+    db.execute(_INSERT_MESSAGE, (*store_values, *row))
     db.execute("INSERT INTO bodies (seq, body) VALUES (?, ?)", (seq, message.body))
     for place, label in enumerate(message.options.labels):
         db.execute(

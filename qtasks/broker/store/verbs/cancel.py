@@ -10,51 +10,69 @@ import apsw
 from qtasks.broker.core.rules import FINAL, TRANSITIONS, Stage, Trigger
 from qtasks.broker.core.values import Cancelled, MessageCriteria
 from qtasks.broker.store.verbs import admission, filters
+from qtasks.broker.store.verbs.end_callbacks import report_end_of
 from qtasks.broker.store.verbs.log_entries import append_log
+from qtasks.broker.store.verbs.queries import seq_of
 from qtasks.broker.store.verbs.rows import fetch
+from qtasks.protocol.messages import Message, State
+
+CANCELLED: Final = "the message was cancelled"
 
 SLICE: Final = 2_000
 """Messages that one slice of a bulk cancel reads at most: some milliseconds."""
 
 
-def cancel(db: apsw.Connection, account: int, message_ids: Iterable[str], *, now_ms: int) -> int:
-    """Cancel messages by id; return how many were cancelled.
+def cancel(db: apsw.Connection, account: int, ids: Iterable[str], *, now_ms: int) -> Cancelled:
+    """Cancel messages by message id or call id.
 
     A waiting message is cancelled at once. During an attempt the message is only marked: no retry follows the attempt.
     """
-    cancelled = 0
-    for message_id in dict.fromkeys(message_ids):
+    count = 0
+    created: list[Message] = []
+    for message_or_call_id in dict.fromkeys(ids):
         seq = db.execute(
-            "SELECT seq FROM messages WHERE account = ? AND id = ? AND finished_ms IS NULL AND cancel_requested = 0",
-            (account, message_id),
+            "SELECT seq FROM messages WHERE seq = ? AND finished_ms IS NULL AND cancel_requested = 0",
+            (seq_of(db, account, message_or_call_id),),
         ).get
         if seq is not None:
-            cancel_one(db, account, seq, now_ms=now_ms)
-            cancelled += 1
-    return cancelled
+            created += cancel_one(db, account, seq, now_ms=now_ms)
+            count += 1
+    return Cancelled(count, tuple(created))
 
 
 def cancel_where(
-    db: apsw.Connection, account: int, criteria: MessageCriteria, *, after: int, limit: int, now_ms: int
+    db: apsw.Connection,
+    account: int,
+    criteria: MessageCriteria,
+    *,
+    after: int,
+    newest: int,
+    limit: int,
+    now_ms: int,
 ) -> Cancelled:
-    """Cancel up to `limit` messages that match, in order of acceptance and with a `seq` greater than `after`.
+    """Cancel up to `limit` messages that match, in order of acceptance: `seq` greater than `after`, up to `newest`.
 
     This is one slice of a bulk cancel and reads a bounded number of messages, so that other writes need not wait long.
     """
     until = db.execute(
-        "SELECT seq FROM messages WHERE account = ? AND finished_ms IS NULL AND seq > ? ORDER BY seq LIMIT 1 OFFSET ?",
-        (account, after, SLICE),
+        "SELECT seq FROM messages WHERE account = ? AND finished_ms IS NULL AND seq > ? AND seq <= ?"
+        " ORDER BY seq LIMIT 1 OFFSET ?",
+        (account, after, newest, SLICE),
     ).get
     where = filters.messages("m.account = ? AND m.finished_ms IS NULL AND m.cancel_requested = 0", account, criteria)
-    where.between("m.seq", after + 1, until)
+    where.between("m.seq", after + 1, newest if until is None else until)
     matches = fetch(db, f"SELECT m.seq FROM messages m{where} ORDER BY m.seq LIMIT ?", (*where.values, limit))
+    created: list[Message] = []
     for (seq,) in matches:
-        cancel_one(db, account, seq, now_ms=now_ms)
-    return Cancelled(len(matches), matches[-1][0] if len(matches) == limit else until)
+        created += cancel_one(db, account, seq, now_ms=now_ms)
+    return Cancelled(len(matches), tuple(created), matches[-1][0] if len(matches) == limit else until)
 
 
-def cancel_one(db: apsw.Connection, account: int, seq: int, *, now_ms: int) -> None:
-    """Cancel a message that is neither finished nor marked as cancelled, and admit those that waited for it."""
+def cancel_one(db: apsw.Connection, account: int, seq: int, *, now_ms: int) -> tuple[Message, ...]:
+    """Cancel a message that is neither finished nor marked as cancelled, and admit those that waited for it.
+
+    Returns its end callback, if it has one and has ended.
+    """
     # Its stage must be read here: cancelling another message may have just admitted this one.
     stage = Stage(db.execute("SELECT stage FROM messages WHERE seq = ?", (seq,)).get)
     transition = TRANSITIONS[stage, Trigger.CANCEL]
@@ -65,7 +83,10 @@ def cancel_one(db: apsw.Connection, account: int, seq: int, *, now_ms: int) -> N
     ).get
     for state in transition.log:
         append_log(db, seq, account, now_ms, state)
-    if final:
-        admission.release_slot(db, seq)
-        if parent is not None:
-            admission.callback_ended(db, parent)
+    if not final:
+        return ()
+    created = report_end_of(db, seq, State.CANCELED, error=CANCELLED, now_ms=now_ms)
+    admission.release_slot(db, seq)
+    if parent is not None:
+        admission.callback_ended(db, parent)
+    return created

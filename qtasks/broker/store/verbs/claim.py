@@ -12,6 +12,7 @@ import apsw
 from qtasks.broker.core.rules import TRANSITIONS, Stage, Trigger
 from qtasks.broker.core.values import Claim, ClaimBatch, Rooms
 from qtasks.broker.store.verbs import admission, rows
+from qtasks.broker.store.verbs.end_callbacks import report_end_of
 from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_log, change_stage
 from qtasks.broker.store.verbs.rows import MessageRow, fetch
 from qtasks.protocol.messages import State
@@ -198,7 +199,7 @@ class _Claims:
     def _claim(self, candidate: _Candidate) -> None:
         seq, stage, row = candidate.seq, Stage(candidate.stage), candidate.message
         account = row.account
-        if candidate.checksum != rows.checksum(row.id, row.url, row.headers, row.options, candidate.body):
+        if candidate.checksum != rows.checksum(row, candidate.body):
             self._fail_corrupt(seq, account, stage)
             return
         message = rows.unpack_message(row, candidate.body)
@@ -222,7 +223,8 @@ class _Claims:
         ).get
         for state in transition.log:
             append_log(self._db, seq, account, self._now_ms, state, error=CORRUPT)
-        add_dead_letter(self._db, seq, account, self._now_ms, CORRUPT, None)
+        letter_id = add_dead_letter(self._db, seq, account, self._now_ms, CORRUPT, None)
+        report_end_of(self._db, seq, State.FAILED, error=CORRUPT, dead_letter_id=letter_id, now_ms=self._now_ms)
         admission.release_slot(self._db, seq)
         if parent is not None:
             admission.callback_ended(self._db, parent)

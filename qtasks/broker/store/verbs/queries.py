@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 import apsw
 
@@ -35,12 +35,31 @@ class BadCursorError(ValueError):
     """The text is not a cursor of this store."""
 
 
-def message(db: apsw.Connection, account: int, message_id: str) -> Message | None:
-    """The message with that id, finished or not, or None."""
+def seq_of(db: apsw.Connection, account: int, message_or_call_id: str) -> int | None:
+    """`seq` of the message with that id or, if there is none, of the newest message of the call with that id.
+
+    Of the messages of a call those that are not finished come first. None if nothing has that id.
+    """
+    seq = db.execute("SELECT seq FROM messages WHERE account = ? AND id = ?", (account, message_or_call_id)).get
+    if seq is None:
+        seq = db.execute(
+            "SELECT seq FROM messages WHERE account = ? AND call_id = ?"
+            " ORDER BY finished_ms IS NOT NULL, seq DESC LIMIT 1",
+            (account, message_or_call_id),
+        ).get
+    return cast("int | None", seq)
+
+
+def newest_seq(db: apsw.Connection) -> int:
+    """`seq` of the message that was accepted last; 0 if there is none."""
+    return cast("int", db.execute("SELECT coalesce(max(seq), 0) FROM messages").get)
+
+
+def message(db: apsw.Connection, account: int, message_or_call_id: str) -> Message | None:
+    """The message that `seq_of` finds, finished or not, or None."""
     row = db.execute(
-        f"SELECT b.body, {rows.MESSAGE_COLUMNS} FROM messages m JOIN bodies b USING (seq)"
-        " WHERE m.account = ? AND m.id = ?",
-        (account, message_id),
+        f"SELECT b.body, {rows.MESSAGE_COLUMNS} FROM messages m JOIN bodies b USING (seq) WHERE m.seq = ?",
+        (seq_of(db, account, message_or_call_id),),
     ).get
     return None if row is None else rows.unpack_message(rows.MessageRow._make(row[1:]), row[0])
 

@@ -7,10 +7,11 @@ from typing import Any, Final
 import apsw
 
 from qtasks.broker.core.rules import Stage
-from qtasks.broker.core.values import QueueState
+from qtasks.broker.core.values import Cancelled, QueueState
 from qtasks.broker.store.verbs import admission
 from qtasks.broker.store.verbs.cancel import cancel_one
 from qtasks.broker.store.verbs.rows import fetch
+from qtasks.protocol.messages import Message
 
 _LAG: Final = (
     "(SELECT count(*) FROM messages m"
@@ -54,8 +55,8 @@ def pause_queue(db: apsw.Connection, account: int, name: str, *, paused: bool, n
     return True
 
 
-def drop_queue(db: apsw.Connection, account: int, name: str, *, limit: int, now_ms: int) -> bool:
-    """One slice of deleting a queue: cancel up to `limit` of its messages. True if another slice must follow.
+def drop_queue(db: apsw.Connection, account: int, name: str, *, limit: int, now_ms: int) -> Cancelled:
+    """One slice of deleting a queue: cancel up to `limit` of its messages. It is deleted once no message is left.
 
     No message starts meanwhile. Attempts in flight may finish, and are not repeated (docs/compatibility.md A20).
     """
@@ -71,14 +72,15 @@ def drop_queue(db: apsw.Connection, account: int, name: str, *, limit: int, now_
         f"SELECT seq FROM messages WHERE account = ? AND queue = ? AND stage = {Stage.QUEUED} AND slot = 0 LIMIT ?",
         (account, name, limit - len(messages)),
     )
+    created: list[Message] = []
     for (seq,) in messages:
-        cancel_one(db, account, seq, now_ms=now_ms)
+        created += cancel_one(db, account, seq, now_ms=now_ms)
     if len(messages) == limit:
-        return True
+        return Cancelled(limit, tuple(created), messages[-1][0])
     # Attempts in flight keep no slot: a new queue of the same name starts empty.
     db.execute("UPDATE messages SET slot = 0 WHERE account = ? AND queue = ? AND slot = 1", (account, name))
     db.execute("DELETE FROM queues WHERE account = ? AND name = ?", (account, name))
-    return False
+    return Cancelled(len(messages), tuple(created))
 
 
 def queue(db: apsw.Connection, account: int, name: str) -> QueueState | None:

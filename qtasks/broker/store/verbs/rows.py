@@ -74,21 +74,21 @@ _other_options: Final = attrgetter(*(name for name in wire.OPTION_NAMES if name 
 _NO_OTHER_OPTIONS: Final = _other_options(_DEFAULTS)
 
 
-def pack_message(message: Message, headers: str, options: str | None) -> tuple[Any, ...]:
-    """The values of a `MessageRow`, in its order; `headers` and `options` are packed already."""
-    return (
+def pack_message(message: Message) -> MessageRow:
+    """The inverse of `unpack_message`, without the body."""
+    return MessageRow(
         message.id,
         message.account,
         message.url,
         message.method,
-        headers,
+        pack_headers(message.headers),
         message.created_ms,
         message.not_before_ms,
         message.max_retries,
         message.timeout_ms,
         message.caller_ip,
         message.retried,
-        options,
+        pack_options(message.options),
         message.queue,
         message.url_group,
         message.endpoint,
@@ -135,9 +135,12 @@ def _options(row: MessageRow) -> PublishOptions:
     )
 
 
-def checksum(message_id: str, url: str, headers: str, options: str | None, body: bytes) -> int:
+def checksum(message: MessageRow, body: bytes) -> int:
     """CRC-32 over what is sent and how. A stored message that does not match it any more is never delivered."""
-    return zlib.crc32(body, zlib.crc32(f"{message_id}\n{url}\n{headers}\n{options or ''}\n".encode()))
+    lines = f"{message.id}\n{message.url}\n{message.headers}\n{message.options or ''}\n"
+    if message.call_id is not None or message.end_callback is not None:
+        lines += f"{message.call_id}\n{message.end_callback}\n"
+    return zlib.crc32(body, zlib.crc32(lines.encode()))
 
 
 def pack_headers(headers: Headers) -> str:

@@ -11,6 +11,7 @@ from qtasks.broker.core.rules import FINAL, TRANSITIONS, Stage, Trigger
 from qtasks.broker.core.values import Publication, Recovery, Settled, Settlement
 from qtasks.broker.store.verbs import admission
 from qtasks.broker.store.verbs.accept import insert
+from qtasks.broker.store.verbs.end_callbacks import report_end, report_end_of
 from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_log, change_stage
 from qtasks.broker.store.verbs.rows import fetch
 from qtasks.protocol import wire
@@ -57,6 +58,10 @@ def settle(db: apsw.Connection, settlement: Settlement, *, now_ms: int) -> Settl
         error = evaluation.error or ""
         dead_letter_id = add_dead_letter(db, claim.seq, message.account, now_ms, error, settlement.outcome)
     callbacks = () if trigger is Trigger.STOP else _insert_callbacks(db, settlement, dead_letter_id, now_ms)
+    if transition.to in (Stage.FAILED, Stage.CANCELED):
+        callbacks += report_end(
+            db, message, transition.log[-1], settlement.outcome, dead_letter_id=dead_letter_id, now_ms=now_ms
+        )
     _release_places(db, claim.seq, message, transition.to, bool(slot), parent, now_ms)
     return Settled(transition.log[-1], callbacks)
 
@@ -143,6 +148,7 @@ def recover(db: apsw.Connection, *, now_ms: int) -> Recovery:
             error = INTERRUPTED if state is State.ERROR else None
             append_log(db, seq, account, now_ms, state, error=error, next_ms=now_ms if state is State.RETRY else None)
         if final:
+            report_end_of(db, seq, State.CANCELED, error=INTERRUPTED, now_ms=now_ms)
             admission.release_slot(db, seq)
             if parent is not None:
                 admission.callback_ended(db, parent)

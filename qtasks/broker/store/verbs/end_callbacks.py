@@ -1,0 +1,63 @@
+"""Stores end callbacks: one report for each message that fails for good or is cancelled and that asks for it.
+
+An end callback is in the transaction that ends its message. It has no parent: a queue goes on while the receiver of the
+report is down.
+"""
+
+from __future__ import annotations
+
+import apsw
+
+from qtasks.broker.core.message_builder import end_callback_of
+from qtasks.broker.core.values import Publication
+from qtasks.broker.ports import Failure
+from qtasks.broker.store.verbs import rows
+from qtasks.broker.store.verbs.accept import insert
+from qtasks.broker.store.verbs.rows import MessageRow
+from qtasks.protocol import wire
+from qtasks.protocol.messages import Message, Response, State
+
+
+def report_end(
+    db: apsw.Connection,
+    message: Message,
+    state: State,
+    outcome: Response | Failure | None,
+    *,
+    error: str | None = None,
+    dead_letter_id: str | None = None,
+    now_ms: int,
+) -> tuple[Message, ...]:
+    """Store the end callback of `message`, and return it; an empty tuple if the message asks for none."""
+    report = end_callback_of(message, state, outcome, error=error, dead_letter_id=dead_letter_id, now_ms=now_ms)
+    if report is None:
+        return ()
+    insert(db, [Publication(report, wire.host_of(report.url))], now_ms=now_ms)
+    return (report,)
+
+
+def report_end_of(
+    db: apsw.Connection, seq: int, state: State, *, error: str, dead_letter_id: str | None = None, now_ms: int
+) -> tuple[Message, ...]:
+    """As `report_end`, for the message `seq`, which ends outside an attempt; `error` says why.
+
+    Its row may be damaged, because nobody has compared it with its checksum.
+    """
+    row = db.execute(
+        f"SELECT {rows.MESSAGE_COLUMNS} FROM messages m WHERE m.seq = ? AND m.end_callback IS NOT NULL", (seq,)
+    ).get
+    if row is None:
+        return ()
+    message = _readable(MessageRow._make(row))
+    try:
+        return report_end(db, message, state, None, error=error, dead_letter_id=dead_letter_id, now_ms=now_ms)
+    except wire.WireError:  # the URL of the report is what is damaged
+        return ()
+
+
+def _readable(row: MessageRow) -> Message:
+    """The message in a row, without its body; if they are damaged, also without its headers and options."""
+    try:
+        return rows.unpack_message(row, b"")
+    except (ValueError, TypeError):
+        return rows.unpack_message(row._replace(headers="[]", options=None), b"")
