@@ -10,7 +10,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -20,17 +20,26 @@ POLL_LAST_S = 0.05
 
 PRUNE_EVERY_MS = 60 * 60 * 1000
 
+FLOW_PREFIX = "flow_"
+"""The first characters of the call id of a flow's own record."""
+
 
 class ResultStatus(StrEnum):
-    """The state of a call. Queued: the broker has accepted it, and no attempt has begun."""
+    """The state of a call.
+
+    Queued: the broker has accepted it, and no attempt has begun. Cancelling: it was cancelled, and still runs. Unknown:
+    no call with this id is known; it is shown to users and never stored.
+    """
 
     QUEUED = "queued"
     RUNNING = "running"
     RETRYING = "retrying"
+    CANCELLING = "cancelling"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
     EXPIRED = "expired"
+    UNKNOWN = "unknown"
 
     @property
     def is_final(self) -> bool:
@@ -57,6 +66,8 @@ class ResultRecord:
     """"TypeName: message" of the last failure; why it was cancelled."""
     progress: str | None = None
     """The progress of a running call, as JSON."""
+    kept: bool = False
+    """True while a flow needs the record: it is not pruned until it is released."""
 
 
 def row_of(record: ResultRecord) -> tuple[str | int | None, ...]:
@@ -71,12 +82,13 @@ def row_of(record: ResultRecord) -> tuple[str | int | None, ...]:
         record.value,
         record.error,
         record.progress,
+        record.kept,
     )
 
 
 def record_of(row: Sequence[Any]) -> ResultRecord:
     """The reverse of `row_of`."""
-    call_id, message_id, task, status, attempt, updated_ms, value, error, progress = row
+    call_id, message_id, task, status, attempt, updated_ms, value, error, progress, kept = row
     return ResultRecord(
         call_id=call_id,
         message_id=message_id,
@@ -87,23 +99,34 @@ def record_of(row: Sequence[Any]) -> ResultRecord:
         value=value,
         error=error,
         progress=progress,
+        kept=bool(kept),
     )
 
 
-def supersedes(new: ResultRecord, old: ResultRecord | None) -> bool:
-    """True if `new` may replace `old`: a success is never replaced by what a duplicate delivery reports later."""
-    return old is None or old.status is not ResultStatus.SUCCEEDED or new.status is ResultStatus.SUCCEEDED
+def merged(new: ResultRecord, old: ResultRecord | None) -> ResultRecord:
+    """The record of a call after `new` is written over `old`.
+
+    A success is never replaced by what a duplicate delivery reports later. A kept record stays kept: only a release
+    ends that, because not every writer knows of the flow. A success that is reported again does not become kept again:
+    its flow may have ended.
+    """
+    if old is None:
+        return new
+    succeeded = old.status is ResultStatus.SUCCEEDED
+    if succeeded and new.status is not ResultStatus.SUCCEEDED:
+        return old
+    kept = old.kept or (new.kept and not succeeded)
+    return new if new.kept == kept else replace(new, kept=kept)
 
 
 def latest_records(records: Iterable[ResultRecord]) -> list[ResultRecord]:
-    """The last valid record of each call, ordered by call id.
+    """One record of each call, as if they were written one by one, ordered by call id.
 
     All writers share this order, so that no two of them wait for each other.
     """
     last: dict[str, ResultRecord] = {}
     for record in records:
-        if supersedes(record, last.get(record.call_id)):
-            last[record.call_id] = record
+        last[record.call_id] = merged(record, last.get(record.call_id))
     return [last[call_id] for call_id in sorted(last)]
 
 
@@ -123,10 +146,20 @@ class ResultBackend(Protocol):
     """True if `write`, `lock` and `read` wait for a disk or a network: an event loop then calls them in a thread."""
     watchers: ResultWatchers
 
-    def write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock] = ()) -> None:
+    def write(
+        self, records: Sequence[ResultRecord], unlocked: Sequence[Lock] = (), released: Sequence[str] = ()
+    ) -> None:
         """Store `records`, in order, and end the locks in `unlocked` whose owners still have them.
 
-        Everything or nothing is written. Raises ResultError.
+        Then the records of the calls `released` (call ids) are no longer kept: they are pruned by their age, like any
+        other. A call without a record may be among them. Everything or nothing is written. Raises ResultError.
+        """
+        ...
+
+    def open_flows(self, limit: int) -> list[ResultRecord]:
+        """Records of flows that have not ended, those unchanged for the longest time first, at most `limit`.
+
+        They are kept, not final, and their call ids begin with `FLOW_PREFIX`. Raises ResultError.
         """
         ...
 

@@ -22,10 +22,12 @@ class DatabaseResults(ABC):
         self._read_lock = threading.Lock()
         self._pruned_ms = 0
 
-    def write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock] = ()) -> None:
+    def write(
+        self, records: Sequence[ResultRecord], unlocked: Sequence[Lock] = (), released: Sequence[str] = ()
+    ) -> None:
         """See `ResultBackend.write`; all in one transaction."""
         with self._write_lock, self._translated():
-            self._write(latest_records(records), unlocked)
+            self._write(latest_records(records), unlocked, released)
         for record in records:
             self.watchers.notify(record)
 
@@ -38,6 +40,11 @@ class DatabaseResults(ABC):
         """The record of a call id or a message id."""
         with self._read_lock, self._translated():
             return self._read(key)
+
+    def open_flows(self, limit: int) -> list[ResultRecord]:
+        """See `ResultBackend.open_flows`."""
+        with self._read_lock, self._translated():
+            return self._open_flows(limit)
 
     def close(self) -> None:
         """Close the connections; a later use opens them again."""
@@ -53,7 +60,7 @@ class DatabaseResults(ABC):
         return now_ms - self._ttl_ms
 
     @abstractmethod
-    def _write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock]) -> None:
+    def _write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock], released: Sequence[str]) -> None:
         """Write everything or nothing."""
 
     @abstractmethod
@@ -61,6 +68,9 @@ class DatabaseResults(ABC):
 
     @abstractmethod
     def _read(self, key: str) -> ResultRecord | None: ...
+
+    @abstractmethod
+    def _open_flows(self, limit: int) -> list[ResultRecord]: ...
 
     @abstractmethod
     def _disconnect(self) -> None: ...

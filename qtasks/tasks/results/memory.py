@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
-from qtasks.tasks.results.backend import PRUNE_EVERY_MS, Lock, ResultRecord, ResultWatchers, supersedes
+from qtasks.tasks.results.backend import FLOW_PREFIX, PRUNE_EVERY_MS, Lock, ResultRecord, ResultWatchers, merged
 
 
 class MemoryResults:
-    """Records in memory, lost when the process ends; finished ones are deleted `ttl_ms` after their last change."""
+    """Records in memory, lost when the process ends; finished ones are deleted `ttl_ms` after their last change.
+
+    Kept ones are not deleted.
+    """
 
     blocking = False
 
@@ -22,18 +26,24 @@ class MemoryResults:
         self._locks: dict[str, Lock] = {}
         self._pruned_ms = 0
 
-    def write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock] = ()) -> None:
+    def write(
+        self, records: Sequence[ResultRecord], unlocked: Sequence[Lock] = (), released: Sequence[str] = ()
+    ) -> None:
         """See `ResultBackend.write`."""
         with self._lock:
             for record in records:
-                if supersedes(record, self._records.get(record.call_id)):
-                    self._records[record.call_id] = record
+                old = self._records.get(record.call_id)
+                if (new := merged(record, old)) is not old:
+                    self._records[record.call_id] = new
                     self._calls[record.message_id] = record.call_id
                 if record.updated_ms - self._pruned_ms >= min(PRUNE_EVERY_MS, self._ttl_ms):
                     self._prune(record.updated_ms)
             for lock in unlocked:
                 if (current := self._locks.get(lock.key)) is not None and current.owner == lock.owner:
                     del self._locks[lock.key]
+            for call_id in released:
+                if (record_of_call := self._records.get(call_id)) is not None:
+                    self._records[call_id] = replace(record_of_call, kept=False)
         for record in records:
             self.watchers.notify(record)
 
@@ -51,13 +61,23 @@ class MemoryResults:
         with self._lock:
             return self._records.get(key) or self._records.get(self._calls.get(key, ""))
 
+    def open_flows(self, limit: int) -> list[ResultRecord]:
+        """See `ResultBackend.open_flows`."""
+        with self._lock:
+            flows = [
+                record
+                for record in self._records.values()
+                if record.kept and not record.status.is_final and record.call_id.startswith(FLOW_PREFIX)
+            ]
+        return sorted(flows, key=lambda flow: flow.updated_ms)[:limit]
+
     def close(self) -> None:
         """Records stay readable: a stopped application may still be asked for its results."""
 
     def _prune(self, now_ms: int) -> None:
         self._pruned_ms = now_ms
         for record in list(self._records.values()):
-            if record.status.is_final and record.updated_ms <= now_ms - self._ttl_ms:
+            if record.status.is_final and not record.kept and record.updated_ms <= now_ms - self._ttl_ms:
                 del self._records[record.call_id]
                 self._calls.pop(record.message_id, None)
         for lock in list(self._locks.values()):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, ResultError
-from qtasks.tasks.results.backend import Lock, ResultRecord, record_of, row_of
+from qtasks.tasks.results.backend import FLOW_PREFIX, Lock, ResultRecord, record_of, row_of
 from qtasks.tasks.results.database import DatabaseResults
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ CREATE TABLE IF NOT EXISTS qtasks_results (
     updated_ms BIGINT NOT NULL,
     value      TEXT,
     error      TEXT,
-    progress   TEXT
+    progress   TEXT,
+    kept       BOOLEAN NOT NULL DEFAULT FALSE
 );
 CREATE INDEX IF NOT EXISTS qtasks_results_by_message ON qtasks_results (message_id);
 CREATE INDEX IF NOT EXISTS qtasks_results_by_age ON qtasks_results (updated_ms)
@@ -44,22 +45,41 @@ CREATE TABLE IF NOT EXISTS qtasks_holds (
     until_ms BIGINT NOT NULL
 );
 """
-# The rule of `backend.supersedes`: a success is not replaced.
+# A table of an earlier version has no `kept`. Altering locks all others out, so it is not done in vain.
+_ADD_KEPT = """
+DO $$ BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_attribute WHERE attrelid = 'qtasks_results'::regclass AND attname = 'kept'
+    ) THEN
+        ALTER TABLE qtasks_results ADD COLUMN kept BOOLEAN NOT NULL DEFAULT FALSE;
+    END IF;
+END $$
+"""
+_IS_KEPT_FLOW = f"kept AND left(call_id, {len(FLOW_PREFIX)}) = '{FLOW_PREFIX}'"
+_CREATE_FLOWS = f"CREATE INDEX IF NOT EXISTS qtasks_results_flows ON qtasks_results (updated_ms) WHERE {_IS_KEPT_FLOW}"
+# The rules of `backend.merged`: a success is not replaced, and a kept record stays kept.
 _WRITE = """
-INSERT INTO qtasks_results AS r (call_id, message_id, task, status, attempt, updated_ms, value, error, progress)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+INSERT INTO qtasks_results AS r (call_id, message_id, task, status, attempt, updated_ms, value, error, progress, kept)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (call_id) DO UPDATE SET
     message_id = excluded.message_id, status = excluded.status, attempt = excluded.attempt,
-    updated_ms = excluded.updated_ms, value = excluded.value, error = excluded.error, progress = excluded.progress
+    updated_ms = excluded.updated_ms, value = excluded.value, error = excluded.error, progress = excluded.progress,
+    kept = r.kept OR (excluded.kept AND r.status <> 'succeeded')
 WHERE r.status <> 'succeeded' OR excluded.status = 'succeeded'
 """
-_READ = """
-SELECT call_id, message_id, task, status, attempt, updated_ms, value, error, progress
-FROM qtasks_results WHERE call_id = %(key)s OR message_id = %(key)s LIMIT 1
+_RELEASE = "UPDATE qtasks_results SET kept = FALSE WHERE call_id = %s AND kept"
+_SELECT = """
+SELECT call_id, message_id, task, status, attempt, updated_ms, value, error, progress, kept FROM qtasks_results
 """
-_PRUNE = (
-    "DELETE FROM qtasks_results WHERE status IN ('succeeded', 'failed', 'cancelled', 'expired') AND updated_ms <= %s"
-)
+_READ = f"{_SELECT} WHERE call_id = %(key)s OR message_id = %(key)s LIMIT 1"
+_READ_OPEN_FLOWS = f"""
+{_SELECT} WHERE {_IS_KEPT_FLOW} AND status NOT IN ('succeeded', 'failed', 'cancelled', 'expired')
+ORDER BY updated_ms LIMIT %s
+"""
+_PRUNE = """
+DELETE FROM qtasks_results
+WHERE status IN ('succeeded', 'failed', 'cancelled', 'expired') AND updated_ms <= %s AND NOT kept
+"""
 # A lock is taken if it does not exist, if it has expired, or if its owner extends it; the row lock decides races.
 _TAKE_LOCK = """
 INSERT INTO qtasks_holds AS h (key, owner, until_ms) VALUES (%s, %s, %s)
@@ -73,9 +93,10 @@ _PRUNE_LOCKS = "DELETE FROM qtasks_holds WHERE until_ms <= %s"
 
 
 class PostgresResults(DatabaseResults):
-    """Records in the database of `url`. Finished records are deleted `ttl_ms` after their last change.
+    """Records in the database of `url`.
 
-    Raises ConfigurationError without psycopg, ResultError when the database cannot be reached.
+    Finished records are deleted `ttl_ms` after their last change, if they are not kept. Raises ConfigurationError
+    without psycopg, ResultError when the database cannot be reached.
     """
 
     def __init__(self, url: str, *, ttl_ms: int) -> None:
@@ -85,13 +106,16 @@ class PostgresResults(DatabaseResults):
         self._reader: psycopg.Connection[Any] | None = None
         _driver()
 
-    def _write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock]) -> None:
+    def _write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock], released: Sequence[str]) -> None:
         before_ms = self._prune_before_ms(records)
 
         def write(connection: psycopg.Connection[Any]) -> None:
             with connection.transaction(), connection.cursor() as cursor:
-                if records:
-                    cursor.executemany(_WRITE, [_storable(row_of(record)) for record in records])
+                rows = [_storable(row_of(record)) for record in records]
+                if released:
+                    _write_and_release(connection, rows, released)
+                elif rows:
+                    cursor.executemany(_WRITE, rows)
                 if unlocked:
                     cursor.executemany(_UNLOCK, sorted((lock.key, lock.owner) for lock in unlocked))
                 if before_ms is not None:
@@ -117,6 +141,10 @@ class PostgresResults(DatabaseResults):
         row = self._through("_reader", lambda connection: connection.execute(_READ, {"key": key}).fetchone())
         return None if row is None else record_of(row)
 
+    def _open_flows(self, limit: int) -> list[ResultRecord]:
+        rows = self._through("_reader", lambda connection: connection.execute(_READ_OPEN_FLOWS, (limit,)).fetchall())
+        return [record_of(row) for row in rows]
+
     def _through(self, which: str, work: Callable[[psycopg.Connection[Any]], T]) -> T:
         """Do `work` on a connection; if the connection was lost, do it once more on a new one."""
         driver = _driver()
@@ -139,6 +167,8 @@ class PostgresResults(DatabaseResults):
             with connection.transaction():
                 connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
                 connection.execute(_CREATE)
+                connection.execute(_ADD_KEPT)
+                connection.execute(_CREATE_FLOWS)
         except BaseException:
             connection.close()
             raise
@@ -170,6 +200,17 @@ def _driver() -> Any:
             code=ErrorCode.PACKAGE_MISSING,
         ) from error
     return psycopg
+
+
+def _write_and_release(
+    connection: psycopg.Connection[Any], rows: Sequence[tuple[Any, ...]], released: Sequence[str]
+) -> None:
+    """Write `rows`, then release, one call after the other: see `latest_records` for the order."""
+    statements = [(row[0], _WRITE, row) for row in rows]
+    statements += [(call_id, _RELEASE, (call_id,)) for call_id in released]
+    with connection.pipeline():
+        for _, statement, parameters in sorted(statements, key=lambda entry: entry[0]):  # stable: a write comes first
+            connection.execute(statement, parameters)
 
 
 def _storable(row: tuple[str | int | None, ...]) -> tuple[str | int | None, ...]:

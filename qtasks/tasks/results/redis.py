@@ -9,28 +9,54 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, ResultError
-from qtasks.tasks.results.backend import Lock, ResultRecord, record_of, row_of
+from qtasks.tasks.results.backend import FLOW_PREFIX, Lock, ResultRecord, record_of, row_of
 from qtasks.tasks.results.database import DatabaseResults
 
 if TYPE_CHECKING:
     import redis
 
 TIMEOUT_S = 5.0
-PREFIX = "qtasks:"
-"""The beginning of every key: ``result:`` for a record, ``message:`` for its message, ``hold:`` for a lock."""
+_OTHER_FIELDS = 9
+"""How many fields of a row come before `kept`. Records of earlier versions have no more."""
 
-# KEYS: the record, its message. ARGV: status, JSON, call id, milliseconds to keep it or 0. A success is not replaced.
+PREFIX = "qtasks:"
+"""The beginning of every key: ``result:`` for a record, ``message:`` for its message, ``hold:`` for a lock, ``flows``
+for the sorted set of open flows."""
+
+# KEYS: the record, its message. ARGV: status, JSON, call id, milliseconds to store it or 0, 1 if it is kept.
+# The rules of `backend.merged`: a success is not replaced, and a kept record stays kept.
 _PUT = """
-local old = redis.call('HGET', KEYS[1], 'status')
-if old == 'succeeded' and ARGV[1] ~= 'succeeded' then return 0 end
-redis.call('HSET', KEYS[1], 'status', ARGV[1], 'record', ARGV[2])
+local old = redis.call('HMGET', KEYS[1], 'status', 'kept')
+if old[1] == 'succeeded' and ARGV[1] ~= 'succeeded' then return 0 end
+local kept = '0'
+if old[2] == '1' or (ARGV[5] == '1' and old[1] ~= 'succeeded') then kept = '1' end
+redis.call('HSET', KEYS[1], 'status', ARGV[1], 'record', ARGV[2], 'kept', kept)
 redis.call('SET', KEYS[2], ARGV[3])
 for _, key in ipairs(KEYS) do
-    if ARGV[4] == '0' then redis.call('PERSIST', key) else redis.call('PEXPIRE', key, ARGV[4]) end
+    if ARGV[4] == '0' or kept == '1' then redis.call('PERSIST', key) else redis.call('PEXPIRE', key, ARGV[4]) end
+end
+return 1
+"""
+_IS_FINAL = "(status == 'succeeded' or status == 'failed' or status == 'cancelled' or status == 'expired')"
+# KEYS: the record, the set of open flows. ARGV: call id, Unix time of its change.
+_NOTE_FLOW = f"""
+local status, kept = unpack(redis.call('HMGET', KEYS[1], 'status', 'kept'))
+if kept == '1' and not {_IS_FINAL} then return redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1]) end
+return redis.call('ZREM', KEYS[2], ARGV[1])
+"""
+# KEYS: the record, the set of open flows. ARGV: call id, milliseconds to store it, prefix of the key of its message.
+_RELEASE = f"""
+redis.call('ZREM', KEYS[2], ARGV[1])
+local status, kept, record = unpack(redis.call('HMGET', KEYS[1], 'status', 'kept', 'record'))
+if kept ~= '1' then return 0 end
+redis.call('HSET', KEYS[1], 'kept', '0')
+if {_IS_FINAL} then
+    redis.call('PEXPIRE', KEYS[1], ARGV[2])
+    redis.call('PEXPIRE', ARGV[3] .. cjson.decode(record)[2], ARGV[2])
 end
 return 1
 """
@@ -50,8 +76,8 @@ _UNLOCK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL'
 class RedisResults(DatabaseResults):
     """Records in the Redis of `url`, under keys that begin with ``qtasks:``. Finished records expire after `ttl_ms`.
 
-    Locks expire by Redis's own clock. Raises ConfigurationError without the client, ResultError when Redis cannot be
-    reached.
+    Kept records do not expire; a released one that has finished expires `ttl_ms` after its release. Locks expire by
+    Redis's own clock. Raises ConfigurationError without the client, ResultError when Redis cannot be reached.
     """
 
     def __init__(self, url: str, *, ttl_ms: int) -> None:
@@ -61,14 +87,22 @@ class RedisResults(DatabaseResults):
             url, decode_responses=True, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
         )
 
-    def _write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock]) -> None:
+    def _write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock], released: Sequence[str]) -> None:
+        flows = f"{PREFIX}flows"
         with self._client.pipeline(transaction=True) as pipe:
             for record in records:
-                keys = (f"{PREFIX}result:{record.call_id}", f"{PREFIX}message:{record.message_id}")
-                keep_ms = self._ttl_ms if record.status.is_final else 0
-                pipe.eval(_PUT, 2, *keys, record.status.value, json.dumps(row_of(record)), record.call_id, str(keep_ms))
+                call_id = record.call_id
+                keys = (f"{PREFIX}result:{call_id}", f"{PREFIX}message:{record.message_id}")
+                store_ms = str(self._ttl_ms if record.status.is_final else 0)
+                text, kept = json.dumps(row_of(record)), str(int(record.kept))
+                pipe.eval(_PUT, 2, *keys, record.status.value, text, call_id, store_ms, kept)
+                if call_id.startswith(FLOW_PREFIX):
+                    pipe.eval(_NOTE_FLOW, 2, keys[0], flows, call_id, str(record.updated_ms))
             for lock in unlocked:
                 pipe.eval(_UNLOCK, 1, f"{PREFIX}hold:{lock.key}", lock.owner)
+            for call_id in released:
+                key = f"{PREFIX}result:{call_id}"
+                pipe.eval(_RELEASE, 2, key, flows, call_id, str(self._ttl_ms), f"{PREFIX}message:")
             pipe.execute()
 
     def _lock(self, locks: Sequence[Lock], now_ms: int) -> list[Lock]:
@@ -82,11 +116,22 @@ class RedisResults(DatabaseResults):
         ]
 
     def _read(self, key: str) -> ResultRecord | None:
-        text: Any = self._client.hget(f"{PREFIX}result:{key}", "record")
-        if text is None:
+        record = self._record(key)
+        if record is None:
             call_id: Any = self._client.get(f"{PREFIX}message:{key}")
-            text = self._client.hget(f"{PREFIX}result:{call_id}", "record") if call_id is not None else None
-        return None if text is None else record_of(json.loads(text))
+            record = self._record(call_id) if call_id is not None else None
+        return record
+
+    def _open_flows(self, limit: int) -> list[ResultRecord]:
+        call_ids: Any = self._client.zrange(f"{PREFIX}flows", 0, limit - 1)
+        return [record for call_id in call_ids if (record := self._record(call_id)) is not None]
+
+    def _record(self, call_id: str) -> ResultRecord | None:
+        text, kept = cast("list[str | None]", self._client.hmget(f"{PREFIX}result:{call_id}", "record", "kept"))
+        if text is None:
+            return None
+        row: list[Any] = json.loads(text)
+        return record_of((*row[:_OTHER_FIELDS], kept == "1"))  # the JSON says what its writer knew
 
     def _disconnect(self) -> None:
         self._client.close()

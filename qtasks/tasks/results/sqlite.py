@@ -11,16 +11,17 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError
-from qtasks.tasks.results.backend import Lock, ResultRecord, record_of, row_of
+from qtasks.tasks.results.backend import FLOW_PREFIX, Lock, ResultRecord, record_of, row_of
 from qtasks.tasks.results.database import DatabaseResults
 
 BUSY_TIMEOUT_S = 5.0
 """How long one process waits for another one's transaction."""
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _CREATE = """
 CREATE TABLE IF NOT EXISTS results (
@@ -28,24 +29,22 @@ CREATE TABLE IF NOT EXISTS results (
     message_id TEXT NOT NULL,
     task       TEXT NOT NULL,
     status     TEXT NOT NULL CHECK (
-        status IN ('queued', 'running', 'retrying', 'succeeded', 'failed', 'cancelled', 'expired')
+        status IN ('queued', 'running', 'retrying', 'cancelling', 'succeeded', 'failed', 'cancelled', 'expired')
     ),
     attempt    INTEGER NOT NULL CHECK (attempt >= 1),
     updated_ms INTEGER NOT NULL,
     value      TEXT,
     error      TEXT,
-    progress   TEXT
+    progress   TEXT,
+    kept       INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID
 """
-# Version 1 had fewer states, and SQLite cannot change a CHECK in place.
-_FROM_1 = (
-    "DROP INDEX results_by_message",
-    "DROP INDEX results_by_age",
-    "ALTER TABLE results RENAME TO results_1",
-    _CREATE,
-    "INSERT INTO results SELECT *, NULL FROM results_1",
-    "DROP TABLE results_1",
-)
+# Earlier versions had fewer states, which SQLite cannot change in place, and fewer columns at the end.
+_COPY = {
+    1: "INSERT INTO results SELECT *, NULL, 0 FROM results_before",
+    2: "INSERT INTO results SELECT *, 0 FROM results_before",
+    3: "INSERT INTO results SELECT *, 0 FROM results_before",
+}
 # For a call that was deduplicated: its caller knows only the id of the earlier message.
 _CREATE_BY_MESSAGE = "CREATE INDEX IF NOT EXISTS results_by_message ON results (message_id)"
 # For pruning: finished records, oldest first.
@@ -53,20 +52,32 @@ _CREATE_BY_AGE = (
     "CREATE INDEX IF NOT EXISTS results_by_age ON results (updated_ms) "
     "WHERE status IN ('succeeded', 'failed', 'cancelled', 'expired')"
 )
-# The rule of `backend.supersedes`: a success is not replaced.
+# For open flows, those unchanged for the longest time first.
+_IS_KEPT_FLOW = f"kept AND substr(call_id, 1, {len(FLOW_PREFIX)}) = '{FLOW_PREFIX}'"
+_CREATE_FLOWS = f"CREATE INDEX IF NOT EXISTS results_flows ON results (updated_ms) WHERE {_IS_KEPT_FLOW}"
+# The rules of `backend.merged`: a success is not replaced, and a kept record stays kept.
 _WRITE = """
-INSERT INTO results (call_id, message_id, task, status, attempt, updated_ms, value, error, progress)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO results (call_id, message_id, task, status, attempt, updated_ms, value, error, progress, kept)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (call_id) DO UPDATE SET
     message_id = excluded.message_id, status = excluded.status, attempt = excluded.attempt,
-    updated_ms = excluded.updated_ms, value = excluded.value, error = excluded.error, progress = excluded.progress
+    updated_ms = excluded.updated_ms, value = excluded.value, error = excluded.error, progress = excluded.progress,
+    kept = results.kept OR (excluded.kept AND results.status <> 'succeeded')
 WHERE results.status <> 'succeeded' OR excluded.status = 'succeeded'
 """
-_READ = """
-SELECT call_id, message_id, task, status, attempt, updated_ms, value, error, progress
-FROM results WHERE call_id = ?1 OR message_id = ?1
+_RELEASE = "UPDATE results SET kept = 0 WHERE call_id = ? AND kept"
+_SELECT = """
+SELECT call_id, message_id, task, status, attempt, updated_ms, value, error, progress, kept FROM results
 """
-_PRUNE = "DELETE FROM results WHERE status IN ('succeeded', 'failed', 'cancelled', 'expired') AND updated_ms <= ?"
+_READ = f"{_SELECT} WHERE call_id = ?1 OR message_id = ?1"
+_READ_OPEN_FLOWS = f"""
+{_SELECT} WHERE {_IS_KEPT_FLOW} AND status NOT IN ('succeeded', 'failed', 'cancelled', 'expired')
+ORDER BY updated_ms LIMIT ?
+"""
+_PRUNE = """
+DELETE FROM results
+WHERE status IN ('succeeded', 'failed', 'cancelled', 'expired') AND updated_ms <= ? AND NOT kept
+"""
 # The locks. Existing files have the table under this name.
 _CREATE_LOCKS = """
 CREATE TABLE IF NOT EXISTS holds (
@@ -89,8 +100,8 @@ _PRUNE_LOCKS = "DELETE FROM holds WHERE until_ms <= ?"
 class SQLiteResults(DatabaseResults):
     """Records in the file at `path`, which is created with mode 0600 if it does not exist.
 
-    Finished records are deleted `ttl_ms` after their last change. Raises ResultError for a file that is not such a
-    database, or was written by a newer version.
+    Finished records are deleted `ttl_ms` after their last change, if they are not kept. Raises ResultError for a file
+    that is not such a database, or was written by a newer version.
     """
 
     def __init__(self, path: str | Path, *, ttl_ms: int) -> None:
@@ -100,12 +111,19 @@ class SQLiteResults(DatabaseResults):
         self._reader: sqlite3.Connection | None = None
 
     def _read(self, key: str) -> ResultRecord | None:
+        rows = self._selected(_READ, key)
+        return record_of(rows[0]) if rows else None
+
+    def _open_flows(self, limit: int) -> list[ResultRecord]:
+        return [record_of(row) for row in self._selected(_READ_OPEN_FLOWS, limit)]
+
+    def _selected(self, query: str, parameter: str | int) -> list[Any]:
+        """All rows of a query; none if the file does not exist."""
         if self._reader is None:
             if not self.path.exists():
-                return None
+                return []
             self._reader = self._open()
-        row = self._reader.execute(_READ, (key,)).fetchone()
-        return None if row is None else record_of(row)
+        return self._reader.execute(query, (parameter,)).fetchall()
 
     def _disconnect(self) -> None:
         for connection in (self._writer, self._reader):
@@ -113,11 +131,12 @@ class SQLiteResults(DatabaseResults):
                 connection.close()
         self._writer = self._reader = None
 
-    def _write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock]) -> None:
+    def _write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock], released: Sequence[str]) -> None:
         before_ms = self._prune_before_ms(records)
         with _transaction(self._opened()) as connection:
             connection.executemany(_WRITE, [row_of(record) for record in records])
             connection.executemany(_UNLOCK, [(lock.key, lock.owner) for lock in unlocked])
+            connection.executemany(_RELEASE, [(call_id,) for call_id in released])
             if before_ms is not None:
                 connection.execute(_PRUNE, (before_ms,))
                 connection.execute(_PRUNE_LOCKS, (before_ms + self._ttl_ms,))
@@ -159,8 +178,9 @@ class SQLiteResults(DatabaseResults):
         with _transaction(connection):
             # Another process may have updated the file in the meantime.
             (version,) = connection.execute("PRAGMA user_version").fetchone()
-            steps = () if version == SCHEMA_VERSION else _FROM_1 if version == 1 else (_CREATE,)
-            for statement in (*steps, _CREATE_LOCKS, _CREATE_BY_MESSAGE, _CREATE_BY_AGE):
+            if (copy := _COPY.get(version)) is not None:
+                _rebuild(connection, copy)
+            for statement in (_CREATE, _CREATE_LOCKS, _CREATE_BY_MESSAGE, _CREATE_BY_AGE, _CREATE_FLOWS):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -172,6 +192,16 @@ class SQLiteResults(DatabaseResults):
             raise ResultError(
                 f"the results in {self.path} cannot be reached: {error}", code=ErrorCode.RESULTS_UNREACHABLE
             ) from error
+
+
+def _rebuild(connection: sqlite3.Connection, copy: str) -> None:
+    """Make the table of an earlier version anew; the statement `copy` carries its rows over."""
+    connection.execute("DROP INDEX results_by_message")
+    connection.execute("DROP INDEX results_by_age")
+    connection.execute("ALTER TABLE results RENAME TO results_before")
+    connection.execute(_CREATE)
+    connection.execute(copy)
+    connection.execute("DROP TABLE results_before")
 
 
 @contextlib.contextmanager

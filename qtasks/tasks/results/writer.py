@@ -50,6 +50,7 @@ class ResultWriter:
         self._changed = threading.Condition()
         self._records: list[ResultRecord] = []
         self._unlocked: list[Lock] = []
+        self._released: list[str] = []
         self._flush_waiters: list[asyncio.Future[None]] = []
         self._lock_requests: list[_LockRequest] = []
         self._thread: threading.Thread | None = None
@@ -81,6 +82,11 @@ class ResultWriter:
         """End locks with the next flush."""
         with self._changed:
             self._unlocked.extend(locks)
+
+    def release(self, call_ids: Iterable[str]) -> None:
+        """With the next flush, the records of these calls are no longer kept."""
+        with self._changed:
+            self._released.extend(call_ids)
 
     async def flush(self) -> None:
         """Return when everything added before is written."""
@@ -157,10 +163,11 @@ class ResultWriter:
         with self._changed:
             records, self._records = self._records, []
             unlocked, self._unlocked = self._unlocked, []
-        if self._backend is None or not (records or unlocked):
+            released, self._released = self._released, []
+        if self._backend is None or not (records or unlocked or released):
             return
         try:
-            self._backend.write(records, unlocked)
+            self._backend.write(records, unlocked, released)
         except ResultError:
             log.exception("a result could not be written and is lost", extra={"action": "result_lost"})
 

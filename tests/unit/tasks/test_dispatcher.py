@@ -118,9 +118,11 @@ class Harness:
         self.written: list[ResultRecord] = []
         write = self.results.write
 
-        def recorded(records: Sequence[ResultRecord], unlocked: Sequence[Lock] = ()) -> None:
+        def recorded(
+            records: Sequence[ResultRecord], unlocked: Sequence[Lock] = (), released: Sequence[str] = ()
+        ) -> None:
             self.written.extend(records)
-            write(records, unlocked)
+            write(records, unlocked, released)
 
         self.results.write = recorded  # type: ignore[method-assign]
         self.dispatcher = dispatcher_of(
@@ -477,8 +479,10 @@ class SlowResults(MemoryResults):
         self.may_write = threading.Event()
         self.writes = 0
 
-    def write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock] = ()) -> None:
-        super().write(records, unlocked)
+    def write(
+        self, records: Sequence[ResultRecord], unlocked: Sequence[Lock] = (), released: Sequence[str] = ()
+    ) -> None:
+        super().write(records, unlocked, released)
         self.writes += 1
         self.writing.set()
         assert self.may_write.wait(20)
@@ -558,7 +562,7 @@ async def test_a_result_without_a_place_does_not_make_the_task_run_again(
 ) -> None:
     from qtasks.errors import ResultError
 
-    def write(records: Sequence[ResultRecord], unlocked: Sequence[Lock] = ()) -> None:
+    def write(records: Sequence[ResultRecord], unlocked: Sequence[Lock] = (), released: Sequence[str] = ()) -> None:
         raise ResultError("disk full")
 
     harness.results.write = write  # type: ignore[method-assign]

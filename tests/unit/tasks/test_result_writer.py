@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -32,7 +33,9 @@ class FullResults(MemoryResults):
         super().__init__(ttl_ms=1000)
         self.attempts: list[Sequence[ResultRecord]] = []
 
-    def write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock] = ()) -> None:
+    def write(
+        self, records: Sequence[ResultRecord], unlocked: Sequence[Lock] = (), released: Sequence[str] = ()
+    ) -> None:
         self.attempts.append(records)
         raise ResultError("disk full")
 
@@ -49,6 +52,17 @@ async def test_records_and_unlocks_are_written_with_the_next_flush(kind: type[Me
     assert backend.read("call_1") == RECORD
     yours = Lock("k", "you", 60_000)
     assert backend.lock([yours], now_ms=0) == [yours]
+    writer.close()
+
+
+@pytest.mark.parametrize("kind", [MemoryResults, BlockingResults])
+async def test_records_are_released_with_the_next_flush(kind: type[MemoryResults]) -> None:
+    backend = kind(ttl_ms=1000)
+    backend.write([replace(RECORD, kept=True)])
+    writer = ResultWriter(backend)
+    writer.release(["call_1"])
+    await writer.flush()
+    assert backend.read("call_1") == RECORD
     writer.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import sqlite3
 import stat
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import qtasks.tasks.results.redis
 from qtasks.errors import ConfigurationError, ResultError, ResultsDisabled, ResultTimeout, TaskFailed
 from qtasks.tasks.results.backend import (
     POLL_FIRST_S,
@@ -149,11 +151,117 @@ def test_threads_may_write_at_once(backend: ResultBackend) -> None:
     assert all(backend.read(name) is not None for name in names)
 
 
-@pytest.mark.parametrize("status", list(ResultStatus))
+@pytest.mark.parametrize("status", [status for status in ResultStatus if status is not ResultStatus.UNKNOWN])
 def test_every_state_and_field_is_kept(backend: ResultBackend, status: ResultStatus) -> None:
     kept = record(status, value='"grüße 🎉"', error="x\n'\"\\", progress='{"done":1}', attempt=1000)
     keep(backend, kept)
     assert backend.read("call_1") == kept
+
+
+# --- records that a flow needs
+
+
+def test_a_kept_record_is_not_dropped_until_it_is_released(backend: ResultBackend) -> None:
+    if isinstance(backend, RedisResults):  # it counts the time itself: see below
+        return
+    keep(backend, record(call_id="member", message_id="m1", kept=True), record(call_id="other", message_id="m2"))
+    keep(backend, record(call_id="new", message_id="m3", updated_ms=NOW_MS + 30 * DAY_MS))
+    assert backend.read("member") == record(call_id="member", message_id="m1", kept=True)
+    assert backend.read("other") is None
+    backend.write((), released=["member", "never seen"])
+    assert backend.read("member") == record(call_id="member", message_id="m1")
+    keep(backend, record(call_id="newer", message_id="m4", updated_ms=NOW_MS + 31 * DAY_MS))
+    assert backend.read("member") is None
+    assert backend.read("m1") is None
+
+
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_a_later_write_leaves_a_record_kept(backend: ResultBackend, one_by_one: bool) -> None:
+    records = [record(ResultStatus.RUNNING, kept=True), record(ResultStatus.RETRYING), record()]
+    if one_by_one:
+        for entry in records:
+            keep(backend, entry)
+    else:
+        keep(backend, *records)
+    assert backend.read("call_1") == record(kept=True)
+
+
+def test_a_record_becomes_kept_when_a_later_write_says_so(backend: ResultBackend) -> None:
+    keep(backend, record(ResultStatus.RUNNING))
+    keep(backend, record(kept=True))
+    assert backend.read("call_1") == record(kept=True)
+
+
+def test_a_record_may_be_written_and_released_at_once(backend: ResultBackend) -> None:
+    keep(backend, record(ResultStatus.RUNNING, kept=True))
+    backend.write([record(kept=True)], released=["call_1"])
+    assert backend.read("call_1") == record()
+
+
+def test_a_success_that_is_reported_again_after_its_release_is_not_kept_again(backend: ResultBackend) -> None:
+    keep(backend, record(kept=True))
+    backend.write((), released=["call_1"])
+    keep(backend, record(kept=True))
+    assert backend.read("call_1") == record()
+
+
+def test_a_failure_that_runs_again_after_its_release_is_kept_again(backend: ResultBackend) -> None:
+    keep(backend, record(ResultStatus.FAILED, kept=True))
+    backend.write((), released=["call_1"])
+    keep(backend, record(ResultStatus.RUNNING, kept=True))
+    assert backend.read("call_1") == record(ResultStatus.RUNNING, kept=True)
+
+
+def flow(name: str, status: ResultStatus = ResultStatus.RUNNING, **changes: Any) -> ResultRecord:
+    return record(status, call_id=f"flow_{name}", message_id=f"flow_{name}", **{"kept": True, **changes})
+
+
+def test_open_flows_are_the_kept_records_of_flows_that_have_not_ended(backend: ResultBackend) -> None:
+    open_flow, cancelled = flow("a", value='{"calls":[]}'), flow("b", ResultStatus.CANCELLING)
+    keep(backend, open_flow, cancelled, flow("c"), flow("d"), flow("e", kept=False))
+    keep(backend, record(ResultStatus.RUNNING, kept=True), record(ResultStatus.RUNNING, call_id="flow", kept=True))
+    keep(backend, flow("c", ResultStatus.SUCCEEDED), flow("f", ResultStatus.FAILED))
+    keep(backend, flow("c"))  # a duplicate delivery does not open it again
+    backend.write((), released=["flow_d"])
+    assert {found.call_id: found for found in backend.open_flows(10)} == {"flow_a": open_flow, "flow_b": cancelled}
+
+
+def test_of_many_open_flows_those_unchanged_for_the_longest_time_come_first(backend: ResultBackend) -> None:
+    assert backend.open_flows(10) == []
+    keep(backend, *(flow(str(age), updated_ms=NOW_MS - age) for age in (1, 3, 2)))
+    assert [found.call_id for found in backend.open_flows(2)] == ["flow_3", "flow_2"]
+    keep(backend, flow("3", updated_ms=NOW_MS))
+    assert [found.call_id for found in backend.open_flows(10)] == ["flow_2", "flow_1", "flow_3"]
+
+
+def test_a_failed_flow_whose_dead_letter_was_retried_is_open_again(backend: ResultBackend) -> None:
+    backend.write([flow("a", ResultStatus.FAILED)], released=["flow_a"])
+    assert backend.open_flows(10) == []
+    keep(backend, flow("a"))
+    assert backend.open_flows(10) == [flow("a")]
+
+
+def test_writers_that_release_what_others_write_do_not_stop_each_other(url: str) -> None:
+    names = [f"call_{number}" for number in range(30)]
+    backends = [open_results(url, ttl_ms=DAY_MS) for _ in range(2)]
+
+    def write(backend: ResultBackend, written: list[str], released: list[str]) -> None:
+        for _ in range(5):
+            backend.write([record(call_id=name, message_id=f"m_{name}", kept=True) for name in written], (), released)
+
+    halves = (names[:15], names[15:])
+    threads = [
+        threading.Thread(target=write, args=(backends[0], halves[0], halves[1])),
+        threading.Thread(target=write, args=(backends[1], halves[1], halves[0])),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if url != "memory://":
+        assert all(backends[0].read(name) is not None for name in names)
+    for backend in backends:
+        backend.close()
 
 
 # --- locks
@@ -255,6 +363,52 @@ def test_redis_forgets_finished_records_alone(monkeypatch: pytest.MonkeyPatch) -
         backend.close()
 
 
+def test_redis_keeps_what_a_flow_needs_and_counts_from_its_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    redis = pytest.importorskip("redis")
+    with redis_prefix(monkeypatch) as url, redis.Redis.from_url(url) as client:
+        backend = RedisResults(url, ttl_ms=DAY_MS)
+        keep(backend, record(kept=True))
+        (result,), (message,) = client.scan_iter("*result:call_1"), client.scan_iter("*message:msg_1")
+        assert (client.pttl(result), client.pttl(message)) == (-1, -1)
+        backend.write((), released=["call_1"])
+        assert DAY_MS - 60_000 < client.pttl(result) <= DAY_MS
+        assert DAY_MS - 60_000 < client.pttl(message) <= DAY_MS
+        keep(backend, record(ResultStatus.RUNNING, call_id="call_2", message_id="msg_2", kept=True))
+        backend.write((), released=["call_2"])
+        (running,) = client.scan_iter("*result:call_2")
+        assert client.pttl(running) == -1
+        backend.close()
+
+
+def test_redis_reads_records_of_an_earlier_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    redis = pytest.importorskip("redis")
+    with redis_prefix(monkeypatch) as url, redis.Redis.from_url(url) as client:
+        backend = RedisResults(url, ttl_ms=DAY_MS)
+        earlier = json.dumps(["call_1", "msg_1", "work", "succeeded", 1, NOW_MS, "5", None, None])
+        prefix = qtasks.tasks.results.redis.PREFIX
+        client.hset(f"{prefix}result:call_1", mapping={"status": "succeeded", "record": earlier})
+        assert backend.read("call_1") == record()
+        backend.close()
+
+
+def test_postgres_tables_of_an_earlier_version_get_the_new_column() -> None:
+    psycopg = pytest.importorskip("psycopg")
+    with postgres() as url, psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "CREATE TABLE qtasks_results (call_id TEXT NOT NULL PRIMARY KEY, message_id TEXT NOT NULL, "
+            "task TEXT NOT NULL, status TEXT NOT NULL, attempt INTEGER NOT NULL, updated_ms BIGINT NOT NULL, "
+            "value TEXT, error TEXT, progress TEXT)"
+        )
+        connection.execute(
+            "INSERT INTO qtasks_results VALUES ('call_1', 'msg_1', 'work', 'succeeded', 1, %s, '5')", (NOW_MS,)
+        )
+        backend = open_results(url, ttl_ms=DAY_MS)
+        assert backend.read("call_1") == record()
+        keep(backend, flow("a"))
+        assert backend.open_flows(1) == [flow("a")]
+        backend.close()
+
+
 @pytest.mark.parametrize("url", ["postgresql://user@127.0.0.1:1/none", "redis://127.0.0.1:1/0"])
 def test_a_service_that_is_not_there_is_a_named_error(url: str) -> None:
     backend = open_results(url, ttl_ms=DAY_MS)
@@ -296,6 +450,33 @@ def test_a_closed_file_opens_again_and_still_has_its_records(tmp_path: Path) -> 
 def test_reading_a_file_that_is_not_there_makes_none(tmp_path: Path) -> None:
     assert SQLiteResults(tmp_path / "r.db", ttl_ms=DAY_MS).read("call_1") is None
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_file_of_an_earlier_version_gets_the_new_states_and_columns(tmp_path: Path, version: int) -> None:
+    with sqlite3.connect(tmp_path / "r.db") as connection:
+        connection.executescript(
+            f"""
+            CREATE TABLE results (call_id TEXT NOT NULL PRIMARY KEY, message_id TEXT NOT NULL, task TEXT NOT NULL,
+                status TEXT NOT NULL CHECK (
+                    status IN ('queued', 'running', 'retrying', 'succeeded', 'failed', 'cancelled', 'expired')
+                ),
+                attempt INTEGER NOT NULL CHECK (attempt >= 1), updated_ms INTEGER NOT NULL,
+                value TEXT, error TEXT, progress TEXT
+            ) WITHOUT ROWID;
+            CREATE INDEX results_by_message ON results (message_id);
+            CREATE INDEX results_by_age ON results (updated_ms)
+                WHERE status IN ('succeeded', 'failed', 'cancelled', 'expired');
+            INSERT INTO results VALUES ('call_1', 'msg_1', 'work', 'succeeded', 1, {NOW_MS}, '5', NULL, NULL);
+            PRAGMA user_version = {version};
+            """
+        )
+    connection.close()
+    backend = SQLiteResults(tmp_path / "r.db", ttl_ms=DAY_MS)
+    assert backend.read("call_1") == record()
+    keep(backend, record(ResultStatus.CANCELLING, call_id="call_2", message_id="msg_2", kept=True))
+    assert backend.read("call_2") == record(ResultStatus.CANCELLING, call_id="call_2", message_id="msg_2", kept=True)
+    backend.close()
 
 
 def test_a_file_of_a_newer_program_is_refused(tmp_path: Path) -> None:
