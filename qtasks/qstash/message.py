@@ -41,6 +41,7 @@ __all__ = [
     "BatchRequest",
     "BatchResponse",
     "BatchUrlGroupResponse",
+    "DeliveryStatus",
     "EnqueueResponse",
     "EnqueueUrlGroupResponse",
     "FlowControl",
@@ -72,6 +73,24 @@ class FlowControlProperties:
     """Limit of attempts of the key that start within one period."""
     period: int | None
     """Length of the period in seconds."""
+
+
+@dataclass
+class DeliveryStatus:
+    """What has happened to a message of `qtasks broker`, and what it waits for."""
+
+    state: str
+    """State of the last log entry, such as ``RETRY``."""
+    retried: int
+    """Retries so far."""
+    last_error: str | None
+    """Why the last attempt without success failed."""
+    next_delivery_time: int | None
+    """When the message is due, if that lies ahead; Unix milliseconds."""
+    waits_for: str | None
+    """What keeps the message from starting, in words: ``delay``, ``retry``, ``queue reports``."""
+    dlq_id: str | None
+    """Id of the dead letter, if the message is one."""
 
 
 @dataclass
@@ -122,6 +141,10 @@ class Message:
     """First label of the message, if any."""
     labels: list[str] | None = field(default=None, kw_only=True)
     """All labels of the message."""
+    call_id: str | None = field(default=None, kw_only=True)
+    """The call that the message carries; only `qtasks broker` knows it."""
+    status: DeliveryStatus | None = field(default=None, kw_only=True)
+    """What has happened to the message; only in the result of `get`."""
 
 
 class MessageFilter(TypedDict, total=False):
@@ -188,12 +211,31 @@ def message_fields(content: Mapping[str, Any]) -> dict[str, Any]:
         "flow_control": parse_flow_control(content),
         "label": content.get("label"),
         "labels": content.get("labels"),
+        "call_id": content.get("callId"),
     }
 
 
+def _read_message(reply: Reply) -> Message:
+    content = answer(reply)
+    return Message(**message_fields(content), status=_read_status(content))
+
+
+def _read_status(content: Mapping[str, Any]) -> DeliveryStatus | None:
+    if "state" not in content:
+        return None
+    return DeliveryStatus(
+        state=content["state"],
+        retried=content["retried"],
+        last_error=content.get("lastError"),
+        next_delivery_time=content.get("nextDeliveryTime"),
+        waits_for=content.get("waitsFor"),
+        dlq_id=content.get("dlqId"),
+    )
+
+
 def get(message_id: str) -> Operation[Message]:
-    """Get one message."""
-    return Operation("GET", _path_of(message_id), lambda reply: Message(**message_fields(answer(reply))))
+    """Get one message. `qtasks broker` also takes the id of a call."""
+    return Operation("GET", _path_of(message_id), _read_message)
 
 
 def cancel(message_id: str) -> Operation[None]:

@@ -10,7 +10,7 @@ from qtasks.broker.api import query_filters
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Query, json_response
 from qtasks.broker.core.values import MessageCriteria
-from qtasks.broker.store.verbs import accounts, cancel, queries
+from qtasks.broker.store.verbs import accounts, cancel, queries, status
 from qtasks.broker.store.verbs.queries import BadCursorError
 from qtasks.protocol import views
 
@@ -22,10 +22,23 @@ MAX_CANCEL: Final = 500
 
 async def get_message(context: ApiContext, account: int, request: ApiRequest, message_id: str) -> ApiResponse:
     """`GET /v2/messages/{id}`, by message id or call id."""
-    message = await context.store.read(queries.message, account, message_id)
-    if message is None:
+    current = await context.store.read(status.message_status, account, message_id, now_ms=context.clock.now_ms())
+    if current is None:
         raise HttpError(404, f"message {message_id[:128]} not found")
-    return json_response(views.message_json(message))
+    optional = {
+        "lastError": current.last_error,
+        "nextDeliveryTime": current.next_delivery_ms,
+        "waitsFor": current.waits_for,
+        "dlqId": current.dead_letter_id,
+    }
+    return json_response(
+        {
+            **views.message_json(current.message),
+            "state": current.state,
+            "retried": current.message.retried,
+            **{name: value for name, value in optional.items() if value is not None},
+        }
+    )
 
 
 async def cancel_message(context: ApiContext, account: int, request: ApiRequest, message_id: str) -> ApiResponse:

@@ -79,8 +79,21 @@ _MESSAGE: Final[Schema] = {
     "notBefore": _TIME,
     "createdAt": _TIME,
 }
+_STATE: Final[Schema] = {"enum": [*State]}
+_STATUS: Final[Schema] = {
+    "lastError": {**TEXT, "description": "why the last attempt without success failed"},
+    "nextDeliveryTime": {
+        **_TIME,
+        "description": "when it is due, if that lies ahead; Unix milliseconds",
+    },
+    "waitsFor": {
+        **TEXT,
+        "description": "what keeps it from starting, for example: retry",
+    },
+    "dlqId": TEXT,
+}
 _LOG_ENTRY: Final = closed(
-    {"time": _TIME, "state": {"enum": [*State]}, "messageId": TEXT, "url": TEXT, "method": TEXT, "maxRetries": COUNT},
+    {"time": _TIME, "state": _STATE, "messageId": TEXT, "url": TEXT, "method": TEXT, "maxRetries": COUNT},
     {
         **_ABOUT,
         "error": TEXT,
@@ -198,7 +211,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         "oneOf": [ref("Published"), array(ref("Published"))],
     },
     "BatchAnswer": array({"oneOf": [ref("Published"), array(ref("Published")), ref("Error")]}),
-    "Message": closed(_MESSAGE, {**_ABOUT, **_BODY}),
+    "Message": closed({**_MESSAGE, "state": _STATE, "retried": COUNT}, {**_ABOUT, **_BODY, **_STATUS}),
     "LogEntry": _LOG_ENTRY,
     "LogPage": closed(
         {"events": array(ref("LogEntry")), "logs": array(ref("LogEntry"))},

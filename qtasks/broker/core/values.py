@@ -110,6 +110,22 @@ class Cancelled:
     """The slice ended with this `seq`; None if no message is left."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageStatus:
+    """A message with what has happened to it so far, and what it waits for."""
+
+    message: Message
+    state: State
+    """The state of its last log entry."""
+    last_error: str | None = None
+    """Why its last attempt without success failed."""
+    next_delivery_ms: int | None = None
+    """When it is due; None if it is due now, or if that depends on other messages."""
+    waits_for: str | None = None
+    """What keeps it from starting, as words for people; None if nothing does, during an attempt, and at the end."""
+    dead_letter_id: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Deleted:
     """The result of a bulk delete; `cursor` is None if no match is left."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
+from qtasks.broker.core.values import Rooms
+from qtasks.broker.ports import Failure
 from qtasks.protocol.messages import State
+from qtasks.qstash.conversation.transport import Reply
+from qtasks.qstash.message import DeliveryStatus, get
 from tests.support.api import HOOK, Service, header
 
 pytestmark = pytest.mark.anyio
@@ -131,3 +136,85 @@ async def test_the_url_of_a_report_obeys_the_destination_policy(service: Service
     answered = await service.call("POST", f"/v2/publish/{HOOK}", lines)
     assert answered.status == 400
     assert "169.254.169.254" in answered.error
+
+
+# -- the status of a message
+
+
+async def status(service: Service, message_id: str) -> dict[str, Any]:
+    """What the answer about a message says beyond what was published."""
+    answered = await service.get(f"/v2/messages/{message_id}")
+    names = ("state", "retried", "lastError", "nextDeliveryTime", "waitsFor", "dlqId")
+    return {name: answered[name] for name in names if name in answered}
+
+
+async def test_a_message_says_that_it_waits_for_its_delay(service: Service) -> None:
+    message_id = await service.publish(Delay="1m")
+    due_ms = service.clock.now_ms() + 60_000
+    expected = {"state": "CREATED", "retried": 0, "nextDeliveryTime": due_ms, "waitsFor": "delay"}
+    assert await status(service, message_id) == expected
+    service.clock.advance(60_000)
+    assert await status(service, message_id) == {"state": "CREATED", "retried": 0}
+
+
+async def test_a_message_says_why_its_attempt_failed_and_when_the_next_one_is(service: Service) -> None:
+    service.answer(503, Failure("connection_refused", "connection refused"), 200)
+    message_id = await service.publish(Retry_Delay="5000")
+    await service.run()
+    service.clock.advance(5_000)
+    await service.run()
+    assert await status(service, message_id) == {
+        "state": "RETRY",
+        "retried": 2,
+        "lastError": "connection refused",
+        "nextDeliveryTime": service.clock.now_ms() + 5_000,
+        "waitsFor": "retry",
+    }
+    service.clock.advance(5_000)
+    await service.run()
+    assert await status(service, message_id) == {"state": "DELIVERED", "retried": 2, "lastError": "connection refused"}
+
+
+async def test_a_dead_letter_says_which_it_is_until_it_is_deleted(service: Service) -> None:
+    service.answer(500)
+    message_id = await service.publish(Retries="0")
+    await service.run()
+    [letter] = (await service.get("/v2/dlq"))["messages"]
+    expected = {"state": "FAILED", "retried": 0, "lastError": "the destination answered 500"}
+    assert await status(service, message_id) == {**expected, "dlqId": letter["dlqId"]}
+    await service.call("DELETE", f"/v2/dlq/{letter['dlqId']}")
+    assert await status(service, message_id) == expected
+
+
+async def test_a_message_says_which_line_it_waits_in(service: Service) -> None:
+    limited = {"Upstash-Flow-Control-Key": "k", "Upstash-Flow-Control-Value": "rate=1"}
+    await service.call("POST", "/v2/queues", json_body={"queueName": "q", "paused": True})
+    queued = (await service.post(f"/v2/enqueue/q/{HOOK}"))["messageId"]
+    await service.post(f"/v2/publish/{HOOK}", limited)
+    held = (await service.post(f"/v2/publish/{HOOK}", limited))["messageId"]
+    await service.run()
+    assert (await status(service, queued))["waitsFor"] == "queue q, which is paused"
+    assert (await status(service, held))["waitsFor"] == "flow-control key k"
+    await service.post("/v2/flowControl/k/pause")
+    assert (await status(service, held))["waitsFor"] == "flow-control key k, which is paused"
+
+
+async def test_a_message_says_that_its_host_takes_no_further_attempt(service: Service) -> None:
+    message_id = await service.publish()
+    await service.broker.store.claim(now_ms=service.clock.now_ms(), limit=1, rooms=Rooms(0))
+    assert (await status(service, message_id))["waitsFor"] == "its host"
+
+
+async def test_our_client_reads_the_status(service: Service) -> None:
+    message_id = await publish(service, Delay="1m")
+    answered = await service.call("GET", "/v2/messages/call_1")
+    message = get("call_1").read(Reply(answered.status, tuple(answered.headers.items()), answered.body))
+    assert (message.message_id, message.call_id) == (message_id, "call_1")
+    assert message.status == DeliveryStatus(
+        state="CREATED",
+        retried=0,
+        last_error=None,
+        next_delivery_time=service.clock.now_ms() + 60_000,
+        waits_for="delay",
+        dlq_id=None,
+    )

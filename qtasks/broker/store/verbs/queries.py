@@ -57,11 +57,16 @@ def newest_seq(db: apsw.Connection) -> int:
 
 def message(db: apsw.Connection, account: int, message_or_call_id: str) -> Message | None:
     """The message that `seq_of` finds, finished or not, or None."""
+    seq = seq_of(db, account, message_or_call_id)
+    return None if seq is None else message_at(db, seq)
+
+
+def message_at(db: apsw.Connection, seq: int) -> Message:
+    """The message `seq`, which exists."""
     row = db.execute(
-        f"SELECT b.body, {rows.MESSAGE_COLUMNS} FROM messages m JOIN bodies b USING (seq) WHERE m.seq = ?",
-        (seq_of(db, account, message_or_call_id),),
+        f"SELECT b.body, {rows.MESSAGE_COLUMNS} FROM messages m JOIN bodies b USING (seq) WHERE m.seq = ?", (seq,)
     ).get
-    return None if row is None else rows.unpack_message(rows.MessageRow._make(row[1:]), row[0])
+    return rows.unpack_message(rows.MessageRow._make(row[1:]), row[0])
 
 
 def log(db: apsw.Connection, account: int, criteria: LogCriteria, *, cursor: str | None, count: int) -> Page[LogEntry]:

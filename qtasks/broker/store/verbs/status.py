@@ -1,0 +1,52 @@
+"""The status of a message: what has happened to it, and what it waits for."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import apsw
+
+from qtasks.broker.core.rules import Stage
+from qtasks.broker.core.values import MessageStatus
+from qtasks.broker.store.verbs import queries
+from qtasks.protocol.messages import Message, State
+
+_LAST_STATE: Final = "SELECT state FROM log WHERE seq = ? ORDER BY n DESC LIMIT 1"
+_LAST_ERROR: Final = (
+    f"SELECT error FROM log WHERE seq = ? AND state IN ('{State.ERROR}', '{State.FAILED}') ORDER BY n DESC LIMIT 1"
+)
+_DEAD_LETTER: Final = "SELECT failed_ms || '-' || n FROM dead_letters WHERE seq = ?"
+
+
+def message_status(db: apsw.Connection, account: int, message_or_call_id: str, *, now_ms: int) -> MessageStatus | None:
+    """The status of the message that `queries.seq_of` finds, or None."""
+    seq = queries.seq_of(db, account, message_or_call_id)
+    if seq is None:
+        return None
+    message = queries.message_at(db, seq)
+    stage, due_ms, claims = db.execute("SELECT stage, due_ms, claim_token FROM messages WHERE seq = ?", (seq,)).get
+    is_early = stage == Stage.DUE and due_ms > now_ms
+    return MessageStatus(
+        message=message,
+        state=State(db.execute(_LAST_STATE, (seq,)).get),
+        last_error=db.execute(_LAST_ERROR, (seq,)).get,
+        next_delivery_ms=due_ms if is_early else None,
+        waits_for=("retry" if claims else "delay") if is_early else _obstacle(db, message, Stage(stage)),
+        dead_letter_id=db.execute(_DEAD_LETTER, (seq,)).get,
+    )
+
+
+def _obstacle(db: apsw.Connection, message: Message, stage: Stage) -> str | None:
+    """What keeps a message from starting whose time has come."""
+    flow = message.options.flow_control
+    if stage is Stage.QUEUED:
+        paused = "SELECT paused FROM queues WHERE account = ? AND name = ?"
+        return f"queue {message.queue}" + _if_paused(db, paused, message.account, message.queue)
+    if stage is Stage.HELD and flow is not None:
+        paused = "SELECT paused FROM flow_keys WHERE account = ? AND key = ?"
+        return f"flow-control key {flow.key}" + _if_paused(db, paused, message.account, flow.key)
+    return "its host" if stage is Stage.PARKED else None
+
+
+def _if_paused(db: apsw.Connection, query: str, account: int, name: str | None) -> str:
+    return ", which is paused" if db.execute(query, (account, name)).get else ""
