@@ -135,9 +135,9 @@ def end_callback_json(
     message: Message, state: State, outcome: Response | None, *, error: str | None, dead_letter_id: str | None
 ) -> Json:
     """The body of an end callback: that of a failure callback, with the `state` in place of `sourceBody`."""
-    report = callback_json(message, outcome, error=error, dead_letter_id=dead_letter_id)
-    del report["sourceBody"]
-    return {**report, "state": str(state)}
+    fields = callback_json(message, outcome, error=error, dead_letter_id=dead_letter_id)
+    del fields["sourceBody"]
+    return {**fields, "state": str(state)}
 
 
 def log_json(entry: LogEntry) -> Json:

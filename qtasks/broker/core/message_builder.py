@@ -196,24 +196,24 @@ def end_callback_of(
     dead_letter_id: str | None = None,
     now_ms: int,
 ) -> Message | None:
-    """The message that reports the end of `message`: `state` is FAILED or CANCELED. None if it has no end callback.
+    """The end callback of `message`, whose `state` is FAILED or CANCELED (docs/protocol.md 4.4). None if it has none.
 
-    `outcome` is that of the last attempt; without an attempt `error` says why. The report has 999 retries, so it
-    outlasts an outage of its receiver. It has no labels: who cancels messages by label does not cancel their reports.
-    Its id derives from the id of `message`, which ends only once.
+    `outcome` is that of the last attempt; without an attempt `error` says why. The callback has 999 retries, so it
+    outlasts an outage of its receiver. It has no labels, so that a cancel by label does not cancel it as well. Its id
+    derives from the id of `message`, which ends only once.
     """
     url = message.options.end_callback
     if url is None:
         return None
     response, error_of_attempt = _response_and_error(outcome)
     error = error_of_attempt or error
-    report = views.end_callback_json(message, state, response, error=error, dead_letter_id=dead_letter_id)
+    body = orjson.dumps(views.end_callback_json(message, state, response, error=error, dead_letter_id=dead_letter_id))
     return _message(
         replace(_END_CALLBACK_OPTIONS, redact=_inherited_redaction(message.options.redact)),
         message_id=f"{message.id}_end",
         account=message.account,
         url=url,
-        body=orjson.dumps(report),
+        body=body,
         caller_ip=message.caller_ip,
         default_retries=END_CALLBACK_RETRIES,
         now_ms=now_ms,

@@ -1,7 +1,6 @@
-"""Stores end callbacks: one report for each message that fails for good or is cancelled and that asks for it.
+"""Stores end callbacks, in the transaction that ends their message (docs/protocol.md 4.4).
 
-An end callback is in the transaction that ends its message. It has no parent: a queue goes on while the receiver of the
-report is down.
+An end callback has no parent: a queue does not wait for it.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ def report_end(
     now_ms: int,
 ) -> tuple[Message, ...]:
     """Store the end callback of `message`, and return it; an empty tuple if the message asks for none."""
-    report = end_callback_of(message, state, outcome, error=error, dead_letter_id=dead_letter_id, now_ms=now_ms)
-    if report is None:
+    callback = end_callback_of(message, state, outcome, error=error, dead_letter_id=dead_letter_id, now_ms=now_ms)
+    if callback is None:
         return ()
-    insert(db, [Publication(report, wire.host_of(report.url))], now_ms=now_ms)
-    return (report,)
+    insert(db, [Publication(callback, wire.host_of(callback.url))], now_ms=now_ms)
+    return (callback,)
 
 
 def report_end_of(
@@ -51,7 +50,7 @@ def report_end_of(
     message = _readable(MessageRow._make(row))
     try:
         return report_end(db, message, state, None, error=error, dead_letter_id=dead_letter_id, now_ms=now_ms)
-    except wire.WireError:  # the URL of the report is what is damaged
+    except wire.WireError:  # the URL of the callback is damaged
         return ()
 
 
