@@ -135,6 +135,10 @@ class HostileServer:
         await asyncio.gather(*self._serving, return_exceptions=True)
         await self._server.wait_closed()
 
+    def stop_listening(self) -> None:
+        """Refuse further connections; those that exist stay."""
+        self._server.close()
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         task = asyncio.current_task()

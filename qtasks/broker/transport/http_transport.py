@@ -5,6 +5,7 @@ The endpoint belongs to a third party. It may be slow, broken or hostile, and mu
 * one deadline covers the whole attempt; within it, name lookup, connecting and TLS share `CONNECT_TIMEOUT_S`;
 * the response body is read raw (never inflated) up to a limit, the header up to another. A longer response is cut and
   its connection closed; so is every connection on which anything irregular was seen;
+* a request on a kept connection that the endpoint closes at that moment is sent once more, on a fresh connection;
 * no redirects, no cookies, no proxies from the environment, no credentials files: only the given request is sent;
 * host names are resolved here, immediately before connecting, and the destination policy checks every address. The
   connection goes to a checked address even if the name resolves to another one a moment later.
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import errno
 import io
 import re
 import ssl
@@ -26,21 +26,21 @@ from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 import aiohttp
-from aiohttp.http_exceptions import HttpProcessingError, PayloadEncodingError
+from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 from yarl import URL
 
 from qtasks.broker.ports import DeliveryRequest, Failure
 from qtasks.broker.transport import destination_policy
 from qtasks.broker.transport.addresses import literal
+from qtasks.broker.transport.attempt_failures import failure_of, timed_out, unanswered_lookup
 from qtasks.broker.transport.destination_policy import DestinationPolicy
-from qtasks.broker.transport.resolver import CheckedResolver, DestinationBlockedError, Resolve, SystemResolver, check
+from qtasks.broker.transport.resolver import CheckedResolver, Resolve, SystemResolver, check, lookup_cut
 from qtasks.broker.transport.response import (
     MAX_HEADER_LINE,
     READ_BUFFER,
     BoundedResponse,
     UnansweredError,
-    UnusableError,
 )
 from qtasks.protocol.headers import PER_CONNECTION, WireError, canonical_name
 from qtasks.protocol.messages import MAX_BODY, Response
@@ -50,7 +50,7 @@ CONNECT_TIMEOUT_S = 5.0
 
 KEEP_ALIVE_S = 1.5
 """Seconds that an idle connection is kept. Servers close theirs after 2 to 5 s (gunicorn 2, uvicorn and Node 5);
-a request sent at that moment is lost and costs the message a retry."""
+a request sent at that moment is lost and has to be sent again."""
 
 _NOT_FORWARDED = PER_CONNECTION | {"Accept-Encoding"}
 """Headers that describe a connection, not the message. A message's own values are dropped (RFC 9110, 7.6.1)."""
@@ -58,7 +58,6 @@ _NOT_FORWARDED = PER_CONNECTION | {"Accept-Encoding"}
 _NO_DEFAULTS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_ODD = re.compile(r"[^ -~]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +101,8 @@ class HttpTransport:
         self._resolve = resolve
         self._tls = tls
         self._system: SystemResolver | None = None
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        """The session that keeps connections (False), and the one that opens each anew (True)."""
         self._closed = False
         # The policy never changes, so its decision on a URL can be cached; a busy dispatcher is a single entry.
         self._destination = lru_cache(maxsize=1024)(self._examine)
@@ -116,31 +116,33 @@ class HttpTransport:
         if isinstance(headers, Failure):
             return headers
         if self._closed:
-            return Failure("connection_lost", f"not sent to {destination.place}: the broker is stopping")
-        responding = False
+            reason = f"not sent to {destination.place}: the broker is stopping"
+            return Failure("connection_lost", reason, attempted=False)
+        exchange = _Exchange(request, destination, headers)
+        lookup_cut.set(False)
         try:
             async with asyncio.timeout(request.timeout_ms / 1000) as deadline:
-                response = await self._open_session().request(
-                    request.method,
-                    destination.url,
-                    headers=headers,
-                    data=_payload(request.body),
-                    allow_redirects=False,
-                )
-                assert isinstance(response, BoundedResponse)
-                responding = True
-                return await response.take(self._max_response)
+                try:
+                    return await exchange.run(self._open_session(), self._max_response)
+                except UnansweredError as error:
+                    if not error.closed_at_reuse or self._closed:
+                        raise
+                return await exchange.run(self._open_session(fresh=True), self._max_response)
         except TimeoutError:
-            return _timed_out(destination.place, request.timeout_ms, responding=responding, in_total=deadline.expired())
+            if lookup_cut.get():
+                return unanswered_lookup(destination.place, request.timeout_ms / 1000)
+            if not deadline.expired():
+                return Failure("timeout", f"no connection to {destination.place} within {CONNECT_TIMEOUT_S:g}s")
+            return timed_out(destination.place, request.timeout_ms / 1000, responding=exchange.responding)
         except Exception as error:
             # The contract of `Transport`: every error is one failed attempt.
-            return _failure(error, destination.place)
+            return failure_of(error, destination.place, sent=exchange.sent)
 
     async def close(self) -> None:
         """Close every connection and start no more attempts. Idempotent."""
         self._closed = True
-        session, self._session = self._session, None
-        if session is not None:
+        sessions, self._sessions = self._sessions, {}
+        for session in sessions.values():
             await session.close()
         if self._system is not None:
             self._system.close()
@@ -161,37 +163,92 @@ class HttpTransport:
             authorization=_basic(parts.userinfo) if parts.userinfo else None,
         )
 
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            if self._resolve is None:
-                self._resolve = self._system = SystemResolver()
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    resolver=CheckedResolver(self._policy, self._resolve),
-                    use_dns_cache=False,
-                    ssl=self._tls or True,
-                    limit=self._connections,
-                    limit_per_host=self._per_host,
-                    keepalive_timeout=KEEP_ALIVE_S,
-                ),
-                timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S),
-                response_class=BoundedResponse,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=_NO_DEFAULTS,
-                auto_decompress=False,
-                trust_env=False,
-                read_bufsize=READ_BUFFER,
-                max_line_size=MAX_HEADER_LINE,
-                max_field_size=MAX_HEADER_LINE,
-            )
-        return self._session
+    def _open_session(self, *, fresh: bool = False) -> aiohttp.ClientSession:
+        """The session for an exchange; with `fresh` the one whose connections serve a single request."""
+        if (session := self._sessions.get(fresh)) is None:
+            session = self._sessions[fresh] = self._new_session(fresh=fresh)
+        return session
+
+    def _new_session(self, *, fresh: bool) -> aiohttp.ClientSession:
+        if self._resolve is None:
+            self._resolve = self._system = SystemResolver()
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                resolver=CheckedResolver(self._policy, self._resolve),
+                use_dns_cache=False,
+                ssl=self._tls or True,
+                limit=self._connections,
+                limit_per_host=self._per_host,
+                force_close=fresh,
+                keepalive_timeout=None if fresh else KEEP_ALIVE_S,
+            ),
+            timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S),
+            response_class=BoundedResponse,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=_NO_DEFAULTS,
+            auto_decompress=False,
+            trust_env=False,
+            read_bufsize=READ_BUFFER,
+            max_line_size=MAX_HEADER_LINE,
+            max_field_size=MAX_HEADER_LINE,
+        )
 
 
-def _payload(body: bytes) -> aiohttp.Payload | None:
+class _TrackedPayload(aiohttp.Payload):
+    """A body that knows whether it was sent."""
+
+    sent = False
+    """All of it has been handed to the connection."""
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        await super().write_with_length(writer, content_length)
+        self.sent = True
+
+
+class _Body(_TrackedPayload, aiohttp.BytesPayload):
+    pass
+
+
+class _LargeBody(_TrackedPayload, aiohttp.BytesIOPayload):
+    pass
+
+
+class _Exchange:
+    """One request and its response; `run` may be called again, on another connection."""
+
+    def __init__(self, request: DeliveryRequest, destination: _AllowedDestination, headers: CIMultiDict[str]) -> None:
+        self._request = request
+        self._destination = destination
+        self._headers = headers
+        self._payload: _TrackedPayload | None = None
+        self.responding = False
+        """The head of the response has arrived."""
+
+    @property
+    def sent(self) -> bool:
+        """The whole body, if there is one, has been handed to the connection."""
+        return self._payload is None or self._payload.sent
+
+    async def run(self, session: aiohttp.ClientSession, max_response: int) -> Response:
+        """Send the request and read the response. Raises the errors that `attempt_failures.failure_of` knows."""
+        self._payload = _payload(self._request.body)
+        response = await session.request(
+            self._request.method,
+            self._destination.url,
+            headers=self._headers,
+            data=self._payload,
+            allow_redirects=False,
+        )
+        assert isinstance(response, BoundedResponse)
+        self.responding = True
+        return await response.take(max_response)
+
+
+def _payload(body: bytes) -> _TrackedPayload | None:
     # A callback may be larger than any published body; aiohttp takes a large body only in pieces.
     if len(body) > MAX_BODY:
-        return aiohttp.BytesIOPayload(io.BytesIO(body))
-    return aiohttp.BytesPayload(body) if body else None
+        return _LargeBody(io.BytesIO(body))
+    return _Body(body) if body else None
 
 
 def _basic(userinfo: str) -> str:
@@ -229,78 +286,3 @@ def _name(spelling: str) -> str | None:
 
 def _unsendable(reason: str) -> Failure:
     return Failure("unsendable", f"cannot be sent: {reason}", final=True)
-
-
-def _timed_out(place: str, timeout_ms: int, *, responding: bool, in_total: bool) -> Failure:
-    if not in_total:
-        return Failure("timeout", f"no connection to {place} within {CONNECT_TIMEOUT_S:g}s")
-    span = f"within {timeout_ms / 1000:g}s (Upstash-Timeout)"
-    return Failure(
-        "timeout",
-        f"the response from {place} was not complete {span}" if responding else f"no answer from {place} {span}",
-    )
-
-
-def _failure(error: Exception, place: str) -> Failure:
-    """The failure that an exception stands for: a stable code and a sentence."""
-    match error:
-        case aiohttp.ClientConnectorError():
-            return _not_connected(error, place)
-        case UnansweredError():
-            return _unanswered(error.__cause__, place)
-        case aiohttp.ClientPayloadError():
-            return _broken_body(error, place)
-        case aiohttp.ClientResponseError() | HttpProcessingError():
-            return Failure("bad_response", f"unusable response from {place}: {_shown(error.message)}")
-        case UnusableError():
-            return Failure("bad_response", f"unusable response from {place}: {error}")
-        case OSError():
-            return Failure("connection_lost", f"connection to {place} lost: {_reason(error)}")
-    # aiohttp raises ValueError for a request that it refuses. Other errors should not happen and are worth a retry.
-    code = "unsendable" if isinstance(error, ValueError) else "connection_lost"
-    return Failure(code, f"the attempt at {place} failed: {type(error).__name__}: {_shown(str(error))}")
-
-
-def _unanswered(cause: BaseException | None, place: str) -> Failure:
-    if isinstance(cause, OSError):
-        return Failure("connection_lost", f"connection to {place} lost: {_reason(cause)}")
-    return Failure("connection_lost", f"connection lost: {place} closed it without a response")
-
-
-def _not_connected(failed: aiohttp.ClientConnectorError, place: str) -> Failure:
-    if isinstance(failed, aiohttp.ClientSSLError):
-        return Failure("tls", f"no TLS connection to {place}: {_tls_reason(failed)}")
-    error = failed.os_error
-    if isinstance(error, DestinationBlockedError):
-        return Failure("destination_blocked", str(error), final=True)
-    if isinstance(failed, aiohttp.ClientConnectorDNSError):
-        return Failure("dns", f"cannot resolve {place.rpartition(':')[0]}: {_reason(error)}")
-    if error.errno == errno.ECONNREFUSED:
-        return Failure("connection_refused", f"connection refused: nothing listens on {place}")
-    if error.errno == errno.ETIMEDOUT:
-        return Failure("timeout", f"no connection to {place}: {_reason(error)}")
-    return Failure("connection_lost", f"no connection to {place}: {_reason(error)}")
-
-
-def _broken_body(error: aiohttp.ClientPayloadError, place: str) -> Failure:
-    cause = error.__cause__
-    if isinstance(cause, HttpProcessingError):
-        if not isinstance(cause, PayloadEncodingError):
-            return Failure("bad_response", f"unusable response from {place}: {_shown(cause.message)}")
-        return Failure("connection_lost", f"the response from {place} ended early: {_shown(cause.message)}")
-    return Failure("connection_lost", f"the response from {place} ended early: {_shown(str(error))}")
-
-
-def _tls_reason(error: aiohttp.ClientSSLError) -> str:
-    cause = error.__cause__
-    reason = str(getattr(cause, "reason", "") or "").replace("_", " ").lower()  # WRONG_VERSION_NUMBER and the like
-    return _shown(getattr(cause, "verify_message", "") or reason or str(cause or error))
-
-
-def _reason(error: OSError) -> str:
-    return _shown(error.strerror or str(error) or type(error).__name__)
-
-
-def _shown(text: str) -> str:
-    """`text` as one line for a log. It may contain bytes from the endpoint."""
-    return _ODD.sub("?", " ".join(text.split()).removesuffix(" ^"))[:200]

@@ -41,10 +41,12 @@ class AsgiTransport:
         if not request.url.startswith(self._origin + "/"):
             return await self._others.send(request)
         exchange = _AsgiExchange(request)
+        run = exchange.run(self._app)
         try:
-            running = asyncio.run_coroutine_threadsafe(exchange.run(self._app), self._loop)
+            running = asyncio.run_coroutine_threadsafe(run, self._loop)
         except RuntimeError:
-            return Failure("connection_refused", "the application's event loop is closed")
+            run.close()
+            return Failure("connection_refused", "the application's event loop is closed", interrupted=True)
         try:
             async with asyncio.timeout(request.timeout_ms / 1000):
                 return await asyncio.shield(asyncio.wrap_future(running))
@@ -53,10 +55,20 @@ class AsgiTransport:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(exchange.disconnected.set)
             return Failure("timeout", f"no answer within {request.timeout_ms / 1000:g} s")
+        except asyncio.CancelledError:
+            if not running.cancelled() or _is_being_cancelled():
+                raise
+            reason = "the application's event loop ended during the request"
+            return Failure("connection_lost", reason, interrupted=True, mid_run=True)
 
     async def close(self) -> None:
         """See `Transport.close`."""
         await self._others.close()
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class _AsgiExchange:

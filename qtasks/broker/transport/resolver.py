@@ -6,6 +6,8 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import Final
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
@@ -22,6 +24,14 @@ MAX_ADDRESSES = 8
 
 RESOLVER_THREADS = 16
 """Concurrent name lookups. They block in the system's resolver, so they need threads and cannot be interrupted."""
+
+
+lookup_cut: Final[ContextVar[bool]] = ContextVar("lookup_cut", default=False)
+"""True if a name lookup of this task was cancelled while it waited for its name server."""
+
+
+class LookupUnansweredError(OSError):
+    """A name server did not answer, or the lookup could not start: nothing is known about the name."""
 
 
 class DestinationBlockedError(OSError):
@@ -50,12 +60,19 @@ class CheckedResolver(AbstractResolver):
         port: int = 0,
         family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002 - the connector gets every family
     ) -> list[ResolveResult]:
-        """Addresses to connect to. Raises OSError, and DestinationBlockedError if the policy refuses any of them."""
+        """Addresses to connect to.
+
+        Raises OSError: LookupUnansweredError without an answer, DestinationBlockedError if the policy refuses any
+        address of the name.
+        """
         try:
             async with asyncio.timeout(LOOKUP_TIMEOUT_S):
                 addresses = await self._resolve(host)
         except TimeoutError as error:
-            raise OSError(f"no answer from the name server within {LOOKUP_TIMEOUT_S:g}s") from error
+            raise LookupUnansweredError(f"no answer from the name server within {LOOKUP_TIMEOUT_S:g}s") from error
+        except asyncio.CancelledError:
+            lookup_cut.set(True)
+            raise
         if not addresses:
             raise OSError("the name has no address")
         for address in addresses:

@@ -39,6 +39,8 @@ _WITHOUT_BODY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 
 _HEAD_BUDGET = 1024 * 1024
 """Bytes accepted until the head of the response has been checked; parts of the body arrive with it."""
+_CLOSED_AT_REUSE_S = 1.0
+"""An end of a kept connection that comes later, in seconds, is no answer to an idle connection: work was lost."""
 _WIRE_FACTOR = 2
 """Bytes accepted for each byte of the body limit: enough for every body in chunks of six bytes or more."""
 
@@ -52,6 +54,11 @@ class UnansweredError(Exception):
 
     Not one of aiohttp's own errors: after those, aiohttp sends a GET, PUT or DELETE a second time by itself.
     """
+
+    def __init__(self, *, closed_at_reuse: bool = False) -> None:
+        super().__init__()
+        self.closed_at_reuse = closed_at_reuse
+        """The endpoint closed a kept connection as the request was sent."""
 
 
 class BoundedResponse(aiohttp.ClientResponse):
@@ -73,7 +80,7 @@ class BoundedResponse(aiohttp.ClientResponse):
             try:
                 message, body = await parser.read()
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                raise UnansweredError from error
+                raise UnansweredError(closed_at_reuse=self.protocol_guard.was_closed_at_reuse()) from error
             if not 100 <= message.code < 200 or message.code == HTTPStatus.SWITCHING_PROTOCOLS:
                 _check_head(message.code, message.raw_headers)
                 if message.code in _WITHOUT_BODY and "Content-Length" in message.headers:
@@ -122,6 +129,9 @@ class _BoundedProtocol(asyncio.Protocol):
         self._parser = parser
         self._transport = transport
         self._body: StreamReader | None = None
+        self._requests = 0
+        self._sent_s = 0.0
+        self._has_answer = False
         self.budget = 0
         """Bytes still accepted; negative once the response was cut."""
 
@@ -129,12 +139,24 @@ class _BoundedProtocol(asyncio.Protocol):
         """A request has been sent: accept up to `budget` bytes."""
         self.budget = budget
         self._body = None
+        self._requests += 1
+        self._sent_s = asyncio.get_running_loop().time()
+        self._has_answer = False
+
+    def was_closed_at_reuse(self) -> bool:
+        """True if the connection, kept after an earlier request, ended with no byte of an answer to this one.
+
+        The endpoint closed it while it was idle, and the request crossed the closing on its way.
+        """
+        age_s = asyncio.get_running_loop().time() - self._sent_s
+        return self._requests > 1 and not self._has_answer and age_s < _CLOSED_AT_REUSE_S
 
     def follow(self, body: StreamReader) -> None:
         """End `body` when the connection ends, if it has not ended before."""
         self._body = body
 
     def data_received(self, data: bytes) -> None:
+        self._has_answer = True
         self.budget -= len(data)
         if self.budget < 0:
             self._transport.abort()

@@ -1,0 +1,132 @@
+"""What the errors of an attempt mean: each becomes a `Failure` with a stable code, a sentence, and the blame.
+
+The blame decides whether the attempt counts (docs/protocol.md 4.7):
+
+* `interrupted`: the connection was refused, or ended before the head of a response. A response that breaks off in its
+  body is no interruption: its status has arrived, so the endpoint has answered;
+* silence until a deadline is an ordinary failure, also while connecting;
+* not `attempted`: this machine lacks something (descriptors, memory, ports, threads), or no name server answers.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import socket
+from typing import Final
+
+import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError, PayloadEncodingError
+
+from qtasks.broker.ports import Failure
+from qtasks.broker.transport.resolver import DestinationBlockedError, LookupUnansweredError
+from qtasks.broker.transport.response import UnansweredError, UnusableError
+
+_SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL})
+"""This machine has no descriptor, no memory, or no free port for a connection."""
+_UNREACHABLE: Final = frozenset({errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH})
+"""The network says that there is no way to the endpoint."""
+_UNANSWERED_LOOKUP: Final = frozenset({socket.EAI_AGAIN, socket.EAI_MEMORY, socket.EAI_SYSTEM})
+"""Results of a name lookup that say nothing about the name."""
+_ODD: Final = re.compile(r"[^ -~]")
+
+
+def timed_out(place: str, span_s: float, *, responding: bool) -> Failure:
+    """The endpoint was silent, or its response was not complete, until the deadline of the attempt."""
+    span = f"within {span_s:g}s (Upstash-Timeout)"
+    return Failure(
+        "timeout",
+        f"the response from {place} was not complete {span}" if responding else f"no answer from {place} {span}",
+    )
+
+
+def unanswered_lookup(place: str, span_s: float) -> Failure:
+    """No name server answered before the deadline of the attempt."""
+    return _lookup_failure(
+        f"no answer from the name server within {span_s:g}s (Upstash-Timeout)", place, attempted=False
+    )
+
+
+def failure_of(error: Exception, place: str, *, sent: bool) -> Failure:
+    """The failure that an exception stands for. `sent`: the whole request was on its way before."""
+    match error:
+        case aiohttp.ClientConnectorError():
+            return _not_connected(error, place)
+        case UnansweredError():
+            return _unanswered(error.__cause__, place, sent=sent)
+        case aiohttp.ClientPayloadError():
+            return _broken_body(error, place)
+        case aiohttp.ClientResponseError() | HttpProcessingError():
+            return Failure("bad_response", f"unusable response from {place}: {shown(error.message)}")
+        case UnusableError():
+            return Failure("bad_response", f"unusable response from {place}: {error}")
+        case OSError():
+            return _unanswered(error, place, sent=sent)
+        case MemoryError():
+            return Failure("connection_lost", f"no memory left for the attempt at {place}", attempted=sent)
+    # aiohttp raises ValueError for a request that it refuses. Other errors should not happen and are worth a retry.
+    code = "unsendable" if isinstance(error, ValueError) else "connection_lost"
+    return Failure(code, f"the attempt at {place} failed: {type(error).__name__}: {shown(str(error))}")
+
+
+def shown(text: str) -> str:
+    """`text` as one line for a log. It may contain bytes from the endpoint."""
+    return _ODD.sub("?", " ".join(text.split()).removesuffix(" ^"))[:200]
+
+
+def _unanswered(cause: BaseException | None, place: str, *, sent: bool) -> Failure:
+    reason = f"connection lost: {place} closed it without a response"
+    if isinstance(cause, OSError):
+        reason = f"connection to {place} lost: {_reason(cause)}"
+    return Failure("connection_lost", reason, interrupted=True, mid_run=sent)
+
+
+def _not_connected(failed: aiohttp.ClientConnectorError, place: str) -> Failure:
+    if isinstance(failed, aiohttp.ClientSSLError):
+        return Failure("tls", f"no TLS connection to {place}: {_tls_reason(failed)}")
+    error = failed.os_error
+    if isinstance(error, DestinationBlockedError):
+        return Failure("destination_blocked", str(error), final=True)
+    if isinstance(failed, aiohttp.ClientConnectorDNSError):
+        silent = isinstance(error, LookupUnansweredError) or (
+            isinstance(error, socket.gaierror) and error.errno in _UNANSWERED_LOOKUP
+        )
+        return _lookup_failure(_reason(error), place, attempted=not silent)
+    if error.errno == errno.ECONNREFUSED:
+        return Failure("connection_refused", f"connection refused: nothing listens on {place}", interrupted=True)
+    if error.errno == errno.ETIMEDOUT:
+        return Failure("timeout", f"no connection to {place}: {_reason(error)}")
+    return Failure(
+        "connection_lost",
+        f"no connection to {place}: {_reason(error)}",
+        attempted=not _is_shortage(error, place),
+        interrupted=error.errno in _UNREACHABLE or isinstance(error, ConnectionError),
+    )
+
+
+def _lookup_failure(reason: str, place: str, *, attempted: bool) -> Failure:
+    return Failure("dns", f"cannot resolve {place.rpartition(':')[0]}: {reason}", attempted=attempted)
+
+
+def _is_shortage(error: OSError, place: str) -> bool:
+    # For an IPv6 address, EADDRNOTAVAIL may also mean that this machine has no IPv6, which no waiting helps.
+    return error.errno in _SHORTAGE and not (error.errno == errno.EADDRNOTAVAIL and place.startswith("["))
+
+
+def _broken_body(error: aiohttp.ClientPayloadError, place: str) -> Failure:
+    cause = error.__cause__
+    if isinstance(cause, HttpProcessingError):
+        if not isinstance(cause, PayloadEncodingError):
+            return Failure("bad_response", f"unusable response from {place}: {shown(cause.message)}")
+        return Failure("connection_lost", f"the response from {place} ended early: {shown(cause.message)}")
+    return Failure("connection_lost", f"the response from {place} ended early: {shown(str(error))}")
+
+
+def _tls_reason(error: aiohttp.ClientSSLError) -> str:
+    cause = error.__cause__
+    reason = str(getattr(cause, "reason", "") or "").replace("_", " ").lower()  # WRONG_VERSION_NUMBER and the like
+    return shown(getattr(cause, "verify_message", "") or reason or str(cause or error))
+
+
+def _reason(error: OSError) -> str:
+    return shown(error.strerror or str(error) or type(error).__name__)
