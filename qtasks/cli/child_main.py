@@ -113,6 +113,7 @@ def _serve(options: ChildOptions) -> int:
     server = UvicornServer(
         loaded.app,
         drain_s=options.drain_s,
+        hand_back=loaded.tasks.runtime.hand_back,
         started=report_started,
         retired=report_retired,
         is_child=True,

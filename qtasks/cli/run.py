@@ -74,7 +74,8 @@ def command(app: str | None, host: str, port: int, workers: int, drain: float, e
     log_to(errors)
     try:
         if workers == 1:
-            sys.exit(serve(UvicornServer(loaded.app, drain_s=drain, started=started), listener))
+            server = UvicornServer(loaded.app, drain_s=drain, hand_back=loaded.tasks.runtime.hand_back, started=started)
+            sys.exit(serve(server, listener))
         sys.exit(WorkerPool(workers, target, listener, origin, drain_s=drain, started=started).serve())
     finally:
         out.close()

@@ -25,7 +25,9 @@ KEEP_ALIVE_S: Final = 75
 LINGER_S: Final = 2.0
 """Seconds that idle connections stay open at a stop. The qtasks broker closes its own after 1.5 seconds."""
 _POLL_S: Final = 0.02
-OVERTIME_S: Final = 0.4
+HAND_BACK_S: Final = 0.3
+"""Seconds within which requests that still run after `drain_s` are answered; the rest of them is cancelled."""
+OVERTIME_S: Final = 0.7
 """Seconds that the shutdown may take after `drain_s` is over."""
 FAILED: Final = 2
 """Exit status if the server cannot start."""
@@ -34,8 +36,9 @@ FAILED: Final = 2
 class UvicornServer(uvicorn.Server):
     """Stops at the first signal, within `drain_s` and `OVERTIME_S` even if requests run; ends at once at the second.
 
-    `is_child` is True if a parent process handles Ctrl-C, which the terminal sends to both. `lingers`: see `shutdown`.
-    `started` is called when it serves, `retired` when it takes no more requests and only finishes those it has.
+    `hand_back` is called when `drain_s` is over and requests still run: it has them answered. `is_child` is True if a
+    parent process handles Ctrl-C, which the terminal sends to both. `lingers`: see `shutdown`. `started` is called when
+    it serves, `retired` when it takes no more requests and only finishes those it has.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class UvicornServer(uvicorn.Server):
         app: ASGIApp,
         *,
         drain_s: float,
+        hand_back: Callable[[], None],
         started: Callable[[], None],
         retired: Callable[[], None] | None = None,
         is_child: bool = False,
@@ -62,6 +66,7 @@ class UvicornServer(uvicorn.Server):
             )
         )
         self._drain_s = drain_s
+        self._hand_back = hand_back
         self._started_callback = started
         self._retired_callback = retired
         self._is_child = is_child
@@ -92,8 +97,13 @@ class UvicornServer(uvicorn.Server):
         if self._retired_callback is not None:
             self._retired_callback()
         remaining_s = self._drain_s - (time.monotonic() - start_s)
-        self.config.timeout_graceful_shutdown = max(0, remaining_s)  # type: ignore[assignment]
-        await super().shutdown(sockets=sockets)
+        remaining_s = max(0, remaining_s)
+        self.config.timeout_graceful_shutdown = remaining_s + HAND_BACK_S  # type: ignore[assignment]
+        drained = asyncio.get_running_loop().call_later(remaining_s, self._hand_back)
+        try:
+            await super().shutdown(sockets=sockets)
+        finally:
+            drained.cancel()
 
     def _any_idle(self) -> bool:
         return any(_idle(connection) for connection in self.server_state.connections)

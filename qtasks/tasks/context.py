@@ -9,9 +9,19 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import Enum, auto
 from typing import Any, Final
 
 from qtasks.tasks.progress import MAX_NOTE, PUBLISH_EVERY_S, Progress
+
+
+class StopReason(Enum):
+    """Why a run is asked to end before its time is up."""
+
+    DRAIN = auto()
+    """The process ends. Nobody waits for the run any more: the call runs again."""
+    CANCEL = auto()
+    """The call was cancelled."""
 
 
 class RunLink:
@@ -21,7 +31,7 @@ class RunLink:
     should be recorded.
     """
 
-    __slots__ = ("_monotonic", "_published_s", "_stop_requested", "progress", "publish", "until_s")
+    __slots__ = ("_monotonic", "_published_s", "on_stop", "progress", "publish", "stop_reason", "until_s")
 
     def __init__(self, until_s: float = math.inf, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.until_s = until_s
@@ -29,17 +39,23 @@ class RunLink:
         """The latest progress, as JSON."""
         self.publish: Callable[[], None] | None = None
         self._monotonic = monotonic
+        self.stop_reason: StopReason | None = None
+        """Why the run was asked to end, if it was."""
+        self.on_stop: Callable[[StopReason], None] | None = None
+        """Called, on any thread, when the run is asked to end."""
         self._published_s = -math.inf
-        self._stop_requested = False
 
-    def request_stop(self) -> None:
-        """Ask the run to end."""
-        self._stop_requested = True
+    def stop(self, reason: StopReason) -> None:
+        """Ask the run to end; may be called from any thread. The first reason stays."""
+        if self.stop_reason is None:
+            self.stop_reason = reason
+            if self.on_stop is not None:
+                self.on_stop(reason)
 
     @property
     def should_stop(self) -> bool:
         """True if the time is up, or the run was asked to end."""
-        return self._stop_requested or self.left_s() <= 0
+        return self.stop_reason is not None or self.left_s() <= 0
 
     def left_s(self) -> float:
         """Seconds until the time is up; infinite without a limit."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Final
 
 from qtasks.protocol import durations
 from qtasks.protocol.messages import MAX_DELAY_MS
@@ -48,6 +49,10 @@ class Snooze(Exception):
 
 class Cancel(Exception):
     """Raise it when there is nothing left to do: the call ends as cancelled, which is not a failure."""
+
+
+REQUESTS: Final = (NonRetryable, RetryAfter, Snooze, Cancel)
+"""The exceptions with which a task asks for an end: nothing went wrong."""
 
 
 class AttemptTimeout(TimeoutError):

@@ -35,6 +35,9 @@ MAX_ERROR = 2048
 NEVER = 489
 """With its header: the status after which the broker does not retry (docs/protocol.md 4.3)."""
 
+DRAIN_AFTER_MS = 5_000
+"""How long the broker waits before it repeats a delivery to a process that is shutting down."""
+
 HeaderLines = tuple[tuple[str, str], ...]
 
 
@@ -85,6 +88,12 @@ class DispatchResponse:
         return response.with_header(INTERRUPTED_HEADER, interruption)
 
     @classmethod
+    def draining(cls) -> DispatchResponse:
+        """The process ends; the next delivery should find another one."""
+        note = "this process is shutting down"
+        return cls.interrupted(Interruption.DRAINING, note, ErrorCode.DISPATCHER_DRAINING, after_ms=DRAIN_AFTER_MS)
+
+    @classmethod
     def never(cls, error: str, code: str) -> DispatchResponse:
         """No attempt can succeed: do not retry."""
         return cls(NEVER, _body(error, code), (("Upstash-NonRetryable-Error", "true"),))
@@ -111,6 +120,8 @@ class DecisionKind(Enum):
     """Cancelled, expired or skipped: neither a failure nor a result."""
     REPUBLISHED = auto()
     """The same call continues as a new message."""
+    INTERRUPTED = auto()
+    """The process ended first. The same attempt is made again, as if this one had not begun."""
     DUPLICATE = auto()
     """Another delivery of the call runs it or has ended it. Nothing is recorded or reported for this one."""
 
@@ -170,6 +181,14 @@ class Decision:
             note=reason,
             is_requested=True,
             action=action,
+        )
+
+    @classmethod
+    def interrupted(cls) -> Decision:
+        """The process ends before the run does."""
+        note = "the process that ran it was stopped; it runs again"
+        return cls(
+            kind=DecisionKind.INTERRUPTED, response=DispatchResponse.draining(), status=ResultStatus.QUEUED, note=note
         )
 
     @classmethod

@@ -20,16 +20,14 @@ from qtasks.protocol.messages import SigningKeys
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.run.attempt import Attempt, Delivery, context_of
-from qtasks.tasks.run.decision import DispatchResponse, Interruption, error_text
+from qtasks.tasks.run.decision import DispatchResponse, error_text
 from qtasks.tasks.run.executor import AttemptExecutor
 from qtasks.tasks.run.run import Invoke, Run
 
 log = logging.getLogger("qtasks.dispatch")
 
-DRAINING = DispatchResponse.interrupted(
-    Interruption.DRAINING, "this process is shutting down", ErrorCode.DISPATCHER_DRAINING, after_ms=5_000
-)
-"""The response of a process that is shutting down; the next delivery should find another one."""
+HAND_BACK_S = 0.5
+"""How long the responses of runs that are handed back may take: each writes to the result backend."""
 
 UNKNOWN_AFTER_MS = 10_000
 """The first wait for a task that a newer deployment may know; each further wait is four times as long."""
@@ -80,7 +78,7 @@ class Dispatcher:
         except SignatureError as error:
             return self._untrusted(delivery, error)
         if self._drained is not None:
-            return DRAINING
+            return DispatchResponse.draining()
         task = self._tasks.get(delivery.task)
         if task is None:
             return self._unknown(delivery)
@@ -95,20 +93,43 @@ class Dispatcher:
         return await self._executor.runner.call(run, dependencies)
 
     async def drain(self, timeout_s: float) -> bool:
-        """Take no more deliveries and wait for those that run. Returns True if all of them ended in time."""
-        self._drained = Future()
-        self._count(0)
-        try:
-            await asyncio.wait_for(asyncio.wrap_future(self._drained), timeout_s)
-        except TimeoutError:
-            self._executor.runner.ask_to_stop()
-            log.warning("%d tasks still run after %s s", self._running, timeout_s, extra={"action": "drain"})
-            return False
-        return True
+        """Take no more deliveries and wait for those that run; hand back those that have not ended in time.
+
+        Returns True if all of them ended in time.
+        """
+        self._refuse()
+        if await self._ended(timeout_s):
+            return True
+        log.warning("%d tasks still run after %s s", self._running, timeout_s, extra={"action": "drain"})
+        self.hand_back()
+        await self._ended(HAND_BACK_S)
+        return False
+
+    def hand_back(self) -> None:
+        """Take no more deliveries, and answer those that run now: the broker makes the same attempts again.
+
+        An ``async def`` is cancelled. A ``def`` may check `TaskContext.should_stop`; nothing waits for its thread. May
+        be called from any thread.
+        """
+        self._refuse()
+        self._executor.stop_runs()
 
     def close(self) -> None:
         """Write the last results and release the threads, without waiting for tasks that still run. Idempotent."""
         self._executor.close()
+
+    def _refuse(self) -> None:
+        """Answer further deliveries as draining."""
+        if self._drained is None:
+            self._drained = Future()
+        self._count(0)
+
+    async def _ended(self, timeout_s: float) -> bool:
+        """Wait for the deliveries that run; True if the last one ended in time."""
+        assert self._drained is not None
+        ended = asyncio.wrap_future(self._drained)
+        await asyncio.wait([ended], timeout=timeout_s)
+        return ended.done()
 
     def _count(self, step: int) -> None:
         with self._count_lock:

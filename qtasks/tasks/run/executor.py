@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from qtasks.clock import Clock
 from qtasks.errors import QTasksError, ResultError
 from qtasks.randomness import Random
-from qtasks.tasks.context import CURRENT
-from qtasks.tasks.control import MAX_RETRY_AFTER_MS, Snooze
+from qtasks.tasks.context import CURRENT, RunLink, StopReason
+from qtasks.tasks.control import MAX_RETRY_AFTER_MS, REQUESTS, Snooze
 from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.results.backend import Lock, ResultStatus
 from qtasks.tasks.results.writer import ResultWriter
@@ -57,10 +57,13 @@ class AttemptExecutor:
         self._secrets = tuple(secret for secret in secrets if secret)
         self._clock = clock
         self._random = random
+        self._links: set[RunLink] = set()
+        """Of the deliveries that are not answered yet."""
 
     async def execute(self, attempt: Attempt, token: str) -> DispatchResponse:
         """Take an attempt from admission to its response. `token` is the `jti` of its signature, or empty."""
         current = CURRENT.set(attempt.context)
+        self._links.add(attempt.context.link)
         try:
             decision = await self._leases.admit(attempt, token)
             if decision is not None:
@@ -68,7 +71,13 @@ class AttemptExecutor:
             with self._leases.renewed(attempt.context.call_id):
                 return await self._conclude(attempt, await self._decide(attempt))
         finally:
+            self._links.discard(attempt.context.link)
             CURRENT.reset(current)
+
+    def stop_runs(self) -> None:
+        """Hand back every run: the process ends. May be called from any thread."""
+        for link in list(self._links):
+            link.stop(StopReason.DRAIN)
 
     async def _decide(self, attempt: Attempt) -> Decision:
         """Decode the arguments, run the function, and decide what its end means."""
@@ -93,6 +102,8 @@ class AttemptExecutor:
                 follow_up = run.task.follow_up(run.envelope, run.context.call_id, value)
         except (Exception, BaseExceptionGroup, SystemExit, asyncio.CancelledError) as raised:
             if isinstance(raised, asyncio.CancelledError) and _is_being_cancelled():
+                run.context.link.stop(StopReason.DRAIN)
+                await self._conclude(attempt, Decision.interrupted())
                 raise
             return await self._raised(attempt, run, unwrapped(raised))
         if follow_up is not None:
@@ -126,6 +137,11 @@ class AttemptExecutor:
         return decision
 
     async def _raised(self, attempt: Attempt, run: Run, error: BaseException) -> Decision:
+        stopped_for = run.context.link.stop_reason
+        if stopped_for is StopReason.DRAIN and not isinstance(error, REQUESTS):
+            return Decision.interrupted()
+        if stopped_for is StopReason.CANCEL:
+            return Decision.cancelled("it was cancelled while it ran")
         attempt.error = error
         note = self._without_secrets(error_text(error))
         if isinstance(error, Snooze):
@@ -165,7 +181,7 @@ class AttemptExecutor:
         await self._writer.flush()
 
     async def _keep_or_free_unique(self, attempt: Attempt, decision: Decision, unique_key: str) -> None:
-        if decision.kind is DecisionKind.RETRY:
+        if decision.kind in (DecisionKind.RETRY, DecisionKind.INTERRUPTED):
             await self._leases.keep_unique(attempt, MAX_RETRY_AFTER_MS)
         elif decision.kind is not DecisionKind.REPUBLISHED:
             self._writer.unlock([Lock(unique_key, attempt.context.call_id, 0)])

@@ -144,6 +144,8 @@ class RunLeases:
             if step is DeliveryStep.RUN:
                 self._locks_by_call[context.call_id] = locks
                 return None
+            if step is DeliveryStep.WAIT and context.link.stop_reason is not None:
+                step, response = DeliveryStep.RESPOND, DispatchResponse.draining()
             if step is DeliveryStep.WAIT:
                 waits = waits or pauses()
                 await asyncio.sleep(next(waits))

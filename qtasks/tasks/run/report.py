@@ -23,6 +23,9 @@ def report(attempt: Attempt, decision: Decision, spent_s: float) -> None:
     if decision.kind is DecisionKind.SUCCEEDED:
         log.info("%s done in %.1f ms", context.task, spent_s * 1000, extra=log_fields(context, "done"))
         return
+    if decision.kind is DecisionKind.INTERRUPTED:
+        log.warning("%s interrupted: %s", context.task, decision.note, extra=log_fields(context, "interrupted"))
+        return
     if decision.kind in (DecisionKind.DISCARDED, DecisionKind.REPUBLISHED):
         action = decision.action or decision.status.value
         # A run that takes longer than the time between two runs may be a mistake.

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from qtasks.tasks.context import RunLink
+from qtasks.tasks.context import StopReason
 from qtasks.tasks.control import AttemptTimeout
 from qtasks.tasks.run.run import Invoke, Run
 from qtasks.tasks.run.run_middleware import RunMiddleware, chain
 from qtasks.tasks.run.thread_pool import ThreadPool
+
+THREAD_GRACE_S = 0.1
+"""At the end of the process, a ``def`` may see `TaskContext.should_stop` and end by itself for so long."""
 
 
 class Runner:
@@ -19,7 +23,6 @@ class Runner:
     def __init__(self, threads: ThreadPool, middleware: Sequence[RunMiddleware]) -> None:
         self.threads = threads
         self._middleware = middleware
-        self._links: set[RunLink] = set()
 
     async def call(self, run: Run, dependencies: Mapping[str, Any]) -> Any:
         """Call the function; a thread gets a copy of the context variables."""
@@ -34,40 +37,52 @@ class Runner:
         return await value if isinstance(value, Awaitable) else value
 
     async def in_time(self, run: Run, invoke: Invoke | None) -> Any:
-        """Run a task; an ``async def`` is stopped a moment before the broker's timeout.
+        """Run a task; an ``async def`` is cancelled a moment before the broker's timeout, or when it is asked to stop.
 
-        Raises the exception of the task, or AttemptTimeout.
+        A thread cannot be cancelled, so a ``def`` runs to its end, and is waited for unless the process ends. Raises
+        the exception of the task, AttemptTimeout, or TimeoutError if it was asked to stop.
         """
-        self._links.add(run.context.link)
-        try:
-            return await self._in_time(run, invoke)
-        finally:
-            self._links.discard(run.context.link)
-
-    def close(self) -> None:
-        """Release the threads, without waiting for runs that still use them. Idempotent."""
-        self.threads.close()
-
-    def ask_to_stop(self) -> None:
-        """Ask every run to end: `TaskContext.should_stop` becomes true."""
-        for link in list(self._links):
-            link.request_stop()
-
-    async def _in_time(self, run: Run, invoke: Invoke | None) -> Any:
         innermost = invoke if invoke is not None and run.task.parameters.dependencies else self._without_dependencies
         call = (chain(self._middleware, innermost) if self._middleware else innermost)(run)
-        if not run.task.is_async:
-            return await call
         limit_s = run.context.time_left_s
         try:
-            async with asyncio.timeout(limit_s) as limit:
-                return await call
+            async with asyncio.timeout(limit_s if run.task.is_async else None) as limit:
+                with _stoppable(run, limit):
+                    return await call
         except TimeoutError as error:
-            if not limit.expired():
+            if not limit.expired() or run.context.link.stop_reason is not None:
                 raise
             raise AttemptTimeout(
                 f"{run.task.name} was stopped after {limit_s:.3g} s, its time for one attempt"
             ) from error
 
+    def close(self) -> None:
+        """Release the threads, without waiting for runs that still use them. Idempotent."""
+        self.threads.close()
+
     async def _without_dependencies(self, run: Run) -> Any:
         return await self.call(run, {})
+
+
+@contextmanager
+def _stoppable(run: Run, limit: asyncio.Timeout) -> Iterator[None]:
+    """Let `limit` expire when the run is asked to stop inside the block."""
+    link, loop = run.context.link, asyncio.get_running_loop()
+    grace_s = 0 if run.task.is_async else THREAD_GRACE_S
+
+    def expire() -> None:
+        with suppress(RuntimeError):  # the block has ended
+            limit.reschedule(loop.time() + grace_s)
+
+    def on_stop(reason: StopReason) -> None:
+        if run.task.is_async or reason is StopReason.DRAIN:
+            with suppress(RuntimeError):  # the loop has closed
+                loop.call_soon_threadsafe(expire)
+
+    link.on_stop = on_stop
+    if link.stop_reason is not None:
+        on_stop(link.stop_reason)
+    try:
+        yield
+    finally:
+        link.on_stop = None

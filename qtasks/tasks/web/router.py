@@ -8,6 +8,7 @@ answered.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import itertools
@@ -66,6 +67,10 @@ class TaskEndpoint:
             response = await self._answer(scope, receive)
         except Disconnected:
             return
+        except asyncio.CancelledError as error:
+            if not _ends_with_the_server(error):
+                raise
+            response = DispatchResponse.draining()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(response.body)).encode()),
@@ -105,6 +110,14 @@ class TaskEndpoint:
             return await self._routes.call(dispatcher, run, scope, body)
 
         return await dispatcher.answer(delivery, with_dependencies)
+
+
+def _ends_with_the_server(cancellation: asyncio.CancelledError) -> bool:
+    """True if the server cancels the request because it stops, as uvicorn says in the text of the cancellation.
+
+    Whoever else cancels a request, such as a time limit in a middleware, would do so again at each delivery.
+    """
+    return any("shutdown" in str(argument) for argument in cancellation.args)
 
 
 class _DeliveryHeaders:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from qtasks import TaskContext
-from qtasks.tasks.context import RunLink
+from qtasks.tasks.context import RunLink, StopReason
 from qtasks.testing.fakes.virtual_clock import VirtualClock
 
 
@@ -28,5 +28,5 @@ def test_a_run_without_a_limit_stops_when_it_is_asked_to() -> None:
     link = RunLink()
     context = context_with(link)
     assert (context.time_left_s, context.should_stop) == (math.inf, False)
-    link.request_stop()
+    link.stop(StopReason.DRAIN)
     assert context.should_stop
