@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 from qtasks.broker.events import MessageEvent
 from qtasks.cli.output import TextStream
@@ -28,6 +28,8 @@ _ERROR_READ: Final = 4096
 """Characters of an error that are searched for secrets, of which the first `_ERROR_WIDTH` are shown."""
 _NAME_WIDTH: Final = 16
 _NAME_MOST: Final = 40
+_END_TASK: Final = "_end"
+"""The name in the URL of end callbacks."""
 _DEPTH: Final = 8
 """Levels of a nested value that are shown; deeper levels are shown as dots."""
 
@@ -63,12 +65,24 @@ class EventPrinter:
         self._marks = _MARKS if _can_encode(self.stream, "".join(_MARKS.values())) else _PLAIN_MARKS
 
     def print_event(self, event: MessageEvent) -> None:
-        """Print one event. The start of an attempt is not printed, only its end."""
-        described = self._describe(event)
+        """Print one event. The start of an attempt is not printed, only its end.
+
+        End callbacks are printed only if they fail: they are no work of the application.
+        """
+        described = (
+            self._describe_end_callback(event) if self._is_end_callback(event.message) else self._describe(event)
+        )
         if described is not None:
             kind, detail = described
             self.stream.write(self._line(event, kind, detail) + "\n")
             self.stream.flush()
+
+    def _describe_end_callback(self, event: MessageEvent) -> tuple[str, str] | None:
+        if event.state is State.RETRY:
+            return "again", f"end callback  {self._error(event)}  {_retry_in(event)}"
+        if event.state is State.FAILED:
+            return "failed", f"end callback  {self._error(event)}  kept in the dead letters"
+        return None
 
     def _describe(self, event: MessageEvent) -> tuple[str, str] | None:
         message = event.message
@@ -84,8 +98,7 @@ class EventPrinter:
             return "done", f"{number}{took}{_result(event.outcome)}"
         if event.state is State.RETRY:
             self.tally.retried += 1
-            again = _until(event.next_delivery_ms or event.time_ms, event.time_ms)
-            return "again", f"{attempts}  {self._error(event)}  retry in {again}"
+            return "again", f"{attempts}  {self._error(event)}  {_retry_in(event)}"
         if event.state is State.FAILED:
             self.tally.failed += 1
             return "failed", f"{attempts}  {self._error(event)}  kept in the dead letters"
@@ -153,13 +166,18 @@ class EventPrinter:
         return list(secrets_in([*by_position, named]))
 
     def _task(self, message: Message) -> str | None:
-        """The name of the task that `message` calls; None for a message to another place."""
+        """The name of the task that `message` calls or reports on; None for a message to another place."""
+        if self._is_end_callback(message):
+            return parse_qs(message.url.partition("?")[2]).get("task", [None])[0]
         prefix = self.base_url + "/"
         # What calls a task back, such as a request to a language model, belongs to that task.
         for url in (message.url, message.options.callback or ""):
             if self.base_url and url.startswith(prefix):
                 return unquote(url.removeprefix(prefix).partition("?")[0])
         return None
+
+    def _is_end_callback(self, message: Message) -> bool:
+        return bool(self.base_url) and message.url.startswith(f"{self.base_url}/{_END_TASK}?")
 
     def _name(self, message: Message) -> str:
         if (task := self._task(message)) is not None:
@@ -225,6 +243,10 @@ def _json(body: bytes) -> Any:
 
 def _span(ms: float) -> str:
     return f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.1f} s"
+
+
+def _retry_in(event: MessageEvent) -> str:
+    return f"retry in {_until(event.next_delivery_ms or event.time_ms, event.time_ms)}"
 
 
 def _until(due_ms: int, now_ms: int) -> str:

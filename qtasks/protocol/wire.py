@@ -449,8 +449,8 @@ FIELDS = (
     Field("schedule_id", "Upstash-Schedule-Id", str, lambda text: check_name(text, "schedule id"), "", nested=False),
     Field("queue", "Upstash-Queue-Name", str, lambda text: check_name(text, "queue name"), "", nested=False),
     Field("call_id", "Qtasks-Call-Id", str, _read_call_id, "1 to 128 visible ASCII characters", nested=False),
-    Field("end_callback", "Qtasks-End-Callback", str, _read_url, _URL, nested=False),
-    Field("interrupted_for_ms", "Qtasks-Interrupted-For", durations.format, _read_delay, _DURATION, nested=False),
+    Field("end_callback", "Qtasks-End-Callback", str, _read_url, _URL),
+    Field("interrupted_for_ms", "Qtasks-Interrupted-For", durations.format, _read_delay, _DURATION),
 )
 """The table. Forwarded headers, flow control (two headers) and nested options have their own readers above."""
 

@@ -122,6 +122,26 @@ def test_a_callback_calls_back_only_where_a_failure_callback_is_nested(store: In
     assert store.end(store.claim(), Trigger.FAIL).created == ()
 
 
+def test_a_callback_has_an_end_callback_and_interruptions_of_its_own(store: InlineStore) -> None:
+    end = "https://app.example/_end?task=add"
+    store.accept(
+        1,
+        options=options(
+            Callback=CALLBACK,
+            Callback_Retries="0",
+            Callback_Failure_Callback=end,
+            Callback_Qtasks_End_Callback=end,
+            Callback_Qtasks_Interrupted_For="1h",
+        ),
+    )
+    [callback] = store.end(store.claim()).created
+    claim = store.claim()
+    assert claim.message.id == callback.id
+    assert claim.message.options.interrupted_for_ms == 3_600_000
+    [reported] = store.end(claim, Trigger.FAIL).created
+    assert (reported.url, told(store, reported.id)["sourceMessageId"]) == (end, callback.id)
+
+
 def test_what_the_source_hides_is_hidden_in_its_callback(store: InlineStore) -> None:
     store.accept(1, options=options(Callback=CALLBACK, Redact_Fields="header[X-A]"))
     [callback] = store.end(store.claim()).created

@@ -149,6 +149,26 @@ def test_the_name_of_a_task_is_read_from_its_url() -> None:
     assert shown(event(State.CREATED, b"", url=f"{BASE_URL}/send%20mail?x=1")).startswith("→  send mail         msg_")
 
 
+END = f"{BASE_URL}/_end?task=add&call=call_1"
+
+
+@pytest.mark.parametrize("state", [State.CREATED, State.ACTIVE, State.DELIVERED, State.CANCELED])
+def test_an_end_callback_that_arrives_is_no_line(state: State) -> None:
+    screen = FakeStream()
+    printer = EventPrinter(screen, base_url=BASE_URL)
+    printer.print_event(event(state, b"{}", url=END))
+    assert screen.text == ""
+    assert str(printer.tally) == "0 done, 0 retried, 0 failed"
+
+
+def test_an_end_callback_that_fails_is_shown_with_its_task_and_the_reason() -> None:
+    away = Failure("connection_refused", "connection refused")
+    again = event(State.RETRY, url=END, outcome=away, error=away.error, next_delivery_ms=START_MS + 1_000)
+    assert shown(again) == "↻  add               msg_..cdefgh  end callback  connection refused  retry in 1s"
+    dead = event(State.FAILED, url=END, outcome=answered(489, {"error": "no such call"}))
+    assert shown(dead) == "✗  add               msg_..cdefgh  end callback  no such call  kept in the dead letters"
+
+
 def test_what_came_of_it_is_counted() -> None:
     printer = EventPrinter(FakeStream())
     for state in (State.CREATED, State.RETRY, State.DELIVERED, State.DELIVERED, State.FAILED, State.CANCELED):

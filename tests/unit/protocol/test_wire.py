@@ -74,6 +74,8 @@ def options_of(depth: int) -> st.SearchStrategy[PublishOptions]:
         "flow_control": flows,
         "labels": st.lists(labels, max_size=4).map(tuple),
         "redact": redactions,
+        "end_callback": urls,
+        "interrupted_for_ms": st.integers(0, MAX_DELAY_MS),
     }
     if depth == wire.CALLBACK_DEPTH:
         fields["content_type"] = values.filter(bool)
@@ -81,8 +83,6 @@ def options_of(depth: int) -> st.SearchStrategy[PublishOptions]:
         fields["cron"] = trimmed
         fields["schedule_id"] = fields["queue"] = plain_names
         fields["call_id"] = call_ids
-        fields["end_callback"] = urls
-        fields["interrupted_for_ms"] = st.integers(0, MAX_DELAY_MS)
     options = st.fixed_dictionaries({}, optional=fields).map(lambda chosen: PublishOptions(**chosen))
     if depth == 0:
         return options
