@@ -54,6 +54,10 @@ def check_name(name: str) -> str:
             f"{name!r} is not a valid name for a task: 1 to 128 letters, digits, _ . -",
             fix='@tasks.task(name="...")',
         )
+    if name.startswith("_"):
+        raise DefinitionError(
+            f"{name!r} begins with _: such names are those of the framework", fix='@tasks.task(name="...")'
+        )
     return name
 
 

@@ -68,6 +68,10 @@ class CommonOptions(AttemptOptions, total=False):
     """URL to which the broker sends the response of every attempt; none by default."""
     failure_callback: str
     """URL to which the broker sends one message when the call has finally failed; none by default."""
+    interrupted_for: Span
+    """For how long interrupted attempts spend no retry (nothing listens, the connection is cut, the process drains); a
+    year at most, ``"0"``: they count at once. 24 hours by default, or the setting of the same name. Only on our broker;
+    the hosted service counts every attempt."""
     redact: bool
     """Hide the arguments in logs and dead letters; False by default. Deliveries carry them unchanged."""
 
@@ -195,6 +199,7 @@ def delivery_options(task: str, options: Mapping[str, Any]) -> DeliveryOptions:
         callback=_url(task, "callback", options.get("callback")),
         failure_callback=_url(task, "failure_callback", options.get("failure_callback")),
         redact=_redaction(task, options.get("redact")),
+        interrupted_for_ms=_span(task, "interrupted_for", options.get("interrupted_for"), MAX_DELAY_MS),
     )
     queue = _queue(task, options)
     expires = options.get("expires")

@@ -7,6 +7,7 @@ hold those of production.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, did_you_mean
 from qtasks.protocol import development, durations
 from qtasks.protocol.loopback import is_loopback_url
-from qtasks.protocol.messages import SigningKeys
+from qtasks.protocol.messages import MAX_DELAY_MS, SigningKeys
 from qtasks.tasks.dev_server import DevServer
 from qtasks.tasks.ports import Connection
 
@@ -39,6 +40,7 @@ MIN_SECRET = 32
 MAX_THREADS = 1000
 DEFAULT_THREADS = min(32, (os.cpu_count() or 1) + 4)
 DEFAULT_RESULT_TTL = "24h"
+DEFAULT_INTERRUPTED_FOR = "24h"
 
 ARGUMENT, ENVIRONMENT, EMBEDDED, DEFAULT = "argument", "environment", "embedded", "default"
 DEVELOPMENT = ".qtasks/dev.json"
@@ -80,6 +82,10 @@ class SettingsOverrides(TypedDict, total=False):
     result_ttl: str | float | timedelta
     """How long finished results are kept: ``"1h30m"``, seconds, or a timedelta. `QTASKS_RESULT_TTL`; 24 hours by
     default."""
+    interrupted_for: str | float | timedelta
+    """For how long interrupted attempts spend no retry (nothing listens, the connection is cut, the process drains), on
+    our broker: ``"1h30m"``, seconds, or a timedelta; a year at most. ``"0"``: they count at once.
+    `QTASKS_INTERRUPTED_FOR`; 24 hours by default."""
 
 
 VARIABLES: Mapping[str, str] = MappingProxyType(
@@ -95,11 +101,12 @@ VARIABLES: Mapping[str, str] = MappingProxyType(
         "secret_key": "QTASKS_SECRET_KEY",
         "allow_pickle": "QTASKS_ALLOW_PICKLE",
         "result_ttl": "QTASKS_RESULT_TTL",
+        "interrupted_for": "QTASKS_INTERRUPTED_FOR",
     }
 )
 
 
-SERVICE_INDEPENDENT = ("results", "threads", "result_ttl", "secret_key", "allow_pickle")
+SERVICE_INDEPENDENT = ("results", "threads", "result_ttl", "interrupted_for", "secret_key", "allow_pickle")
 """Settings that do not describe the service: they can be set with an embedded broker, too."""
 
 
@@ -118,6 +125,8 @@ class Settings:
     allow_pickle: bool = False
     threads: int
     result_ttl_ms: int
+    interrupted_for_ms: int
+    """For how long interrupted attempts spend no retry; 0: they count."""
     origins: Mapping[str, str] = field(default_factory=dict)
     """Field name to "argument", "environment", ".qtasks/dev.json", "QSTASH_DEV", "embedded" or "default"."""
     searched: tuple[str, ...] = ()
@@ -300,6 +309,16 @@ class _SettingsSources:
     def text(self, name: str) -> str | None:
         return str(self.values[name]) if name in self.values else None
 
+    def _span_ms(self, name: str, default: str, *, limit_ms: float = math.inf) -> int:
+        value = self.values.get(name, default)
+        try:
+            span_ms = durations.to_ms(value)  # type: ignore[arg-type]  # raises TypeError for any other type
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"{VARIABLES[name]} is {value!r}: {error}") from None
+        if span_ms > limit_ms:
+            raise ConfigurationError(f"{VARIABLES[name]} is {value!r}: expected a year at most")
+        return span_ms
+
     def settings(self, searched: tuple[str, ...] = ()) -> Settings:
         """Validate and convert every value. Raises ConfigurationError."""
         url, base_url = self.url("url"), self.url("base_url")
@@ -319,7 +338,8 @@ class _SettingsSources:
             secret_key=self.text("secret_key"),
             allow_pickle=_flag(self.values.get("allow_pickle", ""), VARIABLES["allow_pickle"]),
             threads=_thread_count(self.values.get("threads", DEFAULT_THREADS)),
-            result_ttl_ms=_result_ttl_ms(self.values.get("result_ttl", DEFAULT_RESULT_TTL)),
+            result_ttl_ms=self._span_ms("result_ttl", DEFAULT_RESULT_TTL),
+            interrupted_for_ms=self._span_ms("interrupted_for", DEFAULT_INTERRUPTED_FOR, limit_ms=MAX_DELAY_MS),
             origins=MappingProxyType(dict(self.origins)),
             searched=searched,
         )
@@ -382,10 +402,3 @@ def _thread_count(value: object) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_THREADS):
         raise ConfigurationError(f"QTASKS_THREADS is {value!r}; expected a number from 1 to {MAX_THREADS}")
     return int(text)
-
-
-def _result_ttl_ms(value: object) -> int:
-    try:
-        return durations.to_ms(value)  # type: ignore[arg-type]  # raises TypeError for any other type
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(f"QTASKS_RESULT_TTL is {value!r}: {error}") from None

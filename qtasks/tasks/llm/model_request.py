@@ -14,6 +14,7 @@ from qtasks.protocol.messages import Headers, PublishOptions, Redaction
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.llm.callback_url import CallbackQuery, Repair
+from qtasks.tasks.send.end_callback import LEAST_RETRIES, ending_at
 from qtasks.tasks.send.outgoing import Outgoing, StoredCall
 
 if TYPE_CHECKING:
@@ -74,12 +75,18 @@ class ModelRequest(CallHeaderMessage):
     repair: Repair | None = None
     """Set for the second request of a call."""
 
-    def addressed(self, base_url: str) -> tuple[str, PublishOptions]:
-        """See `Outgoing.addressed`."""
+    def addressed(self, base_url: str, *, interrupted_for_ms: int | None = None) -> tuple[str, PublishOptions]:
+        """See `Outgoing.addressed`.
+
+        The end callback reports only a cancel: a failure has its own callback. The end of a callback that fails itself,
+        for example because the process of the completion is killed, is reported by its failure callback.
+        """
         query = CallbackQuery(self.call_id, self.digest, self.repair)
         hides_call = self.options.redact is not None
         callback_options = replace(
             self.completion,
+            failure_callback=self.end_query.url(base_url),
+            failure_callback_options=LEAST_RETRIES,
             forward=self.header,
             # A callback contains the headers of the request and the answer to it.
             redact=Redaction(body=True, all_headers=hides_call) if self.authorization or hides_call else None,
@@ -93,7 +100,8 @@ class ModelRequest(CallHeaderMessage):
             failure_callback=f"{base_url}/{self.task}?{replace(query, failed=True).text()}",
             failure_callback_options=callback_options,
         )
-        return self.url, options
+        url = replace(self.end_query, is_request=True).url(base_url)
+        return self.url, ending_at(url, options, self.call_id, interrupted_for_ms=interrupted_for_ms)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +110,10 @@ class CallbackRedelivery(CallHeaderMessage):
 
     query: CallbackQuery
 
-    def addressed(self, base_url: str) -> tuple[str, PublishOptions]:
+    def addressed(self, base_url: str, *, interrupted_for_ms: int | None = None) -> tuple[str, PublishOptions]:
         """See `Outgoing.addressed`."""
-        return f"{base_url}/{self.task}?{self.query.text()}", replace(self.options, forward=self.header)
+        options = self.ending(base_url, self.options, interrupted_for_ms)
+        return f"{base_url}/{self.task}?{self.query.text()}", replace(options, forward=self.header)
 
 
 def encode(envelope: Envelope) -> str:

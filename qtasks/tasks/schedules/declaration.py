@@ -27,6 +27,7 @@ from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.options import TaskOptions
 from qtasks.tasks.schedules.recurrence import Zone
+from qtasks.tasks.send.end_callback import EndQuery, ending_at
 from qtasks.tasks.send.outgoing import Outgoing
 
 DECLARED, DYNAMIC = "qtasks-schedule", "qtasks-schedule-dynamic"
@@ -71,11 +72,18 @@ class DesiredSchedule:
     destination: str
     body: bytes = field(repr=False)
     options: PublishOptions
+    """What the code declares. The end callback is not a part of it: it never makes a schedule look changed."""
+    end_url: str = ""
+    """Where the ends of its calls are reported."""
 
     @property
     def id(self) -> str:
         """The schedule id at the service."""
         return self.options.schedule_id or ""
+
+    def sent(self, interrupted_for_ms: int) -> PublishOptions:
+        """The options that the service gets; `interrupted_for_ms` is for a task that does not set it."""
+        return ending_at(self.end_url, self.options, None, interrupted_for_ms=interrupted_for_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +177,8 @@ class ScheduleDeclaration:
         destination = f"{base_url}/{call.task}"
         kind_label, *other_labels = options.labels
         labels = (kind_label, f"{label_prefix(base_url)}{_fingerprint(destination, body, options)}", *other_labels)
-        return DesiredSchedule(self.title, destination, body, replace(options, labels=labels))
+        end_url = EndQuery(call.task).url(base_url)
+        return DesiredSchedule(self.title, destination, body, replace(options, labels=labels), end_url)
 
     def _error(self, text: str, *, fix: str | None = None) -> DefinitionError:
         return DefinitionError(f"schedule {self.title}: {text}", fix=fix, code=ErrorCode.OPTION_INVALID)

@@ -17,6 +17,7 @@ from qtasks.protocol.messages import DEFAULT_RETRIES, FlowControl
 from qtasks.tasks.schedules.declaration import DYNAMIC, DesiredSchedule
 from qtasks.tasks.schedules.existing_schedule import (
     check_owner,
+    failure_callback_of,
     flow_control_of,
     is_made_by_qtasks,
     labels_of,
@@ -126,7 +127,7 @@ def differences(desired: DesiredSchedule, existing: Schedule) -> tuple[str, ...]
             ("retry delay", existing.retry_delay_expression, options.retry_delay),
             ("queue", existing.queue, options.queue),
             ("callback", existing.callback, options.callback),
-            ("failure callback", existing.failure_callback, options.failure_callback),
+            ("failure callback", failure_callback_of(existing), options.failure_callback),
             ("limits", _limits_text(flow_control_of(existing)), _limits_text(options.flow_control)),
         )
         if existing_text != desired_text

@@ -16,6 +16,7 @@ from qtasks.errors import ConfigurationError, PayloadError
 from qtasks.protocol.messages import FlowControl, PublishOptions
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.schedules.declaration import DECLARED, DYNAMIC, identity, label_prefix, title
+from qtasks.tasks.send.end_callback import END_TASK
 from qtasks.tasks.send.outgoing import Outgoing
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def call_of(schedule: Schedule, base_url: str) -> Outgoing:
             retry_delay=schedule.retry_delay_expression,
             timeout_ms=envelope.timeout_ms,
             callback=schedule.callback,
-            failure_callback=schedule.failure_callback,
+            failure_callback=failure_callback_of(schedule),
             flow_control=flow_control_of(schedule),
             labels=tuple(label for label in labels_of(schedule) if not label.startswith(label_prefix(base_url))),
         ),
@@ -87,6 +88,13 @@ def labels_of(schedule: Schedule) -> Sequence[str]:
 def is_made_by_qtasks(schedule: Schedule) -> bool:
     """True if qtasks made the schedule, in any environment."""
     return not {DECLARED, DYNAMIC}.isdisjoint(labels_of(schedule))
+
+
+def failure_callback_of(schedule: Schedule) -> str | None:
+    """The failure callback that the user has chosen; None for that of the framework, which reports ends."""
+    url = schedule.failure_callback
+    base_url, _, _ = schedule.destination.rpartition("/")
+    return None if url is None or url.startswith(f"{base_url}/{END_TASK}?") else url
 
 
 def flow_control_of(schedule: Schedule) -> FlowControl | None:

@@ -240,7 +240,8 @@ def put(runtime: Runtime, desired: DesiredSchedule, *, paused: bool) -> None:
     from qtasks.qstash import schedule
 
     run, description = runtime.publisher().call, f"schedule {desired.title}"
-    run(schedule.create_raw(desired.destination, desired.body, desired.options), description)
+    options = desired.sent(runtime.settings().interrupted_for_ms)
+    run(schedule.create_raw(desired.destination, desired.body, options), description)
     if paused:
         run(schedule.pause(desired.id), description)
 

@@ -16,6 +16,7 @@ from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.results.backend import ResultRecord, ResultStatus
 from qtasks.tasks.results.unique import Unique
+from qtasks.tasks.send.end_callback import EndQuery, ending_at
 
 if TYPE_CHECKING:
     from typing import Self
@@ -81,9 +82,22 @@ class Outgoing:
         _ = self.body
         return self
 
-    def addressed(self, base_url: str) -> tuple[str, PublishOptions]:
-        """The destination and the options of the message, for a dispatcher at `base_url`."""
-        return f"{base_url}/{self.task}", self.options
+    def addressed(self, base_url: str, *, interrupted_for_ms: int | None = None) -> tuple[str, PublishOptions]:
+        """The destination and the options of the message, for a dispatcher at `base_url`.
+
+        `interrupted_for_ms` is for options that do not set it; None or 0: interrupted attempts count.
+        """
+        return f"{base_url}/{self.task}", self.ending(base_url, self.options, interrupted_for_ms)
+
+    def ending(self, base_url: str, options: PublishOptions, interrupted_for_ms: int | None) -> PublishOptions:
+        """`options` with the end callback of the call."""
+        url = self.end_query.url(base_url)
+        return ending_at(url, options, self.call_id, interrupted_for_ms=interrupted_for_ms)
+
+    @property
+    def end_query(self) -> EndQuery:
+        """What the URL of the end callback says about the call."""
+        return EndQuery(self.task, self.call_id, unique=self.envelope.unique)
 
     @property
     def carried(self) -> Mapping[str, str]:

@@ -18,6 +18,7 @@ from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.settings import Settings
 
 if TYPE_CHECKING:
+    from qtasks.protocol.messages import PublishOptions
     from qtasks.qstash import AsyncQStash, QStash, Retry
     from qtasks.qstash.conversation.operation import Operation
     from qtasks.qstash.conversation.transport import AsyncTransport, SyncTransport
@@ -54,6 +55,7 @@ class Publisher:
     ) -> None:
         self._url, self._token, self._base_url = settings.sender()
         self._origin = settings.origin("url")
+        self._interrupted_for_ms = settings.interrupted_for_ms
         self._timeout_s = NEAR_TIMEOUT_S if is_loopback_url(self._url) else FAR_TIMEOUT_S
         self._transport = transport
         self._async_transport = async_transport
@@ -65,7 +67,7 @@ class Publisher:
     def publish(self, message: Outgoing) -> PublishResponse:
         """Publish a call. Raises BrokerUnreachable, which says what was tried and what to start, or ApiError."""
         try:
-            client, (target, options) = self._opened(), message.addressed(self._base_url)
+            client, (target, options) = self._opened(), self._addressed(message)
             if message.queue is None:
                 return client.publish_raw(target, message.body, options)
             return client.enqueue_raw(message.queue, target, message.body, options)
@@ -77,7 +79,7 @@ class Publisher:
         if self._async_transport is None:
             return await self._in_thread(lambda: self.publish(message))
         try:
-            client, (target, options) = self._opened_async(self._async_transport), message.addressed(self._base_url)
+            client, (target, options) = self._opened_async(self._async_transport), self._addressed(message)
             if message.queue is None:
                 return await client.publish_raw(target, message.body, options)
             return await client.enqueue_raw(message.queue, target, message.body, options)
@@ -148,6 +150,9 @@ class Publisher:
             parts.append(functools.partial(_run_in_thread, async_client.close))
         close_all(*parts)
 
+    def _addressed(self, message: Outgoing) -> tuple[str, PublishOptions]:
+        return message.addressed(self._base_url, interrupted_for_ms=self._interrupted_for_ms)
+
     def _raw(self, messages: Sequence[Outgoing]) -> list[RawMessage]:
         """Calls as the client sends them."""
         # Imported here: a process that only runs tasks does not need the client.
@@ -155,7 +160,7 @@ class Publisher:
 
         raw: list[RawMessage] = []
         for message in messages:
-            target, options = message.addressed(self._base_url)
+            target, options = self._addressed(message)
             raw.append(RawMessage(destination=target, body=message.body, options=options, queue=message.queue))
         return raw
 
