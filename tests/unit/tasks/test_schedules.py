@@ -16,7 +16,7 @@ from qtasks import QTasks, RetryPolicy, Snooze, TaskContext, TaskRouter, injecte
 from qtasks.errors import ApiError, ArgumentsError, ConfigurationError, DefinitionError, ResultsDisabled
 from qtasks.llm import ChatMessage
 from qtasks.protocol import development
-from qtasks.tasks.schedules.declaration import identity, label_prefix
+from qtasks.tasks.schedules.declaration import DesiredSchedule, identity, label_prefix
 from qtasks.tasks.settings import HOSTED_URL
 from tests.support.simulated_broker import BASE_URL, SimulatedBroker
 from tests.support.tasks import application
@@ -253,6 +253,30 @@ def test_a_change_of_anything_else_leaves_the_id(broker: SimulatedBroker) -> Non
 
 
 # --- syncing
+
+
+def test_ends_of_runs_are_reported_and_a_schedule_without_that_is_not_changed_for_it(
+    tasks: QTasks, broker: SimulatedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @tasks.cron("0 9 * * *", retries=0)
+    def report() -> None: ...
+
+    @tasks.cron("0 9 * * *", failure_callback="https://example.com/failed")
+    def other() -> None: ...
+
+    with monkeypatch.context() as before:
+        before.setattr(DesiredSchedule, "sent", lambda desired, _: desired.options)
+        tasks.schedules.sync()
+    assert tasks.schedules.diff().in_sync
+    for schedule in broker.schedules:
+        broker.call(broker.service.call("DELETE", f"/v2/schedules/{schedule}"))
+    tasks.schedules.sync()
+    assert tasks.schedules.diff().in_sync
+    found = {schedule["destination"]: schedule["failureCallback"] for schedule in broker.schedules.values()}
+    assert found == {
+        f"{BASE_URL}/report": f"{BASE_URL}/_end?task=report",
+        f"{BASE_URL}/other": "https://example.com/failed",
+    }
 
 
 def test_a_sync_makes_what_is_declared_run(tasks: QTasks, broker: SimulatedBroker) -> None:
