@@ -60,6 +60,9 @@ INTERRUPTED_HEADER = "Qtasks-Interrupted"
 """On an answer of the dispatcher that ends no attempt: the process drains, or the call runs elsewhere. Its value says
 which."""
 
+ENDED_HEADER = "Qtasks-Ended"
+"""On an answer of the dispatcher that has ended a failed call: its hooks were called. Reports of the end show it."""
+
 
 class WireError(ValueError):
     """A request that cannot be accepted: a text for the caller that names the header, and the HTTP status to answer."""

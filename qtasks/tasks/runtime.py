@@ -25,6 +25,7 @@ from qtasks.tasks.results.open_backend import open_results
 from qtasks.tasks.results.writer import ResultWriter
 from qtasks.tasks.run.continuation import Continuation
 from qtasks.tasks.run.dispatcher import CallbackHandler, Dispatcher
+from qtasks.tasks.run.end_handler import EndHandler
 from qtasks.tasks.run.executor import AttemptExecutor
 from qtasks.tasks.run.run_middleware import RunMiddleware
 from qtasks.tasks.run.runner import Runner
@@ -294,6 +295,7 @@ class ApplicationRuntime:
                     base_url=base_url,
                     clock=self.clock,
                     callback_handler=self._callback_handler,
+                    end_handler=EndHandler(self.tasks, writer, None, self.clock),
                 )
             return self._dispatcher
 

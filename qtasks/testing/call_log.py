@@ -9,7 +9,7 @@ from typing import Any, Final
 from qtasks.broker.events import MessageEvent
 from qtasks.protocol.messages import Message, State
 from qtasks.tasks.task import Task
-from qtasks.testing.sent_call import Call, address_of, call_of
+from qtasks.testing.sent_call import Call, address_of, call_of, is_end_callback
 
 _ENDS: Final = frozenset({State.DELIVERED, State.FAILED, State.CANCELED})
 
@@ -59,6 +59,10 @@ class CallLog:
     def of_call(self, key: str) -> Call | None:
         """The call with that call id or message id; for a snoozed call the latest."""
         return self._by_id.get(key) or self._by_message.get(key)
+
+    def is_end_callback(self, message: Message) -> bool:
+        """True for a message that reports the end of a call."""
+        return is_end_callback(message.url, self._base_url)
 
     def due_ms(self, call: Call, cancelled: Container[str] = ()) -> int | None:
         """When the next attempt is due, Unix ms; None for an ended call. `cancelled` has ids of cancelled messages."""

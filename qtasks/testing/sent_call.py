@@ -15,6 +15,7 @@ from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.parameters import Values
 from qtasks.tasks.llm import callback_url, model_request
 from qtasks.tasks.results.task_result import TaskResult
+from qtasks.tasks.send.end_callback import END_TASK
 from qtasks.tasks.task import Task
 
 _SHOWN: Final = 200
@@ -125,9 +126,16 @@ class Address:
     call: str | None = None
 
 
+def is_end_callback(url: str, base_url: str) -> bool:
+    """True for the URL of a message that reports the end of a call. It runs like any other, and is no call."""
+    return url.startswith(f"{base_url}/{END_TASK}?")
+
+
 def address_of(message: Message, base_url: str) -> Address | None:
     """The address of a message that is a call or a part of one; None for a message to another service."""
     place, _, name = message.url.rpartition("/")
+    if is_end_callback(message.url, base_url):
+        return None
     if place == base_url:
         name, _, query = name.partition("?")
         return Address(name, callback_url.read(query).call_id if query else None)

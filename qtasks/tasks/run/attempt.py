@@ -75,6 +75,8 @@ class Attempt:
     """Id of the original request, if this delivery is the callback with its answer."""
     stored: StoredCall | None = None
     """The part of the call that was too large to travel with the message; stored in the result backend."""
+    flow_id: str | None = None
+    """Id of the flow that the call belongs to, for a delivery that does not carry the flow itself."""
     is_superseded: bool = False
     """True if another delivery reports the same: this one is acknowledged, and nothing is done."""
     is_brief: bool = False

@@ -235,6 +235,16 @@ class Decision:
         )
 
     @classmethod
+    def of_reported_failure(cls, note: str, *, notifies: bool) -> Decision:
+        """The broker reports that the call has failed for good; `notifies` is false if its hooks were called."""
+        return cls(
+            kind=DecisionKind.FAILED if notifies else DecisionKind.DISCARDED,
+            response=DispatchResponse.acknowledgement(),
+            status=ResultStatus.FAILED,
+            note=_shortened(note),
+        )
+
+    @classmethod
     def of_exception(
         cls,
         error: BaseException,

@@ -21,8 +21,10 @@ from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.run.attempt import Attempt, Delivery, context_of
 from qtasks.tasks.run.decision import DispatchResponse, error_text
+from qtasks.tasks.run.end_handler import EndHandler
 from qtasks.tasks.run.executor import AttemptExecutor
 from qtasks.tasks.run.run import Invoke, Run
+from qtasks.tasks.send.end_callback import END_TASK
 
 log = logging.getLogger("qtasks.dispatch")
 
@@ -47,7 +49,8 @@ class CallbackHandler(Protocol):
 class Dispatcher:
     """Answers the deliveries for `tasks`, whose URLs begin with `base_url`.
 
-    `callback_handler` is called for the first callback; None: no task here has callbacks.
+    `callback_handler` is called for the first callback; None: no task here has callbacks. `end_handler` reads reports
+    of ends; None: they are refused, as an unknown task is.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Dispatcher:
         base_url: str,
         clock: Clock,
         callback_handler: Callable[[], CallbackHandler] | None = None,
+        end_handler: EndHandler | None = None,
     ) -> None:
         self._tasks = tasks
         self._executor = executor
@@ -66,6 +70,7 @@ class Dispatcher:
         self._base_url = base_url
         self._clock = clock
         self._callback_handler = callback_handler
+        self._end_handler = end_handler
         # The embedded broker may change loops when an application starts, so two of them may count at once.
         self._count_lock = threading.Lock()
         self._running = 0
@@ -79,12 +84,12 @@ class Dispatcher:
             return self._untrusted(delivery, error)
         if self._drained is not None:
             return DispatchResponse.draining()
-        task = self._tasks.get(delivery.task)
-        if task is None:
+        is_end = delivery.task == END_TASK and self._end_handler is not None
+        if not is_end and delivery.task not in self._tasks:
             return self._unknown(delivery)
         self._count(1)
         try:
-            return await self._deliver(task, delivery, token, invoke)
+            return await self._deliver(delivery, token, invoke)
         finally:
             self._count(-1)
 
@@ -146,19 +151,20 @@ class Dispatcher:
             now_s=self._clock.now_ms() / 1000,
         )
 
-    async def _deliver(
-        self, task: BaseTask[..., Any], delivery: Delivery, token: str, invoke: Invoke | None
-    ) -> DispatchResponse:
+    async def _deliver(self, delivery: Delivery, token: str, invoke: Invoke | None) -> DispatchResponse:
         try:
-            attempt = await self._decode(task, delivery, invoke)
+            attempt = await self._decode(delivery, invoke)
         except PayloadError as error:
             return self._unreadable(delivery, error)
         if attempt.is_superseded:
             return DispatchResponse.acknowledgement()
         return await self._executor.execute(attempt, token)
 
-    async def _decode(self, task: BaseTask[..., Any], delivery: Delivery, invoke: Invoke | None) -> Attempt:
+    async def _decode(self, delivery: Delivery, invoke: Invoke | None) -> Attempt:
         """The attempt that a verified delivery starts. Raises PayloadError, TamperedError, UnknownVersionError."""
+        if delivery.task == END_TASK and self._end_handler is not None:
+            return self._end_handler.read(delivery)
+        task = self._tasks[delivery.task]
         if delivery.query:
             if self._callback_handler is None:
                 raise PayloadError(f"{task.name} has no callbacks, so its URL has no query")

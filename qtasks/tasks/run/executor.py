@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from qtasks.clock import Clock
 from qtasks.errors import QTasksError, ResultError
+from qtasks.protocol.headers import ENDED_HEADER
 from qtasks.randomness import Random
 from qtasks.tasks.context import CURRENT, RunLink, StopReason
 from qtasks.tasks.control import MAX_RETRY_AFTER_MS, REQUESTS, Snooze
@@ -163,10 +164,12 @@ class AttemptExecutor:
             spent_s, now_ms = self._clock.monotonic() - attempt.began_s, self._clock.now_ms()
             if decision.kind is not DecisionKind.REPUBLISHED:  # recorded before its message was sent
                 await self._record(attempt, decision, now_ms)
-            if attempt.envelope.flow:
+            if attempt.envelope.flow or attempt.flow_id is not None:
                 await self._continuation.abandon(attempt, decision)
             report(attempt, decision, spent_s)
             await notify((attempt.task.hooks, self._hooks), attempt, decision, self.runner.threads)
+            if decision.kind is DecisionKind.FAILED:
+                return decision.response.with_header(ENDED_HEADER, "true")
         if attempt.envelope.flow and decision.result is not None:
             return await self._continuation.send_next(attempt, decision.result, decision.response)
         return decision.response

@@ -11,6 +11,7 @@ from qtasks.broker.llm import echo, provider_fake
 from qtasks.broker.llm.provider_fake import ProviderFake
 from qtasks.broker.ports import DeliveryRequest, Failure, Transport
 from qtasks.protocol.messages import Response
+from qtasks.tasks.send.end_callback import END_TASK
 
 Send = Callable[[DeliveryRequest], Awaitable[Response | Failure]]
 Fault = Callable[[DeliveryRequest, Send], Awaitable[Response | Failure]]
@@ -49,6 +50,8 @@ class FaultyTransport:
         place, _, name = request.url.partition("?")[0].rpartition("/")
         if place != self._base_url:
             return await self._outside.send(request)
+        if name == END_TASK:  # no call: faults are for calls
+            return await self._application.send(request)
         order = next((each for each in self._orders if each.task in (None, name)), None)
         if order is None:
             return await self._application.send(request)

@@ -254,7 +254,11 @@ async def test_exceptions_have_a_fixed_answer(
     answer = await harness.deliver(task)
     assert answer.status == status
     assert error(answer) == (text, code)
-    headers = {500: (), 489: (("Upstash-NonRetryable-Error", "true"),), 503: (("Retry-After", "90"),)}
+    headers = {
+        500: (),
+        489: (("Upstash-NonRetryable-Error", "true"), ("Qtasks-Ended", "true")),
+        503: (("Retry-After", "90"),),
+    }
     assert answer.headers == headers[status]
 
 

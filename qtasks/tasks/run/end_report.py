@@ -1,0 +1,87 @@
+"""The body of an end callback, or of a failure callback: how a message ended, in the words of the broker. Pure.
+
+All of it is signed. What the message itself contained (`sourceBody`) is not read: the URL says which call it was.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qtasks.error_codes import ErrorCode
+from qtasks.errors import PayloadError
+from qtasks.protocol import strict_json
+from qtasks.protocol.headers import ENDED_HEADER
+from qtasks.protocol.messages import State
+
+MAX_ID = 128
+"""Largest number of characters of a message id."""
+
+_ENDS = (State.FAILED.value, State.CANCELED.value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndReport:
+    """How a message ended."""
+
+    message_id: str
+    is_cancelled: bool
+    attempt: int
+    """The number of the last attempt, from 1."""
+    retries: int
+    """How many attempts could follow the first."""
+    created_ms: int
+    """When the message was published: Unix milliseconds of the broker's clock."""
+    reason: str
+    """Why it failed: "TypeName: message"."""
+    is_known: bool
+    """True if the dispatcher has answered that it ended the call itself, hooks included."""
+
+
+def read_report(body: bytes) -> EndReport:
+    """Parse the body of an end callback. Raises PayloadError for a malformed one."""
+    try:
+        document: Any = strict_json.loads(body, big_integers=True)
+        message_id, retried, retries = (document[name] for name in ("sourceMessageId", "retried", "maxRetries"))
+        state = document.get("state", State.FAILED.value)
+        if type(retried) is not int or type(retries) is not int or state not in _ENDS:
+            raise TypeError("retried and maxRetries must be whole numbers, and state must be FAILED or CANCELED")
+        if not isinstance(message_id, str) or not 0 < len(message_id) <= MAX_ID:
+            raise TypeError("sourceMessageId must be a message id")
+        return EndReport(
+            message_id=message_id,
+            is_cancelled=state == State.CANCELED.value,
+            attempt=retried + 1,
+            retries=retries,
+            created_ms=int(document["createdAt"]),
+            reason=_reason(document),
+            is_known=ENDED_HEADER in document.get("header", {}),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise PayloadError(
+            f"the body is not an end callback: {type(error).__name__}: {error}", code=ErrorCode.CALLBACK_INVALID
+        ) from None
+
+
+def _reason(document: Mapping[str, Any]) -> str:
+    """The error in the last response if a dispatcher has sent it, else what the broker says."""
+    text = base64.b64decode(document.get("body", ""), validate=True)
+    if (error := dispatcher_error(text)) is not None:
+        return error
+    if document.get("error"):
+        return f"DeliveryFailed: {document['error']}"
+    status = document.get("status")
+    return f"DeliveryFailed: the last answer was {status}" if status else "DeliveryFailed: there was no answer"
+
+
+def dispatcher_error(body: bytes | str) -> str | None:
+    """The error in the response of a dispatcher, ``"TypeName: message"``; None for any other body."""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        return None
+    error = answer.get("error") if isinstance(answer, dict) and "code" in answer else None
+    return error if isinstance(error, str) else None
