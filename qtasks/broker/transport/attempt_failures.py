@@ -12,22 +12,19 @@ from __future__ import annotations
 
 import errno
 import re
-import socket
 from typing import Final
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError, PayloadEncodingError
 
 from qtasks.broker.ports import Failure
-from qtasks.broker.transport.resolver import DestinationBlockedError, LookupUnansweredError
+from qtasks.broker.transport.resolver import DestinationBlockedError, is_unanswered
 from qtasks.broker.transport.response import UnansweredError, UnusableError
 
 _SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL})
 """This machine has no descriptor, no memory, or no free port for a connection."""
 _UNREACHABLE: Final = frozenset({errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH})
 """The network says that there is no way to the endpoint."""
-_UNANSWERED_LOOKUP: Final = frozenset({socket.EAI_AGAIN, socket.EAI_MEMORY, socket.EAI_SYSTEM})
-"""Results of a name lookup that say nothing about the name."""
 _ODD: Final = re.compile(r"[^ -~]")
 
 
@@ -88,10 +85,7 @@ def _not_connected(failed: aiohttp.ClientConnectorError, place: str) -> Failure:
     if isinstance(error, DestinationBlockedError):
         return Failure("destination_blocked", str(error), final=True)
     if isinstance(failed, aiohttp.ClientConnectorDNSError):
-        silent = isinstance(error, LookupUnansweredError) or (
-            isinstance(error, socket.gaierror) and error.errno in _UNANSWERED_LOOKUP
-        )
-        return _lookup_failure(_reason(error), place, attempted=not silent)
+        return _lookup_failure(_reason(error), place, attempted=not is_unanswered(error))
     if error.errno == errno.ECONNREFUSED:
         return Failure("connection_refused", f"connection refused: nothing listens on {place}", interrupted=True)
     if error.errno == errno.ETIMEDOUT:

@@ -7,7 +7,7 @@ The endpoint belongs to a third party. It may be slow, broken or hostile, and mu
   its connection closed; so is every connection on which anything irregular was seen;
 * a request on a kept connection that the endpoint closes at that moment is sent once more, on a fresh connection;
 * no redirects, no cookies, no proxies from the environment, no credentials files: only the given request is sent;
-* host names are resolved here, immediately before connecting, and the destination policy checks every address. The
+* host names are resolved here, at most a second before connecting, and the destination policy checks every address. The
   connection goes to a checked address even if the name resolves to another one a moment later.
 
 aiohttp implements HTTP. It is configured to change nothing: it receives the URL in parts, with path and query as one
@@ -98,9 +98,8 @@ class HttpTransport:
         self._max_response = max_response
         self._connections = connections
         self._per_host = per_host
-        self._resolve = resolve
+        self._resolve = resolve or SystemResolver()
         self._tls = tls
-        self._system: SystemResolver | None = None
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
         """The session that keeps connections (False), and the one that opens each anew (True)."""
         self._closed = False
@@ -144,8 +143,6 @@ class HttpTransport:
         sessions, self._sessions = self._sessions, {}
         for session in sessions.values():
             await session.close()
-        if self._system is not None:
-            self._system.close()
 
     def _examine(self, url: str) -> _AllowedDestination | Failure:
         try:
@@ -170,8 +167,6 @@ class HttpTransport:
         return session
 
     def _new_session(self, *, fresh: bool) -> aiohttp.ClientSession:
-        if self._resolve is None:
-            self._resolve = self._system = SystemResolver()
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 resolver=CheckedResolver(self._policy, self._resolve),

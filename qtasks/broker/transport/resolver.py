@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Final
 
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -22,9 +24,21 @@ LOOKUP_TIMEOUT_S = 4.0
 MAX_ADDRESSES = 8
 """Addresses of one name to which a connection is tried; the policy checks all of them."""
 
-RESOLVER_THREADS = 16
-"""Concurrent name lookups. They block in the system's resolver, so they need threads and cannot be interrupted."""
+MAX_LOOKUPS = 256
+"""Lookups that may run at a time. Each blocks a thread in the system's resolver, which cannot be interrupted."""
+RESERVED_LOOKUPS = 64
+"""Of these, for names whose last lookup was answered."""
+MAX_SILENT_LOOKUPS = 16
+"""Of these, at most, for names whose last lookup was not answered."""
 
+CACHE_S = 1.0
+"""How long the addresses of a name are used again, seconds."""
+MAX_NAMES = 4096
+"""Names of which it is remembered whether their last lookup was answered."""
+
+
+_UNANSWERED: Final = frozenset({socket.EAI_AGAIN, socket.EAI_MEMORY, socket.EAI_SYSTEM})
+"""Results of a system call that say nothing about the name."""
 
 lookup_cut: Final[ContextVar[bool]] = ContextVar("lookup_cut", default=False)
 """True if a name lookup of this task was cancelled while it waited for its name server."""
@@ -100,33 +114,98 @@ def _is_on_this_machine(address: str, port: int) -> bool:
         return False
 
 
-class SystemResolver:
-    """The system's name lookup, in a thread pool of its own so that a dead name server blocks nothing else.
+@dataclass(frozen=True, slots=True)
+class _Lookup:
+    """A lookup in the system's resolver, and afterwards for a while its answer."""
 
-    Concurrent lookups of one name share one system call.
+    addresses: asyncio.Future[list[str]]
+    overdue_s: float
+    """When the name server should have answered, in the loop's time."""
+
+
+class SystemResolver:
+    """The system's name lookup, each in a thread of its own, so that no name waits for the name server of another.
+
+    Concurrent lookups of one name share one system call, and its answer is used for a second. A silent name server
+    keeps a thread for as long as the system waits for it, up to half a minute. Therefore names that were answered have
+    threads that no other name may take, and names known as silent have few. A lookup without a thread fails at once.
     """
 
-    def __init__(self, *, threads: int = RESOLVER_THREADS) -> None:
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="qtasks-resolve")
-        self._running: dict[str, asyncio.Future[list[str]]] = {}
+    def __init__(self, look_up: Callable[[str], list[str]] | None = None) -> None:
+        self._look_up = look_up or _look_up
+        self._lookups: dict[str, _Lookup] = {}
+        self._running: set[str] = set()
+        self._answered: dict[str, bool] = {}
+        """Whether the last lookup of a name was answered; the latest at the end."""
 
     async def __call__(self, host: str) -> list[str]:
-        """Addresses of `host` in the system's order of preference. Raises OSError."""
-        lookup = self._running.get(host)
+        """Addresses of `host` in the system's order of preference. Raises OSError; see LookupUnansweredError."""
+        loop = asyncio.get_running_loop()
+        lookup = self._lookups.get(host)
         if lookup is None:
-            lookup = asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host)
-            self._running[host] = lookup
-            lookup.add_done_callback(lambda done: self._finish(host, done))
-        return await asyncio.shield(lookup)
+            lookup = self._start(host, loop)
+        elif not lookup.addresses.done() and loop.time() >= lookup.overdue_s:
+            raise LookupUnansweredError("its name server does not answer")
+        return await asyncio.shield(lookup.addresses)
 
-    def close(self) -> None:
-        """Start no further lookup. Running lookups end by themselves."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+    def _start(self, host: str, loop: asyncio.AbstractEventLoop) -> _Lookup:
+        answered = self._answered.get(host)
+        limit = MAX_LOOKUPS if answered else MAX_LOOKUPS - RESERVED_LOOKUPS
+        silent = sum(self._answered.get(running) is False for running in self._running)
+        if len(self._running) >= limit or (answered is False and silent >= MAX_SILENT_LOOKUPS):
+            raise LookupUnansweredError("too many name lookups wait for an answer")
+        # A daemon: a thread that waits for a name server must not hold up the end of the process.
+        thread = threading.Thread(target=self._run, args=(host, loop), name="qtasks-lookup", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise LookupUnansweredError(f"no thread for the name lookup: {error}") from error
+        self._running.add(host)
+        lookup = self._lookups[host] = _Lookup(loop.create_future(), loop.time() + LOOKUP_TIMEOUT_S)
+        loop.call_later(LOOKUP_TIMEOUT_S, self._expire, host, lookup)
+        return lookup
 
-    def _finish(self, host: str, lookup: asyncio.Future[list[str]]) -> None:
-        del self._running[host]
-        if not lookup.cancelled():
-            lookup.exception()  # retrieved here, because every waiting attempt may have ended
+    def _run(self, host: str, loop: asyncio.AbstractEventLoop) -> None:
+        """In the thread: look `host` up and hand the result to the loop, if it still runs."""
+        result: list[str] | OSError
+        try:
+            result = self._look_up(host)
+        except OSError as error:
+            result = error
+        except Exception as error:
+            result = OSError(f"{type(error).__name__}: {error}")
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._finish, host, result)
+
+    def _finish(self, host: str, result: list[str] | OSError) -> None:
+        self._running.discard(host)
+        lookup = self._lookups[host]
+        if isinstance(result, OSError):
+            del self._lookups[host]
+            self._note(host, is_answered=not is_unanswered(result))
+            lookup.addresses.set_exception(result)
+            lookup.addresses.exception()  # retrieved here, because every waiting attempt may have ended
+        else:
+            self._note(host, is_answered=True)
+            lookup.addresses.set_result(result)
+            asyncio.get_running_loop().call_later(CACHE_S, self._lookups.pop, host)
+
+    def _expire(self, host: str, lookup: _Lookup) -> None:
+        if not lookup.addresses.done():
+            self._note(host, is_answered=False)
+
+    def _note(self, host: str, *, is_answered: bool) -> None:
+        self._answered.pop(host, None)
+        self._answered[host] = is_answered
+        if len(self._answered) > MAX_NAMES:
+            del self._answered[next(iter(self._answered))]
+
+
+def is_unanswered(error: OSError) -> bool:
+    """True if a lookup failed without an answer: the error says nothing about the name."""
+    return isinstance(error, LookupUnansweredError) or (
+        isinstance(error, socket.gaierror) and error.errno in _UNANSWERED
+    )
 
 
 def _look_up(host: str) -> list[str]:
