@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Coroutine
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from qtasks.broker.transport.in_process import AsgiApp, AsgiTransport
 
 T = TypeVar("T")
+
+log = logging.getLogger("qtasks.embedded")
 
 ORIGIN: Final = "http://qtasks.internal"
 """Origin of the URLs of the application; requests to it never leave the process."""
@@ -98,8 +101,18 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self.loop = new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+
+    def _run(self) -> None:
+        """Run the loop until it is stopped. asyncio also ends it when one of these two leaves an asyncio task."""
+        while True:
+            try:
+                self.loop.run_forever()
+            except (KeyboardInterrupt, SystemExit):
+                log.exception("the event loop of %s goes on after an exception", self._thread.name)
+            else:
+                return
 
     def call(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
         """Run `work` on the loop and wait for it."""

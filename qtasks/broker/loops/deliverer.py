@@ -236,7 +236,9 @@ class Deliverer:
                 raise
             # The transport was cancelled, not this attempt: for example, the application's event loop has ended.
             return Failure("connection_lost", "the attempt was cancelled by the other side")
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise  # the broker itself ends
+        except BaseException as error:
             log.exception("message %s could not be sent", message.id)
             return Failure("connection_lost", f"the attempt failed inside the broker: {type(error).__name__}")
 

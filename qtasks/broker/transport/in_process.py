@@ -86,7 +86,12 @@ class _AsgiExchange:
     async def run(self, app: AsgiApp) -> Response | Failure:
         try:
             await app(self._scope(), self._receive, self._send)
-        except Exception as error:
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is None or current.cancelling():
+                raise
+            return Failure("connection_lost", "the application cancelled itself")
+        except BaseException as error:  # it must reach neither the application's event loop nor the broker's
             return Failure("connection_lost", f"the application failed: {type(error).__name__}: {error}"[:2000])
         if self._status is None:
             return Failure("bad_response", "the application ended without a response")

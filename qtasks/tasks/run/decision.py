@@ -258,8 +258,8 @@ class Decision:
     ) -> Decision:
         """What an exception of the task means. `note` is its text without secrets; `fraction`, 0 to 1, is for jitter.
 
-        Every exception that is not a request of the task counts as a failure, `asyncio.CancelledError` and `SystemExit`
-        too: an ``except Exception`` somewhere must not turn them into a success.
+        Every exception that is not a request of the task counts as a failure, also one that is no `Exception`: the
+        panic of a Rust extension, `SystemExit`, `asyncio.CancelledError`.
         """
         if isinstance(error, Cancel):
             return cls.cancelled(str(error) or "the task cancelled it")

@@ -6,11 +6,13 @@ import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from qtasks.clock import Clock
 from qtasks.errors import QTasksError, ResultError
 from qtasks.protocol.headers import ENDED_HEADER
 from qtasks.randomness import Random
+from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.context import CURRENT, RunLink, StopReason
 from qtasks.tasks.control import MAX_RETRY_AFTER_MS, REQUESTS, Snooze
 from qtasks.tasks.hooks import Hooks
@@ -21,6 +23,7 @@ from qtasks.tasks.run.continuation import RETRY_AFTER_MS, Continuation
 from qtasks.tasks.run.decision import Decision, DecisionKind, DispatchResponse, error_text, unwrapped
 from qtasks.tasks.run.lease import RunLeases
 from qtasks.tasks.run.notify import notify
+from qtasks.tasks.run.outside import comes_from_outside, running_task
 from qtasks.tasks.run.report import report
 from qtasks.tasks.run.run import Run
 from qtasks.tasks.run.runner import Runner
@@ -81,7 +84,19 @@ class AttemptExecutor:
             link.stop(StopReason.DRAIN)
 
     async def _decide(self, attempt: Attempt) -> Decision:
-        """Decode the arguments, run the function, and decide what its end means."""
+        """Decode the arguments, run the function, and decide what its end means.
+
+        Whatever is raised on the way is a failure of the attempt, like an exception of the function.
+        """
+        running = running_task()
+        try:
+            return await self._decode_and_run(attempt)
+        except BaseException as raised:
+            if comes_from_outside(raised, running):
+                raise
+            return self._failed(attempt, attempt.task, unwrapped(raised))
+
+    async def _decode_and_run(self, attempt: Attempt) -> Decision:
         now_ms, attempt.began_s = self._clock.now_ms(), self._clock.monotonic()
         expires_ms = attempt.envelope.expires_ms
         if expires_ms is not None and now_ms > expires_ms and attempt.can_expire:
@@ -96,15 +111,16 @@ class AttemptExecutor:
 
     async def run(self, attempt: Attempt, run: Run) -> Decision:
         """Run the function of a call and decide what its end means."""
-        attempt.arguments = run.values
+        attempt.arguments, running = run.values, running_task()
         try:
             with self._announced(attempt), tracing.continued(run.context):
                 value = await self.runner.in_time(run, attempt.invoke)
                 follow_up = run.task.follow_up(run.envelope, run.context.call_id, value)
-        except (Exception, BaseExceptionGroup, SystemExit, asyncio.CancelledError) as raised:
-            if isinstance(raised, asyncio.CancelledError) and _is_being_cancelled():
-                run.context.link.stop(StopReason.DRAIN)
-                await self._conclude(attempt, Decision.interrupted())
+        except BaseException as raised:
+            if comes_from_outside(raised, running, in_thread=not run.task.is_async):
+                if isinstance(raised, asyncio.CancelledError):
+                    run.context.link.stop(StopReason.DRAIN)
+                    await self._conclude(attempt, Decision.interrupted())
                 raise
             return await self._raised(attempt, run, unwrapped(raised))
         if follow_up is not None:
@@ -143,18 +159,22 @@ class AttemptExecutor:
             return Decision.interrupted()
         if stopped_for is StopReason.CANCEL:
             return Decision.cancelled("it was cancelled while it ran")
-        attempt.error = error
-        note = self._without_secrets(error_text(error))
         if isinstance(error, Snooze):
+            attempt.error, note = error, self._without_secrets(error_text(error))
             after_ms = min(error.delay_ms, MAX_RETRY_AFTER_MS)
             return await self.republish(attempt, run.again(error.delay_ms), note, action="snoozed", after_ms=after_ms)
+        return self._failed(attempt, run.task, error)
+
+    def _failed(self, attempt: Attempt, task: BaseTask[..., Any], error: BaseException) -> Decision:
+        """What an exception of `task` means, which the attempt runs."""
+        attempt.error = error
         return Decision.of_exception(
             error,
-            note,
-            run.context,
-            run.task.retry_policy,
-            retry_delay=run.envelope.retry_delay,
-            jitter=run.envelope.jitter,
+            self._without_secrets(error_text(error)),
+            attempt.context,
+            task.retry_policy,
+            retry_delay=attempt.envelope.retry_delay,
+            jitter=attempt.envelope.jitter,
             fraction=self._random.fraction(),
         )
 
@@ -225,9 +245,3 @@ class AttemptExecutor:
         """Write the last results and release the threads, without waiting for tasks that still run. Idempotent."""
         self.runner.close()
         self._writer.close()
-
-
-def _is_being_cancelled() -> bool:
-    """True if this asyncio task is being cancelled, as opposed to a function that raised CancelledError itself."""
-    current = asyncio.current_task()
-    return current is not None and current.cancelling() > 0

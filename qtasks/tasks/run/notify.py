@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Sequence
 from qtasks.tasks.hooks import Hook, Hooks
 from qtasks.tasks.run.attempt import Attempt
 from qtasks.tasks.run.decision import Decision, DecisionKind
+from qtasks.tasks.run.outside import comes_from_outside, running_task
 from qtasks.tasks.run.thread_pool import ThreadPool
 
 log = logging.getLogger("qtasks.hooks")
@@ -22,16 +23,19 @@ async def notify(hooks: Sequence[Hooks], attempt: Attempt, decision: Decision, t
     due = _hooks_for(hooks, decision.kind)
     if not due:
         return
-    event = attempt.event(decision)
+    event, running = attempt.event(decision), running_task()
     for hook in due:
+        is_async = inspect.iscoroutinefunction(hook)
         try:
-            if inspect.iscoroutinefunction(hook):
+            if is_async:
                 await hook(event)
             else:
                 value = await threads.run(lambda hook=hook: hook(event))  # type: ignore[misc]  # bound now, not later
                 if isinstance(value, Awaitable):
                     await value
-        except Exception:
+        except BaseException as error:
+            if comes_from_outside(error, running, in_thread=not is_async):
+                raise
             fields = {"action": "hook_failed", "task": event.context.task, "call_id": event.context.call_id}
             log.exception("a hook of %s failed", event.context.task, extra=fields)
 

@@ -581,12 +581,17 @@ async def test_a_damaged_message_is_set_aside_and_its_neighbours_are_delivered(b
     assert rows == [(claim.CORRUPT,)]
 
 
+class Panic(BaseException):
+    """An exception that is no `Exception`, like the panic of a Rust extension."""
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("a fault of our own"), Panic("index out of bounds")])
 async def test_a_transport_that_raises_costs_an_attempt_and_not_the_message(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+    bench: Bench, caplog: pytest.LogCaptureFixture, fault: BaseException
 ) -> None:
     def broken(request: DeliveryRequest) -> Response | Failure:
         bench.transport.answer = lambda request: OK
-        raise RuntimeError("a fault of our own")
+        raise fault
 
     bench.transport.answer = broken
     await bench.publish(options=PublishOptions(retry_delay="0"))

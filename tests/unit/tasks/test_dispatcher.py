@@ -109,6 +109,10 @@ def hidden_coroutine() -> Any:
 def broken(session: threading.Thread) -> None: ...
 
 
+class Panic(BaseException):
+    """An exception that is no `Exception`, like the panic of a Rust extension."""
+
+
 class Harness:
     """A dispatcher with results in memory and a clock that stands still."""
 
@@ -234,6 +238,8 @@ async def test_a_body_without_an_id_has_one_of_its_message(harness: Harness) -> 
         (ValueError("no"), 500, "ValueError: no", "QT407"),
         (KeyError(), 500, "KeyError", "QT407"),
         (SystemExit(3), 500, "SystemExit: 3", "QT407"),
+        (GeneratorExit(), 500, "GeneratorExit", "QT407"),
+        (Panic("index out of bounds"), 500, "Panic: index out of bounds", "QT407"),
         (StopIteration(3), 500, "RuntimeError: coroutine raised StopIteration", "QT407"),  # Python's own translation
         (asyncio.CancelledError(), 500, "CancelledError", "QT407"),
         (TimeoutError("slow"), 500, "TimeoutError: slow", "QT407"),
