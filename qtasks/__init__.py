@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from qtasks.tasks.hooks import TaskEvent as TaskEvent
     from qtasks.tasks.progress import Progress as Progress
     from qtasks.tasks.registry import TaskRouter as TaskRouter
+    from qtasks.tasks.results.group_result import GroupResult as GroupResult
     from qtasks.tasks.results.task_result import TaskResult as TaskResult
     from qtasks.tasks.retries import RetryPolicy as RetryPolicy
     from qtasks.tasks.schedules.task_schedule import TaskSchedule as TaskSchedule
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Cancel",
     "Embedded",
+    "GroupResult",
     "NonRetryable",
     "Progress",
     "QTasks",
@@ -61,6 +63,7 @@ __all__ = [
 _MODULES = {
     "Cancel": "qtasks.tasks.control",
     "Embedded": "qtasks.embedded",
+    "GroupResult": "qtasks.tasks.results.group_result",
     "NonRetryable": "qtasks.tasks.control",
     "Progress": "qtasks.tasks.progress",
     "QTasks": "qtasks.tasks.app",

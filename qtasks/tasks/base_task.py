@@ -168,8 +168,12 @@ class BaseTask(Generic[P, R]):
     def for_flow(self) -> DeliveryOptions:
         """The options of a step of a flow. Raises DefinitionError for an option that a step cannot have."""
         if self.delivery_options.unique:
-            raise DefinitionError(f"{self.name}: a call in a flow cannot be unique", code=ErrorCode.FLOW_INVALID)
+            raise self.not_unique_in_flow()
         return self.delivery_options
+
+    def not_unique_in_flow(self) -> DefinitionError:
+        """The error for a unique call in a flow: if an earlier call took its place, the flow would never go on."""
+        return DefinitionError(f"{self.name}: a call in a flow cannot be unique", code=ErrorCode.FLOW_INVALID)
 
     def follow_up(self, envelope: Envelope, call_id: str, value: Any) -> Outgoing | None:  # noqa: ARG002
         """The follow-up message if the call continues after its function returned; None if `value` is the result."""

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
 from qtasks import (
+    GroupResult,
     Progress,
     QTasks,
     RetryPolicy,
@@ -139,6 +140,8 @@ def options() -> None:
     add.using(retries=RetryPolicy(max=3, on=OSError), expires="1h")
     assert_type(add.s(1).delay(), TaskResult[int])
     assert_type(chain(add.s(1) | add.s(2), add.si(1, 2)), Chain)
+    assert_type(group(add.s(1) | add.s(2), group(add.s(1))).using(countdown=5).delay(), GroupResult)
+    assert_type(chain(add.s(1), add.s(2)).using(delay="1m", expires="1h").delay(), TaskResult[Any])
     assert_type(chord(group(add.s(n) for n in range(3)), add.s()).delay(), TaskResult[Any])
     takes_any(add)
     takes_any(greet)

@@ -1,8 +1,9 @@
 """Calls that follow one another: ``chain(fetch.s(url) | parse.s() | group(store.s(1), store.s(2)) | report.s())``.
 
 A call carries what follows it in its signed body. The dispatcher that has run the call sends the next one before it
-answers the broker. A group that something follows is a chord: each call of the group reads the results of the others
-when it ends, and the last one continues, so there is no counter that a duplicate or a failure could falsify.
+answers the broker. A group that something follows is a chord: each call that ends a member of the group reads the
+results of the others when it ends, and the last one continues, so there is no counter that a duplicate or a failure
+could falsify. A member of a group is a call, a chain or another group.
 
 A flow ends in one call, and one handle stands for it. If a call of the flow fails for good, every later call is marked
 as failed, with the name of the call that failed.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, Unpack
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
@@ -20,7 +21,9 @@ from qtasks.protocol import wire
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.pickling import Purpose
-from qtasks.tasks.flow.steps import Step, derived, following, in_group
+from qtasks.tasks.flow.flow_times import AT_ONCE, FlowOptions, FlowTimes, earliest
+from qtasks.tasks.flow.steps import Step, last_of, placed, starting
+from qtasks.tasks.results.group_result import GroupResult
 from qtasks.tasks.results.task_result import TaskResult
 from qtasks.tasks.send.batch import Batch
 from qtasks.tasks.send.outgoing import Outgoing
@@ -49,8 +52,29 @@ class Signature(Generic[R]):
         """As `delay`, without blocking the event loop."""
         return await self.task.adelay(*self.args, **self.kwargs)
 
-    def step(self, now_ms: int, call_id: str) -> Step:
-        """The call as a step with the id `call_id`. Raises DefinitionError, ArgumentsError for what cannot travel."""
+    def start(self, times: FlowTimes) -> TaskResult[R]:
+        """Queue the call as a member of a group with these options."""
+        return self._at(times).delay(*self.args, **self.kwargs)
+
+    async def astart(self, times: FlowTimes) -> TaskResult[R]:
+        """As `start`, without blocking the event loop."""
+        return await self._at(times).adelay(*self.args, **self.kwargs)
+
+    def _at(self, times: FlowTimes) -> BaseTask[..., R]:
+        return times.first(self.task, self.task.runtime.now_ms()) if times.options else self.task
+
+    def first_call(self, times: FlowTimes, call_id: str, flow: Mapping[str, Any]) -> Outgoing:
+        """The call as the first one of a flow; `flow` follows it. Raises as `Task.delay`, and DefinitionError."""
+        message = self._at(times).message(self.args, self.kwargs, call_id)
+        if message.unique is not None:
+            raise self.task.not_unique_in_flow()
+        return replace(message, envelope=replace(message.envelope, flow=flow))
+
+    def step(self, now_ms: int, call_id: str, expires_ms: int | None) -> Step:
+        """The call as a step with the id `call_id`, in a flow that expires at `expires_ms`.
+
+        Raises DefinitionError, ArgumentsError for what cannot travel.
+        """
         delivery = self.task.for_flow()
         arguments: dict[str, Any] = {"args": self.args, "kwargs": self.kwargs}
         if delivery.pickled:
@@ -65,7 +89,7 @@ class Signature(Generic[R]):
             queue=delivery.queue,
             options=dict(wire.write(delivery.publish)),
             retries=delivery.retries,
-            expires_ms=delivery.expires_ms(now_ms),
+            expires_ms=earliest(delivery.expires_ms(now_ms), expires_ms),
             jitter=delivery.jitter,
             **arguments,
         )
@@ -73,22 +97,40 @@ class Signature(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Calls that are made at once. What follows the group in a chain gets the list of their results, in order."""
+    """Calls, chains and groups that start at once. What follows the group in a chain gets the list of their results.
 
-    members: tuple[Signature[Any], ...]
+    The results are in order; that of a member that ends with a group is a list itself.
+    """
+
+    members: tuple[Signature[Any] | Group | Chain, ...]
+    times: FlowTimes = AT_ONCE
 
     def __or__(self, other: Signature[Any] | Group | Chain) -> Chain:
         return chain(self, other)
 
-    def delay(self) -> list[TaskResult[Any]]:
-        """Queue the calls in one request. Returns a handle on each."""
-        with Batch(self.members[0].task.runtime):
-            return [member.delay() for member in self.members]
+    def using(self, **options: Unpack[FlowOptions]) -> Group:
+        """Return the same group with options for the whole of it. Raises DefinitionError for an option not valid."""
+        return replace(self, times=self.times.using("group", options))
 
-    async def adelay(self) -> list[TaskResult[Any]]:
+    def delay(self) -> GroupResult:
+        """Start the members in one request. Returns the handle on all of them."""
+        return self.start(self.times)
+
+    async def adelay(self) -> GroupResult:
         """As `delay`, without blocking the event loop."""
-        async with Batch(self.members[0].task.runtime):
-            return [await member.adelay() for member in self.members]
+        return await self.astart(self.times)
+
+    def start(self, times: FlowTimes) -> GroupResult:
+        """As `delay`, with the options of the group that this one is a member of."""
+        runtime = _first_task(self).runtime
+        with Batch(runtime, joins=True):
+            return GroupResult(runtime, [member.start(times) for member in self.members])
+
+    async def astart(self, times: FlowTimes) -> GroupResult:
+        """As `start`, without blocking the event loop."""
+        runtime = _first_task(self).runtime
+        async with Batch(runtime, joins=True):
+            return GroupResult(runtime, [await member.astart(times) for member in self.members])
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,25 +138,41 @@ class Chain:
     """Calls in sequence: each gets the result of the call before it as its first argument."""
 
     nodes: tuple[Signature[Any] | Group, ...]
+    times: FlowTimes = AT_ONCE
 
     def __or__(self, other: Signature[Any] | Group | Chain) -> Chain:
         return chain(self, other)
+
+    def using(self, **options: Unpack[FlowOptions]) -> Chain:
+        """Return the same chain with options for the whole of it. Raises DefinitionError for an option not valid.
+
+        ``chain(fetch.s(url), parse.s()).using(countdown="10m", expires="2h").delay()``
+        """
+        return replace(self, times=self.times.using("chain", options))
 
     def delay(self) -> TaskResult[Any]:
         """Start the chain. Returns the handle on its last call.
 
         Raises as `Task.delay`, and ResultsDisabled for a chain with a group in it if no result backend is configured.
         """
-        calls, handle = self._ready()
-        with Batch(self._last.task.runtime):
+        return self.start(self.times)
+
+    async def adelay(self) -> TaskResult[Any]:
+        """As `delay`, without blocking the event loop."""
+        return await self.astart(self.times)
+
+    def start(self, times: FlowTimes) -> TaskResult[Any]:
+        """As `delay`, with the options of the group that the chain is a member of."""
+        calls, handle = self._ready(times)
+        with Batch(self._last.task.runtime, joins=True):
             for task, message in calls:
                 task.send(message)
         return handle
 
-    async def adelay(self) -> TaskResult[Any]:
-        """As `delay`, without blocking the event loop."""
-        calls, handle = self._ready()
-        async with Batch(self._last.task.runtime):
+    async def astart(self, times: FlowTimes) -> TaskResult[Any]:
+        """As `start`, without blocking the event loop."""
+        calls, handle = self._ready(times)
+        async with Batch(self._last.task.runtime, joins=True):
             for task, message in calls:
                 await task.asend(message)
         return handle
@@ -130,61 +188,92 @@ class Chain:
             )
         return last
 
-    def _ready(self) -> tuple[list[tuple[BaseTask[..., Any], Outgoing]], TaskResult[Any]]:
+    def _ready(self, times: FlowTimes) -> tuple[list[tuple[BaseTask[..., Any], Outgoing]], TaskResult[Any]]:
         """The calls that start the chain, and the handle on the last one."""
-        last, (first, *rest) = self._last, self.nodes
-        runtime = last.task.runtime
+        last, runtime = self._last, self._last.task.runtime
         if any(isinstance(node, Group) for node in self.nodes):
             runtime.results()
-        now_ms = runtime.now_ms()
-        end = start = envelopes.new_call_id()
-        then: list[Any] = []
-        for node in rest:
-            end = derived(end, "then")
-            then.append(_later_json(node, now_ms, end))
-        if isinstance(first, Signature):
-            calls = [_first_call(first, start, following(then))]
-        else:
-            flow = in_group(start, len(first.members), then)
-            calls = [
-                _first_call(member, derived(start, str(place)), flow) for place, member in enumerate(first.members)
-            ]
-        return calls, last.task.result(end)
+        now_ms, start_id = runtime.now_ms(), envelopes.new_call_id()
+        expires_ms = times.expires_ms(now_ms)
+        sequence = placed(
+            _sequence(self),
+            start_id,
+            first=lambda signature, _: signature,
+            later=lambda signature, call_id: signature.step(now_ms, call_id, expires_ms).to_json(),
+        )
+        calls = [
+            (signature.task, signature.first_call(times, call_id, flow))
+            for signature, call_id, flow in starting(sequence, start_id, {})
+        ]
+        return calls, last.task.result(last_of(start_id, len(self.nodes)))
 
 
 def chain(*parts: Signature[Any] | Group | Chain) -> Chain:
     """Run calls in sequence. A chain among `parts` is flattened, so ``a | b | c`` is one chain of three calls."""
-    nodes = tuple(node for part in parts for node in (part.nodes if isinstance(part, Chain) else (part,)))
-    if not nodes:
-        raise DefinitionError("a chain needs at least one call", code=ErrorCode.FLOW_INVALID)
-    return Chain(nodes)
+    _check(parts, "a chain")
+    return Chain(tuple(node for part in parts for node in (part.nodes if isinstance(part, Chain) else (part,))))
 
 
-def group(*members: Signature[Any] | Iterable[Signature[Any]]) -> Group:
-    """Run calls at once: ``group(a.s(1), a.s(2))`` or ``group(a.s(n) for n in range(9))``."""
-    flat = tuple(member for part in members for member in ((part,) if isinstance(part, Signature) else part))
-    for member in flat:
-        if not isinstance(member, Signature):
-            raise DefinitionError(f"a group takes single calls, not {member!r}", code=ErrorCode.FLOW_INVALID)
-    if not flat:
-        raise DefinitionError("a group needs at least one call", code=ErrorCode.FLOW_INVALID)
-    return Group(flat)
+def group(
+    *members: Signature[Any] | Group | Chain | Iterable[Signature[Any] | Group | Chain],
+) -> Group:
+    """Run calls at once: ``group(a.s(1), a.s(2))`` or ``group(a.s(n) for n in range(9))``.
+
+    A member may be a chain or another group: ``group(a.s(1) | b.s(), group(c.s(), d.s()))``.
+    """
+    parts = tuple(
+        part
+        for member in members
+        for part in ((member,) if isinstance(member, (Signature, Group, Chain)) else _iterated(member))
+    )
+    _check(parts, "a group")
+    return Group(parts)
 
 
-def chord(members: Group | Iterable[Signature[Any]], body: Signature[Any] | Chain) -> Chain:
+def chord(members: Group | Iterable[Signature[Any] | Group | Chain], body: Signature[Any] | Chain) -> Chain:
     """Run `body` after all of `members`, with the list of their results: the same as ``group(...) | body``."""
     return chain(members if isinstance(members, Group) else group(*members), body)
 
 
-def _later_json(node: Signature[Any] | Group, now_ms: int, call_id: str) -> Any:
-    """A later call or group as JSON."""
-    if isinstance(node, Signature):
-        return node.step(now_ms, call_id).to_json()
-    return [member.step(now_ms, derived(call_id, str(place))).to_json() for place, member in enumerate(node.members)]
+def _iterated(members: Any) -> Iterable[Any]:
+    """Members in one argument; what is no iterable is refused later, with its name."""
+    return members if isinstance(members, Iterable) and not isinstance(members, BaseTask) else (members,)
 
 
-def _first_call(
-    signature: Signature[Any], call_id: str, flow: Mapping[str, Any]
-) -> tuple[BaseTask[..., Any], Outgoing]:
-    message = signature.task.message(signature.args, signature.kwargs, call_id)
-    return signature.task, replace(message, envelope=replace(message.envelope, flow=flow))
+def _check(parts: Iterable[object], flow: str) -> None:
+    """Raise DefinitionError for parts that `flow` cannot have."""
+    empty = True
+    for part in parts:
+        empty = False
+        if not isinstance(part, (Signature, Group, Chain)):
+            raise DefinitionError(
+                f"{flow} takes calls, chains and groups, not {part!r}",
+                fix="make a call of a task with .s(...) or .si(...)",
+                code=ErrorCode.FLOW_INVALID,
+            )
+        if not isinstance(part, Signature) and part.times.options:
+            raise DefinitionError(
+                f"{flow} has a part with options of its own; they apply to a whole flow",
+                fix="call .using(...) on the outermost flow",
+                code=ErrorCode.FLOW_INVALID,
+            )
+    if empty:
+        raise DefinitionError(f"{flow} needs at least one call", code=ErrorCode.FLOW_INVALID)
+
+
+def _sequence(flow: Chain) -> list[Any]:
+    """A chain as a sequence of `tasks.flow.steps`: its calls, and a list for each group."""
+    return [[_member(member) for member in node.members] if isinstance(node, Group) else node for node in flow.nodes]
+
+
+def _member(member: Signature[Any] | Group | Chain) -> Any:
+    """A member of a group: a call alone, or a sequence."""
+    sequence = [member] if isinstance(member, Signature) else _sequence(chain(member))
+    return sequence[0] if len(sequence) == 1 and isinstance(sequence[0], Signature) else sequence
+
+
+def _first_task(flow: Signature[Any] | Group | Chain) -> BaseTask[..., Any]:
+    """The task of a call that starts the flow."""
+    while not isinstance(flow, Signature):
+        flow = flow.nodes[0] if isinstance(flow, Chain) else flow.members[0]
+    return flow.task

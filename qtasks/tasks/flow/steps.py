@@ -1,9 +1,13 @@
 """How a flow travels with its calls, and which calls follow a call.
 
-A call carries the steps after it in its envelope, as JSON under `flow`:
+A call carries the steps after it in its envelope, as JSON under `flow`. Steps in sequence are a list. In a sequence a
+list is a group; in a group a list is again a sequence, and so on inwards:
 
-    {"then": [step, [step, step], step]}                      what follows: a list inside is a group
-    {"of": "call_...", "size": 2, "then": [step]}             the same, in a call of a group
+    {"then": [step, [step, [step, step]], step]}              what follows the call in its sequence
+    {"of": "call_...", "size": 2, "then": [step]}             the same, in a call that ends a member of a group
+    {"of": "call_...", "ends": [0, 1], "then": [step]}        the same; the second member ends one call after its first
+    {"then": [step], "group": {"of": ..., "then": [...]}}     the sequence is a member of `group`, which may have a
+                                                              `group` around it, too
 
 The id of a following call is a hash of its parent's id and its place, so the caller knows the id of the last call when
 it starts the flow, and a delivery that arrives twice continues under the same ids, which the broker deduplicates.
@@ -11,7 +15,7 @@ it starts the flow, and a delivery that arrives twice continues under the same i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -20,6 +24,11 @@ from qtasks.tasks.encode.argument_codec import EncodedArguments
 from qtasks.tasks.encode.envelope import Envelope, derived_call_id
 from qtasks.tasks.encode.pickling import Pickles, Purpose
 from qtasks.tasks.send.outgoing import Outgoing, once
+
+Flow = Mapping[str, Any]
+"""What follows a call: the `flow` of its envelope."""
+MakeLeaf = Callable[[Any, str], Any]
+"""Makes a leaf of a sequence from another leaf and the id of its call."""
 
 
 class PreviousResult(Protocol):
@@ -136,45 +145,106 @@ def derived(call_id: str, place: str) -> str:
     return derived_call_id(f"{call_id} {place}")
 
 
-def following(then: Sequence[Any]) -> dict[str, Any]:
-    """The `flow` of a call that `then` follows, steps and groups as JSON."""
-    return {"then": list(then)} if then else {}
+def last_of(first_id: str, count: int) -> str:
+    """The id of the last of `count` calls or groups in sequence."""
+    for _ in range(count - 1):
+        first_id = derived(first_id, "then")
+    return first_id
 
 
-def in_group(group_id: str, size: int, then: Sequence[Any]) -> dict[str, Any]:
-    """The `flow` of each of the `size` calls of a group that `then` follows."""
-    return {"of": group_id, "size": size, "then": list(then)}
+def placed(sequence: Sequence[Any], first_id: str, *, first: MakeLeaf, later: MakeLeaf) -> list[Any]:
+    """The sequence with other leaves: ``first(leaf, id)`` for the calls that start it, else ``later(leaf, id)``."""
+    nodes: list[Any] = []
+    node_id, make = first_id, first
+    for node in sequence:
+        if isinstance(node, list):
+            nodes.append(
+                [
+                    placed(member, member_id, first=make, later=later)
+                    if isinstance(member, list)
+                    else make(member, member_id)
+                    for member, member_id in _members(node, node_id)
+                ]
+            )
+        else:
+            nodes.append(make(node, node_id))
+        node_id, make = derived(node_id, "then"), later
+    return nodes
 
 
-def followers(envelope: Envelope, call_id: str, previous: PreviousResult) -> list[Outgoing]:
-    """The calls that follow a call that returned `previous`, or the group whose last call it was.
+def starting(sequence: Sequence[Any], first_id: str, around: Flow) -> Iterator[tuple[Any, str, Flow]]:
+    """The calls that start a sequence, each with its id and its `flow`; `around` is the group around it, or empty."""
+    node, *then = sequence
+    if not isinstance(node, list):
+        yield node, first_id, _following(then, around)
+        return
+    group = _group(first_id, node, then, around)
+    for member, member_id in _members(node, first_id):
+        yield from starting(member if isinstance(member, list) else [member], member_id, group)
+
+
+def followers(envelope: Envelope, flow: Flow, parent_id: str, previous: PreviousResult) -> list[Outgoing]:
+    """The calls that `flow` has next, after the call or group `parent_id` that returned `previous`.
 
     Raises ValueError, TypeError or KeyError for a malformed flow, QTasksError for a result that cannot be passed on.
     """
-    node, *rest = envelope.flow["then"]
-    first = derived(envelope.flow.get("of", call_id), "then")
-    if not isinstance(node, list):
-        return [Step.from_json(node).message(first, previous, following(rest), envelope)]
-    flow = in_group(first, len(node), rest)
+    first_id = derived(parent_id, "then")
     return [
-        Step.from_json(member).message(derived(first, str(place)), previous, flow, envelope)
-        for place, member in enumerate(node)
+        Step.from_json(step).message(call_id, previous, flow_of_call, envelope)
+        for step, call_id, flow_of_call in starting(flow["then"], first_id, flow.get("group", {}))
     ]
 
 
-def members_of(flow: Mapping[str, Any]) -> list[str]:
-    """The ids of the calls of a group."""
-    return [derived(flow["of"], str(place)) for place in range(flow["size"])]
+def ends_of(group: Flow) -> list[Any]:
+    """The id of the last call of each member of a group; a list of such ids for a member that ends with a group."""
+    shapes = group["ends"] if "ends" in group else [0] * group["size"]
+    return [_end(derived(group["of"], str(place)), shape) for place, shape in enumerate(shapes)]
 
 
-def abandoned(envelope: Envelope, call_id: str) -> list[tuple[str, str]]:
-    """The task and the id of every call that will not be sent because this one failed."""
-    parent = envelope.flow.get("of", call_id)
+def abandoned(flow: Flow, call_id: str) -> list[tuple[str, str]]:
+    """The task and the id of every call that will not be sent because the call `call_id` failed."""
     calls: list[tuple[str, str]] = []
-    for node in envelope.flow.get("then", ()):
-        parent = derived(parent, "then")
-        if isinstance(node, list):
-            calls.extend((member["task"], derived(parent, str(place))) for place, member in enumerate(node))
-        else:
-            calls.append((node["task"], parent))
+
+    def add(step: Mapping[str, Any], step_id: str) -> None:
+        calls.append((step["task"], step_id))
+
+    while flow:
+        parent_id = flow.get("of", call_id)
+        placed(flow.get("then", ()), derived(parent_id, "then"), first=add, later=add)
+        flow = flow.get("group", {})
     return calls
+
+
+def _members(group: Sequence[Any], group_id: str) -> Iterator[tuple[Any, str]]:
+    """The members of a group, each with the id of its first call or group."""
+    return ((member, derived(group_id, str(place))) for place, member in enumerate(group))
+
+
+def _following(then: Sequence[Any], around: Flow) -> dict[str, Any]:
+    """The `flow` of a call that `then` follows, in a sequence that is a member of the group `around`, or empty."""
+    if not then:
+        return dict(around)
+    return {"then": list(then), "group": around} if around else {"then": list(then)}
+
+
+def _group(group_id: str, group: Sequence[Any], then: Sequence[Any], around: Flow) -> dict[str, Any]:
+    """The `flow` of a call that ends a member of a group."""
+    shapes = [_shape(member) for member in group]
+    size = {"ends": shapes} if any(shapes) else {"size": len(shapes)}
+    return {"of": group_id, **size, "then": list(then), **({"group": around} if around else {})}
+
+
+def _shape(member: Any) -> Any:
+    """Where a member ends: how many calls or groups after its first, and for a group in which calls of it."""
+    if not isinstance(member, list):
+        return 0
+    last = member[-1]
+    return [len(member) - 1, [_shape(inner) for inner in last]] if isinstance(last, list) else len(member) - 1
+
+
+def _end(first_id: str, shape: Any) -> Any:
+    """The reverse of `_shape`: the id of the last call of a member, or the ids of a last group."""
+    if not isinstance(shape, list):
+        return last_of(first_id, shape + 1)
+    later, inner = shape
+    return [_end(derived(last_of(first_id, later + 1), str(place)), each) for place, each in enumerate(inner)]

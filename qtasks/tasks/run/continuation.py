@@ -61,9 +61,9 @@ class RecordedResult:
 
 @dataclass(frozen=True, slots=True)
 class GroupResults:
-    """The results of a group, in order."""
+    """The results of a group, in order; those of a member that ends with a group are a list themselves."""
 
-    members: Sequence[RecordedResult]
+    members: Sequence[RecordedResult | GroupResults]
 
     def plain(self) -> list[Any]:
         """See `PreviousResult`."""
@@ -129,7 +129,7 @@ class Continuation:
     async def _abandon(self, attempt: Attempt, status: ResultStatus, note: str) -> None:
         """Record every later call of the flow as failed or cancelled."""
         record, *_ = attempt.records(status, self._clock.now_ms(), error=note)
-        later_calls = steps.abandoned(attempt.envelope, attempt.context.call_id)
+        later_calls = steps.abandoned(attempt.envelope.flow, attempt.context.call_id)
         self._writer.record(
             replace(record, call_id=call_id, task=task, message_id=call_id, progress=None)
             for task, call_id in later_calls
@@ -138,20 +138,35 @@ class Continuation:
 
     async def _followers(self, attempt: Attempt, result_text: str) -> Sequence[Outgoing]:
         """The messages that follow a call; none while a member of its group has not succeeded."""
-        context, envelope = attempt.context, attempt.envelope
-        result: steps.PreviousResult | None = RecordedResult(self._tasks, context.task, context.call_id, result_text)
-        if "of" in envelope.flow:
-            result = await self._group_results(envelope.flow)
-        return [] if result is None else steps.followers(envelope, context.call_id, result)
+        context, flow = attempt.context, attempt.envelope.flow
+        parent_id = context.call_id
+        result: steps.PreviousResult = RecordedResult(self._tasks, context.task, context.call_id, result_text)
+        while flow:
+            if "of" in flow:
+                group_results = await self._group_results(steps.ends_of(flow))
+                if group_results is None:
+                    return []
+                parent_id, result = flow["of"], group_results
+            if flow.get("then"):
+                return steps.followers(attempt.envelope, flow, parent_id, result)
+            flow = flow.get("group", {})  # its last member has ended, and with it a member of the group around it
+        return []
 
-    async def _group_results(self, group: Mapping[str, Any]) -> GroupResults | None:
+    async def _group_results(self, ends: Sequence[Any]) -> GroupResults | None:
         """The results of a group, in order; None while one is missing. Raises ResultError, ConfigurationError."""
         if not self._writer.is_enabled:
             raise ConfigurationError("a group that a call follows needs a result backend")
-        members: list[RecordedResult] = []
-        for call_id in steps.members_of(group):
-            record = await self._writer.read(call_id)
-            if record is None or record.status is not ResultStatus.SUCCEEDED:
+        members: list[RecordedResult | GroupResults] = []
+        for end in ends:
+            result = await self._recorded(end) if isinstance(end, str) else await self._group_results(end)
+            if result is None:
                 return None
-            members.append(RecordedResult(self._tasks, record.task, call_id, record.value or "null"))
+            members.append(result)
         return GroupResults(members)
+
+    async def _recorded(self, call_id: str) -> RecordedResult | None:
+        """The result of a call that has succeeded, or None."""
+        record = await self._writer.read(call_id)
+        if record is None or record.status is not ResultStatus.SUCCEEDED:
+            return None
+        return RecordedResult(self._tasks, record.task, call_id, record.value or "null")

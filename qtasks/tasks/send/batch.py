@@ -37,10 +37,13 @@ class Batch:
 
     Until the end of the block the handles have no `message_id`. The end raises what `.delay()` raises, and
     PartlyRefused if the broker refused some of the calls. Works as ``with`` and as ``async with``.
+
+    With `joins`, a batch inside another one of the same application hands its calls to that one.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, *, joins: bool = False) -> None:
         self._runtime = runtime
+        self._joins = joins
         self._calls: list[BatchedCall] = []
         self._not_sent: list[TaskResult[Any]] = []
         """Handles on unique calls that were not sent: their keys must be unlocked."""
@@ -58,6 +61,10 @@ class Batch:
     def add(self, message: Outgoing, handle: TaskResult[Any], middleware: EnteredMiddleware) -> None:
         """Add a call that is sent at the end of the block."""
         self._calls.append(BatchedCall(message, handle, middleware))
+
+    def take(self, calls: Sequence[BatchedCall]) -> None:
+        """Add the calls of a batch that joins this one."""
+        self._calls.extend(calls)
 
     def __len__(self) -> int:
         """The number of calls that wait."""
@@ -103,6 +110,9 @@ class Batch:
         _open.reset(self._token)
         if error is not None:
             self._fail(error)
+        elif self._joins and (outer := Batch.current(self._runtime)) is not None:
+            calls, self._calls = self._calls, []
+            outer.take(calls)
         return [call.message for call in self._calls]
 
     def _fail(self, error: BaseException) -> None:

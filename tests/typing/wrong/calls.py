@@ -62,6 +62,8 @@ number_of_attempts: str = add.delay(1).attempts  # wrong
 greet.delay("Ada", ctx=1)  # wrong
 chain(add)  # wrong
 group(1)  # wrong
+chain(add.s(1)).using(retries=3)  # wrong
+group(add.s(1)).delay().wait("soon")  # wrong
 chord(add.s(), group(add.s()))  # wrong
 RetryPolicy(max="1")  # wrong
 RetryPolicy(give_up_on="ValueError")  # wrong

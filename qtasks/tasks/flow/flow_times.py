@@ -1,0 +1,74 @@
+"""When the first calls of a flow run, and after which moment none of its calls does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, TypedDict
+
+from qtasks.error_codes import ErrorCode
+from qtasks.errors import DefinitionError
+from qtasks.tasks import options as call_options
+from qtasks.tasks.base_task import BaseTask
+from qtasks.tasks.options import Span
+
+_OPTIONS: Final = ("delay", "eta", "expires")
+
+
+class FlowOptions(TypedDict, total=False):
+    """Options of a whole flow."""
+
+    delay: Span
+    """Run the first calls at this time after now or later; 0 by default, a year at most. Not with `eta`."""
+    countdown: Span
+    """Celery's name for `delay`."""
+    eta: datetime
+    """Run the first calls at this moment or later; a datetime with a time zone. By default at once. Not with
+    `delay`."""
+    expires: Span | datetime
+    """Run no call of the flow after this moment, or this long after the start (a year at most): a call whose turn comes
+    later ends as expired, and the flow with it. Never by default; a call may expire earlier by an option of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTimes:
+    """The options of a whole flow: `delay` or `eta`, and `expires`."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def using(self, flow: str, options: Mapping[str, Any]) -> FlowTimes:
+        """These options with `options` over them; `flow` names the flow in an error. Raises DefinitionError."""
+        changed = dict(options)
+        if "countdown" in changed:
+            if "delay" in changed:
+                raise DefinitionError(
+                    f"{flow}: countdown is another name for delay",
+                    fix="give one of them",
+                    code=ErrorCode.OPTION_INVALID,
+                )
+            changed["delay"] = changed.pop("countdown")
+        merged = call_options.merge(self.options, changed)
+        call_options.check(flow, changed, allowed=_OPTIONS, merged=merged)
+        return FlowTimes(merged)
+
+    def expires_ms(self, now_ms: int) -> int | None:
+        """Unix time in milliseconds after which no call of a flow that starts at `now_ms` runs; None: no limit."""
+        return call_options.delivery_options("flow", {"expires": self.options.get("expires")}).expires_ms(now_ms)
+
+    def first(self, task: BaseTask[..., Any], now_ms: int) -> BaseTask[..., Any]:
+        """The task of a first call, with these options over its own. Raises DefinitionError if they do not fit."""
+        options = {name: value for name, value in self.options.items() if name != "expires" and value is not None}
+        ends_ms = self.expires_ms(now_ms)
+        if ends_ms is not None and ends_ms == earliest(ends_ms, task.delivery_options.expires_ms(now_ms)):
+            options["expires"] = datetime.fromtimestamp(ends_ms / 1000, UTC)
+        return task.using(**options) if options else task
+
+
+AT_ONCE: Final = FlowTimes()
+"""No options."""
+
+
+def earliest(*moments_ms: int | None) -> int | None:
+    """The earliest of some moments; None is no moment."""
+    return min((moment_ms for moment_ms in moments_ms if moment_ms is not None), default=None)

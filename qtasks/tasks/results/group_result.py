@@ -1,0 +1,225 @@
+"""The handle of a group: the handles of its members, in order, and what they have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, overload
+
+from qtasks.error_codes import ErrorCode
+from qtasks.errors import ResultError, ResultTimeout, TaskCancelled, TaskExpired, TaskFailed
+from qtasks.tasks.results.backend import ResultBackend, ResultStatus, pauses
+from qtasks.tasks.results.task_result import ResultAccess, TaskResult
+from qtasks.tasks.results.waiting import WATCH_POLL_LAST_S, wake
+
+_ENDED_OTHERWISE = (TaskFailed, TaskCancelled, TaskExpired)
+
+
+class GroupResult(Sequence["TaskResult[Any] | GroupResult"]):
+    """The handle of a group: what `.delay()` of a group returns.
+
+    It is the sequence of the handles of its members, in order: of a call, of the last call of a chain, or of a group
+    inside the group. Every `timeout` is in seconds, for all members together; None waits without a limit.
+    Without a result backend everything but the sequence and `cancel` raises ResultsDisabled.
+    """
+
+    __slots__ = ("_members", "_runtime")
+
+    def __init__(self, runtime: ResultAccess, members: Sequence[TaskResult[Any] | GroupResult]) -> None:
+        self._runtime = runtime
+        self._members = tuple(members)
+
+    def __repr__(self) -> str:
+        return f"<GroupResult of {len(self)} members>"
+
+    def __len__(self) -> int:
+        """The number of members."""
+        return len(self._members)
+
+    @overload
+    def __getitem__(self, index: int) -> TaskResult[Any] | GroupResult: ...
+    @overload
+    def __getitem__(self, index: slice) -> GroupResult: ...
+    def __getitem__(self, index: int | slice) -> TaskResult[Any] | GroupResult:
+        """The handle of a member; a slice is the handle of some members."""
+        if isinstance(index, slice):
+            return GroupResult(self._runtime, self._members[index])
+        return self._members[index]
+
+    @property
+    def calls(self) -> list[TaskResult[Any]]:
+        """The handles of all calls, those of groups inside the group included."""
+        return [call for member in self._members for call in _calls_of(member)]
+
+    @property
+    def status(self) -> ResultStatus:
+        """The state of the group: final when every member has ended; `succeeded` if all of them have succeeded."""
+        return _combined([member.status for member in self._members])
+
+    async def astatus(self) -> ResultStatus:
+        """As `status`, without blocking the event loop."""
+        return _combined([await member.astatus() for member in self._members])
+
+    @property
+    def is_finished(self) -> bool:
+        """True if every member has ended."""
+        return self.status.is_final
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until every member has ended, however it did. Returns False if `timeout` ends first.
+
+        Raises ResultError if the results cannot be read, or on the thread of the event loop that has to run the tasks.
+        """
+        remaining = _countdown(timeout)
+        for call in self.calls:
+            try:
+                call.get(remaining())
+            except _ENDED_OTHERWISE:
+                continue
+            except ResultTimeout:
+                return False
+        return True
+
+    async def await_all(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the same words as `wait`
+        """As `wait`, without blocking the event loop."""
+        remaining = _countdown(timeout)
+        for call in self.calls:
+            try:
+                await call.aget(remaining())
+            except _ENDED_OTHERWISE:
+                continue
+            except ResultTimeout:
+                return False
+        return True
+
+    def results(self, timeout: float | None = None) -> list[Any]:
+        """Wait for all results and return them, in order. Raises as `TaskResult.get`."""
+        remaining = _countdown(timeout)
+        return [member.get(remaining()) for member in self._members]
+
+    async def aresults(self, timeout: float | None = None) -> list[Any]:  # noqa: ASYNC109 - as `results`
+        """As `results`, without blocking the event loop."""
+        remaining = _countdown(timeout)
+        return [await member.aget(remaining()) for member in self._members]
+
+    def get(self, timeout: float | None = None) -> list[Any]:
+        """The same as `results`: a group is waited for as a call is."""
+        return self.results(timeout)
+
+    async def aget(self, timeout: float | None = None) -> list[Any]:  # noqa: ASYNC109 - the same words as `get`
+        """As `get`, without blocking the event loop."""
+        return await self.aresults(timeout)
+
+    def __await__(self) -> Generator[Any, None, list[Any]]:
+        """Wait for all results, without a time limit: ``await result``."""
+        return self.aresults().__await__()
+
+    def as_completed(self, timeout: float | None = None) -> Completions:
+        """The handles of all calls in the order in which they end: ``for result in handle.as_completed(timeout=60)``.
+
+        Also for ``async for``. Raises ResultTimeout when `timeout` ends before the calls.
+        """
+        return Completions(self._runtime, self.calls, timeout)
+
+    def cancel(self) -> bool:
+        """Cancel every member; see `TaskResult.cancel`. Returns True if one of them was still to be cancelled."""
+        was_cancelled = [member.cancel() for member in self._members]
+        return any(was_cancelled)
+
+    async def acancel(self) -> bool:
+        """As `cancel`, without blocking the event loop."""
+        return await asyncio.to_thread(self.cancel)
+
+
+class Completions:
+    """The handles of some calls in the order in which they end. Iterate once, with ``for`` or ``async for``."""
+
+    def __init__(self, runtime: ResultAccess, calls: Sequence[TaskResult[Any]], timeout_s: float | None) -> None:
+        self._runtime = runtime
+        self._pending = list(calls)
+        self._remaining = _countdown(timeout_s)
+        self._total = len(calls)
+
+    def __iter__(self) -> Iterator[TaskResult[Any]]:
+        """Wait for the next call that ends, blocking. Raises as `TaskResult.get` where that would block."""
+        if self._runtime.runs_on_this_thread():
+            raise ResultError(
+                "as_completed() would block the event loop that has to run the tasks",
+                fix="async for result in handle.as_completed()",
+                code=ErrorCode.GET_WOULD_BLOCK,
+            )
+        changed, backend = threading.Event(), self._runtime.results()
+        intervals = pauses(WATCH_POLL_LAST_S)
+        while self._pending:
+            changed.clear()
+            with self._watching(backend, changed.set):
+                ended = [call for call in reversed(self._pending) if call.is_finished]
+                if not ended:
+                    changed.wait(self._pause_s(intervals))
+            yield from self._ended(ended)
+
+    async def __aiter__(self) -> AsyncIterator[TaskResult[Any]]:
+        """Wait for the next call that ends, without blocking the event loop."""
+        changed, loop, backend = asyncio.Event(), asyncio.get_running_loop(), self._runtime.results()
+        intervals = pauses(WATCH_POLL_LAST_S)
+        while self._pending:
+            changed.clear()
+            with self._watching(backend, lambda: wake(loop, changed)):
+                ended = [call for call in reversed(self._pending) if (await call.astatus()).is_final]
+                if not ended:
+                    pause_s = self._pause_s(intervals)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(changed.wait(), pause_s)
+            for call in self._ended(ended):
+                yield call
+
+    def _watching(self, backend: ResultBackend, wake_up: Callable[[], None]) -> AbstractContextManager[object]:
+        """Call `wake_up` when the record of a pending call changes. The first of them is the one that is waited for."""
+        first, *others = self._pending
+        stack = ExitStack()
+        stack.enter_context(backend.watchers.waiting(first.id, wake_up))
+        for call in others:
+            stack.enter_context(backend.watchers.watching(call.id, wake_up))
+        return stack
+
+    def _ended(self, ended: Sequence[TaskResult[Any]]) -> Iterator[TaskResult[Any]]:
+        """Take calls that have ended, read from the last to the first, off those that are pending."""
+        for call in reversed(ended):
+            self._pending.remove(call)
+            yield call
+
+    def _pause_s(self, intervals: Iterator[float]) -> float:
+        """How long to wait before the records are read again. Raises ResultTimeout."""
+        remaining_s, pause_s = self._remaining(), next(intervals)
+        if remaining_s is None:
+            return pause_s
+        if remaining_s <= 0:
+            raise ResultTimeout(f"{len(self._pending)} of {self._total} calls of a group have not finished in time")
+        return min(pause_s, remaining_s)
+
+
+def _calls_of(member: TaskResult[Any] | GroupResult) -> Sequence[TaskResult[Any]]:
+    return member.calls if isinstance(member, GroupResult) else [member]
+
+
+def _countdown(timeout_s: float | None) -> Callable[[], float | None]:
+    """Returns the seconds that remain of a time limit, 0 after it; None without a limit."""
+    if timeout_s is None:
+        return lambda: None
+    deadline_s = time.monotonic() + timeout_s
+    return lambda: max(0.0, deadline_s - time.monotonic())
+
+
+def _combined(states: Sequence[ResultStatus]) -> ResultStatus:
+    """The state of a group whose members are in these states."""
+    if not all(state.is_final for state in states):
+        begun = any(state is not ResultStatus.QUEUED for state in states)
+        return ResultStatus.RUNNING if begun else ResultStatus.QUEUED
+    for state in (ResultStatus.FAILED, ResultStatus.CANCELLED, ResultStatus.EXPIRED):
+        if state in states:
+            return state
+    return ResultStatus.SUCCEEDED
