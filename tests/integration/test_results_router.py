@@ -219,6 +219,12 @@ def test_an_error_is_shown_only_where_the_application_says_so(status: ResultStat
         assert place.now()["error"] == "OperationalError: no route to db-7.internal"
 
 
+def test_an_error_that_no_encoder_takes_is_shown_escaped() -> None:
+    with shown(show_errors=True) as place:
+        keep(place.backend, record(ResultStatus.FAILED, error="no file caf\udce9.csv"))
+        assert place.now()["error"] == "no file caf\\udce9.csv"
+
+
 # --- the stream
 
 

@@ -87,8 +87,7 @@ class _AsgiExchange:
         try:
             await app(self._scope(), self._receive, self._send)
         except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if current is None or current.cancelling():
+            if _is_being_cancelled():
                 raise
             return Failure("connection_lost", "the application cancelled itself")
         except BaseException as error:  # it must reach neither the application's event loop nor the broker's

@@ -186,8 +186,8 @@ class LlmCallbackHandler:
             return None
         try:
             return await read_record(self._results, key)
-        except ResultError:
-            log.exception("the stored call could not be read", extra={"action": "result_lost"})
+        except ResultError as error:
+            log.error("the stored call cannot be read: %s", error.message, extra={"action": "result_lost"})
             return None
 
 

@@ -69,6 +69,16 @@ class ResultRecord:
     kept: bool = False
     """True while a flow needs the record: it is not pruned until it is released."""
 
+    def __post_init__(self) -> None:
+        """Escape what no backend can store in `error`, which contains texts of any origin."""
+        if self.error is not None:
+            object.__setattr__(self, "error", storable(self.error))
+
+
+def storable(text: str) -> str:
+    r"""`text` with what no database takes escaped: half a surrogate pair as ``\udce9``, NUL as ``\u0000``."""
+    return text.replace("\0", "\\u0000").encode(errors="backslashreplace").decode()
+
 
 def row_of(record: ResultRecord) -> tuple[str | int | None, ...]:
     """A record as the columns of a table, in the order of its fields."""

@@ -111,7 +111,7 @@ class PostgresResults(DatabaseResults):
 
         def write(connection: psycopg.Connection[Any]) -> None:
             with connection.transaction(), connection.cursor() as cursor:
-                rows = [_storable(row_of(record)) for record in records]
+                rows = [row_of(record) for record in records]
                 if released:
                     _write_and_release(connection, rows, released)
                 elif rows:
@@ -211,11 +211,3 @@ def _write_and_release(
     with connection.pipeline():
         for _, statement, parameters in sorted(statements, key=lambda entry: entry[0]):  # stable: a write comes first
             connection.execute(statement, parameters)
-
-
-def _storable(row: tuple[str | int | None, ...]) -> tuple[str | int | None, ...]:
-    """A row as PostgreSQL's text can hold it: no NUL, no half of a surrogate pair."""
-    return tuple(
-        value.replace("\0", "\\u0000").encode(errors="backslashreplace").decode() if isinstance(value, str) else value
-        for value in row
-    )

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from qtasks.errors import ResultError
 from qtasks.tasks.results.backend import Lock, ResultBackend, ResultRecord, read_record
-
-log = logging.getLogger("qtasks.results")
+from qtasks.tasks.results.outage import Outage
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +34,8 @@ class _LockRequest:
 class ResultWriter:
     """Writes to one backend on behalf of any number of event loops; with no backend it does nothing.
 
-    A failure to write is logged, never raised: running a finished task again because its result cannot be written would
-    be worse than losing the result.
+    A failure is logged, never raised, and tasks run as they would without a backend: running a finished task again
+    because its result cannot be written would be worse than losing the result.
     """
 
     def __init__(self, backend: ResultBackend | None) -> None:
@@ -55,6 +52,8 @@ class ResultWriter:
         self._lock_requests: list[_LockRequest] = []
         self._thread: threading.Thread | None = None
         self._flush_requested = False
+        self._write_outage = Outage("results cannot be written", "records lost")
+        self._lock_outage = Outage("locks cannot be taken", "deliveries that may run twice")
 
     async def read(self, key: str) -> ResultRecord | None:
         """The record of a call id or a message id; None without a backend. Raises ResultError."""
@@ -71,7 +70,7 @@ class ResultWriter:
             return None
         request = _LockRequest(locks, call_id, now_ms)
         if not self.is_blocking:
-            return _lock(self._backend, [request])[0]
+            return self._lock(self._backend, [request])[0]
         request.answer = asyncio.get_running_loop().create_future()
         with self._changed:
             self._lock_requests.append(request)
@@ -154,7 +153,7 @@ class ResultWriter:
     def _answer(self, requests: Sequence[_LockRequest]) -> None:
         if not requests or self._backend is None:
             return
-        for request, state in zip(requests, _lock(self._backend, requests), strict=True):
+        for request, state in zip(requests, self._lock(self._backend, requests), strict=True):
             assert request.answer is not None
             with contextlib.suppress(RuntimeError):  # as in `_work`
                 request.answer.get_loop().call_soon_threadsafe(_set_state, request.answer, state)
@@ -168,30 +167,32 @@ class ResultWriter:
             return
         try:
             self._backend.write(records, unlocked, released)
-        except ResultError:
-            log.exception("a result could not be written and is lost", extra={"action": "result_lost"})
+        except Exception as error:  # every exception: the thread must go on
+            self._write_outage.failed(error, len(records))
+        else:
+            self._write_outage.worked()
 
-
-def _lock(backend: ResultBackend, requests: Sequence[_LockRequest]) -> list[LockState | None]:
-    """All requests in one transaction. A failure is logged: the callers have to go on without locks."""
-    locks: list[Lock] = []
-    now_ms = 0
-    for request in requests:
-        locks.extend(request.locks)
-        now_ms = max(now_ms, request.now_ms)
-    states: list[LockState | None] = []
-    begin = 0
-    try:
-        valid = backend.lock(locks, now_ms=now_ms)
+    def _lock(self, backend: ResultBackend, requests: Sequence[_LockRequest]) -> list[LockState | None]:
+        """All requests in one transaction. A failure is logged: the callers have to go on without locks."""
+        locks: list[Lock] = []
+        now_ms = 0
         for request in requests:
-            record = backend.read(request.call_id) if request.call_id is not None else None
-            end = begin + len(request.locks)
-            states.append(LockState(valid[begin:end], record))
-            begin = end
-    except ResultError:
-        log.exception("locks could not be taken", extra={"action": "lock_failed"})
-        return [None] * len(requests)
-    return states
+            locks.extend(request.locks)
+            now_ms = max(now_ms, request.now_ms)
+        states: list[LockState | None] = []
+        begin = 0
+        try:
+            valid = backend.lock(locks, now_ms=now_ms)
+            for request in requests:
+                record = backend.read(request.call_id) if request.call_id is not None else None
+                end = begin + len(request.locks)
+                states.append(LockState(valid[begin:end], record))
+                begin = end
+        except Exception as error:  # as in `_flush`
+            self._lock_outage.failed(error, len(requests))
+            return [None] * len(requests)
+        self._lock_outage.worked()
+        return states
 
 
 def _wake(waiters: Sequence[asyncio.Future[None]]) -> None:

@@ -577,7 +577,7 @@ async def test_a_result_without_a_place_does_not_make_the_task_run_again(
 
     harness.results.write = write  # type: ignore[method-assign]
     assert (await harness.deliver("add", envelope(1))).status == 200
-    assert "a result could not be written and is lost" in caplog.text
+    assert "results cannot be written: disk full; records lost: 1" in caplog.text
 
 
 async def test_without_a_backend_tasks_run_all_the_same() -> None:

@@ -284,7 +284,7 @@ async def test_the_task_runs_if_locks_cannot_be_taken(broker: ManualBroker, capl
 
     broker.tasks.runtime.results().lock = broken  # type: ignore[method-assign]
     assert (await broker.deliver()).body == b"1"
-    assert "locks could not be taken" in caplog.text
+    assert "locks cannot be taken" in caplog.text
 
 
 async def test_a_snoozed_call_is_unlocked(broker: ManualBroker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,7 +11,9 @@ import pytest
 from qtasks.errors import ResultError
 from qtasks.tasks.results.backend import Lock, ResultRecord, ResultStatus
 from qtasks.tasks.results.memory import MemoryResults
-from qtasks.tasks.results.writer import ResultWriter
+from qtasks.tasks.results.outage import Outage
+from qtasks.tasks.results.writer import LockState, ResultWriter
+from qtasks.testing.fakes.virtual_clock import VirtualClock
 
 pytestmark = pytest.mark.anyio
 
@@ -82,8 +85,67 @@ async def test_what_could_not_be_written_is_logged_and_does_not_come_back(caplog
     await writer.flush()
     await writer.flush()
     assert backend.attempts == [[RECORD]]
-    assert "is lost" in caplog.text
+    assert caplog.messages == ["results cannot be written: disk full; records lost: 1"]
     writer.close()
+
+
+class BrokenResults(BlockingResults):
+    """Results whose first write and first lock fail in a way that no backend should."""
+
+    def __init__(self) -> None:
+        super().__init__(ttl_ms=1000)
+        self.faults = {"write", "lock"}
+
+    def write(
+        self, records: Sequence[ResultRecord], unlocked: Sequence[Lock] = (), released: Sequence[str] = ()
+    ) -> None:
+        self._fail("write")
+        super().write(records, unlocked, released)
+
+    def lock(self, locks: Sequence[Lock], *, now_ms: int) -> list[Lock]:
+        self._fail("lock")
+        return super().lock(locks, now_ms=now_ms)
+
+    def _fail(self, operation: str) -> None:
+        if operation in self.faults:
+            self.faults.remove(operation)
+            raise ZeroDivisionError(operation)
+
+
+async def test_an_error_that_no_backend_should_raise_ends_neither_the_thread_nor_a_wait(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    backend = BrokenResults()
+    writer = ResultWriter(backend)
+    writer.record([RECORD])
+    await asyncio.wait_for(writer.flush(), 20)
+    assert await asyncio.wait_for(writer.lock([LOCK], "call_1", now_ms=0), 20) is None
+    writer.record([RECORD])
+    await asyncio.wait_for(writer.flush(), 20)
+    assert await asyncio.wait_for(writer.lock([LOCK], "call_1", now_ms=0), 20) == LockState([LOCK], RECORD)
+    assert "ZeroDivisionError('write')" in caplog.text
+    assert "Traceback" in caplog.text
+    writer.close()
+
+
+def test_an_outage_is_a_line_a_minute_with_a_count_and_one_when_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
+    clock = VirtualClock(0)
+    outage = Outage("results cannot be written", "records lost", clock.monotonic)
+    outage.worked()
+    for _ in range(130):
+        outage.failed(ResultError("the results cannot be reached:\n  refused"), 2)
+        clock.advance(1000)
+    outage.worked()
+    outage.worked()
+    outage.failed(ResultError("disk full"), 1)
+    assert caplog.messages == [
+        "results cannot be written: the results cannot be reached: refused; records lost: 2",
+        "results cannot be written for 60 s: the results cannot be reached: refused; records lost: 120",
+        "results cannot be written for 120 s: the results cannot be reached: refused; records lost: 120",
+        "results cannot be written: over after 130 s; records lost: 260",
+        "results cannot be written: disk full; records lost: 1",
+    ]
+    assert "Traceback" not in caplog.text
 
 
 async def test_without_a_backend_it_does_nothing() -> None:

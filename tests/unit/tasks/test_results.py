@@ -158,6 +158,14 @@ def test_every_state_and_field_is_kept(backend: ResultBackend, status: ResultSta
     assert backend.read("call_1") == kept
 
 
+@pytest.mark.parametrize("status", [ResultStatus.FAILED, ResultStatus.CANCELLED, ResultStatus.RETRYING])
+def test_an_error_that_no_encoder_takes_is_kept_escaped(backend: ResultBackend, status: ResultStatus) -> None:
+    keep(backend, record(status, error="no file caf\udce9.csv\0 grüße"))
+    stored = backend.read("call_1")
+    assert stored is not None
+    assert stored.error == "no file caf\\udce9.csv\\u0000 grüße"
+
+
 # --- records that a flow needs
 
 
