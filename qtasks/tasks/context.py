@@ -31,7 +31,9 @@ class RunLink:
     should be recorded.
     """
 
-    __slots__ = ("_monotonic", "_published_s", "on_stop", "progress", "publish", "stop_reason", "until_s")
+    __slots__ = (
+        "_monotonic", "_published_s", "is_stop_seen", "on_stop", "progress", "publish", "stop_reason", "until_s",
+    )  # fmt: skip
 
     def __init__(self, until_s: float = math.inf, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.until_s = until_s
@@ -40,21 +42,29 @@ class RunLink:
         self.publish: Callable[[], None] | None = None
         self._monotonic = monotonic
         self.stop_reason: StopReason | None = None
-        """Why the run was asked to end, if it was."""
+        """Why the run was asked to end, if it was. A cancel replaces a drain."""
+        self.is_stop_seen = False
+        """True if the function knows that it was asked to end: what it returns then is not its whole result."""
         self.on_stop: Callable[[StopReason], None] | None = None
         """Called, on any thread, when the run is asked to end."""
         self._published_s = -math.inf
 
     def stop(self, reason: StopReason) -> None:
-        """Ask the run to end; may be called from any thread. The first reason stays."""
-        if self.stop_reason is None:
+        """Ask the run to end; may be called from any thread."""
+        if not self.is_cancelled:
             self.stop_reason = reason
-            if self.on_stop is not None:
-                self.on_stop(reason)
+        if (on_stop := self.on_stop) is not None:
+            on_stop(reason)
 
     @property
-    def should_stop(self) -> bool:
-        """True if the time is up, or the run was asked to end."""
+    def is_cancelled(self) -> bool:
+        """True if the run was asked to end because its call was cancelled."""
+        return self.stop_reason is StopReason.CANCEL
+
+    def see_stop(self) -> bool:
+        """For the function: true if the time is up, or the run was asked to end, which the function then knows."""
+        if self.stop_reason is not None:
+            self.is_stop_seen = True
         return self.stop_reason is not None or self.left_s() <= 0
 
     def left_s(self) -> float:
@@ -123,12 +133,18 @@ class TaskContext:
 
     @property
     def should_stop(self) -> bool:
-        """True if the function should end: the time of the attempt is up, or the process is about to stop.
+        """True if the function should end: its time is up, its call was cancelled, or the process is about to stop.
 
-        An ``async def`` is stopped when its time is up. A thread cannot be stopped, so a ``def`` that runs for long
-        checks this.
+        An ``async def`` is stopped: it gets ``asyncio.CancelledError``. A thread cannot be stopped, so a ``def`` that
+        runs for long checks this. If it returns after it has seen that its call was cancelled, the call ends as
+        cancelled; what a ``def`` returns that never looks is the result.
         """
-        return self.link.should_stop
+        return self.link.see_stop()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """True if the call was cancelled while it runs: one of the reasons for `should_stop`."""
+        return self.link.is_cancelled and self.link.see_stop()
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -142,7 +158,9 @@ class TaskContext:
         return logging.LoggerAdapter(logging.getLogger(f"qtasks.task.{self.task}"), fields)
 
 
-_PROPERTIES = frozenset({"progress", "retried", "is_last_attempt", "logger", "time_left_s", "should_stop"})
+_PROPERTIES = frozenset(
+    {"progress", "retried", "is_last_attempt", "logger", "time_left_s", "should_stop", "is_cancelled"}
+)
 
 
 class Injected:

@@ -55,5 +55,9 @@ REQUESTS: Final = (NonRetryable, RetryAfter, Snooze, Cancel)
 """The exceptions with which a task asks for an end: nothing went wrong."""
 
 
+BY_CALLER: Final = "cancelled by its caller"
+"""The reason of a call that `TaskResult.cancel` has cancelled."""
+
+
 class AttemptTimeout(TimeoutError):
     """An ``async def`` was stopped because the time of its attempt was up; another attempt may follow."""

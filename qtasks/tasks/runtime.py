@@ -22,7 +22,9 @@ from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.ports import ASGIApp, Connection, EmbeddedBroker
 from qtasks.tasks.results.backend import ResultBackend
 from qtasks.tasks.results.open_backend import open_results
+from qtasks.tasks.results.task_result import CallToCancel
 from qtasks.tasks.results.writer import ResultWriter
+from qtasks.tasks.run.cancellation import Canceller
 from qtasks.tasks.run.continuation import Continuation
 from qtasks.tasks.run.dispatcher import CallbackHandler, Dispatcher
 from qtasks.tasks.run.end_handler import EndHandler
@@ -314,9 +316,20 @@ class ApplicationRuntime:
         """The current Unix time in milliseconds."""
         return self.clock.now_ms()
 
-    def cancel(self, message_id: str) -> bool:
-        """Cancel a message at the broker; False if the broker no longer has it. Raises BrokerUnreachable, ApiError."""
-        return self.publisher().cancel(message_id)
+    def cancel_call(self, call: CallToCancel) -> bool:
+        """See `ResultAccess.cancel_call`."""
+        canceller = Canceller(
+            results=self.results_or_none(),
+            clock=self.clock,
+            cancel_message=self.publisher().cancel,
+            stop_here=self._cancel_run,
+            is_hosted=self.settings().is_hosted,
+        )
+        return canceller.cancel(call)
+
+    def _cancel_run(self, call_id: str) -> bool:
+        dispatcher = self._dispatcher
+        return dispatcher is not None and dispatcher.cancel_run(call_id)
 
     def store_call(self, message: Outgoing) -> None:
         """Store a call that is too large for a header of its message, if it is.

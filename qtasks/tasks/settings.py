@@ -26,6 +26,7 @@ from qtasks.tasks.dev_server import DevServer
 from qtasks.tasks.ports import Connection
 
 HOSTED_URL = "https://qstash.upstash.io"
+HOSTED_DOMAIN = ".upstash.io"
 DEV_PORT = development.PORT
 DEV_BASE_URL = "http://127.0.0.1:8000/qtasks"
 """Where `qtasks dev` serves the application by default."""
@@ -140,6 +141,11 @@ class Settings:
     def is_production(self) -> bool:
         """False with an embedded broker and with a server that uses the public development credentials."""
         return self.origin("url") != EMBEDDED and self.token not in {user.token for user in development.USERS}
+
+    @property
+    def is_hosted(self) -> bool:
+        """True if the broker is the hosted service, in any of its regions."""
+        return (urlsplit(self.url or "").hostname or "").endswith(HOSTED_DOMAIN)
 
     def sender(self) -> tuple[str, str, str]:
         """`url`, `token` and `base_url`, which publishing needs. Raises ConfigurationError naming what is missing."""

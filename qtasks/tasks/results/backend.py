@@ -113,19 +113,37 @@ def record_of(row: Sequence[Any]) -> ResultRecord:
     )
 
 
-def merged(new: ResultRecord, old: ResultRecord | None) -> ResultRecord:
-    """The record of a call after `new` is written over `old`.
+def replaces(new: ResultStatus, old: ResultStatus) -> bool:
+    """True if a record with the status `new` may be written over one with the status `old`.
 
-    A success is never replaced by what a duplicate delivery reports later. A kept record stays kept: only a release
-    ends that, because not every writer knows of the flow. A success that is reported again does not become kept again:
-    its flow may have ended.
+    A success stands, whatever a duplicate delivery reports later; it is also what counts if a call was cancelled too
+    late. A cancelled call runs no more. One that is being cancelled is so until it ends: a run that does not know of it
+    yet may write that it goes on. A call that has ended cannot be cancelled.
+    """
+    if new is old or new is ResultStatus.SUCCEEDED:
+        return True
+    if old is ResultStatus.CANCELLING:
+        return new.is_final
+    if new is ResultStatus.CANCELLING:
+        return not old.is_final
+    return old not in (ResultStatus.SUCCEEDED, ResultStatus.CANCELLED)
+
+
+REFUSED = sorted(f"{old} {new}" for old in ResultStatus for new in ResultStatus if not replaces(new, old))
+"""The pairs of an old and a new status that `replaces` refuses, for backends that check them in a database."""
+
+
+def merged(new: ResultRecord, old: ResultRecord | None) -> ResultRecord:
+    """The record of a call after `new` is written over `old`: see `replaces`.
+
+    A kept record stays kept: only a release ends that, because not every writer knows of the flow. A success that is
+    reported again does not become kept again: its flow may have ended.
     """
     if old is None:
         return new
-    succeeded = old.status is ResultStatus.SUCCEEDED
-    if succeeded and new.status is not ResultStatus.SUCCEEDED:
+    if not replaces(new.status, old.status):
         return old
-    kept = old.kept or (new.kept and not succeeded)
+    kept = old.kept or (new.kept and old.status is not ResultStatus.SUCCEEDED)
     return new if new.kept == kept else replace(new, kept=kept)
 
 

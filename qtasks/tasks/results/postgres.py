@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, ResultError
-from qtasks.tasks.results.backend import FLOW_PREFIX, Lock, ResultRecord, record_of, row_of
+from qtasks.tasks.results.backend import FLOW_PREFIX, REFUSED, Lock, ResultRecord, record_of, row_of
 from qtasks.tasks.results.database import DatabaseResults
 
 if TYPE_CHECKING:
@@ -57,16 +57,17 @@ END $$
 """
 _IS_KEPT_FLOW = f"kept AND left(call_id, {len(FLOW_PREFIX)}) = '{FLOW_PREFIX}'"
 _CREATE_FLOWS = f"CREATE INDEX IF NOT EXISTS qtasks_results_flows ON qtasks_results (updated_ms) WHERE {_IS_KEPT_FLOW}"
-# The rules of `backend.merged`: a success is not replaced, and a kept record stays kept.
-_WRITE = """
+_REFUSED = ", ".join(f"'{pair}'" for pair in REFUSED)
+# The rules of `backend.merged`.
+_WRITE = f"""
 INSERT INTO qtasks_results AS r (call_id, message_id, task, status, attempt, updated_ms, value, error, progress, kept)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (call_id) DO UPDATE SET
     message_id = excluded.message_id, status = excluded.status, attempt = excluded.attempt,
     updated_ms = excluded.updated_ms, value = excluded.value, error = excluded.error, progress = excluded.progress,
     kept = r.kept OR (excluded.kept AND r.status <> 'succeeded')
-WHERE r.status <> 'succeeded' OR excluded.status = 'succeeded'
-"""
+WHERE r.status || ' ' || excluded.status NOT IN ({_REFUSED})
+"""  # noqa: S608 - the pairs are constants
 _RELEASE = "UPDATE qtasks_results SET kept = FALSE WHERE call_id = %s AND kept"
 _SELECT = """
 SELECT call_id, message_id, task, status, attempt, updated_ms, value, error, progress, kept FROM qtasks_results

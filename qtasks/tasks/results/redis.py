@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, ResultError
-from qtasks.tasks.results.backend import FLOW_PREFIX, Lock, ResultRecord, record_of, row_of
+from qtasks.tasks.results.backend import FLOW_PREFIX, REFUSED, Lock, ResultRecord, record_of, row_of
 from qtasks.tasks.results.database import DatabaseResults
 
 if TYPE_CHECKING:
@@ -28,10 +28,11 @@ PREFIX = "qtasks:"
 for the sorted set of open flows."""
 
 # KEYS: the record, its message. ARGV: status, JSON, call id, milliseconds to store it or 0, 1 if it is kept.
-# The rules of `backend.merged`: a success is not replaced, and a kept record stays kept.
-_PUT = """
+# The rules of `backend.merged`.
+_PUT = f"""
+local refused = {{{", ".join(f"['{pair}'] = true" for pair in REFUSED)}}}
 local old = redis.call('HMGET', KEYS[1], 'status', 'kept')
-if old[1] == 'succeeded' and ARGV[1] ~= 'succeeded' then return 0 end
+if old[1] and refused[old[1] .. ' ' .. ARGV[1]] then return 0 end
 local kept = '0'
 if old[2] == '1' or (ARGV[5] == '1' and old[1] ~= 'succeeded') then kept = '1' end
 redis.call('HSET', KEYS[1], 'status', ARGV[1], 'record', ARGV[2], 'kept', kept)

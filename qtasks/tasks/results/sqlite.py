@@ -15,7 +15,7 @@ from typing import Any
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError
-from qtasks.tasks.results.backend import FLOW_PREFIX, Lock, ResultRecord, record_of, row_of
+from qtasks.tasks.results.backend import FLOW_PREFIX, REFUSED, Lock, ResultRecord, record_of, row_of
 from qtasks.tasks.results.database import DatabaseResults
 
 BUSY_TIMEOUT_S = 5.0
@@ -55,16 +55,17 @@ _CREATE_BY_AGE = (
 # For open flows, those unchanged for the longest time first.
 _IS_KEPT_FLOW = f"kept AND substr(call_id, 1, {len(FLOW_PREFIX)}) = '{FLOW_PREFIX}'"
 _CREATE_FLOWS = f"CREATE INDEX IF NOT EXISTS results_flows ON results (updated_ms) WHERE {_IS_KEPT_FLOW}"
-# The rules of `backend.merged`: a success is not replaced, and a kept record stays kept.
-_WRITE = """
+_REFUSED = ", ".join(f"'{pair}'" for pair in REFUSED)
+# The rules of `backend.merged`.
+_WRITE = f"""
 INSERT INTO results (call_id, message_id, task, status, attempt, updated_ms, value, error, progress, kept)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (call_id) DO UPDATE SET
     message_id = excluded.message_id, status = excluded.status, attempt = excluded.attempt,
     updated_ms = excluded.updated_ms, value = excluded.value, error = excluded.error, progress = excluded.progress,
     kept = results.kept OR (excluded.kept AND results.status <> 'succeeded')
-WHERE results.status <> 'succeeded' OR excluded.status = 'succeeded'
-"""
+WHERE results.status || ' ' || excluded.status NOT IN ({_REFUSED})
+"""  # noqa: S608 - the pairs are constants
 _RELEASE = "UPDATE results SET kept = 0 WHERE call_id = ? AND kept"
 _SELECT = """
 SELECT call_id, message_id, task, status, attempt, updated_ms, value, error, progress, kept FROM results

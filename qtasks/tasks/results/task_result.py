@@ -7,7 +7,8 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -46,8 +47,13 @@ class ResultAccess(Protocol):
         """Writes and reads pickles. Raises ConfigurationError if they are not allowed here."""
         ...
 
-    def cancel(self, message_id: str) -> bool:
-        """Cancel a message at the broker; False if the broker no longer has it. Raises BrokerUnreachable, ApiError."""
+    def cancel_call(self, call: CallToCancel) -> bool:
+        """Cancel a call: no attempt begins any more, and one that runs is asked to end.
+
+        Returns True if the call is cancelled or being cancelled; False if it has ended otherwise, or nothing is known
+        of it. Without a result backend: True if the broker still had its message, or it runs in this process. May
+        block. Raises BrokerUnreachable, ApiError, and ResultError.
+        """
         ...
 
     def now_ms(self) -> int:
@@ -57,6 +63,20 @@ class ResultAccess(Protocol):
     def runs_on_this_thread(self) -> bool:
         """True if the caller is on an event loop that runs the tasks: waiting there would block them."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallToCancel:
+    """A call, and what its caller knows of it."""
+
+    task: str
+    id: str
+    """Its call id, or the id of one of its messages."""
+    message_id: str | None = None
+    locks: Sequence[Lock] = ()
+    """The lock of a unique call. If it is not known here, whoever ends the call frees it."""
+    is_planned: bool = False
+    """True for a call of a flow: it may be sent later, even if nothing is known of it now."""
 
 
 class TaskResult(Generic[R]):
@@ -165,16 +185,24 @@ class TaskResult(Generic[R]):
         return self._value(record)
 
     def cancel(self) -> bool:
-        """Cancel the call: no attempt begins any more. An attempt that runs goes on, and is not retried.
+        """Cancel the call, also from another process: `task.result(id).cancel()`.
 
-        Returns True if the broker still had the message. With a result backend, waiting for the result raises
-        TaskCancelled. Raises BrokerUnreachable, ApiError, and ResultError if the handle does not know the message.
+        No attempt begins any more. One that runs is asked to end, some seconds later if it runs in another process: an
+        ``async def`` gets ``asyncio.CancelledError``, a ``def`` sees `TaskContext.should_stop`. Until it has ended the
+        status is ``cancelling``, then ``cancelled``, and waiting for the result raises TaskCancelled. A ``def`` that
+        does not look, and returns, has succeeded.
+
+        Returns True if the call is cancelled or being cancelled; False if it had ended already, or nothing is known of
+        it. Without a result backend only the broker and this process are asked: True if they had the call. Raises
+        BrokerUnreachable, ApiError, and ResultError.
         """
-        message_id = self._message_id()
-        was_cancelled = self._runtime.cancel(message_id)
-        if was_cancelled and (backend := self._runtime.results_or_none()) is not None:
-            backend.write([self._cancelled(message_id)], () if self._lock is None else [self._lock])
-        return was_cancelled
+        call = CallToCancel(
+            task=self.task,
+            id=self.id,
+            message_id=self.message_id,
+            locks=() if self._lock is None else (self._lock,),
+        )
+        return self._runtime.cancel_call(call)
 
     async def acancel(self) -> bool:
         """As `cancel`, without blocking the event loop."""
@@ -229,27 +257,6 @@ class TaskResult(Generic[R]):
 
     def _backend(self) -> ResultBackend:
         return self._runtime.results()
-
-    def _message_id(self) -> str:
-        if self.message_id is None:
-            raise ResultError(
-                f"{self.task} {self.id} cannot be cancelled: this handle does not know its message",
-                fix="cancel through the handle that a task's .delay() returned, after its batch was sent; "
-                "the end of a chain has no message before its turn comes: let its tasks raise Cancel, or give expires=",
-                code=ErrorCode.CALL_NOT_CANCELLABLE,
-            )
-        return self.message_id
-
-    def _cancelled(self, message_id: str) -> ResultRecord:
-        return ResultRecord(
-            call_id=self.id,
-            message_id=message_id,
-            task=self.task,
-            status=ResultStatus.CANCELLED,
-            attempt=1,
-            updated_ms=self._runtime.now_ms(),
-            error="cancelled by its caller",
-        )
 
     def _late(self, record: ResultRecord | None, timeout: float | None) -> ResultTimeout:
         state = f"it is {_status(record)}"

@@ -119,6 +119,10 @@ class Dispatcher:
         self._refuse()
         self._executor.stop_runs()
 
+    def cancel_run(self, call_id: str) -> bool:
+        """Cancel the run of a call; False if it does not run here. May be called from any thread."""
+        return self._executor.cancel_run(call_id)
+
     def close(self) -> None:
         """Write the last results and release the threads, without waiting for tasks that still run. Idempotent."""
         self._executor.close()

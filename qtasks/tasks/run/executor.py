@@ -14,7 +14,7 @@ from qtasks.protocol.headers import ENDED_HEADER
 from qtasks.randomness import Random
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.context import CURRENT, RunLink, StopReason
-from qtasks.tasks.control import MAX_RETRY_AFTER_MS, REQUESTS, Snooze
+from qtasks.tasks.control import BY_CALLER, MAX_RETRY_AFTER_MS, REQUESTS, Cancel, Snooze
 from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.results.backend import Lock, ResultStatus
 from qtasks.tasks.results.writer import ResultWriter
@@ -61,27 +61,34 @@ class AttemptExecutor:
         self._secrets = tuple(secret for secret in secrets if secret)
         self._clock = clock
         self._random = random
-        self._links: set[RunLink] = set()
-        """Of the deliveries that are not answered yet."""
+        self._links: dict[RunLink, str] = {}
+        """Of the deliveries that are not answered yet, with the ids of their calls."""
 
     async def execute(self, attempt: Attempt, token: str) -> DispatchResponse:
         """Take an attempt from admission to its response. `token` is the `jti` of its signature, or empty."""
         current = CURRENT.set(attempt.context)
-        self._links.add(attempt.context.link)
+        self._links[attempt.context.link] = attempt.context.call_id
         try:
             decision = await self._leases.admit(attempt, token)
             if decision is not None:
                 return await self._conclude(attempt, decision)
-            with self._leases.renewed(attempt.context.call_id):
+            with self._leases.renewed(attempt.context):
                 return await self._conclude(attempt, await self._decide(attempt))
         finally:
-            self._links.discard(attempt.context.link)
+            del self._links[attempt.context.link]
             CURRENT.reset(current)
 
     def stop_runs(self) -> None:
         """Hand back every run: the process ends. May be called from any thread."""
         for link in list(self._links):
             link.stop(StopReason.DRAIN)
+
+    def cancel_run(self, call_id: str) -> bool:
+        """Cancel the run of a call; False if it does not run here. May be called from any thread."""
+        links = [link for link, running in list(self._links.items()) if running == call_id]
+        for link in links:
+            link.stop(StopReason.CANCEL)
+        return bool(links)
 
     async def _decide(self, attempt: Attempt) -> Decision:
         """Decode the arguments, run the function, and decide what its end means.
@@ -115,6 +122,8 @@ class AttemptExecutor:
         try:
             with self._announced(attempt), tracing.continued(run.context):
                 value = await self.runner.in_time(run, attempt.invoke)
+                if run.context.link.is_cancelled and run.context.link.is_stop_seen:
+                    raise Cancel(BY_CALLER)
                 follow_up = run.task.follow_up(run.envelope, run.context.call_id, value)
         except BaseException as raised:
             if comes_from_outside(raised, running, in_thread=not run.task.is_async):
@@ -140,6 +149,8 @@ class AttemptExecutor:
 
         `action` is the word for it, and `note` the reason.
         """
+        if await self._leases.is_cancelled(attempt.context):
+            return Decision.cancelled(BY_CALLER)
         decision = Decision.republished(note, action)
         try:
             self._continuation.check_can_publish("a call cannot be sent again")
@@ -154,11 +165,10 @@ class AttemptExecutor:
         return decision
 
     async def _raised(self, attempt: Attempt, run: Run, error: BaseException) -> Decision:
-        stopped_for = run.context.link.stop_reason
-        if stopped_for is StopReason.DRAIN and not isinstance(error, REQUESTS):
+        if run.context.link.stop_reason is StopReason.DRAIN and not isinstance(error, REQUESTS):
             return Decision.interrupted()
-        if stopped_for is StopReason.CANCEL:
-            return Decision.cancelled("it was cancelled while it ran")
+        if not isinstance(error, Cancel) and await self._leases.is_cancelled(attempt.context):
+            return Decision.cancelled(BY_CALLER)
         if isinstance(error, Snooze):
             attempt.error, note = error, self._without_secrets(error_text(error))
             after_ms = min(error.delay_ms, MAX_RETRY_AFTER_MS)

@@ -7,6 +7,8 @@ waits for that run instead, because its own failure would make a dead letter of 
 ended gets the recorded result, and nothing runs. A signed request that arrives a second time (its `jti`) never runs,
 however the first one ended.
 
+A call that was cancelled does not run; a run learns of its cancel when it renews its lock (see `cancellation`).
+
 A run of a schedule that skips overlapping runs locks its schedule, too; it is skipped if the schedule is locked.
 
 If the backend cannot be reached the task runs: losing a call would be worse than running it twice.
@@ -24,7 +26,8 @@ from enum import Enum, auto
 
 from qtasks.clock import Clock
 from qtasks.error_codes import ErrorCode
-from qtasks.tasks.context import TaskContext
+from qtasks.errors import ResultError
+from qtasks.tasks.context import StopReason, TaskContext
 from qtasks.tasks.encode.pickling import shown
 from qtasks.tasks.results.backend import Lock, ResultRecord, ResultStatus, pauses
 from qtasks.tasks.results.unique import Unique
@@ -50,6 +53,11 @@ TOKEN_LIFE_MS = 20 * 60 * 1000
 """No signature is valid for longer than this, tolerance included (it is valid for 15 minutes at most)."""
 
 
+def run_key(call_id: str) -> str:
+    """The key of the lock that the run of a call has."""
+    return f"run:{call_id}"
+
+
 class DeliveryStep(Enum):
     """What a delivery does next."""
 
@@ -59,6 +67,8 @@ class DeliveryStep(Enum):
     RESPOND = auto()
     SKIP = auto()
     """End without running: another run of the schedule is running."""
+    CANCEL = auto()
+    """End without running: the call was cancelled."""
 
 
 def next_step(
@@ -66,6 +76,9 @@ def next_step(
 ) -> tuple[DeliveryStep, DispatchResponse | None]:
     """Decide from the state after the attempt to lock; the first of its locks is that of the call."""
     taken = {lock.key.partition(":")[0] for lock in state.locks if lock.owner != owner}
+    status = None if state.record is None else state.record.status
+    if status is ResultStatus.CANCELLED or (status is ResultStatus.CANCELLING and "run" not in taken):
+        return DeliveryStep.CANCEL, None
     if (response := _recorded_response(state.record, context)) is not None:
         return DeliveryStep.RESPOND, response
     run_lock = state.locks[0]
@@ -93,8 +106,6 @@ def _recorded_response(record: ResultRecord | None, context: TaskContext) -> Dis
         return None
     if record.status is ResultStatus.SUCCEEDED:
         response = DispatchResponse.of_result(shown(record.value or "null"))
-    elif record.status is ResultStatus.CANCELLED:
-        response = DispatchResponse.without_result("cancelled", record.error or "", ErrorCode.CALL_CANCELLED)
     elif record.status is ResultStatus.FAILED and _is_redelivery(record, context):
         response = DispatchResponse.failure(record.error or "", ErrorCode.TASK_FAILED)
     else:
@@ -125,7 +136,7 @@ class RunLeases:
         if not self._writer.is_enabled:
             return Decision.without_overlap_check(context) if schedule is not None else None
         owner = new_owner()
-        keys = [f"run:{context.call_id}"] if schedule is None else [f"run:{context.call_id}", f"schedule:{schedule}"]
+        keys = [run_key(context.call_id)] if schedule is None else [run_key(context.call_id), f"schedule:{schedule}"]
         lease_ms = BRIEF_LEASE_MS if attempt.is_brief else LEASE_MS
         waits: Iterator[float] | None = None
         while True:
@@ -152,17 +163,23 @@ class RunLeases:
                 continue
             # Otherwise the next delivery would find the call locked.
             await self._unlock([lock for lock in current if lock.owner == owner])
+            if step is DeliveryStep.CANCEL:
+                return Decision.cancelled("" if state.record is None else state.record.error or "")
             if response is None:
                 return Decision.skipped("another run of its schedule is running")
             return self._duplicate(attempt, response, state.record)
 
     @contextmanager
-    def renewed(self, call_id: str) -> Iterator[None]:
-        """Renew the lease of a run inside the block. The run's last record ends it, or else the end of the block."""
+    def renewed(self, context: TaskContext) -> Iterator[None]:
+        """Renew the lease of a run inside the block, and stop the run if its call is cancelled.
+
+        The run's last record ends the lease, or else the end of the block.
+        """
+        call_id = context.call_id
         if call_id not in self._locks_by_call:  # no backend, or it could not be reached
             yield
             return
-        renewal = asyncio.ensure_future(self._renew(call_id))
+        renewal = asyncio.ensure_future(self._renew_often(context))
         try:
             yield
         finally:
@@ -182,13 +199,33 @@ class RunLeases:
             lock = Unique(attempt.envelope.unique).lock(attempt.context.call_id, now_ms, delay_ms)
             await self._writer.lock([lock], None, now_ms=now_ms)
 
-    async def _renew(self, call_id: str) -> None:
-        """Renew the locks of a run until it is cancelled."""
-        while (locks := self._locks_by_call.get(call_id)) is not None:
+    async def is_cancelled(self, context: TaskContext) -> bool:
+        """True if the call of a run was cancelled, perhaps since the last renewal: it must not run again."""
+        if not context.link.is_cancelled and context.call_id in self._locks_by_call:
+            try:
+                self._stop_if_cancelled(context, await self._writer.read(context.call_id))
+            except ResultError:
+                log.exception("it is not known whether a call was cancelled", extra={"action": "read_failed"})
+        return context.link.is_cancelled
+
+    async def _renew_often(self, context: TaskContext) -> None:
+        """Renew the locks of a run until they are released."""
+        while context.call_id in self._locks_by_call:
             await asyncio.sleep(RENEW_S)
-            now_ms = self._clock.now_ms()
-            longer = [replace(lock, until_ms=now_ms + LEASE_MS) for lock in locks]
-            await self._writer.lock(longer, None, now_ms=now_ms)
+            await self._renew(context)
+
+    async def _renew(self, context: TaskContext) -> None:
+        """Renew the locks of a run, if it still has them, and stop it if its call was cancelled."""
+        if (locks := self._locks_by_call.get(context.call_id)) is None:
+            return
+        now_ms = self._clock.now_ms()
+        longer = [replace(lock, until_ms=now_ms + LEASE_MS) for lock in locks]
+        if (state := await self._writer.lock(longer, context.call_id, now_ms=now_ms)) is not None:
+            self._stop_if_cancelled(context, state.record)
+
+    def _stop_if_cancelled(self, context: TaskContext, record: ResultRecord | None) -> None:
+        if record is not None and record.status in (ResultStatus.CANCELLING, ResultStatus.CANCELLED):
+            context.link.stop(StopReason.CANCEL)
 
     def _duplicate(self, attempt: Attempt, response: DispatchResponse, record: ResultRecord | None) -> Decision:
         context = attempt.context

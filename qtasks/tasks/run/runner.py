@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from qtasks.tasks.context import StopReason
-from qtasks.tasks.control import AttemptTimeout
+from qtasks.tasks.control import BY_CALLER, AttemptTimeout, Cancel
 from qtasks.tasks.run.run import Invoke, Run
 from qtasks.tasks.run.run_middleware import RunMiddleware, chain
 from qtasks.tasks.run.thread_pool import ThreadPool
@@ -30,9 +31,7 @@ class Runner:
         if task.is_async:
             value = task.parameters.call(task.function, run.values, run.context, dependencies)
         else:
-            value = await self.threads.run(
-                lambda: task.parameters.call(task.function, run.values, run.context, dependencies)
-            )
+            value = await self.threads.run(functools.partial(_call_in_thread, run, dependencies))
         # A decorator may hide an async function in a plain one.
         return await value if isinstance(value, Awaitable) else value
 
@@ -48,13 +47,16 @@ class Runner:
         try:
             async with asyncio.timeout(limit_s if run.task.is_async else None) as limit:
                 with _stoppable(run, limit):
-                    return await call
+                    value = await call
         except TimeoutError as error:
             if not limit.expired() or run.context.link.stop_reason is not None:
                 raise
             raise AttemptTimeout(
                 f"{run.task.name} was stopped after {limit_s:.3g} s, its time for one attempt"
             ) from error
+        if limit.expired():  # the function has caught the CancelledError
+            run.context.link.is_stop_seen = True
+        return value
 
     def close(self) -> None:
         """Release the threads, without waiting for runs that still use them. Idempotent."""
@@ -62,6 +64,13 @@ class Runner:
 
     async def _without_dependencies(self, run: Run) -> Any:
         return await self.call(run, {})
+
+
+def _call_in_thread(run: Run, dependencies: Mapping[str, Any]) -> Any:
+    """Call a ``def``. Raises Cancel if its call was cancelled while it waited for a thread."""
+    if run.context.link.is_cancelled:
+        raise Cancel(BY_CALLER)
+    return run.task.parameters.call(run.task.function, run.values, run.context, dependencies)
 
 
 @contextmanager

@@ -86,6 +86,8 @@ class ManualBroker:
 
     def _send(self, request: Request, timeout_s: float) -> Reply:
         self.embedded.transport.requests.append(request)
+        if request.method == "DELETE":
+            return self._cancel(request.url.rsplit("/", 1)[-1])
         if request.url.endswith("/v2/batch"):
             return _accepted([self._publish_item(item) for item in json.loads(request.body)])
         return _accepted(self._keep(SentMessage(request, self._new_id())))
@@ -98,6 +100,14 @@ class ManualBroker:
         message.queue = item["queue"]
         return self._keep(message)
 
+    def _cancel(self, message_or_call_id: str) -> Reply:
+        """Cancel a message that waits, by message id or call id, as our own broker does."""
+        for message in self.messages:
+            if message_or_call_id in (message.message_id, message.envelope["id"]):
+                self.messages.remove(message)
+                return _answer(200, {"cancelled": 1})
+        return _answer(404, {"error": "not found, or already finished"})
+
     def _keep(self, message: SentMessage) -> dict[str, str]:
         self.messages.append(message)
         return {"messageId": message.message_id}
@@ -107,7 +117,11 @@ class ManualBroker:
 
 
 def _accepted(document: Any) -> Reply:
-    return Reply(201, (("Content-Type", "application/json"),), json.dumps(document).encode())
+    return _answer(201, document)
+
+
+def _answer(status: int, document: Any) -> Reply:
+    return Reply(status, (("Content-Type", "application/json"),), json.dumps(document).encode())
 
 
 def json_of(answer: DispatchResponse) -> Any:

@@ -30,3 +30,14 @@ def test_a_run_without_a_limit_stops_when_it_is_asked_to() -> None:
     assert (context.time_left_s, context.should_stop) == (math.inf, False)
     link.stop(StopReason.DRAIN)
     assert context.should_stop
+
+
+def test_a_run_is_asked_to_end_for_a_drain_or_because_its_call_was_cancelled() -> None:
+    link = RunLink()
+    context = context_with(link)
+    assert (context.should_stop, context.is_cancelled) == (False, False)
+    link.stop(StopReason.DRAIN)
+    assert (context.should_stop, context.is_cancelled) == (True, False)
+    link.stop(StopReason.CANCEL)
+    link.stop(StopReason.DRAIN)
+    assert (context.should_stop, context.is_cancelled) == (True, True)

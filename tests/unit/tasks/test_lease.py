@@ -263,17 +263,6 @@ async def test_the_same_signed_request_beside_its_own_run_ends_no_attempt(broker
     assert slow.runs == 1
 
 
-async def test_a_call_that_was_called_off_does_not_run_any_more(broker: ManualBroker) -> None:
-    slow = BlockingTask(broker)
-    slow.go_on.set()
-    result = slow.task.delay()
-    message = broker.take()
-    backend = broker.tasks.runtime.results()
-    backend.write([result._cancelled("msg_1")])
-    answer = await broker.deliver(message)
-    assert (answer.status, json_of(answer)["cancelled"], slow.runs) == (200, "cancelled by its caller", 0)
-
-
 async def test_the_task_runs_if_locks_cannot_be_taken(broker: ManualBroker, caplog: pytest.LogCaptureFixture) -> None:
     slow = BlockingTask(broker)
     slow.go_on.set()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from qtasks.tasks.results.backend import (
     ResultRecord,
     ResultStatus,
     pauses,
+    replaces,
 )
 from qtasks.tasks.results.open_backend import open_results
 from qtasks.tasks.results.postgres import PostgresResults
@@ -106,6 +108,32 @@ def test_the_latest_state_stands_but_a_success_stays(
     stored = backend.read("call_1")
     assert stored is not None
     assert stored.status == last
+
+
+def test_every_backend_has_the_same_rules_for_what_replaces_what(backend: ResultBackend) -> None:
+    statuses = [status for status in ResultStatus if status is not ResultStatus.UNKNOWN]
+    for old, new in itertools.product(statuses, statuses):
+        call_id = f"call_{old}_{new}"
+        for status in (old, new):
+            keep(backend, replace(record(status), call_id=call_id, message_id=call_id))
+        stored = backend.read(call_id)
+        assert stored is not None
+        assert stored.status == (new if replaces(new, old) else old), (old, new)
+
+
+@pytest.mark.parametrize(
+    ("new", "stand"),
+    [
+        ("running", "cancelling cancelled succeeded"),  # the run does not know yet, or its lease was lost
+        ("retrying", "cancelling cancelled succeeded"),
+        ("cancelling", "succeeded failed cancelled expired"),  # it has ended in the meantime
+        ("failed", "cancelled succeeded"),
+        ("cancelled", "succeeded"),
+        ("succeeded", ""),
+    ],
+)
+def test_a_cancel_stands_until_the_call_ends_and_does_not_change_one_that_has(new: str, stand: str) -> None:
+    assert {old for old in ResultStatus if not replaces(ResultStatus(new), old)} == set(stand.split())
 
 
 def test_finished_records_are_dropped_a_day_later_and_unfinished_ones_are_not(backend: ResultBackend) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import math
 import threading
 from datetime import UTC, datetime
@@ -13,8 +12,7 @@ from typing import Any
 import pytest
 
 from qtasks import Progress, TaskContext, injected
-from qtasks.errors import ApiError, BrokerUnreachable, ResultError, ResultsDisabled, ResultTimeout, TaskCancelled
-from qtasks.qstash.conversation.transport import Reply, Request
+from qtasks.errors import ResultsDisabled, ResultTimeout
 from qtasks.tasks.context import RunLink
 from qtasks.tasks.progress import PUBLISH_EVERY_S
 from tests.unit.tasks.manual_broker import ManualBroker
@@ -130,82 +128,6 @@ async def test_without_a_place_for_results_progress_costs_nothing() -> None:
         context.progress(math.nan)
     assert Progress(1, 0).fraction == 1.0
     assert Progress(9, 3).fraction == 1.0
-
-
-# --- calling off
-
-
-def answering(broker: ManualBroker, status: int) -> list[Request]:
-    """Make the broker answer every request with `status`; the list of its requests."""
-    asked: list[Request] = []
-
-    def send(request: Request, timeout_s: float) -> Reply:
-        asked.append(request)
-        return Reply(status, (), json.dumps({"error": "no such message"} if status >= 400 else {}).encode())
-
-    broker.embedded.transport.send = send  # type: ignore[method-assign]
-    return asked
-
-
-async def test_a_call_can_be_called_off(broker: ManualBroker) -> None:
-    ran: list[int] = []
-
-    @broker.tasks.task
-    def work() -> None:
-        ran.append(1)
-
-    result = work.delay()
-    asked = answering(broker, 202)
-    assert result.cancel() is True
-    assert (asked[0].method, asked[0].url) == ("DELETE", "http://broker.internal/v2/messages/msg_1")
-    assert result.status == "cancelled"
-    with pytest.raises(TaskCancelled, match="by its caller"):
-        await result
-    assert await result.acancel() is True
-
-
-async def test_a_call_that_is_over_cannot_be_called_off(broker: ManualBroker) -> None:
-    @broker.tasks.task
-    def work() -> int:
-        return 1
-
-    result = work.delay()
-    await broker.deliver()
-    answering(broker, 404)
-    assert result.cancel() is False
-    assert result.get(timeout=0) == 1
-    answering(broker, 403)
-    with pytest.raises(ApiError):
-        result.cancel()
-    with pytest.raises(ResultError, match="does not know its message"):
-        work.result("call_1").cancel()
-
-
-async def test_a_result_that_came_meanwhile_stands(broker: ManualBroker) -> None:
-    @broker.tasks.task
-    def work() -> int:
-        return 1
-
-    result = work.delay()
-    await broker.deliver()
-    answering(broker, 202)
-    assert result.cancel() is True
-    assert result.get(timeout=0) == 1
-
-
-async def test_no_broker_is_said_plainly(broker: ManualBroker) -> None:
-    @broker.tasks.task
-    def work() -> None: ...
-
-    result = work.delay()
-
-    def down(request: Request, timeout_s: float) -> Reply:
-        raise BrokerUnreachable("no answer", sent=False)
-
-    broker.embedded.transport.send = down  # type: ignore[method-assign]
-    broker.tasks.runtime.publisher()._opened().http._sleep = lambda seconds: None
-    with pytest.raises(BrokerUnreachable, match="the cancellation of msg_1"):
-        result.cancel()
 
 
 async def test_without_a_backend_every_accessor_names_the_setting() -> None:
