@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 import pytest
 
-from qtasks.broker.core.rules import Trigger
+from qtasks.broker.core.rules import Stage, Trigger
 from qtasks.broker.core.values import Claim
 from qtasks.broker.store.verbs import flow_control, queues
+from qtasks.broker.store.verbs.claim import MAX_OPEN_CLAIMS
 from qtasks.protocol.messages import FlowControl, Message, PublishOptions
 from tests.support.broker import ACCOUNT
 from tests.support.store import InlineStore
@@ -56,6 +57,8 @@ class Simulation:
         self.queued: dict[str, str] = {}
         self.delayed: set[str] = set()
         self.cancelling: set[str] = set()
+        self.crashes: Counter[str] = Counter()
+        """How often the broker ended during an attempt of a message, since the last outcome of one."""
         self.number = 0
 
     def step(self) -> None:
@@ -106,7 +109,14 @@ class Simulation:
             self.delayed.add(message_id)
 
     def claim(self) -> None:
-        for claim in self.store.claims(limit=self.chance.choice([1, 3, 50])):
+        self.claimed(self.store.claims(limit=self.chance.choice([1, 3, 50])))
+
+    def claimed(self, claims: list[Claim]) -> None:
+        """Messages were claimed. Those that the broker did not survive have become dead letters."""
+        for message_id in sorted(self.open):
+            if self.crashes[message_id] == MAX_OPEN_CLAIMS and self.store.stage(message_id) is Stage.FAILED:
+                self.finished(message_id)
+        for claim in claims:
             self.started(claim)
 
     def started(self, claim: Claim) -> None:
@@ -147,6 +157,7 @@ class Simulation:
             return
         message_id = self.chance.choice(sorted(self.active))
         claim = self.active.pop(message_id)
+        del self.crashes[message_id]
         event = self.chance.choice([Trigger.SUCCEED, Trigger.SUCCEED, Trigger.RETRY, Trigger.FAIL])
         if event is Trigger.RETRY and claim.message.retried >= 2:
             event = Trigger.FAIL
@@ -234,6 +245,7 @@ class Simulation:
         self.store.crash()
         for message_id, claim in sorted(self.active.items()):
             self.left_key(claim)
+            self.crashes[message_id] += 1
             if message_id in self.cancelling:
                 self.finished(message_id)
         self.active.clear()
@@ -258,8 +270,7 @@ class Simulation:
 
     def succeed(self) -> None:
         """Start all messages that may start, and end all that run."""
-        for claim in self.store.claims():
-            self.started(claim)
+        self.claimed(self.store.claims())
         for message_id, claim in sorted(self.active.items()):
             created = self.store.end(claim).created
             self.left_key(claim)

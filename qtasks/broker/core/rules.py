@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum, auto
 from typing import Final
 
+from qtasks.broker.core import interruptions
+from qtasks.broker.core.interruptions import UNTROUBLED, Sign, Situation
 from qtasks.broker.ports import Failure
 from qtasks.protocol import expressions, retry_after
 from qtasks.protocol.messages import Message, Response, State
@@ -23,7 +25,7 @@ class Stage(IntEnum):
     DUE = 1
     """A claim may take it once its due time has passed. The only stage in the claimable index."""
     PARKED = 2
-    """Due, but its destination's host has no room for another attempt."""
+    """Due, but its lot has no room: its host has no room for another attempt, or its URL prefix refuses."""
     ACTIVE = 3
     """Claimed: an attempt is in flight."""
     QUEUED = 4
@@ -43,8 +45,6 @@ class Trigger(StrEnum):
 
     CLAIM = auto()
     PARK = auto()
-    UNPARK = auto()
-    """The broker starts: attempts in flight are counted from zero again."""
     QUEUE = auto()
     """Its delay is over and it joins its queue, or its queue is paused."""
     ADMIT = auto()
@@ -53,6 +53,8 @@ class Trigger(StrEnum):
     """Its flow-control key allows no start now."""
     CORRUPT = auto()
     """The stored message no longer matches its checksum: it is never sent."""
+    CRASH_LOOP = auto()
+    """The broker ended again and again during its attempts: it is not sent any more."""
     SUCCEED = auto()
     RETRY = auto()
     """The attempt failed and retries remain."""
@@ -62,7 +64,10 @@ class Trigger(StrEnum):
     STOP = auto()
     """The attempt failed after its message was cancelled: no retry follows."""
     INTERRUPT = auto()
-    """The broker stopped during the attempt: the attempt is repeated with the same number."""
+    """The attempt did not count, or the broker stopped during it: it is repeated with the same number.
+
+    The log gets one interruption of a message a minute; of the others it has no entry, not even ACTIVE.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,7 @@ _STARTABLE: Final = (Stage.DUE, Stage.PARKED, Stage.HELD)
 TRANSITIONS: Final[Mapping[tuple[Stage, Trigger], Transition]] = {
     **{(stage, Trigger.CLAIM): Transition(Stage.ACTIVE, (State.ACTIVE,)) for stage in _STARTABLE},
     **{(stage, Trigger.CORRUPT): Transition(Stage.FAILED, (State.ERROR, State.FAILED)) for stage in _STARTABLE},
+    **{(stage, Trigger.CRASH_LOOP): Transition(Stage.FAILED, (State.ERROR, State.FAILED)) for stage in _STARTABLE},
     **{(stage, Trigger.PARK): Transition(Stage.PARKED) for stage in _STARTABLE},
     **{(stage, Trigger.HOLD): Transition(Stage.HELD) for stage in _STARTABLE},
     **{(stage, Trigger.QUEUE): Transition(Stage.QUEUED) for stage in _STARTABLE},
@@ -85,7 +91,6 @@ TRANSITIONS: Final[Mapping[tuple[Stage, Trigger], Transition]] = {
         (stage, Trigger.CANCEL): Transition(Stage.CANCELED, (State.CANCEL_REQUESTED, State.CANCELED))
         for stage in (*_STARTABLE, Stage.QUEUED)
     },
-    (Stage.PARKED, Trigger.UNPARK): Transition(Stage.DUE),
     (Stage.QUEUED, Trigger.ADMIT): Transition(Stage.DUE),
     (Stage.ACTIVE, Trigger.CANCEL): Transition(Stage.ACTIVE, (State.CANCEL_REQUESTED,)),
     (Stage.ACTIVE, Trigger.SUCCEED): Transition(Stage.DELIVERED, (State.DELIVERED,)),
@@ -104,17 +109,41 @@ class Evaluation:
     trigger: Trigger
     error: str | None = None
     due_ms: int | None = None
-    """When the next attempt is due; set only for RETRY."""
+    """When the next attempt is due; set for RETRY. INTERRUPT without it: as soon as the URL prefix answers."""
+    sign: Sign = Sign.NONE
+    """What the outcome says about the URL prefix of the message."""
+    since_ms: int | None = None
+    """Since when the message has been interrupted; None if this attempt counted."""
+    cuts: int = 0
+    """How many of these interruptions cut a run."""
+    is_expired: bool = False
+    """The message has used up its allowance: its attempts count, and it waits for no probe any more."""
 
 
-def evaluate(message: Message, outcome: Response | Failure, *, now_ms: int) -> Evaluation:
-    """Decide what `outcome` of the current attempt means for `message` (docs/protocol.md 4.3, 4.6, 5.2)."""
+def evaluate(
+    message: Message, outcome: Response | Failure, *, now_ms: int, situation: Situation = UNTROUBLED
+) -> Evaluation:
+    """Decide what `outcome` of the current attempt means for `message` (docs/protocol.md 4.3, 4.6, 5.2, 5.11)."""
+    assessment = interruptions.assess(message, outcome, situation, now_ms=now_ms)
     if isinstance(outcome, Response) and 200 <= outcome.status < 300:
-        return Evaluation(Trigger.SUCCEED)
-    error = _storable(outcome.error if isinstance(outcome, Failure) else _describe(outcome))
-    if is_final(outcome) or message.retried >= message.max_retries:
-        return Evaluation(Trigger.FAIL, error)
-    return Evaluation(Trigger.RETRY, error, now_ms + retry_delay_ms(message, outcome, now_ms=now_ms))
+        return Evaluation(Trigger.SUCCEED, sign=assessment.sign)
+    error = outcome.error if isinstance(outcome, Failure) else _describe(outcome)
+    if not assessment.counts:
+        trigger, error, due_ms = Trigger.INTERRUPT, f"interrupted, no retry is spent: {error}", assessment.due_ms
+    elif is_final(outcome) or message.retried >= message.max_retries:
+        return Evaluation(Trigger.FAIL, _storable(error), sign=assessment.sign)
+    else:
+        trigger, due_ms = Trigger.RETRY, now_ms + retry_delay_ms(message, outcome, now_ms=now_ms)
+    is_over = assessment.counts and not assessment.is_cut and not assessment.is_expired
+    return Evaluation(
+        trigger,
+        _storable(error),
+        due_ms,
+        sign=assessment.sign,
+        since_ms=None if is_over else now_ms if situation.since_ms is None else situation.since_ms,
+        cuts=0 if is_over else situation.cuts + assessment.is_cut,
+        is_expired=assessment.is_expired,
+    )
 
 
 def is_final(outcome: Response | Failure) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
+from qtasks.broker.core import lots
+from qtasks.broker.core.interruptions import UNTROUBLED, Situation
 from qtasks.broker.core.rules import Evaluation
 from qtasks.broker.ports import Failure
 from qtasks.protocol.messages import Headers, Message, Response, Schedule, SigningKeys, State
@@ -51,18 +53,29 @@ class Claim:
 
     seq: int
     token: int
-    host: str
+    lot: str
+    """Where the message waits while it may not start; see `lots`."""
     message: Message
+    situation: Situation = UNTROUBLED
+    quiet: bool = False
+    """True if the log has no entry for this attempt: an interruption of the message was logged a moment ago."""
+
+    @property
+    def host(self) -> str:
+        """``host:port`` of the destination."""
+        return lots.host_of(self.lot)
 
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
-    """How many more attempts each host may have now."""
+    """How many more attempts each host may have now, and what is in flight."""
 
     default: int
     """For a host that is not in `hosts`."""
     hosts: Mapping[str, int] = field(default_factory=dict)
     """By host; a host with 0 or less gets no attempt."""
+    running: Mapping[str, int] = field(default_factory=dict)
+    """The attempts in flight, by lot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +87,8 @@ class ClaimBatch:
     """When the earliest message that is not due yet becomes due; None if there is none."""
     has_more: bool = False
     """More messages are due now: claim again as soon as there is room."""
-    parked_hosts: frozenset[str] = frozenset()
-    """Hosts with parked messages, because they had no room for another attempt."""
+    parked_lots: frozenset[str] = frozenset()
+    """Lots in which messages wait, because they have no room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +110,10 @@ class Settled:
     """The last log entry: CANCELED in place of RETRY if the message was cancelled during the attempt."""
     created: tuple[Message, ...] = ()
     """The callback messages, the end callback included."""
+    next_ms: int | None = None
+    """When the next attempt is due; None if none follows."""
+    quiet: bool = False
+    """True if nothing was logged: an interruption of the message was logged a moment ago."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from dataclasses import replace
 from typing import Final, TypeVar
 
 from qtasks.broker import ids
-from qtasks.broker.core import message_builder, rules
+from qtasks.broker.core import interruptions, lots, message_builder, rules
+from qtasks.broker.core.interruptions import Situation
 from qtasks.broker.core.values import Claim, ClaimBatch, Settled, Settlement
 from qtasks.broker.events import EventWatchers, MessageEvent
 from qtasks.broker.loops.host_limits import HostLimits
@@ -68,6 +69,8 @@ class Deliverer:
         self._region = region
         self._attempts: set[asyncio.Task[None]] = set()
         """Attempts whose end is not stored yet."""
+        self._answered: dict[str, float] = {}
+        """When a dispatcher last answered, in monotonic seconds, by URL prefix."""
         self._wake = asyncio.Event()
         self._claiming = asyncio.Lock()
         self._draining = False
@@ -126,13 +129,15 @@ class Deliverer:
         for attempt in list(self._attempts):
             attempt.cancel()
         await asyncio.gather(*self._attempts, return_exceptions=True)
+        if not finished:
+            with contextlib.suppress(StoreError):
+                await self._store.write(settle.hand_back)
         return finished
 
     async def _start_due(self) -> tuple[int | None, bool]:
         """Claim and start as many messages as the limits allow.
 
-        Returns when the next message is due or a paused host is probed (Unix ms), and whether further messages can
-        start at once.
+        Returns when the next message is due (Unix ms), and whether further messages can start at once.
         """
         async with self._claiming:
             room = self._limits.room
@@ -141,25 +146,22 @@ class Deliverer:
             batch = await self.claim(min(room, CLAIM_BATCH))
             for claim in batch.claims:
                 self.start(claim)
-        probe_ms = self._limits.next_probe_ms(self._clock.now_ms())
-        next_ms = min((time_ms for time_ms in (batch.next_due_ms, probe_ms) if time_ms is not None), default=None)
-        return next_ms, batch.has_more and self._limits.room > 0
+        return batch.next_due_ms, batch.has_more and self._limits.room > 0
 
     async def claim(self, limit: int) -> ClaimBatch:
         """Claim due messages that may start, earliest first. The caller must `start` each of them."""
-        now_ms = self._clock.now_ms()
-        return await self._store.claim(now_ms=now_ms, limit=limit, rooms=self._limits.rooms(now_ms))
+        return await self._store.claim(now_ms=self._clock.now_ms(), limit=limit, rooms=self._limits.rooms())
 
     def start(self, claim: Claim) -> asyncio.Task[None]:
         """Start an attempt. The returned task ends when the outcome is stored."""
-        self._limits.start(claim.host)
+        self._limits.start(claim.lot)
         attempt = asyncio.create_task(self._attempt(claim))
         self._attempts.add(attempt)
         attempt.add_done_callback(self._ended)
         return attempt
 
-    def _free_slot(self, host: str) -> None:
-        self._limits.end(host)
+    def _free_slot(self, lot: str) -> None:
+        self._limits.end(lot)
         self.wake()
 
     def _ended(self, attempt: asyncio.Task[None]) -> None:
@@ -173,14 +175,15 @@ class Deliverer:
             keys = await self._retry_until_success(
                 lambda: self._keys.of(message.account), f"read the signing keys for {message.id}"
             )
-            self._notify(State.ACTIVE, message)
+            if not claim.quiet:
+                self._notify(State.ACTIVE, message)
             started = self._clock.monotonic()
             outcome = await self._send(message, keys)
         finally:
-            self._free_slot(claim.host)
+            self._free_slot(claim.lot)
         duration_ms = (self._clock.monotonic() - started) * 1000
         now_ms = self._clock.now_ms()
-        evaluation = rules.evaluate(message, outcome, now_ms=now_ms)
+        evaluation = rules.evaluate(message, outcome, now_ms=now_ms, situation=self._situation(claim, outcome, started))
         settlement = Settlement(claim, outcome, evaluation, self._callback_ids(message, now_ms))
         try:
             settled = await self._settle(settlement, now_ms)
@@ -192,15 +195,30 @@ class Deliverer:
         if settled is None:
             log.warning("message %s was settled by another claim; this outcome is dropped", message.id)
             return
+        if settled.quiet:
+            return
         self._notify(
             settled.state,
             message,
             outcome=outcome,
             error=evaluation.error,
-            next_delivery_ms=evaluation.due_ms if settled.state is State.RETRY else None,
+            next_delivery_ms=settled.next_ms,
             duration_ms=duration_ms,
         )
         self._watchers.notify_created(settled.created, now_ms=now_ms)
+
+    def _situation(self, claim: Claim, outcome: Response | Failure, started: float) -> Situation:
+        """The situation of an attempt at its end: what its prefix has answered to others meanwhile counts."""
+        if claim.message.options.interrupted_for_ms is None:
+            return claim.situation
+        prefix = lots.lot_of(claim.message, claim.host)
+        answered = self._answered.get(prefix)
+        if interruptions.has_dispatcher(outcome):
+            self._answered[prefix] = self._clock.monotonic()
+        if answered is None:
+            return claim.situation
+        is_probe = claim.situation.is_probe and answered < started
+        return replace(claim.situation, has_dispatcher=True, is_probe=is_probe)
 
     def _callback_ids(self, message: Message, now_ms: int) -> tuple[str, str] | None:
         if not message_builder.has_callbacks(message):

@@ -42,10 +42,10 @@ class Store(Protocol):
         """Run `query`, which changes nothing, and return its value. It sees every write that has returned."""
 
     async def accept(self, publications: Sequence[Publication], *, now_ms: int) -> list[Accepted]:
-        """Write with `accept.accept`, which also gets the parked hosts that the last claim reported."""
+        """Write with `accept.accept`, which also gets the parked lots that the last claim reported."""
 
     async def claim(self, *, now_ms: int, limit: int, rooms: Rooms) -> ClaimBatch:
-        """Write with `claim.claim`, and remember the parked hosts for `accept`."""
+        """Write with `claim.claim`, and remember the parked lots for `accept`."""
 
     async def close(self) -> None:
         """Finish the writes that were submitted, then release the storage. Idempotent."""

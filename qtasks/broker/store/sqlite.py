@@ -42,7 +42,7 @@ class SqliteStore:
         self._closed = False
         self._commits = GroupCommit(db, clock, on_loop=path == MEMORY)
         self.broken = self._commits.broken
-        self._parked_hosts: frozenset[str] = frozenset()  # a hint that saves work; the rows decide
+        self._parked_lots: frozenset[str] = frozenset()  # a hint that saves work; the rows decide
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="qtasks-read")
         self._thread = threading.local()
         self._read_connections: list[apsw.Connection] = []
@@ -87,13 +87,13 @@ class SqliteStore:
     async def accept(self, publications: Sequence[Publication], *, now_ms: int) -> list[Accepted]:
         """See `Store.accept`."""
         return await self._commits.submit(
-            lambda: accept(self._db, publications, now_ms=now_ms, parked_hosts=self._parked_hosts)
+            lambda: accept(self._db, publications, now_ms=now_ms, parked_lots=self._parked_lots)
         )
 
     async def claim(self, *, now_ms: int, limit: int, rooms: Rooms) -> ClaimBatch:
         """See `Store.claim`."""
         batch = await self.write(claim, now_ms=now_ms, limit=limit, rooms=rooms)
-        self._parked_hosts = batch.parked_hosts
+        self._parked_lots = batch.parked_lots
         return batch
 
     async def close(self) -> None:

@@ -19,7 +19,15 @@ DAY_S = 86_400
 C, A, E, R = State.CREATED, State.ACTIVE, State.ERROR, State.RETRY
 DELIVERED, FAILED = State.DELIVERED, State.FAILED
 ASKED, CANCELED = State.CANCEL_REQUESTED, State.CANCELED
-STARTABLE = {Trigger.CLAIM, Trigger.PARK, Trigger.HOLD, Trigger.QUEUE, Trigger.CANCEL, Trigger.CORRUPT}
+STARTABLE = {
+    Trigger.CLAIM,
+    Trigger.PARK,
+    Trigger.HOLD,
+    Trigger.QUEUE,
+    Trigger.CANCEL,
+    Trigger.CORRUPT,
+    Trigger.CRASH_LOOP,
+}
 
 
 def failing(**changes: Any) -> Message:
@@ -59,7 +67,8 @@ def after(*triggers: Trigger) -> tuple[Stage, tuple[State, ...]]:
             (C, A, E, R, A, DELIVERED),
         ),
         ((Trigger.PARK, Trigger.CLAIM, Trigger.SUCCEED), Stage.DELIVERED, (C, A, DELIVERED)),
-        ((Trigger.PARK, Trigger.UNPARK, Trigger.CLAIM, Trigger.SUCCEED), Stage.DELIVERED, (C, A, DELIVERED)),
+        ((Trigger.PARK, Trigger.PARK, Trigger.CLAIM, Trigger.SUCCEED), Stage.DELIVERED, (C, A, DELIVERED)),
+        ((Trigger.CRASH_LOOP,), Stage.FAILED, (C, E, FAILED)),
         ((Trigger.PARK, Trigger.CANCEL), Stage.CANCELED, (C, ASKED, CANCELED)),
         ((Trigger.CORRUPT,), Stage.FAILED, (C, E, FAILED)),
         ((Trigger.QUEUE, Trigger.ADMIT, Trigger.CLAIM, Trigger.SUCCEED), Stage.DELIVERED, (C, A, DELIVERED)),
@@ -78,7 +87,7 @@ def test_every_course_of_a_message_leaves_the_log_of_the_protocol(
     ("stage", "possible"),
     [
         (Stage.DUE, STARTABLE),
-        (Stage.PARKED, STARTABLE | {Trigger.UNPARK}),
+        (Stage.PARKED, STARTABLE),
         (Stage.HELD, STARTABLE),
         (Stage.QUEUED, {Trigger.ADMIT, Trigger.CANCEL}),
         (Stage.ACTIVE, {Trigger.SUCCEED, Trigger.RETRY, Trigger.FAIL, Trigger.CANCEL, Trigger.STOP, Trigger.INTERRUPT}),

@@ -7,6 +7,7 @@ from typing import Final, cast
 
 import apsw
 
+from qtasks.broker.core import lots
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import Accepted, Publication
 from qtasks.broker.store.verbs import admission, rows
@@ -16,12 +17,12 @@ from qtasks.protocol.messages import DEDUPLICATION_WINDOW_MS, Message, State
 
 
 def accept(
-    db: apsw.Connection, publications: Sequence[Publication], *, now_ms: int, parked_hosts: Container[str] = ()
+    db: apsw.Connection, publications: Sequence[Publication], *, now_ms: int, parked_lots: Container[str] = ()
 ) -> list[Accepted]:
     """Store messages with their deduplication keys and log entries: all of them or, on an error, none.
 
-    `parked_hosts` are hosts that have parked messages. A new message for one of them is parked behind those at once,
-    which saves a claim from reading it only to park it.
+    `parked_lots` are lots in which messages wait. A new message of one of them is parked behind those at once, which
+    saves a claim from reading it only to park it.
     """
     accepted: list[Accepted] = []
     fresh: list[Publication] = []
@@ -37,7 +38,7 @@ def accept(
             )
         accepted.append(Accepted(message.id))
         fresh.append(publication)
-    insert(db, fresh, now_ms=now_ms, parked_hosts=parked_hosts)
+    insert(db, fresh, now_ms=now_ms, parked_lots=parked_lots)
     return accepted
 
 
@@ -54,7 +55,7 @@ def insert(
     publications: Sequence[Publication],
     *,
     now_ms: int,
-    parked_hosts: Container[str] = (),
+    parked_lots: Container[str] = (),
     parent: int | None = None,
 ) -> None:
     """Store messages without deduplication. `parent` is the message that waits for them, its callbacks."""
@@ -64,8 +65,9 @@ def insert(
     queues: dict[tuple[int, str], None] = {}
     for seq, publication in enumerate(publications, first):
         message = publication.message
-        stage = _first_stage(db, message, now_ms, publication.host in parked_hosts)
-        _insert_rows(db, seq, publication, stage, now_ms, parent)
+        lot = lots.lot_of(message, publication.host)
+        stage = _first_stage(db, message, now_ms, lot in parked_lots)
+        _insert_rows(db, seq, publication, lot, stage, now_ms, parent)
         if stage is Stage.HELD:
             assert message.options.flow_control is not None, "only a message with a flow-control key is held"
             admission.refresh_key(db, message.account, message.options.flow_control.key, now_ms)
@@ -75,7 +77,7 @@ def insert(
         admission.fill_slots(db, account, queue)
 
 
-def _first_stage(db: apsw.Connection, message: Message, now_ms: int, host_is_parked: bool) -> Stage:
+def _first_stage(db: apsw.Connection, message: Message, now_ms: int, lot_is_parked: bool) -> Stage:
     """The stage of a new message. Creates or updates its queue and its flow-control key."""
     flow = message.options.flow_control
     if flow is not None:
@@ -91,15 +93,26 @@ def _first_stage(db: apsw.Connection, message: Message, now_ms: int, host_is_par
         or not admission.check_key(db, message.account, flow.key, now_ms).allowed
     ):
         return Stage.HELD
-    return Stage.PARKED if host_is_parked else Stage.DUE
+    return Stage.PARKED if lot_is_parked else Stage.DUE
 
 
-_COLUMNS: Final = ("seq", "stage", "due_ms", "host", "checksum", "place", "flow_key", "parent", *MessageRow._fields)
+_COLUMNS: Final = (
+    "seq",
+    "stage",
+    "due_ms",
+    "host",
+    "lot",
+    "checksum",
+    "place",
+    "flow_key",
+    "parent",
+    *MessageRow._fields,
+)
 _INSERT_MESSAGE: Final = f"INSERT INTO messages ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 
 
 def _insert_rows(
-    db: apsw.Connection, seq: int, publication: Publication, stage: Stage, now_ms: int, parent: int | None
+    db: apsw.Connection, seq: int, publication: Publication, lot: str, stage: Stage, now_ms: int, parent: int | None
 ) -> None:
     message = publication.message
     row = rows.pack_message(message)
@@ -108,7 +121,8 @@ def _insert_rows(
     flow_key = None if flow is None else flow.key
     delayed = message.not_before_ms > now_ms
     place = None if delayed else seq
-    store_values = (seq, stage.value, message.not_before_ms, publication.host, checksum, place, flow_key, parent)
+    due_ms, host = message.not_before_ms, publication.host
+    store_values = (seq, stage.value, due_ms, host, lot, checksum, place, flow_key, parent)
     db.execute(_INSERT_MESSAGE, (*store_values, *row))
     db.execute("INSERT INTO bodies (seq, body) VALUES (?, ?)", (seq, message.body))
     for place, label in enumerate(message.options.labels):

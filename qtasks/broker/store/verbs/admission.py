@@ -41,6 +41,22 @@ def join_line(db: apsw.Connection, seq: int, stage: Stage, trigger: Trigger, pla
     )
 
 
+def resume_place(
+    db: apsw.Connection, seq: int, stage: Stage, *, account: int, queue: str | None, flow_key: str | None
+) -> Stage:
+    """Give a message whose attempt did not count its place again; return its stage.
+
+    It still has its slot, and it goes to the front of the line of its flow-control key.
+    """
+    if queue is not None and queue_is_paused(db, account, queue):
+        change_stage(db, seq, stage, Trigger.QUEUE)
+        return TRANSITIONS[stage, Trigger.QUEUE].to
+    if flow_key is not None:
+        join_line(db, seq, stage, Trigger.HOLD, FRONT)
+        return TRANSITIONS[stage, Trigger.HOLD].to
+    return stage
+
+
 # -- queues
 
 _FIRST_QUEUED: Final = (

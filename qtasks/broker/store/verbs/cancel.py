@@ -81,7 +81,11 @@ def cancel_one(db: apsw.Connection, account: int, seq: int, *, now_ms: int) -> t
         "UPDATE messages SET stage = ?, cancel_requested = 1, finished_ms = ? WHERE seq = ? RETURNING parent",
         (transition.to.value, now_ms if final else None, seq),
     ).get
-    for state in transition.log:
+    was_quiet = (
+        stage is Stage.ACTIVE
+        and db.execute("UPDATE messages SET quiet = 0 WHERE seq = ? AND quiet = 1 RETURNING 1", (seq,)).get
+    )
+    for state in (State.ACTIVE, *transition.log) if was_quiet else transition.log:
         append_log(db, seq, account, now_ms, state)
     if not final:
         return ()

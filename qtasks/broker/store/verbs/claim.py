@@ -9,17 +9,26 @@ from typing import Any, Final, NamedTuple, cast
 
 import apsw
 
-from qtasks.broker.core.rules import TRANSITIONS, Stage, Trigger
+from qtasks.broker.core import lots
+from qtasks.broker.core.interruptions import NOTED_EVERY_MS, UNTROUBLED, Situation
+from qtasks.broker.core.rules import TRANSITIONS, Stage, Transition, Trigger
 from qtasks.broker.core.values import Claim, ClaimBatch, Rooms
 from qtasks.broker.store.verbs import admission, rows
 from qtasks.broker.store.verbs.end_callbacks import report_end_of
 from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_log, change_stage
+from qtasks.broker.store.verbs.lot_rooms import LotRooms
 from qtasks.broker.store.verbs.rows import MessageRow, fetch
-from qtasks.protocol.messages import State
+from qtasks.protocol.messages import Message, State
 
 SCAN_LIMIT: Final = 512
 """Messages that one claim reads at most. It moves those that may not start out of the way of later claims."""
 CORRUPT: Final = "corrupt: the stored message no longer matches its checksum; it was not sent"
+MAX_OPEN_CLAIMS: Final = 3
+"""After this many attempts that the broker did not survive, a message is not sent any more."""
+CRASH_LOOP: Final = (
+    f"crash_loop: the broker ended {MAX_OPEN_CLAIMS} times in a row during an attempt of this message, the last time"
+    " with no other such message in flight; it is not sent any more"
+)
 
 
 class _Candidate(NamedTuple):
@@ -27,13 +36,17 @@ class _Candidate(NamedTuple):
 
     seq: int
     stage: int
-    host: str
+    lot: str
     claim_token: int
+    open_claims: int
     checksum: int
     slot: int
     place: int | None
     flow_key: str | None
     due_ms: int
+    interrupted_since_ms: int | None
+    cuts: int
+    noted_ms: int | None
     body: bytes
     message: MessageRow
 
@@ -50,57 +63,59 @@ SELECT: Final = (
 )
 _DUE: Final = f"{SELECT} WHERE m.stage = {Stage.DUE} AND m.due_ms <= ? ORDER BY m.due_ms, m.seq LIMIT ?"
 """Reads the index ``messages_claimable`` from its left end."""
-_PARKED_FOR_HOST: Final = f"{SELECT} WHERE m.stage = {Stage.PARKED} AND m.host = ? ORDER BY m.due_ms, m.seq LIMIT ?"
+_PARKED_IN_LOT: Final = f"{SELECT} WHERE m.stage = {Stage.PARKED} AND m.lot = ? ORDER BY m.due_ms, m.seq LIMIT ?"
 _BY_SEQ: Final = f"{SELECT} WHERE m.seq = ?"
 _READY_KEYS: Final = "SELECT ready_ms, account, key FROM flow_keys WHERE ready_ms <= ? ORDER BY ready_ms LIMIT ?"
-# One index lookup for each host that has parked messages, however many messages those are.
-_PARKED_HOSTS: Final = f"""
-    WITH RECURSIVE parked (host) AS (
-        SELECT min(host) FROM messages WHERE stage = {Stage.PARKED}
+# One index lookup for each lot that has parked messages, however many messages those are.
+_PARKED_LOTS: Final = f"""
+    WITH RECURSIVE parked (lot) AS (
+        SELECT min(lot) FROM messages WHERE stage = {Stage.PARKED}
         UNION ALL
-        SELECT (SELECT min(host) FROM messages WHERE stage = {Stage.PARKED} AND host > parked.host) FROM parked
-        WHERE parked.host IS NOT NULL
+        SELECT (SELECT min(lot) FROM messages WHERE stage = {Stage.PARKED} AND lot > parked.lot) FROM parked
+        WHERE parked.lot IS NOT NULL
     )
-    SELECT host FROM parked WHERE host IS NOT NULL
+    SELECT lot FROM parked WHERE lot IS NOT NULL
 """
 _NEXT_DUE: Final = (
     "SELECT min(due_ms) FROM ("
     f"SELECT min(due_ms) AS due_ms FROM messages WHERE stage = {Stage.DUE} AND due_ms > ?"
-    " UNION ALL SELECT min(ready_ms) FROM flow_keys WHERE ready_ms > ?)"
+    " UNION ALL SELECT min(ready_ms) FROM flow_keys WHERE ready_ms > ?"
+    " UNION ALL SELECT min(probe_ms) FROM prefixes WHERE down_since_ms IS NOT NULL AND probe_ms > ?)"
 )
 
 
 def claim(db: apsw.Connection, *, now_ms: int, limit: int, rooms: Rooms) -> ClaimBatch:
     """Claim up to `limit` messages that may start; no two callers get the same one.
 
-    Parked messages of hosts with room come first, then due messages by due time and order of acceptance.
-    A host gets at most as many claims as `rooms` has for it. Its other due messages are parked, so that later claims
-    do not scan past them.
+    Parked messages of lots with room come first, then due messages by due time and order of acceptance. A lot without
+    room gets no more: its due messages are parked, so that later claims do not scan past them.
     """
-    claims = _Claims(db, now_ms, limit, rooms)
-    claims.take_parked()
+    parked_lots = _parked_lots(db)
+    lot_rooms = LotRooms(db, rooms, parked_lots=parked_lots, now_ms=now_ms)
+    claims = _Claims(db, now_ms, limit, lot_rooms)
+    claims.take_parked(parked_lots)
     claims.take_due()
+    lot_rooms.close()
     return ClaimBatch(
         claims=tuple(claims.claims),
-        next_due_ms=cast("int | None", db.execute(_NEXT_DUE, (now_ms, now_ms)).get),
+        next_due_ms=cast("int | None", db.execute(_NEXT_DUE, (now_ms, now_ms, now_ms)).get),
         has_more=claims.has_more,
-        parked_hosts=frozenset(_parked_hosts(db)),
+        parked_lots=frozenset(_parked_lots(db)),
     )
 
 
-def _parked_hosts(db: apsw.Connection) -> list[str]:
-    return [host for (host,) in fetch(db, _PARKED_HOSTS)]
+def _parked_lots(db: apsw.Connection) -> list[str]:
+    return [lot for (lot,) in fetch(db, _PARKED_LOTS)]
 
 
 class _Claims:
     """One call of `claim`: the claims so far, and the room that is left."""
 
-    def __init__(self, db: apsw.Connection, now_ms: int, limit: int, rooms: Rooms) -> None:
+    def __init__(self, db: apsw.Connection, now_ms: int, limit: int, rooms: LotRooms) -> None:
         self._db = db
         self._now_ms = now_ms
         self._limit = limit
-        self._default_room = rooms.default
-        self._room = dict(rooms.hosts)
+        self._rooms = rooms
         self.claims: list[Claim] = []
         self.has_more = False
         """Something that is due now was not claimed."""
@@ -108,14 +123,14 @@ class _Claims:
     def _is_full(self) -> bool:
         return len(self.claims) >= self._limit
 
-    def take_parked(self) -> None:
-        """Claim parked messages of hosts with room, one per host in turn: no backlog of one host blocks another."""
-        by_host = [
-            self._candidates(_PARKED_FOR_HOST, host, min(room, self._limit))
-            for host in _parked_hosts(self._db)
-            if (room := self._room_for(host)) > 0
+    def take_parked(self, parked_lots: list[str]) -> None:
+        """Claim parked messages of lots with room, one per lot in turn: no backlog of one lot blocks another."""
+        by_lot = [
+            self._candidates(_PARKED_IN_LOT, lot, min(room, self._limit))
+            for lot in parked_lots
+            if (room := self._rooms.of(lot)) > 0
         ]
-        for candidate in itertools.chain.from_iterable(itertools.zip_longest(*by_host)):
+        for candidate in itertools.chain.from_iterable(itertools.zip_longest(*by_lot)):
             if candidate is None:
                 continue
             if self._is_full():
@@ -136,9 +151,9 @@ class _Claims:
             if count >= SCAN_LIMIT:
                 self.has_more = True
                 return
-            if self._is_full() and self._room_for(candidate.host) > 0:
+            if self._is_full() and self._rooms.of(candidate.lot) > 0:
                 self.has_more = True
-            else:  # a message whose host has no room is parked even if the claim is full: so later scans skip it
+            else:  # a message whose lot has no room is parked even if the claim is full: so later scans skip it
                 self._consider(candidate)
 
     def _by_time(self, due: list[_Candidate], keys: list[tuple[Any, ...]]) -> Iterator[_Candidate]:
@@ -164,15 +179,15 @@ class _Claims:
     def _candidates(self, select: str, *values: object) -> list[_Candidate]:
         return [_Candidate.of(row) for row in fetch(self._db, select, values)]
 
-    def _room_for(self, host: str) -> int:
-        return self._room.get(host, self._default_room)
-
     def _consider(self, candidate: _Candidate) -> None:
         """Claim a message, or move it to where it waits."""
-        if self._room_for(candidate.host) <= 0:
+        if self._rooms.of(candidate.lot) <= 0:
             change_stage(self._db, candidate.seq, Stage(candidate.stage), Trigger.PARK)
+            self._rooms.park(candidate.lot)
         elif self._is_admitted(candidate):
             self._claim(candidate)
+        elif candidate.stage == Stage.PARKED:
+            self.has_more = True  # it has left the lot, which may still have room for the next one
 
     def _is_admitted(self, candidate: _Candidate) -> bool:
         """True if its queue and its flow-control key admit it; otherwise it has joined their line."""
@@ -200,31 +215,51 @@ class _Claims:
         seq, stage, row = candidate.seq, Stage(candidate.stage), candidate.message
         account = row.account
         if candidate.checksum != rows.checksum(row, candidate.body):
-            self._fail_corrupt(seq, account, stage)
+            self._fail_unsent(seq, account, TRANSITIONS[stage, Trigger.CORRUPT], CORRUPT)
+            return
+        if candidate.open_claims >= MAX_OPEN_CLAIMS:
+            self._fail_unsent(seq, account, TRANSITIONS[stage, Trigger.CRASH_LOOP], CRASH_LOOP)
             return
         message = rows.unpack_message(row, candidate.body)
         token = candidate.claim_token + 1
+        quiet = candidate.noted_ms is not None and 0 <= self._now_ms - candidate.noted_ms < NOTED_EVERY_MS
         self._db.execute(
-            "UPDATE messages SET stage = ?, claim_token = ? WHERE seq = ?",
-            (TRANSITIONS[stage, Trigger.CLAIM].to.value, token, seq),
+            "UPDATE messages SET stage = ?, claim_token = ?, open_claims = open_claims + 1, quiet = ? WHERE seq = ?",
+            (TRANSITIONS[stage, Trigger.CLAIM].to.value, token, quiet, seq),
         )
         if candidate.flow_key is not None:
             admission.count_start(self._db, account, candidate.flow_key, self._now_ms)
-        append_log(self._db, seq, account, self._now_ms, State.ACTIVE)
-        self._room[candidate.host] = self._room_for(candidate.host) - 1
-        self.claims.append(Claim(seq, token, candidate.host, message))
+        if not quiet:
+            append_log(self._db, seq, account, self._now_ms, State.ACTIVE)
+        self._rooms.start(candidate.lot)
+        self.claims.append(Claim(seq, token, candidate.lot, message, self._situation(candidate, message), quiet))
 
-    def _fail_corrupt(self, seq: int, account: int, stage: Stage) -> None:
-        """Make a message that does not match its checksum a dead letter."""
-        transition = TRANSITIONS[stage, Trigger.CORRUPT]
+    def _situation(self, candidate: _Candidate, message: Message) -> Situation:
+        since_ms = candidate.interrupted_since_ms
+        prefix = lots.prefix_of(lots.lot_of(message, lots.host_of(candidate.lot)))
+        if prefix is None:
+            return UNTROUBLED if since_ms is None else Situation(since_ms=since_ms)
+        state = self._rooms.prefix(prefix)
+        if since_ms is None and state.down_since_ms is not None:
+            since_ms = max(candidate.due_ms, state.down_since_ms)
+        return Situation(
+            since_ms=since_ms,
+            cuts=candidate.cuts,
+            is_alone=lots.is_alone(candidate.lot),
+            is_probe=state.down_since_ms is not None,
+            has_dispatcher=bool(state.dispatcher),
+        )
+
+    def _fail_unsent(self, seq: int, account: int, transition: Transition, error: str) -> None:
+        """Make a message a dead letter that must not be sent."""
         parent = self._db.execute(
             "UPDATE messages SET stage = ?, finished_ms = ? WHERE seq = ? RETURNING parent",
             (transition.to.value, self._now_ms, seq),
         ).get
         for state in transition.log:
-            append_log(self._db, seq, account, self._now_ms, state, error=CORRUPT)
-        letter_id = add_dead_letter(self._db, seq, account, self._now_ms, CORRUPT, None)
-        report_end_of(self._db, seq, State.FAILED, error=CORRUPT, dead_letter_id=letter_id, now_ms=self._now_ms)
+            append_log(self._db, seq, account, self._now_ms, state, error=error)
+        letter_id = add_dead_letter(self._db, seq, account, self._now_ms, error, None)
+        report_end_of(self._db, seq, State.FAILED, error=error, dead_letter_id=letter_id, now_ms=self._now_ms)
         admission.release_slot(self._db, seq)
         if parent is not None:
             admission.callback_ended(self._db, parent)

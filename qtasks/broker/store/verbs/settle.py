@@ -6,10 +6,12 @@ from typing import Final
 
 import apsw
 
+from qtasks.broker.core import lots
+from qtasks.broker.core.interruptions import Sign, has_dispatcher
 from qtasks.broker.core.message_builder import callbacks_of_attempt
 from qtasks.broker.core.rules import FINAL, TRANSITIONS, Stage, Trigger
 from qtasks.broker.core.values import Publication, Recovery, Settled, Settlement
-from qtasks.broker.store.verbs import admission
+from qtasks.broker.store.verbs import admission, prefixes
 from qtasks.broker.store.verbs.accept import insert
 from qtasks.broker.store.verbs.end_callbacks import report_end, report_end_of
 from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_log, change_stage
@@ -17,12 +19,17 @@ from qtasks.broker.store.verbs.rows import fetch
 from qtasks.protocol import wire
 from qtasks.protocol.messages import Message, Response, State
 
+CRASHED_FROM_CLAIMS: Final = 2
+"""A message with this many claims in a row that no outcome followed is next tried while no other such one runs."""
 INTERRUPTED: Final = "the broker stopped during this attempt; it is made again"
 
 _END_ATTEMPT: Final = (
     "UPDATE messages SET stage = ?, due_ms = coalesce(?, due_ms), retried = retried + ?, finished_ms = ?,"
-    " place = CASE WHEN ? THEN NULL ELSE place END"
-    f" WHERE seq = ? AND stage = {Stage.ACTIVE} AND claim_token = ? RETURNING slot, parent"
+    " place = CASE WHEN ? THEN NULL ELSE place END, open_claims = 0"
+    f" WHERE seq = ? AND stage = {Stage.ACTIVE} AND claim_token = ? RETURNING slot, parent, quiet"
+)
+_NOTE_INTERRUPTION: Final = (
+    "UPDATE messages SET lot = ?, interrupted_since_ms = ?, cuts = ?, noted_ms = iif(?, noted_ms, ?) WHERE seq = ?"
 )
 
 
@@ -33,17 +40,18 @@ def settle(db: apsw.Connection, settlement: Settlement, *, now_ms: int) -> Settl
     """
     claim, evaluation, message = settlement.claim, settlement.evaluation, settlement.claim.message
     trigger = evaluation.trigger
-    if trigger is Trigger.RETRY and _cancel_requested(db, claim.seq):
-        trigger = Trigger.STOP
+    follows = trigger in (Trigger.RETRY, Trigger.INTERRUPT)
+    if follows and _cancel_requested(db, claim.seq):
+        trigger, follows = Trigger.STOP, False
     transition = TRANSITIONS[Stage.ACTIVE, trigger]
     retries = trigger is Trigger.RETRY
     row = db.execute(
         _END_ATTEMPT,
         (
             transition.to.value,
-            evaluation.due_ms if retries else None,
+            evaluation.due_ms if follows else None,
             int(retries),
-            None if retries else now_ms,
+            None if follows else now_ms,
             retries,
             claim.seq,
             claim.token,
@@ -51,26 +59,88 @@ def settle(db: apsw.Connection, settlement: Settlement, *, now_ms: int) -> Settl
     ).get
     if row is None:
         return None
-    slot, parent = row
-    _append_log(db, settlement, transition.log, now_ms)
+    slot, parent, was_quiet = row
+    is_quiet = bool(was_quiet) and trigger is Trigger.INTERRUPT
+    probe_ms = _note_sign(db, settlement, now_ms)
+    next_ms = (evaluation.due_ms or probe_ms or now_ms) if follows else None
+    if follows:
+        _note_interruption(db, settlement, is_quiet=is_quiet, now_ms=now_ms)
+    if not is_quiet:
+        states = (State.ACTIVE, *transition.log) if was_quiet else transition.log
+        _append_log(db, settlement, states, next_ms, now_ms)
     dead_letter_id = None
     if transition.to is Stage.FAILED:
         error = evaluation.error or ""
         dead_letter_id = add_dead_letter(db, claim.seq, message.account, now_ms, error, settlement.outcome)
-    callbacks = () if trigger is Trigger.STOP else _insert_callbacks(db, settlement, dead_letter_id, now_ms)
+    callbacks: tuple[Message, ...] = ()
+    if trigger not in (Trigger.STOP, Trigger.INTERRUPT):
+        callbacks = _insert_callbacks(db, settlement, dead_letter_id, now_ms)
     if transition.to in (Stage.FAILED, Stage.CANCELED):
         callbacks += report_end(
             db, message, transition.log[-1], settlement.outcome, dead_letter_id=dead_letter_id, now_ms=now_ms
         )
-    _release_places(db, claim.seq, message, transition.to, bool(slot), parent, now_ms)
-    return Settled(transition.log[-1], callbacks)
+    stage = transition.to
+    if trigger is Trigger.INTERRUPT:
+        stage = _wait_again(db, settlement, stage, now_ms)
+    _release_places(db, claim.seq, message, stage, bool(slot), parent, now_ms)
+    return Settled(transition.log[-1], callbacks, next_ms, is_quiet)
 
 
 def _cancel_requested(db: apsw.Connection, seq: int) -> bool:
     return bool(db.execute("SELECT cancel_requested FROM messages WHERE seq = ?", (seq,)).get)
 
 
-def _append_log(db: apsw.Connection, settlement: Settlement, states: tuple[State, ...], now_ms: int) -> None:
+def _note_sign(db: apsw.Connection, settlement: Settlement, now_ms: int) -> int | None:
+    """Store what the outcome says about the URL prefix. Return when its next probe may start; None if it is not down.
+
+    An answer to an attempt that began before the prefix went down does not end that: it may be the last of a process
+    that takes no more.
+    """
+    claim, evaluation = settlement.claim, settlement.evaluation
+    situation = claim.situation
+    if evaluation.sign is Sign.NONE:
+        return None
+    prefix = lots.prefix_of(lots.lot_of(claim.message, claim.host))
+    assert prefix is not None, "only a message with an allowance for interruptions gives a sign"
+    if evaluation.sign is Sign.REFUSES:
+        is_probe = situation.is_probe and not evaluation.is_expired
+        return prefixes.note_refusal(db, prefix, is_probe=is_probe, now_ms=now_ms)
+    if not situation.has_dispatcher and has_dispatcher(settlement.outcome):
+        prefixes.note_dispatcher(db, prefix)
+    if situation.is_probe:
+        prefixes.note_answer(db, prefix)
+    return None
+
+
+def _note_interruption(db: apsw.Connection, settlement: Settlement, *, is_quiet: bool, now_ms: int) -> None:
+    """Store how often and since when the message has been interrupted, and the lot that follows from it."""
+    claim, evaluation = settlement.claim, settlement.evaluation
+    lot = lots.lot_of(claim.message, claim.host, cuts=evaluation.cuts, is_allowed=not evaluation.is_expired)
+    noted_ms = now_ms if evaluation.trigger is Trigger.INTERRUPT else None
+    db.execute(_NOTE_INTERRUPTION, (lot, evaluation.since_ms, evaluation.cuts, is_quiet, noted_ms, claim.seq))
+
+
+def _wait_again(db: apsw.Connection, settlement: Settlement, stage: Stage, now_ms: int) -> Stage:
+    """Put a message whose attempt did not count where it waits for the next one; return its stage.
+
+    If its prefix refuses, it is parked at once: so the first message of the lot is the next probe.
+    """
+    seq, evaluation, message = settlement.claim.seq, settlement.evaluation, settlement.claim.message
+    flow = message.options.flow_control
+    flow_key = None if flow is None else flow.key
+    if flow_key is not None and (evaluation.due_ms or 0) > now_ms:
+        db.execute("UPDATE messages SET place = ? WHERE seq = ?", (admission.FRONT, seq))
+        flow_key = None  # it joins the line when it is due
+    waits = admission.resume_place(db, seq, stage, account=message.account, queue=message.queue, flow_key=flow_key)
+    if waits is stage and evaluation.sign is Sign.REFUSES:
+        change_stage(db, seq, stage, Trigger.PARK)
+        return TRANSITIONS[stage, Trigger.PARK].to
+    return waits
+
+
+def _append_log(
+    db: apsw.Connection, settlement: Settlement, states: tuple[State, ...], next_ms: int | None, now_ms: int
+) -> None:
     claim, evaluation = settlement.claim, settlement.evaluation
     response = settlement.outcome if isinstance(settlement.outcome, Response) else None
     for state in states:
@@ -81,7 +151,7 @@ def _append_log(db: apsw.Connection, settlement: Settlement, states: tuple[State
             now_ms,
             state,
             error=evaluation.error if state in (State.ERROR, State.FAILED) else None,
-            next_ms=evaluation.due_ms if state is State.RETRY else None,
+            next_ms=next_ms if state is State.RETRY else None,
             response=response if state is State.ERROR else None,
         )
 
@@ -121,7 +191,12 @@ def _release_places(
             admission.release_slot(db, seq)
         if parent is not None:
             admission.callback_ended(db, parent)
-    elif slot and message.queue is not None and admission.queue_is_paused(db, message.account, message.queue):
+    elif (
+        stage is Stage.DUE
+        and slot
+        and message.queue is not None
+        and admission.queue_is_paused(db, message.account, message.queue)
+    ):
         change_stage(db, seq, stage, Trigger.QUEUE)
 
 
@@ -133,30 +208,35 @@ def recover(db: apsw.Connection, *, now_ms: int) -> Recovery:
     """
     interrupted = fetch(
         db,
-        f"SELECT seq, account, cancel_requested, parent, flow_key, queue FROM messages WHERE stage = {Stage.ACTIVE}",
+        "SELECT seq, account, cancel_requested, parent, flow_key, queue, quiet, open_claims, host FROM messages"
+        f" WHERE stage = {Stage.ACTIVE}",
     )
-    unparked = TRANSITIONS[Stage.PARKED, Trigger.UNPARK].to
-    db.execute(f"UPDATE messages SET stage = {unparked} WHERE stage = {Stage.PARKED}")
-    for seq, account, cancel_requested, parent, key, queue in interrupted:
+    for seq, account, cancel_requested, parent, key, queue, quiet, open_claims, host in interrupted:
         transition = TRANSITIONS[Stage.ACTIVE, Trigger.STOP if cancel_requested else Trigger.INTERRUPT]
         final = transition.to in FINAL
         db.execute(
-            "UPDATE messages SET stage = ?, claim_token = claim_token + 1, finished_ms = ? WHERE seq = ?",
+            "UPDATE messages SET stage = ?, claim_token = claim_token + 1, finished_ms = ?, noted_ms = NULL"
+            " WHERE seq = ?",
             (transition.to.value, now_ms if final else None, seq),
         )
-        for state in transition.log:
+        for state in (State.ACTIVE, *transition.log) if quiet else transition.log:
             error = INTERRUPTED if state is State.ERROR else None
             append_log(db, seq, account, now_ms, state, error=error, next_ms=now_ms if state is State.RETRY else None)
+        if open_claims >= CRASHED_FROM_CLAIMS:
+            db.execute("UPDATE messages SET lot = ? WHERE seq = ?", (lots.crashed_lot(host), seq))
         if final:
             report_end_of(db, seq, State.CANCELED, error=INTERRUPTED, now_ms=now_ms)
             admission.release_slot(db, seq)
             if parent is not None:
                 admission.callback_ended(db, parent)
-        elif queue is not None and admission.queue_is_paused(db, account, queue):
-            change_stage(db, seq, transition.to, Trigger.QUEUE)
-        elif key is not None:
-            admission.join_line(db, seq, transition.to, Trigger.HOLD, admission.FRONT)
-    for account, key in dict.fromkeys((account, key) for _, account, _, _, key, _ in interrupted if key is not None):
+        else:
+            admission.resume_place(db, seq, transition.to, account=account, queue=queue, flow_key=key)
+    for account, key in dict.fromkeys((row[1], row[4]) for row in interrupted if row[4] is not None):
         admission.refresh_key(db, account, key, now_ms)
     waiting = db.execute("SELECT count(*) FROM (SELECT 1 FROM messages WHERE finished_ms IS NULL LIMIT 100001)").get
     return Recovery(len(interrupted), waiting)
+
+
+def hand_back(db: apsw.Connection) -> None:
+    """The broker stops in an orderly way: the attempts in flight are no sign that a message crashes it."""
+    db.execute(f"UPDATE messages SET open_claims = open_claims - 1 WHERE stage = {Stage.ACTIVE} AND open_claims > 0")

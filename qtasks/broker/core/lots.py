@@ -1,0 +1,70 @@
+"""Lots: the parking lots in which due messages wait while they may not start. Pure.
+
+A lot is a text:
+
+- ``host:port``: messages whose attempts all count. The attempts in flight to a host are limited.
+- ``host:port/path/``: messages with an allowance for interruptions, by URL prefix: the URL without its last path
+  segment and its query. While the prefix refuses, the first message of its lot is the probe, and the others wait.
+- ``host:port/path/alone``: messages of a prefix that were cut in the middle of a run more than once. Each is started
+  while nothing else of the prefix is in flight.
+- ``host:port/crashed``: messages whose attempts the broker itself did not survive. They are started one at a time.
+
+A prefix ends with a slash; so no two kinds share a lot.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from qtasks.protocol.messages import Message
+
+ALONE_FROM_CUTS: Final = 2
+"""A message that was cut in the middle of a run this often is next tried alone."""
+
+_ALONE: Final = "/alone"
+_CRASHED: Final = "/crashed"
+
+
+def lot_of(message: Message, host: str, *, cuts: int = 0, is_allowed: bool = True) -> str:
+    """The lot of a message to `host`, ``host:port``, that was cut `cuts` times.
+
+    `is_allowed` is False once the message has used up its allowance for interruptions.
+    """
+    if message.options.interrupted_for_ms is None or not is_allowed:
+        return host
+    _, _, _, *path = message.url.partition("?")[0].split("/", 3)
+    folder = path[0].rpartition("/")[0] if path else ""
+    prefix = f"{host}/{folder}/" if folder else f"{host}/"
+    return alone_lot(prefix) if cuts >= ALONE_FROM_CUTS else prefix
+
+
+def host_of(lot: str) -> str:
+    """The ``host:port`` of a lot."""
+    return lot.partition("/")[0]
+
+
+def prefix_of(lot: str) -> str | None:
+    """The URL prefix that the messages of a lot depend on; None if only their host is limited."""
+    if lot.endswith("/"):
+        return lot
+    return lot.removesuffix("alone") if lot.endswith(_ALONE) else None
+
+
+def alone_lot(prefix: str) -> str:
+    """The lot of the messages of a prefix that are tried alone."""
+    return f"{prefix}alone"
+
+
+def crashed_lot(host: str) -> str:
+    """The lot of the messages to a host whose attempts the broker did not survive."""
+    return f"{host}{_CRASHED}"
+
+
+def is_alone(lot: str) -> bool:
+    """True if each message of a lot is tried while nothing else of its prefix is in flight."""
+    return lot.endswith(_ALONE)
+
+
+def is_crashed(lot: str) -> bool:
+    """True if the broker did not survive attempts of the messages of a lot."""
+    return lot.endswith(_CRASHED)
