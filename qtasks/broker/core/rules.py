@@ -131,7 +131,7 @@ def evaluate(
     if not assessment.counts:
         trigger, error, due_ms = Trigger.INTERRUPT, f"interrupted, no retry is spent: {error}", assessment.due_ms
     elif is_final(outcome) or message.retried >= message.max_retries:
-        return Evaluation(Trigger.FAIL, _storable(error), sign=assessment.sign)
+        return Evaluation(Trigger.FAIL, _storable(error), sign=assessment.sign, is_expired=assessment.is_expired)
     else:
         trigger, due_ms = Trigger.RETRY, now_ms + retry_delay_ms(message, outcome, now_ms=now_ms)
     is_over = assessment.counts and not assessment.is_cut and not assessment.is_expired
