@@ -17,6 +17,7 @@ from qtasks.cli.output import TextStream
 from qtasks.masking import MASK, is_secret_name, mask_pairs, mask_values, secrets_in
 from qtasks.protocol import durations
 from qtasks.protocol.messages import Message, Response, State
+from qtasks.tasks.send.end_callback import END_TASK
 
 _MARKS: Final = {"queued": "→", "tick": "◷", "done": "✓", "failed": "✗", "again": "↻", "cancelled": "–"}
 _PLAIN_MARKS: Final = {"queued": ">", "tick": "@", "done": "+", "failed": "x", "again": "~", "cancelled": "-"}
@@ -28,8 +29,6 @@ _ERROR_READ: Final = 4096
 """Characters of an error that are searched for secrets, of which the first `_ERROR_WIDTH` are shown."""
 _NAME_WIDTH: Final = 16
 _NAME_MOST: Final = 40
-_END_TASK: Final = "_end"
-"""The name in the URL of end callbacks."""
 _DEPTH: Final = 8
 """Levels of a nested value that are shown; deeper levels are shown as dots."""
 
@@ -177,7 +176,7 @@ class EventPrinter:
         return None
 
     def _is_end_callback(self, message: Message) -> bool:
-        return bool(self.base_url) and message.url.startswith(f"{self.base_url}/{_END_TASK}?")
+        return bool(self.base_url) and message.url.startswith(f"{self.base_url}/{END_TASK}?")
 
     def _name(self, message: Message) -> str:
         if (task := self._task(message)) is not None:

@@ -78,19 +78,22 @@ class ModelRequest(CallHeaderMessage):
     def addressed(self, base_url: str, *, interrupted_for_ms: int | None = None) -> tuple[str, PublishOptions]:
         """See `Outgoing.addressed`.
 
-        The end callback reports only a cancel: a failure has its own callback. The end of a callback that fails itself,
-        for example because the process of the completion is killed, is reported by its failure callback.
+        The end callback reports only a cancel: a failure has its own callback. A callback that fails itself, for
+        example because the process of the completion is killed, has an end callback as any call has.
         """
         query = CallbackQuery(self.call_id, self.digest, self.repair)
         hides_call = self.options.redact is not None
-        callback_options = replace(
+        end_url = self.end_query.url(base_url)
+        completion = replace(
             self.completion,
-            failure_callback=self.end_query.url(base_url),
+            interrupted_for_ms=self.options.interrupted_for_ms,
+            failure_callback=end_url,
             failure_callback_options=LEAST_RETRIES,
             forward=self.header,
             # A callback contains the headers of the request and the answer to it.
             redact=Redaction(body=True, all_headers=hides_call) if self.authorization or hides_call else None,
         )
+        callback_options = ending_at(end_url, completion, None, interrupted_for_ms=interrupted_for_ms)
         options = replace(
             self.options,
             forward=self.authorization,

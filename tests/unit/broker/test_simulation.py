@@ -17,6 +17,7 @@ from typing import cast
 
 import pytest
 
+from qtasks.broker.core.message_builder import END_CALLBACK_RETRIES
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import AccountCredentials, DeadLetterCriteria, LogCriteria
 from qtasks.broker.events import EventWatchers
@@ -59,7 +60,9 @@ class World:
     running: Counter[str] = field(default_factory=Counter)
     hanging: list[asyncio.Future[None]] = field(default_factory=list)
     accepted: dict[str, int] = field(default_factory=dict)
-    """Message ids with their retries."""
+    """Ids of the published messages, with their retries."""
+    reporting: set[str] = field(default_factory=set)
+    """The published messages with an end callback."""
     crashes: int = 0
     made: int = 0
 
@@ -136,7 +139,10 @@ class World:
                     url=f"http://h{self.chance.randrange(3)}.example/",
                     not_before_ms=self.clock.now_ms() + delay_ms,
                     max_retries=retries,
-                    options=PublishOptions(retry_delay=self.chance.choice((None, "0", "1000 * (1 + retried)"))),
+                    options=PublishOptions(
+                        retry_delay=self.chance.choice((None, "0", "1000 * (1 + retried)")),
+                        end_callback=self.chance.choice((None, "http://h0.example/_end")),
+                    ),
                     deduplication_key=self.chance.choice((None, None, f"id:{self.chance.randrange(5)}")),
                 )
             )
@@ -145,12 +151,15 @@ class World:
                 assert answer.message_id in self.accepted
             else:
                 self.accepted[answer.message_id] = entry.message.max_retries
+                if entry.message.options.end_callback is not None:
+                    self.reporting.add(answer.message_id)
         self.deliverer.wake()
 
     async def cancel(self) -> None:
         if self.accepted:
             chosen = self.chance.sample(sorted(self.accepted), k=min(2, len(self.accepted)))
             await self.store.write(cancel.cancel, ACCOUNT, chosen, now_ms=self.clock.now_ms())
+            self.deliverer.wake()
 
     async def wait(self) -> None:
         await turns(self.chance.randrange(30))
@@ -246,11 +255,17 @@ async def judge(world: World) -> str:
     dead = await world.store.read(queries.dead_letters, ACCOUNT, DeadLetterCriteria(), cursor=None, count=100_000)
     dead_ids = [letter.message.id for letter in dead.items]
 
-    assert set(logs) == set(world.accepted), "what is stored is what was accepted"
-    assert set(sent) <= set(world.accepted), "nothing is sent that was not accepted"
-    assert len(dead_ids) == len(set(dead_ids)), "a message is buried once"
     stages = await world.stages()
-    for message_id, retries in world.accepted.items():
+    end_callbacks = {
+        f"{message_id}_end": END_CALLBACK_RETRIES
+        for message_id in world.reporting
+        if stages[message_id] in (Stage.FAILED, Stage.CANCELED)
+    }
+    expected = {**world.accepted, **end_callbacks}
+    assert set(logs) == set(expected), "what is stored is what was accepted, and one report of each bad end"
+    assert set(sent) <= set(expected), "nothing is sent that was not accepted"
+    assert len(dead_ids) == len(set(dead_ids)), "a message is buried once"
+    for message_id, retries in expected.items():
         log, attempts, stage = logs[message_id], sent[message_id], stages[message_id]
         check_log(log, stage)
         interruptions = sum(entry.error == settle.INTERRUPTED for entry in log)
@@ -305,10 +320,11 @@ def test_the_lives_meet_every_kind_of_end_and_every_kind_of_trouble() -> None:
         async with a_life(seed) as world:
             entries = await world.log()
             seen.update(str(entry.state) for entry in entries)
+            seen["reports"] += sum(entry.message.id.endswith("_end") for entry in entries)
             seen["interrupted"] += sum(entry.error == settle.INTERRUPTED for entry in entries)
             seen["deduplicated"] += world.made - len(world.accepted)
 
     for seed in range(10):
         asyncio.run(watch(seed))
-    expected = [*map(str, State), "interrupted", "deduplicated"]
+    expected = [*map(str, State), "interrupted", "deduplicated", "reports"]
     assert all(seen[kind] >= 5 for kind in expected), seen

@@ -127,7 +127,8 @@ async def test_only_a_cancel_of_a_request_to_a_model_is_reported_for_it(broker: 
     assert read((options.end_callback or "").partition("?")[2]) == EndQuery("ask", handle.id, is_request=True)
     for callback in (options.callback_options, options.failure_callback_options):
         assert callback is not None
-        assert callback.failure_callback == EndQuery("ask", handle.id).url(BASE_URL)
+        assert callback.failure_callback == callback.end_callback == EndQuery("ask", handle.id).url(BASE_URL)
+        assert callback.interrupted_for_ms == DAY_MS
 
 
 # --- for how long interruptions are free

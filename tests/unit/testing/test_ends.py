@@ -6,10 +6,12 @@ import pytest
 
 from qtasks import QTasks, Snooze, TaskEvent
 from qtasks.errors import TaskCancelled, TaskFailed
-from qtasks.qstash import dlq
+from qtasks.llm import ChatMessage, user
+from qtasks.qstash import dlq, message
 from qtasks.tasks.results.backend import ResultStatus
 from qtasks.tasks.task import SyncTask
 from qtasks.testing import Environment
+from qtasks.testing.llm import fake_llm
 
 
 @pytest.fixture
@@ -156,3 +158,24 @@ def test_the_runs_of_a_schedule_end_too(qtasks_app: QTasks, failures: list[TaskE
         [run] = qtasks.sent
         assert run.result.status is ResultStatus.FAILED
         assert [failure.context.call_id for failure in failures] == [run.id]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_the_end_of_an_answer_that_never_arrived_is_the_end_of_its_call(
+    qtasks: Environment, tasks: QTasks, cancelled: bool
+) -> None:
+    @tasks.llm(model="any")
+    def ask() -> list[ChatMessage]:
+        return [user("?")]
+
+    @ask.on_completion(retries=1, retry_delay="1m")
+    def store(answer: str) -> None: ...
+
+    qtasks.use_model(fake_llm("42"))
+    qtasks.fail_next(ask, times=2)
+    handle = ask.delay()
+    qtasks.drain()
+    if cancelled:
+        assert tasks.runtime.publisher().call(message.cancel_all(None, None), "the cancel") == 1
+    qtasks.advance("1m")
+    assert handle.status is (ResultStatus.CANCELLED if cancelled else ResultStatus.FAILED)
