@@ -26,6 +26,7 @@ from qtasks.errors import BrokerUnreachable, ConfigurationError
 from qtasks.protocol.messages import SigningKeys
 from qtasks.qstash.conversation.transport import Reply, Request
 from qtasks.tasks.ports import Connection
+from qtasks.threads import DaemonThreadPool
 
 if TYPE_CHECKING:
     from qtasks.broker.broker import Broker
@@ -42,6 +43,10 @@ ORIGIN: Final = "http://qtasks.internal"
 API: Final = "http://broker.qtasks.internal"
 _ACCOUNT: Final = "embedded"
 _START_S: Final = 30.0
+_CANCEL_S: Final = 2.0
+"""How long tasks may take to end after they were cancelled."""
+_THREADS: Final = 32
+"""Threads in which an event loop runs what would block it."""
 
 
 class Embedded:
@@ -101,6 +106,7 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self.loop = new_event_loop()
+        self.loop.set_default_executor(DaemonThreadPool(_THREADS, f"{name}-threads"))
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -123,16 +129,23 @@ class LoopThread:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def stop(self) -> None:
-        """Cancel all remaining tasks, then end the thread."""
+        """Cancel all remaining tasks, then end the thread.
+
+        After `_CANCEL_S`, a thread whose loop is blocked by a task is left to the end of the process.
+        """
 
         async def finish() -> None:
-            remaining = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in remaining:
-                task.cancel()
-            await asyncio.gather(*remaining, return_exceptions=True)
+            if remaining := asyncio.all_tasks() - {asyncio.current_task()}:
+                for task in remaining:
+                    task.cancel()
+                await asyncio.wait(remaining, timeout=_CANCEL_S / 2)
             await asyncio.get_running_loop().shutdown_asyncgens()
 
-        self.call(finish())
+        try:
+            self.call(finish(), _CANCEL_S)
+        except TimeoutError:
+            log.warning("the thread %s still runs a task, which blocks its event loop", self._thread.name)
+            return
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()

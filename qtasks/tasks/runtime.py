@@ -191,20 +191,24 @@ class ApplicationRuntime:
         (stopped,) = await asyncio.gather(asyncio.to_thread(self._stop_broker), return_exceptions=True)
         try:
             if dispatcher is not None:
-                await dispatcher.drain(DRAIN_S)
+                # An embedded broker has waited for them already.
+                await dispatcher.drain(0 if self.is_embedded else DRAIN_S)
         finally:
             await asyncio.to_thread(close_all, lambda: _raise_error(stopped), self.close)
 
     def close(self) -> None:
         """Close every open part, even if another one cannot be closed. Idempotent; the next use opens again."""
+        # An embedded broker first: what it delivers until its end needs the other parts.
+        close_all(self._stop_broker, self._close_parts)
+
+    def _close_parts(self) -> None:
         with self._lock:
             publisher, self._publisher = self._publisher, None
             dispatcher, self._dispatcher = self._dispatcher, None
             results, self._results = self._results, None
             self._settings = self._pickles = None
             self._loop_thread = None
-        parts = (publisher, dispatcher, results)
-        close_all(self._stop_broker, *(part.close for part in parts if part is not None))
+        close_all(*(part.close for part in (publisher, dispatcher, results) if part is not None))
 
     def on_broker(
         self,
@@ -251,10 +255,10 @@ class ApplicationRuntime:
             self._lifespans += 1
 
     def _stop_broker(self) -> None:
-        with self._lock:
-            connection, self._connection = self._connection, None
-        if connection is not None and self._embedded is not None:
+        if self._connection is not None and self._embedded is not None:
             self._embedded.stop()
+        with self._lock:
+            self._connection = None
 
     def _resolved(self) -> Settings:
         if self._embedded is None:

@@ -19,7 +19,6 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -28,6 +27,7 @@ import apsw
 from qtasks.broker.store.connection import CHECKPOINT_PAGES
 from qtasks.clock import Clock
 from qtasks.errors import StoreError, StoreFull
+from qtasks.threads import DaemonThreadPool
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ class GroupCommit:
         self._log_pages = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="qtasks-commit")
+        self._writer = DaemonThreadPool(1, "qtasks-commit")
         db.set_wal_hook(self._note_log_pages)  # replaces SQLite's own, which moves the log before a commit returns
 
     def submit(self, work: Callable[[], T]) -> asyncio.Future[T]:

@@ -6,7 +6,6 @@ import asyncio
 import functools
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
@@ -21,6 +20,7 @@ from qtasks.broker.store.verbs.claim import claim
 from qtasks.broker.store.verbs.settle import recover
 from qtasks.clock import Clock
 from qtasks.errors import StoreError
+from qtasks.threads import DaemonThreadPool
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class SqliteStore:
         self._commits = GroupCommit(db, clock, on_loop=path == MEMORY)
         self.broken = self._commits.broken
         self._parked_lots: frozenset[str] = frozenset()  # a hint that saves work; the rows decide
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="qtasks-read")
+        self._readers = DaemonThreadPool(_READERS, "qtasks-read")
         self._thread = threading.local()
         self._read_connections: list[apsw.Connection] = []
 

@@ -307,6 +307,15 @@ def unwrapped(error: BaseException) -> BaseException:
     return error
 
 
+def is_interpreter_shutdown(error: BaseException | None) -> bool:
+    """True if the cause of an error is that Python shuts down: it starts no threads and no calls in pools any more."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and "interpreter shutdown" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def error_text(error: BaseException) -> str:
     """An error as ``TypeName: message``, also if its message cannot be made."""
     try:

@@ -20,7 +20,14 @@ from qtasks.tasks.results.backend import Lock, ResultStatus
 from qtasks.tasks.results.writer import ResultWriter
 from qtasks.tasks.run.attempt import Attempt
 from qtasks.tasks.run.continuation import RETRY_AFTER_MS, Continuation
-from qtasks.tasks.run.decision import Decision, DecisionKind, DispatchResponse, error_text, unwrapped
+from qtasks.tasks.run.decision import (
+    Decision,
+    DecisionKind,
+    DispatchResponse,
+    error_text,
+    is_interpreter_shutdown,
+    unwrapped,
+)
 from qtasks.tasks.run.lease import RunLeases
 from qtasks.tasks.run.notify import notify
 from qtasks.tasks.run.outside import comes_from_outside, running_task
@@ -165,7 +172,8 @@ class AttemptExecutor:
         return decision
 
     async def _raised(self, attempt: Attempt, run: Run, error: BaseException) -> Decision:
-        if run.context.link.stop_reason is StopReason.DRAIN and not isinstance(error, REQUESTS):
+        is_drained = run.context.link.stop_reason is StopReason.DRAIN and not isinstance(error, REQUESTS)
+        if is_drained or is_interpreter_shutdown(error):
             return Decision.interrupted()
         if not isinstance(error, Cancel) and await self._leases.is_cancelled(attempt.context):
             return Decision.cancelled(BY_CALLER)

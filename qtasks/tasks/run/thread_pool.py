@@ -6,9 +6,10 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+
+from qtasks.threads import DaemonThreadPool
 
 
 class ThreadPool:
@@ -17,7 +18,7 @@ class ThreadPool:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: DaemonThreadPool | None = None
 
     async def run(self, call: Callable[[], Any]) -> Any:
         """Call `call` in a thread, with a copy of the context variables; returns or raises what it does."""
@@ -34,10 +35,10 @@ class ThreadPool:
         if pool is not None:
             pool.shutdown(wait=False)
 
-    def _opened(self) -> ThreadPoolExecutor:
+    def _opened(self) -> DaemonThreadPool:
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="qtasks-task")
+                self._pool = DaemonThreadPool(self._threads, "qtasks-task")
             return self._pool
 
 

@@ -7,7 +7,6 @@ import functools
 import itertools
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +15,7 @@ from qtasks.protocol.loopback import is_loopback_url
 from qtasks.tasks.closing import close_all
 from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.settings import Settings
+from qtasks.threads import DaemonThreadPool
 
 if TYPE_CHECKING:
     from qtasks.protocol.messages import PublishOptions
@@ -62,7 +62,7 @@ class Publisher:
         self._lock = threading.Lock()
         self._client: QStash | None = None
         self._async_client: AsyncQStash | None = None
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: DaemonThreadPool | None = None
 
     def publish(self, message: Outgoing) -> PublishResponse:
         """Publish a call. Raises BrokerUnreachable, which says what was tried and what to start, or ApiError."""
@@ -191,10 +191,10 @@ class Publisher:
                 )
             return self._async_client
 
-    def _threads(self) -> ThreadPoolExecutor:
+    def _threads(self) -> DaemonThreadPool:
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="qtasks-publish")
+                self._pool = DaemonThreadPool(THREADS, "qtasks-publish")
             return self._pool
 
     def _explained(self, what: str, error: BrokerUnreachable, *, missed: str = "was not queued") -> BrokerUnreachable:
@@ -231,7 +231,7 @@ def _rest_of(messages: Sequence[Outgoing], sent: int) -> str:
 
 def _run_in_thread(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a coroutine function to its end from any thread, one that runs an event loop included."""
-    with ThreadPoolExecutor(1, thread_name_prefix="qtasks-close") as thread:
+    with DaemonThreadPool(1, "qtasks-close") as thread:
         thread.submit(lambda: asyncio.run(work())).result()
 
 
