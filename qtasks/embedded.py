@@ -52,8 +52,9 @@ _THREADS: Final = 32
 class Embedded:
     """A broker in this process that stores its messages in the file `path`, or in memory only (``:memory:``).
 
-    It starts on first use or with the application's lifespan, never on import. At a stop it waits up to `drain_s`
-    seconds for running tasks; those that have not finished run again at the next start. `watch` is called after each
+    It starts on first use or with the application's lifespan, never on import. At a stop, or at the end of the process,
+    it waits up to `drain_s` seconds for running tasks; those that have not finished run again at the next start, and
+    their attempts do not count. `watch` is called after each
     committed step of each message. `llm` answers in place of all language models; see `qtasks.testing.llm`. If the
     application's lifespan starts it, it syncs the schedules that the code declares; otherwise call
     `tasks.schedules.sync()`.

@@ -6,8 +6,8 @@ import itertools
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
-from typing import ParamSpec, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,7 +25,7 @@ class DaemonThreadPool(ThreadPoolExecutor):
         super().__init__(threads)
         self._limit = threads
         self._names = (f"{name}_{number}" for number in itertools.count())
-        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._idle = threading.Semaphore(0)
         """Counts the threads that wait for a call."""
         self._workers: list[threading.Thread] = []
@@ -35,18 +35,10 @@ class DaemonThreadPool(ThreadPoolExecutor):
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Call `fn` in a thread. Raises RuntimeError after `shutdown`."""
         future: Future[T] = Future()
-
-        def call() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(fn(*args, **kwargs))
-                except BaseException as error:
-                    future.set_exception(error)
-
         with self._changing:
             if self._closed:
                 raise RuntimeError("the thread pool is closed")
-            self._calls.put(call)
+            self._calls.put((future, lambda: fn(*args, **kwargs)))
             if len(self._workers) < self._limit and not self._idle.acquire(blocking=False):
                 worker = threading.Thread(target=self._work, name=next(self._names), daemon=True)
                 self._workers.append(worker)
@@ -56,12 +48,12 @@ class DaemonThreadPool(ThreadPoolExecutor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; the threads end after those they have. With `wait`, return when they have ended.
 
-        With `cancel_futures`, calls that have not begun are dropped.
+        With `cancel_futures`, calls that have not begun are cancelled.
         """
         with self._changing:
             self._closed = True
-            while cancel_futures and not self._calls.empty():
-                self._calls.get()
+            while cancel_futures and (waiting := self._next_or_none()) is not None:
+                waiting[0].cancel()
             for _ in self._workers:
                 self._calls.put(None)
         if wait:
@@ -69,7 +61,21 @@ class DaemonThreadPool(ThreadPoolExecutor):
                 worker.join()
 
     def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            call()
-            del call  # it refers to the result
+        while (waiting := self._calls.get()) is not None:
+            _run(*waiting)
+            del waiting  # it refers to the result
             self._idle.release()
+
+    def _next_or_none(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+        try:
+            return self._calls.get_nowait()
+        except Empty:
+            return None
+
+
+def _run(future: Future[T], call: Callable[[], T]) -> None:
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)

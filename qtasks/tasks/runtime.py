@@ -255,10 +255,12 @@ class ApplicationRuntime:
             self._lifespans += 1
 
     def _stop_broker(self) -> None:
-        if self._connection is not None and self._embedded is not None:
-            self._embedded.stop()
-        with self._lock:
-            self._connection = None
+        try:
+            if self._connection is not None and self._embedded is not None:
+                self._embedded.stop()
+        finally:
+            with self._lock:
+                self._connection = None
 
     def _resolved(self) -> Settings:
         if self._embedded is None:
