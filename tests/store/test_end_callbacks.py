@@ -78,12 +78,15 @@ def test_a_cancelled_message_reports_its_end_at_once(store: InlineStore) -> None
     assert "dlqId" not in body
 
 
-def test_a_message_that_is_cancelled_during_its_attempt_reports_the_end_of_the_attempt(store: InlineStore) -> None:
+@pytest.mark.parametrize("trigger", [Trigger.RETRY, Trigger.INTERRUPT])
+def test_a_message_that_is_cancelled_during_its_attempt_reports_the_end_of_the_attempt(
+    store: InlineStore, trigger: Trigger
+) -> None:
     accept(store, 1)
     claim = store.claim()
     store.cancel("msg_1")
     assert store.claims() == []
-    [created] = store.end(claim, Trigger.RETRY, outcome=Failure("timeout", "no answer within 1 s")).created
+    [created] = store.end(claim, trigger, outcome=Failure("timeout", "no answer within 1 s")).created
     assert (body_of(created)["state"], body_of(created)["error"]) == ("CANCELED", "no answer within 1 s")
 
 
@@ -154,6 +157,15 @@ def test_a_damaged_message_reports_that_it_failed(store: InlineStore, damage: st
     body = report(store)
     assert (body["state"], body["dlqId"]) == ("FAILED", letter)
     assert body["error"].startswith("corrupt")
+
+
+def test_a_message_that_the_broker_does_not_survive_reports_that_it_failed(store: InlineStore) -> None:
+    accept(store, 1)
+    for _ in range(3):
+        store.claim()
+        store.crash()
+    assert ids(store.claims()) == ["msg_1_end"]
+    assert report(store)["error"].startswith("crash_loop")
 
 
 def test_a_message_whose_damage_is_found_by_nobody_can_be_cancelled(store: InlineStore) -> None:

@@ -205,6 +205,27 @@ async def test_a_message_says_that_its_host_takes_no_further_attempt(service: Se
     assert (await status(service, message_id))["waitsFor"] == "its host"
 
 
+async def test_messages_say_that_nothing_listens(service: Service) -> None:
+    service.answer(Failure("connection_refused", "connection refused", interrupted=True))
+    interrupted = {"Qtasks-Interrupted-For": "1h"}
+    tried = (await service.post(f"/v2/publish/{HOOK}", interrupted))["messageId"]
+    await service.run()
+    behind = (await service.post(f"/v2/publish/{HOOK}", interrupted))["messageId"]
+    await service.run()
+    expected = {"retried": 0, "waitsFor": "its host, which does not answer"}
+    error = "interrupted, no retry is spent: connection refused"
+    assert await status(service, tried) == {**expected, "state": "RETRY", "lastError": error}
+    assert await status(service, behind) == {**expected, "state": "CREATED"}
+
+
+async def test_a_message_that_may_end_the_process_says_that_it_waits_to_run_alone(service: Service) -> None:
+    message_id = (await service.post(f"/v2/publish/{HOOK}", {"Qtasks-Interrupted-For": "1h"}))["messageId"]
+    await service.broker.store.write(
+        lambda db: db.execute("UPDATE messages SET stage = 2, lot = lot || 'alone'").fetchall()
+    )
+    assert (await status(service, message_id))["waitsFor"] == "its turn to run alone"
+
+
 async def test_our_client_reads_the_status(service: Service) -> None:
     message_id = await publish(service, Delay="1m")
     answered = await service.call("GET", "/v2/messages/call_1")

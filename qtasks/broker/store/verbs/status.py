@@ -6,9 +6,10 @@ from typing import Final
 
 import apsw
 
+from qtasks.broker.core import lots
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import MessageStatus
-from qtasks.broker.store.verbs import queries
+from qtasks.broker.store.verbs import prefixes, queries
 from qtasks.protocol.messages import Message, State
 
 _LAST_STATE: Final = "SELECT state FROM log WHERE seq = ? ORDER BY n DESC LIMIT 1"
@@ -24,19 +25,23 @@ def message_status(db: apsw.Connection, account: int, message_or_call_id: str, *
     if seq is None:
         return None
     message = queries.message_at(db, seq)
-    stage, due_ms, claims = db.execute("SELECT stage, due_ms, claim_token FROM messages WHERE seq = ?", (seq,)).get
-    is_early = stage == Stage.DUE and due_ms > now_ms
+    stage, due_ms, claims, lot = db.execute(
+        "SELECT stage, due_ms, claim_token, lot FROM messages WHERE seq = ?", (seq,)
+    ).get
+    waits_for, next_ms = _obstacle(db, message, Stage(stage), lot), None
+    if stage == Stage.DUE and due_ms > now_ms:
+        waits_for, next_ms = "retry" if claims else "delay", due_ms
     return MessageStatus(
         message=message,
         state=State(db.execute(_LAST_STATE, (seq,)).get),
         last_error=db.execute(_LAST_ERROR, (seq,)).get,
-        next_delivery_ms=due_ms if is_early else None,
-        waits_for=("retry" if claims else "delay") if is_early else _obstacle(db, message, Stage(stage)),
+        next_delivery_ms=next_ms,
+        waits_for=waits_for,
         dead_letter_id=db.execute(_DEAD_LETTER, (seq,)).get,
     )
 
 
-def _obstacle(db: apsw.Connection, message: Message, stage: Stage) -> str | None:
+def _obstacle(db: apsw.Connection, message: Message, stage: Stage, lot: str) -> str | None:
     """What keeps a message from starting whose time has come."""
     flow = message.options.flow_control
     if stage is Stage.QUEUED:
@@ -45,8 +50,15 @@ def _obstacle(db: apsw.Connection, message: Message, stage: Stage) -> str | None
     if stage is Stage.HELD and flow is not None:
         paused = "SELECT paused FROM flow_keys WHERE account = ? AND key = ?"
         return f"flow-control key {flow.key}" + _if_paused(db, paused, message.account, flow.key)
-    return "its host" if stage is Stage.PARKED else None
+    return _obstacle_of_lot(db, lot) if stage is Stage.PARKED else None
 
 
 def _if_paused(db: apsw.Connection, query: str, account: int, name: str | None) -> str:
     return ", which is paused" if db.execute(query, (account, name)).get else ""
+
+
+def _obstacle_of_lot(db: apsw.Connection, lot: str) -> str:
+    prefix = lots.prefix_of(lot)
+    if prefix is not None and prefixes.read(db, prefix).down_since_ms is not None:
+        return "its host, which does not answer"
+    return "its turn to run alone" if lots.is_alone(lot) or lots.is_crashed(lot) else "its host"
