@@ -164,6 +164,71 @@ def test_what_a_stopped_process_left_runs_at_the_next_start(tmp_path: Path) -> N
     assert waiting.message_id in {event.message.id for event in delivered}
 
 
+class Interrupted:
+    """A task without retries that ends at its second run only, and what was seen of it."""
+
+    def __init__(self, tasks: QTasks, *, is_async: bool) -> None:
+        self.attempts: list[int] = []
+        self.failures = 0
+        self.begun, self.may_end = threading.Event(), threading.Event()
+
+        async def coroutine(ctx: TaskContext = injected) -> int:
+            if self._begin(ctx):
+                await asyncio.Event().wait()
+            return ctx.attempt
+
+        def thread(ctx: TaskContext = injected) -> int:
+            if self._begin(ctx):
+                assert self.may_end.wait(PATIENCE_S)
+            return ctx.attempt
+
+        self.task = tasks.task(retries=0, name="work")(coroutine if is_async else thread)
+
+        @tasks.on_failure
+        def failed(event: object) -> None:
+            self.failures += 1
+
+    def _begin(self, ctx: TaskContext) -> bool:
+        """Keep the attempt; True for the first one."""
+        self.attempts.append(ctx.attempt)
+        self.begun.set()
+        return len(self.attempts) == 1
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+def test_a_close_hands_back_what_runs_and_the_next_use_makes_the_same_attempt(tmp_path: Path, is_async: bool) -> None:
+    with QTasks(embedded=Embedded(tmp_path / "tasks.db", drain_s=0)) as tasks:
+        work = Interrupted(tasks, is_async=is_async)
+        result = work.task.delay()
+        assert work.begun.wait(PATIENCE_S)
+        tasks.close()
+        assert result.status == "queued"
+        assert result.get(timeout=PATIENCE_S) == 1
+        work.may_end.set()
+        assert (work.attempts, work.failures) == ([1, 1], 0)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_the_end_of_an_application_hands_back_what_runs_and_its_next_start_makes_the_same_attempt(
+    tmp_path: Path, is_async: bool
+) -> None:
+    tasks = QTasks(embedded=Embedded(tmp_path / "tasks.db", drain_s=0))
+    work = Interrupted(tasks, is_async=is_async)
+    app = FastAPI()
+    app.include_router(tasks.router, prefix="/jobs")
+    async with asyncio.timeout(PATIENCE_S):  # the drain of an application without an embedded broker takes longer
+        async with app.router.lifespan_context(app):
+            result = await work.task.adelay()
+            assert await asyncio.to_thread(work.begun.wait, PATIENCE_S)
+        assert result.status == "queued"
+        async with app.router.lifespan_context(app):
+            assert await result.aget(timeout=PATIENCE_S) == 1
+        work.may_end.set()
+    assert (work.attempts, work.failures) == ([1, 1], 0)
+    tasks.close()
+
+
 def test_a_second_process_is_told_who_holds_the_file_and_what_to_do(tmp_path: Path, tasks: QTasks) -> None:
     program = (
         "import sys\n"

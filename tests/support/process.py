@@ -53,10 +53,12 @@ def qtasks(*arguments: str, folder: Path, **variables: str) -> Done:
 class Process:
     """A running command; a thread collects its output, both streams together."""
 
+    program: tuple[str, ...] = (QTASKS,)
+
     def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
         self.folder = folder
         self.process = subprocess.Popen(
-            [QTASKS, *arguments],
+            [*self.program, *arguments],
             cwd=folder,
             env=environment(**variables),
             stdout=subprocess.PIPE,
