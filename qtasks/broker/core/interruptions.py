@@ -60,6 +60,8 @@ class Situation:
 
 UNTROUBLED: Final = Situation()
 """The situation of a message that nothing has interrupted."""
+WITH_DISPATCHER: Final = Situation(has_dispatcher=True)
+"""The same, where a dispatcher has answered before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ A prefix ends with a slash; so no two kinds share a lot.
 
 from __future__ import annotations
 
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 from qtasks.protocol.messages import Message
 
@@ -38,16 +39,32 @@ def lot_of(message: Message, host: str, *, cuts: int = 0, is_allowed: bool = Tru
     return alone_lot(prefix) if cuts >= ALONE_FROM_CUTS else prefix
 
 
-def host_of(lot: str) -> str:
-    """The ``host:port`` of a lot."""
-    return lot.partition("/")[0]
+class Lot(NamedTuple):
+    """What the text of a lot says."""
+
+    host: str
+    prefix: str | None
+    """The URL prefix that its messages depend on; None if only their host is limited."""
+    is_alone: bool
+    """Each of its messages is tried while nothing else of the prefix is in flight."""
+    is_crashed: bool
+    """The broker did not survive attempts of its messages."""
 
 
-def prefix_of(lot: str) -> str | None:
-    """The URL prefix that the messages of a lot depend on; None if only their host is limited."""
-    if lot.endswith("/"):
-        return lot
-    return lot.removesuffix("alone") if lot.endswith(_ALONE) else None
+@lru_cache(maxsize=4096)
+def parse(lot: str) -> Lot:
+    """What the text of a lot says."""
+    host, is_alone = lot.partition("/")[0], lot.endswith(_ALONE)
+    prefix = lot.removesuffix("alone") if is_alone else lot if lot.endswith("/") else None
+    return Lot(host, prefix, is_alone, lot.endswith(_CRASHED))
+
+
+def prefix_of(lot: str, message: Message) -> str | None:
+    """The URL prefix of a message that waits in `lot`; None for a message without an allowance for interruptions."""
+    if message.options.interrupted_for_ms is None:
+        return None
+    host, prefix, _, _ = parse(lot)
+    return lot_of(message, host) if prefix is None else prefix
 
 
 def alone_lot(prefix: str) -> str:
@@ -58,13 +75,3 @@ def alone_lot(prefix: str) -> str:
 def crashed_lot(host: str) -> str:
     """The lot of the messages to a host whose attempts the broker did not survive."""
     return f"{host}{_CRASHED}"
-
-
-def is_alone(lot: str) -> bool:
-    """True if each message of a lot is tried while nothing else of its prefix is in flight."""
-    return lot.endswith(_ALONE)
-
-
-def is_crashed(lot: str) -> bool:
-    """True if the broker did not survive attempts of the messages of a lot."""
-    return lot.endswith(_CRASHED)

@@ -124,9 +124,10 @@ def evaluate(
     message: Message, outcome: Response | Failure, *, now_ms: int, situation: Situation = UNTROUBLED
 ) -> Evaluation:
     """Decide what `outcome` of the current attempt means for `message` (docs/protocol.md 4.3, 4.6, 5.2, 5.11)."""
-    assessment = interruptions.assess(message, outcome, situation, now_ms=now_ms)
     if isinstance(outcome, Response) and 200 <= outcome.status < 300:
-        return Evaluation(Trigger.SUCCEED, sign=assessment.sign)
+        sign = Sign.NONE if message.options.interrupted_for_ms is None else Sign.ANSWERS
+        return Evaluation(Trigger.SUCCEED, sign=sign)
+    assessment = interruptions.assess(message, outcome, situation, now_ms=now_ms)
     error = outcome.error if isinstance(outcome, Failure) else _describe(outcome)
     if not assessment.counts:
         trigger, error, due_ms = Trigger.INTERRUPT, f"interrupted, no retry is spent: {error}", assessment.due_ms

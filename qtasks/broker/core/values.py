@@ -63,7 +63,7 @@ class Claim:
     @property
     def host(self) -> str:
         """``host:port`` of the destination."""
-        return lots.host_of(self.lot)
+        return lots.parse(self.lot).host
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,15 +209,16 @@ class Deliverer:
 
     def _situation(self, claim: Claim, outcome: Response | Failure, started: float) -> Situation:
         """The situation of an attempt at its end: what its prefix has answered to others meanwhile counts."""
-        if claim.message.options.interrupted_for_ms is None:
+        if (prefix := lots.prefix_of(claim.lot, claim.message)) is None:
             return claim.situation
-        prefix = lots.lot_of(claim.message, claim.host)
         answered = self._answered.get(prefix)
         if interruptions.has_dispatcher(outcome):
             self._answered[prefix] = self._clock.monotonic()
         if answered is None:
             return claim.situation
         is_probe = claim.situation.is_probe and answered < started
+        if (claim.situation.has_dispatcher, claim.situation.is_probe) == (True, is_probe):
+            return claim.situation
         return replace(claim.situation, has_dispatcher=True, is_probe=is_probe)
 
     def _callback_ids(self, message: Message, now_ms: int) -> tuple[str, str] | None:

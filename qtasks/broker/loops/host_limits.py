@@ -35,12 +35,12 @@ class HostLimits:
 
     def start(self, lot: str) -> None:
         """Count an attempt of a message of `lot`."""
-        self._in_flight[lots.host_of(lot)] += 1
+        self._in_flight[lots.parse(lot).host] += 1
         self._running[lot] += 1
 
     def end(self, lot: str) -> None:
         """An attempt of a message of `lot` has an outcome."""
-        for counter, key in ((self._in_flight, lots.host_of(lot)), (self._running, lot)):
+        for counter, key in ((self._in_flight, lots.parse(lot).host), (self._running, lot)):
             counter[key] -= 1
             if not counter[key]:
                 del counter[key]

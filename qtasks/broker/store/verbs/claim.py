@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, cast
 import apsw
 
 from qtasks.broker.core import lots
-from qtasks.broker.core.interruptions import NOTED_EVERY_MS, UNTROUBLED, Situation
+from qtasks.broker.core.interruptions import NOTED_EVERY_MS, UNTROUBLED, WITH_DISPATCHER, Situation
 from qtasks.broker.core.rules import TRANSITIONS, Stage, Transition, Trigger
 from qtasks.broker.core.values import Claim, ClaimBatch, Rooms
 from qtasks.broker.store.verbs import admission, rows
@@ -236,16 +236,18 @@ class _Claims:
 
     def _situation(self, candidate: _Candidate, message: Message) -> Situation:
         since_ms = candidate.interrupted_since_ms
-        prefix = lots.prefix_of(lots.lot_of(message, lots.host_of(candidate.lot)))
+        prefix = lots.prefix_of(candidate.lot, message)
         if prefix is None:
             return UNTROUBLED if since_ms is None else Situation(since_ms=since_ms)
         state = self._rooms.prefix(prefix)
+        if since_ms is None and state.down_since_ms is None:
+            return WITH_DISPATCHER if state.dispatcher else UNTROUBLED
         if since_ms is None and state.down_since_ms is not None:
             since_ms = max(candidate.due_ms, state.down_since_ms)
         return Situation(
             since_ms=since_ms,
             cuts=candidate.cuts,
-            is_alone=lots.is_alone(candidate.lot),
+            is_alone=lots.parse(candidate.lot).is_alone,
             is_probe=state.down_since_ms is not None,
             has_dispatcher=bool(state.dispatcher),
         )

@@ -96,12 +96,9 @@ def _note_sign(db: apsw.Connection, settlement: Settlement, now_ms: int) -> int 
     An answer to an attempt that began before the prefix went down does not end that: it may be the last of a process
     that takes no more.
     """
-    claim, evaluation = settlement.claim, settlement.evaluation
-    situation = claim.situation
-    if evaluation.sign is Sign.NONE:
+    claim, evaluation, situation = settlement.claim, settlement.evaluation, settlement.claim.situation
+    if evaluation.sign is Sign.NONE or (prefix := lots.prefix_of(claim.lot, claim.message)) is None:
         return None
-    prefix = lots.prefix_of(lots.lot_of(claim.message, claim.host))
-    assert prefix is not None, "only a message with an allowance for interruptions gives a sign"
     if evaluation.sign is Sign.REFUSES:
         is_probe = situation.is_probe and not evaluation.is_expired
         return prefixes.note_refusal(db, prefix, is_probe=is_probe, now_ms=now_ms)
