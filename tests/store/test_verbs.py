@@ -340,6 +340,7 @@ def test_configured_keys_seed_a_new_account_and_never_replace_what_is_stored(db:
         (claim._PARKED_IN_LOT, "messages_parked"),
         (claim._PARKED_LOTS, "messages_parked"),
         (claim._NEXT_DUE, "messages_claimable"),
+        (claim._NEXT_DUE, "prefixes_down"),
         (claim._READY_KEYS, "flow_keys_ready"),
         (admission._FIRST_QUEUED, "messages_queued"),
         (admission._FIRST_HELD, "messages_held"),

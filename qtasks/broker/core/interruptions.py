@@ -1,4 +1,4 @@
-"""Interruptions: attempts that say nothing about their message (docs/protocol.md 5.11). Pure.
+"""Interruptions: attempts that say nothing about their message (docs/protocol.md 5.14). Pure.
 
 A message with an allowance for interruptions spends no retry on an attempt that was refused or cut before an answer,
 because nothing but the destination's absence caused it. An attempt that this broker could not even make counts for no

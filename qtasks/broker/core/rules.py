@@ -123,7 +123,7 @@ class Evaluation:
 def evaluate(
     message: Message, outcome: Response | Failure, *, now_ms: int, situation: Situation = UNTROUBLED
 ) -> Evaluation:
-    """Decide what `outcome` of the current attempt means for `message` (docs/protocol.md 4.3, 4.6, 5.2, 5.11)."""
+    """Decide what `outcome` of the current attempt means for `message` (docs/protocol.md 4.3, 4.6, 5.2, 5.14)."""
     if isinstance(outcome, Response) and 200 <= outcome.status < 300:
         sign = Sign.NONE if message.options.interrupted_for_ms is None else Sign.ANSWERS
         return Evaluation(Trigger.SUCCEED, sign=sign)

@@ -1,4 +1,4 @@
-"""What is stored of URL prefixes: whether a dispatcher answered there, and whether they refuse (docs/protocol.md 5.11).
+"""What is stored of URL prefixes: whether a dispatcher answered there, and whether they refuse (docs/protocol.md 5.14).
 
 A prefix that refuses is down until a probe is answered. Probes are the first messages of its lot. Each claim of them
 sets when the next may start: after `PATIENCE_MS`, and twice as many, in case the first takes long. If a probe is

@@ -58,7 +58,7 @@ def _if_paused(db: apsw.Connection, query: str, account: int, name: str | None) 
 
 
 def _obstacle_of_lot(db: apsw.Connection, lot: str) -> str:
-    prefix = lots.prefix_of(lot)
+    _, prefix, is_alone, is_crashed = lots.parse(lot)
     if prefix is not None and prefixes.read(db, prefix).down_since_ms is not None:
         return "its host, which does not answer"
-    return "its turn to run alone" if lots.is_alone(lot) or lots.is_crashed(lot) else "its host"
+    return "its turn to run alone" if is_alone or is_crashed else "its host"
