@@ -223,7 +223,7 @@ class ErrorCode(StrEnum):
         "Do nothing: the broker tries again after that delay.")
     ATTEMPT_TIMED_OUT = ("QT410",
         "An attempt took longer than the timeout of the task.",
-        "Raise the timeout of the task, or make it do less in one call.")
+        "Raise the timeout, make the task do less in one call, let a `def` check `ctx.should_stop`, or add threads.")
     CALL_CANCELLED = ("QT411",
         "The call was cancelled by its caller or by the task itself.",
         "Read `reason`; send the call again if it is still needed.")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
+from asyncio import Future
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -24,6 +26,38 @@ class StopReason(Enum):
     """The call was cancelled."""
 
 
+class ThreadUse:
+    """Whether a run is in a thread of the pool: only there it cannot be cancelled."""
+
+    __slots__ = ("_lock", "is_refused", "is_running", "is_waiting", "overrun")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.is_refused = False
+        self.is_waiting = False
+        """True while no thread is free."""
+        self.is_running = False
+        self.overrun: Future[Any] | None = None
+        """The end of a run that is not awaited any more, because its thread could not be stopped."""
+
+    def begin(self) -> bool:
+        """Note that a thread begins. False if it must not: the run has ended meanwhile."""
+        with self._lock:
+            self.is_waiting = False
+            self.is_running = not self.is_refused
+            return self.is_running
+
+    def end(self) -> None:
+        """Note that the thread has ended."""
+        self.is_running = False
+
+    def refuse(self) -> bool:
+        """Let no thread begin any more. True if one is running."""
+        with self._lock:
+            self.is_refused = True
+            return self.is_running
+
+
 class RunLink:
     """Connects the context of a run with the code that runs it: the time limit, the request to stop, the progress.
 
@@ -32,11 +66,16 @@ class RunLink:
     """
 
     __slots__ = (
-        "_monotonic", "_published_s", "is_stop_seen", "on_stop", "progress", "publish", "stop_reason", "until_s",
+        "_monotonic", "_published_s", "grace_s", "is_stop_seen", "on_stop", "progress", "publish", "stop_reason",
+        "thread", "until_s",
     )  # fmt: skip
 
-    def __init__(self, until_s: float = math.inf, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, until_s: float = math.inf, monotonic: Callable[[], float] = time.monotonic, *, grace_s: float = 0
+    ) -> None:
         self.until_s = until_s
+        self.grace_s = grace_s
+        """How long the run is waited for after that, if it can only be asked to end."""
         self.progress: str | None = None
         """The latest progress, as JSON."""
         self.publish: Callable[[], None] | None = None
@@ -47,6 +86,7 @@ class RunLink:
         """True if the function knows that it was asked to end: what it returns then is not its whole result."""
         self.on_stop: Callable[[StopReason], None] | None = None
         """Called, on any thread, when the run is asked to end."""
+        self.thread = ThreadUse()
         self._published_s = -math.inf
 
     def stop(self, reason: StopReason) -> None:
@@ -136,8 +176,9 @@ class TaskContext:
         """True if the function should end: its time is up, its call was cancelled, or the process is about to stop.
 
         An ``async def`` is stopped: it gets ``asyncio.CancelledError``. A thread cannot be stopped, so a ``def`` that
-        runs for long checks this. If it returns after it has seen that its call was cancelled, the call ends as
-        cancelled; what a ``def`` returns that never looks is the result.
+        runs for long checks this. If it does not end soon after its time is up, its attempt has failed. If it returns
+        after it has seen that its call was cancelled, the call ends as cancelled; what a ``def`` returns that never
+        looks is the result.
         """
         return self.link.see_stop()
 

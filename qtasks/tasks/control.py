@@ -60,4 +60,7 @@ BY_CALLER: Final = "cancelled by its caller"
 
 
 class AttemptTimeout(TimeoutError):
-    """An ``async def`` was stopped because the time of its attempt was up; another attempt may follow."""
+    """The time of an attempt was up; another attempt may follow.
+
+    An ``async def`` was stopped. A ``def`` runs on in its thread, and what it returns is dropped.
+    """

@@ -116,7 +116,7 @@ def record_of(row: Sequence[Any]) -> ResultRecord:
 def replaces(new: ResultStatus, old: ResultStatus) -> bool:
     """True if a record with the status `new` may be written over one with the status `old`.
 
-    A success stands, whatever a duplicate delivery reports later; it is also what counts if a call was cancelled too
+    A success stands, also if a duplicate delivery reports otherwise; it is also what counts if a call was cancelled too
     late. A cancelled call runs no more. One that is being cancelled is so until it ends: a run that does not know of it
     yet may write that it goes on. A call that has ended cannot be cancelled.
     """

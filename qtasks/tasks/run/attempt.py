@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import Future
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from qtasks.errors import QTasksError
 from qtasks.protocol.messages import DEFAULT_RETRIES, DEFAULT_TIMEOUT_MS
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.context import RunLink, TaskContext
+from qtasks.tasks.control import AttemptTimeout
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.encode.parameters import Values
@@ -25,7 +27,8 @@ from qtasks.tasks.send.outgoing import Outgoing, StoredCall
 MARGIN_S = 1.0
 """An attempt is stopped this long before the broker's timeout, so that the broker gets the reason.
 
-If a tenth of the timeout is shorter, it is stopped that long before.
+If a tenth of the timeout is shorter, it is stopped that long before. A ``def``, which is only asked to stop then, has
+half of that time to end by itself.
 """
 
 
@@ -91,6 +94,11 @@ class Attempt:
     began_s: float = 0.0
     """When the attempt was admitted, on the monotonic clock."""
 
+    @property
+    def overrun(self) -> Future[Any] | None:
+        """The end of the function if its thread runs on, although the time of the attempt was up; otherwise None."""
+        return self.context.link.thread.overrun if isinstance(self.error, AttemptTimeout) else None
+
     def unfit(self, error: QTasksError) -> Decision:
         """The decision about a call that cannot run because of `error`."""
         self.error = error
@@ -131,7 +139,8 @@ def context_of(task: str, delivery: Delivery, envelope: Envelope, clock: Clock) 
     """The context of a delivery that carries `envelope` and arrives now."""
     now_ms, now_s = clock.now_ms(), clock.monotonic()
     timeout_s = (envelope.timeout_ms or DEFAULT_TIMEOUT_MS) / 1000
-    limit_s = timeout_s - min(MARGIN_S, timeout_s / 10)
+    margin_s = min(MARGIN_S, timeout_s / 10)
+    limit_s = timeout_s - margin_s
     return TaskContext(
         task=task,
         call_id=envelope.call_id or envelopes.call_id_of_message(delivery.message_id),
@@ -142,5 +151,5 @@ def context_of(task: str, delivery: Delivery, envelope: Envelope, clock: Clock) 
         snoozed=envelope.snoozed,
         carried=MappingProxyType(dict(envelope.carried)),
         deadline=datetime.fromtimestamp(now_ms / 1000 + limit_s, UTC),
-        link=RunLink(now_s + limit_s, clock.monotonic),
+        link=RunLink(now_s + limit_s, clock.monotonic, grace_s=margin_s / 2),
     )

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from qtasks.clock import Clock
@@ -31,7 +32,7 @@ from qtasks.tasks.run.decision import (
 from qtasks.tasks.run.lease import RunLeases
 from qtasks.tasks.run.notify import notify
 from qtasks.tasks.run.outside import comes_from_outside, running_task
-from qtasks.tasks.run.report import report
+from qtasks.tasks.run.report import report, report_overrun
 from qtasks.tasks.run.run import Run
 from qtasks.tasks.run.runner import Runner
 from qtasks.tasks.send import tracing
@@ -79,7 +80,7 @@ class AttemptExecutor:
             decision = await self._leases.admit(attempt, token)
             if decision is not None:
                 return await self._conclude(attempt, decision)
-            with self._leases.renewed(attempt.context):
+            with self._leases.renewed(attempt):
                 return await self._conclude(attempt, await self._decide(attempt))
         finally:
             del self._links[attempt.context.link]
@@ -100,7 +101,7 @@ class AttemptExecutor:
     async def _decide(self, attempt: Attempt) -> Decision:
         """Decode the arguments, run the function, and decide what its end means.
 
-        Whatever is raised on the way is a failure of the attempt, like an exception of the function.
+        Every exception on the way is a failure of the attempt, like one of the function.
         """
         running = running_task()
         try:
@@ -205,6 +206,8 @@ class AttemptExecutor:
             if attempt.envelope.flow or attempt.flow_id is not None:
                 await self._continuation.abandon(attempt, decision)
             report(attempt, decision, spent_s)
+            if attempt.overrun is not None:
+                attempt.overrun.add_done_callback(partial(report_overrun, attempt))
             await notify((attempt.task.hooks, self._hooks), attempt, decision, self.runner.threads)
             if decision.kind is DecisionKind.FAILED:
                 return decision.response.with_header(ENDED_HEADER, "true")
@@ -216,7 +219,7 @@ class AttemptExecutor:
         """Record the state of the call and end its lease, in one write."""
         if attempt.envelope.unique is not None:
             await self._keep_or_free_unique(attempt, decision, attempt.envelope.unique)
-        locks = self._leases.released(attempt.context.call_id)
+        locks = self._leases.released(attempt.context.call_id) if attempt.overrun is None else ()
         self._writer.record(attempt.records(decision.status, now_ms, decision.result, decision.note or None))
         self._writer.unlock(locks)
         await self._writer.flush()

@@ -170,23 +170,31 @@ class RunLeases:
             return self._duplicate(attempt, response, state.record)
 
     @contextmanager
-    def renewed(self, context: TaskContext) -> Iterator[None]:
+    def renewed(self, attempt: Attempt) -> Iterator[None]:
         """Renew the lease of a run inside the block, and stop the run if its call is cancelled.
 
-        The run's last record ends the lease, or else the end of the block.
+        The run's last record ends the lease, or else the end of the block. A function whose thread runs on after the
+        time of its attempt keeps it: no second run begins beside it.
         """
-        call_id = context.call_id
+        call_id = attempt.context.call_id
         if call_id not in self._locks_by_call:  # no backend, or it could not be reached
             yield
             return
-        renewal = asyncio.ensure_future(self._renew_often(context))
-        try:
-            yield
-        finally:
+        renewal = asyncio.ensure_future(self._renew_often(attempt.context))
+
+        def end(_: object = None) -> None:
             renewal.cancel()
             if locks := self.released(call_id):
                 self._writer.unlock(locks)
                 self._writer.flush_soon()
+
+        try:
+            yield
+        finally:
+            if attempt.overrun is None:
+                end()
+            else:
+                attempt.overrun.add_done_callback(end)
 
     def released(self, call_id: str) -> Sequence[Lock]:
         """Stop renewing the lease of a run; returns its locks, which the caller ends."""

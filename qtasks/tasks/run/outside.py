@@ -21,10 +21,10 @@ def running_task() -> Running:
 def comes_from_outside(error: BaseException, running: Running, *, in_thread: bool = False) -> bool:
     """True if `error`, caught in the asyncio task `running`, was not raised by the code that runs there.
 
-    That is the cancellation of the task, the end of its coroutine, or Ctrl-C: all three must go on. Everything else is
-    a failure of the code, whatever its class is: a panic of a Rust extension is no `Exception`, and asyncio would end
-    its loop for a `KeyboardInterrupt` or `SystemExit` that leaves a task. With `in_thread` the code runs in a thread,
-    where no Ctrl-C arrives.
+    That is the cancellation of the task, the end of its coroutine, or Ctrl-C: all three must go on. Every other
+    exception is a failure of the code, of any class: the panic of a Rust extension is not an `Exception`, and asyncio
+    would end its loop for a `KeyboardInterrupt` or `SystemExit` that leaves a task. With `in_thread` the code
+    runs in a thread, where no Ctrl-C arrives.
     """
     if isinstance(error, asyncio.CancelledError):
         return running is not None and running.cancelling() > 0

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from asyncio import Future
 from types import TracebackType
+from typing import Any
 
 from qtasks.errors import QTasksError
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.control import AttemptTimeout, NonRetryable, RetryAfter
 from qtasks.tasks.run.attempt import Attempt
 from qtasks.tasks.run.decision import Decision, DecisionKind
+from qtasks.tasks.run.thread_pool import Raised
 
 log = logging.getLogger("qtasks.dispatch")
 
@@ -43,6 +46,15 @@ def report(attempt: Attempt, decision: Decision, spent_s: float) -> None:
         exc_info=_traceback_of(attempt.error),
         extra=log_fields(context, "failed" if is_final else "retry"),
     )
+
+
+def report_overrun(attempt: Attempt, ended: Future[Any]) -> None:
+    """Log that a function has ended after its attempt; `ended` has what it returned or raised."""
+    context = attempt.context
+    outcome = None if ended.cancelled() else ended.result()
+    what = f"what it raised ({type(outcome.error).__name__})" if isinstance(outcome, Raised) else "its result"
+    late_s, fields = -context.time_left_s, log_fields(context, "overrun")
+    log.warning("%s ended %.1f s after its time was up; %s is dropped", context.task, late_s, what, extra=fields)
 
 
 def log_fields(context: TaskContext, action: str) -> dict[str, object]:

@@ -12,7 +12,7 @@ from qtasks.tasks.context import StopReason
 from qtasks.tasks.control import BY_CALLER, AttemptTimeout, Cancel
 from qtasks.tasks.run.run import Invoke, Run
 from qtasks.tasks.run.run_middleware import RunMiddleware, chain
-from qtasks.tasks.run.thread_pool import ThreadPool
+from qtasks.tasks.run.thread_pool import Raised, ThreadPool, returned
 
 THREAD_GRACE_S = 0.1
 """At the end of the process, a ``def`` may see `TaskContext.should_stop` and end by itself for so long."""
@@ -31,32 +31,41 @@ class Runner:
         if task.is_async:
             value = task.parameters.call(task.function, run.values, run.context, dependencies)
         else:
+            run.context.link.thread.is_waiting = True
             value = await self.threads.run(functools.partial(_call_in_thread, run, dependencies))
         # A decorator may hide an async function in a plain one.
         return await value if isinstance(value, Awaitable) else value
 
     async def in_time(self, run: Run, invoke: Invoke | None) -> Any:
-        """Run a task; an ``async def`` is cancelled a moment before the broker's timeout, or when it is asked to stop.
+        """Run a task, until a moment before the broker's timeout or until it is asked to stop.
 
-        A thread cannot be cancelled, so a ``def`` runs to its end, and is waited for unless the process ends. Raises
-        the exception of the task, AttemptTimeout, or TimeoutError if it was asked to stop.
+        An ``async def`` is then cancelled. A thread cannot be cancelled: a ``def`` runs on to its end, with the
+        dependencies and the middleware around it, and is not awaited. Raises the exception of the task,
+        AttemptTimeout, or TimeoutError if it was asked to stop.
         """
         innermost = invoke if invoke is not None and run.task.parameters.dependencies else self._without_dependencies
         call = (chain(self._middleware, innermost) if self._middleware else innermost)(run)
-        limit_s = run.context.time_left_s
+        limit_s = run.context.time_left_s + (0 if run.task.is_async else run.context.link.grace_s)
         try:
-            async with asyncio.timeout(limit_s if run.task.is_async else None) as limit:
+            async with asyncio.timeout(limit_s) as limit:
                 with _stoppable(run, limit):
-                    value = await call
+                    value = await (call if run.task.is_async else _apart(run, call))
         except TimeoutError as error:
             if not limit.expired() or run.context.link.stop_reason is not None:
                 raise
-            raise AttemptTimeout(
-                f"{run.task.name} was stopped after {limit_s:.3g} s, its time for one attempt"
-            ) from error
+            raise self._timeout(run, limit_s) from error
         if limit.expired():  # the function has caught the CancelledError
             run.context.link.is_stop_seen = True
         return value
+
+    def _timeout(self, run: Run, limit_s: float) -> AttemptTimeout:
+        name, thread = run.task.name, run.context.link.thread
+        its_time = f"{limit_s:.3g} s, its time for one attempt"
+        if thread.overrun is not None:
+            return AttemptTimeout(f"{name} did not end within {its_time}; its thread runs on, its result is dropped")
+        if thread.is_waiting:
+            return AttemptTimeout(f"{name} did not begin within {its_time}: all {self.threads.size} threads were busy")
+        return AttemptTimeout(f"{name} was stopped after {its_time}")
 
     def close(self) -> None:
         """Release the threads, without waiting for runs that still use them. Idempotent."""
@@ -68,9 +77,38 @@ class Runner:
 
 def _call_in_thread(run: Run, dependencies: Mapping[str, Any]) -> Any:
     """Call a ``def``. Raises Cancel if its call was cancelled while it waited for a thread."""
-    if run.context.link.is_cancelled:
+    link = run.context.link
+    if link.is_cancelled:
         raise Cancel(BY_CALLER)
-    return run.task.parameters.call(run.task.function, run.values, run.context, dependencies)
+    if not link.thread.begin():
+        return None  # the attempt has ended
+    try:
+        return run.task.parameters.call(run.task.function, run.values, run.context, dependencies)
+    finally:
+        link.thread.end()
+
+
+async def _apart(run: Run, call: Awaitable[Any]) -> Any:
+    """Await `call` in an asyncio task of its own. A cancellation leaves it alone while its function is in a thread."""
+    thread = run.context.link.thread
+    child = asyncio.ensure_future(_caught(call))
+    try:
+        outcome = await asyncio.shield(child)
+    except asyncio.CancelledError:
+        if thread.refuse():
+            thread.overrun = child
+        else:
+            child.cancel()
+        raise
+    return returned(outcome)
+
+
+async def _caught(call: Awaitable[Any]) -> Any:
+    """Return exceptions as values: asyncio would end its loop for some of them."""
+    try:
+        return await call
+    except BaseException as error:
+        return Raised(error)
 
 
 @contextmanager

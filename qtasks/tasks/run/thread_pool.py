@@ -16,7 +16,8 @@ class ThreadPool:
     """A bounded pool, started on first use; closed, it can be used again."""
 
     def __init__(self, threads: int) -> None:
-        self._threads = threads
+        self.size = threads
+        """The largest number of threads."""
         self._lock = threading.Lock()
         self._pool: DaemonThreadPool | None = None
 
@@ -24,9 +25,7 @@ class ThreadPool:
         """Call `call` in a thread, with a copy of the context variables; returns or raises what it does."""
         context = contextvars.copy_context()
         outcome = await asyncio.get_running_loop().run_in_executor(self._opened(), lambda: context.run(_caught, call))
-        if isinstance(outcome, _Raised):
-            raise outcome.error
-        return outcome
+        return returned(outcome)
 
     def close(self) -> None:
         """Release the threads, without waiting for calls that still run in them. Idempotent."""
@@ -38,13 +37,22 @@ class ThreadPool:
     def _opened(self) -> DaemonThreadPool:
         with self._lock:
             if self._pool is None:
-                self._pool = DaemonThreadPool(self._threads, "qtasks-task")
+                self._pool = DaemonThreadPool(self.size, "qtasks-task")
             return self._pool
 
 
 @dataclass(frozen=True, slots=True)
-class _Raised:
+class Raised:
+    """An exception as a value."""
+
     error: BaseException
+
+
+def returned(outcome: Any) -> Any:
+    """`outcome`, which is a value; raises it if it is a `Raised`."""
+    if isinstance(outcome, Raised):
+        raise outcome.error
+    return outcome
 
 
 def _caught(call: Callable[[], Any]) -> Any:
@@ -52,4 +60,4 @@ def _caught(call: Callable[[], Any]) -> Any:
     try:
         return call()
     except BaseException as error:
-        return _Raised(error)
+        return Raised(error)

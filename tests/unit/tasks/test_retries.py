@@ -437,15 +437,16 @@ async def test_a_policy_may_give_up_on_slow_attempts(broker: ManualBroker) -> No
 
 
 async def test_a_thread_is_told_when_its_time_is_up_and_its_late_result_counts(broker: ManualBroker) -> None:
-    @broker.tasks.task(timeout=timedelta(milliseconds=20))
-    def work(ctx: TaskContext = injected) -> str:
-        pause = threading.Event()
-        while not ctx.should_stop:
-            pause.wait(0.001)
-        return "stopped"
+    broker.tasks.runtime.clock = broker.clock
+
+    @broker.tasks.task(timeout="1h")
+    def work(ctx: TaskContext = injected) -> tuple[bool, bool]:
+        before = ctx.should_stop
+        broker.clock.advance(60 * 60 * 1000 - 900)
+        return before, ctx.should_stop
 
     work.delay()
-    assert (await broker.deliver()).body == b'"stopped"'
+    assert (await broker.deliver()).body == b"[false,true]"
 
 
 async def test_a_thread_is_told_that_the_process_stops(broker: ManualBroker) -> None:
