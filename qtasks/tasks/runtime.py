@@ -324,12 +324,16 @@ class ApplicationRuntime:
 
     def cancel_call(self, call: CallToCancel) -> bool:
         """See `ResultAccess.cancel_call`."""
+        task = self.tasks.get(call.task)
+        # The hosted service knows only messages. The answer of a model waits in one of which only the broker knows.
+        is_llm = task is not None and task.is_llm
+        finds_all = not is_llm and (call.message_id is not None or not self.settings().is_hosted)
         canceller = Canceller(
             results=self.results_or_none(),
             clock=self.clock,
             cancel_message=self.publisher().cancel,
             stop_here=self._cancel_run,
-            is_hosted=self.settings().is_hosted,
+            finds_all=finds_all,
         )
         return canceller.cancel(call)
 

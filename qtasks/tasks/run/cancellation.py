@@ -27,7 +27,7 @@ log = logging.getLogger("qtasks.cancel")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Canceller:
-    """Cancels calls of one application. Every method may block."""
+    """Cancels a call. May block."""
 
     results: ResultBackend | None
     clock: Clock
@@ -35,8 +35,8 @@ class Canceller:
     """Cancels a message at the broker, by message id or call id; False if the broker has none to cancel."""
     stop_here: Callable[[str], bool]
     """Stops the run of a call in this process; False if there is none."""
-    is_hosted: bool
-    """True if the broker is the hosted service, which does not know the ids of calls."""
+    finds_all: bool
+    """False if the broker may have a message of the call that it does not find by the ids that are known."""
 
     def cancel(self, call: CallToCancel) -> bool:
         """See `ResultAccess.cancel_call`."""
@@ -46,7 +46,7 @@ class Canceller:
         if record is not None and record.status.is_final:
             return record.status is ResultStatus.CANCELLED
         was_at_broker = self._cancel_at_broker(call, record)
-        may_come = was_at_broker or call.is_planned or (self.is_hosted and call.message_id is None)
+        may_come = was_at_broker or call.is_planned or not self.finds_all
         call_id = call.id if record is None else record.call_id
         return self._cancel_in_results(self.results, call, call_id, may_come=may_come)
 
@@ -115,9 +115,9 @@ class Canceller:
                 call.id,
                 extra=fields,
             )
-        elif self.is_hosted and call.message_id is None:
+        elif not self.finds_all:
             raise ResultError(
-                f"{call.task} {call.id} cannot be cancelled: the hosted service does not know the ids of calls",
+                f"{call.task} {call.id} cannot be cancelled: the broker may have it under an id that is not known here",
                 fix="set QTASKS_RESULTS, or cancel through the handle that .delay() returned, after its batch was sent",
                 code=ErrorCode.CALL_NOT_CANCELLABLE,
             )

@@ -90,7 +90,7 @@ def cancel_elsewhere(broker: ManualBroker, handle: TaskResult[Any], **changes: A
         clock=broker.clock,
         cancel_message=changes.get("cancel_message", lambda _: True),
         stop_here=lambda _: False,
-        is_hosted=changes.get("is_hosted", False),
+        finds_all=changes.get("finds_all", True),
     )
     return canceller.cancel(CallToCancel(task=handle.task, id=handle.id))
 
@@ -458,7 +458,7 @@ async def test_a_refusal_of_the_broker_is_raised(broker: ManualBroker) -> None:
 
 async def test_the_results_suffice_where_the_broker_does_not_know_the_ids_of_calls(blocking: Blocking) -> None:
     handle = blocking.thread.delay()
-    assert cancel_elsewhere(blocking.broker, handle, cancel_message=lambda _: False, is_hosted=True) is True
+    assert cancel_elsewhere(blocking.broker, handle, cancel_message=lambda _: False, finds_all=False) is True
     assert json_of(await blocking.broker.deliver())["cancelled"] == "cancelled by its caller"
     assert not blocking.begun.is_set()
 
@@ -477,7 +477,7 @@ async def test_the_message_id_is_found_in_the_results(broker: ManualBroker) -> N
         asked.append(message_or_call_id)
         return message_or_call_id == "msg_1"
 
-    assert cancel_elsewhere(broker, handle, cancel_message=cancel_message, is_hosted=True) is True
+    assert cancel_elsewhere(broker, handle, cancel_message=cancel_message, finds_all=False) is True
     assert asked == [handle.id, "msg_1"]
     assert handle.status == "cancelled"
 
@@ -521,8 +521,8 @@ def test_without_results_the_hosted_service_cannot_cancel_by_the_id_of_a_call(br
         clock=broker.clock,
         cancel_message=lambda _: False,
         stop_here=lambda _: False,
-        is_hosted=True,
+        finds_all=False,
     )
-    with pytest.raises(ResultError, match="does not know the ids of calls") as caught:
+    with pytest.raises(ResultError, match="under an id that is not known here") as caught:
         canceller.cancel(CallToCancel(task="work", id="call_1"))
     assert caught.value.code == "QT164"
