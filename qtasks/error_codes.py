@@ -102,7 +102,7 @@ class ErrorCode(StrEnum):
         "A task_id is not a valid call id.",
         "Use 1 to 128 visible ASCII characters.")
     CALL_NOT_CANCELLABLE = ("QT164",
-        "A call cannot be cancelled by its id alone: the broker may have it under another one, and there are no results.",
+        "A call cannot be cancelled by its id: the broker may have it under another one, and there are no results.",
         "Set QTASKS_RESULTS, or cancel through the handle that .delay() returned, after its batch was sent.")
     NO_TEST_BROKER = ("QT170",
         "A test sends a call, but no test broker is open for the application.",
