@@ -6,7 +6,6 @@ All of it is signed. What the message itself contained (`sourceBody`) is not rea
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from qtasks.errors import PayloadError
 from qtasks.protocol import strict_json
 from qtasks.protocol.headers import ENDED_HEADER
 from qtasks.protocol.messages import State
+from qtasks.tasks.send.end_callback import delivery_failed, dispatcher_error
 
 MAX_ID = 128
 """Largest number of characters of a message id."""
@@ -71,17 +71,4 @@ def _reason(document: Mapping[str, Any]) -> str:
     text = base64.b64decode(document.get("body", ""), validate=True)
     if (error := dispatcher_error(text)) is not None:
         return error
-    if document.get("error"):
-        return f"DeliveryFailed: {document['error']}"
-    status = document.get("status")
-    return f"DeliveryFailed: the last answer was {status}" if status else "DeliveryFailed: there was no answer"
-
-
-def dispatcher_error(body: bytes | str) -> str | None:
-    """The error in the response of a dispatcher, ``"TypeName: message"``; None for any other body."""
-    try:
-        answer = json.loads(body)
-    except ValueError:
-        return None
-    error = answer.get("error") if isinstance(answer, dict) and "code" in answer else None
-    return error if isinstance(error, str) else None
+    return delivery_failed(document.get("error"), document.get("status"))

@@ -9,6 +9,7 @@ not see (its process was killed, or was not there) would otherwise be known to t
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, replace
 from typing import Final
@@ -101,3 +102,20 @@ def ending_at(
         failure_callback=failure_callback,
         failure_callback_options=failure_callback_options,
     )
+
+
+def dispatcher_error(body: bytes | str) -> str | None:
+    """The error in the response of a dispatcher, ``"TypeName: message"``; None for any other body."""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        return None
+    error = answer.get("error") if isinstance(answer, dict) and "code" in answer else None
+    return error if isinstance(error, str) else None
+
+
+def delivery_failed(error: object, status: object) -> str:
+    """The reason of a failure that no dispatcher reports: the `error` of the broker, or the `status` of the answer."""
+    if error:
+        return f"DeliveryFailed: {error}"
+    return f"DeliveryFailed: the last answer was {status}" if status else "DeliveryFailed: there was no answer"

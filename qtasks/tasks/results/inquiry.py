@@ -1,0 +1,188 @@
+"""Asking the service about a call whose record says nothing for some time: it may be dead, or wait for something.
+
+The broker reports ends by itself (`send.end_callback`), but a report may be late, and other services make none. So a
+handle that is looked at asks, in growing intervals: a lost report delays an end, it never loses one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from qtasks.clock import Clock
+from qtasks.errors import QTasksError
+from qtasks.tasks.results.backend import ResultRecord, ResultStatus
+
+log = logging.getLogger("qtasks.result")
+
+OVERDUE_MS: Final = 2_000
+"""A record that has not changed for this long may be that of a dead call."""
+
+PAUSE_FIRST_S: Final = 1.0
+PAUSE_LAST_S: Final = 30.0
+"""The first and the longest time between two questions about a call."""
+
+MAX_CALLS: Final = 10_000
+"""Calls whose answers are remembered; those that were looked at last stay."""
+
+MAX_THREADS: Final = 4
+"""Questions of waiting handles at the same time."""
+
+ENDED: Final = frozenset({ResultStatus.FAILED, ResultStatus.CANCELLED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceState:
+    """What the service says about a call."""
+
+    status: ResultStatus
+    """Failed, cancelled, unknown; succeeded if it was delivered; else queued, running or retrying."""
+    message_id: str = ""
+    attempt: int = 0
+    """How many attempts have begun."""
+    retries: int = 0
+    created_ms: int = 0
+    """When the message was published: Unix milliseconds of the service's clock."""
+    reason: str | None = None
+    """Why the last attempt failed, or what keeps the call from starting."""
+    next_attempt_ms: int | None = None
+    """When the next attempt is due, if that is in the future: Unix milliseconds."""
+    is_reported: bool = False
+    """True if the dispatcher has answered that it has ended the call."""
+
+
+class Service(Protocol):
+    """The QStash service, as far as a handle asks it."""
+
+    def state_of(self, call_id: str, message_id: str | None) -> ServiceState | None:
+        """What the service says about a call; None if it cannot say. Raises QTasksError if it does not answer."""
+        ...
+
+    def report_end(self, task: str, call_id: str, state: ServiceState, unique: str | None) -> None:
+        """Have the dispatcher end a call as the service's own report would: hooks, flow, key. Raises QTasksError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The call that a question is about."""
+
+    task: str
+    call_id: str
+    message_id: str | None = None
+    unique: str | None = None
+
+
+@dataclass(slots=True)
+class _Answers:
+    """What is known about one call."""
+
+    next_s: float
+    """When the next question may be asked, on the monotonic clock."""
+    pause_s: float = PAUSE_FIRST_S
+    state: ServiceState | None = None
+    record: ResultRecord | None = None
+    """The record when the question was asked: the answer says nothing about a later one."""
+    reported: str = ""
+    """The message whose end was passed on."""
+    asking: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Inquiries:
+    """Asks about calls, each at most once at a time and in growing intervals. Thread-safe.
+
+    `service` opens what is asked, and `read` reads a record. Both raise QTasksError.
+    """
+
+    def __init__(
+        self, service: Callable[[], Service], read: Callable[[str], ResultRecord | None], clock: Clock
+    ) -> None:
+        self._service = service
+        self._read = read
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._calls: OrderedDict[str, _Answers] = OrderedDict()
+        self._threads = threading.BoundedSemaphore(MAX_THREADS)
+
+    def state(self, subject: Subject, record: ResultRecord | None, *, at_once: bool = False) -> ServiceState | None:
+        """What the service says about a call with this record, asked now if that is due; None if it says nothing new.
+
+        Never raises: a service that cannot be reached says nothing. `at_once`: also the first time.
+        """
+        if not self._is_overdue(record):
+            return None
+        answers = self._of(subject, at_once=at_once)
+        if self._clock.monotonic() >= answers.next_s and answers.asking.acquire(blocking=False):
+            self._ask(subject, record, answers)
+        return self._current(answers, record)
+
+    def known(self, subject: Subject, record: ResultRecord | None) -> ServiceState | None:
+        """As `state`, without asking."""
+        answers = self._calls.get(subject.call_id)
+        return None if answers is None else self._current(answers, record)
+
+    def ask_soon(
+        self, subject: Subject, record: ResultRecord | None, wake: Callable[[], None], *, at_once: bool = False
+    ) -> None:
+        """Ask in a thread if that is due, then call `wake`. The answer is in `known`."""
+        if not self._is_overdue(record):
+            return
+        answers = self._of(subject, at_once=at_once)
+        if self._clock.monotonic() < answers.next_s or not self._threads.acquire(blocking=False):
+            return
+        if not answers.asking.acquire(blocking=False):
+            self._threads.release()
+            return
+
+        def work() -> None:
+            try:
+                self._ask(subject, record, answers)
+            finally:
+                self._threads.release()
+                wake()
+
+        threading.Thread(target=work, name="qtasks-inquiry", daemon=True).start()
+
+    def _is_overdue(self, record: ResultRecord | None) -> bool:
+        if record is None:
+            return True
+        return not record.status.is_final and self._clock.now_ms() - record.updated_ms >= OVERDUE_MS
+
+    def _of(self, subject: Subject, *, at_once: bool) -> _Answers:
+        with self._lock:
+            if (answers := self._calls.get(subject.call_id)) is None:
+                now_s = self._clock.monotonic()
+                answers = self._calls[subject.call_id] = _Answers(now_s if at_once else now_s + PAUSE_FIRST_S)
+                if len(self._calls) > MAX_CALLS:
+                    self._calls.popitem(last=False)
+            self._calls.move_to_end(subject.call_id)
+            return answers
+
+    @staticmethod
+    def _current(answers: _Answers, record: ResultRecord | None) -> ServiceState | None:
+        return answers.state if answers.record == record else None
+
+    def _ask(self, subject: Subject, record: ResultRecord | None, answers: _Answers) -> None:
+        """Ask and store the answer. The caller has taken `answers.asking`; it is released here."""
+        try:
+            service = self._service()
+            message_id = record.message_id if record is not None else subject.message_id
+            state = service.state_of(subject.call_id, message_id)
+            # The call may have ended, or gone on, between the record and the answer.
+            if state is not None and state.status in ENDED and self._read(subject.call_id) != record:
+                state = None
+            answers.state, answers.record = state, record
+            if state is not None and state.status in ENDED and answers.reported != state.message_id:
+                service.report_end(subject.task, subject.call_id, state, subject.unique)
+                answers.reported = state.message_id
+        except QTasksError as error:
+            fields = {"action": "inquiry_failed", "call_id": subject.call_id}
+            log.debug("%s %s could not be looked up: %s", subject.task, subject.call_id, error, extra=fields)
+        finally:
+            answers.next_s = self._clock.monotonic() + answers.pause_s
+            answers.pause_s = min(answers.pause_s * 2, PAUSE_LAST_S)
+            answers.asking.release()
