@@ -289,6 +289,9 @@ class ErrorCode(StrEnum):
     RESULTS_TOO_NEW = ("QT432",
         "The results file was written by a newer version of qtasks.",
         "Upgrade qtasks, or name another file.")
+    CALL_UNKNOWN = ("QT433",
+        "Neither the results nor the broker know a call with this id: it was never sent, or ended too long ago.",
+        "Compare the id with that of the handle that .delay() returned; keep results longer with QTASKS_RESULT_TTL.")
 
     # 5: the broker's store
     STORE_FAILED = ("QT500",

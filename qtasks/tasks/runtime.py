@@ -21,6 +21,7 @@ from qtasks.tasks.encode.pickling import Pickles
 from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.ports import ASGIApp, Connection, EmbeddedBroker
 from qtasks.tasks.results.backend import ResultBackend
+from qtasks.tasks.results.inquiry import Inquiries
 from qtasks.tasks.results.open_backend import open_results
 from qtasks.tasks.results.task_result import CallToCancel
 from qtasks.tasks.results.writer import ResultWriter
@@ -35,6 +36,7 @@ from qtasks.tasks.run.thread_pool import ThreadPool
 from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.send.publisher import Publisher
 from qtasks.tasks.send.send_middleware import SendMiddleware
+from qtasks.tasks.send.service_state import QStashService
 from qtasks.tasks.settings import Settings, SettingsOverrides
 from qtasks.tasks.task import Task
 
@@ -74,6 +76,7 @@ class ApplicationRuntime:
         self._dispatcher: Dispatcher | None = None
         self._results: ResultBackend | None = None
         self._pickles: Pickles | None = None
+        self._inquiries: Inquiries | None = None
         self._lifespans = 0
         """How many lifespans are open: an application may include the router twice."""
         self._served: tuple[ASGIApp, asyncio.AbstractEventLoop] | None = None
@@ -303,7 +306,7 @@ class ApplicationRuntime:
                     base_url=base_url,
                     clock=self.clock,
                     callback_handler=self._callback_handler,
-                    end_handler=EndHandler(self.tasks, writer, None, self.clock),
+                    end_handler=EndHandler(self.tasks, writer, self._is_open, self.clock),
                 )
             return self._dispatcher
 
@@ -317,6 +320,25 @@ class ApplicationRuntime:
         if message.stored_call is not None:
             await asyncio.to_thread(self.store_call, message)
         return await (await self.apublisher()).apublish(message)
+
+    def _service(self) -> QStashService:
+        url, _, base_url = self.settings().sender()
+        return QStashService(self.publisher(), url=url, base_url=base_url)
+
+    async def _is_open(self, call_id: str, ended: str, message_id: str | None) -> bool:
+        try:
+            service = await asyncio.to_thread(self._service)
+        except ConfigurationError:  # this process runs tasks, and cannot ask the service
+            return False
+        return await asyncio.to_thread(service.is_open, call_id, ended, message_id)
+
+    @property
+    def inquiries(self) -> Inquiries:
+        """Asks the service about calls whose records say nothing for some time."""
+        with self._lock:
+            if self._inquiries is None:
+                self._inquiries = Inquiries(self._service, self.results, self.clock)
+            return self._inquiries
 
     def now_ms(self) -> int:
         """The current Unix time in milliseconds."""

@@ -205,7 +205,7 @@ class Chain:
             (signature.task, signature.first_call(times, call_id, flow))
             for signature, call_id, flow in starting(sequence, start_id, {})
         ]
-        return calls, last.task.result(last_of(start_id, len(self.nodes)))
+        return calls, last.task.result(last_of(start_id, len(self.nodes))).planned()
 
 
 def chain(*parts: Signature[Any] | Group | Chain) -> Chain:

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from qtasks.clock import Clock
-from qtasks.errors import QTasksError
-from qtasks.tasks.results.backend import ResultRecord, ResultStatus
+from qtasks.tasks.results.backend import ResultBackend, ResultRecord, ResultStatus
 
 log = logging.getLogger("qtasks.result")
 
@@ -28,6 +27,9 @@ PAUSE_LAST_S: Final = 30.0
 
 MAX_CALLS: Final = 10_000
 """Calls whose answers are remembered; those that were looked at last stay."""
+
+MAX_FLOWS: Final = 1_000
+"""Open flows that are searched for a call that the service does not know: its turn may come."""
 
 MAX_THREADS: Final = 4
 """Questions of waiting handles at the same time."""
@@ -95,14 +97,12 @@ class _Answers:
 class Inquiries:
     """Asks about calls, each at most once at a time and in growing intervals. Thread-safe.
 
-    `service` opens what is asked, and `read` reads a record. Both raise QTasksError.
+    `service` and `results` open what is asked; both raise QTasksError.
     """
 
-    def __init__(
-        self, service: Callable[[], Service], read: Callable[[str], ResultRecord | None], clock: Clock
-    ) -> None:
+    def __init__(self, service: Callable[[], Service], results: Callable[[], ResultBackend], clock: Clock) -> None:
         self._service = service
-        self._read = read
+        self._results = results
         self._clock = clock
         self._lock = threading.Lock()
         self._calls: OrderedDict[str, _Answers] = OrderedDict()
@@ -173,16 +173,24 @@ class Inquiries:
             message_id = record.message_id if record is not None else subject.message_id
             state = service.state_of(subject.call_id, message_id)
             # The call may have ended, or gone on, between the record and the answer.
-            if state is not None and state.status in ENDED and self._read(subject.call_id) != record:
+            results = self._results()
+            if state is not None and state.status in ENDED and results.read(subject.call_id) != record:
+                state = None
+            if state is not None and state.status is ResultStatus.UNKNOWN and _is_planned(results, subject.call_id):
                 state = None
             answers.state, answers.record = state, record
             if state is not None and state.status in ENDED and answers.reported != state.message_id:
                 service.report_end(subject.task, subject.call_id, state, subject.unique)
                 answers.reported = state.message_id
-        except QTasksError as error:
+        except Exception as error:  # whatever went wrong, the record still says what it says
             fields = {"action": "inquiry_failed", "call_id": subject.call_id}
             log.debug("%s %s could not be looked up: %s", subject.task, subject.call_id, error, extra=fields)
         finally:
             answers.next_s = self._clock.monotonic() + answers.pause_s
             answers.pause_s = min(answers.pause_s * 2, PAUSE_LAST_S)
             answers.asking.release()
+
+
+def _is_planned(results: ResultBackend, call_id: str) -> bool:
+    """True if an open flow has the call: its message is sent later."""
+    return any(f'"{call_id}"' in (flow.value or "") for flow in results.open_flows(MAX_FLOWS))

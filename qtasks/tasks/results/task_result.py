@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import threading
 import time
@@ -20,6 +21,7 @@ from qtasks.tasks.encode.pickling import Pickles, Purpose
 from qtasks.tasks.encode.result_codec import load
 from qtasks.tasks.progress import Progress
 from qtasks.tasks.results.backend import Lock, ResultBackend, ResultRecord, ResultStatus, pauses, read_record
+from qtasks.tasks.results.inquiry import ENDED, Inquiries, ServiceState, Subject
 from qtasks.tasks.results.unique import unlock
 from qtasks.tasks.results.waiting import wake
 
@@ -56,6 +58,11 @@ class ResultAccess(Protocol):
         """
         ...
 
+    @property
+    def inquiries(self) -> Inquiries:
+        """Asks the service about calls whose records say nothing for some time."""
+        ...
+
     def now_ms(self) -> int:
         """The current Unix time in milliseconds."""
         ...
@@ -85,9 +92,12 @@ class TaskResult(Generic[R]):
     `id` is the call's id. If `deduplicated` is true, nothing was sent: an earlier call with the same deduplication id
     takes its place, `id` is the message id of that call, and its result is the result. Without a result backend every
     accessor raises ResultsDisabled, which names the missing setting.
+
+    If the record of the call says nothing for some seconds, the accessors ask the service, in growing intervals: a call
+    that is dead there has failed. They never raise because it does not answer.
     """
 
-    __slots__ = ("_adapter", "_lock", "_runtime", "deduplicated", "id", "message_id", "task")
+    __slots__ = ("_adapter", "_is_planned", "_lock", "_runtime", "deduplicated", "id", "message_id", "task")
 
     def __init__(
         self,
@@ -98,6 +108,7 @@ class TaskResult(Generic[R]):
         id: str,  # noqa: A002 - the name it has for users
         message_id: str | None,
         deduplicated: bool = False,
+        is_planned: bool = False,
     ) -> None:
         self._runtime = runtime
         self._adapter = adapter
@@ -106,6 +117,7 @@ class TaskResult(Generic[R]):
         self.message_id = message_id
         self.deduplicated = deduplicated
         self._lock: Lock | None = None
+        self._is_planned = is_planned
 
     def __repr__(self) -> str:
         return f"<TaskResult of {self.task} {self.id}>"
@@ -114,10 +126,16 @@ class TaskResult(Generic[R]):
         """Store the broker's answer to the message. Only for the code that sends it."""
         self.message_id = message_id
         self.deduplicated = deduplicated
+        self._is_planned = False
         if deduplicated:
             self.id = message_id
             fields = {"action": "deduplicated", "task": self.task, "message_id": message_id}
             log.info("%s was not sent: message %s takes its place", self.task, message_id, extra=fields)
+
+    def planned(self) -> Self:
+        """The same handle for a call that is sent later: the service need not know it yet."""
+        self._is_planned = True
+        return self
 
     def with_lock(self, lock: Lock) -> Self:
         """The same handle with the lock of a unique call, which `cancel` ends."""
@@ -137,12 +155,26 @@ class TaskResult(Generic[R]):
 
     @property
     def status(self) -> ResultStatus:
-        """The current state of the call."""
-        return _status(self._backend().read(self.id))
+        """The current state of the call. Unknown: neither the results nor the broker know the id."""
+        return _status(self._record())
 
     async def astatus(self) -> ResultStatus:
         """As `status`, without blocking the event loop."""
-        return _status(await read_record(self._backend(), self.id))
+        return _status(await self._arecord())
+
+    @property
+    def waiting_for(self) -> str | None:
+        """Why the call has not ended, in words: what its last attempt met, and when the next one is due.
+
+        ``"UnknownTask: there is no task 'ad' here, ...; next attempt at 2030-01-01T12:00:00+00:00"``. None for a call
+        that has ended or runs, and if nothing is known.
+        """
+        record = self._backend().read(self.id)
+        return _reason(self._runtime.inquiries.state(self._subject, record, at_once=True))
+
+    async def awaiting_for(self) -> str | None:
+        """As `waiting_for`, without blocking the event loop."""
+        return await asyncio.to_thread(lambda: self.waiting_for)
 
     @property
     def progress(self) -> Progress | None:
@@ -161,17 +193,17 @@ class TaskResult(Generic[R]):
     @property
     def attempts(self) -> int:
         """How many attempts have begun; 0 before the first one."""
-        return 0 if (record := self._backend().read(self.id)) is None else record.attempt
+        return 0 if (record := self._record()) is None else record.attempt
 
     @property
     def error(self) -> str | None:
         """The error of the last attempt ("TypeName: message"), or why the call was cancelled; None without one."""
-        return None if (record := self._backend().read(self.id)) is None else record.error
+        return None if (record := self._record()) is None else record.error
 
     @property
     def finished_at(self) -> datetime | None:
         """When the call ended; None while it has not."""
-        record = self._backend().read(self.id)
+        record = self._record()
         if record is None or not record.status.is_final:
             return None
         return datetime.fromtimestamp(record.updated_ms / 1000, UTC)
@@ -179,7 +211,7 @@ class TaskResult(Generic[R]):
     @property
     def return_value(self) -> R:
         """The result of a call that has succeeded. Raises the same errors as a `get` that does not wait."""
-        record = self._backend().read(self.id)
+        record = self._record()
         if record is None or not record.status.is_final:
             raise self._late(record, 0)
         return self._value(record)
@@ -216,8 +248,8 @@ class TaskResult(Generic[R]):
         """Wait for the result and return it.
 
         `timeout` is in seconds; None waits without a limit. Raises ResultTimeout, TaskFailed if the task has failed for
-        good, TaskCancelled or TaskExpired if it was cancelled or has expired, and ResultError on the thread of the
-        event loop that has to run the task.
+        good, TaskCancelled or TaskExpired if it was cancelled or has expired, and ResultError if nobody knows the call,
+        or on the thread of the event loop that has to run the task.
         """
         backend = self._backend()
         if self._runtime.runs_on_this_thread():
@@ -231,7 +263,7 @@ class TaskResult(Generic[R]):
         with backend.watchers.waiting(self.id, changed.set):
             while True:
                 changed.clear()
-                record = backend.read(self.id)
+                record = self._watched(backend.read(self.id), changed.set)
                 if record is not None and record.status.is_final:
                     return self._value(record)
                 if (wait_s := next(waits, None)) is None:
@@ -247,7 +279,7 @@ class TaskResult(Generic[R]):
         with backend.watchers.waiting(self.id, lambda: wake(loop, changed)):
             while True:
                 changed.clear()
-                record = await read_record(backend, self.id)
+                record = self._watched(await read_record(backend, self.id), lambda: wake(loop, changed))
                 if record is not None and record.status.is_final:
                     return self._value(record)
                 if (wait_s := next(waits, None)) is None:
@@ -258,10 +290,67 @@ class TaskResult(Generic[R]):
     def _backend(self) -> ResultBackend:
         return self._runtime.results()
 
+    @property
+    def _subject(self) -> Subject:
+        unique = None if self._lock is None else self._lock.key
+        return Subject(self.task, self.id, self.message_id, unique)
+
+    @property
+    def _may_be_unknown(self) -> bool:
+        """True for a handle made from an id, which may be any text."""
+        return self.message_id is None and not self._is_planned
+
+    def _record(self) -> ResultRecord | None:
+        """The record of the call, or what the service knows better."""
+        record = self._backend().read(self.id)
+        if record is not None and record.status.is_final:
+            return record
+        return self._better(record, self._runtime.inquiries.state(self._subject, record, at_once=self._may_be_unknown))
+
+    async def _arecord(self) -> ResultRecord | None:
+        record = await read_record(self._backend(), self.id)
+        if record is not None and record.status.is_final:
+            return record
+        asked = functools.partial(self._runtime.inquiries.state, self._subject, record, at_once=self._may_be_unknown)
+        return self._better(record, await asyncio.to_thread(asked))
+
+    def _watched(self, record: ResultRecord | None, wake: Callable[[], None]) -> ResultRecord | None:
+        """As `_record`, for a wait that goes on: the answer to a question comes later, with a call of `wake`.
+
+        Raises ResultError if nobody knows the call.
+        """
+        inquiries = self._runtime.inquiries
+        inquiries.ask_soon(self._subject, record, wake, at_once=self._may_be_unknown)
+        record = self._better(record, inquiries.known(self._subject, record))
+        if _status(record) is ResultStatus.UNKNOWN:
+            raise ResultError(
+                f"{self.task} {self.id} is unknown: neither the results nor the broker have a call with this id",
+                code=ErrorCode.CALL_UNKNOWN,
+            )
+        return record
+
+    def _better(self, record: ResultRecord | None, state: ServiceState | None) -> ResultRecord | None:
+        """`record`, or the end that the service knows of; a record of the status unknown if it does not know the id."""
+        if state is None or (state.status not in ENDED and state.status is not ResultStatus.UNKNOWN):
+            return record
+        if state.status is ResultStatus.UNKNOWN and (self._is_planned or record is not None):
+            return record
+        return ResultRecord(
+            call_id=self.id,
+            message_id=state.message_id,
+            task=self.task,
+            status=state.status,
+            attempt=state.attempt,
+            updated_ms=self._runtime.now_ms(),
+            error="cancelled at the broker" if state.status is ResultStatus.CANCELLED else state.reason,
+        )
+
     def _late(self, record: ResultRecord | None, timeout: float | None) -> ResultTimeout:
         state = f"it is {_status(record)}"
         if record is not None and record.error is not None:
             state += f" after attempt {record.attempt}: {record.error}"
+        if (reason := _reason(self._runtime.inquiries.known(self._subject, record))) is not None:
+            state += f"; it waits: {reason}"
         return ResultTimeout(f"{self.task} {self.id} has not finished within {timeout} s; {state}")
 
     def _value(self, record: ResultRecord) -> R:
@@ -281,6 +370,17 @@ class TaskResult(Generic[R]):
 
 def _status(record: ResultRecord | None) -> ResultStatus:
     return ResultStatus.QUEUED if record is None else record.status
+
+
+def _reason(state: ServiceState | None) -> str | None:
+    """Why a call waits; None if it has ended or runs, or nothing keeps it."""
+    if state is None or state.status not in (ResultStatus.QUEUED, ResultStatus.RETRYING):
+        return None
+    parts = [] if state.reason is None else [state.reason]
+    if state.next_attempt_ms is not None:
+        due = datetime.fromtimestamp(state.next_attempt_ms / 1000, UTC).isoformat(timespec="seconds")
+        parts.append(f"next attempt at {due}")
+    return "; ".join(parts) or None
 
 
 def _progress(record: ResultRecord | None) -> Progress | None:

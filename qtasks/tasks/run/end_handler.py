@@ -32,10 +32,10 @@ log = logging.getLogger("qtasks.dispatch")
 RETRY_AFTER_MS = 5_000
 """The wait for a results backend or a broker that does not answer."""
 
-IsOpen = Callable[[str, str], Awaitable[bool]]
-"""``await is_open(call_id, message_id)``: True if a message of the call other than `message_id` is under way.
+IsOpen = Callable[[str, str, str | None], Awaitable[bool]]
+"""``await is_open(call_id, ended, message_id)``: True if a message of the call other than `ended` is under way.
 
-Raises QTasksError if the broker does not answer.
+`message_id` is one that may be. Raises QTasksError if the broker does not answer.
 """
 
 
@@ -94,7 +94,9 @@ class EndHandler:
             return is_other_failure and report.created_ms >= record.updated_ms
         if report.is_known and not self._writer.is_enabled:
             return False
-        return not (self._is_open is not None and await self._is_open(call_id, report.message_id))
+        if self._is_open is None:
+            return True
+        return not await self._is_open(call_id, report.message_id, None if record is None else record.message_id)
 
 
 def _acknowledged(response: DispatchResponse) -> DispatchResponse:

@@ -100,7 +100,9 @@ def _publishing(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> S
     entered = EnteredMiddleware(runtime.send_middleware, tracing.carry(message))
     try:
         message = encoded(task, entered.message)
-        handle = TaskResult(runtime, task.result_adapter, task=message.task, id=message.call_id, message_id=None)
+        handle = TaskResult(
+            runtime, task.result_adapter, task=message.task, id=message.call_id, message_id=None, is_planned=True
+        )
         if message.stored_call is not None:
             yield functools.partial(runtime.store_call, message)
         if (batch := Batch.current(runtime)) is not None:

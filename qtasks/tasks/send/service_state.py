@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ _STATUSES: Final[Mapping[str, ResultStatus]] = {
     State.FAILED: ResultStatus.FAILED,
     State.CANCELED: ResultStatus.CANCELLED,
 }
+_OPEN: Final = frozenset({ResultStatus.QUEUED, ResultStatus.RUNNING, ResultStatus.RETRYING})
 
 
 class QStashService:
@@ -54,6 +56,20 @@ class QStashService:
         if message is None and message_id is not None:  # the id is that of a message, or an older client has sent it
             message = self._message(message_id)
         return ServiceState(status=ResultStatus.UNKNOWN) if message is None else self._own_state(message)
+
+    def is_open(self, call_id: str, ended: str, message_id: str | None) -> bool:
+        """True if a message of the call other than `ended` is under way; `message_id` is one that may be.
+
+        Raises QTasksError if the service does not answer.
+        """
+        if not self._is_hosted:
+            message = self._message(call_id)
+            state = None if message is None or message.status is None else _status_of(message.status.state)
+            return state in _OPEN and message is not None and message.message_id != ended
+        if message_id in (None, ended):
+            return False
+        hosted = self._hosted_state(message_id or "")
+        return hosted is not None and hosted.status in _OPEN
 
     def report_end(self, task: str, call_id: str, state: ServiceState, unique: str | None) -> None:
         """See `Service.report_end`: publish the report that the service itself would make, once for each message."""
@@ -165,10 +181,8 @@ def _of_dead_letter(letter: DlqMessage, error: str | None, *, attempt: int) -> S
 def _refusal(entry: Log) -> str:
     """Why an attempt failed: the words of the dispatcher, else those of the service."""
     body: Any = entry.response_body or ""
-    try:
+    with contextlib.suppress(ValueError):  # the hosted service shows it as text
         body = base64.b64decode(body, validate=True)
-    except ValueError:
-        pass  # the hosted service shows it as text
     if entry.response_status == HTTPStatus.UNAUTHORIZED:
         return "the dispatcher refused the signature (401): it has the signing keys of another service"
     return dispatcher_error(body) or entry.error or f"the destination answered {entry.response_status}"
