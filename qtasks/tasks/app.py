@@ -138,7 +138,12 @@ class QTasks(Registry):
         """
         from qtasks.tasks.web.results_router import ResultsView, results_router
 
-        view = ResultsView(lambda: self.runtime.aresults(), show_errors=show_errors, max_streams=max_streams)
+        view = ResultsView(
+            lambda: self.runtime.aresults(),
+            lambda: self.runtime.inquiries,
+            show_errors=show_errors,
+            max_streams=max_streams,
+        )
         return results_router(view, lifespan=self._lifespan_of_results)
 
     def asgi_app(self, prefix: str = DEFAULT_PREFIX) -> FastAPI:

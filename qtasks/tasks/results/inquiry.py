@@ -74,6 +74,7 @@ class Subject:
     """The call that a question is about."""
 
     task: str
+    """Its task; empty if it is not known. An end that is found is then not passed on."""
     call_id: str
     message_id: str | None = None
     unique: str | None = None
@@ -120,6 +121,13 @@ class Inquiries:
             self._ask(subject, record, answers)
         return self._current(answers, record)
 
+    def is_due(self, subject: Subject, record: ResultRecord | None, *, at_once: bool = False) -> bool:
+        """True if `state` would ask now, and so may block."""
+        if not self._is_overdue(record):
+            return False
+        answers = self._of(subject, at_once=at_once)
+        return self._clock.monotonic() >= answers.next_s and not answers.asking.locked()
+
     def known(self, subject: Subject, record: ResultRecord | None) -> ServiceState | None:
         """As `state`, without asking."""
         answers = self._calls.get(subject.call_id)
@@ -147,6 +155,13 @@ class Inquiries:
 
         threading.Thread(target=work, name="qtasks-inquiry", daemon=True).start()
 
+    def _is_outdated(self, state: ServiceState, call_id: str, record: ResultRecord | None) -> bool:
+        """True if an answer says nothing: the record is newer, or the turn of the unknown call comes later."""
+        results = self._results()
+        if state.status in ENDED:  # the call may have ended, or gone on, between the record and the answer
+            return results.read(call_id) != record
+        return state.status is ResultStatus.UNKNOWN and _is_planned(results, call_id)
+
     def _is_overdue(self, record: ResultRecord | None) -> bool:
         if record is None:
             return True
@@ -172,14 +187,12 @@ class Inquiries:
             service = self._service()
             message_id = record.message_id if record is not None else subject.message_id
             state = service.state_of(subject.call_id, message_id)
-            # The call may have ended, or gone on, between the record and the answer.
-            results = self._results()
-            if state is not None and state.status in ENDED and results.read(subject.call_id) != record:
-                state = None
-            if state is not None and state.status is ResultStatus.UNKNOWN and _is_planned(results, subject.call_id):
+            if state is not None and self._is_outdated(state, subject.call_id, record):
                 state = None
             answers.state, answers.record = state, record
-            if state is not None and state.status in ENDED and answers.reported != state.message_id:
+            if state is None or state.status not in ENDED:
+                return
+            if subject.task and answers.reported != state.message_id:
                 service.report_end(subject.task, subject.call_id, state, subject.unique)
                 answers.reported = state.message_id
         except Exception as error:  # whatever went wrong, the record still says what it says

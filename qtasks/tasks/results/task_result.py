@@ -311,7 +311,10 @@ class TaskResult(Generic[R]):
         record = await read_record(self._backend(), self.id)
         if record is not None and record.status.is_final:
             return record
-        asked = functools.partial(self._runtime.inquiries.state, self._subject, record, at_once=self._may_be_unknown)
+        inquiries, subject, at_once = self._runtime.inquiries, self._subject, self._may_be_unknown
+        if not inquiries.is_due(subject, record, at_once=at_once):
+            return self._better(record, inquiries.known(subject, record))
+        asked = functools.partial(inquiries.state, subject, record, at_once=at_once)
         return self._better(record, await asyncio.to_thread(asked))
 
     def _watched(self, record: ResultRecord | None, wake: Callable[[], None]) -> ResultRecord | None:

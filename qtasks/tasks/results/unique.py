@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +45,18 @@ def key_of(task: str, choice: bool | str | Sequence[str], values: Mapping[str, A
     return f"unique:{task}:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def lock_owner(backend: ResultBackend, lock: Lock, now_ms: int) -> str | None:
-    """Try to take `lock`. Returns the id of the call that has it, or None if it was free. Raises ResultError."""
+def take(
+    backend: ResultBackend, lock: Lock, now_ms: int, is_dead: Callable[[Lock, int], bool] = lambda _, __: False
+) -> str | None:
+    """Try to take `lock`. Returns the id of the call that has it, or None if it was free. Raises ResultError.
+
+    ``is_dead(lock, age_ms)`` is true for a call that the service has given up: its key is free. `age_ms` is how much
+    earlier than `lock` it was taken.
+    """
     (valid,) = backend.lock([lock], now_ms=now_ms)
+    if valid.owner != lock.owner and is_dead(valid, lock.until_ms - valid.until_ms):
+        unlock(backend, valid)
+        (valid,) = backend.lock([lock], now_ms=now_ms)
     if valid.owner == lock.owner:
         return None
     log.info("not sent: call %s takes its place", valid.owner, extra={"action": "unique", "call_id": valid.owner})

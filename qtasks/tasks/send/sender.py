@@ -14,9 +14,10 @@ from typing import Any, Protocol, TypeVar
 from pydantic import TypeAdapter
 
 from qtasks.errors import ArgumentsError
-from qtasks.tasks.results.backend import Lock
+from qtasks.tasks.results.backend import Lock, ResultBackend, ResultStatus
+from qtasks.tasks.results.inquiry import ENDED, OVERDUE_MS, Subject
 from qtasks.tasks.results.task_result import TaskResult
-from qtasks.tasks.results.unique import lock_owner, unlock
+from qtasks.tasks.results.unique import take, unlock
 from qtasks.tasks.send import tracing
 from qtasks.tasks.send.batch import Batch
 from qtasks.tasks.send.outgoing import Outgoing
@@ -25,6 +26,9 @@ from qtasks.tasks.send.send_middleware import EnteredMiddleware
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+SENT_WITHIN_MS = 10 * 60 * 1000
+"""A call that has a unique key and is not known to the service after this time was never sent."""
 
 Work = Outgoing | Callable[[], Any]
 """A message to publish, or a call that may block. The generator receives its result."""
@@ -86,9 +90,17 @@ def _steps(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> Steps[
     now_ms = runtime.now_ms()
     lock = _lock(message, now_ms)
     results = yield runtime.results
-    owner = yield functools.partial(lock_owner, results, lock, now_ms)
+    owner = yield functools.partial(take, results, lock, now_ms, _dead_owner(runtime, message.task, results))
     if owner is not None:
-        return TaskResult(runtime, task.result_adapter, task=message.task, id=owner, message_id=None, deduplicated=True)
+        return TaskResult(
+            runtime,
+            task.result_adapter,
+            task=message.task,
+            id=owner,
+            message_id=None,
+            deduplicated=True,
+            is_planned=True,
+        )
     try:
         return (yield from _publishing(runtime, task, message)).with_lock(lock)
     except BaseException:
@@ -123,6 +135,22 @@ def encoded(task: SendableTask[Any], message: Outgoing) -> Outgoing:
         return message.encoded()
     except ValueError as error:
         raise task.not_encodable(message, error) from None
+
+
+def _dead_owner(runtime: Runtime, task: str, results: ResultBackend) -> Callable[[Lock, int], bool]:
+    """See `take`: whether the service has given up the call that has a key. A young one is not asked about."""
+
+    def is_dead(lock: Lock, age_ms: int) -> bool:
+        if age_ms < OVERDUE_MS:
+            return False
+        record, subject = results.read(lock.owner), Subject(task, lock.owner, unique=lock.key)
+        state = runtime.inquiries.state(subject, record, at_once=True)
+        if state is not None and state.status is ResultStatus.UNKNOWN:
+            # Its process may have ended before the call was sent. A batch that is still open is waited for.
+            return record is None and age_ms >= SENT_WITHIN_MS
+        return state is not None and state.status in ENDED
+
+    return is_dead
 
 
 def _lock(message: Outgoing, now_ms: int) -> Lock:

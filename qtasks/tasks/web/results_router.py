@@ -8,6 +8,7 @@ gets what is new, or a 204 if there will be no more events.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import signal
@@ -26,6 +27,7 @@ from qtasks.tasks.encode.pickling import shown
 from qtasks.tasks.ports import Lifespan
 from qtasks.tasks.progress import Progress
 from qtasks.tasks.results.backend import ResultBackend, ResultRecord, ResultStatus, read_record
+from qtasks.tasks.results.inquiry import Inquiries, Subject
 from qtasks.tasks.results.waiting import states
 
 STREAM_LIFE_S = 300.0
@@ -63,8 +65,8 @@ class CallState(BaseModel):
     id: str
     task: str | None = Field(description="Null until the call has reported something.")
     status: ResultStatus = Field(
-        description="`queued`: the call has not reported anything: it has not begun, has never been made, or ended so "
-        "long ago that its result is no longer stored."
+        description="`queued`: the call has not begun, or nothing is known of it. An id that neither the results nor "
+        "the broker know is answered 404; the hosted service does not say whether it knows an id."
     )
     attempt: int = Field(description="1 in the first; 0 before it.")
     updated_at: datetime | None
@@ -87,18 +89,26 @@ OpenResults = Callable[[], Awaitable[ResultBackend]]
 
 
 class ResultsView:
-    """Reads the results of one application, with at most `max_streams` open streams."""
+    """Reads the results of one application, with at most `max_streams` open streams.
 
-    def __init__(self, results: OpenResults, *, show_errors: bool, max_streams: int) -> None:
+    `inquiries` are those of the application: what is overdue is asked about, as a handle does.
+    """
+
+    def __init__(
+        self, results: OpenResults, inquiries: Callable[[], Inquiries], *, show_errors: bool, max_streams: int
+    ) -> None:
         self._results = results
+        self._inquiries = inquiries
         self._show_errors = show_errors
         self._max_streams = max_streams
         self._streams = 0
 
     async def state(self, call_id: CallId, response: Response) -> CallState:
-        """The state of the call now, and its result if there is one."""
+        """The state of the call now, and its result if there is one. Answers 404 if nobody knows the call."""
         response.headers["Cache-Control"] = "no-store"
-        return self._state_of(call_id, await read_record(await self._results(), call_id))
+        record = await read_record(await self._results(), call_id)
+        await self._check_known(call_id, record)
+        return self._state_of(call_id, record)
 
     async def stream(self, call_id: CallId, last_event_id: LastEventId = None) -> AsyncIterator[ServerSentEvent]:
         """The state of a call as it changes. The data of each event is the whole state.
@@ -108,7 +118,15 @@ class ResultsView:
         """
         yield ServerSentEvent(retry=RECONNECT_MS)
         over, before = _over(), None
-        async for record in states(await self._results(), call_id, over):
+        latest: ResultRecord | None = None
+
+        def is_over() -> bool:
+            # A call that is dead at the service is ended there, which changes its record.
+            self._inquiries().ask_soon(_subject(call_id, latest), latest, lambda: None)
+            return over()
+
+        async for record in states(await self._results(), call_id, is_over):
+            latest = record
             now = self._state_of(call_id, record)
             if now.event_id != last_event_id:
                 yield ServerSentEvent(event=_event(now, before), id=now.event_id, raw_data=now.model_dump_json())
@@ -129,12 +147,26 @@ class ResultsView:
             self._streams -= 1
 
     async def stop_reconnecting(self, call_id: CallId, last_event_id: LastEventId = None) -> None:
-        """Answer 204 to an EventSource that reconnects after the final event, so that it stops."""
+        """Answer 204 to an EventSource that reconnects after the final event, so that it stops.
+
+        Answers 404 if nobody knows the call.
+        """
+        record = await read_record(await self._results(), call_id)
+        await self._check_known(call_id, record)
         if last_event_id is None:
             return
-        now = self._state_of(call_id, await read_record(await self._results(), call_id))
+        now = self._state_of(call_id, record)
         if now.status.is_final and now.event_id == last_event_id:
             raise HTTPException(HTTPStatus.NO_CONTENT)
+
+    async def _check_known(self, call_id: str, record: ResultRecord | None) -> None:
+        """Answer 404 for an id that neither the results nor the broker know; ask about a call that is overdue."""
+        inquiries, subject = self._inquiries(), _subject(call_id, record)
+        state = inquiries.known(subject, record)
+        if inquiries.is_due(subject, record, at_once=True):
+            state = await asyncio.to_thread(inquiries.state, subject, record, at_once=True)
+        if record is None and state is not None and state.status is ResultStatus.UNKNOWN:
+            raise HTTPException(HTTPStatus.NOT_FOUND, "neither the results nor the broker know a call with this id")
 
     def _state_of(self, call_id: str, record: ResultRecord | None) -> CallState:
         if record is None:
@@ -159,6 +191,7 @@ def results_router(view: ResultsView, lifespan: Lifespan) -> APIRouter:
     router = APIRouter(lifespan=lifespan)
     router.add_api_route("/{call_id}", view.state, methods=["GET"], summary="State and result of a call")
     responses: dict[int | str, dict[str, Any]] = {
+        HTTPStatus.NOT_FOUND: {"description": "Neither the results nor the broker know the call."},
         HTTPStatus.NO_CONTENT: {"description": "`Last-Event-ID` names the final event: there are no more."},
         HTTPStatus.SERVICE_UNAVAILABLE: {"description": "Too many open streams; `Retry-After` says when to try again."},
     }
@@ -172,6 +205,10 @@ def results_router(view: ResultsView, lifespan: Lifespan) -> APIRouter:
         responses=responses,
     )
     return router
+
+
+def _subject(call_id: str, record: ResultRecord | None) -> Subject:
+    return Subject("" if record is None else record.task, call_id)
 
 
 def _event(now: CallState, before: CallState | None) -> str:
