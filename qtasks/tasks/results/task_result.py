@@ -233,6 +233,7 @@ class TaskResult(Generic[R]):
             id=self.id,
             message_id=self.message_id,
             locks=() if self._lock is None else (self._lock,),
+            is_planned=self._is_planned,
         )
         return self._runtime.cancel_call(call)
 
