@@ -127,7 +127,7 @@ class Address:
 
 
 def is_end_callback(url: str, base_url: str) -> bool:
-    """True for the URL of a message that reports the end of a call. It runs like any other, and is no call."""
+    """True for the URL of a message that reports the end of a call. It runs like any other, but is not a call."""
     return url.startswith(f"{base_url}/{END_TASK}?")
 
 

@@ -195,7 +195,7 @@ class Inquiries:
             if subject.task and answers.reported != state.message_id:
                 service.report_end(subject.task, subject.call_id, state, subject.unique)
                 answers.reported = state.message_id
-        except Exception as error:  # whatever went wrong, the record still says what it says
+        except Exception as error:  # any error: the record remains what it is
             fields = {"action": "inquiry_failed", "call_id": subject.call_id}
             log.debug("%s %s could not be looked up: %s", subject.task, subject.call_id, error, extra=fields)
         finally:

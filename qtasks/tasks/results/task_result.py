@@ -249,7 +249,7 @@ class TaskResult(Generic[R]):
         """Wait for the result and return it.
 
         `timeout` is in seconds; None waits without a limit. Raises ResultTimeout, TaskFailed if the task has failed for
-        good, TaskCancelled or TaskExpired if it was cancelled or has expired, and ResultError if nobody knows the call,
+        good, TaskCancelled or TaskExpired if it was cancelled or has expired, and ResultError for an unknown call,
         or on the thread of the event loop that has to run the task.
         """
         backend = self._backend()
@@ -321,7 +321,7 @@ class TaskResult(Generic[R]):
     def _watched(self, record: ResultRecord | None, wake: Callable[[], None]) -> ResultRecord | None:
         """As `_record`, for a wait that goes on: the answer to a question comes later, with a call of `wake`.
 
-        Raises ResultError if nobody knows the call.
+        Raises ResultError for an unknown call.
         """
         inquiries = self._runtime.inquiries
         inquiries.ask_soon(self._subject, record, wake, at_once=self._may_be_unknown)

@@ -2,7 +2,7 @@
 
     https://app.example.com/qtasks/_end?task=resize&call=call_0f3a...
 
-The broker calls the URL once when the message has failed for good or was cancelled, by anybody. It signs the URL, so
+The broker calls the URL once when the message has failed for good or was cancelled. It signs the URL, so
 the URL vouches for everything in its query. The dispatcher (`run.end_handler`) then ends the call: an end that it did
 not see (its process was killed, or was not there) would otherwise be known to the broker alone.
 """

@@ -104,7 +104,7 @@ class ResultsView:
         self._streams = 0
 
     async def state(self, call_id: CallId, response: Response) -> CallState:
-        """The state of the call now, and its result if there is one. Answers 404 if nobody knows the call."""
+        """The state of the call now, and its result if there is one. Answers 404 for an unknown call."""
         response.headers["Cache-Control"] = "no-store"
         record = await read_record(await self._results(), call_id)
         await self._check_known(call_id, record)
@@ -149,7 +149,7 @@ class ResultsView:
     async def stop_reconnecting(self, call_id: CallId, last_event_id: LastEventId = None) -> None:
         """Answer 204 to an EventSource that reconnects after the final event, so that it stops.
 
-        Answers 404 if nobody knows the call.
+        Answers 404 for an unknown call.
         """
         record = await read_record(await self._results(), call_id)
         await self._check_known(call_id, record)
