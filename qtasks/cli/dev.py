@@ -30,7 +30,7 @@ from qtasks.cli.signals import stop_signals
 from qtasks.cli.terminal import EventPrinter
 from qtasks.errors import StoreError
 from qtasks.protocol import development
-from qtasks.protocol.messages import SigningKeys
+from qtasks.protocol.messages import SigningKeys, State
 
 HOST: Final = "127.0.0.1"
 
@@ -125,6 +125,7 @@ async def _dev(options: DevOptions, out: NonBlockingStream, errors: NonBlockingS
             errors.line,
             may_have_schedules=bool(existing),
         )
+        broker.watchers.add(lambda event: application.note_attempt() if event.state is State.ACTIVE else None)
         started_app = await application.start()
         stop = stack.enter_context(stop_signals())
         stack.push_async_callback(application.stop)

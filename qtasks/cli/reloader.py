@@ -21,6 +21,10 @@ from qtasks.cli.loader import AppError, AppLocation
 MIN_LIFETIME_S: Final = 1.0
 """Seconds. An application that dies sooner after its start is not restarted, because it would die again and again."""
 
+MAX_EARLY_DEATHS: Final = 10
+"""So many early deaths in a row are allowed once there was work: a task that kills its process does so again at once
+after each restart, until it is a dead letter."""
+
 
 @dataclass
 class ReloadingApplication:
@@ -44,6 +48,10 @@ class ReloadingApplication:
     _next_change: asyncio.Future[set[watchfiles.main.FileChange]] | None = field(default=None, init=False)
     _start_s: float = field(default=0.0, init=False)
     """Start of the current child, in seconds of `time.monotonic`."""
+    _has_worked: bool = field(default=False, init=False)
+    """True if an attempt of a call has begun."""
+    _early_deaths: int = field(default=0, init=False)
+    """Children in a row that died soon after their start."""
 
     async def start(self) -> StartedApp:
         """Start the first child and return what it reports. Raises AppError."""
@@ -53,6 +61,10 @@ class ReloadingApplication:
         await asyncio.sleep(0)
         self._children.append(await self._new_child())
         return self._children[-1].started_app
+
+    def note_attempt(self) -> None:
+        """Note that an attempt of a call begins."""
+        self._has_worked = True
 
     async def supervise(self) -> int:
         """Replace the child when code changes or when it dies. Return the exit status if it cannot be kept alive."""
@@ -87,7 +99,9 @@ class ReloadingApplication:
             async with self._replacing:
                 if child is not self._children[-1]:
                     continue  # another child has replaced it
-                if time.monotonic() - self._start_s < MIN_LIFETIME_S:
+                is_early = time.monotonic() - self._start_s < MIN_LIFETIME_S
+                self._early_deaths = self._early_deaths + 1 if is_early else 0
+                if self._early_deaths > (MAX_EARLY_DEATHS if self._has_worked else 0):
                     self.say(f"the application ended with status {status}")
                     return 1
                 self.say(f"the application ended with status {status}; restarting it")

@@ -341,7 +341,7 @@ def test_results_in_this_process_are_not_polled(place: Place, monkeypatch: pytes
         assert len(reads) == 2  # before the stream, and at its beginning
         keep(place.backend, record(ResultStatus.SUCCEEDED, value="1"))
         assert next(page).name == "result"
-        assert len(reads) == 2
+        assert len(reads) == 3
 
 
 # --- the whole way
