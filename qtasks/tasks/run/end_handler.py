@@ -70,7 +70,6 @@ class EndHandler:
             decide=functools.partial(self._decide, report),
             flow_id=query.flow,
             is_superseded=query.is_request and not report.is_cancelled,  # its failure callback reports the same failure
-            is_brief=True,
             refused=_acknowledged,
         )
 
