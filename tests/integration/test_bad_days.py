@@ -148,7 +148,7 @@ class BadDays:
         url = f"http://127.0.0.1:{self._dead.getsockname()[1]}/"
         items = [{"destination": url, "headers": {"Upstash-Timeout": "5s", "Upstash-Retries": "0"}}] * 300
         answer = self.broker.ask("POST", "/v2/batch", json.dumps(items).encode(), Content_Type="application/json")
-        assert answer.status == 200, answer.body
+        assert answer.status == 201, answer.body
 
     def kill_dispatcher(self) -> None:
         """`kill -9`, then a refused port until the next one serves."""
