@@ -210,7 +210,7 @@ class Producer(threading.Thread):
                 makers[number % len(makers)](number)
 
     def _seconds(self) -> float:
-        return self._chance.choice((0.0, 0.05, 1.0))
+        return self._chance.choice((0.0, 0.05, 0.6))
 
     def _waits(self, number: int) -> None:
         self._ledger.succeeding.append((self._jobs.waits.delay(number, self._seconds()), number))
@@ -269,16 +269,13 @@ def ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
                 bad_day()
             stop.set()
             producer.join(PATIENCE_S)
+            ledger.succeeding.append((unique, 1))
+            for handle in [*ledger.failing, *(handle for handle, _ in ledger.succeeding)]:
+                with contextlib.suppress(TaskFailed):
+                    handle.get(timeout=PATIENCE_S)
             poison = jobs.kills.delay()
             ledger.failing.append(poison)
             days.restart_after(poison)
-            ledger.succeeding.append((unique, 1))
-            for handle, _ in ledger.succeeding:
-                with contextlib.suppress(TaskFailed):
-                    handle.get(timeout=PATIENCE_S)
-            for handle in ledger.failing:
-                with contextlib.suppress(TaskFailed):
-                    handle.get(timeout=PATIENCE_S)
             ledger.repeated = jobs.alone.delay(1)
             ledger.succeeding.append((ledger.repeated, 1))
             ledger.repeated.get(timeout=PATIENCE_S)
