@@ -34,8 +34,9 @@ class Hooks:
 
     A hook is a ``def`` (run in a thread) or an ``async def`` and takes one `TaskEvent`. It runs after the result is
     recorded, so that a hook cannot cause a finished task to run again, and before the broker gets the response. If the
-    process dies before the response, the call is delivered again: with a result store the hook may then not be called,
-    without one it may be called twice. An exception of a hook is logged and changes nothing.
+    process dies before the response, the call is delivered again. With a result store, failure hooks that were not
+    called to their end are called then, and other hooks may not be called; without one, hooks may be called twice. An
+    exception of a hook is logged and changes nothing.
     """
 
     def __init__(self) -> None:
@@ -56,8 +57,8 @@ class Hooks:
     def on_failure(self, hook: H) -> H:
         """Call `hook` once when a call has failed for good: after its last attempt, not after each.
 
-        The hook is not called if the last attempt did not end here (the process died, or the broker stopped waiting for
-        it): only the dead letters show such a call.
+        If no process saw the last attempt end (it died, or was away), the broker reports the end, and the hook is
+        called with empty `arguments`.
         """
         self.failure.append(hook)
         return hook

@@ -192,10 +192,16 @@ class Decision:
         )
 
     @classmethod
-    def duplicate(cls, response: DispatchResponse, result: str | None = None) -> Decision:
-        """Another delivery of the call runs it or has ended it; `result` is the recorded one, if there is one."""
-        status = ResultStatus.QUEUED if result is None else ResultStatus.SUCCEEDED
-        return cls(kind=DecisionKind.DUPLICATE, response=response, status=status, result=result)
+    def duplicate(
+        cls,
+        response: DispatchResponse,
+        *,
+        status: ResultStatus = ResultStatus.QUEUED,
+        result: str | None = None,
+        note: str = "",
+    ) -> Decision:
+        """Another delivery of the call runs it or has ended it: `status`, `result` and `note` are the recorded ones."""
+        return cls(kind=DecisionKind.DUPLICATE, response=response, status=status, result=result, note=note)
 
     @classmethod
     def never(cls, context: TaskContext, note: str, code: str) -> Decision:

@@ -79,7 +79,9 @@ def next_step(
     status = None if state.record is None else state.record.status
     if status is ResultStatus.CANCELLED or (status is ResultStatus.CANCELLING and "run" not in taken):
         return DeliveryStep.CANCEL, None
-    if (response := _recorded_response(state.record, context)) is not None:
+    # After a failure the lease goes on until the hooks were called.
+    is_over = status is not ResultStatus.FAILED or "run" not in taken
+    if is_over and (response := _recorded_response(state.record, context)) is not None:
         return DeliveryStep.RESPOND, response
     run_lock = state.locks[0]
     after_ms = min(LEASE_MS, max(1000, math.ceil((run_lock.until_ms - now_ms) / 1000) * 1000))
@@ -244,9 +246,12 @@ class RunLeases:
             response.status,
             extra={"action": "duplicate", "task": context.task, "call_id": context.call_id},
         )
-        succeeded = record is not None and record.status is ResultStatus.SUCCEEDED
-        result = record.value if record is not None and succeeded else None
-        return Decision.duplicate(response if attempt.refused is None else attempt.refused(response), result)
+        is_recorded = DUPLICATE_HEADER in response.headers
+        response = response if attempt.refused is None else attempt.refused(response)
+        if record is None or not is_recorded:
+            return Decision.duplicate(response)
+        result = record.value if record.status is ResultStatus.SUCCEEDED else None
+        return Decision.duplicate(response, status=record.status, result=result, note=record.error or "")
 
     async def _unlock(self, locks: Sequence[Lock]) -> None:
         if locks:

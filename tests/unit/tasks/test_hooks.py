@@ -401,3 +401,33 @@ async def test_hooks_and_middleware_see_the_tasks_of_routers(broker: ManualBroke
     work.delay()
     assert json.loads((await broker.deliver()).body) is None
     assert recorded.kinds == ["success"]
+
+
+async def test_failure_hooks_that_a_dying_process_owes_are_called_by_the_next_delivery(broker: ManualBroker) -> None:
+    """The failure is recorded, and the process dies before its hook has ended: the broker delivers the call again."""
+    events: list[TaskEvent] = []
+    hook_began = asyncio.Event()
+
+    @broker.tasks.task(retries=0)
+    async def fails(n: int) -> None:
+        raise ValueError("of its own")
+
+    @fails.on_failure
+    async def note(event: TaskEvent) -> None:
+        if not hook_began.is_set():
+            hook_began.set()
+            await asyncio.Event().wait()  # for ever: here the process dies
+        events.append(event)
+
+    await fails.adelay(7)
+    message = broker.take()
+    dying = asyncio.ensure_future(broker.deliver(message))
+    await hook_began.wait()
+    dying.cancel()
+    await asyncio.wait([dying])
+    assert events == []
+
+    assert (await broker.deliver(message)).status == 500
+    assert [(dict(event.arguments), event.reason) for event in events] == [({"n": 7}, "ValueError: of its own")]
+    assert (await broker.deliver(message)).status == 500
+    assert len(events) == 1, "nothing is owed any more"
