@@ -106,6 +106,7 @@ class Environment:
                 )
             )
             stack.callback(broker.close)
+            broker.results.keep_for(app.tasks.runtime.settings().result_ttl_ms)
             app.tasks.runtime.dispatcher()  # opened now, so that the broker knows the dispatcher
             if isinstance(broker, RealTimeBroker):
                 broker.serve(app.app or app.tasks.asgi_app())

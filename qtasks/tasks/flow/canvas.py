@@ -11,7 +11,7 @@ as failed, with the name of the call that failed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar, Unpack
 
@@ -22,7 +22,8 @@ from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.pickling import Purpose
 from qtasks.tasks.flow.flow_times import AT_ONCE, FlowOptions, FlowTimes, earliest
-from qtasks.tasks.flow.steps import Step, last_of, placed, starting
+from qtasks.tasks.flow.steps import Step, identified, last_of, placed, starting
+from qtasks.tasks.results.flow_plan import FlowPlan, planned_call
 from qtasks.tasks.results.group_result import GroupResult
 from qtasks.tasks.results.task_result import TaskResult
 from qtasks.tasks.send.batch import Batch
@@ -163,19 +164,21 @@ class Chain:
 
     def start(self, times: FlowTimes) -> TaskResult[Any]:
         """As `delay`, with the options of the group that the chain is a member of."""
-        calls, handle = self._ready(times)
-        with Batch(self._last.task.runtime, joins=True):
-            for task, message in calls:
+        ready = self._ready(times)
+        with Batch(self._last.task.runtime, joins=True) as batch:
+            batch.open_flow(ready.plan)
+            for task, message in ready.calls:
                 task.send(message)
-        return handle
+        return ready.handle
 
     async def astart(self, times: FlowTimes) -> TaskResult[Any]:
         """As `start`, without blocking the event loop."""
-        calls, handle = self._ready(times)
-        async with Batch(self._last.task.runtime, joins=True):
-            for task, message in calls:
+        ready = self._ready(times)
+        async with Batch(self._last.task.runtime, joins=True) as batch:
+            batch.open_flow(ready.plan)
+            for task, message in ready.calls:
                 await task.asend(message)
-        return handle
+        return ready.handle
 
     @property
     def _last(self) -> Signature[Any]:
@@ -188,24 +191,39 @@ class Chain:
             )
         return last
 
-    def _ready(self, times: FlowTimes) -> tuple[list[tuple[BaseTask[..., Any], Outgoing]], TaskResult[Any]]:
-        """The calls that start the chain, and the handle on the last one."""
+    def _ready(self, times: FlowTimes) -> ReadyFlow:
         last, runtime = self._last, self._last.task.runtime
         if any(isinstance(node, Group) for node in self.nodes):
             runtime.results()
         now_ms, start_id = runtime.now_ms(), envelopes.new_call_id()
-        expires_ms = times.expires_ms(now_ms)
-        sequence = placed(
-            _sequence(self),
+        expires_ms, sequence = times.expires_ms(now_ms), _sequence(self)
+        plan = None
+        if len(self.nodes) > 1 and runtime.results_or_none() is not None:
+            plan = FlowPlan(placed(sequence, start_id, first=_planned, later=_planned))
+        flow_id = None if plan is None else plan.flow_id
+        to_send = placed(
+            sequence,
             start_id,
             first=lambda signature, _: signature,
             later=lambda signature, call_id: signature.step(now_ms, call_id, expires_ms).to_json(),
         )
         calls = [
-            (signature.task, signature.first_call(times, call_id, flow))
-            for signature, call_id, flow in starting(sequence, start_id, {})
+            (signature.task, signature.first_call(times, call_id, identified(flow, flow_id)))
+            for signature, call_id, flow in starting(to_send, start_id, {})
         ]
-        return calls, last.task.result(last_of(start_id, len(self.nodes))).planned()
+        handle = last.task.result(last_of(start_id, len(self.nodes))).planned()
+        return ReadyFlow(calls, plan, handle)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyFlow:
+    """A chain whose first calls can be sent."""
+
+    calls: Sequence[tuple[BaseTask[..., Any], Outgoing]]
+    plan: FlowPlan | None
+    """None if no result backend is configured, or for a single call."""
+    handle: TaskResult[Any]
+    """The handle of its last call."""
 
 
 def chain(*parts: Signature[Any] | Group | Chain) -> Chain:
@@ -259,6 +277,10 @@ def _check(parts: Iterable[object], flow: str) -> None:
             )
     if empty:
         raise DefinitionError(f"{flow} needs at least one call", code=ErrorCode.FLOW_INVALID)
+
+
+def _planned(signature: Signature[Any], call_id: str) -> dict[str, str]:
+    return planned_call(signature.task.name, call_id)
 
 
 def _sequence(flow: Chain) -> list[Any]:

@@ -9,6 +9,8 @@ list is a group; in a group a list is again a sequence, and so on inwards:
     {"then": [step], "group": {"of": ..., "then": [...]}}     the sequence is a member of `group`, which may have a
                                                               `group` around it, too
 
+The outermost object may also have an `id`, that of the flow's record (see `tasks.results.flow_plan`).
+
 The id of a following call is a hash of its parent's id and its place, so the caller knows the id of the last call when
 it starts the flow, and a delivery that arrives twice continues under the same ids, which the broker deduplicates.
 """
@@ -190,9 +192,14 @@ def followers(envelope: Envelope, flow: Flow, parent_id: str, previous: Previous
     """
     first_id = derived(parent_id, "then")
     return [
-        Step.from_json(step).message(call_id, previous, flow_of_call, envelope)
+        Step.from_json(step).message(call_id, previous, identified(flow_of_call, envelope.flow.get("id")), envelope)
         for step, call_id, flow_of_call in starting(flow["then"], first_id, flow.get("group", {}))
     ]
+
+
+def identified(flow: Flow, flow_id: str | None) -> Flow:
+    """The `flow` of a call, with the id of the flow's record if there is one."""
+    return flow if flow_id is None else {"id": flow_id, **flow}
 
 
 def ends_of(group: Flow) -> list[Any]:

@@ -99,6 +99,11 @@ class Attempt:
         """The end of the function if its thread runs on, although the time of the attempt was up; otherwise None."""
         return self.context.link.thread.overrun if isinstance(self.error, AttemptTimeout) else None
 
+    @property
+    def kept_for(self) -> str | None:
+        """Id of the flow that keeps the record of the call; None outside of flows that have a record."""
+        return self.flow_id or self.envelope.flow.get("id")
+
     def unfit(self, error: QTasksError) -> Decision:
         """The decision about a call that cannot run because of `error`."""
         self.error = error
@@ -125,11 +130,12 @@ class Attempt:
             value=value,
             error=error,
             progress=context.link.progress,
+            kept=self.kept_for is not None,
         )
         records = [record]
         if self.source is not None and self.source != context.message_id:
             # The handle of a deduplicated call knows it by the id of the original request.
-            records.append(replace(record, call_id=self.source, message_id=self.source))
+            records.append(replace(record, call_id=self.source, message_id=self.source, kept=False))
         if self.stored is not None and status.is_final:
             records.append(self.stored.record(context.task, now_ms, status))
         return records

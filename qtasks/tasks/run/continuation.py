@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from qtasks.clock import Clock
@@ -16,9 +16,11 @@ from qtasks.tasks.encode.pickling import Pickles, Purpose, is_pickle
 from qtasks.tasks.encode.result_codec import load
 from qtasks.tasks.flow import steps
 from qtasks.tasks.results.backend import ResultStatus
+from qtasks.tasks.results.flow_plan import PlannedCall
 from qtasks.tasks.results.writer import ResultWriter
 from qtasks.tasks.run.attempt import Attempt
 from qtasks.tasks.run.decision import Decision, DecisionKind, DispatchResponse, error_text
+from qtasks.tasks.run.open_flows import OpenFlows, RecordedFlow
 from qtasks.tasks.run.report import log_fields
 from qtasks.tasks.send.outgoing import Outgoing
 
@@ -87,7 +89,7 @@ class Continuation:
         self._tasks = tasks
         self._writer = writer
         self._publish = publish
-        self._clock = clock
+        self._flows = OpenFlows(writer, clock)
 
     def check_can_publish(self, consequence: str) -> None:
         """Raise ConfigurationError, naming the `consequence`, if nothing can be sent."""
@@ -111,6 +113,10 @@ class Continuation:
             await self._abandon(attempt, ResultStatus.FAILED, note)
             return response
         try:
+            if not messages:
+                await self._flows.settle(attempt.kept_for, context.call_id)
+            elif not await self._may_go_on(attempt):
+                return response
             for message in messages:
                 await self.publish(message)
         except QTasksError as error:
@@ -128,13 +134,35 @@ class Continuation:
 
     async def _abandon(self, attempt: Attempt, status: ResultStatus, note: str) -> None:
         """Record every later call of the flow as failed or cancelled."""
-        record, *_ = attempt.records(status, self._clock.now_ms(), error=note)
-        later_calls = steps.abandoned(attempt.envelope.flow, attempt.context.call_id)
-        self._writer.record(
-            replace(record, call_id=call_id, task=task, message_id=call_id, progress=None)
-            for task, call_id in later_calls
-        )
-        await self._writer.flush()
+        context, flow = attempt.context, await self._flow_of(attempt)
+        if flow is not None:
+            later_calls = flow.plan.after(context.call_id)
+        else:
+            abandoned = steps.abandoned(attempt.envelope.flow, context.call_id)
+            later_calls = [PlannedCall(task, call_id) for task, call_id in abandoned]
+        kept = flow is not None
+        await self._flows.end_calls(later_calls, status, note, attempt=context.attempt, kept=kept)
+        await self._flows.settle(attempt.kept_for, context.call_id)
+
+    async def _may_go_on(self, attempt: Attempt) -> bool:
+        """Reopen the flow if the call had failed before; False if the flow was cancelled. Raises ResultError."""
+        flow = await self._flow_of(attempt)
+        if flow is None or flow.end is None:
+            return True
+        if flow.is_cancelled:
+            await self._flows.settle(attempt.kept_for, attempt.context.call_id)
+            return False
+        if flow.has_failed:
+            await self._flows.reopen(flow, attempt.context.call_id)
+        return True
+
+    async def _flow_of(self, attempt: Attempt) -> RecordedFlow | None:
+        """The recorded flow of a call; None if it has none, or if it cannot be read, which is logged."""
+        try:
+            return await self._flows.read(attempt.kept_for)
+        except ResultError:
+            log.exception("a flow could not be read", extra=log_fields(attempt.context, "flow_unread"))
+            return None
 
     async def _followers(self, attempt: Attempt, result_text: str) -> Sequence[Outgoing]:
         """The messages that follow a call; none while a member of its group has not succeeded."""

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from qtasks.errors import PartlyRefused
+from qtasks.errors import BrokerUnreachable, PartlyRefused
+from qtasks.tasks.results.backend import ResultRecord, ResultStatus
+from qtasks.tasks.results.flow_plan import FlowPlan, PlannedCall
 from qtasks.tasks.results.task_result import TaskResult
 from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.send.runtime_port import Runtime
@@ -47,6 +49,12 @@ class Batch:
         self._calls: list[BatchedCall] = []
         self._not_sent: list[TaskResult[Any]] = []
         """Handles on unique calls that were not sent: their keys must be unlocked."""
+        self._flows: list[FlowPlan] = []
+        """Flows whose first calls are in the batch."""
+        self._unsent_flows: list[FlowPlan] = []
+        """Flows that have a record, and of which nothing was sent."""
+        self._unsent_calls: list[ResultRecord] = []
+        """Records of calls of flows that were not sent, and of those after them."""
         self._token: Token[tuple[Batch, ...]] | None = None
 
     @classmethod
@@ -62,9 +70,15 @@ class Batch:
         """Add a call that is sent at the end of the block."""
         self._calls.append(BatchedCall(message, handle, middleware))
 
-    def take(self, calls: Sequence[BatchedCall]) -> None:
-        """Add the calls of a batch that joins this one."""
+    def open_flow(self, plan: FlowPlan | None) -> None:
+        """Write the record of a flow before its calls are sent, if it has one."""
+        if plan is not None:
+            self._flows.append(plan)
+
+    def take(self, calls: Sequence[BatchedCall], flows: Sequence[FlowPlan]) -> None:
+        """Add the calls and the flows of a batch that joins this one."""
         self._calls.extend(calls)
+        self._flows.extend(flows)
 
     def __len__(self) -> int:
         """The number of calls that wait."""
@@ -79,13 +93,13 @@ class Batch:
     ) -> None:
         try:
             if messages := self._ended(error):
+                self._write_flows()
                 self._conclude(self._runtime.publisher().publish_many(messages))
         except BaseException as failure:
             self._fail(failure)
             raise
         finally:
-            for handle in self._not_sent:
-                handle.unlock()
+            self._undo()
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -95,14 +109,16 @@ class Batch:
     ) -> None:
         try:
             if messages := self._ended(error):
+                if self._flows:
+                    await asyncio.to_thread(self._write_flows)
                 publisher = await self._runtime.apublisher()
                 self._conclude(await publisher.apublish_many(messages))
         except BaseException as failure:
             self._fail(failure)
             raise
         finally:
-            for handle in self._not_sent:
-                await asyncio.to_thread(handle.unlock)
+            if self._not_sent or self._unsent_flows or self._unsent_calls:
+                await asyncio.to_thread(self._undo)
 
     def _ended(self, error: BaseException | None) -> list[Outgoing]:
         """Close the batch and return the messages to send."""
@@ -111,12 +127,31 @@ class Batch:
         if error is not None:
             self._fail(error)
         elif self._joins and (outer := Batch.current(self._runtime)) is not None:
-            calls, self._calls = self._calls, []
-            outer.take(calls)
+            outer.take(self._calls, self._flows)
+            self._calls, self._flows = [], []
         return [call.message for call in self._calls]
+
+    def _write_flows(self) -> None:
+        """Write the records of all flows of the batch at once. Raises ResultError."""
+        if self._flows:
+            now_ms = self._runtime.now_ms()
+            self._runtime.results().write([plan.record(ResultStatus.RUNNING, now_ms) for plan in self._flows])
+            self._unsent_flows = self._flows
+
+    def _undo(self) -> None:
+        """Unlock the keys of calls that were not sent, and end the flows that cannot go on. Raises ResultError."""
+        for handle in self._not_sent:
+            handle.unlock()
+        if self._unsent_flows or self._unsent_calls:
+            now_ms, note = self._runtime.now_ms(), "the flow was not sent"
+            ended = [plan.record(ResultStatus.FAILED, now_ms, note) for plan in self._unsent_flows]
+            released = [plan.flow_id for plan in self._unsent_flows]
+            self._runtime.results().write([*ended, *self._unsent_calls], (), released)
 
     def _fail(self, error: BaseException) -> None:
         """Pass `error` to the middleware, and note the keys to unlock: nothing was sent."""
+        if isinstance(error, BrokerUnreachable) and error.sent:
+            self._unsent_flows = []  # the broker may have the calls
         calls, self._calls = self._calls, []
         self._not_sent.extend(call.handle for call in calls if call.handle.has_lock)
         for call in calls:
@@ -127,6 +162,7 @@ class Batch:
         from qtasks.qstash.operations.publishing import BatchError
 
         calls, self._calls = self._calls, []
+        self._unsent_flows = []
         refused: dict[str, str] = {}
         for call, answer in zip(calls, answers, strict=True):
             if isinstance(answer, BatchError):
@@ -134,7 +170,11 @@ class Batch:
                 refused[call_id] = answer.error
                 self._not_sent.extend([call.handle] if call.handle.has_lock else [])
                 call.middleware.fail(PartlyRefused(answer.error, refused={call_id: answer.error}))
+                self._end_flow_of(call.message, ResultStatus.FAILED, f"the broker refused it: {answer.error}")
             else:
+                if answer.deduplicated:
+                    note = f"message {answer.message_id} with the same deduplication id takes its place"
+                    self._end_flow_of(call.message, ResultStatus.CANCELLED, note)
                 call.handle.accepted(answer.message_id, deduplicated=answer.deduplicated)
                 call.middleware.succeed(call.handle)
         if refused:
@@ -142,3 +182,13 @@ class Batch:
             raise PartlyRefused(
                 f"{len(refused)} of {len(answers)} calls were refused, the first one with: {first}", refused=refused
             )
+
+    def _end_flow_of(self, message: Outgoing, status: ResultStatus, note: str) -> None:
+        """Note that a call which starts a flow was not sent, so that neither it nor what follows it runs."""
+        call = PlannedCall(message.task, message.call_id)
+        for plan in self._flows:
+            if call in plan.calls:
+                later = f"the flow ended with {call.task} {call.call_id}: {note}"
+                now_ms = self._runtime.now_ms()
+                self._unsent_calls.append(call.ended(status, note, now_ms))
+                self._unsent_calls.extend(after.ended(status, later, now_ms) for after in plan.after(call.call_id))

@@ -97,7 +97,7 @@ class Outgoing:
     @property
     def end_query(self) -> EndQuery:
         """What the URL of the end callback says about the call."""
-        return EndQuery(self.task, self.call_id, unique=self.envelope.unique)
+        return EndQuery(self.task, self.call_id, self.envelope.flow.get("id"), unique=self.envelope.unique)
 
     @property
     def carried(self) -> Mapping[str, str]:

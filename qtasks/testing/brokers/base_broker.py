@@ -26,7 +26,7 @@ from qtasks.testing.app_under_test import AppUnderTest
 from qtasks.testing.brokers.shared_threads import SharedThreads
 from qtasks.testing.call_log import CallLog
 from qtasks.testing.fakes.faults import FaultyTransport, OutsideServices
-from qtasks.testing.fakes.stepped_results import KeptResults
+from qtasks.testing.fakes.stepped_results import EnvironmentResults
 from qtasks.testing.sent_call import DeadCall, dead_call
 
 Mode = Literal["manual", "capture", "inline", "full"]
@@ -41,7 +41,7 @@ class EnvironmentBroker(ABC):
 
     clock: Clock
     random: Random
-    results: KeptResults
+    results: EnvironmentResults
     broker: Broker
     keys: SigningKeys
     faults: FaultyTransport

@@ -27,7 +27,7 @@ from qtasks.testing.app_under_test import AppUnderTest
 from qtasks.testing.brokers.base_broker import ACCOUNT, TOKEN, EnvironmentBroker, settings
 from qtasks.testing.call_log import CallLog
 from qtasks.testing.fakes.faults import FaultyTransport
-from qtasks.testing.fakes.stepped_results import KeptResults
+from qtasks.testing.fakes.stepped_results import EnvironmentResults
 
 HOST: Final = "127.0.0.1"
 PATIENCE_S: Final = 60.0
@@ -41,7 +41,7 @@ class RealTimeBroker(EnvironmentBroker):
         super().__init__(application)
         self.clock = SystemClock()
         self.random = SystemRandom()
-        self.results = KeptResults()
+        self.results = EnvironmentResults()
         self._broker_socket, self._app_socket = listen(HOST, 0), listen(HOST, 0)
         self._base_url = f"{_url(self._app_socket)}{application.prefix}"
         self.call_log = CallLog(self._base_url, application.tasks.runtime.tasks, self.kept)

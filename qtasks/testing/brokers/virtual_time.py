@@ -148,11 +148,13 @@ class VirtualTimeBroker(EnvironmentBroker):
         if record is not None and record.status is ResultStatus.RETRYING:
             facts = f"has failed on attempt {record.attempt} ({record.error}) and waits for the next"
         elif due_ms is None:
-            facts = "was delivered and left no result"
+            facts = "was delivered and left no result, or the result was deleted after the application's result_ttl"
         else:
             facts = "has not run: calls wait until the test runs them"
         left_ms = 0 if due_ms is None else due_ms - self.now_ms
         fix = "qtasks.drain()" if left_ms <= 0 else f'qtasks.advance("{durations.format(left_ms)}")'
+        if due_ms is None and record is None:
+            fix = "read a result before the clock passes its end, or keep results for longer: QTasks(result_ttl=...)"
         if self.mode == "capture":
             facts, fix = 'has not run: in mode "capture" no call does', "another mode"
         return ResultTimeout(f"{shown} {facts}", fix=fix, code=ErrorCode.RESULT_TIMEOUT)

@@ -7,15 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Final
 
 from qtasks.errors import ResultTimeout
 from qtasks.tasks.context import current_context
 from qtasks.tasks.results.backend import ResultRecord, ResultWatchers
 from qtasks.tasks.results.memory import MemoryResults
-
-KEPT_MS: Final = 100 * 366 * 24 * 60 * 60 * 1000
-"""Time that results are kept, in ms: a test may advance by years and read its results at the end."""
 
 
 @dataclass(eq=False, slots=True)
@@ -87,11 +83,15 @@ class Waits(ResultWatchers):
             wait.wake()
 
 
-class KeptResults(MemoryResults):
-    """Results in memory that do not expire when a test advances its clock."""
+class EnvironmentResults(MemoryResults):
+    """Results in memory of a test. They are deleted after the application's `result_ttl`, on the clock of the test."""
 
     def __init__(self) -> None:
-        super().__init__(ttl_ms=KEPT_MS)
+        super().__init__(ttl_ms=0)  # until the settings are read: nothing is written before
+
+    def keep_for(self, ttl_ms: int) -> None:
+        """Delete finished records `ttl_ms` after their last change."""
+        self._ttl_ms = ttl_ms
 
     def found(self, key: str) -> ResultRecord | None:
         """The record of a call; unlike `read`, it never ends a wait."""
@@ -104,7 +104,7 @@ class KeptResults(MemoryResults):
                 self._calls.pop(record.message_id, None)
 
 
-class SteppedResults(KeptResults):
+class SteppedResults(EnvironmentResults):
     """Results for virtual time. `explain` makes the error of a wait that cannot end, from call id and record."""
 
     def __init__(self, explain: Callable[[str, ResultRecord | None], ResultTimeout]) -> None:

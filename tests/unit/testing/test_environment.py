@@ -9,7 +9,7 @@ import pytest
 
 from qtasks import NonRetryable, QTasks, RetryPolicy, Snooze, TaskContext, chain, group, injected
 from qtasks.broker.loops import deliverer
-from qtasks.errors import ConfigurationError, QTasksError, TaskExpired, TaskFailed
+from qtasks.errors import ConfigurationError, QTasksError, ResultTimeout, TaskExpired, TaskFailed
 from qtasks.protocol.messages import SigningKeys
 from qtasks.testing import Environment
 
@@ -253,17 +253,47 @@ def test_results_are_handles_in_the_order_of_the_calls(tasks: QTasks, qtasks: En
     assert [result.get() for result in qtasks.results] == [0, 2, 4]
 
 
-def test_results_are_kept_however_far_a_test_travels(tasks: QTasks, qtasks: Environment) -> None:
+def test_results_are_deleted_when_the_application_deletes_them(tasks: QTasks, qtasks: Environment) -> None:
     @tasks.task
     def one() -> int:
         return 1
 
     result = one.delay()
+    qtasks.advance(hours=23)
+    one.delay()
     qtasks.drain()
-    for _ in range(3):
-        one.delay()
-        qtasks.advance(days=30)
     assert result.get() == 1
+    qtasks.advance(days=2)
+    one.delay()
+    qtasks.drain()
+    with pytest.raises(ResultTimeout, match="deleted after the application's result_ttl"):
+        result.get()
+
+
+def test_a_chord_keeps_its_results_for_a_member_that_ends_long_after_the_others() -> None:
+    tasks = QTasks(result_ttl="1h")
+
+    @tasks.task
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    @tasks.task
+    def total(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    with Environment(tasks) as qtasks:
+        early = add.delay(0, 0)
+        flow = chain(group(add.s(1, 1), add.using(delay="3d").s(2, 2)), total.s()).delay()
+        for _ in range(73):
+            qtasks.advance(hours=1)
+        assert flow.get() == 6
+        qtasks.advance(days=2)
+        add.delay(0, 0)
+        qtasks.advance(hours=2)
+        backend = tasks.runtime.results()
+        assert backend.read(early.id) is None
+        assert backend.read(flow.id) is None  # the flow has ended: it keeps nothing
+        assert backend.open_flows(10) == []
 
 
 def test_a_delivery_whose_signature_is_not_good_runs_nothing(
