@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Final, Generic, TypeVar
 
 from qtasks.broker.core import lots
@@ -66,16 +68,39 @@ class Claim:
         return lots.parse(self.lot).host
 
 
+class Trust(Enum):
+    """What a host has shown of itself; see `HostRooms`."""
+
+    LIVELY = auto()
+    """It has answered within the last minute, and nothing waits for it. Only such hosts may take the last slots."""
+    PROVEN = auto()
+    """It has answered within the last minute, but not for a while: long tasks, or a host that has just died."""
+    UNPROVEN = auto()
+    """It has not answered within the last minute."""
+    SILENT = auto()
+    """An attempt has timed out, and it has answered no other meanwhile; or its name server does not answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rooms:
-    """How many more attempts each host may have now, and what is in flight."""
+    """How many more attempts there may be now, at each host and at all together, and what is in flight."""
 
     default: int
     """For a host that is not in `hosts`."""
     hosts: Mapping[str, int] = field(default_factory=dict)
-    """By host; a host with 0 or less gets no attempt."""
+    """By host, in the order of their last starts; a host with 0 or less gets no attempt."""
     running: Mapping[str, int] = field(default_factory=dict)
     """The attempts in flight, by lot."""
+    in_flight: Mapping[str, int] = field(default_factory=dict)
+    """The attempts in flight, by host."""
+    trust: Mapping[str, Trust] = field(default_factory=dict)
+    """By host; UNPROVEN for a host that is not in it."""
+    free: int = sys.maxsize
+    """At all hosts together."""
+    reserve: int = 0
+    """Of these, for LIVELY hosts."""
+    free_for_silent: int = sys.maxsize
+    """Of these, at most, for SILENT hosts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +113,7 @@ class ClaimBatch:
     has_more: bool = False
     """More messages are due now: claim again as soon as there is room."""
     parked_lots: frozenset[str] = frozenset()
-    """Lots in which messages wait, because they have no room."""
+    """Lots in which messages wait, because they have no room, or have waited until this claim."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ class Deliverer:
         self._random = random
         self._keys = keys
         self._watchers = watchers
-        self._limits = HostLimits(limits or DeliveryLimits())
+        self._limits = HostLimits(limits or DeliveryLimits(), clock)
         self._region = region
         self._attempts: set[asyncio.Task[None]] = set()
         """Attempts whose end is not stored yet."""
@@ -137,7 +137,8 @@ class Deliverer:
     async def _start_due(self) -> tuple[int | None, bool]:
         """Claim and start as many messages as the limits allow.
 
-        Returns when the next message is due (Unix ms), and whether further messages can start at once.
+        Returns when the next message is due or a host's pause ends (Unix ms), and whether further messages can start at
+        once.
         """
         async with self._claiming:
             room = self._limits.room
@@ -146,7 +147,9 @@ class Deliverer:
             batch = await self.claim(min(room, CLAIM_BATCH))
             for claim in batch.claims:
                 self.start(claim)
-        return batch.next_due_ms, batch.has_more and self._limits.room > 0
+        probe_ms = self._limits.next_probe_ms()
+        next_ms = min((time_ms for time_ms in (batch.next_due_ms, probe_ms) if time_ms is not None), default=None)
+        return next_ms, batch.has_more and self._limits.room > 0
 
     async def claim(self, limit: int) -> ClaimBatch:
         """Claim due messages that may start, earliest first. The caller must `start` each of them."""
@@ -160,8 +163,8 @@ class Deliverer:
         attempt.add_done_callback(self._ended)
         return attempt
 
-    def _free_slot(self, lot: str) -> None:
-        self._limits.end(lot)
+    def _free_slot(self, lot: str, outcome: Response | Failure | None, started_s: float) -> None:
+        self._limits.end(lot, outcome, started_s=started_s)
         self.wake()
 
     def _ended(self, attempt: asyncio.Task[None]) -> None:
@@ -171,6 +174,8 @@ class Deliverer:
 
     async def _attempt(self, claim: Claim) -> None:
         message = claim.message
+        started = self._clock.monotonic()
+        outcome: Response | Failure | None = None
         try:
             keys = await self._retry_until_success(
                 lambda: self._keys.of(message.account), f"read the signing keys for {message.id}"
@@ -180,7 +185,7 @@ class Deliverer:
             started = self._clock.monotonic()
             outcome = await self._send(message, keys)
         finally:
-            self._free_slot(claim.lot)
+            self._free_slot(claim.lot, outcome, started)
         duration_ms = (self._clock.monotonic() - started) * 1000
         now_ms = self._clock.now_ms()
         evaluation = rules.evaluate(message, outcome, now_ms=now_ms, situation=self._situation(claim, outcome, started))

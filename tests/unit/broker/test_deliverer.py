@@ -409,7 +409,7 @@ async def test_a_host_that_hangs_does_not_hold_up_another(bench: Bench, running:
             healthy.append(header(request, "Upstash-Message-Id"))
             answer.set_result(OK)
     assert healthy == [f"msg_{n}" for n in range(50, 60)]
-    assert gate.most["dead.example"] == 3
+    assert gate.most["dead.example"] <= 3
 
 
 async def test_what_was_held_back_starts_in_order_as_soon_as_there_is_room(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple, cast
 
@@ -100,7 +101,7 @@ def claim(db: apsw.Connection, *, now_ms: int, limit: int, rooms: Rooms) -> Clai
         claims=tuple(claims.claims),
         next_due_ms=cast("int | None", db.execute(_NEXT_DUE, (now_ms, now_ms, now_ms)).get),
         has_more=claims.has_more,
-        parked_lots=frozenset(_parked_lots(db)),
+        parked_lots=frozenset(lot_rooms.parked_lots),
     )
 
 
@@ -124,19 +125,20 @@ class _Claims:
         return len(self.claims) >= self._limit
 
     def take_parked(self, parked_lots: list[str]) -> None:
-        """Claim parked messages of lots with room, one per lot in turn: no backlog of one lot blocks another."""
-        by_lot = [
-            self._candidates(_PARKED_IN_LOT, lot, min(room, self._limit))
-            for lot in parked_lots
-            if (room := self._rooms.of(lot)) > 0
-        ]
-        for candidate in itertools.chain.from_iterable(itertools.zip_longest(*by_lot)):
-            if candidate is None:
-                continue
+        """Claim parked messages of lots with room, in turns: no backlog of one lot blocks another."""
+        line = deque(sorted((lot for lot in parked_lots if self._rooms.of(lot) > 0), key=self._rooms.turn))
+        turn = max(1, self._limit // max(1, len(line)))
+        while line:
             if self._is_full():
                 self.has_more = True
                 return
-            self._consider(candidate)
+            lot = line.popleft()
+            count = min(turn, self._rooms.of(lot), self._limit - len(self.claims))
+            candidates = self._candidates(_PARKED_IN_LOT, lot, count) if count > 0 else []
+            for candidate in candidates:
+                self._consider(candidate)
+            if candidates and len(candidates) == count:
+                line.append(lot)
 
     def take_due(self) -> None:
         """Claim due messages and the first messages of flow-control keys that are ready, by time."""

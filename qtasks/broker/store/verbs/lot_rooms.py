@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import apsw
 
 from qtasks.broker.core import lots
+from qtasks.broker.core.host_rooms import HostRooms
 from qtasks.broker.core.values import Rooms
 from qtasks.broker.store.verbs import prefixes
 from qtasks.broker.store.verbs.prefixes import PrefixState
@@ -17,20 +18,19 @@ class LotRooms:
 
     def __init__(self, db: apsw.Connection, rooms: Rooms, *, parked_lots: Iterable[str], now_ms: int) -> None:
         self._db = db
-        self._rooms = rooms
+        self._hosts = HostRooms(rooms)
         self._now_ms = now_ms
         self._running = dict(rooms.running)
-        self._started: dict[str, int] = {}
-        """Messages that have started during this claim, by host."""
         self._probes: dict[str, int] = {}
-        """Of these, those of a prefix that is down, by prefix."""
-        self._parked_lots = set(parked_lots)
+        """Messages that have started during this claim at a prefix that is down, by prefix."""
+        self.parked_lots = set(parked_lots)
+        """Lots in which messages wait, or have waited when the claim began."""
         self._prefixes: dict[str, PrefixState] = {}
 
     def of(self, lot: str) -> int:
         """How many more messages of `lot` may start."""
         host, prefix, is_alone, is_crashed = lots.parse(lot)
-        room = self._rooms.hosts.get(host, self._rooms.default) - self._started.get(host, 0)
+        room = self._hosts.of(host)
         if room <= 0:
             return 0
         if prefix is not None:
@@ -38,6 +38,10 @@ class LotRooms:
         if is_crashed:
             return int(not any(lots.parse(running).is_crashed for running in self._running))
         return room
+
+    def turn(self, lot: str) -> int:
+        """The place of `lot` in the line of lots whose turn it is."""
+        return self._hosts.turn(lots.parse(lot).host)
 
     def _room_at(self, prefix: str, *, is_alone: bool, room: int) -> int:
         """The room of a prefix: for its messages, or for the one that is tried alone."""
@@ -50,8 +54,8 @@ class LotRooms:
             return 0
         # While a prefix is down, others than those that may have ended it are its probes.
         if is_alone:
-            return int(prefix not in self._running and not (is_down and prefix in self._parked_lots))
-        return 0 if alone in self._parked_lots and not is_down else room
+            return int(prefix not in self._running and not (is_down and prefix in self.parked_lots))
+        return 0 if alone in self.parked_lots and not is_down else room
 
     def prefix(self, prefix: str) -> PrefixState:
         """The state of a prefix before this claim."""
@@ -64,16 +68,16 @@ class LotRooms:
         """A message of `lot` has started."""
         host, prefix, _, _ = lots.parse(lot)
         self._running[lot] = self._running.get(lot, 0) + 1
-        self._started[host] = self._started.get(host, 0) + 1
+        self._hosts.start(host)
         if prefix is not None and self.prefix(prefix).down_since_ms is not None:
             self._probes[prefix] = self._probes.get(prefix, 0) + 1
 
     def park(self, lot: str) -> None:
         """A message waits in `lot`."""
-        self._parked_lots.add(lot)
+        self.parked_lots.add(lot)
 
     def close(self) -> None:
         """Store when the next probes may start."""
         for prefix in self._probes:
-            is_first = not self._parked_lots & {prefix, lots.alone_lot(prefix)}
+            is_first = not self.parked_lots & {prefix, lots.alone_lot(prefix)}
             prefixes.note_probes(self._db, prefix, self.prefix(prefix), is_first=is_first, now_ms=self._now_ms)

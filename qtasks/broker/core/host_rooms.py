@@ -1,0 +1,60 @@
+"""Fair turns: how many more attempts each host may have, so that no number of dead hosts takes every slot. Pure.
+
+A slot is the right to have one attempt in flight. What a host may have is in proportion to the slots that are free: the
+more are in use, the fewer a further attempt finds. A host of which nothing is known gets a small proportion, one that
+answers as many as it has use for, up to its limit. A reserve is kept for hosts that answer now.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from qtasks.broker.core.values import Rooms, Trust
+
+PER_SPARE_SLOT: Final = 0.25
+"""How many attempts a host may have in flight for each free slot outside the reserve."""
+PER_SPARE_SLOT_IF_TRUSTED: Final = 3.0
+"""The same for a host that has answered within the last minute."""
+PER_FREE_SLOT: Final = 0.5
+"""How many attempts a lively host may have in flight for each free slot, the reserve included."""
+
+_TRUSTED: Final = (Trust.LIVELY, Trust.PROVEN)
+
+
+class HostRooms:
+    """The rooms at the beginning of a claim, less what the claim has started since."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+        self._started: dict[str, int] = {}
+        self._free = rooms.free
+        self._free_for_silent = rooms.free_for_silent
+        self._turns = {host: turn for turn, host in enumerate(rooms.hosts)}
+
+    def of(self, host: str) -> int:
+        """How many more attempts `host` may have now."""
+        rooms, started = self._rooms, self._started.get(host, 0)
+        room = rooms.hosts.get(host, rooms.default) - started
+        free = spare = self._free - rooms.reserve
+        trust = rooms.trust.get(host, Trust.UNPROVEN)
+        if trust is Trust.LIVELY:
+            free = self._free
+        elif trust is Trust.SILENT:
+            free = min(free, self._free_for_silent)
+        if room <= 0 or free <= 0:
+            return 0
+        share = math.ceil(spare * (PER_SPARE_SLOT_IF_TRUSTED if trust in _TRUSTED else PER_SPARE_SLOT))
+        if trust is Trust.LIVELY:
+            share = max(share, math.ceil(free * PER_FREE_SLOT))
+        return max(0, min(room, free, share - rooms.in_flight.get(host, 0) - started))
+
+    def start(self, host: str) -> None:
+        """An attempt at `host` starts."""
+        self._started[host] = self._started.get(host, 0) + 1
+        self._free -= 1
+        self._free_for_silent -= self._rooms.trust.get(host) is Trust.SILENT
+
+    def turn(self, host: str) -> int:
+        """The place of `host` in the line: the host whose last attempt is the longest ago is first."""
+        return self._turns.get(host, -1)
