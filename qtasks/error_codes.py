@@ -104,6 +104,9 @@ class ErrorCode(StrEnum):
     CALL_NOT_CANCELLABLE = ("QT164",
         "A call cannot be cancelled by its id: the broker may have it under another one, and there are no results.",
         "Set QTASKS_RESULTS, or cancel through the handle that .delay() returned, after its batch was sent.")
+    WAIT_DEADLOCKED = ("QT165",
+        "All threads for tasks wait for the results of calls that wait for a thread, so none of them would ever end.",
+        "Use a chain or a chord instead of waiting inside a task; or make one of them an async def, or add threads.")
     NO_TEST_BROKER = ("QT170",
         "A test sends a call, but no test broker is open for the application.",
         "Request the fixture `qtasks`, or set `qtasks_network = true` in the settings of pytest to use a real broker.")

@@ -67,7 +67,7 @@ class RunLink:
 
     __slots__ = (
         "_monotonic", "_published_s", "grace_s", "is_stop_seen", "on_stop", "progress", "publish", "stop_reason",
-        "thread", "until_s",
+        "thread", "until_s", "waits",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +87,8 @@ class RunLink:
         self.on_stop: Callable[[StopReason], None] | None = None
         """Called, on any thread, when the run is asked to end."""
         self.thread = ThreadUse()
+        self.waits: list[frozenset[str]] = []
+        """What the function waits for: the end of one call of each set of call ids."""
         self._published_s = -math.inf
 
     def stop(self, reason: StopReason) -> None:

@@ -359,6 +359,11 @@ class ApplicationRuntime:
         )
         return canceller.cancel(call)
 
+    def is_deadlocked(self) -> bool:
+        """See `DeadlockCheck`."""
+        dispatcher = self._dispatcher
+        return dispatcher is not None and dispatcher.is_deadlocked()
+
     def _cancel_run(self, call_id: str) -> bool:
         dispatcher = self._dispatcher
         return dispatcher is not None and dispatcher.cancel_run(call_id)

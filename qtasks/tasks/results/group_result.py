@@ -14,6 +14,7 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError, ResultTimeout, TaskCancelled, TaskExpired, TaskFailed
 from qtasks.tasks.results.backend import ResultBackend, ResultStatus, pauses
 from qtasks.tasks.results.task_result import ResultAccess, TaskResult
+from qtasks.tasks.results.wait_in_task import WaitInTask
 from qtasks.tasks.results.waiting import WATCH_POLL_LAST_S, wake
 
 _ENDED_OTHERWISE = (TaskFailed, TaskCancelled, TaskExpired)
@@ -159,7 +160,10 @@ class Completions:
             with self._watching(backend, changed.set):
                 ended = [call for call in reversed(self._pending) if call.is_finished]
                 if not ended:
-                    changed.wait(self._pause_s(intervals))
+                    pause_s = self._pause_s(intervals)
+                    with self._wait_in_task() as wait:
+                        wait.check()
+                        changed.wait(pause_s)
             yield from self._ended(ended)
 
     async def __aiter__(self) -> AsyncIterator[TaskResult[Any]]:
@@ -172,7 +176,8 @@ class Completions:
                 ended = [call for call in reversed(self._pending) if (await call.astatus()).is_final]
                 if not ended:
                     pause_s = self._pause_s(intervals)
-                    with contextlib.suppress(TimeoutError):
+                    with self._wait_in_task() as wait, contextlib.suppress(TimeoutError):
+                        wait.check()
                         await asyncio.wait_for(changed.wait(), pause_s)
             for call in self._ended(ended):
                 yield call
@@ -185,6 +190,9 @@ class Completions:
         for call in others:
             stack.enter_context(backend.watchers.watching(call.id, wake_up))
         return stack
+
+    def _wait_in_task(self) -> WaitInTask:
+        return WaitInTask(self._runtime, self._pending[0].task, [call.id for call in self._pending])
 
     def _ended(self, ended: Sequence[TaskResult[Any]]) -> Iterator[TaskResult[Any]]:
         """Take calls that have ended, read from the last to the first, off those that are pending."""

@@ -23,6 +23,7 @@ from qtasks.tasks.progress import Progress
 from qtasks.tasks.results.backend import Lock, ResultBackend, ResultRecord, ResultStatus, pauses, read_record
 from qtasks.tasks.results.inquiry import ENDED, Inquiries, ServiceState, Subject
 from qtasks.tasks.results.unique import unlock
+from qtasks.tasks.results.wait_in_task import WaitInTask
 from qtasks.tasks.results.waiting import wake
 
 if TYPE_CHECKING:
@@ -65,6 +66,10 @@ class ResultAccess(Protocol):
 
     def now_ms(self) -> int:
         """The current Unix time in milliseconds."""
+        ...
+
+    def is_deadlocked(self) -> bool:
+        """See `DeadlockCheck`."""
         ...
 
     def runs_on_this_thread(self) -> bool:
@@ -249,8 +254,8 @@ class TaskResult(Generic[R]):
         """Wait for the result and return it.
 
         `timeout` is in seconds; None waits without a limit. Raises ResultTimeout, TaskFailed if the task has failed for
-        good, TaskCancelled or TaskExpired if it was cancelled or has expired, and ResultError for an unknown call,
-        or on the thread of the event loop that has to run the task.
+        good, TaskCancelled or TaskExpired if it was cancelled or has expired, and ResultError for an unknown call, on
+        the thread of the event loop that has to run the task, or if all threads for tasks wait for one another.
         """
         backend = self._backend()
         if self._runtime.runs_on_this_thread():
@@ -261,7 +266,7 @@ class TaskResult(Generic[R]):
             )
         changed = threading.Event()
         waits = _waits(timeout)
-        with backend.watchers.waiting(self.id, changed.set):
+        with backend.watchers.waiting(self.id, changed.set), self._wait_in_task() as wait:
             while True:
                 changed.clear()
                 record = self._watched(backend.read(self.id), changed.set)
@@ -269,6 +274,7 @@ class TaskResult(Generic[R]):
                     return self._value(record)
                 if (wait_s := next(waits, None)) is None:
                     raise self._late(record, timeout)
+                wait.check()
                 changed.wait(wait_s)
 
     async def aget(self, timeout: float | None = None) -> R:  # noqa: ASYNC109 - the same words as `get`
@@ -277,7 +283,7 @@ class TaskResult(Generic[R]):
         loop = asyncio.get_running_loop()
         changed = asyncio.Event()
         waits = _waits(timeout)
-        with backend.watchers.waiting(self.id, lambda: wake(loop, changed)):
+        with backend.watchers.waiting(self.id, lambda: wake(loop, changed)), self._wait_in_task() as wait:
             while True:
                 changed.clear()
                 record = self._watched(await read_record(backend, self.id), lambda: wake(loop, changed))
@@ -285,8 +291,12 @@ class TaskResult(Generic[R]):
                     return self._value(record)
                 if (wait_s := next(waits, None)) is None:
                     raise self._late(record, timeout)
+                wait.check()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), wait_s)
+
+    def _wait_in_task(self) -> WaitInTask:
+        return WaitInTask(self._runtime, self.task, [self.id])
 
     def _backend(self) -> ResultBackend:
         return self._runtime.results()

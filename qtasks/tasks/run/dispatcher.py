@@ -123,6 +123,10 @@ class Dispatcher:
         """Cancel the run of a call; False if it does not run here. May be called from any thread."""
         return self._executor.cancel_run(call_id)
 
+    def is_deadlocked(self) -> bool:
+        """See `AttemptExecutor.is_deadlocked`."""
+        return self._executor.is_deadlocked()
+
     def close(self) -> None:
         """Write the last results and release the threads, without waiting for tasks that still run. Idempotent."""
         self._executor.close()

@@ -101,6 +101,14 @@ class AttemptExecutor:
             link.stop(StopReason.CANCEL)
         return bool(links)
 
+    def is_deadlocked(self) -> bool:
+        """True if all threads wait for results of calls that wait for a thread here. May be called from any thread."""
+        links = list(self._links.items())
+        queued = {call_id for link, call_id in links if link.thread.is_waiting}
+        running = [link for link, _ in links if link.thread.is_running]
+        is_full = len(running) == self.runner.threads.size
+        return is_full and all(link.waits and all(calls <= queued for calls in link.waits) for link in running)
+
     async def _decide(self, attempt: Attempt) -> Decision:
         """Decode the arguments, run the function, and decide what its end means.
 
