@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
@@ -25,9 +25,9 @@ KEEP_ALIVE_S: Final = 75
 LINGER_S: Final = 2.0
 """Seconds that idle connections stay open at a stop. The qtasks broker closes its own after 1.5 seconds."""
 _POLL_S: Final = 0.02
-HAND_BACK_S: Final = 0.3
-"""Seconds within which requests that still run after `drain_s` are answered; the rest of them is cancelled."""
-OVERTIME_S: Final = 0.7
+SETTLE_S: Final = 0.2
+"""Seconds that the last responses may take to leave; requests without one, half sent perhaps, are cancelled then."""
+OVERTIME_S: Final = 2.0
 """Seconds that the shutdown may take after `drain_s` is over."""
 FAILED: Final = 2
 """Exit status if the server cannot start."""
@@ -36,9 +36,9 @@ FAILED: Final = 2
 class UvicornServer(uvicorn.Server):
     """Stops at the first signal, within `drain_s` and `OVERTIME_S` even if requests run; ends at once at the second.
 
-    `hand_back` is called when `drain_s` is over and requests still run: it has them answered. `is_child` is True if a
-    parent process handles Ctrl-C, which the terminal sends to both. `lingers`: see `shutdown`. `started` is called when
-    it serves, `retired` when it takes no more requests and only finishes those it has.
+    `hand_back` is called when `drain_s` is over and requests still run: it answers those that run tasks. `is_child` is
+    True if a parent process handles Ctrl-C, which the terminal sends to both. `lingers`: see `shutdown`. `started` is
+    called when it serves, `retired` when it takes no more requests and only finishes those it has.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class UvicornServer(uvicorn.Server):
         app: ASGIApp,
         *,
         drain_s: float,
-        hand_back: Callable[[], None],
+        hand_back: Callable[[], Awaitable[None]],
         started: Callable[[], None],
         retired: Callable[[], None] | None = None,
         is_child: bool = False,
@@ -61,8 +61,7 @@ class UvicornServer(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                # Without a limit one request that is never sent completely would keep the process alive for ever.
-                timeout_graceful_shutdown=drain_s,  # type: ignore[arg-type]  # declared as int, used as any number
+                timeout_graceful_shutdown=SETTLE_S,  # type: ignore[arg-type]  # declared as int, used as any number
             )
         )
         self._drain_s = drain_s
@@ -91,22 +90,21 @@ class UvicornServer(uvicorn.Server):
             if not _idle(connection):
                 connection.shutdown()  # its response is the last one on this connection
         start_s = time.monotonic()
-        linger_until_s = start_s + (min(LINGER_S, self._drain_s / 2) if self._lingers else 0)
-        while self._any_idle() and time.monotonic() < linger_until_s:  # noqa: ASYNC110 - uvicorn has no event for it
-            await asyncio.sleep(_POLL_S)
+        linger_s = min(LINGER_S, self._drain_s / 2) if self._lingers else 0
+        await _wait(lambda: not self._any_idle(), start_s + linger_s)
         if self._retired_callback is not None:
             self._retired_callback()
-        remaining_s = self._drain_s - (time.monotonic() - start_s)
-        remaining_s = max(0, remaining_s)
-        self.config.timeout_graceful_shutdown = remaining_s + HAND_BACK_S  # type: ignore[assignment]
-        drained = asyncio.get_running_loop().call_later(remaining_s, self._hand_back)
-        try:
-            await super().shutdown(sockets=sockets)
-        finally:
-            drained.cancel()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        if not await _wait(lambda: not self._any_busy(), start_s + self._drain_s):
+            await self._hand_back()
+        await super().shutdown(sockets=sockets)
 
     def _any_idle(self) -> bool:
         return any(_idle(connection) for connection in self.server_state.connections)
+
+    def _any_busy(self) -> bool:
+        return not all(_idle(connection) for connection in self.server_state.connections)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -140,6 +138,13 @@ class UvicornServer(uvicorn.Server):
 def _idle(connection: Any) -> bool:
     """True if uvicorn waits for the next request of the connection."""
     return connection.cycle is None or connection.cycle.response_complete
+
+
+async def _wait(is_over: Callable[[], bool], until_s: float) -> bool:
+    """Return when `is_over`, for which uvicorn has no event, at the latest at `until_s`; True if it is over."""
+    while not (over := is_over()) and time.monotonic() < until_s:  # noqa: ASYNC110 - as the docstring says
+        await asyncio.sleep(_POLL_S)
+    return over
 
 
 def serve(server: UvicornServer, listener: socket.socket) -> int:

@@ -176,12 +176,12 @@ class ApplicationRuntime:
             raise
         self._loop_thread = threading.get_ident()
 
-    def hand_back(self) -> None:
+    async def hand_back(self) -> None:
         """Take no more deliveries, and have the broker repeat those that run: the process ends. See `Dispatcher`."""
         with self._lock:
             dispatcher = self._dispatcher
         if dispatcher is not None:
-            dispatcher.hand_back()
+            await dispatcher.hand_back()
 
     async def leave(self) -> None:
         """End the lifespan: stop sending, wait for running tasks, then close everything."""

@@ -23,6 +23,7 @@ from qtasks.broker.server import asgi, http_protocol
 from qtasks.broker.server.asgi import RequestLimits
 from qtasks.broker.settings import BrokerSettings, DeliveryLimits
 from qtasks.cli.reloader import MIN_LIFETIME_S
+from qtasks.cli.uvicorn_server import OVERTIME_S
 from qtasks.protocol.messages import State
 from tests.support.dev import Dev
 from tests.support.hostile import Behaviour, Connection, HostileServer
@@ -126,7 +127,7 @@ def test_a_dispatcher_stops_in_time_while_clients_hold_half_a_request(folder: Pa
             half = half.replace(b"/v2/publish/http://127.0.0.1:9/", b"/qtasks/note")
             open_still.enter_context(half_a_request(dispatcher.port, half))
         dispatcher.process.send_signal(signal.SIGTERM)
-        assert ended_within(dispatcher, 1.5) == 0
+        assert ended_within(dispatcher, 0.5 + OVERTIME_S) == 0
         assert "Traceback" not in dispatcher.output
 
 
@@ -200,7 +201,7 @@ def test_a_task_that_does_not_end_holds_up_no_stop_and_goes_back_to_the_broker(
             message_id = broker.publish(dispatcher.url("hang"), envelope(1, str(marks)))
             soon(lambda: len(lines(marks)) == 1, "the task has begun")
             dispatcher.process.send_signal(signal.SIGTERM)
-            assert ended_within(dispatcher, 1.5) == 0
+            assert ended_within(dispatcher, 0.5 + OVERTIME_S) == 0
             assert "Traceback" not in dispatcher.output
         soon(lambda: broker.states(message_id)[-1] == "RETRY", "the broker knows")
 

@@ -28,7 +28,7 @@ from qtasks.tasks.send.end_callback import END_TASK
 
 log = logging.getLogger("qtasks.dispatch")
 
-HAND_BACK_S = 0.5
+HAND_BACK_S = 1.5
 """How long the responses of runs that are handed back may take: each writes to the result backend."""
 
 UNKNOWN_AFTER_MS = 10_000
@@ -106,18 +106,18 @@ class Dispatcher:
         if await self._ended(timeout_s):
             return True
         log.warning("%d tasks still run after %s s", self._running, timeout_s, extra={"action": "drain"})
-        self.hand_back()
-        await self._ended(HAND_BACK_S)
+        await self.hand_back()
         return False
 
-    def hand_back(self) -> None:
+    async def hand_back(self) -> None:
         """Take no more deliveries, and answer those that run now: the broker makes the same attempts again.
 
-        An ``async def`` is cancelled. A ``def`` may check `TaskContext.should_stop`; nothing waits for its thread. May
-        be called from any thread.
+        An ``async def`` is cancelled. A ``def`` may check `TaskContext.should_stop`; nothing waits for its thread.
+        Returns when all are answered, at the latest after `HAND_BACK_S`.
         """
         self._refuse()
         self._executor.stop_runs()
+        await self._ended(HAND_BACK_S)
 
     def cancel_run(self, call_id: str) -> bool:
         """Cancel the run of a call; False if it does not run here. May be called from any thread."""
