@@ -21,15 +21,17 @@ from qtasks.tasks.encode.pickling import Pickles
 from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.ports import ASGIApp, Connection, EmbeddedBroker
 from qtasks.tasks.results.backend import ResultBackend
+from qtasks.tasks.results.flow_plan import flow_id_of
 from qtasks.tasks.results.inquiry import Inquiries
 from qtasks.tasks.results.open_backend import open_results
 from qtasks.tasks.results.task_result import CallToCancel
 from qtasks.tasks.results.writer import ResultWriter
-from qtasks.tasks.run.cancellation import Canceller
+from qtasks.tasks.run.cancellation import Canceller, cancel_flow
 from qtasks.tasks.run.continuation import Continuation
 from qtasks.tasks.run.dispatcher import CallbackHandler, Dispatcher
 from qtasks.tasks.run.end_handler import EndHandler
 from qtasks.tasks.run.executor import AttemptExecutor
+from qtasks.tasks.run.flow_sweep import FlowSweep, FlowSweeper
 from qtasks.tasks.run.run_middleware import RunMiddleware
 from qtasks.tasks.run.runner import Runner
 from qtasks.tasks.run.thread_pool import ThreadPool
@@ -77,6 +79,7 @@ class ApplicationRuntime:
         self._results: ResultBackend | None = None
         self._pickles: Pickles | None = None
         self._inquiries: Inquiries | None = None
+        self._sweeper: FlowSweeper | None = None
         self._lifespans = 0
         """How many lifespans are open: an application may include the router twice."""
         self._served: tuple[ASGIApp, asyncio.AbstractEventLoop] | None = None
@@ -209,9 +212,10 @@ class ApplicationRuntime:
             publisher, self._publisher = self._publisher, None
             dispatcher, self._dispatcher = self._dispatcher, None
             results, self._results = self._results, None
+            sweeper, self._sweeper = self._sweeper, None
             self._settings = self._pickles = None
             self._loop_thread = None
-        close_all(*(part.close for part in (publisher, dispatcher, results) if part is not None))
+        close_all(*(part.close for part in (sweeper, publisher, dispatcher, results) if part is not None))
 
     def on_broker(
         self,
@@ -253,9 +257,15 @@ class ApplicationRuntime:
                 self._connection = self._embedded.start(app, loop)
             if not self.is_idle:
                 self.dispatcher()
+                self._start_sweeper()
             for task in self.tasks.values():
                 task.ready()  # an invalid declaration stops the start
             self._lifespans += 1
+
+    def _start_sweeper(self) -> None:
+        """Look at open flows from now on, where there are results and time passes by itself."""
+        if self._sweeper is None and isinstance(self.clock, SystemClock) and (results := self.results_or_none()):
+            self._sweeper = FlowSweeper(FlowSweep(results, self._service, self.clock), self.random)
 
     def _stop_broker(self) -> None:
         try:
@@ -345,7 +355,14 @@ class ApplicationRuntime:
         return self.clock.now_ms()
 
     def cancel_call(self, call: CallToCancel) -> bool:
-        """See `ResultAccess.cancel_call`."""
+        """See `ResultAccess.cancel_call`. The end of an open flow stands for all of it."""
+        if (results := self.results_or_none()) is not None:
+            flow = results.read(flow_id_of(call.id))
+            if flow is not None and not flow.status.is_final:
+                return cancel_flow(results, flow, self._cancel_one, now_ms=self.now_ms())
+        return self._cancel_one(call)
+
+    def _cancel_one(self, call: CallToCancel) -> bool:
         task = self.tasks.get(call.task)
         # The hosted service knows only messages. The answer of a model waits in one of which only the broker knows.
         is_llm = task is not None and task.is_llm

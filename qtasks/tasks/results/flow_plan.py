@@ -80,6 +80,11 @@ class FlowPlan:
         return list(_calls_of(self.sequence))
 
     @property
+    def all_ids(self) -> list[str]:
+        """The call ids of every record that the flow keeps, its own included."""
+        return [self.flow_id, *(call.call_id for call in self.calls)]
+
+    @property
     def end(self) -> PlannedCall:
         """The last call, for which the handle of the flow stands."""
         return _planned(self.sequence[-1])

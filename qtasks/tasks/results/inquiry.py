@@ -64,7 +64,7 @@ class Service(Protocol):
         """What the service says about a call; None if it cannot say. Raises QTasksError if it does not answer."""
         ...
 
-    def report_end(self, task: str, call_id: str, state: ServiceState, unique: str | None) -> None:
+    def report_end(self, subject: Subject, state: ServiceState) -> None:
         """Have the dispatcher end a call as the service's own report would: hooks, flow, key. Raises QTasksError."""
         ...
 
@@ -78,6 +78,8 @@ class Subject:
     call_id: str
     message_id: str | None = None
     unique: str | None = None
+    flow: str | None = None
+    """The id of the flow that the call belongs to."""
 
 
 @dataclass(slots=True)
@@ -193,7 +195,7 @@ class Inquiries:
             if state is None or state.status not in ENDED:
                 return
             if subject.task and answers.reported != state.message_id:
-                service.report_end(subject.task, subject.call_id, state, subject.unique)
+                service.report_end(subject, state)
                 answers.reported = state.message_id
         except Exception as error:  # any error: the record remains what it is
             fields = {"action": "inquiry_failed", "call_id": subject.call_id}

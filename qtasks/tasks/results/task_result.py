@@ -222,7 +222,7 @@ class TaskResult(Generic[R]):
         return self._value(record)
 
     def cancel(self) -> bool:
-        """Cancel the call, also from another process: `task.result(id).cancel()`.
+        """Cancel the call, also from another process: `task.result(id).cancel()`; for a flow, all that is left of it.
 
         No attempt begins any more. One that runs is asked to end, some seconds later if it runs in another process: an
         ``async def`` gets ``asyncio.CancelledError``, a ``def`` sees `TaskContext.should_stop`. Until it has ended the

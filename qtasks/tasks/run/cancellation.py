@@ -18,6 +18,7 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError
 from qtasks.tasks.control import BY_CALLER
 from qtasks.tasks.results.backend import Lock, ResultBackend, ResultRecord, ResultStatus
+from qtasks.tasks.results.flow_plan import FlowPlan
 from qtasks.tasks.results.task_result import CallToCancel
 from qtasks.tasks.run.lease import BRIEF_LEASE_MS, run_key
 from qtasks.tasks.run.process_id import is_gone, new_owner
@@ -122,3 +123,34 @@ class Canceller:
                 code=ErrorCode.CALL_NOT_CANCELLABLE,
             )
         return was_at_broker
+
+
+def cancel_flow(
+    results: ResultBackend, flow: ResultRecord, cancel: Callable[[CallToCancel], bool], *, now_ms: int
+) -> bool:
+    """Cancel every call of an open flow that has not ended: `cancel` those on their way, record the later ones.
+
+    The later ones first, so that a call that ends in this moment is not continued. Returns True if one was cancelled.
+    """
+    plan = FlowPlan.read(flow)
+    ended = {call: record for call in plan.calls if (record := results.read(call.call_id)) and record.status.is_final}
+    due = plan.due(call.call_id for call, record in ended.items() if record.status is ResultStatus.SUCCEEDED)
+    later_calls = [call for call in plan.calls if call not in due and call not in ended]
+    results.write([call.ended(ResultStatus.CANCELLED, BY_CALLER, now_ms) for call in later_calls])
+    on_their_way = [CallToCancel(task=call.task, id=call.call_id, is_planned=True) for call in due if call not in ended]
+    cancelled = [cancel(call) for call in on_their_way]
+    close_if_over(results, plan, now_ms=now_ms)
+    return bool(later_calls) or any(cancelled)
+
+
+def close_if_over(results: ResultBackend, plan: FlowPlan, *, now_ms: int) -> bool:
+    """Close a flow whose last call has succeeded, or of which all calls have ended. Returns True if it is over."""
+    end = results.read(plan.end.call_id)
+    if end is None or not end.status.is_final:
+        return False
+    if end.status is not ResultStatus.SUCCEEDED:
+        records = [results.read(call.call_id) for call in plan.calls]
+        if not all(record is not None and record.status.is_final for record in records):
+            return False
+    results.write([plan.record(end.status, now_ms, end.error)], (), plan.all_ids)
+    return True

@@ -111,4 +111,4 @@ class OpenFlows:
 
     def _close(self, plan: FlowPlan, end: ResultRecord) -> None:
         self._writer.record([plan.record(end.status, self._clock.now_ms(), end.error)])
-        self._writer.release([plan.flow_id, *(call.call_id for call in plan.calls)])
+        self._writer.release(plan.all_ids)

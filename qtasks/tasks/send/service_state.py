@@ -15,7 +15,7 @@ from qtasks.errors import ApiError
 from qtasks.protocol.headers import ENDED_HEADER
 from qtasks.protocol.messages import PublishOptions, State
 from qtasks.tasks.results.backend import ResultStatus
-from qtasks.tasks.results.inquiry import ServiceState
+from qtasks.tasks.results.inquiry import ServiceState, Subject
 from qtasks.tasks.send.end_callback import EndQuery, delivery_failed, dispatcher_error
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class QStashService:
         hosted = self._hosted_state(message_id or "")
         return hosted is not None and hosted.status in _OPEN
 
-    def report_end(self, task: str, call_id: str, state: ServiceState, unique: str | None) -> None:
+    def report_end(self, subject: Subject, state: ServiceState) -> None:
         """See `Service.report_end`: publish the report that the service itself would make, once for each message."""
         from qtasks.qstash.operations import publishing
 
@@ -89,11 +89,11 @@ class QStashService:
         options = PublishOptions(
             method="POST",
             content_type="application/json",
-            deduplication_id=hashlib.sha256(f"{call_id} {state.message_id} ended".encode()).hexdigest(),
+            deduplication_id=hashlib.sha256(f"{subject.call_id} {state.message_id} ended".encode()).hexdigest(),
         )
-        url = EndQuery(task, call_id, unique=unique).url(self._base_url)
-        publish = publishing.publish_raw(url, json.dumps(report).encode(), options, retry_id=None)
-        self._publisher.call(publish, f"the end of {call_id}")
+        query = EndQuery(subject.task, subject.call_id, subject.flow, unique=subject.unique)
+        publish = publishing.publish_raw(query.url(self._base_url), json.dumps(report).encode(), options, retry_id=None)
+        self._publisher.call(publish, f"the end of {subject.call_id}")
 
     def _message(self, key: str) -> Message | None:
         from qtasks.qstash import message

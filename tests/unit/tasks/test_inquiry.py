@@ -268,7 +268,7 @@ class CountingService:
         self.asked += 1
         return ServiceState(status=ResultStatus.QUEUED, message_id="msg_1")
 
-    def report_end(self, task: str, call_id: str, state: ServiceState, unique: str | None) -> None:
+    def report_end(self, subject: Subject, state: ServiceState) -> None:
         raise AssertionError("a call that waits has not ended")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from qtasks import NonRetryable, QTasks, RetryPolicy, Snooze, TaskContext, chain, group, injected
 from qtasks.broker.loops import deliverer
-from qtasks.errors import ConfigurationError, QTasksError, ResultTimeout, TaskExpired, TaskFailed
+from qtasks.errors import ConfigurationError, QTasksError, ResultTimeout, TaskCancelled, TaskExpired, TaskFailed
 from qtasks.protocol.messages import SigningKeys
 from qtasks.testing import Environment
 
@@ -241,6 +241,33 @@ def test_a_cancelled_call_is_no_longer_pending_and_does_not_run(tasks: QTasks, q
     assert qtasks.pending == []
     assert qtasks.advance(hours=2) == 0
     assert len(qtasks.sent) == 1
+
+
+def test_the_handle_of_a_flow_cancels_what_is_left_of_it(tasks: QTasks, qtasks: Environment) -> None:
+    ran: list[int] = []
+
+    @tasks.task
+    def note(number: int) -> int:
+        ran.append(number)
+        return number
+
+    @tasks.task
+    def total(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    flow = chain(group(note.s(1), note.using(delay="1h").s(2), note.using(delay="2h").s(3)), total.s()).delay()
+    qtasks.advance(minutes=1)
+    assert total.result(flow.id).cancel()  # also from its id alone
+    assert flow.cancel()
+    qtasks.advance(hours=3)
+    assert ran == [1]
+    assert qtasks.pending == []
+    with pytest.raises(TaskCancelled):
+        flow.get()
+    assert tasks.runtime.results().open_flows(1) == []
+    done = chain(note.s(4), note.s()).delay()
+    qtasks.drain()
+    assert not done.cancel()
 
 
 def test_results_are_handles_in_the_order_of_the_calls(tasks: QTasks, qtasks: Environment) -> None:
