@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from qtasks import Cancel, QTasks, RetryAfter, RetryPolicy, Snooze, TaskContext, injected
+from qtasks import Cancel, QTasks, RetryAfter, RetryPolicy, Snooze, TaskContext, TaskEvent, injected
 from qtasks.errors import (
     ArgumentsError,
     BrokerUnreachable,
@@ -187,6 +187,27 @@ async def test_a_long_run_keeps_its_lock(broker: ManualBroker, monkeypatch: pyte
                     break
                 await asyncio.sleep(0)
         assert held.owner != "other"
+
+
+async def test_a_run_that_has_ended_is_not_locked_again_while_its_hooks_run(
+    broker: ManualBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qtasks.tasks.run.lease.RENEW_S", 0.002)
+    locked: list[bool] = []
+
+    @broker.tasks.task
+    def work() -> None: ...
+
+    @work.on_success
+    async def look(event: TaskEvent) -> None:
+        await asyncio.sleep(0.02)  # several renewals
+        results, now_ms = broker.tasks.runtime.results(), broker.clock.now_ms()
+        (valid,) = await asyncio.to_thread(results.lock, [Lock(f"run:{handle.id}", "other", now_ms + 1)], now_ms=now_ms)
+        locked.append(valid.owner != "other")
+
+    handle = work.delay()
+    await broker.deliver()
+    assert locked == [False]
 
 
 async def test_a_retry_after_a_failure_runs(broker: ManualBroker) -> None:

@@ -174,3 +174,21 @@ def test_a_completion_that_runs_is_cancelled(qtasks: Environment, chat: Any, sto
     handle = chat.delay("cancel me")
     qtasks.drain()
     assert (stored, handle.status, handle.error) == ([], "cancelled", "cancelled by its caller")
+
+
+def test_a_step_of_a_flow_that_was_cancelled_does_not_ask_its_model(qtasks: Environment, tasks: QTasks) -> None:
+    model = fake_llm("yes")
+    qtasks.use_model(model)
+
+    @tasks.task
+    def fetch() -> str:
+        return "a text"
+
+    @tasks.llm(provider=openai(), model="gpt-4o-mini")
+    def summarise(text: str) -> list[ChatMessage]:
+        assert end.cancel() is True  # while the step runs, before it is the turn of the model
+        return [user(text)]
+
+    end = (fetch.s() | summarise.s()).delay()
+    qtasks.drain()
+    assert (model.asked, end.status) == ([], "cancelled")
