@@ -11,7 +11,7 @@ from typing import Any
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
-from qtasks.tasks.results.backend import Lock, ResultBackend
+from qtasks.tasks.results.backend import Lock, ResultBackend, ResultStatus
 
 log = logging.getLogger("qtasks.unique")
 
@@ -51,16 +51,23 @@ def take(
     """Try to take `lock`. Returns the id of the call that has it, or None if it was free. Raises ResultError.
 
     ``is_dead(lock, age_ms)`` is true for a call that the service has given up: its key is free. `age_ms` is how much
-    earlier than `lock` it was taken.
+    earlier than `lock` it was taken. The key of a cancelled call is free, too: who cancels it may not know the key.
     """
     (valid,) = backend.lock([lock], now_ms=now_ms)
-    if valid.owner != lock.owner and is_dead(valid, lock.until_ms - valid.until_ms):
+    if valid.owner != lock.owner and (
+        _is_cancelled(backend, valid.owner) or is_dead(valid, lock.until_ms - valid.until_ms)
+    ):
         unlock(backend, valid)
         (valid,) = backend.lock([lock], now_ms=now_ms)
     if valid.owner == lock.owner:
         return None
     log.info("not sent: call %s takes its place", valid.owner, extra={"action": "unique", "call_id": valid.owner})
     return valid.owner
+
+
+def _is_cancelled(backend: ResultBackend, call_id: str) -> bool:
+    record = backend.read(call_id)
+    return record is not None and record.status is ResultStatus.CANCELLED
 
 
 def unlock(backend: ResultBackend, lock: Lock) -> None:

@@ -136,12 +136,17 @@ async def test_a_delivery_that_comes_after_a_cancel_ends_as_cancelled_and_runs_n
     assert handle.status == "cancelled"
 
 
-async def test_a_cancel_frees_the_unique_key(broker: ManualBroker) -> None:
-    @broker.tasks.task(unique=True)
+@pytest.mark.parametrize("options", [{}, {"unique_for": "1h"}])
+async def test_a_cancel_frees_the_unique_key(broker: ManualBroker, options: dict[str, Any]) -> None:
+    @broker.tasks.task(unique=True, **options)
     def work() -> None: ...
 
     work.delay().cancel()
+    stored = work.delay()
+    assert stored.deduplicated is False
+    work.result(stored.id).cancel()
     assert work.delay().deduplicated is False
+    assert work.delay().deduplicated is True
 
 
 # --- a call that has ended
