@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 DEAD_HOSTS = 50
 SILENT_NAMES = 120
 ROUNDS = 3
-"""The best round counts: in the others, this machine may have been busy with something else."""
+"""One good round is enough: in another one this machine may have been busy with something else."""
 MESSAGES = 100
 """Due messages of each dead host."""
 
@@ -79,6 +79,10 @@ class Deliveries:
         if event.state is State.DELIVERED and event.message.id in self._waiting:
             self._waiting.pop(event.message.id).set_result(None)
 
+    @property
+    def timeouts(self) -> list[MessageEvent]:
+        return [event for event in self.ends if event.error is not None and "no connection" in event.error]
+
     async def publish(self, url: str, count: int = 1, timeout_ms: int = 900_000) -> None:
         publications = [
             publication(self._number + offset, url=url, timeout_ms=timeout_ms, now_ms=self.broker.clock.now_ms())
@@ -130,9 +134,21 @@ async def test_healthy_deliveries_keep_their_latency_beside_dead_hosts_and_silen
             await deliveries.publish(f"http://silent{number}.test/", 5)
         p99s_s = []
         for _ in range(ROUNDS):
-            latencies_s = sorted([await deliveries.deliver(healthy[number % 2]) for number in range(60)])
-            p99s_s.append(latencies_s[58])
+            latencies_s = sorted([await deliveries.deliver(healthy[number % 2]) for number in range(120)])
+            p99s_s.append(latencies_s[118])
+            if p99s_s[-1] < 0.1:
+                break
     assert min(p99s_s) < 0.1, p99s_s
     unresolved = [event for event in deliveries.ends if "silent" in event.message.url]
     assert unresolved
     assert all(event.error and event.error.startswith("interrupted, no retry is spent") for event in unresolved)
+
+
+async def test_a_new_host_is_served_beside_dead_ones_long_before_they_time_out(
+    deliveries: Deliveries, dead_urls: list[str]
+) -> None:
+    for url in dead_urls:
+        await deliveries.publish(url, MESSAGES)
+    async with HostileServer(answering(OK)) as server:
+        await deliveries.deliver(f"http://healthy.test:{server.port}/")
+    assert not deliveries.timeouts

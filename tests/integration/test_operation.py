@@ -587,7 +587,7 @@ def hostile(behave: Behaviour) -> Iterator[str]:
 
 @pytest.mark.parametrize("behave", [hang, dribble, endless], ids=["hang", "dribble", "endless"])
 def test_a_destination_that_holds_on_costs_its_own_slots_alone(tmp_path: Path, behave: Behaviour) -> None:
-    limits = DeliveryLimits(in_flight=6, per_host=4)
+    limits = DeliveryLimits(in_flight=64, per_host=4)
     broker = RunningBroker(BrokerSettings(path=str(tmp_path / "b.db"), limits=limits, drain_s=0.1))
     endpoint = Endpoint()
     with hostile(behave) as bad:

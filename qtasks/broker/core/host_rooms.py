@@ -2,7 +2,8 @@
 
 A slot is the right to have one attempt in flight. What a host may have is in proportion to the slots that are free: the
 more are in use, the fewer a further attempt finds. A host of which nothing is known gets a small proportion, one that
-answers as many as it has use for, up to its limit. A reserve is kept for hosts that answer now.
+answers as many as it has use for, up to its limit. A reserve is kept for hosts that answer now, and half of it for the
+first attempt at a host that has none in flight: it may be alive.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import Final
 
 from qtasks.broker.core.values import Rooms, Trust
 
-PER_SPARE_SLOT: Final = 0.25
+PER_SPARE_SLOT: Final = 0.125
 """How many attempts a host may have in flight for each free slot outside the reserve."""
-PER_SPARE_SLOT_IF_TRUSTED: Final = 3.0
+PER_SPARE_SLOT_IF_TRUSTED: Final = 4.0
 """The same for a host that has answered within the last minute."""
 PER_FREE_SLOT: Final = 0.5
 """How many attempts a lively host may have in flight for each free slot, the reserve included."""
@@ -36,18 +37,21 @@ class HostRooms:
         """How many more attempts `host` may have now."""
         rooms, started = self._rooms, self._started.get(host, 0)
         room = rooms.hosts.get(host, rooms.default) - started
-        free = spare = self._free - rooms.reserve
-        trust = rooms.trust.get(host, Trust.UNPROVEN)
-        if trust is Trust.LIVELY:
-            free = self._free
-        elif trust is Trust.SILENT:
-            free = min(free, self._free_for_silent)
-        if room <= 0 or free <= 0:
+        if room <= 0 or self._free <= 0:
             return 0
+        in_flight = rooms.in_flight.get(host, 0) + started
+        trust = rooms.trust.get(host, Trust.UNPROVEN)
+        free = spare = max(0, self._free - rooms.reserve)
         share = math.ceil(spare * (PER_SPARE_SLOT_IF_TRUSTED if trust in _TRUSTED else PER_SPARE_SLOT))
         if trust is Trust.LIVELY:
+            free = self._free
             share = max(share, math.ceil(free * PER_FREE_SLOT))
-        return max(0, min(room, free, share - rooms.in_flight.get(host, 0) - started))
+        elif trust is Trust.SILENT:
+            free = min(free, self._free_for_silent)
+        elif not in_flight:
+            free = max(0, self._free - rooms.reserve // 2)
+            share = max(share, 1)
+        return max(0, min(room, free, share - in_flight))
 
     def start(self, host: str) -> None:
         """An attempt at `host` starts."""

@@ -72,7 +72,7 @@ class Trust(Enum):
     """What a host has shown of itself; see `HostRooms`."""
 
     LIVELY = auto()
-    """It has answered within the last minute, and nothing waits for it. Only such hosts may take the last slots."""
+    """It has answered within the last minute, and does not let anything wait. Only such a host gets the last slots."""
     PROVEN = auto()
     """It has answered within the last minute, but not for a while: long tasks, or a host that has just died."""
     UNPROVEN = auto()
@@ -98,7 +98,7 @@ class Rooms:
     free: int = sys.maxsize
     """At all hosts together."""
     reserve: int = 0
-    """Of these, for LIVELY hosts."""
+    """Of these, for LIVELY hosts; half of it also for the first attempt at another that is not SILENT."""
     free_for_silent: int = sys.maxsize
     """Of these, at most, for SILENT hosts."""
 

@@ -17,8 +17,10 @@ RECENT_S: Final = 60.0
 """For this long after an answer a host is trusted with more slots."""
 PATIENCE_S: Final = 1.0
 """A host that answers nothing for this long, with attempts in flight, is no longer lively."""
-RESERVE: Final = 1 / 8
-"""The part of all slots that only lively hosts may take."""
+RESERVE: Final = 1 / 4
+"""The part of all slots that is kept for lively hosts, and half of it for first attempts."""
+RESERVE_FROM: Final = 16
+"""With fewer slots than this there is no reserve: each slot is worth more than a share of it."""
 FOR_SILENT: Final = 1 / 4
 """The part of all slots that silent hosts may have together."""
 MAX_HOSTS: Final = 1024
@@ -76,6 +78,7 @@ class HostLimits:
     def rooms(self) -> Rooms:
         """How many more attempts each host may have now."""
         now_s, now_ms = self._clock.monotonic(), self._clock.now_ms()
+        slots = self._limits.in_flight
         rooms: dict[str, int] = {}
         in_flight: dict[str, int] = {}
         trust: dict[str, Trust] = {}
@@ -93,8 +96,8 @@ class HostLimits:
             in_flight=in_flight,
             trust=trust,
             free=self.room,
-            reserve=int(self._limits.in_flight * RESERVE),
-            free_for_silent=max(1, int(self._limits.in_flight * FOR_SILENT)) - silent,
+            reserve=int(slots * RESERVE) if slots >= RESERVE_FROM else 0,
+            free_for_silent=max(1, int(slots * FOR_SILENT)) - silent,
         )
 
     def next_probe_ms(self) -> int | None:

@@ -89,9 +89,11 @@ async def test_the_bounded_response_finds_the_parts_of_aiohttp_that_it_uses() ->
 
 
 def test_the_transport_finds_the_options_of_aiohttp_that_it_sets() -> None:
+    in_aiohttp(aiohttp.BytesPayload, "write_with_length", "qtasks.broker.transport.http_transport")
+    in_aiohttp(aiohttp.BytesIOPayload, "write_with_length", "qtasks.broker.transport.http_transport")
     session = inspect.signature(aiohttp.ClientSession.__init__).parameters
     connector = inspect.signature(aiohttp.TCPConnector.__init__).parameters
     for option in ("response_class", "auto_decompress", "read_bufsize", "max_line_size", "max_field_size"):
         assert option in session, f"aiohttp {aiohttp.__version__} has changed: ClientSession has no option {option}"
-    for option in ("resolver", "use_dns_cache", "limit", "limit_per_host", "keepalive_timeout"):
+    for option in ("resolver", "use_dns_cache", "limit", "limit_per_host", "keepalive_timeout", "force_close"):
         assert option in connector, f"aiohttp {aiohttp.__version__} has changed: TCPConnector has no option {option}"
