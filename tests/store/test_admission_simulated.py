@@ -158,13 +158,13 @@ class Simulation:
         message_id = self.chance.choice(sorted(self.active))
         claim = self.active.pop(message_id)
         del self.crashes[message_id]
-        event = self.chance.choice([Trigger.SUCCEED, Trigger.SUCCEED, Trigger.RETRY, Trigger.FAIL])
+        event = self.chance.choice([Trigger.SUCCEED, Trigger.SUCCEED, Trigger.RETRY, Trigger.INTERRUPT, Trigger.FAIL])
         if event is Trigger.RETRY and claim.message.retried >= 2:
             event = Trigger.FAIL
         settled = self.store.end(claim, event, after_ms=self.chance.choice([0, 500, 3000]))
         self.left_key(claim)
         self.called(message_id, settled.created)
-        if event is not Trigger.RETRY or message_id in self.cancelling:
+        if event not in (Trigger.RETRY, Trigger.INTERRUPT) or message_id in self.cancelling:
             self.finished(message_id)
 
     def left_key(self, claim: Claim) -> None:
