@@ -88,7 +88,7 @@ class Embedded:
         with self._guard:
             if self._running is None:
                 self._running = _RunningBroker(self, app, loop)
-                atexit.register(self.stop)
+                atexit.register(self._stop_at_exit)
             elif loop is not None:
                 self._running.serve(app, loop)
             return self._running.connection()
@@ -98,8 +98,12 @@ class Embedded:
         with self._guard:
             running, self._running = self._running, None
         if running is not None:
-            atexit.unregister(self.stop)
+            atexit.unregister(self._stop_at_exit)
             running.stop()
+
+    def _stop_at_exit(self) -> None:
+        with contextlib.suppress(KeyboardInterrupt):  # whoever does not want to wait need not see where it waited
+            self.stop()
 
 
 class LoopThread:
@@ -126,8 +130,12 @@ class LoopThread:
         return self.submit(work).result(timeout_s)
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start `work` on the loop."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
+        """Start `work` on the loop. Raises RuntimeError after `stop`."""
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self.loop)
+        except RuntimeError:
+            work.close()
+            raise
 
     def stop(self) -> None:
         """Cancel all remaining tasks, then end the thread.

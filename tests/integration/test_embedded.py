@@ -17,7 +17,7 @@ from fastapi import Depends, FastAPI
 from qtasks import Embedded, QTasks, TaskContext, injected
 from qtasks.broker.events import MessageEvent
 from qtasks.broker.loops import deliverer
-from qtasks.errors import StoreLocked
+from qtasks.errors import BrokerUnreachable, StoreLocked
 from qtasks.protocol.messages import SigningKeys, State
 
 PATIENCE_S = 10.0
@@ -227,6 +227,24 @@ async def test_the_end_of_an_application_hands_back_what_runs_and_its_next_start
         work.may_end.set()
     assert (work.attempts, work.failures) == ([1, 1], 0)
     tasks.close()
+
+
+def test_a_call_made_after_the_end_of_the_home_is_told_so(tmp_path: Path) -> None:
+    home = Embedded(tmp_path / "tasks.db")
+    with QTasks(embedded=home) as tasks:
+        task = tasks.task(name="work")(lambda: None)
+        task.delay().get(timeout=PATIENCE_S)
+        home._stop_at_exit()
+        with pytest.raises(BrokerUnreachable, match="the embedded broker has stopped"):
+            task.delay()
+
+
+def test_ctrl_c_at_the_end_of_the_process_ends_the_wait_without_a_traceback() -> None:
+    class Impatient(Embedded):
+        def stop(self) -> None:
+            raise KeyboardInterrupt
+
+    Impatient(":memory:")._stop_at_exit()
 
 
 def test_a_second_process_is_told_who_holds_the_file_and_what_to_do(tmp_path: Path, tasks: QTasks) -> None:
