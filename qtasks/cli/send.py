@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
+import time
+import urllib.request
 from typing import Any, Final
 
 import click
 
 from qtasks.error_codes import ErrorCode
-from qtasks.errors import ArgumentsError, ResultTimeout, TaskFailed
+from qtasks.errors import ArgumentsError, ConfigurationError, ResultTimeout, TaskFailed, did_you_mean
+from qtasks.protocol import signing
 from qtasks.tasks.app import QTasks
+from qtasks.tasks.run.dispatcher import NAMES_TASK
+from qtasks.tasks.settings import Settings
 
 _NEGATIVE: Final = re.compile(r"-\d.*")
+_ASK_TIMEOUT_S: Final = 2.0
+_MAX_NAMES: Final = 1024 * 1024
 _POSITIONAL: Final = "\0"
 """Marks an argument that looks like an option; no argument of a process can contain this character."""
 
@@ -39,7 +47,8 @@ class _SendCommand(click.Command):
 def command(task: str, args: tuple[str, ...], kwargs_text: str, delay: str | None, wait: bool, timeout: float) -> None:
     """Send a call of TASK with ARGS to the configured broker, or to the `qtasks dev` that runs in this folder.
 
-    Each of ARGS is read as JSON if it is valid JSON (2, true, '"2"', '[1, 2]'), otherwise as text.
+    Each of ARGS is read as JSON if it is valid JSON (2, true, '"2"', '[1, 2]'), otherwise as text. Nothing is sent if
+    the application answers that it has no such task.
     """
     tasks = QTasks()
 
@@ -50,6 +59,7 @@ def command(task: str, args: tuple[str, ...], kwargs_text: str, delay: str | Non
     kwargs = _read_kwargs(kwargs_text)
     call = unknown.using(delay=delay) if delay is not None else unknown
     with tasks:
+        _check_name(task, _names(tasks.runtime.settings()))
         result = call.delay(*map(_read_argument, args), **kwargs)
         click.echo(f"{result.message_id}  {result.id}", err=wait)
         if wait:
@@ -57,6 +67,33 @@ def command(task: str, args: tuple[str, ...], kwargs_text: str, delay: str | Non
                 click.echo(json.dumps(result.get(timeout=timeout), ensure_ascii=False, default=repr))
             except (TaskFailed, ResultTimeout) as error:
                 raise click.ClickException(str(error)) from None
+
+
+def _names(settings: Settings) -> list[str] | None:
+    """The names of the tasks of the running application; None if it cannot be asked from here."""
+    try:
+        keys, base_url = settings.receiver()
+    except ConfigurationError:  # the signing keys are not known here
+        return None
+    url = f"{base_url}/{NAMES_TASK}"
+    token = signing.sign(keys.current, url=url, body=b"", now_s=int(time.time()), jti=f"jwt_{secrets.token_hex(16)}")
+    request = urllib.request.Request(url, data=b"", headers={"Upstash-Signature": token}, method="POST")  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=_ASK_TIMEOUT_S) as response:  # noqa: S310 - settings check the URL
+            names = json.loads(response.read(_MAX_NAMES))
+    except (OSError, ValueError):  # it does not run, or is older
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def _check_name(task: str, names: list[str] | None) -> None:
+    """Raise ArgumentsError for a task that is not among `names`; None: they are not known."""
+    if names is not None and task not in names:
+        raise ArgumentsError(
+            f"there is no task {task!r}{did_you_mean(task, names)}",
+            details={"known": ", ".join(names) or "none"},
+            code=ErrorCode.TASK_UNKNOWN,
+        )
 
 
 def _read_argument(text: str) -> Any:

@@ -78,8 +78,9 @@ class Subject:
     call_id: str
     message_id: str | None = None
     unique: str | None = None
+    """The unique key that it locks until it has ended, if that is known here."""
     flow: str | None = None
-    """The id of the flow that the call belongs to."""
+    """The flow that it belongs to, if that is known here."""
 
 
 @dataclass(slots=True)

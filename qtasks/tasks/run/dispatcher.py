@@ -6,6 +6,7 @@ For security, nothing is parsed before the signature is verified, and nothing ru
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -30,6 +31,9 @@ log = logging.getLogger("qtasks.dispatch")
 
 HAND_BACK_S = 1.5
 """How long the responses of runs that are handed back may take: each writes to the result backend."""
+
+NAMES_TASK = "_tasks"
+"""The name in the URL of a signed request that is answered with the names of the tasks, as a JSON list."""
 
 UNKNOWN_AFTER_MS = 10_000
 """The first wait for a task that a newer deployment may know; each further wait is four times as long."""
@@ -82,6 +86,8 @@ class Dispatcher:
             token = self._verify(delivery).jti
         except SignatureError as error:
             return self._untrusted(delivery, error)
+        if delivery.task == NAMES_TASK:
+            return DispatchResponse.of_result(json.dumps(sorted(self._tasks)).encode())
         if self._drained is not None:
             return DispatchResponse.draining()
         is_end = delivery.task == END_TASK and self._end_handler is not None

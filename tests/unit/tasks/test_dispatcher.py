@@ -231,6 +231,11 @@ async def test_a_body_without_an_id_has_one_of_its_message(harness: Harness) -> 
 # --- answers to what goes wrong
 
 
+async def test_the_names_of_the_tasks_are_for_signed_requests_only(harness: Harness) -> None:
+    assert json.loads((await harness.deliver("_tasks", b"")).body) == sorted(TASKS.tasks)
+    assert (await harness.deliver("_tasks", b"", signature="")).status == 401
+
+
 @pytest.mark.parametrize("task", ["fail", "fail_async"])
 @pytest.mark.parametrize(
     ("raised", "status", "text", "code"),
