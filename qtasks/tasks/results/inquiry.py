@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 from qtasks.clock import Clock
 from qtasks.tasks.results.backend import ResultBackend, ResultRecord, ResultStatus
+from qtasks.tasks.results.flow_plan import FlowPlan, flow_id_of
 
 log = logging.getLogger("qtasks.result")
 
@@ -30,6 +31,9 @@ MAX_CALLS: Final = 10_000
 
 MAX_FLOWS: Final = 1_000
 """Open flows that are searched for a call that the service does not know: its turn may come."""
+
+MAX_MEMBERS: Final = 20
+"""Calls of an open flow that are asked about at once."""
 
 MAX_THREADS: Final = 4
 """Questions of waiting handles at the same time."""
@@ -158,12 +162,15 @@ class Inquiries:
 
         threading.Thread(target=work, name="qtasks-inquiry", daemon=True).start()
 
-    def _is_outdated(self, state: ServiceState, call_id: str, record: ResultRecord | None) -> bool:
+    def _is_outdated(self, service: Service, state: ServiceState, call_id: str, record: ResultRecord | None) -> bool:
         """True if an answer says nothing: the record is newer, or the turn of the unknown call comes later."""
         results = self._results()
         if state.status in ENDED:  # the call may have ended, or gone on, between the record and the answer
             return results.read(call_id) != record
-        return state.status is ResultStatus.UNKNOWN and _is_planned(results, call_id)
+        if state.status is not ResultStatus.UNKNOWN or (flow := _open_flow(results, call_id)) is None:
+            return False
+        _report_dead_calls(service, results, flow)
+        return True
 
     def _is_overdue(self, record: ResultRecord | None) -> bool:
         if record is None:
@@ -190,7 +197,7 @@ class Inquiries:
             service = self._service()
             message_id = record.message_id if record is not None else subject.message_id
             state = service.state_of(subject.call_id, message_id)
-            if state is not None and self._is_outdated(state, subject.call_id, record):
+            if state is not None and self._is_outdated(service, state, subject.call_id, record):
                 state = None
             answers.state, answers.record = state, record
             if state is None or state.status not in ENDED:
@@ -207,6 +214,23 @@ class Inquiries:
             answers.asking.release()
 
 
-def _is_planned(results: ResultBackend, call_id: str) -> bool:
-    """True if an open flow has the call: its message is sent later."""
-    return any(f'"{call_id}"' in (flow.value or "") for flow in results.open_flows(MAX_FLOWS))
+def _open_flow(results: ResultBackend, call_id: str) -> ResultRecord | None:
+    """The record of the open flow that has a call, whose message is sent later; None if there is none."""
+    flow = results.read(flow_id_of(call_id))
+    if flow is not None and not flow.status.is_final:
+        return flow
+    return next((flow for flow in results.open_flows(MAX_FLOWS) if f'"{call_id}"' in (flow.value or "")), None)
+
+
+def _report_dead_calls(service: Service, results: ResultBackend, flow: ResultRecord) -> None:
+    """Have the dispatcher end the calls of a flow that are dead at the service: those after them wait for nothing."""
+    plan = FlowPlan.read(flow)
+    records = {call.call_id: results.read(call.call_id) for call in plan.calls}
+    succeeded = [key for key, record in records.items() if record and record.status is ResultStatus.SUCCEEDED]
+    for call in plan.due(succeeded)[:MAX_MEMBERS]:
+        record = records[call.call_id]
+        if record is not None and record.status.is_final:
+            continue
+        state = service.state_of(call.call_id, None if record is None else record.message_id)
+        if state is not None and state.status in ENDED:
+            service.report_end(Subject(call.task, call.call_id, flow=flow.call_id), state)

@@ -156,6 +156,20 @@ def test_a_unique_key_of_a_call_that_waits_is_taken(broker: SimulatedBroker, tas
     assert once.delay().id == first.id
 
 
+def test_a_flow_whose_call_is_dead_ends_though_nothing_was_reported(
+    broker: SimulatedBroker, app: Deployment, work: SyncTask[..., int], failures: list[TaskEvent]
+) -> None:
+    app.outcome, app.reports_arrive = LOST, False
+    handle = chain(work.s(1), work.s(), work.s()).delay()
+    broker.run()
+    app.reports_arrive = True
+    assert not handle.is_finished
+    broker.run()
+    assert handle.status is ResultStatus.FAILED
+    assert "the connection was cut before an answer" in (handle.error or "")
+    assert len(failures) == 1
+
+
 def test_a_success_is_not_asked_about(broker: SimulatedBroker, work: SyncTask[..., int]) -> None:
     handle = work.delay(7)
     broker.run()
