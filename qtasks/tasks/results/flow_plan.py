@@ -103,6 +103,18 @@ class FlowPlan:
             kept=not status.is_final,
         )
 
+    def closed(self, records: Iterable[ResultRecord], now_ms: int) -> ResultRecord | None:
+        """The last record of the flow if it is over, by the records of its calls; None while it is open.
+
+        It is over when its last call has succeeded (then the record of that call is enough), or all calls have ended.
+        """
+        ended = {record.call_id: record for record in records if record.status.is_final}
+        if (end := ended.get(self.end.call_id)) is None:
+            return None
+        if end.status is not ResultStatus.SUCCEEDED and any(call.call_id not in ended for call in self.calls):
+            return None
+        return self.record(end.status, now_ms, end.error)
+
     def after(self, call_id: str) -> list[PlannedCall]:
         """The calls that are not sent before the call `call_id` has succeeded."""
         return _after(self.sequence, call_id) or []

@@ -145,12 +145,8 @@ def cancel_flow(
 
 def close_if_over(results: ResultBackend, plan: FlowPlan, *, now_ms: int) -> bool:
     """Close a flow whose last call has succeeded, or of which all calls have ended. Returns True if it is over."""
-    end = results.read(plan.end.call_id)
-    if end is None or not end.status.is_final:
-        return False
-    if end.status is not ResultStatus.SUCCEEDED:
-        records = [results.read(call.call_id) for call in plan.calls]
-        if not all(record is not None and record.status.is_final for record in records):
-            return False
-    results.write([plan.record(end.status, now_ms, end.error)], (), plan.all_ids)
-    return True
+    records = (results.read(call.call_id) for call in plan.calls)
+    closed = plan.closed((record for record in records if record is not None), now_ms)
+    if closed is not None:
+        results.write([closed], (), plan.all_ids)
+    return closed is not None

@@ -85,30 +85,26 @@ class OpenFlows:
             flow = await self.read(flow_id)
             if flow is None:  # pruned long ago: nothing else would release the record of the call
                 self._writer.release([call_id])
-            elif flow.end is None or not await self._is_over(flow):
-                return
+            elif (closed := await self._closed(flow)) is not None:
+                self._writer.record([closed])
+                self._writer.release(flow.plan.all_ids)
             else:
-                self._close(flow.plan, flow.end)
+                return
             await self._writer.flush()
         except ResultError:
             log.exception("a flow could not be closed", extra={"action": "flow_open", "call_id": call_id})
 
-    async def _is_over(self, flow: RecordedFlow) -> bool:
+    async def _closed(self, flow: RecordedFlow) -> ResultRecord | None:
+        """The last record of a flow that is over; None while it is open."""
         if flow.end is None or not flow.end.status.is_final:
-            return False
-        if flow.end.status is ResultStatus.SUCCEEDED:
-            return True
-        for call in flow.plan.calls:
-            record = await self._writer.read(call.call_id)
-            if record is None or not record.status.is_final:
-                return False
-        return True
+            return None  # as for most calls: the others need not be read
+        records = [flow.end]
+        if flow.end.status is not ResultStatus.SUCCEEDED:
+            others = [await self._writer.read(call.call_id) for call in flow.plan.calls]
+            records = [record for record in others if record is not None]
+        return flow.plan.closed(records, self._clock.now_ms())
 
     async def _has_ended_otherwise(self, call: PlannedCall) -> bool:
         """True if the call has ended without a result."""
         record = await self._writer.read(call.call_id)
         return record is not None and record.status.is_final and record.status is not ResultStatus.SUCCEEDED
-
-    def _close(self, plan: FlowPlan, end: ResultRecord) -> None:
-        self._writer.record([plan.record(end.status, self._clock.now_ms(), end.error)])
-        self._writer.release(plan.all_ids)

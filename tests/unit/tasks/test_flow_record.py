@@ -13,19 +13,22 @@ from qtasks.errors import BrokerUnreachable, PartlyRefused, ResultError, TaskFai
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.results.backend import ResultBackend, ResultRecord, ResultStatus
 from qtasks.tasks.results.flow_plan import FlowPlan, flow_id_of
+from qtasks.tasks.results.redis import RedisResults
 from qtasks.tasks.results.task_result import TaskResult
 from qtasks.tasks.run.decision import Decision
 from qtasks.tasks.task import Task
+from tests.support.results import BACKENDS, place_for_results
 from tests.unit.tasks.manual_broker import ManualBroker, SentMessage
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(params=["memory", "sqlite"])
-def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ManualBroker]:
-    made = ManualBroker(results="memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/r.db")
-    yield made
-    made.close()
+def broker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ManualBroker]:
+    with place_for_results(request.param, tmp_path, monkeypatch) as url:
+        made = ManualBroker(results=url, result_ttl="1h")
+        yield made
+        made.close()
 
 
 @pytest.fixture
@@ -107,6 +110,26 @@ async def test_a_flow_is_recorded_before_it_is_sent_and_its_calls_say_so(
     await run(broker)
     assert handle.get(timeout=1) == 6
     assert flow_record(broker, handle).status == "succeeded"
+    assert (kept_calls(broker, handle), results(broker).open_flows(10)) == (0, [])
+
+
+@pytest.mark.parametrize("broker", BACKENDS, indirect=True)
+async def test_a_member_that_ends_days_after_the_others_still_starts_the_body(
+    broker: ManualBroker, add: Task[..., int], total: Task[..., int]
+) -> None:
+    handle = (group(add.s(1), add.using(delay="3d").s(2)) | total.s()).delay()
+    alone = add.delay(1)
+    late = broker.messages.pop(1)
+    await run(broker)
+    for _ in range(3):
+        broker.clock.advance(24 * 60 * 60 * 1000)
+        add.delay(0)
+        await run(broker)  # a write, with which old records are deleted
+    if not isinstance(results(broker), RedisResults):  # Redis deletes by its own clock
+        assert results(broker).read(alone.id) is None
+    await broker.deliver(late)
+    await run(broker)
+    assert handle.get(timeout=1) == 3
     assert (kept_calls(broker, handle), results(broker).open_flows(10)) == (0, [])
 
 
