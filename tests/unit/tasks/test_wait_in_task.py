@@ -11,6 +11,7 @@ import pytest
 from qtasks import Embedded, QTasks, group
 from qtasks.errors import ResultError, TaskFailed
 from qtasks.tasks.results import wait_in_task
+from qtasks.tasks.results.wait_in_task import WaitInTask
 
 PATIENCE_S = 20.0
 
@@ -61,10 +62,20 @@ def test_a_wait_for_a_group_that_needs_the_same_thread_fails_too(
 
 
 def test_a_wait_for_a_call_that_needs_no_thread_ends_and_is_logged_once(
-    tasks: QTasks, caplog: pytest.LogCaptureFixture
+    tasks: QTasks, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    checked, check = threading.Event(), WaitInTask.check
+
+    def check_and_note(wait: WaitInTask) -> None:
+        check(wait)
+        checked.set()
+
+    monkeypatch.setattr(WaitInTask, "check", check_and_note)
+
     @tasks.task
     async def inner() -> int:
+        await asyncio.to_thread(checked.wait, PATIENCE_S)
+        checked.clear()
         return 1
 
     @tasks.task
