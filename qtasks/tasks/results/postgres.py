@@ -66,7 +66,7 @@ ON CONFLICT (call_id) DO UPDATE SET
     message_id = excluded.message_id, status = excluded.status, attempt = excluded.attempt,
     updated_ms = excluded.updated_ms, value = excluded.value, error = excluded.error, progress = excluded.progress,
     kept = r.kept OR (excluded.kept AND r.status <> 'succeeded')
-WHERE r.status || ' ' || excluded.status NOT IN ({_REFUSED})
+WHERE excluded.status = 'succeeded' OR r.status || ' ' || excluded.status NOT IN ({_REFUSED})
 """  # noqa: S608 - the pairs are constants
 _RELEASE = "UPDATE qtasks_results SET kept = FALSE WHERE call_id = %s AND kept"
 _SELECT = """

@@ -64,7 +64,7 @@ ON CONFLICT (call_id) DO UPDATE SET
     message_id = excluded.message_id, status = excluded.status, attempt = excluded.attempt,
     updated_ms = excluded.updated_ms, value = excluded.value, error = excluded.error, progress = excluded.progress,
     kept = results.kept OR (excluded.kept AND results.status <> 'succeeded')
-WHERE results.status || ' ' || excluded.status NOT IN ({_REFUSED})
+WHERE excluded.status = 'succeeded' OR results.status || ' ' || excluded.status NOT IN ({_REFUSED})
 """  # noqa: S608 - the pairs are constants
 _RELEASE = "UPDATE results SET kept = 0 WHERE call_id = ? AND kept"
 _SELECT = """
