@@ -142,6 +142,8 @@ class Decision:
     """The result as text, JSON or a pickle."""
     action: str = ""
     """The word for this end in the log, where the status is not specific enough."""
+    owes_hooks: bool = False
+    """True for a duplicate of a failure whose process died before it had called the failure hooks."""
 
     @classmethod
     def succeeded(cls, result: str) -> Decision:
@@ -199,9 +201,17 @@ class Decision:
         status: ResultStatus = ResultStatus.QUEUED,
         result: str | None = None,
         note: str = "",
+        owes_hooks: bool = False,
     ) -> Decision:
         """Another delivery of the call runs it or has ended it: `status`, `result` and `note` are the recorded ones."""
-        return cls(kind=DecisionKind.DUPLICATE, response=response, status=status, result=result, note=note)
+        return cls(
+            kind=DecisionKind.DUPLICATE,
+            response=response,
+            status=status,
+            result=result,
+            note=note,
+            owes_hooks=owes_hooks,
+        )
 
     @classmethod
     def never(cls, context: TaskContext, note: str, code: str) -> Decision:

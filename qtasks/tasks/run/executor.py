@@ -21,7 +21,6 @@ from qtasks.tasks.control import BY_CALLER, MAX_RETRY_AFTER_MS, REQUESTS, Cancel
 from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.results.backend import Lock, ResultStatus
 from qtasks.tasks.results.writer import ResultWriter
-from qtasks.tasks.run import hook_debt
 from qtasks.tasks.run.attempt import Attempt
 from qtasks.tasks.run.continuation import RETRY_AFTER_MS, Continuation
 from qtasks.tasks.run.decision import (
@@ -210,60 +209,69 @@ class AttemptExecutor:
 
     async def _conclude(self, attempt: Attempt, decision: Decision) -> DispatchResponse:
         """Record, report, notify, continue the flow, and respond."""
-        if decision.kind is not DecisionKind.DUPLICATE:
-            spent_s, now_ms = self._clock.monotonic() - attempt.began_s, self._clock.now_ms()
-            debt = await self._debt(attempt, decision, now_ms)
+        if decision.kind is DecisionKind.FAILED:
+            return await self._fail(attempt, decision)
+        if decision.kind is DecisionKind.DUPLICATE:
+            if decision.status is ResultStatus.FAILED:
+                return await self._failed_before(attempt, decision)
+        else:
+            spent_s = self._clock.monotonic() - attempt.began_s
             if decision.kind is not DecisionKind.REPUBLISHED:  # recorded before its message was sent
-                await self._record(attempt, decision, now_ms)
-            if attempt.envelope.flow or attempt.flow_id is not None:
+                await self._record(attempt, decision, self._clock.now_ms())
+            if self._is_in_flow(attempt):
                 await self._continuation.abandon(attempt, decision)
-            report(attempt, decision, spent_s)
-            if attempt.overrun is not None:
-                attempt.overrun.add_done_callback(partial(report_overrun, attempt))
+            self._report(attempt, decision, spent_s)
             await notify(self._hooks_of(attempt), attempt, decision, self.runner.threads)
-            if decision.kind is DecisionKind.FAILED:
-                self._pay(debt)
-                return decision.response.with_header(ENDED_HEADER, "true")
-        elif decision.status is ResultStatus.FAILED:
-            return await self._failed_before(attempt, decision)
         if attempt.envelope.flow and decision.result is not None:
             return await self._continuation.send_next(attempt, decision.result, decision.response)
         return decision.response
 
+    async def _fail(self, attempt: Attempt, decision: Decision) -> DispatchResponse:
+        """End a call as failed. Its hooks are called before anybody can read that: who waits for it finds them done.
+
+        Until then the record says that it is running, with its error. If the process dies meanwhile, the next delivery
+        of the message, or the report of its end, goes on from there.
+        """
+        spent_s = self._clock.monotonic() - attempt.began_s
+        if any(hooks.failure for hooks in self._hooks_of(attempt)):
+            self._writer.record(attempt.records(ResultStatus.RUNNING, self._clock.now_ms(), error=decision.note))
+            await self._writer.flush()
+        self._report(attempt, decision, spent_s)
+        await notify(self._hooks_of(attempt), attempt, decision, self.runner.threads)
+        await self._record(attempt, decision, self._clock.now_ms())
+        if self._is_in_flow(attempt):
+            await self._continuation.abandon(attempt, decision)
+        return decision.response.with_header(ENDED_HEADER, "true")
+
+    async def _failed_before(self, attempt: Attempt, decision: Decision) -> DispatchResponse:
+        """Respond for a call whose failure is recorded; do what a process that died after that has left."""
+        failure = replace(decision, kind=DecisionKind.FAILED)
+        if decision.owes_hooks:
+            with contextlib.suppress(QTasksError):  # a report of an end has no arguments
+                attempt.arguments = attempt.task.codec.decode(attempt.envelope)
+            await notify(self._hooks_of(attempt), attempt, failure, self.runner.threads)
+            await self._record(attempt, failure, self._clock.now_ms())
+        if self._is_in_flow(attempt):
+            await self._continuation.abandon(attempt, failure)
+        return decision.response.with_header(ENDED_HEADER, "true")
+
     def _hooks_of(self, attempt: Attempt) -> Sequence[Hooks]:
         return attempt.task.hooks, self._hooks
 
-    async def _debt(self, attempt: Attempt, decision: Decision, now_ms: int) -> Lock | None:
-        """The lock that says that failure hooks are owed, if the call has failed and has some."""
-        is_owing = decision.kind is DecisionKind.FAILED and any(hooks.failure for hooks in self._hooks_of(attempt))
-        return await hook_debt.owe(self._writer, attempt.context, now_ms) if is_owing else None
+    def _is_in_flow(self, attempt: Attempt) -> bool:
+        return bool(attempt.envelope.flow) or attempt.flow_id is not None
 
-    def _pay(self, debt: Lock | None) -> None:
-        if debt is not None:
-            self._writer.unlock([debt])
-            self._writer.flush_soon()
-
-    async def _failed_before(self, attempt: Attempt, decision: Decision) -> DispatchResponse:
-        """Respond for a call whose failure is recorded; do what a process that died after the record may have left."""
-        failure = replace(decision, kind=DecisionKind.FAILED)
-        if attempt.envelope.flow or attempt.flow_id is not None:
-            await self._continuation.abandon(attempt, failure)
-        debt = await hook_debt.owed(self._writer, attempt.context, self._clock.now_ms())
-        if debt is None:
-            return decision.response
-        with contextlib.suppress(QTasksError):  # a report of an end has no arguments
-            attempt.arguments = attempt.task.codec.decode(attempt.envelope)
-        await notify(self._hooks_of(attempt), attempt, failure, self.runner.threads)
-        self._pay(debt)
-        return decision.response.with_header(ENDED_HEADER, "true")
+    def _report(self, attempt: Attempt, decision: Decision, spent_s: float) -> None:
+        report(attempt, decision, spent_s)
+        if attempt.overrun is not None:
+            attempt.overrun.add_done_callback(partial(report_overrun, attempt))
 
     async def _record(self, attempt: Attempt, decision: Decision, now_ms: int) -> None:
         """Record the state of the call and end its lease, in one write."""
         if attempt.envelope.unique is not None:
             await self._keep_or_free_unique(attempt, decision, attempt.envelope.unique)
-        # The lease of an overrun lasts until its thread ends; that of a failure, until its hooks were called.
-        is_over = attempt.overrun is None and decision.kind is not DecisionKind.FAILED
-        locks = self._leases.released(attempt.context.call_id) if is_over else ()
+        # The lease of an overrun lasts until its thread ends.
+        locks = self._leases.released(attempt.context.call_id) if attempt.overrun is None else ()
         self._writer.record(attempt.records(decision.status, now_ms, decision.result, decision.note or None))
         self._writer.unlock(locks)
         await self._writer.flush()

@@ -79,8 +79,7 @@ def next_step(
     status = None if state.record is None else state.record.status
     if status is ResultStatus.CANCELLED or (status is ResultStatus.CANCELLING and "run" not in taken):
         return DeliveryStep.CANCEL, None
-    # After a failure the lease goes on until the hooks were called.
-    is_over = status is not ResultStatus.FAILED or "run" not in taken
+    is_over = "run" not in taken or (status is not None and status.is_final)
     if is_over and (response := _recorded_response(state.record, context)) is not None:
         return DeliveryStep.RESPOND, response
     run_lock = state.locks[0]
@@ -108,11 +107,16 @@ def _recorded_response(record: ResultRecord | None, context: TaskContext) -> Dis
         return None
     if record.status is ResultStatus.SUCCEEDED:
         response = DispatchResponse.of_result(shown(record.value or "null"))
-    elif record.status is ResultStatus.FAILED and _is_redelivery(record, context):
+    elif (record.status is ResultStatus.FAILED or _owes_hooks(record)) and _is_redelivery(record, context):
         response = DispatchResponse.failure(record.error or "", ErrorCode.TASK_FAILED)
     else:
         return None
     return response.with_header(*DUPLICATE_HEADER)
+
+
+def _owes_hooks(record: ResultRecord) -> bool:
+    """True if the call has failed, and its process calls the failure hooks or died before it had done that."""
+    return record.status is ResultStatus.RUNNING and record.error is not None
 
 
 def _is_redelivery(record: ResultRecord, context: TaskContext) -> bool:
@@ -250,8 +254,14 @@ class RunLeases:
         response = response if attempt.refused is None else attempt.refused(response)
         if record is None or not is_recorded:
             return Decision.duplicate(response)
-        result = record.value if record.status is ResultStatus.SUCCEEDED else None
-        return Decision.duplicate(response, status=record.status, result=result, note=record.error or "")
+        owes_hooks = _owes_hooks(record)
+        return Decision.duplicate(
+            response,
+            status=ResultStatus.FAILED if owes_hooks else record.status,
+            result=record.value if record.status is ResultStatus.SUCCEEDED else None,
+            note=record.error or "",
+            owes_hooks=owes_hooks,
+        )
 
     async def _unlock(self, locks: Sequence[Lock]) -> None:
         if locks:
