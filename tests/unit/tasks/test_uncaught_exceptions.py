@@ -199,6 +199,15 @@ async def test_a_hook_that_panics_changes_nothing(
 # --- what does not come from the task goes on
 
 
+@pytest.fixture
+def python_handles_ctrl_c() -> Iterator[None]:
+    """Python's own handler, which a process in the background of a shell does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_handles_ctrl_c")
 def test_ctrl_c_on_the_thread_of_a_server_without_a_handler_ends_it(broker: ManualBroker) -> None:
     @broker.tasks.task
     async def long() -> None:
@@ -213,6 +222,7 @@ def test_ctrl_c_on_the_thread_of_a_server_without_a_handler_ends_it(broker: Manu
     loop.close()
 
 
+@pytest.mark.usefixtures("python_handles_ctrl_c")
 def test_ctrl_c_ends_a_server_that_asyncio_runs(broker: ManualBroker) -> None:
     @broker.tasks.task
     async def long() -> None:
