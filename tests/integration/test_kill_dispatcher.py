@@ -41,7 +41,7 @@ def lines(file: Path) -> list[str]:
 
 def test_every_call_that_a_kill_cut_is_done_again_at_once_with_no_attempt_spent(tmp_path: Path) -> None:
     (tmp_path / "tasks.py").write_text(TASKS)
-    limits = ("--in-flight", str(CALLS), "--per-host", str(CALLS))
+    limits = ("--in-flight", str(3 * CALLS), "--per-host", str(CALLS))
     with BrokerServer(tmp_path, "--db", "broker.db", *limits).started() as broker:
         with Dispatcher(tmp_path, broker=broker, QTASKS_RESULTS="").started() as dispatcher:
             variables = environment(**dispatcher.variables)

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from qtasks.broker.core.interruptions import max_open_claims
 from qtasks.broker.core.rules import Stage, Trigger
 from qtasks.broker.core.values import Claim
 from qtasks.broker.store.verbs import flow_control, queues
-from qtasks.broker.store.verbs.claim import MAX_OPEN_CLAIMS
 from qtasks.protocol.messages import FlowControl, Message, PublishOptions
 from tests.support.broker import ACCOUNT
 from tests.support.store import InlineStore
+
+RETRIES = 2
 
 QUEUES = ("q1", "q2")
 KEYS = ("k1", "k2")
@@ -98,7 +100,7 @@ class Simulation:
             self.number,
             queue=queue,
             not_before_ms=self.store.now_ms + delay_ms,
-            max_retries=2,
+            max_retries=RETRIES,
             options=PublishOptions(flow_control=flow, callback=called),
         )
         self.open.add(message_id)
@@ -114,7 +116,7 @@ class Simulation:
     def claimed(self, claims: list[Claim]) -> None:
         """Messages were claimed. Those that the broker did not survive have become dead letters."""
         for message_id in sorted(self.open):
-            if self.crashes[message_id] == MAX_OPEN_CLAIMS and self.store.stage(message_id) is Stage.FAILED:
+            if self.crashes[message_id] == max_open_claims(RETRIES) and self.store.stage(message_id) is Stage.FAILED:
                 self.finished(message_id)
         for claim in claims:
             self.started(claim)

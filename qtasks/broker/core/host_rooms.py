@@ -15,8 +15,10 @@ from qtasks.broker.core.values import Rooms, Trust
 
 PER_SPARE_SLOT: Final = 0.125
 """How many attempts a host may have in flight for each free slot outside the reserve."""
+PER_SPARE_SLOT_IF_ALONE: Final = 1.0
+"""The same while no other host has an attempt in flight: its first tasks may take long."""
 PER_SPARE_SLOT_IF_TRUSTED: Final = 4.0
-"""The same for a host that has answered within the last minute."""
+"""The same for a host that has answered within the last hour."""
 PER_FREE_SLOT: Final = 0.5
 """How many attempts a lively host may have in flight for each free slot, the reserve included."""
 
@@ -31,6 +33,7 @@ class HostRooms:
         self._started: dict[str, int] = {}
         self._free = rooms.free
         self._free_for_silent = rooms.free_for_silent
+        self._in_flight = sum(rooms.in_flight.values())
         self._turns = {host: turn for turn, host in enumerate(rooms.hosts)}
 
     def of(self, host: str) -> int:
@@ -42,7 +45,7 @@ class HostRooms:
         in_flight = rooms.in_flight.get(host, 0) + started
         trust = rooms.trust.get(host, Trust.UNPROVEN)
         free = spare = max(0, self._free - rooms.reserve)
-        share = math.ceil(spare * (PER_SPARE_SLOT_IF_TRUSTED if trust in _TRUSTED else PER_SPARE_SLOT))
+        share = math.ceil(spare * self._per_spare_slot(trust, is_alone=in_flight == self._in_flight))
         if trust is Trust.LIVELY:
             free = self._free
             share = max(share, math.ceil(free * PER_FREE_SLOT))
@@ -57,7 +60,13 @@ class HostRooms:
         """An attempt at `host` starts."""
         self._started[host] = self._started.get(host, 0) + 1
         self._free -= 1
+        self._in_flight += 1
         self._free_for_silent -= self._rooms.trust.get(host) is Trust.SILENT
+
+    def _per_spare_slot(self, trust: Trust, *, is_alone: bool) -> float:
+        if trust in _TRUSTED:
+            return PER_SPARE_SLOT_IF_TRUSTED
+        return PER_SPARE_SLOT_IF_ALONE if is_alone and trust is not Trust.SILENT else PER_SPARE_SLOT
 
     def turn(self, host: str) -> int:
         """The place of `host` in the line: the host whose last attempt is the longest ago is first."""

@@ -18,10 +18,15 @@ from qtasks.protocol.messages import Headers, Message, Response
 
 QUICK_FOR_MS: Final = 60_000
 """For this long a prefix that refuses is probed at least twice a second."""
-PATIENCE_MS: Final = 1_000
+PATIENCE_MS: Final = 250
 """After this time a probe without an answer holds nobody up: twice as many messages may start beside it."""
 NOTED_EVERY_MS: Final = 60_000
 """The log of a message gets at most one interruption in this time."""
+
+CRASHED_FROM_CLAIMS: Final = 2
+"""A message with this many claims in a row that no outcome followed is next tried while no other such one runs."""
+MOST_OPEN_CLAIMS: Final = 10
+"""However many retries a message has, it is not sent any more after this many claims in a row without an outcome."""
 
 _PAUSE_MS: Final = (50, 500, 5_000)
 """Pauses between two probes: the first, the longest in the first minute, the longest of all."""
@@ -106,6 +111,14 @@ def assess(message: Message, outcome: Response | Failure, situation: Situation, 
     elif is_proxy and situation.cuts and now_ms - since_ms > QUICK_FOR_MS:
         due_ms = now_ms  # the next probe is another message: behind a proxy, this one could be what ends the process
     return Assessment(sign, counts=False, due_ms=due_ms, is_cut=is_cut)
+
+
+def max_open_claims(max_retries: int) -> int:
+    """After how many claims in a row that the broker did not survive a message with these retries is a dead letter.
+
+    The first ones prove nothing, because others were in flight too; each later one counts as a failed attempt.
+    """
+    return min(CRASHED_FROM_CLAIMS + 1 + max_retries, MOST_OPEN_CLAIMS)
 
 
 def probe_pause_ms(down_ms: int) -> int:

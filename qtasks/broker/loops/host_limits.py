@@ -13,8 +13,8 @@ from qtasks.broker.settings import DeliveryLimits
 from qtasks.clock import Clock
 from qtasks.protocol.messages import Response
 
-RECENT_S: Final = 60.0
-"""For this long after an answer a host is trusted with more slots."""
+RECENT_S: Final = 60.0 * 60.0
+"""For this long after an answer a host is trusted with more slots. Tasks that take long are no sign of death."""
 PATIENCE_S: Final = 1.0
 """A host that answers nothing for this long, with attempts in flight, is no longer lively."""
 RESERVE: Final = 1 / 4
@@ -96,7 +96,8 @@ class HostLimits:
             in_flight=in_flight,
             trust=trust,
             free=self.room,
-            reserve=int(slots * RESERVE) if slots >= RESERVE_FROM else 0,
+            # What one host alone may have is not in the reserve.
+            reserve=max(0, min(int(slots * RESERVE), slots - self._limits.per_host)) if slots >= RESERVE_FROM else 0,
             free_for_silent=max(1, int(slots * FOR_SILENT)) - silent,
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Final
 
 from qtasks.errors import ResultTimeout
 from qtasks.tasks.context import current_context
@@ -83,14 +84,18 @@ class Waits(ResultWatchers):
             wait.wake()
 
 
+UNTIL_THE_END_MS: Final = 100 * 366 * 24 * 60 * 60 * 1000
+"""Longer than a test advances its clock."""
+
+
 class EnvironmentResults(MemoryResults):
-    """Results in memory of a test. They are deleted after the application's `result_ttl`, on the clock of the test."""
+    """Results in memory of a test. They are kept until its end, or for as long as `keep_for` says."""
 
     def __init__(self) -> None:
-        super().__init__(ttl_ms=0)  # until the settings are read: nothing is written before
+        super().__init__(ttl_ms=UNTIL_THE_END_MS)
 
     def keep_for(self, ttl_ms: int) -> None:
-        """Delete finished records `ttl_ms` after their last change."""
+        """From now on, delete finished records `ttl_ms` after their last change, on the clock of the test."""
         self._ttl_ms = ttl_ms
 
     def found(self, key: str) -> ResultRecord | None:

@@ -71,11 +71,11 @@ def test_a_host_has_room_for_its_limit_less_what_is_in_flight_in_all_its_lots() 
 # -- what a host has shown -------------------------------------------------------------------------------------------
 
 
-def test_a_host_is_lively_for_a_minute_after_its_answer(hosts: Hosts) -> None:
+def test_a_host_is_lively_for_an_hour_after_its_answer(hosts: Hosts) -> None:
     assert hosts.trust("a:80") is Trust.UNPROVEN
     hosts.attempt("a:80", OK)
     assert hosts.trust("a:80") is Trust.LIVELY
-    hosts.advance(60)
+    hosts.advance(3600)
     assert hosts.trust("a:80") is Trust.LIVELY
     hosts.advance(1)
     assert hosts.trust("a:80") is Trust.UNPROVEN
@@ -150,11 +150,17 @@ def test_idle_hosts_are_forgotten_beyond_a_limit_and_busy_ones_never(
 # -- fair turns ------------------------------------------------------------------------------------------------------
 
 
+def test_a_new_host_that_is_the_only_one_has_half_of_what_is_free(hosts: Hosts) -> None:
+    """Its first tasks may take long, and nobody else needs the slots."""
+    assert hosts.fill("a:80") == 96
+
+
 def test_a_busy_host_reaches_its_full_limit_as_soon_as_it_has_answered(hosts: Hosts) -> None:
+    hosts.limits.start("other:80")
     assert hosts.fill("a:80") == 22
     hosts.limits.end("a:80", OK, started_s=0)
     hosts.fill("a:80")
-    assert hosts.limits.in_flight == 128
+    assert hosts.limits.in_flight == 128 + 1
 
 
 def test_a_host_with_long_tasks_keeps_its_full_limit(hosts: Hosts) -> None:
@@ -176,13 +182,13 @@ def test_no_number_of_dead_hosts_takes_the_slots_that_a_lively_one_needs(hosts: 
 def test_two_dead_hosts_leave_slots_to_hosts_that_are_new(hosts: Hosts) -> None:
     hosts.fill("dead1:80")
     hosts.fill("dead2:80")
-    assert hosts.fill("new:80") >= 11
+    assert hosts.fill("new:80") >= 10
 
 
-@pytest.mark.parametrize("dead", [50, 60])
+@pytest.mark.parametrize("dead", [40, 50])
 def test_a_host_that_is_new_or_was_idle_has_a_first_attempt_beside_many_dead_hosts(hosts: Hosts, dead: int) -> None:
     hosts.attempt("idle:80", OK)
-    hosts.advance(3600)
+    hosts.advance(2 * 3600)
     for number in range(dead):
         hosts.fill(f"dead{number}:80")
     assert hosts.fill("idle:80") == 1

@@ -546,7 +546,7 @@ async def test_a_message_that_ends_the_broker_three_times_is_a_dead_letter_and_i
     world: World,
 ) -> None:
     world.answer = hang
-    await world.publish(10, options=PLAIN)
+    await world.publish(10, options=PLAIN, max_retries=0)
     assert world.in_flight == 10
     await world.crash()
     await world.settle()

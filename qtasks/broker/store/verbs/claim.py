@@ -11,7 +11,13 @@ from typing import Any, Final, NamedTuple, cast
 import apsw
 
 from qtasks.broker.core import lots
-from qtasks.broker.core.interruptions import NOTED_EVERY_MS, UNTROUBLED, WITH_DISPATCHER, Situation
+from qtasks.broker.core.interruptions import (
+    NOTED_EVERY_MS,
+    UNTROUBLED,
+    WITH_DISPATCHER,
+    Situation,
+    max_open_claims,
+)
 from qtasks.broker.core.rules import TRANSITIONS, Stage, Transition, Trigger
 from qtasks.broker.core.values import Claim, ClaimBatch, Rooms
 from qtasks.broker.store.verbs import admission, rows
@@ -24,10 +30,8 @@ from qtasks.protocol.messages import Message, State
 SCAN_LIMIT: Final = 512
 """Messages that one claim reads at most. It moves those that may not start out of the way of later claims."""
 CORRUPT: Final = "corrupt: the stored message no longer matches its checksum; it was not sent"
-MAX_OPEN_CLAIMS: Final = 3
-"""After this many attempts that the broker did not survive, a message is not sent any more."""
 CRASH_LOOP: Final = (
-    f"crash_loop: the broker ended {MAX_OPEN_CLAIMS} times in a row during an attempt of this message, the last time"
+    "crash_loop: the broker ended {} times in a row during an attempt of this message, the last time"
     " with no other such message in flight; it is not sent any more"
 )
 
@@ -219,8 +223,9 @@ class _Claims:
         if candidate.checksum != rows.checksum(row, candidate.body):
             self._fail_unsent(seq, account, TRANSITIONS[stage, Trigger.CORRUPT], CORRUPT)
             return
-        if candidate.open_claims >= MAX_OPEN_CLAIMS:
-            self._fail_unsent(seq, account, TRANSITIONS[stage, Trigger.CRASH_LOOP], CRASH_LOOP)
+        if candidate.open_claims >= max_open_claims(row.max_retries):
+            error = CRASH_LOOP.format(candidate.open_claims)
+            self._fail_unsent(seq, account, TRANSITIONS[stage, Trigger.CRASH_LOOP], error)
             return
         message = rows.unpack_message(row, candidate.body)
         token = candidate.claim_token + 1

@@ -7,7 +7,7 @@ from typing import Final
 import apsw
 
 from qtasks.broker.core import lots
-from qtasks.broker.core.interruptions import Sign, has_dispatcher
+from qtasks.broker.core.interruptions import CRASHED_FROM_CLAIMS, Sign, has_dispatcher
 from qtasks.broker.core.message_builder import callbacks_of_attempt
 from qtasks.broker.core.rules import FINAL, TRANSITIONS, Stage, Trigger
 from qtasks.broker.core.values import Publication, Recovery, Settled, Settlement
@@ -19,8 +19,6 @@ from qtasks.broker.store.verbs.rows import fetch
 from qtasks.protocol import wire
 from qtasks.protocol.messages import Message, Response, State
 
-CRASHED_FROM_CLAIMS: Final = 2
-"""A message with this many claims in a row that no outcome followed is next tried while no other such one runs."""
 INTERRUPTED: Final = "the broker stopped during this attempt; it is made again"
 
 _END_ATTEMPT: Final = (
