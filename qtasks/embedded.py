@@ -102,7 +102,7 @@ class Embedded:
             running.stop()
 
     def _stop_at_exit(self) -> None:
-        with contextlib.suppress(KeyboardInterrupt):  # whoever does not want to wait need not see where it waited
+        with contextlib.suppress(KeyboardInterrupt):  # a user who does not want to wait need not see where it waited
             self.stop()
 
 

@@ -66,7 +66,7 @@ class EventPrinter:
     def print_event(self, event: MessageEvent) -> None:
         """Print one event. The start of an attempt is not printed, only its end.
 
-        End callbacks are printed only if they fail: they are no work of the application.
+        End callbacks are printed only if they fail: they are not work of the application.
         """
         described = (
             self._describe_end_callback(event) if self._is_end_callback(event.message) else self._describe(event)

@@ -21,7 +21,7 @@ class StopReason(Enum):
     """Why a run is asked to end before its time is up."""
 
     DRAIN = auto()
-    """The process ends. Nobody waits for the run any more: the call runs again."""
+    """The process ends. The run is not waited for any more: the call runs again."""
     CANCEL = auto()
     """The call was cancelled."""
 

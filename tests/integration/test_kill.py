@@ -26,8 +26,9 @@ import apsw
 import pytest
 from qstash import Receiver
 
+from qtasks.broker.core.interruptions import CRASHED_FROM_CLAIMS
 from qtasks.broker.core.rules import Stage
-from qtasks.broker.store.verbs.settle import CRASHED_FROM_CLAIMS, INTERRUPTED
+from qtasks.broker.store.verbs.settle import INTERRUPTED
 from qtasks.protocol import signing
 from qtasks.protocol.development import USERS
 from qtasks.protocol.messages import State

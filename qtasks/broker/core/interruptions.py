@@ -19,7 +19,7 @@ from qtasks.protocol.messages import Headers, Message, Response
 QUICK_FOR_MS: Final = 60_000
 """For this long a prefix that refuses is probed at least twice a second."""
 PATIENCE_MS: Final = 250
-"""After this time a probe without an answer holds nobody up: twice as many messages may start beside it."""
+"""After this time a probe without an answer does not hold up the others: twice as many messages may start beside it."""
 NOTED_EVERY_MS: Final = 60_000
 """The log of a message gets at most one interruption in this time."""
 
@@ -43,7 +43,7 @@ class Sign(Enum):
 
     NONE = auto()
     ANSWERS = auto()
-    """Whatever it answered: something alive is there."""
+    """It answered, with any status: something alive is there."""
     REFUSES = auto()
 
 

@@ -14,7 +14,7 @@ from qtasks.clock import Clock
 from qtasks.protocol.messages import Response
 
 RECENT_S: Final = 60.0 * 60.0
-"""For this long after an answer a host is trusted with more slots. Tasks that take long are no sign of death."""
+"""For this long after an answer a host is trusted with more slots. A host with long tasks is not dead."""
 PATIENCE_S: Final = 1.0
 """A host that answers nothing for this long, with attempts in flight, is no longer lively."""
 RESERVE: Final = 1 / 4

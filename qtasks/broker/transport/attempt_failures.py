@@ -3,7 +3,7 @@
 The blame decides whether the attempt counts (docs/protocol.md 4.7):
 
 * `interrupted`: the connection was refused, or ended before the head of a response. A response that breaks off in its
-  body is no interruption: its status has arrived, so the endpoint has answered;
+  body is not an interruption: its status has arrived, so the endpoint has answered;
 * silence until a deadline is an ordinary failure, also while connecting;
 * not `attempted`: this machine lacks something (descriptors, memory, ports, threads), or no name server answers.
 """

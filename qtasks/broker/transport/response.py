@@ -40,7 +40,7 @@ _WITHOUT_BODY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 _HEAD_BUDGET = 1024 * 1024
 """Bytes accepted until the head of the response has been checked; parts of the body arrive with it."""
 _CLOSED_AT_REUSE_S = 1.0
-"""An end of a kept connection that comes later, in seconds, is no answer to an idle connection: work was lost."""
+"""An end of a kept connection that comes later, in seconds, is not about an idle connection: work was lost."""
 _WIRE_FACTOR = 2
 """Bytes accepted for each byte of the body limit: enough for every body in chunks of six bytes or more."""
 

@@ -254,7 +254,7 @@ def chord(members: Group | Iterable[Signature[Any] | Group | Chain], body: Signa
 
 
 def _iterated(members: Any) -> Iterable[Any]:
-    """Members in one argument; what is no iterable is refused later, with its name."""
+    """Members in one argument; a value that is not iterable is refused later, with its name."""
     return members if isinstance(members, Iterable) and not isinstance(members, BaseTask) else (members,)
 
 

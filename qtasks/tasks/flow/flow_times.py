@@ -70,5 +70,5 @@ AT_ONCE: Final = FlowTimes()
 
 
 def earliest(*moments_ms: int | None) -> int | None:
-    """The earliest of some moments; None is no moment."""
+    """The earliest of some moments; None is left out."""
     return min((moment_ms for moment_ms in moments_ms if moment_ms is not None), default=None)

@@ -69,7 +69,7 @@ class Service(Protocol):
         ...
 
     def report_end(self, subject: Subject, state: ServiceState) -> None:
-        """Have the dispatcher end a call as the service's own report would: hooks, flow, key. Raises QTasksError."""
+        """Let the dispatcher end a call as the service's own report would: hooks, flow, key. Raises QTasksError."""
         ...
 
 
@@ -223,7 +223,7 @@ def _open_flow(results: ResultBackend, call_id: str) -> ResultRecord | None:
 
 
 def _report_dead_calls(service: Service, results: ResultBackend, flow: ResultRecord) -> None:
-    """Have the dispatcher end the calls of a flow that are dead at the service: those after them wait for nothing."""
+    """Let the dispatcher end the calls of a flow that are dead at the service: those after them wait for nothing."""
     plan = FlowPlan.read(flow)
     records = {call.call_id: results.read(call.call_id) for call in plan.calls}
     succeeded = [key for key, record in records.items() if record and record.status is ResultStatus.SUCCEEDED]

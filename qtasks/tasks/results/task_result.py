@@ -86,7 +86,7 @@ class CallToCancel:
     """Its call id, or the id of one of its messages."""
     message_id: str | None = None
     locks: Sequence[Lock] = ()
-    """The lock of a unique call. If it is not known here, whoever ends the call frees it."""
+    """The lock of a unique call. If it is not known here, the process that ends the call frees it."""
     is_planned: bool = False
     """True for a call of a flow: it may be sent later, even if nothing is known of it now."""
 

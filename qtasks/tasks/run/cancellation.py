@@ -1,10 +1,10 @@
 """Cancelling a call: at the broker, in the results, and where it runs.
 
-A call waits at the broker or runs in some process; which of the two changes at any moment. Whoever runs a call has its
-lock (see `lease`), so the lock decides: whoever cancels a call tries to take it. With the lock nothing runs, and the
-call is recorded as cancelled: a later delivery finds that record and does not run. Without the lock the call is
-recorded as cancelling. The process that runs it reads this with the next renewal of its lock, or is told at once if it
-is this process; it stops the run and records how it ended.
+A call waits at the broker or runs in some process; which of the two changes at any moment. The process that runs
+a call has its lock (see `lease`), so the lock decides: the canceller tries to take it. With the lock nothing runs, and
+the call is recorded as cancelled: a later delivery finds that record and does not run. Without the lock the call is
+recorded as cancelling. The process that runs it reads this with the next renewal of its lock, or at once if it is this
+process; it stops the run and records how it ended.
 """
 
 from __future__ import annotations

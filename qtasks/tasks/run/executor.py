@@ -227,7 +227,7 @@ class AttemptExecutor:
         return decision.response
 
     async def _fail(self, attempt: Attempt, decision: Decision) -> DispatchResponse:
-        """End a call as failed. Its hooks are called before anybody can read that: who waits for it finds them done.
+        """End a call as failed. Its hooks are called before the failure can be read: a waiting caller finds them done.
 
         Until then the record says that it is running, with its error. If the process dies meanwhile, the next delivery
         of the message, or the report of its end, goes on from there.

@@ -74,11 +74,11 @@ class FlowSweep:
         if close_if_over(self._results, plan, now_ms=now_ms):
             return
         records = {call: self._results.read(call.call_id) for call in plan.calls}
-        known = [record for record in records.values() if record is not None]
-        quiet_ms = now_ms - max(record.updated_ms for record in (flow, *known))
+        recorded = [record for record in records.values() if record is not None]
+        quiet_ms = now_ms - max(record.updated_ms for record in (flow, *recorded))
         if quiet_ms < QUIET_MS:
             return
-        due = plan.due(record.call_id for record in known if record.status is ResultStatus.SUCCEEDED)
+        due = plan.due(record.call_id for record in recorded if record.status is ResultStatus.SUCCEEDED)
         for call in due:
             record = records[call]
             if record is None or not record.status.is_final:

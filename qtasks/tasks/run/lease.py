@@ -85,7 +85,7 @@ def next_step(
     run_lock = state.locks[0]
     after_ms = min(LEASE_MS, max(1000, math.ceil((run_lock.until_ms - now_ms) / 1000) * 1000))
     if "jti" in taken and "run" not in taken:
-        # It counts: whoever repeats every request would otherwise have a failing task run for ever.
+        # It counts: a client that repeats every request would otherwise let a failing task run for ever.
         return DeliveryStep.RESPOND, DispatchResponse.later(
             "this request was received before", ErrorCode.CALL_RUNNING_ELSEWHERE, after_ms=after_ms
         )

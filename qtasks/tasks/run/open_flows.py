@@ -1,7 +1,7 @@
 """The records of flows in the dispatcher: later calls end when one fails, and a flow that is over keeps nothing.
 
 A flow is over when its last call has succeeded, or when every call of it has ended: the members of a group beside one
-that failed still run to their ends. A call that fails and succeeds later, because somebody sent its dead letter again,
+that failed still run to their ends. A call that fails and succeeds later, because its dead letter was sent again,
 reopens the flow: its later calls are queued again.
 """
 

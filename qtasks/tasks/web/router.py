@@ -115,7 +115,7 @@ class TaskEndpoint:
 def _ends_with_the_server(cancellation: asyncio.CancelledError) -> bool:
     """True if the server cancels the request because it stops, as uvicorn says in the text of the cancellation.
 
-    Whoever else cancels a request, such as a time limit in a middleware, would do so again at each delivery.
+    Any other code that cancels a request, such as a time limit in a middleware, would do so again at each delivery.
     """
     return any("shutdown" in str(argument) for argument in cancellation.args)
 

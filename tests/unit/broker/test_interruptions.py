@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from qtasks.broker.core.interruptions import PATIENCE_MS
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.ports import DeliveryRequest, Failure
 from qtasks.broker.settings import DeliveryLimits
@@ -163,7 +164,7 @@ async def test_the_next_probes_start_beside_one_that_takes_long(world: World) ->
     world.answer = work
     running = []
     for _ in range(6):
-        await world.pass_time(1_000)
+        await world.pass_time(PATIENCE_MS)
         running.append(world.in_flight)
     assert running == [1, 3, 7, 15, 20, 20]
 

@@ -40,7 +40,7 @@ def report_end_of(
 ) -> tuple[Message, ...]:
     """As `report_end`, for the message `seq`, which ends outside an attempt; `error` says why.
 
-    Its row may be damaged, because nobody has compared it with its checksum.
+    Its row may be damaged, because it was not compared with its checksum.
     """
     row = db.execute(
         f"SELECT {rows.MESSAGE_COLUMNS} FROM messages m WHERE m.seq = ? AND m.end_callback IS NOT NULL", (seq,)

@@ -233,5 +233,5 @@ def recover(db: apsw.Connection, *, now_ms: int) -> Recovery:
 
 
 def hand_back(db: apsw.Connection) -> None:
-    """The broker stops in an orderly way: the attempts in flight are no sign that a message crashes it."""
+    """The broker stops in an orderly way: the attempts in flight do not show that a message crashes it."""
     db.execute(f"UPDATE messages SET open_claims = open_claims - 1 WHERE stage = {Stage.ACTIVE} AND open_claims > 0")
