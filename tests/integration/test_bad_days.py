@@ -185,10 +185,13 @@ class BadDays:
 
     def dead_urls(self) -> list[str]:
         """The URLs of the dead letters of this application."""
-        host = f"127.0.0.1:{self.port}"
-        letters = self.broker.ask("GET", f"/v2/dlq?host={host}").json["messages"]
-        assert len(letters) < 100, "one page"
-        return [letter["url"] for letter in letters]
+        urls: list[str] = []
+        cursor = ""
+        while True:
+            page = self.broker.ask("GET", f"/v2/dlq?cursor={cursor}").json
+            urls += [letter["url"] for letter in page["messages"]]
+            if (cursor := page.get("cursor", "")) == "":
+                return [url for url in urls if f":{self.port}/" in url]
 
     def close(self) -> None:
         for process in (self.dispatcher.process, self.broker.process):

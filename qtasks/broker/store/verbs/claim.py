@@ -223,7 +223,7 @@ class _Claims:
         if candidate.checksum != rows.checksum(row, candidate.body):
             self._fail_unsent(seq, account, TRANSITIONS[stage, Trigger.CORRUPT], CORRUPT)
             return
-        if candidate.open_claims >= max_open_claims(row.max_retries):
+        if candidate.open_claims >= max_open_claims(row.max_retries) and lots.parse(candidate.lot).is_crashed:
             error = CRASH_LOOP.format(candidate.open_claims)
             self._fail_unsent(seq, account, TRANSITIONS[stage, Trigger.CRASH_LOOP], error)
             return
