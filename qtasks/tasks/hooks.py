@@ -35,9 +35,9 @@ class Hooks:
     A hook is a ``def`` (run in a thread) or an ``async def`` and takes one `TaskEvent`. It runs when the end is
     recorded, so that a hook cannot cause a finished task to run again, and before the broker gets the response. The
     handle of a failed call shows the failure after the failure hooks. If the process dies before the response, the call
-    is delivered again. With a result store, failure hooks that were not called to their end are called then, and other
-    hooks may not be called; without one, hooks may be called twice. An exception of a hook is logged and changes
-    nothing.
+    is delivered again. With a result store, failure hooks are called then, once more if the process died between them
+    and the record of the failure, and other hooks may not be called; without one, hooks may be called twice. An
+    exception of a hook is logged and changes nothing.
     """
 
     def __init__(self) -> None:

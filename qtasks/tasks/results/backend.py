@@ -69,6 +69,11 @@ class ResultRecord:
     kept: bool = False
     """True while a flow needs the record: it is not pruned until it is released."""
 
+    @property
+    def owes_hooks(self) -> bool:
+        """True if the call has failed, and its process calls the failure hooks or died before that was recorded."""
+        return self.status is ResultStatus.RUNNING and self.error is not None
+
     def __post_init__(self) -> None:
         """Escape what no backend can store in `error`, which contains texts of any origin."""
         if self.error is not None:

@@ -51,11 +51,12 @@ def take(
     """Try to take `lock`. Returns the id of the call that has it, or None if it was free. Raises ResultError.
 
     ``is_dead(lock, age_ms)`` is true for a call that the service has given up: its key is free. `age_ms` is how much
-    earlier than `lock` it was taken. The key of a cancelled call is free, too: who cancels it may not know the key.
+    earlier than `lock` it was taken. The key of a cancelled call is free, too: who cancels it may not know the key. So
+    is that of a failed one whose hooks are being called.
     """
     (valid,) = backend.lock([lock], now_ms=now_ms)
     if valid.owner != lock.owner and (
-        _is_cancelled(backend, valid.owner) or is_dead(valid, lock.until_ms - valid.until_ms)
+        _has_ended(backend, valid.owner) or is_dead(valid, lock.until_ms - valid.until_ms)
     ):
         unlock(backend, valid)
         (valid,) = backend.lock([lock], now_ms=now_ms)
@@ -65,9 +66,9 @@ def take(
     return valid.owner
 
 
-def _is_cancelled(backend: ResultBackend, call_id: str) -> bool:
+def _has_ended(backend: ResultBackend, call_id: str) -> bool:
     record = backend.read(call_id)
-    return record is not None and record.status is ResultStatus.CANCELLED
+    return record is not None and (record.status is ResultStatus.CANCELLED or record.owes_hooks)
 
 
 def unlock(backend: ResultBackend, lock: Lock) -> None:

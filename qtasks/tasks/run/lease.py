@@ -107,16 +107,11 @@ def _recorded_response(record: ResultRecord | None, context: TaskContext) -> Dis
         return None
     if record.status is ResultStatus.SUCCEEDED:
         response = DispatchResponse.of_result(shown(record.value or "null"))
-    elif (record.status is ResultStatus.FAILED or _owes_hooks(record)) and _is_redelivery(record, context):
+    elif (record.status is ResultStatus.FAILED or record.owes_hooks) and _is_redelivery(record, context):
         response = DispatchResponse.failure(record.error or "", ErrorCode.TASK_FAILED)
     else:
         return None
     return response.with_header(*DUPLICATE_HEADER)
-
-
-def _owes_hooks(record: ResultRecord) -> bool:
-    """True if the call has failed, and its process calls the failure hooks or died before it had done that."""
-    return record.status is ResultStatus.RUNNING and record.error is not None
 
 
 def _is_redelivery(record: ResultRecord, context: TaskContext) -> bool:
@@ -254,13 +249,12 @@ class RunLeases:
         response = response if attempt.refused is None else attempt.refused(response)
         if record is None or not is_recorded:
             return Decision.duplicate(response)
-        owes_hooks = _owes_hooks(record)
         return Decision.duplicate(
             response,
-            status=ResultStatus.FAILED if owes_hooks else record.status,
+            status=ResultStatus.FAILED if record.owes_hooks else record.status,
             result=record.value if record.status is ResultStatus.SUCCEEDED else None,
             note=record.error or "",
-            owes_hooks=owes_hooks,
+            owes_hooks=record.owes_hooks,
         )
 
     async def _unlock(self, locks: Sequence[Lock]) -> None:
