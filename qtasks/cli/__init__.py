@@ -14,7 +14,7 @@ from qtasks.errors import QTasksError, did_you_mean
 
 _COMMANDS: Final = {
     "dev": ("qtasks.cli.dev", "Run a broker and your application for development, in one terminal."),
-    "broker": ("qtasks.cli.broker", "Run the QStash-compatible server, or manage its tokens."),
+    "broker": ("qtasks.cli.broker.serve", "Run the QStash-compatible server, or manage its tokens."),
     "run": ("qtasks.cli.run", "Run your tasks as a production server."),
     "send": ("qtasks.cli.send", "Send a call of a task by its name."),
     "tasks": ("qtasks.cli.tasks", "List the tasks of an application."),

@@ -178,5 +178,5 @@ async def _until_stopped(stop: asyncio.Event, broker: Broker, application: Reloa
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
     if broker.store.broken.is_set():
-        raise StoreError("the store failed; start again once the disk works")
+        raise StoreError(broker.store.failure or "the store failed")
     return supervising.result() if app_ended else 0

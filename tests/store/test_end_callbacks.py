@@ -11,7 +11,8 @@ from qtasks.broker.core.message_builder import retry_of_dead_letter
 from qtasks.broker.core.rules import Evaluation, Stage, Trigger
 from qtasks.broker.core.values import MessageCriteria, Settlement
 from qtasks.broker.ports import Failure
-from qtasks.broker.store.verbs import cancel, dead_letters, queries, queues, settle
+from qtasks.broker.store.verbs import cancel, dead_letters, queues, settle
+from qtasks.broker.store.verbs.reads import queries
 from qtasks.protocol import expressions
 from qtasks.protocol.messages import Message, PublishOptions, Redaction, Response, State
 from tests.support.broker import ACCOUNT

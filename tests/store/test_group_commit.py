@@ -15,7 +15,7 @@ from qtasks.broker.store import group_commit
 from qtasks.broker.store.connection import connect
 from qtasks.broker.store.group_commit import QUICK_S
 from qtasks.broker.store.sqlite import SqliteStore
-from qtasks.broker.store.verbs import queries
+from qtasks.broker.store.verbs.reads import queries
 from qtasks.errors import StoreError, StoreFull
 from tests.support.broker import ACCOUNT, START_MS, VirtualClock, publication
 

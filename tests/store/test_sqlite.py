@@ -12,7 +12,8 @@ import pytest
 from qtasks.broker.core.values import Rooms
 from qtasks.broker.store.connection import connect
 from qtasks.broker.store.sqlite import SqliteStore
-from qtasks.broker.store.verbs import cancel, queries
+from qtasks.broker.store.verbs import cancel
+from qtasks.broker.store.verbs.reads import queries
 from qtasks.errors import SchemaTooNew, StoreError, StoreLocked
 from tests.support.broker import ACCOUNT, START_MS, VirtualClock, publication
 

@@ -11,7 +11,8 @@ from qtasks.broker.core.rules import Evaluation, Trigger
 from qtasks.broker.core.values import AccountCredentials, Claim, DeadLetterCriteria, LogCriteria, Rooms, Settlement
 from qtasks.broker.ports import Failure
 from qtasks.broker.store.connection import connect
-from qtasks.broker.store.verbs import accept, accounts, admission, cancel, claim, queries, settle
+from qtasks.broker.store.verbs import accept, accounts, admission, cancel, claim, settle
+from qtasks.broker.store.verbs.reads import queries
 from qtasks.protocol.messages import (
     DEDUPLICATION_WINDOW_MS,
     FlowControl,

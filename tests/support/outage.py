@@ -16,7 +16,8 @@ from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.ports import DeliveryRequest, Failure
 from qtasks.broker.settings import DeliveryLimits
 from qtasks.broker.store.sqlite import SqliteStore
-from qtasks.broker.store.verbs import accounts, queries, settle
+from qtasks.broker.store.verbs import accounts, settle
+from qtasks.broker.store.verbs.reads import queries
 from qtasks.protocol.headers import DISPATCHER_HEADER
 from qtasks.protocol.messages import DeadLetter, LogEntry, PublishOptions, Response, SigningKeys
 from tests.support.broker import ACCOUNT, SeededRandom, VirtualClock, publication

@@ -9,7 +9,8 @@ import apsw
 from qtasks.broker.core.rules import Evaluation, Stage, Trigger
 from qtasks.broker.core.values import Claim, DeadLetterCriteria, LogCriteria, Rooms, Settled, Settlement
 from qtasks.broker.store.connection import connect
-from qtasks.broker.store.verbs import accept, cancel, claim, dead_letters, queries, settle
+from qtasks.broker.store.verbs import accept, cancel, claim, dead_letters, settle
+from qtasks.broker.store.verbs.reads import queries
 from qtasks.protocol.messages import DeadLetter, Message, Response, State
 from tests.support.broker import ACCOUNT, START_MS, publication
 

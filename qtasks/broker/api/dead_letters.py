@@ -13,8 +13,9 @@ from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Qu
 from qtasks.broker.api.validation import check_not_before, check_policy
 from qtasks.broker.core.message_builder import retry_of_dead_letter
 from qtasks.broker.core.values import DeadLetterCriteria, Page, Publication
-from qtasks.broker.store.verbs import dead_letters, queries
-from qtasks.broker.store.verbs.queries import BadCursorError
+from qtasks.broker.store.verbs import dead_letters
+from qtasks.broker.store.verbs.reads import queries
+from qtasks.broker.store.verbs.reads.queries import BadCursorError
 from qtasks.protocol import views, wire
 from qtasks.protocol.messages import DeadLetter, Message, PublishOptions
 

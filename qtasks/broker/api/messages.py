@@ -10,8 +10,9 @@ from qtasks.broker.api import query_filters
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Query, json_response
 from qtasks.broker.core.values import MessageCriteria
-from qtasks.broker.store.verbs import accounts, cancel, queries, status
-from qtasks.broker.store.verbs.queries import BadCursorError
+from qtasks.broker.store.verbs import accounts, cancel
+from qtasks.broker.store.verbs.reads import queries, status
+from qtasks.broker.store.verbs.reads.queries import BadCursorError
 from qtasks.protocol import views
 
 LOG_PAGE: Final = 1000

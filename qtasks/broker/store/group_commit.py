@@ -24,9 +24,10 @@ from typing import Any, Final, TypeVar
 
 import apsw
 
+from qtasks.broker.store import storage_errors
 from qtasks.broker.store.connection import CHECKPOINT_PAGES
 from qtasks.clock import Clock
-from qtasks.errors import StoreError, StoreFull
+from qtasks.errors import StoreError
 from qtasks.threads import DaemonThreadPool
 
 T = TypeVar("T")
@@ -67,6 +68,8 @@ class GroupCommit:
         """Number of the next writes that run in groups of one, because their group failed."""
         self._refusal: str | None = None
         """The reason why no write is accepted any more; None while writes are accepted."""
+        self.failure: str | None = None
+        """The reason why the storage is broken; None while it is not."""
         self.broken = asyncio.Event()
         self._commit_s = 0.0  # the expected duration of a commit
         self._log_pages = 0
@@ -88,6 +91,20 @@ class GroupCommit:
             # Not at once: other writes of this turn of the loop join the group.
             self._loop.call_soon(self._run_group)
         return future
+
+    def fail(self, reason: str) -> None:
+        """Refuse all writes from now on, those that are queued included, because the storage is broken. Idempotent.
+
+        A group under way ends as its commit ends.
+        """
+        if self.failure is not None:
+            return
+        self._refusal = self.failure = reason
+        self.broken.set()
+        for write in self._queue:
+            if not write.future.done():
+                write.future.set_exception(StoreError(reason))
+        self._queue.clear()
 
     async def close(self) -> None:
         """Accept no more writes, and finish those that are queued."""
@@ -141,9 +158,8 @@ class GroupCommit:
         if self._db.in_transaction:
             with contextlib.suppress(apsw.Error):
                 self._db.execute("ROLLBACK")
-        if isinstance(error, apsw.IOError):
-            # After a failed sync SQLite's cache may differ from the disk: trying again proves nothing.
-            self._break(_storage_failed(error), group)
+        if storage_errors.is_fatal(error):
+            self._break(error, group)
             return
         if len(group) > 1:
             self._queue.extendleft(reversed(group))
@@ -152,17 +168,15 @@ class GroupCommit:
             return
         [write] = group
         if not write.future.done():
-            write.future.set_exception(_translated(error))
+            write.future.set_exception(storage_errors.translated(error))
         self._continue(1)
 
-    def _break(self, reason: str, group: list[_QueuedWrite]) -> None:
-        """Refuse all writes from now on, those of `group` and of the queue included."""
-        self._refusal = reason
-        self.broken.set()
-        for write in [*group, *self._queue]:
+    def _break(self, error: apsw.Error, group: list[_QueuedWrite]) -> None:
+        """The storage has failed: refuse all writes from now on, those of `group` included."""
+        self.fail(storage_errors.reason_of_failure(error))
+        for write in group:
             if not write.future.done():
-                write.future.set_exception(StoreError(reason))
-        self._queue.clear()
+                write.future.set_exception(StoreError(self.failure or ""))
         self._continue(0)
 
     def _continue(self, completed: int) -> None:
@@ -191,25 +205,11 @@ class GroupCommit:
         return None
 
     def _checkpoint_ended(self, error: apsw.Error | None) -> None:
-        if isinstance(error, apsw.IOError):
-            self._break(_storage_failed(error), [])
+        if error is not None and storage_errors.is_fatal(error):
+            self._break(error, [])
             return
         if (
             error is not None
         ):  # a full disk, for example: the log still holds everything, and a later commit tries again
             log.warning("the write-ahead log cannot be moved into the database: %s", error)
         self._continue(0)
-
-
-def _storage_failed(error: apsw.IOError) -> str:
-    return f"the storage failed: {error}; restart the broker once the disk is sound"
-
-
-def _translated(error: BaseException) -> BaseException:
-    if isinstance(error, apsw.FullError):
-        return StoreFull("no space left for the store; nothing of this request was stored")
-    if isinstance(error, apsw.BusyError):
-        return StoreError("the store is busy: another program holds a lock on it; nothing of this request was stored")
-    if isinstance(error, apsw.Error):
-        return StoreError(f"the store refused: {error}")
-    return error

@@ -31,6 +31,10 @@ class Store(Protocol):
     broken: asyncio.Event
     """Set when the storage has failed permanently: end the process and start it again."""
 
+    @property
+    def failure(self) -> str | None:
+        """A sentence that says why the storage is broken; None while it is not."""
+
     async def write(self, verb: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `verb` in a transaction and return its value once the commit survives a power cut.
 
@@ -46,6 +50,9 @@ class Store(Protocol):
 
     async def claim(self, *, now_ms: int, limit: int, rooms: Rooms) -> ClaimBatch:
         """Write with `claim.claim`, and remember the parked lots for `accept`."""
+
+    def fail(self, reason: str) -> None:
+        """Accept no write from now on, because of `reason`, a sentence: the storage is broken. Idempotent."""
 
     async def close(self) -> None:
         """Finish the writes that were submitted, then release the storage. Idempotent."""

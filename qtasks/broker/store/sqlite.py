@@ -96,6 +96,15 @@ class SqliteStore:
         self._parked_lots = batch.parked_lots
         return batch
 
+    @property
+    def failure(self) -> str | None:
+        """See `Store.failure`."""
+        return self._commits.failure
+
+    def fail(self, reason: str) -> None:
+        """See `Store.fail`."""
+        self._commits.fail(reason)
+
     async def close(self) -> None:
         """See `Store.close`."""
         if self._closed:

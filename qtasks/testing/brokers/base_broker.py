@@ -15,7 +15,7 @@ from qtasks.broker.llm import provider_fake
 from qtasks.broker.ports import DeliveryRequest
 from qtasks.broker.settings import BrokerSettings
 from qtasks.broker.store.connection import MEMORY
-from qtasks.broker.store.verbs import queries
+from qtasks.broker.store.verbs.reads import queries
 from qtasks.clock import Clock
 from qtasks.protocol import signing
 from qtasks.protocol.messages import SigningKeys, State

@@ -21,7 +21,8 @@ from qtasks.broker.ports import DeliveryRequest, Failure, Transport
 from qtasks.broker.settings import BrokerSettings, DeliveryLimits
 from qtasks.broker.store.interface import Store
 from qtasks.broker.store.sqlite import SqliteStore
-from qtasks.broker.store.verbs import accounts, cancel, claim, queries, settle
+from qtasks.broker.store.verbs import accounts, cancel, claim, settle
+from qtasks.broker.store.verbs.reads import queries
 from qtasks.errors import StoreError
 from qtasks.protocol import signing
 from qtasks.protocol.messages import PublishOptions, Response, SigningKeys, State

@@ -26,7 +26,8 @@ from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.ports import DeliveryRequest, Failure
 from qtasks.broker.settings import DeliveryLimits
 from qtasks.broker.store.sqlite import SqliteStore
-from qtasks.broker.store.verbs import accounts, cancel, claim, queries, settle
+from qtasks.broker.store.verbs import accounts, cancel, claim, settle
+from qtasks.broker.store.verbs.reads import queries
 from qtasks.protocol.messages import LogEntry, PublishOptions, Response, SigningKeys, State
 from tests.support.broker import ACCOUNT, SeededRandom, VirtualClock, publication
 from tests.support.legal_moves import assert_legal

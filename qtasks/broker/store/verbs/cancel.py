@@ -9,10 +9,11 @@ import apsw
 
 from qtasks.broker.core.rules import FINAL, TRANSITIONS, Stage, Trigger
 from qtasks.broker.core.values import Cancelled, MessageCriteria
-from qtasks.broker.store.verbs import admission, filters
+from qtasks.broker.store.verbs import admission
 from qtasks.broker.store.verbs.end_callbacks import report_end_of
 from qtasks.broker.store.verbs.log_entries import append_log
-from qtasks.broker.store.verbs.queries import seq_of
+from qtasks.broker.store.verbs.reads import filters
+from qtasks.broker.store.verbs.reads.queries import seq_of
 from qtasks.broker.store.verbs.rows import fetch
 from qtasks.protocol.messages import Message, State
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import apsw
 
 from qtasks.broker.core.values import DeadLetterCriteria, Deleted, Publication
-from qtasks.broker.store.verbs import queries
 from qtasks.broker.store.verbs.accept import insert
+from qtasks.broker.store.verbs.reads import queries
 from qtasks.broker.store.verbs.rows import fetch
 
 

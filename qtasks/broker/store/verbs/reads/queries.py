@@ -9,7 +9,8 @@ from typing import Final, TypeVar, cast
 import apsw
 
 from qtasks.broker.core.values import DeadLetterCriteria, LogCriteria, MessageCriteria, Page
-from qtasks.broker.store.verbs import filters, rows
+from qtasks.broker.store.verbs import rows
+from qtasks.broker.store.verbs.reads import filters
 from qtasks.broker.store.verbs.rows import fetch
 from qtasks.protocol.messages import DeadLetter, LogEntry, Message
 

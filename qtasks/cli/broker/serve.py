@@ -6,41 +6,34 @@ import asyncio
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
-import apsw
 import click
 
-from qtasks.broker import ids
 from qtasks.broker.broker import Broker
-from qtasks.broker.core.values import AccountCredentials, Retention
+from qtasks.broker.core.values import Retention
 from qtasks.broker.server import event_loop
 from qtasks.broker.server.api_server import ApiServer
 from qtasks.broker.server.asgi import LOOPBACK_HOSTS
 from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings, DeliveryLimits
-from qtasks.broker.store.connection import connect, run_in_transaction
 from qtasks.broker.store.verbs import accounts
+from qtasks.cli.broker import tokens
+from qtasks.cli.broker.account import ACCOUNT, credentials_from_environment
+from qtasks.cli.broker.database_file import database_path
 from qtasks.cli.option_types import PORT, Duration, Size
 from qtasks.cli.output import NonBlockingStream, log_to
 from qtasks.cli.public_credentials import refuse_public_credentials
 from qtasks.cli.signals import stop_signals
 from qtasks.errors import ConfigurationError, StoreError
-from qtasks.protocol import development, signing
+from qtasks.protocol import development
 from qtasks.protocol.loopback import is_loopback
 from qtasks.protocol.messages import SigningKeys
-from qtasks.randomness import SystemRandom
-
-T = TypeVar("T")
 
 log = logging.getLogger("qtasks.broker")
 
-ACCOUNT: Final = "default"
 DEFAULT_DB: Final = "qtasks.db"
 _FIX_IN_ENVIRONMENT: Final = "unset them and run `qtasks broker init`, or listen on 127.0.0.1"
 _FIX_IN_DATABASE: Final = "the database was created with them: use a new one, or listen on 127.0.0.1"
@@ -54,14 +47,6 @@ class BrokerOptions:
     port: int
     hosts: tuple[str, ...]
     settings: BrokerSettings
-
-
-_db = click.option(
-    "--db",
-    default=None,
-    callback=lambda context, _, path: path or context.obj,  # the option of the group
-    help="Database file. The option may also stand before the command.",
-)
 
 
 @click.group("broker", invoke_without_command=True)
@@ -138,10 +123,10 @@ def command(
     if context.invoked_subcommand is not None:
         context.obj = db
         return
-    credentials = _credentials()
+    credentials = credentials_from_environment()
     refuse_public_credentials(_secrets(credentials.token, credentials.keys), host, fix=_FIX_IN_ENVIRONMENT)
     settings = BrokerSettings(
-        path=_path(db),
+        path=database_path(db),
         credentials=(credentials,),
         destinations=destinations or ("local" if is_loopback(host) else "public"),
         allow=_allowed(allow),
@@ -157,79 +142,6 @@ def command(
     finally:
         out.close()
         errors.close()
-
-
-@command.command("init")
-@_db
-def init(db: str) -> None:
-    """Create the database with signing keys and a first token, and print them once."""
-    path = _path(db)
-    token = ids.token_secret(SystemRandom())
-
-    def make(connection: apsw.Connection) -> SigningKeys | None:
-        account = accounts.ensure_account(connection, _credentials(), ids.signing_keys(SystemRandom()))
-        if accounts.tokens(connection):
-            return None
-        accounts.add_token(connection, token, account, "first", read_only=False, now_ms=_now_ms())
-        return accounts.signing_keys(connection, account)
-
-    keys = _change(path, make)
-    if keys is None:
-        raise ConfigurationError(
-            f"{path} is already initialised; its token was shown then and cannot be shown again",
-            fix="create another token with `qtasks broker token create NAME`; GET /v2/keys returns the signing keys",
-        )
-    click.echo("# Shown once. Put these into the environment of your applications.")
-    click.echo(f"QSTASH_URL=http://127.0.0.1:{development.PORT}")
-    click.echo(f"QSTASH_TOKEN={token}")
-    click.echo(f"QSTASH_CURRENT_SIGNING_KEY={keys.current}")
-    click.echo(f"QSTASH_NEXT_SIGNING_KEY={keys.next}")
-
-
-@command.group("token")
-def token_group() -> None:
-    """Create, list and revoke API tokens. A running broker notices a change within a second."""
-
-
-@token_group.command("create")
-@click.argument("name")
-@click.option("--read-only", is_flag=True, help="Allow reading logs, messages and dead letters, but no changes.")
-@_db
-def create_token(name: str, read_only: bool, db: str) -> None:
-    """Create a token named NAME and print it once."""
-    token = ids.token_secret(SystemRandom())
-
-    def add(connection: apsw.Connection) -> bool:
-        account = accounts.ensure_account(connection, AccountCredentials(ACCOUNT), ids.signing_keys(SystemRandom()))
-        return accounts.add_token(connection, token, account, name, read_only=read_only, now_ms=_now_ms())
-
-    if not _change(_existing(db), add):
-        raise ConfigurationError(f"a token named {name!r} already exists", fix="choose another name, or revoke it")
-    click.echo(token)
-
-
-@token_group.command("list")
-@_db
-def list_tokens(db: str) -> None:
-    """List the names of the tokens; the tokens themselves are not stored."""
-    for token in _change(_existing(db), accounts.tokens):
-        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(token.created_ms / 1000))
-        click.echo(f"{token.name:<24}  {'read only' if token.read_only else 'publish':<10}  created {created}")
-
-
-@token_group.command("revoke")
-@click.argument("name")
-@_db
-def revoke_token(name: str, db: str) -> None:
-    """Revoke the token named NAME."""
-
-    def remove(connection: apsw.Connection) -> bool:
-        account = accounts.ensure_account(connection, AccountCredentials(ACCOUNT), ids.signing_keys(SystemRandom()))
-        return accounts.remove_token(connection, account, name)
-
-    if not _change(_existing(db), remove):
-        raise ConfigurationError(f"there is no token named {name!r}", fix="list them with `qtasks broker token list`")
-    click.echo(f"revoked {name}")
 
 
 async def _serve(options: BrokerOptions, out: NonBlockingStream) -> int:
@@ -267,7 +179,7 @@ async def _serve(options: BrokerOptions, out: NonBlockingStream) -> int:
         if not finished:
             log.warning("stopped before all attempts had ended; the next start makes these attempts again")
         if broker.store.broken.is_set():
-            raise StoreError("the store failed; start the broker again once the disk works")
+            raise StoreError(broker.store.failure or "the store failed")
     return 0
 
 
@@ -277,59 +189,15 @@ def _hosts(options: BrokerOptions) -> frozenset[str] | None:
     return LOOPBACK_HOSTS | frozenset(options.hosts)
 
 
-def _credentials() -> AccountCredentials:
-    token = os.environ.get("QSTASH_TOKEN") or None
-    current = os.environ.get("QSTASH_CURRENT_SIGNING_KEY") or None
-    next_key = os.environ.get("QSTASH_NEXT_SIGNING_KEY") or None
-    if (current is None) != (next_key is None):
-        missing = "QSTASH_NEXT_SIGNING_KEY" if next_key is None else "QSTASH_CURRENT_SIGNING_KEY"
-        raise ConfigurationError(f"{missing} is not set, but the other signing key is", fix="set both or neither")
-    keys = SigningKeys(current, next_key) if current and next_key else None
-    if keys is not None:
-        signing.check_keys(keys, dev=True)
-    return AccountCredentials(ACCOUNT, token, keys)
-
-
-def _secrets(token: str | None, keys: SigningKeys | None) -> set[str | None]:
-    return {token, *((keys.current, keys.next) if keys else ())}
-
-
 def _allowed(allow: tuple[str, ...]) -> tuple[str, ...]:
     """The allowed destinations of the options, and the origin of QTASKS_BASE_URL, where the dispatcher is."""
     base_url = os.environ.get("QTASKS_BASE_URL", "")
     return (*allow, "/".join(base_url.split("/")[:3])) if base_url else allow
 
 
-def _path(db: str) -> str:
-    if db.startswith(("postgres://", "postgresql://")):
-        raise ConfigurationError(
-            "QTASKS_DB names PostgreSQL, in which this version cannot store messages",
-            fix="name a SQLite file: --db qtasks.db",
-        )
-    return db.removeprefix("sqlite:///")
+def _secrets(token: str | None, keys: SigningKeys | None) -> set[str | None]:
+    return {token, *((keys.current, keys.next) if keys else ())}
 
 
-def _existing(db: str) -> str:
-    path = _path(db)
-    if not Path(path).is_file():
-        raise ConfigurationError(
-            f"there is no database at {path}", fix=f"create one with `qtasks broker init --db {path}`"
-        )
-    return path
-
-
-def _change(path: str, change: Callable[[apsw.Connection], T]) -> T:
-    """Run one transaction, possibly while a broker uses the file; only the broker checkpoints the log."""
-    Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
-    connection = connect(path)
-    connection.pragma("wal_autocheckpoint", 0)
-    try:
-        return run_in_transaction(connection, change)
-    except apsw.Error as error:
-        raise StoreError(f"{path} cannot be changed: {error}") from error
-    finally:
-        connection.close()
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+for _subcommand in (tokens.init, tokens.token_group):
+    command.add_command(_subcommand)

@@ -9,7 +9,8 @@ import apsw
 from qtasks.broker.core import lots
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import MessageStatus
-from qtasks.broker.store.verbs import prefixes, queries
+from qtasks.broker.store.verbs import prefixes
+from qtasks.broker.store.verbs.reads import queries
 from qtasks.protocol.messages import Message, State
 
 _LAST_STATE: Final = "SELECT state FROM log WHERE seq = ? ORDER BY n DESC LIMIT 1"

@@ -1,0 +1,1 @@
+"""What the API and the loops ask about messages. Nothing here changes anything."""

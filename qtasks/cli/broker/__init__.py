@@ -1,0 +1,1 @@
+"""`qtasks broker`: one module a group of commands."""

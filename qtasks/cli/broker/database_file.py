@@ -1,0 +1,61 @@
+"""The database file of a broker, as the commands of `qtasks broker` name it and change it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import apsw
+import click
+
+from qtasks.broker.store.connection import connect, run_in_transaction
+from qtasks.errors import ConfigurationError, StoreError
+
+T = TypeVar("T")
+
+db_option = click.option(
+    "--db",
+    default=None,
+    callback=lambda context, _, path: path or context.obj,  # the option of the group
+    help="Database file. The option may also stand before the command.",
+)
+
+
+def database_path(db: str) -> str:
+    """The path of the SQLite file that `db`, a path or a URL, names. ConfigurationError for another database."""
+    if db.startswith(("postgres://", "postgresql://")):
+        raise ConfigurationError(
+            "QTASKS_DB names PostgreSQL, in which this version cannot store messages",
+            fix="name a SQLite file: --db qtasks.db",
+        )
+    return db.removeprefix("sqlite:///")
+
+
+def existing_database(db: str) -> str:
+    """As `database_path`; ConfigurationError if there is no such file."""
+    path = database_path(db)
+    if not Path(path).is_file():
+        raise ConfigurationError(
+            f"there is no database at {path}", fix=f"create one with `qtasks broker init --db {path}`"
+        )
+    return path
+
+
+def change_database(path: str, change: Callable[[apsw.Connection], T]) -> T:
+    """Run one transaction, possibly while a broker uses the file; only the broker checkpoints the log."""
+    Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
+    connection = connect(path)
+    connection.pragma("wal_autocheckpoint", 0)
+    try:
+        return run_in_transaction(connection, change)
+    except apsw.Error as error:
+        raise StoreError(f"{path} cannot be changed: {error}") from error
+    finally:
+        connection.close()
+
+
+def now_ms() -> int:
+    """Wall time, Unix milliseconds."""
+    return time.time_ns() // 1_000_000

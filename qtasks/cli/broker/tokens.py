@@ -1,0 +1,91 @@
+"""`qtasks broker init` and `qtasks broker token`: the signing keys and the tokens in the database."""
+
+from __future__ import annotations
+
+import time
+
+import apsw
+import click
+
+from qtasks.broker import ids
+from qtasks.broker.core.values import AccountCredentials
+from qtasks.broker.store.verbs import accounts
+from qtasks.cli.broker.account import ACCOUNT, credentials_from_environment
+from qtasks.cli.broker.database_file import change_database, database_path, db_option, existing_database, now_ms
+from qtasks.errors import ConfigurationError
+from qtasks.protocol import development
+from qtasks.protocol.messages import SigningKeys
+from qtasks.randomness import SystemRandom
+
+
+@click.command("init")
+@db_option
+def init(db: str) -> None:
+    """Create the database with signing keys and a first token, and print them once."""
+    path = database_path(db)
+    token = ids.token_secret(SystemRandom())
+
+    def make(connection: apsw.Connection) -> SigningKeys | None:
+        account = accounts.ensure_account(connection, credentials_from_environment(), ids.signing_keys(SystemRandom()))
+        if accounts.tokens(connection):
+            return None
+        accounts.add_token(connection, token, account, "first", read_only=False, now_ms=now_ms())
+        return accounts.signing_keys(connection, account)
+
+    keys = change_database(path, make)
+    if keys is None:
+        raise ConfigurationError(
+            f"{path} is already initialised; its token was shown then and cannot be shown again",
+            fix="create another token with `qtasks broker token create NAME`; GET /v2/keys returns the signing keys",
+        )
+    click.echo("# Shown once. Put these into the environment of your applications.")
+    click.echo(f"QSTASH_URL=http://127.0.0.1:{development.PORT}")
+    click.echo(f"QSTASH_TOKEN={token}")
+    click.echo(f"QSTASH_CURRENT_SIGNING_KEY={keys.current}")
+    click.echo(f"QSTASH_NEXT_SIGNING_KEY={keys.next}")
+
+
+@click.group("token")
+def token_group() -> None:
+    """Create, list and revoke API tokens. A running broker notices a change within a second."""
+
+
+@token_group.command("create")
+@click.argument("name")
+@click.option("--read-only", is_flag=True, help="Allow reading logs, messages and dead letters, but no changes.")
+@db_option
+def create_token(name: str, read_only: bool, db: str) -> None:
+    """Create a token named NAME and print it once."""
+    token = ids.token_secret(SystemRandom())
+
+    def add(connection: apsw.Connection) -> bool:
+        account = accounts.ensure_account(connection, AccountCredentials(ACCOUNT), ids.signing_keys(SystemRandom()))
+        return accounts.add_token(connection, token, account, name, read_only=read_only, now_ms=now_ms())
+
+    if not change_database(existing_database(db), add):
+        raise ConfigurationError(f"a token named {name!r} already exists", fix="choose another name, or revoke it")
+    click.echo(token)
+
+
+@token_group.command("list")
+@db_option
+def list_tokens(db: str) -> None:
+    """List the names of the tokens; the tokens themselves are not stored."""
+    for token in change_database(existing_database(db), accounts.tokens):
+        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(token.created_ms / 1000))
+        click.echo(f"{token.name:<24}  {'read only' if token.read_only else 'publish':<10}  created {created}")
+
+
+@token_group.command("revoke")
+@click.argument("name")
+@db_option
+def revoke_token(name: str, db: str) -> None:
+    """Revoke the token named NAME."""
+
+    def remove(connection: apsw.Connection) -> bool:
+        account = accounts.ensure_account(connection, AccountCredentials(ACCOUNT), ids.signing_keys(SystemRandom()))
+        return accounts.remove_token(connection, account, name)
+
+    if not change_database(existing_database(db), remove):
+        raise ConfigurationError(f"there is no token named {name!r}", fix="list them with `qtasks broker token list`")
+    click.echo(f"revoked {name}")
