@@ -15,6 +15,7 @@ from qtasks.broker.events import EventWatchers
 from qtasks.broker.llm.language_model import LanguageModel
 from qtasks.broker.loops.deliverer import Deliverer
 from qtasks.broker.loops.key_ring import KeyRing
+from qtasks.broker.loops.page_checker import PageChecker
 from qtasks.broker.loops.pruner import Pruner
 from qtasks.broker.loops.scheduler import Scheduler
 from qtasks.broker.ports import Transport
@@ -36,7 +37,7 @@ def _http(policy: DestinationPolicy, limits: DeliveryLimits) -> Transport:
 
 
 class Broker:
-    """A broker: its store, its API and its three loops. `open` creates it, `start` starts delivery, `stop` ends it."""
+    """A broker: its store, its API and its loops. `open` creates it, `start` starts delivery, `stop` ends it."""
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class Broker:
             self.tokens,
         )
         self.pruner = Pruner(store, clock, settings.retention)
+        self.page_checker = PageChecker(store, clock)
         self._loops: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -126,12 +128,13 @@ class Broker:
         return broker
 
     def start(self) -> None:
-        """Start the loops that deliver messages, fire schedules and remove old messages. Idempotent."""
+        """Start the loops: deliver messages, fire schedules, remove old messages, check the store. Idempotent."""
         if not self._loops:
             self._loops = [
                 asyncio.create_task(self.deliverer.run(), name="qtasks-deliver"),
                 asyncio.create_task(self.scheduler.run(), name="qtasks-schedule"),
                 asyncio.create_task(self.pruner.run(), name="qtasks-prune"),
+                asyncio.create_task(self.page_checker.run(), name="qtasks-pages"),
             ]
 
     async def ready(self) -> ApiResponse:

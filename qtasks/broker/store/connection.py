@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable
 from importlib import resources
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import apsw
 
+from qtasks.broker.store import storage_errors
 from qtasks.errors import SchemaTooNew, StoreError
 
 P = ParamSpec("P")
@@ -19,6 +21,7 @@ MEMORY: Final = ":memory:"
 CHECKPOINT_PAGES: Final = 4_000
 """Length of the write-ahead log, in pages, from which on it is moved into the database file."""
 _BUSY_TIMEOUT_MS: Final = 5_000
+_COMMENT: Final = re.compile(r"--[^\n]*")
 
 
 def connect(path: str, vfs: str | None = None) -> apsw.Connection:
@@ -43,10 +46,10 @@ def connect(path: str, vfs: str | None = None) -> apsw.Connection:
             _copy_blank(db)
         else:
             migrate(db)
-    except (apsw.NotADBError, apsw.CorruptError) as error:
+    except (apsw.NotADBError, apsw.CorruptError, apsw.SQLError) as error:
         raise StoreError(
             f"{path} is not a qtasks database, or it is damaged: {error}",
-            fix="name another file with --db, or restore a backup",
+            fix=f"name another file with --db; or {storage_errors.advice(path)}; or restore a backup",
         ) from error
     except (apsw.CantOpenError, OSError) as error:
         raise StoreError(
@@ -106,6 +109,22 @@ def _copy_blank(db: apsw.Connection) -> None:
     with db.backup("main", blank, "main") as copy:
         copy.step()
     blank.close()
+
+
+def definitions(db: apsw.Connection) -> dict[str, str]:
+    """The definition of each table, index and trigger, by its kind and name; without comments, blanks made one."""
+    rows = db.execute("SELECT type || ' ' || name, sql FROM sqlite_schema WHERE sql IS NOT NULL")
+    return {name: " ".join(_COMMENT.sub("", sql).split()) for name, sql in rows}
+
+
+@functools.cache
+def current_definitions() -> dict[str, str]:
+    """The `definitions` of the current schema."""
+    db = apsw.Connection(MEMORY)
+    db.deserialize("main", _blank_image())
+    current = definitions(db)
+    db.close()
+    return current
 
 
 @functools.cache

@@ -173,7 +173,7 @@ class GroupCommit:
 
     def _break(self, error: apsw.Error, group: list[_QueuedWrite]) -> None:
         """The storage has failed: refuse all writes from now on, those of `group` included."""
-        self.fail(storage_errors.reason_of_failure(error))
+        self.fail(storage_errors.reason_of_failure(error, self._db.filename))
         for write in group:
             if not write.future.done():
                 write.future.set_exception(StoreError(self.failure or ""))

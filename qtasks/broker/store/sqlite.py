@@ -12,6 +12,7 @@ from typing import Concatenate, Final, ParamSpec, TypeVar
 import apsw
 
 from qtasks.broker.core.values import Accepted, ClaimBatch, Publication, Recovery, Rooms
+from qtasks.broker.store import page_check, storage_errors
 from qtasks.broker.store.connection import MEMORY, connect, connect_read_only, run_in_transaction
 from qtasks.broker.store.file_lock import FileLock
 from qtasks.broker.store.group_commit import GroupCommit
@@ -65,7 +66,12 @@ class SqliteStore:
 
         try:
             db = connect(path)
+            if path != MEMORY and page_check.is_small(db) and (findings := page_check.page_findings(db)):
+                raise storage_errors.damaged(path, "; ".join(findings[:3]))
             recovery = run_in_transaction(db, recover, now_ms=clock.now_ms())
+        except apsw.Error as error:
+            release()
+            raise storage_errors.of_start(error, path) from error
         except BaseException:
             release()
             raise
@@ -82,7 +88,13 @@ class SqliteStore:
         if self.path == MEMORY:  # a second connection would open another, empty database
             return await self.write(query, *args, **kwargs)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._readers, lambda: query(self._read_connection(), *args, **kwargs))
+        try:
+            return await loop.run_in_executor(self._readers, lambda: query(self._read_connection(), *args, **kwargs))
+        except apsw.Error as error:
+            if not storage_errors.is_fatal(error):
+                raise
+            self.fail(storage_errors.reason_of_failure(error, self.path))
+            raise StoreError(self.failure or "") from error
 
     async def accept(self, publications: Sequence[Publication], *, now_ms: int) -> list[Accepted]:
         """See `Store.accept`."""
@@ -111,6 +123,8 @@ class SqliteStore:
             return
         self._closed = True
         await self._commits.close()
+        for connection in self._read_connections:
+            connection.interrupt()  # a check of all pages would delay the end
         self._readers.shutdown()
         for connection in self._read_connections:
             connection.close()

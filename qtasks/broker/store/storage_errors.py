@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from typing import Final, TypeGuard
 
 import apsw
 
 from qtasks.errors import StoreError, StoreFull
 
+_FATAL: Final = (apsw.IOError, apsw.CorruptError, apsw.NotADBError)
+
 
 def is_fatal(error: BaseException) -> TypeGuard[apsw.Error]:
     """True if the storage must not be used any more after `error`.
 
-    After a failed read, write or sync SQLite's cache may differ from the disk: trying again proves nothing.
+    After a failed read, write or sync SQLite's cache may differ from the disk: trying again proves nothing. After a
+    page that cannot be read, every further write could destroy more, and deliveries may have stopped already.
     """
-    return isinstance(error, apsw.IOError)
+    return isinstance(error, _FATAL)
 
 
-def reason_of_failure(error: apsw.Error) -> str:
-    """The sentence for a fatal error."""
-    return f"the storage failed: {error}; restart the broker once the disk is sound"
+def reason_of_failure(error: apsw.Error, path: str) -> str:
+    """The sentence for a fatal error of the database at `path`."""
+    if isinstance(error, apsw.IOError):
+        return f"the storage failed: {error}; restart the broker once the disk is sound"
+    return f"{path} is damaged: {error}; {advice(path)}"
+
+
+def advice(path: str) -> str:
+    """What to do about the damaged database at `path`."""
+    return (
+        f"`qtasks broker check --db {path}` names the damage, `qtasks broker repair --db {path}` saves what can be read"
+    )
+
+
+def damaged(path: str, what: str) -> StoreError:
+    """The error of a start on the damaged database at `path`; `what` is what was seen."""
+    return StoreError(f"{path} is damaged: {what}", fix=f"{advice(path)}; or restore a backup")
+
+
+def of_start(error: apsw.Error, path: str) -> StoreError:
+    """The error of a start during which SQLite raised `error`."""
+    if isinstance(error, apsw.IOError):
+        return StoreError(f"cannot use {path}: {error}", fix="start the broker again once the disk is sound")
+    if isinstance(error, (apsw.FullError, apsw.BusyError)):
+        return StoreError(f"cannot use {path}: {error}", fix="make room on its disk, and end what has it open")
+    return damaged(path, str(error))
 
 
 def translated(error: BaseException) -> BaseException:

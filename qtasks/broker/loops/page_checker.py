@@ -1,0 +1,42 @@
+"""The loop that reads all pages of the database now and then: it finds damage before a message needs the page."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from qtasks.broker.store import page_check
+from qtasks.broker.store.interface import Store
+from qtasks.clock import Clock
+
+log = logging.getLogger("qtasks.broker")
+
+INTERVAL_MS: Final = 6 * 3_600_000
+"""Time between two checks."""
+
+
+class PageChecker:
+    """Checks the pages of the store. A damaged one ends the broker: to go on could destroy more."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Check every six hours until cancelled; a large database also at the start, which has not checked it."""
+        try:
+            if not await self._store.read(page_check.is_small):
+                await self.run_once()
+            while not self._store.broken.is_set():
+                await self._clock.wait(asyncio.Event().wait(), self._clock.now_ms() + INTERVAL_MS)
+                await self.run_once()
+        except Exception:
+            log.exception("the pages of the database are not checked any more")
+
+    async def run_once(self) -> list[str]:
+        """Check all pages once; return what is damaged."""
+        findings = await self._store.read(page_check.page_findings)
+        if findings:
+            self._store.fail(await self._store.read(page_check.sentence, findings))
+        return findings

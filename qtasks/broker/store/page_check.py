@@ -1,0 +1,57 @@
+"""Whether all pages of a database can be read and fit together, as SQLite itself checks it.
+
+Damage of single rows is not found here: rows have checksums of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import apsw
+
+from qtasks.broker.store import storage_errors
+from qtasks.broker.store.connection import current_definitions, definitions
+
+SMALL_BYTES: Final = 64 * 1024 * 1024
+"""Size of a database, in bytes, up to which a start checks it first: about 0.2 s. A larger one is checked meanwhile."""
+_OF_ONE_ROW: Final = re.compile(r"(CHECK constraint failed|(NULL|NUMERIC|TEXT|non-[A-Z]+) value) in ")
+"""What SQLite also reports: a value of one row that its column does not allow."""
+
+
+def is_small(db: apsw.Connection) -> bool:
+    """True if a start can wait for the check of all pages."""
+    return bool(db.pragma("page_count") * db.pragma("page_size") <= SMALL_BYTES)
+
+
+def page_findings(db: apsw.Connection, limit: int = 20) -> list[str]:
+    """Up to `limit` damages of pages, indices and the schema, one sentence each; an empty list if all is sound.
+
+    Reads every page: about 2 ms for each megabyte. Never raises an error for a damage.
+    """
+    findings: list[str] = []
+    try:
+        findings += _schema_findings(db)
+        # More than `limit`, because damages of rows are in the list, too.
+        for (line,) in db.execute(f"PRAGMA integrity_check({limit + 200})"):
+            findings += [text for text in str(line).splitlines() if _is_of_pages(text)]
+    except (apsw.CorruptError, apsw.NotADBError, apsw.SQLError) as error:
+        findings.append(str(error))
+    return findings[:limit]
+
+
+def sentence(db: apsw.Connection, findings: list[str]) -> str:
+    """What a broker says that ends because of `findings` in its database."""
+    return f"{db.filename} is damaged: {'; '.join(findings[:3])}; {storage_errors.advice(db.filename)}"
+
+
+def _is_of_pages(text: str) -> bool:
+    return text != "ok" and not text.startswith("*** in database") and _OF_ONE_ROW.match(text) is None
+
+
+def _schema_findings(db: apsw.Connection) -> list[str]:
+    """The tables and indices that are missing, or whose text is not that of this version."""
+    stored = definitions(db)
+    return [
+        f"the definition of {name} is damaged" for name, sql in current_definitions().items() if stored.get(name) != sql
+    ]
