@@ -17,6 +17,8 @@ from qtasks.protocol.messages import Headers, Message, Response, Schedule, Signi
 T = TypeVar("T")
 
 DAY_MS: Final = 24 * 60 * 60 * 1000
+USE_NOTED_MS: Final = 60 * 60 * 1000
+"""The use of a queue, a flow-control key or a URL prefix is noted at most this often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

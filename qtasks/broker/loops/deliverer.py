@@ -38,6 +38,8 @@ log = logging.getLogger("qtasks.broker")
 USER_AGENT: Final = "Upstash-QStash"
 CLAIM_BATCH: Final = 64
 """Messages that are claimed at once."""
+MAX_PREFIXES: Final = 4_096
+"""URL prefixes whose last answer is remembered."""
 _STORE_PAUSE_MS: Final = 1_000
 """Wait between two tries while the store raises errors, for example because the disk is full."""
 _STORE_LOG_S: Final = 60.0
@@ -70,7 +72,7 @@ class Deliverer:
         self._attempts: set[asyncio.Task[None]] = set()
         """Attempts whose end is not stored yet."""
         self._answered: dict[str, float] = {}
-        """When a dispatcher last answered, in monotonic seconds, by URL prefix."""
+        """When a dispatcher last answered, in monotonic seconds, by URL prefix; the latest at the end."""
         self._wake = asyncio.Event()
         self._claiming = asyncio.Lock()
         self._draining = False
@@ -218,7 +220,10 @@ class Deliverer:
             return claim.situation
         answered = self._answered.get(prefix)
         if interruptions.has_dispatcher(outcome):
+            self._answered.pop(prefix, None)
             self._answered[prefix] = self._clock.monotonic()
+            if len(self._answered) > MAX_PREFIXES:
+                del self._answered[next(iter(self._answered))]
         if answered is None:
             return claim.situation
         is_probe = claim.situation.is_probe and answered < started

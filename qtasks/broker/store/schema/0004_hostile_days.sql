@@ -5,3 +5,16 @@ ALTER TABLE messages ADD COLUMN state_sum INTEGER;
 
 -- When a flow-control key was last used: keys that nobody uses are removed.
 ALTER TABLE flow_keys ADD COLUMN used_ms INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX flow_keys_unused ON flow_keys (used_ms) WHERE paused = 0 AND pinned_parallelism = 0 AND pinned_rate = 0;
+CREATE INDEX messages_with_flow_key ON messages (account, flow_key) WHERE flow_key IS NOT NULL AND finished_ms IS NULL;
+
+-- The same for queues that nobody configured, and for URL prefixes.
+ALTER TABLE queues ADD COLUMN used_ms INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE queues ADD COLUMN by_enqueue INTEGER NOT NULL DEFAULT 0;  -- 1: made by a first message, and never changed
+CREATE INDEX queues_unused ON queues (used_ms) WHERE by_enqueue = 1;
+ALTER TABLE prefixes ADD COLUMN used_ms INTEGER NOT NULL DEFAULT 0;
+UPDATE prefixes SET used_ms = (SELECT coalesce(max(time_ms), 0) FROM log WHERE n = (SELECT max(n) FROM log));
+CREATE INDEX prefixes_unused ON prefixes (used_ms);
+
+-- Long answers in the log, oldest first: they are cut if the database is too large.
+CREATE INDEX log_long_answers ON log (n) WHERE length(response_body) + length(response_head) > 1024;

@@ -23,6 +23,7 @@ from typing import Final, cast
 import apsw
 
 from qtasks.broker.core.rules import TRANSITIONS, Stage, Trigger
+from qtasks.broker.core.values import USE_NOTED_MS
 from qtasks.broker.store.verbs.log_entries import change_stage
 from qtasks.broker.store.verbs.rows import fetch
 from qtasks.protocol.messages import FlowControl
@@ -66,13 +67,16 @@ _FIRST_QUEUED: Final = (
 """Uses the index ``messages_queued``."""
 
 
+_ENSURE_QUEUE: Final = (
+    "INSERT INTO queues (account, name, parallelism, paused, created_ms, updated_ms, used_ms, by_enqueue)"
+    " VALUES (?1, ?2, 1, 0, ?3, ?3, ?3, 1) ON CONFLICT (account, name) DO UPDATE SET used_ms = excluded.used_ms"
+    " WHERE excluded.used_ms > used_ms + ?4"
+)
+
+
 def ensure_queue(db: apsw.Connection, account: int, name: str, now_ms: int) -> None:
-    """Create a queue that does not exist yet, with parallelism 1 (docs/protocol.md 2.3)."""
-    db.execute(
-        "INSERT OR IGNORE INTO queues (account, name, parallelism, paused, created_ms, updated_ms)"
-        " VALUES (?, ?, 1, 0, ?, ?)",
-        (account, name, now_ms, now_ms),
-    )
+    """Create a queue that does not exist yet, with parallelism 1 (docs/protocol.md 2.3), or note its use."""
+    db.execute(_ENSURE_QUEUE, (account, name, now_ms, USE_NOTED_MS))
 
 
 def queue_is_paused(db: apsw.Connection, account: int, queue: str) -> bool:
@@ -181,17 +185,17 @@ class Admission:
 def configure_key(db: apsw.Connection, account: int, flow: FlowControl, now_ms: int) -> None:
     """Take over the limits of the newest message, except for pinned ones (docs/protocol.md 5.10)."""
     row = db.execute(
-        "SELECT parallelism, rate, period_s, pinned_parallelism, pinned_rate FROM flow_keys"
+        "SELECT parallelism, rate, period_s, pinned_parallelism, pinned_rate, used_ms FROM flow_keys"
         " WHERE account = ? AND key = ?",
         (account, flow.key),
     ).get
     if row is None:
         db.execute(
-            "INSERT INTO flow_keys (account, key, parallelism, rate, period_s) VALUES (?, ?, ?, ?, ?)",
-            (account, flow.key, flow.parallelism, flow.rate, flow.period_s),
+            "INSERT INTO flow_keys (account, key, parallelism, rate, period_s, used_ms) VALUES (?, ?, ?, ?, ?, ?)",
+            (account, flow.key, flow.parallelism, flow.rate, flow.period_s, now_ms),
         )
         return
-    parallelism, rate, period_s, pinned_parallelism, pinned_rate = row
+    parallelism, rate, period_s, pinned_parallelism, pinned_rate, used_ms = row
     limits = (
         parallelism if pinned_parallelism else flow.parallelism,
         rate if pinned_rate else flow.rate,
@@ -203,6 +207,13 @@ def configure_key(db: apsw.Connection, account: int, flow: FlowControl, now_ms: 
             (*limits, account, flow.key),
         )
         refresh_key(db, account, flow.key, now_ms)
+    if now_ms > used_ms + USE_NOTED_MS:
+        note_key_use(db, account, flow.key, now_ms)
+
+
+def note_key_use(db: apsw.Connection, account: int, key: str, now_ms: int) -> None:
+    """The key is used now: it is kept from now on for the retention of delivered messages."""
+    db.execute("UPDATE flow_keys SET used_ms = ? WHERE account = ? AND key = ?", (now_ms, account, key))
 
 
 def check_key(db: apsw.Connection, account: int, key: str, now_ms: int) -> Admission:

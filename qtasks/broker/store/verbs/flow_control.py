@@ -22,7 +22,7 @@ _SELECT: Final = (
 
 def pause_flow_key(db: apsw.Connection, account: int, key: str, *, paused: bool, now_ms: int) -> None:
     """Pause or resume a key; an unknown key is created. Idempotent."""
-    _ensure(db, account, key)
+    _ensure(db, account, key, now_ms)
     db.execute("UPDATE flow_keys SET paused = ? WHERE account = ? AND key = ?", (int(paused), account, key))
     admission.refresh_key(db, account, key, now_ms)
 
@@ -41,7 +41,7 @@ def pin_flow_key(
 
     Pinning the rate or the period begins a new window.
     """
-    _ensure(db, account, key)
+    _ensure(db, account, key, now_ms)
     if parallelism is not None:
         db.execute(
             "UPDATE flow_keys SET parallelism = ?, pinned_parallelism = 1 WHERE account = ? AND key = ?",
@@ -63,6 +63,7 @@ def unpin_flow_key(db: apsw.Connection, account: int, key: str, *, parallelism: 
         " WHERE account = ? AND key = ?",
         (int(parallelism), int(rate), account, key),
     )
+    admission.note_key_use(db, account, key, now_ms)
     admission.refresh_key(db, account, key, now_ms)
 
 
@@ -72,6 +73,7 @@ def reset_flow_rate(db: apsw.Connection, account: int, key: str, *, now_ms: int)
         "UPDATE flow_keys SET window_start_ms = ?, window_count = 0 WHERE account = ? AND key = ?",
         (now_ms, account, key),
     )
+    admission.note_key_use(db, account, key, now_ms)
     admission.refresh_key(db, account, key, now_ms)
 
 
@@ -97,8 +99,13 @@ def running_now(db: apsw.Connection, account: int) -> int:
     return cast("int", count)
 
 
-def _ensure(db: apsw.Connection, account: int, key: str) -> None:
-    db.execute("INSERT OR IGNORE INTO flow_keys (account, key) VALUES (?, ?)", (account, key))
+def _ensure(db: apsw.Connection, account: int, key: str, now_ms: int) -> None:
+    """Create a key that does not exist yet, or note its use."""
+    db.execute(
+        "INSERT INTO flow_keys (account, key, used_ms) VALUES (?, ?, ?)"
+        " ON CONFLICT (account, key) DO UPDATE SET used_ms = excluded.used_ms",
+        (account, key, now_ms),
+    )
 
 
 def _flow_key(row: tuple[Any, ...], now_ms: int) -> FlowKeyState:

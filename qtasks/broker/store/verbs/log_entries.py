@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import apsw
 
 from qtasks.broker.core.rules import TRANSITIONS, Stage, Trigger
 from qtasks.broker.ports import Failure
 from qtasks.broker.store.verbs import rows
 from qtasks.protocol.messages import Response, State
+
+KEPT_WHOLE: Final = 1024
+"""An answer in the log of at most this size, body and headers in bytes, is never cut."""
+CUT_TO: Final = 256
+"""Bytes of its body that stay of an answer that is cut."""
+_CUT_NOTE: Final = "... (cut: this is the beginning of an answer of {} bytes)"
+_SIZE: Final = "length(response_body) + length(response_head)"
+_ANSWERS: Final = "FROM log WHERE seq = ? AND response_status IS NOT NULL ORDER BY n"
+"""Uses the index ``log_by_message``."""
 
 
 def change_stage(db: apsw.Connection, seq: int, stage: Stage, trigger: Trigger) -> None:
@@ -26,13 +37,19 @@ def append_log(
     next_ms: int | None = None,
     response: Response | None = None,
 ) -> None:
-    """Append a log entry to the history of message `seq`."""
+    """Append a log entry to the history of message `seq`.
+
+    Of the answers to its attempts the first and the last stay whole; those between are cut.
+    """
     if response is None:
         db.execute(
             "INSERT INTO log (seq, account, time_ms, state, error, next_ms) VALUES (?, ?, ?, ?, ?, ?)",
             (seq, account, now_ms, state.value, error, next_ms),
         )
         return
+    last = db.execute(f"SELECT n, {_SIZE} {_ANSWERS} DESC LIMIT 1", (seq,)).get
+    if last is not None and last[1] > KEPT_WHOLE and last[0] != db.execute(f"SELECT n {_ANSWERS} LIMIT 1", (seq,)).get:
+        cut_answer(db, last[0])
     db.execute(
         "INSERT INTO log (seq, account, time_ms, state, error, next_ms, response_status, response_head, response_body)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -47,6 +64,15 @@ def append_log(
             rows.pack_headers(response.headers),
             response.body,
         ),
+    )
+
+
+def cut_answer(db: apsw.Connection, n: int) -> None:
+    """Cut the answer in log entry `n`, longer than `KEPT_WHOLE`, to its status and the beginning of its body."""
+    size, beginning = db.execute(f"SELECT {_SIZE}, substr(response_body, 1, ?) FROM log WHERE n = ?", (CUT_TO, n)).get
+    db.execute(
+        "UPDATE log SET response_body = ?, response_head = '[]' WHERE n = ?",
+        (beginning + _CUT_NOTE.format(size).encode(), n),
     )
 
 

@@ -62,6 +62,7 @@ class LotRooms:
         state = self._prefixes.get(prefix)
         if state is None:
             state = self._prefixes[prefix] = prefixes.read(self._db, prefix)
+            prefixes.note_use(self._db, prefix, state, now_ms=self._now_ms)
         return state
 
     def start(self, lot: str) -> None:

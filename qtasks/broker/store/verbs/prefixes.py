@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 import apsw
 
 from qtasks.broker.core.interruptions import PATIENCE_MS, QUICK_FOR_MS, probe_pause_ms
+from qtasks.broker.core.values import USE_NOTED_MS
 
 _MOST_PROBES: Final = 1 << 16
 
@@ -23,6 +24,8 @@ class PrefixState(NamedTuple):
     down_since_ms: int | None = None
     probe_ms: int | None = None
     probes: int = 1
+    used_ms: int | None = None
+    """When its last use was noted; None: nothing is stored of it."""
 
     def probes_at(self, now_ms: int) -> int:
         """How many probes may start now; only for a prefix that is down."""
@@ -31,8 +34,8 @@ class PrefixState(NamedTuple):
 
 _SELECT: Final = f"SELECT {', '.join(PrefixState._fields)} FROM prefixes WHERE lot = ?"
 _GO_DOWN: Final = (
-    "INSERT INTO prefixes (lot, down_since_ms, probe_ms, probes) VALUES (?, ?, ?, 1) ON CONFLICT (lot) DO UPDATE"
-    " SET down_since_ms = excluded.down_since_ms, probe_ms = excluded.probe_ms, probes = 1"
+    "INSERT INTO prefixes (lot, down_since_ms, probe_ms, probes, used_ms) VALUES (?1, ?2, ?3, 1, ?2)"
+    " ON CONFLICT (lot) DO UPDATE SET down_since_ms = excluded.down_since_ms, probe_ms = excluded.probe_ms, probes = 1"
 )
 _SCHEDULE_PROBES: Final = "UPDATE prefixes SET probe_ms = ?, probes = ? WHERE lot = ? AND down_since_ms IS NOT NULL"
 
@@ -43,10 +46,18 @@ def read(db: apsw.Connection, prefix: str) -> PrefixState:
     return PrefixState() if row is None else PrefixState._make(row)
 
 
-def note_dispatcher(db: apsw.Connection, prefix: str) -> None:
+def note_use(db: apsw.Connection, prefix: str, state: PrefixState, *, now_ms: int) -> None:
+    """A message of the prefix may start: what is stored of it is kept from now on for the retention of messages."""
+    if state.used_ms is not None and now_ms > state.used_ms + USE_NOTED_MS:
+        db.execute("UPDATE prefixes SET used_ms = ? WHERE lot = ?", (now_ms, prefix))
+
+
+def note_dispatcher(db: apsw.Connection, prefix: str, *, now_ms: int) -> None:
     """A dispatcher of the framework has answered at the prefix."""
     db.execute(
-        "INSERT INTO prefixes (lot, dispatcher) VALUES (?, 1) ON CONFLICT (lot) DO UPDATE SET dispatcher = 1", (prefix,)
+        "INSERT INTO prefixes (lot, dispatcher, used_ms) VALUES (?, 1, ?)"
+        " ON CONFLICT (lot) DO UPDATE SET dispatcher = 1",
+        (prefix, now_ms),
     )
 
 

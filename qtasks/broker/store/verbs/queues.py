@@ -27,6 +27,7 @@ def upsert_queue(
 ) -> None:
     """Create or change a queue. None keeps the present value; a new queue has parallelism 1 and is not paused."""
     admission.ensure_queue(db, account, name, now_ms)
+    db.execute("UPDATE queues SET by_enqueue = 0 WHERE account = ? AND name = ? AND by_enqueue = 1", (account, name))
     if parallelism is not None:
         db.execute(
             "UPDATE queues SET parallelism = ?, updated_ms = ? WHERE account = ? AND name = ? AND parallelism != ?",
@@ -45,7 +46,7 @@ def pause_queue(db: apsw.Connection, account: int, name: str, *, paused: bool, n
         return False
     if bool(was_paused) is not paused:
         db.execute(
-            "UPDATE queues SET paused = ?, updated_ms = ? WHERE account = ? AND name = ?",
+            "UPDATE queues SET paused = ?, by_enqueue = 0, updated_ms = ? WHERE account = ? AND name = ?",
             (int(paused), now_ms, account, name),
         )
         if paused:

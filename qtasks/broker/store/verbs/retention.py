@@ -1,4 +1,7 @@
-"""Removes old finished messages in batches that take a few milliseconds. Also the write that tests the storage."""
+"""Removes what is old: finished messages, and keys, queues and prefixes that are not used. Also tests the storage.
+
+Each batch takes a few milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ from typing import Final, cast
 import apsw
 
 from qtasks.broker.core.rules import Stage
-from qtasks.broker.core.values import Retention
+from qtasks.broker.core.values import DAY_MS, Retention
+from qtasks.broker.store.verbs import admission
+from qtasks.broker.store.verbs.log_entries import KEPT_WHOLE, cut_answer
+from qtasks.broker.store.verbs.rows import fetch
 
 BATCH: Final = 100
 """Rows that one transaction removes of each kind at most."""
@@ -16,18 +22,32 @@ _REMOVAL_ORDER: Final = (Stage.DELIVERED, Stage.CANCELED, Stage.FAILED)
 
 
 def prune(db: apsw.Connection, retention: Retention, *, now_ms: int) -> int:
-    """Remove one batch of messages and deduplication keys; return how many. 0: nothing is left to remove."""
-    return prune_messages(db, retention, now_ms=now_ms) + prune_deduplication_keys(db, now_ms=now_ms)
+    """Remove one batch of everything that is old; return how many. 0: nothing is left to remove."""
+    unused_since_ms = now_ms - max(retention.delivered_ms, DAY_MS)
+    return (
+        prune_messages(db, retention, now_ms=now_ms)
+        + prune_deduplication_keys(db, now_ms=now_ms)
+        + prune_flow_keys(db, before_ms=unused_since_ms, now_ms=now_ms)
+        + prune_queues(db, before_ms=unused_since_ms, now_ms=now_ms)
+        + prune_prefixes(db, before_ms=unused_since_ms, now_ms=now_ms)
+    )
 
 
 def prune_messages(db: apsw.Connection, retention: Retention, *, now_ms: int, limit: int = BATCH) -> int:
-    """Remove up to `limit` finished messages, too old or (if the database is too large) the oldest; return how many."""
+    """Remove up to `limit` finished messages, too old or (if the database is too large) the oldest; return how many.
+
+    If it is too large with nothing but dead letters and unfinished messages, long answers in the log are cut first.
+    """
     seqs: list[int] = []
     for stage in _REMOVAL_ORDER:
         age_ms = retention.failed_ms if stage is Stage.FAILED else retention.delivered_ms
         seqs += _oldest(db, stage, limit - len(seqs), before_ms=now_ms - age_ms)
     if not seqs and retention.max_bytes is not None and used_bytes(db) > retention.max_bytes:
-        seqs = next(filter(None, (_oldest(db, stage, limit) for stage in _REMOVAL_ORDER)), [])
+        for stage in _REMOVAL_ORDER:
+            if stage is Stage.FAILED and (cut := _cut_answers(db, limit)):
+                return cut
+            if seqs := _oldest(db, stage, limit):
+                break
     for seq in seqs:
         for table in ("log", "bodies", "labels", "dead_letters", "messages"):
             db.execute(f"DELETE FROM {table} WHERE seq = ?", (seq,))
@@ -42,6 +62,75 @@ def prune_deduplication_keys(db: apsw.Connection, *, now_ms: int, limit: int = B
         (now_ms, limit),
     )
     return len(removed.fetchall())
+
+
+def _cut_answers(db: apsw.Connection, limit: int) -> int:
+    answers = fetch(
+        db,
+        f"SELECT n FROM log WHERE length(response_body) + length(response_head) > {KEPT_WHOLE} ORDER BY n LIMIT ?",
+        (limit,),
+    )
+    for (n,) in answers:
+        cut_answer(db, n)
+    return len(answers)
+
+
+def prune_flow_keys(db: apsw.Connection, *, before_ms: int, now_ms: int, limit: int = BATCH) -> int:
+    """Look at up to `limit` flow-control keys that were not used since `before_ms`; return how many there were.
+
+    Those without unfinished messages, and without a pause or pin of an operator, are removed. The next message of a key
+    brings all that a removed one knew. The others count as used now, so that they are not looked at again.
+    """
+    keys = fetch(
+        db,
+        "SELECT account, key, window_start_ms, period_s FROM flow_keys WHERE paused = 0 AND pinned_parallelism = 0"
+        " AND pinned_rate = 0 AND used_ms < ? ORDER BY used_ms LIMIT ?",
+        (before_ms, limit),
+    )
+    for account, key, start_ms, period_s in keys:
+        is_used = admission.window_end(start_ms, period_s, now_ms) > now_ms or _exists(
+            db, "FROM messages WHERE account = ? AND flow_key = ? AND finished_ms IS NULL", account, key
+        )
+        if is_used:
+            admission.note_key_use(db, account, key, now_ms)
+        else:
+            db.execute("DELETE FROM flow_keys WHERE account = ? AND key = ?", (account, key))
+    return len(keys)
+
+
+def prune_queues(db: apsw.Connection, *, before_ms: int, now_ms: int, limit: int = BATCH) -> int:
+    """As `prune_flow_keys`, for queues that enqueue has made and that were never changed.
+
+    A message that waits for its time needs no queue: it makes it again when it joins the line.
+    """
+    queues = fetch(
+        db,
+        "SELECT account, name FROM queues WHERE by_enqueue = 1 AND used_ms < ? ORDER BY used_ms LIMIT ?",
+        (before_ms, limit),
+    )
+    for account, name in queues:
+        line = f"FROM messages WHERE account = ? AND queue = ? AND stage = {Stage.QUEUED} AND slot = 0"
+        slots = "FROM messages WHERE account = ? AND queue = ? AND slot = 1"
+        if _exists(db, line, account, name) or _exists(db, slots, account, name):
+            db.execute("UPDATE queues SET used_ms = ? WHERE account = ? AND name = ?", (now_ms, account, name))
+        else:
+            db.execute("DELETE FROM queues WHERE account = ? AND name = ?", (account, name))
+    return len(queues)
+
+
+def prune_prefixes(db: apsw.Connection, *, before_ms: int, now_ms: int, limit: int = BATCH) -> int:
+    """As `prune_flow_keys`, for URL prefixes at which no message waits."""
+    prefixes = fetch(db, "SELECT lot FROM prefixes WHERE used_ms < ? ORDER BY used_ms LIMIT ?", (before_ms, limit))
+    for (lot,) in prefixes:
+        if _exists(db, f"FROM messages WHERE lot = ? AND stage = {Stage.PARKED}", lot):
+            db.execute("UPDATE prefixes SET used_ms = ? WHERE lot = ?", (now_ms, lot))
+        else:
+            db.execute("DELETE FROM prefixes WHERE lot = ?", (lot,))
+    return len(prefixes)
+
+
+def _exists(db: apsw.Connection, rows: str, *values: object) -> bool:
+    return db.execute(f"SELECT 1 {rows} LIMIT 1", values).get is not None
 
 
 def used_bytes(db: apsw.Connection) -> int:

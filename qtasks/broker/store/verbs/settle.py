@@ -101,7 +101,7 @@ def _note_sign(db: apsw.Connection, settlement: Settlement, now_ms: int) -> int 
         is_probe = situation.is_probe and not evaluation.is_expired
         return prefixes.note_refusal(db, prefix, is_probe=is_probe, now_ms=now_ms)
     if not situation.has_dispatcher and has_dispatcher(settlement.outcome):
-        prefixes.note_dispatcher(db, prefix)
+        prefixes.note_dispatcher(db, prefix, now_ms=now_ms)
     if situation.is_probe:
         prefixes.note_answer(db, prefix)
     return None
