@@ -13,11 +13,13 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from qtasks.cli.dev_guard import DevGuard
 from qtasks.cli.dev_schedules import sync
 from qtasks.cli.loader import AppLocation, load
 from qtasks.cli.output import NonBlockingStream, log_to
@@ -49,6 +51,8 @@ class ChildOptions:
     """True under `qtasks run`: log with times, and always linger before the end, not only when it is replaced."""
     may_have_schedules: bool
     """True if the broker may have schedules of an earlier version of the code."""
+    hosts: Sequence[str] = ()
+    """Under `qtasks dev`: host names to which the application answers, in addition to those of this machine."""
 
     def dump(self) -> str:
         """The options as one argument of a command."""
@@ -111,7 +115,7 @@ def _serve(options: ChildOptions) -> int:
         _report(options.report, {"retired": True})
 
     server = UvicornServer(
-        loaded.app,
+        loaded.app if options.production else DevGuard(loaded.app, loaded.prefix, options.hosts),
         drain_s=options.drain_s,
         hand_back=loaded.tasks.runtime.hand_back,
         started=report_started,

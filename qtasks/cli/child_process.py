@@ -71,10 +71,12 @@ class ChildProcess:
         drain_s: float = DRAIN_S,
         production: bool = False,
         may_have_schedules: bool = False,
+        hosts: Sequence[str] = (),
     ) -> ChildProcess:
         """Start the application and return once it serves. Raises AppError with the error that the child reports.
 
-        With `production` the child logs with times, lingers before it ends, and does not sync schedules.
+        With `production` the child logs with times, lingers before it ends, and does not sync schedules; without, it
+        answers to the names of this machine and to `hosts` only.
         """
         report_in, report_out = os.pipe()
         lifeline_in, lifeline_out = os.pipe()
@@ -89,6 +91,7 @@ class ChildProcess:
             drain_s=drain_s,
             production=production,
             may_have_schedules=may_have_schedules,
+            hosts=hosts,
         )
         try:
             process = await asyncio.create_subprocess_exec(

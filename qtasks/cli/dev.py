@@ -44,6 +44,7 @@ class DevOptions:
     app_port: int
     db: str
     results: str
+    hosts: tuple[str, ...]
 
 
 @click.command("dev")
@@ -52,11 +53,18 @@ class DevOptions:
 @click.option("--app-port", default=8000, show_default=True, help="Port of your application; 0 picks a free one.")
 @click.option("--db", type=click.Path(dir_okay=False), default=None, help="Database of the broker. [.qtasks/dev.db]")
 @click.option("--memory", is_flag=True, help="Keep nothing after the end.")
-def command(app: str | None, port: int, app_port: int, db: str | None, memory: bool) -> None:
+@click.option(
+    "--allow-host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Also let your application answer to this host name, and to pages from it: that of a tunnel.",
+)
+def command(app: str | None, port: int, app_port: int, db: str | None, memory: bool, hosts: tuple[str, ...]) -> None:
     """Run the broker and APP, and print one line for each event.
 
     APP is a file (tasks.py), a module, or module:object; without it, qtasks looks for one.
-    Both listen on this machine only.
+    Both listen on this machine only, and refuse web pages that are not from this machine.
     """
     if memory and db is not None:
         raise click.UsageError("--memory and --db contradict each other: leave one out")
@@ -70,6 +78,7 @@ def command(app: str | None, port: int, app_port: int, db: str | None, memory: b
             app_port=app_port,
             db=MEMORY if memory else db or str(dev_file.FOLDER / "dev.db"),
             results=os.environ.get("QTASKS_RESULTS") or f"sqlite:///{folder / 'results.db'}",
+            hosts=hosts,
         )
         out, errors = NonBlockingStream(sys.stdout), NonBlockingStream(sys.stderr)
         log_to(errors)
@@ -90,7 +99,7 @@ async def _dev(options: DevOptions, out: NonBlockingStream, errors: NonBlockingS
         broker_url, app_url = (f"http://{HOST}:{listener.getsockname()[1]}" for listener in (broker_socket, app_socket))
 
         settings = BrokerSettings(path=options.db).with_model(os.environ.get(LLM_VARIABLE))
-        broker = await Broker.open(settings)
+        broker = await Broker.open(settings.listening_on(*broker_socket.getsockname()))
         stack.push_async_callback(broker.stop)
         printer = EventPrinter(out)
         broker.watchers.add(printer.print_event)
@@ -124,6 +133,7 @@ async def _dev(options: DevOptions, out: NonBlockingStream, errors: NonBlockingS
             on_started,
             errors.line,
             may_have_schedules=bool(existing),
+            hosts=options.hosts,
         )
         broker.watchers.add(lambda event: application.note_attempt() if event.state is State.ACTIVE else None)
         started_app = await application.start()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -40,6 +40,8 @@ class ReloadingApplication:
     """Called with a line of text for the terminal."""
     may_have_schedules: bool
     """True if the broker may have schedules of this version of the code or of an earlier one."""
+    hosts: Sequence[str] = ()
+    """Host names to which the application answers, in addition to those of this machine."""
     _children: list[ChildProcess] = field(default_factory=list)
     """The child that serves is the last one; those before it are about to end."""
     _replacing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -86,6 +88,7 @@ class ReloadingApplication:
             self.origin,
             self.environment,
             may_have_schedules=self.may_have_schedules,
+            hosts=self.hosts,
         )
         self._start_s = time.monotonic()
         self.may_have_schedules |= child.started_app.schedules > 0

@@ -11,7 +11,8 @@ from typing import Final
 import uvicorn
 
 from qtasks.broker.broker import Broker
-from qtasks.broker.server.asgi import LOOPBACK_HOSTS, AsgiApi
+from qtasks.broker.server.asgi import AsgiApi
+from qtasks.broker.server.hosts import LOOPBACK_HOSTS
 from qtasks.broker.server.http_protocol import GuardedProtocol
 from qtasks.errors import ConfigurationError
 

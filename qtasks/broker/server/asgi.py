@@ -13,13 +13,13 @@ from typing import Any, Final
 from qtasks.broker.api import openapi
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, error_response, json_response
 from qtasks.broker.api.routes import Api
+from qtasks.broker.server.hosts import LOOPBACK_HOSTS, host_refusal
 from qtasks.protocol import headers as header_lines
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _PUBLIC: Final = frozenset(path.encode() for path in openapi.PUBLIC)
 
 
@@ -97,11 +97,8 @@ class AsgiApi:
         size = sum(len(name) + len(value) for name, value in headers)
         if size > limits.header_bytes:
             raise HttpError(431, f"headers too large: {size} bytes > {limits.header_bytes}")
-        hosts = [value for name, value in headers if name == b"host"]
-        if len(hosts) != 1:
-            raise HttpError(400, f"expected exactly one Host header, got {len(hosts)}")
-        if self._hosts is not None and _hostname(hosts[0].decode("latin-1")) not in self._hosts:
-            raise HttpError(421, "host not allowed: this broker answers to " + ", ".join(sorted(self._hosts)))
+        if (refusal := host_refusal(headers, self._hosts, "this broker")) is not None:
+            raise HttpError(*refusal)
 
     def _request(self, scope: Scope, receive: Receive) -> ApiRequest:
         client = scope.get("client")
@@ -137,12 +134,6 @@ class AsgiApi:
             pieces.append(piece)
             more_body = event.get("more_body", False)
         return b"".join(pieces)
-
-
-def _hostname(host: str) -> str:
-    """The host name in a Host header, lower-case, without the port."""
-    name, colon, port = host.rpartition(":")
-    return (name if colon and port.isascii() and port.isdigit() else host).lower()
 
 
 async def _send(send: Send, response: ApiResponse) -> None:

@@ -16,7 +16,7 @@ from qtasks.broker.broker import Broker
 from qtasks.broker.core.values import Retention
 from qtasks.broker.server import event_loop
 from qtasks.broker.server.api_server import ApiServer
-from qtasks.broker.server.asgi import LOOPBACK_HOSTS
+from qtasks.broker.server.hosts import LOOPBACK_HOSTS
 from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings, DeliveryLimits
 from qtasks.broker.store.verbs import accounts
