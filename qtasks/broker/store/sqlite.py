@@ -12,8 +12,9 @@ from typing import Concatenate, Final, ParamSpec, TypeVar
 import apsw
 
 from qtasks.broker.core.values import Accepted, ClaimBatch, Publication, Recovery, Rooms
-from qtasks.broker.store import page_check, storage_errors
+from qtasks.broker.store import storage_errors
 from qtasks.broker.store.connection import MEMORY, connect, connect_read_only, run_in_transaction
+from qtasks.broker.store.damage import lost_commits, page_check, wal_check
 from qtasks.broker.store.file_lock import FileLock
 from qtasks.broker.store.group_commit import GroupCommit
 from qtasks.broker.store.verbs.accept import accept
@@ -65,7 +66,10 @@ class SqliteStore:
                 lock.release()
 
         try:
+            if path != MEMORY and (lost := lost_commits.sentence(path)) is not None:
+                raise storage_errors.damaged(path, lost)
             db = connect(path)
+            wal_check.empty_log(db)
             if path != MEMORY and page_check.is_small(db) and (findings := page_check.page_findings(db)):
                 raise storage_errors.damaged(path, "; ".join(findings[:3]))
             recovery = run_in_transaction(db, recover, now_ms=clock.now_ms())
