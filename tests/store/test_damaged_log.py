@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qtasks.broker.store.damage.wal_check import find_damage
+from qtasks.broker.store.integrity.wal_check import find_damage
 from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.errors import StoreError
 from tests.support.broker import VirtualClock

@@ -11,7 +11,7 @@ from qtasks.broker.broker import Broker
 from qtasks.broker.core.values import LogCriteria, Rooms
 from qtasks.broker.settings import BrokerSettings
 from qtasks.broker.store.connection import connect
-from qtasks.broker.store.damage import page_check
+from qtasks.broker.store.integrity import page_check
 from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.broker.store.verbs.reads import queries
 from qtasks.errors import StoreError

@@ -11,7 +11,7 @@ import apsw
 from qtasks.broker.core.rules import Evaluation, Trigger
 from qtasks.broker.core.values import Rooms, Settlement
 from qtasks.broker.store.connection import connect
-from qtasks.broker.store.damage.wal_check import empty_log
+from qtasks.broker.store.integrity.wal_check import empty_log
 from qtasks.broker.store.verbs.accept import accept
 from qtasks.broker.store.verbs.claim import claim
 from qtasks.broker.store.verbs.settle import settle

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import Final
 
-from qtasks.broker.store.damage import page_check
+from qtasks.broker.store.integrity import page_check
 from qtasks.broker.store.interface import Store
 from qtasks.clock import Clock
 

@@ -14,9 +14,9 @@ import apsw
 from qtasks.broker.core.values import Accepted, ClaimBatch, Publication, Recovery, Rooms
 from qtasks.broker.store import storage_errors
 from qtasks.broker.store.connection import MEMORY, connect, connect_read_only, run_in_transaction
-from qtasks.broker.store.damage import lost_commits, page_check, wal_check
 from qtasks.broker.store.file_lock import FileLock
 from qtasks.broker.store.group_commit import GroupCommit
+from qtasks.broker.store.integrity import lost_commits, page_check, wal_check
 from qtasks.broker.store.verbs.accept import accept
 from qtasks.broker.store.verbs.claim import claim
 from qtasks.broker.store.verbs.settle import recover

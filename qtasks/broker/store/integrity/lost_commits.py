@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
-from qtasks.broker.store.damage.page_reader import PageFile, TableReader, Value
-from qtasks.broker.store.damage.wal_check import find_damage, read_frames
+from qtasks.broker.store.integrity.page_reader import PageFile, TableReader, Value
+from qtasks.broker.store.integrity.wal_check import find_damage, read_frames
 
 
 def sentence(path: str) -> str | None:

@@ -25,7 +25,7 @@ from typing import BinaryIO, Final
 
 import apsw
 
-from qtasks.broker.store.damage.page_reader import PAGE_SIZE
+from qtasks.broker.store.integrity.page_reader import PAGE_SIZE
 
 _HEADER: Final = struct.Struct(">8I")
 _FRAME: Final = struct.Struct(">6I")
