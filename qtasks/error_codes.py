@@ -253,6 +253,9 @@ class ErrorCode(StrEnum):
         'A run of a schedule with overlap="skip" was left out because an earlier run had not ended.',
         'Do nothing, or use overlap="wait" if every run counts.',
     )
+    REQUEST_REPEATED = ("QT419",
+        "The same signed request arrived before; nothing ran for this one.",
+        "Do nothing if a proxy repeats requests; otherwise find out which program records and sends them again.")
     MODEL_FAILED = ("QT420",
         "The provider of a language model refused a request or did not answer it.",
         "Read `status` and `detail` of the error.")

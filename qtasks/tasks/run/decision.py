@@ -38,6 +38,9 @@ NEVER = 489
 DRAIN_AFTER_MS = 5_000
 """How long the broker waits before it repeats a delivery to a process that is shutting down."""
 
+DUPLICATE_HEADER = ("Qtasks-Duplicate", "true")
+"""On a response to a call that has ended before this delivery of it arrived."""
+
 HeaderLines = tuple[tuple[str, str], ...]
 
 
@@ -65,6 +68,19 @@ class DispatchResponse:
     def without_result(cls, action: str, reason: str, code: str) -> DispatchResponse:
         """The message is done without a result: its call was republished, cancelled, skipped or has expired."""
         return cls(200, _body(reason, code, name=action))
+
+    @classmethod
+    def repeated(cls, *, after_ms: int) -> DispatchResponse:
+        """The same signed request arrived before. It counts: a client that repeats every request ends its retries."""
+        return cls.later("this request was received before", ErrorCode.REQUEST_REPEATED, after_ms=after_ms)
+
+    @classmethod
+    def running_elsewhere(cls, *, after_ms: int) -> DispatchResponse:
+        """Another delivery of the call runs; this one ends no attempt."""
+        note = "this call is running elsewhere"
+        return cls.interrupted(
+            Interruption.RUNNING_ELSEWHERE, note, ErrorCode.CALL_RUNNING_ELSEWHERE, after_ms=after_ms
+        )
 
     @classmethod
     def acknowledgement(cls) -> DispatchResponse:
@@ -102,6 +118,11 @@ class DispatchResponse:
     def refusal(cls, status: int, error: str, *headers: tuple[str, str]) -> DispatchResponse:
         """The request is not a delivery that can be trusted or read; nothing ran."""
         return cls(status, _body(error, None), headers)
+
+    @property
+    def is_interrupted(self) -> bool:
+        """True if the delivery ends no attempt."""
+        return any(name == INTERRUPTED_HEADER for name, _ in self.headers)
 
     def with_header(self, name: str, value: str) -> DispatchResponse:
         """The same response with one more header line."""

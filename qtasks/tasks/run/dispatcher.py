@@ -83,7 +83,7 @@ class Dispatcher:
     async def answer(self, delivery: Delivery, invoke: Invoke | None = None) -> DispatchResponse:
         """Handle one delivery and return the response. `invoke` runs tasks that have dependencies."""
         try:
-            token = self._verify(delivery).jti
+            claims = self._verify(delivery)
         except SignatureError as error:
             return self._untrusted(delivery, error)
         if delivery.task == NAMES_TASK:
@@ -95,7 +95,7 @@ class Dispatcher:
             return self._unknown(delivery)
         self._count(1)
         try:
-            return await self._deliver(delivery, token, invoke)
+            return await self._deliver(delivery, claims, invoke)
         finally:
             self._count(-1)
 
@@ -165,14 +165,14 @@ class Dispatcher:
             now_s=self._clock.now_ms() / 1000,
         )
 
-    async def _deliver(self, delivery: Delivery, token: str, invoke: Invoke | None) -> DispatchResponse:
+    async def _deliver(self, delivery: Delivery, claims: signing.Claims, invoke: Invoke | None) -> DispatchResponse:
         try:
             attempt = await self._decode(delivery, invoke)
         except PayloadError as error:
             return self._unreadable(delivery, error)
         if attempt.is_superseded:
             return DispatchResponse.acknowledgement()
-        return await self._executor.execute(attempt, token)
+        return await self._executor.execute(attempt, claims)
 
     async def _decode(self, delivery: Delivery, invoke: Invoke | None) -> Attempt:
         """The attempt that a verified delivery starts. Raises PayloadError, TamperedError, UnknownVersionError."""

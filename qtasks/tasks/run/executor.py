@@ -14,6 +14,7 @@ from typing import Any
 from qtasks.clock import Clock
 from qtasks.errors import QTasksError, ResultError
 from qtasks.protocol.headers import ENDED_HEADER
+from qtasks.protocol.signing import Claims
 from qtasks.randomness import Random
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.context import CURRENT, RunLink, StopReason
@@ -74,16 +75,21 @@ class AttemptExecutor:
         self._links: dict[RunLink, str] = {}
         """Of the deliveries that are not answered yet, with the ids of their calls."""
 
-    async def execute(self, attempt: Attempt, token: str) -> DispatchResponse:
-        """Take an attempt from admission to its response. `token` is the `jti` of its signature, or empty."""
+    async def execute(self, attempt: Attempt, claims: Claims) -> DispatchResponse:
+        """Take an attempt from admission to its response. `claims` are those of its signature."""
         current = CURRENT.set(attempt.context)
         self._links[attempt.context.link] = attempt.context.call_id
         try:
-            decision = await self._leases.admit(attempt, token)
+            decision = await self._leases.admit(attempt, claims)
             if decision is not None:
                 return await self._conclude(attempt, decision)
-            with self._leases.renewed(attempt):
-                return await self._conclude(attempt, await self._decide(attempt))
+            response = None
+            try:
+                with self._leases.renewed(attempt):
+                    response = await self._conclude(attempt, await self._decide(attempt))
+            finally:
+                self._leases.answered(claims, response)
+            return response
         finally:
             del self._links[attempt.context.link]
             CURRENT.reset(current)

@@ -11,7 +11,8 @@ A call that was cancelled does not run; a run learns of its cancel when it renew
 
 A run of a schedule that skips overlapping runs locks its schedule, too; it is skipped if the schedule is locked.
 
-If the backend cannot be reached the task runs: losing a call would be worse than running it twice.
+If the backend cannot be reached the task runs: losing a call would be worse than running it twice. Then, and without a
+backend, only the memory of this process catches what arrives twice (see `received`).
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ from enum import Enum, auto
 from qtasks.clock import Clock
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError
+from qtasks.protocol.signing import Claims
 from qtasks.tasks.context import StopReason, TaskContext
 from qtasks.tasks.encode.pickling import shown
 from qtasks.tasks.results.backend import Lock, ResultRecord, ResultStatus, pauses
 from qtasks.tasks.results.unique import Unique
 from qtasks.tasks.results.writer import LockState, ResultWriter
 from qtasks.tasks.run.attempt import Attempt
-from qtasks.tasks.run.decision import Decision, DispatchResponse, Interruption
+from qtasks.tasks.run.decision import DUPLICATE_HEADER, Decision, DispatchResponse
 from qtasks.tasks.run.process_id import is_gone, new_owner
+from qtasks.tasks.run.received import ReceivedRequests
 
 log = logging.getLogger("qtasks.lease")
 
@@ -46,8 +49,6 @@ BRIEF_LEASE_MS = 1_000
 
 RENEW_S = 4.0
 """Time between two renewals of a lock."""
-
-DUPLICATE_HEADER = ("Qtasks-Duplicate", "true")
 
 TOKEN_LIFE_MS = 20 * 60 * 1000
 """No signature is valid for longer than this, tolerance included (it is valid for 15 minutes at most)."""
@@ -85,20 +86,12 @@ def next_step(
     run_lock = state.locks[0]
     after_ms = min(LEASE_MS, max(1000, math.ceil((run_lock.until_ms - now_ms) / 1000) * 1000))
     if "jti" in taken and "run" not in taken:
-        # It counts: a client that repeats every request would otherwise let a failing task run for ever.
-        return DeliveryStep.RESPOND, DispatchResponse.later(
-            "this request was received before", ErrorCode.CALL_RUNNING_ELSEWHERE, after_ms=after_ms
-        )
+        return DeliveryStep.RESPOND, DispatchResponse.repeated(after_ms=after_ms)
     if "run" not in taken:
         return (DeliveryStep.SKIP if "schedule" in taken else DeliveryStep.RUN), None
     if (context.is_last_attempt or run_lock.until_ms - now_ms <= BRIEF_LEASE_MS) and context.time_left_s > 0:
         return DeliveryStep.WAIT, None
-    return DeliveryStep.RESPOND, DispatchResponse.interrupted(
-        Interruption.RUNNING_ELSEWHERE,
-        "this call is running elsewhere",
-        ErrorCode.CALL_RUNNING_ELSEWHERE,
-        after_ms=after_ms,
-    )
+    return DeliveryStep.RESPOND, DispatchResponse.running_elsewhere(after_ms=after_ms)
 
 
 def _recorded_response(record: ResultRecord | None, context: TaskContext) -> DispatchResponse | None:
@@ -126,16 +119,23 @@ class RunLeases:
         self._writer = writer
         self._clock = clock
         self._locks_by_call: dict[str, Sequence[Lock]] = {}
+        self._received = ReceivedRequests(clock)
 
-    async def admit(self, attempt: Attempt, token: str) -> Decision | None:
-        """The decision about a delivery that must not run; None for one that may.
+    async def admit(self, attempt: Attempt, claims: Claims) -> Decision | None:
+        """The decision about a delivery that must not run; None for one that may, which must be `answered`.
 
-        `token` is the `jti` of its signature, or empty.
+        `claims` are those of its signature.
         """
-        context, envelope = attempt.context, attempt.envelope
-        schedule = envelope.exclusive_schedule
-        if not self._writer.is_enabled:
-            return Decision.without_overlap_check(context) if schedule is not None else None
+        if self._writer.is_enabled:
+            return await self._admit_by_locks(attempt, claims)
+        if attempt.envelope.exclusive_schedule is not None:
+            return Decision.without_overlap_check(attempt.context)
+        return await self._admit_alone(attempt, claims)
+
+    async def _admit_by_locks(self, attempt: Attempt, claims: Claims) -> Decision | None:
+        """As `admit`, by locks in the result backend, or without them while it cannot be reached."""
+        context, token = attempt.context, claims.jti
+        schedule = attempt.envelope.exclusive_schedule
         owner = new_owner()
         keys = [run_key(context.call_id)] if schedule is None else [run_key(context.call_id), f"schedule:{schedule}"]
         lease_ms = BRIEF_LEASE_MS if attempt.is_brief else LEASE_MS
@@ -146,7 +146,7 @@ class RunLeases:
             token_locks = [Lock(f"jti:{token}", owner, now_ms + TOKEN_LIFE_MS)] if token else []
             state = await self._writer.lock([*locks, *token_locks], context.call_id, now_ms=now_ms)
             if state is None:
-                return None
+                return await self._admit_alone(attempt, claims)
             current = state.locks[: len(locks)]
             if dead := [lock for lock in current if lock.owner != owner and is_gone(lock.owner)]:
                 # Its process has died: there is nothing to wait for. Only the lock of that owner is ended.
@@ -155,6 +155,7 @@ class RunLeases:
             step, response = next_step(state, context, owner, now_ms)
             if step is DeliveryStep.RUN:
                 self._locks_by_call[context.call_id] = locks
+                self._received.begin(claims)
                 return None
             if step is DeliveryStep.WAIT and context.link.stop_reason is not None:
                 step, response = DeliveryStep.RESPOND, DispatchResponse.draining()
@@ -169,6 +170,19 @@ class RunLeases:
             if response is None:
                 return Decision.skipped("another run of its schedule is running")
             return self._duplicate(attempt, response, state.record)
+
+    async def _admit_alone(self, attempt: Attempt, claims: Claims) -> Decision | None:
+        """As `admit`, by the memory of this process alone."""
+        if (earlier := self._received.begin(claims)) is None:
+            return None
+        if not earlier.is_running:
+            return self._duplicate(attempt, earlier.response(), None)
+        response = await self._received.response_of(earlier, attempt.context.time_left_s)
+        return Decision.duplicate(response or DispatchResponse.running_elsewhere(after_ms=LEASE_MS))
+
+    def answered(self, claims: Claims, response: DispatchResponse | None) -> None:
+        """Note the response to a delivery that was admitted; None if its end is not known."""
+        self._received.end(claims, response)
 
     @contextmanager
     def renewed(self, attempt: Attempt) -> Iterator[None]:
