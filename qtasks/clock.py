@@ -8,20 +8,36 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable
-from typing import Protocol
+from typing import Final, Protocol
+
+_ELAPSED: Final = getattr(time, "CLOCK_BOOTTIME", None)
+"""The clock of Linux that counts the time in which the machine sleeps. Elsewhere the monotonic clock stands in."""
 
 
 class Clock(Protocol):
-    """Wall time for what users see, monotonic time for measuring spans, and a wait that ends early on an event."""
+    """The time, monotonic time for measuring spans, and a wait that ends early on an event.
+
+    The machine's clock gives wall time. The broker's own clock (`qtasks.broker.steady_clock`) never jumps: it differs
+    from wall time by `offset_ms`.
+    """
 
     def now_ms(self) -> int:
-        """Wall time, Unix milliseconds."""
+        """The time, Unix milliseconds."""
+
+    def offset_ms(self) -> int:
+        """What to add to `now_ms` for the wall time that users see, in milliseconds."""
+
+    def elapsed_ms(self) -> int:
+        """Milliseconds from an arbitrary point, the machine's sleep included; never goes back."""
 
     def monotonic(self) -> float:
         """Seconds from an arbitrary point; never goes back."""
 
     async def wait(self, event: Awaitable[object], until_ms: int | None) -> None:
-        """Return when `event` completes or wall time reaches `until_ms` (None: no limit), whichever is first."""
+        """Return when `event` completes or the time reaches `until_ms` (None: no limit), whichever is first.
+
+        It waits for the span from now until then, also if the clock is set meanwhile, and may return early.
+        """
 
 
 class SystemClock:
@@ -31,12 +47,20 @@ class SystemClock:
         """Wall time, Unix milliseconds."""
         return time.time_ns() // 1_000_000
 
+    def offset_ms(self) -> int:
+        """See `Clock.offset_ms`."""
+        return 0
+
+    def elapsed_ms(self) -> int:
+        """See `Clock.elapsed_ms`."""
+        return (time.monotonic_ns() if _ELAPSED is None else time.clock_gettime_ns(_ELAPSED)) // 1_000_000
+
     def monotonic(self) -> float:
         """Seconds from an arbitrary point."""
         return time.monotonic()
 
     async def wait(self, event: Awaitable[object], until_ms: int | None) -> None:
-        """Return when `event` completes or wall time reaches `until_ms`."""
+        """See `Clock.wait`."""
         # A wall clock may jump: look again at least once a minute instead of trusting one long timer.
         timeout = None if until_ms is None else min(60.0, max(0.0, (until_ms - self.now_ms()) / 1000))
         try:

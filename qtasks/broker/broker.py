@@ -13,6 +13,7 @@ from qtasks.broker.api.routes import Api
 from qtasks.broker.core.values import Recovery
 from qtasks.broker.events import EventWatchers
 from qtasks.broker.llm.language_model import LanguageModel
+from qtasks.broker.loops.clock_watch import ClockWatch
 from qtasks.broker.loops.deliverer import Deliverer
 from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.loops.page_checker import PageChecker
@@ -46,17 +47,16 @@ class Broker:
         recovery: Recovery,
         transport: Transport,
         policy: DestinationPolicy,
-        clock: Clock,
         random: Random,
     ) -> None:
         self.settings = settings
         self.store = store
         self.recovery = recovery
-        self.watchers = EventWatchers()
+        clock = self.clock = store.clock
+        self.watchers = EventWatchers(clock.offset_ms)
         self.tokens = Tokens(clock, lambda: store.read(accounts.tokens))
         self.accounts: dict[str, int] = {}
         self.keys = KeyRing(store)
-        self.clock = clock
         self.random = random
         self._llm = LanguageModel(settings.llm_url, transport, clock, has_echo=settings.has_echo)
         self.deliverer = Deliverer(
@@ -81,6 +81,7 @@ class Broker:
         )
         self.pruner = Pruner(store, clock, settings.retention)
         self.page_checker = PageChecker(store, clock)
+        self.clock_watch = ClockWatch(store, wake=self.deliverer.wake, look_again=self.scheduler.look_again)
         self._loops: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -96,21 +97,19 @@ class Broker:
         """Open the store and create the broker. It delivers nothing before `start`.
 
         `transport`, `clock` and `random` replace the real ones in tests. `store` is an open, empty store to use instead
-        of the one at `settings.path`.
+        of the one at `settings.path`; it has its own clock.
         """
-        clock = clock or SystemClock()
         random = random or SystemRandom()
         policy = DestinationPolicy(settings.destinations, settings.allowed, settings.own)
         recovery = Recovery(0, 0)
         if store is None:
-            store, recovery = await SqliteStore.open(settings.path, clock)
+            store, recovery = await SqliteStore.open(settings.path, clock or SystemClock())
         broker = cls(
             settings,
             store,
             recovery,
             transport or _http(policy, settings.limits),
             policy,
-            clock,
             random,
         )
         for credentials in settings.credentials:
@@ -135,6 +134,7 @@ class Broker:
                 asyncio.create_task(self.scheduler.run(), name="qtasks-schedule"),
                 asyncio.create_task(self.pruner.run(), name="qtasks-prune"),
                 asyncio.create_task(self.page_checker.run(), name="qtasks-pages"),
+                asyncio.create_task(self.clock_watch.run(), name="qtasks-clock"),
             ]
 
     async def ready(self) -> ApiResponse:
@@ -145,7 +145,9 @@ class Broker:
             await self.store.write(retention.probe, now_ms=self.clock.now_ms())
         except StoreError as error:
             return json_response({"status": "not ready", "error": error.message}, 503)
-        return json_response({"status": "ready", "storage": self.store.promise})
+        offset_ms = self.clock.offset_ms()
+        differs = {"clockOffsetMs": offset_ms} if offset_ms else {}
+        return json_response({"status": "ready", "storage": self.store.promise, **differs})
 
     async def stop(self) -> None:
         """Wait up to `drain_s` for attempts in flight, then stop. The next start repeats the rest. Idempotent."""
@@ -155,5 +157,6 @@ class Broker:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         self._loops = []
+        await self.clock_watch.note()
         await self._llm.close()
         await self.store.close()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from qtasks.broker.core import wall_times
 from qtasks.broker.ports import Failure
 from qtasks.protocol.messages import Message, Response, State
 
@@ -31,8 +32,12 @@ EventWatcher = Callable[[MessageEvent], None]
 
 @dataclass(slots=True)
 class EventWatchers:
-    """The watchers of a broker's events. A watcher must return quickly; its errors are logged and ignored."""
+    """The watchers of a broker's events. A watcher must return quickly; its errors are logged and ignored.
 
+    Callers notify with the broker's times; watchers get wall times, which differ by `offset_ms()`.
+    """
+
+    offset_ms: Callable[[], int] = lambda: 0
     _watchers: list[EventWatcher] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -47,18 +52,25 @@ class EventWatchers:
         if not self._watchers:
             return
         for message in messages:
-            delayed = message.not_before_ms > now_ms
+            due_ms = wall_times.due_ms(message, self.offset_ms())
             self.notify(
                 MessageEvent(
                     time_ms=now_ms,
                     state=State.CREATED,
                     message=message,
-                    next_delivery_ms=message.not_before_ms if delayed else None,
+                    next_delivery_ms=due_ms if due_ms > now_ms else None,
                 )
             )
 
     def notify(self, event: MessageEvent) -> None:
         """Pass `event` to every watcher."""
+        if offset_ms := self.offset_ms():
+            event = replace(
+                event,
+                time_ms=event.time_ms + offset_ms,
+                message=wall_times.of_message(event.message, offset_ms),
+                next_delivery_ms=wall_times.added(event.next_delivery_ms, offset_ms),
+            )
         for watcher in self._watchers:
             try:
                 watcher(event)

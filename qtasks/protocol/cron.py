@@ -138,6 +138,11 @@ class Cron:
         return None
 
 
+def is_interval(text: str) -> bool:
+    """True for ``@every``, whose runs depend on the time that has passed, and not on the calendar."""
+    return "@every" in text
+
+
 @lru_cache(maxsize=1024)
 def parse(text: str) -> Cron:
     """Read a cron expression.

@@ -11,6 +11,7 @@ import apsw
 import pytest
 
 from qtasks.broker.core.values import LogCriteria
+from qtasks.broker.steady_clock import SteadyClock
 from qtasks.broker.store import group_commit
 from qtasks.broker.store.connection import connect
 from qtasks.broker.store.group_commit import QUICK_S
@@ -151,7 +152,7 @@ def failing_vfs() -> Iterator[type[FailingVFS]]:
 
 def failing_store(path: str) -> SqliteStore:
     db = connect(path, vfs="failing-sync")
-    return SqliteStore(path, db, VirtualClock(), release=db.close)
+    return SqliteStore(path, db, SteadyClock(VirtualClock()), release=db.close)
 
 
 async def test_nothing_is_accepted_after_a_failed_sync(tmp_path: Path, failing_vfs: type[FailingVFS]) -> None:

@@ -39,6 +39,10 @@ class ApiContext:
     """Limit of attempts in flight, over all accounts."""
     resolve_on_publish: bool = False
 
+    def wall_ms(self) -> int:
+        """The time as users know it, Unix milliseconds."""
+        return self.clock.now_ms() + self.clock.offset_ms()
+
     async def accept(self, publications: Sequence[Publication], *, now_ms: int) -> list[Accepted]:
         """Store messages, all or none, and notify the watchers.
 

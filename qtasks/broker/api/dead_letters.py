@@ -11,6 +11,7 @@ from qtasks.broker.api import query_filters
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Query, json_response
 from qtasks.broker.api.validation import check_not_before, check_policy
+from qtasks.broker.core import wall_times
 from qtasks.broker.core.message_builder import retry_of_dead_letter
 from qtasks.broker.core.values import DeadLetterCriteria, Page, Publication
 from qtasks.broker.store.verbs import dead_letters
@@ -27,11 +28,11 @@ _ID: Final = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
 async def list_dead_letters(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/dlq`."""
     query = Query(request.query)
-    criteria = query_filters.dead_letter_filter(query)
+    criteria = wall_times.of_criteria(query_filters.dead_letter_filter(query), context.clock.offset_ms())
     if invalid := [letter_id for letter_id in criteria.ids if not _ID.fullmatch(letter_id)]:
         raise HttpError(400, f"dlqIds: expected an id such as 1725323658779-0, got {invalid[0][:40]!r}")
     page = await _page(context, account, criteria, query.last("cursor") or None, query.count(default=PAGE, most=PAGE))
-    answer: dict[str, object] = {"messages": [views.dead_letter_json(letter) for letter in page.items]}
+    answer: dict[str, object] = {"messages": [_view(context, letter) for letter in page.items]}
     if page.cursor is not None:
         answer["cursor"] = page.cursor
     return json_response(answer)
@@ -39,7 +40,7 @@ async def list_dead_letters(context: ApiContext, account: int, request: ApiReque
 
 async def get_dead_letter(context: ApiContext, account: int, request: ApiRequest, letter_id: str) -> ApiResponse:
     """`GET /v2/dlq/{dlqId}`."""
-    return json_response(views.dead_letter_json(await _existing(context, account, letter_id)))
+    return json_response(_view(context, await _existing(context, account, letter_id)))
 
 
 async def delete_dead_letter(context: ApiContext, account: int, request: ApiRequest, letter_id: str) -> ApiResponse:
@@ -57,7 +58,7 @@ async def delete_dead_letters(context: ApiContext, account: int, request: ApiReq
     """`DELETE /v2/dlq`: by ids, skipping those that do not exist, or by filter, one page per request."""
     query = await query_filters.read(request, query_filters.DEAD_LETTER_NAMES)
     deleted, cursor = 0, None
-    for criteria, count in _portions(query):
+    for criteria, count in _portions(context, query):
         try:
             done = await context.store.write(
                 dead_letters.delete_dead_letters, account, criteria, cursor=query.last("cursor") or None, limit=count
@@ -83,7 +84,7 @@ async def retry_dead_letters(context: ApiContext, account: int, request: ApiRequ
     overrides = _overrides(context, request)
     retried: list[Publication] = []
     cursor = None
-    for criteria, count in _portions(query):
+    for criteria, count in _portions(context, query):
         cursor = query.last("cursor") or None
         while True:
             page = await _page(context, account, criteria, cursor, count)
@@ -94,12 +95,12 @@ async def retry_dead_letters(context: ApiContext, account: int, request: ApiRequ
     return json_response({"responses": responses, **({} if cursor is None else {"cursor": cursor})}, 201)
 
 
-def _portions(query: Query) -> list[tuple[DeadLetterCriteria, int]]:
+def _portions(context: ApiContext, query: Query) -> list[tuple[DeadLetterCriteria, int]]:
     """The selected dead letters as criteria, each with a limit: one page of a filter, or all ids in portions.
 
     Malformed ids are left out, because ids that do not exist are skipped.
     """
-    criteria = query_filters.dead_letter_filter(query)
+    criteria = wall_times.of_criteria(query_filters.dead_letter_filter(query), context.clock.offset_ms())
     if "dlqIds" not in query and "dlqId" not in query:
         return [(criteria, query.count(default=PAGE, most=PAGE))]
     valid_ids = tuple(letter_id for letter_id in criteria.ids if _ID.fullmatch(letter_id))
@@ -111,7 +112,7 @@ def _overrides(context: ApiContext, request: ApiRequest) -> PublishOptions:
         overrides = wire.read(request.headers)
     except wire.WireError as error:
         raise HttpError(error.status, str(error)) from None
-    check_not_before(overrides, context.clock.now_ms())
+    check_not_before(overrides, context.wall_ms())
     check_policy(context, options=overrides)
     return overrides
 
@@ -149,6 +150,10 @@ async def _existing(context: ApiContext, account: int, letter_id: str) -> DeadLe
         if page.items:
             return page.items[0]
     raise _not_found(letter_id)
+
+
+def _view(context: ApiContext, letter: DeadLetter) -> views.Json:
+    return views.dead_letter_json(wall_times.of_dead_letter(letter, context.clock.offset_ms()))
 
 
 def _not_found(letter_id: str) -> HttpError:

@@ -18,7 +18,7 @@ async def list_keys(context: ApiContext, account: int, request: ApiRequest) -> A
     """`GET /v2/flowControl`, with `search=<part of the key>`."""
     search = Query(request.query).last("search") or ""
     keys = await context.store.read(flow_control.flow_keys, account, search=search, now_ms=context.clock.now_ms())
-    return json_response([_view(key) for key in keys])
+    return json_response([_view(context, key) for key in keys])
 
 
 async def get_key(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
@@ -26,7 +26,7 @@ async def get_key(context: ApiContext, account: int, request: ApiRequest, name: 
     key = await context.store.read(flow_control.flow_key, account, name, now_ms=context.clock.now_ms())
     if key is None:
         raise HttpError(404, f"flow control key {name[:128]} not found")
-    return json_response(_view(key))
+    return json_response(_view(context, key))
 
 
 async def pause_key(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
@@ -101,7 +101,12 @@ def _key(name: str) -> str:
     return name
 
 
-def _view(key: FlowKeyState) -> dict[str, object]:
+def _wall_s(context: ApiContext, time_ms: int) -> int:
+    """A time of the store as wall time in seconds; 0, for no window, stays 0."""
+    return (time_ms + context.clock.offset_ms()) // 1000 if time_ms else 0
+
+
+def _view(context: ApiContext, key: FlowKeyState) -> dict[str, object]:
     return {
         "flowControlKey": key.key,
         "waitListSize": key.waiting,
@@ -110,7 +115,7 @@ def _view(key: FlowKeyState) -> dict[str, object]:
         "rateMax": key.rate or 0,
         "rateCount": key.started,
         "ratePeriod": key.period_s,
-        "ratePeriodStart": key.window_start_ms // 1000,
+        "ratePeriodStart": _wall_s(context, key.window_start_ms),
         "isPaused": key.paused,
         "isPinnedParallelism": key.pinned_parallelism,
         "isPinnedRate": key.pinned_rate,

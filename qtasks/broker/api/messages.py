@@ -9,6 +9,7 @@ from qtasks.broker import ids
 from qtasks.broker.api import query_filters
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Query, json_response
+from qtasks.broker.core import wall_times
 from qtasks.broker.core.values import MessageCriteria
 from qtasks.broker.store.verbs import accounts, cancel
 from qtasks.broker.store.verbs.reads import queries, status
@@ -24,17 +25,18 @@ MAX_CANCEL: Final = 500
 async def get_message(context: ApiContext, account: int, request: ApiRequest, message_id: str) -> ApiResponse:
     """`GET /v2/messages/{id}`, by message id or call id."""
     current = await context.store.read(status.message_status, account, message_id, now_ms=context.clock.now_ms())
+    offset_ms = context.clock.offset_ms()
     if current is None:
         raise HttpError(404, f"message {message_id[:128]} not found")
     optional = {
         "lastError": current.last_error,
-        "nextDeliveryTime": current.next_delivery_ms,
+        "nextDeliveryTime": wall_times.added(current.next_delivery_ms, offset_ms),
         "waitsFor": current.waits_for,
         "dlqId": current.dead_letter_id,
     }
     return json_response(
         {
-            **views.message_json(current.message),
+            **views.message_json(wall_times.of_message(current.message, offset_ms)),
             "state": current.state,
             "retried": current.message.retried,
             **{name: value for name, value in optional.items() if value is not None},
@@ -75,6 +77,7 @@ async def _cancel_where(context: ApiContext, account: int, criteria: MessageCrit
     """
     now_ms = context.clock.now_ms()
     newest = await context.store.read(queries.newest_seq)
+    criteria = wall_times.of_criteria(criteria, context.clock.offset_ms())
     criteria = replace(criteria, to_ms=now_ms if criteria.to_ms is None else min(now_ms, criteria.to_ms))
     cancelled, after = 0, 0
     while count is None or cancelled < count:
@@ -92,7 +95,8 @@ async def _cancel_where(context: ApiContext, account: int, criteria: MessageCrit
 async def list_log(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/events` and `GET /v2/logs`: one page of the log, under both keys (docs/compatibility.md A3)."""
     query = Query(request.query)
-    criteria = query_filters.log_filter(query)
+    offset_ms = context.clock.offset_ms()
+    criteria = wall_times.of_criteria(query_filters.log_filter(query), offset_ms)
     count = query.count(default=LOG_PAGE, most=LOG_PAGE)
     try:
         page = await context.store.read(
@@ -100,7 +104,7 @@ async def list_log(context: ApiContext, account: int, request: ApiRequest) -> Ap
         )
     except BadCursorError as error:
         raise HttpError(400, str(error)) from None
-    entries = [views.log_json(entry) for entry in page.items]
+    entries = [views.log_json(wall_times.of_log_entry(entry, offset_ms)) for entry in page.items]
     answer: dict[str, object] = {"events": entries, "logs": entries}
     if page.cursor is not None:
         answer["cursor"] = page.cursor

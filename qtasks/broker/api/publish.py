@@ -220,6 +220,6 @@ async def _check_resolves(context: ApiContext, url: str) -> None:
 
 def _prepared(context: ApiContext, publish: ValidPublish, now_ms: int) -> PreparedPublish:
     """The messages of a publish at `now_ms`. HttpError 412 for a time too far ahead."""
-    check_not_before(publish.options, now_ms)
+    check_not_before(publish.options, now_ms + context.clock.offset_ms())
     messages = publications(publish, new_id=lambda: ids.message_id(context.random, now_ms), now_ms=now_ms)
     return PreparedPublish(publish.url_group is not None, tuple(messages))

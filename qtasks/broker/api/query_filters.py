@@ -78,7 +78,7 @@ def _fields(body: Any) -> dict[str, list[str]]:
 
 
 def message_filter(query: Query) -> MessageCriteria:
-    """The filter of a cancellation."""
+    """The filter of a cancellation. Its dates, as those of all filters here, are wall times as the user gave them."""
     return MessageCriteria(hosts=query.several("host"), paths=_starting(query, "path", "/"), **_about_messages(query))
 
 

@@ -49,7 +49,7 @@ def _paused(value: Any) -> bool | None:
 
 async def list_queues(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/queues`."""
-    return json_response([_view(queue) for queue in await context.store.read(queues.queues, account)])
+    return json_response([_view(context, queue) for queue in await context.store.read(queues.queues, account)])
 
 
 async def get_queue(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
@@ -57,7 +57,7 @@ async def get_queue(context: ApiContext, account: int, request: ApiRequest, name
     queue = await context.store.read(queues.queue, account, read_name(name, "queue name"))
     if queue is None:
         raise _not_found(name)
-    return json_response(_view(queue))
+    return json_response(_view(context, queue))
 
 
 async def delete_queue(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
@@ -95,11 +95,12 @@ def _not_found(name: str) -> HttpError:
     return HttpError(404, f"queue {name[:128]} not found")
 
 
-def _view(queue: QueueState) -> dict[str, object]:
+def _view(context: ApiContext, queue: QueueState) -> dict[str, object]:
+    offset_ms = context.clock.offset_ms()
     return {
         "name": queue.name,
-        "createdAt": queue.created_ms,
-        "updatedAt": queue.updated_ms,
+        "createdAt": queue.created_ms + offset_ms,
+        "updatedAt": queue.updated_ms + offset_ms,
         "parallelism": queue.parallelism,
         "paused": queue.paused,
         "lag": queue.lag,

@@ -8,6 +8,8 @@ from qtasks.broker import ids
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response
 from qtasks.broker.api.validation import check_api, check_callbacks_of_queue, check_policy, split_target
+from qtasks.broker.core import wall_times
+from qtasks.broker.loops.scheduler import schedule_ms
 from qtasks.broker.store.verbs import schedules, url_groups
 from qtasks.protocol import cron, views, wire
 from qtasks.protocol.messages import MAX_BODY, Schedule
@@ -42,7 +44,7 @@ async def store_schedule(
         check_callbacks_of_queue(options)
     check_policy(context, *([target.destination] if kind == "url" else []), options=options)
     body = await request.read_body(MAX_BODY)
-    now_ms = context.clock.now_ms()
+    now_ms, offset_ms = context.clock.now_ms(), context.clock.offset_ms()
     schedule = Schedule(
         id=options.schedule_id or ids.schedule_id(context.random),
         account=account,
@@ -52,8 +54,8 @@ async def store_schedule(
         body=body,
         caller_ip=request.client_ip,
         created_ms=now_ms,
-        next_ms=expression.next_ms(now_ms),
     )
+    schedule = replace(schedule, next_ms=expression.next_ms(schedule_ms(schedule, now_ms, offset_ms)))
     await context.store.write(schedules.put_schedule, schedule)
     context.wake_scheduler()
     return json_response({"scheduleId": schedule.id})
@@ -107,11 +109,14 @@ def _not_found(schedule_id: str) -> HttpError:
 
 def _view(context: ApiContext, schedule: Schedule) -> views.Json:
     # A paused schedule stores the time at which it was paused; show when it would run if it were resumed now.
-    return views.schedule_json(replace(schedule, next_ms=_next_ms(context, schedule)) if schedule.paused else schedule)
+    if schedule.paused:
+        schedule = replace(schedule, next_ms=_next_ms(context, schedule))
+    return views.schedule_json(wall_times.of_schedule(schedule, context.clock.offset_ms()))
 
 
 def _next_ms(context: ApiContext, schedule: Schedule) -> int | None:
+    now_ms = schedule_ms(schedule, context.clock.now_ms(), context.clock.offset_ms())
     try:
-        return cron.parse(schedule.cron).next_ms(context.clock.now_ms())
+        return cron.parse(schedule.cron).next_ms(now_ms)
     except ValueError:  # for example a removed time zone; the schedule loop reports it in the `error` of the schedule
-        return context.clock.now_ms()
+        return now_ms

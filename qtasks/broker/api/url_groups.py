@@ -19,7 +19,7 @@ _MAX_NAME: Final = 256
 
 async def list_groups(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/topics`."""
-    return json_response([_view(group) for group in await context.store.read(url_groups.groups, account)])
+    return json_response([_view(context, group) for group in await context.store.read(url_groups.groups, account)])
 
 
 async def get_group(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
@@ -27,7 +27,7 @@ async def get_group(context: ApiContext, account: int, request: ApiRequest, name
     group = await context.store.read(url_groups.group, account, name)
     if group is None:
         raise _not_found(name)
-    return json_response(_view(group))
+    return json_response(_view(context, group))
 
 
 async def delete_group(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
@@ -112,11 +112,12 @@ def _not_found(name: str) -> HttpError:
     return HttpError(404, f"URL group {name[:128]} not found")
 
 
-def _view(group: UrlGroupState) -> dict[str, object]:
+def _view(context: ApiContext, group: UrlGroupState) -> dict[str, object]:
+    offset_ms = context.clock.offset_ms()
     return {
         "name": group.name,
-        "createdAt": group.created_ms,
-        "updatedAt": group.updated_ms,
+        "createdAt": group.created_ms + offset_ms,
+        "updatedAt": group.updated_ms + offset_ms,
         "endpoints": [_endpoint_view(endpoint) for endpoint in group.endpoints],
         **({"headers": _grouped(group.headers)} if group.headers else {}),
     }

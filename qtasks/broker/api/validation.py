@@ -27,9 +27,9 @@ def check_api(context: ApiContext, destination: str, options: PublishOptions) ->
         raise HttpError(400, f"{destination} needs Upstash-Callback: the completion is sent there")
 
 
-def check_not_before(options: PublishOptions, now_ms: int) -> None:
+def check_not_before(options: PublishOptions, wall_ms: int) -> None:
     """Refuse a time that is too far in the future (412)."""
-    if options.not_before_s is not None and options.not_before_s * 1000 > now_ms + MAX_DELAY_MS:
+    if options.not_before_s is not None and options.not_before_s * 1000 > wall_ms + MAX_DELAY_MS:
         raise HttpError(412, f"Upstash-Not-Before: more than {MAX_DELAY_MS // 86_400_000} days ahead")
 
 

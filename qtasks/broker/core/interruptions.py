@@ -84,8 +84,10 @@ class Assessment:
     """It would have been an interruption, but the allowance of the message is used up."""
 
 
-def assess(message: Message, outcome: Response | Failure, situation: Situation, *, now_ms: int) -> Assessment:
-    """Decide whether `outcome` of an attempt of `message` was an interruption."""
+def assess(
+    message: Message, outcome: Response | Failure, situation: Situation, *, now_ms: int, offset_ms: int = 0
+) -> Assessment:
+    """Decide whether `outcome` of an attempt of `message` was an interruption. See `rules.evaluate`."""
     since_ms = now_ms if situation.since_ms is None else situation.since_ms
     if isinstance(outcome, Failure) and not outcome.attempted:
         return Assessment(counts=False, due_ms=now_ms + _own_pause_ms(now_ms - since_ms))
@@ -107,7 +109,7 @@ def assess(message: Message, outcome: Response | Failure, situation: Situation, 
         return Assessment(sign, is_cut=True)
     due_ms = None
     if isinstance(outcome, Response) and sign is Sign.ANSWERS:
-        due_ms = now_ms + _busy_ms(outcome.headers, now_ms)
+        due_ms = now_ms + _busy_ms(outcome.headers, now_ms + offset_ms)
     elif is_proxy and situation.cuts and now_ms - since_ms > QUICK_FOR_MS:
         due_ms = now_ms  # the next probe is another message: behind a proxy, this one could be what ends the process
     return Assessment(sign, counts=False, due_ms=due_ms, is_cut=is_cut)
@@ -147,9 +149,9 @@ def _own_pause_ms(waited_ms: int) -> int:
     return min(max(waited_ms // 2, shortest), longest)
 
 
-def _busy_ms(headers: Headers, now_ms: int) -> int:
+def _busy_ms(headers: Headers, wall_ms: int) -> int:
     shortest, usual, longest = _BUSY_MS
-    asked_ms = retry_after.delay_ms(headers, now_ms)
+    asked_ms = retry_after.delay_ms(headers, wall_ms)
     return usual if asked_ms is None else min(max(asked_ms, shortest), longest)
 
 

@@ -12,6 +12,7 @@ from typing import Final
 
 import orjson
 
+from qtasks.broker.core import wall_times
 from qtasks.broker.core.values import DeliveryEndpoint, Publication, UrlGroupState
 from qtasks.broker.ports import Failure
 from qtasks.protocol import views, wire
@@ -166,21 +167,24 @@ def callbacks_of_attempt(
     ids: tuple[str, str],
     dead_letter_id: str | None,
     now_ms: int,
+    offset_ms: int = 0,
 ) -> tuple[Message, ...]:
     """The messages that report an attempt (docs/protocol.md 3.6, 4.4).
 
     Every attempt has a callback (docs/compatibility.md A40). The failure callback follows only the last attempt that
     failed: then `dead_letter_id` is set. A failure callback to the URL of the end callback is left out, because
-    `end_callback_of` reports the failure there. `ids` are the ids of the two.
+    `end_callback_of` reports the failure there. `ids` are the ids of the two. Their bodies have wall times, which
+    differ from the broker's by `offset_ms`.
     """
     options = message.options
     response, error = _response_and_error(outcome)
+    shown = wall_times.of_message(message, offset_ms)
     messages: list[Message] = []
     if options.callback is not None:
-        body = orjson.dumps(views.callback_json(message, response, error=error))
+        body = orjson.dumps(views.callback_json(shown, response, error=error))
         messages.append(_callback(message, ids[0], options.callback, options.callback_options, body, now_ms))
     if options.failure_callback not in (None, options.end_callback) and dead_letter_id is not None:
-        body = orjson.dumps(views.callback_json(message, response, error=error, dead_letter_id=dead_letter_id))
+        body = orjson.dumps(views.callback_json(shown, response, error=error, dead_letter_id=dead_letter_id))
         messages.append(
             _callback(message, ids[1], options.failure_callback, options.failure_callback_options, body, now_ms)
         )
@@ -195,19 +199,22 @@ def end_callback_of(
     error: str | None = None,
     dead_letter_id: str | None = None,
     now_ms: int,
+    offset_ms: int = 0,
 ) -> Message | None:
     """The end callback of `message`, whose `state` is FAILED or CANCELED (docs/protocol.md 4.4). None if it has none.
 
     `outcome` is that of the last attempt; without an attempt `error` says why. The callback has 999 retries, so it
     outlasts an outage of its receiver. It has no labels, so that a cancel by label does not cancel it as well. Its id
-    derives from the id of `message`, which ends only once.
+    derives from the id of `message`, which ends only once. Its body has wall times, which differ from the broker's by
+    `offset_ms`.
     """
     url = message.options.end_callback
     if url is None:
         return None
     response, error_of_attempt = _response_and_error(outcome)
     error = error_of_attempt or error
-    body = orjson.dumps(views.end_callback_json(message, state, response, error=error, dead_letter_id=dead_letter_id))
+    shown = wall_times.of_message(message, offset_ms)
+    body = orjson.dumps(views.end_callback_json(shown, state, response, error=error, dead_letter_id=dead_letter_id))
     return _message(
         replace(_END_CALLBACK_OPTIONS, redact=_inherited_redaction(message.options.redact)),
         message_id=f"{message.id}_end",
@@ -315,9 +322,12 @@ def _message(
 
 
 def _not_before_ms(options: PublishOptions, now_ms: int) -> int:
-    """Earliest time of the delivery, Unix ms: an absolute time wins over a delay, and a time in the past means now."""
+    """Earliest time of the delivery, Unix ms: a wall time that the user gave wins over a delay.
+
+    A time in the past means now. `wall_times.due_ms` turns it into the broker's time.
+    """
     if options.not_before_s is not None:
-        return max(now_ms, options.not_before_s * 1000)
+        return options.not_before_s * 1000
     return now_ms + (options.delay_ms or 0)
 
 

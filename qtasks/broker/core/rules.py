@@ -121,20 +121,23 @@ class Evaluation:
 
 
 def evaluate(
-    message: Message, outcome: Response | Failure, *, now_ms: int, situation: Situation = UNTROUBLED
+    message: Message, outcome: Response | Failure, *, now_ms: int, offset_ms: int = 0, situation: Situation = UNTROUBLED
 ) -> Evaluation:
-    """Decide what `outcome` of the current attempt means for `message` (docs/protocol.md 4.3, 4.6, 5.2, 5.14)."""
+    """Decide what `outcome` of the current attempt means for `message` (docs/protocol.md 4.3, 4.6, 5.2, 5.14).
+
+    The wall time, which dates in a response are compared with, is `now_ms` plus `offset_ms`.
+    """
     if isinstance(outcome, Response) and 200 <= outcome.status < 300:
         sign = Sign.NONE if message.options.interrupted_for_ms is None else Sign.ANSWERS
         return Evaluation(Trigger.SUCCEED, sign=sign)
-    assessment = interruptions.assess(message, outcome, situation, now_ms=now_ms)
+    assessment = interruptions.assess(message, outcome, situation, now_ms=now_ms, offset_ms=offset_ms)
     error = outcome.error if isinstance(outcome, Failure) else _describe(outcome)
     if not assessment.counts:
         trigger, error, due_ms = Trigger.INTERRUPT, f"interrupted, no retry is spent: {error}", assessment.due_ms
     elif is_final(outcome) or message.retried >= message.max_retries:
         return Evaluation(Trigger.FAIL, _storable(error), sign=assessment.sign, is_expired=assessment.is_expired)
     else:
-        trigger, due_ms = Trigger.RETRY, now_ms + retry_delay_ms(message, outcome, now_ms=now_ms)
+        trigger, due_ms = Trigger.RETRY, now_ms + retry_delay_ms(message, outcome, wall_ms=now_ms + offset_ms)
     is_over = assessment.counts and not assessment.is_cut and not assessment.is_expired
     return Evaluation(
         trigger,
@@ -160,9 +163,9 @@ def is_final(outcome: Response | Failure) -> bool:
     )
 
 
-def retry_delay_ms(message: Message, outcome: Response | Failure, *, now_ms: int) -> int:
+def retry_delay_ms(message: Message, outcome: Response | Failure, *, wall_ms: int) -> int:
     """Milliseconds until the next attempt: from the response's headers, else the expression, else the backoff."""
-    if isinstance(outcome, Response) and (asked_ms := retry_after.delay_ms(outcome.headers, now_ms)) is not None:
+    if isinstance(outcome, Response) and (asked_ms := retry_after.delay_ms(outcome.headers, wall_ms)) is not None:
         return asked_ms
     if message.options.retry_delay is not None:
         return expressions.parse(message.options.retry_delay).delay_ms(message.retried)

@@ -190,7 +190,13 @@ class Deliverer:
             self._free_slot(claim.lot, outcome, started)
         duration_ms = (self._clock.monotonic() - started) * 1000
         now_ms = self._clock.now_ms()
-        evaluation = rules.evaluate(message, outcome, now_ms=now_ms, situation=self._situation(claim, outcome, started))
+        evaluation = rules.evaluate(
+            message,
+            outcome,
+            now_ms=now_ms,
+            offset_ms=self._clock.offset_ms(),
+            situation=self._situation(claim, outcome, started),
+        )
         settlement = Settlement(claim, outcome, evaluation, self._callback_ids(message, now_ms))
         try:
             settled = await self._settle(settlement, now_ms)
@@ -254,7 +260,7 @@ class Deliverer:
             request = signed_request(
                 message,
                 keys,
-                now_s=self._clock.now_ms() // 1000,
+                now_s=(self._clock.now_ms() + self._clock.offset_ms()) // 1000,
                 jti=ids.jwt_id(self._random),
                 region=self._region,
             )

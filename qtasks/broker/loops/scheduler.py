@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from qtasks.broker.core.values import Firing, Publication
 from qtasks.broker.events import EventWatchers
 from qtasks.broker.store.interface import Store
 from qtasks.broker.store.verbs import schedules, url_groups
+from qtasks.broker.store.verbs.schedules import NextRun
 from qtasks.clock import Clock
 from qtasks.errors import StoreError
 from qtasks.protocol import cron, wire
@@ -55,6 +57,13 @@ class Scheduler:
         self._watchers = watchers
         self._wake_deliverer = wake_deliverer
         self._wake = asyncio.Event()
+        self._is_stale = True
+        """The next runs were computed by another process, or before the wall clock was set."""
+
+    def look_again(self) -> None:
+        """Compute the next runs again, because the wall clock was set."""
+        self._is_stale = True
+        self.wake()
 
     def wake(self) -> None:
         """Look for due schedules again, because one was created or changed."""
@@ -66,7 +75,7 @@ class Scheduler:
             self._wake.clear()
             try:
                 await self.run_once()
-                next_ms = await self._store.read(schedules.next_tick)
+                next_ms = await self._store.read(schedules.next_tick, offset_ms=self._clock.offset_ms())
             except Exception as error:
                 # Every error: if this loop ended, no schedule would run again, without notice.
                 log.error("cannot fire schedules: %s", error, exc_info=not isinstance(error, StoreError))
@@ -75,21 +84,51 @@ class Scheduler:
 
     async def run_once(self) -> int:
         """Fire every schedule that is due now; return how many were fired."""
+        if self._is_stale:
+            self._is_stale = False
+            try:
+                await self._compute_again()
+            except BaseException:
+                self._is_stale = True
+                raise
         fired = 0
-        while due := await self._store.read(schedules.due_schedules, now_ms=self._clock.now_ms(), limit=_BATCH):
+        while due := await self._store.read(
+            schedules.due_schedules, now_ms=self._clock.now_ms(), offset_ms=self._clock.offset_ms(), limit=_BATCH
+        ):
             for schedule in due:
                 await self._fire(schedule)
             fired += len(due)
         return fired
 
+    async def _compute_again(self) -> None:
+        """Let no schedule wait longer than its expression says at the present wall time.
+
+        A run that is due already stays due: it was missed, or it is late.
+        """
+        after: tuple[int, str] | None = None
+        while page := await self._store.read(schedules.cron_schedules, after=after, limit=_BATCH):
+            wall_ms = self._clock.now_ms() + self._clock.offset_ms()
+            earlier: list[tuple[NextRun, int]] = []
+            for run in page:
+                with contextlib.suppress(ValueError):  # not readable any more: it is tried again at its time
+                    next_ms = cron.parse(run.cron).next_ms(wall_ms)
+                    if next_ms is not None and (run.next_ms is None or next_ms < run.next_ms):
+                        earlier.append((run, next_ms))
+            if earlier:
+                await self._store.write(schedules.bring_forward, earlier)
+            after = page[-1].account, page[-1].id
+
     async def _fire(self, schedule: Schedule) -> None:
-        now_ms = self._clock.now_ms()
+        now_ms, offset_ms = self._clock.now_ms(), self._clock.offset_ms()
         try:
-            firing = plan(schedule, now_ms)
+            firing = plan(schedule, now_ms, offset_ms)
         except ValueError as error:  # another release of this package or of the time zone database accepted it
             log.error("schedule %s cannot run: %s", schedule.id, error)
             firing = Firing(
-                schedule=schedule, tick_ms=None, next_ms=now_ms + _UNREADABLE_PAUSE_MS, error=f"it cannot run: {error}"
+                schedule=schedule,
+                tick_ms=None,
+                next_ms=schedule_ms(schedule, now_ms, offset_ms) + _UNREADABLE_PAUSE_MS,
+                error=f"it cannot run: {error}",
             )
         if firing.tick_ms is not None:
             firing = await self._with_messages(firing, now_ms)
@@ -119,13 +158,20 @@ class Scheduler:
         )
 
 
-def plan(schedule: Schedule, now_ms: int) -> Firing:
+def schedule_ms(schedule: Schedule, now_ms: int, offset_ms: int) -> int:
+    """The present time of a schedule: the broker's time for ``@every``, else wall time."""
+    return now_ms if cron.is_interval(schedule.cron) else now_ms + offset_ms
+
+
+def plan(schedule: Schedule, now_ms: int, offset_ms: int = 0) -> Firing:
     """Which tick of a due schedule fires, and which were missed. Pure.
 
-    Of several ticks that have passed, the latest fires if it is not older than a day; the others are only listed.
+    The wall time is `now_ms` plus `offset_ms`. Of several ticks that have passed, the latest fires if it is not older
+    than a day; the others are only listed.
     """
     assert schedule.next_ms is not None, "only a schedule with a next run is due"
-    expression = cron.parse(schedule.cron)
+    expression, is_interval = cron.parse(schedule.cron), cron.is_interval(schedule.cron)
+    now_ms = schedule_ms(schedule, now_ms, offset_ms)
     passed = list(_passed(expression, schedule.next_ms, now_ms))
     *missed, latest = passed
     fires = now_ms - latest <= CATCH_UP_MS
@@ -135,8 +181,8 @@ def plan(schedule: Schedule, now_ms: int) -> Firing:
         schedule=schedule,
         tick_ms=latest if fires else None,
         missed=tuple(missed[-_MISSED_KEPT:]),
-        next_ms=expression.next_ms(latest if "@every" in schedule.cron else max(now_ms, latest)),
-        error=_describe(missed),
+        next_ms=expression.next_ms(latest if is_interval else max(now_ms, latest)),
+        error=_describe([tick_ms + (offset_ms if is_interval else 0) for tick_ms in missed]),
     )
 
 
@@ -144,7 +190,7 @@ def _passed(expression: cron.Cron, first_ms: int, now_ms: int) -> Iterator[int]:
     """Ticks from `first_ms` until now. After a long downtime: the first, and those of the last day."""
     yield first_ms
     after_ms = first_ms
-    if now_ms - first_ms > CATCH_UP_MS and "@every" not in expression.text:
+    if now_ms - first_ms > CATCH_UP_MS and not cron.is_interval(expression.text):
         after_ms = now_ms - CATCH_UP_MS - 1
     for _ in itertools.count():
         tick_ms = expression.next_ms(after_ms)
@@ -159,7 +205,7 @@ def _describe(missed: list[int]) -> str | None:
         return None
     shown = ", ".join(_moment(tick_ms) for tick_ms in missed[-_MISSED_SHOWN:])
     earlier = "" if len(missed) <= _MISSED_SHOWN else ", and earlier ones"
-    return f"runs were missed while the broker did not run: {shown}{earlier}"
+    return f"runs were missed while the broker did not run, or because its clock was set: {shown}{earlier}"
 
 
 def _moment(time_ms: int) -> str:

@@ -2,8 +2,8 @@
 
 The functions are in `verbs`, one module for each subject: `await store.write(queues.pause_queue, account, name,
 paused=True, now_ms=now_ms)`. Their first parameter is a connection inside an open transaction. They read no clock and
-create no ids: the caller passes both. `now_ms` is wall time in Unix milliseconds. Tests and simulations call them
-directly.
+create no ids: the caller passes both. `now_ms` is the broker's time (`steady_clock`) in Unix milliseconds. Tests and
+simulations call them directly.
 
 The functions are written for SQLite. A store for another database runs its own function in place of the one that
 the caller names, and defines only those that differ.
@@ -18,6 +18,7 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 import apsw
 
 from qtasks.broker.core.values import Accepted, ClaimBatch, Publication, Rooms
+from qtasks.broker.steady_clock import SteadyClock
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,6 +29,8 @@ class Store(Protocol):
 
     promise: str
     """The durability of an accepted message on this storage, in words; shown at the start and by ``/readyz``."""
+    clock: SteadyClock
+    """The broker's time, which goes on where the storage's last process stood."""
     broken: asyncio.Event
     """Set when the storage has failed permanently: end the process and start it again."""
 

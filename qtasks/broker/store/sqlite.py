@@ -12,11 +12,13 @@ from typing import Concatenate, Final, ParamSpec, TypeVar
 import apsw
 
 from qtasks.broker.core.values import Accepted, ClaimBatch, Publication, Recovery, Rooms
+from qtasks.broker.steady_clock import SteadyClock
 from qtasks.broker.store import storage_errors
 from qtasks.broker.store.connection import MEMORY, connect, connect_read_only, run_in_transaction
 from qtasks.broker.store.file_lock import FileLock
 from qtasks.broker.store.group_commit import GroupCommit
 from qtasks.broker.store.integrity import lost_commits, page_check, wal_check
+from qtasks.broker.store.verbs import broker_time
 from qtasks.broker.store.verbs.accept import accept
 from qtasks.broker.store.verbs.claim import claim
 from qtasks.broker.store.verbs.settle import recover
@@ -36,9 +38,10 @@ class SqliteStore:
     Made by `open`. Belongs to the event loop that it is made in. `release` runs at the end of `close`.
     """
 
-    def __init__(self, path: str, db: apsw.Connection, clock: Clock, *, release: Callable[[], None]) -> None:
+    def __init__(self, path: str, db: apsw.Connection, clock: SteadyClock, *, release: Callable[[], None]) -> None:
         self.path = path
         self.promise = "memory: lost when the process ends" if path == MEMORY else "sqlite: fsync per commit"
+        self.clock = clock
         self._db = db
         self._release = release
         self._closed = False
@@ -72,14 +75,15 @@ class SqliteStore:
             wal_check.empty_log(db)
             if path != MEMORY and page_check.is_small(db) and (findings := page_check.page_findings(db)):
                 raise storage_errors.damaged(path, "; ".join(findings[:3]))
-            recovery = run_in_transaction(db, recover, now_ms=clock.now_ms())
+            steady = run_in_transaction(db, broker_time.resume, clock)
+            recovery = run_in_transaction(db, recover, now_ms=steady.now_ms())
         except apsw.Error as error:
             release()
             raise storage_errors.of_start(error, path) from error
         except BaseException:
             release()
             raise
-        return cls(path, db, clock, release=release), recovery
+        return cls(path, db, steady, release=release), recovery
 
     async def write(self, verb: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See `Store.write`."""

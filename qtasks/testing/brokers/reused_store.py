@@ -12,6 +12,7 @@ import apsw
 
 from qtasks.broker.store.connection import MEMORY, connect, run_in_transaction
 from qtasks.broker.store.sqlite import SqliteStore
+from qtasks.broker.store.verbs import broker_time
 from qtasks.clock import Clock
 
 
@@ -19,7 +20,8 @@ def empty_store(connections: list[apsw.Connection], clock: Clock) -> SqliteStore
     """An empty store in memory. `connections` are kept for later tests; all of them belong to one event loop."""
     db = connections.pop() if connections else connect(MEMORY)
     run_in_transaction(db, _empty)
-    return SqliteStore(MEMORY, db, clock, release=lambda: connections.append(db))
+    steady = run_in_transaction(db, broker_time.resume, clock)
+    return SqliteStore(MEMORY, db, steady, release=lambda: connections.append(db))
 
 
 def _empty(db: apsw.Connection) -> None:

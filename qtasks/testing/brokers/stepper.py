@@ -95,7 +95,7 @@ class BrokerStepper:
         next_tick_ms: int | None = None
         if schedules:
             await self._broker.scheduler.run_once()
-            next_tick_ms = await self._broker.store.read(next_tick)
+            next_tick_ms = await self._broker.store.read(next_tick, offset_ms=self._broker.clock.offset_ms())
         while True:
             batch = await self._broker.deliverer.claim(_REORDERED if self.reordered else 1)
             if batch.claims or not batch.has_more:

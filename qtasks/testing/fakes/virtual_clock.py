@@ -14,32 +14,48 @@ class VirtualClock:
     """A clock that stands still until it is moved. Unix milliseconds."""
 
     def __init__(self, now_ms: int) -> None:
-        self._now_ms = now_ms
+        self._elapsed_ms = now_ms
+        self._set_by_ms = 0
+        """By how much the wall clock was set, in all."""
         self._moved = asyncio.Event()
 
     def now_ms(self) -> int:
         """See `Clock.now_ms`."""
-        return self._now_ms
+        return self._elapsed_ms + self._set_by_ms
+
+    def offset_ms(self) -> int:
+        """See `Clock.offset_ms`."""
+        return 0
+
+    def elapsed_ms(self) -> int:
+        """See `Clock.elapsed_ms`."""
+        return self._elapsed_ms
 
     def monotonic(self) -> float:
         """See `Clock.monotonic`."""
-        return self._now_ms / 1000
+        return self._elapsed_ms / 1000
 
     def advance(self, span_ms: int) -> None:
-        """Move the clock forward by `span_ms` milliseconds."""
-        self.move_to(self._now_ms + span_ms)
-
-    def move_to(self, now_ms: int) -> None:
-        """Set the clock to `now_ms`, Unix milliseconds."""
-        self._now_ms = now_ms
+        """Let `span_ms` milliseconds pass."""
+        self._elapsed_ms += span_ms
         self._moved.set()
         self._moved = asyncio.Event()
+
+    def move_to(self, now_ms: int) -> None:
+        """Let time pass until the clock shows `now_ms`, Unix milliseconds."""
+        self.advance(now_ms - self.now_ms())
+
+    def jump(self, span_ms: int) -> None:
+        """Set the wall clock forward, or back if `span_ms` is negative, while no time passes."""
+        self._set_by_ms += span_ms
+        self.advance(0)
 
     async def wait(self, event: Awaitable[object], until_ms: int | None) -> None:
         """See `Clock.wait`."""
         waiting = asyncio.ensure_future(event)
+        end_ms = None if until_ms is None else until_ms - self._set_by_ms
         try:
-            while not waiting.done() and (until_ms is None or self._now_ms < until_ms):
+            while not waiting.done() and (end_ms is None or self._elapsed_ms < end_ms):
                 moved = asyncio.ensure_future(self._moved.wait())
                 await asyncio.wait({waiting, moved}, return_when=asyncio.FIRST_COMPLETED)
                 moved.cancel()
@@ -59,6 +75,14 @@ class TaskClock:
     def now_ms(self) -> int:
         """See `Clock.now_ms`."""
         return self._clock.now_ms()
+
+    def offset_ms(self) -> int:
+        """See `Clock.offset_ms`."""
+        return self._clock.offset_ms()
+
+    def elapsed_ms(self) -> int:
+        """See `Clock.elapsed_ms`."""
+        return self._clock.elapsed_ms()
 
     def monotonic(self) -> float:
         """See `Clock.monotonic`."""

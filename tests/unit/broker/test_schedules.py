@@ -286,9 +286,10 @@ async def test_the_loop_waits_for_the_next_tick_and_for_a_new_schedule(service: 
 
 async def test_a_clock_that_goes_back_fires_nothing_again(service: Service) -> None:
     await create(service, Schedule_Id="s")
-    service.clock.advance(5 * MINUTE_MS)
-    assert len(await service.run()) == 1
-    service.clock.advance(-3 * MINUTE_MS)
+    for _ in range(5):
+        service.clock.advance(MINUTE_MS)
+        assert len(await service.run()) == 1
+    service.clock.jump(-3 * MINUTE_MS)
     assert await service.run() == []
     await create(service, Schedule_Id="s")
     for _ in range(3):

@@ -18,3 +18,22 @@ CREATE INDEX prefixes_unused ON prefixes (used_ms);
 
 -- Long answers in the log, oldest first: they are cut if the database is too large.
 CREATE INDEX log_long_answers ON log (n) WHERE length(response_body) + length(response_head) > 1024;
+
+-- The broker's own time (steady_clock.py): where it stood, and what to add to it for the wall time. Every other time is
+-- one of the broker's, except those of cron expressions.
+CREATE TABLE clock (
+    only_row  INTEGER PRIMARY KEY CHECK (only_row = 1),
+    time_ms   INTEGER NOT NULL,
+    offset_ms INTEGER NOT NULL
+) STRICT;
+
+-- Starts at which more than a day had passed since the last known time: a long stop or a wrong clock, nobody can tell.
+-- For retention each of them counts as one day.
+CREATE TABLE clock_leaps (
+    from_ms INTEGER PRIMARY KEY,
+    to_ms   INTEGER NOT NULL CHECK (to_ms > from_ms)
+) STRICT;
+
+-- The wall time (Unix seconds) before which a message must not start; NULL: its delay is a duration.
+ALTER TABLE messages ADD COLUMN not_before_s INTEGER;
+CREATE INDEX messages_at_wall_time ON messages (not_before_s) WHERE not_before_s IS NOT NULL AND stage = 1;

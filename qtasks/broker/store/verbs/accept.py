@@ -7,10 +7,10 @@ from typing import Final, cast
 
 import apsw
 
-from qtasks.broker.core import lots
+from qtasks.broker.core import lots, wall_times
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import Accepted, Publication
-from qtasks.broker.store.verbs import admission, rows
+from qtasks.broker.store.verbs import admission, broker_time, rows
 from qtasks.broker.store.verbs.log_entries import append_log
 from qtasks.broker.store.verbs.rows import MessageRow
 from qtasks.protocol.messages import DEDUPLICATION_WINDOW_MS, Message, State
@@ -66,8 +66,9 @@ def insert(
     for seq, publication in enumerate(publications, first):
         message = publication.message
         lot = lots.lot_of(message, publication.host)
-        stage = _first_stage(db, message, now_ms, lot in parked_lots)
-        _insert_rows(db, seq, publication, lot, stage, now_ms, parent)
+        due_ms = _due_ms(db, message, now_ms)
+        stage = _first_stage(db, message, due_ms, now_ms, lot in parked_lots)
+        _insert_rows(db, seq, publication, lot, stage, due_ms, now_ms, parent)
         if stage is Stage.HELD:
             assert message.options.flow_control is not None, "only a message with a flow-control key is held"
             admission.refresh_key(db, message.account, message.options.flow_control.key, now_ms)
@@ -77,14 +78,21 @@ def insert(
         admission.fill_slots(db, account, queue)
 
 
-def _first_stage(db: apsw.Connection, message: Message, now_ms: int, lot_is_parked: bool) -> Stage:
+def _due_ms(db: apsw.Connection, message: Message, now_ms: int) -> int:
+    """When a new message is due: a wall time that the user gave becomes the broker's time."""
+    if message.options.not_before_s is None:
+        return message.not_before_ms
+    return max(now_ms, wall_times.due_ms(message, broker_time.stored_offset_ms(db)))
+
+
+def _first_stage(db: apsw.Connection, message: Message, due_ms: int, now_ms: int, lot_is_parked: bool) -> Stage:
     """The stage of a new message. Creates or updates its queue and its flow-control key."""
     flow = message.options.flow_control
     if flow is not None:
         admission.configure_key(db, message.account, flow, now_ms)
     if message.queue is not None:
         admission.ensure_queue(db, message.account, message.queue, now_ms)
-    if message.not_before_ms > now_ms:
+    if due_ms > now_ms:
         return Stage.DUE
     if message.queue is not None:
         return Stage.QUEUED
@@ -112,17 +120,23 @@ _INSERT_MESSAGE: Final = f"INSERT INTO messages ({', '.join(_COLUMNS)}) VALUES (
 
 
 def _insert_rows(
-    db: apsw.Connection, seq: int, publication: Publication, lot: str, stage: Stage, now_ms: int, parent: int | None
+    db: apsw.Connection,
+    seq: int,
+    publication: Publication,
+    lot: str,
+    stage: Stage,
+    due_ms: int,
+    now_ms: int,
+    parent: int | None,
 ) -> None:
     message = publication.message
     row = rows.pack_message(message)
     checksum = rows.checksum(row, message.body)
     flow = message.options.flow_control
     flow_key = None if flow is None else flow.key
-    delayed = message.not_before_ms > now_ms
+    delayed = due_ms > now_ms
     place = None if delayed else seq
-    due_ms, host = message.not_before_ms, publication.host
-    store_values = (seq, stage.value, due_ms, host, lot, checksum, place, flow_key, parent)
+    store_values = (seq, stage.value, due_ms, publication.host, lot, checksum, place, flow_key, parent)
     db.execute(_INSERT_MESSAGE, (*store_values, *row))
     db.execute("INSERT INTO bodies (seq, body) VALUES (?, ?)", (seq, message.body))
     for place, label in enumerate(message.options.labels):
@@ -130,4 +144,4 @@ def _insert_rows(
             "INSERT OR IGNORE INTO labels (account, label, seq, place) VALUES (?, ?, ?, ?)",
             (message.account, label, seq, place),
         )
-    append_log(db, seq, message.account, now_ms, State.CREATED, next_ms=message.not_before_ms if delayed else None)
+    append_log(db, seq, message.account, now_ms, State.CREATED, next_ms=due_ms if delayed else None)

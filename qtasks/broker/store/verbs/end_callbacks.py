@@ -10,7 +10,7 @@ import apsw
 from qtasks.broker.core.message_builder import end_callback_of
 from qtasks.broker.core.values import Publication
 from qtasks.broker.ports import Failure
-from qtasks.broker.store.verbs import rows
+from qtasks.broker.store.verbs import broker_time, rows
 from qtasks.broker.store.verbs.accept import insert
 from qtasks.broker.store.verbs.rows import MessageRow
 from qtasks.protocol import wire
@@ -28,7 +28,15 @@ def report_end(
     now_ms: int,
 ) -> tuple[Message, ...]:
     """Store the end callback of `message`, and return it; an empty tuple if the message asks for none."""
-    callback = end_callback_of(message, state, outcome, error=error, dead_letter_id=dead_letter_id, now_ms=now_ms)
+    callback = end_callback_of(
+        message,
+        state,
+        outcome,
+        error=error,
+        dead_letter_id=dead_letter_id,
+        now_ms=now_ms,
+        offset_ms=broker_time.stored_offset_ms(db),
+    )
     if callback is None:
         return ()
     insert(db, [Publication(callback, wire.host_of(callback.url))], now_ms=now_ms)

@@ -12,6 +12,7 @@ import apsw
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import DAY_MS, Retention
 from qtasks.broker.store.verbs import admission
+from qtasks.broker.store.verbs.broker_time import retention_cutoff_ms
 from qtasks.broker.store.verbs.log_entries import KEPT_WHOLE, cut_answer
 from qtasks.broker.store.verbs.rows import fetch
 
@@ -23,7 +24,7 @@ _REMOVAL_ORDER: Final = (Stage.DELIVERED, Stage.CANCELED, Stage.FAILED)
 
 def prune(db: apsw.Connection, retention: Retention, *, now_ms: int) -> int:
     """Remove one batch of everything that is old; return how many. 0: nothing is left to remove."""
-    unused_since_ms = now_ms - max(retention.delivered_ms, DAY_MS)
+    unused_since_ms = retention_cutoff_ms(db, now_ms=now_ms, age_ms=max(retention.delivered_ms, DAY_MS))
     return (
         prune_messages(db, retention, now_ms=now_ms)
         + prune_deduplication_keys(db, now_ms=now_ms)
@@ -41,7 +42,8 @@ def prune_messages(db: apsw.Connection, retention: Retention, *, now_ms: int, li
     seqs: list[int] = []
     for stage in _REMOVAL_ORDER:
         age_ms = retention.failed_ms if stage is Stage.FAILED else retention.delivered_ms
-        seqs += _oldest(db, stage, limit - len(seqs), before_ms=now_ms - age_ms)
+        before_ms = retention_cutoff_ms(db, now_ms=now_ms, age_ms=age_ms)
+        seqs += _oldest(db, stage, limit - len(seqs), before_ms=before_ms)
     if not seqs and retention.max_bytes is not None and used_bytes(db) > retention.max_bytes:
         for stage in _REMOVAL_ORDER:
             if stage is Stage.FAILED and (cut := _cut_answers(db, limit)):

@@ -45,6 +45,7 @@ class MessageRow(NamedTuple):
     call_id: str | None
     end_callback: str | None
     interrupted_for_ms: int | None
+    not_before_s: int | None
 
 
 MESSAGE_COLUMNS: Final = ", ".join(f"m.{name}" for name in MessageRow._fields)
@@ -96,6 +97,7 @@ def pack_message(message: Message) -> MessageRow:
         message.options.call_id,
         message.options.end_callback,
         message.options.interrupted_for_ms,
+        message.options.not_before_s,
     )
 
 
@@ -124,14 +126,22 @@ def unpack_message(row: MessageRow, body: bytes) -> Message:
 
 def _options(row: MessageRow) -> PublishOptions:
     """The options of a message: those in column ``options``, and those with a column of their own."""
-    own = (row.call_id, row.end_callback, row.interrupted_for_ms)
-    if own == (None, None, None):
+    call_id, end_callback, interrupted_for_ms, not_before_s = own = row[-4:]
+    if own == (None, None, None, None):
         return _DEFAULTS if row.options is None else unpack_options(row.options)
-    call_id, end_callback, interrupted_for_ms = own
     if row.options is None:
-        return PublishOptions(call_id=call_id, end_callback=end_callback, interrupted_for_ms=interrupted_for_ms)
+        return PublishOptions(
+            call_id=call_id,
+            end_callback=end_callback,
+            interrupted_for_ms=interrupted_for_ms,
+            not_before_s=not_before_s,
+        )
     return replace(
-        unpack_options(row.options), call_id=call_id, end_callback=end_callback, interrupted_for_ms=interrupted_for_ms
+        unpack_options(row.options),
+        call_id=call_id,
+        end_callback=end_callback,
+        interrupted_for_ms=interrupted_for_ms,
+        not_before_s=not_before_s,
     )
 
 

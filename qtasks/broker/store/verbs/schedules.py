@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, cast
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, cast
 
 import apsw
 import orjson
 
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import Firing
+from qtasks.broker.store.verbs import broker_time
 from qtasks.broker.store.verbs.accept import insert
 from qtasks.broker.store.verbs.rows import fetch, pack_headers, unpack_options
 from qtasks.protocol import wire
@@ -19,7 +21,18 @@ _SELECT: Final = (
     " error FROM schedules"
 )
 _TICKS_KEPT_MS: Final = 7 * 24 * 60 * 60 * 1000
-"""Time that a tick stays stored: longer than a clock is ever set back."""
+"""Time that a tick stays stored: a clock that is set back by less than this fires nothing twice."""
+_IS_INTERVAL: Final = "instr(cron, '@every') > 0"
+"""As `cron.is_interval`: the runs of such a schedule are in the broker's time, those of others in wall time."""
+
+
+class NextRun(NamedTuple):
+    """When a schedule runs next; the fields are the names of the columns."""
+
+    account: int
+    id: str
+    cron: str
+    next_ms: int | None
 
 
 def put_schedule(db: apsw.Connection, schedule: Schedule) -> None:
@@ -76,27 +89,56 @@ def schedules(db: apsw.Connection, account: int) -> list[Schedule]:
     return [_schedule(db, row) for row in rows]
 
 
-def due_schedules(db: apsw.Connection, *, now_ms: int, limit: int) -> list[Schedule]:
-    """Schedules of all accounts whose next run is due, earliest first."""
+def due_schedules(db: apsw.Connection, *, now_ms: int, offset_ms: int = 0, limit: int) -> list[Schedule]:
+    """Schedules of all accounts whose next run is due, earliest first. The wall time is `now_ms` plus `offset_ms`."""
+    wall_ms = now_ms + offset_ms
     rows = fetch(
         db,
-        f"{_SELECT} WHERE paused = 0 AND next_ms IS NOT NULL AND next_ms <= ? ORDER BY next_ms LIMIT ?",
-        (now_ms, limit),
+        f"{_SELECT} WHERE paused = 0 AND next_ms IS NOT NULL AND next_ms <= ?"
+        f" AND next_ms <= iif({_IS_INTERVAL}, ?, ?) ORDER BY next_ms LIMIT ?",
+        (max(now_ms, wall_ms), now_ms, wall_ms, limit),
     )
     return [_schedule(db, row) for row in rows]
 
 
-def next_tick(db: apsw.Connection) -> int | None:
-    """When the next schedule is due; None if there is none."""
-    next_ms = db.execute("SELECT min(next_ms) FROM schedules WHERE paused = 0 AND next_ms IS NOT NULL").get
+def next_tick(db: apsw.Connection, *, offset_ms: int = 0) -> int | None:
+    """When the next schedule is due, in the broker's time; None if there is none."""
+    if not offset_ms:
+        next_ms = db.execute("SELECT min(next_ms) FROM schedules WHERE paused = 0 AND next_ms IS NOT NULL").get
+    else:
+        next_ms = db.execute(
+            f"SELECT min(iif({_IS_INTERVAL}, next_ms, next_ms - ?)) FROM schedules"
+            " WHERE paused = 0 AND next_ms IS NOT NULL",
+            (offset_ms,),
+        ).get
     return cast("int | None", next_ms)
+
+
+def cron_schedules(db: apsw.Connection, *, after: tuple[int, str] | None, limit: int) -> list[NextRun]:
+    """One page of the schedules that follow the wall clock and are not paused, those behind `after`."""
+    account, schedule_id = after or (-1, "")
+    rows = fetch(
+        db,
+        f"SELECT account, id, cron, next_ms FROM schedules WHERE (account, id) > (?, ?) AND paused = 0"
+        f" AND NOT {_IS_INTERVAL} ORDER BY account, id LIMIT ?",
+        (account, schedule_id, limit),
+    )
+    return [NextRun._make(row) for row in rows]
+
+
+def bring_forward(db: apsw.Connection, runs: Sequence[tuple[NextRun, int]]) -> None:
+    """Set the next runs of schedules, except of those that have changed since they were read."""
+    db.executemany(
+        "UPDATE schedules SET next_ms = ? WHERE account = ? AND id = ? AND paused = 0 AND next_ms IS ? AND cron = ?",
+        [(next_ms, run.account, run.id, run.next_ms, run.cron) for run, next_ms in runs],
+    )
 
 
 def fire(db: apsw.Connection, firing: Firing, *, now_ms: int) -> bool:
     """Store the messages of a tick and set the schedule's next run.
 
     False, and nothing written, if the schedule has changed since it was read. A tick fires once, even if the clock is
-    set back: a tick that has fired before stores nothing.
+    set back: a tick that has fired before stores nothing. A tick that a wrong clock only left out fires at its time.
     """
     schedule = firing.schedule
     changed = db.execute(
@@ -119,17 +161,19 @@ def fire(db: apsw.Connection, firing: Firing, *, now_ms: int) -> bool:
     db.execute(
         "UPDATE schedules SET error = ? WHERE account = ? AND id = ?", (firing.error, schedule.account, schedule.id)
     )
+    kept_from_ms = broker_time.retention_cutoff_ms(db, now_ms=now_ms, age_ms=_TICKS_KEPT_MS)
     db.execute(
         "DELETE FROM ticks WHERE account = ? AND schedule = ? AND tick_ms < ?",
-        (schedule.account, schedule.id, now_ms - _TICKS_KEPT_MS),
+        (schedule.account, schedule.id, kept_from_ms + min(0, broker_time.stored_offset_ms(db))),
     )
     return True
 
 
 def _record_tick(db: apsw.Connection, schedule: Schedule, tick_ms: int, outcome: str) -> bool:
-    """Store a tick; False if it is stored already."""
+    """Store a tick; False if it is stored already. A tick that was missed may still fire."""
     row = db.execute(
-        "INSERT OR IGNORE INTO ticks (account, schedule, tick_ms, outcome) VALUES (?, ?, ?, ?) RETURNING 1",
+        "INSERT INTO ticks (account, schedule, tick_ms, outcome) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
+        " SET outcome = excluded.outcome WHERE outcome = 'MISSED' AND excluded.outcome <> 'MISSED' RETURNING 1",
         (schedule.account, schedule.id, tick_ms, outcome),
     ).get
     return row is not None

@@ -11,7 +11,7 @@ from qtasks.broker.core.interruptions import CRASHED_FROM_CLAIMS, Sign, has_disp
 from qtasks.broker.core.message_builder import callbacks_of_attempt
 from qtasks.broker.core.rules import FINAL, TRANSITIONS, Stage, Trigger
 from qtasks.broker.core.values import Publication, Recovery, Settled, Settlement
-from qtasks.broker.store.verbs import admission, prefixes
+from qtasks.broker.store.verbs import admission, broker_time, prefixes
 from qtasks.broker.store.verbs.accept import insert
 from qtasks.broker.store.verbs.end_callbacks import report_end, report_end_of
 from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_log, change_stage
@@ -164,6 +164,7 @@ def _insert_callbacks(
         ids=settlement.callback_ids,
         dead_letter_id=dead_letter_id,
         now_ms=now_ms,
+        offset_ms=broker_time.stored_offset_ms(db),
     )
     publications = [Publication(message, wire.host_of(message.url)) for message in callbacks]
     insert(db, publications, now_ms=now_ms, parent=claim.seq)
