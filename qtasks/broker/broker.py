@@ -18,6 +18,7 @@ from qtasks.broker.loops.deliverer import Deliverer
 from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.loops.page_checker import PageChecker
 from qtasks.broker.loops.pruner import Pruner
+from qtasks.broker.loops.room_watcher import RoomWatcher
 from qtasks.broker.loops.scheduler import Scheduler
 from qtasks.broker.ports import Transport
 from qtasks.broker.settings import BrokerSettings, DeliveryLimits
@@ -80,6 +81,7 @@ class Broker:
             self.tokens,
         )
         self.pruner = Pruner(store, clock, settings.retention)
+        self.room_watcher = RoomWatcher(store, clock)
         self.page_checker = PageChecker(store, clock)
         self.clock_watch = ClockWatch(store, wake=self.deliverer.wake, look_again=self.scheduler.look_again)
         self._loops: list[asyncio.Task[None]] = []
@@ -133,6 +135,7 @@ class Broker:
                 asyncio.create_task(self.deliverer.run(), name="qtasks-deliver"),
                 asyncio.create_task(self.scheduler.run(), name="qtasks-schedule"),
                 asyncio.create_task(self.pruner.run(), name="qtasks-prune"),
+                asyncio.create_task(self.room_watcher.run(), name="qtasks-room"),
                 asyncio.create_task(self.page_checker.run(), name="qtasks-pages"),
                 asyncio.create_task(self.clock_watch.run(), name="qtasks-clock"),
             ]
@@ -145,6 +148,8 @@ class Broker:
             await self.store.write(retention.probe, now_ms=self.clock.now_ms())
         except StoreError as error:
             return json_response({"status": "not ready", "error": error.message}, 503)
+        if self.store.shortage is not None:
+            return json_response({"status": "not ready", "error": self.store.shortage}, 503)
         offset_ms = self.clock.offset_ms()
         differs = {"clockOffsetMs": offset_ms} if offset_ms else {}
         return json_response({"status": "ready", "storage": self.store.promise, **differs})

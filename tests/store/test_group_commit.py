@@ -113,6 +113,7 @@ async def test_a_full_disk_refuses_the_call_and_takes_the_next_when_there_is_roo
     )
     assert all(isinstance(answer, StoreFull) for answer in answers)
     store._db.pragma("max_page_count", pages + 2000)
+    await store.look_for_room()
     await store.accept([publication(9)], now_ms=NOW)
     page = await store.read(queries.log, ACCOUNT, LogCriteria(), cursor=None, count=9)
     assert [entry.message.id for entry in page.items] == ["msg_9"]

@@ -125,7 +125,7 @@ class Api:
         except HttpError as error:
             return _error_response(request, error)
         except StoreFull as error:
-            return _error_response(request, HttpError(507, error.message))
+            return _error_response(request, HttpError(507, error.message, (("Retry-After", "5"),)))
         except StoreError as error:
             log.error("%s %s: %s", request.method, request.path[:40], error)
             return _error_response(request, HttpError(503, error.message, (("Retry-After", "1"),)))

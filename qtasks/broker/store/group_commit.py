@@ -75,6 +75,12 @@ class GroupCommit:
         self._log_pages = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self.make_room: Callable[[], bool] = lambda: False
+        """Called in the writer thread when the disk is full; True if a write may now succeed."""
+        self._ran_again: _QueuedWrite | None = None
+        """The last write that has run once more because there may be room for it."""
+        self.shortens_log = False
+        """True: the next checkpoint also gives the room of the log back to the disk."""
         self._writer = DaemonThreadPool(1, "qtasks-commit")
         db.set_wal_hook(self._note_log_pages)  # replaces SQLite's own, which moves the log before a commit returns
 
@@ -167,9 +173,32 @@ class GroupCommit:
             self._loop.call_soon(self._run_group)
             return
         [write] = group
+        if storage_errors.is_full(error) and write is not self._ran_again:
+            self._ran_again = write
+            self._in_thread(self._free_room, lambda freed: self._room_freed(write, error, *freed))
+            return
+        self._refuse(write, error)
+
+    def _refuse(self, write: _QueuedWrite, error: BaseException) -> None:
         if not write.future.done():
             write.future.set_exception(storage_errors.translated(error))
         self._continue(1)
+
+    def _free_room(self) -> tuple[bool, apsw.Error | None]:
+        """The disk is full: make room. A log that is moved into the database has room, too, from its beginning."""
+        return self.make_room(), self._checkpoint()
+
+    def _room_freed(
+        self, write: _QueuedWrite, error: BaseException, made: bool, checkpoint_error: apsw.Error | None
+    ) -> None:
+        if checkpoint_error is not None and storage_errors.is_fatal(checkpoint_error):
+            self._break(checkpoint_error, [write])
+        elif made or checkpoint_error is None:
+            self._queue.appendleft(write)
+            self._one_by_one = max(1, self._one_by_one)
+            self._run_group()
+        else:
+            self._refuse(write, error)
 
     def _break(self, error: apsw.Error, group: list[_QueuedWrite]) -> None:
         """The storage has failed: refuse all writes from now on, those of `group` included."""
@@ -182,7 +211,7 @@ class GroupCommit:
     def _continue(self, completed: int) -> None:
         """After `completed` writes: move the log if it is long, else run the next group, else become idle."""
         self._one_by_one = max(0, self._one_by_one - completed)
-        if self._log_pages >= CHECKPOINT_PAGES and not self.broken.is_set():
+        if (self._log_pages >= CHECKPOINT_PAGES or self.shortens_log) and not self.broken.is_set():
             self._log_pages = 0
             self._in_thread(self._checkpoint, self._checkpoint_ended)
         elif self._queue:
@@ -198,10 +227,13 @@ class GroupCommit:
 
     def _checkpoint(self) -> apsw.Error | None:
         """Move the log into the database file. Pages that a reader still needs stay for the next time."""
+        shortens, self.shortens_log = self.shortens_log, False
         try:
-            self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            self._db.wal_checkpoint(
+                mode=apsw.SQLITE_CHECKPOINT_TRUNCATE if shortens else apsw.SQLITE_CHECKPOINT_PASSIVE
+            )
         except apsw.Error as error:
-            return error
+            return self._checkpoint() if storage_errors.is_full(error) and self.make_room() else error
         return None
 
     def _checkpoint_ended(self, error: apsw.Error | None) -> None:

@@ -34,6 +34,16 @@ class Store(Protocol):
     broken: asyncio.Event
     """Set when the storage has failed permanently: end the process and start it again."""
 
+    lacks_room: asyncio.Event
+    """Set while the disk is full, or nearly: call `look_for_room` every second."""
+
+    @property
+    def shortage(self) -> str | None:
+        """A sentence that says why no new message is accepted although all else goes on; None while there is room."""
+
+    async def look_for_room(self) -> None:
+        """Make room on a full disk by removing old history, and accept messages again once there is room."""
+
     @property
     def failure(self) -> str | None:
         """A sentence that says why the storage is broken; None while it is not."""

@@ -14,11 +14,12 @@ import apsw
 from qtasks.broker.core.values import Accepted, ClaimBatch, Publication, Recovery, Rooms
 from qtasks.broker.steady_clock import SteadyClock
 from qtasks.broker.store import storage_errors
+from qtasks.broker.store.ballast import Ballast, DiskRoom, ballast_path
 from qtasks.broker.store.connection import MEMORY, connect, connect_read_only, run_in_transaction
 from qtasks.broker.store.file_lock import FileLock
 from qtasks.broker.store.group_commit import GroupCommit
 from qtasks.broker.store.integrity import lost_commits, page_check, wal_check
-from qtasks.broker.store.verbs import broker_time
+from qtasks.broker.store.verbs import broker_time, dead_letters, retention, schedules
 from qtasks.broker.store.verbs.accept import accept
 from qtasks.broker.store.verbs.claim import claim
 from qtasks.broker.store.verbs.settle import recover
@@ -30,6 +31,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _READERS: Final = 2
+_ACCEPTING: Final = frozenset({schedules.fire, dead_letters.retry_dead_letters})
+"""Verbs that store new messages, as `accept` does: they are refused while there is no room for them."""
 
 
 class SqliteStore:
@@ -48,6 +51,10 @@ class SqliteStore:
         self._commits = GroupCommit(db, clock, on_loop=path == MEMORY)
         self.broken = self._commits.broken
         self._parked_lots: frozenset[str] = frozenset()  # a hint that saves work; the rows decide
+        self._room = None if path == MEMORY else DiskRoom(db, path)
+        self.lacks_room = asyncio.Event() if self._room is None else self._room.lacking
+        if self._room is not None:
+            self._commits.make_room = self._room.make_room
         self._readers = DaemonThreadPool(_READERS, "qtasks-read")
         self._thread = threading.local()
         self._read_connections: list[apsw.Connection] = []
@@ -79,6 +86,8 @@ class SqliteStore:
             recovery = run_in_transaction(db, recover, now_ms=steady.now_ms())
         except apsw.Error as error:
             release()
+            if storage_errors.is_full(error) and Ballast(ballast_path(path), 0).remove():
+                return await cls.open(path, clock)  # an earlier process has left it for this moment
             raise storage_errors.of_start(error, path) from error
         except BaseException:
             release()
@@ -87,7 +96,8 @@ class SqliteStore:
 
     async def write(self, verb: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See `Store.write`."""
-        return await self._commits.submit(functools.partial(verb, self._db, *args, **kwargs))
+        work = functools.partial(verb, self._db, *args, **kwargs)
+        return await self._commits.submit(self._if_room(work) if verb in _ACCEPTING else work)
 
     async def read(self, query: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See `Store.read`. Runs on a thread, on a connection of its own."""
@@ -107,8 +117,34 @@ class SqliteStore:
     async def accept(self, publications: Sequence[Publication], *, now_ms: int) -> list[Accepted]:
         """See `Store.accept`."""
         return await self._commits.submit(
-            lambda: accept(self._db, publications, now_ms=now_ms, parked_lots=self._parked_lots)
+            self._if_room(lambda: accept(self._db, publications, now_ms=now_ms, parked_lots=self._parked_lots))
         )
+
+    def _if_room(self, work: Callable[[], T]) -> Callable[[], T]:
+        """`work`, which stores new messages, or StoreFull if there is no room for them when its turn comes."""
+        if (room := self._room) is None:
+            return work
+
+        def checked() -> T:
+            room.check()
+            return work()
+
+        return checked
+
+    @property
+    def shortage(self) -> str | None:
+        """See `Store.shortage`."""
+        return None if self._room is None else self._room.shortage
+
+    async def look_for_room(self) -> None:
+        """See `Store.look_for_room`."""
+        if (room := self._room) is None:
+            return
+        loop = asyncio.get_running_loop()
+        self._commits.shortens_log = await loop.run_in_executor(self._readers, room.log_takes_room)
+        await self.write(retention.make_spare, room.spare_bytes)
+        free_inside = await self.write(retention.free_bytes)
+        await loop.run_in_executor(self._readers, room.look, free_inside)
 
     async def claim(self, *, now_ms: int, limit: int, rooms: Rooms) -> ClaimBatch:
         """See `Store.claim`."""
@@ -136,6 +172,8 @@ class SqliteStore:
         self._readers.shutdown()
         for connection in self._read_connections:
             connection.close()
+        if self._room is not None:
+            self._room.close()
         self._release()
 
     def _read_connection(self) -> apsw.Connection:

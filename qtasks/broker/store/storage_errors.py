@@ -17,7 +17,15 @@ def is_fatal(error: BaseException) -> TypeGuard[apsw.Error]:
     After a failed read, write or sync SQLite's cache may differ from the disk: trying again proves nothing. After a
     page that cannot be read, every further write could destroy more, and deliveries may have stopped already.
     """
-    return isinstance(error, _FATAL)
+    return isinstance(error, _FATAL) and not is_full(error)
+
+
+def is_full(error: BaseException) -> TypeGuard[apsw.Error]:
+    """True if `error` means that the disk is full: the transaction was rolled back, and the storage is sound."""
+    return isinstance(error, apsw.FullError) or (
+        # The index of the write-ahead log could not grow, which SQLite finds out before it uses the new part.
+        isinstance(error, apsw.IOError) and getattr(error, "extendedresult", None) == apsw.SQLITE_IOERR_SHMSIZE
+    )
 
 
 def reason_of_failure(error: apsw.Error, path: str) -> str:
@@ -41,16 +49,18 @@ def damaged(path: str, what: str) -> StoreError:
 
 def of_start(error: apsw.Error, path: str) -> StoreError:
     """The error of a start during which SQLite raised `error`."""
-    if isinstance(error, apsw.IOError):
+    if isinstance(error, apsw.IOError) and not is_full(error):
         return StoreError(f"cannot use {path}: {error}", fix="start the broker again once the disk is sound")
-    if isinstance(error, (apsw.FullError, apsw.BusyError)):
-        return StoreError(f"cannot use {path}: {error}", fix="make room on its disk, and end what has it open")
+    if is_full(error):
+        return StoreFull(f"cannot use {path}: no space is left on its disk", fix="make room there")
+    if isinstance(error, apsw.BusyError):
+        return StoreError(f"cannot use {path}: {error}", fix="end the program that has it open")
     return damaged(path, str(error))
 
 
 def translated(error: BaseException) -> BaseException:
     """The error that the caller of a write gets for `error`, an error of SQLite or of the work itself."""
-    if isinstance(error, apsw.FullError):
+    if is_full(error):
         return StoreFull("no space left for the store; nothing of this request was stored")
     if isinstance(error, apsw.BusyError):
         return StoreError("the store is busy: another program holds a lock on it; nothing of this request was stored")

@@ -50,6 +50,10 @@ def prune_messages(db: apsw.Connection, retention: Retention, *, now_ms: int, li
                 return cut
             if seqs := _oldest(db, stage, limit):
                 break
+    return _remove(db, seqs)
+
+
+def _remove(db: apsw.Connection, seqs: list[int]) -> int:
     for seq in seqs:
         for table in ("log", "bodies", "labels", "dead_letters", "messages"):
             db.execute(f"DELETE FROM {table} WHERE seq = ?", (seq,))
@@ -139,6 +143,21 @@ def used_bytes(db: apsw.Connection) -> int:
     """Bytes in use. The file may be larger: SQLite uses freed pages again before the file grows."""
     pages = db.pragma("page_count") - db.pragma("freelist_count")
     return cast("int", pages * db.pragma("page_size"))
+
+
+def free_bytes(db: apsw.Connection) -> int:
+    """Bytes inside the file that are not in use: SQLite uses them before the file grows."""
+    return cast("int", db.pragma("freelist_count") * db.pragma("page_size"))
+
+
+def make_spare(db: apsw.Connection, spare_bytes: int) -> int:
+    """On a full disk: remove a batch of the oldest delivered and cancelled messages, even before their time.
+
+    0, and nothing removed, if `spare_bytes` are free inside the file, or if there is no such message.
+    """
+    if free_bytes(db) >= spare_bytes:
+        return 0
+    return _remove(db, _oldest(db, Stage.DELIVERED, BATCH) or _oldest(db, Stage.CANCELED, BATCH))
 
 
 def probe(db: apsw.Connection, *, now_ms: int) -> None:
