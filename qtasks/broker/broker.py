@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Final
 
 from qtasks.broker import ids
 from qtasks.broker.api.api_context import ApiContext
@@ -32,6 +33,9 @@ from qtasks.errors import StoreError
 from qtasks.randomness import Random, SystemRandom
 
 log = logging.getLogger("qtasks.broker")
+
+READY_S: Final = 3.0
+"""Seconds after which a store that has not answered is not ready; health checks wait a little longer."""
 
 
 def _http(policy: DestinationPolicy, limits: DeliveryLimits) -> Transport:
@@ -85,6 +89,7 @@ class Broker:
         self.page_checker = PageChecker(store, clock)
         self.clock_watch = ClockWatch(store, wake=self.deliverer.wake, look_again=self.scheduler.look_again)
         self._loops: list[asyncio.Task[None]] = []
+        self._probe: asyncio.Task[str | None] | None = None
 
     @classmethod
     async def open(
@@ -141,18 +146,34 @@ class Broker:
             ]
 
     async def ready(self) -> ApiResponse:
-        """`GET /readyz`: 200 while the store accepts writes and the broker is not stopping, else 503."""
+        """`GET /readyz`: 200 while the store accepts writes and the broker is not stopping, else 503.
+
+        Answers within `READY_S`. Requests at the same time share one write.
+        """
         if self.deliverer.draining:
             return json_response({"status": "stopping"}, 503)
-        try:
-            await self.store.write(retention.probe, now_ms=self.clock.now_ms())
-        except StoreError as error:
-            return json_response({"status": "not ready", "error": error.message}, 503)
+        if self.store.failure is not None:
+            return _not_ready(self.store.failure)
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self._write_probe())
+        await asyncio.wait({self._probe}, timeout=READY_S)
+        if not self._probe.done():
+            return _not_ready(f"the store has not answered for {READY_S:g} s")
+        if (error := self._probe.result()) is not None:
+            return _not_ready(error)
         if self.store.shortage is not None:
-            return json_response({"status": "not ready", "error": self.store.shortage}, 503)
+            return _not_ready(self.store.shortage)
         offset_ms = self.clock.offset_ms()
         differs = {"clockOffsetMs": offset_ms} if offset_ms else {}
         return json_response({"status": "ready", "storage": self.store.promise, **differs})
+
+    async def _write_probe(self) -> str | None:
+        """Write to the store; the reason if it refuses."""
+        try:
+            await self.store.write(retention.probe, now_ms=self.clock.now_ms())
+        except StoreError as error:
+            return error.message
+        return None
 
     async def stop(self) -> None:
         """Wait up to `drain_s` for attempts in flight, then stop. The next start repeats the rest. Idempotent."""
@@ -165,3 +186,7 @@ class Broker:
         await self.clock_watch.note()
         await self._llm.close()
         await self.store.close()
+
+
+def _not_ready(reason: str) -> ApiResponse:
+    return json_response({"status": "not ready", "error": reason}, 503)

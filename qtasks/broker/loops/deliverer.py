@@ -117,10 +117,13 @@ class Deliverer:
     async def drain(self, timeout_s: float) -> bool:
         """Start no further attempt and wait for those in flight; True if all ended within `timeout_s`.
 
-        The others are cancelled. Their messages stay claimed, so the next start of the broker delivers them again.
+        The others are cancelled. Their messages stay claimed, so the next start of the broker delivers them again. It
+        does not wait if the store is broken: no outcome can be stored.
         """
         self._draining = True
         self.wake()
+        if self._store.broken.is_set():
+            timeout_s = 0
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 async with self._claiming:  # a claim in progress will start attempts, which count as well

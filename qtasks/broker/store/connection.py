@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -31,8 +32,7 @@ def connect(path: str, vfs: str | None = None) -> apsw.Connection:
     """
     try:
         if path != MEMORY:
-            # Only this user may read the messages; SQLite gives its other files the mode of this one.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            _create(os.path.realpath(path))
         db = apsw.Connection(path, vfs=vfs)
         db.set_busy_timeout(_BUSY_TIMEOUT_MS)
         db.execute("PRAGMA journal_mode = WAL")
@@ -56,6 +56,15 @@ def connect(path: str, vfs: str | None = None) -> apsw.Connection:
             f"cannot open {path}: {error}", fix="check that the directory exists and may be written"
         ) from error
     return db
+
+
+def _create(path: str) -> None:
+    """Create the file if it does not exist. Only this user may read it; SQLite gives its other files the same mode.
+
+    An existing file is not opened: closing it would end the locks that SQLite holds on it in this process.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def connect_read_only(path: str) -> apsw.Connection:

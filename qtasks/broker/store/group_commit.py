@@ -53,13 +53,22 @@ class _QueuedWrite:
 class GroupCommit:
     """Commits writes to one connection in groups. Belongs to the event loop that it is created in.
 
-    `on_loop` keeps every commit on the loop's thread: right for a database in memory.
+    `on_loop` keeps every commit on the loop's thread: right for a database in memory. `file_change` is asked after each
+    commit, before the results are returned: a sentence means that what was committed is not in the file of this name.
     """
 
-    def __init__(self, db: apsw.Connection, clock: Clock, *, on_loop: bool) -> None:
+    def __init__(
+        self,
+        db: apsw.Connection,
+        clock: Clock,
+        *,
+        on_loop: bool,
+        file_change: Callable[[], str | None] | None = None,
+    ) -> None:
         self._db = db
         self._clock = clock
         self._on_loop = on_loop
+        self._file_change = file_change or (lambda: None)
         self._loop = asyncio.get_running_loop()
         self._queue: deque[_QueuedWrite] = deque()
         self._running = False
@@ -153,6 +162,9 @@ class GroupCommit:
         if error is not None:
             self._group_failed(group, error)
             return
+        if (change := self._file_change()) is not None:
+            self._break_for(change, group)
+            return
         for write, result in zip(group, results, strict=True):
             if not write.future.done():  # its caller may have been cancelled; the write is committed all the same
                 write.future.set_result(result)
@@ -202,7 +214,10 @@ class GroupCommit:
 
     def _break(self, error: apsw.Error, group: list[_QueuedWrite]) -> None:
         """The storage has failed: refuse all writes from now on, those of `group` included."""
-        self.fail(storage_errors.reason_of_failure(error, self._db.filename))
+        self._break_for(storage_errors.reason_of_failure(error, self._db.filename), group)
+
+    def _break_for(self, reason: str, group: list[_QueuedWrite]) -> None:
+        self.fail(reason)
         for write in group:
             if not write.future.done():
                 write.future.set_exception(StoreError(self.failure or ""))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import apsw
@@ -17,6 +17,7 @@ from qtasks.broker.store import storage_errors
 from qtasks.broker.store.ballast import Ballast, DiskRoom, ballast_path
 from qtasks.broker.store.connection import MEMORY, connect, connect_read_only, run_in_transaction
 from qtasks.broker.store.file_lock import FileLock
+from qtasks.broker.store.file_watch import FileWatch
 from qtasks.broker.store.group_commit import GroupCommit
 from qtasks.broker.store.integrity import lost_commits, page_check, wal_check
 from qtasks.broker.store.verbs import broker_time, dead_letters, retention, schedules
@@ -38,17 +39,29 @@ _ACCEPTING: Final = frozenset({schedules.fire, dead_letters.retry_dead_letters})
 class SqliteStore:
     """A store in one file, or with the path ``:memory:`` in memory, where nothing survives the process.
 
-    Made by `open`. Belongs to the event loop that it is made in. `release` runs at the end of `close`.
+    Made by `open`. Belongs to the event loop that it is made in. `release` runs at the end of `close`. A change of a
+    file that `watch` notices makes the store fail.
     """
 
-    def __init__(self, path: str, db: apsw.Connection, clock: SteadyClock, *, release: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        path: str,
+        db: apsw.Connection,
+        clock: SteadyClock,
+        *,
+        release: Callable[[], None],
+        watch: FileWatch | None = None,
+    ) -> None:
         self.path = path
         self.promise = "memory: lost when the process ends" if path == MEMORY else "sqlite: fsync per commit"
         self.clock = clock
         self._db = db
         self._release = release
         self._closed = False
-        self._commits = GroupCommit(db, clock, on_loop=path == MEMORY)
+        self._watch = watch
+        self._commits = GroupCommit(
+            db, clock, on_loop=path == MEMORY, file_change=None if watch is None else watch.essential_change
+        )
         self.broken = self._commits.broken
         self._parked_lots: frozenset[str] = frozenset()  # a hint that saves work; the rows decide
         self._room = None if path == MEMORY else DiskRoom(db, path)
@@ -58,15 +71,19 @@ class SqliteStore:
         self._readers = DaemonThreadPool(_READERS, "qtasks-read")
         self._thread = threading.local()
         self._read_connections: list[apsw.Connection] = []
+        self._watching = (
+            None if watch is None else asyncio.create_task(watch.run(clock, self.fail), name="qtasks-watch")
+        )
 
     @classmethod
     async def open(cls, path: str, clock: Clock) -> tuple[SqliteStore, Recovery]:
         """Open or create the store at `path`, and make the attempts due again that a dead process left unfinished.
 
-        Raises StoreLocked if another process has the file open (the message names it), SchemaTooNew, or
+        Raises StoreLocked if another store has the file open (the message names its process), SchemaTooNew, or
         StoreError if the file is not a qtasks database.
         """
-        lock = None if path == MEMORY else FileLock.acquire(Path(f"{path}.lock"))
+        path = _real(path)
+        lock = None if path == MEMORY else FileLock.acquire(path)
         db: apsw.Connection | None = None
 
         def release() -> None:
@@ -76,14 +93,14 @@ class SqliteStore:
                 lock.release()
 
         try:
-            if path != MEMORY and (lost := lost_commits.sentence(path)) is not None:
+            if lock is not None and (lost := lost_commits.sentence(path)) is not None:
                 raise storage_errors.damaged(path, lost)
             db = connect(path)
-            wal_check.empty_log(db)
-            if path != MEMORY and page_check.is_small(db) and (findings := page_check.page_findings(db)):
-                raise storage_errors.damaged(path, "; ".join(findings[:3]))
+            watch = None if lock is None else _watched(db, path, lock)
             steady = run_in_transaction(db, broker_time.resume, clock)
             recovery = run_in_transaction(db, recover, now_ms=steady.now_ms())
+            if watch is not None and (change := watch.change()) is not None:
+                raise StoreError(change)
         except apsw.Error as error:
             release()
             if storage_errors.is_full(error) and Ballast(ballast_path(path), 0).remove():
@@ -92,7 +109,7 @@ class SqliteStore:
         except BaseException:
             release()
             raise
-        return cls(path, db, steady, release=release), recovery
+        return cls(path, db, steady, release=release, watch=watch), recovery
 
     async def write(self, verb: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See `Store.write`."""
@@ -166,6 +183,10 @@ class SqliteStore:
         if self._closed:
             return
         self._closed = True
+        if self._watch is not None and self._watching is not None:
+            self._watch.end()
+            self._watching.cancel()  # a disk that does not answer would keep it
+            await asyncio.wait([self._watching])
         await self._commits.close()
         for connection in self._read_connections:
             connection.interrupt()  # a check of all pages would delay the end
@@ -183,3 +204,18 @@ class SqliteStore:
             connection = self._thread.connection = connect_read_only(self.path)
             self._read_connections.append(connection)
         return connection
+
+
+def _watched(db: apsw.Connection, path: str, lock: FileLock) -> FileWatch:
+    """Check the database that SQLite has just opened; a watch over its files. Raises StoreError."""
+    lock.confirm()
+    watch = FileWatch(path, lock.files)
+    wal_check.empty_log(db)
+    if page_check.is_small(db) and (findings := page_check.page_findings(db)):
+        raise storage_errors.damaged(path, "; ".join(findings[:3]))
+    return watch
+
+
+def _real(path: str) -> str:
+    """The path without symbolic links, as SQLite resolves it; the process may change its folder afterwards."""
+    return path if path == MEMORY else os.path.realpath(path)

@@ -117,6 +117,7 @@ class Flaky:
 
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
+        self.broken = store.broken
         self.errors: dict[str, list[Exception]] = {}
         self.gates: dict[str, asyncio.Event] = {}
         self.refused = asyncio.Semaphore(0)
@@ -698,6 +699,16 @@ async def test_a_drain_that_runs_out_of_time_leaves_the_message_to_the_next_star
     assert header(again, "Upstash-Retried") == "0"
     expected = [State.CREATED, State.ACTIVE, State.ERROR, State.RETRY, State.ACTIVE, State.DELIVERED]
     assert await bench.states() == expected
+
+
+async def test_a_drain_waits_for_nothing_if_no_outcome_can_be_stored(bench: Bench, running: Callable[[], None]) -> None:
+    gate = Gate()
+    bench.make(gate)
+    running()
+    await bench.publish()
+    await gate.next()
+    bench.store.fail("the disk is gone")
+    assert await soon(bench.deliverer.drain(3600)) is False
 
 
 async def test_an_idle_drain_is_done_at_once_and_can_be_asked_for_twice(bench: Bench) -> None:

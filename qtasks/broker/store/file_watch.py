@@ -1,0 +1,90 @@
+"""A watch over the files of an open database: it notices that one was removed, renamed or replaced.
+
+SQLite goes on to write into a file that has lost its name, and what is written there is lost with the process. The
+files have their names as long as a store has the database open: SQLite deletes its write-ahead log only when the last
+connection is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from qtasks.clock import Clock
+from qtasks.threads import DaemonThreadPool
+
+PERIOD_MS: Final = 500
+"""How often all files are looked at, in milliseconds. After each commit, the database and its log are."""
+
+FileId = tuple[int, int]
+"""The identity of a file, under all its names: device and inode."""
+
+
+def file_id(status: os.stat_result) -> FileId:
+    """The identity of the file with this status."""
+    return status.st_dev, status.st_ino
+
+
+class FileWatch:
+    """Watches the files of the database at `path`, which SQLite has opened. `locked` holds those opened before.
+
+    It never opens a file: see `file_lock`.
+    """
+
+    def __init__(self, path: str, locked: Mapping[str, FileId]) -> None:
+        log, index = f"{path}-wal", f"{path}-shm"
+        self._files = {**locked, log: _id(log), index: _id(index)}  # SQLite has opened the last two just now
+        self._essential = {name: self._files[name] for name in (path, log)}
+        self._ending = asyncio.Event()
+        self._thread = DaemonThreadPool(1, "qtasks-watch")
+
+    def change(self) -> str | None:
+        """A sentence about the first file that is not the opened one any more; None if all are."""
+        return _change(self._files)
+
+    def essential_change(self) -> str | None:
+        """As `change`, for the files with the messages only: quick enough for every commit (3 microseconds)."""
+        return _change(self._essential)
+
+    async def run(self, clock: Clock, fail: Callable[[str], None]) -> None:
+        """Look every `PERIOD_MS` until the end or a change; call `fail` with the sentence."""
+        loop = asyncio.get_running_loop()
+        while not self._ending.is_set():
+            # On a thread of its own: a disk in a network may not answer, and readers may be busy.
+            if (change := await loop.run_in_executor(self._thread, self.change)) is not None:
+                fail(change)
+                return
+            await clock.wait(self._ending.wait(), clock.now_ms() + PERIOD_MS)
+
+    def end(self) -> None:
+        """Let `run` return. Idempotent."""
+        self._ending.set()
+        self._thread.shutdown(wait=False)
+
+
+def _change(files: Mapping[str, FileId]) -> str | None:
+    for path, opened in files.items():
+        try:
+            now = _id(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return _sentence(path, "was removed or renamed")
+        except OSError as error:
+            return _sentence(path, f"cannot be looked at ({error.strerror})")
+        if now != opened:
+            return _sentence(path, "was replaced by another file")
+    return None
+
+
+def _id(path: str) -> FileId:
+    return file_id(os.stat(path))  # noqa: PTH116 - `Path.stat` takes half as long again, and every commit calls this
+
+
+def _sentence(path: str, what: str) -> str:
+    # Without the folder: strangers may see this at ``/readyz``.
+    return (
+        f"{Path(path).name} {what} while the broker used it, so nothing is accepted any more. Make sure that no"
+        " other program touches the files of the database, put the file back if it is missing, and start again"
+    )
