@@ -136,8 +136,9 @@ class UvicornServer(uvicorn.Server):
 
 
 def _idle(connection: Any) -> bool:
-    """True if uvicorn waits for the next request of the connection."""
-    return connection.cycle is None or connection.cycle.response_complete
+    """True if uvicorn waits for the next request of the connection, and nothing of it has arrived."""
+    is_receiving = getattr(connection, "is_receiving", False)  # a part of `GuardedProtocol` only
+    return not is_receiving and (connection.cycle is None or connection.cycle.response_complete)
 
 
 async def _wait(is_over: Callable[[], bool], until_s: float) -> bool:
@@ -156,10 +157,15 @@ def serve(server: UvicornServer, listener: socket.socket) -> int:
     return 0 if server.started else FAILED
 
 
-def _protocol() -> Any:
-    """`GuardedProtocol` if httptools is installed (the `broker` extra installs it), else the choice of uvicorn."""
-    if importlib.util.find_spec("httptools") is None:
-        return "auto"
-    from qtasks.broker.server.http_protocol import GuardedProtocol
+def has_limits() -> bool:
+    """True if `qtasks run` has limits on slow and large requests: with httptools, which the `broker` extra installs."""
+    return importlib.util.find_spec("httptools") is not None
 
-    return GuardedProtocol
+
+def _protocol() -> Any:
+    """`GuardedProtocol` if its parser is installed, else the choice of uvicorn."""
+    if not has_limits():
+        return "auto"
+    from qtasks.broker.server.http_protocol import guarded
+
+    return guarded()

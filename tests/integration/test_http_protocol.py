@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 
 import pytest
 
-from qtasks.broker.server import http_protocol
+from qtasks.broker.server.connection_watch import ConnectionLimits
+from qtasks.broker.settings import BrokerSettings
 from tests.support.api_client import LATER, PATIENCE_S, ApiClient, Lines, head, split_answers
+from tests.support.running import RunningBroker
 
 KIB = 1024
 
@@ -176,6 +179,94 @@ def test_what_is_no_plain_request_is_refused(api: ApiClient, name: str, request_
     assert api.stored() == []
 
 
+# -- trailer fields, chunks, and requests for another protocol
+
+
+CHUNKED = "Transfer-Encoding: chunked"
+
+
+def anonymous(api: ApiClient, *lines: str) -> bytes:
+    return head("POST", api, CHUNKED, *lines).replace(b"Authorization", b"X-Authorization")
+
+
+def test_a_trailer_field_is_no_header(api: ApiClient) -> None:
+    """It comes after the header was checked: it can neither prove who sends nor change what is asked for."""
+    body = b"3\r\nabc\r\n0\r\n"
+    trailer = f"Authorization: Bearer {api.user.token}\r\nHost: evil.test\r\nUpstash-Delay: x\r\n\r\n".encode()
+    answers, _ = api.raw(anonymous(api), body, trailer)
+    assert [answer.status for answer in answers] == [401]
+    answers, closed = api.raw(head("POST", api, CHUNKED), body, trailer, head("GET", api, target="/v2/keys"))
+    assert [answer.status for answer in answers] == [201, 200]
+    assert not closed
+
+
+@pytest.mark.parametrize("target", ["/v2/publish/http://127.0.0.1:1/x", "/healthz"])
+@pytest.mark.parametrize(
+    "endless",
+    [
+        b"3\r\nabc\r\n0\r\n" + b"X-A: 1\r\n" * 4_000,
+        b"3\r\nabc\r\n0\r\nX-A: " + b"1" * 32_000,
+        b"3\r\nabc\r\n0\r\n" + b"X" * 32_000,
+        b"3;" + b"x" * 32_000,
+        b"0" * 32_000,
+    ],
+    ids=["fields", "value", "name", "extension", "zeros"],
+)
+def test_what_has_no_end_around_the_chunks_of_a_body_is_refused(api: ApiClient, target: str, endless: bytes) -> None:
+    """Without credentials, too, and after the response to a request whose body was not read."""
+    for request in (head("POST", api, CHUNKED, target=target), anonymous(api)):
+        answers, closed = api.raw(request, endless)
+        assert closed
+        assert answers[0].status in (401, 405, 431)
+        assert [answer.status for answer in answers[1:]] in ([], [431])
+    assert api.stored() == []
+
+
+def test_a_body_of_tiny_chunks_is_a_body(api: ApiClient) -> None:
+    answers, _ = api.raw(head("POST", api, CHUNKED), b"1\r\nx\r\n" * 20_000, b"0\r\n\r\n")
+    assert answers[0].status == 201
+    message = api.ask("GET", f"/v2/messages/{answers[0].json['messageId']}").json
+    assert message["body"] == "x" * 20_000
+
+
+def test_a_header_may_not_have_any_number_of_lines(api: ApiClient) -> None:
+    answers, closed = api.raw(head("GET", api, *(f"a{n}:" for n in range(400)), target="/healthz"))
+    assert (answers[0].status, answers[0].error) == (431, "too many headers: more than 256")
+    assert closed
+
+
+def test_an_upgrade_is_ignored_or_refused_but_never_costs_the_body(api: ApiClient) -> None:
+    """curl and Java ask for HTTP/2 like this; the parser takes what follows for the other protocol."""
+    upgrade = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__")
+    keys = head("GET", api, *upgrade, target="/v2/keys")
+    answers, closed = api.raw(keys, keys)
+    assert [answer.status for answer in answers] == [200, 200]
+    assert not closed
+    answers, closed = api.raw(head("POST", api, *upgrade, "Content-Length: 3"), b"abc")
+    assert answers[0].error == "a request with a body cannot ask for an Upgrade: send it as plain HTTP/1.1"
+    assert closed
+    assert api.stored() == []
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 40])
+def test_the_end_of_a_header_is_found_wherever_a_packet_ends(api: ApiClient, size: int) -> None:
+    requests = head("GET", api, target="/v2/keys") + head("POST", api, "Content-Length: 4") + b"\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", api.port), timeout=PATIENCE_S) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for at in range(0, len(requests), size):
+            connection.sendall(requests[at : at + size])
+        received = b""
+        while received.count(b"HTTP/1.1 ") < 2 or not received.endswith(b"}"):
+            received += connection.recv(65536)
+    assert [answer.status for answer in split_answers(received)] == [200, 201]
+
+
+def test_many_requests_at_once_on_one_connection_are_all_answered(api: ApiClient) -> None:
+    answers, closed = api.raw(head("GET", api, target="/healthz") * 300)
+    assert [answer.status for answer in answers] == [200] * 300
+    assert not closed
+
+
 def test_requests_on_one_connection_are_answered_in_order(api: ApiClient) -> None:
     targets = ("/v2/keys", "/v2/dlq", "/v2/nothing", "/v2/events")
     answers, closed = api.raw(*(head("GET", api, target=target) for target in targets))
@@ -192,7 +283,7 @@ def test_the_refusal_of_a_second_request_is_never_taken_for_the_answer_to_the_fi
 ) -> None:
     """The sender of the first may hear that it was accepted, or nothing, but never that it was refused."""
     answers, closed = api.raw(head("POST", api, "Content-Length: 3"), b"abc", rest)
-    assert [answer.status for answer in answers] in ([], [201], [201, 400])
+    assert [answer.status for answer in answers] in ([], [201], [201, 400], [201, 431])
     assert closed
     assert len(api.stored()) >= len([answer for answer in answers if answer.status == 201])
 
@@ -209,23 +300,40 @@ def test_a_connection_is_good_for_the_next_request_after_a_body_was_refused(api:
 # -- time
 
 
-def test_a_connection_on_which_no_request_comes_is_closed(api: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.05)
-    assert api.raw() == ([], True)
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[RunningBroker]:
+    limits = ConnectionLimits(head_s=0.05, discard_s=0.05, look_s=0.01)
+    running = RunningBroker(BrokerSettings(path=":memory:"), limits)
+    yield running
+    running.stop()
 
 
-def test_a_request_that_does_not_begin_in_time_is_refused(api: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.05)
-    for before in (b"", head("GET", api, target="/v2/keys")):
-        answers, closed = api.raw(before, b"POST /v2/publish/http://127.0.0.1:1/x HTTP/1.1\r\nHost:")
+@pytest.fixture
+def quick(impatient: RunningBroker) -> ApiClient:
+    """A client of a broker that waits only for a moment."""
+    return ApiClient(int(impatient.url.rpartition(":")[2]), impatient.new_user())
+
+
+def test_a_connection_on_which_no_request_comes_is_closed(quick: ApiClient) -> None:
+    assert quick.raw() == ([], True)
+
+
+def test_an_empty_line_does_not_keep_an_idle_connection_open(quick: ApiClient) -> None:
+    answers, closed = quick.raw(head("GET", quick, target="/v2/keys"), b"\r\n")
+    assert [answer.status for answer in answers] == [200]
+    assert closed
+
+
+def test_a_request_that_does_not_begin_in_time_is_refused(quick: ApiClient) -> None:
+    for before in (b"", head("GET", quick, target="/v2/keys")):
+        answers, closed = quick.raw(before, b"POST /v2/publish/http://127.0.0.1:1/x HTTP/1.1\r\nHost:")
         assert (answers[-1].status, answers[-1].error) == (408, "no complete header within 0.05 s")
         assert closed
 
 
-def test_the_rest_of_a_refused_body_is_not_waited_for_for_ever(api: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "DISCARD_TIMEOUT_S", 0.05)
-    with socket.create_connection(("127.0.0.1", api.port), timeout=PATIENCE_S) as connection:
-        connection.sendall(head("POST", api, "Content-Length: 1000000000"))
+def test_the_rest_of_a_refused_body_is_not_waited_for_for_ever(quick: ApiClient) -> None:
+    with socket.create_connection(("127.0.0.1", quick.port), timeout=PATIENCE_S) as connection:
+        connection.sendall(head("POST", quick, "Content-Length: 1000000000"))
         received = b""
         while not received.endswith(b'> 1048576"}'):
             received += connection.recv(65536)

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from qtasks.broker.server import asgi, http_protocol
-from qtasks.broker.server.asgi import RequestLimits
+from qtasks.broker.server import http_protocol
+from qtasks.broker.server.connection_watch import ConnectionLimits
 from qtasks.broker.settings import BrokerSettings, DeliveryLimits
 from qtasks.cli.reloader import MIN_LIFETIME_S
 from qtasks.cli.uvicorn_server import OVERTIME_S
@@ -472,11 +472,10 @@ def test_an_application_that_dies_at_once_is_not_started_for_ever(folder: Path) 
 
 
 @pytest.fixture
-def slow_broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningBroker]:
+def slow_broker() -> Iterator[RunningBroker]:
     """Its patience with clients is a fraction of a second."""
-    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.4)
-    monkeypatch.setattr(asgi, "RequestLimits", partial(RequestLimits, body_idle_s=0.4))
-    running = RunningBroker(BrokerSettings(path=":memory:"))
+    limits = ConnectionLimits(head_s=0.4, body_idle_s=0.4, look_s=0.05)
+    running = RunningBroker(BrokerSettings(path=":memory:"), limits)
     yield running
     running.stop()
 

@@ -16,6 +16,7 @@ from qtasks.broker.core.values import AccountCredentials
 from qtasks.broker.events import MessageEvent
 from qtasks.broker.server import event_loop
 from qtasks.broker.server.api_server import ApiServer
+from qtasks.broker.server.connection_watch import API_LIMITS, ConnectionLimits
 from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import BrokerSettings
 from qtasks.broker.store.verbs import accounts
@@ -30,7 +31,8 @@ PATIENCE_S = 10.0
 class RunningBroker:
     """A broker with its API on a free loopback port, running in a separate thread."""
 
-    def __init__(self, settings: BrokerSettings) -> None:
+    def __init__(self, settings: BrokerSettings, limits: ConnectionLimits = API_LIMITS) -> None:
+        self._limits = limits
         self._loop = event_loop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -43,7 +45,7 @@ class RunningBroker:
         self._server = self.call(self._start(listener))
 
     async def _start(self, listener: Any) -> ApiServer:
-        server = ApiServer(self.broker, [listener])
+        server = ApiServer(self.broker, [listener], limits=self._limits)
         await server.start()
         self.broker.start()
         return server

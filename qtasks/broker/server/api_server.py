@@ -12,8 +12,9 @@ import uvicorn
 
 from qtasks.broker.broker import Broker
 from qtasks.broker.server.asgi import AsgiApi
+from qtasks.broker.server.connection_watch import API_LIMITS, ConnectionLimits
 from qtasks.broker.server.hosts import LOOPBACK_HOSTS
-from qtasks.broker.server.http_protocol import GuardedProtocol
+from qtasks.broker.server.http_protocol import guarded
 from qtasks.errors import ConfigurationError
 
 KEEP_ALIVE_S: Final = 75
@@ -38,13 +39,14 @@ class ApiServer:
         *,
         hosts: frozenset[str] | None = LOOPBACK_HOSTS,
         grace_s: float = 5.0,
+        limits: ConnectionLimits = API_LIMITS,
     ) -> None:
         application = AsgiApi(broker.api, ready=broker.ready, hosts=hosts)
         self._listeners = listeners
         self._server = _SignalFreeServer(
             uvicorn.Config(
                 application,
-                http=GuardedProtocol,
+                http=guarded(limits, broker.clock),
                 ws="none",
                 lifespan="off",
                 interface="asgi3",

@@ -6,7 +6,8 @@ Path and query stay raw: nothing in a destination URL is decoded or merged.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,24 +16,28 @@ from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, er
 from qtasks.broker.api.routes import Api
 from qtasks.broker.server.hosts import LOOPBACK_HOSTS, host_refusal
 from qtasks.protocol import headers as header_lines
+from qtasks.request_body import BodyCut, BodyTooLarge, BufferBudget, NoRoomForBody, read_body
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+PIECE: Final = 64 * 1024
+"""Bytes of a response that are sent at once."""
 _PUBLIC: Final = frozenset(path.encode() for path in openapi.PUBLIC)
 
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """Size and time limits of a request, checked before any of it is stored in memory."""
+    """Size limits of a request, checked before any of it is stored in memory."""
 
     target: int = 8 * 1024
     """Bytes of path and query together."""
     headers: int = 128
     header_bytes: int = 48 * 1024
-    body_idle_s: float = 30.0
-    """Longest pause between two pieces of a body, seconds."""
+    buffered: int = 64 * 1024 * 1024
+    """Bytes that the requests in progress may hold together: bodies that are arriving, and responses that are leaving.
+    What each holds below 64 KiB does not count."""
 
 
 class AsgiApi:
@@ -54,6 +59,7 @@ class AsgiApi:
         self._ready = ready
         self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
         self._limits = limits or RequestLimits()
+        self._budget = BufferBudget(self._limits.buffered)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one HTTP request. Other kinds of connection are closed."""
@@ -63,7 +69,13 @@ class AsgiApi:
             response = await self._public(scope) or await self._authenticated(scope, receive)
         except HttpError as error:
             response = error_response(error)
-        await _send(send, response)
+        size = 0 if response.stream is not None or len(response.body) <= PIECE else len(response.body)
+        if not self._budget.take(size):
+            size, response = 0, error_response(_busy())
+        try:
+            await _send(receive, send, response)
+        finally:
+            self._budget.give_back(size)
 
     async def _public(self, scope: Scope) -> ApiResponse | None:
         """Answer the paths that need no token and accept any Host, because they reveal nothing about messages.
@@ -115,35 +127,63 @@ class AsgiApi:
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
             raise HttpError(413, f"message too large: {declared[:40].decode('ascii')} > {limit}")
-        pieces: list[bytes] = []
-        size = 0
-        more_body = True
-        while more_body:
-            try:
-                async with asyncio.timeout(self._limits.body_idle_s):
-                    event = await receive()
-            except TimeoutError:
-                text = f"no data for {self._limits.body_idle_s:g} s while reading the body"
-                raise HttpError(408, text, (("Connection", "close"),)) from None
-            if event["type"] == "http.disconnect":
-                raise HttpError(400, "the client disconnected before the body was complete")
-            piece = event.get("body", b"")
-            size += len(piece)
-            if size > limit:
-                raise HttpError(413, f"message too large: more than {limit} bytes")
-            pieces.append(piece)
-            more_body = event.get("more_body", False)
-        return b"".join(pieces)
+        try:
+            return await read_body(receive, limit, budget=self._budget)
+        except BodyTooLarge:
+            raise HttpError(413, f"message too large: more than {limit} bytes") from None
+        except BodyCut:
+            raise HttpError(400, "the client disconnected before the body was complete") from None
+        except NoRoomForBody:
+            raise _busy() from None
 
 
-async def _send(send: Send, response: ApiResponse) -> None:
+def _busy() -> HttpError:
+    text = "this broker holds as many large requests and responses as it may: try again"
+    return HttpError(503, text, (("Retry-After", "1"), ("Connection", "close")))
+
+
+async def _send(receive: Receive, send: Send, response: ApiResponse) -> None:
+    """Send `response` in pieces; each waits until the client has taken most of those before."""
     headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
-    if response.stream is None:
-        headers.append((b"content-length", str(len(response.body)).encode()))
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    if response.stream is None:
-        await send({"type": "http.response.body", "body": response.body})
+    if response.stream is not None:
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await _while_connected(receive, _send_stream(send, response.stream))
         return
-    async for piece in response.stream:
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
+    body = response.body
+    headers.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    for at in range(0, len(body) - PIECE, PIECE):
+        await send({"type": "http.response.body", "body": body[at : at + PIECE], "more_body": True})
+    last = (len(body) - 1) // PIECE * PIECE if body else 0
+    await send({"type": "http.response.body", "body": body[last:]})
+
+
+async def _send_stream(send: Send, stream: AsyncIterator[bytes]) -> None:
+    """Send all of `stream`, and close it in any case: it may hold a connection or a read of the store."""
+    async with contextlib.AsyncExitStack() as stack:
+        if (close := getattr(stream, "aclose", None)) is not None:
+            stack.push_async_callback(close)
+        async for piece in stream:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await asyncio.sleep(0)  # `send` returns at once while the client is fast
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _while_connected(receive: Receive, sending: Awaitable[None]) -> None:
+    """Run `sending`; cancel it when the client disconnects, which `send` does not report."""
+    sender = asyncio.ensure_future(sending)
+    disconnection = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({sender, disconnection}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        disconnection.cancel()
+        if not sender.done():
+            sender.cancel()
+            await asyncio.wait({sender})
+    if not sender.cancelled():
+        sender.result()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,147 +1,429 @@
-"""uvicorn's httptools protocol with limits on time and bytes: for the header, and for the rest of a refused body.
+"""uvicorn's httptools protocol with limits on time and bytes, for requests and for responses.
 
-By default uvicorn waits without limit for the rest of a header and stores any amount of it. It also waits without
-limit for the rest of a body that was refused before it had arrived. And it accepts requests that a proxy in front of
-it could read in another way (request smuggling); this protocol refuses them.
+By default uvicorn waits without limit for a header, for a body and for a client that does not read its response. It
+stores any amount of header, of trailer fields and of pipelined requests. And it accepts requests that a proxy in front
+of it could read in another way (request smuggling); this protocol refuses them.
+
+What arrives is parsed in portions: one header, the rest of a body of known length, or a slice of a body in chunks. So
+the next request is not parsed before the response to this one is sent, and a body of tiny chunks takes its turn with
+other connections (`parse_turns`). `connection_watch` closes what is too slow.
 
 It relies on private attributes of uvicorn's `HttpToolsProtocol` (`cycle`, `pipeline`, `parser`, `url`, `headers`,
-`timeout_keep_alive_task`, ...). `tests/unit/broker/test_dependencies.py` checks that they exist.
+`flow`, ...). `tests/unit/broker/test_dependencies.py` checks that they exist.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
-from typing import Final
+from typing import Any, Final
 
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
+from qtasks.broker.server.connection_watch import ConnectionLimits, ConnectionWatch, Phase
 from qtasks.broker.server.write_coalescing import CoalescingTransport
+from qtasks.clock import Clock
 
-HEAD_TIMEOUT_S: Final = 10.0
-"""Limit from the start of the connection, or the first byte of a later request, to the end of the header."""
-DISCARD_TIMEOUT_S: Final = 30.0
-"""Seconds that the rest of a body is read and discarded after the response was sent: most clients read the response
-only when they have sent the whole body."""
 MAX_HEAD: Final = 64 * 1024
 """Limit of request line and header together, bytes."""
+MAX_FIELDS: Final = 256
+"""Limit of the lines of a header."""
+MAX_FRAMING: Final = 8 * 1024
+"""Limit of what comes between two bytes of a body, or after the last: chunk sizes, their extensions, trailer fields."""
+_HEAD_END: Final = b"\r\n\r\n"
+_SLICE: Final = 1024
+"""Bytes of a body in chunks that are parsed at once: few enough that the start of further requests in it is small."""
+_SLICE_WORK: Final = 3
+"""Units of work for a slice, apart from one for each piece of a body in it."""
+_WORK_AT_ONCE: Final = 250
+"""Units of work after which a connection waits for its next turn."""
+_PIPELINED: Final = 4 * 1024
+"""Bytes that a parsed request takes while it waits for the response to the one before."""
+_BUSY: Final = "this server is busy: try again"
+_STOPPING: Final = "this server is stopping: try again"
+
+
+def guarded(limits: ConnectionLimits | None = None, clock: Clock | None = None) -> Any:
+    """The protocol for `http` of a `uvicorn.Config`. Its connections share `limits` and are watched together."""
+    return functools.partial(GuardedProtocol, watch=ConnectionWatch(limits, clock))
+
+
+class RefusedError(Exception):
+    """Ends the parsing of a request that is answered with an error."""
+
+    def __init__(self, status: bytes, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+
+
+class _ParsingFlow(FlowControl):
+    """Flow control that parses the input at hand before it lets more arrive."""
+
+    def __init__(self, protocol: GuardedProtocol, transport: asyncio.Transport) -> None:
+        super().__init__(transport)
+        self._protocol = protocol
+
+    def resume_reading(self) -> None:
+        """Continue with the input at hand, else let more arrive."""
+        if not self._protocol.parse_later():
+            super().resume_reading()
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """Closes connections whose request header is not complete in time, or is too large or ambiguous."""
+    """Refuses requests that are too large, too slow or ambiguous; closes connections whose client does not read."""
 
-    _deadline: asyncio.TimerHandle | None = None
-    _head_bytes = 0
-    _in_request = False
-    """True between the first byte of a request and its last."""
-    _in_body = False
-    """True between the end of the header and the last byte of the request."""
-    _ambiguity: str | None = None
-    """The reason why the request is refused as ambiguous; None if it is not."""
+    transport: CoalescingTransport  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        watch: ConnectionWatch,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.number = 0
+        self.body_received = 0
+        self._watch = watch
+        self._input = b""
+        """Arrived and not parsed yet."""
+        self._head_tail = b""
+        """The last bytes of a header that is not complete: its end may be split."""
+        self._head_bytes = 0
+        self._body_left: int | None = 0
+        """Bytes of the body that have not arrived; None if it comes in chunks."""
+        self._framing_bytes = 0
+        """Bytes since the last byte of the body."""
+        self._pieces = 0
+        """Pieces of a body in the portion that is parsed."""
+        self._noted_input = self._noted_unsent = 0
+        """Bytes that the watch has counted since its last look."""
+        self._in_request = False
+        """True between the first byte of a request and its last."""
+        self._in_body = False
+        """True between the end of the header and the last byte of the request."""
+        self._is_leaving = False
+        """True after a refusal: what arrives is dropped."""
+        self._is_stopping = False
+        self._refusal: RefusedError | None = None
+
+    # -- events of the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the time limit of the first request."""
+        """Take the connection, or refuse it if there are too many."""
         super().connection_made(CoalescingTransport(transport, self.loop))  # type: ignore[arg-type]
-        self._start_timer(HEAD_TIMEOUT_S)
+        self.flow = _ParsingFlow(self, self.transport)  # type: ignore[arg-type]
+        if not self._watch.admit(self, self.loop):
+            self._write_error(b"503 Service Unavailable", _BUSY)
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the time limit."""
-        self._stop_timer()
+        """End the watch."""
+        self._input = b""
+        self._watch.forget(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count the bytes that arrive while a header is incomplete."""
-        if self._in_body:
-            if self._deadline is None and not self._is_response_pending():
-                self._start_timer(DISCARD_TIMEOUT_S)
+        """Parse what arrived, or keep it until its turn."""
+        if self._is_leaving:
+            return
+        if self._input:
+            self._input += data
+            return
+        self._input = data
+        if self._watch.turns and self._in_body and self._body_left is None:
+            self._note_input()
+            self.flow.pause_reading()
+            self._watch.turns.add(self, self.loop)
         else:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD and not self._head_ends(data):
-                self._refuse(b"431 Request Header Fields Too Large", f"header too large: more than {MAX_HEAD} bytes")
-                return
-        super().data_received(data)
+            self.parse()
+
+    def shutdown(self) -> None:
+        """Finish the request in progress, then close. A request that is not complete in a moment is refused."""
+        self._watch.is_stopping = self._is_stopping = True
+        if self._in_request:
+            if self.cycle is not None:
+                self.cycle.keep_alive = False
+            self.loop.call_later(self._watch.limits.stop_s, self._refuse_incomplete)
+        else:
+            super().shutdown()
+
+    def _refuse_incomplete(self) -> None:
+        if self._in_request and not self._is_leaving:
+            self._refuse(b"503 Service Unavailable", _STOPPING)
+
+    def pause_writing(self) -> None:
+        """The client is slower than the application."""
+        self._noted_unsent = self.unsent()
+        self._watch.note_held(self._noted_unsent)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """The client has taken most of what was written."""
+        self._watch.note_held(-self._noted_unsent)
+        self._noted_unsent = 0
+        super().resume_writing()
+
+    # -- parsing
+
+    def parse(self) -> int:
+        """Parse the input as far as it may go now; return the units of work it took."""
+        self._unset_keepalive_if_required()
+        data, at, work = self._input, 0, 0
+        while at < len(data) and not self.transport.is_closing():
+            if self._awaits_application():
+                break
+            if work >= _WORK_AT_ONCE:
+                self._watch.turns.add(self, self.loop)
+                break
+            end = at + self._portion(data, at)
+            work += _SLICE_WORK + self._feed(data[at:end])
+            if self._is_leaving:
+                return work
+            at = end
+        self._input = data[at:]
+        self._note_input()
+        if self._input:
+            self.flow.pause_reading()
+        elif self.flow.read_paused and not self._is_body_waiting():
+            FlowControl.resume_reading(self.flow)
+        return work
+
+    def parse_later(self) -> bool:
+        """Wait for a turn if there is input; False if there is none."""
+        if self._input:
+            self._watch.turns.add(self, self.loop)
+        return bool(self._input)
+
+    def _note_input(self) -> None:
+        if (size := len(self._input)) != self._noted_input:
+            self._watch.note_held(size - self._noted_input)
+            self._noted_input = size
+
+    def _awaits_application(self) -> bool:
+        """True if the application must answer, or read what has arrived, before more is parsed."""
+        return self._is_body_waiting() if self._in_body else self.is_response_pending()
+
+    def _is_body_waiting(self) -> bool:
+        return self.is_response_pending() and len(self.cycle.body) > HIGH_WATER_LIMIT
+
+    def _portion(self, data: bytes, at: int) -> int:
+        """How many bytes of `data` from `at` on to parse next: never more than one request needs, except in chunks."""
+        rest = len(data) - at
+        if self._in_body:
+            return min(rest, _SLICE if self._body_left is None else self._body_left)
+        if self._head_tail:
+            seam = (self._head_tail + data[at : at + 3]).find(_HEAD_END)
+            if seam >= 0:
+                return seam + 4 - len(self._head_tail)
+        end = data.find(_HEAD_END, at)
+        if end >= 0:
+            return end + 4 - at
+        self._head_tail = (self._head_tail + data[max(at, len(data) - 3) :])[-3:]
+        return rest
+
+    def _feed(self, portion: bytes) -> int:
+        """Give `portion` to the parser; return the units of work. A refusal ends the connection."""
+        if not self._in_body:
+            self._head_bytes += len(portion)
+            if self._head_bytes > MAX_HEAD:
+                text = f"header too large: more than {MAX_HEAD} bytes"
+                self._refuse(b"431 Request Header Fields Too Large", text)
+                return 0
+        elif self._framing_bytes > MAX_FRAMING:
+            text = f"more than {MAX_FRAMING} bytes of chunk extensions or trailer fields"
+            self._refuse(b"431 Request Header Fields Too Large", text)
+            return 0
+        else:
+            self._framing_bytes += len(portion)  # until a piece of the body comes
+        self._pieces = 0
+        try:
+            self.parser.feed_data(portion)
+        except httptools.HttpParserUpgrade:
+            if self._should_upgrade():
+                self._is_leaving = True
+                self._watch.forget(self)
+                self.handle_websocket_upgrade()
+        except httptools.HttpParserError:
+            refusal = self._refusal or RefusedError(b"400 Bad Request", "Invalid HTTP request received.")
+            self._refuse(refusal.status, refusal.text)
+        return self._pieces
+
+    # -- callbacks of the parser
 
     def on_message_begin(self) -> None:
         """A request begins; its header must be complete in time."""
         self._in_request = True
-        if self._deadline is None:
-            self._start_timer(HEAD_TIMEOUT_S)
+        self.number += 1
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a line of the header. Trailer fields are dropped: they come after the request was checked."""
+        if self._in_body:
+            return
+        if len(self.headers) >= MAX_FIELDS:
+            self._stop_parser(b"431 Request Header Fields Too Large", f"too many headers: more than {MAX_FIELDS}")
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        """The header is complete. The application sets the time limits for the body."""
-        self._stop_timer()
-        self._ambiguity = self._find_ambiguity()
-        if self._ambiguity is not None:
-            raise ValueError(self._ambiguity)  # stops the parser; uvicorn then calls `send_400_response`
+        """The header is complete: check it, then start the application."""
+        if (ambiguity := self._find_ambiguity()) is not None:
+            self._stop_parser(b"400 Bad Request", ambiguity)
+        if self._watch.is_full:
+            self._stop_parser(b"503 Service Unavailable", _BUSY)
         self._in_body = True
+        self.body_received = self._framing_bytes = 0
+        self._head_tail = b""
         super().on_headers_complete()
+        if self._is_stopping:
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        """Count a piece of the body."""
+        size = len(body)
+        self.body_received += size
+        self._pieces += 1
+        self._framing_bytes = 0
+        if self._body_left is not None:
+            self._body_left -= size
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The body is complete. The next bytes are the next request."""
-        self._stop_timer()
         self._in_request = self._in_body = False
         self._head_bytes = 0
         super().on_message_complete()
-        if self.cycle.response_complete:
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and cycle.response_complete and not self.parser.should_upgrade():
             # uvicorn cancelled its limit for idle connections when the rest of this body arrived.
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
-    def send_400_response(self, msg: str) -> None:
-        """Send the error in the same form as every other error of the API."""
-        self._refuse(b"400 Bad Request", self._ambiguity or msg)
+    def _stop_parser(self, status: bytes, text: str) -> None:
+        self._refusal = RefusedError(status, text)
+        raise self._refusal  # the parser turns it into an error of its own
 
     def _find_ambiguity(self) -> str | None:
-        """The reason why a proxy may read this request in another way than our parser; None if it is unambiguous."""
+        """The reason why a proxy may read this request in another way than our parser; None if it is unambiguous.
+
+        It also learns the length of the body.
+        """
         if not self.url.startswith((b"/", b"*")):
             return "the request target must be a path: this server is not a proxy"
         if b"#" in self.url:
             return "the request target contains a fragment (#): percent-encode it as %23, or leave it out"
-        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        codings: list[bytes] = []
+        length = 0
+        for name, value in self.headers:
+            if name == b"transfer-encoding":
+                codings.append(value.strip().lower())
+            elif name == b"content-length":
+                length = int(value)  # the parser has checked it
+        self._body_left = None if codings else length
         if codings and self.parser.get_http_version() == "1.0":
             return "Transfer-Encoding does not exist in HTTP/1.0"
         if codings and codings != [b"chunked"]:
             return "Transfer-Encoding: only chunked is supported"
+        if self.parser.should_upgrade() and self._body_left != 0 and not self._should_upgrade():
+            # The parser takes all that follows for another protocol: the body would be lost without a word.
+            return "a request with a body cannot ask for an Upgrade: send it as plain HTTP/1.1"
         return None
 
-    def _is_response_pending(self) -> bool:
+    # -- what the watch sees and does
+
+    def phase(self) -> Phase:
+        """See `WatchedConnection`."""
+        if self._is_leaving:
+            return Phase.GOODBYE
+        if self._in_body:
+            return Phase.BODY if self.is_response_pending() else Phase.DISCARD
+        if self.is_response_pending():
+            return Phase.RESPONSE
+        return Phase.HEAD if self._in_request or self._head_bytes or self.number == 0 else Phase.IDLE
+
+    def is_paused(self) -> bool:
+        """See `WatchedConnection`."""
+        return self.flow.read_paused or (self.is_response_pending() and self.cycle.waiting_for_100_continue)
+
+    def held(self) -> int:
+        """See `WatchedConnection`."""
+        body = len(self.cycle.body) if self.is_response_pending() else 0
+        return len(self._input) + body + len(self.pipeline) * _PIPELINED + self.transport.unsent()
+
+    def unsent(self) -> int:
+        """See `WatchedConnection`."""
+        return self.transport.unsent()
+
+    def sent(self) -> int:
+        """See `WatchedConnection`."""
+        return self.transport.written - self.transport.unsent()
+
+    def time_out(self, reason: str) -> None:
+        """See `WatchedConnection`."""
+        if self._in_request and reason:
+            self._refuse(b"408 Request Timeout", reason)
+        else:
+            self.transport.close()
+
+    def abort(self) -> None:
+        """See `WatchedConnection`."""
+        self._abandon()
+        self.transport.abort()
+
+    @property
+    def is_receiving(self) -> bool:
+        """True if a request has begun and is not complete."""
+        return self._in_request
+
+    def is_response_pending(self) -> bool:
         """True if the latest request still waits for its response."""
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request, although uvicorn declares it
         return cycle is not None and not cycle.response_complete
 
-    def _head_ends(self, data: bytes) -> bool:
-        # One read may contain the end of the header and a large part of the body.
-        return b"\r\n\r\n" in data[: MAX_HEAD - (self._head_bytes - len(data))]
+    # -- refusals
 
-    def _start_timer(self, limit_s: float) -> None:
-        self._deadline = self.loop.call_later(limit_s, self._time_out)
-
-    def _stop_timer(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _time_out(self) -> None:
-        self._deadline = None
-        if self._in_request and not self._in_body:
-            self._refuse(b"408 Request Timeout", f"no complete header within {HEAD_TIMEOUT_S:g} s")
-        elif self.transport is not None:
-            self.transport.close()
-
-    def _would_overtake(self) -> bool:
-        """True if an earlier request waits for its response: the client would take an error for that response."""
-        return bool(self.pipeline) or (self._is_response_pending() and not self._in_body)
+    def _would_confuse(self) -> bool:
+        """True if the client would take an error for an earlier response, or for a part of one."""
+        if self.pipeline:
+            return True
+        return self.is_response_pending() and (self.cycle.response_started or not self._in_body)
 
     def _refuse(self, status: bytes, text: str) -> None:
-        self._stop_timer()
-        if self._would_overtake():
+        """Answer with an error, in the same form as every other error of the API, and close."""
+        self._input = b""
+        if self.transport.is_closing():
+            return
+        would_confuse = self._would_confuse()
+        self._is_leaving = True
+        self._unset_keepalive_if_required()
+        self._abandon()
+        if would_confuse:
             self.transport.close()
             return
+        self._write_error(status, text)
+        self.transport.write_eof()
+        FlowControl.resume_reading(self.flow)  # what the client still sends is dropped
+
+    def _write_error(self, status: bytes, text: str) -> None:
         body = json.dumps({"error": text}).encode()
+        again = b"retry-after: 1\r\n" if status.startswith(b"503") else b""
         self.transport.write(
-            b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-            % (status, len(body), body)
+            b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%bconnection: close\r\n\r\n%b"
+            % (status, len(body), again, body)
         )
-        self.transport.close()
+
+    def _abandon(self) -> None:
+        """Tell the application that the client has left."""
+        if self.is_response_pending():
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            self.flow.resume_writing()

@@ -21,6 +21,8 @@ class CoalescingTransport:
         self._loop = loop
         self._pieces: list[bytes] = []
         self._size = 0
+        self.written = 0
+        """Bytes written so far."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -31,8 +33,18 @@ class CoalescingTransport:
             self._loop.call_soon(self._send)
         self._pieces.append(data)
         self._size += len(data)
+        self.written += len(data)
         if self._size >= _FLUSH_SIZE:
             self._send()
+
+    def unsent(self) -> int:
+        """Bytes that the system has not taken yet."""
+        return self._size + self._transport.get_write_buffer_size()
+
+    def write_eof(self) -> None:
+        """Send all data written so far and the end of data; continue to read."""
+        self._send()
+        self._transport.write_eof()
 
     def close(self) -> None:
         """Send all data written so far, then close."""

@@ -49,6 +49,7 @@ class Interruption(StrEnum):
 
     DRAINING = "draining"
     RUNNING_ELSEWHERE = "running elsewhere"
+    BUSY = "busy"
 
 
 @dataclass(frozen=True, slots=True)

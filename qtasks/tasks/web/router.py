@@ -21,17 +21,25 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute, NoMatchFound, Route
 
 from qtasks.errors import QTasksError
-from qtasks.protocol.headers import DISPATCHER_HEADER
+from qtasks.protocol.headers import DISPATCHER_HEADER, INTERRUPTED_HEADER
+from qtasks.request_body import BodyCut, BodyTooLarge, BodyTooSlow, BufferBudget, NoRoomForBody, read_body
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.ports import ASGIApp, Lifespan, Receive, Scope, Send
 from qtasks.tasks.run.attempt import Delivery
-from qtasks.tasks.run.decision import DispatchResponse
+from qtasks.tasks.run.decision import DispatchResponse, Interruption
 from qtasks.tasks.run.dispatcher import Dispatcher, log
 from qtasks.tasks.run.run import Run
 
 ROUTE_NAME = "qtasks"
 MAX_REQUEST = 4 * 1024 * 1024
 """The largest delivery in bytes. A call has 1 MiB at most; a callback that contains a response is larger."""
+
+BODY_TIMEOUT_S = 60.0
+"""Limit for a whole delivery to arrive, seconds: brokers are servers, and their deliveries are small."""
+_BUDGET = BufferBudget(64 * 1024 * 1024)
+"""What all deliveries that are arriving may hold together, in this process."""
+_BUSY = (INTERRUPTED_HEADER, Interruption.BUSY.value)
+_CLOSE = ("Connection", "close")
 
 NOT_CONFIGURED_AFTER_MS = 10_000
 _CALL_KEY = "qtasks.call"
@@ -41,10 +49,6 @@ _DISPATCHER_LINE = (DISPATCHER_HEADER.lower().encode(), b"true")
 _NUMBERS = itertools.count(1)
 _ENDPOINTS: weakref.WeakValueDictionary[str, TaskEndpoint] = weakref.WeakValueDictionary()
 """By the name of their own route."""
-
-
-class Disconnected(Exception):
-    """The broker closed the connection before it had sent the whole request."""
 
 
 class TaskEndpoint:
@@ -65,7 +69,7 @@ class TaskEndpoint:
         """Answer one request."""
         try:
             response = await self._answer(scope, receive)
-        except Disconnected:
+        except BodyCut:
             return
         except asyncio.CancelledError as error:
             if not _ends_with_the_server(error):
@@ -93,8 +97,9 @@ class TaskEndpoint:
             return DispatchResponse.later(
                 "the dispatcher is not configured", error.code, after_ms=NOT_CONFIGURED_AFTER_MS
             )
-        if headers.length > MAX_REQUEST or (body := await _read(receive)) is None:
-            return DispatchResponse.refusal(413, f"the body has more than {MAX_REQUEST} bytes")
+        body = await self._read(headers.length, receive)
+        if isinstance(body, DispatchResponse):
+            return body
         delivery = Delivery(
             task=scope["path_params"]["task"],
             body=body,
@@ -110,6 +115,20 @@ class TaskEndpoint:
             return await self._routes.call(dispatcher, run, scope, body)
 
         return await dispatcher.answer(delivery, with_dependencies)
+
+    async def _read(self, declared: int, receive: Receive) -> bytes | DispatchResponse:
+        """The body, or the response to one that is too large or too slow. Raises BodyCut."""
+        try:
+            if declared > MAX_REQUEST:
+                raise BodyTooLarge
+            return await read_body(receive, MAX_REQUEST, budget=_BUDGET, within_s=BODY_TIMEOUT_S)
+        except BodyTooLarge:
+            return DispatchResponse.refusal(413, f"the body has more than {MAX_REQUEST} bytes")
+        except BodyTooSlow:
+            return DispatchResponse.refusal(408, f"no complete body within {BODY_TIMEOUT_S:g} s", _CLOSE)
+        except NoRoomForBody:
+            text = "the dispatcher holds as many large requests as it may: try again"
+            return DispatchResponse.refusal(503, text, ("Retry-After", "1"), _BUSY, _CLOSE)
 
 
 def _ends_with_the_server(cancellation: asyncio.CancelledError) -> bool:
@@ -303,24 +322,6 @@ class Gateway:
             path = f"{self._prefix}/{scope['path'].rsplit('/', 1)[-1]}"
             scope = {**scope, "path": path, "raw_path": path.encode()}
         await self._app(scope, receive, send)
-
-
-async def _read(receive: Receive) -> bytes | None:
-    """The body, or None if it is longer than `MAX_REQUEST`."""
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body", False):
-        body: bytes = message.get("body", b"")
-        return body if len(body) <= MAX_REQUEST else None
-    parts = bytearray()
-    while True:
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        parts += message.get("body", b"")
-        if len(parts) > MAX_REQUEST:
-            return None
-        if not message.get("more_body", False):
-            return bytes(parts)
-        message = await receive()
 
 
 def _text(value: bytes) -> str:

@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -48,11 +49,13 @@ async def protocol() -> HttpToolsProtocol:
 
 async def test_the_http_protocol_finds_the_parts_of_uvicorn_that_it_overrides(protocol: HttpToolsProtocol) -> None:
     overridden = (
-        "connection_made connection_lost data_received on_message_begin on_headers_complete on_message_complete "
-        "send_400_response"
+        "connection_made connection_lost data_received on_message_begin on_header on_headers_complete on_body "
+        "on_message_complete pause_writing resume_writing shutdown"
     )
     in_uvicorn(protocol, overridden, "qtasks.broker.server.http_protocol")
-    assert list(inspect.signature(protocol.send_400_response).parameters) == ["msg"]
+    in_uvicorn(FlowControl, "pause_reading resume_reading", "qtasks.broker.server.http_protocol")
+    parameters = list(inspect.signature(HttpToolsProtocol.__init__).parameters)
+    assert parameters == ["self", "config", "server_state", "app_state", "_loop"]
 
 
 async def test_the_http_protocol_finds_the_parts_of_uvicorn_that_it_reads(protocol: HttpToolsProtocol) -> None:
@@ -60,15 +63,24 @@ async def test_the_http_protocol_finds_the_parts_of_uvicorn_that_it_reads(protoc
     protocol.on_message_begin()
     in_uvicorn(
         protocol,
-        "loop transport parser cycle pipeline url headers timeout_keep_alive timeout_keep_alive_task "
-        "timeout_keep_alive_handler",
+        "loop transport parser cycle pipeline url headers flow timeout_keep_alive timeout_keep_alive_task "
+        "timeout_keep_alive_handler _unset_keepalive_if_required _should_upgrade handle_websocket_upgrade",
         "qtasks.broker.server.http_protocol",
     )
-    in_uvicorn(protocol.parser, "get_http_version", "qtasks.broker.server.http_protocol")
-    assert "response_complete" in inspect.getsource(RequestResponseCycle), (
-        f"uvicorn {uvicorn.__version__} has changed: RequestResponseCycle.response_complete is gone"
-    )
-    assert protocol.cycle is None  # `_is_response_pending` compares with None before the first request
+    in_uvicorn(protocol.parser, "get_http_version should_upgrade feed_data", "qtasks.broker.server.http_protocol")
+    in_uvicorn(protocol.flow, "read_paused", "qtasks.broker.server.http_protocol")
+    source = inspect.getsource(RequestResponseCycle)
+    for name in [
+        "response_started",
+        "response_complete",
+        "body",
+        "disconnected",
+        "keep_alive",
+        "message_event",
+        "waiting_for_100_continue",
+    ]:
+        assert f"self.{name}" in source, f"uvicorn {uvicorn.__version__} has changed: RequestResponseCycle.{name}"
+    assert protocol.cycle is None  # `is_response_pending` compares with None before the first request
 
 
 def test_the_api_server_finds_the_parts_of_uvicorn_that_it_uses() -> None:
