@@ -78,8 +78,8 @@ class Ballast:
 
 
 def ballast_path(path: str) -> Path:
-    """The file that is the ballast of the database at `path`."""
-    return Path(f"{path}.ballast")
+    """The file that is the ballast of the database at `path`: on its disk, even if `path` is a symbolic link."""
+    return Path(f"{os.path.realpath(path)}.ballast")
 
 
 class DiskRoom:
@@ -119,7 +119,7 @@ class DiskRoom:
 
     def log_takes_room(self) -> bool:
         """True if the disk would have room once the write-ahead log were truncated."""
-        wal = Path(f"{self._path}-wal")
+        wal = Path(f"{os.path.realpath(self._path)}-wal")
         size = wal.stat().st_size if wal.exists() else 0
         return self._disk_free() < 2 * self._ballast.size <= self._disk_free() + size
 

@@ -19,6 +19,7 @@ POLL_LAST_S = 0.05
 """The first and the longest pause between two reads of a record that another process may write."""
 
 PRUNE_EVERY_MS = 60 * 60 * 1000
+DAY_MS = 24 * 60 * 60 * 1000
 
 FLOW_PREFIX = "flow_"
 """The first characters of the call id of a flow's own record."""
@@ -48,6 +49,24 @@ class ResultStatus(StrEnum):
 
 
 _FINAL = frozenset({ResultStatus.SUCCEEDED, ResultStatus.FAILED, ResultStatus.CANCELLED, ResultStatus.EXPIRED})
+
+
+UNFINISHED_MS = {
+    ResultStatus.RUNNING: 30 * DAY_MS,
+    ResultStatus.CANCELLING: 30 * DAY_MS,
+    ResultStatus.QUEUED: 400 * DAY_MS,
+    ResultStatus.RETRYING: 400 * DAY_MS,
+}
+"""How much longer than a finished record one that never ends is stored without a change, by its status.
+
+Longer than any call waits: a delay and the wait for a retry are 366 days at most, and a run is interrupted or has a
+next attempt before a month has passed.
+"""
+
+
+def stored_ms(status: ResultStatus, ttl_ms: int) -> int:
+    """How long a record with this status is stored after its last change: `ttl_ms` for a final one, if not kept."""
+    return ttl_ms + UNFINISHED_MS.get(status, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

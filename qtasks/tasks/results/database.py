@@ -7,7 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
-from qtasks.tasks.results.backend import PRUNE_EVERY_MS, Lock, ResultRecord, ResultWatchers, latest_records
+from qtasks.tasks.results.backend import (
+    PRUNE_EVERY_MS,
+    UNFINISHED_MS,
+    Lock,
+    ResultRecord,
+    ResultWatchers,
+    latest_records,
+)
 
 
 class DatabaseResults(ABC):
@@ -58,6 +65,11 @@ class DatabaseResults(ABC):
             return None
         self._pruned_ms = now_ms
         return now_ms - self._ttl_ms
+
+    @staticmethod
+    def _unfinished_before_ms(before_ms: int) -> list[tuple[str, int]]:
+        """For each status of an unfinished call: Unix time before which its records are deleted, see `stored_ms`."""
+        return [(status.value, before_ms - span_ms) for status, span_ms in UNFINISHED_MS.items()]
 
     @abstractmethod
     def _write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock], released: Sequence[str]) -> None:

@@ -6,13 +6,21 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qtasks.tasks.results.backend import FLOW_PREFIX, PRUNE_EVERY_MS, Lock, ResultRecord, ResultWatchers, merged
+from qtasks.tasks.results.backend import (
+    FLOW_PREFIX,
+    PRUNE_EVERY_MS,
+    Lock,
+    ResultRecord,
+    ResultWatchers,
+    merged,
+    stored_ms,
+)
 
 
 class MemoryResults:
     """Records in memory, lost when the process ends; finished ones are deleted `ttl_ms` after their last change.
 
-    Kept ones are not deleted.
+    Those that never end are deleted later, see `stored_ms`. Kept ones are not deleted.
     """
 
     blocking = False
@@ -77,7 +85,7 @@ class MemoryResults:
     def _prune(self, now_ms: int) -> None:
         self._pruned_ms = now_ms
         for record in list(self._records.values()):
-            if record.status.is_final and not record.kept and record.updated_ms <= now_ms - self._ttl_ms:
+            if not record.kept and record.updated_ms <= now_ms - stored_ms(record.status, self._ttl_ms):
                 del self._records[record.call_id]
                 self._calls.pop(record.message_id, None)
         for lock in list(self._locks.values()):

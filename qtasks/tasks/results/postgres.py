@@ -39,6 +39,8 @@ CREATE TABLE IF NOT EXISTS qtasks_results (
 CREATE INDEX IF NOT EXISTS qtasks_results_by_message ON qtasks_results (message_id);
 CREATE INDEX IF NOT EXISTS qtasks_results_by_age ON qtasks_results (updated_ms)
     WHERE status IN ('succeeded', 'failed', 'cancelled', 'expired');
+CREATE INDEX IF NOT EXISTS qtasks_results_unfinished ON qtasks_results (status, updated_ms)
+    WHERE status IN ('queued', 'running', 'retrying', 'cancelling');
 CREATE TABLE IF NOT EXISTS qtasks_holds (
     key      TEXT NOT NULL PRIMARY KEY,
     owner    TEXT NOT NULL,
@@ -81,6 +83,10 @@ _PRUNE = """
 DELETE FROM qtasks_results
 WHERE status IN ('succeeded', 'failed', 'cancelled', 'expired') AND updated_ms <= %s AND NOT kept
 """
+_PRUNE_UNFINISHED = """
+DELETE FROM qtasks_results WHERE status IN ('queued', 'running', 'retrying', 'cancelling')
+AND status = %s AND updated_ms <= %s AND NOT kept
+"""
 # A lock is taken if it does not exist, if it has expired, or if its owner extends it; the row lock decides races.
 _TAKE_LOCK = """
 INSERT INTO qtasks_holds AS h (key, owner, until_ms) VALUES (%s, %s, %s)
@@ -96,7 +102,8 @@ _PRUNE_LOCKS = "DELETE FROM qtasks_holds WHERE until_ms <= %s"
 class PostgresResults(DatabaseResults):
     """Records in the database of `url`.
 
-    Finished records are deleted `ttl_ms` after their last change, if they are not kept. Raises ConfigurationError
+    Finished records are deleted `ttl_ms` after their last change, if they are not kept; those that never end later, see
+    `stored_ms`. Raises ConfigurationError
     without psycopg, ResultError when the database cannot be reached.
     """
 
@@ -121,6 +128,7 @@ class PostgresResults(DatabaseResults):
                     cursor.executemany(_UNLOCK, sorted((lock.key, lock.owner) for lock in unlocked))
                 if before_ms is not None:
                     cursor.execute(_PRUNE, (before_ms,))
+                    cursor.executemany(_PRUNE_UNFINISHED, self._unfinished_before_ms(before_ms))
                     cursor.execute(_PRUNE_LOCKS, (before_ms + self._ttl_ms,))
 
         self._through("_writer", write)

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, ResultError
-from qtasks.tasks.results.backend import FLOW_PREFIX, REFUSED, Lock, ResultRecord, record_of, row_of
+from qtasks.tasks.results.backend import (
+    FLOW_PREFIX,
+    REFUSED,
+    Lock,
+    ResultRecord,
+    ResultStatus,
+    record_of,
+    row_of,
+    stored_ms,
+)
 from qtasks.tasks.results.database import DatabaseResults
 
 if TYPE_CHECKING:
@@ -27,7 +36,7 @@ PREFIX = "qtasks:"
 """The beginning of every key: ``result:`` for a record, ``message:`` for its message, ``hold:`` for a lock, ``flows``
 for the sorted set of open flows."""
 
-# KEYS: the record, its message. ARGV: status, JSON, call id, milliseconds to store it or 0, 1 if it is kept.
+# KEYS: the record, its message. ARGV: status, JSON, call id, milliseconds to store it, 1 if it is kept.
 # The rules of `backend.merged`.
 _PUT = f"""
 local refused = {{{", ".join(f"['{pair}'] = true" for pair in REFUSED)}}}
@@ -38,7 +47,7 @@ if old[2] == '1' or (ARGV[5] == '1' and old[1] ~= 'succeeded') then kept = '1' e
 redis.call('HSET', KEYS[1], 'status', ARGV[1], 'record', ARGV[2], 'kept', kept)
 redis.call('SET', KEYS[2], ARGV[3])
 for _, key in ipairs(KEYS) do
-    if ARGV[4] == '0' or kept == '1' then redis.call('PERSIST', key) else redis.call('PEXPIRE', key, ARGV[4]) end
+    if kept == '1' then redis.call('PERSIST', key) else redis.call('PEXPIRE', key, ARGV[4]) end
 end
 return 1
 """
@@ -49,16 +58,17 @@ local status, kept = unpack(redis.call('HMGET', KEYS[1], 'status', 'kept'))
 if kept == '1' and not {_IS_FINAL} then return redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1]) end
 return redis.call('ZREM', KEYS[2], ARGV[1])
 """
-# KEYS: the record, the set of open flows. ARGV: call id, milliseconds to store it, prefix of the key of its message.
+# KEYS: the record, the set of open flows. ARGV: call id, milliseconds to store a final one, prefix of the key of its
+# message, milliseconds to store another.
 _RELEASE = f"""
 redis.call('ZREM', KEYS[2], ARGV[1])
 local status, kept, record = unpack(redis.call('HMGET', KEYS[1], 'status', 'kept', 'record'))
 if kept ~= '1' then return 0 end
 redis.call('HSET', KEYS[1], 'kept', '0')
-if {_IS_FINAL} then
-    redis.call('PEXPIRE', KEYS[1], ARGV[2])
-    redis.call('PEXPIRE', ARGV[3] .. cjson.decode(record)[2], ARGV[2])
-end
+local store_ms = ARGV[4]
+if {_IS_FINAL} then store_ms = ARGV[2] end
+redis.call('PEXPIRE', KEYS[1], store_ms)
+redis.call('PEXPIRE', ARGV[3] .. cjson.decode(record)[2], store_ms)
 return 1
 """
 # KEYS: the lock. ARGV: owner, milliseconds. Returns its owner and the milliseconds left.
@@ -77,8 +87,9 @@ _UNLOCK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL'
 class RedisResults(DatabaseResults):
     """Records in the Redis of `url`, under keys that begin with ``qtasks:``. Finished records expire after `ttl_ms`.
 
-    Kept records do not expire; a released one that has finished expires `ttl_ms` after its release. Locks expire by
-    Redis's own clock. Raises ConfigurationError without the client, ResultError when Redis cannot be reached.
+    Those that never end expire later, see `stored_ms`. Kept records do not expire; a released one that has finished
+    expires `ttl_ms` after its release. Locks expire by Redis's own clock. Raises ConfigurationError
+    without the client, ResultError when Redis cannot be reached.
     """
 
     def __init__(self, url: str, *, ttl_ms: int) -> None:
@@ -94,7 +105,7 @@ class RedisResults(DatabaseResults):
             for record in records:
                 call_id = record.call_id
                 keys = (f"{PREFIX}result:{call_id}", f"{PREFIX}message:{record.message_id}")
-                store_ms = str(self._ttl_ms if record.status.is_final else 0)
+                store_ms = str(stored_ms(record.status, self._ttl_ms))
                 text, kept = json.dumps(row_of(record)), str(int(record.kept))
                 pipe.eval(_PUT, 2, *keys, record.status.value, text, call_id, store_ms, kept)
                 if call_id.startswith(FLOW_PREFIX):
@@ -103,7 +114,8 @@ class RedisResults(DatabaseResults):
                 pipe.eval(_UNLOCK, 1, f"{PREFIX}hold:{lock.key}", lock.owner)
             for call_id in released:
                 key = f"{PREFIX}result:{call_id}"
-                pipe.eval(_RELEASE, 2, key, flows, call_id, str(self._ttl_ms), f"{PREFIX}message:")
+                longest_ms = str(stored_ms(ResultStatus.QUEUED, self._ttl_ms))
+                pipe.eval(_RELEASE, 2, key, flows, call_id, str(self._ttl_ms), f"{PREFIX}message:", longest_ms)
             pipe.execute()
 
     def _lock(self, locks: Sequence[Lock], now_ms: int) -> list[Lock]:

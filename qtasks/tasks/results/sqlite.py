@@ -21,7 +21,7 @@ from qtasks.tasks.results.database import DatabaseResults
 BUSY_TIMEOUT_S = 5.0
 """How long one process waits for another one's transaction."""
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _CREATE = """
 CREATE TABLE IF NOT EXISTS results (
@@ -52,6 +52,11 @@ _CREATE_BY_AGE = (
     "CREATE INDEX IF NOT EXISTS results_by_age ON results (updated_ms) "
     "WHERE status IN ('succeeded', 'failed', 'cancelled', 'expired')"
 )
+# For pruning those that never end.
+_CREATE_UNFINISHED = (
+    "CREATE INDEX IF NOT EXISTS results_unfinished ON results (status, updated_ms) "
+    "WHERE status IN ('queued', 'running', 'retrying', 'cancelling')"
+)
 # For open flows, those unchanged for the longest time first.
 _IS_KEPT_FLOW = f"kept AND substr(call_id, 1, {len(FLOW_PREFIX)}) = '{FLOW_PREFIX}'"
 _CREATE_FLOWS = f"CREATE INDEX IF NOT EXISTS results_flows ON results (updated_ms) WHERE {_IS_KEPT_FLOW}"
@@ -79,6 +84,10 @@ _PRUNE = """
 DELETE FROM results
 WHERE status IN ('succeeded', 'failed', 'cancelled', 'expired') AND updated_ms <= ? AND NOT kept
 """
+_PRUNE_UNFINISHED = """
+DELETE FROM results WHERE status IN ('queued', 'running', 'retrying', 'cancelling')
+AND status = ? AND updated_ms <= ? AND NOT kept
+"""
 # The locks. Existing files have the table under this name.
 _CREATE_LOCKS = """
 CREATE TABLE IF NOT EXISTS holds (
@@ -101,7 +110,8 @@ _PRUNE_LOCKS = "DELETE FROM holds WHERE until_ms <= ?"
 class SQLiteResults(DatabaseResults):
     """Records in the file at `path`, which is created with mode 0600 if it does not exist.
 
-    Finished records are deleted `ttl_ms` after their last change, if they are not kept. Raises ResultError for a file
+    Finished records are deleted `ttl_ms` after their last change, if they are not kept; those that never end later, see
+    `stored_ms`. Raises ResultError for a file
     that is not such a database, or was written by a newer version.
     """
 
@@ -140,6 +150,7 @@ class SQLiteResults(DatabaseResults):
             connection.executemany(_RELEASE, [(call_id,) for call_id in released])
             if before_ms is not None:
                 connection.execute(_PRUNE, (before_ms,))
+                connection.executemany(_PRUNE_UNFINISHED, self._unfinished_before_ms(before_ms))
                 connection.execute(_PRUNE_LOCKS, (before_ms + self._ttl_ms,))
 
     def _lock(self, locks: Sequence[Lock], now_ms: int) -> list[Lock]:
@@ -181,7 +192,14 @@ class SQLiteResults(DatabaseResults):
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if (copy := _COPY.get(version)) is not None:
                 _rebuild(connection, copy)
-            for statement in (_CREATE, _CREATE_LOCKS, _CREATE_BY_MESSAGE, _CREATE_BY_AGE, _CREATE_FLOWS):
+            for statement in (
+                _CREATE,
+                _CREATE_LOCKS,
+                _CREATE_BY_MESSAGE,
+                _CREATE_BY_AGE,
+                _CREATE_UNFINISHED,
+                _CREATE_FLOWS,
+            ):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 

@@ -22,12 +22,14 @@ from qtasks.errors import ConfigurationError, ResultError, ResultsDisabled, Resu
 from qtasks.tasks.results.backend import (
     POLL_FIRST_S,
     POLL_LAST_S,
+    PRUNE_EVERY_MS,
     Lock,
     ResultBackend,
     ResultRecord,
     ResultStatus,
     pauses,
     replaces,
+    stored_ms,
 )
 from qtasks.tasks.results.open_backend import open_results
 from qtasks.tasks.results.postgres import PostgresResults
@@ -385,13 +387,53 @@ def test_postgres_that_drops_a_connection_is_asked_again() -> None:
         backend.close()
 
 
-def test_redis_forgets_finished_records_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "postgres"])
+@pytest.mark.parametrize(
+    ("status", "days"),
+    [
+        (ResultStatus.QUEUED, 401),
+        (ResultStatus.RETRYING, 401),
+        (ResultStatus.RUNNING, 31),
+        (ResultStatus.CANCELLING, 31),
+        (ResultStatus.SUCCEEDED, 1),
+    ],
+)
+def test_a_record_of_a_call_that_never_ends_goes_long_after_its_last_sign_of_life(
+    kind: str, status: ResultStatus, days: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with place_for_results(kind, tmp_path, monkeypatch) as url:
+        backend = open_results(url, ttl_ms=DAY_MS)
+        keep(backend, record(status), record(status, call_id="kept", message_id="msg_2", kept=True))
+
+        def write_at(now_ms: int) -> None:
+            keep(backend, record(call_id="other", message_id="msg_3", updated_ms=now_ms))
+
+        write_at(NOW_MS + days * DAY_MS - 2 * PRUNE_EVERY_MS)
+        assert backend.read("call_1") is not None
+        write_at(NOW_MS + days * DAY_MS)
+        assert (backend.read("call_1"), backend.read("msg_1")) == (None, None)
+        assert backend.read("kept") is not None
+        backend.close()
+
+
+@pytest.mark.parametrize("status", [ResultStatus.QUEUED, ResultStatus.RUNNING])
+def test_redis_forgets_records_that_never_end(monkeypatch: pytest.MonkeyPatch, status: ResultStatus) -> None:
+    redis = pytest.importorskip("redis")
+    with redis_prefix(monkeypatch) as url, redis.Redis.from_url(url) as client:
+        backend = RedisResults(url, ttl_ms=DAY_MS)
+        keep(backend, record(status))
+        for key in client.scan_iter("*:*_1"):
+            assert 0 <= stored_ms(status, DAY_MS) - client.pttl(key) < 60_000
+        backend.close()
+
+
+def test_redis_forgets_finished_records_soonest(monkeypatch: pytest.MonkeyPatch) -> None:
     redis = pytest.importorskip("redis")
     with redis_prefix(monkeypatch) as url, redis.Redis.from_url(url) as client:
         backend = RedisResults(url, ttl_ms=DAY_MS)
         keep(backend, record(ResultStatus.RUNNING))
         (key,) = client.scan_iter("*result:call_1")
-        assert client.pttl(key) == -1
+        assert client.pttl(key) > 30 * DAY_MS
         keep(backend, record())
         assert DAY_MS - 60_000 < client.pttl(key) <= DAY_MS
         keep(backend, record(ResultStatus.RUNNING))
@@ -412,7 +454,7 @@ def test_redis_keeps_what_a_flow_needs_and_counts_from_its_release(monkeypatch: 
         keep(backend, record(ResultStatus.RUNNING, call_id="call_2", message_id="msg_2", kept=True))
         backend.write((), released=["call_2"])
         (running,) = client.scan_iter("*result:call_2")
-        assert client.pttl(running) == -1
+        assert client.pttl(running) > 400 * DAY_MS
         backend.close()
 
 
