@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import apsw
@@ -92,10 +93,7 @@ def run_in_transaction(
 
 def migrate(db: apsw.Connection) -> None:
     """Bring the schema up to date, one transaction for each version. Raises SchemaTooNew for a newer schema."""
-    steps = sorted(
-        (entry for entry in resources.files("qtasks.broker.store.schema").iterdir() if entry.name.endswith(".sql")),
-        key=lambda entry: entry.name,
-    )
+    steps = _steps()
     version = db.pragma("user_version")
     if version > len(steps):
         raise SchemaTooNew(
@@ -104,6 +102,18 @@ def migrate(db: apsw.Connection) -> None:
         )
     for number, step in enumerate(steps[version:], version + 1):
         run_in_transaction(db, _apply, step.read_text(encoding="utf-8"), number)
+
+
+def schema_version() -> int:
+    """The version of the current schema."""
+    return len(_steps())
+
+
+@functools.cache
+def _steps() -> list[Traversable]:
+    """The files of the schema, one for each version."""
+    folder = resources.files("qtasks.broker.store.schema")
+    return sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda entry: entry.name)
 
 
 def _apply(db: apsw.Connection, sql: str, version: int) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import apsw
 import click
 
+from qtasks.broker.store import storage_errors
 from qtasks.broker.store.connection import connect, run_in_transaction
-from qtasks.errors import ConfigurationError, StoreError
+from qtasks.broker.store.file_lock import FileLock
+from qtasks.broker.store.integrity import lost_commits
+from qtasks.errors import ConfigurationError, StoreError, StoreLocked
 
 T = TypeVar("T")
 
@@ -43,9 +47,30 @@ def existing_database(db: str) -> str:
     return path
 
 
+@contextlib.contextmanager
+def unused_database(path: str) -> Iterator[None]:
+    """Keeps brokers away from the database at `path` meanwhile. Raises StoreLocked if one uses it already."""
+    lock = FileLock.acquire(Path(f"{path}.lock"))
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def refuse_lost_commits(path: str) -> None:
+    """StoreError if the log of the database at `path` is damaged: SQLite would drop a part of it in silence.
+
+    Looks only if no broker uses the database. A broker that runs has looked at its start.
+    """
+    with contextlib.suppress(StoreLocked), unused_database(path):
+        if (lost := lost_commits.sentence(path)) is not None:
+            raise storage_errors.damaged(path, lost)
+
+
 def change_database(path: str, change: Callable[[apsw.Connection], T]) -> T:
     """Run one transaction, possibly while a broker uses the file; only the broker checkpoints the log."""
     Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
+    refuse_lost_commits(path)
     connection = connect(path)
     connection.pragma("wal_autocheckpoint", 0)
     try:

@@ -1,4 +1,4 @@
-"""`qtasks broker`: run the QStash-compatible server, or manage its tokens."""
+"""`qtasks broker`: run the QStash-compatible server, or manage its tokens and its database."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings, DeliveryLimits
 from qtasks.broker.store.verbs import accounts
 from qtasks.cli.broker import tokens
 from qtasks.cli.broker.account import ACCOUNT, credentials_from_environment
+from qtasks.cli.broker.backup import backup
+from qtasks.cli.broker.check import check
 from qtasks.cli.broker.database_file import database_path
+from qtasks.cli.broker.repair import repair
 from qtasks.cli.option_types import PORT, Duration, Size
 from qtasks.cli.output import NonBlockingStream, log_to
 from qtasks.cli.public_credentials import refuse_public_credentials
@@ -115,7 +118,7 @@ def command(
     dlq_retention: int,
     max_size: int,
 ) -> None:
-    """Run the broker, or manage its tokens.
+    """Run the broker, or manage its tokens and its database.
 
     Its credentials are those in QSTASH_TOKEN, QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY, or those that
     `qtasks broker init` has created.
@@ -199,5 +202,5 @@ def _secrets(token: str | None, keys: SigningKeys | None) -> set[str | None]:
     return {token, *((keys.current, keys.next) if keys else ())}
 
 
-for _subcommand in (tokens.init, tokens.token_group):
+for _subcommand in (tokens.init, tokens.token_group, check, repair, backup):
     command.add_command(_subcommand)

@@ -43,7 +43,7 @@ def _around(path: str, first: int) -> tuple[int | None, int]:
         accepted = {
             n
             for number, image in behind.items()
-            for n, values in TableReader(later).leaf_rows(number, image)
+            for n, values in TableReader(later).page_rows(number, image)
             if n is not None and n > newest_n and _log_time(values) is not None and values[4] == "CREATED"
         }
     finally:

@@ -11,7 +11,7 @@ from typing import Final
 import apsw
 
 from qtasks.broker.store import storage_errors
-from qtasks.broker.store.connection import current_definitions, definitions
+from qtasks.broker.store.connection import current_definitions, definitions, schema_version
 
 SMALL_BYTES: Final = 64 * 1024 * 1024
 """Size of a database, in bytes, up to which a start checks it first: about 0.2 s. A larger one is checked meanwhile."""
@@ -51,6 +51,8 @@ def _is_of_pages(text: str) -> bool:
 
 def _schema_findings(db: apsw.Connection) -> list[str]:
     """The tables and indices that are missing, or whose text is not that of this version."""
+    if db.pragma("user_version") != schema_version():
+        return []  # of another version, which this program has not changed yet
     stored = definitions(db)
     return [
         f"the definition of {name} is damaged" for name, sql in current_definitions().items() if stored.get(name) != sql

@@ -61,11 +61,11 @@ class TableReader:
     unreadable: set[int] = field(default_factory=set)
 
     def roots(self) -> dict[str, int]:
-        """The root page of each table, by its name; without those whose definition cannot be read."""
+        """The root page of each table and index, by its name; without those whose definition cannot be read."""
         roots: dict[str, int] = {}
         for _, values in self.rows(1):
             match values:
-                case ("table", str(name), _, int(root), *_):
+                case ("table" | "index", str(name), _, int(root), *_):
                     roots[name] = root
         return roots
 
@@ -97,14 +97,15 @@ class TableReader:
             if len(content) != PAGE_SIZE or content[0] != _TABLE_INTERIOR:
                 break
             content = self.pages.page(_uint32(content, 8))
-        rows = list(self.leaf_rows(root, content))
+        rows = list(self.page_rows(root, content))
         return rows[-1] if rows else None
 
-    def leaf_rows(self, number: int, content: bytes) -> Iterator[Row]:
-        """The rows of one page if it is a leaf of a table; `content` is its image."""
-        if len(content) == PAGE_SIZE and content[0] == _TABLE_LEAF:
+    def page_rows(self, number: int, content: bytes) -> Iterator[Row]:
+        """The rows on one page of any table or index; `content` is its image."""
+        if len(content) == PAGE_SIZE and content[0] in _KINDS - {_TABLE_INTERIOR}:
             for cell in self._cells(number, content, 0):
-                if (row := self._row(number, content, cell, _TABLE_LEAF)) is not None:
+                at = cell + 4 if content[0] == _INDEX_INTERIOR else cell
+                if (row := self._row(number, content, at, content[0])) is not None:
                     yield row
 
     def free_pages(self) -> set[int]:

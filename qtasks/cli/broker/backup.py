@@ -1,0 +1,92 @@
+"""`qtasks broker backup`: a copy of the database, also while a broker uses it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+import apsw
+import click
+
+from qtasks.broker.store.connection import connect_read_only
+from qtasks.broker.store.integrity import page_check
+from qtasks.cli.broker.database_file import db_option, existing_database, refuse_lost_commits
+from qtasks.errors import ConfigurationError, StoreError
+
+_STEP: Final = 2_000
+"""Pages that are copied between two reports of the progress."""
+
+
+@click.command("backup")
+@click.argument("target", type=click.Path(dir_okay=False))
+@db_option
+def backup(target: str, db: str) -> None:
+    """Copy the database to the new file TARGET. A broker may use it and goes on.
+
+    The copy is as the database was at one moment, it is checked, and only you can read it. To restore it, stop the
+    broker and copy it back: what was delivered since is then delivered again.
+    """
+    path = existing_database(db)
+    refuse_lost_commits(path)
+    if Path(target).exists():
+        raise ConfigurationError(f"{target} exists already; a backup replaces nothing", fix="name a new file")
+    partial = Path(f"{target}.partial")
+    try:
+        os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot create {partial}: {error.strerror}", fix="remove it, or name another file"
+        ) from error
+    try:
+        pages = _copy(path, str(partial))
+        _sync(partial)
+        os.link(partial, target)  # refuses a file that was made meanwhile
+        _sync(Path(target).absolute().parent)
+    except (apsw.Error, OSError) as error:
+        raise StoreError(f"{path} cannot be copied to {target}: {error}") from error
+    finally:
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            Path(f"{partial}{suffix}").unlink(missing_ok=True)
+    click.echo(f"{target}: {pages * 4096 / 1_000_000:.1f} MB, checked")
+
+
+def _copy(path: str, partial: str) -> int:
+    """Copy the database as it is now; the number of its pages. Raises StoreError if the copy is damaged."""
+    source = connect_read_only(path)
+    copy = apsw.Connection(partial)
+    try:
+        # One read transaction for all steps: otherwise each write of the broker would begin the copy anew.
+        source.execute("BEGIN")
+        source.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        copy.execute("PRAGMA synchronous = OFF")
+        with copy.backup("main", source, "main") as steps:
+            while not steps.done:
+                steps.step(_STEP)
+                _report(steps.page_count - steps.remaining, steps.page_count)
+            pages = steps.page_count
+        source.execute("COMMIT")
+        if findings := page_check.page_findings(copy):
+            raise StoreError(
+                f"{path} is damaged, so its copy is of no use: {'; '.join(findings[:3])}",
+                fix=f"see `qtasks broker check --db {path}`",
+            )
+        copy.execute("PRAGMA journal_mode = DELETE")  # one file, with nothing beside it
+    finally:
+        copy.close()
+        source.close()
+    return pages
+
+
+def _report(done: int, count: int) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r{100 * done // max(1, count)} %", err=True, nl=done == count)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

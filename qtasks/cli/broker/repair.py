@@ -1,0 +1,66 @@
+"""`qtasks broker repair`: save what can be read of a damaged database."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Final
+
+import click
+
+from qtasks.broker.store.integrity import lost_commits
+from qtasks.broker.store.integrity.repair import DatabaseRepair
+from qtasks.broker.store.integrity.repair import repair as repair_database
+from qtasks.cli.broker.check import database_findings
+from qtasks.cli.broker.database_file import db_option, existing_database, now_ms, unused_database
+
+_SECRETS: Final = {"signing_keys": "the signing keys", "tokens": "API tokens"}
+_NAMED: Final = 20
+"""Lost messages that are printed; all of them are in the report."""
+
+
+@click.command("repair")
+@db_option
+def repair(db: str) -> None:
+    """Save what can be read of a damaged database into a new file in its place. No broker may use it.
+
+    The damaged files are kept as FILE.damaged-<time>. Prints what was saved and what is lost. A sound database is
+    left as it is.
+    """
+    path = existing_database(db)
+    with unused_database(path):
+        lost = lost_commits.sentence(path)
+        if lost is None and not database_findings(path)[0]:
+            click.echo(f"{path} is sound: nothing was changed")
+            return
+        suffix = time.strftime(".damaged-%Y%m%d-%H%M%S")
+        done = repair_database(path, suffix, now_ms=now_ms())
+    _print(path, lost, done)
+
+
+def _print(path: str, lost: str | None, done: DatabaseRepair) -> None:
+    salvage = done.salvage
+    if lost is not None:
+        click.echo(f"the log was damaged: {lost.removesuffix('; nothing was changed')} by a broker")
+    click.echo(f"saved: {salvage.saved['messages']} messages, {done.sound_messages} of them as they were accepted")
+    if salvage.lost_bodies:
+        click.echo(f"without their body, so they become dead letters: {_some(salvage.lost_bodies)}")
+    if salvage.lost_messages:
+        names = [f"{name} ({state})" for name, state in salvage.lost_messages.items()]
+        click.echo(f"lost, with the last entry of their log: {_some(names)}")
+    for name, count in sorted(salvage.unreadable.items()):
+        click.echo(f"damaged: {count} pages or rows of {name}")
+    for table, what in _SECRETS.items():
+        if table in salvage.unreadable:
+            click.echo(f"check {what}: a page of theirs was damaged")
+    report = Path(f"{done.kept}.report")
+    report.write_text(
+        "".join(f"lost message {name}: {state}\n" for name, state in salvage.lost_messages.items())
+        + "".join(f"lost body {name}\n" for name in salvage.lost_bodies)
+    )
+    click.echo(f"{path} is new; the damaged database is {done.kept}, all names are in {report}")
+
+
+def _some(names: list[str]) -> str:
+    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + rest

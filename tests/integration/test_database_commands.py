@@ -1,0 +1,109 @@
+"""`qtasks broker check`, `backup` and `repair`, beside a running broker and after damage."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+from click.testing import CliRunner, Result
+
+from qtasks.cli import cli
+from tests.support.logs import FRAME, commit_ends, flip, killed, log_of, stored_messages
+from tests.support.pages import damage_page, pages_of
+from tests.support.process import qtasks
+from tests.support.servers import SECRETS, BrokerServer
+
+LATER = {"Upstash_Delay": "1h"}
+
+
+@contextlib.contextmanager
+def running(folder: Path, *arguments: str) -> Iterator[BrokerServer]:
+    with BrokerServer(folder, *arguments) as broker:
+        yield broker.started()
+
+
+def command(folder: Path, *arguments: str) -> Result:
+    """Run a command of `qtasks broker` inside this process, where no broker runs."""
+    db = ("--db", str(folder / "qtasks.db"))
+    return CliRunner().invoke(cli, ["broker", *arguments, *db], standalone_mode=False)
+
+
+def text(result: Result) -> str:
+    """What a person sees."""
+    return f"{result.output}{result.exception or ''}"
+
+
+def test_check_and_backup_work_beside_a_running_broker_which_keeps_its_locks_and_goes_on(tmp_path: Path) -> None:
+    with running(tmp_path) as broker:
+        first = broker.publish("http://127.0.0.1:9/", b"one", **LATER)
+        checked = qtasks("broker", "check", folder=tmp_path)
+        assert (checked.status, checked.err) == (0, "")
+        assert checked.out.startswith("sound: 1 messages, 1 of them not finished")
+        assert "a broker uses it" in checked.out
+        copied = qtasks("broker", "backup", "copy.db", folder=tmp_path)
+        assert (copied.status, copied.err) == (0, "")
+        assert stat.S_IMODE((tmp_path / "copy.db").stat().st_mode) == 0o600
+        second = broker.publish("http://127.0.0.1:9/", b"two", **LATER)
+        refused = qtasks("broker", "repair", folder=tmp_path)
+        assert refused.status == 2
+        assert "in use by" in refused.err
+        assert broker.states(first) == broker.states(second) == ["CREATED"]
+    assert stored_messages(tmp_path / "copy.db") == {first}
+    assert not list(tmp_path.glob("copy.db?*")), "nothing is left beside the copy"
+
+
+def test_a_backup_is_restored_by_copying_it_back(tmp_path: Path) -> None:
+    path = killed(tmp_path / "qtasks.db", commits=5)
+    assert command(tmp_path, "backup", str(tmp_path / "copy.db")).exception is None
+    for file in tmp_path.glob("qtasks.db*"):
+        file.unlink()
+    shutil.copy(tmp_path / "copy.db", path)
+    assert text(command(tmp_path, "check")).startswith("sound: 5 messages")
+
+
+def test_a_backup_replaces_no_file(tmp_path: Path) -> None:
+    killed(tmp_path / "qtasks.db", commits=3)
+    (tmp_path / "copy.db").write_bytes(b"something else")
+    assert "copy.db exists already" in text(command(tmp_path, "backup", str(tmp_path / "copy.db")))
+    assert (tmp_path / "copy.db").read_bytes() == b"something else"
+
+
+def test_a_damaged_database_is_named_by_check_refused_by_backup_and_saved_by_repair(tmp_path: Path) -> None:
+    path = killed(tmp_path / "qtasks.db", commits=60)
+    moved_into_the_database(path)
+    ids = stored_messages(path)
+    damage_page(path, pages_of(path, "messages")[2])
+    start = qtasks("broker", "--port", "0", folder=tmp_path, **SECRETS)
+    assert start.status == 2
+    assert "qtasks broker repair" in start.err
+    checked = command(tmp_path, "check")
+    assert checked.exit_code == 1
+    assert "damaged: " in checked.output
+    assert "its copy is of no use" in text(command(tmp_path, "backup", str(tmp_path / "copy.db")))
+    assert not list(tmp_path.glob("copy.db*"))
+    assert command(tmp_path, "repair").exception is None
+    [report] = tmp_path.glob("*.report")
+    lost = {line.split()[2].rstrip(":") for line in report.read_text().splitlines()}
+    assert lost
+    assert stored_messages(path) | lost == ids
+    assert text(command(tmp_path, "check")).startswith(f"sound: {len(ids - lost)} messages")
+    assert "is sound: nothing was changed" in text(command(tmp_path, "repair"))
+
+
+def test_a_damaged_log_is_named_by_every_command_and_saved_by_repair_without_loss(tmp_path: Path) -> None:
+    path = killed(tmp_path / "qtasks.db", commits=40)
+    flip(log_of(path), 8 * (32 + commit_ends(path)[9] * FRAME + 2000))
+    for arguments in (["check"], ["backup", str(tmp_path / "copy.db")], ["token", "list"]):
+        refused = command(tmp_path, *arguments)
+        assert refused.exception is not None
+        assert "write-ahead log is damaged" in text(refused), arguments
+    assert "saved: 40 messages, 40 of them as they were accepted" in text(command(tmp_path, "repair"))
+    assert stored_messages(path) == {f"msg_{number}" for number in range(40)}
+
+
+def moved_into_the_database(path: Path) -> None:
+    apsw.Connection(str(path)).close()
