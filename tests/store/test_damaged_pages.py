@@ -52,7 +52,7 @@ async def test_a_damaged_page_that_a_read_meets_ends_the_broker(
 ) -> None:
     monkeypatch.setattr(page_check, "SMALL_BYTES", 0)
     path = await stored(tmp_path / "store.db", 40)
-    for page in pages_of(path, "log"):
+    for page in pages_of(path, "log_by_account"):
         damage_page(path, page)
     store, _ = await SqliteStore.open(str(path), VirtualClock())
     with pytest.raises(StoreError, match="is damaged"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Final
@@ -26,7 +27,7 @@ def check(db: str) -> None:
 
     Prints what is damaged and ends with status 1, or one line that the database is sound.
     """
-    path = existing_database(db)
+    path = os.path.realpath(existing_database(db))  # the log is beside the file, not beside a link to it
     findings, checked_log = _log_findings(path)
     if not findings:
         findings, summary = database_findings(path)

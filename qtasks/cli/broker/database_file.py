@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,7 +51,7 @@ def existing_database(db: str) -> str:
 @contextlib.contextmanager
 def unused_database(path: str) -> Iterator[None]:
     """Keeps brokers away from the database at `path` meanwhile. Raises StoreLocked if one uses it already."""
-    lock = FileLock.acquire(Path(f"{path}.lock"))
+    lock = FileLock.acquire(os.path.realpath(path))
     try:
         yield
     finally:
@@ -63,7 +64,7 @@ def refuse_lost_commits(path: str) -> None:
     Looks only if no broker uses the database. A broker that runs has looked at its start.
     """
     with contextlib.suppress(StoreLocked), unused_database(path):
-        if (lost := lost_commits.sentence(path)) is not None:
+        if (lost := lost_commits.sentence(os.path.realpath(path))) is not None:
             raise storage_errors.damaged(path, lost)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Final
@@ -27,7 +28,7 @@ def repair(db: str) -> None:
     The damaged files are kept as FILE.damaged-<time>. Prints what was saved and what is lost. A sound database is
     left as it is.
     """
-    path = existing_database(db)
+    path = os.path.realpath(existing_database(db))  # the log is beside the file, not beside a link to it
     with unused_database(path):
         lost = lost_commits.sentence(path)
         if lost is None and not database_findings(path)[0]:
