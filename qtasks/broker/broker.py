@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import Final
 
 from qtasks.broker import ids
@@ -30,6 +31,7 @@ from qtasks.broker.transport.destination_policy import DestinationPolicy
 from qtasks.broker.transport.http_transport import HttpTransport
 from qtasks.clock import Clock, SystemClock
 from qtasks.errors import StoreError
+from qtasks.protocol.targets import origin_of
 from qtasks.randomness import Random, SystemRandom
 
 log = logging.getLogger("qtasks.broker")
@@ -40,6 +42,13 @@ READY_S: Final = 3.0
 
 def _http(policy: DestinationPolicy, limits: DeliveryLimits) -> Transport:
     return HttpTransport(policy, connections=limits.in_flight, per_host=limits.per_host)
+
+
+def _http_to_model(policy: DestinationPolicy, settings: BrokerSettings) -> Transport | None:
+    """The transport for requests to the language model. Only it may use the address that the operator chose."""
+    if settings.llm_url is None:
+        return None
+    return _http(replace(policy, allow=(*policy.allow, origin_of(settings.llm_url))), settings.limits)
 
 
 class Broker:
@@ -53,6 +62,8 @@ class Broker:
         transport: Transport,
         policy: DestinationPolicy,
         random: Random,
+        *,
+        to_model: Transport | None = None,
     ) -> None:
         self.settings = settings
         self.store = store
@@ -63,7 +74,9 @@ class Broker:
         self.accounts: dict[str, int] = {}
         self.keys = KeyRing(store)
         self.random = random
-        self._llm = LanguageModel(settings.llm_url, transport, clock, has_echo=settings.has_echo)
+        self._llm = LanguageModel(
+            settings.llm_url, transport, clock, has_echo=settings.has_echo, to_model=to_model or transport
+        )
         self.deliverer = Deliverer(
             store, self._llm, clock, random, keys=self.keys, watchers=self.watchers, limits=settings.limits
         )
@@ -107,7 +120,7 @@ class Broker:
         of the one at `settings.path`; it has its own clock.
         """
         random = random or SystemRandom()
-        policy = DestinationPolicy(settings.destinations, settings.allowed, settings.own)
+        policy = DestinationPolicy(settings.destinations, settings.allow, settings.own)
         recovery = Recovery(0, 0)
         if store is None:
             store, recovery = await SqliteStore.open(settings.path, clock or SystemClock())
@@ -118,6 +131,7 @@ class Broker:
             transport or _http(policy, settings.limits),
             policy,
             random,
+            to_model=transport or _http_to_model(policy, settings),
         )
         for credentials in settings.credentials:
             account = await store.write(accounts.ensure_account, credentials, ids.signing_keys(random))

@@ -7,7 +7,6 @@ from typing import Final, Literal
 
 from qtasks.broker.core.values import AccountCredentials, Retention
 from qtasks.protocol import development
-from qtasks.protocol.targets import origin_of
 
 DEV_CREDENTIALS: Final = tuple(AccountCredentials(user.name, user.token, user.keys) for user in development.USERS)
 """The credentials that QStash publishes for development servers: four users. Use them on loopback only."""
@@ -35,7 +34,9 @@ class BrokerSettings:
     credentials: tuple[AccountCredentials, ...] = DEV_CREDENTIALS
     destinations: Literal["local", "public"] = "local"
     allow: tuple[str, ...] = ()
-    """Origins, hosts or networks that the destination policy allows in addition; see `DestinationPolicy.allow`."""
+    """Origins, hosts or networks that the destination policy allows in addition; see `DestinationPolicy.allow`.
+
+    The server at `llm_url` is not one of them: only the broker's own requests for completions reach it."""
     resolve_on_publish: bool = False
     """True: refuse a publish whose host name does not resolve, as the hosted service does."""
     own: frozenset[tuple[str, int]] = frozenset()
@@ -55,11 +56,6 @@ class BrokerSettings:
         return self.llm_url is None and (
             self.credentials == DEV_CREDENTIALS if self.llm_echo is None else self.llm_echo
         )
-
-    @property
-    def allowed(self) -> tuple[str, ...]:
-        """`allow` with the origin of the language model: the operator chose that server, so the policy allows it."""
-        return self.allow if self.llm_url is None else (*self.allow, origin_of(self.llm_url))
 
     def with_model(self, value: str | None) -> BrokerSettings:
         """These settings with the value of `QTASKS_LLM_URL`: a URL, ``echo`` for the built-in echo, or None."""

@@ -22,6 +22,7 @@ from qtasks.broker.api.validation import (
 from qtasks.broker.core.message_builder import LLM_URL, ValidPublish, publications
 from qtasks.broker.core.values import Accepted, DeliveryEndpoint, Publication
 from qtasks.broker.store.verbs import url_groups
+from qtasks.broker.transport.destination import parse
 from qtasks.protocol import wire
 from qtasks.protocol.messages import MAX_BODY, Headers
 
@@ -190,31 +191,32 @@ async def _validated(context: ApiContext, account: int, request: PublishRequest)
         url_group=None if group is None else destination,
         queue=request.queue,
     )
-    await _check_destinations(context, valid)
+    await _check_destinations(context, valid, [] if kind == "api" else [endpoint.url for endpoint in valid.endpoints])
     return valid
 
 
-async def _check_destinations(context: ApiContext, publish: ValidPublish) -> None:
+async def _check_destinations(context: ApiContext, publish: ValidPublish, urls: Sequence[str]) -> None:
     """Refuse too many endpoints, and URLs that the policy refuses, those of callbacks included."""
     if len(publish.endpoints) > MAX_MESSAGES:
         raise HttpError(413, f"too many messages: {len(publish.endpoints)} > {MAX_MESSAGES}")
-    urls = [endpoint.url for endpoint in publish.endpoints if endpoint.url != LLM_URL]
     check_policy(context, *urls, options=publish.options)
     if context.resolve_on_publish:
         for url in urls:
-            await _check_resolves(context, url)
+            await _check_resolves(context, url, publish.options.method or "POST")
 
 
-async def _check_resolves(context: ApiContext, url: str) -> None:
+async def _check_resolves(context: ApiContext, url: str, method: str) -> None:
     """Refuse a host name that does not resolve, or resolves to a refused address (docs/compatibility.md A32)."""
-    host, _, port = wire.host_of(url).rpartition(":")
+    place = parse(url)
     loop = asyncio.get_running_loop()
     try:
-        entries = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        entries = await loop.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
     except OSError:
-        raise HttpError(400, f"invalid destination url: unable to resolve host: lookup {host}: no such host") from None
+        text = f"invalid destination url: unable to resolve host: lookup {place.host}: no such host"
+        raise HttpError(400, text) from None
+    limited = context.policy.limited_rules(place, method)
     for *_, address in entries:
-        if (refusal := context.policy.check_address(str(address[0]), host, int(port))) is not None:
+        if (refusal := context.policy.check_address(str(address[0]), place.host, place.port, limited)) is not None:
             raise HttpError(400, refusal.replace("destination blocked:", "invalid destination url:", 1))
 
 

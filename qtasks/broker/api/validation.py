@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import HttpError
-from qtasks.broker.core.message_builder import callback_urls
+from qtasks.broker.core.message_builder import LLM_URL, callback_requests
 from qtasks.protocol import wire
 from qtasks.protocol.messages import MAX_DELAY_MS, PublishOptions
 
@@ -53,7 +53,13 @@ def check_callbacks_of_queue(options: PublishOptions) -> None:
 
 
 def check_policy(context: ApiContext, *urls: str, options: PublishOptions | None = None) -> None:
-    """Refuse URLs that the destination policy refuses by their text, callbacks included."""
-    for url in (*urls, *(() if options is None else callback_urls(options))):
-        if (refusal := context.policy.check_url(url)) is not None:
+    """Refuse URLs that the destination policy refuses by their text, callbacks included.
+
+    `options` also tell the method of the requests to `urls`; POST without them.
+    """
+    method = (options and options.method) or "POST"
+    for url, its_method in (*((url, method) for url in urls), *(() if options is None else callback_requests(options))):
+        if url == LLM_URL:
+            raise HttpError(400, f"{url} stands for the language model inside the broker: publish to api/llm")
+        if (refusal := context.policy.check_url(url, its_method)) is not None:
             raise HttpError(400, refusal)

@@ -234,16 +234,17 @@ def _response_and_error(outcome: Response | Failure | None) -> tuple[Response | 
     return outcome, None
 
 
-def callback_urls(options: PublishOptions) -> Sequence[str]:
-    """The URLs of all callbacks in `options`, including callbacks of callbacks."""
-    urls: list[str] = [] if options.end_callback is None else [options.end_callback]
+def callback_requests(options: PublishOptions) -> Sequence[tuple[str, str]]:
+    """URL and method of all callbacks in `options`, including callbacks of callbacks."""
+    requests = [] if options.end_callback is None else [(options.end_callback, "POST")]
     for url, nested in (
         (options.callback, options.callback_options),
         (options.failure_callback, options.failure_callback_options),
     ):
         if url is not None:
-            urls += [url, *callback_urls(nested or _DEFAULTS)]
-    return urls
+            nested = nested or _DEFAULTS
+            requests += [(url, nested.method or "POST"), *callback_requests(nested)]
+    return requests
 
 
 def _callback(

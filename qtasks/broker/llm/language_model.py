@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Final
@@ -14,8 +15,12 @@ from qtasks.broker.core.message_builder import LLM_URL
 from qtasks.broker.llm import echo
 from qtasks.broker.ports import DeliveryRequest, Failure, Transport
 from qtasks.clock import Clock
+from qtasks.counted_log import CountedLog
 from qtasks.protocol import strict_json
 from qtasks.protocol.messages import DEFAULT_TIMEOUT_MS, Headers, Response
+from qtasks.protocol.targets import host_of
+
+log = logging.getLogger("qtasks.broker")
 
 _JSON: Final = (("Content-Type", "application/json"),)
 _PATH: Final = "/v1/chat/completions"
@@ -33,15 +38,26 @@ class CompletionStream:
 class LanguageModel:
     """Sends chat completions to the server at `url`; without a server, the echo answers if `has_echo` is true.
 
-    It wraps the transport of deliveries: requests for ``api/llm`` go to the model, all others to `transport`.
+    It wraps the transport of deliveries: requests for ``api/llm`` go to the model through `to_model`, all others to
+    `transport`. The operator chose the model's server, so `to_model` may reach it where publishers may not.
     """
 
     MISSING: Final = "no language model is configured; set QTASKS_LLM_URL to an OpenAI-compatible server, or to echo"
 
-    def __init__(self, url: str | None, transport: Transport, clock: Clock, *, has_echo: bool) -> None:
+    def __init__(
+        self,
+        url: str | None,
+        transport: Transport,
+        clock: Clock,
+        *,
+        has_echo: bool,
+        to_model: Transport,
+    ) -> None:
         self._url = None if url is None else completions_url(url)
         self._transport = transport
+        self._to_model = to_model
         self._clock = clock
+        self._log = CountedLog(log, clock.monotonic)
         self._echo = has_echo
         self._session: aiohttp.ClientSession | None = None
 
@@ -60,7 +76,8 @@ class LanguageModel:
             return self._echo_response(request.body)
         # The model server does not verify deliveries, so it gets no header that identifies or signs the message.
         headers = tuple(line for line in request.headers if not line[0].lower().startswith("upstash-"))
-        return await self._transport.send(replace(request, url=self._url, headers=headers))
+        outcome = await self._to_model.send(replace(request, url=self._url, method="POST", headers=headers))
+        return self._without_address(outcome) if isinstance(outcome, Failure) else outcome
 
     async def complete(self, body: bytes) -> Response | Failure:
         """The completion of a chat request, whole."""
@@ -84,7 +101,8 @@ class LanguageModel:
                 allow_redirects=False,
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            return Failure("connection_lost", f"{type(error).__name__}: {error}"[:500])
+            self._warn(f"{type(error).__name__}: {error}")
+            return Failure("connection_lost", f"{type(error).__name__} (the log of the broker says more)")
         headers = tuple((name, value) for name, value in response.headers.items())
         return CompletionStream(response.status, headers, _relay(response))
 
@@ -94,6 +112,18 @@ class LanguageModel:
             await self._session.close()
             self._session = None
         await self._transport.close()
+        if self._to_model is not self._transport:
+            await self._to_model.close()
+
+    def _warn(self, reason: str) -> None:
+        self._log.warning("requests that did not reach the language model", "no language model: %s", reason)
+
+    def _without_address(self, failure: Failure) -> Failure:
+        """The failure as a publisher may read it: where the model's server is, is the operator's matter."""
+        if self._url is None:
+            return failure
+        self._warn(failure.error)
+        return replace(failure, error=failure.error.replace(host_of(self._url), "the language model"))
 
     def _echo_response(self, body: bytes) -> Response:
         try:

@@ -11,7 +11,9 @@ The blame decides whether the attempt counts (docs/protocol.md 4.7):
 from __future__ import annotations
 
 import errno
+import os
 import re
+import socket
 from typing import Final
 
 import aiohttp
@@ -25,6 +27,8 @@ _SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EN
 """This machine has no descriptor, no memory, or no free port for a connection."""
 _UNREACHABLE: Final = frozenset({errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH})
 """The network says that there is no way to the endpoint."""
+_SEVERAL: Final = "Multiple exceptions"
+"""The beginning of aiohttp's error for a name whose addresses fail for different reasons; it lists them."""
 _ODD: Final = re.compile(r"[^ -~]")
 
 
@@ -123,4 +127,8 @@ def _tls_reason(error: aiohttp.ClientSSLError) -> str:
 
 
 def _reason(error: OSError) -> str:
-    return shown(error.strerror or str(error) or type(error).__name__)
+    """Why there is no connection. asyncio's text for it names the address, which publishers must not learn."""
+    if error.errno and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno)
+    text = shown(error.strerror or str(error) or type(error).__name__)
+    return "its addresses fail for several reasons" if text.startswith(_SEVERAL) else text

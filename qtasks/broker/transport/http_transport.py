@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import logging
 import re
 import ssl
 from dataclasses import dataclass
@@ -31,10 +32,10 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from qtasks.broker.ports import DeliveryRequest, Failure
-from qtasks.broker.transport import destination_policy
 from qtasks.broker.transport.addresses import literal
 from qtasks.broker.transport.attempt_failures import failure_of, timed_out, unanswered_lookup
-from qtasks.broker.transport.destination_policy import DestinationPolicy
+from qtasks.broker.transport.destination import parse
+from qtasks.broker.transport.destination_policy import DestinationPolicy, Rules
 from qtasks.broker.transport.resolver import CheckedResolver, Resolve, SystemResolver, check, lookup_cut
 from qtasks.broker.transport.response import (
     MAX_HEADER_LINE,
@@ -42,8 +43,11 @@ from qtasks.broker.transport.response import (
     BoundedResponse,
     UnansweredError,
 )
+from qtasks.counted_log import CountedLog
 from qtasks.protocol.headers import PER_CONNECTION, WireError, canonical_name
 from qtasks.protocol.messages import MAX_BODY, Response
+
+log = logging.getLogger("qtasks.broker")
 
 CONNECT_TIMEOUT_S = 5.0
 """Limit for opening a connection, seconds: name lookup, TCP and TLS together. The attempt's deadline may be shorter."""
@@ -69,6 +73,8 @@ class _AllowedDestination:
     place: str
     """``host:port`` for error texts, which never show a URL's path, query or credentials."""
     authorization: str | None
+    limited: Rules
+    """The rules of the policy that count for this path and method, in addition to those that always do."""
 
 
 class HttpTransport:
@@ -100,15 +106,18 @@ class HttpTransport:
         self._per_host = per_host
         self._resolve = resolve or SystemResolver()
         self._tls = tls
-        self._sessions: dict[bool, aiohttp.ClientSession] = {}
-        """The session that keeps connections (False), and the one that opens each anew (True)."""
+        self._refusals = CountedLog(log)
+        self._sessions: dict[tuple[bool, Rules], aiohttp.ClientSession] = {}
+        """Sessions that keep connections (False), and those that open each anew (True), by the rules that count.
+
+        A connection that a limited rule allows is for requests within its limits only."""
         self._closed = False
         # The policy never changes, so its decision on a URL can be cached; a busy dispatcher is a single entry.
         self._destination = lru_cache(maxsize=1024)(self._examine)
 
     async def send(self, request: DeliveryRequest) -> Response | Failure:
         """Send `request` and read the response within `request.timeout_ms`. Raises nothing but CancelledError."""
-        destination = self._destination(request.url)
+        destination = self._destination(request.url, request.method)
         if isinstance(destination, Failure):
             return destination
         headers = _headers_for(destination, request)
@@ -122,11 +131,11 @@ class HttpTransport:
         try:
             async with asyncio.timeout(request.timeout_ms / 1000) as deadline:
                 try:
-                    return await exchange.run(self._open_session(), self._max_response)
+                    return await exchange.run(self._open_session(destination.limited), self._max_response)
                 except UnansweredError as error:
                     if not error.closed_at_reuse or self._closed:
                         raise
-                return await exchange.run(self._open_session(fresh=True), self._max_response)
+                return await exchange.run(self._open_session(destination.limited, fresh=True), self._max_response)
         except TimeoutError:
             if lookup_cut.get():
                 return unanswered_lookup(destination.place, request.timeout_ms / 1000)
@@ -144,12 +153,15 @@ class HttpTransport:
         for session in sessions.values():
             await session.close()
 
-    def _examine(self, url: str) -> _AllowedDestination | Failure:
+    def _examine(self, url: str, method: str) -> _AllowedDestination | Failure:
         try:
-            parts = destination_policy.parse(url)
+            parts = parse(url)
         except WireError as error:
             return Failure("unsendable", str(error), final=True)
-        if literal(parts.host) is not None and (refusal := check(self._policy, parts.host, parts.host, parts.port)):
+        limited = self._policy.limited_rules(parts, method)
+        if literal(parts.host) is not None and (
+            refusal := check(self._policy, parts.host, parts.host, parts.port, limited)
+        ):
             return Failure("destination_blocked", refusal, final=True)
         host = f"[{parts.host}]" if ":" in parts.host else parts.host
         return _AllowedDestination(
@@ -158,18 +170,19 @@ class HttpTransport:
             authority=parts.authority,
             place=f"{host}:{parts.port}",
             authorization=_basic(parts.userinfo) if parts.userinfo else None,
+            limited=limited,
         )
 
-    def _open_session(self, *, fresh: bool = False) -> aiohttp.ClientSession:
+    def _open_session(self, limited: Rules, *, fresh: bool = False) -> aiohttp.ClientSession:
         """The session for an exchange; with `fresh` the one whose connections serve a single request."""
-        if (session := self._sessions.get(fresh)) is None:
-            session = self._sessions[fresh] = self._new_session(fresh=fresh)
+        if (session := self._sessions.get((fresh, limited))) is None:
+            session = self._sessions[fresh, limited] = self._new_session(limited, fresh=fresh)
         return session
 
-    def _new_session(self, *, fresh: bool) -> aiohttp.ClientSession:
+    def _new_session(self, limited: Rules, *, fresh: bool) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                resolver=CheckedResolver(self._policy, self._resolve),
+                resolver=CheckedResolver(self._policy, self._resolve, self._refusals, limited),
                 use_dns_cache=False,
                 ssl=self._tls or True,
                 limit=self._connections,

@@ -13,7 +13,8 @@ from typing import Final
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from qtasks.broker.transport.destination_policy import DestinationPolicy
+from qtasks.broker.transport.destination_policy import DestinationPolicy, Rules
+from qtasks.counted_log import CountedLog
 
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
 """Returns the addresses of a host name, as text. Raises OSError if it has none."""
@@ -55,18 +56,23 @@ class DestinationBlockedError(OSError):
     """
 
 
-def check(policy: DestinationPolicy, address: str, host: str, port: int) -> str | None:
+def check(policy: DestinationPolicy, address: str, host: str, port: int, limited: Rules = ()) -> str | None:
     """The reason why the policy refuses `address`, or None. Checks whether it is this machine's if that matters."""
     here = policy.listens_everywhere(port) and _is_on_this_machine(address, port)
-    return policy.check_address(address, host, port, on_this_machine=here)
+    return policy.check_address(address, host, port, limited, on_this_machine=here)
 
 
 class CheckedResolver(AbstractResolver):
-    """The name lookup that aiohttp uses: it returns addresses only if the policy allows every one of them."""
+    """The name lookup that aiohttp uses: it returns addresses only if the policy allows every one of them.
 
-    def __init__(self, policy: DestinationPolicy, resolve: Resolve) -> None:
+    `limited` are the rules that count for all requests which use it, in addition to those that always do.
+    """
+
+    def __init__(self, policy: DestinationPolicy, resolve: Resolve, refusals: CountedLog, limited: Rules = ()) -> None:
         self._policy = policy
         self._resolve = resolve
+        self._refusals = refusals
+        self._limited = limited
 
     async def resolve(
         self,
@@ -90,7 +96,16 @@ class CheckedResolver(AbstractResolver):
         if not addresses:
             raise OSError("the name has no address")
         for address in addresses:
-            if refusal := check(self._policy, address, host, port):
+            if refusal := check(self._policy, address, host, port, self._limited):
+                # The publisher must not learn the address; the operator needs it.
+                self._refusals.warning(
+                    "deliveries to addresses that are not allowed",
+                    "%s:%d resolves to %s: %s",
+                    host,
+                    port,
+                    address,
+                    refusal,
+                )
                 raise DestinationBlockedError(refusal)
         return [_resolved(host, address, port) for address in addresses[:MAX_ADDRESSES]]
 

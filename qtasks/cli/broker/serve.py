@@ -64,7 +64,11 @@ class BrokerOptions:
     "  [default: local on a loopback host, else public]",
 )
 @click.option(
-    "--allow-destination", "allow", multiple=True, metavar="ORIGIN", help="Also allow this origin, host or network."
+    "--allow-destination",
+    "allow",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Also allow this origin, host or network, or the URLs below this one.",
 )
 @click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="Also answer requests to this host name.")
 @click.option("--resolve-on-publish", is_flag=True, help="Refuse a publish to a host name that does not resolve.")
@@ -193,9 +197,9 @@ def _hosts(options: BrokerOptions) -> frozenset[str] | None:
 
 
 def _allowed(allow: tuple[str, ...]) -> tuple[str, ...]:
-    """The allowed destinations of the options, and the origin of QTASKS_BASE_URL, where the dispatcher is."""
-    base_url = os.environ.get("QTASKS_BASE_URL", "")
-    return (*allow, "/".join(base_url.split("/")[:3])) if base_url else allow
+    """The allowed destinations of the options, and deliveries to the tasks of the dispatcher, at QTASKS_BASE_URL."""
+    base_url = os.environ.get("QTASKS_BASE_URL", "").rstrip("/")
+    return (*allow, f"POST {base_url}") if base_url else allow
 
 
 def _secrets(token: str | None, keys: SigningKeys | None) -> set[str | None]:

@@ -141,7 +141,7 @@ async def test_a_server_that_is_down_is_a_502() -> None:
 
 async def test_a_message_to_a_model_that_is_gone_is_a_dead_letter() -> None:
     transport = ScriptedTransport()
-    model = LanguageModel(None, transport, VirtualClock(), has_echo=False)
+    model = LanguageModel(None, transport, VirtualClock(), has_echo=False, to_model=transport)
     outcome = await model.send(
         DeliveryRequest("http://llm.qtasks.internal/v1/chat/completions", "POST", (), b"{}", 1000)
     )
