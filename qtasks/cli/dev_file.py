@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from qtasks.errors import ConfigurationError
+
 FOLDER: Final = Path(".qtasks")
 FILE: Final = FOLDER / "dev.json"
 
@@ -45,8 +47,17 @@ def remove(pid: int) -> None:
 
 
 def prepare() -> None:
-    """Create the folder, with a `.gitignore` that keeps its files out of repositories."""
-    FOLDER.mkdir(mode=0o700, exist_ok=True)
+    """Create the folder, with a `.gitignore` that keeps its files out of repositories.
+
+    Raises ConfigurationError if that is not possible.
+    """
     ignore = FOLDER / ".gitignore"
-    if not ignore.exists():
-        ignore.write_text("*\n", encoding="utf-8")
+    try:
+        FOLDER.mkdir(mode=0o700, exist_ok=True)
+        if not ignore.exists():
+            ignore.write_text("*\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot write the folder {FOLDER.absolute()}, which qtasks dev needs: {error.strerror}",
+            fix="start it in a folder that may be written, and that has room",
+        ) from error

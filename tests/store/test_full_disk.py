@@ -15,7 +15,7 @@ from qtasks.broker.store import ballast
 from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.broker.store.verbs import cancel, dead_letters, queues, retention, settle
 from qtasks.broker.store.verbs.reads import queries
-from qtasks.errors import StoreFull
+from qtasks.errors import StoreError, StoreFull
 from qtasks.protocol.messages import Response
 from tests.support.api import HOOK, Service
 from tests.support.broker import ACCOUNT, START_MS, VirtualClock, publication
@@ -212,3 +212,33 @@ async def test_a_tick_that_finds_no_room_fires_once_when_there_is_room_again(dis
     assert "runs were missed" in shown["error"]
     assert (await service.broker.ready()).status == 200
     await service.close()
+
+
+# -- files that cannot be written
+
+
+async def sentence_of_start(path: Path) -> str:
+    with pytest.raises(StoreError) as caught:
+        await SqliteStore.open(str(path), VirtualClock())
+    return caught.value.message
+
+
+async def test_what_cannot_be_a_database_is_one_sentence_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    assert (await sentence_of_start(tmp_path)).endswith("it is a folder")
+    assert (await sentence_of_start(tmp_path / "file" / "b.db")).endswith("a part of its path is a file, not a folder")
+    (tmp_path / "b.db-wal").mkdir()
+    assert "b.db" in await sentence_of_start(tmp_path / "b.db")
+
+
+async def test_a_read_only_disk_is_one_sentence_at_the_start(disk: SmallDisk) -> None:
+    filled = await opened(disk)
+    await filled.store.close()
+    disk.make_read_only()
+    for name in ("store.db", "new.db", "folder/new.db"):
+        assert (await sentence_of_start(disk.folder / name)).endswith("its file system is read-only"), name
+
+
+async def test_a_start_on_a_full_disk_is_one_sentence(disk: SmallDisk) -> None:
+    disk.fill()
+    assert "no space is left on its disk" in await sentence_of_start(disk.folder / "store.db")

@@ -32,6 +32,9 @@ class SmallDisk:
     def free(self) -> None:
         self._filler.unlink(missing_ok=True)
 
+    def make_read_only(self) -> None:
+        subprocess.run(["mount", "-o", "remount,ro", str(self.folder)], check=True)
+
 
 @contextlib.contextmanager
 def small_disk(folder: Path, mib: int) -> Iterator[SmallDisk]:

@@ -52,10 +52,8 @@ def connect(path: str, vfs: str | None = None) -> apsw.Connection:
             f"{path} is not a qtasks database, or it is damaged: {error}",
             fix=f"name another file with --db; or {storage_errors.advice(path)}; or restore a backup",
         ) from error
-    except (apsw.CantOpenError, OSError) as error:
-        raise StoreError(
-            f"cannot open {path}: {error}", fix="check that the directory exists and may be written"
-        ) from error
+    except (apsw.CantOpenError, apsw.ReadOnlyError, OSError) as error:
+        raise storage_errors.of_file(error, path) from error
     return db
 
 

@@ -16,6 +16,7 @@ nothing else, so it is locked as well.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
@@ -23,6 +24,7 @@ import threading
 from pathlib import Path
 from typing import Final, NoReturn
 
+from qtasks.broker.store import storage_errors
 from qtasks.broker.store.file_watch import FileId, file_id
 from qtasks.errors import StoreError, StoreLocked
 
@@ -69,9 +71,7 @@ class FileLock:
                     _close(database)
                     raise
             except OSError as error:
-                raise StoreError(
-                    f"cannot open {path}: {error}", fix="check that the directory exists and may be written"
-                ) from error
+                raise storage_errors.of_file(error, path) from error
 
     def confirm(self) -> None:
         """Take the record lock again, after SQLite has opened the file. StoreLocked if another process has taken it."""
@@ -101,8 +101,9 @@ def _locked(path: str, descriptor: int) -> FileId:
         _lock_whole(owner_descriptor)
     except OSError:
         _refuse(path, _owner(path, None))
-    os.ftruncate(owner_descriptor, 0)
-    os.write(owner_descriptor, _this_process().encode())
+    with contextlib.suppress(OSError):  # on a full disk the lock has no name, which is for people only
+        os.ftruncate(owner_descriptor, 0)
+        os.write(owner_descriptor, _this_process().encode())
     return file_id(os.fstat(owner_descriptor))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
 from typing import Final, TypeGuard
 
 import apsw
@@ -56,6 +59,35 @@ def of_start(error: apsw.Error, path: str) -> StoreError:
     if isinstance(error, apsw.BusyError):
         return StoreError(f"cannot use {path}: {error}", fix="end the program that has it open")
     return damaged(path, str(error))
+
+
+def of_file(error: OSError | apsw.Error, path: str) -> StoreError:
+    """The error of a start for which the system or SQLite refused to open or create the file at `path`."""
+    code = error.errno if isinstance(error, OSError) else _cause(path)
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(f"cannot write {path}: no space is left on its disk", fix="make room there")
+    if code == errno.EROFS or isinstance(error, apsw.ReadOnlyError):
+        what, fix = "its file system is read-only", "mount it for writing, or name a file on another one"
+    elif code == errno.EISDIR:
+        what, fix = "it is a folder", "name a file: it is created if it does not exist"
+    elif code in (errno.ENOTDIR, errno.EEXIST):
+        what, fix = "a part of its path is a file, not a folder", "name a file in a folder"
+    elif code in (errno.EACCES, errno.EPERM):
+        what, fix = (
+            "permission denied",
+            "let this user write the file and its folder, on a file system that is writable",
+        )
+    else:
+        what, fix = str(error), "check that its folder exists and may be written"
+    return StoreError(f"cannot open {path} for writing: {what}", fix=fix)
+
+
+def _cause(path: str) -> int | None:
+    """Why SQLite could not open the file at `path`, which it does not say, as an error number; None if unknown."""
+    if Path(path).is_dir():
+        return errno.EISDIR
+    existing = path if Path(path).exists() else Path(path).absolute().parent
+    return None if os.access(existing, os.W_OK) else errno.EACCES
 
 
 def translated(error: BaseException) -> BaseException:

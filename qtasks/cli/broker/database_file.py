@@ -70,7 +70,6 @@ def refuse_lost_commits(path: str) -> None:
 
 def change_database(path: str, change: Callable[[apsw.Connection], T]) -> T:
     """Run one transaction, possibly while a broker uses the file; only the broker checkpoints the log."""
-    Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
     refuse_lost_commits(path)
     connection = connect(path)
     connection.pragma("wal_autocheckpoint", 0)
