@@ -1,0 +1,277 @@
+"""The sabotages: each names a promise that one changed line breaks, and the tests that must fail then."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Sabotage:
+    """One line of the product, replaced so that a promise is broken."""
+
+    name: str
+    """What goes wrong."""
+    file: str
+    line: str
+    """Text that stands in the file exactly once."""
+    planted: str
+    """What replaces it."""
+    tests: str
+    """Arguments of pytest, separated by spaces."""
+
+
+_STORE: Final = "qtasks/broker/store"
+_VERBS: Final = f"{_STORE}/verbs"
+_COMMIT: Final = "a failed commit is answered as success"
+_UNVERIFIED: Final = "a delivery with a wrong signature runs"
+_STALE: Final = "a stale claim settles the attempt of another"
+
+IN_EVERY_RUN: Final = frozenset({_COMMIT, _UNVERIFIED, _STALE})
+"""The names of those that every run of the suite plants."""
+
+SABOTAGES: Final = (
+    # -- accepted means stored
+    Sabotage(
+        _COMMIT,
+        f"{_STORE}/group_commit.py",
+        "        except apsw.Error as error:\n            return error\n        self._commit_s",
+        "        except apsw.Error as error:\n            return None\n        self._commit_s",
+        "tests/store/test_group_commit.py",
+    ),
+    Sabotage(
+        "a commit is not synced to the disk",
+        f"{_STORE}/connection.py",
+        "PRAGMA synchronous = FULL",
+        "PRAGMA synchronous = NORMAL",
+        "tests/store/test_power.py tests/store/test_sqlite.py",
+    ),
+    Sabotage(
+        "a second broker opens the same file",
+        f"{_STORE}/file_lock.py",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        "tests/store/test_sqlite.py",
+    ),
+    Sabotage(
+        "one bad write ends the store for all",
+        f"{_STORE}/group_commit.py",
+        "        if storage_errors.is_fatal(error):\n            self._break(error, group)",
+        "        if error:\n            self._break(error, group)",
+        "tests/store/test_group_commit.py",
+    ),
+    # -- at least once, and no more often than promised
+    Sabotage(
+        _STALE,
+        f"{_VERBS}/settle.py",
+        "AND claim_token = ? RETURNING slot",
+        "AND claim_token >= ? RETURNING slot",
+        "tests/store/test_verbs.py",
+    ),
+    Sabotage(
+        "attempts that a crash cut are not made again",
+        f"{_STORE}/sqlite.py",
+        "recovery = run_in_transaction(db, recover, now_ms=clock.now_ms())",
+        "recovery = Recovery(0, 0)",
+        "tests/store",
+    ),
+    Sabotage(
+        "one retry too few is made",
+        "qtasks/broker/core/rules.py",
+        "message.retried >= message.max_retries:",
+        "message.retried + 1 >= message.max_retries:",
+        "tests/unit/broker/test_rules.py",
+    ),
+    Sabotage(
+        "a message that asks for no retry is retried",
+        "qtasks/broker/core/rules.py",
+        "    elif is_final(outcome) or message",
+        "    elif message",
+        "tests/unit/broker/test_rules.py",
+    ),
+    Sabotage(
+        "the deduplication window ends at once",
+        f"{_VERBS}/accept.py",
+        "now_ms + DEDUPLICATION_WINDOW_MS)",
+        "now_ms)",
+        "tests/store/test_verbs.py",
+    ),
+    Sabotage(
+        "a retry keeps the number of the attempt before",
+        f"{_VERBS}/settle.py",
+        "            int(retries),\n",
+        "            0,\n",
+        "tests/store tests/unit/broker/test_deliverer.py",
+    ),
+    Sabotage(
+        "a failed message leaves no dead letter",
+        f"{_VERBS}/settle.py",
+        "    if transition.to is Stage.FAILED:\n",
+        "    if transition.to is Stage.CANCELED:\n",
+        "tests/store tests/unit/broker",
+    ),
+    Sabotage(
+        "a callback is not stored with the end of its message",
+        f"{_VERBS}/settle.py",
+        "    insert(db, publications, now_ms=now_ms, parent=claim.seq)\n",
+        "",
+        "tests/store/test_callbacks.py",
+    ),
+    Sabotage(
+        "a tick of a schedule fires twice",
+        f"{_VERBS}/schedules.py",
+        "    return row is not None\n\n\ndef _schedule(",
+        "    return True\n\n\ndef _schedule(",
+        "tests/unit/broker/test_schedules.py",
+    ),
+    # -- order and limits
+    Sabotage(
+        "a queue starts one message too many",
+        f"{_VERBS}/admission.py",
+        '(free := parallelism - cast("int", used)) <= 0',
+        '(free := parallelism + 1 - cast("int", used)) <= 0',
+        "tests/store/test_admission.py",
+    ),
+    Sabotage(
+        "a queue does not keep its order",
+        f"{_VERBS}/admission.py",
+        'AND stage = {Stage.QUEUED} AND slot = 0"\n    " ORDER BY place, seq LIMIT ?"',
+        'AND stage = {Stage.QUEUED} AND slot = 0"\n    " ORDER BY place DESC, seq DESC LIMIT ?"',
+        "tests/store/test_admission.py",
+    ),
+    Sabotage(
+        "a rate is exceeded by one",
+        f"{_VERBS}/admission.py",
+        "if rate is not None and count >= rate and",
+        "if rate is not None and count > rate and",
+        "tests/store/test_admission.py",
+    ),
+    Sabotage(
+        "the parallelism of a flow-control key is not held",
+        f"{_VERBS}/admission.py",
+        "if parallelism is not None and db.execute(_RUNNING, (account, key)).get >= parallelism:",
+        "if parallelism is not None and db.execute(_RUNNING, (account, key)).get > parallelism:",
+        "tests/store/test_admission.py",
+    ),
+    # -- fail closed
+    Sabotage(
+        _UNVERIFIED,
+        "qtasks/protocol/signing.py",
+        "by_next = bool(keys.next) and hmac.compare_digest(_mac(keys.next, signed), signature)",
+        "by_next = True",
+        "tests/unit/protocol/test_signing.py",
+    ),
+    Sabotage(
+        "a changed body passes the signature",
+        "qtasks/protocol/signing.py",
+        'if not hmac.compare_digest(actual, claims.body_hash.encode("ascii")):',
+        "if not actual:",
+        "tests/unit/protocol/test_signing.py tests/unit/tasks/test_dispatcher.py",
+    ),
+    Sabotage(
+        "an expired signature is valid",
+        "qtasks/protocol/signing.py",
+        "if claims.expires_s + tolerance_s <= now_s:",
+        "if claims.expires_s + tolerance_s <= 0:",
+        "tests/unit/protocol/test_signing.py",
+    ),
+    Sabotage(
+        "a delivery for one task runs another",
+        "qtasks/tasks/run/dispatcher.py",
+        'url=f"{self._base_url}/{delivery.task}" + (f"?{delivery.query}" if delivery.query else ""),',
+        "url=None,",
+        "tests/unit/tasks/test_dispatcher.py",
+    ),
+    Sabotage(
+        "a forged pickle is read",
+        "qtasks/tasks/encode/pickling.py",
+        "if not text.startswith(MARK) or not any(good):",
+        "if not text.startswith(MARK):",
+        "tests/unit/tasks/test_pickles.py",
+    ),
+    Sabotage(
+        "a token for reading may write",
+        "qtasks/broker/api/routes.py",
+        "if principal.scope < route.scope:",
+        "if principal.scope > route.scope:",
+        "tests/unit/broker",
+    ),
+    Sabotage(
+        "an account cancels the messages of another",
+        f"{_VERBS}/reads/queries.py",
+        "SELECT seq FROM messages WHERE account = ? AND id = ?",
+        "SELECT seq FROM messages WHERE account > -?1 AND id = ?2",
+        "tests/unit/broker",
+    ),
+    Sabotage(
+        "a public broker delivers to a private address",
+        "qtasks/broker/transport/destination_policy.py",
+        '"public": frozenset({AddressKind.GLOBAL}),',
+        '"public": frozenset({AddressKind.GLOBAL, AddressKind.PRIVATE}),',
+        "tests/unit/broker/test_destination_policy.py",
+    ),
+    Sabotage(
+        "a redirect of an endpoint is followed",
+        "qtasks/broker/transport/http_transport.py",
+        "allow_redirects=False,",
+        "allow_redirects=True,",
+        "tests/integration/test_http_transport.py",
+    ),
+    Sabotage(
+        "an endless answer of an endpoint is read",
+        "qtasks/broker/transport/response.py",
+        "cut = len(body) > limit",
+        "cut = False",
+        "tests/integration/test_http_transport.py",
+    ),
+    Sabotage(
+        "a page that rebinds its name reaches the API",
+        "qtasks/broker/server/asgi.py",
+        "if self._hosts is not None and",
+        "if self._hosts is None and",
+        "tests/integration/test_http_protocol.py",
+    ),
+    # -- never silently dropped
+    Sabotage(
+        "a damaged message is delivered",
+        f"{_VERBS}/claim.py",
+        "if candidate.checksum != rows.checksum(row, candidate.body):",
+        "if candidate.checksum == -1:",
+        "tests/store",
+    ),
+    Sabotage(
+        "retention removes a message that waits for its callbacks",
+        f"{_VERBS}/retention.py",
+        "AND finished_ms < ? AND slot = 0",
+        "AND finished_ms < ? AND slot >= 0",
+        "tests/store/test_retention.py",
+    ),
+    Sabotage(
+        "arguments are not checked before the function runs",
+        "qtasks/tasks/run/executor.py",
+        "            return attempt.unfit(error)\n        return await self.run(",
+        "            values = {}\n        return await self.run(",
+        "tests/unit/tasks/test_dispatcher.py",
+    ),
+    Sabotage(
+        "the result is not recorded before the broker gets its answer",
+        "qtasks/tasks/run/executor.py",
+        "        self._writer.unlock(locks)\n        await self._writer.flush()\n\n    async def _keep",
+        "        self._writer.unlock(locks)\n\n    async def _keep",
+        "tests/unit/tasks",
+    ),
+    Sabotage(
+        "a second delivery of a running call runs beside it",
+        "qtasks/tasks/run/lease.py",
+        '    if "run" not in taken:\n',
+        "    if taken is not None:\n",
+        "tests/unit/tasks/test_lease_overlap.py",
+    ),
+    Sabotage(
+        "a unique call is sent twice",
+        "qtasks/tasks/results/unique.py",
+        "    if valid.owner == lock.owner:\n        return None",
+        "    if True:\n        return None",
+        "tests/unit/tasks",
+    ),
+)
