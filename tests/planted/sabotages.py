@@ -49,9 +49,9 @@ SABOTAGES: Final = (
     Sabotage(
         "a second broker opens the same file",
         f"{_STORE}/file_lock.py",
-        "fcntl.LOCK_EX | fcntl.LOCK_NB",
-        "fcntl.LOCK_SH | fcntl.LOCK_NB",
-        "tests/store/test_sqlite.py",
+        "        _lock_database(descriptor)\n    except",
+        "        assert descriptor\n    except",
+        "tests/store/test_file_lock.py",
     ),
     Sabotage(
         "one bad write ends the store for all",
@@ -71,7 +71,7 @@ SABOTAGES: Final = (
     Sabotage(
         "attempts that a crash cut are not made again",
         f"{_STORE}/sqlite.py",
-        "recovery = run_in_transaction(db, recover, now_ms=clock.now_ms())",
+        "recovery = run_in_transaction(db, recover, now_ms=steady.now_ms())",
         "recovery = Recovery(0, 0)",
         "tests/store",
     ),
@@ -226,9 +226,9 @@ SABOTAGES: Final = (
     ),
     Sabotage(
         "a page that rebinds its name reaches the API",
-        "qtasks/broker/server/asgi.py",
-        "if self._hosts is not None and",
-        "if self._hosts is None and",
+        "qtasks/broker/server/hosts.py",
+        "if hosts is not None and",
+        "if hosts is None and",
         "tests/integration/test_http_protocol.py",
     ),
     # -- never silently dropped
