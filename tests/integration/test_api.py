@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 from types import ModuleType
 from urllib.parse import quote
 
@@ -88,6 +89,39 @@ def test_a_token_in_the_query_of_a_publish_opens_the_door_and_is_not_passed_on(a
     answer = api.ask("POST", target, body=b"", authorization=None)
     assert answer.status == 201
     assert answer.json["url"] == "http://127.0.0.1:1/x?a=1&b=%20"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v2/keys"),
+        ("POST", "/v2/keys/rotate"),
+        ("GET", "/v2/logs"),
+        ("GET", "/v2/dlq"),
+        ("DELETE", "/v2/messages/msg_1"),
+        ("POST", "/v2/batch"),
+        ("POST", "/v2/schedules/http://127.0.0.1:1/"),
+        ("POST", "/v2/queues"),
+        ("POST", "/v2/topics/g/endpoints"),
+        ("POST", "/llm/v1/chat/completions"),
+    ],
+)
+def test_a_token_in_the_query_opens_publishing_only(api: ApiClient, method: str, path: str) -> None:
+    """Such a URL is given to other services, and is kept in the logs of proxies."""
+    answer = api.ask(method, f"{path}?qstash_token={quote(api.user.token or '')}", body=b"", authorization=None)
+    assert (answer.status, "Authorization: Bearer" in answer.body.decode()) == (403, True)
+
+
+def test_a_token_in_the_query_opens_the_queues_to_messages(api: ApiClient) -> None:
+    target = f"/v2/enqueue/q/http://127.0.0.1:1/?qstash_token={quote(api.user.token or '')}"
+    assert api.ask("POST", target, body=b"", authorization=None).status == 201
+
+
+def test_a_schedule_needs_the_token_in_a_header(api: ApiClient) -> None:
+    target = f"/v2/publish/http://127.0.0.1:1/?qstash_token={quote(api.user.token or '')}&upstash-cron=*+*+*+*+*"
+    answer = api.ask("POST", target, body=b"", authorization=None)
+    assert (answer.status, "Authorization: Bearer" in answer.error) == (403, True)
+    assert json.loads(api.ask("GET", "/v2/schedules").body) == []
 
 
 def test_who_is_not_known_learns_nothing_about_the_endpoints(api: ApiClient) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final
 from urllib.parse import unquote_plus
@@ -34,6 +34,8 @@ class Principal:
 
     account: int
     scope: TokenScope
+    is_by_query: bool = False
+    """True if the token was in the query: in a URL that other services and the logs of proxies contain."""
 
 
 class Tokens:
@@ -56,15 +58,25 @@ class Tokens:
 
     async def authenticate(self, request: ApiRequest) -> Principal:
         """The caller of `request`. HttpError 401, with the same text for every reason."""
-        token = _token_of(request)
-        if token and len(token) <= _MAX_TOKEN:
-            key = token_digest(token)
-            if (principal := self._configured.get(key)) is not None:
-                return principal
-            await self._refresh(_SOONEST_S if key not in self._stored else STALE_S)
-            if (principal := self._stored.get(key)) is not None:
-                return principal
-        raise HttpError(401, "unauthorized: missing or invalid token", (("WWW-Authenticate", "Bearer"),))
+        if (token := _token_in_header(request)) is not None:
+            principal = await self._owner(token)
+        elif (token := _token_in_query(request)) is not None and (principal := await self._owner(token)) is not None:
+            principal = replace(principal, is_by_query=True)
+        else:
+            principal = None
+        if principal is None:
+            raise HttpError(401, "unauthorized: missing or invalid token", (("WWW-Authenticate", "Bearer"),))
+        return principal
+
+    async def _owner(self, token: str) -> Principal | None:
+        """The owner of a token; None for a token that is not valid."""
+        if not 0 < len(token) <= _MAX_TOKEN:
+            return None
+        key = token_digest(token)
+        if (principal := self._configured.get(key)) is not None:
+            return principal
+        await self._refresh(_SOONEST_S if key not in self._stored else STALE_S)
+        return self._stored.get(key)
 
     async def _refresh(self, older_than_s: float) -> None:
         """Read the store's tokens again if the last read is older. Concurrent requests wait for the same read."""
@@ -86,14 +98,17 @@ class Tokens:
             self._reading = None
 
 
-def _token_of(request: ApiRequest) -> str | None:
+def _token_in_header(request: ApiRequest) -> str | None:
+    """The token in the `Authorization` header, empty if it cannot be read; None without such a header."""
     authorizations = [value for name, value in request.headers if name.lower() == "authorization"]
-    if len(authorizations) > 1:
+    if not authorizations:
         return None
-    if authorizations:
-        scheme, _, token = authorizations[0].strip().partition(" ")
-        return token.strip() if scheme.lower() == "bearer" else None
-    # A publish URL that is registered with a webhook provider carries its token in the query.
+    scheme, _, token = authorizations[0].strip().partition(" ")
+    return token.strip() if len(authorizations) == 1 and scheme.lower() == "bearer" else ""
+
+
+def _token_in_query(request: ApiRequest) -> str | None:
+    """The token in the query: a publish URL that is registered with a webhook provider carries it there."""
     for part in request.query.split("&"):
         name, _, value = part.partition("=")
         if unquote_plus(name).lower() == "qstash_token":

@@ -26,7 +26,7 @@ from qtasks.broker.api import (
     workflows,
 )
 from qtasks.broker.api.api_request import ApiResponse
-from qtasks.broker.api.routes import ROUTES, Handler, Route
+from qtasks.broker.api.routes import BY_QUERY, ROUTES, Handler, Route
 from qtasks.broker.api.schemas import COUNT, FLAG, SCHEMAS, TEXT, Schema, array, closed, ref
 from qtasks.protocol import wire
 from qtasks.protocol.messages import State
@@ -387,13 +387,17 @@ def document() -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
         path = path_of(route)
-        paths.setdefault(path, {})[route.method.lower()] = _operation(route.method, path, _DESCRIBED[route.handler])
+        operation = paths.setdefault(path, {})[route.method.lower()] = _operation(
+            route.method, path, _DESCRIBED[route.handler]
+        )
+        if route.handler in BY_QUERY:
+            operation["security"] = [{"token": []}, {"tokenInQuery": []}]
     for path, described in PUBLIC.items():
         paths[path] = {"get": {**_operation("GET", path, described), "security": []}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "QStash API, served by qtasks", "version": WIRE_VERSION, "description": _ABOUT},
-        "security": [{"token": []}, {"tokenInQuery": []}],
+        "security": [{"token": []}],
         "paths": paths,
         "components": {
             "schemas": SCHEMAS,

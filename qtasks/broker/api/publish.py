@@ -79,7 +79,7 @@ async def _publish(
     context: ApiContext, account: int, request: ApiRequest, raw_target: str, queue: str | None
 ) -> ApiResponse:
     target = split_target(raw_target)
-    if _has_cron(request, target):
+    if has_cron(request, target):
         return await store_schedule(context, account, request, target, queue=queue)
     head = PublishRequest(target, request.headers, request.client_ip, queue)
     # Checked before the body is read, so that a refusal does not wait for it.
@@ -91,7 +91,7 @@ async def _publish(
     return json_response(prepared.answer(accepted), 202 if all(result.deduplicated for result in accepted) else 201)
 
 
-def _has_cron(request: ApiRequest, target: wire.Target) -> bool:
+def has_cron(request: ApiRequest, target: wire.Target) -> bool:
     """True if a publish creates a schedule: by a header or by its own parameter, not by one of the destination."""
     return request.header("upstash-cron") is not None or any(name == "upstash-cron" for name, _ in target.query)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote
@@ -22,6 +22,7 @@ from qtasks.broker.api import (
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, error_response
 from qtasks.broker.api.auth import Tokens, TokenScope
+from qtasks.broker.api.validation import split_target
 from qtasks.errors import StoreError, StoreFull
 
 log = logging.getLogger("qtasks.broker")
@@ -104,6 +105,9 @@ ROUTES: Final = (
     _route("DELETE", "/v2/workflows/*", _PUBLISH, workflows.refuse),
 )
 
+BY_QUERY: Final = (publish.publish, publish.enqueue)
+"""The handlers of requests whose token may be in the query."""
+
 
 class Api:
     """Answers requests. No request makes it raise."""
@@ -121,6 +125,10 @@ class Api:
             route, arguments = find(request)
             if principal.scope < route.scope:
                 raise HttpError(403, "this token may read only")
+            if principal.is_by_query and not _is_publish(route, request, arguments):
+                raise HttpError(
+                    403, "qstash_token in the query opens publishing only: send the token as Authorization: Bearer"
+                )
             return await route.handler(self._context, principal.account, request, *arguments)
         except HttpError as error:
             return _error_response(request, error)
@@ -132,6 +140,11 @@ class Api:
         except Exception:
             log.exception("%s %s failed", request.method, request.path[:40])
             return _error_response(request, HttpError(500, "the broker failed on this request; its log says why"))
+
+
+def _is_publish(route: Route, request: ApiRequest, arguments: Sequence[Any]) -> bool:
+    """True for a publish of messages. One with a cron expression would create a schedule, which lasts."""
+    return route.handler in BY_QUERY and not publish.has_cron(request, split_target(arguments[-1]))
 
 
 def _error_response(request: ApiRequest, error: HttpError) -> ApiResponse:
