@@ -34,6 +34,11 @@ CREATE TABLE clock_leaps (
     to_ms   INTEGER NOT NULL CHECK (to_ms > from_ms)
 ) STRICT;
 
+-- Ticks are kept for a while after they were stored, not after their own time: that one may be wrong by years.
+ALTER TABLE ticks ADD COLUMN stored_ms INTEGER NOT NULL DEFAULT 0;
+UPDATE ticks SET stored_ms = tick_ms;
+CREATE INDEX ticks_by_age ON ticks (stored_ms);
+
 -- The wall time (Unix seconds) before which a message must not start; NULL: its delay is a duration.
 ALTER TABLE messages ADD COLUMN not_before_s INTEGER;
 CREATE INDEX messages_at_wall_time ON messages (not_before_s) WHERE not_before_s IS NOT NULL AND stage = 1;

@@ -21,7 +21,9 @@ _SELECT: Final = (
     " error FROM schedules"
 )
 _TICKS_KEPT_MS: Final = 7 * 24 * 60 * 60 * 1000
-"""Time that a tick stays stored: a clock that is set back by less than this fires nothing twice."""
+"""Time that a tick stays stored. A clock that shows the same time again within it fires nothing twice."""
+_TICKS_REMOVED: Final = 200
+"""Old ticks that a firing removes at most: more than it stores."""
 _IS_INTERVAL: Final = "instr(cron, '@every') > 0"
 """As `cron.is_interval`: the runs of such a schedule are in the broker's time, those of others in wall time."""
 
@@ -148,10 +150,10 @@ def fire(db: apsw.Connection, firing: Firing, *, now_ms: int) -> bool:
     if changed is None:
         return False
     for tick_ms in firing.missed:
-        _record_tick(db, schedule, tick_ms, "MISSED")
+        _record_tick(db, schedule, tick_ms, "MISSED", now_ms)
     if firing.tick_ms is not None:
         outcome = "FIRED" if firing.publications else "FAILED"
-        if _record_tick(db, schedule, firing.tick_ms, outcome):
+        if _record_tick(db, schedule, firing.tick_ms, outcome, now_ms):
             insert(db, firing.publications, now_ms=now_ms)
             run = orjson.dumps([publication.message.id for publication in firing.publications]).decode()
             db.execute(
@@ -161,20 +163,21 @@ def fire(db: apsw.Connection, firing: Firing, *, now_ms: int) -> bool:
     db.execute(
         "UPDATE schedules SET error = ? WHERE account = ? AND id = ?", (firing.error, schedule.account, schedule.id)
     )
-    kept_from_ms = broker_time.retention_cutoff_ms(db, now_ms=now_ms, age_ms=_TICKS_KEPT_MS)
     db.execute(
-        "DELETE FROM ticks WHERE account = ? AND schedule = ? AND tick_ms < ?",
-        (schedule.account, schedule.id, kept_from_ms + min(0, broker_time.stored_offset_ms(db))),
+        "DELETE FROM ticks WHERE (account, schedule, tick_ms) IN"
+        " (SELECT account, schedule, tick_ms FROM ticks WHERE stored_ms < ? ORDER BY stored_ms LIMIT ?)",
+        (broker_time.retention_cutoff_ms(db, now_ms=now_ms, age_ms=_TICKS_KEPT_MS), _TICKS_REMOVED),
     )
     return True
 
 
-def _record_tick(db: apsw.Connection, schedule: Schedule, tick_ms: int, outcome: str) -> bool:
+def _record_tick(db: apsw.Connection, schedule: Schedule, tick_ms: int, outcome: str, now_ms: int) -> bool:
     """Store a tick; False if it is stored already. A tick that was missed may still fire."""
     row = db.execute(
-        "INSERT INTO ticks (account, schedule, tick_ms, outcome) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
-        " SET outcome = excluded.outcome WHERE outcome = 'MISSED' AND excluded.outcome <> 'MISSED' RETURNING 1",
-        (schedule.account, schedule.id, tick_ms, outcome),
+        "INSERT INTO ticks (account, schedule, tick_ms, outcome, stored_ms) VALUES (?, ?, ?, ?, ?) ON CONFLICT"
+        " DO UPDATE SET outcome = excluded.outcome, stored_ms = excluded.stored_ms"
+        " WHERE outcome = 'MISSED' AND excluded.outcome <> 'MISSED' RETURNING 1",
+        (schedule.account, schedule.id, tick_ms, outcome, now_ms),
     ).get
     return row is not None
 
