@@ -14,17 +14,22 @@ import atexit
 import contextlib
 import logging
 import os
+import signal
+import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from qtasks.broker.server.event_loop import new_event_loop
+from qtasks.broker.store.file_watch import FileId, file_id
 from qtasks.error_codes import ErrorCode
-from qtasks.errors import BrokerUnreachable, ConfigurationError
+from qtasks.errors import BrokerUnreachable, ConfigurationError, StoreError
 from qtasks.protocol.messages import SigningKeys
 from qtasks.qstash.conversation.transport import Reply, Request
+from qtasks.tasks import settings as app_settings
 from qtasks.tasks.ports import Connection
 from qtasks.threads import DaemonThreadPool
 
@@ -38,9 +43,13 @@ T = TypeVar("T")
 
 log = logging.getLogger("qtasks.embedded")
 
+OnFailure = Literal["stop", "reopen"] | Callable[[StoreError], object]
+"""What an embedded broker does when its storage has failed; see `Embedded`."""
+
 ORIGIN: Final = "http://qtasks.internal"
 """Origin of the URLs of the application; requests to it never leave the process."""
 API: Final = "http://broker.qtasks.internal"
+_MEMORY: Final = ":memory:"
 _ACCOUNT: Final = "embedded"
 _START_S: Final = 30.0
 _CANCEL_S: Final = 2.0
@@ -60,6 +69,17 @@ class Embedded:
     `tasks.schedules.sync()`.
 
     A second process that opens the same file gets StoreLocked, which names the first process.
+
+    `on_failure` says what happens when the storage fails: a sync or a write failed, a page cannot be read, or a file of
+    the database was removed or replaced. In every case the reason is logged once, with level CRITICAL, nothing more is
+    accepted, and calls raise StoreError.
+
+    - "stop" sends SIGTERM to this process, so that its server ends as after a fatal error and a supervisor starts it
+      again. The default if the lifespan of an application has started the broker, except in tests.
+    - "reopen": the next use opens the file again, after a check, and raises StoreError if that is not possible. Another
+      file at its path is not opened. The default in a script.
+    - a function: it is called with the StoreError, on a thread of its own. Calls raise this error until
+      the tasks are closed; the next use opens the file again.
     """
 
     def __init__(
@@ -69,13 +89,17 @@ class Embedded:
         drain_s: float = 10.0,
         watch: EventWatcher | None = None,
         llm: ProviderFake | None = None,
+        on_failure: OnFailure | None = None,
     ) -> None:
         self.path = str(path)
         self.drain_s = drain_s
         self.watch = watch
         self.llm = llm
+        self.on_failure = on_failure
         self._guard = threading.Lock()
         self._running: _RunningBroker | None = None
+        self.failure: str | None = None
+        """The reason why the storage failed; None if it has not since the last start."""
 
     def __repr__(self) -> str:
         return f"Embedded({self.path!r})"
@@ -87,6 +111,7 @@ class Embedded:
         """
         with self._guard:
             if self._running is None:
+                self.failure = None
                 self._running = _RunningBroker(self, app, loop)
                 atexit.register(self._stop_at_exit)
             elif loop is not None:
@@ -161,47 +186,48 @@ class LoopThread:
 
 
 class _RunningBroker:
-    """A started broker with its threads and its transport."""
+    """A started broker with its threads and its transport. It is opened again if its storage fails, or as chosen."""
 
     def __init__(self, embedded: Embedded, app: AsgiApp, loop: asyncio.AbstractEventLoop | None) -> None:
+        self._embedded = embedded
+        self._path = embedded.path if embedded.path == _MEMORY else str(Path(embedded.path).absolute())
+        self._reopening = asyncio.Lock()
         self._broker_thread = LoopThread("qtasks-broker")
         self._app_thread = LoopThread("qtasks-tasks") if loop is None else None
         app_loop = loop or (self._app_thread.loop if self._app_thread else None)
         assert app_loop is not None
-        self._path = embedded.path
-        self._model_keys = embedded.llm is None or embedded.llm.needs_key
+        self._served = app, app_loop
+        self._serves_application = loop is not None
+        self._token: str | None = None
+        self._opened: OpenedBroker
         try:
-            self._broker, self._transport, self._token, self._keys = self._broker_thread.call(
-                _open(embedded, app, app_loop), _START_S
-            )
+            self._broker_thread.call(self._open(), _START_S)
         except BaseException:
             self._stop_threads()
             raise
 
     def serve(self, app: AsgiApp, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport.serve(app, loop)
+        self._served = app, loop
+        self._serves_application = True
+        self._opened.transport.serve(app, loop)
 
     def connection(self) -> Connection:
-        transport = InProcessTransport(self._broker, self._broker_thread)
-        results = "memory://" if self.path_is_memory else f"sqlite:///{Path(self._path).absolute()}-results"
+        transport = InProcessTransport(self._opened.broker, self._broker_thread, usable=self._usable)
+        results = "memory://" if self._path == _MEMORY else f"sqlite:///{self._path}-results"
         return Connection(
             url=API,
-            token=self._token,
-            keys=self._keys,
+            token=self._opened.token,
+            keys=self._opened.keys,
             base_url=f"{ORIGIN}/tasks",
             results=results,
             transport=transport,
             async_transport=AsyncInProcessTransport(transport),
-            model_keys=self._model_keys,
+            model_keys=self._embedded.llm is None or self._embedded.llm.needs_key,
         )
-
-    @property
-    def path_is_memory(self) -> bool:
-        return self._path == ":memory:"
 
     def stop(self) -> None:
         with contextlib.suppress(TimeoutError):
-            self._broker_thread.call(self._broker.stop(), self._broker.settings.drain_s + _START_S)
+            self._broker_thread.call(self._stop_broker(), self._embedded.drain_s + _START_S)
         self._stop_threads()
 
     def _stop_threads(self) -> None:
@@ -209,10 +235,97 @@ class _RunningBroker:
         if self._app_thread is not None:
             self._app_thread.stop()
 
+    # -- on the loop of the broker
+
+    async def _open(self) -> None:
+        self._opened = await _open(self._embedded, self._path, self._served, self._token)
+        self._token = self._opened.token  # the client keeps it
+        self._watching = asyncio.create_task(self._watch_store(self._opened.broker))
+
+    async def _watch_store(self, broker: Broker) -> None:
+        """Wait for a failure of the storage; do what was chosen, and close the file."""
+        await broker.store.broken.wait()
+        self._embedded.failure = failure = broker.store.failure or "the storage failed"
+        on_failure = self._on_failure()
+        # On a thread, and not awaited: the function of a user may close the tasks.
+        self._acting = asyncio.create_task(asyncio.to_thread(_act, on_failure, failure))
+        # What runs may end, so that its result is stored. A call that waits for the file cannot wait for that.
+        await broker.stop(0.0 if on_failure == "reopen" else None)
+
+    async def _stop_broker(self) -> None:
+        if self._opened.broker.store.failure is None:
+            await self._opened.broker.stop()
+        else:
+            await self._watching  # stops it
+
+    def _on_failure(self) -> OnFailure:
+        if self._embedded.on_failure is not None:
+            return self._embedded.on_failure
+        return "stop" if self._serves_application and not app_settings.in_test(os.environ) else "reopen"
+
+    async def _usable(self) -> Broker:
+        """The broker; if its storage has failed, one on the file opened again, or StoreError."""
+        if (failure := self._opened.broker.store.failure) is not None:
+            if self._on_failure() != "reopen":
+                raise StoreError(failure)
+            async with self._reopening:  # several calls may need it
+                if self._opened.broker.store.failure is not None:
+                    await self._watching
+                    await self._reopen(failure)
+        return self._opened.broker
+
+    async def _reopen(self, failure: str) -> None:
+        """Open the file again. Raises StoreError if that is not possible, or another file is at its path."""
+        if _file_at(self._path) != self._opened.file:
+            raise StoreError(failure)
+        await self._open()
+        self._embedded.failure = None
+        log.warning("%s was opened again after a failure of its storage", self._path)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedBroker:
+    """A broker that has started, and what is needed to reach it."""
+
+    broker: Broker
+    transport: AsgiTransport
+    token: str
+    keys: SigningKeys
+    file: FileId | None
+    """The identity of the database; None in memory."""
+
+
+def _file_at(path: str) -> FileId | None:
+    """The identity of the file at `path`, None if there is none."""
+    try:
+        return file_id(Path(path).stat())
+    except FileNotFoundError:
+        return None
+
+
+def _act(on_failure: OnFailure, failure: str) -> None:
+    """Report a failure of the storage, and do what was chosen."""
+    if on_failure == "reopen":
+        log.critical("%s. The next use of the tasks opens the file again", failure)
+        return
+    if on_failure != "stop":
+        log.critical("%s", failure)
+        try:
+            on_failure(StoreError(failure))
+        except Exception:
+            log.exception("the function given as on_failure raised an exception")
+        return
+    log.critical("%s. This process ends now", failure)
+    if sys.platform == "win32":  # pragma: no cover - there, `os.kill` would end it at once
+        signal.raise_signal(signal.SIGTERM)
+    else:
+        os.kill(os.getpid(), signal.SIGTERM)
+
 
 async def _open(
-    embedded: Embedded, app: AsgiApp, loop: asyncio.AbstractEventLoop
-) -> tuple[Broker, AsgiTransport, str, SigningKeys]:
+    embedded: Embedded, path: str, served: tuple[AsgiApp, asyncio.AbstractEventLoop], token: str | None
+) -> OpenedBroker:
+    """Open and start the broker. `token` is that of its client; None: a new one."""
     try:
         from qtasks.broker import ids
         from qtasks.broker.broker import Broker
@@ -230,9 +343,9 @@ async def _open(
             code=ErrorCode.PACKAGE_MISSING,
         ) from error
     random = SystemRandom()
-    token = ids.token_secret(random)
+    token = token or ids.token_secret(random)
     settings = BrokerSettings(
-        path=embedded.path,
+        path=path,
         credentials=(AccountCredentials(_ACCOUNT, token),),
         llm_echo=True,
         drain_s=embedded.drain_s,
@@ -241,12 +354,13 @@ async def _open(
         settings = settings.with_model(provider_fake.ORIGIN)
     network = HttpTransport(DestinationPolicy("local"))
     network_or_fake = network if embedded.llm is None else provider_fake.ProviderFakeTransport(embedded.llm, network)
-    transport = AsgiTransport(ORIGIN, app, loop, network_or_fake)
+    transport = AsgiTransport(ORIGIN, *served, network_or_fake)
     broker = await Broker.open(settings, transport=transport, random=random)
     if embedded.watch is not None:
         broker.watchers.add(embedded.watch)
     broker.start()
-    return broker, transport, token, await broker.keys.of(broker.accounts[_ACCOUNT])
+    keys = await broker.keys.of(broker.accounts[_ACCOUNT])
+    return OpenedBroker(broker, transport, token, keys, None if path == _MEMORY else _file_at(path))
 
 
 def _unanswered(timeout_s: float) -> BrokerUnreachable:
@@ -254,11 +368,17 @@ def _unanswered(timeout_s: float) -> BrokerUnreachable:
 
 
 class InProcessTransport:
-    """A client transport that calls the API of the embedded broker directly."""
+    """A client transport that calls the API of the embedded broker directly.
 
-    def __init__(self, broker: Broker, thread: LoopThread) -> None:
+    `usable`, if given, is asked before each request for the broker to call.
+    """
+
+    def __init__(
+        self, broker: Broker, thread: LoopThread, *, usable: Callable[[], Awaitable[Broker]] | None = None
+    ) -> None:
         self._broker = broker
         self._thread = thread
+        self._usable = usable
 
     def submit(self, request: Request) -> Future[Reply]:
         """Start the request on the loop of the broker."""
@@ -278,7 +398,10 @@ class InProcessTransport:
 
         path, _, query = request.url.removeprefix(API).partition("?")
         api_request = ApiRequest(request.method, path, query, request.headers, "127.0.0.1", body)
-        reply = await (await self._broker.api.handle(api_request)).whole()
+        broker = self._broker if self._usable is None else await self._usable()
+        reply = await (await broker.api.handle(api_request)).whole()
+        if reply.status == 503 and (failure := broker.store.failure) is not None:
+            raise StoreError(failure)
         return Reply(reply.status, reply.headers, reply.body)
 
     def send(self, request: Request, timeout_s: float) -> Reply:

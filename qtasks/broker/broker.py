@@ -189,9 +189,12 @@ class Broker:
             return error.message
         return None
 
-    async def stop(self) -> None:
-        """Wait up to `drain_s` for attempts in flight, then stop. The next start repeats the rest. Idempotent."""
-        if not await self.deliverer.drain(self.settings.drain_s):
+    async def stop(self, drain_s: float | None = None) -> None:
+        """Wait up to `drain_s` (default: as configured) for attempts in flight, then stop. Idempotent.
+
+        The next start repeats the rest.
+        """
+        if not await self.deliverer.drain(self.settings.drain_s if drain_s is None else drain_s):
             log.warning("stopped before all attempts had ended; the next start makes these attempts again")
         for loop in self._loops:
             loop.cancel()

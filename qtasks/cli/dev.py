@@ -188,5 +188,6 @@ async def _until_stopped(stop: asyncio.Event, broker: Broker, application: Reloa
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
     if broker.store.broken.is_set():
+        await broker.deliverer.drain(0)  # no outcome can be stored
         raise StoreError(broker.store.failure or "the store failed")
     return supervising.result() if app_ended else 0

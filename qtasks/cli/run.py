@@ -74,7 +74,14 @@ def command(app: str | None, host: str, port: int, workers: int, drain: float, e
     log_to(errors)
     try:
         if workers == 1:
-            server = UvicornServer(loaded.app, drain_s=drain, hand_back=loaded.tasks.runtime.hand_back, started=started)
+            runtime = loaded.tasks.runtime
+            server = UvicornServer(
+                loaded.app,
+                drain_s=drain,
+                hand_back=runtime.hand_back,
+                started=started,
+                has_failed=lambda: runtime.broker_failure is not None,
+            )
             sys.exit(serve(server, listener))
         sys.exit(WorkerPool(workers, target, listener, origin, drain_s=drain, started=started).serve())
     finally:

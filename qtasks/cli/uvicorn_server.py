@@ -30,7 +30,7 @@ SETTLE_S: Final = 0.2
 OVERTIME_S: Final = 2.0
 """Seconds that the shutdown may take after `drain_s` is over."""
 FAILED: Final = 2
-"""Exit status if the server cannot start."""
+"""Exit status if the server cannot start, or not go on."""
 
 
 class UvicornServer(uvicorn.Server):
@@ -38,7 +38,8 @@ class UvicornServer(uvicorn.Server):
 
     `hand_back` is called when `drain_s` is over and requests still run: it answers those that run tasks. `is_child` is
     True if a parent process handles Ctrl-C, which the terminal sends to both. `lingers`: see `shutdown`. `started` is
-    called when it serves, `retired` when it takes no more requests and only finishes those it has.
+    called when it serves, `retired` when it takes no more requests and only finishes those it has. `has_failed` is True
+    if the process must end with the status `FAILED`.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class UvicornServer(uvicorn.Server):
         retired: Callable[[], None] | None = None,
         is_child: bool = False,
         lingers: bool = True,
+        has_failed: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -70,6 +72,7 @@ class UvicornServer(uvicorn.Server):
         self._retired_callback = retired
         self._is_child = is_child
         self._lingers = lingers
+        self._has_failed = has_failed
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start as uvicorn does, then call `started`."""
@@ -119,6 +122,11 @@ class UvicornServer(uvicorn.Server):
                 for stop_signal, handler in previous.items():
                     signal.signal(stop_signal, handler)
 
+    @property
+    def status(self) -> int:
+        """The exit status of the process, if it has started."""
+        return FAILED if self._has_failed() else 0
+
     def retire(self, number: int, frame: FrameType | None) -> None:
         """Handle the signal `RETIRE` of the parent: stop, but linger first."""
         self._lingers = True
@@ -130,7 +138,7 @@ class UvicornServer(uvicorn.Server):
         if self._is_child:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         # Python waits for every thread at its end and cannot stop one. The broker delivers an interrupted call again.
-        end = threading.Timer(self._drain_s + OVERTIME_S, os._exit, (0,))
+        end = threading.Timer(self._drain_s + OVERTIME_S, lambda: os._exit(self.status))
         end.daemon = True
         end.start()
 
@@ -154,7 +162,7 @@ def serve(server: UvicornServer, listener: socket.socket) -> int:
         server.run(sockets=[listener])
     except SystemExit:  # uvicorn has logged why the application does not start
         return FAILED
-    return 0 if server.started else FAILED
+    return server.status if server.started else FAILED
 
 
 def has_limits() -> bool:

@@ -98,6 +98,11 @@ class ApplicationRuntime:
         """True if the broker runs inside this process."""
         return self._embedded is not None
 
+    @property
+    def broker_failure(self) -> str | None:
+        """The reason why the storage of the embedded broker failed; None if it has not."""
+        return getattr(self._embedded, "failure", None)  # brokers without a disk have no such attribute
+
     def embed(self, broker: EmbeddedBroker) -> None:
         """Use `broker`. Raises ConfigurationError if there is an embedded broker already, or the tasks are in use."""
         with self._lock:

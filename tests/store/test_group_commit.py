@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import apsw
 import pytest
 
 from qtasks.broker.core.values import LogCriteria
@@ -18,7 +17,9 @@ from qtasks.broker.store.group_commit import QUICK_S
 from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.broker.store.verbs.reads import queries
 from qtasks.errors import StoreError, StoreFull
+from tests.support import failing_disk
 from tests.support.broker import ACCOUNT, START_MS, VirtualClock, publication
+from tests.support.failing_disk import FailingVFS, failing_vfs
 
 pytestmark = pytest.mark.anyio
 NOW = START_MS
@@ -120,49 +121,24 @@ async def test_a_full_disk_refuses_the_call_and_takes_the_next_when_there_is_roo
     await store.close()
 
 
-class FailingVFS(apsw.VFS):
-    """Syncs of the files whose names end in `failing` fail."""
-
-    failing: str | None = None
-
-    def __init__(self) -> None:
-        super().__init__("failing-sync", "")
-
-    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
-        return FailingFile("", name, flags)
-
-
-class FailingFile(apsw.VFSFile):
-    def __init__(self, vfs: str, name: str | apsw.URIFilename | None, flags: list[int]) -> None:
-        super().__init__(vfs, name, flags)
-        self._name = name.filename() if isinstance(name, apsw.URIFilename) else name or ""
-
-    def xSync(self, flags: int) -> None:  # noqa: N802
-        if FailingVFS.failing is not None and self._name.endswith(FailingVFS.failing):
-            raise apsw.IOError("the disk is gone")
-        super().xSync(flags)
-
-
 @pytest.fixture
-def failing_vfs() -> Iterator[type[FailingVFS]]:
-    vfs = FailingVFS()
-    yield FailingVFS
-    FailingVFS.failing = None
-    vfs.unregister()
+def disk() -> Iterator[FailingVFS]:
+    with failing_vfs() as vfs:
+        yield vfs
 
 
 def failing_store(path: str) -> SqliteStore:
-    db = connect(path, vfs="failing-sync")
+    db = connect(path, vfs=failing_disk.NAME)
     return SqliteStore(path, db, SteadyClock(VirtualClock()), release=db.close)
 
 
-async def test_nothing_is_accepted_after_a_failed_sync(tmp_path: Path, failing_vfs: type[FailingVFS]) -> None:
+async def test_nothing_is_accepted_after_a_failed_sync(tmp_path: Path, disk: FailingVFS) -> None:
     store = failing_store(str(tmp_path / "store.db"))
     await store.accept([publication(1)], now_ms=NOW)
-    failing_vfs.failing = "-wal"
+    disk.failing = "-wal"
     with pytest.raises(StoreError, match="the storage failed"):
         await store.accept([publication(2)], now_ms=NOW)
-    failing_vfs.failing = None
+    disk.failing = None
     with pytest.raises(StoreError, match="the storage failed"):
         await store.accept([publication(3)], now_ms=NOW)
     assert store.broken.is_set()
@@ -170,17 +146,17 @@ async def test_nothing_is_accepted_after_a_failed_sync(tmp_path: Path, failing_v
 
 
 async def test_nothing_is_accepted_after_the_database_file_could_not_be_synced(
-    tmp_path: Path, failing_vfs: type[FailingVFS], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, disk: FailingVFS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(group_commit, "CHECKPOINT_PAGES", 1)
     path = str(tmp_path / "store.db")
     store = failing_store(path)
-    failing_vfs.failing = "store.db"
+    disk.failing = "store.db"
     await store.accept([publication(1)], now_ms=NOW)
     with pytest.raises(StoreError, match="the storage failed"):
         await store.accept([publication(2)], now_ms=NOW)
     assert store.broken.is_set()
-    failing_vfs.failing = None
+    disk.failing = None
     await store.close()
     again, recovery = await SqliteStore.open(path, VirtualClock())
     assert recovery.waiting == 1, "what was accepted is in the log"

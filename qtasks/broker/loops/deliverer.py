@@ -117,13 +117,10 @@ class Deliverer:
     async def drain(self, timeout_s: float) -> bool:
         """Start no further attempt and wait for those in flight; True if all ended within `timeout_s`.
 
-        The others are cancelled. Their messages stay claimed, so the next start of the broker delivers them again. It
-        does not wait if the store is broken: no outcome can be stored.
+        The others are cancelled. Their messages stay claimed, so the next start of the broker delivers them again.
         """
         self._draining = True
         self.wake()
-        if self._store.broken.is_set():
-            timeout_s = 0
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 async with self._claiming:  # a claim in progress will start attempts, which count as well
@@ -283,13 +280,15 @@ class Deliverer:
     async def _retry_until_success(self, operation: Callable[[], Awaitable[T]], purpose: str) -> T:
         """The result of a store operation, repeated every second until it succeeds.
 
-        It never gives up, which would lose the outcome of an attempt. Errors are logged once a minute.
+        It gives up only if the store is broken: the next start makes the attempt again. It logs errors once a minute.
         """
         next_log_s = self._clock.monotonic()
         while True:
             try:
                 return await operation()
             except StoreError as error:
+                if self._store.broken.is_set():
+                    raise asyncio.CancelledError from error
                 if self._clock.monotonic() >= next_log_s:
                     log.error("cannot %s: %s", purpose, error)
                     next_log_s = self._clock.monotonic() + _STORE_LOG_S

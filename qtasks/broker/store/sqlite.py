@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ from qtasks.broker.store.verbs.settle import recover
 from qtasks.clock import Clock
 from qtasks.errors import StoreError
 from qtasks.threads import DaemonThreadPool
+
+log = logging.getLogger("qtasks.broker")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -88,7 +91,7 @@ class SqliteStore:
 
         def release() -> None:
             if db is not None:
-                db.close()
+                _close(db)
             if lock is not None:
                 lock.release()
 
@@ -214,6 +217,14 @@ def _watched(db: apsw.Connection, path: str, lock: FileLock) -> FileWatch:
     if page_check.is_small(db) and (findings := page_check.page_findings(db)):
         raise storage_errors.damaged(path, "; ".join(findings[:3]))
     return watch
+
+
+def _close(db: apsw.Connection) -> None:
+    """Close the connection, also on a disk that fails: the log keeps what could not be moved into the database."""
+    try:
+        db.close()
+    except apsw.Error as error:
+        log.warning("the write-ahead log cannot be moved into the database at the end: %s", error)
 
 
 def _real(path: str) -> str:

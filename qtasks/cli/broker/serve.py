@@ -181,8 +181,10 @@ async def _serve(options: BrokerOptions, out: NonBlockingStream) -> int:
         await asyncio.wait({stopped, broken}, return_when=asyncio.FIRST_COMPLETED)
         for waiting in (stopped, broken):
             waiting.cancel()
+        # No outcome can be stored in a broken store.
+        drain_s = 0.0 if broker.store.broken.is_set() else settings.drain_s
         # At the same time, so that the stop takes no longer than the slower of the two.
-        _, finished = await asyncio.gather(server.stop(), broker.deliverer.drain(settings.drain_s))
+        _, finished = await asyncio.gather(server.stop(), broker.deliverer.drain(drain_s))
         if not finished:
             log.warning("stopped before all attempts had ended; the next start makes these attempts again")
         if broker.store.broken.is_set():
