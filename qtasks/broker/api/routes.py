@@ -23,6 +23,7 @@ from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, error_response
 from qtasks.broker.api.auth import Tokens, TokenScope
 from qtasks.broker.api.validation import split_target
+from qtasks.counted_log import CountedLog
 from qtasks.errors import StoreError, StoreFull
 
 log = logging.getLogger("qtasks.broker")
@@ -115,6 +116,7 @@ class Api:
     def __init__(self, context: ApiContext, tokens: Tokens) -> None:
         self._context = context
         self._tokens = tokens
+        self._log = CountedLog(log, context.clock.monotonic)
 
     async def handle(self, request: ApiRequest) -> ApiResponse:
         """The response to one request."""
@@ -135,10 +137,18 @@ class Api:
         except StoreFull as error:
             return _error_response(request, HttpError(507, error.message, (("Retry-After", "5"),)))
         except StoreError as error:
-            log.error("%s %s: %s", request.method, request.path[:40], error)
+            self._log.write(
+                logging.ERROR,
+                "requests that the store could not serve",
+                "%s %s: %s",
+                request.method,
+                request.path[:40],
+                error,
+            )
             return _error_response(request, HttpError(503, error.message, (("Retry-After", "1"),)))
-        except Exception:
-            log.exception("%s %s failed", request.method, request.path[:40])
+        except Exception as error:
+            kind = f"requests that ended in {type(error).__name__}"
+            self._log.write(logging.ERROR, kind, "%s %s failed", request.method, request.path[:40], with_traceback=True)
             return _error_response(request, HttpError(500, "the broker failed on this request; its log says why"))
 
 

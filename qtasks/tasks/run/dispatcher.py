@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from qtasks.clock import Clock
+from qtasks.counted_log import CountedLog
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import PayloadError, QTasksError, SignatureError, did_you_mean
 from qtasks.protocol import signing
@@ -75,6 +76,7 @@ class Dispatcher:
         self._clock = clock
         self._callback_handler = callback_handler
         self._end_handler = end_handler
+        self._log = CountedLog(log, clock.monotonic)
         # The embedded broker may change loops when an application starts, so two of them may count at once.
         self._count_lock = threading.Lock()
         self._running = 0
@@ -196,7 +198,8 @@ class Dispatcher:
         return DispatchResponse.later(text, ErrorCode.TASK_UNKNOWN, after_ms=wait_ms)
 
     def _untrusted(self, delivery: Delivery, error: QTasksError) -> DispatchResponse:
-        log.warning("%s %s", error.code, error, extra={"action": "refused", "task": delivery.task})
+        fields = {"action": "refused", "task": delivery.task}
+        self._log.warning(f"requests refused with {error.code}", "%s %s", error.code, error, extra=fields)
         return DispatchResponse.refusal(401, "invalid signature")
 
     def _unreadable(self, delivery: Delivery, error: PayloadError) -> DispatchResponse:

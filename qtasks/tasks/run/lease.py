@@ -26,6 +26,7 @@ from dataclasses import replace
 from enum import Enum, auto
 
 from qtasks.clock import Clock
+from qtasks.counted_log import CountedLog
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError
 from qtasks.protocol.signing import Claims
@@ -120,6 +121,7 @@ class RunLeases:
         self._clock = clock
         self._locks_by_call: dict[str, Sequence[Lock]] = {}
         self._received = ReceivedRequests(clock)
+        self._log = CountedLog(log, clock.monotonic)
 
     async def admit(self, attempt: Attempt, claims: Claims) -> Decision | None:
         """The decision about a delivery that must not run; None for one that may, which must be `answered`.
@@ -252,7 +254,9 @@ class RunLeases:
 
     def _duplicate(self, attempt: Attempt, response: DispatchResponse, record: ResultRecord | None) -> Decision:
         context = attempt.context
-        log.info(
+        self._log.write(
+            logging.INFO,
+            "deliveries that were not run again",
             "%s of message %s was not run again: %d",
             context.task,
             context.message_id,

@@ -12,6 +12,7 @@ import asyncio
 import functools
 import inspect
 import itertools
+import logging
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute, NoMatchFound, Route
 
+from qtasks.counted_log import CountedLog
 from qtasks.errors import QTasksError
 from qtasks.protocol.headers import DISPATCHER_HEADER, INTERRUPTED_HEADER
 from qtasks.request_body import BodyCut, BodyTooLarge, BodyTooSlow, BufferBudget, NoRoomForBody, read_body
@@ -59,6 +61,7 @@ class TaskEndpoint:
 
     def __init__(self, dispatcher: Callable[[], Awaitable[Dispatcher]], owner: object) -> None:
         self._dispatcher = dispatcher
+        self._log = CountedLog(log)
         self.owner = owner
         self._routes = _DependencyRoutes()
         self.route_name = f"{ROUTE_NAME}-{next(_NUMBERS)}"
@@ -93,7 +96,8 @@ class TaskEndpoint:
         try:
             dispatcher = await self._dispatcher()
         except QTasksError as error:
-            log.error("%s %s", error.code, error, extra={"action": "not_configured"})
+            kind, fields = "requests without a configured dispatcher", {"action": "not_configured"}
+            self._log.write(logging.ERROR, kind, "%s %s", error.code, error, extra=fields)
             return DispatchResponse.later(
                 "the dispatcher is not configured", error.code, after_ms=NOT_CONFIGURED_AFTER_MS
             )
