@@ -100,7 +100,7 @@ HALVES = {
 
 
 def test_a_broker_stops_in_time_while_clients_hold_half_a_request_and_loses_nothing(folder: Path) -> None:
-    with BrokerServer(folder, "--drain", "0.5") as broker, contextlib.ExitStack() as open_still:
+    with BrokerServer(folder, "--drain", "20") as broker, contextlib.ExitStack() as open_still:
         broker.started()
         for half in HALVES.values():
             open_still.enter_context(half_a_request(broker.port, half))
@@ -119,7 +119,7 @@ def test_a_broker_stops_in_time_while_clients_hold_half_a_request_and_loses_noth
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_dispatcher_stops_in_time_while_clients_hold_half_a_request(folder: Path, workers: str) -> None:
     with (
-        Dispatcher(folder, "--drain", "0.5", "--workers", workers) as dispatcher,
+        Dispatcher(folder, "--drain", "20", "--workers", workers) as dispatcher,
         contextlib.ExitStack() as open_still,
     ):
         dispatcher.started()
@@ -127,7 +127,7 @@ def test_a_dispatcher_stops_in_time_while_clients_hold_half_a_request(folder: Pa
             half = half.replace(b"/v2/publish/http://127.0.0.1:9/", b"/qtasks/note")
             open_still.enter_context(half_a_request(dispatcher.port, half))
         dispatcher.process.send_signal(signal.SIGTERM)
-        assert ended_within(dispatcher, 0.5 + OVERTIME_S) == 0
+        assert ended_within(dispatcher, 2) == 0
         assert "Traceback" not in dispatcher.output
 
 

@@ -149,7 +149,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Finish the request in progress, then close. A request that is not complete in a moment is refused."""
         self._watch.is_stopping = self._is_stopping = True
-        if self._in_request:
+        if self._is_leaving:
+            self.transport.close()
+        elif self._in_request:
             if self.cycle is not None:
                 self.cycle.keep_alive = False
             self.loop.call_later(self._watch.limits.stop_s, self._refuse_incomplete)
@@ -410,6 +412,9 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
             return
         self._write_error(status, text)
+        if self._is_stopping:
+            self.transport.close()
+            return
         self.transport.write_eof()
         FlowControl.resume_reading(self.flow)  # what the client still sends is dropped
 
