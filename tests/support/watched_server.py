@@ -97,8 +97,8 @@ class WatchedServer:
                 await asyncio.sleep(0)
 
     async def until_received(self, size: int) -> None:
-        """Let the event loop run until the only connection has received `size` bytes of its body."""
-        await self.until(lambda: self.connections[0].body_received >= size)
+        """Let the event loop run until a connection has received `size` bytes of its body."""
+        await self.until(lambda: any(connection.body_received >= size for connection in self.connections))
 
     async def until_phase(self, phase: Phase) -> None:
         """Let the event loop run until every connection is in `phase`; the watch sees it."""

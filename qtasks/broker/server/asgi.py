@@ -73,7 +73,7 @@ class AsgiApi:
         if not self._budget.take(size):
             size, response = 0, error_response(_busy())
         try:
-            await _send(receive, send, response)
+            await send_response(receive, send, response)
         finally:
             self._budget.give_back(size)
 
@@ -142,7 +142,7 @@ def _busy() -> HttpError:
     return HttpError(503, text, (("Retry-After", "1"), ("Connection", "close")))
 
 
-async def _send(receive: Receive, send: Send, response: ApiResponse) -> None:
+async def send_response(receive: Receive, send: Send, response: ApiResponse) -> None:
     """Send `response` in pieces; each waits until the client has taken most of those before."""
     headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
     if response.stream is not None:

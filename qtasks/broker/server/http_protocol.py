@@ -119,7 +119,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection, or refuse it if there are too many."""
-        super().connection_made(CoalescingTransport(transport, self.loop))  # type: ignore[arg-type]
+        joined = CoalescingTransport(transport, self.loop, self._says_goodbye)
+        super().connection_made(joined)  # type: ignore[arg-type]
         self.flow = _ParsingFlow(self, self.transport)  # type: ignore[arg-type]
         if not self._watch.admit(self, self.loop):
             self._write_error(b"503 Service Unavailable", _BUSY)
@@ -415,8 +416,21 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._is_stopping:
             self.transport.close()
             return
-        self.transport.write_eof()
-        FlowControl.resume_reading(self.flow)  # what the client still sends is dropped
+        self._end()
+
+    def _says_goodbye(self) -> bool:
+        """Before a close: True if the client still sends, so that it is let finish for a moment."""
+        if not self._in_body or self._is_leaving or self._is_stopping:
+            return False
+        self._is_leaving = True
+        self._input = b""
+        self._end()
+        return True
+
+    def _end(self) -> None:
+        """Send nothing more, and drop what the client still sends: after a close, its system could drop the error."""
+        self.transport.end()
+        FlowControl.resume_reading(self.flow)
 
     def _write_error(self, status: bytes, text: str) -> None:
         body = json.dumps({"error": text}).encode()

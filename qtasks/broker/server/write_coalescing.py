@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
 _FLUSH_SIZE: Final = 64 * 1024
@@ -16,9 +17,16 @@ class CoalescingTransport:
     the client twice.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        postpones_close: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._transport = transport
         self._loop = loop
+        self._postpones_close = postpones_close
+        self._is_ended = False
         self._pieces: list[bytes] = []
         self._size = 0
         self.written = 0
@@ -28,7 +36,9 @@ class CoalescingTransport:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        """Send `data`, joined with all other writes of this iteration of the event loop."""
+        """Send `data`, joined with all other writes of this iteration of the event loop. Dropped after the end."""
+        if self._is_ended:
+            return
         if not self._pieces:
             self._loop.call_soon(self._send)
         self._pieces.append(data)
@@ -41,13 +51,20 @@ class CoalescingTransport:
         """Bytes that the system has not taken yet."""
         return self._size + self._transport.get_write_buffer_size()
 
-    def write_eof(self) -> None:
+    def is_closing(self) -> bool:
+        """True if nothing more is sent."""
+        return self._is_ended or self._transport.is_closing()
+
+    def end(self) -> None:
         """Send all data written so far and the end of data; continue to read."""
         self._send()
+        self._is_ended = True
         self._transport.write_eof()
 
     def close(self) -> None:
-        """Send all data written so far, then close."""
+        """Send all data written so far, then close, unless `postpones_close` does it later."""
+        if self._postpones_close():
+            return
         self._send()
         self._transport.close()
 
