@@ -17,7 +17,7 @@ from typing import Any, Final
 import uvicorn
 
 from qtasks.broker.server.event_loop import tune_interpreter
-from qtasks.broker.server.uvicorn_log import count_warnings
+from qtasks.broker.server.uvicorn_log import count_lines
 from qtasks.cli.signals import STOPPING, end_at_the_next
 from qtasks.tasks.ports import ASGIApp
 
@@ -55,7 +55,7 @@ class UvicornServer(uvicorn.Server):
         lingers: bool = True,
         has_failed: Callable[[], bool] = lambda: False,
     ) -> None:
-        count_warnings()
+        count_lines()
         super().__init__(
             uvicorn.Config(
                 app,

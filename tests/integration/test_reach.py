@@ -81,6 +81,15 @@ def test_the_base_url_opens_the_tasks_below_it_and_nothing_else(tmp_path: Path, 
         assert {received.path for received in endpoint.wait_for(3)} == {"/qtasks/add"}
 
 
+@pytest.mark.parametrize("base_url", ["app.example.com/qtasks", "http://app/qtasks?x=1", "http://app/a/../qtasks"])
+def test_a_base_url_that_cannot_be_a_destination_is_a_sentence(tmp_path: Path, base_url: str) -> None:
+    with BrokerServer(tmp_path, QTASKS_BASE_URL=base_url) as broker:
+        assert broker.finish() == 2
+    assert f"QTASKS_BASE_URL={base_url} cannot be a destination" in broker.output
+    assert "such as https://app.example.com/qtasks" in broker.output
+    assert "Traceback" not in broker.output
+
+
 # --- the language model
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from qtasks.broker.server.uvicorn_log import CountedLines
 from qtasks.counted_log import CountedLog
 
 log = logging.getLogger("qtasks.tests.counted")
@@ -91,6 +92,23 @@ def test_a_loop_that_ended_before_the_number_was_written_loses_nothing(lines: Li
     time.now_s += 60
     asyncio.run(flood())
     assert lines.texts == ["bad", "2 more bad requests in the last 60 s", "bad"]
+
+
+def test_uvicorns_lines_about_bad_requests_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    uvicorn = logging.getLogger("qtasks.tests.uvicorn")
+    uvicorn.addFilter(CountedLines())
+    for _ in range(9):
+        uvicorn.warning("Invalid HTTP request received.")
+        uvicorn.error("opening handshake failed", exc_info=ValueError("what a stranger sent"))
+        uvicorn.error("Exception in ASGI application\n")
+    texts = [record.getMessage() for record in caplog.records]
+    assert texts[:3] == [
+        "Invalid HTTP request received.",
+        "opening handshake failed",
+        "Exception in ASGI application\n",
+    ]
+    assert texts[3:] == ["Exception in ASGI application\n"] * 8, "errors of the application are all written"
+    assert "what a stranger sent" not in caplog.text
 
 
 def test_threads_count_together(lines: Lines) -> None:

@@ -15,7 +15,6 @@ from qtasks.broker.server.asgi import AsgiApi
 from qtasks.broker.server.connection_watch import API_LIMITS, ConnectionLimits
 from qtasks.broker.server.hosts import LOOPBACK_HOSTS
 from qtasks.broker.server.http_protocol import guarded
-from qtasks.broker.server.uvicorn_log import count_warnings
 from qtasks.errors import ConfigurationError
 
 KEEP_ALIVE_S: Final = 75
@@ -43,7 +42,6 @@ class ApiServer:
         limits: ConnectionLimits = API_LIMITS,
     ) -> None:
         application = AsgiApi(broker.api, ready=broker.ready, hosts=hosts)
-        count_warnings()
         self._listeners = listeners
         self._server = _SignalFreeServer(
             uvicorn.Config(

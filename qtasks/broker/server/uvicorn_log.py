@@ -1,4 +1,7 @@
-"""uvicorn's warnings about requests that it cannot read. Strangers cause them, so they are counted."""
+"""uvicorn's lines about requests that it cannot read. Strangers cause them, so they are counted.
+
+They come from its own protocols, for HTTP without httptools and for websockets; `GuardedProtocol` writes none.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +10,35 @@ from typing import Final
 
 from qtasks.counted_log import CountedLog
 
-_BEGINNINGS: Final = ("Invalid HTTP request", "Unsupported upgrade request", "No supported WebSocket library")
-"""How the texts of these warnings begin. They contain nothing of the request."""
+_BEGINNINGS: Final = (
+    "Invalid HTTP request",
+    "Unsupported upgrade request",
+    "No supported WebSocket library",
+    "opening handshake failed",
+)
+"""How the texts of these lines begin. They contain nothing of the request."""
 
 
-class _CountedWarnings(logging.Filter):
-    """Passes on everything but these warnings, which `qtasks.http` logs in their place: the first, then the number."""
+class CountedLines(logging.Filter):
+    """Passes on everything but these lines, which `qtasks.http` logs in their place: the first, then the number."""
 
     def __init__(self) -> None:
         super().__init__()
         self._counted = CountedLog(logging.getLogger("qtasks.http"))
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """False for a line that is counted."""
         text = str(record.msg)
         beginning = next((beginning for beginning in _BEGINNINGS if text.startswith(beginning)), None)
-        if beginning is None or record.levelno != logging.WARNING:
+        if beginning is None:
             return True
         self._counted.warning(f'times "{beginning}"', "%s", text)
         return False
 
 
-_COUNTED: Final = _CountedWarnings()
+_COUNTED: Final = CountedLines()
 
 
-def count_warnings() -> None:
-    """Count uvicorn's warnings in this process from now on. Idempotent."""
+def count_lines() -> None:
+    """Count these lines in this process from now on. Idempotent."""
     logging.getLogger("uvicorn.error").addFilter(_COUNTED)

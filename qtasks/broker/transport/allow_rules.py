@@ -93,7 +93,7 @@ def read_rule(text: str) -> AllowRule:
         if (network := read_network(text)) is not None:
             return AllowRule(network=network)
         if "/" in text:
-            raise WireError("it is not a range of addresses")
+            raise WireError("it is neither a URL with http:// or https:// nor a range of addresses")
         wildcard = text.startswith("*.")
         place = parse("http://" + text.removeprefix("*."))
     except WireError as error:

@@ -20,6 +20,7 @@ from qtasks.broker.server.hosts import LOOPBACK_HOSTS
 from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings, DeliveryLimits
 from qtasks.broker.store.verbs import accounts
+from qtasks.broker.transport.allow_rules import read_rule
 from qtasks.cli.broker import tokens
 from qtasks.cli.broker.account import ACCOUNT, credentials_from_environment
 from qtasks.cli.broker.backup import backup
@@ -201,7 +202,17 @@ def _hosts(options: BrokerOptions) -> frozenset[str] | None:
 def _allowed(allow: tuple[str, ...]) -> tuple[str, ...]:
     """The allowed destinations of the options, and deliveries to the tasks of the dispatcher, at QTASKS_BASE_URL."""
     base_url = os.environ.get("QTASKS_BASE_URL", "").rstrip("/")
-    return (*allow, f"POST {base_url}") if base_url else allow
+    if not base_url:
+        return allow
+    rule = f"POST {base_url}"
+    try:
+        read_rule(rule)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"QTASKS_BASE_URL={base_url} cannot be a destination: {error.message.partition(': ')[2]}",
+            fix="set it to the URL of your tasks, such as https://app.example.com/qtasks, or unset it",
+        ) from error
+    return (*allow, rule)
 
 
 def _secrets(token: str | None, keys: SigningKeys | None) -> set[str | None]:
