@@ -27,6 +27,9 @@ class Clock(Protocol):
     def offset_ms(self) -> int:
         """What to add to `now_ms` for the wall time that users see, in milliseconds."""
 
+    def wall_ms(self) -> int:
+        """What the machine's clock shows, Unix milliseconds."""
+
     def elapsed_ms(self) -> int:
         """Milliseconds from an arbitrary point, the machine's sleep included; never goes back."""
 
@@ -50,6 +53,10 @@ class SystemClock:
     def offset_ms(self) -> int:
         """See `Clock.offset_ms`."""
         return 0
+
+    def wall_ms(self) -> int:
+        """See `Clock.wall_ms`."""
+        return self.now_ms()
 
     def elapsed_ms(self) -> int:
         """See `Clock.elapsed_ms`."""

@@ -54,7 +54,7 @@ class SteadyClock:
     def __init__(self, machine: Clock, mark: ClockMark | None = None) -> None:
         self._machine = machine
         self._elapsed_ms = machine.elapsed_ms
-        wall_ms, elapsed_ms = machine.now_ms(), machine.elapsed_ms()
+        wall_ms, elapsed_ms = machine.wall_ms(), machine.elapsed_ms()
         start_ms = wall_ms if mark is None else resumed_ms(mark, wall_ms)
         offset_ms = wall_ms - start_ms
         expected_ms = (0,) if mark is None else (0, mark.offset_ms)
@@ -75,7 +75,7 @@ class SteadyClock:
     def offset_ms(self) -> int:
         """What to add to `now_ms` for the wall time, in milliseconds. Notices that the wall clock was set."""
         now_ms, elapsed_ms = self.now_ms(), self._elapsed_ms()
-        behind_ms = self._machine.now_ms() - now_ms - self._offset_ms
+        behind_ms = self._machine.wall_ms() - now_ms - self._offset_ms
         if abs(behind_ms) > TOLERANCE_MS:
             self.jumps += 1
             offset_ms = self._offset_ms + behind_ms
@@ -84,6 +84,10 @@ class SteadyClock:
             self._looked_ms, self._floor_ms = elapsed_ms, now_ms
             self._base_ms += max(-_FOLLOW_MS, min(_FOLLOW_MS, behind_ms))
         return self._offset_ms
+
+    def wall_ms(self) -> int:
+        """See `Clock.wall_ms`. Differs from `now_ms` plus `offset_ms` by what is still to be followed."""
+        return self._machine.wall_ms()
 
     def elapsed_ms(self) -> int:
         """See `Clock.elapsed_ms`."""

@@ -127,7 +127,7 @@ class LanguageModel:
 
     def _echo_response(self, body: bytes) -> Response:
         try:
-            return echo.answer(strict_json.loads(body), now_s=(self._clock.now_ms() + self._clock.offset_ms()) // 1000)
+            return echo.answer(strict_json.loads(body), now_s=self._clock.wall_ms() // 1000)
         except ValueError as error:
             return Response(status=400, headers=_JSON, body=orjson.dumps({"error": {"message": str(error)}}))
 

@@ -44,6 +44,14 @@ class ClockWatch:
 
     async def run(self) -> None:
         """Look once a second until cancelled."""
+        if self._offset_ms:
+            now_ms = self._clock.now_ms()
+            log.warning(
+                "the machine's clock shows %s, and by the broker's own time it is %s: the clock was set, or is wrong."
+                " Delays and limits follow the broker's time, and cron schedules the machine's",
+                _shown(now_ms + self._offset_ms),
+                _shown(now_ms),
+            )
         while True:
             try:
                 await self.run_once()

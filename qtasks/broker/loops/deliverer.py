@@ -260,7 +260,7 @@ class Deliverer:
             request = signed_request(
                 message,
                 keys,
-                now_s=(self._clock.now_ms() + self._clock.offset_ms()) // 1000,
+                now_s=self._clock.wall_ms() // 1000,
                 jti=ids.jwt_id(self._random),
                 region=self._region,
             )

@@ -75,7 +75,7 @@ class Scheduler:
             self._wake.clear()
             try:
                 await self.run_once()
-                next_ms = await self._store.read(schedules.next_tick, offset_ms=self._clock.offset_ms())
+                next_ms = await self._store.read(schedules.next_tick, offset_ms=self._offset_ms())
             except Exception as error:
                 # Every error: if this loop ended, no schedule would run again, without notice.
                 log.error("cannot fire schedules: %s", error, exc_info=not isinstance(error, StoreError))
@@ -93,12 +93,16 @@ class Scheduler:
                 raise
         fired = 0
         while due := await self._store.read(
-            schedules.due_schedules, now_ms=self._clock.now_ms(), offset_ms=self._clock.offset_ms(), limit=_BATCH
+            schedules.due_schedules, now_ms=self._clock.now_ms(), offset_ms=self._offset_ms(), limit=_BATCH
         ):
             for schedule in due:
                 await self._fire(schedule)
             fired += len(due)
         return fired
+
+    def _offset_ms(self) -> int:
+        """The clock's offset, or a little less: a run of midnight must not see the day before."""
+        return min(self._clock.offset_ms(), self._clock.wall_ms() - self._clock.now_ms())
 
     async def _compute_again(self) -> None:
         """Let no schedule wait longer than its expression says at the present wall time.
@@ -107,7 +111,7 @@ class Scheduler:
         """
         after: tuple[int, str] | None = None
         while page := await self._store.read(schedules.cron_schedules, after=after, limit=_BATCH):
-            wall_ms = self._clock.now_ms() + self._clock.offset_ms()
+            wall_ms = self._clock.now_ms() + self._offset_ms()
             earlier: list[tuple[NextRun, int]] = []
             for run in page:
                 with contextlib.suppress(ValueError):  # not readable any more: it is tried again at its time
@@ -119,7 +123,7 @@ class Scheduler:
             after = page[-1].account, page[-1].id
 
     async def _fire(self, schedule: Schedule) -> None:
-        now_ms, offset_ms = self._clock.now_ms(), self._clock.offset_ms()
+        now_ms, offset_ms = self._clock.now_ms(), self._offset_ms()
         try:
             firing = plan(schedule, now_ms, offset_ms)
         except ValueError as error:  # another release of this package or of the time zone database accepted it

@@ -92,10 +92,11 @@ class BrokerStepper:
         """The claim to deliver now; without one, the next due time (Unix ms)."""
         if self._taken:
             return self._taken.pop(), None
+        offset_ms = self._broker.clock.offset_ms()
         next_tick_ms: int | None = None
         if schedules:
             await self._broker.scheduler.run_once()
-            next_tick_ms = await self._broker.store.read(next_tick, offset_ms=self._broker.clock.offset_ms())
+            next_tick_ms = await self._broker.store.read(next_tick, offset_ms=offset_ms)
         while True:
             batch = await self._broker.deliverer.claim(_REORDERED if self.reordered else 1)
             if batch.claims or not batch.has_more:
@@ -103,7 +104,7 @@ class BrokerStepper:
         self._taken = list(batch.claims)  # popped from the end: the last one first
         if self._taken:
             return self._taken.pop(), None
-        times = [time_ms for time_ms in (batch.next_due_ms, next_tick_ms) if time_ms is not None]
+        times = [time_ms + offset_ms for time_ms in (batch.next_due_ms, next_tick_ms) if time_ms is not None]
         return None, min(times, default=None)
 
     def _look_again(self) -> None:

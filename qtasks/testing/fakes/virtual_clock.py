@@ -27,6 +27,10 @@ class VirtualClock:
         """See `Clock.offset_ms`."""
         return 0
 
+    def wall_ms(self) -> int:
+        """See `Clock.wall_ms`."""
+        return self.now_ms()
+
     def elapsed_ms(self) -> int:
         """See `Clock.elapsed_ms`."""
         return self._elapsed_ms
@@ -79,6 +83,10 @@ class TaskClock:
     def offset_ms(self) -> int:
         """See `Clock.offset_ms`."""
         return self._clock.offset_ms()
+
+    def wall_ms(self) -> int:
+        """See `Clock.wall_ms`."""
+        return self._clock.wall_ms()
 
     def elapsed_ms(self) -> int:
         """See `Clock.elapsed_ms`."""

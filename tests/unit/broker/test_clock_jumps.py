@@ -147,6 +147,16 @@ async def test_a_start_with_a_clock_that_is_ahead_silences_nothing_once_it_is_ri
     assert world.times("later") == [12 * MINUTE_MS]
 
 
+async def test_no_run_of_a_day_begins_on_the_day_before(world: ClockWorld) -> None:
+    """A small difference is followed slowly, so the broker's time may be ahead of the clock for a while."""
+    await world.schedule("cron", "* * * * *")
+    await world.set_clock(-TOLERANCE_MS)
+    await world.live(10 * MINUTE_MS, step_ms=250)
+    assert len(world.runs("cron")) == 10
+    for run in world.runs("cron"):
+        assert 0 <= run.wall_ms % MINUTE_MS <= SECOND_MS
+
+
 async def test_a_time_that_the_user_gave_follows_the_clock(world: ClockWorld) -> None:
     in_an_hour_s = (START_MS + HOUR_MS) // 1000
     await world.publish("appointment", Not_Before=str(in_an_hour_s))
@@ -265,6 +275,18 @@ async def test_a_jump_is_reported_once_with_both_times(world: ClockWorld, caplog
     [record] = caplog.records
     assert "set back by 1:00:00" in record.getMessage()
     assert f"from {shown(START_MS)} to {shown(START_MS - HOUR_MS)}" in record.getMessage()
+
+
+async def test_a_start_with_a_clock_that_is_behind_says_so(world: ClockWorld, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    await world.stop()
+    world.clock.jump(-HOUR_MS)
+    await world.start()
+    world.service.broker.start()
+    await world.service.get("/v2/queues")
+    [record] = caplog.records
+    assert f"shows {shown(START_MS - HOUR_MS)}" in record.getMessage()
+    assert f"own time it is {shown(START_MS)}" in record.getMessage()
 
 
 async def test_after_the_machine_has_slept_everything_is_looked_at_again(world: ClockWorld) -> None:
