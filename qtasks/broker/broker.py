@@ -22,6 +22,7 @@ from qtasks.broker.loops.page_checker import PageChecker
 from qtasks.broker.loops.pruner import Pruner
 from qtasks.broker.loops.room_watcher import RoomWatcher
 from qtasks.broker.loops.scheduler import Scheduler
+from qtasks.broker.loops.scrubber import Scrubber
 from qtasks.broker.ports import Transport
 from qtasks.broker.settings import BrokerSettings, DeliveryLimits
 from qtasks.broker.store.interface import Store
@@ -101,6 +102,7 @@ class Broker:
         self.room_watcher = RoomWatcher(store, clock)
         self.page_checker = PageChecker(store, clock)
         self.clock_watch = ClockWatch(store, wake=self.deliverer.wake, look_again=self.scheduler.look_again)
+        self.scrubber = Scrubber(store, clock, wake_deliverer=self.deliverer.wake)
         self._loops: list[asyncio.Task[None]] = []
         self._probe: asyncio.Task[str | None] | None = None
 
@@ -157,6 +159,7 @@ class Broker:
                 asyncio.create_task(self.room_watcher.run(), name="qtasks-room"),
                 asyncio.create_task(self.page_checker.run(), name="qtasks-pages"),
                 asyncio.create_task(self.clock_watch.run(), name="qtasks-clock"),
+                asyncio.create_task(self.scrubber.run(), name="qtasks-scrub"),
             ]
 
     async def ready(self) -> ApiResponse:

@@ -136,6 +136,8 @@ class Message:
     url_group: str | None = None
     endpoint: str | None = None
     schedule_id: str | None = None
+    damaged: bool = False
+    """Read from a store that no longer has what was accepted: it is shown, and never sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

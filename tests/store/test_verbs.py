@@ -11,8 +11,9 @@ from qtasks.broker.core.rules import Evaluation, Trigger
 from qtasks.broker.core.values import AccountCredentials, Claim, DeadLetterCriteria, LogCriteria, Rooms, Settlement
 from qtasks.broker.ports import Failure
 from qtasks.broker.store.connection import connect
-from qtasks.broker.store.verbs import accept, accounts, admission, cancel, claim, settle
+from qtasks.broker.store.verbs import accept, accounts, admission, cancel, claim, settle, stored
 from qtasks.broker.store.verbs.reads import queries
+from qtasks.broker.store.verbs.stored import Fault
 from qtasks.protocol.messages import (
     DEDUPLICATION_WINDOW_MS,
     FlowControl,
@@ -228,7 +229,7 @@ def test_a_flipped_bit_in_a_stored_body_is_never_sent(db: apsw.Connection) -> No
     db.execute("UPDATE bodies SET body = ? WHERE seq = 1", (b'{"n":7}',))
     assert ids(claims(db)) == ["msg_2"]
     [letter] = queries.dead_letters(db, ACCOUNT, DeadLetterCriteria(), cursor=None, count=10).items
-    assert letter.error == claim.CORRUPT
+    assert letter.error == Fault.CONTENT
 
 
 def test_the_log_is_paged_without_gaps_in_both_directions(db: apsw.Connection) -> None:
@@ -337,8 +338,8 @@ def test_configured_keys_seed_a_new_account_and_never_replace_what_is_stored(db:
 @pytest.mark.parametrize(
     ("sql", "index"),
     [
-        (claim._DUE, "messages_claimable"),
-        (claim._PARKED_IN_LOT, "messages_parked"),
+        (f"{stored.SELECT} {claim._DUE}", "messages_claimable"),
+        (f"{stored.SELECT} {claim._PARKED_IN_LOT}", "messages_parked"),
         (claim._PARKED_LOTS, "messages_parked"),
         (claim._NEXT_DUE, "messages_claimable"),
         (claim._NEXT_DUE, "prefixes_down"),

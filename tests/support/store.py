@@ -7,10 +7,11 @@ from typing import Any
 import apsw
 
 from qtasks.broker.core.rules import Evaluation, Stage, Trigger
-from qtasks.broker.core.values import Claim, DeadLetterCriteria, LogCriteria, Rooms, Settled, Settlement
+from qtasks.broker.core.values import Claim, DeadLetterCriteria, LogCriteria, Publication, Rooms, Settled, Settlement
 from qtasks.broker.store.connection import connect
 from qtasks.broker.store.verbs import accept, cancel, claim, dead_letters, settle
 from qtasks.broker.store.verbs.reads import queries
+from qtasks.protocol import wire
 from qtasks.protocol.messages import DeadLetter, Message, Response, State
 from tests.support.broker import ACCOUNT, START_MS, publication
 
@@ -32,6 +33,11 @@ class InlineStore:
     def accept(self, *numbers: int, **changes: Any) -> list[str]:
         publications = [publication(number, now_ms=self.now_ms, **changes) for number in numbers]
         return [accepted.message_id for accepted in accept.accept(self.db, publications, now_ms=self.now_ms)]
+
+    def accept_all(self, messages: list[Message]) -> None:
+        """Accept these messages as they are."""
+        publications = [Publication(one, wire.host_of(one.url)) for one in messages]
+        accept.accept(self.db, publications, now_ms=self.now_ms)
 
     def claims(self, limit: int = 100, room: int = 1000) -> list[Claim]:
         """Claim all messages that may start now."""

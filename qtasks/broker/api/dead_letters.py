@@ -72,6 +72,12 @@ async def delete_dead_letters(context: ApiContext, account: int, request: ApiReq
 async def retry_dead_letter(context: ApiContext, account: int, request: ApiRequest, letter_id: str) -> ApiResponse:
     """`POST /v2/dlq/retry/{dlqId}`: replace a dead letter by a new message. Headers override its original options."""
     letter = await _existing(context, account, letter_id)
+    if letter.message.damaged:
+        raise HttpError(
+            409,
+            f"dead letter {letter_id} cannot be retried: what is stored of its message is damaged, so it would not be"
+            " what was published; publish the message again, then delete the dead letter",
+        )
     retried = await _retry(context, account, [letter], _overrides(context, request))
     if not retried:
         raise _not_found(letter_id)
@@ -79,7 +85,7 @@ async def retry_dead_letter(context: ApiContext, account: int, request: ApiReque
 
 
 async def retry_dead_letters(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
-    """`POST /v2/dlq/retry`: retry dead letters by ids or by filter, one page per request."""
+    """`POST /v2/dlq/retry`: retry dead letters by ids or by filter, one page per request. Damaged ones are skipped."""
     query = await query_filters.read(request, query_filters.DEAD_LETTER_NAMES)
     overrides = _overrides(context, request)
     retried: list[Publication] = []
@@ -126,7 +132,7 @@ async def _retry(
         message_id = ids.message_id(context.random, now_ms)
         return retry_of_dead_letter(message, overrides, message_id=message_id, now_ms=now_ms)
 
-    retries = [(letter.id, retry(letter.message)) for letter in letters]
+    retries = [(letter.id, retry(letter.message)) for letter in letters if not letter.message.damaged]
     retried = await context.store.write(dead_letters.retry_dead_letters, account, retries, now_ms=now_ms)
     context.wake()
     context.watchers.notify_created([publication.message for publication in retried], now_ms=now_ms)

@@ -33,10 +33,21 @@ def lot_of(message: Message, host: str, *, cuts: int = 0, is_allowed: bool = Tru
     """
     if message.options.interrupted_for_ms is None or not is_allowed:
         return host
-    _, _, _, *path = message.url.partition("?")[0].split("/", 3)
-    folder = path[0].rpartition("/")[0] if path else ""
-    prefix = f"{host}/{folder}/" if folder else f"{host}/"
+    prefix = _prefix_of(message.url, host)
     return alone_lot(prefix) if cuts >= ALONE_FROM_CUTS else prefix
+
+
+def _prefix_of(url: str, host: str) -> str:
+    _, _, _, *path = url.partition("?")[0].split("/", 3)
+    folder = path[0].rpartition("/")[0] if path else ""
+    return f"{host}/{folder}/" if folder else f"{host}/"
+
+
+def is_lot_of(lot: str, host: str, url: str, *, may_wait: bool) -> bool:
+    """True if a message to `url` at `host` can be in `lot`; `may_wait`: it has an allowance for interruptions."""
+    if lot in (host, crashed_lot(host)):
+        return True
+    return may_wait and lot in ((prefix := _prefix_of(url, host)), alone_lot(prefix))
 
 
 class Lot(NamedTuple):

@@ -52,7 +52,7 @@ class Trigger(StrEnum):
     HOLD = auto()
     """Its flow-control key allows no start now."""
     CORRUPT = auto()
-    """The stored message no longer matches its checksum: it is never sent."""
+    """What is stored of the message no longer matches its checksums: it is not sent any more."""
     CRASH_LOOP = auto()
     """The broker ended again and again during its attempts: it is not sent any more."""
     SUCCEED = auto()
@@ -78,18 +78,22 @@ class Transition:
     log: tuple[State, ...] = ()
 
 
-_STARTABLE: Final = (Stage.DUE, Stage.PARKED, Stage.HELD)
+STARTABLE: Final = (Stage.DUE, Stage.PARKED, Stage.HELD)
+"""The stages that a claim takes messages from."""
 
 TRANSITIONS: Final[Mapping[tuple[Stage, Trigger], Transition]] = {
-    **{(stage, Trigger.CLAIM): Transition(Stage.ACTIVE, (State.ACTIVE,)) for stage in _STARTABLE},
-    **{(stage, Trigger.CORRUPT): Transition(Stage.FAILED, (State.ERROR, State.FAILED)) for stage in _STARTABLE},
-    **{(stage, Trigger.CRASH_LOOP): Transition(Stage.FAILED, (State.ERROR, State.FAILED)) for stage in _STARTABLE},
-    **{(stage, Trigger.PARK): Transition(Stage.PARKED) for stage in _STARTABLE},
-    **{(stage, Trigger.HOLD): Transition(Stage.HELD) for stage in _STARTABLE},
-    **{(stage, Trigger.QUEUE): Transition(Stage.QUEUED) for stage in _STARTABLE},
+    **{(stage, Trigger.CLAIM): Transition(Stage.ACTIVE, (State.ACTIVE,)) for stage in STARTABLE},
+    **{
+        (stage, Trigger.CORRUPT): Transition(Stage.FAILED, (State.ERROR, State.FAILED))
+        for stage in (*STARTABLE, Stage.QUEUED, Stage.ACTIVE)
+    },
+    **{(stage, Trigger.CRASH_LOOP): Transition(Stage.FAILED, (State.ERROR, State.FAILED)) for stage in STARTABLE},
+    **{(stage, Trigger.PARK): Transition(Stage.PARKED) for stage in STARTABLE},
+    **{(stage, Trigger.HOLD): Transition(Stage.HELD) for stage in STARTABLE},
+    **{(stage, Trigger.QUEUE): Transition(Stage.QUEUED) for stage in STARTABLE},
     **{
         (stage, Trigger.CANCEL): Transition(Stage.CANCELED, (State.CANCEL_REQUESTED, State.CANCELED))
-        for stage in (*_STARTABLE, Stage.QUEUED)
+        for stage in (*STARTABLE, Stage.QUEUED)
     },
     (Stage.QUEUED, Trigger.ADMIT): Transition(Stage.DUE),
     (Stage.ACTIVE, Trigger.CANCEL): Transition(Stage.ACTIVE, (State.CANCEL_REQUESTED,)),

@@ -21,8 +21,9 @@ from qtasks.broker.ports import DeliveryRequest, Failure, Transport
 from qtasks.broker.settings import BrokerSettings, DeliveryLimits
 from qtasks.broker.store.interface import Store
 from qtasks.broker.store.sqlite import SqliteStore
-from qtasks.broker.store.verbs import accounts, cancel, claim, settle
+from qtasks.broker.store.verbs import accounts, cancel, settle
 from qtasks.broker.store.verbs.reads import queries
+from qtasks.broker.store.verbs.stored import Fault
 from qtasks.errors import StoreError
 from qtasks.protocol import signing
 from qtasks.protocol.messages import PublishOptions, Response, SigningKeys, State
@@ -580,7 +581,7 @@ async def test_a_damaged_message_is_set_aside_and_its_neighbours_are_delivered(b
     assert await bench.deliverer.run_once() == 1
     assert [header(sent, "Upstash-Message-Id") for sent in bench.transport.sent] == ["msg_2"]
     rows = await bench.store.write(lambda db: db.execute("SELECT error FROM dead_letters").fetchall())
-    assert rows == [(claim.CORRUPT,)]
+    assert rows == [(Fault.CONTENT,)]
 
 
 class Panic(BaseException):

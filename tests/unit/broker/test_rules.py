@@ -29,6 +29,8 @@ STARTABLE = {
     Trigger.CRASH_LOOP,
 }
 
+ENDS_OF_AN_ATTEMPT = {Trigger.SUCCEED, Trigger.RETRY, Trigger.FAIL, Trigger.STOP, Trigger.INTERRUPT}
+
 
 def failing(**changes: Any) -> Message:
     return message(1, **changes)
@@ -89,8 +91,8 @@ def test_every_course_of_a_message_leaves_the_log_of_the_protocol(
         (Stage.DUE, STARTABLE),
         (Stage.PARKED, STARTABLE),
         (Stage.HELD, STARTABLE),
-        (Stage.QUEUED, {Trigger.ADMIT, Trigger.CANCEL}),
-        (Stage.ACTIVE, {Trigger.SUCCEED, Trigger.RETRY, Trigger.FAIL, Trigger.CANCEL, Trigger.STOP, Trigger.INTERRUPT}),
+        (Stage.QUEUED, {Trigger.ADMIT, Trigger.CANCEL, Trigger.CORRUPT}),
+        (Stage.ACTIVE, ENDS_OF_AN_ATTEMPT | {Trigger.CANCEL, Trigger.CORRUPT}),
         (Stage.DELIVERED, set()),
         (Stage.FAILED, set()),
         (Stage.CANCELED, set()),

@@ -13,11 +13,9 @@ import apsw
 
 from qtasks.broker.store.integrity.salvage import Salvage, salvage
 from qtasks.broker.store.integrity.wal_check import Frame, find_damage, read_frames
-from qtasks.broker.store.verbs import rows
-from qtasks.broker.store.verbs.rows import MessageRow
+from qtasks.broker.store.verbs import stored
 
 _FILES: Final = ("", "-wal", "-shm")
-_EVERY_MESSAGE: Final = f"SELECT m.checksum, b.body, {rows.MESSAGE_COLUMNS} FROM messages m JOIN bodies b USING (seq)"
 
 
 @dataclass(frozen=True)
@@ -83,10 +81,7 @@ def _count_sound(target: Path) -> int:
     """How many messages of a database are as they were accepted."""
     db = apsw.Connection(str(target), flags=apsw.SQLITE_OPEN_READONLY)
     try:
-        return sum(
-            checksum == rows.checksum(MessageRow._make(message), body)
-            for checksum, body, *message in db.execute(_EVERY_MESSAGE)
-        )
+        return sum(message.fault() is None for message in stored.every(db))
     finally:
         db.close()
 

@@ -10,7 +10,7 @@ import apsw
 from qtasks.broker.core import lots, wall_times
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import Accepted, Publication
-from qtasks.broker.store.verbs import admission, broker_time, rows
+from qtasks.broker.store.verbs import admission, broker_time, rows, sums
 from qtasks.broker.store.verbs.log_entries import append_log
 from qtasks.broker.store.verbs.rows import MessageRow
 from qtasks.protocol.messages import DEDUPLICATION_WINDOW_MS, Message, State
@@ -116,7 +116,20 @@ _COLUMNS: Final = (
     "parent",
     *MessageRow._fields,
 )
-_INSERT_MESSAGE: Final = f"INSERT INTO messages ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+_NULL_AT_FIRST: Final = ("finished_ms", "interrupted_since_ms", "noted_ms")
+
+
+def _value(column: str) -> str:
+    """The value that a new message has in a column of its state."""
+    if column in _COLUMNS:
+        return f"?{_COLUMNS.index(column) + 1}"
+    return "NULL" if column in _NULL_AT_FIRST else "0"
+
+
+_INSERT_MESSAGE: Final = (
+    f"INSERT INTO messages ({', '.join(_COLUMNS)}, state_sum)"
+    f" VALUES ({', '.join('?' * len(_COLUMNS))}, {sums.state_sum(_value)})"
+)
 
 
 def _insert_rows(
@@ -131,12 +144,13 @@ def _insert_rows(
 ) -> None:
     message = publication.message
     row = rows.pack_message(message)
-    checksum = rows.checksum(row, message.body)
     flow = message.options.flow_control
     flow_key = None if flow is None else flow.key
     delayed = due_ms > now_ms
     place = None if delayed else seq
-    store_values = (seq, stage.value, due_ms, publication.host, lot, checksum, place, flow_key, parent)
+    host = publication.host
+    checksum = sums.checksum(row, message.body, seq=seq, host=host, flow_key=flow_key, parent=parent)
+    store_values = (seq, stage.value, due_ms, host, lot, checksum, place, flow_key, parent)
     db.execute(_INSERT_MESSAGE, (*store_values, *row))
     db.execute("INSERT INTO bodies (seq, body) VALUES (?, ?)", (seq, message.body))
     for place, label in enumerate(message.options.labels):

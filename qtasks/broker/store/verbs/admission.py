@@ -25,7 +25,7 @@ import apsw
 from qtasks.broker.core.rules import TRANSITIONS, Stage, Trigger
 from qtasks.broker.core.values import USE_NOTED_MS
 from qtasks.broker.store.verbs.log_entries import change_stage
-from qtasks.broker.store.verbs.rows import fetch
+from qtasks.broker.store.verbs.rows import change, fetch, first
 from qtasks.protocol.messages import FlowControl
 
 FRONT: Final = 0
@@ -60,9 +60,10 @@ def resume_place(
 
 # -- queues
 
+_CHANGE_STAGE: Final = "UPDATE messages SET stage = ? WHERE seq = ?"
 _FIRST_QUEUED: Final = (
     f"SELECT seq FROM messages WHERE account = ? AND queue = ? AND stage = {Stage.QUEUED} AND slot = 0"
-    " ORDER BY place, seq LIMIT ?"
+    " ORDER BY place, seq LIMIT ? OFFSET ?"
 )
 """Uses the index ``messages_queued``."""
 
@@ -97,10 +98,12 @@ def fill_slots(db: apsw.Connection, account: int, queue: str) -> int:
     ).get
     if (free := parallelism - cast("int", used)) <= 0:
         return 0
-    admitted = fetch(db, _FIRST_QUEUED, (account, queue, free))
     to = TRANSITIONS[Stage.QUEUED, Trigger.ADMIT].to.value
-    db.executemany("UPDATE messages SET stage = ?, slot = 1 WHERE seq = ?", [(to, seq) for (seq,) in admitted])
-    return len(admitted)
+    admitted, damaged = 0, 0
+    while admitted < free and (line := fetch(db, _FIRST_QUEUED, (account, queue, free - admitted, damaged))):
+        changed = sum(change(db, "UPDATE messages SET stage = ?, slot = 1 WHERE seq = ?", to, seq) for (seq,) in line)
+        admitted, damaged = admitted + changed, damaged + len(line) - changed
+    return admitted
 
 
 def withdraw_slots(db: apsw.Connection, account: int, queue: str) -> None:
@@ -115,12 +118,12 @@ def withdraw_slots(db: apsw.Connection, account: int, queue: str) -> None:
     for seq, stage in fetch(
         db,
         "SELECT seq, stage FROM messages WHERE account = ? AND queue = ? AND slot = 1 AND claim_token = 0"
-        " AND finished_ms IS NULL ORDER BY place DESC, seq DESC LIMIT ?",
+        f" AND stage IN ({Stage.DUE}, {Stage.PARKED}, {Stage.QUEUED}, {Stage.HELD})"
+        " ORDER BY place DESC, seq DESC LIMIT ?",
         (account, queue, excess),
     ):
-        if stage != Stage.QUEUED:
-            change_stage(db, seq, Stage(stage), Trigger.QUEUE)
-        db.execute("UPDATE messages SET slot = 0 WHERE seq = ?", (seq,))
+        to = Stage.QUEUED if stage == Stage.QUEUED else TRANSITIONS[stage, Trigger.QUEUE].to
+        change(db, "UPDATE messages SET stage = ?, slot = 0 WHERE seq = ?", to.value, seq)
 
 
 def suspend_queue(db: apsw.Connection, account: int, queue: str) -> None:
@@ -131,7 +134,7 @@ def suspend_queue(db: apsw.Connection, account: int, queue: str) -> None:
         f" AND stage IN ({Stage.DUE}, {Stage.PARKED}, {Stage.HELD})",
         (account, queue),
     ):
-        change_stage(db, seq, Stage(stage), Trigger.QUEUE)
+        change(db, _CHANGE_STAGE, TRANSITIONS[stage, Trigger.QUEUE].to.value, seq)
 
 
 def resume_queue(db: apsw.Connection, account: int, queue: str) -> None:
@@ -141,26 +144,25 @@ def resume_queue(db: apsw.Connection, account: int, queue: str) -> None:
         f"SELECT seq FROM messages WHERE account = ? AND queue = ? AND slot = 1 AND stage = {Stage.QUEUED}",
         (account, queue),
     ):
-        change_stage(db, seq, Stage.QUEUED, Trigger.ADMIT)
+        change(db, _CHANGE_STAGE, TRANSITIONS[Stage.QUEUED, Trigger.ADMIT].to.value, seq)
     fill_slots(db, account, queue)
 
 
 def release_slot(db: apsw.Connection, seq: int) -> None:
     """Free the slot of a message that is finished and waits for no callback, and admit the next message."""
-    row = db.execute(
-        "UPDATE messages SET slot = 0 WHERE seq = ? AND slot = 1 AND open_callbacks = 0 AND finished_ms IS NOT NULL"
-        " RETURNING account, queue",
+    row = first(
+        db,
+        "SELECT account, queue FROM messages"
+        " WHERE seq = ? AND slot = 1 AND open_callbacks = 0 AND finished_ms IS NOT NULL",
         (seq,),
-    ).get
-    if row is not None:
+    )
+    if row is not None and change(db, "UPDATE messages SET slot = 0 WHERE seq = ?", seq):
         fill_slots(db, *row)
 
 
 def callback_ended(db: apsw.Connection, parent: int) -> None:
     """Record that a callback of the message `parent` has ended. The message may have been removed already."""
-    db.execute(
-        "UPDATE messages SET open_callbacks = open_callbacks - 1 WHERE seq = ? AND open_callbacks > 0", (parent,)
-    )
+    change(db, "UPDATE messages SET open_callbacks = open_callbacks - 1 WHERE seq = ? AND open_callbacks > 0", parent)
     release_slot(db, parent)
 
 

@@ -10,19 +10,20 @@ from qtasks.broker.core.retention_age import Leap, cutoff_ms
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import DAY_MS
 from qtasks.broker.steady_clock import ClockMark, SteadyClock
-from qtasks.broker.store.verbs.rows import fetch
+from qtasks.broker.store.verbs.rows import change, fetch
 from qtasks.clock import Clock
 
 BATCH: Final = 500
 """Messages that one transaction moves after the wall clock was set."""
 _LEAPS_KEPT: Final = 50
 
-_MOVE: Final = (
-    "UPDATE messages SET due_ms = max(?1, not_before_s * 1000 - ?2) WHERE seq IN (SELECT seq FROM messages"
+_MOVED: Final = (
+    "SELECT seq FROM messages"
     f" WHERE not_before_s IS NOT NULL AND stage = {Stage.DUE} AND claim_token = 0"
-    " AND due_ms <> not_before_s * 1000 - ?2 AND max(due_ms, not_before_s * 1000 - ?2) > ?1 LIMIT ?3) RETURNING 1"
+    " AND due_ms <> not_before_s * 1000 - ?2 AND max(due_ms, not_before_s * 1000 - ?2) > ?1 LIMIT ?3"
 )
 """Uses the index ``messages_at_wall_time``."""
+_MOVE: Final = "UPDATE messages SET due_ms = max(?, not_before_s * 1000 - ?) WHERE seq = ?"
 
 
 def resume(db: apsw.Connection, machine: Clock) -> SteadyClock:
@@ -51,7 +52,8 @@ def note(db: apsw.Connection, *, now_ms: int, offset_ms: int) -> None:
 
 def move_to_wall_time(db: apsw.Connection, *, now_ms: int, offset_ms: int, limit: int = BATCH) -> int:
     """Compute again when up to `limit` messages that wait for a wall time are due; return how many changed."""
-    return len(fetch(db, _MOVE, (now_ms, offset_ms, limit)))
+    moved = fetch(db, _MOVED, (now_ms, offset_ms, limit))
+    return sum(change(db, _MOVE, now_ms, offset_ms, seq) for (seq,) in moved)
 
 
 def stored_offset_ms(db: apsw.Connection) -> int:

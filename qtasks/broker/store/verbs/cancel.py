@@ -9,7 +9,8 @@ import apsw
 
 from qtasks.broker.core.rules import FINAL, TRANSITIONS, Stage, Trigger
 from qtasks.broker.core.values import Cancelled, MessageCriteria
-from qtasks.broker.store.verbs import admission
+from qtasks.broker.store.verbs import admission, stored, sums
+from qtasks.broker.store.verbs.damage import quarantine
 from qtasks.broker.store.verbs.end_callbacks import report_end_of
 from qtasks.broker.store.verbs.log_entries import append_log
 from qtasks.broker.store.verbs.reads import filters
@@ -21,6 +22,9 @@ CANCELLED: Final = "the message was cancelled"
 
 SLICE: Final = 2_000
 """Messages that one slice of a bulk cancel reads at most: some milliseconds."""
+
+_STATE: Final = f"SELECT stage, {sums.STATE_IS_SOUND}, parent IS NOT NULL FROM messages m WHERE seq = ?"
+_CANCEL: Final = "UPDATE messages SET stage = ?, cancel_requested = 1, finished_ms = ? WHERE seq = ? RETURNING parent"
 
 
 def cancel(db: apsw.Connection, account: int, ids: Iterable[str], *, now_ms: int) -> Cancelled:
@@ -72,18 +76,24 @@ def cancel_where(
 def cancel_one(db: apsw.Connection, account: int, seq: int, *, now_ms: int) -> tuple[Message, ...]:
     """Cancel a message that is neither finished nor marked as cancelled, and admit those that waited for it.
 
-    Returns its end callback, if it has one and has ended.
+    Returns its end callback, if it has one and has ended. A message becomes a dead letter instead if its state is
+    damaged, or if it is not certain whose callback it is.
     """
     # Its stage must be read here: cancelling another message may have just admitted this one.
-    stage = Stage(db.execute("SELECT stage FROM messages WHERE seq = ?", (seq,)).get)
+    stage, has_sound_state, is_callback = db.execute(_STATE, (seq,)).get
+    if not has_sound_state or (is_callback and stored.identity(db, seq) is None):
+        quarantine.quarantine(db, (seq,), now_ms=now_ms)
+        return ()
     transition = TRANSITIONS[stage, Trigger.CANCEL]
     final = transition.to in FINAL
-    parent = db.execute(
-        "UPDATE messages SET stage = ?, cancel_requested = 1, finished_ms = ? WHERE seq = ? RETURNING parent",
-        (transition.to.value, now_ms if final else None, seq),
-    ).get
+    try:
+        parent = db.execute(_CANCEL, (transition.to.value, now_ms if final else None, seq)).get
+    except apsw.ConstraintError:  # a value that no constraint allows: it is damaged
+        if not quarantine.quarantine(db, (seq,), now_ms=now_ms):
+            raise
+        return ()
     was_quiet = (
-        stage is Stage.ACTIVE
+        stage == Stage.ACTIVE
         and db.execute("UPDATE messages SET quiet = 0 WHERE seq = ? AND quiet = 1 RETURNING 1", (seq,)).get
     )
     for state in (State.ACTIVE, *transition.log) if was_quiet else transition.log:

@@ -6,7 +6,7 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 import apsw
 
@@ -18,58 +18,28 @@ from qtasks.broker.core.interruptions import (
     Situation,
     max_open_claims,
 )
-from qtasks.broker.core.rules import TRANSITIONS, Stage, Transition, Trigger
+from qtasks.broker.core.rules import STARTABLE, TRANSITIONS, Stage, Transition, Trigger
 from qtasks.broker.core.values import Claim, ClaimBatch, Rooms
-from qtasks.broker.store.verbs import admission, rows
+from qtasks.broker.store.verbs import admission, rows, stored
+from qtasks.broker.store.verbs.damage import quarantine
 from qtasks.broker.store.verbs.end_callbacks import report_end_of
 from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_log, change_stage
 from qtasks.broker.store.verbs.lot_rooms import LotRooms
-from qtasks.broker.store.verbs.rows import MessageRow, fetch
+from qtasks.broker.store.verbs.rows import fetch
+from qtasks.broker.store.verbs.stored import Fault, StoredMessage
 from qtasks.protocol.messages import Message, State
 
 SCAN_LIMIT: Final = 512
 """Messages that one claim reads at most. It moves those that may not start out of the way of later claims."""
-CORRUPT: Final = "corrupt: the stored message no longer matches its checksum; it was not sent"
 CRASH_LOOP: Final = (
     "crash_loop: the broker ended {} times in a row during an attempt of this message, the last time"
     " with no other such message in flight; it is not sent any more"
 )
 
-
-class _Candidate(NamedTuple):
-    """A message that may be claimed: a row of `SELECT`. The fields are the names of the columns."""
-
-    seq: int
-    stage: int
-    lot: str
-    claim_token: int
-    open_claims: int
-    checksum: int
-    slot: int
-    place: int | None
-    flow_key: str | None
-    due_ms: int
-    interrupted_since_ms: int | None
-    cuts: int
-    noted_ms: int | None
-    body: bytes
-    message: MessageRow
-
-    @classmethod
-    def of(cls, row: tuple[Any, ...]) -> _Candidate:
-        """The candidate in a row of `SELECT`."""
-        return cls._make((*row[:_OWN], MessageRow._make(row[_OWN:])))
-
-
-_OWN: Final = len(_Candidate._fields) - 1
-"""Columns of a candidate apart from its `MessageRow`."""
-SELECT: Final = (
-    f"SELECT {', '.join(_Candidate._fields[:_OWN])}, {rows.MESSAGE_COLUMNS} FROM messages m JOIN bodies b USING (seq)"
-)
-_DUE: Final = f"{SELECT} WHERE m.stage = {Stage.DUE} AND m.due_ms <= ? ORDER BY m.due_ms, m.seq LIMIT ?"
+_DUE: Final = f"WHERE m.stage = {Stage.DUE} AND m.due_ms <= ? ORDER BY m.due_ms, m.seq LIMIT ?"
 """Reads the index ``messages_claimable`` from its left end."""
-_PARKED_IN_LOT: Final = f"{SELECT} WHERE m.stage = {Stage.PARKED} AND m.lot = ? ORDER BY m.due_ms, m.seq LIMIT ?"
-_BY_SEQ: Final = f"{SELECT} WHERE m.seq = ?"
+_PARKED_IN_LOT: Final = f"WHERE m.stage = {Stage.PARKED} AND m.lot = ? ORDER BY m.due_ms, m.seq LIMIT ?"
+_BY_SEQ: Final = "WHERE m.seq = ?"
 _READY_KEYS: Final = "SELECT ready_ms, account, key FROM flow_keys WHERE ready_ms <= ? ORDER BY ready_ms LIMIT ?"
 # One index lookup for each lot that has parked messages, however many messages those are.
 _PARKED_LOTS: Final = f"""
@@ -100,6 +70,7 @@ def claim(db: apsw.Connection, *, now_ms: int, limit: int, rooms: Rooms) -> Clai
     claims = _Claims(db, now_ms, limit, lot_rooms)
     claims.take_parked(parked_lots)
     claims.take_due()
+    claims.close()
     lot_rooms.close()
     return ClaimBatch(
         claims=tuple(claims.claims),
@@ -124,6 +95,13 @@ class _Claims:
         self.claims: list[Claim] = []
         self.has_more = False
         """Something that is due now was not claimed."""
+        self._damaged: list[StoredMessage] = []
+        """Messages that were set aside."""
+
+    def close(self) -> None:
+        """Release what the damaged messages occupied."""
+        if self._damaged:
+            quarantine.release(self._db, self._damaged, now_ms=self._now_ms)
 
     def _is_full(self) -> bool:
         return len(self.claims) >= self._limit
@@ -162,10 +140,10 @@ class _Claims:
             else:  # a message whose lot has no room is parked even if the claim is full: so later scans skip it
                 self._consider(candidate)
 
-    def _by_time(self, due: list[_Candidate], keys: list[tuple[Any, ...]]) -> Iterator[_Candidate]:
+    def _by_time(self, due: list[StoredMessage], keys: list[tuple[Any, ...]]) -> Iterator[StoredMessage]:
         """Due messages and first messages of keys, earliest first. A key appears again while it admits a start."""
         order = itertools.count()
-        heap: list[tuple[int, int, _Candidate | None, tuple[int, str]]] = [
+        heap: list[tuple[int, int, StoredMessage | None, tuple[int, str]]] = [
             *((ready_ms, next(order), None, (account, key)) for ready_ms, account, key in keys),
             *((candidate.due_ms, next(order), candidate, (0, "")) for candidate in due),
         ]
@@ -182,20 +160,44 @@ class _Claims:
                 yield from self._candidates(_BY_SEQ, admission.first_held(self._db, account, key))
                 heapq.heappush(heap, (self._now_ms, next(order), None, (account, key)))
 
-    def _candidates(self, select: str, *values: object) -> list[_Candidate]:
-        return [_Candidate.of(row) for row in fetch(self._db, select, values)]
+    def _candidates(self, condition: str, *values: object) -> list[StoredMessage]:
+        """The messages that meet a condition, without those whose state is damaged, which are set aside."""
+        candidates = stored.several(self._db, condition, *values)
+        if all(candidate.has_sound_state for candidate in candidates):
+            return candidates
+        return [candidate for candidate in candidates if candidate.has_sound_state or not self._set_aside(candidate)]
 
-    def _consider(self, candidate: _Candidate) -> None:
-        """Claim a message, or move it to where it waits."""
+    def _set_aside(self, candidate: StoredMessage, fault: Fault | None = None) -> bool:
+        """Make a damaged message a dead letter; False if it is sound."""
+        if not quarantine.set_aside(self._db, candidate, self._now_ms, fault):
+            return False
+        self._damaged.append(candidate)
+        self.has_more = True
+        return True
+
+    def _consider(self, candidate: StoredMessage) -> None:
+        """Claim a message, or move it to where it waits, or set it aside."""
+        if candidate.stage not in STARTABLE:
+            raise apsw.CorruptError("an index of table messages does not match the table")
         if self._rooms.of(candidate.lot) <= 0:
-            change_stage(self._db, candidate.seq, Stage(candidate.stage), Trigger.PARK)
-            self._rooms.park(candidate.lot)
+            self._park(candidate)
+        elif self._set_aside(candidate):
+            pass
         elif self._is_admitted(candidate):
             self._claim(candidate)
         elif candidate.stage == Stage.PARKED:
             self.has_more = True  # it has left the lot, which may still have room for the next one
 
-    def _is_admitted(self, candidate: _Candidate) -> bool:
+    def _park(self, candidate: StoredMessage) -> None:
+        try:
+            change_stage(self._db, candidate.seq, Stage(candidate.stage), Trigger.PARK)
+        except apsw.ConstraintError:  # a value that no constraint allows: its content is damaged
+            if not self._set_aside(candidate):
+                raise
+        else:
+            self._rooms.park(candidate.lot)
+
+    def _is_admitted(self, candidate: StoredMessage) -> bool:
         """True if its queue and its flow-control key admit it; otherwise it has joined their line."""
         account, queue, key = candidate.message.account, candidate.message.queue, candidate.flow_key
         if queue is not None and not candidate.slot:  # its delay is over
@@ -217,17 +219,17 @@ class _Claims:
         self.has_more = self.has_more or (ready_ms is not None and ready_ms <= self._now_ms)
         return False
 
-    def _claim(self, candidate: _Candidate) -> None:
+    def _claim(self, candidate: StoredMessage) -> None:
         seq, stage, row = candidate.seq, Stage(candidate.stage), candidate.message
         account = row.account
-        if candidate.checksum != rows.checksum(row, candidate.body):
-            self._fail_unsent(seq, account, TRANSITIONS[stage, Trigger.CORRUPT], CORRUPT)
-            return
         if candidate.open_claims >= max_open_claims(row.max_retries) and lots.parse(candidate.lot).is_crashed:
             error = CRASH_LOOP.format(candidate.open_claims)
             self._fail_unsent(seq, account, TRANSITIONS[stage, Trigger.CRASH_LOOP], error)
             return
         message = rows.unpack_message(row, candidate.body)
+        if message.damaged:  # its checksum is right, but this release cannot read it
+            self._set_aside(candidate, Fault.CONTENT)
+            return
         token = candidate.claim_token + 1
         quiet = candidate.noted_ms is not None and 0 <= self._now_ms - candidate.noted_ms < NOTED_EVERY_MS
         self._db.execute(
@@ -241,7 +243,7 @@ class _Claims:
         self._rooms.start(candidate.lot)
         self.claims.append(Claim(seq, token, candidate.lot, message, self._situation(candidate, message), quiet))
 
-    def _situation(self, candidate: _Candidate, message: Message) -> Situation:
+    def _situation(self, candidate: StoredMessage, message: Message) -> Situation:
         since_ms = candidate.interrupted_since_ms
         prefix = lots.prefix_of(candidate.lot, message)
         if prefix is None:

@@ -10,9 +10,8 @@ import apsw
 from qtasks.broker.core.message_builder import end_callback_of
 from qtasks.broker.core.values import Publication
 from qtasks.broker.ports import Failure
-from qtasks.broker.store.verbs import broker_time, rows
+from qtasks.broker.store.verbs import broker_time, rows, stored
 from qtasks.broker.store.verbs.accept import insert
-from qtasks.broker.store.verbs.rows import MessageRow
 from qtasks.protocol import wire
 from qtasks.protocol.messages import Message, Response, State
 
@@ -48,23 +47,13 @@ def report_end_of(
 ) -> tuple[Message, ...]:
     """As `report_end`, for the message `seq`, which ends outside an attempt; `error` says why.
 
-    Its row may be damaged, because it was not compared with its checksum.
+    Its row may be damaged, because it was not compared with its checksum. Nothing is reported if it is not certain who
+    the message belongs to, and whom its end is reported to.
     """
-    row = db.execute(
-        f"SELECT {rows.MESSAGE_COLUMNS} FROM messages m WHERE m.seq = ? AND m.end_callback IS NOT NULL", (seq,)
-    ).get
-    if row is None:
+    if not db.execute("SELECT end_callback IS NOT NULL FROM messages WHERE seq = ?", (seq,)).get:
         return ()
-    message = _readable(MessageRow._make(row))
-    try:
-        return report_end(db, message, state, None, error=error, dead_letter_id=dead_letter_id, now_ms=now_ms)
-    except wire.WireError:  # the URL of the callback is damaged
+    message = stored.identity(db, seq)
+    if message is None:
         return ()
-
-
-def _readable(row: MessageRow) -> Message:
-    """The message in a row, without its body; if they are damaged, also without its headers and options."""
-    try:
-        return rows.unpack_message(row, b"")
-    except (ValueError, TypeError):
-        return rows.unpack_message(row._replace(headers="[]", options=None), b"")
+    ended = rows.unpack_message(message.message, b"")
+    return report_end(db, ended, state, None, error=error, dead_letter_id=dead_letter_id, now_ms=now_ms)

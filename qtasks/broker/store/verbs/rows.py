@@ -2,22 +2,60 @@
 
 from __future__ import annotations
 
-import zlib
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args, get_type_hints
 
 import apsw
+import apsw.ext
 import orjson
 
 from qtasks.protocol import wire
-from qtasks.protocol.messages import DeadLetter, Headers, LogEntry, Message, PublishOptions, Response, State
+from qtasks.protocol.messages import DeadLetter, Headers, LogEntry, Message, PublishOptions, Redaction, Response, State
+
+DAMAGED: Final = "corrupt: what is stored of this message no longer matches its checksum"
+"""The error that a list shows for a message whose damage no dead letter tells of."""
 
 
 def fetch(db: apsw.Connection, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """All rows of a query."""
-    return db.execute(sql, values).fetchall()
+    """All rows of a query. Text that is damaged so much that it is no UTF-8 has replacement characters there."""
+    try:
+        return db.execute(sql, values).fetchall()
+    except UnicodeDecodeError:
+        return _fetch_damaged(db, sql, values)
+
+
+def first(db: apsw.Connection, sql: str, values: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
+    """The first row of a query, as `fetch` returns it; None without one."""
+    try:
+        return db.execute(sql, values).fetchone()
+    except UnicodeDecodeError:
+        return next(iter(_fetch_damaged(db, sql, values)), None)
+
+
+def change(db: apsw.Connection, sql: str, *values: object) -> bool:
+    """Change a message that is not the subject of the transaction; False, and nothing written, if it is damaged.
+
+    A row with a value that no constraint allows cannot be changed. It is left for the walk over all messages.
+    """
+    try:
+        db.execute(sql, values)
+    except apsw.ConstraintError:
+        return False
+    return True
+
+
+def _fetch_damaged(db: apsw.Connection, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    names = [f"c{number}" for number in range(len(apsw.ext.query_info(db, sql).description))]
+    columns = (f"typeof({name}) = 'text', iif(typeof({name}) = 'text', CAST({name} AS BLOB), {name})" for name in names)
+    found = db.execute(f"WITH found ({', '.join(names)}) AS ({sql}) SELECT {', '.join(columns)} FROM found", values)
+    return [tuple(itertools.starmap(_decoded, zip(row[::2], row[1::2], strict=True))) for row in found]
+
+
+def _decoded(is_text: int, value: Any) -> Any:
+    return value.decode(errors="replace") if is_text else value
 
 
 # -- messages
@@ -101,14 +139,29 @@ def pack_message(message: Message) -> MessageRow:
     )
 
 
-def unpack_message(row: MessageRow, body: bytes) -> Message:
-    """The message in a row and its body."""
+def unpack_message(row: MessageRow, body: bytes | None) -> Message:
+    """The message in a row and its body. Never raises: where the row is damaged, the message says so.
+
+    A damaged message has what can be read. All else has placeholders; without its options everything is redacted.
+    """
+    shape = tuple(map(type, row))
+    if body is not None and (shape in _sound_shapes or _is_sound_shape(shape)):
+        try:
+            return _message(row, body, headers=unpack_headers(row.headers), options=_options(row))
+        except (ValueError, TypeError, AttributeError):
+            pass
+    return _damaged_message(row, body)
+
+
+def _message(
+    row: MessageRow, body: bytes, *, headers: Headers, options: PublishOptions, damaged: bool = False
+) -> Message:
     return Message(
         id=row.id,
         account=row.account,
         url=row.url,
         method=row.method,
-        headers=unpack_headers(row.headers),
+        headers=headers,
         body=body,
         created_ms=row.created_ms,
         not_before_ms=row.not_before_ms,
@@ -116,12 +169,53 @@ def unpack_message(row: MessageRow, body: bytes) -> Message:
         timeout_ms=row.timeout_ms,
         caller_ip=row.caller_ip,
         retried=row.retried,
-        options=_options(row),
+        options=options,
         queue=row.queue,
         url_group=row.url_group,
         endpoint=row.endpoint,
         schedule_id=row.schedule_id,
+        damaged=damaged,
     )
+
+
+_VALUE_TYPES: Final = tuple(get_args(hint) or (hint,) for hint in get_type_hints(MessageRow).values())
+"""The types that the value of each column may have."""
+_sound_shapes: Final[set[tuple[type, ...]]] = set()
+"""Rows with values of these types were seen, and are sound: a few thousand at most, because each column has two."""
+
+
+def _is_sound_shape(shape: tuple[type, ...]) -> bool:
+    if all(kind in kinds for kind, kinds in zip(shape, _VALUE_TYPES, strict=True)):
+        _sound_shapes.add(shape)
+        return True
+    return False
+
+
+def readable(row: MessageRow) -> MessageRow:
+    """The row with a placeholder for each value of a wrong type: empty text, or 0."""
+    return MessageRow._make(
+        value if type(value) in kinds else None if type(None) in kinds else kinds[0]()
+        for value, kinds in zip(row, _VALUE_TYPES, strict=True)
+    )
+
+
+def marked_damaged(message: Message) -> Message:
+    """The message, which says that it is damaged."""
+    return replace(message, damaged=True)
+
+
+def _damaged_message(row: MessageRow, body: bytes | None) -> Message:
+    row = readable(row)
+    try:
+        headers = unpack_headers(row.headers)
+    except (ValueError, TypeError):
+        headers = ()
+    try:
+        options = _options(row)
+    except (ValueError, TypeError, AttributeError):
+        options = _options(row._replace(options=None))
+        options = replace(options, redact=Redaction(body=True, all_headers=True))
+    return _message(row, body if isinstance(body, bytes) else b"", headers=headers, options=options, damaged=True)
 
 
 def _options(row: MessageRow) -> PublishOptions:
@@ -145,22 +239,17 @@ def _options(row: MessageRow) -> PublishOptions:
     )
 
 
-def checksum(message: MessageRow, body: bytes) -> int:
-    """CRC-32 over what is sent and how. A stored message that does not match it any more is never delivered."""
-    lines = f"{message.id}\n{message.url}\n{message.headers}\n{message.options or ''}\n"
-    if message.call_id is not None or message.end_callback is not None:
-        lines += f"{message.call_id}\n{message.end_callback}\n"
-    return zlib.crc32(body, zlib.crc32(lines.encode()))
-
-
 def pack_headers(headers: Headers) -> str:
     """Header lines as JSON text."""
     return orjson.dumps(headers).decode()
 
 
 def unpack_headers(text: str) -> Headers:
-    """The inverse of `pack_headers`."""
-    return tuple((name, value) for name, value in orjson.loads(text))
+    """The inverse of `pack_headers`. Raises ValueError or TypeError for a text that is damaged."""
+    headers = tuple((name, value) for name, value in orjson.loads(text))
+    if not all(type(name) is type(value) is str for name, value in headers):
+        raise ValueError("a header line is not text")
+    return headers
 
 
 def pack_options(options: PublishOptions) -> str | None:
@@ -179,32 +268,50 @@ def unpack_options(text: str) -> PublishOptions:
 
 
 def response(status: int | None, head: str | None, body: bytes | None) -> Response | None:
-    """The response in the three columns of a log entry or dead letter; None if there was no HTTP response."""
+    """The response in the three columns of a log entry or dead letter; None if there was no HTTP response.
+
+    Header lines that are damaged are left out.
+    """
     if not status:
         return None
-    return Response(status=status, headers=unpack_headers(head or "[]"), body=body or b"")
+    try:
+        headers = unpack_headers(head or "[]")
+    except (ValueError, TypeError):
+        headers = ()
+    return Response(status=status, headers=headers, body=body if isinstance(body, bytes) else b"")
 
 
 def log_entry(row: tuple[Any, ...]) -> LogEntry:
     """A log entry from ``n, time_ms, state, error, next_ms, status, head, body, message body`` and a `MessageRow`."""
-    n, time_ms, state, error, next_ms, status, head, body, message_body, *message = row
+    n, time_ms, state, error, next_ms, status, head, body, message_body, *columns = row
+    message = unpack_message(MessageRow._make(columns), message_body)
     return LogEntry(
         cursor=f"{time_ms}-{n}",
         time_ms=time_ms,
-        state=State(state),
-        message=unpack_message(MessageRow._make(message), message_body),
-        error=error,
+        state=read_state(state),
+        message=message,
+        error=error or (DAMAGED if message.damaged else None),
         next_delivery_ms=next_ms,
         response=response(status, head, body),
     )
 
 
-def dead_letter(row: tuple[Any, ...]) -> DeadLetter:
-    """A dead letter from ``failed_ms, n, error, status, head, body, message body`` and a `MessageRow`."""
-    failed_ms, n, error, status, head, body, message_body, *message = row
+_STATES: Final[Mapping[str, State]] = {state.value: state for state in State}
+
+
+def read_state(text: str) -> State:
+    """The state in a log entry; ERROR for a text that is damaged."""
+    return _STATES.get(text, State.ERROR)
+
+
+def dead_letter(row: tuple[Any, ...], message: Message) -> DeadLetter:
+    """A dead letter from ``failed_ms, n, error, status, head, body`` and its message."""
+    failed_ms, n, error, status, head, body = row
+    if message.damaged and not str(error).startswith("corrupt"):
+        error = f"{DAMAGED}; it failed with: {error}"
     return DeadLetter(
         id=f"{failed_ms}-{n}",
-        message=unpack_message(MessageRow._make(message), message_body),
+        message=message,
         failed_ms=failed_ms,
         error=error,
         response=response(status, head, body),

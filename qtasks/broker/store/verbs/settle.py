@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import apsw
 
@@ -11,8 +11,9 @@ from qtasks.broker.core.interruptions import CRASHED_FROM_CLAIMS, Sign, has_disp
 from qtasks.broker.core.message_builder import callbacks_of_attempt
 from qtasks.broker.core.rules import FINAL, TRANSITIONS, Stage, Trigger
 from qtasks.broker.core.values import Publication, Recovery, Settled, Settlement
-from qtasks.broker.store.verbs import admission, broker_time, prefixes
+from qtasks.broker.store.verbs import admission, broker_time, prefixes, sums
 from qtasks.broker.store.verbs.accept import insert
+from qtasks.broker.store.verbs.damage import quarantine
 from qtasks.broker.store.verbs.end_callbacks import report_end, report_end_of
 from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_log, change_stage
 from qtasks.broker.store.verbs.rows import fetch
@@ -22,9 +23,10 @@ from qtasks.protocol.messages import Message, Response, State
 INTERRUPTED: Final = "the broker stopped during this attempt; it is made again"
 
 _END_ATTEMPT: Final = (
-    "UPDATE messages SET stage = ?, due_ms = coalesce(?, due_ms), retried = retried + ?, finished_ms = ?,"
+    "UPDATE messages AS m SET stage = ?, due_ms = coalesce(?, due_ms), retried = retried + ?, finished_ms = ?,"
     " place = CASE WHEN ? THEN NULL ELSE place END, open_claims = 0"
-    f" WHERE seq = ? AND stage = {Stage.ACTIVE} AND claim_token = ? RETURNING slot, parent, quiet"
+    f" WHERE seq = ? AND stage = {Stage.ACTIVE} AND claim_token = ? AND {sums.STATE_IS_SOUND}"
+    " RETURNING slot, parent, quiet"
 )
 _NOTE_INTERRUPTION: Final = (
     "UPDATE messages SET lot = ?, interrupted_since_ms = ?, cuts = ?, noted_ms = iif(?, noted_ms, ?) WHERE seq = ?"
@@ -34,7 +36,8 @@ _NOTE_INTERRUPTION: Final = (
 def settle(db: apsw.Connection, settlement: Settlement, *, now_ms: int) -> Settled | None:
     """Record the end of an attempt: log entries, retry or dead letter, callbacks, and the places that become free.
 
-    None, and nothing written, if the claim's token is not the message's newest one.
+    None, and nothing written, if the claim's token is not the message's newest one. Also None if the state of the
+    message has been damaged meanwhile: then it is set aside.
     """
     claim, evaluation, message = settlement.claim, settlement.evaluation, settlement.claim.message
     trigger = evaluation.trigger
@@ -43,19 +46,10 @@ def settle(db: apsw.Connection, settlement: Settlement, *, now_ms: int) -> Settl
         trigger, follows = Trigger.STOP, False
     transition = TRANSITIONS[Stage.ACTIVE, trigger]
     retries = trigger is Trigger.RETRY
-    row = db.execute(
-        _END_ATTEMPT,
-        (
-            transition.to.value,
-            evaluation.due_ms if follows else None,
-            int(retries),
-            None if follows else now_ms,
-            retries,
-            claim.seq,
-            claim.token,
-        ),
-    ).get
+    changes = (transition.to.value, evaluation.due_ms if follows else None, int(retries), None if follows else now_ms)
+    row = _end_attempt(db, (*changes, retries, claim.seq, claim.token))
     if row is None:
+        quarantine.quarantine(db, (claim.seq,), now_ms=now_ms)
         return None
     slot, parent, was_quiet = row
     is_quiet = bool(was_quiet) and trigger is Trigger.INTERRUPT
@@ -82,6 +76,14 @@ def settle(db: apsw.Connection, settlement: Settlement, *, now_ms: int) -> Settl
         stage = _wait_again(db, settlement, stage, now_ms)
     _release_places(db, claim.seq, message, stage, bool(slot), parent, now_ms)
     return Settled(transition.log[-1], callbacks, next_ms, is_quiet)
+
+
+def _end_attempt(db: apsw.Connection, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Run `_END_ATTEMPT`; None if the claim is not the newest one, or if its message is damaged."""
+    try:
+        return db.execute(_END_ATTEMPT, values).fetchone()
+    except apsw.ConstraintError:  # a value that no constraint allows
+        return None
 
 
 def _cancel_requested(db: apsw.Connection, seq: int) -> bool:
@@ -202,6 +204,8 @@ def recover(db: apsw.Connection, *, now_ms: int) -> Recovery:
     Each takes its place again before all others: it still has its slot, and it goes to the front of the line of its
     flow-control key. Call this only if the earlier process is known to be dead, which the file lock proves.
     """
+    active = fetch(db, f"SELECT seq FROM messages WHERE stage = {Stage.ACTIVE}")
+    damaged = quarantine.quarantine(db, (seq for (seq,) in active), now_ms=now_ms)
     interrupted = fetch(
         db,
         "SELECT seq, account, cancel_requested, parent, flow_key, queue, quiet, open_claims, host FROM messages"
@@ -230,7 +234,7 @@ def recover(db: apsw.Connection, *, now_ms: int) -> Recovery:
     for account, key in dict.fromkeys((row[1], row[4]) for row in interrupted if row[4] is not None):
         admission.refresh_key(db, account, key, now_ms)
     waiting = db.execute("SELECT count(*) FROM (SELECT 1 FROM messages WHERE finished_ms IS NULL LIMIT 100001)").get
-    return Recovery(len(interrupted), waiting)
+    return Recovery(len(interrupted) + len(damaged), waiting)
 
 
 def hand_back(db: apsw.Connection) -> None:

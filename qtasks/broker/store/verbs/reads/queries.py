@@ -9,7 +9,7 @@ from typing import Final, TypeVar, cast
 import apsw
 
 from qtasks.broker.core.values import DeadLetterCriteria, LogCriteria, MessageCriteria, Page
-from qtasks.broker.store.verbs import rows
+from qtasks.broker.store.verbs import rows, stored
 from qtasks.broker.store.verbs.reads import filters
 from qtasks.broker.store.verbs.rows import fetch
 from qtasks.protocol.messages import DeadLetter, LogEntry, Message
@@ -22,13 +22,12 @@ PAGE_BYTES: Final = 8 * 1024 * 1024
 _FROM_LOG: Final = "FROM log l JOIN messages m USING (seq)"
 _LOG_ENTRY: Final = (
     "SELECT l.n, l.time_ms, l.state, l.error, l.next_ms, l.response_status, l.response_head, l.response_body, b.body, "
-    f"{rows.MESSAGE_COLUMNS} {_FROM_LOG} JOIN bodies b USING (seq) WHERE l.n = ?"
+    f"{rows.MESSAGE_COLUMNS} {_FROM_LOG} LEFT JOIN bodies b USING (seq) WHERE l.n = ?"
 )
 _FROM_DEAD_LETTERS: Final = "FROM dead_letters d JOIN messages m USING (seq)"
 _DEAD_LETTER: Final = (
-    "SELECT d.failed_ms, d.n, d.error, d.response_status, d.response_head, d.response_body, b.body, "
-    f"{rows.MESSAGE_COLUMNS} {_FROM_DEAD_LETTERS} JOIN bodies b USING (seq)"
-    " WHERE d.account = ? AND d.failed_ms = ? AND d.n = ?"
+    "SELECT failed_ms, n, error, response_status, response_head, response_body FROM dead_letters"
+    " WHERE account = ? AND failed_ms = ? AND n = ?"
 )
 
 
@@ -64,10 +63,9 @@ def message(db: apsw.Connection, account: int, message_or_call_id: str) -> Messa
 
 def message_at(db: apsw.Connection, seq: int) -> Message:
     """The message `seq`, which exists."""
-    row = db.execute(
-        f"SELECT b.body, {rows.MESSAGE_COLUMNS} FROM messages m JOIN bodies b USING (seq) WHERE m.seq = ?", (seq,)
-    ).get
-    return rows.unpack_message(rows.MessageRow._make(row[1:]), row[0])
+    message = stored.one(db, seq)
+    assert message is not None, "the message exists"
+    return message.unpacked()
 
 
 def log(db: apsw.Connection, account: int, criteria: LogCriteria, *, cursor: str | None, count: int) -> Page[LogEntry]:
@@ -91,10 +89,14 @@ def dead_letters(
     order = "d.failed_ms DESC, d.n DESC" if criteria.newest_first else "d.failed_ms, d.n"
     keys = fetch(
         db,
-        f"SELECT d.account, d.failed_ms, d.n {_FROM_DEAD_LETTERS}{where} ORDER BY {order} LIMIT ?",
+        f"SELECT d.seq, d.account, d.failed_ms, d.n {_FROM_DEAD_LETTERS}{where} ORDER BY {order} LIMIT ?",
         (*where.values, count + 1),
     )
-    letters = (rows.dead_letter(row) for key in keys[:count] for row in fetch(db, _DEAD_LETTER, key))
+    letters = (
+        rows.dead_letter(row, message_at(db, seq))
+        for seq, *key in keys[:count]
+        for row in fetch(db, _DEAD_LETTER, tuple(key))
+    )
     items = tuple(_fitting(letters))
     return Page(items, items[-1].id if items and len(items) < len(keys) else None)
 

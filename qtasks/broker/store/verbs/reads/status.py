@@ -9,8 +9,10 @@ import apsw
 from qtasks.broker.core import lots
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import MessageStatus
-from qtasks.broker.store.verbs import prefixes
+from qtasks.broker.store.verbs import prefixes, rows, stored
 from qtasks.broker.store.verbs.reads import queries
+from qtasks.broker.store.verbs.rows import fetch
+from qtasks.broker.store.verbs.stored import StoredMessage
 from qtasks.protocol.messages import Message, State
 
 _LAST_STATE: Final = "SELECT state FROM log WHERE seq = ? ORDER BY n DESC LIMIT 1"
@@ -25,33 +27,35 @@ def message_status(db: apsw.Connection, account: int, message_or_call_id: str, *
     seq = queries.seq_of(db, account, message_or_call_id)
     if seq is None:
         return None
-    message = queries.message_at(db, seq)
-    stage, due_ms, claims, lot = db.execute(
-        "SELECT stage, due_ms, claim_token, lot FROM messages WHERE seq = ?", (seq,)
-    ).get
-    waits_for, next_ms = _obstacle(db, message, Stage(stage), lot), None
-    if stage == Stage.DUE and due_ms > now_ms:
-        waits_for, next_ms = "retry" if claims else "delay", due_ms
+    kept = stored.one(db, seq)
+    assert kept is not None, "the message exists"
+    message, is_damaged = kept.unpacked(), kept.fault() is not None
+    waits_for, next_ms = None, None
+    if not is_damaged:
+        waits_for = _obstacle(db, message, kept)
+        if kept.stage == Stage.DUE and kept.due_ms > now_ms:
+            waits_for, next_ms = "retry" if kept.claim_token else "delay", kept.due_ms
+    last_error = rows.first(db, _LAST_ERROR, (seq,)) or (None,)
     return MessageStatus(
         message=message,
-        state=State(db.execute(_LAST_STATE, (seq,)).get),
-        last_error=db.execute(_LAST_ERROR, (seq,)).get,
+        state=rows.read_state(fetch(db, _LAST_STATE, (seq,))[0][0]),
+        last_error=last_error[0] or (rows.DAMAGED if is_damaged else None),
         next_delivery_ms=next_ms,
         waits_for=waits_for,
         dead_letter_id=db.execute(_DEAD_LETTER, (seq,)).get,
     )
 
 
-def _obstacle(db: apsw.Connection, message: Message, stage: Stage, lot: str) -> str | None:
+def _obstacle(db: apsw.Connection, message: Message, kept: StoredMessage) -> str | None:
     """What keeps a message from starting whose time has come."""
     flow = message.options.flow_control
-    if stage is Stage.QUEUED:
+    if kept.stage == Stage.QUEUED:
         paused = "SELECT paused FROM queues WHERE account = ? AND name = ?"
         return f"queue {message.queue}" + _if_paused(db, paused, message.account, message.queue)
-    if stage is Stage.HELD and flow is not None:
+    if kept.stage == Stage.HELD and flow is not None:
         paused = "SELECT paused FROM flow_keys WHERE account = ? AND key = ?"
         return f"flow-control key {flow.key}" + _if_paused(db, paused, message.account, flow.key)
-    return _obstacle_of_lot(db, lot) if stage is Stage.PARKED else None
+    return _obstacle_of_lot(db, kept.lot) if kept.stage == Stage.PARKED else None
 
 
 def _if_paused(db: apsw.Connection, query: str, account: int, name: str | None) -> str:

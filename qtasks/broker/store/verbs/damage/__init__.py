@@ -1,0 +1,1 @@
+"""What happens to messages of which the store no longer has what was accepted."""
