@@ -16,7 +16,7 @@ from qtasks.protocol import wire
 from qtasks.protocol.messages import DeadLetter, Headers, LogEntry, Message, PublishOptions, Redaction, Response, State
 
 DAMAGED: Final = "corrupt: what is stored of this message no longer matches its checksum"
-"""The error that a list shows for a message whose damage no dead letter tells of."""
+"""The error that a list shows for a damaged message that no dead letter names."""
 
 
 def fetch(db: apsw.Connection, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -50,8 +50,8 @@ def change(db: apsw.Connection, sql: str, *values: object) -> bool:
 def _fetch_damaged(db: apsw.Connection, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
     names = [f"c{number}" for number in range(len(apsw.ext.query_info(db, sql).description))]
     columns = (f"typeof({name}) = 'text', iif(typeof({name}) = 'text', CAST({name} AS BLOB), {name})" for name in names)
-    found = db.execute(f"WITH found ({', '.join(names)}) AS ({sql}) SELECT {', '.join(columns)} FROM found", values)
-    return [tuple(itertools.starmap(_decoded, zip(row[::2], row[1::2], strict=True))) for row in found]
+    damaged = db.execute(f"WITH found ({', '.join(names)}) AS ({sql}) SELECT {', '.join(columns)} FROM found", values)
+    return [tuple(itertools.starmap(_decoded, zip(row[::2], row[1::2], strict=True))) for row in damaged]
 
 
 def _decoded(is_text: int, value: Any) -> Any:
