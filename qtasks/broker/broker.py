@@ -171,12 +171,12 @@ class Broker:
             return json_response({"status": "stopping"}, 503)
         if self.store.failure is not None:
             return _not_ready(self.store.failure)
-        if self._probe is None or self._probe.done():
-            self._probe = asyncio.create_task(self._write_probe())
-        await asyncio.wait({self._probe}, timeout=READY_S)
-        if not self._probe.done():
+        if (probe := self._probe) is None or probe.done():
+            probe = self._probe = asyncio.create_task(self._write_probe())
+        await asyncio.wait({probe}, timeout=READY_S)
+        if not probe.done():
             return _not_ready(f"the store has not answered for {READY_S:g} s")
-        if (error := self._probe.result()) is not None:
+        if (error := probe.result()) is not None:
             return _not_ready(error)
         if self.store.shortage is not None:
             return _not_ready(self.store.shortage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import shutil
 import subprocess
@@ -131,22 +132,66 @@ async def test_no_other_name_of_the_file_lets_a_second_store_of_this_process_in(
     await store.close()
 
 
+@pytest.mark.parametrize("is_moved_meanwhile", [False, True])
 async def test_a_refused_store_of_this_process_leaves_the_locks_of_the_first_alone(
-    folders: tuple[Path, Path],
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, is_moved_meanwhile: bool
 ) -> None:
     """Closing any descriptor of a file ends all record locks of the process on it, those of SQLite included."""
     data, _ = folders
     database = data / "tasks.db"
     store, _ = await SqliteStore.open(str(database), VirtualClock())
     await store.accept([publication(1)], now_ms=START_MS)
+    if is_moved_meanwhile:  # nothing is known of the file before it is opened
+        monkeypatch.setattr(file_lock, "_id_or_none", lambda _: None)
     with pytest.raises(StoreLocked):
         await SqliteStore.open(str(database), VirtualClock())
     connect(str(database)).close()
-    # Another process closes the file as, for all it can see, the last one: then SQLite deletes the log.
-    command = f"from qtasks.broker.store.connection import connect; connect({str(database)!r}).close()"
-    subprocess.run([sys.executable, "-c", command], check=True)
-    assert (data / "tasks.db-wal").exists()
-    await store.accept([publication(2)], now_ms=START_MS)
+    # The bytes on which each connection to a log has a shared lock; see https://sqlite.org/lockingv3.html.
+    program = (
+        f"import fcntl; fcntl.lockf(open({str(database)!r}, 'r+b'), fcntl.LOCK_EX | fcntl.LOCK_NB, 510, 0x40000002)"
+    )
+    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "BlockingIOError" in other.stderr
+    await store.close()
+
+
+async def test_refused_stores_leave_no_descriptors_open(folders: tuple[Path, Path]) -> None:
+    data, _ = folders
+    database = data / "tasks.db"
+    store, _ = await SqliteStore.open(str(database), VirtualClock())
+    before = open_files(database)
+    for _ in range(3):
+        with pytest.raises(StoreLocked):
+            await SqliteStore.open(str(database), VirtualClock())
+    assert open_files(database) == before
+    await store.close()
+    assert open_files(database) == 0
+
+
+def open_files(database: Path) -> int:
+    """How many descriptors of this process are of the database or of a file beside it."""
+    count = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of this listing
+            count += str(link.readlink()).startswith(str(database))
+    return count
+
+
+async def test_a_program_that_copies_its_own_database_keeps_the_lock(folders: tuple[Path, Path]) -> None:
+    """An application with an embedded broker, for example. The close of the copied file ends all its record locks."""
+    data, _ = folders
+    database = data / "tasks.db"
+    store, _ = await SqliteStore.open(str(database), VirtualClock())
+    shutil.copy(database, data / "copy.db")
+    (data / "tasks.db.lock").unlink()
+    second = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(database)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "StoreLocked" in second.stderr
     await store.close()
 
 
