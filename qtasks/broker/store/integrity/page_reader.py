@@ -35,17 +35,21 @@ class PageFile:
 
     def __init__(self, path: Path, newer: Mapping[int, bytes] | None = None) -> None:
         self._file = path.open("rb")
-        self._newer = newer or {}
-        size = self._file.seek(0, 2)
-        self.count = max([-(-size // PAGE_SIZE), *self._newer])
+        size = -(-self._file.seek(0, 2) // PAGE_SIZE)
+        # A damaged frame may claim to be of any page; those that are new are the next ones.
+        newer = newer or {}
+        self._newer = {number: image for number, image in newer.items() if number <= size + len(newer)}
+        self.count = max([size, *self._newer])
         """The number of the last page; pages are counted from 1."""
 
     def page(self, number: int) -> bytes:
         """The content of a page; empty if there is no such page."""
         if (image := self._newer.get(number)) is not None:
             return image
+        if not 0 < number <= self.count:
+            return b""
         self._file.seek((number - 1) * PAGE_SIZE)
-        return self._file.read(PAGE_SIZE) if number > 0 else b""
+        return self._file.read(PAGE_SIZE)
 
     def close(self) -> None:
         """Close the file. Not while this process has the database open in SQLite: that would drop its locks."""
