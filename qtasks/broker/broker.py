@@ -135,19 +135,27 @@ class Broker:
             random,
             to_model=transport or _http_to_model(policy, settings),
         )
-        for credentials in settings.credentials:
-            account = await store.write(accounts.ensure_account, credentials, ids.signing_keys(random))
-            broker.accounts[credentials.name] = account
+        try:
+            await broker._ensure_accounts()
+        except BaseException:
+            await store.close()  # another try would find it in use
+            raise
+        return broker
+
+    async def _ensure_accounts(self) -> None:
+        """Create the accounts of the settings that the store does not have yet."""
+        for credentials in self.settings.credentials:
+            account = await self.store.write(accounts.ensure_account, credentials, ids.signing_keys(self.random))
+            self.accounts[credentials.name] = account
             if credentials.token is not None:
-                broker.tokens.add(credentials.token, Principal(account, TokenScope.PUBLISH))
-            stored_keys = await store.read(accounts.signing_keys, account)
+                self.tokens.add(credentials.token, Principal(account, TokenScope.PUBLISH))
+            stored_keys = await self.store.read(accounts.signing_keys, account)
             if credentials.keys is not None and credentials.keys != stored_keys:
                 log.warning(
                     "the signing keys configured for %s differ from those in the store. The store's keys are used, "
                     "because keys are rotated there; read them with GET /v2/keys",
                     credentials.name,
                 )
-        return broker
 
     def start(self) -> None:
         """Start the loops: deliver messages, fire schedules, remove old messages, check the store. Idempotent."""

@@ -13,6 +13,7 @@ import click
 from qtasks.broker.store import storage_errors
 from qtasks.broker.store.connection import connect_read_only
 from qtasks.broker.store.integrity import lost_commits, page_check
+from qtasks.broker.store.verbs.damage import scrub
 from qtasks.cli.broker.database_file import db_option, existing_database, unused_database
 from qtasks.errors import StoreLocked
 
@@ -60,7 +61,7 @@ def database_findings(path: str) -> tuple[list[str], str]:
         # The end of the last connection would move the log into the database: a check changes nothing.
         db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         try:
-            if findings := page_check.page_findings(db, _SHOWN):
+            if findings := page_check.page_findings(db, _SHOWN) or _row_findings(db):
                 return findings, ""
             count, waiting = db.execute("SELECT count(*), count(*) - count(finished_ms) FROM messages").get
             return [], f"{count} messages, {waiting} of them not finished, {_megabytes(size)}"
@@ -68,6 +69,17 @@ def database_findings(path: str) -> tuple[list[str], str]:
             db.close()
     except apsw.Error as error:
         return [str(error)], ""
+
+
+def _row_findings(db: apsw.Connection) -> list[str]:
+    """The damaged messages. Those that were set aside are dead letters, and count no more."""
+    findings: list[str] = []
+    after: int | None = 0
+    while after is not None and len(findings) < _SHOWN:
+        piece = scrub.look_at(db, after=after, all_bodies=True)
+        findings += [f"message {finding.message_id}: {finding.fault.value}" for finding in piece.findings]
+        after = piece.last
+    return findings
 
 
 def _megabytes(size: int) -> str:
