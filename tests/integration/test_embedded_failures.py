@@ -15,7 +15,7 @@ import pytest
 from qtasks import Embedded, QTasks
 from qtasks.errors import StoreError
 from qtasks.tasks.task import Task
-from tests.support.failing_disk import FailingVFS, failing_vfs
+from tests.support.failing_disk import FailingDisk, failing
 from tests.support.process import Process, ask
 from tests.support.servers import free_port
 
@@ -55,9 +55,9 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def disk() -> Iterator[FailingVFS]:
+def disk() -> Iterator[FailingDisk]:
     """The disk of all databases of the test."""
-    with failing_vfs(default=True) as vfs:
+    with failing(default=True) as vfs:
         yield vfs
 
 
@@ -77,17 +77,17 @@ def critical(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_a_script_goes_on_once_its_disk_is_sound_again_and_nothing_accepted_is_lost(
-    tmp_path: Path, disk: FailingVFS, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, disk: FailingDisk, caplog: pytest.LogCaptureFixture
 ) -> None:
     home = Embedded(tmp_path / "tasks.db")
     with noting(home) as (_, task):
         accepted = task.using(delay="1s").delay("before")
-        disk.failing = "-wal"
+        disk.fail("sync", file="-wal")
         for _ in range(2):
             with pytest.raises(StoreError, match="the disk is gone"):
                 task.delay("meanwhile")
         assert "the disk is gone" in (home.failure or "")
-        disk.failing = None
+        disk.heal()
         assert task.delay("after").get(timeout=PATIENCE_S) == "after"
         assert home.failure is None
         assert accepted.get(timeout=PATIENCE_S) == "before"

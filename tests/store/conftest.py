@@ -5,6 +5,7 @@ import pytest
 
 from qtasks.broker.store.sqlite import SqliteStore
 from tests.support.broker import VirtualClock
+from tests.support.failing_disk import FailingDisk, failing
 from tests.support.store import InlineStore
 
 
@@ -21,3 +22,9 @@ async def sqlite_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncI
     opened, _ = await SqliteStore.open(path, VirtualClock())
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+def failing_disk() -> Iterator[FailingDisk]:
+    with failing() as disk:
+        yield disk

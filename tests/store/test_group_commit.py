@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,8 @@ from qtasks.broker.store.group_commit import QUICK_S
 from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.broker.store.verbs.reads import queries
 from qtasks.errors import StoreError, StoreFull
-from tests.support import failing_disk
 from tests.support.broker import ACCOUNT, START_MS, VirtualClock, publication
-from tests.support.failing_disk import FailingVFS, failing_vfs
+from tests.support.failing_disk import FailingDisk
 
 pytestmark = pytest.mark.anyio
 NOW = START_MS
@@ -121,24 +119,18 @@ async def test_a_full_disk_refuses_the_call_and_takes_the_next_when_there_is_roo
     await store.close()
 
 
-@pytest.fixture
-def disk() -> Iterator[FailingVFS]:
-    with failing_vfs() as vfs:
-        yield vfs
-
-
-def failing_store(path: str) -> SqliteStore:
-    db = connect(path, vfs=failing_disk.NAME)
+def failing_store(path: str, disk: FailingDisk) -> SqliteStore:
+    db = connect(path, vfs=disk.name)
     return SqliteStore(path, db, SteadyClock(VirtualClock()), release=db.close)
 
 
-async def test_nothing_is_accepted_after_a_failed_sync(tmp_path: Path, disk: FailingVFS) -> None:
-    store = failing_store(str(tmp_path / "store.db"))
+async def test_nothing_is_accepted_after_a_failed_sync(tmp_path: Path, failing_disk: FailingDisk) -> None:
+    store = failing_store(str(tmp_path / "store.db"), failing_disk)
     await store.accept([publication(1)], now_ms=NOW)
-    disk.failing = "-wal"
+    failing_disk.fail("sync", file="-wal")
     with pytest.raises(StoreError, match="the storage failed"):
         await store.accept([publication(2)], now_ms=NOW)
-    disk.failing = None
+    failing_disk.heal()
     with pytest.raises(StoreError, match="the storage failed"):
         await store.accept([publication(3)], now_ms=NOW)
     assert store.broken.is_set()
@@ -146,17 +138,17 @@ async def test_nothing_is_accepted_after_a_failed_sync(tmp_path: Path, disk: Fai
 
 
 async def test_nothing_is_accepted_after_the_database_file_could_not_be_synced(
-    tmp_path: Path, disk: FailingVFS, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, failing_disk: FailingDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(group_commit, "CHECKPOINT_PAGES", 1)
     path = str(tmp_path / "store.db")
-    store = failing_store(path)
-    disk.failing = "store.db"
+    store = failing_store(path, failing_disk)
+    failing_disk.fail("sync", file="store.db")
     await store.accept([publication(1)], now_ms=NOW)
     with pytest.raises(StoreError, match="the storage failed"):
         await store.accept([publication(2)], now_ms=NOW)
     assert store.broken.is_set()
-    disk.failing = None
+    failing_disk.heal()
     await store.close()
     again, recovery = await SqliteStore.open(path, VirtualClock())
     assert recovery.waiting == 1, "what was accepted is in the log"

@@ -205,7 +205,7 @@ class GroupCommit:
     ) -> None:
         if checkpoint_error is not None and storage_errors.is_fatal(checkpoint_error):
             self._break(checkpoint_error, [write])
-        elif made or checkpoint_error is None:
+        elif self.failure is None and (made or checkpoint_error is None):
             self._queue.appendleft(write)
             self._one_by_one = max(1, self._one_by_one)
             self._run_group()

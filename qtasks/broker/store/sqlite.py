@@ -158,7 +158,7 @@ class SqliteStore:
 
     async def look_for_room(self) -> None:
         """See `Store.look_for_room`."""
-        if (room := self._room) is None:
+        if (room := self._room) is None or not self.lacks_room.is_set():
             return
         loop = asyncio.get_running_loop()
         self._commits.shortens_log = await loop.run_in_executor(self._readers, room.log_takes_room)
