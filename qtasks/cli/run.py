@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Final
@@ -14,9 +15,11 @@ from qtasks.cli.loader import load, locate
 from qtasks.cli.option_types import PORT
 from qtasks.cli.output import NonBlockingStream, log_to
 from qtasks.cli.public_credentials import refuse_public_credentials
-from qtasks.cli.uvicorn_server import UvicornServer, serve
+from qtasks.cli.uvicorn_server import NO_LIMITS, UvicornServer, has_limits, serve
 from qtasks.cli.workers import WorkerPool
 from qtasks.embedded import Embedded
+
+log = logging.getLogger("qtasks.run")
 
 _OWN_KEYS: Final = "use the keys of your broker (`qtasks broker init` prints them) or of the hosted service's console"
 
@@ -72,6 +75,8 @@ def command(app: str | None, host: str, port: int, workers: int, drain: float, e
         )
 
     log_to(errors)
+    if not has_limits():
+        log.warning(NO_LIMITS)
     try:
         if workers == 1:
             runtime = loaded.tasks.runtime

@@ -167,8 +167,15 @@ def serve(server: UvicornServer, listener: socket.socket) -> int:
     return server.status if server.started else FAILED
 
 
+NO_LIMITS: Final = (
+    "httptools is not installed, so slow clients and endless requests have no limits here: "
+    "install qstash-tasks[broker], or let only a proxy with such limits reach this port"
+)
+"""The warning at the start of `qtasks run` if `has_limits` is False."""
+
+
 def has_limits() -> bool:
-    """True if `qtasks run` has limits on slow and large requests: with httptools, which the `broker` extra installs."""
+    """True if the server limits slow and endless requests: with httptools, which the `broker` extra installs."""
     return importlib.util.find_spec("httptools") is not None
 
 
