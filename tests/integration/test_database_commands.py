@@ -107,3 +107,17 @@ def test_a_damaged_log_is_named_by_every_command_and_saved_by_repair_without_los
 
 def moved_into_the_database(path: Path) -> None:
     apsw.Connection(str(path)).close()
+
+
+def test_a_broker_that_meets_a_damaged_page_ends_with_status_2_and_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "qtasks.db"
+    with running(tmp_path) as broker:
+        broker.publish("http://127.0.0.1:9/", b"one", **LATER)
+    unread = pages_of(path, "log_by_account")
+    with running(tmp_path) as broker:
+        for page in unread:
+            damage_page(path, page)
+        answer = broker.ask("GET", "/v2/logs")
+        assert answer.status == 503, answer.body
+        assert "qtasks broker repair" in broker.wait_for("is damaged")
+        assert broker.finish() == 2

@@ -32,7 +32,7 @@ async def test_a_damaged_page_ends_the_start_with_what_to_do(tmp_path: Path) -> 
         assert "qtasks broker repair" in str(refused.value)
 
 
-async def test_a_damaged_page_that_a_write_meets_ends_the_broker(
+async def test_a_damaged_page_that_a_write_meets_ends_the_broker_and_the_next_start_checks_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page_check, "SMALL_BYTES", 0)
@@ -45,6 +45,8 @@ async def test_a_damaged_page_that_a_write_meets_ends_the_broker(
     with pytest.raises(StoreError, match="is damaged"):
         await store.accept([publication(100)], now_ms=NOW)
     await store.close()
+    with pytest.raises(StoreError, match=r"is damaged: .*page"):  # a supervisor starts it again
+        await SqliteStore.open(str(path), VirtualClock())
 
 
 async def test_a_damaged_page_that_a_read_meets_ends_the_broker(

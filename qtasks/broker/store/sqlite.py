@@ -198,6 +198,8 @@ class SqliteStore:
             connection.close()
         if self._room is not None:
             self._room.close()
+        if self.path != MEMORY:
+            page_check.note_failure(self.path, failed=self.failure is not None)
         self._release()
 
     def _read_connection(self) -> apsw.Connection:
@@ -214,7 +216,7 @@ def _watched(db: apsw.Connection, path: str, lock: FileLock) -> FileWatch:
     lock.confirm()
     watch = FileWatch(path, lock.files)
     wal_check.empty_log(db)
-    if page_check.is_small(db) and (findings := page_check.page_findings(db)):
+    if (page_check.is_small(db) or page_check.has_failed(path)) and (findings := page_check.page_findings(db)):
         raise storage_errors.damaged(path, "; ".join(findings[:3]))
     return watch
 

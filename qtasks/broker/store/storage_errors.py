@@ -35,7 +35,13 @@ def reason_of_failure(error: apsw.Error, path: str) -> str:
     """The sentence for a fatal error of the database at `path`."""
     if isinstance(error, apsw.IOError):
         return f"the storage failed: {error}; restart the broker once the disk is sound"
-    return f"{path} is damaged: {error}; {advice(path)}"
+    return sentence_of_damage(path, str(error))
+
+
+def sentence_of_damage(path: str, what: str) -> str:
+    """The sentence of a broker that ends because its database is damaged; without the folder: strangers may see it."""
+    name = Path(path).name
+    return f"{name} is damaged: {what}; {advice(name)}"
 
 
 def advice(path: str) -> str:

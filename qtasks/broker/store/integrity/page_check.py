@@ -5,7 +5,9 @@ Damage of single rows is not found here: rows have checksums of their own.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from pathlib import Path
 from typing import Final
 
 import apsw
@@ -40,9 +42,28 @@ def page_findings(db: apsw.Connection, limit: int = 20) -> list[str]:
     return findings[:limit]
 
 
+def note_failure(path: str, *, failed: bool) -> None:
+    """Note at the end of a broker whether its storage failed: then the next start checks all pages before it serves."""
+    note = _note(path)
+    with contextlib.suppress(OSError):  # the disk may be the reason of the failure
+        if failed:
+            note.touch(mode=0o600)
+        else:
+            note.unlink(missing_ok=True)
+
+
+def has_failed(path: str) -> bool:
+    """True if the storage had failed when the last broker ended."""
+    return _note(path).exists()
+
+
+def _note(path: str) -> Path:
+    return Path(f"{path}.failed")
+
+
 def sentence(db: apsw.Connection, findings: list[str]) -> str:
     """What a broker says that ends because of `findings` in its database."""
-    return f"{db.filename} is damaged: {'; '.join(findings[:3])}; {storage_errors.advice(db.filename)}"
+    return storage_errors.sentence_of_damage(db.filename, "; ".join(findings[:3]))
 
 
 def _is_of_pages(text: str) -> bool:
