@@ -6,12 +6,17 @@ Shared by the broker and the tasks.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
-_ELAPSED: Final = getattr(time, "CLOCK_BOOTTIME", None)
-"""The clock of Linux that counts the time in which the machine sleeps. Elsewhere the monotonic clock stands in."""
+_elapsed_ns: Final[Callable[[], int]] = (
+    functools.partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME)
+    if hasattr(time, "CLOCK_BOOTTIME")
+    else time.monotonic_ns
+)
+"""Linux has a clock that counts the time in which the machine sleeps. Elsewhere the monotonic clock stands in."""
 
 
 class Clock(Protocol):
@@ -60,7 +65,7 @@ class SystemClock:
 
     def elapsed_ms(self) -> int:
         """See `Clock.elapsed_ms`."""
-        return (time.monotonic_ns() if _ELAPSED is None else time.clock_gettime_ns(_ELAPSED)) // 1_000_000
+        return _elapsed_ns() // 1_000_000
 
     def monotonic(self) -> float:
         """Seconds from an arbitrary point."""
