@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from datetime import UTC, datetime
 from typing import Final
 
@@ -126,6 +126,9 @@ class Scheduler:
         now_ms, offset_ms = self._clock.now_ms(), self._offset_ms()
         try:
             firing = plan(schedule, now_ms, offset_ms)
+            if firing.missed:
+                ran = await self._store.read(schedules.fired_ticks, schedule, from_ms=firing.missed[0])
+                firing = plan(schedule, now_ms, offset_ms, ran=ran)
         except ValueError as error:  # another release of this package or of the time zone database accepted it
             log.error("schedule %s cannot run: %s", schedule.id, error)
             firing = Firing(
@@ -167,11 +170,11 @@ def schedule_ms(schedule: Schedule, now_ms: int, offset_ms: int) -> int:
     return now_ms if cron.is_interval(schedule.cron) else now_ms + offset_ms
 
 
-def plan(schedule: Schedule, now_ms: int, offset_ms: int = 0) -> Firing:
+def plan(schedule: Schedule, now_ms: int, offset_ms: int = 0, *, ran: Container[int] = ()) -> Firing:
     """Which tick of a due schedule fires, and which were missed. Pure.
 
     The wall time is `now_ms` plus `offset_ms`. Of several ticks that have passed, the latest fires if it is not older
-    than a day; the others are only listed.
+    than a day; the others are only listed. Those in `ran` were not missed: a clock that was set back shows them again.
     """
     assert schedule.next_ms is not None, "only a schedule with a next run is due"
     expression, is_interval = cron.parse(schedule.cron), cron.is_interval(schedule.cron)
@@ -179,8 +182,7 @@ def plan(schedule: Schedule, now_ms: int, offset_ms: int = 0) -> Firing:
     passed = list(_passed(expression, schedule.next_ms, now_ms))
     *missed, latest = passed
     fires = now_ms - latest <= CATCH_UP_MS
-    if not fires:
-        missed = passed
+    missed = [tick_ms for tick_ms in (missed if fires else passed) if tick_ms not in ran]
     return Firing(
         schedule=schedule,
         tick_ms=latest if fires else None,
@@ -191,11 +193,14 @@ def plan(schedule: Schedule, now_ms: int, offset_ms: int = 0) -> Firing:
 
 
 def _passed(expression: cron.Cron, first_ms: int, now_ms: int) -> Iterator[int]:
-    """Ticks from `first_ms` until now. After a long downtime: the first, and those of the last day."""
+    """Ticks from `first_ms` until now. After a long downtime: the first, and those of the last day or the last one."""
     yield first_ms
     after_ms = first_ms
-    if now_ms - first_ms > CATCH_UP_MS and not cron.is_interval(expression.text):
+    if now_ms - first_ms > CATCH_UP_MS:
         after_ms = now_ms - CATCH_UP_MS - 1
+        if cron.is_interval(expression.text) and (second_ms := expression.next_ms(first_ms)) is not None:
+            after_ms -= (after_ms - first_ms) % (second_ms - first_ms)
+            yield after_ms  # a tick, from which the rhythm goes on
     for _ in itertools.count():
         tick_ms = expression.next_ms(after_ms)
         if tick_ms is None or tick_ms > now_ms:

@@ -126,6 +126,17 @@ async def test_a_clock_that_is_set_back_repeats_no_tick(world: ClockWorld) -> No
     assert len(world.runs("cron")) == 15
 
 
+async def test_runs_that_a_clock_shows_twice_are_not_reported_as_missed(world: ClockWorld) -> None:
+    await world.schedule("cron", "* * * * *")
+    await world.live(10 * MINUTE_MS)
+    await world.set_clock(-5 * MINUTE_MS)
+    await world.live(MINUTE_MS)
+    await world.set_clock(5 * MINUTE_MS)
+    await world.live(SECOND_MS)
+    assert len(world.runs("cron")) == 11
+    assert "error" not in await world.service.get("/v2/schedules/cron")
+
+
 async def test_a_start_with_a_clock_that_is_ahead_silences_nothing_once_it_is_right(world: ClockWorld) -> None:
     """Nobody can tell it from a day without the broker: what waited for less than a day is due."""
     await world.schedule("cron", "*/5 * * * *")
@@ -155,6 +166,39 @@ async def test_no_run_of_a_day_begins_on_the_day_before(world: ClockWorld) -> No
     assert len(world.runs("cron")) == 10
     for run in world.runs("cron"):
         assert 0 <= run.wall_ms % MINUTE_MS <= SECOND_MS
+
+
+@pytest.mark.parametrize("span_ms", [-HOUR_MS, -DECADE_MS])
+@pytest.mark.parametrize("right_again", ["while it runs", "while it is stopped"])
+async def test_a_clock_that_is_set_back_while_the_broker_is_stopped_delays_nothing(
+    world: ClockWorld, span_ms: int, right_again: str
+) -> None:
+    await world.schedule("cron", "*/5 * * * *")
+    await world.schedule("interval", "@every 5m")
+    await world.publish("delayed", Delay="10m")
+    world.failures = {"first": 1}
+    await world.enqueue("q", "first", Retry_Delay="300000")
+    await world.live(MINUTE_MS)
+    await world.stop()
+    world.clock.jump(span_ms)
+    await world.start()
+    await world.enqueue("q", "second")
+    await world.live(MINUTE_MS)
+    if right_again == "while it runs":
+        await world.set_clock(-span_ms)
+    else:
+        await world.stop()
+        world.clock.jump(-span_ms)
+        await world.start()
+    await world.enqueue("q", "third")
+    await world.live(30 * MINUTE_MS)
+    assert world.times("delayed") == [10 * MINUTE_MS]
+    line = [attempt for attempt in world.attempts if attempt.body in ("first", "second", "third")]
+    assert [attempt.body for attempt in line] == ["first", "first", "second", "third"]
+    assert line[-1].elapsed_ms == 5 * MINUTE_MS
+    assert [run.elapsed_ms for run in world.runs("interval")] == [n * 5 * MINUTE_MS for n in range(1, 7)]
+    since_right = [run.elapsed_ms for run in world.runs("cron") if run.elapsed_ms > 2 * MINUTE_MS]
+    assert since_right == [n * 5 * MINUTE_MS for n in range(1, 7)]
 
 
 async def test_a_time_that_the_user_gave_follows_the_clock(world: ClockWorld) -> None:

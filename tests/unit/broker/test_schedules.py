@@ -363,6 +363,15 @@ def test_an_interval_keeps_its_rhythm_through_an_absence() -> None:
     assert firing.next_ms == START_MS + 77 * HOUR_MS
 
 
+def test_an_interval_counts_no_ticks_of_years_one_by_one() -> None:
+    """The clock of a machine without a battery may be wrong by years at the start."""
+    firing = plan(scheduled("@every 1m", START_MS), START_MS + 3650 * DAY_MS + 7)
+    assert firing.tick_ms == START_MS + 3650 * DAY_MS
+    assert len(firing.missed) == 100
+    every_week = plan(scheduled("@every 168h", START_MS), START_MS + 3650 * DAY_MS)
+    assert every_week.next_ms == START_MS + 522 * 7 * DAY_MS
+
+
 async def test_a_refused_store_is_tried_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = [RuntimeError("boom")]
     real = service.broker.store.read

@@ -136,6 +136,16 @@ def bring_forward(db: apsw.Connection, runs: Sequence[tuple[NextRun, int]]) -> N
     )
 
 
+def fired_ticks(db: apsw.Connection, schedule: Schedule, *, from_ms: int) -> frozenset[int]:
+    """The ticks from `from_ms` on that the schedule has fired, as far as they are still stored."""
+    rows = fetch(
+        db,
+        "SELECT tick_ms FROM ticks WHERE account = ? AND schedule = ? AND tick_ms >= ? AND outcome = 'FIRED'",
+        (schedule.account, schedule.id, from_ms),
+    )
+    return frozenset(tick_ms for (tick_ms,) in rows)
+
+
 def fire(db: apsw.Connection, firing: Firing, *, now_ms: int) -> bool:
     """Store the messages of a tick and set the schedule's next run.
 
