@@ -103,7 +103,8 @@ async def test_a_request_repeated_by_a_proxy_gets_the_response_of_the_first(disp
     repeated[0].cancel()
     await asyncio.wait(repeated, timeout=0)
     work.go_on.set()
-    assert [(await task).body for task in (first, *repeated[1:])] == [b"1", b"1", b"1"]
+    responses = await asyncio.wait_for(asyncio.gather(first, *repeated[1:]), 10)
+    assert [response.body for response in responses] == [b"1", b"1", b"1"]
     assert work.runs == 1
 
 
@@ -117,7 +118,8 @@ async def test_replays_of_a_long_run_do_not_pile_up(dispatcher: Dispatcher, work
     further = await asyncio.wait_for(dispatcher.answer(request), 10)
     assert (further.status, dict(further.headers)["Qtasks-Interrupted"]) == (503, "running elsewhere")
     work.go_on.set()
-    assert {(await task).status for task in (first, *waiting)} == {200}
+    responses = await asyncio.wait_for(asyncio.gather(first, *waiting), 10)
+    assert {response.status for response in responses} == {200}
     assert work.runs == 1
 
 
@@ -140,7 +142,7 @@ async def test_a_run_that_was_cancelled_from_outside_is_not_repeated(dispatcher:
     await asyncio.wait([waiting], timeout=0)
     first.cancel()
     await asyncio.wait([first])
-    assert (await waiting).status == 503
+    assert (await asyncio.wait_for(waiting, 10)).status == 503
     assert (await dispatcher.answer(request)).status == 503
     assert work.runs == 1
 
