@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from qtasks import NonRetryable, QTasks, TaskContext, injected
 from qtasks.errors import ConfigurationError, DefinitionError
 from qtasks.tasks.settings import DEV_SIGNING_KEYS
-from tests.support.tasks import BASE_URL, RecordingBroker, application, deliver, envelope, request, signature
+from tests.support.tasks import BASE_URL, KEYS, RecordingBroker, application, deliver, envelope, request, signature
 
 pytestmark = pytest.mark.anyio
 
@@ -35,6 +35,26 @@ def served(tasks: QTasks, prefix: str = "/qtasks") -> FastAPI:
     app = FastAPI()
     app.include_router(tasks.router, prefix=prefix)
     return app
+
+
+@pytest.mark.parametrize("header", [{"Origin": "http://rebound.example"}, {"Sec-Fetch-Site": "same-origin"}])
+async def test_with_public_keys_no_web_page_delivers(header: dict[str, str]) -> None:
+    """On any server, without a check of host names: a page may have rebound its own name to this machine."""
+    base_url = "http://localhost:8000/qtasks"
+    public = {"current_signing_key": DEV_SIGNING_KEYS.current, "next_signing_key": DEV_SIGNING_KEYS.next}
+    for keys, statuses in ((public, (403, 200)), ({}, (200, 200))):
+        tasks = application(base_url=base_url, allow_dev_keys=True, **keys)
+
+        @tasks.task
+        def work() -> int:
+            return 1
+
+        key = keys.get("current_signing_key", KEYS.current)
+        bodies = envelope(), envelope()
+        signed = [signature(f"{base_url}/work", body, key=key) for body in bodies]
+        from_page = await deliver(served(tasks), "work", bodies[0], signed=signed[0], **cast("Any", header))
+        from_broker = await deliver(served(tasks), "work", bodies[1], signed=signed[1])
+        assert (from_page.status, from_broker.status) == statuses
 
 
 # --- routes

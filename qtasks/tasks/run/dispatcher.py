@@ -17,7 +17,7 @@ from qtasks.clock import Clock
 from qtasks.counted_log import CountedLog
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import PayloadError, QTasksError, SignatureError, did_you_mean
-from qtasks.protocol import signing
+from qtasks.protocol import development, signing
 from qtasks.protocol.messages import SigningKeys
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode import envelope as envelopes
@@ -72,6 +72,8 @@ class Dispatcher:
         self._tasks = tasks
         self._executor = executor
         self._keys = keys
+        self.has_public_keys = development.is_public(keys.current) or development.is_public(keys.next)
+        """True if anyone can sign deliveries: the keys are those of a development server."""
         self._base_url = base_url
         self._clock = clock
         self._callback_handler = callback_handler

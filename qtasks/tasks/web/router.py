@@ -101,6 +101,9 @@ class TaskEndpoint:
             return DispatchResponse.later(
                 "the dispatcher is not configured", error.code, after_ms=NOT_CONFIGURED_AFTER_MS
             )
+        if headers.is_of_page and dispatcher.has_public_keys:
+            # Every page could sign a delivery with them, and send it after it has rebound its name to this machine.
+            return DispatchResponse.refusal(403, "with public signing keys, no web page may deliver: only a broker")
         body = await self._read(headers.length, receive)
         if isinstance(body, DispatchResponse):
             return body
@@ -146,12 +149,13 @@ def _ends_with_the_server(cancellation: asyncio.CancelledError) -> bool:
 class _DeliveryHeaders:
     """The headers of a request that the dispatcher reads."""
 
-    __slots__ = ("call", "encoding", "length", "message_id", "retried", "schedule_id", "signature")
+    __slots__ = ("call", "encoding", "is_of_page", "length", "message_id", "retried", "schedule_id", "signature")
 
     def __init__(self, lines: list[tuple[bytes, bytes]]) -> None:
         self.signature = self.message_id = self.encoding = self.call = ""
         self.schedule_id: str | None = None
         self.retried = self.length = 0
+        self.is_of_page = False
         for name, value in lines:
             if name == b"upstash-signature":
                 # Of two signatures it would be unclear which one counts. Joined, they are not a valid token.
@@ -168,6 +172,8 @@ class _DeliveryHeaders:
                 self.encoding = _text(value).strip().lower()
             elif name == b"content-length":
                 self.length = _number(value)
+            elif name in (b"origin", b"sec-fetch-site"):  # a browser sends one of them with every POST of a page
+                self.is_of_page = True
 
 
 class _DependentRun:
