@@ -24,7 +24,7 @@ NOW = START_MS
 
 async def test_a_damaged_page_ends_the_start_with_what_to_do(tmp_path: Path) -> None:
     path = await stored(tmp_path / "store.db", 40)
-    damage_page(path, pages_of(path, "bodies")[-1])
+    damage_page(path, pages_of(path, "stored_bodies")[-1])
     for _ in range(2):  # a supervisor starts it again
         with pytest.raises(StoreError, match=r"store\.db is damaged: .*page") as refused:
             await SqliteStore.open(str(path), VirtualClock())
@@ -37,7 +37,7 @@ async def test_a_damaged_page_that_a_write_meets_ends_the_broker_and_the_next_st
 ) -> None:
     monkeypatch.setattr(page_check, "SMALL_BYTES", 0)
     path = await stored(tmp_path / "store.db", 40)
-    damage_page(path, pages_of(path, "bodies")[-1])
+    damage_page(path, pages_of(path, "stored_bodies")[-1])
     store, _ = await SqliteStore.open(str(path), VirtualClock())
     with pytest.raises(StoreError, match=r"store\.db is damaged: .*malformed; `qtasks broker check"):
         await store.claim(now_ms=NOW, limit=64, rooms=Rooms(64))

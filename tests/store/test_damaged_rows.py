@@ -41,7 +41,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "key": {"options": PublishOptions(flow_control=FlowControl("k", parallelism=1), labels=("night",))},
     "delayed": {"not_before_ms": 1_800_000_060_000},
 }
-GOLDEN = 191637448369783915
+GOLDEN = 191637449961515667
 
 
 def opened() -> InlineStore:
@@ -57,7 +57,8 @@ def columns() -> list[tuple[str, str, str]]:
     store = InlineStore()
     found = store.db.execute("SELECT name, type FROM pragma_table_info('messages')").fetchall()
     store.close()
-    return [*(("messages", str(name), str(kind)) for name, kind in found if name != "seq"), ("bodies", "body", "BLOB")]
+    of_messages = (("messages", str(name), str(kind)) for name, kind in found if name != "seq")
+    return [*of_messages, ("stored_bodies", "body", "BLOB"), ("stored_bodies", "shared", "INTEGER")]
 
 
 @contextlib.contextmanager
@@ -356,7 +357,7 @@ def test_a_message_with_a_damaged_state_can_be_cancelled(store: InlineStore) -> 
 def test_a_sound_dead_letter_that_is_damaged_later_says_so(store: InlineStore) -> None:
     store.accept(1)
     store.end(store.claim(), Trigger.FAIL)
-    damage.put(store.db, "body", b"other", seq=1, table="bodies")
+    damage.put(store.db, "body", b"other", seq=1, table="stored_bodies")
     [letter] = store.dead()
     assert letter.message.damaged
     assert letter.error == f"{rows.DAMAGED}; it failed with: it answered 500"
@@ -409,7 +410,7 @@ def test_a_walk_is_made_of_pieces_that_are_bounded_in_rows_and_bytes(store: Inli
 def test_bodies_of_ended_messages_are_looked_at_only_on_request(store: InlineStore) -> None:
     store.accept(1)
     store.end(store.claim())
-    damage.put(store.db, "body", b"other", seq=1, table="bodies")
+    damage.put(store.db, "body", b"other", seq=1, table="stored_bodies")
     assert walk(store) == []
     assert [finding.fault for finding in walk(store, all_bodies=True)] == [Fault.CONTENT]
 

@@ -144,7 +144,7 @@ def test_a_queue_goes_on_while_the_report_is_undelivered(store: InlineStore, can
 @pytest.mark.parametrize(
     "damage",
     [
-        "UPDATE bodies SET body = x'00'",
+        "UPDATE stored_bodies SET body = x'00'",
         "UPDATE messages SET headers = '[['",
         'UPDATE messages SET options = \'[["Upstash-Retries", "many"]]\'',
         "UPDATE messages SET call_id = 'call_2'",

@@ -6,15 +6,17 @@ import asyncio
 import threading
 from pathlib import Path
 
+import apsw
 import pytest
 
 from qtasks.broker.core.values import LogCriteria
 from qtasks.broker.steady_clock import SteadyClock
 from qtasks.broker.store import group_commit
 from qtasks.broker.store.connection import connect
-from qtasks.broker.store.group_commit import QUICK_S
+from qtasks.broker.store.group_commit import QUICK_S, TURN_S
 from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.broker.store.verbs.reads import queries
+from qtasks.broker.store.verbs.retention import probe
 from qtasks.errors import StoreError, StoreFull
 from tests.support.broker import ACCOUNT, START_MS, VirtualClock, publication
 from tests.support.failing_disk import FailingDisk
@@ -39,26 +41,24 @@ async def test_calls_made_together_share_a_commit(tmp_path: Path) -> None:
 
 
 class Stopwatch(VirtualClock):
-    """A clock on which every commit takes the same time: it is read before and after each."""
+    """A clock on which time passes only during the work that a test has put on it."""
 
-    def __init__(self, commit_s: float) -> None:
-        super().__init__()
-        self._commit_s = commit_s
-        self._read_s = 0.0
+    elapsed_s = 0.0
 
     def monotonic(self) -> float:
-        self._read_s += self._commit_s
-        return self._read_s
+        return self.elapsed_s
 
 
 @pytest.mark.parametrize(("commit_s", "slow"), [(QUICK_S / 2, False), (10 * QUICK_S, True)])
 async def test_only_the_commits_of_a_slow_disk_are_handed_to_a_thread(
     tmp_path: Path, commit_s: float, slow: bool
 ) -> None:
-    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), Stopwatch(commit_s))
+    clock = Stopwatch()
+    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), clock)
     committed_in: list[int] = []
 
     def note() -> bool:
+        clock.elapsed_s += commit_s
         committed_in.append(threading.get_ident())
         return False
 
@@ -67,6 +67,29 @@ async def test_only_the_commits_of_a_slow_disk_are_handed_to_a_thread(
     await store.accept([publication(2)], now_ms=NOW)
     first, second = [thread != threading.get_ident() for thread in committed_in]
     assert (first, second) == (False, slow), "the first commit shows how long the next ones will take"
+    await store.close()
+
+
+async def test_a_group_ends_when_its_statements_have_taken_long(tmp_path: Path) -> None:
+    clock = Stopwatch()
+    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), clock)
+    sizes, size = [], 0
+
+    def count() -> bool:
+        nonlocal size
+        sizes.append(size)
+        size = 0
+        return False
+
+    def write(db: apsw.Connection) -> None:
+        nonlocal size
+        size += 1
+        clock.elapsed_s += TURN_S / 3
+        probe(db, now_ms=NOW)
+
+    store._db.set_commit_hook(count)
+    await asyncio.gather(*(store.write(write) for _ in range(10)))
+    assert sizes == [3, 3, 3, 1]
     await store.close()
 
 

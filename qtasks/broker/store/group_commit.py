@@ -8,6 +8,11 @@ the same reason the loop's thread also commits while commits are quick. On a dis
 thread commits, and the writes that arrive meanwhile form the next group. The writer thread also moves the write-ahead
 log into the database file, after the results have been returned.
 
+Nothing here keeps the loop busy for long. A group ends when its statements have taken `TURN_S`. A long write, such as
+the messages of a large URL group, runs on the writer thread, alone in its transaction; short writes and long ones take
+turns, so that a short write waits for one long write at most. If another program holds a lock
+on the file, the writer thread waits for it: for `BUSY_S`, then all writes that wait are refused.
+
 A write that raises never fails its neighbours: the group is rolled back, and its members run again one by one. If the
 storage fails to sync, no further write is accepted, because what the disk holds is unknown.
 """
@@ -18,7 +23,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -38,6 +43,10 @@ GROUP_LIMIT: Final = 200
 """Writes in one commit at most. Limits how long the statements of one group keep the loop busy: a few milliseconds."""
 QUICK_S: Final = 0.002
 """Commits that take less, in seconds, run on the loop's thread: a busy loop pays about as much for a thread switch."""
+TURN_S: Final = 0.01
+"""Seconds after which a group takes no further write: its statements keep the loop busy."""
+BUSY_S: Final = 5.0
+"""Longest wait for the lock of another program, seconds; for all writes that wait together."""
 _AVERAGED_COMMITS: Final = 8
 """About how many of the last commits count in the expected duration of the next."""
 
@@ -48,12 +57,23 @@ class _QueuedWrite:
 
     work: Callable[[], Any]
     future: asyncio.Future[Any]
+    is_long: bool
+
+    def succeed(self, result: object) -> None:
+        """Return `result`, unless the caller was cancelled; the write is committed all the same."""
+        if not self.future.done():
+            self.future.set_result(result)
+
+    def refuse(self, error: BaseException) -> None:
+        """Raise `error`, unless the caller was cancelled."""
+        if not self.future.done():
+            self.future.set_exception(error)
 
 
 class GroupCommit:
     """Commits writes to one connection in groups. Belongs to the event loop that it is created in.
 
-    `on_loop` keeps every commit on the loop's thread: right for a database in memory. `file_change` is asked after each
+    `on_loop` keeps everything on the loop's thread: right for a database in memory. `file_change` is asked after each
     commit, before the results are returned: a sentence means that what was committed is not in the file of this name.
     """
 
@@ -71,6 +91,8 @@ class GroupCommit:
         self._file_change = file_change or (lambda: None)
         self._loop = asyncio.get_running_loop()
         self._queue: deque[_QueuedWrite] = deque()
+        self._long_writes: deque[_QueuedWrite] = deque()
+        self._long_is_next = False
         self._running = False
         """A group or a checkpoint is under way, or about to start."""
         self._one_by_one = 0
@@ -91,15 +113,20 @@ class GroupCommit:
         self.shortens_log = False
         """True: the next checkpoint also gives the room of the log back to the disk."""
         self._writer = DaemonThreadPool(1, "qtasks-commit")
+        db.set_busy_timeout(0)  # the loop's thread never waits for a lock
         db.set_wal_hook(self._note_log_pages)  # replaces SQLite's own, which moves the log before a commit returns
 
-    def submit(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        """Queue `work`, which writes to the connection; the future completes after the commit."""
+    def submit(self, work: Callable[[], T], *, is_long: bool = False) -> asyncio.Future[T]:
+        """Queue `work`, which writes to the connection; the future completes after the commit.
+
+        `is_long`: it may take more than some milliseconds, so it runs on the writer thread.
+        """
         future: asyncio.Future[T] = self._loop.create_future()
         if self._refusal is not None:
             future.set_exception(StoreError(self._refusal))
             return future
-        self._queue.append(_QueuedWrite(work, future))
+        queue = self._long_writes if is_long and not self._on_loop else self._queue
+        queue.append(_QueuedWrite(work, future, is_long))
         if not self._running:
             self._running = True
             self._idle.clear()
@@ -116,10 +143,7 @@ class GroupCommit:
             return
         self._refusal = self.failure = reason
         self.broken.set()
-        for write in self._queue:
-            if not write.future.done():
-                write.future.set_exception(StoreError(reason))
-        self._queue.clear()
+        self._refuse_queued(StoreError(reason))
 
     async def close(self) -> None:
         """Accept no more writes, and finish those that are queued."""
@@ -129,26 +153,81 @@ class GroupCommit:
 
     def _run_group(self) -> None:
         """Run queued writes in one transaction."""
-        size = 1 if self._one_by_one else min(len(self._queue), GROUP_LIMIT)
-        group = [self._queue.popleft() for _ in range(size)]
-        results: list[Any] = []
+        error = self._begin()
+        if isinstance(error, apsw.BusyError) and not self._on_loop:
+            self._in_thread(self._begin_patiently, self._begun)
+        else:
+            self._begun(error)
+
+    def _begin(self) -> apsw.Error | None:
+        """Begin a transaction; return the error if that fails."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            results.extend(write.work() for write in group)
+        except apsw.Error as error:
+            return error
+        return None
+
+    def _begin_patiently(self) -> apsw.Error | None:
+        """Begin a transaction once another program has released its lock on the file. Runs on the writer thread."""
+        with self._patience():
+            return self._begin()
+
+    @contextlib.contextmanager
+    def _patience(self) -> Iterator[None]:
+        """Wait for locks meanwhile. Only on the writer thread."""
+        self._db.set_busy_timeout(round(BUSY_S * 1000))
+        try:
+            yield
+        finally:
+            self._db.set_busy_timeout(0)
+
+    def _begun(self, error: apsw.Error | None) -> None:
+        """Run queued writes in the transaction that has begun, unless that failed with `error`."""
+        if error is not None:
+            self._begin_failed(error)
+        elif self._long_writes and (self._long_is_next or not self._queue):
+            self._long_is_next = False
+            write = self._long_writes.popleft()
+            self._in_thread(lambda: self._run_long(write), lambda ended: self._commit_ended([write], *ended))
+        elif self._queue:
+            self._long_is_next = True
+            self._run_short()
+        else:  # all were refused while the transaction began
+            self._roll_back()
+            self._continue(0)
+
+    def _run_short(self) -> None:
+        """Run short writes on the loop's thread, then commit."""
+        limit = 1 if self._one_by_one else GROUP_LIMIT
+        group: list[_QueuedWrite] = []
+        results: list[Any] = []
+        started_s = now_s = self._clock.monotonic()
+        try:
+            while self._queue and len(group) < limit and now_s - started_s < TURN_S:
+                group.append(self._queue.popleft())
+                results.append(group[-1].work())
+                now_s = self._clock.monotonic()
         except Exception as error:
             self._group_failed(group, error)
             return
-        if self._on_loop or self._commit_s < QUICK_S:
+        if self._on_loop or (self._commit_s < QUICK_S and now_s - started_s < TURN_S):
             self._commit_ended(group, results, self._commit())
         else:
             self._in_thread(self._commit, lambda error: self._commit_ended(group, results, error))
 
-    def _commit(self) -> apsw.Error | None:
+    def _run_long(self, write: _QueuedWrite) -> tuple[list[Any], Exception | None]:
+        """Run a long write and commit it; return its result, or the error. Runs on the writer thread."""
+        try:
+            return [write.work()], self._commit()
+        except Exception as error:
+            return [], error
+
+    def _commit(self) -> Exception | None:
         """Commit; return the error if that fails. Runs on the loop's thread or on the writer thread."""
         started_s = self._clock.monotonic()
         try:
             self._db.execute("COMMIT")
-        except apsw.Error as error:
+        except Exception as error:
             return error
         self._commit_s += (self._clock.monotonic() - started_s - self._commit_s) / _AVERAGED_COMMITS
         return None
@@ -158,7 +237,7 @@ class GroupCommit:
         job = self._writer.submit(work)
         job.add_done_callback(lambda done: self._loop.call_soon_threadsafe(then, done.result()))
 
-    def _commit_ended(self, group: list[_QueuedWrite], results: list[Any], error: apsw.Error | None) -> None:
+    def _commit_ended(self, group: list[_QueuedWrite], results: list[Any], error: Exception | None) -> None:
         if error is not None:
             self._group_failed(group, error)
             return
@@ -166,18 +245,25 @@ class GroupCommit:
             self._break_for(change, group)
             return
         for write, result in zip(group, results, strict=True):
-            if not write.future.done():  # its caller may have been cancelled; the write is committed all the same
-                write.future.set_result(result)
+            write.succeed(result)
         self._continue(len(group))
+
+    def _begin_failed(self, error: apsw.Error) -> None:
+        """No transaction can begin: refuse everything that waits, so that nothing waits for the same reason again."""
+        if storage_errors.is_fatal(error):
+            self._break(error, [])
+            return
+        self._refuse_queued(storage_errors.translated(error))
+        self._continue(self._one_by_one)
 
     def _group_failed(self, group: list[_QueuedWrite], error: BaseException) -> None:
         """Roll back. Then run the members of a group one by one, or report the error of a single one."""
-        # SQLite itself has rolled back after some errors (a full disk, a failed write).
-        if self._db.in_transaction:
-            with contextlib.suppress(apsw.Error):
-                self._db.execute("ROLLBACK")
+        self._roll_back()
         if storage_errors.is_fatal(error):
             self._break(error, group)
+            return
+        if self.failure is not None:  # since the group began
+            self._break_for(self.failure, group)
             return
         if len(group) > 1:
             self._queue.extendleft(reversed(group))
@@ -192,8 +278,7 @@ class GroupCommit:
         self._refuse(write, error)
 
     def _refuse(self, write: _QueuedWrite, error: BaseException) -> None:
-        if not write.future.done():
-            write.future.set_exception(storage_errors.translated(error))
+        write.refuse(storage_errors.translated(error))
         self._continue(1)
 
     def _free_room(self) -> tuple[bool, apsw.Error | None]:
@@ -205,12 +290,29 @@ class GroupCommit:
     ) -> None:
         if checkpoint_error is not None and storage_errors.is_fatal(checkpoint_error):
             self._break(checkpoint_error, [write])
-        elif self.failure is None and (made or checkpoint_error is None):
-            self._queue.appendleft(write)
-            self._one_by_one = max(1, self._one_by_one)
+        elif self.failure is not None or (not made and checkpoint_error is not None):
+            self._refuse(write, error)
+        elif write.is_long:
+            self._long_writes.appendleft(write)
+            self._long_is_next = True
             self._run_group()
         else:
-            self._refuse(write, error)
+            self._queue.appendleft(write)
+            self._long_is_next = False
+            self._one_by_one = max(1, self._one_by_one)
+            self._run_group()
+
+    def _roll_back(self) -> None:
+        # SQLite itself has rolled back after some errors (a full disk, a failed write).
+        if self._db.in_transaction:
+            with contextlib.suppress(apsw.Error):
+                self._db.execute("ROLLBACK")
+
+    def _refuse_queued(self, error: BaseException) -> None:
+        for queue in (self._queue, self._long_writes):
+            for write in queue:
+                write.refuse(error)
+            queue.clear()
 
     def _break(self, error: apsw.Error, group: list[_QueuedWrite]) -> None:
         """The storage has failed: refuse all writes from now on, those of `group` included."""
@@ -219,8 +321,7 @@ class GroupCommit:
     def _break_for(self, reason: str, group: list[_QueuedWrite]) -> None:
         self.fail(reason)
         for write in group:
-            if not write.future.done():
-                write.future.set_exception(StoreError(self.failure or ""))
+            write.refuse(StoreError(self.failure or ""))
         self._continue(0)
 
     def _continue(self, completed: int) -> None:
@@ -229,7 +330,7 @@ class GroupCommit:
         if (self._log_pages >= CHECKPOINT_PAGES or self.shortens_log) and not self.broken.is_set():
             self._log_pages = 0
             self._in_thread(self._checkpoint, self._checkpoint_ended)
-        elif self._queue:
+        elif self._queue or self._long_writes:
             self._loop.call_soon(self._run_group)
         else:
             self._running = False
@@ -244,9 +345,10 @@ class GroupCommit:
         """Move the log into the database file. Pages that a reader still needs stay for the next time."""
         shortens, self.shortens_log = self.shortens_log, False
         try:
-            self._db.wal_checkpoint(
-                mode=apsw.SQLITE_CHECKPOINT_TRUNCATE if shortens else apsw.SQLITE_CHECKPOINT_PASSIVE
-            )
+            with self._patience():
+                self._db.wal_checkpoint(
+                    mode=apsw.SQLITE_CHECKPOINT_TRUNCATE if shortens else apsw.SQLITE_CHECKPOINT_PASSIVE
+                )
         except apsw.Error as error:
             return self._checkpoint() if storage_errors.is_full(error) and self.make_room() else error
         return None

@@ -55,6 +55,14 @@ class Store(Protocol):
         of the storage. A caller that is cancelled does not stop the write.
         """
 
+    async def write_long(
+        self, verb: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `write`, for a verb that may take more than some milliseconds: the event loop goes on meanwhile.
+
+        The verb runs on another thread. Other writes wait for it.
+        """
+
     async def read(self, query: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `query`, which changes nothing, and return its value. It sees every write that has returned."""
 

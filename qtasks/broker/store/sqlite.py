@@ -37,6 +37,8 @@ T = TypeVar("T")
 _READERS: Final = 2
 _ACCEPTING: Final = frozenset({schedules.fire, dead_letters.retry_dead_letters})
 """Verbs that store new messages, as `accept` does: they are refused while there is no room for them."""
+_SHORT_ACCEPT: Final = 50
+"""Messages that are stored on the loop's thread at most: two milliseconds of work."""
 
 
 class SqliteStore:
@@ -116,8 +118,19 @@ class SqliteStore:
 
     async def write(self, verb: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See `Store.write`."""
+        return await self._commits.submit(self._work(verb, *args, **kwargs))
+
+    async def write_long(
+        self, verb: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """See `Store.write_long`."""
+        return await self._commits.submit(self._work(verb, *args, **kwargs), is_long=True)
+
+    def _work(
+        self, verb: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> Callable[[], T]:
         work = functools.partial(verb, self._db, *args, **kwargs)
-        return await self._commits.submit(self._if_room(work) if verb in _ACCEPTING else work)
+        return self._if_room(work) if verb in _ACCEPTING else work
 
     async def read(self, query: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See `Store.read`. Runs on a thread, on a connection of its own."""
@@ -128,6 +141,8 @@ class SqliteStore:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._readers, lambda: query(self._read_connection(), *args, **kwargs))
+        except apsw.BusyError as error:
+            raise storage_errors.translated(error) from error
         except apsw.Error as error:
             if not storage_errors.is_fatal(error):
                 raise
@@ -137,7 +152,8 @@ class SqliteStore:
     async def accept(self, publications: Sequence[Publication], *, now_ms: int) -> list[Accepted]:
         """See `Store.accept`."""
         return await self._commits.submit(
-            self._if_room(lambda: accept(self._db, publications, now_ms=now_ms, parked_lots=self._parked_lots))
+            self._if_room(lambda: accept(self._db, publications, now_ms=now_ms, parked_lots=self._parked_lots)),
+            is_long=len(publications) > _SHORT_ACCEPT,
         )
 
     def _if_room(self, work: Callable[[], T]) -> Callable[[], T]:

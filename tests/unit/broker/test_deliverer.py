@@ -571,7 +571,7 @@ async def test_the_loop_survives_a_claim_that_fails(
     [
         "UPDATE messages SET headers = 'not json' WHERE seq = 1",
         "UPDATE messages SET options = 'not json' WHERE seq = 1",
-        "UPDATE bodies SET body = x'00' WHERE seq = 1",
+        "UPDATE stored_bodies SET body = x'00' WHERE seq = 1",
     ],
 )
 async def test_a_damaged_message_is_set_aside_and_its_neighbours_are_delivered(bench: Bench, damage: str) -> None:

@@ -66,7 +66,7 @@ def salvage(path: Path, target: Path, newer: Mapping[int, bytes], *, now_ms: int
 def _copy(db: apsw.Connection, pages: PageFile, *, now_ms: int) -> Salvage:
     salvaged = Salvage()
     reader = TableReader(pages)
-    roots = reader.roots()
+    roots = {_RENAMED.get(name, name): number for name, number in reader.roots().items()}
     _note(salvaged, reader, _SCHEMA)
     tables = {name: _Table.of(db, name) for name in _table_names(db)}
     for name, table in tables.items():
@@ -158,7 +158,9 @@ class _Table:
 
 
 _TYPES: Final = {"INTEGER": int, "TEXT": str, "BLOB": bytes, "REAL": float}
-_ADDED: Final = {"messages": 12, "queues": 2, "flow_keys": 1, "prefixes": 1, "ticks": 1}
+_RENAMED: Final = {"bodies": "stored_bodies"}
+"""Tables of earlier versions that have another name now."""
+_ADDED: Final = {"messages": 12, "queues": 2, "flow_keys": 1, "prefixes": 1, "ticks": 1, "stored_bodies": 1}
 """How many columns a table got after its first version, at most."""
 _SHAPED_LIKE_INDICES: Final = frozenset({"labels"})
 
@@ -197,12 +199,16 @@ def _name_losses(db: apsw.Connection, ids: Mapping[int, str], salvaged: Salvage)
     for seq in sorted(ids.keys() - saved):
         state = db.execute("SELECT state FROM log WHERE seq = ? ORDER BY n DESC LIMIT 1", (seq,)).get
         salvaged.lost_messages[ids[seq]] = str(state or "no entry")
-    for table in ("log", "bodies", "labels", "dead_letters"):
+    for table in ("log", "stored_bodies", "labels", "dead_letters"):
         db.execute(f"DELETE FROM {table} WHERE seq NOT IN (SELECT seq FROM messages)")
-    without = "FROM messages WHERE seq NOT IN (SELECT seq FROM bodies)"
-    salvaged.lost_bodies = [message_id for (message_id,) in fetch(db, f"SELECT id {without}")]
+    without = "SELECT id FROM messages WHERE seq NOT IN (SELECT seq FROM bodies WHERE body IS NOT NULL)"
+    salvaged.lost_bodies = [message_id for (message_id,) in fetch(db, without)]
     # With an empty body its checksum does not match: a claim makes it a dead letter.
-    db.execute(f"INSERT INTO bodies (seq, body) SELECT seq, x'' {without}")
+    db.execute("UPDATE stored_bodies SET shared = NULL WHERE shared NOT IN (SELECT first FROM shared_bodies)")
+    db.execute(
+        "INSERT INTO stored_bodies (seq, body)"
+        " SELECT seq, x'' FROM messages WHERE seq NOT IN (SELECT seq FROM stored_bodies)"
+    )
     if "dead_letters" in salvaged.unreadable:
         db.execute(
             "INSERT INTO dead_letters (failed_ms, n, account, seq, error, response_status)"

@@ -42,6 +42,7 @@ CREATE INDEX ticks_by_age ON ticks (stored_ms);
 -- The wall time (Unix seconds) before which a message must not start; NULL: its delay is a duration.
 ALTER TABLE messages ADD COLUMN not_before_s INTEGER;
 CREATE INDEX messages_at_wall_time ON messages (not_before_s) WHERE not_before_s IS NOT NULL AND stage = 1;
+
 -- The numbers that change in a message have a sum of their own (verbs/sums.py). A statement adds to it what it changes:
 -- so it need not know of it, and damage that was there before still shows.
 CREATE TRIGGER messages_state_sum AFTER UPDATE OF
@@ -89,4 +90,26 @@ BEGIN
         + coalesce(NEW.quiet, -1) % 2147483647 * 12582917
         + coalesce(NEW.open_claims, -1) % 2147483647 * 11534351
     ) % 2147483647 + 2147483647) % 2147483647 WHERE seq = NEW.seq;
+END;
+
+-- A body that consecutive messages have in common, as those of a URL group have, is stored once. `bodies` shows the body
+-- of every message, wherever it is stored.
+ALTER TABLE bodies RENAME TO stored_bodies;
+ALTER TABLE stored_bodies ADD COLUMN shared INTEGER;  -- `first` of its shared body; `body` is empty then
+CREATE TABLE shared_bodies (
+    first INTEGER PRIMARY KEY,                   -- `seq` of the first and of the last message that have it in common
+    last  INTEGER NOT NULL,
+    body  BLOB    NOT NULL
+) STRICT;
+
+CREATE VIEW bodies (seq, body) AS
+SELECT seq, CASE WHEN shared IS NULL THEN body ELSE (SELECT s.body FROM shared_bodies s WHERE s.first = shared) END
+FROM stored_bodies;
+
+-- The last message to go takes the shared body along. A message that has got a `seq` in between only delays this.
+CREATE TRIGGER shared_bodies_unused AFTER DELETE ON stored_bodies WHEN old.shared IS NOT NULL
+BEGIN
+    DELETE FROM shared_bodies WHERE first = old.shared AND NOT EXISTS (
+        SELECT 1 FROM stored_bodies b WHERE b.seq BETWEEN shared_bodies.first AND shared_bodies.last
+    );
 END;

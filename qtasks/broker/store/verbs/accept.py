@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Container, Sequence
 from typing import Final, cast
 
@@ -14,6 +15,9 @@ from qtasks.broker.store.verbs import admission, broker_time, rows, sums
 from qtasks.broker.store.verbs.log_entries import append_log
 from qtasks.broker.store.verbs.rows import MessageRow
 from qtasks.protocol.messages import DEDUPLICATION_WINDOW_MS, Message, State
+
+SHARED_FROM: Final = 1024
+"""Bytes of a body that is stored once for all messages of a URL group; a shorter one is stored with each of them."""
 
 
 def accept(
@@ -62,13 +66,14 @@ def insert(
     if not publications:
         return
     first = db.execute("SELECT coalesce(max(seq), 0) + 1 FROM messages").get
+    shared = _share_bodies(db, first, publications) if len(publications) > 1 else {}
     queues: dict[tuple[int, str], None] = {}
     for seq, publication in enumerate(publications, first):
         message = publication.message
         lot = lots.lot_of(message, publication.host)
         due_ms = _due_ms(db, message, now_ms)
         stage = _first_stage(db, message, due_ms, now_ms, lot in parked_lots)
-        _insert_rows(db, seq, publication, lot, stage, due_ms, now_ms, parent)
+        _insert_rows(db, seq, publication, lot, stage, due_ms, now_ms, parent, shared.get(seq))
         if stage is Stage.HELD:
             assert message.options.flow_control is not None, "only a message with a flow-control key is held"
             admission.refresh_key(db, message.account, message.options.flow_control.key, now_ms)
@@ -76,6 +81,22 @@ def insert(
             queues[message.account, message.queue] = None
     for account, queue in queues:
         admission.fill_slots(db, account, queue)
+
+
+def _share_bodies(db: apsw.Connection, first: int, publications: Sequence[Publication]) -> dict[int, int]:
+    """Store the bodies once that consecutive messages have in common; `shared` of those messages by `seq`.
+
+    `first` is the `seq` of the first message. Small bodies are not shared.
+    """
+    shared: dict[int, int] = {}
+    for _, run in itertools.groupby(enumerate(publications, first), key=lambda item: id(item[1].message.body)):
+        (seq, publication), *others = run
+        body = publication.message.body
+        if others and len(body) >= SHARED_FROM:
+            last = others[-1][0]
+            db.execute("INSERT INTO shared_bodies (first, last, body) VALUES (?, ?, ?)", (seq, last, body))
+            shared |= dict.fromkeys(range(seq, last + 1), seq)
+    return shared
 
 
 def _due_ms(db: apsw.Connection, message: Message, now_ms: int) -> int:
@@ -116,6 +137,7 @@ _COLUMNS: Final = (
     "parent",
     *MessageRow._fields,
 )
+_INSERT_BODY: Final = "INSERT INTO stored_bodies (seq, body, shared) VALUES (?, ?, ?)"
 _NULL_AT_FIRST: Final = ("finished_ms", "interrupted_since_ms", "noted_ms")
 
 
@@ -141,6 +163,7 @@ def _insert_rows(
     due_ms: int,
     now_ms: int,
     parent: int | None,
+    shared: int | None,
 ) -> None:
     message = publication.message
     row = rows.pack_message(message)
@@ -152,7 +175,7 @@ def _insert_rows(
     checksum = sums.checksum(row, message.body, seq=seq, host=host, flow_key=flow_key, parent=parent)
     store_values = (seq, stage.value, due_ms, host, lot, checksum, place, flow_key, parent)
     db.execute(_INSERT_MESSAGE, (*store_values, *row))
-    db.execute("INSERT INTO bodies (seq, body) VALUES (?, ?)", (seq, message.body))
+    db.execute(_INSERT_BODY, (seq, message.body if shared is None else b"", shared))
     for place, label in enumerate(message.options.labels):
         db.execute(
             "INSERT OR IGNORE INTO labels (account, label, seq, place) VALUES (?, ?, ?, ?)",

@@ -31,6 +31,8 @@ from qtasks.protocol.messages import Message, State
 
 SCAN_LIMIT: Final = 512
 """Messages that one claim reads at most. It moves those that may not start out of the way of later claims."""
+READ_BYTES: Final = 2 * 1024 * 1024
+"""Bytes of bodies after which one claim reads no further message: it keeps the event loop busy."""
 CRASH_LOOP: Final = (
     "crash_loop: the broker ended {} times in a row during an attempt of this message, the last time"
     " with no other such message in flight; it is not sent any more"
@@ -92,6 +94,7 @@ class _Claims:
         self._now_ms = now_ms
         self._limit = limit
         self._rooms = rooms
+        self._read_bytes = 0
         self.claims: list[Claim] = []
         self.has_more = False
         """Something that is due now was not claimed."""
@@ -105,6 +108,9 @@ class _Claims:
 
     def _is_full(self) -> bool:
         return len(self.claims) >= self._limit
+
+    def _has_read_enough(self) -> bool:
+        return self._read_bytes >= READ_BYTES
 
     def take_parked(self, parked_lots: list[str]) -> None:
         """Claim parked messages of lots with room, in turns: no backlog of one lot blocks another."""
@@ -152,7 +158,7 @@ class _Claims:
             _, _, candidate, (account, key) = heapq.heappop(heap)
             if candidate is not None:
                 yield candidate
-            elif self._is_full():
+            elif self._is_full() or self._has_read_enough():
                 self.has_more = True
             elif (ready_ms := admission.refresh_key(self._db, account, key, self._now_ms)) is not None and (
                 ready_ms <= self._now_ms
@@ -161,8 +167,16 @@ class _Claims:
                 heapq.heappush(heap, (self._now_ms, next(order), None, (account, key)))
 
     def _candidates(self, condition: str, *values: object) -> list[StoredMessage]:
-        """The messages that meet a condition, without those whose state is damaged, which are set aside."""
-        candidates = stored.several(self._db, condition, *values)
+        """The messages that meet a condition, as far as this claim may read their bodies.
+
+        Those whose state is damaged are left out: they are set aside.
+        """
+        if self._has_read_enough():
+            self.has_more = True
+            return []
+        candidates = stored.several(self._db, condition, *values, size=READ_BYTES - self._read_bytes)
+        self._read_bytes += sum(len(candidate.body or b"") for candidate in candidates)
+        self.has_more = self.has_more or self._has_read_enough()
         if all(candidate.has_sound_state for candidate in candidates):
             return candidates
         return [candidate for candidate in candidates if candidate.has_sound_state or not self._set_aside(candidate)]

@@ -55,7 +55,7 @@ def prune_messages(db: apsw.Connection, retention: Retention, *, now_ms: int, li
 
 def _remove(db: apsw.Connection, seqs: list[int]) -> int:
     for seq in seqs:
-        for table in ("log", "bodies", "labels", "dead_letters", "messages"):
+        for table in ("log", "stored_bodies", "labels", "dead_letters", "messages"):
             db.execute(f"DELETE FROM {table} WHERE seq = ?", (seq,))
     return len(seqs)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
@@ -143,6 +143,26 @@ def identity(db: apsw.Connection, seq: int) -> StoredMessage | None:
     return message
 
 
-def several(db: apsw.Connection, condition: str, *values: object) -> list[StoredMessage]:
-    """The messages that meet an SQL condition on ``messages m``, in the order that it gives."""
-    return [StoredMessage.of(row) for row in rows.fetch(db, f"{SELECT} {condition}", values)]
+def several(db: apsw.Connection, condition: str, *values: object, size: int) -> list[StoredMessage]:
+    """The messages that meet an SQL condition on ``messages m``, in the order that it gives.
+
+    The rest is not read once their bodies have `size` bytes.
+    """
+    select = f"{SELECT} {condition}"
+    try:
+        cursor = db.execute(select, values)
+        messages = _fitting(map(StoredMessage.of, cursor), size)
+        cursor.close()
+    except UnicodeDecodeError:
+        return _fitting(map(StoredMessage.of, rows.fetch(db, select, values)), size)
+    return messages
+
+
+def _fitting(messages: Iterable[StoredMessage], size: int) -> list[StoredMessage]:
+    fitting: list[StoredMessage] = []
+    for message in messages:
+        fitting.append(message)
+        size -= len(message.body or b"")
+        if size <= 0:
+            break
+    return fitting

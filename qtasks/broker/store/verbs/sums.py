@@ -83,7 +83,21 @@ def checksum(message: MessageRow, body: bytes, *, seq: int, host: str, flow_key:
             host,
         )
     )
-    return _upper_half(identity) | zlib.crc32(body, zlib.crc32(content, identity))
+    return _upper_half(identity) | zlib.crc32(content, identity ^ body_sum(body))
+
+
+def body_sum(body: bytes) -> int:
+    """The CRC-32 of a body. The last long one is remembered: all messages of a URL group have the same."""
+    if len(body) < _LONG:
+        return zlib.crc32(body)
+    global _last_long
+    if _last_long[0] is not body:
+        _last_long = body, zlib.crc32(body)
+    return _last_long[1]
+
+
+_LONG: Final = 4096
+_last_long: tuple[bytes, int] = (b"", 0)
 
 
 def is_sound(

@@ -17,8 +17,9 @@ BYTES: Final = 1024 * 1024
 
 # In the order of the table, not of an index: what is damaged may be missing from every index that a claim reads.
 _SIZES: Final = (
-    "SELECT m.seq, coalesce(length(b.body), 0), m.finished_ms IS NOT NULL FROM messages m NOT INDEXED"
-    " LEFT JOIN bodies b USING (seq) WHERE m.seq > ? ORDER BY m.seq LIMIT ?"
+    "SELECT m.seq, coalesce(length(s.body), length(b.body), 0), m.finished_ms IS NOT NULL FROM messages m NOT INDEXED"
+    " LEFT JOIN stored_bodies b USING (seq) LEFT JOIN shared_bodies s ON s.first = b.shared"
+    " WHERE m.seq > ? ORDER BY m.seq LIMIT ?"
 )
 
 
