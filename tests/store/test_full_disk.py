@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import stat
 from collections.abc import Iterator
@@ -188,6 +189,22 @@ async def test_a_disk_of_its_own_is_used_again_once_old_messages_have_gone(disk:
     await filled.store.close()
 
 
+async def test_the_room_of_a_long_log_is_given_back_so_that_messages_are_accepted_again(disk: SmallDisk) -> None:
+    filled = await opened(disk)
+    large = [publication(1000 + n, body=bytes(1_000_000)) for n in range(59)]
+    await filled.store.accept(large, now_ms=NOW)  # one transaction: a log of 59 MB
+    await filled.store.write(retention.free_bytes)  # waits for the checkpoint
+    disk.fill()
+    await filled.accept_until_full()
+    disk.free()
+    assert disk.free_bytes < 2 * ballast.BALLAST_BYTES
+    for _ in range(2):
+        await filled.store.look_for_room()
+    await filled.accept()
+    assert (disk.folder / "store.db.ballast").stat().st_size == ballast.BALLAST_BYTES
+    await filled.store.close()
+
+
 # -- ticks and readiness
 
 
@@ -242,3 +259,21 @@ async def test_a_read_only_disk_is_one_sentence_at_the_start(disk: SmallDisk) ->
 async def test_a_start_on_a_full_disk_is_one_sentence(disk: SmallDisk) -> None:
     disk.fill()
     assert "no space is left on its disk" in await sentence_of_start(disk.folder / "store.db")
+
+
+async def test_long_answers_do_not_use_up_the_room_that_the_other_messages_need_to_end(disk: SmallDisk) -> None:
+    service = await Service.open(str(disk.folder / "store.db"))
+    for _ in range(200):
+        await service.post(f"/v2/publish/{HOOK}", {"Upstash-Retries": "0"})
+    service.answer(Response(status=500, body=bytes(1_000_000)))
+    disk.fill()
+    while (await service.call("POST", f"/v2/publish/{HOOK}", {"Upstash-Retries": "0"}, LARGE)).status == 201:
+        pass
+    async with asyncio.timeout(30):
+        count = await service.broker.deliverer.run_once()
+    assert count >= 200
+    assert await service.broker.store.read(lambda db: db.execute("SELECT count(*) FROM dead_letters").get) == count
+    letters = (await service.get("/v2/dlq"))["messages"]
+    assert {letter["responseStatus"] for letter in letters} == {500}
+    assert all("cut: this is the beginning" in letter["responseBody"] for letter in letters)
+    await service.close()

@@ -247,10 +247,11 @@ class Deliverer:
 
         None if another claim has settled the message.
         """
+        lacks_room = self._store.lacks_room.is_set
 
         def record() -> Awaitable[Settled | None]:
             self.wake()
-            return self._store.write(settle.settle, settlement, now_ms=now_ms)
+            return self._store.write(settle.settle, settlement, now_ms=now_ms, lacks_room=lacks_room)
 
         return await self._retry_until_success(record, f"record the end of an attempt of {settlement.claim.message.id}")
 

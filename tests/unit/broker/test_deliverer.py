@@ -119,6 +119,7 @@ class Flaky:
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
         self.broken = store.broken
+        self.lacks_room = store.lacks_room
         self.errors: dict[str, list[Exception]] = {}
         self.gates: dict[str, asyncio.Event] = {}
         self.refused = asyncio.Semaphore(0)

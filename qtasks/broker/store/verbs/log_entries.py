@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import apsw
@@ -15,7 +16,6 @@ KEPT_WHOLE: Final = 1024
 """An answer in the log of at most this size, body and headers in bytes, is never cut."""
 CUT_TO: Final = 256
 """Bytes of its body that stay of an answer that is cut."""
-_CUT_NOTE: Final = "... (cut: this is the beginning of an answer of {} bytes)"
 _SIZE: Final = "length(response_body) + length(response_head)"
 _ANSWERS: Final = "FROM log WHERE seq = ? AND response_status IS NOT NULL ORDER BY n"
 """Uses the index ``log_by_message``."""
@@ -72,8 +72,20 @@ def cut_answer(db: apsw.Connection, n: int) -> None:
     size, beginning = db.execute(f"SELECT {_SIZE}, substr(response_body, 1, ?) FROM log WHERE n = ?", (CUT_TO, n)).get
     db.execute(
         "UPDATE log SET response_body = ?, response_head = '[]' WHERE n = ?",
-        (beginning + _CUT_NOTE.format(size).encode(), n),
+        (_cut(beginning, size), n),
     )
+
+
+def shortened(response: Response) -> Response:
+    """`response` as `cut_answer` leaves it in the log; the same if it is not longer than `KEPT_WHOLE`."""
+    size = len(response.body) + len(rows.pack_headers(response.headers))
+    if size <= KEPT_WHOLE:
+        return response
+    return replace(response, headers=(), body=_cut(response.body, size))
+
+
+def _cut(body: bytes, size: int) -> bytes:
+    return body[:CUT_TO] + f"... (cut: this is the beginning of an answer of {size} bytes)".encode()
 
 
 def add_dead_letter(

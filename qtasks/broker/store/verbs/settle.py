@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import apsw
@@ -11,11 +12,12 @@ from qtasks.broker.core.interruptions import CRASHED_FROM_CLAIMS, Sign, has_disp
 from qtasks.broker.core.message_builder import callbacks_of_attempt
 from qtasks.broker.core.rules import FINAL, TRANSITIONS, Stage, Trigger
 from qtasks.broker.core.values import Publication, Recovery, Settled, Settlement
+from qtasks.broker.ports import Failure
 from qtasks.broker.store.verbs import admission, broker_time, prefixes, sums
 from qtasks.broker.store.verbs.accept import insert
 from qtasks.broker.store.verbs.damage import quarantine
 from qtasks.broker.store.verbs.end_callbacks import report_end, report_end_of
-from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_log, change_stage
+from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_log, change_stage, shortened
 from qtasks.broker.store.verbs.rows import fetch
 from qtasks.protocol import wire
 from qtasks.protocol.messages import Message, Response, State
@@ -33,11 +35,14 @@ _NOTE_INTERRUPTION: Final = (
 )
 
 
-def settle(db: apsw.Connection, settlement: Settlement, *, now_ms: int) -> Settled | None:
+def settle(
+    db: apsw.Connection, settlement: Settlement, *, now_ms: int, lacks_room: Callable[[], bool] = lambda: False
+) -> Settled | None:
     """Record the end of an attempt: log entries, retry or dead letter, callbacks, and the places that become free.
 
     None, and nothing written, if the claim's token is not the message's newest one. Also None if the state of the
-    message has been damaged meanwhile: then it is set aside.
+    message has been damaged meanwhile: then it is set aside. While the disk `lacks_room`, a long answer is cut, so that
+    the room is enough for all messages to end; callbacks carry all of it.
     """
     claim, evaluation, message = settlement.claim, settlement.evaluation, settlement.claim.message
     trigger = evaluation.trigger
@@ -57,13 +62,16 @@ def settle(db: apsw.Connection, settlement: Settlement, *, now_ms: int) -> Settl
     next_ms = (evaluation.due_ms or probe_ms or now_ms) if follows else None
     if follows:
         _note_interruption(db, settlement, is_quiet=is_quiet, now_ms=now_ms)
+    answer = settlement.outcome
+    if isinstance(answer, Response) and lacks_room():
+        answer = shortened(answer)
     if not is_quiet:
         states = (State.ACTIVE, *transition.log) if was_quiet else transition.log
-        _append_log(db, settlement, states, next_ms, now_ms)
+        _append_log(db, settlement, answer, states, next_ms, now_ms)
     dead_letter_id = None
     if transition.to is Stage.FAILED:
         error = evaluation.error or ""
-        dead_letter_id = add_dead_letter(db, claim.seq, message.account, now_ms, error, settlement.outcome)
+        dead_letter_id = add_dead_letter(db, claim.seq, message.account, now_ms, error, answer)
     callbacks: tuple[Message, ...] = ()
     if trigger not in (Trigger.STOP, Trigger.INTERRUPT):
         callbacks = _insert_callbacks(db, settlement, dead_letter_id, now_ms)
@@ -136,10 +144,15 @@ def _wait_again(db: apsw.Connection, settlement: Settlement, stage: Stage, now_m
 
 
 def _append_log(
-    db: apsw.Connection, settlement: Settlement, states: tuple[State, ...], next_ms: int | None, now_ms: int
+    db: apsw.Connection,
+    settlement: Settlement,
+    answer: Response | Failure,
+    states: tuple[State, ...],
+    next_ms: int | None,
+    now_ms: int,
 ) -> None:
     claim, evaluation = settlement.claim, settlement.evaluation
-    response = settlement.outcome if isinstance(settlement.outcome, Response) else None
+    response = answer if isinstance(answer, Response) else None
     for state in states:
         append_log(
             db,
