@@ -24,6 +24,7 @@ from qtasks.broker.store.verbs import schedules
 from qtasks.cli import dev_file
 from qtasks.cli.child_process import StartedApp
 from qtasks.cli.loader import AppLocation, locate
+from qtasks.cli.option_types import HostName
 from qtasks.cli.output import NonBlockingStream, log_to
 from qtasks.cli.reloader import ReloadingApplication
 from qtasks.cli.signals import stop_signals
@@ -56,6 +57,7 @@ class DevOptions:
 @click.option(
     "--allow-host",
     "hosts",
+    type=HostName(),
     multiple=True,
     metavar="NAME",
     help="Also let your application answer to this host name, and to pages from it: that of a tunnel.",

@@ -1,7 +1,8 @@
-"""Option types of the command line: durations, sizes and ports."""
+"""Option types of the command line: durations, sizes, ports and host names."""
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import click
@@ -9,6 +10,7 @@ import click
 from qtasks.protocol import durations
 
 PORT: Final = click.IntRange(0, 65_535)
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 _UNITS: Final = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -42,3 +44,15 @@ class Size(click.ParamType[int]):
         if not (number.isascii() and number.isdigit() and len(number) <= 15):
             self.fail(f"{value!r} is not a size; write it as 500MB or 1GB", param, ctx)
         return int(number) * _UNITS.get(unit, 1)
+
+
+class HostName(click.ParamType[str]):
+    """A host name as a `Host` header contains it, without a port; the value is lower-case."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read the text. A text that is not a host name ends the command with exit code 2."""
+        if not _HOST_NAME.fullmatch(value):
+            self.fail(f"{value!r} is not a host name; write it as app.example.com, without scheme and port", param, ctx)
+        return str(value).lower()

@@ -27,7 +27,7 @@ from qtasks.cli.broker.backup import backup
 from qtasks.cli.broker.check import check
 from qtasks.cli.broker.database_file import database_path
 from qtasks.cli.broker.repair import repair
-from qtasks.cli.option_types import PORT, Duration, Size
+from qtasks.cli.option_types import PORT, Duration, HostName, Size
 from qtasks.cli.output import NonBlockingStream, log_to
 from qtasks.cli.public_credentials import refuse_public_credentials
 from qtasks.cli.signals import stop_signals
@@ -71,7 +71,14 @@ class BrokerOptions:
     metavar="ORIGIN",
     help="Also allow this origin, host or network, or the URLs below this one.",
 )
-@click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="Also answer requests to this host name.")
+@click.option(
+    "--allow-host",
+    "hosts",
+    type=HostName(),
+    multiple=True,
+    metavar="NAME",
+    help="Also answer requests to this host name.",
+)
 @click.option("--resolve-on-publish", is_flag=True, help="Refuse a publish to a host name that does not resolve.")
 @click.option(
     "--drain",

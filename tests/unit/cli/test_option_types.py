@@ -1,11 +1,11 @@
-"""Sizes and durations as people write them in options."""
+"""Sizes, durations and host names as people write them in options."""
 
 from __future__ import annotations
 
 import click
 import pytest
 
-from qtasks.cli.option_types import Duration, Size
+from qtasks.cli.option_types import Duration, HostName, Size
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,15 @@ def test_a_duration_is_written_as_everywhere(text: str, ms: int) -> None:
 def test_another_duration_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(click.BadParameter, match="write it as 30s, 12h or 7d"):
         Duration().convert(text, None, None)
+
+
+@pytest.mark.parametrize("text", ["App.example.com", "localhost", "my_host", "[::1]", "10.0.0.5"])
+def test_a_host_name_is_that_of_a_host_header(text: str) -> None:
+    assert HostName().convert(text, None, None) == text.lower()
+
+
+@pytest.mark.parametrize("text", ["", "https://app.example.com", "app.example.com:8000", "::1", "a b", "u@h", "*.h"])
+def test_another_host_name_is_refused_with_an_example(text: str) -> None:
+    """It would never match."""
+    with pytest.raises(click.BadParameter, match="without scheme and port"):
+        HostName().convert(text, None, None)
