@@ -200,7 +200,8 @@ def _passed(expression: cron.Cron, first_ms: int, now_ms: int) -> Iterator[int]:
         after_ms = now_ms - CATCH_UP_MS - 1
         if cron.is_interval(expression.text) and (second_ms := expression.next_ms(first_ms)) is not None:
             after_ms -= (after_ms - first_ms) % (second_ms - first_ms)
-            yield after_ms  # a tick, from which the rhythm goes on
+            if after_ms > first_ms:
+                yield after_ms  # a tick, from which the rhythm goes on
     for _ in itertools.count():
         tick_ms = expression.next_ms(after_ms)
         if tick_ms is None or tick_ms > now_ms:

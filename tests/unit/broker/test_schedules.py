@@ -370,6 +370,7 @@ def test_an_interval_counts_no_ticks_of_years_one_by_one() -> None:
     assert len(firing.missed) == 100
     every_week = plan(scheduled("@every 168h", START_MS), START_MS + 3650 * DAY_MS)
     assert every_week.next_ms == START_MS + 522 * 7 * DAY_MS
+    assert plan(scheduled("@every 168h", START_MS), START_MS + 2 * DAY_MS).missed == (START_MS,)
 
 
 async def test_a_refused_store_is_tried_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
