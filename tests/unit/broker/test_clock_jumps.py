@@ -312,6 +312,22 @@ async def test_a_leap_of_ten_years_removes_nothing(world: ClockWorld, killed: bo
     assert await prune() == 1, "the leap counts as one day of the seven"
 
 
+@pytest.mark.parametrize(
+    "damage",
+    ["UPDATE log SET time_ms = time_ms + (1 << 41)", "UPDATE clock SET time_ms = time_ms + (1 << 50)"],
+)
+async def test_a_damaged_time_in_the_store_does_not_move_the_broker_into_the_next_century(
+    world: ClockWorld, damage: str
+) -> None:
+    await world.publish("delayed", Delay="10m")
+    await world.service.broker.store.write(lambda db: db.execute(damage).fetchall())
+    await world.restart(killed=True)
+    await world.live(20 * MINUTE_MS)
+    [time_ms] = world.times("delayed")
+    assert time_ms in (0, 10 * MINUTE_MS), "at most a day too early"
+    await world.publish("new")
+
+
 async def test_a_jump_is_reported_once_with_both_times(world: ClockWorld, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     await world.set_clock(-HOUR_MS)

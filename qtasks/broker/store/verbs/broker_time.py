@@ -16,6 +16,8 @@ from qtasks.clock import Clock
 BATCH: Final = 500
 """Messages that one transaction moves after the wall clock was set."""
 _LEAPS_KEPT: Final = 50
+_LATEST_MS: Final = 2**43
+"""The year 2248: a stored time that is later is damaged."""
 
 _MOVED: Final = (
     "SELECT seq FROM messages"
@@ -68,9 +70,12 @@ def retention_cutoff_ms(db: apsw.Connection, *, now_ms: int, age_ms: int) -> int
 
 
 def _mark(db: apsw.Connection) -> ClockMark | None:
-    """Where the time stood: as stored about once a minute, or as the newest log entry shows. None for a new store."""
+    """Where the time stood: as stored about once a minute, or as the newest log entry shows. None for a new store.
+
+    A log entry far behind the stored time is damaged, and so is a time behind `_LATEST_MS`.
+    """
     newest_ms = cast("int | None", db.execute("SELECT time_ms FROM log ORDER BY n DESC LIMIT 1").get)
-    row = db.execute("SELECT time_ms, offset_ms FROM clock").fetchone()
-    if row is None:
-        return None if newest_ms is None else ClockMark(newest_ms)
-    return ClockMark(max(row[0], newest_ms or 0), row[1])
+    row = db.execute("SELECT time_ms, offset_ms FROM clock WHERE time_ms < ?", (_LATEST_MS,)).fetchone()
+    if row is not None:
+        return ClockMark(max(row[0], min(newest_ms or 0, row[0] + DAY_MS)), row[1])
+    return None if newest_ms is None or newest_ms >= _LATEST_MS else ClockMark(newest_ms)
