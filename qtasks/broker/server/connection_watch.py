@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import itertools
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -51,7 +52,7 @@ class ConnectionLimits:
     Beyond it each new request is answered 503."""
     connections: int | None = None
     """Connections at the same time; None: half of the file descriptors that this process may open, at most 4096."""
-    look_s: float = 0.25
+    look_s: float = 0.5
     """Time between two looks."""
 
 
@@ -70,7 +71,12 @@ class Phase(enum.Enum):
     GOODBYE = "the client of a refused request to close"
 
 
-_OVERDUE: Final = (Phase.HEAD, Phase.DISCARD, Phase.GOODBYE)
+_OVERDUE_S: Final = 1.0
+"""Age of a request that is not complete from which it makes room for a new connection before idle ones do."""
+_CANDIDATES: Final = 32
+"""Connections that are looked at to make room for one, so that a flood of new ones costs little."""
+_HONEST_RATE: Final = 64 * 1024
+"""Bytes a second: a body that arrives faster makes no room. To keep others out would take a fast line."""
 
 
 class WatchedConnection(Protocol):
@@ -141,13 +147,13 @@ class ConnectionWatch:
         return self._held > self.limits.held
 
     def admit(self, connection: WatchedConnection, loop: asyncio.AbstractEventLoop) -> bool:
-        """Watch a new connection. If there are too many, the oldest one without a request gives way; False if none."""
-        if len(self._connections) >= self._most:
-            if (idle := self._oldest_idle()) is None:
-                return False
-            self.forget(idle)
-            idle.abort()
+        """Watch a new connection. If there are too many, the least useful one makes room; False if all are useful."""
         now = self._clock.monotonic()
+        if len(self._connections) >= self._most:
+            if (least_useful := self._least_useful(now)) is None:
+                return False
+            self.forget(least_useful)
+            least_useful.abort()
         self._connections[connection] = _Seen(Phase.HEAD, 0, now, 0, now)
         if self._timer is None:
             self._looked_s = now
@@ -174,16 +180,27 @@ class ConnectionWatch:
         if self.is_full:
             self._make_room(now)
 
-    def _oldest_idle(self) -> WatchedConnection | None:
-        """The oldest connection that sends no request although it should, else the oldest that may be silent."""
-        oldest: WatchedConnection | None = None
-        for connection in self._connections:
+    def _least_useful(self, now: float) -> WatchedConnection | None:
+        """Which connection makes room for a new one: it sends nothing or hardly anything, or it is idle.
+
+        It is one of the `_CANDIDATES` that have waited longest. None if all of these are served or send quickly; they
+        then count as the youngest.
+        """
+        idle: WatchedConnection | None = None
+        slow: WatchedConnection | None = None
+        for connection, seen in list(itertools.islice(self._connections.items(), _CANDIDATES)):
             phase = connection.phase()
-            if phase in _OVERDUE:
+            age_s = now - seen.since_s if (phase, connection.number) == (seen.phase, seen.number) else 0.0
+            is_quick = phase is Phase.BODY and connection.body_received > _HONEST_RATE * max(age_s, _OVERDUE_S)
+            if phase is Phase.IDLE:
+                idle = idle or connection
+            elif phase is Phase.RESPONSE or is_quick or (phase is Phase.BODY and connection.is_paused()):
+                self._connections[connection] = self._connections.pop(connection)
+            elif age_s >= _OVERDUE_S:
                 return connection
-            if phase is Phase.IDLE and oldest is None:
-                oldest = connection
-        return oldest
+            else:
+                slow = slow or connection
+        return idle or slow
 
     def _look_again(self, loop: asyncio.AbstractEventLoop) -> None:
         self.look()

@@ -207,16 +207,23 @@ async def test_what_all_connections_hold_together_is_bounded() -> None:
         assert (await client.answer()).status == 200
 
 
-async def test_a_new_connection_takes_the_place_of_the_oldest_that_sends_nothing() -> None:
+@pytest.mark.parametrize("begun", [b"", GET[:-4], post(1000) + b"x"], ids=["silent", "half a header", "half a body"])
+async def test_a_new_connection_takes_the_place_of_one_that_sends_hardly_anything(begun: bytes) -> None:
+    """Those who only hold connections keep no other client out."""
     async with WatchedServer(App(), ConnectionLimits(connections=3)) as server:
         idle = await server.connect()
         await idle.send(GET)
         await idle.answer()
-        silent = [await server.connect() for _ in range(2)]
-        client = await server.connect()
-        await client.send(GET)
-        assert (await client.answer()).status == 200
-        assert await silent[0].answers() == []
+        slow = [await server.connect() for _ in range(2)]
+        for client in slow:
+            await client.send(begun)
+        await server.until(lambda: sum(connection.is_receiving for connection in server.connections) == 2 * bool(begun))
+        await server.spend(3)
+        for _ in range(2):
+            client = await server.connect()
+            await client.send(GET)
+            assert (await client.answer()).status == 200
+        assert await slow[0].answers() == []
         await idle.send(GET)
         assert (await idle.answer()).status == 200
 
