@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 from dataclasses import replace
@@ -9,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from qtasks.broker.store.integrity.wal_check import find_damage
+from qtasks.broker.store.integrity.wal_check import find_damage, read_frames
 from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.errors import StoreError
-from tests.support.broker import VirtualClock
+from tests.support.broker import START_MS, VirtualClock, publication
 from tests.support.logs import FRAME, commit_ends, flip, killed, log_of, stored_messages, tape
 from tests.support.power import Acknowledged, Sync, Write
 
@@ -109,6 +110,21 @@ def test_no_power_cut_is_called_damage(tmp_path: Path) -> None:
 @pytest.mark.release
 def test_none_of_thousands_of_power_cuts_is_called_damage(tmp_path: Path) -> None:
     assert called_damage(tmp_path, tapes=100, cuts=100) == 0
+
+
+async def test_what_a_power_cut_has_torn_is_not_called_damage_after_the_next_power_cut(tmp_path: Path) -> None:
+    path = killed(tmp_path / "store.db", commits=10, last=30)
+    flip(log_of(path), 8 * (HEADER + commit_ends(path)[-2] * FRAME + 2000))  # the first frame of the last commit
+    store, _ = await SqliteStore.open(str(path), VirtualClock())
+    await store.accept([publication(100)], now_ms=START_MS)
+    after = tmp_path / "after.db"
+    for suffix in ("", "-wal"):
+        shutil.copy(f"{path}{suffix}", f"{after}{suffix}")
+    await store.close()
+    sound = itertools.takewhile(lambda frame: frame.is_sound, read_frames(str(after)))
+    *_, before, _ = [frame.number for frame in sound if frame.ends_commit]
+    flip(log_of(after), 8 * (HEADER + before * FRAME + 2000))
+    assert find_damage(str(after)) is None
 
 
 def test_a_damaged_header_of_the_log_is_noticed(tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ from tests.support.power import Tape, TapingVFS
 FRAME = 24 + 4096
 
 
-def killed(path: Path, *, commits: int, round_pages: int = 1_000_000) -> Path:
+def killed(path: Path, *, commits: int, round_pages: int = 1_000_000, last: int = 1) -> Path:
     """Files of a broker that was killed after `commits` commits, one accepted message each; at `path` and beside it.
 
-    The log begins a new round when it has `round_pages` pages.
+    The log begins a new round when it has `round_pages` pages. The last commit accepts `last` messages.
     """
     db = connect(str(path.with_suffix(".live")))
     empty_log(db)
@@ -34,7 +34,9 @@ def killed(path: Path, *, commits: int, round_pages: int = 1_000_000) -> Path:
     for number in range(commits):
         db.execute("BEGIN IMMEDIATE")
         now_ms = START_MS + 1000 * number
-        accept(db, [publication(number, body=chance.randbytes(chance.randrange(9000)))], now_ms=now_ms)
+        count = last if number == commits - 1 else 1
+        bodies = [chance.randbytes(chance.randrange(9000)) for _ in range(count)]
+        accept(db, [publication(number + n, body=body) for n, body in enumerate(bodies)], now_ms=now_ms)
         if number % 3 == 2:
             for claimed in claim(db, now_ms=now_ms, limit=2, rooms=Rooms(100)).claims:
                 settle(db, Settlement(claimed, Response(status=200), Evaluation(Trigger.SUCCEED)), now_ms=now_ms)
