@@ -23,6 +23,7 @@ from qtasks.broker.core.message_builder import LLM_URL, ValidPublish, publicatio
 from qtasks.broker.core.values import Accepted, DeliveryEndpoint, Publication
 from qtasks.broker.store.verbs import url_groups
 from qtasks.broker.transport.destination import parse
+from qtasks.broker.transport.resolver import check
 from qtasks.protocol import wire
 from qtasks.protocol.messages import MAX_BODY, Headers
 
@@ -216,7 +217,7 @@ async def _check_resolves(context: ApiContext, url: str, method: str) -> None:
         raise HttpError(400, text) from None
     limited = context.policy.limited_rules(place, method)
     for *_, address in entries:
-        if (refusal := context.policy.check_address(str(address[0]), place.host, place.port, limited)) is not None:
+        if (refusal := check(context.policy, str(address[0]), place.host, place.port, limited)) is not None:
             raise HttpError(400, refusal.replace("destination blocked:", "invalid destination url:", 1))
 
 

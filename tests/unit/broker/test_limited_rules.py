@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import posixpath
+from urllib.parse import unquote
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qtasks.broker.transport.destination import parse
 from qtasks.broker.transport.destination_policy import DestinationPolicy
@@ -76,6 +81,43 @@ def test_every_other_path_is_closed(path: str) -> None:
     refusal = TASKS.check_url(f"http://10.0.0.5:8000{path}", "POST") or ""
     assert "resolves to a private address" in refusal
     assert DestinationPolicy("public", ("http://10.0.0.5:8000/",)).check_url(f"http://10.0.0.5:8000{path}") is None
+
+
+PIECES = st.sampled_from(
+    [
+        "/",
+        "//",
+        ".",
+        "..",
+        "%2e",
+        "%2E",
+        "%252e",
+        "%2f",
+        "%5c",
+        "%3b",
+        ";",
+        "%c0%ae",
+        "%00",
+        "qtasks",
+        "admin",
+        "-",
+        "a",
+        "?",
+    ]
+)
+
+
+@given(st.lists(PIECES, max_size=8).map("".join))
+def test_no_server_reads_a_path_that_is_open_as_one_that_is_not(text: str) -> None:
+    """Decoded as often as you like and resolved at any time, it stays below the prefix."""
+    path = f"/qtasks{text}"
+    if TASKS.check_url(f"http://10.0.0.5:8000{path}") is not None:
+        return
+    seen = path.partition("?")[0]
+    for _ in range(4):
+        resolved = posixpath.normpath(seen.replace("\\", "/").partition(";")[0])
+        assert resolved == "/qtasks" or resolved.startswith("/qtasks/"), path
+        seen = unquote(seen)
 
 
 @pytest.mark.parametrize(
