@@ -7,9 +7,11 @@ under two writers (fixed in 3.51.3).
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError
 from qtasks.tasks.results.backend import FLOW_PREFIX, REFUSED, Lock, ResultRecord, record_of, row_of
 from qtasks.tasks.results.database import DatabaseResults
+
+log = logging.getLogger("qtasks.results")
 
 BUSY_TIMEOUT_S = 5.0
 """How long one process waits for another one's transaction."""
@@ -107,19 +111,35 @@ _UNLOCK = "DELETE FROM holds WHERE key = ? AND owner = ?"
 _PRUNE_LOCKS = "DELETE FROM holds WHERE until_ms <= ?"
 
 
+@dataclass(frozen=True, slots=True)
+class _OpenedFile:
+    """A connection, and the status of the file that it has opened."""
+
+    connection: sqlite3.Connection
+    status: os.stat_result
+
+    def is_at(self, path: Path) -> bool:
+        """False if the file was removed, renamed or replaced."""
+        try:
+            return os.path.samestat(self.status, path.stat())
+        except FileNotFoundError:
+            return False
+
+
 class SQLiteResults(DatabaseResults):
     """Records in the file at `path`, which is created with mode 0600 if it does not exist.
 
     Finished records are deleted `ttl_ms` after their last change, if they are not kept; those that never end later, see
-    `stored_ms`. Raises ResultError for a file
-    that is not such a database, or was written by a newer version.
+    `stored_ms`. If the file is removed or replaced, the new one is opened, as every other process does. Raises
+    ResultError for a file that is not such a database, or was written by a newer version.
     """
 
     def __init__(self, path: str | Path, *, ttl_ms: int) -> None:
         super().__init__(ttl_ms=ttl_ms)
         self.path = Path(path)
-        self._writer: sqlite3.Connection | None = None
-        self._reader: sqlite3.Connection | None = None
+        self._file = self.path.absolute()  # the process may change its folder
+        self._writer: _OpenedFile | None = None
+        self._reader: _OpenedFile | None = None
 
     def _read(self, key: str) -> ResultRecord | None:
         rows = self._selected(_READ, key)
@@ -130,16 +150,17 @@ class SQLiteResults(DatabaseResults):
 
     def _selected(self, query: str, parameter: str | int) -> list[Any]:
         """All rows of a query; none if the file does not exist."""
+        self._reader = self._at_its_place(self._reader)
         if self._reader is None:
-            if not self.path.exists():
+            if not self._file.exists():
                 return []
             self._reader = self._open()
-        return self._reader.execute(query, (parameter,)).fetchall()
+        return self._reader.connection.execute(query, (parameter,)).fetchall()
 
     def _disconnect(self) -> None:
-        for connection in (self._writer, self._reader):
-            if connection is not None:
-                connection.close()
+        for opened in (self._writer, self._reader):
+            if opened is not None:
+                opened.connection.close()
         self._writer = self._reader = None
 
     def _write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock], released: Sequence[str]) -> None:
@@ -160,24 +181,36 @@ class SQLiteResults(DatabaseResults):
             return [Lock(lock.key, *connection.execute(_READ_LOCK, (lock.key,)).fetchone()) for lock in locks]
 
     def _opened(self) -> sqlite3.Connection:
+        self._writer = self._at_its_place(self._writer)
         if self._writer is None:
             self._writer = self._open()
-        return self._writer
+        return self._writer.connection
 
-    def _open(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite's own mode would be 0644
+    def _at_its_place(self, opened: _OpenedFile | None) -> _OpenedFile | None:
+        """`opened`, unless its file is not at the path any more: what is written there would be lost."""
+        if opened is None or opened.is_at(self._file):
+            return opened
+        log.warning("%s was removed or replaced by another program; it is opened again", self.path)
+        opened.connection.close()
+        return None
+
+    def _open(self) -> _OpenedFile:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        # SQLite's own mode would be 0644. An existing file is not opened here: closing it would end the locks of this
+        # process on it.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(os.path.realpath(self._file), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         connection = sqlite3.connect(
-            self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=8
+            self._file, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=8
         )
         try:
             connection.execute("PRAGMA journal_mode = TRUNCATE")  # emptying the journal is cheaper than deleting it
             connection.execute("PRAGMA synchronous = FULL")
             self._prepare(connection)
+            return _OpenedFile(connection, self._file.stat())
         except BaseException:
             connection.close()
             raise
-        return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -575,6 +576,45 @@ def test_a_file_that_is_no_database_is_a_named_error(tmp_path: Path) -> None:
         backend.write([record()])
     with pytest.raises(ResultError, match="cannot be reached"):
         backend.read("call_1")
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_what_is_written_after_the_file_was_removed_or_replaced_is_in_the_file_that_others_open(
+    tmp_path: Path, is_replaced: bool
+) -> None:
+    path = tmp_path / "r.db"
+    backend, other = SQLiteResults(path, ttl_ms=DAY_MS), SQLiteResults(path, ttl_ms=DAY_MS)
+    backend.write([record(call_id="before")])
+    assert other.read("before") is not None
+    if is_replaced:
+        shutil.copy(path, tmp_path / "copy")
+        (tmp_path / "copy").replace(path)
+    else:
+        path.unlink()
+    backend.write([record(call_id="after", message_id="msg_2")])
+    assert other.read("after") is not None
+    assert backend.lock([Lock("k", "me", NOW_MS + 9_000)], now_ms=NOW_MS)[0].owner == "me"
+    assert other.lock([Lock("k", "you", NOW_MS + 9_000)], now_ms=NOW_MS)[0].owner == "me"
+    backend.close()
+    other.close()
+
+
+def test_a_second_use_in_the_process_leaves_the_lock_of_a_transaction_alone(tmp_path: Path) -> None:
+    """Closing any descriptor of a file ends all locks of the process on it."""
+    path = tmp_path / "r.db"
+    backend, other = SQLiteResults(path, ttl_ms=DAY_MS), SQLiteResults(path, ttl_ms=DAY_MS)
+    backend.write([record()])
+    transaction = backend._opened()
+    transaction.execute("BEGIN IMMEDIATE")
+    assert other.read("call_1") == record()
+    program = (
+        f"import sqlite3; sqlite3.connect({str(path)!r}, timeout=0, isolation_level=None).execute('BEGIN IMMEDIATE')"
+    )
+    third = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "database is locked" in third.stderr
+    transaction.execute("ROLLBACK")
+    backend.close()
+    other.close()
 
 
 WRITER = """
