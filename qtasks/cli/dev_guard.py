@@ -52,7 +52,8 @@ class DevGuard:
             return None
         return 403, (
             f"refused: the request comes from a web page of another site ({foreign[:80]}), and qtasks dev has public "
-            "keys. If the page is yours, start qtasks dev with --allow-host and the host name of the page"
+            "keys. If the page is yours, start qtasks dev with --allow-host and the host name of the page (or null for "
+            "a page that is a file)"
         )
 
     def _host_refusal(self, path: str, lines: Iterable[tuple[bytes, bytes]]) -> tuple[int, str] | None:
@@ -65,7 +66,7 @@ class DevGuard:
 
     def _is_known(self, origin: str, lines: Iterable[tuple[bytes, bytes]]) -> bool:
         if origin == "null":  # a page without an origin, or one that does not tell it; the browser knows which
-            return _values(lines, b"sec-fetch-site") in (["same-origin"], ["none"])
+            return origin in self._allowed or _values(lines, b"sec-fetch-site") in (["same-origin"], ["none"])
         try:
             host = urlsplit(origin).hostname or ""
         except ValueError:

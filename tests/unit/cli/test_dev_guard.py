@@ -30,6 +30,12 @@ async def status(path: str = "/page", method: str = "POST", host: str = "localho
     return (await request(GUARD, path, method=method, headers=lines)).status
 
 
+async def test_a_page_that_is_a_file_can_be_allowed() -> None:
+    lines = {"Host": "localhost", "Origin": "null", "Sec-Fetch-Site": "cross-site"}
+    guard = DevGuard(application, "/qtasks", ["null"])
+    assert [(await request(each, "/page", headers=lines)).status for each in (GUARD, guard)] == [403, 200]
+
+
 async def test_what_is_no_browser_passes() -> None:
     assert await status() == 200
     assert await status("/qtasks/add") == 200
