@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from qtasks.broker.core.rules import Trigger
 from qtasks.broker.core.values import DAY_MS, LogCriteria, Retention
+from qtasks.broker.loops import deliverer
 from qtasks.broker.store.verbs import admission, flow_control, prefixes, queues
 from qtasks.broker.store.verbs.log_entries import CUT_TO, KEPT_WHOLE
 from qtasks.broker.store.verbs.reads import queries
 from qtasks.broker.store.verbs.retention import BATCH, prune, prune_messages, used_bytes
+from qtasks.protocol.headers import DISPATCHER_HEADER
 from qtasks.protocol.messages import FlowControl, PublishOptions, Response
+from tests.support.api import Service
 from tests.support.broker import ACCOUNT
 from tests.support.store import InlineStore
 
+DOCS = Path(__file__).parents[2] / "docs"
 MIB = 1024 * 1024
 KEEP = Retention(max_bytes=None)
 KEYED = PublishOptions(flow_control=FlowControl("key", parallelism=1, rate=5, period_s=60))
@@ -213,3 +219,26 @@ def test_a_prefix_is_forgotten_once_nothing_was_sent_to_it_for_long(store: Inlin
     store.now_ms = start_ms + 8 * DAY_MS
     prune_all(store)
     assert [row[0] for row in db.execute("SELECT lot FROM prefixes")] == ["used"]
+
+
+# -- everything else
+
+
+def test_the_docs_say_of_every_table_what_bounds_it(store: InlineStore) -> None:
+    tables = {row[0] for row in store.db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    section = (DOCS / "operations.md").read_text().split("## What grows")[1]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert tables == named
+
+
+@pytest.mark.anyio
+async def test_the_broker_remembers_a_bounded_number_of_url_prefixes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deliverer, "MAX_PREFIXES", 3)
+    service = await Service.open()
+    service.answer(Response(status=200, headers=((DISPATCHER_HEADER, "1"),)))
+    for n in range(10):
+        await service.post(f"/v2/publish/http://127.0.0.1:8000/app{n}/task", {"Qtasks-Interrupted-For": "1h"})
+    await service.broker.deliverer.run_once()
+    assert len(service.broker.deliverer._answered) == 3
+    await service.close()
