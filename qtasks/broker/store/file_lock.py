@@ -1,8 +1,8 @@
 """The lock of a database: one store has it at a time, and it ends with the process.
 
 How it works. The lock is on the file itself, not on a name: a process that opens it by a symbolic link, a hard link or
-another mount finds it locked, and nothing is unlocked by removing a lock file. Two bytes far behind the end of any
-database are locked, which SQLite does not use:
+another mount finds it locked, and nothing is unlocked by removing a lock file. Two bytes are locked that SQLite does
+not use, in the page that it keeps free of data for its own locks (https://sqlite.org/fileformat2.html, section 1.4):
 
 - one with a record lock, the kind that SQLite uses. It works where SQLite works, and the system knows which process has
   it. But SQLite ends it while it opens the file, because it unlocks all bytes at once; so it is taken again afterwards.
@@ -28,8 +28,8 @@ from qtasks.broker.store import storage_errors
 from qtasks.broker.store.file_watch import FileId, file_id
 from qtasks.errors import StoreError, StoreLocked
 
-_BYTE: Final = 1 << 62
-"""Offset of the byte with the record lock; the next byte has the lock of the descriptor."""
+_BYTE: Final = 0x40000000 + 1024
+"""Offset of the byte with the record lock; the next byte has the lock of the descriptor. SQLite uses the first 512."""
 _OPEN: Final = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOCTTY", 0)
 
 _changing = threading.Lock()
