@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.dev import Dev
 from tests.support.process import qtasks, soon
 from tests.support.servers import SECRETS, BrokerServer
 
@@ -113,3 +114,27 @@ def test_a_second_broker_on_a_hard_link_and_a_command_beside_the_first_change_no
         assert f"in use by process {broker.process.pid}" in second.err
         assert broker.ask("GET", "/readyz").status == 200
         assert (folder / "tasks.db-wal").exists()
+
+
+DEV_TASKS = """
+import time
+from qtasks import task
+
+@task
+def hang() -> None:
+    print("hanging", flush=True)
+    time.sleep(3600)
+"""
+
+
+@pytest.mark.release
+def test_qtasks_dev_ends_with_the_sentence_though_a_task_hangs(tmp_path: Path) -> None:
+    (tmp_path / "tasks.py").write_text(DEV_TASKS)
+    with Dev(tmp_path, "tasks.py") as dev:
+        dev.started()
+        dev.run("from tasks import hang; hang.delay()")
+        dev.wait_for("hanging")
+        shutil.rmtree(tmp_path / ".qtasks")
+        assert dev.finish() == 2
+        assert "dev.db was removed or renamed while the broker used it" in dev.output
+        assert "Traceback" not in dev.output
