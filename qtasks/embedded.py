@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from qtasks.broker.server.event_loop import new_event_loop
-from qtasks.broker.store.file_watch import FileId, file_id
+from qtasks.broker.store.file_watch import FileId, file_at
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import BrokerUnreachable, ConfigurationError, StoreError
 from qtasks.protocol.messages import SigningKeys
@@ -276,7 +276,7 @@ class _RunningBroker:
 
     async def _reopen(self, failure: str) -> None:
         """Open the file again. Raises StoreError if that is not possible, or another file is at its path."""
-        if _file_at(self._path) != self._opened.file:
+        if file_at(self._path) != self._opened.file:
             raise StoreError(failure)
         await self._open()
         self._embedded.failure = None
@@ -293,14 +293,6 @@ class OpenedBroker:
     keys: SigningKeys
     file: FileId | None
     """The identity of the database; None in memory."""
-
-
-def _file_at(path: str) -> FileId | None:
-    """The identity of the file at `path`, None if there is none."""
-    try:
-        return file_id(Path(path).stat())
-    except FileNotFoundError:
-        return None
 
 
 def _act(on_failure: OnFailure, failure: str) -> None:
@@ -360,7 +352,7 @@ async def _open(
         broker.watchers.add(embedded.watch)
     broker.start()
     keys = await broker.keys.of(broker.accounts[_ACCOUNT])
-    return OpenedBroker(broker, transport, token, keys, None if path == _MEMORY else _file_at(path))
+    return OpenedBroker(broker, transport, token, keys, None if path == _MEMORY else file_at(path))
 
 
 def _unanswered(timeout_s: float) -> BrokerUnreachable:

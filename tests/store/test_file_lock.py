@@ -142,7 +142,7 @@ async def test_a_refused_store_of_this_process_leaves_the_locks_of_the_first_alo
     store, _ = await SqliteStore.open(str(database), VirtualClock())
     await store.accept([publication(1)], now_ms=START_MS)
     if is_moved_meanwhile:  # nothing is known of the file before it is opened
-        monkeypatch.setattr(file_lock, "_id_or_none", lambda _: None)
+        monkeypatch.setattr(file_lock, "file_at", lambda _: None)
     with pytest.raises(StoreLocked):
         await SqliteStore.open(str(database), VirtualClock())
     connect(str(database)).close()

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from qtasks.broker.store import storage_errors
-from qtasks.broker.store.file_watch import FileId, file_id
+from qtasks.broker.store.file_watch import FileId, file_at, file_id
 from qtasks.errors import StoreError, StoreLocked
 
 _BYTE: Final = 0x40000000 + 1024
@@ -54,9 +54,9 @@ class FileLock:
         SQLite could miss its write-ahead log, or cannot be opened or locked.
         """
         with _changing:
-            if _id_or_none(path) in _held:  # before it is opened: closing a descriptor would end the locks of SQLite
-                _refuse(path, _this_process())
             try:
+                if file_at(path) in _held:  # before it is opened: closing a descriptor would end the locks of SQLite
+                    _refuse(path, _this_process())
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 _refuse_orphaned_log(path)
                 descriptor = os.open(path, _OPEN, 0o600)
@@ -190,13 +190,6 @@ def _size(path: str) -> int:
         return Path(path).stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _id_or_none(path: str) -> FileId | None:
-    try:
-        return file_id(Path(path).stat())
-    except OSError:
-        return None
 
 
 if sys.platform == "win32":  # pragma: no cover

@@ -28,6 +28,14 @@ def file_id(status: os.stat_result) -> FileId:
     return status.st_dev, status.st_ino
 
 
+def file_at(path: str) -> FileId | None:
+    """The identity of the file at `path`; None if there is none."""
+    try:
+        return _id(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 class FileWatch:
     """Watches the files of the database at `path`, which SQLite has opened. `locked` holds those opened before.
 
@@ -35,8 +43,10 @@ class FileWatch:
     """
 
     def __init__(self, path: str, locked: Mapping[str, FileId]) -> None:
-        log, index = f"{path}-wal", f"{path}-shm"
-        self._files = {**locked, log: _id(log), index: _id(index)}  # SQLite has opened the last two just now
+        log = f"{path}-wal"
+        self._files = {**locked, log: file_at(log)}  # SQLite has opened it just now
+        if (index := file_at(f"{path}-shm")) is not None:  # a SQLite may be built to keep it elsewhere
+            self._files[f"{path}-shm"] = index
         self._essential = {name: self._files[name] for name in (path, log)}
         self._ending = asyncio.Event()
         self._thread = DaemonThreadPool(1, "qtasks-watch")
@@ -65,14 +75,14 @@ class FileWatch:
         self._thread.shutdown(wait=False)
 
 
-def _change(files: Mapping[str, FileId]) -> str | None:
+def _change(files: Mapping[str, FileId | None]) -> str | None:
     for path, opened in files.items():
         try:
-            now = _id(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return _sentence(path, "was removed or renamed")
+            now = file_at(path)
         except OSError as error:
             return _sentence(path, f"cannot be looked at ({error.strerror})")
+        if now is None:
+            return _sentence(path, "was removed or renamed")
         if now != opened:
             return _sentence(path, "was replaced by another file")
     return None
