@@ -33,7 +33,7 @@ def connect(path: str, vfs: str | None = None) -> apsw.Connection:
     """
     try:
         if path != MEMORY:
-            _create(os.path.realpath(path))
+            create_file(os.path.realpath(path))
         db = apsw.Connection(path, vfs=vfs)
         db.set_busy_timeout(_BUSY_TIMEOUT_MS)
         db.execute("PRAGMA journal_mode = WAL")
@@ -57,7 +57,7 @@ def connect(path: str, vfs: str | None = None) -> apsw.Connection:
     return db
 
 
-def _create(path: str) -> None:
+def create_file(path: str) -> None:
     """Create the file if it does not exist. Only this user may read it; SQLite gives its other files the same mode.
 
     An existing file is not opened: closing it would end the locks that SQLite holds on it in this process.
@@ -89,9 +89,12 @@ def run_in_transaction(
     return result
 
 
-def migrate(db: apsw.Connection) -> None:
-    """Bring the schema up to date, one transaction for each version. Raises SchemaTooNew for a newer schema."""
-    steps = _steps()
+def migrate(db: apsw.Connection, until: int | None = None) -> None:
+    """Bring the schema up to date, or to version `until`, one transaction for each version.
+
+    Raises SchemaTooNew for a newer schema.
+    """
+    steps = _steps()[:until]
     version = db.pragma("user_version")
     if version > len(steps):
         raise SchemaTooNew(

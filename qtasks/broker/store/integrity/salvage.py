@@ -15,7 +15,7 @@ from typing import Final
 import apsw
 
 from qtasks.broker.core.rules import Stage
-from qtasks.broker.store.connection import connect, run_in_transaction
+from qtasks.broker.store.connection import MEMORY, create_file, migrate, run_in_transaction, schema_version
 from qtasks.broker.store.integrity.page_reader import PageFile, Row, TableReader, Value
 from qtasks.broker.store.verbs import admission
 from qtasks.broker.store.verbs.rows import fetch
@@ -50,23 +50,64 @@ def salvage(path: Path, target: Path, newer: Mapping[int, bytes], *, now_ms: int
     No process may have it open in SQLite. `now_ms` is wall time, in Unix milliseconds.
     """
     pages = PageFile(path, newer)
-    db = connect(str(target))
+    create_file(str(target))
+    db = apsw.Connection(str(target))
     try:
-        db.execute("PRAGMA foreign_keys = OFF")
+        db.execute("PRAGMA journal_mode = MEMORY")  # the caller syncs the file; until then nobody needs it
         db.execute("PRAGMA synchronous = OFF")
-        salvaged = run_in_transaction(db, _copy, pages, now_ms=now_ms)
-        db.execute("PRAGMA synchronous = FULL")
-        db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        migrate(db, _version(pages))
+        salvaged, ids = run_in_transaction(db, _copy, pages)
+        migrate(db)
+        run_in_transaction(db, _name_losses, ids, salvaged)
+        run_in_transaction(db, _settle, now_ms)
     finally:
         db.close()
         pages.close()
     return salvaged
 
 
-def _copy(db: apsw.Connection, pages: PageFile, *, now_ms: int) -> Salvage:
+def _version(pages: PageFile) -> int:
+    """The version of the schema that the database has: older rows get what a migration gives them.
+
+    If the first page is damaged, the version that has as many columns as the longest row of a message.
+    """
+    header = pages.page(1)
+    version = int.from_bytes(header[60:64], "big")
+    if header.startswith(b"SQLite format 3\0") and 0 < version <= schema_version():
+        return version
+    reader = TableReader(pages)
+    rows = (row for number in range(2, pages.count + 1) for row in reader.page_rows(number, pages.page(number)))
+    longest = max((len(values) for _, values in rows if _is_message(values)), default=_ANY_MESSAGE)
+    for version in range(schema_version(), 1, -1):
+        if longest > _columns_of_messages(version - 1):
+            return version
+    return 1
+
+
+_ANY_MESSAGE: Final = 1000
+"""Columns of a message if there is none: then only the current version makes sense."""
+
+
+def _is_message(values: tuple[Value, ...]) -> bool:
+    match values:
+        case (None, int(), str(), int(), int(), *rest):
+            return len(rest) > 20
+    return False
+
+
+def _columns_of_messages(version: int) -> int:
+    db = apsw.Connection(MEMORY)
+    migrate(db, version)
+    count = db.execute("SELECT count(*) FROM pragma_table_info('messages')").get
+    db.close()
+    return int(count)
+
+
+def _copy(db: apsw.Connection, pages: PageFile) -> tuple[Salvage, dict[int, str]]:
+    """Copy the rows into a database of the same version; what was saved, and the ids of all messages by `seq`."""
     salvaged = Salvage()
     reader = TableReader(pages)
-    roots = {_RENAMED.get(name, name): number for name, number in reader.roots().items()}
+    roots = reader.roots()
     _note(salvaged, reader, _SCHEMA)
     tables = {name: _Table.of(db, name) for name in _table_names(db)}
     for name, table in tables.items():
@@ -81,9 +122,7 @@ def _copy(db: apsw.Connection, pages: PageFile, *, now_ms: int) -> Salvage:
     if salvaged.unreadable:
         for _, values in _save_orphans(db, reader, list(tables.values()), salvaged):
             ids.update(_id_of(values))
-    _name_losses(db, ids, salvaged)
-    _settle(db, now_ms)
-    return salvaged
+    return salvaged, ids
 
 
 def _note(salvaged: Salvage, reader: TableReader, name: str, refused: int = 0) -> None:
@@ -158,7 +197,6 @@ class _Table:
 
 
 _TYPES: Final = {"INTEGER": int, "TEXT": str, "BLOB": bytes, "REAL": float}
-_RENAMED: Final = {"bodies": "stored_bodies"}
 """Tables of earlier versions that have another name now."""
 _ADDED: Final = {"messages": 12, "queues": 2, "flow_keys": 1, "prefixes": 1, "ticks": 1, "stored_bodies": 1}
 """How many columns a table got after its first version, at most."""
