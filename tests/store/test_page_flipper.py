@@ -129,7 +129,7 @@ async def test_any_damage_of_a_page_keeps_every_promise(
 ) -> None:
     monkeypatch.setattr(page_check, "SMALL_BYTES", small_bytes)
     chance = random.Random(small_bytes)
-    assert await broken_promises(tmp_path, [(chance.randrange(1000), chance.choice(FLIPS)) for _ in range(10)], 1) == []
+    assert await broken_promises(tmp_path, [(chance.randrange(1000), chance.choice(FLIPS)) for _ in range(8)], 1) == []
 
 
 @pytest.mark.release

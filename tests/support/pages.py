@@ -48,6 +48,7 @@ def damage_page(path: Path, page: int) -> None:
 def busy(path: Path) -> dict[str, Message]:
     """A database at rest with messages in all stages; those that have not ended, by id. All are due within an hour."""
     db = connect(str(path))
+    db.execute("BEGIN")
     account = accounts.ensure_account(
         db, AccountCredentials("default"), SigningKeys("sig_" + "c" * 28, "sig_" + "n" * 28)
     )
@@ -76,6 +77,7 @@ def busy(path: Path) -> dict[str, Message]:
         evaluation = Evaluation(Trigger.SUCCEED) if sent_well else Evaluation(Trigger.FAIL, "it answered 500")
         settle(db, Settlement(claimed, answer, evaluation), now_ms=START_MS)
         del waiting[claimed.message.id]
+    db.execute("COMMIT")
     db.close()
     return waiting
 

@@ -43,9 +43,10 @@ def _print(path: str, lost: str | None, done: DatabaseRepair) -> None:
     salvage = done.salvage
     if lost is not None:
         click.echo(f"the log was damaged: {lost.removesuffix('; nothing was changed')} by a broker")
-    click.echo(f"saved: {salvage.saved['messages']} messages, {done.sound_messages} of them as they were accepted")
-    if salvage.lost_bodies:
-        click.echo(f"without their body, so they become dead letters: {_some(salvage.lost_bodies)}")
+    count = salvage.saved["messages"]
+    click.echo(f"saved: {count} messages, {count - len(done.damaged)} of them as they were accepted")
+    if done.damaged:
+        click.echo(f"damaged, so they become dead letters: {_some(done.damaged)}")
     if salvage.lost_messages:
         names = [f"{name} ({state})" for name, state in salvage.lost_messages.items()]
         click.echo(f"lost, with the last entry of their log: {_some(names)}")
@@ -57,7 +58,7 @@ def _print(path: str, lost: str | None, done: DatabaseRepair) -> None:
     report = Path(f"{done.kept}.report")
     report.write_text(
         "".join(f"lost message {name}: {state}\n" for name, state in salvage.lost_messages.items())
-        + "".join(f"lost body {name}\n" for name in salvage.lost_bodies)
+        + "".join(f"damaged message {name}\n" for name in done.damaged)
     )
     click.echo(f"{path} is new; the damaged database is {done.kept}, all names are in {report}")
 

@@ -23,8 +23,8 @@ class DatabaseRepair:
     """A repair that has ended."""
 
     salvage: Salvage
-    sound_messages: int
-    """Messages that are as they were accepted. The others become dead letters when they are due."""
+    damaged: list[str]
+    """The ids of messages that are not as they were accepted, or have no body: they become dead letters."""
     kept: Path
     """The damaged database, which is not needed any more."""
 
@@ -41,14 +41,14 @@ def repair(path: str, suffix: str, *, now_ms: int) -> DatabaseRepair:
             target = Path(f"{path}.repaired-{number}")
             _remove(target)
             drafts.append((target, salvage(Path(path), target, newer, now_ms=now_ms)))
-        scores = {target: (_count_sound(target), -len(salvaged.unreadable)) for target, salvaged in drafts}
-        best, salvaged = max(drafts, key=lambda draft: scores[draft[0]])
+        damaged = {target: _damaged(target) for target, _ in drafts}
+        best, salvaged = max(drafts, key=lambda draft: draft[1].saved["messages"] - len(damaged[draft[0]]))
         kept = Path(f"{path}{suffix}")
         _exchange(path, best, kept)
     finally:
         for target, _ in drafts:
             _remove(target)
-    return DatabaseRepair(salvaged, scores[best][0], kept)
+    return DatabaseRepair(salvaged, damaged[best], kept)
 
 
 def _versions(path: str) -> Iterator[Mapping[int, bytes]]:
@@ -77,11 +77,11 @@ def _committed(frames: list[Frame], is_taken: Callable[[Frame], bool]) -> dict[i
     return newer
 
 
-def _count_sound(target: Path) -> int:
-    """How many messages of a database are as they were accepted."""
+def _damaged(target: Path) -> list[str]:
+    """The ids of the messages that are not as they were accepted."""
     db = apsw.Connection(str(target), flags=apsw.SQLITE_OPEN_READONLY)
     try:
-        return sum(message.fault() is None for message in stored.every(db))
+        return [str(message.message.id) for message in stored.every(db) if message.fault() is not None]
     finally:
         db.close()
 

@@ -53,7 +53,7 @@ def salvage(path: Path, target: Path, newer: Mapping[int, bytes], *, now_ms: int
     create_file(str(target))
     db = apsw.Connection(str(target))
     try:
-        db.execute("PRAGMA journal_mode = MEMORY")  # the caller syncs the file; until then nobody needs it
+        db.execute("PRAGMA journal_mode = MEMORY")  # the caller syncs the file; until then it is a draft
         db.execute("PRAGMA synchronous = OFF")
         migrate(db, _version(pages))
         salvaged, ids = run_in_transaction(db, _copy, pages)
@@ -115,6 +115,7 @@ def _copy(db: apsw.Connection, pages: PageFile) -> tuple[Salvage, dict[int, str]
         salvaged.saved[name], refused = table.insert_all(db, rows)
         _note(salvaged, reader, name, refused)
     ids = dict(_ids(reader, roots))
+    _note(salvaged, reader, _IDS)
     for name in roots.keys() - tables.keys():
         for _ in reader.rows(roots[name]):  # so that no page of an index counts as an orphan
             pass
@@ -153,7 +154,7 @@ class _Table:
         info = fetch(db, 'SELECT name, type, pk, "notnull" FROM pragma_table_info(?) ORDER BY cid', (name,))
         has_row_id = not db.execute("SELECT wr FROM pragma_table_list WHERE name = ?", (name,)).get
         if not has_row_id:  # a record begins with the primary key
-            info.sort(key=lambda column: column[2] or len(info) + 1)
+            info = sorted(info, key=lambda column: column[2] or len(info) + 1)
         alias = next((place for place, column in enumerate(info) if column[2]), None) if has_row_id else None
         types = tuple(
             (type(None),) if place == alias else (_TYPES[kind],) if filled or key else (_TYPES[kind], type(None))

@@ -1,0 +1,72 @@
+"""Repair of a database: what a damaged page took, and only that, is lost; and what is lost has a name."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import apsw
+import pytest
+
+from qtasks.broker.store.integrity.repair import repair
+from tests.support.broker import START_MS
+from tests.support.logs import stored_messages
+from tests.support.pages import PAGE, busy, damage_page, pages_of
+
+RELEASED = Path(__file__).with_name("released")
+
+
+@pytest.mark.parametrize("release", ["schema_2", "schema_3"])
+@pytest.mark.parametrize("page", [None, 1], ids=["one index is damaged", "the schema is damaged"])
+def test_a_database_of_an_earlier_release_keeps_all_its_messages(
+    tmp_path: Path, release: str, page: int | None
+) -> None:
+    with tarfile.open(RELEASED / f"{release}.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    path = tmp_path / "old.db"
+    before = stored_messages(path)  # and moves the log into the database
+    damage_page(path, page or pages_of(path, "messages_claimable")[0])
+    done = repair(str(path), ".damaged", now_ms=START_MS)
+    assert stored_messages(path) == before
+    assert done.damaged == []
+
+
+@pytest.mark.parametrize("table", ["messages", "stored_bodies", "log", "dead_letters", "tokens", "messages_by_id"])
+def test_each_table_is_saved_but_for_its_damaged_page(tmp_path: Path, table: str) -> None:
+    path = tmp_path / "store.db"
+    busy(path)
+    before, counts = stored_messages(path), rows_by_table(path)
+    damage_page(path, pages_of(path, table)[-1])
+    done = repair(str(path), ".damaged", now_ms=START_MS)
+    assert done.salvage.unreadable.get(table) == 1
+    assert stored_messages(path) | done.salvage.lost_messages.keys() == before
+    assert bool(done.salvage.lost_messages) == (table == "messages")
+    assert bool(done.damaged) == (table == "stored_bodies")
+    db = apsw.Connection(str(path))
+    assert db.execute("PRAGMA integrity_check").get == "ok"
+    letters = "SELECT count(*) FROM messages WHERE stage = 12 AND seq NOT IN (SELECT seq FROM dead_letters)"
+    assert db.execute(letters).get == 0
+    db.close()
+    less = {name for name, count in rows_by_table(path).items() if count < counts[name]}
+    of_messages = {"labels", "log", "stored_bodies", "dead_letters"} if table == "messages" else set()
+    assert less <= {table} | of_messages
+
+
+def rows_by_table(path: Path) -> dict[str, int]:
+    db = apsw.Connection(str(path))
+    names = [name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+    counts = {name: int(db.execute(f"SELECT count(*) FROM {name}").get) for name in names}
+    db.close()
+    return counts
+
+
+def test_the_damaged_files_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    busy(path)
+    damage_page(path, pages_of(path, "log")[0])
+    damaged = path.read_bytes()
+    done = repair(str(path), ".damaged", now_ms=START_MS)
+    assert done.kept.read_bytes() == damaged
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert len(path.read_bytes()) % PAGE == 0
+    assert {file.name for file in tmp_path.iterdir()} == {"store.db", "store.db.damaged"}
