@@ -235,17 +235,21 @@ def test_a_header_may_not_have_any_number_of_lines(api: ApiClient) -> None:
     assert closed
 
 
-def test_an_upgrade_is_ignored_or_refused_but_never_costs_the_body(api: ApiClient) -> None:
+@pytest.mark.parametrize(
+    ("lines", "body"), [(("Content-Length: 3",), b"abc"), ((CHUNKED,), b"3\r\nabc\r\n0\r\nX: 1\r\n\r\n")]
+)
+@pytest.mark.parametrize("connection", ["Upgrade, HTTP2-Settings", "keep-alive, upgrade", "close, Upgrade"])
+def test_an_offer_of_another_protocol_is_ignored_and_costs_no_body(
+    api: ApiClient, connection: str, lines: tuple[str, ...], body: bytes
+) -> None:
     """curl and Java ask for HTTP/2 like this; the parser takes what follows for the other protocol."""
-    upgrade = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__")
+    upgrade = (f"Connection: {connection}", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__")
     keys = head("GET", api, *upgrade, target="/v2/keys")
-    answers, closed = api.raw(keys, keys)
-    assert [answer.status for answer in answers] == [200, 200]
-    assert not closed
-    answers, closed = api.raw(head("POST", api, *upgrade, "Content-Length: 3"), b"abc")
-    assert answers[0].error == "a request with a body cannot ask for an Upgrade: send it as plain HTTP/1.1"
-    assert closed
-    assert api.stored() == []
+    answers, closed = api.raw(head("POST", api, *upgrade, *lines), body, keys, keys)
+    statuses = [201] if "close" in connection else [201, 200, 200]
+    assert [answer.status for answer in answers] == statuses
+    assert closed == ("close" in connection)
+    assert api.ask("GET", f"/v2/messages/{answers[0].json['messageId']}").json["body"] == "abc"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 40])

@@ -26,6 +26,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from qtasks.broker.server.connection_watch import ConnectionLimits, ConnectionWatch, Phase
+from qtasks.broker.server.request_framing import body_length, find_ambiguity, without_upgrade
 from qtasks.broker.server.write_coalescing import CoalescingTransport
 from qtasks.clock import Clock
 
@@ -106,6 +107,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Pieces of a body in the portion that is parsed."""
         self._noted_input = self._noted_unsent = 0
         """Bytes that the watch has counted since its last look."""
+        self._plain_head = b""
+        """The header to parse in place of one that offered another protocol."""
         self._in_request = False
         """True between the first byte of a request and its last."""
         self._in_body = False
@@ -248,17 +251,33 @@ class GuardedProtocol(HttpToolsProtocol):
         else:
             self._framing_bytes += len(portion)  # until a piece of the body comes
         self._pieces = 0
+        is_head = not self._in_body
         try:
             self.parser.feed_data(portion)
-        except httptools.HttpParserUpgrade:
+        except httptools.HttpParserUpgrade as upgrade:
             if self._should_upgrade():
                 self._is_leaving = True
                 self._watch.forget(self)
                 self.handle_websocket_upgrade()
+            elif rest := portion[upgrade.args[0] :]:
+                return self._pieces + self._feed(rest)
         except httptools.HttpParserError:
+            if self._plain_head and is_head:
+                return self._continue_plainly()
             refusal = self._refusal or RefusedError(b"400 Bad Request", "Invalid HTTP request received.")
             self._refuse(refusal.status, refusal.text)
         return self._pieces
+
+    def _continue_plainly(self) -> int:
+        """Parse the header again without its offer of another protocol, then the body.
+
+        curl and Java offer HTTP/2 with each request, and the parser takes a body after that for the new protocol.
+        """
+        head, self._plain_head = self._plain_head, b""
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self._head_bytes = 0
+        return self._feed(head)
 
     # -- callbacks of the parser
 
@@ -278,8 +297,13 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The header is complete: check it, then start the application."""
-        if (ambiguity := self._find_ambiguity()) is not None:
+        if (ambiguity := find_ambiguity(self.url, self.headers, self.parser.get_http_version())) is not None:
             self._stop_parser(b"400 Bad Request", ambiguity)
+        self._body_left = body_length(self.headers)
+        self._plain_head = b""
+        if self._body_left != 0 and self.parser.should_upgrade() and not self._should_upgrade():
+            self._plain_head = without_upgrade(self.parser.get_method(), self.url, self.headers)
+            raise RefusedError(b"", "")  # stops the parser
         if self._watch.is_full:
             self._stop_parser(b"503 Service Unavailable", _BUSY)
         self._in_body = True
@@ -314,32 +338,6 @@ class GuardedProtocol(HttpToolsProtocol):
     def _stop_parser(self, status: bytes, text: str) -> None:
         self._refusal = RefusedError(status, text)
         raise self._refusal  # the parser turns it into an error of its own
-
-    def _find_ambiguity(self) -> str | None:
-        """The reason why a proxy may read this request in another way than our parser; None if it is unambiguous.
-
-        It also learns the length of the body.
-        """
-        if not self.url.startswith((b"/", b"*")):
-            return "the request target must be a path: this server is not a proxy"
-        if b"#" in self.url:
-            return "the request target contains a fragment (#): percent-encode it as %23, or leave it out"
-        codings: list[bytes] = []
-        length = 0
-        for name, value in self.headers:
-            if name == b"transfer-encoding":
-                codings.append(value.strip().lower())
-            elif name == b"content-length":
-                length = int(value)  # the parser has checked it
-        self._body_left = None if codings else length
-        if codings and self.parser.get_http_version() == "1.0":
-            return "Transfer-Encoding does not exist in HTTP/1.0"
-        if codings and codings != [b"chunked"]:
-            return "Transfer-Encoding: only chunked is supported"
-        if self.parser.should_upgrade() and self._body_left != 0 and not self._should_upgrade():
-            # The parser takes all that follows for another protocol: the body would be lost without a word.
-            return "a request with a body cannot ask for an Upgrade: send it as plain HTTP/1.1"
-        return None
 
     # -- what the watch sees and does
 

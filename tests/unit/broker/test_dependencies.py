@@ -67,7 +67,11 @@ async def test_the_http_protocol_finds_the_parts_of_uvicorn_that_it_reads(protoc
         "timeout_keep_alive_handler _unset_keepalive_if_required _should_upgrade handle_websocket_upgrade",
         "qtasks.broker.server.http_protocol",
     )
-    in_uvicorn(protocol.parser, "get_http_version should_upgrade feed_data", "qtasks.broker.server.http_protocol")
+    in_uvicorn(
+        protocol.parser,
+        "get_http_version get_method should_upgrade feed_data set_dangerous_leniencies",
+        "qtasks.broker.server.http_protocol",
+    )
     in_uvicorn(protocol.flow, "read_paused", "qtasks.broker.server.http_protocol")
     source = inspect.getsource(RequestResponseCycle)
     for name in [
