@@ -161,6 +161,7 @@ def test_a_request_whose_length_can_be_read_in_two_ways_is_refused_and_its_conne
         ("no target", "POST  HTTP/1.1\r\n{host}{auth}\r\n"),
         ("a relative target", "POST v2/keys HTTP/1.1\r\n{host}{auth}\r\n"),
         ("a tunnel", "CONNECT 127.0.0.1:80 HTTP/1.1\r\n{host}{auth}\r\n"),
+        ("a tunnel to a path", "CONNECT /v2/keys HTTP/1.1\r\n{host}{auth}Content-Length: 3\r\n\r\nabc"),
         ("HTTP/0.9", "GET /v2/keys\r\n\r\n"),
         ("HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
         ("HTTP/3.7", "POST {publish} HTTP/3.7\r\n{host}{auth}\r\n"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -55,6 +56,11 @@ def spans(port: int, attacker: subprocess.Popen[str]) -> list[float]:
     return sorted(measured)
 
 
+def busy() -> float:
+    """How many times as long everything takes on this machine, because it has more to do than it has processors."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def check(server: LimitedServer, seed: int, connections: int) -> None:
     before = usage(server.process.pid).resident_mb
     with subprocess.Popen(
@@ -71,7 +77,7 @@ def check(server: LimitedServer, seed: int, connections: int) -> None:
     assert {status for status in statuses if status >= 500} <= {503}, statuses
     assert {400, 408, 431} <= set(statuses)
     assert not set(statuses) & {201, 202}
-    assert measured[int(len(measured) * 0.99)] < 0.1, f"{len(measured)} requests"
+    assert measured[int(len(measured) * 0.99)] < 0.1 * busy(), f"{len(measured)} requests"
     assert usage(server.process.pid).peak_mb - before < GROWTH_MB
     if server.kind == "broker":
         answer = ask("GET", f"http://127.0.0.1:{server.port}/v2/events", token=USERS[0].token)

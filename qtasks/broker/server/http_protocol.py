@@ -297,12 +297,13 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The header is complete: check it, then start the application."""
-        if (ambiguity := find_ambiguity(self.url, self.headers, self.parser.get_http_version())) is not None:
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        if (ambiguity := find_ambiguity(method, self.url, self.headers, version)) is not None:
             self._stop_parser(b"400 Bad Request", ambiguity)
         self._body_left = body_length(self.headers)
         self._plain_head = b""
         if self._body_left != 0 and self.parser.should_upgrade() and not self._should_upgrade():
-            self._plain_head = without_upgrade(self.parser.get_method(), self.url, self.headers)
+            self._plain_head = without_upgrade(method, self.url, self.headers)
             raise RefusedError(b"", "")  # stops the parser
         if self._watch.is_full:
             self._stop_parser(b"503 Service Unavailable", _BUSY)

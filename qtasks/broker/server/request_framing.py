@@ -11,9 +11,9 @@ HeaderFields = Sequence[tuple[bytes, bytes]]
 _OF_UPGRADE: Final = frozenset({b"upgrade", b"http2-settings"})
 
 
-def find_ambiguity(url: bytes, fields: HeaderFields, version: str) -> str | None:
+def find_ambiguity(method: bytes, url: bytes, fields: HeaderFields, version: str) -> str | None:
     """The reason why a proxy may read this request in another way than our parser; None if it is unambiguous."""
-    if not url.startswith((b"/", b"*")):
+    if method == b"CONNECT" or not url.startswith((b"/", b"*")):
         return "the request target must be a path: this server is not a proxy"
     if b"#" in url:
         return "the request target contains a fragment (#): percent-encode it as %23, or leave it out"

@@ -59,7 +59,8 @@ class CoalescingTransport:
         """Send all data written so far and the end of data; continue to read."""
         self._send()
         self._is_ended = True
-        self._transport.write_eof()
+        if not self._transport.is_closing():
+            self._transport.write_eof()
 
     def close(self) -> None:
         """Send all data written so far, then close, unless `postpones_close` does it later."""
@@ -73,4 +74,5 @@ class CoalescingTransport:
             data = b"".join(self._pieces)
             self._pieces.clear()
             self._size = 0
-            self._transport.write(data)
+            if not self._transport.is_closing():  # it may have been aborted since the write
+                self._transport.write(data)

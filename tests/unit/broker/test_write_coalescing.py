@@ -60,6 +60,16 @@ async def test_a_close_sends_what_was_written_before_and_nothing_after(
     assert coalescing.is_closing()
 
 
+async def test_what_was_written_before_an_abort_is_dropped(
+    recording: RecordingTransport, coalescing: CoalescingTransport
+) -> None:
+    coalescing.write(b"too late")
+    recording.close()
+    await asyncio.sleep(0)
+    coalescing.end()
+    assert recording.sent == ["closed"]
+
+
 async def test_much_is_not_held_back_so_that_a_slow_reader_is_felt(
     recording: RecordingTransport, coalescing: CoalescingTransport
 ) -> None:
