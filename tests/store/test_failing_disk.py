@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +24,7 @@ from qtasks.broker.store.verbs.rows import fetch
 from qtasks.errors import StoreError, StoreFull
 from qtasks.protocol.messages import Response
 from tests.support.broker import ACCOUNT, START_MS, VirtualClock, publication
-from tests.support.failing_disk import FailingDisk, Operation
+from tests.support.failing_disk import FailingDisk, Operation, failing
 
 pytestmark = pytest.mark.anyio
 NOW = START_MS
@@ -154,3 +155,63 @@ async def test_whichever_operation_fails_no_answer_is_better_than_the_disk(
     for first in range(1, count + 1, step):
         _, wrong = await live(tmp_path / f"{first}.db", failing_disk, kinds, first, error)
         assert wrong == [], f"operation {first} of {count}"
+
+
+# -- starts
+
+
+@pytest.fixture
+def default_disk() -> Iterator[FailingDisk]:
+    """The disk of every database that the test opens."""
+    with failing(default=True) as disk:
+        yield disk
+
+
+async def left_by_a_crash(path: Path) -> None:
+    """A database as a dead process leaves it: one message in the file, one in its log, and an attempt in flight."""
+    store, _ = await SqliteStore.open(str(path), VirtualClock())
+    await store.accept([publication(1)], now_ms=NOW)
+    await store.close()
+    store, _ = await SqliteStore.open(str(path), VirtualClock())
+    await store.accept([publication(2)], now_ms=NOW)
+    await claimed(store, 1)
+    crashed = path.with_name("crashed.db")
+    for suffix in ("", "-wal"):
+        shutil.copyfile(f"{path}{suffix}", f"{crashed}{suffix}")
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "kinds"),
+    [*FAULTS, (apsw.CantOpenError, ("open",))],
+    ids=["full", "input and output", "open"],
+)
+@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.release)])
+async def test_whichever_operation_of_a_start_fails_it_says_so_and_the_next_start_finds_everything(
+    tmp_path: Path, default_disk: FailingDisk, error: type[apsw.Error], kinds: tuple[Operation, ...], step: int
+) -> None:
+    await left_by_a_crash(tmp_path / "store.db")
+
+    async def start(number: int, first: int | None) -> tuple[int, StoreError | None]:
+        path = tmp_path / f"{number}.db"
+        for suffix in ("", "-wal"):
+            shutil.copyfile(tmp_path / f"crashed.db{suffix}", f"{path}{suffix}")
+        default_disk.fail(*kinds, first=first, count=1, error=error)
+        store, failure = None, None
+        try:
+            store, _ = await SqliteStore.open(str(path), VirtualClock())
+        except StoreError as raised:
+            failure = raised
+        calls = default_disk.calls
+        default_disk.heal()
+        if store is not None:
+            await store.close()
+        again, recovery = await SqliteStore.open(str(path), VirtualClock())
+        assert recovery.waiting == 2, f"operation {first}"
+        await again.close()
+        return calls, failure
+
+    count, failure = await start(0, None)
+    assert failure is None
+    failures = [await start(first, first) for first in range(1, count + 1, step)]
+    assert any(failure for _, failure in failures)
