@@ -23,17 +23,20 @@ def without_rules(db: apsw.Connection, table: str = "messages") -> Iterator[None
     db.execute("DELETE FROM sqlite_schema WHERE type = 'trigger'")
     db.execute("UPDATE sqlite_schema SET sql = ? WHERE name = ?", (f"CREATE TABLE {table} ({columns})", table))
     db.execute("PRAGMA writable_schema = RESET")
-    yield
-    db.execute("PRAGMA writable_schema = ON")
-    db.execute("UPDATE sqlite_schema SET sql = ? WHERE name = ?", (definition, table))
-    db.executemany("INSERT INTO sqlite_schema (type, name, tbl_name, rootpage, sql) VALUES (?, ?, ?, ?, ?)", kept)
-    db.execute("PRAGMA writable_schema = RESET")
+    try:
+        yield
+    finally:
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("UPDATE sqlite_schema SET sql = ? WHERE name = ?", (definition, table))
+        db.executemany("INSERT INTO sqlite_schema (type, name, tbl_name, rootpage, sql) VALUES (?, ?, ?, ?, ?)", kept)
+        db.execute("PRAGMA writable_schema = RESET")
 
 
 def put(db: apsw.Connection, column: str, value: Value, *, seq: int, table: str = "messages") -> None:
     """Replace one value. Bytes become text, even if they are no UTF-8, save in a body; no bytes become a blob."""
     is_text = isinstance(value, bytes) and value and column != "body"
-    with without_rules(db, table):
+    # Two rows never become equal in the index of ids: its pages would not fit the table any more.
+    with contextlib.suppress(apsw.ConstraintError), without_rules(db, table):
         db.execute(f"UPDATE {table} SET {column} = {'CAST(? AS TEXT)' if is_text else '?'} WHERE seq = ?", (value, seq))
 
 

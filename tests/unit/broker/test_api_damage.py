@@ -26,7 +26,7 @@ FOREVER_MS = 7_258_118_400_000
 
 def put(column: str, value: damage.Value, *, seq: int = 1) -> Callable[[apsw.Connection], None]:
     """A verb that damages one value."""
-    return lambda db: damage.put(db, column, value, seq=seq, table="bodies" if column == "body" else "messages")
+    return lambda db: damage.put(db, column, value, seq=seq, table="stored_bodies" if column == "body" else "messages")
 
 
 async def hurt(service: Service, column: str, value: damage.Value, *, seq: int = 1) -> None:

@@ -44,13 +44,29 @@ ALTER TABLE messages ADD COLUMN not_before_s INTEGER;
 CREATE INDEX messages_at_wall_time ON messages (not_before_s) WHERE not_before_s IS NOT NULL AND stage = 1;
 
 -- The numbers that change in a message have a sum of their own (verbs/sums.py). A statement adds to it what it changes:
--- so it need not know of it, and damage that was there before still shows.
+-- so it need not know of it, and damage that was there before still shows. Some do this themselves: that is quicker.
+-- A message of an earlier release gets its sum with its first change.
 CREATE TRIGGER messages_state_sum AFTER UPDATE OF
     stage, due_ms, claim_token, retried, cancel_requested, finished_ms, slot, place, open_callbacks,
     interrupted_since_ms, cuts, noted_ms, quiet, open_claims
-ON messages WHEN OLD.state_sum IS NOT NULL
+ON messages WHEN NEW.state_sum IS OLD.state_sum AND (OLD.state_sum IS NOT NULL OR OLD.checksum < 4294967296)
 BEGIN
-    UPDATE messages SET state_sum = ((OLD.state_sum % 2147483647
+    UPDATE messages SET state_sum = ((coalesce(OLD.state_sum % 2147483647,
+        coalesce(OLD.stage, -1) % 2147483647 * 33554393
+        + coalesce(OLD.due_ms, -1) % 2147483647 * 30146531
+        + coalesce(OLD.claim_token, -1) % 2147483647 * 28462003
+        + coalesce(OLD.retried, -1) % 2147483647 * 25165813
+        + coalesce(OLD.cancel_requested, -1) % 2147483647 * 23068673
+        + coalesce(OLD.finished_ms, -1) % 2147483647 * 20971529
+        + coalesce(OLD.slot, -1) % 2147483647 * 19922943
+        + coalesce(OLD.place, -1) % 2147483647 * 18874379
+        + coalesce(OLD.open_callbacks, -1) % 2147483647 * 16777259
+        + coalesce(OLD.interrupted_since_ms, -1) % 2147483647 * 15728681
+        + coalesce(OLD.cuts, -1) % 2147483647 * 14680067
+        + coalesce(OLD.noted_ms, -1) % 2147483647 * 13631489
+        + coalesce(OLD.quiet, -1) % 2147483647 * 12582917
+        + coalesce(OLD.open_claims, -1) % 2147483647 * 11534351
+    )
         + (coalesce(NEW.stage, -1) % 2147483647 - coalesce(OLD.stage, -1) % 2147483647) * 33554393
         + (coalesce(NEW.due_ms, -1) % 2147483647 - coalesce(OLD.due_ms, -1) % 2147483647) * 30146531
         + (coalesce(NEW.claim_token, -1) % 2147483647 - coalesce(OLD.claim_token, -1) % 2147483647) * 28462003
@@ -65,30 +81,6 @@ BEGIN
         + (coalesce(NEW.noted_ms, -1) % 2147483647 - coalesce(OLD.noted_ms, -1) % 2147483647) * 13631489
         + (coalesce(NEW.quiet, -1) % 2147483647 - coalesce(OLD.quiet, -1) % 2147483647) * 12582917
         + (coalesce(NEW.open_claims, -1) % 2147483647 - coalesce(OLD.open_claims, -1) % 2147483647) * 11534351
-    ) % 2147483647 + 2147483647) % 2147483647 WHERE seq = NEW.seq;
-END;
-
--- A message of an earlier release gets its sum with its first change.
-CREATE TRIGGER messages_first_state_sum AFTER UPDATE OF
-    stage, due_ms, claim_token, retried, cancel_requested, finished_ms, slot, place, open_callbacks,
-    interrupted_since_ms, cuts, noted_ms, quiet, open_claims
-ON messages WHEN OLD.state_sum IS NULL AND OLD.checksum < 4294967296
-BEGIN
-    UPDATE messages SET state_sum = ((
-        coalesce(NEW.stage, -1) % 2147483647 * 33554393
-        + coalesce(NEW.due_ms, -1) % 2147483647 * 30146531
-        + coalesce(NEW.claim_token, -1) % 2147483647 * 28462003
-        + coalesce(NEW.retried, -1) % 2147483647 * 25165813
-        + coalesce(NEW.cancel_requested, -1) % 2147483647 * 23068673
-        + coalesce(NEW.finished_ms, -1) % 2147483647 * 20971529
-        + coalesce(NEW.slot, -1) % 2147483647 * 19922943
-        + coalesce(NEW.place, -1) % 2147483647 * 18874379
-        + coalesce(NEW.open_callbacks, -1) % 2147483647 * 16777259
-        + coalesce(NEW.interrupted_since_ms, -1) % 2147483647 * 15728681
-        + coalesce(NEW.cuts, -1) % 2147483647 * 14680067
-        + coalesce(NEW.noted_ms, -1) % 2147483647 * 13631489
-        + coalesce(NEW.quiet, -1) % 2147483647 * 12582917
-        + coalesce(NEW.open_claims, -1) % 2147483647 * 11534351
     ) % 2147483647 + 2147483647) % 2147483647 WHERE seq = NEW.seq;
 END;
 

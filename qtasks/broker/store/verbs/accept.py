@@ -172,7 +172,7 @@ def _insert_rows(
     delayed = due_ms > now_ms
     place = None if delayed else seq
     host = publication.host
-    checksum = sums.checksum(row, message.body, seq=seq, host=host, flow_key=flow_key, parent=parent)
+    checksum = sums.checksum(row, message.body, seq, host, flow_key, parent)
     store_values = (seq, stage.value, due_ms, host, lot, checksum, place, flow_key, parent)
     db.execute(_INSERT_MESSAGE, (*store_values, *row))
     db.execute(_INSERT_BODY, (seq, message.body if shared is None else b"", shared))

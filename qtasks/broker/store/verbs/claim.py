@@ -20,7 +20,7 @@ from qtasks.broker.core.interruptions import (
 )
 from qtasks.broker.core.rules import STARTABLE, TRANSITIONS, Stage, Transition, Trigger
 from qtasks.broker.core.values import Claim, ClaimBatch, Rooms
-from qtasks.broker.store.verbs import admission, rows, stored
+from qtasks.broker.store.verbs import admission, rows, stored, sums
 from qtasks.broker.store.verbs.damage import quarantine
 from qtasks.broker.store.verbs.end_callbacks import report_end_of
 from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_log, change_stage
@@ -42,6 +42,8 @@ _DUE: Final = f"WHERE m.stage = {Stage.DUE} AND m.due_ms <= ? ORDER BY m.due_ms,
 """Reads the index ``messages_claimable`` from its left end."""
 _PARKED_IN_LOT: Final = f"WHERE m.stage = {Stage.PARKED} AND m.lot = ? ORDER BY m.due_ms, m.seq LIMIT ?"
 _BY_SEQ: Final = "WHERE m.seq = ?"
+_CHANGES: Final = sums.changes(stage="?1", claim_token="?2", open_claims="open_claims + 1", quiet="?3")  # noqa: S106
+_CLAIM: Final = f"UPDATE messages SET {_CHANGES} WHERE seq = ?4"
 _READY_KEYS: Final = "SELECT ready_ms, account, key FROM flow_keys WHERE ready_ms <= ? ORDER BY ready_ms LIMIT ?"
 # One index lookup for each lot that has parked messages, however many messages those are.
 _PARKED_LOTS: Final = f"""
@@ -195,8 +197,8 @@ class _Claims:
             raise apsw.CorruptError("an index of table messages does not match the table")
         if self._rooms.of(candidate.lot) <= 0:
             self._park(candidate)
-        elif self._set_aside(candidate):
-            pass
+        elif (fault := candidate.fault()) is not None:
+            self._set_aside(candidate, fault)
         elif self._is_admitted(candidate):
             self._claim(candidate)
         elif candidate.stage == Stage.PARKED:
@@ -240,14 +242,15 @@ class _Claims:
             error = CRASH_LOOP.format(candidate.open_claims)
             self._fail_unsent(seq, account, TRANSITIONS[stage, Trigger.CRASH_LOOP], error)
             return
-        message = rows.unpack_message(row, candidate.body)
-        if message.damaged:  # its checksum is right, but this release cannot read it
+        try:
+            message = rows.unpack_message(row, candidate.body)
+        except ValueError:  # its checksum is right, but this release cannot read it
             self._set_aside(candidate, Fault.CONTENT)
             return
         token = candidate.claim_token + 1
         quiet = candidate.noted_ms is not None and 0 <= self._now_ms - candidate.noted_ms < NOTED_EVERY_MS
         self._db.execute(
-            "UPDATE messages SET stage = ?, claim_token = ?, open_claims = open_claims + 1, quiet = ? WHERE seq = ?",
+            _CLAIM,
             (TRANSITIONS[stage, Trigger.CLAIM].to.value, token, quiet, seq),
         )
         if candidate.flow_key is not None:

@@ -55,5 +55,5 @@ def report_end_of(
     message = stored.identity(db, seq)
     if message is None:
         return ()
-    ended = rows.unpack_message(message.message, b"")
+    ended = rows.shown_message(message.message, b"")
     return report_end(db, ended, state, None, error=error, dead_letter_id=dead_letter_id, now_ms=now_ms)

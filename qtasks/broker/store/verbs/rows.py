@@ -139,17 +139,25 @@ def pack_message(message: Message) -> MessageRow:
     )
 
 
-def unpack_message(row: MessageRow, body: bytes | None) -> Message:
-    """The message in a row and its body. Never raises: where the row is damaged, the message says so.
+def unpack_message(row: MessageRow, body: bytes) -> Message:
+    """The message in a row, whose checksum is right, and its body. Raises ValueError if it cannot be read."""
+    return _message(row, body, headers=unpack_headers(row.headers), options=_options(row))
 
-    A damaged message has what can be read. All else has placeholders; without its options everything is redacted.
+
+def shown_message(row: MessageRow, body: bytes | None) -> Message:
+    """The message in a row and its body, both maybe damaged. Never raises: a message that is damaged says so.
+
+    It has what can be read. All else has placeholders; without its options everything is redacted.
     """
     shape = tuple(map(type, row))
     if body is not None and (shape in _sound_shapes or _is_sound_shape(shape)):
         try:
-            return _message(row, body, headers=unpack_headers(row.headers), options=_options(row))
+            message = unpack_message(row, body)
         except (ValueError, TypeError, AttributeError):
             pass
+        else:
+            if all(type(name) is type(value) is str for name, value in message.headers):
+                return message
     return _damaged_message(row, body)
 
 
@@ -206,10 +214,7 @@ def marked_damaged(message: Message) -> Message:
 
 def _damaged_message(row: MessageRow, body: bytes | None) -> Message:
     row = readable(row)
-    try:
-        headers = unpack_headers(row.headers)
-    except (ValueError, TypeError):
-        headers = ()
+    headers = _shown_headers(row.headers)
     try:
         options = _options(row)
     except (ValueError, TypeError, AttributeError):
@@ -245,11 +250,17 @@ def pack_headers(headers: Headers) -> str:
 
 
 def unpack_headers(text: str) -> Headers:
-    """The inverse of `pack_headers`. Raises ValueError or TypeError for a text that is damaged."""
-    headers = tuple((name, value) for name, value in orjson.loads(text))
-    if not all(type(name) is type(value) is str for name, value in headers):
-        raise ValueError("a header line is not text")
-    return headers
+    """The inverse of `pack_headers`."""
+    return tuple((name, value) for name, value in orjson.loads(text))
+
+
+def _shown_headers(text: str) -> Headers:
+    """The header lines in a text that may be damaged; none if it cannot be read."""
+    try:
+        headers = unpack_headers(text)
+    except (ValueError, TypeError):
+        return ()
+    return headers if all(type(name) is type(value) is str for name, value in headers) else ()
 
 
 def pack_options(options: PublishOptions) -> str | None:
@@ -274,17 +285,13 @@ def response(status: int | None, head: str | None, body: bytes | None) -> Respon
     """
     if not status:
         return None
-    try:
-        headers = unpack_headers(head or "[]")
-    except (ValueError, TypeError):
-        headers = ()
-    return Response(status=status, headers=headers, body=body if isinstance(body, bytes) else b"")
+    return Response(status=status, headers=_shown_headers(head or "[]"), body=body if isinstance(body, bytes) else b"")
 
 
 def log_entry(row: tuple[Any, ...]) -> LogEntry:
     """A log entry from ``n, time_ms, state, error, next_ms, status, head, body, message body`` and a `MessageRow`."""
     n, time_ms, state, error, next_ms, status, head, body, message_body, *columns = row
-    message = unpack_message(MessageRow._make(columns), message_body)
+    message = shown_message(MessageRow._make(columns), message_body)
     return LogEntry(
         cursor=f"{time_ms}-{n}",
         time_ms=time_ms,

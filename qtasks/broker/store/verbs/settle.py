@@ -18,16 +18,22 @@ from qtasks.broker.store.verbs.accept import insert
 from qtasks.broker.store.verbs.damage import quarantine
 from qtasks.broker.store.verbs.end_callbacks import report_end, report_end_of
 from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_log, change_stage, shortened
-from qtasks.broker.store.verbs.rows import fetch
+from qtasks.broker.store.verbs.rows import change, fetch
 from qtasks.protocol import wire
 from qtasks.protocol.messages import Message, Response, State
 
 INTERRUPTED: Final = "the broker stopped during this attempt; it is made again"
 
+_CHANGES: Final = sums.changes(
+    stage="?1",
+    due_ms="coalesce(?2, due_ms)",
+    retried="retried + ?3",
+    finished_ms="?4",
+    place="iif(?3, NULL, place)",
+    open_claims="0",
+)
 _END_ATTEMPT: Final = (
-    "UPDATE messages AS m SET stage = ?, due_ms = coalesce(?, due_ms), retried = retried + ?, finished_ms = ?,"
-    " place = CASE WHEN ? THEN NULL ELSE place END, open_claims = 0"
-    f" WHERE seq = ? AND stage = {Stage.ACTIVE} AND claim_token = ? AND {sums.STATE_IS_SOUND}"
+    f"UPDATE messages SET {_CHANGES} WHERE seq = ?5 AND stage = {Stage.ACTIVE} AND claim_token = ?6"
     " RETURNING slot, parent, quiet"
 )
 _NOTE_INTERRUPTION: Final = (
@@ -40,9 +46,9 @@ def settle(
 ) -> Settled | None:
     """Record the end of an attempt: log entries, retry or dead letter, callbacks, and the places that become free.
 
-    None, and nothing written, if the claim's token is not the message's newest one. Also None if the state of the
-    message has been damaged meanwhile: then it is set aside. While the disk `lacks_room`, a long answer is cut, so that
-    the room is enough for all messages to end; callbacks carry all of it.
+    None, and nothing written, if the claim's token is not the message's newest one. Also None if the message has been
+    damaged meanwhile: then it is set aside. While the disk `lacks_room`, a long answer is cut, so that the room is
+    enough for all messages to end; callbacks carry all of it.
     """
     claim, evaluation, message = settlement.claim, settlement.evaluation, settlement.claim.message
     trigger = evaluation.trigger
@@ -52,7 +58,7 @@ def settle(
     transition = TRANSITIONS[Stage.ACTIVE, trigger]
     retries = trigger is Trigger.RETRY
     changes = (transition.to.value, evaluation.due_ms if follows else None, int(retries), None if follows else now_ms)
-    row = _end_attempt(db, (*changes, retries, claim.seq, claim.token))
+    row = _end_attempt(db, (*changes, claim.seq, claim.token))
     if row is None:
         quarantine.quarantine(db, (claim.seq,), now_ms=now_ms)
         return None
@@ -184,9 +190,11 @@ def _insert_callbacks(
     publications = [Publication(message, wire.host_of(message.url)) for message in callbacks]
     insert(db, publications, now_ms=now_ms, parent=claim.seq)
     if claim.message.queue is not None:
-        db.execute(
+        change(
+            db,
             "UPDATE messages SET open_callbacks = open_callbacks + ? WHERE seq = ? AND slot = 1",
-            (len(callbacks), claim.seq),
+            len(callbacks),
+            claim.seq,
         )
     return callbacks
 

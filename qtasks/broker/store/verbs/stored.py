@@ -56,14 +56,10 @@ class StoredMessage(NamedTuple):
     def has_sound_content(self) -> bool:
         """True if what never changes is what was accepted, the body included."""
         try:
-            return sums.is_sound(
-                self.checksum,
-                self.message,
-                self.body,
-                seq=self.seq,
-                host=self.host,
-                flow_key=self.flow_key,
-                parent=self.parent,
+            if self.checksum < sums.FIRST_OF_VERSION_2:
+                return self.checksum == sums.checksum_of_version_1(self.message, self.body)
+            return self.checksum == sums.checksum(
+                self.message, self.body, self.seq, self.host, self.flow_key, self.parent
             )
         except (TypeError, ValueError, AttributeError):  # a value of a wrong type
             return False
@@ -71,9 +67,7 @@ class StoredMessage(NamedTuple):
     def has_sound_identity(self) -> bool:
         """True if it is proved whose message this is, what waits for it, and whom its end is reported to."""
         try:
-            if sums.has_sound_identity(
-                self.checksum, self.message, seq=self.seq, flow_key=self.flow_key, parent=self.parent
-            ):
+            if sums.has_sound_identity(self.checksum, self.message, self.seq, self.flow_key, self.parent):
                 return True
         except (TypeError, ValueError):
             return False
@@ -95,7 +89,7 @@ class StoredMessage(NamedTuple):
 
     def unpacked(self) -> Message:
         """The message; if its content is damaged, it says so."""
-        message = rows.unpack_message(self.message, self.body)
+        message = rows.shown_message(self.message, self.body)
         return message if message.damaged or self.has_sound_content() else rows.marked_damaged(message)
 
 

@@ -18,7 +18,7 @@ from qtasks.broker.core.rules import TRANSITIONS, Stage, Trigger
 from qtasks.broker.store.verbs import admission, rows, stored, sums
 from qtasks.broker.store.verbs.end_callbacks import report_end_of
 from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_log
-from qtasks.broker.store.verbs.rows import MessageRow, fetch
+from qtasks.broker.store.verbs.rows import MessageRow, change, fetch
 from qtasks.broker.store.verbs.stored import Fault, StoredMessage
 from qtasks.protocol.messages import State
 
@@ -138,7 +138,9 @@ def _rewrite(db: apsw.Connection, message: StoredMessage, stage: Stage, finished
         "max_retries": max(row.max_retries, 0),
         "timeout_ms": max(row.timeout_ms, 1),
     }
-    db.execute(_REWRITE, (*(values[name] for name in _REWRITTEN), message.seq))
+    if not change(db, _REWRITE, *(values[name] for name in _REWRITTEN), message.seq):  # another one has its id
+        values["id"] = f"corrupt_{message.seq}"
+        db.execute(_REWRITE, (*(values[name] for name in _REWRITTEN), message.seq))
     db.execute(_RENEW_SUM, (message.seq,))
 
 
