@@ -212,7 +212,7 @@ def test_damage_stays_visible_whatever_statements_change_in_its_row(store: Inlin
 def test_the_table_computes_the_sum_that_the_queries_expect() -> None:
     """The trigger is text in the schema; the queries are built from the same factors."""
     store = opened()
-    trigger = str(store.db.execute("SELECT sql FROM sqlite_schema WHERE type = 'trigger'").get)
+    trigger = str(store.db.execute("SELECT sql FROM sqlite_schema WHERE name = 'messages_state_sum'").get)
     store.close()
     new, old = (f"coalesce({row}.{{name}}, -1) % {sums.PRIME}" for row in ("NEW", "OLD"))
     at_first = " + ".join(f"{old} * {factor}".format(name=name) for name, factor in sums.FACTORS.items())
