@@ -6,10 +6,13 @@ import re
 from dataclasses import replace
 from typing import Final
 
+import apsw
+
 from qtasks.broker import ids
-from qtasks.broker.api import query_filters
+from qtasks.broker.api import pages, query_filters
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Query, json_response
+from qtasks.broker.api.pages import PageSlice
 from qtasks.broker.api.validation import check_not_before, check_policy
 from qtasks.broker.core import wall_times
 from qtasks.broker.core.message_builder import retry_of_dead_letter
@@ -31,11 +34,15 @@ async def list_dead_letters(context: ApiContext, account: int, request: ApiReque
     criteria = wall_times.of_criteria(query_filters.dead_letter_filter(query), context.clock.offset_ms())
     if invalid := [letter_id for letter_id in criteria.ids if not _ID.fullmatch(letter_id)]:
         raise HttpError(400, f"dlqIds: expected an id such as 1725323658779-0, got {invalid[0][:40]!r}")
-    page = await _page(context, account, criteria, query.last("cursor") or None, query.count(default=PAGE, most=PAGE))
-    answer: dict[str, object] = {"messages": [_view(context, letter) for letter in page.items]}
-    if page.cursor is not None:
-        answer["cursor"] = page.cursor
-    return json_response(answer)
+
+    def read(db: apsw.Connection, cursor: str | None, count: int) -> PageSlice:
+        page = queries.dead_letters(db, account, criteria, cursor=cursor, count=count, size=pages.SLICE_BYTES)
+        return pages.page_slice((_view(context, letter) for letter in page.items), begin=cursor, next=page.cursor)
+
+    count = query.count(default=PAGE, most=PAGE)
+    return await pages.page_response(
+        context.store, read, ("messages",), cursor=query.last("cursor") or None, count=count
+    )
 
 
 async def get_dead_letter(context: ApiContext, account: int, request: ApiRequest, letter_id: str) -> ApiResponse:
@@ -88,16 +95,17 @@ async def retry_dead_letters(context: ApiContext, account: int, request: ApiRequ
     """`POST /v2/dlq/retry`: retry dead letters by ids or by filter, one page per request. Damaged ones are skipped."""
     query = await query_filters.read(request, query_filters.DEAD_LETTER_NAMES)
     overrides = _overrides(context, request)
-    retried: list[Publication] = []
+    responses: list[dict[str, str]] = []
     cursor = None
     for criteria, count in _portions(context, query):
         cursor = query.last("cursor") or None
         while True:
             page = await _page(context, account, criteria, cursor, count)
-            retried += await _retry(context, account, page.items, overrides)
+            retried = await _retry(context, account, page.items, overrides)
+            # Only these, not the messages: a request may name thousands of large ones.
+            responses += [{"messageId": one.message.id, "url": one.message.url} for one in retried]
             if (cursor := page.cursor) is None or not criteria.ids:
                 break
-    responses = [{"messageId": publication.message.id, "url": publication.message.url} for publication in retried]
     return json_response({"responses": responses, **({} if cursor is None else {"cursor": cursor})}, 201)
 
 

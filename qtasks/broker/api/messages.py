@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+import apsw
+
 from qtasks.broker import ids
-from qtasks.broker.api import query_filters
+from qtasks.broker.api import pages, query_filters
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Query, json_response
+from qtasks.broker.api.pages import PageSlice
 from qtasks.broker.core import wall_times
 from qtasks.broker.core.values import MessageCriteria
 from qtasks.broker.store.verbs import accounts, cancel
 from qtasks.broker.store.verbs.reads import queries, status
-from qtasks.broker.store.verbs.reads.queries import BadCursorError
 from qtasks.protocol import views
 
 LOG_PAGE: Final = 1000
@@ -97,18 +99,18 @@ async def list_log(context: ApiContext, account: int, request: ApiRequest) -> Ap
     query = Query(request.query)
     offset_ms = context.clock.offset_ms()
     criteria = wall_times.of_criteria(query_filters.log_filter(query), offset_ms)
-    count = query.count(default=LOG_PAGE, most=LOG_PAGE)
-    try:
-        page = await context.store.read(
-            queries.log, account, criteria, cursor=query.last("cursor") or None, count=count
+
+    def read(db: apsw.Connection, cursor: str | None, count: int) -> PageSlice:
+        page = queries.log(
+            db, account, criteria, cursor=cursor, count=min(count, pages.SLICE_ITEMS), size=pages.SLICE_BYTES
         )
-    except BadCursorError as error:
-        raise HttpError(400, str(error)) from None
-    entries = [views.log_json(wall_times.of_log_entry(entry, offset_ms)) for entry in page.items]
-    answer: dict[str, object] = {"events": entries, "logs": entries}
-    if page.cursor is not None:
-        answer["cursor"] = page.cursor
-    return json_response(answer)
+        views_of = (views.log_json(wall_times.of_log_entry(entry, offset_ms)) for entry in page.items)
+        return pages.page_slice(views_of, begin=cursor, next=page.cursor)
+
+    count = query.count(default=LOG_PAGE, most=LOG_PAGE)
+    return await pages.page_response(
+        context.store, read, ("events", "logs"), cursor=query.last("cursor") or None, count=count
+    )
 
 
 async def get_keys(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:

@@ -9,7 +9,7 @@ from qtasks.broker.api.api_request import MAX_VALUES, ApiRequest, HttpError, Que
 from qtasks.broker.core.values import DeadLetterCriteria, LogCriteria, MessageCriteria
 from qtasks.protocol.messages import State
 
-SLICE: Final = 500
+SLICE: Final = 100
 """Limit for the messages that one transaction of a bulk action changes: a few milliseconds of work."""
 _MAX_BODY: Final = 1024 * 1024
 """Limit for a JSON body with filters, bytes."""

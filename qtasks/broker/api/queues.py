@@ -11,7 +11,7 @@ from qtasks.broker.store.verbs import queues
 
 MAX_PARALLELISM: Final = 1000
 """The limit of the largest hosted plan."""
-_SLICE: Final = 500
+_SLICE: Final = 100
 """Messages that one transaction cancels when a queue is deleted."""
 
 

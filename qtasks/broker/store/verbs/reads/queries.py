@@ -12,7 +12,7 @@ from qtasks.broker.core.values import DeadLetterCriteria, LogCriteria, MessageCr
 from qtasks.broker.store.verbs import rows, stored
 from qtasks.broker.store.verbs.reads import filters
 from qtasks.broker.store.verbs.rows import fetch
-from qtasks.protocol.messages import DeadLetter, LogEntry, Message
+from qtasks.protocol.messages import DeadLetter, Headers, LogEntry, Message
 
 Item = TypeVar("Item", LogEntry, DeadLetter)
 
@@ -68,8 +68,16 @@ def message_at(db: apsw.Connection, seq: int) -> Message:
     return message.unpacked()
 
 
-def log(db: apsw.Connection, account: int, criteria: LogCriteria, *, cursor: str | None, count: int) -> Page[LogEntry]:
-    """One page of the log, latest first unless `oldest_first`: `count` entries, or fewer if they are large."""
+def log(
+    db: apsw.Connection,
+    account: int,
+    criteria: LogCriteria,
+    *,
+    cursor: str | None,
+    count: int,
+    size: int = PAGE_BYTES,
+) -> Page[LogEntry]:
+    """One page of the log, latest first unless `oldest_first`: `count` entries, or fewer if they have `size` bytes."""
     where = _where("l", account, criteria, time="l.time_ms")
     if cursor is not None:
         where.add("l.n > ?" if criteria.oldest_first else "l.n < ?", split_id(cursor)[1])
@@ -77,14 +85,20 @@ def log(db: apsw.Connection, account: int, criteria: LogCriteria, *, cursor: str
     order = "ASC" if criteria.oldest_first else "DESC"
     keys = fetch(db, f"SELECT l.n {_FROM_LOG}{where} ORDER BY l.n {order} LIMIT ?", (*where.values, count + 1))
     entries = (rows.log_entry(row) for key in keys[:count] for row in fetch(db, _LOG_ENTRY, key))
-    items = tuple(_fitting(entries))
+    items = tuple(_fitting(entries, size))
     return Page(items, items[-1].cursor if items and len(items) < len(keys) else None)
 
 
 def dead_letters(
-    db: apsw.Connection, account: int, criteria: DeadLetterCriteria, *, cursor: str | None, count: int
+    db: apsw.Connection,
+    account: int,
+    criteria: DeadLetterCriteria,
+    *,
+    cursor: str | None,
+    count: int,
+    size: int = PAGE_BYTES,
 ) -> Page[DeadLetter]:
-    """One page of the dead letters, oldest first unless `newest_first`: `count` of them, or fewer if they are large."""
+    """One page of the dead letters, oldest first unless `newest_first`: `count`, or fewer if they have `size` bytes."""
     where = dead_letters_where(account, criteria, cursor=cursor)
     order = "d.failed_ms DESC, d.n DESC" if criteria.newest_first else "d.failed_ms, d.n"
     keys = fetch(
@@ -97,7 +111,7 @@ def dead_letters(
         for seq, *key in keys[:count]
         for row in fetch(db, _DEAD_LETTER, tuple(key))
     )
-    items = tuple(_fitting(letters))
+    items = tuple(_fitting(letters, size))
     return Page(items, items[-1].id if items and len(items) < len(keys) else None)
 
 
@@ -132,14 +146,19 @@ def _where(alias: str, account: int, criteria: MessageCriteria, *, time: str) ->
     return where
 
 
-def _fitting(items: Iterable[Item]) -> Iterator[Item]:
-    """The first of `items` that fill a page, at least one. The others are not read."""
-    size = 0
+def _fitting(items: Iterable[Item], size: int) -> Iterator[Item]:
+    """The first of `items`, at least one, until they have more than `size` bytes. The others are not read."""
     for item in items:
         yield item
-        size += len(item.message.body) + (len(item.response.body) if item.response else 0)
-        if size > PAGE_BYTES:
+        size -= _size(item.message.body, item.message.headers)
+        if item.response is not None:
+            size -= _size(item.response.body, item.response.headers)
+        if size < 0:
             return
+
+
+def _size(body: bytes, headers: Headers) -> int:
+    return len(body) + sum(len(name) + len(value) for name, value in headers)
 
 
 def split_id(cursor: str) -> tuple[int, int]:

@@ -1,0 +1,85 @@
+"""The page of a list as a response. A large page is a stream, so that neither memory nor the event loop holds all of it.
+
+Each slice of a page is read and encoded on a reader's thread, when the client has taken the slice before it. The first
+one is read before the response begins, so an error in it has an error status. A later error breaks the connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import apsw
+import orjson
+
+from qtasks.broker.api.api_request import ApiResponse, HttpError
+from qtasks.broker.store.interface import Store
+from qtasks.broker.store.verbs.reads.queries import PAGE_BYTES, BadCursorError
+from qtasks.protocol.views import Json
+
+SLICE_ITEMS: Final = 100
+"""Items of one slice at most."""
+SLICE_BYTES: Final = 256 * 1024
+"""Bytes of messages and responses after which a slice takes no further item."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageSlice:
+    """Consecutive items of a page: their JSON, separated by commas, and the cursor of the next slice, if there is one.
+
+    `begin` is the cursor that the slice was read with.
+    """
+
+    json: bytes
+    count: int
+    begin: str | None
+    next: str | None
+
+
+ReadSlice = Callable[[apsw.Connection, str | None, int], PageSlice]
+"""Reads a slice after a cursor, of at most as many items, on a connection."""
+
+
+def page_slice(items: Iterable[Json], *, begin: str | None, next: str | None) -> PageSlice:
+    """The slice of `items`."""
+    encoded = [orjson.dumps(item) for item in items]
+    return PageSlice(b",".join(encoded), len(encoded), begin, next)
+
+
+async def page_response(
+    store: Store, read: ReadSlice, names: Sequence[str], *, cursor: str | None, count: int
+) -> ApiResponse:
+    """The page of up to `count` items after `cursor`: an object with the list under each of `names`, and the cursor.
+
+    HttpError 400 for an invalid cursor.
+    """
+    try:
+        first = await store.read(read, cursor, count)
+    except BadCursorError as error:
+        raise HttpError(400, str(error)) from None
+    pieces = _page(store, read, names, count, first)
+    if first.next is None or first.count >= count:  # the whole page
+        return ApiResponse(200, b"".join([piece async for piece in pieces]))
+    return ApiResponse(200, stream=pieces)
+
+
+async def _page(
+    store: Store, read: ReadSlice, names: Sequence[str], count: int, first: PageSlice
+) -> AsyncIterator[bytes]:
+    """The JSON of a page in pieces. The slices after the first are read again for each further name."""
+    bounds = [(first.begin, first.count)]
+    last = first
+    yield b'{"%s":[%s' % (names[0].encode(), first.json)
+    size, rest = len(first.json), count - first.count
+    while last.next is not None and rest > 0 and size < PAGE_BYTES:
+        last = await store.read(read, last.next, rest)
+        bounds.append((last.begin, last.count))
+        size, rest = size + len(last.json), rest - last.count
+        yield b",%s" % last.json if last.json else b""
+    for name in names[1:]:
+        yield b'],"%s":[%s' % (name.encode(), first.json)
+        for begin, items in bounds[1:]:
+            again = await store.read(read, begin, items)
+            yield b",%s" % again.json if again.json else b""
+    yield b"]}" if last.next is None else b'],"cursor":%s}' % orjson.dumps(last.next)
