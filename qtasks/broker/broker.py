@@ -12,6 +12,7 @@ from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiResponse, json_response
 from qtasks.broker.api.auth import Principal, Tokens, TokenScope
 from qtasks.broker.api.routes import Api
+from qtasks.broker.api.turns import Turns
 from qtasks.broker.core.values import Recovery
 from qtasks.broker.events import EventWatchers
 from qtasks.broker.llm.language_model import LanguageModel
@@ -94,6 +95,7 @@ class Broker:
                 wake_scheduler=self.scheduler.wake,
                 llm=self._llm,
                 parallelism=settings.limits.in_flight,
+                turns=Turns(clock),
                 resolve_on_publish=settings.resolve_on_publish,
             ),
             self.tokens,

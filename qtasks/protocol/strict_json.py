@@ -30,9 +30,12 @@ _ESCAPE = re.compile(
 )
 
 
-def loads(data: bytes, *, max_depth: int = MAX_DEPTH, big_integers: bool = False) -> object:
+def loads(
+    data: bytes, *, max_depth: int = MAX_DEPTH, max_values: int | None = None, big_integers: bool = False
+) -> object:
     """Read one JSON value from UTF-8 bytes.
 
+    `max_values` limits how many values there are in all: each of them costs far more memory and time than its bytes.
     Integers up to 2^53 in magnitude; with `big_integers` up to 4300 digits (ids made by snowflake generators are
     larger than 2^53). Raises ValueError ``invalid JSON: ...``, and no other exception for any bytes.
     """
@@ -44,6 +47,8 @@ def loads(data: bytes, *, max_depth: int = MAX_DEPTH, big_integers: bool = False
         raise ValueError("invalid JSON: starts with a byte order mark")
     if data.count(b"[") + data.count(b"{") > max_depth and _is_deeper(data, max_depth):
         raise ValueError(f"invalid JSON: nested deeper than {max_depth} levels")
+    if max_values is not None and data.count(b",") >= max_values and _outside_strings(data).count(b",") >= max_values:
+        raise ValueError(f"invalid JSON: more than {max_values} values")
     if "\\u" in text:
         _refuse_bad_escapes(text)
     try:
@@ -55,10 +60,7 @@ def loads(data: bytes, *, max_depth: int = MAX_DEPTH, big_integers: bool = False
 
 def _is_deeper(data: bytes, levels: int) -> bool:
     """True if brackets outside strings nest deeper than `levels`. Fast, because a body may have a million brackets."""
-    # Without escapes, every second piece between quotation marks lies outside a string. (A backslash outside
-    # a string makes the count after it wrong, but the parser stops at that backslash.)
-    outside = b"".join(data.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
-    brackets = outside.translate(_OPEN_AND_CLOSE, _NO_BRACKETS)
+    brackets = _outside_strings(data).translate(_OPEN_AND_CLOSE, _NO_BRACKETS)
     while levels > 0:
         size, brackets = len(brackets), brackets.replace(b"[]", b"")  # removes the innermost level only
         levels -= 1
@@ -70,6 +72,13 @@ def _is_deeper(data: bytes, levels: int) -> bool:
         if depth > levels:
             return True
     return False
+
+
+def _outside_strings(data: bytes) -> bytes:
+    """What of a JSON text lies outside its strings."""
+    # Without escapes, every second piece between quotation marks lies outside a string. (A backslash outside
+    # a string makes the count after it wrong, but the parser stops at that backslash.)
+    return b"".join(data.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
 
 
 def _refuse_bad_escapes(text: str) -> None:

@@ -8,6 +8,7 @@ from typing import Concatenate, ParamSpec
 
 import apsw
 
+from qtasks.broker.api.turns import Turns
 from qtasks.broker.core.values import Accepted, Cancelled, Publication
 from qtasks.broker.events import EventWatchers
 from qtasks.broker.llm.language_model import LanguageModel
@@ -37,6 +38,8 @@ class ApiContext:
     llm: LanguageModel
     parallelism: int
     """Limit of attempts in flight, over all accounts."""
+    turns: Turns
+    """For requests with long work."""
     resolve_on_publish: bool = False
 
     def wall_ms(self) -> int:

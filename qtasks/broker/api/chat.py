@@ -15,7 +15,7 @@ _FORWARDED: Final = ("content-type", "retry-after")
 async def complete(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """The completion, whole or (``"stream": true``) as server-sent events."""
     body = await request.read_body(MAX_BODY)
-    document = read_json(body)
+    document = await read_json(body)
     if not isinstance(document, dict) or not isinstance(document.get("messages"), list):
         raise HttpError(400, "expected a JSON object with model and messages")
     if not context.llm.available:

@@ -25,6 +25,8 @@ from qtasks.protocol.messages import DeadLetter, Message, PublishOptions
 
 PAGE: Final = 100
 """Dead letters per page, default and maximum (docs/compatibility.md A23)."""
+RETRY_BYTES: Final = 1024 * 1024
+"""Bytes of dead letters that one transaction publishes again, or more if a single one is larger."""
 _ID: Final = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
 
 
@@ -37,7 +39,9 @@ async def list_dead_letters(context: ApiContext, account: int, request: ApiReque
 
     def read(db: apsw.Connection, cursor: str | None, count: int) -> PageSlice:
         page = queries.dead_letters(db, account, criteria, cursor=cursor, count=count, size=pages.SLICE_BYTES)
-        return pages.page_slice((_view(context, letter) for letter in page.items), begin=cursor, next=page.cursor)
+        return pages.page_slice(
+            (_view(context, letter) for letter in page.items), begin=cursor, next_cursor=page.cursor
+        )
 
     count = query.count(default=PAGE, most=PAGE)
     return await pages.page_response(
@@ -98,13 +102,14 @@ async def retry_dead_letters(context: ApiContext, account: int, request: ApiRequ
     responses: list[dict[str, str]] = []
     cursor = None
     for criteria, count in _portions(context, query):
-        cursor = query.last("cursor") or None
+        cursor, rest = query.last("cursor") or None, count
         while True:
-            page = await _page(context, account, criteria, cursor, count)
+            page = await _page(context, account, criteria, cursor, rest)
             retried = await _retry(context, account, page.items, overrides)
             # Only these, not the messages: a request may name thousands of large ones.
             responses += [{"messageId": one.message.id, "url": one.message.url} for one in retried]
-            if (cursor := page.cursor) is None or not criteria.ids:
+            cursor, rest = page.cursor, rest - len(page.items)
+            if cursor is None or rest <= 0:
                 break
     return json_response({"responses": responses, **({} if cursor is None else {"cursor": cursor})}, 201)
 
@@ -151,7 +156,9 @@ async def _page(
     context: ApiContext, account: int, criteria: DeadLetterCriteria, cursor: str | None, count: int
 ) -> Page[DeadLetter]:
     try:
-        return await context.store.read(queries.dead_letters, account, criteria, cursor=cursor, count=count)
+        return await context.store.read(
+            queries.dead_letters, account, criteria, cursor=cursor, count=count, size=RETRY_BYTES
+        )
     except BadCursorError as error:
         raise HttpError(400, str(error)) from None
 

@@ -105,7 +105,7 @@ async def list_log(context: ApiContext, account: int, request: ApiRequest) -> Ap
             db, account, criteria, cursor=cursor, count=min(count, pages.SLICE_ITEMS), size=pages.SLICE_BYTES
         )
         views_of = (views.log_json(wall_times.of_log_entry(entry, offset_ms)) for entry in page.items)
-        return pages.page_slice(views_of, begin=cursor, next=page.cursor)
+        return pages.page_slice(views_of, begin=cursor, next_cursor=page.cursor)
 
     count = query.count(default=LOG_PAGE, most=LOG_PAGE)
     return await pages.page_response(

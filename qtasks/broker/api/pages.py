@@ -1,4 +1,4 @@
-"""The page of a list as a response. A large page is a stream, so that neither memory nor the event loop holds all of it.
+"""The page of a list as a response. A large page is a stream, so that neither memory nor the loop holds all of it.
 
 Each slice of a page is read and encoded on a reader's thread, when the client has taken the slice before it. The first
 one is read before the response begins, so an error in it has an error status. A later error breaks the connection.
@@ -34,17 +34,17 @@ class PageSlice:
     json: bytes
     count: int
     begin: str | None
-    next: str | None
+    next_cursor: str | None
 
 
 ReadSlice = Callable[[apsw.Connection, str | None, int], PageSlice]
 """Reads a slice after a cursor, of at most as many items, on a connection."""
 
 
-def page_slice(items: Iterable[Json], *, begin: str | None, next: str | None) -> PageSlice:
+def page_slice(items: Iterable[Json], *, begin: str | None, next_cursor: str | None) -> PageSlice:
     """The slice of `items`."""
     encoded = [orjson.dumps(item) for item in items]
-    return PageSlice(b",".join(encoded), len(encoded), begin, next)
+    return PageSlice(b",".join(encoded), len(encoded), begin, next_cursor)
 
 
 async def page_response(
@@ -59,7 +59,7 @@ async def page_response(
     except BadCursorError as error:
         raise HttpError(400, str(error)) from None
     pieces = _page(store, read, names, count, first)
-    if first.next is None or first.count >= count:  # the whole page
+    if first.next_cursor is None or first.count >= count:  # the whole page
         return ApiResponse(200, b"".join([piece async for piece in pieces]))
     return ApiResponse(200, stream=pieces)
 
@@ -72,8 +72,8 @@ async def _page(
     last = first
     yield b'{"%s":[%s' % (names[0].encode(), first.json)
     size, rest = len(first.json), count - first.count
-    while last.next is not None and rest > 0 and size < PAGE_BYTES:
-        last = await store.read(read, last.next, rest)
+    while last.next_cursor is not None and rest > 0 and size < PAGE_BYTES:
+        last = await store.read(read, last.next_cursor, rest)
         bounds.append((last.begin, last.count))
         size, rest = size + len(last.json), rest - last.count
         yield b",%s" % last.json if last.json else b""
@@ -82,4 +82,4 @@ async def _page(
         for begin, items in bounds[1:]:
             again = await store.read(read, begin, items)
             yield b",%s" % again.json if again.json else b""
-    yield b"]}" if last.next is None else b'],"cursor":%s}' % orjson.dumps(last.next)
+    yield b"]}" if last.next_cursor is None else b'],"cursor":%s}' % orjson.dumps(last.next_cursor)

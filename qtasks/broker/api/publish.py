@@ -12,6 +12,7 @@ from qtasks.broker import ids
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_json
 from qtasks.broker.api.schedules import store_schedule
+from qtasks.broker.api.turns import Turn
 from qtasks.broker.api.validation import (
     check_api,
     check_not_before,
@@ -86,8 +87,9 @@ async def _publish(
     # Checked before the body is read, so that a refusal does not wait for it.
     valid = await _validated(context, account, head)
     valid = replace(valid, body=await request.read_body(MAX_BODY))
-    now_ms = context.clock.now_ms()  # read after all awaits, so that log entries are in the order of their times
-    prepared = _prepared(context, valid, now_ms)
+    # Read after the body, so that log entries are in the order of their times.
+    now_ms = context.clock.now_ms()
+    prepared = await _prepared(context, valid, now_ms, context.turns.begin())
     accepted = await context.accept(prepared.publications, now_ms=now_ms)
     return json_response(prepared.answer(accepted), 202 if all(result.deduplicated for result in accepted) else 201)
 
@@ -102,7 +104,7 @@ async def batch(context: ApiContext, account: int, request: ApiRequest) -> ApiRe
 
     An invalid item gets an error; the other items are published all the same (docs/compatibility.md A12).
     """
-    items = read_json(await request.read_body(MAX_BATCH))
+    items = await read_json(await request.read_body(MAX_BATCH))
     if not isinstance(items, list):
         raise HttpError(400, "a batch is a JSON array of objects with a destination")
     if len(items) > MAX_ITEMS:
@@ -110,12 +112,16 @@ async def batch(context: ApiContext, account: int, request: ApiRequest) -> ApiRe
     for index, item in enumerate(items):
         if not isinstance(item, dict) or not isinstance(item.get("destination"), str):
             raise HttpError(400, f"item {index} of the batch has no destination")
-    validated = [await _validated_item(context, account, item, request.client_ip) for item in items]
+    turn = context.turns.begin()
+    validated: list[ValidPublish | HttpError] = []
+    for item in items:
+        validated.append(await _validated_item(context, account, item, request.client_ip))
+        await turn.end_if_long()
     total = sum(len(result.endpoints) for result in validated if isinstance(result, ValidPublish))
     if total > MAX_MESSAGES:
         raise HttpError(413, f"too many messages: {total} > {MAX_MESSAGES}")
     now_ms = context.clock.now_ms()
-    prepared = [_prepared_item(context, result, now_ms) for result in validated]
+    prepared = [await _prepared_item(context, result, now_ms, turn) for result in validated]
     to_store = [
         publication for result in prepared if isinstance(result, PreparedPublish) for publication in result.publications
     ]
@@ -142,9 +148,11 @@ async def _validated_item(
     return valid
 
 
-def _prepared_item(context: ApiContext, valid: ValidPublish | HttpError, now_ms: int) -> PreparedPublish | HttpError:
+async def _prepared_item(
+    context: ApiContext, valid: ValidPublish | HttpError, now_ms: int, turn: Turn
+) -> PreparedPublish | HttpError:
     try:
-        return _prepared(context, valid, now_ms) if isinstance(valid, ValidPublish) else valid
+        return await _prepared(context, valid, now_ms, turn) if isinstance(valid, ValidPublish) else valid
     except HttpError as error:
         return error
 
@@ -200,7 +208,11 @@ async def _check_destinations(context: ApiContext, publish: ValidPublish, urls: 
     """Refuse too many endpoints, and URLs that the policy refuses, those of callbacks included."""
     if len(publish.endpoints) > MAX_MESSAGES:
         raise HttpError(413, f"too many messages: {len(publish.endpoints)} > {MAX_MESSAGES}")
-    check_policy(context, *urls, options=publish.options)
+    turn = context.turns.begin()
+    check_policy(context, options=publish.options)
+    for url in urls:
+        check_policy(context, url)
+        await turn.end_if_long()
     if context.resolve_on_publish:
         for url in urls:
             await _check_resolves(context, url, publish.options.method or "POST")
@@ -221,8 +233,11 @@ async def _check_resolves(context: ApiContext, url: str, method: str) -> None:
             raise HttpError(400, refusal.replace("destination blocked:", "invalid destination url:", 1))
 
 
-def _prepared(context: ApiContext, publish: ValidPublish, now_ms: int) -> PreparedPublish:
+async def _prepared(context: ApiContext, publish: ValidPublish, now_ms: int, turn: Turn) -> PreparedPublish:
     """The messages of a publish at `now_ms`. HttpError 412 for a time too far ahead."""
     check_not_before(publish.options, now_ms + context.clock.offset_ms())
-    messages = publications(publish, new_id=lambda: ids.message_id(context.random, now_ms), now_ms=now_ms)
+    messages: list[Publication] = []
+    for message in publications(publish, new_id=lambda: ids.message_id(context.random, now_ms), now_ms=now_ms):
+        messages.append(message)
+        await turn.end_if_long()
     return PreparedPublish(publish.url_group is not None, tuple(messages))

@@ -48,7 +48,7 @@ async def read(request: ApiRequest, names: frozenset[str]) -> Query:
     body = await request.read_body(_MAX_BODY)
     query = Query(request.query)
     if body.strip():
-        query.add(_fields(read_json(body)))
+        query.add(_fields(await read_json(body)))
     if request.path.endswith("/") and not body.strip() and not query.names() - {"qstash_token"}:
         raise HttpError(400, "the path ends with a slash and nothing is selected: is an id empty?")
     if unknown := sorted(query.names() - names):

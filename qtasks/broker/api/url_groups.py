@@ -38,7 +38,8 @@ async def delete_group(context: ApiContext, account: int, request: ApiRequest, n
 
 async def upsert_endpoints(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`POST /v2/topics/{name}/endpoints`: add or change endpoints; creates a missing group."""
-    endpoints = _endpoints(await read_object(request))
+    endpoints = await _endpoints(request)
+    turn = context.turns.begin()
     for endpoint in endpoints:
         if not endpoint.url:
             raise HttpError(400, "endpoints: every endpoint needs a url")
@@ -47,7 +48,8 @@ async def upsert_endpoints(context: ApiContext, account: int, request: ApiReques
         except wire.WireError as error:
             raise HttpError(error.status, str(error)) from None
         check_policy(context, endpoint.url)
-    await context.store.write(
+        await turn.end_if_long()
+    await context.store.write_long(
         url_groups.upsert_endpoints, account, read_name(name, _WHAT), endpoints, now_ms=context.clock.now_ms()
     )
     return json_response({})
@@ -55,8 +57,8 @@ async def upsert_endpoints(context: ApiContext, account: int, request: ApiReques
 
 async def remove_endpoints(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`DELETE /v2/topics/{name}/endpoints`: by name or URL. Removing the last endpoint deletes the group."""
-    endpoints = _endpoints(await read_object(request))
-    if not await context.store.write(
+    endpoints = await _endpoints(request)
+    if not await context.store.write_long(
         url_groups.remove_endpoints, account, name, endpoints, now_ms=context.clock.now_ms()
     ):
         raise _not_found(name)
@@ -90,8 +92,8 @@ def _texts(name: str, values: Any) -> list[str]:
     return listed
 
 
-def _endpoints(body: dict[str, Any]) -> list[DeliveryEndpoint]:
-    items = body.get("endpoints")
+async def _endpoints(request: ApiRequest) -> list[DeliveryEndpoint]:
+    items = (await read_object(request)).get("endpoints")
     if not isinstance(items, list) or not items or len(items) > _MAX_ENDPOINTS:
         raise HttpError(
             400, f'expected {{"endpoints": [{{"url": "https://..."}}, ...]}} with 1 to {_MAX_ENDPOINTS} of them'

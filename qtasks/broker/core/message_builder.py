@@ -6,7 +6,7 @@ Pure: callers pass the ids and the time.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -72,12 +72,10 @@ class ValidPublish:
 # -- publishes
 
 
-def publications(publish: ValidPublish, *, new_id: Callable[[], str], now_ms: int) -> list[Publication]:
+def publications(publish: ValidPublish, *, new_id: Callable[[], str], now_ms: int) -> Iterator[Publication]:
     """One publication for each endpoint; members of a group are deduplicated separately (docs/protocol.md 5.5)."""
-    return [
-        _publication(build_message(publish, endpoint, message_id=new_id(), now_ms=now_ms))
-        for endpoint in publish.endpoints
-    ]
+    for endpoint in publish.endpoints:
+        yield _publication(build_message(publish, endpoint, message_id=new_id(), now_ms=now_ms))
 
 
 def build_message(publish: ValidPublish, endpoint: DeliveryEndpoint, *, message_id: str, now_ms: int) -> Message:
