@@ -25,8 +25,8 @@ from tests.support.loop_lag import loop_lag
 from tests.support.store import InlineStore
 
 NOW = START_MS
-HELD_S = 0.1
-"""Longest hold of the loop, seconds; also on a busy machine."""
+HELD_S = 1.0
+"""Longest hold of the loop, seconds, on a busy machine; a lock is waited for during five."""
 PATIENCE_S = 10.0
 NOTHING_KEPT = Retention(delivered_ms=0, failed_ms=0)
 
@@ -68,7 +68,7 @@ async def test_while_another_program_holds_a_lock_reads_and_the_loop_go_on(
         assert not waiting.done()
         other_program.execute("ROLLBACK")
         await asyncio.wait_for(waiting, PATIENCE_S)
-    assert lag.take() < HELD_S
+    assert lag.take().wall_s < HELD_S
     assert await store.read(queries.message, ACCOUNT, "msg_1") is not None
 
 
@@ -91,7 +91,7 @@ async def test_all_that_waits_for_a_lock_is_refused_together(
         answers = await asyncio.wait_for(asyncio.gather(*many, return_exceptions=True), PATIENCE_S)
     assert {str(answer).split(":")[0] for answer in answers} == {"the store is busy"}
     assert all(isinstance(answer, StoreError) for answer in answers)
-    assert (waits, lag.take() < HELD_S) == (1, True)
+    assert (waits, lag.take().wall_s < HELD_S) == (1, True)
     other_program.execute("ROLLBACK")
     await store.accept([publication(1)], now_ms=NOW)
     page = await store.read(queries.log, ACCOUNT, LogCriteria(), cursor=None, count=9)

@@ -2,7 +2,7 @@
 
 It is steadier than the latency of a client, which also shows the client's own delays. `python loop_lag.py DB PORT` is
 the broker of `broker_process.py` with this watch on its loop: each line on its standard input starts a new measurement,
-and it prints the result of the last one as ``held SECONDS``.
+and it prints the result of the last one as ``held SECONDS CPU-SECONDS``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.support.broker_process import serve
 
@@ -21,23 +22,33 @@ TURN_S = 0.001
 """How often the watch asks for a turn, seconds: the shortest hold that it sees."""
 
 
+class Held(NamedTuple):
+    """The longest time between two turns of a loop, in seconds."""
+
+    wall_s: float
+    """As a client sees it: on a busy machine other processes are a part of it."""
+    cpu_s: float
+    """Spent by the loop's own thread: the same on an idle and on a busy machine."""
+
+
 class LoopLag:
     """Measures the loop that it is started in."""
 
     def __init__(self) -> None:
-        self._longest_s = 0.0
+        self._held = Held(0.0, 0.0)
 
-    def take(self) -> float:
-        """The longest hold since the last call, in seconds."""
-        longest_s, self._longest_s = self._longest_s, 0.0
-        return longest_s
+    def take(self) -> Held:
+        """The longest hold since the last call."""
+        held, self._held = self._held, Held(0.0, 0.0)
+        return held
 
     async def run(self) -> None:
         """Watch until cancelled."""
         while True:
-            asked_s = time.monotonic()
+            wall_s, cpu_s = time.monotonic(), time.thread_time()
             await asyncio.sleep(TURN_S)
-            self._longest_s = max(self._longest_s, time.monotonic() - asked_s - TURN_S)
+            held = Held(time.monotonic() - wall_s - TURN_S, time.thread_time() - cpu_s)
+            self._held = Held(*map(max, held, self._held))
 
 
 @contextlib.asynccontextmanager
@@ -65,11 +76,11 @@ class WatchedBroker:
         )
         self.port = int(self._answer("ready"))
 
-    def held_s(self) -> float:
-        """The longest hold of its loop since the last call, in seconds."""
+    def held(self) -> Held:
+        """The longest hold of its loop since the last call."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
-        return float(self._answer("held"))
+        return Held(*map(float, self._answer("held").split()))
 
     def _answer(self, word: str) -> str:
         assert self._process.stdout is not None
@@ -99,7 +110,7 @@ async def _serve_watched(path: str, port: int) -> None:
 
         def report() -> None:
             if sys.stdin.readline():
-                sys.stdout.write(f"held {lag.take()}\n")
+                sys.stdout.write("held {} {}\n".format(*lag.take()))
                 sys.stdout.flush()
 
         asyncio.get_running_loop().add_reader(sys.stdin, report)

@@ -107,7 +107,7 @@ async def retry_dead_letters(context: ApiContext, account: int, request: ApiRequ
             page = await _page(context, account, criteria, cursor, rest)
             retried = await _retry(context, account, page.items, overrides)
             # Only these, not the messages: a request may name thousands of large ones.
-            responses += [{"messageId": one.message.id, "url": one.message.url} for one in retried]
+            responses += [{"messageId": again.message.id, "url": again.message.url} for again in retried]
             cursor, rest = page.cursor, rest - len(page.items)
             if cursor is None or rest <= 0:
                 break
