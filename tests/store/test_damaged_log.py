@@ -14,11 +14,10 @@ from qtasks.broker.store.integrity.wal_check import find_damage, read_frames
 from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.errors import StoreError
 from tests.support.broker import START_MS, VirtualClock, publication
-from tests.support.logs import FRAME, commit_ends, flip, killed, log_of, stored_messages, tape
+from tests.support.logs import FRAME, HEADER, commit_ends, flip, killed, log_of, stored_messages, tape
 from tests.support.power import Acknowledged, Sync, Write
 
 pytestmark = pytest.mark.anyio
-HEADER = 32
 
 
 async def test_a_flipped_bit_in_the_log_ends_the_start_and_says_how_many_since_when(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -9,9 +11,10 @@ import apsw
 import pytest
 
 from qtasks.broker.store.integrity.repair import repair
+from qtasks.broker.store.integrity.wal_check import find_damage
 from tests.support.broker import START_MS
-from tests.support.logs import stored_messages
-from tests.support.pages import PAGE, busy, damage_page, pages_of
+from tests.support.logs import FRAME, HEADER, killed, log_of, stored_messages
+from tests.support.pages import FLIPS, PAGE, busy, damage_page, pages_of
 
 RELEASED = Path(__file__).with_name("released")
 
@@ -50,6 +53,38 @@ def test_each_table_is_saved_but_for_its_damaged_page(tmp_path: Path, table: str
     less = {name for name, count in rows_by_table(path).items() if count < counts[name]}
     of_messages = {"labels", "log", "stored_bodies", "dead_letters"} if table == "messages" else set()
     assert less <= {table} | of_messages
+
+
+def lost_without_a_name(folder: Path, trials: int) -> list[str]:
+    """Damage one frame of a killed broker's log in each trial; the messages that a repair neither saves nor names."""
+    origin = killed(folder / "origin.db", commits=40)
+    log, before = log_of(origin).read_bytes(), {f"msg_{number}" for number in range(40)}
+    chance = random.Random(trials)
+    lost: list[str] = []
+    for number in range(trials):
+        path = folder / f"{number}" / "store.db"
+        path.parent.mkdir()
+        shutil.copy(origin, path)
+        frame, flip = chance.randrange((len(log) - HEADER) // FRAME), chance.choice(FLIPS)
+        start = HEADER + frame * FRAME + FRAME - PAGE
+        page = bytearray(log[start : start + PAGE])
+        flip(page, chance)
+        log_of(path).write_bytes(log[:start] + page + log[start + PAGE :])
+        if find_damage(str(path)) is not None:
+            done = repair(str(path), ".damaged", now_ms=START_MS)
+            unnamed = before - stored_messages(path) - done.salvage.lost_messages.keys()
+            lost += [f"{flip.__name__} of frame {frame}: {message_id}" for message_id in sorted(unnamed)]
+        shutil.rmtree(path.parent)
+    return lost
+
+
+def test_a_damaged_frame_of_the_log_costs_no_message_without_a_name(tmp_path: Path) -> None:
+    assert lost_without_a_name(tmp_path, 6) == []
+
+
+@pytest.mark.release
+def test_none_of_hundreds_of_damaged_frames_costs_a_message_without_a_name(tmp_path: Path) -> None:
+    assert lost_without_a_name(tmp_path, 200) == []
 
 
 def rows_by_table(path: Path) -> dict[str, int]:

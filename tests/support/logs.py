@@ -19,6 +19,7 @@ from qtasks.protocol.messages import Response
 from tests.support.broker import START_MS, publication
 from tests.support.power import Tape, TapingVFS
 
+HEADER = 32
 FRAME = 24 + 4096
 
 
@@ -55,7 +56,7 @@ def commit_ends(path: Path) -> list[int]:
     """The numbers of the last frames of the commits in the log, from 1."""
     content = log_of(path).read_bytes()
     salts = content[16:24]
-    starts = range(32, len(content) - FRAME + 1, FRAME)
+    starts = range(HEADER, len(content) - FRAME + 1, FRAME)
     return [
         number
         for number, start in enumerate(starts, 1)

@@ -12,6 +12,7 @@ import click
 
 from qtasks.broker.store.connection import connect_read_only
 from qtasks.broker.store.integrity import page_check
+from qtasks.broker.store.integrity.repair import sync_to_disk
 from qtasks.cli.broker.database_file import db_option, existing_database, refuse_lost_commits
 from qtasks.errors import ConfigurationError, StoreError
 
@@ -41,9 +42,9 @@ def backup(target: str, db: str) -> None:
         ) from error
     try:
         pages = _copy(path, str(partial))
-        _sync(partial)
+        sync_to_disk(partial)
         os.link(partial, target)  # refuses a file that was made meanwhile
-        _sync(Path(target).absolute().parent)
+        sync_to_disk(Path(target).absolute().parent)
     except (apsw.Error, OSError) as error:
         raise StoreError(f"{path} cannot be copied to {target}: {error}") from error
     finally:
@@ -82,11 +83,3 @@ def _copy(path: str, partial: str) -> int:
 def _report(done: int, count: int) -> None:
     if sys.stderr.isatty():
         click.echo(f"\r{100 * done // max(1, count)} %", err=True, nl=done == count)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

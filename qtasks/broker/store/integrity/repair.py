@@ -88,7 +88,7 @@ def _damaged(target: Path) -> list[str]:
 
 def _exchange(path: str, target: Path, kept: Path) -> None:
     """Put `target` in the place of the database; keep the old one, with its log, as `kept`."""
-    _sync(target)
+    sync_to_disk(target)
     try:
         os.link(path, kept)
     except OSError:  # a file system without links
@@ -97,7 +97,7 @@ def _exchange(path: str, target: Path, kept: Path) -> None:
         if Path(f"{path}{suffix}").exists():
             Path(f"{path}{suffix}").rename(f"{kept}{suffix}")
     target.replace(path)
-    _sync(Path(path).absolute().parent)
+    sync_to_disk(Path(path).absolute().parent)
 
 
 def _remove(target: Path) -> None:
@@ -105,7 +105,7 @@ def _remove(target: Path) -> None:
         Path(f"{target}{suffix}").unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
     """Make a file or a folder survive a power cut."""
     if os.name == "nt" and path.is_dir():  # pragma: no cover - Windows syncs no folder
         return
