@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import apsw
 
 from qtasks.broker.core import lots
-from qtasks.broker.core.rules import FINAL
+from qtasks.broker.core.rules import FINAL, Stage
 from qtasks.broker.store.verbs import rows, sums
 from qtasks.broker.store.verbs.rows import MessageRow
 from qtasks.protocol.messages import Message
@@ -76,6 +76,10 @@ class StoredMessage(NamedTuple):
     def fault(self) -> Fault | None:
         """What is damaged; None if nothing is."""
         return self.state_fault() if self.has_sound_content() else Fault.CONTENT
+
+    def is_set_aside(self) -> bool:
+        """True if its content is damaged, and it is a dead letter for that."""
+        return self.stage == Stage.FAILED and sums.is_known(self.checksum)
 
     def state_fault(self) -> Fault | None:
         """What is damaged apart from the content, which is not looked at; None if nothing is."""

@@ -114,6 +114,11 @@ _LONG: Final = 4096
 _last_long: tuple[bytes, int] = (b"", 0)
 
 
+def is_known(checksum: int) -> bool:
+    """True for the checksum of a message with damaged content that has been set aside."""
+    return checksum < 0
+
+
 def has_sound_identity(stored: int, message: MessageRow, seq: int, flow_key: str | None, parent: int | None) -> bool:
     """True if account, id, queue, flow-control key, parent and end callback match the `stored` checksum.
 

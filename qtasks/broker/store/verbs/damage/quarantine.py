@@ -133,7 +133,7 @@ def _rewrite(db: apsw.Connection, message: StoredMessage, stage: Stage, finished
         "lot": "",
         "flow_key": _of_type(str, message.flow_key, None),
         "parent": _of_type(int, message.parent, None),
-        "checksum": _of_type(int, message.checksum, -1),
+        "checksum": message.checksum if message.has_sound_content() else _as_known(message.checksum),
         "retried": max(row.retried, 0),
         "max_retries": max(row.max_retries, 0),
         "timeout_ms": max(row.timeout_ms, 1),
@@ -142,6 +142,12 @@ def _rewrite(db: apsw.Connection, message: StoredMessage, stage: Stage, finished
         values["id"] = f"corrupt_{message.seq}"
         db.execute(_REWRITE, (*(values[name] for name in _REWRITTEN), message.seq))
     db.execute(_RENEW_SUM, (message.seq,))
+
+
+def _as_known(checksum: object) -> int:
+    """A checksum that matches nothing, and shows that the damage was found; see `sums.is_known`."""
+    value = _of_type(int, checksum, -1)
+    return value if value < 0 else ~value
 
 
 def _of_type(kind: type[T], value: object, default: D) -> T | D:

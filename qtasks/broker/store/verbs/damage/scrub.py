@@ -8,7 +8,7 @@ import apsw
 
 from qtasks.broker.store.verbs import stored
 from qtasks.broker.store.verbs.rows import fetch
-from qtasks.broker.store.verbs.stored import Fault
+from qtasks.broker.store.verbs.stored import Fault, StoredMessage
 
 ROWS: Final = 200
 """Messages of one piece at most."""
@@ -46,8 +46,8 @@ class Piece(NamedTuple):
 def look_at(db: apsw.Connection, *, after: int, rows: int = ROWS, size: int = BYTES, all_bodies: bool = False) -> Piece:
     """Look at the next messages in order of acceptance, from the first with a `seq` above `after`.
 
-    Changes nothing, and raises no error for a damaged row. The bodies of messages that have ended are looked at only
-    with `all_bodies`: nothing is sent of them.
+    Changes nothing, and raises no error for a damaged row. Messages that were set aside are no findings any more. The
+    bodies of messages that have ended are looked at only with `all_bodies`: nothing is sent of them.
     """
     sizes = fetch(db, _SIZES, (after, rows))
     findings: list[Finding] = []
@@ -55,10 +55,14 @@ def look_at(db: apsw.Connection, *, after: int, rows: int = ROWS, size: int = BY
     for looked_at, (seq, body_size, has_ended) in enumerate(sizes, 1):
         is_whole = all_bodies or not has_ended
         message = stored.one(db, seq) if is_whole else stored.without_body(db, seq)
-        fault = None if message is None else message.fault() if is_whole else message.state_fault()
+        fault = None if message is None else _fault(message, is_whole=is_whole)
         if message is not None and fault is not None:
             findings.append(Finding(seq, str(message.message.id), message.message.account, fault, bool(has_ended)))
         read += body_size if is_whole else 0
         if read >= size:
             return Piece(looked_at, seq, tuple(findings))
     return Piece(len(sizes), sizes[-1][0] if len(sizes) == rows else None, tuple(findings))
+
+
+def _fault(message: StoredMessage, *, is_whole: bool) -> Fault | None:
+    return message.fault() if is_whole and not message.is_set_aside() else message.state_fault()
