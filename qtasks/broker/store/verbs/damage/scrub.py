@@ -46,7 +46,7 @@ class Piece(NamedTuple):
 def look_at(db: apsw.Connection, *, after: int, rows: int = ROWS, size: int = BYTES, all_bodies: bool = False) -> Piece:
     """Look at the next messages in order of acceptance, from the first with a `seq` above `after`.
 
-    Changes nothing, and raises no error for a damaged row. Messages that were set aside are no findings any more. The
+    Changes nothing, and raises no error for a damaged row. Messages that were set aside are left out. The
     bodies of messages that have ended are looked at only with `all_bodies`: nothing is sent of them.
     """
     sizes = fetch(db, _SIZES, (after, rows))
