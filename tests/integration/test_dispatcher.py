@@ -20,7 +20,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qtasks import NonRetryable, QTasks, TaskContext, injected
 from qtasks.errors import ConfigurationError, DefinitionError
+from qtasks.request_body import BufferBudget
 from qtasks.tasks.settings import DEV_SIGNING_KEYS
+from qtasks.tasks.web import router
 from tests.support.tasks import BASE_URL, KEYS, RecordingBroker, application, deliver, envelope, request, signature
 
 pytestmark = pytest.mark.anyio
@@ -221,6 +223,35 @@ async def test_a_body_over_four_mebibytes_is_refused(headers: dict[str, str], pi
     answer = await request(served(application()), "/qtasks/work", body, headers=headers, pieces=pieces)
     assert answer.status == 413
     assert "4194304" in answer.error
+
+
+async def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every server that serves the application, ours or not."""
+    monkeypatch.setattr(router, "BODY_TIMEOUT_S", 0.01)
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError("never reached")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/qtasks/work", "headers": [], "query_string": b""}
+    await served(application())(scope, receive, send)
+    assert sent[0]["status"] == 408
+    assert json.loads(sent[1]["body"])["error"] == "no complete body within 0.01 s"
+
+
+async def test_large_bodies_that_arrive_at_once_have_a_common_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond it a delivery comes again, without one attempt less; small ones are served."""
+    monkeypatch.setattr(router, "_BUDGET", BufferBudget(100_000))
+    answer = await request(served(application()), "/qtasks/work", b"x" * 200_000, pieces=3)
+    assert answer.status == 503
+    assert (answer.headers["retry-after"], answer.headers["qtasks-interrupted"]) == ("1", "busy")
+    for size in (60_000, 160_000):
+        answer = await request(served(application()), "/qtasks/work", b"x" * size, pieces=3)
+        assert answer.status == 401
 
 
 async def test_a_broker_that_hangs_up_half_way_runs_nothing(steps: list[str]) -> None:

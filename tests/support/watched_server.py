@@ -96,6 +96,11 @@ class WatchedServer:
             while not what():  # noqa: ASYNC110 - the sockets have no event for it
                 await asyncio.sleep(0)
 
+    async def settle(self) -> None:
+        """Let the event loop run a few turns, so that what was sent arrives separately from what follows."""
+        for _ in range(3):
+            await asyncio.sleep(0)
+
     async def until_received(self, size: int) -> None:
         """Let the event loop run until a connection has received `size` bytes of its body."""
         await self.until(lambda: any(connection.body_received >= size for connection in self.connections))

@@ -4,11 +4,11 @@ By default uvicorn waits without limit for a header, for a body and for a client
 stores any amount of header, of trailer fields and of pipelined requests. And it accepts requests that a proxy in front
 of it could read in another way (request smuggling); this protocol refuses them.
 
-What arrives is parsed in portions: one header, the rest of a body of known length, or a slice of a body in chunks. So
-the next request is not parsed before the response to this one is sent, and a body of tiny chunks takes its turn with
-other connections (`parse_turns`). `connection_watch` closes what is too slow.
+What arrives is parsed in portions: one header, the rest of a body of known length, or a slice of a body in chunks. A
+portion ends where a request ends, so the next request is not parsed before the response to this one is sent. A body of
+tiny chunks takes its turn with other connections (`parse_turns`). `connection_watch` closes what is too slow.
 
-It relies on private attributes of uvicorn's `HttpToolsProtocol` (`cycle`, `pipeline`, `parser`, `url`, `headers`,
+It relies on private attributes of uvicorn's `HttpToolsProtocol` (`cycle`, `parser`, `url`, `headers`,
 `flow`, ...). `tests/unit/broker/test_dependencies.py` checks that they exist.
 """
 
@@ -36,15 +36,14 @@ MAX_FIELDS: Final = 256
 """Limit of the lines of a header."""
 MAX_FRAMING: Final = 8 * 1024
 """Limit of what comes between two bytes of a body, or after the last: chunk sizes, their extensions, trailer fields."""
-_HEAD_END: Final = b"\r\n\r\n"
+_END: Final = b"\r\n\r\n"
+"""The end of each header and of each body in chunks; it may be inside a body, too."""
 _SLICE: Final = 1024
-"""Bytes of a body in chunks that are parsed at once: few enough that the start of further requests in it is small."""
+"""Bytes of a body in chunks that are parsed at once, at most."""
 _SLICE_WORK: Final = 3
 """Units of work for a slice, apart from one for each piece of a body in it."""
 _WORK_AT_ONCE: Final = 250
 """Units of work after which a connection waits for its next turn."""
-_PIPELINED: Final = 4 * 1024
-"""Bytes that a parsed request takes while it waits for the response to the one before."""
 _BUSY: Final = "this server is busy: try again"
 _STOPPING: Final = "this server is stopping: try again"
 
@@ -96,8 +95,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._watch = watch
         self._input = b""
         """Arrived and not parsed yet."""
-        self._head_tail = b""
-        """The last bytes of a header that is not complete: its end may be split."""
+        self._tail = b""
+        """The last bytes of a header, or of a body in chunks, that is not complete: its end may be split."""
         self._head_bytes = 0
         self._body_left: int | None = 0
         """Bytes of the body that have not arrived; None if it comes in chunks."""
@@ -222,19 +221,22 @@ class GuardedProtocol(HttpToolsProtocol):
         return self.is_response_pending() and len(self.cycle.body) > HIGH_WATER_LIMIT
 
     def _portion(self, data: bytes, at: int) -> int:
-        """How many bytes of `data` from `at` on to parse next: never more than one request needs, except in chunks."""
+        """How many bytes of `data` from `at` on to parse next: never more than one request needs."""
         rest = len(data) - at
         if self._in_body:
-            return min(rest, _SLICE if self._body_left is None else self._body_left)
-        if self._head_tail:
-            seam = (self._head_tail + data[at : at + 3]).find(_HEAD_END)
-            if seam >= 0:
-                return seam + 4 - len(self._head_tail)
-        end = data.find(_HEAD_END, at)
-        if end >= 0:
-            return end + 4 - at
-        self._head_tail = (self._head_tail + data[max(at, len(data) - 3) :])[-3:]
-        return rest
+            if self._body_left is not None:
+                return min(rest, self._body_left)
+            rest = min(rest, _SLICE)
+        if self._tail and (seam := (self._tail + data[at : at + 3]).find(_END)) >= 0:
+            size = seam + len(_END) - len(self._tail)
+        else:
+            end = data.find(_END, at, at + rest)
+            if end < 0:
+                self._tail = (self._tail + data[max(at, at + rest - 3) : at + rest])[-3:]
+                return rest
+            size = end + len(_END) - at
+        self._tail = b""
+        return size
 
     def _feed(self, portion: bytes) -> int:
         """Give `portion` to the parser; return the units of work. A refusal ends the connection."""
@@ -251,18 +253,15 @@ class GuardedProtocol(HttpToolsProtocol):
         else:
             self._framing_bytes += len(portion)  # until a piece of the body comes
         self._pieces = 0
-        is_head = not self._in_body
         try:
             self.parser.feed_data(portion)
-        except httptools.HttpParserUpgrade as upgrade:
+        except httptools.HttpParserUpgrade:
             if self._should_upgrade():
                 self._is_leaving = True
                 self._watch.forget(self)
                 self.handle_websocket_upgrade()
-            elif rest := portion[upgrade.args[0] :]:
-                return self._pieces + self._feed(rest)
         except httptools.HttpParserError:
-            if self._plain_head and is_head:
+            if self._plain_head:
                 return self._continue_plainly()
             refusal = self._refusal or RefusedError(b"400 Bad Request", "Invalid HTTP request received.")
             self._refuse(refusal.status, refusal.text)
@@ -309,7 +308,6 @@ class GuardedProtocol(HttpToolsProtocol):
             self._stop_parser(b"503 Service Unavailable", _BUSY)
         self._in_body = True
         self.body_received = self._framing_bytes = 0
-        self._head_tail = b""
         super().on_headers_complete()
         if self._is_stopping:
             self.cycle.keep_alive = False
@@ -359,7 +357,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def held(self) -> int:
         """See `WatchedConnection`."""
         body = len(self.cycle.body) if self.is_response_pending() else 0
-        return len(self._input) + body + len(self.pipeline) * _PIPELINED + self.transport.unsent()
+        return len(self._input) + body + self.transport.unsent()
 
     def unsent(self) -> int:
         """See `WatchedConnection`."""
@@ -395,8 +393,6 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _would_confuse(self) -> bool:
         """True if the client would take an error for an earlier response, or for a part of one."""
-        if self.pipeline:
-            return True
         return self.is_response_pending() and (self.cycle.response_started or not self._in_body)
 
     def _refuse(self, status: bytes, text: str) -> None:
