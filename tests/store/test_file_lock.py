@@ -225,19 +225,6 @@ async def test_a_process_that_locked_the_file_while_sqlite_opened_it_is_noticed(
         lock.release()
 
 
-async def test_a_log_without_its_database_is_not_deleted(folders: tuple[Path, Path]) -> None:
-    """SQLite deletes a log that it finds beside an empty database."""
-    data, other = folders
-    store, _ = await SqliteStore.open(str(data / "tasks.db"), VirtualClock())
-    await store.accept([publication(1)], now_ms=START_MS)
-    shutil.copy(data / "tasks.db-wal", other / "tasks.db-wal")
-    await store.close()
-    for _ in range(2):
-        with pytest.raises(StoreError, match="is missing or empty, but its write-ahead log"):
-            await SqliteStore.open(str(other / "tasks.db"), VirtualClock())
-    assert [file.name for file in other.iterdir()] == ["tasks.db-wal"]
-
-
 @pytest.mark.parametrize("name", [hard_link, mount])
 async def test_a_file_whose_log_could_lie_beside_another_name_is_refused(
     folders: tuple[Path, Path], name: Callable[[Path, Path], Path]

@@ -24,7 +24,7 @@ import threading
 from pathlib import Path
 from typing import Final, NoReturn
 
-from qtasks.broker.store import storage_errors
+from qtasks.broker.store import orphaned_log, storage_errors
 from qtasks.broker.store.file_watch import FileId, file_at, file_id
 from qtasks.errors import StoreError, StoreLocked
 
@@ -43,6 +43,7 @@ class FileLock:
     def __init__(self, path: str, database: FileId, owner: FileId) -> None:
         self._path = path
         self._database: FileId | None = database
+        self._log: FileId | None = None
         self.files = {path: database, owner_file(path): owner}
         """The locked database and its lock file: the path and the identity of each."""
 
@@ -58,7 +59,7 @@ class FileLock:
                 if file_at(path) in _held:  # before it is opened: closing a descriptor would end the locks of SQLite
                     _refuse(path, _this_process())
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-                _refuse_orphaned_log(path)
+                orphaned_log.refuse_without_database(path)
                 descriptor = os.open(path, _OPEN, 0o600)
                 database = file_id(os.fstat(descriptor))
                 if database in _held:  # the file was moved to this name a moment ago
@@ -77,11 +78,14 @@ class FileLock:
         """Take the record lock again, after SQLite has opened the file. StoreLocked if another process has taken it."""
         assert self._database is not None
         _lock_bytes(self._path, _held[self._database][0])
+        self._log = file_at(f"{self._path}-wal")
 
     def release(self) -> None:
-        """Unlock, after SQLite has closed the file. The files stay. Idempotent."""
+        """Unlock, after SQLite has closed the file. The files stay, see `orphaned_log`. Idempotent."""
         if self._database is not None:
             with _changing:
+                if file_at(self._path) != self._database and self._log == file_at(f"{self._path}-wal") is not None:
+                    orphaned_log.set_aside(self._path, os.fstat(_held[self._database][0]))
                 _close(self._database)
             self._database = None
 
@@ -101,6 +105,7 @@ def _locked(path: str, descriptor: int) -> FileId:
         _lock_whole(owner_descriptor)
     except OSError:
         _refuse(path, _owner(path, None))
+    orphaned_log.take_back(path, os.fstat(descriptor))
     with contextlib.suppress(OSError):  # on a full disk the lock has no name, which is for people only
         os.ftruncate(owner_descriptor, 0)
         os.write(owner_descriptor, _this_process().encode())
@@ -116,16 +121,6 @@ def _lock_bytes(path: str, descriptor: int) -> None:
         raise StoreError(
             f"{path} cannot be locked: {error}", fix="put the database on a disk of this machine"
         ) from error
-
-
-def _refuse_orphaned_log(path: str) -> None:
-    """Raise StoreError if there is a write-ahead log without its database: SQLite would delete it."""
-    log = f"{path}-wal"
-    if _size(path) == 0 and (size := _size(log)) > 0:
-        raise StoreError(
-            f"{path} is missing or empty, but its write-ahead log {log} is there, with {size} bytes of data",
-            fix=f"put the database back at this path; or, to begin with a new one, move {log} away",
-        )
 
 
 def _refuse_unsafe(path: str, status: os.stat_result) -> None:
@@ -183,13 +178,6 @@ def _owner(path: str, process: int | None) -> str:
     if process is None or written.startswith(f"process {process} "):
         return written or "another process"
     return f"process {process}"
-
-
-def _size(path: str) -> int:
-    try:
-        return Path(path).stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 if sys.platform == "win32":  # pragma: no cover
