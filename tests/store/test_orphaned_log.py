@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import apsw
@@ -103,3 +105,40 @@ async def test_a_log_that_was_set_aside_is_reported_at_each_start(
     (tmp_path / "tasks.db-wal.of-1-2").write_bytes(b"frames")
     await (await store_with(tmp_path / "tasks.db")).close()
     assert "tasks.db-wal.of-1-2 belongs to a database that is not at" in caplog.text
+
+
+PROGRAM = """
+import asyncio, os, signal, sys
+from qtasks.broker.store.sqlite import SqliteStore
+from tests.support.broker import START_MS, VirtualClock, publication
+async def main():
+    store, _ = await SqliteStore.open(sys.argv[1], VirtualClock())
+    await store.accept([publication(2)], now_ms=START_MS)
+    os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+async def killed(tmp_path: Path) -> Path:
+    """The folder of a process that was killed, with an earlier backup in it."""
+    folder = tmp_path / "killed"
+    await (await store_with(folder / "tasks.db", 1)).close()
+    shutil.copy(folder / "tasks.db", folder / "backup.db")
+    subprocess.run([sys.executable, "-c", PROGRAM, folder / "tasks.db"], check=False)
+    return folder
+
+
+async def test_a_backup_beside_the_log_of_a_dead_process_is_refused(killed: Path) -> None:
+    (killed / "backup.db").replace(killed / "tasks.db")
+    for _ in range(2):
+        with pytest.raises(StoreError, match="is another file than the last process used"):
+            await SqliteStore.open(str(killed / "tasks.db"), VirtualClock())
+    (killed / "tasks.db-wal").unlink()
+    assert await content(killed / "tasks.db") == {"msg_1"}
+
+
+async def test_a_copy_of_the_whole_folder_of_a_dead_process_is_complete(killed: Path, tmp_path: Path) -> None:
+    shutil.copytree(killed, tmp_path / "copy")
+    assert await content(tmp_path / "copy" / "tasks.db") == {"msg_1", "msg_2"}
+    assert await content(killed / "tasks.db") == {"msg_1", "msg_2"}

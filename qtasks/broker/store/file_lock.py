@@ -10,8 +10,8 @@ not use, in the page that it keeps free of data for its own locks (https://sqlit
   open and close a database file that a store uses.
 - one with a lock of the open descriptor, where the system has them. It lasts as long as the descriptor.
 
-The file ``FILE.lock`` contains the name of the owner, for people. Earlier versions of this program lock that file, and
-nothing else, so it is locked as well.
+The file ``FILE.lock`` contains the name of the owner, for people, and which file its database was; see `orphaned_log`.
+Earlier versions of this program lock that file, and nothing else, so it is locked as well.
 """
 
 from __future__ import annotations
@@ -105,11 +105,14 @@ def _locked(path: str, descriptor: int) -> FileId:
         _lock_whole(owner_descriptor)
     except OSError:
         _refuse(path, _owner(path, None))
+    owner = file_id(os.fstat(owner_descriptor))
+    identities = " ".join(f"{device}:{inode}" for device, inode in (file_id(os.fstat(descriptor)), owner))
+    orphaned_log.refuse_replaced_database(path, _written(path)[1], identities)
     orphaned_log.take_back(path, os.fstat(descriptor))
     with contextlib.suppress(OSError):  # on a full disk the lock has no name, which is for people only
         os.ftruncate(owner_descriptor, 0)
-        os.write(owner_descriptor, _this_process().encode())
-    return file_id(os.fstat(owner_descriptor))
+        os.write(owner_descriptor, f"{_this_process()}\n{identities}\n".encode())
+    return owner
 
 
 def _lock_bytes(path: str, descriptor: int) -> None:
@@ -171,13 +174,20 @@ def _this_process() -> str:
 
 def _owner(path: str, process: int | None) -> str:
     """The name of the owner: as the lock file says, if that agrees with the process that the system knows."""
-    try:
-        written = Path(owner_file(path)).read_bytes()[:200].decode(errors="replace").strip()
-    except OSError:
-        written = ""
+    written, _ = _written(path)
     if process is None or written.startswith(f"process {process} "):
         return written or "another process"
     return f"process {process}"
+
+
+def _written(path: str) -> tuple[str, str]:
+    """What the last owner has written into the lock file: its name; the identities of the database and of this file."""
+    try:
+        text = Path(owner_file(path)).read_bytes()[:400].decode(errors="replace")
+    except OSError:
+        return "", ""
+    name, _, identities = text.partition("\n")
+    return name.strip(), identities.strip()
 
 
 if sys.platform == "win32":  # pragma: no cover

@@ -29,6 +29,22 @@ def refuse_without_database(path: str) -> None:
             )
 
 
+def refuse_replaced_database(path: str, before: str, now: str) -> None:
+    """Raise StoreError if the log belongs to a database that was replaced after its process died.
+
+    `before` and `now` are the identities of the database and of the lock file. In a copy of the whole folder, both have
+    changed; if only that of the database has, this file was replaced.
+    """
+    log_file = Path(f"{path}-wal")
+    has_changed = [one != other for one, other in zip(before.split(), now.split(), strict=False)]
+    if has_changed == [True, False] and _size(log_file) > 0:
+        raise StoreError(
+            f"{path} is another file than the last process used, but the write-ahead log of that one is still here",
+            fix=f"if it is a backup, move {log_file} away, which would damage it;"
+            f" if it is an exact copy, remove {path}.lock",
+        )
+
+
 def set_aside(path: str, database: os.stat_result) -> None:
     """Keep the log at `path` away from the file that is there now. `database` is the status of the log's database."""
     file = Path(f"{path}-wal")
