@@ -36,7 +36,7 @@ def refuse_replaced_database(path: str, before: str, now: str) -> None:
     changed; if only that of the database has, this file was replaced.
     """
     log_file = Path(f"{path}-wal")
-    has_changed = [one != other for one, other in zip(before.split(), now.split(), strict=False)]
+    has_changed = [old != new for old, new in zip(before.split(), now.split(), strict=False)]
     if has_changed == [True, False] and _size(log_file) > 0:
         raise StoreError(
             f"{path} is another file than the last process used, but the write-ahead log of that one is still here",
