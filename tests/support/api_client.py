@@ -53,12 +53,13 @@ class ApiClient:
         *,
         host: str | None = None,
         authorization: str | None = "",
+        patience_s: float = PATIENCE_S,
     ) -> Answer:
         """Send one request, its target unchanged.
 
         `authorization` replaces the header with the user's token; None sends no such header.
         """
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=patience_s)
         try:
             connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
             connection.putheader("Host", host if host is not None else f"127.0.0.1:{self.port}")
