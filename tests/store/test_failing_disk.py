@@ -146,7 +146,7 @@ async def live(
 
 
 @pytest.mark.parametrize(("error", "kinds"), FAULTS, ids=["full", "input and output"])
-@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.release)])
+@pytest.mark.parametrize("step", [17, pytest.param(1, marks=pytest.mark.release)])
 async def test_whichever_operation_fails_no_answer_is_better_than_the_disk(
     tmp_path: Path, failing_disk: FailingDisk, error: type[apsw.Error], kinds: tuple[Operation, ...], step: int
 ) -> None:
@@ -186,7 +186,7 @@ async def left_by_a_crash(path: Path) -> None:
     [*FAULTS, (apsw.CantOpenError, ("open",))],
     ids=["full", "input and output", "open"],
 )
-@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.release)])
+@pytest.mark.parametrize("step", [17, pytest.param(1, marks=pytest.mark.release)])
 async def test_whichever_operation_of_a_start_fails_it_says_so_and_the_next_start_finds_everything(
     tmp_path: Path, default_disk: FailingDisk, error: type[apsw.Error], kinds: tuple[Operation, ...], step: int
 ) -> None:
