@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -79,17 +82,35 @@ async def test_a_large_database_is_checked_while_the_broker_runs(
     await broker.stop()
 
 
-async def test_a_damaged_definition_of_an_index_is_found(tmp_path: Path) -> None:
+async def test_a_check_of_all_pages_does_not_delay_the_end(tmp_path: Path) -> None:
+    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), VirtualClock())
+    running = threading.Event()
+
+    def endless(db: apsw.Connection) -> None:
+        def note(*values: Any) -> Any:
+            running.set()
+            return values[0]
+
+        db.create_scalar_function("note", note)
+        db.execute("WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT note(x) FROM n) SELECT max(x) FROM n").fetchall()
+
+    reading = asyncio.create_task(store.read(endless))
+    assert await asyncio.to_thread(running.wait, 5)
+    await asyncio.wait_for(store.close(), 5)
+    with pytest.raises(apsw.InterruptError):
+        await reading
+
+
+@pytest.mark.parametrize("change", ["replace(sql, 'stage = 1', 'stage = 99')", "CAST(x'4352ff' AS TEXT) || sql"])
+async def test_a_damaged_definition_of_an_index_is_found(tmp_path: Path, change: str) -> None:
     path = await stored(tmp_path / "store.db", 4)
     db = apsw.Connection(str(path))
     db.execute("PRAGMA writable_schema = ON")
-    db.execute(
-        "UPDATE sqlite_schema SET sql = replace(sql, 'stage = 1', 'stage = 99') WHERE name = 'messages_claimable'"
-    )
-    db.close()
-    db = apsw.Connection(str(path))
+    db.execute(f"UPDATE sqlite_schema SET sql = {change} WHERE name = 'messages_claimable'")
     assert "the definition of index messages_claimable is damaged" in page_check.page_findings(db)
     db.close()
+    with pytest.raises(StoreError, match="damaged"):
+        await SqliteStore.open(str(path), VirtualClock())
 
 
 async def test_a_row_that_breaks_a_rule_of_its_table_is_no_damage_of_a_page(tmp_path: Path) -> None:

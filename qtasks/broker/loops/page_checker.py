@@ -9,6 +9,7 @@ from typing import Final
 from qtasks.broker.store.integrity import page_check
 from qtasks.broker.store.interface import Store
 from qtasks.clock import Clock
+from qtasks.errors import StoreError
 
 log = logging.getLogger("qtasks.broker")
 
@@ -25,14 +26,15 @@ class PageChecker:
 
     async def run(self) -> None:
         """Check every six hours until cancelled; a large database also at the start, which has not checked it."""
-        try:
-            if not await self._store.read(page_check.is_small):
-                await self.run_once()
-            while not self._store.broken.is_set():
-                await self._clock.wait(asyncio.Event().wait(), self._clock.now_ms() + INTERVAL_MS)
-                await self.run_once()
-        except Exception:
-            log.exception("the pages of the database are not checked any more")
+        is_due = not await self._store.read(page_check.is_small)
+        while not self._store.broken.is_set():
+            if is_due:
+                try:
+                    await self.run_once()
+                except Exception as error:
+                    log.error("cannot check the database: %s", error, exc_info=not isinstance(error, StoreError))
+            is_due = True
+            await self._clock.wait(asyncio.Event().wait(), self._clock.now_ms() + INTERVAL_MS)
 
     async def run_once(self) -> list[str]:
         """Check all pages once; return what is damaged."""

@@ -133,8 +133,11 @@ def _copy_blank(db: apsw.Connection) -> None:
 
 def definitions(db: apsw.Connection) -> dict[str, str]:
     """The definition of each table, index and trigger, by its kind and name; without comments, blanks made one."""
-    rows = db.execute("SELECT type || ' ' || name, sql FROM sqlite_schema WHERE sql IS NOT NULL")
-    return {name: " ".join(_COMMENT.sub("", sql).split()) for name, sql in rows}
+    rows = db.execute(  # as bytes: damaged text cannot be decoded
+        "SELECT CAST(type || ' ' || name AS BLOB), CAST(sql AS BLOB) FROM sqlite_schema WHERE sql IS NOT NULL"
+    )
+    texts = ((name.decode(errors="replace"), sql.decode(errors="replace")) for name, sql in rows)
+    return {name: " ".join(_COMMENT.sub("", sql).split()) for name, sql in texts}
 
 
 @functools.cache

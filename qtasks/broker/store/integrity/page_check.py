@@ -37,7 +37,7 @@ def page_findings(db: apsw.Connection, limit: int = 20) -> list[str]:
         # More than `limit`, because damages of rows are in the list, too.
         for (line,) in db.execute(f"PRAGMA integrity_check({limit + 200})"):
             findings += [text for text in str(line).splitlines() if _is_of_pages(text)]
-    except (apsw.CorruptError, apsw.NotADBError, apsw.SQLError) as error:
+    except (apsw.CorruptError, apsw.NotADBError, apsw.SQLError, UnicodeDecodeError) as error:
         findings.append(str(error))
     return findings[:limit]
 
