@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from qtasks.broker.api import pages
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Query, json_response
 from qtasks.broker.core.values import FlowKeyState
@@ -18,7 +19,7 @@ async def list_keys(context: ApiContext, account: int, request: ApiRequest) -> A
     """`GET /v2/flowControl`, with `search=<part of the key>`."""
     search = Query(request.query).last("search") or ""
     keys = await context.store.read(flow_control.flow_keys, account, search=search, now_ms=context.clock.now_ms())
-    return json_response([_view(context, key) for key in keys])
+    return await pages.array_response(context.store, keys, lambda _, key: _view(context, key))
 
 
 async def get_key(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:

@@ -1,4 +1,4 @@
-"""The page of a list as a response. A large page is a stream, so that neither memory nor the loop holds all of it.
+"""A list, or one page of it, as a response. A large one is a stream: neither memory nor the loop holds all of it.
 
 Each slice of a page is read and encoded on a reader's thread, when the client has taken the slice before it. The first
 one is read before the response begins, so an error in it has an error status. A later error breaks the connection.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import apsw
 import orjson
@@ -17,6 +17,8 @@ from qtasks.broker.api.api_request import ApiResponse, HttpError
 from qtasks.broker.store.interface import Store
 from qtasks.broker.store.verbs.reads.queries import PAGE_BYTES, BadCursorError
 from qtasks.protocol.views import Json
+
+T = TypeVar("T")
 
 SLICE_ITEMS: Final = 100
 """Items of one slice at most."""
@@ -83,3 +85,44 @@ async def _page(
             again = await store.read(read, begin, items)
             yield b",%s" % again.json if again.json else b""
     yield b"]}" if last.next_cursor is None else b'],"cursor":%s}' % orjson.dumps(last.next_cursor)
+
+
+async def array_response(
+    store: Store, keys: Sequence[T], view: Callable[[apsw.Connection, T], Json | None]
+) -> ApiResponse:
+    """An array with the view of each of `keys`, without those whose view is None: they have gone meanwhile."""
+    first, done = await store.read(_views, view, keys[:SLICE_ITEMS])
+    pieces = _array(store, keys, view, first, done)
+    if done == len(keys):
+        return ApiResponse(200, b"".join([piece async for piece in pieces]))
+    return ApiResponse(200, stream=pieces)
+
+
+async def _array(
+    store: Store, keys: Sequence[T], view: Callable[[apsw.Connection, T], Json | None], first: bytes, done: int
+) -> AsyncIterator[bytes]:
+    yield b"[" + first
+    is_empty = not first
+    while done < len(keys):
+        piece, count = await store.read(_views, view, keys[done : done + SLICE_ITEMS])
+        done += count
+        if piece:
+            yield piece if is_empty else b"," + piece
+            is_empty = False
+    yield b"]"
+
+
+def _views(
+    db: apsw.Connection, view: Callable[[apsw.Connection, T], Json | None], keys: Sequence[T]
+) -> tuple[bytes, int]:
+    """The views of the first of `keys`, separated by commas, and how many keys these are."""
+    encoded: list[bytes] = []
+    size = done = 0
+    for key in keys:
+        done += 1
+        if (item := view(db, key)) is not None:
+            encoded.append(orjson.dumps(item))
+            size += len(encoded[-1])
+        if size >= SLICE_BYTES:
+            break
+    return b",".join(encoded), done

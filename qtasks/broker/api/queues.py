@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from qtasks.broker.api import pages
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_name, read_object
 from qtasks.broker.core.values import QueueState
@@ -49,7 +50,8 @@ def _paused(value: Any) -> bool | None:
 
 async def list_queues(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/queues`."""
-    return json_response([_view(context, queue) for queue in await context.store.read(queues.queues, account)])
+    states = await context.store.read(queues.queues, account)
+    return await pages.array_response(context.store, states, lambda _, queue: _view(context, queue))
 
 
 async def get_queue(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:

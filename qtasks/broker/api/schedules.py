@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import apsw
+
 from qtasks.broker import ids
+from qtasks.broker.api import pages
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response
 from qtasks.broker.api.validation import check_api, check_callbacks_of_queue, check_policy, split_target
@@ -63,9 +66,12 @@ async def store_schedule(
 
 async def list_schedules(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/schedules`."""
-    return json_response(
-        [_view(context, schedule) for schedule in await context.store.read(schedules.schedules, account)]
-    )
+
+    def view(db: apsw.Connection, schedule_id: str) -> views.Json | None:
+        schedule = schedules.schedule(db, account, schedule_id)
+        return None if schedule is None else _view(context, schedule)
+
+    return await pages.array_response(context.store, await context.store.read(schedules.schedule_ids, account), view)
 
 
 async def get_schedule(context: ApiContext, account: int, request: ApiRequest, schedule_id: str) -> ApiResponse:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import apsw
+
+from qtasks.broker.api import pages
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_name, read_object
 from qtasks.broker.api.validation import check_policy
@@ -19,7 +22,12 @@ _MAX_NAME: Final = 256
 
 async def list_groups(context: ApiContext, account: int, request: ApiRequest) -> ApiResponse:
     """`GET /v2/topics`."""
-    return json_response([_view(context, group) for group in await context.store.read(url_groups.groups, account)])
+
+    def view(db: apsw.Connection, name: str) -> dict[str, object] | None:
+        group = url_groups.group(db, account, name)
+        return None if group is None else _view(context, group)
+
+    return await pages.array_response(context.store, await context.store.read(url_groups.group_names, account), view)
 
 
 async def get_group(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:

@@ -14,7 +14,7 @@ from qtasks.broker import ids
 from qtasks.broker.core.message_builder import publications, publish_of_schedule
 from qtasks.broker.core.values import Firing, Publication
 from qtasks.broker.events import EventWatchers
-from qtasks.broker.store.interface import Store
+from qtasks.broker.store.interface import SHORT_WRITE, Store
 from qtasks.broker.store.verbs import schedules, url_groups
 from qtasks.broker.store.verbs.schedules import NextRun
 from qtasks.clock import Clock
@@ -139,19 +139,24 @@ class Scheduler:
             )
         if firing.tick_ms is not None:
             firing = await self._with_messages(firing, now_ms)
-        if await self._store.write(schedules.fire, firing, now_ms=now_ms) and firing.publications:
+        is_long = len(firing.publications) > SHORT_WRITE
+        write = self._store.write_long if is_long else self._store.write
+        if await write(schedules.fire, firing, now_ms=now_ms) and firing.publications:
             self._wake_deliverer()
             self._watchers.notify_created([publication.message for publication in firing.publications], now_ms=now_ms)
 
     async def _with_messages(self, firing: Firing, now_ms: int) -> Firing:
         """The firing with its publications, or with an error if they cannot be published."""
         schedule = firing.schedule
-        created: tuple[Publication, ...] = ()
+        created: list[Publication] = []
         error = firing.error
         try:
             group = await self._store.read(url_groups.group, schedule.account, schedule.destination)
             order = publish_of_schedule(schedule, group)
-            created = tuple(publications(order, new_id=lambda: ids.message_id(self._random, now_ms), now_ms=now_ms))
+            for publication in publications(order, new_id=lambda: ids.message_id(self._random, now_ms), now_ms=now_ms):
+                created.append(publication)
+                if len(created) % SHORT_WRITE == 0:
+                    await asyncio.sleep(0)  # others have a turn
         except wire.WireError as reason:
             error = str(reason)
             log.warning("schedule %s did not run: %s", schedule.id, error)
@@ -160,7 +165,7 @@ class Scheduler:
             tick_ms=firing.tick_ms,
             missed=firing.missed,
             next_ms=firing.next_ms,
-            publications=created,
+            publications=tuple(created),
             error=error,
         )
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import apsw
 
@@ -22,6 +22,9 @@ from qtasks.broker.steady_clock import SteadyClock
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+SHORT_WRITE: Final = 50
+"""Messages that a write stores on the event loop's thread at most, two milliseconds of work; more are a long write."""
 
 
 class Store(Protocol):

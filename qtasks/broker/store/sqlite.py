@@ -21,6 +21,7 @@ from qtasks.broker.store.file_lock import FileLock
 from qtasks.broker.store.file_watch import FileWatch
 from qtasks.broker.store.group_commit import GroupCommit
 from qtasks.broker.store.integrity import lost_commits, page_check, wal_check
+from qtasks.broker.store.interface import SHORT_WRITE
 from qtasks.broker.store.verbs import broker_time, dead_letters, retention, schedules
 from qtasks.broker.store.verbs.accept import accept
 from qtasks.broker.store.verbs.claim import claim
@@ -37,8 +38,6 @@ T = TypeVar("T")
 _READERS: Final = 2
 _ACCEPTING: Final = frozenset({schedules.fire, dead_letters.retry_dead_letters})
 """Verbs that store new messages, as `accept` does: they are refused while there is no room for them."""
-_SHORT_ACCEPT: Final = 50
-"""Messages that are stored on the loop's thread at most: two milliseconds of work."""
 
 
 class SqliteStore:
@@ -153,7 +152,7 @@ class SqliteStore:
         """See `Store.accept`."""
         return await self._commits.submit(
             self._if_room(lambda: accept(self._db, publications, now_ms=now_ms, parked_lots=self._parked_lots)),
-            is_long=len(publications) > _SHORT_ACCEPT,
+            is_long=len(publications) > SHORT_WRITE,
         )
 
     def _if_room(self, work: Callable[[], T]) -> Callable[[], T]:

@@ -168,3 +168,47 @@ def test_too_many_values_are_refused_before_they_are_read() -> None:
 async def test_a_body_with_too_many_values_is_refused(service: Service) -> None:
     answered = await service.call("POST", "/v2/batch", body=b"[" + b"1," * 300_000 + b"1]")
     assert (answered.status, "more than 250000 values" in answered.error) == (400, True)
+
+
+# -- lists without pages
+
+
+async def test_a_list_of_large_schedules_is_a_stream_in_order_of_creation(service: Service) -> None:
+    created = []
+    for n in range(5):
+        headers = {"Upstash-Cron": "0 0 1 1 *"}
+        body = f"{n:09}" * (pages.SLICE_BYTES // 15)
+        created.append((await service.post(f"/v2/schedules/{HOOK}", headers, body))["scheduleId"])
+        service.clock.advance(1)
+    answer = await response(service, "/v2/schedules")
+    assert answer.stream is not None
+    assert [one["scheduleId"] for one in json.loads((await answer.whole()).body)] == created
+
+
+async def test_a_list_of_large_groups_is_a_stream_by_name(service: Service) -> None:
+    for name in ("b", "a", "c"):
+        endpoints = [{"url": f"{HOOK}/{'x' * 200}/{n}"} for n in range(1000)]
+        answered = await service.call("POST", f"/v2/topics/{name}/endpoints", json_body={"endpoints": endpoints})
+        assert answered.status == 200
+    answer = await response(service, "/v2/topics")
+    assert answer.stream is not None
+    groups = json.loads((await answer.whole()).body)
+    assert [(group["name"], len(group["endpoints"])) for group in groups] == [("a", 1000), ("b", 1000), ("c", 1000)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 100, 101, 250])
+async def test_a_list_of_many_queues_is_complete(service: Service, count: int) -> None:
+    for n in range(count):
+        assert (await service.call("POST", "/v2/queues", json_body={"queueName": f"q{n:03}"})).status == 200
+    assert [queue["name"] for queue in await service.get("/v2/queues")] == [f"q{n:03}" for n in range(count)]
+
+
+async def test_what_goes_away_during_a_list_is_left_out(service: Service) -> None:
+    for n in range(4):
+        headers = {"Upstash-Cron": "0 0 1 1 *", "Upstash-Schedule-Id": f"s{n}"}
+        await service.post(f"/v2/schedules/{HOOK}", headers, "x" * pages.SLICE_BYTES)
+        service.clock.advance(1)
+    answer = await response(service, "/v2/schedules")
+    assert answer.stream is not None
+    assert (await service.call("DELETE", "/v2/schedules/s2")).status == 200
+    assert [one["scheduleId"] for one in json.loads((await answer.whole()).body)] == ["s0", "s1", "s3"]

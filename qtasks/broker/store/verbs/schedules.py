@@ -85,6 +85,12 @@ def schedule(db: apsw.Connection, account: int, schedule_id: str) -> Schedule | 
     return None if row is None else _schedule(db, row)
 
 
+def schedule_ids(db: apsw.Connection, account: int) -> list[str]:
+    """The ids of all schedules, oldest first."""
+    rows = fetch(db, "SELECT id FROM schedules WHERE account = ? ORDER BY created_ms, id", (account,))
+    return [schedule_id for (schedule_id,) in rows]
+
+
 def schedules(db: apsw.Connection, account: int) -> list[Schedule]:
     """All schedules, oldest first."""
     rows = fetch(db, f"{_SELECT} WHERE account = ? ORDER BY created_ms, id", (account,))

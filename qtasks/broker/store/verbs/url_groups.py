@@ -76,9 +76,9 @@ def group(db: apsw.Connection, account: int, name: str) -> UrlGroupState | None:
     return None if row is None else _group(db, account, row)
 
 
-def groups(db: apsw.Connection, account: int) -> list[UrlGroupState]:
-    """All groups by name."""
-    return [_group(db, account, row) for row in fetch(db, f"{_SELECT} WHERE account = ? ORDER BY name", (account,))]
+def group_names(db: apsw.Connection, account: int) -> list[str]:
+    """The names of all groups, in order."""
+    return [name for (name,) in fetch(db, "SELECT name FROM url_groups WHERE account = ? ORDER BY name", (account,))]
 
 
 def _merged(present: Sequence[DeliveryEndpoint], changes: Sequence[DeliveryEndpoint]) -> list[DeliveryEndpoint]:
