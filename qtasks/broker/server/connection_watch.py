@@ -44,7 +44,8 @@ class ConnectionLimits:
     stop_s: float = 0.1
     """Time for the rest of a request whose first part had arrived when the server began to stop."""
     pressed_s: float = 5.0
-    """As `body_idle_s` and `write_idle_s`, while the connections hold more than `held`; largest first."""
+    """As `body_idle_s` and `write_idle_s`, while the connections hold more than `held`; largest first. If that is not
+    enough, those follow that have taken less than 64 KiB a second for so long."""
     stopping_s: float = 1.0
     """As `write_idle_s`, while the server stops."""
     held: int = 128 * MIB
@@ -66,7 +67,7 @@ class Phase(enum.Enum):
     HEAD = "the header of a request, which a new connection sends at once"
     BODY = "the body of a request"
     DISCARD = "the rest of a body whose response was sent"
-    RESPONSE = "the application"
+    RESPONSE = "the application, or the client to take the response"
     IDLE = "another request"
     GOODBYE = "the client of a refused request to close"
 
@@ -76,7 +77,8 @@ _OVERDUE_S: Final = 1.0
 _CANDIDATES: Final = 32
 """Connections that are looked at to make room for one, so that a flood of new ones costs little."""
 _HONEST_RATE: Final = 64 * 1024
-"""Bytes a second: a body that arrives faster makes no room. To keep others out would take a fast line."""
+"""Bytes a second: a body that arrives faster, or a response that is taken faster, makes no room. To keep others out
+would take a fast line."""
 
 
 class WatchedConnection(Protocol):
@@ -124,6 +126,13 @@ class _Seen:
     sent_before: int = 0
     """Bytes sent when the response began to wait."""
     write_moved_s: float = 0.0
+
+    def hardly_reads(self, sent: int, now: float, after_s: float) -> bool:
+        """True if a response has waited for `after_s`, and the client has taken little of it: `sent` bytes by now."""
+        if self.unsent_since_s is None:
+            return False
+        waited_s = now - self.unsent_since_s
+        return waited_s >= after_s and sent - self.sent_before < _HONEST_RATE * waited_s
 
 
 class ConnectionWatch:
@@ -181,10 +190,10 @@ class ConnectionWatch:
             self._make_room(now)
 
     def _least_useful(self, now: float) -> WatchedConnection | None:
-        """Which connection makes room for a new one: it sends nothing or hardly anything, or it is idle.
+        """Which connection makes room for a new one: it sends or reads nothing or hardly anything, or it is idle.
 
-        It is one of the `_CANDIDATES` that have waited longest. None if all of these are served or send quickly; they
-        then count as the youngest.
+        It is one of the `_CANDIDATES` that have waited longest. None if all of these are served, and send and read
+        quickly; they then count as the youngest.
         """
         idle: WatchedConnection | None = None
         slow: WatchedConnection | None = None
@@ -192,7 +201,11 @@ class ConnectionWatch:
             phase = connection.phase()
             age_s = now - seen.since_s if (phase, connection.number) == (seen.phase, seen.number) else 0.0
             is_quick = phase is Phase.BODY and connection.body_received > _HONEST_RATE * max(age_s, _OVERDUE_S)
-            if phase is Phase.IDLE:
+            if seen.hardly_reads(connection.sent(), now, _OVERDUE_S):
+                return connection
+            if seen.hardly_reads(connection.sent(), now, 0.0):
+                slow = slow or connection
+            elif phase is Phase.IDLE:
                 idle = idle or connection
             elif phase is Phase.RESPONSE or is_quick or (phase is Phase.BODY and connection.is_paused()):
                 self._connections[connection] = self._connections.pop(connection)
@@ -248,13 +261,25 @@ class ConnectionWatch:
             connection.abort()
 
     def _make_room(self, now: float) -> None:
-        """Close those that have not moved for a while, the largest first, until the others may stay."""
-        for connection in sorted(self._connections, key=lambda connection: -connection.held()):
-            seen = self._connections[connection]
-            moved_s = seen.body_moved_s if seen.unsent_since_s is None else seen.write_moved_s
-            if self.is_full and now - moved_s > self.limits.pressed_s and not connection.is_paused():
-                self._held -= connection.held()
-                connection.abort()
+        """Close those that have not moved for a while, then those that hardly read, until the others may stay.
+
+        The largest come first.
+        """
+        largest_first = sorted(self._connections, key=lambda connection: -connection.held())
+        for is_slow in (self._stands_still, self._hardly_reads):
+            for connection in largest_first:
+                if self.is_full and connection in self._connections and is_slow(connection, now):
+                    self._held -= connection.held()
+                    self.forget(connection)
+                    connection.abort()
+
+    def _stands_still(self, connection: WatchedConnection, now: float) -> bool:
+        seen = self._connections[connection]
+        moved_s = seen.body_moved_s if seen.unsent_since_s is None else seen.write_moved_s
+        return now - moved_s > self.limits.pressed_s and not connection.is_paused()
+
+    def _hardly_reads(self, connection: WatchedConnection, now: float) -> bool:
+        return self._connections[connection].hardly_reads(connection.sent(), now, self.limits.pressed_s)
 
 
 def _most_connections() -> int:

@@ -348,7 +348,9 @@ class GuardedProtocol(HttpToolsProtocol):
             return Phase.BODY if self.is_response_pending() else Phase.DISCARD
         if self.is_response_pending():
             return Phase.RESPONSE
-        return Phase.HEAD if self._in_request or self._head_bytes or self.number == 0 else Phase.IDLE
+        if self._in_request or self._head_bytes or self.number == 0:
+            return Phase.HEAD
+        return Phase.RESPONSE if self.unsent() else Phase.IDLE
 
     def is_paused(self) -> bool:
         """See `WatchedConnection`."""

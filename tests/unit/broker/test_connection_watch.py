@@ -26,15 +26,16 @@ def post(length: int, *lines: bytes) -> bytes:
 
 
 class App:
-    """Reads the body when `may_read` is set, then answers its size when `may_answer` is set."""
+    """Reads the body when `may_read` is set, then answers its size when `may_answer` is set, in `pieces`."""
 
-    def __init__(self, answer: bytes | None = None) -> None:
+    def __init__(self, answer: bytes | None = None, *, pieces: int = 1) -> None:
         self.may_read = asyncio.Event()
         self.may_answer = asyncio.Event()
         self.may_read.set()
         self.may_answer.set()
         self.disconnects = 0
         self._answer = answer
+        self._pieces = pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.may_read.wait()
@@ -51,7 +52,10 @@ class App:
         body = self._answer if self._answer is not None else b"%d" % size
         length = (b"content-length", str(len(body)).encode())
         await send({"type": "http.response.start", "status": 200, "headers": [length]})
-        await send({"type": "http.response.body", "body": body})
+        size = -(-len(body) // self._pieces)
+        for at in range(0, size * (self._pieces - 1), size):
+            await send({"type": "http.response.body", "body": body[at : at + size], "more_body": True})
+        await send({"type": "http.response.body", "body": body[size * (self._pieces - 1) :]})
 
 
 # -- bodies
@@ -205,6 +209,56 @@ async def test_what_all_connections_hold_together_is_bounded() -> None:
         client = await server.connect()
         await client.send(GET)
         assert (await client.answer()).status == 200
+
+
+async def test_those_who_read_a_few_bytes_now_and_then_do_not_keep_the_others_out() -> None:
+    """They move, so none of them stands still; together they hold more than they may."""
+    async with WatchedServer(App(b"x" * MIB), ConnectionLimits(held=2 * MIB)) as server:
+        clients = [await unread(server) for _ in range(3)]
+        for _ in range(6):
+            for client in clients:
+                await client.read(10_000)
+            await server.spend(1)
+        await server.until(lambda: len(server.connections) == 2)
+        client = await server.connect()
+        await client.send(GET)
+        assert (await client.answer()).status == 200
+
+
+async def test_a_new_connection_takes_the_place_of_one_that_hardly_reads_its_response() -> None:
+    async with WatchedServer(App(b"x" * MIB, pieces=16), ConnectionLimits(connections=2)) as server:
+        slow = [await unread(server) for _ in range(2)]
+        for _ in range(2):
+            assert [await client.read(10_000) for client in slow] == [10_000, 10_000]
+            await server.spend(1)
+        client = await server.connect()
+        await client.send(GET)
+        assert (await client.answer()).status == 200
+        assert await slow[0].read(2 * MIB) < MIB - 20_000
+        assert await slow[1].read(MIB - 20_000) == MIB - 20_000
+
+
+async def test_many_new_connections_that_read_nothing_do_not_keep_the_others_out() -> None:
+    """They are younger than a second, as if the same clients came again and again."""
+    async with WatchedServer(App(b"x" * MIB, pieces=16), ConnectionLimits(connections=2)) as server:
+        for _ in range(2):
+            await unread(server)
+        await server.spend(0.2, step_s=0.1)
+        client = await server.connect()
+        await client.send(GET)
+        assert (await client.answer()).status == 200
+
+
+@pytest.mark.parametrize("pieces", [1, 16])
+async def test_a_connection_too_many_does_not_end_a_response_that_is_read_quickly(pieces: int) -> None:
+    async with WatchedServer(App(b"x" * MIB, pieces=pieces), ConnectionLimits(connections=1)) as server:
+        reader = await unread(server)
+        for _ in range(3):
+            assert await reader.read(200_000) == 200_000
+            await server.spend(1)
+        [answer] = await (await server.connect()).answers()
+        assert answer.status == 503
+        assert await reader.read(MIB - 600_000) == MIB - 600_000
 
 
 @pytest.mark.parametrize("begun", [b"", GET[:-4], post(1000) + b"x"], ids=["silent", "half a header", "half a body"])
