@@ -26,7 +26,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from qtasks.broker.server.connection_watch import ConnectionLimits, ConnectionWatch, Phase
-from qtasks.broker.server.request_framing import body_length, find_ambiguity, without_upgrade
+from qtasks.broker.server.request_framing import FRAMING_FIELDS, body_length, find_ambiguity, without_upgrade
 from qtasks.broker.server.write_coalescing import CoalescingTransport
 from qtasks.clock import Clock
 
@@ -286,29 +286,25 @@ class GuardedProtocol(HttpToolsProtocol):
         self.number += 1
         super().on_message_begin()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a line of the header. Trailer fields are dropped: they come after the request was checked."""
-        if self._in_body:
-            return
-        if len(self.headers) >= MAX_FIELDS:
-            self._stop_parser(b"431 Request Header Fields Too Large", f"too many headers: more than {MAX_FIELDS}")
-        super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         """The header is complete: check it, then start the application."""
-        method, version = self.parser.get_method(), self.parser.get_http_version()
-        if (ambiguity := find_ambiguity(method, self.url, self.headers, version)) is not None:
+        if len(self.headers) > MAX_FIELDS:
+            self._stop_parser(b"431 Request Header Fields Too Large", f"too many headers: more than {MAX_FIELDS}")
+        framing = [field for field in self.headers if field[0] in FRAMING_FIELDS]
+        if (ambiguity := find_ambiguity(self.parser, self.url, framing)) is not None:
             self._stop_parser(b"400 Bad Request", ambiguity)
-        self._body_left = body_length(self.headers)
+        self._body_left = body_length(framing)
         self._plain_head = b""
         if self._body_left != 0 and self.parser.should_upgrade() and not self._should_upgrade():
-            self._plain_head = without_upgrade(method, self.url, self.headers)
+            self._plain_head = without_upgrade(self.parser.get_method(), self.url, self.headers)
             raise RefusedError(b"", "")  # stops the parser
         if self._watch.is_full:
             self._stop_parser(b"503 Service Unavailable", _BUSY)
         self._in_body = True
         self.body_received = self._framing_bytes = 0
         super().on_headers_complete()
+        if self._body_left is None:
+            self.headers = []  # for trailer fields, which are dropped: they come after the request was checked
         if self._is_stopping:
             self.cycle.keep_alive = False
 

@@ -49,7 +49,7 @@ async def protocol() -> HttpToolsProtocol:
 
 async def test_the_http_protocol_finds_the_parts_of_uvicorn_that_it_overrides(protocol: HttpToolsProtocol) -> None:
     overridden = (
-        "connection_made connection_lost data_received on_message_begin on_header on_headers_complete on_body "
+        "connection_made connection_lost data_received on_message_begin on_headers_complete on_body "
         "on_message_complete pause_writing resume_writing shutdown"
     )
     in_uvicorn(protocol, overridden, "qtasks.broker.server.http_protocol")
@@ -84,6 +84,7 @@ async def test_the_http_protocol_finds_the_parts_of_uvicorn_that_it_reads(protoc
         "waiting_for_100_continue",
     ]:
         assert f"self.{name}" in source, f"uvicorn {uvicorn.__version__} has changed: RequestResponseCycle.{name}"
+    assert "self.headers.append" in inspect.getsource(HttpToolsProtocol.on_header)  # trailer fields go to another list
     assert protocol.cycle is None  # `is_response_pending` compares with None before the first request
 
 
