@@ -11,7 +11,7 @@ shows or is given. Cron expressions are wall time, too. On nearly every machine 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -66,6 +66,8 @@ class SteadyClock:
         self._looked_ms = elapsed_ms
         self.jumps = 0
         """How often the wall clock was set since the start."""
+        self.on_jump: Callable[[], None] = lambda: None
+        """Called when that was noticed."""
 
     def now_ms(self) -> int:
         """The broker's time, Unix milliseconds. Never goes back."""
@@ -80,6 +82,7 @@ class SteadyClock:
             self.jumps += 1
             offset_ms = self._offset_ms + behind_ms
             self._offset_ms = 0 if abs(offset_ms) <= TOLERANCE_MS else offset_ms
+            self.on_jump()
         elif elapsed_ms - self._looked_ms >= _LOOK_EVERY_MS:
             self._looked_ms, self._floor_ms = elapsed_ms, now_ms
             self._base_ms += max(-_FOLLOW_MS, min(_FOLLOW_MS, behind_ms))

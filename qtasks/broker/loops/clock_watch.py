@@ -41,9 +41,11 @@ class ClockWatch:
         """The offset that all stored times agree with."""
         self._reported_ms = self._offset_ms
         self._looked_ms = self._noted_ms = self._clock.now_ms()
+        self._jumped = asyncio.Event()
+        self._clock.on_jump = self._jumped.set
 
     async def run(self) -> None:
-        """Look once a second until cancelled."""
+        """Look once a second, and when a jump was noticed elsewhere, until cancelled."""
         if self._offset_ms:
             now_ms = self._clock.now_ms()
             log.warning(
@@ -53,12 +55,13 @@ class ClockWatch:
                 _shown(now_ms),
             )
         while True:
+            self._jumped.clear()
             try:
                 await self.run_once()
             except Exception as error:
                 # Every error: if this loop ended, nothing would notice the next jump.
                 log.error("cannot store the time: %s", error, exc_info=not isinstance(error, StoreError))
-            await self._clock.wait(asyncio.Event().wait(), self._clock.now_ms() + LOOK_EVERY_MS)
+            await self._clock.wait(self._jumped.wait(), self._clock.now_ms() + LOOK_EVERY_MS)
 
     async def run_once(self) -> bool:
         """Look at the machine's clock; return whether it was set since the last look."""
