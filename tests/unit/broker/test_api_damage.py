@@ -155,6 +155,20 @@ async def test_a_damaged_message_says_so_while_it_waits() -> None:
         assert "waitsFor" not in shown
 
 
+async def test_a_damaged_schedule_says_so_and_the_others_run() -> None:
+    async with opened() as service:
+        for name in ("one", "other"):
+            lines = {"Upstash-Cron": "* * * * *", "Upstash-Schedule-Id": name, "Upstash-Retries": "1"}
+            await service.post(f"/v2/schedules/{HOOK}", lines, name)
+        await service.broker.store.write(
+            lambda db: db.execute("UPDATE schedules SET options = '[[' WHERE id = 'one'").fetchall()
+        )
+        service.clock.advance(60_000)
+        assert [request.body for request in await service.run()] == [b"other"]
+        [one, _] = await service.get("/v2/schedules")
+        assert "is damaged: create it again" in one["error"]
+
+
 # -- the loop
 
 

@@ -10,7 +10,7 @@ from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import Cancelled, QueueState
 from qtasks.broker.store.verbs import admission
 from qtasks.broker.store.verbs.cancel import cancel_one
-from qtasks.broker.store.verbs.rows import fetch
+from qtasks.broker.store.verbs.rows import change, fetch
 from qtasks.protocol.messages import Message
 
 _LAG: Final = (
@@ -79,7 +79,9 @@ def drop_queue(db: apsw.Connection, account: int, name: str, *, limit: int, now_
     if len(messages) == limit:
         return Cancelled(limit, tuple(created), messages[-1][0])
     # Attempts in flight keep no slot: a new queue of the same name starts empty.
-    db.execute("UPDATE messages SET slot = 0 WHERE account = ? AND queue = ? AND slot = 1", (account, name))
+    holders = "SELECT seq FROM messages WHERE account = ? AND queue = ? AND slot = 1"
+    for (seq,) in fetch(db, holders, (account, name)):
+        change(db, "UPDATE messages SET slot = 0 WHERE seq = ?", seq)
     db.execute("DELETE FROM queues WHERE account = ? AND name = ?", (account, name))
     return Cancelled(len(messages), tuple(created))
 

@@ -14,7 +14,7 @@ from qtasks.broker.store.verbs import broker_time
 from qtasks.broker.store.verbs.accept import insert
 from qtasks.broker.store.verbs.rows import fetch, pack_headers, unpack_options
 from qtasks.protocol import wire
-from qtasks.protocol.messages import RunState, Schedule
+from qtasks.protocol.messages import PublishOptions, Redaction, RunState, Schedule
 
 _SELECT: Final = (
     "SELECT account, id, destination, cron, options, body, caller_ip, created_ms, paused, next_ms, last_ms, last_run,"
@@ -24,6 +24,9 @@ _TICKS_KEPT_MS: Final = 7 * 24 * 60 * 60 * 1000
 """Time that a tick stays stored. A clock that shows the same time again within it fires nothing twice."""
 _TICKS_REMOVED: Final = 200
 """Old ticks that a firing removes at most: more than it stores."""
+_DAMAGED: Final = "(what is stored of this schedule is damaged: create it again)"
+"""Stands for the expression of a damaged schedule: it cannot run, and the others go on."""
+_HIDDEN: Final = PublishOptions(redact=Redaction(body=True, all_headers=True))
 _IS_INTERVAL: Final = "instr(cron, '@every') > 0"
 """As `cron.is_interval`: the runs of such a schedule are in the broker's time, those of others in wall time."""
 
@@ -214,19 +217,24 @@ def _schedule(db: apsw.Connection, row: tuple[Any, ...]) -> Schedule:
         run,
         error,
     ) = row
+    try:
+        read_options = unpack_options(options)
+        message_ids = orjson.loads(run)
+    except (ValueError, TypeError):
+        read_options, message_ids, cron = _HIDDEN, [], _DAMAGED
     return Schedule(
         id=schedule_id,
         account=account,
         destination=destination,
         cron=cron,
-        options=unpack_options(options),
+        options=read_options,
         body=body,
         caller_ip=caller_ip,
         created_ms=created_ms,
         paused=bool(paused),
         next_ms=next_ms,
         last_ms=last_ms,
-        last_run=tuple(_run_states(db, account, orjson.loads(run))),
+        last_run=tuple(_run_states(db, account, message_ids)),
         error=error,
     )
 

@@ -260,4 +260,5 @@ def recover(db: apsw.Connection, *, now_ms: int) -> Recovery:
 
 def hand_back(db: apsw.Connection) -> None:
     """The broker stops in an orderly way: the attempts in flight do not show that a message crashes it."""
-    db.execute(f"UPDATE messages SET open_claims = open_claims - 1 WHERE stage = {Stage.ACTIVE} AND open_claims > 0")
+    for (seq,) in fetch(db, f"SELECT seq FROM messages WHERE stage = {Stage.ACTIVE} AND open_claims > 0"):
+        change(db, "UPDATE messages SET open_claims = open_claims - 1 WHERE seq = ?", seq)
