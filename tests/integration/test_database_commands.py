@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import shutil
 import stat
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import apsw
+import pytest
 from click.testing import CliRunner, Result
 
 from qtasks.cli import cli
@@ -121,3 +123,41 @@ def test_a_broker_that_meets_a_damaged_page_ends_with_status_2_and_says_what_to_
         assert answer.status == 503, answer.body
         assert "qtasks broker repair" in broker.wait_for("is damaged")
         assert broker.finish() == 2
+
+
+@pytest.mark.parametrize("release", ["schema_2", "schema_3"])
+def test_a_database_of_an_earlier_release_is_sound(tmp_path: Path, release: str) -> None:
+    archive = Path(__file__).parents[1] / "store" / "released" / f"{release}.tar.xz"
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path, filter="data")
+    (tmp_path / "old.db").rename(tmp_path / "qtasks.db")
+    (tmp_path / "old.db-wal").rename(tmp_path / "qtasks.db-wal")
+    assert text(command(tmp_path, "check")).startswith("sound: ")
+    assert "is sound: nothing was changed" in text(command(tmp_path, "repair"))
+    assert command(tmp_path, "backup", str(tmp_path / "copy.db")).exception is None
+
+
+@pytest.mark.parametrize("arguments", [("check",), ("repair",)])
+def test_a_file_of_another_program_is_left_as_it_is(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    path = tmp_path / "qtasks.db"
+    db = apsw.Connection(str(path))
+    db.execute("CREATE TABLE diary (day TEXT)")
+    db.close()
+    content = path.read_bytes()
+    assert "not a database of this version of qtasks" in text(command(tmp_path, *arguments))
+    path.write_bytes(content[:100] + b"\xa5" * 9000)
+    assert command(tmp_path, *arguments).exception is not None
+    assert path.read_bytes() == content[:100] + b"\xa5" * 9000
+    path.write_bytes(b"Dear diary, " * 2000)
+    assert command(tmp_path, *arguments).exception is not None
+    assert path.read_bytes() == b"Dear diary, " * 2000
+
+
+def test_a_damaged_message_is_named_until_a_broker_has_set_it_aside(tmp_path: Path) -> None:
+    path = killed(tmp_path / "qtasks.db", commits=5)
+    db = apsw.Connection(str(path))
+    db.execute("UPDATE messages SET url = url || '/other' WHERE id = 'msg_4'")
+    db.close()
+    checked = command(tmp_path, "check")
+    assert checked.exit_code == 1
+    assert "damaged: message msg_4: corrupt" in checked.output

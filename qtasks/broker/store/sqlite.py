@@ -140,7 +140,7 @@ class SqliteStore:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._readers, lambda: query(self._read_connection(), *args, **kwargs))
-        except apsw.BusyError as error:
+        except (apsw.BusyError, UnicodeDecodeError) as error:
             raise storage_errors.translated(error) from error
         except apsw.Error as error:
             if not storage_errors.is_fatal(error):

@@ -102,6 +102,11 @@ def translated(error: BaseException) -> BaseException:
         return StoreFull("no space left for the store; nothing of this request was stored")
     if isinstance(error, apsw.BusyError):
         return StoreError("the store is busy: another program holds a lock on it; nothing of this request was stored")
+    if isinstance(error, UnicodeDecodeError):
+        return StoreError(
+            f"the database is damaged: a text in it cannot be read: {error}; `qtasks broker check` names the damage,"
+            " `qtasks broker repair` saves what can be read"
+        )
     if isinstance(error, apsw.Error):
         return StoreError(f"the store refused: {error}")
     return error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -11,11 +13,11 @@ import apsw
 import click
 
 from qtasks.broker.store import storage_errors
-from qtasks.broker.store.connection import connect_read_only
+from qtasks.broker.store.connection import connect_read_only, schema_version
 from qtasks.broker.store.integrity import lost_commits, page_check
 from qtasks.broker.store.verbs.damage import scrub
 from qtasks.cli.broker.database_file import db_option, existing_database, unused_database
-from qtasks.errors import StoreLocked
+from qtasks.errors import StoreError, StoreLocked
 
 _SHOWN: Final = 100
 """Findings of each kind that are printed at most."""
@@ -30,15 +32,22 @@ def check(db: str) -> None:
     """
     path = os.path.realpath(existing_database(db))  # the log is beside the file, not beside a link to it
     findings, checked_log = _log_findings(path)
-    if not findings:
-        findings, summary = database_findings(path)
-    if not findings:
-        click.echo(f"sound: {summary}" + ("" if checked_log else "; a broker uses it, so its log was not checked"))
-        return
+    if findings := findings or page_findings(path):
+        _print(findings)
+        click.echo(f"{path} is damaged. {storage_errors.advice(path)}", err=True)
+        sys.exit(1)
+    with read_only(path) as connection:
+        if findings := _row_findings(connection):
+            _print(findings)
+            click.echo("A running broker sets these messages aside, as dead letters; all others go on.", err=True)
+            sys.exit(1)
+        summary = _summary(connection)
+    click.echo(f"sound: {summary}" + ("" if checked_log else "; a broker uses it, so its log was not checked"))
+
+
+def _print(findings: list[str]) -> None:
     for finding in findings:
         click.echo(f"damaged: {finding}")
-    click.echo(f"{path} is damaged. {storage_errors.advice(path)}", err=True)
-    sys.exit(1)
 
 
 def _log_findings(path: str) -> tuple[list[str], bool]:
@@ -51,33 +60,59 @@ def _log_findings(path: str) -> tuple[list[str], bool]:
     return ([] if lost is None else [lost]), True
 
 
-def database_findings(path: str) -> tuple[list[str], str]:
-    """The damages of pages and rows, and a summary of the database if there are none."""
+@contextlib.contextmanager
+def read_only(path: str) -> Iterator[apsw.Connection]:
+    """A connection that changes nothing: its end does not even move the log into the database."""
+    connection = connect_read_only(path)
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def page_findings(path: str) -> list[str]:
+    """The damages of pages. StoreError if it is a sound database of another program, or of a newer version."""
     size = Path(path).stat().st_size
     if size > page_check.SMALL_BYTES:
         click.echo(f"checking {_megabytes(size)}; this takes about {size // 400_000_000 + 1} s from memory", err=True)
     try:
-        db = connect_read_only(path)
-        # The end of the last connection would move the log into the database: a check changes nothing.
-        db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        try:
-            if findings := page_check.page_findings(db, _SHOWN) or _row_findings(db):
-                return findings, ""
-            count, waiting = db.execute("SELECT count(*), count(*) - count(finished_ms) FROM messages").get
-            return [], f"{count} messages, {waiting} of them not finished, {_megabytes(size)}"
-        finally:
-            db.close()
+        with read_only(path) as connection:
+            if findings := page_check.page_findings(connection, _SHOWN):
+                return findings
+            version = connection.pragma("user_version")
     except apsw.Error as error:
-        return [str(error)], ""
+        return [str(error)]
+    if not 0 < version <= schema_version():
+        raise StoreError(
+            f"{path} is not a database of this version of qtasks: its schema has version {version}",
+            fix="name another file with --db, or use the program that wrote it",
+        )
+    return []
+
+
+def _summary(connection: apsw.Connection) -> str:
+    count, waiting = connection.execute("SELECT count(*), count(*) - count(finished_ms) FROM messages").get
+    size = connection.pragma("page_count") * connection.pragma("page_size")
+    return f"{count} messages, {waiting} of them not finished, {_megabytes(size)}"
 
 
 def _row_findings(db: apsw.Connection) -> list[str]:
-    """The damaged messages. Those that were set aside are dead letters, and count no more."""
+    """The damaged messages that have not ended. Those that were set aside are dead letters, which say it.
+
+    None in a database of an earlier release, which the next start of a broker upgrades.
+    """
     findings: list[str] = []
+    if db.pragma("user_version") != schema_version():
+        return findings
     after: int | None = 0
     while after is not None and len(findings) < _SHOWN:
         piece = scrub.look_at(db, after=after, all_bodies=True)
-        findings += [f"message {finding.message_id}: {finding.fault.value}" for finding in piece.findings]
+        findings += [
+            f"message {finding.message_id}: {finding.fault.value}"
+            for finding in piece.findings
+            if not finding.has_ended
+        ]
         after = piece.last
     return findings
 

@@ -12,7 +12,7 @@ import click
 from qtasks.broker.store.integrity import lost_commits
 from qtasks.broker.store.integrity.repair import DatabaseRepair
 from qtasks.broker.store.integrity.repair import repair as repair_database
-from qtasks.cli.broker.check import database_findings
+from qtasks.cli.broker.check import page_findings
 from qtasks.cli.broker.database_file import db_option, existing_database, now_ms, unused_database
 
 _SECRETS: Final = {"signing_keys": "the signing keys", "tokens": "API tokens"}
@@ -31,7 +31,7 @@ def repair(db: str) -> None:
     path = os.path.realpath(existing_database(db))  # the log is beside the file, not beside a link to it
     with unused_database(path):
         lost = lost_commits.sentence(path)
-        if lost is None and not database_findings(path)[0]:
+        if lost is None and not page_findings(path):
             click.echo(f"{path} is sound: nothing was changed")
             return
         suffix = time.strftime(".damaged-%Y%m%d-%H%M%S")

@@ -17,6 +17,9 @@ from qtasks.broker.store.connection import current_definitions, definitions, sch
 
 SMALL_BYTES: Final = 64 * 1024 * 1024
 """Size of a database, in bytes, up to which a start checks it first: about 0.2 s. A larger one is checked meanwhile."""
+_SETTINGS: Final = frozenset(
+    f"table {name}" for name in ("accounts", "signing_keys", "tokens", "queues", "url_groups", "endpoints", "schedules")
+)
 _OF_ONE_ROW: Final = re.compile(r"(CHECK constraint failed|(NULL|NUMERIC|TEXT|non-[A-Z]+) value) in ")
 """What SQLite also reports: a value of one row that its column does not allow."""
 
@@ -37,6 +40,7 @@ def page_findings(db: apsw.Connection, limit: int = 20) -> list[str]:
         # More than `limit`, because damages of rows are in the list, too.
         for (line,) in db.execute(f"PRAGMA integrity_check({limit + 200})"):
             findings += [text for text in str(line).splitlines() if _is_of_pages(text)]
+        findings += _text_findings(db)
     except (apsw.CorruptError, apsw.NotADBError, apsw.SQLError, UnicodeDecodeError) as error:
         findings.append(str(error))
     return findings[:limit]
@@ -64,6 +68,17 @@ def _note(path: str) -> Path:
 def sentence(db: apsw.Connection, findings: list[str]) -> str:
     """What a broker says that ends because of `findings` in its database."""
     return storage_errors.sentence_of_damage(db.filename, "; ".join(findings[:3]))
+
+
+def _text_findings(db: apsw.Connection) -> list[str]:
+    """The tables of settings with a text that cannot be decoded. Messages have checksums instead."""
+    findings: list[str] = []
+    for table in _SETTINGS & definitions(db).keys():
+        try:
+            db.execute(f"SELECT * FROM {table.removeprefix('table ')}").fetchall()
+        except UnicodeDecodeError as error:
+            findings.append(f"a text in {table} cannot be read: {error}")
+    return findings
 
 
 def _is_of_pages(text: str) -> bool:

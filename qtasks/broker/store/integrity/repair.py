@@ -14,6 +14,7 @@ import apsw
 from qtasks.broker.store.integrity.salvage import Salvage, salvage
 from qtasks.broker.store.integrity.wal_check import Frame, find_damage, read_frames
 from qtasks.broker.store.verbs import stored
+from qtasks.errors import StoreError
 
 _FILES: Final = ("", "-wal", "-shm")
 
@@ -33,20 +34,31 @@ def repair(path: str, suffix: str, *, now_ms: int) -> DatabaseRepair:
     """Save what can be read of the database at `path` into a new one in its place; keep the old one with `suffix`.
 
     The caller has the lock of the database, and nothing has it open in SQLite. Needs as much space on the disk as the
-    database, three times that for a moment if the log is damaged. `now_ms` is wall time, in Unix milliseconds.
+    database, three times that for a moment if the log is damaged. `now_ms` is wall time, in Unix milliseconds. Raises
+    StoreError if nothing can be saved or the disk is full; then nothing was changed.
     """
-    drafts = []
+    drafts: list[tuple[Path, Salvage]] = []
+    targets = [Path(f"{path}.repaired-{number}") for number in range(3)]
     try:
-        for number, newer in enumerate(_versions(path)):
-            target = Path(f"{path}.repaired-{number}")
+        for target, newer in zip(targets, _versions(path), strict=False):
             _remove(target)
             drafts.append((target, salvage(Path(path), target, newer, now_ms=now_ms)))
         damaged = {target: _damaged(target) for target, _ in drafts}
         best, salvaged = max(drafts, key=lambda draft: draft[1].saved["messages"] - len(damaged[draft[0]]))
+        if not any(salvaged.saved.values()):
+            raise StoreError(
+                f"nothing in {path} could be recognised; nothing was changed",
+                fix="name the database of a broker with --db, or restore a backup",
+            )
         kept = Path(f"{path}{suffix}")
         _exchange(path, best, kept)
+    except (apsw.Error, OSError) as error:
+        raise StoreError(
+            f"{path} cannot be repaired: {error}; nothing was changed",
+            fix="make room on its disk, as much as it takes itself, or copy it to another disk and repair the copy",
+        ) from error
     finally:
-        for target, _ in drafts:
+        for target in targets:
             _remove(target)
     return DatabaseRepair(salvaged, damaged[best], kept)
 
