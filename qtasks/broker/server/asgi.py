@@ -152,10 +152,16 @@ async def send_response(receive: Receive, send: Send, response: ApiResponse) -> 
     body = response.body
     headers.append((b"content-length", str(len(body)).encode()))
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    for at in range(0, len(body) - PIECE, PIECE):
+    if len(body) > PIECE:
+        await _send_some(send, body)
+        body = b""
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_some(send: Send, body: bytes) -> None:
+    """Send a part of a body. Sent at once, a large one would be copied twice for as long as the client reads."""
+    for at in range(0, len(body), PIECE):
         await send({"type": "http.response.body", "body": body[at : at + PIECE], "more_body": True})
-    last = (len(body) - 1) // PIECE * PIECE if body else 0
-    await send({"type": "http.response.body", "body": body[last:]})
 
 
 async def _send_stream(send: Send, stream: AsyncIterator[bytes]) -> None:
@@ -164,7 +170,7 @@ async def _send_stream(send: Send, stream: AsyncIterator[bytes]) -> None:
         if (close := getattr(stream, "aclose", None)) is not None:
             stack.push_async_callback(close)
         async for piece in stream:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await _send_some(send, piece)
             await asyncio.sleep(0)  # `send` returns at once while the client is fast
         await send({"type": "http.response.body", "body": b""})
 

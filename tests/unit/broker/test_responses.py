@@ -71,6 +71,21 @@ async def test_a_stream_goes_on_only_as_its_client_reads() -> None:
         await source.released.wait()
 
 
+async def test_a_large_piece_of_a_stream_is_not_copied_while_its_client_reads() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"x" * 1000 * KIB
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send_response(receive, send, ApiResponse(200, stream=pieces()))
+
+    async with WatchedServer(app) as server:
+        client = await asked(server)
+        await server.until(lambda: server.connections[0].unsent() > 64 * KIB)
+        assert server.connections[0].unsent() < 200 * KIB
+        assert await client.read(1000 * KIB) == 1000 * KIB
+
+
 async def test_a_stream_is_closed_when_its_client_leaves_even_while_it_waits() -> None:
     source = Source(10, waits_after=1)
     async with WatchedServer(source) as server:
