@@ -234,7 +234,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "GlobalParallelism": closed({"parallelismMax": COUNT, "parallelismCount": COUNT}),
     "Keys": closed({"current": TEXT, "next": TEXT}),
     "ChatCompletion": _CHAT_COMPLETION,
-    "Health": closed({"status": TEXT}, {"error": TEXT, "storage": TEXT}),
+    "Health": closed({"status": TEXT}, {"error": TEXT, "storage": TEXT, "clockOffsetMs": {"type": "integer"}}),
     "Document": {"type": "object", "required": ["openapi", "info", "paths"]},
 }
 """Every named schema of the document."""

@@ -102,7 +102,7 @@ class HostLimits:
         )
 
     def next_probe_ms(self) -> int | None:
-        """When the next pause ends (wall time, Unix ms); None if no host is paused."""
+        """When the next pause ends (Unix ms); None if no host is paused."""
         now_ms = self._clock.now_ms()
         pauses = (host.paused_until_ms for host in self._hosts.values())
         return min((until_ms for until_ms in pauses if until_ms > now_ms), default=None)
