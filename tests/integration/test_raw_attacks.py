@@ -35,10 +35,15 @@ class LimitedServer(Process):
         self.port = int(self.wait_for("ready").split()[1])
 
 
-@pytest.fixture(params=["broker", "dispatcher"])
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LimitedServer]:
-    with LimitedServer(request.param, tmp_path) as started:
+@pytest.fixture(scope="module", params=["broker", "dispatcher"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LimitedServer]:
+    """At the end of all attacks it stops as it should, and has said nothing of errors."""
+    with LimitedServer(request.param, tmp_path_factory.mktemp("server")) as started:
         yield started
+        started.process.terminate()
+        assert started.finish() == 0
+        assert "Traceback" not in started.output
+        assert "accepted" not in started.output
 
 
 def spans(port: int, attacker: subprocess.Popen[str]) -> list[float]:
@@ -82,14 +87,22 @@ def check(server: LimitedServer, seed: int, connections: int) -> None:
     if server.kind == "broker":
         answer = ask("GET", f"http://127.0.0.1:{server.port}/v2/events", token=USERS[0].token)
         assert answer.json["events"] == [], "a token in a trailer field was accepted"
-    server.process.terminate()
-    assert server.finish() == 0
-    assert "Traceback" not in server.output
-    assert "accepted" not in server.output
 
 
 def test_strangers_get_nothing_keep_nothing_and_delay_no_other_client(server: LimitedServer) -> None:
     check(server, seed=1, connections=66)
+
+
+def test_connections_that_say_nothing_take_the_place_of_no_other(server: LimitedServer) -> None:
+    """Three times as many as the server keeps; each new client is served, and descriptors remain for its files."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+        for _ in range(20):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+            client.sendall(HEALTHY)
+            assert client.recv(65536)[:9] == b"HTTP/1.1 "
+        assert len(list(Path(f"/proc/{server.process.pid}/fd").iterdir())) < 150
 
 
 @pytest.mark.release
