@@ -17,7 +17,7 @@ from qtasks.broker.store.connection import connect_read_only, schema_version
 from qtasks.broker.store.integrity import lost_commits, page_check
 from qtasks.broker.store.verbs.damage import scrub
 from qtasks.cli.broker.database_file import db_option, existing_database, unused_database
-from qtasks.errors import StoreError, StoreLocked
+from qtasks.errors import StoreError
 
 _SHOWN: Final = 100
 """Findings of each kind that are printed at most."""
@@ -31,7 +31,7 @@ def check(db: str) -> None:
     Prints what is damaged and ends with status 1, or one line that the database is sound.
     """
     path = os.path.realpath(existing_database(db))  # the log is beside the file, not beside a link to it
-    findings, checked_log = _log_findings(path)
+    findings, unchecked = _log_findings(path)
     if findings := findings or page_findings(path):
         _print(findings)
         click.echo(f"{path} is damaged. {storage_errors.advice(path)}", err=True)
@@ -42,7 +42,7 @@ def check(db: str) -> None:
             click.echo("A running broker sets these messages aside, as dead letters; all others go on.", err=True)
             sys.exit(1)
         summary = _summary(connection)
-    click.echo(f"sound: {summary}" + ("" if checked_log else "; a broker uses it, so its log was not checked"))
+    click.echo(f"sound: {summary}" + (f"; its log was not checked: {unchecked}" if unchecked else ""))
 
 
 def _print(findings: list[str]) -> None:
@@ -50,14 +50,14 @@ def _print(findings: list[str]) -> None:
         click.echo(f"damaged: {finding}")
 
 
-def _log_findings(path: str) -> tuple[list[str], bool]:
-    """The damage of the write-ahead log, and whether it could be looked for: a broker that runs changes it."""
+def _log_findings(path: str) -> tuple[list[str], str | None]:
+    """The damage of the write-ahead log, and why it could not be looked for: a broker that runs changes it."""
     try:
         with unused_database(path):
             lost = lost_commits.sentence(path)
-    except StoreLocked:
-        return [], False
-    return ([] if lost is None else [lost]), True
+    except StoreError as error:  # in use, or not to be written
+        return [], error.message
+    return ([] if lost is None else [lost]), None
 
 
 @contextlib.contextmanager
@@ -81,8 +81,10 @@ def page_findings(path: str) -> list[str]:
             if findings := page_check.page_findings(connection, _SHOWN):
                 return findings
             version = connection.pragma("user_version")
-    except apsw.Error as error:
+    except (apsw.CorruptError, apsw.NotADBError, apsw.SQLError, apsw.IOError) as error:
         return [str(error)]
+    except apsw.Error as error:
+        raise StoreError(f"{path} cannot be checked: {error}", fix="copy it to a folder that may be written") from error
     if not 0 < version <= schema_version():
         raise StoreError(
             f"{path} is not a database of this version of qtasks: its schema has version {version}",

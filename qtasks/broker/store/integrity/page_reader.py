@@ -34,7 +34,7 @@ class PageFile:
     """The pages of a database file, newer images of some of them in front."""
 
     def __init__(self, path: Path, newer: Mapping[int, bytes] | None = None) -> None:
-        self._file = path.open("rb")
+        self._file = path.open("rb", buffering=0)
         size = -(-self._file.seek(0, 2) // PAGE_SIZE)
         # A damaged frame may claim to be of any page; those that are new are the next ones.
         newer = newer or {}
@@ -43,13 +43,16 @@ class PageFile:
         """The number of the last page; pages are counted from 1."""
 
     def page(self, number: int) -> bytes:
-        """The content of a page; empty if there is no such page."""
+        """The content of a page; empty if there is no such page, or if the disk cannot read it."""
         if (image := self._newer.get(number)) is not None:
             return image
         if not 0 < number <= self.count:
             return b""
-        self._file.seek((number - 1) * PAGE_SIZE)
-        return self._file.read(PAGE_SIZE)
+        try:
+            self._file.seek((number - 1) * PAGE_SIZE)
+            return self._file.read(PAGE_SIZE)
+        except OSError:
+            return b""
 
     def close(self) -> None:
         """Close the file. Not while this process has the database open in SQLite: that would drop its locks."""
