@@ -11,9 +11,11 @@ from typing import Any
 import apsw
 import pytest
 
-from qtasks.broker.loops.scrubber import PAUSE_MS
+from qtasks.broker.loops.scrubber import INTERVAL_MS, PAUSE_MS, Scrubber
+from qtasks.broker.store.interface import Store
 from qtasks.broker.store.verbs.damage import scrub
 from qtasks.broker.store.verbs.stored import Fault
+from qtasks.errors import StoreError
 from tests.support import damage
 from tests.support.api import HOOK, Service
 
@@ -172,20 +174,62 @@ async def test_a_damaged_schedule_says_so_and_the_others_run() -> None:
 # -- the loop
 
 
+class Failing:
+    """A store whose first two reads fail; `walked` counts its reads."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._errors: list[Exception] = [StoreError("the disk is busy"), RuntimeError("a fault of our own")]
+        self.walked = asyncio.Semaphore(0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def read(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        self.walked.release()
+        if self._errors:
+            raise self._errors.pop(0)
+        return await self._store.read(query, *args, **kwargs)
+
+
 async def test_the_walk_makes_way_between_pieces_and_wakes_what_waits_behind_a_damaged_message() -> None:
     async with opened() as service:
         for number in range(scrub.ROWS + 2):
             await service.post(f"/v2/enqueue/q/{HOOK}", body=str(number))
         await hurt(service, "due_ms", FOREVER_MS)
         await hurt(service, "queue", b"\xffq", seq=scrub.ROWS + 1)
-        walk = asyncio.create_task(service.broker.scrubber.run_once())
+        woken: list[None] = []
+        scrubber = Scrubber(service.broker.store, service.clock, wake_deliverer=lambda: woken.append(None))
+        walk = asyncio.create_task(scrubber.run_once())
         while not walk.done():
             await asyncio.sleep(0)
             service.clock.advance(PAUSE_MS)
-        assert await walk == 2
+        assert (await walk, len(woken)) == (2, 2)
         assert [request.body for request in await service.run()] == [
             str(number).encode() for number in range(1, scrub.ROWS + 2) if number != scrub.ROWS
         ]
+
+
+async def test_the_walk_begins_again_every_hour_whatever_went_wrong_before(caplog: pytest.LogCaptureFixture) -> None:
+    async with opened() as service:
+        store = service.broker.store
+        failing = Failing(store)
+        scrubber = Scrubber(failing, service.clock, wake_deliverer=service.broker.deliverer.wake)
+        loop = asyncio.create_task(scrubber.run())
+        await service.publish(Delay="1d")
+        await hurt(service, "due_ms", FOREVER_MS)
+        for _ in range(2):
+            await failing.walked.acquire()
+            assert await letters(service) == []
+            service.clock.advance(INTERVAL_MS)
+        await failing.walked.acquire()
+        listed = [await letters(service) for _ in range(5)]  # behind what the walk writes
+        assert listed[-1][0]["error"] == Fault.STATE
+        loop.cancel()
+    assert [record.getMessage() for record in caplog.records][:2] == [
+        "cannot look for damaged messages: the disk is busy",
+        "cannot look for damaged messages: a fault of our own",
+    ]
 
 
 async def test_damage_in_a_file_is_found_by_the_next_start(tmp_path: Path) -> None:
