@@ -140,6 +140,21 @@ def deduplication_by_content(target: Target) -> None:
     target.ask("POST", f"/v2/publish/{group}", BODY, **content_based)
 
 
+def delete_by_a_filter_that_matches_nothing(target: Target) -> None:
+    """It looks at all dead letters."""
+    answer = target.ask("POST", "/v2/publish/http://127.0.0.1:1/many", b"", Upstash_Delay="1d")
+    with contextlib.closing(apsw.Connection(str(target.database))) as db:
+        db.set_busy_timeout(5000)
+        db.execute(
+            "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 1000000)"
+            " INSERT OR IGNORE INTO dead_letters (failed_ms, n, account, seq, error, response_status)"
+            " SELECT 1, number.n, m.account, m.seq, 'failed', 500 FROM number, messages m WHERE m.id = ?",
+            (json.loads(answer)["messageId"],),
+        )
+    target.broker.held()
+    assert json.loads(target.ask("DELETE", "/v2/dlq?callerIp=192.0.2.1")) == {"deleted": 0}
+
+
 ATTACKS = (
     megabyte_to_a_group,
     megabyte_delivered_to_a_group,
@@ -152,6 +167,7 @@ ATTACKS = (
     json_of_a_million_values,
     json_of_many_values,
     deduplication_by_content,
+    delete_by_a_filter_that_matches_nothing,
 )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 import apsw
 
@@ -22,6 +24,8 @@ from qtasks.broker.store.verbs.reads import queries
 from qtasks.broker.store.verbs.reads.queries import BadCursorError
 from qtasks.protocol import views, wire
 from qtasks.protocol.messages import DeadLetter, Message, PublishOptions
+
+Found = TypeVar("Found", str, DeadLetter)
 
 PAGE: Final = 100
 """Dead letters per page, default and maximum (docs/compatibility.md A23)."""
@@ -70,13 +74,14 @@ async def delete_dead_letters(context: ApiContext, account: int, request: ApiReq
     query = await query_filters.read(request, query_filters.DEAD_LETTER_NAMES)
     deleted, cursor = 0, None
     for criteria, count in _portions(context, query):
-        try:
+        # Found by a reader: a filter may look at very many rows, and a write holds the event loop.
+        page = await _found(context, queries.dead_letter_ids, account, criteria, query.last("cursor") or None, count)
+        if page.items:
             done = await context.store.write(
-                dead_letters.delete_dead_letters, account, criteria, cursor=query.last("cursor") or None, limit=count
+                dead_letters.delete_dead_letters, account, DeadLetterCriteria(ids=page.items), cursor=None, limit=count
             )
-        except BadCursorError as error:
-            raise HttpError(400, str(error)) from None
-        deleted, cursor = deleted + done.count, done.cursor
+            deleted += done.count
+        cursor = page.cursor
     return json_response({"deleted": deleted, **({} if cursor is None else {"cursor": cursor})})
 
 
@@ -155,10 +160,21 @@ async def _retry(
 async def _page(
     context: ApiContext, account: int, criteria: DeadLetterCriteria, cursor: str | None, count: int
 ) -> Page[DeadLetter]:
+    return await _found(
+        context, functools.partial(queries.dead_letters, size=RETRY_BYTES), account, criteria, cursor, count
+    )
+
+
+async def _found(
+    context: ApiContext,
+    query: Callable[..., Page[Found]],
+    account: int,
+    criteria: DeadLetterCriteria,
+    cursor: str | None,
+    count: int,
+) -> Page[Found]:
     try:
-        return await context.store.read(
-            queries.dead_letters, account, criteria, cursor=cursor, count=count, size=RETRY_BYTES
-        )
+        return await context.store.read_long(query, account, criteria, cursor=cursor, count=count)
     except BadCursorError as error:
         raise HttpError(400, str(error)) from None
 

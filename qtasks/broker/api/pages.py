@@ -57,7 +57,7 @@ async def page_response(
     HttpError 400 for an invalid cursor.
     """
     try:
-        first = await store.read(read, cursor, count)
+        first = await store.read_long(read, cursor, count)
     except BadCursorError as error:
         raise HttpError(400, str(error)) from None
     pieces = _page(store, read, names, count, first)
@@ -75,14 +75,14 @@ async def _page(
     yield b'{"%s":[%s' % (names[0].encode(), first.json)
     size, rest = len(first.json), count - first.count
     while last.next_cursor is not None and rest > 0 and size < PAGE_BYTES:
-        last = await store.read(read, last.next_cursor, rest)
+        last = await store.read_long(read, last.next_cursor, rest)
         bounds.append((last.begin, last.count))
         size, rest = size + len(last.json), rest - last.count
         yield b",%s" % last.json if last.json else b""
     for name in names[1:]:
         yield b'],"%s":[%s' % (name.encode(), first.json)
         for begin, items in bounds[1:]:
-            again = await store.read(read, begin, items)
+            again = await store.read_long(read, begin, items)
             yield b",%s" % again.json if again.json else b""
     yield b"]}" if last.next_cursor is None else b'],"cursor":%s}' % orjson.dumps(last.next_cursor)
 
@@ -91,7 +91,7 @@ async def array_response(
     store: Store, keys: Sequence[T], view: Callable[[apsw.Connection, T], Json | None]
 ) -> ApiResponse:
     """An array with the view of each of `keys`, without those whose view is None: they have gone meanwhile."""
-    first, done = await store.read(_views, view, keys[:SLICE_ITEMS])
+    first, done = await store.read_long(_views, view, keys[:SLICE_ITEMS])
     pieces = _array(store, keys, view, first, done)
     if done == len(keys):
         return ApiResponse(200, b"".join([piece async for piece in pieces]))
@@ -104,7 +104,7 @@ async def _array(
     yield b"[" + first
     is_empty = not first
     while done < len(keys):
-        piece, count = await store.read(_views, view, keys[done : done + SLICE_ITEMS])
+        piece, count = await store.read_long(_views, view, keys[done : done + SLICE_ITEMS])
         done += count
         if piece:
             yield piece if is_empty else b"," + piece

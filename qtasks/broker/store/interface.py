@@ -69,6 +69,11 @@ class Store(Protocol):
     async def read(self, query: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `query`, which changes nothing, and return its value. It sees every write that has returned."""
 
+    async def read_long(
+        self, query: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `read`, for a query that may look at very many rows: other reads do not wait for it."""
+
     async def accept(self, publications: Sequence[Publication], *, now_ms: int) -> list[Accepted]:
         """Write with `accept.accept`, which also gets the parked lots that the last claim reported."""
 

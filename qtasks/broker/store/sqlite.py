@@ -36,6 +36,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _READERS: Final = 2
+"""Threads for reads, and as many for long ones."""
 _ACCEPTING: Final = frozenset({schedules.fire, dead_letters.retry_dead_letters})
 """Verbs that store new messages, as `accept` does: they are refused while there is no room for them."""
 
@@ -73,6 +74,7 @@ class SqliteStore:
         if self._room is not None:
             self._commits.make_room = self._room.make_room
         self._readers = DaemonThreadPool(_READERS, "qtasks-read")
+        self._long_readers = DaemonThreadPool(_READERS, "qtasks-read-long")
         self._thread = threading.local()
         self._read_connections: list[apsw.Connection] = []
         self._watching = (
@@ -133,13 +135,22 @@ class SqliteStore:
 
     async def read(self, query: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See `Store.read`. Runs on a thread, on a connection of its own."""
+        return await self._read(self._readers, lambda db: query(db, *args, **kwargs))
+
+    async def read_long(
+        self, query: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """See `Store.read_long`."""
+        return await self._read(self._long_readers, lambda db: query(db, *args, **kwargs))
+
+    async def _read(self, readers: DaemonThreadPool, query: Callable[[apsw.Connection], T]) -> T:
         if self._closed:
             raise StoreError("the store is closed")
         if self.path == MEMORY:  # a second connection would open another, empty database
-            return await self.write(query, *args, **kwargs)
+            return await self.write(query)
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._readers, lambda: query(self._read_connection(), *args, **kwargs))
+            return await loop.run_in_executor(readers, lambda: query(self._read_connection()))
         except (apsw.BusyError, UnicodeDecodeError) as error:
             raise storage_errors.translated(error) from error
         except apsw.Error as error:
@@ -209,6 +220,7 @@ class SqliteStore:
         for connection in self._read_connections:
             connection.interrupt()  # a check of all pages would delay the end
         self._readers.shutdown()
+        self._long_readers.shutdown()
         for connection in self._read_connections:
             connection.close()
         if self._room is not None:

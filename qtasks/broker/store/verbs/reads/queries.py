@@ -99,13 +99,7 @@ def dead_letters(
     size: int = PAGE_BYTES,
 ) -> Page[DeadLetter]:
     """One page of the dead letters, oldest first unless `newest_first`: `count`, or fewer if they have `size` bytes."""
-    where = dead_letters_where(account, criteria, cursor=cursor)
-    order = "d.failed_ms DESC, d.n DESC" if criteria.newest_first else "d.failed_ms, d.n"
-    keys = fetch(
-        db,
-        f"SELECT d.seq, d.account, d.failed_ms, d.n {_FROM_DEAD_LETTERS}{where} ORDER BY {order} LIMIT ?",
-        (*where.values, count + 1),
-    )
+    keys = _dead_letter_keys(db, account, criteria, cursor=cursor, count=count)
     letters = (
         rows.dead_letter(row, message_at(db, seq))
         for seq, *key in keys[:count]
@@ -113,6 +107,29 @@ def dead_letters(
     )
     items = tuple(_fitting(letters, size))
     return Page(items, items[-1].id if items and len(items) < len(keys) else None)
+
+
+def dead_letter_ids(
+    db: apsw.Connection, account: int, criteria: DeadLetterCriteria, *, cursor: str | None, count: int
+) -> Page[str]:
+    """The ids of `count` dead letters, oldest first unless `newest_first`."""
+    keys = _dead_letter_keys(db, account, criteria, cursor=cursor, count=count)
+    ids = tuple(f"{failed_ms}-{n}" for _, _, failed_ms, n in keys[:count])
+    return Page(ids, ids[-1] if len(keys) > count else None)
+
+
+def _dead_letter_keys(
+    db: apsw.Connection, account: int, criteria: DeadLetterCriteria, *, cursor: str | None, count: int
+) -> list[tuple[int, int, int, int]]:
+    """`seq`, account and id of `count` dead letters and of the one after them."""
+    where = dead_letters_where(account, criteria, cursor=cursor)
+    order = "d.failed_ms DESC, d.n DESC" if criteria.newest_first else "d.failed_ms, d.n"
+    keys = fetch(
+        db,
+        f"SELECT d.seq, d.account, d.failed_ms, d.n {_FROM_DEAD_LETTERS}{where} ORDER BY {order} LIMIT ?",
+        (*where.values, count + 1),
+    )
+    return [(seq, owner, failed_ms, n) for seq, owner, failed_ms, n in keys]
 
 
 def dead_letters_where(account: int, criteria: DeadLetterCriteria, *, cursor: str | None) -> filters.Where:
