@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -228,6 +229,18 @@ def test_a_body_of_tiny_chunks_is_a_body(api: ApiClient) -> None:
     assert answers[0].status == 201
     message = api.ask("GET", f"/v2/messages/{answers[0].json['messageId']}").json
     assert message["body"] == "x" * 20_000
+
+
+def test_a_body_full_of_what_looks_like_its_end_is_a_body_and_costs_no_more_than_another(api: ApiClient) -> None:
+    body = b"\r\n\r\n" * 200_000
+    chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    upgrade = ("Connection: Upgrade", "Upgrade: h2c")
+    began = time.perf_counter()
+    answers, closed = api.raw(head("POST", api, CHUNKED), chunks, head("GET", api, *upgrade, target="/v2/keys") * 3)
+    assert [answer.status for answer in answers] == [201, 200, 200, 200]
+    assert not closed
+    assert time.perf_counter() - began < 2
+    assert len(api.ask("GET", f"/v2/messages/{answers[0].json['messageId']}").json["body"]) == len(body)
 
 
 def test_a_header_may_not_have_any_number_of_lines(api: ApiClient) -> None:

@@ -8,7 +8,7 @@ What arrives is parsed in portions: one header, the rest of a body of known leng
 portion ends where a request ends, so the next request is not parsed before the response to this one is sent. A body of
 tiny chunks takes its turn with other connections (`parse_turns`). `connection_watch` closes what is too slow.
 
-It relies on private attributes of uvicorn's `HttpToolsProtocol` (`cycle`, `parser`, `url`, `headers`,
+It relies on private attributes of uvicorn's `HttpToolsProtocol` (`cycle`, `pipeline`, `parser`, `url`, `headers`,
 `flow`, ...). `tests/unit/broker/test_dependencies.py` checks that they exist.
 """
 
@@ -40,6 +40,10 @@ _END: Final = b"\r\n\r\n"
 """The end of each header and of each body in chunks; it may be inside a body, too."""
 _SLICE: Final = 1024
 """Bytes of a body in chunks that are parsed at once, at most."""
+_FALSE_ENDS: Final = 64
+_BETWEEN_ENDS: Final = 256
+"""After so many ends inside a body, ends are looked for only while there are so many bytes for each of them. Otherwise
+a body of nothing but ends would be parsed in portions of four bytes."""
 _SLICE_WORK: Final = 3
 """Units of work for a slice, apart from one for each piece of a body in it."""
 _WORK_AT_ONCE: Final = 250
@@ -106,6 +110,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Pieces of a body in the portion that is parsed."""
         self._noted_input = self._noted_unsent = 0
         """Bytes that the watch has counted since its last look."""
+        self._false_ends = 0
+        """How often the end of a body in chunks was inside the body."""
         self._plain_head = b""
         """The header to parse in place of one that offered another protocol."""
         self._in_request = False
@@ -227,6 +233,9 @@ class GuardedProtocol(HttpToolsProtocol):
             if self._body_left is not None:
                 return min(rest, self._body_left)
             rest = min(rest, _SLICE)
+            if self._false_ends > _FALSE_ENDS and self._false_ends * _BETWEEN_ENDS > self.body_received:
+                self._tail = b""
+                return rest
         if self._tail and (seam := (self._tail + data[at : at + 3]).find(_END)) >= 0:
             size = seam + len(_END) - len(self._tail)
         else:
@@ -253,18 +262,23 @@ class GuardedProtocol(HttpToolsProtocol):
         else:
             self._framing_bytes += len(portion)  # until a piece of the body comes
         self._pieces = 0
+        was_in_body = self._in_body
         try:
             self.parser.feed_data(portion)
-        except httptools.HttpParserUpgrade:
+        except httptools.HttpParserUpgrade as upgrade:
             if self._should_upgrade():
                 self._is_leaving = True
                 self._watch.forget(self)
                 self.handle_websocket_upgrade()
+            elif rest := portion[upgrade.args[0] :]:
+                return self._pieces + self._feed(rest)
         except httptools.HttpParserError:
-            if self._plain_head:
+            if self._plain_head and not was_in_body:
                 return self._continue_plainly()
             refusal = self._refusal or RefusedError(b"400 Bad Request", "Invalid HTTP request received.")
             self._refuse(refusal.status, refusal.text)
+        if was_in_body and self._in_body and portion.endswith(_END):
+            self._false_ends += 1
         return self._pieces
 
     def _continue_plainly(self) -> int:
@@ -301,7 +315,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._watch.is_full:
             self._stop_parser(b"503 Service Unavailable", _BUSY)
         self._in_body = True
-        self.body_received = self._framing_bytes = 0
+        self.body_received = self._framing_bytes = self._false_ends = 0
         super().on_headers_complete()
         if self._body_left is None:
             self.headers = []  # for trailer fields, which are dropped: they come after the request was checked
@@ -391,7 +405,9 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _would_confuse(self) -> bool:
         """True if the client would take an error for an earlier response, or for a part of one."""
-        return self.is_response_pending() and (self.cycle.response_started or not self._in_body)
+        return bool(self.pipeline) or (
+            self.is_response_pending() and (self.cycle.response_started or not self._in_body)
+        )
 
     def _refuse(self, status: bytes, text: str) -> None:
         """Answer with an error, in the same form as every other error of the API, and close."""

@@ -63,7 +63,7 @@ async def test_the_http_protocol_finds_the_parts_of_uvicorn_that_it_reads(protoc
     protocol.on_message_begin()
     in_uvicorn(
         protocol,
-        "loop transport parser cycle url headers flow timeout_keep_alive timeout_keep_alive_task "
+        "loop transport parser cycle pipeline url headers flow timeout_keep_alive timeout_keep_alive_task "
         "timeout_keep_alive_handler _unset_keepalive_if_required _should_upgrade handle_websocket_upgrade",
         "qtasks.broker.server.http_protocol",
     )
