@@ -247,7 +247,7 @@ def test_the_log_is_paged_without_gaps_in_both_directions(db: apsw.Connection) -
 
 
 def test_a_page_ends_early_rather_than_fill_the_memory(db: apsw.Connection) -> None:
-    large = b"x" * (queries.PAGE_BYTES // 4)
+    large = b"x" * (queries.PAGE_BYTES // 4 - 1000)  # four of them, with their headers, do not fill a page
     accept.accept(db, [publication(n, body=large) for n in range(8)], now_ms=NOW)
     first = queries.log(db, ACCOUNT, LogCriteria(), cursor=None, count=1000)
     assert [entry.message.id for entry in first.items] == ["msg_7", "msg_6", "msg_5", "msg_4", "msg_3"]
