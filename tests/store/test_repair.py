@@ -10,9 +10,12 @@ from pathlib import Path
 import apsw
 import pytest
 
+from qtasks.broker.core.values import DeadLetterCriteria, Rooms
 from qtasks.broker.store.integrity.repair import repair
 from qtasks.broker.store.integrity.wal_check import find_damage
-from tests.support.broker import START_MS
+from qtasks.broker.store.sqlite import SqliteStore
+from qtasks.broker.store.verbs.reads import queries
+from tests.support.broker import ACCOUNT, START_MS, VirtualClock, publication
 from tests.support.logs import FRAME, HEADER, killed, log_of, stored_messages
 from tests.support.pages import FLIPS, PAGE, busy, damage_page, pages_of
 
@@ -53,6 +56,25 @@ def test_each_table_is_saved_but_for_its_damaged_page(tmp_path: Path, table: str
     less = {name for name, count in rows_by_table(path).items() if count < counts[name]}
     of_messages = {"labels", "log", "stored_bodies", "dead_letters"} if table == "messages" else set()
     assert less <= {table} | of_messages
+
+
+@pytest.mark.anyio
+async def test_messages_that_share_a_lost_body_are_all_named_and_the_others_keep_theirs(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    store, _ = await SqliteStore.open(str(path), VirtualClock())
+    lost, kept = b"x" * 20_000, b"y" * 20_000
+    await store.accept([publication(n, body=kept) for n in (1, 2)], now_ms=START_MS)
+    await store.accept([publication(n, body=lost) for n in (3, 4, 5)], now_ms=START_MS)
+    await store.close()
+    damage_page(path, pages_of(path, "shared_bodies")[-1])
+    done = repair(str(path), ".damaged", now_ms=START_MS)
+    assert sorted(done.damaged) == ["msg_3", "msg_4", "msg_5"]
+    again, _ = await SqliteStore.open(str(path), VirtualClock())
+    batch = await again.claim(now_ms=START_MS, limit=64, rooms=Rooms(64))
+    assert [(claim.message.id, claim.message.body) for claim in batch.claims] == [("msg_1", kept), ("msg_2", kept)]
+    page = await again.read(queries.dead_letters, ACCOUNT, DeadLetterCriteria(), cursor=None, count=9)
+    assert [letter.message.id for letter in page.items] == ["msg_3", "msg_4", "msg_5"]
+    await again.close()
 
 
 def lost_without_a_name(folder: Path, trials: int) -> list[str]:
