@@ -115,7 +115,7 @@ def _serve(options: ChildOptions) -> int:
         _report(options.report, {"retired": True})
 
     server = UvicornServer(
-        loaded.app if options.production else DevGuard(loaded.app, loaded.prefix, options.hosts),
+        loaded.app if options.production else DevGuard(loaded.app, options.hosts),
         drain_s=options.drain_s,
         hand_back=loaded.tasks.runtime.hand_back,
         started=report_started,

@@ -14,26 +14,31 @@ from urllib.parse import urlsplit
 from qtasks.broker.server.hosts import LOOPBACK_HOSTS, host_refusal
 from qtasks.protocol.loopback import is_loopback
 from qtasks.tasks.ports import ASGIApp, Receive, Scope, Send
+from qtasks.tasks.web.router import NO_DELIVERY_KEY
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods of requests that a page may send without a header `Origin`."""
+
+_PROXY_LINES: Final = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip"})
+"""A tunnel or proxy adds one of them, also if it writes the name of this machine into `Host`."""
 
 
 class DevGuard:
     """Passes requests on to `app` if their `Host` and `Origin` are of this machine or of `hosts`.
 
-    Deliveries, below the path `prefix`, must be for this machine itself: a tunnel is open to every stranger.
+    Deliveries must be for this machine itself, and come from it: a tunnel is open to every stranger.
     """
 
-    def __init__(self, app: ASGIApp, prefix: str, hosts: Sequence[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, hosts: Sequence[str] = ()) -> None:
         self._app = app
-        self._tasks = f"{prefix}/"
         self._allowed = frozenset(host.lower() for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve or refuse one request. The events of the application's lifespan pass."""
-        if scope["type"] == "lifespan" or (refusal := self._refusal(scope)) is None:
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
+        elif (refusal := self._refusal(scope)) is None:
+            await self._app(_without_delivery(scope), receive, send)
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008, "reason": refusal[1]})
@@ -43,8 +48,8 @@ class DevGuard:
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Status and reason, or None for a request that may pass."""
         lines = scope["headers"]
-        if (refusal := self._host_refusal(scope["path"], lines)) is not None:
-            return refusal
+        if (refusal := host_refusal(lines, LOOPBACK_HOSTS | self._allowed, "qtasks dev")) is not None:
+            return refusal if refusal[0] != 421 else (421, f"{refusal[1]} (--allow-host adds a name)")
         foreign = next((origin for origin in _values(lines, b"origin") if not self._is_known(origin, lines)), None)
         if foreign is None and scope.get("method", "GET") not in _SAFE and not _values(lines, b"origin"):
             foreign = next((site for site in _values(lines, b"sec-fetch-site") if site == "cross-site"), None)
@@ -56,14 +61,6 @@ class DevGuard:
             "a page that is a file)"
         )
 
-    def _host_refusal(self, path: str, lines: Iterable[tuple[bytes, bytes]]) -> tuple[int, str] | None:
-        refusal = host_refusal(lines, LOOPBACK_HOSTS | self._allowed, "qtasks dev")
-        if refusal is not None:
-            return refusal if refusal[0] != 421 else (421, f"{refusal[1]} (--allow-host adds a name)")
-        if path.startswith(self._tasks) and (refusal := host_refusal(lines, LOOPBACK_HOSTS, "the task")) is not None:
-            return 421, f"{refusal[1]}: the signing keys of qtasks dev are public, so its tasks run for its broker only"
-        return None
-
     def _is_known(self, origin: str, lines: Iterable[tuple[bytes, bytes]]) -> bool:
         if origin == "null":  # a page without an origin, or one that does not tell it; the browser knows which
             return origin in self._allowed or _values(lines, b"sec-fetch-site") in (["same-origin"], ["none"])
@@ -72,6 +69,17 @@ class DevGuard:
         except ValueError:
             return False
         return is_loopback(host) or host in self._allowed
+
+
+def _without_delivery(scope: Scope) -> Scope:
+    """The scope of a request that may pass; if it has come through a tunnel, it says that it is no delivery."""
+    lines = scope["headers"]
+    refusal = host_refusal(lines, LOOPBACK_HOSTS, "the task")
+    seen = "the request came through a proxy" if refusal is None else refusal[1]
+    if refusal is None and not any(name in _PROXY_LINES for name, _ in lines):
+        return scope
+    reason = f"{seen}: the signing keys of qtasks dev are public, so its tasks run for its broker only"
+    return {**scope, NO_DELIVERY_KEY: reason}
 
 
 def _values(lines: Iterable[tuple[bytes, bytes]], header: bytes) -> list[str]:

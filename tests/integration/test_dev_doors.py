@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ from qtasks import QTasks
 app = FastAPI()
 tasks = QTasks()
 app.include_router(tasks.router, prefix="/qtasks")
+app.include_router(tasks.router, prefix="/again")
 
 @tasks.task
 def note(text: str) -> str:
@@ -38,12 +40,12 @@ class Running:
     broker: str
     app: str
 
-    def deliver(self, **headers: str) -> Answer:
+    def deliver(self, prefix: str = "/qtasks", **headers: str) -> Answer:
         """Deliver a call as a stranger can: signed with the public key, for the URL that the broker would use."""
         body, url = envelope("stranger"), f"{self.app}/qtasks/note"
         lines = {name.replace("_", "-"): value for name, value in headers.items()}
         lines["Upstash-Signature"] = signature(url, body, key=PUBLIC.keys.current)
-        return ask("POST", url, body=body, headers=lines)
+        return ask("POST", f"{self.app}{prefix}/note", body=body, headers=lines)
 
     def publish(self, destination: str, **headers: str) -> Answer:
         lines = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -85,9 +87,29 @@ def test_a_tunnel_that_was_allowed_reaches_the_pages_and_no_task(dev: Running) -
     """Everybody on the internet knows the signing keys of `qtasks dev`."""
     allowed = {"Host": "tunnel.example", "Origin": "https://tunnel.example"}
     assert ask("GET", f"{dev.app}/page", headers=allowed).status == 200
-    answer = dev.deliver(**allowed)
-    assert answer.status == 421
-    assert "keys of qtasks dev are public" in answer.json["error"]
+    assert dev.deliver("/again").status == 200
+    for answer in (dev.deliver(Host="tunnel.example"), dev.deliver("/again", Host="tunnel.example")):
+        assert answer.status == 421
+        assert "keys of qtasks dev are public" in answer.json["error"]
+
+
+@pytest.mark.parametrize("line", ["X_Forwarded_For", "X_Forwarded_Host", "X_Real_IP", "Forwarded"])
+def test_a_tunnel_that_hides_its_name_reaches_no_task_either(dev: Running, line: str) -> None:
+    """Some tunnels write the name of this machine into `Host`; what they add gives them away."""
+    assert ask("GET", f"{dev.app}/page", headers={line.replace("_", "-"): "203.0.113.1"}).status == 200
+    answer = dev.deliver(**{line: "203.0.113.1"})
+    assert (answer.status, "came through a proxy" in answer.json["error"]) == (421, True)
+
+
+def test_tasks_without_a_prefix_leave_the_pages_of_the_application_to_a_tunnel(tmp_path: Path) -> None:
+    changes = {', prefix="/qtasks"': "", ', prefix="/again"': "", '"/page"': '"/my/page"'}
+    text = APPLICATION
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    (tmp_path / "main.py").write_text(text)
+    with Dev(tmp_path, "main.py", "--memory", "--allow-host", "tunnel.example") as process:
+        facts = process.started()
+        assert ask("GET", f"{facts['base_url']}/my/page", headers={"Host": "tunnel.example"}).status == 200
 
 
 @pytest.mark.parametrize(

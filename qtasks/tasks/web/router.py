@@ -43,6 +43,9 @@ _BUDGET = BufferBudget(64 * 1024 * 1024)
 _BUSY = (INTERRUPTED_HEADER, Interruption.BUSY.value)
 _CLOSE = ("Connection", "close")
 
+NO_DELIVERY_KEY = "qtasks.no_delivery"
+"""In the scope of a request, from a guard in front of the application: why the request must not run a task."""
+
 NOT_CONFIGURED_AFTER_MS = 10_000
 _CALL_KEY = "qtasks.call"
 _DISPATCHER_LINE = (DISPATCHER_HEADER.lower().encode(), b"true")
@@ -90,6 +93,8 @@ class TaskEndpoint:
     async def _answer(self, scope: Scope, receive: Receive) -> DispatchResponse:
         if scope["method"] != "POST":
             return DispatchResponse.refusal(405, "tasks are delivered with POST, by a QStash broker", ("Allow", "POST"))
+        if (reason := scope.get(NO_DELIVERY_KEY)) is not None:
+            return DispatchResponse.refusal(421, reason)
         headers = _DeliveryHeaders(scope["headers"])
         if headers.encoding not in ("", "identity"):
             return DispatchResponse.refusal(415, "the body has a Content-Encoding; the signature is over plain bytes")
