@@ -72,7 +72,7 @@ class DevGuard:
 
 
 def _without_delivery(scope: Scope) -> Scope:
-    """The scope of a request that may pass; if it has come through a tunnel, it says that it is no delivery."""
+    """The scope of a request that may pass; if it has come through a tunnel, it says that it may run no task."""
     lines = scope["headers"]
     refusal = host_refusal(lines, LOOPBACK_HOSTS, "the task")
     seen = "the request came through a proxy" if refusal is None else refusal[1]

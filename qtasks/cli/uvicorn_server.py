@@ -146,9 +146,12 @@ class UvicornServer(uvicorn.Server):
 
 
 def _idle(connection: Any) -> bool:
-    """True if uvicorn waits for the next request of the connection, and nothing of it has arrived."""
-    is_receiving = getattr(connection, "is_receiving", False)  # a part of `GuardedProtocol` only
-    return not is_receiving and (connection.cycle is None or connection.cycle.response_complete)
+    """True if uvicorn waits for the next request of the connection, and nothing of it has arrived.
+
+    The client must have taken the whole response to the request before.
+    """
+    is_moving = getattr(connection, "is_moving", False)  # a part of `GuardedProtocol` only
+    return not is_moving and (connection.cycle is None or connection.cycle.response_complete)
 
 
 async def _wait(is_over: Callable[[], bool], until_s: float) -> bool:
@@ -185,4 +188,4 @@ def _protocol() -> Any:
         return "auto"
     from qtasks.broker.server.http_protocol import guarded
 
-    return guarded()
+    return guarded(is_dispatcher=True)

@@ -125,9 +125,10 @@ def test_a_dispatcher_stops_in_time_while_clients_hold_half_a_request(folder: Pa
         dispatcher.started()
         for half in HALVES.values():
             half = half.replace(b"/v2/publish/http://127.0.0.1:9/", b"/qtasks/note")
-            open_still.enter_context(half_a_request(dispatcher.port, half))
+            connection = open_still.enter_context(half_a_request(dispatcher.port, half))
         dispatcher.process.send_signal(signal.SIGTERM)
         assert ended_within(dispatcher, 2) == 0
+        assert b"qtasks-interrupted: draining" in connection.recv(65536)
         assert "Traceback" not in dispatcher.output
 
 

@@ -66,7 +66,8 @@ class RawClient:
 class WatchedServer:
     """Connections of `GuardedProtocol` to `app`, without a listener: `async with` it."""
 
-    def __init__(self, app: ASGIApp, limits: ConnectionLimits | None = None) -> None:
+    def __init__(self, app: ASGIApp, limits: ConnectionLimits | None = None, *, is_dispatcher: bool = False) -> None:
+        self._is_dispatcher = is_dispatcher
         self.clock = VirtualClock(0)
         self.watch = ConnectionWatch(limits, self.clock)
         self.state = ServerState()
@@ -84,7 +85,7 @@ class WatchedServer:
 
     def _protocol(self) -> GuardedProtocol:
         loop = asyncio.get_running_loop()
-        return GuardedProtocol(self._config, self.state, {}, loop, watch=self.watch)
+        return GuardedProtocol(self._config, self.state, {}, loop, watch=self.watch, is_dispatcher=self._is_dispatcher)
 
     @property
     def connections(self) -> list[GuardedProtocol]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 from typing import Any, Final
 
 import httptools
@@ -26,6 +25,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from qtasks.broker.server.connection_watch import ConnectionLimits, ConnectionWatch, Phase
+from qtasks.broker.server.refusals import BUSY, STOPPING, RefusedError, refusal
 from qtasks.broker.server.request_framing import FRAMING_FIELDS, body_length, find_ambiguity, without_upgrade
 from qtasks.broker.server.write_coalescing import CoalescingTransport
 from qtasks.clock import Clock
@@ -48,22 +48,14 @@ _SLICE_WORK: Final = 3
 """Units of work for a slice, apart from one for each piece of a body in it."""
 _WORK_AT_ONCE: Final = 250
 """Units of work after which a connection waits for its next turn."""
-_BUSY: Final = "this server is busy: try again"
-_STOPPING: Final = "this server is stopping: try again"
 
 
-def guarded(limits: ConnectionLimits | None = None, clock: Clock | None = None) -> Any:
-    """The protocol for `http` of a `uvicorn.Config`. Its connections share `limits` and are watched together."""
-    return functools.partial(GuardedProtocol, watch=ConnectionWatch(limits, clock))
+def guarded(limits: ConnectionLimits | None = None, clock: Clock | None = None, *, is_dispatcher: bool = False) -> Any:
+    """The protocol for `http` of a `uvicorn.Config`. Its connections share `limits` and are watched together.
 
-
-class RefusedError(Exception):
-    """Ends the parsing of a request that is answered with an error."""
-
-    def __init__(self, status: bytes, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-        self.text = text
+    `is_dispatcher`: it serves tasks, so a server that is busy or stops tells a broker that this ends no attempt.
+    """
+    return functools.partial(GuardedProtocol, watch=ConnectionWatch(limits, clock), is_dispatcher=is_dispatcher)
 
 
 class _ParsingFlow(FlowControl):
@@ -92,11 +84,13 @@ class GuardedProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         watch: ConnectionWatch,
+        is_dispatcher: bool = False,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.number = 0
         self.body_received = 0
         self._watch = watch
+        self._is_dispatcher = is_dispatcher
         self._input = b""
         """Arrived and not parsed yet."""
         self._tail = b""
@@ -131,7 +125,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_made(joined)  # type: ignore[arg-type]
         self.flow = _ParsingFlow(self, self.transport)  # type: ignore[arg-type]
         if not self._watch.admit(self, self.loop):
-            self._write_error(b"503 Service Unavailable", _BUSY)
+            self._write_error(b"503 Service Unavailable", BUSY)
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -169,7 +163,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _refuse_incomplete(self) -> None:
         if self._in_request and not self._is_leaving:
-            self._refuse(b"503 Service Unavailable", _STOPPING)
+            self._refuse(b"503 Service Unavailable", STOPPING)
 
     def pause_writing(self) -> None:
         """The client is slower than the application."""
@@ -313,7 +307,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._plain_head = without_upgrade(self.parser.get_method(), self.url, self.headers)
             raise RefusedError(b"", "")  # stops the parser
         if self._watch.is_full:
-            self._stop_parser(b"503 Service Unavailable", _BUSY)
+            self._stop_parser(b"503 Service Unavailable", BUSY)
         self._in_body = True
         self.body_received = self._framing_bytes = self._false_ends = 0
         super().on_headers_complete()
@@ -392,9 +386,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     @property
-    def is_receiving(self) -> bool:
-        """True if a request has begun and is not complete."""
-        return self._in_request
+    def is_moving(self) -> bool:
+        """True if a request has begun and is not complete, or if the client has not taken all of a response."""
+        return self._in_request or bool(self.unsent())
 
     def is_response_pending(self) -> bool:
         """True if the latest request still waits for its response."""
@@ -442,12 +436,7 @@ class GuardedProtocol(HttpToolsProtocol):
         FlowControl.resume_reading(self.flow)
 
     def _write_error(self, status: bytes, text: str) -> None:
-        body = json.dumps({"error": text}).encode()
-        again = b"retry-after: 1\r\n" if status.startswith(b"503") else b""
-        self.transport.write(
-            b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%bconnection: close\r\n\r\n%b"
-            % (status, len(body), again, body)
-        )
+        self.transport.write(refusal(status, text, is_dispatcher=self._is_dispatcher))
 
     def _abandon(self) -> None:
         """Tell the application that the client has left."""

@@ -271,7 +271,7 @@ async def test_a_new_connection_takes_the_place_of_one_that_sends_hardly_anythin
         slow = [await server.connect() for _ in range(2)]
         for client in slow:
             await client.send(begun)
-        await server.until(lambda: sum(connection.is_receiving for connection in server.connections) == 2 * bool(begun))
+        await server.until(lambda: sum(connection.is_moving for connection in server.connections) == 2 * bool(begun))
         await server.spend(3)
         for _ in range(2):
             client = await server.connect()
@@ -294,6 +294,17 @@ async def test_a_connection_too_many_is_told_to_come_back_while_all_others_are_a
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         app.may_answer.set()
         assert [(await client.answer()).status for client in clients] == [200, 200]
+
+
+async def test_a_dispatcher_that_is_busy_ends_no_attempt() -> None:
+    """The broker would count a plain 503 as a failure of the task."""
+    async with WatchedServer(App(), ConnectionLimits(held=-1), is_dispatcher=True) as server:
+        server.watch.look()
+        client = await server.connect()
+        await client.send(GET)
+        [answer] = await client.answers()
+        assert (answer.status, answer.headers["qtasks-interrupted"]) == (503, "busy")
+        assert answer.headers["qtasks-dispatcher"] == "true"
 
 
 async def test_requests_that_wait_on_one_connection_are_not_parsed_before_their_turn() -> None:
@@ -321,7 +332,7 @@ async def test_a_stop_does_not_wait_for_the_rest_of_a_request() -> None:
         head, body = await server.connect(), await server.connect()
         await head.send(GET[:-4])
         await body.send(post(10) + b"abc")
-        await server.until(lambda: all(connection.is_receiving for connection in server.connections))
+        await server.until(lambda: all(connection.is_moving for connection in server.connections))
         server.stop()
         for client in (head, body):
             [answer] = await client.answers()
@@ -343,6 +354,17 @@ async def test_a_stop_answers_the_requests_that_are_complete() -> None:
         for client in (complete, late):
             [answer] = await client.answers()
             assert (answer.status, answer.body, answer.headers["connection"]) == (200, b"3", "close")
+
+
+async def test_a_connection_on_which_a_response_still_leaves_is_not_idle() -> None:
+    """A stop would cut the response otherwise."""
+    async with WatchedServer(App(b"x" * MIB)) as server:
+        client = await unread(server)
+        [connection] = server.connections
+        assert connection.is_moving
+        server.stop()
+        assert await client.read(2 * MIB) > MIB
+        await server.until(lambda: not connection.is_moving)
 
 
 async def test_a_stop_does_not_wait_for_a_client_that_does_not_read() -> None:
