@@ -59,6 +59,9 @@ class Scheduler:
         self._wake = asyncio.Event()
         self._is_stale = True
         """The next runs were computed by another process, or before the wall clock was set."""
+        self._stuck: frozenset[tuple[str, int | None]] = frozenset()
+        """Id and next run of due schedules that could not be changed: their rows may be damaged."""
+        self._is_stuck_logged = False
 
     def look_again(self) -> None:
         """Compute the next runs again, because the wall clock was set."""
@@ -76,6 +79,8 @@ class Scheduler:
             try:
                 await self.run_once()
                 next_ms = await self._store.read(schedules.next_tick, offset_ms=self._offset_ms())
+                if self._stuck:  # they stay due
+                    next_ms = self._clock.now_ms() + _STORE_PAUSE_MS
             except Exception as error:
                 # Every error: if this loop ended, no schedule would run again, without notice.
                 log.error("cannot fire schedules: %s", error, exc_info=not isinstance(error, StoreError))
@@ -91,14 +96,27 @@ class Scheduler:
             except BaseException:
                 self._is_stale = True
                 raise
-        fired = 0
+        fired, stuck = 0, frozenset[tuple[str, int | None]]()
         while due := await self._store.read(
             schedules.due_schedules, now_ms=self._clock.now_ms(), offset_ms=self._offset_ms(), limit=_BATCH
         ):
-            for schedule in due:
-                await self._fire(schedule)
-            fired += len(due)
+            changed = [await self._fire(schedule) for schedule in due]
+            fired += sum(changed)
+            if not any(changed):
+                stuck = frozenset((schedule.id, schedule.next_ms) for schedule in due)
+                break
+        self._note_stuck(stuck)
         return fired
+
+    def _note_stuck(self, stuck: frozenset[tuple[str, int | None]]) -> None:
+        """Remember due schedules that could not be changed; log those that a user has not changed meanwhile, once."""
+        if stuck and stuck == self._stuck and not self._is_stuck_logged:
+            names = ", ".join(sorted(schedule_id for schedule_id, _ in stuck)[:_MISSED_SHOWN])
+            log.error("schedules cannot run, their rows are damaged: %s (look at `qtasks broker check`)", names)
+            self._is_stuck_logged = True
+        elif stuck != self._stuck:
+            self._is_stuck_logged = False
+        self._stuck = stuck
 
     def _offset_ms(self) -> int:
         """The clock's offset, or a little less: a run of midnight must not see the day before."""
@@ -122,7 +140,8 @@ class Scheduler:
                 await self._store.write(schedules.bring_forward, earlier)
             after = page[-1].account, page[-1].id
 
-    async def _fire(self, schedule: Schedule) -> None:
+    async def _fire(self, schedule: Schedule) -> bool:
+        """Fire a due schedule; False if its row could not be changed."""
         now_ms, offset_ms = self._clock.now_ms(), self._offset_ms()
         try:
             firing = plan(schedule, now_ms, offset_ms)
@@ -141,9 +160,12 @@ class Scheduler:
             firing = await self._with_messages(firing, now_ms)
         is_long = len(firing.publications) > SHORT_WRITE
         write = self._store.write_long if is_long else self._store.write
-        if await write(schedules.fire, firing, now_ms=now_ms) and firing.publications:
+        if not await write(schedules.fire, firing, now_ms=now_ms):
+            return False
+        if firing.publications:
             self._wake_deliverer()
             self._watchers.notify_created([publication.message for publication in firing.publications], now_ms=now_ms)
+        return True
 
     async def _with_messages(self, firing: Firing, now_ms: int) -> Firing:
         """The firing with its publications, or with an error if they cannot be published."""

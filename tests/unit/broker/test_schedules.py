@@ -284,6 +284,27 @@ async def test_the_loop_waits_for_the_next_tick_and_for_a_new_schedule(service: 
         await loop
 
 
+async def test_a_schedule_with_a_damaged_row_does_not_keep_the_others_from_running(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The row is found by its time, but its id is not text any more: no statement finds it by its id."""
+    damaged = await create(service)
+    await service.broker.store.write(
+        lambda db: db.execute("UPDATE schedules SET id = CAST(x'6180' AS TEXT) WHERE id = ?", (damaged,)).fetchall()
+    )
+    sound = await create(service)
+    for _ in range(3):
+        service.clock.advance(MINUTE_MS)
+        async with asyncio.timeout(10):
+            assert await service.broker.scheduler.run_once() == 1
+    assert (await service.get(f"/v2/schedules/{sound}"))["lastScheduleTime"] == service.clock.now_ms()
+    service.clock.advance(1_000)
+    async with asyncio.timeout(10):
+        for _ in range(3):
+            assert await service.broker.scheduler.run_once() == 0
+    assert caplog.text.count("their rows are damaged") == 1
+
+
 async def test_a_clock_that_goes_back_fires_nothing_again(service: Service) -> None:
     await create(service, Schedule_Id="s")
     for _ in range(5):
