@@ -138,6 +138,23 @@ def test_a_database_of_an_earlier_release_is_sound(tmp_path: Path, release: str)
     assert command(tmp_path, "backup", str(tmp_path / "copy.db")).exception is None
 
 
+@pytest.mark.parametrize("version", [0, 5])
+def test_a_damaged_number_of_the_schemas_version_is_named_and_repaired(tmp_path: Path, version: int) -> None:
+    path = killed(tmp_path / "qtasks.db", commits=5)
+    db = apsw.Connection(str(path))
+    db.execute(f"PRAGMA user_version = {version}")
+    db.close()
+    before = stored_messages(path)
+    checked = command(tmp_path, "check")
+    assert checked.exit_code == 1
+    assert f"damaged: the number of the schema's version is damaged: {version}" in checked.output
+    assert f"saved: {len(before)} messages, {len(before)} of them as they were accepted" in text(
+        command(tmp_path, "repair")
+    )
+    assert command(tmp_path, "check").output.startswith(f"sound: {len(before)} messages")
+    assert stored_messages(path) == before
+
+
 @pytest.mark.parametrize("arguments", [("check",), ("repair",)])
 def test_a_file_of_another_program_is_left_as_it_is(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     path = tmp_path / "qtasks.db"

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import apsw
 import pytest
+from click.testing import CliRunner
 
 from qtasks.broker.broker import Broker
 from qtasks.broker.core.values import AccountCredentials
 from qtasks.broker.ports import DeliveryRequest
 from qtasks.broker.settings import DEV_CREDENTIALS, BrokerSettings
 from qtasks.broker.store.connection import connect
+from qtasks.cli import cli
 from qtasks.protocol import signing
 from qtasks.protocol.messages import SigningKeys
 from tests.support.api import Service
@@ -61,6 +63,15 @@ async def service(database: Path, facts: dict[str, str]) -> AsyncIterator[Servic
 
 def paths(sent: list[DeliveryRequest]) -> list[str]:
     return [request.url.removeprefix(ORIGIN) for request in sent]
+
+
+def test_a_damaged_definition_is_named_before_the_upgrade(database: Path) -> None:
+    db = apsw.Connection(str(database))
+    db.execute("DROP INDEX messages_by_id")
+    db.close()
+    checked = CliRunner().invoke(cli, ["broker", "check", "--db", str(database)])
+    assert checked.exit_code == 1
+    assert "damaged: the definition of index messages_by_id is damaged" in checked.output
 
 
 async def test_everything_that_waited_is_delivered_once_in_order_and_signed_with_the_old_keys(

@@ -96,9 +96,9 @@ def migrate(db: apsw.Connection, until: int | None = None) -> None:
     """
     steps = _steps()[:until]
     version = db.pragma("user_version")
-    if version > len(steps):
+    if version > schema_version():
         raise SchemaTooNew(
-            f"the database has schema version {version}; this program knows versions up to {len(steps)}",
+            f"the database has schema version {version}; this program knows versions up to {schema_version()}",
             fix="start the newer program that wrote it, or name another file with --db",
         )
     for number, step in enumerate(steps[version:], version + 1):
@@ -141,13 +141,13 @@ def definitions(db: apsw.Connection) -> dict[str, str]:
 
 
 @functools.cache
-def current_definitions() -> dict[str, str]:
-    """The `definitions` of the current schema."""
+def definitions_of(version: int) -> dict[str, str]:
+    """The `definitions` of the schema with this version, from 1 to `schema_version`."""
     db = apsw.Connection(MEMORY)
-    db.deserialize("main", _blank_image())
-    current = definitions(db)
+    migrate(db, version)
+    of_version = definitions(db)
     db.close()
-    return current
+    return of_version
 
 
 @functools.cache

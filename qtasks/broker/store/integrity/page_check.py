@@ -13,7 +13,7 @@ from typing import Final
 import apsw
 
 from qtasks.broker.store import storage_errors
-from qtasks.broker.store.connection import current_definitions, definitions, schema_version
+from qtasks.broker.store.connection import definitions, definitions_of, schema_version
 
 SMALL_BYTES: Final = 64 * 1024 * 1024
 """Size of a database, in bytes, up to which a start checks it first: about 0.2 s. A larger one is checked meanwhile."""
@@ -86,10 +86,15 @@ def _is_of_pages(text: str) -> bool:
 
 
 def _schema_findings(db: apsw.Connection) -> list[str]:
-    """The tables and indices that are missing, or whose text is not that of this version."""
-    if db.pragma("user_version") != schema_version():
-        return []  # of another version, which this program has not changed yet
+    """The tables and indices that are missing, or whose text is not that of their version."""
+    version = db.pragma("user_version")
     stored = definitions(db)
+    if not 0 < version <= schema_version():
+        if stored == definitions_of(schema_version()):
+            return [f"the number of the schema's version is damaged: {version}"]
+        return []  # of a later version, of another program, or new
     return [
-        f"the definition of {name} is damaged" for name, sql in current_definitions().items() if stored.get(name) != sql
+        f"the definition of {name} is damaged"
+        for name, sql in definitions_of(version).items()
+        if stored.get(name) != sql
     ]
