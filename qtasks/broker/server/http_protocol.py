@@ -129,10 +129,11 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the watch."""
+        """End the watch, and free the memory: uvicorn would keep a connection that was reset until its timer ends."""
         self._input = b""
         self._watch.forget(self)
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived, or keep it until its turn."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -294,6 +296,19 @@ async def test_a_connection_too_many_is_told_to_come_back_while_all_others_are_a
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         app.may_answer.set()
         assert [(await client.answer()).status for client in clients] == [200, 200]
+
+
+async def test_nothing_is_kept_of_a_connection_that_was_reset() -> None:
+    """Otherwise those who connect, ask and reset could fill the memory."""
+    async with WatchedServer(App()) as server:
+        client = await server.connect()
+        await client.send(GET)
+        await server.until_phase(Phase.IDLE)
+        connection = weakref.ref(server.connections[0])
+        client.socket.close()  # with an unread response, so this is a reset
+        await server.until(lambda: not server.state.connections)
+        gc.collect()
+        assert connection() is None
 
 
 async def test_a_dispatcher_that_is_busy_ends_no_attempt() -> None:
