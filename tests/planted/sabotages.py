@@ -397,4 +397,55 @@ SABOTAGES: Final = (
         "elif now - seen.since_s > limits.body_s + received:",
         "tests/unit/broker/test_connection_watch.py",
     ),
+    # -- damage
+    Sabotage(
+        "a POST that became a PUT is delivered",
+        f"{_VERBS}/sums.py",
+        "            message.method,\n",
+        '            "POST",\n',
+        "tests/store/test_damaged_rows.py",
+    ),
+    Sabotage(
+        "a damaged message gives away the place of another",
+        f"{_VERBS}/damage/quarantine.py",
+        "if any(message.parent is not None or not message.has_sound_identity() for message in messages):",
+        "if any(False for message in messages):",
+        "tests/store/test_damaged_rows.py",
+    ),
+    Sabotage(
+        "a damaged dead letter is sent again",
+        "qtasks/broker/api/dead_letters.py",
+        "    if letter.message.damaged:",
+        "    if False:",
+        "tests/unit/broker/test_api_damage.py",
+    ),
+    # -- the loop
+    Sabotage(
+        "the loop waits for the lock of another program",
+        f"{_STORE}/group_commit.py",
+        "db.set_busy_timeout(0)  # the loop",
+        "db.set_busy_timeout(5000)  # the loop",
+        "tests/store/test_held_loop.py",
+    ),
+    Sabotage(
+        "a shared body goes with the first of its messages",
+        f"{_STORE}/schema/0004_hostile_days.sql",
+        "BETWEEN shared_bodies.first AND shared_bodies.last",
+        "BETWEEN shared_bodies.first AND shared_bodies.first",
+        "tests/store/test_held_loop.py",
+    ),
+    Sabotage(
+        "a claim that has read enough forgets the rest",
+        f"{_VERBS}/claim.py",
+        "self.has_more = self.has_more or self._has_read_enough()",
+        "self.has_more = self.has_more or False",
+        "tests/store/test_held_loop.py",
+    ),
+    Sabotage(
+        "a long list loses an entry between its pieces",
+        "qtasks/broker/api/pages.py",
+        "bounds.append((last.begin, last.count))",
+        "bounds.append((last.begin, last.count - 1))",
+        "tests/unit/broker/test_large_pages.py",
+    ),
 )
