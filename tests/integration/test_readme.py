@@ -135,5 +135,26 @@ def test_the_client(folder: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "mails\n"), done.stderr
 
 
+def test_the_database_is_copied_and_checked(tmp_path: Path) -> None:
+    commands = [line for line in CONSOLE if line.startswith(("qtasks broker init", "qtasks broker backup"))]
+    commands += [line for line in CONSOLE if line.startswith("qtasks broker check")]
+    output = ""
+    for line in commands:
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("qtasks")), *line.split()[1:]],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        output += done.stdout
+    assert len(commands) == 3
+    assert "sound" in output
+    assert (tmp_path / "qtasks-backup.db").is_file()
+
+
 def test_every_python_block_is_run_by_one_of_these_tests() -> None:
     assert len(PYTHON) == 8
