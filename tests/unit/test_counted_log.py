@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from starlette.requests import ClientDisconnect
+from starlette.websockets import WebSocketDisconnect
 
 from qtasks.broker.server.uvicorn_log import CountedLines
 from qtasks.counted_log import CountedLog
@@ -109,6 +111,21 @@ def test_uvicorns_lines_about_bad_requests_are_counted(caplog: pytest.LogCapture
     ]
     assert texts[3:] == ["Exception in ASGI application\n"] * 8, "errors of the application are all written"
     assert "what a stranger sent" not in caplog.text
+
+
+@pytest.mark.parametrize("departure", [ClientDisconnect(), WebSocketDisconnect()])
+def test_clients_that_leave_early_fill_no_log(departure: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """Each would be a page of traceback, for a few bytes of a stranger."""
+    uvicorn = logging.getLogger(f"qtasks.tests.uvicorn.{type(departure).__name__}")
+    uvicorn.addFilter(CountedLines())
+    for _ in range(9):
+        try:
+            raise departure
+        except Exception:
+            uvicorn.exception("Exception in ASGI application\n")
+    [record] = caplog.records
+    assert record.exc_info is not None
+    assert "a client left" in record.getMessage()
 
 
 def test_threads_count_together(lines: Lines) -> None:

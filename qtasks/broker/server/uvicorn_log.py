@@ -1,4 +1,4 @@
-"""uvicorn's lines about requests that it cannot read. Strangers cause them, so they are counted.
+"""uvicorn's lines about requests that it cannot read, or that end early. Strangers cause them, so they are counted.
 
 They come from its own protocols, for HTTP without httptools and for websockets; `GuardedProtocol` writes none.
 """
@@ -17,6 +17,8 @@ _BEGINNINGS: Final = (
     "opening handshake failed",
 )
 """How the texts of these lines begin. They contain nothing of the request."""
+_DEPARTURES: Final = frozenset({"ClientDisconnect", "WebSocketDisconnect"})
+"""Exceptions of Starlette in a route of the application: its client has left before the end."""
 
 
 class CountedLines(logging.Filter):
@@ -28,6 +30,11 @@ class CountedLines(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """False for a line that is counted."""
+        error = None if record.exc_info is None else record.exc_info[1]
+        if type(error).__name__ in _DEPARTURES:
+            kind = "clients that left while the application read from them"
+            self._counted.write(record.levelno, kind, "a client left while it was read from", with_traceback=True)
+            return False
         text = str(record.msg)
         beginning = next((beginning for beginning in _BEGINNINGS if text.startswith(beginning)), None)
         if beginning is None:
