@@ -11,8 +11,9 @@ import pytest
 from qtasks.broker.core.rules import Trigger
 from qtasks.broker.core.values import DAY_MS, LogCriteria, Retention
 from qtasks.broker.loops import deliverer
-from qtasks.broker.store.verbs import admission, flow_control, prefixes, queues
+from qtasks.broker.store.verbs import admission, flow_control, queues
 from qtasks.broker.store.verbs.log_entries import CUT_TO, KEPT_WHOLE
+from qtasks.broker.store.verbs.parking import prefixes
 from qtasks.broker.store.verbs.reads import queries
 from qtasks.broker.store.verbs.retention import BATCH, prune, prune_messages, used_bytes
 from qtasks.protocol.headers import DISPATCHER_HEADER

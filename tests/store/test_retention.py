@@ -17,7 +17,8 @@ from qtasks.broker.core.values import DAY_MS, DeadLetterCriteria, LogCriteria, R
 from qtasks.broker.loops.pruner import INTERVAL_MS, PAUSE_MS, Pruner
 from qtasks.broker.store.connection import connect, run_in_transaction
 from qtasks.broker.store.sqlite import SqliteStore
-from qtasks.broker.store.verbs import accept, admission, cancel, claim, prefixes, settle
+from qtasks.broker.store.verbs import accept, admission, cancel, claim, settle
+from qtasks.broker.store.verbs.parking import prefixes
 from qtasks.broker.store.verbs.reads import queries
 from qtasks.broker.store.verbs.retention import (
     BATCH,

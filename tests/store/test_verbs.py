@@ -12,6 +12,7 @@ from qtasks.broker.core.values import AccountCredentials, Claim, DeadLetterCrite
 from qtasks.broker.ports import Failure
 from qtasks.broker.store.connection import connect
 from qtasks.broker.store.verbs import accept, accounts, admission, cancel, claim, settle, stored
+from qtasks.broker.store.verbs.parking import parked
 from qtasks.broker.store.verbs.reads import queries
 from qtasks.broker.store.verbs.stored import Fault
 from qtasks.protocol.messages import (
@@ -101,14 +102,14 @@ def test_a_busy_host_holds_back_its_own_messages_and_nobody_elses(db: apsw.Conne
         first = claim.claim(db, now_ms=NOW, limit=10, rooms=Rooms(2, {"dead.example:80": 0}))
         picked += ids(list(first.claims))
     assert picked == ["msg_0", "msg_1", "msg_50", "msg_51"]
-    assert first.parked_lots == {"dead.example:80", "healthy.example:80"}
+    assert set(parked.of(db)) == {"dead.example:80", "healthy.example:80"}
 
 
 def test_parked_messages_start_in_order_when_their_host_has_room_again(db: apsw.Connection) -> None:
     accept.accept(db, [publication(n) for n in range(4)], now_ms=NOW)
     busy = Rooms(1, {"127.0.0.1:8000": 0})
     assert claim.claim(db, now_ms=NOW, limit=10, rooms=busy).claims == ()
-    later = accept.accept(db, [publication(9)], now_ms=NOW, parked_lots={"127.0.0.1:8000"})
+    later = accept.accept(db, [publication(9)], now_ms=NOW)
     assert later[0].message_id == "msg_9"
     assert ids(claims(db, room=3)) == ["msg_0", "msg_1", "msg_2"]
     assert ids(claims(db)) == ["msg_3", "msg_9"]
@@ -342,7 +343,7 @@ def test_configured_keys_seed_a_new_account_and_never_replace_what_is_stored(db:
     [
         (f"{stored.SELECT} {claim._DUE}", "messages_claimable"),
         (f"{stored.SELECT} {claim._PARKED_IN_LOT}", "messages_parked"),
-        (claim._PARKED_LOTS, "messages_parked"),
+        (parked._LOTS, "messages_parked"),
         (claim._NEXT_DUE, "messages_claimable"),
         (claim._NEXT_DUE, "prefixes_down"),
         (claim._READY_KEYS, "flow_keys_ready"),

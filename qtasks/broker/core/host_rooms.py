@@ -22,6 +22,8 @@ PER_SPARE_SLOT_IF_TRUSTED: Final = 4.0
 PER_FREE_SLOT: Final = 0.5
 """How many attempts a lively host may have in flight for each free slot, the reserve included."""
 
+_STRANGER: Final = ""
+"""The name of no host."""
 _TRUSTED: Final = (Trust.LIVELY, Trust.PROVEN)
 
 
@@ -34,7 +36,6 @@ class HostRooms:
         self._free = rooms.free
         self._free_for_silent = rooms.free_for_silent
         self._in_flight = sum(rooms.in_flight.values())
-        self._turns = {host: turn for turn, host in enumerate(rooms.hosts)}
 
     def of(self, host: str) -> int:
         """How many more attempts `host` may have now."""
@@ -56,6 +57,10 @@ class HostRooms:
             share = max(share, 1)
         return max(0, min(room, free, share - in_flight))
 
+    def of_strangers(self) -> int:
+        """How many attempts each host may have now of which nothing is known."""
+        return self.of(_STRANGER)
+
     def start(self, host: str) -> None:
         """An attempt at `host` starts."""
         self._started[host] = self._started.get(host, 0) + 1
@@ -67,7 +72,3 @@ class HostRooms:
         if trust in _TRUSTED:
             return PER_SPARE_SLOT_IF_TRUSTED
         return PER_SPARE_SLOT_IF_ALONE if is_alone and trust is not Trust.SILENT else PER_SPARE_SLOT
-
-    def turn(self, host: str) -> int:
-        """The place of `host` in the line: the host whose last attempt is the longest ago is first."""
-        return self._turns.get(host, -1)

@@ -114,8 +114,6 @@ class ClaimBatch:
     """When the earliest message that is not due yet becomes due; None if there is none."""
     has_more: bool = False
     """More messages are due now: claim again as soon as there is room."""
-    parked_lots: frozenset[str] = frozenset()
-    """Lots in which messages wait, because they have no room, or have waited until this claim."""
 
 
 @dataclass(frozen=True, slots=True)

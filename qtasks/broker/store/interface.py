@@ -75,10 +75,10 @@ class Store(Protocol):
         """As `read`, for a query that may look at very many rows: other reads do not wait for it."""
 
     async def accept(self, publications: Sequence[Publication], *, now_ms: int) -> list[Accepted]:
-        """Write with `accept.accept`, which also gets the parked lots that the last claim reported."""
+        """Write with `accept.accept`, as long as there is room for new messages."""
 
     async def claim(self, *, now_ms: int, limit: int, rooms: Rooms) -> ClaimBatch:
-        """Write with `claim.claim`, and remember the parked lots for `accept`."""
+        """Write with `claim.claim`."""
 
     def fail(self, reason: str) -> None:
         """Accept no write from now on, because of `reason`, a sentence: the storage is broken. Idempotent."""

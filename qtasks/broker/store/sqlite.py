@@ -68,7 +68,6 @@ class SqliteStore:
             db, clock, on_loop=path == MEMORY, file_change=None if watch is None else watch.essential_change
         )
         self.broken = self._commits.broken
-        self._parked_lots: frozenset[str] = frozenset()  # a hint that saves work; the rows decide
         self._room = None if path == MEMORY else DiskRoom(db, path)
         self.lacks_room = asyncio.Event() if self._room is None else self._room.lacking
         if self._room is not None:
@@ -162,7 +161,7 @@ class SqliteStore:
     async def accept(self, publications: Sequence[Publication], *, now_ms: int) -> list[Accepted]:
         """See `Store.accept`."""
         return await self._commits.submit(
-            self._if_room(lambda: accept(self._db, publications, now_ms=now_ms, parked_lots=self._parked_lots)),
+            self._if_room(lambda: accept(self._db, publications, now_ms=now_ms)),
             is_long=len(publications) > SHORT_WRITE,
         )
 
@@ -194,9 +193,7 @@ class SqliteStore:
 
     async def claim(self, *, now_ms: int, limit: int, rooms: Rooms) -> ClaimBatch:
         """See `Store.claim`."""
-        batch = await self.write(claim, now_ms=now_ms, limit=limit, rooms=rooms)
-        self._parked_lots = batch.parked_lots
-        return batch
+        return await self.write(claim, now_ms=now_ms, limit=limit, rooms=rooms)
 
     @property
     def failure(self) -> str | None:

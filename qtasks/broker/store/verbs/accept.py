@@ -13,6 +13,7 @@ from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import Accepted, Publication
 from qtasks.broker.store.verbs import admission, broker_time, rows, sums
 from qtasks.broker.store.verbs.log_entries import append_log
+from qtasks.broker.store.verbs.parking import parked
 from qtasks.broker.store.verbs.rows import MessageRow
 from qtasks.protocol.messages import DEDUPLICATION_WINDOW_MS, Message, State
 
@@ -20,13 +21,11 @@ SHARED_FROM: Final = 1024
 """Bytes of a body that is stored once for all messages of a URL group; a shorter one is stored with each of them."""
 
 
-def accept(
-    db: apsw.Connection, publications: Sequence[Publication], *, now_ms: int, parked_lots: Container[str] = ()
-) -> list[Accepted]:
+def accept(db: apsw.Connection, publications: Sequence[Publication], *, now_ms: int) -> list[Accepted]:
     """Store messages with their deduplication keys and log entries: all of them or, on an error, none.
 
-    `parked_lots` are lots in which messages wait. A new message of one of them is parked behind those at once, which
-    saves a claim from reading it only to park it.
+    A new message of a lot in which messages wait is parked behind those at once, which saves a claim from reading it
+    only to park it.
     """
     accepted: list[Accepted] = []
     fresh: list[Publication] = []
@@ -42,7 +41,7 @@ def accept(
             )
         accepted.append(Accepted(message.id))
         fresh.append(publication)
-    insert(db, fresh, now_ms=now_ms, parked_lots=parked_lots)
+    insert(db, fresh, now_ms=now_ms, parked_lots=parked.of(db))
     return accepted
 
 

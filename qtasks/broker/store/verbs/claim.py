@@ -18,13 +18,15 @@ from qtasks.broker.core.interruptions import (
     Situation,
     max_open_claims,
 )
+from qtasks.broker.core.parked_lots import ParkedLots
 from qtasks.broker.core.rules import STARTABLE, TRANSITIONS, Stage, Transition, Trigger
 from qtasks.broker.core.values import Claim, ClaimBatch, Rooms
 from qtasks.broker.store.verbs import admission, rows, stored, sums
 from qtasks.broker.store.verbs.damage import quarantine
 from qtasks.broker.store.verbs.end_callbacks import report_end_of
 from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_log, change_stage
-from qtasks.broker.store.verbs.lot_rooms import LotRooms
+from qtasks.broker.store.verbs.parking import parked
+from qtasks.broker.store.verbs.parking.lot_rooms import LotRooms
 from qtasks.broker.store.verbs.rows import fetch
 from qtasks.broker.store.verbs.stored import Fault, StoredMessage
 from qtasks.protocol.messages import Message, State
@@ -45,16 +47,6 @@ _BY_SEQ: Final = "WHERE m.seq = ?"
 _CHANGES: Final = sums.changes(stage="?1", claim_token="?2", open_claims="open_claims + 1", quiet="?3")  # noqa: S106
 _CLAIM: Final = f"UPDATE messages SET {_CHANGES} WHERE seq = ?4"
 _READY_KEYS: Final = "SELECT ready_ms, account, key FROM flow_keys WHERE ready_ms <= ? ORDER BY ready_ms LIMIT ?"
-# One index lookup for each lot that has parked messages, however many messages those are.
-_PARKED_LOTS: Final = f"""
-    WITH RECURSIVE parked (lot) AS (
-        SELECT min(lot) FROM messages WHERE stage = {Stage.PARKED}
-        UNION ALL
-        SELECT (SELECT min(lot) FROM messages WHERE stage = {Stage.PARKED} AND lot > parked.lot) FROM parked
-        WHERE parked.lot IS NOT NULL
-    )
-    SELECT lot FROM parked WHERE lot IS NOT NULL
-"""
 _NEXT_DUE: Final = (
     "SELECT min(due_ms) FROM ("
     f"SELECT min(due_ms) AS due_ms FROM messages WHERE stage = {Stage.DUE} AND due_ms > ?"
@@ -69,23 +61,19 @@ def claim(db: apsw.Connection, *, now_ms: int, limit: int, rooms: Rooms) -> Clai
     Parked messages of lots with room come first, then due messages by due time and order of acceptance. A lot without
     room gets no more: its due messages are parked, so that later claims do not scan past them.
     """
-    parked_lots = _parked_lots(db)
-    lot_rooms = LotRooms(db, rooms, parked_lots=parked_lots, now_ms=now_ms)
+    lots_of_parked = parked.of(db)
+    parked.read_more(db, lots_of_parked)
+    lot_rooms = LotRooms(db, rooms, parked=lots_of_parked, now_ms=now_ms)
     claims = _Claims(db, now_ms, limit, lot_rooms)
-    claims.take_parked(parked_lots)
+    claims.take_parked(lots_of_parked)
     claims.take_due()
     claims.close()
     lot_rooms.close()
     return ClaimBatch(
         claims=tuple(claims.claims),
         next_due_ms=cast("int | None", db.execute(_NEXT_DUE, (now_ms, now_ms, now_ms)).get),
-        has_more=claims.has_more,
-        parked_lots=frozenset(lot_rooms.parked_lots),
+        has_more=claims.has_more or lots_of_parked.read_until is not None,
     )
-
-
-def _parked_lots(db: apsw.Connection) -> list[str]:
-    return [lot for (lot,) in fetch(db, _PARKED_LOTS)]
 
 
 class _Claims:
@@ -114,21 +102,23 @@ class _Claims:
     def _has_read_enough(self) -> bool:
         return self._read_bytes >= READ_BYTES
 
-    def take_parked(self, parked_lots: list[str]) -> None:
+    def take_parked(self, parked_lots: ParkedLots) -> None:
         """Claim parked messages of lots with room, in turns: no backlog of one lot blocks another."""
-        line = deque(sorted((lot for lot in parked_lots if self._rooms.of(lot) > 0), key=self._rooms.turn))
+        line = deque(self._rooms.line(self._limit - len(self.claims)))
         turn = max(1, self._limit // max(1, len(line)))
-        while line:
-            if self._is_full():
-                self.has_more = True
-                return
+        while line and not self._is_full():
             lot = line.popleft()
             count = min(turn, self._rooms.of(lot), self._limit - len(self.claims))
-            candidates = self._candidates(_PARKED_IN_LOT, lot, count) if count > 0 else []
+            if count <= 0:
+                continue
+            candidates = self._candidates(_PARKED_IN_LOT, lot, count)
             for candidate in candidates:
                 self._consider(candidate)
-            if candidates and len(candidates) == count:
+            if len(candidates) == count:
                 line.append(lot)
+            elif not parked.has_parked(self._db, lot):
+                parked_lots.discard(lot)
+        self.has_more = self.has_more or bool(line) or self._rooms.passes_over()
 
     def take_due(self) -> None:
         """Claim due messages and the first messages of flow-control keys that are ready, by time."""

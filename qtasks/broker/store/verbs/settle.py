@@ -13,11 +13,12 @@ from qtasks.broker.core.message_builder import callbacks_of_attempt
 from qtasks.broker.core.rules import FINAL, TRANSITIONS, Stage, Trigger
 from qtasks.broker.core.values import Publication, Recovery, Settled, Settlement
 from qtasks.broker.ports import Failure
-from qtasks.broker.store.verbs import admission, broker_time, prefixes, sums
+from qtasks.broker.store.verbs import admission, broker_time, sums
 from qtasks.broker.store.verbs.accept import insert
 from qtasks.broker.store.verbs.damage import quarantine
 from qtasks.broker.store.verbs.end_callbacks import report_end, report_end_of
 from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_log, change_stage, shortened
+from qtasks.broker.store.verbs.parking import parked, prefixes
 from qtasks.broker.store.verbs.rows import change, fetch
 from qtasks.protocol import wire
 from qtasks.protocol.messages import Message, Response, State
@@ -126,9 +127,15 @@ def _note_sign(db: apsw.Connection, settlement: Settlement, now_ms: int) -> int 
 def _note_interruption(db: apsw.Connection, settlement: Settlement, *, is_quiet: bool, now_ms: int) -> None:
     """Store how often and since when the message has been interrupted, and the lot that follows from it."""
     claim, evaluation = settlement.claim, settlement.evaluation
-    lot = lots.lot_of(claim.message, claim.host, cuts=evaluation.cuts, is_allowed=not evaluation.is_expired)
     noted_ms = now_ms if evaluation.trigger is Trigger.INTERRUPT else None
-    db.execute(_NOTE_INTERRUPTION, (lot, evaluation.since_ms, evaluation.cuts, is_quiet, noted_ms, claim.seq))
+    db.execute(
+        _NOTE_INTERRUPTION, (_next_lot(settlement), evaluation.since_ms, evaluation.cuts, is_quiet, noted_ms, claim.seq)
+    )
+
+
+def _next_lot(settlement: Settlement) -> str:
+    claim, evaluation = settlement.claim, settlement.evaluation
+    return lots.lot_of(claim.message, claim.host, cuts=evaluation.cuts, is_allowed=not evaluation.is_expired)
 
 
 def _wait_again(db: apsw.Connection, settlement: Settlement, stage: Stage, now_ms: int) -> Stage:
@@ -145,6 +152,7 @@ def _wait_again(db: apsw.Connection, settlement: Settlement, stage: Stage, now_m
     waits = admission.resume_place(db, seq, stage, account=message.account, queue=message.queue, flow_key=flow_key)
     if waits is stage and evaluation.sign is Sign.REFUSES:
         change_stage(db, seq, stage, Trigger.PARK)
+        parked.of(db).add(_next_lot(settlement))
         return TRANSITIONS[stage, Trigger.PARK].to
     return waits
 

@@ -9,7 +9,8 @@ import apsw
 from qtasks.broker.core import lots
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import MessageStatus
-from qtasks.broker.store.verbs import prefixes, rows, stored
+from qtasks.broker.store.verbs import rows, stored
+from qtasks.broker.store.verbs.parking import prefixes
 from qtasks.broker.store.verbs.reads import queries
 from qtasks.broker.store.verbs.rows import fetch
 from qtasks.broker.store.verbs.stored import StoredMessage

@@ -13,6 +13,7 @@ import apsw
 
 from qtasks.broker.core.interruptions import PATIENCE_MS, QUICK_FOR_MS, probe_pause_ms
 from qtasks.broker.core.values import USE_NOTED_MS
+from qtasks.broker.store.verbs.parking import parked
 
 _MOST_PROBES: Final = 1 << 16
 
@@ -63,6 +64,7 @@ def note_dispatcher(db: apsw.Connection, prefix: str, *, now_ms: int) -> None:
 
 def note_answer(db: apsw.Connection, prefix: str) -> None:
     """A probe was answered: the prefix is not down any more."""
+    parked.of(db).wake_prefix(prefix)
     db.execute(
         "UPDATE prefixes SET down_since_ms = NULL, probe_ms = NULL, probes = 1"
         " WHERE lot = ? AND down_since_ms IS NOT NULL",
@@ -75,6 +77,7 @@ def note_refusal(db: apsw.Connection, prefix: str, *, is_probe: bool, now_ms: in
 
     A refusal that no probe met, because its attempt began before, changes nothing for a prefix that is down.
     """
+    parked.of(db).wake_prefix(prefix)  # the next claim sees until when it waits now
     state = read(db, prefix)
     if state.down_since_ms is None:
         probe_ms = now_ms + probe_pause_ms(0)
