@@ -110,6 +110,8 @@ class GroupCommit:
         """Called in the writer thread when the disk is full; True if a write may now succeed."""
         self._ran_again: _QueuedWrite | None = None
         """The last write that has run once more because there may be room for it."""
+        self.note_move: Callable[[], None] = lambda: None
+        """Called before and after the log is moved into the database."""
         self.shortens_log = False
         """True: the next checkpoint also gives the room of the log back to the disk."""
         self._writer = DaemonThreadPool(1, "qtasks-commit")
@@ -344,14 +346,19 @@ class GroupCommit:
     def _checkpoint(self) -> apsw.Error | None:
         """Move the log into the database file. Pages that a reader still needs stay for the next time."""
         shortens, self.shortens_log = self.shortens_log, False
+        self.note_move()
         try:
             with self._patience():
                 self._db.wal_checkpoint(
                     mode=apsw.SQLITE_CHECKPOINT_TRUNCATE if shortens else apsw.SQLITE_CHECKPOINT_PASSIVE
                 )
         except apsw.Error as error:
-            return self._checkpoint() if storage_errors.is_full(error) and self.make_room() else error
-        return None
+            failed = error
+        else:
+            return None
+        finally:
+            self.note_move()
+        return self._checkpoint() if storage_errors.is_full(failed) and self.make_room() else failed
 
     def _checkpoint_ended(self, error: apsw.Error | None) -> None:
         if error is not None and storage_errors.is_fatal(error):

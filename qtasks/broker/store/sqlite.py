@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -76,9 +77,12 @@ class SqliteStore:
         self._long_readers = DaemonThreadPool(_READERS, "qtasks-read-long")
         self._thread = threading.local()
         self._read_connections: list[apsw.Connection] = []
-        self._watching = (
-            None if watch is None else asyncio.create_task(watch.run(clock, self.fail), name="qtasks-watch")
-        )
+        self._watching: asyncio.Task[None] | None = None
+        if watch is not None:
+            self._commits.note_move = watch.note_move
+            self._watching = asyncio.create_task(
+                watch.run(clock, self.fail, self._check_foreign_write), name="qtasks-watch"
+            )
 
     @classmethod
     async def open(cls, path: str, clock: Clock) -> tuple[SqliteStore, Recovery]:
@@ -204,6 +208,13 @@ class SqliteStore:
         """See `Store.fail`."""
         self._commits.fail(reason)
 
+    async def _check_foreign_write(self) -> None:
+        """Another program has written into the database file: fail if that has damaged it."""
+        with contextlib.suppress(StoreError):  # the store has failed
+            if findings := await self.read_long(page_check.fresh_findings):
+                what = f"another program wrote into it while the broker used it; {'; '.join(findings[:3])}"
+                self.fail(storage_errors.sentence_of_damage(self.path, what))
+
     async def close(self) -> None:
         """See `Store.close`."""
         if self._closed:
@@ -224,6 +235,8 @@ class SqliteStore:
             self._room.close()
         if self.path != MEMORY:
             page_check.note_failure(self.path, failed=self.failure is not None)
+        if self._watch is not None and self._watch.overwriting() is not None:
+            self._db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # what is left would be destroyed
         self._release()
 
     def _read_connection(self) -> apsw.Connection:
@@ -238,8 +251,8 @@ class SqliteStore:
 def _watched(db: apsw.Connection, path: str, lock: FileLock) -> FileWatch:
     """Check the database that SQLite has just opened; a watch over its files. Raises StoreError."""
     lock.confirm()
-    watch = FileWatch(path, lock.files)
     wal_check.empty_log(db)
+    watch = FileWatch(path, lock.files)
     if (page_check.is_small(db) or page_check.has_failed(path)) and (findings := page_check.page_findings(db)):
         raise storage_errors.damaged(path, "; ".join(findings[:3]))
     return watch

@@ -46,6 +46,12 @@ def page_findings(db: apsw.Connection, limit: int = 20) -> list[str]:
     return findings[:limit]
 
 
+def fresh_findings(db: apsw.Connection) -> list[str]:
+    """As `page_findings`, of what is in the file now, and not of what this connection remembers of it."""
+    db.release_memory()
+    return page_findings(db)
+
+
 def note_failure(path: str, *, failed: bool) -> None:
     """Note at the end of a broker whether its storage failed: then the next start checks all pages before it serves."""
     note = _note(path)
