@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import stat
 import tarfile
@@ -136,6 +137,17 @@ def test_a_database_of_an_earlier_release_is_sound(tmp_path: Path, release: str)
     assert text(command(tmp_path, "check")).startswith("sound: ")
     assert "is sound: nothing was changed" in text(command(tmp_path, "repair"))
     assert command(tmp_path, "backup", str(tmp_path / "copy.db")).exception is None
+
+
+@pytest.mark.parametrize("arguments", [("check",), ("repair",), ("backup", "copy.db"), ("token", "list")])
+def test_no_command_loses_the_log_of_a_database_that_was_emptied(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    path = killed(tmp_path / "qtasks.db", commits=5)
+    database, log = path.read_bytes(), log_of(path).read_bytes()
+    os.truncate(path, 0)
+    assert "is missing or empty, but its write-ahead log" in text(command(tmp_path, *arguments))
+    assert log_of(path).read_bytes() == log
+    path.write_bytes(database)
+    assert len(stored_messages(path)) == 5
 
 
 @pytest.mark.parametrize("version", [0, 5])

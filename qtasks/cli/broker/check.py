@@ -12,7 +12,7 @@ from typing import Final
 import apsw
 import click
 
-from qtasks.broker.store import storage_errors
+from qtasks.broker.store import orphaned_log, storage_errors
 from qtasks.broker.store.connection import connect_read_only, schema_version
 from qtasks.broker.store.integrity import lost_commits, page_check
 from qtasks.broker.store.verbs.damage import scrub
@@ -31,6 +31,7 @@ def check(db: str) -> None:
     Prints what is damaged and ends with status 1, or one line that the database is sound.
     """
     path = os.path.realpath(existing_database(db))  # the log is beside the file, not beside a link to it
+    orphaned_log.refuse_without_database(path)  # SQLite would delete the log
     findings, unchecked = _log_findings(path)
     if findings := findings or page_findings(path):
         _print(findings)
