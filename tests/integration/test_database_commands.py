@@ -69,6 +69,20 @@ def test_a_backup_is_restored_by_copying_it_back(tmp_path: Path) -> None:
     assert text(command(tmp_path, "check")).startswith("sound: 5 messages")
 
 
+def test_a_backup_is_made_on_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    path = killed(tmp_path / "qtasks.db", commits=5)
+    monkeypatch.setattr(os, "link", refuse)
+    copy = tmp_path / "copy.db"
+    assert "checked" in command(tmp_path, "backup", str(copy)).output
+    assert stored_messages(copy) == stored_messages(path)
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    assert "replaces nothing" in text(command(tmp_path, "backup", str(copy)))
+    assert not list(tmp_path.glob("copy.db?*"))
+
+
 def test_a_backup_replaces_no_file(tmp_path: Path) -> None:
     killed(tmp_path / "qtasks.db", commits=3)
     (tmp_path / "copy.db").write_bytes(b"something else")

@@ -43,7 +43,7 @@ def backup(target: str, db: str) -> None:
     try:
         pages = _copy(path, str(partial))
         sync_to_disk(partial)
-        os.link(partial, target)  # refuses a file that was made meanwhile
+        _name(partial, Path(target))
         sync_to_disk(Path(target).absolute().parent)
     except (apsw.Error, OSError) as error:
         raise StoreError(f"{path} cannot be copied to {target}: {error}") from error
@@ -51,6 +51,17 @@ def backup(target: str, db: str) -> None:
         for suffix in ("", "-wal", "-shm", "-journal"):
             Path(f"{partial}{suffix}").unlink(missing_ok=True)
     click.echo(f"{target}: {pages * 4096 / 1_000_000:.1f} MB, checked")
+
+
+def _name(partial: Path, target: Path) -> None:
+    """Give the copy its name. Raises FileExistsError for a file that was made meanwhile."""
+    try:
+        os.link(partial, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links, as on many USB sticks and network shares
+        os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))  # refuses it, too
+        partial.replace(target)
 
 
 def _copy(path: str, partial: str) -> int:
