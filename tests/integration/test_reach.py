@@ -81,6 +81,14 @@ def test_the_base_url_opens_the_tasks_below_it_and_nothing_else(tmp_path: Path, 
         assert {received.path for received in endpoint.wait_for(3)} == {"/qtasks/add"}
 
 
+def test_a_rule_for_a_method_opens_the_publish_of_such_a_request(tmp_path: Path, endpoint: Endpoint) -> None:
+    rule = f"PUT {endpoint.url}/files"
+    with BrokerServer(tmp_path, "--destinations", "public", "--allow-destination", rule) as broker:
+        broker.started().publish(f"{endpoint.url}/files/1", b"1", Upstash_Method="PUT")
+        assert endpoint.wait_for(1)[0].path == "/files/1"
+        assert broker.ask("POST", f"/v2/publish/{endpoint.url}/files/1", b"1").status == 400
+
+
 @pytest.mark.parametrize("base_url", ["app.example.com/qtasks", "http://app/qtasks?x=1", "http://app/a/../qtasks"])
 def test_a_base_url_that_cannot_be_a_destination_is_a_sentence(tmp_path: Path, base_url: str) -> None:
     with BrokerServer(tmp_path, QTASKS_BASE_URL=base_url) as broker:

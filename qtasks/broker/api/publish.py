@@ -211,7 +211,7 @@ async def _check_destinations(context: ApiContext, publish: ValidPublish, urls: 
     turn = context.turns.begin()
     check_policy(context, options=publish.options)
     for url in urls:
-        check_policy(context, url)
+        check_policy(context, url, method=publish.options.method)
         await turn.end_if_long()
     if context.resolve_on_publish:
         for url in urls:

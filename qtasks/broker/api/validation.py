@@ -52,12 +52,14 @@ def check_callbacks_of_queue(options: PublishOptions) -> None:
             raise HttpError(400, "a callback of a queued message cannot be delayed: the queue waits for it")
 
 
-def check_policy(context: ApiContext, *urls: str, options: PublishOptions | None = None) -> None:
-    """Refuse URLs that the destination policy refuses by their text, callbacks included.
+def check_policy(
+    context: ApiContext, *urls: str, options: PublishOptions | None = None, method: str | None = None
+) -> None:
+    """Refuse URLs that the destination policy refuses by their text, and those of the callbacks in `options`.
 
-    `options` also tell the method of the requests to `urls`; POST without them.
+    `method` is that of the requests to `urls`: by default that of `options`, else POST.
     """
-    method = (options and options.method) or "POST"
+    method = method or (options and options.method) or "POST"
     for url, its_method in (*((url, method) for url in urls), *(() if options is None else callback_requests(options))):
         if url == LLM_URL:
             raise HttpError(400, f"{url} stands for the language model inside the broker: publish to api/llm")
