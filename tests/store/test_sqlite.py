@@ -101,3 +101,7 @@ async def test_a_reader_cannot_write(tmp_path: Path) -> None:
             lambda db: cancel.cancel(db, ACCOUNT, ["x"], now_ms=NOW).count or db.execute("DELETE FROM messages")
         )
     await store.close()
+
+
+async def test_a_statement_is_not_compiled_again_for_each_value(sqlite_store: SqliteStore) -> None:
+    assert sqlite_store._db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, -1) == 1
