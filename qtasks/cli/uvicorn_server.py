@@ -87,11 +87,12 @@ class UvicornServer(uvicorn.Server):
         """Accept no more connections and stop as uvicorn does. If it lingers, serve open connections a little longer.
 
         A client may be sending on a connection that looks idle; closing it would cost that delivery an attempt.
+        Websockets are closed last (1012), and nothing waits for their clients.
         """
         for server in self.servers:
             server.close()
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
-        for connection in list(self.server_state.connections):
+        for connection in self._http_connections():
             if not _idle(connection):
                 connection.shutdown()  # its response is the last one on this connection
         start_s = time.monotonic()
@@ -99,17 +100,21 @@ class UvicornServer(uvicorn.Server):
         await _wait(lambda: not self._any_idle(), start_s + linger_s)
         if self._retired_callback is not None:
             self._retired_callback()
-        for connection in list(self.server_state.connections):
+        for connection in self._http_connections():
             connection.shutdown()
         if not await _wait(lambda: not self._any_busy(), start_s + self._drain_s):
             await self._hand_back()
         await super().shutdown(sockets=sockets)
 
+    def _http_connections(self) -> list[Any]:
+        """All connections but websockets, which uvicorn keeps in the same set and which must be shut down only once."""
+        return [connection for connection in self.server_state.connections if hasattr(connection, "cycle")]
+
     def _any_idle(self) -> bool:
-        return any(_idle(connection) for connection in self.server_state.connections)
+        return any(_idle(connection) for connection in self._http_connections())
 
     def _any_busy(self) -> bool:
-        return not all(_idle(connection) for connection in self.server_state.connections)
+        return not all(_idle(connection) for connection in self._http_connections())
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
