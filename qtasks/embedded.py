@@ -155,8 +155,10 @@ class LoopThread:
         return self.submit(work).result(timeout_s)
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start `work` on the loop. Raises RuntimeError after `stop`."""
+        """Start `work` on the loop. Raises RuntimeError after `stop`, and in a forked process, which has no threads."""
         try:
+            if not self._thread.is_alive():
+                raise RuntimeError(f"the thread {self._thread.name} has ended")
             return asyncio.run_coroutine_threadsafe(work, self.loop)
         except RuntimeError:
             work.close()
@@ -167,6 +169,8 @@ class LoopThread:
 
         After `_CANCEL_S`, a thread whose loop is blocked by a task is left to the end of the process.
         """
+        if not self._thread.is_alive():
+            return
 
         async def finish() -> None:
             if remaining := asyncio.all_tasks() - {asyncio.current_task()}:
@@ -226,7 +230,9 @@ class _RunningBroker:
         )
 
     def stop(self) -> None:
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(
+            TimeoutError, RuntimeError
+        ):  # RuntimeError: in a forked process, where it does not run
             self._broker_thread.call(self._stop_broker(), self._embedded.drain_s + _START_S)
         self._stop_threads()
 
@@ -371,12 +377,18 @@ class InProcessTransport:
         self._broker = broker
         self._thread = thread
         self._usable = usable
+        self._process = os.getpid()
 
     def submit(self, request: Request) -> Future[Reply]:
         """Start the request on the loop of the broker."""
         try:
             return self._thread.submit(self.handle(request))
         except RuntimeError:
+            if os.getpid() != self._process:
+                raise BrokerUnreachable(
+                    f"the embedded broker runs in process {self._process}, from which this one was forked",
+                    fix="queue tasks in that process, or let both use one server: qtasks broker",
+                ) from None
             raise BrokerUnreachable("the embedded broker has stopped") from None
 
     async def handle(self, request: Request) -> Reply:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -273,6 +275,68 @@ def test_a_second_process_is_told_who_holds_the_file_and_what_to_do(tmp_path: Pa
             note.delay()
         assert "qtasks broker" in str(refused.value)
         other.kill()
+
+
+FORKS = """
+import os, sys, time
+from qtasks import Embedded, QTasks
+from qtasks.errors import BrokerUnreachable
+
+tasks = QTasks(embedded=Embedded("tasks.db"))
+
+@tasks.task
+def add(a: int, b: int) -> int:
+    return a + b
+
+add.delay(1, 2).get(timeout=10)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_is_told_that_it_has_no_broker_and_ends_at_once(tmp_path: Path) -> None:
+    script = """
+if os.fork() == 0:
+    try:
+        add.delay(3, 4)
+    except BrokerUnreachable as error:
+        print(error)
+    sys.exit()
+os.wait()
+print("the parent goes on:", add.delay(5, 6).get(timeout=10))
+"""
+    started_s = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS + script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S * 2,
+        check=True,
+    )
+    assert "from which this one was forked" in done.stdout, done.stderr
+    assert "the parent goes on: 11" in done.stdout
+    assert time.monotonic() - started_s < PATIENCE_S
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_that_outlives_its_parent_does_not_keep_the_lock(tmp_path: Path) -> None:
+    script = """
+if os.fork() == 0:
+    sys.stdin.read()
+    os._exit(0)
+os.kill(os.getpid(), 9)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", FORKS + script], cwd=tmp_path, stdin=subprocess.PIPE)
+    assert parent.stdin is not None
+    assert parent.wait(PATIENCE_S) == -9
+    with QTasks(embedded=Embedded(tmp_path / "tasks.db")) as tasks:
+
+        @tasks.task
+        def add(a: int, b: int) -> int:
+            return a + b
+
+        assert add.delay(1, 2).get(timeout=PATIENCE_S) == 3
+    parent.stdin.close()
 
 
 @pytest.mark.anyio

@@ -37,6 +37,20 @@ _held: dict[FileId, list[int]] = {}
 """The descriptors of each database that this process has locked. They are closed together, at the end of the lock."""
 
 
+def _forget() -> None:
+    """Close the descriptors in a forked process: it has no lock, and would keep that of its parent after its death."""
+    global _changing
+    _changing = threading.Lock()
+    for descriptors in _held.values():
+        for descriptor in descriptors:
+            os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
 class FileLock:
     """The exclusive right to a database. It ends with the process."""
 
@@ -84,7 +98,8 @@ class FileLock:
         """Unlock, after SQLite has closed the file. The files stay, see `orphaned_log`. Idempotent."""
         if self._database is not None:
             with _changing:
-                if file_at(self._path) != self._database and self._log == file_at(f"{self._path}-wal") is not None:
+                is_away = file_at(self._path) != self._database and self._database in _held
+                if is_away and self._log == file_at(f"{self._path}-wal") is not None:
                     orphaned_log.set_aside(self._path, os.fstat(_held[self._database][0]))
                 _close(self._database)
             self._database = None
@@ -156,7 +171,7 @@ def _is_mount_point(path: str) -> bool:
 
 
 def _close(database: FileId) -> None:
-    for descriptor in reversed(_held.pop(database)):
+    for descriptor in reversed(_held.pop(database, [])):
         os.close(descriptor)
 
 
