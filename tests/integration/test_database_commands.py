@@ -83,6 +83,24 @@ def test_a_backup_is_made_on_a_file_system_without_links(tmp_path: Path, monkeyp
     assert not list(tmp_path.glob("copy.db?*"))
 
 
+def test_a_backup_that_is_copied_onto_the_database_of_a_killed_broker_is_not_mixed_with_its_log(tmp_path: Path) -> None:
+    (tmp_path / "earlier").mkdir()
+    killed(tmp_path / "earlier" / "qtasks.db", commits=5)
+    command(tmp_path / "earlier", "backup", str(tmp_path / "copy.db"))
+    path = killed(tmp_path / "qtasks.db", commits=30)
+    path.write_bytes((tmp_path / "copy.db").read_bytes())  # as `cp` does: the file keeps its identity
+    log = log_of(path).read_bytes()
+    for arguments in (("repair",), ("token", "list"), ("backup", "other.db")):
+        assert "qtasks.db is a backup, but the write-ahead log" in text(command(tmp_path, *arguments))
+    with pytest.raises(AssertionError, match="is a backup, but the write-ahead log"), running(tmp_path):
+        pass
+    assert log_of(path).read_bytes() == log
+    log_of(path).unlink()
+    assert len(stored_messages(path)) == 5
+    with running(tmp_path) as broker:
+        assert broker.publish("http://127.0.0.1:9/", b"new", **LATER)
+
+
 def test_a_backup_replaces_no_file(tmp_path: Path) -> None:
     killed(tmp_path / "qtasks.db", commits=3)
     (tmp_path / "copy.db").write_bytes(b"something else")

@@ -123,11 +123,18 @@ def _locked(path: str, descriptor: int) -> FileId:
     owner = file_id(os.fstat(owner_descriptor))
     identities = " ".join(f"{device}:{inode}" for device, inode in (file_id(os.fstat(descriptor)), owner))
     orphaned_log.refuse_replaced_database(path, _written(path)[1], identities)
+    orphaned_log.refuse_backup(path, _header(descriptor))
     orphaned_log.take_back(path, os.fstat(descriptor))
     with contextlib.suppress(OSError):  # on a full disk the lock has no name, which is for people only
         os.ftruncate(owner_descriptor, 0)
         os.write(owner_descriptor, f"{_this_process()}\n{identities}\n".encode())
     return owner
+
+
+def _header(descriptor: int) -> bytes:
+    """The header of the database."""
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return os.read(descriptor, 100)
 
 
 def _lock_bytes(path: str, descriptor: int) -> None:

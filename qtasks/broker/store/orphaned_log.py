@@ -11,10 +11,15 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Final
 
 from qtasks.errors import StoreError
 
 log = logging.getLogger("qtasks.broker")
+
+_JOURNAL: Final = slice(18, 20)
+"""Where the header of a database says which kind of journal it has (https://sqlite.org/fileformat2.html, 1.3)."""
+_WITHOUT_LOG: Final = b"\x01\x01"
 
 
 def refuse_without_database(path: str) -> None:
@@ -42,6 +47,19 @@ def refuse_replaced_database(path: str, before: str, now: str) -> None:
             f"{path} is another file than the last process used, but the write-ahead log of that one is still here",
             fix=f"if it is a backup, move {log_file} away, which would damage it;"
             f" if it is an exact copy, remove {path}.lock",
+        )
+
+
+def refuse_backup(path: str, header: bytes) -> None:
+    """Raise StoreError if the database is a backup that was copied into the place of another, whose log is still here.
+
+    `header` is the first bytes of the file. A backup has no log, and says so there.
+    """
+    log_file = Path(f"{path}-wal")
+    if header[_JOURNAL] == _WITHOUT_LOG and _size(log_file) > 0:
+        raise StoreError(
+            f"{path} is a backup, but the write-ahead log of the database that was here is still beside it",
+            fix=f"move {log_file} away, which would damage the backup",
         )
 
 
