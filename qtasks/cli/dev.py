@@ -84,6 +84,7 @@ def command(app: str | None, port: int, app_port: int, db: str | None, memory: b
         )
         out, errors = NonBlockingStream(sys.stdout), NonBlockingStream(sys.stderr)
         log_to(errors)
+        event_loop.raise_descriptor_limit()
         try:
             sys.exit(event_loop.run(_dev(options, out, errors)))
         finally:

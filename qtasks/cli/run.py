@@ -9,6 +9,7 @@ from typing import Final
 
 import click
 
+from qtasks.broker.server.event_loop import raise_descriptor_limit
 from qtasks.broker.server.listen import listen
 from qtasks.cli.child_process import counts_in_words
 from qtasks.cli.loader import load, locate
@@ -75,6 +76,7 @@ def command(app: str | None, host: str, port: int, workers: int, drain: float, e
         )
 
     log_to(errors)
+    raise_descriptor_limit()
     if not has_limits():
         log.warning(NO_LIMITS)
     try:

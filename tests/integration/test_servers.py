@@ -334,6 +334,21 @@ def test_names_are_looked_up_at_publish_only_when_asked_for(folder: Path, endpoi
         endpoint.wait_for(1)
 
 
+class NarrowBrokerServer(BrokerServer):
+    """A broker whose parent may open 256 files, as on some systems."""
+
+    program = ("sh", "-c", 'ulimit -Sn 256; exec "$0" "$@"', *BrokerServer.program)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the limits of another process from /proc")
+def test_a_server_may_open_as_many_files_as_the_system_allows(folder: Path) -> None:
+    with NarrowBrokerServer(folder).started() as server:
+        limits = Path(f"/proc/{server.process.pid}/limits").read_text()
+    [line] = [line for line in limits.splitlines() if line.startswith("Max open files")]
+    soft, hard = line.split()[3:5]
+    assert int(soft) == (10_240 if hard == "unlimited" else min(int(hard), 10_240))
+
+
 def test_a_broker_that_nobody_configured_says_where_it_is_and_what_it_promises(folder: Path) -> None:
     with BrokerServer(folder) as broker:
         line = broker.wait_for("qtasks broker is running at http://127.0.0.1:")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import sys
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
+
+_DESCRIPTORS: Final = 10_240
+"""The most that macOS allows."""
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -18,6 +22,22 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     except ImportError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process and its children open as many files and connections as the system allows, up to `_DESCRIPTORS`.
+
+    Some systems begin with 256, which is less than the deliveries that a broker makes at a time.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < highest:
+        with contextlib.suppress(ValueError, OSError):  # a system may allow less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
 
 
 def tune_interpreter() -> None:

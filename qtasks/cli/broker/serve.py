@@ -152,6 +152,7 @@ def command(
     ).with_model(os.environ.get(LLM_VARIABLE))
     out, errors = NonBlockingStream(sys.stdout), NonBlockingStream(sys.stderr)
     log_to(errors)
+    event_loop.raise_descriptor_limit()
     try:
         sys.exit(event_loop.run(_serve(BrokerOptions(host, port, hosts, settings), out)))
     finally:
