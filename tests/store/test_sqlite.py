@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -103,5 +104,16 @@ async def test_a_reader_cannot_write(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_a_statement_is_not_compiled_again_for_each_value(sqlite_store: SqliteStore) -> None:
+async def test_a_statement_is_not_compiled_again_for_each_value_or_each_group_of_writes(
+    sqlite_store: SqliteStore,
+) -> None:
     assert sqlite_store._db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, -1) == 1
+    for group in range(5):
+        numbers = range(50 * group, 50 * group + 50)
+        await asyncio.gather(*(sqlite_store.accept([publication(n)], now_ms=NOW) for n in numbers))
+        batch = await sqlite_store.claim(now_ms=NOW, limit=50, rooms=Rooms(1000))
+        assert len(batch.claims) == 50
+        compiled = sqlite_store._db.cache_stats()["misses"]
+        if group == 1:
+            once = compiled
+    assert compiled == once

@@ -22,6 +22,12 @@ T = TypeVar("T")
 MEMORY: Final = ":memory:"
 CHECKPOINT_PAGES: Final = 4_000
 """Length of the write-ahead log, in pages, from which on it is moved into the database file."""
+STATEMENTS: Final = 512
+"""Compiled statements that the connection for writes keeps, the most that apsw allows.
+
+It drops a statement after so many others have run since, however few different ones these were. A group of writes runs
+some hundred, and to compile one takes 20 times as long as to run it.
+"""
 _BUSY_TIMEOUT_MS: Final = 5_000
 _COMMENT: Final = re.compile(r"--[^\n]*")
 
@@ -34,7 +40,7 @@ def connect(path: str, vfs: str | None = None) -> apsw.Connection:
     try:
         if path != MEMORY:
             create_file(os.path.realpath(path))
-        db = apsw.Connection(path, vfs=vfs)
+        db = apsw.Connection(path, vfs=vfs, statementcachesize=STATEMENTS)
         db.set_busy_timeout(_BUSY_TIMEOUT_MS)
         # One plan for each statement, for all values: otherwise SQLite compiles a query for a range again each time
         # that a value is bound, which takes longer than to run it.
