@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from qtasks.cli import cli
-from tests.support.logs import FRAME, commit_ends, flip, killed, log_of, stored_messages
+from tests.support.logs import FRAME, HEADER, commit_ends, flip, killed, log_of, stored_messages
 from tests.support.pages import damage_page, pages_of
 from tests.support.process import qtasks
 from tests.support.servers import SECRETS, BrokerServer
@@ -180,6 +180,23 @@ def test_no_command_loses_the_log_of_a_database_that_was_emptied(tmp_path: Path,
     assert log_of(path).read_bytes() == log
     path.write_bytes(database)
     assert len(stored_messages(path)) == 5
+
+
+@pytest.mark.parametrize("log_was_moved", [False, True], ids=["before the log was moved", "after the log was moved"])
+def test_a_repair_that_was_interrupted_says_what_to_do_and_then_saves_all(tmp_path: Path, log_was_moved: bool) -> None:
+    path = killed(tmp_path / "qtasks.db", commits=12)
+    flip(log_of(path), (HEADER + 3 * FRAME + 500) * 8)
+    kept = tmp_path / "qtasks.db.damaged-1"  # as a kill in the middle of the exchange leaves it
+    os.link(path, kept)
+    if log_was_moved:
+        log_of(path).rename(log_of(kept))
+    refused = text(command(tmp_path, "repair"))
+    assert f"a repair of {path} was interrupted" in refused
+    assert (f"move {log_of(kept)} back to {log_of(path)}" in refused) == log_was_moved
+    if log_was_moved:
+        log_of(kept).rename(log_of(path))
+    kept.unlink()
+    assert "saved: 12 messages" in text(command(tmp_path, "repair"))
 
 
 @pytest.mark.parametrize("version", [0, 5])

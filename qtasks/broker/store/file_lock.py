@@ -17,6 +17,7 @@ Earlier versions of this program lock that file, and nothing else, so it is lock
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import stat
 import sys
@@ -153,6 +154,7 @@ def _refuse_unsafe(path: str, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise StoreError(f"{path} is not a file", fix="name a file with --db")
     if status.st_nlink > 1:
+        _refuse_interrupted_repair(path)
         raise StoreError(
             f"{path} has {status.st_nlink} names (hard links). SQLite keeps the newest data in a file beside the name"
             " it is given, so what was written under one name could be lost under another",
@@ -164,6 +166,19 @@ def _refuse_unsafe(path: str, status: os.stat_result) -> None:
             " with the mount",
             fix="mount the folder that contains the database",
         )
+
+
+def _refuse_interrupted_repair(path: str) -> None:
+    """Raise StoreError if the second name of the database is the one that a repair gives it at its end."""
+    folder, name = os.path.split(path)
+    for kept in Path(folder).glob(f"{glob.escape(name)}.damaged-*"):
+        if file_at(str(kept)) == file_at(path):
+            log, kept_log = Path(f"{path}-wal"), Path(f"{kept}-wal")
+            move = f"move {kept_log} back to {log}, " if kept_log.exists() and not log.exists() else ""
+            raise StoreError(
+                f"a repair of {path} was interrupted: the damaged database has the name {kept}, too",
+                fix=f"{move}remove {kept}, then run `qtasks broker repair --db {path}` again",
+            )
 
 
 def _is_mount_point(path: str) -> bool:
