@@ -107,6 +107,7 @@ def test_a_claim_takes_as_many_steps_however_many_lots_have_parked_messages(lots
 def test_a_claim_takes_few_steps_while_all_prefixes_are_down(lots: Lots) -> None:
     lots.park(MANY, WAITS)
     lots.go_down()
+    assert lots.settle_down(Rooms(0)) == []  # all are known, and none rests yet
     for _ in range(READING):
         with Steps(lots.store.db) as steps:
             lots.claim(Rooms(9))
