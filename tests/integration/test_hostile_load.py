@@ -142,17 +142,24 @@ def deduplication_by_content(target: Target) -> None:
 
 def delete_by_a_filter_that_matches_nothing(target: Target) -> None:
     """It looks at all dead letters."""
-    answer = target.ask("POST", "/v2/publish/http://127.0.0.1:1/many", b"", Upstash_Delay="1d")
+    fill_dead_letters(target)
+    target.broker.held()
+    assert json.loads(target.ask("DELETE", "/v2/dlq?callerIp=192.0.2.1")) == {"deleted": 0}
+
+
+def fill_dead_letters(target: Target) -> None:
+    """Store a million dead letters, once: a second program writes them, which holds the lock of the file."""
     with contextlib.closing(apsw.Connection(str(target.database))) as db:
         db.set_busy_timeout(5000)
+        if db.execute("SELECT count(*) FROM (SELECT 1 FROM dead_letters LIMIT 1000000)").get == 1_000_000:
+            return
+        answer = target.ask("POST", "/v2/publish/http://127.0.0.1:1/many", b"", Upstash_Delay="1d")
         db.execute(
             "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 1000000)"
             " INSERT OR IGNORE INTO dead_letters (failed_ms, n, account, seq, error, response_status)"
             " SELECT 1, number.n, m.account, m.seq, 'failed', 500 FROM number, messages m WHERE m.id = ?",
             (json.loads(answer)["messageId"],),
         )
-    target.broker.held()
-    assert json.loads(target.ask("DELETE", "/v2/dlq?callerIp=192.0.2.1")) == {"deleted": 0}
 
 
 ATTACKS = (
