@@ -84,7 +84,7 @@ def set_clock(broker: BrokerServer, clock: FakeClock, ahead_s: int) -> None:
 
 
 def enqueue(broker: BrokerServer, arrivals: Arrivals, body: str) -> None:
-    headers = {"Upstash_Retry_Delay": "2000"}
+    headers = {"Upstash_Retry_Delay": "200"}
     assert broker.ask("POST", f"/v2/enqueue/line/{arrivals.url}", body.encode(), **headers).status == 201
 
 
