@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.dev import Dev, environment
+from tests.support.process import QTASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,6 +23,21 @@ def named(name: str) -> str:
     """The Python block that begins with ``# name``."""
     [block] = [block for block in PYTHON if block.startswith(f"# {name}\n")]
     return block
+
+
+def finished(
+    *command: str, timeout_s: float, folder: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """The output and the exit status of a command that ends by itself."""
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -71,15 +87,7 @@ def test_the_broker_inside(tmp_path: Path) -> None:
         + "@tasks.task\ndef add(a: int, b: int) -> int:\n    return a + b\n"
         + "print(add.delay(2, 3).get(timeout=10))\ntasks.close()\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
+    done = finished(sys.executable, "-c", program, timeout_s=20, folder=tmp_path)
     assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr
     assert (tmp_path / "tasks.db").is_file()
 
@@ -92,15 +100,7 @@ def test_schedules_and_flows(folder: Path) -> None:
 
 
 def test_the_language_model(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", named("summaries.py")],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    done = finished(sys.executable, "-c", named("summaries.py"), timeout_s=30, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     stored, title = done.stdout.splitlines()
     assert stored.startswith("11 characters became 'This is the built-in echo")
@@ -108,14 +108,8 @@ def test_the_language_model(tmp_path: Path) -> None:
 
 
 def test_the_tests(folder: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_tasks.py"],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+    done = finished(
+        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_tasks.py", timeout_s=60, folder=folder
     )
     assert "2 passed" in done.stdout, done.stdout
 
@@ -124,13 +118,8 @@ def test_the_client(folder: Path) -> None:
     [block] = [block for block in PYTHON if block.startswith("from qtasks.qstash import")]
     with Dev(folder, "tasks.py", "--memory") as dev:
         facts = dev.started()
-        done = subprocess.run(
-            [sys.executable, "-c", block],
-            env=environment(QSTASH_URL=facts["broker"], QSTASH_TOKEN=facts["token"]),
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
+        done = finished(
+            sys.executable, "-c", block, timeout_s=20, QSTASH_URL=facts["broker"], QSTASH_TOKEN=facts["token"]
         )
     assert (done.returncode, done.stdout) == (0, "mails\n"), done.stderr
 
@@ -140,15 +129,7 @@ def test_the_database_is_copied_and_checked(tmp_path: Path) -> None:
     commands += [line for line in CONSOLE if line.startswith("qtasks broker check")]
     output = ""
     for line in commands:
-        done = subprocess.run(
-            [str(Path(sys.executable).with_name("qtasks")), *line.split()[1:]],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
+        done = finished(QTASKS, *line.split()[1:], timeout_s=30, folder=tmp_path)
         assert done.returncode == 0, done.stderr
         output += done.stdout
     assert len(commands) == 3

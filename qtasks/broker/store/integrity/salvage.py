@@ -37,12 +37,6 @@ class Salvage:
     unreadable: dict[str, int] = field(default_factory=dict)
     """Damaged pages and refused rows by table or index."""
 
-    @property
-    def is_complete(self) -> bool:
-        """True if nothing is lost but, at most, indices, which are made anew."""
-        tables = [name for name in self.unreadable if name in self.saved or name == _SCHEMA]
-        return not (tables or self.lost_messages or self.lost_bodies)
-
 
 def salvage(path: Path, target: Path, newer: Mapping[int, bytes], *, now_ms: int) -> Salvage:
     """Save the database at `path`, with the pages `newer` from its log, into a new one at `target`.
