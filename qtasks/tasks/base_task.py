@@ -8,8 +8,6 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, Unpack
 
-from pydantic import TypeAdapter
-
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, DefinitionError
 from qtasks.protocol import wire
@@ -18,7 +16,9 @@ from qtasks.tasks import options as call_options
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.argument_codec import ArgumentCodec
 from qtasks.tasks.encode.envelope import Envelope
-from qtasks.tasks.encode.parameters import TaskParameters, Values, read_parameters
+from qtasks.tasks.encode.parameter_reader import read_parameters
+from qtasks.tasks.encode.parameters import TaskParameters, Values
+from qtasks.tasks.encode.typed_json import TypedJson
 from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.options import CallOptions, DeliveryOptions
 from qtasks.tasks.results.task_result import TaskResult
@@ -159,9 +159,9 @@ class BaseTask(Generic[P, R]):
 
     def result(self, id: str) -> TaskResult[R]:  # noqa: A002 - the name it has on a TaskResult
         """The handle on an earlier call, by its call id or its message id."""
-        return TaskResult(self.runtime, self.result_adapter, task=self.name, id=id, message_id=None)
+        return TaskResult(self.runtime, self.result_form, task=self.name, id=id, message_id=None)
 
-    def result_adapter(self) -> TypeAdapter[R] | None:
+    def result_form(self) -> TypedJson[R] | None:
         """Reads and writes the result as JSON; None if JSON cannot carry it. Raises DefinitionError."""
         return self.parameters.result
 

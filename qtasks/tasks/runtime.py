@@ -27,11 +27,11 @@ from qtasks.tasks.results.open_backend import open_results
 from qtasks.tasks.results.task_result import CallToCancel
 from qtasks.tasks.results.writer import ResultWriter
 from qtasks.tasks.run.cancellation import Canceller, cancel_flow
-from qtasks.tasks.run.continuation import Continuation
 from qtasks.tasks.run.dispatcher import CallbackHandler, Dispatcher
 from qtasks.tasks.run.end_handler import EndHandler
 from qtasks.tasks.run.executor import AttemptExecutor
-from qtasks.tasks.run.flow_sweep import FlowSweep, FlowSweeper
+from qtasks.tasks.run.flows.continuation import Continuation
+from qtasks.tasks.run.flows.flow_sweep import FlowSweep, FlowSweeper
 from qtasks.tasks.run.run_middleware import RunMiddleware
 from qtasks.tasks.run.runner import Runner
 from qtasks.tasks.run.thread_pool import ThreadPool

@@ -20,9 +20,9 @@ from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.ports import ASGIApp, Connection
 from qtasks.tasks.results.backend import ResultBackend
 from qtasks.tasks.results.writer import ResultWriter
-from qtasks.tasks.run.continuation import Continuation
 from qtasks.tasks.run.dispatcher import Dispatcher
 from qtasks.tasks.run.executor import AttemptExecutor
+from qtasks.tasks.run.flows.continuation import Continuation
 from qtasks.tasks.run.lease import RunLeases
 from qtasks.tasks.run.runner import Runner
 from qtasks.tasks.run.thread_pool import ThreadPool

@@ -6,16 +6,16 @@ import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError
 from qtasks.protocol.messages import MAX_BODY
-from qtasks.tasks.encode.annotations import WIRE
 from qtasks.tasks.encode.envelope import COMPACT
 from qtasks.tasks.encode.parameters import TaskParameters
 from qtasks.tasks.encode.pickling import Pickles, Purpose, is_pickle
+from qtasks.tasks.encode.typed_json import TypedJson
 
 R = TypeVar("R")
 
@@ -38,7 +38,7 @@ def dump(parameters: TaskParameters, value: Any, pickled: Callable[[Any], str]) 
     return text
 
 
-def load(adapter: TypeAdapter[R] | None, text: str, pickles: Callable[[], Pickles], purpose: Purpose) -> R:
+def load(form: TypedJson[R] | None, text: str, pickles: Callable[[], Pickles], purpose: Purpose) -> R:
     """A stored result in its declared type. Raises ResultError, PayloadError for a pickle that cannot be read.
 
     `pickles` is called only if the result is a pickle.
@@ -47,12 +47,12 @@ def load(adapter: TypeAdapter[R] | None, text: str, pickles: Callable[[], Pickle
         value: R = pickles().load(text, purpose)
         return value
     try:
-        if adapter is None:
+        if form is None:
             raise ResultError(
                 f"{purpose.task}: the stored result is JSON, but values of its declared type cannot be read from JSON",
                 code=ErrorCode.RESULT_UNREADABLE,
             )
-        return adapter.validate_python(json.loads(text), context=WIRE, by_name=True, by_alias=True)
+        return form.read(json.loads(text))
     except ValidationError as error:
         raise ResultError(
             f"{purpose.task}: the stored result does not fit the declared type: {error.errors()[0]['msg']}",
@@ -62,12 +62,10 @@ def load(adapter: TypeAdapter[R] | None, text: str, pickles: Callable[[], Pickle
 
 
 def _json(parameters: TaskParameters, value: Any) -> str:
-    if (adapter := parameters.result) is None:
+    if (form := parameters.result) is None:
         raise ResultError(f"{parameters.result_name} cannot be written as JSON", code=ErrorCode.RESULT_NOT_SERIALIZABLE)
     try:
-        checked = adapter.validate_python(value)
-        plain = adapter.dump_python(checked, mode="json", round_trip=True, by_alias=False)
-        text = COMPACT.encode(plain)
+        text = COMPACT.encode(form.write(form.check(value)))
         text.encode()  # half of a surrogate pair has no UTF-8
         return text
     except ValidationError as error:

@@ -11,7 +11,8 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
 from qtasks.tasks import options as call_options
 from qtasks.tasks.base_task import BaseTask
-from qtasks.tasks.encode.parameters import TaskParameters, Values, read_parameters
+from qtasks.tasks.encode.parameter_reader import read_parameters
+from qtasks.tasks.encode.parameters import TaskParameters, Values
 from qtasks.tasks.llm.chat_messages import Usage
 from qtasks.tasks.llm.output import Output
 from qtasks.tasks.options import AttemptOptions

@@ -16,7 +16,8 @@ from qtasks.protocol.messages import MAX_BODY, PublishOptions
 from qtasks.tasks import options as call_options
 from qtasks.tasks.decorators import check_name
 from qtasks.tasks.encode.envelope import COMPACT, Envelope
-from qtasks.tasks.encode.parameters import TaskParameters, Values, read_parameters
+from qtasks.tasks.encode.parameter_reader import read_parameters
+from qtasks.tasks.encode.parameters import TaskParameters, Values
 from qtasks.tasks.llm import llm_options, provider_apis
 from qtasks.tasks.llm.callback_url import Repair
 from qtasks.tasks.llm.chat_messages import ChatMessage

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from pydantic import TypeAdapter
-
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError, ResultTimeout, TaskCancelled, TaskExpired, TaskFailed
 from qtasks.tasks.encode.pickling import Pickles, Purpose
 from qtasks.tasks.encode.result_codec import load
+from qtasks.tasks.encode.typed_json import TypedJson
 from qtasks.tasks.progress import Progress
 from qtasks.tasks.results.backend import Lock, ResultBackend, ResultRecord, ResultStatus, pauses, read_record
 from qtasks.tasks.results.inquiry import ENDED, Inquiries, ServiceState, Subject
@@ -102,12 +101,12 @@ class TaskResult(Generic[R]):
     that is dead there has failed. They never raise because it does not answer.
     """
 
-    __slots__ = ("_adapter", "_is_planned", "_lock", "_runtime", "deduplicated", "id", "message_id", "task")
+    __slots__ = ("_form", "_is_planned", "_lock", "_runtime", "deduplicated", "id", "message_id", "task")
 
     def __init__(
         self,
         runtime: ResultAccess,
-        adapter: Callable[[], TypeAdapter[R] | None],
+        form: Callable[[], TypedJson[R] | None],
         *,
         task: str,
         id: str,  # noqa: A002 - the name it has for users
@@ -116,7 +115,7 @@ class TaskResult(Generic[R]):
         is_planned: bool = False,
     ) -> None:
         self._runtime = runtime
-        self._adapter = adapter
+        self._form = form
         self.task = task
         self.id = id
         self.message_id = message_id
@@ -379,7 +378,7 @@ class TaskResult(Generic[R]):
         # id is known.
         call_id = record.call_id if self.id == record.message_id else self.id
         purpose = Purpose.result(record.task, call_id)
-        return load(self._adapter(), record.value or "null", self._runtime.pickles, purpose)
+        return load(self._form(), record.value or "null", self._runtime.pickles, purpose)
 
 
 def _status(record: ResultRecord | None) -> ResultStatus:

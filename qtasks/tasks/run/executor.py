@@ -23,7 +23,6 @@ from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.results.backend import Lock, ResultStatus
 from qtasks.tasks.results.writer import ResultWriter
 from qtasks.tasks.run.attempt import Attempt
-from qtasks.tasks.run.continuation import RETRY_AFTER_MS, Continuation
 from qtasks.tasks.run.decision import (
     Decision,
     DecisionKind,
@@ -32,6 +31,7 @@ from qtasks.tasks.run.decision import (
     is_interpreter_shutdown,
     unwrapped,
 )
+from qtasks.tasks.run.flows.continuation import RETRY_AFTER_MS, Continuation
 from qtasks.tasks.run.lease import RunLeases
 from qtasks.tasks.run.notify import notify
 from qtasks.tasks.run.outside import comes_from_outside, running_task

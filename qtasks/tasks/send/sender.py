@@ -11,9 +11,8 @@ import functools
 from collections.abc import Callable, Generator
 from typing import Any, Protocol, TypeVar
 
-from pydantic import TypeAdapter
-
 from qtasks.errors import ArgumentsError
+from qtasks.tasks.encode.typed_json import TypedJson
 from qtasks.tasks.results.backend import Lock, ResultBackend, ResultStatus
 from qtasks.tasks.results.inquiry import ENDED, OVERDUE_MS, Subject
 from qtasks.tasks.results.task_result import TaskResult
@@ -38,7 +37,7 @@ Steps = Generator[Work, Any, T]
 class SendableTask(Protocol[R]):
     """The part of a task that sending uses."""
 
-    def result_adapter(self) -> TypeAdapter[R] | None:
+    def result_form(self) -> TypedJson[R] | None:
         """Reads and writes the result as JSON; None if JSON cannot carry it."""
         ...
 
@@ -94,7 +93,7 @@ def _steps(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> Steps[
     if owner is not None:
         return TaskResult(
             runtime,
-            task.result_adapter,
+            task.result_form,
             task=message.task,
             id=owner,
             message_id=None,
@@ -113,7 +112,7 @@ def _publishing(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> S
     try:
         message = encoded(task, entered.message)
         handle = TaskResult(
-            runtime, task.result_adapter, task=message.task, id=message.call_id, message_id=None, is_planned=True
+            runtime, task.result_form, task=message.task, id=message.call_id, message_id=None, is_planned=True
         )
         if message.stored_call is not None:
             yield functools.partial(runtime.store_call, message)

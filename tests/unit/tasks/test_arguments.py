@@ -24,7 +24,8 @@ from typing_extensions import TypedDict
 from qtasks import TaskContext, injected
 from qtasks.errors import ArgumentsError, DefinitionError
 from qtasks.tasks.encode import envelope as envelopes
-from qtasks.tasks.encode.parameters import TaskParameters, read_parameters
+from qtasks.tasks.encode.parameter_reader import read_parameters
+from qtasks.tasks.encode.parameters import TaskParameters
 
 
 class Colour(enum.Enum):

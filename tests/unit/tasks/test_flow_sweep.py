@@ -14,8 +14,8 @@ from qtasks.tasks.results.backend import ResultBackend, ResultStatus
 from qtasks.tasks.results.flow_plan import FlowPlan, flow_id_of
 from qtasks.tasks.results.inquiry import ServiceState, Subject
 from qtasks.tasks.results.task_result import TaskResult
-from qtasks.tasks.run import flow_sweep
-from qtasks.tasks.run.flow_sweep import EVERY_MS, LOST_MS, QUIET_MS, FlowSweep, FlowSweeper
+from qtasks.tasks.run.flows import flow_sweep
+from qtasks.tasks.run.flows.flow_sweep import EVERY_MS, LOST_MS, QUIET_MS, FlowSweep, FlowSweeper
 from qtasks.tasks.task import Task
 from tests.unit.tasks.manual_broker import ManualBroker
 

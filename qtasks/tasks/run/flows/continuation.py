@@ -20,7 +20,7 @@ from qtasks.tasks.results.flow_plan import PlannedCall
 from qtasks.tasks.results.writer import ResultWriter
 from qtasks.tasks.run.attempt import Attempt
 from qtasks.tasks.run.decision import Decision, DecisionKind, DispatchResponse, error_text
-from qtasks.tasks.run.open_flows import OpenFlows, RecordedFlow
+from qtasks.tasks.run.flows.open_flows import OpenFlows, RecordedFlow
 from qtasks.tasks.run.report import log_fields
 from qtasks.tasks.send.outgoing import Outgoing
 
@@ -53,8 +53,8 @@ class RecordedResult:
 
     def typed(self) -> Any:
         """See `PreviousResult`."""
-        adapter = self.tasks[self.task].parameters.result
-        return load(adapter, self.text, self.pickles, Purpose.result(self.task, self.call_id))
+        form = self.tasks[self.task].parameters.result
+        return load(form, self.text, self.pickles, Purpose.result(self.task, self.call_id))
 
     def pickles(self) -> Pickles:
         """See `PreviousResult`."""
