@@ -1,7 +1,8 @@
 """Header lines: canonical names, and which of them may travel to a destination (docs/protocol.md 3.5, 4.1).
 
-A header that HTTP cannot carry or that belongs to one connection is refused when the message is accepted, because at
-the time of delivery no caller waits for the error. The headers that the broker writes itself are left out.
+A header that HTTP cannot carry is refused when the message is accepted, because at the time of delivery no caller waits
+for the error. Headers that belong to one connection are left out, because gateways forward whole requests with them; so
+are those that the broker writes itself.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ PER_CONNECTION = frozenset(
         "Http2-Settings",
         "Keep-Alive",
         "Proxy-Authenticate",
+        "Proxy-Authentication-Info",
         "Proxy-Authorization",
         "Proxy-Connection",
         "Te",
@@ -36,7 +38,7 @@ PER_CONNECTION = frozenset(
         "Upgrade",
     }
 )
-"""Headers that belong to one connection or frame one body; they cannot be chosen by a publisher."""
+"""Headers that belong to one connection or frame one body: each connection has its own, so they are never forwarded."""
 
 BROKER_OWNED = frozenset(
     {
@@ -86,10 +88,11 @@ def canonical_name(name: str) -> str:
 
 
 def check_forwarded(lines: Iterable[tuple[str, str]]) -> Headers:
-    """The valid header lines for the destination, in order, without those that the broker writes itself.
+    """The valid header lines for the destination, in order.
 
-    The names in `lines` must be canonical. Raises WireError: 400 for a name or value that HTTP cannot carry or that
-    frames the request, 431 for too many.
+    Left out are those that belong to one connection, whatever their value, and those that the broker writes itself.
+    The names in `lines` must be canonical. Raises WireError: 400 for a name or value that HTTP cannot carry, 431 for
+    too many.
     """
     kept = []
     size = 0
@@ -97,7 +100,7 @@ def check_forwarded(lines: Iterable[tuple[str, str]]) -> Headers:
         if not is_name(name):
             raise WireError(f"invalid forwarded header name {name[:64]!r}: letters, digits and hyphens are allowed")
         if name in PER_CONNECTION:
-            raise WireError(f"header {name} cannot be forwarded: it belongs to one connection")
+            continue
         if _VALUE.fullmatch(value) is None:
             raise WireError(f"invalid value of forwarded header {name[:64]}: printable ASCII characters are allowed")
         if name in BROKER_OWNED:

@@ -23,6 +23,7 @@ INVALID_SCHEME = "invalid destination url: endpoint has invalid scheme, add http
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
+_MERGED_SLASHES = re.compile(r"(https?:/)(?=[^/])", re.IGNORECASE)
 _ENCODED_SCHEME = re.compile(r"https?%(25)*3a", re.IGNORECASE)
 _UNSENDABLE = re.compile(r"[^\x21-\x7e]|[\\#]|%00")
 _URL = re.compile(
@@ -52,9 +53,12 @@ def split_target(raw: str) -> Target:
     """Split the raw text after ``/v2/publish/``, query string included, into its parts.
 
     Only ``qstash_token`` and ``upstash-*`` parameters are removed (any case); the rest keeps its order and encoding. A
-    destination that is not a URL has no query of its own. Raises WireError for a value that is not UTF-8.
+    destination that is not a URL has no query of its own. A proxy that merges the slashes of a path, as nginx does,
+    turns ``https://host`` into ``https:/host``: that is read as it was meant. Raises WireError for a value that is not
+    UTF-8.
     """
     base, mark, query = raw.partition("?")
+    base = _MERGED_SLASHES.sub(r"\1/", base, count=1) if _MERGED_SLASHES.match(base) else base
     kept: list[str] = []
     configuration: list[tuple[str, str]] = []
     token: str | None = None

@@ -22,6 +22,8 @@ LOG_PAGE: Final = 1000
 """Entries per log page, default and maximum (docs/compatibility.md A23)."""
 MAX_CANCEL: Final = 500
 """The largest `count` of a cancellation."""
+ALL_IN_FACT: Final = 100
+"""The `count` that official SDKs send where their caller named none, and that the newest of them promise to be all."""
 
 
 async def get_message(context: ApiContext, account: int, request: ApiRequest, message_id: str) -> ApiResponse:
@@ -68,6 +70,7 @@ async def cancel_messages(context: ApiContext, account: int, request: ApiRequest
             cancelled += done.count
     else:
         count = query.integer("count", low=1, high=MAX_CANCEL)
+        count = None if count == ALL_IN_FACT else count
         cancelled = await _cancel_where(context, account, query_filters.message_filter(query), count)
     return json_response({"cancelled": cancelled})
 

@@ -212,7 +212,7 @@ _BATCH: Final = array(
         "properties": {
             "destination": TEXT,
             "headers": {"type": ["object", "null"], "additionalProperties": TEXT},
-            "body": {"type": ["string", "null"]},
+            "body": {"description": "a text as it is; any other JSON value as its JSON text; null for none"},
             "queue": {"type": ["string", "null"]},
         },
         "required": ["destination"],

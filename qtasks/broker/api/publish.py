@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from qtasks.broker import ids
+from qtasks.broker.api import workflows
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_json
 from qtasks.broker.api.schedules import store_schedule
@@ -27,6 +28,7 @@ from qtasks.broker.transport.destination import parse
 from qtasks.broker.transport.resolver import check
 from qtasks.protocol import wire
 from qtasks.protocol.messages import MAX_BODY, Headers
+from qtasks.protocol.stringify import stringify
 
 MAX_BATCH: Final = 4 * 1024 * 1024
 """Limit for the body of a batch request, bytes."""
@@ -83,6 +85,7 @@ async def _publish(
     target = split_target(raw_target)
     if has_cron(request, target):
         return await store_schedule(context, account, request, target, queue=queue)
+    workflows.check_headers([name for name, _ in (*request.headers, *target.query)])
     head = PublishRequest(target, request.headers, request.client_ip, queue)
     # Checked before the body is read, so that a refusal does not wait for it.
     valid = await _validated(context, account, head)
@@ -104,7 +107,8 @@ async def batch(context: ApiContext, account: int, request: ApiRequest) -> ApiRe
 
     An invalid item gets an error; the other items are published all the same (docs/compatibility.md A12).
     """
-    items = await read_json(await request.read_body(MAX_BATCH))
+    workflows.check_headers([name for name, _ in request.headers])
+    items = await read_json(await request.read_body(MAX_BATCH), then=_with_texts)
     if not isinstance(items, list):
         raise HttpError(400, "a batch is a JSON array of objects with a destination")
     if len(items) > MAX_ITEMS:
@@ -112,6 +116,7 @@ async def batch(context: ApiContext, account: int, request: ApiRequest) -> ApiRe
     for index, item in enumerate(items):
         if not isinstance(item, dict) or not isinstance(item.get("destination"), str):
             raise HttpError(400, f"item {index} of the batch has no destination")
+    workflows.check_items(items)
     turn = context.turns.begin()
     validated: list[ValidPublish | HttpError] = []
     for item in items:
@@ -157,13 +162,22 @@ async def _prepared_item(
         return error
 
 
+def _with_texts(items: Any) -> Any:
+    """The items of a batch, the body of each of which is a text: any other JSON value is written as its JSON text.
+
+    ``null`` stays, and means no body: the official Python SDK sends it where its caller gave none.
+    """
+    for item in items if isinstance(items, list) else ():
+        if isinstance(item, dict) and not isinstance(body := item.get("body"), str | None):
+            item["body"] = stringify(body).decode()
+    return items
+
+
 def _read_item(item: dict[str, Any], caller_ip: str) -> PublishRequest:
     """A batch item with checked types. HttpError for a wrong type or a body that is too large."""
     headers, body, queue = item.get("headers") or {}, item.get("body"), item.get("queue") or None
     if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
         raise HttpError(400, "headers: expected an object of names and texts")
-    if not isinstance(body, str | None):
-        raise HttpError(400, "body: expected a text; write a JSON body as the text of its JSON")
     if not isinstance(queue, str | None):
         raise HttpError(400, "queue: expected a text")
     content = (body or "").encode()

@@ -7,7 +7,7 @@ from dataclasses import replace
 import apsw
 
 from qtasks.broker import ids
-from qtasks.broker.api import pages
+from qtasks.broker.api import pages, workflows
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response
 from qtasks.broker.api.validation import check_api, check_callbacks_of_queue, check_policy, split_target
@@ -27,6 +27,7 @@ async def store_schedule(
     context: ApiContext, account: int, request: ApiRequest, target: wire.Target, *, queue: str | None = None
 ) -> ApiResponse:
     """Create a schedule, or replace the one with the same id. Also for a publish with `Upstash-Cron`."""
+    workflows.check_headers([name for name, _ in (*request.headers, *target.query)])
     try:
         kind = wire.destination_kind(target.destination)
         options = wire.read(request.headers, target.query)

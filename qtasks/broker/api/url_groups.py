@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import apsw
 
-from qtasks.broker.api import pages
+from qtasks.broker.api import pages, workflows
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_name, read_object
 from qtasks.broker.api.validation import check_policy
@@ -78,6 +78,7 @@ async def set_headers(context: ApiContext, account: int, request: ApiRequest, na
     defaults = (await read_object(request)).get("headers")
     if not isinstance(defaults, dict):
         raise HttpError(400, 'expected {"headers": {"Upstash-Retries": "3", ...}}')
+    workflows.check_headers(defaults)
     headers = tuple((header, value) for header, values in defaults.items() for value in _texts(header, values))
     try:
         options = wire.read(headers)

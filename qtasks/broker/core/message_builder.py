@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-import orjson
-
 from qtasks.broker.core import wall_times
 from qtasks.broker.core.values import DeliveryEndpoint, Publication, UrlGroupState
 from qtasks.broker.ports import Failure
@@ -27,6 +25,7 @@ from qtasks.protocol.messages import (
     Schedule,
     State,
 )
+from qtasks.protocol.stringify import stringify
 
 LLM_URL: Final = "http://llm.qtasks.internal/v1/chat/completions"
 """The URL of messages to ``api/llm``; the transport replaces it by the address of the language model."""
@@ -179,10 +178,10 @@ def callbacks_of_attempt(
     shown = wall_times.of_message(message, offset_ms)
     messages: list[Message] = []
     if options.callback is not None:
-        body = orjson.dumps(views.callback_json(shown, response, error=error))
+        body = stringify(views.callback_json(shown, response, error=error))
         messages.append(_callback(message, ids[0], options.callback, options.callback_options, body, now_ms))
     if options.failure_callback not in (None, options.end_callback) and dead_letter_id is not None:
-        body = orjson.dumps(views.callback_json(shown, response, error=error, dead_letter_id=dead_letter_id))
+        body = stringify(views.callback_json(shown, response, error=error, dead_letter_id=dead_letter_id))
         messages.append(
             _callback(message, ids[1], options.failure_callback, options.failure_callback_options, body, now_ms)
         )
@@ -212,7 +211,7 @@ def end_callback_of(
     response, error_of_attempt = _response_and_error(outcome)
     error = error_of_attempt or error
     shown = wall_times.of_message(message, offset_ms)
-    body = orjson.dumps(views.end_callback_json(shown, state, response, error=error, dead_letter_id=dead_letter_id))
+    body = stringify(views.end_callback_json(shown, state, response, error=error, dead_letter_id=dead_letter_id))
     return _message(
         replace(_END_CALLBACK_OPTIONS, redact=_inherited_redaction(message.options.redact)),
         message_id=f"{message.id}_end",

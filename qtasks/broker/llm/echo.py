@@ -12,6 +12,7 @@ from typing import Any, Final
 import orjson
 
 from qtasks.protocol.messages import Response
+from qtasks.protocol.stringify import stringify
 
 MODEL: Final = "qtasks-echo"
 MAX_VALUES: Final = 1000
@@ -91,7 +92,7 @@ def _schema(request: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _fit_schema(schema: dict[str, Any], text: str) -> str:
     try:
-        return orjson.dumps(_SchemaSample(schema, text).value(schema)).decode()
+        return stringify(_SchemaSample(schema, text).value(schema)).decode()
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"the schema of the response format cannot be read: {error}") from None
 

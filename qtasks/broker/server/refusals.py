@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Final
 
 from qtasks.protocol.headers import DISPATCHER_HEADER, INTERRUPTED_HEADER
+from qtasks.protocol.stringify import stringify
 
 BUSY: Final = "this server is busy: try again"
 STOPPING: Final = "this server is stopping: try again"
@@ -27,7 +27,7 @@ def refusal(status: bytes, text: str, *, is_dispatcher: bool) -> bytes:
 
     `is_dispatcher`: the server runs tasks, so it tells a broker when a delivery ends no attempt.
     """
-    body = json.dumps({"error": text}).encode()
+    body = stringify({"error": text})
     lines = b"retry-after: 1\r\n" if status.startswith(b"503") else b""
     if is_dispatcher and text in _INTERRUPTIONS:
         lines += f"{DISPATCHER_HEADER}: true\r\n{INTERRUPTED_HEADER}: {_INTERRUPTIONS[text]}\r\n".lower().encode()

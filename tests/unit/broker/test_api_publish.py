@@ -140,7 +140,7 @@ async def test_a_batch_answers_each_item_at_its_place(service: Service) -> None:
         {"destination": "missing"},
         {"destination": HOOK, "queue": "q", "headers": {"Upstash-Delay": "5s"}},
         {"destination": HOOK, "headers": {"Upstash-Retries": "many"}},
-        {"destination": HOOK, "body": {"not": "a text"}},
+        {"destination": HOOK, "headers": {"X": ["not a text"]}},
         {"destination": HOOK, "queue": "q", "body": "two", "headers": {"Upstash-Deduplication-Id": "d"}},
         {"destination": HOOK, "queue": "q", "headers": {"Upstash-Deduplication-Id": "d"}},
     ]
