@@ -90,7 +90,7 @@ def canonical_name(name: str) -> str:
 def check_forwarded(lines: Iterable[tuple[str, str]]) -> Headers:
     """The valid header lines for the destination, in order.
 
-    Left out are those that belong to one connection, whatever their value, and those that the broker writes itself.
+    Left out are those that belong to one connection, with any value, and those that the broker writes itself.
     The names in `lines` must be canonical. Raises WireError: 400 for a name or value that HTTP cannot carry, 431 for
     too many.
     """

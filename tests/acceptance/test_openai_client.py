@@ -109,7 +109,8 @@ def test_the_echo_streams_word_by_word(echo: Chat) -> None:
     assert len(chunks) > 5
     assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
     assert chunks[0].choices[0].delta.role == "assistant"
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == ECHO
+    assert "".join(chunk.choices[0].delta.content for chunk in chunks) == ECHO  # type: ignore[misc]
+    assert chunks[-1].choices[0].delta.content == ""
     assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
     assert chunks[-1].usage is not None
 
@@ -132,6 +133,18 @@ def test_a_request_goes_to_the_server_behind_the_broker_and_its_answer_comes_bac
     told = {name.lower() for name in asked.headers}
     assert "authorization" not in told, "the broker's token must not reach the server"
     assert not [name for name in told if name.startswith("upstash-")]
+
+
+def test_a_stream_whose_last_chunk_has_no_content_gets_an_empty_text_there(forwarded: Chat, endpoint: Endpoint) -> None:
+    choices = [
+        [{"index": 0, "delta": {"role": "assistant", "content": "Hi"}, "finish_reason": None}],
+        [{"index": 0, "delta": {}, "finish_reason": "stop"}],
+    ]
+    chunks = [{**COMPLETION, "object": "chat.completion.chunk", "choices": chosen} for chosen in choices]
+    events = b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
+    endpoint.answer = answering(200, events, {"Content-Type": "text/event-stream; charset=utf-8"})
+    received: list[ChatCompletionChunk] = forwarded(model="llama-local", stream=True)
+    assert [chunk.choices[0].delta.content for chunk in received] == ["Hi", ""]
 
 
 def test_a_stream_is_passed_on_event_by_event(forwarded: Chat, endpoint: Endpoint) -> None:

@@ -451,7 +451,7 @@ def test_chat_is_answered_whole_and_as_a_stream(client: Client) -> None:
     whole = client(lambda q: q.chat.create(messages=MESSAGES, model="any"))
     assert whole.choices[0].message.content.endswith("You said: hello")
     stream = client(lambda q: q.chat.create(messages=MESSAGES, model="any", stream=True))
-    pieces = [chunk.choices[0].delta.content or "" for chunk in client.collect(stream)]
+    pieces = [chunk.choices[0].delta.content for chunk in client.collect(stream)]
     assert "".join(pieces) == whole.choices[0].message.content
     prompted = client(lambda q: q.chat.prompt(user="hello", model="any"))
     assert prompted.choices[0].message.content == whole.choices[0].message.content

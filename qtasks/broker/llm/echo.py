@@ -66,14 +66,17 @@ def answer(request: Any, *, now_s: int) -> Response:
 
 
 def _events(head: dict[str, object], text: str, usage: dict[str, int]) -> bytes:
-    """The completion word by word: the role in the first event, the usage in the last, then ``[DONE]``."""
+    """The completion word by word: the role in the first event, the usage in the last, then ``[DONE]``.
+
+    The last event has a text as well, an empty one: clients join what `delta.content` is.
+    """
     first, *words = text.split(" ")
     deltas: list[dict[str, str]] = [
         {"role": "assistant", "content": first},
         *({"content": f" {word}"} for word in words),
     ]
     events = [_chunk(head, delta) for delta in deltas]
-    events.append({**_chunk(head, {}, "stop"), "usage": usage})
+    events.append({**_chunk(head, {"content": ""}, "stop"), "usage": usage})
     return b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events) + b"data: [DONE]\n\n"
 
 

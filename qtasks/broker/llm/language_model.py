@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Final
@@ -24,6 +25,10 @@ log = logging.getLogger("qtasks.broker")
 
 _JSON: Final = (("Content-Type", "application/json"),)
 _PATH: Final = "/v1/chat/completions"
+_EMPTY_DELTA: Final = re.compile(rb'("delta"\s*:\s*)\{\s*\}')
+"""It cannot stand inside a text, where each of its quotation marks has a backslash in front of it."""
+_LONGEST_LINE: Final = 64 * 1024
+"""Bytes of an unfinished line that are held back at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +148,32 @@ def completions_url(base: str) -> str:
 
 
 async def _relay(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    has_events = response.status == 200 and response.content_type == "text/event-stream"
+    pieces = response.content.iter_any()
     try:
-        async for piece in response.content.iter_any():
+        async for piece in with_texts(pieces) if has_events else pieces:
             yield piece
     except (TimeoutError, aiohttp.ClientError):
         return  # the caller sees a stream that ends without [DONE]
     finally:
         response.close()
+
+
+async def with_texts(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Server-sent events as they are, but with an empty text in the place of an empty delta.
+
+    OpenAI's last chunk has no `content`; clients of QStash's chat API take it for granted in every chunk. A line is
+    passed on when it is complete, so this delays nothing.
+    """
+    line = b""
+    async for piece in pieces:
+        line += piece
+        whole = len(line) if len(line) > _LONGEST_LINE else max(line.rfind(b"\n"), line.rfind(b"\r")) + 1
+        if whole:
+            yield _EMPTY_DELTA.sub(rb'\1{"content":""}', line[:whole])
+            line = line[whole:]
+    if line:
+        yield _EMPTY_DELTA.sub(rb'\1{"content":""}', line)
 
 
 async def _events(body: bytes) -> AsyncIterator[bytes]:

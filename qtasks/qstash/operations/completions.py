@@ -106,8 +106,8 @@ class ChatChunkChoiceMessage:
 
     role: Role | None
     """``assistant`` in the first chunk, else None."""
-    content: str | None
-    """The next part of the text."""
+    content: str
+    """The next part of the text; empty in a chunk that has none, as the last one."""
 
 
 @dataclass
@@ -238,7 +238,7 @@ def parse_chunk(content: Mapping[str, Any]) -> ChatCompletionChunk:
             ChatChunkChoice(
                 delta=ChatChunkChoiceMessage(
                     role=choice["delta"].get("role"),
-                    content=choice["delta"].get("content"),
+                    content=choice["delta"].get("content") or "",
                 ),
                 finish_reason=choice.get("finish_reason"),
                 index=choice["index"],

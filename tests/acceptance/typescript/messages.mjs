@@ -45,6 +45,19 @@ check("B8 messages are cancelled by flow-control keys, paths, host, label and co
   assert.deepEqual(await messages.cancel({ all: true }), { cancelled: 2 }, "c, /three and green, of which one is gone");
 });
 
+check("one bulk cancel takes all that match, however many wait", async (world) => {
+  const { messages } = world.client;
+  const wait = (count, label) => {
+    const one = { url: world.place().url, delay: "1h", label };
+    return world.client.batch(Array.from({ length: count }, () => one));
+  };
+  await wait(150, "red");
+  await wait(130, "blue");
+  assert.deepEqual(await messages.cancel({ filter: { label: "red" } }), { cancelled: 150 });
+  assert.deepEqual(await messages.cancel({ all: true, count: 20 }), { cancelled: 20 }, "an older client means its count");
+  assert.deepEqual(await messages.cancel({ all: true }), { cancelled: 110 });
+});
+
 check("messages are cancelled by URL, group, queue, caller and time", async (world) => {
   const { messages } = world.client;
   const { origin } = world.server;

@@ -279,3 +279,43 @@ check("a wrong token is refused", async (world) => {
   const stranger = world.clientWith({ token: "wrong" });
   await refused(stranger.publish({ url: world.place().url }), 401, /unauthorized/);
 });
+
+check("a batch delivers any JSON value as its JSON text, as JSON.stringify writes it", async (world) => {
+  const values = [{ a: [1, { b: null }], "é": "😀", n: 1e-7 }, [1, "two", 3.5, 1e21], 17, 0.1 + 0.2, true, false, {}, []];
+  const endpoint = world.place();
+  const items = values.map((body) => ({ destination: endpoint.url, body }));
+  const sent = await world.call("POST", "/v2/batch", { body: JSON.stringify(items) });
+  assert.equal(sent.status, 201);
+  await until("all deliveries", () => endpoint.received.length === values.length);
+  const bodies = endpoint.received.map((one) => one.body).sort();
+  assert.deepEqual(bodies, values.map((value) => JSON.stringify(value)).sort());
+});
+
+check("a message or a batch of a workflow run is refused whole", async (world) => {
+  const { client } = world;
+  const endpoint = world.place();
+  const run = { url: endpoint.url, headers: { "Upstash-Workflow-Init": "true", "Upstash-Workflow-RunId": "wfr_1" } };
+  await refused(client.publishJSON({ ...run, body: {} }), 501, /workflows are not served/);
+  await refused(client.queue({ queueName: "q" }).enqueueJSON({ ...run, body: {} }), 501, /workflows/);
+  await refused(client.batchJSON([{ url: endpoint.url, body: {} }, { ...run, body: {} }]), 501, /workflows/);
+  assert.deepEqual((await client.logs()).logs, [], "nothing of it is stored");
+});
+
+check("headers of one connection that a caller passes on are left out", async (world) => {
+  const endpoint = world.place();
+  const headers = { "Content-Length": "3", Host: "other.example", Connection: "close, x", "Transfer-Encoding": "chunked" };
+  await world.client.publish({ url: endpoint.url, body: "a longer body", headers: { ...headers, X: "1" } });
+  const got = await endpoint.arrival();
+  assert.deepEqual([got.body, got.headers["content-length"], got.headers.x], ["a longer body", "13", "1"]);
+  assert.equal(got.headers.host, new URL(endpoint.url).host);
+  assert.equal(got.headers["transfer-encoding"], undefined);
+});
+
+check("the body of a callback is what JSON.stringify writes", async (world) => {
+  const answered = { status: 200, body: "grüß", headers: { "X-Odd": 'a"b', "Content-Type": "text/plain" } };
+  const [endpoint, callback] = [world.place(answered), world.place()];
+  await world.client.publishJSON({ url: endpoint.url, body: { a: 1 }, callback: callback.url });
+  const { body } = await callback.arrival();
+  assert.equal(body, JSON.stringify(JSON.parse(body)));
+  assert.deepEqual(JSON.parse(body).header["X-Odd"], ['a"b']);
+});

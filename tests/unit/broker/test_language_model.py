@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+from collections.abc import AsyncIterator
 from datetime import date, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from qtasks.broker.llm import echo
-from qtasks.broker.llm.language_model import LanguageModel, completions_url
+from qtasks.broker.llm.language_model import LanguageModel, completions_url, with_texts
 from qtasks.broker.ports import DeliveryRequest, Failure
 from qtasks.protocol.messages import Response
 from tests.support.api import Service, header
@@ -63,7 +64,8 @@ async def test_the_echo_streams_word_by_word(service: Service) -> None:
     assert events[-2:] == ["data: [DONE]", ""]
     chunks: list[dict[str, Any]] = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
     assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
-    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == ECHOED
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == ECHOED
+    assert chunks[-1]["choices"][0]["delta"] == {"content": ""}
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
     assert chunks[-1]["usage"]["completion_tokens"] == len(ECHOED.split())
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
@@ -237,3 +239,43 @@ async def test_a_schema_that_cannot_be_read_is_refused(service: Service) -> None
     asked = {**ASKED, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
     answered = await service.call("POST", "/llm/v1/chat/completions", json_body=asked)
     assert (answered.status, "cannot be read" in answered.body.decode()) == (400, True)
+
+
+async def passed_on(*pieces: bytes) -> list[bytes]:
+    async def arriving() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    return [piece async for piece in with_texts(arriving())]
+
+
+@pytest.mark.parametrize("empty", [b"{}", b"{ }", b"{\t}"])
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+async def test_an_empty_delta_of_a_model_is_passed_on_with_an_empty_text(empty: bytes, end: bytes) -> None:
+    event = b'data: {"choices":[{"delta": %b,"finish_reason":"stop"}]}' % empty + end
+    meant = b'data: {"choices":[{"delta": {"content":""},"finish_reason":"stop"}]}' + end
+    assert b"".join(await passed_on(event)) == meant
+    for cut in range(1, len(event)):
+        assert b"".join(await passed_on(event[:cut], event[cut:])) == meant
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'data: {"delta":{"content":"a"}}\n\n',
+        b'data: {"delta":{"tool_calls":[{"function":{"arguments":"{}"}}]}}\n\n',
+        b'data: {"delta":{"content":"\\"delta\\":{}"}}\n\n',
+        b"data: [DONE]\n\n",
+        b": a comment without an end",
+        b"x" * 200_000,
+    ],
+)
+async def test_everything_else_of_a_stream_is_passed_on_as_it_is(event: bytes) -> None:
+    assert b"".join(await passed_on(event[:7], event[7:])) == event
+
+
+async def test_a_complete_event_does_not_wait_for_the_next_one_nor_a_long_line_for_its_end() -> None:
+    event = b'data: {"delta":{"content":"a"}}\n\n'
+    assert await passed_on(event, event[:5], event[5:]) == [event, event]
+    long = b"x" * (64 * 1024 + 1)
+    assert await passed_on(long, b"y") == [long, b"y"]

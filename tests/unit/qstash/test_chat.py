@@ -164,12 +164,22 @@ def test_a_streamed_answer_comes_in_pieces(service: ScriptedService, client: QSt
     assert json.loads(received.body)["stream"] is True
     assert received.header("Accept") == "text/event-stream"
     assert all(isinstance(piece, ChatCompletionChunk) for piece in pieces)
-    assert pieces[0].choices == [ChatChunkChoice(ChatChunkChoiceMessage("assistant", None), None, 0, None)]  # type: ignore[arg-type]
+    assert pieces[0].choices == [ChatChunkChoice(ChatChunkChoiceMessage("assistant", ""), None, 0, None)]  # type: ignore[arg-type]
     assert [piece.choices[0].delta.content for piece in pieces[1:3]] == ["Hello", ", wörld"]
     assert pieces[3].choices == []
     assert pieces[3].usage == ChatCompletionUsage(completion_tokens=1, prompt_tokens=3, total_tokens=4)
     assert [piece.usage for piece in pieces[:3]] == [None] * 3
     assert list(stream) == []
+
+
+@pytest.mark.parametrize("delta", [{}, {"content": None}, {"role": "assistant"}])
+def test_every_chunk_has_a_text_whatever_the_provider_leaves_out(
+    service: ScriptedService, client: QStash, delta: dict[str, Any]
+) -> None:
+    last = {**chunk("."), "choices": [{"index": 0, "delta": delta, "finish_reason": "stop"}]}
+    service.answers.append(streamed(chunk("Hello"), last, "[DONE]"))
+    pieces = client.chat.prompt(user="?", model="m", stream=True)
+    assert [piece.choices[0].delta.content for piece in pieces] == ["Hello", ""]
 
 
 @pytest.mark.anyio
