@@ -84,8 +84,8 @@ class ErrorCode(StrEnum):
         "`.get()` was called on the event loop that has to run the task, so it would wait for ever.",
         "Write `await result.aget()`.")
     FLOW_INVALID = ("QT158",
-        "A chain, a group or a chord is empty or contains something that cannot be a part of it.",
-        "Build the flow of single calls made with .s(...) or .si(...).")
+        "A flow contains something that cannot be a part of it, has an option that a flow has not, or nests too deep.",
+        "Build it of single calls made with .s(...) or .si(...); give options to a call: task.using(...).s(...).")
     MODEL_OUTPUT_TYPE_INVALID = ("QT159",
         "The declared output of a language model task is not an object.",
         "Wrap the value in a pydantic model.")

@@ -134,7 +134,7 @@ class BaseTask(Generic[P, R]):
         return await self.asend(self.message(args, kwargs))
 
     def map(self, values: Iterable[Any]) -> list[TaskResult[R]]:
-        """Queue one call for each value, as its first argument, in one batch.
+        """Queue one call for each value, as its first argument, in one batch; in an open batch they leave with it.
 
         If one value does not fit the parameters, none of the calls is sent. Raises as `delay`, and PartlyRefused if the
         broker refuses some of the calls.
@@ -148,13 +148,13 @@ class BaseTask(Generic[P, R]):
     def starmap(self, calls: Iterable[Sequence[Any]]) -> list[TaskResult[R]]:
         """As `map`, with a sequence of positional arguments for each call."""
         messages = [self.message(tuple(args), {}) for args in calls]
-        with Batch(self.runtime):
+        with Batch(self.runtime, joins=True):
             return [self.send(message) for message in messages]
 
     async def astarmap(self, calls: Iterable[Sequence[Any]]) -> list[TaskResult[R]]:
         """As `starmap`, without blocking the event loop."""
         messages = [self.message(tuple(args), {}) for args in calls]
-        async with Batch(self.runtime):
+        async with Batch(self.runtime, joins=True):
             return [await self.asend(message) for message in messages]
 
     def result(self, id: str) -> TaskResult[R]:  # noqa: A002 - the name it has on a TaskResult
@@ -222,7 +222,14 @@ class BaseTask(Generic[P, R]):
         """The error that names the argument because of which a call of this task cannot be encoded."""
         envelope = message.envelope
         values = self.parameters.bind(envelope.args, envelope.kwargs) if envelope.pickled is None else {}
-        path, reason = envelopes.culprit(values) or ("", str(error))
+        culprit = envelopes.culprit(values)
+        if culprit is None and envelope.flow:  # the arguments of its steps were checked when they were made
+            return ArgumentsError(
+                f"{self.name}: the flow after it cannot be written as JSON: {error}",
+                fix="put fewer groups inside one another",
+                code=ErrorCode.FLOW_INVALID,
+            )
+        path, reason = culprit or ("", str(error))
         return self.parameters.not_json(path, reason)
 
     def send(self, message: Outgoing) -> TaskResult[R]:

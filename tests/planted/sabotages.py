@@ -249,7 +249,7 @@ SABOTAGES: Final = (
     Sabotage(
         "arguments are not checked before the function runs",
         "qtasks/tasks/run/executor.py",
-        "            return attempt.unfit(error)\n        return await self.run(",
+        "            return attempt.unfit(named_source(attempt.envelope, error))\n        return await self.run(",
         "            values = {}\n        return await self.run(",
         "tests/unit/tasks/test_dispatcher.py",
     ),

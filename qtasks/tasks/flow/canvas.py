@@ -20,7 +20,7 @@ from qtasks.errors import DefinitionError
 from qtasks.protocol import wire
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode import envelope as envelopes
-from qtasks.tasks.encode.pickling import Purpose
+from qtasks.tasks.flow import step_arguments
 from qtasks.tasks.flow.flow_times import AT_ONCE, FlowOptions, FlowTimes, earliest
 from qtasks.tasks.flow.steps import Step, identified, last_of, placed, starting
 from qtasks.tasks.results.flow_plan import FlowPlan, planned_call
@@ -74,15 +74,10 @@ class Signature(Generic[R]):
     def step(self, now_ms: int, call_id: str, expires_ms: int | None) -> Step:
         """The call as a step with the id `call_id`, in a flow that expires at `expires_ms`.
 
-        Raises DefinitionError, ArgumentsError for what cannot travel.
+        Raises DefinitionError, and ArgumentsError as `Task.delay`.
         """
         delivery = self.task.for_flow()
-        arguments: dict[str, Any] = {"args": self.args, "kwargs": self.kwargs}
-        if delivery.pickled:
-            purpose = Purpose.step(self.task.name, call_id)
-            arguments = {"pickled": self.task.codec.pickle((self.args, self.kwargs), purpose)}
-        elif (refused := envelopes.culprit({"args": list(self.args), **self.kwargs})) is not None:
-            raise self.task.parameters.not_json(*refused)
+        arguments = step_arguments.encoded(self.task, self.args, self.kwargs, immutable=self.immutable, call_id=call_id)
         return Step(
             task=self.task.name,
             immutable=self.immutable,

@@ -9,7 +9,8 @@ list is a group; in a group a list is again a sequence, and so on inwards:
     {"then": [step], "group": {"of": ..., "then": [...]}}     the sequence is a member of `group`, which may have a
                                                               `group` around it, too
 
-The outermost object may also have an `id`, that of the flow's record (see `tasks.results.flow_plan`).
+The outermost object may also have an `id`, that of the flow's record (see `tasks.results.flow_plan`), and `after`, the
+task whose result is the first argument of the call.
 
 The id of a following call is a hash of its parent's id and its place, so the caller knows the id of the last call when
 it starts the flow, and a delivery that arrives twice continues under the same ids, which the broker deduplicates.
@@ -17,14 +18,18 @@ it starts the flow, and a delivery that arrives twice continues under the same i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
+from qtasks.error_codes import ErrorCode
+from qtasks.errors import ResultError
 from qtasks.protocol import wire
 from qtasks.tasks.encode.argument_codec import EncodedArguments
-from qtasks.tasks.encode.envelope import Envelope, derived_call_id
-from qtasks.tasks.encode.pickling import Pickles, Purpose
+from qtasks.tasks.encode.envelope import COMPACT, Envelope, derived_call_id
+from qtasks.tasks.encode.pickling import Purpose
+from qtasks.tasks.flow.step_arguments import KnownTasks, PreviousResult, first_argument, python_value
 from qtasks.tasks.send.outgoing import Outgoing, once
 
 Flow = Mapping[str, Any]
@@ -32,21 +37,8 @@ Flow = Mapping[str, Any]
 MakeLeaf = Callable[[Any, str], Any]
 """Makes a leaf of a sequence from another leaf and the id of its call."""
 
-
-class PreviousResult(Protocol):
-    """The result of the call before a step, or the results of a group."""
-
-    def plain(self) -> Any:
-        """The result as a JSON value. Raises ResultError if JSON cannot carry it."""
-        ...
-
-    def typed(self) -> Any:
-        """The result as a Python value. Raises QTasksError if it cannot be read."""
-        ...
-
-    def pickles(self) -> Pickles:
-        """The application's pickles. Raises ConfigurationError."""
-        ...
+_LEVELS = 8
+"""How deep the arguments of a step may be nested as they are; deeper ones travel as a text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +63,14 @@ class Step:
 
     def to_json(self) -> dict[str, Any]:
         """The step as a JSON object. `from_json` reverses it."""
+        args, kwargs = list(self.args), dict(self.kwargs)
+        # Around the arguments there are the levels of the flow, and JSON may have only so many.
+        is_deep = _is_deeper([args, kwargs], _LEVELS)
         document = {
             "task": self.task,
-            "args": list(self.args),
-            "kwargs": dict(self.kwargs),
+            "args": None if is_deep else args,
+            "kwargs": None if is_deep else kwargs,
+            "packed": COMPACT.encode([args, kwargs]) if is_deep else None,
             "pickled": self.pickled,
             "fixed": self.immutable,
             "asks": self.is_llm,
@@ -89,12 +85,15 @@ class Step:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Step:
-        """Read a step. Raises KeyError or TypeError for a value that is not one."""
+        """Read a step. Raises KeyError, TypeError or ValueError for a value that is not one."""
+        args, kwargs = document.get("args", ()), document.get("kwargs", {})
+        if "packed" in document:
+            args, kwargs = json.loads(document["packed"])
         return cls(
             task=document["task"],
             options=document["options"],
-            args=document.get("args", ()),
-            kwargs=document.get("kwargs", {}),
+            args=args,
+            kwargs=kwargs,
             pickled=document.get("pickled"),
             immutable=bool(document.get("fixed")),
             is_llm=bool(document.get("asks")),
@@ -104,8 +103,13 @@ class Step:
             jitter=document.get("jitter", 0.0),
         )
 
-    def message(self, call_id: str, previous: PreviousResult, flow: Mapping[str, Any], parent: Envelope) -> Outgoing:
-        """The call of the step, now that the call before it has returned `previous`; `flow` is what follows it."""
+    def message(
+        self, call_id: str, previous: PreviousResult, flow: Mapping[str, Any], parent: Envelope, tasks_here: KnownTasks
+    ) -> Outgoing:
+        """The call of the step, now that the call before it has returned `previous`; `flow` is what follows it.
+
+        Raises QTasksError for a result that cannot be passed on.
+        """
         options = wire.read(dict(self.options).items())
         envelope = Envelope(
             call_id,
@@ -115,31 +119,38 @@ class Step:
             retry_delay=options.retry_delay if self.jitter else None,
             jitter=self.jitter,
             options=dict(wire.write(replace(options, delay_ms=None, not_before_s=None, deduplication_id=None))),
-            flow=flow,
+            flow=flow if self.immutable else {**flow, "after": previous.source},
             carried=parent.carried,
-            **self._arguments(call_id, previous),
+            **self._arguments(call_id, previous, tasks_here),
         )
         if self.is_llm:
             # The limits of the flow-control key apply to the model request that follows this call.
             options = replace(options, flow_control=None)
-        return Outgoing(
+        message = Outgoing(
             task=self.task,
             call_id=call_id,
             # The broker deduplicates for ten minutes; after that the id of the call prevents a second run.
             options=replace(options, deduplication_id=once(call_id), retries=self.retries),
             queue=self.queue,
             envelope=envelope,
-        ).encoded()
+        )
+        try:
+            return message.encoded()
+        except ValueError as error:
+            raise ResultError(
+                f"the result of {previous.source} cannot be an argument of {self.task}: {error}",
+                code=ErrorCode.RESULT_NOT_SERIALIZABLE,
+            ) from error
 
-    def _arguments(self, call_id: str, previous: PreviousResult) -> EncodedArguments:
+    def _arguments(self, call_id: str, previous: PreviousResult, tasks_here: KnownTasks) -> EncodedArguments:
         """The step's arguments, with the previous result first unless the step is immutable."""
         if self.pickled is None:
-            before = [] if self.immutable else [previous.plain()]
+            before = [] if self.immutable else [first_argument(previous, tasks_here.codec(self.task))]
             return {"args": [*before, *self.args], "kwargs": dict(self.kwargs)}
-        args, kwargs = previous.pickles().load(self.pickled, Purpose.step(self.task, call_id))
+        args, kwargs = tasks_here.pickles().load(self.pickled, Purpose.step(self.task, call_id))
         if not self.immutable:
-            args = (previous.typed(), *args)
-        return {"pickled": previous.pickles().dump((args, kwargs), Purpose.arguments(self.task, call_id))}
+            args = (python_value(previous), *args)
+        return {"pickled": tasks_here.pickles().dump((args, kwargs), Purpose.arguments(self.task, call_id))}
 
 
 def derived(call_id: str, place: str) -> str:
@@ -185,14 +196,18 @@ def starting(sequence: Sequence[Any], first_id: str, around: Flow) -> Iterator[t
         yield from starting(member if isinstance(member, list) else [member], member_id, group)
 
 
-def followers(envelope: Envelope, flow: Flow, parent_id: str, previous: PreviousResult) -> list[Outgoing]:
+def followers(
+    envelope: Envelope, flow: Flow, parent_id: str, previous: PreviousResult, tasks_here: KnownTasks
+) -> list[Outgoing]:
     """The calls that `flow` has next, after the call or group `parent_id` that returned `previous`.
 
     Raises ValueError, TypeError or KeyError for a malformed flow, QTasksError for a result that cannot be passed on.
     """
     first_id = derived(parent_id, "then")
     return [
-        Step.from_json(step).message(call_id, previous, identified(flow_of_call, envelope.flow.get("id")), envelope)
+        Step.from_json(step).message(
+            call_id, previous, identified(flow_of_call, envelope.flow.get("id")), envelope, tasks_here
+        )
         for step, call_id, flow_of_call in starting(flow["then"], first_id, flow.get("group", {}))
     ]
 
@@ -220,6 +235,15 @@ def abandoned(flow: Flow, call_id: str) -> list[tuple[str, str]]:
         placed(flow.get("then", ()), derived(parent_id, "then"), first=add, later=add)
         flow = flow.get("group", {})
     return calls
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """True if lists and objects are nested deeper than `levels` in a JSON value."""
+    if not isinstance(value, (list, dict)):
+        return False
+    return levels < 0 or any(
+        _is_deeper(item, levels - 1) for item in (value.values() if isinstance(value, dict) else value)
+    )
 
 
 def _members(group: Sequence[Any], group_id: str) -> Iterator[tuple[Any, str]]:

@@ -19,6 +19,7 @@ from qtasks.randomness import Random
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.context import CURRENT, RunLink, StopReason
 from qtasks.tasks.control import BY_CALLER, MAX_RETRY_AFTER_MS, REQUESTS, Cancel, Snooze
+from qtasks.tasks.flow.step_arguments import named_source
 from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.results.backend import Lock, ResultStatus
 from qtasks.tasks.results.writer import ResultWriter
@@ -137,7 +138,7 @@ class AttemptExecutor:
         try:
             values = attempt.task.codec.decode(attempt.envelope)
         except QTasksError as error:
-            return attempt.unfit(error)
+            return attempt.unfit(named_source(attempt.envelope, error))
         return await self.run(attempt, Run(attempt.task, values, attempt.context, attempt.envelope))
 
     async def run(self, attempt: Attempt, run: Run) -> Decision:

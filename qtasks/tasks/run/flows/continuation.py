@@ -12,9 +12,12 @@ from qtasks.clock import Clock
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, QTasksError, ResultError
 from qtasks.tasks.base_task import BaseTask
+from qtasks.tasks.encode.argument_codec import ArgumentCodec
 from qtasks.tasks.encode.pickling import Pickles, Purpose, is_pickle
 from qtasks.tasks.encode.result_codec import load
+from qtasks.tasks.encode.typed_json import TypedJson
 from qtasks.tasks.flow import steps
+from qtasks.tasks.flow.step_arguments import PreviousResult
 from qtasks.tasks.results.backend import ResultStatus
 from qtasks.tasks.results.flow_plan import PlannedCall
 from qtasks.tasks.results.writer import ResultWriter
@@ -34,13 +37,37 @@ Publish = Callable[[Outgoing], Awaitable[object]]
 
 
 @dataclass(frozen=True, slots=True)
-class RecordedResult:
-    """The result of a call of one of `tasks`, as it is recorded."""
+class TasksHere:
+    """The tasks that this dispatcher knows."""
 
     tasks: Mapping[str, BaseTask[..., Any]]
+
+    def codec(self, task: str) -> ArgumentCodec | None:
+        """See `KnownTasks`."""
+        return self.tasks[task].codec if task in self.tasks else None
+
+    def result_form(self, task: str) -> TypedJson[Any] | None:
+        """Reads the results of a task; None for one that is not known here, or whose results JSON cannot carry."""
+        return self.tasks[task].result_form() if task in self.tasks else None
+
+    def pickles(self) -> Pickles:
+        """See `KnownTasks`."""
+        return next(iter(self.tasks.values())).runtime.pickles()
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedResult:
+    """The result of a call, as it is recorded."""
+
+    here: TasksHere
     task: str
     call_id: str
     text: str
+
+    @property
+    def source(self) -> str:
+        """See `PreviousResult`."""
+        return self.task
 
     def plain(self) -> Any:
         """See `PreviousResult`."""
@@ -53,12 +80,8 @@ class RecordedResult:
 
     def typed(self) -> Any:
         """See `PreviousResult`."""
-        form = self.tasks[self.task].parameters.result
-        return load(form, self.text, self.pickles, Purpose.result(self.task, self.call_id))
-
-    def pickles(self) -> Pickles:
-        """See `PreviousResult`."""
-        return self.tasks[self.task].runtime.pickles()
+        purpose = Purpose.result(self.task, self.call_id)
+        return load(self.here.result_form(self.task), self.text, self.here.pickles, purpose)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +89,11 @@ class GroupResults:
     """The results of a group, in order; those of a member that ends with a group are a list themselves."""
 
     members: Sequence[RecordedResult | GroupResults]
+
+    @property
+    def source(self) -> str:
+        """See `PreviousResult`."""
+        return f"a group of {', '.join(dict.fromkeys(member.source for member in self.members))}"
 
     def plain(self) -> list[Any]:
         """See `PreviousResult`."""
@@ -75,10 +103,6 @@ class GroupResults:
         """See `PreviousResult`."""
         return [member.typed() for member in self.members]
 
-    def pickles(self) -> Pickles:
-        """See `PreviousResult`."""
-        return self.members[0].pickles()
-
 
 class Continuation:
     """Sends what follows a call of one of `tasks`. With `publish` None nothing can be sent."""
@@ -86,7 +110,7 @@ class Continuation:
     def __init__(
         self, tasks: Mapping[str, BaseTask[..., Any]], writer: ResultWriter, publish: Publish | None, clock: Clock
     ) -> None:
-        self._tasks = tasks
+        self._here = TasksHere(tasks)
         self._writer = writer
         self._publish = publish
         self._flows = OpenFlows(writer, clock)
@@ -168,7 +192,7 @@ class Continuation:
         """The messages that follow a call; none while a member of its group has not succeeded."""
         context, flow = attempt.context, attempt.envelope.flow
         parent_id = context.call_id
-        result: steps.PreviousResult = RecordedResult(self._tasks, context.task, context.call_id, result_text)
+        result: PreviousResult = RecordedResult(self._here, context.task, context.call_id, result_text)
         while flow:
             if "of" in flow:
                 group_results = await self._group_results(steps.ends_of(flow))
@@ -176,7 +200,7 @@ class Continuation:
                     return []
                 parent_id, result = flow["of"], group_results
             if flow.get("then"):
-                return steps.followers(attempt.envelope, flow, parent_id, result)
+                return steps.followers(attempt.envelope, flow, parent_id, result, self._here)
             flow = flow.get("group", {})  # its last member has ended, and with it a member of the group around it
         return []
 
@@ -197,4 +221,4 @@ class Continuation:
         record = await self._writer.read(call_id)
         if record is None or record.status is not ResultStatus.SUCCEEDED:
             return None
-        return RecordedResult(self._tasks, record.task, call_id, record.value or "null")
+        return RecordedResult(self._here, record.task, call_id, record.value or "null")
