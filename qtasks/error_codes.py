@@ -62,6 +62,9 @@ class ErrorCode(StrEnum):
     INJECTION_INVALID = ("QT107",
         "A parameter is declared as injected but is not a TaskContext, or is a TaskContext without `= injected`.",
         "Write `ctx: TaskContext = injected`.")
+    CELERY_NAME = ("QT109",
+        "The code uses a name of Celery that qtasks spells otherwise, or does not have.",
+        "Write what the message says; docs/celery.md lists the names of Celery with those that take their place.")
     ARGUMENT_MISSING = ("QT151",
         "A call lacks an argument that the task requires.",
         "Pass the argument, or give the parameter a default.")

@@ -3,6 +3,7 @@
     QTasksError
       ConfigurationError       a setting is missing or contradicts another: set it
       DefinitionError          a task is declared in a way that cannot work: change the declaration
+        CeleryNameError        a name of Celery is spelt otherwise here: read `fix` (also an AttributeError)
       ArgumentsError           a call does not fit its task: change the call (also a TypeError)
       PayloadError             the body of a message is not a readable envelope
       ResultError              a result cannot be stored or returned
@@ -117,6 +118,12 @@ class DefinitionError(QTasksError):
     """A task is declared in a way that cannot work. Raised by the declaration."""
 
     code = ErrorCode.DECLARATION_INVALID
+
+
+class CeleryNameError(DefinitionError, AttributeError):
+    """The code uses a name of Celery that does not exist here; `fix` is what to write instead."""
+
+    code = ErrorCode.CELERY_NAME
 
 
 class ArgumentsError(QTasksError, TypeError):

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Never, Unpack
 
 from qtasks.clock import Clock
 from qtasks.randomness import Random
+from qtasks.tasks.celery import celery_names, celery_settings
 from qtasks.tasks.hooks import H
+from qtasks.tasks.options import ApplyOptions
 from qtasks.tasks.ports import ASGIApp, EmbeddedBroker
 from qtasks.tasks.registry import Registry
+from qtasks.tasks.remote_task import UntypedResult, remote_task
 from qtasks.tasks.results.backend import ResultBackend
+from qtasks.tasks.results.task_result import TaskResult
 from qtasks.tasks.run.run_middleware import M
 from qtasks.tasks.run.thread_pool import ThreadPool
 from qtasks.tasks.runtime import ApplicationRuntime
@@ -24,6 +28,7 @@ from qtasks.tasks.schedules.sync import Schedules
 from qtasks.tasks.send.batch import Batch
 from qtasks.tasks.send.send_middleware import S
 from qtasks.tasks.settings import EMBEDDED, Settings, SettingsOverrides
+from qtasks.tasks.task import Task
 
 if TYPE_CHECKING:
     from typing import Self
@@ -50,8 +55,12 @@ class QTasks(Registry):
         overrides: Settings that replace those of the environment; see `SettingsOverrides`.
     """
 
-    def __init__(self, *, embedded: EmbeddedBroker | None = None, **overrides: Unpack[SettingsOverrides]) -> None:
+    def __init__(
+        self, *celery: Never, embedded: EmbeddedBroker | None = None, **overrides: Unpack[SettingsOverrides]
+    ) -> None:
         super().__init__()
+        if (error := celery_settings.not_celery(celery, overrides)) is not None:
+            raise error
         self.runtime = ApplicationRuntime(
             MappingProxyType(self._names),
             embedded=embedded,
@@ -83,6 +92,49 @@ class QTasks(Registry):
     def batch(self) -> Batch:
         """Send the calls made inside the block together: ``with tasks.batch(): ...`` (or ``async with``)."""
         return Batch(self.runtime)
+
+    def result(self, id: str) -> TaskResult[Any]:  # noqa: A002 - the name it has on a TaskResult
+        """The handle on a call of any task, by its call id or its message id, also without the task's code.
+
+        Its result has the type that the task declares if this application has the task; otherwise it is plain JSON.
+        """
+        return UntypedResult(self.runtime, self._names, id)
+
+    def AsyncResult(self, id: str) -> TaskResult[Any]:  # noqa: N802, A002 - Celery's words
+        """Celery's name for `result`."""
+        return self.result(id)
+
+    def send_task(
+        self,
+        name: str,
+        /,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[ApplyOptions],
+    ) -> TaskResult[Any]:
+        """Queue a call of a task by its name, without its code: ``tasks.send_task("mail.greet", args=("Ada",))``.
+
+        If this application has the task, the call is checked as by `Task.apply_async`. If not, the arguments must be
+        plain JSON values, and nothing tells a wrong name from one that only another application has: the broker tries
+        again for as long as the call has retries, then the call fails with UnknownTask. Raises as `Task.delay`, and
+        DefinitionError for a text that cannot be the name of a task.
+        """
+        return self._named(name).apply_async(args, kwargs, **options)
+
+    async def asend_task(
+        self,
+        name: str,
+        /,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[ApplyOptions],
+    ) -> TaskResult[Any]:
+        """As `send_task`, without blocking the event loop."""
+        return await self._named(name).aapply_async(args, kwargs, **options)
+
+    def _named(self, name: str) -> Task[..., Any]:
+        task = self._names.get(name)
+        return remote_task(self.get_runtime, name) if task is None else task
 
     def on_success(self, hook: H) -> H:
         """Call `hook` after each call of any task that succeeded; see `Hooks`."""
@@ -186,6 +238,21 @@ class QTasks(Registry):
 
     def __repr__(self) -> str:
         return f"<QTasks of {len(self._tasks)} tasks>"
+
+    if not TYPE_CHECKING:
+
+        @property
+        def conf(self) -> celery_settings.CeleryNamespace:
+            """Celery's settings: each says what to write instead."""
+            return celery_settings.conf()
+
+        @property
+        def control(self) -> celery_settings.CeleryNamespace:
+            """Celery's remote control: each method says what to write instead."""
+            return celery_settings.control()
+
+        def __getattr__(self, name: str) -> Any:
+            raise celery_names.missing(self, name, celery_names.APPLICATION)
 
     @functools.cached_property
     def _web(self) -> TaskRoutes:

@@ -21,6 +21,7 @@ from qtasks.protocol.messages import (
     PublishOptions,
     Redaction,
 )
+from qtasks.tasks.celery import celery_options
 from qtasks.tasks.retries import RetryPolicy
 
 Span = str | float | timedelta
@@ -168,6 +169,8 @@ def check(
             "the policy of one call cannot depend on the type of error: exception classes cannot travel with a call",
             fix="give `on` and `give_up_on` where the task is declared",
         )
+    if (misnamed := celery_options.misnamed(task, options, allowed)) is not None:
+        raise misnamed
     for name in options:
         if name not in allowed:
             guess = did_you_mean(name, allowed)
@@ -299,7 +302,12 @@ def _queue(task: str, options: Mapping[str, Any]) -> str | None:
     if (queue := options.get("queue")) is None:
         return None
     if options.get("delay") is not None or options.get("eta") is not None:
-        raise _error(task, "a queue starts its calls in order, so delay and eta have no meaning there")
+        raise _error(
+            task,
+            "a queue starts its calls in order, so delay and eta have no meaning there",
+            fix='leave out one of them; queue=None takes one call out of the queue of its task, key="..." with '
+            "parallelism=... limits calls that also have a delay",
+        )
     try:
         return targets.check_name(queue, "queue name")
     except (ValueError, TypeError) as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
 from qtasks.tasks.base_task import BaseTask
+from qtasks.tasks.celery import celery_names
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.flow.canvas import Signature
 from qtasks.tasks.hooks import H
@@ -91,6 +92,10 @@ class Task(BaseTask[P, R]):
         """As `s`, immutable: the call gets these arguments alone, without the result of the call before it."""
         return Signature(self, args, kwargs, immutable=True)
 
+    def AsyncResult(self, id: str) -> TaskResult[R]:  # noqa: N802, A002 - Celery's words
+        """Celery's name for `result`."""
+        return self.result(id)
+
     @property
     def schedules(self) -> tuple[TaskSchedule[R], ...]:
         """The handles on the schedules that `@tasks.cron` and `@tasks.every` declare."""
@@ -132,6 +137,11 @@ class Task(BaseTask[P, R]):
                 fix='tell them apart: @tasks.cron(..., schedule="...")',
             )
         self.declared.append(schedule)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise celery_names.missing(self, name, celery_names.TASK)
 
     def _applied(self, options: ApplyOptions) -> tuple[Self, str | None]:
         """The task with Celery's options translated, and the id of the call."""

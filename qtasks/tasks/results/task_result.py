@@ -11,15 +11,16 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 from qtasks.error_codes import ErrorCode
-from qtasks.errors import ResultError, ResultTimeout, TaskCancelled, TaskExpired, TaskFailed
+from qtasks.errors import CeleryNameError, ResultError, ResultTimeout, TaskCancelled, TaskExpired, TaskFailed
 from qtasks.tasks.encode.pickling import Pickles, Purpose
 from qtasks.tasks.encode.result_codec import load
 from qtasks.tasks.encode.typed_json import TypedJson
 from qtasks.tasks.progress import Progress
 from qtasks.tasks.results.backend import Lock, ResultBackend, ResultRecord, ResultStatus, pauses, read_record
+from qtasks.tasks.results.celery_result import CeleryResult
 from qtasks.tasks.results.inquiry import ENDED, Inquiries, ServiceState, Subject
 from qtasks.tasks.results.unique import unlock
 from qtasks.tasks.results.wait_in_task import WaitInTask
@@ -90,7 +91,7 @@ class CallToCancel:
     """True for a call of a flow: it may be sent later, even if nothing is known of it now."""
 
 
-class TaskResult(Generic[R]):
+class TaskResult(CeleryResult[R]):
     """The handle of one call: what `.delay()` returns.
 
     `id` is the call's id. If `deduplicated` is true, nothing was sent: an earlier call with the same deduplication id
@@ -124,7 +125,7 @@ class TaskResult(Generic[R]):
         self._is_planned = is_planned
 
     def __repr__(self) -> str:
-        return f"<TaskResult of {self.task} {self.id}>"
+        return f"<TaskResult of {self._title}>"
 
     def accepted(self, message_id: str, *, deduplicated: bool) -> None:
         """Store the broker's answer to the message. Only for the code that sends it."""
@@ -233,7 +234,7 @@ class TaskResult(Generic[R]):
         BrokerUnreachable, ApiError, and ResultError.
         """
         call = CallToCancel(
-            task=self.task,
+            task=self._task_to_cancel(),
             id=self.id,
             message_id=self.message_id,
             locks=() if self._lock is None else (self._lock,),
@@ -249,17 +250,32 @@ class TaskResult(Generic[R]):
         """Wait for the result, without a time limit: ``await result``."""
         return self.aget().__await__()
 
-    def get(self, timeout: float | None = None) -> R:
+    @overload
+    def get(self, timeout: float | None = None, *, propagate: Literal[True] = True) -> R: ...
+    @overload
+    def get(self, timeout: float | None = None, *, propagate: bool) -> R | TaskFailed | TaskCancelled: ...
+    def get(self, timeout: float | None = None, *, propagate: bool = True, **celery: Any) -> Any:
         """Wait for the result and return it.
 
         `timeout` is in seconds; None waits without a limit. Raises ResultTimeout, TaskFailed if the task has failed for
         good, TaskCancelled or TaskExpired if it was cancelled or has expired, and ResultError for an unknown call, on
         the thread of the event loop that has to run the task, or if all threads for tasks wait for one another.
+        With ``propagate=False`` TaskFailed and TaskCancelled are returned.
         """
+        if celery:
+            raise CeleryNameError(f".get() does not take {', '.join(map(repr, celery))}", fix=".get(timeout=...)")
+        try:
+            return self._waited_for(timeout)
+        except (TaskFailed, TaskCancelled) as error:
+            if propagate:
+                raise
+            return error
+
+    def _waited_for(self, timeout: float | None) -> R:
         backend = self._backend()
         if self._runtime.runs_on_this_thread():
             raise ResultError(
-                f"{self.task}: .get() would block the event loop that has to run the task",
+                f"{self._title}: .get() would block the event loop that has to run the task",
                 fix="await result.aget()",
                 code=ErrorCode.GET_WOULD_BLOCK,
             )
@@ -293,6 +309,19 @@ class TaskResult(Generic[R]):
                 wait.check()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), wait_s)
+
+    @property
+    def _title(self) -> str:
+        """The call as errors name it."""
+        return f"{self.task} {self.id}" if self.task else self.id
+
+    def _form_of(self, record: ResultRecord) -> TypedJson[R] | None:  # noqa: ARG002
+        """Reads the result of the call with this record."""
+        return self._form()
+
+    def _task_to_cancel(self) -> str:
+        """The task of the call; empty if it is not known. May block."""
+        return self.task
 
     def _wait_in_task(self) -> WaitInTask:
         return WaitInTask(self._runtime, self.task, [self.id])
@@ -337,7 +366,7 @@ class TaskResult(Generic[R]):
         record = self._better(record, inquiries.known(self._subject, record))
         if _status(record) is ResultStatus.UNKNOWN:
             raise ResultError(
-                f"{self.task} {self.id} is unknown: neither the results nor the broker have a call with this id",
+                f"{self._title} is unknown: neither the results nor the broker have a call with this id",
                 code=ErrorCode.CALL_UNKNOWN,
             )
         return record
@@ -364,21 +393,21 @@ class TaskResult(Generic[R]):
             state += f" after attempt {record.attempt}: {record.error}"
         if (reason := _reason(self._runtime.inquiries.known(self._subject, record))) is not None:
             state += f"; it waits: {reason}"
-        return ResultTimeout(f"{self.task} {self.id} has not finished within {timeout} s; {state}")
+        return ResultTimeout(f"{self._title} has not finished within {timeout} s; {state}")
 
     def _value(self, record: ResultRecord) -> R:
         if record.status is ResultStatus.FAILED:
             error = record.error or "unknown error"
-            raise TaskFailed(f"{self.task} {record.call_id} failed on attempt {record.attempt}: {error}", error=error)
+            raise TaskFailed(f"{record.task} {record.call_id} failed on attempt {record.attempt}: {error}", error=error)
         if record.status in (ResultStatus.CANCELLED, ResultStatus.EXPIRED):
             reason = record.error or "no reason was given"
             kind = TaskExpired if record.status is ResultStatus.EXPIRED else TaskCancelled
-            raise kind(f"{self.task} {record.call_id} was not run to its end: {reason}", reason=reason)
+            raise kind(f"{record.task} {record.call_id} was not run to its end: {reason}", reason=reason)
         # The call id of this handle, not that of the record, which others may have written; except if only the message
         # id is known.
         call_id = record.call_id if self.id == record.message_id else self.id
         purpose = Purpose.result(record.task, call_id)
-        return load(self._form(), record.value or "null", self._runtime.pickles, purpose)
+        return load(self._form_of(record), record.value or "null", self._runtime.pickles, purpose)
 
 
 def _status(record: ResultRecord | None) -> ResultStatus:
