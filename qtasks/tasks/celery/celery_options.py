@@ -25,9 +25,7 @@ DECLARED: Final[Mapping[str, str]] = {
     "self.retry(exc=error, countdown=60) is `raise RetryAfter(60) from error`, "
     "self.update_state(...) is ctx.progress(done, total)",
     "compression": "leave it out: arguments are small; store the data and pass its key",
-    "countdown": "task.using(delay=...) at the call",
     "default_retry_delay": "retry_delay=...",
-    "delay": "task.using(delay=...) at the call",
     "dont_autoretry_for": "retries=RetryPolicy(give_up_on=...)",
     "expires": "task.using(expires=...) at the call",
     "ignore_result": _RESULTS,
@@ -95,9 +93,12 @@ def misnamed(task: str, options: Mapping[str, Any], allowed: Collection[str]) ->
         fix = "; ".join(dict.fromkeys(misnamed.values()))
         if set(misnamed) == {"time_limit"}:
             fix = f"timeout={options['time_limit']!r}"
-    plural = "s" if len(misnamed) > 1 else ""
+    shown = ", ".join(map(repr, misnamed))
+    is_single = len(misnamed) == 1
     return DefinitionError(
-        f"{task}: {', '.join(map(repr, misnamed))} {'are' if plural else 'is an'} option{plural} of Celery",
+        f"{task}: there is no option {shown}, which is a name of Celery"
+        if is_single
+        else f"{task}: there are no options {shown}, which are names of Celery",
         details=misnamed if names is DECLARED else None,
         fix=fix,
         code=ErrorCode.CELERY_NAME,
