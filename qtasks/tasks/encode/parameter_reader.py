@@ -11,8 +11,9 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
 from qtasks.masking import MASK, is_secret_name
 from qtasks.tasks.context import Injected, TaskContext, injected
-from qtasks.tasks.encode.annotations import UNTYPED_RESULT, adapter, hints, loose_adapter, record_adapter, type_name
-from qtasks.tasks.encode.parameters import TaskParameters, cut
+from qtasks.tasks.encode.annotations import UNTYPED_RESULT, form, hints, loose_adapter, record_form, type_name
+from qtasks.tasks.encode.parameters import TaskParameters
+from qtasks.tasks.encode.shown_values import cut
 from qtasks.tasks.encode.typed_json import TypedJson
 
 _STARS: Mapping[object, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
@@ -70,7 +71,7 @@ def read_parameters(
         ),
         contexts=tuple(contexts),
         dependencies=tuple(dependencies),
-        arguments=TypedJson(loose_adapter(task, fields) if pickled else record_adapter(task, fields, where=task)),
+        arguments=TypedJson(loose_adapter(task, fields)) if pickled else record_form(task, fields, where=task),
         result=_result(task, resolved.get("return", inspect.Parameter.empty), pickled=pickled),
         result_name=type_name(resolved.get("return", inspect.Parameter.empty)),
         loose_result=loose_adapter(task, {"result": resolved.get("return", Any)}) if pickled else None,
@@ -82,7 +83,7 @@ def _result(task: str, annotation: Any, *, pickled: bool) -> TypedJson[Any] | No
     if annotation is inspect.Parameter.empty and not pickled:
         annotation = UNTYPED_RESULT
     try:
-        return TypedJson(adapter(annotation, where=f"{task}: the result"))
+        return form(annotation, where=f"{task}: the result")
     except DefinitionError:
         if pickled:
             return None

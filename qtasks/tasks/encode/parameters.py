@@ -13,16 +13,11 @@ from pydantic_core import PydanticSerializationError
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, did_you_mean
-from qtasks.masking import is_secret_name, mask_pairs, mask_values, secrets_in
+from qtasks.masking import is_secret_name, mask_values, secrets_in
 from qtasks.tasks.context import TaskContext
-from qtasks.tasks.encode.annotations import adapter, type_name
-from qtasks.tasks.encode.typed_json import TypedJson
-
-_SHOWN = 80
-"""Characters of a value in an error."""
-_READ = 1000
-"""Characters of a value that are searched for secrets, of which the first `_SHOWN` are shown."""
-
+from qtasks.tasks.encode.annotations import form, type_name
+from qtasks.tasks.encode.shown_values import path_of, shown
+from qtasks.tasks.encode.typed_json import NotPortable, TypedJson
 
 Values = dict[str, Any]
 """Values by parameter name; those of `*args` and `**kwargs` are under the names of these parameters."""
@@ -96,6 +91,8 @@ class TaskParameters:
         """Checked values as plain JSON values, written by their declared types. Raises ArgumentsError (QT154)."""
         try:
             plain: Values = self.arguments.write(values)
+        except NotPortable as error:
+            raise self.not_json(error.path, error.reason, fix=error.fix) from None
         except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
             raise self.not_json(self._culprit(values), str(error)) from error
         return plain
@@ -110,9 +107,9 @@ class TaskParameters:
             if name in values:
                 spread = name in (self.spread, self.spread_keywords)
                 annotation = Any if spread else self.annotations[name]
-                form = TypedJson(adapter(annotation, where=f"{self.task}: parameter {name!r}"))
+                written = form(annotation, where=f"{self.task}: parameter {name!r}")
                 try:
-                    plain[name] = form.write(form.check(values[name]))
+                    plain[name] = written.write(written.check(values[name]))
                 except (ValidationError, PydanticSerializationError, ValueError) as error:
                     raise self.not_json(name, str(error).splitlines()[0]) from None
         return plain
@@ -143,9 +140,10 @@ class TaskParameters:
         keywords = filled.pop(self.spread_keywords, {}) if self.spread_keywords is not None else {}
         return function(*args, **filled, **keywords)
 
-    def not_json(self, path: str, reason: str) -> ArgumentsError:
+    def not_json(self, path: str, reason: str, *, fix: str | None = None) -> ArgumentsError:
         """The error for a value that JSON cannot carry."""
-        return self._error(f"argument {path!r} cannot be written as JSON: {reason}", ErrorCode.ARGUMENT_NOT_JSON)
+        text = f"argument {path!r} cannot be written as JSON: {reason}"
+        return self._error(text, ErrorCode.ARGUMENT_NOT_JSON, fix=fix)
 
     def not_picklable(self, name: str, reason: str) -> ArgumentsError:
         """The error for an argument that cannot be pickled."""
@@ -162,14 +160,14 @@ class TaskParameters:
     def _misfit(self, values: Values, error: ValidationError) -> ArgumentsError:
         first, *others = error.errors(include_url=False)
         name = str(first["loc"][0])
-        path = _path(first["loc"], values)
+        path = path_of(first["loc"], values)
         expected = type_name(self.annotations.get(name, inspect.Parameter.empty))
         rest = f" (and {len(others)} more)" if others else ""
         message = first["msg"]
         if is_secret_name(path):
             got, message = "a value that is not shown", mask_values(message, secrets_in(first["input"], is_secret=True))
         else:
-            got = _shown(first["input"])
+            got = shown(first["input"])
         # Without a declared type the value itself is the reason, and not its type.
         if first["type"] == "invalid-json-value":
             return self.not_json(path, f"{got} would not arrive as it is{rest}")
@@ -186,38 +184,5 @@ class TaskParameters:
                 return name
         return next(iter(values), "")
 
-    def _error(self, text: str, code: str) -> ArgumentsError:
-        return ArgumentsError(f"{self.task}: {text}", details={"signature": self.signature}, code=code)
-
-
-def _path(location: tuple[int | str, ...], values: object) -> str:
-    """The path of a value in the arguments: ``user.created``, ``rows[3]``.
-
-    pydantic inserts names of its own, such as those of union members; the values show which names are theirs.
-    """
-    text = ""
-    here: object = values
-    for step in location:
-        if isinstance(step, int):
-            text += f"[{step}]"
-            here = here[step] if isinstance(here, Sequence) and step < len(here) else None
-        elif isinstance(here, Mapping):
-            if step in here or step == location[-1]:
-                text += f".{step}" if text else step
-                here = here.get(step)
-        elif hasattr(here, step):
-            text += f".{step}"
-            here = getattr(here, step)
-    return text
-
-
-def _shown(value: object) -> str:
-    try:
-        return f"{cut(mask_pairs(repr(value)[:_READ]))} ({type(value).__name__})"
-    except Exception:  # `repr` of the user's class may raise anything, and an integer may have too many digits
-        return f"a {type(value).__name__}"
-
-
-def cut(text: str) -> str:
-    """A text as errors show it: its beginning, if it is long."""
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+    def _error(self, text: str, code: str, *, fix: str | None = None) -> ArgumentsError:
+        return ArgumentsError(f"{self.task}: {text}", details={"signature": self.signature}, fix=fix, code=code)

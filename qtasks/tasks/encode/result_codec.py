@@ -15,7 +15,7 @@ from qtasks.protocol.messages import MAX_BODY
 from qtasks.tasks.encode.envelope import COMPACT
 from qtasks.tasks.encode.parameters import TaskParameters
 from qtasks.tasks.encode.pickling import Pickles, Purpose, is_pickle
-from qtasks.tasks.encode.typed_json import TypedJson
+from qtasks.tasks.encode.typed_json import NotPortable, TypedJson
 
 R = TypeVar("R")
 
@@ -70,6 +70,9 @@ def _json(parameters: TaskParameters, value: Any) -> str:
         return text
     except ValidationError as error:
         raise _misfit(parameters, value, error) from None
+    except NotPortable as error:
+        place = f" at {error.path!r}" if error.path else ""
+        raise _refusal(parameters, value, f"cannot be written as JSON{place}: {error.reason}", fix=error.fix) from None
     except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
         raise _refusal(parameters, value, f"cannot be written as JSON: {error}") from None
 

@@ -13,7 +13,8 @@ from pydantic_core import ErrorDetails
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError, OutputError
-from qtasks.tasks.encode.annotations import WIRE, adapter, type_name
+from qtasks.tasks.encode.annotations import adapter, type_name
+from qtasks.tasks.encode.wire_types import WIRE
 from qtasks.tasks.llm.chat_messages import ModelAnswer
 
 T = TypeVar("T")

@@ -1,0 +1,136 @@
+"""Types that pydantic would write with a loss, each with a form in which all of it travels.
+
+`bytes` travel as base64; a datetime or time in a zone as RFC 9557 writes it,
+``2026-07-01T12:00:00+02:00[Europe/Berlin]``; a regular expression with other flags than those in its text as an object.
+What can be iterated arrives as a list.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime as dt
+import re
+import zoneinfo
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationInfo,
+    WrapSerializer,
+)
+
+WIRE: Any = {"qtasks": "wire"}
+"""The validation context of values that come from JSON, and not from a caller."""
+
+_ZONED = re.compile(r"(?P<time>[^\[]+)(?:\[(?P<zone>[^\]=]+)\])?(?P<fold>\[_fold=1\])?")
+_LOOSE: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (dt.datetime, dt.time)}
+
+
+def from_wire(read: Callable[[Any], object]) -> BeforeValidator:
+    """Reads a value with `read` if it comes from JSON; a caller's value is left to pydantic."""
+
+    def validate(value: object, info: ValidationInfo) -> object:
+        return read(value) if info.context is WIRE else value
+
+    return BeforeValidator(validate)
+
+
+def _bytes_read(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return base64.b64decode(value, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"not base64: {error}") from None
+
+
+def _bytes_written(value: Any, handler: SerializerFunctionWrapHandler) -> Any:
+    return base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else handler(value)
+
+
+def _zone_read(name: str) -> zoneinfo.ZoneInfo:
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"this machine does not know the time zone {name!r}") from None
+
+
+def _datetime_read(value: object) -> object:
+    if not isinstance(value, str) or (match := _ZONED.fullmatch(value)) is None:
+        return value
+    if match["zone"] is None:
+        moment = _LOOSE[dt.datetime].validate_python(match["time"])
+        return moment.replace(fold=1) if match["fold"] else moment
+    moment, zone = dt.datetime.fromisoformat(match["time"]), _zone_read(match["zone"])
+    offset, local = moment.utcoffset(), moment.replace(tzinfo=zone)
+    folds = (1, 0) if match["fold"] else (0, 1)
+    same = [local.replace(fold=fold) for fold in folds if local.replace(fold=fold).utcoffset() == offset]
+    # The rules of the zone may differ between two machines; the moment is what was meant.
+    return same[0] if same else moment.astimezone(zone)
+
+
+def _datetime_written(value: Any, handler: SerializerFunctionWrapHandler) -> Any:
+    if not isinstance(value, dt.datetime):
+        return handler(value)
+    if not isinstance(value.tzinfo, zoneinfo.ZoneInfo) or not value.tzinfo.key:
+        return handler(value) + "[_fold=1]" if value.fold else handler(value)
+    text = f"{value.isoformat()}[{value.tzinfo.key}]"
+    is_told = value.fold == 0 or value.replace(fold=0).utcoffset() != value.utcoffset()
+    return text if is_told else f"{text}[_fold=1]"
+
+
+def _time_read(value: object) -> object:
+    if not isinstance(value, str) or (match := _ZONED.fullmatch(value)) is None:
+        return value
+    moment = _LOOSE[dt.time].validate_python(match["time"])
+    if match["zone"] is not None:
+        moment = moment.replace(tzinfo=_zone_read(match["zone"]))
+    return moment.replace(fold=1) if match["fold"] else moment
+
+
+def _time_written(value: Any, handler: SerializerFunctionWrapHandler) -> Any:
+    if not isinstance(value, dt.time):
+        return handler(value)
+    fold = "[_fold=1]" if value.fold else ""
+    if isinstance(value.tzinfo, zoneinfo.ZoneInfo) and value.tzinfo.key:
+        return f"{value.replace(tzinfo=None).isoformat()}[{value.tzinfo.key}]{fold}"
+    return f"{handler(value)}{fold}" if fold else handler(value)
+
+
+def _pattern_read(value: object) -> object:
+    if isinstance(value, dict) and isinstance(value.get("pattern"), str) and type(value.get("flags")) is int:
+        return re.compile(value["pattern"], value["flags"])
+    return value
+
+
+def _pattern_written(value: Any, handler: SerializerFunctionWrapHandler) -> Any:
+    if not isinstance(value, re.Pattern) or not isinstance(value.pattern, str):
+        return handler(value)
+    is_plain = value.flags == re.compile(value.pattern).flags
+    return value.pattern if is_plain else {"pattern": value.pattern, "flags": value.flags}
+
+
+def _iterated(value: Any) -> Any:
+    """A caller's iterator is used up here, once."""
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, list) else value
+
+
+BYTES = Annotated[bytes, from_wire(_bytes_read), WrapSerializer(_bytes_written, return_type=str, when_used="json")]
+DATETIME = Annotated[
+    dt.datetime, from_wire(_datetime_read), WrapSerializer(_datetime_written, return_type=str, when_used="json")
+]
+TIME = Annotated[dt.time, from_wire(_time_read), WrapSerializer(_time_written, return_type=str, when_used="json")]
+LISTED = BeforeValidator(_iterated)
+"""Beside ``list[...]``: takes what can be iterated, and reads it once."""
+AS_LIST, AS_SET = AfterValidator(list), AfterValidator(set)
+"""Beside an abstract container: what the task gets is a list or a set, like what the caller gave."""
+
+
+def pattern(annotation: Any) -> Any:
+    """A regular expression with its flags. `annotation` is ``re.Pattern`` or ``re.Pattern[str]``."""
+    return Annotated[annotation, from_wire(_pattern_read), WrapSerializer(_pattern_written, when_used="json")]
