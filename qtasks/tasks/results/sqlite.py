@@ -79,7 +79,7 @@ _RELEASE = "UPDATE results SET kept = 0 WHERE call_id = ? AND kept"
 _SELECT = """
 SELECT call_id, message_id, task, status, attempt, updated_ms, value, error, progress, kept FROM results
 """
-_READ = f"{_SELECT} WHERE call_id = ?1 OR message_id = ?1"
+_READ = f"{_SELECT} WHERE call_id = ? OR message_id = ?"
 _READ_OPEN_FLOWS = f"""
 {_SELECT} WHERE {_IS_KEPT_FLOW} AND status NOT IN ('succeeded', 'failed', 'cancelled', 'expired')
 ORDER BY updated_ms LIMIT ?
@@ -102,9 +102,9 @@ CREATE TABLE IF NOT EXISTS holds (
 """
 # A lock is taken if it does not exist, if it has expired, or if its owner extends it.
 _TAKE_LOCK = """
-INSERT INTO holds (key, owner, until_ms) VALUES (?1, ?2, ?3)
+INSERT INTO holds (key, owner, until_ms) VALUES (?, ?, ?)
 ON CONFLICT (key) DO UPDATE SET owner = excluded.owner, until_ms = excluded.until_ms
-WHERE holds.until_ms <= ?4 OR holds.owner = excluded.owner
+WHERE holds.until_ms <= ? OR holds.owner = excluded.owner
 """
 _READ_LOCK = "SELECT owner, until_ms FROM holds WHERE key = ?"
 _UNLOCK = "DELETE FROM holds WHERE key = ? AND owner = ?"
@@ -142,20 +142,20 @@ class SQLiteResults(DatabaseResults):
         self._reader: _OpenedFile | None = None
 
     def _read(self, key: str) -> ResultRecord | None:
-        rows = self._selected(_READ, key)
+        rows = self._selected(_READ, key, key)
         return record_of(rows[0]) if rows else None
 
     def _open_flows(self, limit: int) -> list[ResultRecord]:
         return [record_of(row) for row in self._selected(_READ_OPEN_FLOWS, limit)]
 
-    def _selected(self, query: str, parameter: str | int) -> list[Any]:
+    def _selected(self, query: str, *parameters: str | int) -> list[Any]:
         """All rows of a query; none if the file does not exist."""
         self._reader = self._at_its_place(self._reader)
         if self._reader is None:
             if not self._file.exists():
                 return []
             self._reader = self._open()
-        return self._reader.connection.execute(query, (parameter,)).fetchall()
+        return self._reader.connection.execute(query, parameters).fetchall()
 
     def _disconnect(self) -> None:
         for opened in (self._writer, self._reader):
