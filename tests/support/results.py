@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+import qtasks.tasks.results.redis as results_in_redis
+
 BACKENDS = ("memory", "sqlite", "postgres", "redis")
 POSTGRES_URL = os.environ.get("QTASKS_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/test")
 REDIS_URL = os.environ.get("QTASKS_TEST_REDIS", "redis://127.0.0.1:6379/0")
@@ -52,8 +54,13 @@ def redis_prefix(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         except redis.ConnectionError as error:
             absent("Redis", error)
         yield REDIS_URL
-        if keys := list(client.scan_iter(f"{prefix}*")):
+        if keys := redis_keys(client, "*"):
             client.delete(*keys)
+
+
+def redis_keys(client: Any, pattern: str) -> list[bytes]:
+    """The keys that match, of those with the prefix of this test: others may use the same server."""
+    return list(client.scan_iter(f"{results_in_redis.PREFIX}{pattern}"))
 
 
 @contextlib.contextmanager

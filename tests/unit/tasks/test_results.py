@@ -36,7 +36,7 @@ from qtasks.tasks.results.open_backend import open_results
 from qtasks.tasks.results.postgres import PostgresResults
 from qtasks.tasks.results.redis import RedisResults
 from qtasks.tasks.results.sqlite import SQLiteResults
-from tests.support.results import BACKENDS, place_for_results, postgres, redis_prefix
+from tests.support.results import BACKENDS, place_for_results, postgres, redis_keys, redis_prefix
 from tests.support.tasks import application
 
 DAY_MS = 86_400_000
@@ -423,7 +423,7 @@ def test_redis_forgets_records_that_never_end(monkeypatch: pytest.MonkeyPatch, s
     with redis_prefix(monkeypatch) as url, redis.Redis.from_url(url) as client:
         backend = RedisResults(url, ttl_ms=DAY_MS)
         keep(backend, record(status))
-        for key in client.scan_iter("*:*_1"):
+        for key in redis_keys(client, "*_1"):
             assert 0 <= stored_ms(status, DAY_MS) - client.pttl(key) < 60_000
         backend.close()
 
@@ -433,7 +433,7 @@ def test_redis_forgets_finished_records_soonest(monkeypatch: pytest.MonkeyPatch)
     with redis_prefix(monkeypatch) as url, redis.Redis.from_url(url) as client:
         backend = RedisResults(url, ttl_ms=DAY_MS)
         keep(backend, record(ResultStatus.RUNNING))
-        (key,) = client.scan_iter("*result:call_1")
+        (key,) = redis_keys(client, "*result:call_1")
         assert client.pttl(key) > 30 * DAY_MS
         keep(backend, record())
         assert DAY_MS - 60_000 < client.pttl(key) <= DAY_MS
@@ -447,14 +447,14 @@ def test_redis_keeps_what_a_flow_needs_and_counts_from_its_release(monkeypatch: 
     with redis_prefix(monkeypatch) as url, redis.Redis.from_url(url) as client:
         backend = RedisResults(url, ttl_ms=DAY_MS)
         keep(backend, record(kept=True))
-        (result,), (message,) = client.scan_iter("*result:call_1"), client.scan_iter("*message:msg_1")
+        (result,), (message,) = redis_keys(client, "*result:call_1"), redis_keys(client, "*message:msg_1")
         assert (client.pttl(result), client.pttl(message)) == (-1, -1)
         backend.write((), released=["call_1"])
         assert DAY_MS - 60_000 < client.pttl(result) <= DAY_MS
         assert DAY_MS - 60_000 < client.pttl(message) <= DAY_MS
         keep(backend, record(ResultStatus.RUNNING, call_id="call_2", message_id="msg_2", kept=True))
         backend.write((), released=["call_2"])
-        (running,) = client.scan_iter("*result:call_2")
+        (running,) = redis_keys(client, "*result:call_2")
         assert client.pttl(running) > 400 * DAY_MS
         backend.close()
 
