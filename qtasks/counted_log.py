@@ -43,7 +43,7 @@ class CountedLog:
         text: str,
         *arguments: object,
         extra: Mapping[str, Any] | None = None,
-        with_traceback: bool = False,
+        with_traceback: bool | BaseException = False,
     ) -> None:
         """Log a line, or count it if one of its kind was written within the period.
 

@@ -209,11 +209,14 @@ class _RunningBroker:
         except BaseException:
             self._stop_threads()
             raise
+        if loop is not None:
+            _probe(app, loop)
 
     def serve(self, app: AsgiApp, loop: asyncio.AbstractEventLoop) -> None:
         self._served = app, loop
         self._serves_application = True
         self._opened.transport.serve(app, loop)
+        _probe(app, loop)
 
     def connection(self) -> Connection:
         transport = InProcessTransport(self._opened.broker, self._broker_thread, usable=self._usable)
@@ -299,6 +302,15 @@ class OpenedBroker:
     keys: SigningKeys
     file: FileId | None
     """The identity of the database; None in memory."""
+
+
+def _probe(app: AsgiApp, loop: asyncio.AbstractEventLoop) -> None:
+    """Ask the application whether deliveries reach its dispatcher. It logs an error if not; nothing waits for it."""
+    # Imported here: a process with an application has FastAPI already, a script may not have it.
+    from qtasks.tasks.web.gateway import Gateway
+
+    if isinstance(app, Gateway):
+        asyncio.run_coroutine_threadsafe(app.probe(), loop)
 
 
 def _act(on_failure: OnFailure, failure: str) -> None:

@@ -163,6 +163,12 @@ class ErrorCode(StrEnum):
     PACKAGE_MISSING = ("QT212",
         "An optional package is required but not installed.",
         "Install the extra that the message names.")
+    DELIVERY_INTERCEPTED = ("QT220",
+        "Something in the application, such as a middleware, has answered a delivery in place of the dispatcher.",
+        "Let requests to the path of the tasks pass there: deliveries are signed, and the dispatcher verifies them.")
+    LIFESPAN_NOT_RUN = ("QT221",
+        "A task was called while no application that serves it had started, or Starlette does not run its lifespan.",
+        "Include the router in the outermost application, or run the lifespan of the mounted one in it.")
 
     # 3: the QStash service
     SERVICE_FAILED = ("QT300",

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from qtasks.broker.server.hosts import LOOPBACK_HOSTS, host_refusal
 from qtasks.protocol.loopback import is_loopback
 from qtasks.tasks.ports import ASGIApp, Receive, Scope, Send
-from qtasks.tasks.web.router import NO_DELIVERY_KEY
+from qtasks.tasks.web.gateway import NO_DELIVERY_KEY
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods of requests that a page may send without a header `Origin`."""

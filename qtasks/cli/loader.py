@@ -212,7 +212,7 @@ def _tasks_of(module: ModuleType, target: AppLocation) -> QTasks:
 def _loaded_app(candidate: Any, target: AppLocation) -> LoadedApp:
     from fastapi import FastAPI
 
-    from qtasks.tasks.web.router import prefix_of
+    from qtasks.tasks.web.applications import prefix_of
 
     if isinstance(candidate, QTasks):
         app = candidate.asgi_app()

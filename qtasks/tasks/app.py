@@ -65,7 +65,7 @@ class QTasks(Registry):
             MappingProxyType(self._names),
             embedded=embedded,
             overrides=overrides,
-            bare_app=lambda: self._web.reached(self._web.app_without_lifespan),
+            bare_app=lambda: self._web.without_lifespan(),
         )
 
     @property
@@ -217,7 +217,9 @@ class QTasks(Registry):
         What the application has opened is not used inside the block, and is used again after it.
         """
         own = self.runtime
-        self.runtime = runtime = own.on_broker(broker, results=results, workers=workers, clock=clock, random=random)
+        self.runtime = runtime = own.on_broker(
+            broker, bare_app=self._web.alone, results=results, workers=workers, clock=clock, random=random
+        )
         try:
             yield
         finally:
@@ -259,19 +261,28 @@ class QTasks(Registry):
         # Imported here: a program that only sends calls does not need FastAPI.
         from qtasks.tasks.web.router import TaskRoutes
 
-        return TaskRoutes(lambda: self.runtime.adispatcher(), owner=self, lifespan=self._lifespan)
+        return TaskRoutes(
+            lambda: self.runtime.adispatcher(),
+            owner=self,
+            lifespan=self._lifespan,
+            base_url=lambda: self.runtime.configured_base_url(),
+        )
 
     @asynccontextmanager
     async def _lifespan(self, app: ASGIApp) -> AsyncIterator[None]:
         runtime = self.runtime  # a test may replace it before the end
-        await runtime.enter(self._web.reached(app))
+        gateway = self._web.starting(app)
+        await runtime.enter(gateway)
         try:
             if not runtime.is_idle:
                 await asyncio.to_thread(self._start_schedules)
                 self._compare_prefixes(app)
+            # Not before the application has started: usually nothing waits between here and that moment.
+            asyncio.get_running_loop().call_soon(gateway.open)
             yield
         finally:
-            await runtime.leave()
+            gateway.close()
+            await runtime.leave(gateway)
 
     def _declared_schedules(self) -> list[ScheduleDeclaration]:
         return [declaration for task in self._tasks.values() for declaration in task.declared]
@@ -299,7 +310,7 @@ class QTasks(Registry):
 
 def served_by(app: FastAPI) -> QTasks | None:
     """The application object whose tasks `app` serves, or None if it does not serve any."""
-    from qtasks.tasks.web.router import owner_of
+    from qtasks.tasks.web.applications import owner_of
 
     owner = owner_of(app)
     return owner if isinstance(owner, QTasks) else None

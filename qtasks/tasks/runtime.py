@@ -80,10 +80,11 @@ class ApplicationRuntime:
         self._pickles: Pickles | None = None
         self._inquiries: Inquiries | None = None
         self._sweeper: FlowSweeper | None = None
-        self._lifespans = 0
-        """How many lifespans are open: an application may include the router twice."""
-        self._served: tuple[ASGIApp, asyncio.AbstractEventLoop] | None = None
-        """The application in whose lifespan the runtime is, and its event loop."""
+        self._served: list[tuple[ASGIApp, asyncio.AbstractEventLoop]] = []
+        """The applications in whose lifespans the runtime is, and their event loops; the last one gets the deliveries.
+
+        An application may also include the router twice.
+        """
         self._loop_thread: int | None = None
         self.send_middleware: list[SendMiddleware] = []
         """The generators around each call that is sent; the first one is the outermost."""
@@ -180,6 +181,8 @@ class ApplicationRuntime:
         try:
             await asyncio.to_thread(self._start, app, asyncio.get_running_loop())
         except BaseException:
+            with self._lock:
+                self._served = [each for each in self._served if each[0] is not app]
             await asyncio.to_thread(self.close)
             raise
         self._loop_thread = threading.get_ident()
@@ -191,14 +194,12 @@ class ApplicationRuntime:
         if dispatcher is not None:
             await dispatcher.hand_back()
 
-    async def leave(self) -> None:
-        """End the lifespan: stop sending, wait for running tasks, then close everything."""
+    async def leave(self, app: ASGIApp) -> None:
+        """End the lifespan of `app`. At the end of the last one: stop sending, wait for tasks, close everything."""
+        if await asyncio.to_thread(self._serve_others, app):
+            return
         with self._lock:
-            self._lifespans -= 1
-            if self._lifespans > 0:
-                return
             dispatcher = self._dispatcher
-            self._served = None
         (stopped,) = await asyncio.gather(asyncio.to_thread(self._stop_broker), return_exceptions=True)
         try:
             if dispatcher is not None:
@@ -226,6 +227,7 @@ class ApplicationRuntime:
         self,
         broker: EmbeddedBroker,
         *,
+        bare_app: Callable[[], ASGIApp],
         results: ResultBackend,
         workers: ThreadPool,
         clock: Clock,
@@ -242,7 +244,7 @@ class ApplicationRuntime:
             self.tasks,
             embedded=broker,
             overrides=overrides,
-            bare_app=self._bare_app,
+            bare_app=bare_app,
             results=results,
             workers=workers,
             clock=clock,
@@ -250,14 +252,14 @@ class ApplicationRuntime:
         )
         other.send_middleware, other.run_middleware = self.send_middleware, self.run_middleware
         other.hooks = self.hooks
-        if self._served is not None:
-            other._connection = broker.start(*self._served)
+        if self._served:
+            other._connection = broker.start(*self._served[-1])
             other._loop_thread = self._loop_thread
         return other
 
     def _start(self, app: ASGIApp, loop: asyncio.AbstractEventLoop) -> None:
         with self._lock:
-            self._served = (app, loop)
+            self._served.append((app, loop))
             if self._embedded is not None:
                 self._connection = self._embedded.start(app, loop)
             if not self.is_idle:
@@ -265,7 +267,14 @@ class ApplicationRuntime:
                 self._start_sweeper()
             for task in self.tasks.values():
                 task.ready()  # an invalid declaration stops the start
-            self._lifespans += 1
+
+    def _serve_others(self, app: ASGIApp) -> bool:
+        """Forget `app`. True if another application is alive: from now on that one gets the deliveries."""
+        with self._lock:
+            self._served = [each for each in self._served if each[0] is not app]
+            if self._served and self._embedded is not None:
+                self._embedded.start(*self._served[-1])
+            return bool(self._served)
 
     def _start_sweeper(self) -> None:
         """Look at open flows from now on, where there are results and time passes by itself."""
@@ -410,6 +419,11 @@ class ApplicationRuntime:
         """True if a request to a language model needs the provider's key."""
         self.settings()  # starts the embedded broker
         return self._connection is None or self._connection.model_keys
+
+    def configured_base_url(self) -> str | None:
+        """The base URL given from outside; an embedded broker has one of its own, and takes none from there."""
+        outside = "" if app_settings.in_test(os.environ) else os.environ.get(app_settings.VARIABLES["base_url"])
+        return self._overrides.get("base_url") or outside or None
 
     def results_or_none(self) -> ResultBackend | None:
         """The result backend, or None if none is configured."""

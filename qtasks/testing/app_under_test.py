@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from qtasks.cli.loader import AppError, load, locate
 from qtasks.errors import ConfigurationError
 from qtasks.tasks.app import DEFAULT_PREFIX, QTasks, served_by
-from qtasks.tasks.web.router import prefix_of
+from qtasks.tasks.web.applications import endpoint_of, prefix_of
+from qtasks.tasks.web.gateway import Gateway
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -35,6 +36,13 @@ class AppUnderTest:
     def base_url(self) -> str:
         """The base URL of the dispatcher, prefix included. No socket listens there."""
         return f"{ORIGIN}{self.prefix}"
+
+    def gateway(self) -> Gateway | None:
+        """The application as deliveries reach it; None if the tasks are served alone."""
+        if self.app is None:
+            return None
+        reports = endpoint_of(self.app)
+        return Gateway(self.app, self.prefix, reports=reports, base_url=self.tasks.runtime.configured_base_url())
 
 
 def find(target: str | None, folder: Path) -> FastAPI | QTasks:

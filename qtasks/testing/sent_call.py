@@ -15,7 +15,7 @@ from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.parameters import Values
 from qtasks.tasks.llm import callback_url, model_request
 from qtasks.tasks.results.task_result import TaskResult
-from qtasks.tasks.send.end_callback import END_TASK
+from qtasks.tasks.send.end_callback import END_TASK, intercepted
 from qtasks.tasks.task import Task
 
 _SHOWN: Final = 200
@@ -186,13 +186,13 @@ def dead_call(letter: DeadLetter, call: Call) -> DeadCall:
 
 
 def _answered(response: Response | None) -> str | None:
-    """The error in the response of a dispatcher, ``"TypeName: message"``; None if there is none."""
+    """The error in the response, ``"TypeName: message"``: the dispatcher's, or that of what has answered instead."""
     if response is None:
         return None
     try:
         document = json.loads(response.body)
     except ValueError:
-        return None
+        return intercepted(response.status, response.body.decode("utf-8", "replace"))
     error = document.get("error") if isinstance(document, dict) else None
     return error if isinstance(error, str) else None
 

@@ -13,9 +13,9 @@ from typing import Any
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import PayloadError
 from qtasks.protocol import strict_json
-from qtasks.protocol.headers import ENDED_HEADER
+from qtasks.protocol.headers import DISPATCHER_HEADER, ENDED_HEADER
 from qtasks.protocol.messages import State
-from qtasks.tasks.send.end_callback import delivery_failed, dispatcher_error
+from qtasks.tasks.send.end_callback import answered_error, delivery_failed
 
 MAX_ID = 128
 """Largest number of characters of a message id."""
@@ -69,6 +69,7 @@ def read_report(body: bytes) -> EndReport:
 def _reason(document: Mapping[str, Any]) -> str:
     """The error in the last response if a dispatcher has sent it, else what the broker says."""
     text = base64.b64decode(document.get("body", ""), validate=True)
-    if (error := dispatcher_error(text)) is not None:
+    is_ours = any(name.lower() == DISPATCHER_HEADER.lower() for name in document.get("header", {}))
+    if (error := answered_error(text, document.get("status"), is_ours=is_ours)) is not None:
         return error
     return delivery_failed(document.get("error"), document.get("status"))

@@ -25,6 +25,11 @@ END_TASK: Final = "_end"
 LEAST_RETRIES: Final = PublishOptions(retries=DEFAULT_RETRIES)
 """Retries of a plain failure callback, which would otherwise have as few as its message: perhaps none."""
 
+PROXY_STATUSES: Final = frozenset({502, 503, 504})
+"""Statuses with which a proxy answers for an application that is away."""
+MAX_SHOWN: Final = 200
+"""Characters of an answer that are shown in an error."""
+
 _PATTERN = re.compile(
     r"task=(?P<task>[A-Za-z0-9_.-]{1,128})"
     r"(?:&call=(?P<call>[A-Za-z0-9._~%-]{1,384}))?"
@@ -119,3 +124,28 @@ def delivery_failed(error: object, status: object) -> str:
     if error:
         return f"DeliveryFailed: {error}"
     return f"DeliveryFailed: the last answer was {status}" if status else "DeliveryFailed: there was no answer"
+
+
+def answered_error(body: bytes | str, status: int | None, *, is_ours: bool) -> str | None:
+    """The error in an answer: the dispatcher's, or that another one was given in its place; None if neither is known.
+
+    `is_ours` says whether the headers of the answer are a dispatcher's.
+    """
+    if (error := dispatcher_error(body)) is not None:
+        return error
+    if is_ours or not status:
+        return None
+    return intercepted(status, body if isinstance(body, str) else body.decode("utf-8", "replace"))
+
+
+def intercepted(status: int, text: str) -> str:
+    """The reason of a failure if the last answer, with this status and text, did not come from a dispatcher."""
+    who = "a proxy" if status in PROXY_STATUSES else "the application"
+    return f"DeliveryFailed: {who} {answered_instead(status, text)}"
+
+
+def answered_instead(status: int, text: str) -> str:
+    """What something else than the dispatcher did, as the end of a sentence."""
+    shown = " ".join(text.split())
+    shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}..."
+    return f"answered {status} in place of the dispatcher" + (f": {shown}" if shown else "")

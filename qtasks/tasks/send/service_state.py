@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from qtasks.errors import ApiError
-from qtasks.protocol.headers import ENDED_HEADER
+from qtasks.protocol.headers import DISPATCHER_HEADER, ENDED_HEADER
 from qtasks.protocol.messages import PublishOptions, State
 from qtasks.tasks.results.backend import ResultStatus
 from qtasks.tasks.results.inquiry import ServiceState, Subject
-from qtasks.tasks.send.end_callback import EndQuery, delivery_failed, dispatcher_error
+from qtasks.tasks.send.end_callback import EndQuery, answered_error, answered_instead, delivery_failed, dispatcher_error
 
 if TYPE_CHECKING:
     from qtasks.qstash.dlq import DlqMessage
@@ -173,7 +173,8 @@ def _of_dead_letter(letter: DlqMessage, error: str | None, *, attempt: int) -> S
         attempt=attempt,
         retries=letter.max_retries,
         created_ms=letter.created_at,
-        reason=dispatcher_error(letter.response_body or "") or delivery_failed(None if status else error, status),
+        reason=answered_error(letter.response_body or "", status, is_ours=_is_ours(letter.response_headers))
+        or delivery_failed(None if status else error, status),
         is_reported=ENDED_HEADER in (letter.response_headers or {}),
     )
 
@@ -185,4 +186,13 @@ def _refusal(entry: Log) -> str:
         body = base64.b64decode(body, validate=True)
     if entry.response_status == HTTPStatus.UNAUTHORIZED:
         return "the dispatcher refused the signature (401): it has the signing keys of another service"
-    return dispatcher_error(body) or entry.error or f"the destination answered {entry.response_status}"
+    if (error := dispatcher_error(body) or entry.error) is not None:
+        return error
+    if not entry.response_status or _is_ours(entry.response_headers):
+        return f"the destination answered {entry.response_status}"
+    text = body if isinstance(body, str) else body.decode("utf-8", "replace")
+    return f"the destination {answered_instead(entry.response_status, text)}"
+
+
+def _is_ours(headers: Mapping[str, Any] | None) -> bool:
+    return any(name.lower() == DISPATCHER_HEADER.lower() for name in headers or ())

@@ -19,11 +19,12 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.routing import APIRoute
-from starlette.routing import BaseRoute, NoMatchFound, Route
+from starlette.routing import BaseRoute, Route
 
 from qtasks.counted_log import CountedLog
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import QTasksError
-from qtasks.protocol.headers import DISPATCHER_HEADER, INTERRUPTED_HEADER
+from qtasks.protocol.headers import INTERRUPTED_HEADER
 from qtasks.request_body import BodyCut, BodyTooLarge, BodyTooSlow, BufferBudget, NoRoomForBody, read_body
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.ports import ASGIApp, Lifespan, Receive, Scope, Send
@@ -31,8 +32,9 @@ from qtasks.tasks.run.attempt import Delivery
 from qtasks.tasks.run.decision import DispatchResponse, Interruption
 from qtasks.tasks.run.dispatcher import Dispatcher, log
 from qtasks.tasks.run.run import Run
+from qtasks.tasks.web.applications import ENDPOINTS, ROUTE_NAME, lifespan_scope, place_of, serving
+from qtasks.tasks.web.gateway import DELIVERY_KEY, NO_DELIVERY_KEY, Gateway, answer
 
-ROUTE_NAME = "qtasks"
 MAX_REQUEST = 4 * 1024 * 1024
 """The largest delivery in bytes. A call has 1 MiB at most; a callback that contains a response is larger."""
 
@@ -43,17 +45,22 @@ _BUDGET = BufferBudget(64 * 1024 * 1024)
 _BUSY = (INTERRUPTED_HEADER, Interruption.BUSY.value)
 _CLOSE = ("Connection", "close")
 
-NO_DELIVERY_KEY = "qtasks.no_delivery"
-"""In the scope of a request, from a guard in front of the application: why the request must not run a task."""
+BARE_PREFIX = "/qtasks"
+"""Where an application that contains only the tasks serves them."""
+
+NOT_RUN = (
+    "the tasks are served at %s by an application or router that is mounted in another one, so the lifespan of their "
+    "router is not run: tasks run on an event loop of their own, without the state of a lifespan. Include the router "
+    "in the outermost application, or run its lifespan there: async with api.router.lifespan_context(api)"
+)
+SEVERAL_SERVE = (
+    "%d applications serve the tasks, and the lifespan of none of them has started: tasks run without any of them. "
+    "Start one, or keep only one"
+)
 
 NOT_CONFIGURED_AFTER_MS = 10_000
 _CALL_KEY = "qtasks.call"
-_DISPATCHER_LINE = (DISPATCHER_HEADER.lower().encode(), b"true")
-"""On every response, so that the broker can tell them from those of a proxy in front of a dead application."""
-
 _NUMBERS = itertools.count(1)
-_ENDPOINTS: weakref.WeakValueDictionary[str, TaskEndpoint] = weakref.WeakValueDictionary()
-"""By the name of their own route."""
 
 
 class TaskEndpoint:
@@ -69,10 +76,12 @@ class TaskEndpoint:
         self._routes = _DependencyRoutes()
         self.route_name = f"{ROUTE_NAME}-{next(_NUMBERS)}"
         """The name of a second route to the endpoint: an application that knows it serves this endpoint."""
-        _ENDPOINTS[self.route_name] = self
+        ENDPOINTS[self.route_name] = self
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        if (delivery := scope.get(DELIVERY_KEY)) is not None:
+            delivery.reached = True
         try:
             response = await self._answer(scope, receive)
         except BodyCut:
@@ -81,14 +90,7 @@ class TaskEndpoint:
             if not _ends_with_the_server(error):
                 raise
             response = DispatchResponse.draining()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(response.body)).encode()),
-            _DISPATCHER_LINE,
-        ]
-        headers.extend((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers)
-        await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        await send({"type": "http.response.body", "body": response.body})
+        await answer(send, response)
 
     async def _answer(self, scope: Scope, receive: Receive) -> DispatchResponse:
         if scope["method"] != "POST":
@@ -260,52 +262,82 @@ def _endpoint(task: BaseTask[..., Any]) -> Callable[..., Awaitable[Response]]:
     return endpoint
 
 
-def prefix_of(app: Any) -> str | None:
-    """The path under which `app` serves the tasks, such as ``/qtasks``, or None if it does not serve any."""
-    path = _path_for(app, ROUTE_NAME)
-    return None if path is None else path.removesuffix("/x")
-
-
-def owner_of(app: FastAPI) -> object | None:
-    """The application object whose tasks `app` serves, or None if it does not serve any."""
-    if (path := _path_for(app, ROUTE_NAME)) is None:
-        return None
-    endpoints = list(_ENDPOINTS.values())
-    return next((endpoint.owner for endpoint in endpoints if _path_for(app, endpoint.route_name) == path), None)
-
-
-def _path_for(app: Any, route_name: str) -> str | None:
-    try:
-        return str(app.url_path_for(route_name, task="x"))
-    except (NoMatchFound, AttributeError):
-        return None
-
-
 class TaskRoutes:
-    """The HTTP side of one application object: its router, and FastAPI applications that contain only the tasks."""
+    """The HTTP side of one application object: its router, and FastAPI applications that contain only the tasks.
 
-    def __init__(self, dispatcher: Callable[[], Awaitable[Dispatcher]], *, owner: object, lifespan: Lifespan) -> None:
+    `base_url` returns the base URL that is configured for the dispatcher, or None.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Callable[[], Awaitable[Dispatcher]],
+        *,
+        owner: object,
+        lifespan: Lifespan,
+        base_url: Callable[[], str | None],
+    ) -> None:
         self._endpoint = TaskEndpoint(dispatcher, owner)
-        self.router = self._router(lifespan)
+        self._lifespan = lifespan
+        self._base_url = base_url
+        self._is_included = False
+
+    @functools.cached_property
+    def router(self) -> APIRouter:
         """The router to include. It also serves tasks that are declared later."""
+        self._is_included = True
+        return self._router(self._lifespan)
 
     def app(self, prefix: str) -> FastAPI:
         """An application that contains only the tasks, under `prefix`."""
         return _app(self.router, prefix)
 
     @functools.cached_property
-    def app_without_lifespan(self) -> FastAPI:
+    def bare_app(self) -> FastAPI:
         """For an embedded broker that runs outside an application: there is nothing to start or to refuse."""
-        return _app(self._router(None), "/qtasks")
+        return _app(self._router(None), BARE_PREFIX)
 
-    def reached(self, app: ASGIApp) -> ASGIApp:
-        """`app` as an embedded broker calls it: the broker does not know the prefix under which it serves the tasks."""
-        prefix = prefix_of(app)
-        return app if prefix is None else Gateway(app, prefix)
+    def starting(self, app: ASGIApp) -> Gateway:
+        """The application whose lifespan calls this, as an embedded broker calls it, once the gateway is opened.
+
+        That is the outermost application that serves the tasks, with the state of its lifespan.
+        """
+        scope = lifespan_scope()
+        outer = app if scope is None else scope.get("app", app)
+        state: Mapping[str, Any] = {} if scope is None else scope.get("state", {})
+        for each in (outer, app):
+            if (place := place_of(each, self._endpoint.route_name)) is not None:
+                return self._gateway(each, place.prefix, state=state, is_open=False)
+        return self._gateway(self.bare_app, BARE_PREFIX, is_open=False)
+
+    def without_lifespan(self) -> Gateway:
+        """What an embedded broker calls that no lifespan has started.
+
+        That is the one application alive in this process that serves the tasks, started or not; without one, an
+        application that contains only them.
+        """
+        apps = serving(self._endpoint.route_name) if self._is_included else []
+        if len(apps) != 1:
+            if apps:
+                log.warning("%s %s", ErrorCode.LIFESPAN_NOT_RUN, SEVERAL_SERVE % len(apps))
+            return self.alone()
+        place = place_of(apps[0], self._endpoint.route_name)
+        assert place is not None
+        if place.is_mounted:
+            log.warning("%s %s", ErrorCode.LIFESPAN_NOT_RUN, NOT_RUN % place.prefix)
+        return self._gateway(apps[0], place.prefix)
+
+    def alone(self) -> Gateway:
+        """An application that contains only the tasks, as an embedded broker calls it."""
+        return self._gateway(self.bare_app, BARE_PREFIX)
 
     def prefix_of(self, app: ASGIApp) -> str | None:
-        """See `prefix_of`."""
-        return prefix_of(app)
+        """The path under which `app` serves these tasks; None if it does not."""
+        return None if (place := place_of(app, self._endpoint.route_name)) is None else place.prefix
+
+    def _gateway(
+        self, app: ASGIApp, prefix: str, *, state: Mapping[str, Any] | None = None, is_open: bool = True
+    ) -> Gateway:
+        return Gateway(app, prefix, reports=self._endpoint, state=state, base_url=self._base_url(), is_open=is_open)
 
     def _router(self, lifespan: Lifespan | None) -> APIRouter:
         names = (ROUTE_NAME, self._endpoint.route_name)
@@ -319,24 +351,6 @@ def _app(router: APIRouter, prefix: str) -> FastAPI:
     app = FastAPI(title="qtasks", openapi_url=None, docs_url=None, redoc_url=None)
     app.include_router(router, prefix=prefix)
     return app
-
-
-class Gateway:
-    """An application as an embedded broker calls it: a delivery is sent to the path where the application serves tasks.
-
-    The broker signs for a base URL of its own; the path of that URL may differ from the prefix of ``include_router``.
-    """
-
-    def __init__(self, app: ASGIApp, prefix: str) -> None:
-        self._app = app
-        self._prefix = prefix
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, with the prefix of the application in its path."""
-        if scope["type"] == "http":
-            path = f"{self._prefix}/{scope['path'].rsplit('/', 1)[-1]}"
-            scope = {**scope, "path": path, "raw_path": path.encode()}
-        await self._app(scope, receive, send)
 
 
 def _text(value: bytes) -> str:

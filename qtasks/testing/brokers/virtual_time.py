@@ -38,7 +38,7 @@ class VirtualTimeBroker(EnvironmentBroker):
         self.random = SeededRandom(seed)
         self.call_log = CallLog(application.base_url, application.tasks.runtime.tasks, self.kept)
         self.results: SteppedResults = SteppedResults(self._why_not)
-        self._app: ASGIApp | None = application.app
+        self._app: ASGIApp | None = application.gateway()
         self._alive: tuple[ASGIApp, asyncio.AbstractEventLoop] | None = None
         self._closed = False
         self.threads.broker.call(self._open())

@@ -58,7 +58,10 @@ def test_the_report_is_no_call_of_the_test(qtasks: Environment, work: SyncTask[.
     assert [call.id for call in qtasks.sent] == [handle.id]
     assert [dead.call.id for dead in qtasks.dlq] == [handle.id]
     assert (qtasks.pending, qtasks.outside) == ([], [])
-    assert handle.error == "DeliveryFailed: the last answer was 502"
+    assert (
+        handle.error
+        == 'DeliveryFailed: a proxy answered 502 in place of the dispatcher: {"error":"ordered by the test"}'
+    )
 
 
 def test_an_end_that_the_dispatcher_has_seen_is_not_ended_again(
