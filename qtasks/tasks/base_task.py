@@ -12,7 +12,9 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, DefinitionError
 from qtasks.protocol import wire
 from qtasks.protocol.messages import PublishOptions
+from qtasks.tasks import definition as definitions
 from qtasks.tasks import options as call_options
+from qtasks.tasks.definition import Definition
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.argument_codec import ArgumentCodec
 from qtasks.tasks.encode.envelope import Envelope
@@ -57,7 +59,7 @@ class BaseTask(Generic[P, R]):
         options: Mapping[str, Any],
         inherit: BaseTask[P, R] | None = None,
     ) -> None:
-        functools.update_wrapper(self, function)
+        self._wrap(function)
         self._get_runtime = get_runtime
         self.name = name
         self.aliases: tuple[str, ...] = ()
@@ -70,18 +72,49 @@ class BaseTask(Generic[P, R]):
         self._origin = inherit
         """The declared task that this one is a copy of, made by `using`."""
         self.hooks: Hooks = inherit.hooks if inherit is not None else Hooks()
+        self.definition: Definition = inherit.definition if inherit is not None else Definition(function)
+        """Tells whether another function is this one, defined once more."""
+        self.declared_in: str = inherit.declared_in if inherit is not None else function.__module__
+        """The module whose code made the task of its function."""
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Run the function here and now, without the broker."""
         return self.function(*args, **kwargs)
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Pickle the task by its name. Raises PicklingError if no name of a module leads to it."""
+        if self._origin is not None:
+            return _with_options, (self._origin, dict(self.own_options))
+        for module in dict.fromkeys((self.__module__, self.declared_in)):
+            if (path := definitions.path_to(self, module, self.__qualname__)) is not None:
+                return path if module == self.__module__ else (definitions.resolved, (module, path))
+        raise definitions.not_picklable(self.name, self.function)
+
+    def __copy__(self) -> Self:
+        return self  # a task does not change, and there is one of each name
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def _wrap(self, function: Callable[..., Any]) -> None:
+        """Take the name, the documentation and the attributes of `function`, but none that is a task's own."""
+        functools.update_wrapper(self, function, updated=())
+        self.__qualname__ = definitions.qualified_name(function)
+        for name, value in definitions.vars_of(function).items():
+            if not hasattr(type(self), name):
+                self.__dict__[name] = value
 
     @property
     def runtime(self) -> Runtime:
         """What the calls are sent through. Raises ConfigurationError if no application includes the task's router."""
         return self._get_runtime()
+
+    def belongs_with(self, other: BaseTask[..., Any]) -> bool:
+        """True if both were declared on the same application or router."""
+        return self._get_runtime == other._get_runtime
 
     @functools.cached_property
     def parameters(self) -> TaskParameters:
@@ -120,7 +153,7 @@ class BaseTask(Generic[P, R]):
         """
         return self._using(options)
 
-    def delay(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
+    def delay(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
         """Queue a call of the task. Returns once the broker has stored the call.
 
         Raises ArgumentsError if the arguments do not fit the parameters, ConfigurationError if no broker is configured,
@@ -129,7 +162,7 @@ class BaseTask(Generic[P, R]):
         """
         return self.send(self.message(args, kwargs))
 
-    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
+    async def adelay(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
         """As `delay`, without blocking the event loop."""
         return await self.asend(self.message(args, kwargs))
 
@@ -271,6 +304,11 @@ class BaseTask(Generic[P, R]):
             return {}
         own = _lasting(self.delivery_options.publish)
         return {} if own == _lasting(self._origin.delivery_options.publish) else dict(wire.write(own))
+
+
+def _with_options(task: BaseTask[..., Any], options: Mapping[str, Any]) -> BaseTask[..., Any]:
+    """Restore what `using` returned, from a pickle."""
+    return task.using(**options)
 
 
 def _lasting(options: PublishOptions) -> PublishOptions:

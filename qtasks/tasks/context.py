@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from asyncio import Future
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -29,7 +29,7 @@ class StopReason(Enum):
 class ThreadUse:
     """Whether a run is in a thread of the pool: only there it cannot be cancelled."""
 
-    __slots__ = ("_lock", "is_refused", "is_running", "is_waiting", "overrun")
+    __slots__ = ("_lock", "is_left", "is_refused", "is_running", "is_waiting", "overrun")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -37,6 +37,8 @@ class ThreadUse:
         self.is_waiting = False
         """True while no thread is free."""
         self.is_running = False
+        self.is_left = False
+        """True if the function has returned an awaitable: the rest of it runs on the event loop."""
         self.overrun: Future[Any] | None = None
         """The end of a run that is not awaited any more, because its thread could not be stopped."""
 
@@ -191,19 +193,31 @@ class TaskContext:
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger named ``qtasks.task.<name>``; its records have the fields task, call_id, message_id and attempt."""
+        """A logger named ``qtasks.task.<name>``; its records have the fields task, call_id, message_id and attempt.
+
+        What a call passes as `extra` is kept; of a field with the same name the value of the call counts.
+        """
         fields: Mapping[str, object] = {
             "task": self.task,
             "call_id": self.call_id,
             "message_id": self.message_id,
             "attempt": self.attempt,
         }
-        return logging.LoggerAdapter(logging.getLogger(f"qtasks.task.{self.task}"), fields)
+        return _TaskLogger(logging.getLogger(f"qtasks.task.{self.task}"), fields)
 
 
 _PROPERTIES = frozenset(
     {"progress", "retried", "is_last_attempt", "logger", "time_left_s", "should_stop", "is_cancelled"}
 )
+
+
+class _TaskLogger(logging.LoggerAdapter[logging.Logger]):
+    """Adds the fields of the context to the `extra` of each call. Before Python 3.13 an adapter replaces it."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        """The message and the arguments of a log call, with the fields."""
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return msg, kwargs
 
 
 class Injected:

@@ -76,6 +76,6 @@ def make_task(
             f"{function.__qualname__} yields; a task returns one result", code=ErrorCode.NOT_A_FUNCTION
         )
     call_options.check(check_name(name), options, allowed=tuple(TaskOptions.__annotations__))
-    is_async = inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(function)
-    task_class = AsyncTask if is_async else SyncTask
+    # The outermost function decides: a plain wrapper of an async function may block, or run a loop of its own.
+    task_class = AsyncTask if inspect.iscoroutinefunction(function) else SyncTask
     return task_class(get_runtime, function, name=name, options=options)

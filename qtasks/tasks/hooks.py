@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from qtasks.tasks.context import TaskContext
+from qtasks.tasks.definition import Definition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,8 @@ class Hooks:
     handle of a failed call shows the failure after the failure hooks. If the process dies before the response, the call
     is delivered again. With a result store, failure hooks are called then, once more if the process died between them
     and the record of the failure, and other hooks may not be called; without one, hooks may be called twice. An
-    exception of a hook is logged and changes nothing.
+    exception of a hook is logged and changes nothing. A hook that is defined once more, because its module or its cell
+    of a notebook is run again, replaces the earlier one.
     """
 
     def __init__(self) -> None:
@@ -47,12 +49,12 @@ class Hooks:
 
     def on_success(self, hook: H) -> H:
         """Call `hook` after every call that succeeded."""
-        self.success.append(hook)
+        _put(self.success, hook)
         return hook
 
     def on_retry(self, hook: H) -> H:
         """Call `hook` after every failed attempt that another attempt follows."""
-        self.retry.append(hook)
+        _put(self.retry, hook)
         return hook
 
     def on_failure(self, hook: H) -> H:
@@ -61,5 +63,27 @@ class Hooks:
         If no process saw the last attempt end (it died, or was away), the broker reports the end, and the hook is
         called with empty `arguments`.
         """
-        self.failure.append(hook)
+        _put(self.failure, hook)
         return hook
+
+    def keep(self, earlier: Hooks, task: Definition) -> None:
+        """Take the hooks of the `earlier` definition of a task, which `task` replaces.
+
+        Those of the same file or cell are not taken: it is run once more, and declares them again.
+        """
+        for hooks, others in (
+            (self.success, earlier.success),
+            (self.retry, earlier.retry),
+            (self.failure, earlier.failure),
+        ):
+            hooks[:0] = [hook for hook in others if not task.is_beside(hook)]
+
+
+def _put(hooks: list[Hook], hook: Hook) -> None:
+    """Add `hook`, or put it in the place of its earlier definition: its module or its cell was run again."""
+    new = Definition.of(hook)
+    for place, earlier in enumerate(hooks):
+        if new.replaces(Definition.of(earlier)):
+            hooks[place] = hook
+            return
+    hooks.append(hook)

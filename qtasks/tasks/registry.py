@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, overload
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError
 from qtasks.protocol.cron import Cron
-from qtasks.tasks import decorators
+from qtasks.tasks import decorators, definition
 from qtasks.tasks.decorators import ScheduleDecorator, TaskDecorator
+from qtasks.tasks.definition import Definition
 from qtasks.tasks.options import Span, TaskOptions
 from qtasks.tasks.schedules import recurrence
 from qtasks.tasks.schedules.declaration import DeclarationOptions, ScheduleOptions, declaration_error, declare, title
@@ -165,8 +166,11 @@ class Registry:
     ) -> Task[..., Any]:
         full_name = f"{self.prefix}{getattr(function, '__name__', '') if name is None else name}"
         task = make(self.get_runtime, function, name=full_name, options=options)
+        task.definition = Definition.of(function)
+        task.declared_in = definition.caller_module()
         task.aliases = tuple(decorators.check_name(f"{self.prefix}{alias}") for alias in aliases)
         self.add(task, task.aliases)
+        definition.make_picklable(function)
         return task
 
     def _scheduled(self, timing: Cron, options: Mapping[str, Any]) -> ScheduleDecorator:
@@ -198,20 +202,35 @@ class Registry:
                 code=ErrorCode.OPTION_INVALID,
             )
         declared = self._tasks.get(task.name)
-        if declared is None or declared.function is not task.function:
+        if declared is None or not (
+            declared.function is task.function or declared.definition.replaces(task.definition)
+        ):
             raise DefinitionError(f"{task.name} is a task of another application; schedule it there")
-        return task
+        return declared
 
     def add(self, task: Task[..., Any], aliases: Sequence[str]) -> None:
-        """Add a task, here and where this registry is included. Raises DefinitionError for a name used already."""
+        """Add a task, here and where this registry is included. Raises DefinitionError for a name used already.
+
+        The earlier definition of the same task is replaced: its module was imported twice or reloaded, or its cell of
+        a notebook was run again. Calls that run go on with it. Its hooks that are declared elsewhere are kept.
+        """
+        earlier = self._tasks.get(task.name)
+        if earlier is not None and not _is_again(task, earlier):
+            earlier = None
         for name in (task.name, *aliases):
-            if (other := self._names.get(name)) is not None:
+            if (other := self._names.get(name)) is not None and other is not earlier:
                 raise DefinitionError(
-                    f"there are two tasks named {name!r}: {_place(other.function)} and {_place(task.function)}",
+                    f"there are two tasks named {name!r}: {definition.place(other.function)} and "
+                    f"{definition.place(task.function)}",
                     fix='rename one, or @tasks.task(name="...")',
                 )
         if self._parent is not None:
             self._parent.add(task, aliases)
+        if earlier is not None:
+            for alias in [name for name, named in self._names.items() if named is earlier]:
+                del self._names[alias]
+            if self._parent is None:
+                task.hooks.keep(earlier.hooks, earlier.definition)
         self._tasks[task.name] = task
         self._names.update(dict.fromkeys((task.name, *aliases), task))
 
@@ -246,6 +265,8 @@ class TaskRouter(Registry):
         return f"<TaskRouter {self.prefix!r} of {len(self._tasks)} tasks>"
 
 
-def _place(function: Callable[..., Any]) -> str:
-    code = function.__code__
-    return f"{function.__module__}.{function.__qualname__} ({code.co_filename}:{code.co_firstlineno})"
+def _is_again(task: Task[..., Any], earlier: Task[..., Any]) -> bool:
+    """True if `task` is the earlier one, defined once more."""
+    if task.function is earlier.function:
+        return task.options == earlier.options and task.belongs_with(earlier)
+    return type(task).is_llm == type(earlier).is_llm and task.definition.replaces(earlier.definition)

@@ -58,11 +58,11 @@ class Task(BaseTask[P, R]):
         """Call `hook` once for each call of this task that has failed for good; see `Hooks`."""
         return self.hooks.on_failure(hook)
 
-    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
+    def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
         """Django's name for `delay`."""
         return self.delay(*args, **kwargs)
 
-    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
+    async def aenqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
         """Django's name for `adelay`."""
         return await self.adelay(*args, **kwargs)
 
@@ -84,11 +84,11 @@ class Task(BaseTask[P, R]):
         task, call_id = self._applied(options)
         return await task.asend(task.message(tuple(args), kwargs or {}, call_id))
 
-    def s(self, *args: Any, **kwargs: Any) -> Signature[R]:
+    def s(self, /, *args: Any, **kwargs: Any) -> Signature[R]:
         """A call as a part of a flow. The result of the call before it is put before `args`."""
         return Signature(self, args, kwargs)
 
-    def si(self, *args: Any, **kwargs: Any) -> Signature[R]:
+    def si(self, /, *args: Any, **kwargs: Any) -> Signature[R]:
         """As `s`, immutable: the call gets these arguments alone, without the result of the call before it."""
         return Signature(self, args, kwargs, immutable=True)
 
@@ -162,7 +162,7 @@ class SyncTask(Task[P, R]):
 
     if TYPE_CHECKING:
 
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:  # noqa: D102 - see Task
+        def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:  # noqa: D102 - see Task
             ...
 
 
@@ -173,5 +173,5 @@ class AsyncTask(Task[P, R]):
 
     if TYPE_CHECKING:
 
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # noqa: D102 - see Task
+        def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # noqa: D102 - see Task
             ...

@@ -76,6 +76,7 @@ def read_parameters(
         result_name=type_name(resolved.get("return", inspect.Parameter.empty)),
         loose_result=loose_adapter(task, {"result": resolved.get("return", Any)}) if pickled else None,
         leading=_leading(signature),
+        wrapped=_positional(signature) if hasattr(function, "__wrapped__") else (),
     )
 
 
@@ -130,6 +131,10 @@ def _field(parameter: inspect.Parameter) -> Any:
 
 def _of_kind(parameters: Sequence[inspect.Parameter], kind: object) -> str | None:
     return next((parameter.name for parameter in parameters if parameter.kind is kind), None)
+
+
+def _positional(signature: inspect.Signature) -> tuple[inspect.Parameter, ...]:
+    return tuple(parameter for parameter in signature.parameters.values() if parameter.kind in _POSITIONAL)
 
 
 def _leading(signature: inspect.Signature) -> tuple[inspect.Parameter, ...]:

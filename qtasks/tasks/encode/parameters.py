@@ -52,6 +52,8 @@ class TaskParameters:
     """Checks a value named `result` that may be pickled; None if it may not."""
     leading: tuple[inspect.Parameter, ...]
     """The parameters that must be passed by position."""
+    wrapped: tuple[inspect.Parameter, ...] = ()
+    """The parameters that may be passed by position, if a decorator stands between the caller and them."""
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Values:
         """The arguments by parameter name. Raises ArgumentsError for one that is missing, unexpected or given twice."""
@@ -130,12 +132,19 @@ class TaskParameters:
         values: Values,
         context: TaskContext | None = None,
         dependencies: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        positional: int = 0,
     ) -> Any:
-        """Call `function` with checked values, the context if it has a parameter for it, and resolved dependencies."""
+        """Call `function` with checked values, the context if it has a parameter for it, and resolved dependencies.
+
+        A decorator gets the first `positional` arguments by position, as the caller passed them: its own parameters may
+        have other names.
+        """
         filled = {**values, **dict.fromkeys(self.contexts, context), **dependencies}
-        if not self.leading and self.spread is None and self.spread_keywords is None:
+        leading = self._first(positional) if positional and self.wrapped else self.leading
+        if not leading and self.spread is None and self.spread_keywords is None:
             return function(**filled)
-        args = [filled.pop(parameter.name, parameter.default) for parameter in self.leading]
+        args = [filled.pop(parameter.name, parameter.default) for parameter in leading]
         args.extend(filled.pop(self.spread, ()) if self.spread is not None else ())
         keywords = filled.pop(self.spread_keywords, {}) if self.spread_keywords is not None else {}
         return function(*args, **filled, **keywords)
@@ -148,6 +157,12 @@ class TaskParameters:
     def not_picklable(self, name: str, reason: str) -> ArgumentsError:
         """The error for an argument that cannot be pickled."""
         return self._error(f"argument {name!r} cannot be pickled: {reason}", ErrorCode.ARGUMENT_NOT_JSON)
+
+    def _first(self, positional: int) -> Sequence[inspect.Parameter]:
+        """The parameters up to the caller's one at place `positional`, and all that must be passed by position."""
+        last = self.positional[min(positional, len(self.positional)) - 1]
+        names = [parameter.name for parameter in self.wrapped]
+        return self.wrapped[: max(names.index(last) + 1, len(self.leading))]
 
     def _unexpected(self, name: str) -> ArgumentsError:
         if name in self.contexts or name in {parameter.name for parameter in self.dependencies}:

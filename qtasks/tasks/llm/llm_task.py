@@ -74,7 +74,7 @@ class LlmTask(Task[P, T]):
 
     if TYPE_CHECKING:
 
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Sequence[ChatMessage]:  # noqa: D102 - see Task
+        def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Sequence[ChatMessage]:  # noqa: D102 - see Task
             ...
 
     def using(self, **options: Unpack[LlmCallOptions]) -> Self:

@@ -5,11 +5,12 @@ The responses to the broker, and what it then does:
 200  the result                       the message is delivered; the same for `Snooze`, `Cancel`, an expired call
                                       and a skipped run: the body says which
 500  an ordinary exception            retried with backoff (with jitter: after `Retry-After`), then a dead letter
-503  + Retry-After                    retried after that time: an unknown task, `RetryAfter`
+503  + Retry-After                    retried after that time: an unknown task, an argument that the task does not
+                                      take (a newer deployment may know both), `RetryAfter`
 503  + Qtasks-Interrupted             the same, and it ends no attempt: the process is draining, or the call runs
                                       elsewhere
 489  + Upstash-NonRetryable-Error     a dead letter at once: `NonRetryable`, an error that the retry policy gives up
-                                      on, arguments that do not fit, a result that cannot be written
+                                      on, arguments that are missing or do not fit, a result that cannot be written
 401  an invalid signature             (the reason is only in our log)
 405, 413, 415                         not a delivery at all
 """
@@ -37,6 +38,12 @@ NEVER = 489
 
 DRAIN_AFTER_MS = 5_000
 """How long the broker waits before it repeats a delivery to a process that is shutting down."""
+
+NEWER_AFTER_MS = 10_000
+"""The first wait for a newer deployment."""
+
+NEWER_AFTER_MOST_MS = 60 * 60 * 1000
+"""The longest wait for a newer deployment."""
 
 DUPLICATE_HEADER = ("Qtasks-Duplicate", "true")
 """On a response to a call that has ended before this delivery of it arrived."""
@@ -253,8 +260,14 @@ class Decision:
 
     @classmethod
     def of_unfit_call(cls, context: TaskContext, error: QTasksError) -> Decision:
-        """A call that cannot run: no retry if the call itself is at fault; otherwise the cause may be repaired."""
+        """A call that cannot run: no retry if the call itself is at fault; otherwise the cause may be repaired.
+
+        An argument that this version of the task does not take is one of a newer version: while a deployment goes on,
+        another process may take it. An argument that is missing or has a wrong type never becomes valid.
+        """
         note = error_text(error)
+        if error.code == ErrorCode.ARGUMENT_UNEXPECTED:
+            return cls.later(context, note, error.code, after_ms=newer_after_ms(context.retried))
         respond = (
             DispatchResponse.never
             if isinstance(error, (ArgumentsError, OutputError, ForgedError))
@@ -336,6 +349,12 @@ class Decision:
             note=reason,
             is_requested=True,
         )
+
+
+def newer_after_ms(retried: int) -> int:
+    """How long a call waits that only a newer deployment may know how to run: four times as long each time."""
+    wait_ms: int = NEWER_AFTER_MS * 4 ** min(retried, 10)
+    return min(wait_ms, NEWER_AFTER_MOST_MS)
 
 
 def unwrapped(error: BaseException) -> BaseException:

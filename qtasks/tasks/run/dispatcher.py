@@ -22,7 +22,7 @@ from qtasks.protocol.messages import SigningKeys
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.run.attempt import Attempt, Delivery, context_of
-from qtasks.tasks.run.decision import DispatchResponse, error_text
+from qtasks.tasks.run.decision import NEWER_AFTER_MS, DispatchResponse, error_text, newer_after_ms
 from qtasks.tasks.run.end_handler import EndHandler
 from qtasks.tasks.run.executor import AttemptExecutor
 from qtasks.tasks.run.run import Invoke, Run
@@ -35,12 +35,6 @@ HAND_BACK_S = 1.5
 
 NAMES_TASK = "_tasks"
 """The name in the URL of a signed request that is answered with the names of the tasks, as a JSON list."""
-
-UNKNOWN_AFTER_MS = 10_000
-"""The first wait for a task that a newer deployment may know; each further wait is four times as long."""
-
-UNKNOWN_AFTER_MOST_MS = 60 * 60 * 1000
-"""The longest of these waits."""
 
 
 class CallbackHandler(Protocol):
@@ -196,8 +190,7 @@ class Dispatcher:
         guess = did_you_mean(delivery.task, names)
         text = f"UnknownTask: there is no task {delivery.task[:128]!r} here{guess}; known tasks: {', '.join(names)}"
         log.error("%s %s", ErrorCode.TASK_UNKNOWN, text, extra={"action": "unknown", "message_id": delivery.message_id})
-        wait_ms = min(UNKNOWN_AFTER_MS * 4 ** min(delivery.retried, 10), UNKNOWN_AFTER_MOST_MS)
-        return DispatchResponse.later(text, ErrorCode.TASK_UNKNOWN, after_ms=wait_ms)
+        return DispatchResponse.later(text, ErrorCode.TASK_UNKNOWN, after_ms=newer_after_ms(delivery.retried))
 
     def _untrusted(self, delivery: Delivery, error: QTasksError) -> DispatchResponse:
         fields = {"action": "refused", "task": delivery.task}
@@ -209,7 +202,7 @@ class Dispatcher:
             return self._untrusted(delivery, error)
         response = DispatchResponse.never(error_text(error), error.code)
         if isinstance(error, envelopes.UnknownVersionError):  # a newer dispatcher may read it
-            response = DispatchResponse.later(error_text(error), error.code, after_ms=UNKNOWN_AFTER_MS)
+            response = DispatchResponse.later(error_text(error), error.code, after_ms=NEWER_AFTER_MS)
         fields = {"action": "unreadable", "task": delivery.task, "message_id": delivery.message_id}
         log.error("%s cannot be read: %s", delivery.message_id, response.body.decode(), extra=fields)
         return response

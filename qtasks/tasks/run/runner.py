@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from qtasks.tasks.context import StopReason
@@ -27,14 +29,12 @@ class Runner:
 
     async def call(self, run: Run, dependencies: Mapping[str, Any]) -> Any:
         """Call the function; a thread gets a copy of the context variables."""
-        task = run.task
-        if task.is_async:
-            value = task.parameters.call(task.function, run.values, run.context, dependencies)
-        else:
-            run.context.link.thread.is_waiting = True
-            value = await self.threads.run(functools.partial(_call_in_thread, run, dependencies))
-        # A decorator may hide an async function in a plain one.
-        return await value if isinstance(value, Awaitable) else value
+        if run.task.is_async:
+            value = _called(run, dependencies)
+            return await value if isinstance(value, Awaitable) else value
+        run.context.link.thread.is_waiting = True
+        value = await self.threads.run(functools.partial(_call_in_thread, run, dependencies))
+        return await value.on_loop(run) if isinstance(value, _Awaitable) else value
 
     async def in_time(self, run: Run, invoke: Invoke | None) -> Any:
         """Run a task, until a moment before the broker's timeout or until it is asked to stop.
@@ -75,6 +75,35 @@ class Runner:
         return await self.call(run, {})
 
 
+@dataclass(frozen=True, slots=True)
+class _Awaitable:
+    """What a plain wrapper of an async function returned in a thread, with the context variables that it has set."""
+
+    awaitable: Awaitable[Any]
+    context: contextvars.Context
+
+    async def on_loop(self, run: Run) -> Any:
+        """Await it here, as the caller of the wrapper would. From now on the run can be cancelled."""
+        run.context.link.thread.is_left = True
+        if run.context.link.is_cancelled:
+            if isinstance(self.awaitable, Coroutine):
+                self.awaitable.close()
+            raise Cancel(BY_CALLER)
+        return await asyncio.create_task(_awaited(self.awaitable), context=self.context)
+
+
+async def _awaited(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+def _called(run: Run, dependencies: Mapping[str, Any]) -> Any:
+    parameters, envelope = run.task.parameters, run.envelope
+    positional = len(envelope.args)
+    if not positional and not envelope.kwargs:  # the arguments are not readable in the envelope
+        positional = sum(name in run.values for name in parameters.positional)
+    return parameters.call(run.task.function, run.values, run.context, dependencies, positional=positional)
+
+
 def _call_in_thread(run: Run, dependencies: Mapping[str, Any]) -> Any:
     """Call a ``def``. Raises Cancel if its call was cancelled while it waited for a thread."""
     link = run.context.link
@@ -83,7 +112,8 @@ def _call_in_thread(run: Run, dependencies: Mapping[str, Any]) -> Any:
     if not link.thread.begin():
         return None  # the attempt has ended
     try:
-        return run.task.parameters.call(run.task.function, run.values, run.context, dependencies)
+        value = _called(run, dependencies)
+        return _Awaitable(value, contextvars.copy_context()) if isinstance(value, Awaitable) else value
     finally:
         link.thread.end()
 
@@ -122,7 +152,7 @@ def _stoppable(run: Run, limit: asyncio.Timeout) -> Iterator[None]:
             limit.reschedule(loop.time() + grace_s)
 
     def on_stop(reason: StopReason) -> None:
-        if run.task.is_async or reason is StopReason.DRAIN:
+        if run.task.is_async or link.thread.is_left or reason is StopReason.DRAIN:
             with suppress(RuntimeError):  # the loop has closed
                 loop.call_soon_threadsafe(expire)
 

@@ -304,8 +304,24 @@ async def test_wrong_arguments_are_never_tried_again_and_have_the_words_of_the_c
     assert answer.status == 489
     assert error(answer) == (f"ArgumentsError: {at_the_call.value}", "QT153")
     assert RAN == []
-    answer = await harness.deliver("add", envelope(1, c=3))
-    assert error(answer)[1] == "QT152"
+    answer = await harness.deliver("add", envelope())
+    assert (answer.status, error(answer)[1]) == (489, "QT151")
+
+
+@pytest.mark.parametrize("call", [envelope(1, c=3), envelope(1, 2, 3)])
+async def test_an_argument_of_a_newer_version_waits_for_it_as_an_unknown_task_does(
+    harness: Harness, call: bytes
+) -> None:
+    waits = []
+    for retried in (0, 1):
+        newer = await harness.deliver("add", call, retried=retried)
+        unknown = await harness.deliver("of_a_newer_version", call, retried=retried)
+        assert (newer.status, newer.headers) == (unknown.status, unknown.headers)
+        waits.append(newer.headers)
+    assert waits == [(("Retry-After", "10"),), (("Retry-After", "40"),)]
+    assert error(newer)[1] == "QT152"
+    assert "add(a: int, b: int = 2)" in error(newer)[0]
+    assert RAN == []
 
 
 @pytest.mark.parametrize(

@@ -120,20 +120,31 @@ def test_an_option_that_does_not_fit_fails_where_the_task_is_declared() -> None:
         def two() -> None: ...
 
 
-def test_a_decorated_async_function_is_still_async() -> None:
+def test_the_outermost_function_decides_where_a_task_runs() -> None:
     tasks = QTasks()
 
-    def decorated(function: Callable[[], Awaitable[int]]) -> Callable[[], Awaitable[int]]:
+    def plain_around(function: Callable[[], Awaitable[int]]) -> Callable[[], Awaitable[int]]:
         @functools.wraps(function)
         def wrapper() -> Awaitable[int]:
             return function()
 
         return wrapper
 
-    async def plain() -> int:
+    def async_around(function: Callable[[], Any]) -> Callable[[], Any]:
+        @functools.wraps(function)
+        async def wrapper() -> Any:
+            return function()
+
+        return wrapper
+
+    async def one() -> int:
         return 1
 
-    assert isinstance(tasks.task(cast("Any", decorated(plain))), AsyncTask)
+    def two() -> int:
+        return 2
+
+    assert isinstance(tasks.task(cast("Any", plain_around(one))), SyncTask)
+    assert isinstance(tasks.task(async_around(two)), AsyncTask)
 
 
 def test_using_returns_another_task_and_changes_nothing() -> None:
@@ -458,6 +469,16 @@ def test_the_context_s_logger_carries_its_ids(caplog: pytest.LogCaptureFixture) 
     (entry,) = caplog.records
     assert entry.name == "qtasks.task.work"
     assert (entry.__dict__["call_id"], entry.__dict__["message_id"], entry.__dict__["attempt"]) == ("c", "m", 2)
+
+
+def test_what_a_task_says_beside_its_message_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    context = TaskContext(task="work", call_id="c", message_id="m", attempt=2, retries=3)
+    given = {"order_id": 5, "attempt": "its own"}
+    with caplog.at_level("INFO"):
+        context.logger.info("sent", extra=given)
+    (entry,) = caplog.records
+    assert (entry.__dict__["order_id"], entry.__dict__["call_id"], entry.__dict__["attempt"]) == (5, "c", "its own")
+    assert given == {"order_id": 5, "attempt": "its own"}
 
 
 def test_a_context_that_was_not_injected_says_so() -> None:
