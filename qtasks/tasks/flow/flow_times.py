@@ -11,9 +11,16 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
 from qtasks.tasks import options as call_options
 from qtasks.tasks.base_task import BaseTask
-from qtasks.tasks.options import Span
+from qtasks.tasks.options import CallOptions, Span
 
 _OPTIONS: Final = ("delay", "eta", "expires")
+
+_INSTEAD: Final[Mapping[str, str]] = {
+    "link": "let the flow go on: flow | other.s()",
+    "link_error": "@task.on_failure at the tasks of the flow; the handle of the flow says which call failed",
+    "task_id": "keep the id of the handle: flow.delay().id",
+}
+"""What to write in place of options that a call of Celery's has."""
 
 
 class FlowOptions(TypedDict, total=False):
@@ -39,15 +46,8 @@ class FlowTimes:
 
     def using(self, flow: str, options: Mapping[str, Any]) -> FlowTimes:
         """These options with `options` over them; `flow` names the flow in an error. Raises DefinitionError."""
-        changed = dict(options)
-        if "countdown" in changed:
-            if "delay" in changed:
-                raise DefinitionError(
-                    f"{flow}: countdown is another name for delay",
-                    fix="give one of them",
-                    code=ErrorCode.OPTION_INVALID,
-                )
-            changed["delay"] = changed.pop("countdown")
+        changed = in_our_words(flow, options)
+        _refuse_options_of_calls(flow, changed)
         merged = call_options.merge(self.options, changed)
         call_options.check(flow, changed, allowed=_OPTIONS, merged=merged)
         return FlowTimes(merged)
@@ -63,6 +63,32 @@ class FlowTimes:
         if ends_ms is not None and ends_ms == earliest(ends_ms, task.delivery_options.expires_ms(now_ms)):
             options["expires"] = datetime.fromtimestamp(ends_ms / 1000, UTC)
         return task.using(**options) if options else task
+
+
+def in_our_words(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with `delay` in place of Celery's `countdown`. Raises DefinitionError if both are given."""
+    translated = dict(options)
+    if "countdown" in translated:
+        if "delay" in translated:
+            raise DefinitionError(
+                f"{owner}: countdown is another name for delay",
+                fix="give one of them",
+                code=ErrorCode.OPTION_INVALID,
+            )
+        translated["delay"] = translated.pop("countdown")
+    return translated
+
+
+def _refuse_options_of_calls(flow: str, options: Mapping[str, Any]) -> None:
+    """Raise DefinitionError for an option that a call has and a whole flow has not, with what to write instead."""
+    for name in options:
+        fix = _INSTEAD.get(name)
+        if fix is None and name in CallOptions.__annotations__ and name not in _OPTIONS:
+            fix = f"give it to the calls of the flow: task.using({name}=...).s(...)"
+        if fix is not None:
+            raise DefinitionError(
+                f"{flow}: there is no option {name!r} for a whole flow", fix=fix, code=ErrorCode.OPTION_INVALID
+            )
 
 
 AT_ONCE: Final = FlowTimes()

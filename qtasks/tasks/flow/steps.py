@@ -1,11 +1,11 @@
 """How a flow travels with its calls, and which calls follow a call.
 
-A call carries the steps after it in its envelope, as JSON under `flow`. Steps in sequence are a list. In a sequence a
-list is a group; in a group a list is again a sequence, and so on inwards:
+A call carries the steps after it in its envelope, as JSON under `flow`, in the form of `tasks.results.flow_shape`:
 
     {"then": [step, [step, [step, step]], step]}              what follows the call in its sequence
     {"of": "call_...", "size": 2, "then": [step]}             the same, in a call that ends a member of a group
     {"of": "call_...", "ends": [0, 1], "then": [step]}        the same; the second member ends one call after its first
+    {"of": ..., "collect": "successes", "then": [step]}       the same; the flow goes on with the members that worked
     {"then": [step], "group": {"of": ..., "then": [...]}}     the sequence is a member of `group`, which may have a
                                                               `group` around it, too
 
@@ -30,12 +30,23 @@ from qtasks.tasks.encode.argument_codec import EncodedArguments
 from qtasks.tasks.encode.envelope import COMPACT, Envelope, derived_call_id
 from qtasks.tasks.encode.pickling import Purpose
 from qtasks.tasks.flow.step_arguments import KnownTasks, PreviousResult, first_argument, python_value
+from qtasks.tasks.results.flow_shape import (
+    SUCCESSES,
+    collects_successes,
+    empty_value,
+    has_calls,
+    members_of,
+    sequence_of,
+    with_members,
+)
 from qtasks.tasks.send.outgoing import Outgoing, once
 
 Flow = Mapping[str, Any]
 """What follows a call: the `flow` of its envelope."""
 MakeLeaf = Callable[[Any, str], Any]
 """Makes a leaf of a sequence from another leaf and the id of its call."""
+
+_COLLECT = "collect"
 
 _LEVELS = 8
 """How deep the arguments of a step may be nested as they are; deeper ones travel as a text."""
@@ -170,17 +181,16 @@ def placed(sequence: Sequence[Any], first_id: str, *, first: MakeLeaf, later: Ma
     nodes: list[Any] = []
     node_id, make = first_id, first
     for node in sequence:
-        if isinstance(node, list):
-            nodes.append(
-                [
-                    placed(member, member_id, first=make, later=later)
-                    if isinstance(member, list)
-                    else make(member, member_id)
-                    for member, member_id in _members(node, node_id)
-                ]
-            )
-        else:
+        if (members := members_of(node)) is None:
             nodes.append(make(node, node_id))
+        else:
+            changed = [
+                placed(member, member_id, first=make, later=later)
+                if isinstance(member, list)
+                else make(member, member_id)
+                for member, member_id in _with_ids(members, node_id)
+            ]
+            nodes.append(with_members(node, changed))
         node_id, make = derived(node_id, "then"), later
     return nodes
 
@@ -188,12 +198,35 @@ def placed(sequence: Sequence[Any], first_id: str, *, first: MakeLeaf, later: Ma
 def starting(sequence: Sequence[Any], first_id: str, around: Flow) -> Iterator[tuple[Any, str, Flow]]:
     """The calls that start a sequence, each with its id and its `flow`; `around` is the group around it, or empty."""
     node, *then = sequence
-    if not isinstance(node, list):
+    if (members := members_of(node)) is None:
         yield node, first_id, _following(then, around)
         return
     group = _group(first_id, node, then, around)
-    for member, member_id in _members(node, first_id):
-        yield from starting(member if isinstance(member, list) else [member], member_id, group)
+    for member, member_id in _with_ids(members, first_id):
+        yield from starting(sequence_of(member), member_id, group)
+
+
+def collected(plan: Sequence[Any], steps: Sequence[Any], first_id: str, around: Flow = {}) -> list[Any]:  # noqa: B006
+    """The plan of a flow in which the groups that go on with what worked say how, as `flow`.
+
+    `steps` is the same sequence with steps. Where only the broker saw the end of a member, nothing else knows what
+    follows the group.
+    """
+    nodes: list[Any] = []
+    node_id = first_id
+    for place, (node, same_node) in enumerate(zip(plan, steps, strict=True)):
+        if (members := members_of(node)) is None:
+            nodes.append(node)
+        else:
+            flow = _group(node_id, same_node, steps[place + 1 :], around)
+            pairs = zip(_with_ids(members, node_id), members_of(same_node) or (), strict=True)
+            changed = [
+                collected(member, same_member, member_id, flow) if isinstance(member, list) else member
+                for (member, member_id), same_member in pairs
+            ]
+            nodes.append(with_members(node, changed, flow=flow))
+        node_id = derived(node_id, "then")
+    return nodes
 
 
 def followers(
@@ -217,10 +250,33 @@ def identified(flow: Flow, flow_id: str | None) -> Flow:
     return flow if flow_id is None else {"id": flow_id, **flow}
 
 
-def ends_of(group: Flow) -> list[Any]:
-    """The id of the last call of each member of a group; a list of such ids for a member that ends with a group."""
+def collecting(flow: Flow) -> Flow:
+    """The innermost group around a call that goes on with what worked, by the `flow` of the call; empty without one."""
+    while flow and _COLLECT not in flow:
+        flow = flow.get("group", {})
+    return flow
+
+
+@dataclass(frozen=True, slots=True)
+class GroupEnds:
+    """Where the members of a group end: each in a call, by its id, in a group or in an empty group."""
+
+    members: Sequence[str | GroupEnds | EmptyEnd]
+    collects_successes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyEnd:
+    """The end of a member whose last group is empty: `value` is its result once `after` has succeeded."""
+
+    after: str | GroupEnds | EmptyEnd
+    value: list[Any]
+
+
+def ends_of(group: Flow) -> GroupEnds:
+    """Where the members of a group end, by the `flow` of a call that ends one."""
     shapes = group["ends"] if "ends" in group else [0] * group["size"]
-    return [_end(derived(group["of"], str(place)), shape) for place, shape in enumerate(shapes)]
+    return _group_ends(group["of"], shapes, group.get(_COLLECT))
 
 
 def abandoned(flow: Flow, call_id: str) -> list[tuple[str, str]]:
@@ -230,7 +286,7 @@ def abandoned(flow: Flow, call_id: str) -> list[tuple[str, str]]:
     def add(step: Mapping[str, Any], step_id: str) -> None:
         calls.append((step["task"], step_id))
 
-    while flow:
+    while flow and _COLLECT not in flow:
         parent_id = flow.get("of", call_id)
         placed(flow.get("then", ()), derived(parent_id, "then"), first=add, later=add)
         flow = flow.get("group", {})
@@ -246,36 +302,54 @@ def _is_deeper(value: object, levels: int) -> bool:
     )
 
 
-def _members(group: Sequence[Any], group_id: str) -> Iterator[tuple[Any, str]]:
+def _with_ids(members: Sequence[Any], group_id: str) -> Iterator[tuple[Any, str]]:
     """The members of a group, each with the id of its first call or group."""
-    return ((member, derived(group_id, str(place))) for place, member in enumerate(group))
+    return ((member, derived(group_id, str(place))) for place, member in enumerate(members))
 
 
 def _following(then: Sequence[Any], around: Flow) -> dict[str, Any]:
     """The `flow` of a call that `then` follows, in a sequence that is a member of the group `around`, or empty."""
-    if not then:
+    if not has_calls(then):
         return dict(around)
     return {"then": list(then), "group": around} if around else {"then": list(then)}
 
 
-def _group(group_id: str, group: Sequence[Any], then: Sequence[Any], around: Flow) -> dict[str, Any]:
+def _group(group_id: str, group: Any, then: Sequence[Any], around: Flow) -> dict[str, Any]:
     """The `flow` of a call that ends a member of a group."""
-    shapes = [_shape(member) for member in group]
-    size = {"ends": shapes} if any(shapes) else {"size": len(shapes)}
-    return {"of": group_id, **size, "then": list(then), **({"group": around} if around else {})}
+    shapes = [_shape(sequence_of(member)) for member in members_of(group) or ()]
+    return {
+        "of": group_id,
+        **({"ends": shapes} if any(shapes) else {"size": len(shapes)}),
+        **({_COLLECT: SUCCESSES} if collects_successes(group) else {}),
+        "then": list(then) if has_calls(then) else [],
+        **({"group": around} if around else {}),
+    }
 
 
-def _shape(member: Any) -> Any:
-    """Where a member ends: how many calls or groups after its first, and for a group in which calls of it."""
-    if not isinstance(member, list):
-        return 0
-    last = member[-1]
-    return [len(member) - 1, [_shape(inner) for inner in last]] if isinstance(last, list) else len(member) - 1
+def _shape(sequence: Sequence[Any]) -> Any:
+    """Where a member ends: how many calls or groups after its first, and for a group in which calls of it.
+
+    For an empty group after calls: its value, and where the calls end.
+    """
+    *before, last = sequence
+    if (members := members_of(last)) is None:
+        return len(before)
+    if before and not has_calls([last]):
+        return {"after": _shape(before), "value": empty_value(last)}
+    shapes = [_shape(sequence_of(member)) for member in members]
+    return [len(before), shapes, SUCCESSES] if collects_successes(last) else [len(before), shapes]
 
 
-def _end(first_id: str, shape: Any) -> Any:
-    """The reverse of `_shape`: the id of the last call of a member, or the ids of a last group."""
+def _end(first_id: str, shape: Any) -> str | GroupEnds | EmptyEnd:
+    """The reverse of `_shape`, for a member whose first call or group has the id `first_id`."""
+    if isinstance(shape, dict):
+        return EmptyEnd(_end(first_id, shape["after"]), shape["value"])
     if not isinstance(shape, list):
         return last_of(first_id, shape + 1)
-    later, inner = shape
-    return [_end(derived(last_of(first_id, later + 1), str(place)), each) for place, each in enumerate(inner)]
+    later, inner, *collect = shape
+    return _group_ends(last_of(first_id, later + 1), inner, *collect)
+
+
+def _group_ends(group_id: str, shapes: Sequence[Any], collect: str | None = None) -> GroupEnds:
+    ends = [_end(derived(group_id, str(place)), shape) for place, shape in enumerate(shapes)]
+    return GroupEnds(ends, collect == SUCCESSES)

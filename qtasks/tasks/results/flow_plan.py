@@ -1,9 +1,11 @@
 """The record of a flow: the plan of all its calls, written before its first call is sent.
 
-The value of the record is the plan as JSON: calls in sequence are a list, in which a list is a group; in a group a list
-is again a sequence, as in `tasks.flow.steps`:
+The value of the record is the plan as JSON, in the form of `tasks.results.flow_shape`:
 
     [{"task": "fetch", "id": "call_..."}, [{"task": "store", "id": "call_..."}, ...], {"task": "report", ...}]
+
+A group after which the flow goes on with what worked also has a `flow`, which says how (see `tasks.flow.steps`), and
+`carried`, what middleware added to the flow's first call.
 
 The record is kept and not final while the flow is open: until its last call has succeeded, or until every call
 of it has ended. The records of its calls are kept for as long.
@@ -18,6 +20,7 @@ from typing import Any
 
 from qtasks.tasks.encode.envelope import COMPACT
 from qtasks.tasks.results.backend import FLOW_PREFIX, ResultRecord, ResultStatus
+from qtasks.tasks.results.flow_shape import collects_successes, members_of, sequence_of, with_members
 
 _CALL_PREFIX = "call_"
 
@@ -116,12 +119,41 @@ class FlowPlan:
         return self.record(end.status, now_ms, end.error)
 
     def after(self, call_id: str) -> list[PlannedCall]:
-        """The calls that are not sent before the call `call_id` has succeeded."""
-        return _after(self.sequence, call_id) or []
+        """The calls that are not sent if the call `call_id` fails."""
+        waiting = _after(self.sequence, call_id)
+        return [] if waiting is None else waiting.calls
 
-    def due(self, succeeded: Iterable[str]) -> list[PlannedCall]:
-        """The calls that nothing holds back, once the calls with the ids `succeeded` have succeeded."""
-        return list(_due(self.sequence, frozenset(succeeded)))
+    def due(self, succeeded: Iterable[str], ended: Iterable[str] = ()) -> list[PlannedCall]:
+        """The calls that nothing holds back, once the calls with the ids `succeeded` have succeeded.
+
+        A group after which the flow goes on with what worked holds nothing back when the calls in it have succeeded or
+        `ended` otherwise.
+        """
+        return list(_due(self.sequence, frozenset(succeeded), frozenset(ended)))
+
+    @property
+    def collecting(self) -> list[CollectingGroup]:
+        """The groups after which the flow goes on with what worked, the inner ones of a group before it."""
+        return list(_collecting(self.sequence))
+
+    def collecting_around(self, call_id: str) -> CollectingGroup | None:
+        """The innermost of these groups that has the call; None without one."""
+        return next((group for group in self.collecting if any(call.call_id == call_id for call in group.calls)), None)
+
+    def carrying(self, carried: Mapping[str, str]) -> FlowPlan:
+        """The same plan; its groups that go on with what worked pass on what middleware added to a first call."""
+        return FlowPlan(_carrying(self.sequence, carried)) if carried and self.collecting else self
+
+
+@dataclass(frozen=True, slots=True)
+class CollectingGroup:
+    """A group after which the flow goes on with what worked, once all members have ended."""
+
+    calls: Sequence[PlannedCall]
+    flow: Mapping[str, Any]
+    """What follows it: the `flow` of a call that ends a member."""
+    carried: Mapping[str, str]
+    """What middleware added to the flow's first call."""
 
 
 def flow_id_of(call_id: str) -> str:
@@ -138,41 +170,68 @@ def _planned(call: Mapping[str, str]) -> PlannedCall:
     return PlannedCall(call["task"], call["id"])
 
 
-def _members(group: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """The members of a group, each as a sequence."""
-    return (member if isinstance(member, list) else [member] for member in group)
-
-
 def _calls_of(sequence: Sequence[Any]) -> Iterator[PlannedCall]:
     for node in sequence:
-        if not isinstance(node, list):
+        if (members := members_of(node)) is None:
             yield _planned(node)
             continue
-        for member in _members(node):
-            yield from _calls_of(member)
+        for member in members:
+            yield from _calls_of(sequence_of(member))
 
 
-def _after(sequence: Sequence[Any], call_id: str) -> list[PlannedCall] | None:
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """The calls that wait for a call."""
+
+    calls: list[PlannedCall]
+    is_all: bool
+    """True if the group around them goes on without them: nothing else waits."""
+
+
+def _after(sequence: Sequence[Any], call_id: str) -> _Waiting | None:
     """The calls of a sequence that wait for a call; None if the call is not in the sequence."""
     for place, node in enumerate(sequence):
-        inner: list[PlannedCall] | None = None
-        if isinstance(node, list):
-            waiting = (_after(member, call_id) for member in _members(node))
-            inner = next((calls for calls in waiting if calls is not None), None)
+        inner: _Waiting | None = None
+        if (members := members_of(node)) is not None:
+            by_member = (_after(sequence_of(member), call_id) for member in members)
+            inner = next((waiting for waiting in by_member if waiting is not None), None)
         elif node["id"] == call_id:
-            inner = []
-        if inner is not None:
-            return [*inner, *_calls_of(sequence[place + 1 :])]
+            inner = _Waiting([], is_all=False)
+        if inner is None:
+            continue
+        if inner.is_all or collects_successes(node):
+            return _Waiting(inner.calls, is_all=True)
+        return _Waiting([*inner.calls, *_calls_of(sequence[place + 1 :])], is_all=False)
     return None
 
 
-def _due(sequence: Sequence[Any], succeeded: frozenset[str]) -> Iterator[PlannedCall]:
+def _due(sequence: Sequence[Any], succeeded: frozenset[str], ended: frozenset[str]) -> Iterator[PlannedCall]:
     for node in sequence:
-        calls = (
-            [call for member in _members(node) for call in _due(member, succeeded)]
-            if isinstance(node, list)
-            else [_planned(node)]
-        )
-        if waiting := [call for call in calls if call.call_id not in succeeded]:
+        members = members_of(node)
+        if members is None:
+            calls = [_planned(node)]
+        else:
+            calls = [call for member in members for call in _due(sequence_of(member), succeeded, ended)]
+        done = succeeded | ended if collects_successes(node) else succeeded
+        if waiting := [call for call in calls if call.call_id not in done]:
             yield from waiting
             return
+
+
+def _collecting(sequence: Sequence[Any]) -> Iterator[CollectingGroup]:
+    for node in sequence:
+        for member in members_of(node) or ():
+            yield from _collecting(sequence_of(member))
+        if collects_successes(node):
+            yield CollectingGroup(list(_calls_of([node])), node["flow"], node.get("carried", {}))
+
+
+def _carrying(sequence: Sequence[Any], carried: Mapping[str, str]) -> list[Any]:
+    nodes: list[Any] = []
+    for node in sequence:
+        if (members := members_of(node)) is None:
+            nodes.append(node)
+        else:
+            changed = [_carrying(member, carried) if isinstance(member, list) else member for member in members]
+            nodes.append(with_members(node, changed, carried=dict(carried)))
+    return nodes

@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError, ResultTimeout, TaskCancelled, TaskExpired, TaskFailed
 from qtasks.tasks.results.backend import ResultBackend, ResultStatus, pauses
+from qtasks.tasks.results.flow_shape import SUCCESSES, Collect
 from qtasks.tasks.results.task_result import ResultAccess, TaskResult
 from qtasks.tasks.results.wait_in_task import WaitInTask
 from qtasks.tasks.results.waiting import WATCH_POLL_LAST_S, wake
@@ -26,13 +27,22 @@ class GroupResult(Sequence["TaskResult[Any] | GroupResult"]):
     It is the sequence of the handles of its members, in order: of a call, of the last call of a chain, or of a group
     inside the group. Every `timeout` is in seconds, for all members together; None waits without a limit.
     Without a result backend everything but the sequence and `cancel` raises ResultsDisabled.
+
+    With `collect` ``"successes"`` the results are those of the members that have succeeded. A group without calls has
+    no `runtime`; it is done.
     """
 
-    __slots__ = ("_members", "_runtime")
+    __slots__ = ("_collect", "_members", "_runtime")
 
-    def __init__(self, runtime: ResultAccess, members: Sequence[TaskResult[Any] | GroupResult]) -> None:
+    def __init__(
+        self,
+        runtime: ResultAccess | None,
+        members: Sequence[TaskResult[Any] | GroupResult],
+        collect: Collect = "all",
+    ) -> None:
         self._runtime = runtime
         self._members = tuple(members)
+        self._collect = collect
 
     def __repr__(self) -> str:
         return f"<GroupResult of {len(self)} members>"
@@ -48,7 +58,7 @@ class GroupResult(Sequence["TaskResult[Any] | GroupResult"]):
     def __getitem__(self, index: int | slice) -> TaskResult[Any] | GroupResult:
         """The handle of a member; a slice is the handle of some members."""
         if isinstance(index, slice):
-            return GroupResult(self._runtime, self._members[index])
+            return GroupResult(self._runtime, self._members[index], self._collect)
         return self._members[index]
 
     @property
@@ -69,6 +79,34 @@ class GroupResult(Sequence["TaskResult[Any] | GroupResult"]):
     def is_finished(self) -> bool:
         """True if every member has ended."""
         return self.status.is_final
+
+    def counts(self) -> GroupCounts:
+        """How many members are done, have failed, and are still waited for."""
+        return _counted([member.status for member in self._members])
+
+    async def acounts(self) -> GroupCounts:
+        """As `counts`, without blocking the event loop."""
+        return _counted([await member.astatus() for member in self._members])
+
+    def ready(self) -> bool:
+        """Celery's name for `is_finished`."""
+        return self.is_finished
+
+    def successful(self) -> bool:
+        """Celery's name: True if every member has succeeded."""
+        return self.status is ResultStatus.SUCCEEDED
+
+    def failed(self) -> bool:
+        """Celery's name: True if a member has failed, was cancelled or has expired."""
+        return self.counts().failed > 0
+
+    def waiting(self) -> bool:
+        """Celery's name: True if a member has not ended."""
+        return not self.is_finished
+
+    def completed_count(self) -> int:
+        """Celery's name: how many members have succeeded."""
+        return self.counts().done
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until every member has ended, however it did. Returns False if `timeout` ends first.
@@ -99,13 +137,19 @@ class GroupResult(Sequence["TaskResult[Any] | GroupResult"]):
 
     def results(self, timeout: float | None = None) -> list[Any]:
         """Wait for all results and return them, in order. Raises as `TaskResult.get`."""
-        remaining = _countdown(timeout)
-        return [member.get(remaining()) for member in self._members]
+        remaining, values = _countdown(timeout), []
+        for member in self._members:
+            with self._without_failed():
+                values.append(member.get(remaining()))
+        return values
 
     async def aresults(self, timeout: float | None = None) -> list[Any]:  # noqa: ASYNC109 - as `results`
         """As `results`, without blocking the event loop."""
-        remaining = _countdown(timeout)
-        return [await member.aget(remaining()) for member in self._members]
+        remaining, values = _countdown(timeout), []
+        for member in self._members:
+            with self._without_failed():
+                values.append(await member.aget(remaining()))
+        return values
 
     def get(self, timeout: float | None = None) -> list[Any]:
         """The same as `results`: a group is waited for as a call is."""
@@ -114,6 +158,10 @@ class GroupResult(Sequence["TaskResult[Any] | GroupResult"]):
     async def aget(self, timeout: float | None = None) -> list[Any]:  # noqa: ASYNC109 - the same words as `get`
         """As `get`, without blocking the event loop."""
         return await self.aresults(timeout)
+
+    def join(self, timeout: float | None = None) -> list[Any]:
+        """Celery's name for `results`."""
+        return self.results(timeout)
 
     def __await__(self) -> Generator[Any, None, list[Any]]:
         """Wait for all results, without a time limit: ``await result``."""
@@ -135,11 +183,27 @@ class GroupResult(Sequence["TaskResult[Any] | GroupResult"]):
         """As `cancel`, without blocking the event loop."""
         return await asyncio.to_thread(self.cancel)
 
+    def _without_failed(self) -> AbstractContextManager[None]:
+        """Leaves out the result of a member that ended without one, if the group collects successes."""
+        left_out = _ENDED_OTHERWISE if self._collect == SUCCESSES else ()
+        return contextlib.suppress(*left_out)
+
+
+class GroupCounts(NamedTuple):
+    """The members of a group by how they are; together they are all members."""
+
+    done: int
+    """How many have succeeded."""
+    failed: int
+    """How many have ended without a result: failed, cancelled or expired."""
+    waiting: int
+    """How many have not ended."""
+
 
 class Completions:
     """The handles of some calls in the order in which they end. Iterate once, with ``for`` or ``async for``."""
 
-    def __init__(self, runtime: ResultAccess, calls: Sequence[TaskResult[Any]], timeout_s: float | None) -> None:
+    def __init__(self, runtime: ResultAccess | None, calls: Sequence[TaskResult[Any]], timeout_s: float | None) -> None:
         self._runtime = runtime
         self._pending = list(calls)
         self._remaining = _countdown(timeout_s)
@@ -147,6 +211,8 @@ class Completions:
 
     def __iter__(self) -> Iterator[TaskResult[Any]]:
         """Wait for the next call that ends, blocking. Raises as `TaskResult.get` where that would block."""
+        if self._runtime is None:  # no calls
+            return
         if self._runtime.runs_on_this_thread():
             raise ResultError(
                 "as_completed() would block the event loop that has to run the tasks",
@@ -161,13 +227,15 @@ class Completions:
                 ended = [call for call in reversed(self._pending) if call.is_finished]
                 if not ended:
                     pause_s = self._pause_s(intervals)
-                    with self._wait_in_task() as wait:
+                    with self._wait_in_task(self._runtime) as wait:
                         wait.check()
                         changed.wait(pause_s)
             yield from self._ended(ended)
 
     async def __aiter__(self) -> AsyncIterator[TaskResult[Any]]:
         """Wait for the next call that ends, without blocking the event loop."""
+        if self._runtime is None:  # no calls
+            return
         changed, loop, backend = asyncio.Event(), asyncio.get_running_loop(), self._runtime.results()
         intervals = pauses(WATCH_POLL_LAST_S)
         while self._pending:
@@ -176,7 +244,7 @@ class Completions:
                 ended = [call for call in reversed(self._pending) if (await call.astatus()).is_final]
                 if not ended:
                     pause_s = self._pause_s(intervals)
-                    with self._wait_in_task() as wait, contextlib.suppress(TimeoutError):
+                    with self._wait_in_task(self._runtime) as wait, contextlib.suppress(TimeoutError):
                         wait.check()
                         await asyncio.wait_for(changed.wait(), pause_s)
             for call in self._ended(ended):
@@ -191,8 +259,8 @@ class Completions:
             stack.enter_context(backend.watchers.watching(call.id, wake_up))
         return stack
 
-    def _wait_in_task(self) -> WaitInTask:
-        return WaitInTask(self._runtime, self._pending[0].task, [call.id for call in self._pending])
+    def _wait_in_task(self, runtime: ResultAccess) -> WaitInTask:
+        return WaitInTask(runtime, self._pending[0].task, [call.id for call in self._pending])
 
     def _ended(self, ended: Sequence[TaskResult[Any]]) -> Iterator[TaskResult[Any]]:
         """Take calls that have ended, read from the last to the first, off those that are pending."""
@@ -212,6 +280,12 @@ class Completions:
 
 def _calls_of(member: TaskResult[Any] | GroupResult) -> Sequence[TaskResult[Any]]:
     return member.calls if isinstance(member, GroupResult) else [member]
+
+
+def _counted(states: Sequence[ResultStatus]) -> GroupCounts:
+    done = states.count(ResultStatus.SUCCEEDED)
+    waiting = sum(not state.is_final for state in states)
+    return GroupCounts(done, len(states) - done - waiting, waiting)
 
 
 def _countdown(timeout_s: float | None) -> Callable[[], float | None]:

@@ -227,7 +227,8 @@ def _report_dead_calls(service: Service, results: ResultBackend, flow: ResultRec
     plan = FlowPlan.read(flow)
     records = {call.call_id: results.read(call.call_id) for call in plan.calls}
     succeeded = [key for key, record in records.items() if record and record.status is ResultStatus.SUCCEEDED]
-    for call in plan.due(succeeded)[:MAX_MEMBERS]:
+    ended = [key for key, record in records.items() if record and record.status.is_final]
+    for call in plan.due(succeeded, ended)[:MAX_MEMBERS]:
         record = records[call.call_id]
         if record is not None and record.status.is_final:
             continue

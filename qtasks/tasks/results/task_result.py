@@ -102,7 +102,7 @@ class TaskResult(CeleryResult[R]):
     that is dead there has failed. They never raise because it does not answer.
     """
 
-    __slots__ = ("_form", "_is_planned", "_lock", "_runtime", "deduplicated", "id", "message_id", "task")
+    __slots__ = ("_form", "_is_planned", "_lock", "_parent", "_runtime", "deduplicated", "id", "message_id", "task")
 
     def __init__(
         self,
@@ -123,6 +123,7 @@ class TaskResult(CeleryResult[R]):
         self.deduplicated = deduplicated
         self._lock: Lock | None = None
         self._is_planned = is_planned
+        self._parent: Callable[[], Any] | None = None
 
     def __repr__(self) -> str:
         return f"<TaskResult of {self._title}>"
@@ -141,6 +142,20 @@ class TaskResult(CeleryResult[R]):
         """The same handle for a call that is sent later: the service need not know it yet."""
         self._is_planned = True
         return self
+
+    def after(self, parent: Callable[[], Any]) -> Self:
+        """The same handle for a call of a flow; `parent` makes the handle of what comes before it."""
+        self._parent = parent
+        return self
+
+    @property
+    def parent(self) -> Any:
+        """The handle of what comes before the call in its flow: a `TaskResult`, or the `GroupResult` of a chord.
+
+        ``chord(...).delay().parent.counts()`` says how many members have failed. None for a call that nothing comes
+        before, and for a handle that was made from an id.
+        """
+        return None if self._parent is None else self._parent()
 
     def with_lock(self, lock: Lock) -> Self:
         """The same handle with the lock of a unique call, which `cancel` ends."""

@@ -134,7 +134,8 @@ def cancel_flow(
     """
     plan = FlowPlan.read(flow)
     ended = {call: record for call in plan.calls if (record := results.read(call.call_id)) and record.status.is_final}
-    due = plan.due(call.call_id for call, record in ended.items() if record.status is ResultStatus.SUCCEEDED)
+    succeeded = [call.call_id for call, record in ended.items() if record.status is ResultStatus.SUCCEEDED]
+    due = plan.due(succeeded, (call.call_id for call in ended))
     later_calls = [call for call in plan.calls if call not in due and call not in ended]
     results.write([call.ended(ResultStatus.CANCELLED, BY_CALLER, now_ms) for call in later_calls])
     on_their_way = [CallToCancel(task=call.task, id=call.call_id, is_planned=True) for call in due if call not in ended]

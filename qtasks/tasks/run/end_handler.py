@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from qtasks.clock import Clock
@@ -80,6 +81,9 @@ class EndHandler:
         except QTasksError as error:
             return Decision.duplicate(DispatchResponse.later(error_text(error), error.code, after_ms=RETRY_AFTER_MS))
         if not changes:
+            if record is not None and record.status is ResultStatus.EXPIRED and attempt.flow_id is not None:
+                # What follows it may not know of that yet.
+                return replace(Decision.cancelled(record.error or ""), status=ResultStatus.EXPIRED)
             return Decision.duplicate(DispatchResponse.acknowledgement())
         if report.is_cancelled:
             return Decision.cancelled("cancelled at the broker")

@@ -135,6 +135,8 @@ class Batch:
         """Write the records of all flows of the batch at once. Raises ResultError."""
         if self._flows:
             now_ms = self._runtime.now_ms()
+            carried = {call.message.envelope.flow.get("id"): call.message.carried for call in self._calls}
+            self._flows = [plan.carrying(carried.get(plan.flow_id, {})) for plan in self._flows]
             self._runtime.results().write([plan.record(ResultStatus.RUNNING, now_ms) for plan in self._flows])
             self._unsent_flows = self._flows
 

@@ -263,8 +263,8 @@ async def test_what_cannot_travel_or_be_kept_is_refused_at_the_call(broker: Manu
         (add.using(unique=True).s(1) | add.s(1)).delay()
     with pytest.raises(DefinitionError, match="takes calls, chains and groups, not 5"):
         group(5)  # type: ignore[arg-type]
-    with pytest.raises(DefinitionError, match="a group needs at least one call"):
-        group()
+    with pytest.raises(DefinitionError, match="a chain needs at least one call"):
+        chain()
     assert broker.messages == []
     tasks = application(results=None)
 

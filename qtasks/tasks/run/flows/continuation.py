@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from typing import Any, Literal
 
 from qtasks.clock import Clock
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, QTasksError, ResultError
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode.argument_codec import ArgumentCodec
+from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.encode.pickling import Pickles, Purpose, is_pickle
 from qtasks.tasks.encode.result_codec import load
 from qtasks.tasks.encode.typed_json import TypedJson
@@ -85,15 +87,31 @@ class RecordedResult:
 
 
 @dataclass(frozen=True, slots=True)
+class EmptyResult:
+    """The result of an empty group: an empty list, or a list of such lists."""
+
+    value: list[Any]
+    source: str = "an empty group"
+
+    def plain(self) -> list[Any]:
+        """See `PreviousResult`."""
+        return self.value
+
+    def typed(self) -> list[Any]:
+        """See `PreviousResult`."""
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
 class GroupResults:
     """The results of a group, in order; those of a member that ends with a group are a list themselves."""
 
-    members: Sequence[RecordedResult | GroupResults]
+    members: Sequence[RecordedResult | GroupResults | EmptyResult]
 
     @property
     def source(self) -> str:
         """See `PreviousResult`."""
-        return f"a group of {', '.join(dict.fromkeys(member.source for member in self.members))}"
+        return f"a group of {', '.join(dict.fromkeys(member.source for member in self.members))}".removesuffix(" of ")
 
     def plain(self) -> list[Any]:
         """See `PreviousResult`."""
@@ -102,6 +120,15 @@ class GroupResults:
     def typed(self) -> list[Any]:
         """See `PreviousResult`."""
         return [member.typed() for member in self.members]
+
+
+class NoResult(Enum):
+    """Why there is no result of a call or of a group."""
+
+    WAITING = auto()
+    """It has not ended."""
+    FAILED = auto()
+    """It has ended otherwise."""
 
 
 class Continuation:
@@ -129,8 +156,9 @@ class Continuation:
     async def send_next(self, attempt: Attempt, result: str, response: DispatchResponse) -> DispatchResponse:
         """Send what follows a call with this result; returns `response`, or a retry later if it cannot be sent."""
         context = attempt.context
+        recorded = RecordedResult(self._here, context.task, context.call_id, result)
         try:
-            messages = await self._followers(attempt, result)
+            messages = await self._followers(attempt.envelope, attempt.envelope.flow, context.call_id, recorded)
         except (KeyError, TypeError, ValueError, QTasksError) as error:
             log.exception("%s cannot be continued", context.task, extra=log_fields(context, "flow_broken"))
             note = f"{context.task} {context.call_id} has succeeded, but cannot be continued: {error_text(error)}"
@@ -157,7 +185,7 @@ class Continuation:
             await self._abandon(attempt, decision.status, note)
 
     async def _abandon(self, attempt: Attempt, status: ResultStatus, note: str) -> None:
-        """Record every later call of the flow as failed or cancelled."""
+        """Record every call that will not be sent as failed or cancelled; send what goes on without this call."""
         context, flow = attempt.context, await self._flow_of(attempt)
         if flow is not None:
             later_calls = flow.plan.after(context.call_id)
@@ -166,17 +194,41 @@ class Continuation:
             later_calls = [PlannedCall(task, call_id) for task, call_id in abandoned]
         kept = flow is not None
         await self._flows.end_calls(later_calls, status, note, attempt=context.attempt, kept=kept)
+        await self._go_on_without(attempt, flow)
         await self._flows.settle(attempt.kept_for, context.call_id)
 
+    async def _go_on_without(self, attempt: Attempt, flow: RecordedFlow | None) -> None:
+        """Send what follows the group around a call that failed, if it goes on with what worked and all have ended.
+
+        What cannot be sent now is sent after the next look at open flows.
+        """
+        context, envelope = attempt.context, attempt.envelope
+        group = steps.collecting(envelope.flow)
+        if not group and flow is not None and (around := flow.plan.collecting_around(context.call_id)) is not None:
+            group = around.flow
+            envelope = replace(envelope, flow={"id": flow.plan.flow_id}, carried=around.carried)
+        if not group or (flow is not None and flow.has_ended):
+            return
+        try:
+            for message in await self._followers(envelope, group, context.call_id, None):
+                await self.publish(message)
+        except (KeyError, TypeError, ValueError, QTasksError) as error:
+            fields = log_fields(context, "flow_waits")
+            log.warning("%s has failed, and its flow could not go on yet: %s", context.task, error, extra=fields)
+
     async def _may_go_on(self, attempt: Attempt) -> bool:
-        """Reopen the flow if the call had failed before; False if the flow was cancelled. Raises ResultError."""
+        """Reopen the flow if the call had failed before; False if the flow was cancelled, or went on without the call.
+
+        Raises ResultError.
+        """
         flow = await self._flow_of(attempt)
-        if flow is None or flow.end is None:
+        if flow is None:
             return True
-        if flow.is_cancelled:
+        goes_on_with_successes = bool(flow.plan.collecting)
+        if flow.is_cancelled or (goes_on_with_successes and flow.has_succeeded):
             await self._flows.settle(attempt.kept_for, attempt.context.call_id)
             return False
-        if flow.has_failed:
+        if flow.has_failed or goes_on_with_successes:
             await self._flows.reopen(flow, attempt.context.call_id)
         return True
 
@@ -188,37 +240,56 @@ class Continuation:
             log.exception("a flow could not be read", extra=log_fields(attempt.context, "flow_unread"))
             return None
 
-    async def _followers(self, attempt: Attempt, result_text: str) -> Sequence[Outgoing]:
-        """The messages that follow a call; none while a member of its group has not succeeded."""
-        context, flow = attempt.context, attempt.envelope.flow
-        parent_id = context.call_id
-        result: PreviousResult = RecordedResult(self._here, context.task, context.call_id, result_text)
+    async def _followers(
+        self, envelope: Envelope, flow: steps.Flow, parent_id: str, result: PreviousResult | None
+    ) -> Sequence[Outgoing]:
+        """The messages that follow a call, by its `flow`; none while a member of its group has not ended as it must.
+
+        `result` is that of the call; None: it has failed, and `flow` is that of a group around it.
+        """
         while flow:
             if "of" in flow:
-                group_results = await self._group_results(steps.ends_of(flow))
-                if group_results is None:
+                results = await self._group_results(steps.ends_of(flow))
+                if results is NoResult.WAITING:
                     return []
-                parent_id, result = flow["of"], group_results
+                if results is NoResult.FAILED:
+                    flow = steps.collecting(flow.get("group", {}))  # a group around it may go on without this one
+                    continue
+                parent_id, result = flow["of"], results
             if flow.get("then"):
-                return steps.followers(attempt.envelope, flow, parent_id, result, self._here)
+                assert result is not None
+                return steps.followers(envelope, flow, parent_id, result, self._here)
             flow = flow.get("group", {})  # its last member has ended, and with it a member of the group around it
         return []
 
-    async def _group_results(self, ends: Sequence[Any]) -> GroupResults | None:
-        """The results of a group, in order; None while one is missing. Raises ResultError, ConfigurationError."""
+    async def _group_results(self, ends: steps.GroupEnds) -> GroupResults | Literal[NoResult.WAITING, NoResult.FAILED]:
+        """The results of a group, in order. Raises ResultError, ConfigurationError."""
         if not self._writer.is_enabled:
             raise ConfigurationError("a group that a call follows needs a result backend")
-        members: list[RecordedResult | GroupResults] = []
-        for end in ends:
-            result = await self._recorded(end) if isinstance(end, str) else await self._group_results(end)
-            if result is None:
-                return None
-            members.append(result)
-        return GroupResults(members)
+        members: list[RecordedResult | GroupResults | EmptyResult] = []
+        has_failed = False
+        for end in ends.members:
+            result = await self._result_at(end)
+            if result is NoResult.WAITING:
+                return result
+            if isinstance(result, NoResult):
+                has_failed = True
+            else:
+                members.append(result)
+        return NoResult.FAILED if has_failed and not ends.collects_successes else GroupResults(members)
 
-    async def _recorded(self, call_id: str) -> RecordedResult | None:
-        """The result of a call that has succeeded, or None."""
-        record = await self._writer.read(call_id)
-        if record is None or record.status is not ResultStatus.SUCCEEDED:
-            return None
-        return RecordedResult(self._here, record.task, call_id, record.value or "null")
+    async def _result_at(
+        self, end: str | steps.GroupEnds | steps.EmptyEnd
+    ) -> RecordedResult | GroupResults | EmptyResult | Literal[NoResult.WAITING, NoResult.FAILED]:
+        """The result of a member of a group, by where it ends."""
+        if isinstance(end, steps.GroupEnds):
+            return await self._group_results(end)
+        if isinstance(end, steps.EmptyEnd):
+            before = await self._result_at(end.after)
+            return before if isinstance(before, NoResult) else EmptyResult(end.value)
+        record = await self._writer.read(end)
+        if record is None or not record.status.is_final:
+            return NoResult.WAITING
+        if record.status is not ResultStatus.SUCCEEDED:
+            return NoResult.FAILED
+        return RecordedResult(self._here, record.task, end, record.value or "null")

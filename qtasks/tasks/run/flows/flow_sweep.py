@@ -17,7 +17,7 @@ from qtasks.errors import QTasksError
 from qtasks.randomness import Random
 from qtasks.tasks.results.backend import Lock, ResultBackend, ResultRecord, ResultStatus
 from qtasks.tasks.results.flow_plan import FlowPlan, PlannedCall
-from qtasks.tasks.results.inquiry import ENDED, Service, Subject
+from qtasks.tasks.results.inquiry import ENDED, Service, ServiceState, Subject
 from qtasks.tasks.run.cancellation import close_if_over
 from qtasks.tasks.run.process_id import new_owner
 
@@ -35,6 +35,10 @@ LOST_MS: Final = 3 * 24 * 60 * 60 * 1000
 MAX_FLOWS: Final = 500
 """Flows in one look; those that were not looked at for the longest time come first."""
 
+FEW_LOOKS_MS: Final = 4 * EVERY_MS
+"""For this long a flow is resumed where the service cannot say whether it has gone on."""
+
+_SUCCEEDED: Final = ResultStatus.SUCCEEDED
 _LOCK: Final = "sweep:flows"
 
 
@@ -78,22 +82,41 @@ class FlowSweep:
         quiet_ms = now_ms - max(record.updated_ms for record in (flow, *recorded))
         if quiet_ms < QUIET_MS:
             return
-        due = plan.due(record.call_id for record in recorded if record.status is ResultStatus.SUCCEEDED)
-        for call in due:
+        ended = [record.call_id for record in recorded if record.status.is_final]
+        succeeded = [record.call_id for record in recorded if record.status is ResultStatus.SUCCEEDED]
+        is_lost = False
+        for call in dict.fromkeys([*plan.due(succeeded), *plan.due(succeeded, ended)]):
             record = records[call]
             if record is None or not record.status.is_final:
-                self._ask_about(plan, call, record, quiet_ms)
+                is_lost |= self._ask_about(plan, call, record, quiet_ms)
             else:  # the process died before it ended the later calls
                 note = f"the flow ended with {call.task} {call.call_id}: {record.error}"
                 later_calls = [later for later in plan.after(call.call_id) if records[later] is None]
                 self._results.write([later.ended(record.status, note, now_ms) for later in later_calls])
+        if is_lost:
+            self._go_on_with_what_worked(plan)
         close_if_over(self._results, plan, now_ms=now_ms)
 
-    def _ask_about(self, plan: FlowPlan, call: PlannedCall, record: ResultRecord | None, quiet_ms: int) -> None:
+    def _go_on_with_what_worked(self, plan: FlowPlan) -> None:
+        """Report the last failure in each group that has ended and goes on with what worked: the dispatcher does that.
+
+        The process that saw it died, or could not reach the service.
+        """
+        for group in plan.collecting:
+            records = [record for call in group.calls if (record := self._results.read(call.call_id)) is not None]
+            failed = [record for record in records if record.status.is_final and record.status is not _SUCCEEDED]
+            if failed and len(records) == len(group.calls) and all(record.status.is_final for record in records):
+                last = max(failed, key=lambda record: record.updated_ms)
+                fields = {"action": "flow_resumed", "task": last.task, "call_id": last.call_id}
+                log.info("a flow goes on without %s %s", last.task, last.call_id, extra=fields)
+                self._service().report_end(Subject(last.task, last.call_id, flow=plan.flow_id), _end_of(last))
+
+    def _ask_about(self, plan: FlowPlan, call: PlannedCall, record: ResultRecord | None, quiet_ms: int) -> bool:
+        """Ask the service about a call. Returns True if it seems that the call was never sent."""
         service = self._service()
         state = service.state_of(call.call_id, None if record is None else record.message_id)
-        if state is None:
-            return
+        if state is None:  # the hosted service knows no call ids; it is not given a call again and again
+            return record is None and quiet_ms < FEW_LOOKS_MS
         if state.status in ENDED:
             log.info("%s %s has ended unseen", call.task, call.call_id, extra=_fields("flow_end_found", call))
             service.report_end(Subject(call.task, call.call_id, flow=plan.flow_id), state)
@@ -103,6 +126,7 @@ class FlowSweep:
             now_ms = self._clock.now_ms()
             lost = (call, *plan.after(call.call_id))
             self._results.write([each.ended(ResultStatus.FAILED, note, now_ms) for each in lost])
+        return state.status is ResultStatus.UNKNOWN
 
 
 class FlowSweeper:
@@ -126,6 +150,18 @@ class FlowSweeper:
                 self._sweep.run_once()
             except QTasksError as error:
                 log.warning("open flows could not be looked at: %s", error, extra={"action": "sweep_failed"})
+
+
+def _end_of(record: ResultRecord) -> ServiceState:
+    """The recorded end of a call, as the service says it."""
+    is_cancelled = record.status is ResultStatus.CANCELLED
+    return ServiceState(
+        status=ResultStatus.CANCELLED if is_cancelled else ResultStatus.FAILED,
+        message_id=record.message_id,
+        attempt=record.attempt,
+        created_ms=record.updated_ms,
+        reason=record.error,
+    )
 
 
 def _fields(action: str, call: PlannedCall) -> dict[str, object]:

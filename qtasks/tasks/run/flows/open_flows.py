@@ -1,8 +1,9 @@
 """The records of flows in the dispatcher: later calls end when one fails, and a flow that is over keeps nothing.
 
 A flow is over when its last call has succeeded, or when every call of it has ended: the members of a group beside one
-that failed still run to their ends. A call that fails and succeeds later, because its dead letter was sent again,
-reopens the flow: its later calls are queued again.
+that failed still run to their ends. Where a group goes on with what worked, only the later calls of the failed member
+end. A call that fails and succeeds later, because its dead letter was sent again, reopens the flow: its later calls are
+queued again.
 """
 
 from __future__ import annotations
@@ -32,6 +33,16 @@ class RecordedFlow:
     def has_failed(self) -> bool:
         """True if a call has failed, so that the last one is recorded as failed, too."""
         return self.end is not None and self.end.status in (ResultStatus.FAILED, ResultStatus.EXPIRED)
+
+    @property
+    def has_succeeded(self) -> bool:
+        """True if the last call has succeeded."""
+        return self.end is not None and self.end.status is ResultStatus.SUCCEEDED
+
+    @property
+    def has_ended(self) -> bool:
+        """True if the last call has ended, or will not be sent."""
+        return self.end is not None and self.end.status.is_final
 
     @property
     def is_cancelled(self) -> bool:
@@ -64,6 +75,8 @@ class OpenFlows:
     async def reopen(self, flow: RecordedFlow, call_id: str) -> None:
         """A call has succeeded: what had ended only because of it is queued again. Raises ResultError."""
         later_calls = set(flow.plan.after(call_id))
+        if not any([await self._has_ended_otherwise(call) for call in later_calls]):
+            return
         ended = [call for call in flow.plan.calls if await self._has_ended_otherwise(call)]
         for call in ended:
             if call not in later_calls:
