@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from qtasks.forks import per_process
+
 PERIOD_S: Final = 60.0
 """Seconds for which the lines of a kind are counted after one was written."""
 
@@ -29,6 +31,9 @@ class CountedLog:
         self._log = log
         self._monotonic = monotonic
         self._period_s = period_s
+        per_process(self._begin)
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._periods: dict[str, _Period] = {}
 

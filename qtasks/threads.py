@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
+from qtasks.forks import per_process
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -19,18 +21,22 @@ class DaemonThreadPool(ThreadPoolExecutor):
     It differs from its base at the end of the process. The base refuses calls before the functions registered with
     `atexit` run, and the process waits for its calls without a limit. This pool takes calls until the process has
     ended, and nothing waits for them. It has the base because an event loop accepts no other class as its default.
+    A forked process has threads of its own, and none of the calls that waited for one.
     """
 
     def __init__(self, threads: int, name: str) -> None:
         super().__init__(threads)
         self._limit = threads
         self._names = (f"{name}_{number}" for number in itertools.count())
+        self._closed = False
+        per_process(self._begin)
+
+    def _begin(self) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._idle = threading.Semaphore(0)
         """Counts the threads that wait for a call."""
         self._workers: list[threading.Thread] = []
         self._changing = threading.Lock()
-        self._closed = False
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Call `fn` in a thread. Raises RuntimeError after `shutdown`."""

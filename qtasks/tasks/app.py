@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -11,6 +10,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Never, Unpack
 
 from qtasks.clock import Clock
+from qtasks.lazy import lazy_property
 from qtasks.randomness import Random
 from qtasks.tasks.celery import celery_names, celery_settings
 from qtasks.tasks.hooks import H
@@ -166,7 +166,7 @@ class QTasks(Registry):
         self.runtime.run_middleware.append(middleware)
         return middleware
 
-    @functools.cached_property
+    @lazy_property
     def router(self) -> APIRouter:
         """The route ``POST /{task}``. Include it in a FastAPI application, before or after the tasks are declared.
 
@@ -256,7 +256,7 @@ class QTasks(Registry):
         def __getattr__(self, name: str) -> Any:
             raise celery_names.missing(self, name, celery_names.APPLICATION)
 
-    @functools.cached_property
+    @lazy_property
     def _web(self) -> TaskRoutes:
         # Imported here: a program that only sends calls does not need FastAPI.
         from qtasks.tasks.web.router import TaskRoutes

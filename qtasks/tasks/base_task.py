@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, Un
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, DefinitionError
+from qtasks.lazy import lazy_property
 from qtasks.protocol import wire
 from qtasks.protocol.messages import PublishOptions
 from qtasks.tasks import definition as definitions
@@ -116,7 +117,7 @@ class BaseTask(Generic[P, R]):
         """True if both were declared on the same application or router."""
         return self._get_runtime == other._get_runtime
 
-    @functools.cached_property
+    @lazy_property
     def parameters(self) -> TaskParameters:
         """The parameters of the function, read on first use, when every name in its annotations exists.
 
@@ -126,13 +127,13 @@ class BaseTask(Generic[P, R]):
             return self._origin.parameters
         return read_parameters(self.name, self.function, pickled=self.delivery_options.pickled)
 
-    @functools.cached_property
+    @lazy_property
     def codec(self) -> ArgumentCodec:
         """Encodes and decodes the arguments of the task's calls. Raises DefinitionError."""
         pickles = (lambda: self.runtime.pickles()) if self.delivery_options.pickled else None
         return ArgumentCodec(self.parameters, (self.name, *self.aliases), pickles)
 
-    @functools.cached_property
+    @lazy_property
     def delivery_options(self) -> DeliveryOptions:
         """The options of this task in the protocol's form."""
         return call_options.delivery_options(self.name, self.options)
@@ -297,7 +298,7 @@ class BaseTask(Generic[P, R]):
             plain = self.parameters.to_json(values)
         return Unique(key_of(self.name, choice, plain), self.delivery_options.unique_ms)
 
-    @functools.cached_property
+    @lazy_property
     def _own_headers(self) -> Mapping[str, str]:
         """The header lines with which the dispatcher publishes a call again, if they differ from the declaration's."""
         if self._origin is None:

@@ -12,6 +12,7 @@ from typing import Any
 from qtasks.clock import Clock, SystemClock
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, ConfigurationError, ResultsDisabled
+from qtasks.forks import per_process
 from qtasks.randomness import Random, SystemRandom
 from qtasks.tasks import settings as app_settings
 from qtasks.tasks.closing import close_all
@@ -70,14 +71,25 @@ class ApplicationRuntime:
         self._bare_app = bare_app
         self._given_results = results
         self._workers = workers
-        # Reentrant: opening one part opens others. Reading an open part needs no lock.
-        self._lock = threading.RLock()
         self._connection: Connection | None = None
         self._settings: Settings | None = None
         self._publisher: Publisher | None = None
-        self._dispatcher: Dispatcher | None = None
         self._results: ResultBackend | None = None
         self._pickles: Pickles | None = None
+        self.send_middleware: list[SendMiddleware] = []
+        """The generators around each call that is sent; the first one is the outermost."""
+        self.run_middleware: list[RunMiddleware] = []
+        """The coroutine functions around each run; the first one is the outermost."""
+        self.hooks = Hooks()
+        self.clock: Clock = clock or SystemClock()
+        self.random: Random = random or SystemRandom()
+        per_process(self._begin)
+
+    def _begin(self) -> None:
+        """Start without runs, threads and lifespans. The other parts make what belongs to a process anew themselves."""
+        # Reentrant: opening one part opens others. Reading an open part needs no lock.
+        self._lock = threading.RLock()
+        self._dispatcher: Dispatcher | None = None
         self._inquiries: Inquiries | None = None
         self._sweeper: FlowSweeper | None = None
         self._served: list[tuple[ASGIApp, asyncio.AbstractEventLoop]] = []
@@ -86,13 +98,6 @@ class ApplicationRuntime:
         An application may also include the router twice.
         """
         self._loop_thread: int | None = None
-        self.send_middleware: list[SendMiddleware] = []
-        """The generators around each call that is sent; the first one is the outermost."""
-        self.run_middleware: list[RunMiddleware] = []
-        """The coroutine functions around each run; the first one is the outermost."""
-        self.hooks = Hooks()
-        self.clock: Clock = clock or SystemClock()
-        self.random: Random = random or SystemRandom()
 
     @property
     def is_embedded(self) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from qtasks.errors import InvalidCallError
+from qtasks.forks import keep_inherited, per_process
 from qtasks.qstash.conversation import failures
 from qtasks.qstash.conversation.transport import AsyncStreamed, Reply, Request, Streamed
 
@@ -44,10 +45,14 @@ class HttpxTransport:
     """Sends requests over httpx on a pool of kept connections. Thread-safe; a forked process opens its own pool."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._clients: dict[bool, httpx.Client] = {}
-        self._owner = 0
         self._closed = False
+        self._clients: dict[bool, httpx.Client] = {}
+        per_process(self._begin)
+
+    def _begin(self) -> None:
+        keep_inherited(*self._clients.values())
+        self._lock = threading.Lock()
+        self._clients = {}
 
     def send(self, request: Request, timeout_s: float) -> Reply:
         """Make one attempt of at most `timeout_s` seconds. Raises BrokerUnreachable if there is no reply."""
@@ -90,9 +95,6 @@ class HttpxTransport:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the client is closed")
-            if self._owner != os.getpid():
-                # After a fork both processes have the same sockets, and a reply could reach the wrong process.
-                self._owner, self._clients = os.getpid(), {}
             if secure not in self._clients:
                 self._clients[secure] = httpx.Client(
                     verify=secure,
@@ -106,8 +108,14 @@ class AsyncHttpxTransport:
     """As `HttpxTransport`, without blocking. Each event loop has connections of its own."""
 
     def __init__(self) -> None:
-        self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopConnections] = WeakKeyDictionary()
         self._closed = False
+        self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopConnections] = WeakKeyDictionary()
+        per_process(self._begin)
+
+    def _begin(self) -> None:
+        # Closing a connection would also end its registration with the event loop, which the parent shares.
+        keep_inherited(*self._by_loop.items())
+        self._by_loop = WeakKeyDictionary()
 
     async def send(self, request: Request, timeout_s: float) -> Reply:
         """Make one attempt of at most `timeout_s` seconds. Raises BrokerUnreachable if there is no reply.

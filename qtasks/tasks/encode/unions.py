@@ -7,13 +7,13 @@ A mapping travels as its items: ``{"qtasks.type": "items", "value": [[1, "a"]]}`
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationInfo, ValidatorFunctionWrapHandler
 from pydantic_core import CoreSchema, core_schema
 
+from qtasks.lazy import lazy_property
 from qtasks.tasks.encode.equality import difference, mentions_abstract
 from qtasks.tasks.encode.plain_form import finished
 from qtasks.tasks.encode.typed_json import read_text
@@ -92,11 +92,11 @@ class Tagged:
         except Exception:  # a member that cannot write this value; serializers of the user may raise anything
             return []
 
-    @functools.cached_property
+    @lazy_property
     def _adapter(self) -> TypeAdapter[Any]:
         return TypeAdapter(self._whole)
 
-    @functools.cached_property
+    @lazy_property
     def _adapters(self) -> dict[str, TypeAdapter[Any]]:
         return {}
 

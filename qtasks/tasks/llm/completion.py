@@ -9,6 +9,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
+from qtasks.lazy import lazy_property
 from qtasks.tasks import options as call_options
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode.parameter_reader import read_parameters
@@ -45,7 +46,7 @@ class Completion(BaseTask[..., T]):
         self._task = task
         self._output = output
 
-    @functools.cached_property
+    @lazy_property
     def parameters(self) -> TaskParameters:
         """See `BaseTask.parameters`. Raises DefinitionError if one of them cannot be filled."""
         own = read_parameters(self.name, self.function, returns=self._output.annotation, injectable=(Usage,))
@@ -93,7 +94,7 @@ class CompletionSlot(Generic[T]):
         """The declared completion, or one that does nothing: the answer is then the result of the call."""
         return self._declared or self._default
 
-    @functools.cached_property
+    @lazy_property
     def _default(self) -> Completion[T]:
         async def nothing(output: Any) -> None: ...
 

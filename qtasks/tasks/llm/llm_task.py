@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, DefinitionError
+from qtasks.lazy import lazy_property
 from qtasks.protocol import wire
 from qtasks.protocol.messages import MAX_BODY, PublishOptions
 from qtasks.tasks import options as call_options
@@ -103,7 +104,7 @@ class LlmTask(Task[P, T]):
         """The task that runs with the answer."""
         return self.completions.completion
 
-    @functools.cached_property
+    @lazy_property
     def parameters(self) -> TaskParameters:
         """See `BaseTask.parameters`: the arguments are those of the function, the result is the output."""
         if self._origin is not None:

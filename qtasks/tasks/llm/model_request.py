@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import functools
 import hashlib
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from qtasks.errors import PayloadError
+from qtasks.lazy import lazy_property
 from qtasks.protocol.messages import Headers, PublishOptions, Redaction
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.envelope import Envelope
@@ -36,12 +36,12 @@ class CallHeaderMessage(Outgoing):
 
     body: bytes = field(repr=False)
 
-    @functools.cached_property
+    @lazy_property
     def call(self) -> str:
         """The call as the value of the header, encoded on first use. Raises ValueError."""
         return encode(self.envelope)
 
-    @functools.cached_property
+    @lazy_property
     def digest(self) -> str:
         """The hash of `call`, for the callback URL."""
         return digest(self.call)

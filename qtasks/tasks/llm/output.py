@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError, OutputError
+from qtasks.lazy import lazy_property
 from qtasks.tasks.encode.annotations import adapter, type_name
 from qtasks.tasks.encode.wire_types import WIRE
 from qtasks.tasks.llm.chat_messages import ModelAnswer
@@ -43,12 +43,12 @@ class Output(Generic[T]):
         """The name of the type in requests: at most 64 of the characters that providers allow."""
         return _NOT_A_NAME.sub("_", type_name(self.annotation))[:64]
 
-    @functools.cached_property
+    @lazy_property
     def adapter(self) -> TypeAdapter[T]:
         """Validates an answer and produces its schema. Raises DefinitionError for an unsupported type."""
         return adapter(self.annotation, where=f"{self._task}: the output")
 
-    @functools.cached_property
+    @lazy_property
     def schema(self) -> Mapping[str, Any]:
         """The JSON schema. Raises DefinitionError for a type whose JSON is not an object, which providers require."""
         schema = self.adapter.json_schema()

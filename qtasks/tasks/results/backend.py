@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
+from qtasks.forks import per_process
+
 POLL_FIRST_S = 0.002
 POLL_LAST_S = 0.05
 """The first and the longest pause between two reads of a record that another process may write."""
@@ -240,6 +242,9 @@ class ResultWatchers:
     """The functions in this process to call when the record of a call changes, by call id or message id."""
 
     def __init__(self) -> None:
+        per_process(self._begin)
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._waiting: dict[str, list[Callable[[], None]]] = {}
 
@@ -252,9 +257,11 @@ class ResultWatchers:
             yield
         finally:
             with self._lock:
-                self._waiting[key].remove(wake)
-                if not self._waiting[key]:
-                    del self._waiting[key]
+                wakes = self._waiting.get(key, [])
+                if wake in wakes:  # not if the wait began before a fork
+                    wakes.remove(wake)
+                    if not wakes:
+                        del self._waiting[key]
 
     def waiting(self, key: str, wake: Callable[[], None]) -> AbstractContextManager[None]:
         """As `watching`, for a caller that does nothing else until the record is final."""

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
+from qtasks.forks import per_process
 from qtasks.tasks.results.backend import (
     PRUNE_EVERY_MS,
     UNFINISHED_MS,
@@ -25,9 +26,13 @@ class DatabaseResults(ABC):
     def __init__(self, *, ttl_ms: int) -> None:
         self.watchers = ResultWatchers()
         self._ttl_ms = ttl_ms
+        self._pruned_ms = 0
+        per_process(self._begin)
+
+    def _begin(self) -> None:
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
-        self._pruned_ms = 0
+        self._forget()
 
     def write(
         self, records: Sequence[ResultRecord], unlocked: Sequence[Lock] = (), released: Sequence[str] = ()
@@ -86,6 +91,10 @@ class DatabaseResults(ABC):
 
     @abstractmethod
     def _disconnect(self) -> None: ...
+
+    @abstractmethod
+    def _forget(self) -> None:
+        """Start without connections. Those of the parent process, if there are any, are not closed."""
 
     @abstractmethod
     def _translated(self) -> AbstractContextManager[None]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
+from qtasks.forks import per_process
 from qtasks.tasks.results.backend import (
     FLOW_PREFIX,
     PRUNE_EVERY_MS,
@@ -15,6 +18,8 @@ from qtasks.tasks.results.backend import (
     merged,
     stored_ms,
 )
+
+log = logging.getLogger("qtasks.results")
 
 
 class MemoryResults:
@@ -28,11 +33,17 @@ class MemoryResults:
     def __init__(self, *, ttl_ms: int) -> None:
         self.watchers = ResultWatchers()
         self._ttl_ms = ttl_ms
-        self._lock = threading.Lock()
+        self._process: int | None = None
+        per_process(self._begin)
         self._records: dict[str, ResultRecord] = {}
         self._calls: dict[str, str] = {}
         self._locks: dict[str, Lock] = {}
         self._pruned_ms = 0
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._parent, self._process = self._process, os.getpid()
+        """The process from which this one was forked, until that was logged."""
 
     def write(
         self, records: Sequence[ResultRecord], unlocked: Sequence[Lock] = (), released: Sequence[str] = ()
@@ -67,7 +78,14 @@ class MemoryResults:
     def read(self, key: str) -> ResultRecord | None:
         """The record of a call id or a message id."""
         with self._lock:
-            return self._records.get(key) or self._records.get(self._calls.get(key, ""))
+            record = self._records.get(key) or self._records.get(self._calls.get(key, ""))
+            parent = self._parent
+            if parent is None or (record is not None and record.status.is_final):
+                return record
+            self._parent = None
+        text = "results in memory are not shared with process %d, from which this one was forked: %s"
+        log.warning(text, parent, "set QTASKS_RESULTS to sqlite:///results.db", extra={"action": "results_forked"})
+        return record
 
     def open_flows(self, limit: int) -> list[ResultRecord]:
         """See `ResultBackend.open_flows`."""

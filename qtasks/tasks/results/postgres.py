@@ -7,11 +7,14 @@ of the dispatcher writes for all. Missing tables are created.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, ResultError
+from qtasks.forks import keep_inherited
 from qtasks.tasks.results.backend import FLOW_PREFIX, REFUSED, Lock, ResultRecord, record_of, row_of
 from qtasks.tasks.results.database import DatabaseResults
 
@@ -108,11 +111,11 @@ class PostgresResults(DatabaseResults):
     """
 
     def __init__(self, url: str, *, ttl_ms: int) -> None:
-        super().__init__(ttl_ms=ttl_ms)
+        _driver()
         self._url = url
         self._writer: psycopg.Connection[Any] | None = None
         self._reader: psycopg.Connection[Any] | None = None
-        _driver()
+        super().__init__(ttl_ms=ttl_ms)
 
     def _write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock], released: Sequence[str]) -> None:
         before_ms = self._prune_before_ms(records)
@@ -189,6 +192,13 @@ class PostgresResults(DatabaseResults):
                 connection.close()
         self._writer = self._reader = None
 
+    def _forget(self) -> None:
+        for connection in (self._writer, self._reader):
+            if connection is not None:
+                keep_inherited(connection)
+                _detach(connection)
+        self._writer = self._reader = None
+
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         try:
@@ -209,6 +219,12 @@ def _driver() -> Any:
             code=ErrorCode.PACKAGE_MISSING,
         ) from error
     return psycopg
+
+
+def _detach(connection: psycopg.Connection[Any]) -> None:
+    """Replace the socket of a connection of the parent process, so that the connection ends when the parent does."""
+    with contextlib.suppress(_driver().Error, OSError), Path(os.devnull).open("r+b", buffering=0) as nothing:
+        os.dup2(nothing.fileno(), connection.fileno(), inheritable=False)
 
 
 def _write_and_release(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, ResultError
+from qtasks.forks import keep_inherited
 from qtasks.tasks.results.backend import (
     FLOW_PREFIX,
     REFUSED,
@@ -93,11 +94,10 @@ class RedisResults(DatabaseResults):
     """
 
     def __init__(self, url: str, *, ttl_ms: int) -> None:
+        _driver()
+        self._url = url
+        self._client: redis.Redis
         super().__init__(ttl_ms=ttl_ms)
-        driver = _driver()
-        self._client: redis.Redis = driver.Redis.from_url(
-            url, decode_responses=True, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
-        )
 
     def _write(self, records: Sequence[ResultRecord], unlocked: Sequence[Lock], released: Sequence[str]) -> None:
         flows = f"{PREFIX}flows"
@@ -148,6 +148,12 @@ class RedisResults(DatabaseResults):
 
     def _disconnect(self) -> None:
         self._client.close()
+
+    def _forget(self) -> None:
+        keep_inherited(getattr(self, "_client", None))  # there is none when the first process begins
+        self._client = _driver().Redis.from_url(
+            self._url, decode_responses=True, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
+        )
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

@@ -10,13 +10,14 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError
+from qtasks.forks import keep_inherited, rest_before_forks
 from qtasks.tasks.results.backend import FLOW_PREFIX, REFUSED, Lock, ResultRecord, record_of, row_of
 from qtasks.tasks.results.database import DatabaseResults
 
@@ -135,11 +136,26 @@ class SQLiteResults(DatabaseResults):
     """
 
     def __init__(self, path: str | Path, *, ttl_ms: int) -> None:
-        super().__init__(ttl_ms=ttl_ms)
         self.path = Path(path)
         self._file = self.path.absolute()  # the process may change its folder
         self._writer: _OpenedFile | None = None
         self._reader: _OpenedFile | None = None
+        super().__init__(ttl_ms=ttl_ms)
+        rest_before_forks(self._rest)
+
+    def _rest(self) -> Callable[[], None]:
+        """Wait for the end of what is under way: a child that inherits an open transaction could roll it back."""
+        locks = [lock for lock in (self._write_lock, self._read_lock) if lock.acquire(timeout=2 * BUSY_TIMEOUT_S)]
+
+        def go_on() -> None:
+            for lock in locks:
+                lock.release()
+
+        return go_on
+
+    def _forget(self) -> None:
+        keep_inherited(self._writer, self._reader)
+        self._writer = self._reader = None
 
     def _read(self, key: str) -> ResultRecord | None:
         rows = self._selected(_READ, key, key)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from qtasks.forks import per_process
 from qtasks.threads import DaemonThreadPool
 
 
@@ -18,8 +19,11 @@ class ThreadPool:
     def __init__(self, threads: int) -> None:
         self.size = threads
         """The largest number of threads."""
-        self._lock = threading.Lock()
         self._pool: DaemonThreadPool | None = None
+        per_process(self._begin)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
 
     async def run(self, call: Callable[[], Any]) -> Any:
         """Call `call` in a thread, with a copy of the context variables; returns or raises what it does."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Hashable, Sequence
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
 
     from qtasks.qstash.operations.publishing import BatchError, PublishResponse
 
+log = logging.getLogger("qtasks.batch")
+
 _open: ContextVar[tuple[Batch, ...]] = ContextVar("qtasks_batches", default=())
 
 
@@ -32,13 +38,27 @@ class BatchedCall:
     message: Outgoing
     handle: TaskResult[Any]
     middleware: EnteredMiddleware
+    caller: Hashable
+    """See `_caller`."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchedFlow:
+    """A flow whose first calls wait for the end of a batch."""
+
+    plan: FlowPlan
+    caller: Hashable
 
 
 class Batch:
-    """Sends the calls made inside together when the block ends; sends none of them if the block raises.
+    """Sends the calls made inside together when the block ends; sends none of its calls if the block raises.
 
     Until the end of the block the handles have no `message_id`. The end raises what `.delay()` raises, and
     PartlyRefused if the broker refused some of the calls. Works as ``with`` and as ``async with``.
+
+    Threads and asyncio tasks that were started inside may go on after the block. What they call until its end is sent
+    with it, also if the block raises, because nothing tells them; what they call later is sent at once. The same goes
+    for a process that was forked inside: it sends its own calls at once, and none of those that the batch has.
 
     With `joins`, a batch inside another one of the same application hands its calls to that one.
     """
@@ -46,10 +66,14 @@ class Batch:
     def __init__(self, runtime: Runtime, *, joins: bool = False) -> None:
         self._runtime = runtime
         self._joins = joins
+        self._process = os.getpid()
+        self._changing = threading.Lock()
+        self._is_open = False
+        self._caller: Hashable = None
         self._calls: list[BatchedCall] = []
         self._not_sent: list[TaskResult[Any]] = []
         """Handles on unique calls that were not sent: their keys must be unlocked."""
-        self._flows: list[FlowPlan] = []
+        self._flows: list[BatchedFlow] = []
         """Flows whose first calls are in the batch."""
         self._unsent_flows: list[FlowPlan] = []
         """Flows that have a record, and of which nothing was sent."""
@@ -63,28 +87,32 @@ class Batch:
         return next((batch for batch in reversed(_open.get()) if batch.serves(runtime)), None)
 
     def serves(self, runtime: Runtime) -> bool:
-        """True if calls through `runtime` belong to this batch."""
-        return self._runtime is runtime
+        """True if calls through `runtime` belong to this batch: it is open, and not that of a parent process."""
+        return self._runtime is runtime and self._is_open and self._process == os.getpid()
 
-    def add(self, message: Outgoing, handle: TaskResult[Any], middleware: EnteredMiddleware) -> None:
-        """Add a call that is sent at the end of the block."""
-        self._calls.append(BatchedCall(message, handle, middleware))
+    def add(self, message: Outgoing, handle: TaskResult[Any], middleware: EnteredMiddleware) -> bool:
+        """Add a call that is sent at the end of the block. False if the block has ended meanwhile."""
+        return self.take([BatchedCall(message, handle, middleware, _caller())], ())
 
     def open_flow(self, plan: FlowPlan | None) -> None:
         """Write the record of a flow before its calls are sent, if it has one."""
         if plan is not None:
-            self._flows.append(plan)
+            self._flows.append(BatchedFlow(plan, _caller()))
 
-    def take(self, calls: Sequence[BatchedCall], flows: Sequence[FlowPlan]) -> None:
-        """Add the calls and the flows of a batch that joins this one."""
-        self._calls.extend(calls)
-        self._flows.extend(flows)
+    def take(self, calls: Sequence[BatchedCall], flows: Sequence[BatchedFlow]) -> bool:
+        """Add the calls and the flows of a batch that joins this one. False if this one has ended meanwhile."""
+        with self._changing:
+            if self._is_open:
+                self._calls.extend(calls)
+                self._flows.extend(flows)
+            return self._is_open
 
     def __len__(self) -> int:
         """The number of calls that wait."""
         return len(self._calls)
 
     def __enter__(self) -> Self:
+        self._is_open, self._caller, self._process = True, _caller(), os.getpid()
         self._token = _open.set((*_open.get(), self))
         return self
 
@@ -96,8 +124,10 @@ class Batch:
                 self._write_flows()
                 self._conclude(self._runtime.publisher().publish_many(messages))
         except BaseException as failure:
-            self._fail(failure)
-            raise
+            unsent = self._fail(failure)
+            if error is None or not isinstance(failure, Exception):
+                raise
+            _note_unsent(error, unsent, failure)
         finally:
             self._undo()
 
@@ -114,8 +144,10 @@ class Batch:
                 publisher = await self._runtime.apublisher()
                 self._conclude(await publisher.apublish_many(messages))
         except BaseException as failure:
-            self._fail(failure)
-            raise
+            unsent = self._fail(failure)
+            if error is None or not isinstance(failure, Exception):
+                raise
+            _note_unsent(error, unsent, failure)
         finally:
             if self._not_sent or self._unsent_flows or self._unsent_calls:
                 await asyncio.to_thread(self._undo)
@@ -123,22 +155,43 @@ class Batch:
     def _ended(self, error: BaseException | None) -> list[Outgoing]:
         """Close the batch and return the messages to send."""
         assert self._token is not None
-        _open.reset(self._token)
-        if error is not None:
-            self._fail(error)
-        elif self._joins and (outer := Batch.current(self._runtime)) is not None:
-            outer.take(self._calls, self._flows)
-            self._calls, self._flows = [], []
+        with contextlib.suppress(ValueError):  # a generator may be closed in another context than it has begun in
+            _open.reset(self._token)
+        if self._process != os.getpid():  # the parent sends them
+            self._calls, self._flows, self._is_open = [], [], False
+            return []
+        with self._changing:
+            self._is_open = False
+        if error is not None and not isinstance(error, GeneratorExit):
+            self._drop(error)
+        if self._joins and error is None:
+            while (outer := Batch.current(self._runtime)) is not None:
+                if outer.take(self._calls, self._flows):
+                    self._calls, self._flows = [], []
+                    break
         return [call.message for call in self._calls]
+
+    def _drop(self, error: BaseException) -> None:
+        """Leave out what the block itself has called: `error` leaves it. Others who called inside do not see that."""
+        others = [call for call in self._calls if call.caller != self._caller]
+        self._calls = [call for call in self._calls if call.caller == self._caller]
+        self._flows = [flow for flow in self._flows if flow.caller != self._caller]
+        try:
+            self._fail(error)
+        finally:
+            self._calls = others
 
     def _write_flows(self) -> None:
         """Write the records of all flows of the batch at once. Raises ResultError."""
         if self._flows:
             now_ms = self._runtime.now_ms()
             carried = {call.message.envelope.flow.get("id"): call.message.carried for call in self._calls}
-            self._flows = [plan.carrying(carried.get(plan.flow_id, {})) for plan in self._flows]
-            self._runtime.results().write([plan.record(ResultStatus.RUNNING, now_ms) for plan in self._flows])
-            self._unsent_flows = self._flows
+            self._flows = [
+                replace(flow, plan=flow.plan.carrying(carried.get(flow.plan.flow_id, {}))) for flow in self._flows
+            ]
+            plans = [flow.plan for flow in self._flows]
+            self._runtime.results().write([plan.record(ResultStatus.RUNNING, now_ms) for plan in plans])
+            self._unsent_flows = plans
 
     def _undo(self) -> None:
         """Unlock the keys of calls that were not sent, and end the flows that cannot go on. Raises ResultError."""
@@ -150,14 +203,15 @@ class Batch:
             released = [plan.flow_id for plan in self._unsent_flows]
             self._runtime.results().write([*ended, *self._unsent_calls], (), released)
 
-    def _fail(self, error: BaseException) -> None:
-        """Pass `error` to the middleware, and note the keys to unlock: nothing was sent."""
+    def _fail(self, error: BaseException) -> int:
+        """Pass `error` to the middleware, and note the keys to unlock: nothing was sent. Returns how many calls."""
         if isinstance(error, BrokerUnreachable) and error.sent:
             self._unsent_flows = []  # the broker may have the calls
         calls, self._calls = self._calls, []
         self._not_sent.extend(call.handle for call in calls if call.handle.has_lock)
         for call in calls:
             call.middleware.fail(error)
+        return len(calls)
 
     def _conclude(self, answers: Sequence[PublishResponse | BatchError]) -> None:
         """Pass the broker's answers to the handles and to the middleware. Raises PartlyRefused."""
@@ -188,9 +242,25 @@ class Batch:
     def _end_flow_of(self, message: Outgoing, status: ResultStatus, note: str) -> None:
         """Note that a call which starts a flow was not sent, so that neither it nor what follows it runs."""
         call = PlannedCall(message.task, message.call_id)
-        for plan in self._flows:
+        for plan in (flow.plan for flow in self._flows):
             if call in plan.calls:
                 later = f"the flow ended with {call.task} {call.call_id}: {note}"
                 now_ms = self._runtime.now_ms()
                 self._unsent_calls.append(call.ended(status, note, now_ms))
                 self._unsent_calls.extend(after.ended(status, later, now_ms) for after in plan.after(call.call_id))
+
+
+def _caller() -> Hashable:
+    """Who makes a call: a thread, or an asyncio task in it."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    return task or threading.get_ident()
+
+
+def _note_unsent(error: BaseException, count: int, failure: BaseException) -> None:
+    """Add to the error that leaves a block that the calls of others could not be sent, either."""
+    text = f"{count} calls that other threads or asyncio tasks made inside the batch were not sent: {failure}"
+    log.error(text, extra={"action": "batch_lost"})
+    error.add_note(text)

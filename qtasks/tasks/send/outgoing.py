@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError
+from qtasks.lazy import lazy_property
 from qtasks.protocol import wire
 from qtasks.protocol.messages import MAX_BODY, PublishOptions
 from qtasks.tasks.encode import envelope as envelopes
@@ -52,7 +52,7 @@ class Outgoing:
     unique: Unique | None = None
     """The key that the call must lock before it is sent."""
 
-    @functools.cached_property
+    @lazy_property
     def body(self) -> bytes:
         """The body of the message: the envelope as JSON, encoded on first use.
 

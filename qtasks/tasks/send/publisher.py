@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qtasks.errors import ApiError, BrokerUnreachable
+from qtasks.forks import per_process
 from qtasks.protocol.loopback import is_loopback_url
 from qtasks.tasks.closing import close_all
 from qtasks.tasks.send.outgoing import Outgoing
@@ -59,10 +60,14 @@ class Publisher:
         self._timeout_s = NEAR_TIMEOUT_S if is_loopback_url(self._url) else FAR_TIMEOUT_S
         self._transport = transport
         self._async_transport = async_transport
-        self._lock = threading.Lock()
         self._client: QStash | None = None
         self._async_client: AsyncQStash | None = None
         self._pool: DaemonThreadPool | None = None
+        per_process(self._begin)
+
+    def _begin(self) -> None:
+        # The clients and the pool make their connections and threads anew themselves.
+        self._lock = threading.Lock()
 
     def publish(self, message: Outgoing) -> PublishResponse:
         """Publish a call. Raises BrokerUnreachable, which says what was tried and what to start, or ApiError."""

@@ -101,24 +101,28 @@ def _steps(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> Steps[
             is_planned=True,
         )
     try:
-        return (yield from _publishing(runtime, task, message)).with_lock(lock)
+        return (yield from _publishing(runtime, task, message, lock))
     except BaseException:
         yield functools.partial(unlock, results, lock)
         raise
 
 
-def _publishing(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> Steps[TaskResult[R]]:
+def _publishing(
+    runtime: Runtime, task: SendableTask[R], message: Outgoing, lock: Lock | None = None
+) -> Steps[TaskResult[R]]:
     entered = EnteredMiddleware(runtime.send_middleware, tracing.carry(message))
     try:
         message = encoded(task, entered.message)
         handle = TaskResult(
             runtime, task.result_form, task=message.task, id=message.call_id, message_id=None, is_planned=True
         )
+        if lock is not None:
+            handle.with_lock(lock)
         if message.stored_call is not None:
             yield functools.partial(runtime.store_call, message)
-        if (batch := Batch.current(runtime)) is not None:
-            batch.add(message, handle, entered)
-            return handle
+        while (batch := Batch.current(runtime)) is not None:
+            if batch.add(message, handle, entered):
+                return handle
         answer = yield message
     except BaseException as error:
         entered.fail(error)

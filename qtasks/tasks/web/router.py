@@ -9,7 +9,6 @@ answered.
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import itertools
 import logging
@@ -24,6 +23,7 @@ from starlette.routing import BaseRoute, Route
 from qtasks.counted_log import CountedLog
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import QTasksError
+from qtasks.lazy import lazy_property
 from qtasks.protocol.headers import INTERRUPTED_HEADER
 from qtasks.request_body import BodyCut, BodyTooLarge, BodyTooSlow, BufferBudget, NoRoomForBody, read_body
 from qtasks.tasks.base_task import BaseTask
@@ -281,7 +281,7 @@ class TaskRoutes:
         self._base_url = base_url
         self._is_included = False
 
-    @functools.cached_property
+    @lazy_property
     def router(self) -> APIRouter:
         """The router to include. It also serves tasks that are declared later."""
         self._is_included = True
@@ -291,7 +291,7 @@ class TaskRoutes:
         """An application that contains only the tasks, under `prefix`."""
         return _app(self.router, prefix)
 
-    @functools.cached_property
+    @lazy_property
     def bare_app(self) -> FastAPI:
         """For an embedded broker that runs outside an application: there is nothing to start or to refuse."""
         return _app(self._router(None), BARE_PREFIX)
