@@ -35,7 +35,6 @@ RESULT: Final[Mapping[str, str]] = {
     "maybe_reraise": "result.get(timeout=0)",
     "maybe_throw": "result.get(timeout=0)",
     "name": "result.task",
-    "parent": _NO_TREE,
     "queue": _NOT_STORED,
     "retries": "result.attempts, which counts the first attempt, too",
     "revoke": "result.cancel(); it also asks an attempt that runs to end",
@@ -77,6 +76,55 @@ TASK: Final[Mapping[str, str]] = {
     "update_state": 'ctx.progress(done, total, "note"), with ctx: TaskContext = injected',
 }  # fmt: skip
 """Attributes of a task."""
+
+_GO_ON: Final = "let the flow go on: call | other.s()"
+_ON_FAILURE: Final = "@task.on_failure, where the task is declared; the handle of a flow says which call failed"
+
+SIGNATURE: Final[Mapping[str, str]] = {
+    "apply": "call it: signature(...) runs the function here",
+    "errback": _ON_FAILURE,
+    "freeze": "signature.delay().id",
+    "link": _GO_ON,
+    "link_error": _ON_FAILURE,
+    "on_error": _ON_FAILURE,
+    "options": "signature.task.options",
+    "partial": "signature.clone(args, kwargs)",
+    "replace": "signature.clone(args, kwargs)",
+    "stamp": "@tasks.send_middleware: message.carrying({...})",
+}  # fmt: skip
+"""Attributes of a signature."""
+
+FLOW: Final[Mapping[str, str]] = {
+    "apply": "a test environment of qtasks.testing runs a flow in the test; functions can be called one by one",
+    "body": "the last of the nodes",
+    "clone": "a flow is not used up: start it again, flow.delay(...)",
+    "errback": _ON_FAILURE,
+    "freeze": "flow.delay().id",
+    "link": _GO_ON,
+    "link_error": _ON_FAILURE,
+    "on_error": _ON_FAILURE,
+    "skew": 'task.using(delay=...).s(...) for each member, or key="..." with rate="10/1m"',
+    "tasks": "members of a group, nodes of a chain",
+}  # fmt: skip
+"""Attributes of a chain or a group."""
+
+GROUP_RESULT: Final[Mapping[str, str]] = {
+    "add": "build the whole group before it is sent: group(...)",
+    "backend": "leave it out: tasks.result(id) reads the results of QTASKS_RESULTS",
+    "children": "list(handle), or handle[0]",
+    "forget": "leave it out: a result is removed after QTASKS_RESULT_TTL, a day by default",
+    "id": "[call.id for call in handle.calls]",
+    "iter_native": "handle.as_completed()",
+    "iterate": "handle.as_completed()",
+    "join_native": "handle.get(timeout=...)",
+    "maybe_reraise": "handle.get(timeout=0)",
+    "maybe_throw": "handle.get(timeout=0)",
+    "parent": "keep the handle of the whole flow; its parent is this group",
+    "restore": "[tasks.result(id) for id in ids]",
+    "revoke": "handle.cancel()",
+    "save": "[call.id for call in handle.calls], and tasks.result(id) to get each handle again",
+}  # fmt: skip
+"""Attributes of the handle of a group."""
 
 APPLICATION: Final[Mapping[str, str]] = {
     "GroupResult": "keep the handles: [tasks.result(id) for id in ids]",

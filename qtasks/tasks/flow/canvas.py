@@ -14,12 +14,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, Unpack, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, Unpack, cast, get_args, overload
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
 from qtasks.protocol import wire
 from qtasks.tasks.base_task import BaseTask
+from qtasks.tasks.celery import celery_names
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.flow import step_arguments
 from qtasks.tasks.flow.flow_times import FlowOptions, FlowTimes, earliest, in_our_words
@@ -111,6 +112,11 @@ class Signature(Generic[R]):
                 code=ErrorCode.FLOW_INVALID,
             )
         return replace(self, args=(*args, *self.args), kwargs={**self.kwargs, **kwargs})
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise celery_names.missing(self, name, celery_names.SIGNATURE)
 
     def given(self, value: Any) -> Signature[R]:
         """The same call with the result of an empty group in place of that of the call before it."""

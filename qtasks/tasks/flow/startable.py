@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, Unpack
 
+from qtasks.tasks.celery import celery_names
 from qtasks.tasks.flow.flow_times import AT_ONCE, FlowOptions, FlowTimes
 
 if TYPE_CHECKING:
@@ -76,3 +77,8 @@ class Startable(Generic[H]):
     ) -> H:
         """As `apply_async`, without blocking the event loop."""
         return await self.using(**options).adelay(*args, **(kwargs or {}))
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise celery_names.missing(self, name, celery_names.FLOW)

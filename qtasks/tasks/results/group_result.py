@@ -8,10 +8,11 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError, ResultTimeout, TaskCancelled, TaskExpired, TaskFailed
+from qtasks.tasks.celery import celery_names
 from qtasks.tasks.results.backend import ResultBackend, ResultStatus, pauses
 from qtasks.tasks.results.flow_shape import SUCCESSES, Collect
 from qtasks.tasks.results.task_result import ResultAccess, TaskResult
@@ -182,6 +183,11 @@ class GroupResult(Sequence["TaskResult[Any] | GroupResult"]):
     async def acancel(self) -> bool:
         """As `cancel`, without blocking the event loop."""
         return await asyncio.to_thread(self.cancel)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise celery_names.missing(self, name, celery_names.GROUP_RESULT)
 
     def _without_failed(self) -> AbstractContextManager[None]:
         """Leaves out the result of a member that ended without one, if the group collects successes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +12,8 @@ from typing import Any
 import pytest
 
 from qtasks import Cancel, GroupResult, NonRetryable, TaskResult, chain, chord, group
-from qtasks.errors import ArgumentsError, DefinitionError, TaskFailed
+from qtasks.errors import ArgumentsError, CeleryNameError, DefinitionError, TaskFailed
+from qtasks.tasks.celery import celery_names
 from qtasks.tasks.task import Task
 from tests.support.tasks import application
 from tests.unit.tasks.manual_broker import ManualBroker
@@ -182,6 +185,22 @@ class TestFlows:
         two = (add.s(1) | add.s(5)).delay()
         await run(broker)
         assert (two.parent.get(timeout=1), two.parent.parent) == (1, None)
+
+    async def test_names_of_celery_that_do_not_exist_here_say_what_to_write(self, add: Task[..., int]) -> None:
+        tables = [
+            (add.s(1), celery_names.SIGNATURE),
+            (chain(add.s(1)), celery_names.FLOW),
+            (group(add.s(1)), celery_names.FLOW),
+            (group(add.s(1)).delay(), celery_names.GROUP_RESULT),
+        ]
+        for owner, names in tables:
+            assert not hasattr(owner, "no_such_name")
+            for name, fix in names.items():
+                assert not hasattr(owner, name)
+                with pytest.raises(CeleryNameError, match=f"which is a name of Celery\n.*{re.escape(fix)}"):
+                    getattr(owner, name)
+        assert copy.copy(tables[0][0]) == tables[0][0]
+        assert copy.deepcopy(group()) == group()
 
 
 class TestTheHandleOfAGroup:

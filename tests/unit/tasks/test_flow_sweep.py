@@ -159,6 +159,44 @@ async def test_a_call_that_was_never_sent_ends_its_flow_after_some_days(
     assert handle.get(timeout=1) == 3
 
 
+@pytest.mark.parametrize("how", [ResultStatus.FAILED, ResultStatus.CANCELLED, ResultStatus.EXPIRED])
+async def test_a_flow_that_did_not_go_on_with_what_worked_is_resumed(
+    broker: ManualBroker,
+    sweep: FlowSweep,
+    results: ResultBackend,
+    service: KnowingService,
+    add: Task[..., int],
+    total: Task[..., int],
+    how: ResultStatus,
+) -> None:
+    """The process died between the record of the last end and the message of the body."""
+    handle = (group(add.s(1), add.s(2) | add.s(3), collect="successes") | total.s()).delay()
+    await broker.deliver(broker.messages.pop(0))
+    broker.messages.clear()
+    plan = FlowPlan.read(results.open_flows(1)[0])
+    results.write([plan.calls[1].ended(how, "gone", broker.clock.now_ms())])
+    broker.clock.advance(QUIET_MS)
+    sweep.run_once()  # ends the later call of the member
+    assert service.reported == []
+    service.status = ResultStatus.UNKNOWN
+    broker.clock.advance(EVERY_MS)
+    sweep.run_once()
+    later = plan.calls[2]
+    assert service.reported == [Subject("add", later.call_id, flow=flow_id_of(handle.id))]
+    assert handle.status == "queued"
+
+
+async def test_a_body_that_waits_at_the_service_is_left_alone(
+    broker: ManualBroker, sweep: FlowSweep, service: KnowingService, add: Task[..., int], total: Task[..., int]
+) -> None:
+    handle = (group(add.s(1), add.s(-1), collect="successes") | total.using(delay="1h").s()).delay()
+    for message in broker.messages[:]:
+        await broker.deliver(message)
+    broker.clock.advance(EVERY_MS)
+    sweep.run_once()
+    assert (service.asked, service.reported) == ([handle.id], [])
+
+
 def test_one_process_looks_at_a_time(
     broker: ManualBroker, sweep: FlowSweep, results: ResultBackend, service: KnowingService, add: Task[..., int]
 ) -> None:
