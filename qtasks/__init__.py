@@ -10,6 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qtasks.embedded import Embedded as Embedded
     from qtasks.tasks.app import QTasks as QTasks
+    from qtasks.tasks.codec import Codec as Codec
     from qtasks.tasks.context import TaskContext as TaskContext
     from qtasks.tasks.context import TaskLogFilter as TaskLogFilter
     from qtasks.tasks.context import current_context as current_context
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cancel",
+    "Codec",
     "Embedded",
     "GroupResult",
     "NonRetryable",
@@ -62,6 +64,7 @@ __all__ = [
 
 _MODULES = {
     "Cancel": "qtasks.tasks.control",
+    "Codec": "qtasks.tasks.codec",
     "Embedded": "qtasks.embedded",
     "GroupResult": "qtasks.tasks.results.group_result",
     "NonRetryable": "qtasks.tasks.control",

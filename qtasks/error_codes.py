@@ -307,6 +307,18 @@ class ErrorCode(StrEnum):
     CALL_UNKNOWN = ("QT433",
         "Neither the results nor the broker know a call with this id: it was never sent, or ended too long ago.",
         "Compare the id with that of the handle that .delay() returned; keep results longer with QTASKS_RESULT_TTL.")
+    ENCODING_UNEXPECTED = ("QT440",
+        "Arguments or a result arrived in another form than their task declares: JSON, a codec, encrypted or not.",
+        "Declare the same form at both ends; while that changes, name the other one in the task's `accepts`.")
+    CODEC_FAILED = ("QT441",
+        "A codec could not encode or decode a value, changed it, or made more of it than its limit allows.",
+        "Correct the functions of the codec that the message names, or raise its `limit`.")
+    ENCRYPTION_KEY_UNKNOWN = ("QT442",
+        "Arguments or a result were encrypted with a key that this process does not have.",
+        "Keep the earlier keys in QTASKS_SECRET_KEY, behind the new one, until nothing encrypted with them is left.")
+    ENCRYPTION_FORGED = ("QT443",
+        "What is encrypted was changed, or belongs to another call; it was not decrypted, and nothing ran.",
+        "Find out who changes or copies messages or results; send the call again.")
 
     # 5: the broker's store
     STORE_FAILED = ("QT500",

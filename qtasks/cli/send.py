@@ -42,9 +42,12 @@ class _SendCommand(click.Command):
 @click.argument("args", nargs=-1)
 @click.option("--kwargs", "kwargs_text", default="{}", metavar="JSON", help="Named arguments as a JSON object.")
 @click.option("--delay", default=None, metavar="DURATION", help="Run it after this time, such as 10s or 1h30m.")
+@click.option("--encrypt", is_flag=True, help="Encrypt it with QTASKS_SECRET_KEY, for a task with encrypt=True.")
 @click.option("--wait", is_flag=True, help="Wait for the result and print it as JSON.")
 @click.option("--timeout", default=60.0, show_default=True, metavar="SECONDS", help="How long --wait waits.")
-def command(task: str, args: tuple[str, ...], kwargs_text: str, delay: str | None, wait: bool, timeout: float) -> None:
+def command(
+    task: str, args: tuple[str, ...], kwargs_text: str, delay: str | None, encrypt: bool, wait: bool, timeout: float
+) -> None:
     """Send a call of TASK with ARGS to the configured broker, or to the `qtasks dev` that runs in this folder.
 
     Each of ARGS is read as JSON if it is valid JSON (2, true, '"2"', '[1, 2]'), otherwise as text. Nothing is sent if
@@ -53,7 +56,7 @@ def command(task: str, args: tuple[str, ...], kwargs_text: str, delay: str | Non
     tasks = QTasks()
 
     # The code of the task is not here: arguments are sent as they are and checked where the task runs.
-    @tasks.task(name=task)
+    @tasks.task(name=task, encrypt=encrypt)
     def unknown(*args: Any, **kwargs: Any) -> Any: ...
 
     kwargs = _read_kwargs(kwargs_text)

@@ -17,6 +17,7 @@ from qtasks.cli.output import TextStream
 from qtasks.masking import MASK, is_secret_name, mask_pairs, mask_values, secrets_in
 from qtasks.protocol import durations
 from qtasks.protocol.messages import Message, Response, State
+from qtasks.tasks.encode.encryption import is_sealed
 from qtasks.tasks.send.end_callback import END_TASK
 
 _MARKS: Final = {"queued": "→", "tick": "◷", "done": "✓", "failed": "✗", "again": "↻", "cancelled": "–"}
@@ -132,6 +133,8 @@ class EventPrinter:
         values += [f"{name}={_masked(name, value)}" for name, value in named.items()]
         if isinstance(pickled := document.get("pickled"), str):
             values.append(f"a pickle of {len(pickled):,} characters")
+        if isinstance(coded := document.get("coded"), str):
+            values.append(f"{'encrypted' if is_sealed(coded) else 'encoded'}, {len(coded):,} characters")
         return shorten(", ".join(values))
 
     def _positional_names(self, message: Message, count: int) -> list[str]:

@@ -7,12 +7,13 @@ import logging
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Never, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Never, Unpack
 
 from qtasks.clock import Clock
 from qtasks.lazy import lazy_property
 from qtasks.randomness import Random
 from qtasks.tasks.celery import celery_names, celery_settings
+from qtasks.tasks.codec import Codec, wire_form
 from qtasks.tasks.hooks import H
 from qtasks.tasks.options import ApplyOptions
 from qtasks.tasks.ports import ASGIApp, EmbeddedBroker
@@ -52,11 +53,20 @@ class QTasks(Registry):
 
     Args:
         embedded: A broker inside this process, such as ``Embedded("tasks.db")``.
+        codec: How arguments and results become bytes, for tasks that do not say it; JSON by default.
+        encrypt: Encrypt arguments and results of tasks that do not say it; False by default.
+        accepts: What is read beside that; see `TaskOptions`.
         overrides: Settings that replace those of the environment; see `SettingsOverrides`.
     """
 
     def __init__(
-        self, *celery: Never, embedded: EmbeddedBroker | None = None, **overrides: Unpack[SettingsOverrides]
+        self,
+        *celery: Never,
+        embedded: EmbeddedBroker | None = None,
+        codec: Codec | None = None,
+        encrypt: bool = False,
+        accepts: Sequence[Codec | Literal["json", "encrypted", "unencrypted"]] = (),
+        **overrides: Unpack[SettingsOverrides],
     ) -> None:
         super().__init__()
         if (error := celery_settings.not_celery(celery, overrides)) is not None:
@@ -66,6 +76,7 @@ class QTasks(Registry):
             embedded=embedded,
             overrides=overrides,
             bare_app=lambda: self._web.without_lifespan(),
+            form=wire_form("QTasks", codec=codec, encrypt=encrypt, accepts=accepts),
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -9,19 +10,22 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, Unpack
 
 from qtasks.error_codes import ErrorCode
-from qtasks.errors import ArgumentsError, DefinitionError
+from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError
 from qtasks.lazy import lazy_property
 from qtasks.protocol import wire
 from qtasks.protocol.messages import PublishOptions
 from qtasks.tasks import definition as definitions
 from qtasks.tasks import options as call_options
+from qtasks.tasks.codec import WireForm
 from qtasks.tasks.definition import Definition
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.argument_codec import ArgumentCodec
+from qtasks.tasks.encode.encoding import Encoding
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.encode.parameter_reader import read_parameters
 from qtasks.tasks.encode.parameters import TaskParameters, Values
-from qtasks.tasks.encode.typed_json import TypedJson
+from qtasks.tasks.encode.pickling import Purpose
+from qtasks.tasks.encode.result_codec import ResultForm
 from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.options import CallOptions, DeliveryOptions
 from qtasks.tasks.results.task_result import TaskResult
@@ -125,13 +129,46 @@ class BaseTask(Generic[P, R]):
         """
         if self._origin is not None:
             return self._origin.parameters
-        return read_parameters(self.name, self.function, pickled=self.delivery_options.pickled)
+        return read_parameters(
+            self.name,
+            self.function,
+            pickled=self.delivery_options.form.pickled,
+            reveals_secrets=self._encrypts,
+        )
+
+    @property
+    def _encrypts(self) -> bool:
+        """True if the task encrypts; False as long as its router is not included in an application that decides it."""
+        declared = self.delivery_options.form.encrypts
+        if declared is None:
+            with contextlib.suppress(ConfigurationError):
+                return bool(self.wire_form().encrypts)
+        return bool(declared)
 
     @lazy_property
     def codec(self) -> ArgumentCodec:
-        """Encodes and decodes the arguments of the task's calls. Raises DefinitionError."""
-        pickles = (lambda: self.runtime.pickles()) if self.delivery_options.pickled else None
-        return ArgumentCodec(self.parameters, (self.name, *self.aliases), pickles)
+        """Encodes and decodes the arguments of the task's calls. Raises DefinitionError, and as `encoding`."""
+        if self._origin is not None:
+            return self._origin.codec
+        return ArgumentCodec(self.parameters, (self.name, *self.aliases), self.encoding)
+
+    @lazy_property
+    def encoding(self) -> Encoding:
+        """Writes and reads arguments and results in the form that the task declares, or its application.
+
+        Raises as `wire_form`.
+        """
+        if self._origin is not None:
+            return self._origin.encoding
+        return Encoding(self.wire_form(), lambda: self.runtime.keyring)
+
+    def wire_form(self) -> WireForm:
+        """The form of arguments and results that the task declares, or its application.
+
+        Raises ConfigurationError if no application includes the task's router, DefinitionError for a form that this
+        task cannot have.
+        """
+        return self.delivery_options.form.over(self.runtime.form)
 
     @lazy_property
     def delivery_options(self) -> DeliveryOptions:
@@ -195,9 +232,9 @@ class BaseTask(Generic[P, R]):
         """The handle on an earlier call, by its call id or its message id."""
         return TaskResult(self.runtime, self.result_form, task=self.name, id=id, message_id=None)
 
-    def result_form(self) -> TypedJson[R] | None:
-        """Reads and writes the result as JSON; None if JSON cannot carry it. Raises DefinitionError."""
-        return self.parameters.result
+    def result_form(self) -> ResultForm[R]:
+        """Reads the stored results. Raises DefinitionError."""
+        return ResultForm(self.parameters.result, self.encoding)
 
     def for_flow(self) -> DeliveryOptions:
         """The options of a step of a flow. Raises DefinitionError for an option that a step cannot have."""
@@ -216,15 +253,23 @@ class BaseTask(Generic[P, R]):
     def ready(self) -> None:
         """Validate the declaration now, instead of at the first call. Raises DefinitionError, ConfigurationError."""
         _ = self.parameters
-        if self.delivery_options.pickled:
-            self.runtime.pickles()
+        form = self.encoding.form
+        if form.pickled:
+            self.encoding.pickles()
+        if form.needs_key:
+            self.encoding.encryption()
 
     def message(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], call_id: str | None = None) -> Outgoing:
         """A call that is ready to be sent; its arguments are checked. The default of `call_id` is a new one."""
         return self.message_with(self.parameters.check(self.parameters.bind(args, kwargs)), len(args), call_id)
 
-    def message_with(self, values: Values, positional: int, call_id: str | None = None) -> Outgoing:
-        """As `message`, for checked arguments, the first `positional` of them by position."""
+    def message_with(
+        self, values: Values, positional: int, call_id: str | None = None, purpose: Purpose | None = None
+    ) -> Outgoing:
+        """As `message`, for checked arguments, the first `positional` of them by position.
+
+        `purpose` is theirs if it is not to be the arguments of this one call.
+        """
         call_id = call_id or envelopes.new_call_id()
         delivery = self.delivery_options
         unique = self._unique(values) if delivery.unique else None
@@ -237,7 +282,7 @@ class BaseTask(Generic[P, R]):
             jitter=delivery.jitter,
             options=self._own_headers,
             unique=unique.key if unique is not None and unique.window_ms is None else None,
-            **self.codec.encode(values, positional, call_id),
+            **self.codec.encode(values, positional, call_id, purpose),
         )
         return Outgoing(
             task=self.name,
@@ -255,7 +300,8 @@ class BaseTask(Generic[P, R]):
     def not_encodable(self, message: Outgoing, error: ValueError) -> ArgumentsError:
         """The error that names the argument because of which a call of this task cannot be encoded."""
         envelope = message.envelope
-        values = self.parameters.bind(envelope.args, envelope.kwargs) if envelope.pickled is None else {}
+        is_plain = envelope.pickled is None and envelope.coded is None
+        values = self.parameters.bind(envelope.args, envelope.kwargs) if is_plain else {}
         culprit = envelopes.culprit(values)
         if culprit is None and envelope.flow:  # the arguments of its steps were checked when they were made
             return ArgumentsError(
@@ -292,11 +338,11 @@ class BaseTask(Generic[P, R]):
         """The unique key of a call; an argument that is left out counts as its default."""
         values = self.parameters.check({**self.parameters.defaults, **values})
         choice = self.delivery_options.unique
-        if self.delivery_options.pickled and not isinstance(choice, bool):
+        if self.delivery_options.form.pickled and not isinstance(choice, bool):
             plain = self.parameters.some_to_json(values, (choice,) if isinstance(choice, str) else choice)
         else:
             plain = self.parameters.to_json(values)
-        return Unique(key_of(self.name, choice, plain), self.delivery_options.unique_ms)
+        return Unique(key_of(self.name, choice, plain, self.encoding.digest), self.delivery_options.unique_ms)
 
     @lazy_property
     def _own_headers(self) -> Mapping[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from qtasks.protocol.messages import (
     Redaction,
 )
 from qtasks.tasks.celery import celery_options
+from qtasks.tasks.codec import AS_JSON, Codec, WireForm, wire_form
 from qtasks.tasks.retries import RetryPolicy
 
 Span = str | float | timedelta
@@ -83,7 +83,16 @@ class TaskOptions(CommonOptions, total=False):
     serializer: Literal["json", "pickle"]
     """How arguments travel: ``"json"``, the default, by their annotations; or ``"pickle"``, with cloudpickle, which is
     then also used for results that are not JSON. A pickle can run any code, so pickles also need `allow_pickle` and
-    `QTASKS_SECRET_KEY`."""
+    `QTASKS_SECRET_KEY`. ``"json"`` also means: not by the application's codec."""
+    codec: Codec
+    """How arguments and results become bytes, in place of JSON; that of the application by default. Not with
+    `serializer`."""
+    encrypt: bool
+    """Encrypt arguments and results with `QTASKS_SECRET_KEY`, so that neither the broker nor the result store can read
+    them; as the application says by default. Needs the extra ``crypto``."""
+    accepts: Sequence[Codec | Literal["json", "encrypted", "unencrypted"]]
+    """What is read beside the declared form, while calls made before a change of `codec` or `encrypt` are on their way:
+    other codecs, ``"json"``, ``"encrypted"``, ``"unencrypted"``. Nothing by default, or as the application says."""
 
 
 class CallOptions(CommonOptions, total=False):
@@ -126,8 +135,8 @@ class DeliveryOptions:
     """True for all parameters, or the names of those that identify the call."""
     unique_ms: int | None = None
     """How long a unique call blocks others, in milliseconds; None: until it is done."""
-    pickled: bool = False
-    """True if arguments travel as a pickle."""
+    form: WireForm = AS_JSON
+    """How arguments and results travel, as far as the options say it."""
 
     def expires_ms(self, now_ms: int) -> int | None:
         """Unix time in milliseconds after which a call made at `now_ms` does not run any more; None: never."""
@@ -139,6 +148,7 @@ class DeliveryOptions:
 
 
 _CALL_OPTIONS = tuple(CallOptions.__annotations__)
+_FORM = ("serializer", "codec", "encrypt", "accepts")
 
 
 def merge(declared: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,7 +229,7 @@ def delivery_options(task: str, options: Mapping[str, Any]) -> DeliveryOptions:
         queue=queue,
         unique=unique,
         unique_ms=unique_ms,
-        pickled=_pickled(task, options),
+        form=_form(task, options),
     )
 
 
@@ -326,25 +336,17 @@ def _unique(task: str, options: Mapping[str, Any]) -> tuple[bool | str | tuple[s
     return unique, window_ms
 
 
-def _pickled(task: str, options: Mapping[str, Any]) -> bool:
-    serializer = options.get("serializer")
-    if serializer not in (None, "json", "pickle"):
-        raise _error(task, f'serializer={serializer!r}: expected "json" or "pickle"')
-    if serializer != "pickle":
-        return False
-    if importlib.util.find_spec("cloudpickle") is None:
-        raise DefinitionError(
-            f"{task}: its arguments travel as a pickle, and cloudpickle is not installed",
-            fix='pip install "qstash-tasks[pickle]"',
-            code=ErrorCode.PACKAGE_MISSING,
-        )
-    if options.get("unique") is True:
+def _form(task: str, options: Mapping[str, Any]) -> WireForm:
+    if not any(options.get(name) is not None for name in _FORM):
+        return AS_JSON
+    form = wire_form(task, **{name: options.get(name) for name in _FORM})
+    if form.pickled and options.get("unique") is True:
         raise _error(
             task,
             "pickles of equal arguments can differ, so unique=True cannot compare them",
             fix="name the parameters that identify a call",
         )
-    return True
+    return form
 
 
 def _flow_control(task: str, options: Mapping[str, Any]) -> FlowControl | None:

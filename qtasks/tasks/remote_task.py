@@ -11,7 +11,7 @@ from qtasks.tasks.results.task_result import TaskResult
 from qtasks.tasks.task import SyncTask, Task
 
 if TYPE_CHECKING:
-    from qtasks.tasks.encode.typed_json import TypedJson
+    from qtasks.tasks.encode.result_codec import ResultForm
     from qtasks.tasks.results.backend import ResultRecord
     from qtasks.tasks.send.runtime_port import Runtime
 
@@ -48,7 +48,7 @@ class UntypedResult(TaskResult[Any]):
         super().__init__(runtime, plain.result_form, task="", id=id, message_id=None)
         self._tasks = tasks
 
-    def _form_of(self, record: ResultRecord) -> TypedJson[Any] | None:
+    def _form_of(self, record: ResultRecord) -> ResultForm[Any]:
         task = self._tasks.get(record.task)
         return self._form() if task is None else task.result_form()
 

@@ -16,9 +16,10 @@ from qtasks.forks import per_process
 from qtasks.randomness import Random, SystemRandom
 from qtasks.tasks import settings as app_settings
 from qtasks.tasks.closing import close_all
+from qtasks.tasks.codec import AS_JSON, WireForm
 from qtasks.tasks.context import current_context
 from qtasks.tasks.dev_server import find_dev_server
-from qtasks.tasks.encode.pickling import Pickles
+from qtasks.tasks.encode.keyring import Keyring
 from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.ports import ASGIApp, Connection, EmbeddedBroker
 from qtasks.tasks.results.backend import ResultBackend
@@ -63,9 +64,12 @@ class ApplicationRuntime:
         workers: ThreadPool | None = None,
         clock: Clock | None = None,
         random: Random | None = None,
+        form: WireForm = AS_JSON,
     ) -> None:
         self.tasks = tasks
         """The tasks by name, aliases included."""
+        self.form = form
+        """How arguments and results travel where a task does not say it."""
         self._embedded = embedded
         self._overrides = overrides
         self._bare_app = bare_app
@@ -75,7 +79,7 @@ class ApplicationRuntime:
         self._settings: Settings | None = None
         self._publisher: Publisher | None = None
         self._results: ResultBackend | None = None
-        self._pickles: Pickles | None = None
+        self.keyring = Keyring(self.settings)
         self.send_middleware: list[SendMiddleware] = []
         """The generators around each call that is sent; the first one is the outermost."""
         self.run_middleware: list[RunMiddleware] = []
@@ -163,12 +167,6 @@ class ApplicationRuntime:
         if self._embedded is None and not self.is_idle:
             self.results()
 
-    def pickles(self) -> Pickles:
-        """Writes and reads pickles. Raises ConfigurationError that names the missing permission."""
-        if (ready := self._pickles) is None:
-            ready = self._pickles = Pickles(self.settings().pickling())
-        return ready
-
     def runs_on_this_thread(self) -> bool:
         """True if the caller is on an event loop that runs the tasks: waiting there would block them."""
         return self._loop_thread == threading.get_ident() or (current_context() is not None and _on_event_loop())
@@ -224,7 +222,8 @@ class ApplicationRuntime:
             dispatcher, self._dispatcher = self._dispatcher, None
             results, self._results = self._results, None
             sweeper, self._sweeper = self._sweeper, None
-            self._settings = self._pickles = None
+            self._settings = None
+            self.keyring.forget()
             self._loop_thread = None
         close_all(*(part.close for part in (sweeper, publisher, dispatcher, results) if part is not None))
 
@@ -254,6 +253,7 @@ class ApplicationRuntime:
             workers=workers,
             clock=clock,
             random=random,
+            form=self.form,
         )
         other.send_middleware, other.run_middleware = self.send_middleware, self.run_middleware
         other.hooks = self.hooks

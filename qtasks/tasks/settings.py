@@ -75,8 +75,8 @@ class SettingsOverrides(TypedDict, total=False):
     default, 32 at most."""
     secret_key: str
     """Secret of the application's own processes, 32 characters or more: `QTASKS_SECRET_KEY`; none by default. It
-    authenticates pickles. Several keys are separated by commas: the first one signs, all are accepted, so that the key
-    can be changed while calls are on their way."""
+    authenticates pickles, and encrypts where a task says ``encrypt=True``. Several keys are separated by commas: the
+    first one signs and encrypts, all are accepted, so that the key can be changed while calls are on their way."""
     allow_pickle: bool
     """Allow ``serializer="pickle"``: every process with the secret key can then run any code here.
     `QTASKS_ALLOW_PICKLE`; False by default."""
@@ -199,9 +199,17 @@ class Settings:
                 fix="QTasks(allow_pickle=True) or QTASKS_ALLOW_PICKLE=1, if every process with QTASKS_SECRET_KEY "
                 "may run code here",
             )
+        return self._secrets("pickles cannot be authenticated", "make pickles")
+
+    def encrypting(self) -> tuple[str, ...]:
+        """The secrets that encrypt; the first one does. Raises ConfigurationError naming what is missing."""
+        return self._secrets("nothing can be encrypted or decrypted", "read what is encrypted")
+
+    def _secrets(self, consequence: str, forbidden: str) -> tuple[str, ...]:
+        """The secrets of the application's own processes. `forbidden` is what the broker must not be able to do."""
         if self.secret_key is None:
             raise ConfigurationError(
-                "QTASKS_SECRET_KEY is not set, so pickles cannot be authenticated",
+                f"QTASKS_SECRET_KEY is not set, so {consequence}",
                 fix="set it, in every process to the same value, to the output of `python -c 'import secrets; "
                 "print(secrets.token_urlsafe(32))'`",
             )
@@ -214,7 +222,7 @@ class Settings:
                 )
             if secret in (self.token, self.current_signing_key, self.next_signing_key) or development.is_public(secret):
                 raise ConfigurationError(
-                    "QTASKS_SECRET_KEY is known to the broker, which must not be able to make pickles",
+                    f"QTASKS_SECRET_KEY is known to the broker, which must not be able to {forbidden}",
                     fix="python -c 'import secrets; print(secrets.token_urlsafe(32))'",
                 )
         return secrets

@@ -12,6 +12,8 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, QTasksError
 from qtasks.protocol.messages import DeadLetter, Message, PublishOptions, Response
 from qtasks.tasks.encode import envelope as envelopes
+from qtasks.tasks.encode.argument_codec import PositionalAndNamed
+from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.encode.parameters import Values
 from qtasks.tasks.llm import callback_url, model_request
 from qtasks.tasks.results.task_result import TaskResult
@@ -160,12 +162,13 @@ def call_of(message: Message, address: Address, task: Task[..., Any] | None, kep
             request = json.loads(message.body)
     except (QTasksError, ValueError):  # published by another program: not a call of these tasks
         envelope = envelopes.Envelope(address.call_id)
+    args, kwargs = _arguments(envelope, task)
     return Call(
         task=address.task,
         id=envelope.call_id or envelopes.call_id_of_message(message.id),
         message_id=message.id,
-        args=envelope.args,
-        kwargs=envelope.kwargs,
+        args=args,
+        kwargs=kwargs,
         sent=moment(message.created_ms),
         due=moment(message.not_before_ms),
         expires=None if envelope.expires_ms is None else moment(envelope.expires_ms),
@@ -176,6 +179,17 @@ def call_of(message: Message, address: Address, task: Task[..., Any] | None, kep
         options=message.options,
         declared=task,
     )
+
+
+def _arguments(envelope: Envelope, task: Task[..., Any] | None) -> PositionalAndNamed:
+    """The arguments of a call as plain JSON values, also if a codec encoded them; of a pickle none."""
+    if envelope.coded is None or task is None:
+        return envelope.args, envelope.kwargs
+    try:
+        content = task.codec.opened(envelope)
+    except QTasksError:  # it cannot be read, so it will not run either
+        return (), {}
+    return content.value if not content.is_pickled else ((), {})
 
 
 def dead_call(letter: DeadLetter, call: Call) -> DeadCall:

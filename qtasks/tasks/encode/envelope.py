@@ -24,7 +24,9 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import PayloadError
 from qtasks.protocol import expressions, strict_json
 
-VERSION = 1
+VERSION, CODED_VERSION = 1, 2
+"""The second is that of envelopes with `coded`: a process that does not know this member must not run the call."""
+
 MAX_NESTING = strict_json.MAX_DEPTH - 2
 """How deep an argument may be nested: the envelope itself has two of the levels that JSON may have."""
 
@@ -78,6 +80,8 @@ class Envelope:
     """``skip``: the call must not run while another run of `schedule` is in progress."""
     pickled: str | None = None
     """Positional and named arguments in place of `args` and `kwargs`; see `tasks.encode.pickling`."""
+    coded: str | None = None
+    """The same, by a codec or encrypted; see `tasks.encode.encoding`."""
 
     @property
     def exclusive_schedule(self) -> str | None:
@@ -98,6 +102,7 @@ _EXTRAS: Mapping[str, Callable[[Any], bool]] = {
     "schedule": lambda value: isinstance(value, str) and ID.fullmatch(value) is not None,
     "overlap": lambda value: value == SKIP,
     "pickled": lambda value: isinstance(value, str),
+    "coded": lambda value: isinstance(value, str),
 }
 """The members that appear only if they are set, each with its validation."""
 
@@ -119,7 +124,7 @@ def derived_call_id(text: str) -> str:
 
 def encode(envelope: Envelope) -> bytes:
     """Encode an envelope as compact UTF-8 JSON. Raises ValueError for what `decode` would refuse; see `culprit`."""
-    document: dict[str, Any] = {"v": VERSION}
+    document: dict[str, Any] = {"v": VERSION if envelope.coded is None else CODED_VERSION}
     if envelope.call_id is not None:
         document["id"] = envelope.call_id
     document["args"] = list(envelope.args)
@@ -149,8 +154,10 @@ def decode(body: bytes) -> Envelope:
     version = document.get("v")
     if type(version) is not int:
         raise PayloadError('the body is not a task\'s envelope: no version ("v")')
-    if version != VERSION:
-        raise UnknownVersionError(f"the envelope has version {version}; this dispatcher reads version {VERSION}")
+    if version not in (VERSION, CODED_VERSION):
+        raise UnknownVersionError(
+            f"the envelope has version {version}; this dispatcher reads versions {VERSION} and {CODED_VERSION}"
+        )
     call_id, args, kwargs = document.get("id"), document.get("args", []), document.get("kwargs", {})
     retries = document.get("retries")
     if not (call_id is None or (isinstance(call_id, str) and 0 < len(call_id) <= _ID_LENGTH)):

@@ -28,12 +28,13 @@ def read_parameters(
     returns: Any = None,
     injectable: tuple[type, ...] = (),
     pickled: bool = False,
+    reveals_secrets: bool = False,
 ) -> TaskParameters:
     """Read the signature of `function`. Raises DefinitionError for one that cannot be a task's.
 
     `returns` is the type of the result if the function returns something else. Parameters of an `injectable` type may
     be ``= injected`` as well; the code that makes the values supplies them. `pickled`: the arguments are pickled, and
-    so is a result that JSON cannot carry.
+    so is a result that JSON cannot carry. `reveals_secrets`: they are encrypted, so secrets are written as they are.
     """
     resolved = hints(function)
     if returns is not None:
@@ -71,8 +72,15 @@ def read_parameters(
         ),
         contexts=tuple(contexts),
         dependencies=tuple(dependencies),
-        arguments=TypedJson(loose_adapter(task, fields)) if pickled else record_form(task, fields, where=task),
-        result=_result(task, resolved.get("return", inspect.Parameter.empty), pickled=pickled),
+        arguments=TypedJson(loose_adapter(task, fields))
+        if pickled
+        else record_form(task, fields, where=task, reveals_secrets=reveals_secrets),
+        result=_result(
+            task,
+            resolved.get("return", inspect.Parameter.empty),
+            pickled=pickled,
+            reveals_secrets=reveals_secrets,
+        ),
         result_name=type_name(resolved.get("return", inspect.Parameter.empty)),
         loose_result=loose_adapter(task, {"result": resolved.get("return", Any)}) if pickled else None,
         leading=_leading(signature),
@@ -80,11 +88,11 @@ def read_parameters(
     )
 
 
-def _result(task: str, annotation: Any, *, pickled: bool) -> TypedJson[Any] | None:
+def _result(task: str, annotation: Any, *, pickled: bool, reveals_secrets: bool) -> TypedJson[Any] | None:
     if annotation is inspect.Parameter.empty and not pickled:
         annotation = UNTYPED_RESULT
     try:
-        return form(annotation, where=f"{task}: the result")
+        return form(annotation, where=f"{task}: the result", reveals_secrets=reveals_secrets)
     except DefinitionError:
         if pickled:
             return None

@@ -13,10 +13,8 @@ No JSON document begins like this, so the text of a result shows whether it is a
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import importlib.metadata
-import json
 import pickle
 import sys
 from collections.abc import Sequence
@@ -28,19 +26,20 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import PayloadError
 
 MARK = "pickle1:"
+RESULT = "result"
 
 _DOMAIN = b"qtasks/pickle/1"
 
 
 class ForgedError(PayloadError):
-    """The MAC of a pickle is not valid for this purpose; nothing of the pickle was read."""
+    """The MAC of a pickle, or of what is encrypted, is not valid for this purpose; nothing was read."""
 
     code = ErrorCode.PICKLE_FORGED
 
 
 @dataclass(frozen=True, slots=True)
 class Purpose:
-    """The purpose of a pickle."""
+    """The purpose of a pickle, or of what is encrypted."""
 
     what: str
     task: str
@@ -59,7 +58,16 @@ class Purpose:
     @classmethod
     def result(cls, task: str, call_id: str) -> Purpose:
         """The result of a call."""
-        return cls("result", task, call_id)
+        return cls(RESULT, task, call_id)
+
+    @classmethod
+    def schedule(cls, task: str, schedule_id: str) -> Purpose:
+        """The arguments of every run of a schedule: its body is the same at every tick, and has no call id."""
+        return cls("schedule", task, schedule_id)
+
+    def framed(self) -> bytes:
+        """The purpose as bytes that no other purpose has."""
+        return b"".join(_framed(part.encode()) for part in (self.what, self.task, self.call_id))
 
 
 class Pickles:
@@ -123,14 +131,6 @@ def is_pickle(text: str) -> bool:
     return text.startswith(MARK)
 
 
-def shown(text: str) -> bytes:
-    """A result as JSON that may be shown: of a pickle only its size and hash."""
-    if not is_pickle(text):
-        return text.encode()
-    body = text.rpartition(".")[2].encode()
-    return json.dumps({"pickle": {"bytes": len(body) * 3 // 4, "sha256": hashlib.sha256(body).hexdigest()}}).encode()
-
-
 def _derived(secret: str) -> bytes:
     """A key for pickles only: HKDF-SHA256 (RFC 5869), one block long."""
     extracted = hmac.digest(_DOMAIN, secret.encode(), "sha256")
@@ -138,8 +138,11 @@ def _derived(secret: str) -> bytes:
 
 
 def _mac(key: bytes, body: bytes, purpose: Purpose) -> bytes:
-    parts = (purpose.what.encode(), purpose.task.encode(), purpose.call_id.encode(), body)
-    return hmac.digest(key, b"".join(len(part).to_bytes(8, "big") + part for part in parts), "sha256")
+    return hmac.digest(key, purpose.framed() + _framed(body), "sha256")
+
+
+def _framed(part: bytes) -> bytes:
+    return len(part).to_bytes(8, "big") + part
 
 
 @lru_cache(maxsize=1)

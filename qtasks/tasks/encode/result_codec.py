@@ -1,10 +1,9 @@
-"""A result as text, JSON or a pickle, and back."""
+"""A result as text, in the form that its task declares, and back."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
@@ -12,60 +11,79 @@ from pydantic_core import PydanticSerializationError
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError
 from qtasks.protocol.messages import MAX_BODY
+from qtasks.tasks.encode.encoding import CodecError, Encoding
 from qtasks.tasks.encode.envelope import COMPACT
 from qtasks.tasks.encode.parameters import TaskParameters
-from qtasks.tasks.encode.pickling import Pickles, Purpose, is_pickle
+from qtasks.tasks.encode.pickling import Purpose
 from qtasks.tasks.encode.typed_json import NotPortable, TypedJson
 
 R = TypeVar("R")
 
 
-def dump(parameters: TaskParameters, value: Any, pickled: Callable[[Any], str]) -> str:
+@dataclass(frozen=True, slots=True)
+class ResultForm(Generic[R]):
+    """Reads the stored results of one task."""
+
+    json: TypedJson[R] | None
+    """None: JSON cannot carry values of the type."""
+    encoding: Encoding
+
+    def load(self, text: str, purpose: Purpose) -> R:
+        """A stored result in its declared type. Raises ResultError; PayloadError, ConfigurationError as `Encoding`."""
+        content = self.encoding.read(text, purpose)
+        if content.is_pickled:
+            value: R = content.value
+            return value
+        if self.json is None:
+            raise ResultError(
+                f"{purpose.task}: the stored result is JSON, but values of its declared type cannot be read from JSON",
+                code=ErrorCode.RESULT_UNREADABLE,
+            )
+        try:
+            return self.json.read(content.value)
+        except ValidationError as error:
+            raise ResultError(
+                f"{purpose.task}: the stored result does not fit the declared type: {error.errors()[0]['msg']}",
+                details={"likely": "the task's return annotation was changed since it ran"},
+                code=ErrorCode.RESULT_UNREADABLE,
+            ) from error
+
+
+def dump(parameters: TaskParameters, value: Any, encoding: Encoding, purpose: Purpose) -> str:
     """Encode the result of a call as text: as JSON by the task's return annotation if that is possible.
 
-    The result of a task whose arguments are pickled may be a pickle. Raises ResultError (QT406) that says what does not
-    fit. `pickled` makes the pickle of a value and raises ValueError; it is called only if the result has to be one.
+    The result of a task whose arguments are pickled may be a pickle. Raises ResultError (QT406, QT441) that says what
+    does not fit, ConfigurationError.
     """
     try:
-        text = _json(parameters, value)
+        return _dumped(parameters, value, encoding, purpose)
+    except ResultError as error:
+        if not encoding.form.encrypts:
+            raise
+        # The text goes to the broker and to the result store, and it may show the value.
+        reason = f"cannot be sent as {parameters.result_name}; it is to be encrypted, so the reason is not shown"
+        raise _refusal(parameters, value, reason, fix="call the function here, and compare", code=error.code) from None
+
+
+def _dumped(parameters: TaskParameters, value: Any, encoding: Encoding, purpose: Purpose) -> str:
+    try:
+        text = _json(parameters, value, encoding, purpose)
     except ResultError:
         if parameters.loose_result is None:
             raise
-        text = _pickle(parameters, value, pickled)
+        text = _pickle(parameters, value, encoding, purpose)
     if (size := len(text.encode())) > MAX_BODY:
         reason = f"makes a text of {size:,} bytes; {MAX_BODY:,} are allowed"
         raise _refusal(parameters, value, reason, fix="store the data and return its key")
     return text
 
 
-def load(form: TypedJson[R] | None, text: str, pickles: Callable[[], Pickles], purpose: Purpose) -> R:
-    """A stored result in its declared type. Raises ResultError, PayloadError for a pickle that cannot be read.
-
-    `pickles` is called only if the result is a pickle.
-    """
-    if is_pickle(text):
-        value: R = pickles().load(text, purpose)
-        return value
-    try:
-        if form is None:
-            raise ResultError(
-                f"{purpose.task}: the stored result is JSON, but values of its declared type cannot be read from JSON",
-                code=ErrorCode.RESULT_UNREADABLE,
-            )
-        return form.read(json.loads(text))
-    except ValidationError as error:
-        raise ResultError(
-            f"{purpose.task}: the stored result does not fit the declared type: {error.errors()[0]['msg']}",
-            details={"likely": "the task's return annotation was changed since it ran"},
-            code=ErrorCode.RESULT_UNREADABLE,
-        ) from error
-
-
-def _json(parameters: TaskParameters, value: Any) -> str:
+def _json(parameters: TaskParameters, value: Any, encoding: Encoding, purpose: Purpose) -> str:
     if (form := parameters.result) is None:
         raise ResultError(f"{parameters.result_name} cannot be written as JSON", code=ErrorCode.RESULT_NOT_SERIALIZABLE)
     try:
-        text = COMPACT.encode(form.write(form.check(value)))
+        plain = form.write(form.check(value))
+        text = COMPACT.encode(plain) if encoding.form.is_plain else encoding.write(plain, purpose)
         text.encode()  # half of a surrogate pair has no UTF-8
         return text
     except ValidationError as error:
@@ -73,18 +91,20 @@ def _json(parameters: TaskParameters, value: Any) -> str:
     except NotPortable as error:
         place = f" at {error.path!r}" if error.path else ""
         raise _refusal(parameters, value, f"cannot be written as JSON{place}: {error.reason}", fix=error.fix) from None
+    except CodecError as error:
+        raise _refusal(parameters, value, f"cannot be sent: {error.message}", fix=error.fix, code=error.code) from error
     except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
         raise _refusal(parameters, value, f"cannot be written as JSON: {error}") from None
 
 
-def _pickle(parameters: TaskParameters, value: Any, pickled: Callable[[Any], str]) -> str:
+def _pickle(parameters: TaskParameters, value: Any, encoding: Encoding, purpose: Purpose) -> str:
     assert parameters.loose_result is not None
     try:
         checked = parameters.loose_result.validate_python({"result": value})["result"]
     except ValidationError as error:
         raise _misfit(parameters, value, error) from None
     try:
-        return pickled(checked)
+        return encoding.write_pickle(checked, purpose)
     except ValueError as error:
         raise _refusal(parameters, value, f"cannot be pickled: {error}") from None
 
@@ -94,6 +114,12 @@ def _misfit(parameters: TaskParameters, value: Any, error: ValidationError) -> R
     return _refusal(parameters, value, f"does not fit {parameters.result_name}: {reason}")
 
 
-def _refusal(parameters: TaskParameters, value: Any, reason: str, *, fix: str | None = None) -> ResultError:
-    text = f"the {type(value).__name__} returned by {parameters.task} {reason}"
-    return ResultError(text, fix=fix, code=ErrorCode.RESULT_NOT_SERIALIZABLE)
+def _refusal(
+    parameters: TaskParameters,
+    value: Any,
+    reason: str,
+    *,
+    fix: str | None = None,
+    code: str = ErrorCode.RESULT_NOT_SERIALIZABLE,
+) -> ResultError:
+    return ResultError(f"the {type(value).__name__} returned by {parameters.task} {reason}", fix=fix, code=code)

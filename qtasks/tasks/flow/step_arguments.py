@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, QTasksError, ResultError
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.argument_codec import ArgumentCodec, EncodedArguments
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.encode.parameters import TaskParameters, Values
-from qtasks.tasks.encode.pickling import Pickles, Purpose
+from qtasks.tasks.encode.pickling import Purpose
 
 _TO_COME = "the result of the call before"
 """Holds the place of the first argument while the arguments are bound."""
@@ -28,6 +29,11 @@ class PreviousResult(Protocol):
     @property
     def source(self) -> str:
         """Whose result it is, for errors: the name of the task, or of those of the group."""
+        ...
+
+    @property
+    def is_encrypted(self) -> bool:
+        """True if it, or a part of it, is stored encrypted."""
         ...
 
     def plain(self) -> Any:
@@ -50,10 +56,6 @@ class KnownTasks(Protocol):
         """Encodes the arguments of a task; None for one that this dispatcher does not have."""
         ...
 
-    def pickles(self) -> Pickles:
-        """The application's pickles. Raises ConfigurationError."""
-        ...
-
 
 def encoded(
     task: BaseTask[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], *, immutable: bool, call_id: str
@@ -65,12 +67,22 @@ def encoded(
     parameters = task.parameters
     values = parameters.bind(args, kwargs) if immutable else _bound(parameters, args, kwargs)
     checked = parameters.check(values)
-    if task.delivery_options.pickled:
-        arguments = _arranged(parameters, checked, len(args), immutable=immutable)
-        return {"pickled": task.codec.pickle(arguments, Purpose.step(task.name, call_id))}
+    purpose = Purpose.step(task.name, call_id)
+    if task.encoding.form.pickled:
+        return task.codec.arranged(_arranged(parameters, checked, len(args), immutable=immutable), purpose)
     plain_args, plain_kwargs = _arranged(parameters, parameters.to_json(checked), len(args), immutable=immutable)
     _refuse_unreadable(parameters, plain_args, plain_kwargs, immutable=immutable)
-    return {"args": list(plain_args), "kwargs": plain_kwargs}
+    return task.codec.arranged((list(plain_args), plain_kwargs), purpose)
+
+
+def check_secrecy(previous: PreviousResult, codec: ArgumentCodec | None) -> None:
+    """Raise ResultError if a call with this `codec` would carry a result in the open that is encrypted."""
+    if previous.is_encrypted and (codec is None or not codec.encoding.form.encrypts):
+        raise ResultError(
+            f"the result of {previous.source} is encrypted; the next task of the flow would carry it unencrypted",
+            fix="declare the next task with encrypt=True too, or use .si(), which does not take the result",
+            code=ErrorCode.ENCODING_UNEXPECTED,
+        )
 
 
 def first_argument(previous: PreviousResult, codec: ArgumentCodec | None) -> Any:

@@ -24,12 +24,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qtasks.error_codes import ErrorCode
-from qtasks.errors import ResultError
+from qtasks.errors import ConfigurationError, ResultError
 from qtasks.protocol import wire
 from qtasks.tasks.encode.argument_codec import EncodedArguments
 from qtasks.tasks.encode.envelope import COMPACT, Envelope, derived_call_id
 from qtasks.tasks.encode.pickling import Purpose
-from qtasks.tasks.flow.step_arguments import KnownTasks, PreviousResult, first_argument, python_value
+from qtasks.tasks.flow.step_arguments import KnownTasks, PreviousResult, check_secrecy, first_argument, python_value
 from qtasks.tasks.results.flow_shape import (
     SUCCESSES,
     collects_successes,
@@ -63,6 +63,8 @@ class Step:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     pickled: str | None = None
     """The arguments, in place of `args` and `kwargs`, if the task pickles them."""
+    coded: str | None = None
+    """The same, if the task encrypts them or has a codec."""
     immutable: bool = False
     """True if the result of the call before it is not an argument."""
     is_llm: bool = False
@@ -83,6 +85,7 @@ class Step:
             "kwargs": None if is_deep else kwargs,
             "packed": COMPACT.encode([args, kwargs]) if is_deep else None,
             "pickled": self.pickled,
+            "coded": self.coded,
             "fixed": self.immutable,
             "asks": self.is_llm,
             "queue": self.queue,
@@ -106,6 +109,7 @@ class Step:
             args=args,
             kwargs=kwargs,
             pickled=document.get("pickled"),
+            coded=document.get("coded"),
             immutable=bool(document.get("fixed")),
             is_llm=bool(document.get("asks")),
             queue=document.get("queue"),
@@ -155,13 +159,24 @@ class Step:
 
     def _arguments(self, call_id: str, previous: PreviousResult, tasks_here: KnownTasks) -> EncodedArguments:
         """The step's arguments, with the previous result first unless the step is immutable."""
-        if self.pickled is None:
-            before = [] if self.immutable else [first_argument(previous, tasks_here.codec(self.task))]
-            return {"args": [*before, *self.args], "kwargs": dict(self.kwargs)}
-        args, kwargs = tasks_here.pickles().load(self.pickled, Purpose.step(self.task, call_id))
+        codec = tasks_here.codec(self.task)
         if not self.immutable:
-            args = (python_value(previous), *args)
-        return {"pickled": tasks_here.pickles().dump((args, kwargs), Purpose.arguments(self.task, call_id))}
+            check_secrecy(previous, codec)
+        text = self.pickled if self.coded is None else self.coded
+        if text is None:
+            before = [] if self.immutable else [first_argument(previous, codec)]
+            return {"args": [*before, *self.args], "kwargs": dict(self.kwargs)}
+        if codec is None:
+            raise ConfigurationError(
+                f"{self.task} is not a task of this application, so its encoded arguments cannot be completed",
+                fix="declare the task where the tasks before it run",
+            )
+        content = codec.open(text, Purpose.step(self.task, call_id))
+        args, kwargs = content.value
+        if not self.immutable:
+            first = python_value(previous) if content.is_pickled else first_argument(previous, codec)
+            args = [first, *args]
+        return codec.arranged((args, kwargs), Purpose.arguments(self.task, call_id))
 
 
 def derived(call_id: str, place: str) -> str:

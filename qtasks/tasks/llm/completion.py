@@ -12,6 +12,7 @@ from qtasks.errors import DefinitionError
 from qtasks.lazy import lazy_property
 from qtasks.tasks import options as call_options
 from qtasks.tasks.base_task import BaseTask
+from qtasks.tasks.codec import WireForm
 from qtasks.tasks.encode.parameter_reader import read_parameters
 from qtasks.tasks.encode.parameters import TaskParameters, Values
 from qtasks.tasks.llm.chat_messages import Usage
@@ -61,6 +62,10 @@ class Completion(BaseTask[..., T]):
                 code=ErrorCode.COMPLETION_INVALID,
             )
         return own
+
+    def wire_form(self) -> WireForm:
+        """See `BaseTask.wire_form`: that of the LLM task."""
+        return self._task.wire_form()
 
     def values(self, output: T, usage: Usage, arguments: Values) -> Values:
         """The values of the parameters: the output unchanged, the arguments of the call validated.

@@ -42,6 +42,10 @@ class LlmOptions(CommonOptions, ModelOptions, total=False):
     `callback` and `failure_callback` are not allowed: the answer uses them.
     """
 
+    encrypt: bool
+    """Only False is possible: the broker makes the request to the model, so it has to be able to read it. Needed in an
+    application that encrypts by default."""
+
 
 class LlmCallOptions(CallOptions, ModelOptions, total=False):
     """Options of one call of an LLM task."""
@@ -65,6 +69,8 @@ def check(task: str, options: Mapping[str, Any], supported: frozenset[str], prov
                 fix="use @task.on_completion for answers, @task.on_failure for failures",
                 code=ErrorCode.OPTION_INVALID,
             )
+    if options.get("encrypt"):
+        raise not_encryptable(task)
     policy = options.get("retries")
     if isinstance(policy, RetryPolicy) and policy.chooses:
         raise DefinitionError(
@@ -85,6 +91,15 @@ def check(task: str, options: Mapping[str, Any], supported: frozenset[str], prov
         raise DefinitionError(
             f"{task}: {path}={first['input']!r}: {first['msg']}", code=ErrorCode.OPTION_INVALID
         ) from None
+
+
+def not_encryptable(task: str) -> DefinitionError:
+    """The error for an LLM task that is to be encrypted."""
+    return DefinitionError(
+        f"{task}: the broker makes the request to the model and gets the answer, so it has to be able to read them",
+        fix="encrypt=False, if the broker may read its arguments, its messages and its answers",
+        code=ErrorCode.OPTION_INVALID,
+    )
 
 
 @functools.cache

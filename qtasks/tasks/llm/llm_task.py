@@ -15,6 +15,7 @@ from qtasks.lazy import lazy_property
 from qtasks.protocol import wire
 from qtasks.protocol.messages import MAX_BODY, PublishOptions
 from qtasks.tasks import options as call_options
+from qtasks.tasks.codec import AS_JSON, WireForm
 from qtasks.tasks.decorators import check_name
 from qtasks.tasks.encode.envelope import COMPACT, Envelope
 from qtasks.tasks.encode.parameter_reader import read_parameters
@@ -118,6 +119,12 @@ class LlmTask(Task[P, T]):
                 code=ErrorCode.COMPLETION_INVALID,
             )
         return own
+
+    def wire_form(self) -> WireForm:
+        """See `BaseTask.wire_form`: JSON, also if the application has a codec. Raises DefinitionError."""
+        if super().wire_form().encrypts:
+            raise llm_options.not_encryptable(self.name)
+        return AS_JSON
 
     def ready(self) -> None:
         """See `Task.ready`."""

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import CeleryNameError, ResultError, ResultTimeout, TaskCancelled, TaskExpired, TaskFailed
-from qtasks.tasks.encode.pickling import Pickles, Purpose
-from qtasks.tasks.encode.result_codec import load
-from qtasks.tasks.encode.typed_json import TypedJson
+from qtasks.tasks.encode.pickling import Purpose
+from qtasks.tasks.encode.result_codec import ResultForm
 from qtasks.tasks.progress import Progress
 from qtasks.tasks.results.backend import Lock, ResultBackend, ResultRecord, ResultStatus, pauses, read_record
 from qtasks.tasks.results.celery_result import CeleryResult
@@ -44,10 +43,6 @@ class ResultAccess(Protocol):
 
     def results_or_none(self) -> ResultBackend | None:
         """The result backend, or None if none is configured."""
-        ...
-
-    def pickles(self) -> Pickles:
-        """Writes and reads pickles. Raises ConfigurationError if they are not allowed here."""
         ...
 
     def cancel_call(self, call: CallToCancel) -> bool:
@@ -107,7 +102,7 @@ class TaskResult(CeleryResult[R]):
     def __init__(
         self,
         runtime: ResultAccess,
-        form: Callable[[], TypedJson[R] | None],
+        form: Callable[[], ResultForm[R]],
         *,
         task: str,
         id: str,  # noqa: A002 - the name it has for users
@@ -330,7 +325,7 @@ class TaskResult(CeleryResult[R]):
         """The call as errors name it."""
         return f"{self.task} {self.id}" if self.task else self.id
 
-    def _form_of(self, record: ResultRecord) -> TypedJson[R] | None:  # noqa: ARG002
+    def _form_of(self, record: ResultRecord) -> ResultForm[R]:  # noqa: ARG002
         """Reads the result of the call with this record."""
         return self._form()
 
@@ -422,7 +417,7 @@ class TaskResult(CeleryResult[R]):
         # id is known.
         call_id = record.call_id if self.id == record.message_id else self.id
         purpose = Purpose.result(record.task, call_id)
-        return load(self._form_of(record), record.value or "null", self._runtime.pickles, purpose)
+        return self._form_of(record).load(record.value or "null", purpose)
 
 
 def _status(record: ResultRecord | None) -> ResultStatus:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -32,8 +31,13 @@ class Unique:
         return Lock(self.key, call_id, now_ms + span_ms)
 
 
-def key_of(task: str, choice: bool | str | Sequence[str], values: Mapping[str, Any]) -> str:
-    """The key of a call with these plain JSON values. Raises DefinitionError for a parameter that does not exist."""
+def key_of(
+    task: str, choice: bool | str | Sequence[str], values: Mapping[str, Any], digest: Callable[[bytes], str]
+) -> str:
+    """The key of a call with these plain JSON values, of which it has a `digest`.
+
+    Raises DefinitionError for a parameter that does not exist.
+    """
     choices = (choice,) if isinstance(choice, str) else choice
     names = sorted(values) if isinstance(choices, bool) else choices
     for name in names:
@@ -42,7 +46,7 @@ def key_of(task: str, choice: bool | str | Sequence[str], values: Mapping[str, A
                 f"{task}: unique={choice!r}, but there is no parameter {name!r}", code=ErrorCode.OPTION_INVALID
             )
     text = json.dumps([[name, values[name]] for name in names], sort_keys=True, ensure_ascii=True)
-    return f"unique:{task}:{hashlib.sha256(text.encode()).hexdigest()}"
+    return f"unique:{task}:{digest(text.encode())}"
 
 
 def take(

@@ -26,7 +26,8 @@ from qtasks.errors import ArgumentsError, OutputError, QTasksError, ResultsDisab
 from qtasks.protocol.headers import INTERRUPTED_HEADER
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.control import AttemptTimeout, Cancel, NonRetryable, RetryAfter
-from qtasks.tasks.encode.pickling import ForgedError, shown
+from qtasks.tasks.encode.encoding import shown
+from qtasks.tasks.encode.pickling import ForgedError
 from qtasks.tasks.results.backend import ResultStatus
 from qtasks.tasks.retries import RetryPolicy, jittered_ms
 
@@ -168,7 +169,7 @@ class Decision:
     is_requested: bool = False
     """True if the task asked for this end: nothing went wrong."""
     result: str | None = None
-    """The result as text, JSON or a pickle."""
+    """The result as text, in the form that the task declares."""
     action: str = ""
     """The word for this end in the log, where the status is not specific enough."""
     owes_hooks: bool = False

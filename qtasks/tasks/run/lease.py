@@ -31,7 +31,7 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError
 from qtasks.protocol.signing import Claims
 from qtasks.tasks.context import StopReason, TaskContext
-from qtasks.tasks.encode.pickling import shown
+from qtasks.tasks.encode.encoding import shown
 from qtasks.tasks.results.backend import Lock, ResultRecord, ResultStatus, pauses
 from qtasks.tasks.results.unique import Unique
 from qtasks.tasks.results.writer import LockState, ResultWriter

@@ -31,11 +31,8 @@ class Run:
 
     def encoded(self, value: Any) -> str:
         """The result as text. Raises ResultError for a value that does not fit the task's return annotation."""
-        return dump(self.task.parameters, value, self._pickled)
-
-    def _pickled(self, value: Any) -> str:
         purpose = Purpose.result(self.task.name, self.context.call_id)
-        return self.task.runtime.pickles().dump(value, purpose)
+        return dump(self.task.parameters, value, self.task.encoding, purpose)
 
 
 Invoke = Callable[[Run], Awaitable[Any]]

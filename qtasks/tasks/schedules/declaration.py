@@ -25,6 +25,8 @@ from qtasks.protocol.cron import Cron
 from qtasks.protocol.messages import PublishOptions
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode import envelope as envelopes
+from qtasks.tasks.encode.envelope import Envelope
+from qtasks.tasks.encode.pickling import Purpose
 from qtasks.tasks.options import TaskOptions
 from qtasks.tasks.schedules.recurrence import Zone
 from qtasks.tasks.send.end_callback import EndQuery, ending_at
@@ -75,6 +77,8 @@ class DesiredSchedule:
     """What the code declares. The end callback is not a part of it: it never makes a schedule look changed."""
     end_url: str = ""
     """Where the ends of its calls are reported."""
+    is_coded: bool = False
+    """True if `body` has encoded arguments: another body may say the same, and only the fingerprint tells."""
 
     @property
     def id(self) -> str:
@@ -127,7 +131,7 @@ class ScheduleDeclaration:
                 "`unique` is decided by the process that sends a call, and the service sends the calls of a schedule",
                 fix='overlap="skip" or overlap="wait"',
             )
-        if options.pickled:
+        if options.form.pickled:
             raise self._error(
                 "its arguments are pickled, and a schedule may outlive the Python version that a pickle needs",
                 fix="schedule a task that takes JSON and calls this one",
@@ -151,11 +155,16 @@ class ScheduleDeclaration:
         if self.overlap == "wait" and options.queue is not None:
             raise self._error('a queue already decides which calls wait, so overlap="wait" has no meaning with it')
 
-    def call(self, base_url: str) -> Outgoing:
-        """The message of a run now, with a new call id. Raises DefinitionError, ArgumentsError."""
+    def call(self, base_url: str, *, is_run: bool = True) -> Outgoing:
+        """The message of a run now, with a new call id. Raises DefinitionError, ArgumentsError.
+
+        `is_run` is false for the message that is the model of all runs.
+        """
         schedule_id = identity(base_url, self.task.name, self.name)
         task = self.task.using(key=schedule_id, parallelism=1) if self.overlap == "wait" else self.task
-        message = task.message_with(task.parameters.check(task.parameters.bind(self.args, self.kwargs)), len(self.args))
+        values = task.parameters.check(task.parameters.bind(self.args, self.kwargs))
+        purpose = None if is_run else Purpose.schedule(task.name, schedule_id)
+        message = task.message_with(values, len(self.args), purpose=purpose)
         envelope = replace(
             message.envelope, schedule=schedule_id, overlap=envelopes.SKIP if self.overlap == envelopes.SKIP else None
         )
@@ -164,9 +173,10 @@ class ScheduleDeclaration:
 
     def desired(self, base_url: str) -> DesiredSchedule:
         """The schedule that the service should have for environment `base_url`. Raises as `call`."""
-        call = self.call(base_url)
+        call = self.call(base_url, is_run=False)
         # The body is the same at every tick, so the call id of a run is made of its message id.
         body = self.task.encoded(replace(call, envelope=replace(call.envelope, call_id=None))).body
+        compared = body if call.envelope.coded is None else self._compared(call.envelope)
         options = replace(
             call.options,
             delay_ms=self.task.delivery_options.publish.delay_ms,
@@ -176,9 +186,18 @@ class ScheduleDeclaration:
         )
         destination = f"{base_url}/{call.task}"
         kind_label, *other_labels = options.labels
-        labels = (kind_label, f"{label_prefix(base_url)}{_fingerprint(destination, body, options)}", *other_labels)
+        labels = (kind_label, f"{label_prefix(base_url)}{_fingerprint(destination, compared, options)}", *other_labels)
         end_url = EndQuery(call.task).url(base_url)
-        return DesiredSchedule(self.title, destination, body, replace(options, labels=labels), end_url)
+        return DesiredSchedule(
+            self.title, destination, body, replace(options, labels=labels), end_url, is_coded=compared is not body
+        )
+
+    def _compared(self, envelope: Envelope) -> bytes:
+        """What the fingerprint covers in place of a body with encoded arguments: that is another one each time."""
+        codec = self.task.codec
+        args, kwargs = codec.opened(envelope).value
+        plain = replace(envelope, call_id=None, coded=None, args=args, kwargs=kwargs)
+        return codec.encoding.fingerprint(envelopes.encode(plain))
 
     def _error(self, text: str, *, fix: str | None = None) -> DefinitionError:
         return DefinitionError(f"schedule {self.title}: {text}", fix=fix, code=ErrorCode.OPTION_INVALID)

@@ -216,6 +216,12 @@ def _name_of_arguments(task: BaseTask[..., Any], args: Sequence[Any], kwargs: Ma
     """The default name of a dynamic schedule: a hash of its arguments, so that the same call replaces the schedule."""
     if not args and not kwargs:
         return ""
+    if task.encoding.form.encrypts:
+        raise DefinitionError(
+            f"{task.name}: the name of a schedule is made of its arguments, which could be guessed from it",
+            fix='give it a name: .schedule(..., name="...")',
+            code=ErrorCode.OPTION_INVALID,
+        )
     plain = task.parameters.to_json(task.parameters.check(task.parameters.bind(args, kwargs)))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 

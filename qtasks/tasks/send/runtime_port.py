@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from qtasks.tasks.codec import WireForm
+from qtasks.tasks.encode.keyring import Keyring
 from qtasks.tasks.results.task_result import ResultAccess
 from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.send.publisher import Publisher
@@ -13,7 +15,17 @@ from qtasks.tasks.settings import Settings
 
 
 class Runtime(ResultAccess, Protocol):
-    """Opens each part of an application on first use: settings, client, results, pickles."""
+    """Opens each part of an application on first use: settings, client, results, pickles, encryption."""
+
+    @property
+    def keyring(self) -> Keyring:
+        """Opens pickles and encryption."""
+        ...
+
+    @property
+    def form(self) -> WireForm:
+        """How arguments and results travel where a task does not say it."""
+        ...
 
     @property
     def send_middleware(self) -> Sequence[SendMiddleware]:

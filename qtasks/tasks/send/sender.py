@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from typing import Any, Protocol, TypeVar
 
 from qtasks.errors import ArgumentsError
-from qtasks.tasks.encode.typed_json import TypedJson
+from qtasks.tasks.encode.result_codec import ResultForm
 from qtasks.tasks.results.backend import Lock, ResultBackend, ResultStatus
 from qtasks.tasks.results.inquiry import ENDED, OVERDUE_MS, Subject
 from qtasks.tasks.results.task_result import TaskResult
@@ -37,8 +37,8 @@ Steps = Generator[Work, Any, T]
 class SendableTask(Protocol[R]):
     """The part of a task that sending uses."""
 
-    def result_form(self) -> TypedJson[R] | None:
-        """Reads and writes the result as JSON; None if JSON cannot carry it."""
+    def result_form(self) -> ResultForm[R]:
+        """Reads the stored results."""
         ...
 
     def not_encodable(self, message: Outgoing, error: ValueError) -> ArgumentsError:

@@ -23,7 +23,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field, JsonValue
 
 from qtasks.tasks.encode import envelope
-from qtasks.tasks.encode.pickling import shown
+from qtasks.tasks.encode.encoding import shown
 from qtasks.tasks.ports import Lifespan
 from qtasks.tasks.progress import Progress
 from qtasks.tasks.results.backend import ResultBackend, ResultRecord, ResultStatus, read_record

@@ -349,7 +349,7 @@ async def test_a_signed_body_that_is_no_envelope_is_never_tried_again(harness: H
 
 
 async def test_an_envelope_of_a_newer_program_is_kept_for_a_newer_dispatcher(harness: Harness) -> None:
-    answer = await harness.deliver("add", b'{"v":2}')
+    answer = await harness.deliver("add", b'{"v":3}')
     assert answer.status == 503
     assert error(answer)[1] == "QT429"
     assert answer.headers == (("Retry-After", "10"),)

@@ -27,7 +27,7 @@ from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError, P
 from qtasks.tasks.encode import pickling
 from qtasks.tasks.encode.envelope import Envelope, encode
 from qtasks.tasks.encode.pickling import ForgedError, Pickles, Purpose
-from qtasks.tasks.encode.result_codec import load
+from qtasks.tasks.encode.result_codec import ResultForm
 from qtasks.tasks.task import Task
 from tests.support.tasks import application, envelope
 from tests.unit.tasks.manual_broker import ManualBroker, SentMessage, json_of
@@ -401,7 +401,7 @@ async def test_a_call_under_an_old_name_is_read_and_one_of_another_task_is_not(b
         message = broker.take()
         call_id = message.envelope["id"]
         message.task = "mail.old"
-        text = runtime.pickles().dump(((Canary(),), {}), Purpose.arguments(name, call_id))
+        text = runtime.keyring.pickles().dump(((Canary(),), {}), Purpose.arguments(name, call_id))
         message.body = encode(Envelope(call_id, pickled=text))
         SONGS.clear()
         assert (await broker.deliver(message)).status == status
@@ -659,5 +659,6 @@ async def test_the_secret_does_not_show_in_an_error(broker: ManualBroker) -> Non
 
 
 def test_a_stored_text_that_is_neither_is_a_result_error() -> None:
+    encoding = application(**PERMITTED).task(sing).encoding
     with pytest.raises(ResultError, match="values of its declared type cannot be read from JSON"):
-        load(None, "5", pickles, Purpose.result("work", "call_1"))
+        ResultForm(None, encoding).load("5", Purpose.result("work", "call_1"))

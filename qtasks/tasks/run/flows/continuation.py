@@ -14,10 +14,10 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, QTasksError, ResultError
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode.argument_codec import ArgumentCodec
+from qtasks.tasks.encode.encryption import is_sealed
 from qtasks.tasks.encode.envelope import Envelope
-from qtasks.tasks.encode.pickling import Pickles, Purpose, is_pickle
-from qtasks.tasks.encode.result_codec import load
-from qtasks.tasks.encode.typed_json import TypedJson
+from qtasks.tasks.encode.pickling import Purpose, is_pickle
+from qtasks.tasks.encode.result_codec import ResultForm
 from qtasks.tasks.flow import steps
 from qtasks.tasks.flow.step_arguments import PreviousResult
 from qtasks.tasks.results.backend import ResultStatus
@@ -48,13 +48,9 @@ class TasksHere:
         """See `KnownTasks`."""
         return self.tasks[task].codec if task in self.tasks else None
 
-    def result_form(self, task: str) -> TypedJson[Any] | None:
-        """Reads the results of a task; None for one that is not known here, or whose results JSON cannot carry."""
+    def result_form(self, task: str) -> ResultForm[Any] | None:
+        """Reads the results of a task; None for one that is not known here."""
         return self.tasks[task].result_form() if task in self.tasks else None
-
-    def pickles(self) -> Pickles:
-        """See `KnownTasks`."""
-        return next(iter(self.tasks.values())).runtime.pickles()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +67,37 @@ class RecordedResult:
         """See `PreviousResult`."""
         return self.task
 
+    @property
+    def is_encrypted(self) -> bool:
+        """See `PreviousResult`."""
+        return is_sealed(self.text)
+
     def plain(self) -> Any:
         """See `PreviousResult`."""
-        if is_pickle(self.text):
+        content, form = None, self.here.result_form(self.task)
+        if not is_pickle(self.text):
+            if form is None:  # it was recorded by a process that knows the task
+                return json.loads(self.text)
+            content = form.encoding.read(self.text, self._purpose)
+        if content is None or content.is_pickled:
             raise ResultError(
                 f"the result of {self.task} is a pickle; the next task of the flow takes JSON",
                 code=ErrorCode.RESULT_NOT_SERIALIZABLE,
             )
-        return json.loads(self.text)
+        return content.value
 
     def typed(self) -> Any:
         """See `PreviousResult`."""
-        purpose = Purpose.result(self.task, self.call_id)
-        return load(self.here.result_form(self.task), self.text, self.here.pickles, purpose)
+        if (form := self.here.result_form(self.task)) is None:
+            raise ResultError(
+                f"the result of {self.task} cannot be read: the task is not known here",
+                code=ErrorCode.RESULT_UNREADABLE,
+            )
+        return form.load(self.text, self._purpose)
+
+    @property
+    def _purpose(self) -> Purpose:
+        return Purpose.result(self.task, self.call_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +106,7 @@ class EmptyResult:
 
     value: list[Any]
     source: str = "an empty group"
+    is_encrypted: bool = False
 
     def plain(self) -> list[Any]:
         """See `PreviousResult`."""
@@ -112,6 +127,11 @@ class GroupResults:
     def source(self) -> str:
         """See `PreviousResult`."""
         return f"a group of {', '.join(dict.fromkeys(member.source for member in self.members))}".removesuffix(" of ")
+
+    @property
+    def is_encrypted(self) -> bool:
+        """See `PreviousResult`."""
+        return any(member.is_encrypted for member in self.members)
 
     def plain(self) -> list[Any]:
         """See `PreviousResult`."""
