@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 import tomllib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -168,20 +169,41 @@ def _import_failed(target: AppLocation, error: BaseException) -> AppError:
 
 
 def _find_app(module: ModuleType, target: AppLocation) -> Any:
-    """The named object; without a name the FastAPI application of the module, its QTasks object, or the default one."""
+    """The named object; without a name the application of the module, its QTasks object, or the default one.
+
+    A function that is named makes the application. Of several applications it is the first that serves tasks and is
+    not inside of another one.
+    """
     if target.attribute is not None:
         try:
-            return getattr(module, target.attribute)
+            named = getattr(module, target.attribute)
         except AttributeError:
             raise AppError(
                 f"module {target.module!r} has no {target.attribute!r}{did_you_mean(target.attribute, vars(module))}",
                 details={"looked in": str(module.__file__)},
                 code=ErrorCode.APPLICATION_UNUSABLE,
             ) from None
-    from fastapi import FastAPI
+        return _made_by(named, target) if inspect.isfunction(named) else named
+    from qtasks.tasks.web.applications import is_application, outermost, place_of
 
-    applications = [value for value in vars(module).values() if isinstance(value, FastAPI)]
-    return applications[0] if applications else _tasks_of(module, target)
+    applications = [value for value in vars(module).values() if is_application(value)]
+    serving = outermost([app for app in applications if place_of(app) is not None])
+    return next(iter([*serving, *applications]), None) or _tasks_of(module, target)
+
+
+def _made_by(factory: Callable[[], Any], target: AppLocation) -> Any:
+    """What a function without parameters returns. Raises AppError for any other function, and if it fails."""
+    required = [each.name for each in inspect.signature(factory).parameters.values() if each.default is each.empty]
+    if required:
+        raise AppError(
+            f"{target} is a function with parameters; expected an application, or a function that makes one",
+            details={"parameters": ", ".join(required)},
+            code=ErrorCode.APPLICATION_UNUSABLE,
+        )
+    try:
+        return factory()
+    except (Exception, SystemExit) as error:
+        raise _import_failed(target, error) from None
 
 
 def _tasks_of(module: ModuleType, target: AppLocation) -> QTasks:
@@ -210,14 +232,12 @@ def _tasks_of(module: ModuleType, target: AppLocation) -> QTasks:
 
 
 def _loaded_app(candidate: Any, target: AppLocation) -> LoadedApp:
-    from fastapi import FastAPI
-
-    from qtasks.tasks.web.applications import prefix_of
+    from qtasks.tasks.web.applications import is_application, prefix_of
 
     if isinstance(candidate, QTasks):
         app = candidate.asgi_app()
         return LoadedApp(str(target), candidate, app, prefix_of(app) or "")
-    if not isinstance(candidate, FastAPI):
+    if not is_application(candidate):
         raise AppError(
             f"{target} is a {type(candidate).__name__}; expected a FastAPI application or a QTasks object",
             code=ErrorCode.APPLICATION_UNUSABLE,

@@ -319,7 +319,7 @@ class QTasks(Registry):
             )
 
 
-def served_by(app: FastAPI) -> QTasks | None:
+def served_by(app: object) -> QTasks | None:
     """The application object whose tasks `app` serves, or None if it does not serve any."""
     from qtasks.tasks.web.applications import owner_of
 

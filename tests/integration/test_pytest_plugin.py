@@ -104,6 +104,42 @@ def test_tasks_without_an_application_object_are_found_as_well(run: Run) -> None
     run(test_it=test).assert_outcomes(passed=1)
 
 
+JOBS = (
+    APP.replace("from qtasks", "from fastapi import FastAPI\n    from qtasks")
+    + """
+    api = FastAPI()
+    api.include_router(tasks.router, prefix="/jobs")
+"""
+)
+IMPORTS = DRAINS.replace("from tasks", "from jobs")
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["", "    app = FastAPI()\n    app.mount('/api', api)\n", "    other = QTasks()\n", "    other = FastAPI()\n"],
+    ids=["alone", "mounted", "beside an unused set of tasks", "beside an application without tasks"],
+)
+def test_the_one_application_that_the_tests_import_is_found_whatever_its_file_is_called(run: Run, end: str) -> None:
+    run(jobs=JOBS + end, test_it=IMPORTS).assert_outcomes(passed=1)
+
+
+def test_tasks_that_no_application_serves_are_found_in_any_file(run: Run) -> None:
+    run(jobs=APP, test_it=IMPORTS).assert_outcomes(passed=1)
+
+
+def test_a_file_with_a_usual_name_and_without_tasks_is_not_in_the_way(run: Run) -> None:
+    run(main="from fastapi import FastAPI\napp = FastAPI()\n", jobs=JOBS, test_it=IMPORTS).assert_outcomes(passed=1)
+
+
+def test_between_two_applications_the_error_names_both(run: Run) -> None:
+    more = "    more = FastAPI()\n    more.include_router(tasks.router, prefix='/more')\n"
+    result = run(jobs=JOBS + more, test_it=IMPORTS)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*no application is named, and 2 with tasks are in this process*"])
+    result.stdout.fnmatch_lines(["*jobs:api*"])
+    result.stdout.fnmatch_lines(["*jobs:more*"])
+
+
 def test_where_nothing_is_found_the_error_says_how_to_name_it(run: Run) -> None:
     found = run(test_it="def test_it(qtasks): ...")
     found.assert_outcomes(errors=1)

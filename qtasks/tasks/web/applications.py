@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import gc
 import inspect
+import itertools
 import sys
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Host, Mount, NoMatchFound
@@ -23,8 +24,12 @@ from qtasks.tasks.ports import Receive, Scope, Send
 if TYPE_CHECKING:
     from types import FrameType
 
+T = TypeVar("T")
+
 ROUTE_NAME: Final = "qtasks"
 """The name of the route to the tasks."""
+_LAYERS: Final = 64
+"""How many layers of middleware are looked through."""
 _FRAMES: Final = 200
 """How many callers are looked at for the lifespan."""
 
@@ -88,32 +93,37 @@ def owner_of(app: object) -> object | None:
     return None if (endpoint := endpoint_of(app)) is None else endpoint.owner
 
 
+def is_application(value: object) -> bool:
+    """True for an application of Starlette or FastAPI, also inside of middleware."""
+    if isinstance(value, (type, BaseRoute)) or not callable(value):
+        return False
+    return any(isinstance(layer, Starlette) for layer in layers(value))
+
+
 def layers(app: object) -> Iterator[object]:
     """`app` and what it wraps, from the outside: each layer of middleware has the next one as its attribute `app`."""
-    seen: set[int] = set()
     layer: object | None = app
-    while layer is not None and id(layer) not in seen:
-        seen.add(id(layer))
+    for _ in range(_LAYERS):
+        if layer is None:
+            return
         yield layer
         inner = getattr(layer, "middleware_stack" if isinstance(layer, Starlette) else "app", None)
         layer = inner if inner is not None else getattr(layer, "router", None)
 
 
-def serving(route_name: str) -> list[Starlette]:
-    """The applications alive in this process that serve the named route and are not mounted in another of them."""
-    return outermost([app for app in _alive() if place_of(app, route_name) is not None])
+def serving(route_name: str = ROUTE_NAME) -> list[Starlette]:
+    """The applications alive in this process that serve the named route, and are not mounted in another of them."""
+    apps = outermost([app for app in _alive() if place_of(app, route_name) is not None])
+    if len(apps) > 1 and gc.collect():  # some of them may only wait for the collector
+        apps = []  # without a reference from here
+        apps = outermost([app for app in _alive() if place_of(app, route_name) is not None])
+    return apps
 
 
-def serving_any() -> list[Starlette]:
-    """The applications alive in this process that serve any tasks and are not mounted in another of them."""
-    return outermost([app for app in _alive() if place_of(app) is not None])
-
-
-def outermost(apps: Iterable[Starlette]) -> list[Starlette]:
-    """Those of `apps` that are not mounted in another one."""
-    listed = list(apps)
-    mounted = {id(inner) for app in listed for inner in _mounted(app)}
-    return [app for app in listed if id(app) not in mounted]
+def outermost(apps: Sequence[T]) -> list[T]:
+    """Those of `apps` that are not inside of another one."""
+    inside = {id(inner) for app in apps for inner in _inside(app)}
+    return [app for app in apps if id(app) not in inside]
 
 
 def lifespan_scope() -> Scope | None:
@@ -149,12 +159,13 @@ def _prefix(route: BaseRoute, route_name: str) -> str | None:
         return None
 
 
-def _mounted(app: object) -> Iterator[object]:
-    """The applications mounted in `app`, at any depth."""
+def _inside(app: object) -> Iterator[object]:
+    """What `app` wraps, and the applications mounted in it, at any depth."""
+    yield from itertools.islice(layers(app), 1, None)
     for route in routes_of(app):
         if isinstance(route, (Mount, Host)):
-            yield from layers(route.app)
-            yield from _mounted(route.app)
+            yield route.app
+            yield from _inside(route.app)
 
 
 def _alive() -> list[Starlette]:

@@ -264,3 +264,59 @@ def test_a_module_without_tasks_says_what_is_looked_for(tmp_path: Path, monkeypa
 def test_a_target_is_shown_as_it_is_typed() -> None:
     assert str(AppLocation(Path(), "a.b", None, "")) == "a.b"
     assert str(AppLocation(Path(), "a.b", "c", "")) == "a.b:c"
+
+
+# -- several applications, and applications in other forms
+
+SEVERAL = TASKS + (
+    "from fastapi import FastAPI\nfrom starlette.middleware.gzip import GZipMiddleware\n"
+    "admin = FastAPI()\napi = FastAPI()\napi.include_router(tasks.router, prefix='/jobs')\n"
+)
+FACTORY = TASKS + (
+    "from fastapi import FastAPI\n"
+    "def create_app():\n    app = FastAPI()\n    app.include_router(tasks.router, prefix='/jobs')\n    return app\n"
+    "def with_settings(settings, debug=False): ...\n"
+    "def fails():\n    raise OSError('no settings')\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "attribute", "prefix"),
+    [
+        ("", "api", "/jobs"),
+        ("app = FastAPI()\napp.mount('/api', api)\n", "app", "/api/jobs"),
+        ("app = FastAPI()\napp.mount('/api', api, name='api')\n", "app", "/api/jobs"),
+        ("app = GZipMiddleware(api)\n", "app", "/jobs"),
+        (
+            "inner = FastAPI()\ninner.mount('/api', api)\napp = GZipMiddleware(GZipMiddleware(inner))\n",
+            "app",
+            "/api/jobs",
+        ),
+    ],
+    ids=["beside one without tasks", "mounted", "mounted under a name", "in middleware", "in both"],
+)
+def test_of_several_applications_the_outermost_one_with_tasks_is_served(
+    tmp_path: Path, line: str, attribute: str, prefix: str
+) -> None:
+    write(tmp_path, "several_apps.py", code=SEVERAL + line)
+    found = loaded(tmp_path, "several_apps.py")
+    assert found.app is getattr(sys.modules["several_apps"], attribute)
+    assert (found.prefix, list(found.tasks.tasks)) == (prefix, ["add"])
+
+
+def test_a_function_makes_the_application(tmp_path: Path) -> None:
+    write(tmp_path, "made_app.py", code=FACTORY)
+    found = loaded(tmp_path, "made_app:create_app")
+    assert (found.prefix, list(found.tasks.tasks)) == ("/jobs", ["add"])
+
+
+@pytest.mark.parametrize(
+    ("attribute", "text"),
+    [
+        ("with_settings", "QT602 made_app:with_settings is a function with parameters"),
+        ("fails", "OSError: no settings"),
+    ],
+)
+def test_a_function_that_makes_no_application_says_why(tmp_path: Path, attribute: str, text: str) -> None:
+    write(tmp_path, "made_app.py", code=FACTORY)
+    assert text in refusal(tmp_path, f"made_app:{attribute}")
