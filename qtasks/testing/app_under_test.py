@@ -78,15 +78,15 @@ def _imported() -> FastAPI | QTasks | None:
     gc.collect()  # what earlier tests have left is not meant
     served = serving()
     alone = [tasks for tasks in _alive() if tasks.tasks and all(served_by(app) is not tasks for app in served)]
-    found: list[Any] = served or alone
-    if len(found) > 1:
+    candidates: list[Any] = served or alone
+    if len(candidates) > 1:
         raise AppError(
-            f"no application is named, and {len(found)} with tasks are in this process",
-            details={"found": [_described(each) for each in found]},
+            f"no application is named, and {len(candidates)} with tasks are in this process",
+            details={"found": [_described(each) for each in candidates]},
             fix=_FIX,
             code=ErrorCode.APPLICATION_NOT_FOUND,
         )
-    return found[0] if found else None
+    return candidates[0] if candidates else None
 
 
 def _alive() -> list[QTasks]:
