@@ -25,6 +25,7 @@ from qtasks.cli.loader import AppLocation, load
 from qtasks.cli.output import NonBlockingStream, log_to
 from qtasks.cli.uvicorn_server import FAILED, UvicornServer, serve
 from qtasks.errors import QTasksError
+from qtasks.tasks.web.gateway import SocketGateway
 
 RETIRE: Final = signal.SIGUSR1
 """The signal to a child that is replaced: answer the requests that are still arriving, then end."""
@@ -115,7 +116,7 @@ def _serve(options: ChildOptions) -> int:
         _report(options.report, {"retired": True})
 
     server = UvicornServer(
-        loaded.app if options.production else DevGuard(loaded.app, options.hosts),
+        loaded.app if options.production else DevGuard(SocketGateway(loaded.app, loaded.prefix), options.hosts),
         drain_s=options.drain_s,
         hand_back=loaded.tasks.runtime.hand_back,
         started=report_started,

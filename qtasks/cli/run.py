@@ -19,6 +19,7 @@ from qtasks.cli.public_credentials import refuse_public_credentials
 from qtasks.cli.uvicorn_server import NO_LIMITS, UvicornServer, has_limits, serve
 from qtasks.cli.workers import WorkerPool
 from qtasks.embedded import Embedded
+from qtasks.tasks.web.gateway import Outermost
 
 log = logging.getLogger("qtasks.run")
 
@@ -83,7 +84,7 @@ def command(app: str | None, host: str, port: int, workers: int, drain: float, e
         if workers == 1:
             runtime = loaded.tasks.runtime
             server = UvicornServer(
-                loaded.app,
+                Outermost(loaded.app) if embedded is not None else loaded.app,
                 drain_s=drain,
                 hand_back=runtime.hand_back,
                 started=started,

@@ -131,3 +131,18 @@ def test_a_message_to_the_broker_itself_is_refused_at_publish(dev: Running, host
     endpoints = f'{{"endpoints":[{{"url":"{itself}"}}]}}'.encode()
     answer = ask("POST", f"{dev.broker}/v2/topics/loop/endpoints", token=PUBLIC.token, body=endpoints)
     assert (answer.status, "own address" in answer.json["error"]) == (400, True)
+
+
+def test_an_application_that_answers_to_its_own_host_and_scheme_only_runs_its_tasks(tmp_path: Path) -> None:
+    checks = (
+        "from starlette.middleware.httpsredirect import HTTPSRedirectMiddleware\n"
+        "from starlette.middleware.trustedhost import TrustedHostMiddleware\n"
+        "app.add_middleware(HTTPSRedirectMiddleware)\n"
+        "app.add_middleware(TrustedHostMiddleware, allowed_hosts=['shop.example.com'])\n"
+    )
+    (tmp_path / "main.py").write_text(APPLICATION + checks)
+    with Dev(tmp_path, "main.py", "--memory") as process:
+        process.started()
+        shown = process.run("from main import note; print(note.delay('hello').get(timeout=20))")
+        assert shown == "hello\n"
+        assert process.stop() == 0

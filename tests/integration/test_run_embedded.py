@@ -89,3 +89,37 @@ def test_an_application_with_a_broker_inside_is_told_of_it(folder: Path) -> None
     refused = qtasks("run", "main:app", "--embedded", "jobs.db", folder=folder)
     assert refused.status == 2
     assert "the tasks have an embedded broker already: Embedded('own.db')" in refused.err
+
+
+def test_middleware_around_the_application_is_passed_by_tasks_too(folder: Path) -> None:
+    around = """
+import contextvars
+
+TENANT = contextvars.ContextVar("tenant", default="nobody")
+
+
+class Tenant:
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        TENANT.set("acme")
+        await self.app(scope, receive, send)
+
+
+@tasks.task
+async def tenant() -> str:
+    return TENANT.get()
+
+
+@app.post("/tenant")
+async def told() -> str:
+    return await (await tenant.adelay())
+
+
+app = Tenant(app)
+"""
+    (folder / "main.py").write_text(MAIN + around)
+    with run(folder, port := free_port()) as running:
+        assert ask("POST", f"http://127.0.0.1:{port}/tenant").json == "acme"
+        assert running.stop(signal.SIGTERM) == 0

@@ -34,6 +34,10 @@ NO_DELIVERY_KEY: Final = "qtasks.no_delivery"
 DELIVERY_KEY: Final = "qtasks.delivery"
 """In the scope of a delivery through a gateway: the `GatewayDelivery`, on which the dispatcher notes its arrival."""
 
+OUTERMOST_KEY: Final = "qtasks.outermost"
+"""In the scope of a lifespan: the application that the server calls, middleware around it included."""
+
+_SIGNATURE: Final = b"upstash-signature"
 _DISPATCHER: Final = DISPATCHER_HEADER.lower().encode()
 _DISPATCHER_LINE: Final = (_DISPATCHER, b"true")
 """On every response, so that the broker can tell them from those of a proxy in front of a dead application."""
@@ -229,6 +233,37 @@ _PROBE: Final[Scope] = {
     "server": ("qtasks.internal", 80),
     NO_DELIVERY_KEY: "it only asks whether deliveries arrive",
 }
+
+
+class SocketGateway(Gateway):
+    """An application behind a socket of this machine, for development and tests.
+
+    Its broker knows it by the name of this machine. Deliveries get the host and the scheme that the application
+    accepts; every other request passes as it came.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the lifespan."""
+        if scope["type"] == "lifespan":
+            scope[OUTERMOST_KEY] = self.app
+        is_delivery = scope["type"] == "http" and scope["path"].startswith(f"{self._prefix}/")
+        if is_delivery and any(name == _SIGNATURE for name, _ in scope["headers"]):
+            await self._deliver(scope["path"].rsplit("/", 1)[-1], scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+class Outermost:
+    """An application as a server of ours serves it: its lifespan learns of the middleware around it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the lifespan."""
+        if scope["type"] == "lifespan":
+            scope[OUTERMOST_KEY] = self._app
+        await self._app(scope, receive, send)
 
 
 async def answer(send: Send, response: DispatchResponse) -> None:

@@ -33,7 +33,7 @@ from qtasks.tasks.run.decision import DispatchResponse, Interruption
 from qtasks.tasks.run.dispatcher import Dispatcher, log
 from qtasks.tasks.run.run import Run
 from qtasks.tasks.web.applications import ENDPOINTS, ROUTE_NAME, lifespan_scope, place_of, serving
-from qtasks.tasks.web.gateway import DELIVERY_KEY, NO_DELIVERY_KEY, Gateway, answer
+from qtasks.tasks.web.gateway import DELIVERY_KEY, NO_DELIVERY_KEY, OUTERMOST_KEY, Gateway, answer
 
 MAX_REQUEST = 4 * 1024 * 1024
 """The largest delivery in bytes. A call has 1 MiB at most; a callback that contains a response is larger."""
@@ -302,10 +302,11 @@ class TaskRoutes:
         That is the outermost application that serves the tasks, with the state of its lifespan.
         """
         scope = lifespan_scope()
-        outer = app if scope is None else scope.get("app", app)
+        outermost = None if scope is None else scope.get(OUTERMOST_KEY)
+        outer = None if scope is None else scope.get("app")
         state: Mapping[str, Any] = {} if scope is None else scope.get("state", {})
-        for each in (outer, app):
-            if (place := place_of(each, self._endpoint.route_name)) is not None:
+        for each in (outermost, outer, app):
+            if each is not None and (place := place_of(each, self._endpoint.route_name)) is not None:
                 return self._gateway(each, place.prefix, state=state, is_open=False)
         return self._gateway(self.bare_app, BARE_PREFIX, is_open=False)
 

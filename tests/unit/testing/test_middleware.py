@@ -7,6 +7,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
 from starlette.applications import Starlette
@@ -105,6 +106,22 @@ def test_a_delivery_passes_what_asks_for_a_host_or_a_scheme(
     handles = [tasks.tasks["double"].delay(n) for n in (2, 3)]
     assert qtasks.drain() == 2
     assert [handle.get() for handle in handles] == [4, 6]
+
+
+@pytest.mark.parametrize("name", ["one host", "https, then a host", "https as a proxy says it"])
+def test_behind_a_socket_of_a_test_it_passes_as_well(app: FastAPI, tasks: QTasks, name: str) -> None:
+    middleware(app, *LETTING_PASS[name])
+
+    @app.get("/page")
+    def page(request: Request) -> str:
+        return str(request.url.scheme)
+
+    with Environment(app, mode="full"):
+        assert tasks.tasks["double"].delay(4).get(timeout=20) == 8
+        origin = (tasks.settings.base_url or "").removesuffix("/jobs")
+        assert httpx.get(f"{origin}/page").status_code in (307, 308, 400)  # nothing else is let through
+        forged = httpx.post(f"{origin}/jobs/double", headers={"Upstash-Signature": "forged"})
+        assert forged.status_code == 401
 
 
 @pytest.mark.parametrize(
