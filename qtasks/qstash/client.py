@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from qtasks.protocol.messages import PublishOptions
+from qtasks.protocol.service_url import shown
 from qtasks.qstash.chat import ChatApi
 from qtasks.qstash.conversation import sync_driver
 from qtasks.qstash.conversation.exchange import DEFAULT_TIMEOUT_S, Retry, RetryConfig
@@ -41,7 +42,8 @@ class QStash:
         sleep: Function that waits between attempts; takes seconds.
         monotonic: Function that returns the time in seconds, which limits the retries.
 
-    Raises ConfigurationError if there is no token. Close it, or use it as a context manager.
+    Raises ConfigurationError if there is no token. The URL is checked when it is used. Close the client, or use it as a
+    context manager.
     """
 
     def __init__(
@@ -99,4 +101,4 @@ class QStash:
         self.close()
 
     def __repr__(self) -> str:
-        return f"QStash(base_url={self.http.credentials.base_url!r})"
+        return f"QStash(base_url={shown(self.http.credentials.base_url)!r})"

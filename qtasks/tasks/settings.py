@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -22,6 +21,7 @@ from qtasks.errors import ConfigurationError, did_you_mean
 from qtasks.protocol import development, durations
 from qtasks.protocol.loopback import is_loopback_url
 from qtasks.protocol.messages import MAX_DELAY_MS, SigningKeys
+from qtasks.protocol.service_url import UrlProblem, problem_of, shown, without_api_path
 from qtasks.tasks.dev_server import DevServer
 from qtasks.tasks.ports import Connection
 
@@ -385,19 +385,13 @@ def _of_dev_switch(environment: Mapping[str, str]) -> dict[str, object]:
 
 def _http_url(value: object, name: str, origin: str) -> str:
     """An http(s) URL without query, fragment, credentials or trailing slash."""
-    text = str(value).rstrip("/")
-    if name == "url":
-        text = text.removesuffix("/v2/publish")  # a mistake that the JavaScript SDK repairs as well
-    try:
-        parts = urlsplit(text)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and text.isascii()
-    except ValueError:  # a malformed port or IPv6 address
-        parts, usable = urlsplit(""), False
-    if not usable or parts.username is not None or parts.query or parts.fragment:
-        shown = re.sub(r"//[^/@]*@", "//***@", text)[:200]
+    text = without_api_path(str(value)) if name == "url" else str(value).rstrip("/")
+    problem = problem_of(text)
+    if problem is None and not text.isascii():
+        problem = UrlProblem("contains a character that is not ASCII", "write its host in ASCII, xn--...")
+    if problem is not None:
         raise ConfigurationError(
-            f"{VARIABLES[name]} (from {origin}) is not an address: {shown!r}",
-            fix="write one such as https://app.example.com/qtasks, without query or user name",
+            f"{VARIABLES[name]} (from {origin}) is not an address: {shown(text)!r} {problem.what}", fix=problem.fix
         )
     return text
 

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from qtasks.protocol.messages import PublishOptions
+from qtasks.protocol.service_url import shown
 from qtasks.qstash.asyncio.chat import AsyncChatApi
 from qtasks.qstash.asyncio.dlq import AsyncDlqApi
 from qtasks.qstash.asyncio.event import AsyncEventApi
@@ -83,4 +84,4 @@ class AsyncQStash:
         await self.close()
 
     def __repr__(self) -> str:
-        return f"AsyncQStash(base_url={self.http.credentials.base_url!r})"
+        return f"AsyncQStash(base_url={shown(self.http.credentials.base_url)!r})"

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
-from qtasks.errors import BrokerUnreachable
+from qtasks.errors import BrokerUnreachable, QStashError
 from qtasks.qstash.conversation import request_builder
 from qtasks.qstash.conversation.credentials import resolve
 from qtasks.qstash.conversation.exchange import (
@@ -135,6 +135,9 @@ class AsyncHttpClient:
             except StopIteration as end:
                 value: T = end.value
                 return value
+            except QStashError as error:
+                # The trace ends here: what the conversation was doing says less than the message.
+                raise error.with_traceback(None)  # noqa: B904 - it is the same error
 
     async def _perform(self, step: ExchangeStep, send: Callable[[Request, float], Awaitable[Reply]]) -> Outcome | None:
         if isinstance(step, Pause):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from qtasks.errors import ConfigurationError
+from qtasks.protocol.service_url import UrlProblem, problem_of, shown, without_api_path
 
 BASE_URL = "https://qstash.upstash.io"
 """The hosted service; used if neither an argument nor a variable names another URL."""
@@ -15,20 +14,39 @@ BASE_URL = "https://qstash.upstash.io"
 REGIONS = ("US_EAST_1", "EU_CENTRAL_1")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Credentials:
     """The URL of a service and the token for it."""
 
     base_url: str
-    token: str = field(repr=False)
+    token: str
+    source: str = field(default="base_url", compare=False)
+    """The argument or the variable that names the URL."""
+    problem: UrlProblem | None = field(init=False, compare=False)
+    """Why the URL cannot be used, or None."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "problem", problem_of(self.base_url))
+
+    def __repr__(self) -> str:
+        return f"Credentials(base_url={shown(self.base_url)!r})"
+
+    @property
+    def usable_url(self) -> str:
+        """The URL, for a request. Raises ConfigurationError for one that cannot be used."""
+        if self.problem is not None:
+            raise ConfigurationError(
+                f"{self.source} is {shown(self.base_url)!r}, which {self.problem.what}", fix=self.problem.fix
+            )
+        return self.base_url
 
 
 def resolve(token: str | None, base_url: str | None, environ: Mapping[str, str]) -> Credentials:
     """The URL and token of a client. Arguments win over the variables of the region, and these over the plain ones.
 
     If `QSTASH_REGION` is `US_EAST_1` or `EU_CENTRAL_1`, `<REGION>_QSTASH_URL` and `<REGION>_QSTASH_TOKEN` are read. The
-    ending `/v2/publish` of a base URL, a common mistake, is removed. Raises ConfigurationError for a missing
-    token or an invalid value.
+    endings `/v2` and `/v2/publish` of a base URL, a common mistake, are removed. Raises ConfigurationError for a token
+    that is missing or invalid; the URL is checked when it is used.
     """
     chosen_url, url_source = _first(base_url, "base_url", "QSTASH_URL", environ)
     chosen_token, token_source = _first(token, "token", "QSTASH_TOKEN", environ)
@@ -38,7 +56,7 @@ def resolve(token: str | None, base_url: str | None, environ: Mapping[str, str])
         )
     if not chosen_token.isascii() or not chosen_token.isprintable() or " " in chosen_token:
         raise ConfigurationError(f"{token_source} contains characters that are not allowed in a token.")
-    return Credentials(base_url=_checked_url(chosen_url or BASE_URL, url_source), token=chosen_token)
+    return Credentials(without_api_path(chosen_url or BASE_URL), chosen_token, url_source)
 
 
 def region(environ: Mapping[str, str]) -> str | None:
@@ -67,23 +85,3 @@ def variable(name: str, environ: Mapping[str, str]) -> tuple[str | None, str]:
 
 def _first(argument_value: str | None, argument: str, name: str, environ: Mapping[str, str]) -> tuple[str | None, str]:
     return (argument_value.strip(), argument) if argument_value else variable(name, environ)
-
-
-def _checked_url(url: str, source: str) -> str:
-    repaired = re.sub(r"/v2/publish/*$", "", url).rstrip("/")
-    try:
-        parts = urlsplit(repaired)
-        usable = parts.scheme.lower() in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # not a valid port or IPv6 address
-        usable = False
-    if not usable:
-        shown = re.sub(r"//[^/@]*@", "//***@", url)
-        raise ConfigurationError(
-            f"{source} is {shown!r}",
-            details={"expected": "a URL with http:// or https:// and a host"},
-        )
-    if parts.username is not None or parts.query or parts.fragment:
-        raise ConfigurationError(
-            f"{source} must be a plain URL, without user, query or fragment.", fix="put the token into QSTASH_TOKEN"
-        )
-    return repaired

@@ -173,7 +173,7 @@ def read(operation: Operation[T], request: Request, reply: Reply) -> T:
     except QStashError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise failures.not_understood(request, reply, error) from error
+        raise failures.not_understood(request, reply, error) from None  # its text is in the message
 
 
 def is_success(status: int) -> bool:

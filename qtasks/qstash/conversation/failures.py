@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from qtasks.errors import (
@@ -15,25 +17,49 @@ from qtasks.errors import (
 from qtasks.protocol.loopback import is_loopback_url
 from qtasks.qstash.conversation.transport import Reply, Request
 
+if TYPE_CHECKING:
+    from qtasks.qstash.conversation.proxies import Proxy
+
 _SHOWN_BODY = 1000
 """Characters of a reply that an error text quotes; `ApiError.detail` has the whole text."""
 
 _FIXES = {
     401: "the token was rejected: compare QSTASH_TOKEN with the token of your account at the service",
+    407: "a proxy asks for a name and a password: write HTTP_PROXY=http://name:password@host:port",
     412: "raise the limit of the account that this would exceed",
     413: "send less: the message is too large for this service",
 }
 _WRONG_REGION = "user not found in this region"
+_PLAIN_HTTP = re.compile(
+    r"plain HTTP request was sent to|HTTP request to an HTTPS server|plain HTTP to an SSL-enabled", re.IGNORECASE
+)
+"""How nginx, Go and Apache answer a request in http on a port for https."""
 
 
-def unreachable(url: str, why: str, *, sent: bool) -> BrokerUnreachable:
-    """The error of a request to `url` without a reply. `sent` is True if the request may have arrived."""
-    where = origin(url)
+def unreachable(
+    url: str, why: str, *, sent: bool, fix: str | None = None, proxy: Proxy | None = None
+) -> BrokerUnreachable:
+    """The error of a request to `url` without a reply. `sent` is True if the request may have arrived.
+
+    `fix` is None if it is not known why. `proxy` is the one through which it was sent.
+    """
+    details = {} if proxy is None else {"through": f"the proxy {proxy} (from {proxy.source})"}
+    return BrokerUnreachable(
+        f"No answer from {origin(url)}: {why}", sent=sent, details=details, fix=fix or usual_fix(url)
+    )
+
+
+def usual_fix(url: str) -> str:
+    """What to do if a service does not answer, and it is not known why."""
     if is_loopback_url(url):
-        fix = "start a broker with `qtasks dev`, or set QSTASH_URL to a running broker"
-    else:
-        fix = "check that QSTASH_URL is correct and that this machine can reach it"
-    return BrokerUnreachable(f"No answer from {where}: {why}", sent=sent, fix=fix)
+        return "start a broker with `qtasks dev`, or set QSTASH_URL to a running broker"
+    return "check that QSTASH_URL is correct and that this machine can reach it"
+
+
+def fix_for_cut(url: str) -> str:
+    """What to do if a service ends the connection without an answer, as those do that expect https."""
+    may_expect_tls = not url.lower().startswith("https:")
+    return usual_fix(url) + ("; if it speaks https there, write https:// in QSTASH_URL" if may_expect_tls else "")
 
 
 def after_attempts(last: BrokerUnreachable, made: int) -> BrokerUnreachable:
@@ -41,7 +67,8 @@ def after_attempts(last: BrokerUnreachable, made: int) -> BrokerUnreachable:
     if made == 1:
         return last
     error = last.reworded(f"{last.message} ({made} attempts)")
-    error.__cause__ = last.__cause__
+    error.__cause__, error.__context__ = last.__cause__, last.__context__
+    error.__suppress_context__ = True
     return error
 
 
@@ -122,6 +149,8 @@ def _error_text(text: str) -> str:
 def _fix(request: Request, status: int, detail: str) -> str | None:
     if status == 404 and _WRONG_REGION in detail:
         return f"set QSTASH_URL to the region of the token: it belongs to another one than {origin(request.url)}"
+    if status == 400 and _PLAIN_HTTP.search(detail):
+        return "write https:// in QSTASH_URL"
     if 300 <= status < 400:
         return "correct QSTASH_URL (a proxy in front, or http instead of https?): a QStash service never redirects"
     return _FIXES.get(status)

@@ -2,20 +2,20 @@
 
 httpx is imported when the first request is sent, because it takes longer to load than the rest of the package. Proxies
 and certificates from the environment (`HTTPS_PROXY`, `SSL_CERT_FILE`, ...) are used, because a user behind a company
-proxy needs them. A service on this machine is always reached directly.
+proxy needs them; see `proxies`.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, closing, contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
-from qtasks.errors import InvalidCallError
+from qtasks.errors import BrokerUnreachable, InvalidCallError
 from qtasks.forks import keep_inherited, per_process
 from qtasks.qstash.conversation import failures
 from qtasks.qstash.conversation.transport import AsyncStreamed, Reply, Request, Streamed
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     import asyncio
 
     import httpx
+
+    from qtasks.qstash.conversation.proxies import Proxy
+
+C = TypeVar("C")
 
 CONNECT_S = 5.0
 """Seconds to wait for a connection at most. A host that is reachable answers much sooner."""
@@ -46,7 +50,7 @@ class HttpxTransport:
 
     def __init__(self) -> None:
         self._closed = False
-        self._clients: dict[bool, httpx.Client] = {}
+        self._clients: dict[str, _OpenClient[httpx.Client]] = {}
         per_process(self._begin)
 
     def _begin(self) -> None:
@@ -56,9 +60,10 @@ class HttpxTransport:
 
     def send(self, request: Request, timeout_s: float) -> Reply:
         """Make one attempt of at most `timeout_s` seconds. Raises BrokerUnreachable if there is no reply."""
-        client = self._opened(request)  # the first call imports httpx; that must not use up the attempt's time
+        opened = self._opened(request)  # the first call imports httpx; that must not use up the attempt's time
+        client = opened.client
         deadline_s = time.monotonic() + timeout_s
-        with _translated(request, timeout_s):
+        with _translated(request, timeout_s, opened.proxy):
             response = client.send(_prepared(client, request, timeout_s), stream=True)
             with closing(response):
                 body = bytearray()
@@ -71,12 +76,12 @@ class HttpxTransport:
 
     def stream(self, request: Request, timeout_s: float) -> Streamed:
         """As `send`, but return after the headers. `timeout_s` limits each wait for the next piece of the body."""
-        client = self._opened(request)
-        with _translated(request, timeout_s):
-            response = client.send(_prepared(client, request, timeout_s), stream=True)
+        opened = self._opened(request)
+        with _translated(request, timeout_s, opened.proxy):
+            response = opened.client.send(_prepared(opened.client, request, timeout_s), stream=True)
 
         def chunks() -> Iterator[bytes]:
-            with _translated(request, timeout_s):
+            with _translated(request, timeout_s, opened.proxy):
                 yield from response.iter_bytes()
 
         return Streamed(response.status_code, tuple(response.headers.multi_items()), chunks(), response.close)
@@ -85,23 +90,21 @@ class HttpxTransport:
         """Close the connections. Idempotent."""
         with self._lock:
             clients, self._clients, self._closed = self._clients, {}, True
-        for client in clients.values():
-            client.close()
+        for opened in clients.values():
+            opened.client.close()
 
-    def _opened(self, request: Request) -> httpx.Client:
+    def _opened(self, request: Request) -> _OpenClient[httpx.Client]:
         import httpx
 
-        secure = _is_secure(request)
+        origin = _origin(request)
         with self._lock:
             if self._closed:
                 raise RuntimeError("the client is closed")
-            if secure not in self._clients:
-                self._clients[secure] = httpx.Client(
-                    verify=secure,
-                    limits=httpx.Limits(keepalive_expiry=IDLE_S),
-                    mounts=dict.fromkeys(_ALWAYS_DIRECT),
-                )
-            return self._clients[secure]
+            if (opened := self._clients.get(origin)) is None:
+                route = _Route.to(request)
+                client = httpx.Client(limits=httpx.Limits(keepalive_expiry=IDLE_S), **route.settings())
+                opened = self._clients[origin] = _OpenClient(client, route.proxy)
+            return opened
 
 
 class AsyncHttpxTransport:
@@ -125,9 +128,10 @@ class AsyncHttpxTransport:
         import asyncio
 
         connections = self._opened()
-        client = connections.client(request)
+        opened = connections.opened(request)
+        client = opened.client
         async with connections.turns:
-            with _translated(request, timeout_s):
+            with _translated(request, timeout_s, opened.proxy):
                 async with asyncio.timeout(timeout_s):
                     response = await client.send(_prepared(client, request, timeout_s), stream=True)
                     async with aclosing(response):
@@ -139,12 +143,12 @@ class AsyncHttpxTransport:
 
     async def stream(self, request: Request, timeout_s: float) -> AsyncStreamed:
         """As `HttpxTransport.stream`. A stream may last for minutes, so it does not go through the queue."""
-        client = self._opened().client(request)
-        with _translated(request, timeout_s):
-            response = await client.send(_prepared(client, request, timeout_s), stream=True)
+        opened = self._opened().opened(request)
+        with _translated(request, timeout_s, opened.proxy):
+            response = await opened.client.send(_prepared(opened.client, request, timeout_s), stream=True)
 
         async def chunks() -> AsyncIterator[bytes]:
-            with _translated(request, timeout_s):
+            with _translated(request, timeout_s, opened.proxy):
                 async for chunk in response.aiter_bytes():
                     yield chunk
 
@@ -177,31 +181,61 @@ class _LoopConnections:
         import asyncio
 
         self.turns = asyncio.Semaphore(ASYNC_CONNECTIONS)
-        self._clients: dict[bool, httpx.AsyncClient] = {}
+        self._clients: dict[str, _OpenClient[httpx.AsyncClient]] = {}
 
-    def client(self, request: Request) -> httpx.AsyncClient:
+    def opened(self, request: Request) -> _OpenClient[httpx.AsyncClient]:
         import httpx
 
-        secure = _is_secure(request)
-        if secure not in self._clients:
-            self._clients[secure] = httpx.AsyncClient(
-                verify=secure,
-                limits=httpx.Limits(keepalive_expiry=IDLE_S, max_connections=None),
-                mounts=dict.fromkeys(_ALWAYS_DIRECT),
-            )
-        return self._clients[secure]
+        origin = _origin(request)
+        if (opened := self._clients.get(origin)) is None:
+            route = _Route.to(request)
+            limits = httpx.Limits(keepalive_expiry=IDLE_S, max_connections=None)
+            client = httpx.AsyncClient(limits=limits, **route.settings())
+            opened = self._clients[origin] = _OpenClient(client, route.proxy)
+        return opened
 
     async def close(self) -> None:
         while self._clients:
-            await self._clients.popitem()[1].aclose()
+            await self._clients.popitem()[1].client.aclose()
 
 
-_ALWAYS_DIRECT = ("all://127.0.0.1", "all://localhost", "all://[::1]")
+@dataclass(frozen=True, slots=True)
+class _OpenClient(Generic[C]):
+    """A client for one origin, and the proxy that it uses."""
+
+    client: C
+    proxy: Proxy | None
 
 
-def _is_secure(request: Request) -> bool:
-    """True for https. Loading certificates takes 40 ms, so it is skipped for plain http."""
-    return not request.url.lower().startswith("http:")
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """How an origin is reached."""
+
+    is_secure: bool
+    proxy: Proxy | None
+
+    @classmethod
+    def to(cls, request: Request) -> _Route:
+        """The route of a request, as the environment is now. Raises ConfigurationError for an unusable proxy."""
+        from qtasks.qstash.conversation.proxies import proxy_for
+
+        return cls(not request.url.lower().startswith("http:"), proxy_for(request.url))
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of a client of httpx. It reads nothing from the environment itself."""
+        import httpx
+
+        return {
+            # Loading certificates takes 40 ms, so it is skipped for plain http.
+            "verify": httpx.create_ssl_context() if self.is_secure else False,
+            "proxy": None if self.proxy is None else self.proxy.url,
+            "trust_env": False,
+        }
+
+
+def _origin(request: Request) -> str:
+    """Scheme, host and port of a request."""
+    return "/".join(request.url.split("/", 3)[:3])
 
 
 def _prepared(client: httpx.Client | httpx.AsyncClient, request: Request, timeout_s: float) -> httpx.Request:
@@ -222,34 +256,29 @@ def _check_size(request: Request, size: int) -> None:
 
 
 @contextmanager
-def _translated(request: Request, timeout_s: float) -> Iterator[None]:
-    """Replace the errors of httpx by those of the transport port."""
+def _translated(request: Request, timeout_s: float, proxy: Proxy | None) -> Iterator[None]:
+    """Replace the errors of httpx by those of the transport port, which contain their texts."""
     import httpx
+
+    def unreachable(why: str, *, sent: bool, fix: str | None = None) -> BrokerUnreachable:
+        return failures.unreachable(request.url, why, sent=sent, fix=fix, proxy=proxy)
 
     try:
         yield
     except (httpx.InvalidURL, httpx.LocalProtocolError, UnicodeEncodeError) as error:
-        raise InvalidCallError(f"this request cannot be sent: {error}") from error
-    except (httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-        why = f"no connection within {min(CONNECT_S, timeout_s):g} s"
-        raise failures.unreachable(request.url, why, sent=False) from error
-    except (httpx.TimeoutException, TimeoutError) as error:
+        raise InvalidCallError(f"this request cannot be sent: {error}") from None
+    except (httpx.ConnectTimeout, httpx.PoolTimeout):
+        raise unreachable(f"no connection within {min(CONNECT_S, timeout_s):g} s", sent=False) from None
+    except (httpx.TimeoutException, TimeoutError):
         why = f"no answer within {timeout_s:g} s; the request may have been accepted"
-        raise failures.unreachable(request.url, why, sent=True) from error
-    except (httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
-        raise failures.unreachable(request.url, _why(error), sent=False) from error
+        raise unreachable(why, sent=True) from None
     except httpx.HTTPError as error:
-        why = f"{_why(error)}; the request may have been accepted"
-        raise failures.unreachable(request.url, why, sent=True) from error
+        from qtasks.qstash.conversation.connection_errors import explained
 
-
-def _why(error: BaseException) -> str:
-    """The operating system's reason for an error, if there is one: httpx itself says only "connect failed"."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            # asyncio adds its own text to the error number. Name resolution has negative numbers and useful texts.
-            text = os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror
-            return text[:1].lower() + text[1:]
-        cause = cause.__cause__ or cause.__context__
-    return str(error) or type(error).__name__
+        explanation = explained(error)
+        if explanation.is_surely_unheard or isinstance(
+            error, httpx.ConnectError | httpx.ProxyError | httpx.UnsupportedProtocol
+        ):
+            raise unreachable(explanation.why, sent=False, fix=explanation.fix) from None
+        fix = explanation.fix or failures.fix_for_cut(request.url)
+        raise unreachable(f"{explanation.why}; the request may have been accepted", sent=True, fix=fix) from None

@@ -16,11 +16,14 @@ __all__ = ["USER_AGENT", "HttpMethod", "custom", "new_retry_id", "of"]
 
 
 def of(operation: Operation[Any], credentials: Credentials) -> Request:
-    """The HTTP request of an operation."""
+    """The HTTP request of an operation. Raises ConfigurationError for a base URL that cannot be used."""
     token = operation.token or f"Bearer {credentials.token}"
+    base_url = operation.base_url
+    if not base_url:
+        base_url = credentials.base_url if credentials.problem is None else credentials.usable_url
     return Request(
         method=operation.method,
-        url=(operation.base_url or credentials.base_url) + operation.path,
+        url=base_url + operation.path,
         headers=(("Authorization", token), ("User-Agent", USER_AGENT), *operation.headers),
         body=operation.body,
     )

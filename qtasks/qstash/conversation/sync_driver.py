@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from qtasks.errors import BrokerUnreachable
+from qtasks.errors import BrokerUnreachable, QStashError
 from qtasks.qstash.conversation import request_builder
 from qtasks.qstash.conversation.credentials import resolve
 from qtasks.qstash.conversation.exchange import (
@@ -133,6 +133,9 @@ class HttpClient:
             except StopIteration as end:
                 value: T = end.value
                 return value
+            except QStashError as error:
+                # The trace ends here: what the conversation was doing says less than the message.
+                raise error.with_traceback(None)  # noqa: B904 - it is the same error
 
     def _perform(self, step: ExchangeStep, send: Callable[[Request, float], Reply]) -> Outcome | None:
         if isinstance(step, Pause):

@@ -1,7 +1,8 @@
 """Results in PostgreSQL.
 
 It uses psycopg instead of asyncpg: a backend is called from any thread, by code without an event loop, and one thread
-of the dispatcher writes for all. Missing tables are created.
+of the dispatcher writes for all. Missing tables are created. Nothing outlives a transaction in the session of a
+connection, so that a pooler such as PgBouncer may give each transaction another one.
 """
 
 from __future__ import annotations
@@ -173,7 +174,11 @@ class PostgresResults(DatabaseResults):
 
     def _open(self) -> psycopg.Connection[Any]:
         connection: psycopg.Connection[Any] = _driver().connect(
-            self._url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, application_name="qtasks results"
+            self._url,
+            autocommit=True,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            application_name="qtasks results",
+            prepare_threshold=None,  # behind a pooler, the next transaction may have another session
         )
         try:
             with connection.transaction():

@@ -77,7 +77,7 @@ class Publisher:
                 return client.publish_raw(target, message.body, options)
             return client.enqueue_raw(message.queue, target, message.body, options)
         except BrokerUnreachable as error:
-            raise self._explained(message.task, error) from error
+            raise self._explained(message.task, error) from None
 
     async def apublish(self, message: Outgoing) -> PublishResponse:
         """As `publish`, without blocking the event loop."""
@@ -89,7 +89,7 @@ class Publisher:
                 return await client.publish_raw(target, message.body, options)
             return await client.enqueue_raw(message.queue, target, message.body, options)
         except BrokerUnreachable as error:
-            raise self._explained(message.task, error) from error
+            raise self._explained(message.task, error) from None
 
     def publish_many(self, messages: Sequence[Outgoing]) -> list[PublishResponse | BatchError]:
         """Publish calls in as few requests as they fit into; one answer for each, in order.
@@ -102,7 +102,7 @@ class Publisher:
             for portion in portions(messages):
                 answers.extend(client.batch_raw(self._raw(portion)))
         except BrokerUnreachable as error:
-            raise self._explained(_rest_of(messages, len(answers)), error) from error
+            raise self._explained(_rest_of(messages, len(answers)), error) from None
         return answers
 
     async def apublish_many(self, messages: Sequence[Outgoing]) -> list[PublishResponse | BatchError]:
@@ -115,7 +115,7 @@ class Publisher:
             for portion in portions(messages):
                 answers.extend(await client.batch_raw(self._raw(portion)))
         except BrokerUnreachable as error:
-            raise self._explained(_rest_of(messages, len(answers)), error) from error
+            raise self._explained(_rest_of(messages, len(answers)), error) from None
         return answers
 
     def cancel(self, message_id: str) -> bool:
@@ -127,7 +127,7 @@ class Publisher:
                 raise
             return False
         except BrokerUnreachable as error:
-            raise self._explained(f"the cancellation of {message_id}", error) from error
+            raise self._explained(f"the cancellation of {message_id}", error) from None
         return True
 
     def call(self, call: Operation[T], what: str) -> T:
@@ -135,7 +135,7 @@ class Publisher:
         try:
             return self._opened().http.run(call)
         except BrokerUnreachable as error:
-            raise self._explained(what, error, missed="was not done") from error
+            raise self._explained(what, error, missed="was not done") from None
 
     def close(self) -> None:
         """Close connections and threads, each of them even if another cannot be closed. Idempotent.
@@ -203,14 +203,15 @@ class Publisher:
             return self._pool
 
     def _explained(self, what: str, error: BrokerUnreachable, *, missed: str = "was not queued") -> BrokerUnreachable:
-        fix = (
-            "start it with `qtasks dev`"
-            if is_loopback_url(self._url)
-            else "see whether it runs and can be reached from here"
-        )
+        from qtasks.qstash.conversation.failures import usual_fix
+
+        fix = error.fix
+        if fix in (None, usual_fix(self._url)):
+            is_near = is_loopback_url(self._url)
+            fix = "start it with `qtasks dev`" if is_near else "see whether it runs and can be reached from here"
         return BrokerUnreachable(
             f"{what} {missed}: {error.message}",
-            details={"tried": f"{self._url} (from {self._origin})"},
+            details={"tried": f"{self._url} (from {self._origin})", **error.details},
             sent=error.sent,
             fix=fix,
         )
