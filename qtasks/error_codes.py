@@ -62,6 +62,9 @@ class ErrorCode(StrEnum):
     INJECTION_INVALID = ("QT107",
         "A parameter is declared as injected but is not a TaskContext, or is a TaskContext without `= injected`.",
         "Write `ctx: TaskContext = injected`.")
+    PARAMETER_OF_A_REQUEST = ("QT108",
+        "A parameter of a task is one that only a request has, such as Header(), Request or BackgroundTasks.",
+        "Pass plain values as arguments, and take what belongs to the delivery in a dependency.")
     CELERY_NAME = ("QT109",
         "The code uses a name of Celery that qtasks spells otherwise, or does not have.",
         "Write what the message says; docs/celery.md lists the names of Celery with those that take their place.")

@@ -14,6 +14,7 @@ from qtasks.lazy import lazy_property
 from qtasks.randomness import Random
 from qtasks.tasks.celery import celery_names, celery_settings
 from qtasks.tasks.codec import Codec, wire_form
+from qtasks.tasks.definition import put
 from qtasks.tasks.hooks import H
 from qtasks.tasks.options import ApplyOptions
 from qtasks.tasks.ports import ASGIApp, EmbeddedBroker
@@ -165,7 +166,7 @@ class QTasks(Registry):
         ``def tenant(message): result = yield message.carrying({"tenant": current_tenant()})``. What a message carries
         is signed; the task finds it in `TaskContext.carried`.
         """
-        self.runtime.send_middleware.append(middleware)
+        put(self.runtime.send_middleware, middleware)
         return middleware
 
     def run_middleware(self, middleware: M) -> M:
@@ -174,7 +175,7 @@ class QTasks(Registry):
         It runs outside the task's dependencies and inside its time limit. An exception that it raises counts as raised
         by the task.
         """
-        self.runtime.run_middleware.append(middleware)
+        put(self.runtime.run_middleware, middleware)
         return middleware
 
     @lazy_property

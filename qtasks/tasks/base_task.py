@@ -26,6 +26,7 @@ from qtasks.tasks.encode.parameter_reader import read_parameters
 from qtasks.tasks.encode.parameters import TaskParameters, Values
 from qtasks.tasks.encode.pickling import Purpose
 from qtasks.tasks.encode.result_codec import ResultForm
+from qtasks.tasks.encode.unfit_parameters import check_texts
 from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.options import CallOptions, DeliveryOptions
 from qtasks.tasks.results.task_result import TaskResult
@@ -323,6 +324,7 @@ class BaseTask(Generic[P, R]):
     def _using(self, options: Mapping[str, Any]) -> Self:
         merged = call_options.merge(self.options, options)
         self._check(options, merged)
+        check_texts(self.name, self.function, options)
         copy = type(self)(
             self._get_runtime, self.function, name=self.name, options=merged, inherit=self._origin or self
         )

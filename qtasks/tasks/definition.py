@@ -63,6 +63,16 @@ class Definition:
         return code is not None and other is not None and _file(code) == _file(other)
 
 
+def put(functions: list[Any], function: Callable[..., Any]) -> None:
+    """Add `function`, or put it in the place of its earlier definition: its module or its cell is run again."""
+    new = Definition.of(function)
+    for place, earlier in enumerate(functions):
+        if new.replaces(Definition.of(earlier)):
+            functions[place] = function
+            return
+    functions.append(function)
+
+
 def place(function: Callable[..., Any]) -> str:
     """Where `function` is written, for errors; of a decorated function, where the inner one is."""
     inner = inspect.unwrap(function)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from qtasks.tasks.context import TaskContext
-from qtasks.tasks.definition import Definition
+from qtasks.tasks.definition import Definition, put
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +49,12 @@ class Hooks:
 
     def on_success(self, hook: H) -> H:
         """Call `hook` after every call that succeeded."""
-        _put(self.success, hook)
+        put(self.success, hook)
         return hook
 
     def on_retry(self, hook: H) -> H:
         """Call `hook` after every failed attempt that another attempt follows."""
-        _put(self.retry, hook)
+        put(self.retry, hook)
         return hook
 
     def on_failure(self, hook: H) -> H:
@@ -63,7 +63,7 @@ class Hooks:
         If no process saw the last attempt end (it died, or was away), the broker reports the end, and the hook is
         called with empty `arguments`.
         """
-        _put(self.failure, hook)
+        put(self.failure, hook)
         return hook
 
     def keep(self, earlier: Hooks, task: Definition) -> None:
@@ -77,13 +77,3 @@ class Hooks:
             (self.failure, earlier.failure),
         ):
             hooks[:0] = [hook for hook in others if not task.is_beside(hook)]
-
-
-def _put(hooks: list[Hook], hook: Hook) -> None:
-    """Add `hook`, or put it in the place of its earlier definition: its module or its cell was run again."""
-    new = Definition.of(hook)
-    for place, earlier in enumerate(hooks):
-        if new.replaces(Definition.of(earlier)):
-            hooks[place] = hook
-            return
-    hooks.append(hook)

@@ -166,6 +166,7 @@ class Registry:
     ) -> Task[..., Any]:
         full_name = f"{self.prefix}{getattr(function, '__name__', '') if name is None else name}"
         task = make(self.get_runtime, function, name=full_name, options=options)
+        decorators.check_function(task.name, function, options)
         task.definition = Definition.of(function)
         task.declared_in = definition.caller_module()
         task.aliases = tuple(decorators.check_name(f"{self.prefix}{alias}") for alias in aliases)

@@ -15,6 +15,7 @@ from qtasks.tasks.encode.annotations import UNTYPED_RESULT, form, hints, loose_a
 from qtasks.tasks.encode.parameters import TaskParameters
 from qtasks.tasks.encode.shown_values import cut
 from qtasks.tasks.encode.typed_json import TypedJson
+from qtasks.tasks.encode.unfit_parameters import check_fillable, is_depends, unaliased
 
 _STARS: Mapping[object, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -45,12 +46,15 @@ def read_parameters(
     signature = inspect.signature(function)
     for parameter in signature.parameters.values():
         named = parameter.replace(annotation=resolved.get(parameter.name, inspect.Parameter.empty))
+        check_fillable(task, named)
         if named.annotation in injectable and isinstance(named.default, Injected):
             caller_parameters.append(named)
+        elif is_dependency(named):
+            # Beside Depends in an annotation, `= injected` says to type checkers that callers leave it out.
+            is_default = isinstance(named.default, Injected)
+            dependencies.append(named.replace(default=inspect.Parameter.empty) if is_default else named)
         elif is_context(named):
             contexts.append(named.name)
-        elif is_dependency(named):
-            dependencies.append(named)
         else:
             caller_parameters.append(named)
     fields = {parameter.name: _field(parameter) for parameter in caller_parameters}
@@ -109,24 +113,12 @@ def is_context(parameter: inspect.Parameter) -> bool:
                 code=ErrorCode.INJECTION_INVALID,
             )
         return True
-    if parameter.annotation is TaskContext:
-        raise DefinitionError(
-            f"parameter {parameter.name!r} is a TaskContext without a default, so callers would have to pass it",
-            fix=f"{parameter.name}: TaskContext = injected",
-            code=ErrorCode.INJECTION_INVALID,
-        )
     return False
 
 
 def is_dependency(parameter: inspect.Parameter) -> bool:
     """True if FastAPI fills `parameter` (``= Depends(...)`` or ``Annotated[..., Depends()]``)."""
-    # Looked up by module name: a task without dependencies does not need FastAPI to be imported.
-    marks = (parameter.default, *getattr(parameter.annotation, "__metadata__", ()))
-    return any(
-        base.__module__ == "fastapi.params" and base.__name__ == "Depends"
-        for mark in marks
-        for base in type(mark).__mro__
-    )
+    return any(map(is_depends, (parameter.default, *getattr(unaliased(parameter.annotation), "__metadata__", ()))))
 
 
 def _field(parameter: inspect.Parameter) -> Any:

@@ -13,6 +13,7 @@ from qtasks.lazy import lazy_property
 from qtasks.tasks import options as call_options
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.codec import WireForm
+from qtasks.tasks.definition import Definition
 from qtasks.tasks.encode.parameter_reader import read_parameters
 from qtasks.tasks.encode.parameters import TaskParameters, Values
 from qtasks.tasks.llm.chat_messages import Usage
@@ -46,6 +47,8 @@ class Completion(BaseTask[..., T]):
         self.hooks = task.hooks
         self._task = task
         self._output = output
+        self.declared = Definition(function)
+        """Tells whether another function is this completion, defined once more."""
 
     @lazy_property
     def parameters(self) -> TaskParameters:
@@ -89,7 +92,8 @@ class CompletionSlot(Generic[T]):
 
     def declare(self, function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
         """Make `function` the completion. Raises DefinitionError if there is one already."""
-        if self._declared is not None:
+        definition = Definition.of(function)
+        if self._declared is not None and not definition.replaces(self._declared.declared):
             raise DefinitionError(f"{self._task.name} has a completion already", code=ErrorCode.COMPLETION_INVALID)
         self._declared = Completion(self._task, self._output, function, options)
         return function

@@ -199,7 +199,9 @@ class _DependencyRoutes:
     """An `APIRoute` for each task with dependencies, for each application that serves it."""
 
     def __init__(self) -> None:
-        self._by_app: weakref.WeakKeyDictionary[Any, dict[str, APIRoute]] = weakref.WeakKeyDictionary()
+        self._by_app: weakref.WeakKeyDictionary[Any, dict[str, tuple[BaseTask[..., Any], APIRoute]]] = (
+            weakref.WeakKeyDictionary()
+        )
 
     async def call(self, dispatcher: Dispatcher, run: Run, scope: Scope, body: bytes) -> Any:
         """Open the dependencies of a run, run it, close them. Raises what any of the three raised."""
@@ -225,8 +227,9 @@ class _DependencyRoutes:
 
     def _route(self, task: BaseTask[..., Any], app: Any) -> APIRoute:
         routes = self._by_app.setdefault(app, {})
-        if task.name not in routes:
-            routes[task.name] = APIRoute(
+        of_task, route = routes.get(task.name, (None, None))
+        if route is None or of_task is not task:  # a task may be defined once more
+            route = APIRoute(
                 "/{task}",
                 _endpoint(task),
                 methods=["POST"],
@@ -235,7 +238,8 @@ class _DependencyRoutes:
                 dependency_overrides_provider=weakref.proxy(app),  # the value must not keep its own key alive
                 include_in_schema=False,
             )
-        return routes[task.name]
+            routes[task.name] = task, route
+        return route
 
 
 async def _record_error(request: Request) -> AsyncIterator[None]:
@@ -249,13 +253,16 @@ async def _record_error(request: Request) -> AsyncIterator[None]:
 
 def _endpoint(task: BaseTask[..., Any]) -> Callable[..., Awaitable[Response]]:
     """A path operation whose only parameters are the task's dependencies."""
+    name = "request"
+    while name in {parameter.name for parameter in task.parameters.dependencies}:
+        name += "_"
 
-    async def endpoint(qtasks_request: Request, **dependencies: Any) -> Response:
-        call: _DependentRun = qtasks_request.scope[_CALL_KEY]
+    async def endpoint(**dependencies: Any) -> Response:
+        call: _DependentRun = dependencies.pop(name).scope[_CALL_KEY]
         call.value = await call.dispatcher.run(call.run, dependencies)
         return Response()
 
-    request = inspect.Parameter("qtasks_request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
+    request = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Request)
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in task.parameters.dependencies]
     endpoint.__signature__ = inspect.Signature([request, *parameters])  # type: ignore[attr-defined]
     endpoint.__name__ = task.name

@@ -21,6 +21,7 @@ import pytest
 import qtasks
 from qtasks import QTasks, RetryPolicy, TaskRouter
 from qtasks.errors import DefinitionError
+from qtasks.llm import openai
 from qtasks.tasks.hooks import Hooks
 from tests.support.tasks import application
 
@@ -135,6 +136,24 @@ def test_a_hook_in_a_cell_of_its_own_is_kept_once() -> None:
     assert tasks.tasks["add"].hooks.failure == [names["alarm"]]
     run(ADD, names, "<ipython-input-4>")
     assert tasks.tasks["add"].hooks.failure == [names["alarm"]]
+
+
+def test_middleware_and_the_completion_of_a_model_are_in_cells_as_well() -> None:
+    tasks = QTasks()
+    names = {**notebook(tasks), "openai": openai}
+    run("@tasks.llm(provider=openai(), model='m')\ndef summarise(text): return []\n", names)
+    cell = (
+        "@tasks.send_middleware\ndef sent(message): yield message\n"
+        "@tasks.run_middleware\nasync def ran(run, call_next): ...\n"
+        "@summarise.on_completion\ndef store(text): ...\n"
+    )
+    for number in (2, 3):
+        run(cell, names, f"<ipython-input-{number}>")
+    assert tasks.runtime.send_middleware == [names["sent"]]
+    assert tasks.runtime.run_middleware == [names["ran"]]
+    assert names["summarise"].completion.declared.function is names["store"]
+    with pytest.raises(DefinitionError, match="has a completion already"):
+        run("@summarise.on_completion\ndef other(text): ...\n", names)
 
 
 def test_a_schedule_in_a_decorator_of_the_earlier_task_belongs_to_the_later_one() -> None:
