@@ -481,7 +481,8 @@ def test_there_is_one_completion(broker: ManualBroker) -> None:
 
     summarise.ready()
     with pytest.raises(DefinitionError, match="has a completion already"):
-        summarise.using(delay="1s").on_completion(store)
+        summarise.using(delay="1s").on_completion(lambda summary: None)
+    assert summarise.completion.declared.function is store
 
 
 def test_routers_have_llm_tasks_as_well(broker: ManualBroker) -> None:
