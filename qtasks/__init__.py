@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from qtasks.tasks.results.task_result import TaskResult as TaskResult
     from qtasks.tasks.retries import RetryPolicy as RetryPolicy
     from qtasks.tasks.schedules.task_schedule import TaskSchedule as TaskSchedule
+    from qtasks.tasks.web.background import BackgroundTasks as BackgroundTasks
 
 __all__ = [
+    "BackgroundTasks",
     "Cancel",
     "Codec",
     "Embedded",
@@ -63,6 +65,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "BackgroundTasks": "qtasks.tasks.web.background",
     "Cancel": "qtasks.tasks.control",
     "Codec": "qtasks.tasks.codec",
     "Embedded": "qtasks.embedded",

@@ -68,6 +68,9 @@ class ErrorCode(StrEnum):
     CELERY_NAME = ("QT109",
         "The code uses a name of Celery that qtasks spells otherwise, or does not have.",
         "Write what the message says; docs/celery.md lists the names of Celery with those that take their place.")
+    NOT_A_TASK = ("QT110",
+        "Something that is not a task was given to BackgroundTasks, which sends the calls of tasks.",
+        "Put @tasks.task above the function, or use fastapi.BackgroundTasks for functions that run in the process.")
     ARGUMENT_MISSING = ("QT151",
         "A call lacks an argument that the task requires.",
         "Pass the argument, or give the parameter a default.")

@@ -4,10 +4,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, assert_type
 from zoneinfo import ZoneInfo
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel
 
 from qtasks import (
+    BackgroundTasks,
     GroupResult,
     Progress,
     QTasks,
@@ -181,6 +182,13 @@ async def async_calls() -> None:
 
 def takes_any(work: Task[..., Any]) -> None:
     assert_type(work.name, str)
+
+
+def after_the_response(background: BackgroundTasks) -> Response:
+    background.add_task(add, 1, b=2)
+    background.add_task(greet, "Ada")
+    background.add_task(add.using(retries=1), 1)
+    return Response(background=background)
 
 
 def kinds(one: SyncTask[[int], str], two: AsyncTask[[int], str]) -> None:

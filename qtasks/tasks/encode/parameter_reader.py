@@ -50,9 +50,7 @@ def read_parameters(
         if named.annotation in injectable and isinstance(named.default, Injected):
             caller_parameters.append(named)
         elif is_dependency(named):
-            # Beside Depends in an annotation, `= injected` says to type checkers that callers leave it out.
-            is_default = isinstance(named.default, Injected)
-            dependencies.append(named.replace(default=inspect.Parameter.empty) if is_default else named)
+            dependencies.append(_without_mark(named))
         elif is_context(named):
             contexts.append(named.name)
         else:
@@ -90,6 +88,12 @@ def read_parameters(
         leading=_leading(signature),
         wrapped=_positional(signature) if hasattr(function, "__wrapped__") else (),
     )
+
+
+def _without_mark(dependency: inspect.Parameter) -> inspect.Parameter:
+    """Beside Depends in an annotation, `= injected` says to type checkers that callers leave it out: no default."""
+    is_marked = isinstance(dependency.default, Injected)
+    return dependency.replace(default=inspect.Parameter.empty) if is_marked else dependency
 
 
 def _result(task: str, annotation: Any, *, pickled: bool, reveals_secrets: bool) -> TypedJson[Any] | None:

@@ -1,6 +1,7 @@
 """Calls that are wrong: both checkers must report exactly the lines marked with `# wrong`."""
 
 from qtasks import (
+    BackgroundTasks,
     QTasks,
     RetryAfter,
     RetryPolicy,
@@ -177,6 +178,12 @@ def no_provider(text: str) -> list[ChatMessage]:
 
 say.on_completion(queue="q")  # wrong
 user(1)  # wrong
+
+
+def after_the_response(background: BackgroundTasks) -> None:
+    background.add_task(add, "x")  # wrong
+    background.add_task(add)  # wrong
+    background.add_task(print, 1)  # wrong
 
 
 def in_a_test(qtasks: Environment) -> None:
