@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, Unpack, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, Unpack, cast, get_args, overload
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
@@ -24,7 +24,7 @@ from qtasks.tasks.celery import celery_names
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.flow import step_arguments
 from qtasks.tasks.flow.flow_times import FlowOptions, FlowTimes, earliest, in_our_words
-from qtasks.tasks.flow.startable import Startable
+from qtasks.tasks.flow.startable import CeleryTask, Startable
 from qtasks.tasks.flow.steps import Step, collected, derived, identified, last_of, placed, starting
 from qtasks.tasks.options import ApplyOptions, CallOptions
 from qtasks.tasks.results.flow_plan import FlowPlan, planned_call
@@ -260,6 +260,10 @@ class Chain(Startable[TaskResult[Any]]):
         return ReadyFlow(runtime, calls, plan, _handle_at(nodes, start_id))
 
 
+Part = Signature[Any] | Group | Chain
+"""What a flow is made of."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReadyFlow:
     """A chain whose first calls can be sent."""
@@ -278,7 +282,7 @@ class OpenChord:
 
     group: Group
 
-    def __or__(self, body: Signature[Any] | Group | Chain) -> Chain:
+    def __or__(self, body: Part) -> Chain:
         return self.group | body
 
     def __call__(self, body: Signature[Any] | Chain, **options: Unpack[FlowOptions]) -> TaskResult[Any]:
@@ -286,41 +290,26 @@ class OpenChord:
         return (self.group | body).apply_async(**options)
 
 
-class CeleryTask(Protocol[R]):
-    """The methods of a task that have Celery's names."""
+def chain(*parts: Part | Iterable[Part]) -> Chain:
+    """Run calls in sequence: ``chain(a, b)`` or ``chain([a, b])``.
 
-    def apply_async(self, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> TaskResult[R]:
-        """See `Task.apply_async`."""
-        ...
-
-    async def aapply_async(self, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> TaskResult[R]:
-        """See `Task.aapply_async`."""
-        ...
-
-
-def chain(*parts: Signature[Any] | Group | Chain) -> Chain:
-    """Run calls in sequence. A chain among `parts` is flattened, so ``a | b | c`` is one chain of three calls."""
-    _check(parts, "a chain")
-    if not parts:
+    A chain among `parts` is flattened, so ``a | b | c`` is one chain of three calls.
+    """
+    listed = _listed(parts)
+    _check(listed, "a chain")
+    if not listed:
         raise DefinitionError("a chain needs at least one call", code=ErrorCode.FLOW_INVALID)
-    return Chain(tuple(node for part in parts for node in (part.nodes if isinstance(part, Chain) else (part,))))
+    return Chain(tuple(node for part in listed for node in (part.nodes if isinstance(part, Chain) else (part,))))
 
 
-def group(
-    *members: Signature[Any] | Group | Chain | Iterable[Signature[Any] | Group | Chain],
-    collect: Collect = "all",
-) -> Group:
+def group(*members: Part | Iterable[Part], collect: Collect = "all") -> Group:
     """Run calls at once: ``group(a.s(1), a.s(2))`` or ``group(a.s(n) for n in range(9))``.
 
     A member may be a chain or another group: ``group(a.s(1) | b.s(), group(c.s(), d.s()))``. With
     ``collect="successes"`` what follows the group is sent once all members have ended, with the list of the results of
     those that have succeeded; otherwise only if all of them do.
     """
-    parts = tuple(
-        part
-        for member in members
-        for part in ((member,) if isinstance(member, (Signature, Group, Chain)) else _iterated(member))
-    )
+    parts = _listed(members)
     _check(parts, "a group")
     if collect not in get_args(Collect):
         raise DefinitionError(
@@ -331,16 +320,12 @@ def group(
     return Group(parts, collect)
 
 
-Members = Group | Iterable[Signature[Any] | Group | Chain]
-"""The members of a chord."""
-
-
 @overload
-def chord(members: Members, body: Signature[Any] | Chain, *, collect: Collect | None = None) -> Chain: ...
+def chord(members: Part | Iterable[Part], body: Signature[Any] | Chain, *, collect: Collect | None = None) -> Chain: ...
 @overload
-def chord(members: Members, body: None = None, *, collect: Collect | None = None) -> OpenChord: ...
+def chord(members: Part | Iterable[Part], body: None = None, *, collect: Collect | None = None) -> OpenChord: ...
 def chord(
-    members: Members, body: Signature[Any] | Chain | None = None, *, collect: Collect | None = None
+    members: Part | Iterable[Part], body: Signature[Any] | Chain | None = None, *, collect: Collect | None = None
 ) -> Chain | OpenChord:
     """Run `body` after all of `members`, with the list of their results: the same as ``group(...) | body``.
 
@@ -352,9 +337,13 @@ def chord(
     return OpenChord(header) if body is None else chain(header, body)
 
 
-def _iterated(members: Any) -> Iterable[Any]:
-    """Members in one argument; a value that is not iterable is refused later, with its name."""
-    return members if isinstance(members, Iterable) and not isinstance(members, BaseTask) else (members,)
+def _listed(parts: Iterable[Any]) -> tuple[Any, ...]:
+    """Parts, of which each may be an iterable of parts. A value that is neither is refused later, with its name."""
+    listed: list[Any] = []
+    for part in parts:
+        is_one = isinstance(part, (Signature, Group, Chain, BaseTask)) or not isinstance(part, Iterable)
+        listed.extend((part,) if is_one else part)
+    return tuple(listed)
 
 
 def _check(parts: Iterable[object], flow: str) -> None:
@@ -400,7 +389,7 @@ def _without_empty(nodes: Sequence[Signature[Any] | Group]) -> list[Signature[An
     return kept if value is None else [*kept, nodes[-1]]
 
 
-def _empty_value(part: Signature[Any] | Group | Chain) -> list[Any] | None:
+def _empty_value(part: Part) -> list[Any] | None:
     """The result of a group without calls: an empty list, or a list of such lists. None for what has calls."""
     if isinstance(part, Signature):
         return None
@@ -418,13 +407,13 @@ def _sequence(nodes: Sequence[Signature[Any] | Group]) -> list[Any]:
     ]
 
 
-def _member(member: Signature[Any] | Group | Chain) -> Any:
+def _member(member: Part) -> Any:
     """A member of a group: a call alone, or a sequence."""
     sequence = _sequence(_nodes(member))
     return sequence[0] if len(sequence) == 1 and isinstance(sequence[0], Signature) else sequence
 
 
-def _nodes(part: Signature[Any] | Group | Chain) -> list[Signature[Any] | Group]:
+def _nodes(part: Part) -> list[Signature[Any] | Group]:
     return _without_empty(part.nodes if isinstance(part, Chain) else (part,))
 
 
@@ -445,7 +434,7 @@ def _handle_on(nodes: Sequence[Signature[Any] | Group], first_id: str) -> TaskRe
     return GroupResult(_runtime_of(last), members, last.collect)
 
 
-def _runtime_of(part: Signature[Any] | Group | Chain) -> Runtime | None:
+def _runtime_of(part: Part) -> Runtime | None:
     """The runtime of the first call; None without calls."""
     if isinstance(part, Signature):
         return part.task.runtime

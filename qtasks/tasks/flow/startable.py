@@ -5,14 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, Unpack
 
 from qtasks.tasks.celery import celery_names
 from qtasks.tasks.flow.flow_times import AT_ONCE, FlowOptions, FlowTimes
+from qtasks.tasks.results.task_result import TaskResult
 
 if TYPE_CHECKING:
     from typing import Self
 
+R = TypeVar("R")
 H = TypeVar("H")
 """The handle of a flow."""
 
@@ -82,3 +84,15 @@ class Startable(Generic[H]):
 
         def __getattr__(self, name: str) -> Any:
             raise celery_names.missing(self, name, celery_names.FLOW)
+
+
+class CeleryTask(Protocol[R]):
+    """The methods of a task that have Celery's names."""
+
+    def apply_async(self, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> TaskResult[R]:
+        """See `Task.apply_async`."""
+        ...
+
+    async def aapply_async(self, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> TaskResult[R]:
+        """See `Task.aapply_async`."""
+        ...

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from qtasks.error_codes import ErrorCode
-from qtasks.errors import ArgumentsError, QTasksError, ResultError
+from qtasks.errors import ArgumentsError, ConfigurationError, PayloadError, QTasksError, ResultError
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.argument_codec import ArgumentCodec, EncodedArguments
@@ -99,7 +99,9 @@ def first_argument(previous: PreviousResult, codec: ArgumentCodec | None) -> Any
         value = previous.typed()
         values = codec.parameters.check({name: [value] if is_spread else value})
         plain = codec.parameters.to_json(values)[name]
-    except (ResultError, ArgumentsError):
+    except (PayloadError, ConfigurationError):
+        raise
+    except Exception:  # validators are code of the application: they may raise anything
         return previous.plain()
     return plain[0] if is_spread else plain
 
@@ -108,7 +110,9 @@ def python_value(previous: PreviousResult) -> Any:
     """The result of the call before as a Python value; as JSON if its type is not known here."""
     try:
         return previous.typed()
-    except ResultError:
+    except (PayloadError, ConfigurationError):
+        raise
+    except Exception:  # as in `first_argument`
         return previous.plain()
 
 

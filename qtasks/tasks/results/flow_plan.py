@@ -131,6 +131,12 @@ class FlowPlan:
         """
         return list(_due(self.sequence, frozenset(succeeded), frozenset(ended)))
 
+    def due_by(self, records: Iterable[ResultRecord | None]) -> list[PlannedCall]:
+        """The calls that nothing holds back, by the records of the calls."""
+        final = [record for record in records if record is not None and record.status.is_final]
+        succeeded = [record.call_id for record in final if record.status is ResultStatus.SUCCEEDED]
+        return self.due(succeeded, (record.call_id for record in final))
+
     @property
     def collecting(self) -> list[CollectingGroup]:
         """The groups after which the flow goes on with what worked, the inner ones of a group before it."""

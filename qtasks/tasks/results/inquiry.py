@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from qtasks.clock import Clock
 from qtasks.tasks.results.backend import ResultBackend, ResultRecord, ResultStatus
-from qtasks.tasks.results.flow_plan import FlowPlan, flow_id_of
+from qtasks.tasks.results.flow_plan import FlowPlan, PlannedCall, flow_id_of
 
 log = logging.getLogger("qtasks.result")
 
@@ -225,13 +225,20 @@ def _open_flow(results: ResultBackend, call_id: str) -> ResultRecord | None:
 def _report_dead_calls(service: Service, results: ResultBackend, flow: ResultRecord) -> None:
     """Let the dispatcher end the calls of a flow that are dead at the service: those after them wait for nothing."""
     plan = FlowPlan.read(flow)
-    records = {call.call_id: results.read(call.call_id) for call in plan.calls}
-    succeeded = [key for key, record in records.items() if record and record.status is ResultStatus.SUCCEEDED]
-    ended = [key for key, record in records.items() if record and record.status.is_final]
-    for call in plan.due(succeeded, ended)[:MAX_MEMBERS]:
-        record = records[call.call_id]
-        if record is not None and record.status.is_final:
-            continue
-        state = service.state_of(call.call_id, None if record is None else record.message_id)
-        if state is not None and state.status in ENDED:
-            service.report_end(Subject(call.task, call.call_id, flow=flow.call_id), state)
+    records = {call: results.read(call.call_id) for call in plan.calls}
+    for call in plan.due_by(records.values())[:MAX_MEMBERS]:
+        record = records[call]
+        if record is None or not record.status.is_final:
+            pass_on_end(service, plan, call, record)
+
+
+def pass_on_end(
+    service: Service, plan: FlowPlan, call: PlannedCall, record: ResultRecord | None
+) -> ServiceState | None:
+    """Ask about a call of a flow, and let the dispatcher end it if it has ended at the service. Returns the answer."""
+    state = service.state_of(call.call_id, None if record is None else record.message_id)
+    if state is not None and state.status in ENDED:
+        fields = {"action": "flow_end_found", "task": call.task, "call_id": call.call_id}
+        log.info("%s %s has ended unseen", call.task, call.call_id, extra=fields)
+        service.report_end(Subject(call.task, call.call_id, flow=plan.flow_id), state)
+    return state

@@ -134,8 +134,7 @@ def cancel_flow(
     """
     plan = FlowPlan.read(flow)
     ended = {call: record for call in plan.calls if (record := results.read(call.call_id)) and record.status.is_final}
-    succeeded = [call.call_id for call, record in ended.items() if record.status is ResultStatus.SUCCEEDED]
-    due = plan.due(succeeded, (call.call_id for call in ended))
+    due = plan.due_by(ended.values())
     later_calls = [call for call in plan.calls if call not in due and call not in ended]
     results.write([call.ended(ResultStatus.CANCELLED, BY_CALLER, now_ms) for call in later_calls])
     on_their_way = [CallToCancel(task=call.task, id=call.call_id, is_planned=True) for call in due if call not in ended]

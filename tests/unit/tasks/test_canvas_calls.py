@@ -117,7 +117,7 @@ class TestFlows:
     async def test_calling_a_flow_starts_it(
         self, broker: ManualBroker, add: Task[..., int], listed: Task[..., str]
     ) -> None:
-        first = chain(add.s(1), add.s(2))()
+        first = chain([add.s(1), add.s(2)])()
         second = group(add.s(1), add.s(2))()
         third = chord([add.s(1), add.s(2)])(listed.s("all"))
         fourth = chord((add.s(n) for n in range(2)), listed.s())()

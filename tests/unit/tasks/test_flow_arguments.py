@@ -11,10 +11,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Annotated, Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from fastapi import Depends
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from qtasks import TaskContext, chain, group, injected
 from qtasks.errors import ArgumentsError, TaskFailed
@@ -282,6 +283,8 @@ async def test_pickled_arguments_are_checked_too(monkeypatch: pytest.MonkeyPatch
     broker.close()
 
 
+MIDNIGHT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+
 PASSED: list[tuple[Any, Any, Any, Any]] = [
     (str, "aGk=", bytes, b"aGk="),
     (bytes, b"\xff", bytes, b"\xff"),
@@ -290,6 +293,15 @@ PASSED: list[tuple[Any, Any, Any, Any]] = [
     (set[int], {1, 2}, list[int], [1, 2]),
     (int, 3, float, 3.0),
     (Annotated[int, Field(strict=True)], 3, Decimal, Decimal(3)),
+    (dt.date | dt.datetime, MIDNIGHT, dt.datetime | dt.date, MIDNIGHT),
+    (bytes | str, b"a", str | bytes, b"a"),
+    (bytes | str, "a", Any, "a"),
+    (
+        dt.datetime,
+        dt.datetime(2026, 7, 1, tzinfo=ZoneInfo("Europe/Berlin")),
+        dt.datetime,
+        dt.datetime(2026, 7, 1, tzinfo=ZoneInfo("Europe/Berlin")),
+    ),
 ]
 """The type and value of a result, and the type and value of the argument that it becomes."""
 
@@ -331,6 +343,27 @@ async def test_a_result_that_does_not_fit_the_next_call_names_both_tasks(
         handle.get(timeout=1)
     with pytest.raises(TaskFailed, match="the first argument is the result of a group of one, the call before it"):
         both.get(timeout=1)
+
+
+def refuse(value: object) -> object:
+    raise RuntimeError("no validator of pydantic raises this")
+
+
+async def test_a_validator_that_raises_anything_leaves_the_decision_to_the_next_call(
+    broker: ManualBroker, one: Task[..., int]
+) -> None:
+    """An error here would make a dead letter of a call that has succeeded."""
+
+    @broker.tasks.task(retries=0)
+    def picky(number: Annotated[int, BeforeValidator(refuse)]) -> None: ...
+
+    handle = (one.s() | picky.s()).delay()
+    first = broker.take()
+    assert (await broker.deliver(first)).status == 200
+    assert broker.messages[0].envelope["args"] == [1]
+    await run(broker)
+    with pytest.raises(TaskFailed, match="RuntimeError: no validator"):
+        handle.get(timeout=1)
 
 
 async def test_the_result_of_a_task_that_the_next_dispatcher_does_not_know_is_passed_on(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 from qtasks import Cancel, NonRetryable, chord, group
 from qtasks.errors import BrokerUnreachable, DefinitionError, TaskCancelled, TaskFailed
 from qtasks.tasks.encode.envelope import Envelope
-from qtasks.tasks.results.backend import ResultBackend
+from qtasks.tasks.results.backend import ResultBackend, ResultStatus
 from qtasks.tasks.results.flow_plan import FlowPlan, flow_id_of
+from qtasks.tasks.results.inquiry import Inquiries, ServiceState, Subject
 from qtasks.tasks.results.task_result import TaskResult
 from qtasks.tasks.run.decision import Decision
 from qtasks.tasks.send.outgoing import Outgoing
@@ -259,6 +261,44 @@ async def test_a_failure_before_or_after_the_group_ends_the_flow(
         after.get(timeout=1)
     assert is_over(broker, before)
     assert is_over(broker, after)
+
+
+async def test_a_flow_whose_record_is_gone_goes_on_by_its_messages(
+    broker: ManualBroker, give: Task[..., int], listed: Task[..., str]
+) -> None:
+    handle = (group(give.s(-1) | give.s(5), give.s(2), collect="successes") | listed.s()).delay()
+    for message in broker.messages:
+        document = json.loads(message.body)
+        document["flow"]["id"] = "flow_of_long_ago"
+        message.body = json.dumps(document).encode()
+    broker.messages.reverse()
+    await run(broker)
+    assert handle.get(timeout=1) == "got [2]"
+    assert [member.status for member in handle.parent] == ["failed", "succeeded"]
+
+
+async def test_a_waiting_handle_finds_a_dead_call_after_such_a_group(
+    broker: ManualBroker, give: Task[..., int], listed: Task[..., str]
+) -> None:
+    """The body is dead at the service, which does not know the last call yet: its handle asks about what is due."""
+    handle = (group(give.s(1), give.s(-1), collect="successes") | listed.s() | listed.si([])).delay()
+    for member in broker.messages[:]:
+        broker.messages.remove(member)
+        await broker.deliver(member)
+    body = broker.take().envelope["id"]
+    reported: list[Subject] = []
+
+    class Knowing:
+        def state_of(self, call_id: str, message_id: str | None) -> ServiceState:
+            status = ResultStatus.FAILED if call_id == body else ResultStatus.UNKNOWN
+            return ServiceState(status=status, message_id="msg_1")
+
+        def report_end(self, subject: Subject, state: ServiceState) -> None:
+            reported.append(subject)
+
+    inquiries = Inquiries(Knowing, lambda: results(broker), broker.tasks.runtime.clock)
+    assert inquiries.state(Subject("listed", handle.id), None, at_once=True) is None
+    assert reported == [Subject("listed", body, flow=flow_id_of(handle.id))]
 
 
 async def test_a_cancelled_flow_does_not_go_on(

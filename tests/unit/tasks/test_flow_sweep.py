@@ -28,6 +28,8 @@ class KnowingService:
 
     status: ResultStatus = ResultStatus.QUEUED
     is_down: bool = False
+    is_hosted: bool = False
+    """True if it does not know call ids."""
     asked: list[str] = field(default_factory=list)
     reported: list[Subject] = field(default_factory=list)
 
@@ -35,6 +37,8 @@ class KnowingService:
         self.asked.append(call_id)
         if self.is_down:
             raise BrokerUnreachable("down")
+        if self.is_hosted and message_id is None:
+            return None
         return ServiceState(status=self.status, message_id="msg_1", reason="DeliveryFailed: no answer")
 
     def report_end(self, subject: Subject, state: ServiceState) -> None:
@@ -184,6 +188,21 @@ async def test_a_flow_that_did_not_go_on_with_what_worked_is_resumed(
     later = plan.calls[2]
     assert service.reported == [Subject("add", later.call_id, flow=flow_id_of(handle.id))]
     assert handle.status == "queued"
+
+
+async def test_a_service_that_does_not_know_call_ids_gets_the_body_some_times_at_most(
+    broker: ManualBroker, sweep: FlowSweep, service: KnowingService, add: Task[..., int], total: Task[..., int]
+) -> None:
+    (group(add.s(1), add.s(-1), collect="successes") | total.using(delay="1h").s()).delay()
+    for message in broker.messages[:]:
+        await broker.deliver(message)
+    service.is_hosted = True
+    looks = 12
+    for _ in range(looks):
+        broker.clock.advance(EVERY_MS)
+        sweep.run_once()
+    assert len(service.asked) == looks
+    assert 1 <= len(service.reported) < 4
 
 
 async def test_a_body_that_waits_at_the_service_is_left_alone(

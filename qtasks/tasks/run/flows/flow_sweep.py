@@ -17,7 +17,7 @@ from qtasks.errors import QTasksError
 from qtasks.randomness import Random
 from qtasks.tasks.results.backend import Lock, ResultBackend, ResultRecord, ResultStatus
 from qtasks.tasks.results.flow_plan import FlowPlan, PlannedCall
-from qtasks.tasks.results.inquiry import ENDED, Service, ServiceState, Subject
+from qtasks.tasks.results.inquiry import Service, ServiceState, Subject, pass_on_end
 from qtasks.tasks.run.cancellation import close_if_over
 from qtasks.tasks.run.process_id import new_owner
 
@@ -82,10 +82,9 @@ class FlowSweep:
         quiet_ms = now_ms - max(record.updated_ms for record in (flow, *recorded))
         if quiet_ms < QUIET_MS:
             return
-        ended = [record.call_id for record in recorded if record.status.is_final]
         succeeded = [record.call_id for record in recorded if record.status is ResultStatus.SUCCEEDED]
         is_lost = False
-        for call in dict.fromkeys([*plan.due(succeeded), *plan.due(succeeded, ended)]):
+        for call in dict.fromkeys([*plan.due(succeeded), *plan.due_by(recorded)]):
             record = records[call]
             if record is None or not record.status.is_final:
                 is_lost |= self._ask_about(plan, call, record, quiet_ms)
@@ -113,14 +112,10 @@ class FlowSweep:
 
     def _ask_about(self, plan: FlowPlan, call: PlannedCall, record: ResultRecord | None, quiet_ms: int) -> bool:
         """Ask the service about a call. Returns True if it seems that the call was never sent."""
-        service = self._service()
-        state = service.state_of(call.call_id, None if record is None else record.message_id)
+        state = pass_on_end(self._service(), plan, call, record)
         if state is None:  # the hosted service knows no call ids; it is not given a call again and again
             return record is None and quiet_ms < FEW_LOOKS_MS
-        if state.status in ENDED:
-            log.info("%s %s has ended unseen", call.task, call.call_id, extra=_fields("flow_end_found", call))
-            service.report_end(Subject(call.task, call.call_id, flow=plan.flow_id), state)
-        elif state.status is ResultStatus.UNKNOWN and quiet_ms >= LOST_MS:
+        if state.status is ResultStatus.UNKNOWN and quiet_ms >= LOST_MS:
             note = "it was never sent: send the dead letter of the call before it again, or start the flow again"
             log.error("%s %s: %s", call.task, call.call_id, note, extra=_fields("flow_lost", call))
             now_ms = self._clock.now_ms()
