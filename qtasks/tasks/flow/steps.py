@@ -308,6 +308,11 @@ def abandoned(flow: Flow, call_id: str) -> list[tuple[str, str]]:
     return calls
 
 
+def after_group(group: Flow) -> list[tuple[str, str]]:
+    """The task and the id of every call that will not be sent because nothing can follow a group."""
+    return abandoned({name: value for name, value in group.items() if name != _COLLECT}, group["of"])
+
+
 def _is_deeper(value: object, levels: int) -> bool:
     """True if lists and objects are nested deeper than `levels` in a JSON value."""
     if not isinstance(value, (list, dict)):

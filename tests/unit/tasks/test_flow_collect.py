@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from qtasks import Cancel, NonRetryable, chord, group
-from qtasks.errors import BrokerUnreachable, DefinitionError, TaskCancelled, TaskFailed
+from qtasks.error_codes import ErrorCode
+from qtasks.errors import BrokerUnreachable, DefinitionError, ResultError, TaskCancelled, TaskFailed
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.results.backend import ResultBackend, ResultStatus
 from qtasks.tasks.results.flow_plan import FlowPlan, flow_id_of
@@ -376,6 +377,55 @@ async def test_a_body_that_could_not_be_sent_after_a_failure_is_sent_by_the_next
     await broker.deliver(message)
     await run(broker)
     assert handle.get(timeout=1) == "got []"
+
+
+@pytest.mark.parametrize("last", [2, -2])
+async def test_what_can_never_follow_a_group_ends_as_failed(
+    broker: ManualBroker, give: Task[..., int], listed: Task[..., str], last: int
+) -> None:
+    inner = group(give.s(-1), give.s(last), collect="successes") | listed.s() | listed.si([])
+    handle = (group(inner, give.s(5), collect="successes") | listed.s()).delay()
+    first, second, other = broker.messages
+    broker.messages.clear()
+    document = json.loads(second.body)
+    del document["flow"]["then"][0]["options"]
+    second.body = json.dumps(document).encode()
+    for message in (other, first, second):
+        await broker.deliver(message)
+    await run(broker)
+    assert handle.get(timeout=1) == "got [5]"
+    with pytest.raises(TaskFailed, match=r"call_\w+.*: KeyError: 'options'"):
+        handle.parent[0].get(timeout=1)
+    assert is_over(broker, handle)
+
+
+@pytest.mark.parametrize("collect", ["all", "successes"])
+async def test_a_group_whose_results_cannot_be_reached_goes_on_later(
+    broker: ManualBroker,
+    give: Task[..., int],
+    listed: Task[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    collect: Any,
+) -> None:
+    handle = (group(give.s(1), give.s(2), collect=collect) | listed.s()).delay()
+    first, second = broker.messages
+    broker.messages.clear()
+    await broker.deliver(first)
+    store, first_id = results(broker), first.envelope["id"]
+    read = store.read
+
+    def down(key: str) -> Any:
+        if key == first_id:
+            raise ResultError("the results cannot be reached", code=ErrorCode.RESULTS_UNREACHABLE)
+        return read(key)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "read", down)
+        assert (await broker.deliver(second)).status == 503
+    assert (handle.status, broker.messages) == ("queued", [])
+    await broker.deliver(second, retried=1)
+    await run(broker)
+    assert handle.get(timeout=1) == "got [1, 2]"
 
 
 async def test_a_group_alone_gives_the_results_that_there_are(broker: ManualBroker, give: Task[..., int]) -> None:

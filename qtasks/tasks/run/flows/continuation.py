@@ -180,6 +180,8 @@ class Continuation:
         try:
             messages = await self._followers(attempt.envelope, attempt.envelope.flow, context.call_id, recorded)
         except (KeyError, TypeError, ValueError, QTasksError) as error:
+            if is_outage(error):
+                return _later(attempt, error)
             log.exception("%s cannot be continued", context.task, extra=log_fields(context, "flow_broken"))
             note = f"{context.task} {context.call_id} has succeeded, but cannot be continued: {error_text(error)}"
             await self._abandon(attempt, ResultStatus.FAILED, note)
@@ -192,9 +194,7 @@ class Continuation:
             for message in messages:
                 await self.publish(message)
         except QTasksError as error:
-            fields = log_fields(context, "flow_waits")
-            log.warning("%s could not be continued yet: %s", context.task, error, extra=fields)
-            return DispatchResponse.later(error_text(error), error.code, after_ms=RETRY_AFTER_MS)
+            return _later(attempt, error)
         return response
 
     async def abandon(self, attempt: Attempt, decision: Decision) -> None:
@@ -220,21 +220,36 @@ class Continuation:
     async def _go_on_without(self, attempt: Attempt, flow: RecordedFlow | None) -> None:
         """Send what follows the group around a call that failed, if it goes on with what worked and all have ended.
 
-        What cannot be sent now is sent after the next look at open flows.
+        What cannot be sent now is sent after the next look at open flows. What can never be sent ends as failed.
         """
         context, envelope = attempt.context, attempt.envelope
         group = steps.collecting(envelope.flow)
         if not group and flow is not None and (around := flow.plan.collecting_around(context.call_id)) is not None:
             group = around.flow
             envelope = replace(envelope, flow={"id": flow.plan.flow_id}, carried=around.carried)
-        if not group or (flow is not None and flow.has_ended):
+        if flow is not None and flow.has_ended:
             return
-        try:
-            for message in await self._followers(envelope, group, context.call_id, None):
-                await self.publish(message)
-        except (KeyError, TypeError, ValueError, QTasksError) as error:
-            fields = log_fields(context, "flow_waits")
-            log.warning("%s has failed, and its flow could not go on yet: %s", context.task, error, extra=fields)
+        while group:
+            try:
+                messages = await self._followers(envelope, group, context.call_id, None)
+            except (KeyError, TypeError, ValueError, QTasksError) as error:
+                if is_outage(error):
+                    _later(attempt, error)
+                    return
+                log.exception("a flow with %s cannot go on", context.task, extra=log_fields(context, "flow_broken"))
+                note = f"the flow ended after {context.task} {context.call_id}: {error_text(error)}"
+                later_calls = [PlannedCall(task, call_id) for task, call_id in steps.after_group(group)]
+                await self._flows.end_calls(
+                    later_calls, ResultStatus.FAILED, note, attempt=context.attempt, kept=flow is not None
+                )
+                group = steps.collecting(group.get("group", {}))
+                continue
+            try:
+                for message in messages:
+                    await self.publish(message)
+            except QTasksError as error:
+                _later(attempt, error)
+            return
 
     async def _may_go_on(self, attempt: Attempt) -> bool:
         """Reopen the flow if the call had failed before; False if the flow was cancelled, or went on without the call.
@@ -313,3 +328,16 @@ class Continuation:
         if record.status is not ResultStatus.SUCCEEDED:
             return NoResult.FAILED
         return RecordedResult(self._here, record.task, end, record.value or "null")
+
+
+def is_outage(error: Exception) -> bool:
+    """True if the results cannot be reached now: nothing follows from that for the flow."""
+    return isinstance(error, ResultError) and error.code == ErrorCode.RESULTS_UNREACHABLE
+
+
+def _later(attempt: Attempt, error: Exception) -> DispatchResponse:
+    """The response with which the broker delivers a call again whose flow could not go on now."""
+    context = attempt.context
+    log.warning("%s could not be continued yet: %s", context.task, error, extra=log_fields(context, "flow_waits"))
+    code = error.code if isinstance(error, QTasksError) else ErrorCode.UNSPECIFIED
+    return DispatchResponse.later(error_text(error), code, after_ms=RETRY_AFTER_MS)
