@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qtasks.tasks.control import NonRetryable as NonRetryable
     from qtasks.tasks.control import RetryAfter as RetryAfter
     from qtasks.tasks.control import Snooze as Snooze
+    from qtasks.tasks.control import SoftTimeLimitExceeded as SoftTimeLimitExceeded
     from qtasks.tasks.default import cron as cron
     from qtasks.tasks.default import default_app as default_app
     from qtasks.tasks.default import every as every
@@ -47,6 +48,7 @@ __all__ = [
     "RetryAfter",
     "RetryPolicy",
     "Snooze",
+    "SoftTimeLimitExceeded",
     "TaskContext",
     "TaskEvent",
     "TaskLogFilter",
@@ -76,6 +78,7 @@ _MODULES = {
     "RetryAfter": "qtasks.tasks.control",
     "RetryPolicy": "qtasks.tasks.retries",
     "Snooze": "qtasks.tasks.control",
+    "SoftTimeLimitExceeded": "qtasks.tasks.control",
     "TaskContext": "qtasks.tasks.context",
     "TaskEvent": "qtasks.tasks.hooks",
     "TaskLogFilter": "qtasks.tasks.context",

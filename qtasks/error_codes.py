@@ -313,6 +313,9 @@ class ErrorCode(StrEnum):
     CALL_UNKNOWN = ("QT433",
         "Neither the results nor the broker know a call with this id: it was never sent, or ended too long ago.",
         "Compare the id with that of the handle that .delay() returned; keep results longer with QTASKS_RESULT_TTL.")
+    CALL_OF_ANOTHER_TASK = ("QT434",
+        "A call id belongs to a call of another task.",
+        "Give each call a task_id of its own; ask the task that made the call, or tasks.result(id), for its result.")
     ENCODING_UNEXPECTED = ("QT440",
         "Arguments or a result arrived in another form than their task declares: JSON, a codec, encrypted or not.",
         "Declare the same form at both ends; while that changes, name the other one in the task's `accepts`.")

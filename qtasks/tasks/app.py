@@ -266,7 +266,7 @@ class QTasks(Registry):
             return celery_settings.control()
 
         def __getattr__(self, name: str) -> Any:
-            raise celery_names.missing(self, name, celery_names.APPLICATION)
+            return celery_names.attribute(self, name, celery_names.APPLICATION)
 
     @lazy_property
     def _web(self) -> TaskRoutes:

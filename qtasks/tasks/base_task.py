@@ -230,8 +230,17 @@ class BaseTask(Generic[P, R]):
             return [await self.asend(message) for message in messages]
 
     def result(self, id: str) -> TaskResult[R]:  # noqa: A002 - the name it has on a TaskResult
-        """The handle on an earlier call, by its call id or its message id."""
-        return TaskResult(self.runtime, self.result_form, task=self.name, id=id, message_id=None)
+        """The handle on an earlier call of this task, by its call id or its message id.
+
+        It raises ResultError if the call is one of another task.
+        """
+        handle = TaskResult(self.runtime, self.result_form, task=self.name, id=id, message_id=None)
+        return handle.of_task(self.names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of the task, and its earlier ones."""
+        return (self.name, *(self if self._origin is None else self._origin).aliases)
 
     def result_form(self) -> ResultForm[R]:
         """Reads the stored results. Raises DefinitionError."""
@@ -292,6 +301,7 @@ class BaseTask(Generic[P, R]):
             queue=delivery.queue,
             envelope=envelope,
             unique=unique,
+            own_deduplication=delivery.publish.deduplication_id is not None,
         )
 
     def encoded(self, message: Outgoing) -> Outgoing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Final
 
@@ -57,6 +58,14 @@ REQUESTS: Final = (NonRetryable, RetryAfter, Snooze, Cancel)
 
 BY_CALLER: Final = "cancelled by its caller"
 """The reason of a call that `TaskResult.cancel` has cancelled."""
+
+
+class SoftTimeLimitExceeded(asyncio.CancelledError):
+    """Raised inside of an ``async def`` at its `soft_time_limit`: it can catch it and end in order before its timeout.
+
+    It is a cancellation, so ``except Exception`` does not catch it, and what cleans up after one does. A function that
+    does not catch it has failed, with AttemptTimeout.
+    """
 
 
 class AttemptTimeout(TimeoutError):

@@ -13,6 +13,7 @@ from qtasks.errors import DefinitionError, did_you_mean
 from qtasks.protocol import durations, expressions, targets, wire
 from qtasks.protocol.messages import (
     DEFAULT_RETRIES,
+    DEFAULT_TIMEOUT_MS,
     MAX_DELAY_MS,
     MAX_RETRIES,
     MAX_TIMEOUT_MS,
@@ -80,6 +81,9 @@ class CommonOptions(AttemptOptions, total=False):
 class TaskOptions(CommonOptions, total=False):
     """Options of a task."""
 
+    soft_time_limit: Span
+    """Only for an ``async def``: raise SoftTimeLimitExceeded inside of it after this time, which must be shorter than
+    `timeout`; none by default. A ``def`` checks `TaskContext.should_stop`."""
     serializer: Literal["json", "pickle"]
     """How arguments travel: ``"json"``, the default, by their annotations; or ``"pickle"``, with cloudpickle, which is
     then also used for results that are not JSON. A pickle can run any code, so pickles also need `allow_pickle` and
@@ -117,6 +121,12 @@ class ApplyOptions(CallOptions, total=False):
     """Celery's name for `delay`."""
     task_id: str
     """Id of the call; a new one by default."""
+    link: Any
+    """A call made with ``.s()`` or ``.si()``, or a list of them: made once this one has succeeded, with its result as
+    the first argument. None by default."""
+    link_error: Any
+    """The same once this one has failed for good, with its id and its error as the first arguments; with the id alone
+    if the task has no room for both. None by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +147,8 @@ class DeliveryOptions:
     """How long a unique call blocks others, in milliseconds; None: until it is done."""
     form: WireForm = AS_JSON
     """How arguments and results travel, as far as the options say it."""
+    soft_limit_ms: int | None = None
+    """After this time SoftTimeLimitExceeded is raised in the function; None: it is not."""
 
     def expires_ms(self, now_ms: int) -> int | None:
         """Unix time in milliseconds after which a call made at `now_ms` does not run any more; None: never."""
@@ -230,6 +242,7 @@ def delivery_options(task: str, options: Mapping[str, Any]) -> DeliveryOptions:
         unique=unique,
         unique_ms=unique_ms,
         form=_form(task, options),
+        soft_limit_ms=_soft_limit(task, options, publish.timeout_ms),
     )
 
 
@@ -253,6 +266,19 @@ def _span(task: str, name: str, value: Span | None, limit_ms: int, *, least_ms: 
     if not least_ms <= span_ms <= limit_ms:
         raise _error(task, f"{name}={value!r} is not between {least_ms} ms and {durations.format(limit_ms)}")
     return span_ms
+
+
+def _soft_limit(task: str, options: Mapping[str, Any], timeout_ms: int | None) -> int | None:
+    limit_ms = _span(task, "soft_time_limit", options.get("soft_time_limit"), MAX_TIMEOUT_MS, least_ms=1)
+    timeout_ms = timeout_ms or DEFAULT_TIMEOUT_MS
+    if limit_ms is not None and limit_ms >= timeout_ms:
+        raise _error(
+            task,
+            f"soft_time_limit={options['soft_time_limit']!r} is not shorter than its timeout, "
+            f"{durations.format(timeout_ms)}",
+            fix="raise the timeout, or lower the soft time limit",
+        )
+    return limit_ms
 
 
 def _moment(task: str, value: Any, *, name: str = "eta") -> int | None:

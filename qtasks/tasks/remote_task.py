@@ -36,7 +36,7 @@ def remote_task(get_runtime: Callable[[], Runtime], name: str) -> Task[..., Any]
 class UntypedResult(TaskResult[Any]):
     """The handle of a call of which only the id is known. `task` is empty; the record of the call names its task."""
 
-    __slots__ = ("_plain", "_tasks")
+    __slots__ = ("_tasks",)
 
     def __init__(
         self,

@@ -12,12 +12,14 @@ from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.celery import celery_names
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.flow.canvas import Signature
+from qtasks.tasks.flow.links import linked
 from qtasks.tasks.hooks import H
 from qtasks.tasks.options import ApplyOptions, Span
 from qtasks.tasks.results.task_result import TaskResult
 from qtasks.tasks.schedules import sync
 from qtasks.tasks.schedules.declaration import ScheduleDeclaration, ScheduleOptions
 from qtasks.tasks.schedules.task_schedule import TaskSchedule
+from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.send.runtime_port import Runtime
 
 if TYPE_CHECKING:
@@ -43,6 +45,13 @@ class Task(BaseTask[P, R]):
         inherit: Task[P, R] | None = None,
     ) -> None:
         super().__init__(get_runtime, function, name=name, options=options, inherit=inherit)
+        if not self.is_async and options.get("soft_time_limit") is not None:
+            raise DefinitionError(
+                f"{name}: a def has no soft_time_limit: a thread cannot be interrupted at a safe moment",
+                fix="check ctx.should_stop or ctx.time_left_s in its loop, with ctx: TaskContext = injected; "
+                "or make it an async def",
+                code=ErrorCode.OPTION_INVALID,
+            )
         self.declared: list[ScheduleDeclaration] = inherit.declared if inherit is not None else []
         """The schedules that the code declares, in order."""
 
@@ -72,17 +81,20 @@ class Task(BaseTask[P, R]):
         """`delay` with Celery's signature: the arguments as a sequence and a mapping, the options as keywords.
 
         ``resize.apply_async((42,), countdown=10, expires=60)``. The arguments are checked as by `delay`, but type
-        checkers do not see them.
+        checkers do not see them. ``link=publish.s()`` calls `publish` with the result once the call has succeeded;
+        ``link_error=report.s()`` calls `report` with the id of the call and its error once it has failed for good.
         """
-        task, call_id = self._applied(options)
-        return task.send(task.message(tuple(args), kwargs or {}, call_id))
+        task, message = self._applied(args, kwargs, options)
+        handle = task.send(message)
+        return handle if options.get("task_id") is None else handle.of_task(task.names)
 
     async def aapply_async(
         self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[ApplyOptions]
     ) -> TaskResult[R]:
         """As `apply_async`, without blocking the event loop."""
-        task, call_id = self._applied(options)
-        return await task.asend(task.message(tuple(args), kwargs or {}, call_id))
+        task, message = self._applied(args, kwargs, options)
+        handle = await task.asend(message)
+        return handle if options.get("task_id") is None else handle.of_task(task.names)
 
     def s(self, /, *args: Any, **kwargs: Any) -> Signature[R]:
         """A call as a part of a flow. The result of the call before it is put before `args`."""
@@ -141,20 +153,29 @@ class Task(BaseTask[P, R]):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            raise celery_names.missing(self, name, celery_names.TASK)
+            return celery_names.attribute(self, name, celery_names.TASK)
 
-    def _applied(self, options: ApplyOptions) -> tuple[Self, str | None]:
-        """The task with Celery's options translated, and the id of the call."""
+    def _applied(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any] | None, options: ApplyOptions
+    ) -> tuple[Self, Outgoing]:
+        """The task with Celery's options translated, and the call."""
         translated: dict[str, Any] = dict(options)
-        call_id = translated.pop("task_id", None)
+        call_id, link, link_error = (translated.pop(name, None) for name in ("task_id", "link", "link_error"))
         if call_id is not None and envelopes.ID.fullmatch(call_id) is None:
             raise DefinitionError(
                 f"{self.name}: task_id={call_id!r} is not a valid id: 1 to 128 visible ASCII characters",
                 code=ErrorCode.CALL_ID_INVALID,
             )
         if "countdown" in translated:
+            if translated.get("delay") is not None:
+                raise DefinitionError(
+                    f"{self.name}: countdown and delay are the same option",
+                    fix="give one of them",
+                    code=ErrorCode.OPTION_INVALID,
+                )
             translated["delay"] = translated.pop("countdown")
-        return (self.using(**translated) if translated else self), call_id
+        task = self.using(**translated) if translated else self
+        return task, linked(task, task.message(tuple(args), kwargs or {}, call_id), link, link_error)
 
 
 class SyncTask(Task[P, R]):

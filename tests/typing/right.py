@@ -26,6 +26,7 @@ from qtasks import (
     injected,
     task,
 )
+from qtasks.errors import TaskCancelled, TaskFailed
 from qtasks.llm import ChatMessage, Usage, anthropic, openai, user
 from qtasks.tasks.flow.canvas import Chain
 from qtasks.tasks.task import AsyncTask, SyncTask, Task
@@ -107,6 +108,10 @@ def module_level_cron() -> int:
 async def module_level_every() -> None: ...
 
 
+@tasks.task(soft_time_limit="10s")
+async def limited() -> None: ...
+
+
 @add.on_failure
 def told(event: TaskEvent) -> None:
     assert_type(event.context.attempt, int)
@@ -138,6 +143,13 @@ def options() -> None:
     assert_type(add.using(queue="q", key="k", rate="5/1m", redact=True).map([1, 2]), list[TaskResult[int]])
     assert_type(add.starmap([(1, 2)]), list[TaskResult[int]])
     assert_type(add.apply_async((1,), {"b": 2}, countdown=5, expires=60, task_id="x"), TaskResult[int])
+    assert_type(add.apply_async((1,), link=add.s(2), link_error=[pickled.si(set())]), TaskResult[int])
+    assert_type(tasks.send_task("elsewhere", [1], {"b": 2}, queue="q"), TaskResult[Any])
+    assert_type(tasks.result("x").get(), Any)
+    assert_type(add.AsyncResult("x").get(timeout=1), int)
+    assert_type(add.result("x").get(propagate=False), int | TaskFailed | TaskCancelled)
+    assert_type(add.result("x").result, int | TaskFailed | TaskCancelled | None)
+    assert_type(add.result("x").state, str)
     add.using(retries=RetryPolicy(max=3, on=OSError), expires="1h")
     assert_type(add.s(1).delay(), TaskResult[int])
     assert_type(chain(add.s(1) | add.s(2), add.si(1, 2)), Chain)

@@ -7,7 +7,7 @@ AttributeError that says what to write. docs/celery.md lists them beside the nam
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from qtasks.errors import CeleryNameError
 
@@ -166,9 +166,15 @@ APPLICATION: Final[Mapping[str, str]] = {
 """Attributes of an application."""
 
 
-def missing(owner: object, name: str, names: Mapping[str, str]) -> AttributeError:
-    """The error for an attribute that `owner` does not have: a CeleryNameError if Celery's object has it."""
+def attribute(owner: object, name: str, names: Mapping[str, str]) -> Any:
+    """For `__getattr__`: raise CeleryNameError for an attribute of Celery's object, AttributeError for any other.
+
+    Python also calls `__getattr__` if a property of `owner` has raised an AttributeError, which must not be lost: the
+    property is asked once more, and raises it again.
+    """
+    if hasattr(type(owner), name):
+        return object.__getattribute__(owner, name)
     kind = type(owner).__name__
     if (fix := names.get(name)) is None:
-        return AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=owner)
-    return CeleryNameError(f"{kind} has no {name!r}, which is a name of Celery", fix=fix)
+        raise AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=owner)
+    raise CeleryNameError(f"{kind} has no {name!r}, which is a name of Celery", fix=fix)

@@ -39,6 +39,10 @@ ID = re.compile(r"[!-~]{1,128}")
 """The form of a call id that the caller chooses."""
 
 
+MADE_ID = re.compile(r"call_[0-9a-f]{32}")
+"""The form of a call id that this package has made: no two calls have the same."""
+
+
 class UnknownVersionError(PayloadError):
     """The envelope was made by a newer version; a newer dispatcher may be able to read it."""
 

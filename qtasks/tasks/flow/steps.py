@@ -9,6 +9,9 @@ A call carries the steps after it in its envelope, as JSON under `flow`, in the 
     {"then": [step], "group": {"of": ..., "then": [...]}}     the sequence is a member of `group`, which may have a
                                                               `group` around it, too
 
+What follows a failure of the call stands beside it: ``"else": [{"takes": 2, "step": step}]``, a list of calls and how
+many of the failed call's id and error each takes before its own arguments.
+
 The outermost object may also have an `id`, that of the flow's record (see `tasks.results.flow_plan`), and `after`, the
 task whose result is the first argument of the call.
 
@@ -216,7 +219,7 @@ def starting(sequence: Sequence[Any], first_id: str, around: Flow) -> Iterator[t
     if (members := members_of(node)) is None:
         yield node, first_id, _following(then, around)
         return
-    group = _group(first_id, node, then, around)
+    group = _group(first_id, node, then, around) if then or around else {}  # nothing waits for its members
     for member, member_id in _with_ids(members, first_id):
         yield from starting(sequence_of(member), member_id, group)
 

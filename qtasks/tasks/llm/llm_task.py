@@ -139,7 +139,8 @@ class LlmTask(Task[P, T]):
         plain = self.message_with(checked, len(args), call_id)
         messages = self.parameters.call(self.function, checked)
         envelope = replace(plain.envelope, call_id=plain.call_id)
-        return self._first_request(envelope, messages, plain.options, plain.queue, plain.unique)
+        request = self._first_request(envelope, messages, plain.options, plain.queue, plain.unique)
+        return replace(request, own_deduplication=plain.own_deduplication)
 
     def follow_up(self, envelope: Envelope, call_id: str, value: Any) -> ModelRequest:
         """See `BaseTask.follow_up`: a call that was delivered, such as a step of a flow, continues as the request."""

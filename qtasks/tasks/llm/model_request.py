@@ -95,7 +95,7 @@ class ModelRequest(CallHeaderMessage):
         )
         callback_options = ending_at(end_url, completion, None, interrupted_for_ms=interrupted_for_ms)
         options = replace(
-            self.options,
+            self.scoped(base_url),
             forward=self.authorization,
             redact=_redaction(self.authorization, hides_call=hides_call),
             callback=f"{base_url}/{self.task}?{query.text()}",

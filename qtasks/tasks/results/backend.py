@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
+from qtasks.errors import CeleryNameError
 from qtasks.forks import per_process
 
 POLL_FIRST_S = 0.002
@@ -49,7 +50,21 @@ class ResultStatus(StrEnum):
         """True if the state will not change any more."""
         return self in _FINAL
 
+    def __eq__(self, other: object) -> bool:
+        if type(other) is str and other in _STATES_OF_CELERY:
+            raise CeleryNameError(
+                f"a status is never equal to {other!r}, which is a state of Celery",
+                fix=f"result.state == {other!r}, or the words of result.status: {', '.join(ResultStatus)}",
+            )
+        return str.__eq__(self, other)
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
+_STATES_OF_CELERY = ("PENDING", "RECEIVED", "STARTED", "PROGRESS", "SUCCESS", "FAILURE", "RETRY", "REVOKED", "REJECTED")
 _FINAL = frozenset({ResultStatus.SUCCEEDED, ResultStatus.FAILED, ResultStatus.CANCELLED, ResultStatus.EXPIRED})
 
 

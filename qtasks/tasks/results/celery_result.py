@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overload
 
-from qtasks.errors import TaskCancelled, TaskFailed
+from qtasks.errors import CeleryNameError, TaskCancelled, TaskFailed
 from qtasks.tasks.celery import celery_names
 from qtasks.tasks.results.backend import ResultStatus
 
@@ -41,6 +41,31 @@ class CeleryResult(Generic[R]):
     def return_value(self) -> R:
         """The result of a call that has succeeded."""
 
+    @overload
+    def get(self, timeout: float | None = None, *, propagate: Literal[True] = True) -> R: ...
+    @overload
+    def get(self, timeout: float | None = None, *, propagate: bool) -> R | TaskFailed | TaskCancelled: ...
+    def get(self, timeout: float | None = None, *, propagate: bool = True, **celery: Any) -> Any:
+        """Wait for the result and return it.
+
+        `timeout` is in seconds; None waits without a limit. Raises ResultTimeout, TaskFailed if the task has failed for
+        good, TaskCancelled or TaskExpired if it was cancelled or has expired, and ResultError for an unknown call, on
+        the thread of the event loop that has to run the task, or if all threads for tasks wait for one another.
+        With ``propagate=False`` TaskFailed and TaskCancelled are returned.
+        """
+        if celery:
+            raise CeleryNameError(f".get() does not take {', '.join(map(repr, celery))}", fix=".get(timeout=...)")
+        try:
+            return self.waited_for(timeout)
+        except (TaskFailed, TaskCancelled) as error:
+            if propagate:
+                raise
+            return error
+
+    @abstractmethod
+    def waited_for(self, timeout: float | None) -> R:
+        """Wait for the result and return it; raises as `get`."""
+
     @property
     def state(self) -> str:
         """The status in Celery's words: PENDING, STARTED, RETRY, SUCCESS, FAILURE or REVOKED."""
@@ -71,4 +96,4 @@ class CeleryResult(Generic[R]):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            raise celery_names.missing(self, name, celery_names.RESULT)
+            return celery_names.attribute(self, name, celery_names.RESULT)

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from qtasks.error_codes import ErrorCode
-from qtasks.errors import CeleryNameError, ResultError, ResultTimeout, TaskCancelled, TaskExpired, TaskFailed
+from qtasks.errors import ResultError, ResultTimeout, TaskCancelled, TaskExpired, TaskFailed
 from qtasks.tasks.encode.pickling import Purpose
 from qtasks.tasks.encode.result_codec import ResultForm
 from qtasks.tasks.progress import Progress
@@ -89,15 +89,17 @@ class CallToCancel:
 class TaskResult(CeleryResult[R]):
     """The handle of one call: what `.delay()` returns.
 
-    `id` is the call's id. If `deduplicated` is true, nothing was sent: an earlier call with the same deduplication id
-    takes its place, `id` is the message id of that call, and its result is the result. Without a result backend every
-    accessor raises ResultsDisabled, which names the missing setting.
+    `id` is the call's id. If `deduplicated` is true, nothing was sent: an earlier call of the task with the same
+    deduplication id takes its place, `id` is the message id of that call, and its result is the result.
+    Without a result backend every accessor raises ResultsDisabled, which names the missing setting.
 
     If the record of the call says nothing for some seconds, the accessors ask the service, in growing intervals: a call
     that is dead there has failed. They never raise because it does not answer.
     """
 
-    __slots__ = ("_form", "_is_planned", "_lock", "_parent", "_runtime", "deduplicated", "id", "message_id", "task")
+    __slots__ = (
+        "_form", "_is_planned", "_lock", "_names", "_parent", "_runtime", "deduplicated", "id", "message_id", "task",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -117,6 +119,7 @@ class TaskResult(CeleryResult[R]):
         self.message_id = message_id
         self.deduplicated = deduplicated
         self._lock: Lock | None = None
+        self._names: tuple[str, ...] = ()
         self._is_planned = is_planned
         self._parent: Callable[[], Any] | None = None
 
@@ -136,6 +139,12 @@ class TaskResult(CeleryResult[R]):
     def planned(self) -> Self:
         """The same handle for a call that is sent later: the service need not know it yet."""
         self._is_planned = True
+        self._names = ()  # its id is not one that a caller has chosen
+        return self
+
+    def of_task(self, names: tuple[str, ...]) -> Self:
+        """The same handle, for an id that a caller has chosen: it shows nothing of a call of another task."""
+        self._names = names
         return self
 
     def after(self, parent: Callable[[], Any]) -> Self:
@@ -184,7 +193,7 @@ class TaskResult(CeleryResult[R]):
         ``"UnknownTask: there is no task 'ad' here, ...; next attempt at 2030-01-01T12:00:00+00:00"``. None for a call
         that has ended or runs, and if nothing is known.
         """
-        record = self._backend().read(self.id)
+        record = self._own(self._backend().read(self.id))
         return _reason(self._runtime.inquiries.state(self._subject, record, at_once=True))
 
     async def awaiting_for(self) -> str | None:
@@ -194,11 +203,11 @@ class TaskResult(CeleryResult[R]):
     @property
     def progress(self) -> Progress | None:
         """The progress of the running call, if it has reported any."""
-        return _progress(self._backend().read(self.id))
+        return _progress(self._own(self._backend().read(self.id)))
 
     async def aprogress(self) -> Progress | None:
         """As `progress`, without blocking the event loop."""
-        return _progress(await read_record(self._backend(), self.id))
+        return _progress(self._own(await read_record(self._backend(), self.id)))
 
     @property
     def is_finished(self) -> bool:
@@ -243,6 +252,8 @@ class TaskResult(CeleryResult[R]):
         it. Without a result backend only the broker and this process are asked: True if they had the call. Raises
         BrokerUnreachable, ApiError, and ResultError.
         """
+        if self._names and (results := self._runtime.results_or_none()) is not None:
+            self._own(results.read(self.id))
         call = CallToCancel(
             task=self._task_to_cancel(),
             id=self.id,
@@ -260,28 +271,8 @@ class TaskResult(CeleryResult[R]):
         """Wait for the result, without a time limit: ``await result``."""
         return self.aget().__await__()
 
-    @overload
-    def get(self, timeout: float | None = None, *, propagate: Literal[True] = True) -> R: ...
-    @overload
-    def get(self, timeout: float | None = None, *, propagate: bool) -> R | TaskFailed | TaskCancelled: ...
-    def get(self, timeout: float | None = None, *, propagate: bool = True, **celery: Any) -> Any:
-        """Wait for the result and return it.
-
-        `timeout` is in seconds; None waits without a limit. Raises ResultTimeout, TaskFailed if the task has failed for
-        good, TaskCancelled or TaskExpired if it was cancelled or has expired, and ResultError for an unknown call, on
-        the thread of the event loop that has to run the task, or if all threads for tasks wait for one another.
-        With ``propagate=False`` TaskFailed and TaskCancelled are returned.
-        """
-        if celery:
-            raise CeleryNameError(f".get() does not take {', '.join(map(repr, celery))}", fix=".get(timeout=...)")
-        try:
-            return self._waited_for(timeout)
-        except (TaskFailed, TaskCancelled) as error:
-            if propagate:
-                raise
-            return error
-
-    def _waited_for(self, timeout: float | None) -> R:
+    def waited_for(self, timeout: float | None) -> R:
+        """See `CeleryResult.waited_for`."""
         backend = self._backend()
         if self._runtime.runs_on_this_thread():
             raise ResultError(
@@ -351,13 +342,23 @@ class TaskResult(CeleryResult[R]):
 
     def _record(self) -> ResultRecord | None:
         """The record of the call, or what the service knows better."""
-        record = self._backend().read(self.id)
+        record = self._own(self._backend().read(self.id))
         if record is not None and record.status.is_final:
             return record
         return self._better(record, self._runtime.inquiries.state(self._subject, record, at_once=self._may_be_unknown))
 
+    def _own(self, record: ResultRecord | None) -> ResultRecord | None:
+        """`record`. Raises ResultError if it is that of a call of another task."""
+        if record is None or not self._names or record.task in ("", *self._names):
+            return record
+        raise ResultError(
+            f"{self.id} is a call of {record.task}, not of {self.task}",
+            fix=f"tasks.result({self.id!r})",
+            code=ErrorCode.CALL_OF_ANOTHER_TASK,
+        )
+
     async def _arecord(self) -> ResultRecord | None:
-        record = await read_record(self._backend(), self.id)
+        record = self._own(await read_record(self._backend(), self.id))
         if record is not None and record.status.is_final:
             return record
         inquiries, subject, at_once = self._runtime.inquiries, self._subject, self._may_be_unknown
@@ -371,7 +372,7 @@ class TaskResult(CeleryResult[R]):
 
         Raises ResultError for an unknown call.
         """
-        inquiries = self._runtime.inquiries
+        inquiries, record = self._runtime.inquiries, self._own(record)
         inquiries.ask_soon(self._subject, record, wake, at_once=self._may_be_unknown)
         record = self._better(record, inquiries.known(self._subject, record))
         if _status(record) is ResultStatus.UNKNOWN:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum, auto
+from http import HTTPStatus
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, OutputError, QTasksError, ResultsDisabled
@@ -132,6 +133,12 @@ class DispatchResponse:
     def is_interrupted(self) -> bool:
         """True if the delivery ends no attempt."""
         return any(name == INTERRUPTED_HEADER for name, _ in self.headers)
+
+    def unless_acknowledged(self, *, after_ms: int) -> DispatchResponse:
+        """This response to a failed call, whose end is then reported; in place of an acknowledgement, a retry later."""
+        if self.status != HTTPStatus.OK:
+            return self
+        return self.later("what follows the failure cannot be sent", ErrorCode.BROKER_UNREACHABLE, after_ms=after_ms)
 
     def with_header(self, name: str, value: str) -> DispatchResponse:
         """The same response with one more header line."""

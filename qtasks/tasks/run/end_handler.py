@@ -67,7 +67,7 @@ class EndHandler:
         return Attempt(
             task=_unknown_task(query.task) if task is None else task,
             context=context,
-            envelope=Envelope(call_id, retries=report.retries, unique=query.unique),
+            envelope=Envelope(call_id, retries=report.retries, unique=query.unique, flow=report.flow),
             decide=functools.partial(self._decide, report),
             flow_id=query.flow,
             is_superseded=query.is_request and not report.is_cancelled,  # its failure callback reports the same failure

@@ -1,13 +1,14 @@
 """The body of an end callback, or of a failure callback: how a message ended, in the words of the broker. Pure.
 
-All of it is signed. What the message itself contained (`sourceBody`) is not read: the URL says which call it was.
+All of it is signed. The URL says which call it was. Of what the message itself contained (`sourceBody`, which only a
+failure callback has) only the calls are read that follow a failure.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qtasks.error_codes import ErrorCode
@@ -15,7 +16,9 @@ from qtasks.errors import PayloadError
 from qtasks.protocol import strict_json
 from qtasks.protocol.headers import DISPATCHER_HEADER, ENDED_HEADER
 from qtasks.protocol.messages import State
+from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.send.end_callback import answered_error, delivery_failed
+from qtasks.tasks.send.outgoing import AFTER_FAILURE
 
 MAX_ID = 128
 """Largest number of characters of a message id."""
@@ -39,6 +42,8 @@ class EndReport:
     """Why it failed: "TypeName: message"."""
     is_known: bool
     """True if the dispatcher has answered that it ended the call itself, hooks included."""
+    flow: Mapping[str, Any] = field(default_factory=dict)
+    """The calls that follow the failure, as the `flow` of the call has them."""
 
 
 def read_report(body: bytes) -> EndReport:
@@ -59,11 +64,24 @@ def read_report(body: bytes) -> EndReport:
             created_ms=int(document["createdAt"]),
             reason=_reason(document),
             is_known=ENDED_HEADER in document.get("header", {}),
+            flow=_flow(document),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise PayloadError(
             f"the body is not an end callback: {type(error).__name__}: {error}", code=ErrorCode.CALLBACK_INVALID
         ) from None
+
+
+def _flow(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of the message's flow that matters after a failure; empty if it has none."""
+    body = base64.b64decode(document.get("sourceBody", ""), validate=True)
+    if f'"{AFTER_FAILURE}"'.encode() not in body:
+        return {}
+    try:
+        flow = envelopes.decode(body).flow
+    except PayloadError:  # the body of another message, such as a request to a language model
+        return {}
+    return {AFTER_FAILURE: flow[AFTER_FAILURE]} if AFTER_FAILURE in flow else {}
 
 
 def _reason(document: Mapping[str, Any]) -> str:

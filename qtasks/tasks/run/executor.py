@@ -33,6 +33,7 @@ from qtasks.tasks.run.decision import (
     unwrapped,
 )
 from qtasks.tasks.run.flows.continuation import RETRY_AFTER_MS, Continuation
+from qtasks.tasks.run.flows.failure_calls import send_failure_calls
 from qtasks.tasks.run.lease import RunLeases
 from qtasks.tasks.run.notify import notify
 from qtasks.tasks.run.outside import comes_from_outside, running_task
@@ -40,7 +41,7 @@ from qtasks.tasks.run.report import report, report_overrun
 from qtasks.tasks.run.run import Run
 from qtasks.tasks.run.runner import Runner
 from qtasks.tasks.send import tracing
-from qtasks.tasks.send.outgoing import Outgoing
+from qtasks.tasks.send.outgoing import AFTER_FAILURE, Outgoing
 
 log = logging.getLogger("qtasks.dispatch")
 
@@ -240,6 +241,8 @@ class AttemptExecutor:
         of the message, or the report of its end, goes on from there.
         """
         spent_s = self._clock.monotonic() - attempt.began_s
+        if AFTER_FAILURE in attempt.envelope.flow and not await self._has_sent_failure_calls(attempt, decision):
+            return decision.response.unless_acknowledged(after_ms=RETRY_AFTER_MS)
         if any(hooks.failure for hooks in self._hooks_of(attempt)):
             self._writer.record(attempt.records(ResultStatus.RUNNING, self._clock.now_ms(), error=decision.note))
             await self._writer.flush()
@@ -254,6 +257,8 @@ class AttemptExecutor:
         """Respond for a call whose failure is recorded; do what a process that died after that has left."""
         failure = replace(decision, kind=DecisionKind.FAILED)
         if decision.owes_hooks:
+            if AFTER_FAILURE in attempt.envelope.flow and not await self._has_sent_failure_calls(attempt, decision):
+                return decision.response.unless_acknowledged(after_ms=RETRY_AFTER_MS)
             with contextlib.suppress(QTasksError):  # a report of an end has no arguments
                 attempt.arguments = attempt.task.codec.decode(attempt.envelope)
             await notify(self._hooks_of(attempt), attempt, failure, self.runner.threads)
@@ -261,6 +266,9 @@ class AttemptExecutor:
         if self._is_in_flow(attempt):
             await self._continuation.abandon(attempt, failure)
         return decision.response.with_header(ENDED_HEADER, "true")
+
+    async def _has_sent_failure_calls(self, attempt: Attempt, decision: Decision) -> bool:
+        return await send_failure_calls(attempt, decision.note, self._continuation)
 
     def _hooks_of(self, attempt: Attempt) -> Sequence[Hooks]:
         return attempt.task.hooks, self._hooks

@@ -31,6 +31,7 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError
 from qtasks.protocol.signing import Claims
 from qtasks.tasks.context import StopReason, TaskContext
+from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.encoding import shown
 from qtasks.tasks.results.backend import Lock, ResultRecord, ResultStatus, pauses
 from qtasks.tasks.results.unique import Unique
@@ -108,6 +109,20 @@ def _recorded_response(record: ResultRecord | None, context: TaskContext) -> Dis
     return response.with_header(*DUPLICATE_HEADER)
 
 
+def _is_of_another_task(record: ResultRecord | None, attempt: Attempt) -> bool:
+    """True if the caller has given this call the id of a call of another task. Ids that we make are never alike."""
+    is_chosen = envelopes.MADE_ID.fullmatch(attempt.context.call_id) is None
+    return is_chosen and record is not None and record.task not in ("", *attempt.task.names)
+
+
+def _call_of_another_task(record: ResultRecord | None, context: TaskContext) -> DispatchResponse:
+    """The response to a call that does not run, because its result would take the place of another one."""
+    other = "" if record is None else f" of {record.task}"
+    text = f"ResultError: {context.call_id} is already the id of a call{other}; {context.task} was not run"
+    log.error("%s", text, extra={"action": "refused", "task": context.task, "call_id": context.call_id})
+    return DispatchResponse.never(text, ErrorCode.CALL_OF_ANOTHER_TASK)
+
+
 def _is_redelivery(record: ResultRecord, context: TaskContext) -> bool:
     """True if the broker delivers a failed call once more by itself. A dead letter sent again is another message."""
     return record.message_id == context.message_id and context.attempt <= record.attempt
@@ -149,6 +164,9 @@ class RunLeases:
             state = await self._writer.lock([*locks, *token_locks], context.call_id, now_ms=now_ms)
             if state is None:
                 return await self._admit_alone(attempt, claims)
+            if _is_of_another_task(state.record, attempt):
+                await self._unlock([lock for lock in state.locks if lock.owner == owner and lock.key in keys])
+                return self._duplicate(attempt, _call_of_another_task(state.record, context), None)
             current = state.locks[: len(locks)]
             if dead := [lock for lock in current if lock.owner != owner and is_gone(lock.owner)]:
                 # Its process has died: there is nothing to wait for. Only the lock of that owner is ended.

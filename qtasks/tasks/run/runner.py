@@ -14,6 +14,7 @@ from qtasks.tasks.context import StopReason
 from qtasks.tasks.control import BY_CALLER, AttemptTimeout, Cancel
 from qtasks.tasks.run.run import Invoke, Run
 from qtasks.tasks.run.run_middleware import RunMiddleware, chain
+from qtasks.tasks.run.soft_limit import SoftLimit
 from qtasks.tasks.run.thread_pool import Raised, ThreadPool, returned
 
 THREAD_GRACE_S = 0.1
@@ -31,6 +32,8 @@ class Runner:
         """Call the function; a thread gets a copy of the context variables."""
         if run.task.is_async:
             value = _called(run, dependencies)
+            if (limit_ms := run.task.delivery_options.soft_limit_ms) is not None:
+                return await SoftLimit(value, limit_ms / 1000, run.task.name)
             return await value if isinstance(value, Awaitable) else value
         run.context.link.thread.is_waiting = True
         value = await self.threads.run(functools.partial(_call_in_thread, run, dependencies))

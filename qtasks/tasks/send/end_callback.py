@@ -51,7 +51,7 @@ class EndQuery:
     unique: str | None = None
     """The unique key that the call locks until it has ended."""
     is_request: bool = False
-    """True for a request to a language model. It has a failure callback of its own, so only its cancel matters here."""
+    """True where a failure callback of its own reports the failure, as for a language model: only a cancel matters."""
 
     def text(self) -> str:
         """The query string; `read` is the reverse."""
@@ -96,9 +96,7 @@ def ending_at(
     limit_ms = interrupted_for_ms if options.interrupted_for_ms is None else options.interrupted_for_ms
     failure_callback, failure_callback_options = options.failure_callback, options.failure_callback_options
     if failure_callback is None:
-        failure_callback = url
-        if options.retries is not None and options.retries < DEFAULT_RETRIES:
-            failure_callback_options = LEAST_RETRIES
+        failure_callback, failure_callback_options = url, least_retries(options)
     return replace(  # once: it is the dearest step of a call
         options,
         call_id=call_id,
@@ -107,6 +105,14 @@ def ending_at(
         failure_callback=failure_callback,
         failure_callback_options=failure_callback_options,
     )
+
+
+def least_retries(options: PublishOptions) -> PublishOptions | None:
+    """The options of a failure callback of a message with these `options`: it has retries even if the message has not.
+
+    None: it has as many as the message.
+    """
+    return LEAST_RETRIES if options.retries is not None and options.retries < DEFAULT_RETRIES else None
 
 
 def dispatcher_error(body: bytes | str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError
@@ -16,10 +16,14 @@ from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.results.backend import ResultRecord, ResultStatus
 from qtasks.tasks.results.unique import Unique
-from qtasks.tasks.send.end_callback import EndQuery, ending_at
+from qtasks.tasks.send.end_callback import EndQuery, ending_at, least_retries
 
 if TYPE_CHECKING:
     from typing import Self
+
+
+AFTER_FAILURE: Final = "else"
+"""The member of a call's `flow` with the calls that follow its failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,8 @@ class Outgoing:
     queue: str | None = None
     unique: Unique | None = None
     """The key that the call must lock before it is sent."""
+    own_deduplication: bool = False
+    """True if the deduplication id is that of the caller, so that it counts for the calls of one task only."""
 
     @lazy_property
     def body(self) -> bytes:
@@ -87,11 +93,29 @@ class Outgoing:
 
         `interrupted_for_ms` is for options that do not set it; None or 0: interrupted attempts count.
         """
-        return f"{base_url}/{self.task}", self.ending(base_url, self.options, interrupted_for_ms)
+        options = self.scoped(base_url) if self.own_deduplication else self.options
+        return f"{base_url}/{self.task}", self.ending(base_url, options, interrupted_for_ms)
+
+    def scoped(self, base_url: str) -> PublishOptions:
+        """The options, with a deduplication id that no task has but this one at this dispatcher.
+
+        To the broker an id belongs to the whole account. It would answer a call of one task with the message of another
+        one, whose result the handle would then show.
+        """
+        if not self.own_deduplication or self.options.deduplication_id is None:
+            return self.options
+        return replace(self.options, deduplication_id=once(f"{base_url}/{self.task}", self.options.deduplication_id))
 
     def ending(self, base_url: str, options: PublishOptions, interrupted_for_ms: int | None) -> PublishOptions:
-        """`options` with the end callback of the call."""
+        """`options` with the end callback of the call.
+
+        The calls after a failure are in the body of the message. A failure callback has that body; an end callback,
+        which then only matters for a cancel, does not.
+        """
         url = self.end_query.url(base_url)
+        if AFTER_FAILURE in self.envelope.flow:
+            options = replace(options, failure_callback=url, failure_callback_options=least_retries(options))
+            url = replace(self.end_query, is_request=True).url(base_url)
         return ending_at(url, options, self.call_id, interrupted_for_ms=interrupted_for_ms)
 
     @property

@@ -192,3 +192,12 @@ def in_a_test(qtasks: Environment) -> None:
     qtasks.assert_enqueued(3)  # wrong
     qtasks.fail_next(add, status="503")  # wrong
     Environment(tasks, mode="eager")  # wrong
+
+
+information = add.delay(1).info  # wrong
+add.delay(1).get(interval=1)  # wrong
+add.delay_on_commit(1)  # wrong
+tasks.conf.timezone = "Europe/Berlin"  # wrong
+QTasks("shop")  # wrong
+tasks.send_task("add", 1)  # wrong
+add.apply_async((1,), priority=1)  # wrong

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import pickle
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -42,6 +43,20 @@ async def test_a_result_has_celery_s_questions_and_celery_s_words(broker: Manual
     assert (odd.state, odd.ready(), odd.successful(), odd.failed()) == ("FAILURE", True, False, True)
     assert isinstance(odd.result, TaskFailed)
     assert odd.result.error == "ValueError: odd"
+
+
+async def test_a_status_is_not_compared_with_a_state_of_celery_in_silence(broker: ManualBroker) -> None:
+    @broker.tasks.task
+    def work() -> None: ...
+
+    status = work.delay().status
+    assert (status == "queued", status == "pending", status in ("queued", "x"), hash(status)) == (
+        True, False, True, hash("queued"),
+    )  # fmt: skip
+    states: list[str] = ["SUCCESS"]
+    for compare in (operator.eq, operator.ne, lambda one, other: one in (other, "queued")):
+        with pytest.raises(CeleryNameError, match=r"result\.state == 'SUCCESS'"):
+            compare(status, states[0])
 
 
 async def test_a_cancelled_call_is_revoked_and_has_not_failed(broker: ManualBroker) -> None:
@@ -91,6 +106,23 @@ async def test_an_attribute_that_no_framework_has_is_an_attribute_error_like_any
         with pytest.raises(AttributeError, match="has no attribute 'delya'") as caught:
             _ = owner.delya  # type: ignore[union-attr]
         assert not isinstance(caught.value, CeleryNameError)
+
+
+async def test_an_attribute_error_inside_of_a_property_is_the_one_that_is_seen(
+    broker: ManualBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @broker.tasks.task
+    def work() -> None: ...
+
+    result = work.delay()
+
+    def broken(self: object) -> None:
+        raise AttributeError("the cause")
+
+    for owner, name in ((result, "status"), (work, "schedules"), (broker.tasks, "router")):
+        monkeypatch.setattr(type(owner), name, property(broken))
+        with pytest.raises(AttributeError, match=r"^the cause$"):
+            getattr(owner, name)
 
 
 async def test_the_error_about_a_name_survives_a_pickle() -> None:

@@ -23,6 +23,7 @@ from qtasks import NonRetryable, QTasks, RetryAfter, TaskContext, TaskResult, in
 from qtasks.errors import ApiError, ArgumentsError, BrokerUnreachable, ConfigurationError, DefinitionError, ResultError
 from qtasks.qstash.conversation.transport import AsyncTransport, Reply, Request
 from qtasks.tasks.ports import Connection
+from qtasks.tasks.send.outgoing import once
 from qtasks.tasks.task import AsyncTask, SyncTask, Task
 from tests.support.tasks import BASE_URL, KEYS, RecordingBroker, RecordingTransport, application
 
@@ -268,7 +269,7 @@ def test_a_deduplicated_call_is_followed_by_the_earlier_message() -> None:
     def work() -> None: ...
 
     result = work.using(deduplication_id="once").delay()
-    assert header(transport.requests[0], "Upstash-Deduplication-Id") == "once"
+    assert header(transport.requests[0], "Upstash-Deduplication-Id") == once(f"{BASE_URL}/work", "once")
     assert result.deduplicated
     assert result.id == result.message_id == "msg_first"
 
