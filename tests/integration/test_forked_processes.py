@@ -117,7 +117,7 @@ def test_parent_and_children_use_a_backend_at_once_and_read_what_they_have_writt
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_no_moment_of_a_fork_makes_a_backend_hang_or_mix_up_answers(kind: str, tmp_path: Path) -> None:
     with results(kind, tmp_path) as variables:
-        run(BACKEND.replace("TURNS", "40"), tmp_path, **variables)
+        run(BACKEND.replace("TURNS", "10"), tmp_path, **variables)
 
 
 def test_results_in_memory_say_that_another_process_does_not_share_them(tmp_path: Path) -> None:

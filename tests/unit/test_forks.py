@@ -30,7 +30,11 @@ def in_child(works: Callable[[], bool]) -> bool:
         import signal
 
         signal.alarm(int(PATIENCE_S))
-        os._exit(0 if works() else 1)
+        status = 1
+        try:
+            status = 0 if works() else 1
+        finally:
+            os._exit(status)
     return os.waitpid(child, 0)[1] == 0
 
 
@@ -94,8 +98,10 @@ def test_a_child_runs_calls_in_threads_of_its_own_and_none_of_those_that_waited(
     with DaemonThreadPool(1, "test") as pool:
         pool.submit(count)
         waiting = pool.submit(count)
-        assert in_child(lambda: pool.submit(lambda: 7).result(PATIENCE_S) == 7 and ran == [0])
-        may_end.set()
+        try:
+            assert in_child(lambda: pool.submit(lambda: 7).result(PATIENCE_S / 2) == 7 and ran == [0])
+        finally:
+            may_end.set()
         waiting.result(PATIENCE_S)
     assert ran == [2]
 

@@ -238,6 +238,17 @@ async def test_every_handle_belongs_to_a_call_that_arrives_once_however_threads_
     assert all(handle.message_id for handle in handles)
 
 
+async def test_a_call_that_meets_the_end_of_the_block_is_sent_at_once(
+    broker: ManualBroker, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with broker.tasks.batch() as batch:
+        pass
+    found = iter([batch, None])  # it was open when the call looked
+    monkeypatch.setattr(Batch, "current", lambda _: next(found))
+    assert work.delay(1).message_id is not None
+    assert (sent(broker), len(batch)) == ([1], 0)
+
+
 async def test_a_cancelled_block_drops_its_calls_and_sends_those_of_others(broker: ManualBroker, work: Work) -> None:
     inside = asyncio.Event()
 
