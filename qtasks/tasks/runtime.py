@@ -47,7 +47,7 @@ from qtasks.tasks.task import Task
 DRAIN_S = 30.0
 """How long the application waits for running tasks when it stops."""
 
-_TEST_SECRET = "public-and-for-tests-only"  # noqa: S105 - it says so
+_TEST_SECRET = "public-and-for-tests-only-and-long-enough"  # noqa: S105 - it says so
 
 
 class ApplicationRuntime:

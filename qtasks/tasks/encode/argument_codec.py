@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError
 from qtasks.tasks.codec import JSON
 from qtasks.tasks.encode import envelope as envelopes
@@ -17,6 +18,9 @@ from qtasks.tasks.encode.encryption import is_sealed
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.encode.parameters import TaskParameters, Values
 from qtasks.tasks.encode.pickling import ForgedError, Purpose, is_pickle
+
+_SHOW_VALUES = (ErrorCode.ARGUMENT_TYPE_WRONG, ErrorCode.ARGUMENT_NOT_JSON)
+"""The codes of errors whose text shows a value."""
 
 PositionalAndNamed = tuple[Sequence[Any], Mapping[str, Any]]
 """Positional and named arguments."""
@@ -86,14 +90,11 @@ class ArgumentCodec:
         try:
             return self.parameters.check(self.parameters.bind(args, kwargs), from_wire=not content.is_pickled)
         except ArgumentsError as error:
-            if not content.is_sealed:
+            if not content.is_sealed or error.code not in _SHOW_VALUES:
                 raise
             # The text goes to the broker and to the result store, and it shows the value.
-            raise ArgumentsError(
-                f"{self.names[0]}: an encrypted argument does not fit the parameters; it is not shown",
-                details={"signature": self.parameters.signature},
-                code=error.code,
-            ) from None
+            text = f"{self.names[0]}: an encrypted argument does not fit the parameters; it is not shown"
+            raise error.reworded(text) from None
 
     def opened(self, envelope: Envelope) -> Content:
         """The positional and named arguments of a call that was delivered, unchecked. Raises as `decode`."""

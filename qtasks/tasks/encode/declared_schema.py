@@ -39,7 +39,7 @@ def check_declared(adapter: TypeAdapter[Any], *, reveals_secrets: bool = False) 
         if not reveals_secrets and _serializer(node) in _secret_serializers():
             raise DefinitionError(
                 f"{_secret_name(node)} cannot be an argument or a result: it would arrive as asterisks{_at(path)}",
-                fix="pass a reference to the secret and look it up in the task",
+                fix="@tasks.task(encrypt=True), or pass a reference to the secret and look it up in the task",
                 code=ErrorCode.TYPE_NOT_SERIALIZABLE,
             )
         if node["type"] == "generator":

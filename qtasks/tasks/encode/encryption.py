@@ -90,7 +90,8 @@ class Encryption:
             body = base64.b64decode(body_text, altchars=b"-_", validate=True)
         except ValueError:
             body = b""
-        if len(body) >= _SALT + _NONCE + _TAG:
+        # Bits of the last character may be unused: only the text that `seal` writes is read.
+        if len(body) >= _SALT + _NONCE + _TAG and _text(body) == body_text:
             cipher = _cipher(key, body[:_SALT])
             for each in purposes:
                 try:

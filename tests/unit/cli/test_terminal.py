@@ -80,6 +80,14 @@ def answered(status: int, document: object) -> Response:
         (event(State.CREATED, envelope(2), schedule_id="add-1"), "◷  add               msg_..cdefgh  2"),
         (event(State.CREATED, b"plain"), "→  add               msg_..cdefgh  5 bytes"),
         (
+            event(State.CREATED, b'{"v":2,"args":[],"kwargs":{},"coded":"sealed1:' + b"x" * 1226 + b'"}'),
+            "→  add               msg_..cdefgh  encrypted, 1,234 characters",
+        ),
+        (
+            event(State.CREATED, b'{"v":2,"args":[],"kwargs":{},"coded":"codec1:' + b"x" * 1227 + b'"}'),
+            "→  add               msg_..cdefgh  encoded, 1,234 characters",
+        ),
+        (
             event(State.CREATED, b'{"v":1,"args":[],"kwargs":{},"pickled":"' + b"x" * 1234 + b'"}'),
             "→  add               msg_..cdefgh  a pickle of 1,234 characters",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from unittest.mock import ANY
@@ -9,7 +10,7 @@ from unittest.mock import ANY
 import pytest
 from pydantic import BaseModel
 
-from qtasks import QTasks, Snooze
+from qtasks import Codec, QTasks, Snooze
 from qtasks.errors import ArgumentsError, QTasksError
 from qtasks.tasks.task import SyncTask
 from qtasks.testing import Environment
@@ -216,3 +217,18 @@ def test_a_call_knows_its_times(qtasks: Environment, tasks: QTasks) -> None:
     assert call.sent.tzinfo is UTC
     assert isinstance(call.sent, datetime)
     assert repr(call) == "<Call note()>"
+
+
+def test_arguments_that_a_codec_encodes_and_that_are_encrypted_are_readable(qtasks: Environment, tasks: QTasks) -> None:
+    codec = Codec("reversed", lambda plain: json.dumps(plain).encode()[::-1], lambda it, _limit: json.loads(it[::-1]))
+
+    @tasks.task(codec=codec, encrypt=True)
+    def notify(user: User, *, text: str = "") -> str:
+        return text
+
+    result = notify.delay(User(name="Ada"), text="hello")
+    (call,) = qtasks.assert_enqueued(notify, User(name="Ada"), text="hello")
+    assert str(call) == "notify({'name': 'Ada', 'age': 0}, text='hello')"
+    qtasks.refute_enqueued(notify, text="goodbye")
+    qtasks.drain()
+    assert result.get() == "hello"
