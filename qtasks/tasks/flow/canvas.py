@@ -24,6 +24,7 @@ from qtasks.tasks.celery import celery_names
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.flow import step_arguments
 from qtasks.tasks.flow.flow_times import FlowOptions, FlowTimes, earliest, in_our_words
+from qtasks.tasks.flow.secrecy import check_sequence
 from qtasks.tasks.flow.startable import CeleryTask, Startable
 from qtasks.tasks.flow.steps import Step, collected, derived, identified, last_of, placed, starting
 from qtasks.tasks.options import ApplyOptions, CallOptions
@@ -243,6 +244,7 @@ class Chain(Startable[TaskResult[Any]]):
             runtime.results()
         now_ms, start_id = runtime.now_ms(), envelopes.new_call_id()
         expires_ms, sequence = times.expires_ms(now_ms), _sequence(nodes)
+        check_sequence(sequence)
         to_send = placed(
             sequence,
             start_id,

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic import AfterValidator, BaseModel, SecretBytes, SecretStr
 
 from qtasks import Embedded, QTasks, Snooze, TaskEvent, TaskRouter, chain, chord, group
 from qtasks.errors import ConfigurationError, DefinitionError, PayloadError, TaskFailed
 from qtasks.llm import openai, user
 from qtasks.tasks.encode.encryption import Encryption, KeyUnknownError, SealBrokenError
 from qtasks.tasks.encode.envelope import Envelope, encode
-from qtasks.tasks.encode.pickling import Purpose
+from qtasks.tasks.encode.pickling import Pickles, Purpose
 from qtasks.tasks.task import Task
 from tests.support.simulated_broker import SimulatedBroker
 from tests.unit.tasks.manual_broker import ManualBroker, SentMessage, json_of
@@ -130,6 +131,10 @@ def test_every_changed_character_is_noticed() -> None:
             if other != text[place]:
                 with pytest.raises(PayloadError):
                     encryption.open(text[:place] + other + text[place + 1 :], PURPOSE)
+    for last in string.ascii_letters + string.digits + "-_":  # its lowest bits have no meaning in base64
+        if last != text[-2]:
+            with pytest.raises(PayloadError):
+                encryption.open(f"{text[:-2]}{last}=", PURPOSE)
     for length in range(len("sealed1:"), len(text)):
         with pytest.raises(PayloadError):
             encryption.open(text[:length], PURPOSE)
@@ -239,23 +244,53 @@ async def test_flows_carry_only_what_is_encrypted(broker: ManualBroker) -> None:
     assert two.get(0) == f"{CARD}-|{CARD}{CARD}"
 
 
-async def test_a_flow_does_not_carry_an_encrypted_result_in_the_open(broker: ManualBroker) -> None:
+async def test_a_flow_that_would_carry_an_encrypted_result_in_the_open_is_not_started(broker: ManualBroker) -> None:
     work = declared(broker.tasks)
 
     @broker.tasks.task
-    def tell(cards: list[str]) -> None:
-        RAN.append("told")
+    def tell(cards: Any) -> str:
+        return "told"
 
     @broker.tasks.task
     def done() -> str:
         return "done"
 
-    handle, immutable = (group(work.s(CARD), work.s(CARD)) | tell.s()).delay(), (work.s(CARD) | done.si()).delay()
+    start = tell.s("x")
+    for flow in (
+        chain(work.s(CARD), tell.s()),
+        group(work.s(CARD), start) | tell.s(),
+        group(start, work.s(CARD), collect="successes") | tell.s(),
+        group(start, start | work.s()) | group(done.si(), done.si() | tell.s(), tell.s()) | done.si(),
+        chord([start, work.s(CARD) | tell.s()], work.s()),
+    ):
+        with pytest.raises(DefinitionError, match="tell: it takes the result of work, which is encrypted"):
+            flow.delay()
+    assert broker.messages == []
+    handle = (work.s(CARD) | done.si() | tell.s()).delay()
     assert shows_nothing(await run_all(broker))
-    with pytest.raises(TaskFailed, match="is encrypted; the next task of the flow would carry it unencrypted"):
-        handle.get(0)
-    assert immutable.get(0) == "done"
-    assert "told" not in RAN
+    assert handle.get(0) == "told"
+
+
+async def test_an_encrypted_result_goes_on_only_to_a_task_that_encrypts_here_too(
+    others: Callable[..., ManualBroker],
+) -> None:
+    """The flow may have been started where the next task is declared otherwise."""
+    sender, receiver = others(secret_key=SECRET), others(secret_key=SECRET)
+
+    def tell(cards: Any) -> None:
+        RAN.append("told")
+
+    follower = sender.tasks.task(tell)
+    receiver.tasks.task(tell)
+    plain = declared(sender.tasks, encrypt=False)
+    declared(receiver.tasks, accepts=["unencrypted"])
+    handle = (group(plain.s(CARD), plain.s(CARD)) | follower.s()).delay()
+    for message in sender.messages:
+        await receiver.deliver(message)
+    assert receiver.messages == []
+    record = receiver.tasks.runtime.results().read(handle.id)
+    assert record is not None
+    assert "is encrypted; the next task of the flow would carry it unencrypted" in (record.error or "")
 
 
 async def test_keys_of_unique_calls_do_not_show_the_arguments(
@@ -303,6 +338,27 @@ async def test_nothing_that_was_changed_or_moved_runs(broker: ManualBroker, forg
     message.body = encode(FORGERIES[forgery](message.envelope["coded"], message.envelope["id"]))
     answer = await broker.deliver(message)
     assert (answer.status, json_of(answer)["code"]) == (489, "QT443")
+    assert RAN == []
+
+
+class Canary:
+    """Runs something when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return RAN.append, ("unpickled",)
+
+
+async def test_a_pickle_is_not_read_inside_of_encryption_either_where_the_task_takes_json(
+    others: Callable[..., ManualBroker],
+) -> None:
+    broker = others(secret_key=SECRET, allow_pickle=True)
+    message = _sent(broker, declared(broker.tasks))
+    purpose = Purpose.arguments("work", message.envelope["id"])
+    pickled = Pickles([SECRET]).dump(((Canary(),), {}), purpose)
+    text = Encryption([SECRET]).seal(b"pickle\0" + pickled.encode(), purpose)
+    message.body = encode(Envelope(message.envelope["id"], coded=text))
+    answer = await broker.deliver(message)
+    assert (answer.status, json_of(answer)["code"]) == (500, "QT440")
     assert RAN == []
 
 
@@ -379,6 +435,10 @@ def test_without_the_package_the_declaration_says_what_to_install(monkeypatch: p
 # --- what is said about it
 
 
+def refuse(card: str) -> str:
+    raise ValueError(f"{card} is not wanted")
+
+
 async def test_errors_of_ours_do_not_show_encrypted_values(others: Callable[..., ManualBroker]) -> None:
     sender, receiver = others(secret_key=SECRET), others(secret_key=SECRET)
 
@@ -386,8 +446,8 @@ async def test_errors_of_ours_do_not_show_encrypted_values(others: Callable[...,
     def narrower(card: int, times: int = 1) -> None: ...
 
     @receiver.tasks.task(encrypt=True)
-    def wrong() -> list[int]:
-        return [CARD]  # type: ignore[list-item]
+    def wrong() -> Annotated[str, AfterValidator(refuse)]:
+        return CARD
 
     answer = await receiver.deliver(_sent(sender, declared(sender.tasks)))
     assert (answer.status, json_of(answer)["code"]) == (489, "QT153")
