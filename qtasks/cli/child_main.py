@@ -25,7 +25,8 @@ from qtasks.cli.loader import AppLocation, load
 from qtasks.cli.output import NonBlockingStream, log_to
 from qtasks.cli.uvicorn_server import FAILED, UvicornServer, serve
 from qtasks.errors import QTasksError
-from qtasks.tasks.web.gateway import SocketGateway
+from qtasks.tasks.ports import ASGIApp
+from qtasks.tasks.web.gateway import Outermost, SocketGateway
 
 RETIRE: Final = signal.SIGUSR1
 """The signal to a child that is replaced: answer the requests that are still arriving, then end."""
@@ -115,8 +116,9 @@ def _serve(options: ChildOptions) -> int:
     def report_retired() -> None:
         _report(options.report, {"retired": True})
 
+    app: ASGIApp = Outermost(loaded.app, loaded.tasks.lifespan_if_missing)
     server = UvicornServer(
-        loaded.app if options.production else DevGuard(SocketGateway(loaded.app, loaded.prefix), options.hosts),
+        app if options.production else DevGuard(SocketGateway(app, loaded.prefix), options.hosts),
         drain_s=options.drain_s,
         hand_back=loaded.tasks.runtime.hand_back,
         started=report_started,

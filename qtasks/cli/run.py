@@ -84,7 +84,7 @@ def command(app: str | None, host: str, port: int, workers: int, drain: float, e
         if workers == 1:
             runtime = loaded.tasks.runtime
             server = UvicornServer(
-                Outermost(loaded.app) if embedded is not None else loaded.app,
+                Outermost(loaded.app, loaded.tasks.lifespan_if_missing),
                 drain_s=drain,
                 hand_back=runtime.hand_back,
                 started=started,

@@ -296,6 +296,15 @@ class QTasks(Registry):
             gateway.close()
             await runtime.leave(gateway)
 
+    @asynccontextmanager
+    async def lifespan_if_missing(self, app: ASGIApp) -> AsyncIterator[None]:
+        """For a server around `app`: the lifespan of `router`, unless the application has entered it already."""
+        if self.runtime.is_serving:
+            yield
+        else:
+            async with self._lifespan(app):
+                yield
+
     def _declared_schedules(self) -> list[ScheduleDeclaration]:
         return [declaration for task in self._tasks.values() for declaration in task.declared]
 

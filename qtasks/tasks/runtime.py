@@ -176,6 +176,11 @@ class ApplicationRuntime:
         """True in a test without a broker for these tasks: the application starts, but no call can be sent."""
         return self._embedded is None and app_settings.in_test(os.environ)
 
+    @property
+    def is_serving(self) -> bool:
+        """True in the lifespan of an application."""
+        return bool(self._served)
+
     async def enter(self, app: ASGIApp) -> None:
         """Begin the lifespan of an application: start its embedded broker, and check its configuration.
 

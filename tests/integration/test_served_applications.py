@@ -23,6 +23,8 @@ from starlette.testclient import TestClient
 
 from qtasks import Embedded, QTasks
 from qtasks.errors import TaskFailed
+from qtasks.tasks.web.gateway import Outermost
+from qtasks.testing import Environment
 
 PATIENCE_S = 20.0
 
@@ -126,6 +128,44 @@ def test_the_advice_to_run_the_lifespan_of_a_mounted_application_works(
     with TestClient(app):
         assert where.delay().get(timeout=PATIENCE_S) == ["api", "override of api", "a pool", False]
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("around", [lambda app: app, lambda app: TrustedHostMiddleware(app, ["testserver"])])
+def test_a_server_of_ours_runs_the_lifespan_of_a_mounted_application(
+    tasks: QTasks, caplog: pytest.LogCaptureFixture, around: Any
+) -> None:
+    api = named(FastAPI(), "api")
+    api.include_router(tasks.router, prefix="/jobs")
+    app = named(FastAPI(lifespan=lifespan), "app")
+    app.mount("/api", api)
+    where = declare(tasks)
+    with TestClient(Outermost(around(app), tasks.lifespan_if_missing)):
+        assert where.delay().get(timeout=PATIENCE_S) == ["api", "override of api", "a pool", False]
+        assert [tasks.runtime.is_serving] == [True]
+    assert [tasks.runtime.is_serving] == [False]
+    assert caplog.records == []
+
+
+def test_a_server_of_ours_leaves_a_lifespan_that_has_begun_alone(tasks: QTasks) -> None:
+    app = named(FastAPI(lifespan=lifespan), "app")
+    app.include_router(tasks.router, prefix="/jobs")
+    where = declare(tasks)
+    with TestClient(Outermost(app, tasks.lifespan_if_missing)):
+        assert where.delay().get(timeout=PATIENCE_S) == ["app", "override of app", "a pool", False]
+        assert [tasks.runtime.is_serving] == [True]
+    assert [tasks.runtime.is_serving] == [False]
+
+
+def test_in_real_time_a_mounted_application_of_a_test_lives_as_well() -> None:
+    tasks = QTasks()
+    api = named(FastAPI(), "api")
+    api.include_router(tasks.router, prefix="/jobs")
+    app = named(FastAPI(lifespan=lifespan), "app")
+    app.mount("/api", api)
+    api.add_middleware(TrustedHostMiddleware, allowed_hosts=["shop.example.com"])
+    where = declare(tasks)
+    with Environment(app, mode="full"):
+        assert where.delay().get(timeout=PATIENCE_S)[:3] == ["api", "override of api", "a pool"]
 
 
 def test_an_application_that_nobody_has_started_serves_its_tasks_in_silence(

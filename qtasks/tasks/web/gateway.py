@@ -13,6 +13,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -22,7 +23,7 @@ from starlette.routing import Host, Mount
 from qtasks.counted_log import CountedLog
 from qtasks.error_codes import ErrorCode
 from qtasks.protocol.headers import DISPATCHER_HEADER
-from qtasks.tasks.ports import ASGIApp, Receive, Scope, Send
+from qtasks.tasks.ports import ASGIApp, Lifespan, Receive, Scope, Send
 from qtasks.tasks.run.decision import DispatchResponse
 from qtasks.tasks.send.end_callback import END_TASK, intercepted
 from qtasks.tasks.web.applications import layers, place_of, routes_of
@@ -244,8 +245,6 @@ class SocketGateway(Gateway):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the lifespan."""
-        if scope["type"] == "lifespan":
-            scope[OUTERMOST_KEY] = self.app
         is_delivery = scope["type"] == "http" and scope["path"].startswith(f"{self._prefix}/")
         if is_delivery and any(name == _SIGNATURE for name, _ in scope["headers"]):
             await self._deliver(scope["path"].rsplit("/", 1)[-1], scope, receive, send)
@@ -254,16 +253,37 @@ class SocketGateway(Gateway):
 
 
 class Outermost:
-    """An application as a server of ours serves it: its lifespan learns of the middleware around it."""
+    """An application as a server of ours serves it.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    Its lifespan learns of the middleware around it. `lifespan` is entered when the application has started, and left
+    when it has ended: Starlette does not run the lifespan of a mounted application.
+    """
+
+    def __init__(self, app: ASGIApp, lifespan: Lifespan) -> None:
+        self.app = app
+        self._lifespan = lifespan
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the lifespan."""
-        if scope["type"] == "lifespan":
-            scope[OUTERMOST_KEY] = self._app
-        await self._app(scope, receive, send)
+        if scope["type"] != "lifespan":
+            await self.app(scope, receive, send)
+            return
+        scope[OUTERMOST_KEY] = self.app
+        entered = AsyncExitStack()
+
+        async def send_around(event: MutableMapping[str, Any]) -> None:
+            if event["type"] == "lifespan.startup.complete":
+                await entered.enter_async_context(self._lifespan(self.app))
+            await send(event)
+
+        async def receive_around() -> MutableMapping[str, Any]:
+            event = await receive()
+            if event["type"] == "lifespan.shutdown":  # before what the tasks need has gone
+                await entered.aclose()
+            return event
+
+        async with entered:
+            await self.app(scope, receive_around, send_around)
 
 
 async def answer(send: Send, response: DispatchResponse) -> None:

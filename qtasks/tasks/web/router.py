@@ -49,9 +49,10 @@ BARE_PREFIX = "/qtasks"
 """Where an application that contains only the tasks serves them."""
 
 NOT_RUN = (
-    "the tasks are served at %s by an application or router that is mounted in another one, so the lifespan of their "
-    "router is not run: tasks run on an event loop of their own, without the state of a lifespan. Include the router "
-    "in the outermost application, or run its lifespan there: async with api.router.lifespan_context(api)"
+    "the tasks are served at %s by an application or router that is mounted in another one, and the lifespan of their "
+    "router has not run: Starlette does not run it. Tasks run on an event loop of their own, without the state of a "
+    "lifespan. Include the router in the outermost application, or run its lifespan there: "
+    "async with api.router.lifespan_context(api)"
 )
 SEVERAL_SERVE = (
     "%d applications serve the tasks, and the lifespan of none of them has started: tasks run without any of them. "

@@ -23,7 +23,7 @@ from qtasks.errors import QTasksError
 from qtasks.qstash.conversation.httpx_transport import HttpxTransport
 from qtasks.randomness import SystemRandom
 from qtasks.tasks.ports import ASGIApp, Connection
-from qtasks.tasks.web.gateway import SocketGateway
+from qtasks.tasks.web.gateway import Outermost, SocketGateway
 from qtasks.testing.app_under_test import AppUnderTest
 from qtasks.testing.brokers.base_broker import ACCOUNT, TOKEN, EnvironmentBroker, settings
 from qtasks.testing.call_log import CallLog
@@ -53,7 +53,8 @@ class RealTimeBroker(EnvironmentBroker):
 
     def serve(self, app: ASGIApp) -> None:
         """Start the application, its lifespan included, then the deliveries."""
-        gateway = SocketGateway(app, self.application.prefix)
+        whole = Outermost(app, self.application.tasks.lifespan_if_missing)
+        gateway = SocketGateway(whole, self.application.prefix)
         config = uvicorn.Config(gateway, lifespan="on", log_config=None, access_log=False, proxy_headers=False)
         self._server = server = uvicorn.Server(config)
         self._serving = self.threads.tasks.submit(_serve(server, self._app_socket))
