@@ -226,6 +226,22 @@ def test_an_answer_that_was_changed_after_the_run_is_not_asked_for_again(
     assert (runs, handle.get(), qtasks.dlq) == ([1], 1, [])
 
 
+def test_a_delivery_that_has_run_is_not_made_again_where_another_scheme_is_asked_for(
+    app: FastAPI, tasks: QTasks, qtasks: Environment
+) -> None:
+    paths: list[str] = []
+
+    async def redirects_afterwards(request: Request, call_next: Next) -> Response:
+        paths.append(request.url.path)
+        await call_next(request)
+        return RedirectResponse("https://example.com/")
+
+    middleware(app, by(redirects_afterwards))
+    tasks.tasks["double"].delay(2)
+    assert qtasks.drain() == 1
+    assert paths.count("/jobs/double") == 1
+
+
 def test_a_route_of_the_user_that_takes_every_path_is_named(tasks: QTasks) -> None:
     app = FastAPI()
 
