@@ -51,7 +51,7 @@ class Definition:
             return bool(self.function == earlier.function)
         if code is old:
             return not _is_in_loop(_defining(code)) and _are_alike(self.function, earlier.function)
-        if code.co_qualname != old.co_qualname or _is_among(old, self.rivals) or _is_among(code, earlier.rivals):
+        if code.co_qualname != old.co_qualname or _is_among(old, self.rivals):
             return False
         if not self.rivals:
             return _file(code) == _file(old) and _position(code) == _position(old)

@@ -203,11 +203,11 @@ class Registry:
                 code=ErrorCode.OPTION_INVALID,
             )
         declared = self._tasks.get(task.name)
-        if declared is None or not (
-            declared.function is task.function or declared.definition.replaces(task.definition)
-        ):
-            raise DefinitionError(f"{task.name} is a task of another application; schedule it there")
-        return declared
+        if declared is not None and declared.function is task.function:
+            return task
+        if declared is not None and declared.definition.replaces(task.definition):
+            return declared
+        raise DefinitionError(f"{task.name} is a task of another application; schedule it there")
 
     def add(self, task: Task[..., Any], aliases: Sequence[str]) -> None:
         """Add a task, here and where this registry is included. Raises DefinitionError for a name used already.

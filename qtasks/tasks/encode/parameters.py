@@ -87,7 +87,7 @@ class TaskParameters:
         try:
             return self.arguments.read(values) if from_wire else self.arguments.check(values)
         except ValidationError as error:
-            raise self._misfit(values, error) from None
+            raise self._misfit(values, error, from_wire=from_wire) from None
 
     def to_json(self, values: Values) -> Values:
         """Checked values as plain JSON values, written by their declared types. Raises ArgumentsError (QT154)."""
@@ -172,7 +172,7 @@ class TaskParameters:
         guess = did_you_mean(name, sorted(self.keywords))
         return self._error(f"unexpected argument {name!r}{guess}", ErrorCode.ARGUMENT_UNEXPECTED)
 
-    def _misfit(self, values: Values, error: ValidationError) -> ArgumentsError:
+    def _misfit(self, values: Values, error: ValidationError, *, from_wire: bool) -> ArgumentsError:
         first, *others = error.errors(include_url=False)
         name = str(first["loc"][0])
         path = path_of(first["loc"], values)
@@ -186,9 +186,10 @@ class TaskParameters:
         # Without a declared type the value itself is the reason, and not its type.
         if first["type"] == "invalid-json-value":
             return self.not_json(path, f"{got} would not arrive as it is{rest}")
-        return self._error(
-            f"argument {path!r} expects {expected}, got {got}: {message}{rest}", ErrorCode.ARGUMENT_TYPE_WRONG
-        )
+        # A field that a model forbids is one of a newer version of the model, as an argument that is unknown.
+        is_newer = from_wire and all(problem["type"] == "extra_forbidden" for problem in (first, *others))
+        code = ErrorCode.ARGUMENT_UNEXPECTED if is_newer else ErrorCode.ARGUMENT_TYPE_WRONG
+        return self._error(f"argument {path!r} expects {expected}, got {got}: {message}{rest}", code)
 
     def _culprit(self, values: Values) -> str:
         """The argument that cannot be written: each one is written alone."""

@@ -100,6 +100,14 @@ def size(data: bytes) -> bytes:
     return data + data
 
 
+class Order(BaseModel, extra="forbid"):
+    number: int
+
+
+@TASKS.task
+def ship(order: Order) -> None: ...
+
+
 @TASKS.task
 def hidden_coroutine() -> Any:
     return add.function(1, 1)
@@ -306,6 +314,11 @@ async def test_wrong_arguments_are_never_tried_again_and_have_the_words_of_the_c
     assert RAN == []
     answer = await harness.deliver("add", envelope())
     assert (answer.status, error(answer)[1]) == (489, "QT151")
+
+
+async def test_a_field_of_a_newer_version_of_a_model_waits_for_it_and_a_wrong_one_does_not(harness: Harness) -> None:
+    answers = [await harness.deliver("ship", envelope({"number": number, "gift": True})) for number in (1, "x")]
+    assert [(answer.status, error(answer)[1]) for answer in answers] == [(503, "QT152"), (489, "QT153")]
 
 
 @pytest.mark.parametrize("call", [envelope(1, c=3), envelope(1, 2, 3)])
