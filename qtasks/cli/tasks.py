@@ -22,7 +22,7 @@ def command(app: str | None, as_json: bool) -> None:
         {
             "name": name,
             "signature": task.parameters.signature.removeprefix(name),
-            "summary": (inspect.getdoc(task.function) or "").partition("\n")[0],
+            "summary": (inspect.getdoc(task.__wrapped__) or "").partition("\n")[0],
             "schedules": [shown(declared.cron) for declared in task.declared],
         }
         for name, task in sorted(loaded.tasks.tasks.items())

@@ -70,7 +70,8 @@ class BaseTask(Generic[P, R]):
         self.name = name
         self.aliases: tuple[str, ...] = ()
         """Earlier names of the task, under which calls may still arrive."""
-        self.function = function
+        self.__wrapped__: Callable[P, Any] = function
+        """The function itself."""
         self.options: Mapping[str, Any] = MappingProxyType(dict(options))
         """The options of its calls: those of the declaration, overridden by those of `using`."""
         self.own_options: Mapping[str, Any] = MappingProxyType({})
@@ -88,7 +89,7 @@ class BaseTask(Generic[P, R]):
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Run the function here and now, without the broker."""
-        return self.function(*args, **kwargs)
+        return self.__wrapped__(*args, **kwargs)
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         """Pickle the task by its name. Raises PicklingError if no name of a module leads to it."""
@@ -97,7 +98,7 @@ class BaseTask(Generic[P, R]):
         for module in dict.fromkeys((self.__module__, self.declared_in)):
             if (path := definitions.path_to(self, module, self.__qualname__)) is not None:
                 return path if module == self.__module__ else (definitions.resolved, (module, path))
-        raise definitions.not_picklable(self.name, self.function)
+        raise definitions.not_picklable(self.name, self.__wrapped__)
 
     def __copy__(self) -> Self:
         return self  # a task does not change, and there is one of each name
@@ -112,6 +113,14 @@ class BaseTask(Generic[P, R]):
         for name, value in definitions.vars_of(function).items():
             if not hasattr(type(self), name):
                 self.__dict__[name] = value
+
+    @property
+    def function(self) -> Callable[P, Any]:
+        """The function itself. From now on its qualified name is that of this attribute, so that `pickle` finds it."""
+        function = self.__wrapped__
+        if definitions.path_to(self, self.__module__, self.__qualname__) == self.__qualname__:
+            definitions.make_picklable(function)
+        return function
 
     @property
     def runtime(self) -> Runtime:
@@ -132,7 +141,7 @@ class BaseTask(Generic[P, R]):
             return self._origin.parameters
         return read_parameters(
             self.name,
-            self.function,
+            self.__wrapped__,
             pickled=self.delivery_options.form.pickled,
             reveals_secrets=self._encrypts,
         )
@@ -334,9 +343,9 @@ class BaseTask(Generic[P, R]):
     def _using(self, options: Mapping[str, Any]) -> Self:
         merged = call_options.merge(self.options, options)
         self._check(options, merged)
-        check_texts(self.name, self.function, options)
+        check_texts(self.name, self.__wrapped__, options)
         copy = type(self)(
-            self._get_runtime, self.function, name=self.name, options=merged, inherit=self._origin or self
+            self._get_runtime, self.__wrapped__, name=self.name, options=merged, inherit=self._origin or self
         )
         copy.own_options = MappingProxyType(
             {name: merged[name] for name in (*self.own_options, *options) if name in merged}

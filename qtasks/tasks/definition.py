@@ -105,14 +105,12 @@ _SUFFIX = f".{_ATTRIBUTE}"
 
 
 def make_picklable(function: Callable[..., Any]) -> None:
-    """Let `pickle` find `function` after its name has become that of a task: as the `function` of that task.
+    """Let `pickle` find `function`, whose name leads to a task: as the `function` of that task.
 
-    Pickle looks a function up by its qualified name, and compares. A name may lead to the function itself as well, if
-    the task is assigned to another one; so the function has the attribute, too.
+    Pickle looks a function up by its qualified name, and compares. The attribute marks that the name was changed.
     """
-    name = getattr(function, "__qualname__", "<locals>")
-    if "<" not in name and _ATTRIBUTE not in vars_of(function):
-        function.__qualname__ = f"{name}{_SUFFIX}"
+    if _ATTRIBUTE not in vars_of(function):
+        function.__qualname__ = f"{function.__qualname__}{_SUFFIX}"
         function.__dict__[_ATTRIBUTE] = function
 
 

@@ -171,7 +171,6 @@ class Registry:
         task.declared_in = definition.caller_module()
         task.aliases = tuple(decorators.check_name(f"{self.prefix}{alias}") for alias in aliases)
         self.add(task, task.aliases)
-        definition.make_picklable(function)
         return task
 
     def _scheduled(self, timing: Cron, options: Mapping[str, Any]) -> ScheduleDecorator:
@@ -203,7 +202,7 @@ class Registry:
                 code=ErrorCode.OPTION_INVALID,
             )
         declared = self._tasks.get(task.name)
-        if declared is not None and declared.function is task.function:
+        if declared is not None and declared.__wrapped__ is task.__wrapped__:
             return task
         if declared is not None and declared.definition.replaces(task.definition):
             return declared
@@ -221,8 +220,8 @@ class Registry:
         for name in (task.name, *aliases):
             if (other := self._names.get(name)) is not None and other is not earlier:
                 raise DefinitionError(
-                    f"there are two tasks named {name!r}: {definition.place(other.function)} and "
-                    f"{definition.place(task.function)}",
+                    f"there are two tasks named {name!r}: {definition.place(other.__wrapped__)} and "
+                    f"{definition.place(task.__wrapped__)}",
                     fix='rename one, or @tasks.task(name="...")',
                 )
         if self._parent is not None:
@@ -268,6 +267,6 @@ class TaskRouter(Registry):
 
 def _is_again(task: Task[..., Any], earlier: Task[..., Any]) -> bool:
     """True if `task` is the earlier one, defined once more."""
-    if task.function is earlier.function:
+    if task.__wrapped__ is earlier.__wrapped__:
         return task.options == earlier.options and task.belongs_with(earlier)
     return type(task).is_llm == type(earlier).is_llm and task.definition.replaces(earlier.definition)

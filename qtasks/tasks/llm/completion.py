@@ -53,7 +53,7 @@ class Completion(BaseTask[..., T]):
     @lazy_property
     def parameters(self) -> TaskParameters:
         """See `BaseTask.parameters`. Raises DefinitionError if one of them cannot be filled."""
-        own = read_parameters(self.name, self.function, returns=self._output.annotation, injectable=(Usage,))
+        own = read_parameters(self.name, self.__wrapped__, returns=self._output.annotation, injectable=(Usage,))
         available = self._task.parameters.annotations
         required = [name for name in own.required if name != self._output_name and own.annotations[name] is not Usage]
         unknown = [name for name in required if name not in available]

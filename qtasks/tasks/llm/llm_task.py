@@ -110,7 +110,7 @@ class LlmTask(Task[P, T]):
         """See `BaseTask.parameters`: the arguments are those of the function, the result is the output."""
         if self._origin is not None:
             return self._origin.parameters
-        own = read_parameters(self.name, self.function, returns=self.output.annotation)
+        own = read_parameters(self.name, self.__wrapped__, returns=self.output.annotation)
         if injected := [*own.contexts, *(parameter.name for parameter in own.dependencies)]:
             raise DefinitionError(
                 f"{self.name}: {injected[0]!r} cannot be injected, because the function runs in the process that sends "
@@ -137,7 +137,7 @@ class LlmTask(Task[P, T]):
         """See `BaseTask.message`: a request to the provider, with the messages that the function returns."""
         checked = self.parameters.check(self.parameters.bind(args, kwargs))
         plain = self.message_with(checked, len(args), call_id)
-        messages = self.parameters.call(self.function, checked)
+        messages = self.parameters.call(self.__wrapped__, checked)
         envelope = replace(plain.envelope, call_id=plain.call_id)
         request = self._first_request(envelope, messages, plain.options, plain.queue, plain.unique)
         return replace(request, own_deduplication=plain.own_deduplication)

@@ -104,7 +104,7 @@ def _called(run: Run, dependencies: Mapping[str, Any]) -> Any:
     positional = len(envelope.args)
     if not positional and not envelope.kwargs:  # the arguments are not readable in the envelope
         positional = sum(name in run.values for name in parameters.positional)
-    return parameters.call(run.task.function, run.values, run.context, dependencies, positional=positional)
+    return parameters.call(run.task.__wrapped__, run.values, run.context, dependencies, positional=positional)
 
 
 def _call_in_thread(run: Run, dependencies: Mapping[str, Any]) -> Any:

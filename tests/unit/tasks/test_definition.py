@@ -258,9 +258,17 @@ def test_hooks_that_differ_are_all_called() -> None:
 
 def test_a_task_and_its_function_come_back_from_a_pickle_as_themselves() -> None:
     for dump in (pickle.dumps, cloudpickle.dumps):
-        for value in (square, square.function, doubled, doubled.function, shortened, textwrap.shorten):
+        for value in (square, square.function, doubled, doubled.function, shortened, shortened.function):
             assert pickle.loads(dump(value)) is value
     assert square.function.__name__ == square.__qualname__ == "square"
+    assert (_double.__qualname__, textwrap.shorten.__qualname__) == ("_double", "shorten")
+
+
+def test_the_errors_of_a_function_that_nobody_pickles_have_its_own_name() -> None:
+    names: dict[str, Any] = {"tasks": QTasks(), "__name__": __name__}
+    run("@tasks.task\ndef total(a: int) -> int:\n    return a\n", names)
+    with pytest.raises(TypeError, match=r"^total\(\) missing 1 required"):
+        names["total"]()
 
 
 @pytest.mark.parametrize("how", ["fork", "spawn"])
