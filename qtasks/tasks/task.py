@@ -12,6 +12,7 @@ from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.celery import celery_names
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.flow.canvas import Signature
+from qtasks.tasks.flow.flow_times import in_our_words
 from qtasks.tasks.flow.links import linked
 from qtasks.tasks.hooks import H
 from qtasks.tasks.options import ApplyOptions, Span
@@ -159,21 +160,13 @@ class Task(BaseTask[P, R]):
         self, args: Sequence[Any], kwargs: Mapping[str, Any] | None, options: ApplyOptions
     ) -> tuple[Self, Outgoing]:
         """The task with Celery's options translated, and the call."""
-        translated: dict[str, Any] = dict(options)
+        translated = in_our_words(self.name, options)
         call_id, link, link_error = (translated.pop(name, None) for name in ("task_id", "link", "link_error"))
         if call_id is not None and envelopes.ID.fullmatch(call_id) is None:
             raise DefinitionError(
                 f"{self.name}: task_id={call_id!r} is not a valid id: 1 to 128 visible ASCII characters",
                 code=ErrorCode.CALL_ID_INVALID,
             )
-        if "countdown" in translated:
-            if translated.get("delay") is not None:
-                raise DefinitionError(
-                    f"{self.name}: countdown and delay are the same option",
-                    fix="give one of them",
-                    code=ErrorCode.OPTION_INVALID,
-                )
-            translated["delay"] = translated.pop("countdown")
         task = self.using(**translated) if translated else self
         return task, linked(task, task.message(tuple(args), kwargs or {}, call_id), link, link_error)
 

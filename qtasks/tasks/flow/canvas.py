@@ -117,7 +117,7 @@ class Signature(Generic[R]):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            raise celery_names.missing(self, name, celery_names.SIGNATURE)
+            return celery_names.attribute(self, name, celery_names.SIGNATURE)
 
     def given(self, value: Any) -> Signature[R]:
         """The same call with the result of an empty group in place of that of the call before it."""

@@ -83,7 +83,7 @@ class Startable(Generic[H]):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            raise celery_names.missing(self, name, celery_names.FLOW)
+            return celery_names.attribute(self, name, celery_names.FLOW)
 
 
 class CeleryTask(Protocol[R]):

@@ -187,7 +187,7 @@ class GroupResult(Sequence["TaskResult[Any] | GroupResult"]):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            raise celery_names.missing(self, name, celery_names.GROUP_RESULT)
+            return celery_names.attribute(self, name, celery_names.GROUP_RESULT)
 
     def _without_failed(self) -> AbstractContextManager[None]:
         """Leaves out the result of a member that ended without one, if the group collects successes."""
