@@ -30,6 +30,7 @@ VERSION, CODED_VERSION = 1, 2
 MAX_NESTING = strict_json.MAX_DEPTH - 2
 """How deep an argument may be nested: the envelope itself has two of the levels that JSON may have."""
 
+_TOO_MANY_DIGITS = 10**strict_json.MAX_DIGITS
 SKIP = "skip"
 _ID_LENGTH = 128
 COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -202,7 +203,7 @@ def _refused(value: object, path: str, depth: int) -> tuple[str, str] | None:
         reason = _refused_text(value)
     elif isinstance(value, float) and not math.isfinite(value):
         reason = f"{value} is not a JSON number"
-    elif type(value) is int and abs(value) >= 10**strict_json.MAX_DIGITS:
+    elif type(value) is int and abs(value) >= _TOO_MANY_DIGITS:
         reason = f"an integer of more than {strict_json.MAX_DIGITS} digits"
     elif isinstance(value, (dict, list, tuple)) and depth > MAX_NESTING:
         reason = f"nested deeper than {MAX_NESTING} levels"

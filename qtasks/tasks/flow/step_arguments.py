@@ -162,8 +162,10 @@ def _refuse_unreadable(
     parameters: TaskParameters, args: Sequence[Any], kwargs: Mapping[str, Any], *, immutable: bool
 ) -> None:
     """Raise ArgumentsError for a value that the receiver of an envelope refuses."""
-    names = parameters.positional if immutable else parameters.positional[1:]
-    places = [*names[: len(args)], *(f"{parameters.spread}[{at}]" for at in range(max(0, len(args) - len(names))))]
-    refused = envelopes.culprit({**dict(zip(places, args, strict=True)), **kwargs})
-    if refused is not None:
-        raise parameters.not_json(*refused)
+    try:
+        envelopes.encode(Envelope(None, args, kwargs))
+    except ValueError as error:
+        names = parameters.positional if immutable else parameters.positional[1:]
+        places = [*names[: len(args)], *(f"{parameters.spread}[{at}]" for at in range(max(0, len(args) - len(names))))]
+        refused = envelopes.culprit({**dict(zip(places, args, strict=True)), **kwargs})
+        raise parameters.not_json(*(refused or ("", str(error)))) from None
