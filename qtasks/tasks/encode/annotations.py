@@ -25,7 +25,7 @@ from qtasks.tasks.encode.equality import mentions_abstract
 from qtasks.tasks.encode.faithful import is_faithful
 from qtasks.tasks.encode.typed_json import Proof, TypedJson
 from qtasks.tasks.encode.unions import Tagged
-from qtasks.tasks.encode.wire_types import AS_LIST, AS_SET, BYTES, DATETIME, LISTED, TIME, pattern
+from qtasks.tasks.encode.wire_types import AS_LIST, AS_SET, BYTES, DATETIME, LISTED, TIME, literal, pattern
 
 
 def _tuples_as_lists(value: object) -> object:
@@ -68,7 +68,7 @@ _ITERATED = (abc.Iterable, abc.Iterator, abc.Generator, abc.Collection, abc.Reve
 _MAPPINGS = (dict, abc.Mapping, abc.MutableMapping, *_DICTS)
 _KEYS = (str, int, UUID, dt.date)
 """Types of keys whose text in JSON shows which key it is."""
-_KEPT = (Literal, type, abc.Callable)
+_KEPT = (type, abc.Callable)
 """Types whose arguments say nothing about values that travel."""
 
 
@@ -101,6 +101,8 @@ class Portable:
         return self._of_parametrized(annotation, origin, inner)
 
     def _of_parametrized(self, annotation: Any, origin: Any, inner: tuple[Any, ...]) -> Any:
+        if origin is Literal:
+            return literal(annotation)
         if origin is re.Pattern:
             return pattern(annotation) if inner == (str,) else annotation
         if origin is Annotated:

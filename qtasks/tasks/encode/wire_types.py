@@ -10,19 +10,22 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime as dt
+import enum
 import re
 import zoneinfo
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    GetCoreSchemaHandler,
     SerializerFunctionWrapHandler,
     TypeAdapter,
     ValidationInfo,
     WrapSerializer,
 )
+from pydantic_core import CoreSchema, core_schema
 
 WIRE: Any = {"qtasks": "wire"}
 """The validation context of values that come from JSON, and not from a caller."""
@@ -115,8 +118,17 @@ def _pattern_written(value: Any, handler: SerializerFunctionWrapHandler) -> Any:
     return value.pattern if is_plain else {"pattern": value.pattern, "flags": value.flags}
 
 
+class _Listed:
+    """Beside ``list[...]``: takes what can be iterated, and reads it once, here."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        listed = handler(source)
+        # Not in front of JSON: what a function has returned is not read as JSON any more.
+        from_caller = core_schema.no_info_before_validator_function(_iterated, listed)
+        return core_schema.json_or_python_schema(json_schema=listed, python_schema=from_caller)
+
+
 def _iterated(value: Any) -> Any:
-    """A caller's iterator is used up here, once."""
     return list(value) if isinstance(value, Iterable) and not isinstance(value, list) else value
 
 
@@ -125,8 +137,7 @@ DATETIME = Annotated[
     dt.datetime, from_wire(_datetime_read), WrapSerializer(_datetime_written, return_type=str, when_used="json")
 ]
 TIME = Annotated[dt.time, from_wire(_time_read), WrapSerializer(_time_written, return_type=str, when_used="json")]
-LISTED = BeforeValidator(_iterated)
-"""Beside ``list[...]``: takes what can be iterated, and reads it once."""
+LISTED = _Listed()
 AS_LIST, AS_SET = AfterValidator(list), AfterValidator(set)
 """Beside an abstract container: what the task gets is a list or a set, like what the caller gave."""
 
@@ -134,3 +145,15 @@ AS_LIST, AS_SET = AfterValidator(list), AfterValidator(set)
 def pattern(annotation: Any) -> Any:
     """A regular expression with its flags. `annotation` is ``re.Pattern`` or ``re.Pattern[str]``."""
     return Annotated[annotation, from_wire(_pattern_read), WrapSerializer(_pattern_written, when_used="json")]
+
+
+def literal(annotation: Any) -> Any:
+    """A ``Literal``; of its members of an Enum pydantic would read none from JSON."""
+    members = {member.value: member for member in get_args(annotation) if isinstance(member, enum.Enum)}
+    if not members:
+        return annotation
+
+    def read(value: object) -> object:
+        return members.get(value, value) if isinstance(value, (str, int, float)) else value
+
+    return Annotated[annotation, from_wire(read)]
