@@ -356,14 +356,15 @@ class BaseTask(Generic[P, R]):
         call_options.check(self.name, options, merged=merged)
 
     def _unique(self, values: Values) -> Unique:
-        """The unique key of a call; an argument that is left out counts as its default."""
-        values = self.parameters.check({**self.parameters.defaults, **values})
+        """The unique key of a call; an argument that equals its default counts as left out."""
+        values = self.parameters.without_defaults(values)
         choice = self.delivery_options.unique
         if self.delivery_options.form.pickled and not isinstance(choice, bool):
             plain = self.parameters.some_to_json(values, (choice,) if isinstance(choice, str) else choice)
         else:
             plain = self.parameters.to_json(values)
-        return Unique(key_of(self.name, choice, plain, self.encoding.digest), self.delivery_options.unique_ms)
+        key = key_of(self.name, choice, plain, self.parameters.annotations, self.encoding.digest)
+        return Unique(key, self.delivery_options.unique_ms)
 
     @lazy_property
     def _own_headers(self) -> Mapping[str, str]:

@@ -16,6 +16,8 @@ from qtasks.errors import ArgumentsError, did_you_mean
 from qtasks.masking import is_secret_name, mask_values, secrets_in
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.encode.annotations import form, type_name
+from qtasks.tasks.encode.equality import difference
+from qtasks.tasks.encode.plain_form import without_made
 from qtasks.tasks.encode.shown_values import path_of, shown
 from qtasks.tasks.encode.typed_json import NotPortable, TypedJson
 
@@ -89,6 +91,20 @@ class TaskParameters:
         except ValidationError as error:
             raise self._misfit(values, error, from_wire=from_wire) from None
 
+    def without_defaults(self, values: Values) -> Values:
+        """The checked values that do not equal their default."""
+        return {name: value for name, value in values.items() if not self._is_default(name, value)}
+
+    def _is_default(self, name: str, value: Any) -> bool:
+        if name not in self.defaults:
+            return False
+        default = self.defaults[name]
+        try:
+            checked = self.arguments.check({name: default})[name]
+        except ValidationError:  # a default of another type, such as None where a number is declared
+            checked = default
+        return difference(value, checked) is None
+
     def to_json(self, values: Values) -> Values:
         """Checked values as plain JSON values, written by their declared types. Raises ArgumentsError (QT154)."""
         try:
@@ -98,6 +114,10 @@ class TaskParameters:
         except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
             raise self.not_json(self._culprit(values), str(error)) from error
         return plain
+
+    def lasting_json(self, values: Values) -> Values:
+        """As `to_json`, but the same in every process: without what a ``default_factory`` made."""
+        return {name: without_made(values[name], plain) for name, plain in self.to_json(values).items()}
 
     def some_to_json(self, values: Values, names: Sequence[str]) -> Values:
         """The checked values called `names` as plain JSON values, even if the arguments travel as a pickle.
@@ -109,7 +129,7 @@ class TaskParameters:
             if name in values:
                 spread = name in (self.spread, self.spread_keywords)
                 annotation = Any if spread else self.annotations[name]
-                written = form(annotation, where=f"{self.task}: parameter {name!r}")
+                written = form(annotation, where=f"{self.task}: parameter {name!r}", reveals_secrets=True)
                 try:
                     plain[name] = written.write(written.check(values[name]))
                 except (ValidationError, PydanticSerializationError, ValueError) as error:

@@ -14,6 +14,8 @@ from typing import Any
 import pydantic_core
 from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 
+from qtasks.tasks.encode.equality import difference
+
 SECRETS = (SecretStr, SecretBytes, Secret)
 
 
@@ -32,6 +34,34 @@ def finished(value: Any, plain: Any, *, reveals_secrets: bool = False) -> Any:
         return plain
     items = [finished(part, inner, reveals_secrets=reveals_secrets) for part, inner in zip(value, plain, strict=True)]
     return sorted(items, key=_canonical) if isinstance(value, abc.Set) else items
+
+
+def without_made(value: Any, plain: Any) -> Any:
+    """`plain`, the JSON form of `value`, without what a ``default_factory`` made, such as the time or a random id."""
+    if isinstance(plain, dict):
+        parts, made = _parts(value, plain), _made(value)
+        return {name: without_made(parts.get(name), plain[name]) for name in plain if name not in made}
+    if not isinstance(plain, list) or isinstance(value, abc.Set) or not isinstance(value, abc.Collection):
+        root = value.__dict__.get("root") if isinstance(value, BaseModel) else None
+        return plain if root is None else without_made(root, plain)
+    if len(value) != len(plain):
+        return plain
+    return [without_made(part, inner) for part, inner in zip(value, plain, strict=True)]
+
+
+def _made(value: Any) -> set[str]:
+    """The fields of a value that a ``default_factory`` made, as far as that can be seen."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields.items()
+        return {name for name, field in fields if field.default_factory and name not in value.model_fields_set}
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return set()
+    return {field.name for field in dataclasses.fields(value) if _is_made_anew(field.default_factory)}
+
+
+def _is_made_anew(factory: Any) -> bool:
+    """True if a factory makes another value each time."""
+    return factory is not dataclasses.MISSING and difference(factory(), factory()) is not None
 
 
 def _parts(value: Any, plain: dict[str, Any]) -> abc.Mapping[str, Any]:

@@ -12,7 +12,7 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError
 from qtasks.protocol.messages import MAX_BODY
 from qtasks.tasks.encode.encoding import CodecError, Encoding
-from qtasks.tasks.encode.envelope import COMPACT
+from qtasks.tasks.encode.envelope import COMPACT, culprit
 from qtasks.tasks.encode.parameters import TaskParameters
 from qtasks.tasks.encode.pickling import Purpose
 from qtasks.tasks.encode.typed_json import NotPortable, TypedJson
@@ -81,6 +81,7 @@ def _dumped(parameters: TaskParameters, value: Any, encoding: Encoding, purpose:
 def _json(parameters: TaskParameters, value: Any, encoding: Encoding, purpose: Purpose) -> str:
     if (form := parameters.result) is None:
         raise ResultError(f"{parameters.result_name} cannot be written as JSON", code=ErrorCode.RESULT_NOT_SERIALIZABLE)
+    plain: Any = None
     try:
         plain = form.write(form.check(value))
         text = COMPACT.encode(plain) if encoding.form.is_plain else encoding.write(plain, purpose)
@@ -89,12 +90,12 @@ def _json(parameters: TaskParameters, value: Any, encoding: Encoding, purpose: P
     except ValidationError as error:
         raise _misfit(parameters, value, error) from None
     except NotPortable as error:
-        place = f" at {error.path!r}" if error.path else ""
-        raise _refusal(parameters, value, f"cannot be written as JSON{place}: {error.reason}", fix=error.fix) from None
+        raise _not_json(parameters, value, error.path, error.reason, fix=error.fix) from None
     except CodecError as error:
         raise _refusal(parameters, value, f"cannot be sent: {error.message}", fix=error.fix, code=error.code) from error
     except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
-        raise _refusal(parameters, value, f"cannot be written as JSON: {error}") from None
+        path, reason = culprit({"": plain}) or ("", str(error))
+        raise _not_json(parameters, value, path, reason) from None
 
 
 def _pickle(parameters: TaskParameters, value: Any, encoding: Encoding, purpose: Purpose) -> str:
@@ -112,6 +113,11 @@ def _pickle(parameters: TaskParameters, value: Any, encoding: Encoding, purpose:
 def _misfit(parameters: TaskParameters, value: Any, error: ValidationError) -> ResultError:
     reason = error.errors(include_url=False)[0]["msg"]
     return _refusal(parameters, value, f"does not fit {parameters.result_name}: {reason}")
+
+
+def _not_json(parameters: TaskParameters, value: Any, path: str, reason: str, *, fix: str | None = None) -> ResultError:
+    place = f" at {path.removeprefix('.')!r}" if path else ""
+    return _refusal(parameters, value, f"cannot be written as JSON{place}: {reason}", fix=fix)
 
 
 def _refusal(

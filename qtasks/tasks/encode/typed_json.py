@@ -76,7 +76,7 @@ class TypedJson(Generic[T]):
             return self._adapter.dump_python(checked, mode="json", round_trip=True, by_alias=False)
         try:
             plain = self._adapter.dump_python(checked, mode="json", round_trip=True, by_alias=False, warnings="none")
-        except PydanticSerializationError as error:
+        except (PydanticSerializationError, ValueError) as error:
             raise _not_written(checked, error) from None
         if proof.is_finished:
             plain = finished(checked, plain, reveals_secrets=proof.reveals_secrets)
@@ -139,7 +139,7 @@ def _not_read(checked: Any, error: ValidationError) -> NotPortable:
     return NotPortable(path, f"it is written, but could not be read again{message}", _FIX)
 
 
-def _not_written(checked: Any, error: PydanticSerializationError) -> NotPortable:
+def _not_written(checked: Any, error: Exception) -> NotPortable:
     return NotPortable(_unwritable(checked).removeprefix("."), str(error), _FIX)
 
 

@@ -22,8 +22,11 @@ from pydantic import (
     GetCoreSchemaHandler,
     SerializerFunctionWrapHandler,
     TypeAdapter,
+    ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
     WrapSerializer,
+    WrapValidator,
 )
 from pydantic_core import CoreSchema, core_schema
 
@@ -63,12 +66,26 @@ def _zone_read(name: str) -> zoneinfo.ZoneInfo:
         raise ValueError(f"this machine does not know the time zone {name!r}") from None
 
 
-def _datetime_read(value: object) -> object:
-    if not isinstance(value, str) or (match := _ZONED.fullmatch(value)) is None:
-        return value
+def _moment_from_wire(kind: type, zoned: Callable[[re.Match[str]], object]) -> WrapValidator:
+    """Reads a text with a zone or a fold with `zoned`; any other as pydantic does, but in strict mode too."""
+
+    def validate(value: object, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> object:
+        if info.context is not WIRE or not isinstance(value, str) or (match := _ZONED.fullmatch(value)) is None:
+            return handler(value)
+        if match["zone"] is not None or match["fold"] is not None:
+            return handler(zoned(match))
+        try:
+            return handler(value)
+        except ValidationError:  # what a function has read is not JSON any more, of which strict mode takes a text
+            return handler(_LOOSE[kind].validate_python(value))
+
+    return WrapValidator(validate)
+
+
+def _zoned_datetime(match: re.Match[str]) -> dt.datetime:
     if match["zone"] is None:
-        moment = _LOOSE[dt.datetime].validate_python(match["time"])
-        return moment.replace(fold=1) if match["fold"] else moment
+        moment: dt.datetime = _LOOSE[dt.datetime].validate_python(match["time"])
+        return moment.replace(fold=1)
     moment, zone = dt.datetime.fromisoformat(match["time"]), _zone_read(match["zone"])
     offset, local = moment.utcoffset(), moment.replace(tzinfo=zone)
     folds = (1, 0) if match["fold"] else (0, 1)
@@ -87,13 +104,10 @@ def _datetime_written(value: Any, handler: SerializerFunctionWrapHandler) -> Any
     return text if is_told else f"{text}[_fold=1]"
 
 
-def _time_read(value: object) -> object:
-    if not isinstance(value, str) or (match := _ZONED.fullmatch(value)) is None:
-        return value
-    moment = _LOOSE[dt.time].validate_python(match["time"])
-    if match["zone"] is not None:
-        moment = moment.replace(tzinfo=_zone_read(match["zone"]))
-    return moment.replace(fold=1) if match["fold"] else moment
+def _zoned_time(match: re.Match[str]) -> dt.time:
+    moment: dt.time = _LOOSE[dt.time].validate_python(match["time"])
+    zone = moment.tzinfo if match["zone"] is None else _zone_read(match["zone"])
+    return moment.replace(tzinfo=zone, fold=1 if match["fold"] else 0)
 
 
 def _time_written(value: Any, handler: SerializerFunctionWrapHandler) -> Any:
@@ -134,9 +148,13 @@ def _iterated(value: Any) -> Any:
 
 BYTES = Annotated[bytes, from_wire(_bytes_read), WrapSerializer(_bytes_written, return_type=str, when_used="json")]
 DATETIME = Annotated[
-    dt.datetime, from_wire(_datetime_read), WrapSerializer(_datetime_written, return_type=str, when_used="json")
+    dt.datetime,
+    _moment_from_wire(dt.datetime, _zoned_datetime),
+    WrapSerializer(_datetime_written, return_type=str, when_used="json"),
 ]
-TIME = Annotated[dt.time, from_wire(_time_read), WrapSerializer(_time_written, return_type=str, when_used="json")]
+TIME = Annotated[
+    dt.time, _moment_from_wire(dt.time, _zoned_time), WrapSerializer(_time_written, return_type=str, when_used="json")
+]
 LISTED = _Listed()
 AS_LIST, AS_SET = AfterValidator(list), AfterValidator(set)
 """Beside an abstract container: what the task gets is a list or a set, like what the caller gave."""

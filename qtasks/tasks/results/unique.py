@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,20 +32,26 @@ class Unique:
 
 
 def key_of(
-    task: str, choice: bool | str | Sequence[str], values: Mapping[str, Any], digest: Callable[[bytes], str]
+    task: str,
+    choice: bool | str | Sequence[str],
+    values: Mapping[str, Any],
+    parameters: Collection[str],
+    digest: Callable[[bytes], str],
 ) -> str:
-    """The key of a call with these plain JSON values, of which it has a `digest`.
+    """The key of a call with these plain JSON values, of which it has a `digest`; without those that are the default.
 
-    Raises DefinitionError for a parameter that does not exist.
+    A default has no part in the key: it may be another one in another process, such as the time of its start. Raises
+    DefinitionError for a parameter that does not exist.
     """
     choices = (choice,) if isinstance(choice, str) else choice
     names = sorted(values) if isinstance(choices, bool) else choices
     for name in names:
-        if name not in values:
+        if name not in parameters:
             raise DefinitionError(
                 f"{task}: unique={choice!r}, but there is no parameter {name!r}", code=ErrorCode.OPTION_INVALID
             )
-    text = json.dumps([[name, values[name]] for name in names], sort_keys=True, ensure_ascii=True)
+    pairs = [[name, values[name]] for name in names if name in values]
+    text = json.dumps(pairs, sort_keys=True, ensure_ascii=True)
     return f"unique:{task}:{digest(text.encode())}"
 
 

@@ -77,8 +77,9 @@ class DesiredSchedule:
     """What the code declares. The end callback is not a part of it: it never makes a schedule look changed."""
     end_url: str = ""
     """Where the ends of its calls are reported."""
-    is_coded: bool = False
-    """True if `body` has encoded arguments: another body may say the same, and only the fingerprint tells."""
+    is_lasting: bool = True
+    """False if another body may say the same, because arguments are encoded or contain, for example, a random id. Only
+    the fingerprint tells."""
 
     @property
     def id(self) -> str:
@@ -176,7 +177,6 @@ class ScheduleDeclaration:
         call = self.call(base_url, is_run=False)
         # The body is the same at every tick, so the call id of a run is made of its message id.
         body = self.task.encoded(replace(call, envelope=replace(call.envelope, call_id=None))).body
-        compared = body if call.envelope.coded is None else self._compared(call.envelope)
         options = replace(
             call.options,
             delay_ms=self.task.delivery_options.publish.delay_ms,
@@ -186,18 +186,23 @@ class ScheduleDeclaration:
         )
         destination = f"{base_url}/{call.task}"
         kind_label, *other_labels = options.labels
+        compared = self._compared(call.envelope, body)
         labels = (kind_label, f"{label_prefix(base_url)}{_fingerprint(destination, compared, options)}", *other_labels)
         end_url = EndQuery(call.task).url(base_url)
         return DesiredSchedule(
-            self.title, destination, body, replace(options, labels=labels), end_url, is_coded=compared is not body
+            self.title, destination, body, replace(options, labels=labels), end_url, is_lasting=compared is body
         )
 
-    def _compared(self, envelope: Envelope) -> bytes:
-        """What the fingerprint covers in place of a body with encoded arguments: that is another one each time."""
-        codec = self.task.codec
-        args, kwargs = codec.opened(envelope).value
+    def _compared(self, envelope: Envelope, body: bytes) -> bytes:
+        """What the fingerprint covers: `body`, or what is the same in every process where the body is another one."""
+        parameters = self.task.parameters
+        lasting = parameters.lasting_json(parameters.check(parameters.bind(self.args, self.kwargs)))
+        args, kwargs = parameters.arrange(lasting, len(self.args))
         plain = replace(envelope, call_id=None, coded=None, args=args, kwargs=kwargs)
-        return codec.encoding.fingerprint(envelopes.encode(plain))
+        if envelope.coded is not None:
+            return self.task.codec.encoding.fingerprint(envelopes.encode(plain))
+        is_same = (list(envelope.args), dict(envelope.kwargs)) == (args, kwargs)
+        return body if is_same else envelopes.encode(plain)
 
     def _error(self, text: str, *, fix: str | None = None) -> DefinitionError:
         return DefinitionError(f"schedule {self.title}: {text}", fix=fix, code=ErrorCode.OPTION_INVALID)

@@ -132,11 +132,11 @@ def differences(desired: DesiredSchedule, existing: Schedule) -> tuple[str, ...]
         )
         if existing_text != desired_text
     ]
-    if not desired.is_coded and not _has_body(existing, desired.body):
+    if desired.is_lasting and not _has_body(existing, desired.body):
         texts.append("arguments")
     # The fingerprint in the labels covers everything, also what a service shows differently or does not show.
     if not texts and set(labels_of(existing)) != set(options.labels):
-        texts.append("arguments or options" if desired.is_coded else "options")
+        texts.append("options" if desired.is_lasting else "arguments or options")
     return tuple(texts)
 
 

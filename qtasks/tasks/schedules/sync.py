@@ -222,7 +222,7 @@ def _name_of_arguments(task: BaseTask[..., Any], args: Sequence[Any], kwargs: Ma
             fix='give it a name: .schedule(..., name="...")',
             code=ErrorCode.OPTION_INVALID,
         )
-    plain = task.parameters.to_json(task.parameters.check(task.parameters.bind(args, kwargs)))
+    plain = task.parameters.lasting_json(task.parameters.check(task.parameters.bind(args, kwargs)))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
