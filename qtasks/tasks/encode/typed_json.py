@@ -150,7 +150,7 @@ def _unwritable(value: Any) -> str:
         parts = [(f".{name}", part) for name, part in value.items()]
     elif isinstance(value, (list, tuple)):
         parts = [(f"[{index}]", part) for index, part in enumerate(value)]
-    elif hasattr(value, "__dict__"):
+    elif hasattr(value, "__dict__") and not isinstance(value, type):
         parts = [(f".{name}", part) for name, part in vars(value).items()]
     for step, part in parts:
         try:
