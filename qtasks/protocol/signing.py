@@ -137,28 +137,51 @@ def verify(
     at both ends, because clocks differ. Raises SignatureError with the most specific `reason`: a token with a valid
     signature is never refused because of its key.
     """
-    if not keys.current and not keys.next:
-        raise _refusal(
-            Reason.KEYS_MISSING,
-            "no signing keys are configured, so no delivery can be trusted",
-            fix="set QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY",
-        )
     header, payload, key = _open(token, keys)
     _check_header(header)
     raw = _read_object(payload, "payload")
     claims = _read_claims(raw, key)
-    _check_times(claims, _seconds(raw, "nbf"), now_s, tolerance_s)
-    if url is not None and claims.url != url:
-        raise _url_refusal(claims.url, url)
+    if claims.expires_s - claims.issued_s > MAX_LIFETIME_S:
+        raise _refusal(Reason.MALFORMED, f"the token lives longer than {MAX_LIFETIME_S} s")
+    _check_times(max(claims.issued_s, _seconds(raw, "nbf")), claims.expires_s, now_s, tolerance_s)
+    _check_delivery(claims.url, claims.body_hash, url, body)
+    return claims
+
+
+def verify_leniently(
+    token: str, *, body: bytes, url: str | None, keys: SigningKeys, now_s: float, tolerance_s: float
+) -> None:
+    """As `verify`, but with the claims that the official receiver asks for, and no others.
+
+    So `jti` and `iat` may be absent, `jti` may be anything, a time may be any number or its digits as a text, and a
+    token may live for ever. This is for `Receiver`, which is put in the official one's place; the dispatcher needs
+    `jti` to know a replay, and a short life to forget it.
+    """
+    header, payload, _ = _open(token, keys)
+    _check_header(header, lenient=True)
+    claims = _read_object(payload, "payload")
+    _check_issuer(claims)
+    if claims.get("aud"):
+        raise _refusal(Reason.MALFORMED, "the claim aud is not empty")
+    starts_s = max(_whole_seconds(claims, name) for name in ("nbf", "iat") if name == "nbf" or name in claims)
+    _check_times(starts_s, _whole_seconds(claims, "exp"), now_s, tolerance_s)
+    signed_url, body_hash = claims.get("sub"), claims.get("body")
+    if not isinstance(signed_url, str) or not isinstance(body_hash, str):
+        raise _refusal(Reason.MALFORMED, f"the claim {'body' if isinstance(signed_url, str) else 'sub'} is not a text")
+    _check_delivery(signed_url, body_hash.rstrip("="), url, body)
+
+
+def _check_delivery(signed_url: str, body_hash: str, url: str | None, body: bytes) -> None:
+    if url is not None and signed_url != url:
+        raise _url_refusal(signed_url, url)
     actual = base64.urlsafe_b64encode(hashlib.sha256(body).digest()).rstrip(b"=")
-    if not hmac.compare_digest(actual, claims.body_hash.encode("ascii")):
+    if not hmac.compare_digest(actual, body_hash.encode()):
         raise _refusal(
             Reason.BODY,
             f"the body is not the one that was signed ({len(body)} bytes received)",
             likely="a framework or proxy parsed the body and wrote it again, or the body was changed on the way",
             fix="verify the raw bytes of the request, before anything parses them",
         )
-    return claims
 
 
 def check_keys(keys: SigningKeys, *, dev: bool = False) -> None:
@@ -186,6 +209,12 @@ def check_keys(keys: SigningKeys, *, dev: bool = False) -> None:
 
 def _open(token: str, keys: SigningKeys) -> tuple[str, str, Literal["current", "next"]]:
     """The header and payload segments of a token whose signature is valid, and the key that made it."""
+    if not keys.current and not keys.next:
+        raise _refusal(
+            Reason.KEYS_MISSING,
+            "no signing keys are configured, so no delivery can be trusted",
+            fix="set QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY",
+        )
     if len(token) > MAX_TOKEN:
         raise _refusal(Reason.MALFORMED, f"the token has {len(token)} characters, more than {MAX_TOKEN}")
     if (parts := _TOKEN.fullmatch(token)) is None:
@@ -257,13 +286,13 @@ def _read_object(segment: str, name: str) -> dict[str, object]:
     return value
 
 
-def _check_header(segment: str) -> None:
+def _check_header(segment: str, *, lenient: bool = False) -> None:
     if segment == _USUAL_HEADER:
         return
     header = _read_object(segment, "header")
     if header.get("alg") != "HS256":
         raise _refusal(Reason.MALFORMED, "the token is not signed with HS256")
-    if "typ" in header and header["typ"] != "JWT":
+    if "typ" in header and header["typ"] != "JWT" and not lenient:
         raise _refusal(Reason.MALFORMED, "the token is not of type JWT")
     # `crit` and `b64` change what the signature covers. Other fields (kid, jku ...) mean nothing here.
     if extensions := {"crit", "b64"} & header.keys():
@@ -271,8 +300,7 @@ def _check_header(segment: str) -> None:
 
 
 def _read_claims(claims: dict[str, object], key: Literal["current", "next"]) -> Claims:
-    if (issuer := claims.get("iss")) != ISSUER:
-        raise _refusal(Reason.ISSUER, f"issued by {issuer!r:.64}, not by {ISSUER!r}")
+    _check_issuer(claims)
     if claims.get("aud", "") != "":
         raise _refusal(Reason.MALFORMED, "the claim aud is not empty")
     body_hash = _text(claims, "body")
@@ -286,6 +314,11 @@ def _read_claims(claims: dict[str, object], key: Literal["current", "next"]) -> 
         body_hash=body_hash.rstrip("="),
         key=key,
     )
+
+
+def _check_issuer(claims: dict[str, object]) -> None:
+    if (issuer := claims.get("iss")) != ISSUER:
+        raise _refusal(Reason.ISSUER, f"issued by {issuer!r:.64}, not by {ISSUER!r}")
 
 
 def _text(claims: dict[str, object], name: str) -> str:
@@ -302,21 +335,29 @@ def _seconds(claims: dict[str, object], name: str) -> int:
     return value
 
 
-def _check_times(claims: Claims, not_before_s: int, now_s: float, tolerance_s: float) -> None:
-    if claims.expires_s - claims.issued_s > MAX_LIFETIME_S:
-        raise _refusal(Reason.MALFORMED, f"the token lives longer than {MAX_LIFETIME_S} s")
-    starts_s = max(claims.issued_s, not_before_s)
+def _whole_seconds(claims: dict[str, object], name: str) -> int:
+    """A time as the official receiver reads it: cut to whole seconds."""
+    value = claims.get(name)
+    try:
+        if isinstance(value, int | float | str):
+            return int(value)
+    except ValueError:
+        pass
+    raise _refusal(Reason.MALFORMED, f"the claim {name} is not a time in seconds")
+
+
+def _check_times(starts_s: int, expires_s: int, now_s: float, tolerance_s: float) -> None:
     if starts_s > now_s + tolerance_s:
         raise _refusal(
             Reason.NOT_YET_VALID,
-            f"valid only in {math.ceil(starts_s - now_s)} s",
+            f"valid only in {starts_s - math.floor(now_s)} s",
             likely="the clock of this machine is behind the broker's",
             fix="synchronise the clocks (NTP), or allow a larger tolerance",
         )
-    if claims.expires_s + tolerance_s <= now_s:
+    if expires_s <= now_s - tolerance_s:
         raise _refusal(
             Reason.EXPIRED,
-            f"expired {math.ceil(now_s - claims.expires_s)} s ago",
+            f"expired {math.ceil(now_s) - expires_s} s ago",
             likely="an old request was sent again, or the clock of this machine is ahead of the broker's",
             fix="synchronise the clocks (NTP)",
         )
