@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Final
 
 from qtasks.protocol.messages import SigningKeys
+from qtasks.protocol.stringify import stringify
 from qtasks.randomness import Random
 
 _ALPHABET: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
@@ -48,8 +50,13 @@ def jwt_id(random: Random) -> str:
 
 
 def token_secret(random: Random) -> str:
-    """An API token of 256 random bits. The prefix lets secret scanners find leaked tokens."""
-    return "qtk_" + base58(random.token(32), 44)
+    """An API token with 256 random bits, in the form that SDKs and consoles of QStash decode (docs/protocol.md 1.1).
+
+    Every token begins with the same 20 letters, by which secret scanners find leaked ones. Its parts are so long that
+    it needs no padding, and no character that a query would have to encode.
+    """
+    user = "qtk_" + letters(random.token(12))
+    return base64.b64encode(stringify({"UserID": user, "Password": base58(random.token(32), 44)})).decode("ascii")
 
 
 def signing_keys(random: Random) -> SigningKeys:

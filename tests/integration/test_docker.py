@@ -272,7 +272,7 @@ def test_the_broker_starts_as_its_user_with_what_init_made_and_is_healthy_until_
     assert (status, "has no token" in text) == (2, True), text
     status, text = container.run(["qtasks", "broker", "init"])
     assert status == 0, text
-    assert "QSTASH_TOKEN=qtk_" in text
+    assert "QSTASH_TOKEN=eyJVc2VySUQiOiJxdGtf" in text
     server = container.start(SERVE)
     try:
         until_healthy(container, server)

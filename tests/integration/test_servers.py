@@ -46,6 +46,7 @@ async def who(file: str) -> None:
         seen.write(f"{os.getpid()}\\n")
 '''
 DEV = development.USERS[0]
+DEV_KEYS = {"QSTASH_CURRENT_SIGNING_KEY": DEV.keys.current, "QSTASH_NEXT_SIGNING_KEY": DEV.keys.next}
 SENTENCES = 6
 """Lines that an error of ours has at most."""
 
@@ -72,6 +73,27 @@ def endpoint() -> Iterator[Endpoint]:
     running = Endpoint()
     yield running
     running.close()
+
+
+class Done(Protocol):
+    def __call__(self, *arguments: str, **variables: str) -> list[str]: ...
+
+
+@pytest.fixture
+def done(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Done:
+    """The lines that a command prints, which ends well. In this process, as `refused`."""
+    monkeypatch.chdir(folder)
+    before = environment()
+
+    def run(*arguments: str, **variables: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["qtasks", *arguments])
+        monkeypatch.setattr(os, "environ", {**before, **variables})
+        main()
+        out, err = capfd.readouterr()
+        assert err == ""
+        return out.splitlines()
+
+    return run
 
 
 class Refused(Protocol):
@@ -202,12 +224,33 @@ def test_the_public_credentials_stay_on_this_machine(refused: Refused, variables
 
 
 def test_public_keys_in_the_database_stay_on_this_machine_too(folder: Path, refused: Refused) -> None:
-    keys = {"QSTASH_CURRENT_SIGNING_KEY": DEV.keys.current, "QSTASH_NEXT_SIGNING_KEY": DEV.keys.next}
-    assert qtasks("broker", "init", "--db", "k.db", folder=folder, **keys).status == 0
-    text = refused("broker", "--db", "k.db", "--host", "0.0.0.0", "--port", "0")
-    assert "the public development credentials must not be used on 0.0.0.0" in text
-    with BrokerServer(folder, "--db", "k.db", secrets=False) as broker:
+    with BrokerServer(folder, "--db", "k.db", secrets=False, QSTASH_TOKEN=TOKEN, **DEV_KEYS) as broker:
         broker.started()
+    text = refused("broker", "--db", "k.db", "--host", "0.0.0.0", "--port", "0", QSTASH_TOKEN=TOKEN)
+    assert "the public development credentials must not be used on 0.0.0.0" in text
+    assert "the signing keys in k.db are the public ones" in refused("broker", "init", "--db", "k.db")
+
+
+def test_init_refuses_the_public_keys_and_makes_nothing(folder: Path, refused: Refused) -> None:
+    for name, key in DEV_KEYS.items():
+        text = refused("broker", "init", "--db", "new.db", **{**SECRETS, name: key})
+        assert "the signing keys in the environment are the public ones of `qtasks dev`" in text
+        assert key not in text
+    assert not list(folder.glob("*.db*"))
+
+
+def test_init_says_where_its_signing_keys_come_from(done: Done) -> None:
+    keys = {name: SECRETS[name] for name in DEV_KEYS}
+    made = done("broker", "init", "--db", "made.db")
+    assert "# The signing keys were made now." in made
+    given = done("broker", "init", "--db", "given.db", **keys)
+    names = "QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY"
+    assert f"# The signing keys are those of {names} in the environment." in given
+    assert {f"{name}={key}" for name, key in keys.items()} < set(given)
+    done("broker", "token", "revoke", "first", "--db", "made.db")
+    again = done("broker", "init", "--db", "made.db", **keys)
+    assert "# The signing keys were in the database already; those in the environment are not used." in again
+    assert again[-2:] == made[-2:]
 
 
 def test_a_database_without_a_token_is_of_no_use(refused: Refused) -> None:

@@ -13,7 +13,7 @@ from qtasks.broker.store.verbs import accounts
 from qtasks.cli.broker.account import ACCOUNT, credentials_from_environment
 from qtasks.cli.broker.database_file import change_database, database_path, db_option, existing_database, now_ms
 from qtasks.errors import ConfigurationError
-from qtasks.protocol import development
+from qtasks.protocol import development, signing
 from qtasks.protocol.messages import SigningKeys
 from qtasks.randomness import SystemRandom
 
@@ -24,13 +24,17 @@ def init(db: str) -> None:
     """Create the database with signing keys and a first token, and print them once."""
     path = database_path(db)
     token = ids.token_secret(SystemRandom())
+    given, made = credentials_from_environment(), ids.signing_keys(SystemRandom())
+    _refuse_public(given.keys, "the environment", "unset QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY")
 
     def make(connection: apsw.Connection) -> SigningKeys | None:
-        account = accounts.ensure_account(connection, credentials_from_environment(), ids.signing_keys(SystemRandom()))
+        account = accounts.ensure_account(connection, given, made)
         if accounts.tokens(connection):
             return None
         accounts.add_token(connection, token, account, "first", read_only=False, now_ms=now_ms())
-        return accounts.signing_keys(connection, account)
+        keys = accounts.signing_keys(connection, account)
+        _refuse_public(keys, path, "name a new file with --db")
+        return keys
 
     keys = change_database(path, make)
     if keys is None:
@@ -39,10 +43,29 @@ def init(db: str) -> None:
             fix="create another token with `qtasks broker token create NAME`; GET /v2/keys returns the signing keys",
         )
     click.echo("# Shown once. Put these into the environment of your applications.")
+    click.echo(f"# The signing keys {_origin(keys, given.keys, made)}.")
     click.echo(f"QSTASH_URL=http://127.0.0.1:{development.PORT}")
     click.echo(f"QSTASH_TOKEN={token}")
     click.echo(f"QSTASH_CURRENT_SIGNING_KEY={keys.current}")
     click.echo(f"QSTASH_NEXT_SIGNING_KEY={keys.next}")
+
+
+def _refuse_public(keys: SigningKeys | None, place: str, instead: str) -> None:
+    if keys is not None and not signing.DEV_KEYS.isdisjoint((keys.current, keys.next)):
+        raise ConfigurationError(
+            f"the signing keys in {place} are the public ones of `qtasks dev`: every stranger could sign with them",
+            fix=f"{instead}; `qtasks broker init` then makes keys of your own",
+        )
+
+
+def _origin(keys: SigningKeys, given: SigningKeys | None, made: SigningKeys) -> str:
+    """Where the signing keys of a database come from, in words."""
+    if keys == made:
+        return "were made now"
+    if keys == given:
+        return "are those of QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY in the environment"
+    unused = "" if given is None else "; those in the environment are not used"
+    return f"were in the database already{unused}"
 
 
 @click.group("token")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
+from urllib.parse import quote
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qtasks.broker import ids
+from qtasks.protocol import development
 from qtasks.protocol.signing import check_keys
 from tests.support.broker import START_MS, SeededRandom
 
@@ -34,12 +38,26 @@ def test_every_kind_has_its_prefix_and_its_length() -> None:
     for _ in range(200):
         assert re.fullmatch(f"msg_{BASE58}{{30}}", ids.message_id(chance, START_MS))
         assert re.fullmatch(f"jwt_{BASE58}{{28}}", ids.jwt_id(chance))
-        assert re.fullmatch(f"qtk_{BASE58}{{44}}", ids.token_secret(chance))
         pair = ids.signing_keys(chance)
         for key in (pair.current, pair.next):
             assert re.fullmatch(f"sig_{BASE58}{{44}}", key)
         check_keys(pair)
         assert pair.current != pair.next
+
+
+def test_a_token_is_what_sdks_decode_and_scanners_find() -> None:
+    chance = SeededRandom()
+    made = [ids.token_secret(chance) for _ in range(200)]
+    for token in made:
+        content = json.loads(base64.b64decode(token, validate=True))
+        assert list(content) == ["UserID", "Password"]
+        assert re.fullmatch(f"qtk_{BASE58}{{12}}", content["UserID"])
+        assert re.fullmatch(f"{BASE58}{{44}}", content["Password"])
+        assert quote(token, safe="") == token
+        assert token.startswith("eyJVc2VySUQiOiJxdGtf")
+    assert len(set(made)) == len(made)
+    for user in development.USERS:
+        assert json.loads(base64.b64decode(user.token)).keys() == {"UserID", "Password"}
 
 
 def test_message_ids_sort_by_time_and_two_of_one_moment_differ() -> None:
