@@ -267,7 +267,7 @@ async def test_a_connection_that_ends_in_the_middle_of_a_head_is_not_tried_again
 async def test_a_connection_that_ends_long_after_the_request_is_not_tried_again(
     monkeypatch: pytest.MonkeyPatch, transport: HttpTransport
 ) -> None:
-    monkeypatch.setattr(response, "_CLOSED_AT_REUSE_S", 0.0)
+    monkeypatch.setattr(response, "_CLOSED_AT_ONCE_S", 0.0)
     async with HostileServer(ClosesAtReuse(answering(OK))) as server:
         assert isinstance(await transport.send(request(server.url)), Response)
         assert blame(await transport.send(request(server.url))) == "an interruption in the middle of a run"

@@ -14,6 +14,8 @@ import errno
 import os
 import re
 import socket
+import ssl
+from dataclasses import replace
 from typing import Final
 
 import aiohttp
@@ -29,6 +31,18 @@ _UNREACHABLE: Final = frozenset({errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTD
 """The network says that there is no way to the endpoint."""
 _SEVERAL: Final = "Multiple exceptions"
 """The beginning of aiohttp's error for a name whose addresses fail for different reasons; it lists them."""
+_NAME_DIFFERS: Final = frozenset({62, 63, 64})
+"""OpenSSL's verify codes for a certificate of another host, mail address or IP address."""
+_EXPIRED: Final = 10
+_NOT_YET_VALID: Final = 9
+_NO_AUTHORITY: Final = frozenset({2, 18, 19, 20, 21})
+"""OpenSSL's verify codes for a certificate that nobody vouches for whom this machine trusts."""
+_NO_TLS: Final = frozenset(
+    {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG"}
+)
+"""OpenSSL's reasons for an answer that is no TLS at all."""
+_TLS_RECORD: Final = re.compile(r"\\x1[56]\\x03")
+"""The beginning of a TLS alert or handshake, as aiohttp quotes it in place of a status line."""
 _ODD: Final = re.compile(r"[^ -~]")
 
 
@@ -48,13 +62,21 @@ def unanswered_lookup(place: str, span_s: float) -> Failure:
     )
 
 
-def failure_of(error: Exception, place: str, *, sent: bool) -> Failure:
-    """The failure that an exception stands for. `sent`: the whole request was on its way before."""
+def failure_of(error: Exception, place: str, *, sent: bool, secure: bool = False) -> Failure:
+    """The failure that an exception stands for.
+
+    `sent`: the whole request was on its way before. `secure`: the request was one over TLS.
+    """
+    if (tls_error := _tls_error(error)) is not None:
+        return Failure("tls", f"no TLS connection to {place}: {_tls_reason(tls_error)}")
     match error:
         case aiohttp.ClientConnectorError():
-            return _not_connected(error, place)
+            return _not_connected(error, place, secure=secure)
         case UnansweredError():
-            return _unanswered(error.__cause__, place, sent=sent)
+            failure = _unanswered(error.__cause__, place, sent=sent)
+            return _with_doubt(failure) if error.closed_at_once and not secure else failure
+        case HttpProcessingError() if not secure and _TLS_RECORD.search(error.message):
+            return Failure("bad_response", f"{place} speaks TLS: its URL begins with https://")
         case aiohttp.ClientPayloadError():
             return _broken_body(error, place)
         case aiohttp.ClientResponseError() | HttpProcessingError():
@@ -82,9 +104,12 @@ def _unanswered(cause: BaseException | None, place: str, *, sent: bool) -> Failu
     return Failure("connection_lost", reason, interrupted=True, mid_run=sent)
 
 
-def _not_connected(failed: aiohttp.ClientConnectorError, place: str) -> Failure:
-    if isinstance(failed, aiohttp.ClientSSLError):
-        return Failure("tls", f"no TLS connection to {place}: {_tls_reason(failed)}")
+def _with_doubt(failure: Failure) -> Failure:
+    """A server may have ended a new connection because it expects TLS; nobody can tell, so the log says it."""
+    return replace(failure, error=f"{failure.error} (as a server does that expects https)")
+
+
+def _not_connected(failed: aiohttp.ClientConnectorError, place: str, *, secure: bool) -> Failure:
     error = failed.os_error
     if isinstance(error, DestinationBlockedError):
         return Failure("destination_blocked", str(error), final=True)
@@ -94,9 +119,12 @@ def _not_connected(failed: aiohttp.ClientConnectorError, place: str) -> Failure:
         return Failure("connection_refused", f"connection refused: nothing listens on {place}", interrupted=True)
     if error.errno == errno.ETIMEDOUT:
         return Failure("timeout", f"no connection to {place}: {_reason(error)}")
+    reason = f"no connection to {place}: {_reason(error)}"
+    if secure and isinstance(error, ConnectionError):
+        reason = f"no TLS connection to {place}: it ended the connection in the middle of the handshake"
     return Failure(
         "connection_lost",
-        f"no connection to {place}: {_reason(error)}",
+        reason,
         attempted=not _is_shortage(error, place),
         interrupted=error.errno in _UNREACHABLE or isinstance(error, ConnectionError),
     )
@@ -120,10 +148,32 @@ def _broken_body(error: aiohttp.ClientPayloadError, place: str) -> Failure:
     return Failure("connection_lost", f"the response from {place} ended early: {shown(str(error))}")
 
 
-def _tls_reason(error: aiohttp.ClientSSLError) -> str:
-    cause = error.__cause__
-    reason = str(getattr(cause, "reason", "") or "").replace("_", " ").lower()  # WRONG_VERSION_NUMBER and the like
-    return shown(getattr(cause, "verify_message", "") or reason or str(cause or error))
+def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
+    """The error of the ssl module that caused `error`; its errno is 1, which is another error's to the system."""
+    found = None
+    while error is not None:
+        if isinstance(error, ssl.SSLError):  # aiohttp's own are ones as well, without any details
+            found = error
+        error = error.__cause__
+    return found
+
+
+def _tls_reason(error: ssl.SSLError) -> str:
+    reason = getattr(error, "reason", None) or ""
+    words = shown(reason.replace("_", " ").lower() or str(error))
+    if reason in _NO_TLS:
+        return f"it does not speak TLS ({words}); does its URL begin with http://?"
+    code, message = getattr(error, "verify_code", 0), shown(getattr(error, "verify_message", "")).rstrip(".")
+    if not message:
+        return words
+    if code in _NAME_DIFFERS:
+        return f"its certificate is for another name: {message}"
+    if code == _EXPIRED:
+        return "its certificate has expired"
+    if code == _NOT_YET_VALID:
+        return "its certificate is not valid yet; or the clock of this machine is wrong"
+    authority = "; SSL_CERT_FILE can name the file of its authority" if code in _NO_AUTHORITY else ""
+    return f"its certificate is not trusted: {message}{authority}"
 
 
 def _reason(error: OSError) -> str:

@@ -144,7 +144,7 @@ class HttpTransport:
             return timed_out(destination.place, request.timeout_ms / 1000, responding=exchange.responding)
         except Exception as error:
             # The contract of `Transport`: every error is one failed attempt.
-            return failure_of(error, destination.place, sent=exchange.sent)
+            return failure_of(error, destination.place, sent=exchange.sent, secure=destination.url.scheme == "https")
 
     async def close(self) -> None:
         """Close every connection and start no more attempts. Idempotent."""

@@ -39,7 +39,7 @@ _WITHOUT_BODY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 
 _HEAD_BUDGET = 1024 * 1024
 """Bytes accepted until the head of the response has been checked; parts of the body arrive with it."""
-_CLOSED_AT_REUSE_S = 1.0
+_CLOSED_AT_ONCE_S = 1.0
 """An end of a kept connection that comes later, in seconds, is not about an idle connection: work was lost."""
 _WIRE_FACTOR = 2
 """Bytes accepted for each byte of the body limit: enough for every body in chunks of six bytes or more."""
@@ -55,8 +55,10 @@ class UnansweredError(Exception):
     Not one of aiohttp's own errors: after those, aiohttp sends a GET, PUT or DELETE a second time by itself.
     """
 
-    def __init__(self, *, closed_at_reuse: bool = False) -> None:
+    def __init__(self, *, closed_at_reuse: bool = False, closed_at_once: bool = False) -> None:
         super().__init__()
+        self.closed_at_once = closed_at_once
+        """The endpoint closed a new connection as soon as the first request came."""
         self.closed_at_reuse = closed_at_reuse
         """The endpoint closed a kept connection as the request was sent."""
 
@@ -80,7 +82,11 @@ class BoundedResponse(aiohttp.ClientResponse):
             try:
                 message, body = await parser.read()
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                raise UnansweredError(closed_at_reuse=self.protocol_guard.was_closed_at_reuse()) from error
+                closed_at_once = self.protocol_guard.was_closed_at_once()
+                closed_at_reuse = closed_at_once and self.protocol_guard.is_kept
+                raise UnansweredError(
+                    closed_at_reuse=closed_at_reuse, closed_at_once=closed_at_once and not closed_at_reuse
+                ) from error
             if not 100 <= message.code < 200 or message.code == HTTPStatus.SWITCHING_PROTOCOLS:
                 _check_head(message.code, message.raw_headers)
                 if message.code in _WITHOUT_BODY and "Content-Length" in message.headers:
@@ -143,13 +149,18 @@ class _BoundedProtocol(asyncio.Protocol):
         self._sent_s = asyncio.get_running_loop().time()
         self._has_answer = False
 
-    def was_closed_at_reuse(self) -> bool:
-        """True if the connection, kept after an earlier request, ended with no byte of an answer to this one.
+    @property
+    def is_kept(self) -> bool:
+        """True if the connection was kept after an earlier request."""
+        return self._requests > 1
 
-        The endpoint closed it while it was idle, and the request crossed the closing on its way.
+    def was_closed_at_once(self) -> bool:
+        """True if the connection ended soon after this request, with no byte of an answer to it.
+
+        The endpoint of a kept connection closed it while it was idle, and the request crossed the closing on its way.
         """
         age_s = asyncio.get_running_loop().time() - self._sent_s
-        return self._requests > 1 and not self._has_answer and age_s < _CLOSED_AT_REUSE_S
+        return not self._has_answer and age_s < _CLOSED_AT_ONCE_S
 
     def follow(self, body: StreamReader) -> None:
         """End `body` when the connection ends, if it has not ended before."""
