@@ -342,6 +342,9 @@ class ErrorCode(StrEnum):
     STORE_TOO_NEW = ("QT503",
         "The database was written by a newer version of qtasks.",
         "Start the newer version, or name another file with --db.")
+    DATABASE_FOREIGN = ("QT504",
+        "The file is a database of another program; nothing was changed in it.",
+        "Name a file of its own for the broker, or for the results: it is created if it does not exist.")
 
     # 6: the command line
     APPLICATION_NOT_FOUND = ("QT601",

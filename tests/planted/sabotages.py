@@ -164,15 +164,15 @@ SABOTAGES: Final = (
     Sabotage(
         "a changed body passes the signature",
         "qtasks/protocol/signing.py",
-        'if not hmac.compare_digest(actual, claims.body_hash.encode("ascii")):',
+        "if not hmac.compare_digest(actual, body_hash.encode()):",
         "if not actual:",
         "tests/unit/protocol/test_signing.py tests/unit/tasks/test_dispatcher.py",
     ),
     Sabotage(
         "an expired signature is valid",
         "qtasks/protocol/signing.py",
-        "if claims.expires_s + tolerance_s <= now_s:",
-        "if claims.expires_s + tolerance_s <= 0:",
+        "if expires_s <= now_s - tolerance_s:",
+        "if expires_s <= 0 - tolerance_s:",
         "tests/unit/protocol/test_signing.py",
     ),
     Sabotage(

@@ -20,6 +20,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 MEMORY: Final = ":memory:"
+APPLICATION_ID: Final = 0x71746B73
+"""``qtks``, in the header of each database of ours: no other program is to be written over, see `foreign_database`."""
 CHECKPOINT_PAGES: Final = 4_000
 """Length of the write-ahead log, in pages, from which on it is moved into the database file."""
 STATEMENTS: Final = 512
@@ -112,6 +114,8 @@ def migrate(db: apsw.Connection, until: int | None = None) -> None:
         )
     for number, step in enumerate(steps[version:], version + 1):
         run_in_transaction(db, _apply, step.read_text(encoding="utf-8"), number)
+    if db.pragma("application_id") != APPLICATION_ID:  # of an earlier release, which set none
+        run_in_transaction(db, _mark)
 
 
 def schema_version() -> int:
@@ -129,6 +133,11 @@ def _steps() -> list[Traversable]:
 def _apply(db: apsw.Connection, sql: str, version: int) -> None:
     db.execute(sql)
     db.execute(f"PRAGMA user_version = {version}")
+    _mark(db)
+
+
+def _mark(db: apsw.Connection) -> None:
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
 
 def _copy_blank(db: apsw.Connection) -> None:

@@ -25,7 +25,7 @@ import threading
 from pathlib import Path
 from typing import Final, NoReturn
 
-from qtasks.broker.store import orphaned_log, storage_errors
+from qtasks.broker.store import foreign_database, orphaned_log, storage_errors
 from qtasks.broker.store.file_watch import FileId, file_at, file_id
 from qtasks.errors import StoreError, StoreLocked
 
@@ -63,16 +63,18 @@ class FileLock:
         """The locked database and its lock file: the path and the identity of each."""
 
     @classmethod
-    def acquire(cls, path: str) -> FileLock:
+    def acquire(cls, path: str, *, for_repair: bool = False) -> FileLock:
         """Lock the database at `path`, which contains no symbolic link; a file that does not exist is created.
 
-        Raises StoreLocked with the name of the owner if it is locked; StoreError if the file has several names, so that
-        SQLite could miss its write-ahead log, or cannot be opened or locked.
+        Raises StoreLocked with the name of the owner if it is locked; StoreError if the database is that of another
+        program, if the file has several names, so that SQLite could miss its write-ahead log, or if it cannot be opened
+        or locked. Of another program's database nothing is changed. `for_repair`: see `foreign_database.refuse`.
         """
         with _changing:
             try:
                 if file_at(path) in _held:  # before it is opened: closing a descriptor would end the locks of SQLite
                     _refuse(path, _this_process())
+                foreign_database.refuse(path, for_repair=for_repair)
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 orphaned_log.refuse_without_database(path)
                 descriptor = os.open(path, _OPEN, 0o600)

@@ -36,7 +36,7 @@ _NAME_DIFFERS: Final = frozenset({62, 63, 64})
 _EXPIRED: Final = 10
 _NOT_YET_VALID: Final = 9
 _NO_AUTHORITY: Final = frozenset({2, 18, 19, 20, 21})
-"""OpenSSL's verify codes for a certificate that nobody vouches for whom this machine trusts."""
+"""OpenSSL's verify codes for a certificate of an authority that this machine does not trust."""
 _NO_TLS: Final = frozenset(
     {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG"}
 )
@@ -105,7 +105,7 @@ def _unanswered(cause: BaseException | None, place: str, *, sent: bool) -> Failu
 
 
 def _with_doubt(failure: Failure) -> Failure:
-    """A server may have ended a new connection because it expects TLS; nobody can tell, so the log says it."""
+    """A server may have ended a new connection because it expects TLS: the log names that possibility."""
     return replace(failure, error=f"{failure.error} (as a server does that expects https)")
 
 
@@ -150,12 +150,12 @@ def _broken_body(error: aiohttp.ClientPayloadError, place: str) -> Failure:
 
 def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
     """The error of the ssl module that caused `error`; its errno is 1, which is another error's to the system."""
-    found = None
+    innermost = None
     while error is not None:
         if isinstance(error, ssl.SSLError):  # aiohttp's own are ones as well, without any details
-            found = error
+            innermost = error
         error = error.__cause__
-    return found
+    return innermost
 
 
 def _tls_reason(error: ssl.SSLError) -> str:

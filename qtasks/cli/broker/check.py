@@ -12,8 +12,8 @@ from typing import Final
 import apsw
 import click
 
-from qtasks.broker.store import orphaned_log, storage_errors
-from qtasks.broker.store.connection import connect_read_only, schema_version
+from qtasks.broker.store import foreign_database, orphaned_log, storage_errors
+from qtasks.broker.store.connection import APPLICATION_ID, connect_read_only, schema_version
 from qtasks.broker.store.integrity import lost_commits, page_check
 from qtasks.broker.store.verbs.damage import scrub
 from qtasks.cli.broker.database_file import db_option, existing_database, unused_database
@@ -32,6 +32,7 @@ def check(db: str) -> None:
     """
     path = os.path.realpath(existing_database(db))  # the log is beside the file, not beside a link to it
     orphaned_log.refuse_without_database(path)  # SQLite would delete the log
+    foreign_database.refuse(path, for_repair=True)
     findings, unchecked = _log_findings(path)
     if findings := findings or page_findings(path):
         _print(findings)
@@ -54,7 +55,7 @@ def _print(findings: list[str]) -> None:
 def _log_findings(path: str) -> tuple[list[str], str | None]:
     """The damage of the write-ahead log, and why it could not be looked for: a broker that runs changes it."""
     try:
-        with unused_database(path):
+        with unused_database(path, for_repair=True):
             lost = lost_commits.sentence(path)
     except StoreError as error:  # in use, or not to be written
         return [], error.message
@@ -82,6 +83,7 @@ def page_findings(path: str) -> list[str]:
             if findings := page_check.page_findings(connection, _SHOWN):
                 return findings
             version = connection.pragma("user_version")
+            application_id = connection.pragma("application_id")
     except (apsw.CorruptError, apsw.NotADBError, apsw.SQLError, apsw.IOError) as error:
         return [str(error)]
     except apsw.Error as error:
@@ -91,6 +93,8 @@ def page_findings(path: str) -> list[str]:
             f"{path} is not a database of this version of qtasks: its schema has version {version}",
             fix="name another file with --db, or use the program that wrote it",
         )
+    if application_id not in (0, APPLICATION_ID):
+        return [f"the application id in the header is {application_id:#x}, not {APPLICATION_ID:#x}"]
     return []
 
 

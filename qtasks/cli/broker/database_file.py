@@ -49,9 +49,13 @@ def existing_database(db: str) -> str:
 
 
 @contextlib.contextmanager
-def unused_database(path: str) -> Iterator[None]:
-    """Keeps brokers away from the database at `path` meanwhile. Raises StoreLocked if one uses it already."""
-    lock = FileLock.acquire(os.path.realpath(path))
+def unused_database(path: str, *, for_repair: bool = False) -> Iterator[None]:
+    """Keeps brokers away from the database at `path` meanwhile.
+
+    Raises StoreLocked if one uses it already, and StoreError for the database of another program; a database whose
+    application id is damaged is accepted `for_repair`.
+    """
+    lock = FileLock.acquire(os.path.realpath(path), for_repair=for_repair)
     try:
         yield
     finally:

@@ -29,7 +29,7 @@ def repair(db: str) -> None:
     left as it is.
     """
     path = os.path.realpath(existing_database(db))  # the log is beside the file, not beside a link to it
-    with unused_database(path):
+    with unused_database(path, for_repair=True):
         lost = lost_commits.sentence(path)
         if lost is None and not page_findings(path):
             click.echo(f"{path} is sound: nothing was changed")

@@ -24,11 +24,11 @@ def init(db: str) -> None:
     """Create the database with signing keys and a first token, and print them once."""
     path = database_path(db)
     token = ids.token_secret(SystemRandom())
-    given, made = credentials_from_environment(), ids.signing_keys(SystemRandom())
-    _refuse_public(given.keys, "the environment", "unset QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY")
+    configured, made = credentials_from_environment(), ids.signing_keys(SystemRandom())
+    _refuse_public(configured.keys, "the environment", "unset QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY")
 
     def make(connection: apsw.Connection) -> SigningKeys | None:
-        account = accounts.ensure_account(connection, given, made)
+        account = accounts.ensure_account(connection, configured, made)
         if accounts.tokens(connection):
             return None
         accounts.add_token(connection, token, account, "first", read_only=False, now_ms=now_ms())
@@ -43,7 +43,7 @@ def init(db: str) -> None:
             fix="create another token with `qtasks broker token create NAME`; GET /v2/keys returns the signing keys",
         )
     click.echo("# Shown once. Put these into the environment of your applications.")
-    click.echo(f"# The signing keys {_origin(keys, given.keys, made)}.")
+    click.echo(f"# The signing keys {_origin(keys, configured.keys, made)}.")
     click.echo(f"QSTASH_URL=http://127.0.0.1:{development.PORT}")
     click.echo(f"QSTASH_TOKEN={token}")
     click.echo(f"QSTASH_CURRENT_SIGNING_KEY={keys.current}")
@@ -58,13 +58,13 @@ def _refuse_public(keys: SigningKeys | None, place: str, instead: str) -> None:
         )
 
 
-def _origin(keys: SigningKeys, given: SigningKeys | None, made: SigningKeys) -> str:
+def _origin(keys: SigningKeys, configured: SigningKeys | None, made: SigningKeys) -> str:
     """Where the signing keys of a database come from, in words."""
     if keys == made:
         return "were made now"
-    if keys == given:
+    if keys == configured:
         return "are those of QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY in the environment"
-    unused = "" if given is None else "; those in the environment are not used"
+    unused = "" if configured is None else "; those in the environment are not used"
     return f"were in the database already{unused}"
 
 

@@ -20,6 +20,7 @@ from qtasks.errors import ResultError
 from qtasks.forks import keep_inherited, rest_before_forks
 from qtasks.tasks.results.backend import FLOW_PREFIX, REFUSED, Lock, ResultRecord, record_of, row_of
 from qtasks.tasks.results.database import DatabaseResults
+from qtasks.tasks.results.results_file import APPLICATION_ID, refuse_foreign
 
 log = logging.getLogger("qtasks.results")
 
@@ -211,6 +212,7 @@ class SQLiteResults(DatabaseResults):
         return None
 
     def _open(self) -> _OpenedFile:
+        refuse_foreign(self._file)
         self._file.parent.mkdir(parents=True, exist_ok=True)
         # SQLite's own mode would be 0644. An existing file is not opened here: closing it would end the locks of this
         # process on it.
@@ -230,7 +232,8 @@ class SQLiteResults(DatabaseResults):
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == SCHEMA_VERSION:
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+        if version == SCHEMA_VERSION and application_id == APPLICATION_ID:
             return
         if version > SCHEMA_VERSION:
             raise ResultError(
@@ -251,6 +254,7 @@ class SQLiteResults(DatabaseResults):
             ):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

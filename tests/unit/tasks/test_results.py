@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import shutil
@@ -566,6 +567,57 @@ def test_a_file_of_a_newer_program_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResultError, match="newer version") as caught:
         backend.read("call_1")
     assert caught.value.code == "QT432"
+
+
+@pytest.mark.parametrize(
+    ("statements", "why"),
+    [
+        (["CREATE TABLE orders (id)"], "it has the table orders"),
+        (["CREATE TABLE results (score)", "PRAGMA user_version = 3"], "it has the table results"),
+        (["CREATE TABLE results (call_id)", "CREATE VIEW x AS SELECT 1"], "it has the table x"),
+        (["PRAGMA application_id = 1903455091"], "its application id is 0x71746b73, not 0x71746b72"),
+    ],
+)
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+@pytest.mark.parametrize("is_open", [False, True])
+def test_the_database_of_another_program_is_refused_and_not_changed(
+    tmp_path: Path, statements: list[str], why: str, journal: str, is_open: bool
+) -> None:
+    path = tmp_path / "shop.db"
+    shop = sqlite3.connect(path, isolation_level=None)
+    for statement in (f"PRAGMA journal_mode = {journal}", *statements):
+        shop.execute(statement)
+    if not is_open:
+        shop.close()
+
+    def contents() -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in tmp_path.iterdir() if not file.name.endswith("-shm")}
+
+    before = contents()
+    backend = SQLiteResults(path, ttl_ms=DAY_MS)
+    with pytest.raises(ResultError, match=f"is a database of another program: {why}; nothing") as caught:
+        backend.read("call_1")
+    assert caught.value.code == "QT504"
+    with pytest.raises(ResultError, match="another program"):
+        backend.write([record()])
+    backend.close()
+    assert contents() == before
+    shop.close()
+
+
+def test_a_results_file_is_marked_and_one_of_an_earlier_release_is_too(tmp_path: Path) -> None:
+    path = tmp_path / "r.db"
+    for _ in range(2):
+        backend = SQLiteResults(path, ttl_ms=DAY_MS)
+        keep(backend, record())
+        backend.close()
+        assert path.read_bytes()[68:72] == b"qtkr"
+        with contextlib.closing(sqlite3.connect(path)) as earlier:
+            earlier.execute("PRAGMA application_id = 0")
+        assert path.read_bytes()[68:72] == bytes(4)
+    backend = SQLiteResults(path, ttl_ms=DAY_MS)
+    assert backend.read("call_1") == record()
+    backend.close()
 
 
 def test_a_file_that_is_no_database_is_a_named_error(tmp_path: Path) -> None:
