@@ -48,7 +48,12 @@ changes_of_claims = st.lists(
     st.one_of([st.tuples(st.just(name), st.sampled_from(values)) for name, values in ODD.items()]), max_size=2
 ).map(dict)
 headers_of_tokens = st.fixed_dictionaries(
-    {}, optional={"typ": st.sampled_from(["JWT", "jwt", "JWS", None, 3]), "kid": st.just("k"), "x": st.integers()}
+    {},
+    optional={
+        "typ": st.sampled_from(["JWT", "jwt", "JWS", None, 3]),
+        "kid": st.just("k"),
+        "x": st.integers(-(2**53), 2**53),
+    },
 )
 
 
