@@ -25,13 +25,24 @@ from qtasks.tasks.encode.equality import mentions_abstract
 from qtasks.tasks.encode.faithful import is_faithful
 from qtasks.tasks.encode.typed_json import Proof, TypedJson
 from qtasks.tasks.encode.unions import Tagged
-from qtasks.tasks.encode.wire_types import AS_LIST, AS_SET, BYTES, DATETIME, LISTED, TIME, literal, pattern
+from qtasks.tasks.encode.wire_types import (
+    AS_LIST,
+    AS_SET,
+    BYTES,
+    DATETIME,
+    JSON_VALUE,
+    LISTED,
+    TEXT_KEY,
+    TIME,
+    literal,
+    pattern,
+)
 
 
 def _tuples_as_lists(value: object) -> object:
-    if isinstance(value, (tuple, list)):
-        return [_tuples_as_lists(item) for item in value]
-    if isinstance(value, dict):
+    if type(value) in (tuple, list):
+        return [_tuples_as_lists(item) for item in value]  # type: ignore[attr-defined]
+    if type(value) is dict:
         return {key: _tuples_as_lists(item) for key, item in value.items()}
     return value
 
@@ -40,24 +51,25 @@ UNTYPED_RESULT = Annotated[JsonValue, BeforeValidator(_tuples_as_lists)]
 """The type of a result without a return annotation. Tuples are accepted, because ``return a, b`` is common."""
 
 _BARE: dict[object, Any] = {
-    inspect.Parameter.empty: JsonValue,
-    Any: JsonValue,
-    object: JsonValue,
-    dict: dict[str, JsonValue],
-    collections.OrderedDict: collections.OrderedDict[str, JsonValue],
-    collections.Counter: collections.Counter[str],
-    abc.Mapping: abc.Mapping[str, JsonValue],
-    abc.MutableMapping: abc.MutableMapping[str, JsonValue],
-    list: list[JsonValue],
-    tuple: tuple[JsonValue, ...],
-    set: set[JsonValue],
-    frozenset: frozenset[JsonValue],
-    collections.deque: collections.deque[JsonValue],
-    abc.Sequence: Annotated[abc.Sequence[JsonValue], AS_LIST],
-    abc.MutableSequence: abc.MutableSequence[JsonValue],
-    abc.Set: Annotated[abc.Set[JsonValue], AS_SET],
-    abc.MutableSet: abc.MutableSet[JsonValue],
-    abc.Hashable: JsonValue,
+    inspect.Parameter.empty: JSON_VALUE,
+    Any: JSON_VALUE,
+    object: JSON_VALUE,
+    JsonValue: JSON_VALUE,
+    dict: dict[TEXT_KEY, JSON_VALUE],
+    collections.OrderedDict: collections.OrderedDict[TEXT_KEY, JSON_VALUE],
+    collections.Counter: collections.Counter[TEXT_KEY],
+    abc.Mapping: abc.Mapping[TEXT_KEY, JSON_VALUE],
+    abc.MutableMapping: abc.MutableMapping[TEXT_KEY, JSON_VALUE],
+    list: list[JSON_VALUE],
+    tuple: tuple[JSON_VALUE, ...],
+    set: set[JSON_VALUE],
+    frozenset: frozenset[JSON_VALUE],
+    collections.deque: collections.deque[JSON_VALUE],
+    abc.Sequence: Annotated[abc.Sequence[JSON_VALUE], AS_LIST],
+    abc.MutableSequence: abc.MutableSequence[JSON_VALUE],
+    abc.Set: Annotated[abc.Set[JSON_VALUE], AS_SET],
+    abc.MutableSet: abc.MutableSet[JSON_VALUE],
+    abc.Hashable: JSON_VALUE,
     bytes: BYTES,
     dt.datetime: DATETIME,
     dt.time: TIME,
@@ -66,7 +78,7 @@ _BARE: dict[object, Any] = {
 _DICTS = (collections.OrderedDict, collections.defaultdict, collections.Counter)
 _ITERATED = (abc.Iterable, abc.Iterator, abc.Generator, abc.Collection, abc.Reversible)
 _MAPPINGS = (dict, abc.Mapping, abc.MutableMapping, *_DICTS)
-_KEYS = (str, int, UUID, dt.date)
+_KEYS = (TEXT_KEY, int, UUID, dt.date)
 """Types of keys whose text in JSON shows which key it is."""
 _KEPT = (type, abc.Callable)
 """Types whose arguments say nothing about values that travel."""
@@ -110,6 +122,8 @@ class Portable:
         if origin in (Union, types.UnionType):
             return self._of_union(inner)
         replaced = tuple(item if item is Ellipsis or isinstance(item, list) else self.of(item) for item in inner)
+        if self.is_tagged and origin in _MAPPINGS and replaced[0] is str:
+            replaced = (TEXT_KEY, *replaced[1:])
         made = annotation if replaced == inner else origin[replaced]
         if self.is_tagged and origin in _MAPPINGS and replaced[0] not in _KEYS:
             return Annotated[made, self._keyed(made, replaced)]

@@ -170,11 +170,12 @@ def _encoded(codec: Codec, plain: Any, purpose: Purpose) -> bytes:
     text = _json_bytes(plain, purpose)
     if len(text) > codec.limit:
         raise CodecError(f"the codec {codec.name}: {len(text):,} bytes as JSON; its limit is {codec.limit:,}")
+    before = _sorted(plain)  # before the user's function, which may change what it gets
     try:
         content: object = codec.encode(plain)
         if not isinstance(content, bytes):
             raise TypeError(f"it made a {type(content).__name__}; expected bytes")
-        same = _sorted(codec.decode(content, codec.limit)) == _sorted(plain)
+        same = _sorted(codec.decode(content, codec.limit)) == before
     except Exception as error:  # the user's functions may raise anything
         raise CodecError(f"the codec {codec.name} failed: {type(error).__name__}: {error}") from error
     if not same:

@@ -67,6 +67,8 @@ def _comparison(kind: Any) -> Comparison:
             return compare
     if dataclasses.is_dataclass(kind):
         names = tuple(field.name for field in dataclasses.fields(kind))
+        if any("InitVar" in str(field.type) for field in kind.__dataclass_fields__.values()):
+            return functools.partial(_of_instances, names)
         return lambda sent, arrived, _: _of_parts(sent, arrived, names)
     return _of_states if kind.__eq__ is _identity else _of_others
 
@@ -142,6 +144,12 @@ def _of_models(sent: Any, arrived: Any, is_abstract: bool) -> Divergence | None:
 
 
 _ABSENT: Any = object()
+
+
+def _of_instances(names: tuple[str, ...], sent: Any, arrived: Any, is_abstract: bool) -> Divergence | None:  # noqa: ARG001
+    """Dataclasses with an ``InitVar``: it is not a field, but what was made of it is in the instance."""
+    own, other = getattr(sent, "__dict__", {}), getattr(arrived, "__dict__", {})
+    return _of_parts(sent, arrived, (*names, *(name for name in own if name in other and name not in names)))
 
 
 def _of_parts(sent: Any, arrived: Any, names: Iterable[str]) -> Divergence | None:

@@ -6,9 +6,8 @@ import types
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import annotated_types
-from pydantic import JsonValue
 
-from qtasks.tasks.encode.wire_types import LISTED
+from qtasks.tasks.encode.wire_types import JSON_VALUE, LISTED
 
 _SCALARS: dict[Any, str] = {int: "int", float: "float", str: "str", bool: "bool", type(None): "null", None: "null"}
 _LISTS = (list, set, frozenset, tuple)
@@ -29,7 +28,7 @@ def is_faithful(portable: Any) -> bool:
 
 def _kinds(portable: Any) -> frozenset[str]:
     """The kinds of JSON values that a faithful type has; none for any other type."""
-    if portable is JsonValue:
+    if portable == JSON_VALUE:
         return frozenset({*_SCALARS.values(), "list", "dict"})
     if isinstance(portable, type) and portable in _SCALARS:
         return frozenset({_SCALARS[portable]})
@@ -40,7 +39,7 @@ def _kinds(portable: Any) -> frozenset[str]:
     if origin in _LISTS:
         return frozenset({"list"} if all(item is Ellipsis or _kinds(item) for item in inner) else ())
     if origin is dict:
-        return frozenset({"dict"} if inner[0] is str and _kinds(inner[1]) else ())
+        return frozenset({"dict"} if _kinds(inner[0]) == {"str"} and _kinds(inner[1]) else ())
     if origin in (Union, types.UnionType):
         return _of_union([_kinds(member) for member in inner])
     return frozenset()

@@ -15,6 +15,7 @@ from qtasks.tasks.encode.encoding import CodecError, Encoding
 from qtasks.tasks.encode.envelope import COMPACT, culprit
 from qtasks.tasks.encode.parameters import TaskParameters
 from qtasks.tasks.encode.pickling import Purpose
+from qtasks.tasks.encode.shown_values import path_of
 from qtasks.tasks.encode.typed_json import NotPortable, TypedJson
 
 R = TypeVar("R")
@@ -111,8 +112,10 @@ def _pickle(parameters: TaskParameters, value: Any, encoding: Encoding, purpose:
 
 
 def _misfit(parameters: TaskParameters, value: Any, error: ValidationError) -> ResultError:
-    reason = error.errors(include_url=False)[0]["msg"]
-    return _refusal(parameters, value, f"does not fit {parameters.result_name}: {reason}")
+    first = error.errors(include_url=False)[0]
+    path = path_of(first["loc"], value)
+    place = f" at {path!r}" if path else ""
+    return _refusal(parameters, value, f"does not fit {parameters.result_name}{place}: {first['msg']}")
 
 
 def _not_json(parameters: TaskParameters, value: Any, path: str, reason: str, *, fix: str | None = None) -> ResultError:

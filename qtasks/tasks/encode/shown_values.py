@@ -28,7 +28,7 @@ def path_of(location: tuple[int | str, ...], values: object) -> str:
                 text += f".{step}" if text else step
                 here = here.get(step)
         elif hasattr(here, step):
-            text += f".{step}"
+            text += f".{step}" if text else step
             here = getattr(here, step)
     return text
 

@@ -12,14 +12,17 @@ import binascii
 import datetime as dt
 import enum
 import re
+import sys
 import zoneinfo
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, get_args
 
+import annotated_types
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     GetCoreSchemaHandler,
+    JsonValue,
     SerializerFunctionWrapHandler,
     TypeAdapter,
     ValidationError,
@@ -28,11 +31,12 @@ from pydantic import (
     WrapSerializer,
     WrapValidator,
 )
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 WIRE: Any = {"qtasks": "wire"}
 """The validation context of values that come from JSON, and not from a caller."""
 
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _ZONED = re.compile(r"(?P<time>[^\[]+)(?:\[(?P<zone>[^\]=]+)\])?(?P<fold>\[_fold=1\])?")
 _LOOSE: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (dt.datetime, dt.time)}
 
@@ -146,6 +150,54 @@ def _iterated(value: Any) -> Any:
     return list(value) if isinstance(value, Iterable) and not isinstance(value, list) else value
 
 
+class _UnknownTypeError(Exception):
+    """A value is not one of those that JSON has."""
+
+
+_LEAVES = (str, int, float, bool, type(None))
+
+
+def _copied(value: Any) -> Any:
+    """JSON values, copied. A value of a subclass raises: it would arrive as its base."""
+    kind = type(value)
+    if kind in _LEAVES:
+        return value
+    if kind is list:
+        return [_copied(item) for item in value]
+    if kind is dict and all(map(_is_text, value)):
+        return {key: _copied(item) for key, item in value.items()}
+    raise _UnknownTypeError
+
+
+def _is_text(key: object) -> bool:
+    """True for a key that is written as it is: half of a surrogate pair would be replaced without a word."""
+    return type(key) is str and (key.isascii() or not _SURROGATES.search(key))
+
+
+def _json_checked(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return _copied(value)
+    except (_UnknownTypeError, RecursionError):
+        handler(value)  # what no JSON value is at all, and the limit of depth, are pydantic's errors
+    path, part = _unknown(value)
+    error = PydanticCustomError("invalid-json-value", "input was not a valid JSON value")
+    raise ValidationError.from_exception_data("JSON", [{"type": error, "loc": path, "input": part}])
+
+
+def _unknown(value: Any) -> tuple[tuple[str | int, ...], Any]:
+    """The first part of a value that is of a subclass, and the path that leads to it."""
+    items = value.items() if type(value) is dict else enumerate(value) if type(value) is list else ()
+    for step, part in items:
+        if isinstance(step, str) and not _is_text(step):
+            return (), step
+        try:
+            _copied(part)
+        except _UnknownTypeError:
+            path, culprit = _unknown(part)
+            return (step, *path), culprit
+    return (), value
+
+
 BYTES = Annotated[bytes, from_wire(_bytes_read), WrapSerializer(_bytes_written, return_type=str, when_used="json")]
 DATETIME = Annotated[
     dt.datetime,
@@ -155,6 +207,10 @@ DATETIME = Annotated[
 TIME = Annotated[
     dt.time, _moment_from_wire(dt.time, _zoned_time), WrapSerializer(_time_written, return_type=str, when_used="json")
 ]
+JSON_VALUE = Annotated[JsonValue, WrapValidator(_json_checked)]
+"""A JSON value, and no subclass of its types: of an enum with a text, the text would arrive."""
+TEXT_KEY = Annotated[str, annotated_types.MaxLen(sys.maxsize)]
+"""A key that is a text. With a limit pydantic looks into it, and refuses half of a surrogate pair."""
 LISTED = _Listed()
 AS_LIST, AS_SET = AfterValidator(list), AfterValidator(set)
 """Beside an abstract container: what the task gets is a list or a set, like what the caller gave."""

@@ -103,6 +103,16 @@ def test_every_json_value_comes_out_as_it_went_in(value: Any, encrypts: bool, co
     assert json.dumps(arrived) == json.dumps([[value], {}])
 
 
+def test_a_codec_that_changes_what_it_gets_is_found_at_the_call() -> None:
+    def emptied(plain: Any) -> bytes:
+        plain.clear()
+        return json.dumps(plain).encode()
+
+    coder = encoding(Codec("emptied", emptied, lambda text, _limit: json.loads(text)))
+    with pytest.raises(CodecError, match="does not give back what it got"):
+        coder.write([["Ada"], {}], PURPOSE)
+
+
 async def test_arguments_and_results_keep_the_types_of_the_annotations(broker: ManualBroker) -> None:
     work = declared(broker.tasks, codec=ZLIB)
     moment = datetime(2030, 1, 1, tzinfo=UTC)

@@ -399,7 +399,7 @@ def refused(kind: Kind, way: Callable[[Any, Any], Any], value: Any) -> bool:
     return False
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(2000, marks=pytest.mark.release)])
+@pytest.mark.parametrize("count", [150, pytest.param(4000, marks=pytest.mark.release)])
 def test_values_of_nested_types_arrive_equal_or_are_refused(count: int) -> None:
     seen: collections.Counter[bool] = collections.Counter()
 

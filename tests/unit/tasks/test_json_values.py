@@ -1,0 +1,100 @@
+"""Where nothing is declared only JSON values pass: those of a subclass would arrive as their base, in silence."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import enum
+import inspect
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple
+
+import pytest
+from pydantic import JsonValue
+
+from qtasks.errors import ArgumentsError, ResultError
+from tests.support.round_trip import as_argument, as_result
+
+
+class Mode(enum.StrEnum):
+    FAST = "fast"
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+
+
+class Money(float):
+    pass
+
+
+class Point(NamedTuple):
+    x: int
+
+
+WAYS = pytest.mark.parametrize("way", [as_argument, as_result])
+
+
+@WAYS
+@pytest.mark.parametrize(
+    ("annotation", "value", "path"),
+    [
+        (Any, Mode.FAST, ""),
+        (object, Level.LOW, ""),
+        (JsonValue, Money(1.5), ""),
+        (Hashable, Mode.FAST, ""),
+        (list, ["plain", {"mode": Mode.FAST}], "[1].mode"),
+        (dict, {"rows": [Point(1)]}, "rows[0]"),
+        (dict[str, Any], {"by": collections.OrderedDict(a=1)}, "by"),
+        (Any, {"by": {Mode.FAST: 1}}, "by"),
+        (tuple[Any, ...], (collections.Counter("a"),), "[0]"),
+    ],
+)
+def test_a_value_of_a_subclass_is_refused_with_its_path(
+    way: Callable[[Any, Any], Any], annotation: Any, value: Any, path: str
+) -> None:
+    with pytest.raises((ArgumentsError, ResultError)) as refused:
+        way(annotation, value)
+    assert refused.value.code in ("QT154", "QT406")
+    assert repr(path)[1:-1] in refused.value.message
+
+
+@WAYS
+@pytest.mark.parametrize("annotation", [dict[str, int], Mapping[str, int], dict, Any])
+def test_half_of_a_surrogate_pair_in_a_key_is_refused_and_not_replaced(
+    way: Callable[[Any, Any], Any], annotation: Any
+) -> None:
+    assert way(annotation, {"\U0001f600": 1}) == {"\U0001f600": 1}
+    with pytest.raises((ArgumentsError, ResultError)):
+        way(annotation, {"\ud83d": 1})
+
+
+def test_a_declared_type_makes_its_own_values_of_a_subclass() -> None:
+    assert type(as_argument(str, Mode.FAST)) is str
+    assert type(as_result(float, Money(1.5))) is float
+
+
+def test_a_result_without_a_declaration_may_have_tuples_but_no_named_ones() -> None:
+    assert as_result_of_nothing((1, [2, (3,)])) == [1, [2, [3]]]
+    with pytest.raises(ResultError, match="at '\\[0\\]'"):
+        as_result_of_nothing((Point(1),))
+
+
+def as_result_of_nothing(value: Any) -> Any:
+    return as_result(inspect.Parameter.empty, value)
+
+
+@dataclasses.dataclass
+class Priced:
+    net: int
+    rate: dataclasses.InitVar[int] = 2
+
+    def __post_init__(self, rate: int) -> None:
+        self.gross = self.net * rate
+
+
+@WAYS
+def test_what_an_init_variable_made_is_compared_too(way: Callable[[Any, Any], Any]) -> None:
+    assert way(Priced, Priced(1)).gross == 2
+    with pytest.raises((ArgumentsError, ResultError), match="gross"):
+        way(Priced, Priced(1, 5))
