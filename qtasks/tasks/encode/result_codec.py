@@ -10,12 +10,13 @@ from pydantic_core import PydanticSerializationError
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError
+from qtasks.masking import is_secret_name
 from qtasks.protocol.messages import MAX_BODY
 from qtasks.tasks.encode.encoding import CodecError, Encoding
 from qtasks.tasks.encode.envelope import COMPACT, culprit
 from qtasks.tasks.encode.parameters import TaskParameters
 from qtasks.tasks.encode.pickling import Purpose
-from qtasks.tasks.encode.shown_values import path_of
+from qtasks.tasks.encode.shown_values import path_of, shown
 from qtasks.tasks.encode.typed_json import NotPortable, TypedJson
 
 R = TypeVar("R")
@@ -115,7 +116,10 @@ def _misfit(parameters: TaskParameters, value: Any, error: ValidationError) -> R
     first = error.errors(include_url=False)[0]
     path = path_of(first["loc"], value)
     place = f" at {path!r}" if path else ""
-    return _refusal(parameters, value, f"does not fit {parameters.result_name}{place}: {first['msg']}")
+    reason = first["msg"]
+    if first["type"] == "invalid-json-value" and not is_secret_name(path):  # the value is the reason
+        reason = f"{shown(first['input'])} would not arrive as it is"
+    return _refusal(parameters, value, f"does not fit {parameters.result_name}{place}: {reason}")
 
 
 def _not_json(parameters: TaskParameters, value: Any, path: str, reason: str, *, fix: str | None = None) -> ResultError:

@@ -12,7 +12,8 @@ as failed, with the name of the call that failed; inside a group with ``collect=
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, Unpack, cast, get_args, overload
 
@@ -39,6 +40,11 @@ from qtasks.tasks.send.runtime_port import Runtime
 R = TypeVar("R")
 
 
+def _kept(value: Any) -> Any:
+    """What an iterator gives, as a list that can be read again; a file is not such a value."""
+    return list(value) if isinstance(value, Iterator) and not isinstance(value, io.IOBase) else value
+
+
 @dataclass(slots=True)
 class Signature(Generic[R]):
     """A call that is not made yet: a task with its options, and the arguments. `Task.s` and `Task.si` make one."""
@@ -48,6 +54,13 @@ class Signature(Generic[R]):
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     immutable: bool = False
     """True if the call does not take the result of the call before it as its first argument."""
+
+    def __post_init__(self) -> None:
+        # A signature may make many calls, and an iterator can be read once. A pickle carries it as it is.
+        if any(isinstance(value, Iterator) for value in (*self.args, *self.kwargs.values())):
+            is_pickled = self.task.delivery_options.form.pickled
+            self.args = self.args if is_pickled else tuple(map(_kept, self.args))
+            self.kwargs = self.kwargs if is_pickled else {name: _kept(value) for name, value in self.kwargs.items()}
 
     def __or__(self, other: Signature[Any] | Group | Chain) -> Chain:
         return chain(self, other)

@@ -406,3 +406,15 @@ async def test_nothing_of_a_batch_is_sent_when_a_value_of_map_does_not_fit(broke
     assert broker.messages == []
     chain(double.s(1)).delay()
     assert len(broker.messages) == 1
+
+
+async def test_an_iterator_in_a_signature_is_there_for_each_of_its_calls(broker: ManualBroker) -> None:
+    @broker.tasks.task
+    def total(numbers: Iterator[int]) -> None: ...
+
+    call = total.s(number for number in (1, 2))
+    call.delay()
+    chain(call, total.si(numbers=iter([3]))).delay()
+    first, second = broker.messages
+    assert first.envelope["args"] == second.envelope["args"] == [[1, 2]]
+    assert '"numbers":[3]' in json.dumps(second.envelope, separators=(",", ":"))

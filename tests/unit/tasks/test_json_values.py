@@ -76,7 +76,7 @@ def test_a_declared_type_makes_its_own_values_of_a_subclass() -> None:
 
 def test_a_result_without_a_declaration_may_have_tuples_but_no_named_ones() -> None:
     assert as_result_of_nothing((1, [2, (3,)])) == [1, [2, [3]]]
-    with pytest.raises(ResultError, match="at '\\[0\\]'"):
+    with pytest.raises(ResultError, match=r"at '\[0\]': Point\(x=1\) \(Point\)"):
         as_result_of_nothing((Point(1),))
 
 
@@ -98,3 +98,9 @@ def test_what_an_init_variable_made_is_compared_too(way: Callable[[Any, Any], An
     assert way(Priced, Priced(1)).gross == 2
     with pytest.raises((ArgumentsError, ResultError), match="gross"):
         way(Priced, Priced(1, 5))
+
+
+def test_the_value_of_a_result_is_not_shown_under_the_name_of_a_secret() -> None:
+    with pytest.raises(ResultError, match="at 'password'") as refused:
+        as_result(dict[str, Any], {"password": Money(4.75)})
+    assert "4.75" not in refused.value.message
