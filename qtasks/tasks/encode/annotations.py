@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ForwardRef, Literal, TypeVar, Union, get_args, get_origin
 from uuid import UUID
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, JsonValue, TypeAdapter
+from pydantic import BeforeValidator, ConfigDict, Discriminator, EncodedBytes, JsonValue, TypeAdapter
 from pydantic.errors import PydanticUserError
 from typing_extensions import TypeAliasType, TypedDict
 
@@ -29,7 +29,7 @@ from qtasks.tasks.encode.wire_types import (
     AS_LIST,
     AS_SET,
     BYTES,
-    DATETIME,
+    DATETIMES,
     JSON_VALUE,
     LISTED,
     TEXT_KEY,
@@ -71,7 +71,7 @@ _BARE: dict[object, Any] = {
     abc.MutableSet: abc.MutableSet[JSON_VALUE],
     abc.Hashable: JSON_VALUE,
     bytes: BYTES,
-    dt.datetime: DATETIME,
+    **DATETIMES,
     dt.time: TIME,
     re.Pattern: pattern(re.Pattern),
 }
@@ -139,6 +139,8 @@ class Portable:
         )
 
     def _of_annotated(self, annotation: Any, inner: Any, metadata: tuple[Any, ...]) -> Any:
+        if any(isinstance(mark, EncodedBytes) for mark in metadata):
+            return annotation  # it has an encoding of its own
         if get_origin(inner) not in (Union, types.UnionType):
             return Annotated[(self.of(inner), *metadata)]
         if any(isinstance(mark, Discriminator) or getattr(mark, "discriminator", None) for mark in metadata):

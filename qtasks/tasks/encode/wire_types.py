@@ -20,9 +20,13 @@ from typing import Annotated, Any, get_args
 import annotated_types
 from pydantic import (
     AfterValidator,
+    AwareDatetime,
     BeforeValidator,
+    FutureDatetime,
     GetCoreSchemaHandler,
     JsonValue,
+    NaiveDatetime,
+    PastDatetime,
     SerializerFunctionWrapHandler,
     TypeAdapter,
     ValidationError,
@@ -199,11 +203,14 @@ def _unknown(value: Any) -> tuple[tuple[str | int, ...], Any]:
 
 
 BYTES = Annotated[bytes, from_wire(_bytes_read), WrapSerializer(_bytes_written, return_type=str, when_used="json")]
-DATETIME = Annotated[
-    dt.datetime,
+_OF_DATETIME = (
     _moment_from_wire(dt.datetime, _zoned_datetime),
     WrapSerializer(_datetime_written, return_type=str, when_used="json"),
-]
+)
+DATETIMES: dict[Any, Any] = {
+    kind: Annotated[(kind, *_OF_DATETIME)]
+    for kind in (dt.datetime, AwareDatetime, NaiveDatetime, FutureDatetime, PastDatetime)
+}
 TIME = Annotated[
     dt.time, _moment_from_wire(dt.time, _zoned_time), WrapSerializer(_time_written, return_type=str, when_used="json")
 ]

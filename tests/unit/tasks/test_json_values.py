@@ -1,16 +1,18 @@
-"""Where nothing is declared only JSON values pass: those of a subclass would arrive as their base, in silence."""
+"""Values that would change in silence: of subclasses where nothing is declared, and of types that pydantic makes."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import datetime as dt
 import enum
 import inspect
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 import pytest
-from pydantic import JsonValue
+from pydantic import AwareDatetime, Base64Bytes, JsonValue, PastDatetime
 
 from qtasks.errors import ArgumentsError, ResultError
 from tests.support.round_trip import as_argument, as_result
@@ -98,6 +100,20 @@ def test_what_an_init_variable_made_is_compared_too(way: Callable[[Any, Any], An
     assert way(Priced, Priced(1)).gross == 2
     with pytest.raises((ArgumentsError, ResultError), match="gross"):
         way(Priced, Priced(1, 5))
+
+
+@WAYS
+@pytest.mark.parametrize("kind", [AwareDatetime, PastDatetime, AwareDatetime | None])
+def test_a_datetime_with_a_condition_keeps_its_zone_too(way: Callable[[Any, Any], Any], kind: Any) -> None:
+    moment = dt.datetime(2020, 7, 1, 12, tzinfo=ZoneInfo("Europe/Berlin"))
+    assert repr(way(kind, moment)) == repr(moment)
+    with pytest.raises((ArgumentsError, ResultError), match="Input should"):
+        way(kind, "yesterday")
+
+
+@WAYS
+def test_bytes_with_an_encoding_of_their_own_keep_it(way: Callable[[Any, Any], Any]) -> None:
+    assert way(list[Base64Bytes], [b"/w=="]) == [b"\xff"]
 
 
 def test_the_value_of_a_result_is_not_shown_under_the_name_of_a_secret() -> None:

@@ -67,7 +67,8 @@ async def test_each_call_is_encoded_once(
 ) -> None:
     send, messages = WAYS[way]
     send(add)
-    assert len(encoded) == messages
+    # The arguments of a later call are tried in an envelope without a call.
+    assert len([envelope for envelope in encoded if envelope.call_id is not None]) == messages
 
 
 async def test_a_call_with_middleware_and_a_trace_is_encoded_once(
