@@ -80,6 +80,8 @@ _ITERATED = (abc.Iterable, abc.Iterator, abc.Generator, abc.Collection, abc.Reve
 _MAPPINGS = (dict, abc.Mapping, abc.MutableMapping, *_DICTS)
 _KEYS = (TEXT_KEY, int, UUID, dt.date)
 """Types of keys whose text in JSON shows which key it is."""
+_ALIASES = (TypeAliasType, getattr(typing, "TypeAliasType", TypeAliasType))
+"""The class of ``type`` statements in Python 3.12 and 3.13 is not the one of typing_extensions."""
 _KEPT = (type, abc.Callable)
 """Types whose arguments say nothing about values that travel."""
 
@@ -174,7 +176,7 @@ def _meaning(annotation: Any, origin: Any, inner: tuple[Any, ...]) -> Any:
 
 def _aliased(annotation: Any) -> Any:
     """What a ``type`` alias stands for; None for anything else, and for an alias that mentions itself."""
-    if not isinstance(annotation, TypeAliasType):
+    if not isinstance(annotation, _ALIASES):
         return None
     return None if _is_mentioned(annotation, annotation.__value__, set()) else annotation.__value__
 
@@ -186,7 +188,7 @@ def _is_mentioned(alias: Any, annotation: Any, seen: set[int]) -> bool:
         return False
     seen.add(id(annotation))
     inner = [*get_args(annotation)]
-    if isinstance(annotation, TypeAliasType):
+    if isinstance(annotation, _ALIASES):
         inner.append(annotation.__value__)
     return any(_is_mentioned(alias, part, seen) for part in inner)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import sys
 import typing
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 from fastapi import Depends
@@ -315,6 +317,19 @@ def test_a_secret_that_would_arrive_as_asterisks_is_refused(annotation: Any) -> 
     work.__annotations__["key"] = annotation
     with pytest.raises(DefinitionError, match="asterisks"):
         of(work)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="the statement is of Python 3.12")
+def test_a_type_statement_stands_for_its_type() -> None:
+    names: dict[str, Any] = {"datetime": datetime}
+    exec("type Moment = datetime\ntype Either = bytes | str\ntype Some[T] = list[T] | set[T]", names)
+    moment = datetime(2026, 7, 1, 12, tzinfo=ZoneInfo("Europe/Berlin"))
+    for annotation, value in ((names["Moment"], moment), (names["Either"], "YQ=="), (names["Some"][int], {1})):
+
+        def work(value: Any) -> None: ...
+
+        work.__annotations__["value"] = annotation
+        assert repr(over_the_wire(of(work), value)["value"]) == repr(value)
 
 
 def test_an_annotation_that_cannot_be_resolved_is_named() -> None:
