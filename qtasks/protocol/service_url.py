@@ -50,7 +50,8 @@ def problem_of(url: str) -> UrlProblem | None:
         if "@" in parts.netloc:
             return UrlProblem("contains a user name or a password", "leave them out; a token belongs into QSTASH_TOKEN")
         usable = bool(parts.hostname) and parts.port != 0
-    except ValueError:  # not a valid port or IPv6 address
+        (parts.hostname or "").encode("idna")  # as the system's look-up does
+    except ValueError:  # not a valid port, IPv6 address or name
         usable = False
     if not usable:
         return UrlProblem(

@@ -18,7 +18,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.httpsredirect import HTTPSRedirectMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
-from starlette.routing import Mount
+from starlette.routing import Host, Mount
 from starlette.testclient import TestClient
 
 from qtasks import Embedded, QTasks
@@ -290,6 +290,18 @@ def test_checks_of_host_and_scheme_let_an_embedded_broker_pass_without_a_word(
     with TestClient(app, base_url="https://a.example.com"):
         assert where.delay().get(timeout=PATIENCE_S)[0] == "app"
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("host", ["{tenant}.example.com", "shop{number:int}.example.com"])
+def test_an_application_for_a_family_of_hosts_runs_its_tasks(
+    tasks: QTasks, caplog: pytest.LogCaptureFixture, host: str
+) -> None:
+    app = named(FastAPI(), "app")
+    app.include_router(tasks.router, prefix="/jobs")
+    where = declare(tasks)
+    with TestClient(Starlette(routes=[Host(host, app)])):
+        assert where.delay().get(timeout=PATIENCE_S)[0] == "app"
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_a_host_check_in_other_words_gets_the_host_of_the_base_url(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -53,7 +54,10 @@ _USUAL: Final = (
 """Modules whose classes are layers of every application."""
 _OF_THE_BODY: Final = frozenset({b"content-type", b"content-length", b"content-encoding"})
 _WILDCARD: Final = "qtasks"
-"""What takes the place of the asterisk in a pattern such as ``*.example.com``."""
+"""What takes the place of the asterisk in a pattern such as ``*.example.com``, and of ``{name}``."""
+_OF_A_HOST: Final = re.compile(r"\{[^}]*\}")
+"""A part of a host of Starlette, ``{tenant}.example.com``: a word, or a number as in ``{number:int}``."""
+_NUMBER: Final = (":int}", ":float}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,7 +423,7 @@ def _layer_name(layer: object) -> str:
 def _host_patterns(layer: object) -> list[str]:
     """The hosts that a layer accepts, in the words of Starlette's middleware; empty for a layer that takes any."""
     if isinstance(layer, Host):
-        return [] if "{" in layer.host else [layer.host]
+        return [_OF_A_HOST.sub(lambda part: "1" if part[0].endswith(_NUMBER) else _WILDCARD, layer.host)]
     allowed = getattr(layer, "allowed_hosts", None)
     if not isinstance(allowed, (list, tuple, set, frozenset)) or "*" in allowed:
         return []

@@ -88,6 +88,8 @@ def test_what_only_looks_like_the_path_of_the_api_is_kept(url: str) -> None:
         ("http://h:x", "has no valid host and port", "write a URL such as "),
         ("http://h:0", "has no valid host and port", "write a URL such as "),
         ("http://[::1", "has no valid host and port", "write a URL such as "),
+        ("http://a..example", "has no valid host and port", "write a URL such as "),
+        (f"http://{'a' * 64}.example", "has no valid host and port", "write a URL such as "),
         ("http://a b", "contains a space or a control character", "remove that character"),
         ("http://a\tb", "contains a space or a control character", "remove that character"),
         ('"http://h"', "is in quotation marks", "remove the quotation marks"),
