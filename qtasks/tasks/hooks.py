@@ -35,11 +35,12 @@ class Hooks:
 
     A hook is a ``def`` (run in a thread) or an ``async def`` and takes one `TaskEvent`. It runs when the end is
     recorded, so that a hook cannot cause a finished task to run again, and before the broker gets the response. The
-    handle of a failed call shows the failure after the failure hooks. If the process dies before the response, the call
-    is delivered again. With a result store, failure hooks are called then, once more if the process died between them
-    and the record of the failure, and other hooks may not be called; without one, hooks may be called twice. An
-    exception of a hook is logged and changes nothing. A hook that is defined once more, because its module or its cell
-    of a notebook is run again, replaces the earlier one.
+    handle of a failed call shows the failure after the failure hooks. A caller in the same process who waits for a
+    result gets it after the success hooks, but does not wait for them longer than a second. If the process dies before
+    the response, the call is delivered again. With a result store, failure hooks are called then, once more if the
+    process died between them and the record of the failure, and other hooks may not be called; without one, hooks may
+    be called twice. An exception of a hook is logged and changes nothing. A hook that is defined once more, because its
+    module or its cell of a notebook is run again, replaces the earlier one.
     """
 
     def __init__(self) -> None:

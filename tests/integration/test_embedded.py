@@ -16,11 +16,13 @@ import httpx
 import pytest
 from fastapi import Depends, FastAPI
 
-from qtasks import Embedded, QTasks, TaskContext, injected
+from qtasks import Embedded, QTasks, TaskContext, TaskEvent, injected
 from qtasks.broker.events import MessageEvent
 from qtasks.broker.loops import deliverer
 from qtasks.errors import BrokerUnreachable, StoreLocked
 from qtasks.protocol.messages import SigningKeys, State
+from qtasks.tasks.results import backend
+from tests.support.process import soon
 
 PATIENCE_S = 10.0
 
@@ -393,3 +395,56 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
     )
     assert "ConfigurationError: the embedded broker needs aiohttp, which is not installed" in done.stderr
     assert 'pip install "qstash-tasks[broker]"' in done.stderr
+
+
+@pytest.mark.parametrize("path", [":memory:", "tasks.db"])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_who_waits_for_a_result_finds_the_success_hooks_done(
+    path: str, is_async: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    noted: list[object] = []
+    nothing = threading.Event()
+
+    def note(event: TaskEvent) -> None:
+        nothing.wait(0.05)  # the record can be read meanwhile
+        noted.append((event.value, own.result(event.context.call_id).status))
+
+    with QTasks(embedded=Embedded(path)) as own:
+
+        @own.task
+        def double(number: int) -> int:
+            return 2 * number
+
+        double.on_success(note)
+        handle = double.delay(2)
+        value = asyncio.run(handle.aget(timeout=PATIENCE_S)) if is_async else handle.get(timeout=PATIENCE_S)
+        assert (value, noted) == (4, [(4, "succeeded")])
+
+
+def test_a_success_hook_that_does_not_end_holds_nobody_up_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "HOOKS_S", 0.1)
+    seen: list[object] = []
+    may_end, has_read = threading.Event(), threading.Event()
+
+    def hold(event: TaskEvent) -> None:
+        if event.value == 4:
+            seen.append(own.result(event.context.call_id).get(timeout=PATIENCE_S))  # it waits for its own end
+            has_read.set()
+        may_end.wait(PATIENCE_S)
+
+    with QTasks(embedded=Embedded(":memory:")) as own:
+
+        @own.task
+        def double(number: int) -> int:
+            return 2 * number
+
+        double.on_success(hold)
+        assert double.delay(2).get(timeout=PATIENCE_S) == 4
+        assert has_read.wait(PATIENCE_S)
+        monkeypatch.setattr(backend, "HOOKS_S", PATIENCE_S)
+        handle = double.delay(3)
+        soon(lambda: handle.status == "succeeded", "the second call ends")
+        assert handle.get(timeout=0.05) == 6
+        may_end.set()
+    assert seen == [4]

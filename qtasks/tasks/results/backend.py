@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +21,9 @@ from qtasks.forks import per_process
 POLL_FIRST_S = 0.002
 POLL_LAST_S = 0.05
 """The first and the longest pause between two reads of a record that another process may write."""
+
+HOOKS_S = 1.0
+"""How long the hooks of a call that has succeeded may delay those in their process who wait for its result."""
 
 PRUNE_EVERY_MS = 60 * 60 * 1000
 DAY_MS = 24 * 60 * 60 * 1000
@@ -262,6 +266,8 @@ class ResultWatchers:
     def _begin(self) -> None:
         self._lock = threading.Lock()
         self._waiting: dict[str, list[Callable[[], None]]] = {}
+        self._hooks_until: dict[str, float] = {}
+        """Calls whose success hooks run here, and until when waiting callers let them."""
 
     @contextmanager
     def watching(self, key: str, wake: Callable[[], None]) -> Iterator[None]:
@@ -281,6 +287,23 @@ class ResultWatchers:
     def waiting(self, key: str, wake: Callable[[], None]) -> AbstractContextManager[None]:
         """As `watching`, for a caller that does nothing else until the record is final."""
         return self.watching(key, wake)
+
+    @contextmanager
+    def while_hooks_run(self, call_id: str) -> Iterator[None]:
+        """While the block runs, callers in this process that wait for the call go on waiting, for `HOOKS_S` at most."""
+        self._hooks_until[call_id] = time.monotonic() + HOOKS_S
+        try:
+            yield
+        finally:
+            self._hooks_until.pop(call_id, None)
+            with self._lock:
+                wakes = [*self._waiting.get(call_id, ())]
+            for wake in wakes:
+                wake()
+
+    def has_running_hooks(self, call_id: str) -> bool:
+        """True while a caller that waits for this call is to wait for its hooks, although its record is final."""
+        return time.monotonic() < self._hooks_until.get(call_id, 0.0)
 
     def notify(self, record: ResultRecord) -> None:
         """Wake all who wait for the call of `record`."""

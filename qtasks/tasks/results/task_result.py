@@ -286,9 +286,11 @@ class TaskResult(CeleryResult[R]):
             while True:
                 changed.clear()
                 record = self._watched(backend.read(self.id), changed.set)
+                wait_s = next(waits, None)
                 if record is not None and record.status.is_final:
-                    return self._value(record)
-                if (wait_s := next(waits, None)) is None:
+                    if wait_s is None or not backend.watchers.has_running_hooks(record.call_id):
+                        return self._value(record)
+                elif wait_s is None:
                     raise self._late(record, timeout)
                 wait.check()
                 changed.wait(wait_s)
@@ -303,9 +305,11 @@ class TaskResult(CeleryResult[R]):
             while True:
                 changed.clear()
                 record = self._watched(await read_record(backend, self.id), lambda: wake(loop, changed))
+                wait_s = next(waits, None)
                 if record is not None and record.status.is_final:
-                    return self._value(record)
-                if (wait_s := next(waits, None)) is None:
+                    if wait_s is None or not backend.watchers.has_running_hooks(record.call_id):
+                        return self._value(record)
+                elif wait_s is None:
                     raise self._late(record, timeout)
                 wait.check()
                 with contextlib.suppress(TimeoutError):

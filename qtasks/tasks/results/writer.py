@@ -59,6 +59,10 @@ class ResultWriter:
         """The record of a call id or a message id; None without a backend. Raises ResultError."""
         return None if self._backend is None else await read_record(self._backend, key)
 
+    def while_hooks_run(self, call_id: str) -> contextlib.AbstractContextManager[None]:
+        """See `ResultWatchers.while_hooks_run`."""
+        return contextlib.nullcontext() if self._backend is None else self._backend.watchers.while_hooks_run(call_id)
+
     def record(self, records: Iterable[ResultRecord]) -> None:
         """Add records, to be written with the next flush."""
         with self._changed:

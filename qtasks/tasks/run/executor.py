@@ -222,17 +222,24 @@ class AttemptExecutor:
         if decision.kind is DecisionKind.DUPLICATE:
             if decision.status is ResultStatus.FAILED:
                 return await self._failed_before(attempt, decision)
+        elif decision.kind is DecisionKind.SUCCEEDED and any(hooks.success for hooks in self._hooks_of(attempt)):
+            with self._writer.while_hooks_run(attempt.context.call_id):  # a caller that waits here finds the hooks done
+                await self._end(attempt, decision)
         else:
-            spent_s = self._clock.monotonic() - attempt.began_s
-            if decision.kind is not DecisionKind.REPUBLISHED:  # recorded before its message was sent
-                await self._record(attempt, decision, self._clock.now_ms())
-            if self._is_in_flow(attempt):
-                await self._continuation.abandon(attempt, decision)
-            self._report(attempt, decision, spent_s)
-            await notify(self._hooks_of(attempt), attempt, decision, self.runner.threads)
+            await self._end(attempt, decision)
         if attempt.envelope.flow and decision.result is not None:
             return await self._continuation.send_next(attempt, decision.result, decision.response)
         return decision.response
+
+    async def _end(self, attempt: Attempt, decision: Decision) -> None:
+        """Record the end of an attempt, unless the call has failed; then report it and call the hooks."""
+        spent_s = self._clock.monotonic() - attempt.began_s
+        if decision.kind is not DecisionKind.REPUBLISHED:  # recorded before its message was sent
+            await self._record(attempt, decision, self._clock.now_ms())
+        if self._is_in_flow(attempt):
+            await self._continuation.abandon(attempt, decision)
+        self._report(attempt, decision, spent_s)
+        await notify(self._hooks_of(attempt), attempt, decision, self.runner.threads)
 
     async def _fail(self, attempt: Attempt, decision: Decision) -> DispatchResponse:
         """End a call as failed. Its hooks are called before the failure can be read: a waiting caller finds them done.
