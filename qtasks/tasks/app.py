@@ -10,6 +10,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Never, Unpack
 
 from qtasks.clock import Clock
+from qtasks.errors import DefinitionError
 from qtasks.lazy import lazy_property
 from qtasks.randomness import Random
 from qtasks.tasks.celery import celery_names, celery_settings
@@ -110,17 +111,20 @@ class QTasks(Registry):
 
         Its result has the type that the task declares if this application has the task; otherwise it is plain JSON.
         """
+        if not isinstance(id, str):
+            raise DefinitionError(f"{id!r} is not the id of a call", fix="the text that the id of its handle was")
         return UntypedResult(self.runtime, self._names, id)
 
-    def AsyncResult(self, id: str) -> TaskResult[Any]:  # noqa: N802, A002 - Celery's words
+    def AsyncResult(self, id: str, **celery: Any) -> TaskResult[Any]:  # noqa: N802, A002 - Celery's words
         """Celery's name for `result`."""
+        celery_names.refuse("AsyncResult", celery, 'tasks.AsyncResult("call_...")')
         return self.result(id)
 
     def send_task(
         self,
         name: str,
         /,
-        args: Sequence[Any] = (),
+        args: Sequence[Any] | None = (),
         kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[ApplyOptions],
     ) -> TaskResult[Any]:
@@ -137,7 +141,7 @@ class QTasks(Registry):
         self,
         name: str,
         /,
-        args: Sequence[Any] = (),
+        args: Sequence[Any] | None = (),
         kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[ApplyOptions],
     ) -> TaskResult[Any]:

@@ -10,7 +10,9 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.celery import celery_names
+from qtasks.tasks.celery.celery_options import positional
 from qtasks.tasks.encode import envelope as envelopes
+from qtasks.tasks.encode.shown_values import cut
 from qtasks.tasks.flow.canvas import Signature
 from qtasks.tasks.flow.flow_times import in_our_words
 from qtasks.tasks.flow.links import linked
@@ -77,7 +79,7 @@ class Task(BaseTask[P, R]):
         return await self.adelay(*args, **kwargs)
 
     def apply_async(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[ApplyOptions]
+        self, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[ApplyOptions]
     ) -> TaskResult[R]:
         """`delay` with Celery's signature: the arguments as a sequence and a mapping, the options as keywords.
 
@@ -90,7 +92,7 @@ class Task(BaseTask[P, R]):
         return handle if options.get("task_id") is None else handle.of_task(task.names)
 
     async def aapply_async(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[ApplyOptions]
+        self, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[ApplyOptions]
     ) -> TaskResult[R]:
         """As `apply_async`, without blocking the event loop."""
         task, message = self._applied(args, kwargs, options)
@@ -157,18 +159,19 @@ class Task(BaseTask[P, R]):
             return celery_names.attribute(self, name, celery_names.TASK)
 
     def _applied(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any] | None, options: ApplyOptions
+        self, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, options: ApplyOptions
     ) -> tuple[Self, Outgoing]:
         """The task with Celery's options translated, and the call."""
         translated = in_our_words(self.name, options)
         call_id, link, link_error = (translated.pop(name, None) for name in ("task_id", "link", "link_error"))
-        if call_id is not None and envelopes.ID.fullmatch(call_id) is None:
+        if call_id is not None and (not isinstance(call_id, str) or envelopes.ID.fullmatch(call_id) is None):
             raise DefinitionError(
-                f"{self.name}: task_id={call_id!r} is not a valid id: 1 to 128 visible ASCII characters",
+                f"{self.name}: task_id={cut(repr(call_id))} is not a valid id: 1 to 128 visible ASCII characters",
+                fix=None if isinstance(call_id, str) else "task_id=str(...)",
                 code=ErrorCode.CALL_ID_INVALID,
             )
         task = self.using(**translated) if translated else self
-        return task, linked(task, task.message(tuple(args), kwargs or {}, call_id), link, link_error)
+        return task, linked(task, task.message(positional(self.name, args), kwargs or {}, call_id), link, link_error)
 
 
 class SyncTask(Task[P, R]):

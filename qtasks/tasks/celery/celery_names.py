@@ -84,13 +84,17 @@ SIGNATURE: Final[Mapping[str, str]] = {
     "apply": "call it: signature(...) runs the function here",
     "errback": _ON_FAILURE,
     "freeze": "signature.delay().id",
+    "id": "signature.delay().id",
     "link": _GO_ON,
     "link_error": _ON_FAILURE,
+    "name": "signature.task.name",
     "on_error": _ON_FAILURE,
     "options": "signature.task.options",
     "partial": "signature.clone(args, kwargs)",
     "replace": "signature.clone(args, kwargs)",
     "stamp": "@tasks.send_middleware: message.carrying({...})",
+    "subtask_type": "isinstance(part, Group), of qtasks.tasks.flow.canvas",
+    "type": "signature.task",
 }  # fmt: skip
 """Attributes of a signature."""
 
@@ -164,6 +168,12 @@ APPLICATION: Final[Mapping[str, str]] = {
     "worker_main": "qtasks run, on the command line",
 }  # fmt: skip
 """Attributes of an application."""
+
+
+def refuse(call: str, celery: Mapping[str, Any], fix: str) -> None:
+    """Raise CeleryNameError if there are arguments of Celery's that the method named `call` does not take."""
+    if celery:
+        raise CeleryNameError(f"{call} does not take {', '.join(map(repr, celery))}", fix=fix)
 
 
 def attribute(owner: object, name: str, names: Mapping[str, str]) -> Any:

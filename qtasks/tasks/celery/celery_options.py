@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 from qtasks.error_codes import ErrorCode
-from qtasks.errors import DefinitionError
+from qtasks.errors import ArgumentsError, DefinitionError
 
 _LATE: Final = "leave it out: a call is acknowledged after its end, and delivered again if its process dies"
 _RESULTS: Final = "leave it out: results are stored where QTASKS_RESULTS is set"
@@ -79,6 +79,21 @@ CALLED: Final[Mapping[str, str]] = {
     "time_limit": "timeout=...",
 }
 """Options of a call."""
+
+
+def positional(task: str, args: Iterable[Any] | None) -> tuple[Any, ...]:
+    """The `args` of `apply_async` as a tuple; None is none of them. Raises ArgumentsError for a single value.
+
+    A text would be taken apart into its characters, and a set has no order.
+    """
+    if args is None:
+        return ()
+    if isinstance(args, (str, bytes, Mapping, set, frozenset)) or not isinstance(args, Iterable):
+        raise ArgumentsError(
+            f"{task}: args is a {type(args).__name__}, not a list or a tuple of arguments",
+            fix="args=(value,), with the comma",
+        )
+    return tuple(args)
 
 
 def misnamed(task: str, options: Mapping[str, Any], allowed: Collection[str]) -> DefinitionError | None:

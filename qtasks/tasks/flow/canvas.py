@@ -22,9 +22,10 @@ from qtasks.errors import DefinitionError
 from qtasks.protocol import wire
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.celery import celery_names
+from qtasks.tasks.celery.celery_options import positional
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.flow import step_arguments
-from qtasks.tasks.flow.flow_times import FlowOptions, FlowTimes, earliest, in_our_words
+from qtasks.tasks.flow.flow_times import FlowOptions, FlowTimes, earliest, of_signature
 from qtasks.tasks.flow.secrecy import check_sequence
 from qtasks.tasks.flow.startable import CeleryTask, Startable
 from qtasks.tasks.flow.steps import Step, collected, derived, identified, last_of, placed, starting
@@ -80,16 +81,16 @@ class Signature(Generic[R]):
         ``add.s(1).set(countdown=10)``; ``immutable=True`` is `Task.si`. Raises DefinitionError.
         """
         if options:
-            self.task = self.task.using(**cast("CallOptions", in_our_words(self.task.name, options)))
+            self.task = self.task.using(**cast("CallOptions", of_signature(self.task.name, options)))
         if immutable is not None:
             self.immutable = immutable
         return self
 
     def clone(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[ApplyOptions]
+        self, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[ApplyOptions]
     ) -> Signature[R]:
         """Return another signature with more arguments, before those that it has, and other options: Celery's word."""
-        return replace(self.more(args, kwargs or {})).set(**options)
+        return replace(self.more(positional(self.task.name, args), kwargs or {})).set(**options)
 
     def delay(self, /, *args: Any, **kwargs: Any) -> TaskResult[R]:
         """Queue the call. More arguments come before those that it has."""
@@ -102,17 +103,17 @@ class Signature(Generic[R]):
         return await call.task.adelay(*call.args, **call.kwargs)
 
     def apply_async(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[ApplyOptions]
+        self, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[ApplyOptions]
     ) -> TaskResult[R]:
         """As `Task.apply_async`. More arguments come before those that it has."""
-        call = self.more(args, kwargs or {})
+        call = self.more(positional(self.task.name, args), kwargs or {})
         return cast("CeleryTask[R]", call.task).apply_async(call.args, call.kwargs, **options)
 
     async def aapply_async(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[ApplyOptions]
+        self, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[ApplyOptions]
     ) -> TaskResult[R]:
         """As `apply_async`, without blocking the event loop."""
-        call = self.more(args, kwargs or {})
+        call = self.more(positional(self.task.name, args), kwargs or {})
         return await cast("CeleryTask[R]", call.task).aapply_async(call.args, call.kwargs, **options)
 
     def more(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Signature[R]:
@@ -160,6 +161,12 @@ class Signature(Generic[R]):
         Raises DefinitionError, and ArgumentsError as `Task.delay`.
         """
         delivery = self.task.for_flow()
+        if delivery.publish.deduplication_id is not None:
+            raise DefinitionError(
+                f"{self.task.name}: a later call of a flow has no deduplication_id: it is sent once by its own id",
+                fix="leave it out, or give it to the first call of the flow",
+                code=ErrorCode.FLOW_INVALID,
+            )
         arguments = step_arguments.encoded(self.task, self.args, self.kwargs, immutable=self.immutable, call_id=call_id)
         return Step(
             task=self.task.name,

@@ -16,6 +16,7 @@ from qtasks.tasks.options import CallOptions, Span
 _OPTIONS: Final = ("delay", "eta", "expires")
 
 _INSTEAD: Final[Mapping[str, str]] = {
+    "deduplication_id": "give it to the first call: task.using(deduplication_id=...).s(...); later ones are sent once",
     "link": "let the flow go on: flow | other.s()",
     "link_error": "@task.on_failure at the tasks of the flow; the handle of the flow says which call failed",
     "task_id": "keep the id of the handle: flow.delay().id",
@@ -77,6 +78,18 @@ def in_our_words(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
             )
         translated["delay"] = translated.pop("countdown")
     return translated
+
+
+def of_signature(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """As `in_our_words`, for a signature. Raises DefinitionError for what is given when the call is made."""
+    for name in ("task_id", "link", "link_error"):
+        if name in options:
+            raise DefinitionError(
+                f"{owner}: a signature does not keep {name!r}",
+                fix=f"give it where the call is made: signature.apply_async({name}=...)",
+                code=ErrorCode.OPTION_INVALID,
+            )
+    return in_our_words(owner, options)
 
 
 def _refuse_options_of_calls(flow: str, options: Mapping[str, Any]) -> None:

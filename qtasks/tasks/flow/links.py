@@ -49,9 +49,21 @@ def _calls(link: Any, option: str) -> Sequence[Signature[Any] | Chain]:
         if is_flow and not any(isinstance(node, Group) for node in call.nodes):
             continue
         if not isinstance(call, Signature):
-            written = "chain(first.s(...), group(...), last.s(...))" if option == "link" else "one call: report.s(...)"
-            raise _refused(f"{option}={call!r} is not a call, or a list of calls", fix=written)
+            raise _refused(f"{option} takes a call, or a list of calls, not {_shown(call)}", fix=_instead(call, option))
     return calls
+
+
+def _shown(call: object) -> str:
+    return f"a {call.word}" if isinstance(call, (Chain, Group)) else repr(call)
+
+
+def _instead(call: object, option: str) -> str:
+    """What to write in place of what cannot be linked."""
+    if isinstance(call, BaseTask):
+        return f"{option}={call.name}.s()"
+    if option == "link_error":
+        return "link_error=report.s(), or [report.s(), ...]"
+    return "link=[first.s(), second.s()]; a flow with a group or with options: chain(call.s(...), group(...), last.s())"
 
 
 def _sequence(links: Sequence[Signature[Any] | Chain], call_id: str, now_ms: int) -> list[Any]:

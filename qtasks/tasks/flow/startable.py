@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, Unpack
 
 from qtasks.tasks.celery import celery_names
+from qtasks.tasks.celery.celery_options import positional
 from qtasks.tasks.flow.flow_times import AT_ONCE, FlowOptions, FlowTimes
 from qtasks.tasks.results.task_result import TaskResult
 
@@ -69,16 +70,16 @@ class Startable(Generic[H]):
         return self.delay(*args, **kwargs)
 
     def apply_async(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[FlowOptions]
+        self, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[FlowOptions]
     ) -> H:
         """`delay` with Celery's signature: ``chain(...).apply_async(countdown=10, expires=60)``."""
-        return self.using(**options).delay(*args, **(kwargs or {}))
+        return self.using(**options).delay(*positional(self.word, args), **(kwargs or {}))
 
     async def aapply_async(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[FlowOptions]
+        self, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[FlowOptions]
     ) -> H:
         """As `apply_async`, without blocking the event loop."""
-        return await self.using(**options).adelay(*args, **(kwargs or {}))
+        return await self.using(**options).adelay(*positional(self.word, args), **(kwargs or {}))
 
     if not TYPE_CHECKING:
 

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overload
 
-from qtasks.errors import CeleryNameError, TaskCancelled, TaskFailed
+from qtasks.errors import TaskCancelled, TaskFailed
 from qtasks.tasks.celery import celery_names
 from qtasks.tasks.results.backend import ResultStatus
 
@@ -53,8 +53,7 @@ class CeleryResult(Generic[R]):
         the thread of the event loop that has to run the task, or if all threads for tasks wait for one another.
         With ``propagate=False`` TaskFailed and TaskCancelled are returned.
         """
-        if celery:
-            raise CeleryNameError(f".get() does not take {', '.join(map(repr, celery))}", fix=".get(timeout=...)")
+        celery_names.refuse(".get()", celery, ".get(timeout=...)")
         try:
             return self.waited_for(timeout)
         except (TaskFailed, TaskCancelled) as error:

@@ -20,6 +20,7 @@ from qtasks.tasks.results.wait_in_task import WaitInTask
 from qtasks.tasks.results.waiting import WATCH_POLL_LAST_S, wake
 
 _ENDED_OTHERWISE = (TaskFailed, TaskCancelled, TaskExpired)
+_ONE_BY_ONE = ".get(timeout=...); [call.get(propagate=False) for call in handle.calls] has errors in place of results"
 
 
 class GroupResult(Sequence["TaskResult[Any] | GroupResult"]):
@@ -152,16 +153,18 @@ class GroupResult(Sequence["TaskResult[Any] | GroupResult"]):
                 values.append(await member.aget(remaining()))
         return values
 
-    def get(self, timeout: float | None = None) -> list[Any]:
+    def get(self, timeout: float | None = None, **celery: Any) -> list[Any]:
         """The same as `results`: a group is waited for as a call is."""
+        celery_names.refuse(".get() of a group", celery, _ONE_BY_ONE)
         return self.results(timeout)
 
     async def aget(self, timeout: float | None = None) -> list[Any]:  # noqa: ASYNC109 - the same words as `get`
         """As `get`, without blocking the event loop."""
         return await self.aresults(timeout)
 
-    def join(self, timeout: float | None = None) -> list[Any]:
+    def join(self, timeout: float | None = None, **celery: Any) -> list[Any]:
         """Celery's name for `results`."""
+        celery_names.refuse(".join() of a group", celery, _ONE_BY_ONE)
         return self.results(timeout)
 
     def __await__(self) -> Generator[Any, None, list[Any]]:

@@ -14,6 +14,7 @@ import pytest
 from qtasks import Cancel, GroupResult, NonRetryable, TaskResult, chain, chord, group
 from qtasks.errors import ArgumentsError, CeleryNameError, DefinitionError, TaskFailed
 from qtasks.tasks.celery import celery_names
+from qtasks.tasks.results.writer import ResultWriter
 from qtasks.tasks.task import Task
 from tests.support.tasks import application
 from tests.unit.tasks.manual_broker import ManualBroker
@@ -297,3 +298,64 @@ class TestGroupsWithoutMembers:
             (add.s(1) | group()).delay()
         with pytest.raises(DefinitionError, match="must end with one call"):
             chain(group()).delay()
+
+
+def test_arguments_of_apply_async_are_a_list_a_tuple_or_none(broker: ManualBroker, add: Task[..., int]) -> None:
+    add.apply_async(None, {"a": 1})
+    add.s(1).apply_async(None)
+    chain(add.s(1), add.s(2)).apply_async(None, None)
+    broker.tasks.send_task("add", None, {"a": 1})
+    assert len(broker.messages) == 4
+    for args in ("12", b"12", {1, 2}, {"a": 1}, 1):
+        for call in (add, add.s(), chain(add.s(), add.s(2)), group(add.s())):
+            with pytest.raises(ArgumentsError, match="not a list or a tuple"):
+                call.apply_async(args)
+    assert len(broker.messages) == 4
+
+
+@pytest.mark.parametrize("option", ["task_id", "link", "link_error"])
+def test_what_a_signature_does_not_keep_is_given_where_the_call_is_made(add: Task[..., int], option: str) -> None:
+    signature = add.s(1, 2)
+    for change in (signature.set, signature.clone):
+        with pytest.raises(DefinitionError, match=re.escape(f"signature.apply_async({option}=...)")):
+            change(**{option: "x"})
+
+
+def test_a_later_call_has_no_id_of_deduplication_that_would_be_ignored(
+    broker: ManualBroker, add: Task[..., int]
+) -> None:
+    once = add.using(deduplication_id="order-11")
+    for flow in (add.s(1) | once.s(2), group(add.s(1), add.s(1) | once.s(2)), group(add.s(1)) | once.s(2)):
+        with pytest.raises(DefinitionError, match="is sent once by its own id"):
+            flow.delay()
+    assert not broker.messages
+    (once.s(1) | add.s(2)).delay()
+    assert len(broker.messages) == 1
+    with pytest.raises(DefinitionError, match="give it to the first call"):
+        chain(add.s(1), add.s(2)).apply_async(deduplication_id="order-11")
+
+
+async def test_the_end_of_a_member_is_not_looked_for_behind_one_that_waits(
+    broker: ManualBroker, add: Task[..., int], listed: Task[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = (group(add.s(n) for n in range(40)) | listed.s()).delay()
+    reads: list[str] = []
+    read = ResultWriter.read
+
+    async def counted(self: ResultWriter, call_id: str) -> Any:
+        reads.append(call_id)
+        return await read(self, call_id)
+
+    monkeypatch.setattr(ResultWriter, "read", counted)
+    for message in list(broker.messages):
+        await broker.deliver(message)
+    assert len(reads) < 40 * 6  # not the square of the members, if they end in order
+    await broker.deliver(broker.messages[-1])
+    assert handle.get(timeout=0) == f"got {list(range(40))}"
+
+
+def test_celery_s_options_of_get_on_a_group_say_what_to_write(broker: ManualBroker, add: Task[..., int]) -> None:
+    handle = group(add.s(1)).delay()
+    for get in (handle.get, handle.join):
+        with pytest.raises(CeleryNameError, match=r"call\.get\(propagate=False\) for call in handle\.calls"):
+            get(timeout=0, propagate=False)

@@ -371,3 +371,22 @@ async def test_an_application_made_as_in_celery_says_where_its_settings_go() -> 
     assert list(caught.value.details) == ["main", "broker", "backend"]
     assert "QSTASH_URL" in str(caught.value)
     assert "QTASKS_RESULTS" in str(caught.value)
+
+
+@pytest.mark.parametrize("call_id", [7, b"sum-1", "", "a b", "x" * 500], ids=repr)
+def test_an_id_of_a_call_that_is_none_is_refused_in_a_line(broker: ManualBroker, call_id: Any) -> None:
+    @broker.tasks.task
+    def work() -> None: ...
+
+    with pytest.raises(DefinitionError, match="is not a valid id") as refused:
+        work.apply_async(task_id=call_id)
+    assert len(str(refused.value)) < 250
+    assert ("str(...)" in str(refused.value)) is not isinstance(call_id, str)
+    if not isinstance(call_id, str):
+        with pytest.raises(DefinitionError, match="is not the id of a call"):
+            broker.tasks.AsyncResult(call_id)
+
+
+def test_an_async_result_takes_no_application(broker: ManualBroker) -> None:
+    with pytest.raises(CeleryNameError, match=r"does not take 'app'"):
+        broker.tasks.AsyncResult("call_1", app=broker.tasks)

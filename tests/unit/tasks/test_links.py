@@ -189,7 +189,7 @@ def test_a_link_that_does_not_fit_is_refused_when_the_call_is_made(shop: Shop, m
             shop.double.apply_async((1,), link=once.s())
         with pytest.raises(DefinitionError, match="cannot be unique"):
             once.apply_async((1,), link_error=shop.mourn.s())
-        with pytest.raises(DefinitionError, match="is not a call"):
+        with pytest.raises(DefinitionError, match="takes a call, or a list of calls"):
             shop.double.apply_async((1,), link=shop.note)
         with pytest.raises(DefinitionError, match="chain"):
             shop.double.apply_async((1,), link=group(shop.note.s()))
@@ -206,3 +206,14 @@ async def test_aapply_async_takes_both(shop: Shop) -> None:
         await shop.double.aapply_async((13,), link=shop.note.s(), link_error=shop.mourn_briefly.s())
         qtasks.drain()
         assert len(shop.notes) == 1
+
+
+def test_what_cannot_be_linked_says_what_to_write(shop: Shop) -> None:
+    for link, written in (
+        (shop.note, r"link=note\.s\(\)"),
+        (group(shop.note.s(), shop.note.s()), r"not a group.*\n.*link=\[first\.s\(\), second\.s\(\)\]"),
+    ):
+        with pytest.raises(DefinitionError, match=written):
+            shop.double.apply_async((1,), link=link)
+    with pytest.raises(DefinitionError, match=r"not a chain.*\n.*link_error=report\.s\(\)"):
+        shop.double.apply_async((1,), link_error=shop.mourn.s() | shop.note.s())

@@ -303,7 +303,7 @@ class Continuation:
             raise ConfigurationError("a group that a call follows needs a result backend")
         members: list[RecordedResult | GroupResults | EmptyResult] = []
         has_failed = False
-        for end in ends.members:
+        for end in reversed(ends.members):  # the last member often ends last: the others need not be read until then
             result = await self._result_at(end)
             if result is NoResult.WAITING:
                 return result
@@ -311,7 +311,7 @@ class Continuation:
                 has_failed = True
             else:
                 members.append(result)
-        return NoResult.FAILED if has_failed and not ends.collects_successes else GroupResults(members)
+        return NoResult.FAILED if has_failed and not ends.collects_successes else GroupResults(members[::-1])
 
     async def _result_at(
         self, end: str | steps.GroupEnds | steps.EmptyEnd
