@@ -152,19 +152,21 @@ class Query:
         return min(self.integer("count", low=1) or default, most)
 
 
-async def read_json(data: bytes, *, then: Callable[[Any], Any] = lambda value: value) -> Any:
+async def read_json(
+    data: bytes, *, then: Callable[[Any], Any] = lambda value: value, big_integers: bool = False
+) -> Any:
     """What `then` makes of the value of a JSON body; a large one is read on a thread, where `then` runs as well.
 
-    HttpError 400 if it is not valid JSON.
+    `big_integers` permits integers beyond 2^53. HttpError 400 if it is not valid JSON.
     """
     if len(data) <= _SHORT_JSON:
-        return _read_json(data, then)
-    return await asyncio.get_running_loop().run_in_executor(_LARGE_JSON, _read_json, data, then)
+        return _read_json(data, then, big_integers)
+    return await asyncio.get_running_loop().run_in_executor(_LARGE_JSON, _read_json, data, then, big_integers)
 
 
-def _read_json(data: bytes, then: Callable[[Any], Any]) -> Any:
+def _read_json(data: bytes, then: Callable[[Any], Any], big_integers: bool) -> Any:
     try:
-        return then(strict_json.loads(data, max_values=_MAX_JSON_VALUES))
+        return then(strict_json.loads(data, max_values=_MAX_JSON_VALUES, big_integers=big_integers))
     except ValueError as error:
         raise HttpError(400, str(error)) from None
 

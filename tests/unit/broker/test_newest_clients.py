@@ -126,6 +126,7 @@ async def test_a_count_in_the_body_of_a_bulk_cancel_means_the_same(service: Serv
         (0, b"0"),
         (-17, b"-17"),
         (1.0, b"1"),
+        ({"n": 10**20, "id": 175928847299117063}, b'{"n":100000000000000000000,"id":175928847299117063}'),
         (True, b"true"),
         (False, b"false"),
         ("", b""),
