@@ -82,7 +82,7 @@ CALLED: Final[Mapping[str, str]] = {
 
 
 def positional(task: str, args: Iterable[Any] | None) -> tuple[Any, ...]:
-    """The `args` of `apply_async` as a tuple; None is none of them. Raises ArgumentsError for a single value.
+    """The `args` of `apply_async` as a tuple; None means no arguments. Raises ArgumentsError for a single value.
 
     A text would be taken apart into its characters, and a set has no order.
     """

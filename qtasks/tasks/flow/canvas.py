@@ -25,7 +25,7 @@ from qtasks.tasks.celery import celery_names
 from qtasks.tasks.celery.celery_options import positional
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.flow import step_arguments
-from qtasks.tasks.flow.flow_times import FlowOptions, FlowTimes, earliest, of_signature
+from qtasks.tasks.flow.flow_times import FlowOptions, FlowTimes, earliest, of_signature, sent_once
 from qtasks.tasks.flow.secrecy import check_sequence
 from qtasks.tasks.flow.startable import CeleryTask, Startable
 from qtasks.tasks.flow.steps import Step, collected, derived, identified, last_of, placed, starting
@@ -162,11 +162,7 @@ class Signature(Generic[R]):
         """
         delivery = self.task.for_flow()
         if delivery.publish.deduplication_id is not None:
-            raise DefinitionError(
-                f"{self.task.name}: a later call of a flow has no deduplication_id: it is sent once by its own id",
-                fix="leave it out, or give it to the first call of the flow",
-                code=ErrorCode.FLOW_INVALID,
-            )
+            raise sent_once(self.task.name)
         arguments = step_arguments.encoded(self.task, self.args, self.kwargs, immutable=self.immutable, call_id=call_id)
         return Step(
             task=self.task.name,

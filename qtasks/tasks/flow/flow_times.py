@@ -80,6 +80,15 @@ def in_our_words(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return translated
 
 
+def sent_once(task: str) -> DefinitionError:
+    """The error for a later call of a flow with a `deduplication_id`, in whose place the flow has one of its own."""
+    return DefinitionError(
+        f"{task}: a later call of a flow has no deduplication_id: it is sent once by its own id",
+        fix="leave it out, or give it to the first call of the flow",
+        code=ErrorCode.FLOW_INVALID,
+    )
+
+
 def of_signature(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """As `in_our_words`, for a signature. Raises DefinitionError for what is given when the call is made."""
     for name in ("task_id", "link", "link_error"):
