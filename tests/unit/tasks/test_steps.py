@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qtasks.tasks.flow.steps import Step
@@ -33,6 +33,7 @@ STEPS = st.builds(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a machine under load makes them slowly
 @given(STEPS)
 def test_a_step_survives_the_way_through_json(step: Step) -> None:
     assert Step.from_json(json.loads(json.dumps(step.to_json()))) == step
