@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -297,6 +297,7 @@ add.delay(1, 2).get(timeout=10)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_process_is_told_that_it_has_no_broker_and_ends_at_once(tmp_path: Path) -> None:
     script = """
+began_s = time.monotonic()
 if os.fork() == 0:
     try:
         add.delay(3, 4)
@@ -304,20 +305,21 @@ if os.fork() == 0:
         print(error)
     sys.exit()
 os.wait()
+print("the child ended after", time.monotonic() - began_s)
 print("the parent goes on:", add.delay(5, 6).get(timeout=10))
 """
-    started_s = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", FORKS + script],
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S * 2,
+        timeout=PATIENCE_S * 4,
         check=True,
     )
     assert "from which this one was forked" in done.stdout, done.stderr
     assert "the parent goes on: 11" in done.stdout
-    assert time.monotonic() - started_s < PATIENCE_S
+    (ended_s,) = re.findall(r"the child ended after ([0-9.]+)", done.stdout)
+    assert float(ended_s) < PATIENCE_S
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -186,7 +186,7 @@ def test_a_call_that_is_too_large_is_an_error_at_once(shop: Shop) -> None:
 
 
 async def test_nothing_is_sent_if_the_view_raises(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
-    def view(background: BackgroundTasks) -> None:
+    async def view(background: BackgroundTasks) -> None:  # a thread would keep what it ran last
         background.add_task(shop.mail, 1)
         raise HTTPException(409)
 
