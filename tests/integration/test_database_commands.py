@@ -223,7 +223,7 @@ def test_a_file_of_another_program_is_left_as_it_is(tmp_path: Path, arguments: t
     db.execute("CREATE TABLE diary (day TEXT)")
     db.close()
     content = path.read_bytes()
-    assert "not a database of this version of qtasks" in text(command(tmp_path, *arguments))
+    assert "is a database of another program" in text(command(tmp_path, *arguments))
     path.write_bytes(content[:100] + b"\xa5" * 9000)
     assert command(tmp_path, *arguments).exception is not None
     assert path.read_bytes() == content[:100] + b"\xa5" * 9000
