@@ -25,12 +25,12 @@ _BUSY_TIMEOUT_MS: Final = 5_000
 def refuse(path: str, *, for_repair: bool = False) -> None:
     """Raise StoreError if the file at `path` is a sound SQLite database of another program.
 
-    Also if the system cannot read it, because it may be one. A missing or empty file is accepted, and what is damaged
-    or no database at all is left to the caller, who opens it. A repair may also work on what the system cannot
+    Also if the system cannot read it, because it may be one. A missing or empty file is accepted. A folder, and what is
+    damaged or no database at all, is left to the caller, who opens it. A repair may also work on what the system cannot
     read, and on a database with the id of another program and the tables of a broker: the id itself may be damaged.
     """
     try:
-        if Path(path).stat().st_size == 0:
+        if Path(path).is_dir() or Path(path).stat().st_size == 0:
             return
         application_id, tables = _id_and_tables(path)
     except (FileNotFoundError, apsw.NotADBError, apsw.CorruptError, apsw.SQLError, UnicodeDecodeError):

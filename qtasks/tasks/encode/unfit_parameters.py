@@ -6,7 +6,7 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
@@ -111,7 +111,8 @@ def _known(annotation: Any, names: Mapping[str, Any]) -> Any:
     if not isinstance(annotation, str):
         return annotation
     try:
-        return eval(annotation, dict(names))  # noqa: S307 - as `typing.get_type_hints` does, one by one
+        holder = type("Holder", (), {"__annotations__": {"value": annotation}})
+        return get_type_hints(holder, globalns=dict(names), include_extras=True)["value"]
     except Exception:  # names that exist later, or only for type checkers
         return inspect.Parameter.empty
 
