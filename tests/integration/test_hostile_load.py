@@ -26,8 +26,8 @@ from tests.support.loop_lag import WatchedBroker, watched_broker
 from tests.support.process import soon
 from tests.support.running import Endpoint
 
-HELD_CPU_S = 0.05
-"""Longest time that the loop's thread may work without a turn for others, seconds."""
+HELD_CPU_S = 0.1
+"""Longest time that the loop's thread may work without a turn for others, seconds, also beside a second test."""
 HELD_S = 1.0
 """The same as a client sees it, on a machine that is busy with other things: far below the five seconds of a lock."""
 P99_S = 0.1
