@@ -127,3 +127,19 @@ def _answer(status: int, document: Any) -> Reply:
 def json_of(answer: DispatchResponse) -> Any:
     """The JSON in the body of a dispatch response."""
     return json.loads(answer.body)
+
+
+async def run(broker: ManualBroker, *, twice: bool = False) -> int:
+    """Deliver all messages and those that follow, each deduplication id once."""
+    seen: set[str] = set()
+    count = 0
+    while broker.messages:
+        message = broker.messages.pop(0)
+        once = message.options.deduplication_id or message.message_id
+        if once in seen:
+            continue
+        seen.add(once)
+        count += 1
+        for _ in range(2 if twice else 1):
+            await broker.deliver(message)
+    return count

@@ -13,7 +13,7 @@ from qtasks.errors import ArgumentsError, BrokerUnreachable, DefinitionError, Re
 from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.task import Task
 from tests.support.tasks import application
-from tests.unit.tasks.manual_broker import ManualBroker
+from tests.unit.tasks.manual_broker import ManualBroker, run
 
 pytestmark = pytest.mark.anyio
 
@@ -43,22 +43,6 @@ def total(broker: ManualBroker) -> Task[..., int]:
         return sum(numbers)
 
     return total
-
-
-async def run(broker: ManualBroker, *, twice: bool = False) -> int:
-    """Deliver all messages and those that follow, each deduplication id once."""
-    seen: set[str] = set()
-    count = 0
-    while broker.messages:
-        message = broker.messages.pop(0)
-        once = message.options.deduplication_id or message.message_id
-        if once in seen:
-            continue
-        seen.add(once)
-        count += 1
-        for _ in range(2 if twice else 1):
-            await broker.deliver(message)
-    return count
 
 
 async def test_each_call_of_a_chain_gets_the_result_before_it(broker: ManualBroker, add: Task[..., int]) -> None:

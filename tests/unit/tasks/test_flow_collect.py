@@ -23,7 +23,7 @@ from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.send.send_middleware import Sending
 from qtasks.tasks.task import Task
 from tests.support.results import BACKENDS, place_for_results
-from tests.unit.tasks.manual_broker import ManualBroker, SentMessage
+from tests.unit.tasks.manual_broker import ManualBroker, SentMessage, run
 
 pytestmark = pytest.mark.anyio
 
@@ -81,22 +81,6 @@ def is_over(broker: ManualBroker, handle: TaskResult[Any]) -> bool:
     assert record is not None
     calls = [results(broker).read(call.call_id) for call in FlowPlan.read(record).calls]
     return record.status.is_final and not any(call.kept for call in (record, *calls) if call is not None)
-
-
-async def run(broker: ManualBroker, *, twice: bool = False) -> int:
-    """Deliver all messages and those that follow, each deduplication id once."""
-    seen: set[str] = set()
-    count = 0
-    while broker.messages:
-        message = broker.messages.pop(0)
-        once = message.options.deduplication_id or message.message_id
-        if once in seen:
-            continue
-        seen.add(once)
-        count += 1
-        for _ in range(2 if twice else 1):
-            await broker.deliver(message)
-    return count
 
 
 async def end_unseen(broker: ManualBroker, message: SentMessage, reason: str = "DeliveryFailed: no answer") -> None:
