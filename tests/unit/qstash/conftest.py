@@ -1,8 +1,9 @@
 """Fixtures for tests of the client: a server and transports with scripted answers, and a clock that never waits."""
 
+import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 
 from qtasks.errors import BrokerUnreachable
-from qtasks.qstash import Reply, Request
+from qtasks.qstash import AsyncQStash, QStash, Reply, Request
 
 TOKEN = "TOKEN"
+Cancel = Callable[[str], None]
+"""Makes a request to the service at a URL."""
 
 
 @dataclass(frozen=True)
@@ -165,3 +168,21 @@ class InstantClock:
 @pytest.fixture
 def clock() -> InstantClock:
     return InstantClock()
+
+
+def sync_cancel(url: str) -> None:
+    with QStash(TOKEN, base_url=url, retry=False) as client:
+        client.message.cancel("m")
+
+
+def async_cancel(url: str) -> None:
+    async def run() -> None:
+        async with AsyncQStash(TOKEN, base_url=url, retry=False) as client:
+            await client.message.cancel("m")
+
+    asyncio.run(run())
+
+
+@pytest.fixture(params=[sync_cancel, async_cancel], ids=["sync", "async"])
+def cancel(request: pytest.FixtureRequest) -> Cancel:
+    return request.param  # type: ignore[no-any-return]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import ssl
 import subprocess
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,8 +17,8 @@ import pytest
 
 from qtasks import QTasks
 from qtasks.errors import ApiError, BrokerUnreachable, QStashError
-from qtasks.qstash import AsyncQStash, QStash, Reply
-from tests.unit.qstash.conftest import TOKEN, ScriptedService
+from qtasks.qstash import QStash, Reply
+from tests.unit.qstash.conftest import TOKEN, Cancel, ScriptedService
 
 CONFIGURATION = """
 [ca]
@@ -34,26 +33,6 @@ unique_subject = no
 [any]
 commonName = supplied
 """
-
-Cancel = Callable[[str], None]
-
-
-def sync_cancel(url: str) -> None:
-    with QStash(TOKEN, base_url=url, retry=False) as client:
-        client.message.cancel("m")
-
-
-def async_cancel(url: str) -> None:
-    async def run() -> None:
-        async with AsyncQStash(TOKEN, base_url=url, retry=False) as client:
-            await client.message.cancel("m")
-
-    asyncio.run(run())
-
-
-@pytest.fixture(params=[sync_cancel, async_cancel], ids=["sync", "async"])
-def cancel(request: pytest.FixtureRequest) -> Cancel:
-    return request.param  # type: ignore[no-any-return]
 
 
 class Authority:

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
-from collections.abc import Callable
 
 import pytest
 
 from qtasks import QTasks
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import BrokerUnreachable, ConfigurationError
-from qtasks.qstash import AsyncQStash, QStash, Reply
+from qtasks.qstash import Reply
 from qtasks.qstash.conversation import proxies
 from qtasks.qstash.conversation.proxies import is_excluded, is_this_machine, proxy_for
-from tests.unit.qstash.conftest import TOKEN, ScriptedService
-
-Cancel = Callable[[str], None]
-
-
-def sync_cancel(url: str) -> None:
-    with QStash(TOKEN, base_url=url, retry=False) as client:
-        client.message.cancel("m")
-
-
-def async_cancel(url: str) -> None:
-    async def run() -> None:
-        async with AsyncQStash(TOKEN, base_url=url, retry=False) as client:
-            await client.message.cancel("m")
-
-    asyncio.run(run())
-
-
-@pytest.fixture(params=[sync_cancel, async_cancel], ids=["sync", "async"])
-def cancel(request: pytest.FixtureRequest) -> Cancel:
-    return request.param  # type: ignore[no-any-return]
+from tests.unit.qstash.conftest import Cancel, ScriptedService
 
 
 @pytest.fixture(autouse=True)
