@@ -6,8 +6,9 @@ Everything that the broker's input does not determine enters through four ports.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from qtasks.protocol.messages import Headers, Response
 
@@ -52,3 +53,35 @@ class Transport(Protocol):
 
     async def close(self) -> None:
         """Release connections. Idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseStream:
+    """A response whose body arrives in pieces. The caller must always call `close`, even after reading it to its end.
+
+    `chunks` raises `StreamBroken` if the response does not end as it should.
+    """
+
+    status: int
+    headers: Headers
+    chunks: AsyncIterator[bytes] = field(repr=False)
+    close: Callable[[], Awaitable[None]] = field(repr=False)
+
+
+class StreamBroken(Exception):
+    """A response ended before its end. `failure` says how."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.error)
+        self.failure = failure
+
+
+@runtime_checkable
+class StreamingTransport(Protocol):
+    """A transport that can also return a response before its body is complete. Only bundles need it."""
+
+    async def open(self, request: DeliveryRequest) -> ResponseStream | Failure:
+        """As `Transport.send`, but return after the head of the response.
+
+        The request's deadline covers everything until then. The caller limits the time of what follows.
+        """

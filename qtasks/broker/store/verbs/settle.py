@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import apsw
@@ -91,6 +91,17 @@ def settle(
         stage = _wait_again(db, settlement, stage, now_ms)
     _release_places(db, claim.seq, message, stage, bool(slot), parent, now_ms)
     return Settled(transition.log[-1], callbacks, next_ms, is_quiet)
+
+
+def settle_all(
+    db: apsw.Connection,
+    settlements: Sequence[Settlement],
+    *,
+    now_ms: int,
+    lacks_room: Callable[[], bool] = lambda: False,
+) -> list[Settled | None]:
+    """Record the ends of several attempts in one transaction, in their order; see `settle`."""
+    return [settle(db, settlement, now_ms=now_ms, lacks_room=lacks_room) for settlement in settlements]
 
 
 def _end_attempt(db: apsw.Connection, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
