@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qtasks.broker.core import message_rows
 from qtasks.broker.core.rules import FINAL, Evaluation, Stage, Trigger
 from qtasks.broker.core.values import Claim, LogCriteria, Settled, Settlement
 from qtasks.broker.store import verbs
@@ -247,7 +248,7 @@ def test_a_single_flipped_bit_in_a_number_or_in_its_sum_is_always_found(store: I
 
 def test_a_single_flipped_bit_in_the_identity_is_always_found_in_the_bits_that_are_kept() -> None:
     """A CRC is linear: what a flipped bit changes depends only on its distance from the end, not on the text."""
-    row = rows.pack_message(message(1, options=PublishOptions(end_callback="h" * 2_000)))
+    row = message_rows.pack_message(message(1, options=PublishOptions(end_callback="h" * 2_000)))
     text = orjson.dumps((1, row.account, row.id, row.end_callback, row.queue, None, None, "identity"))
     stored_sum = sums.checksum(row, b"", 1, "", None, None)
     assert (stored_sum >> 32) & 0xFFFFFF == zlib.crc32(text) & 0xFFFFFF
@@ -262,7 +263,7 @@ def test_a_single_flipped_bit_in_the_identity_is_always_found_in_the_bits_that_a
 def test_a_checksum_has_the_same_value_in_every_release(store: InlineStore) -> None:
     """It is stored for months: a library that writes the same values in another way would make everything corrupt."""
     odd = '\u007f\u0085\u2028 \\ " \n \t \x1f \u00e9 \U0001f600'
-    row = rows.pack_message(message(1, url=odd, queue=odd, endpoint=None, headers=((odd, odd),)))
+    row = message_rows.pack_message(message(1, url=odd, queue=odd, endpoint=None, headers=((odd, odd),)))
     assert sums.checksum(row, b"body", 2**40, "h:1", odd, None) == GOLDEN
 
 

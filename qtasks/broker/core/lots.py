@@ -70,12 +70,12 @@ def parse(lot: str) -> Lot:
     return Lot(host, prefix, is_alone, lot.endswith(_CRASHED))
 
 
-def prefix_of(lot: str, message: Message) -> str | None:
-    """The URL prefix of a message that waits in `lot`; None for a message without an allowance for interruptions."""
-    if message.options.interrupted_for_ms is None:
+def prefix_of(lot: str, url: str, *, may_wait: bool) -> str | None:
+    """The URL prefix of a message to `url` that waits in `lot`; None without an allowance for interruptions."""
+    if not may_wait:
         return None
     host, prefix, _, _ = parse(lot)
-    return lot_of(message, host) if prefix is None else prefix
+    return _prefix_of(url, host) if prefix is None else prefix
 
 
 def alone_lot(prefix: str) -> str:

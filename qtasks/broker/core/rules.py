@@ -131,9 +131,8 @@ def evaluate(
 
     The wall time, which dates in a response are compared with, is `now_ms` plus `offset_ms`.
     """
-    if isinstance(outcome, Response) and 200 <= outcome.status < 300:
-        sign = Sign.NONE if message.options.interrupted_for_ms is None else Sign.ANSWERS
-        return Evaluation(Trigger.SUCCEED, sign=sign)
+    if (success := success_in(outcome, may_wait=message.options.interrupted_for_ms is not None)) is not None:
+        return success
     assessment = interruptions.assess(message, outcome, situation, now_ms=now_ms, offset_ms=offset_ms)
     error = outcome.error if isinstance(outcome, Failure) else _describe(outcome)
     if not assessment.counts:
@@ -152,6 +151,19 @@ def evaluate(
         cuts=0 if is_over else situation.cuts + assessment.is_cut,
         is_expired=assessment.is_expired,
     )
+
+
+_SUCCESS: Final = {
+    may_wait: Evaluation(Trigger.SUCCEED, sign=Sign.ANSWERS if may_wait else Sign.NONE) for may_wait in (False, True)
+}
+
+
+def success_in(outcome: Response | Failure, *, may_wait: bool) -> Evaluation | None:
+    """What `evaluate` decides for a 2xx; None for every other outcome, which takes the whole message to decide.
+
+    `may_wait`: the message has an allowance for interruptions.
+    """
+    return _SUCCESS[may_wait] if isinstance(outcome, Response) and 200 <= outcome.status < 300 else None
 
 
 def is_final(outcome: Response | Failure) -> bool:

@@ -10,6 +10,7 @@ from typing import Final, Generic, TypeVar
 
 from qtasks.broker.core import lots
 from qtasks.broker.core.interruptions import UNTROUBLED, Situation
+from qtasks.broker.core.message_rows import MessageRow, unpack_message
 from qtasks.broker.core.rules import Evaluation
 from qtasks.broker.ports import Failure
 from qtasks.protocol.messages import Headers, Message, Response, Schedule, SigningKeys, State
@@ -51,18 +52,36 @@ class Accepted:
     deduplicated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Claim:
-    """The right to make one attempt. Each claim of a message has a new `token`; only the newest one can settle it."""
+    """The right to make one attempt. Each claim of a message has a new `token`; only the newest one can settle it.
+
+    It never changes. It holds what is stored of the message: to make a `Message` takes longer than to claim one, and
+    an attempt that goes well needs few of its values.
+    """
 
     seq: int
     token: int
     lot: str
     """Where the message waits while it may not start; see `lots`."""
-    message: Message
+    row: MessageRow
+    body: bytes = field(repr=False)
+    flow_key: str | None = None
+    parent: int | None = None
+    """`seq` of the message that waits for this one, a callback."""
+    prefix: str | None = None
+    """The URL prefix that the message depends on; None for one without an allowance for interruptions."""
     situation: Situation = UNTROUBLED
     quiet: bool = False
     """True if the log has no entry for this attempt: an interruption of the message was logged a moment ago."""
+    _message: Message | None = field(default=None, init=False, repr=False)
+
+    @property
+    def message(self) -> Message:
+        """The message, made of its row on first use. The claim has seen that the row can be read."""
+        if self._message is None:
+            self._message = unpack_message(self.row, self.body)
+        return self._message
 
     @property
     def host(self) -> str:

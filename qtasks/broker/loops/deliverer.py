@@ -15,7 +15,8 @@ from dataclasses import replace
 from typing import Final, TypeVar
 
 from qtasks.broker import ids
-from qtasks.broker.core import interruptions, lots, message_builder, rules
+from qtasks.broker.core import interruptions, message_builder, rules
+from qtasks.broker.core.bundle_items import USER_AGENT
 from qtasks.broker.core.interruptions import Situation
 from qtasks.broker.core.values import Claim, ClaimBatch, Settled, Settlement
 from qtasks.broker.events import EventWatchers, MessageEvent
@@ -35,7 +36,6 @@ T = TypeVar("T")
 
 log = logging.getLogger("qtasks.broker")
 
-USER_AGENT: Final = "Upstash-QStash"
 CLAIM_BATCH: Final = 64
 """Messages that are claimed at once."""
 MAX_PREFIXES: Final = 4_096
@@ -222,7 +222,7 @@ class Deliverer:
 
     def _situation(self, claim: Claim, outcome: Response | Failure, started: float) -> Situation:
         """The situation of an attempt at its end: what its prefix has answered to others meanwhile counts."""
-        if (prefix := lots.prefix_of(claim.lot, claim.message)) is None:
+        if (prefix := claim.prefix) is None:
             return claim.situation
         answered = self._answered.get(prefix)
         if interruptions.has_dispatcher(outcome):

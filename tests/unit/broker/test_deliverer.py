@@ -13,9 +13,10 @@ import apsw
 import pytest
 
 from qtasks.broker.broker import Broker
+from qtasks.broker.core.bundle_items import USER_AGENT
 from qtasks.broker.core.values import AccountCredentials, DeadLetterCriteria, LogCriteria
 from qtasks.broker.events import EventWatchers, MessageEvent
-from qtasks.broker.loops.deliverer import USER_AGENT, Deliverer, signed_request
+from qtasks.broker.loops.deliverer import Deliverer, signed_request
 from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.ports import DeliveryRequest, Failure, Transport
 from qtasks.broker.settings import BrokerSettings, DeliveryLimits

@@ -33,20 +33,20 @@ def test_the_prefix_of_a_url_is_the_url_without_its_last_segment_and_its_query(u
     host = wire.host_of(url)
     assert lot_of(allowed, host) == lot
     assert lots.parse(lot) == Lot(host, lot, is_alone=False, is_crashed=False)
-    assert lots.prefix_of(lot, allowed) == lot
+    assert lots.prefix_of(lot, url, may_wait=True) == lot
 
 
 def test_a_plain_message_waits_by_host() -> None:
     plain = message(1, url="http://h:1/qtasks/add")
     assert lot_of(plain, "h:1", cuts=9) == "h:1"
     assert lots.parse("h:1") == Lot("h:1", None, is_alone=False, is_crashed=False)
-    assert lots.prefix_of("h:1", plain) is None
+    assert lots.prefix_of("h:1", plain.url, may_wait=False) is None
 
 
 def test_a_message_whose_allowance_is_used_up_waits_by_host_but_keeps_its_prefix() -> None:
     expired = message(1, url="http://h:1/qtasks/add", options=ALLOWED)
     assert lot_of(expired, "h:1", is_allowed=False) == "h:1"
-    assert lots.prefix_of("h:1", expired) == "h:1/qtasks/"
+    assert lots.prefix_of("h:1", expired.url, may_wait=True) == "h:1/qtasks/"
 
 
 @pytest.mark.parametrize("prefix", ["h:1/qtasks/", "h:1/"])
@@ -60,7 +60,7 @@ def test_a_message_that_was_cut_twice_waits_to_be_tried_alone(prefix: str) -> No
 def test_messages_that_the_broker_did_not_survive_wait_apart() -> None:
     lot = lots.crashed_lot("h:1")
     assert lots.parse(lot) == Lot("h:1", None, is_alone=False, is_crashed=True)
-    assert lots.prefix_of(lot, message(1, url="http://h:1/qtasks/add", options=ALLOWED)) == "h:1/qtasks/"
+    assert lots.prefix_of(lot, "http://h:1/qtasks/add", may_wait=True) == "h:1/qtasks/"
 
 
 def test_no_two_kinds_of_lot_are_ever_the_same() -> None:

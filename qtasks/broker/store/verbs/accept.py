@@ -8,13 +8,13 @@ from typing import Final, cast
 
 import apsw
 
-from qtasks.broker.core import lots, wall_times
+from qtasks.broker.core import lots, message_rows, wall_times
+from qtasks.broker.core.message_rows import MessageRow
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import Accepted, Publication
-from qtasks.broker.store.verbs import admission, broker_time, rows, sums
+from qtasks.broker.store.verbs import admission, broker_time, sums
 from qtasks.broker.store.verbs.log_entries import append_log
 from qtasks.broker.store.verbs.parking import parked
-from qtasks.broker.store.verbs.rows import MessageRow
 from qtasks.protocol.messages import DEDUPLICATION_WINDOW_MS, Message, State
 
 SHARED_FROM: Final = 1024
@@ -165,7 +165,7 @@ def _insert_rows(
     shared: int | None,
 ) -> None:
     message = publication.message
-    row = rows.pack_message(message)
+    row = message_rows.pack_message(message)
     flow = message.options.flow_control
     flow_key = None if flow is None else flow.key
     delayed = due_ms > now_ms

@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 
 import apsw
 
-from qtasks.broker.core import lots
+from qtasks.broker.core import lots, message_rows
 from qtasks.broker.core.interruptions import (
     NOTED_EVERY_MS,
     UNTROUBLED,
@@ -21,7 +21,7 @@ from qtasks.broker.core.interruptions import (
 from qtasks.broker.core.parked_lots import ParkedLots
 from qtasks.broker.core.rules import STARTABLE, TRANSITIONS, Stage, Transition, Trigger
 from qtasks.broker.core.values import Claim, ClaimBatch, Rooms
-from qtasks.broker.store.verbs import admission, rows, stored, sums
+from qtasks.broker.store.verbs import admission, stored, sums
 from qtasks.broker.store.verbs.damage import quarantine
 from qtasks.broker.store.verbs.end_callbacks import report_end_of
 from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_log, change_stage
@@ -29,7 +29,7 @@ from qtasks.broker.store.verbs.parking import parked
 from qtasks.broker.store.verbs.parking.lot_rooms import LotRooms
 from qtasks.broker.store.verbs.rows import fetch
 from qtasks.broker.store.verbs.stored import Fault, StoredMessage
-from qtasks.protocol.messages import Message, State
+from qtasks.protocol.messages import State
 
 SCAN_LIMIT: Final = 512
 """Messages that one claim reads at most. It moves those that may not start out of the way of later claims."""
@@ -232,9 +232,7 @@ class _Claims:
             error = CRASH_LOOP.format(candidate.open_claims)
             self._fail_unsent(seq, account, TRANSITIONS[stage, Trigger.CRASH_LOOP], error)
             return
-        try:
-            message = rows.unpack_message(row, candidate.body)
-        except ValueError:  # its checksum is right, but this release cannot read it
+        if not message_rows.is_readable(row):  # its checksum is right, but this release cannot read it
             self._set_aside(candidate, Fault.CONTENT)
             return
         token = candidate.claim_token + 1
@@ -248,11 +246,24 @@ class _Claims:
         if not quiet:
             append_log(self._db, seq, account, self._now_ms, State.ACTIVE)
         self._rooms.start(candidate.lot)
-        self.claims.append(Claim(seq, token, candidate.lot, message, self._situation(candidate, message), quiet))
+        prefix = lots.prefix_of(candidate.lot, row.url, may_wait=row.interrupted_for_ms is not None)
+        self.claims.append(
+            Claim(
+                seq,
+                token,
+                candidate.lot,
+                row,
+                candidate.body,
+                candidate.flow_key,
+                candidate.parent,
+                prefix,
+                self._situation(candidate, prefix),
+                quiet,
+            )
+        )
 
-    def _situation(self, candidate: StoredMessage, message: Message) -> Situation:
+    def _situation(self, candidate: StoredMessage, prefix: str | None) -> Situation:
         since_ms = candidate.interrupted_since_ms
-        prefix = lots.prefix_of(candidate.lot, message)
         if prefix is None:
             return UNTROUBLED if since_ms is None else Situation(since_ms=since_ms)
         state = self._rooms.prefix(prefix)

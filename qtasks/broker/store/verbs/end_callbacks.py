@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import apsw
 
+from qtasks.broker.core import message_rows
 from qtasks.broker.core.message_builder import end_callback_of
 from qtasks.broker.core.values import Publication
 from qtasks.broker.ports import Failure
-from qtasks.broker.store.verbs import broker_time, rows, stored
+from qtasks.broker.store.verbs import broker_time, stored
 from qtasks.broker.store.verbs.accept import insert
 from qtasks.protocol import wire
 from qtasks.protocol.messages import Message, Response, State
@@ -55,5 +56,5 @@ def report_end_of(
     message = stored.identity(db, seq)
     if message is None:
         return ()
-    ended = rows.shown_message(message.message, b"")
+    ended = message_rows.shown_message(message.message, b"")
     return report_end(db, ended, state, None, error=error, dead_letter_id=dead_letter_id, now_ms=now_ms)

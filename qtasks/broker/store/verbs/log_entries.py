@@ -7,9 +7,9 @@ from typing import Final
 
 import apsw
 
+from qtasks.broker.core import message_rows
 from qtasks.broker.core.rules import TRANSITIONS, Stage, Trigger
 from qtasks.broker.ports import Failure
-from qtasks.broker.store.verbs import rows
 from qtasks.protocol.messages import Response, State
 
 KEPT_WHOLE: Final = 1024
@@ -61,7 +61,7 @@ def append_log(
             error,
             next_ms,
             response.status,
-            rows.pack_headers(response.headers),
+            message_rows.pack_headers(response.headers),
             response.body,
         ),
     )
@@ -78,7 +78,7 @@ def cut_answer(db: apsw.Connection, n: int) -> None:
 
 def shortened(response: Response) -> Response:
     """`response` as `cut_answer` leaves it in the log; the same if it is not longer than `KEPT_WHOLE`."""
-    size = len(response.body) + len(rows.pack_headers(response.headers))
+    size = len(response.body) + len(message_rows.pack_headers(response.headers))
     if size <= KEPT_WHOLE:
         return response
     return replace(response, headers=(), body=_cut(response.body, size))
@@ -106,7 +106,7 @@ def add_dead_letter(
             seq,
             error,
             0 if response is None else response.status,
-            None if response is None else rows.pack_headers(response.headers),
+            None if response is None else message_rows.pack_headers(response.headers),
             None if response is None else response.body,
         ),
     )

@@ -8,11 +8,12 @@ from typing import Any, Final, NamedTuple, cast
 import apsw
 import orjson
 
+from qtasks.broker.core.message_rows import pack_headers, unpack_options
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import Firing
 from qtasks.broker.store.verbs import broker_time
 from qtasks.broker.store.verbs.accept import insert
-from qtasks.broker.store.verbs.rows import fetch, pack_headers, unpack_options
+from qtasks.broker.store.verbs.rows import fetch
 from qtasks.protocol import wire
 from qtasks.protocol.messages import PublishOptions, Redaction, RunState, Schedule
 

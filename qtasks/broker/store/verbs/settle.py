@@ -123,7 +123,7 @@ def _note_sign(db: apsw.Connection, settlement: Settlement, now_ms: int) -> int 
     that takes no more.
     """
     claim, evaluation, situation = settlement.claim, settlement.evaluation, settlement.claim.situation
-    if evaluation.sign is Sign.NONE or (prefix := lots.prefix_of(claim.lot, claim.message)) is None:
+    if evaluation.sign is Sign.NONE or (prefix := claim.prefix) is None:
         return None
     if evaluation.sign is Sign.REFUSES:
         is_probe = situation.is_probe and not evaluation.is_expired

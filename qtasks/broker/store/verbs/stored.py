@@ -8,10 +8,10 @@ from typing import Any, Final, NamedTuple
 
 import apsw
 
-from qtasks.broker.core import lots
+from qtasks.broker.core import lots, message_rows
+from qtasks.broker.core.message_rows import MessageRow
 from qtasks.broker.core.rules import FINAL, Stage
 from qtasks.broker.store.verbs import rows, sums
-from qtasks.broker.store.verbs.rows import MessageRow
 from qtasks.protocol.messages import Message
 
 
@@ -93,8 +93,8 @@ class StoredMessage(NamedTuple):
 
     def unpacked(self) -> Message:
         """The message; if its content is damaged, it says so."""
-        message = rows.shown_message(self.message, self.body)
-        return message if message.damaged or self.has_sound_content() else rows.marked_damaged(message)
+        message = message_rows.shown_message(self.message, self.body)
+        return message if message.damaged or self.has_sound_content() else message_rows.marked_damaged(message)
 
 
 _OWN: Final = len(StoredMessage._fields) - 1
@@ -105,7 +105,7 @@ _BODY: Final = "(SELECT b.body FROM bodies b WHERE b.seq = m.seq)"
 def _select(body: str) -> str:
     """A query on ``messages m``; `body` is an expression, because a join would take ten times as long for one row."""
     numbers = ", ".join(f"m.{name}" for name in StoredMessage._fields[: _OWN - 2])
-    return f"SELECT {numbers}, {sums.STATE_IS_SOUND}, {body}, {rows.MESSAGE_COLUMNS} FROM messages m"
+    return f"SELECT {numbers}, {sums.STATE_IS_SOUND}, {body}, {message_rows.MESSAGE_COLUMNS} FROM messages m"
 
 
 SELECT: Final = _select(_BODY)

@@ -17,7 +17,7 @@ from typing import Final
 
 import orjson
 
-from qtasks.broker.store.verbs.rows import MessageRow
+from qtasks.broker.core.message_rows import MessageRow
 
 _VERSION: Final = 2
 _IDENTITY_BITS: Final = 24

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import apsw
 
+from qtasks.broker.core import message_rows
 from qtasks.broker.core.values import DeliveryEndpoint, UrlGroupState
-from qtasks.broker.store.verbs import rows
 from qtasks.broker.store.verbs.rows import fetch
 from qtasks.protocol.messages import Headers
 
@@ -60,7 +60,7 @@ def set_group_headers(db: apsw.Connection, account: int, name: str, headers: Hea
     """Replace the default headers of publishes to the group; False if the group does not exist."""
     row = db.execute(
         "UPDATE url_groups SET headers = ?, updated_ms = ? WHERE account = ? AND name = ? RETURNING 1",
-        (rows.pack_headers(headers), now_ms, account, name),
+        (message_rows.pack_headers(headers), now_ms, account, name),
     ).get
     return row is not None
 
@@ -126,5 +126,5 @@ def _write(db: apsw.Connection, account: int, name: str, endpoints: Sequence[Del
 def _group(db: apsw.Connection, account: int, row: tuple[Any, ...]) -> UrlGroupState:
     name, headers, created_ms, updated_ms = row
     return UrlGroupState(
-        name, tuple(_endpoints(db, account, name)), rows.unpack_headers(headers), created_ms, updated_ms
+        name, tuple(_endpoints(db, account, name)), message_rows.unpack_headers(headers), created_ms, updated_ms
     )

@@ -14,11 +14,13 @@ from typing import Any, Final, TypeVar
 
 import apsw
 
+from qtasks.broker.core import message_rows
+from qtasks.broker.core.message_rows import MessageRow
 from qtasks.broker.core.rules import TRANSITIONS, Stage, Trigger
 from qtasks.broker.store.verbs import admission, rows, stored, sums
 from qtasks.broker.store.verbs.end_callbacks import report_end_of
 from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_log
-from qtasks.broker.store.verbs.rows import MessageRow, change, fetch
+from qtasks.broker.store.verbs.rows import change, fetch
 from qtasks.broker.store.verbs.stored import Fault, StoredMessage
 from qtasks.protocol.messages import State
 
@@ -122,7 +124,7 @@ def _owner(db: apsw.Connection, message: StoredMessage) -> int:
 
 def _rewrite(db: apsw.Connection, message: StoredMessage, stage: Stage, finished_ms: int) -> None:
     """End a message. Its values stay where they can be read, and its checksum shows that they are damaged."""
-    row = rows.readable(message.message)
+    row = message_rows.readable(message.message)
     values: dict[str, Any] = {
         **row._asdict(),
         **_AT_REST,

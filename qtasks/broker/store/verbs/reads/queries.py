@@ -8,6 +8,7 @@ from typing import Final, TypeVar, cast
 
 import apsw
 
+from qtasks.broker.core import message_rows
 from qtasks.broker.core.values import DeadLetterCriteria, LogCriteria, MessageCriteria, Page
 from qtasks.broker.store.verbs import rows, stored
 from qtasks.broker.store.verbs.reads import filters
@@ -22,7 +23,7 @@ PAGE_BYTES: Final = 8 * 1024 * 1024
 _FROM_LOG: Final = "FROM log l JOIN messages m USING (seq)"
 _LOG_ENTRY: Final = (
     "SELECT l.n, l.time_ms, l.state, l.error, l.next_ms, l.response_status, l.response_head, l.response_body, b.body, "
-    f"{rows.MESSAGE_COLUMNS} {_FROM_LOG} LEFT JOIN bodies b USING (seq) WHERE l.n = ?"
+    f"{message_rows.MESSAGE_COLUMNS} {_FROM_LOG} LEFT JOIN bodies b USING (seq) WHERE l.n = ?"
 )
 _FROM_DEAD_LETTERS: Final = "FROM dead_letters d JOIN messages m USING (seq)"
 _DEAD_LETTER: Final = (
