@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from functools import lru_cache
 from typing import Final
 
 from qtasks.protocol.messages import SigningKeys
@@ -31,7 +32,12 @@ def letters(data: bytes) -> str:
 
 def message_id(random: Random, now_ms: int) -> str:
     """``msg_``, the time (so that new ids are neighbours in the index), and 22 random letters: over 128 bits."""
-    return "msg_" + base58(now_ms.to_bytes(6), 8) + letters(random.token(22))
+    return _time_part(now_ms) + letters(random.token(22))
+
+
+@lru_cache(maxsize=16)
+def _time_part(now_ms: int) -> str:
+    return "msg_" + base58(now_ms.to_bytes(6), 8)
 
 
 def schedule_id(random: Random) -> str:

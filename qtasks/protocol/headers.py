@@ -17,6 +17,9 @@ MAX_FORWARDED = 64
 MAX_FORWARDED_BYTES = 16 * 1024
 """Names and values of the forwarded headers together."""
 
+SHORT_NAME = 128
+"""Characters of a name whose reading is kept in memory, at most: a batch can carry names of megabytes."""
+
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[\t\x20-\x7e]*")
 
@@ -79,12 +82,18 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-@lru_cache(maxsize=4096)
 def canonical_name(name: str) -> str:
     """A header name as Go's servers write it: ``my-header`` becomes ``My-Header``; an invalid name is kept."""
+    return _kept_canonical(name) if len(name) <= SHORT_NAME else _canonical(name)
+
+
+def _canonical(name: str) -> str:
     if not is_name(name):
         return name
     return "-".join(part[:1].upper() + part[1:].lower() for part in name.split("-"))
+
+
+_kept_canonical = lru_cache(maxsize=4096)(_canonical)
 
 
 def check_forwarded(lines: Iterable[tuple[str, str]]) -> Headers:

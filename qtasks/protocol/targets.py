@@ -19,6 +19,9 @@ from qtasks.protocol.headers import WireError
 MAX_URL = 4096
 """Characters of a destination URL; a longer one is answered 414."""
 
+_SHORT = 512
+"""Characters of a destination whose reading is kept in memory, at most."""
+
 INVALID_SCHEME = "invalid destination url: endpoint has invalid scheme, add http:// or https://"
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -57,6 +60,11 @@ def split_target(raw: str) -> Target:
     turns ``https://host`` into ``https:/host``: that is read as it was meant. Raises WireError for a value that is not
     UTF-8.
     """
+    # Those with a query may have a token in it, which is not kept.
+    return _kept_target(raw) if len(raw) <= _SHORT and "?" not in raw else _target(raw)
+
+
+def _target(raw: str) -> Target:
     base, mark, query = raw.partition("?")
     base = _MERGED_SLASHES.sub(r"\1/", base, count=1) if _MERGED_SLASHES.match(base) else base
     kept: list[str] = []
@@ -75,6 +83,9 @@ def split_target(raw: str) -> Target:
     if _is_name(base.removeprefix("api/")) or (not own and (configuration or token is not None)):
         mark = own = ""
     return Target(base + mark + own, tuple(configuration), token)
+
+
+_kept_target = lru_cache(maxsize=1024)(_target)
 
 
 def _decoded(name: str, value: str) -> str:
@@ -140,6 +151,10 @@ def origin_of(url: str) -> str:
 
 
 def _parsed(text: str) -> _Parts:
+    return _kept_parts(text) if len(text) <= _SHORT else _parse(text)
+
+
+def _parse(text: str) -> _Parts:
     if len(text) > MAX_URL:
         raise WireError(f"destination url too long: {len(text)} > {MAX_URL}", status=414)
     if not _SCHEME.match(text):
@@ -155,6 +170,9 @@ def _parsed(text: str) -> _Parts:
     _check_host(host)
     port = {"http": 80, "https": 443}[parts["scheme"].lower()] if parts["port"] is None else _port(parts["port"])
     return _Parts(host, port)
+
+
+_kept_parts = lru_cache(maxsize=1024)(_parse)
 
 
 def _port(text: str) -> int:

@@ -1,28 +1,40 @@
-"""The options of a message as headers: one table, whose rows are used for reading and writing (docs/protocol.md 3).
+"""The options of a message as headers: `option_table` is used for reading and for writing (docs/protocol.md 3).
 
 `write` is what a client sends, `read` what the broker understands; a callback's options use the same rows under
-``Upstash-Callback-`` and ``Upstash-Failure-Callback-``. Reading validates: a value that is accepted here can be carried
-out later. Destinations are in `targets`, header lines in `headers`; this module exports both as well.
+``Upstash-Callback-`` and ``Upstash-Failure-Callback-``. Destinations are in `targets`, header lines in `headers`. This
+module exports all of them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import Enum, auto
 from functools import lru_cache
 from typing import Any
 
-from qtasks.protocol import durations, expressions
-from qtasks.protocol.headers import BROKER_OWNED, PER_CONNECTION, WireError, canonical_name, check_forwarded, is_name
-from qtasks.protocol.messages import (
-    MAX_DELAY_MS,
-    MAX_RETRIES,
-    MAX_TIMEOUT_MS,
-    FlowControl,
-    Headers,
-    PublishOptions,
-    Redaction,
+from qtasks.protocol.headers import (
+    BROKER_OWNED,
+    PER_CONNECTION,
+    SHORT_NAME,
+    WireError,
+    canonical_name,
+    check_forwarded,
+    is_name,
+)
+from qtasks.protocol.messages import FlowControl, Headers, PublishOptions
+from qtasks.protocol.option_table import (
+    FIELDS,
+    MAX_LIMIT,
+    MAX_NOT_BEFORE_S,
+    MAX_PERIOD_MS,
+    MAX_TEXT,
+    OPTION_NAMES,
+    OWN_HEADERS,
+    Field,
+    OverLimitError,
+    read_limits,
+    write_limits,
 )
 from qtasks.protocol.targets import (
     INVALID_SCHEME,
@@ -37,6 +49,10 @@ from qtasks.protocol.targets import (
 __all__ = [
     "FIELDS",
     "INVALID_SCHEME",
+    "MAX_LIMIT",
+    "MAX_NOT_BEFORE_S",
+    "MAX_PERIOD_MS",
+    "MAX_TEXT",
     "OPTION_NAMES",
     "Field",
     "Target",
@@ -55,53 +71,14 @@ __all__ = [
 MAX_LINES = 256
 """Largest number of header lines of one request or batch item."""
 
-MAX_TEXT = 512
-"""Characters of a free text: label, flow-control key, deduplication id, cron expression, content type."""
-
-MAX_LABELS = 64
-MAX_NOT_BEFORE_S = 253_402_300_799
-"""The last second of the year 9999."""
-
-MAX_LIMIT = 2**31 - 1
-"""Largest flow-control rate and parallelism."""
-
-MAX_PERIOD_MS = 7 * 24 * 60 * 60 * 1000
 CALLBACK_DEPTH = 2
 """A callback may have a failure callback of its own; more has no use and would recurse as deep as a header is long."""
 
+_SHORT_SET = 2048
+"""Characters of the option lines of one message whose reading is kept, at most."""
+
 _TOP = "Upstash-"
-_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_DIGITS = re.compile(r"[0-9]{1,19}")
-_CALL_ID = re.compile(r"[!-~]{1,128}")
-_REDACTED_HEADER = re.compile(r"headers?\[\s*([^\[\]\s]+)\s*\]", re.IGNORECASE)
-_BOOL = "true or false"
-_URL = "an absolute http or https URL"
-_DURATION = 'a duration such as "30s", "10m" or "1d2h"'
-_FLOW_CONTROL_FORM = (
-    "Upstash-Flow-Control-Value should be either rate=X or parallelism=Y, or both as comma-separated values"
-)
-
-
-class _OverLimitError(ValueError):
-    """A value that is well-formed but more than this service allows: status 412."""
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One row: an attribute of `PublishOptions`, its header, and how its value is written and read.
-
-    `read` raises ValueError (the header's name and `form` are added) or WireError (the text is complete). A `listed`
-    header may be given several times. A row that is not `nested` has no meaning for a callback.
-    """
-
-    name: str
-    header: str
-    write: Callable[[Any], str]
-    read: Callable[[str], object]
-    form: str
-    listed: bool = False
-    nested: bool = True
 
 
 def write(options: PublishOptions) -> Headers:
@@ -119,16 +96,48 @@ def read(
     A name found in the headers hides the same name in the query, and either hides the default. Other headers are
     ignored, unless ``Upstash-Header-Forward`` asks for all. Raises WireError for the first value that cannot be used.
     """
-    request = tuple([(canonical_name(name), value) for name, value in headers])
-    lines = _merge(_merge(request, query), defaults)
+    lines = headers if isinstance(headers, tuple) else tuple(headers)
+    if query or defaults:
+        return _read_all(lines, query, defaults)
     if len(lines) > MAX_LINES:
-        raise WireError(f"too many headers: {len(lines)} > {MAX_LINES}", status=431)
-    option_lines = [(name, value) for name, value in lines if name == "Content-Type" or _is_option_name(name)]
-    return _read(option_lines, _TOP, CALLBACK_DEPTH, request)
+        raise _too_many(len(lines))
+    shared: list[tuple[str, str]] = []
+    own: dict[str, list[str]] = {}
+    size = 0
+    for spelling, value in lines:
+        name, part = _kept_place(spelling) if len(spelling) <= SHORT_NAME else _place(spelling)
+        if part is _Part.OPTION:
+            shared.append((name, value))
+            size += len(name) + len(value)
+        elif part is _Part.OF_ONE:
+            own.setdefault(name, []).append(value)
+        elif part is _Part.OF_ALL:
+            return _read_all(lines, (), ())
+    given = _kept_options(tuple(shared)) if size <= _SHORT_SET else _options(tuple(shared))
+    if own:
+        of_one = {row.name: _read_field(row, row.header, own[row.header]) for row in _OF_ONE if row.header in own}
+        given = {**given, **of_one}
+    return PublishOptions(**given)
+
+
+def _read_all(lines: Headers, query: Iterable[tuple[str, str]], defaults: Iterable[tuple[str, str]]) -> PublishOptions:
+    """`read`, also for headers that are merged with others, or forwarded as they are."""
+    request = tuple([(canonical_name(name), value) for name, value in lines])
+    merged = _merge(_merge(request, query), defaults)
+    if len(merged) > MAX_LINES:
+        raise _too_many(len(merged))
+    options = [(name, value) for name, value in merged if _place(name)[1] is not _Part.OTHER]
+    return PublishOptions(**_read(options, _TOP, CALLBACK_DEPTH, request))
+
+
+def _too_many(count: int) -> WireError:
+    return WireError(f"too many headers: {count} > {MAX_LINES}", status=431)
 
 
 def delivery_headers(options: PublishOptions) -> Headers:
     """Headers for the destination, without the broker's own; a forwarded ``Content-Type`` replaces the plain one."""
+    if not options.forward:
+        return () if options.content_type is None else (("Content-Type", options.content_type),)
     if options.content_type is None or any(name == "Content-Type" for name, _ in options.forward):
         return options.forward
     return (("Content-Type", options.content_type), *options.forward)
@@ -142,15 +151,50 @@ def _merge(first: Headers, second: Iterable[tuple[str, str]]) -> Headers:
     return first + tuple((name, value) for name, value in canonical if name not in names)
 
 
-@lru_cache(maxsize=4096)
-def _is_option_name(name: str) -> bool:
-    if name in OWN_HEADERS:
-        return True
+class _Part(Enum):
+    """What a header line says."""
+
+    OTHER = auto()
+    """Nothing about options."""
+    OF_ONE = auto()
+    """An option that is different for each message of a task."""
+    OF_ALL = auto()
+    """That the headers of the request itself are forwarded."""
+    OPTION = auto()
+    """Another option."""
+
+
+_OF_ONE = tuple(row for row in FIELDS if row.name in {"call_id", "deduplication_id"})
+_PARTS = {
+    "Content-Type": _Part.OPTION,
+    **dict.fromkeys(OWN_HEADERS, _Part.OPTION),
+    **{row.header: _Part.OF_ONE for row in _OF_ONE},
+    "Upstash-Header-Forward": _Part.OF_ALL,
+}
+
+
+def _place(spelling: str) -> tuple[str, _Part]:
+    """The canonical name of a header line, and what the line says."""
+    name = canonical_name(spelling)
+    if (part := _PARTS.get(name)) is not None:
+        return name, part
     if name[: len(_TOP)].lower() != _TOP.lower():
-        return False
+        return name, _Part.OTHER
     if not is_name(name):  # only a batch item, being JSON, can carry one
         raise WireError(f"invalid header name {name[:64]!r}")
-    return True
+    return name, _Part.OPTION
+
+
+_kept_place = lru_cache(maxsize=4096)(_place)
+
+
+def _options(lines: Headers) -> Mapping[str, Any]:
+    """The options in `lines`, by attribute."""
+    return _read(lines, _TOP, CALLBACK_DEPTH, ())
+
+
+_kept_options = lru_cache(maxsize=512)(_options)
+"""The messages of a task have equal lines, apart from those with their ids: these are read once for all of them."""
 
 
 def _lines(options: PublishOptions, prefix: str) -> Iterator[tuple[str, str]]:
@@ -162,7 +206,7 @@ def _lines(options: PublishOptions, prefix: str) -> Iterator[tuple[str, str]]:
         yield f"{prefix}Forward-{name}", value
     if options.flow_control is not None:
         yield f"{prefix}Flow-Control-Key", options.flow_control.key
-        yield f"{prefix}Flow-Control-Value", _write_limits(options.flow_control)
+        yield f"{prefix}Flow-Control-Value", write_limits(options.flow_control)
     if options.callback is not None and options.callback_options is not None:
         yield from _lines(options.callback_options, f"{prefix}Callback-")
     if options.failure_callback is not None and options.failure_callback_options is not None:
@@ -173,8 +217,11 @@ def _named(header: str, prefix: str) -> str:
     return header if prefix == _TOP else prefix + header.removeprefix(_TOP)
 
 
-def _read(lines: list[tuple[str, str]], prefix: str, depth: int, request: Headers) -> PublishOptions:
-    """Options under `prefix`; `depth` is how many levels of callbacks may follow, `request` what may be forwarded."""
+def _read(lines: Sequence[tuple[str, str]], prefix: str, depth: int, request: Headers) -> dict[str, Any]:
+    """Options under `prefix`, by attribute.
+
+    `depth` is how many levels of callbacks may follow, `request` what may be forwarded.
+    """
     values: dict[str, list[str]] = {}
     for name, value in lines:
         values.setdefault(name, []).append(value)
@@ -192,7 +239,7 @@ def _read(lines: list[tuple[str, str]], prefix: str, depth: int, request: Header
         if options.get(kind) is not None:
             nested = f"{prefix}{'Failure-' * (kind == 'failure_callback')}Callback-"
             options[f"{kind}_options"] = _read_nested(lines, nested, depth)
-    return PublishOptions(**options)
+    return options
 
 
 @lru_cache
@@ -201,13 +248,13 @@ def _rows(prefix: str) -> Mapping[str, Field]:
     return {_named(row.header, prefix): row for row in FIELDS if row.nested or prefix == _TOP}
 
 
-def _read_nested(lines: list[tuple[str, str]], prefix: str, depth: int) -> PublishOptions | None:
+def _read_nested(lines: Sequence[tuple[str, str]], prefix: str, depth: int) -> PublishOptions | None:
     own = [(name, value) for name, value in lines if name.startswith(prefix)]
     if not own:
         return None
     if depth == 0:
         raise WireError(f"{own[0][0][:64]}: callbacks of callbacks nest too deeply")
-    options = _read(own, prefix, depth - 1, ())
+    options = PublishOptions(**_read(own, prefix, depth - 1, ()))
     return None if options == PublishOptions() else options
 
 
@@ -218,7 +265,7 @@ def _read_field(row: Field, header: str, texts: list[str]) -> object:
     except WireError:
         raise
     except ValueError as error:
-        status = 412 if isinstance(error, _OverLimitError) else 400
+        status = 412 if isinstance(error, OverLimitError) else 400
         raise WireError(f"{header}: {error}; expected {row.form}", status=status) from None
 
 
@@ -250,212 +297,4 @@ def _read_flow_control(values: dict[str, list[str]], prefix: str) -> FlowControl
     key, limits = (_checked(name, value) for name, value in present)
     if not 1 <= len(key) <= MAX_TEXT:
         raise WireError(f"{names[0]} must have 1 to {MAX_TEXT} characters, not {len(key)}")
-    return _read_limits(key, limits)
-
-
-def _read_limits(key: str, text: str) -> FlowControl:
-    """``parallelism=5, rate=10, period=1m`` in any order (docs/protocol.md 3.3)."""
-    numbers: dict[str, int] = {}
-    for part in text.split(","):
-        name, mark, value = (piece.strip(" \t") for piece in part.partition("="))
-        if not mark or name not in {"parallelism", "rate", "period"} or name in numbers:
-            raise WireError(_FLOW_CONTROL_FORM)
-        try:
-            numbers[name] = _read_period(value) if name == "period" else _read_number(value, 1, MAX_LIMIT)
-        except ValueError as error:
-            raise WireError(f"{_FLOW_CONTROL_FORM}: {name}: {error}") from None
-    if numbers.keys() == {"period"}:
-        raise WireError(_FLOW_CONTROL_FORM)
-    return FlowControl(key, numbers.get("parallelism"), numbers.get("rate"), numbers.get("period", 1))
-
-
-def _read_period(text: str) -> int:
-    ms = durations.parse(text)
-    if ms % 1000 or not 1000 <= ms <= MAX_PERIOD_MS:
-        raise ValueError("a period is a whole number of seconds from 1s to 7d")
-    return ms // 1000
-
-
-def _write_limits(flow: FlowControl) -> str:
-    limits = [("parallelism", flow.parallelism), ("rate", flow.rate)]
-    parts = [f"{name}={number}" for name, number in limits if number is not None]
-    if flow.period_s != 1:
-        parts.append(f"period={durations.format(flow.period_s * 1000)}")
-    return ", ".join(parts)
-
-
-def _read_number(text: str, low: int = 0, high: int = 2**63 - 1) -> int:
-    """Only ASCII digits are allowed: `int` would also accept signs, underscores and the digits of any script."""
-    if not _DIGITS.fullmatch(text):
-        shown = text[:32].encode("unicode_escape").decode("ascii")
-        raise ValueError(f'"{shown}" is not a whole number')
-    if not low <= int(text) <= high:
-        raise ValueError(f"{text} is not from {low} to {high}")
-    return int(text)
-
-
-def _read_method(text: str) -> str:
-    if (method := text.upper()) not in _METHODS or not text.isascii():
-        raise ValueError(f"unknown method {text[:16]!r}")
-    return method
-
-
-def _read_bool(text: str) -> bool:
-    """Accepts what Go's ``ParseBool`` accepts, in upper or lower case, because Python's clients send ``True``."""
-    lowered = text.lower()
-    if lowered not in {"1", "t", "true", "0", "f", "false"}:
-        raise ValueError(f"{text[:16]!r} is not a boolean")
-    return lowered in {"1", "t", "true"}
-
-
-def _write_bool(value: bool) -> str:
-    return "true" if value else "false"
-
-
-def _read_delay(text: str) -> int:
-    ms = durations.parse(text)
-    if ms > MAX_DELAY_MS:
-        raise ValueError(f"{text} is longer than the maximum of {MAX_DELAY_MS // 86_400_000}d")
-    return ms
-
-
-def _read_timeout(text: str) -> int:
-    ms = durations.parse(text)
-    if ms == 0:
-        raise ValueError("a timeout of 0 would let no delivery succeed")
-    if ms > MAX_TIMEOUT_MS:
-        raise ValueError(f"{text} is longer than the maximum of {durations.format(MAX_TIMEOUT_MS)}")
-    return ms
-
-
-def _read_retries(text: str) -> int:
-    number = _read_number(text)
-    if number > MAX_RETRIES:
-        raise _OverLimitError(f"{number} exceeds the maximum of {MAX_RETRIES} retries")
-    return number
-
-
-def _read_not_before(text: str) -> int:
-    number = _read_number(text)
-    if number > MAX_NOT_BEFORE_S:
-        raise ValueError(f"{number} is beyond the year 9999 (are these milliseconds?)")
-    return number
-
-
-def _read_retry_delay(text: str) -> str:
-    return expressions.parse(text).text
-
-
-def _read_deduplication_id(text: str) -> str:
-    if ":" in text:
-        raise WireError("DeduplicationId cannot contain ':'")
-    return _read_ascii(text)
-
-
-def _read_ascii(text: str) -> str:
-    if not text.isascii():
-        raise ValueError("a character is not ASCII")
-    return _read_text(text)
-
-
-def _read_text(text: str) -> str:
-    if not 1 <= len(text) <= MAX_TEXT:
-        raise ValueError(f"{len(text)} characters")
-    return text
-
-
-def _read_content_type(text: str) -> str | None:
-    return _read_ascii(text) if text else None
-
-
-def _read_labels(text: str) -> tuple[str, ...]:
-    labels = tuple(label for part in text.split(",") if (label := part.strip()))
-    if len(labels) > MAX_LABELS:
-        raise ValueError(f"{len(labels)} labels")
-    for label in labels:
-        _read_text(label)
-    return labels
-
-
-def _read_redaction(text: str) -> Redaction:
-    body = all_headers = False
-    names: list[str] = []
-    for item in (part.strip() for part in text.split(",")):
-        if item.lower() == "body":
-            body = True
-        elif item.lower() in {"header", "headers"}:
-            all_headers = True
-        elif match := _REDACTED_HEADER.fullmatch(item):
-            names.append(canonical_name(match[1]))
-        else:
-            raise ValueError(f"{item[:64]!r} cannot be redacted")
-    return Redaction(body, all_headers, tuple(dict.fromkeys(names)))
-
-
-def _write_redaction(redaction: Redaction) -> str:
-    parts = ["body"] * redaction.body + ["header"] * redaction.all_headers
-    return ",".join(parts + [f"header[{name}]" for name in redaction.headers])
-
-
-def _read_call_id(text: str) -> str:
-    if not _CALL_ID.fullmatch(text):
-        raise ValueError(f"{text[:32]!r} is not a call id")
-    return text
-
-
-def _read_cron(text: str) -> str:
-    if not text:
-        raise WireError("Invalid cron expression empty spec string")
-    return _read_text(text)
-
-
-def _read_url(text: str) -> str:
-    try:
-        check_url(text)
-    except WireError as error:
-        raise ValueError(error) from None  # the header that holds it is at fault, not the request's own URL
-    return text
-
-
-FIELDS = (
-    Field("method", "Upstash-Method", str, _read_method, "GET, POST, PUT, PATCH or DELETE"),
-    Field("content_type", "Content-Type", str, _read_content_type, f"at most {MAX_TEXT} characters", nested=False),
-    Field("forward_all", "Upstash-Header-Forward", _write_bool, _read_bool, _BOOL, nested=False),
-    Field("delay_ms", "Upstash-Delay", durations.format, _read_delay, _DURATION),
-    Field("not_before_s", "Upstash-Not-Before", str, _read_not_before, "Unix time in whole seconds"),
-    Field("retries", "Upstash-Retries", str, _read_retries, f"an integer from 0 to {MAX_RETRIES}"),
-    Field("retry_delay", "Upstash-Retry-Delay", str, _read_retry_delay, 'milliseconds such as "1000 * (1 + retried)"'),
-    Field("timeout_ms", "Upstash-Timeout", durations.format, _read_timeout, _DURATION),
-    Field(
-        "deduplication_id",
-        "Upstash-Deduplication-Id",
-        str,
-        _read_deduplication_id,
-        f"1 to {MAX_TEXT} ASCII characters without a colon",
-    ),
-    Field("content_based_deduplication", "Upstash-Content-Based-Deduplication", _write_bool, _read_bool, _BOOL),
-    Field("callback", "Upstash-Callback", str, _read_url, _URL),
-    Field("failure_callback", "Upstash-Failure-Callback", str, _read_url, _URL),
-    Field("labels", "Upstash-Label", ",".join, _read_labels, f"up to {MAX_LABELS}, comma-separated", listed=True),
-    Field(
-        "redact",
-        "Upstash-Redact-Fields",
-        _write_redaction,
-        _read_redaction,
-        "body, header or header[Name], comma-separated",
-        listed=True,
-    ),
-    Field("cron", "Upstash-Cron", str, _read_cron, f"at most {MAX_TEXT} characters", nested=False),
-    Field("schedule_id", "Upstash-Schedule-Id", str, lambda text: check_name(text, "schedule id"), "", nested=False),
-    Field("queue", "Upstash-Queue-Name", str, lambda text: check_name(text, "queue name"), "", nested=False),
-    Field("call_id", "Qtasks-Call-Id", str, _read_call_id, "1 to 128 visible ASCII characters", nested=False),
-    Field("end_callback", "Qtasks-End-Callback", str, _read_url, _URL),
-    Field("interrupted_for_ms", "Qtasks-Interrupted-For", durations.format, _read_delay, _DURATION),
-)
-"""The table. Forwarded headers, flow control (two headers) and nested options have their own readers above."""
-
-OWN_HEADERS = frozenset(field.header for field in FIELDS if field.header.startswith("Qtasks-"))
-"""The options that this broker has in addition; the hosted service ignores their headers (docs/compatibility.md)."""
-
-OPTION_NAMES = tuple(field.name for field in fields(PublishOptions))
-"""Every attribute of `PublishOptions`."""
+    return read_limits(key, limits)

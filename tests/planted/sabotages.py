@@ -557,6 +557,13 @@ SABOTAGES: Final = (
         "tests/unit/broker/test_newest_clients.py",
     ),
     Sabotage(
+        "a message gets the ids of the one before",
+        "qtasks/protocol/wire.py",
+        "given = {**given, **of_one}",
+        "given |= of_one",
+        "tests/unit/protocol/test_wire.py",
+    ),
+    Sabotage(
         "a database is not marked as ours",
         "qtasks/broker/store/connection.py",
         "run_in_transaction(db, _mark)",

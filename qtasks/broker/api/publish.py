@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from qtasks.broker import ids
@@ -89,7 +89,7 @@ async def _publish(
     head = PublishRequest(target, request.headers, request.client_ip, queue)
     # Checked before the body is read, so that a refusal does not wait for it.
     valid = await _validated(context, account, head)
-    valid = replace(valid, body=await request.read_body(MAX_BODY))
+    valid = valid.with_body(await request.read_body(MAX_BODY))
     # Read after the body, so that log entries are in the order of their times.
     now_ms = context.clock.now_ms()
     prepared = await _prepared(context, valid, now_ms, context.turns.begin())
@@ -122,7 +122,8 @@ async def batch(context: ApiContext, account: int, request: ApiRequest) -> ApiRe
     validated: list[ValidPublish | HttpError] = []
     for item in items:
         validated.append(await _validated_item(context, account, item, request.client_ip))
-        await turn.end_if_long()
+        if turn.is_long:
+            await turn.end_if_long()
     total = sum(len(result.endpoints) for result in validated if isinstance(result, ValidPublish))
     if total > MAX_MESSAGES:
         raise HttpError(413, f"too many messages: {total} > {MAX_MESSAGES}")
@@ -223,11 +224,12 @@ async def _check_destinations(context: ApiContext, publish: ValidPublish, urls: 
     """Refuse too many endpoints, and URLs that the policy refuses, those of callbacks included."""
     if len(publish.endpoints) > MAX_MESSAGES:
         raise HttpError(413, f"too many messages: {len(publish.endpoints)} > {MAX_MESSAGES}")
-    turn = context.turns.begin()
     check_policy(context, options=publish.options)
+    turn = context.turns.begin() if len(urls) > 1 else None
     for url in urls:
         check_policy(context, url, method=publish.options.method)
-        await turn.end_if_long()
+        if turn is not None and turn.is_long:
+            await turn.end_if_long()
     if context.resolve_on_publish:
         for url in urls:
             await _check_resolves(context, url, publish.options.method or "POST")
@@ -250,9 +252,11 @@ async def _check_resolves(context: ApiContext, url: str, method: str) -> None:
 
 async def _prepared(context: ApiContext, publish: ValidPublish, now_ms: int, turn: Turn) -> PreparedPublish:
     """The messages of a publish at `now_ms`. HttpError 412 for a time too far ahead."""
-    check_not_before(publish.options, now_ms + context.clock.offset_ms())
+    if publish.options.not_before_s is not None:
+        check_not_before(publish.options, now_ms + context.clock.offset_ms())
     messages: list[Publication] = []
     for message in publications(publish, new_id=lambda: ids.message_id(context.random, now_ms), now_ms=now_ms):
         messages.append(message)
-        await turn.end_if_long()
+        if turn.is_long:
+            await turn.end_if_long()
     return PreparedPublish(publish.url_group is not None, tuple(messages))

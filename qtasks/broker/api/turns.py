@@ -31,9 +31,14 @@ class Turn:
         self._line = line
         self._began_s = clock.monotonic()
 
+    @property
+    def is_long(self) -> bool:
+        """True if this turn has lasted `TURN_S`. For the many short steps of a loop, in front of `end_if_long`."""
+        return self._clock.monotonic() - self._began_s >= TURN_S
+
     async def end_if_long(self) -> None:
         """Wait for the next turn if this one has lasted `TURN_S`."""
-        if self._clock.monotonic() - self._began_s < TURN_S:
+        if not self.is_long:
             return
         async with self._line:
             await asyncio.sleep(0)

@@ -60,8 +60,14 @@ def check_policy(
     `method` is that of the requests to `urls`: by default that of `options`, else POST.
     """
     method = method or (options and options.method) or "POST"
-    for url, its_method in (*((url, method) for url in urls), *(() if options is None else callback_requests(options))):
-        if url == LLM_URL:
-            raise HttpError(400, f"{url} stands for the language model inside the broker: publish to api/llm")
-        if (refusal := context.policy.check_url(url, its_method)) is not None:
-            raise HttpError(400, refusal)
+    for url in urls:
+        _check_policy_of(context, url, method)
+    for url, its_method in () if options is None else callback_requests(options):
+        _check_policy_of(context, url, its_method)
+
+
+def _check_policy_of(context: ApiContext, url: str, method: str) -> None:
+    if url == LLM_URL:
+        raise HttpError(400, f"{url} stands for the language model inside the broker: publish to api/llm")
+    if (refusal := context.policy.check_url(url, method)) is not None:
+        raise HttpError(400, refusal)

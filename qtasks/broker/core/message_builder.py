@@ -67,6 +67,19 @@ class ValidPublish:
     queue: str | None = None
     schedule_id: str | None = None
 
+    def with_body(self, body: bytes) -> ValidPublish:
+        """The same publish of another body. `replace` would take four times as long."""
+        return ValidPublish(
+            account=self.account,
+            endpoints=self.endpoints,
+            body=body,
+            options=self.options,
+            caller_ip=self.caller_ip,
+            url_group=self.url_group,
+            queue=self.queue,
+            schedule_id=self.schedule_id,
+        )
+
 
 # -- publishes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any
 
 import pytest
@@ -119,6 +120,32 @@ def test_written_headers_can_be_sent(options: PublishOptions) -> None:
         assert wire.canonical_name(name.lower()) == name
         assert "\n" not in value
         assert "\r" not in value
+
+
+@given(options_of(wire.CALLBACK_DEPTH), st.lists(st.tuples(st.none() | call_ids, st.none() | ascii_ids), max_size=4))
+def test_messages_with_equal_options_keep_ids_of_their_own(
+    options: PublishOptions, ids: list[tuple[str | None, str | None]]
+) -> None:
+    for call_id, deduplication_id in ids:
+        message = dataclasses.replace(options, call_id=call_id, deduplication_id=deduplication_id)
+        assert wire.read(wire.write(message)) == message
+
+
+def test_an_id_given_twice_must_agree() -> None:
+    options = [("Upstash-Retries", "1"), ("Qtasks-Call-Id", "call_1")]
+    assert wire.read([*options, ("qtasks-call-id", "call_1")]).call_id == "call_1"
+    assert str(refusal(*options, ("qtasks-call-id", "call_2"))) == (
+        "Qtasks-Call-Id is given 2 times, with different values"
+    )
+
+
+@pytest.mark.parametrize("lines", [[("Upstash-Forward-X", "x" * 10_000)], [("Upstash-Forward-" + "X" * 10_000, "1")]])
+def test_long_lines_are_not_kept_in_memory(lines: list[tuple[str, str]]) -> None:
+    text = max(lines[0], key=len)
+    before = sys.getrefcount(text)
+    count = len(wire.read(lines).forward)
+    assert count == 1
+    assert sys.getrefcount(text) == before
 
 
 def test_every_row_has_a_field_and_every_field_a_row() -> None:
