@@ -22,7 +22,7 @@ from qtasks.protocol.headers import (
     check_forwarded,
     is_name,
 )
-from qtasks.protocol.messages import FlowControl, Headers, PublishOptions
+from qtasks.protocol.messages import FlowControl, Headers, PublishOptions, changed
 from qtasks.protocol.option_table import (
     FIELDS,
     MAX_LIMIT,
@@ -113,11 +113,11 @@ def read(
             own.setdefault(name, []).append(value)
         elif part is _Part.OF_ALL:
             return _read_all(lines, (), ())
-    given = _kept_options(tuple(shared)) if size <= _SHORT_SET else _options(tuple(shared))
-    if own:
-        of_one = {row.name: _read_field(row, row.header, own[row.header]) for row in _OF_ONE if row.header in own}
-        given = {**given, **of_one}
-    return PublishOptions(**given)
+    options = _kept_options(tuple(shared)) if size <= _SHORT_SET else _options(tuple(shared))
+    if not own:
+        return options
+    of_one = {row.name: _read_field(row, row.header, own[row.header]) for row in _OF_ONE if row.header in own}
+    return changed(options, **of_one)
 
 
 def _read_all(lines: Headers, query: Iterable[tuple[str, str]], defaults: Iterable[tuple[str, str]]) -> PublishOptions:
@@ -188,9 +188,8 @@ def _place(spelling: str) -> tuple[str, _Part]:
 _kept_place = lru_cache(maxsize=4096)(_place)
 
 
-def _options(lines: Headers) -> Mapping[str, Any]:
-    """The options in `lines`, by attribute."""
-    return _read(lines, _TOP, CALLBACK_DEPTH, ())
+def _options(lines: Headers) -> PublishOptions:
+    return PublishOptions(**_read(lines, _TOP, CALLBACK_DEPTH, ()))
 
 
 _kept_options = lru_cache(maxsize=512)(_options)

@@ -559,8 +559,8 @@ SABOTAGES: Final = (
     Sabotage(
         "a message gets the ids of the one before",
         "qtasks/protocol/wire.py",
-        "given = {**given, **of_one}",
-        "given |= of_one",
+        "return changed(options, **of_one)",
+        "return options.__dict__.update(of_one) or options",
         "tests/unit/protocol/test_wire.py",
     ),
     Sabotage(
