@@ -10,20 +10,23 @@ from collections.abc import Callable
 from typing import Any, Final
 
 
-def _of_standard_library() -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
+def _of_standard_library() -> tuple[Callable[[Any], bytes], Callable[[bytes], Any], bool]:
     encoder = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
-    return lambda value: encoder.encode(value).encode(), json.loads
+    return lambda value: encoder.encode(value).encode(), json.loads, False
 
 
-def _quickest() -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
+def _quickest() -> tuple[Callable[[Any], bytes], Callable[[bytes], Any], bool]:
     try:
         import orjson
     except ImportError:  # only the extra `broker` has it
         return _of_standard_library()
-    return orjson.dumps, orjson.loads
+    return orjson.dumps, orjson.loads, True
 
 
-_DUMPS, _LOADS = _quickest()
+_DUMPS, _LOADS, _IS_QUICK = _quickest()
+
+is_quick: Final = _IS_QUICK
+"""True if orjson is installed. It reads an integer of more than 64 bits as a float, so its text shows that."""
 
 dumps: Final = _DUMPS
 """A value as compact JSON, in UTF-8."""

@@ -3,6 +3,10 @@
 Python's reader accepts duplicate names, ``NaN``, ``1e400``, integers of any length and half of a surrogate pair, and it
 recurses as deep as the text nests. Each of these can crash later code, or mean something else to another program, so
 this reader refuses each of them with an error that names the reason. It checks the depth before anything recurses.
+
+Most texts come from our own programs, which write JSON in one way. So where orjson is installed, a text is first read
+by it and written again. If the bytes are the same, nothing in them is refused here: a name that stands twice would have
+been lost, a number too large would have changed. Any other text is read as if orjson were not there.
 """
 
 from __future__ import annotations
@@ -10,7 +14,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
+
+from qtasks.protocol import quick_json
 
 MAX_DEPTH = 32
 MAX_INTEGER = 2**53
@@ -21,6 +27,10 @@ MAX_DIGITS = 4300
 
 _OPEN_AND_CLOSE = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_TO_ZERO = bytes(ord("0") if byte in b"0123456789" else ord(" ") for byte in range(256))
+_LONG = b"0" * 16
+"""Digits of the smallest integer beyond `MAX_INTEGER`, all of them replaced by zeros."""
+_UNREAD: Final = object()
 # Alternatives in this order: a proper pair (fine), a half of one or NUL (named), any other escape (fine).
 _ESCAPE = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -39,6 +49,8 @@ def loads(
     Integers up to 2^53 in magnitude; with `big_integers` up to 4300 digits (ids made by snowflake generators are
     larger than 2^53). Raises ValueError ``invalid JSON: ...``, and no other exception for any bytes.
     """
+    if (quickly_read := _read_quickly(data, max_depth, max_values, big_integers=big_integers)) is not _UNREAD:
+        return quickly_read
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -56,6 +68,23 @@ def loads(
     except json.JSONDecodeError as error:
         raise ValueError(f"invalid JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
     return value
+
+
+def _read_quickly(data: bytes, max_depth: int, max_values: int | None, *, big_integers: bool) -> object:
+    """The value of a text that needs no other check than these; `_UNREAD` for any other text."""
+    if (
+        not quick_json.is_quick
+        or data.count(b"[") + data.count(b"{") > max_depth
+        or (max_values is not None and data.count(b",") >= max_values)
+        or (not big_integers and _LONG in data.translate(_TO_ZERO))
+        or b"\\u0000" in data  # NUL is written again as it was
+    ):
+        return _UNREAD
+    try:
+        value: object = quick_json.loads(data)
+        return value if quick_json.dumps(value) == data else _UNREAD
+    except (ValueError, TypeError):
+        return _UNREAD
 
 
 def _is_deeper(data: bytes, levels: int) -> bool:

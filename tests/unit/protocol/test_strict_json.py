@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtasks.protocol import strict_json
+from qtasks.protocol import quick_json, strict_json
 
 
 @pytest.mark.parametrize(
@@ -156,3 +156,51 @@ def test_no_text_gets_deeper_than_allowed(text: str, max_depth: int) -> None:
     except ValueError:
         return
     assert deepest(text) <= max_depth
+
+
+numbers = st.integers(-(2**70), 2**70) | st.floats()
+pieces = st.sampled_from(
+    [
+        *'{}[],:"',
+        *("\\", " ", "\n", "\0", "\ufeff", "true", "null", "NaN", "Infinity", '"a":', '"a":1', "[" * 33 + "]" * 33),
+        *("0", "-0", "-0.0", "1e400", "1E5", "0.1000", "1" * 30, *(str(2**bits + 1) for bits in (53, 63, 64))),
+        *('"\\u0000"', '"\\ud800"', '"\\ud83d\\ude00"', '"\\u00e9"', '"\\u001f"', '"é☃😀"', '"\\n\\""'),
+    ]
+)
+texts = (
+    st.recursive(
+        numbers.map(json.dumps) | st.text(max_size=6).map(json.dumps) | pieces,
+        lambda inner: (
+            st.lists(inner, max_size=4).map(lambda parts: f"[{','.join(parts)}]")
+            # Names may stand twice.
+            | st.lists(st.tuples(st.sampled_from("abc"), inner), max_size=4).map(
+                lambda members: "{{{}}}".format(",".join(f'"{name}":{value}' for name, value in members))
+            )
+        ),
+        max_leaves=12,
+    ).map(lambda text: text.encode(errors="surrogatepass"))
+    | st.lists(pieces, max_size=8).map(lambda parts: "".join(parts).encode(errors="surrogatepass"))
+    | st.binary(max_size=30)
+)
+
+
+@given(texts, st.booleans(), st.integers(1, 40), st.none() | st.integers(1, 5))
+def test_with_and_without_orjson_the_same_texts_are_read_and_refused(
+    data: bytes, big_integers: bool, max_depth: int, max_values: int | None
+) -> None:
+    outcomes = []
+    for is_quick in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(quick_json, "is_quick", is_quick)
+            try:
+                value = strict_json.loads(data, max_depth=max_depth, max_values=max_values, big_integers=big_integers)
+                outcomes.append(repr(value))  # tells 1 from 1.0, and 0.0 from -0.0
+            except ValueError as error:
+                outcomes.append(f"refused: {error}")
+    assert outcomes[0] == outcomes[1]
+
+
+def test_what_our_programs_write_is_read_by_orjson(monkeypatch: pytest.MonkeyPatch) -> None:
+    document = {"v": 1, "id": "call_1", "args": [1, -2.5, True, None, 'é☃\n"\\'], "kwargs": {"a": {"b": [2**63]}}}
+    monkeypatch.setattr(strict_json, "_ANY_INTEGER", None)
+    assert strict_json.loads(quick_json.dumps(document), big_integers=True) == document
