@@ -10,16 +10,16 @@ from collections.abc import Callable
 from typing import Any, Final
 
 
-def _of_standard_library() -> tuple[Callable[[Any], bytes], Callable[[bytes], Any], bool]:
+def _of_standard_library() -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
     encoder = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
-    return lambda value: encoder.encode(value).encode(), json.loads, False
+    return lambda value: encoder.encode(value).encode(), json.loads
 
 
 def _quickest() -> tuple[Callable[[Any], bytes], Callable[[bytes], Any], bool]:
     try:
         import orjson
     except ImportError:  # only the extra `broker` has it
-        return _of_standard_library()
+        return *_of_standard_library(), False
     return orjson.dumps, orjson.loads, True
 
 

@@ -60,6 +60,10 @@ class ThreadUse:
             return self.is_running
 
 
+NO_THREAD: Final = ThreadUse()
+"""Of the runs that are in no thread. It never changes."""
+
+
 class RunLink:
     """Connects the context of a run with the code that runs it: the time limit, the request to stop, the progress.
 
@@ -88,7 +92,7 @@ class RunLink:
         """True if the function knows that it was asked to end: what it returns then is not its whole result."""
         self.on_stop: Callable[[StopReason], None] | None = None
         """Called, on any thread, when the run is asked to end."""
-        self.thread = ThreadUse()
+        self.thread = NO_THREAD
         self.waits: list[frozenset[str]] = []
         """What the function waits for: the end of one call of each set of call ids."""
         self._published_s = -math.inf

@@ -171,7 +171,7 @@ def decode(body: bytes) -> Envelope:
         raise PayloadError("the envelope's args are not a list or its kwargs not an object")
     if not (retries is None or (type(retries) is int and retries >= 0)):
         raise PayloadError("the envelope's retries are not a number")
-    extras = {name: document[name] for name in _EXTRAS if document.get(name) is not None}
+    extras = {name: value for name, value in document.items() if name in _EXTRAS and value is not None}
     for name, value in extras.items():
         if not _EXTRAS[name](value):
             raise PayloadError(f"the envelope's {name} is not valid")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from asyncio import Future
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from qtasks.clock import Clock
 from qtasks.errors import QTasksError
@@ -30,6 +31,8 @@ MARGIN_S = 1.0
 If a tenth of the timeout is shorter, it is stopped that long before. A ``def``, which is only asked to stop then, has
 half of that time to end by itself.
 """
+
+NOTHING_CARRIED: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +96,8 @@ class Attempt:
     value: Any = None
     began_s: float = 0.0
     """When the attempt was admitted, on the monotonic clock."""
+    running: asyncio.Task[Any] | None = None
+    """The asyncio task that executes the attempt."""
 
     @property
     def overrun(self) -> Future[Any] | None:
@@ -143,7 +148,6 @@ class Attempt:
 
 def context_of(task: str, delivery: Delivery, envelope: Envelope, clock: Clock) -> TaskContext:
     """The context of a delivery that carries `envelope` and arrives now."""
-    now_ms, now_s = clock.now_ms(), clock.monotonic()
     timeout_s = (envelope.timeout_ms or DEFAULT_TIMEOUT_MS) / 1000
     margin_s = min(MARGIN_S, timeout_s / 10)
     limit_s = timeout_s - margin_s
@@ -155,7 +159,7 @@ def context_of(task: str, delivery: Delivery, envelope: Envelope, clock: Clock) 
         retries=DEFAULT_RETRIES if envelope.retries is None else envelope.retries,
         schedule_id=envelope.schedule or delivery.schedule_id,
         snoozed=envelope.snoozed,
-        carried=MappingProxyType(dict(envelope.carried)),
-        deadline=datetime.fromtimestamp(now_ms / 1000 + limit_s, UTC),
-        link=RunLink(now_s + limit_s, clock.monotonic, grace_s=margin_s / 2),
+        carried=MappingProxyType(dict(envelope.carried)) if envelope.carried else NOTHING_CARRIED,
+        deadline=datetime.fromtimestamp(clock.now_ms() / 1000 + limit_s, UTC),
+        link=RunLink(clock.monotonic() + limit_s, clock.monotonic, grace_s=margin_s / 2),
     )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from qtasks.errors import QTasksError, ResultError
 from qtasks.protocol.headers import ENDED_HEADER
 from qtasks.protocol.signing import Claims
 from qtasks.randomness import Random
+from qtasks.rare_timers import RareTimer
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.context import CURRENT, RunLink, StopReason
 from qtasks.tasks.control import BY_CALLER, MAX_RETRY_AFTER_MS, REQUESTS, Cancel, Snooze
@@ -49,6 +49,33 @@ ANNOUNCE_AFTER_S = 0.05
 """A task that still runs after this time is recorded as running, where the backend writes to a disk or a network."""
 
 
+class Announcement(RareTimer):
+    """Records that a call runs, at once or after a moment, and its progress, until the announcement ends."""
+
+    __slots__ = ("_attempt", "_clock", "_writer")
+
+    def __init__(self, attempt: Attempt, writer: ResultWriter, clock: Clock) -> None:
+        self._attempt = attempt
+        self._writer = writer
+        self._clock = clock
+        attempt.context.link.publish = self.due
+        if writer.is_blocking:  # writing costs something: a task that ends at once is not announced
+            self.start(ANNOUNCE_AFTER_S)
+        else:
+            self.due()
+
+    def due(self) -> None:
+        """Record it."""
+        self._writer.record(self._attempt.records(ResultStatus.RUNNING, self._clock.now_ms()))
+        self._writer.flush_soon()
+
+    def end(self) -> None:
+        """Record no more: the function has ended."""
+        self._attempt.context.link.publish = None
+        if self._writer.is_blocking:
+            self.stop()
+
+
 class AttemptExecutor:
     """Takes attempts from admission to their response.
 
@@ -80,16 +107,18 @@ class AttemptExecutor:
     async def execute(self, attempt: Attempt, claims: Claims) -> DispatchResponse:
         """Take an attempt from admission to its response. `claims` are those of its signature."""
         current = CURRENT.set(attempt.context)
+        attempt.running = running_task()
         self._links[attempt.context.link] = attempt.context.call_id
         try:
             decision = await self._leases.admit(attempt, claims)
             if decision is not None:
                 return await self._conclude(attempt, decision)
-            response = None
+            response, renewal = None, self._leases.renewal(attempt)
             try:
-                with self._leases.renewed(attempt):
-                    response = await self._conclude(attempt, await self._decide(attempt))
+                response = await self._conclude(attempt, await self._decide(attempt))
             finally:
+                if renewal is not None:
+                    renewal.end_after_run()
                 self._leases.answered(claims, response)
             return response
         finally:
@@ -121,11 +150,10 @@ class AttemptExecutor:
 
         Every exception on the way is a failure of the attempt, like one of the function.
         """
-        running = running_task()
         try:
             return await self._decode_and_run(attempt)
         except BaseException as raised:
-            if comes_from_outside(raised, running):
+            if comes_from_outside(raised, attempt.running):
                 raise
             return self._failed(attempt, attempt.task, unwrapped(raised))
 
@@ -144,15 +172,14 @@ class AttemptExecutor:
 
     async def run(self, attempt: Attempt, run: Run) -> Decision:
         """Run the function of a call and decide what its end means."""
-        attempt.arguments, running = run.values, running_task()
+        attempt.arguments = run.values
         try:
-            with self._announced(attempt), tracing.continued(run.context):
-                value = await self.runner.in_time(run, attempt.invoke)
-                if run.context.link.is_cancelled and run.context.link.is_stop_seen:
-                    raise Cancel(BY_CALLER)
-                follow_up = run.task.follow_up(run.envelope, run.context.call_id, value)
+            value = await self._value(attempt, run)
+            if run.context.link.is_cancelled and run.context.link.is_stop_seen:
+                raise Cancel(BY_CALLER)
+            follow_up = run.task.follow_up(run.envelope, run.context.call_id, value)
         except BaseException as raised:
-            if comes_from_outside(raised, running, in_thread=not run.task.is_async):
+            if comes_from_outside(raised, attempt.running, in_thread=not run.task.is_async):
                 if isinstance(raised, asyncio.CancelledError):
                     run.context.link.stop(StopReason.DRAIN)
                     await self._conclude(attempt, Decision.interrupted())
@@ -167,6 +194,17 @@ class AttemptExecutor:
             return Decision.never(run.context, error_text(error), error.code)
         attempt.value = value
         return decision
+
+    async def _value(self, attempt: Attempt, run: Run) -> Any:
+        """What the function returns, as a part of its trace; its run is announced."""
+        assert attempt.running is not None
+        announcement = Announcement(attempt, self._writer, self._clock) if self._writer.is_enabled else None
+        try:
+            with tracing.continued(run.context):
+                return await self.runner.in_time(run, attempt.invoke, attempt.running)
+        finally:
+            if announcement is not None:
+                announcement.end()
 
     async def republish(
         self, attempt: Attempt, message: Outgoing, note: str, *, action: str, after_ms: int = RETRY_AFTER_MS
@@ -222,7 +260,7 @@ class AttemptExecutor:
         if decision.kind is DecisionKind.DUPLICATE:
             if decision.status is ResultStatus.FAILED:
                 return await self._failed_before(attempt, decision)
-        elif decision.kind is DecisionKind.SUCCEEDED and any(hooks.success for hooks in self._hooks_of(attempt)):
+        elif decision.kind is DecisionKind.SUCCEEDED and (attempt.task.hooks.success or self._hooks.success):
             with self._writer.while_hooks_run(attempt.context.call_id):  # a caller that waits here finds the hooks done
                 await self._end(attempt, decision)
         else:
@@ -289,7 +327,9 @@ class AttemptExecutor:
             attempt.overrun.add_done_callback(partial(report_overrun, attempt))
 
     async def _record(self, attempt: Attempt, decision: Decision, now_ms: int) -> None:
-        """Record the state of the call and end its lease, in one write."""
+        """Record the state of the call and end its lease, in one write; nothing without a result backend."""
+        if not self._writer.is_enabled:
+            return
         if attempt.envelope.unique is not None:
             await self._keep_or_free_unique(attempt, decision, attempt.envelope.unique)
         # The lease of an overrun lasts until its thread ends.
@@ -303,33 +343,6 @@ class AttemptExecutor:
             await self._leases.keep_unique(attempt, MAX_RETRY_AFTER_MS)
         elif decision.kind is not DecisionKind.REPUBLISHED:
             self._writer.unlock([Lock(unique_key, attempt.context.call_id, 0)])
-
-    @contextmanager
-    def _announced(self, attempt: Attempt) -> Iterator[None]:
-        """Record that the call runs, at once or after a moment, and its progress."""
-        if not self._writer.is_enabled:
-            yield
-            return
-
-        def announce() -> None:
-            self._writer.record(attempt.records(ResultStatus.RUNNING, self._clock.now_ms()))
-            self._writer.flush_soon()
-
-        link = attempt.context.link
-        link.publish = announce
-        try:
-            if not self._writer.is_blocking:
-                announce()
-                yield
-                return
-            # Writing costs something: a task that ends at once is not announced.
-            timer = asyncio.get_running_loop().call_later(ANNOUNCE_AFTER_S, announce)
-            try:
-                yield
-            finally:
-                timer.cancel()
-        finally:
-            link.publish = None
 
     def _without_secrets(self, text: str) -> str:
         for secret in self._secrets:

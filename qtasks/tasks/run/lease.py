@@ -21,7 +21,6 @@ import asyncio
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum, auto
 
@@ -30,6 +29,7 @@ from qtasks.counted_log import CountedLog
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError
 from qtasks.protocol.signing import Claims
+from qtasks.rare_timers import RareTimer
 from qtasks.tasks.context import StopReason, TaskContext
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.encoding import shown
@@ -39,7 +39,7 @@ from qtasks.tasks.results.writer import LockState, ResultWriter
 from qtasks.tasks.run.attempt import Attempt
 from qtasks.tasks.run.decision import DUPLICATE_HEADER, Decision, DispatchResponse
 from qtasks.tasks.run.process_id import is_gone, new_owner
-from qtasks.tasks.run.received import ReceivedRequests
+from qtasks.tasks.run.received import ReceivedRequest, ReceivedRequests
 
 log = logging.getLogger("qtasks.lease")
 
@@ -128,6 +128,38 @@ def _is_redelivery(record: ResultRecord, context: TaskContext) -> bool:
     return record.message_id == context.message_id and context.attempt <= record.attempt
 
 
+class Renewal(RareTimer):
+    """Renews the lease of one run, the first time after `RENEW_S`: until then it costs next to nothing.
+
+    The run's last record ends the lease, or else the end of the renewal.
+    """
+
+    __slots__ = ("_attempt", "_leases", "_task")
+
+    def __init__(self, leases: RunLeases, attempt: Attempt) -> None:
+        self._leases = leases
+        self._attempt = attempt
+        self._task: asyncio.Task[None] | None = None
+        self.start(RENEW_S)
+
+    def due(self) -> None:
+        """Begin to renew."""
+        self._task = asyncio.ensure_future(self._leases.renew_often(self._attempt.context))
+
+    def end_after_run(self) -> None:
+        """The attempt has ended. A function whose thread runs on keeps its lease: no second run begins beside it."""
+        if (overrun := self._attempt.overrun) is None:
+            self._end()
+        else:
+            overrun.add_done_callback(self._end)
+
+    def _end(self, _: object = None) -> None:
+        self.stop()
+        if self._task is not None:
+            self._task.cancel()
+        self._leases.end(self._attempt.context.call_id)
+
+
 class RunLeases:
     """Admits deliveries, one at a time for each call, and keeps their locks while they run."""
 
@@ -147,10 +179,10 @@ class RunLeases:
             return await self._admit_by_locks(attempt, claims)
         if attempt.envelope.exclusive_schedule is not None:
             return Decision.without_overlap_check(attempt.context)
-        return await self._admit_alone(attempt, claims)
+        return None if (earlier := self._received.begin(claims)) is None else await self._repeated(attempt, earlier)
 
     async def _admit_by_locks(self, attempt: Attempt, claims: Claims) -> Decision | None:
-        """As `admit`, by locks in the result backend, or without them while it cannot be reached."""
+        """As `admit`, by locks in the result backend; while it cannot be reached, by the memory of this process."""
         context, token = attempt.context, claims.jti
         schedule = attempt.envelope.exclusive_schedule
         owner = new_owner()
@@ -163,7 +195,8 @@ class RunLeases:
             token_locks = [Lock(f"jti:{token}", owner, now_ms + TOKEN_LIFE_MS)] if token else []
             state = await self._writer.lock([*locks, *token_locks], context.call_id, now_ms=now_ms)
             if state is None:
-                return await self._admit_alone(attempt, claims)
+                earlier = self._received.begin(claims)
+                return None if earlier is None else await self._repeated(attempt, earlier)
             if _is_of_another_task(state.record, attempt):
                 await self._unlock([lock for lock in state.locks if lock.owner == owner and lock.key in keys])
                 return self._duplicate(attempt, _call_of_another_task(state.record, context), None)
@@ -191,10 +224,8 @@ class RunLeases:
                 return Decision.skipped("another run of its schedule is running")
             return self._duplicate(attempt, response, state.record)
 
-    async def _admit_alone(self, attempt: Attempt, claims: Claims) -> Decision | None:
-        """As `admit`, by the memory of this process alone."""
-        if (earlier := self._received.begin(claims)) is None:
-            return None
+    async def _repeated(self, attempt: Attempt, earlier: ReceivedRequest) -> Decision:
+        """The decision about a request that this process has received before."""
         if not earlier.is_running:
             return self._duplicate(attempt, earlier.response(), None)
         response = await self._received.response_of(earlier, attempt.context.time_left_s)
@@ -204,32 +235,17 @@ class RunLeases:
         """Note the response to a delivery that was admitted; None if its end is not known."""
         self._received.end(claims, response)
 
-    @contextmanager
-    def renewed(self, attempt: Attempt) -> Iterator[None]:
-        """Renew the lease of a run inside the block, and stop the run if its call is cancelled.
+    def renewal(self, attempt: Attempt) -> Renewal | None:
+        """Renew the lease of a run from now on, and stop the run if its call is cancelled. None: it has no lease."""
+        if attempt.context.call_id not in self._locks_by_call:  # no backend, or it could not be reached
+            return None
+        return Renewal(self, attempt)
 
-        The run's last record ends the lease, or else the end of the block. A function whose thread runs on after the
-        time of its attempt keeps it: no second run begins beside it.
-        """
-        call_id = attempt.context.call_id
-        if call_id not in self._locks_by_call:  # no backend, or it could not be reached
-            yield
-            return
-        renewal = asyncio.ensure_future(self._renew_often(attempt.context))
-
-        def end(_: object = None) -> None:
-            renewal.cancel()
-            if locks := self.released(call_id):
-                self._writer.unlock(locks)
-                self._writer.flush_soon()
-
-        try:
-            yield
-        finally:
-            if attempt.overrun is None:
-                end()
-            else:
-                attempt.overrun.add_done_callback(end)
+    def end(self, call_id: str) -> None:
+        """End the lease of a run, if it still has one."""
+        if locks := self.released(call_id):
+            self._writer.unlock(locks)
+            self._writer.flush_soon()
 
     def released(self, call_id: str) -> Sequence[Lock]:
         """Stop renewing the lease of a run; returns its locks, which the caller ends."""
@@ -251,11 +267,11 @@ class RunLeases:
                 log.exception("it is not known whether a call was cancelled", extra={"action": "read_failed"})
         return context.link.is_cancelled
 
-    async def _renew_often(self, context: TaskContext) -> None:
-        """Renew the locks of a run until they are released."""
+    async def renew_often(self, context: TaskContext) -> None:
+        """Renew the locks of a run now and from time to time, until they are released."""
         while context.call_id in self._locks_by_call:
-            await asyncio.sleep(RENEW_S)
             await self._renew(context)
+            await asyncio.sleep(RENEW_S)
 
     async def _renew(self, context: TaskContext) -> None:
         """Renew the locks of a run, if it still has them, and stop it if its call was cancelled."""

@@ -24,6 +24,8 @@ def report(attempt: Attempt, decision: Decision, spent_s: float) -> None:
     """Log how an attempt ended, after `spent_s` of its run."""
     context = attempt.context
     if decision.kind is DecisionKind.SUCCEEDED:
+        if not log.isEnabledFor(logging.INFO):
+            return
         log.info("%s done in %.1f ms", context.task, spent_s * 1000, extra=log_fields(context, "done"))
         return
     if decision.kind is DecisionKind.INTERRUPTED:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-from collections.abc import Awaitable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qtasks.tasks.context import StopReason
+from qtasks.tasks.context import ThreadUse
 from qtasks.tasks.control import BY_CALLER, AttemptTimeout, Cancel
 from qtasks.tasks.run.run import Invoke, Run
 from qtasks.tasks.run.run_middleware import RunMiddleware, chain
 from qtasks.tasks.run.soft_limit import SoftLimit
 from qtasks.tasks.run.thread_pool import Raised, ThreadPool, returned
-
-THREAD_GRACE_S = 0.1
-"""At the end of the process, a ``def`` may see `TaskContext.should_stop` and end by itself for so long."""
+from qtasks.tasks.run.time_limit import TimeLimit
 
 
 class Runner:
@@ -39,26 +36,33 @@ class Runner:
         value = await self.threads.run(functools.partial(_call_in_thread, run, dependencies))
         return await value.on_loop(run) if isinstance(value, _Awaitable) else value
 
-    async def in_time(self, run: Run, invoke: Invoke | None) -> Any:
+    async def in_time(self, run: Run, invoke: Invoke | None, running: asyncio.Task[Any]) -> Any:
         """Run a task, until a moment before the broker's timeout or until it is asked to stop.
+
+        `running` is the asyncio task that runs here.
 
         An ``async def`` is then cancelled. A thread cannot be cancelled: a ``def`` runs on to its end, with the
         dependencies and the middleware around it, and is not awaited. Raises the exception of the task,
         AttemptTimeout, or TimeoutError if it was asked to stop.
         """
         innermost = invoke if invoke is not None and run.task.parameters.dependencies else self._without_dependencies
-        call = (chain(self._middleware, innermost) if self._middleware else innermost)(run)
-        limit_s = run.context.time_left_s + (0 if run.task.is_async else run.context.link.grace_s)
+        call = chain(self._middleware, innermost) if self._middleware else innermost
+        link, is_async = run.context.link, run.task.is_async
+        if not is_async:
+            link.thread = ThreadUse()
+        limit_s = link.left_s() + (0 if is_async else link.grace_s)
+        limit = TimeLimit(run, limit_s, running)
         try:
-            async with asyncio.timeout(limit_s) as limit:
-                with _stoppable(run, limit):
-                    value = await (call if run.task.is_async else _apart(run, call))
-        except TimeoutError as error:
-            if not limit.expired() or run.context.link.stop_reason is not None:
+            value = await (call(run) if is_async else _apart(run, call(run)))
+        except BaseException as error:
+            # The function may have made a TimeoutError of the cancellation.
+            is_timeout = limit.has_caused(error) or (limit.is_expired and isinstance(error, TimeoutError))
+            if not is_timeout:
                 raise
-            raise self._timeout(run, limit_s) from error
-        if limit.expired():  # the function has caught the CancelledError
-            run.context.link.is_stop_seen = True
+            raise (TimeoutError() if link.stop_reason is not None else self._timeout(run, limit_s)) from error
+        limit.has_caused(None)
+        if limit.is_expired:  # the function has caught the CancelledError
+            link.is_stop_seen = True
         return value
 
     def _timeout(self, run: Run, limit_s: float) -> AttemptTimeout:
@@ -142,27 +146,3 @@ async def _caught(call: Awaitable[Any]) -> Any:
         return await call
     except BaseException as error:
         return Raised(error)
-
-
-@contextmanager
-def _stoppable(run: Run, limit: asyncio.Timeout) -> Iterator[None]:
-    """Let `limit` expire when the run is asked to stop inside the block."""
-    link, loop = run.context.link, asyncio.get_running_loop()
-    grace_s = 0 if run.task.is_async else THREAD_GRACE_S
-
-    def expire() -> None:
-        with suppress(RuntimeError):  # the block has ended
-            limit.reschedule(loop.time() + grace_s)
-
-    def on_stop(reason: StopReason) -> None:
-        if run.task.is_async or link.thread.is_left or reason is StopReason.DRAIN:
-            with suppress(RuntimeError):  # the loop has closed
-                loop.call_soon_threadsafe(expire)
-
-    link.on_stop = on_stop
-    if link.stop_reason is not None:
-        on_stop(link.stop_reason)
-    try:
-        yield
-    finally:
-        link.on_stop = None
