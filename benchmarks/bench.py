@@ -19,16 +19,17 @@ IN_FLIGHT: Final = 50
 FAR_MS: Final = 24 * 60 * 60 * 1000
 """A delay longer than any measurement: such a message is never due."""
 
-_MAX_TASKS: Final = 500_000
+MAX_TASKS: Final = 500_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """How much each figure does."""
+    """How much each figure, and each step of a comparison, does."""
 
     publishes: int
     """Publishes of the load generator; our clients, which are slower, send a fifth of that."""
     backlogs: tuple[int, ...]
+    """Comparisons drain the first, and call as many in bulk."""
     streamed: int
     naps: int
     paced_s: float
@@ -38,6 +39,10 @@ class Sizes:
     idle_s: float
     starts: int
     """How often each timed program is started; interpreters ten times as often."""
+    calls: int = 2_000
+    """Calls of a comparison one by one, at once, and while they run."""
+    plain: int = 5_000
+    tests: int = 1_000
 
 
 USUAL: Final = Sizes(
@@ -53,8 +58,20 @@ FULL: Final = Sizes(
     idle_s=10,
     starts=5,
 )
-TINY: Final = Sizes(publishes=100, backlogs=(100,), streamed=100, naps=20, paced_s=1, waiting=200, idle_s=1, starts=1)
-"""Only to see that everything works; the figures mean nothing."""
+QUICK: Final = Sizes(
+    publishes=100,
+    backlogs=(200,),
+    streamed=100,
+    naps=20,
+    paced_s=1,
+    waiting=200,
+    idle_s=1,
+    starts=1,
+    calls=100,
+    plain=100,
+    tests=20,
+)
+"""To see that everything works, and roughly how fast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +87,7 @@ class Bench:
     def servers(self, *, dispatcher: bool = True) -> Iterator[QTasksServers]:
         """A fresh broker and, with `dispatcher`, a warm dispatcher, with a file of task times of their own."""
         with (
-            TaskTimes.fresh(_MAX_TASKS) as task_times,
+            TaskTimes.fresh(MAX_TASKS) as task_times,
             run_servers(self.folder, task_times, dispatcher=dispatcher) as servers,
         ):
             yield servers

@@ -57,6 +57,12 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def children_cpu_s() -> float:
+    """Processor time of the processes that this one has started and seen end."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def family(pid: int) -> list[int]:
     """A process and all its descendants, the process itself first. Raises NoProcError."""
     parents: dict[int, int] = {}

@@ -19,6 +19,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 HOST: Final = "127.0.0.1"
 START_S: Final = 30.0
 STOP_S: Final = 20.0
+_CONNECT_S: Final = 2.0
 _TAIL_LINES: Final = 12
 
 
@@ -117,6 +118,15 @@ def free_port() -> int:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def listens(port: int) -> bool:
+    """Whether a process of this machine accepts connections on a TCP port."""
+    try:
+        socket.create_connection((HOST, port), timeout=_CONNECT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Final
 
 from benchmarks.figure import Aim, Row, number
-from benchmarks.peers.comparison import MeasureResults
 
-_NAME, _VALUE, _AIM = 52, 16, 12
+_NAME: Final = 52
+_VALUE: Final = 16
+_AIM: Final = 12
 
 
 def heading(facts: Mapping[str, str]) -> str:
@@ -30,11 +32,11 @@ def _aim(aim: Aim | None) -> str:
     return "" if aim is None else f"aim {'≤' if aim.most else '≥'} {aim.limit:,g}"
 
 
-def as_json(path: Path, facts: Mapping[str, str], rows: Sequence[Row], results: Sequence[MeasureResults]) -> None:
+def as_json(path: Path, facts: Mapping[str, str], rows: Sequence[Row], compared: Sequence[Mapping[str, Any]]) -> None:
     """Write all results to `path`."""
     document = {
         "machine": dict(facts),
         "figures": [{**asdict(row), "met": row.met} for row in rows],
-        "peers": [{**asdict(measure_results), "median": measure_results.median} for measure_results in results],
+        "comparison": list(compared),
     }
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

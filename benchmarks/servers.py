@@ -6,7 +6,7 @@ import contextlib
 import http.client
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,14 +37,16 @@ class Credentials:
 class QTasksServers:
     """A broker and its dispatcher. Made by `run_servers`, which stops both."""
 
-    def __init__(self, folder: Path, task_times: TaskTimes) -> None:
+    def __init__(self, folder: Path, task_times: TaskTimes, variables: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self._variables = dict(variables or {})
         self.task_times = task_times
         self.db = folder / "broker.db"
         self.credentials = Credentials()
         self.port = processes.free_port()
-        self._app_port = processes.free_port()
-        self.base_url = f"http://{HOST}:{self._app_port}{DEFAULT_PREFIX}"
+        self.app_port = processes.free_port()
+        self.front = self.app_port
+        """The port at which deliveries arrive: another one if a proxy stands before the dispatcher."""
         self._broker: Program | None = None
         self._dispatcher: Program | None = None
 
@@ -52,6 +54,11 @@ class QTasksServers:
     def url(self) -> str:
         """URL of the broker."""
         return f"http://{HOST}:{self.port}"
+
+    @property
+    def base_url(self) -> str:
+        """Base URL of the tasks."""
+        return f"http://{HOST}:{self.front}{DEFAULT_PREFIX}"
 
     @property
     def target(self) -> Target:
@@ -74,7 +81,7 @@ class QTasksServers:
     def environment(self) -> dict[str, str]:
         """Environment variables of the broker, the dispatcher and every producer."""
         return processes.environment(
-            **{PATH_VARIABLE: str(self.task_times.path)},
+            **{PATH_VARIABLE: str(self.task_times.path), **self._variables},
             QSTASH_URL=self.url,
             QSTASH_TOKEN=self.credentials.token,
             QSTASH_CURRENT_SIGNING_KEY=self.credentials.current,
@@ -85,14 +92,19 @@ class QTasksServers:
     def start_broker(self) -> None:
         """Start the broker and wait until it is ready."""
         command = (*QTASKS, "broker", "--port", str(self.port), "--db", str(self.db))
-        self._broker = Program("the broker", command, self.environment, log=self.folder / "broker.log")
+        self._broker = self._program("the broker", command)
         self._broker.wait_until(lambda: answers(self.port, "/readyz") == 200)
 
     def start_dispatcher(self) -> None:
         """Start the dispatcher and wait until it answers."""
-        command = (*QTASKS, "run", "benchmarks.app:tasks", "--port", str(self._app_port))
-        self._dispatcher = Program("the dispatcher", command, self.environment, log=self.folder / "dispatcher.log")
-        self._dispatcher.wait_until(lambda: answers(self._app_port, f"{DEFAULT_PREFIX}/noop") is not None)
+        command = (*QTASKS, "run", "benchmarks.app:tasks", "--port", str(self.app_port))
+        self._dispatcher = self._program("the dispatcher", command)
+        self._dispatcher.wait_until(lambda: answers(self.app_port, f"{DEFAULT_PREFIX}/noop") is not None)
+
+    def _program(self, name: str, command: Sequence[str]) -> Program:
+        log = self.folder / f"{name.split()[-1]}.log"
+        # In a folder without a `qtasks`: the variables say which one is imported.
+        return Program(name, command, self.environment, log=log, folder=self.folder)
 
     def stop(self) -> None:
         """Stop both. Idempotent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -33,14 +34,17 @@ class Environment:
         return self.folder / "bin" / name
 
 
-def prepare(peer: Peer, parent: Path, say: Say) -> Environment:
-    """The peer's environment below `parent`, created if it does not exist. Raises UnavailableError."""
+def prepare(peer: Peer, parent: Path, say: Say, python: str) -> Environment:
+    """The peer's environment below `parent`, created if it does not exist. Raises UnavailableError.
+
+    `python` is the interpreter for a peer that needs a newer one than this.
+    """
     folder = parent / peer.name
     mark, packages = folder / _MARK, "\n".join(peer.packages)
     try:
         if not mark.is_file() or mark.read_text() != packages:
             say(f"installing {' '.join(peer.packages)} into {folder}")
-            _run([sys.executable, "-m", "venv", "--clear", str(folder)])
+            _run([_interpreter(peer, python), "-m", "venv", "--clear", str(folder)])
             _run([str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", *peer.packages])
             mark.write_text(packages)
         package = peer.packages[0].partition("[")[0]
@@ -48,6 +52,17 @@ def prepare(peer: Peer, parent: Path, say: Say) -> Environment:
     except (OSError, subprocess.SubprocessError) as error:
         raise UnavailableError(f"it cannot be installed: {_reason(error)}") from None
     return Environment(folder, version)
+
+
+def _interpreter(peer: Peer, python: str) -> str:
+    if sys.version_info >= peer.python:
+        return sys.executable
+    wanted = ".".join(map(str, peer.python))
+    code = f"import sys; print(sys.version_info >= {peer.python})"
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if _run([python, "-c", code]).strip() == "True":
+            return python
+    raise UnavailableError(f"it needs Python {wanted} or newer, which {python} is not: name one with --python")
 
 
 def _run(command: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 These modules import only the standard library and their queue.
 
-Each module offers `send(work, task)`, plain or as a coroutine function. It may offer `fill(work, tasks)`, a faster way
-to store a backlog, and must offer `connected()`, an asynchronous context manager, when `send` is a coroutine function.
+Each module offers `send(work, task)`, plain or as a coroutine function;
+with a plain one `asend` may be the other. It may offer `bulk(work, tasks)`, the queue's own way to enqueue many,
+`backlog(work, tasks)`, a faster way to store many, and `connected()`, an asynchronous context manager around all.
 """

@@ -33,7 +33,7 @@ class WorkerSettings:
     redis_settings = _REDIS
     functions = (noop, nap)
     max_jobs = settings.AT_ONCE
-    keep_result = 0
+    keep_result = 3_600 if settings.keeps_results() else 0
 
 
 @asynccontextmanager

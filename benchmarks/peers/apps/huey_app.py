@@ -8,7 +8,10 @@ from huey import RedisHuey
 from benchmarks import work
 from benchmarks.peers.apps import settings
 
-huey = RedisHuey(settings.QUEUE, url=settings.redis_url(), results=False)
+# Results of None are not stored unless asked for.
+huey = RedisHuey(
+    settings.QUEUE, url=settings.redis_url(), results=settings.keeps_results(), store_none=settings.keeps_results()
+)
 TASKS = {"noop": huey.task(name="noop")(work.noop), "nap": huey.task(name="nap")(work.nap)}
 
 

@@ -42,7 +42,7 @@ def _entrypoint(run: Callable[[int], Awaitable[None]]) -> Callable[[Any], Awaita
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[None]:
-    """A connection for `send` and `fill`."""
+    """A connection for `send` and `bulk`."""
     connection = await asyncpg.connect(settings.postgres_url())
     _queries.append(Queries(AsyncpgDriver(connection)))
     try:
@@ -57,7 +57,7 @@ async def send(name: str, task: int) -> None:
     await _queries[0].enqueue(name, str(task).encode())
 
 
-async def fill(name: str, tasks: Sequence[int]) -> None:
+async def bulk(name: str, tasks: Sequence[int]) -> None:
     """Enqueue jobs many at a time."""
     for start in range(0, len(tasks), _FILL):
         part = tasks[start : start + _FILL]

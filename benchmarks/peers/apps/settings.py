@@ -1,4 +1,4 @@
-"""Where the services are, from the environment that the comparison sets."""
+"""What the comparison tells the applications, through the environment."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from typing import Final
 
 REDIS: Final = "QTASKS_BENCHMARK_REDIS"
 POSTGRES: Final = "QTASKS_BENCHMARK_POSTGRES"
+RESULTS: Final = "QTASKS_BENCHMARK_RESULTS"
+DELAY: Final = "QTASKS_BENCHMARK_DELAY"
+"""Delay of every call of qtasks."""
+ENDPOINT: Final = "QTASKS_BENCHMARK_ENDPOINT"
+TESTS: Final = "QTASKS_BENCHMARK_TESTS"
+"""How many tests there are."""
+
 QUEUE: Final = "benchmarks"
 AT_ONCE: Final = 100
 """Tasks that run in one process at the same time, for queues that ask for a number."""
@@ -20,3 +27,8 @@ def redis_url() -> str:
 def postgres_url() -> str:
     """The PostgreSQL database of the comparison."""
     return os.environ[POSTGRES]
+
+
+def keeps_results() -> bool:
+    """Whether results of tasks are kept."""
+    return RESULTS in os.environ
