@@ -25,7 +25,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        while (whole := _first(self._received)) is not None:
+        while (whole := first_request(self._received)) is not None:
             body, self._received = whole
             number = int(body)
             times = task_times.current()
@@ -35,7 +35,7 @@ class _Connection(asyncio.Protocol):
             self._transport.write(_ANSWER)
 
 
-def _first(received: bytes) -> tuple[bytes, bytes] | None:
+def first_request(received: bytes) -> tuple[bytes, bytes] | None:
     """The body of the first request, and what follows it; None while it is not complete."""
     head, blank, rest = received.partition(b"\r\n\r\n")
     if not blank:

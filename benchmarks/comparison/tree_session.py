@@ -53,14 +53,16 @@ class TreeSession:
         return self.servers.task_times
 
     def start(self, work: str) -> None:
-        """Start the dispatcher, which runs every kind of task."""
-        self.servers.start_dispatcher()
-        self._running.append(self.servers.dispatcher)
+        """Start the dispatcher, which runs every kind of task, and run a few first tasks."""
+        self._start_dispatcher()
         self.wait(self._produce("one by one", work, _WARM_UP).tasks)
 
     def release(self, work: str, count: int) -> range:
-        """Store tasks that are all due at one moment, and return at that moment."""
-        self.start(work)
+        """Store tasks that are all due at one moment, and return at that moment.
+
+        The producer's first call, which is due at once, has warmed both processes by then.
+        """
+        self._start_dispatcher()
         return self._due(self._produce("backlog", work, count))
 
     def release_plain(self, count: int) -> range:
@@ -71,7 +73,9 @@ class TreeSession:
         self._endpoint = endpoint
         waiting.until(lambda: processes.listens(port), processes.START_S, "the endpoint started")
         url = f"http://{HOST}:{port}/"
-        return self._due(self._produce("plain backlog", "noop", count, {settings.ENDPOINT: url}))
+        return self._due(
+            self._produce("plain backlog", "noop", count, {settings.ENDPOINT: url, settings.DELAY: _NEVER})
+        )
 
     def produce(self, how: How, work: str, count: int, *, per_s: float = 0) -> Produced:
         """Call from one process; without a dispatcher the calls are stored with a delay, and none is delivered."""
@@ -116,6 +120,10 @@ class TreeSession:
         if self._endpoint is not None:
             self._endpoint.stop()
         self.servers.stop()
+
+    def _start_dispatcher(self) -> None:
+        self.servers.start_dispatcher()
+        self._running.append(self.servers.dispatcher)
 
     def _programs(self) -> Iterator[Program]:
         yield self.servers.broker
