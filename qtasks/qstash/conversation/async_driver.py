@@ -23,8 +23,8 @@ from qtasks.qstash.conversation.exchange import (
     exchange,
     is_success,
 )
-from qtasks.qstash.conversation.httpx_transport import AsyncHttpxTransport
 from qtasks.qstash.conversation.operation import Operation
+from qtasks.qstash.conversation.service_transport import AsyncServiceTransport
 from qtasks.qstash.conversation.transport import AsyncStreamed, AsyncStreaming, AsyncTransport, Reply, Request
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class AsyncHttpClient:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.credentials = resolve(token, base_url, os.environ)
-        self._transport = transport or AsyncHttpxTransport()
+        self._transport = transport or AsyncServiceTransport()
         self._settings = ExchangeSettings(Retry.of(retry), timeout_s, monotonic)
         self._sleep = sleep
 

@@ -40,6 +40,11 @@ class Explanation:
     """True if the other side cannot have understood the request."""
 
 
+NOT_HTTP = Explanation(
+    "it does not speak http there", "write https:// in QSTASH_URL, or the port for http", is_surely_unheard=True
+)
+
+
 def explained(error: BaseException) -> Explanation:
     """Explain an error of a connection. httpx itself often says only "connect failed"."""
     for cause in _chain(error):
@@ -53,8 +58,7 @@ def explained(error: BaseException) -> Explanation:
             return Explanation(text[:1].lower() + text[1:])
     text = str(error) or type(error).__name__
     if any(text.startswith(words) for words in _NOT_HTTP):
-        fix = "write https:// in QSTASH_URL, or the port for http"
-        return Explanation("it does not speak http there", fix, is_surely_unheard=True)
+        return NOT_HTTP
     return Explanation(text)
 
 

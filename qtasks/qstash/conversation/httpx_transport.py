@@ -18,7 +18,15 @@ from weakref import WeakKeyDictionary
 from qtasks.errors import BrokerUnreachable, InvalidCallError
 from qtasks.forks import keep_inherited, per_process
 from qtasks.qstash.conversation import failures
-from qtasks.qstash.conversation.transport import AsyncStreamed, Reply, Request, Streamed
+from qtasks.qstash.conversation.transport import (
+    CONNECT_S,
+    IDLE_S,
+    MAX_REPLY,
+    AsyncStreamed,
+    Reply,
+    Request,
+    Streamed,
+)
 
 if TYPE_CHECKING:
     import asyncio
@@ -28,16 +36,6 @@ if TYPE_CHECKING:
     from qtasks.qstash.conversation.proxies import Proxy
 
 C = TypeVar("C")
-
-CONNECT_S = 5.0
-"""Seconds to wait for a connection at most. A host that is reachable answers much sooner."""
-
-IDLE_S = 3.0
-"""Seconds that an idle connection is kept. Servers close it after five seconds or more (uvicorn: 5). We close first, to
-avoid sending a request on a connection that the server is closing."""
-
-MAX_REPLY = 128 * 1024 * 1024
-"""Bytes of a reply at most. The hosted service answers a batch with up to 100 MB."""
 
 ASYNC_CONNECTIONS = 8
 """Connections of an async client to its service. If dozens of requests wait in the pool of httpx, each one costs

@@ -41,13 +41,16 @@ class Proxy:
 
 def proxy_for(url: str, environ: Mapping[str, str] = os.environ) -> Proxy | None:
     """The proxy through which `url` is reached, or None. Raises ConfigurationError for one that cannot be used."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if is_this_machine(host):
+        return None
     # Imported here: it takes longer to load than this package. It also knows the settings of macOS and Windows.
     from urllib.request import getproxies
 
-    parts, named = urlsplit(url), getproxies()
-    host = parts.hostname or ""
+    named = getproxies()
     kind = next((kind for kind in (parts.scheme, "all") if named.get(kind)), None)
-    if kind is None or is_this_machine(host) or is_excluded(host, _port(parts), named.get("no", "")):
+    if kind is None or is_excluded(host, _port(parts), named.get("no", "")):
         return None
     text = named[kind].strip()
     spellings = (f"{kind}_proxy", f"{kind}_proxy".upper())

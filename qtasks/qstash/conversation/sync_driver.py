@@ -24,8 +24,8 @@ from qtasks.qstash.conversation.exchange import (
     exchange,
     is_success,
 )
-from qtasks.qstash.conversation.httpx_transport import HttpxTransport
 from qtasks.qstash.conversation.operation import Operation
+from qtasks.qstash.conversation.service_transport import ServiceTransport
 from qtasks.qstash.conversation.transport import Reply, Request, Streamed, SyncStreaming, SyncTransport
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class HttpClient:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.credentials = resolve(token, base_url, os.environ)
-        self._transport = transport or HttpxTransport()
+        self._transport = transport or ServiceTransport()
         self._settings = ExchangeSettings(Retry.of(retry), timeout_s, monotonic)
         self._sleep = sleep
 

@@ -12,6 +12,16 @@ from typing import Protocol, runtime_checkable
 
 from qtasks.protocol.messages import Headers
 
+CONNECT_S = 5.0
+"""Seconds to wait for a connection at most. A host that is reachable answers much sooner."""
+
+IDLE_S = 3.0
+"""Seconds that an idle connection is kept. Servers close it after five seconds or more (uvicorn: 5). We close first, to
+avoid sending a request on a connection that the server is closing."""
+
+MAX_REPLY = 128 * 1024 * 1024
+"""Bytes of a reply at most. The hosted service answers a batch with up to 100 MB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:

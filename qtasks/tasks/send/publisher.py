@@ -37,7 +37,8 @@ FAR_TIMEOUT_S = 5.0
 """The timeout of one attempt: on this machine, and across a network."""
 
 THREADS = 8
-"""Async code publishes through the synchronous client in a thread: it costs a tenth of httpx's asynchronous client."""
+"""To a service over https, async code publishes through the synchronous client in a thread: it costs a tenth of httpx's
+asynchronous client."""
 
 BATCH_ITEMS = 100
 BATCH_BYTES = 1024 * 1024
@@ -62,6 +63,8 @@ class Publisher:
         self._async_transport = async_transport
         self._client: QStash | None = None
         self._async_client: AsyncQStash | None = None
+        self._serves_loops: bool | None = None if transport is None else async_transport is not None
+        """Whether async code publishes on its event loop; None: not known yet."""
         self._pool: DaemonThreadPool | None = None
         per_process(self._begin)
 
@@ -81,10 +84,10 @@ class Publisher:
 
     async def apublish(self, message: Outgoing) -> PublishResponse:
         """As `publish`, without blocking the event loop."""
-        if self._async_transport is None:
-            return await self._in_thread(lambda: self.publish(message))
         try:
-            client, (target, options) = self._opened_async(self._async_transport), self._addressed(message)
+            if (client := self._opened_async()) is None:
+                return await self._in_thread(lambda: self.publish(message))
+            target, options = self._addressed(message)
             if message.queue is None:
                 return await client.publish_raw(target, message.body, options)
             return await client.enqueue_raw(message.queue, target, message.body, options)
@@ -107,11 +110,10 @@ class Publisher:
 
     async def apublish_many(self, messages: Sequence[Outgoing]) -> list[PublishResponse | BatchError]:
         """As `publish_many`, without blocking the event loop."""
-        if self._async_transport is None:
+        if (client := self._opened_async()) is None:
             return await self._in_thread(lambda: self.publish_many(messages))
         answers: list[PublishResponse | BatchError] = []
         try:
-            client = self._opened_async(self._async_transport)
             for portion in portions(messages):
                 answers.extend(await client.batch_raw(self._raw(portion)))
         except BrokerUnreachable as error:
@@ -186,13 +188,21 @@ class Publisher:
                 )
             return self._client
 
-    def _opened_async(self, transport: AsyncTransport) -> AsyncQStash:
+    def _opened_async(self) -> AsyncQStash | None:
+        """The client of async code; None if that publishes in threads."""
         from qtasks.qstash import AsyncQStash
+        from qtasks.qstash.conversation.service_transport import is_plain
 
         with self._lock:
-            if self._async_client is None:
+            if self._serves_loops is None:
+                self._serves_loops = is_plain(self._url)
+            if self._async_client is None and self._serves_loops:
                 self._async_client = AsyncQStash(
-                    self._token, base_url=self._url, retry=_retry(), transport=transport, timeout_s=self._timeout_s
+                    self._token,
+                    base_url=self._url,
+                    retry=_retry(),
+                    transport=self._async_transport,
+                    timeout_s=self._timeout_s,
                 )
             return self._async_client
 

@@ -20,7 +20,7 @@ from qtasks.broker.transport.http_transport import HttpTransport
 from qtasks.clock import SystemClock
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import QTasksError
-from qtasks.qstash.conversation.httpx_transport import HttpxTransport
+from qtasks.qstash.conversation.service_transport import ServiceTransport
 from qtasks.randomness import SystemRandom
 from qtasks.tasks.ports import ASGIApp, Connection
 from qtasks.tasks.web.gateway import Outermost, SocketGateway
@@ -46,7 +46,7 @@ class RealTimeBroker(EnvironmentBroker):
         self._broker_socket, self._app_socket = listen(HOST, 0), listen(HOST, 0)
         self._base_url = f"{_url(self._app_socket)}{application.prefix}"
         self.call_log = CallLog(self._base_url, application.tasks.runtime.tasks, self.kept)
-        self._client = HttpxTransport()
+        self._client = ServiceTransport()
         self._server: uvicorn.Server | None = None
         self._serving: Future[None] | None = None
         self.threads.broker.call(self._open())
