@@ -8,12 +8,12 @@ from weakref import WeakKeyDictionary
 
 from qtasks.forks import per_process
 from qtasks.qstash.conversation import http1_request
-from qtasks.qstash.conversation.http1_request import Place
+from qtasks.qstash.conversation.http1_request import ServiceAddress
 from qtasks.qstash.conversation.http1_response import ResponseError, ResponseReader
 from qtasks.qstash.conversation.plain_connections import (
     RECEIVE_BYTES,
     Address,
-    Connection,
+    PlainConnection,
     KeptConnections,
     UnheardError,
     addresses,
@@ -37,12 +37,12 @@ class AsyncPlainTransport:
     def _begin(self) -> None:
         self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
-    async def send(self, request: Request, place: Place, target: str, timeout_s: float) -> Reply:
+    async def send(self, request: Request, service: ServiceAddress, target: str, timeout_s: float) -> Reply:
         """As `PlainTransport.send`. The time does not include the wait for a free connection.
 
         A caller that is cancelled closes its connection; the request may have been accepted.
         """
-        data = http1_request.to_bytes(request, place, target)
+        data = http1_request.to_bytes(request, service, target)
         loop = asyncio.get_running_loop()
         if (turns := self._turns.get(loop)) is None:
             turns = self._turns[loop] = asyncio.Semaphore(MAX_CONNECTIONS)
@@ -50,11 +50,11 @@ class AsyncPlainTransport:
             self._kept.check_open()
             deadline_s = loop.time() + timeout_s
             while True:
-                connection = self._kept.take(place)
+                connection = self._kept.take(service)
                 is_first = connection is None
                 if connection is None:
                     try:
-                        connection = await _connected(place, min(deadline_s, loop.time() + CONNECT_S))
+                        connection = await _connected(service, min(deadline_s, loop.time() + CONNECT_S))
                     except OSError as error:
                         raise not_connected(request, error, timeout_s) from None
                 try:
@@ -69,7 +69,7 @@ class AsyncPlainTransport:
                         raise no_reply(request, error, timeout_s, is_first=is_first) from None
                     raise
                 if reader.can_be_kept and not connection.is_expired:
-                    self._kept.put_back(place, connection)
+                    self._kept.put_back(service, connection)
                 else:
                     connection.close()
                 return reader.reply()
@@ -79,37 +79,37 @@ class AsyncPlainTransport:
         self._kept.close()
 
 
-async def _connected(place: Place, deadline_s: float) -> Connection:
+async def _connected(service: ServiceAddress, deadline_s: float) -> PlainConnection:
     """A new connection to the first address that answers."""
     last: OSError | None = None
     async with asyncio.timeout_at(deadline_s):
-        for found in await _addresses(place):
+        for address in await _addresses(service):
             try:
-                return Connection(await _opened(found))
+                return PlainConnection(await _opened(address))
             except OSError as error:
                 last = error
-    raise last or OSError(f"{place.host} has no address")
+    raise last or OSError(f"{service.host} has no address")
 
 
-async def _opened(found: Address) -> socket.socket:
-    family, kind, protocol, address = found
+async def _opened(address: Address) -> socket.socket:
+    family, kind, protocol, peer = address
     opened = socket.socket(family, kind, protocol)
     try:
         opened.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(opened, address)
+        await asyncio.get_running_loop().sock_connect(opened, peer)
     except BaseException:
         opened.close()
         raise
     return opened
 
 
-async def _addresses(place: Place) -> list[Address]:
-    found = numeric_addresses(place)
-    return found if found is not None else await asyncio.to_thread(addresses, place)
+async def _addresses(service: ServiceAddress) -> list[Address]:
+    numeric = numeric_addresses(service)
+    return numeric if numeric is not None else await asyncio.to_thread(addresses, service)
 
 
 async def _exchanged(
-    connection: Connection, data: bytes, reader: ResponseReader, deadline_s: float, loop: asyncio.AbstractEventLoop
+    connection: PlainConnection, data: bytes, reader: ResponseReader, deadline_s: float, loop: asyncio.AbstractEventLoop
 ) -> ResponseReader:
     timer = loop.call_at(deadline_s, connection.expire)
     broken: OSError | None = None
@@ -132,7 +132,7 @@ async def _exchanged(
     return reader
 
 
-async def _send(connection: Connection, data: bytes, loop: asyncio.AbstractEventLoop) -> OSError | None:
+async def _send(connection: PlainConnection, data: bytes, loop: asyncio.AbstractEventLoop) -> OSError | None:
     """As `plain_transport._send`."""
     try:
         sent = connection.socket.send(data)

@@ -24,7 +24,7 @@ _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ServiceAddress:
     """Where a service listens."""
 
     origin: str
@@ -39,18 +39,18 @@ class Place:
         return self.origin.removeprefix("http://")
 
 
-def split(request: Request) -> tuple[Place, str] | None:
-    """The place of a request and its target; None for a request that must be sent over httpx."""
+def split(request: Request) -> tuple[ServiceAddress, str] | None:
+    """The service and the target of a request; None for a request that must be sent over httpx."""
     parts = _URL.fullmatch(request.url)
     if parts is None or not all(_is_plain(name) for name, _ in request.headers):
         return None
-    place = _place(parts[1], parts[2], parts[3])
-    return None if place is None else (place, parts[4])
+    service = _service_address(parts[1], parts[2], parts[3])
+    return None if service is None else (service, parts[4])
 
 
-def to_bytes(request: Request, place: Place, target: str) -> bytes:
+def to_bytes(request: Request, service: ServiceAddress, target: str) -> bytes:
     """The whole request. Raises InvalidCallError for a header that HTTP cannot carry."""
-    lines = [f"{request.method} {target} HTTP/1.1\r\nHost: {place.authority}\r\nAccept-Encoding: identity\r\n"]
+    lines = [f"{request.method} {target} HTTP/1.1\r\nHost: {service.authority}\r\nAccept-Encoding: identity\r\n"]
     for name, value in request.headers:
         if _NOT_IN_VALUES.search(value) or value != value.strip():
             raise InvalidCallError(f"this request cannot be sent: the header {name} has a value that HTTP cannot carry")
@@ -71,6 +71,6 @@ def _is_plain(name: str) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _place(origin: str, host: str, port: str | None) -> Place | None:
+def _service_address(origin: str, host: str, port: str | None) -> ServiceAddress | None:
     number = 80 if port is None else int(port)
-    return Place(origin, host.strip("[]"), number) if 0 < number < 65536 else None
+    return ServiceAddress(origin, host.strip("[]"), number) if 0 < number < 65536 else None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qtasks.errors import BrokerUnreachable
 from qtasks.forks import keep_inherited, per_process
 from qtasks.qstash.conversation import failures
-from qtasks.qstash.conversation.http1_request import Place
+from qtasks.qstash.conversation.http1_request import ServiceAddress
 from qtasks.qstash.conversation.http1_response import NotHttpError, ResponseError
 from qtasks.qstash.conversation.transport import CONNECT_S, IDLE_S, Request
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qtasks.qstash.conversation.connection_errors import Explanation
 
 MAX_KEPT: Final = 32
-"""Idle connections to one place at most."""
+"""Idle connections to one service at most."""
 
 RECEIVE_BYTES: Final = 64 * 1024
 
@@ -34,7 +34,7 @@ class UnheardError(Exception):
     """The connection had ended before anything was sent: the service has surely not heard the request."""
 
 
-class Connection:
+class PlainConnection:
     """One connection. It is put back only after a whole exchange; any other way out of one closes it."""
 
     __slots__ = ("_idle_since_s", "is_expired", "is_used", "socket")
@@ -81,14 +81,14 @@ class Connection:
 
 
 class KeptConnections:
-    """The idle connections of one transport, by place; the one used last is taken first. Without locks.
+    """The idle connections of one transport, by service; the one used last is taken first. Without locks.
 
     Signal handlers and threads may take and put back at any moment. A forked process begins without connections.
     """
 
     def __init__(self) -> None:
         self._is_closed = False
-        self._idle: dict[Place, deque[Connection]] = {}
+        self._idle: dict[ServiceAddress, deque[PlainConnection]] = {}
         per_process(self._begin)
 
     def _begin(self) -> None:
@@ -100,9 +100,9 @@ class KeptConnections:
         if self._is_closed:
             raise RuntimeError("the client is closed")
 
-    def take(self, place: Place) -> Connection | None:
+    def take(self, service: ServiceAddress) -> PlainConnection | None:
         """An idle connection that the server has not closed, as far as is known here; None without one."""
-        idle = self._idle.get(place)
+        idle = self._idle.get(service)
         while idle:
             try:
                 connection = idle.pop()
@@ -113,10 +113,10 @@ class KeptConnections:
             connection.close()
         return None
 
-    def put_back(self, place: Place, connection: Connection) -> None:
+    def put_back(self, service: ServiceAddress, connection: PlainConnection) -> None:
         """Keep a connection after a whole exchange. Closes the oldest one if it has been idle for long."""
         connection.rest()
-        idle = self._idle.setdefault(place, deque())
+        idle = self._idle.setdefault(service, deque())
         idle.append(connection)
         if len(idle) > 1:
             try:
@@ -141,18 +141,18 @@ class KeptConnections:
                     break
 
 
-def numeric_addresses(place: Place) -> list[Address] | None:
-    """The address of a place whose host is one; None for a name, which must be looked up."""
+def numeric_addresses(service: ServiceAddress) -> list[Address] | None:
+    """The address of a service whose host is one; None for a name, which must be looked up."""
     try:
-        return addresses(place, socket.AI_NUMERICHOST)
+        return addresses(service, socket.AI_NUMERICHOST)
     except OSError:
         return None
 
 
-def addresses(place: Place, flags: int = 0) -> list[Address]:
-    """The addresses of a place, in the order in which the system would try them. Blocks. Raises OSError."""
-    found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM, flags=flags)
-    return [(family, kind, protocol, address) for family, kind, protocol, _, address in found]
+def addresses(service: ServiceAddress, flags: int = 0) -> list[Address]:
+    """The addresses of a service, in the order in which the system would try them. Blocks. Raises OSError."""
+    entries = socket.getaddrinfo(service.host, service.port, type=socket.SOCK_STREAM, flags=flags)
+    return [(family, kind, protocol, address) for family, kind, protocol, _, address in entries]
 
 
 def not_connected(request: Request, error: OSError, timeout_s: float) -> BrokerUnreachable:

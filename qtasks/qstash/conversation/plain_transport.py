@@ -6,11 +6,11 @@ import socket
 import time
 
 from qtasks.qstash.conversation import http1_request
-from qtasks.qstash.conversation.http1_request import Place
+from qtasks.qstash.conversation.http1_request import ServiceAddress
 from qtasks.qstash.conversation.http1_response import ResponseError, ResponseReader
 from qtasks.qstash.conversation.plain_connections import (
     RECEIVE_BYTES,
-    Connection,
+    PlainConnection,
     KeptConnections,
     UnheardError,
     addresses,
@@ -29,17 +29,17 @@ class PlainTransport:
     def __init__(self) -> None:
         self._kept = KeptConnections()
 
-    def send(self, request: Request, place: Place, target: str, timeout_s: float) -> Reply:
+    def send(self, request: Request, service: ServiceAddress, target: str, timeout_s: float) -> Reply:
         """Make one attempt of at most `timeout_s` seconds. Raises BrokerUnreachable if there is no reply."""
         self._kept.check_open()
         deadline_s = time.monotonic() + timeout_s
-        data = http1_request.to_bytes(request, place, target)
+        data = http1_request.to_bytes(request, service, target)
         while True:
-            connection = self._kept.take(place)
+            connection = self._kept.take(service)
             is_first = connection is None
             if connection is None:
                 try:
-                    connection = _connected(place, min(deadline_s, time.monotonic() + CONNECT_S))
+                    connection = _connected(service, min(deadline_s, time.monotonic() + CONNECT_S))
                 except OSError as error:
                     raise not_connected(request, error, timeout_s) from None
             try:
@@ -52,7 +52,7 @@ class PlainTransport:
                     raise no_reply(request, error, timeout_s, is_first=is_first) from None
                 raise
             if reader.can_be_kept:
-                self._kept.put_back(place, connection)
+                self._kept.put_back(service, connection)
             else:
                 connection.close()
             return reader.reply()
@@ -62,15 +62,15 @@ class PlainTransport:
         self._kept.close()
 
 
-def _connected(place: Place, deadline_s: float) -> Connection:
+def _connected(service: ServiceAddress, deadline_s: float) -> PlainConnection:
     """A new connection to the first address that answers."""
     last: OSError | None = None
-    for family, kind, protocol, address in addresses(place):
+    for family, kind, protocol, address in addresses(service):
         opened = socket.socket(family, kind, protocol)
         try:
             opened.settimeout(_left_s(deadline_s))
             opened.connect(address)
-            return Connection(opened)
+            return PlainConnection(opened)
         except TimeoutError:
             opened.close()
             raise
@@ -80,10 +80,10 @@ def _connected(place: Place, deadline_s: float) -> Connection:
         except BaseException:
             opened.close()
             raise
-    raise last or OSError(f"{place.host} has no address")
+    raise last or OSError(f"{service.host} has no address")
 
 
-def _exchanged(connection: Connection, data: bytes, reader: ResponseReader, deadline_s: float) -> ResponseReader:
+def _exchanged(connection: PlainConnection, data: bytes, reader: ResponseReader, deadline_s: float) -> ResponseReader:
     broken = _send(connection, data, deadline_s)
     try:
         while not reader.is_complete:
@@ -100,7 +100,7 @@ def _exchanged(connection: Connection, data: bytes, reader: ResponseReader, dead
     return reader
 
 
-def _send(connection: Connection, data: bytes, deadline_s: float) -> OSError | None:
+def _send(connection: PlainConnection, data: bytes, deadline_s: float) -> OSError | None:
     """Send a request as one piece. Returns the error that ended it early: the server may have answered before it."""
     connection.socket.settimeout(_left_s(deadline_s))
     try:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from qtasks.lazy import lazy_property
 from qtasks.qstash.conversation import http1_request, proxies
-from qtasks.qstash.conversation.http1_request import Place
+from qtasks.qstash.conversation.http1_request import ServiceAddress
 from qtasks.qstash.conversation.httpx_transport import AsyncHttpxTransport, HttpxTransport
 from qtasks.qstash.conversation.plain_transport import PlainTransport
 from qtasks.qstash.conversation.transport import AsyncStreamed, Reply, Request, Streamed
@@ -72,10 +72,10 @@ class Routes:
     """How each request is sent: over plain sockets, or over httpx. The environment is read once for each origin."""
 
     def __init__(self) -> None:
-        self._is_direct: dict[Place, bool] = {}
+        self._is_direct: dict[ServiceAddress, bool] = {}
 
-    def plain(self, request: Request) -> tuple[Place, str] | None:
-        """The place and the target of a request over plain sockets; None for one over httpx.
+    def plain(self, request: Request) -> tuple[ServiceAddress, str] | None:
+        """The service and the target of a request over plain sockets; None for one over httpx.
 
         Raises ConfigurationError for a proxy that cannot be used.
         """

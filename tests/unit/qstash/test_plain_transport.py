@@ -18,7 +18,7 @@ from qtasks.errors import BrokerUnreachable, InvalidCallError
 from qtasks.qstash import AsyncQStash, QStash, Reply, Request
 from qtasks.qstash.conversation import plain_connections
 from qtasks.qstash.conversation.http1_request import split, to_bytes
-from qtasks.qstash.conversation.plain_connections import Connection
+from qtasks.qstash.conversation.plain_connections import PlainConnection
 from qtasks.qstash.conversation.service_transport import AsyncServiceTransport, Routes, ServiceTransport
 
 LONG_S = 20.0
@@ -224,7 +224,7 @@ def test_a_request_that_was_surely_not_heard_is_sent_on_another_connection(
     server = serving(saying(OK))
     transport = ServiceTransport()
     transport.send(request(server.url), LONG_S)
-    monkeypatch.setattr(Connection, "has_ended", lambda _: False)
+    monkeypatch.setattr(PlainConnection, "has_ended", lambda _: False)
     ((kept,),) = transport._plain._kept._idle.values()
     kept.socket.shutdown(socket.SHUT_WR)
     assert transport.send(request(server.url), LONG_S).body == b"ok"
