@@ -541,6 +541,28 @@ SABOTAGES: Final = (
         "if False:",
         "tests/integration/test_homes.py",
     ),
+    # -- requests over plain sockets
+    Sabotage(
+        "bytes that follow an answer are read as the next one",
+        "qtasks/qstash/conversation/http1_response.py",
+        "return self.is_complete and not self._is_last and not self._received",
+        "return self.is_complete and not self._is_last",
+        "tests/unit/qstash/test_http1_response.py",
+    ),
+    Sabotage(
+        "a request that may have been heard is said to be surely unheard",
+        "qtasks/qstash/conversation/plain_connections.py",
+        "return NOT_HTTP if is_first else Explanation(str(error))",
+        "return NOT_HTTP",
+        "tests/unit/qstash/test_plain_transport.py",
+    ),
+    Sabotage(
+        "a cancelled request leaves its connection to the next one",
+        "qtasks/qstash/conversation/async_plain_transport.py",
+        "                    connection.close()\n                    if isinstance(error, UnheardError) and not is_first:",
+        "                    self._kept.put_back(service, connection)\n                    if isinstance(error, UnheardError):",
+        "tests/unit/qstash/test_plain_transport.py",
+    ),
     # -- the wire of the newest clients
     Sabotage(
         "a bulk cancel leaves messages",

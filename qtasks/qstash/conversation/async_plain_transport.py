@@ -13,8 +13,8 @@ from qtasks.qstash.conversation.http1_response import ResponseError, ResponseRea
 from qtasks.qstash.conversation.plain_connections import (
     RECEIVE_BYTES,
     Address,
-    PlainConnection,
     KeptConnections,
+    PlainConnection,
     UnheardError,
     addresses,
     no_reply,

@@ -10,8 +10,8 @@ from qtasks.qstash.conversation.http1_request import ServiceAddress
 from qtasks.qstash.conversation.http1_response import ResponseError, ResponseReader
 from qtasks.qstash.conversation.plain_connections import (
     RECEIVE_BYTES,
-    PlainConnection,
     KeptConnections,
+    PlainConnection,
     UnheardError,
     addresses,
     no_reply,
