@@ -41,6 +41,9 @@ NEVER = 489
 DRAIN_AFTER_MS = 5_000
 """How long the broker waits before it repeats a delivery to a process that is shutting down."""
 
+BUSY_AFTER_MS = 200
+"""How long the broker waits before it repeats a delivery for which there was no room."""
+
 NEWER_AFTER_MS = 10_000
 """The first wait for a newer deployment."""
 
@@ -118,6 +121,12 @@ class DispatchResponse:
         """The process ends; the next delivery should find another one."""
         note = "this process is shutting down"
         return cls.interrupted(Interruption.DRAINING, note, ErrorCode.DISPATCHER_DRAINING, after_ms=DRAIN_AFTER_MS)
+
+    @classmethod
+    def busy(cls) -> DispatchResponse:
+        """A delivery of a bundle for which there is no room: nothing has run, and it is made again soon."""
+        text = "the dispatcher runs as many tasks as it can: try again"
+        return cls.refusal(503, text, *_retry_after(BUSY_AFTER_MS), (INTERRUPTED_HEADER, Interruption.BUSY))
 
     @classmethod
     def never(cls, error: str, code: str) -> DispatchResponse:

@@ -8,16 +8,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, Protocol
 
 from qtasks.clock import Clock
 from qtasks.counted_log import CountedLog
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import PayloadError, QTasksError, SignatureError, did_you_mean
-from qtasks.protocol import development, signing
+from qtasks.protocol import bundles, development, signing
 from qtasks.protocol.messages import SigningKeys
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode import envelope as envelopes
@@ -26,6 +25,7 @@ from qtasks.tasks.run.decision import NEWER_AFTER_MS, DispatchResponse, error_te
 from qtasks.tasks.run.end_handler import EndHandler
 from qtasks.tasks.run.executor import AttemptExecutor
 from qtasks.tasks.run.run import Invoke, Run
+from qtasks.tasks.run.slots import RunPlace, RunSlots
 from qtasks.tasks.send.end_callback import END_TASK
 
 log = logging.getLogger("qtasks.dispatch")
@@ -73,10 +73,7 @@ class Dispatcher:
         self._callback_handler = callback_handler
         self._end_handler = end_handler
         self._log = CountedLog(log, clock.monotonic)
-        # The embedded broker may change loops when an application starts, so two of them may count at once.
-        self._count_lock = threading.Lock()
-        self._running = 0
-        self._drained: Future[None] | None = None
+        self._slots = RunSlots(tasks, executor.runner.threads)
 
     async def answer(self, delivery: Delivery, invoke: Invoke | None = None) -> DispatchResponse:
         """Handle one delivery and return the response. `invoke` runs tasks that have dependencies."""
@@ -84,18 +81,49 @@ class Dispatcher:
             claims = self._verify(delivery)
         except SignatureError as error:
             return self._untrusted(delivery, error)
-        if delivery.task == NAMES_TASK:
-            return DispatchResponse.of_result(json.dumps(sorted(self._tasks)).encode())
-        if self._drained is not None:
-            return DispatchResponse.draining()
-        is_end = delivery.task == END_TASK and self._end_handler is not None
-        if not is_end and delivery.task not in self._tasks:
-            return self._unknown(delivery)
-        self._count(1)
+        if (response := self._without_run(delivery)) is not None:
+            return response
+        place = self._place(delivery)
+        self._slots.take(place)
         try:
             return await self._deliver(delivery, claims, invoke)
         finally:
-            self._count(-1)
+            self._slots.give_back(place)
+
+    @property
+    def free_slots(self) -> int:
+        """How many deliveries may begin now; 0 while it drains."""
+        return self._slots.free()
+
+    def open_bundle(self, signature: str, body: bytes) -> signing.Claims | DispatchResponse:
+        """The claims of a bundle whose body is verified; or the response to a bundle of which nothing runs.
+
+        Each of its deliveries gets claims of its own, see `item_claims`.
+        """
+        bundle = Delivery(task=bundles.NAME, body=body, signature=signature, message_id="", retried=0)
+        try:
+            claims = self._verify(bundle)
+        except SignatureError as error:
+            return self._untrusted(bundle, error)
+        return claims if self._slots.all_ended is None else DispatchResponse.draining()
+
+    def begin_item(self, delivery: Delivery) -> RunPlace | DispatchResponse:
+        """Take a slot for a delivery of a verified bundle: `answer_item` may run it, and `end_item` must follow.
+
+        Or the response to a delivery that runs nothing: also one that finds no free slot, which costs no attempt.
+        """
+        if (response := self._without_run(delivery)) is not None:
+            return response
+        place = self._place(delivery)
+        return place if self._slots.take_free(place) else DispatchResponse.busy()
+
+    async def answer_item(self, delivery: Delivery, claims: signing.Claims, invoke: Invoke | None) -> DispatchResponse:
+        """As `answer`, for a delivery of a bundle that has a slot. `claims` are its own."""
+        return await self._deliver(delivery, claims, invoke)
+
+    def end_item(self, place: RunPlace) -> None:
+        """Give the slot of a delivery back."""
+        self._slots.give_back(place)
 
     async def run(self, run: Run, dependencies: Mapping[str, Any]) -> Any:
         """Call the function of a run, whose dependencies are resolved: ``async def`` here, ``def`` in a thread."""
@@ -106,10 +134,9 @@ class Dispatcher:
 
         Returns True if all of them ended in time.
         """
-        self._refuse()
         if await self._ended(timeout_s):
             return True
-        log.warning("%d tasks still run after %s s", self._running, timeout_s, extra={"action": "drain"})
+        log.warning("%d tasks still run after %s s", self._slots.running, timeout_s, extra={"action": "drain"})
         await self.hand_back()
         return False
 
@@ -119,7 +146,7 @@ class Dispatcher:
         An ``async def`` is cancelled. A ``def`` may check `TaskContext.should_stop`; nothing waits for its thread.
         Returns when all are answered, at the latest after `HAND_BACK_S`.
         """
-        self._refuse()
+        self._slots.close()
         self._executor.stop_runs()
         await self._ended(HAND_BACK_S)
 
@@ -135,24 +162,24 @@ class Dispatcher:
         """Write the last results and release the threads, without waiting for tasks that still run. Idempotent."""
         self._executor.close()
 
-    def _refuse(self) -> None:
-        """Answer further deliveries as draining."""
-        if self._drained is None:
-            self._drained = Future()
-        self._count(0)
-
     async def _ended(self, timeout_s: float) -> bool:
-        """Wait for the deliveries that run; True if the last one ended in time."""
-        assert self._drained is not None
-        ended = asyncio.wrap_future(self._drained)
+        """Take no more deliveries and wait for those that run; True if the last one ended in time."""
+        ended = asyncio.wrap_future(self._slots.close())
         await asyncio.wait([ended], timeout=timeout_s)
         return ended.done()
 
-    def _count(self, step: int) -> None:
-        with self._count_lock:
-            self._running += step
-            if self._running == 0 and self._drained is not None and not self._drained.done():
-                self._drained.set_result(None)
+    def _without_run(self, delivery: Delivery) -> DispatchResponse | None:
+        """The response to a verified delivery that runs nothing; None for one that runs a task."""
+        if delivery.task == NAMES_TASK:
+            return DispatchResponse.of_result(json.dumps(sorted(self._tasks)).encode())
+        if self._slots.all_ended is not None:
+            return DispatchResponse.draining()
+        is_end = delivery.task == END_TASK and self._end_handler is not None
+        return None if is_end or delivery.task in self._tasks else self._unknown(delivery)
+
+    def _place(self, delivery: Delivery) -> RunPlace:
+        task = self._tasks.get(delivery.task)
+        return RunPlace.LOOP if task is None or task.is_async else RunPlace.THREAD
 
     def _verify(self, delivery: Delivery) -> signing.Claims:
         return signing.verify(
@@ -206,3 +233,8 @@ class Dispatcher:
         fields = {"action": "unreadable", "task": delivery.task, "message_id": delivery.message_id}
         log.error("%s cannot be read: %s", delivery.message_id, response.body.decode(), extra=fields)
         return response
+
+
+def item_claims(claims: signing.Claims, place: int) -> signing.Claims:
+    """The claims of the delivery at this place in a bundle: a bundle that arrives again repeats each of them."""
+    return replace(claims, jti=f"{claims.jti}.{place}")

@@ -19,16 +19,24 @@ class ThreadPool:
     def __init__(self, threads: int) -> None:
         self.size = threads
         """The largest number of threads."""
+        self.calls = 0
+        """Calls that run, or wait for a thread."""
         self._pool: DaemonThreadPool | None = None
         per_process(self._begin)
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
+        self.calls = 0
 
     async def run(self, call: Callable[[], Any]) -> Any:
         """Call `call` in a thread, with a copy of the context variables; returns or raises what it does."""
         context = contextvars.copy_context()
-        outcome = await asyncio.get_running_loop().run_in_executor(self._opened(), lambda: context.run(_caught, call))
+        self.calls += 1
+        try:
+            loop = asyncio.get_running_loop()
+            outcome = await loop.run_in_executor(self._opened(), lambda: context.run(_caught, call))
+        finally:
+            self.calls -= 1
         return returned(outcome)
 
     def close(self) -> None:

@@ -13,13 +13,13 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from starlette.routing import Host, Mount
+from starlette.routing import Host
 
 from qtasks.counted_log import CountedLog
 from qtasks.error_codes import ErrorCode
@@ -27,7 +27,7 @@ from qtasks.protocol.headers import DISPATCHER_HEADER
 from qtasks.tasks.ports import ASGIApp, Lifespan, Receive, Scope, Send
 from qtasks.tasks.run.decision import DispatchResponse
 from qtasks.tasks.send.end_callback import END_TASK, intercepted
-from qtasks.tasks.web.applications import layers, place_of, routes_of
+from qtasks.tasks.web.passage import is_usual, layer_name, layers_on_the_way
 
 log = logging.getLogger("qtasks.app")
 
@@ -43,15 +43,6 @@ _SIGNATURE: Final = b"upstash-signature"
 _DISPATCHER: Final = DISPATCHER_HEADER.lower().encode()
 _DISPATCHER_LINE: Final = (_DISPATCHER, b"true")
 """On every response, so that the broker can tell them from those of a proxy in front of a dead application."""
-_USUAL: Final = (
-    "builtins",
-    "fastapi.",
-    "starlette.applications",
-    "starlette.middleware.errors",
-    "starlette.middleware.exceptions",
-    "starlette.routing",
-)
-"""Modules whose classes are layers of every application."""
 _OF_THE_BODY: Final = frozenset({b"content-type", b"content-length", b"content-encoding"})
 _WILDCARD: Final = "qtasks"
 """What takes the place of the asterisk in a pattern such as ``*.example.com``, and of ``{name}``."""
@@ -217,7 +208,7 @@ class Gateway:
             ErrorCode.DELIVERY_INTERCEPTED,
             delivery.description,
             path,
-            ", ".join(dict.fromkeys(_layer_name(layer) for layer in _way(self.app) if not _is_usual(layer)))
+            ", ".join(dict.fromkeys(layer_name(layer) for layer in layers_on_the_way(self.app) if not is_usual(layer)))
             or "no more",
             with_traceback=delivery.error or False,
         )
@@ -392,32 +383,12 @@ class GatewayDelivery:
 
 def _accepted_host(app: object, scope: Scope) -> str | None:
     """A host that every host check on the way to the tasks accepts; None if there is none, or they accept this one."""
-    checks = [patterns for layer in _way(app) if (patterns := _host_patterns(layer))]
+    checks = [patterns for layer in layers_on_the_way(app) if (patterns := _host_patterns(layer))]
     present = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
     if _passes(present.partition(":")[0], checks):
         return None
     candidates = (pattern.replace("*", _WILDCARD) for patterns in checks for pattern in patterns)
     return next((host for host in candidates if _passes(host, checks)), None)
-
-
-def _way(app: object) -> Iterator[object]:
-    """What a request passes on its way to the tasks: the layers of the application, and of those mounted in it."""
-    yield from layers(app)
-    for route in routes_of(app):
-        if isinstance(route, (Mount, Host)) and place_of(route.app) is not None:
-            yield route
-            yield from _way(route.app)
-
-
-def _is_usual(layer: object) -> bool:
-    """True for what every application consists of."""
-    return type(layer).__module__.startswith(_USUAL)
-
-
-def _layer_name(layer: object) -> str:
-    """The class of a layer, with the function that it calls, if it is one of ``@app.middleware("http")``."""
-    function = getattr(getattr(layer, "dispatch_func", None), "__name__", "dispatch")
-    return type(layer).__name__ + ("" if function == "dispatch" else f" ({function})")
 
 
 def _host_patterns(layer: object) -> list[str]:

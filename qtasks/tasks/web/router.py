@@ -9,31 +9,33 @@ answered.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import itertools
 import logging
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
-from fastapi.routing import APIRoute
+from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute, Route
 
 from qtasks.counted_log import CountedLog
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import QTasksError
 from qtasks.lazy import lazy_property
+from qtasks.protocol import bundles
 from qtasks.protocol.headers import INTERRUPTED_HEADER
 from qtasks.request_body import BodyCut, BodyTooLarge, BodyTooSlow, BufferBudget, NoRoomForBody, read_body
-from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.ports import ASGIApp, Lifespan, Receive, Scope, Send
 from qtasks.tasks.run.attempt import Delivery
 from qtasks.tasks.run.decision import DispatchResponse, Interruption
 from qtasks.tasks.run.dispatcher import Dispatcher, log
 from qtasks.tasks.run.run import Run
 from qtasks.tasks.web.applications import ENDPOINTS, ROUTE_NAME, lifespan_scope, place_of, serving
+from qtasks.tasks.web.bundle_run import BundleRun, ends_with_the_server
+from qtasks.tasks.web.delivery_headers import of_request
+from qtasks.tasks.web.dependency_routes import DependencyRoutes
 from qtasks.tasks.web.gateway import DELIVERY_KEY, NO_DELIVERY_KEY, OUTERMOST_KEY, Gateway, answer
+from qtasks.tasks.web.passage import in_front, is_direct, layers_of_the_user
 
 MAX_REQUEST = 4 * 1024 * 1024
 """The largest delivery in bytes. A call has 1 MiB at most; a callback that contains a response is larger."""
@@ -59,8 +61,9 @@ SEVERAL_SERVE = (
     "Start one, or keep only one"
 )
 
+NO_BUNDLES = "something of the application stands in front of the tasks, and must see each delivery: send them singly"
+
 NOT_CONFIGURED_AFTER_MS = 10_000
-_CALL_KEY = "qtasks.call"
 _NUMBERS = itertools.count(1)
 
 
@@ -74,7 +77,10 @@ class TaskEndpoint:
         self._dispatcher = dispatcher
         self._log = CountedLog(log)
         self.owner = owner
-        self._routes = _DependencyRoutes()
+        self._routes = DependencyRoutes()
+        self._takers: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+        """Which applications take bundles."""
+        self._is_explained = False
         self.route_name = f"{ROUTE_NAME}-{next(_NUMBERS)}"
         """The name of a second route to the endpoint: an application that knows it serves this endpoint."""
         ENDPOINTS[self.route_name] = self
@@ -85,22 +91,22 @@ class TaskEndpoint:
             delivery.reached = True
         try:
             response = await self._answer(scope, receive)
+            if isinstance(response, BundleRun):
+                await response.stream(send)
+                return
         except BodyCut:
             return
         except asyncio.CancelledError as error:
-            if not _ends_with_the_server(error):
+            if not ends_with_the_server(error):
                 raise
             response = DispatchResponse.draining()
         await answer(send, response)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> DispatchResponse:
+    async def _answer(self, scope: Scope, receive: Receive) -> DispatchResponse | BundleRun:
         if scope["method"] != "POST":
             return DispatchResponse.refusal(405, "tasks are delivered with POST, by a QStash broker", ("Allow", "POST"))
         if (reason := scope.get(NO_DELIVERY_KEY)) is not None:
             return DispatchResponse.refusal(421, reason)
-        headers = _DeliveryHeaders(scope["headers"])
-        if headers.encoding not in ("", "identity"):
-            return DispatchResponse.refusal(415, "the body has a Content-Encoding; the signature is over plain bytes")
         try:
             dispatcher = await self._dispatcher()
         except QTasksError as error:
@@ -109,165 +115,79 @@ class TaskEndpoint:
             return DispatchResponse.later(
                 "the dispatcher is not configured", error.code, after_ms=NOT_CONFIGURED_AFTER_MS
             )
-        if headers.is_of_page and dispatcher.has_public_keys:
-            # Every page could sign a delivery with them, and send it after it has rebound its name to this machine.
-            return DispatchResponse.refusal(403, "with public signing keys, no web page may deliver: only a broker")
-        body = await self._read(headers.length, receive)
+        headers = of_request(scope["headers"])
+        if (refusal := headers.refusal(has_public_keys=dispatcher.has_public_keys)) is not None:
+            return refusal
+        task: str = scope["path_params"]["task"]
+        is_bundle = task == bundles.NAME
+        body = await self._read(headers.length, receive, bundles.MAX_BYTES if is_bundle else MAX_REQUEST)
         if isinstance(body, DispatchResponse):
             return body
+        if is_bundle:
+            return self._bundle(dispatcher, headers.signature, body, scope)
         delivery = Delivery(
-            task=scope["path_params"]["task"],
+            task=task,
             body=body,
             signature=headers.signature,
             message_id=headers.message_id,
             retried=headers.retried,
             schedule_id=headers.schedule_id,
-            query=_text(scope["query_string"]),
+            query=scope["query_string"].decode("latin-1"),
             call=headers.call,
         )
 
         async def with_dependencies(run: Run) -> Any:
             return await self._routes.call(dispatcher, run, scope, body)
 
-        return await dispatcher.answer(delivery, with_dependencies)
+        response = await dispatcher.answer(delivery, with_dependencies)
+        if response.status == 401 or not self._takes_bundles(scope):
+            return response
+        return response.with_header(bundles.SLOTS_HEADER, str(dispatcher.free_slots))
 
-    async def _read(self, declared: int, receive: Receive) -> bytes | DispatchResponse:
+    def _bundle(
+        self, dispatcher: Dispatcher, signature: str, body: bytes, scope: Scope
+    ) -> DispatchResponse | BundleRun:
+        """The deliveries of a bundle, or the response to one of which nothing runs."""
+        if isinstance(claims := dispatcher.open_bundle(signature, body), DispatchResponse):
+            return claims
+        if not (self._takes_bundles(scope) and is_direct()):
+            return DispatchResponse.refusal(421, NO_BUNDLES)
+        try:
+            items = bundles.read_items(body)
+        except ValueError as error:
+            return DispatchResponse.refusal(400, f"the body is not a bundle: {error}")
+        return BundleRun(items, claims, dispatcher=dispatcher, scope=scope, routes=self._routes)
+
+    def _takes_bundles(self, scope: Scope) -> bool:
+        """True if nothing of the user's stands between the server and the tasks, as far as it is known."""
+        if (app := scope.get("app")) is None:
+            return False
+        if (takes := self._takers.get(app)) is None:
+            names = in_front(app)
+            takes = self._takers[app] = not names
+            self.explain(names)
+        return takes
+
+    def explain(self, names: Sequence[str]) -> None:
+        """Say once why deliveries do not come in bundles: because of what these names stand for, if there are any."""
+        if names and not self._is_explained:
+            self._is_explained = True
+            verb = "stands" if len(names) == 1 else "stand"
+            log.info("deliveries arrive one by one, because %s %s in front of the tasks", ", ".join(names), verb)
+
+    async def _read(self, declared: int, receive: Receive, limit: int) -> bytes | DispatchResponse:
         """The body, or the response to one that is too large or too slow. Raises BodyCut."""
         try:
-            if declared > MAX_REQUEST:
+            if declared > limit:
                 raise BodyTooLarge
-            return await read_body(receive, MAX_REQUEST, budget=_BUDGET, within_s=BODY_TIMEOUT_S)
+            return await read_body(receive, limit, budget=_BUDGET, within_s=BODY_TIMEOUT_S)
         except BodyTooLarge:
-            return DispatchResponse.refusal(413, f"the body has more than {MAX_REQUEST} bytes")
+            return DispatchResponse.refusal(413, f"the body has more than {limit} bytes")
         except BodyTooSlow:
             return DispatchResponse.refusal(408, f"no complete body within {BODY_TIMEOUT_S:g} s", _CLOSE)
         except NoRoomForBody:
             text = "the dispatcher holds as many large requests as it may: try again"
             return DispatchResponse.refusal(503, text, ("Retry-After", "1"), _BUSY, _CLOSE)
-
-
-def _ends_with_the_server(cancellation: asyncio.CancelledError) -> bool:
-    """True if the server cancels the request because it stops, as uvicorn says in the text of the cancellation.
-
-    Any other code that cancels a request, such as a time limit in a middleware, would do so again at each delivery.
-    """
-    return any("shutdown" in str(argument) for argument in cancellation.args)
-
-
-class _DeliveryHeaders:
-    """The headers of a request that the dispatcher reads."""
-
-    __slots__ = ("call", "encoding", "is_of_page", "length", "message_id", "retried", "schedule_id", "signature")
-
-    def __init__(self, lines: list[tuple[bytes, bytes]]) -> None:
-        self.signature = self.message_id = self.encoding = self.call = ""
-        self.schedule_id: str | None = None
-        self.retried = self.length = 0
-        self.is_of_page = False
-        for name, value in lines:
-            if name == b"upstash-signature":
-                # Of two signatures it would be unclear which one counts. Joined, they are not a valid token.
-                self.signature = f"{self.signature},{_text(value)}" if self.signature else _text(value)
-            elif name == b"upstash-message-id":
-                self.message_id = _text(value)[:256]
-            elif name == b"upstash-retried":
-                self.retried = _number(value)
-            elif name == b"qtasks-call":
-                self.call += _text(value)
-            elif name == b"upstash-schedule-id":
-                self.schedule_id = _text(value)[:256]
-            elif name == b"content-encoding":
-                self.encoding = _text(value).strip().lower()
-            elif name == b"content-length":
-                self.length = _number(value)
-            elif name in (b"origin", b"sec-fetch-site"):  # a browser sends one of them with every POST of a page
-                self.is_of_page = True
-
-
-class _DependentRun:
-    """One run inside an `APIRoute`: its input, and its result or its error."""
-
-    __slots__ = ("dispatcher", "error", "run", "value")
-
-    def __init__(self, dispatcher: Dispatcher, run: Run) -> None:
-        self.dispatcher = dispatcher
-        self.run = run
-        self.value: Any = None
-        self.error: BaseException | None = None
-
-
-class _DependencyRoutes:
-    """An `APIRoute` for each task with dependencies, for each application that serves it."""
-
-    def __init__(self) -> None:
-        self._by_app: weakref.WeakKeyDictionary[Any, dict[str, tuple[BaseTask[..., Any], APIRoute]]] = (
-            weakref.WeakKeyDictionary()
-        )
-
-    async def call(self, dispatcher: Dispatcher, run: Run, scope: Scope, body: bytes) -> Any:
-        """Open the dependencies of a run, run it, close them. Raises what any of the three raised."""
-        call = _DependentRun(dispatcher, run)
-        answers: list[Mapping[str, Any]] = []
-
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        async def send(message: Mapping[str, Any]) -> None:
-            answers.append(message)
-
-        route = self._route(run.task, scope["app"])
-        try:
-            await route.app({**scope, _CALL_KEY: call}, receive, send)
-        except Exception:
-            if call.error is None:
-                raise
-        # An exception handler of the application may have turned the exception into a response.
-        if call.error is not None:
-            raise call.error
-        return call.value
-
-    def _route(self, task: BaseTask[..., Any], app: Any) -> APIRoute:
-        routes = self._by_app.setdefault(app, {})
-        of_task, route = routes.get(task.name, (None, None))
-        if route is None or of_task is not task:  # a task may be defined once more
-            route = APIRoute(
-                "/{task}",
-                _endpoint(task),
-                methods=["POST"],
-                response_model=None,
-                dependencies=[Depends(_record_error)],
-                dependency_overrides_provider=weakref.proxy(app),  # the value must not keep its own key alive
-                include_in_schema=False,
-            )
-            routes[task.name] = task, route
-        return route
-
-
-async def _record_error(request: Request) -> AsyncIterator[None]:
-    """The first dependency of each task: opened first and closed last, so it sees every error in between."""
-    try:
-        yield
-    except BaseException as error:
-        request.scope[_CALL_KEY].error = error
-        raise
-
-
-def _endpoint(task: BaseTask[..., Any]) -> Callable[..., Awaitable[Response]]:
-    """A path operation whose only parameters are the task's dependencies."""
-    name = "request"
-    while name in {parameter.name for parameter in task.parameters.dependencies}:
-        name += "_"
-
-    async def endpoint(**dependencies: Any) -> Response:
-        call: _DependentRun = dependencies.pop(name).scope[_CALL_KEY]
-        call.value = await call.dispatcher.run(call.run, dependencies)
-        return Response()
-
-    request = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Request)
-    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in task.parameters.dependencies]
-    endpoint.__signature__ = inspect.Signature([request, *parameters])  # type: ignore[attr-defined]
-    endpoint.__name__ = task.name
-    return endpoint
 
 
 class TaskRoutes:
@@ -315,6 +235,7 @@ class TaskRoutes:
         state: Mapping[str, Any] = {} if scope is None else scope.get("state", {})
         for each in (outermost, outer, app):
             if each is not None and (place := place_of(each, self._endpoint.route_name)) is not None:
+                self._endpoint.explain(layers_of_the_user(each))
                 return self._gateway(each, place.prefix, state=state, is_open=False)
         return self._gateway(self.bare_app, BARE_PREFIX, is_open=False)
 
@@ -360,12 +281,3 @@ def _app(router: APIRouter, prefix: str) -> FastAPI:
     app = FastAPI(title="qtasks", openapi_url=None, docs_url=None, redoc_url=None)
     app.include_router(router, prefix=prefix)
     return app
-
-
-def _text(value: bytes) -> str:
-    return value.decode("latin-1")
-
-
-def _number(value: bytes) -> int:
-    """The number in a header; 0 if it is not a number."""
-    return int(value) if value.isdigit() and len(value) <= 18 else 0
