@@ -183,6 +183,27 @@ SABOTAGES: Final = (
         "tests/unit/tasks/test_dispatcher.py",
     ),
     Sabotage(
+        "a bundle passes the user's middleware once for all of its deliveries",
+        "qtasks/tasks/web/router.py",
+        "if not (self._takes_bundles(scope) and is_direct()):",
+        "if not dispatcher:",
+        "tests/integration/test_bundle_passage.py",
+    ),
+    Sabotage(
+        "a bundle that arrives again runs again",
+        "qtasks/tasks/run/dispatcher.py",
+        'jti=f"{claims.jti}.{place}"',
+        'jti=""',
+        "tests/integration/test_bundles.py",
+    ),
+    Sabotage(
+        "a delivery of a bundle runs where there is no room",
+        "qtasks/tasks/run/slots.py",
+        "if self.running >= MAX_RUNNING or (",
+        "if (",
+        "tests/integration/test_bundles.py",
+    ),
+    Sabotage(
         "a forged pickle is read",
         "qtasks/tasks/encode/pickling.py",
         "if not text.startswith(MARK) or not any(good):",
