@@ -9,7 +9,6 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Protocol
 
 from qtasks.clock import Clock
@@ -237,4 +236,4 @@ class Dispatcher:
 
 def item_claims(claims: signing.Claims, place: int) -> signing.Claims:
     """The claims of the delivery at this place in a bundle: a bundle that arrives again repeats each of them."""
-    return replace(claims, jti=f"{claims.jti}.{place}")
+    return claims._replace(jti=f"{claims.jti}.{place}")
