@@ -8,7 +8,6 @@ ends, a line that says how many still run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple, TypeGuard
 
 from qtasks.protocol import quick_json
@@ -127,16 +126,12 @@ def _object(line: bytes) -> dict[str, Any]:
 
 
 def _headers(value: object) -> Headers:
-    return tuple(_header_lines(value if isinstance(value, list) else [None]))
-
-
-def _header_lines(lines: Iterable[object]) -> Iterator[tuple[str, str]]:
-    for line in lines:
-        match line:
-            case [str(name), str(value)]:
-                yield name, value
-            case _:
-                raise ValueError("headers are not pairs of texts")
+    if type(value) is not list:
+        raise ValueError("headers are not a list")
+    for line in value:
+        if not (type(line) is list and len(line) == 2 and type(line[0]) is str and type(line[1]) is str):
+            raise ValueError("headers are not pairs of texts")
+    return tuple(map(tuple, value))
 
 
 def _body(value: object) -> bytes:

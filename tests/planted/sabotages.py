@@ -192,8 +192,8 @@ SABOTAGES: Final = (
     Sabotage(
         "a bundle that arrives again runs again",
         "qtasks/tasks/run/dispatcher.py",
-        'jti=f"{claims.jti}.{place}"',
-        'jti=""',
+        'f"{jti}.{place}"',
+        '""',
         "tests/integration/test_bundles.py",
     ),
     Sabotage(

@@ -236,4 +236,5 @@ class Dispatcher:
 
 def item_claims(claims: signing.Claims, place: int) -> signing.Claims:
     """The claims of the delivery at this place in a bundle: a bundle that arrives again repeats each of them."""
-    return claims._replace(jti=f"{claims.jti}.{place}")
+    url, issued_s, expires_s, jti, body_hash, key = claims
+    return signing.Claims(url, issued_s, expires_s, f"{jti}.{place}", body_hash, key)

@@ -51,7 +51,7 @@ _SERVERS: Final = (
     "gunicorn.",
     "httpx._transports.asgi",
     "hypercorn.",
-    "qtasks.broker.transport.in_process",
+    "qtasks.broker.transport.",
     "uvicorn.protocols.",
 )
 """Modules of servers, and of what calls an application as a server does, in place of one."""
@@ -119,13 +119,24 @@ def in_front(app: object) -> list[str]:
             break
         if module.startswith(_LOOPS):
             break
-        caller = frame.f_locals.get("self")
+        caller = _method_owner(frame)
         if isinstance(caller, Starlette):
             apps[id(caller)] = caller
         if not module.startswith(_PASSED):
             names.append(frame.f_code.co_qualname.partition(".")[0] if caller is None else layer_name(caller))
     names = [*reversed(names), *layers_of_the_user(*reversed(apps.values()), app)]
     return list(dict.fromkeys(names)) if names or has_server else [OWN_TASK]
+
+
+def _method_owner(frame: FrameType) -> object | None:
+    """The object whose coroutine method is running in `frame`; None for other functions.
+
+    Their variables are not looked at: up to Python 3.12 a frame keeps what it has shown, for as long as it exists.
+    """
+    code = frame.f_code
+    if code.co_flags & inspect.CO_COROUTINE and ("self" in code.co_varnames or "self" in code.co_freevars):
+        return frame.f_locals.get("self")
+    return None
 
 
 def _callers() -> Iterator[FrameType]:
