@@ -12,6 +12,8 @@ from typing import Any, Final
 FREE: Final = 64 * 1024
 """Bytes of each body that count against no budget: so there is always room for small requests beside large ones."""
 
+_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
 
 class BodyTooLarge(Exception):
     """The body has more bytes than it may have."""
@@ -48,7 +50,7 @@ class BufferBudget:
 
 
 async def read_body(
-    receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+    receive: _Receive,
     limit: int,
     *,
     budget: BufferBudget,
@@ -58,25 +60,26 @@ async def read_body(
 
     Raises BodyTooLarge, BodyTooSlow, BodyCut, NoRoomForBody.
     """
+    if within_s is None:
+        return await _whole(receive, limit, budget)
     try:
         async with asyncio.timeout(within_s):
-            event = await receive()
-            if event["type"] == "http.request" and not event.get("more_body", False):
-                whole: bytes = event.get("body", b"")
-                if len(whole) > limit:
-                    raise BodyTooLarge
-                return whole
-            return await _collect(event, receive, limit, budget)
+            return await _whole(receive, limit, budget)
     except TimeoutError:
         raise BodyTooSlow from None
 
 
-async def _collect(
-    event: MutableMapping[str, Any],
-    receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
-    limit: int,
-    budget: BufferBudget,
-) -> bytes:
+async def _whole(receive: _Receive, limit: int, budget: BufferBudget) -> bytes:
+    event = await receive()
+    if event["type"] != "http.request" or event.get("more_body", False):
+        return await _collect(event, receive, limit, budget)
+    body: bytes = event.get("body", b"")
+    if len(body) > limit:
+        raise BodyTooLarge
+    return body
+
+
+async def _collect(event: MutableMapping[str, Any], receive: _Receive, limit: int, budget: BufferBudget) -> bytes:
     body = bytearray()
     taken = 0
     try:

@@ -106,7 +106,9 @@ class AsgiApi:
         headers = scope["headers"]
         if len(headers) > limits.headers:
             raise HttpError(431, f"too many headers: {len(headers)} > {limits.headers}")
-        size = sum(len(name) + len(value) for name, value in headers)
+        size = 0
+        for name, value in headers:
+            size += len(name) + len(value)
         if size > limits.header_bytes:
             raise HttpError(431, f"headers too large: {size} bytes > {limits.header_bytes}")
         if (refusal := host_refusal(headers, self._hosts, "this broker")) is not None:
@@ -118,7 +120,7 @@ class AsgiApi:
             method=scope["method"],
             path=scope["raw_path"].decode("latin-1"),
             query=scope["query_string"].decode("latin-1"),
-            headers=tuple((name.decode("latin-1"), header_lines.decode(value)) for name, value in scope["headers"]),
+            headers=tuple([(str(name, "latin-1"), header_lines.decode(value)) for name, value in scope["headers"]]),
             client_ip=client[0] if client else "",
             read_body=lambda limit: self._read(scope, receive, limit),
         )
