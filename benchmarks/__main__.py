@@ -90,7 +90,7 @@ def _compare(
         for candidate in candidates:
             print(f"{candidate.name:<10} {candidate.version:<10} {candidate.how}", flush=True)
         results = rounds.run(bench, candidates, count, names=names, kept=_KEPT[options.results])
-    print("\n" + "\n".join(table(results, THIS_TREE)), flush=True)
+    print("\n" + "\n".join(table(results, THIS_TREE, judged=not options.quick)), flush=True)
     compared += as_data(results, THIS_TREE)
     return not any(row.failures for row in results)
 

@@ -19,7 +19,7 @@ IN_FLIGHT: Final = 50
 FAR_MS: Final = 24 * 60 * 60 * 1000
 """A delay longer than any measurement: such a message is never due."""
 
-MAX_TASKS: Final = 500_000
+MAX_TASKS: Final = 1_200_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +41,8 @@ class Sizes:
     """How often each timed program is started; interpreters ten times as often."""
     calls: int = 2_000
     """Calls of a comparison one by one, at once, and while they run."""
+    asleep: int = 50_000
+    """Messages that are not due, behind which a comparison drains."""
     plain: int = 5_000
     tests: int = 1_000
 
@@ -57,6 +59,7 @@ FULL: Final = Sizes(
     waiting=100_000,
     idle_s=10,
     starts=5,
+    asleep=1_000_000,
 )
 QUICK: Final = Sizes(
     publishes=100,
@@ -68,6 +71,7 @@ QUICK: Final = Sizes(
     idle_s=1,
     starts=1,
     calls=100,
+    asleep=1_000,
     plain=100,
     tests=20,
 )

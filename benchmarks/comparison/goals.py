@@ -45,6 +45,8 @@ GOALS: Final = (
     Goal(measure=measures.NAPS, than=(BASELINE,), reach=1.8),
     Goal(measure=measures.NAPS, than=("taskiq",), reach=0.95),
     Goal(measure=measures.PLAIN, than=(BASELINE,), reach=2),
+    Goal(measure=measures.FLAT, than=(BASELINE,), reach=1),
+    Goal(measure=measures.FLAT_MEMORY, than=(BASELINE,), reach=1.05),
     Goal(measure=measures.TESTS, reach=10, aim=5),
     Goal(measure=measures.MEMORY, than=(BASELINE,), reach=1.05),
     Goal(measure=measures.IDLE, than=(BASELINE,), reach=1.05),

@@ -48,6 +48,13 @@ TOGETHER: Final = Measure(
     "calls one by one while they run; first call to last done",
     cpu_of="workers",
 )
+FLAT: Final = Measure(
+    "drain behind a full store",
+    "tasks/s",
+    "as the drain, with 50,000 messages not due (1,000,000 with --full)",
+    cpu_of="workers",
+)
+FLAT_MEMORY: Final = Measure("memory with a full store", "MB", "proportional set of both processes after that", True)
 NAPS: Final = Measure("tasks that sleep 50 ms", "tasks/s", "as the drain", cpu_of="workers")
 P50: Final = Measure(
     "call to start, p50", "ms", f"{PER_S} calls a second; just before the call to the first line", True
@@ -72,6 +79,7 @@ TESTS: Final = Measure(
 )
 MEASURES: Final = (
     DRAINED, CPU, TOGETHER, CALLED, AT_ONCE_CALLED, MAPPED, P50, P99, NAPS, PLAIN, TESTS, MEMORY, IDLE,
+    FLAT, FLAT_MEMORY,
 )  # fmt: skip
 """In the order of the table."""
 

@@ -50,7 +50,20 @@ def _call(sizes: Sizes, session: Session) -> Samples:
 
 
 def _drain(sizes: Sizes, session: Session) -> Samples:
-    count = sizes.backlogs[0]
+    sample = _drained(sizes.backlogs[0], session)
+    assert sample.cpu_us is not None, "processor time is measured"
+    return {measures.DRAINED: sample, measures.CPU: Sample(sample.cpu_us)}
+
+
+def _flat(sizes: Sizes, session: Session) -> Samples:
+    session.produce("in bulk", "noop", sizes.asleep)
+    return {
+        measures.FLAT: _drained(sizes.backlogs[0], session),
+        measures.FLAT_MEMORY: Sample(session.memory_mb()),
+    }
+
+
+def _drained(count: int, session: Session) -> Sample:
     tasks = session.release("noop", count)
 
     def begun() -> bool:
@@ -61,8 +74,7 @@ def _drain(sizes: Sizes, session: Session) -> Samples:
     before_s, done = session.cpu_s(), session.task_times.count(tasks)
     session.wait(tasks)
     waiting.pause(_QUIET_S)
-    cpu_us = (session.cpu_s() - before_s) * 1e6 / max(1, count - done)
-    return {measures.DRAINED: Sample(_rate(session, tasks), cpu_us), measures.CPU: Sample(cpu_us)}
+    return Sample(_rate(session, tasks), (session.cpu_s() - before_s) * 1e6 / max(1, count - done))
 
 
 def _nap(sizes: Sizes, session: Session) -> Samples:
@@ -125,6 +137,7 @@ STEPS: Final[Mapping[str, Step]] = {
         _live, (measures.TOGETHER, measures.P50, measures.P99, measures.MEMORY, measures.IDLE), with_results=True
     ),
     "nap": Step(_nap, (measures.NAPS,)),
+    "flat": Step(_flat, (measures.FLAT, measures.FLAT_MEMORY), trees_only=True),
     "plain": Step(_plain, (measures.PLAIN,), trees_only=True),
     "tests": Step(_tests, (measures.TESTS,), trees_only=True),
 }

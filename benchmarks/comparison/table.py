@@ -10,8 +10,11 @@ from benchmarks.comparison.measures import MEASURES, Measure, MeasureResults, ra
 from benchmarks.figure import number
 
 
-def table(results: Sequence[MeasureResults], ours: str) -> Iterator[str]:
-    """The table as lines, by measure. Each other candidate's line ends with ours as a multiple of it."""
+def table(results: Sequence[MeasureResults], ours: str, *, judged: bool = True) -> Iterator[str]:
+    """The table as lines, by measure. Each other candidate's line ends with ours as a multiple of it.
+
+    `judged` adds the goals, which hold for usual counts.
+    """
     for measure in MEASURES:
         for kept in (False, True):
             rows = [row for row in results if row.measure is measure and row.kept == kept]
@@ -22,7 +25,8 @@ def table(results: Sequence[MeasureResults], ours: str) -> Iterator[str]:
             yield f"{title}, {measure.unit} ({better}): {measure.method}"
             own = measures.find(results, measure, kept=kept, candidate=ours)
             yield from (f"    {_line(row, own)}" for row in rows)
-            yield from (f"    {line}" for line in goals.judge(results, measure, kept=kept, ours=ours))
+            if judged:
+                yield from (f"    {line}" for line in goals.judge(results, measure, kept=kept, ours=ours))
 
 
 def _line(row: MeasureResults, own: MeasureResults | None) -> str:
@@ -43,7 +47,8 @@ def _multiple(own: MeasureResults, row: MeasureResults) -> str:
         return ""
     low, high = number(found.lowest), number(found.highest)
     rounds = f" (rounds {low} to {high})" if low != high else ""
-    return f"ours {number(found.medians)} times{rounds}"
+    processor = f", processor {number(own.cpu_us / row.cpu_us)}" if own.cpu_us and row.cpu_us else ""
+    return f"ours {number(found.medians)} times{rounds}{processor}"
 
 
 def as_data(results: Sequence[MeasureResults], ours: str) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ _SLACK = 1.5
 _MARGIN_S = 1.0
 _NEVER_S = 86_400
 _BATCH = 100
+_PART = 10_000
 
 
 @functools.cache
@@ -40,7 +41,8 @@ async def asend(work: str, task: int) -> None:
 
 def bulk(work: str, numbers: Sequence[int]) -> None:
     """Publish many calls."""
-    _task(work).map(numbers)
+    for start in range(0, len(numbers), _PART):
+        _task(work).map(numbers[start : start + _PART])
 
 
 def backlog(work: str, numbers: Sequence[int]) -> float:
