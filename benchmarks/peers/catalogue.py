@@ -80,7 +80,7 @@ _ALL: Final = (
     ),
     Peer(
         name="saq",
-        packages=("saq[redis,hiredis]", "uvloop"),
+        packages=("saq[redis,hiredis]", "typing_extensions", "uvloop"),
         service="redis",
         module="saq_app",
         worker=("saq", "--quiet", f"{_APPS}.saq_app.worker"),
