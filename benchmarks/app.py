@@ -1,4 +1,4 @@
-"""The tasks of the measurements as a qtasks application: `qtasks run benchmarks.app:tasks`."""
+"""The tasks of the measurements, all ``async def``, as a qtasks application: `qtasks run benchmarks.app:tasks`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from qtasks import QTasks
 def declare(application: QTasks) -> QTasks:
     """Declare the work in an application, and return it."""
     application.task(name="noop")(work.anoop)
-    application.task(name="plain")(work.noop)
     application.task(name="nap")(work.anap)
     application.task(name="hang", retries=500, retry_delay="100ms")(work.ahang)
     return application

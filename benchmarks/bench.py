@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from benchmarks import app
 from benchmarks.figure import Row
 from benchmarks.servers import QTasksServers, run_servers
 from benchmarks.task_times import TaskTimes
@@ -88,11 +89,11 @@ class Bench:
     say: Say
 
     @contextmanager
-    def servers(self, *, dispatcher: bool = True) -> Iterator[QTasksServers]:
+    def servers(self, *, dispatcher: bool = True, application: str = app.__name__) -> Iterator[QTasksServers]:
         """A fresh broker and, with `dispatcher`, a warm dispatcher, with a file of task times of their own."""
         with (
             TaskTimes.fresh(MAX_TASKS) as task_times,
-            run_servers(self.folder, task_times, dispatcher=dispatcher) as servers,
+            run_servers(self.folder, task_times, dispatcher=dispatcher, application=application) as servers,
         ):
             yield servers
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, cast
 
 from benchmarks import waiting
-from benchmarks.app import tasks as application
+from benchmarks.mixed_app import tasks as application
 from benchmarks.processes import HOST
 from benchmarks.waiting import Say
 from qtasks.protocol import wire

@@ -42,6 +42,8 @@ class QTasksServers:
         self._variables = dict(variables or {})
         self.task_times = task_times
         self.db = folder / "broker.db"
+        self.app = app.__name__
+        """The module of the application."""
         self.credentials = Credentials()
         self.port = processes.free_port()
         self.app_port = processes.free_port()
@@ -97,7 +99,7 @@ class QTasksServers:
 
     def start_dispatcher(self) -> None:
         """Start the dispatcher and wait until it answers."""
-        command = (*QTASKS, "run", "benchmarks.app:tasks", "--port", str(self.app_port))
+        command = (*QTASKS, "run", f"{self.app}:tasks", "--port", str(self.app_port))
         self._dispatcher = self._program("the dispatcher", command)
         self._dispatcher.wait_until(lambda: answers(self.app_port, f"{DEFAULT_PREFIX}/noop") is not None)
 
@@ -133,10 +135,13 @@ class QTasksServers:
 
 
 @contextlib.contextmanager
-def run_servers(parent: Path, task_times: TaskTimes, *, dispatcher: bool = True) -> Iterator[QTasksServers]:
-    """A fresh broker and, with `dispatcher`, a warm dispatcher, in a new folder below `parent`."""
+def run_servers(
+    parent: Path, task_times: TaskTimes, *, dispatcher: bool = True, application: str = app.__name__
+) -> Iterator[QTasksServers]:
+    """A fresh broker and, with `dispatcher`, a warm dispatcher of a module, in a new folder below `parent`."""
     with TemporaryDirectory(prefix="servers-", dir=parent) as folder:
         servers = QTasksServers(Path(folder), task_times)
+        servers.app = application
         try:
             servers.start_broker()
             if dispatcher:

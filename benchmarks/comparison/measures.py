@@ -42,6 +42,10 @@ CPU: Final = Measure(
     "workers (broker and dispatcher), from a tenth done until all is quiet",
     True,
 )
+MIXED: Final = Measure(
+    "drain beside a def task", "tasks/s", "as the drain; the application declares a def task, too", cpu_of="workers"
+)
+THREADED: Final = Measure("drain of def tasks", "tasks/s", "as the drain, tasks that run in threads", cpu_of="workers")
 TOGETHER: Final = Measure(
     "producer and worker together",
     "tasks/s",
@@ -78,7 +82,7 @@ TESTS: Final = Measure(
     "pytest",
 )
 MEASURES: Final = (
-    DRAINED, CPU, TOGETHER, CALLED, AT_ONCE_CALLED, MAPPED, P50, P99, NAPS, PLAIN, TESTS, MEMORY, IDLE,
+    DRAINED, CPU, MIXED, THREADED, TOGETHER, CALLED, AT_ONCE_CALLED, MAPPED, P50, P99, NAPS, PLAIN, TESTS, MEMORY, IDLE,
     FLAT, FLAT_MEMORY,
 )  # fmt: skip
 """In the order of the table."""

@@ -63,8 +63,18 @@ def _flat(sizes: Sizes, session: Session) -> Samples:
     }
 
 
-def _drained(count: int, session: Session) -> Sample:
-    tasks = session.release("noop", count)
+def _mixed(sizes: Sizes, session: Session) -> Samples:
+    assert isinstance(session, TreeSession), "an application of a peer has tasks of one kind"
+    session.declare_def_task()
+    count = sizes.backlogs[0] // 2
+    return {
+        measures.MIXED: _drained(count, session),
+        measures.THREADED: _drained(count, session, "plain"),
+    }
+
+
+def _drained(count: int, session: Session, work: str = "noop") -> Sample:
+    tasks = session.release(work, count)
 
     def begun() -> bool:
         session.check()
@@ -132,6 +142,7 @@ def _tests(sizes: Sizes, session: Session) -> Samples:
 
 STEPS: Final[Mapping[str, Step]] = {
     "drain": Step(_drain, (measures.DRAINED, measures.CPU), with_results=True),
+    "mixed": Step(_mixed, (measures.MIXED, measures.THREADED), trees_only=True),
     "call": Step(_call, (measures.CALLED, measures.AT_ONCE_CALLED, measures.MAPPED)),
     "live": Step(
         _live, (measures.TOGETHER, measures.P50, measures.P99, measures.MEMORY, measures.IDLE), with_results=True

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from benchmarks import machine, processes, waiting
+from benchmarks import machine, mixed_app, processes, waiting
 from benchmarks.bench import MAX_TASKS, Bench
 from benchmarks.comparison import candidate, nginx
 from benchmarks.comparison.candidate import Candidate, Produced, Session
@@ -64,6 +64,10 @@ class TreeSession:
         """
         self._start_dispatcher()
         return self._due(self._produce("backlog", work, count))
+
+    def declare_def_task(self) -> None:
+        """Have the application declare a ``def`` task as well. To be called before the dispatcher starts."""
+        self.servers.app = mixed_app.__name__
 
     def release_plain(self, count: int) -> range:
         """As `release`, for messages to a bare endpoint that is not ours."""
@@ -122,6 +126,8 @@ class TreeSession:
         self.servers.stop()
 
     def _start_dispatcher(self) -> None:
+        if self._running:
+            return
         self.servers.start_dispatcher()
         self._running.append(self.servers.dispatcher)
 

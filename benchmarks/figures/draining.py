@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks import backlog, load, machine, work
+from benchmarks import app, backlog, load, machine, mixed_app, work
 from benchmarks.bench import IN_FLIGHT, Bench
 from benchmarks.figure import Aim, Row, number
 from benchmarks.servers import QTasksServers
@@ -57,7 +57,8 @@ def streaming(bench: Bench) -> Iterator[Row]:
 
 
 def _drain(bench: Bench, name: str, count: int, *, label: str = "no-op tasks", aim: Aim | None = None) -> Row:
-    with bench.servers() as servers:
+    application = mixed_app if name == "plain" else app
+    with bench.servers(application=application.__name__) as servers:
         stored = backlog.fill(servers, name, count, bench.say)
         stored.wait()
         bench.say(f"draining {count:,} {name}")

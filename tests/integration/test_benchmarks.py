@@ -77,7 +77,7 @@ def test_a_revision_that_does_not_exist_is_named(tmp_path: Path, capsys: pytest.
 def test_a_figure_is_not_a_step_of_a_comparison(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--against", "HEAD", "--only", "publish"])
-    assert "--only publish: here it takes drain, call, live" in capsys.readouterr().err
+    assert "--only publish: here it takes drain, mixed, call, live" in capsys.readouterr().err
 
 
 def test_a_missing_nginx_is_said_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
