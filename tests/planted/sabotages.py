@@ -456,6 +456,27 @@ SABOTAGES: Final = (
         "tests/store/test_held_loop.py",
     ),
     Sabotage(
+        "a stale token in a group settles the attempt of another",
+        f"{_VERBS}/settle.py",
+        "if newest.get(claim.seq) == claim.token",
+        "if newest.get(claim.seq) is not None",
+        "tests/store/test_groups.py",
+    ),
+    Sabotage(
+        "a claim reads again what it has claimed already",
+        f"{_VERBS}/claim.py",
+        "self._write()\n            if len(candidates) == count:",
+        "if len(candidates) == count:",
+        "tests/store",
+    ),
+    Sabotage(
+        "damage of a row of an earlier release is hidden by its next change",
+        f"{_VERBS}/sums.py",
+        'by_earlier_release = f"iif(checksum < {FIRST_OF_VERSION_2}, ',
+        'by_earlier_release = f"iif(checksum > 0, ',
+        "tests/store/test_damaged_rows.py",
+    ),
+    Sabotage(
         "a claim that has read enough forgets the rest",
         f"{_VERBS}/claim.py",
         "self.has_more = self.has_more or self._has_read_enough()",

@@ -12,7 +12,7 @@ import pytest
 
 from qtasks.broker.core.values import ClaimBatch, Rooms
 from qtasks.broker.store.connection import run_in_transaction
-from qtasks.broker.store.verbs import accept, claim
+from qtasks.broker.store.verbs import accept, claim, sums
 from qtasks.broker.store.verbs.parking import parked, prefixes
 from qtasks.protocol.messages import PublishOptions
 from tests.support.broker import publication
@@ -38,7 +38,7 @@ class Lots:
         urls = [f"http://h{number}:80/jobs/add" for number in range(count)]
         made = [publication(n, url=url, options=options or PublishOptions()) for n, url in enumerate(urls)]
         accept.accept(self.store.db, made, now_ms=self.store.now_ms)
-        self.store.db.execute("UPDATE messages SET stage = 2")
+        self.store.db.execute(f"UPDATE messages SET {sums.changes(stage='2')}")
 
     def go_down(self) -> None:
         """All prefixes refuse: their next probe is in a minute."""

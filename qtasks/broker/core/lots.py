@@ -37,6 +37,7 @@ def lot_of(message: Message, host: str, *, cuts: int = 0, is_allowed: bool = Tru
     return alone_lot(prefix) if cuts >= ALONE_FROM_CUTS else prefix
 
 
+@lru_cache(maxsize=1024)
 def _prefix_of(url: str, host: str) -> str:
     _, _, _, *path = url.partition("?")[0].split("/", 3)
     folder = path[0].rpartition("/")[0] if path else ""

@@ -9,6 +9,7 @@ import pytest
 
 from qtasks.broker.core.values import Rooms
 from qtasks.broker.ports import Failure
+from qtasks.broker.store.verbs import sums
 from qtasks.protocol.messages import State
 from qtasks.qstash.conversation.transport import Reply
 from qtasks.qstash.message import DeliveryStatus, get
@@ -221,7 +222,7 @@ async def test_messages_say_that_nothing_listens(service: Service) -> None:
 async def test_a_message_that_may_end_the_process_says_that_it_waits_to_run_alone(service: Service) -> None:
     message_id = (await service.post(f"/v2/publish/{HOOK}", {"Qtasks-Interrupted-For": "1h"}))["messageId"]
     await service.broker.store.write(
-        lambda db: db.execute("UPDATE messages SET stage = 2, lot = lot || 'alone'").fetchall()
+        lambda db: db.execute(f"UPDATE messages SET {sums.changes(stage='2')}, lot = lot || 'alone'").fetchall()
     )
     assert (await status(service, message_id))["waitsFor"] == "its turn to run alone"
 

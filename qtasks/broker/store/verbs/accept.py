@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Container, Sequence
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import apsw
 
@@ -13,7 +13,7 @@ from qtasks.broker.core.message_rows import MessageRow
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import Accepted, Publication
 from qtasks.broker.store.verbs import admission, broker_time, sums
-from qtasks.broker.store.verbs.log_entries import append_log
+from qtasks.broker.store.verbs.log_entries import append_each
 from qtasks.broker.store.verbs.parking import parked
 from qtasks.protocol.messages import DEDUPLICATION_WINDOW_MS, Message, State
 
@@ -67,17 +67,22 @@ def insert(
     first = db.execute("SELECT coalesce(max(seq), 0) + 1 FROM messages").get
     shared = _share_bodies(db, first, publications) if len(publications) > 1 else {}
     queues: dict[tuple[int, str], None] = {}
+    fresh = _FreshRows(db, now_ms, parent)
     for seq, publication in enumerate(publications, first):
-        message = publication.message
+        message, flow = publication.message, publication.message.options.flow_control
         lot = lots.lot_of(message, publication.host)
         due_ms = _due_ms(db, message, now_ms)
+        if flow is not None:
+            fresh.write()  # those of the same key are before this one in its line
         stage = _first_stage(db, message, due_ms, now_ms, lot in parked_lots)
-        _insert_rows(db, seq, publication, lot, stage, due_ms, now_ms, parent, shared.get(seq))
+        fresh.add(seq, publication, lot, stage, due_ms, shared.get(seq))
         if stage is Stage.HELD:
-            assert message.options.flow_control is not None, "only a message with a flow-control key is held"
-            admission.refresh_key(db, message.account, message.options.flow_control.key, now_ms)
+            assert flow is not None, "only a message with a flow-control key is held"
+            fresh.write()
+            admission.refresh_key(db, message.account, flow.key, now_ms)
         elif stage is Stage.QUEUED and message.queue is not None:
             queues[message.account, message.queue] = None
+    fresh.write()
     for account, queue in queues:
         admission.fill_slots(db, account, queue)
 
@@ -153,31 +158,45 @@ _INSERT_MESSAGE: Final = (
 )
 
 
-def _insert_rows(
-    db: apsw.Connection,
-    seq: int,
-    publication: Publication,
-    lot: str,
-    stage: Stage,
-    due_ms: int,
-    now_ms: int,
-    parent: int | None,
-    shared: int | None,
-) -> None:
-    message = publication.message
-    row = message_rows.pack_message(message)
-    flow = message.options.flow_control
-    flow_key = None if flow is None else flow.key
-    delayed = due_ms > now_ms
-    place = None if delayed else seq
-    host = publication.host
-    checksum = sums.checksum(row, message.body, seq, host, flow_key, parent)
-    store_values = (seq, stage.value, due_ms, host, lot, checksum, place, flow_key, parent)
-    db.execute(_INSERT_MESSAGE, (*store_values, *row))
-    db.execute(_INSERT_BODY, (seq, message.body if shared is None else b"", shared))
-    for place, label in enumerate(message.options.labels):
-        db.execute(
-            "INSERT OR IGNORE INTO labels (account, label, seq, place) VALUES (?, ?, ?, ?)",
-            (message.account, label, seq, place),
-        )
-    append_log(db, seq, message.account, now_ms, State.CREATED, next_ms=due_ms if delayed else None)
+_INSERT_LABEL: Final = "INSERT OR IGNORE INTO labels (account, label, seq, place) VALUES (?, ?, ?, ?)"
+
+
+class _FreshRows:
+    """The rows of new messages, which are written together."""
+
+    def __init__(self, db: apsw.Connection, now_ms: int, parent: int | None) -> None:
+        self._db = db
+        self._now_ms = now_ms
+        self._parent = parent
+        self._messages: list[tuple[Any, ...]] = []
+        self._bodies: list[tuple[int, bytes, int | None]] = []
+        self._labels: list[tuple[int, str, int, int]] = []
+        self._log: list[tuple[int, int, State, int | None]] = []
+
+    def add(self, seq: int, publication: Publication, lot: str, stage: Stage, due_ms: int, shared: int | None) -> None:
+        """Add a message; `shared` names its body if that is stored already."""
+        message = publication.message
+        row = message_rows.pack_message(message)
+        flow = message.options.flow_control
+        flow_key = None if flow is None else flow.key
+        delayed = due_ms > self._now_ms
+        place = None if delayed else seq
+        host = publication.host
+        checksum = sums.checksum(row, message.body, seq, host, flow_key, self._parent)
+        self._messages.append((seq, stage.value, due_ms, host, lot, checksum, place, flow_key, self._parent, *row))
+        self._bodies.append((seq, message.body if shared is None else b"", shared))
+        for number, label in enumerate(message.options.labels):
+            self._labels.append((message.account, label, seq, number))
+        self._log.append((seq, message.account, State.CREATED, due_ms if delayed else None))
+
+    def write(self) -> None:
+        """Write what was added since the last time."""
+        if not self._messages:
+            return
+        self._db.executemany(_INSERT_MESSAGE, self._messages)
+        self._db.executemany(_INSERT_BODY, self._bodies)
+        if self._labels:
+            self._db.executemany(_INSERT_LABEL, self._labels)
+        append_each(self._db, self._log, self._now_ms)
+        for rows in (self._messages, self._bodies, self._labels, self._log):
+            rows.clear()

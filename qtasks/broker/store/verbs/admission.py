@@ -24,7 +24,7 @@ import apsw
 
 from qtasks.broker.core.rules import TRANSITIONS, Stage, Trigger
 from qtasks.broker.core.values import USE_NOTED_MS
-from qtasks.broker.store.verbs.log_entries import change_stage
+from qtasks.broker.store.verbs.log_entries import CHANGE_STAGE, change_stage
 from qtasks.broker.store.verbs.rows import change, fetch, first
 from qtasks.protocol.messages import FlowControl
 
@@ -60,7 +60,6 @@ def resume_place(
 
 # -- queues
 
-_CHANGE_STAGE: Final = "UPDATE messages SET stage = ? WHERE seq = ?"
 _FIRST_QUEUED: Final = (
     f"SELECT seq FROM messages WHERE account = ? AND queue = ? AND stage = {Stage.QUEUED} AND slot = 0"
     " ORDER BY place, seq LIMIT ? OFFSET ?"
@@ -134,7 +133,7 @@ def suspend_queue(db: apsw.Connection, account: int, queue: str) -> None:
         f" AND stage IN ({Stage.DUE}, {Stage.PARKED}, {Stage.HELD})",
         (account, queue),
     ):
-        change(db, _CHANGE_STAGE, TRANSITIONS[stage, Trigger.QUEUE].to.value, seq)
+        change(db, CHANGE_STAGE, TRANSITIONS[stage, Trigger.QUEUE].to.value, seq)
 
 
 def resume_queue(db: apsw.Connection, account: int, queue: str) -> None:
@@ -144,7 +143,7 @@ def resume_queue(db: apsw.Connection, account: int, queue: str) -> None:
         f"SELECT seq FROM messages WHERE account = ? AND queue = ? AND slot = 1 AND stage = {Stage.QUEUED}",
         (account, queue),
     ):
-        change(db, _CHANGE_STAGE, TRANSITIONS[Stage.QUEUED, Trigger.ADMIT].to.value, seq)
+        change(db, CHANGE_STAGE, TRANSITIONS[Stage.QUEUED, Trigger.ADMIT].to.value, seq)
     fill_slots(db, account, queue)
 
 

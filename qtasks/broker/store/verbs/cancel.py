@@ -24,6 +24,8 @@ SLICE: Final = 2_000
 """Messages that one slice of a bulk cancel reads at most: some milliseconds."""
 
 _STATE: Final = f"SELECT stage, {sums.STATE_IS_SOUND}, parent IS NOT NULL FROM messages m WHERE seq = ?"
+_NOTICE: Final = f"UPDATE messages SET {sums.changes(quiet='0')} WHERE seq = ? AND quiet = 1 RETURNING 1"
+"""After it, the log has an entry for the attempt in flight."""
 _CANCEL: Final = "UPDATE messages SET stage = ?, cancel_requested = 1, finished_ms = ? WHERE seq = ? RETURNING parent"
 
 
@@ -92,10 +94,7 @@ def cancel_one(db: apsw.Connection, account: int, seq: int, *, now_ms: int) -> t
         if not quarantine.quarantine(db, (seq,), now_ms=now_ms):
             raise
         return ()
-    was_quiet = (
-        stage == Stage.ACTIVE
-        and db.execute("UPDATE messages SET quiet = 0 WHERE seq = ? AND quiet = 1 RETURNING 1", (seq,)).get
-    )
+    was_quiet = stage == Stage.ACTIVE and db.execute(_NOTICE, (seq,)).get
     for state in (State.ACTIVE, *transition.log) if was_quiet else transition.log:
         append_log(db, seq, account, now_ms, state)
     if not final:

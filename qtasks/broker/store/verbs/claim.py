@@ -24,7 +24,7 @@ from qtasks.broker.core.values import Claim, ClaimBatch, Rooms
 from qtasks.broker.store.verbs import admission, stored, sums
 from qtasks.broker.store.verbs.damage import quarantine
 from qtasks.broker.store.verbs.end_callbacks import report_end_of
-from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_log, change_stage
+from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_each, append_log, change_stage
 from qtasks.broker.store.verbs.parking import parked
 from qtasks.broker.store.verbs.parking.lot_rooms import LotRooms
 from qtasks.broker.store.verbs.rows import fetch
@@ -44,8 +44,16 @@ _DUE: Final = f"WHERE m.stage = {Stage.DUE} AND m.due_ms <= ? ORDER BY m.due_ms,
 """Reads the index ``messages_claimable`` from its left end."""
 _PARKED_IN_LOT: Final = f"WHERE m.stage = {Stage.PARKED} AND m.lot = ? ORDER BY m.due_ms, m.seq LIMIT ?"
 _BY_SEQ: Final = "WHERE m.seq = ?"
-_CHANGES: Final = sums.changes(stage="?1", claim_token="?2", open_claims="open_claims + 1", quiet="?3")  # noqa: S106
-_CLAIM: Final = f"UPDATE messages SET {_CHANGES} WHERE seq = ?4"
+_CHANGES: Final = sums.changes(
+    stage=str(Stage.ACTIVE.value),
+    claim_token="claim_token + 1",  # noqa: S106
+    open_claims="open_claims + 1",
+    quiet="?1",
+)
+_CLAIM: Final = f"UPDATE messages SET {_CHANGES} WHERE seq = ?2"
+_FAIL_UNSENT: Final = (
+    f"UPDATE messages SET {sums.changes(stage='?1', finished_ms='?2')} WHERE seq = ?3 RETURNING parent"
+)
 _READY_KEYS: Final = "SELECT ready_ms, account, key FROM flow_keys WHERE ready_ms <= ? ORDER BY ready_ms LIMIT ?"
 _NEXT_DUE: Final = (
     "SELECT min(due_ms) FROM ("
@@ -90,11 +98,22 @@ class _Claims:
         """Something that is due now was not claimed."""
         self._damaged: list[StoredMessage] = []
         """Messages that were set aside."""
+        self._written = 0
+        """How many of the claims are in the database."""
 
     def close(self) -> None:
-        """Release what the damaged messages occupied."""
+        """Write the claims, and release what the damaged messages occupied."""
+        self._write()
         if self._damaged:
             quarantine.release(self._db, self._damaged, now_ms=self._now_ms)
+
+    def _write(self) -> None:
+        """Write the claims that are not in the database yet: before statements that read or log what this changes."""
+        if fresh := self.claims[self._written :]:
+            self._db.executemany(_CLAIM, [(claim.quiet, claim.seq) for claim in fresh])
+            logged = ((claim.seq, claim.row.account, State.ACTIVE, None) for claim in fresh if not claim.quiet)
+            append_each(self._db, logged, self._now_ms)
+            self._written = len(self.claims)
 
     def _is_full(self) -> bool:
         return len(self.claims) >= self._limit
@@ -114,6 +133,7 @@ class _Claims:
             candidates = self._candidates(_PARKED_IN_LOT, lot, count)
             for candidate in candidates:
                 self._consider(candidate)
+            self._write()
             if len(candidates) == count:
                 line.append(lot)
             elif not parked.has_parked(self._db, lot):
@@ -125,7 +145,7 @@ class _Claims:
         if self._is_full():
             self.has_more = True
             return
-        scan = min(SCAN_LIMIT, 2 * (self._limit - len(self.claims)))
+        scan = min(SCAN_LIMIT, self._limit - len(self.claims) + 1)
         due = self._candidates(_DUE, self._now_ms, scan)
         keys = fetch(self._db, _READY_KEYS, (self._now_ms, scan))
         self.has_more = self.has_more or scan in (len(due), len(keys))
@@ -175,6 +195,7 @@ class _Claims:
 
     def _set_aside(self, candidate: StoredMessage, fault: Fault | None = None) -> bool:
         """Make a damaged message a dead letter; False if it is sound."""
+        self._write()
         if not quarantine.set_aside(self._db, candidate, self._now_ms, fault):
             return False
         self._damaged.append(candidate)
@@ -237,14 +258,6 @@ class _Claims:
             return
         token = candidate.claim_token + 1
         quiet = candidate.noted_ms is not None and 0 <= self._now_ms - candidate.noted_ms < NOTED_EVERY_MS
-        self._db.execute(
-            _CLAIM,
-            (TRANSITIONS[stage, Trigger.CLAIM].to.value, token, quiet, seq),
-        )
-        if candidate.flow_key is not None:
-            admission.count_start(self._db, account, candidate.flow_key, self._now_ms)
-        if not quiet:
-            append_log(self._db, seq, account, self._now_ms, State.ACTIVE)
         self._rooms.start(candidate.lot)
         prefix = lots.prefix_of(candidate.lot, row.url, may_wait=row.interrupted_for_ms is not None)
         self.claims.append(
@@ -261,6 +274,9 @@ class _Claims:
                 quiet,
             )
         )
+        if candidate.flow_key is not None:  # the next message of the key is admitted by what is stored of this one
+            self._write()
+            admission.count_start(self._db, account, candidate.flow_key, self._now_ms)
 
     def _situation(self, candidate: StoredMessage, prefix: str | None) -> Situation:
         since_ms = candidate.interrupted_since_ms
@@ -281,10 +297,8 @@ class _Claims:
 
     def _fail_unsent(self, seq: int, account: int, transition: Transition, error: str) -> None:
         """Make a message a dead letter that must not be sent."""
-        parent = self._db.execute(
-            "UPDATE messages SET stage = ?, finished_ms = ? WHERE seq = ? RETURNING parent",
-            (transition.to.value, self._now_ms, seq),
-        ).get
+        self._write()
+        parent = self._db.execute(_FAIL_UNSENT, (transition.to.value, self._now_ms, seq)).get
         for state in transition.log:
             append_log(self._db, seq, account, self._now_ms, state, error=error)
         letter_id = add_dead_letter(self._db, seq, account, self._now_ms, error, None)

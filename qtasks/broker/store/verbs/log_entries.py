@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
@@ -10,6 +11,7 @@ import apsw
 from qtasks.broker.core import message_rows
 from qtasks.broker.core.rules import TRANSITIONS, Stage, Trigger
 from qtasks.broker.ports import Failure
+from qtasks.broker.store.verbs import sums
 from qtasks.protocol.messages import Response, State
 
 KEPT_WHOLE: Final = 1024
@@ -21,9 +23,13 @@ _ANSWERS: Final = "FROM log WHERE seq = ? AND response_status IS NOT NULL ORDER 
 """Uses the index ``log_by_message``."""
 
 
+CHANGE_STAGE: Final = f"UPDATE messages SET {sums.changes(stage='?1')} WHERE seq = ?2"
+_APPEND: Final = "INSERT INTO log (seq, account, time_ms, state, error, next_ms) VALUES (?, ?, ?, ?, ?, ?)"
+
+
 def change_stage(db: apsw.Connection, seq: int, stage: Stage, trigger: Trigger) -> None:
     """Apply a transition that writes no log entry and does not finish the message."""
-    db.execute("UPDATE messages SET stage = ? WHERE seq = ?", (TRANSITIONS[stage, trigger].to.value, seq))
+    db.execute(CHANGE_STAGE, (TRANSITIONS[stage, trigger].to.value, seq))
 
 
 def append_log(
@@ -42,10 +48,7 @@ def append_log(
     Of the answers to its attempts the first and the last stay whole; those between are cut.
     """
     if response is None:
-        db.execute(
-            "INSERT INTO log (seq, account, time_ms, state, error, next_ms) VALUES (?, ?, ?, ?, ?, ?)",
-            (seq, account, now_ms, state.value, error, next_ms),
-        )
+        db.execute(_APPEND, (seq, account, now_ms, state.value, error, next_ms))
         return
     last = db.execute(f"SELECT n, {_SIZE} {_ANSWERS} DESC LIMIT 1", (seq,)).get
     if last is not None and last[1] > KEPT_WHOLE and last[0] != db.execute(f"SELECT n {_ANSWERS} LIMIT 1", (seq,)).get:
@@ -64,6 +67,13 @@ def append_log(
             message_rows.pack_headers(response.headers),
             response.body,
         ),
+    )
+
+
+def append_each(db: apsw.Connection, entries: Iterable[tuple[int, int, State, int | None]], now_ms: int) -> None:
+    """Append log entries without errors and responses: `seq`, account, state, and when the next attempt is due."""
+    db.executemany(
+        _APPEND, [(seq, account, now_ms, state.value, None, next_ms) for seq, account, state, next_ms in entries]
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import apsw
+import orjson
 
 from qtasks.broker.core import lots
 from qtasks.broker.core.interruptions import CRASHED_FROM_CLAIMS, Sign, has_dispatcher
@@ -17,7 +20,7 @@ from qtasks.broker.store.verbs import admission, broker_time, sums
 from qtasks.broker.store.verbs.accept import insert
 from qtasks.broker.store.verbs.damage import quarantine
 from qtasks.broker.store.verbs.end_callbacks import report_end, report_end_of
-from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_log, change_stage, shortened
+from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_each, append_log, change_stage, shortened
 from qtasks.broker.store.verbs.parking import parked, prefixes
 from qtasks.broker.store.verbs.rows import change, fetch
 from qtasks.protocol import wire
@@ -37,6 +40,16 @@ _END_ATTEMPT: Final = (
     f"UPDATE messages SET {_CHANGES} WHERE seq = ?5 AND stage = {Stage.ACTIVE} AND claim_token = ?6"
     " RETURNING slot, parent, quiet"
 )
+_IN_FLIGHT: Final = (
+    f"SELECT seq, claim_token FROM messages WHERE stage = {Stage.ACTIVE} AND seq IN (SELECT value FROM json_each(?))"
+)
+# Without RETURNING, which would take longer than the rest of the statement.
+_DELIVER: Final = (
+    f"UPDATE messages SET {sums.changes(stage=str(Stage.DELIVERED.value), finished_ms='?1', open_claims='0')}"
+    " WHERE seq = ?2"
+)
+_DELIVERED: Final = Settled(State.DELIVERED)
+_HAND_BACK: Final = f"UPDATE messages SET {sums.changes(open_claims='open_claims - 1')} WHERE seq = ?"
 _NOTE_INTERRUPTION: Final = (
     "UPDATE messages SET lot = ?, interrupted_since_ms = ?, cuts = ?, noted_ms = iif(?, noted_ms, ?) WHERE seq = ?"
 )
@@ -100,8 +113,56 @@ def settle_all(
     now_ms: int,
     lacks_room: Callable[[], bool] = lambda: False,
 ) -> list[Settled | None]:
-    """Record the ends of several attempts in one transaction, in their order; see `settle`."""
-    return [settle(db, settlement, now_ms=now_ms, lacks_room=lacks_room) for settlement in settlements]
+    """Record the ends of several attempts in one transaction, in their order; see `settle`.
+
+    Neighbours that went well, and whose end changes nothing else, are written together.
+    """
+    results: list[Settled | None] = []
+    for is_plain, run in itertools.groupby(settlements, key=_is_plain):
+        ended = [*run]
+        delivered = _deliver(db, ended, now_ms) if is_plain and len(ended) > 1 else set()
+        for settlement in ended:
+            key = settlement.claim.seq, settlement.claim.token
+            if key in delivered:
+                delivered.remove(key)  # a second end of the same attempt has come too late
+                results.append(_DELIVERED)
+            else:
+                results.append(settle(db, settlement, now_ms=now_ms, lacks_room=lacks_room))
+    return results
+
+
+def _is_plain(settlement: Settlement) -> bool:
+    """True if an attempt went well, and nothing but its message and its log entry changes with that."""
+    claim, evaluation = settlement.claim, settlement.evaluation
+    return (
+        evaluation.trigger is Trigger.SUCCEED
+        and settlement.callback_ids is None
+        and claim.row.queue is None
+        and claim.flow_key is None
+        and claim.parent is None
+        and not claim.quiet
+        and not _has_sign(settlement)
+    )
+
+
+def _deliver(db: apsw.Connection, settlements: Sequence[Settlement], now_ms: int) -> set[tuple[int, int]]:
+    """End the messages of plain settlements; return `seq` and token of those whose token is the newest one.
+
+    It stops before a message that is damaged: `settle` looks at that one, and at those that follow.
+    """
+    seqs = orjson.dumps([settlement.claim.seq for settlement in settlements]).decode()
+    newest = {row[0]: row[1] for row in fetch(db, _IN_FLIGHT, (seqs,))}
+    ended = {
+        claim.seq: claim
+        for claim in (settlement.claim for settlement in settlements)
+        if newest.get(claim.seq) == claim.token
+    }
+    changes_before = db.total_changes()
+    with contextlib.suppress(apsw.ConstraintError):  # a value that no constraint allows
+        db.executemany(_DELIVER, [(now_ms, seq) for seq in ended])
+    delivered = [*ended.values()][: db.total_changes() - changes_before]
+    append_each(db, ((claim.seq, claim.row.account, State.DELIVERED, None) for claim in delivered), now_ms)
+    return {(claim.seq, claim.token) for claim in delivered}
 
 
 def _end_attempt(db: apsw.Connection, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -123,7 +184,7 @@ def _note_sign(db: apsw.Connection, settlement: Settlement, now_ms: int) -> int 
     that takes no more.
     """
     claim, evaluation, situation = settlement.claim, settlement.evaluation, settlement.claim.situation
-    if evaluation.sign is Sign.NONE or (prefix := claim.prefix) is None:
+    if (prefix := claim.prefix) is None or not _has_sign(settlement):
         return None
     if evaluation.sign is Sign.REFUSES:
         is_probe = situation.is_probe and not evaluation.is_expired
@@ -133,6 +194,18 @@ def _note_sign(db: apsw.Connection, settlement: Settlement, now_ms: int) -> int 
     if situation.is_probe:
         prefixes.note_answer(db, prefix)
     return None
+
+
+def _has_sign(settlement: Settlement) -> bool:
+    """True if the outcome says something new about the URL prefix."""
+    claim, sign, situation = settlement.claim, settlement.evaluation.sign, settlement.claim.situation
+    if claim.prefix is None or sign is Sign.NONE:
+        return False
+    return (
+        sign is Sign.REFUSES
+        or situation.is_probe
+        or (not situation.has_dispatcher and has_dispatcher(settlement.outcome))
+    )
 
 
 def _note_interruption(db: apsw.Connection, settlement: Settlement, *, is_quiet: bool, now_ms: int) -> None:
@@ -280,4 +353,4 @@ def recover(db: apsw.Connection, *, now_ms: int) -> Recovery:
 def hand_back(db: apsw.Connection) -> None:
     """The broker stops in an orderly way: the attempts in flight do not show that a message crashes it."""
     for (seq,) in fetch(db, f"SELECT seq FROM messages WHERE stage = {Stage.ACTIVE} AND open_claims > 0"):
-        change(db, "UPDATE messages SET open_claims = open_claims - 1 WHERE seq = ?", seq)
+        change(db, _HAND_BACK, seq)
