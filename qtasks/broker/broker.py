@@ -92,6 +92,7 @@ class Broker:
                 self.keys,
                 self.watchers,
                 wake=self.deliverer.wake,
+                wake_at=self.deliverer.wake_at,
                 wake_scheduler=self.scheduler.wake,
                 llm=self._llm,
                 parallelism=settings.limits.in_flight,

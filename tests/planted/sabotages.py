@@ -458,8 +458,8 @@ SABOTAGES: Final = (
     Sabotage(
         "a stale token in a group settles the attempt of another",
         f"{_VERBS}/settle.py",
-        "if newest.get(claim.seq) == claim.token",
-        "if newest.get(claim.seq) is not None",
+        'AND stage = {Stage.ACTIVE} AND claim_token = ?3"',
+        'AND stage = {Stage.ACTIVE} AND ?3"',
         "tests/store/test_groups.py",
     ),
     Sabotage(
@@ -470,10 +470,10 @@ SABOTAGES: Final = (
         "tests/store",
     ),
     Sabotage(
-        "damage of a row of an earlier release is hidden by its next change",
-        f"{_VERBS}/sums.py",
-        'by_earlier_release = f"iif(checksum < {FIRST_OF_VERSION_2}, ',
-        'by_earlier_release = f"iif(checksum > 0, ',
+        "a message of an earlier release is claimed without a sum",
+        f"{_VERBS}/claim.py",
+        "if candidate.checksum < sums.FIRST_OF_VERSION_2:",
+        "if candidate.checksum < 0:",
         "tests/store/test_damaged_rows.py",
     ),
     Sabotage(

@@ -248,13 +248,10 @@ def test_no_statement_forgets_the_sum() -> None:
 def test_a_statement_that_updates_the_sum_itself_leaves_a_sound_row(
     store: InlineStore, name: str, value: int | None
 ) -> None:
-    store.accept(1, 2)
-    as_of_version_1(store.db)  # the first has no sum yet
+    store.accept(1)
     with damage.without_rules(store.db):
-        for _ in range(2):
-            store.db.execute(f"UPDATE messages SET {sums.changes(**{name: '?1'})}", (value,))
-            total = sums.state_sum("{}".format)
-            assert store.db.execute(f"SELECT state_sum = {total} FROM messages").fetchall() == [(1,), (1,)]
+        store.db.execute(f"UPDATE messages SET {sums.changes(**{name: '?1'})}", (value,))
+        assert store.db.execute(f"SELECT state_sum = {sums.state_sum('{}'.format)} FROM messages").get
 
 
 def test_damage_stays_visible_whatever_a_statement_changes_that_updates_the_sum_itself(store: InlineStore) -> None:
@@ -419,7 +416,8 @@ def test_a_message_of_an_earlier_release_is_delivered_and_protected_by_its_old_c
     assert walk(store)[0].fault is Fault.CONTENT
     assert ids(store.claims()) == ["msg_3"]
     assert [letter.error for letter in store.dead()] == [Fault.STATE, Fault.CONTENT]
-    assert store.db.execute(f"SELECT state_sum, {sums.STATE_IS_SOUND} FROM messages m WHERE seq = 3").get[1]
+    sound = f"SELECT state_sum IS NOT NULL, {sums.STATE_IS_SOUND} FROM messages m WHERE seq = 3"
+    assert store.db.execute(sound).get == (1, 1)
     assert walk(store) == []
     store.close()
 

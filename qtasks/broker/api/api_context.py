@@ -16,6 +16,7 @@ from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.store.interface import Store
 from qtasks.broker.transport.destination_policy import DestinationPolicy
 from qtasks.clock import Clock
+from qtasks.protocol.messages import Message
 from qtasks.randomness import Random
 
 P = ParamSpec("P")
@@ -33,6 +34,8 @@ class ApiContext:
     watchers: EventWatchers
     wake: Callable[[], None]
     """Wake the delivery loop, because a message may be due."""
+    wake_at: Callable[[int], None]
+    """Tell the delivery loop when a message that was stored becomes due, Unix milliseconds."""
     wake_scheduler: Callable[[], None]
     """Wake the schedule loop, because a schedule was created or changed."""
     llm: LanguageModel
@@ -49,10 +52,15 @@ class ApiContext:
     async def accept(self, publications: Sequence[Publication], *, now_ms: int) -> list[Accepted]:
         """Store messages, all or none, and notify the watchers.
 
-        The delivery loop is woken first, so that it claims them in the same transaction.
+        The delivery loop is woken first, so that it claims them in the same transaction; if all are delayed, only for
+        the first of them.
         """
-        self.wake()
+        due_ms = min((_due_ms(publication.message) for publication in publications), default=now_ms)
+        if due_ms <= now_ms:
+            self.wake()
         accepted = await self.store.accept(publications, now_ms=now_ms)
+        if due_ms > now_ms:
+            self.wake_at(due_ms)
         created = [
             publication.message
             for publication, result in zip(publications, accepted, strict=True)
@@ -73,3 +81,8 @@ class ApiContext:
             self.watchers.notify_created(cancelled.created, now_ms=self.clock.now_ms())
             self.wake()
         return cancelled
+
+
+def _due_ms(message: Message) -> int:
+    """When a message is due; 0, which is at once, for a wall time, which the store converts."""
+    return message.not_before_ms if message.options.not_before_s is None else 0

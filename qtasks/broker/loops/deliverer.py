@@ -74,6 +74,8 @@ class Deliverer:
         self._answered: dict[str, float] = {}
         """When a dispatcher last answered, in monotonic seconds, by URL prefix; the latest at the end."""
         self._wake = asyncio.Event()
+        self._next_due_ms: int | None = None
+        """When the loop claims again although nothing wakes it; None: not before something does."""
         self._claiming = asyncio.Lock()
         self._draining = False
 
@@ -91,10 +93,16 @@ class Deliverer:
         """Claim again, in the transaction of the next write: a message may be due, or a slot may be free."""
         self._wake.set()
 
+    def wake_at(self, due_ms: int) -> None:
+        """A message that becomes due then was stored: claim again at that time at the latest."""
+        if self._next_due_ms is None or due_ms < self._next_due_ms:
+            self.wake()
+
     async def run(self) -> None:
         """Deliver until cancelled or drained."""
         while not self._draining:
             self._wake.clear()
+            self._next_due_ms = None  # a claim under way may not see a message that is stored meanwhile
             try:
                 next_due_ms, has_more = await self._start_due()
             except Exception as error:
@@ -102,6 +110,7 @@ class Deliverer:
                 log.error("cannot claim messages: %s", error, exc_info=not isinstance(error, StoreError))
                 next_due_ms, has_more = self._clock.now_ms() + _STORE_PAUSE_MS, False
             if not has_more:
+                self._next_due_ms = next_due_ms
                 await self._clock.wait(self._wake.wait(), next_due_ms)
 
     async def run_once(self) -> int:

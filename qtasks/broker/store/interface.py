@@ -23,7 +23,7 @@ from qtasks.broker.steady_clock import SteadyClock
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SHORT_WRITE: Final = 50
+SHORT_WRITE: Final = 128
 """Messages that a write stores on the event loop's thread at most, two milliseconds of work; more are a long write."""
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from qtasks.broker.broker import Broker
 from qtasks.broker.core.bundle_items import USER_AGENT
-from qtasks.broker.core.values import AccountCredentials, DeadLetterCriteria, LogCriteria
+from qtasks.broker.core.values import AccountCredentials, ClaimBatch, DeadLetterCriteria, LogCriteria
 from qtasks.broker.events import EventWatchers, MessageEvent
 from qtasks.broker.loops.deliverer import Deliverer, signed_request
 from qtasks.broker.loops.key_ring import KeyRing
@@ -372,6 +372,52 @@ async def test_a_sleeping_loop_wakes_at_the_earliest_time_even_if_that_came_late
         request, answer = await gate.next()
         assert header(request, "Upstash-Message-Id") == f"msg_{number}"
         answer.set_result(OK)
+
+
+async def test_a_sleeping_loop_claims_for_a_later_message_only_if_that_is_the_first_to_become_due(
+    bench: Bench, running: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims: list[int] = []
+    claim = bench.deliverer.claim
+
+    async def counted(limit: int) -> ClaimBatch:
+        claims.append(bench.clock.now_ms() - START_MS)
+        return await claim(limit)
+
+    monkeypatch.setattr(bench.deliverer, "claim", counted)
+    running()
+    await settled()
+    for number, due_ms in enumerate((60_000, 90_000, 60_000, 30_000, 40_000)):
+        await bench.store.accept([publication(number, not_before_ms=START_MS + due_ms)], now_ms=START_MS)
+        bench.deliverer.wake_at(START_MS + due_ms)
+        await settled()
+    assert len(claims) == 3, "one at the start, and one for each that was the first"
+    bench.clock.advance(30_000)
+    await settled()
+    assert [header(request, "Upstash-Message-Id") for request in bench.transport.sent] == ["msg_3"]
+
+
+async def test_a_message_that_is_stored_during_a_claim_is_not_overslept(
+    bench: Bench, running: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = bench.deliverer.claim
+    is_first = True
+
+    async def interrupted(limit: int) -> ClaimBatch:
+        nonlocal is_first
+        batch = await claim(limit)
+        if is_first:
+            is_first = False
+            await bench.store.accept([publication(1, not_before_ms=START_MS + 5)], now_ms=START_MS)
+            bench.deliverer.wake_at(START_MS + 5)
+        return batch
+
+    monkeypatch.setattr(bench.deliverer, "claim", interrupted)
+    running()
+    await settled()
+    bench.clock.advance(5)
+    await settled()
+    assert len(bench.transport.sent) == 1
 
 
 async def settled() -> None:

@@ -15,6 +15,7 @@ from qtasks.broker.core.values import Accepted, Publication
 from qtasks.broker.store.verbs import admission, broker_time, sums
 from qtasks.broker.store.verbs.log_entries import append_each
 from qtasks.broker.store.verbs.parking import parked
+from qtasks.broker.store.verbs.rows import write_each
 from qtasks.protocol.messages import DEDUPLICATION_WINDOW_MS, Message, State
 
 SHARED_FROM: Final = 1024
@@ -193,10 +194,9 @@ class _FreshRows:
         """Write what was added since the last time."""
         if not self._messages:
             return
-        self._db.executemany(_INSERT_MESSAGE, self._messages)
-        self._db.executemany(_INSERT_BODY, self._bodies)
-        if self._labels:
-            self._db.executemany(_INSERT_LABEL, self._labels)
+        write_each(self._db, _INSERT_MESSAGE, self._messages)
+        write_each(self._db, _INSERT_BODY, self._bodies)
+        write_each(self._db, _INSERT_LABEL, self._labels)
         append_each(self._db, self._log, self._now_ms)
         for rows in (self._messages, self._bodies, self._labels, self._log):
             rows.clear()

@@ -27,7 +27,7 @@ from qtasks.broker.store.verbs.end_callbacks import report_end_of
 from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_each, append_log, change_stage
 from qtasks.broker.store.verbs.parking import parked
 from qtasks.broker.store.verbs.parking.lot_rooms import LotRooms
-from qtasks.broker.store.verbs.rows import fetch
+from qtasks.broker.store.verbs.rows import fetch, write_each
 from qtasks.broker.store.verbs.stored import Fault, StoredMessage
 from qtasks.protocol.messages import State
 
@@ -110,7 +110,7 @@ class _Claims:
     def _write(self) -> None:
         """Write the claims that are not in the database yet: before statements that read or log what this changes."""
         if fresh := self.claims[self._written :]:
-            self._db.executemany(_CLAIM, [(claim.quiet, claim.seq) for claim in fresh])
+            write_each(self._db, _CLAIM, [(claim.quiet, claim.seq) for claim in fresh])
             logged = ((claim.seq, claim.row.account, State.ACTIVE, None) for claim in fresh if not claim.quiet)
             append_each(self._db, logged, self._now_ms)
             self._written = len(self.claims)
@@ -256,6 +256,8 @@ class _Claims:
         if not message_rows.is_readable(row):  # its checksum is right, but this release cannot read it
             self._set_aside(candidate, Fault.CONTENT)
             return
+        if candidate.checksum < sums.FIRST_OF_VERSION_2:
+            self._db.execute(sums.RENEW, (seq,))
         token = candidate.claim_token + 1
         quiet = candidate.noted_ms is not None and 0 <= self._now_ms - candidate.noted_ms < NOTED_EVERY_MS
         self._rooms.start(candidate.lot)

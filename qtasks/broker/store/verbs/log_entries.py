@@ -12,6 +12,7 @@ from qtasks.broker.core import message_rows
 from qtasks.broker.core.rules import TRANSITIONS, Stage, Trigger
 from qtasks.broker.ports import Failure
 from qtasks.broker.store.verbs import sums
+from qtasks.broker.store.verbs.rows import write_each
 from qtasks.protocol.messages import Response, State
 
 KEPT_WHOLE: Final = 1024
@@ -72,8 +73,10 @@ def append_log(
 
 def append_each(db: apsw.Connection, entries: Iterable[tuple[int, int, State, int | None]], now_ms: int) -> None:
     """Append log entries without errors and responses: `seq`, account, state, and when the next attempt is due."""
-    db.executemany(
-        _APPEND, [(seq, account, now_ms, state.value, None, next_ms) for seq, account, state, next_ms in entries]
+    write_each(
+        db,
+        _APPEND,
+        [(seq, account, now_ms, state.value, None, next_ms) for seq, account, state, next_ms in entries],
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import apsw
@@ -42,6 +42,14 @@ def change(db: apsw.Connection, sql: str, *values: object) -> bool:
     except apsw.ConstraintError:
         return False
     return True
+
+
+def write_each(db: apsw.Connection, sql: str, values: Sequence[tuple[Any, ...]]) -> None:
+    """Run a statement that returns no rows once for each of `values`."""
+    if len(values) == 1:
+        db.execute(sql, values[0])  # quicker for one
+    elif values:
+        db.executemany(sql, values)
 
 
 def _fetch_damaged(db: apsw.Connection, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:

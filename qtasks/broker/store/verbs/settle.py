@@ -22,7 +22,7 @@ from qtasks.broker.store.verbs.damage import quarantine
 from qtasks.broker.store.verbs.end_callbacks import report_end, report_end_of
 from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_each, append_log, change_stage, shortened
 from qtasks.broker.store.verbs.parking import parked, prefixes
-from qtasks.broker.store.verbs.rows import change, fetch
+from qtasks.broker.store.verbs.rows import change, fetch, write_each
 from qtasks.protocol import wire
 from qtasks.protocol.messages import Message, Response, State
 
@@ -40,14 +40,17 @@ _END_ATTEMPT: Final = (
     f"UPDATE messages SET {_CHANGES} WHERE seq = ?5 AND stage = {Stage.ACTIVE} AND claim_token = ?6"
     " RETURNING slot, parent, quiet"
 )
-_IN_FLIGHT: Final = (
-    f"SELECT seq, claim_token FROM messages WHERE stage = {Stage.ACTIVE} AND seq IN (SELECT value FROM json_each(?))"
-)
 # Without RETURNING, which would take longer than the rest of the statement.
 _DELIVER: Final = (
     f"UPDATE messages SET {sums.changes(stage=str(Stage.DELIVERED.value), finished_ms='?1', open_claims='0')}"
-    " WHERE seq = ?2"
+    f" WHERE seq = ?2 AND stage = {Stage.ACTIVE} AND claim_token = ?3"
 )
+_NOT_LOGGED: Final = (
+    "SELECT seq, claim_token FROM messages m WHERE seq IN (SELECT value FROM json_each(?))"
+    f" AND stage = {Stage.DELIVERED}"
+    f" AND NOT EXISTS (SELECT 1 FROM log l WHERE l.seq = m.seq AND l.state = '{State.DELIVERED}')"
+)
+"""Those of the messages, as a JSON list, that `_DELIVER` has ended in this transaction."""
 _DELIVERED: Final = Settled(State.DELIVERED)
 _HAND_BACK: Final = f"UPDATE messages SET {sums.changes(open_claims='open_claims - 1')} WHERE seq = ?"
 _NOTE_INTERRUPTION: Final = (
@@ -64,6 +67,12 @@ def settle(
     damaged meanwhile: then it is set aside. While the disk `lacks_room`, a long answer is cut, so that the room is
     enough for all messages to end; callbacks carry all of it.
     """
+    if _is_plain(settlement) and _deliver(db, (settlement,), now_ms):
+        return _DELIVERED
+    return _end(db, settlement, now_ms, lacks_room)
+
+
+def _end(db: apsw.Connection, settlement: Settlement, now_ms: int, lacks_room: Callable[[], bool]) -> Settled | None:
     claim, evaluation, message = settlement.claim, settlement.evaluation, settlement.claim.message
     trigger = evaluation.trigger
     follows = trigger in (Trigger.RETRY, Trigger.INTERRUPT)
@@ -120,14 +129,14 @@ def settle_all(
     results: list[Settled | None] = []
     for is_plain, run in itertools.groupby(settlements, key=_is_plain):
         ended = [*run]
-        delivered = _deliver(db, ended, now_ms) if is_plain and len(ended) > 1 else set()
+        delivered = _deliver(db, ended, now_ms) if is_plain else set()
         for settlement in ended:
             key = settlement.claim.seq, settlement.claim.token
             if key in delivered:
                 delivered.remove(key)  # a second end of the same attempt has come too late
                 results.append(_DELIVERED)
             else:
-                results.append(settle(db, settlement, now_ms=now_ms, lacks_room=lacks_room))
+                results.append(_end(db, settlement, now_ms, lacks_room))
     return results
 
 
@@ -148,21 +157,19 @@ def _is_plain(settlement: Settlement) -> bool:
 def _deliver(db: apsw.Connection, settlements: Sequence[Settlement], now_ms: int) -> set[tuple[int, int]]:
     """End the messages of plain settlements; return `seq` and token of those whose token is the newest one.
 
-    It stops before a message that is damaged: `settle` looks at that one, and at those that follow.
+    It stops before a message that is damaged: `_end` looks at that one, and at those that follow.
     """
-    seqs = orjson.dumps([settlement.claim.seq for settlement in settlements]).decode()
-    newest = {row[0]: row[1] for row in fetch(db, _IN_FLIGHT, (seqs,))}
-    ended = {
-        claim.seq: claim
-        for claim in (settlement.claim for settlement in settlements)
-        if newest.get(claim.seq) == claim.token
-    }
+    claims = [settlement.claim for settlement in settlements]
+    accounts = {(claim.seq, claim.token): claim.row.account for claim in claims}
     changes_before = db.total_changes()
     with contextlib.suppress(apsw.ConstraintError):  # a value that no constraint allows
-        db.executemany(_DELIVER, [(now_ms, seq) for seq in ended])
-    delivered = [*ended.values()][: db.total_changes() - changes_before]
-    append_each(db, ((claim.seq, claim.row.account, State.DELIVERED, None) for claim in delivered), now_ms)
-    return {(claim.seq, claim.token) for claim in delivered}
+        write_each(db, _DELIVER, [(now_ms, seq, token) for seq, token in accounts])
+    if db.total_changes() - changes_before < len(accounts):
+        seqs = orjson.dumps([seq for seq, _ in accounts]).decode()
+        delivered = {(row[0], row[1]) for row in fetch(db, _NOT_LOGGED, (seqs,))}
+        accounts = {key: account for key, account in accounts.items() if key in delivered}
+    append_each(db, ((seq, account, State.DELIVERED, None) for (seq, _), account in accounts.items()), now_ms)
+    return {*accounts}
 
 
 def _end_attempt(db: apsw.Connection, values: tuple[Any, ...]) -> tuple[Any, ...] | None:

@@ -6,7 +6,8 @@
 - `state_sum` covers the numbers that change. It is a sum that SQL computes: a trigger of the table updates it by what a
   statement has changed, so none can hide damage that was there before. A statement that changes nothing but columns of
   `OWN_SUM` must update it itself (`changes`): the trigger, which every attempt would pass twice, takes longer than all
-  the rest of the statement. A message that an earlier release has stored gets one with its next change.
+  the rest of the statement. A message that an earlier release has stored gets one with its next claim, or with its
+  next change by another statement.
 """
 
 from __future__ import annotations
@@ -60,15 +61,16 @@ def changes(**values: str) -> str:
 
     A parameter occurs in it more than once: give it a number.
     """
-    by_earlier_release = f"iif(checksum < {FIRST_OF_VERSION_2}, {state_sum('{}'.format)}, NULL)"
-    before = f"coalesce(state_sum % {PRIME}, {by_earlier_release})"
     difference = " + ".join(
         f"(coalesce({value}, -1) % {PRIME} - coalesce({name}, -1) % {PRIME}) * {FACTORS[name]}"
         for name, value in values.items()
     )
     assignments = ", ".join(f"{name} = {value}" for name, value in values.items())
-    return f"{assignments}, state_sum = (({before} + {difference}) % {PRIME} + {PRIME}) % {PRIME}"
+    return f"{assignments}, state_sum = ((state_sum % {PRIME} + {difference}) % {PRIME} + {PRIME}) % {PRIME}"
 
+
+RENEW: Final = f"UPDATE messages SET state_sum = {state_sum('{}'.format)} WHERE seq = ?"
+"""Only for a message whose state is known to be what it should be."""
 
 _NUMBERS: Final = ", ".join(f"coalesce(m.{name}, 0)" for name in FACTORS)
 STATE_IS_SOUND: Final = (

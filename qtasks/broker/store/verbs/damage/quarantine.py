@@ -50,7 +50,6 @@ _REWRITTEN: Final = (
 )
 # Every column is written, because SQLite refuses to change a row that has a value of a wrong type.
 _REWRITE: Final = f"UPDATE messages SET {', '.join(f'{name} = ?' for name in _REWRITTEN)}, state_sum = 0 WHERE seq = ?"
-_RENEW_SUM: Final = f"UPDATE messages SET state_sum = {sums.state_sum('{}'.format)} WHERE seq = ?"
 _LAST_ENTRY: Final = "SELECT state, time_ms FROM log WHERE seq = ? ORDER BY n DESC LIMIT 1"
 _OWNER: Final = "SELECT l.account FROM log l JOIN accounts a ON a.id = l.account WHERE l.seq = ? ORDER BY l.n LIMIT 1"
 
@@ -143,7 +142,7 @@ def _rewrite(db: apsw.Connection, message: StoredMessage, stage: Stage, finished
     if not change(db, _REWRITE, *(values[name] for name in _REWRITTEN), message.seq):  # another one has its id
         values["id"] = f"corrupt_{message.seq}"
         db.execute(_REWRITE, (*(values[name] for name in _REWRITTEN), message.seq))
-    db.execute(_RENEW_SUM, (message.seq,))
+    db.execute(sums.RENEW, (message.seq,))
 
 
 def _as_known(checksum: object) -> int:
