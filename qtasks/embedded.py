@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from qtasks.broker.broker import Broker
     from qtasks.broker.events import EventWatcher
     from qtasks.broker.llm.provider_fake import ProviderFake
-    from qtasks.broker.transport.in_process import AsgiApp, AsgiTransport
+    from qtasks.broker.transport.asgi_exchange import AsgiApp
+    from qtasks.broker.transport.in_process import AsgiTransport
 
 T = TypeVar("T")
 

@@ -24,7 +24,7 @@ from qtasks.broker.loops.pruner import Pruner
 from qtasks.broker.loops.room_watcher import RoomWatcher
 from qtasks.broker.loops.scheduler import Scheduler
 from qtasks.broker.loops.scrubber import Scrubber
-from qtasks.broker.ports import Transport
+from qtasks.broker.ports import StreamingTransport, Transport
 from qtasks.broker.settings import BrokerSettings, DeliveryLimits
 from qtasks.broker.store.interface import Store
 from qtasks.broker.store.sqlite import SqliteStore
@@ -43,7 +43,7 @@ READY_S: Final = 3.0
 
 
 def _http(policy: DestinationPolicy, limits: DeliveryLimits) -> Transport:
-    return HttpTransport(policy, connections=limits.in_flight, per_host=limits.per_host)
+    return HttpTransport(policy, connections=limits.in_flight, per_host=limits.largest_host)
 
 
 def _http_to_model(policy: DestinationPolicy, settings: BrokerSettings) -> Transport | None:
@@ -80,7 +80,14 @@ class Broker:
             settings.llm_url, transport, clock, has_echo=settings.has_echo, to_model=to_model or transport
         )
         self.deliverer = Deliverer(
-            store, self._llm, clock, random, keys=self.keys, watchers=self.watchers, limits=settings.limits
+            store,
+            self._llm,
+            clock,
+            random,
+            keys=self.keys,
+            watchers=self.watchers,
+            limits=settings.limits,
+            streaming=transport if isinstance(transport, StreamingTransport) else None,
         )
         self.scheduler = Scheduler(store, clock, random, watchers=self.watchers, wake_deliverer=self.deliverer.wake)
         self.api = Api(

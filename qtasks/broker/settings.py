@@ -14,15 +14,30 @@ DEV_CREDENTIALS: Final = tuple(AccountCredentials(user.name, user.token, user.ke
 LLM_VARIABLE: Final = "QTASKS_LLM_URL"
 """The environment variable that names the language model; see `BrokerSettings.with_model`."""
 
+PER_HOST: Final = 128
+"""The default limit for concurrent attempts to one ``host:port``."""
+PER_DISPATCHER: Final = 256
+"""The same for a dispatcher that states its free slots."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeliveryLimits:
     """Limits for concurrent attempts."""
 
-    in_flight: int = 256
+    in_flight: int = 512
     """To all destinations together."""
-    per_host: int = 128
-    """To one ``host:port``."""
+    per_host: int | None = None
+    """To one ``host:port``. None: `PER_HOST`, or up to `PER_DISPATCHER` where a dispatcher has so many free slots."""
+
+    @property
+    def plain_host(self) -> int:
+        """To one ``host:port`` of which nothing is known."""
+        return PER_HOST if self.per_host is None else self.per_host
+
+    @property
+    def largest_host(self) -> int:
+        """To one ``host:port`` at most."""
+        return PER_DISPATCHER if self.per_host is None else self.per_host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

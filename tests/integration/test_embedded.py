@@ -17,8 +17,9 @@ import pytest
 from fastapi import Depends, FastAPI
 
 from qtasks import Embedded, QTasks, TaskContext, TaskEvent, injected
+from qtasks.broker.core import delivery_requests
 from qtasks.broker.events import MessageEvent
-from qtasks.broker.loops import deliverer
+from qtasks.broker.loops import single_attempts
 from qtasks.errors import BrokerUnreachable, StoreLocked
 from qtasks.protocol.messages import SigningKeys, State
 from qtasks.tasks.results import backend
@@ -115,7 +116,7 @@ def test_a_message_that_nobody_signed_for_us_runs_nothing(
     tasks: QTasks, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[int] = []
-    signed_request = deliverer.signed_request
+    signed_request = delivery_requests.signed_request
     forged = SigningKeys("sig_" + "f" * 40, "sig_" + "g" * 40)
 
     @tasks.task(retries=0)
@@ -123,7 +124,7 @@ def test_a_message_that_nobody_signed_for_us_runs_nothing(
         ran.append(1)
 
     monkeypatch.setattr(
-        deliverer, "signed_request", lambda message, keys, **facts: signed_request(message, forged, **facts)
+        single_attempts, "signed_request", lambda message, keys, **facts: signed_request(message, forged, **facts)
     )
     touch.delay()
     [dead] = watch.wait_for(State.FAILED)
@@ -133,7 +134,7 @@ def test_a_message_that_nobody_signed_for_us_runs_nothing(
 
 def test_a_body_changed_on_the_way_runs_nothing(tasks: QTasks, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[int] = []
-    signed_request = deliverer.signed_request
+    signed_request = delivery_requests.signed_request
 
     @tasks.task(retries=0)
     def touch(n: int) -> None:
@@ -143,7 +144,7 @@ def test_a_body_changed_on_the_way_runs_nothing(tasks: QTasks, watch: Watch, mon
         request = signed_request(message, keys, **facts)  # type: ignore[arg-type]
         return replace(request, body=request.body.replace(b"1", b"2"))
 
-    monkeypatch.setattr(deliverer, "signed_request", tampered)
+    monkeypatch.setattr(single_attempts, "signed_request", tampered)
     touch.delay(1)
     watch.wait_for(State.FAILED)
     assert ran == []

@@ -12,10 +12,11 @@ import pytest
 
 from qtasks.broker.ports import DeliveryRequest, Failure
 from qtasks.broker.transport import response
+from qtasks.broker.transport.asgi_exchange import AsgiApp, AsgiEvent
 from qtasks.broker.transport.attempt_failures import failure_of
 from qtasks.broker.transport.destination_policy import DestinationPolicy
 from qtasks.broker.transport.http_transport import HttpTransport
-from qtasks.broker.transport.in_process import AsgiApp, AsgiEvent, AsgiTransport
+from qtasks.broker.transport.in_process import AsgiTransport
 from qtasks.protocol.messages import MAX_BODY, Response
 from tests.support.hostile import OK, Behaviour, Connection, HostileServer, answering
 

@@ -10,7 +10,7 @@ import pytest
 
 from qtasks.broker.core.rules import Trigger
 from qtasks.broker.core.values import DAY_MS, LogCriteria, Retention
-from qtasks.broker.loops import deliverer
+from qtasks.broker.loops import outcome_recorder
 from qtasks.broker.store.verbs import admission, flow_control, queues
 from qtasks.broker.store.verbs.log_entries import CUT_TO, KEPT_WHOLE
 from qtasks.broker.store.verbs.parking import prefixes
@@ -235,11 +235,11 @@ def test_the_docs_say_of_every_table_what_bounds_it(store: InlineStore) -> None:
 
 @pytest.mark.anyio
 async def test_the_broker_remembers_a_bounded_number_of_url_prefixes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deliverer, "MAX_PREFIXES", 3)
+    monkeypatch.setattr(outcome_recorder, "MAX_PREFIXES", 3)
     service = await Service.open()
     service.answer(Response(status=200, headers=((DISPATCHER_HEADER, "1"),)))
     for n in range(10):
         await service.post(f"/v2/publish/http://127.0.0.1:8000/app{n}/task", {"Qtasks-Interrupted-For": "1h"})
     await service.broker.deliverer.run_once()
-    assert len(service.broker.deliverer._answered) == 3
+    assert len(service.broker.deliverer._recorder._answered) == 3
     await service.close()

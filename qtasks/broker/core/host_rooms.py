@@ -32,19 +32,29 @@ class HostRooms:
 
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
+        self._before: dict[str, tuple[int, int, Trust]] = {}
+        """Limit, attempts in flight, and trust of a host, as they were at the beginning."""
         self._started: dict[str, int] = {}
+        self._answers: dict[str, int] = {}
+        """What `of` has returned since the last start."""
         self._free = rooms.free
         self._free_for_silent = rooms.free_for_silent
         self._in_flight = sum(rooms.in_flight.values())
 
     def of(self, host: str) -> int:
         """How many more attempts `host` may have now."""
+        room = self._answers.get(host)
+        if room is None:
+            room = self._answers[host] = self._room_of(host)
+        return room
+
+    def _room_of(self, host: str) -> int:
         rooms, started = self._rooms, self._started.get(host, 0)
-        room = rooms.hosts.get(host, rooms.default) - started
+        limit, in_flight, trust = self._before_of(host)
+        room = limit - started
         if room <= 0 or self._free <= 0:
             return 0
-        in_flight = rooms.in_flight.get(host, 0) + started
-        trust = rooms.trust.get(host, Trust.UNPROVEN)
+        in_flight += started
         free = spare = max(0, self._free - rooms.reserve)
         share = math.ceil(spare * self._per_spare_slot(trust, is_alone=in_flight == self._in_flight))
         if trust is Trust.LIVELY:
@@ -66,7 +76,19 @@ class HostRooms:
         self._started[host] = self._started.get(host, 0) + 1
         self._free -= 1
         self._in_flight += 1
-        self._free_for_silent -= self._rooms.trust.get(host) is Trust.SILENT
+        self._free_for_silent -= self._before_of(host)[2] is Trust.SILENT
+        self._answers.clear()
+
+    def _before_of(self, host: str) -> tuple[int, int, Trust]:
+        before = self._before.get(host)
+        if before is None:
+            rooms = self._rooms
+            before = self._before[host] = (
+                rooms.hosts.get(host, rooms.default),
+                rooms.in_flight.get(host, 0),
+                rooms.trust.get(host, Trust.UNPROVEN),
+            )
+        return before
 
     def _per_spare_slot(self, trust: Trust, *, is_alone: bool) -> float:
         if trust in _TRUSTED:

@@ -134,6 +134,11 @@ def has_dispatcher(outcome: Response | Failure) -> bool:
     return isinstance(outcome, Response) and _header(outcome.headers, DISPATCHER_HEADER) is not None
 
 
+def is_handed_back(headers: Headers) -> bool:
+    """True if an answer says that nothing of the request has run, at no fault of its own."""
+    return _header(headers, INTERRUPTED_HEADER) is not None
+
+
 def _is_proxy(outcome: Response | Failure, situation: Situation) -> bool:
     """True for the answer of a proxy in the place of a dispatcher that has answered before."""
     return (

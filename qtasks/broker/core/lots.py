@@ -62,6 +62,11 @@ class Lot(NamedTuple):
     is_crashed: bool
     """The broker did not survive attempts of its messages."""
 
+    @property
+    def is_plain_prefix(self) -> bool:
+        """True for the messages of a prefix of which none is in doubt."""
+        return self.prefix is not None and not self.is_alone
+
 
 @lru_cache(maxsize=4096)
 def parse(lot: str) -> Lot:

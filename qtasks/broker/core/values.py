@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final, Generic, TypeVar
@@ -122,6 +122,8 @@ class Rooms:
     """Of these, for LIVELY hosts; half of it also for the first attempt at another that is not SILENT."""
     free_for_silent: int = sys.maxsize
     """Of these, at most, for SILENT hosts."""
+    slots: Callable[[str], int | None] = lambda _prefix: None
+    """How many attempts a URL prefix can take at once; None if no dispatcher there states it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from qtasks.broker.core import lots
+from qtasks.broker.core.slot_offers import SlotOffers
 from qtasks.broker.core.values import Rooms, Trust
 from qtasks.broker.ports import Failure
 from qtasks.broker.settings import DeliveryLimits
 from qtasks.clock import Clock
 from qtasks.protocol.messages import Response
+
+T = TypeVar("T")
 
 RECENT_S: Final = 60.0 * 60.0
 """For this long after an answer a host is trusted with more slots. A host with long tasks is not dead."""
@@ -44,6 +47,8 @@ class _Host:
     pauses: int = 0
     """Attempts in a row that failed because no name server answered."""
     paused_until_ms: int = 0
+    capacity: int = 0
+    """How many attempts its dispatcher can take at once, as far as it states that."""
 
     def trust(self, now_s: float) -> Trust:
         if self.silences or self.pauses:
@@ -54,6 +59,26 @@ class _Host:
         return Trust.PROVEN if is_waiting else Trust.LIVELY
 
 
+class _Shown(Mapping[str, T]):
+    """What `value` says of each host. It is asked only for the hosts that are looked up."""
+
+    def __init__(self, hosts: Mapping[str, _Host], value: Callable[[_Host], T]) -> None:
+        self._hosts = hosts
+        self._value = value
+
+    def __getitem__(self, name: str) -> T:
+        return self._value(self._hosts[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._hosts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._hosts)
+
+    def __len__(self) -> int:
+        return len(self._hosts)
+
+
 class HostLimits:
     """The attempts in flight, by host and by lot, and the rooms for more."""
 
@@ -62,91 +87,124 @@ class HostLimits:
         self._clock = clock
         self._hosts: dict[str, _Host] = {}
         """In the order of their last starts."""
-        self._running: Counter[str] = Counter()
+        self._paused: dict[str, _Host] = {}
+        """Those with a pause."""
+        self._running: dict[str, int] = {}
         """Attempts in flight, by lot."""
-
-    @property
-    def in_flight(self) -> int:
+        self._offers = SlotOffers()
+        self.in_flight = 0
         """Attempts in flight to all hosts together."""
-        return self._running.total()
 
     @property
     def room(self) -> int:
         """How many more attempts there may be now, to all hosts together."""
         return self._limits.in_flight - self.in_flight
 
+    def running(self, lot: str) -> int:
+        """Attempts in flight of messages of `lot`."""
+        return self._running.get(lot, 0)
+
     def rooms(self) -> Rooms:
-        """How many more attempts each host may have now."""
+        """How many more attempts each host may have now. Good until the next start or end of an attempt."""
         now_s, now_ms = self._clock.monotonic(), self._clock.now_ms()
         slots = self._limits.in_flight
-        rooms: dict[str, int] = {}
-        in_flight: dict[str, int] = {}
-        trust: dict[str, Trust] = {}
-        silent = 0
-        for name, host in self._hosts.items():
-            rooms[name] = self._limit(host, now_ms) - host.in_flight
-            in_flight[name] = host.in_flight
-            shown = trust[name] = host.trust(now_s)
-            if shown is Trust.SILENT:
-                silent += host.in_flight
+        names = {lots.parse(lot).host for lot in self._running}
+        in_flight = {name: self._hosts[name].in_flight for name in names}
+        silent = sum(self._hosts[name].in_flight for name in names if self._hosts[name].trust(now_s) is Trust.SILENT)
         return Rooms(
-            self._limits.per_host,
-            rooms,
+            self._limits.plain_host,
+            _Shown(self._hosts, lambda host: self._limit(host, now_ms) - host.in_flight),
             dict(self._running),
             in_flight=in_flight,
-            trust=trust,
+            trust=_Shown(self._hosts, lambda host: host.trust(now_s)),
             free=self.room,
             # What one host alone may have is not in the reserve.
-            reserve=max(0, min(int(slots * RESERVE), slots - self._limits.per_host)) if slots >= RESERVE_FROM else 0,
+            reserve=max(0, min(int(slots * RESERVE), slots - self._limits.largest_host))
+            if slots >= RESERVE_FROM
+            else 0,
             free_for_silent=max(1, int(slots * FOR_SILENT)) - silent,
+            slots=lambda prefix: self._offers.capacity(prefix, now_s),
         )
 
     def next_probe_ms(self) -> int | None:
         """When the next pause ends (Unix ms); None if no host is paused."""
+        if not self._paused:
+            return None
         now_ms = self._clock.now_ms()
-        pauses = (host.paused_until_ms for host in self._hosts.values())
+        pauses = (host.paused_until_ms for host in self._paused.values())
         return min((until_ms for until_ms in pauses if until_ms > now_ms), default=None)
 
-    def start(self, lot: str) -> None:
-        """Count an attempt of a message of `lot`."""
+    def free_slots(self, lot: str, folder: str) -> int:
+        """How many messages of `lot` a bundle to `folder` may have now; 0 if there is to be no bundle."""
+        return self._offers.free(lot, folder, in_flight=self.running(lot), now_s=self._clock.monotonic())
+
+    def note_slots(self, lot: str, folder: str, slots: int | None, *, begun: int) -> None:
+        """The dispatcher at `folder` says how many messages of `lot` it can begin; None: it takes no bundles.
+
+        `begun` is what `start` returned for the attempt that it has answered.
+        """
+        self._offers.note_answer(lot, folder, slots, begun=begun, in_flight=self.running(lot))
+        if (host := self._hosts.get(lots.parse(lot).host)) is not None:
+            host.capacity = self._offers.capacity(lot, self._clock.monotonic()) or 0
+
+    def refuse_bundles(self, lot: str) -> None:
+        """Messages of `lot` go singly for an hour."""
+        self._offers.refuse(lot, self._clock.monotonic())
+
+    def start(self, lot: str, count: int = 1) -> int:
+        """Count attempts of messages of `lot` that start. Return the number of the last, for `note_slots`."""
         name = lots.parse(lot).host
         host = self._hosts[name] = self._hosts.pop(name, _Host())
         if not host.in_flight:
             host.waiting_since_s = self._clock.monotonic()
-        host.in_flight += 1
-        self._running[lot] += 1
+        host.in_flight += count
+        self.in_flight += count
+        self._running[lot] = self._running.get(lot, 0) + count
         self._forget_oldest()
+        return self._offers.start(lot, count) if lots.parse(lot).is_plain_prefix else 0
 
-    def end(self, lot: str, outcome: Response | Failure | None, *, started_s: float) -> None:
-        """An attempt that started at `started_s` (monotonic) has an outcome; None if the broker gave it up."""
-        host = self._hosts[lots.parse(lot).host]
-        host.in_flight -= 1
-        self._running[lot] -= 1
+    def end(self, lot: str, outcome: Response | Failure | None, *, started_s: float, count: int = 1) -> None:
+        """Attempts that started at `started_s` (monotonic) have an outcome; None if the broker gave them up."""
+        name = lots.parse(lot).host
+        host = self._hosts[name]
+        host.in_flight -= count
+        self.in_flight -= count
+        self._running[lot] -= count
         if not self._running[lot]:
             del self._running[lot]
         match outcome:
             case Response():
                 host.answered_s = host.waiting_since_s = self._clock.monotonic()
-                host.silences = host.pauses = host.paused_until_ms = 0
+                host.silences = 0
+                self._end_pause(name, host)
             case Failure(code="dns", attempted=False):
                 pause_ms = min(_SHORTEST_PAUSE_MS << host.pauses, _LONGEST_PAUSE_MS)
                 host.pauses = min(host.pauses + 1, 10)
                 host.paused_until_ms = self._clock.now_ms() + pause_ms
+                self._paused[name] = host
             case Failure(code="timeout"):
-                host.pauses = host.paused_until_ms = 0
+                self._end_pause(name, host)
                 if host.answered_s is None or host.answered_s <= started_s:
-                    host.silences += 1
+                    host.silences += count
             case Failure(attempted=True):
-                host.silences = host.pauses = host.paused_until_ms = 0
+                host.silences = 0
+                self._end_pause(name, host)
+
+    def _end_pause(self, name: str, host: _Host) -> None:
+        if host.pauses:
+            host.pauses = host.paused_until_ms = 0
+            del self._paused[name]
 
     def _limit(self, host: _Host, now_ms: int) -> int:
         """How many attempts a host may have: one after a pause; with each silence half of them."""
         if host.pauses:
             return int(now_ms >= host.paused_until_ms)
-        return max(1, self._limits.per_host >> host.silences)
+        limits = self._limits
+        return max(1, max(limits.plain_host, min(host.capacity, limits.largest_host)) >> host.silences)
 
     def _forget_oldest(self) -> None:
         if len(self._hosts) > MAX_HOSTS:
             idle = next((name for name, host in self._hosts.items() if not host.in_flight), None)
             if idle is not None:
                 del self._hosts[idle]
+                self._paused.pop(idle, None)

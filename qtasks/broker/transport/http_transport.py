@@ -22,8 +22,10 @@ import io
 import logging
 import re
 import ssl
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Generic, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import aiohttp
@@ -31,11 +33,12 @@ from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 from yarl import URL
 
-from qtasks.broker.ports import DeliveryRequest, Failure
+from qtasks.broker.ports import DeliveryRequest, Failure, ResponseStream
 from qtasks.broker.transport.addresses import literal
 from qtasks.broker.transport.attempt_failures import failure_of, timed_out, unanswered_lookup
 from qtasks.broker.transport.destination import parse
 from qtasks.broker.transport.destination_policy import DestinationPolicy, Rules
+from qtasks.broker.transport.http_stream import stream_of
 from qtasks.broker.transport.resolver import CheckedResolver, Resolve, SystemResolver, check, lookup_cut
 from qtasks.broker.transport.response import (
     MAX_HEADER_LINE,
@@ -46,6 +49,10 @@ from qtasks.broker.transport.response import (
 from qtasks.counted_log import CountedLog
 from qtasks.protocol.headers import PER_CONNECTION, WireError, canonical_name
 from qtasks.protocol.messages import MAX_BODY, Response
+
+T = TypeVar("T")
+_Finish = Callable[[BoundedResponse, str], Awaitable[T]]
+"""What to do with a response whose head has arrived from a place, ``host:port``."""
 
 log = logging.getLogger("qtasks.broker")
 
@@ -117,6 +124,13 @@ class HttpTransport:
 
     async def send(self, request: DeliveryRequest) -> Response | Failure:
         """Send `request` and read the response within `request.timeout_ms`. Raises nothing but CancelledError."""
+        return await self._attempt(request, lambda response, _: response.take(self._max_response))
+
+    async def open(self, request: DeliveryRequest) -> ResponseStream | Failure:
+        """See `StreamingTransport.open`."""
+        return await self._attempt(request, stream_of)
+
+    async def _attempt(self, request: DeliveryRequest, finish: _Finish[T]) -> T | Failure:
         destination = self._destination(request.url, request.method)
         if isinstance(destination, Failure):
             return destination
@@ -126,16 +140,16 @@ class HttpTransport:
         if self._closed:
             reason = f"not sent to {destination.place}: the broker is stopping"
             return Failure("connection_lost", reason, attempted=False)
-        exchange = _Exchange(request, destination, headers)
+        exchange = _Exchange(request, destination, headers, finish)
         lookup_cut.set(False)
         try:
             async with asyncio.timeout(request.timeout_ms / 1000) as deadline:
                 try:
-                    return await exchange.run(self._open_session(destination.limited), self._max_response)
+                    return await exchange.run(self._open_session(destination.limited))
                 except UnansweredError as error:
                     if not error.closed_at_reuse or self._closed:
                         raise
-                return await exchange.run(self._open_session(destination.limited, fresh=True), self._max_response)
+                return await exchange.run(self._open_session(destination.limited, fresh=True))
         except TimeoutError:
             if lookup_cut.get():
                 return unanswered_lookup(destination.place, request.timeout_ms / 1000)
@@ -221,13 +235,20 @@ class _LargeBody(_TrackedPayload, aiohttp.BytesIOPayload):
     pass
 
 
-class _Exchange:
+class _Exchange(Generic[T]):
     """One request and its response; `run` may be called again, on another connection."""
 
-    def __init__(self, request: DeliveryRequest, destination: _AllowedDestination, headers: CIMultiDict[str]) -> None:
+    def __init__(
+        self,
+        request: DeliveryRequest,
+        destination: _AllowedDestination,
+        headers: CIMultiDict[str],
+        finish: _Finish[T],
+    ) -> None:
         self._request = request
         self._destination = destination
         self._headers = headers
+        self._finish = finish
         self._payload: _TrackedPayload | None = None
         self.responding = False
         """The head of the response has arrived."""
@@ -237,8 +258,8 @@ class _Exchange:
         """The whole body, if there is one, has been handed to the connection."""
         return self._payload is None or self._payload.sent
 
-    async def run(self, session: aiohttp.ClientSession, max_response: int) -> Response:
-        """Send the request and read the response. Raises the errors that `attempt_failures.failure_of` knows."""
+    async def run(self, session: aiohttp.ClientSession) -> T:
+        """Send the request and finish the response. Raises the errors that `attempt_failures.failure_of` knows."""
         self._payload = _payload(self._request.body)
         response = await session.request(
             self._request.method,
@@ -249,7 +270,7 @@ class _Exchange:
         )
         assert isinstance(response, BoundedResponse)
         self.responding = True
-        return await response.take(max_response)
+        return await self._finish(response, self._destination.place)
 
 
 def _payload(body: bytes) -> _TrackedPayload | None:

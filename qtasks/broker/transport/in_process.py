@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from typing import Final
 
-from qtasks.broker.ports import DeliveryRequest, Failure, Transport
-from qtasks.protocol.messages import MAX_BODY, Response
+from qtasks.broker.ports import DeliveryRequest, Failure, ResponseStream, StreamingTransport, Transport
+from qtasks.broker.transport.asgi_exchange import (
+    LOOP_ENDED,
+    AsgiApp,
+    CollectedExchange,
+    StreamedExchange,
+    is_being_cancelled,
+)
+from qtasks.protocol.messages import Response
 
-AsgiEvent = MutableMapping[str, Any]
-AsgiApp = Callable[
-    [AsgiEvent, Callable[[], Awaitable[AsgiEvent]], Callable[[AsgiEvent], Awaitable[None]]], Awaitable[None]
-]
-
-_CLIENT: Final = ("127.0.0.1", 0)
+_LOOP_CLOSED: Final = Failure("connection_refused", "the application's event loop is closed", interrupted=True)
 
 
 class AsgiTransport:
@@ -38,99 +39,66 @@ class AsgiTransport:
 
     async def send(self, request: DeliveryRequest) -> Response | Failure:
         """See `Transport.send`."""
-        if not request.url.startswith(self._origin + "/"):
+        if not self._is_inside(request):
             return await self._others.send(request)
-        exchange = _AsgiExchange(request)
-        run = exchange.run(self._app)
-        try:
-            running = asyncio.run_coroutine_threadsafe(run, self._loop)
-        except RuntimeError:
-            run.close()
-            return Failure("connection_refused", "the application's event loop is closed", interrupted=True)
+        exchange = CollectedExchange(request)
+        running = self._start(exchange)
+        if running is None:
+            return _LOOP_CLOSED
         try:
             async with asyncio.timeout(request.timeout_ms / 1000):
-                return await asyncio.shield(asyncio.wrap_future(running))
+                await asyncio.shield(asyncio.wrap_future(running))
+                return exchange.outcome()
         except TimeoutError:
-            # If the loop has closed meanwhile, the application no longer runs and needs no event.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(exchange.disconnected.set)
-            return Failure("timeout", f"no answer within {request.timeout_ms / 1000:g} s")
+            self._disconnect(exchange)
+            return _timed_out(request)
         except asyncio.CancelledError:
-            if not running.cancelled() or _is_being_cancelled():
+            if not running.cancelled() or is_being_cancelled():
                 raise
-            reason = "the application's event loop ended during the request"
-            return Failure("connection_lost", reason, interrupted=True, mid_run=True)
+            return LOOP_ENDED
+
+    async def open(self, request: DeliveryRequest) -> ResponseStream | Failure:
+        """See `StreamingTransport.open`. The application waits while much of its response is unread."""
+        if not self._is_inside(request):
+            if isinstance(self._others, StreamingTransport):
+                return await self._others.open(request)
+            return Failure("unsendable", "the response to this request cannot be read as it arrives", final=True)
+        exchange = StreamedExchange(request, self._loop)
+        running = self._start(exchange)
+        if running is None:
+            return _LOOP_CLOSED
+        exchange.follow(running)
+        try:
+            async with asyncio.timeout(request.timeout_ms / 1000):
+                return await exchange.opened
+        except TimeoutError:
+            await exchange.close()
+            return _timed_out(request)
+        except BaseException:
+            await exchange.close()
+            raise
+
+    def _is_inside(self, request: DeliveryRequest) -> bool:
+        return request.url.startswith(self._origin + "/")
+
+    def _start(self, exchange: CollectedExchange | StreamedExchange) -> concurrent.futures.Future[None] | None:
+        """Run the application; None if its event loop is closed."""
+        run = exchange.run(self._app)
+        try:
+            return asyncio.run_coroutine_threadsafe(run, self._loop)
+        except RuntimeError:
+            run.close()
+            return None
+
+    def _disconnect(self, exchange: CollectedExchange) -> None:
+        # If the loop has closed meanwhile, the application no longer runs and needs no event.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(exchange.disconnected.set)
 
     async def close(self) -> None:
         """See `Transport.close`."""
         await self._others.close()
 
 
-def _is_being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-class _AsgiExchange:
-    """One request to the application and its response. Used on the application's event loop only."""
-
-    def __init__(self, request: DeliveryRequest) -> None:
-        self._request = request
-        self._body_read = False
-        self._status: int | None = None
-        self._headers: list[tuple[str, str]] = []
-        self._pieces: list[bytes] = []
-        self._size = 0
-        self.disconnected = asyncio.Event()
-
-    async def run(self, app: AsgiApp) -> Response | Failure:
-        try:
-            await app(self._scope(), self._receive, self._send)
-        except asyncio.CancelledError:
-            if _is_being_cancelled():
-                raise
-            return Failure("connection_lost", "the application cancelled itself")
-        except BaseException as error:  # it must reach neither the application's event loop nor the broker's
-            return Failure("connection_lost", f"the application failed: {type(error).__name__}: {error}"[:2000])
-        if self._status is None:
-            return Failure("bad_response", "the application ended without a response")
-        body = b"".join(self._pieces)
-        return Response(
-            status=self._status, headers=tuple(self._headers), body=body[:MAX_BODY], truncated=len(body) > MAX_BODY
-        )
-
-    def _scope(self) -> AsgiEvent:
-        request = self._request
-        url = urlsplit(request.url)
-        headers = [(b"host", url.netloc.encode()), (b"content-length", str(len(request.body)).encode())]
-        headers += [(name.lower().encode("latin-1"), value.encode("utf-8")) for name, value in request.headers]
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
-            "http_version": "1.1",
-            "method": request.method,
-            "scheme": url.scheme,
-            "path": unquote(url.path),
-            "raw_path": url.path.encode(),
-            "query_string": url.query.encode(),
-            "root_path": "",
-            "headers": headers,
-            "client": _CLIENT,
-            "server": (url.hostname, url.port or 80),
-            "state": {},
-        }
-
-    async def _receive(self) -> AsgiEvent:
-        if not self._body_read:
-            self._body_read = True
-            return {"type": "http.request", "body": self._request.body, "more_body": False}
-        await self.disconnected.wait()
-        return {"type": "http.disconnect"}
-
-    async def _send(self, event: AsgiEvent) -> None:
-        if event["type"] == "http.response.start":
-            self._status = event["status"]
-            self._headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event["headers"]]
-        elif event["type"] == "http.response.body" and self._size <= MAX_BODY:
-            self._pieces.append(event.get("body", b""))
-            self._size += len(self._pieces[-1])
+def _timed_out(request: DeliveryRequest) -> Failure:
+    return Failure("timeout", f"no answer within {request.timeout_ms / 1000:g} s")

@@ -20,7 +20,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 
 from qtasks.protocol import headers as header_lines
-from qtasks.protocol.messages import Response
+from qtasks.protocol.messages import Headers, Response
 
 MAX_HEADER_LINE = 16 * 1024
 """Longest status line or header line of a response, bytes."""
@@ -116,8 +116,27 @@ class BoundedResponse(aiohttp.ClientResponse):
                 raise
         finally:
             self.close()
-        headers = tuple((header_lines.decode(name), header_lines.decode(value)) for name, value in self.raw_headers)
-        return Response(status=self.status, headers=headers, body=bytes(body[:limit]), truncated=cut)
+        return Response(status=self.status, headers=self.header_lines(), body=bytes(body[:limit]), truncated=cut)
+
+    async def piece(self) -> bytes:
+        """The bytes of the body that have arrived, at least one; none at its end. For a body of any length.
+
+        What the body costs on the wire, as in `take`, is limited in proportion to the bytes that it yields.
+        """
+        guard = self.protocol_guard
+        piece = await self.content.readany()
+        if guard.budget >= 0:
+            guard.budget = min(guard.budget + len(piece) * _WIRE_FACTOR, _HEAD_BUDGET)
+        return piece
+
+    @property
+    def is_cut(self) -> bool:
+        """True if the response was ended because it cost more on the wire than its bytes justify."""
+        return self.protocol_guard.budget < 0
+
+    def header_lines(self) -> Headers:
+        """The header lines as they were sent."""
+        return tuple((header_lines.decode(name), header_lines.decode(value)) for name, value in self.raw_headers)
 
 
 class _BoundedProtocol(asyncio.Protocol):

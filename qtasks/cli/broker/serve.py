@@ -18,7 +18,7 @@ from qtasks.broker.server import event_loop
 from qtasks.broker.server.api_server import ApiServer
 from qtasks.broker.server.hosts import LOOPBACK_HOSTS
 from qtasks.broker.server.listen import listen
-from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings, DeliveryLimits
+from qtasks.broker.settings import LLM_VARIABLE, PER_DISPATCHER, PER_HOST, BrokerSettings, DeliveryLimits
 from qtasks.broker.store.verbs import accounts
 from qtasks.broker.transport.allow_rules import read_rule
 from qtasks.cli.broker import tokens
@@ -88,12 +88,12 @@ class BrokerOptions:
     metavar="SECONDS",
     help="How long running deliveries may continue at a stop.",
 )
-@click.option("--in-flight", type=click.IntRange(1), default=256, show_default=True, help="Concurrent deliveries.")
+@click.option("--in-flight", type=click.IntRange(1), default=512, show_default=True, help="Concurrent deliveries.")
 @click.option(
     "--per-host",
     type=click.IntRange(1),
-    default=128,
-    show_default=True,
+    default=None,
+    show_default=f"{PER_HOST}, or up to {PER_DISPATCHER} to a dispatcher that has so many free slots",
     help="Concurrent deliveries to one host and port.",
 )
 @click.option(
@@ -125,7 +125,7 @@ def command(
     resolve_on_publish: bool,
     drain: float,
     in_flight: int,
-    per_host: int,
+    per_host: int | None,
     retention: int,
     dlq_retention: int,
     max_size: int,

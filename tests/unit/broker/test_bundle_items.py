@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qtasks.broker.core import message_rows
 from qtasks.broker.core.bundle_items import item_line_of
-from qtasks.broker.loops.deliverer import signed_request
+from qtasks.broker.core.delivery_requests import signed_request
 from qtasks.protocol import bundles
 from qtasks.protocol.bundles import BundleItem
 from qtasks.protocol.messages import Headers, Message, SigningKeys

@@ -14,9 +14,10 @@ import pytest
 
 from qtasks.broker.broker import Broker
 from qtasks.broker.core.bundle_items import USER_AGENT
+from qtasks.broker.core.delivery_requests import signed_request
 from qtasks.broker.core.values import AccountCredentials, ClaimBatch, DeadLetterCriteria, LogCriteria
 from qtasks.broker.events import EventWatchers, MessageEvent
-from qtasks.broker.loops.deliverer import Deliverer, signed_request
+from qtasks.broker.loops.deliverer import Deliverer
 from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.ports import DeliveryRequest, Failure, Transport
 from qtasks.broker.settings import BrokerSettings, DeliveryLimits

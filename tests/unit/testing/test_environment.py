@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from qtasks import NonRetryable, QTasks, RetryPolicy, Snooze, TaskContext, chain, group, injected
-from qtasks.broker.loops import deliverer
+from qtasks.broker.core import delivery_requests
+from qtasks.broker.loops import single_attempts
 from qtasks.errors import ConfigurationError, QTasksError, ResultTimeout, TaskCancelled, TaskExpired, TaskFailed
 from qtasks.protocol.messages import SigningKeys
 from qtasks.testing import Environment
@@ -327,7 +328,7 @@ def test_a_delivery_whose_signature_is_not_good_runs_nothing(
     tasks: QTasks, qtasks: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[int] = []
-    signed_request = deliverer.signed_request
+    signed_request = delivery_requests.signed_request
     forged = SigningKeys("sig_" + "f" * 40, "sig_" + "g" * 40)
 
     @tasks.task(retries=0)
@@ -335,7 +336,7 @@ def test_a_delivery_whose_signature_is_not_good_runs_nothing(
         ran.append(1)
 
     monkeypatch.setattr(
-        deliverer, "signed_request", lambda message, keys, **facts: signed_request(message, forged, **facts)
+        single_attempts, "signed_request", lambda message, keys, **facts: signed_request(message, forged, **facts)
     )
     touch.delay()
     qtasks.drain()
