@@ -6,20 +6,21 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import AccountCredentials, DeadLetterCriteria, LogCriteria
 from qtasks.broker.events import EventWatchers
 from qtasks.broker.loops.deliverer import Deliverer
 from qtasks.broker.loops.key_ring import KeyRing
-from qtasks.broker.ports import DeliveryRequest, Failure
+from qtasks.broker.ports import DeliveryRequest, Failure, Transport
 from qtasks.broker.settings import DeliveryLimits
 from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.broker.store.verbs import accounts, settle
 from qtasks.broker.store.verbs.reads import queries
 from qtasks.protocol.headers import DISPATCHER_HEADER
 from qtasks.protocol.messages import DeadLetter, LogEntry, PublishOptions, Response, SigningKeys
+from qtasks.testing.fakes.bundling import BundlingTransport
 from tests.support.broker import ACCOUNT, SeededRandom, VirtualClock, publication
 
 KEYS = SigningKeys("sig_" + "a" * 28, "sig_" + "b" * 28)
@@ -63,6 +64,7 @@ class World:
     def __init__(self, store: SqliteStore, limits: DeliveryLimits) -> None:
         self.store = store
         self.limits = limits
+        self.transport: Transport = self
         self.clock = ClockWithAlarm()
         self.answer: Answer = lambda request: DONE
         self.sent: list[Delivery] = []
@@ -70,10 +72,14 @@ class World:
         self._number = 0
 
     @classmethod
-    async def open(cls, limits: DeliveryLimits | None = None) -> World:
+    async def opened(cls, limits: DeliveryLimits | None = None, *, in_bundles: bool = False) -> Self:
+        """A world with two accounts, whose delivery loop runs."""
         store, _ = await SqliteStore.open(":memory:", VirtualClock())
-        await store.write(accounts.ensure_account, AccountCredentials("me", "token", KEYS), KEYS)
+        for name in ("me", "other"):
+            await store.write(accounts.ensure_account, AccountCredentials(name, name, KEYS), KEYS)
         world = cls(store, limits or DeliveryLimits())
+        if in_bundles:
+            world.transport = BundlingTransport(world, world.clock)
         world.start()
         return world
 
@@ -82,7 +88,7 @@ class World:
         self.watchers = EventWatchers()
         self.deliverer = Deliverer(
             self.store,
-            self,
+            self.transport,
             self.clock,
             SeededRandom(),
             keys=KeyRing(self.store),

@@ -158,7 +158,7 @@ class _BundleExchange:
 
     async def _take(self, opened: ResponseStream) -> None:
         if opened.status == 200 and _value(opened.headers, "content-type") == CONTENT_TYPE:
-            self._note_slots(opened.headers, self._begun - len(self._bundle.claims))
+            self._note_slots(opened.headers, self._begun)
             await self._read(opened)
         elif interruptions.is_handed_back(opened.headers):
             self._note_slots(opened.headers, self._begun)

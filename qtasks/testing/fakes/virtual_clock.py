@@ -61,8 +61,10 @@ class VirtualClock:
         try:
             while not waiting.done() and (end_ms is None or self._elapsed_ms < end_ms):
                 moved = asyncio.ensure_future(self._moved.wait())
-                await asyncio.wait({waiting, moved}, return_when=asyncio.FIRST_COMPLETED)
-                moved.cancel()
+                try:
+                    await asyncio.wait({waiting, moved}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    moved.cancel()
         finally:
             waiting.cancel()
 

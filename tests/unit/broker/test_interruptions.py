@@ -33,14 +33,16 @@ from tests.support.outage import (
 
 pytestmark = pytest.mark.anyio
 
+in_both_ways = pytest.mark.parametrize("world", [False, True], ids=["singly", "in bundles"], indirect=True)
+
 PLAIN = PublishOptions()
 JOBS = "http://127.0.0.1:8000/jobs/add"
 """A URL with another prefix on the same origin."""
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
-    opened = await World.open()
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    opened = await World.opened(in_bundles=getattr(request, "param", False))
     yield opened
     await opened.close()
 
@@ -94,6 +96,7 @@ async def test_a_prefix_that_refuses_is_probed_by_its_first_message_and_by_no_ot
     assert len(probes) < 60 * 2 + 3_540
 
 
+@in_both_ways
 async def test_messages_that_arrive_during_an_outage_wait_behind_the_probe(world: World) -> None:
     world.answer = lambda request: REFUSED
     [first] = await world.publish()
@@ -141,6 +144,7 @@ async def test_a_plain_message_waits_for_no_probe(world: World) -> None:
     assert plain in {delivery.message_id for delivery in world.sent}
 
 
+@in_both_ways
 async def test_a_real_failure_counts_and_ends_the_outage(world: World) -> None:
     world.answer = lambda request: REFUSED
     await world.publish(3, max_retries=0)
@@ -244,6 +248,7 @@ async def test_a_real_answer_begins_the_allowance_anew(world: World) -> None:
     assert await world.dead() == []
 
 
+@in_both_ways
 async def test_a_restart_in_an_outage_forgets_neither_the_probe_nor_the_time(world: World) -> None:
     world.answer = lambda request: REFUSED
     options = PublishOptions(interrupted_for_ms=20 * 60_000)
@@ -293,6 +298,7 @@ async def test_a_gateway_error_of_the_dispatcher_itself_counts(world: World) -> 
     assert len(await world.dead()) == 1
 
 
+@in_both_ways
 async def test_after_a_restart_a_proxy_is_still_recognised(world: World) -> None:
     await world.publish()
     await world.crash()
@@ -302,6 +308,7 @@ async def test_after_a_restart_a_proxy_is_still_recognised(world: World) -> None
     assert await world.dead() == []
 
 
+@in_both_ways
 async def test_a_call_that_runs_elsewhere_waits_as_long_as_it_was_told_and_holds_nobody_up(world: World) -> None:
     world.answer = lambda request: marked("running elsewhere", 7) if message_id_of(request) == "msg_0" else DONE
     await world.publish(5, max_retries=0)
@@ -321,6 +328,7 @@ async def test_a_pause_that_a_dispatcher_asks_for_is_bounded(world: World) -> No
     assert len(world.sent) == 2
 
 
+@in_both_ways
 async def test_a_dispatcher_that_drains_is_one_that_refuses(world: World) -> None:
     world.answer = lambda request: marked("draining", 60)
     await world.publish(30, max_retries=0)
@@ -385,6 +393,7 @@ async def test_watchers_are_not_flooded_either(world: World) -> None:
     assert len(seen) < 30
 
 
+@in_both_ways
 async def test_an_interruption_sends_no_callback(world: World) -> None:
     called = "http://127.0.0.1:8000/called"
     options = replace(ALLOWED, callback=called, failure_callback=called)
@@ -416,6 +425,7 @@ async def test_a_message_that_is_cancelled_during_a_probe_ends_with_it(world: Wo
     assert_legal([entry.state for entry in await world.log(message_id)], Stage.CANCELED)
 
 
+@in_both_ways
 async def test_a_queue_keeps_its_order_through_an_outage(world: World) -> None:
     world.answer = lambda request: REFUSED
     message_ids = await world.publish(10, queue="q")
@@ -496,6 +506,7 @@ async def test_one_poison_message_among_many_is_the_only_dead_one(world: World, 
     assert {delivery.retried for delivery in world.sent if delivery.message_id != "msg_20"} == {0}
 
 
+@in_both_ways
 async def test_a_poison_message_on_its_own_spends_its_retries_after_two_cuts(world: World) -> None:
     world.answer = lambda request: CUT
     await world.publish(max_retries=1)
@@ -504,6 +515,7 @@ async def test_a_poison_message_on_its_own_spends_its_retries_after_two_cuts(wor
     assert [delivery.retried for delivery in world.sent] == [0, 0, 0, 1]
 
 
+@in_both_ways
 async def test_a_message_that_is_tried_alone_starts_when_its_prefix_is_idle_and_holds_it(world: World) -> None:
     cuts = 0
     ends: dict[str, asyncio.Event] = {}
@@ -565,6 +577,7 @@ async def test_a_message_that_ends_the_broker_three_times_is_a_dead_letter_and_i
     assert_legal([entry.state for entry in await world.log("msg_0")], Stage.FAILED)
 
 
+@in_both_ways
 async def test_messages_that_were_in_flight_at_two_crashes_hold_up_no_others(world: World) -> None:
     world.answer = hang
     await world.publish(10, options=PLAIN)
@@ -575,6 +588,7 @@ async def test_messages_that_were_in_flight_at_two_crashes_hold_up_no_others(wor
     assert world.in_flight == 1 + 5
 
 
+@in_both_ways
 async def test_an_orderly_stop_is_no_crash(world: World) -> None:
     world.answer = hang
     await world.publish(3, options=PLAIN)
@@ -606,7 +620,7 @@ async def test_an_outcome_forgets_the_crashes_before_it(world: World) -> None:
 
 async def test_the_limits_hold_at_the_return(world: World) -> None:
     await world.close()
-    limited = await World.open(DeliveryLimits(in_flight=8, per_host=3))
+    limited = await World.opened(DeliveryLimits(in_flight=8, per_host=3))
     try:
         most = 0
         limited.answer = lambda request: REFUSED
