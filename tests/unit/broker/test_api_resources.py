@@ -222,7 +222,7 @@ async def test_keys_are_listed_and_searched(service: Service) -> None:
 
 async def test_the_global_parallelism_is_two_numbers(service: Service) -> None:
     """docs/protocol.md B24."""
-    assert await service.get("/v2/globalParallelism") == {"parallelismMax": 256, "parallelismCount": 0}
+    assert await service.get("/v2/globalParallelism") == {"parallelismMax": 512, "parallelismCount": 0}
 
 
 async def test_flow_control_is_shown_as_official_clients_read_it(service: Service) -> None:
