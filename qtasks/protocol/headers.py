@@ -61,6 +61,10 @@ BROKER_OWNED = frozenset(
 DISPATCHER_HEADER = "Qtasks-Dispatcher"
 """On every answer of the framework's dispatcher: an origin that has sent it is known to have a dispatcher behind it."""
 
+BROKER_HEADER = "Qtasks-Broker"
+"""On every answer of our broker that accepts messages. The client shares a batch between concurrent calls only with a
+service that has sent it."""
+
 INTERRUPTED_HEADER = "Qtasks-Interrupted"
 """On an answer of the dispatcher that ends no attempt: the process drains, or the call runs elsewhere. Its value says
 which."""

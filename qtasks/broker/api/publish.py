@@ -27,6 +27,7 @@ from qtasks.broker.store.verbs import url_groups
 from qtasks.broker.transport.destination import parse
 from qtasks.broker.transport.resolver import check
 from qtasks.protocol import wire
+from qtasks.protocol.headers import BROKER_HEADER
 from qtasks.protocol.messages import MAX_BODY, Headers
 from qtasks.protocol.stringify import stringify
 
@@ -35,6 +36,8 @@ MAX_BATCH: Final = 4 * 1024 * 1024
 MAX_ITEMS: Final = 1000
 MAX_MESSAGES: Final = 10_000
 """Limit for the messages that one request creates through URL groups."""
+
+_OURS: Final[Headers] = ((BROKER_HEADER, "true"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,8 @@ async def _publish(
     now_ms = context.clock.now_ms()
     prepared = await _prepared(context, valid, now_ms, context.turns.begin())
     accepted = await context.accept(prepared.publications, now_ms=now_ms)
-    return json_response(prepared.answer(accepted), 202 if all(result.deduplicated for result in accepted) else 201)
+    status = 202 if all(result.deduplicated for result in accepted) else 201
+    return json_response(prepared.answer(accepted), status, _OURS)
 
 
 def has_cron(request: ApiRequest, target: wire.Target) -> bool:
@@ -139,7 +143,7 @@ async def batch(context: ApiContext, account: int, request: ApiRequest) -> ApiRe
         else {"error": result.text}
         for result in prepared
     ]
-    return json_response(answers, 201)
+    return json_response(answers, 201, _OURS)
 
 
 async def _validated_item(
