@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 from qtasks.errors import InvalidCallError
@@ -136,14 +137,14 @@ def publish_raw(
     target: str, body: bytes, options: PublishOptions, *, retry_id: str | None
 ) -> Operation[PublishResponse]:
     """Publish to one URL; `options` is the protocol's own value."""
-    return _post_raw("/v2/publish/", target, body, options, PublishResponse, retry_id)
+    return _post_raw(_path(None), target, body, options, PublishResponse, retry_id)
 
 
 def enqueue_raw(
     queue: str, target: str, body: bytes, options: PublishOptions, *, retry_id: str | None
 ) -> Operation[EnqueueResponse]:
     """Append a message for one URL to a queue; `options` is the protocol's own value."""
-    return _post_raw(f"/v2/enqueue/{segment(queue, 'queue')}/", target, body, options, EnqueueResponse, retry_id)
+    return _post_raw(_path(queue), target, body, options, EnqueueResponse, retry_id)
 
 
 def batch_raw(
@@ -163,12 +164,35 @@ def batch_raw(
     return _batch(items, [each.has_retry_id for each in prepared], _batch_answer)
 
 
+def publish_lines(
+    target: str, body: bytes, lines: Headers, *, queue: str | None, has_retry_id: bool
+) -> Operation[PublishResponse]:
+    """Publish to one URL, or enqueue; `lines` are its header lines, complete. See `RepeatableOptions.has_retry_id`."""
+    return Operation(
+        "POST",
+        _path(queue) + _destination(target),
+        lambda reply: _accepted(answer(reply), PublishResponse, has_retry_id=has_retry_id),
+        headers=lines,
+        body=body,
+    )
+
+
+def batch_items(
+    items: Sequence[str], retry_ids: Sequence[bool], *, timeout_s: float | None
+) -> Operation[list[BatchResponse | BatchError]]:
+    """Publish or enqueue many messages, each for one URL; `items` are the JSON texts that a batch consists of.
+
+    `retry_ids` says for each whether its deduplication id is the client's own. `timeout_s` is that of one attempt.
+    """
+    return replace(_batch((), retry_ids, _batch_answer), body=f"[{', '.join(items)}]".encode(), timeout_s=timeout_s)
+
+
 def publish(
     body: Body, arguments: Mapping[str, Any], *, retry_id: str | None
 ) -> Operation[PublishResponse | list[PublishUrlGroupResponse]]:
     """Publish to a URL, a URL group or a language model."""
     keywords.check_names(arguments, PublishTarget, "publish()")
-    return _post("/v2/publish/", body, arguments, PublishResponse, PublishUrlGroupResponse, retry_id)
+    return _post(_path(None), body, arguments, PublishResponse, PublishUrlGroupResponse, retry_id)
 
 
 def enqueue(
@@ -176,8 +200,7 @@ def enqueue(
 ) -> Operation[EnqueueResponse | list[EnqueueUrlGroupResponse]]:
     """Append to a queue."""
     keywords.check_names(arguments, EnqueueTarget, "enqueue()")
-    prefix = f"/v2/enqueue/{segment(queue, 'queue')}/"
-    return _post(prefix, body, arguments, EnqueueResponse, EnqueueUrlGroupResponse, retry_id)
+    return _post(_path(queue), body, arguments, EnqueueResponse, EnqueueUrlGroupResponse, retry_id)
 
 
 def batch(
@@ -206,6 +229,14 @@ def batch_as_json(requests: Iterable[BatchJsonRequest]) -> list[BatchRequest]:
         text, arguments = as_json(request.get("body"), request)
         plain.append({**arguments, "body": text})  # type: ignore[typeddict-item]
     return plain
+
+
+def _path(queue: str | None) -> str:
+    return "/v2/publish/" if queue is None else f"/v2/enqueue/{segment(queue, 'queue')}/"
+
+
+_destination = lru_cache(256)(destination)
+"""As `destination`; a program sends to few."""
 
 
 def _post(

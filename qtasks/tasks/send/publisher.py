@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,16 +13,17 @@ from qtasks.errors import ApiError, BrokerUnreachable
 from qtasks.forks import per_process
 from qtasks.protocol.loopback import is_loopback_url
 from qtasks.tasks.closing import close_all
+from qtasks.tasks.send.call_sender import CallSender
 from qtasks.tasks.send.outgoing import Outgoing
+from qtasks.tasks.send.prepared_call import CallPreparer
 from qtasks.tasks.settings import Settings
 from qtasks.threads import DaemonThreadPool
 
 if TYPE_CHECKING:
-    from qtasks.protocol.messages import PublishOptions
     from qtasks.qstash import AsyncQStash, QStash, Retry
     from qtasks.qstash.conversation.operation import Operation
     from qtasks.qstash.conversation.transport import AsyncTransport, SyncTransport
-    from qtasks.qstash.operations.publishing import BatchError, PublishResponse, RawMessage
+    from qtasks.qstash.operations.publishing import BatchError, PublishResponse
 
 T = TypeVar("T")
 
@@ -40,10 +40,6 @@ THREADS = 8
 """To a service over https, async code publishes through the synchronous client in a thread: it costs a tenth of httpx's
 asynchronous client."""
 
-BATCH_ITEMS = 100
-BATCH_BYTES = 1024 * 1024
-"""The limits of one batch request, unless a single message is larger. Brokers accept four times as much."""
-
 
 class Publisher:
     """Publishes to one service. Thread-safe; `settings` must have url, token and base_url."""
@@ -55,9 +51,8 @@ class Publisher:
         transport: SyncTransport | None = None,
         async_transport: AsyncTransport | None = None,
     ) -> None:
-        self._url, self._token, self._base_url = settings.sender()
+        self._url, self._token, base_url = settings.sender()
         self._origin = settings.origin("url")
-        self._interrupted_for_ms = settings.interrupted_for_ms
         self._timeout_s = NEAR_TIMEOUT_S if is_loopback_url(self._url) else FAR_TIMEOUT_S
         self._transport = transport
         self._async_transport = async_transport
@@ -66,6 +61,13 @@ class Publisher:
         self._serves_loops: bool | None = None if transport is None else async_transport is not None
         """Whether async code publishes on its event loop; None: not known yet."""
         self._pool: DaemonThreadPool | None = None
+        self._calls = CallSender(
+            self,
+            CallPreparer(base_url, settings.interrupted_for_ms),
+            timeout_s=self._timeout_s,
+            longest_s=RETRY_FOR_S + self._timeout_s,
+            is_foreign=settings.is_hosted,
+        )
         per_process(self._begin)
 
     def _begin(self) -> None:
@@ -75,22 +77,14 @@ class Publisher:
     def publish(self, message: Outgoing) -> PublishResponse:
         """Publish a call. Raises BrokerUnreachable, which says what was tried and what to start, or ApiError."""
         try:
-            client, (target, options) = self._opened(), self._addressed(message)
-            if message.queue is None:
-                return client.publish_raw(target, message.body, options)
-            return client.enqueue_raw(message.queue, target, message.body, options)
+            return self._calls.send(message)
         except BrokerUnreachable as error:
             raise self._explained(message.task, error) from None
 
     async def apublish(self, message: Outgoing) -> PublishResponse:
         """As `publish`, without blocking the event loop."""
         try:
-            if (client := self._opened_async()) is None:
-                return await self._in_thread(lambda: self.publish(message))
-            target, options = self._addressed(message)
-            if message.queue is None:
-                return await client.publish_raw(target, message.body, options)
-            return await client.enqueue_raw(message.queue, target, message.body, options)
+            return await self._calls.asend(message)
         except BrokerUnreachable as error:
             raise self._explained(message.task, error) from None
 
@@ -101,9 +95,7 @@ class Publisher:
         """
         answers: list[PublishResponse | BatchError] = []
         try:
-            client = self._opened()
-            for portion in portions(messages):
-                answers.extend(client.batch_raw(self._raw(portion)))
+            self._calls.send_many(messages, answers)
         except BrokerUnreachable as error:
             raise self._explained(_rest_of(messages, len(answers)), error) from None
         return answers
@@ -114,8 +106,7 @@ class Publisher:
             return await self._in_thread(lambda: self.publish_many(messages))
         answers: list[PublishResponse | BatchError] = []
         try:
-            for portion in portions(messages):
-                answers.extend(await client.batch_raw(self._raw(portion)))
+            await self._calls.asend_many(messages, answers)
         except BrokerUnreachable as error:
             raise self._explained(_rest_of(messages, len(answers)), error) from None
         return answers
@@ -157,19 +148,14 @@ class Publisher:
             parts.append(functools.partial(_run_in_thread, async_client.close))
         close_all(*parts)
 
-    def _addressed(self, message: Outgoing) -> tuple[str, PublishOptions]:
-        return message.addressed(self._base_url, interrupted_for_ms=self._interrupted_for_ms)
+    def run(self, operation: Operation[T]) -> T:
+        """See `Client`."""
+        return self._opened().http.run(operation)
 
-    def _raw(self, messages: Sequence[Outgoing]) -> list[RawMessage]:
-        """Calls as the client sends them."""
-        # Imported here: a process that only runs tasks does not need the client.
-        from qtasks.qstash.operations.publishing import RawMessage
-
-        raw: list[RawMessage] = []
-        for message in messages:
-            target, options = self._addressed(message)
-            raw.append(RawMessage(destination=target, body=message.body, options=options, queue=message.queue))
-        return raw
+    async def arun(self, operation: Operation[T]) -> T:
+        """See `Client`."""
+        assert self._async_transport is not None
+        return await self._opened_async(self._async_transport).http.run(operation)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads(), work)
@@ -225,19 +211,6 @@ class Publisher:
             sent=error.sent,
             fix=fix,
         )
-
-
-def portions(messages: Sequence[Outgoing]) -> Iterator[Sequence[Outgoing]]:
-    """Split messages into groups that fit into one batch request each, in order."""
-    ends = list(itertools.accumulate(len(message.body) for message in messages))
-    begin = 0
-    while begin < len(messages):
-        sent = ends[begin - 1] if begin else 0
-        end = begin + 1
-        while end < len(messages) and end - begin < BATCH_ITEMS and ends[end] - sent <= BATCH_BYTES:
-            end += 1
-        yield messages[begin:end]
-        begin = end
 
 
 def _rest_of(messages: Sequence[Outgoing], sent: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,11 +11,8 @@ import pytest
 
 from qtasks import QTasks, TaskContext, TaskRouter, injected
 from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError, PartlyRefused
-from qtasks.protocol.messages import FlowControl, PublishOptions, Redaction
-from qtasks.tasks.encode.envelope import Envelope
+from qtasks.protocol.messages import FlowControl, Redaction
 from qtasks.tasks.options import delivery_options
-from qtasks.tasks.send.outgoing import Outgoing
-from qtasks.tasks.send.publisher import BATCH_BYTES, BATCH_ITEMS, portions
 from tests.unit.tasks.manual_broker import ManualBroker
 
 pytestmark = pytest.mark.anyio
@@ -221,33 +217,6 @@ async def test_a_batch_that_is_taken_in_part_says_which_part(broker: ManualBroke
         work.map([1, 2, 3])
     assert list(caught.value.refused.values()) == ["refused"]
     assert [message.envelope["args"] for message in broker.messages] == [[1], [3]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sized(Outgoing):
-    body: bytes = field(repr=False)
-
-
-def outgoing(size: int) -> Outgoing:
-    return Sized(task="work", call_id="c", body=b"x" * size, options=PublishOptions(), envelope=Envelope("c"))
-
-
-@pytest.mark.parametrize(
-    ("sizes", "expected"),
-    [
-        ([], []),
-        ([1] * BATCH_ITEMS, [BATCH_ITEMS]),
-        ([1] * (BATCH_ITEMS + 1), [BATCH_ITEMS, 1]),
-        ([BATCH_BYTES, 1], [1, 1]),
-        ([BATCH_BYTES - 1, 1, 1], [2, 1]),
-        ([2 * BATCH_BYTES, 2 * BATCH_BYTES], [1, 1]),
-    ],
-)
-async def test_a_batch_is_cut_into_requests_that_brokers_take(sizes: list[int], expected: list[int]) -> None:
-    messages = [outgoing(size) for size in sizes]
-    cut = list(portions(messages))
-    assert [len(portion) for portion in cut] == expected
-    assert [message for portion in cut for message in portion] == messages
 
 
 # --- routers and aliases
