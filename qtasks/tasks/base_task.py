@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, ParamSpec, TypeVar, Unpack
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
+
+_TURN: Final = 100
+"""Calls that are made on an event loop before it turns: a few milliseconds."""
 
 
 class BaseTask(Generic[P, R]):
@@ -234,9 +239,9 @@ class BaseTask(Generic[P, R]):
 
     async def astarmap(self, calls: Iterable[Sequence[Any]]) -> list[TaskResult[R]]:
         """As `starmap`, without blocking the event loop."""
-        messages = [self.message(tuple(args), {}) for args in calls]
+        messages = [self.message(tuple(args), {}) async for args in _in_turns(calls)]
         async with Batch(self.runtime, joins=True):
-            return [await self.asend(message) for message in messages]
+            return [await self.asend(message) async for message in _in_turns(messages)]
 
     def result(self, id: str) -> TaskResult[R]:  # noqa: A002 - the name it has on a TaskResult
         """The handle on an earlier call of this task, by its call id or its message id.
@@ -373,6 +378,14 @@ class BaseTask(Generic[P, R]):
             return {}
         own = _lasting(self.delivery_options.publish)
         return {} if own == _lasting(self._origin.delivery_options.publish) else dict(wire.write(own))
+
+
+async def _in_turns(items: Iterable[T]) -> AsyncIterator[T]:
+    """The same items. The event loop turns after every `_TURN` of them."""
+    for place, item in enumerate(items, 1):
+        yield item
+        if place % _TURN == 0:
+            await asyncio.sleep(0)
 
 
 def _with_options(task: BaseTask[..., Any], options: Mapping[str, Any]) -> BaseTask[..., Any]:

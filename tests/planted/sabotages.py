@@ -563,6 +563,27 @@ SABOTAGES: Final = (
         "tests/unit/tasks/test_batch_in_background.py",
     ),
     Sabotage(
+        "a call that shares a request gets the answer of another",
+        "qtasks/tasks/send/coalescer.py",
+        "in zip(group, outcomes, strict=True):",
+        "in zip(group, reversed(outcomes), strict=True):",
+        "tests/unit/tasks/test_coalescing.py",
+    ),
+    Sabotage(
+        "calls to another service share a request",
+        "qtasks/tasks/send/call_sender.py",
+        "self._is_ours = self._is_ours or reply.header(BROKER_HEADER) is not None",
+        "self._is_ours = True",
+        "tests/unit/tasks/test_coalescing.py",
+    ),
+    Sabotage(
+        "the end of a call is reported as that of another of its task",
+        "qtasks/tasks/send/prepared_call.py",
+        "own = frozenset({_CALL_ID, _END, _FAILURE} if reports_failure else {_CALL_ID, _END})",
+        "own = frozenset({_CALL_ID, _FAILURE})",
+        "tests/unit/tasks/test_prepared_call.py",
+    ),
+    Sabotage(
         "a forked process uses the threads of its parent",
         "qtasks/threads.py",
         "per_process(self._begin)",

@@ -1,6 +1,6 @@
 """Concurrent calls on one event loop share a request; see `coalescer`.
 
-Shared requests are made by asyncio tasks of their own, so that a caller who is cancelled takes nobody with it.
+Shared requests are made by asyncio tasks of their own, so that a cancelled caller cancels no call of another one.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
@@ -19,6 +20,7 @@ from qtasks.tasks.send.coalescer import Coalescer
 from qtasks.tasks.send.departures import MAX_BYTES, MAX_ITEMS, CallInCompany
 from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.send.prepared_call import CallPreparer, PreparedCall
+from qtasks.threads import DaemonThreadPool
 
 if TYPE_CHECKING:
     from qtasks.qstash.conversation.operation import Operation
@@ -94,16 +96,45 @@ class CallSender:
         return await self.asend_alone(call)
 
     def send_many(self, messages: Sequence[Outgoing], answers: Answers) -> None:
-        """Send calls in as few requests as they fit into, and add one answer for each, in order. Raises as `send`."""
-        for batch in self._batches(messages):
-            made: BatchAnswers = self._client.run(batch)
-            answers += made
+        """Send calls in as few requests as they fit into, and add one answer for each, in order. Raises as `send`.
+
+        Each request begins when the one before it has its answer, so the calls arrive in order. The next one is made
+        meanwhile.
+        """
+        if len(messages) <= BATCH_ITEMS:
+            for batch in self._batches(messages):
+                answers += self._run_batch(batch)
+            return
+        ahead = DaemonThreadPool(1, "qtasks-batch")
+        try:
+            running: Future[BatchAnswers] | None = None
+            for batch in self._batches(messages):
+                if running is not None:
+                    answers += running.result()
+                running = ahead.submit(self._run_batch, batch)
+            answers += running.result() if running is not None else ()
+        finally:
+            ahead.shutdown(wait=False)
 
     async def asend_many(self, messages: Sequence[Outgoing], answers: Answers) -> None:
         """As `send_many`, without blocking the event loop."""
-        for batch in self._batches(messages):
-            made: BatchAnswers = await self._client.arun(batch)
-            answers += made
+        running: asyncio.Task[BatchAnswers] | None = None
+        try:
+            for batch in self._batches(messages):
+                if running is not None:
+                    answers += await running
+                running = asyncio.create_task(self._arun_batch(batch))
+                await asyncio.sleep(0)  # the request begins
+            answers += await running if running is not None else ()
+        finally:
+            if running is not None:
+                running.cancel()
+
+    def _run_batch(self, batch: Operation[BatchAnswers]) -> BatchAnswers:
+        return self._client.run(batch)
+
+    async def _arun_batch(self, batch: Operation[BatchAnswers]) -> BatchAnswers:
+        return await self._client.arun(batch)
 
     def send_alone(self, call: PreparedCall) -> PublishResponse:
         """See `Requests`."""
@@ -111,8 +142,7 @@ class CallSender:
 
     def send_together(self, calls: Sequence[CallInCompany]) -> Sequence[PublishResponse | None]:
         """See `Requests`."""
-        answers: BatchAnswers = self._client.run(self._batch(calls, self._timeout_s))
-        return _accepted(answers)
+        return _accepted(self._run_batch(self._batch(calls, self._timeout_s)))
 
     async def asend_alone(self, call: PreparedCall) -> PublishResponse:
         """See `AsyncRequests`."""
@@ -120,8 +150,7 @@ class CallSender:
 
     async def asend_together(self, calls: Sequence[CallInCompany]) -> Sequence[PublishResponse | None]:
         """See `AsyncRequests`."""
-        answers: BatchAnswers = await self._client.arun(self._batch(calls, self._timeout_s))
-        return _accepted(answers)
+        return _accepted(await self._arun_batch(self._batch(calls, self._timeout_s)))
 
     def _prepared(self, message: Outgoing) -> PreparedCall:
         from qtasks.qstash.conversation.request_builder import new_retry_id

@@ -1,7 +1,7 @@
 """Concurrent calls of blocking code share a request.
 
-No thread exists for it: the thread of one of the calls sends them all. Whatever happens to that thread, the others
-learn it and send their calls themselves. The broker stores each of them once, because of its deduplication id.
+No thread exists for it: the thread of one of the calls sends them all. If that thread is interrupted, the others send
+their calls themselves. The broker stores each of them once, because of its deduplication id.
 """
 
 from __future__ import annotations

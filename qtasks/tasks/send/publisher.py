@@ -102,8 +102,6 @@ class Publisher:
 
     async def apublish_many(self, messages: Sequence[Outgoing]) -> list[PublishResponse | BatchError]:
         """As `publish_many`, without blocking the event loop."""
-        if (client := self._opened_async()) is None:
-            return await self._in_thread(lambda: self.publish_many(messages))
         answers: list[PublishResponse | BatchError] = []
         try:
             await self._calls.asend_many(messages, answers)
@@ -154,8 +152,9 @@ class Publisher:
 
     async def arun(self, operation: Operation[T]) -> T:
         """See `Client`."""
-        assert self._async_transport is not None
-        return await self._opened_async(self._async_transport).http.run(operation)
+        if (client := self._opened_async()) is None:
+            return await self._in_thread(lambda: self.run(operation))
+        return await client.http.run(operation)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads(), work)
