@@ -48,6 +48,10 @@ class Hooks:
         self.retry: list[Hook] = []
         self.failure: list[Hook] = []
 
+    def __bool__(self) -> bool:
+        """True if there is any hook."""
+        return bool(self.success or self.retry or self.failure)
+
     def on_success(self, hook: H) -> H:
         """Call `hook` after every call that succeeded."""
         put(self.success, hook)

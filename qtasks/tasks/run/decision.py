@@ -141,7 +141,7 @@ class DispatchResponse:
     @property
     def is_interrupted(self) -> bool:
         """True if the delivery ends no attempt."""
-        return any(name == INTERRUPTED_HEADER for name, _ in self.headers)
+        return bool(self.headers) and any(name == INTERRUPTED_HEADER for name, _ in self.headers)
 
     def unless_acknowledged(self, *, after_ms: int) -> DispatchResponse:
         """This response to a failed call, whose end is then reported; in place of an acknowledgement, a retry later."""

@@ -271,13 +271,16 @@ class AttemptExecutor:
 
     async def _end(self, attempt: Attempt, decision: Decision) -> None:
         """Record the end of an attempt, unless the call has failed; then report it and call the hooks."""
-        spent_s = self._clock.monotonic() - attempt.began_s
-        if decision.kind is not DecisionKind.REPUBLISHED:  # recorded before its message was sent
+        ended_s = self._clock.monotonic()
+        if (
+            self._writer.is_enabled and decision.kind is not DecisionKind.REPUBLISHED
+        ):  # recorded before its message was sent
             await self._record(attempt, decision, self._clock.now_ms())
         if self._is_in_flow(attempt):
             await self._continuation.abandon(attempt, decision)
-        self._report(attempt, decision, spent_s)
-        await notify(self._hooks_of(attempt), attempt, decision, self.runner.threads)
+        self._report(attempt, decision, ended_s - attempt.began_s)
+        if attempt.task.hooks or self._hooks:
+            await notify(self._hooks_of(attempt), attempt, decision, self.runner.threads)
 
     async def _fail(self, attempt: Attempt, decision: Decision) -> DispatchResponse:
         """End a call as failed. Its hooks are called before the failure can be read: a waiting caller finds them done.

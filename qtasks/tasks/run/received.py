@@ -16,6 +16,7 @@ signed request is remembered, so a stranger cannot fill it.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
@@ -67,6 +68,8 @@ class ReceivedRequests:
         self._requests: OrderedDict[str, ReceivedRequest] = OrderedDict()
         """By `jti`, in the order of arrival."""
         self._waiting = 0
+        self._forget_s = -math.inf
+        """When the oldest request is to be forgotten, or earlier."""
 
     def begin(self, claims: Claims) -> ReceivedRequest | None:
         """Remember a request whose run begins; or return the earlier one, and then nothing must run."""
@@ -78,7 +81,8 @@ class ReceivedRequests:
             if (earlier := self._requests.get(claims.jti)) is not None:
                 return earlier
             self._requests[claims.jti] = ReceivedRequest(now_s + valid_s)
-            self._forget(now_s)
+            if now_s >= self._forget_s or len(self._requests) > MAX_REQUESTS:
+                self._forget(now_s)
         return None
 
     def end(self, claims: Claims, response: DispatchResponse | None) -> None:
@@ -118,5 +122,6 @@ class ReceivedRequests:
         while self._requests:
             jti, oldest = next(iter(self._requests.items()))
             if len(self._requests) <= MAX_REQUESTS and oldest.forget_s > now_s:
+                self._forget_s = oldest.forget_s
                 return
             del self._requests[jti]

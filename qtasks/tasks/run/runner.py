@@ -7,6 +7,7 @@ import contextvars
 import functools
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from types import CoroutineType
 from typing import Any
 
 from qtasks.tasks.context import ThreadUse
@@ -31,7 +32,8 @@ class Runner:
             value = _called(run, dependencies)
             if (limit_ms := run.task.delivery_options.soft_limit_ms) is not None:
                 return await SoftLimit(value, limit_ms / 1000, run.task.name)
-            return await value if isinstance(value, Awaitable) else value
+            # Asking for a coroutine first saves the search through the registered classes.
+            return await value if type(value) is CoroutineType or isinstance(value, Awaitable) else value
         run.context.link.thread.is_waiting = True
         value = await self.threads.run(functools.partial(_call_in_thread, run, dependencies))
         return await value.on_loop(run) if isinstance(value, _Awaitable) else value

@@ -32,6 +32,7 @@ from qtasks import (
 from qtasks.errors import ArgumentsError, BrokerUnreachable
 from qtasks.tasks.run.run import Run
 from qtasks.tasks.run.run_middleware import CallNext
+from qtasks.tasks.send import tracing
 from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.send.send_middleware import Sending
 from tests.unit.tasks.manual_broker import ManualBroker, json_of
@@ -332,6 +333,7 @@ async def test_a_run_without_a_trace_opens_no_span_if_no_tracer_is_set_up(
     work.delay()
     await broker.deliver()
     assert opened == []
+    monkeypatch.setattr(tracing, "_SEARCH", tracing.TracerSearch())  # a second has passed
     monkeypatch.setattr(
         trace, "get_tracer_provider", trace.NoOpTracerProvider
     )  # one that an application may have chosen
