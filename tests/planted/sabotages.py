@@ -268,6 +268,20 @@ SABOTAGES: Final = (
         "tests/store/test_retention.py",
     ),
     Sabotage(
+        "a name that stands twice in JSON is read",
+        "qtasks/protocol/strict_json.py",
+        "return value if quick_json.dumps(value) == data else _UNREAD",
+        "return value",
+        "tests/unit/protocol/test_strict_json.py",
+    ),
+    Sabotage(
+        "a limit of time that is far away passes unseen",
+        "qtasks/rare_timers.py",
+        "if timer.when_s <= next_s]",
+        "if timer.when_s > next_s]",
+        "tests/unit/test_rare_timers.py",
+    ),
+    Sabotage(
         "arguments are not checked before the function runs",
         "qtasks/tasks/run/executor.py",
         "            return attempt.unfit(named_source(attempt.envelope, error))\n        return await self.run(",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from qtasks.errors import CeleryNameError
 from qtasks.forks import per_process
@@ -203,8 +203,7 @@ def latest_records(records: Iterable[ResultRecord]) -> list[ResultRecord]:
     return [last[call_id] for call_id in sorted(last)]
 
 
-@dataclass(frozen=True, slots=True)
-class Lock:
+class Lock(NamedTuple):
     """The exclusive right of `owner` to `key`, until `until_ms` (Unix time) or until it unlocks."""
 
     key: str
@@ -245,6 +244,10 @@ class ResultBackend(Protocol):
 
     def read(self, key: str) -> ResultRecord | None:
         """The record of a call id or a message id. Raises ResultError if it cannot be read."""
+        ...
+
+    def read_calls(self, call_ids: Sequence[str]) -> list[ResultRecord | None]:
+        """The records of calls, by their call ids. Raises ResultError if they cannot be read."""
         ...
 
     def close(self) -> None:

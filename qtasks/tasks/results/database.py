@@ -53,6 +53,11 @@ class DatabaseResults(ABC):
         with self._read_lock, self._translated():
             return self._read(key)
 
+    def read_calls(self, call_ids: Sequence[str]) -> list[ResultRecord | None]:
+        """See `ResultBackend.read_calls`."""
+        with self._read_lock, self._translated():
+            return self._read_calls(call_ids)
+
     def open_flows(self, limit: int) -> list[ResultRecord]:
         """See `ResultBackend.open_flows`."""
         with self._read_lock, self._translated():
@@ -85,6 +90,9 @@ class DatabaseResults(ABC):
 
     @abstractmethod
     def _read(self, key: str) -> ResultRecord | None: ...
+
+    def _read_calls(self, call_ids: Sequence[str]) -> list[ResultRecord | None]:
+        return [self._read(call_id) for call_id in call_ids]
 
     @abstractmethod
     def _open_flows(self, limit: int) -> list[ResultRecord]: ...

@@ -87,6 +87,10 @@ class MemoryResults:
         log.warning(text, parent, "set QTASKS_RESULTS to sqlite:///results.db", extra={"action": "results_forked"})
         return record
 
+    def read_calls(self, call_ids: Sequence[str]) -> list[ResultRecord | None]:
+        """See `ResultBackend.read_calls`."""
+        return [self.read(call_id) for call_id in call_ids]
+
     def open_flows(self, limit: int) -> list[ResultRecord]:
         """See `ResultBackend.open_flows`."""
         with self._lock:

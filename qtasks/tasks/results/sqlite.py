@@ -7,6 +7,7 @@ under two writers (fixed in 3.51.3).
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import sqlite3
@@ -82,6 +83,7 @@ _SELECT = """
 SELECT call_id, message_id, task, status, attempt, updated_ms, value, error, progress, kept FROM results
 """
 _READ = f"{_SELECT} WHERE call_id = ? OR message_id = ?"
+_READ_CALLS = f"{_SELECT} WHERE call_id IN (SELECT value FROM json_each(?))"  # noqa: S608 - a constant
 _READ_OPEN_FLOWS = f"""
 {_SELECT} WHERE {_IS_KEPT_FLOW} AND status NOT IN ('succeeded', 'failed', 'cancelled', 'expired')
 ORDER BY updated_ms LIMIT ?
@@ -108,7 +110,7 @@ INSERT INTO holds (key, owner, until_ms) VALUES (?, ?, ?)
 ON CONFLICT (key) DO UPDATE SET owner = excluded.owner, until_ms = excluded.until_ms
 WHERE holds.until_ms <= ? OR holds.owner = excluded.owner
 """
-_READ_LOCK = "SELECT owner, until_ms FROM holds WHERE key = ?"
+_READ_LOCKS = "SELECT key, owner, until_ms FROM holds WHERE key IN (SELECT value FROM json_each(?))"
 _UNLOCK = "DELETE FROM holds WHERE key = ? AND owner = ?"
 _PRUNE_LOCKS = "DELETE FROM holds WHERE until_ms <= ?"
 
@@ -162,6 +164,11 @@ class SQLiteResults(DatabaseResults):
         rows = self._selected(_READ, key, key)
         return record_of(rows[0]) if rows else None
 
+    def _read_calls(self, call_ids: Sequence[str]) -> list[ResultRecord | None]:
+        records = [record_of(row) for row in self._selected(_READ_CALLS, json.dumps(call_ids))]
+        by_call = {record.call_id: record for record in records}
+        return [by_call.get(call_id) for call_id in call_ids]
+
     def _open_flows(self, limit: int) -> list[ResultRecord]:
         return [record_of(row) for row in self._selected(_READ_OPEN_FLOWS, limit)]
 
@@ -193,9 +200,10 @@ class SQLiteResults(DatabaseResults):
 
     def _lock(self, locks: Sequence[Lock], now_ms: int) -> list[Lock]:
         with _transaction(self._opened()) as connection:
-            for lock in locks:
-                connection.execute(_TAKE_LOCK, (lock.key, lock.owner, lock.until_ms, now_ms))
-            return [Lock(lock.key, *connection.execute(_READ_LOCK, (lock.key,)).fetchone()) for lock in locks]
+            connection.executemany(_TAKE_LOCK, [(*lock, now_ms) for lock in locks])
+            keys = json.dumps([lock.key for lock in locks])
+            valid = {row[0]: Lock(*row) for row in connection.execute(_READ_LOCKS, (keys,))}
+        return [valid[lock.key] for lock in locks]
 
     def _opened(self) -> sqlite3.Connection:
         self._writer = self._at_its_place(self._writer)

@@ -7,14 +7,13 @@ import contextlib
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from qtasks.tasks.results.backend import Lock, ResultBackend, ResultRecord, read_record
 from qtasks.tasks.results.outage import Outage
 
 
-@dataclass(frozen=True, slots=True)
-class LockState:
+class LockState(NamedTuple):
     """The state after an attempt to lock: the valid lock of each key, ours or not, and the record of the call."""
 
     locks: Sequence[Lock]
@@ -29,6 +28,9 @@ class _LockRequest:
     call_id: str | None
     now_ms: int
     answer: asyncio.Future[LockState | None] | None = None
+
+
+_Answer = tuple[asyncio.Future[LockState | None], LockState | None]
 
 
 class ResultWriter:
@@ -77,8 +79,10 @@ class ResultWriter:
             return self._lock(self._backend, [request])[0]
         request.answer = asyncio.get_running_loop().create_future()
         with self._changed:
+            is_first = not self._lock_requests
             self._lock_requests.append(request)
-            self._wake_thread()
+            if is_first:  # for the others the thread is awake already
+                self._wake_thread()
         return await request.answer
 
     def unlock(self, locks: Iterable[Lock]) -> None:
@@ -120,8 +124,9 @@ class ResultWriter:
         self._flush()
 
     def _request_flush(self) -> None:
-        self._flush_requested = True
-        self._wake_thread()
+        if not self._flush_requested:
+            self._flush_requested = True
+            self._wake_thread()
 
     def _wake_thread(self) -> None:
         """Start the thread or wake it; the condition is held."""
@@ -157,10 +162,13 @@ class ResultWriter:
     def _answer(self, requests: Sequence[_LockRequest]) -> None:
         if not requests or self._backend is None:
             return
+        answers: dict[asyncio.AbstractEventLoop, list[_Answer]] = {}
         for request, state in zip(requests, self._lock(self._backend, requests), strict=True):
             assert request.answer is not None
+            answers.setdefault(request.answer.get_loop(), []).append((request.answer, state))
+        for loop, of_loop in answers.items():
             with contextlib.suppress(RuntimeError):  # as in `_work`
-                request.answer.get_loop().call_soon_threadsafe(_set_state, request.answer, state)
+                loop.call_soon_threadsafe(_set_states, of_loop)
 
     def _flush(self) -> None:
         with self._changed:
@@ -187,8 +195,10 @@ class ResultWriter:
         begin = 0
         try:
             valid = backend.lock(locks, now_ms=now_ms)
+            call_ids = [request.call_id for request in requests if request.call_id is not None]
+            records = iter(backend.read_calls(call_ids))
             for request in requests:
-                record = backend.read(request.call_id) if request.call_id is not None else None
+                record = next(records) if request.call_id is not None else None
                 end = begin + len(request.locks)
                 states.append(LockState(valid[begin:end], record))
                 begin = end
@@ -205,6 +215,7 @@ def _wake(waiters: Sequence[asyncio.Future[None]]) -> None:
             waiter.set_result(None)
 
 
-def _set_state(answer: asyncio.Future[LockState | None], state: LockState | None) -> None:
-    if not answer.done():
-        answer.set_result(state)
+def _set_states(answers: Sequence[_Answer]) -> None:
+    for future, state in answers:
+        if not future.done():
+            future.set_result(state)

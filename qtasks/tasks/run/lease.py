@@ -21,7 +21,6 @@ import asyncio
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from enum import Enum, auto
 
 from qtasks.clock import Clock
@@ -79,6 +78,8 @@ def next_step(
 ) -> tuple[DeliveryStep, DispatchResponse | None]:
     """Decide from the state after the attempt to lock; the first of its locks is that of the call."""
     taken = {lock.key.partition(":")[0] for lock in state.locks if lock.owner != owner}
+    if not taken and state.record is None:  # the first delivery of its call
+        return DeliveryStep.RUN, None
     status = None if state.record is None else state.record.status
     if status is ResultStatus.CANCELLED or (status is ResultStatus.CANCELLING and "run" not in taken):
         return DeliveryStep.CANCEL, None
@@ -192,8 +193,8 @@ class RunLeases:
         while True:
             now_ms = self._clock.now_ms()
             locks = [Lock(key, owner, now_ms + lease_ms) for key in keys]
-            token_locks = [Lock(f"jti:{token}", owner, now_ms + TOKEN_LIFE_MS)] if token else []
-            state = await self._writer.lock([*locks, *token_locks], context.call_id, now_ms=now_ms)
+            wanted = [*locks, Lock(f"jti:{token}", owner, now_ms + TOKEN_LIFE_MS)] if token else locks
+            state = await self._writer.lock(wanted, context.call_id, now_ms=now_ms)
             if state is None:
                 earlier = self._received.begin(claims)
                 return None if earlier is None else await self._repeated(attempt, earlier)
@@ -278,7 +279,7 @@ class RunLeases:
         if (locks := self._locks_by_call.get(context.call_id)) is None:
             return
         now_ms = self._clock.now_ms()
-        longer = [replace(lock, until_ms=now_ms + LEASE_MS) for lock in locks]
+        longer = [lock._replace(until_ms=now_ms + LEASE_MS) for lock in locks]
         if (state := await self._writer.lock(longer, context.call_id, now_ms=now_ms)) is not None:
             self._stop_if_cancelled(context, state.record)
 

@@ -9,16 +9,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import secrets
 import socket
 import sys
 from pathlib import Path
+from typing import Final
+
+_NUMBERS: Final = itertools.count(1)
 
 
 def new_owner() -> str:
-    """A name for one run in this process: ``place/process id/start time/random text``."""
-    return f"{_place()}/{_process(os.getpid())}/{secrets.token_hex(8)}"
+    """A name for one run in this process: ``place/process id/start time/random text-number``."""
+    return f"{_place()}/{_process(os.getpid())}-{next(_NUMBERS)}"
 
 
 def is_gone(owner: str) -> bool:
@@ -48,8 +52,8 @@ def _place() -> str:
 
 @functools.lru_cache(maxsize=1)
 def _process(pid: int) -> str:
-    """This process: its id and start time. They change only in a fork."""
-    return f"{pid}/{_started(pid)}"
+    """This process: its id and start time, and a random text for where nothing tells the start time."""
+    return f"{pid}/{_started(pid)}/{secrets.token_hex(8)}"
 
 
 def _started(pid: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -125,6 +126,53 @@ async def test_an_error_that_no_backend_should_raise_ends_neither_the_thread_nor
     assert await asyncio.wait_for(writer.lock([LOCK], "call_1", now_ms=0), 20) == LockState([LOCK], RECORD)
     assert "ZeroDivisionError('write')" in caplog.text
     assert "Traceback" in caplog.text
+    writer.close()
+
+
+class GatedResults(BlockingResults):
+    """Results whose first transaction waits until the test lets it go on; counts the transactions."""
+
+    def __init__(self) -> None:
+        super().__init__(ttl_ms=1000)
+        self.begun, self.may_go_on = threading.Event(), threading.Event()
+        self.transactions: list[str] = []
+
+    def write(
+        self, records: Sequence[ResultRecord], unlocked: Sequence[Lock] = (), released: Sequence[str] = ()
+    ) -> None:
+        self.transactions.append(f"{len(records)} records")
+        super().write(records, unlocked, released)
+
+    def lock(self, locks: Sequence[Lock], *, now_ms: int) -> list[Lock]:
+        self.transactions.append(f"{len(locks)} locks")
+        self.begun.set()
+        assert self.may_go_on.wait(20)
+        return super().lock(locks, now_ms=now_ms)
+
+
+async def test_what_arrives_during_a_transaction_shares_the_next_one() -> None:
+    backend = GatedResults()
+    backend.write([RECORD])
+    writer = ResultWriter(backend)
+
+    async def admit(number: int) -> LockState | None:
+        return await writer.lock([Lock(f"k{number}", "me", 60_000)], f"call_{number}", now_ms=0)
+
+    async def record(number: int) -> None:
+        writer.record([replace(RECORD, call_id=f"call_{number}")])
+        await writer.flush()
+
+    first = asyncio.create_task(admit(0))
+    assert await asyncio.to_thread(backend.begun.wait, 20)
+    others = [asyncio.create_task(admit(number)) for number in range(1, 64)]
+    writes = [asyncio.create_task(record(number)) for number in range(64, 128)]
+    await asyncio.sleep(0)
+    backend.may_go_on.set()
+    states = await asyncio.wait_for(asyncio.gather(first, *others), 20)
+    await asyncio.wait_for(asyncio.gather(*writes), 20)
+    assert backend.transactions == ["1 records", "1 locks", "63 locks", "64 records"]
+    assert [state.locks[0].key for state in states if state] == [f"k{number}" for number in range(64)]
+    assert [state.record for state in states if state] == [None, RECORD, *[None] * 62]
     writer.close()
 
 

@@ -84,6 +84,15 @@ def test_a_record_is_found_by_its_call_and_by_its_message(backend: ResultBackend
     assert backend.read("call_2") is None
 
 
+def test_the_records_of_many_calls_are_read_in_their_order(backend: ResultBackend) -> None:
+    assert backend.read_calls(["call_1"]) == [None]
+    records = [record(call_id=f"call_{number}", message_id=f"msg_{number}") for number in range(200)]
+    keep(backend, *records)
+    call_ids = [f"call_{number}" for number in (150, 3, 999, 0, 3)]
+    assert backend.read_calls(call_ids) == [records[150], records[3], None, records[0], records[3]]
+    assert backend.read_calls([]) == []
+
+
 def test_there_is_no_record_before_one_is_written(backend: ResultBackend) -> None:
     assert backend.read("call_1") is None
 
