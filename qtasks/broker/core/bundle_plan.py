@@ -43,37 +43,37 @@ class Bundle:
         self.size += len(line)
 
 
-class Departures(NamedTuple):
+class BundlePlan(NamedTuple):
     """What leaves now."""
 
     bundles: list[Bundle]
     singles: list[Claim]
 
 
-def plan(claims: Iterable[Claim], *, region: str, free: Callable[[BundleKey], int]) -> Departures:
+def plan(claims: Iterable[Claim], *, region: str, free: Callable[[BundleKey], int]) -> BundlePlan:
     """Put claims that may leave together into bundles, as long as `free` says that there are free slots.
 
     A bundle has at least two deliveries. The other claims leave singly.
     """
     groups: dict[BundleKey, list[tuple[Claim, str]]] = {}
     taken: dict[str, int] = {}
-    departures = Departures([], [])
+    planned = BundlePlan([], [])
     for claim in claims:
         if (place := _key_of(claim)) is None:
-            departures.singles.append(claim)
+            planned.singles.append(claim)
         else:
             groups.setdefault(place[0], []).append((claim, place[1]))
     for key, members in groups.items():
         slots = free(key) - taken.get(key.lot, 0) if len(members) > 1 else 0
         together = members[:slots] if slots > 1 else []
         taken[key.lot] = taken.get(key.lot, 0) + len(members)
-        departures.singles.extend(claim for claim, _ in members[len(together) :])
-        for bundle in _filled(key, together, region, departures.singles):
+        planned.singles.extend(claim for claim, _ in members[len(together) :])
+        for bundle in _filled(key, together, region, planned.singles):
             if len(bundle.claims) > 1:
-                departures.bundles.append(bundle)
+                planned.bundles.append(bundle)
             else:
-                departures.singles.extend(bundle.claims)
-    return departures
+                planned.singles.extend(bundle.claims)
+    return planned
 
 
 def _filled(key: BundleKey, members: list[tuple[Claim, str]], region: str, singles: list[Claim]) -> Iterator[Bundle]:

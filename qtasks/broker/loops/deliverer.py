@@ -13,7 +13,7 @@ import logging
 from collections.abc import Coroutine, Sequence
 from typing import Final
 
-from qtasks.broker.core.bundle_plan import Departures, plan
+from qtasks.broker.core.bundle_plan import BundlePlan, plan
 from qtasks.broker.core.values import Claim, ClaimBatch
 from qtasks.broker.events import EventWatchers
 from qtasks.broker.loops.attempt_parts import AttemptParts
@@ -168,16 +168,14 @@ class Deliverer:
     def _start_all(self, claims: Sequence[Claim]) -> None:
         """Start attempts, those that may leave together in bundles."""
         if self._bundles is None or len(claims) == 1:
-            departures = Departures([], list(claims))
+            planned = BundlePlan([], list(claims))
         else:
-            departures = plan(
-                claims, region=self._region, free=lambda key: self._limits.free_slots(key.lot, key.folder)
-            )
-        for bundle in departures.bundles:
+            planned = plan(claims, region=self._region, free=lambda key: self._limits.free_slots(key.lot, key.folder))
+        for bundle in planned.bundles:
             begun = self._limits.start(bundle.key.lot, len(bundle.claims))
             assert self._bundles is not None
             self._run(self._bundles.make(bundle, begun), len(bundle.claims))
-        for claim in departures.singles:
+        for claim in planned.singles:
             self.start(claim)
 
     def _run(self, work: Coroutine[None, None, None], count: int) -> asyncio.Task[None]:

@@ -193,8 +193,8 @@ class RunLeases:
         while True:
             now_ms = self._clock.now_ms()
             locks = [Lock(key, owner, now_ms + lease_ms) for key in keys]
-            wanted = [*locks, Lock(f"jti:{token}", owner, now_ms + TOKEN_LIFE_MS)] if token else locks
-            state = await self._writer.lock(wanted, context.call_id, now_ms=now_ms)
+            asked_for = [*locks, Lock(f"jti:{token}", owner, now_ms + TOKEN_LIFE_MS)] if token else locks
+            state = await self._writer.lock(asked_for, context.call_id, now_ms=now_ms)
             if state is None:
                 earlier = self._received.begin(claims)
                 return None if earlier is None else await self._repeated(attempt, earlier)
