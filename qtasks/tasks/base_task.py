@@ -222,8 +222,8 @@ class BaseTask(Generic[P, R]):
     def map(self, values: Iterable[Any]) -> list[TaskResult[R]]:
         """Queue one call for each value, as its first argument, in one batch; in an open batch they leave with it.
 
-        If one value does not fit the parameters, none of the calls is sent. Raises as `delay`, and PartlyRefused if the
-        broker refuses some of the calls.
+        Our broker gets 1,000 calls in a request, any other service 100. If one value does not fit the parameters, none
+        of the calls is sent. Raises as `delay`, and PartlyRefused if the broker refuses some of the calls.
         """
         return self.starmap((value,) for value in values)
 
