@@ -7,6 +7,7 @@ import contextvars
 import json
 import threading
 from collections.abc import AsyncIterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -16,7 +17,8 @@ from fastapi import Depends, FastAPI, Request
 from qtasks import NonRetryable, QTasks, TaskContext, injected
 from qtasks.protocol import bundles
 from qtasks.protocol.bundles import BundleItem, StillRunning
-from qtasks.tasks.run import slots
+from qtasks.tasks.run import slots, thread_pool
+from qtasks.tasks.run.thread_pool import ThreadPool
 from tests.support.bundles import (
     behind_uvicorn,
     body_of,
@@ -294,6 +296,31 @@ async def test_deliveries_that_need_threads_get_as_many_slots_as_there_are_threa
     assert [found[place].status for place in range(4)] == [200, 200, 503, 200]
     assert response.headers["qtasks-slots"] == "0"
     assert outcomes(read(response.content))[0].status == 200
+
+
+async def test_functions_that_are_quick_may_wait_for_a_thread_for_a_moment() -> None:
+    shop = Shop(threads=2)
+    first = await run(shop.app, *(item("in_thread", number) for number in range(4)))
+    assert sorted(outcome.status for outcome in first.values()) == [200, 200, 503, 503]  # nothing is known of them yet
+    then = await run(shop.app, *(item("in_thread", number) for number in range(10)))
+    assert {outcome.status for outcome in then.values()} == {200}
+
+
+async def test_nothing_waits_for_threads_that_long_calls_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, release = [0.0], threading.Event()
+    monkeypatch.setattr(thread_pool, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    pool = ThreadPool(2)
+    assert pool.room() == 2
+    await pool.run(lambda: None)
+    assert pool.room() == 2 + thread_pool.MAX_WAITING
+    held = [asyncio.create_task(pool.run(lambda: release.wait(20))) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert pool.room() == thread_pool.MAX_WAITING
+    now_s[0] += 2 * thread_pool.WAIT_S
+    assert pool.room() == 0
+    release.set()
+    await asyncio.gather(*held)
+    pool.close()
 
 
 async def test_a_dispatcher_that_drains_answers_for_all(shop: Shop) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -88,9 +89,9 @@ class DispatcherServer:
 
 
 @contextmanager
-def behind_uvicorn(app: ASGIApp, **config: Any) -> Iterator[DispatcherServer]:
+def behind_uvicorn(app: ASGIApp, *, listener: socket.socket | None = None, **config: Any) -> Iterator[DispatcherServer]:
     """A server of an application that serves tasks under ``/qtasks``."""
-    listener = listen("127.0.0.1", 0)
+    listener = listener or listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=None, **config))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

@@ -23,9 +23,10 @@ class RunPlace(Enum):
 
 
 class RunSlots:
-    """The deliveries that run. Those of a ``def`` need one of `threads`. May be used from any thread.
+    """The deliveries that run. Those of a ``def`` need one of `threads`, now or in a moment.
 
-    The embedded broker may change loops when an application starts, so two of them may count at once.
+    It may be used from any thread. The embedded broker may change loops when an application starts, so two of them may
+    count at once.
     """
 
     def __init__(self, tasks: Mapping[str, BaseTask[..., Any]], threads: ThreadPool) -> None:
@@ -49,7 +50,7 @@ class RunSlots:
     def take_free(self, place: RunPlace) -> bool:
         """A delivery begins if there is room for it; False if there is none."""
         with self._lock:
-            if self.running >= MAX_RUNNING or (place is RunPlace.THREAD and self._free_threads() <= 0):
+            if self.running >= MAX_RUNNING or (place is RunPlace.THREAD and self._room_in_threads() <= 0):
                 return False
             self._count(place, 1)
             return True
@@ -66,7 +67,7 @@ class RunSlots:
             return 0
         free = MAX_RUNNING - self.running
         if self._any_needs_thread():
-            free = min(free, self._free_threads())
+            free = min(free, self._room_in_threads())
         return max(0, free)
 
     def close(self) -> Future[None]:
@@ -86,9 +87,9 @@ class RunSlots:
         if self.running == 0 and self.all_ended is not None and not self.all_ended.done():
             self.all_ended.set_result(None)
 
-    def _free_threads(self) -> int:
-        """A thread may run on after the time of its delivery, and hooks need threads, too."""
-        return self._threads.size - max(self._in_threads, self._threads.calls)
+    def _room_in_threads(self) -> int:
+        """A delivery may not have its thread yet, and a thread may run on after the time of its delivery."""
+        return self._threads.room() - max(0, self._in_threads - self._threads.calls)
 
     def _any_needs_thread(self) -> bool:
         count = len(self._tasks)  # it changes when a task is declared

@@ -5,12 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from qtasks.forks import per_process
 from qtasks.threads import DaemonThreadPool
+
+WAIT_S: Final = 0.5
+"""Longest wait for a thread that is asked for, seconds."""
+MAX_WAITING: Final = 64
+"""Calls that are asked for beyond those that find a free thread."""
+_WEIGHT: Final = 1 / 8
+"""Of the latest call in the mean."""
+_SHORTEST_S: Final = 0.0001
 
 
 class ThreadPool:
@@ -21,6 +30,10 @@ class ThreadPool:
         """The largest number of threads."""
         self.calls = 0
         """Calls that run, or wait for a thread."""
+        self._mean_s: float | None = None
+        """How long the latest calls took on average; None before the first one has ended."""
+        self._ended_s = 0.0
+        """When the latest call ended."""
         self._pool: DaemonThreadPool | None = None
         per_process(self._begin)
 
@@ -34,10 +47,30 @@ class ThreadPool:
         self.calls += 1
         try:
             loop = asyncio.get_running_loop()
-            outcome = await loop.run_in_executor(self._opened(), lambda: context.run(_caught, call))
+            outcome = await loop.run_in_executor(self._opened(), lambda: context.run(self._timed, call))
         finally:
             self.calls -= 1
         return returned(outcome)
+
+    def room(self) -> int:
+        """How many more calls would begin at once or within `WAIT_S`, if they take as long as the latest ones.
+
+        Nothing is added to the free threads while all of them are held by long calls.
+        """
+        waiting = 0
+        is_held = self.calls >= self.size and time.monotonic() - self._ended_s > WAIT_S
+        if self._mean_s is not None and not is_held:
+            waiting = min(MAX_WAITING, int(self.size * WAIT_S / max(self._mean_s, _SHORTEST_S)))
+        return self.size + waiting - self.calls
+
+    def _timed(self, call: Callable[[], Any]) -> Any:
+        began_s = time.monotonic()
+        try:
+            return _caught(call)
+        finally:
+            self._ended_s = time.monotonic()
+            took_s = self._ended_s - began_s
+            self._mean_s = took_s if self._mean_s is None else self._mean_s + (took_s - self._mean_s) * _WEIGHT
 
     def close(self) -> None:
         """Release the threads, without waiting for calls that still run in them. Idempotent."""
