@@ -15,6 +15,7 @@ from qtasks.broker.core.values import AccountCredentials
 from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import BrokerSettings
 from qtasks.errors import TaskFailed
+from qtasks.protocol.messages import State
 from qtasks.tasks.web import bundle_run
 from tests.support.bundles import behind_uvicorn
 from tests.support.running import RunningBroker
@@ -94,10 +95,17 @@ def run_all(*, singly: bool) -> tuple[list[object], Counter[str]]:
             with tasks.batch():
                 handles += [tasks.tasks[names[n % len(names)]].delay(n) for n in range(start, start + 100)]
         ended = [ends(handle) for handle in handles]
+        with broker._changed:  # each failure is reported by one more message
+            messages = CALLS + sum(number % len(names) == names.index("fails") for number in range(CALLS))
+            assert broker._changed.wait_for(lambda: _ended(broker) == messages, PATIENCE_S)
     tasks.close()
     states = Counter(str(event.state) for event in broker.events)
     broker.stop()
     return ended, states
+
+
+def _ended(broker: RunningBroker) -> int:
+    return sum(event.state in (State.DELIVERED, State.FAILED) for event in broker.events)
 
 
 def test_calls_in_bundles_end_as_calls_that_are_delivered_singly(monkeypatch: pytest.MonkeyPatch) -> None:
