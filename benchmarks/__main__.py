@@ -16,6 +16,7 @@ from benchmarks import machine, report
 from benchmarks.bench import FULL, QUICK, USUAL, Bench
 from benchmarks.comparison import rounds, tree_session, trees
 from benchmarks.comparison.candidate import Candidate
+from benchmarks.comparison.measures import MeasureResults
 from benchmarks.comparison.nginx import NoNginxError
 from benchmarks.comparison.rounds import Kept
 from benchmarks.comparison.steps import STEPS
@@ -55,15 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         facts = machine.facts(bench.folder)
         print(f"{report.heading(facts)}\n", flush=True)
         selected = options.only or list(names)
-        if compares:
-            try:
+        try:
+            if compares:
                 complete = _compare(bench, options, services, selected, compared)
-            except (NoRevisionError, NoNginxError, UnavailableError) as error:
-                parser.error(str(error))
-        else:
-            complete = _figures(bench, selected, rows)
-    if options.json is not None:
-        report.as_json(options.json, facts, rows, compared)
+            else:
+                complete = _figures(bench, selected, rows)
+        except (NoRevisionError, NoNginxError, UnavailableError) as error:
+            parser.error(str(error))
+        finally:
+            if options.json is not None and (rows or compared):
+                report.as_json(options.json, facts, rows, compared)
     return 0 if complete else 1
 
 
@@ -84,14 +86,17 @@ def _figures(bench: Bench, names: Sequence[str], rows: list[Row]) -> bool:
 def _compare(
     bench: Bench, options: argparse.Namespace, services: Services, names: Sequence[str], compared: list[dict[str, Any]]
 ) -> bool:
-    """Compare into `compared`; False if a round of any candidate failed."""
+    """Compare into `compared`; False if a round of any candidate failed. What is interrupted is shown so far."""
+    results: list[MeasureResults] = []
     count = options.rounds or (1 if options.quick else 3)
     with _candidates(bench, options, services) as candidates:
         for candidate in candidates:
             print(f"{candidate.name:<10} {candidate.version:<10} {candidate.how}", flush=True)
-        results = rounds.run(bench, candidates, count, names=names, kept=_KEPT[options.results])
-    print("\n" + "\n".join(table(results, THIS_TREE, judged=not options.quick)), flush=True)
-    compared += as_data(results, THIS_TREE)
+        try:
+            rounds.run(bench, candidates, count, names=names, kept=_KEPT[options.results], into=results)
+        finally:
+            print("\n" + "\n".join(table(results, THIS_TREE, judged=not options.quick)), flush=True)
+            compared += as_data(results, THIS_TREE)
     return not any(row.failures for row in results)
 
 

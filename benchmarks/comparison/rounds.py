@@ -19,27 +19,37 @@ Kept = tuple[bool, ...]
 
 
 def run(
-    bench: Bench, candidates: Sequence[Candidate], rounds: int, *, names: Sequence[str], kept: Kept
-) -> list[MeasureResults]:
-    """Measure every candidate, `rounds` times. A step that fails twice loses its samples only."""
+    bench: Bench,
+    candidates: Sequence[Candidate],
+    rounds: int,
+    *,
+    names: Sequence[str],
+    kept: Kept,
+    into: list[MeasureResults],
+) -> None:
+    """Measure every candidate, `rounds` times. A step that fails twice loses its samples only.
+
+    `into` holds what is measured so far, also when this is interrupted.
+    """
     results: dict[tuple[Measure, bool, str], MeasureResults] = {}
     for round_, name in itertools.product(range(1, rounds + 1), names):
         step = STEPS[name]
         for keeps, candidate in itertools.product(kept if step.with_results else kept[:1], candidates):
             if step.trees_only and not candidate.is_tree:
                 continue
-            for measure in step.gives:
-                new = MeasureResults(measure, keeps, candidate.name, candidate.version)
-                results.setdefault((measure, keeps, candidate.name), new)
             bench.say(f"round {round_} of {rounds}: {name}{', results kept' if keeps else ''}: {candidate.name}")
             samples, failure = _attempts(bench, step, candidate, keeps=keeps)
             for measure in step.gives:
-                row = results[measure, keeps, candidate.name]
+                if not failure and measure not in samples:
+                    continue  # not offered
+                key = (measure, keeps, candidate.name)
+                if key not in results:
+                    results[key] = MeasureResults(measure, keeps, candidate.name, candidate.version)
+                    into.append(results[key])
                 if failure:
-                    row.failures.append(failure)
-                elif measure in samples:
-                    row.samples[round_] = samples[measure]
-    return [row for row in results.values() if row.samples or row.failures]
+                    results[key].failures.append(failure)
+                else:
+                    results[key].samples[round_] = samples[measure]
 
 
 def _attempts(bench: Bench, step: Step, candidate: Candidate, *, keeps: bool) -> tuple[Samples, str]:

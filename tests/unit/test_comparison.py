@@ -1,11 +1,17 @@
 """The comparison of the benchmarks: medians, ratios by round, goals, and the table."""
 
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import cast
+
 import pytest
 
-from benchmarks.comparison import goals, measures
+from benchmarks.bench import QUICK, Bench, Sizes
+from benchmarks.comparison import goals, measures, rounds
+from benchmarks.comparison.candidate import Candidate, Session
 from benchmarks.comparison.goals import BASELINE, GOALS
-from benchmarks.comparison.measures import CALLED, DRAINED, P50, Measure, MeasureResults, Sample, ratio
-from benchmarks.comparison.steps import STEPS
+from benchmarks.comparison.measures import CALLED, DRAINED, P50, Measure, MeasureResults, Sample, Samples, ratio
+from benchmarks.comparison.steps import STEPS, Step
 from benchmarks.comparison.table import as_data, table
 
 OURS = "this tree"
@@ -87,3 +93,32 @@ def test_every_measure_is_given_by_one_step_and_every_goal_has_a_measure() -> No
     given = [measure for step in STEPS.values() for measure in step.gives]
     assert sorted(given, key=measures.MEASURES.index) == list(measures.MEASURES)
     assert {goal.measure for goal in GOALS} <= set(given)
+
+
+def turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *outcomes: Sample | BaseException) -> list[MeasureResults]:
+    """The results of one candidate whose steps end with `outcomes`, one after the other."""
+    remaining = iter(outcomes)
+
+    def step(sizes: Sizes, session: Session) -> Samples:
+        outcome = next(remaining)
+        if isinstance(outcome, Sample):
+            return {DRAINED: outcome}
+        raise outcome
+
+    monkeypatch.setattr(rounds, "STEPS", {"drain": Step(step, (DRAINED,))})
+    candidate = Candidate(OURS, "1.0", "", lambda _: nullcontext(cast("Session", None)))
+    into: list[MeasureResults] = []
+    with suppress(KeyboardInterrupt):
+        bench = Bench(QUICK, tmp_path, lambda text: None)
+        rounds.run(bench, [candidate], 2, names=["drain"], kept=(False,), into=into)
+    return into
+
+
+def test_what_was_measured_before_an_interruption_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (row,) = turns(monkeypatch, tmp_path, Sample(100), KeyboardInterrupt())
+    assert row.values == [100]
+
+
+def test_a_step_that_fails_is_tried_once_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (row,) = turns(monkeypatch, tmp_path, TimeoutError(), Sample(100), TimeoutError(), TimeoutError("late"))
+    assert (row.samples, row.failures) == ({1: Sample(100)}, ["TimeoutError: late"])
