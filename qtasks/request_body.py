@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
+from qtasks.rare_timers import Deadline
+
 FREE: Final = 64 * 1024
 """Bytes of each body that count against no budget: so there is always room for small requests beside large ones."""
 
@@ -60,13 +62,18 @@ async def read_body(
 
     Raises BodyTooLarge, BodyTooSlow, BodyCut, NoRoomForBody.
     """
-    if within_s is None:
+    running = None if within_s is None else asyncio.current_task()
+    if within_s is None or running is None:
         return await _whole(receive, limit, budget)
+    deadline = Deadline(within_s, running)
     try:
-        async with asyncio.timeout(within_s):
-            return await _whole(receive, limit, budget)
-    except TimeoutError:
-        raise BodyTooSlow from None
+        body = await _whole(receive, limit, budget)
+    except BaseException as error:
+        if deadline.has_caused(error):
+            raise BodyTooSlow from None
+        raise
+    deadline.has_caused(None)
+    return body
 
 
 async def _whole(receive: _Receive, limit: int, budget: BufferBudget) -> bytes:

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
-from qtasks.rare_timers import RareTimer
+from qtasks.rare_timers import Deadline
 from qtasks.tasks.context import StopReason
 from qtasks.tasks.run.run import Run
 
@@ -14,23 +14,16 @@ THREAD_GRACE_S = 0.1
 """At the end of the process, a ``def`` may see `TaskContext.should_stop` and end by itself for so long."""
 
 
-class TimeLimit(RareTimer):
-    """Cancels the asyncio task in which it is made after `limit_s`, or when `run` is asked to stop.
+class TimeLimit(Deadline):
+    """Cancels the asyncio task in which it is made after `limit_s`, or when `run` is asked to stop."""
 
-    It does what `asyncio.timeout` does, which costs as much as the rest of a small run.
-    """
-
-    __slots__ = ("_cancelling", "_has_ended", "_loop", "_run", "_running", "is_expired")
+    __slots__ = ("_has_ended", "_loop", "_run")
 
     def __init__(self, run: Run, limit_s: float, running: asyncio.Task[Any]) -> None:
-        self.is_expired = False
-        """True if the task was cancelled, because the time was up or the run was asked to stop."""
+        super().__init__(limit_s, running)
         self._has_ended = False
         self._run = run
-        self._running = running
-        self._cancelling = running.cancelling()
         self._loop = running.get_loop()
-        self.start(limit_s)
         link = run.context.link
         link.on_stop = self.stop_run
         if link.stop_reason is not None:
@@ -42,20 +35,11 @@ class TimeLimit(RareTimer):
             with suppress(RuntimeError):  # the loop has closed
                 self._loop.call_soon_threadsafe(self._expire_soon)
 
-    def due(self) -> None:
-        """Cancel the task."""
-        self.is_expired = True
-        self._running.cancel()
-
     def has_caused(self, error: BaseException | None) -> bool:
-        """End the limit. True if `error`, with which the run ends, is the cancellation that it made, and no other."""
-        self.stop()
+        """See `Deadline.has_caused`; the run can be asked to stop no more."""
         self._has_ended = True
         self._run.context.link.on_stop = None
-        if not self.is_expired:
-            return False
-        is_last_one = self._running.uncancel() <= self._cancelling
-        return is_last_one and isinstance(error, asyncio.CancelledError)
+        return super().has_caused(error)
 
     def _expire_soon(self) -> None:
         if not self._has_ended and not self.is_expired:
