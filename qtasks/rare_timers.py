@@ -68,7 +68,7 @@ class Deadline(RareTimer):
         self._running.cancel()
 
     def has_caused(self, error: BaseException | None) -> bool:
-        """End the deadline. True if `error`, if any, is the cancellation that it made, and nobody else cancelled."""
+        """End the deadline. True if `error`, if any, is the cancellation that it made, and no other code cancelled."""
         self.stop()
         if not self.is_expired:
             return False
