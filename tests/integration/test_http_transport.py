@@ -478,6 +478,31 @@ async def test_an_answer_that_breaks_off_is_a_lost_connection(transport: HttpTra
     assert f"127.0.0.1:{server.port}" in outcome.error
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 19])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 103 Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab\r\n\r",
+        CHUNKED + b"2\r\nab\r\n3;x=y\r\n\r\n\r\r\n0\r\nTrailer: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\nContent-Length: 5\n\nab\r\n\r",
+    ],
+)
+async def test_pieces_of_any_size_make_the_same_answer_and_keep_the_connection(
+    transport: HttpTransport, answer: bytes, size: int
+) -> None:
+    async def behave(connection: Connection) -> None:
+        while await connection.request() is not None:
+            for at in range(0, len(answer), size):
+                await connection.send(answer[at : at + size])
+                await asyncio.sleep(0)
+
+    async with HostileServer(behave) as server:
+        for _ in range(2):
+            outcome = response(await transport.send(request(server.url, body=b"x")))
+            assert (outcome.status, outcome.body) == (200, b"ab\r\n\r")
+    assert server.connections == 1
+
+
 # -- deadlines -------------------------------------------------------------------------------------------------------
 
 
@@ -632,7 +657,9 @@ async def test_a_reset_is_a_lost_connection(transport: HttpTransport) -> None:
 
     for behave in (resets_at_once, resets_after_request, resets_in_body):
         async with HostileServer(behave) as server:
-            assert failure(await transport.send(request(server.url, body=b"x"))).code == "connection_lost"
+            outcome = failure(await transport.send(request(server.url, body=b"x")))
+            assert outcome.code == "connection_lost"
+            assert outcome.interrupted is (behave is not resets_in_body)  # its status has arrived: it has answered
 
 
 async def test_after_closing_nothing_is_sent(transport: HttpTransport) -> None:

@@ -14,7 +14,7 @@ from qtasks.broker.transport.asgi_exchange import MAX_UNREAD
 from qtasks.broker.transport.destination_policy import DestinationPolicy
 from qtasks.broker.transport.http_transport import HttpTransport
 from qtasks.broker.transport.in_process import AsgiTransport
-from tests.support.hostile import Connection, HostileServer
+from tests.support.hostile import OK, Connection, HostileServer, answering
 
 pytestmark = pytest.mark.anyio
 
@@ -68,6 +68,14 @@ async def test_the_pieces_of_a_body_are_read_as_they_arrive(transport: HttpTrans
         assert await anext(aiter(stream.chunks)) == b"first\n"
         may_go_on.set()
         assert await rest_of(stream) == b"second\n"
+
+
+async def test_a_redirect_is_an_answer_and_is_not_followed(transport: HttpTransport) -> None:
+    async with HostileServer(answering(OK)) as canary:
+        moved = b"HTTP/1.1 307 Moved\r\nLocation: %b/\r\nContent-Length: 0\r\n\r\n" % canary.url.encode()
+        async with HostileServer(answering(moved)) as server:
+            stream = await opened(await transport.open(request(server.url)))
+            assert (stream.status, await rest_of(stream), canary.connections) == (307, b"", 0)
 
 
 async def test_the_connection_of_a_response_that_was_read_to_its_end_is_used_again(transport: HttpTransport) -> None:

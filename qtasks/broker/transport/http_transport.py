@@ -10,7 +10,8 @@ The endpoint belongs to a third party. It may be slow, broken or hostile, and mu
 * host names are resolved here, at most a second before connecting, and the destination policy checks every address. The
   connection goes to a checked address even if the name resolves to another one a moment later.
 
-aiohttp implements HTTP. It is configured to change nothing: it receives the URL in parts, with path and query as one
+aiohttp connects and keeps connections. `http_exchange` speaks HTTP on them; aiohttp itself does so only for a response
+that is read as it arrives. It is configured to change nothing: it receives the URL in parts, with path and query as one
 opaque text (a URL parser would drop a lone ``?`` and resolve dots), and it adds no header of its own.
 """
 
@@ -22,10 +23,10 @@ import io
 import logging
 import re
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Generic, TypeVar
+from typing import Protocol, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import aiohttp
@@ -38,6 +39,7 @@ from qtasks.broker.transport.addresses import literal
 from qtasks.broker.transport.attempt_failures import failure_of, timed_out, unanswered_lookup
 from qtasks.broker.transport.destination import parse
 from qtasks.broker.transport.destination_policy import DestinationPolicy, Rules
+from qtasks.broker.transport.http_exchange import PlainExchange
 from qtasks.broker.transport.http_stream import stream_of
 from qtasks.broker.transport.resolver import CheckedResolver, Resolve, SystemResolver, check, lookup_cut
 from qtasks.broker.transport.response import (
@@ -50,9 +52,24 @@ from qtasks.counted_log import CountedLog
 from qtasks.protocol.headers import PER_CONNECTION, WireError, canonical_name
 from qtasks.protocol.messages import MAX_BODY, Response
 
-T = TypeVar("T")
-_Finish = Callable[[BoundedResponse, str], Awaitable[T]]
-"""What to do with a response whose head has arrived from a place, ``host:port``."""
+T = TypeVar("T", covariant=True)
+Lines = list[tuple[str, str]]
+
+
+class Exchange(Protocol[T]):
+    """One request and what is read of its response; `run` may be called again, on another connection."""
+
+    @property
+    def sent(self) -> bool:
+        """The whole request has been handed to the connection."""
+
+    @property
+    def responding(self) -> bool:
+        """The head of the response has arrived."""
+
+    async def run(self, session: aiohttp.ClientSession) -> T:
+        """Send the request, and read the response. Raises the errors that `attempt_failures.failure_of` knows."""
+
 
 log = logging.getLogger("qtasks.broker")
 
@@ -76,6 +93,8 @@ class _AllowedDestination:
     """A parsed URL that the destination policy allows, in the form that aiohttp takes."""
 
     url: URL
+    target: str
+    """Path and query as they are sent."""
     authority: str
     place: str
     """``host:port`` for error texts, which never show a URL's path, query or credentials."""
@@ -121,27 +140,40 @@ class HttpTransport:
         self._closed = False
         # The policy never changes, so its decision on a URL can be cached; a busy dispatcher is a single entry.
         self._destination = lru_cache(maxsize=1024)(self._examine)
+        self._dialled = lru_cache(maxsize=1024)(_dialled)
 
     async def send(self, request: DeliveryRequest) -> Response | Failure:
         """Send `request` and read the response within `request.timeout_ms`. Raises nothing but CancelledError."""
-        return await self._attempt(request, lambda response, _: response.take(self._max_response))
+        return await self._attempt(
+            request,
+            lambda destination, lines: PlainExchange(
+                request.method,
+                destination.target,
+                lines,
+                request.body,
+                dialled=self._dialled(destination.url),
+                limit=self._max_response,
+            ),
+        )
 
     async def open(self, request: DeliveryRequest) -> ResponseStream | Failure:
         """See `StreamingTransport.open`."""
-        return await self._attempt(request, stream_of)
+        return await self._attempt(request, lambda destination, lines: _Exchange(request, destination, lines))
 
-    async def _attempt(self, request: DeliveryRequest, finish: _Finish[T]) -> T | Failure:
+    async def _attempt(
+        self, request: DeliveryRequest, exchange_of: Callable[[_AllowedDestination, Lines], Exchange[T]]
+    ) -> T | Failure:
         destination = self._destination(request.url, request.method)
         if isinstance(destination, Failure):
             return destination
-        headers = _headers_for(destination, request)
-        if isinstance(headers, Failure):
-            return headers
+        lines = _lines_for(destination, request)
+        if isinstance(lines, Failure):
+            return lines
         if self._closed:
             reason = f"not sent to {destination.place}: the broker is stopping"
             return Failure("connection_lost", reason, attempted=False)
-        exchange = _Exchange(request, destination, headers, finish)
         lookup_cut.set(False)
+        exchange = exchange_of(destination, lines)
         try:
             async with asyncio.timeout(request.timeout_ms / 1000) as deadline:
                 try:
@@ -181,6 +213,7 @@ class HttpTransport:
         return _AllowedDestination(
             # Built from parts, with path and query in place of the path, so that nothing is parsed or encoded again.
             url=URL.build(scheme=parts.scheme, host=host, port=parts.port, path=parts.target, encoded=True),
+            target=parts.target,
             authority=parts.authority,
             place=f"{host}:{parts.port}",
             authorization=_basic(parts.userinfo) if parts.userinfo else None,
@@ -216,6 +249,11 @@ class HttpTransport:
         )
 
 
+def _dialled(url: URL) -> aiohttp.ClientRequest:
+    """What aiohttp's connector takes to connect to the origin of `url`."""
+    return aiohttp.ClientRequest("GET", url, loop=asyncio.get_running_loop())
+
+
 class _TrackedPayload(aiohttp.Payload):
     """A body that knows whether it was sent."""
 
@@ -235,20 +273,18 @@ class _LargeBody(_TrackedPayload, aiohttp.BytesIOPayload):
     pass
 
 
-class _Exchange(Generic[T]):
-    """One request and its response; `run` may be called again, on another connection."""
+class _Exchange:
+    """One request to aiohttp, and the head of its response; `run` may be called again, on another connection."""
 
     def __init__(
         self,
         request: DeliveryRequest,
         destination: _AllowedDestination,
-        headers: CIMultiDict[str],
-        finish: _Finish[T],
+        lines: Lines,
     ) -> None:
         self._request = request
         self._destination = destination
-        self._headers = headers
-        self._finish = finish
+        self._headers = CIMultiDict(lines)
         self._payload: _TrackedPayload | None = None
         self.responding = False
         """The head of the response has arrived."""
@@ -258,8 +294,8 @@ class _Exchange(Generic[T]):
         """The whole body, if there is one, has been handed to the connection."""
         return self._payload is None or self._payload.sent
 
-    async def run(self, session: aiohttp.ClientSession) -> T:
-        """Send the request and finish the response. Raises the errors that `attempt_failures.failure_of` knows."""
+    async def run(self, session: aiohttp.ClientSession) -> ResponseStream:
+        """See `Exchange.run`. The response is returned before its body is complete."""
         self._payload = _payload(self._request.body)
         response = await session.request(
             self._request.method,
@@ -270,7 +306,7 @@ class _Exchange(Generic[T]):
         )
         assert isinstance(response, BoundedResponse)
         self.responding = True
-        return await self._finish(response, self._destination.place)
+        return await stream_of(response, self._destination.place)
 
 
 def _payload(body: bytes) -> _TrackedPayload | None:
@@ -285,23 +321,25 @@ def _basic(userinfo: str) -> str:
     return "Basic " + base64.b64encode(unquote_to_bytes(user) + b":" + unquote_to_bytes(password)).decode()
 
 
-def _headers_for(destination: _AllowedDestination, request: DeliveryRequest) -> CIMultiDict[str] | Failure:
-    """The header lines in the order in which they are sent; aiohttp adds `Content-Length` at the end."""
+def _lines_for(destination: _AllowedDestination, request: DeliveryRequest) -> Lines | Failure:
+    """The header lines in the order in which they are sent, without `Content-Length`, which comes at the end."""
     # CONNECT opens a tunnel and has another form of request line.
     if request.method == "CONNECT" or not _TOKEN.fullmatch(request.method):
         return _unsendable(f"{request.method[:40]!r} is not a method of a request to an endpoint")
-    headers = CIMultiDict({"Host": destination.authority})
+    lines = [("Host", destination.authority)]
+    has_authorization = False
     for spelling, value in request.headers:
         if (name := _name(spelling)) is None:
             return _unsendable(f"{spelling[:40]!r} is not a header name")
         if _CONTROL.search(value):
             return _unsendable(f"the value of header {name} contains a control character")
         if name not in _NOT_FORWARDED:
-            headers.add(name, value)
-    if destination.authorization is not None and "Authorization" not in headers:
-        headers.add("Authorization", destination.authorization)
-    headers.add("Accept-Encoding", "identity")
-    return headers
+            lines.append((name, value))
+            has_authorization = has_authorization or name == "Authorization"
+    if destination.authorization is not None and not has_authorization:
+        lines.append(("Authorization", destination.authorization))
+    lines.append(("Accept-Encoding", "identity"))
+    return lines
 
 
 @lru_cache(maxsize=1024)

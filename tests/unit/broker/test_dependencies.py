@@ -9,6 +9,7 @@ import inspect
 from unittest.mock import Mock
 
 import aiohttp
+import httptools
 import pytest
 import uvicorn
 from aiohttp.client_proto import ResponseHandler
@@ -103,6 +104,24 @@ async def test_the_bounded_response_finds_the_parts_of_aiohttp_that_it_uses() ->
     in_aiohttp(Connection, "protocol transport", module)
     in_aiohttp(aiohttp.StreamReader, "is_eof exception set_exception readany", module)
     in_aiohttp(aiohttp.ClientResponse, "start close raw_headers", module)
+
+
+async def test_the_exchange_finds_the_parts_of_aiohttp_and_httptools_that_it_uses() -> None:
+    module = "qtasks.broker.transport.http_exchange"
+    in_aiohttp(Connection, "protocol transport release close", module)
+    in_aiohttp(ResponseHandler(asyncio.get_running_loop()), "_tail", module)
+    in_aiohttp(aiohttp.ClientSession, "connector timeout", module)
+    connect = list(inspect.signature(aiohttp.TCPConnector.connect).parameters)
+    assert connect == ["self", "req", "traces", "timeout"], f"aiohttp {aiohttp.__version__} has changed: connect"
+    assert "loop" in inspect.signature(aiohttp.ClientRequest.__init__).parameters
+    parser = httptools.HttpResponseParser(object())
+    check(
+        parser,
+        "feed_data get_status_code should_keep_alive set_dangerous_leniencies",
+        module,
+        "httptools",
+        httptools.__version__,
+    )
 
 
 def test_the_transport_finds_the_options_of_aiohttp_that_it_sets() -> None:
