@@ -197,10 +197,10 @@ _kept_options = lru_cache(maxsize=512)(_options)
 
 
 def _lines(options: PublishOptions, prefix: str) -> Iterator[tuple[str, str]]:
-    for row in FIELDS:
-        value = getattr(options, row.name)
-        if value is not None and (row.nested or prefix == _TOP) and (text := row.write(value)):
-            yield _named(row.header, prefix), text
+    given = options.__dict__
+    for header, row in _rows(prefix).items():
+        if (value := given[row.name]) is not None and (text := row.write(value)):
+            yield header, text
     for name, value in options.forward:
         yield f"{prefix}Forward-{name}", value
     if options.flow_control is not None:

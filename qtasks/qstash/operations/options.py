@@ -151,9 +151,9 @@ def headers(options: PublishOptions, arguments: Mapping[str, Any]) -> Headers:
         *_prefixed("Upstash-Callback-", arguments.get("callback_headers")),
         *_prefixed("Upstash-Failure-Callback-", arguments.get("failure_callback_headers")),
     )
-    for name, value in lines:
-        if _BREAK.search(name) or _BREAK.search(value):
-            raise InvalidCallError(f"the header {name!r} contains a line break")
+    if _BREAK.search("".join([text for line in lines for text in line])):
+        name = next(name for name, value in lines if _BREAK.search(name + value))
+        raise InvalidCallError(f"the header {name!r} contains a line break")
     return tuple((name, value.strip(" \t")) for name, value in lines)  # HTTP removes spaces around a value
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 from qtasks.errors import InvalidCallError
-from qtasks.protocol.messages import Headers, PublishOptions
+from qtasks.protocol.messages import Headers, PublishOptions, changed
 from qtasks.qstash.conversation.operation import JSON_TYPE, Operation, answer, destination, segment, to_json, url_text
 from qtasks.qstash.conversation.transport import Reply
 from qtasks.qstash.operations import options as keywords
@@ -117,7 +117,7 @@ class RepeatableOptions:
         """Set `retry_id` as the deduplication id, unless the caller has chosen a deduplication."""
         if retry_id is None or options.deduplication_id is not None or options.content_based_deduplication:
             return cls(options, has_retry_id=False)
-        return cls(replace(options, deduplication_id=retry_id), has_retry_id=True)
+        return cls(changed(options, deduplication_id=retry_id), has_retry_id=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, unquote
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import PayloadError
-from qtasks.protocol.messages import DEFAULT_RETRIES, PublishOptions
+from qtasks.protocol.messages import DEFAULT_RETRIES, PublishOptions, changed
 
 END_TASK: Final = "_end"
 """The name in the URL: those that begin with ``_`` belong to the framework, so no task has it."""
@@ -97,7 +97,7 @@ def ending_at(
     failure_callback, failure_callback_options = options.failure_callback, options.failure_callback_options
     if failure_callback is None:
         failure_callback, failure_callback_options = url, least_retries(options)
-    return replace(  # once: it is the dearest step of a call
+    return changed(
         options,
         call_id=call_id,
         end_callback=url,
