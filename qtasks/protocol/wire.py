@@ -197,9 +197,9 @@ _kept_options = lru_cache(maxsize=512)(_options)
 
 
 def _lines(options: PublishOptions, prefix: str) -> Iterator[tuple[str, str]]:
-    given = options.__dict__
+    attributes = options.__dict__
     for header, row in _rows(prefix).items():
-        if (value := given[row.name]) is not None and (text := row.write(value)):
+        if (value := attributes[row.name]) is not None and (text := row.write(value)):
             yield header, text
     for name, value in options.forward:
         yield f"{prefix}Forward-{name}", value
