@@ -1,8 +1,8 @@
 """Seconds for a thousand tests of jobs under the fixture: `python -m benchmarks.fixture_tests [TESTS]`.
 
 Each test sends a call, runs it and reads its result; every tenth fails at first and is retried an hour later. The tests
-run in a process of their own, so that its processor time is theirs alone. The seconds are those that pytest reports: the
-imports of the first test are part of them, so a small number of tests says little.
+run in a process of their own, so that its processor time is theirs alone. The seconds are those that pytest reports,
+the imports of the first test included, so a small number of tests says little.
 """
 
 from __future__ import annotations

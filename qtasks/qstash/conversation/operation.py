@@ -81,7 +81,7 @@ def destination(text: str) -> str:
     Dot segments are refused, because every HTTP client resolves them over the whole path, our own prefix included:
     `https://example.com/../up` would reach the host `up` (docs/protocol.md 2.1).
     """
-    return _kept_destination(text) if len(text) <= _KEPT_LENGTH else _destination(text)
+    return _kept_destination(text) if text and len(text) <= _KEPT_LENGTH else _destination(text)
 
 
 def _destination(text: str) -> str:
