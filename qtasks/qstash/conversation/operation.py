@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -28,9 +27,6 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PATH_SAFE = "!$%&'()*+,;=:@/[]~-._|^\\"
 _QUERY_SAFE = _PATH_SAFE + "?`{}"
 """Characters that httpx, and so the official SDK, sends unencoded. All others are percent-encoded."""
-
-_KEPT_LENGTH = 256
-"""Characters of a destination at most whose encoding is kept for the next message to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +77,6 @@ def destination(text: str) -> str:
     Dot segments are refused, because every HTTP client resolves them over the whole path, our own prefix included:
     `https://example.com/../up` would reach the host `up` (docs/protocol.md 2.1).
     """
-    return _kept_destination(text) if text and len(text) <= _KEPT_LENGTH else _destination(text)
-
-
-def _destination(text: str) -> str:
     ready = url_text(text)
     path = ready.partition("?")[0].replace("%2e", ".").replace("%2E", ".")
     if not {".", ".."}.isdisjoint(path.split("/")):
@@ -92,9 +84,6 @@ def _destination(text: str) -> str:
             f"the destination {text!r} contains a dot segment", fix="resolve `.` and `..` before publishing"
         )
     return ready
-
-
-_kept_destination = lru_cache(maxsize=256)(_destination)
 
 
 def url_text(text: str) -> str:

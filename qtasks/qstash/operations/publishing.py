@@ -144,7 +144,7 @@ def enqueue_raw(
     queue: str, target: str, body: bytes, options: PublishOptions, *, retry_id: str | None
 ) -> Operation[EnqueueResponse]:
     """Append a message for one URL to a queue; `options` is the protocol's own value."""
-    return _post_raw(_path(queue), target, body, options, EnqueueResponse, retry_id)
+    return _post_raw(_queue_path(queue), target, body, options, EnqueueResponse, retry_id)
 
 
 def batch_raw(
@@ -200,7 +200,7 @@ def enqueue(
 ) -> Operation[EnqueueResponse | list[EnqueueUrlGroupResponse]]:
     """Append to a queue."""
     keywords.check_names(arguments, EnqueueTarget, "enqueue()")
-    return _post(_path(queue), body, arguments, EnqueueResponse, EnqueueUrlGroupResponse, retry_id)
+    return _post(_queue_path(queue), body, arguments, EnqueueResponse, EnqueueUrlGroupResponse, retry_id)
 
 
 def batch(
@@ -232,7 +232,12 @@ def batch_as_json(requests: Iterable[BatchJsonRequest]) -> list[BatchRequest]:
 
 
 def _path(queue: str | None) -> str:
-    return "/v2/publish/" if queue is None else f"/v2/enqueue/{segment(queue, 'queue')}/"
+    return "/v2/publish/" if queue is None else _queue_path(queue)
+
+
+def _queue_path(queue: str) -> str:
+    """The beginning of the path of an enqueue; what names no queue is refused, None included."""
+    return f"/v2/enqueue/{segment(queue, 'queue')}/"
 
 
 _destination = lru_cache(256)(destination)
