@@ -246,6 +246,27 @@ SABOTAGES: Final = (
         "tests/integration/test_http_transport.py",
     ),
     Sabotage(
+        "a broken bundle interrupts what had a line",
+        "qtasks/broker/loops/bundle_attempts.py",
+        "if (claim := self._open.pop(outcome.place, None)) is not None",
+        "if (claim := self._open.get(outcome.place)) is not None",
+        "tests/unit/broker/test_bundles.py",
+    ),
+    Sabotage(
+        "a bundle holds the messages of several accounts",
+        "qtasks/broker/core/bundle_plan.py",
+        "return BundleKey(row.account, claim.lot, address.folder), address.target",
+        "return BundleKey(1, claim.lot, address.folder), address.target",
+        "tests/unit/broker/test_bundles.py",
+    ),
+    Sabotage(
+        "a line of a bundle without an end is kept in memory",
+        "qtasks/broker/core/bundle_lines.py",
+        "if self._size > MAX_LINE:",
+        "if False:",
+        "tests/unit/broker/test_bundles.py",
+    ),
+    Sabotage(
         "a page that rebinds its name reaches the API",
         "qtasks/broker/server/hosts.py",
         "if hosts is not None and",

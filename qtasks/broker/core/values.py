@@ -122,8 +122,8 @@ class Rooms:
     """Of these, for LIVELY hosts; half of it also for the first attempt at another that is not SILENT."""
     free_for_silent: int = sys.maxsize
     """Of these, at most, for SILENT hosts."""
-    slots: Callable[[str], int | None] = lambda _prefix: None
-    """How many attempts a URL prefix can take at once; None if no dispatcher there states it."""
+    waits_for_answer: Callable[[str], bool] = lambda _prefix: False
+    """True while the messages of a URL prefix wait for the answer to a bundle, to leave together."""
 
 
 @dataclass(frozen=True, slots=True)

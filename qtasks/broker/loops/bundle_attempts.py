@@ -81,6 +81,7 @@ class _BundleExchange:
         self._reading = asyncio.timeout(None)
         self._started_s = self._heard_s = parts.clock.monotonic()
         self._states_slots = False
+        self._is_answered = False
         self._unrecorded: list[Ended] = []
         self._recording: asyncio.Task[None] | None = None
 
@@ -103,6 +104,7 @@ class _BundleExchange:
         finally:
             if watch is not None:
                 watch.cancel()
+            self._note_answer()
             if self._open:  # the broker gives up
                 self._parts.limits.end(self._bundle.key.lot, None, started_s=self._started_s, count=len(self._open))
                 self._wake()
@@ -129,6 +131,7 @@ class _BundleExchange:
     async def _exchange(self, transport: StreamingTransport, request: DeliveryRequest) -> None:
         try:
             opened = await transport.open(request)
+            self._note_answer()
             if isinstance(opened, Failure):
                 self._fail_to_open(opened)
                 return
@@ -147,6 +150,13 @@ class _BundleExchange:
             log.exception("a bundle of %s messages could not be sent", len(self._bundle.claims))
             reason = f"the attempt failed inside the broker: {type(error).__name__}"
             self._end_open(Failure("connection_lost", reason))
+
+    def _note_answer(self) -> None:
+        """What has waited for the round trip may leave."""
+        if not self._is_answered:
+            self._is_answered = True
+            self._parts.limits.answer_bundle(self._bundle.key.lot)
+            self._wake()
 
     def _fail_to_open(self, failure: Failure) -> None:
         if failure.code in _NOT_SENT:

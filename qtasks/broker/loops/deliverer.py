@@ -173,6 +173,7 @@ class Deliverer:
             planned = plan(claims, region=self._region, free=lambda key: self._limits.free_slots(key.lot, key.folder))
         for bundle in planned.bundles:
             begun = self._limits.start(bundle.key.lot, len(bundle.claims))
+            self._limits.send_bundle(bundle.key.lot, len(bundle.claims))
             assert self._bundles is not None
             self._run(self._bundles.make(bundle, begun), len(bundle.claims))
         for claim in planned.singles:

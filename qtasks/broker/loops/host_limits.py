@@ -12,6 +12,7 @@ from qtasks.broker.core.values import Rooms, Trust
 from qtasks.broker.ports import Failure
 from qtasks.broker.settings import DeliveryLimits
 from qtasks.clock import Clock
+from qtasks.protocol.bundles import MAX_ITEMS
 from qtasks.protocol.messages import Response
 
 T = TypeVar("T")
@@ -26,6 +27,8 @@ RESERVE_FROM: Final = 16
 """With fewer slots than this there is no reserve: each slot is worth more than a share of it."""
 FOR_SILENT: Final = 1 / 4
 """The part of all slots that silent hosts may have together."""
+ROUND_TRIP_MS: Final = 20
+"""Longest wait for the head of the response to a bundle before further messages leave, when it has no full bundle."""
 MAX_HOSTS: Final = 1024
 """Hosts without an attempt in flight that are remembered."""
 
@@ -57,6 +60,16 @@ class _Host:
             return Trust.UNPROVEN
         is_waiting = self.in_flight > 0 and now_s - self.waiting_since_s > PATIENCE_S
         return Trust.PROVEN if is_waiting else Trust.LIVELY
+
+
+@dataclass(slots=True)
+class _Unanswered:
+    """Bundles whose responses have not begun."""
+
+    number: int
+    is_full: bool
+    """The last one had as many messages as a bundle may have."""
+    until_ms: int
 
 
 class _Shown(Mapping[str, T]):
@@ -92,6 +105,8 @@ class HostLimits:
         self._running: dict[str, int] = {}
         """Attempts in flight, by lot."""
         self._offers = SlotOffers()
+        self._unanswered: dict[str, _Unanswered] = {}
+        """Bundles on their way, by lot."""
         self.in_flight = 0
         """Attempts in flight to all hosts together."""
 
@@ -123,16 +138,17 @@ class HostLimits:
             if slots >= RESERVE_FROM
             else 0,
             free_for_silent=max(1, int(slots * FOR_SILENT)) - silent,
-            slots=lambda prefix: self._offers.capacity(prefix, now_s),
+            waits_for_answer=lambda prefix: self._waits_for_answer(prefix, now_s, now_ms),
         )
 
     def next_probe_ms(self) -> int | None:
-        """When the next pause ends (Unix ms); None if no host is paused."""
-        if not self._paused:
+        """When the next pause ends, or the next wait for an answer to a bundle (Unix ms); None if there is none."""
+        if not self._paused and not self._unanswered:
             return None
         now_ms = self._clock.now_ms()
-        pauses = (host.paused_until_ms for host in self._paused.values())
-        return min((until_ms for until_ms in pauses if until_ms > now_ms), default=None)
+        ends = [host.paused_until_ms for host in self._paused.values()]
+        ends += [bundles.until_ms for bundles in self._unanswered.values()]
+        return min((until_ms for until_ms in ends if until_ms > now_ms), default=None)
 
     def free_slots(self, lot: str, folder: str) -> int:
         """How many messages of `lot` a bundle to `folder` may have now; 0 if there is to be no bundle."""
@@ -146,6 +162,30 @@ class HostLimits:
         self._offers.note_answer(lot, folder, slots, begun=begun, in_flight=self.running(lot))
         if (host := self._hosts.get(lots.parse(lot).host)) is not None:
             host.capacity = self._offers.capacity(lot, self._clock.monotonic()) or 0
+
+    def send_bundle(self, lot: str, count: int) -> None:
+        """A bundle of `count` messages of `lot` leaves. Until `answer_bundle` further ones leave only in full bundles.
+
+        So what becomes due meanwhile leaves together. Without this, bundles would stay as small as the first answers
+        are: each would make room for as many messages as it had.
+        """
+        earlier = self._unanswered.get(lot)
+        number = 1 if earlier is None else earlier.number + 1
+        self._unanswered[lot] = _Unanswered(number, count == MAX_ITEMS, self._clock.now_ms() + ROUND_TRIP_MS)
+
+    def answer_bundle(self, lot: str) -> None:
+        """The head of the response to a bundle has arrived, or its exchange has ended."""
+        unanswered = self._unanswered[lot]
+        unanswered.number -= 1
+        if not unanswered.number:
+            del self._unanswered[lot]
+
+    def _waits_for_answer(self, prefix: str, now_s: float, now_ms: int) -> bool:
+        """True while further messages of a prefix wait for the round trip of a bundle."""
+        if (bundles := self._unanswered.get(prefix)) is None or bundles.until_ms <= now_ms:
+            return False
+        capacity = self._offers.capacity(prefix, now_s)
+        return not (bundles.is_full and capacity is not None and capacity - self.running(prefix) >= MAX_ITEMS)
 
     def refuse_bundles(self, lot: str) -> None:
         """Messages of `lot` go singly for an hour."""

@@ -13,6 +13,7 @@ import pytest
 from qtasks.broker.core import bundle_lines
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.events import MessageEvent
+from qtasks.broker.loops.host_limits import ROUND_TRIP_MS
 from qtasks.broker.ports import Failure
 from qtasks.broker.settings import DeliveryLimits
 from qtasks.broker.store.verbs import cancel, settle
@@ -63,12 +64,41 @@ async def test_a_message_that_is_alone_leaves_alone_and_at_once(bench: BundleBen
     assert bench.arrived.empty()
 
 
-async def test_nothing_waits_for_company_while_a_bundle_is_under_way(bench: BundleBench) -> None:
+async def test_nothing_waits_while_the_deliveries_of_a_bundle_run(bench: BundleBench) -> None:
     await bench.bundle(3)
-    await bench.publish(2)
-    assert len(bench.only_bundle().items) == 2
     await bench.publish()
     assert len(bench.sent) == 1
+    await bench.publish(2)
+    assert len(bench.only_bundle().items) == 2
+
+
+async def test_what_becomes_due_during_the_round_trip_of_a_bundle_leaves_together(bench: BundleBench) -> None:
+    await bench.publish(3)
+    bundle = bench.only_bundle()
+    for _ in range(5):
+        await bench.publish()
+    assert (bench.sent, bench.arrived.empty()) == ([], True)
+    bundle.begin()
+    await bench.settle()
+    assert len(bench.only_bundle().items) == 5
+
+
+async def test_a_round_trip_that_takes_long_is_not_waited_for(bench: BundleBench) -> None:
+    await bench.publish(3)
+    bench.only_bundle()
+    await bench.publish()
+    await bench.pass_time(ROUND_TRIP_MS - 1)
+    assert bench.sent == []
+    await bench.pass_time(1)
+    assert len(bench.sent) == 1
+
+
+async def test_a_full_bundle_does_not_wait_for_the_one_before_it(bench: BundleBench) -> None:
+    bench.slots = 256
+    await bench.learn()
+    await bench.publish(64)
+    await bench.publish(64)
+    assert [len(bench.arrived.get_nowait().items) for _ in range(2)] == [64, 64]
 
 
 async def test_a_dispatcher_that_states_no_slots_gets_no_bundle() -> None:
@@ -86,10 +116,11 @@ async def test_a_bundle_has_no_more_deliveries_than_there_are_free_slots(bench: 
     await bench.publish(10)
     bundle = bench.only_bundle()
     assert len(bundle.items) == 3
-    assert bench.sent == [], "the others wait until a slot is free"
+    assert len(bench.sent) == 7, "the others leave singly"
     bundle.begin()
-    bundle.outcome(0, 1, headers=((bundles.SLOTS_HEADER, "2"),))
+    bundle.outcome(0, 1, headers=((bundles.SLOTS_HEADER, "3"),))
     await bench.settle()
+    await bench.publish(4)
     assert len(bench.only_bundle().items) == 2
 
 

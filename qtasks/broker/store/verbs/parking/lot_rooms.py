@@ -28,7 +28,7 @@ class LotRooms:
         self._hosts = HostRooms(rooms)
         self._now_ms = now_ms
         self._running = dict(rooms.running)
-        self._slots = rooms.slots
+        self._waits_for_answer = rooms.waits_for_answer
         self._probes: dict[str, int] = {}
         """Messages that have started during this claim at a prefix that is down, by prefix."""
         self._parked = parked
@@ -105,8 +105,8 @@ class LotRooms:
             return 0
         if alone in self._running:
             return 0
-        if (slots := self._slots(prefix)) is not None and not is_alone:
-            room = min(room, max(1, slots) - self._running.get(prefix, 0))
+        if self._waits_for_answer(prefix):
+            return 0
         # While a prefix is down, others than those that may have ended it are its probes.
         if is_alone:
             return int(prefix not in self._running and not (is_down and others_wait))
