@@ -165,11 +165,6 @@ def retry_of_dead_letter(source: Message, overrides: PublishOptions, *, message_
 # -- callbacks
 
 
-def has_callbacks(message: Message) -> bool:
-    """True if the end of an attempt may create a callback or a failure callback."""
-    return message.options.callback is not None or message.options.failure_callback is not None
-
-
 def callbacks_of_attempt(
     message: Message,
     outcome: Response | Failure,

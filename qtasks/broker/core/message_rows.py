@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, get_args, get_type_hints
 import orjson
 
 from qtasks.protocol import wire
-from qtasks.protocol.messages import Headers, Message, PublishOptions, Redaction
+from qtasks.protocol.messages import Headers, Message, PublishOptions, Redaction, changed
 
 
 class MessageRow(NamedTuple):
@@ -106,7 +106,7 @@ def is_readable(row: MessageRow) -> bool:
     try:
         unpack_headers(row.headers)
         if row.options is not None:
-            unpack_options(row.options)
+            _stored(row.options)
     except (ValueError, TypeError):
         return False
     return True
@@ -194,22 +194,32 @@ def _damaged_message(row: MessageRow, body: bytes | None) -> Message:
 def _options(row: MessageRow) -> PublishOptions:
     """The options of a message: those in column ``options``, and those with a column of their own."""
     call_id, end_callback, interrupted_for_ms, not_before_s = own = row[-4:]
-    if own == (None, None, None, None):
-        return _DEFAULTS if row.options is None else unpack_options(row.options)
     if row.options is None:
-        return PublishOptions(
-            call_id=call_id,
-            end_callback=end_callback,
-            interrupted_for_ms=interrupted_for_ms,
-            not_before_s=not_before_s,
-        )
-    return replace(
-        unpack_options(row.options),
+        if own == (None, None, None, None):
+            return _DEFAULTS
+        stored, failure_callback = _DEFAULTS, None
+    else:
+        stored, is_reported_at_end = _stored(row.options)
+        failure_callback = end_callback if is_reported_at_end else stored.failure_callback
+    return changed(
+        stored,
         call_id=call_id,
         end_callback=end_callback,
         interrupted_for_ms=interrupted_for_ms,
         not_before_s=not_before_s,
+        failure_callback=failure_callback,
     )
+
+
+def has_callbacks(row: MessageRow) -> bool:
+    """True if the end of an attempt may create a callback or a failure callback. The row must be readable.
+
+    A failure callback to the URL of the end callback is none: the end callback reports the failure there.
+    """
+    if row.options is None:
+        return False
+    stored, _ = _stored(row.options)
+    return stored.callback is not None or stored.failure_callback not in (None, row.end_callback)
 
 
 def pack_headers(headers: Headers) -> str:
@@ -240,13 +250,40 @@ def shown_headers(text: str) -> Headers:
     return headers if all(type(name) is type(value) is str for name, value in headers) else ()
 
 
+_REPORTED_AT_END: Final = ("Upstash-Failure-Callback", "end")
+"""In place of a failure callback to the URL of the end callback, so that all messages of a task have equal options."""
+
+
 def pack_options(options: PublishOptions) -> str | None:
     """The options without a column of their own, as header lines in JSON; None if there are none."""
     if _other_options(options) == _NO_OTHER_OPTIONS:
         return None
-    return pack_headers(wire.write(replace(options, **_STORED_ELSEWHERE)))
+    own = changed(options, **_STORED_ELSEWHERE)
+    if (
+        options.failure_callback is None
+        or options.failure_callback != options.end_callback
+        or options.failure_callback_options is not None
+    ):
+        return pack_headers(wire.write(own))
+    return pack_headers((_REPORTED_AT_END, *wire.write(changed(own, failure_callback=None))))
 
 
 def unpack_options(text: str) -> PublishOptions:
-    """The inverse of `pack_options`."""
+    """The options in header lines in JSON, those of a schedule or a message. Raises ValueError."""
     return wire.read(unpack_headers(text))
+
+
+def _read_stored(text: str) -> tuple[PublishOptions, bool]:
+    """The options in column ``options``, and whether the end callback is the failure callback as well."""
+    lines = unpack_headers(text)
+    if lines and lines[0] == _REPORTED_AT_END:
+        return wire.read(lines[1:]), True
+    return wire.read(lines), False
+
+
+_read_short_stored: Final = lru_cache(maxsize=1024)(_read_stored)
+
+
+def _stored(text: str) -> tuple[PublishOptions, bool]:
+    """As `_read_stored`; what is read of a short text is remembered."""
+    return _read_short_stored(text) if len(text) <= _SHORT else _read_stored(text)

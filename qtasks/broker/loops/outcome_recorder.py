@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Final, NamedTuple, TypeVar
 
 from qtasks.broker import ids
-from qtasks.broker.core import interruptions, message_builder, rules
+from qtasks.broker.core import interruptions, message_rows, rules
 from qtasks.broker.core.interruptions import Situation
 from qtasks.broker.core.values import Claim, Settled, Settlement
 from qtasks.broker.events import EventWatchers, MessageEvent
@@ -144,7 +144,7 @@ class OutcomeRecorder:
         return replace(claim.situation, has_dispatcher=True, is_probe=is_probe)
 
     def _callback_ids(self, claim: Claim, now_ms: int) -> tuple[str, str] | None:
-        if claim.row.options is None or not message_builder.has_callbacks(claim.message):
+        if not message_rows.has_callbacks(claim.row):
             return None
         return ids.message_id(self._random, now_ms), ids.message_id(self._random, now_ms)
 
