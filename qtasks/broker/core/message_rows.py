@@ -252,20 +252,21 @@ def shown_headers(text: str) -> Headers:
 
 _REPORTED_AT_END: Final = ("Upstash-Failure-Callback", "end")
 """In place of a failure callback to the URL of the end callback, so that all messages of a task have equal options."""
+_ONLY_REPORTED_AT_END: Final = pack_headers((_REPORTED_AT_END,))
 
 
 def pack_options(options: PublishOptions) -> str | None:
     """The options without a column of their own, as header lines in JSON; None if there are none."""
-    if _other_options(options) == _NO_OTHER_OPTIONS:
-        return None
-    own = changed(options, **_STORED_ELSEWHERE)
-    if (
-        options.failure_callback is None
-        or options.failure_callback != options.end_callback
-        or options.failure_callback_options is not None
-    ):
-        return pack_headers(wire.write(own))
-    return pack_headers((_REPORTED_AT_END, *wire.write(changed(own, failure_callback=None))))
+    is_reported_at_end = (
+        options.failure_callback is not None
+        and options.failure_callback == options.end_callback
+        and options.failure_callback_options is None
+    )
+    own = changed(options, failure_callback=None) if is_reported_at_end else options
+    if _other_options(own) == _NO_OTHER_OPTIONS:
+        return _ONLY_REPORTED_AT_END if is_reported_at_end else None
+    lines = wire.write(changed(own, **_STORED_ELSEWHERE))
+    return pack_headers((_REPORTED_AT_END, *lines) if is_reported_at_end else lines)
 
 
 def unpack_options(text: str) -> PublishOptions:
