@@ -43,7 +43,7 @@ READY_S: Final = 3.0
 
 
 def _http(policy: DestinationPolicy, limits: DeliveryLimits) -> Transport:
-    return HttpTransport(policy, connections=limits.in_flight, per_host=limits.largest_host)
+    return HttpTransport(policy, per_host=limits.largest_host)
 
 
 def _http_to_model(policy: DestinationPolicy, settings: BrokerSettings) -> Transport | None:

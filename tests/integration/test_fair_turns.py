@@ -114,7 +114,7 @@ class Deliveries:
 @pytest.fixture
 async def deliveries() -> AsyncIterator[Deliveries]:
     names = NameServer()
-    transport = HttpTransport(DestinationPolicy("local"), connections=256, per_host=128, resolve=SystemResolver(names))
+    transport = HttpTransport(DestinationPolicy("local"), resolve=SystemResolver(names))
     broker = await Broker.open(BrokerSettings(path=":memory:", drain_s=0), transport=transport)
     broker.start()
     yield Deliveries(broker)

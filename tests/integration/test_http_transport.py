@@ -612,17 +612,32 @@ async def test_cancelling_an_attempt_cancels_it_and_closes_its_connection(transp
             await server.closed_by_peer.wait()
 
 
-async def test_a_dead_endpoint_holds_up_nobody_else(transport: HttpTransport) -> None:
+async def test_however_many_requests_are_unanswered_a_healthy_endpoint_is_served(transport: HttpTransport) -> None:
     async with HostileServer(never_answers) as dead, HostileServer(answering(OK)) as healthy:
-        stuck = [asyncio.create_task(transport.send(request(dead.url, timeout_ms=400))) for _ in range(80)]
+        stuck = [asyncio.create_task(transport.send(request(dead.url, timeout_ms=60_000))) for _ in range(600)]
+        async with asyncio.timeout(5):
+            await dead.received.wait()
+        for _ in range(10):
+            response(await transport.send(request(healthy.url, timeout_ms=2_000)))
+        assert not any(attempt.done() for attempt in stuck)
+        for attempt in stuck:
+            attempt.cancel()
+        await asyncio.gather(*stuck, return_exceptions=True)
+
+
+async def test_beyond_its_limit_of_connections_a_dead_endpoint_holds_up_itself_alone() -> None:
+    transport = HttpTransport(DestinationPolicy("local"), per_host=8)
+    async with HostileServer(never_answers) as dead, HostileServer(answering(OK)) as healthy:
+        stuck = [asyncio.create_task(transport.send(request(dead.url, timeout_ms=400))) for _ in range(20)]
         async with asyncio.timeout(5):
             await dead.received.wait()
         started = time.monotonic()
         for _ in range(10):
             response(await transport.send(request(healthy.url)))
         assert time.monotonic() - started < 0.4
-        assert dead.connections <= 64
+        assert dead.connections <= 8
         assert {failure(outcome).code for outcome in await asyncio.gather(*stuck)} == {"timeout"}
+    await transport.close()
 
 
 # -- connections that fail -------------------------------------------------------------------------------------------

@@ -239,6 +239,13 @@ SABOTAGES: Final = (
         "tests/integration/test_streamed_responses.py",
     ),
     Sabotage(
+        "healthy endpoints wait for unanswered requests to others",
+        "qtasks/broker/transport/http_transport.py",
+        "limit=0,  # none",
+        "limit=256,",
+        "tests/integration/test_http_transport.py tests/integration/test_fair_turns.py",
+    ),
+    Sabotage(
         "an endless answer of an endpoint is read",
         "qtasks/broker/transport/http_exchange.py",
         "elif len(self._body) > self._limit:",

@@ -109,9 +109,9 @@ class HttpTransport:
     Args:
         policy: Which addresses may be dialled.
         max_response: Most bytes of a response body that are read; a longer body is cut and marked as truncated.
-        connections: Most connections open at a time. An attempt that waits for a connection spends its own deadline,
-            so the caller should not start more attempts than this.
-        per_host: Most connections to one host and port.
+        per_host: Most connections to one host and port; None: any number. A request that waits for one spends its own
+            deadline, so the caller should not have more requests to a host. Connections to all hosts together are not
+            limited: a request to a healthy host would wait for those that others leave unanswered.
         resolve: Name lookup; the system's by default.
         tls: How certificates are verified; the system's trust store by default.
     """
@@ -121,14 +121,12 @@ class HttpTransport:
         policy: DestinationPolicy,
         *,
         max_response: int = MAX_BODY,
-        connections: int = 256,
-        per_host: int = 64,
+        per_host: int | None = None,
         resolve: Resolve | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._policy = policy
         self._max_response = max_response
-        self._connections = connections
         self._per_host = per_host
         self._resolve = resolve or SystemResolver()
         self._tls = tls
@@ -232,8 +230,8 @@ class HttpTransport:
                 resolver=CheckedResolver(self._policy, self._resolve, self._refusals, limited),
                 use_dns_cache=False,
                 ssl=self._tls or True,
-                limit=self._connections,
-                limit_per_host=self._per_host,
+                limit=0,  # none
+                limit_per_host=self._per_host or 0,
                 force_close=fresh,
                 keepalive_timeout=None if fresh else KEEP_ALIVE_S,
             ),
