@@ -214,7 +214,7 @@ def _options(row: MessageRow) -> PublishOptions:
 def has_callbacks(row: MessageRow) -> bool:
     """True if the end of an attempt may create a callback or a failure callback. The row must be readable.
 
-    A failure callback to the URL of the end callback is none: the end callback reports the failure there.
+    A failure callback to the URL of the end callback does not count: the end callback reports the failure there.
     """
     if row.options is None:
         return False
