@@ -635,8 +635,8 @@ SABOTAGES: Final = (
     Sabotage(
         "a broker on this machine is reached through a proxy",
         "qtasks/qstash/conversation/proxies.py",
-        "is_this_machine(host) or ",
-        "",
+        "if is_this_machine(host):",
+        "if False:",
         "tests/unit/qstash/test_proxies.py",
     ),
     Sabotage(
