@@ -407,12 +407,16 @@ async def test_a_call_that_could_not_be_sent_does_not_keep_its_key(broker: Manua
     def down(message: object) -> Any:
         raise BrokerUnreachable("down")
 
+    async def adown(message: object) -> Any:
+        return down(message)
+
     publisher.publish = down  # type: ignore[method-assign]
+    publisher.apublish = adown  # type: ignore[method-assign]
     with pytest.raises(BrokerUnreachable):
         work.delay()
     with pytest.raises(BrokerUnreachable):
         await work.adelay()
-    del publisher.publish
+    del publisher.publish, publisher.apublish
     assert not work.delay().deduplicated
 
 
