@@ -151,9 +151,10 @@ class Deliverer:
             room = self._limits.room
             if room <= 0:
                 return None, False  # the end of an attempt wakes the loop
+            began_ms = self._clock.now_ms()
             batch = await self.claim(min(room, CLAIM_BATCH))
             self._start_all(batch.claims)
-        probe_ms = self._limits.next_probe_ms()
+        probe_ms = self._limits.next_probe_ms(began_ms)
         next_ms = min((time_ms for time_ms in (batch.next_due_ms, probe_ms) if time_ms is not None), default=None)
         return next_ms, batch.has_more and self._limits.room > 0
 

@@ -141,14 +141,16 @@ class HostLimits:
             waits_for_answer=lambda prefix: self._waits_for_answer(prefix, now_s, now_ms),
         )
 
-    def next_probe_ms(self) -> int | None:
-        """When the next pause ends, or the next wait for an answer to a bundle (Unix ms); None if there is none."""
+    def next_probe_ms(self, since_ms: int) -> int | None:
+        """When the first pause, or wait for an answer to a bundle, ends after `since_ms` (Unix ms); None if none does.
+
+        `since_ms` is the time before `rooms` was called: what ends during a claim holds back what the claim has parked.
+        """
         if not self._paused and not self._unanswered:
             return None
-        now_ms = self._clock.now_ms()
         ends = [host.paused_until_ms for host in self._paused.values()]
         ends += [bundles.until_ms for bundles in self._unanswered.values()]
-        return min((until_ms for until_ms in ends if until_ms > now_ms), default=None)
+        return min((until_ms for until_ms in ends if until_ms > since_ms), default=None)
 
     def free_slots(self, lot: str, folder: str) -> int:
         """How many messages of `lot` a bundle to `folder` may have now; 0 if there is to be no bundle."""

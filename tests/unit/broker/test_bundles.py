@@ -12,6 +12,7 @@ import pytest
 
 from qtasks.broker.core import bundle_lines
 from qtasks.broker.core.rules import Stage
+from qtasks.broker.core.values import ClaimBatch
 from qtasks.broker.events import MessageEvent
 from qtasks.broker.loops.host_limits import ROUND_TRIP_MS
 from qtasks.broker.ports import Failure
@@ -90,6 +91,25 @@ async def test_a_round_trip_that_takes_long_is_not_waited_for(bench: BundleBench
     await bench.pass_time(ROUND_TRIP_MS - 1)
     assert bench.sent == []
     await bench.pass_time(1)
+    assert len(bench.sent) == 1
+
+
+async def test_a_round_trip_whose_wait_ends_during_a_claim_holds_nothing_back(
+    bench: BundleBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.publish(3)
+    bench.only_bundle()
+    claim = bench.store.claim
+
+    async def slow(**facts: Any) -> ClaimBatch:
+        monkeypatch.undo()
+        batch = await claim(**facts)
+        bench.clock.advance(ROUND_TRIP_MS)
+        return batch
+
+    monkeypatch.setattr(bench.store, "claim", slow)
+    await bench.publish()
+    await bench.settle()
     assert len(bench.sent) == 1
 
 

@@ -124,11 +124,11 @@ def test_a_host_whose_name_server_is_silent_takes_no_slot_until_a_probe_after_a_
     for _ in range(8):
         hosts.attempt("a:80", SILENT_NAME)
         assert hosts.limits.rooms().hosts["a:80"] == 0
-        probe_ms = hosts.limits.next_probe_ms()
+        probe_ms = hosts.limits.next_probe_ms(hosts.clock.now_ms())
         assert probe_ms is not None
         pauses.append(probe_ms - hosts.clock.now_ms())
         hosts.advance(pauses[-1] / 1000)
-        assert hosts.limits.next_probe_ms() is None
+        assert hosts.limits.next_probe_ms(hosts.clock.now_ms()) is None
         assert hosts.limits.rooms().hosts["a:80"] == 1
     assert pauses == [100, 200, 400, 800, 1600, 3200, 5000, 5000]
     hosts.limits.start("a:80")
