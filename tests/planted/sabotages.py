@@ -260,6 +260,20 @@ SABOTAGES: Final = (
         "tests/unit/broker/test_bundles.py",
     ),
     Sabotage(
+        "a bundle is waited for after its answer",
+        "qtasks/broker/loops/bundle_attempts.py",
+        "            self._parts.limits.answer_bundle(self._bundle.key.lot)",
+        "            pass",
+        "tests/unit/broker/test_ends_of_attempts.py",
+    ),
+    Sabotage(
+        "a wait that ends during a claim is missed",
+        "qtasks/broker/loops/deliverer.py",
+        "probe_ms = self._limits.next_probe_ms(began_ms)",
+        "probe_ms = self._limits.next_probe_ms(self._clock.now_ms())",
+        "tests/unit/broker/test_bundles.py",
+    ),
+    Sabotage(
         "a bundle holds the messages of several accounts",
         "qtasks/broker/core/bundle_plan.py",
         "return BundleKey(row.account, claim.lot, address.folder), address.target",

@@ -62,7 +62,9 @@ class BundleAttempts:
         exchange = _BundleExchange(self._parts, bundle, begun, wake=self._wake)
         await exchange.run(self._transport)
         if exchange.refused:
-            await asyncio.gather(*(self._singles.make(claim, begun) for claim in exchange.refused))
+            await asyncio.gather(exchange.recorded(), *(self._singles.make(claim, begun) for claim in exchange.refused))
+        else:
+            await exchange.recorded()
 
 
 class _BundleExchange:
@@ -108,6 +110,9 @@ class _BundleExchange:
             if self._open:  # the broker gives up
                 self._parts.limits.end(self._bundle.key.lot, None, started_s=self._started_s, count=len(self._open))
                 self._wake()
+
+    async def recorded(self) -> None:
+        """Return when the outcomes are stored. Deliveries that are `refused` do not wait for that."""
         if self._recording is not None:
             await self._recording
 
