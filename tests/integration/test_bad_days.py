@@ -26,6 +26,7 @@ from qtasks import group
 from qtasks.errors import BrokerUnreachable, TaskFailed
 from qtasks.tasks.results.backend import ResultStatus
 from qtasks.tasks.results.task_result import TaskResult
+from tests.support.process import ask
 from tests.support.servers import BrokerServer, Dispatcher, free_port
 
 TASKS = """
@@ -179,11 +180,21 @@ class BadDays:
         self.broker = self._new_broker()
 
     def restart_after(self, poison: TaskResult[Any]) -> None:
-        """Start the application again each time that the call kills it, until the call has ended."""
-        while not poison.is_finished:
+        """Start the application again each time that the call kills it, until the call has ended and one serves.
+
+        The broker knows of the end as soon as the last process is dead.
+        """
+        while not (poison.is_finished and self._serves()):
             with contextlib.suppress(Exception):
                 self.dispatcher.process.wait(0.2)
                 self.dispatcher = self._new_dispatcher()
+
+    def _serves(self) -> bool:
+        try:
+            ask("GET", f"http://127.0.0.1:{self.port}/qtasks/")
+        except OSError:
+            return False
+        return True
 
     def was_interrupted(self, call_id: str) -> bool:
         """True if the log of the broker has an interruption of the call."""
