@@ -112,6 +112,9 @@ class CallSender:
                 if running is not None:
                     answers += running.result()
                 running = ahead.submit(self._run_batch, batch)
+                if self._may_learn_who_answers:
+                    answers += running.result()
+                    running = None
             answers += running.result() if running is not None else ()
         finally:
             ahead.shutdown(wait=False)
@@ -125,10 +128,18 @@ class CallSender:
                     answers += await running
                 running = asyncio.create_task(self._arun_batch(batch))
                 await asyncio.sleep(0)  # the request begins
+                if self._may_learn_who_answers:
+                    answers += await running
+                    running = None
             answers += await running if running is not None else ()
         finally:
             if running is not None:
                 running.cancel()
+
+    @property
+    def _may_learn_who_answers(self) -> bool:
+        """True if an answer may say that the service is our broker: the size of the next batch depends on it."""
+        return not (self._is_ours or self._is_foreign)
 
     def _run_batch(self, batch: Operation[BatchAnswers]) -> BatchAnswers:
         return self._client.run(batch)
@@ -186,7 +197,7 @@ class CallSender:
 
     def _noted(self, operation: Operation[T]) -> Operation[T]:
         """The same operation; its answer may say that the service is our broker."""
-        if self._is_ours or self._is_foreign:
+        if not self._may_learn_who_answers:
             return operation
 
         def read(reply: Reply) -> T:
