@@ -1,4 +1,4 @@
-"""The same calls through a real broker and a real server, in bundles and singly: they end alike."""
+"""The same calls, of language models too, through a real broker and server, in bundles and singly: they end alike."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from qtasks.broker.core.values import AccountCredentials
 from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import BrokerSettings
 from qtasks.errors import TaskFailed
+from qtasks.llm import upstash, user
 from qtasks.protocol.messages import State
 from qtasks.tasks.web import bundle_run
 from tests.support.bundles import behind_uvicorn
@@ -57,6 +58,10 @@ def declare(tasks: QTasks) -> None:
             raise ValueError("not yet")
         return a + ctx.attempt
 
+    @tasks.llm(provider=upstash(), model="echo")
+    def ask(a: int) -> Any:
+        return [user(f"say {a}")]
+
     @tasks.task
     def fails(a: int) -> None:
         raise NonRetryable(f"no {a}")
@@ -73,7 +78,7 @@ def run_all(*, singly: bool) -> tuple[list[object], Counter[str]]:
     """The ends of all calls, and the states of their messages at the broker."""
     token = "token-of-the-shop"
     credentials = AccountCredentials("shop", token, KEYS)
-    broker = RunningBroker(BrokerSettings(path=":memory:", credentials=(credentials,)))
+    broker = RunningBroker(BrokerSettings(path=":memory:", credentials=(credentials,), llm_echo=True))
     listener = listen("127.0.0.1", 0)
     tasks = QTasks(
         url=broker.url,
@@ -89,14 +94,15 @@ def run_all(*, singly: bool) -> tuple[list[object], Counter[str]]:
         app.add_middleware(Passing)
     app.include_router(tasks.router, prefix="/qtasks")
     with behind_uvicorn(app, listener=listener):
-        names = ["add", "add", "add", "in_thread", "dependent", "second_try", "fails"]
+        names = ["add", "add", "add", "in_thread", "dependent", "second_try", "ask", "fails"]
         handles = []
         for start in range(0, CALLS, 100):  # a client waits for two seconds, and all three share this process
             with tasks.batch():
                 handles += [tasks.tasks[names[n % len(names)]].delay(n) for n in range(start, start + 100)]
         ended = [ends(handle) for handle in handles]
-        with broker._changed:  # each failure is reported by one more message
-            messages = CALLS + sum(number % len(names) == names.index("fails") for number in range(CALLS))
+        with broker._changed:  # a failure is reported by one more message, and so is a completion
+            reported = {names.index("fails"), names.index("ask")}
+            messages = CALLS + sum(number % len(names) in reported for number in range(CALLS))
             assert broker._changed.wait_for(lambda: _ended(broker) == messages, PATIENCE_S)
     tasks.close()
     states = Counter(str(event.state) for event in broker.events)
@@ -110,11 +116,13 @@ def _ended(broker: RunningBroker) -> int:
 
 def test_calls_in_bundles_end_as_calls_that_are_delivered_singly(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
+    completions: list[str] = []
     begin, guard = bundle_run.BundleRun._begin, threading.Lock()
 
     def counted(run: Any) -> None:
         with guard:
             sizes.append(len(run._items))
+            completions.extend(item.target for item in run._items if item.target.startswith("ask?"))
         begin(run)
 
     monkeypatch.setattr(bundle_run.BundleRun, "_begin", counted)
@@ -122,4 +130,5 @@ def test_calls_in_bundles_end_as_calls_that_are_delivered_singly(monkeypatch: py
     assert sizes == []
     bundled = run_all(singly=False)
     assert sum(sizes) > CALLS / 10  # how many wait for each other depends on the machine
+    assert completions
     assert bundled == single
