@@ -18,6 +18,7 @@ from qtasks import NonRetryable, QTasks, TaskContext, injected
 from qtasks.protocol import bundles
 from qtasks.protocol.bundles import BundleItem, StillRunning
 from qtasks.tasks.run import slots, thread_pool
+from qtasks.tasks.run.slots import RunPlace, RunSlots
 from qtasks.tasks.run.thread_pool import ThreadPool
 from tests.support.bundles import (
     behind_uvicorn,
@@ -274,7 +275,13 @@ async def test_a_delivery_without_a_free_slot_is_handed_back_and_nothing_of_it_i
     assert len(shop.ran) == 2
 
 
-async def test_deliveries_that_need_threads_get_as_many_slots_as_there_are_threads() -> None:
+async def test_a_task_that_needs_a_thread_takes_no_slots_while_nobody_calls_it(shop: Shop) -> None:
+    assert "in_thread" in shop.tasks.tasks
+    response = await post(shop.app, item("add", 1))
+    assert response.headers["qtasks-slots"] == str(slots.MAX_RUNNING - 1)
+
+
+async def test_deliveries_that_need_threads_are_handed_back_while_none_is_free_and_others_run() -> None:
     tasks = application(threads=2)
     release, both_run = threading.Event(), threading.Barrier(3)
 
@@ -294,8 +301,24 @@ async def test_deliveries_that_need_threads_get_as_many_slots_as_there_are_threa
     release.set()
     found = await blocked
     assert [found[place].status for place in range(4)] == [200, 200, 503, 200]
-    assert response.headers["qtasks-slots"] == "0"
+    assert int(response.headers["qtasks-slots"]) < slots.MAX_RUNNING / 2
     assert outcomes(read(response.content))[0].status == 200
+
+
+def test_the_offer_follows_what_the_latest_deliveries_needed_and_never_keeps_others_out() -> None:
+    offered = RunSlots(ThreadPool(2))
+    assert offered.free() == slots.MAX_RUNNING
+    taken = [offered.take_free(RunPlace.THREAD) for _ in range(200)]
+    assert (taken.count(True), offered.free()) == (2, 1)
+    for _ in range(200):
+        assert offered.take_free(RunPlace.LOOP)
+        offered.give_back(RunPlace.LOOP)
+    assert offered.free() == slots.MAX_RUNNING - 2
+    for _ in range(4):  # one in eight needs a thread, and none is free: it is handed back, and the others run
+        for place in (RunPlace.THREAD, *[RunPlace.LOOP] * 7):
+            if offered.take_free(place):
+                offered.give_back(place)
+    assert 4 < offered.free() < 16
 
 
 async def test_functions_that_are_quick_may_wait_for_a_thread_for_a_moment() -> None:

@@ -72,7 +72,7 @@ class Dispatcher:
         self._callback_handler = callback_handler
         self._end_handler = end_handler
         self._log = CountedLog(log, clock.monotonic)
-        self._slots = RunSlots(tasks, executor.runner.threads)
+        self._slots = RunSlots(executor.runner.threads)
 
     async def answer(self, delivery: Delivery, invoke: Invoke | None = None) -> DispatchResponse:
         """Handle one delivery and return the response. `invoke` runs tasks that have dependencies."""

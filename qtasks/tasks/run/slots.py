@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from concurrent.futures import Future
 from enum import Enum, auto
-from typing import Any, Final
+from typing import Final
 
-from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.run.thread_pool import ThreadPool
 
 MAX_RUNNING: Final = 256
 """Deliveries beyond which none is asked for. One that is made all the same runs, if it does not come in a bundle."""
+_WEIGHT: Final = 1 / 32
+"""Of the latest delivery in the part of them that need a thread."""
 
 
 class RunPlace(Enum):
@@ -29,8 +29,7 @@ class RunSlots:
     count at once.
     """
 
-    def __init__(self, tasks: Mapping[str, BaseTask[..., Any]], threads: ThreadPool) -> None:
-        self._tasks = tasks
+    def __init__(self, threads: ThreadPool) -> None:
         self._threads = threads
         self._lock = threading.Lock()
         self.running = 0
@@ -39,17 +38,19 @@ class RunSlots:
         """How many of them need a thread."""
         self.all_ended: Future[None] | None = None
         """Done when the last delivery has ended; None while more are taken."""
-        self._seen = (0, False)
-        """How many tasks there were, and whether one of them needs a thread."""
+        self._thread_share = 0.0
+        """The part of the latest deliveries that needed a thread, those without room included."""
 
     def take(self, place: RunPlace) -> None:
         """A delivery begins."""
         with self._lock:
+            self._note(place)
             self._count(place, 1)
 
     def take_free(self, place: RunPlace) -> bool:
         """A delivery begins if there is room for it; False if there is none."""
         with self._lock:
+            self._note(place)
             if self.running >= MAX_RUNNING or (place is RunPlace.THREAD and self._room_in_threads() <= 0):
                 return False
             self._count(place, 1)
@@ -62,13 +63,15 @@ class RunSlots:
             self._end_if_last()
 
     def free(self) -> int:
-        """How many deliveries may begin now, whichever tasks they are for; 0 after `close`."""
+        """How many deliveries may begin now, if threads are needed as often as by the latest ones; 0 after `close`.
+
+        One of them may find no thread, and is handed back. So while long calls hold all threads, deliveries that need
+        none still come.
+        """
         if self.all_ended is not None:
             return 0
-        free = MAX_RUNNING - self.running
-        if self._any_needs_thread():
-            free = min(free, self._room_in_threads())
-        return max(0, free)
+        free, room = max(0, MAX_RUNNING - self.running), max(0, self._room_in_threads()) + 1
+        return free if free * self._thread_share <= room else int(room / self._thread_share)
 
     def close(self) -> Future[None]:
         """Offer no more slots. The future is done when the last delivery has ended."""
@@ -83,6 +86,9 @@ class RunSlots:
         if place is RunPlace.THREAD:
             self._in_threads += step
 
+    def _note(self, place: RunPlace) -> None:
+        self._thread_share += ((place is RunPlace.THREAD) - self._thread_share) * _WEIGHT
+
     def _end_if_last(self) -> None:
         if self.running == 0 and self.all_ended is not None and not self.all_ended.done():
             self.all_ended.set_result(None)
@@ -90,9 +96,3 @@ class RunSlots:
     def _room_in_threads(self) -> int:
         """A delivery may not have its thread yet, and a thread may run on after the time of its delivery."""
         return self._threads.room() - max(0, self._in_threads - self._threads.calls)
-
-    def _any_needs_thread(self) -> bool:
-        count = len(self._tasks)  # it changes when a task is declared
-        if self._seen[0] != count:
-            self._seen = count, any(not task.is_async for task in self._tasks.values())
-        return self._seen[1]

@@ -15,7 +15,7 @@ from qtasks.threads import DaemonThreadPool
 
 WAIT_S: Final = 0.5
 """Longest wait for a thread that is asked for, seconds."""
-MAX_WAITING: Final = 64
+MAX_WAITING: Final = 256
 """Calls that are asked for beyond those that find a free thread."""
 _WEIGHT: Final = 1 / 8
 """Of the latest call in the mean."""
