@@ -12,6 +12,7 @@ from qtasks.randomness import Random
 
 _ALPHABET: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _LETTERS: Final = bytes(ord(_ALPHABET[byte % 58]) for byte in range(256))
+_LETTERS_OF_MESSAGE: Final = 22
 _PAIRS: Final = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
 
 
@@ -32,7 +33,13 @@ def letters(data: bytes) -> str:
 
 def message_id(random: Random, now_ms: int) -> str:
     """``msg_``, the time (so that new ids are neighbours in the index), and 22 random letters: over 128 bits."""
-    return _time_part(now_ms) + letters(random.token(22))
+    return _time_part(now_ms) + letters(random.token(_LETTERS_OF_MESSAGE))
+
+
+def message_ids(random: Random, now_ms: int, count: int) -> list[str]:
+    """As many message ids, of randomness that is read at once."""
+    time_part, text = _time_part(now_ms), letters(random.token(_LETTERS_OF_MESSAGE * count))
+    return [time_part + text[at : at + _LETTERS_OF_MESSAGE] for at in range(0, len(text), _LETTERS_OF_MESSAGE)]
 
 
 @lru_cache(maxsize=16)

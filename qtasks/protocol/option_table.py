@@ -218,7 +218,8 @@ def _read_cron(text: str) -> str:
     return _read_text(text)
 
 
-def _read_url(text: str) -> str:
+def read_url(text: str) -> str:
+    """`text`, if it is a URL to which a message can be sent. Raises ValueError."""
     try:
         check_url(text)
     except WireError as error:
@@ -243,8 +244,8 @@ FIELDS = (
         f"1 to {MAX_TEXT} ASCII characters without a colon",
     ),
     Field("content_based_deduplication", "Upstash-Content-Based-Deduplication", _write_bool, _read_bool, _BOOL),
-    Field("callback", "Upstash-Callback", str, _read_url, _URL),
-    Field("failure_callback", "Upstash-Failure-Callback", str, _read_url, _URL),
+    Field("callback", "Upstash-Callback", str, read_url, _URL),
+    Field("failure_callback", "Upstash-Failure-Callback", str, read_url, _URL),
     Field("labels", "Upstash-Label", ",".join, _read_labels, f"up to {MAX_LABELS}, comma-separated", listed=True),
     Field(
         "redact",
@@ -258,7 +259,7 @@ FIELDS = (
     Field("schedule_id", "Upstash-Schedule-Id", str, lambda text: check_name(text, "schedule id"), "", nested=False),
     Field("queue", "Upstash-Queue-Name", str, lambda text: check_name(text, "queue name"), "", nested=False),
     Field("call_id", "Qtasks-Call-Id", str, _read_call_id, "1 to 128 visible ASCII characters", nested=False),
-    Field("end_callback", "Qtasks-End-Callback", str, _read_url, _URL),
+    Field("end_callback", "Qtasks-End-Callback", str, read_url, _URL),
     Field("interrupted_for_ms", "Qtasks-Interrupted-For", durations.format, _read_delay, _DURATION),
 )
 """The table. Forwarded headers, flow control (two headers) and nested options have their own readers above."""

@@ -31,6 +31,7 @@ _TO_ZERO = bytes(ord("0") if byte in b"0123456789" else ord(" ") for byte in ran
 _LONG = b"0" * 16
 """Digits of the smallest integer beyond `MAX_INTEGER`, all of them replaced by zeros."""
 _UNREAD: Final = object()
+_CONTAINERS: Final = frozenset({dict, list})
 # Alternatives in this order: a proper pair (fine), a half of one or NUL (named), any other escape (fine).
 _ESCAPE = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -74,7 +75,6 @@ def _read_quickly(data: bytes, max_depth: int, max_values: int | None, *, big_in
     """The value of a text that needs no other check than these; `_UNREAD` for any other text."""
     if (
         not quick_json.is_quick
-        or data.count(b"[") + data.count(b"{") > max_depth
         or (max_values is not None and data.count(b",") >= max_values)
         or (not big_integers and _LONG in data.translate(_TO_ZERO))
         or b"\\u0000" in data  # NUL is written again as it was
@@ -82,9 +82,22 @@ def _read_quickly(data: bytes, max_depth: int, max_values: int | None, *, big_in
         return _UNREAD
     try:
         value: object = quick_json.loads(data)
+        if data.count(b"[") + data.count(b"{") > max_depth and _nests_deeper(value, max_depth):
+            return _UNREAD
         return value if quick_json.dumps(value) == data else _UNREAD
     except (ValueError, TypeError):
         return _UNREAD
+
+
+def _nests_deeper(value: object, levels: int) -> bool:
+    """True if arrays and objects in a value nest deeper than `levels`. orjson reads no more than a thousand levels."""
+    layer: list[Any] = [value]
+    while containers := [each for each in layer if type(each) in _CONTAINERS]:
+        if levels == 0:
+            return True
+        levels -= 1
+        layer = [inner for outer in containers for inner in (outer.values() if type(outer) is dict else outer)]
+    return False
 
 
 def _is_deeper(data: bytes, levels: int) -> bool:

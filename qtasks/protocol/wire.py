@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from qtasks.protocol.headers import (
     BROKER_OWNED,
     PER_CONNECTION,
-    SHORT_NAME,
     WireError,
     canonical_name,
     check_forwarded,
@@ -34,11 +34,13 @@ from qtasks.protocol.option_table import (
     Field,
     OverLimitError,
     read_limits,
+    read_url,
     write_limits,
 )
 from qtasks.protocol.targets import (
     INVALID_SCHEME,
     Target,
+    before_query,
     check_name,
     check_url,
     destination_kind,
@@ -55,6 +57,7 @@ __all__ = [
     "MAX_TEXT",
     "OPTION_NAMES",
     "Field",
+    "SplitLines",
     "Target",
     "WireError",
     "canonical_name",
@@ -64,7 +67,10 @@ __all__ = [
     "destination_kind",
     "host_of",
     "read",
+    "read_shared",
+    "split",
     "split_target",
+    "with_own",
     "write",
 ]
 
@@ -76,6 +82,9 @@ CALLBACK_DEPTH = 2
 
 _SHORT_SET = 2048
 """Characters of the option lines of one message whose reading is kept, at most."""
+
+_BLANKS = " \t"
+"""What may stand around a value without being a part of it."""
 
 _TOP = "Upstash-"
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -97,27 +106,59 @@ def read(
     ignored, unless ``Upstash-Header-Forward`` asks for all. Raises WireError for the first value that cannot be used.
     """
     lines = headers if isinstance(headers, tuple) else tuple(headers)
-    if query or defaults:
-        return _read_all(lines, query, defaults)
-    if len(lines) > MAX_LINES:
-        raise _too_many(len(lines))
-    shared: list[tuple[str, str]] = []
-    own: dict[str, list[str]] = {}
-    size = 0
-    for spelling, value in lines:
-        name, part = _kept_place(spelling) if len(spelling) <= SHORT_NAME else _place(spelling)
-        if part is _Part.OPTION:
-            shared.append((name, value))
-            size += len(name) + len(value)
-        elif part is _Part.OF_ONE:
-            own.setdefault(name, []).append(value)
-        elif part is _Part.OF_ALL:
-            return _read_all(lines, (), ())
-    options = _kept_options(tuple(shared)) if size <= _SHORT_SET else _options(tuple(shared))
+    if not (query or defaults):
+        parts = split(tuple([name for name, _ in lines]), [value for _, value in lines])
+        if parts is not None:
+            return with_own(read_shared(parts.shared), parts.own)
+    return _read_all(lines, query, defaults)
+
+
+class SplitLines(NamedTuple):
+    """The lines of a message that say something about its options, names in canonical form."""
+
+    shared: Headers
+    """Those that the messages of a task have in common. Of a URL they have what is before its query."""
+    own: Mapping[str, str]
+    """Those with an id of the message or of its call: ids, and whole URLs."""
+
+
+def split(names: tuple[str, ...], values: Sequence[str]) -> SplitLines | None:
+    """Separate what the messages of a task have in common, so that it is read and judged once for all of them.
+
+    None where only all lines together have a meaning: headers of the request are forwarded, or a line is given twice.
+    Raises WireError as `read`.
+    """
+    if len(names) > MAX_LINES:
+        raise _too_many(len(names))
+    layout = _kept_layout(names) if sum(map(len, names)) <= _SHORT_SET else _layout(names)
+    if layout is None:
+        return None
+    shared = [values[place] for place in layout.options]
+    own = {name: values[place] for name, place in layout.ids}
+    for name, place in layout.urls:
+        url = values[place]
+        if (base := before_query(url)) is not None:
+            own[name] = url
+        shared.append(base or url)
+    return SplitLines(tuple(zip(layout.shared, shared, strict=True)), own)
+
+
+def read_shared(lines: Headers) -> PublishOptions:
+    """The options in `SplitLines.shared`. Raises WireError as `read`."""
+    size = sum([len(name) + len(value) for name, value in lines])
+    return _kept_options(lines) if size <= _SHORT_SET else _options(lines)
+
+
+def with_own(options: PublishOptions, own: Mapping[str, str]) -> PublishOptions:
+    """The options of one message: those of `SplitLines.shared`, and its own ones. Raises WireError as `read`."""
     if not own:
         return options
-    of_one = {row.name: _read_field(row, row.header, own[row.header]) for row in _OF_ONE if row.header in own}
-    return changed(options, **of_one)
+    changes: dict[str, object] = {}
+    for name, value in own.items():
+        row = _OF_ONE[name]
+        # Of a URL `split` has checked the query, and reading the shared lines has checked the rest.
+        changes[row.name] = value.strip(_BLANKS) if row.read is read_url else _read_field(row, name, [value])
+    return changed(options, **changes)
 
 
 def _read_all(lines: Headers, query: Iterable[tuple[str, str]], defaults: Iterable[tuple[str, str]]) -> PublishOptions:
@@ -126,7 +167,7 @@ def _read_all(lines: Headers, query: Iterable[tuple[str, str]], defaults: Iterab
     merged = _merge(_merge(request, query), defaults)
     if len(merged) > MAX_LINES:
         raise _too_many(len(merged))
-    options = [(name, value) for name, value in merged if _place(name)[1] is not _Part.OTHER]
+    options = [(name, value) for name, value in merged if _place(name) is not _Part.OTHER]
     return PublishOptions(**_read(options, _TOP, CALLBACK_DEPTH, request))
 
 
@@ -156,36 +197,63 @@ class _Part(Enum):
 
     OTHER = auto()
     """Nothing about options."""
-    OF_ONE = auto()
+    ID = auto()
     """An option that is different for each message of a task."""
+    URL = auto()
+    """A URL with a query that may be different for each message of a task."""
     OF_ALL = auto()
     """That the headers of the request itself are forwarded."""
     OPTION = auto()
     """Another option."""
 
 
-_OF_ONE = tuple(row for row in FIELDS if row.name in {"call_id", "deduplication_id"})
+_OF_ONE = {row.header: row for row in FIELDS if row.read is read_url or row.name in {"call_id", "deduplication_id"}}
 _PARTS = {
     "Content-Type": _Part.OPTION,
     **dict.fromkeys(OWN_HEADERS, _Part.OPTION),
-    **{row.header: _Part.OF_ONE for row in _OF_ONE},
+    **{header: _Part.URL if row.read is read_url else _Part.ID for header, row in _OF_ONE.items()},
     "Upstash-Header-Forward": _Part.OF_ALL,
 }
 
 
-def _place(spelling: str) -> tuple[str, _Part]:
-    """The canonical name of a header line, and what the line says."""
-    name = canonical_name(spelling)
+def _place(name: str) -> _Part:
+    """What a line with this canonical name says."""
     if (part := _PARTS.get(name)) is not None:
-        return name, part
+        return part
     if name[: len(_TOP)].lower() != _TOP.lower():
-        return name, _Part.OTHER
+        return _Part.OTHER
     if not is_name(name):  # only a batch item, being JSON, can carry one
         raise WireError(f"invalid header name {name[:64]!r}")
-    return name, _Part.OPTION
+    return _Part.OPTION
 
 
-_kept_place = lru_cache(maxsize=4096)(_place)
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where the lines are that say something about options, for lines with certain names."""
+
+    shared: tuple[str, ...]
+    """The names of `options` and of `urls`, canonical."""
+    options: tuple[int, ...]
+    ids: tuple[tuple[str, int], ...]
+    urls: tuple[tuple[str, int], ...]
+
+
+def _layout(names: tuple[str, ...]) -> _Layout | None:
+    """None for lines that `split` does not separate."""
+    places: dict[_Part, list[tuple[str, int]]] = {part: [] for part in _Part}
+    for place, spelling in enumerate(names):
+        name = canonical_name(spelling)
+        places[_place(name)].append((name, place))
+    ids, urls = places[_Part.ID], places[_Part.URL]
+    if places[_Part.OF_ALL] or any(len({name for name, _ in own}) < len(own) for own in (ids, urls)):
+        return None
+    options = places[_Part.OPTION]
+    shared = tuple(name for name, _ in (*options, *urls))
+    return _Layout(shared, tuple(place for _, place in options), tuple(ids), tuple(urls))
+
+
+_kept_layout = lru_cache(maxsize=512)(_layout)
+"""The messages of a task have lines with the same names."""
 
 
 def _options(lines: Headers) -> PublishOptions:
@@ -270,11 +338,11 @@ def _read_field(row: Field, header: str, texts: list[str]) -> object:
 
 def _checked(header: str, texts: list[str]) -> str:
     """The one value of a header, without blanks around it."""
-    if len(set(texts)) > 1:
+    if len(texts) > 1 and len(set(texts)) > 1:
         raise WireError(f"{header} is given {len(texts)} times, with different values")
     if _CONTROL.search(texts[0]):
         raise WireError(f"{header} contains a control character")
-    return texts[0].strip(" \t")
+    return texts[0].strip(_BLANKS)
 
 
 def _rest(request: Headers, taken: set[str]) -> list[tuple[str, str]]:

@@ -700,8 +700,8 @@ SABOTAGES: Final = (
     Sabotage(
         "a message gets the ids of the one before",
         "qtasks/protocol/wire.py",
-        "return changed(options, **of_one)",
-        "return options.__dict__.update(of_one) or options",
+        "return changed(options, **changes)",
+        "return options.__dict__.update(changes) or options",
         "tests/unit/protocol/test_wire.py",
     ),
     Sabotage(

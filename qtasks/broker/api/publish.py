@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from qtasks.broker import ids
 from qtasks.broker.api import workflows
@@ -21,14 +21,20 @@ from qtasks.broker.api.validation import (
     check_policy,
     split_target,
 )
-from qtasks.broker.core.message_builder import LLM_URL, ValidPublish, publications
+from qtasks.broker.core.message_builder import (
+    LLM_URL,
+    ValidPublish,
+    messages_without_ids,
+    publication_like,
+    publications,
+)
 from qtasks.broker.core.values import Accepted, DeliveryEndpoint, Publication
 from qtasks.broker.store.verbs import url_groups
 from qtasks.broker.transport.destination import parse
 from qtasks.broker.transport.resolver import check
 from qtasks.protocol import wire
 from qtasks.protocol.headers import BROKER_HEADER
-from qtasks.protocol.messages import MAX_BODY, Headers
+from qtasks.protocol.messages import MAX_BODY, Headers, Message, PublishOptions
 from qtasks.protocol.stringify import stringify
 
 MAX_BATCH: Final = 4 * 1024 * 1024
@@ -37,19 +43,17 @@ MAX_ITEMS: Final = 1000
 MAX_MESSAGES: Final = 10_000
 """Limit for the messages that one request creates through URL groups."""
 
+_TEXTS: Final = frozenset({str})
 _OURS: Final[Headers] = ((BROKER_HEADER, "true"),)
 
 
-@dataclass(frozen=True, slots=True)
-class PublishRequest:
-    """One publish as received, by itself or as an item of a batch."""
+class PublishRequest(NamedTuple):
+    """One publish as received, by itself or as an item of a batch, without its body."""
 
     target: wire.Target
     headers: Headers
     caller_ip: str
     queue: str | None = None
-    body: bytes = b""
-    """Empty until it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class PreparedPublish:
     """A valid publish with the messages to store for it."""
 
     is_group: bool
-    publications: tuple[Publication, ...]
+    publications: Sequence[Publication]
 
     def answer(self, accepted: Sequence[Accepted]) -> dict[str, object] | list[dict[str, object]]:
         """The publish response: an object for a URL, an array for a URL group (docs/compatibility.md A1)."""
@@ -123,16 +127,22 @@ async def batch(context: ApiContext, account: int, request: ApiRequest) -> ApiRe
             raise HttpError(400, f"item {index} of the batch has no destination")
     workflows.check_items(items)
     turn = context.turns.begin()
-    validated: list[ValidPublish | HttpError] = []
+    reader = _ItemReader(context, account, request.client_ip)
+    read: list[_Item | HttpError] = []
     for item in items:
-        validated.append(await _validated_item(context, account, item, request.client_ip))
+        read.append(await reader.read(item))
         if turn.is_long:
             await turn.end_if_long()
-    total = sum(len(result.endpoints) for result in validated if isinstance(result, ValidPublish))
+    total = sum([len(item.kind.publish.endpoints) for item in read if isinstance(item, _Item)])
     if total > MAX_MESSAGES:
         raise HttpError(413, f"too many messages: {total} > {MAX_MESSAGES}")
     now_ms = context.clock.now_ms()
-    prepared = [await _prepared_item(context, result, now_ms, turn) for result in validated]
+    new_ids = iter(ids.message_ids(context.random, now_ms, total))
+    prepared: list[PreparedPublish | HttpError] = []
+    for item in read:
+        prepared.append(_prepared_item(context, item, new_ids, now_ms) if isinstance(item, _Item) else item)
+        if turn.is_long:
+            await turn.end_if_long()
     to_store = [
         publication for result in prepared if isinstance(result, PreparedPublish) for publication in result.publications
     ]
@@ -146,26 +156,74 @@ async def batch(context: ApiContext, account: int, request: ApiRequest) -> ApiRe
     return json_response(answers, 201, _OURS)
 
 
-async def _validated_item(
-    context: ApiContext, account: int, item: dict[str, Any], caller_ip: str
-) -> ValidPublish | HttpError:
-    """The valid publish of a batch item, or the error that is the item's answer."""
-    try:
-        valid = await _validated(context, account, _read_item(item, caller_ip))
-        if valid.options.cron is not None:
+class _ItemKind:
+    """Items of one batch that differ only in their bodies, in their ids and in the queries of their callbacks."""
+
+    def __init__(self, publish: ValidPublish) -> None:
+        self.publish = publish
+        """One of them, without its body and without what is its own."""
+        self.messages: tuple[Message, ...] = ()
+        """Their messages, one for each endpoint, without what is their own; made when the time is known."""
+
+
+class _Item(NamedTuple):
+    """A valid item of a batch."""
+
+    kind: _ItemKind
+    options: PublishOptions
+    body: bytes
+
+
+class _ItemReader:
+    """Reads the items of one batch. What is the same for several of them is read and judged once."""
+
+    def __init__(self, context: ApiContext, account: int, caller_ip: str) -> None:
+        self._context = context
+        self._account = account
+        self._caller_ip = caller_ip
+        self._kinds: dict[tuple[str, str | None, Headers], _ItemKind] = {}
+
+    async def read(self, item: dict[str, Any]) -> _Item | HttpError:
+        """The item, or the error that is its answer."""
+        try:
+            headers, queue, body = _read_item(item)
+            target = split_target(item["destination"])
+            lines = None if target.query else wire.split(tuple(headers), tuple(headers.values()))
+            if lines is not None:
+                key = target.destination, queue, lines.shared
+                if (kind := self._kinds.get(key)) is None and wire.destination_kind(target.destination) != "group":
+                    kind = self._kinds[key] = await self._new_kind(target, queue, lines.shared)
+                if kind is not None:
+                    return _Item(kind, wire.with_own(kind.publish.options, lines.own), body)
+            kind = await self._new_kind(target, queue, tuple(headers.items()))
+            return _Item(kind, kind.publish.options, body)
+        except wire.WireError as error:
+            return HttpError(error.status, str(error))
+        except HttpError as error:
+            return error
+
+    async def _new_kind(self, target: wire.Target, queue: str | None, lines: Headers) -> _ItemKind:
+        request = PublishRequest(target, lines, self._caller_ip, queue)
+        publish = await _validated(self._context, self._account, request)
+        if publish.options.cron is not None:
             raise HttpError(400, "Upstash-Cron: a schedule cannot be made in a batch; use POST /v2/schedules")
-    except HttpError as error:
-        return error
-    return valid
+        return _ItemKind(publish)
 
 
-async def _prepared_item(
-    context: ApiContext, valid: ValidPublish | HttpError, now_ms: int, turn: Turn
+def _prepared_item(
+    context: ApiContext, item: _Item, new_ids: Iterator[str], now_ms: int
 ) -> PreparedPublish | HttpError:
-    try:
-        return await _prepared(context, valid, now_ms, turn) if isinstance(valid, ValidPublish) else valid
-    except HttpError as error:
-        return error
+    kind = item.kind
+    if not kind.messages:
+        try:
+            _check_time(context, kind.publish, now_ms)
+        except HttpError as error:
+            return error
+        kind.messages = messages_without_ids(kind.publish, now_ms=now_ms)
+    return PreparedPublish(
+        kind.publish.url_group is not None,
+        [publication_like(message, next(new_ids), item.options, item.body) for message in kind.messages],
+    )
 
 
 def _with_texts(items: Any) -> Any:
@@ -174,26 +232,29 @@ def _with_texts(items: Any) -> Any:
     ``null`` stays, and means no body: the official Python SDK sends it where its caller gave none.
     """
     for item in items if isinstance(items, list) else ():
-        if isinstance(item, dict) and not isinstance(body := item.get("body"), str | None):
+        if isinstance(item, dict) and type(body := item.get("body")) is not str and body is not None:
             item["body"] = stringify(body).decode()
     return items
 
 
-def _read_item(item: dict[str, Any], caller_ip: str) -> PublishRequest:
-    """A batch item with checked types. HttpError for a wrong type or a body that is too large."""
+def _read_item(item: dict[str, Any]) -> tuple[dict[str, str], str | None, bytes]:
+    """Headers, queue and body of a batch item. HttpError for a wrong type or a body that is too large."""
     headers, body, queue = item.get("headers") or {}, item.get("body"), item.get("queue") or None
-    if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
+    if not isinstance(headers, dict) or not _TEXTS.issuperset(map(type, headers.values())):
         raise HttpError(400, "headers: expected an object of names and texts")
-    if not isinstance(queue, str | None):
+    if queue is not None and not isinstance(queue, str):
         raise HttpError(400, "queue: expected a text")
     content = (body or "").encode()
     if len(content) > MAX_BODY:
         raise HttpError(413, f"message too large: {len(content)} > {MAX_BODY}")
-    return PublishRequest(split_target(item["destination"]), tuple(headers.items()), caller_ip, queue, content)
+    return headers, queue, content
 
 
 async def _validated(context: ApiContext, account: int, request: PublishRequest) -> ValidPublish:
-    """The publish with its options and endpoints, checked except for its time. HttpError says what is wrong."""
+    """The publish with its options and endpoints, without its body, checked except for its time.
+
+    HttpError says what is wrong.
+    """
     destination = request.target.destination
     try:
         kind = wire.destination_kind(destination)
@@ -214,7 +275,7 @@ async def _validated(context: ApiContext, account: int, request: PublishRequest)
     valid = ValidPublish(
         account=account,
         endpoints=(DeliveryEndpoint(LLM_URL if kind == "api" else destination),) if group is None else group.endpoints,
-        body=request.body,
+        body=b"",
         options=options,
         caller_ip=request.caller_ip,
         url_group=None if group is None else destination,
@@ -256,11 +317,15 @@ async def _check_resolves(context: ApiContext, url: str, method: str) -> None:
 
 async def _prepared(context: ApiContext, publish: ValidPublish, now_ms: int, turn: Turn) -> PreparedPublish:
     """The messages of a publish at `now_ms`. HttpError 412 for a time too far ahead."""
-    if publish.options.not_before_s is not None:
-        check_not_before(publish.options, now_ms + context.clock.offset_ms())
+    _check_time(context, publish, now_ms)
     messages: list[Publication] = []
     for message in publications(publish, new_id=lambda: ids.message_id(context.random, now_ms), now_ms=now_ms):
         messages.append(message)
         if turn.is_long:
             await turn.end_if_long()
-    return PreparedPublish(publish.url_group is not None, tuple(messages))
+    return PreparedPublish(publish.url_group is not None, messages)
+
+
+def _check_time(context: ApiContext, publish: ValidPublish, now_ms: int) -> None:
+    if publish.options.not_before_s is not None:
+        check_not_before(publish.options, now_ms + context.clock.offset_ms())

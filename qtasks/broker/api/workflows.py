@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Final
 
@@ -29,13 +30,18 @@ def check_items(items: Iterable[object]) -> None:
 
     An error in the place of the item would not do: the workflow SDKs read nothing but the status of a batch.
     """
+    names: set[tuple[str, ...]] = set()
+    destinations: set[str] = set()
     for item in items:
         if not isinstance(item, dict):
             continue
         if isinstance(headers := item.get("headers"), dict):
-            check_headers(headers)
-        destination = item.get("destination")
-        if isinstance(destination, str) and "workflow-" in destination.lower():
+            names.add(tuple(headers))  # mostly the same in all items
+        if isinstance(destination := item.get("destination"), str):
+            destinations.add(destination)
+    check_headers(itertools.chain.from_iterable(names))
+    for destination in destinations:
+        if "workflow-" in destination.lower():
             check_headers(name for name, _ in split_target(destination).query)
 
 

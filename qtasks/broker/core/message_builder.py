@@ -24,6 +24,7 @@ from qtasks.protocol.messages import (
     Response,
     Schedule,
     State,
+    changed,
 )
 from qtasks.protocol.stringify import stringify
 
@@ -88,6 +89,19 @@ def publications(publish: ValidPublish, *, new_id: Callable[[], str], now_ms: in
     """One publication for each endpoint; members of a group are deduplicated separately (docs/protocol.md 5.5)."""
     for endpoint in publish.endpoints:
         yield _publication(build_message(publish, endpoint, message_id=new_id(), now_ms=now_ms))
+
+
+def messages_without_ids(publish: ValidPublish, *, now_ms: int) -> tuple[Message, ...]:
+    """One message for each endpoint, for `publication_like`."""
+    return tuple(build_message(publish, endpoint, message_id="", now_ms=now_ms) for endpoint in publish.endpoints)
+
+
+def publication_like(message: Message, message_id: str, options: PublishOptions, body: bytes) -> Publication:
+    """The publication of a message that differs from `message` only in its id, its body, and options of its own.
+
+    These are the ids of the call and of its deduplication, and the URLs of callbacks.
+    """
+    return _publication(changed(message, id=message_id, options=options, body=body))
 
 
 def build_message(publish: ValidPublish, endpoint: DeliveryEndpoint, *, message_id: str, now_ms: int) -> Message:

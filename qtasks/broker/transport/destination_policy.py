@@ -35,6 +35,7 @@ from qtasks.broker.transport.addresses import (
 from qtasks.broker.transport.allow_rules import FLAG, AllowRule, plain_name, read_rule
 from qtasks.broker.transport.destination import DEFAULT_PORTS, INVALID, Destination, parse
 from qtasks.protocol.headers import WireError
+from qtasks.protocol.targets import before_query
 
 Mode = Literal["local", "public"]
 Rules = tuple[AllowRule, ...]
@@ -98,9 +99,15 @@ class DestinationPolicy:
         """
         return tuple(rule for rule in self._limited if rule.admits(request, method))
 
-    @lru_cache(maxsize=1024)  # noqa: B019 - a broker has one policy, which never changes, and few destinations
     def check_url(self, url: str, method: str = "POST") -> str | None:
-        """The reason to refuse a publish to `url` (the text of the 400), or None if it is allowed. Resolves no name."""
+        """The reason to refuse a publish to `url` (the text of the 400), or None if it is allowed. Resolves no name.
+
+        No rule depends on the query of a URL, so those that differ only in it are judged once.
+        """
+        return self._judgement(before_query(url) or url, method)
+
+    @lru_cache(maxsize=1024)  # noqa: B019 - a broker has one policy, which never changes, and few destinations
+    def _judgement(self, url: str, method: str) -> str | None:
         try:
             place = parse(url)
         except WireError as error:

@@ -178,13 +178,13 @@ def publish_lines(
 
 
 def batch_items(
-    items: Sequence[str], retry_ids: Sequence[bool], *, timeout_s: float | None
+    items: Sequence[bytes], retry_ids: Sequence[bool], *, timeout_s: float | None
 ) -> Operation[list[BatchResponse | BatchError]]:
     """Publish or enqueue many messages, each for one URL; `items` are the JSON texts that a batch consists of.
 
     `retry_ids` says for each whether its deduplication id is the client's own. `timeout_s` is that of one attempt.
     """
-    return replace(_batch((), retry_ids, _batch_answer), body=f"[{', '.join(items)}]".encode(), timeout_s=timeout_s)
+    return replace(_batch((), retry_ids, _batch_answer), body=b"[%b]" % b",".join(items), timeout_s=timeout_s)
 
 
 def publish(

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from qtasks.protocol.messages import Headers, PublishOptions
-from qtasks.tasks.encode.envelope import Envelope
+from qtasks.tasks.encode.envelope import COMPACT, Envelope
 from qtasks.tasks.send.end_callback import END_TASK
 from qtasks.tasks.send.outgoing import AFTER_FAILURE, Outgoing
 
@@ -34,8 +34,8 @@ _UNQUOTED: Final = re.compile(r"[A-Za-z0-9_.~-]+")
 
 _EMPTY: Final = Envelope(None)
 
-_quoted: Final = json.encoder.encode_basestring_ascii
-"""A text as JSON."""
+_quoted: Final = json.encoder.encode_basestring
+"""A text as JSON, without escapes that it does not need."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class CallTemplate:
         from qtasks.qstash.operations import options as keywords
 
         lines = tuple(line for line in keywords.headers(options, {}) if line[0] not in own)
-        item = json.dumps({"destination": url_text(target), "queue": queue, "headers": dict(lines)})
+        item = COMPACT.encode({"destination": url_text(target), "queue": queue, "headers": dict(lines)})
         return cls(
             target,
             queue,
@@ -108,11 +108,11 @@ class PreparedCall:
             template.target, self.body, lines, queue=template.queue, has_retry_id=self.has_retry_id
         )
 
-    def item(self) -> str:
-        """This call as an item of a batch."""
-        lines = ", ".join([f"{_quoted(name)}: {_quoted(value)}" for name, value in self.own_lines])
-        comma = ", " if self.template.lines and lines else ""
-        return f'{self.template.item}{comma}{lines}}}, "body": {_quoted(self.body.decode())}}}'
+    def item(self) -> bytes:
+        """This call as an item of a batch: JSON, as our broker reads it most quickly."""
+        lines = ",".join([f"{_quoted(name)}:{_quoted(value)}" for name, value in self.own_lines])
+        comma = "," if self.template.lines and lines else ""
+        return f'{self.template.item}{comma}{lines}}},"body":{_quoted(self.body.decode())}}}'.encode()
 
 
 class CallPreparer:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+from typing import Any
 
 import pytest
 
@@ -156,6 +158,64 @@ async def test_a_batch_answers_each_item_at_its_place(service: Service) -> None:
     sent = await service.run()
     assert sorted(request.body for request in sent) == [b"", b"", b"one", b"two"]
     assert header(next(entry for entry in sent if entry.body == b"one"), "Content-Type") == "text/x"
+
+
+def batch_item(number: int, destination: str, queue: str | None, options: dict[str, str]) -> dict[str, Any]:
+    """As our client sends it: most of its lines are those of other items, some are its own."""
+    url = f"http://c.example/_end?call={number}"
+    ids = {"Qtasks-Call-Id": f"call_{number}", "Qtasks-End-Callback": url, "Upstash-Failure-Callback": url}
+    ids |= {"Upstash-Deduplication-Id": f"once_{number}", "Upstash-Callback": "http://c.example/done"}
+    headers = {"Content-Type": "application/json", **ids, **options}
+    return {"destination": destination, "queue": queue, "headers": headers, "body": f'{{"number":{number}}}'}
+
+
+async def test_items_of_a_batch_are_the_messages_that_they_are_alone() -> None:
+    """Whatever they have in common."""
+    options: list[dict[str, str]] = [
+        {},
+        {"Upstash-Retries": "1"},
+        {"upstash-retries": "1", "Upstash-Failure-Callback-Retries": "3"},
+        {"Upstash-Retries": "1001"},
+        {"Upstash-Not-Before": "99999999999"},
+        {"Upstash-Delay": "1h", "Upstash-Label": "a,b"},
+        {"Upstash-Failure-Callback": "http://other.example/x?y=1"},
+        {"Qtasks-End-Callback": "http://169.254.169.254/_end?call=1"},
+        {"Upstash-Callback": "http://10.0.0.1/?x", "Upstash-Method": "PUT"},
+        {"Upstash-Header-Forward": "true", "X-Own": "1"},
+        {"X-Own": "2"},
+    ]
+    faulty = [{"Upstash-Deduplication-Id": "a:b"}, {"Qtasks-Call-Id": "not an id"}]
+    places = [HOOK, f"{HOOK}?x=1", f"{HOOK}?upstash-retries=2", "g", "api/llm", "missing", "http://169.254.169.254/"]
+    kinds = [*itertools.product(places, [None, "q"], options), *itertools.product([HOOK], [None], faulty)]
+    items = [batch_item(number, *kind) for number, kind in enumerate([*kinds, *kinds])]
+    together, alone = [await prepared_service() for _ in range(2)]
+    answers = (await together.call("POST", "/v2/batch", json_body=items)).json
+    for item, answer in zip(items, answers, strict=True):
+        way = "publish" if item["queue"] is None else f"enqueue/{item['queue']}"
+        answered = await alone.call("POST", f"/v2/{way}/{item['destination']}", item["headers"], item["body"])
+        assert await shown(together, answer) == await shown(alone, answered.json), item
+    assert len({answer["error"] for answer in answers if "error" in answer}) > 6
+    await together.close()
+    await alone.close()
+
+
+async def prepared_service() -> Service:
+    service = await Service.open()
+    await group(service, "http://a.example/", "http://b.example/")
+    defaults = {"headers": {"Upstash-Header-Forward": "true", "Upstash-Timeout": "9s"}}
+    await service.call("PATCH", "/v2/topics/g", json_body=defaults)
+    return service
+
+
+async def shown(service: Service, answer: Any) -> Any:
+    """What the API shows of the messages that were accepted, without their ids; the answer if there are none."""
+    if "error" in answer:
+        return answer
+    messages = []
+    for entry in answer if isinstance(answer, list) else [answer]:
+        message = await service.get(f"/v2/messages/{entry['messageId']}")
+        messages.append({name: value for name, value in message.items() if name not in {"messageId", "createdAt"}})
+    return messages
 
 
 @pytest.mark.parametrize(

@@ -141,12 +141,12 @@ def deepest(text: str) -> int:
     st.integers(1, 5),
 )
 def test_depth_is_counted_outside_strings(value: Any, max_depth: int) -> None:
-    data = json.dumps(value).encode()
-    if deepest(data.decode()) <= max_depth:
-        assert strict_json.loads(data, max_depth=max_depth) == value
-    else:
-        with pytest.raises(ValueError, match=f"nested deeper than {max_depth} levels"):
-            strict_json.loads(data, max_depth=max_depth)
+    for data in (json.dumps(value).encode(), quick_json.dumps(value)):
+        if deepest(data.decode()) <= max_depth:
+            assert strict_json.loads(data, max_depth=max_depth) == value
+        else:
+            with pytest.raises(ValueError, match=f"nested deeper than {max_depth} levels"):
+                strict_json.loads(data, max_depth=max_depth)
 
 
 @given(st.text('[]{}"\\a', max_size=60), st.integers(1, 5))
@@ -204,3 +204,9 @@ def test_what_our_programs_write_is_read_by_orjson(monkeypatch: pytest.MonkeyPat
     document = {"v": 1, "id": "call_1", "args": [1, -2.5, True, None, 'é☃\n"\\'], "kwargs": {"a": {"b": [2**63]}}}
     monkeypatch.setattr(strict_json, "_ANY_INTEGER", None)
     assert strict_json.loads(quick_json.dumps(document), big_integers=True) == document
+
+
+def test_a_batch_of_our_client_is_read_by_orjson(monkeypatch: pytest.MonkeyPatch) -> None:
+    document = [{"headers": {"A": "1"}, "body": '{"args":[{}]}'}] * 1000
+    monkeypatch.setattr(strict_json, "_ANY_INTEGER", None)
+    assert strict_json.loads(quick_json.dumps(document), big_integers=True, max_values=250_000) == document

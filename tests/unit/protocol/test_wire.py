@@ -580,3 +580,68 @@ def test_any_headers_are_read_or_refused(
         assert error.status in {400, 412, 431}  # noqa: PT017 - both ends are fine
     else:
         assert wire.read(wire.write(options)) == options
+
+
+queries = st.sampled_from(
+    ["", "?", "?call=1", "?call=2", "?a?b", "? ", "?x ", "?\\", "?#", "?%00", "?é", "?" + "q" * 4096]
+)
+urls = st.builds(
+    "{}{}{}".format,
+    st.sampled_from(["", " "]),
+    st.sampled_from(
+        [
+            "http://a.example/_end",
+            "HTTP://u@a.example:80",
+            "http://a.example/ x",
+            "http://127.1/",
+            "ftp://a.example",
+            "",
+        ]
+    ),
+    queries,
+)
+url_names = st.sampled_from(
+    [
+        "Upstash-Callback",
+        "Upstash-Failure-Callback",
+        "upstash-failure-callback",
+        "Qtasks-End-Callback",
+        "Upstash-Failure-Callback-Callback",
+        "Upstash-Callback-Failure-Callback",
+    ]
+)
+id_names = st.sampled_from(["Qtasks-Call-Id", "qtasks-call-id", "Upstash-Deduplication-Id"])
+ids = st.sampled_from(["call_1", "call_2", " call_1", "a:b", "", "\x00", "é"])
+lines_of_one = st.lists(st.tuples(url_names, urls) | st.tuples(id_names, ids) | st.tuples(header_names, header_values))
+
+
+@settings(max_examples=1000)
+@given(lines_of_one)
+def test_lines_that_are_separated_say_what_they_say_together(lines: list[tuple[str, str]]) -> None:
+    def read_together() -> PublishOptions | None:
+        try:
+            return wire.read(lines, (), [("X-Not-An-Option", "")])  # with defaults, all lines are read together
+        except WireError:
+            return None
+
+    try:
+        separated = wire.read(lines)
+    except WireError:
+        assert read_together() is None
+    else:
+        assert separated == read_together()
+
+
+def test_what_the_messages_of_a_task_have_in_common_is_equal_for_all_of_them() -> None:
+    def lines(call: str) -> dict[str, str]:
+        url = f"http://a.example/_end?task=t&call={call}"
+        ids = {"Qtasks-Call-Id": call, "Upstash-Deduplication-Id": f"retry_{call}"}
+        return {"Upstash-Retries": "3", **ids, "Qtasks-End-Callback": url, "Upstash-Failure-Callback": url}
+
+    first, second = (wire.split(tuple(each), tuple(each.values())) for each in map(lines, ("call_1", "call_2")))
+    assert first is not None
+    assert second is not None
+    assert first.shared == second.shared
+    options = wire.read_shared(first.shared)
+    assert wire.with_own(options, second.own) == wire.read(lines("call_2").items())
+    assert wire.with_own(options, first.own) == wire.read(lines("call_1").items())
