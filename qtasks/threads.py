@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
 from qtasks.forks import per_process
@@ -22,6 +22,10 @@ class DaemonThreadPool(ThreadPoolExecutor):
     `atexit` run, and the process waits for its calls without a limit. This pool takes calls until the process has
     ended, and nothing waits for them. It has the base because an event loop accepts no other class as its default.
     A forked process has threads of its own, and none of the calls that waited for one.
+
+    Calls begin in order. Threads are called one after the other: while one is on its way no further one is called, and
+    one that arrives calls the next if more calls wait. So a long call holds up no other while a thread is free, and
+    many short ones are made by few threads, which do not contend for the interpreter.
     """
 
     def __init__(self, threads: int, name: str) -> None:
@@ -32,51 +36,91 @@ class DaemonThreadPool(ThreadPoolExecutor):
         per_process(self._begin)
 
     def _begin(self) -> None:
-        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        self._idle = threading.Semaphore(0)
-        """Counts the threads that wait for a call."""
+        self._calls: deque[tuple[Callable[[], object], Future[Any] | None]] = deque()
+        """Those that wait, in order, with the futures of `submit`."""
         self._workers: list[threading.Thread] = []
-        self._changing = threading.Lock()
+        self._idle = 0
+        """Threads that wait to be called."""
+        self._is_one_coming = False
+        """True if a thread was called, or started, and has not arrived yet."""
+        self._changed = threading.Condition()
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Call `fn` in a thread. Raises RuntimeError after `shutdown`."""
         future: Future[T] = Future()
-        with self._changing:
-            if self._closed:
-                raise RuntimeError("the thread pool is closed")
-            self._calls.put((future, lambda: fn(*args, **kwargs)))
-            if len(self._workers) < self._limit and not self._idle.acquire(blocking=False):
-                worker = threading.Thread(target=self._work, name=next(self._names), daemon=True)
-                self._workers.append(worker)
-                worker.start()
+        self._add(lambda: _run(future, lambda: fn(*args, **kwargs)), future)
         return future
+
+    def start(self, call: Callable[[], object]) -> None:
+        """As `submit`, without the cost of a future. `call` must raise nothing, and what it returns is dropped."""
+        self._add(call, None)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; the threads end after those they have. With `wait`, return when they have ended.
 
-        With `cancel_futures`, calls that have not begun are cancelled.
+        With `cancel_futures`, calls of `submit` that have not begun are cancelled.
         """
-        with self._changing:
+        with self._changed:
             self._closed = True
-            while cancel_futures and (waiting := self._next_or_none()) is not None:
-                waiting[0].cancel()
-            for _ in self._workers:
-                self._calls.put(None)
+            if cancel_futures:
+                for _, future in self._calls:
+                    if future is not None:
+                        future.cancel()
+            self._changed.notify_all()
         if wait:
             for worker in self._workers:
                 worker.join()
 
-    def _work(self) -> None:
-        while (waiting := self._calls.get()) is not None:
-            _run(*waiting)
-            del waiting  # it refers to the result
-            self._idle.release()
+    def _add(self, call: Callable[[], object], future: Future[Any] | None) -> None:
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the thread pool is closed")
+            self._call_thread()
+            self._calls.append((call, future))
 
-    def _next_or_none(self) -> tuple[Future[Any], Callable[[], Any]] | None:
-        try:
-            return self._calls.get_nowait()
-        except Empty:
-            return None
+    def _call_thread(self) -> None:
+        """Call or start one more thread, unless one is on its way or all are at work."""
+        if self._is_one_coming:
+            return
+        if self._idle:
+            self._idle -= 1
+            self._changed.notify()
+        elif len(self._workers) < self._limit:
+            worker = threading.Thread(target=self._work, name=next(self._names), daemon=True)
+            try:
+                worker.start()
+            except RuntimeError:  # the system has no more threads, or Python ends
+                if not self._workers:
+                    raise
+                return  # those that run come for the call
+            self._workers.append(worker)
+        else:
+            return
+        self._is_one_coming = True
+
+    def _work(self) -> None:
+        call = self._next(arrives=True)
+        while call is not None:
+            call()
+            del call  # it refers to the result
+            call = self._next()
+
+    def _next(self, *, arrives: bool = False) -> Callable[[], object] | None:
+        """The call that this thread makes next, once there is one; None after `shutdown` when none is left."""
+        with self._changed:
+            while True:
+                if arrives:
+                    self._is_one_coming = False
+                if self._calls:
+                    call, _ = self._calls.popleft()
+                    if self._calls:
+                        self._call_thread()
+                    return call
+                if self._closed:
+                    return None
+                self._idle += 1
+                self._changed.wait()
+                arrives = True
 
 
 def _run(future: Future[T], call: Callable[[], T]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -49,12 +51,64 @@ def test_it_runs_as_many_calls_at_once_as_it_has_threads_and_the_others_in_order
     assert sorted(order) == [0, 1, 2]
 
 
+def until_idle(pool: DaemonThreadPool, threads: int) -> None:
+    """Return when so many threads wait for a call."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while pool._idle < threads:
+        assert time.monotonic() < deadline_s
+        os.sched_yield()
+
+
 def test_a_thread_that_waits_takes_the_next_call_instead_of_a_new_thread() -> None:
     with DaemonThreadPool(8, "pool") as pool:
         pool.submit(int).result(PATIENCE_S)
-        assert pool._idle.acquire(timeout=PATIENCE_S)
-        pool._idle.release()
+        until_idle(pool, 1)
         assert pool.submit(lambda: threading.current_thread().name).result(PATIENCE_S) == "pool_0"
+
+
+@pytest.mark.parametrize("are_started", [False, True])
+def test_a_long_call_holds_up_no_other_while_threads_are_free(are_started: bool) -> None:
+    with DaemonThreadPool(3, "pool") as pool:
+        all_run = threading.Barrier(3)
+        for _ in range(1 + are_started):
+            with pool._changed:  # all are there before the first thread arrives
+                futures = [pool.submit(all_run.wait, PATIENCE_S) for _ in range(3)]
+            assert sorted(future.result(PATIENCE_S) for future in futures) == [0, 1, 2]
+            until_idle(pool, 3)
+
+
+def test_one_thread_is_called_at_a_time() -> None:
+    with DaemonThreadPool(3, "pool") as pool:
+        all_run = threading.Barrier(3)
+        for future in [pool.submit(all_run.wait, PATIENCE_S) for _ in range(3)]:
+            future.result(PATIENCE_S)
+        until_idle(pool, 3)
+        with pool._changed:  # no thread can arrive
+            futures = [pool.submit(int) for _ in range(10)]
+            assert pool._idle == 2
+        assert [future.result(PATIENCE_S) for future in futures] == [0] * 10
+
+
+def test_where_no_more_threads_can_be_started_those_that_run_make_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    with DaemonThreadPool(2, "pool") as pool:
+        may_end = threading.Event()
+        first = pool.submit(may_end.wait, PATIENCE_S)
+        monkeypatch.setattr(threading.Thread, "start", _refuse)
+        second = pool.submit(int)
+        with DaemonThreadPool(2, "empty") as empty, pytest.raises(RuntimeError, match="no more threads"):
+            empty.submit(int)
+        may_end.set()
+        assert (first.result(PATIENCE_S), second.result(PATIENCE_S)) == (True, 0)
+
+
+def _refuse(_: threading.Thread) -> None:
+    raise RuntimeError("no more threads")
+
+
+def test_a_call_without_a_future_is_made_as_well(pool: DaemonThreadPool) -> None:
+    made = threading.Event()
+    pool.start(made.set)
+    assert made.wait(PATIENCE_S)
 
 
 def test_it_holds_no_process_up(pool: DaemonThreadPool) -> None:

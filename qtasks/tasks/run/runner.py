@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+from asyncio import Future
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from types import CoroutineType
@@ -34,9 +35,7 @@ class Runner:
                 return await SoftLimit(value, limit_ms / 1000, run.task.name)
             # Asking for a coroutine first saves the search through the registered classes.
             return await value if type(value) is CoroutineType or isinstance(value, Awaitable) else value
-        run.context.link.thread.is_waiting = True
-        value = await self.threads.run(functools.partial(_call_in_thread, run, dependencies))
-        return await value.on_loop(run) if isinstance(value, _Awaitable) else value
+        return await _rest(run, returned(await self._started(run, dependencies)))
 
     async def in_time(self, run: Run, invoke: Invoke | None, running: asyncio.Task[Any]) -> Any:
         """Run a task, until a moment before the broker's timeout or until it is asked to stop.
@@ -47,15 +46,13 @@ class Runner:
         dependencies and the middleware around it, and is not awaited. Raises the exception of the task,
         AttemptTimeout, or TimeoutError if it was asked to stop.
         """
-        innermost = invoke if invoke is not None and run.task.parameters.dependencies else self._without_dependencies
-        call = chain(self._middleware, innermost) if self._middleware else innermost
         link, is_async = run.context.link, run.task.is_async
         if not is_async:
             link.thread = ThreadUse()
         limit_s = link.left_s() + (0 if is_async else link.grace_s)
         limit = TimeLimit(run, limit_s, running)
         try:
-            value = await (call(run) if is_async else _apart(run, call(run)))
+            value = await self._in_layers(run, invoke)
         except BaseException as error:
             # The function may have made a TimeoutError of the cancellation.
             is_timeout = limit.has_caused(error) or (limit.is_expired and isinstance(error, TimeoutError))
@@ -80,8 +77,26 @@ class Runner:
         """Release the threads, without waiting for runs that still use them. Idempotent."""
         self.threads.close()
 
+    def _in_layers(self, run: Run, invoke: Invoke | None) -> Awaitable[Any]:
+        """Call the function inside of the middleware, with its dependencies."""
+        has_dependencies = invoke is not None and run.task.parameters.dependencies
+        if not self._middleware and not has_dependencies:
+            return self.call(run, {}) if run.task.is_async else self._alone_in_thread(run)
+        innermost = invoke if invoke is not None and has_dependencies else self._without_dependencies
+        whole = chain(self._middleware, innermost)(run)
+        return whole if run.task.is_async else _apart(run, asyncio.ensure_future(_caught(whole)))
+
+    async def _alone_in_thread(self, run: Run) -> Any:
+        """Call a ``def`` that has nothing around it: no asyncio task is needed that outlives the attempt."""
+        return await _rest(run, await _apart(run, self._started(run, {})))
+
     async def _without_dependencies(self, run: Run) -> Any:
         return await self.call(run, {})
+
+    def _started(self, run: Run, dependencies: Mapping[str, Any]) -> Future[Any]:
+        """Begin to call a ``def`` in a thread. The future gets what it returns, or a `Raised`."""
+        run.context.link.thread.is_waiting = True
+        return self.threads.start(functools.partial(_call_in_thread, run, dependencies))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +114,11 @@ class _Awaitable:
                 self.awaitable.close()
             raise Cancel(BY_CALLER)
         return await asyncio.create_task(_awaited(self.awaitable), context=self.context)
+
+
+async def _rest(run: Run, value: Any) -> Any:
+    """What a ``def`` returned, or what it comes to if that is an awaitable."""
+    return await value.on_loop(run) if isinstance(value, _Awaitable) else value
 
 
 async def _awaited(awaitable: Awaitable[Any]) -> Any:
@@ -122,22 +142,26 @@ def _call_in_thread(run: Run, dependencies: Mapping[str, Any]) -> Any:
         return None  # the attempt has ended
     try:
         value = _called(run, dependencies)
-        return _Awaitable(value, contextvars.copy_context()) if isinstance(value, Awaitable) else value
     finally:
         link.thread.end()
+    if not isinstance(value, Awaitable):
+        return value
+    if link.thread.is_refused and isinstance(value, Coroutine):  # the attempt has ended
+        value.close()
+        return None
+    return _Awaitable(value, contextvars.copy_context())
 
 
-async def _apart(run: Run, call: Awaitable[Any]) -> Any:
-    """Await `call` in an asyncio task of its own. A cancellation leaves it alone while its function is in a thread."""
+async def _apart(run: Run, ended: Future[Any]) -> Any:
+    """Await the outcome of a ``def``, `ended`. A cancellation leaves it alone while the function is in a thread."""
     thread = run.context.link.thread
-    child = asyncio.ensure_future(_caught(call))
     try:
-        outcome = await asyncio.shield(child)
+        outcome = await asyncio.shield(ended)
     except asyncio.CancelledError:
         if thread.refuse():
-            thread.overrun = child
+            thread.overrun = ended
         else:
-            child.cancel()
+            ended.cancel()
         raise
     return returned(outcome)
 

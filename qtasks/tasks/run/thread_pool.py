@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -35,6 +37,8 @@ class ThreadPool:
         self._ended_s = 0.0
         """When the latest call ended."""
         self._pool: DaemonThreadPool | None = None
+        self._endings: LoopEndings | None = None
+        """Of the event loop that runs here."""
         per_process(self._begin)
 
     def _begin(self) -> None:
@@ -43,14 +47,19 @@ class ThreadPool:
 
     async def run(self, call: Callable[[], Any]) -> Any:
         """Call `call` in a thread, with a copy of the context variables; returns or raises what it does."""
-        context = contextvars.copy_context()
-        self.calls += 1
-        try:
-            loop = asyncio.get_running_loop()
-            outcome = await loop.run_in_executor(self._opened(), lambda: context.run(self._timed, call))
-        finally:
-            self.calls -= 1
-        return returned(outcome)
+        return returned(await self.start(call))
+
+    def start(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
+        """As `run`; the future gets what `call` returns, or a `Raised`."""
+        loop = asyncio.get_running_loop()
+        ended, context = loop.create_future(), contextvars.copy_context()
+        with self._lock:
+            if self._endings is None or self._endings.loop is not loop:
+                self._endings = LoopEndings(loop)
+            endings = self._endings
+            self._opened().start(lambda: endings.add(ended, context.run(self._timed, call)))
+            self.calls += 1
+        return ended
 
     def room(self) -> int:
         """How many more calls would begin at once or within `WAIT_S`, if they take as long as the latest ones.
@@ -68,9 +77,11 @@ class ThreadPool:
         try:
             return _caught(call)
         finally:
-            self._ended_s = time.monotonic()
-            took_s = self._ended_s - began_s
-            self._mean_s = took_s if self._mean_s is None else self._mean_s + (took_s - self._mean_s) * _WEIGHT
+            with self._lock:
+                self.calls -= 1
+                self._ended_s = time.monotonic()
+                took_s = self._ended_s - began_s
+                self._mean_s = took_s if self._mean_s is None else self._mean_s + (took_s - self._mean_s) * _WEIGHT
 
     def close(self) -> None:
         """Release the threads, without waiting for calls that still run in them. Idempotent."""
@@ -80,10 +91,33 @@ class ThreadPool:
             pool.shutdown(wait=False)
 
     def _opened(self) -> DaemonThreadPool:
-        with self._lock:
-            if self._pool is None:
-                self._pool = DaemonThreadPool(self.size, "qtasks-task")
-            return self._pool
+        if self._pool is None:
+            self._pool = DaemonThreadPool(self.size, "qtasks-task")
+        return self._pool
+
+
+class LoopEndings:
+    """The ends of calls whose results an event loop gets. Those that end before it runs wake it once."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop: Final = loop
+        self._ended: deque[tuple[asyncio.Future[Any], Any]] = deque()
+        self._is_woken = False
+
+    def add(self, future: asyncio.Future[Any], outcome: Any) -> None:
+        """Let `future` have `outcome`. May be called from any thread."""
+        self._ended.append((future, outcome))
+        if not self._is_woken:
+            self._is_woken = True
+            with contextlib.suppress(RuntimeError):  # the loop has closed
+                self.loop.call_soon_threadsafe(self._set_results)
+
+    def _set_results(self) -> None:
+        self._is_woken = False  # first, so that what ends from now on is not missed
+        while self._ended:
+            future, outcome = self._ended.popleft()
+            if not future.cancelled():
+                future.set_result(outcome)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,46 +32,51 @@ def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ManualBro
 
 
 class StuckTask:
-    """A task in a thread that ends when a test lets it, and then waits for what is around it to end."""
+    """A task in a thread that ends when a test lets it, with middleware around it or alone."""
 
-    def __init__(self, broker: ManualBroker, **options: Any) -> None:
-        self.may_end, self.ended = threading.Event(), asyncio.Event()
+    def __init__(self, broker: ManualBroker, *, is_alone: bool = False, **options: Any) -> None:
+        self.may_end = threading.Event()
         self.steps: list[str] = []
         self.contexts: list[TaskContext] = []
         self.error: Exception | None = None
+        self.returned: Callable[[], Any] = lambda: len(self.contexts)
         broker.tasks.runtime.clock = broker.clock  # its monotonic time stands still, so texts do not vary
 
-        @broker.tasks.run_middleware
         async def around(run: Run, call_next: CallNext) -> Any:
             try:
                 return await call_next(run)
             finally:
                 self.steps.append("around")
-                self.ended.set()
 
-        def stuck(ctx: TaskContext = injected) -> int:
+        if not is_alone:
+            broker.tasks.run_middleware(around)
+
+        def stuck(ctx: TaskContext = injected) -> Any:
             self.contexts.append(ctx)
             self.may_end.wait(PATIENCE_S)
             self.steps.append("thread")
             if self.error is not None:
                 raise self.error
-            return len(self.contexts)
+            return self.returned()
 
         self.task = broker.tasks.task(timeout=SHORT, **options)(stuck)
 
     async def end(self) -> None:
-        """Let the thread end, and give the callbacks of that end their turns of the loop."""
+        """Let the thread end, and what is around it, and give the callbacks of that end their turns of the loop."""
         self.may_end.set()
-        await asyncio.wait_for(self.ended.wait(), PATIENCE_S)
+        overrun = self.contexts[0].link.thread.overrun
+        assert overrun is not None
+        await asyncio.wait([overrun], timeout=PATIENCE_S)
         for _ in range(5):
             await asyncio.sleep(0)
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("is_alone", [False, True])
 async def test_without_retries_it_has_failed_and_what_it_returns_later_changes_nothing(
-    broker: ManualBroker, caplog: pytest.LogCaptureFixture
+    broker: ManualBroker, caplog: pytest.LogCaptureFixture, is_alone: bool
 ) -> None:
-    stuck, told = StuckTask(broker, retries=0), []
+    stuck, told = StuckTask(broker, is_alone=is_alone, retries=0), []
 
     @stuck.task.on_failure
     async def tell(event: TaskEvent) -> None:
@@ -89,7 +94,7 @@ async def test_without_retries_it_has_failed_and_what_it_returns_later_changes_n
     assert stuck.contexts[0].should_stop
     assert (result.status, result.error) == ("failed", text)
     await stuck.end()
-    assert stuck.steps == ["thread", "around"]
+    assert stuck.steps == (["thread"] if is_alone else ["thread", "around"])
     assert "after its time was up; its result is dropped" in caplog.text
     assert (result.status, result.error, told) == ("failed", text, [text])
     with pytest.raises(TaskFailed):
@@ -97,8 +102,9 @@ async def test_without_retries_it_has_failed_and_what_it_returns_later_changes_n
 
 
 @pytest.mark.anyio
-async def test_no_second_run_begins_beside_it(broker: ManualBroker) -> None:
-    stuck = StuckTask(broker, retries=3)
+@pytest.mark.parametrize("is_alone", [False, True])
+async def test_no_second_run_begins_beside_it(broker: ManualBroker, is_alone: bool) -> None:
+    stuck = StuckTask(broker, is_alone=is_alone, retries=3)
     stuck.task.delay()
     message = broker.take()
     assert (await broker.deliver(message)).status == 500
@@ -122,9 +128,29 @@ async def test_what_it_raises_later_is_in_the_log(broker: ManualBroker, caplog: 
 
 
 @pytest.mark.anyio
-async def test_a_call_that_no_thread_was_free_for_never_begins() -> None:
+@pytest.mark.parametrize("is_alone", [False, True])
+async def test_a_coroutine_that_it_returns_later_is_not_run(
+    broker: ManualBroker, caplog: pytest.LogCaptureFixture, is_alone: bool
+) -> None:
+    ran: list[str] = []
+
+    async def late() -> None:
+        ran.append("late")
+
+    stuck = StuckTask(broker, is_alone=is_alone, retries=0)
+    stuck.returned = late
+    stuck.task.delay()
+    assert (await broker.deliver()).status == 500
+    await stuck.end()
+    assert ran == []
+    assert "after its time was up; its result is dropped" in caplog.text
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("is_alone", [False, True])
+async def test_a_call_that_no_thread_was_free_for_never_begins(is_alone: bool) -> None:
     broker = ManualBroker(threads=1)
-    stuck = StuckTask(broker, retries=0)
+    stuck = StuckTask(broker, is_alone=is_alone, retries=0)
     stuck.task.delay()
     await broker.deliver()
     result = stuck.task.delay()
