@@ -220,7 +220,7 @@ class _RunningBroker:
         _probe(app, loop)
 
     def connection(self) -> Connection:
-        transport = InProcessTransport(self._opened.broker, self._broker_thread, usable=self._usable)
+        transport = InProcessTransport(self._opened.broker, self._broker_thread.submit, usable=self._usable)
         results = "memory://" if self._path == _MEMORY else f"sqlite:///{self._path}-results"
         return Connection(
             url=API,
@@ -374,6 +374,14 @@ async def _open(
     return OpenedBroker(broker, transport, token, keys, None if path == _MEMORY else file_at(path))
 
 
+def forked_from(process: int) -> BrokerUnreachable:
+    """The error in a process that was forked from `process`, which has the thread of the broker."""
+    return BrokerUnreachable(
+        f"the embedded broker runs in process {process}, from which this one was forked",
+        fix="queue tasks in that process, or let both use one server: qtasks broker",
+    )
+
+
 def _unanswered(timeout_s: float) -> BrokerUnreachable:
     return BrokerUnreachable(f"the embedded broker did not answer within {timeout_s:g} s")
 
@@ -381,27 +389,29 @@ def _unanswered(timeout_s: float) -> BrokerUnreachable:
 class InProcessTransport:
     """A client transport that calls the API of the embedded broker directly.
 
-    `usable`, if given, is asked before each request for the broker to call.
+    `submit` starts work on the loop of the broker. `usable`, if given, is asked before each request for the broker to
+    call.
     """
 
     def __init__(
-        self, broker: Broker, thread: LoopThread, *, usable: Callable[[], Awaitable[Broker]] | None = None
+        self,
+        broker: Broker,
+        submit: Callable[[Coroutine[Any, Any, Reply]], Future[Reply]],
+        *,
+        usable: Callable[[], Awaitable[Broker]] | None = None,
     ) -> None:
         self._broker = broker
-        self._thread = thread
+        self._submit = submit
         self._usable = usable
         self._process = os.getpid()
 
     def submit(self, request: Request) -> Future[Reply]:
         """Start the request on the loop of the broker."""
         try:
-            return self._thread.submit(self.handle(request))
+            return self._submit(self.handle(request))
         except RuntimeError:
             if os.getpid() != self._process:
-                raise BrokerUnreachable(
-                    f"the embedded broker runs in process {self._process}, from which this one was forked",
-                    fix="queue tasks in that process, or let both use one server: qtasks broker",
-                ) from None
+                raise forked_from(self._process) from None
             raise BrokerUnreachable("the embedded broker has stopped") from None
 
     async def handle(self, request: Request) -> Reply:

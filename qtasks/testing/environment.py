@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -141,19 +140,19 @@ class Environment:
         Returns the number of attempts. A failed attempt is not an error of the test: it is retried when it is due
         (`advance`), or its call is in `dlq`. Raises QTasksError after 10,000 attempts.
         """
-        return len(self._open_broker.run().result())
+        return len(self._run())
 
     async def adrain(self) -> int:
         """As `drain`, in async code: tasks run on the event loop of the test, unless an application has its own."""
-        return len(await _finished(self._open_broker.run(awaited=True)))
+        return len(await self._arun())
 
     def run_next(self) -> Call | None:
         """Run the call that is due first, and return it; None if no call is due now."""
-        return self._first(self._open_broker.run(most=1).result())
+        return self._first(self._run(most=1))
 
     async def arun_next(self) -> Call | None:
         """As `run_next`, in async code."""
-        return self._first(await _finished(self._open_broker.run(most=1, awaited=True)))
+        return self._first(await self._arun(most=1))
 
     def advance(self, span: Span = 0, /, **parts: Unpack[TimeParts]) -> int:
         """Move the clock, ``advance(hours=3)`` or ``advance("3h")``, and run every call that becomes due meanwhile.
@@ -161,11 +160,11 @@ class Environment:
         Retries, delayed calls, schedules and callbacks run at their own time: the clock jumps from one to the next.
         `parts` are those of `timedelta`, `span` is a duration or a number of seconds. Returns the number of attempts.
         """
-        return len(self._open_broker.run(span_ms=_span_ms(span, parts)).result())
+        return len(self._run(span_ms=_span_ms(span, parts)))
 
     async def aadvance(self, span: Span = 0, /, **parts: Unpack[TimeParts]) -> int:
         """As `advance`, in async code."""
-        return len(await _finished(self._open_broker.run(span_ms=_span_ms(span, parts), awaited=True)))
+        return len(await self._arun(span_ms=_span_ms(span, parts)))
 
     # -- views
 
@@ -288,6 +287,14 @@ class Environment:
             )
         return self._broker
 
+    def _run(self, *, span_ms: int = 0, most: int | None = None) -> list[str]:
+        broker = self._open_broker
+        return broker.runner.call(broker.run(span_ms=span_ms, most=most))
+
+    async def _arun(self, *, span_ms: int = 0, most: int | None = None) -> list[str]:
+        broker = self._open_broker
+        return await asyncio.wrap_future(broker.runner.submit(broker.run(span_ms=span_ms, most=most, awaited=True)))
+
     def _virtual_time_broker(self, what: str) -> VirtualTimeBroker:
         broker = self._open_broker
         if not isinstance(broker, VirtualTimeBroker):
@@ -316,10 +323,6 @@ class Environment:
 
     def _matching(self, matcher: CallMatcher) -> list[Call]:
         return [call for call in self.sent if call.task == matcher.task.name and not matcher.differences(call)]
-
-
-async def _finished(running: Future[list[str]]) -> list[str]:
-    return await asyncio.wrap_future(running)
 
 
 def _name(task: NamedTask | None) -> str | None:

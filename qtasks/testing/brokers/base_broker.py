@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from abc import ABC, abstractmethod
-from concurrent.futures import Future
-from typing import Final, Literal
+from collections.abc import Coroutine
+from typing import Any, Final, Literal
 
 from qtasks.broker import ids
 from qtasks.broker.broker import Broker
@@ -23,6 +23,7 @@ from qtasks.randomness import Random
 from qtasks.tasks.llm import callback_url
 from qtasks.tasks.ports import ASGIApp, Connection
 from qtasks.testing.app_under_test import AppUnderTest
+from qtasks.testing.brokers.callers_loop import LoopRunner
 from qtasks.testing.brokers.shared_threads import SharedThreads
 from qtasks.testing.call_log import CallLog
 from qtasks.testing.fakes.faults import FaultyTransport, OutsideServices
@@ -39,6 +40,8 @@ _PAGE: Final = 100
 class EnvironmentBroker(ABC):
     """A broker that belongs to one environment, connected to the application under test. Also an `EmbeddedBroker`."""
 
+    runner: LoopRunner
+    """Runs what belongs to the broker."""
     clock: Clock
     random: Random
     results: EnvironmentResults
@@ -65,8 +68,10 @@ class EnvironmentBroker(ABC):
     # -- for the environment
 
     @abstractmethod
-    def run(self, *, span_ms: int = 0, most: int | None = None, awaited: bool = False) -> Future[list[str]]:
-        """Run the calls that are due now and within `span_ms` milliseconds, at most `most` attempts.
+    def run(
+        self, *, span_ms: int = 0, most: int | None = None, awaited: bool = False
+    ) -> Coroutine[Any, Any, list[str]]:
+        """Work for `runner`: run the calls that are due now and within `span_ms` milliseconds, at most `most` attempts.
 
         The result has one message id per attempt. `awaited` is true if the caller's event loop runs meanwhile.
         """
@@ -82,11 +87,11 @@ class EnvironmentBroker(ABC):
 
     def dead_calls(self) -> list[DeadCall]:
         """The calls in the dead-letter queue, oldest first."""
-        return self.threads.broker.call(self._dead_calls())
+        return self.runner.call(self._dead_calls())
 
     def cancelled(self) -> set[str]:
         """Ids of the cancelled messages."""
-        return self.threads.broker.call(self._cancelled())
+        return self.runner.call(self._cancelled())
 
     def new_signature(self, request: DeliveryRequest) -> str:
         """A fresh signature for a request; the broker makes one for each attempt."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from qtasks.broker.broker import Broker
-from qtasks.embedded import InProcessTransport, LoopThread
+from qtasks.embedded import InProcessTransport
 from qtasks.protocol import durations
 from qtasks.qstash.conversation.transport import Reply, Request
+from qtasks.testing.brokers.callers_loop import LoopRunner
 
 _DELAY: Final = "upstash-delay"
 
@@ -26,14 +26,19 @@ class _Delay:
 class ClientTransport(InProcessTransport):
     """Passes requests to the broker by function call, without a timeout: a debugger may stop in between.
 
-    `follow` is called after each request, on the caller's thread, and may return work to wait for. Its argument is true
-    if the caller's event loop runs meanwhile.
+    `follow` is called after each request, on the caller's thread, and may return work to run. Its argument is true if
+    the caller's event loop runs meanwhile.
     """
 
     def __init__(
-        self, broker: Broker, thread: LoopThread, base_url: str, follow: Callable[[bool], Future[Any] | None]
+        self,
+        broker: Broker,
+        runner: LoopRunner,
+        base_url: str,
+        follow: Callable[[bool], Coroutine[Any, Any, Any] | None],
     ) -> None:
-        super().__init__(broker, thread)
+        super().__init__(broker, runner.submit)
+        self._runner = runner
         self._base_url = base_url
         self._follow = follow
         self._delays: list[_Delay] = []
@@ -44,16 +49,16 @@ class ClientTransport(InProcessTransport):
 
     def send(self, request: Request, timeout_s: float) -> Reply:  # noqa: ARG002 - see above
         """See `SyncTransport.send`."""
-        reply = self.submit(self._delayed(request)).result()
+        reply = self._runner.call(self.handle(self._delayed(request)))
         if (following := self._follow(False)) is not None:
-            following.result()
+            self._runner.call(following)
         return reply
 
     async def asend(self, request: Request) -> Reply:
         """As `send`, without blocking."""
         reply = await asyncio.wrap_future(self.submit(self._delayed(request)))
         if (following := self._follow(True)) is not None:
-            await asyncio.wrap_future(following)
+            await asyncio.wrap_future(self._runner.submit(following))
         return reply
 
     def _delayed(self, request: Request) -> Request:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 
@@ -40,6 +40,7 @@ class RealTimeBroker(EnvironmentBroker):
 
     def __init__(self, application: AppUnderTest) -> None:
         super().__init__(application)
+        self.runner = self.threads.real_time
         self.clock = SystemClock()
         self.random = SystemRandom()
         self.results = EnvironmentResults()
@@ -49,7 +50,7 @@ class RealTimeBroker(EnvironmentBroker):
         self._client = ServiceTransport()
         self._server: uvicorn.Server | None = None
         self._serving: Future[None] | None = None
-        self.threads.broker.call(self._open())
+        self.threads.real_time.call(self._open())
 
     def serve(self, app: ASGIApp) -> None:
         """Start the application, its lifespan included, then the deliveries."""
@@ -59,7 +60,7 @@ class RealTimeBroker(EnvironmentBroker):
         self._server = server = uvicorn.Server(config)
         self._serving = self.threads.tasks.submit(_serve(server, self._app_socket))
         self.threads.tasks.call(_started(server, self._serving))
-        self.threads.broker.loop.call_soon_threadsafe(self.broker.start)
+        self.threads.real_time.loop.call_soon_threadsafe(self.broker.start)
 
     def start(self, app: ASGIApp, loop: asyncio.AbstractEventLoop | None) -> Connection:  # noqa: ARG002 - it is served
         """See `EmbeddedBroker.start`."""
@@ -76,7 +77,13 @@ class RealTimeBroker(EnvironmentBroker):
     def stop(self) -> None:
         """See `EmbeddedBroker.stop`."""
 
-    def run(self, *, span_ms: int = 0, most: int | None = None, awaited: bool = False) -> Future[list[str]]:  # noqa: ARG002
+    def run(
+        self,
+        *,
+        span_ms: int = 0,
+        most: int | None = None,
+        awaited: bool = False,  # noqa: ARG002 - calls run by themselves
+    ) -> Coroutine[Any, Any, list[str]]:
         """See `EnvironmentBroker.run`; calls run by themselves, so this waits until no call is due."""
         if span_ms or most is not None:
             raise QTasksError(
@@ -84,12 +91,12 @@ class RealTimeBroker(EnvironmentBroker):
                 fix="leave out the mode, or wait for the result",
                 code=ErrorCode.TEST_MODE_WRONG,
             )
-        return self.threads.broker.submit(self._settled())
+        return self._settled()
 
     def close(self) -> None:
         """See `EnvironmentBroker.close`."""
         with contextlib.suppress(TimeoutError):
-            self.threads.broker.call(self._close(), PATIENCE_S)
+            self.threads.real_time.call(self._close(), PATIENCE_S)
         if self._server is not None and self._serving is not None:
             self._server.should_exit = True
             with contextlib.suppress(QTasksError):  # `serve` raised it already

@@ -1,9 +1,10 @@
-"""The threads that the environments of a process share: an event loop for brokers, one for tasks, and a pool."""
+"""What the environments of a process share: event loops for brokers, a thread with one for tasks, and a pool."""
 
 from __future__ import annotations
 
 import asyncio
 import atexit
+import functools
 import os
 from typing import Final
 
@@ -11,6 +12,7 @@ import apsw
 
 from qtasks.embedded import LoopThread
 from qtasks.tasks.run.thread_pool import ThreadPool
+from qtasks.testing.brokers.callers_loop import CallersLoop
 
 _WORKERS: Final = 64
 """Threads of the pool; more than one is busy only if a task waits for another one."""
@@ -30,11 +32,17 @@ class SharedThreads:
 
     def __init__(self) -> None:
         self.owner = os.getpid()
-        self.broker = LoopThread("qtasks-broker")
+        self.virtual_time = CallersLoop("qtasks-broker")
+        """Of the brokers in virtual time, which do nothing unless a caller waits."""
         self.tasks = LoopThread("qtasks-tasks")
         self.workers = SharedWorkers(_WORKERS)
         self.shelf: list[apsw.Connection] = []
         """The connections of `empty_store` between two tests."""
+
+    @functools.cached_property
+    def real_time(self) -> LoopThread:
+        """Of the brokers in real time."""
+        return LoopThread("qtasks-broker")
 
     @classmethod
     def of_process(cls) -> SharedThreads:
@@ -47,12 +55,16 @@ class SharedThreads:
     def stop(self) -> None:
         """End the threads."""
         if self.owner == os.getpid():
-            self.broker.stop()
+            self.virtual_time.stop()
+            if "real_time" in vars(self):
+                self.real_time.stop()
             self.tasks.stop()
             ThreadPool.close(self.workers)
 
     def tidy(self) -> None:
         """Cancel the asyncio tasks that a test left on the loop of the tasks, so that the next test is not affected."""
+        if not asyncio.all_tasks(self.tasks.loop):
+            return
 
         async def cancel() -> None:
             tasks = asyncio.all_tasks() - {asyncio.current_task()}

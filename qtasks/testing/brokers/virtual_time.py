@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Future
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ class VirtualTimeBroker(EnvironmentBroker):
     def __init__(self, application: AppUnderTest, mode: SteppedMode, *, start_ms: int, seed: int) -> None:
         super().__init__(application)
         self.mode = mode
+        self.runner = self.threads.virtual_time
         self.clock: VirtualClock = VirtualClock(start_ms)
         self.random = SeededRandom(seed)
         self.call_log = CallLog(application.base_url, application.tasks.runtime.tasks, self.kept)
@@ -41,8 +42,8 @@ class VirtualTimeBroker(EnvironmentBroker):
         self._app: ASGIApp | None = application.gateway()
         self._alive: tuple[ASGIApp, asyncio.AbstractEventLoop] | None = None
         self._closed = False
-        self.threads.broker.call(self._open())
-        self.client_transport = ClientTransport(self.broker, self.threads.broker, application.base_url, self._follow)
+        self.runner.call(self._open())
+        self.client_transport = ClientTransport(self.broker, self.runner, application.base_url, self._follow)
         self._connection = Connection(
             url=API,
             token=TOKEN,
@@ -66,7 +67,9 @@ class VirtualTimeBroker(EnvironmentBroker):
         """See `EmbeddedBroker.stop`."""
         self._alive = None
 
-    def run(self, *, span_ms: int = 0, most: int | None = None, awaited: bool = False) -> Future[list[str]]:
+    def run(
+        self, *, span_ms: int = 0, most: int | None = None, awaited: bool = False
+    ) -> Coroutine[Any, Any, list[str]]:
         """See `EnvironmentBroker.run`."""
         if self.mode == "capture":
             raise QTasksError(
@@ -86,7 +89,7 @@ class VirtualTimeBroker(EnvironmentBroker):
         """See `EnvironmentBroker.close`."""
         if not self._closed:
             self._closed = True
-            self.threads.broker.call(self.broker.stop())
+            self.runner.call(self.broker.stop())
             self.threads.tidy()
 
     async def _open(self) -> None:
@@ -106,11 +109,11 @@ class VirtualTimeBroker(EnvironmentBroker):
         self.keys = await self.broker.keys.of(self.broker.accounts[ACCOUNT])
         self.steps = BrokerStepper(self.broker, self.clock, self.call_log, self.results)
 
-    def _begun(self, until_ms: int | None, most: int | None, awaited: bool) -> Future[list[str]]:
+    def _begun(self, until_ms: int | None, most: int | None, awaited: bool) -> Coroutine[Any, Any, list[str]]:
         """Run calls until `until_ms`; None moves the clock as far as calls are waiting."""
         self._transport.serve(*self._place(awaited))
         schedules = self.mode == "manual"
-        return self.threads.broker.submit(self.steps.run(until_ms=until_ms, most=most, schedules=schedules))
+        return self.steps.run(until_ms=until_ms, most=most, schedules=schedules)
 
     def _place(self, awaited: bool) -> tuple[ASGIApp, asyncio.AbstractEventLoop]:
         """The application, and the loop that it is called on.
@@ -127,7 +130,7 @@ class VirtualTimeBroker(EnvironmentBroker):
         assert self._app is not None, "the runtime starts the broker before it sends anything"
         return self._app, here if awaited and here is not None else self.threads.tasks.loop
 
-    def _follow(self, awaited: bool) -> Future[Any] | None:
+    def _follow(self, awaited: bool) -> Coroutine[Any, Any, Any] | None:
         """In mode inline, run what a request of the client caused; a run in progress includes it already."""
         if self.mode != "inline" or not self.results.waits.begin():
             return None
