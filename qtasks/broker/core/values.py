@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final, Generic, TypeVar
@@ -124,6 +124,8 @@ class Rooms:
     """Of these, at most, for SILENT hosts."""
     waits_for_answer: Callable[[str], bool] = lambda _prefix: False
     """True while the messages of a URL prefix wait for the answer to a bundle, to leave together."""
+    answering: Collection[str] = ()
+    """The lots that expect that answer at any moment: their due messages stay where they are."""
 
 
 @dataclass(frozen=True, slots=True)

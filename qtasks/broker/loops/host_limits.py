@@ -29,6 +29,8 @@ FOR_SILENT: Final = 1 / 4
 """The part of all slots that silent hosts may have together."""
 ROUND_TRIP_MS: Final = 20
 """Longest wait for the head of the response to a bundle before further messages leave, when it has no full bundle."""
+SOON_MS: Final = 10
+"""So long after a bundle has left its response is expected at any moment."""
 MAX_HOSTS: Final = 1024
 """Hosts without an attempt in flight that are remembered."""
 
@@ -69,7 +71,18 @@ class _Unanswered:
     number: int
     is_full: bool
     """The last one had as many messages as a bundle may have."""
-    until_ms: int
+    sent_ms: int
+    """When the last one left."""
+
+    @property
+    def soon_until_ms(self) -> int:
+        """Until when the first response is expected at any moment."""
+        return self.sent_ms + SOON_MS
+
+    @property
+    def until_ms(self) -> int:
+        """Until when further messages wait for the responses."""
+        return self.sent_ms + ROUND_TRIP_MS
 
 
 class _Shown(Mapping[str, T]):
@@ -139,6 +152,11 @@ class HostLimits:
             else 0,
             free_for_silent=max(1, int(slots * FOR_SILENT)) - silent,
             waits_for_answer=lambda prefix: self._waits_for_answer(prefix, now_s, now_ms),
+            answering=[
+                lot
+                for lot, bundles in self._unanswered.items()
+                if now_ms < bundles.soon_until_ms and self._waits_for_answer(lot, now_s, now_ms)
+            ],
         )
 
     def next_probe_ms(self, since_ms: int) -> int | None:
@@ -149,7 +167,8 @@ class HostLimits:
         if not self._paused and not self._unanswered:
             return None
         ends = [host.paused_until_ms for host in self._paused.values()]
-        ends += [bundles.until_ms for bundles in self._unanswered.values()]
+        for bundles in self._unanswered.values():
+            ends += (bundles.soon_until_ms, bundles.until_ms)
         return min((until_ms for until_ms in ends if until_ms > since_ms), default=None)
 
     def free_slots(self, lot: str, folder: str) -> int:
@@ -173,7 +192,7 @@ class HostLimits:
         """
         earlier = self._unanswered.get(lot)
         number = 1 if earlier is None else earlier.number + 1
-        self._unanswered[lot] = _Unanswered(number, count == MAX_ITEMS, self._clock.now_ms() + ROUND_TRIP_MS)
+        self._unanswered[lot] = _Unanswered(number, count == MAX_ITEMS, self._clock.now_ms())
 
     def answer_bundle(self, lot: str) -> None:
         """The head of the response to a bundle has arrived, or its exchange has ended."""

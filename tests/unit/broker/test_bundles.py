@@ -14,7 +14,7 @@ from qtasks.broker.core import bundle_lines
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import ClaimBatch
 from qtasks.broker.events import MessageEvent
-from qtasks.broker.loops.host_limits import ROUND_TRIP_MS
+from qtasks.broker.loops.host_limits import ROUND_TRIP_MS, SOON_MS
 from qtasks.broker.ports import Failure
 from qtasks.broker.settings import DeliveryLimits
 from qtasks.broker.store.verbs import cancel, settle
@@ -82,6 +82,35 @@ async def test_what_becomes_due_during_the_round_trip_of_a_bundle_leaves_togethe
     bundle.begin()
     await bench.settle()
     assert len(bench.only_bundle().items) == 5
+
+
+async def test_what_waits_for_a_quick_round_trip_stays_where_it_is(bench: BundleBench) -> None:
+    await bench.publish(3)
+    bundle = bench.only_bundle()
+    waiting = await bench.publish(2)
+    await bench.pass_time(SOON_MS - 1)
+    assert await bench.stages(waiting) == [Stage.DUE] * 2
+    bundle.begin()
+    await bench.settle()
+    assert await bench.stages(waiting) == [Stage.ACTIVE] * 2
+
+
+async def test_what_waits_for_a_slow_round_trip_makes_way_for_messages_of_other_hosts(bench: BundleBench) -> None:
+    await bench.publish(3)
+    bench.only_bundle()
+    waiting = await bench.publish(2)
+    await bench.pass_time(SOON_MS)
+    assert await bench.stages(waiting) == [Stage.PARKED] * 2
+
+
+async def test_a_message_of_another_host_leaves_at_once_although_one_before_it_waits_for_a_round_trip(
+    bench: BundleBench,
+) -> None:
+    await bench.publish(3)
+    bench.only_bundle()
+    [waiting] = await bench.publish()
+    [elsewhere] = await bench.publish(url="https://elsewhere.example/hook")
+    assert await bench.stages([waiting, elsewhere]) == [Stage.PARKED, Stage.DELIVERED]
 
 
 async def test_a_round_trip_that_takes_long_is_not_waited_for(bench: BundleBench) -> None:

@@ -40,6 +40,10 @@ CRASH_LOOP: Final = (
     " with no other such message in flight; it is not sent any more"
 )
 
+_LOTS_OF_DUE: Final = (
+    "SELECT DISTINCT lot FROM ("
+    f"SELECT lot FROM messages WHERE stage = {Stage.DUE} AND due_ms <= ? ORDER BY due_ms, seq LIMIT ?)"
+)
 _DUE: Final = f"WHERE m.stage = {Stage.DUE} AND m.due_ms <= ? ORDER BY m.due_ms, m.seq LIMIT ?"
 """Reads the index ``messages_claimable`` from its left end."""
 _PARKED_IN_LOT: Final = f"WHERE m.stage = {Stage.PARKED} AND m.lot = ? ORDER BY m.due_ms, m.seq LIMIT ?"
@@ -146,7 +150,7 @@ class _Claims:
             self.has_more = True
             return
         scan = min(SCAN_LIMIT, self._limit - len(self.claims) + 1)
-        due = self._candidates(_DUE, self._now_ms, scan)
+        due = [] if self._leaves_due(scan) else self._candidates(_DUE, self._now_ms, scan)
         keys = fetch(self._db, _READY_KEYS, (self._now_ms, scan))
         self.has_more = self.has_more or scan in (len(due), len(keys))
         for count, candidate in enumerate(self._by_time(due, keys) if keys else due):
@@ -157,6 +161,13 @@ class _Claims:
                 self.has_more = True
             else:  # a message whose lot has no room is parked even if the claim is full: so later scans skip it
                 self._consider(candidate)
+
+    def _leaves_due(self, scan: int) -> bool:
+        """True if the next `scan` due messages are all of lots that are about to have room: none of them is parked."""
+        answering = self._rooms.answering
+        return bool(answering) and all(
+            lot in answering for (lot,) in fetch(self._db, _LOTS_OF_DUE, (self._now_ms, scan))
+        )
 
     def _by_time(self, due: list[StoredMessage], keys: list[tuple[Any, ...]]) -> Iterator[StoredMessage]:
         """Due messages and first messages of keys, earliest first. A key appears again while it admits a start."""

@@ -29,6 +29,8 @@ class LotRooms:
         self._now_ms = now_ms
         self._running = dict(rooms.running)
         self._waits_for_answer = rooms.waits_for_answer
+        self.answering = rooms.answering
+        """See `Rooms.answering`."""
         self._probes: dict[str, int] = {}
         """Messages that have started during this claim at a prefix that is down, by prefix."""
         self._parked = parked
