@@ -194,6 +194,23 @@ def test_j3_bad_keys_are_refused_at_start(current: str, following: str, dev: boo
         signing.check_keys(SigningKeys(current, following), dev=dev)
 
 
+@pytest.mark.parametrize(
+    "public",
+    [
+        "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----",
+        "\n-----BEGIN PUBLIC KEY-----\nMIIB\n-----END PUBLIC KEY-----",
+        "ssh-rsa AAAA of@everyone",
+        "ecdsa-sha2-nistp256 AAAA of@everyone",
+    ],
+)
+def test_what_is_signed_with_a_public_key_is_trusted_by_no_receiver(public: str) -> None:
+    token = mint(claims(), key=public)
+    for keys in (SigningKeys(public, NEXT), SigningKeys(CURRENT, public)):
+        error = refusal(token, keys=keys)
+        assert error.reason == Reason.KEYS_MISSING
+        assert public not in str(error)
+
+
 def test_good_keys_pass_and_development_keys_pass_in_development() -> None:
     signing.check_keys(SigningKeys("sig_" + "a" * 28, "sig_" + "b" * 28))
     signing.check_keys(KEYS, dev=True)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import apsw
-import apsw.ext
 
 from qtasks.broker.core.message_rows import MessageRow, shown_headers, shown_message
 from qtasks.protocol.messages import DeadLetter, LogEntry, Message, Response, State
@@ -53,7 +52,9 @@ def write_each(db: apsw.Connection, sql: str, values: Sequence[tuple[Any, ...]])
 
 
 def _fetch_damaged(db: apsw.Connection, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    names = [f"c{number}" for number in range(len(apsw.ext.query_info(db, sql).description))]
+    from apsw import ext  # imported here: it takes 5 MB, and most stores have no damage
+
+    names = [f"c{number}" for number in range(len(ext.query_info(db, sql).description))]
     columns = (f"typeof({name}) = 'text', iif(typeof({name}) = 'text', CAST({name} AS BLOB), {name})" for name in names)
     damaged = db.execute(f"WITH found ({', '.join(names)}) AS ({sql}) SELECT {', '.join(columns)} FROM found", values)
     return [tuple(itertools.starmap(_decoded, zip(row[::2], row[1::2], strict=True))) for row in damaged]
