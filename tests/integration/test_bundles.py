@@ -18,7 +18,7 @@ from qtasks import NonRetryable, QTasks, TaskContext, injected
 from qtasks.protocol import bundles
 from qtasks.protocol.bundles import BundleItem, StillRunning
 from qtasks.tasks.run import slots, thread_pool
-from qtasks.tasks.run.slots import RunPlace, RunSlots
+from qtasks.tasks.run.slots import RunSlots
 from qtasks.tasks.run.thread_pool import ThreadPool
 from tests.support.bundles import (
     behind_uvicorn,
@@ -275,7 +275,7 @@ async def test_a_delivery_without_a_free_slot_is_handed_back_and_nothing_of_it_i
     assert len(shop.ran) == 2
 
 
-async def test_a_task_that_needs_a_thread_takes_no_slots_while_nobody_calls_it(shop: Shop) -> None:
+async def test_a_task_that_needs_a_thread_takes_no_slots_while_it_is_not_called(shop: Shop) -> None:
     assert "in_thread" in shop.tasks.tasks
     response = await post(shop.app, item("add", 1))
     assert response.headers["qtasks-slots"] == str(slots.MAX_RUNNING - 1)
@@ -308,16 +308,16 @@ async def test_deliveries_that_need_threads_are_handed_back_while_none_is_free_a
 def test_the_offer_follows_what_the_latest_deliveries_needed_and_never_keeps_others_out() -> None:
     offered = RunSlots(ThreadPool(2))
     assert offered.free() == slots.MAX_RUNNING
-    taken = [offered.take_free(RunPlace.THREAD) for _ in range(200)]
+    taken = [offered.take_free(needs_thread=True) for _ in range(200)]
     assert (taken.count(True), offered.free()) == (2, 1)
     for _ in range(200):
-        assert offered.take_free(RunPlace.LOOP)
-        offered.give_back(RunPlace.LOOP)
+        assert offered.take_free(needs_thread=False)
+        offered.give_back(needs_thread=False)
     assert offered.free() == slots.MAX_RUNNING - 2
     for _ in range(4):  # one in eight needs a thread, and none is free: it is handed back, and the others run
-        for place in (RunPlace.THREAD, *[RunPlace.LOOP] * 7):
-            if offered.take_free(place):
-                offered.give_back(place)
+        for needs_thread in (True, *[False] * 7):
+            if offered.take_free(needs_thread=needs_thread):
+                offered.give_back(needs_thread=needs_thread)
     assert 4 < offered.free() < 16
 
 

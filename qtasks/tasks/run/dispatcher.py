@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 from qtasks.clock import Clock
@@ -24,7 +24,7 @@ from qtasks.tasks.run.decision import NEWER_AFTER_MS, DispatchResponse, error_te
 from qtasks.tasks.run.end_handler import EndHandler
 from qtasks.tasks.run.executor import AttemptExecutor
 from qtasks.tasks.run.run import Invoke, Run
-from qtasks.tasks.run.slots import RunPlace, RunSlots
+from qtasks.tasks.run.slots import RunSlots
 from qtasks.tasks.send.end_callback import END_TASK
 
 log = logging.getLogger("qtasks.dispatch")
@@ -82,12 +82,12 @@ class Dispatcher:
             return self._untrusted(delivery, error)
         if (response := self._without_run(delivery)) is not None:
             return response
-        place = self._place(delivery)
-        self._slots.take(place)
+        needs_thread = self._needs_thread(delivery)
+        self._slots.take(needs_thread=needs_thread)
         try:
             return await self._deliver(delivery, claims, invoke)
         finally:
-            self._slots.give_back(place)
+            self._slots.give_back(needs_thread=needs_thread)
 
     @property
     def free_slots(self) -> int:
@@ -106,23 +106,25 @@ class Dispatcher:
             return self._untrusted(bundle, error)
         return claims if self._slots.all_ended is None else DispatchResponse.draining()
 
-    def begin_item(self, delivery: Delivery) -> RunPlace | DispatchResponse:
+    def begin_item(self, delivery: Delivery) -> DispatchResponse | None:
         """Take a slot for a delivery of a verified bundle: `answer_item` may run it, and `end_item` must follow.
 
         Or the response to a delivery that runs nothing: also one that finds no free slot, which costs no attempt.
         """
         if (response := self._without_run(delivery)) is not None:
             return response
-        place = self._place(delivery)
-        return place if self._slots.take_free(place) else DispatchResponse.busy()
+        has_slot = self._slots.take_free(needs_thread=self._needs_thread(delivery))
+        return None if has_slot else DispatchResponse.busy()
 
-    async def answer_item(self, delivery: Delivery, claims: signing.Claims, invoke: Invoke | None) -> DispatchResponse:
+    def answer_item(
+        self, delivery: Delivery, claims: signing.Claims, invoke: Invoke | None
+    ) -> Coroutine[Any, Any, DispatchResponse]:
         """As `answer`, for a delivery of a bundle that has a slot. `claims` are its own."""
-        return await self._deliver(delivery, claims, invoke)
+        return self._deliver(delivery, claims, invoke)
 
-    def end_item(self, place: RunPlace) -> None:
+    def end_item(self, delivery: Delivery) -> None:
         """Give the slot of a delivery back."""
-        self._slots.give_back(place)
+        self._slots.give_back(needs_thread=self._needs_thread(delivery))
 
     async def run(self, run: Run, dependencies: Mapping[str, Any]) -> Any:
         """Call the function of a run, whose dependencies are resolved: ``async def`` here, ``def`` in a thread."""
@@ -176,9 +178,9 @@ class Dispatcher:
         is_end = delivery.task == END_TASK and self._end_handler is not None
         return None if is_end or delivery.task in self._tasks else self._unknown(delivery)
 
-    def _place(self, delivery: Delivery) -> RunPlace:
+    def _needs_thread(self, delivery: Delivery) -> bool:
         task = self._tasks.get(delivery.task)
-        return RunPlace.LOOP if task is None or task.is_async else RunPlace.THREAD
+        return task is not None and not task.is_async
 
     def _verify(self, delivery: Delivery) -> signing.Claims:
         return signing.verify(

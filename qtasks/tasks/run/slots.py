@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
-from enum import Enum, auto
 from typing import Final
 
 from qtasks.tasks.run.thread_pool import ThreadPool
@@ -13,13 +12,6 @@ MAX_RUNNING: Final = 256
 """Deliveries beyond which none is asked for. One that is made all the same runs, if it does not come in a bundle."""
 _WEIGHT: Final = 1 / 32
 """Of the latest delivery in the part of them that need a thread."""
-
-
-class RunPlace(Enum):
-    """Where the function of a delivery runs."""
-
-    LOOP = auto()
-    THREAD = auto()
 
 
 class RunSlots:
@@ -41,25 +33,28 @@ class RunSlots:
         self._thread_share = 0.0
         """The part of the latest deliveries that needed a thread, those without room included."""
 
-    def take(self, place: RunPlace) -> None:
+    def take(self, *, needs_thread: bool) -> None:
         """A delivery begins."""
         with self._lock:
-            self._note(place)
-            self._count(place, 1)
+            self._note(needs_thread)
+            self.running += 1
+            self._in_threads += needs_thread
 
-    def take_free(self, place: RunPlace) -> bool:
+    def take_free(self, *, needs_thread: bool) -> bool:
         """A delivery begins if there is room for it; False if there is none."""
         with self._lock:
-            self._note(place)
-            if self.running >= MAX_RUNNING or (place is RunPlace.THREAD and self._room_in_threads() <= 0):
+            self._note(needs_thread)
+            if self.running >= MAX_RUNNING or (needs_thread and self._room_in_threads() <= 0):
                 return False
-            self._count(place, 1)
+            self.running += 1
+            self._in_threads += needs_thread
             return True
 
-    def give_back(self, place: RunPlace) -> None:
+    def give_back(self, *, needs_thread: bool) -> None:
         """A delivery has ended."""
         with self._lock:
-            self._count(place, -1)
+            self.running -= 1
+            self._in_threads -= needs_thread
             self._end_if_last()
 
     def free(self) -> int:
@@ -81,13 +76,8 @@ class RunSlots:
             self._end_if_last()
             return self.all_ended
 
-    def _count(self, place: RunPlace, step: int) -> None:
-        self.running += step
-        if place is RunPlace.THREAD:
-            self._in_threads += step
-
-    def _note(self, place: RunPlace) -> None:
-        self._thread_share += ((place is RunPlace.THREAD) - self._thread_share) * _WEIGHT
+    def _note(self, needs_thread: bool) -> None:
+        self._thread_share += (needs_thread - self._thread_share) * _WEIGHT
 
     def _end_if_last(self) -> None:
         if self.running == 0 and self.all_ended is not None and not self.all_ended.done():

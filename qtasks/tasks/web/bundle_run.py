@@ -23,7 +23,6 @@ from qtasks.tasks.run.attempt import Delivery
 from qtasks.tasks.run.decision import DispatchResponse
 from qtasks.tasks.run.dispatcher import Dispatcher, item_claims, log
 from qtasks.tasks.run.run import Run
-from qtasks.tasks.run.slots import RunPlace
 from qtasks.tasks.web.delivery_headers import as_sent, of_item
 from qtasks.tasks.web.dependency_routes import DependencyRoutes
 
@@ -65,8 +64,10 @@ class BundleRun:
         self._began_s = self._sent_s = self._loop.time()
         self._open: dict[int, asyncio.Task[DispatchResponse]] = {}
         """The deliveries that run, by their places."""
-        self._lines: list[bytes] = []
-        """What is to be sent."""
+        self._ended: list[tuple[int, DispatchResponse | None]] = []
+        """The deliveries whose lines are to be sent: their places and responses, None for a crash."""
+        self._reports_running = True
+        """True if a line is to be sent that says how many deliveries run."""
         self._waiting: asyncio.Future[None] | None = None
         self._heartbeat: asyncio.TimerHandle | None = None
         self._has_started = False
@@ -107,40 +108,32 @@ class BundleRun:
                 call=headers.call,
             )
             refusal = headers.refusal(has_public_keys=self._dispatcher.has_public_keys)
-            begun = self._dispatcher.begin_item(delivery) if refusal is None else refusal
-            if isinstance(begun, DispatchResponse):
-                self._note(place, begun)
+            response = self._dispatcher.begin_item(delivery) if refusal is None else refusal
+            if response is not None:
+                self._ended.append((place, response))
                 continue
             answer = self._dispatcher.answer_item(
                 delivery, item_claims(self._claims, place), functools.partial(self._with_dependencies, item)
             )
             self._open[place] = running = self._loop.create_task(answer)
-            running.add_done_callback(functools.partial(self._ended, place, begun))
-        self._lines.insert(0, bundles.running_line(len(self._open)))
+            running.add_done_callback(functools.partial(self._end, place, delivery))
 
     async def _with_dependencies(self, item: BundleItem, run: Run) -> Any:
         return await self._routes.call(self._dispatcher, run, item_scope(self._scope, item), item.body)
 
-    def _ended(self, place: int, run_place: RunPlace, running: asyncio.Task[DispatchResponse]) -> None:
+    def _end(self, place: int, delivery: Delivery, running: asyncio.Task[DispatchResponse]) -> None:
         """Note the outcome of a delivery. One that has cancelled itself has none, as if its connection were cut."""
-        self._dispatcher.end_item(run_place)
+        self._dispatcher.end_item(delivery)
         del self._open[place]
         if running.cancelled():
             if self._is_handed_back:
-                self._note(place, DispatchResponse.draining())
+                self._ended.append((place, DispatchResponse.draining()))
         elif (error := running.exception()) is not None:
             log.error("a delivery of a bundle ended with an exception", exc_info=error, extra={"action": "crashed"})
-            outcome = ItemOutcome(place, 500, (("Content-Type", "text/plain"),), _CRASH, self._age_ms())
-            self._lines.append(bundles.outcome_line(outcome))
+            self._ended.append((place, None))
         else:
-            self._note(place, running.result())
+            self._ended.append((place, running.result()))
         self._wake()
-
-    def _note(self, place: int, response: DispatchResponse) -> None:
-        slots = (bundles.SLOTS_HEADER, str(self._dispatcher.free_slots))
-        headers = (*_OF_AN_ANSWER, *response.headers, slots)
-        outcome = ItemOutcome(place, response.status, headers, response.body, self._age_ms())
-        self._lines.append(bundles.outcome_line(outcome))
 
     async def _send(self, send: Send) -> None:
         slots = (bundles.SLOTS_HEADER.lower().encode(), b"%d" % self._dispatcher.free_slots)
@@ -148,23 +141,37 @@ class BundleRun:
         self._has_started = True
         self._beat()
         while await self._send_lines(send):
-            if not self._lines:
+            if not (self._ended or self._reports_running):
                 self._waiting = self._loop.create_future()
                 await self._waiting
 
     async def _send_lines(self, send: Send) -> bool:
         """Send what has been noted; False if nothing follows."""
-        lines, self._lines = self._lines, []
-        follows = bool(self._open)
         self._sent_s = self._loop.time()
-        await send({"type": "http.response.body", "body": b"".join(lines), "more_body": follows})
+        lines, follows = self._lines(), bool(self._open)
+        await send({"type": "http.response.body", "body": lines, "more_body": follows})
         return follows
+
+    def _lines(self) -> bytes:
+        """The lines of what has been noted."""
+        lines = [bundles.running_line(len(self._open))] if self._reports_running else []
+        after_ms = int((self._sent_s - self._began_s) * 1000)
+        slots = (bundles.SLOTS_HEADER, str(self._dispatcher.free_slots))
+        for place, response in self._ended:
+            if response is None:
+                outcome = ItemOutcome(place, 500, (("Content-Type", "text/plain"),), _CRASH, after_ms)
+            else:
+                headers = (*_OF_AN_ANSWER, *response.headers, slots)
+                outcome = ItemOutcome(place, response.status, headers, response.body, after_ms)
+            lines.append(bundles.outcome_line(outcome))
+        self._ended, self._reports_running = [], False
+        return b"".join(lines)
 
     def _beat(self) -> None:
         """Say how many deliveries run, whenever nothing was sent for some time."""
         silent_s = self._loop.time() - self._sent_s
-        if silent_s >= bundles.HEARTBEAT_S and not self._lines:
-            self._lines.append(bundles.running_line(len(self._open)))
+        if silent_s >= bundles.HEARTBEAT_S and not self._ended:
+            self._reports_running = True
             self._wake()
             silent_s = 0
         self._heartbeat = self._loop.call_later(max(0, bundles.HEARTBEAT_S - silent_s), self._beat)
@@ -181,9 +188,6 @@ class BundleRun:
     async def _all_ended(self) -> None:
         while self._open:
             await asyncio.wait(list(self._open.values()))
-
-    def _age_ms(self) -> int:
-        return int((self._loop.time() - self._began_s) * 1000)
 
 
 def ends_with_the_server(cancellation: asyncio.CancelledError) -> bool:
