@@ -17,8 +17,8 @@ import math
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import PayloadError
@@ -31,6 +31,7 @@ MAX_NESTING = strict_json.MAX_DEPTH - 2
 """How deep an argument may be nested: the envelope itself has two of the levels that JSON may have."""
 
 _TOO_MANY_DIGITS = 10**strict_json.MAX_DIGITS
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 SKIP = "skip"
 _ID_LENGTH = 128
 COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -54,13 +55,12 @@ class TamperedError(PayloadError):
     """A part of a signed request does not match what the signature covers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """One call as it is sent. Arguments are plain JSON values."""
 
     call_id: str | None
     args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, Any] = _NOTHING
     retries: int | None = None
     timeout_ms: int | None = None
     """The limit for one attempt; None: the protocol's default."""
@@ -71,13 +71,13 @@ class Envelope:
     jitter: float = 0.0
     snoozed: int = 0
     """How often `Snooze` has postponed the call."""
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = _NOTHING
     """Header lines with which the call is published again, if they differ from its task's."""
     unique: str | None = None
     """The unique key that the call locks until it has ended."""
-    flow: Mapping[str, Any] = field(default_factory=dict)
+    flow: Mapping[str, Any] = _NOTHING
     """What follows the call; see `tasks.flow.steps`."""
-    carried: Mapping[str, str] = field(default_factory=dict)
+    carried: Mapping[str, str] = _NOTHING
     """What middleware added to the call, such as a trace."""
     schedule: str | None = None
     """The id of the schedule that started the call."""

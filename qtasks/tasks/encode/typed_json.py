@@ -52,7 +52,10 @@ class Proof:
 
 
 class TypedJson(Generic[T]):
-    """Checks, writes and reads the values of one type. Without a `proof` the values need none."""
+    """Checks, writes and reads the values of one type. Without a `proof` the values need none.
+
+    It asks the validator and the serializer in `adapter`, whose own methods take as long again to hand over arguments.
+    """
 
     def __init__(self, adapter: TypeAdapter[T], proof: Proof | None = None) -> None:
         self._adapter = adapter
@@ -62,7 +65,7 @@ class TypedJson(Generic[T]):
 
     def check(self, value: object) -> T:
         """A caller's value, converted to the type. Raises pydantic's ValidationError."""
-        return self._adapter.validate_python(value)
+        return self._adapter.validator.validate_python(value)  # type: ignore[no-any-return]
 
     def write(self, checked: T) -> Any:
         """A checked value as plain JSON values.
@@ -73,7 +76,7 @@ class TypedJson(Generic[T]):
         # Names, never aliases: of the two an alias may be different for reading and for writing.
         proof = self._proof
         if proof is None:
-            return self._adapter.dump_python(checked, mode="json", round_trip=True, by_alias=False)
+            return self._adapter.serializer.to_python(checked, mode="json", round_trip=True, by_alias=False)
         try:
             plain = self._adapter.dump_python(checked, mode="json", round_trip=True, by_alias=False, warnings="none")
         except (PydanticSerializationError, ValueError) as error:
@@ -88,7 +91,7 @@ class TypedJson(Generic[T]):
         """The value that was written as `plain`. Raises pydantic's ValidationError."""
         if self._reads_text:
             return read_text(self._adapter, plain)
-        return self._adapter.validate_python(plain, context=WIRE, by_name=True, by_alias=True)
+        return self._adapter.validator.validate_python(plain, context=WIRE, by_name=True, by_alias=True)  # type: ignore[no-any-return]
 
 
 def read_text(adapter: TypeAdapter[T], plain: object) -> T:

@@ -153,7 +153,7 @@ class Signature(Generic[R]):
         message = self._at(times).message(self.args, self.kwargs, call_id)
         if message.unique is not None:
             raise self.task.not_unique_in_flow()
-        return replace(message, envelope=replace(message.envelope, flow=flow))
+        return replace(message, envelope=message.envelope._replace(flow=flow))
 
     def step(self, now_ms: int, call_id: str, expires_ms: int | None) -> Step:
         """The call as a step with the id `call_id`, in a flow that expires at `expires_ms`.

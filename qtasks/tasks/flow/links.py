@@ -39,7 +39,7 @@ def linked(task: BaseTask[..., Any], message: Outgoing, link: Any, link_error: A
             )
         now_ms = task.runtime.now_ms()
         flow[AFTER_FAILURE] = [_error_call(call, now_ms) for call in after_failure if isinstance(call, Signature)]
-    return replace(message, envelope=replace(message.envelope, flow=flow))
+    return replace(message, envelope=message.envelope._replace(flow=flow))
 
 
 def _calls(link: Any, option: str) -> Sequence[Signature[Any] | Chain]:

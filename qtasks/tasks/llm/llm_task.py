@@ -138,13 +138,13 @@ class LlmTask(Task[P, T]):
         checked = self.parameters.check(self.parameters.bind(args, kwargs))
         plain = self.message_with(checked, len(args), call_id)
         messages = self.parameters.call(self.__wrapped__, checked)
-        envelope = replace(plain.envelope, call_id=plain.call_id)
+        envelope = plain.envelope._replace(call_id=plain.call_id)
         request = self._first_request(envelope, messages, plain.options, plain.queue, plain.unique)
         return replace(request, own_deduplication=plain.own_deduplication)
 
     def follow_up(self, envelope: Envelope, call_id: str, value: Any) -> ModelRequest:
         """See `BaseTask.follow_up`: a call that was delivered, such as a step of a flow, continues as the request."""
-        envelope = replace(envelope, call_id=call_id)
+        envelope = envelope._replace(call_id=call_id)
         return self._first_request(envelope, value, self._once(envelope, "asked"), self.delivery_options.queue)
 
     def repair_request(self, envelope: Envelope, request: Mapping[str, Any], repair: Repair) -> ModelRequest:
@@ -173,8 +173,7 @@ class LlmTask(Task[P, T]):
         request = self.api.request(self.model, self._checked(messages), self.output, model_options)
         # From here on the envelope is that of the callback, so its attempts are those of the completion.
         completion = self.completion.delivery_options
-        envelope = replace(
-            envelope,
+        envelope = envelope._replace(
             retries=completion.retries,
             timeout_ms=completion.publish.timeout_ms,
             retry_delay=completion.publish.retry_delay if completion.jitter else None,

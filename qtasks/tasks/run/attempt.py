@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from qtasks.clock import Clock
 from qtasks.errors import QTasksError
@@ -35,20 +35,22 @@ half of that time to end by itself.
 NOTHING_CARRIED: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
+class Delivery(NamedTuple):
     """One message that arrived for a task. The signature covers `task`, `query` and `body` only."""
 
     task: str
-    body: bytes = field(repr=False)
-    signature: str = field(repr=False)
+    body: bytes
+    signature: str
     message_id: str
     retried: int
     schedule_id: str | None = None
     query: str = ""
     """Raw query string. Only callbacks have one."""
-    call: str = field(default="", repr=False)
+    call: str = ""
     """The header in which a callback carries its call."""
+
+    def __repr__(self) -> str:
+        return f"Delivery(task={self.task!r}, message_id={self.message_id!r})"  # the rest may be secret
 
 
 class Execution(Protocol):

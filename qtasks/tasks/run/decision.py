@@ -18,9 +18,9 @@ The responses to the broker, and what it then does:
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
 from enum import Enum, StrEnum, auto
 from http import HTTPStatus
+from typing import NamedTuple
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, OutputError, QTasksError, ResultsDisabled
@@ -64,8 +64,7 @@ class Interruption(StrEnum):
     BUSY = "busy"
 
 
-@dataclass(frozen=True, slots=True)
-class DispatchResponse:
+class DispatchResponse(NamedTuple):
     """What the dispatcher responds to the broker: status, JSON body, and header lines (without the content type)."""
 
     status: int
@@ -151,7 +150,7 @@ class DispatchResponse:
 
     def with_header(self, name: str, value: str) -> DispatchResponse:
         """The same response with one more header line."""
-        return replace(self, headers=(*self.headers, (name, value)))
+        return self._replace(headers=(*self.headers, (name, value)))
 
 
 class DecisionKind(Enum):
@@ -172,8 +171,7 @@ class DecisionKind(Enum):
     """Another delivery of the call runs it or has ended it. Nothing is recorded or reported for this one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decision(NamedTuple):
     """What the end of an attempt means: what to respond to the broker, and what to record of the call."""
 
     kind: DecisionKind
@@ -215,9 +213,8 @@ class Decision:
     @classmethod
     def skipped(cls, reason: str) -> Decision:
         """The call is not run."""
-        return replace(
-            cls._discarded("skipped", reason, ErrorCode.RUN_SKIPPED, ResultStatus.CANCELLED), action="skipped"
-        )
+        discarded = cls._discarded("skipped", reason, ErrorCode.RUN_SKIPPED, ResultStatus.CANCELLED)
+        return discarded._replace(action="skipped")
 
     @classmethod
     def republished(cls, reason: str, action: str) -> Decision:

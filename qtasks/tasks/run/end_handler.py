@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from qtasks.clock import Clock
@@ -83,7 +82,7 @@ class EndHandler:
         if not changes:
             if record is not None and record.status is ResultStatus.EXPIRED and attempt.flow_id is not None:
                 # What follows it may not know of that yet.
-                return replace(Decision.cancelled(record.error or ""), status=ResultStatus.EXPIRED)
+                return Decision.cancelled(record.error or "")._replace(status=ResultStatus.EXPIRED)
             return Decision.duplicate(DispatchResponse.acknowledgement())
         if report.is_cancelled:
             return Decision.cancelled("cancelled at the broker")

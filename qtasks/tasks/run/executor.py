@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -303,7 +302,7 @@ class AttemptExecutor:
 
     async def _failed_before(self, attempt: Attempt, decision: Decision) -> DispatchResponse:
         """Respond for a call whose failure is recorded; do what a process that died after that has left."""
-        failure = replace(decision, kind=DecisionKind.FAILED)
+        failure = decision._replace(kind=DecisionKind.FAILED)
         if decision.owes_hooks:
             if AFTER_FAILURE in attempt.envelope.flow and not await self._has_sent_failure_calls(attempt, decision):
                 return decision.response.unless_acknowledged(after_ms=RETRY_AFTER_MS)

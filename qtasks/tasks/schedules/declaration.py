@@ -166,9 +166,8 @@ class ScheduleDeclaration:
         values = task.parameters.check(task.parameters.bind(self.args, self.kwargs))
         purpose = None if is_run else Purpose.schedule(task.name, schedule_id)
         message = task.message_with(values, len(self.args), purpose=purpose)
-        envelope = replace(
-            message.envelope, schedule=schedule_id, overlap=envelopes.SKIP if self.overlap == envelopes.SKIP else None
-        )
+        overlap = envelopes.SKIP if self.overlap == envelopes.SKIP else None
+        envelope = message.envelope._replace(schedule=schedule_id, overlap=overlap)
         options = replace(message.options, labels=(self.label, *message.options.labels), delay_ms=None)
         return replace(message, envelope=envelope, options=options)
 
@@ -176,7 +175,7 @@ class ScheduleDeclaration:
         """The schedule that the service should have for environment `base_url`. Raises as `call`."""
         call = self.call(base_url, is_run=False)
         # The body is the same at every tick, so the call id of a run is made of its message id.
-        body = self.task.encoded(replace(call, envelope=replace(call.envelope, call_id=None))).body
+        body = self.task.encoded(replace(call, envelope=call.envelope._replace(call_id=None))).body
         options = replace(
             call.options,
             delay_ms=self.task.delivery_options.publish.delay_ms,
@@ -198,7 +197,7 @@ class ScheduleDeclaration:
         parameters = self.task.parameters
         lasting = parameters.lasting_json(parameters.check(parameters.bind(self.args, self.kwargs)))
         args, kwargs = parameters.arrange(lasting, len(self.args))
-        plain = replace(envelope, call_id=None, coded=None, args=args, kwargs=kwargs)
+        plain = envelope._replace(call_id=None, coded=None, args=args, kwargs=kwargs)
         if envelope.coded is not None:
             return self.task.codec.encoding.fingerprint(envelopes.encode(plain))
         is_same = (list(envelope.args), dict(envelope.kwargs)) == (args, kwargs)

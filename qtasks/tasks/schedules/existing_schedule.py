@@ -8,7 +8,6 @@ other ids: its schedules appear in addition to those of production, but never re
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qtasks.error_codes import ErrorCode
@@ -76,7 +75,7 @@ def call_of(schedule: Schedule, base_url: str) -> Outgoing:
             labels=tuple(label for label in labels_of(schedule) if not label.startswith(label_prefix(base_url))),
         ),
         queue=schedule.queue,
-        envelope=replace(envelope, call_id=call_id),
+        envelope=envelope._replace(call_id=call_id),
     )
 
 

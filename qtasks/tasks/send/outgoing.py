@@ -70,7 +70,7 @@ class Outgoing:
         return body
 
     def _too_large(self, size: int) -> ArgumentsError:
-        alone = len(envelopes.encode(replace(self.envelope, carried={}, flow={})))
+        alone = len(envelopes.encode(self.envelope._replace(carried={}, flow={})))
         what = "the arguments make" if alone > MAX_BODY else "the arguments and what the message carries make"
         return ArgumentsError(
             f"{self.task}: {what} a message of {size:,} bytes; {MAX_BODY:,} are allowed",
@@ -130,7 +130,7 @@ class Outgoing:
 
     def carrying(self, items: Mapping[str, str]) -> Self:
         """The same call with `items` added to what it carries."""
-        return replace(self, envelope=replace(self.envelope, carried={**self.carried, **items}))
+        return replace(self, envelope=self.envelope._replace(carried={**self.carried, **items}))
 
 
 def once(call_id: str, step: str = "") -> str:
@@ -161,5 +161,5 @@ def again(task: str, call_id: str, envelope: Envelope, declared: PublishOptions,
         task=task,
         call_id=call_id,
         options=options,
-        envelope=replace(envelope, call_id=call_id, snoozed=envelope.snoozed + 1),
+        envelope=envelope._replace(call_id=call_id, snoozed=envelope.snoozed + 1),
     )

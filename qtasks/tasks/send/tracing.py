@@ -59,12 +59,9 @@ _NO_SPAN: Final[AbstractContextManager[object]] = nullcontext()
 
 def continued(context: TaskContext) -> AbstractContextManager[object]:
     """A span around the run, as a part of the trace in which the call was made."""
-    if "opentelemetry.trace" not in sys.modules:
+    if "opentelemetry.trace" not in sys.modules or not (context.carried or _SEARCH.has_tracer()):
         return _NO_SPAN
     from opentelemetry import trace
-
-    if not context.carried and not _SEARCH.has_tracer():
-        return _NO_SPAN
     from opentelemetry.propagate import extract
 
     attributes: Mapping[str, str | int] = {

@@ -9,7 +9,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -145,7 +144,7 @@ class Harness:
         made = Delivery(
             task=task, body=body, signature=signature(f"{BASE_URL}/{task}", body), message_id="msg_1", retried=0
         )
-        return replace(made, **changes)
+        return made._replace(**changes)
 
     async def deliver(self, task: str, body: bytes | None = None, **changes: Any) -> DispatchResponse:
         return await self.dispatcher.answer(self.delivery(task, envelope() if body is None else body, **changes))

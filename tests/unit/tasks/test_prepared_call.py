@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -42,8 +43,7 @@ CALLS = st.builds(
     queue=st.sampled_from([None, "mail"]),
     own_deduplication=st.booleans(),
     envelope=st.builds(
-        Envelope,
-        st.just("call_0f"),
+        partial(Envelope, "call_0f"),
         args=st.lists(
             st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=3), max_size=2
         ),

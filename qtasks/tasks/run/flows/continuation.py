@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Literal
 
@@ -226,7 +226,7 @@ class Continuation:
         group = steps.collecting(envelope.flow)
         if not group and flow is not None and (around := flow.plan.collecting_around(context.call_id)) is not None:
             group = around.flow
-            envelope = replace(envelope, flow={"id": flow.plan.flow_id}, carried=around.carried)
+            envelope = envelope._replace(flow={"id": flow.plan.flow_id}, carried=around.carried)
         if flow is not None and flow.has_ended:
             return
         while group:
