@@ -37,6 +37,9 @@ class ParkedLots:
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._all))
 
+    def __len__(self) -> int:
+        return len(self._all)
+
     def add(self, lot: str) -> None:
         """Messages wait in `lot`."""
         if lot not in self._all:

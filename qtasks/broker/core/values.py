@@ -137,6 +137,8 @@ class ClaimBatch:
     """When the earliest message that is not due yet becomes due; None if there is none."""
     has_more: bool = False
     """More messages are due now: claim again as soon as there is room."""
+    waits_for_room: bool = False
+    """Messages wait that may start when any attempt ends."""
 
 
 @dataclass(frozen=True, slots=True)

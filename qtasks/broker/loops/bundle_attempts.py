@@ -42,7 +42,10 @@ _NOT_SENT: Final = frozenset({"unsendable", "destination_blocked"})
 
 
 class BundleAttempts:
-    """Makes the attempts of bundles over `transport`, and those of `singles` where a bundle is refused."""
+    """Makes the attempts of bundles over `transport`, and those of `singles` where a bundle is refused.
+
+    `offer_room` is called when slots are free, and when a lot need not wait for a response any more.
+    """
 
     def __init__(
         self,
@@ -50,16 +53,16 @@ class BundleAttempts:
         transport: StreamingTransport,
         singles: SingleAttempts,
         *,
-        wake: Callable[[], None],
+        offer_room: Callable[[], None],
     ) -> None:
         self._parts = parts
         self._transport = transport
         self._singles = singles
-        self._wake = wake
+        self._offer_room = offer_room
 
     async def make(self, bundle: Bundle, begun: int) -> None:
         """Make attempts that the limits count already, the last one as number `begun`. It ends when all are stored."""
-        exchange = _BundleExchange(self._parts, bundle, begun, wake=self._wake)
+        exchange = _BundleExchange(self._parts, bundle, begun, offer_room=self._offer_room)
         await exchange.run(self._transport)
         if exchange.refused:
             await asyncio.gather(exchange.recorded(), *(self._singles.make(claim, begun) for claim in exchange.refused))
@@ -70,11 +73,11 @@ class BundleAttempts:
 class _BundleExchange:
     """One request with several deliveries, and its response."""
 
-    def __init__(self, parts: AttemptParts, bundle: Bundle, begun: int, *, wake: Callable[[], None]) -> None:
+    def __init__(self, parts: AttemptParts, bundle: Bundle, begun: int, *, offer_room: Callable[[], None]) -> None:
         self._parts = parts
         self._bundle = bundle
         self._begun = begun
-        self._wake = wake
+        self._offer_room = offer_room
         self._open: dict[int, Claim] = dict(enumerate(bundle.claims))
         """The deliveries without an outcome, by their places."""
         self.refused: list[Claim] = []
@@ -109,7 +112,7 @@ class _BundleExchange:
             self._note_answer()
             if self._open:  # the broker gives up
                 self._parts.limits.end(self._bundle.key.lot, None, started_s=self._started_s, count=len(self._open))
-                self._wake()
+                self._offer_room()
 
     async def recorded(self) -> None:
         """Return when the outcomes are stored. Deliveries that are `refused` do not wait for that."""
@@ -161,7 +164,7 @@ class _BundleExchange:
         if not self._is_answered:
             self._is_answered = True
             self._parts.limits.answer_bundle(self._bundle.key.lot)
-            self._wake()
+            self._offer_room()
 
     def _fail_to_open(self, failure: Failure) -> None:
         if failure.code in _NOT_SENT:
@@ -246,10 +249,9 @@ class _BundleExchange:
         self._parts.limits.end(
             self._bundle.key.lot, self._unrecorded[-1].outcome, started_s=self._started_s, count=count
         )
+        self._offer_room()
         if self._recording is None or self._recording.done():
             self._recording = asyncio.create_task(self._record())
-        else:
-            self._wake()
 
     async def _record(self) -> None:
         """Record outcomes. Those that arrive meanwhile are recorded together afterwards."""

@@ -64,14 +64,18 @@ class Deliverer:
         self._region = region
         self._recorder = OutcomeRecorder(store, clock, random, watchers, wake=self.wake)
         parts = AttemptParts(clock, random, keys, self._limits, self._recorder, region)
-        self._singles = SingleAttempts(parts, transport, wake=self.wake)
+        self._singles = SingleAttempts(parts, transport, offer_room=self.offer_room)
         streaming = streaming or (transport if isinstance(transport, StreamingTransport) else None)
-        self._bundles = None if streaming is None else BundleAttempts(parts, streaming, self._singles, wake=self.wake)
+        self._bundles = (
+            None if streaming is None else BundleAttempts(parts, streaming, self._singles, offer_room=self.offer_room)
+        )
         self._attempts: dict[asyncio.Task[None], int] = {}
         """Attempts whose end is not stored yet: each task with the number of its messages."""
         self._wake = asyncio.Event()
         self._next_due_ms: int | None = None
         """When the loop claims again although nothing wakes it; None: not before something does."""
+        self._waits_for_room = True
+        """Messages may wait for the end of an attempt."""
         self._claiming = asyncio.Lock()
         self._draining = False
 
@@ -88,6 +92,11 @@ class Deliverer:
     def wake(self) -> None:
         """Claim again, in the transaction of the next write: a message may be due, or a slot may be free."""
         self._wake.set()
+
+    def offer_room(self) -> None:
+        """An attempt has ended, or a lot need not wait any more: claim again if a message may have waited for that."""
+        if self._waits_for_room:
+            self.wake()
 
     def wake_at(self, due_ms: int) -> None:
         """A message that becomes due then was stored: claim again at that time at the latest."""
@@ -148,11 +157,13 @@ class Deliverer:
         once.
         """
         async with self._claiming:
+            self._waits_for_room = True  # an attempt may end during the claim, which does not see that
             room = self._limits.room
             if room <= 0:
                 return None, False  # the end of an attempt wakes the loop
             began_ms = self._clock.now_ms()
             batch = await self.claim(min(room, CLAIM_BATCH))
+            self._waits_for_room = batch.waits_for_room
             self._start_all(batch.claims)
         probe_ms = self._limits.next_probe_ms(began_ms)
         next_ms = min((time_ms for time_ms in (batch.next_due_ms, probe_ms) if time_ms is not None), default=None)

@@ -41,7 +41,7 @@ class Ended(NamedTuple):
 
 
 class OutcomeRecorder:
-    """Records the outcomes of attempts. `wake` lets the next claim join the same transaction."""
+    """Records the outcomes of attempts. `wake` lets a claim join the transaction of those that may let others start."""
 
     def __init__(
         self, store: Store, clock: Clock, random: Random, watchers: EventWatchers, *, wake: Callable[[], None]
@@ -76,6 +76,8 @@ class OutcomeRecorder:
                 )
             settlements.append(Settlement(claim, outcome, evaluation, self._callback_ids(claim, now_ms)))
         all_settled = await self._settle_all(settlements, now_ms)
+        if None in all_settled:  # a damaged message may have been set aside: what it occupied is free
+            self._wake()
         for settlement, settled in zip(settlements, all_settled, strict=True):
             if settled is None:
                 log.warning("message %s was settled by another claim; this outcome is dropped", settlement.claim.row.id)
@@ -100,7 +102,8 @@ class OutcomeRecorder:
         lacks_room = self._store.lacks_room.is_set
 
         async def write() -> Sequence[Settled | None]:
-            self._wake()
+            if not all(map(settle.is_plain, settlements)):
+                self._wake()
             if len(settlements) == 1:
                 return (await self._store.write(settle.settle, settlements[0], now_ms=now_ms, lacks_room=lacks_room),)
             return await self._store.write(settle.settle_all, settlements, now_ms=now_ms, lacks_room=lacks_room)

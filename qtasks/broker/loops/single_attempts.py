@@ -18,12 +18,12 @@ log = logging.getLogger("qtasks.broker")
 
 
 class SingleAttempts:
-    """Makes attempts over `transport`. `wake` is called when the slot of one is free."""
+    """Makes attempts over `transport`. `offer_room` is called when the slot of one is free."""
 
-    def __init__(self, parts: AttemptParts, transport: Transport, *, wake: Callable[[], None]) -> None:
+    def __init__(self, parts: AttemptParts, transport: Transport, *, offer_room: Callable[[], None]) -> None:
         self._parts = parts
         self._transport = transport
-        self._wake = wake
+        self._offer_room = offer_room
 
     async def make(self, claim: Claim, begun: int) -> None:
         """Make an attempt that the limits count already, as number `begun`. It ends when its outcome is stored."""
@@ -37,7 +37,7 @@ class SingleAttempts:
             outcome = await self._send(message, keys)
         finally:
             self._parts.limits.end(claim.lot, outcome, started_s=started_s)
-            self._wake()
+            self._offer_room()
         if begun and isinstance(outcome, Response):
             self._note_slots(claim, outcome, begun)
         await self._parts.recorder.record((Ended(claim, outcome),), started_s=started_s)

@@ -23,7 +23,7 @@ from qtasks.protocol.headers import INTERRUPTED_HEADER
 from qtasks.protocol.messages import MAX_BODY, FlowControl, Headers, PublishOptions, Response, State
 from tests.support.broker import ACCOUNT
 from tests.support.bundle_bench import OF_DISPATCHER, BundleBench
-from tests.support.outage import ALLOWED, HOUR_MS, KEYS, REFUSED
+from tests.support.outage import ALLOWED, DONE, HOUR_MS, KEYS, REFUSED, World
 
 pytestmark = pytest.mark.anyio
 
@@ -140,6 +140,46 @@ async def test_a_round_trip_whose_wait_ends_during_a_claim_holds_nothing_back(
     await bench.publish()
     await bench.settle()
     assert len(bench.sent) == 1
+
+
+async def test_the_end_of_an_attempt_for_which_nothing_waits_costs_no_claim(
+    bench: BundleBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims: list[ClaimBatch] = []
+    claim = bench.store.claim
+
+    async def counted(**facts: Any) -> ClaimBatch:
+        claims.append(await claim(**facts))
+        return claims[-1]
+
+    monkeypatch.setattr(bench.store, "claim", counted)
+    [message] = await bench.publish()
+    assert await bench.stage(message) is Stage.DELIVERED
+    assert [len(batch.claims) for batch in claims] == [1]
+
+
+async def test_a_message_starts_whose_slot_became_free_during_the_claim_that_parked_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await World.opened(DeliveryLimits(per_host=1))
+    await world.publish()
+    answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+    world.answer = lambda _request: answer
+    await world.publish()
+    claim = world.store.claim
+
+    async def slow(**facts: Any) -> ClaimBatch:
+        monkeypatch.undo()
+        batch = await claim(**facts)
+        answer.set_result(DONE)
+        await world.settle()
+        return batch
+
+    monkeypatch.setattr(world.store, "claim", slow)
+    [second] = await world.publish()
+    await world.settle()
+    assert await world.stage(second) is Stage.DELIVERED
+    await world.close()
 
 
 async def test_a_full_bundle_does_not_wait_for_the_one_before_it(bench: BundleBench) -> None:

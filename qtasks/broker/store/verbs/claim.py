@@ -81,10 +81,12 @@ def claim(db: apsw.Connection, *, now_ms: int, limit: int, rooms: Rooms) -> Clai
     claims.take_due()
     claims.close()
     lot_rooms.close()
+    has_more = claims.has_more or lots_of_parked.read_until is not None
     return ClaimBatch(
         claims=tuple(claims.claims),
         next_due_ms=cast("int | None", db.execute(_NEXT_DUE, (now_ms, now_ms, now_ms)).get),
-        has_more=claims.has_more or lots_of_parked.read_until is not None,
+        has_more=has_more,
+        waits_for_room=has_more or claims.left_due or len(lots_of_parked) > 0,
     )
 
 
@@ -100,6 +102,8 @@ class _Claims:
         self.claims: list[Claim] = []
         self.has_more = False
         """Something that is due now was not claimed."""
+        self.left_due = False
+        """Due messages stay where they are until their lot has room."""
         self._damaged: list[StoredMessage] = []
         """Messages that were set aside."""
         self._written = 0
@@ -150,7 +154,8 @@ class _Claims:
             self.has_more = True
             return
         scan = min(SCAN_LIMIT, self._limit - len(self.claims) + 1)
-        due = [] if self._leaves_due(scan) else self._candidates(_DUE, self._now_ms, scan)
+        self.left_due = self._is_about_to_have_room(scan)
+        due = [] if self.left_due else self._candidates(_DUE, self._now_ms, scan)
         keys = fetch(self._db, _READY_KEYS, (self._now_ms, scan))
         self.has_more = self.has_more or scan in (len(due), len(keys))
         for count, candidate in enumerate(self._by_time(due, keys) if keys else due):
@@ -162,8 +167,8 @@ class _Claims:
             else:  # a message whose lot has no room is parked even if the claim is full: so later scans skip it
                 self._consider(candidate)
 
-    def _leaves_due(self, scan: int) -> bool:
-        """True if the next `scan` due messages are all of lots that are about to have room: none of them is parked."""
+    def _is_about_to_have_room(self, scan: int) -> bool:
+        """True if all lots of the next `scan` due messages are: to park these would cost more than to wait."""
         answering = self._rooms.answering
         return bool(answering) and all(
             lot in answering for (lot,) in fetch(self._db, _LOTS_OF_DUE, (self._now_ms, scan))

@@ -67,7 +67,7 @@ def settle(
     damaged meanwhile: then it is set aside. While the disk `lacks_room`, a long answer is cut, so that the room is
     enough for all messages to end; callbacks carry all of it.
     """
-    if _is_plain(settlement) and _deliver(db, (settlement,), now_ms):
+    if is_plain(settlement) and _deliver(db, (settlement,), now_ms):
         return _DELIVERED
     return _end(db, settlement, now_ms, lacks_room)
 
@@ -127,9 +127,9 @@ def settle_all(
     Neighbours that went well, and whose end changes nothing else, are written together.
     """
     results: list[Settled | None] = []
-    for is_plain, run in itertools.groupby(settlements, key=_is_plain):
+    for are_plain, run in itertools.groupby(settlements, key=is_plain):
         ended = [*run]
-        delivered = _deliver(db, ended, now_ms) if is_plain else set()
+        delivered = _deliver(db, ended, now_ms) if are_plain else set()
         for settlement in ended:
             key = settlement.claim.seq, settlement.claim.token
             if key in delivered:
@@ -140,8 +140,11 @@ def settle_all(
     return results
 
 
-def _is_plain(settlement: Settlement) -> bool:
-    """True if an attempt went well, and nothing but its message and its log entry changes with that."""
+def is_plain(settlement: Settlement) -> bool:
+    """True if an attempt went well, and nothing but its message and its log entry changes with that.
+
+    So its end lets no other message start, apart from one that waits for its slot.
+    """
     claim, evaluation = settlement.claim, settlement.evaluation
     return (
         evaluation.trigger is Trigger.SUCCEED
