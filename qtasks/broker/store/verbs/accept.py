@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Container, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import apsw
+import orjson
 
 from qtasks.broker.core import lots, message_rows, wall_times
 from qtasks.broker.core.message_rows import MessageRow
@@ -30,28 +31,40 @@ def accept(db: apsw.Connection, publications: Sequence[Publication], *, now_ms: 
     """
     accepted: list[Accepted] = []
     fresh: list[Publication] = []
+    known = _known_ids(db, publications, now_ms)
+    keys: list[tuple[int, str, str, int]] = []
     for publication in publications:
         message = publication.message
         if (key := publication.deduplication_key) is not None:
-            if (earlier_id := _id_of_earlier(db, message.account, key, now_ms)) is not None:
+            if (earlier_id := known.setdefault((message.account, key), message.id)) is not message.id:
                 accepted.append(Accepted(earlier_id, deduplicated=True))
                 continue
-            db.execute(
-                "INSERT OR REPLACE INTO deduplication (account, key, message_id, expires_ms) VALUES (?, ?, ?, ?)",
-                (message.account, key, message.id, now_ms + DEDUPLICATION_WINDOW_MS),
-            )
+            keys.append((message.account, key, message.id, now_ms + DEDUPLICATION_WINDOW_MS))
         accepted.append(Accepted(message.id))
         fresh.append(publication)
+    write_each(db, _INSERT_KEY, keys)
     insert(db, fresh, now_ms=now_ms, parked_lots=parked.of(db))
     return accepted
 
 
-def _id_of_earlier(db: apsw.Connection, account: int, key: str, now_ms: int) -> str | None:
-    """The id of the message that has used a deduplication key within the window."""
-    message_id = db.execute(
-        "SELECT message_id FROM deduplication WHERE account = ? AND key = ? AND expires_ms > ?", (account, key, now_ms)
-    ).get
-    return cast("str | None", message_id)
+_INSERT_KEY: Final = "INSERT OR REPLACE INTO deduplication (account, key, message_id, expires_ms) VALUES (?, ?, ?, ?)"
+_IDS_OF_KEYS: Final = (
+    "SELECT key, message_id FROM deduplication"
+    " WHERE account = ? AND key IN (SELECT value FROM json_each(?)) AND expires_ms > ?"
+)
+
+
+def _known_ids(db: apsw.Connection, publications: Sequence[Publication], now_ms: int) -> dict[tuple[int, str], str]:
+    """The ids of the messages that have used these deduplication keys within the window, by account and key."""
+    keys: dict[int, list[str]] = {}
+    for publication in publications:
+        if publication.deduplication_key is not None:
+            keys.setdefault(publication.message.account, []).append(publication.deduplication_key)
+    return {
+        (account, key): message_id
+        for account, of_account in keys.items()
+        for key, message_id in db.execute(_IDS_OF_KEYS, (account, orjson.dumps(of_account).decode(), now_ms))
+    }
 
 
 def insert(
