@@ -196,7 +196,7 @@ class QTasks(Registry):
         """State, progress and result of calls over HTTP: ``GET /{call_id}``; the changes: ``GET /{call_id}/events``.
 
         ``app.include_router(tasks.results_router(), prefix="/jobs", dependencies=[Depends(logged_in)])``. The prefix
-        must differ from that of `router`. Everyone who knows the id of a call may read it; an id has 128 random bits.
+        must differ from that of `router`. Everyone who knows the id of a call may read it; an id has 80 random bits.
         For stricter rules, use `call_id` in a dependency of your own. Without a result backend the application does not
         start.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from qtasks.qstash.conversation.credentials import Credentials
 from qtasks.qstash.conversation.operation import HttpMethod, Operation, answer, query
 from qtasks.qstash.conversation.transport import Reply, Request
+from qtasks.randomness import ordered_id
 
 USER_AGENT = "qstash-tasks"
 
@@ -59,8 +59,8 @@ def custom(
 
 
 def new_retry_id() -> str:
-    """A new random deduplication id, without a colon, which the service refuses."""
-    return f"retry_{os.urandom(16).hex()}"
+    """A new deduplication id, without a colon, which the service refuses."""
+    return f"retry_{ordered_id()}"
 
 
 def _text(reply: Reply) -> str:

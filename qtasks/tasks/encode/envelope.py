@@ -15,7 +15,6 @@ import hashlib
 import json
 import math
 import re
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -23,6 +22,7 @@ from typing import Any, Final, NamedTuple
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import PayloadError
 from qtasks.protocol import expressions, strict_json
+from qtasks.randomness import ordered_id
 
 VERSION, CODED_VERSION = 1, 2
 """The second is that of envelopes with `coded`: a process that does not know this member must not run the call."""
@@ -113,8 +113,8 @@ _EXTRAS: Mapping[str, Callable[[Any], bool]] = {
 
 
 def new_call_id() -> str:
-    """A new call id: ``call_`` and 128 random bits."""
-    return f"call_{secrets.token_hex(16)}"
+    """A new call id: ``call_`` and an ordered id."""
+    return f"call_{ordered_id()}"
 
 
 def call_id_of_message(message_id: str) -> str:
