@@ -7,6 +7,7 @@ one request for each call, and batches of moderate size.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -17,7 +18,7 @@ from qtasks.forks import per_process
 from qtasks.protocol.headers import BROKER_HEADER
 from qtasks.tasks.send.async_coalescer import AsyncCoalescer
 from qtasks.tasks.send.coalescer import Coalescer
-from qtasks.tasks.send.departures import MAX_BYTES, MAX_ITEMS, CallInCompany
+from qtasks.tasks.send.departures import IN_FLIGHT, MAX_BYTES, MAX_ITEMS, CallInCompany
 from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.send.prepared_call import CallPreparer, PreparedCall
 from qtasks.threads import DaemonThreadPool
@@ -98,43 +99,50 @@ class CallSender:
     def send_many(self, messages: Sequence[Outgoing], answers: Answers) -> None:
         """Send calls in as few requests as they fit into, and add one answer for each, in order. Raises as `send`.
 
-        Each request begins when the one before it has its answer, so the calls arrive in order. The next one is made
+        To our broker two requests are under way at a time, so it reads one while it stores another. If the order of the
+        calls matters, and to any other service, each begins when the one before it has its answer. The next one is made
         meanwhile.
         """
         if len(messages) <= BATCH_ITEMS:
             for batch in self._batches(messages):
                 answers += self._run_batch(batch)
             return
-        ahead = DaemonThreadPool(1, "qtasks-batch")
+        is_ordered = _are_ordered(messages)
+        ahead = DaemonThreadPool(IN_FLIGHT, "qtasks-batch")
+        under_way: deque[Future[BatchAnswers]] = deque()
         try:
-            running: Future[BatchAnswers] | None = None
             for batch in self._batches(messages):
-                if running is not None:
-                    answers += running.result()
-                running = ahead.submit(self._run_batch, batch)
+                if len(under_way) == (IN_FLIGHT if self._is_ours and not is_ordered else 1):
+                    answers += under_way.popleft().result()
+                under_way.append(ahead.submit(self._run_batch, batch))
                 if self._may_learn_who_answers:
-                    answers += running.result()
-                    running = None
-            answers += running.result() if running is not None else ()
+                    answers += under_way.popleft().result()
+            while under_way:
+                answers += under_way.popleft().result()
         finally:
             ahead.shutdown(wait=False)
 
     async def asend_many(self, messages: Sequence[Outgoing], answers: Answers) -> None:
         """As `send_many`, without blocking the event loop."""
-        running: asyncio.Task[BatchAnswers] | None = None
+        is_ordered = _are_ordered(messages)
+        under_way: deque[asyncio.Task[BatchAnswers]] = deque()
         try:
             for batch in self._batches(messages):
-                if running is not None:
-                    answers += await running
-                running = asyncio.create_task(self._arun_batch(batch))
+                if len(under_way) == (IN_FLIGHT if self._is_ours and not is_ordered else 1):
+                    answers += await under_way[0]
+                    under_way.popleft()
+                under_way.append(asyncio.create_task(self._arun_batch(batch)))
                 await asyncio.sleep(0)  # the request begins
                 if self._may_learn_who_answers:
-                    answers += await running
-                    running = None
-            answers += await running if running is not None else ()
+                    answers += await under_way[0]
+                    under_way.popleft()
+            while under_way:
+                answers += await under_way[0]
+                under_way.popleft()
         finally:
-            if running is not None:
+            for running in under_way:
                 running.cancel()
+                running.add_done_callback(_forget)
 
     @property
     def _may_learn_who_answers(self) -> bool:
@@ -205,6 +213,17 @@ class CallSender:
             return operation.read(reply)
 
         return replace(operation, read=read)
+
+
+def _forget(running: asyncio.Task[BatchAnswers]) -> None:
+    """Nobody waits for this request any more, so its error is not to be logged."""
+    if not running.cancelled():
+        running.exception()
+
+
+def _are_ordered(messages: Sequence[Outgoing]) -> bool:
+    """True if the order of the calls matters: they have a place in a queue, or behind others of their key."""
+    return any(message.queue is not None or message.options.flow_control is not None for message in messages)
 
 
 def _accepted(answers: BatchAnswers) -> Sequence[PublishResponse | None]:

@@ -8,7 +8,8 @@ import pytest
 
 from qtasks.errors import ApiError, BrokerUnreachable
 from qtasks.qstash.conversation.transport import Reply, Request
-from qtasks.tasks.send import async_coalescer
+from qtasks.qstash.operations.publishing import BatchResponse
+from qtasks.tasks.send import async_coalescer, call_sender
 from qtasks.tasks.send.departures import IN_FLIGHT
 from tests.unit.tasks.gated_broker import GatedBroker
 
@@ -139,3 +140,54 @@ async def test_many_callers_get_each_its_own_answer_and_nothing_is_stored_twice(
 
     await asyncio.gather(*(run(1000 * place) for place in range(20)))
     assert len(broker.stored) == len(set(broker.numbers())) == 400
+
+
+async def known(monkeypatch: pytest.MonkeyPatch) -> GatedBroker:
+    """A broker that has answered once, with small requests."""
+    monkeypatch.setattr(call_sender, "MAX_ITEMS", 100)
+    broker = GatedBroker()
+    await broker.apublish(-1)
+    broker.arrived = 0
+    return broker
+
+
+async def test_a_map_has_two_requests_under_way_and_its_answers_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = await known(monkeypatch)
+    broker.held = True
+    messages = [broker.work.message((number,), {}) for number in range(350)]
+    sending = asyncio.create_task(broker.publisher.apublish_many(messages))
+    for answered in range(3):
+        await asyncio.to_thread(broker.wait_for_requests, answered + IN_FLIGHT)
+        assert broker.arrived == answered + IN_FLIGHT
+        broker.release()
+    broker.release_all()
+    answers = await sending
+    assert [broker.of(answer.message_id) for answer in answers if isinstance(answer, BatchResponse)] == [*range(350)]
+
+
+async def test_a_map_of_which_two_requests_fail_raises_the_error_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = await known(monkeypatch)
+
+    def lost(request: Request) -> Reply | None:
+        if b"[150]" in request.body:
+            return Reply(400, (), b'{"error":"no"}')
+        raise BrokerUnreachable("the connection was cut", sent=True)
+
+    broker.fault = lost
+    with pytest.raises(BrokerUnreachable, match="350 calls"):
+        await broker.publisher.apublish_many([broker.work.message((number,), {}) for number in range(350)])
+
+
+async def test_a_cancelled_map_has_no_request_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = await known(monkeypatch)
+    broker.held = True
+    messages = [broker.work.message((number,), {}) for number in range(350)]
+    before = asyncio.all_tasks()
+    sending = asyncio.create_task(broker.publisher.apublish_many(messages))
+    await asyncio.to_thread(broker.wait_for_requests, IN_FLIGHT)
+    started = asyncio.all_tasks() - before
+    sending.cancel()
+    await asyncio.wait(started)
+    assert len(started) == 1 + IN_FLIGHT
+    assert all(task.cancelled() for task in started)
+    broker.release_all()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from qtasks.errors import ApiError, BrokerUnreachable
 from qtasks.qstash.conversation.transport import Reply, Request
-from qtasks.tasks.send import coalescer, departures
+from qtasks.tasks.send import call_sender, coalescer, departures
 from qtasks.tasks.send.departures import IN_FLIGHT
 from tests.unit.tasks.gated_broker import Callers, GatedBroker
 
@@ -238,6 +240,59 @@ def test_a_map_to_another_service_has_moderate_requests() -> None:
     messages = [broker.work.message((number,), {}) for number in range(250)]
     broker.publisher.publish_many(messages)
     assert [len(request) for request in broker.requests] == [100, 100, 50]
+
+
+def in_background(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def test_a_map_has_two_requests_under_way_and_its_answers_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_sender, "MAX_ITEMS", 100)
+    broker = known()
+    broker.held = True
+    answers: list[object] = []
+    messages = [broker.work.message((number,), {}) for number in range(350)]
+    sending = in_background(lambda: answers.extend(broker.publisher.publish_many(messages)))
+    for answered in range(3):
+        broker.wait_for_requests(answered + IN_FLIGHT)
+        assert broker.arrived == answered + IN_FLIGHT
+        broker.release()
+    broker.release_all()
+    sending.join()
+    assert [broker.of(answer.message_id) for answer in answers] == [*range(350)]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "options", [{"queue": "q"}, {"key": "k", "rate": "1/s"}, None], ids=["queue", "key", "other service"]
+)
+def test_requests_of_a_map_wait_for_each_other_where_the_order_matters(
+    monkeypatch: pytest.MonkeyPatch, options: Any
+) -> None:
+    monkeypatch.setattr(call_sender, "MAX_ITEMS", 100)
+    broker = GatedBroker(is_ours=False) if options is None else known()
+    under_way: list[int] = []
+    broker.fault = lambda _: under_way.append(broker.arrived - len(broker.requests))
+    task = broker.work.using(**(options or {}))
+    broker.publisher.publish_many([task.message((number,), {}) for number in range(350)])
+    assert broker.requests == [[*range(first, min(first + 100, 350))] for first in range(0, 350, 100)]
+    assert under_way == [1, 1, 1, 1]
+
+
+def test_a_map_that_loses_a_request_says_how_many_calls_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_sender, "MAX_ITEMS", 100)
+    broker = known()
+
+    def lost(request: Request) -> Reply | None:
+        if b'"args":[150]' in request.body.replace(b'\\"', b'"'):
+            raise BrokerUnreachable("the connection was cut", sent=True)
+        return None
+
+    broker.fault = lost
+    messages = [broker.work.message((number,), {}) for number in range(350)]
+    with pytest.raises(BrokerUnreachable, match="250 calls"):
+        broker.publisher.publish_many(messages)
 
 
 def test_large_calls_are_divided_into_requests_that_brokers_take(monkeypatch: pytest.MonkeyPatch) -> None:
