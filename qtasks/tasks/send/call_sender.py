@@ -216,7 +216,7 @@ class CallSender:
 
 
 def _forget(running: asyncio.Task[BatchAnswers]) -> None:
-    """Nobody waits for this request any more, so its error is not to be logged."""
+    """Read the error of a request for which no caller waits any more, so that asyncio does not log it."""
     if not running.cancelled():
         running.exception()
 

@@ -31,12 +31,12 @@ def accept(db: apsw.Connection, publications: Sequence[Publication], *, now_ms: 
     """
     accepted: list[Accepted] = []
     fresh: list[Publication] = []
-    known = _known_ids(db, publications, now_ms)
+    ids = _known_ids(db, publications, now_ms)
     keys: list[tuple[int, str, str, int]] = []
     for publication in publications:
         message = publication.message
         if (key := publication.deduplication_key) is not None:
-            if (earlier_id := known.setdefault((message.account, key), message.id)) is not message.id:
+            if (earlier_id := ids.setdefault((message.account, key), message.id)) is not message.id:
                 accepted.append(Accepted(earlier_id, deduplicated=True))
                 continue
             keys.append((message.account, key, message.id, now_ms + DEDUPLICATION_WINDOW_MS))
