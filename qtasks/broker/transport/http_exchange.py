@@ -151,14 +151,14 @@ class _ResponseReader:
         """The head of the response has arrived, and was checked."""
         self.is_clean = False
         """The response is complete, nothing irregular was seen, and the endpoint keeps the connection."""
-        self._answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        self._answered: asyncio.Future[Response] = guard.loop.create_future()
         self._parser: httptools.HttpResponseParser | None = None
 
     def begin(self, limit: int, *, is_head: bool) -> asyncio.Future[Response]:
         """Expect a response with at most `limit` bytes of body; `is_head`: it is to HEAD, and has none."""
         self._limit = limit
         self._is_head = is_head
-        self._answered = asyncio.get_running_loop().create_future()
+        self._answered = self.guard.loop.create_future()
         if self._parser is None:
             self._parser = httptools.HttpResponseParser(self)
             # As aiohttp: some servers end lines with LF alone, or fill up the sizes of chunks.

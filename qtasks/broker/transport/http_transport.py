@@ -51,6 +51,7 @@ from qtasks.broker.transport.response import (
 from qtasks.counted_log import CountedLog
 from qtasks.protocol.headers import PER_CONNECTION, WireError, canonical_name
 from qtasks.protocol.messages import MAX_BODY, Response
+from qtasks.rare_timers import Deadline
 
 T = TypeVar("T", covariant=True)
 Lines = list[tuple[str, str]]
@@ -171,24 +172,33 @@ class HttpTransport:
             reason = f"not sent to {destination.place}: the broker is stopping"
             return Failure("connection_lost", reason, attempted=False)
         lookup_cut.set(False)
-        exchange = exchange_of(destination, lines)
+        exchange, running = exchange_of(destination, lines), asyncio.current_task()
+        assert running is not None, "an attempt is made in an asyncio task"
+        deadline = Deadline(request.timeout_ms / 1000, running)
         try:
-            async with asyncio.timeout(request.timeout_ms / 1000) as deadline:
-                try:
-                    return await exchange.run(self._open_session(destination.limited))
-                except UnansweredError as error:
-                    if not error.closed_at_reuse or self._closed:
-                        raise
-                return await exchange.run(self._open_session(destination.limited, fresh=True))
-        except TimeoutError:
-            if lookup_cut.get():
-                return unanswered_lookup(destination.place, request.timeout_ms / 1000)
-            if not deadline.expired():
-                return Failure("timeout", f"no connection to {destination.place} within {CONNECT_TIMEOUT_S:g}s")
-            return timed_out(destination.place, request.timeout_ms / 1000, responding=exchange.responding)
-        except Exception as error:
+            outcome = await self._run(exchange, destination.limited)
+        except BaseException as error:
+            is_late = deadline.has_caused(error)
+            if is_late or isinstance(error, TimeoutError):
+                if lookup_cut.get():
+                    return unanswered_lookup(destination.place, request.timeout_ms / 1000)
+                if not is_late:
+                    return Failure("timeout", f"no connection to {destination.place} within {CONNECT_TIMEOUT_S:g}s")
+                return timed_out(destination.place, request.timeout_ms / 1000, responding=exchange.responding)
+            if not isinstance(error, Exception):
+                raise
             # The contract of `Transport`: every error is one failed attempt.
             return failure_of(error, destination.place, sent=exchange.sent, secure=destination.url.scheme == "https")
+        deadline.has_caused(None)
+        return outcome
+
+    async def _run(self, exchange: Exchange[T], limited: Rules) -> T:
+        try:
+            return await exchange.run(self._open_session(limited))
+        except UnansweredError as error:
+            if not error.closed_at_reuse or self._closed:
+                raise
+        return await exchange.run(self._open_session(limited, fresh=True))
 
     async def close(self) -> None:
         """Close every connection and start no more attempts. Idempotent."""

@@ -142,6 +142,7 @@ class BoundedProtocol(asyncio.Protocol):
         self._parser = parser
         self._transport = transport
         self._body: StreamReader | None = None
+        self.loop = asyncio.get_running_loop()
         self._requests = 0
         self._sent_s = 0.0
         self._has_answer = False
@@ -160,7 +161,7 @@ class BoundedProtocol(asyncio.Protocol):
         self.is_reading = False
         self._body = None
         self._requests += 1
-        self._sent_s = asyncio.get_running_loop().time()
+        self._sent_s = self.loop.time()
         self._has_answer = False
 
     @property
@@ -173,7 +174,7 @@ class BoundedProtocol(asyncio.Protocol):
 
         The endpoint of a kept connection closed it while it was idle, and the request crossed the closing on its way.
         """
-        age_s = asyncio.get_running_loop().time() - self._sent_s
+        age_s = self.loop.time() - self._sent_s
         return not self._has_answer and age_s < _CLOSED_AT_ONCE_S
 
     def unanswered(self, error: Exception | None) -> UnansweredError:
