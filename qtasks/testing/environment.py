@@ -22,7 +22,6 @@ from qtasks.tasks.results.task_result import TaskResult
 from qtasks.tasks.task import Task
 from qtasks.testing import app_under_test
 from qtasks.testing.brokers.base_broker import EnvironmentBroker, Mode, call_id_of
-from qtasks.testing.brokers.real_time import RealTimeBroker
 from qtasks.testing.brokers.virtual_time import VirtualTimeBroker
 from qtasks.testing.fakes.faults import Answer, failing, losing, twice
 from qtasks.testing.fakes.virtual_clock import TaskClock
@@ -108,9 +107,8 @@ class Environment:
             if self._mode != "inline":  # its clock skips waits, and the test reads the results after them
                 broker.results.keep_for(app.tasks.runtime.settings().result_ttl_ms)
             app.tasks.runtime.dispatcher()  # opened now, so that the broker knows the dispatcher
-            if isinstance(broker, RealTimeBroker):
-                broker.serve(app.app or app.tasks.asgi_app())
-            elif self._mode == "manual" and len(app.tasks.schedules):
+            broker.serve()
+            if self._mode == "manual" and len(app.tasks.schedules):
                 app.tasks.schedules.sync()
             self._broker = broker
             self._stack = stack.pop_all()
@@ -303,6 +301,8 @@ class Environment:
 
     def _new_broker(self, app: app_under_test.AppUnderTest) -> EnvironmentBroker:
         if self._mode == "full":
+            from qtasks.testing.brokers.real_time import RealTimeBroker  # with a server, which no other mode needs
+
             return RealTimeBroker(app)
         start_ms = int(time.time() * 1000) if self._start_ms is None else self._start_ms
         return VirtualTimeBroker(app, self._mode, start_ms=start_ms, seed=self._seed)

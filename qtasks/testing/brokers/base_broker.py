@@ -68,6 +68,10 @@ class EnvironmentBroker(ABC):
     # -- for the environment
 
     @abstractmethod
+    def serve(self) -> None:
+        """Start what runs by itself. The application is connected."""
+
+    @abstractmethod
     def run(
         self, *, span_ms: int = 0, most: int | None = None, awaited: bool = False
     ) -> Coroutine[Any, Any, list[str]]:

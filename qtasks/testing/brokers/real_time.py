@@ -52,8 +52,9 @@ class RealTimeBroker(EnvironmentBroker):
         self._serving: Future[None] | None = None
         self.threads.real_time.call(self._open())
 
-    def serve(self, app: ASGIApp) -> None:
-        """Start the application, its lifespan included, then the deliveries."""
+    def serve(self) -> None:
+        """See `EnvironmentBroker.serve`: start the application, its lifespan included, then the deliveries."""
+        app = self.application.app or self.application.tasks.asgi_app()
         whole = Outermost(app, self.application.tasks.lifespan_if_missing)
         gateway = SocketGateway(whole, self.application.prefix)
         config = uvicorn.Config(gateway, lifespan="on", log_config=None, access_log=False, proxy_headers=False)

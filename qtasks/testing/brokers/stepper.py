@@ -93,8 +93,8 @@ class BrokerStepper:
         if self._taken:
             return self._taken.pop(), None
         offset_ms = self._broker.clock.offset_ms()
-        next_tick_ms: int | None = None
-        if schedules:
+        next_tick_ms = await self._broker.store.read(next_tick, offset_ms=offset_ms) if schedules else None
+        if next_tick_ms is not None:
             await self._broker.scheduler.run_once()
             next_tick_ms = await self._broker.store.read(next_tick, offset_ms=offset_ms)
         while True:

@@ -67,6 +67,9 @@ class VirtualTimeBroker(EnvironmentBroker):
         """See `EmbeddedBroker.stop`."""
         self._alive = None
 
+    def serve(self) -> None:
+        """See `EnvironmentBroker.serve`: in virtual time nothing runs by itself."""
+
     def run(
         self, *, span_ms: int = 0, most: int | None = None, awaited: bool = False
     ) -> Coroutine[Any, Any, list[str]]:
