@@ -63,6 +63,11 @@ class Departures(Generic[W]):
         self._waiting: deque[W] = deque()
 
     @property
+    def is_idle(self) -> bool:
+        """True if no request is under way and no call waits."""
+        return not self._under_way and not self._waiting
+
+    @property
     def is_free(self) -> bool:
         """True if a call may leave at once."""
         if len(self._under_way) < IN_FLIGHT:
@@ -93,14 +98,22 @@ class Departures(Generic[W]):
         """The call that has waited longest, or None."""
         return self._waiting[0] if self._waiting else None
 
-    def leave(self, leader: W | None = None) -> list[W]:
-        """Remove the calls that leave now: `leader`, then those that have waited longest, as many as fit."""
+    def __len__(self) -> int:
+        """The number of calls that wait."""
+        return len(self._waiting)
+
+    def leave(self, leader: W | None = None, *, most: int | None = None) -> list[W]:
+        """Remove the calls that leave now: `leader`, then those that have waited longest, as many as fit.
+
+        `most` limits their number; None: `MAX_ITEMS`.
+        """
+        most = min(MAX_ITEMS, most or MAX_ITEMS)
         group: list[W] = []
         size = 0
         if leader is not None:
             self.give_up(leader)
             group, size = [leader], leader.size
-        while self._waiting and len(group) < MAX_ITEMS:
+        while self._waiting and len(group) < most:
             size += self._waiting[0].size
             if group and size > MAX_BYTES:
                 break

@@ -32,8 +32,12 @@ async def in_company(**settings: object) -> tuple[GatedBroker, dict[int, asyncio
     broker.requests.clear()
     broker.stored.clear()
     broker.arrived, broker.held = 0, True
-    callers = {number: asyncio.create_task(broker.apublish(number)) for number in (*FIRST, *LATER)}
-    await asyncio.to_thread(broker.wait_for_requests, len(FIRST))
+    callers: dict[int, asyncio.Task[str]] = {}
+    for place, number in enumerate(FIRST, 1):  # one by one, so that they leave alone
+        callers[number] = asyncio.create_task(broker.apublish(number))
+        await asyncio.to_thread(broker.wait_for_requests, place)
+    callers |= {number: asyncio.create_task(broker.apublish(number)) for number in LATER}
+    await asyncio.sleep(0)
     return broker, callers
 
 
@@ -42,7 +46,17 @@ async def test_calls_that_come_while_requests_are_under_way_leave_together() -> 
     broker.release_all()
     answers = {number: await caller for number, caller in callers.items()}
     assert {number: broker.of(answer) for number, answer in answers.items()} == {n: n for n in callers}
-    assert sorted(map(len, broker.requests)) == [1] * len(FIRST) + [len(LATER)]
+    share = (len(LATER) + 1 + 1) // IN_FLIGHT  # of those that wait and the one that is still under way
+    assert sorted(map(len, broker.requests)) == [1, 1, len(LATER) - share, share]
+
+
+async def test_calls_of_one_turn_of_the_loop_leave_in_two_requests_of_about_the_same_size() -> None:
+    broker, callers = await in_company()
+    broker.release_all()
+    await asyncio.gather(*callers.values())
+    broker.requests.clear()
+    await asyncio.gather(*(broker.apublish(number) for number in range(100, 121)))
+    assert sorted(map(len, broker.requests)) == [1, 9, 11]
 
 
 async def test_a_cancelled_call_that_waits_is_not_sent_and_the_others_are() -> None:
@@ -73,9 +87,10 @@ async def test_a_cancelled_call_of_a_shared_request_takes_nobody_with_it() -> No
 
 async def test_a_cancelled_shared_request_leaves_nobody_behind() -> None:
     broker, callers = await in_company()
+    before = asyncio.all_tasks()
     broker.release()
     await asyncio.to_thread(broker.wait_for_requests, len(FIRST) + 1)
-    (shared,) = [task for task in asyncio.all_tasks() if "_send_group" in repr(task)]
+    (shared,) = [task for task in asyncio.all_tasks() - before if "_send_group" in repr(task)]
     shared.cancel()
     broker.release_all()
     assert [broker.of(await caller) for caller in callers.values()] == list(callers)
@@ -109,7 +124,7 @@ async def test_each_call_of_a_request_without_an_answer_says_what_was_tried() ->
     broker.release_all()
     answers = await asyncio.gather(*callers.values(), return_exceptions=True)
     errors = [answer for answer in answers if isinstance(answer, BrokerUnreachable)]
-    assert len({id(error) for error in errors}) == len(LATER)
+    assert len({id(error) for error in errors}) == len(errors) > 1
     assert all(error.message.startswith("work was not queued: No answer") for error in errors)
 
 
