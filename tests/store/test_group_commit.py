@@ -40,6 +40,57 @@ async def test_calls_made_together_share_a_commit(tmp_path: Path) -> None:
     await store.close()
 
 
+async def test_a_patient_write_shares_the_commit_of_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "PATIENCE_S", 3600)
+    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), VirtualClock())
+    commits = 0
+
+    def count() -> bool:
+        nonlocal commits
+        commits += 1
+        return False
+
+    store._db.set_commit_hook(count)
+    patient = asyncio.create_task(store.write_patiently(probe, now_ms=NOW))
+    await asyncio.sleep(0)
+    await store.accept([publication(1)], now_ms=NOW)
+    await patient
+    assert commits == 1
+    await store.close()
+
+
+async def test_a_patient_write_is_stored_although_no_other_comes(tmp_path: Path) -> None:
+    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), VirtualClock())
+    await store.write_patiently(probe, now_ms=NOW)
+    await store.close()
+
+
+async def test_the_end_of_the_store_waits_for_no_company_of_a_patient_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "PATIENCE_S", 3600)
+    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), VirtualClock())
+    patient = asyncio.create_task(store.write_patiently(probe, now_ms=NOW))
+    await asyncio.sleep(0)
+    await store.close()
+    await patient
+
+
+async def test_a_store_that_fails_refuses_a_patient_write_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "PATIENCE_S", 3600)
+    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), VirtualClock())
+    patient = asyncio.create_task(store.write_patiently(probe, now_ms=NOW))
+    await asyncio.sleep(0)
+    store.fail("the disk is gone")
+    with pytest.raises(StoreError, match="the disk is gone"):
+        await patient
+    await store.close()
+
+
 class Stopwatch(VirtualClock):
     """A clock on which time passes only during the work that a test has put on it."""
 

@@ -2,7 +2,7 @@
 
 A caller whose write may let an attempt start wakes the loop first and submits the write in the same iteration of the
 event loop. The claim that follows then joins the same transaction, so a single message costs two commits: one stores
-and claims it, one records its end.
+and claims it, one records its end. The end of an attempt causes a claim only if a message may have waited for it.
 """
 
 from __future__ import annotations

@@ -100,13 +100,15 @@ class OutcomeRecorder:
     async def _write(self, settlements: Sequence[Settlement], now_ms: int) -> Sequence[Settled | None]:
         """Write the settlements in one transaction. None in place of those that another claim has settled."""
         lacks_room = self._store.lacks_room.is_set
+        are_plain = all(map(settle.is_plain, settlements))
+        store = self._store.write_patiently if are_plain else self._store.write
 
         async def write() -> Sequence[Settled | None]:
-            if not all(map(settle.is_plain, settlements)):
+            if not are_plain:
                 self._wake()
             if len(settlements) == 1:
-                return (await self._store.write(settle.settle, settlements[0], now_ms=now_ms, lacks_room=lacks_room),)
-            return await self._store.write(settle.settle_all, settlements, now_ms=now_ms, lacks_room=lacks_room)
+                return (await store(settle.settle, settlements[0], now_ms=now_ms, lacks_room=lacks_room),)
+            return await store(settle.settle_all, settlements, now_ms=now_ms, lacks_room=lacks_room)
 
         others = f" and {len(settlements) - 1} others" if len(settlements) > 1 else ""
         return await self.until_stored(write, f"record the end of an attempt of {settlements[0].claim.row.id}{others}")

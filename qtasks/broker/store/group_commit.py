@@ -10,7 +10,8 @@ log into the database file, after the results have been returned.
 
 Nothing here keeps the loop busy for long. A group ends when its statements have taken `TURN_S`. A long write, such as
 the messages of a large URL group, runs on the writer thread, alone in its transaction; short writes and long ones take
-turns, so that a short write waits for one long write at most. If another program holds a lock
+turns, so that a short write waits for one long write at most. A patient write, for whose result no client waits, waits
+`PATIENCE_S` for another one to share its commit. If another program holds a lock
 on the file, the writer thread waits for it: for `BUSY_S`, then all writes that wait are refused.
 
 A write that raises never fails its neighbours: the group is rolled back, and its members run again one by one. If the
@@ -45,6 +46,8 @@ QUICK_S: Final = 0.002
 """Commits that take less, in seconds, run on the loop's thread: a busy loop pays about as much for a thread switch."""
 TURN_S: Final = 0.01
 """Seconds after which a group takes no further write: its statements keep the loop busy."""
+PATIENCE_S: Final = 0.002
+"""Longest wait of a patient write for another one to share its commit, seconds."""
 BUSY_S: Final = 5.0
 """Longest wait for the lock of another program, seconds; for all writes that wait together."""
 _AVERAGED_COMMITS: Final = 8
@@ -95,6 +98,8 @@ class GroupCommit:
         self._long_is_next = False
         self._running = False
         """A group or a checkpoint is under way, or about to start."""
+        self._alarm: asyncio.TimerHandle | None = None
+        """Starts a group at the end of the patience of a write."""
         self._one_by_one = 0
         """Number of the next writes that run in groups of one, because their group failed."""
         self._refusal: str | None = None
@@ -118,10 +123,11 @@ class GroupCommit:
         db.set_busy_timeout(0)  # the loop's thread never waits for a lock
         db.set_wal_hook(self._note_log_pages)  # replaces SQLite's own, which moves the log before a commit returns
 
-    def submit(self, work: Callable[[], T], *, is_long: bool = False) -> asyncio.Future[T]:
+    def submit(self, work: Callable[[], T], *, is_long: bool = False, is_patient: bool = False) -> asyncio.Future[T]:
         """Queue `work`, which writes to the connection; the future completes after the commit.
 
-        `is_long`: it may take more than some milliseconds, so it runs on the writer thread.
+        `is_long`: it may take more than some milliseconds, so it runs on the writer thread. `is_patient`: it may wait
+        `PATIENCE_S` for company, if commits cost anything.
         """
         future: asyncio.Future[T] = self._loop.create_future()
         if self._refusal is not None:
@@ -129,12 +135,22 @@ class GroupCommit:
             return future
         queue = self._long_writes if is_long and not self._on_loop else self._queue
         queue.append(_QueuedWrite(work, future, is_long))
-        if not self._running:
+        if not is_patient or self._on_loop:
+            self._start()
+        elif self._alarm is None:
+            self._alarm = self._loop.call_later(PATIENCE_S, self._start)
+        return future
+
+    def _start(self) -> None:
+        """Run what is queued, unless that is under way. Idempotent."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if not self._running and (self._queue or self._long_writes):
             self._running = True
             self._idle.clear()
             # Not at once: other writes of this turn of the loop join the group.
             self._loop.call_soon(self._run_group)
-        return future
 
     def fail(self, reason: str) -> None:
         """Refuse all writes from now on, those that are queued included, because the storage is broken. Idempotent.
@@ -150,6 +166,7 @@ class GroupCommit:
     async def close(self) -> None:
         """Accept no more writes, and finish those that are queued."""
         self._refusal = self._refusal or "the store is closed"
+        self._start()
         await self._idle.wait()
         self._writer.shutdown()
 

@@ -58,6 +58,11 @@ class Store(Protocol):
         of the storage. A caller that is cancelled does not stop the write.
         """
 
+    async def write_patiently(
+        self, verb: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `write`, for a verb whose result no client waits for: it waits a moment for others to share its commit."""
+
     async def write_long(
         self, verb: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:

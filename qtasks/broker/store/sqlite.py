@@ -124,6 +124,12 @@ class SqliteStore:
         """See `Store.write`."""
         return await self._commits.submit(self._work(verb, *args, **kwargs))
 
+    async def write_patiently(
+        self, verb: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """See `Store.write_patiently`."""
+        return await self._commits.submit(self._work(verb, *args, **kwargs), is_patient=True)
+
     async def write_long(
         self, verb: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:

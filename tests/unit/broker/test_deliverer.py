@@ -130,7 +130,7 @@ class Flaky:
         real = getattr(self._store, method)
 
         async def ask(*arguments: Any, **named: Any) -> Any:
-            verb = arguments[0].__name__ if method in ("read", "write") else method
+            verb = arguments[0].__name__ if method in ("read", "write", "write_patiently") else method
             if errors := self.errors.get(verb):
                 self.refused.release()
                 raise errors.pop(0)
