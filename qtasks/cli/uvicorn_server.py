@@ -17,6 +17,7 @@ from typing import Any, Final
 import uvicorn
 
 from qtasks.broker.server.event_loop import tune_interpreter
+from qtasks.broker.server.resting_server import RestingServer
 from qtasks.broker.server.uvicorn_log import count_lines
 from qtasks.cli.signals import STOPPING, end_at_the_next
 from qtasks.tasks.ports import ASGIApp
@@ -34,7 +35,7 @@ FAILED: Final = 2
 """Exit status if the server cannot start, or not go on."""
 
 
-class UvicornServer(uvicorn.Server):
+class UvicornServer(RestingServer):
     """Stops at the first signal, within `drain_s` and `OVERTIME_S` even if requests run; ends at once at the second.
 
     `hand_back` is called when `drain_s` is over and requests still run: it answers those that run tasks. `is_child` is

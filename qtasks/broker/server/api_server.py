@@ -15,14 +15,15 @@ from qtasks.broker.server.asgi import AsgiApi
 from qtasks.broker.server.connection_watch import API_LIMITS, ConnectionLimits
 from qtasks.broker.server.hosts import LOOPBACK_HOSTS
 from qtasks.broker.server.http_protocol import guarded
+from qtasks.broker.server.resting_server import RestingServer
 from qtasks.errors import ConfigurationError
 
 KEEP_ALIVE_S: Final = 75
 """Seconds that an idle connection of a client is kept."""
 
 
-class _SignalFreeServer(uvicorn.Server):
-    """A uvicorn server that installs no signal handlers: the caller decides when it stops."""
+class _SignalFreeServer(RestingServer):
+    """A server that installs no signal handlers: the caller decides when it stops."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -133,3 +133,7 @@ def test_the_transport_finds_the_options_of_aiohttp_that_it_sets() -> None:
         assert option in session, f"aiohttp {aiohttp.__version__} has changed: ClientSession has no option {option}"
     for option in ("resolver", "use_dns_cache", "limit", "limit_per_host", "keepalive_timeout", "force_close"):
         assert option in connector, f"aiohttp {aiohttp.__version__} has changed: TCPConnector has no option {option}"
+
+
+def test_the_resting_server_finds_the_loop_of_uvicorn_that_it_overrides() -> None:
+    in_uvicorn(uvicorn.Server, "main_loop on_tick", "qtasks.broker.server.resting_server")
