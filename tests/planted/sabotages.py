@@ -698,6 +698,20 @@ SABOTAGES: Final = (
         "tests/unit/broker/test_newest_clients.py",
     ),
     Sabotage(
+        "an item of a batch loses the headers that its group forwards",
+        "qtasks/broker/api/publish.py",
+        ' and wire.destination_kind(target.destination) != "group":',
+        ":",
+        "tests/unit/broker/test_api_publish.py",
+    ),
+    Sabotage(
+        "the query of a URL is not looked at",
+        "qtasks/protocol/targets.py",
+        "if mark and len(url) <= MAX_URL and _UNSENDABLE.search(query) is None else None",
+        "if mark else None",
+        "tests/unit/protocol/test_targets.py",
+    ),
+    Sabotage(
         "a message gets the ids of the one before",
         "qtasks/protocol/wire.py",
         "return changed(options, **changes)",

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qtasks.errors import BrokerUnreachable, PartlyRefused
 from qtasks.tasks.results.backend import ResultRecord, ResultStatus
@@ -31,8 +31,7 @@ log = logging.getLogger("qtasks.batch")
 _open: ContextVar[tuple[Batch, ...]] = ContextVar("qtasks_batches", default=())
 
 
-@dataclass(frozen=True, slots=True)
-class BatchedCall:
+class BatchedCall(NamedTuple):
     """A call that waits for the end of its batch."""
 
     message: Outgoing
@@ -84,7 +83,10 @@ class Batch:
     @classmethod
     def current(cls, runtime: Runtime) -> Batch | None:
         """The innermost open batch of this application in this context."""
-        return next((batch for batch in reversed(_open.get()) if batch.serves(runtime)), None)
+        for batch in reversed(_open.get()):
+            if batch.serves(runtime):
+                return batch
+        return None
 
     def serves(self, runtime: Runtime) -> bool:
         """True if calls through `runtime` belong to this batch: it is open, and not that of a parent process."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from qtasks.broker import ids
 from qtasks.protocol import development
 from qtasks.protocol.signing import check_keys
+from qtasks.tasks.encode.envelope import MADE_ID, new_call_id
 from tests.support.broker import START_MS, SeededRandom
 
 BASE58 = "[1-9A-HJ-NP-Za-km-z]"
@@ -79,3 +80,19 @@ def test_an_id_can_be_told_neither_from_its_time_nor_from_its_neighbour() -> Non
 def test_every_letter_is_as_good_as_any_other_within_a_quarter() -> None:
     counts = [ids.letters(bytes(range(256))).count(letter) for letter in ids._ALPHABET]
     assert set(counts) == {4, 5}
+
+
+def test_message_ids_made_together_are_as_those_made_one_by_one() -> None:
+    assert ids.message_ids(SeededRandom(), 1, 0) == []
+    made = ids.message_ids(SeededRandom(), 1_700_000_000_000, 1000)
+    assert len(set(made)) == 1000
+    one = ids.message_id(SeededRandom(), 1_700_000_000_000)
+    assert {(len(each), each[:12]) for each in made} == {(len(one), one[:12])}
+
+
+def test_ids_that_begin_with_the_time_are_neighbours_and_have_the_form_of_call_ids() -> None:
+    made = [new_call_id() for _ in range(1000)]
+    assert len(set(made)) == 1000
+    assert all(MADE_ID.fullmatch(each) for each in made)
+    times = [each[5:17] for each in made]
+    assert times == sorted(times)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qtasks.protocol import wire
-from qtasks.protocol.targets import INVALID_SCHEME
+from qtasks.protocol.targets import INVALID_SCHEME, MAX_URL, before_query, check_url
 from qtasks.protocol.wire import Target, WireError
 
 
@@ -235,3 +235,17 @@ def test_names_are_plain(name: str) -> None:
 def test_t15_other_names_are_refused(name: str) -> None:
     with pytest.raises(WireError, match=r"^invalid queue name "):
         wire.check_name(name, "queue name")
+
+
+@pytest.mark.parametrize("query", ["a b", "a\\b", "a#b", "%00", "é", "\n", "a?b\\", "a" * MAX_URL])
+def test_a_query_that_cannot_be_sent_makes_the_url_unusable(query: str) -> None:
+    """Also behind a URL that was just read."""
+    check_url("http://a.example/x?y")
+    with pytest.raises(WireError, match=r"must be percent-encoded|too long"):
+        check_url(f"http://a.example/x?{query}")
+    assert before_query(f"http://a.example/x?{query}") is None
+
+
+def test_urls_that_differ_in_their_queries_have_the_same_part_before_it() -> None:
+    assert before_query("http://a.example/x?y") == before_query("http://a.example/x?z?") == "http://a.example/x?"
+    assert before_query("http://a.example/x") is None
