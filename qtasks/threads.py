@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
@@ -43,40 +43,41 @@ class DaemonThreadPool(ThreadPoolExecutor):
         """Threads that wait to be called."""
         self._is_one_coming = False
         """True if a thread was called, or started, and has not arrived yet."""
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._called = threading.Condition(self._lock)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Call `fn` in a thread. Raises RuntimeError after `shutdown`."""
         future: Future[T] = Future()
-        self._add(lambda: _run(future, lambda: fn(*args, **kwargs)), future)
+        self._add([(lambda: _run(future, lambda: fn(*args, **kwargs)), future)])
         return future
 
-    def start(self, call: Callable[[], object]) -> None:
-        """As `submit`, without the cost of a future. `call` must raise nothing, and what it returns is dropped."""
-        self._add(call, None)
+    def start(self, calls: Iterable[Callable[[], object]]) -> None:
+        """Make several calls, without the cost of futures. None may raise, and what they return is dropped."""
+        self._add((call, None) for call in calls)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; the threads end after those they have. With `wait`, return when they have ended.
 
         With `cancel_futures`, calls of `submit` that have not begun are cancelled.
         """
-        with self._changed:
+        with self._lock:
             self._closed = True
             if cancel_futures:
                 for _, future in self._calls:
                     if future is not None:
                         future.cancel()
-            self._changed.notify_all()
+            self._called.notify_all()
         if wait:
             for worker in self._workers:
                 worker.join()
 
-    def _add(self, call: Callable[[], object], future: Future[Any] | None) -> None:
-        with self._changed:
+    def _add(self, calls: Iterable[tuple[Callable[[], object], Future[Any] | None]]) -> None:
+        with self._lock:
             if self._closed:
                 raise RuntimeError("the thread pool is closed")
             self._call_thread()
-            self._calls.append((call, future))
+            self._calls.extend(calls)
 
     def _call_thread(self) -> None:
         """Call or start one more thread, unless one is on its way or all are at work."""
@@ -84,7 +85,7 @@ class DaemonThreadPool(ThreadPoolExecutor):
             return
         if self._idle:
             self._idle -= 1
-            self._changed.notify()
+            self._called.notify()
         elif len(self._workers) < self._limit:
             worker = threading.Thread(target=self._work, name=next(self._names), daemon=True)
             try:
@@ -107,7 +108,7 @@ class DaemonThreadPool(ThreadPoolExecutor):
 
     def _next(self, *, arrives: bool = False) -> Callable[[], object] | None:
         """The call that this thread makes next, once there is one; None after `shutdown` when none is left."""
-        with self._changed:
+        with self._lock:
             while True:
                 if arrives:
                     self._is_one_coming = False
@@ -119,7 +120,7 @@ class DaemonThreadPool(ThreadPoolExecutor):
                 if self._closed:
                     return None
                 self._idle += 1
-                self._changed.wait()
+                self._called.wait()
                 arrives = True
 
 

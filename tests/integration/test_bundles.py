@@ -336,7 +336,7 @@ async def test_nothing_waits_for_threads_that_long_calls_hold(monkeypatch: pytes
     assert pool.room() == 2
     await pool.run(lambda: None)
     assert pool.room() == 2 + thread_pool.MAX_WAITING
-    held = [asyncio.create_task(pool.run(lambda: release.wait(20))) for _ in range(2)]
+    held = [pool.start(lambda: release.wait(20)) for _ in range(2)]
     await asyncio.sleep(0)
     assert pool.room() == thread_pool.MAX_WAITING
     now_s[0] += 2 * thread_pool.WAIT_S

@@ -71,7 +71,7 @@ def test_a_long_call_holds_up_no_other_while_threads_are_free(are_started: bool)
     with DaemonThreadPool(3, "pool") as pool:
         all_run = threading.Barrier(3)
         for _ in range(1 + are_started):
-            with pool._changed:  # all are there before the first thread arrives
+            with pool._lock:  # all are there before the first thread arrives
                 futures = [pool.submit(all_run.wait, PATIENCE_S) for _ in range(3)]
             assert sorted(future.result(PATIENCE_S) for future in futures) == [0, 1, 2]
             until_idle(pool, 3)
@@ -83,7 +83,7 @@ def test_one_thread_is_called_at_a_time() -> None:
         for future in [pool.submit(all_run.wait, PATIENCE_S) for _ in range(3)]:
             future.result(PATIENCE_S)
         until_idle(pool, 3)
-        with pool._changed:  # no thread can arrive
+        with pool._lock:  # no thread can arrive
             futures = [pool.submit(int) for _ in range(10)]
             assert pool._idle == 2
         assert [future.result(PATIENCE_S) for future in futures] == [0] * 10
@@ -105,9 +105,9 @@ def _refuse(_: threading.Thread) -> None:
     raise RuntimeError("no more threads")
 
 
-def test_a_call_without_a_future_is_made_as_well(pool: DaemonThreadPool) -> None:
+def test_calls_without_a_future_are_made_as_well(pool: DaemonThreadPool) -> None:
     made = threading.Event()
-    pool.start(made.set)
+    pool.start([made.set])
     assert made.wait(PATIENCE_S)
 
 

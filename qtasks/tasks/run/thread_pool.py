@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import threading
 import time
 from collections import deque
@@ -37,8 +38,8 @@ class ThreadPool:
         self._ended_s = 0.0
         """When the latest call ended."""
         self._pool: DaemonThreadPool | None = None
-        self._endings: LoopEndings | None = None
-        """Of the event loop that runs here."""
+        self._calls_of_loop: LoopCalls | None = None
+        """Of the event loop that has called last."""
         per_process(self._begin)
 
     def _begin(self) -> None:
@@ -50,15 +51,18 @@ class ThreadPool:
         return returned(await self.start(call))
 
     def start(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
-        """As `run`; the future gets what `call` returns, or a `Raised`."""
+        """As `run`; the future gets what `call` returns, or a `Raised`.
+
+        Calls of one turn of the loop are handed to the threads together, at its end: threads that begin meanwhile would
+        only contend with the loop for the interpreter.
+        """
         loop = asyncio.get_running_loop()
+        if (calls := self._calls_of_loop) is None or calls.loop is not loop:
+            calls = self._calls_of_loop = LoopCalls(loop)
+        if not calls.begun:
+            loop.call_soon(self._hand_over, calls)
         ended, context = loop.create_future(), contextvars.copy_context()
-        with self._lock:
-            if self._endings is None or self._endings.loop is not loop:
-                self._endings = LoopEndings(loop)
-            endings = self._endings
-            self._opened().start(lambda: endings.add(ended, context.run(self._timed, call)))
-            self.calls += 1
+        calls.begun.append((ended, lambda: context.run(self._timed, call)))
         return ended
 
     def room(self) -> int:
@@ -71,6 +75,17 @@ class ThreadPool:
         if self._mean_s is not None and not is_held:
             waiting = min(MAX_WAITING, int(self.size * WAIT_S / max(self._mean_s, _SHORTEST_S)))
         return self.size + waiting - self.calls
+
+    def _hand_over(self, calls: LoopCalls) -> None:
+        begun, calls.begun = calls.begun, []
+        try:
+            with self._lock:
+                self._opened().start(functools.partial(calls.make, *each) for each in begun)
+                self.calls += len(begun)
+        except RuntimeError as error:  # no thread can be started
+            for ended, _ in begun:
+                if not ended.cancelled():
+                    ended.set_result(Raised(error))
 
     def _timed(self, call: Callable[[], Any]) -> Any:
         began_s = time.monotonic()
@@ -96,17 +111,19 @@ class ThreadPool:
         return self._pool
 
 
-class LoopEndings:
-    """The ends of calls whose results an event loop gets. Those that end before it runs wake it once."""
+class LoopCalls:
+    """The calls of one event loop. Those that end before it runs again wake it once."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: Final = loop
+        self.begun: list[tuple[asyncio.Future[Any], Callable[[], Any]]] = []
+        """Those of this turn of the loop, with the futures of their outcomes."""
         self._ended: deque[tuple[asyncio.Future[Any], Any]] = deque()
         self._is_woken = False
 
-    def add(self, future: asyncio.Future[Any], outcome: Any) -> None:
-        """Let `future` have `outcome`. May be called from any thread."""
-        self._ended.append((future, outcome))
+    def make(self, ended: asyncio.Future[Any], call: Callable[[], Any]) -> None:
+        """Make a call in a thread: `ended` gets its outcome."""
+        self._ended.append((ended, call()))
         if not self._is_woken:
             self._is_woken = True
             with contextlib.suppress(RuntimeError):  # the loop has closed
@@ -115,9 +132,9 @@ class LoopEndings:
     def _set_results(self) -> None:
         self._is_woken = False  # first, so that what ends from now on is not missed
         while self._ended:
-            future, outcome = self._ended.popleft()
-            if not future.cancelled():
-                future.set_result(outcome)
+            ended, outcome = self._ended.popleft()
+            if not ended.cancelled():
+                ended.set_result(outcome)
 
 
 @dataclass(frozen=True, slots=True)

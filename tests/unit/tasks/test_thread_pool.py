@@ -54,6 +54,7 @@ async def test_calls_that_end_while_the_loop_is_at_work_wake_it_once(
     for _ in range(2):
         ended, all_ended = [pool.start(int) for _ in range(20)], threading.Event()
         last = pool.start(all_ended.set)
+        await asyncio.sleep(0)  # they begin at the end of this turn
         assert all_ended.wait(PATIENCE_S)
         assert (woken.acquire(blocking=False), woken.acquire(blocking=False)) == (True, False)
         assert [await each for each in (*ended, last)] == [0] * 20 + [None]
@@ -62,9 +63,25 @@ async def test_calls_that_end_while_the_loop_is_at_work_wake_it_once(
 
 async def test_a_result_that_is_not_awaited_any_more_is_dropped(pool: ThreadPool) -> None:
     may_end = threading.Event()
-    pool.start(lambda: may_end.wait(PATIENCE_S)).cancel()
+    for _ in range(2):
+        pool.start(lambda: may_end.wait(PATIENCE_S)).cancel()
+        await asyncio.sleep(0)
     may_end.set()
     assert await pool.run(lambda: 3) == 3
+
+
+async def test_a_call_for_which_no_thread_can_be_started_raises(
+    pool: ThreadPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    cancelled = pool.start(int)
+    cancelled.cancel()
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        await pool.run(int)
+    assert (cancelled.cancelled(), pool.calls) == (True, 0)
 
 
 def test_a_call_may_outlive_its_loop(pool: ThreadPool) -> None:
@@ -76,6 +93,7 @@ def test_a_call_may_outlive_its_loop(pool: ThreadPool) -> None:
 
     async def begin() -> None:
         pool.start(long)
+        await asyncio.sleep(0)
         assert has_begun.wait(PATIENCE_S)
 
     async def another() -> int:
