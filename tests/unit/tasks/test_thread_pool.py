@@ -61,6 +61,16 @@ async def test_calls_that_end_while_the_loop_is_at_work_wake_it_once(
         woken.acquire(blocking=False)  # the last call may have ended after the loop had read the others
 
 
+async def test_calls_of_one_turn_of_the_loop_are_handed_over_together(pool: ThreadPool) -> None:
+    may_end = threading.Event()
+    calls = [pool.start(lambda: may_end.wait(PATIENCE_S)) for _ in range(3)]
+    assert pool.calls == 0
+    await asyncio.sleep(0)
+    assert pool.calls == 3
+    may_end.set()
+    assert await asyncio.gather(*calls) == [True] * 3
+
+
 async def test_a_result_that_is_not_awaited_any_more_is_dropped(pool: ThreadPool) -> None:
     may_end = threading.Event()
     for _ in range(2):
