@@ -26,6 +26,8 @@ class AttemptParts:
 
     async def keys_of(self, account: int, message_id: str) -> SigningKeys:
         """The signing keys of an account; it waits until the store can tell."""
+        if (keys := self.key_ring.known(account)) is not None:
+            return keys
         return await self.recorder.until_stored(
             lambda: self.key_ring.of(account), f"read the signing keys for {message_id}"
         )

@@ -213,7 +213,7 @@ class _BundleExchange:
 
     def _take_outcomes(self, outcomes: list[ItemOutcome]) -> None:
         ended = [
-            Ended(claim, _response(outcome))
+            Ended(claim, _response(outcome), self._started_s)
             for outcome in outcomes
             if (claim := self._open.pop(outcome.place, None)) is not None  # else it has ended at its deadline
         ]
@@ -236,7 +236,7 @@ class _BundleExchange:
 
     def _end_open(self, outcome: Response | Failure) -> None:
         """Every delivery without an outcome has this one."""
-        ended = [Ended(claim, outcome) for claim in self._open.values()]
+        ended = [Ended(claim, outcome, self._started_s) for claim in self._open.values()]
         self._open.clear()
         self._end(ended)
 
@@ -257,7 +257,7 @@ class _BundleExchange:
         """Record outcomes. Those that arrive meanwhile are recorded together afterwards."""
         while self._unrecorded:
             ended, self._unrecorded = self._unrecorded, []
-            await self._parts.recorder.record(ended, started_s=self._started_s)
+            await self._parts.recorder.record(ended)
 
     # -- deadlines and silence
 
@@ -282,7 +282,7 @@ class _BundleExchange:
         for place, claim in list(self._open.items()):
             if self._deadline_s(claim) <= now_s:
                 del self._open[place]
-                self._end((Ended(claim, _timed_out(claim)),))
+                self._end((Ended(claim, _timed_out(claim), self._started_s),))
         silent_from_s = max(self._heard_s + SILENCE_S, now_s + _LAG_S if is_late else 0.0)
         if silent_from_s <= now_s:
             # A proxy that holds lines back for a while is indistinguishable from here: no more bundles through it.

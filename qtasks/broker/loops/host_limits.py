@@ -215,7 +215,8 @@ class HostLimits:
     def start(self, lot: str, count: int = 1) -> int:
         """Count attempts of messages of `lot` that start. Return the number of the last, for `note_slots`."""
         name = lots.parse(lot).host
-        host = self._hosts[name] = self._hosts.pop(name, _Host())
+        host = self._hosts.pop(name) if name in self._hosts else _Host()
+        self._hosts[name] = host
         if not host.in_flight:
             host.waiting_since_s = self._clock.monotonic()
         host.in_flight += count

@@ -15,9 +15,13 @@ class KeyRing:
         self._keys: dict[int, SigningKeys] = {}
         self._changes = 0
 
+    def known(self, account: int) -> SigningKeys | None:
+        """The current keys of `account`, if they have been read."""
+        return self._keys.get(account)
+
     async def of(self, account: int) -> SigningKeys:
         """The current keys of `account`."""
-        if (cached := self._keys.get(account)) is not None:
+        if (cached := self.known(account)) is not None:
             return cached
         changes = self._changes
         keys = await self._store.read(accounts.signing_keys, account)

@@ -38,6 +38,8 @@ class Ended(NamedTuple):
 
     claim: Claim
     outcome: Response | Failure
+    started_s: float
+    """When it began, in monotonic seconds."""
 
 
 class OutcomeRecorder:
@@ -51,6 +53,9 @@ class OutcomeRecorder:
         self._random = random
         self._watchers = watchers
         self._wake = wake
+        self._of_this_turn: list[Ended] = []
+        """What waits for `_recording`, which the event loop starts in its next turn."""
+        self._recording: asyncio.Task[None] | None = None
         self._answered: dict[str, float] = {}
         """When a dispatcher last answered, in monotonic seconds, by URL prefix; the latest at the end."""
 
@@ -59,15 +64,29 @@ class OutcomeRecorder:
         if self._watchers and not claim.quiet:
             self._notify(State.ACTIVE, claim.message)
 
-    async def record(self, ended: Sequence[Ended], *, started_s: float) -> None:
-        """Store the outcomes of attempts that began at `started_s` (monotonic), in one transaction; tell the watchers.
+    async def record_with_others(self, ended: Ended) -> None:
+        """As `record`, together with the attempts that end in the same turn of the event loop.
+
+        To cancel one of them cancels the recording for all.
+        """
+        self._of_this_turn.append(ended)
+        if self._recording is None or self._recording.done():  # done: it was cancelled before it began
+            self._recording = asyncio.create_task(self._record_turn())
+        await self._recording
+
+    async def _record_turn(self) -> None:
+        ended, self._of_this_turn, self._recording = self._of_this_turn, [], None
+        await self.record(ended)
+
+    async def record(self, ended: Sequence[Ended]) -> None:
+        """Store the outcomes of attempts in one transaction, and tell the watchers.
 
         It is repeated until the store accepts it, because the endpoint has done its work.
         """
         now_s, now_ms = self._clock.monotonic(), self._clock.now_ms()
         offset_ms = self._clock.offset_ms()
         settlements: list[Settlement] = []
-        for claim, outcome in ended:
+        for claim, outcome, started_s in ended:
             situation = self._situation(claim, outcome, started_s, now_s)
             evaluation = rules.success_in(outcome, may_wait=claim.row.interrupted_for_ms is not None)
             if evaluation is None:
@@ -78,7 +97,7 @@ class OutcomeRecorder:
         all_settled = await self._settle_all(settlements, now_ms)
         if None in all_settled:  # a damaged message may have been set aside: what it occupied is free
             self._wake()
-        for settlement, settled in zip(settlements, all_settled, strict=True):
+        for settlement, settled, (_, _, started_s) in zip(settlements, all_settled, ended, strict=True):
             if settled is None:
                 log.warning("message %s was settled by another claim; this outcome is dropped", settlement.claim.row.id)
             elif self._watchers and not settled.quiet:

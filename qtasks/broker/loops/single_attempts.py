@@ -40,7 +40,7 @@ class SingleAttempts:
             self._offer_room()
         if begun and isinstance(outcome, Response):
             self._note_slots(claim, outcome, begun)
-        await self._parts.recorder.record((Ended(claim, outcome),), started_s=started_s)
+        await self._parts.recorder.record_with_others(Ended(claim, outcome, started_s))
 
     def _note_slots(self, claim: Claim, response: Response, begun: int) -> None:
         """A dispatcher that takes bundles says so in its answers."""

@@ -583,6 +583,21 @@ async def test_an_outcome_is_recorded_however_often_the_store_refuses(
     assert caplog.text.count("cannot record the end of an attempt of msg_1: the disk is full") == 3
 
 
+async def test_attempts_that_end_in_one_turn_are_recorded_together_and_one_by_one_if_that_fails(bench: Bench) -> None:
+    gate, flaky = Gate(), Flaky(bench.store)
+    flaky.errors["settle_all"] = [ValueError("one of them cannot be stored")]
+    bench.make(gate, store=flaky)
+    for number in (1, 2, 3):
+        await bench.publish(number)
+    round_of_attempts = asyncio.create_task(bench.deliverer.run_once())
+    for answer in [(await gate.next())[1] for _ in range(3)]:
+        answer.set_result(OK)
+    assert await soon(round_of_attempts) == 3
+    assert flaky.errors == {"settle_all": []}
+    for message_id in ("msg_1", "msg_2", "msg_3"):
+        assert await bench.states(message_id) == [State.CREATED, State.ACTIVE, State.DELIVERED]
+
+
 async def test_an_attempt_waits_for_its_keys_when_the_store_refuses_them(bench: Bench) -> None:
     flaky = Flaky(bench.store)
     flaky.errors["signing_keys"] = [StoreError("the store is busy")]
