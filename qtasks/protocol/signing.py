@@ -11,7 +11,6 @@ for all of them, so that a sender without a key learns nothing from it.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hashlib
 import hmac
@@ -56,6 +55,8 @@ _TOKEN = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]{43})")
 _DIGEST = re.compile(r"[A-Za-z0-9_-]{43}=?")
 _STANDARD: Final = bytes.maketrans(b"-_", b"+/")
 """From base64url to what `binascii` reads."""
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
+"""From what `binascii` writes to base64url."""
 _LAST_CHARACTERS: Final = {2: "AQgw", 3: "AEIMQUYcgkosw048"}
 """Of canonical base64url, by its length modulo 4. Every other last character has bits that stand for nothing."""
 _USUAL_HEADER = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9"
@@ -110,18 +111,14 @@ def sign(key: str, *, url: str, body: bytes, now_s: int, jti: str) -> str:
     protocol's life of exactly 300 s. `nbf` is 0, as the hosted service has it since 2024. `url` is signed verbatim.
     """
     issued_s = now_s - BACKDATE_S
-    claims = {
-        "aud": "",
-        "body": base64.urlsafe_b64encode(hashlib.sha256(body).digest()).decode("ascii"),
-        "exp": issued_s + LIFETIME_S,
-        "iat": issued_s,
-        "iss": ISSUER,
-        "jti": jti,
-        "nbf": 0,
-        "sub": url,
-    }
+    digest = _base64url(hashlib.sha256(body).digest()).decode()
+    # Written out, because only two of the values can hold what JSON escapes.
+    claims = (
+        f'{{"aud":"","body":"{digest}","exp":{issued_s + LIFETIME_S},"iat":{issued_s},"iss":"{ISSUER}",'
+        f'"jti":{_COMPACT.encode(jti)},"nbf":0,"sub":{_COMPACT.encode(url)}}}'
+    )
     # The same as `jwt.encode`, which spends half of its time on reading the key and writing the constant header.
-    signed = b".".join((_HEADER, _encode(_COMPACT.encode(claims).encode())))
+    signed = b".".join((_HEADER, _encode(claims.encode())))
     return b".".join((signed, _encode(_mac(key, signed)))).decode("ascii")
 
 
@@ -177,7 +174,7 @@ def verify_leniently(
 def _check_delivery(signed_url: str, body_hash: str, url: str | None, body: bytes) -> None:
     if url is not None and signed_url != url:
         raise _url_refusal(signed_url, url)
-    actual = base64.urlsafe_b64encode(hashlib.sha256(body).digest()).rstrip(b"=")
+    actual = _encode(hashlib.sha256(body).digest())
     if not hmac.compare_digest(actual, body_hash.encode()):
         raise _refusal(
             Reason.BODY,
@@ -261,9 +258,14 @@ def _prepared(key: str) -> bytes:
         ) from error
 
 
+def _base64url(raw: bytes) -> bytes:
+    """`raw` as base64url, as `base64.urlsafe_b64encode` in less than half of its time."""
+    return binascii.b2a_base64(raw, newline=False).translate(_URL_SAFE)
+
+
 def _encode(raw: bytes) -> bytes:
     """`raw` as unpadded base64url."""
-    return base64.urlsafe_b64encode(raw).rstrip(b"=")
+    return _base64url(raw).rstrip(b"=")
 
 
 _HEADER = _encode(b'{"alg":"HS256","typ":"JWT"}')
