@@ -76,6 +76,8 @@ class Deliverer:
         """When the loop claims again although nothing wakes it; None: not before something does."""
         self._waits_for_room = True
         """Messages may wait for the end of an attempt."""
+        self._has_new_room = False
+        """An attempt has ended during the claim under way, which did not see that."""
         self._claiming = asyncio.Lock()
         self._draining = False
 
@@ -95,7 +97,9 @@ class Deliverer:
 
     def offer_room(self) -> None:
         """An attempt has ended, or a lot need not wait any more: claim again if a message may have waited for that."""
-        if self._waits_for_room:
+        if self._claiming.locked():
+            self._has_new_room = True  # the claim will say whether a message has waited
+        elif self._waits_for_room:
             self.wake()
 
     def wake_at(self, due_ms: int) -> None:
@@ -157,13 +161,15 @@ class Deliverer:
         once.
         """
         async with self._claiming:
-            self._waits_for_room = True  # an attempt may end during the claim, which does not see that
+            self._waits_for_room, self._has_new_room = True, False
             room = self._limits.room
             if room <= 0:
                 return None, False  # the end of an attempt wakes the loop
             began_ms = self._clock.now_ms()
             batch = await self.claim(min(room, CLAIM_BATCH))
             self._waits_for_room = batch.waits_for_room
+            if self._waits_for_room and self._has_new_room:
+                self.wake()
             self._start_all(batch.claims)
         probe_ms = self._limits.next_probe_ms(began_ms)
         next_ms = min((time_ms for time_ms in (batch.next_due_ms, probe_ms) if time_ms is not None), default=None)

@@ -421,6 +421,34 @@ async def test_a_message_that_is_stored_during_a_claim_is_not_overslept(
     assert len(bench.transport.sent) == 1
 
 
+@pytest.mark.parametrize(("per_host", "claims"), [(1, 3), (8, 2)], ids=["one waits", "none waits"])
+async def test_an_attempt_that_ends_during_a_claim_causes_another_if_a_message_waits_for_room(
+    bench: Bench, running: Callable[[], None], monkeypatch: pytest.MonkeyPatch, per_host: int, claims: int
+) -> None:
+    gate = Gate()
+    bench.make(gate, limits=DeliveryLimits(in_flight=16, per_host=per_host))
+    claim = bench.deliverer.claim
+    limits: list[int] = []
+
+    async def interrupted(limit: int) -> ClaimBatch:
+        batch = await claim(limit)
+        limits.append(limit)
+        if len(limits) == 2:
+            answer.set_result(OK)
+            await settled()
+        return batch
+
+    await bench.publish(1)
+    monkeypatch.setattr(bench.deliverer, "claim", interrupted)
+    running()
+    _, answer = await gate.next()
+    await bench.publish(2)
+    request, _ = await gate.next()
+    await settled()
+    assert header(request, "Upstash-Message-Id") == "msg_2"
+    assert len(limits) == claims
+
+
 async def settled() -> None:
     """Let everything that can run without time passing run."""
     for _ in range(50):
