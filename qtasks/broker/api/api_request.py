@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 import orjson
@@ -36,8 +35,7 @@ class HttpError(Exception):
         self.headers = headers
 
 
-@dataclass(frozen=True, slots=True)
-class ApiResponse:
+class ApiResponse(NamedTuple):
     """The response to an API request."""
 
     status: int
@@ -50,7 +48,7 @@ class ApiResponse:
         """The same response with its body in one piece."""
         if self.stream is None:
             return self
-        return replace(self, body=b"".join([piece async for piece in self.stream]), stream=None)
+        return self._replace(body=b"".join([piece async for piece in self.stream]), stream=None)
 
 
 def json_response(value: Any, status: int = 200, headers: Headers = ()) -> ApiResponse:
@@ -63,8 +61,7 @@ def error_response(error: HttpError) -> ApiResponse:
     return json_response({"error": error.text}, error.status, error.headers)
 
 
-@dataclass(frozen=True, slots=True)
-class ApiRequest:
+class ApiRequest(NamedTuple):
     """An API request. `path` and `query` are the raw request target, never decoded."""
 
     method: str

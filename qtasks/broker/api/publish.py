@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from qtasks.broker import ids
@@ -56,8 +55,7 @@ class PublishRequest(NamedTuple):
     queue: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedPublish:
+class PreparedPublish(NamedTuple):
     """A valid publish with the messages to store for it."""
 
     is_group: bool

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import replace
+from typing import Final, NamedTuple
 
 from qtasks.broker.core import wall_times
 from qtasks.broker.core.values import DeliveryEndpoint, Publication, UrlGroupState
@@ -54,8 +54,7 @@ _NOT_OVERRIDABLE: Final = frozenset(
 """Options that the request to retry a dead letter cannot change."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ValidPublish:
+class ValidPublish(NamedTuple):
     """A valid publish: one body with its options, for every endpoint of a destination."""
 
     account: int
@@ -69,17 +68,8 @@ class ValidPublish:
     schedule_id: str | None = None
 
     def with_body(self, body: bytes) -> ValidPublish:
-        """The same publish of another body. `replace` would take four times as long."""
-        return ValidPublish(
-            account=self.account,
-            endpoints=self.endpoints,
-            body=body,
-            options=self.options,
-            caller_ip=self.caller_ip,
-            url_group=self.url_group,
-            queue=self.queue,
-            schedule_id=self.schedule_id,
-        )
+        """The same publish of another body."""
+        return self._replace(body=body)
 
 
 # -- publishes

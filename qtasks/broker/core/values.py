@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from qtasks.broker.core import lots
 from qtasks.broker.core.interruptions import UNTROUBLED, Situation
@@ -34,8 +34,7 @@ class Retention:
     """If the database is larger, the oldest finished messages are removed early, dead letters last. None: no limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Publication:
+class Publication(NamedTuple):
     """A message to accept. A `deduplication_key` blocks further messages with the same key for ten minutes."""
 
     message: Message
@@ -44,8 +43,7 @@ class Publication:
     deduplication_key: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(NamedTuple):
     """The id of the accepted message, or the id of the earlier message with the same deduplication key."""
 
     message_id: str

@@ -25,8 +25,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import apsw
 
@@ -54,8 +53,7 @@ _AVERAGED_COMMITS: Final = 8
 """About how many of the last commits count in the expected duration of the next."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _QueuedWrite:
+class _QueuedWrite(NamedTuple):
     """Work that runs in a transaction, and the future for its result."""
 
     work: Callable[[], Any]
