@@ -157,6 +157,15 @@ def test_hosts_take_turns(lots: Lots) -> None:
     assert turns == [["h0:80"], ["h1:80"], ["h2:80"]] * 3
 
 
+def test_a_host_that_has_several_turns_in_a_claim_gets_each_of_its_messages_once(lots: Lots) -> None:
+    lots.park(2)
+    for number in range(2, 7):
+        lots.store.accept(number, url="http://h0:80/again")
+    assert lots.claim(NO_ROOM).claims == ()  # those of the first host are parked, too
+    claimed = [one.row.id for one in lots.claim(Rooms(9), limit=8).claims]
+    assert sorted(claimed) == [f"msg_{number}" for number in range(7)]
+
+
 @pytest.mark.parametrize("answered", [True, False])
 def test_a_resting_lot_starts_when_its_prefix_answers_and_when_its_next_probe_comes_early(
     lots: Lots, answered: bool
