@@ -193,6 +193,16 @@ async def test_what_would_be_another_request_on_the_wire_is_never_sent(
     assert (outcome.code, outcome.final, server.connections) == ("unsendable", True, 0)
 
 
+async def test_of_all_control_characters_only_a_tab_may_be_in_a_value(transport: HttpTransport) -> None:
+    async with HostileServer(answering(OK)) as server:
+        outcomes = {
+            character: await transport.send(request(server.url, headers=(("X-A", f"a{character}b"),)))
+            for character in map(chr, (*range(32), 127))
+        }
+    assert [character for character, outcome in outcomes.items() if isinstance(outcome, Response)] == ["\t"]
+    assert b"X-A: a\tb" in head_of(server.requests[0])
+
+
 async def test_an_unreadable_url_is_never_sent(transport: HttpTransport) -> None:
     outcome = failure(await transport.send(request("http://127.1:80/")))
     assert (outcome.code, outcome.final) == ("unsendable", True)

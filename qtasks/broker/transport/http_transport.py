@@ -335,16 +335,14 @@ def _lines_for(destination: _AllowedDestination, request: DeliveryRequest) -> Li
     if request.method == "CONNECT" or not _TOKEN.fullmatch(request.method):
         return _unsendable(f"{request.method[:40]!r} is not a method of a request to an endpoint")
     lines = [("Host", destination.authority)]
-    has_authorization = False
     for spelling, value in request.headers:
         if (name := _name(spelling)) is None:
             return _unsendable(f"{spelling[:40]!r} is not a header name")
-        if _CONTROL.search(value):
+        if not value.isprintable() and _CONTROL.search(value):  # most values need no search
             return _unsendable(f"the value of header {name} contains a control character")
         if name not in _NOT_FORWARDED:
             lines.append((name, value))
-            has_authorization = has_authorization or name == "Authorization"
-    if destination.authorization is not None and not has_authorization:
+    if destination.authorization is not None and all(name != "Authorization" for name, _ in lines):
         lines.append(("Authorization", destination.authorization))
     lines.append(("Accept-Encoding", "identity"))
     return lines
