@@ -138,8 +138,14 @@ def before_query(url: str) -> str | None:
 
     No check depends on anything else: if this part passes `check_url`, so does the URL.
     """
+    return _kept_before_query(url) if len(url) <= MAX_URL else None
+
+
+@lru_cache(maxsize=16)
+def _kept_before_query(url: str) -> str | None:
+    """`before_query`, kept because a call has one URL for its reports, which is read and judged several times."""
     base, mark, query = url.partition("?")
-    return base + mark if mark and len(url) <= MAX_URL and _UNSENDABLE.search(query) is None else None
+    return base + mark if mark and _UNSENDABLE.search(query) is None else None
 
 
 def host_of(url: str) -> str:

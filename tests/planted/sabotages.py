@@ -707,7 +707,7 @@ SABOTAGES: Final = (
     Sabotage(
         "the query of a URL is not looked at",
         "qtasks/protocol/targets.py",
-        "if mark and len(url) <= MAX_URL and _UNSENDABLE.search(query) is None else None",
+        "if mark and _UNSENDABLE.search(query) is None else None",
         "if mark else None",
         "tests/unit/protocol/test_targets.py",
     ),
