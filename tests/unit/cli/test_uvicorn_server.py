@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import time
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -24,18 +26,54 @@ class OpenWebsocket:
         self.shutdowns += 1
 
 
-async def test_a_stop_closes_open_websockets_and_does_not_wait_for_their_clients() -> None:
-    async def hand_back() -> None:
-        raise AssertionError("no task runs")
+class HalfARequest:
+    """A connection on which the rest of a request never comes. It is closed when the server stops."""
 
+    cycle = None
+    is_moving = True
+
+    def __init__(self, connections: set[Any], *, then: Any = None) -> None:
+        self._connections = connections
+        self._then = then
+        """A connection that is accepted while this one is closed."""
+
+    def shutdown(self) -> None:
+        """Close it."""
+        self._connections.discard(self)
+        if self._then is not None:
+            self._connections.add(self._then)
+            self._then = None
+
+
+async def hand_back() -> None:
+    raise AssertionError("no task runs")
+
+
+async def started(listener: socket.socket) -> UvicornServer:
     server = UvicornServer(FastAPI(), drain_s=20, hand_back=hand_back, started=lambda: None)
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)
-    listener = listen("127.0.0.1", 0)
     await server.startup([listener])
+    return server
+
+
+async def test_a_stop_closes_open_websockets_and_does_not_wait_for_their_clients() -> None:
+    listener = listen("127.0.0.1", 0)
+    server = await started(listener)
     websocket = OpenWebsocket()
     server.server_state.connections.add(websocket)  # type: ignore[arg-type]
     began_s = time.monotonic()
     await server.shutdown([listener])
     assert websocket.shutdowns == 1, "uvicorn's own fails at a second one"
+    assert time.monotonic() - began_s < 10
+
+
+async def test_a_stop_does_not_wait_for_half_a_request_whose_connection_appears_late() -> None:
+    listener = listen("127.0.0.1", 0)
+    server = await started(listener)
+    connections: set[Any] = server.server_state.connections
+    late = HalfARequest(connections, then=HalfARequest(connections))
+    connections.add(HalfARequest(connections, then=late))
+    began_s = time.monotonic()
+    await server.shutdown([listener])
     assert time.monotonic() - began_s < 10
