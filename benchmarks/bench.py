@@ -64,7 +64,7 @@ FULL: Final = Sizes(
 )
 QUICK: Final = Sizes(
     publishes=100,
-    backlogs=(200,),
+    backlogs=(2_000,),
     streamed=100,
     naps=20,
     paced_s=1,
