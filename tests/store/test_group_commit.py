@@ -25,18 +25,23 @@ pytestmark = pytest.mark.anyio
 NOW = START_MS
 
 
-async def test_calls_made_together_share_a_commit(tmp_path: Path) -> None:
-    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), VirtualClock())
-    commits = 0
+class Commits:
+    """Counts the commits of a store from now on."""
 
-    def count() -> bool:
-        nonlocal commits
-        commits += 1
+    def __init__(self, store: SqliteStore) -> None:
+        self.count = 0
+        store._db.set_commit_hook(self._counted)
+
+    def _counted(self) -> bool:
+        self.count += 1
         return False
 
-    store._db.set_commit_hook(count)
+
+async def test_calls_made_together_share_a_commit(tmp_path: Path) -> None:
+    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), VirtualClock())
+    commits = Commits(store)
     await asyncio.gather(*(store.accept([publication(n)], now_ms=NOW) for n in range(50)))
-    assert commits == 1
+    assert commits.count == 1
     await store.close()
 
 
@@ -45,19 +50,12 @@ async def test_a_patient_write_shares_the_commit_of_the_next_one(
 ) -> None:
     monkeypatch.setattr(group_commit, "PATIENCE_S", 3600)
     store, _ = await SqliteStore.open(str(tmp_path / "store.db"), VirtualClock())
-    commits = 0
-
-    def count() -> bool:
-        nonlocal commits
-        commits += 1
-        return False
-
-    store._db.set_commit_hook(count)
+    commits = Commits(store)
     patient = asyncio.create_task(store.write_patiently(probe, now_ms=NOW))
     await asyncio.sleep(0)
     await store.accept([publication(1)], now_ms=NOW)
     await patient
-    assert commits == 1
+    assert commits.count == 1
     await store.close()
 
 

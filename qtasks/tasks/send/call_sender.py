@@ -112,7 +112,7 @@ class CallSender:
         under_way: deque[Future[BatchAnswers]] = deque()
         try:
             for batch in self._batches(messages):
-                if len(under_way) == (IN_FLIGHT if self._is_ours and not is_ordered else 1):
+                if len(under_way) == self._most_under_way(is_ordered):
                     answers += under_way.popleft().result()
                 under_way.append(ahead.submit(self._run_batch, batch))
                 if self._may_learn_who_answers:
@@ -128,7 +128,7 @@ class CallSender:
         under_way: deque[asyncio.Task[BatchAnswers]] = deque()
         try:
             for batch in self._batches(messages):
-                if len(under_way) == (IN_FLIGHT if self._is_ours and not is_ordered else 1):
+                if len(under_way) == self._most_under_way(is_ordered):
                     answers += await under_way[0]
                     under_way.popleft()
                 under_way.append(asyncio.create_task(self._arun_batch(batch)))
@@ -143,6 +143,10 @@ class CallSender:
             for running in under_way:
                 running.cancel()
                 running.add_done_callback(_forget)
+
+    def _most_under_way(self, is_ordered: bool) -> int:
+        """How many requests of one map are under way at a time."""
+        return IN_FLIGHT if self._is_ours and not is_ordered else 1
 
     @property
     def _may_learn_who_answers(self) -> bool:
