@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
@@ -76,8 +76,6 @@ class UvicornServer(RestingServer):
         self._is_child = is_child
         self._lingers = lingers
         self._has_failed = has_failed
-        self._finishing: set[Any] = set()
-        """The connections that take no further request."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start as uvicorn does, then call `started`."""
@@ -95,7 +93,7 @@ class UvicornServer(RestingServer):
         for server in self.servers:
             server.close()
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
-        self._finish([connection for connection in self._http_connections() if not _idle(connection)])
+        self.finish([connection for connection in self.http_connections() if not _idle(connection)])
         start_s = time.monotonic()
         linger_s = min(LINGER_S, self._drain_s / 2) if self._lingers else 0
         await _wait(lambda: not self._any_idle(), start_s + linger_s)
@@ -107,25 +105,14 @@ class UvicornServer(RestingServer):
 
     def _is_quiet(self) -> bool:
         """Finish all connections; True if none is busy. One that was accepted just before the stop may appear late."""
-        self._finish(self._http_connections())
+        self.finish(self.http_connections())
         return not self._any_busy()
 
-    def _finish(self, connections: Iterable[Any]) -> None:
-        """Let the response to the request in progress be the last one on a connection."""
-        for connection in connections:
-            if connection not in self._finishing:
-                self._finishing.add(connection)
-                connection.shutdown()
-
-    def _http_connections(self) -> list[Any]:
-        """All connections but websockets, which uvicorn keeps in the same set and which must be shut down only once."""
-        return [connection for connection in self.server_state.connections if hasattr(connection, "cycle")]
-
     def _any_idle(self) -> bool:
-        return any(_idle(connection) for connection in self._http_connections())
+        return any(_idle(connection) for connection in self.http_connections())
 
     def _any_busy(self) -> bool:
-        return not all(_idle(connection) for connection in self._http_connections())
+        return not all(_idle(connection) for connection in self.http_connections())
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

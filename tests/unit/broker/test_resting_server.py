@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 import uvicorn
 
 from qtasks.broker.server import resting_server
+from qtasks.broker.server.listen import listen
 from qtasks.broker.server.resting_server import RestingServer
+from tests.support.half_a_request import HalfARequest
 
 PATIENCE_S = 10.0
 
@@ -76,3 +79,21 @@ def test_the_date_is_made_anew_at_each_tick(server: RestingServer, monkeypatch: 
     monkeypatch.setattr("uvicorn.server.formatdate", date)
     asyncio.run(asyncio.wait_for(server.main_loop(), PATIENCE_S))
     assert (b"date", b"date 2") in server.server_state.default_headers
+
+
+def test_a_stop_does_not_wait_for_half_a_request_whose_connection_appears_late() -> None:
+    server = RestingServer(uvicorn.Config(lambda: None, lifespan="off", timeout_graceful_shutdown=60))
+
+    async def stop() -> None:
+        listener = listen("127.0.0.1", 0)
+        server.config.load()
+        server.lifespan = server.config.lifespan_class(server.config)
+        await server.startup([listener])
+        connections: set[Any] = server.server_state.connections
+        connections.add(HalfARequest(connections, then=HalfARequest(connections)))
+        await server.shutdown([listener])
+        assert not connections
+
+    began_s = time.monotonic()
+    asyncio.run(stop())
+    assert time.monotonic() - began_s < PATIENCE_S

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from qtasks.broker.server.listen import listen
 from qtasks.cli.uvicorn_server import UvicornServer
+from tests.support.half_a_request import HalfARequest
 
 pytestmark = pytest.mark.anyio
 
@@ -24,25 +25,6 @@ class OpenWebsocket:
     def shutdown(self) -> None:
         """Send the close frame; the client does not answer it."""
         self.shutdowns += 1
-
-
-class HalfARequest:
-    """A connection on which the rest of a request never comes. It is closed when the server stops."""
-
-    cycle = None
-    is_moving = True
-
-    def __init__(self, connections: set[Any], *, then: Any = None) -> None:
-        self._connections = connections
-        self._then = then
-        """A connection that is accepted while this one is closed."""
-
-    def shutdown(self) -> None:
-        """Close it."""
-        self._connections.discard(self)
-        if self._then is not None:
-            self._connections.add(self._then)
-            self._then = None
 
 
 async def hand_back() -> None:
