@@ -1,0 +1,51 @@
+"""What the views of the console share, and who looks at them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from qtasks.broker.api.api_context import ApiContext
+from qtasks.broker.settings import BrokerSettings
+from qtasks.broker.store.interface import Store
+from qtasks.clock import Clock
+
+
+class Role(StrEnum):
+    """What a person at the console may see and do (docs/console.md)."""
+
+    OPERATOR = "operator"
+    VIEWER = "viewer"
+    METADATA = "metadata"
+    """Sees no payload: no body, header, argument, result or error text of an endpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """The person whose request a view answers."""
+
+    account: int
+    role: Role
+
+    @property
+    def sees_payloads(self) -> bool:
+        """True if bodies, headers and texts of endpoints may be shown."""
+        return self.role is not Role.METADATA
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleContext:
+    """The first argument of every view."""
+
+    api: ApiContext
+    settings: BrokerSettings
+
+    @property
+    def store(self) -> Store:
+        """The store of the broker."""
+        return self.api.store
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of the broker."""
+        return self.api.clock

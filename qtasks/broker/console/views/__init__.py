@@ -1,0 +1,1 @@
+"""The views of the console, one module each: a handler answers one endpoint of docs/console.md."""
