@@ -1,0 +1,100 @@
+// What happens at the broker, as it happens. A hidden page listens to nothing.
+import { effect, signal, useEffect, useRef, useState } from "./view.js";
+import { address, get, lacks, session } from "./api.js";
+
+export const connection = signal("waiting"); // "open", "waiting" or "lost"
+export const now = signal(null); // the counts of the overview
+export const tick = signal(Date.now()); // the time, once a second while the page is visible
+
+const listeners = new Set();
+let source = null;
+
+// Call `listener(event)` with every event of a message; returns how to stop.
+export function listen(listener) {
+  listeners.add(listener);
+  return () => listeners.delete(listener);
+}
+
+function open() {
+  close();
+  if (document.hidden || !session.value?.signedIn || lacks("events")) return;
+  source = new EventSource(address("events"));
+  source.onopen = () => {
+    connection.value = "open";
+  };
+  source.onerror = () => {
+    connection.value = "lost";
+  };
+  source.addEventListener("message", ({ data }) => tell({ kind: "message", ...JSON.parse(data) }));
+  source.addEventListener("skipped", ({ data }) => tell({ kind: "skipped", ...JSON.parse(data) }));
+  source.addEventListener("now", ({ data }) => {
+    now.value = JSON.parse(data);
+  });
+}
+
+function tell(event) {
+  for (const listener of listeners) listener(event);
+}
+
+function close() {
+  source?.close();
+  source = null;
+}
+
+document.addEventListener("visibilitychange", open);
+addEventListener("pagehide", close);
+effect(() => {
+  if (session.value?.signedIn) queueMicrotask(open);
+  else close();
+});
+setInterval(() => {
+  if (!document.hidden) tick.value = Date.now();
+}, 1000);
+
+// The JSON of a view, read again when something has happened, at most once in `everyMs`, and never while the page is
+// hidden or `paused`. {data, error, loading, reload}; the data of before stays while the next is on its way.
+export function useView(path, query = {}, { everyMs = 2000, paused = false } = {}) {
+  const key = JSON.stringify([path, query]);
+  const [state, setState] = useState({ key: null, data: null, error: null, loading: true });
+  const latest = useRef(null);
+  const due = useRef(false);
+
+  const load = async () => {
+    latest.current?.abort();
+    const abort = (latest.current = new AbortController());
+    setState((before) => ({ ...before, loading: true }));
+    try {
+      const data = await get(path, query, abort.signal);
+      setState({ key, data, error: null, loading: false });
+    } catch (error) {
+      if (error.name !== "AbortError") setState((before) => ({ key, data: before.key === key ? before.data : null, error, loading: false }));
+    }
+  };
+
+  useEffect(() => {
+    load();
+    return () => latest.current?.abort();
+  }, [key]);
+
+  useEffect(() => {
+    if (paused) return undefined;
+    const stop = listen(() => {
+      due.current = true;
+    });
+    const slow = Math.max(everyMs * 5, 10_000);
+    let last = Date.now();
+    const timer = setInterval(() => {
+      const aged = Date.now() - last;
+      if (document.hidden || (!due.current && aged < slow)) return;
+      due.current = false;
+      last = Date.now();
+      load();
+    }, everyMs);
+    return () => {
+      stop();
+      clearInterval(timer);
+    };
+  }, [key, everyMs, paused]);
+
+  return { ...state, data: state.key === key ? state.data : null, stale: state.data, reload: load };
+}

@@ -1,0 +1,65 @@
+// Questions before something is changed, and short reports afterwards.
+import { html, signal, useEffect, useRef, useState } from "../lib/view.js";
+import { Problem } from "./basic.js";
+
+const question = signal(null);
+export const notice = signal(null);
+
+let noticeTimer;
+
+// Show one sentence at the foot of the page for some seconds.
+export function report(text) {
+  notice.value = text;
+  clearTimeout(noticeTimer);
+  noticeTimer = setTimeout(() => {
+    notice.value = null;
+  }, 6000);
+}
+
+// Ask once, saying what will be touched, then run `act()`; the dialog stays open with the error if it fails.
+// `act` may be given `progress(text)`. {title, text, confirm, danger, act}; `text` may be a node.
+export function ask(asked) {
+  question.value = asked;
+}
+
+export function Dialogs() {
+  return html`<${Asked} asked=${question.value} key=${question.value?.title} /><div class="notice" role="status" aria-live="polite">${notice.value && html`<p>${notice.value}</p>`}</div>`;
+}
+
+function Asked({ asked }) {
+  const dialog = useRef(null);
+  const [busy, setBusy] = useState(null);
+  const [error, setError] = useState(null);
+  useEffect(() => {
+    if (asked && !dialog.current.open) dialog.current.showModal();
+  }, [asked]);
+  if (!asked) return null;
+  const close = () => {
+    dialog.current?.close();
+    question.value = null;
+  };
+  const act = async (event) => {
+    event.preventDefault();
+    setBusy("Working");
+    setError(null);
+    try {
+      const text = await asked.act(setBusy);
+      close();
+      if (text) report(text);
+    } catch (failure) {
+      setError(failure);
+      setBusy(null);
+    }
+  };
+  return html`<dialog ref=${dialog} aria-labelledby="question" onClose=${() => { question.value = null; }}>
+    <form method="dialog" onSubmit=${act}>
+      <h2 id="question">${asked.title}</h2>
+      <div class="question">${asked.text}</div>
+      <${Problem} error=${error} />
+      <div class="actions">
+        <button type="button" onClick=${close} disabled=${busy !== null}>Cancel</button>
+        <button type="submit" class=${asked.danger ? "danger" : "primary"} disabled=${busy !== null} autofocus>${busy ?? asked.confirm}</button>
+      </div>
+    </form>
+  </dialog>`;
+}
