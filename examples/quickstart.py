@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qtasks import Embedded, NonRetryable, QTasks, TaskContext, TaskResult, injected
-from qtasks.cli.terminal import EventPrinter
+from qtasks.cli.dev.terminal import EventPrinter
 
 logging.getLogger("qtasks").setLevel(logging.CRITICAL)  # the printer shows the same events as the log
 folder = tempfile.TemporaryDirectory(prefix="qtasks-quickstart-")

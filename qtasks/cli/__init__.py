@@ -13,9 +13,9 @@ import click
 from qtasks.errors import QTasksError, did_you_mean
 
 _COMMANDS: Final = {
-    "dev": ("qtasks.cli.dev", "Run a broker and your application for development, in one terminal."),
+    "dev": ("qtasks.cli.dev.dev_command", "Run a broker and your application for development, in one terminal."),
     "broker": ("qtasks.cli.broker.serve", "Run the QStash-compatible server, or manage its tokens."),
-    "run": ("qtasks.cli.run", "Run your tasks as a production server."),
+    "run": ("qtasks.cli.serving.run", "Run your tasks as a production server."),
     "send": ("qtasks.cli.send", "Send a call of a task by its name."),
     "tasks": ("qtasks.cli.tasks", "List the tasks of an application."),
     "schedules": ("qtasks.cli.schedules", "List, sync and change the schedules of an application."),

@@ -21,7 +21,7 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from qtasks import Embedded, QTasks
-from qtasks.cli.dev_guard import DevGuard
+from qtasks.cli.serving.dev_guard import DevGuard
 from qtasks.tasks.ports import ASGIApp, Receive, Scope, Send
 from qtasks.tasks.web.gateway import Outermost, SocketGateway
 from qtasks.tasks.web.passage import OWN_TASK

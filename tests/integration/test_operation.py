@@ -22,8 +22,8 @@ import pytest
 from qtasks.broker.server import http_protocol
 from qtasks.broker.server.connection_watch import ConnectionLimits
 from qtasks.broker.settings import BrokerSettings, DeliveryLimits
-from qtasks.cli.reloader import MIN_LIFETIME_S
-from qtasks.cli.uvicorn_server import OVERTIME_S
+from qtasks.cli.dev.reloader import MIN_LIFETIME_S
+from qtasks.cli.serving.uvicorn_server import OVERTIME_S
 from qtasks.protocol.messages import State
 from tests.support.dev import Dev
 from tests.support.hostile import Behaviour, Connection, HostileServer

@@ -375,7 +375,7 @@ SABOTAGES: Final = (
     ),
     Sabotage(
         "the broker of qtasks dev delivers to itself",
-        "qtasks/cli/dev.py",
+        "qtasks/cli/dev/dev_command.py",
         "settings.listening_on(*broker_socket.getsockname())",
         "settings",
         "tests/integration/test_dev_doors.py",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qtasks.cli import dev_file
-from qtasks.cli.dev_file import FILE, FOLDER, DevFile
+from qtasks.cli.dev import dev_file
+from qtasks.cli.dev.dev_file import FILE, FOLDER, DevFile
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from qtasks.cli.dev_guard import DevGuard
+from qtasks.cli.serving.dev_guard import DevGuard
 from qtasks.tasks.ports import Receive, Scope, Send
 from tests.support.tasks import request
 

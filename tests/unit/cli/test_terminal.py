@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from qtasks.broker.events import MessageEvent
 from qtasks.broker.ports import Failure
-from qtasks.cli.terminal import EventPrinter, printable, short_id, shorten
+from qtasks.cli.dev.terminal import EventPrinter, printable, short_id, shorten
 from qtasks.protocol.messages import PublishOptions, Response, State
 from tests.support.broker import START_MS, message
 

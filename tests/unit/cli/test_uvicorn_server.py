@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from qtasks.broker.server.listen import listen
-from qtasks.cli.uvicorn_server import UvicornServer
+from qtasks.cli.serving.uvicorn_server import UvicornServer
 from tests.support.half_a_request import HalfARequest
 
 pytestmark = pytest.mark.anyio

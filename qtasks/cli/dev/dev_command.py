@@ -21,14 +21,14 @@ from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings
 from qtasks.broker.store.connection import MEMORY
 from qtasks.broker.store.verbs import schedules
-from qtasks.cli import dev_file
-from qtasks.cli.child_process import StartedApp
+from qtasks.cli.dev import dev_file
+from qtasks.cli.dev.reloader import ReloadingApplication
+from qtasks.cli.dev.terminal import EventPrinter
 from qtasks.cli.loader import AppLocation, locate
 from qtasks.cli.option_types import HostName
 from qtasks.cli.output import NonBlockingStream, log_to
-from qtasks.cli.reloader import ReloadingApplication
+from qtasks.cli.serving.child_process import StartedApp
 from qtasks.cli.signals import stop_signals
-from qtasks.cli.terminal import EventPrinter
 from qtasks.errors import StoreError
 from qtasks.protocol import development
 from qtasks.protocol.messages import SigningKeys, State

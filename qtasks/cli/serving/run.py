@@ -11,13 +11,13 @@ import click
 
 from qtasks.broker.server.event_loop import raise_descriptor_limit
 from qtasks.broker.server.listen import listen
-from qtasks.cli.child_process import counts_in_words
 from qtasks.cli.loader import load, locate
 from qtasks.cli.option_types import PORT
 from qtasks.cli.output import NonBlockingStream, log_to
 from qtasks.cli.public_credentials import refuse_public_credentials
-from qtasks.cli.uvicorn_server import NO_LIMITS, UvicornServer, has_limits, serve
-from qtasks.cli.workers import WorkerPool
+from qtasks.cli.serving.child_process import counts_in_words
+from qtasks.cli.serving.uvicorn_server import NO_LIMITS, UvicornServer, has_limits, serve
+from qtasks.cli.serving.workers import WorkerPool
 from qtasks.embedded import Embedded
 from qtasks.tasks.web.gateway import Outermost
 

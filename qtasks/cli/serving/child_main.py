@@ -1,8 +1,8 @@
 """The main program of a child process that serves the application, under `qtasks dev` or `qtasks run --workers`.
 
-The parent starts ``python -m qtasks.cli.child_main`` with `ChildOptions` as JSON in the first argument. The child
-serves on the socket that it inherits and ends with its parent. It writes reports to the report descriptor, one line of
-JSON each: where it serves or why it cannot, and later that it takes no more requests.
+The parent starts ``python -m qtasks.cli.serving.child_main`` with `ChildOptions` as JSON in the first argument. The
+child serves on the socket that it inherits and ends with its parent. It writes reports to the report descriptor, one
+line of JSON each: where it serves or why it cannot, and later that it takes no more requests.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from qtasks.cli.dev_guard import DevGuard
-from qtasks.cli.dev_schedules import sync
 from qtasks.cli.loader import AppLocation, load
 from qtasks.cli.output import NonBlockingStream, log_to
-from qtasks.cli.uvicorn_server import FAILED, UvicornServer, serve
+from qtasks.cli.serving.dev_guard import DevGuard
+from qtasks.cli.serving.dev_schedules import sync
+from qtasks.cli.serving.uvicorn_server import FAILED, UvicornServer, serve
 from qtasks.errors import QTasksError
 from qtasks.tasks.ports import ASGIApp
 from qtasks.tasks.web.gateway import Outermost, SocketGateway

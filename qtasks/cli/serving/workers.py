@@ -9,10 +9,10 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from qtasks.cli.child_process import ChildProcess
 from qtasks.cli.loader import AppLocation
+from qtasks.cli.serving.child_process import ChildProcess
+from qtasks.cli.serving.uvicorn_server import OVERTIME_S
 from qtasks.cli.signals import stop_signals
-from qtasks.cli.uvicorn_server import OVERTIME_S
 from qtasks.errors import ConfigurationError
 
 log = logging.getLogger("qtasks.run")

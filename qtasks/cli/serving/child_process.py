@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from qtasks.cli.child_main import RETIRE, ChildOptions
 from qtasks.cli.loader import AppError, AppLocation
+from qtasks.cli.serving.child_main import RETIRE, ChildOptions
 from qtasks.error_codes import ErrorCode
 
 DRAIN_S: Final = 10.0
@@ -97,7 +97,7 @@ class ChildProcess:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "qtasks.cli.child_main",
+                "qtasks.cli.serving.child_main",
                 options.dump(),
                 env=dict(environment),
                 pass_fds=(listener.fileno(), report_out, lifeline_in),

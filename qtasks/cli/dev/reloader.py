@@ -15,8 +15,8 @@ from typing import Final
 
 import watchfiles
 
-from qtasks.cli.child_process import ChildProcess, StartedApp
 from qtasks.cli.loader import AppError, AppLocation
+from qtasks.cli.serving.child_process import ChildProcess, StartedApp
 
 MIN_LIFETIME_S: Final = 1.0
 """Seconds. An application that dies sooner after its start is not restarted, because it would die again and again."""

@@ -1,0 +1,1 @@
+"""`qtasks dev`: the broker and the application in one terminal."""
