@@ -62,12 +62,14 @@ class Dispatcher:
         callback_handler: Callable[[], CallbackHandler] | None = None,
         end_handler: EndHandler | None = None,
     ) -> None:
-        self._tasks = tasks
+        self.tasks = tasks
+        """The tasks by name, aliases included."""
         self._executor = executor
         self._keys = keys
         self.has_public_keys = development.is_public(keys.current) or development.is_public(keys.next)
         """True if anyone can sign deliveries: the keys are those of a development server."""
-        self._base_url = base_url
+        self.base_url = base_url
+        """What the URLs of all deliveries begin with."""
         self._clock = clock
         self._callback_handler = callback_handler
         self._end_handler = end_handler
@@ -99,12 +101,18 @@ class Dispatcher:
 
         Each of its deliveries gets claims of its own, see `item_claims`.
         """
-        bundle = Delivery(task=bundles.NAME, body=body, signature=signature, message_id="", retried=0)
+        claims = self.verified(bundles.NAME, signature, body)
+        if isinstance(claims, DispatchResponse) or self._slots.all_ended is None:
+            return claims
+        return DispatchResponse.draining()
+
+    def verified(self, name: str, signature: str, body: bytes) -> signing.Claims | DispatchResponse:
+        """The claims of a request to a `name` of the framework; or the response to one that is not signed."""
+        request = Delivery(task=name, body=body, signature=signature, message_id="", retried=0)
         try:
-            claims = self._verify(bundle)
+            return self._verify(request)
         except SignatureError as error:
-            return self._untrusted(bundle, error)
-        return claims if self._slots.all_ended is None else DispatchResponse.draining()
+            return self._untrusted(request, error)
 
     def begin_item(self, delivery: Delivery) -> DispatchResponse | None:
         """Take a slot for a delivery of a verified bundle: `answer_item` may run it, and `end_item` must follow.
@@ -172,21 +180,21 @@ class Dispatcher:
     def _without_run(self, delivery: Delivery) -> DispatchResponse | None:
         """The response to a verified delivery that runs nothing; None for one that runs a task."""
         if delivery.task == NAMES_TASK:
-            return DispatchResponse.of_result(json.dumps(sorted(self._tasks)).encode())
+            return DispatchResponse.of_result(json.dumps(sorted(self.tasks)).encode())
         if self._slots.all_ended is not None:
             return DispatchResponse.draining()
         is_end = delivery.task == END_TASK and self._end_handler is not None
-        return None if is_end or delivery.task in self._tasks else self._unknown(delivery)
+        return None if is_end or delivery.task in self.tasks else self._unknown(delivery)
 
     def _needs_thread(self, delivery: Delivery) -> bool:
-        task = self._tasks.get(delivery.task)
+        task = self.tasks.get(delivery.task)
         return task is not None and not task.is_async
 
     def _verify(self, delivery: Delivery) -> signing.Claims:
         return signing.verify(
             delivery.signature,
             body=delivery.body,
-            url=f"{self._base_url}/{delivery.task}" + (f"?{delivery.query}" if delivery.query else ""),
+            url=f"{self.base_url}/{delivery.task}" + (f"?{delivery.query}" if delivery.query else ""),
             keys=self._keys,
             now_s=self._clock.now_ms() / 1000,
         )
@@ -204,7 +212,7 @@ class Dispatcher:
         """The attempt that a verified delivery starts. Raises PayloadError, TamperedError, UnknownVersionError."""
         if delivery.task == END_TASK and self._end_handler is not None:
             return self._end_handler.read(delivery)
-        task = self._tasks[delivery.task]
+        task = self.tasks[delivery.task]
         if delivery.query:
             if self._callback_handler is None:
                 raise PayloadError(f"{task.name} has no callbacks, so its URL has no query")
@@ -214,7 +222,7 @@ class Dispatcher:
         return Attempt(task=task, context=context, envelope=envelope, invoke=invoke)
 
     def _unknown(self, delivery: Delivery) -> DispatchResponse:
-        names = sorted(self._tasks)
+        names = sorted(self.tasks)
         guess = did_you_mean(delivery.task, names)
         text = f"UnknownTask: there is no task {delivery.task[:128]!r} here{guess}; known tasks: {', '.join(names)}"
         log.error("%s %s", ErrorCode.TASK_UNKNOWN, text, extra={"action": "unknown", "message_id": delivery.message_id})

@@ -22,7 +22,7 @@ from qtasks.counted_log import CountedLog
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import QTasksError
 from qtasks.lazy import lazy_property
-from qtasks.protocol import bundles
+from qtasks.protocol import bundles, manifest
 from qtasks.protocol.headers import INTERRUPTED_HEADER
 from qtasks.request_body import BodyCut, BodyTooLarge, BodyTooSlow, BufferBudget, NoRoomForBody, read_body
 from qtasks.tasks.ports import ASGIApp, Lifespan, Receive, Scope, Send
@@ -34,6 +34,7 @@ from qtasks.tasks.web.applications import ENDPOINTS, ROUTE_NAME, lifespan_scope,
 from qtasks.tasks.web.bundle_run import BundleRun, ends_with_the_server
 from qtasks.tasks.web.delivery_headers import of_request
 from qtasks.tasks.web.dependency_routes import DependencyRoutes
+from qtasks.tasks.web.described_tasks import manifest_of
 from qtasks.tasks.web.gateway import DELIVERY_KEY, NO_DELIVERY_KEY, OUTERMOST_KEY, Gateway, answer
 from qtasks.tasks.web.passage import in_front, is_direct, layers_of_the_user
 
@@ -81,6 +82,8 @@ class TaskEndpoint:
         self._takers: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         """Which applications take bundles."""
         self._is_explained = False
+        self._described: tuple[tuple[str, ...], bytes] | None = None
+        """The manifest, and the names of the tasks that it describes."""
         self.route_name = f"{ROUTE_NAME}-{next(_NUMBERS)}"
         """The name of a second route to the endpoint: an application that knows it serves this endpoint."""
         ENDPOINTS[self.route_name] = self
@@ -125,6 +128,8 @@ class TaskEndpoint:
             return body
         if is_bundle:
             return self._bundle(dispatcher, headers.signature, body, scope)
+        if task == manifest.NAME:
+            return await self._manifest(dispatcher, headers.signature, body)
         delivery = Delivery(
             task=task,
             body=body,
@@ -157,6 +162,16 @@ class TaskEndpoint:
         except ValueError as error:
             return DispatchResponse.refusal(400, f"the body is not a bundle: {error}")
         return BundleRun(items, claims, dispatcher=dispatcher, scope=scope, routes=self._routes)
+
+    async def _manifest(self, dispatcher: Dispatcher, signature: str, body: bytes) -> DispatchResponse:
+        """The manifest of the tasks; made once, and again when tasks were added."""
+        if isinstance(claims := dispatcher.verified(manifest.NAME, signature, body), DispatchResponse):
+            return claims
+        names = tuple(dispatcher.tasks)
+        if self._described is None or self._described[0] != names:
+            text = await asyncio.to_thread(manifest_of, dispatcher.tasks, dispatcher.base_url)
+            self._described = names, text
+        return DispatchResponse.of_result(self._described[1])
 
     def _takes_bundles(self, scope: Scope) -> bool:
         """True if nothing of the user's stands between the server and the tasks, as far as it is known."""

@@ -191,7 +191,7 @@ async def test_threads_are_bounded_and_the_loop_goes_on(harness: Harness) -> Non
 
     tasks = QTasks()
     tasks.task(name="occupy")(occupy)
-    harness.dispatcher._tasks = tasks.tasks
+    harness.dispatcher.tasks = tasks.tasks
     deliveries = [asyncio.create_task(harness.deliver("occupy")) for _ in range(3)]
     await asyncio.to_thread(running.acquire, True, 10)
     await asyncio.to_thread(running.acquire, True, 10)
@@ -663,7 +663,7 @@ async def test_draining_waits_for_what_runs_and_sends_the_rest_away(harness: Har
 
     tasks = QTasks()
     tasks.task(slow)
-    harness.dispatcher._tasks = tasks.tasks
+    harness.dispatcher.tasks = tasks.tasks
     running = asyncio.create_task(harness.deliver("slow"))
     await begun.wait()
     draining = asyncio.create_task(harness.dispatcher.drain(20))
@@ -686,7 +686,7 @@ async def test_a_cancelled_delivery_is_cancelled_and_not_answered(harness: Harne
 
     tasks = QTasks()
     tasks.task(slow)
-    harness.dispatcher._tasks = tasks.tasks
+    harness.dispatcher.tasks = tasks.tasks
     running = asyncio.create_task(harness.deliver("slow"))
     await begun.wait()
     running.cancel()

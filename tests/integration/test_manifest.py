@@ -1,0 +1,190 @@
+"""The manifest: what a dispatcher says of its tasks, and to whom; how the broker asks for it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from pydantic import BaseModel
+
+from qtasks import QTasks, TaskContext, injected
+from qtasks.broker.console.manifests import FRESH_S, Manifests
+from qtasks.broker.loops.key_ring import KeyRing
+from qtasks.broker.ports import DeliveryRequest, Failure
+from qtasks.protocol import signing
+from qtasks.protocol.messages import Response
+from qtasks.testing.fakes.virtual_clock import SeededRandom
+from tests.support.broker import ACCOUNT, ScriptedTransport, VirtualClock
+from tests.support.tasks import BASE_URL, KEYS, application
+
+pytestmark = pytest.mark.anyio
+URL = f"{BASE_URL}/_manifest"
+
+
+class User(BaseModel):
+    id: int
+    name: str = ""
+
+
+def tasks() -> QTasks:
+    tasks = application(allow_pickle=True, secret_key="a-secret-that-is-long-enough-for-the-tests")
+
+    @tasks.task(retries=5, queue="sums", aliases=["plus"])
+    async def add(
+        a: int,
+        /,
+        b: int = 9007199254740993,
+        *,
+        kind: Literal["x", "y"] = "x",
+        user: User | None = None,
+        password: str = "hunter2",
+        ctx: TaskContext = injected,
+    ) -> int:
+        """Add two numbers.
+
+        And say no more."""
+        return a + b
+
+    @tasks.cron("0 9 * * *", tz="Europe/Berlin")
+    def report(days: int = 3) -> None: ...
+
+    @tasks.task(unique=True)
+    def once(n: int) -> None: ...
+
+    @tasks.task(serializer="pickle")
+    def pickled(value: object) -> None: ...
+
+    @tasks.task(encrypt=True)
+    def secret(text: str) -> None: ...
+
+    return tasks
+
+
+def served(tasks: QTasks) -> TestClient:
+    app = FastAPI()
+    app.include_router(tasks.router, prefix="/qtasks")
+    return TestClient(app, base_url="https://app.example.com")
+
+
+def signature(url: str = URL) -> dict[str, str]:
+    token = signing.sign(KEYS.current, url=url, body=b"", now_s=int(time.time()), jti="jwt_of_the_test")
+    return {"Upstash-Signature": token}
+
+
+def described() -> dict[str, Any]:
+    with served(tasks()) as client:
+        answer = client.post(URL, headers=signature())
+    assert answer.status_code == 200
+    return {task["name"]: task for task in answer.json()["tasks"]}
+
+
+def test_each_task_is_described_once_with_its_parameters_and_without_its_secrets() -> None:
+    add = described()["add"]
+    assert (add["kind"], add["aliases"], add["queue"]) == ("task", ["plus"], "sums")
+    assert add["doc"].splitlines()[0] == "Add two numbers."
+    assert [parameter["name"] for parameter in add["parameters"]] == ["a", "b", "kind", "user", "password"]
+    a, b, kind, user, password = add["parameters"]
+    assert (a["required"], a["byPosition"], a["schema"]) == (True, True, {"type": "integer"})
+    assert (b["required"], b["default"]) == (False, 9007199254740993)
+    assert kind["schema"]["enum"] == ["x", "y"]
+    assert user["default"] is None
+    assert "User" in user["schema"]["$defs"]
+    assert "default" not in password
+    assert "hunter2" not in json.dumps(add)
+    assert "***" in add["signature"]
+
+
+def test_a_task_whose_calls_only_its_application_can_make_says_why() -> None:
+    refusals = {name: task["refusal"] for name, task in described().items()}
+    assert refusals["add"] is None
+    assert "unique" in refusals["once"]
+    assert "JSON" in refusals["pickled"]
+    assert "encrypted" in refusals["secret"]
+
+
+def test_a_declared_schedule_has_the_id_and_the_labels_that_a_sync_would_give_it() -> None:
+    application = tasks()
+    [schedule] = described()["report"]["schedules"]
+    [declared] = application.tasks["report"].declared
+    desired = declared.desired(BASE_URL)
+    assert schedule["id"] == desired.id
+    assert tuple(schedule["labels"]) == desired.options.labels
+    assert schedule["cron"] == "CRON_TZ=Europe/Berlin 0 9 * * *"
+
+
+@pytest.mark.parametrize("headers", [{}, signature(f"{BASE_URL}/add"), {"Upstash-Signature": "x.y.z"}])
+def test_a_stranger_learns_nothing(headers: dict[str, str]) -> None:
+    with served(tasks()) as client:
+        answer = client.post(URL, headers=headers)
+    assert answer.status_code == 401
+    assert "add" not in answer.text
+
+
+def test_a_task_that_is_declared_later_is_in_the_next_manifest() -> None:
+    application = tasks()
+    with served(application) as client:
+        before = client.post(URL, headers=signature()).json()["tasks"]
+        application.task(name="later")(later)
+        after = client.post(URL, headers=signature()).json()["tasks"]
+    assert {task["name"] for task in after} - {task["name"] for task in before} == {"later"}
+
+
+def later(n: int) -> None: ...
+
+
+# --- the broker asks
+
+
+class Asked:
+    """Manifests over a transport that answers as `answer` says."""
+
+    def __init__(self, answer: Callable[[DeliveryRequest], Response | Failure]) -> None:
+        self.clock = VirtualClock()
+        self.transport = ScriptedTransport(answer)
+        self.manifests = Manifests(self.transport, _Keys(), self.clock, SeededRandom(1))
+
+    async def error(self) -> str | None:
+        [answer] = await self.manifests.of(ACCOUNT, [f"{BASE_URL}/"])
+        assert (answer.manifest is None) == (answer.error is not None)
+        return answer.error
+
+
+class _Keys(KeyRing):
+    def __init__(self) -> None: ...
+
+    async def of(self, account: int) -> Any:
+        return KEYS
+
+
+async def test_the_broker_signs_its_question_and_asks_again_after_a_while() -> None:
+    asked = Asked(lambda _: Response(status=200, body=b'{"v":1,"tasks":[]}'))
+    assert await asked.error() is None
+    assert await asked.error() is None
+    [request] = asked.transport.sent
+    token = dict(request.headers)["Upstash-Signature"]
+    signing.verify(token, body=b"", url=URL, keys=KEYS, now_s=asked.clock.now_ms() / 1000)
+    asked.clock.advance(int(FRESH_S * 1000))
+    await asked.error()
+    assert len(asked.transport.sent) == 2
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error"),
+    [
+        (Failure("timeout", "no answer within 5 s"), "no answer within 5 s"),
+        (Response(status=401), "signing keys"),
+        (Response(status=404), "no dispatcher"),
+        (Response(status=418), "it answered 418"),
+        (Response(status=200, body=b"<html>"), "not JSON"),
+        (Response(status=200, body=b"[]"), "not a manifest"),
+        (Response(status=200, body=b'{"v":2,"tasks":[]}'), "version 2"),
+        (Response(status=200, body=b'{"v":1,"tasks":[]}', truncated=True), "too large"),
+    ],
+)
+async def test_what_is_no_manifest_is_a_sentence(outcome: Response | Failure, error: str) -> None:
+    assert error in (await Asked(lambda _: outcome).error() or "")
