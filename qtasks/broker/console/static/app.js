@@ -86,7 +86,7 @@ function Page() {
   const name = path[0] ?? "overview";
   const page = PAGES.find((one) => one.name === name);
   useEffect(() => {
-    document.getElementById("main")?.scrollTo(0, 0);
+    scrollTo(0, 0);
   }, [path.join("/")]);
   if (!page) return html`<${Heading} title="No such page" /><${Empty} title=${`There is no page “${name}”.`} />`;
   if (lacks(page.name)) return html`<${Heading} title=${page.title} /><${Empty} title="This service does not tell it.">The API of ${session.value.service.url} has no such view; a broker of qtasks has.<//>`;

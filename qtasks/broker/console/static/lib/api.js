@@ -13,6 +13,9 @@ export class ApiError extends Error {
   }
 }
 
+// The path of a resource: path`v2/queues/${name}/pause`, every value as one segment.
+export const path = (texts, ...values) => String.raw({ raw: texts }, ...values.map(encodeURIComponent));
+
 export function address(path, query = {}) {
   const url = new URL(path, BASE);
   for (const [name, value] of Object.entries(query)) {

@@ -6,10 +6,14 @@ export const connection = signal("waiting"); // "open", "waiting" or "lost"
 export const now = signal(null); // the counts of the overview
 export const tick = signal(Date.now()); // the time, once a second while the page is visible
 
+const AGAIN_MS = 5000; // after the broker refused the stream
 const listeners = new Set();
 let source = null;
+let again;
+let wasOpen = false;
 
-// Call `listener(event)` with every event of a message; returns how to stop.
+// Call `listener(event)` with every event: {kind: "message"} with its members, {kind: "skipped", count} for those that
+// were too many, {kind: "gap"} after a time without connection. Returns how to stop.
 export function listen(listener) {
   listeners.add(listener);
   return () => listeners.delete(listener);
@@ -18,12 +22,16 @@ export function listen(listener) {
 function open() {
   close();
   if (document.hidden || !session.value?.signedIn || lacks("events")) return;
+  connection.value = "waiting";
   source = new EventSource(address("events"));
   source.onopen = () => {
     connection.value = "open";
+    if (wasOpen) tell({ kind: "gap" });
+    wasOpen = true;
   };
   source.onerror = () => {
     connection.value = "lost";
+    if (source?.readyState === EventSource.CLOSED) again = setTimeout(open, AGAIN_MS); // the browser gives up itself
   };
   source.addEventListener("message", ({ data }) => tell({ kind: "message", ...JSON.parse(data) }));
   source.addEventListener("skipped", ({ data }) => tell({ kind: "skipped", ...JSON.parse(data) }));
@@ -37,6 +45,7 @@ function tell(event) {
 }
 
 function close() {
+  clearTimeout(again);
   source?.close();
   source = null;
 }

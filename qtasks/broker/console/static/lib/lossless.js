@@ -19,7 +19,7 @@ export class JsonNumber {
   }
 }
 
-const TOKEN = /\s*(?:([{}[\],:])|("(?:[^"\\\u0000-\u001f]|\\.)*")|(-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?)|(true|false|null))/y;
+const TOKEN = /[ \t\n\r]*(?:([{}[\],:])|("[^"\\\u0000-\u001f]*(?:\\.[^"\\\u0000-\u001f]*)*")|(-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?)|(true|false|null))/y;
 const WORDS = { true: true, false: false, null: null };
 const DEEPEST = 500;
 
@@ -52,7 +52,7 @@ class Reader {
   }
 
   end() {
-    if (this.text.slice(this.at).trim() !== "") throw new SyntaxError(`not JSON at character ${this.at}`);
+    if (!/^[ \t\n\r]*$/.test(this.text.slice(this.at))) throw new SyntaxError(`not JSON at character ${this.at}`);
   }
 
   value(depth) {

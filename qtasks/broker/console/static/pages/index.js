@@ -1,6 +1,18 @@
 // The pages in the order of the navigation. `detail` shows one item: its id is the second part of the address.
+import { Endpoints } from "./endpoints.js";
+import { Live } from "./live.js";
 import { Overview } from "./overview.js";
+import { Queues } from "./queues.js";
+import { Schedule, Schedules } from "./schedules.js";
+import { System } from "./system.js";
+import { UrlGroups } from "./url_groups.js";
 
 export const PAGES = [
   { name: "overview", title: "Overview", group: "Now", key: "o", view: Overview },
+  { name: "events", title: "Live stream", group: "Now", key: "l", view: Live },
+  { name: "schedules", title: "Schedules", group: "Set up", key: "s", view: Schedules, detail: Schedule },
+  { name: "queues", title: "Queues and limits", group: "Set up", key: "q", view: Queues },
+  { name: "endpoints", title: "Endpoints", group: "Destinations", key: "e", view: Endpoints },
+  { name: "url-groups", title: "URL groups", group: "Destinations", key: "u", view: UrlGroups },
+  { name: "system", title: "System", group: "Broker", key: "y", view: System },
 ];

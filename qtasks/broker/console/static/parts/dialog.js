@@ -7,7 +7,7 @@ export const notice = signal(null);
 
 let noticeTimer;
 
-// Show one sentence at the foot of the page for some seconds.
+// Show one sentence, a text or a node, at the foot of the page for some seconds.
 export function report(text) {
   notice.value = text;
   clearTimeout(noticeTimer);
@@ -17,7 +17,8 @@ export function report(text) {
 }
 
 // Ask once, saying what will be touched, then run `act()`; the dialog stays open with the error if it fails.
-// `act` may be given `progress(text)`. {title, text, confirm, danger, act}; `text` may be a node.
+// {title, text, confirm, danger, act}: `text` may be a node, also with inputs; `act(progress, form)` is given how to show
+// how far it is, and the values of the inputs as FormData. What it returns is reported.
 export function ask(asked) {
   question.value = asked;
 }
@@ -43,7 +44,7 @@ function Asked({ asked }) {
     setBusy("Working");
     setError(null);
     try {
-      const text = await asked.act(setBusy);
+      const text = await asked.act(setBusy, new FormData(event.target));
       close();
       if (text) report(text);
     } catch (failure) {
