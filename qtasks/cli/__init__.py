@@ -19,11 +19,15 @@ _COMMANDS: Final = {
     "send": ("qtasks.cli.send", "Send a call of a task by its name."),
     "tasks": ("qtasks.cli.tasks", "List the tasks of an application."),
     "schedules": ("qtasks.cli.schedules", "List, sync and change the schedules of an application."),
+    "messages": ("qtasks.cli.operate.messages_command", "Search, look at, cancel and retry messages."),
+    "failures": ("qtasks.cli.operate.failures_command", "Look at what fails, grouped by error."),
+    "dlq": ("qtasks.cli.operate.dlq_command", "Search, look at, retry and delete dead letters."),
+    "logs": ("qtasks.cli.operate.logs_command", "Print the log of the service."),
+    "queues": ("qtasks.cli.operate.queues_command", "Look at queues, pause them, set their parallelism."),
+    "flow": ("qtasks.cli.operate.flow_command", "Look at flow-control keys, pause them, fix their limits."),
+    "keys": ("qtasks.cli.operate.keys_command", "Show and rotate the signing keys."),
     "explain": ("qtasks.cli.explain", "Explain an error code."),
 }
-
-EXIT_USAGE: Final = 2
-"""Exit status of wrong usage, and of every error of qtasks: application not found, port taken, database locked ..."""
 
 
 class _LazyGroup(click.Group):
@@ -70,7 +74,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # printing must not fail on a terminal that cannot show a character
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="qtasks", standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
@@ -80,4 +84,6 @@ def main() -> None:
         sys.exit(error.exit_code)
     except QTasksError as error:
         click.echo(f"{error.code} {error}", err=True)
-        sys.exit(EXIT_USAGE)
+        from qtasks.cli.operate.exit_codes import exit_code_of
+
+        sys.exit(exit_code_of(error))

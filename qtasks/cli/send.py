@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
-import time
-import urllib.request
 from typing import Any, Final
 
 import click
 
+from qtasks.cli.operate.completing import task_names
+from qtasks.cli.operate.running_tasks import names_of_tasks
 from qtasks.error_codes import ErrorCode
-from qtasks.errors import ArgumentsError, ConfigurationError, ResultTimeout, TaskFailed, did_you_mean
-from qtasks.protocol import signing
+from qtasks.errors import ArgumentsError, ResultTimeout, TaskFailed, did_you_mean
 from qtasks.tasks.app import QTasks
-from qtasks.tasks.run.dispatcher import NAMES_TASK
-from qtasks.tasks.settings import Settings
 
 _NEGATIVE: Final = re.compile(r"-\d.*")
-_ASK_TIMEOUT_S: Final = 2.0
-_MAX_NAMES: Final = 1024 * 1024
 _POSITIONAL: Final = "\0"
 """Marks an argument that looks like an option; no argument of a process can contain this character."""
 
@@ -38,7 +32,7 @@ class _SendCommand(click.Command):
 
 
 @click.command("send", cls=_SendCommand)
-@click.argument("task")
+@click.argument("task", shell_complete=task_names)
 @click.argument("args", nargs=-1)
 @click.option("--kwargs", "kwargs_text", default="{}", metavar="JSON", help="Named arguments as a JSON object.")
 @click.option("--delay", default=None, metavar="DURATION", help="Run it after this time, such as 10s or 1h30m.")
@@ -62,7 +56,7 @@ def command(
     kwargs = _read_kwargs(kwargs_text)
     call = unknown.using(delay=delay) if delay is not None else unknown
     with tasks:
-        _check_name(task, _names(tasks.runtime.settings()))
+        _check_name(task, names_of_tasks(tasks.runtime.settings()))
         result = call.delay(*map(_read_argument, args), **kwargs)
         click.echo(f"{result.message_id}  {result.id}", err=wait)
         if wait:
@@ -70,23 +64,6 @@ def command(
                 click.echo(json.dumps(result.get(timeout=timeout), ensure_ascii=False, default=repr))
             except (TaskFailed, ResultTimeout) as error:
                 raise click.ClickException(str(error)) from None
-
-
-def _names(settings: Settings) -> list[str] | None:
-    """The names of the tasks of the running application; None if it cannot be asked from here."""
-    try:
-        keys, base_url = settings.receiver()
-    except ConfigurationError:  # the signing keys are not known here
-        return None
-    url = f"{base_url}/{NAMES_TASK}"
-    token = signing.sign(keys.current, url=url, body=b"", now_s=int(time.time()), jti=f"jwt_{secrets.token_hex(16)}")
-    request = urllib.request.Request(url, data=b"", headers={"Upstash-Signature": token}, method="POST")  # noqa: S310
-    try:
-        with urllib.request.urlopen(request, timeout=_ASK_TIMEOUT_S) as response:  # noqa: S310 - settings check the URL
-            names = json.loads(response.read(_MAX_NAMES))
-    except (OSError, ValueError):  # it does not run, or is older
-        return None
-    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def _check_name(task: str, names: list[str] | None) -> None:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     from fastapi import APIRouter, FastAPI
 
+    from qtasks.tasks.admin.dead_letters import DeadLetters
+    from qtasks.tasks.admin.messages import Messages
     from qtasks.tasks.web.router import TaskRoutes
 
 log = logging.getLogger("qtasks.app")
@@ -94,6 +96,20 @@ class QTasks(Registry):
     def schedules(self) -> Schedules:
         """The schedules that the tasks declare. ``tasks.schedules.sync()`` creates them at the service."""
         return Schedules(self.runtime, MappingProxyType(self._names), self._declared_schedules)
+
+    @property
+    def messages(self) -> Messages:
+        """The messages of the service, as the console shows them: ``tasks.messages.list("status:failed")``."""
+        from qtasks.tasks.admin.messages import Messages
+
+        return Messages(self.get_runtime())
+
+    @property
+    def dlq(self) -> DeadLetters:
+        """The messages that failed for good: ``for letter in tasks.dlq.iterate(task="charge"): ...``."""
+        from qtasks.tasks.admin.dead_letters import DeadLetters
+
+        return DeadLetters(self.get_runtime())
 
     def embed(self, broker: EmbeddedBroker) -> None:
         """Use an embedded broker, as if it had been given to the constructor: ``tasks.embed(Embedded("tasks.db"))``.

@@ -1,0 +1,115 @@
+"""`qtasks failures`: what fails, grouped: errors that differ only in numbers, ids and quoted values are one failure."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import click
+
+from qtasks.cli.operate.changes import as_json_option, confirmed, dry_run_option, progress, yes_option
+from qtasks.cli.operate.groups import OperatorGroup
+from qtasks.cli.operate.message_shapes import echo_messages, row
+from qtasks.cli.operate.printing import TableColumn, age, counted, echo_json, echo_table, talk
+from qtasks.cli.operate.service import connected, now_ms
+from qtasks.masking import mask_pairs
+from qtasks.qstash.conversation.operation import segment
+from qtasks.tasks.admin.summaries import of_row
+
+_WHAT: Final = "failures in groups"
+_COLUMNS: Final = (
+    TableColumn("FAILURE"),
+    TableColumn("LAST", is_number=True),
+    TableColumn("MESSAGES", is_number=True),
+    TableColumn("DEAD", is_number=True),
+    TableColumn("TASK OR DESTINATION", is_flexible=True),
+)
+_fingerprint = click.argument("fingerprint", metavar="FAILURE")
+
+
+@click.group("failures", cls=OperatorGroup)
+def command() -> None:
+    """Look at failures in groups, and retry all dead letters of one. Only `qtasks broker` and `qtasks dev` have them.
+
+    FILTER is the same as for `qtasks messages`. The service is that of QSTASH_TOKEN and QSTASH_URL, or the `qtasks dev`
+    that runs in this folder.
+    """
+
+
+@command.command("list")
+@click.argument("words", nargs=-1, metavar="[FILTER]...")
+@click.option("--hours", type=click.IntRange(1, 720), default=24, show_default=True, help="Of the last hours.")
+@as_json_option
+def list_(words: tuple[str, ...], hours: int, as_json: bool) -> None:
+    """List failures, the latest first."""
+    pairs = [("hours", str(hours)), *([("filter", " ".join(words))] if words else [])]
+    with connected() as service:
+        failures = service.console(_WHAT, "failures", *pairs)["failures"]
+    if as_json:
+        echo_json({"failures": failures})
+        return
+    if not failures:
+        talk(f"nothing failed in the last {counted(hours, 'hour')}")
+        return
+    now = now_ms()
+    rows = [
+        (
+            str(each["fingerprint"]),
+            age(each.get("lastMs"), now),
+            f"{each.get('messages') or 0:,}",
+            f"{each.get('deadLetters') or 0:,}",
+            each.get("task") or each.get("destination") or "",
+        )
+        for each in failures
+    ]
+    echo_table(_COLUMNS, rows, [mask_pairs(each.get("error") or "") for each in failures])
+
+
+@command.command("show")
+@_fingerprint
+@as_json_option
+def show(fingerprint: str, as_json: bool) -> None:
+    """Show one failure with its newest messages."""
+    with connected() as service:
+        failure = service.console(_WHAT, _path(fingerprint))
+    messages = [of_row(each) for each in failure.get("messages", [])]
+    if as_json:
+        echo_json({**failure, "messages": [row(message) for message in messages]})
+        return
+    now = now_ms()
+    click.echo(f"{fingerprint}  {failure.get('task') or failure.get('destination')}")
+    click.echo(f"  {mask_pairs(failure.get('error') or '')}")
+    click.echo(
+        f"  {counted(failure.get('attempts') or 0, 'attempt')}, first {age(failure.get('firstMs'), now)} ago,"
+        f" last {age(failure.get('lastMs'), now)} ago"
+    )
+    echo_messages(messages, now)
+
+
+@command.command("retry")
+@_fingerprint
+@yes_option
+@dry_run_option
+@as_json_option
+def retry(fingerprint: str, yes: bool, dry_run: bool, as_json: bool) -> None:
+    """Publish all dead letters of a failure again."""
+    with connected() as service:
+        failure: dict[str, Any] = service.console(_WHAT, _path(fingerprint))
+        expected = int(failure.get("deadLetters") or 0)
+        retried = 0
+        question = f"retry {counted(expected, 'dead letter')} of {fingerprint} at {service.url}"
+        if expected and confirmed(question, [mask_pairs(failure.get("error") or "")], yes=yes, dry_run=dry_run):
+            with progress("retry", expected) as report:
+                remaining = expected
+                while remaining > 0:
+                    answer = service.console_post(_WHAT, f"{_path(fingerprint)}/retry", {"expected": remaining})
+                    retried += answer["retried"]
+                    remaining = answer["left"] if answer["retried"] else 0
+                    report(min(retried, expected))
+    if as_json:
+        echo_json({"retried": retried})
+    elif not dry_run:
+        click.echo(f"published {counted(retried, 'message')}")
+
+
+def _path(fingerprint: str) -> str:
+    return f"failures/{segment(fingerprint, 'FAILURE')}"

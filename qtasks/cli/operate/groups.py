@@ -1,0 +1,32 @@
+"""A group of commands that suggests the nearest name, and lists if no command is named."""
+
+from __future__ import annotations
+
+import click
+
+from qtasks.errors import did_you_mean
+
+
+class OperatorGroup(click.Group):
+    """Without a command it runs ``list``, also if only options of it or filters (``task:charge``) are given."""
+
+    default = "list"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the default command in front of filters and options."""
+        first = next(iter(args), "")
+        is_help = not {"-h", "--help"}.isdisjoint(args[:1])
+        is_filter = ":" in first or (first.startswith("-") and not is_help)
+        if self.default in self.commands and (not args or is_filter):
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command. A name that no command has ends with the nearest one."""
+        name = args[0]
+        if name not in self.commands and not name.startswith("-"):
+            hint = did_you_mean(name, self.commands) or f"; known: {', '.join(self.commands)}"
+            ctx.fail(f"`{ctx.command_path}` has no command {name!r}{hint}")
+        return super().resolve_command(ctx, args)

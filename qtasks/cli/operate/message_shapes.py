@@ -1,0 +1,104 @@
+"""Messages and dead letters in tables and in JSON (docs/cli.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+from qtasks.cli.operate.masked import arguments, masked_text
+from qtasks.cli.operate.printing import TableColumn, age, echo_facts, echo_table, moment
+from qtasks.masking import mask_pairs
+from qtasks.tasks.admin.summaries import DeadLetterSummary, MessageSummary
+
+_COLUMNS: Final = (
+    TableColumn("MESSAGE"),
+    TableColumn("STATUS"),
+    TableColumn("AGE", is_number=True),
+    TableColumn("TRIES", is_number=True),
+    TableColumn("TASK OR DESTINATION", is_flexible=True),
+)
+_DLQ_COLUMNS: Final = (
+    TableColumn("DEAD LETTER"),
+    TableColumn("AGE", is_number=True),
+    TableColumn("ANSWER", is_number=True),
+    TableColumn("TASK OR DESTINATION", is_flexible=True),
+)
+_HIDDEN: Final = "arguments"
+
+
+def echo_messages(messages: Sequence[MessageSummary], now_ms: int) -> None:
+    """Print messages as a table, errors below their messages."""
+    rows = [
+        (each.message_id, each.status, age(each.created_ms, now_ms), _tries(each), each.task or each.destination)
+        for each in messages
+    ]
+    echo_table(_COLUMNS, rows, [_error(each) for each in messages])
+
+
+def echo_dead_letters(letters: Sequence[DeadLetterSummary], now_ms: int) -> None:
+    """Print dead letters as a table, errors below them."""
+    rows = [
+        (each.dlq_id, age(each.failed_ms, now_ms), str(each.response_status or "none"), each.task or each.destination)
+        for each in letters
+    ]
+    echo_table(_DLQ_COLUMNS, rows, [_error(each) for each in letters])
+
+
+def row(message: MessageSummary) -> dict[str, Any]:
+    """A message or a dead letter as JSON, as the console has its rows; values that do not apply are null."""
+    facts = {name: value for name, value in asdict(message).items() if name != _HIDDEN}
+    facts["labels"] = list(message.labels)
+    facts["error"] = None if message.error is None else mask_pairs(message.error)
+    if isinstance(message, DeadLetterSummary):
+        facts["dead_letter_id"] = facts.pop("dlq_id")
+    return {_camel(name): value for name, value in facts.items()}
+
+
+def echo_message(message: dict[str, Any], now_ms: int, *, reveal: bool) -> None:
+    """Print a message or a dead letter of the API (docs/protocol.md 2.5, 2.9)."""
+    body = message.get("body") or ""
+    shown = body if reveal else masked_text(body)
+    call = arguments(body)
+    sent = sum(len(values) for values in (message.get("header") or {}).values())
+    limits = [f"{name} {message[name]}" for name in ("parallelism", "rate") if message.get(name)]
+    echo_facts(
+        [
+            ("destination", message["url"].partition("?")[0]),
+            ("created", f"{moment(message['createdAt'])} ({age(message['createdAt'], now_ms)})"),
+            ("due", moment(message["nextDeliveryTime"]) if message.get("nextDeliveryTime") else None),
+            ("retries", _retries(message)),
+            ("waits for", message.get("waitsFor")),
+            ("call", message.get("callId")),
+            ("queue", message.get("queueName")),
+            ("key", " ".join([message["flowControlKey"], *limits]) if message.get("flowControlKey") else None),
+            ("schedule", message.get("scheduleId")),
+            ("labels", ", ".join(message["labels"]) if message.get("labels") else None),
+            ("headers", f"{sent}" if sent else None),
+            ("dead letter", message.get("dlqId")),
+            ("answer", None if message.get("responseStatus") is None else str(message["responseStatus"] or "none")),
+            ("answered", masked_text(message["responseBody"]) if message.get("responseBody") else None),
+            ("error", mask_pairs(message["lastError"]) if message.get("lastError") else None),
+            ("arguments", call if not reveal else None),
+            ("body", shown if shown and (reveal or call is None) else None),
+            ("body", "not text" if message.get("bodyBase64") else None),
+        ]
+    )
+
+
+def _retries(message: dict[str, Any]) -> str:
+    most = f"at most {message['maxRetries']}"
+    return f"{message['retried']} so far, {most}" if "retried" in message else most
+
+
+def _tries(message: MessageSummary) -> str:
+    return str(message.attempts) if message.max_retries is None else f"{message.attempts}/{message.max_retries + 1}"
+
+
+def _error(message: MessageSummary) -> str:
+    return mask_pairs(message.error) if message.error and message.status != "delivered" else ""
+
+
+def _camel(name: str) -> str:
+    first, *others = name.split("_")
+    return first + "".join(part.capitalize() for part in others)

@@ -1,0 +1,166 @@
+"""`qtasks queues`: look at queues, pause them, and set how many of their messages run at the same time."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import click
+
+from qtasks.cli.operate.changes import as_json_option, confirmed, dry_run_option, progress, yes_option
+from qtasks.cli.operate.completing import queue_names
+from qtasks.cli.operate.groups import OperatorGroup
+from qtasks.cli.operate.printing import TableColumn, counted, echo_json, echo_table, moment, talk
+from qtasks.cli.operate.service import ServiceConnection, connected, missing
+from qtasks.qstash import queue as queue_api
+from qtasks.qstash.conversation.operation import Operation
+from qtasks.qstash.message import cancel_all
+
+_COLUMNS: Final = (
+    TableColumn("QUEUE", is_flexible=True),
+    TableColumn("STATE"),
+    TableColumn("PARALLELISM", is_number=True),
+    TableColumn("UNFINISHED", is_number=True),
+    TableColumn("CHANGED"),
+)
+_name = click.argument("name", shell_complete=queue_names)
+
+
+@click.group("queues", cls=OperatorGroup)
+def command() -> None:
+    """Look at queues, pause and resume them, and set their parallelism.
+
+    The service is that of QSTASH_TOKEN and QSTASH_URL, or the `qtasks dev` that runs in this folder.
+    """
+
+
+@command.command("list")
+@as_json_option
+def list_(as_json: bool) -> None:
+    """List all queues."""
+    with connected() as service:
+        queues = service.read("/v2/queues")
+    if as_json:
+        echo_json({"queues": queues})
+    elif queues:
+        _echo(queues)
+    else:
+        talk("there are no queues")
+
+
+@command.command("show")
+@_name
+@as_json_option
+def show(name: str, as_json: bool) -> None:
+    """Show one queue."""
+    with connected() as service:
+        queue = _existing(service, name)
+    if as_json:
+        echo_json(queue)
+    else:
+        _echo([queue])
+
+
+@command.command("pause")
+@_name
+@as_json_option
+def pause(name: str, as_json: bool) -> None:
+    """Pause a queue: it accepts messages and starts none."""
+    _act(name, queue_api.pause(name), "paused", as_json=as_json)
+
+
+@command.command("resume")
+@_name
+@as_json_option
+def resume(name: str, as_json: bool) -> None:
+    """Resume a paused queue."""
+    _act(name, queue_api.resume(name), "resumed", as_json=as_json)
+
+
+@command.command("set")
+@_name
+@click.option(
+    "--parallelism", type=click.IntRange(1, 1000), required=True, help="How many of its messages run at the same time."
+)
+@click.option("--create", is_flag=True, help="Create the queue if there is no queue of this name.")
+@as_json_option
+def set_(name: str, parallelism: int, create: bool, as_json: bool) -> None:
+    """Set the parallelism of a queue; 1 keeps its messages in order. A paused queue stays paused."""
+    with connected() as service:
+        queues = {queue["name"]: queue for queue in service.read("/v2/queues")}
+        if name not in queues and not create:
+            raise missing("queue", name, list(queues))
+        service.run(queue_api.upsert(name, parallelism, queues.get(name, {}).get("paused", False)))
+        _echo_changed(service, name, f"parallelism {parallelism}", as_json=as_json)
+
+
+@command.command("delete")
+@_name
+@yes_option
+@dry_run_option
+def delete(name: str, yes: bool, dry_run: bool) -> None:
+    """Delete a queue. Its unfinished messages go on without it."""
+    with connected() as service:
+        queue = _existing(service, name)
+        touched = [f"{name}: {counted(queue['lag'], 'message')} not finished"]
+        if confirmed(f"delete the queue {name} at {service.url}", touched, yes=yes, dry_run=dry_run):
+            service.run(queue_api.delete(name))
+            click.echo(f"{name}  deleted")
+
+
+@command.command("purge")
+@_name
+@yes_option
+@dry_run_option
+@as_json_option
+def purge(name: str, yes: bool, dry_run: bool, as_json: bool) -> None:
+    """Cancel every unfinished message of a queue."""
+    with connected() as service:
+        lag = _existing(service, name)["lag"]
+        cancelled = 0
+        question = f"cancel {counted(lag, 'message')} of the queue {name} at {service.url}"
+        if confirmed(question, [], yes=yes, dry_run=dry_run):
+            with progress("cancelled", lag) as report:
+                while done := service.run(cancel_all({"queue": name}, 500)):
+                    cancelled += done
+                    report(min(cancelled, lag))
+    if as_json:
+        echo_json({"cancelled": cancelled})
+    elif not dry_run:
+        click.echo(f"cancelled {counted(cancelled, 'message')}")
+
+
+def _existing(service: ServiceConnection, name: str) -> dict[str, Any]:
+    """The queue as the API shows it. Raises ApiError (404) with the nearest name."""
+    queues = service.read("/v2/queues")
+    queue = next((queue for queue in queues if queue["name"] == name), None)
+    if queue is None:
+        raise missing("queue", name, [queue["name"] for queue in queues])
+    return dict(queue)
+
+
+def _act(name: str, operation: Operation[None], done: str, *, as_json: bool) -> None:
+    with connected() as service:
+        _existing(service, name)
+        service.run(operation)
+        _echo_changed(service, name, done, as_json=as_json)
+
+
+def _echo_changed(service: ServiceConnection, name: str, done: str, *, as_json: bool) -> None:
+    if as_json:
+        echo_json(_existing(service, name))
+    else:
+        click.echo(f"{name}  {done}")
+
+
+def _echo(queues: list[dict[str, Any]]) -> None:
+    rows = [
+        (
+            queue["name"],
+            "paused" if queue["paused"] else "running",
+            f"{queue['parallelism']:,}",
+            f"{queue['lag']:,}",
+            moment(queue["updatedAt"]).partition(".")[0],
+        )
+        for queue in queues
+    ]
+    echo_table(_COLUMNS, rows)

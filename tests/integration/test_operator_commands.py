@@ -1,0 +1,417 @@
+"""`qtasks messages`, `dlq`, `queues`, `flow`, `keys` and `logs`: what an operator types and reads, at a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from qtasks import QTasks
+from qtasks.cli import main
+from qtasks.errors import InvalidCallError
+from tests.support.process import environment, soon
+from tests.support.running import Answer, Endpoint, Received
+from tests.support.servers import TOKEN, BrokerServer
+
+WIDTH = 80
+
+
+def answer(received: Received) -> Answer:
+    """The task `charge` fails for good, everything else succeeds."""
+    if "/charge" in received.path and b'"fine"' not in received.body:
+        user = json.loads(received.body)["args"][0]
+        error = {"error": f"TimeoutError: gateway of user {user}, token=abc123", "code": "QT405"}
+        return 489, {"Upstash-NonRetryable-Error": "true"}, json.dumps(error).encode()
+    return 200, {}, b"{}"
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[Endpoint]:
+    running = Endpoint(answer)
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerServer]:
+    with BrokerServer(tmp_path_factory.mktemp("operated"), "--db", "operated.db") as running:
+        yield running.started()
+
+
+@dataclass(frozen=True)
+class Printed:
+    """What a command printed, and its exit code."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Run(Protocol):
+    def __call__(self, *arguments: str, **variables: str) -> Printed: ...
+
+
+@pytest.fixture
+def run(
+    broker: BrokerServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Run:
+    """Run a command in this process: without a terminal, 80 columns wide, at the broker."""
+    monkeypatch.chdir(tmp_path)
+    before = environment()
+
+    def command(*arguments: str, **variables: str) -> Printed:
+        service = {"QSTASH_URL": broker.url, "QSTASH_TOKEN": TOKEN, "COLUMNS": str(WIDTH)}
+        monkeypatch.setattr(sys, "argv", ["qtasks", *arguments])
+        monkeypatch.setattr(os, "environ", {**before, **service, **variables})
+        monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+        capfd.readouterr()
+        try:
+            main()
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return Printed(status, out, err)
+
+    return command
+
+
+def call(broker: BrokerServer, endpoint: Endpoint, task: str, *args: object, **headers: str) -> str:
+    """Publish a call of a task as the framework does; the id of its message."""
+    call_id = f"call_{task}_{os.urandom(6).hex()}"
+    body = {"v": 1, "id": call_id, "args": args, "kwargs": {"api_token": "s3cret"}}
+    return broker.publish(f"{endpoint.url}/qtasks/{task}", json.dumps(body).encode(), Qtasks_Call_Id=call_id, **headers)
+
+
+def failed(broker: BrokerServer, endpoint: Endpoint, *args: object, **headers: str) -> str:
+    """A call of `charge` that has failed for good; the id of its message."""
+    message_id = call(broker, endpoint, "charge", *args, **headers)
+    soon(lambda: broker.states(message_id)[-1] == "FAILED", "it has failed")
+    return message_id
+
+
+def dead_letter(broker: BrokerServer, message_id: str) -> str:
+    [letter] = broker.ask("GET", f"/v2/dlq?messageId={message_id}").json["messages"]
+    return str(letter["dlqId"])
+
+
+# -- messages
+
+
+def test_messages_are_listed_newest_first_with_their_errors_below(
+    run: Run, broker: BrokerServer, endpoint: Endpoint
+) -> None:
+    label = {"Upstash_Label": "listed"}
+    dead = failed(broker, endpoint, 7, **label)
+    later = call(broker, endpoint, "welcome", 8, Upstash_Delay="1h", **label)
+    done = run("messages", "label:listed")
+    assert done.status == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[0].split() == ["MESSAGE", "STATUS", "AGE", "TRIES", "TASK", "OR", "DESTINATION"]
+    assert lines[1].split()[:2] == [later, "scheduled"]
+    assert lines[1].split()[-2:] == ["0/4", "welcome"]
+    assert lines[2].split()[:2] == [dead, "failed"]
+    assert lines[3] == "    TimeoutError: gateway of user 7, token=***"
+    assert max(map(len, lines)) <= WIDTH
+
+
+def test_a_list_as_json_has_the_rows_of_the_console(run: Run, broker: BrokerServer, endpoint: Endpoint) -> None:
+    message_id = failed(broker, endpoint, 9, Upstash_Label="as-json")
+    [row] = run("messages", "label:as-json", "--json").json["messages"]
+    assert row["messageId"] == message_id
+    assert {name: row[name] for name in ("task", "status", "attempts", "maxRetries", "labels", "error")} == {
+        "task": "charge",
+        "status": "failed",
+        "attempts": 1,
+        "maxRetries": 3,
+        "labels": ["as-json"],
+        "error": "TimeoutError: gateway of user 9, token=***",
+    }
+    assert set(row) == {
+        "messageId", "callId", "task", "destination", "status", "createdMs", "dueMs", "finishedMs", "attempts",
+        "maxRetries", "error", "queue", "flowKey", "scheduleId", "labels",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["status:faild"], "there is no status 'faild'; did you mean 'failed'?"),
+        (["tsk:charge"], "a filter has no word 'tsk'; did you mean 'task'?"),
+        (["after:soon"], "'soon' is not a time"),
+        (['error:"a'], "has a quotation mark without its partner"),
+        (["task:"], "the filter 'task:' lacks a value"),
+    ],
+)
+def test_a_filter_that_cannot_be_read_is_wrong_usage(run: Run, words: list[str], text: str) -> None:
+    done = run("messages", *words)
+    assert (done.status, done.out) == (2, "")
+    assert text in done.err
+
+
+def test_a_mistyped_command_ends_with_the_nearest_name(run: Run) -> None:
+    for arguments, text in (
+        (["mesages"], "there is no command 'mesages'; did you mean 'messages'?"),
+        (["messages", "cancle"], "`qtasks messages` has no command 'cancle'; did you mean 'cancel'?"),
+        (["queues", "pasue"], "did you mean 'pause'?"),
+    ):
+        done = run(*arguments)
+        assert (done.status, done.out) == (2, "")
+        assert text in done.err
+
+
+def test_a_message_is_shown_with_its_log_and_without_its_secrets(
+    run: Run, broker: BrokerServer, endpoint: Endpoint
+) -> None:
+    message_id = failed(broker, endpoint, 10)
+    shown = run("messages", "show", message_id)
+    assert shown.status == 0, shown.err
+    assert shown.out.splitlines()[0] == f"{message_id}  failed"
+    assert "  arguments     10, api_token='***'" in shown.out
+    assert [line.split()[2] for line in shown.out.splitlines() if line.startswith("    2")] == broker.states(message_id)
+    assert "s3cret" not in shown.out
+    document = run("messages", "show", message_id, "--json")
+    assert set(document.json) == {"message", "log"}
+    assert json.loads(document.json["message"]["body"])["kwargs"] == {"api_token": "***"}
+    assert "s3cret" not in document.out
+    assert "s3cret" in run("messages", "show", message_id, "--reveal").out
+
+
+def test_messages_are_cancelled_by_a_filter_after_a_look(run: Run, broker: BrokerServer, endpoint: Endpoint) -> None:
+    label = {"Upstash_Label": "unwanted", "Upstash_Delay": "1h"}
+    waiting = [call(broker, endpoint, "welcome", number, **label) for number in range(3)]
+    call(broker, endpoint, "welcome", 4, Upstash_Delay="1h")
+    asked = run("messages", "cancel", "label:unwanted")
+    assert (asked.status, asked.out) == (2, "")
+    assert "this would cancel 3 messages at http://127.0.0.1:" in asked.err
+    looked = run("messages", "cancel", "label:unwanted", "--dry-run")
+    assert (looked.status, looked.out) == (0, "")
+    assert all(message_id in looked.err for message_id in waiting)
+    assert "nothing was changed" in looked.err
+    assert run("messages", "cancel", "label:unwanted", "--yes").out == "cancelled 3 messages\n"
+    assert all(broker.states(message_id)[-1] == "CANCELED" for message_id in waiting)
+    assert run("messages", "cancel", waiting[0], "--yes", "--json").json == {"cancelled": 0}
+
+
+def test_a_failed_message_is_retried_and_no_other(run: Run, broker: BrokerServer, endpoint: Endpoint) -> None:
+    dead = failed(broker, endpoint, 11)
+    [published] = run("messages", "retry", dead).out.split()
+    soon(lambda: broker.states(published)[-1] == "FAILED", "it has failed again")
+    waiting = call(broker, endpoint, "welcome", 1, Upstash_Delay="1h")
+    refused = run("messages", "retry", waiting)
+    assert (refused.status, refused.out) == (7, "")
+    assert f"{waiting} has not failed for good: it is CREATED" in refused.err
+    unknown = run("messages", "retry", "msg_unknown")
+    assert unknown.status == 6
+    assert "msg_unknown" in unknown.err
+
+
+def test_a_message_is_published_once_more_with_another_body(
+    run: Run, broker: BrokerServer, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    dead = failed(broker, endpoint, 12)
+    (tmp_path / "body.json").write_text(json.dumps({"v": 1, "id": "call_edited", "args": ["fine"], "kwargs": {}}))
+    edited = run("dlq", "edit", dead_letter(broker, dead), "--body", "body.json")
+    [published] = edited.out.split()
+    soon(lambda: broker.states(published)[-1] == "DELIVERED", "it is delivered")
+    assert not broker.ask("GET", f"/v2/dlq?messageId={dead}").json["messages"]
+    [again] = run("messages", "again", published, "--json").json["messages"]
+    soon(lambda: broker.states(again["messageId"])[-1] == "DELIVERED", "it is delivered once more")
+    (tmp_path / "body.json").write_text("{")
+    wrong = run("messages", "edit", published, "--body", "body.json")
+    assert wrong.status == 2
+    assert "the new body is not JSON" in wrong.err
+
+
+# -- dead letters
+
+
+def test_dead_letters_are_listed_shown_retried_and_deleted(run: Run, broker: BrokerServer, endpoint: Endpoint) -> None:
+    ids = [dead_letter(broker, failed(broker, endpoint, number, Upstash_Label="dlq")) for number in (1, 2)]
+    listed = run("dlq", "label:dlq")
+    assert listed.out.splitlines()[0].split()[:2] == ["DEAD", "LETTER"]
+    assert "    TimeoutError: gateway of user 1, token=***" in listed.out.splitlines()
+    assert [letter["deadLetterId"] for letter in run("dlq", "label:dlq", "--json").json["deadLetters"]] == ids
+    shown = run("dlq", "show", ids[0])
+    assert "answer        489" in shown.out
+    assert "s3cret" not in shown.out
+    asked = run("dlq", "retry", "label:dlq")
+    assert (asked.status, asked.out) == (2, "")
+    assert "this would retry 2 dead letters" in asked.err
+    assert run("dlq", "retry", ids[0], "--yes").out == "published 1 message\n"
+    assert run("dlq", "delete", "label:dlq", "error:timeout", "--yes", "--json").json["deleted"] >= 1
+    assert run("dlq", "show", ids[1]).status == 6
+
+
+def test_dead_letters_are_not_deleted_without_saying_which(run: Run) -> None:
+    for arguments in (["delete"], ["retry"], ["delete", "task:x", "--all"]):
+        done = run("dlq", *arguments, "--yes")
+        assert done.status == 2
+        assert "ids, a filter such as task:NAME, or --all" in done.err
+
+
+# -- queues, flow control, keys
+
+
+def test_queues_are_paused_set_purged_and_deleted(run: Run, broker: BrokerServer, endpoint: Endpoint) -> None:
+    assert run("queues", "set", "email", "--parallelism", "3").status == 6
+    assert run("queues", "set", "email", "--parallelism", "3", "--create").out == "email  parallelism 3\n"
+    unknown = run("queues", "pause", "emial")
+    assert (unknown.status, unknown.out) == (6, "")
+    assert "there is no queue 'emial'; did you mean 'email'?" in unknown.err
+    assert run("queues", "pause", "email").out == "email  paused\n"
+    assert broker.ask("POST", f"/v2/enqueue/email/{endpoint.url}/x", b"").status == 201
+    row = run("queues").out.splitlines()[1].split()
+    assert row[:4] == ["email", "paused", "3", "1"]
+    assert run("queues", "show", "email", "--json").json["paused"] is True
+    assert run("queues", "set", "email", "--parallelism", "2", "--json").json["paused"] is True
+    assert run("queues", "purge", "email").status == 2
+    assert run("queues", "purge", "email", "--yes").out == "cancelled 1 message\n"
+    assert run("queues", "resume", "email").out == "email  resumed\n"
+    assert "would delete the queue email" in run("queues", "delete", "email", "--dry-run").err
+    assert run("queues", "delete", "email", "--yes").out == "email  deleted\n"
+    assert run("queues", "--json").json == {"queues": []}
+
+
+def test_flow_control_keys_are_paused_and_their_limits_fixed(run: Run, broker: BrokerServer) -> None:
+    assert run("flow", "pause", "tenant-1").status == 6
+    assert run("flow", "pause", "tenant-1", "--create").out == "tenant-1  paused\n"
+    assert run("flow", "set", "tenant-1").status == 2
+    assert (
+        run("flow", "set", "tenant-1", "--rate", "5", "--period", "1m").out
+        == "tenant-1  fixed at rate 5, period 60 s\n"
+    )
+    [info] = run("flow", "--search", "tenant", "--json").json["keys"]
+    assert (info["flowControlKey"], info["isPaused"], info["rateMax"], info["ratePeriod"]) == ("tenant-1", True, 5, 60)
+    assert "0/5 in 60 s" in run("flow").out
+    assert run("flow", "resume", "tenant-1").out == "tenant-1  resumed\n"
+    assert run("flow", "unset", "tenant-1").status == 0
+    assert run("flow", "reset", "tenant-1").out == "tenant-1  reset\n"
+    assert "did you mean 'tenant-1'" in run("flow", "show", "tennant-1").err
+
+
+def test_keys_are_shown_by_their_beginning_and_rotated_after_a_question(run: Run, broker: BrokerServer) -> None:
+    before = broker.ask("GET", "/v2/keys").json
+    shown = run("keys")
+    assert shown.out.startswith(f"QSTASH_CURRENT_SIGNING_KEY={before['current'][:8]}...\n")
+    assert before["next"] not in shown.out
+    assert f"QSTASH_NEXT_SIGNING_KEY={before['next']}\n" in run("keys", "show", "--reveal").out
+    assert run("keys", "rotate").status == 2
+    assert broker.ask("GET", "/v2/keys").json == before
+    rotated = run("keys", "rotate", "--yes")
+    assert f"QSTASH_CURRENT_SIGNING_KEY={before['next']}\n" in rotated.out
+    assert "before you rotate again" in rotated.err
+    assert broker.ask("GET", "/v2/keys").json["current"] == before["next"]
+
+
+def test_the_log_of_a_message_is_printed_the_latest_last(run: Run, broker: BrokerServer, endpoint: Endpoint) -> None:
+    message_id = failed(broker, endpoint, 13)
+    lines = run("logs", message_id).out.splitlines()
+    assert [line.split()[1] for line in lines[1:] if message_id in line] == [
+        state.lower() for state in broker.states(message_id)
+    ]
+    assert max(map(len, lines)) <= WIDTH
+    entries = run("logs", message_id, "--state", "failed", "--json").json["entries"]
+    assert [(entry["messageId"], entry["state"]) for entry in entries] == [(message_id, "FAILED")]
+
+
+# -- exit codes
+
+
+def test_the_exit_code_says_what_went_wrong(run: Run) -> None:
+    assert run("queues", QSTASH_TOKEN="wrong").status == 4
+    assert run("queues", QSTASH_URL="http://127.0.0.1:9").status == 5
+    assert run("messages", "show", "msg_unknown").status == 6
+    nowhere = run("queues", QSTASH_URL="", QSTASH_TOKEN="")
+    assert nowhere.status == 3
+    assert "no QStash service is configured" in nowhere.err
+
+
+def test_tables_are_plain_on_a_terminal_of_windows(
+    run: Run, broker: BrokerServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("queues", "set", "plain", "--parallelism", "1", "--create").status == 0
+    written = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", written)
+    assert run("queues").status == 0
+    written.seek(0)
+    assert written.read().splitlines()[1].split()[0] == "plain"
+
+
+# -- the same in Python
+
+
+@pytest.fixture
+def tasks(broker: BrokerServer, endpoint: Endpoint) -> Iterator[QTasks]:
+    with QTasks(url=broker.url, token=TOKEN, base_url=f"{endpoint.url}/qtasks") as application:
+        yield application
+
+
+def test_a_program_searches_cancels_and_retries_messages(
+    tasks: QTasks, broker: BrokerServer, endpoint: Endpoint
+) -> None:
+    label = {"Upstash_Label": "in python"}
+    dead = failed(broker, endpoint, 21, **label)
+    waiting = [call(broker, endpoint, "welcome", number, Upstash_Delay="1h", **label) for number in range(3)]
+    assert [message.message_id for message in tasks.messages.iterate(label="in python")] == [*reversed(waiting), dead]
+    page = tasks.messages.list("status:scheduled,waiting", label="in python", count=2)
+    assert [message.message_id for message in page.messages] == [waiting[2], waiting[1]]
+    rest = tasks.messages.list("status:scheduled,waiting", label="in python", count=2, cursor=page.cursor)
+    assert [message.message_id for message in rest.messages] == [waiting[0]]
+    assert tasks.messages.get(dead).labels == ["in python"]
+    assert tasks.messages.cancel(*waiting) == 3
+    [published] = tasks.messages.retry(dead)
+    soon(lambda: broker.states(published)[-1] == "FAILED", "it has failed again")
+    with pytest.raises(InvalidCallError, match="did you mean 'task'"):
+        tasks.messages.list("tsk:x")
+
+
+def test_a_program_works_off_its_dead_letters(tasks: QTasks, broker: BrokerServer, endpoint: Endpoint) -> None:
+    for number in range(3):
+        failed(broker, endpoint, 30 + number, Upstash_Label="letters")
+    letters = list(tasks.dlq.iterate("arg.0:30,31", label="letters"))
+    assert [letter.arguments["0"] for letter in letters] == [30, 31]
+    assert {letter.error for letter in letters} == {
+        "TimeoutError: gateway of user 30, token=abc123",
+        "TimeoutError: gateway of user 31, token=abc123",
+    }
+    assert tasks.dlq.get(letters[0].dlq_id).response_status == 489
+    assert len(tasks.dlq.retry(*(letter.dlq_id for letter in letters))) == 2
+    last = tasks.dlq.list("arg.0:32", label="letters", task="charge").dead_letters
+    assert tasks.dlq.delete(last[0].dlq_id) == 1
+    assert tasks.dlq.delete(last[0].dlq_id) == 0
+
+
+def test_async_code_does_the_same_without_blocking(tasks: QTasks, broker: BrokerServer, endpoint: Endpoint) -> None:
+    label = {"Upstash_Label": "async"}
+    dead = failed(broker, endpoint, 41, **label)
+    waiting = call(broker, endpoint, "welcome", 42, Upstash_Delay="1h", **label)
+
+    async def work() -> None:
+        assert [message.message_id async for message in tasks.messages.aiterate(label="async")] == [waiting, dead]
+        assert (await tasks.messages.alist(label="async", count=1)).messages[0].message_id == waiting
+        assert (await tasks.messages.aget(waiting)).call_id is not None
+        assert await tasks.messages.acancel(waiting) == 1
+        [letter] = [letter async for letter in tasks.dlq.aiterate(label="async")]
+        assert (await tasks.dlq.alist(label="async")).dead_letters == [letter]
+        assert (await tasks.dlq.aget(letter.dlq_id)).message_id == dead
+        [published] = await tasks.messages.aretry(dead)
+        soon(lambda: broker.states(published)[-1] == "FAILED", "it has failed again")
+        again = dead_letter(broker, published)
+        assert len(await tasks.dlq.aretry(again)) == 1
+        assert await tasks.dlq.adelete(again) == 0
+
+    asyncio.run(work())
