@@ -139,7 +139,7 @@ def test_an_operator_steers_single_schedules(folder: Path, broker: BrokerServer)
         assert not kept(broker.url, broker.token)[tidy["scheduleId"]]["isPaused"]
         operator.run("delete", "tidy")
         assert titles(kept(broker.url, broker.token)) == ["report", "report.weekend"]
-        assert "did you mean 'report'" in operator.run("pause", "reprt", status=2).err
+        assert "did you mean 'report'" in operator.run("pause", "reprt", status=3).err
 
 
 def result_of(dispatcher: Dispatcher, script: str, *arguments: str) -> str:
@@ -175,7 +175,7 @@ def test_another_environment_of_the_same_account_is_never_touched(folder: Path, 
     told = staging.run("sync", "--prune", "--yes")
     assert told.out == "in sync: 0 schedules\n"
     assert f"not changed, of other environments: 3 for {PRODUCTION}" in told.err
-    refused = staging.run("pause", next(iter(production)), status=2)
+    refused = staging.run("pause", next(iter(production)), status=3)
     assert "QT310" in refused.err
     assert "https://staging.example.com/qtasks" in refused.err
     assert PRODUCTION in refused.err
@@ -197,7 +197,7 @@ def test_a_laptop_with_the_keys_of_production_syncs_nothing(
     operator.run("sync", "--yes")
     production = kept(broker.url, broker.token)
     write(folder, REPORT.replace("0 9", "* *"))
-    refused = operator.run("sync", "--prune", "--yes", status=2, **variables)
+    refused = operator.run("sync", "--prune", "--yes", status=3, **variables)
     assert refused.err.startswith(("QT311", "QT306"))
     assert kept(broker.url, broker.token) == production
 
@@ -365,6 +365,6 @@ def test_the_schedules_of_an_embedded_home_are_steered_from_inside(tmp_path: Pat
         "def report() -> None: ...\n"
     )
     done = qtasks("schedules", "list", folder=tmp_path)
-    assert done.status == 2
+    assert done.status == 3
     assert "this application has an embedded broker" in done.err
     assert not (tmp_path / "tasks.db").exists()
