@@ -13,6 +13,8 @@ from qtasks.broker.api.api_request import ApiResponse, json_response
 from qtasks.broker.api.auth import Principal, Tokens, TokenScope
 from qtasks.broker.api.routes import Api
 from qtasks.broker.api.turns import Turns
+from qtasks.broker.console.console import Console
+from qtasks.broker.console.console_context import ConsoleContext, Viewer
 from qtasks.broker.core.values import Recovery
 from qtasks.broker.events import EventWatchers
 from qtasks.broker.llm.language_model import LanguageModel
@@ -90,24 +92,22 @@ class Broker:
             streaming=transport if isinstance(transport, StreamingTransport) else None,
         )
         self.scheduler = Scheduler(store, clock, random, watchers=self.watchers, wake_deliverer=self.deliverer.wake)
-        self.api = Api(
-            ApiContext(
-                store,
-                clock,
-                random,
-                policy,
-                self.keys,
-                self.watchers,
-                wake=self.deliverer.wake,
-                wake_at=self.deliverer.wake_at,
-                wake_scheduler=self.scheduler.wake,
-                llm=self._llm,
-                parallelism=settings.limits.in_flight,
-                turns=Turns(clock),
-                resolve_on_publish=settings.resolve_on_publish,
-            ),
-            self.tokens,
+        self.context = ApiContext(
+            store,
+            clock,
+            random,
+            policy,
+            self.keys,
+            self.watchers,
+            wake=self.deliverer.wake,
+            wake_at=self.deliverer.wake_at,
+            wake_scheduler=self.scheduler.wake,
+            llm=self._llm,
+            parallelism=settings.limits.in_flight,
+            turns=Turns(clock),
+            resolve_on_publish=settings.resolve_on_publish,
         )
+        self.api = Api(self.context, self.tokens)
         self.pruner = Pruner(store, clock, settings.retention)
         self.room_watcher = RoomWatcher(store, clock)
         self.page_checker = PageChecker(store, clock)
@@ -179,6 +179,11 @@ class Broker:
                 asyncio.create_task(self.clock_watch.run(), name="qtasks-clock"),
                 asyncio.create_task(self.scrubber.run(), name="qtasks-scrub"),
             ]
+
+    def console(self, *, open_to: Viewer | None = None) -> Console:
+        """A console over this broker; `open_to`: who everyone is that brings no token."""
+        context = ConsoleContext(self.context, self.settings, self.accounts, self.ready)
+        return Console(context, self.api, self.tokens, open_to=open_to)
 
     async def ready(self) -> ApiResponse:
         """`GET /readyz`: 200 while the store accepts writes and the broker is not stopping, else 503.

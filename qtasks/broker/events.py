@@ -47,6 +47,11 @@ class EventWatchers:
         """Call `watcher` with every event from now on."""
         self._watchers.append(watcher)
 
+    def remove(self, watcher: EventWatcher) -> None:
+        """Stop calling `watcher`. Does nothing if it is not called."""
+        if watcher in self._watchers:
+            self._watchers.remove(watcher)
+
     def notify_created(self, messages: Iterable[Message], *, now_ms: int) -> None:
         """Notify the watchers that `messages` have just been stored."""
         if not self._watchers:
@@ -71,7 +76,7 @@ class EventWatchers:
                 message=wall_times.of_message(event.message, offset_ms),
                 next_delivery_ms=wall_times.added(event.next_delivery_ms, offset_ms),
             )
-        for watcher in self._watchers:
+        for watcher in tuple(self._watchers):
             try:
                 watcher(event)
             except Exception:

@@ -97,6 +97,16 @@ class Cron:
         written = " ".join(_PREFIX.sub("", self.text, count=1).split())
         return self._expression if written.startswith("@") and self._expression else written
 
+    @property
+    def numbers(self) -> str:
+        """The five fields as numbers: ``*``, or a list of numbers and, in minute and hour, ``*/step``; or empty."""
+        return self._expression
+
+    @property
+    def every_ms(self) -> int:
+        """The interval of ``@every``; 0 for all other expressions."""
+        return self._every_ms
+
     def next_ms(self, after_ms: int) -> int | None:
         """The first run strictly after a moment (Unix milliseconds), or None if no run follows within fifty years.
 

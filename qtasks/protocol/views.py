@@ -55,7 +55,7 @@ def dead_letter_json(letter: DeadLetter) -> Json:
         **message_json(letter.message),
         "dlqId": letter.id,
         **answer,
-        **(_text("responseBody", response.body) if response else {}),
+        **(body_json("responseBody", response.body) if response else {}),
     }
 
 
@@ -227,10 +227,10 @@ def grouped(headers: Headers, redaction: Redaction = _NOTHING) -> dict[str, list
 
 
 def _body(body: bytes, redaction: Redaction) -> Json:
-    return {"body": _redacted(body)} if body and redaction.body else _text("body", body)
+    return {"body": _redacted(body)} if body and redaction.body else body_json("body", body)
 
 
-def _text(name: str, body: bytes) -> Json:
+def body_json(name: str, body: bytes) -> Json:
     """`body` as text under `name`, or as base64 under ``<name>Base64`` when it is not UTF-8; nothing when empty."""
     if not body:
         return {}

@@ -197,7 +197,6 @@ def test_paths_have_no_case_and_a_trailing_slash_is_ignored(api: ApiClient) -> N
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
         "/v2",
         "/v1/publish/http://h/",
         "/v2/keys/x",

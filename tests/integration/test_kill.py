@@ -26,9 +26,8 @@ import apsw
 import pytest
 from qstash import Receiver
 
-from qtasks.broker.core.interruptions import CRASHED_FROM_CLAIMS
+from qtasks.broker.core.interruptions import CRASHED_FROM_CLAIMS, STOPPED
 from qtasks.broker.core.rules import Stage
-from qtasks.broker.store.verbs.settle import INTERRUPTED
 from qtasks.protocol import signing
 from qtasks.protocol.development import USERS
 from qtasks.protocol.messages import State
@@ -327,7 +326,7 @@ def test_every_duplicate_has_its_crash(result: LoadResult) -> None:
     assert result.duplicates.total() <= KILLS * broker_process.SLOTS
     interruptions: Counter[str] = Counter()
     for message_id, error in rows(result, "SELECT m.id, l.error FROM log l JOIN messages m USING (seq)"):
-        interruptions[str(message_id)] += error == INTERRUPTED
+        interruptions[str(message_id)] += error == STOPPED
     assert sum(interruptions.values()) > 0
     for message_id, extra in result.duplicates.items():
         assert extra <= interruptions[message_id], message_id
@@ -360,7 +359,7 @@ def test_what_was_interrupted_starts_again_within_a_second_of_the_start(result: 
     for (seq, time_ms, state, error), (next_seq, _, next_state, _), (again_seq, again_ms, again_state, _) in zip(
         log, log[1:], log[2:], strict=False
     ):
-        if error != INTERRUPTED:
+        if error != STOPPED:
             in_a_row[seq] *= state not in ("ERROR", "DELIVERED")
             continue
         assert (next_seq, next_state) == (seq, "RETRY")

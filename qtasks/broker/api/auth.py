@@ -24,6 +24,8 @@ _SOONEST_S: Final = 0.1
 class TokenScope(IntEnum):
     """The permissions of a token. A higher scope includes the lower ones."""
 
+    METADATA = 0
+    """Opens the console, which then shows no payload, and ``/metrics``; no endpoint of the API."""
     READ = 1
     PUBLISH = 2
 
@@ -59,8 +61,8 @@ class Tokens:
     async def authenticate(self, request: ApiRequest) -> Principal:
         """The caller of `request`. HttpError 401, with the same text for every reason."""
         if (token := _token_in_header(request)) is not None:
-            principal = await self._owner(token)
-        elif (token := _token_in_query(request)) is not None and (principal := await self._owner(token)) is not None:
+            principal = await self.owner(token)
+        elif (token := _token_in_query(request)) is not None and (principal := await self.owner(token)) is not None:
             principal = replace(principal, is_by_query=True)
         else:
             principal = None
@@ -68,15 +70,16 @@ class Tokens:
             raise HttpError(401, "unauthorized: missing or invalid token", (("WWW-Authenticate", "Bearer"),))
         return principal
 
-    async def _owner(self, token: str) -> Principal | None:
+    async def owner(self, token: str) -> Principal | None:
         """The owner of a token; None for a token that is not valid."""
-        if not 0 < len(token) <= _MAX_TOKEN:
-            return None
-        key = token_digest(token)
-        if (principal := self._configured.get(key)) is not None:
+        return await self.owner_of(token_digest(token)) if 0 < len(token) <= _MAX_TOKEN else None
+
+    async def owner_of(self, digest: bytes) -> Principal | None:
+        """The owner of the token with that digest; None if it is not valid, or not valid any more."""
+        if (principal := self._configured.get(digest)) is not None:
             return principal
-        await self._refresh(_SOONEST_S if key not in self._stored else STALE_S)
-        return self._stored.get(key)
+        await self._refresh(_SOONEST_S if digest not in self._stored else STALE_S)
+        return self._stored.get(digest)
 
     async def _refresh(self, older_than_s: float) -> None:
         """Read the store's tokens again if the last read is older. Concurrent requests wait for the same read."""
@@ -89,13 +92,16 @@ class Tokens:
         try:
             began_s = self._clock.monotonic()
             rows = await self._read()
-            self._stored = {
-                row.digest: Principal(row.account, TokenScope.READ if row.read_only else TokenScope.PUBLISH)
-                for row in rows
-            }
+            self._stored = {row.digest: Principal(row.account, _scope(row)) for row in rows}
             self._read_s = began_s
         finally:
             self._reading = None
+
+
+def _scope(token: StoredToken) -> TokenScope:
+    if token.without_payloads:
+        return TokenScope.METADATA
+    return TokenScope.READ if token.read_only else TokenScope.PUBLISH
 
 
 def _token_in_header(request: ApiRequest) -> str | None:

@@ -13,7 +13,7 @@ from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Query, json_response
 from qtasks.broker.api.pages import PageSlice
 from qtasks.broker.core import wall_times
-from qtasks.broker.core.values import MessageCriteria
+from qtasks.broker.core.values import MessageCriteria, MessageStatus
 from qtasks.broker.store.verbs import accounts, cancel
 from qtasks.broker.store.verbs.reads import queries, status
 from qtasks.protocol import views
@@ -29,23 +29,25 @@ ALL_IN_FACT: Final = 100
 async def get_message(context: ApiContext, account: int, request: ApiRequest, message_id: str) -> ApiResponse:
     """`GET /v2/messages/{id}`, by message id or call id."""
     current = await context.store.read(status.message_status, account, message_id, now_ms=context.clock.now_ms())
-    offset_ms = context.clock.offset_ms()
     if current is None:
         raise HttpError(404, f"message {message_id[:128]} not found")
+    return json_response(view_of(current, context.clock.offset_ms()))
+
+
+def view_of(current: MessageStatus, offset_ms: int) -> views.Json:
+    """A message with its status, as ``GET /v2/messages/{id}`` shows it."""
     optional = {
         "lastError": current.last_error,
         "nextDeliveryTime": wall_times.added(current.next_delivery_ms, offset_ms),
         "waitsFor": current.waits_for,
         "dlqId": current.dead_letter_id,
     }
-    return json_response(
-        {
-            **views.message_json(wall_times.of_message(current.message, offset_ms)),
-            "state": current.state,
-            "retried": current.message.retried,
-            **{name: value for name, value in optional.items() if value is not None},
-        }
-    )
+    return {
+        **views.message_json(wall_times.of_message(current.message, offset_ms)),
+        "state": current.state,
+        "retried": current.message.retried,
+        **{name: value for name, value in optional.items() if value is not None},
+    }
 
 
 async def cancel_message(context: ApiContext, account: int, request: ApiRequest, message_id: str) -> ApiResponse:
@@ -127,6 +129,8 @@ async def rotate_keys(context: ApiContext, account: int, request: ApiRequest) ->
 
     Every later attempt is signed with the new current key, including those of messages stored before.
     """
-    keys = await context.store.write(accounts.rotate_keys, account, ids.signing_key(context.random))
+    keys = await context.store.write(
+        accounts.rotate_keys, account, ids.signing_key(context.random), now_ms=context.clock.now_ms()
+    )
     context.keys.forget(account)
     return json_response({"current": keys.current, "next": keys.next})

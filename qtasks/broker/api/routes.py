@@ -21,7 +21,7 @@ from qtasks.broker.api import (
 )
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, error_response
-from qtasks.broker.api.auth import Tokens, TokenScope
+from qtasks.broker.api.auth import Principal, Tokens, TokenScope
 from qtasks.broker.api.validation import split_target
 from qtasks.counted_log import CountedLog
 from qtasks.errors import StoreError, StoreFull
@@ -109,6 +109,12 @@ ROUTES: Final = (
 BY_QUERY: Final = (publish.publish, publish.enqueue)
 """The handlers of requests whose token may be in the query."""
 
+_TOO_NARROW: Final = {
+    TokenScope.METADATA: "this token opens the console and /metrics only",
+    TokenScope.READ: "this token may read only",
+}
+"""Why a token may not do what was requested, by its scope."""
+
 
 class Api:
     """Answers requests. No request makes it raise."""
@@ -119,19 +125,32 @@ class Api:
         self._log = CountedLog(log, context.clock.monotonic)
 
     async def handle(self, request: ApiRequest) -> ApiResponse:
-        """The response to one request."""
+        """The response to one request, which brings its token."""
+        return await self.guarded(request, self._authenticated)
+
+    async def handle_as(self, principal: Principal, request: ApiRequest) -> ApiResponse:
+        """The response to a request of `principal`, who was authenticated by other means than a token."""
+        return await self.guarded(request, lambda request: self._answered(principal, request))
+
+    async def _authenticated(self, request: ApiRequest) -> ApiResponse:
+        return await self._answered(await self._tokens.authenticate(request), request)
+
+    async def _answered(self, principal: Principal, request: ApiRequest) -> ApiResponse:
+        route, arguments = find(request)
+        if principal.scope < route.scope:
+            raise HttpError(403, _TOO_NARROW[principal.scope])
+        if principal.is_by_query and not _is_publish(route, request, arguments):
+            raise HttpError(
+                403, "qstash_token in the query opens publishing only: send the token as Authorization: Bearer"
+            )
+        return await route.handler(self._context, principal.account, request, *arguments)
+
+    async def guarded(self, request: ApiRequest, work: Callable[[ApiRequest], Awaitable[ApiResponse]]) -> ApiResponse:
+        """What `work` responds to `request`; each exception becomes the response that says what happened."""
         try:
             if not (request.path.isascii() and request.query.isascii()):
                 raise HttpError(400, "the request target is not ASCII: percent-encode it")
-            principal = await self._tokens.authenticate(request)
-            route, arguments = find(request)
-            if principal.scope < route.scope:
-                raise HttpError(403, "this token may read only")
-            if principal.is_by_query and not _is_publish(route, request, arguments):
-                raise HttpError(
-                    403, "qstash_token in the query opens publishing only: send the token as Authorization: Bearer"
-                )
-            return await route.handler(self._context, principal.account, request, *arguments)
+            return await work(request)
         except HttpError as error:
             return _error_response(request, error)
         except StoreFull as error:

@@ -70,14 +70,14 @@ async def list_schedules(context: ApiContext, account: int, request: ApiRequest)
 
     def view(db: apsw.Connection, schedule_id: str) -> views.Json | None:
         schedule = schedules.schedule(db, account, schedule_id)
-        return None if schedule is None else _view(context, schedule)
+        return None if schedule is None else view_of(context, schedule)
 
     return await pages.array_response(context.store, await context.store.read(schedules.schedule_ids, account), view)
 
 
 async def get_schedule(context: ApiContext, account: int, request: ApiRequest, schedule_id: str) -> ApiResponse:
     """`GET /v2/schedules/{id}`."""
-    return json_response(_view(context, await _existing(context, account, schedule_id)))
+    return json_response(view_of(context, await _existing(context, account, schedule_id)))
 
 
 async def delete_schedule(context: ApiContext, account: int, request: ApiRequest, schedule_id: str) -> ApiResponse:
@@ -114,7 +114,8 @@ def _not_found(schedule_id: str) -> HttpError:
     return HttpError(404, f"schedule {schedule_id[:128]} not found")
 
 
-def _view(context: ApiContext, schedule: Schedule) -> views.Json:
+def view_of(context: ApiContext, schedule: Schedule) -> views.Json:
+    """A schedule as ``GET /v2/schedules`` shows it."""
     # A paused schedule stores the time at which it was paused; show when it would run if it were resumed now.
     if schedule.paused:
         schedule = replace(schedule, next_ms=_next_ms(context, schedule))

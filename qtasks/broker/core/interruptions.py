@@ -28,6 +28,10 @@ CRASHED_FROM_CLAIMS: Final = 2
 MOST_OPEN_CLAIMS: Final = 10
 """However many retries a message has, it is not sent any more after this many claims in a row without an outcome."""
 
+NOT_COUNTED: Final = "interrupted, no retry is spent"
+STOPPED: Final = "the broker stopped during this attempt; it is made again"
+"""With these texts begin the errors of attempts that count for no retry."""
+
 _PAUSE_MS: Final = (50, 500, 5_000)
 """Pauses between two probes: the first, the longest in the first minute, the longest of all."""
 _BUSY_MS: Final = (100, 1_000, 60_000)

@@ -136,7 +136,7 @@ def evaluate(
     assessment = interruptions.assess(message, outcome, situation, now_ms=now_ms, offset_ms=offset_ms)
     error = outcome.error if isinstance(outcome, Failure) else _describe(outcome)
     if not assessment.counts:
-        trigger, error, due_ms = Trigger.INTERRUPT, f"interrupted, no retry is spent: {error}", assessment.due_ms
+        trigger, error, due_ms = Trigger.INTERRUPT, f"{interruptions.NOT_COUNTED}: {error}", assessment.due_ms
     elif is_final(outcome) or message.retried >= message.max_retries:
         return Evaluation(Trigger.FAIL, _storable(error), sign=assessment.sign, is_expired=assessment.is_expired)
     else:

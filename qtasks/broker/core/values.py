@@ -339,3 +339,5 @@ class StoredToken:
     name: str
     read_only: bool
     created_ms: int
+    without_payloads: bool = False
+    """It opens the console, which then shows no payload, and ``/metrics``."""

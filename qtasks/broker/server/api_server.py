@@ -11,12 +11,15 @@ from typing import Final
 import uvicorn
 
 from qtasks.broker.broker import Broker
+from qtasks.broker.console.console_context import Role, Viewer
 from qtasks.broker.server.asgi import AsgiApi
 from qtasks.broker.server.connection_watch import API_LIMITS, ConnectionLimits
 from qtasks.broker.server.hosts import LOOPBACK_HOSTS
 from qtasks.broker.server.http_protocol import guarded
 from qtasks.broker.server.resting_server import RestingServer
+from qtasks.broker.settings import DEV_CREDENTIALS
 from qtasks.errors import ConfigurationError
+from qtasks.protocol.loopback import is_loopback
 
 KEEP_ALIVE_S: Final = 75
 """Seconds that an idle connection of a client is kept."""
@@ -31,7 +34,11 @@ class _SignalFreeServer(RestingServer):
 
 
 class ApiServer:
-    """Serves a broker's API on listening sockets."""
+    """Serves a broker's API and its console on listening sockets.
+
+    The console needs no sign-in if only programs on this machine can reach it, and every one of them knows the token
+    anyway: with the public development credentials, on loopback addresses, by a loopback name.
+    """
 
     def __init__(
         self,
@@ -42,7 +49,8 @@ class ApiServer:
         grace_s: float = 5.0,
         limits: ConnectionLimits = API_LIMITS,
     ) -> None:
-        application = AsgiApi(broker.api, ready=broker.ready, hosts=hosts)
+        self._console = broker.console(open_to=_developer(broker, listeners, hosts))
+        application = AsgiApi(broker.api, ready=broker.ready, console=self._console, hosts=hosts)
         self._listeners = listeners
         self._server = _SignalFreeServer(
             uvicorn.Config(
@@ -73,7 +81,21 @@ class ApiServer:
 
     async def stop(self) -> None:
         """Refuse new connections, answer the requests in progress, then stop. Idempotent."""
+        self._console.close()  # its streams have no end of their own
         if self._task is not None:
             self._server.should_exit = True
             await self._task
             self._task = None
+
+
+def _developer(broker: Broker, listeners: list[socket.socket], hosts: frozenset[str] | None) -> Viewer | None:
+    """The first development user; None where a person must sign in."""
+    settings = broker.settings
+    is_local = hosts is not None and hosts <= LOOPBACK_HOSTS and all(_is_local(listener) for listener in listeners)
+    if not is_local or settings.credentials != DEV_CREDENTIALS:
+        return None
+    return Viewer(broker.accounts[settings.credentials[0].name], Role.OPERATOR)
+
+
+def _is_local(listener: socket.socket) -> bool:
+    return listener.family in (socket.AF_INET, socket.AF_INET6) and is_loopback(listener.getsockname()[0])

@@ -14,6 +14,7 @@ from typing import Any, Final
 from qtasks.broker.api import openapi
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, error_response, json_response
 from qtasks.broker.api.routes import Api
+from qtasks.broker.console.console import Console, is_console_path, with_security
 from qtasks.broker.server.hosts import LOOPBACK_HOSTS, host_refusal
 from qtasks.protocol import headers as header_lines
 from qtasks.request_body import BodyCut, BodyTooLarge, BufferBudget, NoRoomForBody, read_body
@@ -41,7 +42,7 @@ class RequestLimits:
 
 
 class AsgiApi:
-    """An ASGI application around the API.
+    """An ASGI application around the API and, if one is given, the console.
 
     `hosts` holds the accepted values of the Host header, without port; None accepts all. The check stops a web page
     that rebinds its own host name to this address (DNS rebinding).
@@ -52,10 +53,12 @@ class AsgiApi:
         api: Api,
         *,
         ready: Callable[[], Awaitable[ApiResponse]],
+        console: Console | None = None,
         hosts: Iterable[str] | None = LOOPBACK_HOSTS,
         limits: RequestLimits | None = None,
     ) -> None:
         self._api = api
+        self._console = console
         self._ready = ready
         self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
         self._limits = limits or RequestLimits()
@@ -66,9 +69,11 @@ class AsgiApi:
         if scope["type"] != "http":
             return
         try:
-            response = await self._public(scope) or await self._authenticated(scope, receive)
+            response = await self._public(scope) or await self._checked(scope, receive)
         except HttpError as error:
             response = error_response(error)
+            if is_console_path(scope["raw_path"]):
+                response = with_security(response)
         size = 0 if response.stream is not None or len(response.body) <= PIECE else len(response.body)
         if not self._budget.take(size):
             size, response = 0, error_response(_busy())
@@ -94,8 +99,10 @@ class AsgiApi:
                 return await self._ready()
         return openapi.served()
 
-    async def _authenticated(self, scope: Scope, receive: Receive) -> ApiResponse:
+    async def _checked(self, scope: Scope, receive: Receive) -> ApiResponse:
         self._check(scope)
+        if self._console is not None and is_console_path(scope["raw_path"]):
+            return await self._console.handle(self._request(scope, receive))
         return await self._api.handle(self._request(scope, receive))
 
     def _check(self, scope: Scope) -> None:

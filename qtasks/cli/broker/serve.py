@@ -185,6 +185,7 @@ async def _serve(options: BrokerOptions, out: NonBlockingStream) -> int:
             f"qtasks broker is running at http://{shown}:{port}  store {settings.path} ({broker.store.promise})"
             f"  destinations {settings.destinations}  {broker.recovery.waiting} waiting"
         )
+        out.line(f"console at http://{shown}:{port}/")
         stopped = asyncio.ensure_future(stop.wait())
         broken = asyncio.ensure_future(broker.store.broken.wait())
         await asyncio.wait({stopped, broken}, return_when=asyncio.FIRST_COMPLETED)

@@ -8,7 +8,7 @@ import apsw
 import click
 
 from qtasks.broker import ids
-from qtasks.broker.core.values import AccountCredentials
+from qtasks.broker.core.values import AccountCredentials, StoredToken
 from qtasks.broker.store.verbs import accounts
 from qtasks.cli.broker.account import ACCOUNT, credentials_from_environment
 from qtasks.cli.broker.database_file import change_database, database_path, db_option, existing_database, now_ms
@@ -76,14 +76,27 @@ def token_group() -> None:
 @token_group.command("create")
 @click.argument("name")
 @click.option("--read-only", is_flag=True, help="Allow reading logs, messages and dead letters, but no changes.")
+@click.option(
+    "--without-payloads",
+    is_flag=True,
+    help="Open the console and /metrics only, and show no body, header, argument, result or error text there.",
+)
 @db_option
-def create_token(name: str, read_only: bool, db: str) -> None:
+def create_token(name: str, read_only: bool, without_payloads: bool, db: str) -> None:
     """Create a token named NAME and print it once."""
     token = ids.token_secret(SystemRandom())
 
     def add(connection: apsw.Connection) -> bool:
         account = accounts.ensure_account(connection, AccountCredentials(ACCOUNT), ids.signing_keys(SystemRandom()))
-        return accounts.add_token(connection, token, account, name, read_only=read_only, now_ms=now_ms())
+        return accounts.add_token(
+            connection,
+            token,
+            account,
+            name,
+            read_only=read_only or without_payloads,
+            without_payloads=without_payloads,
+            now_ms=now_ms(),
+        )
 
     if not change_database(existing_database(db), add):
         raise ConfigurationError(f"a token named {name!r} already exists", fix="choose another name, or revoke it")
@@ -96,7 +109,13 @@ def list_tokens(db: str) -> None:
     """List the names of the tokens; the tokens themselves are not stored."""
     for token in change_database(existing_database(db), accounts.tokens):
         created = time.strftime("%Y-%m-%d %H:%M", time.localtime(token.created_ms / 1000))
-        click.echo(f"{token.name:<24}  {'read only' if token.read_only else 'publish':<10}  created {created}")
+        click.echo(f"{token.name:<24}  {_role(token):<16}  created {created}")
+
+
+def _role(token: StoredToken) -> str:
+    if token.without_payloads:
+        return "without payloads"
+    return "read only" if token.read_only else "publish"
 
 
 @token_group.command("revoke")

@@ -167,6 +167,7 @@ def _application_environment(broker_url: str, token: str, keys: SigningKeys, res
 
 def _greet(out: NonBlockingStream, options: DevOptions, broker: Broker, app: StartedApp, broker_url: str) -> None:
     store = "in memory, nothing is kept" if options.db == MEMORY else f"{options.db} ({broker.store.promise})"
+    out.line(f"console at {broker_url}/")
     out.line(f"qtasks {version('qstash-tasks')}  dev   app {app.target} ({options.target.source})   {app}")
     out.line(f"  broker   {broker_url}   QSTASH_TOKEN={development.USERS[0].token}")
     out.line(f"  app      {app.base_url}")

@@ -35,12 +35,18 @@ def signing_keys(db: apsw.Connection, account: int) -> SigningKeys:
     return SigningKeys(current, following)
 
 
-def rotate_keys(db: apsw.Connection, account: int, new_key: str) -> SigningKeys:
+def rotate_keys(db: apsw.Connection, account: int, new_key: str, *, now_ms: int) -> SigningKeys:
     """Make the next key current and `new_key` the next. Receivers that accept both keys notice no change."""
     current, following = db.execute(
-        "UPDATE signing_keys SET current = next, next = ? WHERE account = ? RETURNING current, next", (new_key, account)
+        "UPDATE signing_keys SET current = next, next = ?, rotated_ms = ? WHERE account = ? RETURNING current, next",
+        (new_key, now_ms, account),
     ).get
     return SigningKeys(current, following)
+
+
+def rotated_ms(db: apsw.Connection, account: int) -> int | None:
+    """When the account's signing keys were last rotated; None: never, as far as is stored."""
+    return cast("int | None", db.execute("SELECT rotated_ms FROM signing_keys WHERE account = ?", (account,)).get)
 
 
 # -- tokens
@@ -51,12 +57,21 @@ def token_digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
-def add_token(db: apsw.Connection, token: str, account: int, name: str, *, read_only: bool, now_ms: int) -> bool:
+def add_token(
+    db: apsw.Connection,
+    token: str,
+    account: int,
+    name: str,
+    *,
+    read_only: bool,
+    without_payloads: bool = False,
+    now_ms: int,
+) -> bool:
     """Store a token under a name that is unique in its account; False if the name is taken."""
     row = db.execute(
-        "INSERT INTO tokens (digest, account, name, read_only, created_ms) VALUES (?, ?, ?, ?, ?)"
+        "INSERT INTO tokens (digest, account, name, read_only, without_payloads, created_ms) VALUES (?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (account, name) DO NOTHING RETURNING 1",
-        (token_digest(token), account, name, int(read_only), now_ms),
+        (token_digest(token), account, name, int(read_only), int(without_payloads), now_ms),
     ).get
     return row is not None
 
@@ -68,8 +83,10 @@ def remove_token(db: apsw.Connection, account: int, name: str) -> bool:
 
 def tokens(db: apsw.Connection) -> list[StoredToken]:
     """All tokens of all accounts, oldest first."""
-    rows = db.execute("SELECT digest, account, name, read_only, created_ms FROM tokens ORDER BY created_ms, name")
+    rows = db.execute(
+        "SELECT digest, account, name, read_only, created_ms, without_payloads FROM tokens ORDER BY created_ms, name"
+    )
     return [
-        StoredToken(bytes(digest), account, name, bool(read_only), created_ms)
-        for digest, account, name, read_only, created_ms in rows
+        StoredToken(bytes(digest), account, name, bool(read_only), created_ms, bool(without_payloads))
+        for digest, account, name, read_only, created_ms, without_payloads in rows
     ]

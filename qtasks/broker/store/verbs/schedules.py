@@ -25,6 +25,8 @@ _TICKS_KEPT_MS: Final = 7 * 24 * 60 * 60 * 1000
 """Time that a tick stays stored. A clock that shows the same time again within it fires nothing twice."""
 _TICKS_REMOVED: Final = 200
 """Old ticks that a firing removes at most: more than it stores."""
+_IDS_KEPT: Final = 100
+"""Ids of messages that are stored with a tick; a URL group may have many endpoints."""
 _DAMAGED: Final = "(what is stored of this schedule is damaged: create it again)"
 """Stands for the expression of a damaged schedule: it cannot run, and the others go on."""
 _HIDDEN: Final = PublishOptions(redact=Redaction(body=True, all_headers=True))
@@ -173,9 +175,10 @@ def fire(db: apsw.Connection, firing: Firing, *, now_ms: int) -> bool:
         _record_tick(db, schedule, tick_ms, "MISSED", now_ms)
     if firing.tick_ms is not None:
         outcome = "FIRED" if firing.publications else "FAILED"
-        if _record_tick(db, schedule, firing.tick_ms, outcome, now_ms):
+        message_ids = [publication.message.id for publication in firing.publications]
+        if _record_tick(db, schedule, firing.tick_ms, outcome, now_ms, message_ids[:_IDS_KEPT]):
             insert(db, firing.publications, now_ms=now_ms)
-            run = orjson.dumps([publication.message.id for publication in firing.publications]).decode()
+            run = orjson.dumps(message_ids).decode()
             db.execute(
                 "UPDATE schedules SET last_ms = ?, last_run = ? WHERE account = ? AND id = ?",
                 (firing.tick_ms, run, schedule.account, schedule.id),
@@ -191,13 +194,16 @@ def fire(db: apsw.Connection, firing: Firing, *, now_ms: int) -> bool:
     return True
 
 
-def _record_tick(db: apsw.Connection, schedule: Schedule, tick_ms: int, outcome: str, now_ms: int) -> bool:
+def _record_tick(
+    db: apsw.Connection, schedule: Schedule, tick_ms: int, outcome: str, now_ms: int, message_ids: Sequence[str] = ()
+) -> bool:
     """Store a tick; False if it is stored already. A tick that was missed may still fire."""
     row = db.execute(
-        "INSERT INTO ticks (account, schedule, tick_ms, outcome, stored_ms) VALUES (?, ?, ?, ?, ?) ON CONFLICT"
-        " DO UPDATE SET outcome = excluded.outcome, stored_ms = excluded.stored_ms"
+        "INSERT INTO ticks (account, schedule, tick_ms, outcome, stored_ms, messages) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET"
+        " outcome = excluded.outcome, stored_ms = excluded.stored_ms, messages = excluded.messages"
         " WHERE outcome = 'MISSED' AND excluded.outcome <> 'MISSED' RETURNING 1",
-        (schedule.account, schedule.id, tick_ms, outcome, now_ms),
+        (schedule.account, schedule.id, tick_ms, outcome, now_ms, orjson.dumps(message_ids).decode()),
     ).get
     return row is not None
 

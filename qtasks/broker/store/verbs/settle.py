@@ -11,7 +11,7 @@ import apsw
 import orjson
 
 from qtasks.broker.core import lots
-from qtasks.broker.core.interruptions import CRASHED_FROM_CLAIMS, Sign, has_dispatcher
+from qtasks.broker.core.interruptions import CRASHED_FROM_CLAIMS, STOPPED, Sign, has_dispatcher
 from qtasks.broker.core.message_builder import callbacks_of_attempt
 from qtasks.broker.core.rules import FINAL, TRANSITIONS, Stage, Trigger
 from qtasks.broker.core.values import Publication, Recovery, Settled, Settlement
@@ -25,8 +25,6 @@ from qtasks.broker.store.verbs.parking import parked, prefixes
 from qtasks.broker.store.verbs.rows import change, fetch, write_each
 from qtasks.protocol import wire
 from qtasks.protocol.messages import Message, Response, State
-
-INTERRUPTED: Final = "the broker stopped during this attempt; it is made again"
 
 _CHANGES: Final = sums.changes(
     stage="?1",
@@ -343,12 +341,12 @@ def recover(db: apsw.Connection, *, now_ms: int) -> Recovery:
             (transition.to.value, now_ms if final else None, seq),
         )
         for state in (State.ACTIVE, *transition.log) if quiet else transition.log:
-            error = INTERRUPTED if state is State.ERROR else None
+            error = STOPPED if state is State.ERROR else None
             append_log(db, seq, account, now_ms, state, error=error, next_ms=now_ms if state is State.RETRY else None)
         if open_claims >= CRASHED_FROM_CLAIMS and key is None:  # the line of a key has an order that a lot would change
             db.execute("UPDATE messages SET lot = ? WHERE seq = ?", (lots.crashed_lot(host), seq))
         if final:
-            report_end_of(db, seq, State.CANCELED, error=INTERRUPTED, now_ms=now_ms)
+            report_end_of(db, seq, State.CANCELED, error=STOPPED, now_ms=now_ms)
             admission.release_slot(db, seq)
             if parent is not None:
                 admission.callback_ended(db, parent)

@@ -1,0 +1,135 @@
+"""Who looks at the console: by session, by bearer token, or without a sign-in where that was allowed."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+from qtasks.broker.api.api_request import ApiRequest, HttpError, read_object
+from qtasks.broker.api.auth import Principal, Tokens, TokenScope
+from qtasks.broker.console import same_origin
+from qtasks.broker.console.console_context import Role, Viewer
+from qtasks.broker.console.sessions import LIFE_S, Session, Sessions, WrongTokens, secret
+from qtasks.clock import Clock
+from qtasks.counted_log import CountedLog
+from qtasks.protocol.messages import Headers
+from qtasks.randomness import Random
+
+log = logging.getLogger("qtasks.broker")
+
+ROLES: Final = {
+    TokenScope.PUBLISH: Role.OPERATOR,
+    TokenScope.READ: Role.VIEWER,
+    TokenScope.METADATA: Role.METADATA,
+}
+SCOPES: Final = {role: scope for scope, role in ROLES.items()}
+_COOKIE: Final = "qtasks_session"
+_COOKIES_TRIED: Final = 4
+"""Cookies of that name that are looked up at most: one of another folder or domain may stand before the right one."""
+_LONGEST: Final = 100
+"""Characters of a session id at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """A person or a program that may look at the console."""
+
+    viewer: Viewer
+    csrf: str | None
+    """What its requests that change something must bring along; None for a bearer token, which no page can send."""
+    token_digest: bytes | None = None
+    """None: without a token."""
+    session_id: str | None = None
+
+    @property
+    def principal(self) -> Principal:
+        """The same for the API."""
+        return Principal(self.viewer.account, SCOPES[self.viewer.role])
+
+
+class Access:
+    """Decides who looks. Without `open_to`, everyone needs a token; with it, those without one get this viewer."""
+
+    def __init__(self, tokens: Tokens, clock: Clock, random: Random, open_to: Viewer | None = None) -> None:
+        self._tokens = tokens
+        self._open_to = open_to
+        self._open_csrf = secret(random)
+        self._sessions = Sessions(tokens, clock, random)
+        self._wrong = WrongTokens(clock)
+        self._log = CountedLog(log, clock.monotonic)
+
+    async def visitor(self, request: ApiRequest) -> Visitor | None:
+        """Who sent `request`; None for a stranger. HttpError 401 for a bearer token that is not valid."""
+        if request.header("authorization") is not None:
+            principal = await self._tokens.authenticate(request)
+            return Visitor(_viewer(principal), None)
+        for session_id in _session_ids(request):
+            if (session := await self._sessions.get(session_id)) is not None:
+                return await self._of_session(session, session_id)
+        return None if self._open_to is None else Visitor(self._open_to, self._open_csrf)
+
+    async def _of_session(self, session: Session, session_id: str) -> Visitor | None:
+        principal = await self._tokens.owner_of(session.token_digest)
+        if principal is None:
+            return None
+        return Visitor(_viewer(principal), session.csrf, session.token_digest, session_id)
+
+    async def is_valid(self, visitor: Visitor) -> bool:
+        """True until the session of the visitor ends, with its token or before."""
+        if visitor.session_id is not None:
+            return await self._sessions.get(visitor.session_id) is not None
+        return True
+
+    async def sign_in(self, request: ApiRequest) -> tuple[Visitor, Headers]:
+        """Exchange the token in the body for a session; the visitor and the cookie. HttpError 401, or 429 after many.
+
+        A session that the request brings along ends.
+        """
+        address = request.client_ip
+        if (wait_s := self._wrong.wait_s(address)) > 0:
+            raise HttpError(429, f"too many wrong tokens: try again in {wait_s} s", (("Retry-After", str(wait_s)),))
+        token = (await read_object(request)).get("token")
+        principal = await self._tokens.owner(token.strip()) if isinstance(token, str) else None
+        if principal is None or not isinstance(token, str):
+            self._wrong.add(address)
+            self._log.warning("refused sign-ins at the console", "the console refused a wrong token from %s", address)
+            raise HttpError(401, "this is not a token of this broker")
+        self.sign_out(request)
+        session_id, session = self._sessions.begin(token.strip())
+        visitor = Visitor(_viewer(principal), session.csrf, session.token_digest, session_id)
+        return visitor, (_cookie(request, session_id, LIFE_S),)
+
+    def sign_out(self, request: ApiRequest) -> Headers:
+        """End the session of a request; the header that removes its cookie."""
+        for session_id in _session_ids(request):
+            self._sessions.end(session_id)
+        return (_cookie(request, "", 0),)
+
+
+def _viewer(principal: Principal) -> Viewer:
+    return Viewer(principal.account, ROLES[principal.scope])
+
+
+def _cookie_name(request: ApiRequest) -> str:
+    """The name of the cookie: browsers do not keep the servers on several ports of one host apart."""
+    _, _, port = (request.header("host") or "").rpartition(":")
+    return f"{_COOKIE}_{port}" if port.isascii() and port.isdigit() else _COOKIE
+
+
+def _session_ids(request: ApiRequest) -> list[str]:
+    name = _cookie_name(request)
+    pairs = (
+        pair.strip().partition("=")
+        for line, value in request.headers
+        if line.lower() == "cookie"
+        for pair in value.split(";")
+    )
+    values = [value for key, _, value in pairs if key == name and 0 < len(value) <= _LONGEST]
+    return values[:_COOKIES_TRIED]
+
+
+def _cookie(request: ApiRequest, value: str, age_s: int) -> tuple[str, str]:
+    """The header for a cookie of this folder: without a path, browsers keep it to ``console/api``, wherever that is."""
+    secure = "; Secure" if same_origin.is_https(request) else ""
+    return "Set-Cookie", f"{_cookie_name(request)}={value}; Max-Age={age_s}; HttpOnly; SameSite=Strict{secure}"

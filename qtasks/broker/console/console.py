@@ -1,0 +1,108 @@
+"""The console as a web server: the page, the sign-in, and the views below ``console/api/`` (docs/console.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from typing import Final
+
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response
+from qtasks.broker.api.auth import Tokens
+from qtasks.broker.api.routes import Api
+from qtasks.broker.console import same_origin, static_files, view_table
+from qtasks.broker.console.access import Access, Visitor
+from qtasks.broker.console.console_context import ConsoleContext, Role, Viewer
+from qtasks.broker.console.live_events import LiveEvents
+from qtasks.protocol.messages import Headers
+
+API_PREFIX: Final = "/console/api/"
+_NOT_STORED: Final = ("Cache-Control", "no-store")
+_SIGN_IN: Final = "sign in with a token of this broker"
+
+
+class Console:
+    """The console of one broker.
+
+    `open_to`: the viewer that everyone is who brings no token, for a broker that only its developer can reach.
+    """
+
+    def __init__(self, context: ConsoleContext, api: Api, tokens: Tokens, *, open_to: Viewer | None = None) -> None:
+        self._api = api
+        self._context = context
+        self._access = Access(tokens, context.clock, context.api.random, open_to)
+        self._events = LiveEvents(self._context)
+
+    def close(self) -> None:
+        """End the streams of events: the server stops. Idempotent."""
+        self._events.close()
+
+    async def handle(self, request: ApiRequest) -> ApiResponse:
+        """The response to a request whose path `is_console_path` accepts."""
+        work: Callable[[ApiRequest], Awaitable[ApiResponse]] = (
+            self._answered if request.path.startswith(API_PREFIX) else _file
+        )
+        return with_security(await self._api.guarded(request, work))
+
+    async def _answered(self, request: ApiRequest) -> ApiResponse:
+        same_origin.check_origin(request)
+        path = request.path.removeprefix(API_PREFIX)
+        if path == "session" and request.method == "POST":
+            return self._session(*await self._access.sign_in(request))
+        visitor = await self._access.visitor(request)
+        if path == "session" and request.method in same_origin.SAFE_METHODS:
+            return json_response({"signedIn": False}) if visitor is None else self._session(visitor)
+        if visitor is None:
+            raise HttpError(401, _SIGN_IN)
+        if visitor.csrf is not None:
+            same_origin.check_csrf(request, visitor.csrf)
+        return await self._view(request, path, visitor)
+
+    async def _view(self, request: ApiRequest, path: str, visitor: Visitor) -> ApiResponse:
+        if path == "session":
+            if request.method != "DELETE":
+                raise HttpError(405, f"{request.method} is not allowed here", (("Allow", "GET, POST, DELETE"),))
+            return json_response({}, headers=self._access.sign_out(request))
+        if path == "events":
+            if request.method != "GET":
+                raise HttpError(405, f"{request.method} is not allowed here", (("Allow", "GET"),))
+            return self._events.open(visitor.viewer, lambda: self._access.is_valid(visitor))
+        if path.startswith("v2/"):
+            if visitor.viewer.role is Role.METADATA:
+                raise HttpError(403, "your token shows no payloads, so the API behind this page is closed to it")
+            passed = request._replace(path=f"/{path}")
+            return await self._api.handle_as(visitor.principal, passed)
+        view, arguments = view_table.find(request, path)
+        view_table.check_right(view, visitor.viewer)
+        return await view.handler(self._context, visitor.viewer, request, *arguments)
+
+    def _session(self, visitor: Visitor, headers: Headers = ()) -> ApiResponse:
+        """What `GET session` says of a visitor who has signed in, or need not."""
+        names = {account: name for name, account in self._context.accounts.items()}
+        return json_response(
+            {
+                "signedIn": True,
+                "canSignOut": visitor.session_id is not None,
+                "role": visitor.viewer.role,
+                "account": names.get(visitor.viewer.account, ""),
+                "csrf": visitor.csrf,
+                "version": version("qstash-tasks"),
+                "service": {"kind": "broker", "url": None, "lacks": []},
+            },
+            headers=headers,
+        )
+
+
+def is_console_path(path: bytes) -> bool:
+    """True for the paths that the console answers."""
+    return path == b"/" or path.startswith(b"/console/")
+
+
+async def _file(request: ApiRequest) -> ApiResponse:
+    return static_files.respond(request)
+
+
+def with_security(response: ApiResponse) -> ApiResponse:
+    """The response with the headers that protect the page. Only files of the page say that they may be stored."""
+    own = {name.lower() for name, _ in response.headers}
+    extra = (*same_origin.SECURITY_HEADERS, _NOT_STORED)
+    return response._replace(headers=(*response.headers, *(line for line in extra if line[0].lower() not in own)))

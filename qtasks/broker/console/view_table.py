@@ -1,0 +1,92 @@
+"""Which handler answers which path below ``console/api/``, and who may use it (docs/console.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final
+from urllib.parse import unquote
+
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError
+from qtasks.broker.console.console_context import Role, Viewer
+from qtasks.broker.console.views import again, endpoints, queue_table, schedule_table, system
+
+ViewHandler = Callable[..., Awaitable[ApiResponse]]
+
+
+class Right(Enum):
+    """What a view demands of its viewer."""
+
+    LOOK = auto()
+    """Any role: the view itself leaves out what a viewer without payloads may not see."""
+    ACT = auto()
+    """An operator, because the request changes something."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One endpoint. In `path`, ``{}`` matches one segment."""
+
+    method: str
+    path: tuple[str, ...]
+    right: Right
+    handler: ViewHandler
+
+
+def _view(method: str, path: str, right: Right, handler: ViewHandler) -> View:
+    return View(method, tuple(path.split("/")), right, handler)
+
+
+VIEWS: Final = (
+    _view("POST", "messages/{}/again", Right.ACT, again.publish_again),
+    _view("GET", "schedules", Right.LOOK, schedule_table.list_schedules),
+    _view("POST", "schedules/{}/run", Right.ACT, schedule_table.run_now),
+    _view("GET", "queues", Right.LOOK, queue_table.list_queues),
+    _view("GET", "flow", Right.LOOK, queue_table.list_flow_keys),
+    _view("GET", "endpoints", Right.LOOK, endpoints.list_endpoints),
+    _view("GET", "system", Right.LOOK, system.show),
+)
+
+
+def find(request: ApiRequest, path: str) -> tuple[View, tuple[str, ...]]:
+    """The view at `path`, which is relative to ``console/api/``, and its arguments. HttpError 404 or 405."""
+    segments = path.split("/")
+    allowed: list[str] = []
+    for view in VIEWS:
+        if (arguments := _match(view, segments)) is None:
+            continue
+        if view.method == request.method or (view.method, request.method) == ("GET", "HEAD"):
+            return view, arguments
+        allowed.append(view.method)
+    if allowed:
+        raise HttpError(405, f"{request.method} is not allowed here", (("Allow", ", ".join(allowed)),))
+    raise HttpError(404, f"the console has no view {path[:200]}")
+
+
+def check_right(view: View, viewer: Viewer) -> None:
+    """HttpError 403 if `viewer` may not use the view."""
+    if view.right is Right.ACT and viewer.role is not Role.OPERATOR:
+        raise HttpError(403, "your token may look only: this needs one that may publish")
+
+
+def _match(view: View, segments: list[str]) -> tuple[str, ...] | None:
+    if len(segments) != len(view.path):
+        return None
+    arguments: list[str] = []
+    for part, segment in zip(view.path, segments, strict=True):
+        if part == "{}" and segment:
+            arguments.append(_decoded(segment))
+        elif part != segment:
+            return None
+    return tuple(arguments)
+
+
+def _decoded(segment: str) -> str:
+    try:
+        text = unquote(segment, errors="strict")
+    except UnicodeDecodeError:
+        raise HttpError(400, f"the path is not UTF-8: {segment[:80]!r}") from None
+    if "\x00" in text:
+        raise HttpError(400, "a NUL character is not allowed in the path")
+    return text

@@ -1,0 +1,117 @@
+"""`GET console/api/system`: the broker itself, its store, keys, tokens and settings."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, json_response
+from qtasks.broker.console.console_context import ConsoleContext, Viewer
+from qtasks.broker.core.wall_times import added
+from qtasks.broker.settings import BrokerSettings
+from qtasks.broker.store.connection import MEMORY, schema_version
+from qtasks.broker.store.verbs import accounts
+from qtasks.protocol.views import Json
+
+_USER_INFO: Final = re.compile(r"(?<=://)[^/@]*@")
+"""Name and password in a URL."""
+_SHOWN: Final = ("destinations", "allow", "resolve_on_publish", "drain_s", "llm_url")
+
+
+async def show(context: ConsoleContext, viewer: Viewer, request: ApiRequest) -> ApiResponse:
+    """What an operator wants to know of the broker."""
+    settings = context.settings
+    size, free = await asyncio.to_thread(_sizes, settings.path)
+    rotated_ms = await context.store.read(accounts.rotated_ms, viewer.account)
+    return json_response(
+        {
+            "version": version("qstash-tasks"),
+            "store": {
+                "path": settings.path,
+                "promise": context.store.promise,
+                "bytes": size,
+                "freeBytes": free,
+                "schema": schema_version(),
+            },
+            "retention": {
+                "deliveredMs": settings.retention.delivered_ms,
+                "failedMs": settings.retention.failed_ms,
+                "maxBytes": settings.retention.max_bytes,
+            },
+            "limits": {
+                "inFlight": settings.limits.in_flight,
+                "perHost": settings.limits.plain_host,
+                "perDispatcher": settings.limits.largest_host,
+            },
+            "readiness": await _readiness(context),
+            "keys": {"rotatedMs": added(rotated_ms, context.clock.offset_ms())},
+            "tokens": await _tokens(context, viewer),
+            "configuration": list(_configuration(settings)),
+        }
+    )
+
+
+async def _readiness(context: ConsoleContext) -> Json:
+    response = await context.ready()
+    return {"ready": response.status == 200, **orjson.loads(response.body)}
+
+
+async def _tokens(context: ConsoleContext, viewer: Viewer) -> list[Json]:
+    """The names of the account's tokens; the tokens themselves are stored nowhere."""
+    offset_ms = context.clock.offset_ms()
+    configured: list[Json] = [
+        {"name": "(of the configuration)", "role": "operator", "createdMs": None}
+        for credentials in context.settings.credentials
+        if credentials.token is not None and context.accounts.get(credentials.name) == viewer.account
+    ]
+    stored: list[Json] = [
+        {
+            "name": token.name,
+            "role": "metadata" if token.without_payloads else "viewer" if token.read_only else "operator",
+            "createdMs": token.created_ms + offset_ms,
+        }
+        for token in await context.store.read(accounts.tokens)
+        if token.account == viewer.account
+    ]
+    return [*configured, *stored]
+
+
+def _configuration(settings: BrokerSettings) -> Iterator[Json]:
+    """The settings that no other part of the view shows, without credentials."""
+    defaults = {field.name: field.default for field in fields(BrokerSettings)}
+    for name in _SHOWN:
+        value = getattr(settings, name)
+        yield {
+            "name": name,
+            "value": _shown(value),
+            "source": "default" if value == defaults[name] else "configured",
+        }
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, tuple):
+        return ", ".join(value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return _USER_INFO.sub("", str(value))
+
+
+def _sizes(path: str) -> tuple[int | None, int | None]:
+    """Bytes of the database with its log, and bytes that are free on its disk; unknown in memory."""
+    if path == MEMORY:
+        return None, None
+    files = [Path(path), Path(f"{path}-wal")]
+    try:
+        return sum(file.stat().st_size for file in files if file.exists()), shutil.disk_usage(files[0].parent).free
+    except OSError:  # the disk does not answer, or the file has gone
+        return None, None
