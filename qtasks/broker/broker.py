@@ -20,6 +20,7 @@ from qtasks.broker.events import EventWatchers
 from qtasks.broker.llm.language_model import LanguageModel
 from qtasks.broker.loops.clock_watch import ClockWatch
 from qtasks.broker.loops.deliverer import Deliverer
+from qtasks.broker.loops.indexer import Indexer
 from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.loops.page_checker import PageChecker
 from qtasks.broker.loops.pruner import Pruner
@@ -113,6 +114,7 @@ class Broker:
         self.page_checker = PageChecker(store, clock)
         self.clock_watch = ClockWatch(store, wake=self.deliverer.wake, look_again=self.scheduler.look_again)
         self.scrubber = Scrubber(store, clock, wake_deliverer=self.deliverer.wake)
+        self.indexer = Indexer(store, clock)
         self._loops: list[asyncio.Task[None]] = []
         self._probe: asyncio.Task[str | None] | None = None
 
@@ -179,6 +181,8 @@ class Broker:
                 asyncio.create_task(self.clock_watch.run(), name="qtasks-clock"),
                 asyncio.create_task(self.scrubber.run(), name="qtasks-scrub"),
             ]
+            if self.settings.counts_log:
+                self._loops.append(asyncio.create_task(self.indexer.run(), name="qtasks-index"))
 
     def console(self, *, open_to: Viewer | None = None) -> Console:
         """A console over this broker; `open_to`: who everyone is that brings no token."""

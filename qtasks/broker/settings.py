@@ -60,6 +60,8 @@ class BrokerSettings:
     retention: Retention = field(default_factory=Retention)
     drain_s: float = 10.0
     """Seconds that a stop waits for attempts in flight."""
+    counts_log: bool = True
+    """False: no loop counts the log for the console, whose views then count what they need."""
     llm_url: str | None = None
     """The OpenAI-compatible server behind ``api/llm`` and the chat endpoint; None for none."""
     llm_echo: bool | None = None

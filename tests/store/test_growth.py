@@ -93,7 +93,7 @@ def test_beyond_the_size_long_answers_of_waiting_messages_are_cut_before_dead_le
     store.accept(11, max_retries=0)
     [claim] = [claim for claim in store.claims() if claim.message.id == "msg_11"]
     store.end(claim, Trigger.FAIL, outcome=Response(status=500, body=bytes(100_000)))
-    keep = replace(KEEP, max_bytes=600_000)
+    keep = replace(KEEP, max_bytes=680_000)
     assert prune_messages(store.db, keep, now_ms=store.now_ms, limit=9) == 9
     assert prune_messages(store.db, keep, now_ms=store.now_ms) == 0, "it is small enough"
     assert [len(one.body) > KEPT_WHOLE for one in answers(store)] == [False] * 9 + [True] * 2

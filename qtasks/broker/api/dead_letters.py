@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final, TypeVar
 
@@ -107,16 +107,51 @@ async def retry_dead_letters(context: ApiContext, account: int, request: ApiRequ
     responses: list[dict[str, str]] = []
     cursor = None
     for criteria, count in _portions(context, query):
-        cursor, rest = query.last("cursor") or None, count
-        while True:
-            page = await _page(context, account, criteria, cursor, rest)
-            retried = await _retry(context, account, page.items, overrides)
-            # Only these, not the messages: a request may name thousands of large ones.
-            responses += [{"messageId": again.message.id, "url": again.message.url} for again in retried]
-            cursor, rest = page.cursor, rest - len(page.items)
-            if cursor is None or rest <= 0:
-                break
+        done, cursor = await _retry_matching(context, account, criteria, query.last("cursor") or None, count, overrides)
+        responses += done
     return json_response({"responses": responses, **({} if cursor is None else {"cursor": cursor})}, 201)
+
+
+async def retry_by_ids(context: ApiContext, account: int, letter_ids: Sequence[str]) -> int:
+    """Retry dead letters as they are; how many. Damaged ones, and ids that do not exist, are skipped."""
+    count = 0
+    for portion in query_filters.slices(tuple(letter_ids)):
+        criteria = DeadLetterCriteria(ids=portion)
+        done, _ = await _retry_matching(context, account, criteria, None, len(portion), PublishOptions())
+        count += len(done)
+    return count
+
+
+async def delete_by_ids(context: ApiContext, account: int, letter_ids: Sequence[str]) -> int:
+    """Delete dead letters; how many. Ids that do not exist are skipped."""
+    count = 0
+    for portion in query_filters.slices(tuple(letter_ids)):
+        criteria = DeadLetterCriteria(ids=portion)
+        done = await context.store.write(
+            dead_letters.delete_dead_letters, account, criteria, cursor=None, limit=len(portion)
+        )
+        count += done.count
+    return count
+
+
+async def _retry_matching(
+    context: ApiContext,
+    account: int,
+    criteria: DeadLetterCriteria,
+    cursor: str | None,
+    count: int,
+    overrides: PublishOptions,
+) -> tuple[list[dict[str, str]], str | None]:
+    """Retry up to `count` dead letters after `cursor`; return id and URL of each new message, and the next cursor."""
+    responses: list[dict[str, str]] = []
+    while True:
+        page = await _page(context, account, criteria, cursor, count)
+        retried = await _retry(context, account, page.items, overrides)
+        # Only these, not the messages: a request may name thousands of large ones.
+        responses += [{"messageId": again.message.id, "url": again.message.url} for again in retried]
+        cursor, count = page.cursor, count - len(page.items)
+        if cursor is None or count <= 0:
+            return responses, cursor
 
 
 def _portions(context: ApiContext, query: Query) -> list[tuple[DeadLetterCriteria, int]]:

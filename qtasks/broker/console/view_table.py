@@ -10,7 +10,17 @@ from urllib.parse import unquote
 
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError
 from qtasks.broker.console.console_context import Role, Viewer
-from qtasks.broker.console.views import again, endpoints, queue_table, schedule_table, system
+from qtasks.broker.console.views import (
+    again,
+    dead_letters,
+    endpoints,
+    failure_table,
+    messages,
+    overview,
+    queue_table,
+    schedule_table,
+    system,
+)
 
 ViewHandler = Callable[..., Awaitable[ApiResponse]]
 
@@ -39,6 +49,14 @@ def _view(method: str, path: str, right: Right, handler: ViewHandler) -> View:
 
 
 VIEWS: Final = (
+    _view("GET", "overview", Right.LOOK, overview.show),
+    _view("GET", "messages", Right.LOOK, messages.list_messages),
+    _view("GET", "failures", Right.LOOK, failure_table.list_failures),
+    _view("GET", "failures/{}", Right.LOOK, failure_table.show_failure),
+    _view("POST", "failures/{}/retry", Right.ACT, failure_table.retry_failure),
+    _view("GET", "dead-letters", Right.LOOK, dead_letters.list_dead_letters),
+    _view("POST", "dead-letters/retry", Right.ACT, dead_letters.retry_dead_letters),
+    _view("POST", "dead-letters/delete", Right.ACT, dead_letters.delete_dead_letters),
     _view("POST", "messages/{}/again", Right.ACT, again.publish_again),
     _view("GET", "schedules", Right.LOOK, schedule_table.list_schedules),
     _view("POST", "schedules/{}/run", Right.ACT, schedule_table.run_now),

@@ -105,6 +105,10 @@ class GroupCommit:
         self.failure: str | None = None
         """The reason why the storage is broken; None while it is not."""
         self.broken = asyncio.Event()
+        self.written = asyncio.Event()
+        """Set after each commit that has changed something."""
+        self._changes = 0
+        """The rows that were changed until the last commit."""
         self._commit_s = 0.0  # the expected duration of a commit
         self._log_pages = 0
         self._idle = asyncio.Event()
@@ -261,6 +265,9 @@ class GroupCommit:
         if (change := self._file_change()) is not None:
             self._break_for(change, group)
             return
+        if (changes := self._db.total_changes()) != self._changes:
+            self._changes = changes
+            self.written.set()
         for write, result in zip(group, results, strict=True):
             write.succeed(result)
         self._continue(len(group))

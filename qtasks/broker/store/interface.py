@@ -37,6 +37,8 @@ class Store(Protocol):
     broken: asyncio.Event
     """Set when the storage has failed permanently: end the process and start it again."""
 
+    written: asyncio.Event
+    """Set after each commit that has changed something. It stays set until it is cleared."""
     lacks_room: asyncio.Event
     """Set while the disk is full, or nearly: call `look_for_room` every second."""
 

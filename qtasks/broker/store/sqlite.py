@@ -69,6 +69,7 @@ class SqliteStore:
             db, clock, on_loop=path == MEMORY, file_change=None if watch is None else watch.essential_change
         )
         self.broken = self._commits.broken
+        self.written = self._commits.written
         self._room = None if path == MEMORY else DiskRoom(db, path)
         self.lacks_room = asyncio.Event() if self._room is None else self._room.lacking
         if self._room is not None:

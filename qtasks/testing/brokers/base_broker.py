@@ -134,9 +134,8 @@ class EnvironmentBroker(ABC):
 
 def settings() -> BrokerSettings:
     """Settings of a test's broker: one account; `OutsideServices` answers requests to language models."""
-    return BrokerSettings(path=MEMORY, credentials=(AccountCredentials(ACCOUNT, TOKEN),)).with_model(
-        provider_fake.ORIGIN
-    )
+    credentials = (AccountCredentials(ACCOUNT, TOKEN),)
+    return BrokerSettings(path=MEMORY, credentials=credentials, counts_log=False).with_model(provider_fake.ORIGIN)
 
 
 def call_id_of(request: DeliveryRequest) -> str:

@@ -128,7 +128,9 @@ def _note(salvaged: Salvage, reader: TableReader, name: str, refused: int = 0) -
 
 
 def _table_names(db: apsw.Connection) -> list[str]:
-    return [name for (name,) in fetch(db, "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY rowid")]
+    """The tables that are copied. What the console shows is counted again from the log."""
+    names = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'insight%' ORDER BY rowid"
+    return [name for (name,) in fetch(db, names)]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import DAY_MS, Retention
 from qtasks.broker.store.verbs import admission
 from qtasks.broker.store.verbs.broker_time import retention_cutoff_ms
+from qtasks.broker.store.verbs.insight import index
 from qtasks.broker.store.verbs.log_entries import KEPT_WHOLE, cut_answer
 from qtasks.broker.store.verbs.rows import fetch
 
@@ -53,10 +54,23 @@ def prune_messages(db: apsw.Connection, retention: Retention, *, now_ms: int, li
     return _remove(db, seqs)
 
 
+_REMOVED_FROM: Final = (
+    "log",
+    "stored_bodies",
+    "labels",
+    "dead_letters",
+    "insight_failure_messages",
+    "insight_messages",
+    "messages",
+)
+
+
 def _remove(db: apsw.Connection, seqs: list[int]) -> int:
     for seq in seqs:
-        for table in ("log", "stored_bodies", "labels", "dead_letters", "messages"):
+        for table in _REMOVED_FROM:
             db.execute(f"DELETE FROM {table} WHERE seq = ?", (seq,))
+    if seqs:
+        index.note_removal(db)
     return len(seqs)
 
 

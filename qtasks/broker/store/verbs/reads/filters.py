@@ -47,6 +47,11 @@ class Where:
         if high is not None:
             self.add(f"{column} <= ?", high)
 
+    @property
+    def text(self) -> str:
+        """All conditions as one, without its values."""
+        return f"({' AND '.join(self._conditions)})"
+
     def __str__(self) -> str:
         return " WHERE " + " AND ".join(self._conditions)
 

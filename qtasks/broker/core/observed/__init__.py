@@ -1,0 +1,1 @@
+"""What the console shows of messages, computed from values: their status, histograms, errors. Pure."""
