@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "queues": ("qtasks.cli.operate.queues_command", "Look at queues, pause them, set their parallelism."),
     "flow": ("qtasks.cli.operate.flow_command", "Look at flow-control keys, pause them, fix their limits."),
     "keys": ("qtasks.cli.operate.keys_command", "Show and rotate the signing keys."),
+    "store": ("qtasks.cli.operate.store_command", "Check, back up, restore and shrink the database of a broker."),
     "explain": ("qtasks.cli.explain", "Explain an error code."),
 }
 
@@ -84,6 +85,6 @@ def main() -> None:
         sys.exit(error.exit_code)
     except QTasksError as error:
         click.echo(f"{error.code} {error}", err=True)
-        from qtasks.cli.operate.exit_codes import exit_code_of
+        from qtasks.cli.exit_codes import exit_code_of
 
         sys.exit(exit_code_of(error))

@@ -39,12 +39,12 @@ def check(db: str) -> None:
         click.echo(f"{path} is damaged. {storage_errors.advice(path)}", err=True)
         sys.exit(1)
     with read_only(path) as connection:
-        if findings := _row_findings(connection):
+        if findings := row_findings(connection):
             _print(findings)
             click.echo("A running broker sets these messages aside, as dead letters; all others go on.", err=True)
             sys.exit(1)
-        summary = _summary(connection)
-    click.echo(f"sound: {summary}" + (f"; its log was not checked: {unchecked}" if unchecked else ""))
+        contents = summary(connection)
+    click.echo(f"sound: {contents}" + (f"; its log was not checked: {unchecked}" if unchecked else ""))
 
 
 def _print(findings: list[str]) -> None:
@@ -98,13 +98,14 @@ def page_findings(path: str) -> list[str]:
     return []
 
 
-def _summary(connection: apsw.Connection) -> str:
+def summary(connection: apsw.Connection) -> str:
+    """How many messages a database has, and its size, in words."""
     count, waiting = connection.execute("SELECT count(*), count(*) - count(finished_ms) FROM messages").get
     size = connection.pragma("page_count") * connection.pragma("page_size")
     return f"{count} messages, {waiting} of them not finished, {_megabytes(size)}"
 
 
-def _row_findings(db: apsw.Connection) -> list[str]:
+def row_findings(db: apsw.Connection) -> list[str]:
     """The damaged messages that have not ended. Those that were set aside are dead letters, which say it.
 
     None in a database of an earlier release, which the next start of a broker upgrades.

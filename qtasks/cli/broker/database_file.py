@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import apsw
 import click
@@ -19,6 +19,8 @@ from qtasks.broker.store.integrity import lost_commits
 from qtasks.errors import ConfigurationError, StoreError, StoreLocked
 
 T = TypeVar("T")
+
+DEFAULT_DB: Final = "qtasks.db"
 
 db_option = click.option(
     "--db",

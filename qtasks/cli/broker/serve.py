@@ -25,8 +25,9 @@ from qtasks.cli.broker import tokens
 from qtasks.cli.broker.account import ACCOUNT, credentials_from_environment
 from qtasks.cli.broker.backup import backup
 from qtasks.cli.broker.check import check
-from qtasks.cli.broker.database_file import database_path
+from qtasks.cli.broker.database_file import DEFAULT_DB, database_path
 from qtasks.cli.broker.repair import repair
+from qtasks.cli.broker.restore import restore
 from qtasks.cli.option_types import PORT, Duration, HostName, Size
 from qtasks.cli.output import NonBlockingStream, log_to
 from qtasks.cli.public_credentials import refuse_public_credentials
@@ -38,7 +39,6 @@ from qtasks.protocol.messages import SigningKeys
 
 log = logging.getLogger("qtasks.broker")
 
-DEFAULT_DB: Final = "qtasks.db"
 _FIX_IN_ENVIRONMENT: Final = "unset them and run `qtasks broker init`, or listen on 127.0.0.1"
 _FIX_IN_DATABASE: Final = "the database was created with them: use a new one, or listen on 127.0.0.1"
 
@@ -228,5 +228,5 @@ def _secrets(token: str | None, keys: SigningKeys | None) -> set[str | None]:
     return {token, *((keys.current, keys.next) if keys else ())}
 
 
-for _subcommand in (tokens.init, tokens.token_group, check, repair, backup):
+for _subcommand in (tokens.init, tokens.token_group, check, repair, backup, restore):
     command.add_command(_subcommand)

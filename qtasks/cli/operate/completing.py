@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import click
 
-from qtasks.cli.operate.running_tasks import names_of_tasks
 from qtasks.qstash import Retry
 from qtasks.tasks.admin.searches import dead_letters, messages
 
@@ -44,6 +43,8 @@ def dead_letter_ids(_: click.Context, __: click.Parameter, incomplete: str) -> l
 
 def task_names(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
     """Names of the tasks of the running application."""
+    from qtasks.cli.operate.running_tasks import names_of_tasks  # it takes longer to import than all else here
+
     return _beginning(incomplete, lambda service: names_of_tasks(service.settings) or [])
 
 

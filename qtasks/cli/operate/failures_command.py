@@ -6,11 +6,11 @@ from typing import Any, Final
 
 import click
 
-from qtasks.cli.operate.changes import as_json_option, confirmed, dry_run_option, progress, yes_option
+from qtasks.cli.changes import as_json_option, confirmed, dry_run_option, progress, yes_option
 from qtasks.cli.operate.groups import OperatorGroup
 from qtasks.cli.operate.message_shapes import echo_messages, row
-from qtasks.cli.operate.printing import TableColumn, age, counted, echo_json, echo_table, talk
 from qtasks.cli.operate.service import connected, now_ms
+from qtasks.cli.printing import TableColumn, age, counted, echo_json, echo_table, talk
 from qtasks.masking import mask_pairs
 from qtasks.qstash.conversation.operation import segment
 from qtasks.tasks.admin.summaries import of_row

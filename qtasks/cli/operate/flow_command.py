@@ -6,12 +6,12 @@ from typing import Any, Final
 
 import click
 
-from qtasks.cli.operate.changes import as_json_option
+from qtasks.cli.changes import as_json_option
 from qtasks.cli.operate.completing import key_names
 from qtasks.cli.operate.groups import OperatorGroup
-from qtasks.cli.operate.printing import TableColumn, echo_json, echo_table, talk
 from qtasks.cli.operate.service import ServiceConnection, connected, missing
 from qtasks.cli.option_types import Duration
+from qtasks.cli.printing import TableColumn, echo_json, echo_table, talk
 from qtasks.qstash import flow_control_api
 from qtasks.qstash.conversation.operation import Operation
 from qtasks.qstash.flow_control_api import PinFlowControlOptions

@@ -13,13 +13,22 @@ class OperatorGroup(click.Group):
     default = "list"
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the default command in front of filters and options."""
-        first = next(iter(args), "")
-        is_help = not {"-h", "--help"}.isdisjoint(args[:1])
-        is_filter = ":" in first or (first.startswith("-") and not is_help)
-        if self.default in self.commands and (not args or is_filter):
-            args = [self.default, *args]
+        """Put the default command in front of filters and options, behind the options of the group itself."""
+        at = self._own_options(args)
+        rest = args[at:]
+        first = next(iter(rest), "")
+        is_filter = ":" in first or (first.startswith("-") and first not in ("-h", "--help"))
+        if self.default in self.commands and (not rest or is_filter):
+            args = [*args[:at], self.default, *rest]
         return super().parse_args(ctx, args)
+
+    def _own_options(self, args: list[str]) -> int:
+        """How many arguments at the beginning are options of the group, all of which take a value."""
+        own = {name for parameter in self.params for name in parameter.opts}
+        at = 0
+        while at < len(args) and args[at].partition("=")[0] in own:
+            at += 1 if "=" in args[at] else 2
+        return at
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from qtasks.cli.operate.changes import as_json_option, confirmed, dry_run_option, yes_option
+from qtasks.cli.changes import as_json_option, confirmed, dry_run_option, yes_option
 from qtasks.cli.operate.groups import OperatorGroup
-from qtasks.cli.operate.printing import echo_json, talk
 from qtasks.cli.operate.service import connected
+from qtasks.cli.printing import echo_json, talk
 from qtasks.qstash import signing_key
 from qtasks.qstash.signing_key import SigningKey
 

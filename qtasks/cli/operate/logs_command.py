@@ -7,11 +7,11 @@ from typing import Any, Final
 
 import click
 
-from qtasks.cli.operate.changes import as_json_option
+from qtasks.cli.changes import as_json_option
 from qtasks.cli.operate.completing import message_ids
 from qtasks.cli.operate.masked import masked
-from qtasks.cli.operate.printing import TableColumn, echo_json, echo_table, moment, printable, talk
 from qtasks.cli.operate.service import ServiceConnection, connected, now_ms
+from qtasks.cli.printing import TableColumn, echo_json, echo_table, moment, printable, talk
 from qtasks.masking import mask_pairs
 from qtasks.tasks.admin.filter_words import time_ms
 

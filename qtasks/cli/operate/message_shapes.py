@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from qtasks.cli.operate.masked import arguments, masked_text
-from qtasks.cli.operate.printing import TableColumn, age, echo_facts, echo_table, moment
+from qtasks.cli.printing import TableColumn, age, echo_facts, echo_table, moment
 from qtasks.masking import mask_pairs
 from qtasks.tasks.admin.summaries import DeadLetterSummary, MessageSummary
 

@@ -6,14 +6,14 @@ from typing import IO
 
 import click
 
-from qtasks.cli.operate.changes import as_json_option, confirmed, dry_run_option, progress, yes_option
+from qtasks.cli.changes import as_json_option, confirmed, dry_run_option, progress, yes_option
 from qtasks.cli.operate.completing import message_ids
 from qtasks.cli.operate.editing import edited_body
 from qtasks.cli.operate.groups import OperatorGroup
 from qtasks.cli.operate.masked import masked
 from qtasks.cli.operate.message_shapes import echo_message, echo_messages, row
-from qtasks.cli.operate.printing import counted, echo_json, moment, printable, talk
 from qtasks.cli.operate.service import ServiceConnection, connected, now_ms
+from qtasks.cli.printing import counted, echo_json, moment, printable, talk
 from qtasks.qstash.conversation.operation import segment
 from qtasks.tasks.admin import actions
 from qtasks.tasks.admin.republish import publish_again

@@ -6,11 +6,11 @@ from typing import Any, Final
 
 import click
 
-from qtasks.cli.operate.changes import as_json_option, confirmed, dry_run_option, progress, yes_option
+from qtasks.cli.changes import as_json_option, confirmed, dry_run_option, progress, yes_option
 from qtasks.cli.operate.completing import queue_names
 from qtasks.cli.operate.groups import OperatorGroup
-from qtasks.cli.operate.printing import TableColumn, counted, echo_json, echo_table, moment, talk
 from qtasks.cli.operate.service import ServiceConnection, connected, missing
+from qtasks.cli.printing import TableColumn, counted, echo_json, echo_table, moment, talk
 from qtasks.qstash import queue as queue_api
 from qtasks.qstash.conversation.operation import Operation
 from qtasks.qstash.message import cancel_all

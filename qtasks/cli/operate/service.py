@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from qtasks.clock import SystemClock
@@ -15,8 +17,8 @@ from qtasks.qstash.conversation.operation import JSON_TYPE, Operation, answer, q
 from qtasks.tasks.admin.searches import CONSOLE, MAX_PAGE, ListRequest
 from qtasks.tasks.admin.service_steps import Steps, lacks_path, run_steps
 from qtasks.tasks.admin.summaries import DeadLetterPage, MessagePage
-from qtasks.tasks.app import QTasks
-from qtasks.tasks.settings import Settings
+from qtasks.tasks.dev_server import find_dev_server
+from qtasks.tasks.settings import Settings, resolve
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -106,7 +108,7 @@ class ServiceConnection:
 @contextlib.contextmanager
 def connected(*, timeout_s: float = _TIMEOUT_S, retry: Retry = _RETRY) -> Iterator[ServiceConnection]:
     """Open a connection to the configured service. Raises ConfigurationError if there is no service."""
-    settings = QTasks().settings
+    settings = resolve(os.environ, {}, lambda url: find_dev_server(url, start=Path.cwd()))
     if settings.url is None or settings.token is None:
         raise ConfigurationError(
             "no QStash service is configured",

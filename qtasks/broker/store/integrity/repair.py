@@ -51,7 +51,7 @@ def repair(path: str, suffix: str, *, now_ms: int) -> DatabaseRepair:
                 fix="name the database of a broker with --db, or restore a backup",
             )
         kept = Path(f"{path}{suffix}")
-        _exchange(path, best, kept)
+        exchange(path, best, kept)
     except (apsw.Error, OSError) as error:
         raise StoreError(
             f"{path} cannot be repaired: {error}; nothing was changed",
@@ -98,7 +98,7 @@ def _damaged(target: Path) -> list[str]:
         db.close()
 
 
-def _exchange(path: str, target: Path, kept: Path) -> None:
+def exchange(path: str, target: Path, kept: Path) -> None:
     """Put `target` in the place of the database; keep the old one, with its log, as `kept`."""
     sync_to_disk(target)
     try:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from qtasks.cli.loader import AppError
-from qtasks.error_codes import ErrorCode
 from qtasks.errors import ApiError, BrokerUnreachable, ConfigurationError, QTasksError
 
 FAILED: Final = 1
@@ -20,6 +18,8 @@ NOT_FOUND: Final = 6
 CONFLICT: Final = 7
 INTERRUPTED: Final = 130
 
+_COMMAND_LINE: Final = "QT6"
+"""How the codes of errors of the command line begin: no application, a taken port."""
 _OF_STATUS: Final[Mapping[int, int]] = {
     401: NOT_AUTHORISED,
     403: NOT_AUTHORISED,
@@ -35,6 +35,6 @@ def exit_code_of(error: QTasksError) -> int:
         return _OF_STATUS.get(error.status, FAILED)
     if isinstance(error, BrokerUnreachable):
         return UNREACHABLE
-    if isinstance(error, ConfigurationError) and not isinstance(error, AppError) and error.code != ErrorCode.PORT_TAKEN:
+    if isinstance(error, ConfigurationError) and not error.code.startswith(_COMMAND_LINE):
         return CONFIGURATION
     return USAGE

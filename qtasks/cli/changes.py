@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import click
 
-from qtasks.cli.operate.exit_codes import FAILED
-from qtasks.cli.operate.printing import talk
+from qtasks.cli.exit_codes import FAILED
+from qtasks.cli.printing import talk
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 yes_option = click.option("--yes", is_flag=True, help="Do it without asking.")
