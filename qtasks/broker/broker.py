@@ -15,6 +15,7 @@ from qtasks.broker.api.routes import Api
 from qtasks.broker.api.turns import Turns
 from qtasks.broker.console.console import Console
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
+from qtasks.broker.console.manifests import Manifests
 from qtasks.broker.core.values import Recovery
 from qtasks.broker.events import EventWatchers
 from qtasks.broker.llm.language_model import LanguageModel
@@ -109,6 +110,7 @@ class Broker:
             resolve_on_publish=settings.resolve_on_publish,
         )
         self.api = Api(self.context, self.tokens)
+        self.manifests = Manifests(transport, self.keys, clock, random)
         self.pruner = Pruner(store, clock, settings.retention)
         self.room_watcher = RoomWatcher(store, clock)
         self.page_checker = PageChecker(store, clock)
@@ -186,7 +188,7 @@ class Broker:
 
     def console(self, *, open_to: Viewer | None = None) -> Console:
         """A console over this broker; `open_to`: who everyone is that brings no token."""
-        context = ConsoleContext(self.context, self.settings, self.accounts, self.ready)
+        context = ConsoleContext(self.context, self.settings, self.accounts, self.ready, self.manifests)
         return Console(context, self.api, self.tokens, open_to=open_to)
 
     async def ready(self) -> ApiResponse:

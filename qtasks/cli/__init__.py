@@ -9,7 +9,6 @@ import sys
 from typing import Final
 
 import click
-from click.shell_completion import CompletionItem
 
 from qtasks.errors import QTasksError, did_you_mean
 
@@ -28,7 +27,7 @@ _COMMANDS: Final = {
     "flow": ("qtasks.cli.operate.flow_command", "Look at flow-control keys, pause them, fix their limits."),
     "keys": ("qtasks.cli.operate.keys_command", "Show and rotate the signing keys."),
     "store": ("qtasks.cli.operate.store_command", "Check, back up, restore and shrink the database of a broker."),
-    "completion": ("qtasks.cli.operate.completion_command", "Print the completion for bash, zsh or fish."),
+    "mcp": ("qtasks.cli.assistant.mcp_command", "Let an assistant look at a broker, read-only."),
     "explain": ("qtasks.cli.explain", "Explain an error code."),
 }
 
@@ -50,15 +49,10 @@ class _LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
-        if name not in _COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+        if name not in _COMMANDS and not name.startswith("-"):
             all_commands = f"; known: {', '.join(_COMMANDS)}"
             ctx.fail(f"there is no command {name!r}{did_you_mean(name, _COMMANDS) or all_commands}")
         return super().resolve_command(ctx, args)
-
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        if incomplete.startswith("-"):
-            return super().shell_complete(ctx, incomplete)
-        return [CompletionItem(name, help=text) for name, (_, text) in _COMMANDS.items() if name.startswith(incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -20,6 +21,7 @@ from qtasks.protocol import signing
 from qtasks.protocol.messages import Response
 from qtasks.testing.fakes.virtual_clock import SeededRandom
 from tests.support.broker import ACCOUNT, ScriptedTransport, VirtualClock
+from tests.support.servers import BrokerServer, Dispatcher
 from tests.support.tasks import BASE_URL, KEYS, application
 
 pytestmark = pytest.mark.anyio
@@ -188,3 +190,25 @@ async def test_the_broker_signs_its_question_and_asks_again_after_a_while() -> N
 )
 async def test_what_is_no_manifest_is_a_sentence(outcome: Response | Failure, error: str) -> None:
     assert error in (await Asked(lambda _: outcome).error() or "")
+
+
+def test_the_console_tells_the_tasks_of_a_running_application_and_a_call_made_from_that_alone_runs(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "tasks.py").write_text(
+        "from qtasks import task\n\n@task\ndef double(n: int) -> int:\n    print('got', n)\n    return 2 * n\n"
+    )
+    with BrokerServer(tmp_path) as broker, Dispatcher(tmp_path, broker=broker.started()) as dispatcher:
+        dispatcher.started()
+        assert broker.ask("GET", "/console/api/tasks").json == {"dispatchers": []}
+        dispatcher.send("double", "1")
+        dispatcher.wait_for("got 1")
+        [known] = broker.ask("GET", "/console/api/tasks").json["dispatchers"]
+        assert known["prefix"] == dispatcher.url("")
+        [task] = known["manifest"]["tasks"]
+        body = {**json.loads(task["envelope"]), "kwargs": {"n": 12345678901234567890}}
+        lines = {name.replace("-", "_"): value for name, value in task["headers"]}
+        broker.publish(known["prefix"] + task["name"], json.dumps(body).encode(), **lines)
+        dispatcher.wait_for("got 12345678901234567890")
+        [endpoint] = broker.ask("GET", "/console/api/endpoints").json
+        assert endpoint["isDispatcher"] is True

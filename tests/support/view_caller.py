@@ -20,7 +20,7 @@ class Console:
     def __init__(self, service: Service, role: Role = Role.OPERATOR) -> None:
         self.service = service
         broker = service.broker
-        self.context = ConsoleContext(broker.context, broker.settings, broker.accounts, broker.ready)
+        self.context = ConsoleContext(broker.context, broker.settings, broker.accounts, broker.ready, broker.manifests)
         account = broker.accounts[broker.settings.credentials[service.user].name]
         self.viewer = Viewer(account, role)
 

@@ -15,12 +15,12 @@ from qtasks.broker.console.views import (
     dead_letters,
     endpoints,
     failure_table,
-    message_page,
     messages,
     overview,
     queue_table,
     schedule_table,
     system,
+    task_table,
 )
 
 ViewHandler = Callable[..., Awaitable[ApiResponse]]
@@ -52,19 +52,19 @@ def _view(method: str, path: str, right: Right, handler: ViewHandler) -> View:
 VIEWS: Final = (
     _view("GET", "overview", Right.LOOK, overview.show),
     _view("GET", "messages", Right.LOOK, messages.list_messages),
-    _view("GET", "messages/{}", Right.LOOK, message_page.show),
-    _view("POST", "messages/{}/again", Right.ACT, again.publish_again),
     _view("GET", "failures", Right.LOOK, failure_table.list_failures),
     _view("GET", "failures/{}", Right.LOOK, failure_table.show_failure),
     _view("POST", "failures/{}/retry", Right.ACT, failure_table.retry_failure),
     _view("GET", "dead-letters", Right.LOOK, dead_letters.list_dead_letters),
     _view("POST", "dead-letters/retry", Right.ACT, dead_letters.retry_dead_letters),
     _view("POST", "dead-letters/delete", Right.ACT, dead_letters.delete_dead_letters),
+    _view("POST", "messages/{}/again", Right.ACT, again.publish_again),
     _view("GET", "schedules", Right.LOOK, schedule_table.list_schedules),
     _view("POST", "schedules/{}/run", Right.ACT, schedule_table.run_now),
     _view("GET", "queues", Right.LOOK, queue_table.list_queues),
     _view("GET", "flow", Right.LOOK, queue_table.list_flow_keys),
     _view("GET", "endpoints", Right.LOOK, endpoints.list_endpoints),
+    _view("GET", "tasks", Right.LOOK, task_table.list_tasks),
     _view("GET", "system", Right.LOOK, system.show),
 )
 

@@ -9,7 +9,7 @@ from qtasks.broker.store.verbs.reads import prefix_table
 
 
 async def list_endpoints(context: ConsoleContext, viewer: Viewer, request: ApiRequest) -> ApiResponse:
-    """The prefixes, those that refuse first. They belong to the broker, not to an account."""
+    """The prefixes that messages of the account go to, those that refuse first."""
     offset_ms = context.clock.offset_ms()
     return json_response(
         [
@@ -25,6 +25,6 @@ async def list_endpoints(context: ConsoleContext, viewer: Viewer, request: ApiRe
                 "waiting": line.waiting,
                 "running": line.running,
             }
-            for line in await context.store.read_long(prefix_table.prefix_lines)
+            for line in await context.store.read_long(prefix_table.prefix_lines, viewer.account)
         ]
     )

@@ -25,8 +25,9 @@ export function address(path, query = {}) {
 }
 
 // The JSON that `path` answers. Throws ApiError for any other answer; a session that has ended shows the sign-in.
-export async function request(method, path, { query, body, signal: abort } = {}) {
-  const headers = {};
+// `body` is sent as JSON, `text` as it is.
+export async function request(method, path, { query, body, text, headers: lines = [], signal: abort } = {}) {
+  const headers = Object.fromEntries(lines);
   if (body !== undefined) headers["Content-Type"] = "application/json";
   if (method !== "GET" && session.value?.csrf) headers["QTasks-CSRF"] = session.value.csrf;
   let response;
@@ -34,7 +35,7 @@ export async function request(method, path, { query, body, signal: abort } = {})
     response = await fetch(address(path, query), {
       method,
       headers,
-      body: body === undefined ? undefined : JSON.stringify(body),
+      body: body === undefined ? text : JSON.stringify(body),
       credentials: "same-origin",
       cache: "no-store",
       signal: abort,
@@ -51,6 +52,8 @@ export async function request(method, path, { query, body, signal: abort } = {})
 
 export const get = (path, query, abort) => request("GET", path, { query, signal: abort });
 export const post = (path, body = {}) => request("POST", path, { body });
+// Publish a message to `url`, with header lines of the API and a body as text: {messageId}.
+export const publish = (url, { queue, headers, body }) => request("POST", `${queue ? `v2/enqueue/${encodeURIComponent(queue)}` : "v2/publish"}/${url}`, { headers, text: body });
 export const remove = (path) => request("DELETE", path);
 
 export async function readSession() {

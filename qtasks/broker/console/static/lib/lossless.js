@@ -100,3 +100,8 @@ export function write(value) {
   if (Array.isArray(value)) return `[${value.map(write).join(", ")}]`;
   return JSON.stringify(value);
 }
+
+// A value that `JSON.parse` gave, in the form of `parse`.
+export function fromJson(value) {
+  return parse(JSON.stringify(value));
+}

@@ -5,11 +5,13 @@ import { Overview } from "./overview.js";
 import { Queues } from "./queues.js";
 import { Schedule, Schedules } from "./schedules.js";
 import { System } from "./system.js";
+import { Task, Tasks } from "./tasks.js";
 import { UrlGroups } from "./url_groups.js";
 
 export const PAGES = [
   { name: "overview", title: "Overview", group: "Now", key: "o", view: Overview },
   { name: "events", title: "Live stream", group: "Now", key: "l", view: Live },
+  { name: "tasks", title: "Tasks", group: "Set up", key: "t", view: Tasks, detail: Task },
   { name: "schedules", title: "Schedules", group: "Set up", key: "s", view: Schedules, detail: Schedule },
   { name: "queues", title: "Queues and limits", group: "Set up", key: "q", view: Queues },
   { name: "endpoints", title: "Endpoints", group: "Destinations", key: "e", view: Endpoints },

@@ -8,7 +8,9 @@ import apsw
 
 from qtasks.broker.core import lots
 from qtasks.broker.core.rules import Stage
+from qtasks.broker.store.verbs.reads import dispatchers
 from qtasks.broker.store.verbs.rows import fetch
+from qtasks.protocol import wire
 
 MOST: Final = 200
 """Prefixes that are listed: those that refuse, then those that were used last."""
@@ -33,13 +35,17 @@ class PrefixLine(NamedTuple):
     running: int
 
 
-def prefix_lines(db: apsw.Connection) -> list[PrefixLine]:
-    """The prefixes, at most `MOST`, those that refuse first."""
+def prefix_lines(db: apsw.Connection, account: int) -> list[PrefixLine]:
+    """The prefixes that messages of the account go to, at most `MOST`, those that refuse first.
+
+    How many messages wait and run counts those of all accounts: they wait for the same application.
+    """
+    own = {f"{wire.host_of(url)}/{url.split('/', 3)[3]}" for url in dispatchers.prefixes(db, account)}
     running: dict[str, int] = {}
     for lot, count in fetch(db, _RUNNING):
         if (prefix := lots.parse(lot).prefix) is not None:
             running[prefix] = running.get(prefix, 0) + count
-    rows = {row[0]: row for row in (*fetch(db, _DOWN, (MOST,)), *fetch(db, _USED, (MOST,)))}
+    rows = {row[0]: row for row in (*fetch(db, _DOWN, (MOST,)), *fetch(db, _USED, (MOST,))) if row[0] in own}
     return [
         PrefixLine(prefix, bool(dispatcher), down_since_ms, probe_ms, _parked(db, prefix), running.get(prefix, 0))
         for prefix, dispatcher, down_since_ms, probe_ms in list(rows.values())[:MOST]

@@ -1,0 +1,28 @@
+"""Where the tasks of an account are: the URL prefixes that its messages and declared schedules go to."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import apsw
+
+from qtasks.broker.store.verbs.rows import fetch
+
+_LATEST: Final = 1_000
+"""Destinations that are looked at, the latest ones."""
+_TASK_URLS: Final = (
+    "SELECT url FROM insight_destinations WHERE account = ? AND is_task = 1 AND url != '' ORDER BY id DESC LIMIT ?"
+)
+_SCHEDULED: Final = (
+    "SELECT destination FROM schedules WHERE account = ? AND instr(options, '\"Qtasks-End-Callback\"') > 0"
+    " ORDER BY created_ms DESC LIMIT ?"
+)
+"""Only the framework makes schedules with an end callback."""
+
+
+def prefixes(db: apsw.Connection, account: int) -> list[str]:
+    """The URLs before the names of tasks, with a slash at their ends, the latest first."""
+    urls = [
+        url.partition("?")[0] for query in (_TASK_URLS, _SCHEDULED) for (url,) in fetch(db, query, (account, _LATEST))
+    ]
+    return list(dict.fromkeys(f"{url.rpartition('/')[0]}/" for url in urls if url.count("/") > 2))
