@@ -94,4 +94,6 @@ function Page() {
   return html`<${View} key=${path.join("/")} id=${path[1]} />`;
 }
 
-render(html`<${App} />`, document.getElementById("app"));
+const root = document.getElementById("app");
+root.replaceChildren(); // the text that stands there until now
+render(html`<${App} />`, root);

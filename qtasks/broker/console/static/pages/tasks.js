@@ -129,13 +129,13 @@ function Field({ parameter, text, problem, change }) {
   const { name, type, required } = parameter;
   const id = `argument-${name}`;
   const { kind, choices, isLong } = control(parameter.schema);
-  const hint = "default" in parameter ? `left out: ${brief(fromJson(parameter.default), 60)}` : required ? "" : "may be left out";
+  const hint = "default" in parameter ? `without a value: ${brief(fromJson(parameter.default), 60)}` : required ? "" : "may be left out";
   const properties = { id, name, "aria-invalid": problem ? "true" : null, "aria-describedby": `${id}-hint`, onInput: (event) => change(event.target.value) };
   return html`<div class="field"><label for=${id}>${name} <code class="quiet">${type}</code>${required && html`<span class="quiet"> required</span>`}</label>
     ${kind === "choice" ? html`<select ...${properties} value=${text ?? ""}><option value="">${required ? "choose" : "leave out"}</option>${choices.map((choice) => html`<option key=${choice} value=${choice}>${choice}</option>`)}</select>`
       : isLong ? html`<textarea ...${properties} rows="4" spellcheck=${false} value=${text ?? ""} />`
       : html`<input ...${properties} type="text" autocomplete="off" spellcheck=${false} value=${text ?? ""} />`}
-    <span id=${`${id}-hint`} class=${problem ? "bad" : "note"}>${problem ?? `${kind === "json" ? "JSON" : ""}${kind === "json" && hint ? "; " : ""}${hint}`}</span></div>`;
+    <span id=${`${id}-hint`} class=${problem ? "bad" : "note"}>${problem ?? [isLong && "JSON", hint].filter(Boolean).join("; ")}</span></div>`;
 }
 
 // What was typed, as JSON texts: {args, kwargs, problems}. An empty field is left out.
