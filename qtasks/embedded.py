@@ -426,7 +426,7 @@ class InProcessTransport:
         path, _, query = request.url.removeprefix(API).partition("?")
         api_request = ApiRequest(request.method, path, query, request.headers, "127.0.0.1", body)
         broker = self._broker if self._usable is None else await self._usable()
-        reply = await (await broker.api.handle(api_request)).whole()
+        reply = await (await broker.answer(api_request)).whole()
         if reply.status == 503 and (failure := broker.store.failure) is not None:
             raise StoreError(failure)
         return Reply(reply.status, reply.headers, reply.body)

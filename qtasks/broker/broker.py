@@ -9,11 +9,11 @@ from typing import Final
 
 from qtasks.broker import ids
 from qtasks.broker.api.api_context import ApiContext
-from qtasks.broker.api.api_request import ApiResponse, json_response
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, json_response
 from qtasks.broker.api.auth import Principal, Tokens, TokenScope
 from qtasks.broker.api.routes import Api
 from qtasks.broker.api.turns import Turns
-from qtasks.broker.console.console import Console
+from qtasks.broker.console.console import Console, is_console_path
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
 from qtasks.broker.console.manifests import Manifests
 from qtasks.broker.core.values import Recovery
@@ -185,6 +185,12 @@ class Broker:
             ]
             if self.settings.counts_log:
                 self._loops.append(asyncio.create_task(self.indexer.run(), name="qtasks-index"))
+
+    async def answer(self, request: ApiRequest) -> ApiResponse:
+        """The response of the API or the console to a request that needs no server, because it is of this process."""
+        if is_console_path(request.path.encode()):
+            return await self.console().handle(request)
+        return await self.api.handle(request)
 
     def console(self, *, open_to: Viewer | None = None) -> Console:
         """A console over this broker; `open_to`: who everyone is that brings no token."""

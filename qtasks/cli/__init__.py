@@ -27,6 +27,7 @@ _COMMANDS: Final = {
     "flow": ("qtasks.cli.operate.flow_command", "Look at flow-control keys, pause them, fix their limits."),
     "keys": ("qtasks.cli.operate.keys_command", "Show and rotate the signing keys."),
     "store": ("qtasks.cli.operate.store_command", "Check, back up, restore and shrink the database of a broker."),
+    "console": ("qtasks.cli.console.console_command", "Open the console of any QStash service in the browser."),
     "mcp": ("qtasks.cli.assistant.mcp_command", "Let an assistant look at a broker, read-only."),
     "explain": ("qtasks.cli.explain", "Explain an error code."),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import uvicorn
@@ -18,6 +18,7 @@ from qtasks.broker.server.hosts import LOOPBACK_HOSTS
 from qtasks.broker.server.http_protocol import guarded
 from qtasks.broker.server.resting_server import RestingServer
 from qtasks.broker.settings import DEV_CREDENTIALS
+from qtasks.clock import Clock, SystemClock
 from qtasks.errors import ConfigurationError
 from qtasks.protocol.loopback import is_loopback
 
@@ -33,29 +34,25 @@ class _SignalFreeServer(RestingServer):
         yield
 
 
-class ApiServer:
-    """Serves a broker's API and its console on listening sockets.
-
-    The console needs no sign-in if only programs on this machine can reach it, and every one of them knows the token
-    anyway: with the public development credentials, on loopback addresses, by a loopback name.
-    """
+class AsgiServer:
+    """Serves an application on listening sockets. `closing` is called when the stop begins."""
 
     def __init__(
         self,
-        broker: Broker,
+        application: AsgiApi,
         listeners: list[socket.socket],
         *,
-        hosts: frozenset[str] | None = LOOPBACK_HOSTS,
+        closing: Callable[[], None],
+        clock: Clock | None = None,
         grace_s: float = 5.0,
         limits: ConnectionLimits = API_LIMITS,
     ) -> None:
-        self._console = broker.console(open_to=_developer(broker, listeners, hosts))
-        application = AsgiApi(broker.api, ready=broker.ready, console=self._console, hosts=hosts)
+        self._closing = closing
         self._listeners = listeners
         self._server = _SignalFreeServer(
             uvicorn.Config(
                 application,
-                http=guarded(limits, broker.clock),
+                http=guarded(limits, clock or SystemClock()),
                 ws="none",
                 lifespan="off",
                 interface="asgi3",
@@ -81,11 +78,35 @@ class ApiServer:
 
     async def stop(self) -> None:
         """Refuse new connections, answer the requests in progress, then stop. Idempotent."""
-        self._console.close()  # its streams have no end of their own
+        self._closing()
         if self._task is not None:
             self._server.should_exit = True
             await self._task
             self._task = None
+
+
+class ApiServer(AsgiServer):
+    """Serves a broker's API and its console.
+
+    The console needs no sign-in if only programs on this machine can reach it, and every one of them knows the token
+    anyway: with the public development credentials, on loopback addresses, by a loopback name.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        listeners: list[socket.socket],
+        *,
+        hosts: frozenset[str] | None = LOOPBACK_HOSTS,
+        grace_s: float = 5.0,
+        limits: ConnectionLimits = API_LIMITS,
+    ) -> None:
+        console = broker.console(open_to=_developer(broker, listeners, hosts))
+        application = AsgiApi(broker.api, ready=broker.ready, console=console, hosts=hosts)
+        # The streams of the console have no end of their own.
+        super().__init__(
+            application, listeners, closing=console.close, clock=broker.clock, grace_s=grace_s, limits=limits
+        )
 
 
 def _developer(broker: Broker, listeners: list[socket.socket], hosts: frozenset[str] | None) -> Viewer | None:

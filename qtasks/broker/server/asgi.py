@@ -9,12 +9,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from qtasks.broker.api import openapi
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, error_response, json_response
-from qtasks.broker.api.routes import Api
-from qtasks.broker.console.console import Console, is_console_path, with_security
+from qtasks.broker.console.console import is_console_path, with_security
 from qtasks.broker.server.hosts import LOOPBACK_HOSTS, host_refusal
 from qtasks.protocol import headers as header_lines
 from qtasks.request_body import BodyCut, BodyTooLarge, BufferBudget, NoRoomForBody, read_body
@@ -41,6 +40,14 @@ class RequestLimits:
     What each holds below 64 KiB does not count."""
 
 
+class Answers(Protocol):
+    """What answers requests: the API, or a console."""
+
+    async def handle(self, request: ApiRequest) -> ApiResponse:
+        """The response to a request. Never raises."""
+        ...
+
+
 class AsgiApi:
     """An ASGI application around the API and, if one is given, the console.
 
@@ -50,10 +57,10 @@ class AsgiApi:
 
     def __init__(
         self,
-        api: Api,
+        api: Answers,
         *,
         ready: Callable[[], Awaitable[ApiResponse]],
-        console: Console | None = None,
+        console: Answers | None = None,
         hosts: Iterable[str] | None = LOOPBACK_HOSTS,
         limits: RequestLimits | None = None,
     ) -> None:

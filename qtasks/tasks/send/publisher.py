@@ -74,6 +74,12 @@ class Publisher:
         # The clients and the pool make their connections and threads anew themselves.
         self._lock = threading.Lock()
 
+    def access(self) -> tuple[str, str, AsyncTransport]:
+        """URL, token and transport of the service, for requests that are passed on as they are."""
+        from qtasks.qstash.conversation.service_transport import AsyncServiceTransport
+
+        return self._url, self._token, self._async_transport or AsyncServiceTransport()
+
     def publish(self, message: Outgoing) -> PublishResponse:
         """Publish a call. Raises BrokerUnreachable, which says what was tried and what to start, or ApiError."""
         try:

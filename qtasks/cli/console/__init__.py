@@ -1,0 +1,1 @@
+"""`qtasks console`."""

@@ -1,0 +1,110 @@
+"""`qtasks console`: the console in a process of its own, before any QStash service."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import click
+
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, error_response, json_response
+from qtasks.broker.server import event_loop
+from qtasks.broker.server.api_server import AsgiServer
+from qtasks.broker.server.asgi import AsgiApi
+from qtasks.broker.server.hosts import LOOPBACK_HOSTS
+from qtasks.broker.server.listen import listen
+from qtasks.cli.option_types import PORT, HostName
+from qtasks.cli.output import NonBlockingStream, log_to
+from qtasks.cli.signals import stop_signals
+from qtasks.console.passed_service import PassedService
+from qtasks.console.site import ConsoleSite
+from qtasks.errors import ConfigurationError
+from qtasks.protocol.loopback import is_loopback
+from qtasks.qstash.conversation.service_transport import AsyncServiceTransport
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleOptions:
+    """The options of `qtasks console`."""
+
+    url: str
+    token: str
+    host: str
+    port: int
+    hosts: tuple[str, ...]
+    read_only: bool
+
+
+@click.command("console")
+@click.option("--url", envvar="QSTASH_URL", required=True, help="The QStash service. [QSTASH_URL]")
+@click.option(
+    "--token-env",
+    default="QSTASH_TOKEN",
+    show_default=True,
+    metavar="NAME",
+    help="The environment variable that holds the token. It never reaches the browser.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=PORT, default=8090, show_default=True, help="0 picks a free one.")
+@click.option("--allow-host", "hosts", type=HostName(), multiple=True, metavar="NAME", help="Also answer to this name.")
+@click.option("--read-only", is_flag=True, help="Show everything and change nothing.")
+def command(url: str, token_env: str, host: str, port: int, hosts: tuple[str, ...], read_only: bool) -> None:
+    """Open the console of a QStash service: a broker of qtasks, or the hosted one.
+
+    There is no sign-in: everyone who reaches the address uses the token. So it listens on this machine only; with
+    another --host you must name the hosts that it answers to, and protect it by other means.
+    """
+    token = os.environ.get(token_env, "")
+    if not token:
+        raise ConfigurationError(
+            f"the environment variable {token_env} is not set", fix="set it to the token, or name another: --token-env"
+        )
+    if not is_loopback(host) and not hosts:
+        raise ConfigurationError(
+            f"everyone who reaches {host} would use the token without a sign-in",
+            fix="listen on 127.0.0.1; or name each host that it answers to with --allow-host, behind a proxy that asks"
+            " for a password",
+        )
+    out, errors = NonBlockingStream(sys.stdout), NonBlockingStream(sys.stderr)
+    log_to(errors)
+    try:
+        sys.exit(event_loop.run(_serve(ConsoleOptions(url, token, host, port, hosts, read_only), out)))
+    finally:
+        out.close()
+        errors.close()
+
+
+class _NoApi:
+    """Answers everything that is not the console."""
+
+    async def handle(self, request: ApiRequest) -> ApiResponse:
+        """404."""
+        return error_response(HttpError(404, f"this is only a console: there is no {request.path[:100]}"))
+
+
+async def _serve(options: ConsoleOptions, out: NonBlockingStream) -> int:
+    async with AsyncExitStack() as stack:
+        listener = listen(options.host, options.port)
+        stack.callback(listener.close)
+
+        async def open_service() -> PassedService:
+            return PassedService(options.url, options.token, AsyncServiceTransport())
+
+        async def ready() -> ApiResponse:
+            return json_response({"status": "ready"})
+
+        site = ConsoleSite(open_service, read_only=options.read_only)
+        stack.push_async_callback(site.close)
+        hosts = frozenset(options.hosts) | (LOOPBACK_HOSTS if is_loopback(options.host) else frozenset())
+        server = AsgiServer(
+            AsgiApi(_NoApi(), ready=ready, console=site, hosts=hosts), [listener], closing=site.end_streams, grace_s=1.0
+        )
+        stop = stack.enter_context(stop_signals())
+        await server.start()
+        stack.push_async_callback(server.stop)
+        shown = f"[{options.host}]" if ":" in options.host else options.host
+        out.line(f"console at http://{shown}:{listener.getsockname()[1]}/  of {options.url}")
+        await stop.wait()
+    return 0
