@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from qtasks.broker.settings import BrokerSettings
+from tests.support.programs import npm_installed, program
 from tests.support.running import RunningBroker
 
 FOLDER = Path(__file__).parent / "typescript"
@@ -28,7 +28,6 @@ NAMES = [
 ]
 CHECKLIST = {*range(6, 13), *range(14, 25), 26, 27, 29, 30}
 """The items of the conformance checklist that come from this SDK (docs/protocol.md, appendix B)."""
-INSTALL_S = 120
 RUN_S = 120
 
 
@@ -38,31 +37,11 @@ class Check:
     detail: str
 
 
-def unavailable(why: str) -> None:
-    if os.environ.get("CI"):
-        pytest.fail(why)
-    pytest.skip(why)
-
-
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The scripts with the SDK beside them, as the lock file has it."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
-        unavailable("node and npm are needed to run the official TypeScript SDK, and are not on PATH")
-    folder = tmp_path_factory.mktemp("typescript") / "scripts"
-    shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("node_modules"))
-    done = subprocess.run(
-        [str(npm), "ci", "--ignore-scripts", "--prefer-offline"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=INSTALL_S,
-        check=False,
-    )
-    if done.returncode != 0:
-        unavailable(f"npm ci could not install the official TypeScript SDK:\n{done.stderr[-2000:]}")
-    return folder
+    program("node")
+    return npm_installed(FOLDER, tmp_path_factory.mktemp("typescript") / "scripts")
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ function Line({ line }) {
   if (line.kind === "gap") return html`<li class="quiet">connected again: what happened before is not shown</li>`;
   return html`<li><time class="mono quiet" datetime=${new Date(line.timeMs).toISOString()}>${exact(line.timeMs).slice(11, 23)}</time>
     <${Status} status=${line.status} /><a class="target" href=${href(["messages", line.messageId])}>${target(line) || line.messageId}</a>
-    <span class="quiet">${detail(line)}</span>${line.error && html`<span class="bad clamp">${line.error}</span>`}</li>`;
+    ${detail(line) && html`<span class="quiet">${detail(line)}</span>`}${line.error && html`<span class="bad clamp">${line.error}</span>`}</li>`;
 }
 
 function detail(line) {

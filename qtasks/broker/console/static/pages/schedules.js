@@ -11,7 +11,7 @@ import { Body } from "../parts/json.js";
 import { FilteredTable, TextFilter } from "../parts/lists.js";
 
 const LATE_MS = 1000; // a run that started later than this is shown as late
-const SHOWN_RUNS = 12; // marks in the list
+const SHOWN_RUNS = 8; // marks in the list
 
 export const title = (item) => item.task ?? target(item.schedule);
 
@@ -28,11 +28,14 @@ function None() {
 
 const columns = (reload) => [
   { name: "name", title: "Schedule", wide: true, cell: (item) => html`<span><a class="target" href=${href(["schedules", item.schedule.scheduleId])}>${title(item)}</a><br /><span class="quiet mono">${item.schedule.scheduleId}</span></span>` },
-  { name: "when", title: "When", wide: true, cell: (item) => html`<span>${item.english}<br /><code class="quiet">${item.schedule.cron}</code></span>` },
+  { name: "when", title: "When", wide: true, cell: (item) => html`<span>${item.english}<br /><span class="quiet"><code>${expression(item)}</code> ${item.timeZone}</span></span>` },
   { name: "next", title: "Next run", cell: (item) => html`<${NextRun} item=${item} />` },
   { name: "recent", title: "Past runs", cell: (item) => html`<${Marks} item=${item} most=${SHOWN_RUNS} />` },
   { name: "actions", title: "Actions", cell: (item) => html`<span class="actions"><${RunNow} item=${item} reload=${reload} /><${Pause} item=${item} reload=${reload} /></span>` },
 ];
+
+// The expression without its zone, which stands beside it.
+const expression = (item) => item.schedule.cron.replace(/^(CRON_)?TZ=\S+\s+/, "");
 
 function NextRun({ item }) {
   if (item.schedule.error) return html`<span class="bad">${item.schedule.error}</span>`;
@@ -68,7 +71,7 @@ function RunNow({ item, reload, small = true }) {
     reload();
     return html`Sent ${plural(messages.length, "message")}: ${messages.slice(0, 3).map((id) => html`<a key=${id} href=${href(["messages", id])}>${id}</a> `)}`;
   };
-  return html`<${Change} label="Run now" title=${`Run ${title(item)} now`} small=${small}
+  return html`<${Change} label="Run now" title=${`Run now ${title(item)}`} small=${small}
     asked=${{ title: `Run ${title(item)} now?`, text: `One run is sent at once to ${item.schedule.destination}. The times of the schedule stay as they are.`, act }} />`;
 }
 
@@ -120,7 +123,7 @@ function NextRuns({ item }) {
     ...(viewers === own ? [] : [{ name: "viewers", title: viewers, cell: (ms) => shortIn(ms, viewers) }]),
     { name: "in", title: "From now", cell: (ms) => html`<${Time} ms=${ms} />` },
   ];
-  return html`<${Panel} id="next-runs" title="Next runs" note=${item.schedule.isPaused ? "if it were resumed now" : item.schedule.cron}>
+  return html`<${Panel} id="next-runs" title="Next runs" note=${item.schedule.isPaused ? "if it were resumed now" : html`<code>${expression(item)}</code>`}>
     ${item.schedule.error && html`<p class="bad pad">${item.schedule.error}</p>`}
     ${change && html`<p class="warn pad">${change}</p>`}
     <${Table} caption="Next runs" rows=${next} rowKey=${String} columns=${columns} empty=${html`<p class="quiet pad">It does not run again.</p>`} /><//>`;

@@ -90,7 +90,7 @@ export function Loaded({ view, children }) {
 export function Table({ caption, columns, rows, rowKey, rowClass, selection, empty }) {
   if (rows.length === 0) return empty ?? html`<p class="quiet pad">Nothing here.</p>`;
   const everySelected = selection && rows.every((row) => selection.has(rowKey(row)));
-  return html`<div class="table" role="region" aria-label=${caption} tabindex="0"><table>
+  return html`<div class="table" role="group" aria-label=${caption} tabindex="0"><table>
     <caption class="hidden">${caption}</caption>
     <thead><tr>
       ${selection && html`<th class="pick"><input type="checkbox" aria-label="Select all on this page" checked=${everySelected} onChange=${() => selection.toggleAll(rows.map(rowKey))} /></th>`}

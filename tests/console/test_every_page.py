@@ -1,0 +1,81 @@
+"""Every page of the console: it opens without an error, everybody can use it, and it fits on a telephone."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.console.every_page import ADDRESSES, NAMES, address_of
+from tests.support.browsing.browser import HEIGHT, NARROW, ConsolePage
+from tests.support.browsing.world import Account
+
+LOOK = """async () => {
+  const { violations } = await axe.run(document, { resultTypes: ["violations"] });
+  const shown = (nodes) => nodes.slice(0, 3).map(({ html }) => html.slice(0, 200)).join(" | ");
+  return violations.map(({ id, nodes }) => `${id}: ${shown(nodes)}`);
+}"""
+
+
+def violations(page: Page, axe: str) -> list[str]:
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(axe)
+    return list(page.evaluate(LOOK))
+
+
+def test_every_page_of_the_navigation_is_looked_at(operators: ConsolePage) -> None:
+    operators.open()
+    module = "import(new URL('console/static/pages/index.js', document.baseURI))"
+    names = operators.page.evaluate(f"{module}.then(({{ PAGES }}) => PAGES.map(({{ name }}) => name))")
+    assert set(names) == NAMES
+    shown = operators.page.locator("nav li a").evaluate_all("links => links.map((link) => link.hash.slice(2))")
+    assert shown == names
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_a_page_with_content_is_for_everyone(
+    operators: ConsolePage, messages: dict[str, str], axe: str, address: str
+) -> None:
+    page = operators.open(address_of(address, messages))
+    assert violations(page, axe) == []
+    page.emulate_media(color_scheme="dark")
+    assert violations(page, axe) == []
+    page.set_viewport_size({"width": NARROW, "height": HEIGHT})
+    assert operators.overflow == 0
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_a_page_of_an_empty_account_is_for_everyone(own: ConsolePage, axe: str, name: str) -> None:
+    page = own.open(name)
+    assert violations(page, axe) == []
+    page.set_viewport_size({"width": NARROW, "height": HEIGHT})
+    assert own.overflow == 0
+
+
+def test_what_does_not_exist_is_a_sentence(own: ConsolePage) -> None:
+    expect(own.open("nowhere").get_by_role("heading", name="No such page")).to_be_visible()
+    expect(own.open("schedules/scd_none").get_by_role("heading", name="No such schedule")).to_be_visible()
+
+
+def test_the_sign_in_is_for_everyone(console: ConsolePage, axe: str) -> None:
+    page = console.open()
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert violations(page, axe) == []
+    page.set_viewport_size({"width": NARROW, "height": HEIGHT})
+    assert console.overflow == 0
+
+
+def test_questions_and_lists_of_keys_are_for_everyone(own: ConsolePage, account: Account, axe: str) -> None:
+    account.ask("POST", "/v2/queues", {"queueName": "mail", "parallelism": 2})
+    page = own.open("queues")
+    for press in ("Set", "Delete"):
+        page.get_by_role("button", name=press).first.click()
+        expect(page.get_by_role("dialog")).to_be_visible()
+        assert violations(page, axe) == []
+        page.keyboard.press("Escape")
+    for key in ("Control+k", "?"):
+        page.keyboard.press(key)
+        expect(page.get_by_role("dialog")).to_be_visible()
+        assert violations(page, axe) == []
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("dialog")).to_have_count(0)
