@@ -54,7 +54,7 @@ export const get = (path, query, abort) => request("GET", path, { query, signal:
 export const post = (path, body = {}) => request("POST", path, { body });
 // Publish a message to `url`, with header lines of the API and a body as text: {messageId}.
 export const publish = (url, { queue, headers, body }) => request("POST", `${queue ? `v2/enqueue/${encodeURIComponent(queue)}` : "v2/publish"}/${url}`, { headers, text: body });
-export const remove = (path) => request("DELETE", path);
+export const remove = (path, body) => request("DELETE", path, { body });
 
 export async function readSession() {
   session.value = await get("session");

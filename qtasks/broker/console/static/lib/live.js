@@ -61,7 +61,8 @@ setInterval(() => {
 }, 1000);
 
 // The JSON of a view, read again when something has happened, at most once in `everyMs`, and never while the page is
-// hidden or `paused`. {data, error, loading, reload}; the data of before stays while the next is on its way.
+// hidden or `paused`. {data, error, loading, reload}; the data of before stays while the next is on its way. The path null asks for
+// nothing.
 export function useView(path, query = {}, { everyMs = 2000, paused = false } = {}) {
   const key = JSON.stringify([path, query]);
   const [state, setState] = useState({ key: null, data: null, error: null, loading: true });
@@ -69,6 +70,7 @@ export function useView(path, query = {}, { everyMs = 2000, paused = false } = {
   const due = useRef(false);
 
   const load = async () => {
+    if (path === null) return;
     latest.current?.abort();
     const abort = (latest.current = new AbortController());
     setState((before) => ({ ...before, loading: true }));
@@ -86,7 +88,7 @@ export function useView(path, query = {}, { everyMs = 2000, paused = false } = {
   }, [key]);
 
   useEffect(() => {
-    if (paused) return undefined;
+    if (paused || path === null) return undefined;
     const stop = listen(() => {
       due.current = true;
     });

@@ -1,7 +1,7 @@
 // Reads JSON without converting its numbers: an identifier of 19 digits stays what it is.
 //
-// `parse(text)` gives objects as arrays of [name, value] in the order of the text, arrays as {items}, numbers as
-// {number: text}, and strings, true, false and null as themselves. It throws SyntaxError for text that is not JSON.
+// `parse(text)` gives objects as JsonObject (members in the order of the text), numbers as JsonNumber (the text itself), and arrays,
+// strings, true, false and null as themselves. It throws SyntaxError for text that is not JSON.
 
 export class JsonObject {
   constructor(members) {
@@ -104,4 +104,14 @@ export function write(value) {
 // A value that `JSON.parse` gave, in the form of `parse`.
 export function fromJson(value) {
   return parse(JSON.stringify(value));
+}
+
+// `value` as JSON on several lines.
+export function pretty(value, indent = "") {
+  const inner = `${indent}  `;
+  if (value instanceof JsonObject && value.members.length) {
+    return `{\n${value.members.map(([name, item]) => `${inner}${JSON.stringify(name)}: ${pretty(item, inner)}`).join(",\n")}\n${indent}}`;
+  }
+  if (Array.isArray(value) && value.length) return `[\n${value.map((item) => inner + pretty(item, inner)).join(",\n")}\n${indent}]`;
+  return write(value);
 }

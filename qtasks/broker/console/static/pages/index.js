@@ -1,6 +1,10 @@
 // The pages in the order of the navigation. `detail` shows one item: its id is the second part of the address.
+import { DeadLetters } from "./dead_letters.js";
 import { Endpoints } from "./endpoints.js";
+import { Failure, Failures } from "./failures.js";
 import { Live } from "./live.js";
+import { Message } from "./message.js";
+import { Messages } from "./messages.js";
 import { Overview } from "./overview.js";
 import { Queues } from "./queues.js";
 import { Schedule, Schedules } from "./schedules.js";
@@ -10,6 +14,9 @@ import { UrlGroups } from "./url_groups.js";
 
 export const PAGES = [
   { name: "overview", title: "Overview", group: "Now", key: "o", view: Overview },
+  { name: "messages", title: "Messages", group: "Now", key: "m", view: Messages, detail: Message },
+  { name: "failures", title: "Failures", group: "Now", key: "f", view: Failures, detail: Failure },
+  { name: "dead-letters", title: "Dead letters", group: "Now", key: "d", view: DeadLetters },
   { name: "events", title: "Live stream", group: "Now", key: "l", view: Live },
   { name: "tasks", title: "Tasks", group: "Set up", key: "t", view: Tasks, detail: Task },
   { name: "schedules", title: "Schedules", group: "Set up", key: "s", view: Schedules, detail: Schedule },

@@ -1,0 +1,83 @@
+// The envelope of a task's message, {"v": 1, "id", "args", "kwargs", ...}, as the call that it is.
+import { JsonNumber, JsonObject, parse, pretty, write } from "./lossless.js";
+
+const SECRET_FORMS = { pickle1: "pickled", codec1: "in a form of the application", sealed1: "encrypted" };
+
+// {args, kwargs, hidden, envelope} of a body; null if it is no envelope. `args` is an array, `kwargs` a JsonObject. `hidden` says
+// in which form the arguments are if they cannot be shown; else it is null.
+export function readCall(text) {
+  const envelope = readJson(text);
+  if (!(envelope instanceof JsonObject) || !["1", "2"].includes(envelope.get("v")?.text)) return null;
+  const args = envelope.get("args") ?? [];
+  const kwargs = envelope.get("kwargs") ?? new JsonObject([]);
+  if (!Array.isArray(args) || !(kwargs instanceof JsonObject)) return null;
+  const carried = envelope.get("coded") ?? envelope.get("pickled");
+  return { args, kwargs, hidden: typeof carried === "string" ? SECRET_FORMS[carried.split(":", 1)[0]] ?? "encoded" : null, envelope };
+}
+
+export function readJson(text) {
+  try {
+    return parse(text ?? "");
+  } catch {
+    return undefined;
+  }
+}
+
+// The arguments by position and by name, as one object for a tree.
+export const argumentsOf = (call) => new JsonObject([...call.args.map((value, index) => [String(index), value]), ...call.kwargs.members]);
+
+const OF_THE_FIRST_RUN = ["snoozed", "expires_ms"];
+
+// The body with which the broker runs the call again (it gives the envelope a new id): the same arguments, or those of `edited`,
+// {args, kwargs} as JSON text. Null for the body as it was. Throws an Error that says what is wrong with `edited`.
+export function againBody(call, edited = null) {
+  const members = call.envelope.members.filter(([name]) => !OF_THE_FIRST_RUN.includes(name));
+  if (edited === null) return members.length === call.envelope.members.length ? null : write(new JsonObject(members));
+  const { args, kwargs } = readEdited(edited);
+  return write(new JsonObject(members.map(([name, value]) => [name, name === "args" ? args : name === "kwargs" ? kwargs : value])));
+}
+
+// The body of a new call with the same arguments, to publish it from elsewhere. Without an id the dispatcher derives one from the
+// message, so that it is not taken for the call that has already run. What is bound to its call keeps the id.
+export function newCallBody(call) {
+  const members = call.envelope.members.filter(([name]) => !OF_THE_FIRST_RUN.includes(name) && (call.hidden || name !== "id"));
+  return write(new JsonObject(members));
+}
+
+function readEdited(text) {
+  let document;
+  try {
+    document = parse(text);
+  } catch (error) {
+    throw new Error(`This is not JSON: ${error.message}.`);
+  }
+  if (!(document instanceof JsonObject)) throw new Error('Expected an object with "args" and "kwargs".');
+  const unknown = document.members.find(([name]) => name !== "args" && name !== "kwargs");
+  if (unknown) throw new Error(`Unexpected member ${JSON.stringify(unknown[0])}: expected "args" and "kwargs".`);
+  const args = document.get("args") ?? [];
+  const kwargs = document.get("kwargs") ?? new JsonObject([]);
+  if (!Array.isArray(args)) throw new Error('"args" must be a list.');
+  if (!(kwargs instanceof JsonObject)) throw new Error('"kwargs" must be an object.');
+  return { args, kwargs };
+}
+
+export const editable = (call) => pretty(new JsonObject([["args", call.args], ["kwargs", call.kwargs]]));
+
+// What a dispatcher shows of a result that is not JSON: {"encrypted": {"bytes": n, "sha256": "..."}} as a sentence; else null.
+export function hiddenResult(text) {
+  const value = readJson(text);
+  if (!(value instanceof JsonObject) || value.members.length !== 1) return null;
+  const [name, about] = value.members[0];
+  if (!["pickle", "coded", "encrypted"].includes(name) || !(about instanceof JsonObject)) return null;
+  const [size, hash] = [about.get("bytes"), about.get("sha256")];
+  if (!(size instanceof JsonNumber) || typeof hash !== "string") return null;
+  return `${{ pickle: "pickled", coded: "in a form of the application", encrypted: "encrypted" }[name]}: ${size.text} bytes, SHA-256 ${hash}`;
+}
+
+// The error of a task's failed attempt, {"error", "code"} of its answer; null if the body is something else.
+export function taskError(text) {
+  const value = readJson(text);
+  const error = value instanceof JsonObject ? value.get("error") : null;
+  const code = typeof error === "string" ? value.get("code") : null;
+  return typeof error === "string" ? { error, code: typeof code === "string" ? code : null } : null;
+}

@@ -1,0 +1,100 @@
+// Errors that are the same but for numbers, ids and addresses, as one failure each; a failure with its messages.
+import { Fragment, html, useState } from "../lib/view.js";
+import { isOperator, post, seesPayloads } from "../lib/api.js";
+import { useView } from "../lib/live.js";
+import { count, plural, target } from "../lib/format.js";
+import { quoted } from "../lib/filter.js";
+import { inPortions } from "../lib/portions.js";
+import { go, href, replaceQuery, route } from "../lib/route.js";
+import { Empty, Facts, Heading, Loaded, Panel, Problem, Table, Time } from "../parts/basic.js";
+import { Sparkline } from "../parts/charts.js";
+import { ask } from "../parts/dialog.js";
+import { FilterBar, otherThanFilter } from "../parts/filter.js";
+import { MESSAGE_COLUMNS, Pages } from "../parts/rows.js";
+
+const SPANS = [[24, "24 h"], [72, "3 d"], [168, "7 d"]];
+
+const hoursOf = () => SPANS.find(([value]) => String(value) === route.value.query.hours)?.[0] ?? 24;
+
+function retry(failure, reload) {
+  const expected = failure.deadLetters;
+  ask({
+    title: `Retry ${plural(expected, "dead letter")}?`, confirm: `Retry ${count(expected)}`,
+    text: html`<p>All dead letters of <b>${target(failure)}</b> with this error are published again as new messages:</p><p class="raw clamp">${failure.error}</p>`,
+    act: async (progress) => {
+      const done = await inPortions(expected, async (left) => {
+        const { retried, left: rest } = await post(`failures/${encodeURIComponent(failure.fingerprint)}/retry`, { expected: left });
+        return { done: retried, left: rest };
+      }, progress);
+      reload();
+      return `${plural(done, "message")} published again`;
+    },
+  });
+}
+
+function RetryAll({ failure, reload, small = false }) {
+  if (!isOperator() || !failure.deadLetters) return null;
+  return html`<button type="button" class=${small ? "small" : "primary"} onClick=${() => retry(failure, reload)}>Retry ${count(failure.deadLetters)}</button>`;
+}
+
+export function Failures() {
+  const { filter = "" } = route.value.query;
+  const hours = hoursOf();
+  const view = useView("failures", { filter, hours });
+  return html`<${Heading} title="Failures" note="Errors that differ only in numbers, ids, addresses and quoted values are one failure.">
+      <div class="chips" role="group" aria-label="Span">${SPANS.map(([value, name]) => html`<button key=${value} type="button" class="chip" aria-pressed=${value === hours} onClick=${() => replaceQuery({ hours: value })}>${name}</button>`)}</div>
+    <//>
+    <${FilterBar} value=${filter} apply=${(text) => go("failures", { filter: text, hours: route.value.query.hours })} error=${view.error} placeholder="task:charge error:timeout" />
+    <${Loaded} view=${{ ...view, error: otherThanFilter(view.error) }}>${(data) => html`<${Panel}><${Table} caption="Failures" rows=${data.failures} rowKey=${(row) => row.fingerprint} columns=${columns(hours, view.reload)}
+      empty=${html`<${Empty} title=${filter ? "No failure matches." : `Nothing has failed in the last ${SPANS.find(([value]) => value === hours)[1]}.`} />`} /><//>`}<//>`;
+}
+
+const ErrorText = ({ failure }) => (seesPayloads() ? html`<span class="mono clamp" title=${failure.error}>${failure.error}</span>` : html`<span class="quiet">Your token does not show errors.</span>`);
+
+const columns = (hours, reload) => [
+  { name: "failure", title: "Failure", wide: true, cell: (row) => html`<div><a class="target" href=${href(["failures", row.fingerprint], { hours: route.value.query.hours })}>${target(row)}</a><${ErrorText} failure=${row} /></div>` },
+  { name: "sparkline", title: `Last ${SPANS.find(([value]) => value === hours)[1]}`, cell: (row) => html`<${Trend} failure=${row} hours=${hours} />` },
+  { name: "attempts", title: "Attempts", number: true, cell: (row) => count(row.attempts) },
+  { name: "messages", title: "Messages", number: true, cell: (row) => count(row.messages) },
+  { name: "first", title: "First", number: true, cell: (row) => html`<${Time} ms=${row.firstMs} />` },
+  { name: "last", title: "Last", number: true, cell: (row) => html`<${Time} ms=${row.lastMs} />` },
+  { name: "dead", title: "Dead letters", number: true, cell: (row) => (row.deadLetters ? html`<${RetryAll} failure=${row} reload=${reload} small />${!isOperator() && count(row.deadLetters)}` : html`<span class="quiet">0</span>`) },
+];
+
+function Trend({ failure, hours, width = 120, height = 24 }) {
+  const sum = failure.sparkline.reduce((a, b) => a + b, 0);
+  return html`<span class="trend"><${Sparkline} values=${failure.sparkline} width=${width} height=${height} label=${`${plural(sum, "failed attempt")} in the last ${hours} hours, at most ${count(Math.max(0, ...failure.sparkline))} in a ${hours / 24 === 1 ? "one-hour" : `${hours / 24}-hour`} part`} /></span>`;
+}
+
+export function Failure({ id }) {
+  const { cursor } = route.value.query;
+  const hours = hoursOf();
+  const [shown] = useState(id);
+  const view = useView(`failures/${encodeURIComponent(shown)}`, { cursor, hours });
+  const failure = view.data ?? view.stale;
+  return html`<${Heading} title=${failure ? target(failure) : "Failure"} note=${html`<a href=${href("failures")}>Failures</a>`}>
+      ${failure && html`<a class="button" href=${href("messages", { filter: messagesOf(failure) })}>As messages</a><${RetryAll} failure=${failure} reload=${view.reload} />`}
+    <//>
+    ${view.error?.status === 404 ? html`<${Empty} title="There is no such failure any more." />` : html`<${Problem} error=${view.error} retry=${view.reload} />`}
+    ${failure ? html`<${Content} failure=${failure} hours=${hours} cursor=${cursor} />` : !view.error && html`<div class="loading" role="status">Loading</div>`}`;
+}
+
+const messagesOf = (failure) => `status:failed ${failure.task ? `task:${quoted(failure.task)}` : `url:${quoted(failure.destination)}`}`;
+
+function Content({ failure, hours, cursor }) {
+  return html`<${Fragment}>
+    <${Panel}>
+      <div class="pad">${seesPayloads() ? html`<pre class="raw" tabindex="0" aria-label="Error">${failure.error}</pre>` : html`<p class="quiet">Your token does not show errors.</p>`}</div>
+      <${Facts} facts=${[
+        ["First seen", html`<${Time} ms=${failure.firstMs} />`], ["Last seen", html`<${Time} ms=${failure.lastMs} />`], ["Failed attempts", count(failure.attempts)],
+        ["Dead letters", count(failure.deadLetters)], ["Destination", failure.destination],
+        ["Newest", failure.sampleId && html`<a href=${href(["messages", failure.sampleId])} class="mono">${failure.sampleId}</a>`],
+      ]} />
+      <div class="pad"><p class="note">Failed attempts, last ${SPANS.find(([value]) => value === hours)[1]}</p><${Trend} failure=${failure} hours=${hours} width=${480} height=${48} /></div>
+    <//>
+    <${Panel} title="Messages" id="failed-messages" note="newest first">
+      <${Table} caption="Messages with this error" rows=${failure.messages} rowKey=${(row) => row.messageId} columns=${MESSAGE_COLUMNS} />
+      <${Pages} page=${["failures", failure.fingerprint]} query=${{ hours: route.value.query.hours }} cursor=${failure.cursor} isOld=${Boolean(cursor)} />
+    <//>
+  <//>`;
+}

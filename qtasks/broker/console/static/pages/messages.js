@@ -1,0 +1,143 @@
+// Messages: a filter in the address, rows that stay in their places while somebody reads them, actions on those that are chosen.
+import { Fragment, html, useEffect, useRef, useState } from "../lib/view.js";
+import { get, isOperator, post, remove } from "../lib/api.js";
+import { now, useView } from "../lib/live.js";
+import { count, plural } from "../lib/format.js";
+import { slices } from "../lib/portions.js";
+import { go, replaceQuery, route } from "../lib/route.js";
+import { words } from "../lib/filter.js";
+import { Empty, Heading, Loaded, Panel, Problem, Table, useSelection } from "../parts/basic.js";
+import { ask } from "../parts/dialog.js";
+import { FilterBar, otherThanFilter, StatusFilter } from "../parts/filter.js";
+import { MESSAGE_COLUMNS, NewRows, Pages, SelectionBar, useScrolled, useSteady } from "../parts/rows.js";
+
+const PAGE = 50;
+const UNFINISHED = new Set(["scheduled", "waiting", "running", "retrying"]);
+const IDS_A_FILTER = 20;
+
+export function Messages() {
+  const { filter = "", cursor } = route.value.query;
+  const [error, setError] = useState(null);
+  const apply = (text) => go("messages", { filter: text });
+  const reads = words(filter).some((word) => /^-?arg\./.test(word.name));
+  const List = reads ? Scan : cursor ? Older : Newest;
+  return html`<${Heading} title="Messages" />
+    <${FilterBar} value=${filter} apply=${apply} error=${error} />
+    <${StatusFilter} filter=${filter} apply=${apply} counts=${filter === "" ? countsOf(now.value) : {}} />
+    <${Problem} error=${otherThanFilter(error)} />
+    <${List} key=${`${filter} ${cursor}`} filter=${filter} cursor=${cursor} setError=${setError} />`;
+}
+
+function countsOf(counts) {
+  if (!counts) return {};
+  const { scheduled, waiting, running, retrying } = counts;
+  return { scheduled, waiting, running, retrying };
+}
+
+function useReported(error, setError) {
+  useEffect(() => {
+    setError(error);
+    return () => setError(null);
+  }, [error]);
+}
+
+function Newest({ filter, setError }) {
+  const selection = useSelection();
+  const scrolled = useScrolled();
+  const view = useView("messages", { filter, count: PAGE });
+  useReported(view.error, setError);
+  const steady = useSteady(view.data?.messages, { hold: scrolled || selection.size > 0, key: filter });
+  return html`<${Loaded} view=${{ ...view, error: null, data: view.data ?? (view.error ? null : undefined) }}>${(data) => html`<${Fragment}>
+    <${NewRows} ...${steady} />
+    <${Rows} rows=${steady.rows} selection=${selection} reload=${view.reload} filter=${filter} />
+    <${Pages} page="messages" query=${{ filter }} cursor=${data.cursor} />
+  <//>`}<//>`;
+}
+
+// An older page keeps its rows; what is new is counted at the first one.
+function Older({ filter, cursor, setError }) {
+  const selection = useSelection();
+  const view = useView("messages", { filter, count: PAGE, cursor });
+  const newest = useView("messages", { filter, count: PAGE }, { everyMs: 5000 });
+  useReported(view.error, setError);
+  const steady = useSteady(view.data?.messages, { hold: true, key: cursor });
+  const above = useSteady(newest.data?.messages, { hold: true, key: filter });
+  return html`<${Loaded} view=${{ ...view, error: null }}>${(data) => html`<${Fragment}>
+    <${NewRows} ...${above} take=${() => go("messages", { filter })} />
+    <${Rows} rows=${steady.rows} selection=${selection} reload=${view.reload} filter=${filter} />
+    <${Pages} page="messages" query=${{ filter }} cursor=${data.cursor} isOld />
+  <//>`}<//>`;
+}
+
+// A filter that reads messages singly: it goes on until a page is full, shows how far it is, and can be stopped.
+function Scan({ filter, setError }) {
+  const selection = useSelection();
+  const [state, setState] = useState({ rows: [], cursor: null, scanned: null, isRunning: true, error: null });
+  const abort = useRef(null);
+  const run = async (from, rows) => {
+    abort.current = new AbortController();
+    const wanted = rows.length + PAGE;
+    let cursor = from;
+    setState((before) => ({ ...before, isRunning: true, error: null }));
+    try {
+      do {
+        const page = await get("messages", { filter, count: PAGE, cursor }, abort.current.signal);
+        rows = [...rows, ...page.messages];
+        cursor = page.cursor ?? null;
+        setState({ rows, cursor, scanned: page.scanned, isRunning: cursor !== null && rows.length < wanted, error: null });
+      } while (cursor !== null && rows.length < wanted);
+    } catch (error) {
+      setState((before) => ({ ...before, isRunning: false, error: error.name === "AbortError" ? null : error }));
+    }
+  };
+  useEffect(() => {
+    run(null, []);
+    return () => abort.current?.abort();
+  }, [filter]);
+  useReported(state.error, setError);
+  const { rows, cursor, scanned, isRunning } = state;
+  return html`<${Fragment}>
+    ${scanned && html`<div class="scan" role="status"><label for="scan">Read ${count(scanned.messages)} of ${count(scanned.of)} messages: ${count(rows.length)} match</label>
+      <progress id="scan" max=${scanned.of} value=${scanned.messages}></progress>
+      ${isRunning ? html`<button type="button" class="small" onClick=${() => abort.current.abort()}>Stop</button>` : cursor && html`<button type="button" class="small" onClick=${() => run(cursor, rows)}>Go on</button>`}</div>`}
+    ${isRunning && !scanned ? html`<div class="loading" role="status">Reading</div>` : html`<${Rows} rows=${rows} selection=${selection} reload=${() => run(null, [])} filter=${filter} isRunning=${isRunning} />`}
+  <//>`;
+}
+
+function Rows({ rows, selection, reload, filter, isRunning = false }) {
+  const chosen = rows.filter((row) => selection.has(row.messageId));
+  const unfinished = chosen.filter((row) => UNFINISHED.has(row.status));
+  const failed = chosen.filter((row) => row.status === "failed");
+  const after = (text) => {
+    selection.clear();
+    reload();
+    return text;
+  };
+  const cancel = () => ask({
+    title: `Cancel ${plural(unfinished.length, "message")}?`, confirm: "Cancel them", danger: true,
+    text: "What has not started never will. An attempt that runs is not stopped, but none follows it.",
+    act: async () => after(`${plural((await remove("v2/messages", { messageIds: unfinished.map((row) => row.messageId) })).cancelled, "message")} canceled`),
+  });
+  const retry = () => ask({
+    title: `Retry ${plural(failed.length, "failed message")}?`, confirm: "Retry them",
+    text: "Each becomes a new message, and its dead letter is removed.",
+    act: async () => {
+      let done = 0;
+      for (const some of slices(failed.map((row) => row.messageId), IDS_A_FILTER)) done += (await post("dead-letters/retry", { filter: `id:${some.join(",")}`, expected: some.length })).done;
+      return after(`${plural(done, "message")} published again`);
+    },
+  });
+  return html`<${Fragment}>
+    <${SelectionBar} selection=${selection}>
+      <button type="button" class="danger" disabled=${unfinished.length === 0} onClick=${cancel}>Cancel ${count(unfinished.length)}</button>
+      <button type="button" disabled=${failed.length === 0} onClick=${retry}>Retry ${count(failed.length)} failed</button>
+    <//>
+    <${Panel}><${Table} caption="Messages" rows=${rows} rowKey=${(row) => row.messageId} columns=${MESSAGE_COLUMNS} selection=${isOperator() ? selection : null}
+      empty=${isRunning ? html`<p class="quiet pad">None yet.</p>` : html`<${Nothing} filter=${filter} />`} /><//>
+  <//>`;
+}
+
+function Nothing({ filter }) {
+  if (filter === "") return html`<${Empty} title="No message is stored." command="qtasks send hello Ada">Messages appear here when a task is called or something is published.<//>`;
+  return html`<${Empty} title="No message matches."><button type="button" onClick=${() => replaceQuery({ filter: null, cursor: null })}>Show all messages</button><//>`;
+}
