@@ -80,6 +80,15 @@ export function clock(ms, name = zone.value) {
   return formatter(CLOCK, zoneName(name)).format(ms);
 }
 
+const SECOND = { hour: "2-digit", minute: "2-digit", second: "2-digit" };
+const DAY = { month: "2-digit", day: "2-digit", hour: "2-digit", minute: "2-digit" };
+
+// A time on an axis that is `lengthMs` long: as exact as the reader needs to tell its ends apart.
+export function axisTime(ms, lengthMs, name = zone.value) {
+  const options = lengthMs < 10 * 60_000 ? SECOND : lengthMs < 20 * 3_600_000 ? CLOCK : DAY;
+  return formatter(options, zoneName(name)).format(ms);
+}
+
 const WHOLE = new Intl.NumberFormat("en");
 
 export function count(number) {

@@ -52,7 +52,7 @@ export function Failures() {
 const ErrorText = ({ failure }) => (seesPayloads() ? html`<span class="mono clamp" title=${failure.error}>${failure.error}</span>` : html`<span class="quiet">Your token does not show errors.</span>`);
 
 const columns = (hours, reload) => [
-  { name: "failure", title: "Failure", wide: true, cell: (row) => html`<div><a class="target" href=${href(["failures", row.fingerprint], { hours: route.value.query.hours })}>${target(row)}</a><${ErrorText} failure=${row} /></div>` },
+  { name: "failure", title: "Failure", wide: true, cell: (row) => html`<div><a class="target clamp" href=${href(["failures", row.fingerprint], { hours: route.value.query.hours })}>${target(row)}</a><${ErrorText} failure=${row} /></div>` },
   { name: "sparkline", title: `Last ${SPANS.find(([value]) => value === hours)[1]}`, cell: (row) => html`<${Trend} failure=${row} hours=${hours} />` },
   { name: "attempts", title: "Attempts", number: true, cell: (row) => count(row.attempts) },
   { name: "messages", title: "Messages", number: true, cell: (row) => count(row.messages) },

@@ -19,11 +19,11 @@ export function Messages() {
   const { filter = "", cursor } = route.value.query;
   const [error, setError] = useState(null);
   const apply = (text) => go("messages", { filter: text });
-  const reads = words(filter).some((word) => /^-?arg\./.test(word.name));
+  const reads = words(filter).some((word) => /^-?(arg\.|error$|queue$|key$|schedule$)/.test(word.name));
   const List = reads ? Scan : cursor ? Older : Newest;
   return html`<${Heading} title="Messages" />
     <${FilterBar} value=${filter} apply=${apply} error=${error} />
-    <${StatusFilter} filter=${filter} apply=${apply} counts=${filter === "" ? countsOf(now.value) : {}} />
+    <${StatusFilter} filter=${filter} apply=${apply} counts=${filter === "" ? countsOf(now.value) : {}} withReports />
     <${Problem} error=${otherThanFilter(error)} />
     <${List} key=${`${filter} ${cursor}`} filter=${filter} cursor=${cursor} setError=${setError} />`;
 }

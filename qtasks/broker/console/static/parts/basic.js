@@ -29,7 +29,7 @@ export function ZoneSwitch() {
 }
 
 export function MessageLink({ row }) {
-  return html`<a href=${href(["messages", row.messageId])} class="target">${target(row)}</a>`;
+  return html`<a href=${href(["messages", row.messageId])} class="target clamp" title=${row.destination}>${target(row)}</a>`;
 }
 
 // The head of a page: its name, what belongs to it, and its actions.

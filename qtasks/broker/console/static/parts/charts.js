@@ -1,6 +1,6 @@
 // Figures over time, drawn as SVG. Each has a text for those who cannot see it.
 import { html, useState } from "../lib/view.js";
-import { clock, count, span } from "../lib/format.js";
+import { axisTime, count, span } from "../lib/format.js";
 
 // A line of small bars: values in order of time.
 export function Sparkline({ values, label, width = 120, height = 24 }) {
@@ -87,13 +87,13 @@ function Chart({ label, top, fromMs, stepMs, steps, at, setAt, legend, children 
   const marks = [0, Math.floor(steps / 2), steps - 1];
   return html`<figure class="chart">
     <figcaption><span>${label}</span><span class="legend">${legend.map((one) => html`<span key=${one.name}><i class=${one.className}></i>${one.name} <b>${one.value}</b></span>`)}
-      <span class="quiet">${at === null ? "" : clock(fromMs + at * stepMs)}</span></span></figcaption>
+      <span class="quiet">${at === null ? "" : axisTime(fromMs + at * stepMs, steps * stepMs)}</span></span></figcaption>
     <svg viewBox=${`0 0 ${WIDTH} ${HEIGHT}`} preserveAspectRatio="none" role="img" aria-label=${`${label}: ${summary}`} onMouseMove=${move} onMouseLeave=${() => setAt(null)}>
       <line class="axis" x1=${LEFT} x2=${WIDTH} y1=${HEIGHT - BOTTOM} y2=${HEIGHT - BOTTOM} /><line class="grid" x1=${LEFT} x2=${WIDTH} y1="0.5" y2="0.5" />
       ${children}
       ${at !== null && html`<rect class="at" x=${LEFT + at * width} y="0" width=${width} height=${HEIGHT - BOTTOM} />`}
     </svg>
     <div class="axes" aria-hidden="true"><span class="top">${top}</span><span class="zero">0</span>
-      <span class="times">${marks.map((index) => html`<span key=${index}>${clock(fromMs + index * stepMs)}</span>`)}</span></div>
+      <span class="times">${marks.map((index) => html`<span key=${index}>${axisTime(fromMs + index * stepMs, steps * stepMs)}</span>`)}</span></div>
   </figure>`;
 }

@@ -2,7 +2,7 @@
 import { Fragment, html, useEffect, useRef, useState } from "../lib/view.js";
 import { get } from "../lib/api.js";
 import { count } from "../lib/format.js";
-import { STATUSES, quoted, valueOf, withWord, wordAt, WORDS } from "../lib/filter.js";
+import { STATUSES, quoted, valueOf, withWord, wordAt, words, WORDS } from "../lib/filter.js";
 
 const MOST = 12; // proposals at a time
 
@@ -115,11 +115,19 @@ function FilterProblem({ text, problem }) {
 }
 
 // The statuses as buttons; `counts` stand beside their names.
-export function StatusFilter({ filter, apply, counts = {} }) {
+export function StatusFilter({ filter, apply, counts = {}, withReports = false }) {
   const chosen = valueOf(filter, "status");
   const button = (status, name) => html`<button key=${name} type="button" class="chip" aria-pressed=${chosen === status} onClick=${() => apply(withWord(filter, "status", chosen === status ? null : status))}>
     ${name}${counts[status] !== undefined && html` <b>${count(counts[status])}</b>`}</button>`;
-  return html`<div class="chips" role="group" aria-label="Status">${button(null, "all")}${STATUSES.map((status) => button(status, status))}</div>`;
+  return html`<div class="chips" role="group" aria-label="Status">${button(null, "all")}${STATUSES.map((status) => button(status, status))}
+    ${withReports && html`<button type="button" class="chip" aria-pressed=${words(filter).some((word) => word.text === NO_REPORTS)} onClick=${() => apply(withoutReports(filter))}>without reports</button>`}</div>`;
+}
+
+const NO_REPORTS = "-task:_end"; // the framework's messages that report how a call has ended
+
+function withoutReports(filter) {
+  const texts = words(filter).map((word) => word.text);
+  return (texts.includes(NO_REPORTS) ? texts.filter((text) => text !== NO_REPORTS) : [...texts, NO_REPORTS]).join(" ");
 }
 
 // An error that the filter does not show at its place.

@@ -8,6 +8,7 @@ import { MessageLink, Status, Time } from "./basic.js";
 export function Detail({ row }) {
   const isEnding = !["scheduled", "retrying"].includes(row.status);
   return html`<div class="detail">
+    ${row.task === "_end" && html`<p class="quiet">reports how a call has ended</p>`}
     ${row.error && html`<p class=${`clamp ${row.status === "delivered" ? "quiet" : "bad"}`} title=${row.error}>${row.error}</p>`}
     ${!isEnding && row.dueMs && html`<p class="quiet">${row.status === "retrying" ? "again " : "starts "}<${Time} ms=${row.dueMs} /></p>`}
     <p class="tags">${row.queue && html`<span class="tag">queue ${row.queue}</span>`}${row.flowKey && html`<span class="tag">key ${row.flowKey}</span>`}

@@ -1,6 +1,6 @@
 // The attempts of a message as bars on one time axis. Waits that are much longer than the attempts are drawn shorter, with a mark.
 import { html } from "../lib/view.js";
-import { clock, exact, span } from "../lib/format.js";
+import { axisTime, exact, span } from "../lib/format.js";
 
 const WAITS_SHARE = 1.2; // the room of all waits together, at most, in that of the attempts
 
@@ -59,7 +59,7 @@ function segments(stretches, attempt, endMs) {
 export function Timeline({ attempts, fromMs, toMs, children, label }) {
   const stretches = stretchesOf(fromMs, toMs, attempts);
   return html`<div class="timeline" role="group" aria-label=${label}>
-    <p class="scale" aria-hidden="true"><span>${clock(fromMs)}</span>${stretches.filter((one) => one.isBroken && one.width > 5).map((one) => html`<span key=${one.startMs} class="gap" style=${{ left: `${one.left}%`, width: `${one.width}%` }}>⫽ ${span(one.endMs - one.startMs)}</span>`)}<span>${clock(toMs)}</span></p>
+    <p class="scale" aria-hidden="true"><span>${axisTime(fromMs, toMs - fromMs)}</span>${stretches.filter((one) => one.isBroken && one.width > 5).map((one) => html`<span key=${one.startMs} class="gap" style=${{ left: `${one.left}%`, width: `${one.width}%` }}>// ${span(one.endMs - one.startMs)}</span>`)}<span>${axisTime(toMs, toMs - fromMs)}</span></p>
     ${attempts.map((attempt, index) => html`<${Attempt} key=${`${attempt.number} ${attempt.startedMs}`} attempt=${attempt} previous=${attempts[index - 1]} stretches=${stretches} fromMs=${fromMs} toMs=${toMs} isOpen=${index === attempts.length - 1 && attempt.outcome !== "delivered"}>${children(attempt)}<//>`)}
   </div>`;
 }
