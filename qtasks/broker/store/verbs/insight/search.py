@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -21,7 +22,7 @@ SCAN: Final = 2_000
 """Messages that one call looks at, at most: some milliseconds."""
 
 _FROM: Final = (
-    "FROM json_each(?) j JOIN messages m ON m.seq = j.value"
+    "FROM json_each(?) j CROSS JOIN messages m ON m.seq = j.value"
     " LEFT JOIN insight_messages i ON i.seq = m.seq LEFT JOIN insight_destinations d ON d.id = i.destination"
 )
 _COLUMNS: Final = {Kind.QUEUE: "m.queue", Kind.KEY: "m.flow_key", Kind.SCHEDULE: "m.schedule_id"}
@@ -36,6 +37,10 @@ _DEAD_LETTERS: Final = (
     " WHERE account = ? AND (failed_ms, n) < (?, ?) ORDER BY failed_ms DESC, n DESC LIMIT ?"
 )
 _END: Final = (2**62, 0)
+_ASCII: Final = re.compile(r"[0-9A-Za-z _.,:;()=+*-]+")
+"""The same of an error: JSON writes these characters as they are."""
+_PLAIN: Final = re.compile(r"[0-9A-Za-z_-]+")
+"""A value that a body must contain as it is, wherever it is an argument: most bodies need not be read as JSON."""
 
 
 class Matches(NamedTuple):
@@ -170,7 +175,7 @@ class _Test:
 
 def _conditions(account: int, criteria: ConsoleFilter) -> Where:
     """What SQL can test of a filter."""
-    where = Where("m.account = ?", account)
+    where = Where("+m.account = ?", account)
     where.between("m.created_ms", criteria.after_ms, criteria.before_ms)
     if criteria.of(Kind.STATUS):
         statuses = ", ".join(str(status.value) for status in criteria.statuses())
@@ -190,6 +195,15 @@ def _conditions(account: int, criteria: ConsoleFilter) -> Where:
             test.add(f"EXISTS (SELECT 1 FROM labels t WHERE t.seq = m.seq AND t.label IN ({marks}))", *condition.values)
         elif condition.kind in _COLUMNS:
             test.add(f"{_COLUMNS[condition.kind]} IN ({marks})", *condition.values)
+        elif condition.kind is Kind.ARGUMENT and not condition.negated and all(map(_PLAIN.fullmatch, condition.values)):
+            tests = " OR ".join("instr(b.body, ?) > 0" for _ in condition.values)
+            values = [value.encode() for value in condition.values]
+            test.add(f"EXISTS (SELECT 1 FROM bodies b WHERE b.seq = m.seq AND ({tests}))", *values)
+        elif condition.kind is Kind.ERROR and not condition.negated and all(map(_ASCII.fullmatch, condition.values)):
+            part = "instr(lower(l.error), ?) > 0 OR instr(lower(CAST(l.response_body AS TEXT)), ?) > 0"
+            tests = " OR ".join(part for _ in condition.values)
+            texts = [value.lower() for value in condition.values for _ in range(2)]
+            test.add(f"EXISTS (SELECT 1 FROM log l WHERE l.seq = m.seq AND ({tests}))", *texts)
         else:
             continue
         where.add(f"coalesce({test.text}, 0) = {int(not condition.negated)}", *test.values)
