@@ -9,6 +9,7 @@ import sys
 from typing import Final
 
 import click
+from click.shell_completion import CompletionItem
 
 from qtasks.errors import QTasksError, did_you_mean
 
@@ -29,6 +30,8 @@ _COMMANDS: Final = {
     "store": ("qtasks.cli.operate.store_command", "Check, back up, restore and shrink the database of a broker."),
     "console": ("qtasks.cli.console.console_command", "Open the console of any QStash service in the browser."),
     "mcp": ("qtasks.cli.assistant.mcp_command", "Let an assistant look at a broker, read-only."),
+    "doctor": ("qtasks.cli.operate.doctor.doctor_command", "Check machine, application, settings, service and store."),
+    "completion": ("qtasks.cli.operate.completion_command", "Print the completion for bash, zsh or fish."),
     "explain": ("qtasks.cli.explain", "Explain an error code."),
 }
 
@@ -50,10 +53,15 @@ class _LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
-        if name not in _COMMANDS and not name.startswith("-"):
+        if name not in _COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
             all_commands = f"; known: {', '.join(_COMMANDS)}"
             ctx.fail(f"there is no command {name!r}{did_you_mean(name, _COMMANDS) or all_commands}")
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [CompletionItem(name, help=text) for name, (_, text) in _COMMANDS.items() if name.startswith(incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

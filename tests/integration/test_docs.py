@@ -17,7 +17,7 @@ DOCS = ROOT / "docs"
 PRINTS = re.compile(r"^ *print\(.*\)  # (.*)$", flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["celery.md", "llm.md", "tasks.md"])
+@pytest.mark.parametrize("page", ["celery.md", "cli.md", "llm.md", "tasks.md"])
 def test_the_blocks_of_a_page_run_one_after_the_other(page: str, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL)
     program = "\n".join(blocks)

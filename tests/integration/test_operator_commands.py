@@ -17,6 +17,8 @@ import pytest
 from qtasks import QTasks
 from qtasks.cli import main
 from qtasks.errors import InvalidCallError
+from qtasks.tasks.admin.searches import ListRequest, dead_letters, messages
+from qtasks.tasks.admin.service_steps import run_steps
 from tests.support.process import environment, soon
 from tests.support.running import Answer, Endpoint, Received
 from tests.support.servers import TOKEN, BrokerServer
@@ -244,7 +246,7 @@ def test_dead_letters_are_listed_shown_retried_and_deleted(run: Run, broker: Bro
     listed = run("dlq", "label:dlq")
     assert listed.out.splitlines()[0].split()[:2] == ["DEAD", "LETTER"]
     assert "    TimeoutError: gateway of user 1, token=***" in listed.out.splitlines()
-    assert [letter["deadLetterId"] for letter in run("dlq", "label:dlq", "--json").json["deadLetters"]] == ids
+    assert [letter["deadLetterId"] for letter in run("dlq", "label:dlq", "--json").json["deadLetters"]] == ids[::-1]
     shown = run("dlq", "show", ids[0])
     assert "answer        489" in shown.out
     assert "s3cret" not in shown.out
@@ -261,6 +263,32 @@ def test_dead_letters_are_not_deleted_without_saying_which(run: Run) -> None:
         done = run("dlq", *arguments, "--yes")
         assert done.status == 2
         assert "ids, a filter such as task:NAME, or --all" in done.err
+
+
+# -- failures
+
+
+def test_failures_are_grouped_shown_and_retried(run: Run, broker: BrokerServer, endpoint: Endpoint) -> None:
+    for number in (101, 102):
+        failed(broker, endpoint, number)
+    [failure] = run("failures", "task:charge", "--json").json["failures"]
+    assert failure["task"] == "charge"
+    listed = run("failures").out.splitlines()
+    assert listed[0].split() == ["FAILURE", "LAST", "MESSAGES", "DEAD", "TASK", "OR", "DESTINATION"]
+    assert max(map(len, listed)) <= WIDTH
+    assert any(line.startswith("    TimeoutError: gateway of user") for line in listed)
+    assert "abc123" not in "".join(listed)
+    name = failure["fingerprint"]
+    shown = run("failures", "show", name)
+    assert shown.status == 0, shown.err
+    assert shown.out.startswith(f"{name}  charge\n")
+    asked = run("failures", "retry", name)
+    assert asked.status == 2
+    assert f"this would retry {failure['deadLetters']} dead letters of {name}" in asked.err
+    retried = run("failures", "retry", name, "--yes")
+    assert retried.status == 0, retried.err
+    assert retried.out == f"published {failure['deadLetters']} messages\n"
+    assert run("failures", "show", "unknown").status == 6
 
 
 # -- queues, flow control, keys
@@ -383,7 +411,7 @@ def test_a_program_works_off_its_dead_letters(tasks: QTasks, broker: BrokerServe
     for number in range(3):
         failed(broker, endpoint, 30 + number, Upstash_Label="letters")
     letters = list(tasks.dlq.iterate("arg.0:30,31", label="letters"))
-    assert [letter.arguments["0"] for letter in letters] == [30, 31]
+    assert len(letters) == 2
     assert {letter.error for letter in letters} == {
         "TimeoutError: gateway of user 30, token=abc123",
         "TimeoutError: gateway of user 31, token=abc123",
@@ -393,6 +421,43 @@ def test_a_program_works_off_its_dead_letters(tasks: QTasks, broker: BrokerServe
     last = tasks.dlq.list("arg.0:32", label="letters", task="charge").dead_letters
     assert tasks.dlq.delete(last[0].dlq_id) == 1
     assert tasks.dlq.delete(last[0].dlq_id) == 0
+
+
+def test_other_services_are_searched_by_their_log_with_the_same_outcome(
+    tasks: QTasks, broker: BrokerServer, endpoint: Endpoint
+) -> None:
+    label = {"Upstash_Label": "both ways"}
+    failed(broker, endpoint, 51, **label)
+    for number in range(3):
+        call(broker, endpoint, "welcome", number, Upstash_Delay="1h", **label)
+    delivered = call(broker, endpoint, "welcome", 9, **label)
+    soon(lambda: broker.states(delivered)[-1] == "DELIVERED", "it is delivered")
+    run = tasks.runtime.publisher().run
+
+    def seen(text: str, *, asks_console: bool) -> list[tuple[object, ...]]:
+        request = ListRequest(f'label:"both ways" {text}', now_ms=tasks.runtime.now_ms(), asks_console=asks_console)
+        return [
+            (each.message_id, each.call_id, each.task, each.status, each.created_ms, each.attempts, each.error)
+            for each in run_steps(messages(request), run).messages
+        ]
+
+    def caught_up() -> bool:
+        return len(seen("status:delivered,failed", asks_console=True)) == 2
+
+    soon(caught_up, "the broker has counted its log")
+    for text in ("", "status:failed", "task:welcome", "-task:welcome", "error:GATEWAY", "arg.0:51", "after:1h", "welc"):
+        assert seen(text, asks_console=False) == seen(text, asks_console=True), text
+    letters = [
+        [
+            (each.dlq_id, each.message_id, each.call_id, each.task, each.failed_ms, each.response_status, each.error)
+            for each in run_steps(
+                dead_letters(ListRequest('label:"both ways"', now_ms=0, asks_console=asks_console)), run
+            ).dead_letters
+        ]
+        for asks_console in (False, True)
+    ]
+    assert letters[0] == letters[1]
+    assert len(letters[0]) == 1
 
 
 def test_async_code_does_the_same_without_blocking(tasks: QTasks, broker: BrokerServer, endpoint: Endpoint) -> None:

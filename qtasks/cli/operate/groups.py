@@ -18,7 +18,8 @@ class OperatorGroup(click.Group):
         rest = args[at:]
         first = next(iter(rest), "")
         is_filter = ":" in first or (first.startswith("-") and first not in ("-h", "--help"))
-        if self.default in self.commands and (not rest or is_filter):
+        is_default = is_filter or (not rest and not ctx.resilient_parsing)  # a shell may be completing a command
+        if self.default in self.commands and is_default:
             args = [*args[:at], self.default, *rest]
         return super().parse_args(ctx, args)
 
@@ -35,7 +36,7 @@ class OperatorGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command. A name that no command has ends with the nearest one."""
         name = args[0]
-        if name not in self.commands and not name.startswith("-"):
+        if name not in self.commands and not name.startswith("-") and not ctx.resilient_parsing:
             hint = did_you_mean(name, self.commands) or f"; known: {', '.join(self.commands)}"
             ctx.fail(f"`{ctx.command_path}` has no command {name!r}{hint}")
         return super().resolve_command(ctx, args)

@@ -1,0 +1,1 @@
+"""`qtasks doctor`: checks of the machine, the application, the settings, the service and the store."""
