@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from qtasks.tasks.schedules.task_schedule import TaskSchedule as TaskSchedule
     from qtasks.tasks.web.background import BackgroundTasks as BackgroundTasks
 
+    __version__: str
+    """The version of the distribution `qstash-tasks`."""
+
 __all__ = [
     "BackgroundTasks",
     "Cancel",
@@ -99,6 +102,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return _version()
     if (module := _MODULES.get(name)) is None:
         raise AttributeError(f"module 'qtasks' has no attribute {name!r}")
     from importlib import import_module
@@ -108,5 +113,11 @@ def __getattr__(name: str) -> object:
     return value
 
 
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("qstash-tasks")
+
+
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return [*__all__, "__version__"]

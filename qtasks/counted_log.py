@@ -1,4 +1,4 @@
-"""Log lines that strangers can cause: the first of a kind is written, the next ones are counted.
+"""Log lines that strangers can cause: the first ones of a kind are written, the next ones are counted.
 
 Otherwise a client without any credential could fill the disk, and hide what matters between its own lines.
 """
@@ -19,18 +19,24 @@ PERIOD_S: Final = 60.0
 
 
 class CountedLog:
-    """Writes to `log` at most two lines a minute for each kind: one as it is, and one with the number of the others.
+    """Writes to `log` at most `lines` a minute for each kind as they are, and one more with the number of the others.
 
     `monotonic` is the clock, in seconds. May be used from any thread; without a running event loop the number is
     written with the next line of the kind.
     """
 
     def __init__(
-        self, log: logging.Logger, monotonic: Callable[[], float] = time.monotonic, *, period_s: float = PERIOD_S
+        self,
+        log: logging.Logger,
+        monotonic: Callable[[], float] = time.monotonic,
+        *,
+        period_s: float = PERIOD_S,
+        lines: int = 1,
     ) -> None:
         self._log = log
         self._monotonic = monotonic
         self._period_s = period_s
+        self._lines = lines
         per_process(self._begin)
 
     def _begin(self) -> None:
@@ -50,22 +56,28 @@ class CountedLog:
         extra: Mapping[str, Any] | None = None,
         with_traceback: bool | BaseException = False,
     ) -> None:
-        """Log a line, or count it if one of its kind was written within the period.
+        """Log a line, or count it if enough of its kind were written within the period.
 
         `kind` completes the sentence "37 more ... in the last 60 s". It is a text of the code, never one that a
         stranger chooses: each kind is remembered.
         """
         now_s = self._monotonic()
         with self._lock:
-            last = self._periods.get(kind)
-            if last is not None and now_s - last.began_s < self._period_s:
-                last.count += 1
+            ended, period = None, self._periods.get(kind)
+            is_new = period is None or now_s - period.began_s >= self._period_s
+            if period is None or is_new:
+                ended, period = period, _Period(level, now_s)
+                self._periods[kind] = period
+            elif period.written >= self._lines:
+                period.count += 1
                 return
-            period = self._periods[kind] = _Period(level, now_s)
-        if last is not None:
-            self._sum_up(kind, last, now_s)
+            else:
+                period.written += 1
+        if ended is not None:
+            self._sum_up(kind, ended, now_s)
         self._log.log(level, text, *arguments, extra=extra, exc_info=with_traceback)
-        self._sum_up_later(kind, period)
+        if is_new:
+            self._sum_up_later(kind, period)
 
     def _sum_up_later(self, kind: str, period: _Period) -> None:
         try:
@@ -95,11 +107,14 @@ class CountedLog:
 
 
 class _Period:
-    """The time since a line was written, and the number of lines since."""
+    """The time since the first line was written, and the numbers of lines since."""
 
-    __slots__ = ("began_s", "count", "level")
+    __slots__ = ("began_s", "count", "level", "written")
 
     def __init__(self, level: int, began_s: float) -> None:
         self.level = level
         self.began_s = began_s
+        self.written = 1
+        """Lines that were written as they are."""
         self.count = 0
+        """Lines that were only counted."""

@@ -100,6 +100,25 @@ class QTasksError(Exception):
         return error
 
 
+_OF_EXTRAS = {
+    "broker": frozenset({"aiohttp", "apsw", "httptools", "orjson", "uvloop", "watchfiles", "yarl"}),
+}
+"""Modules of an extra, and of what it installs."""
+
+
+def missing_extra(error: ImportError, subject: str) -> ConfigurationError | None:
+    """The error for `subject`, which needs an extra that is not installed; None if another module is missing."""
+    package = (error.name or "").partition(".")[0]
+    for extra, packages in _OF_EXTRAS.items():
+        if package in packages:
+            return ConfigurationError(
+                f"{subject} needs {package}, which is not installed",
+                fix=f'pip install "qstash-tasks[{extra}]"',
+                code=ErrorCode.PACKAGE_MISSING,
+            )
+    return None
+
+
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """A question to append to an error text, such as ``; did you mean 'retries'?``; or an empty text."""
     import difflib  # only errors need it

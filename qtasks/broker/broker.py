@@ -21,6 +21,7 @@ from qtasks.broker.events import EventWatchers
 from qtasks.broker.llm.language_model import LanguageModel
 from qtasks.broker.loops.clock_watch import ClockWatch
 from qtasks.broker.loops.deliverer import Deliverer
+from qtasks.broker.loops.delivery_log import DeliveryLog
 from qtasks.broker.loops.indexer import Indexer
 from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.loops.page_checker import PageChecker
@@ -41,6 +42,9 @@ from qtasks.protocol.targets import origin_of
 from qtasks.randomness import Random, SystemRandom
 
 log = logging.getLogger("qtasks.broker")
+
+INTERRUPTED: Final = "stopped before all attempts had ended: the next start makes them again (%d)"
+"""The warning of a stop that has interrupted attempts."""
 
 READY_S: Final = 3.0
 """Seconds after which a store that has not answered is not ready; health checks wait a little longer."""
@@ -92,6 +96,7 @@ class Broker:
             watchers=self.watchers,
             limits=settings.limits,
             streaming=transport if isinstance(transport, StreamingTransport) else None,
+            delivery_log=DeliveryLog(clock.monotonic) if settings.log_deliveries else None,
         )
         self.scheduler = Scheduler(store, clock, random, watchers=self.watchers, wake_deliverer=self.deliverer.wake)
         self.context = ApiContext(
@@ -233,7 +238,7 @@ class Broker:
         The next start repeats the rest.
         """
         if not await self.deliverer.drain(self.settings.drain_s if drain_s is None else drain_s):
-            log.warning("stopped before all attempts had ended; the next start makes these attempts again")
+            log.warning(INTERRUPTED, self.deliverer.interrupted)
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)

@@ -58,6 +58,8 @@ class BrokerSettings:
     """Addresses on which the broker itself listens, as (host, port). It delivers no message to them."""
     limits: DeliveryLimits = field(default_factory=DeliveryLimits)
     retention: Retention = field(default_factory=Retention)
+    log_deliveries: bool = False
+    """True: log failed attempts and dead letters. False where another part of the process shows them."""
     drain_s: float = 10.0
     """Seconds that a stop waits for attempts in flight."""
     counts_log: bool = True

@@ -11,7 +11,7 @@ from typing import Final
 import click
 from click.shell_completion import CompletionItem
 
-from qtasks.errors import QTasksError, did_you_mean
+from qtasks.errors import QTasksError, did_you_mean, missing_extra
 
 _COMMANDS: Final = {
     "dev": ("qtasks.cli.dev.dev_command", "Run a broker and your application for development, in one terminal."),
@@ -46,7 +46,10 @@ class _LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module, _ = _COMMANDS[cmd_name]
-        command: click.Command = importlib.import_module(module).command
+        try:
+            command: click.Command = importlib.import_module(module).command
+        except ModuleNotFoundError as error:
+            raise missing_extra(error, f"`qtasks {cmd_name}`") or error from None
         return command
 
     def resolve_command(

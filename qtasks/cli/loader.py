@@ -14,11 +14,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+import click
+
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, QTasksError, did_you_mean
 from qtasks.tasks.app import QTasks, served_by
+from qtasks.tasks.dev_server import DevServer, find_dev_server
 from qtasks.tasks.ports import ASGIApp
+from qtasks.tasks.settings import VARIABLES
 
+RUNNING: Final = "that of the running qtasks dev"
 MAX_REASON: Final = 300
 """Characters of the error text of an import that are shown."""
 CANDIDATES: Final = ("tasks.py", "app.py", "main.py", "app/main.py", "app/tasks.py")
@@ -28,6 +33,10 @@ class AppError(ConfigurationError):
     """The application cannot be found or imported."""
 
     code = ErrorCode.APPLICATION_NOT_FOUND
+
+
+class NoAppError(AppError):
+    """No application was named, and none is in the folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +75,36 @@ def locate(argument: str | None, folder: Path) -> AppLocation:
         if (folder / candidate).is_file():
             target = _from_argument(candidate, folder)
             return AppLocation(target.folder, target.module, None, f"found {candidate}")
-    raise AppError(
+    raise NoAppError(
         f"no application found in {folder}",
         details={"looked for": ", ".join(["[tool.qtasks] app in pyproject.toml", *CANDIDATES, "src/*/tasks.py"])},
         fix="name it: qtasks dev tasks.py, qtasks dev package.module, or qtasks dev module:object",
     )
+
+
+def locate_running(argument: str | None, folder: Path) -> AppLocation:
+    """As `locate`; without an argument, the application that a `qtasks dev` of this folder, or of one above, serves.
+
+    For commands that ask the service: without `QSTASH_TOKEN` that is the broker of that `qtasks dev`.
+    """
+    running = None if argument is not None else running_application(folder)
+    return locate(argument, folder) if running is None else running
+
+
+def running_application(folder: Path) -> AppLocation | None:
+    """The application that the `qtasks dev` serves with which `QTasks()` speaks here; None if there is none."""
+    if os.environ.get(VARIABLES["token"]):
+        return None
+    server = find_dev_server(os.environ.get(VARIABLES["url"]) or None, start=folder)
+    if not isinstance(server, DevServer) or server.application is None:
+        return None
+    folder_of, module, attribute = server.application
+    return AppLocation(Path(folder_of), module, attribute, RUNNING)
+
+
+def say_which(target: AppLocation) -> None:
+    """Say on standard error which application a command reads, and why that one."""
+    click.echo(f"application {target} in {target.folder} ({target.source})", err=True)
 
 
 def _configured(folder: Path) -> str | None:

@@ -15,34 +15,52 @@ _UNITS: Final = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 class Duration(click.ParamType[int]):
-    """A duration such as 7d or 1h30m; the value is in milliseconds."""
+    """A duration such as 7d or 1h30m, at least `least`; the value is in milliseconds."""
 
     name = "duration"
+
+    def __init__(self, least: str | None = None) -> None:
+        self._least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Read the text. A text that cannot be read ends the command with exit code 2."""
         if isinstance(value, int):
             return value
         try:
-            return durations.parse(value)
+            duration = durations.parse(value)
         except ValueError as error:
             self.fail(f"{error}; write it as 30s, 12h or 7d", param, ctx)
+        if self._least is not None and duration < durations.parse(self._least):
+            self.fail(f"{value} is too short: at least {self._least}", param, ctx)
+        return duration
 
 
 class Size(click.ParamType[int]):
-    """A size such as 500MB or 1GB; the value is in bytes, and 0 means no limit."""
+    """A size such as 500MB or 1GB, at least `least`; the value is in bytes, and 0 means no limit."""
 
     name = "size"
+
+    def __init__(self, least: str | None = None) -> None:
+        self._least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Read the text. A text that cannot be read ends the command with exit code 2."""
         if isinstance(value, int):
             return value
+        size = self._bytes(value)
+        if size is None:
+            self.fail(f"{value!r} is not a size; write it as 500MB or 1GB", param, ctx)
+        if self._least is not None and 0 < size < (self._bytes(self._least) or 0):
+            self.fail(f"{value} is too small: at least {self._least}, or 0 for no limit", param, ctx)
+        return size
+
+    @staticmethod
+    def _bytes(value: str) -> int | None:
         text = value.strip().upper()
         unit = next((name for name in _UNITS if text.endswith(name)), "")
         number = text.removesuffix(unit).strip()
         if not (number.isascii() and number.isdigit() and len(number) <= 15):
-            self.fail(f"{value!r} is not a size; write it as 500MB or 1GB", param, ctx)
+            return None
         return int(number) * _UNITS.get(unit, 1)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
 import queue
 import threading
@@ -13,7 +11,6 @@ MAX_QUEUED_WRITES: Final = 10_000
 """Writes that may wait to be read. When the queue is full, new writes are dropped and counted."""
 CLOSE_TIMEOUT_S: Final = 0.5
 """Seconds that `close` waits for the queued output to be written."""
-_FORMAT: Final = "%(asctime)s %(levelname)s %(message)s"
 
 
 class TextStream(Protocol):
@@ -42,7 +39,7 @@ class NonBlockingStream:
 
     def __init__(self, stream: TextIO | None, limit: int = MAX_QUEUED_WRITES) -> None:
         self.encoding = "utf-8" if stream is None else stream.encoding
-        self._terminal = stream is not None and stream.isatty()
+        self._terminal = stream.fileno() if stream is not None and stream.isatty() else None
         self._queue: queue.Queue[bytes | None] = queue.Queue(limit)
         self._dropped = 0
         self._thread: threading.Thread | None = None
@@ -70,7 +67,11 @@ class NonBlockingStream:
 
     def isatty(self) -> bool:
         """True if the underlying stream is a terminal."""
-        return self._terminal
+        return self._terminal is not None
+
+    def columns(self) -> int | None:
+        """The width of the terminal; None if the underlying stream is not a terminal."""
+        return None if self._terminal is None else terminal_columns(self._terminal)
 
     def close(self) -> None:
         """Wait up to `CLOSE_TIMEOUT_S` for the queued output to be written. Idempotent."""
@@ -95,29 +96,14 @@ class NonBlockingStream:
             os.close(descriptor)
 
 
+def terminal_columns(descriptor: int) -> int | None:
+    """The width of the terminal behind a descriptor, in characters; None if it has none, or does not tell it."""
+    try:
+        return os.get_terminal_size(descriptor).columns or None
+    except OSError:
+        return None
+
+
 def _write(descriptor: int, data: bytes) -> None:
     while data:
         data = data[os.write(descriptor, data) :]
-
-
-class _OneLineFormatter(logging.Formatter):
-    """One line for each record: text of other parties in a message cannot start a new line or control the terminal."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
-        line = super().formatMessage(record)
-        return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
-
-
-def _is_not_cancelled(record: logging.LogRecord) -> bool:
-    """False for the traceback of a cancelled request: the code that cancels logs one line; uvicorn would add forty."""
-    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
-
-
-def log_to(stream: TextStream) -> None:
-    """Send the log of this process to `stream`, unless the application has configured logging already."""
-    root = logging.getLogger()
-    if not root.handlers:
-        handler = logging.StreamHandler(stream)
-        handler.setFormatter(_OneLineFormatter(_FORMAT))
-        handler.addFilter(_is_not_cancelled)
-        root.addHandler(handler)

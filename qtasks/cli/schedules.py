@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from qtasks.cli.loader import load, locate
+from qtasks.cli.loader import load, locate, locate_running, running_application, say_which
 from qtasks.errors import ConfigurationError
 from qtasks.protocol import cron
 from qtasks.tasks.app import QTasks
@@ -32,9 +32,9 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON 
 def command() -> None:
     """List, sync and change the schedules of an application.
 
-    APP is a file, a module, or module:object; without it, qtasks looks for one. The service and the environment are
-    those of QSTASH_TOKEN, QSTASH_URL and QTASKS_BASE_URL, or of the `qtasks dev` that runs in this folder. NAME is the
-    name of a task, or task:name if the task has several schedules.
+    APP is a file, a module, or module:object; without it, it is that of the `qtasks dev` that runs in this folder, or
+    qtasks looks for one. The service and the environment are those of QSTASH_TOKEN, QSTASH_URL and QTASKS_BASE_URL, or
+    of that `qtasks dev`. NAME is the name of a task, or task:name if the task has several schedules.
     """
 
 
@@ -80,6 +80,8 @@ def sync(app: str | None, prune: bool, yes: bool, as_json: bool) -> None:
     Paused schedules stay paused. Schedules of other environments, and schedules that were not declared in code, are
     never changed. Any credentials but the public development ones count as production.
     """
+    if prune:
+        _refuse_other_application(app)
     tasks = _tasks(app)
     with tasks:
         tasks.schedules.check_target()
@@ -182,13 +184,28 @@ class _ScheduleRow:
 
 
 def _tasks(app: str | None) -> QTasks:
-    tasks = load(locate(app, Path.cwd())).tasks
+    target = locate_running(app, Path.cwd())
+    say_which(target)
+    tasks = load(target).tasks
     if tasks.runtime.is_embedded:
         raise ConfigurationError(
             "this application has an embedded broker, which syncs its schedules when it starts",
             fix="change them in the application, with tasks.schedules.get(...)",
         )
     return tasks
+
+
+def _refuse_other_application(app: str | None) -> None:
+    """Refuse to prune the schedules of the application that a running `qtasks dev` serves by the code of another."""
+    running = None if app is None else running_application(Path.cwd())
+    if running is None:
+        return
+    target = locate(app, Path.cwd())
+    if (target.folder.resolve(), target.module) != (running.folder.resolve(), running.module):
+        raise ConfigurationError(
+            f"qtasks dev serves {running} in {running.folder}, not {target}: --prune would remove its schedules",
+            fix="leave out APP, or stop that qtasks dev",
+        )
 
 
 def _rows(tasks: QTasks, plan: SyncPlan) -> list[_ScheduleRow]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from qtasks.cli.loader import load, locate
+from qtasks.cli.loader import load, locate_running, say_which
 from qtasks.tasks.schedules.recurrence import shown
 
 
@@ -17,7 +17,9 @@ from qtasks.tasks.schedules.recurrence import shown
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(app: str | None, as_json: bool) -> None:
     """List the tasks of APP: name, parameters, the first line of the docstring, and the times of its schedules."""
-    loaded = load(locate(app, Path.cwd()))
+    target = locate_running(app, Path.cwd())
+    say_which(target)
+    loaded = load(target)
     facts = [
         {
             "name": name,

@@ -10,6 +10,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, ParamSpec, TypeVar, Unpack
 
+from qtasks.api_names import ApiNames
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError
 from qtasks.lazy import lazy_property
@@ -49,11 +50,41 @@ _TURN: Final = 100
 """Calls that are made on an event loop before it turns: a few milliseconds."""
 
 
-class BaseTask(Generic[P, R]):
+class BaseTask(ApiNames, Generic[P, R]):
     """A function with a name, options and typed parameters, whose calls can be sent.
 
     `Task` adds hooks, flows, schedules, and the names that Celery and Django use.
     """
+
+    _internal = frozenset(
+        {
+            "asend",
+            "belongs_with",
+            "codec",
+            "declare",
+            "declared",
+            "declared_in",
+            "definition",
+            "delivery_options",
+            "encoded",
+            "encoding",
+            "follow_up",
+            "for_flow",
+            "hooks",
+            "is_llm",
+            "message",
+            "message_with",
+            "not_encodable",
+            "not_unique_in_flow",
+            "own_options",
+            "parameters",
+            "ready",
+            "result_form",
+            "runtime",
+            "send",
+            "wire_form",
+        }
+    )
 
     is_llm: ClassVar[bool] = False
     """True for LLM tasks: the function builds a request; a language model does the work."""

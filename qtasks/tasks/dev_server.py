@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from qtasks.protocol import strict_json
@@ -20,6 +21,14 @@ PROBE_TIMEOUT_S = 0.5
 _MAX_ANSWER = 64 * 1024
 
 
+class ServedApplication(NamedTuple):
+    """Where the application is that a `qtasks dev` serves."""
+
+    folder: str
+    module: str
+    attribute: str | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DevServer:
     """A running `qtasks dev`: the contents of its file, and the signing keys from its broker."""
@@ -28,8 +37,10 @@ class DevServer:
     url: str
     token: str = field(repr=False)
     keys: SigningKeys
-    base_url: str
+    base_url: str | None
+    """None: it serves no application."""
     results: str | None
+    application: ServedApplication | None = None
 
 
 def find_dev_server(given_url: str | None, *, start: Path) -> DevServer | str:
@@ -52,7 +63,8 @@ def _ask_dev_server(path: Path, given_url: str | None) -> DevServer | str:
         document = strict_json.loads(path.read_bytes())
         if not isinstance(document, dict):
             raise ValueError("not an object")
-        url, token, base_url = str(document["broker"]).rstrip("/"), str(document["token"]), str(document["base_url"])
+        url, token = str(document["broker"]).rstrip("/"), str(document["token"])
+        base_url = str(document["base_url"]) if document.get("base_url") else None
         results = str(document["results"]) if document.get("results") else None
     except (OSError, ValueError, KeyError) as error:
         return f"at {path} cannot be read ({type(error).__name__}: {error})"
@@ -63,7 +75,22 @@ def _ask_dev_server(path: Path, given_url: str | None) -> DevServer | str:
     keys = _ask_keys(url, token)
     if keys is None:
         return f"at {path} names {url}, which does not answer"
-    return DevServer(path=path, url=url, token=token, keys=keys, base_url=base_url, results=results)
+    return DevServer(
+        path=path,
+        url=url,
+        token=token,
+        keys=keys,
+        base_url=base_url,
+        results=results,
+        application=_application(document.get("application")),
+    )
+
+
+def _application(facts: object) -> ServedApplication | None:
+    match facts:
+        case {"folder": str(folder), "module": str(module), "attribute": str() | None as attribute}:
+            return ServedApplication(folder, module, attribute)
+    return None
 
 
 def _ask_keys(url: str, token: str) -> SigningKeys | None:

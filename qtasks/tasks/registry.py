@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, overload
 
+from qtasks.api_names import ApiNames
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError
 from qtasks.protocol.cron import Cron
@@ -29,8 +30,12 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-class Registry:
+class Registry(ApiNames):
     """Tasks by name. Tasks of a router that is included in another registry belong to both."""
+
+    _internal = frozenset(
+        {"add", "conf", "control", "get_runtime", "join", "lifespan_if_missing", "running_on", "runtime"}
+    )
 
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix

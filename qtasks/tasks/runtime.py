@@ -97,10 +97,7 @@ class ApplicationRuntime:
         self._inquiries: Inquiries | None = None
         self._sweeper: FlowSweeper | None = None
         self._served: list[tuple[ASGIApp, asyncio.AbstractEventLoop]] = []
-        """The applications in whose lifespans the runtime is, and their event loops; the last one gets the deliveries.
-
-        An application may also include the router twice.
-        """
+        """The applications in whose lifespans it is, also twice, and their loops; the last one gets the deliveries."""
         self._loop_thread: int | None = None
 
     @property
@@ -194,6 +191,11 @@ class ApplicationRuntime:
             await asyncio.to_thread(self.close)
             raise
         self._loop_thread = threading.get_ident()
+
+    @property
+    def running(self) -> int:
+        """How many deliveries run in this process."""
+        return 0 if self._dispatcher is None else self._dispatcher.running
 
     async def hand_back(self) -> None:
         """Take no more deliveries, and have the broker repeat those that run: the process ends. See `Dispatcher`."""

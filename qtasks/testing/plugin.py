@@ -90,7 +90,14 @@ def qtasks_app(pytestconfig: pytest.Config) -> FastAPI | QTasks:
 @pytest.fixture
 def qtasks(request: pytest.FixtureRequest, qtasks_app: FastAPI | QTasks | str) -> Iterator[Environment]:
     """The environment of this test's tasks; see `qtasks.testing.Environment`."""
-    from qtasks.testing.environment import Environment
+    try:
+        from qtasks.testing.environment import Environment
+    except ModuleNotFoundError as error:
+        from qtasks.errors import missing_extra
+
+        if (missing := missing_extra(error, "the fixture qtasks")) is None:
+            raise
+        pytest.fail(f"{missing.code} {missing}", pytrace=False)
 
     marker = request.node.get_closest_marker("qtasks")
     args: tuple[Any, ...] = () if marker is None else marker.args

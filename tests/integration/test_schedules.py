@@ -198,7 +198,7 @@ def test_a_laptop_with_the_keys_of_production_syncs_nothing(
     production = kept(broker.url, broker.token)
     write(folder, REPORT.replace("0 9", "* *"))
     refused = operator.run("sync", "--prune", "--yes", status=3, **variables)
-    assert refused.err.startswith(("QT311", "QT306"))
+    assert refused.err.splitlines()[1].startswith(("QT311", "QT306"))
     assert kept(broker.url, broker.token) == production
 
 
@@ -289,6 +289,25 @@ def test_beside_a_running_dev_the_commands_need_no_configuration_and_no_flag(fol
         assert qtasks("schedules", "trigger", "tidy", folder=folder).status == 0
         dev.wait_for("'tidied'")
         dev.stop()
+
+
+def test_beside_a_running_dev_they_mean_its_application_and_not_a_file_that_lies_about(folder: Path) -> None:
+    (folder / "jobs.py").write_text(TASKS + TIDY)
+    with Dev(folder, "jobs.py") as dev:
+        dev.started()
+        listed = qtasks("schedules", "list", folder=folder)
+        assert [line.split()[0] for line in listed.out.splitlines()] == ["tidy"]
+        assert listed.err == f"application jobs in {folder} (that of the running qtasks dev)\n"
+        assert qtasks("schedules", "sync", "--prune", folder=folder).out == "in sync: 1 schedule\n"
+        other = qtasks("schedules", "sync", "--prune", "tasks.py", folder=folder)
+        assert (other.status, other.out) == (3, "")
+        assert (
+            f"qtasks dev serves jobs in {folder}, not tasks: --prune would remove its schedules\n"
+            "  fix         leave out APP, or stop that qtasks dev\n"
+        ) in other.err
+        assert qtasks("schedules", "diff", folder=folder).out == "in sync: 1 schedule\n"
+        assert qtasks("tasks", folder=folder).err == f"application jobs in {folder} (that of the running qtasks dev)\n"
+    assert qtasks("tasks", folder=folder).err == f"application tasks in {folder} (found tasks.py)\n"
 
 
 # --- the embedded broker

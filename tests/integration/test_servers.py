@@ -139,7 +139,8 @@ def test_init_prints_the_secrets_once_and_never_again(folder: Path, refused: Ref
     made = qtasks("broker", "init", "--db", "new.db", folder=folder)
     assert made.status == 0
     lines = dict(line.split("=", 1) for line in made.out.splitlines() if not line.startswith("#"))
-    assert set(lines) == {"QSTASH_URL", *SECRETS}
+    assert set(lines) == {"QSTASH_URL", *SECRETS, "QTASKS_BASE_URL", "QTASKS_DB"}
+    assert (lines["QTASKS_BASE_URL"], lines["QTASKS_DB"]) == ("http://127.0.0.1:8000/qtasks", "new.db")
     assert (folder / "new.db").stat().st_mode & 0o077 == 0
     again = refused("broker", "init", "--db", "new.db")
     assert "is already initialised" in again

@@ -16,8 +16,9 @@ __all__ = ["PATIENCE_S", "Dev", "environment"]
 class Dev(Process):
     """A running `qtasks dev`."""
 
-    def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
-        super().__init__(folder, "dev", "--port", "0", "--app-port", "0", *arguments, **variables)
+    def __init__(self, folder: Path, *arguments: str, port: str | None = "0", **variables: str) -> None:
+        chosen = () if port is None else ("--port", port)
+        super().__init__(folder, "dev", *chosen, "--app-port", "0", *arguments, **variables)
 
     def started(self) -> dict[str, Any]:
         """Wait until it serves, and return the content of its dev.json."""

@@ -12,8 +12,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -130,6 +130,8 @@ class Answer:
 
     status: int
     body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """The header lines; their names are lower-case."""
 
     @property
     def json(self) -> Any:
@@ -149,7 +151,11 @@ def ask(
     request = urllib.request.Request(url, method=method, data=body, headers=lines)
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
-            return Answer(answer.status, answer.read())
+            return Answer(answer.status, answer.read(), _lower(answer.headers.items()))
     except urllib.error.HTTPError as error:
         with error:
-            return Answer(error.code, error.read())
+            return Answer(error.code, error.read(), _lower(error.headers.items()))
+
+
+def _lower(lines: Iterable[tuple[str, str]]) -> dict[str, str]:
+    return {name.lower(): value for name, value in lines}

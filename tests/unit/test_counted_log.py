@@ -66,6 +66,22 @@ def test_single_lines_are_all_written(lines: Lines) -> None:
     assert lines.texts == ["request 0 is bad", "request 1 is bad", "request 2 is bad"]
 
 
+def test_the_first_lines_of_a_period_are_written_and_the_others_counted(lines: Lines) -> None:
+    time = Time()
+    counted = CountedLog(log, time, lines=3)
+    for number in range(5):
+        counted.warning("bad requests", "request %d is bad", number)
+    time.now_s += 60
+    counted.warning("bad requests", "request 5 is bad")
+    assert lines.texts == [
+        "request 0 is bad",
+        "request 1 is bad",
+        "request 2 is bad",
+        "2 more bad requests in the last 60 s",
+        "request 5 is bad",
+    ]
+
+
 def test_kinds_are_counted_separately(lines: Lines) -> None:
     counted = CountedLog(log, Time())
     for kind in ("a", "b", "a"):

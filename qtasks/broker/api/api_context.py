@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Concatenate, ParamSpec
 
 import apsw
@@ -16,6 +17,7 @@ from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.store.interface import Store
 from qtasks.broker.transport.destination_policy import DestinationPolicy
 from qtasks.clock import Clock
+from qtasks.counted_log import CountedLog
 from qtasks.protocol.messages import Message
 from qtasks.randomness import Random
 
@@ -44,6 +46,8 @@ class ApiContext:
     turns: Turns
     """For requests with long work."""
     resolve_on_publish: bool = False
+    log: CountedLog = field(default_factory=lambda: CountedLog(logging.getLogger("qtasks.broker")))
+    """For lines that requests cause."""
 
     def wall_ms(self) -> int:
         """The time as users know it, Unix milliseconds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Final
 
@@ -17,6 +18,8 @@ from qtasks.broker.core.values import MessageCriteria, MessageStatus
 from qtasks.broker.store.verbs import accounts, cancel
 from qtasks.broker.store.verbs.reads import queries, status
 from qtasks.protocol import views
+
+log = logging.getLogger("qtasks.broker")
 
 LOG_PAGE: Final = 1000
 """Entries per log page, default and maximum (docs/compatibility.md A23)."""
@@ -133,4 +136,5 @@ async def rotate_keys(context: ApiContext, account: int, request: ApiRequest) ->
         accounts.rotate_keys, account, ids.signing_key(context.random), now_ms=context.clock.now_ms()
     )
     context.keys.forget(account)
+    log.info("the signing keys were rotated: the next key of before signs now", extra={"action": "keys_rotated"})
     return json_response({"current": keys.current, "next": keys.next})

@@ -18,6 +18,7 @@ from qtasks.broker.api.validation import (
     check_not_before,
     check_order_of_arrival,
     check_policy,
+    refused,
     split_target,
 )
 from qtasks.broker.core.message_builder import (
@@ -310,7 +311,7 @@ async def _check_resolves(context: ApiContext, url: str, method: str) -> None:
     limited = context.policy.limited_rules(place, method)
     for *_, address in entries:
         if (refusal := check(context.policy, str(address[0]), place.host, place.port, limited)) is not None:
-            raise HttpError(400, refusal.replace("destination blocked:", "invalid destination url:", 1))
+            raise refused(context, url, refusal.replace("destination blocked:", "invalid destination url:", 1))
 
 
 async def _prepared(context: ApiContext, publish: ValidPublish, now_ms: int, turn: Turn) -> PreparedPublish:

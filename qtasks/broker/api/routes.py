@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -23,10 +24,7 @@ from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, error_response
 from qtasks.broker.api.auth import Principal, Tokens, TokenScope
 from qtasks.broker.api.validation import split_target
-from qtasks.counted_log import CountedLog
 from qtasks.errors import StoreError, StoreFull
-
-log = logging.getLogger("qtasks.broker")
 
 Handler = Callable[..., Awaitable[ApiResponse]]
 
@@ -122,7 +120,7 @@ class Api:
     def __init__(self, context: ApiContext, tokens: Tokens) -> None:
         self._context = context
         self._tokens = tokens
-        self._log = CountedLog(log, context.clock.monotonic)
+        self._log = context.log
 
     async def handle(self, request: ApiRequest) -> ApiResponse:
         """The response to one request, which brings its token."""
@@ -152,6 +150,7 @@ class Api:
                 raise HttpError(400, "the request target is not ASCII: percent-encode it")
             return await work(request)
         except HttpError as error:
+            self._log_refusal(request, error)
             return _error_response(request, error)
         except StoreFull as error:
             return _error_response(request, HttpError(507, error.message, (("Retry-After", "5"),)))
@@ -169,6 +168,13 @@ class Api:
             kind = f"requests that ended in {type(error).__name__}"
             self._log.write(logging.ERROR, kind, "%s %s failed", request.method, request.path[:40], with_traceback=True)
             return _error_response(request, HttpError(500, "the broker failed on this request; its log says why"))
+
+    def _log_refusal(self, request: ApiRequest, error: HttpError) -> None:
+        """Log, or count, what an operator may have to mend: a token that is not valid. Not the path: it may be long."""
+        if error.status == HTTPStatus.UNAUTHORIZED:
+            kind, text = "requests with a missing or wrong token", "%s of %s from %s: missing or wrong token"
+            fields = {"action": "token_refused", "client": request.client_ip, "status": error.status}
+            self._log.warning(kind, text, request.method, request.path[:40], request.client_ip, extra=fields)
 
 
 def _is_publish(route: Route, request: ApiRequest, arguments: Sequence[Any]) -> bool:

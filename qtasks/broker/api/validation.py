@@ -5,7 +5,7 @@ from __future__ import annotations
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import HttpError
 from qtasks.broker.core.message_builder import LLM_URL, callback_requests
-from qtasks.protocol import wire
+from qtasks.protocol import service_url, wire
 from qtasks.protocol.messages import MAX_DELAY_MS, PublishOptions
 
 
@@ -70,4 +70,11 @@ def _check_policy_of(context: ApiContext, url: str, method: str) -> None:
     if url == LLM_URL:
         raise HttpError(400, f"{url} stands for the language model inside the broker: publish to api/llm")
     if (refusal := context.policy.check_url(url, method)) is not None:
-        raise HttpError(400, refusal)
+        raise refused(context, url, refusal)
+
+
+def refused(context: ApiContext, url: str, reason: str) -> HttpError:
+    """The refusal of a destination, which is logged, too: the operator may have to allow it."""
+    fields = {"action": "destination_refused", "url": service_url.shown(url)}
+    context.log.warning("publishes to refused destinations", "%s: %s", fields["url"], reason, extra=fields)
+    return HttpError(400, reason)

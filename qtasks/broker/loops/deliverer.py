@@ -18,6 +18,7 @@ from qtasks.broker.core.values import Claim, ClaimBatch
 from qtasks.broker.events import EventWatchers
 from qtasks.broker.loops.attempt_parts import AttemptParts
 from qtasks.broker.loops.bundle_attempts import BundleAttempts
+from qtasks.broker.loops.delivery_log import DeliveryLog
 from qtasks.broker.loops.host_limits import HostLimits
 from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.loops.outcome_recorder import OutcomeRecorder
@@ -57,12 +58,13 @@ class Deliverer:
         limits: DeliveryLimits | None = None,
         streaming: StreamingTransport | None = None,
         region: str = "EU-CENTRAL-1",
+        delivery_log: DeliveryLog | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
         self._limits = HostLimits(limits or DeliveryLimits(), clock)
         self._region = region
-        self._recorder = OutcomeRecorder(store, clock, random, watchers, wake=self.wake)
+        self._recorder = OutcomeRecorder(store, clock, random, watchers, wake=self.wake, delivery_log=delivery_log)
         parts = AttemptParts(clock, random, keys, self._limits, self._recorder, region)
         self._singles = SingleAttempts(parts, transport, offer_room=self.offer_room)
         streaming = streaming or (transport if isinstance(transport, StreamingTransport) else None)
@@ -80,6 +82,8 @@ class Deliverer:
         """An attempt has ended during the claim under way, which did not see that."""
         self._claiming = asyncio.Lock()
         self._draining = False
+        self.interrupted = 0
+        """Messages whose attempts `drain` has cancelled."""
 
     @property
     def in_flight(self) -> int:
@@ -136,6 +140,7 @@ class Deliverer:
         """Start no further attempt and wait for those in flight; True if all ended within `timeout_s`.
 
         The others are cancelled. Their messages stay claimed, so the next start of the broker delivers them again.
+        `interrupted` is their number.
         """
         self._draining = True
         self.wake()
@@ -145,6 +150,7 @@ class Deliverer:
                     pass
                 if self._attempts:
                     await asyncio.wait(self._attempts)
+        self.interrupted += sum(self._attempts.values())
         finished = not self._attempts
         for attempt in list(self._attempts):
             attempt.cancel()

@@ -13,6 +13,7 @@ from qtasks.broker.core import interruptions, message_rows, rules
 from qtasks.broker.core.interruptions import Situation
 from qtasks.broker.core.values import Claim, Settled, Settlement
 from qtasks.broker.events import EventWatchers, MessageEvent
+from qtasks.broker.loops.delivery_log import DeliveryLog
 from qtasks.broker.ports import Failure
 from qtasks.broker.store.interface import Store
 from qtasks.broker.store.verbs import settle
@@ -43,16 +44,27 @@ class Ended(NamedTuple):
 
 
 class OutcomeRecorder:
-    """Records the outcomes of attempts. `wake` lets a claim join the transaction of those that may let others start."""
+    """Records the outcomes of attempts. `wake` lets a claim join the transaction of those that may let others start.
+
+    `delivery_log` gets every end that is stored; None: no line is logged about them.
+    """
 
     def __init__(
-        self, store: Store, clock: Clock, random: Random, watchers: EventWatchers, *, wake: Callable[[], None]
+        self,
+        store: Store,
+        clock: Clock,
+        random: Random,
+        watchers: EventWatchers,
+        *,
+        wake: Callable[[], None],
+        delivery_log: DeliveryLog | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
         self._random = random
         self._watchers = watchers
         self._wake = wake
+        self._delivery_log = delivery_log
         self._of_this_turn: list[Ended] = []
         """What waits for `_recording`, which the event loop starts in its next turn."""
         self._recording: asyncio.Task[None] | None = None
@@ -100,9 +112,13 @@ class OutcomeRecorder:
         for settlement, settled, (_, _, started_s) in zip(settlements, all_settled, ended, strict=True):
             if settled is None:
                 log.warning("message %s was settled by another claim; this outcome is dropped", settlement.claim.row.id)
-            elif self._watchers and not settled.quiet:
-                self._tell(settlement, settled, duration_ms=(now_s - started_s) * 1000)
-                self._watchers.notify_created(settled.created, now_ms=now_ms)
+            elif not settled.quiet:
+                spent_ms = (now_s - started_s) * 1000
+                if self._delivery_log is not None:
+                    self._delivery_log.note(settlement, settled, now_ms=now_ms, spent_ms=spent_ms)
+                if self._watchers:
+                    self._tell(settlement, settled, duration_ms=spent_ms)
+                    self._watchers.notify_created(settled.created, now_ms=now_ms)
 
     async def _settle_all(self, settlements: Sequence[Settlement], now_ms: int) -> Sequence[Settled | None]:
         try:

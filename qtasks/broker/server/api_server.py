@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 import uvicorn
 
 from qtasks.broker.broker import Broker
 from qtasks.broker.console.console_context import Role, Viewer
-from qtasks.broker.server.asgi import AsgiApi
+from qtasks.broker.server.asgi import AsgiApi, Receive, Scope, Send
 from qtasks.broker.server.connection_watch import API_LIMITS, ConnectionLimits
 from qtasks.broker.server.hosts import LOOPBACK_HOSTS
 from qtasks.broker.server.http_protocol import guarded
@@ -21,6 +21,8 @@ from qtasks.broker.settings import DEV_CREDENTIALS
 from qtasks.clock import Clock, SystemClock
 from qtasks.errors import ConfigurationError
 from qtasks.protocol.loopback import is_loopback
+
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 KEEP_ALIVE_S: Final = 75
 """Seconds that an idle connection of a client is kept."""
@@ -39,7 +41,7 @@ class AsgiServer:
 
     def __init__(
         self,
-        application: AsgiApi,
+        application: Application,
         listeners: list[socket.socket],
         *,
         closing: Callable[[], None],
@@ -90,6 +92,8 @@ class ApiServer(AsgiServer):
 
     The console needs no sign-in if only programs on this machine can reach it, and every one of them knows the token
     anyway: with the public development credentials, on loopback addresses, by a loopback name.
+
+    `hosts` and `host_option`: see `AsgiApi`. `around` makes the application that is served of that of the API.
     """
 
     def __init__(
@@ -98,14 +102,16 @@ class ApiServer(AsgiServer):
         listeners: list[socket.socket],
         *,
         hosts: frozenset[str] | None = LOOPBACK_HOSTS,
+        host_option: str | None = None,
         grace_s: float = 5.0,
         limits: ConnectionLimits = API_LIMITS,
+        around: Callable[[Application], Application] = lambda api: api,
     ) -> None:
         console = broker.console(open_to=_developer(broker, listeners, hosts))
-        application = AsgiApi(broker.api, ready=broker.ready, console=console, hosts=hosts)
+        api = AsgiApi(broker.api, ready=broker.ready, console=console, hosts=hosts, host_option=host_option)
         # The streams of the console have no end of their own.
         super().__init__(
-            application, listeners, closing=console.close, clock=broker.clock, grace_s=grace_s, limits=limits
+            around(api), listeners, closing=console.close, clock=broker.clock, grace_s=grace_s, limits=limits
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -15,8 +16,11 @@ from qtasks.broker.api import openapi
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, error_response, json_response
 from qtasks.broker.console.console import is_console_path, with_security
 from qtasks.broker.server.hosts import LOOPBACK_HOSTS, host_refusal
+from qtasks.counted_log import CountedLog
 from qtasks.protocol import headers as header_lines
 from qtasks.request_body import BodyCut, BodyTooLarge, BufferBudget, NoRoomForBody, read_body
+
+log = logging.getLogger("qtasks.broker")
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -52,7 +56,8 @@ class AsgiApi:
     """An ASGI application around the API and, if one is given, the console.
 
     `hosts` holds the accepted values of the Host header, without port; None accepts all. The check stops a web page
-    that rebinds its own host name to this address (DNS rebinding).
+    that rebinds its own host name to this address (DNS rebinding). `host_option` is the option of the command line that
+    adds a host; the refusal names it.
     """
 
     def __init__(
@@ -62,13 +67,16 @@ class AsgiApi:
         ready: Callable[[], Awaitable[ApiResponse]],
         console: Answers | None = None,
         hosts: Iterable[str] | None = LOOPBACK_HOSTS,
+        host_option: str | None = None,
         limits: RequestLimits | None = None,
     ) -> None:
         self._api = api
         self._console = console
         self._ready = ready
         self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
+        self._host_option = host_option
         self._limits = limits or RequestLimits()
+        self._log = CountedLog(log)
         self._budget = BufferBudget(self._limits.buffered)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -125,7 +133,8 @@ class AsgiApi:
             size += len(name) + len(value)
         if size > limits.header_bytes:
             raise HttpError(431, f"headers too large: {size} bytes > {limits.header_bytes}")
-        if (refusal := host_refusal(headers, self._hosts, "this broker")) is not None:
+        if (refusal := host_refusal(headers, self._hosts, "this broker", self._host_option)) is not None:
+            self._log.warning("requests with another Host", "a request was refused: %s", refusal[1])
             raise HttpError(*refusal)
 
     def _request(self, scope: Scope, receive: Receive) -> ApiRequest:

@@ -13,16 +13,20 @@ LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 HeaderLines = Iterable[tuple[bytes, bytes]]
 
 
-def host_refusal(lines: HeaderLines, hosts: frozenset[str] | None, server: str) -> tuple[int, str] | None:
+def host_refusal(
+    lines: HeaderLines, hosts: frozenset[str] | None, server: str, option: str | None = None
+) -> tuple[int, str] | None:
     """Status and reason for a request whose `Host` is not one of `hosts` (lower-case, no port); else None.
 
-    `hosts` None: every name is accepted. `server` is the subject of the sentence, such as ``this broker``.
+    `hosts` None: every name is accepted. `server` is the subject of the sentence, such as ``this broker``, and `option`
+    the option of the command line that adds a name.
     """
     names = [value for name, value in lines if name == b"host"]
     if len(names) != 1:
         return 400, f"expected exactly one Host header, got {len(names)}"
     if hosts is not None and _hostname(names[0].decode("latin-1")) not in hosts:
-        return 421, f"host not allowed: {server} answers to {', '.join(sorted(hosts))}"
+        how = "" if option is None else f" ({option} adds a name)"
+        return 421, f"host not allowed: {server} answers to {', '.join(sorted(hosts))}{how}"
     return None
 
 

@@ -12,12 +12,11 @@ from typing import Final, Literal
 
 import click
 
-from qtasks.broker.broker import Broker
+from qtasks.broker.broker import INTERRUPTED, Broker
 from qtasks.broker.core.values import Retention
 from qtasks.broker.server import event_loop
 from qtasks.broker.server.api_server import ApiServer
 from qtasks.broker.server.hosts import LOOPBACK_HOSTS
-from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import LLM_VARIABLE, PER_DISPATCHER, PER_HOST, BrokerSettings, DeliveryLimits
 from qtasks.broker.store.verbs import accounts
 from qtasks.broker.transport.allow_rules import read_rule
@@ -28,10 +27,12 @@ from qtasks.cli.broker.check import check
 from qtasks.cli.broker.database_file import DEFAULT_DB, database_path
 from qtasks.cli.broker.repair import repair
 from qtasks.cli.broker.restore import restore
+from qtasks.cli.listening import listen_at
+from qtasks.cli.logs import LogOptions, log_options, log_to
 from qtasks.cli.option_types import PORT, Duration, HostName, Size
-from qtasks.cli.output import NonBlockingStream, log_to
+from qtasks.cli.output import NonBlockingStream
 from qtasks.cli.public_credentials import refuse_public_credentials
-from qtasks.cli.signals import stop_signals
+from qtasks.cli.signals import SECOND, stop_signals
 from qtasks.errors import ConfigurationError, StoreError
 from qtasks.protocol import development
 from qtasks.protocol.loopback import is_loopback
@@ -98,21 +99,26 @@ class BrokerOptions:
 )
 @click.option(
     "--retention",
-    type=Duration(),
+    type=Duration(least="1m"),
     default="7d",
     show_default=True,
     help="How long delivered messages and logs are kept.",
 )
 @click.option(
-    "--dlq-retention", type=Duration(), default="30d", show_default=True, help="How long dead letters are kept."
+    "--dlq-retention",
+    type=Duration(least="1h"),
+    default="30d",
+    show_default=True,
+    help="How long dead letters are kept.",
 )
 @click.option(
     "--max-size",
-    type=Size(),
+    type=Size(least="10MB"),
     default="1GB",
     show_default=True,
-    help="Delete the oldest finished messages if the database is larger.",
+    help="Delete the oldest finished messages if the database is larger; 0 for no limit.",
 )
+@log_options("info")
 @click.pass_context
 def command(
     context: click.Context,
@@ -129,6 +135,8 @@ def command(
     retention: int,
     dlq_retention: int,
     max_size: int,
+    log_level: str,
+    log_format: Literal["text", "json"],
 ) -> None:
     """Run the broker, or manage its tokens and its database.
 
@@ -148,10 +156,11 @@ def command(
         resolve_on_publish=resolve_on_publish,
         limits=DeliveryLimits(in_flight=in_flight, per_host=per_host),
         retention=Retention(delivered_ms=retention, failed_ms=dlq_retention, max_bytes=max_size or None),
+        log_deliveries=True,
         drain_s=drain,
     ).with_model(os.environ.get(LLM_VARIABLE))
     out, errors = NonBlockingStream(sys.stdout), NonBlockingStream(sys.stderr)
-    log_to(errors)
+    log_to(errors, LogOptions(log_level, log_format))
     event_loop.raise_descriptor_limit()
     try:
         sys.exit(event_loop.run(_serve(BrokerOptions(host, port, hosts, settings), out)))
@@ -162,7 +171,7 @@ def command(
 
 async def _serve(options: BrokerOptions, out: NonBlockingStream) -> int:
     async with AsyncExitStack() as stack:
-        listener = listen(options.host, options.port)
+        listener = listen_at(options.host, options.port, "--port")
         stack.callback(listener.close)
         settings = options.settings
         port = listener.getsockname()[1]
@@ -175,7 +184,9 @@ async def _serve(options: BrokerOptions, out: NonBlockingStream) -> int:
             )
         stored_keys = await broker.keys.of(broker.accounts[ACCOUNT])
         refuse_public_credentials(_secrets(None, stored_keys), options.host, fix=_FIX_IN_DATABASE)
-        server = ApiServer(broker, [listener], hosts=_hosts(options), grace_s=settings.drain_s)
+        server = ApiServer(
+            broker, [listener], hosts=_hosts(options), host_option="--allow-host", grace_s=settings.drain_s
+        )
         stop = stack.enter_context(stop_signals())
         await server.start()
         broker.start()
@@ -186,17 +197,19 @@ async def _serve(options: BrokerOptions, out: NonBlockingStream) -> int:
             f"  destinations {settings.destinations}  {broker.recovery.waiting} waiting"
         )
         out.line(f"console at http://{shown}:{port}/")
-        stopped = asyncio.ensure_future(stop.wait())
+        stopped = asyncio.ensure_future(stop.once.wait())
         broken = asyncio.ensure_future(broker.store.broken.wait())
         await asyncio.wait({stopped, broken}, return_when=asyncio.FIRST_COMPLETED)
         for waiting in (stopped, broken):
             waiting.cancel()
         # No outcome can be stored in a broken store.
         drain_s = 0.0 if broker.store.broken.is_set() else settings.drain_s
+        if (running := broker.deliverer.in_flight) and drain_s:
+            log.info("stopping: waiting up to %g s for deliveries in flight: %d; %s", drain_s, running, SECOND)
         # At the same time, so that the stop takes no longer than the slower of the two.
         _, finished = await asyncio.gather(server.stop(), broker.deliverer.drain(drain_s))
         if not finished:
-            log.warning("stopped before all attempts had ended; the next start makes these attempts again")
+            log.warning(INTERRUPTED, broker.deliverer.interrupted)
         if broker.store.broken.is_set():
             raise StoreError(broker.store.failure or "the store failed")
     return 0

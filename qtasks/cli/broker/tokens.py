@@ -11,11 +11,19 @@ from qtasks.broker import ids
 from qtasks.broker.core.values import AccountCredentials, StoredToken
 from qtasks.broker.store.verbs import accounts
 from qtasks.cli.broker.account import ACCOUNT, credentials_from_environment
-from qtasks.cli.broker.database_file import change_database, database_path, db_option, existing_database, now_ms
+from qtasks.cli.broker.database_file import (
+    DEFAULT_DB,
+    change_database,
+    database_path,
+    db_option,
+    existing_database,
+    now_ms,
+)
 from qtasks.errors import ConfigurationError
 from qtasks.protocol import development, signing
 from qtasks.protocol.messages import SigningKeys
 from qtasks.randomness import SystemRandom
+from qtasks.tasks.settings import DEV_BASE_URL
 
 
 @click.command("init")
@@ -48,6 +56,12 @@ def init(db: str) -> None:
     click.echo(f"QSTASH_TOKEN={token}")
     click.echo(f"QSTASH_CURRENT_SIGNING_KEY={keys.current}")
     click.echo(f"QSTASH_NEXT_SIGNING_KEY={keys.next}")
+    click.echo("# Where the broker reaches the tasks of `qtasks run`: their public URL, prefix included.")
+    click.echo(f"QTASKS_BASE_URL={DEV_BASE_URL}")
+    if path != DEFAULT_DB:
+        click.echo("# The database, for the commands of `qtasks broker`.")
+        click.echo(f"QTASKS_DB={path}")
+    click.echo("# Then, with these lines in the environment: `qtasks broker`, and `qtasks run`.")
 
 
 def _refuse_public(keys: SigningKeys | None, place: str, instead: str) -> None:

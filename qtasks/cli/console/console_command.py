@@ -14,9 +14,10 @@ from qtasks.broker.server import event_loop
 from qtasks.broker.server.api_server import AsgiServer
 from qtasks.broker.server.asgi import AsgiApi
 from qtasks.broker.server.hosts import LOOPBACK_HOSTS
-from qtasks.broker.server.listen import listen
+from qtasks.cli.listening import listen_at
+from qtasks.cli.logs import log_to
 from qtasks.cli.option_types import PORT, HostName
-from qtasks.cli.output import NonBlockingStream, log_to
+from qtasks.cli.output import NonBlockingStream
 from qtasks.cli.signals import stop_signals
 from qtasks.console.passed_service import PassedService
 from qtasks.console.site import ConsoleSite
@@ -86,7 +87,7 @@ class _NoApi:
 
 async def _serve(options: ConsoleOptions, out: NonBlockingStream) -> int:
     async with AsyncExitStack() as stack:
-        listener = listen(options.host, options.port)
+        listener = listen_at(options.host, options.port, "--port")
         stack.callback(listener.close)
 
         async def open_service() -> PassedService:
@@ -99,12 +100,15 @@ async def _serve(options: ConsoleOptions, out: NonBlockingStream) -> int:
         stack.push_async_callback(site.close)
         hosts = frozenset(options.hosts) | (LOOPBACK_HOSTS if is_loopback(options.host) else frozenset())
         server = AsgiServer(
-            AsgiApi(_NoApi(), ready=ready, console=site, hosts=hosts), [listener], closing=site.end_streams, grace_s=1.0
+            AsgiApi(_NoApi(), ready=ready, console=site, hosts=hosts, host_option="--allow-host"),
+            [listener],
+            closing=site.end_streams,
+            grace_s=1.0,
         )
         stop = stack.enter_context(stop_signals())
         await server.start()
         stack.push_async_callback(server.stop)
         shown = f"[{options.host}]" if ":" in options.host else options.host
         out.line(f"console at http://{shown}:{listener.getsockname()[1]}/  of {options.url}")
-        await stop.wait()
+        await stop.once.wait()
     return 0

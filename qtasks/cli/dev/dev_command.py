@@ -1,37 +1,41 @@
-"""`qtasks dev`: the broker and the application in one terminal."""
+"""`qtasks dev`: the broker and the application in one terminal; without an application, a broker alone."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 import tempfile
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from qtasks.broker.broker import Broker
+from qtasks.broker.events import MessageEvent
 from qtasks.broker.server import event_loop
 from qtasks.broker.server.api_server import ApiServer
-from qtasks.broker.server.listen import listen
 from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings
 from qtasks.broker.store.connection import MEMORY
 from qtasks.broker.store.verbs import schedules
-from qtasks.cli.dev import dev_file
+from qtasks.cli.dev import dev_file, greeting, stopping
 from qtasks.cli.dev.reloader import ReloadingApplication
 from qtasks.cli.dev.terminal import EventPrinter
-from qtasks.cli.loader import AppLocation, locate
-from qtasks.cli.option_types import HostName
-from qtasks.cli.output import NonBlockingStream, log_to
+from qtasks.cli.dev.upstash_console import UpstashConsole
+from qtasks.cli.listening import listen_at
+from qtasks.cli.loader import AppLocation, NoAppError, locate
+from qtasks.cli.logs import LEVELS, LogOptions, log_to
+from qtasks.cli.option_types import PORT, HostName
+from qtasks.cli.output import NonBlockingStream
 from qtasks.cli.serving.child_process import StartedApp
-from qtasks.cli.signals import stop_signals
+from qtasks.cli.signals import StopRequests, stop_signals
 from qtasks.errors import StoreError
 from qtasks.protocol import development
 from qtasks.protocol.messages import SigningKeys, State
+from qtasks.tasks.dev_server import ServedApplication
 
 HOST: Final = "127.0.0.1"
 
@@ -40,18 +44,30 @@ HOST: Final = "127.0.0.1"
 class DevOptions:
     """The options of `qtasks dev`."""
 
-    target: AppLocation
+    target: AppLocation | None
+    """None: a broker without an application."""
+    reason: str
+    """Why there is no application; empty if there is one."""
     port: int
     app_port: int
     db: str
     results: str
     hosts: tuple[str, ...]
+    logs: LogOptions
 
 
 @click.command("dev")
 @click.argument("app", required=False)
-@click.option("--port", default=8080, show_default=True, help="Port of the broker; 0 picks a free one.")
-@click.option("--app-port", default=8000, show_default=True, help="Port of your application; 0 picks a free one.")
+@click.option(
+    "--port",
+    type=PORT,
+    envvar="QSTASH_DEV_PORT",
+    default=development.PORT,
+    show_default=True,
+    help="Port of the broker; 0 picks a free one. [QSTASH_DEV_PORT]",
+)
+@click.option("--app-port", type=PORT, default=8000, show_default=True, help="Port of your application; 0: a free one.")
+@click.option("--no-app", is_flag=True, help="Run a broker alone, also if there is an application.")
 @click.option("--db", type=click.Path(dir_okay=False), default=None, help="Database of the broker. [.qtasks/dev.db]")
 @click.option("--memory", is_flag=True, help="Keep nothing after the end.")
 @click.option(
@@ -62,28 +78,43 @@ class DevOptions:
     metavar="NAME",
     help="Also let your application answer to this host name, and to pages from it: that of a tunnel.",
 )
-def command(app: str | None, port: int, app_port: int, db: str | None, memory: bool, hosts: tuple[str, ...]) -> None:
+@click.option("--log-level", type=click.Choice(LEVELS), default=None, help="Log of qtasks.  [default: warning]")
+def command(
+    app: str | None,
+    port: int,
+    app_port: int,
+    no_app: bool,
+    db: str | None,
+    memory: bool,
+    hosts: tuple[str, ...],
+    log_level: str | None,
+) -> None:
     """Run the broker and APP, and print one line for each event.
 
-    APP is a file (tasks.py), a module, or module:object; without it, qtasks looks for one.
-    Both listen on this machine only, and refuse web pages that are not from this machine.
+    APP is a file (tasks.py), a module, or module:object; without it, qtasks looks for one. Without any, it is a
+    development server of QStash: the official SDKs use it as they use theirs.
+    Everything listens on this machine only, and refuses web pages that are not from this machine.
     """
     if memory and db is not None:
         raise click.UsageError("--memory and --db contradict each other: leave one out")
-    target = locate(app, Path.cwd())
+    if no_app and app is not None:
+        raise click.UsageError("--no-app and APP contradict each other: leave one out")
+    target, reason = (None, "--no-app") if no_app else _locate(app)
     dev_file.prepare()
     with tempfile.TemporaryDirectory(prefix="qtasks-") as scratch:
         folder = Path(scratch) if memory else dev_file.FOLDER.absolute()
         options = DevOptions(
             target=target,
+            reason=reason,
             port=port,
             app_port=app_port,
             db=MEMORY if memory else db or str(dev_file.FOLDER / "dev.db"),
             results=os.environ.get("QTASKS_RESULTS") or f"sqlite:///{folder / 'results.db'}",
             hosts=hosts,
+            logs=LogOptions(log_level),
         )
         out, errors = NonBlockingStream(sys.stdout), NonBlockingStream(sys.stderr)
-        log_to(errors)
+        log_to(errors, options.logs)
         event_loop.raise_descriptor_limit()
         try:
             sys.exit(event_loop.run(_dev(options, out, errors)))
@@ -92,106 +123,151 @@ def command(app: str | None, port: int, app_port: int, db: str | None, memory: b
             errors.close()
 
 
+def _locate(app: str | None) -> tuple[AppLocation | None, str]:
+    """The application; or None, and what was looked for. Raises AppError for one that was named."""
+    try:
+        return locate(app, Path.cwd()), ""
+    except NoAppError as error:
+        return None, f"looked for {error.details['looked for']}"
+
+
 async def _dev(options: DevOptions, out: NonBlockingStream, errors: NonBlockingStream) -> int:
     async with AsyncExitStack() as stack:
-        broker_socket = listen(HOST, options.port)
+        broker_socket = listen_at(HOST, options.port, "--port")
         stack.callback(broker_socket.close)
-        app_socket = listen(HOST, options.app_port)
-        stack.callback(app_socket.close)
-        os.set_inheritable(app_socket.fileno(), True)
-        broker_url, app_url = (f"http://{HOST}:{listener.getsockname()[1]}" for listener in (broker_socket, app_socket))
-
+        broker_url = _origin(broker_socket)
         settings = BrokerSettings(path=options.db).with_model(os.environ.get(LLM_VARIABLE))
         broker = await Broker.open(settings.listening_on(*broker_socket.getsockname()))
         stack.push_async_callback(broker.stop)
-        printer = EventPrinter(out)
+        printer = EventPrinter(out, columns=out.columns, model=greeting.model_name(settings))
         broker.watchers.add(printer.print_event)
-        server = ApiServer(broker, [broker_socket])
-        await server.start()
-        stack.push_async_callback(server.stop)
-
+        server = ApiServer(
+            broker, [broker_socket], around=UpstashConsole if options.target is None else lambda api: api
+        )
         user = development.USERS[0]
         keys = await broker.keys.of(broker.accounts[user.name])
-        environment = _application_environment(broker_url, user.token, keys, options.results)
-
-        def on_started(started_app: StartedApp) -> None:
-            printer.base_url, printer.parameters = started_app.base_url, started_app.parameters
-            dev_file.DevFile(
-                broker=broker_url,
-                token=user.token,
-                current_signing_key=keys.current,
-                next_signing_key=keys.next,
-                base_url=started_app.base_url,
-                results=options.results,
-                pid=os.getpid(),
-            ).write()
-
+        session = _DevSession(options, broker, broker_url, keys, printer, errors)
+        application = None if options.target is None else await session.application(options.target, stack)
+        await server.start()
+        stack.push_async_callback(server.stop)
         stack.callback(dev_file.remove, os.getpid())
-        existing = await broker.store.read(schedules.schedules, broker.accounts[user.name])
-        application = ReloadingApplication(
-            options.target,
-            app_socket,
-            app_url,
-            environment,
-            on_started,
-            errors.line,
-            may_have_schedules=bool(existing),
-            hosts=options.hosts,
-        )
-        broker.watchers.add(lambda event: application.note_attempt() if event.state is State.ACTIVE else None)
-        started_app = await application.start()
-        stop = stack.enter_context(stop_signals())
-        stack.push_async_callback(application.stop)
-        # Running attempts need the application, so drain the broker before the application stops.
-        stack.push_async_callback(broker.deliverer.drain, broker.settings.drain_s)
-        _greet(out, options, broker, started_app, broker_url)
+        lines = await session.begin(application)
+        stop = stack.enter_context(stop_signals(second_ends=False))
+        if application is not None:
+            stack.push_async_callback(application.stop)
+        for line in lines:
+            out.line(line)
         broker.start()
         event_loop.tune_interpreter()
         status = await _until_stopped(stop, broker, application)
-        errors.line("stopping: waiting for running tasks")
+        # Running attempts need the application, so drain the broker before the application stops.
+        is_quiet = await stopping.drain(broker, printer, stop, errors.line)
+        if application is not None:
+            await stopping.end_application(application, stop, errors.line, is_quiet=is_quiet)
     out.line(str(printer.tally))
     return status
 
 
-def _application_environment(broker_url: str, token: str, keys: SigningKeys, results: str) -> dict[str, str]:
-    return {
-        **os.environ,
-        "QSTASH_URL": broker_url,
-        "QSTASH_TOKEN": token,
-        "QSTASH_CURRENT_SIGNING_KEY": keys.current,
-        "QSTASH_NEXT_SIGNING_KEY": keys.next,
-        "QTASKS_RESULTS": results,
-        "QTASKS_DEV": "1",
-    }
+def _origin(listener: socket.socket) -> str:
+    return f"http://{HOST}:{listener.getsockname()[1]}"
 
 
-def _greet(out: NonBlockingStream, options: DevOptions, broker: Broker, app: StartedApp, broker_url: str) -> None:
-    store = "in memory, nothing is kept" if options.db == MEMORY else f"{options.db} ({broker.store.promise})"
-    out.line(f"console at {broker_url}/")
-    out.line(f"qtasks {version('qstash-tasks')}  dev   app {app.target} ({options.target.source})   {app}")
-    out.line(f"  broker   {broker_url}   QSTASH_TOKEN={development.USERS[0].token}")
-    out.line(f"  app      {app.base_url}")
-    out.line(f"  store    {store}")
-    if broker.recovery.waiting:
-        out.line(f"  found    {broker.recovery.waiting} waiting, {broker.recovery.interrupted} of them interrupted")
-    if app.synced:
-        out.line(f"  synced   {app.synced}")
-    out.line(f"  reload   when code in {options.target.folder} changes")
-    out.line()
+@dataclass(frozen=True, slots=True)
+class _DevSession:
+    """What the broker and the application of one `qtasks dev` have in common."""
+
+    options: DevOptions
+    broker: Broker
+    broker_url: str
+    keys: SigningKeys
+    printer: EventPrinter
+    errors: NonBlockingStream
+
+    async def application(self, target: AppLocation, stack: AsyncExitStack) -> ReloadingApplication:
+        """The application, on its socket; it is not started yet."""
+        listener = listen_at(HOST, self.options.app_port, "--app-port")
+        stack.callback(listener.close)
+        os.set_inheritable(listener.fileno(), True)
+        account = self.broker.accounts[development.USERS[0].name]
+        existing = await self.broker.store.read(schedules.schedules, account)
+        application = ReloadingApplication(
+            target,
+            listener,
+            _origin(listener),
+            self._environment(),
+            self._note_start,
+            self.errors.line,
+            may_have_schedules=bool(existing),
+            hosts=self.options.hosts,
+            logs=self.options.logs,
+            note=self._note_report,
+        )
+
+        def note_attempt(event: MessageEvent) -> None:
+            if event.state is State.ACTIVE:
+                application.note_attempt()
+
+        self.broker.watchers.add(note_attempt)
+        return application
+
+    async def begin(self, application: ReloadingApplication | None) -> list[str]:
+        """Start the application, and write the file in which others find it. The lines of the greeting."""
+        if application is None:
+            self._write_file(None)
+            return greeting.without_application(self.options.reason, self.broker, self.broker_url, self.keys)
+        started_app = await application.start()
+        return greeting.with_application(application.target, started_app, self.broker, self.broker_url)
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "QSTASH_URL": self.broker_url,
+            "QSTASH_TOKEN": development.USERS[0].token,
+            "QSTASH_CURRENT_SIGNING_KEY": self.keys.current,
+            "QSTASH_NEXT_SIGNING_KEY": self.keys.next,
+            "QTASKS_RESULTS": self.options.results,
+            "QTASKS_DEV": "1",
+        }
+
+    def _note_start(self, started_app: StartedApp) -> None:
+        self.printer.base_url, self.printer.parameters = started_app.base_url, started_app.parameters
+        self._write_file(started_app)
+
+    def _note_report(self, report: dict[str, Any]) -> None:
+        match report:
+            case {"failure": {"message_id": str(message_id), "lines": list(lines)}}:
+                self.printer.note_failure(message_id, lines)
+            case {"request": {"method": method, "path": path, "status": status, "ms": took_ms}}:
+                self.printer.print_request(method, path, status, took_ms, now_ms=self.broker.clock.wall_ms())
+
+    def _write_file(self, started_app: StartedApp | None) -> None:
+        target = self.options.target
+        dev_file.DevFile(
+            broker=self.broker_url,
+            token=development.USERS[0].token,
+            current_signing_key=self.keys.current,
+            next_signing_key=self.keys.next,
+            base_url=None if started_app is None else started_app.base_url,
+            results=self.options.results,
+            pid=os.getpid(),
+            application=None
+            if target is None
+            else ServedApplication(str(target.folder), target.module, target.attribute),
+        ).write()
 
 
-async def _until_stopped(stop: asyncio.Event, broker: Broker, application: ReloadingApplication) -> int:
+async def _until_stopped(stop: StopRequests, broker: Broker, application: ReloadingApplication | None) -> int:
     """Return 0 after a stop signal, 1 if the application cannot be kept alive. Raises StoreError."""
-    signalled = asyncio.create_task(stop.wait())
-    supervising = asyncio.create_task(application.supervise())
+    signalled = asyncio.create_task(stop.once.wait())
     broken = asyncio.create_task(broker.store.broken.wait())
-    waiting = (signalled, supervising, broken)
+    supervising = None if application is None else asyncio.create_task(application.supervise())
+    waiting = [task for task in (signalled, broken, supervising) if task is not None]
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    app_ended = supervising.done()
+    app_ended = supervising is not None and supervising.done()
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
     if broker.store.broken.is_set():
         await broker.deliverer.drain(0)  # no outcome can be stored
         raise StoreError(broker.store.failure or "the store failed")
-    return supervising.result() if app_ended else 0
+    return supervising.result() if supervising is not None and app_ended else 0

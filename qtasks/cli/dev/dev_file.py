@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from qtasks.errors import ConfigurationError
+from qtasks.tasks.dev_server import ServedApplication
 
 FOLDER: Final = Path(".qtasks")
 FILE: Final = FOLDER / "dev.json"
@@ -22,9 +23,11 @@ class DevFile:
     token: str
     current_signing_key: str
     next_signing_key: str
-    base_url: str
+    base_url: str | None
+    """None: it serves no application."""
     results: str
     pid: int
+    application: ServedApplication | None = None
 
     def write(self) -> None:
         """Write the file in one step; only its owner can read it."""
@@ -32,7 +35,8 @@ class DevFile:
         new_file = FILE.with_suffix(f".{self.pid}")
         descriptor = os.open(new_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=2)
+            application = None if self.application is None else self.application._asdict()
+            json.dump({**asdict(self), "application": application}, file, indent=2)
         new_file.replace(FILE)
 
 

@@ -11,12 +11,13 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import watchfiles
 
 from qtasks.cli.loader import AppError, AppLocation
-from qtasks.cli.serving.child_process import ChildProcess, StartedApp
+from qtasks.cli.logs import LogOptions
+from qtasks.cli.serving.child_process import STOP_S, ChildProcess, StartedApp
 
 MIN_LIFETIME_S: Final = 1.0
 """Seconds. An application that dies sooner after its start is not restarted, because it would die again and again."""
@@ -42,6 +43,9 @@ class ReloadingApplication:
     """True if the broker may have schedules of this version of the code or of an earlier one."""
     hosts: Sequence[str] = ()
     """Host names to which the application answers, in addition to those of this machine."""
+    logs: LogOptions = LogOptions()  # noqa: RUF009 - it is frozen
+    note: Callable[[dict[str, Any]], None] = lambda _: None
+    """Called with each report of a child about a failure or a request."""
     _children: list[ChildProcess] = field(default_factory=list)
     """The child that serves is the last one; those before it are about to end."""
     _replacing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -77,9 +81,9 @@ class ReloadingApplication:
             finally:
                 watching.cancel()
 
-    async def stop(self) -> None:
-        """Ask all children to end, and wait for them."""
-        await asyncio.gather(*(child.stop() for child in self._children))
+    async def stop(self, limit_s: float = STOP_S) -> None:
+        """Ask all children to end, and kill those that have not after `limit_s` seconds. Idempotent."""
+        await asyncio.gather(*(child.stop(limit_s) for child in self._children))
 
     async def _new_child(self) -> ChildProcess:
         child = await ChildProcess.start(
@@ -89,6 +93,8 @@ class ReloadingApplication:
             self.environment,
             may_have_schedules=self.may_have_schedules,
             hosts=self.hosts,
+            logs=self.logs,
+            note=self.note,
         )
         self._start_s = time.monotonic()
         self.may_have_schedules |= child.started_app.schedules > 0

@@ -2,25 +2,28 @@
 
 The parent starts ``python -m qtasks.cli.serving.child_main`` with `ChildOptions` as JSON in the first argument. The
 child serves on the socket that it inherits and ends with its parent. It writes reports to the report descriptor, one
-line of JSON each: where it serves or why it cannot, and later that it takes no more requests.
+line of JSON each: where it serves or why it cannot, later that it takes no more requests, and under `qtasks dev` what
+`child_reports` reports.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Literal
 
-from qtasks.cli.loader import AppLocation, load
-from qtasks.cli.output import NonBlockingStream, log_to
+from qtasks.cli.loader import AppLocation, LoadedApp, load
+from qtasks.cli.logs import LogOptions, log_by_default, log_to
+from qtasks.cli.output import NonBlockingStream
+from qtasks.cli.serving.child_reports import FailureReports, OwnRequests, ReportPipe
 from qtasks.cli.serving.dev_guard import DevGuard
 from qtasks.cli.serving.dev_schedules import sync
 from qtasks.cli.serving.uvicorn_server import FAILED, UvicornServer, serve
@@ -53,6 +56,8 @@ class ChildOptions:
     """True under `qtasks run`: log with times, and always linger before the end, not only when it is replaced."""
     may_have_schedules: bool
     """True if the broker may have schedules of an earlier version of the code."""
+    log_level: str | None = None
+    log_format: Literal["text", "json"] = "text"
     hosts: Sequence[str] = ()
     """Under `qtasks dev`: host names to which the application answers, in addition to those of this machine."""
 
@@ -69,23 +74,25 @@ class ChildOptions:
 def main() -> None:
     """Serve until a signal."""
     options = ChildOptions.load(sys.argv[1])
-    # The terminal sends Ctrl-C to the parent and to its children; only the parent decides what happens then.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The terminal sends Ctrl-C, and SIGHUP at its end, to the parent and to its children; only the parent acts on it.
+    for ignored in {signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)}:
+        signal.signal(ignored, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(options.lifeline,), daemon=True).start()
     if not options.production:
         # Python compares compiled code with its source by the modification time in seconds and by the size, so it would
         # miss a second quick edit. Do not write compiled code during development.
         sys.dont_write_bytecode = True
-        sys.exit(_serve(options))
+        log_by_default(LogOptions(options.log_level))
+        sys.exit(_serve(options, ReportPipe(options.report)))
     errors = NonBlockingStream(sys.stderr)
-    log_to(errors)
+    log_to(errors, LogOptions(options.log_level, options.log_format))
     try:
-        sys.exit(_serve(options))
+        sys.exit(_serve(options, ReportPipe(options.report)))
     finally:
         errors.close()
 
 
-def _serve(options: ChildOptions) -> int:
+def _serve(options: ChildOptions, reports: ReportPipe) -> int:
     """Serve until a signal; return the exit status."""
     try:
         loaded = load(AppLocation(Path(options.folder), options.module, options.attribute, ""))
@@ -97,10 +104,8 @@ def _serve(options: ChildOptions) -> int:
         settings.receiver()
         loaded.tasks.schedules.check()
     except QTasksError as error:
-        _report(
-            options.report,
-            {"error": {"message": error.message, "details": error.details, "fix": error.fix, "code": error.code}},
-        )
+        facts = {"message": error.message, "details": error.details, "fix": error.fix, "code": error.code}
+        reports.send({"error": facts})
         return FAILED
 
     def report_started() -> None:
@@ -111,28 +116,33 @@ def _serve(options: ChildOptions) -> int:
             "base_url": settings.base_url,
             "parameters": {name: task.parameters.positional for name, task in loaded.tasks.tasks.items()},
         }
-        _report(options.report, {**facts, "schedules": count, "synced": synced})
+        reports.send({**facts, "schedules": count, "synced": synced})
 
     def report_retired() -> None:
-        _report(options.report, {"retired": True})
+        reports.send({"retired": True})
 
-    app: ASGIApp = Outermost(loaded.app, loaded.tasks.lifespan_if_missing)
+    runtime = loaded.tasks.runtime
     server = UvicornServer(
-        app if options.production else DevGuard(SocketGateway(app, loaded.prefix), options.hosts),
+        _guarded(loaded, options, reports),
         drain_s=options.drain_s,
-        hand_back=loaded.tasks.runtime.hand_back,
+        hand_back=runtime.hand_back,
         started=report_started,
         retired=report_retired,
         is_child=True,
         lingers=options.production,
+        running=(lambda: runtime.running) if options.production else (lambda: 0),  # else the parent prints it
     )
     signal.signal(RETIRE, server.retire)
     return serve(server, socket.socket(fileno=options.listener))
 
 
-def _report(descriptor: int, facts: dict[str, Any]) -> None:
-    with suppress(OSError):  # the parent may have ended
-        os.write(descriptor, json.dumps(facts).encode() + b"\n")
+def _guarded(loaded: LoadedApp, options: ChildOptions, reports: ReportPipe) -> ASGIApp:
+    """The application to serve. Under `qtasks dev` it refuses strangers, and its requests and failures are reported."""
+    app: ASGIApp = Outermost(loaded.app, loaded.tasks.lifespan_if_missing)
+    if options.production:
+        return app
+    logging.getLogger("qtasks.dispatch").addFilter(FailureReports(reports, options.folder))
+    return OwnRequests(DevGuard(SocketGateway(app, loaded.prefix), options.hosts), reports)
 
 
 def _end_with_parent(lifeline: int) -> None:

@@ -8,11 +8,12 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from qtasks.cli.loader import AppError, AppLocation
+from qtasks.cli.logs import LogOptions
 from qtasks.cli.serving.child_main import RETIRE, ChildOptions
 from qtasks.error_codes import ErrorCode
 
@@ -52,13 +53,20 @@ class ChildProcess:
     """A running child process."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, started_app: StartedApp, reports: _ReportReader, lifeline: int
+        self,
+        process: asyncio.subprocess.Process,
+        started_app: StartedApp,
+        reports: _ReportReader,
+        lifeline: int,
+        note: Callable[[dict[str, Any]], None],
     ) -> None:
         self.started_app = started_app
         self._process = process
         self._reports = reports
         self._lifeline = lifeline
         self._end_requested = False
+        self._retired = asyncio.Event()
+        self._reading = asyncio.create_task(self._read_reports(note), name="qtasks-child-reports")
 
     @classmethod
     async def start(
@@ -72,11 +80,13 @@ class ChildProcess:
         production: bool = False,
         may_have_schedules: bool = False,
         hosts: Sequence[str] = (),
+        logs: LogOptions = LogOptions(),  # noqa: B008 - it is frozen
+        note: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> ChildProcess:
         """Start the application and return once it serves. Raises AppError with the error that the child reports.
 
         With `production` the child logs with times, lingers before it ends, and does not sync schedules; without, it
-        answers to the names of this machine and to `hosts` only.
+        answers to the names of this machine and to `hosts` only. `note` is called with each report of `child_reports`.
         """
         report_in, report_out = os.pipe()
         lifeline_in, lifeline_out = os.pipe()
@@ -92,6 +102,8 @@ class ChildProcess:
             production=production,
             may_have_schedules=may_have_schedules,
             hosts=hosts,
+            log_level=logs.level,
+            log_format=logs.form,
         )
         try:
             process = await asyncio.create_subprocess_exec(
@@ -116,7 +128,7 @@ class ChildProcess:
             reports.close()
             os.close(lifeline_out)  # the child ends when it sees this
             raise
-        return cls(process, started_app, reports, lifeline_out)
+        return cls(process, started_app, reports, lifeline_out, note)
 
     async def wait(self) -> int:
         """Wait until the process has ended; return its exit status."""
@@ -131,7 +143,18 @@ class ChildProcess:
     async def retire(self) -> None:
         """Ask a replaced child to end. Returns when it takes no more requests; some may still run."""
         self._request_end(RETIRE)
-        await self._reports.next()
+        await self._retired.wait()
+
+    async def _read_reports(self, note: Callable[[dict[str, Any]], None]) -> None:
+        """Pass reports on until the child has closed its end."""
+        try:
+            while (report := await self._reports.next()) is not None:
+                if "retired" in report:
+                    self._retired.set()
+                else:
+                    note(report)
+        finally:
+            self._retired.set()  # it takes no more requests
 
     async def stop(self, limit_s: float = STOP_S) -> None:
         """Ask the process to end, and kill it after `limit_s` seconds. Idempotent."""
@@ -144,6 +167,7 @@ class ChildProcess:
                 self._process.kill()
                 await self._process.wait()
         if self._lifeline >= 0:
+            self._reading.cancel()
             self._reports.close()
             os.close(self._lifeline)
             self._lifeline = -1

@@ -48,8 +48,9 @@ class DevGuard:
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Status and reason, or None for a request that may pass."""
         lines = scope["headers"]
-        if (refusal := host_refusal(lines, LOOPBACK_HOSTS | self._allowed, "qtasks dev")) is not None:
-            return refusal if refusal[0] != 421 else (421, f"{refusal[1]} (--allow-host adds a name)")
+        hosts = LOOPBACK_HOSTS | self._allowed
+        if (refusal := host_refusal(lines, hosts, "qtasks dev", "--allow-host")) is not None:
+            return refusal
         foreign = next((origin for origin in _values(lines, b"origin") if not self._is_known(origin, lines)), None)
         if foreign is None and scope.get("method", "GET") not in _SAFE and not _values(lines, b"origin"):
             foreign = next((site for site in _values(lines, b"sec-fetch-site") if site == "cross-site"), None)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import click
 
 from qtasks.broker.server.event_loop import raise_descriptor_limit
-from qtasks.broker.server.listen import listen
+from qtasks.cli.listening import listen_at
 from qtasks.cli.loader import load, locate
+from qtasks.cli.logs import LogOptions, log_options, log_to
 from qtasks.cli.option_types import PORT
-from qtasks.cli.output import NonBlockingStream, log_to
+from qtasks.cli.output import NonBlockingStream
 from qtasks.cli.public_credentials import refuse_public_credentials
 from qtasks.cli.serving.child_process import counts_in_words
 from qtasks.cli.serving.uvicorn_server import NO_LIMITS, UvicornServer, has_limits, serve
@@ -45,7 +46,17 @@ _OWN_KEYS: Final = "use the keys of your broker (`qtasks broker init` prints the
     metavar="FILE",
     help="Run a broker inside this process, with its messages in FILE; nothing else is needed.",
 )
-def command(app: str | None, host: str, port: int, workers: int, drain: float, embedded: str | None) -> None:
+@log_options(None)
+def command(
+    app: str | None,
+    host: str,
+    port: int,
+    workers: int,
+    drain: float,
+    embedded: str | None,
+    log_level: str | None,
+    log_format: Literal["text", "json"],
+) -> None:
     """Serve the tasks of APP to a QStash broker.
 
     APP is a file, a module, or module:object. Set QSTASH_CURRENT_SIGNING_KEY, QSTASH_NEXT_SIGNING_KEY and
@@ -64,7 +75,8 @@ def command(app: str | None, host: str, port: int, workers: int, drain: float, e
         refuse_public_credentials((keys.current, keys.next), host, fix=_OWN_KEYS)
         reached = f"as {base_url}"
     loaded.tasks.schedules.check()
-    listener = listen(host, port)
+    listener = listen_at(host, port, "--port")
+    logs = LogOptions(log_level, log_format)
     shown = f"[{host}]" if ":" in host else host
     origin = f"http://{shown}:{listener.getsockname()[1]}"
 
@@ -76,7 +88,7 @@ def command(app: str | None, host: str, port: int, workers: int, drain: float, e
             f"qtasks run {loaded.target} ({target.source})  {counts} at {origin}{loaded.prefix}  reached {reached}"
         )
 
-    log_to(errors)
+    log_to(errors, logs)
     raise_descriptor_limit()
     if not has_limits():
         log.warning(NO_LIMITS)
@@ -88,10 +100,11 @@ def command(app: str | None, host: str, port: int, workers: int, drain: float, e
                 drain_s=drain,
                 hand_back=runtime.hand_back,
                 started=started,
+                running=lambda: runtime.running,
                 has_failed=lambda: runtime.broker_failure is not None,
             )
             sys.exit(serve(server, listener))
-        sys.exit(WorkerPool(workers, target, listener, origin, drain_s=drain, started=started).serve())
+        sys.exit(WorkerPool(workers, target, listener, origin, drain_s=drain, started=started, logs=logs).serve())
     finally:
         out.close()
         errors.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import logging
 import os
 import signal
 import socket
@@ -19,8 +20,10 @@ import uvicorn
 from qtasks.broker.server.event_loop import tune_interpreter
 from qtasks.broker.server.resting_server import RestingServer
 from qtasks.broker.server.uvicorn_log import count_lines
-from qtasks.cli.signals import STOPPING, end_at_the_next
+from qtasks.cli.signals import SECOND, STOPPING, end_at_the_next, on_hangup
 from qtasks.tasks.ports import ASGIApp
+
+log = logging.getLogger("qtasks.run")
 
 KEEP_ALIVE_S: Final = 75
 """Seconds; longer than that of the broker, so that the side that sends requests closes an idle connection."""
@@ -40,8 +43,9 @@ class UvicornServer(RestingServer):
 
     `hand_back` is called when `drain_s` is over and requests still run: it answers those that run tasks. `is_child` is
     True if a parent process handles Ctrl-C, which the terminal sends to both. `lingers`: see `shutdown`. `started` is
-    called when it serves, `retired` when it takes no more requests and only finishes those it has. `has_failed` is True
-    if the process must end with the status `FAILED`.
+    called when it serves, `retired` when it takes no more requests and only finishes those it has. `running` counts the
+    tasks that run; the log says at a stop that they are waited for. `has_failed` is True if the process must end with
+    the status `FAILED`.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class UvicornServer(RestingServer):
         retired: Callable[[], None] | None = None,
         is_child: bool = False,
         lingers: bool = True,
+        running: Callable[[], int] = lambda: 0,
         has_failed: Callable[[], bool] = lambda: False,
     ) -> None:
         count_lines()
@@ -75,6 +80,7 @@ class UvicornServer(RestingServer):
         self._retired_callback = retired
         self._is_child = is_child
         self._lingers = lingers
+        self._running = running
         self._has_failed = has_failed
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -82,6 +88,8 @@ class UvicornServer(RestingServer):
         await super().startup(sockets=sockets)
         if self.started:
             tune_interpreter()
+            if not self._is_child:
+                on_hangup(asyncio.get_running_loop(), lambda: os.kill(os.getpid(), signal.SIGTERM))
             self._started_callback()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -95,11 +103,16 @@ class UvicornServer(RestingServer):
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
         self.finish([connection for connection in self.http_connections() if not _idle(connection)])
         start_s = time.monotonic()
+        if (running := self._running()) and self._drain_s:
+            how = "" if self._is_child else f"; {SECOND}"
+            log.warning("stopping: waiting up to %g s for running tasks: %d%s", self._drain_s, running, how)
         linger_s = min(LINGER_S, self._drain_s / 2) if self._lingers else 0
         await _wait(lambda: not self._any_idle(), start_s + linger_s)
         if self._retired_callback is not None:
             self._retired_callback()
         if not await _wait(self._is_quiet, start_s + self._drain_s):
+            if running := self._running():
+                log.warning("stopped before all tasks had ended: the broker sends them again (%d)", running)
             await self._hand_back()
         await super().shutdown(sockets=sockets)
 

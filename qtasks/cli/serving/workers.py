@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from qtasks.cli.loader import AppLocation
+from qtasks.cli.logs import LogOptions
 from qtasks.cli.serving.child_process import ChildProcess
 from qtasks.cli.serving.uvicorn_server import OVERTIME_S
 from qtasks.cli.signals import stop_signals
@@ -33,6 +34,7 @@ class WorkerPool:
         *,
         drain_s: float,
         started: Callable[[], None],
+        logs: LogOptions,
     ) -> None:
         os.set_inheritable(listener.fileno(), True)
         self._count = count
@@ -41,6 +43,7 @@ class WorkerPool:
         self._origin = origin
         self._drain_s = drain_s
         self._started = started
+        self._logs = logs
         self._children: list[ChildProcess] = []
 
     def serve(self) -> int:
@@ -53,7 +56,7 @@ class WorkerPool:
             await self._start_all()
             self._started()
             restarters = [asyncio.create_task(self._restart_forever(index)) for index in range(self._count)]
-            await stop.wait()
+            await stop.once.wait()
             for restarter in restarters:
                 restarter.cancel()
             await asyncio.gather(*restarters, return_exceptions=True)
@@ -72,7 +75,13 @@ class WorkerPool:
 
     async def _start(self) -> ChildProcess:
         return await ChildProcess.start(
-            self._target, self._listener, self._origin, os.environ, drain_s=self._drain_s, production=True
+            self._target,
+            self._listener,
+            self._origin,
+            os.environ,
+            drain_s=self._drain_s,
+            production=True,
+            logs=self._logs,
         )
 
     async def _restart_forever(self, index: int) -> None:

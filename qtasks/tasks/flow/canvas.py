@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, Unpack, cast, get_args, overload
 
+from qtasks.api_names import ApiNames
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
 from qtasks.protocol import wire
@@ -47,9 +48,10 @@ def _kept(value: Any) -> Any:
 
 
 @dataclass(slots=True)
-class Signature(Generic[R]):
+class Signature(ApiNames, Generic[R]):
     """A call that is not made yet: a task with its options, and the arguments. `Task.s` and `Task.si` make one."""
 
+    _internal = frozenset({"first_call", "given", "more", "step"})
     task: BaseTask[..., R]
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overload
 
+from qtasks.api_names import ApiNames
 from qtasks.errors import TaskCancelled, TaskFailed
 from qtasks.tasks.celery import celery_names
 from qtasks.tasks.results.backend import ResultStatus
@@ -26,7 +27,7 @@ STATES: Final[Mapping[ResultStatus, str]] = {
 """Celery's word for each status."""
 
 
-class CeleryResult(Generic[R]):
+class CeleryResult(ApiNames, Generic[R]):
     """Celery's names for what a handle has under names of its own. Each of them asks once, as `status` does."""
 
     __slots__ = ()

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequen
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
+from qtasks.api_names import ApiNames
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError, ResultTimeout, TaskCancelled, TaskExpired, TaskFailed
 from qtasks.tasks.celery import celery_names
@@ -23,7 +24,7 @@ _ENDED_OTHERWISE = (TaskFailed, TaskCancelled, TaskExpired)
 _ONE_BY_ONE = ".get(timeout=...); [call.get(propagate=False) for call in handle.calls] has errors in place of results"
 
 
-class GroupResult(Sequence["TaskResult[Any] | GroupResult"]):
+class GroupResult(ApiNames, Sequence["TaskResult[Any] | GroupResult"]):
     """The handle of a group: what `.delay()` of a group returns.
 
     It is the sequence of the handles of its members, in order: of a call, of the last call of a chain, or of a group
@@ -33,6 +34,8 @@ class GroupResult(Sequence["TaskResult[Any] | GroupResult"]):
     With `collect` ``"successes"`` the results are those of the members that have succeeded. A group without calls has
     no `runtime`; it is done.
     """
+
+    _internal = frozenset({"await_all"})
 
     __slots__ = ("_collect", "_members", "_runtime")
 

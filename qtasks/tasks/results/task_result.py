@@ -97,6 +97,10 @@ class TaskResult(CeleryResult[R]):
     that is dead there has failed. They never raise because it does not answer.
     """
 
+    _internal = frozenset(
+        {"accepted", "after", "awaiting_for", "has_lock", "of_task", "planned", "unlock", "waited_for", "with_lock"}
+    )
+
     __slots__ = (
         "_form", "_is_planned", "_lock", "_names", "_parent", "_runtime", "deduplicated", "id", "message_id", "task",
     )  # fmt: skip

@@ -92,6 +92,11 @@ class Dispatcher:
             self._slots.give_back(needs_thread=needs_thread)
 
     @property
+    def running(self) -> int:
+        """How many deliveries run."""
+        return self._slots.running
+
+    @property
     def free_slots(self) -> int:
         """How many deliveries may begin now; 0 while it drains."""
         return self._slots.free()

@@ -18,6 +18,7 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from qtasks.api_names import ApiNames
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ApiError, ArgumentsError, ConfigurationError, DefinitionError, ResultsDisabled, did_you_mean
 from qtasks.protocol import cron
@@ -47,8 +48,10 @@ R = TypeVar("R")
 log = logging.getLogger("qtasks.schedules")
 
 
-class Schedules:
+class Schedules(ApiNames):
     """The schedules that the tasks of an application declare: `QTasks.schedules`. Iterating yields their handles."""
+
+    _internal = frozenset({"check", "check_target", "handle"})
 
     def __init__(
         self,

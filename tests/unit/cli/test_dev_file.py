@@ -10,6 +10,7 @@ import pytest
 
 from qtasks.cli.dev import dev_file
 from qtasks.cli.dev.dev_file import FILE, FOLDER, DevFile
+from qtasks.tasks.dev_server import ServedApplication
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +28,7 @@ def facts(pid: int = 1) -> DevFile:
         base_url="http://127.0.0.1:8000/qtasks",
         results="memory://",
         pid=pid,
+        application=ServedApplication("/srv/shop", "tasks", None),
     )
 
 
@@ -44,6 +46,7 @@ def test_it_holds_the_facts_and_is_for_its_owner_alone() -> None:
         "base_url": "http://127.0.0.1:8000/qtasks",
         "results": "memory://",
         "pid": 1,
+        "application": {"folder": "/srv/shop", "module": "tasks", "attribute": None},
     }
     assert FILE.stat().st_mode & 0o777 == 0o600
     assert FOLDER.stat().st_mode & 0o777 == 0o700

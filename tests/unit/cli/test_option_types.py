@@ -51,3 +51,13 @@ def test_another_host_name_is_refused_with_an_example(text: str) -> None:
     """It would never match."""
     with pytest.raises(click.BadParameter, match="without scheme and port"):
         HostName().convert(text, None, None)
+
+
+def test_a_value_below_what_makes_sense_is_refused_with_the_least_one() -> None:
+    with pytest.raises(click.BadParameter, match="1 is too small: at least 10MB, or 0 for no limit"):
+        Size(least="10MB").convert("1", None, None)
+    assert Size(least="10MB").convert("0", None, None) == 0
+    assert Size(least="10MB").convert("10MB", None, None) == 10**7
+    with pytest.raises(click.BadParameter, match="0s is too short: at least 1m"):
+        Duration(least="1m").convert("0s", None, None)
+    assert Duration(least="1m").convert("1m", None, None) == 60_000

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import io
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -13,7 +9,7 @@ from typing import TextIO
 
 import pytest
 
-from qtasks.cli.output import NonBlockingStream, log_to
+from qtasks.cli.output import NonBlockingStream
 
 
 @pytest.fixture
@@ -92,55 +88,3 @@ def test_a_pipe_is_no_terminal(pipe: tuple[int, TextIO]) -> None:
     out = NonBlockingStream(pipe[1])
     assert not out.isatty()
     out.close()
-
-
-@contextlib.contextmanager
-def a_new_process() -> Iterator[logging.Logger]:
-    """The root logger without the handlers of the test runner."""
-    logger = logging.getLogger()
-    before = logger.handlers[:]
-    logger.handlers[:] = []
-    try:
-        yield logger
-    finally:
-        logger.handlers[:] = before
-
-
-def test_a_record_is_a_line_with_its_time() -> None:
-    with a_new_process():
-        log_to(stream := io.StringIO())
-        logging.getLogger("qtasks.test").warning("seen %s", "it")
-        date, clock, rest = stream.getvalue().split(" ", 2)
-        assert len(date) == 10
-        assert "," in clock
-        assert rest == "WARNING seen it\n"
-
-
-def test_strangers_cannot_begin_a_line_of_the_log() -> None:
-    with a_new_process():
-        log_to(stream := io.StringIO())
-        logging.getLogger("qtasks.test").error("refused %s", "a\n2026-01-01 INFO forged\x1b[2J\u2028")
-        assert stream.getvalue().count("\n") == 1
-        assert "refused a\\n2026-01-01 INFO forged\\x1b[2J\\u2028" in stream.getvalue()
-
-
-def test_an_error_keeps_its_traceback_and_a_stop_has_none() -> None:
-    with a_new_process():
-        log_to(stream := io.StringIO())
-        log = logging.getLogger("qtasks.test")
-        for error in (ValueError("real"), asyncio.CancelledError("stopped")):
-            try:
-                raise error
-            except BaseException:
-                log.exception("failed")
-        assert "Traceback" in stream.getvalue()
-        assert "ValueError: real" in stream.getvalue()
-        assert "CancelledError" not in stream.getvalue()
-
-
-def test_an_application_that_has_said_where_its_log_goes_is_left_alone() -> None:
-    with a_new_process() as root:
-        chosen = logging.NullHandler()
-        root.addHandler(chosen)
-        log_to(io.StringIO())
-        assert root.handlers == [chosen]

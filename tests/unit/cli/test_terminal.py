@@ -144,7 +144,9 @@ def test_a_request_to_a_language_model_is_shown_as_the_task_that_makes_it() -> N
     url = "https://api.openai.com/v1/chat/completions"
     asked = json.dumps({"model": "gpt", "messages": []}).encode()
     own = PublishOptions(callback=f"{BASE_URL}/summarise?call=call_1")
-    assert shown(event(State.CREATED, asked, url=url, options=own)) == "→  summarise         msg_..cdefgh  asks gpt"
+    assert shown(event(State.CREATED, asked, url=url, options=own)) == (
+        "→  summarise         msg_..cdefgh  asks gpt at api.openai.com"
+    )
     busy = answered(429, {"error": {"message": "slow down"}})
     again = event(State.RETRY, url=url, options=own, outcome=busy, next_delivery_ms=START_MS + 12_000)
     assert shown(again) == "↻  summarise         msg_..cdefgh  1/4  slow down  retry in 12s"
