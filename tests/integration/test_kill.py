@@ -28,10 +28,12 @@ from qstash import Receiver
 
 from qtasks.broker.core.interruptions import CRASHED_FROM_CLAIMS, STOPPED
 from qtasks.broker.core.rules import Stage
+from qtasks.broker.store.connection import connect
+from qtasks.broker.store.verbs.insight import index, totals
 from qtasks.protocol import signing
 from qtasks.protocol.development import USERS
 from qtasks.protocol.messages import State
-from tests.support import broker_process
+from tests.support import broker_process, insight
 from tests.support.legal_moves import assert_legal
 
 KILLS = 20
@@ -384,6 +386,24 @@ def test_the_file_is_sound_and_every_log_is_legal(result: LoadResult) -> None:
     assert set(logs) == set(stages)
     for seq, states in logs.items():
         assert_legal(states, Stage(stages[seq]))
+
+
+def test_the_figures_of_the_console_equal_the_log(result: LoadResult) -> None:
+    """They were counted while the broker was killed; what was left to count is counted now."""
+    db = connect(str(result.process.database))
+    counted_before = db.execute("SELECT n FROM insight_progress").get
+    now_ms = round(result.process.ends_ms[-1])
+    insight.count_all(db, now_ms)
+    of_kills = insight.rows(db)
+    assert insight.counted(db) == insight.ledger(db, now_ms)
+    total = totals.totals(db, 1, minutes=10_080, now_ms=now_ms)
+    created = db.execute("SELECT count(*) FROM messages WHERE account = 1").get
+    assert sum(point.figures.created for point in total.series) == created
+    index.start_again(db)
+    insight.count_all(db, now_ms)
+    assert insight.rows(db) == of_kills
+    db.close()
+    assert counted_before > 0, "the loop ran"
 
 
 def rows(result: LoadResult, sql: str) -> list[tuple[Any, ...]]:

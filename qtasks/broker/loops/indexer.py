@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import Final
 
@@ -27,8 +28,14 @@ LOOK_EVERY_MS: Final = 1_000
 """Time between two looks at the log while the store is written to; without a write there is none."""
 FORGET_EVERY_MS: Final = 3_600_000
 """Time between two removals of what is old."""
+START_AGAIN_EVERY_MS: Final = 3_600_000
+"""Damaged tables are made again at most this often."""
 VIEW_S: Final = 0.05
 """Seconds that a view waits at most for entries that are not counted yet."""
+
+
+class DamagedFigures(Exception):
+    """A table that the console reads is missing, or its rows contradict each other."""
 
 
 class Indexer:
@@ -39,15 +46,15 @@ class Indexer:
         self._clock = clock
         self._size = FEWEST * 5
         self._forgot_ms: int | None = None
+        self._started_again_ms: int | None = None
 
     async def run(self) -> None:
         """Count what is written until cancelled, or until the store is broken. It sleeps while nothing is written."""
         while not self._store.broken.is_set():
             try:
                 await self.run_once()
-            except (apsw.SQLError, apsw.ConstraintError) as error:
-                log.error("the figures of the console are damaged, and counted again from the log: %s", error)
-                await self._start_again()
+            except DamagedFigures as error:
+                await self._start_again(error)
             except Exception as error:
                 # Every error: if this loop ended, the console would show old figures and not say so.
                 log.error("cannot count the log: %s", error, exc_info=not isinstance(error, StoreError))
@@ -69,12 +76,13 @@ class Indexer:
             await self._rest(took_s * rest)
 
     async def catch_up(self) -> None:
-        """Count for a view what is not counted yet, as far as `VIEW_S` allows."""
+        """Count for a view what is not counted yet, as far as `VIEW_S` and the storage allow."""
         until_s = self._clock.monotonic() + VIEW_S
-        while self._clock.monotonic() < until_s:
-            progress, _ = await self._slice()
-            if not progress.behind or not progress.counted:
-                return
+        with contextlib.suppress(StoreError, DamagedFigures):  # on a full disk a view shows what it can
+            while self._clock.monotonic() < until_s:
+                progress, _ = await self._slice()
+                if not progress.behind or not progress.counted:
+                    return
 
     async def _slice(self) -> tuple[index.Counted, float]:
         """Count one slice, and learn from the time that it took how large the next one may be."""
@@ -83,7 +91,10 @@ class Indexer:
         def count(db: apsw.Connection) -> index.Counted:
             nonlocal took_s
             began_s = self._clock.monotonic()
-            progress = index.count_log(db, now_ms=self._clock.now_ms(), most=self._size)
+            try:
+                progress = index.count_log(db, now_ms=self._clock.now_ms(), most=self._size)
+            except (apsw.SQLError, apsw.ConstraintError) as error:
+                raise DamagedFigures(str(error)) from error
             took_s = self._clock.monotonic() - began_s
             return progress
 
@@ -107,7 +118,14 @@ class Indexer:
             after = await self._store.write_patiently(forget.forget_destinations, after=after)
             await self._rest(SLICE_S)
 
-    async def _start_again(self) -> None:
+    async def _start_again(self, damage: DamagedFigures) -> None:
+        """Make the tables anew; at most once an hour, for an error that comes back would keep the store busy."""
+        now_ms = self._clock.now_ms()
+        if self._started_again_ms is not None and now_ms - self._started_again_ms < START_AGAIN_EVERY_MS:
+            log.error("the figures of the console are damaged: %s", damage)
+            return
+        log.error("the figures of the console are damaged, and counted again from the log: %s", damage)
+        self._started_again_ms = now_ms
         try:
             await self._store.write_long(index.start_again)
         except Exception as error:
