@@ -97,13 +97,10 @@ def _times(minutes: list[int], hours: list[int]) -> str | None:
         return None
     if len(minutes) == 1 and (every_hours := _step(hours, 24)) is not None:
         return f"every {every_hours} hours at minute {minutes[0]}, from {_clock(hours[0], minutes[0])}"
-    if _is_row(hours):
-        span = f"from {_clock(hours[0], minutes[0])} to {_clock(hours[-1], minutes[-1])}"
-        if every_minutes is not None:
-            return f"every minute {span}" if every_minutes == 1 else f"every {every_minutes} minutes {span}"
-        if len(minutes) == 1:
-            return f"every hour {span}"
-    return None
+    span = f"from {_clock(hours[0], minutes[0])} to {_clock(hours[-1], minutes[-1])}"
+    if every_minutes is not None and hours == list(range(hours[0], hours[-1] + 1)):
+        return f"every minute {span}" if every_minutes == 1 else f"every {every_minutes} minutes {span}"
+    return f"every hour {span}" if len(minutes) == 1 and _is_row(hours) else None
 
 
 def _step(numbers: list[int], size: int) -> int | None:

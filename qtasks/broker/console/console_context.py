@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
 
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiResponse
@@ -13,12 +12,6 @@ from qtasks.broker.console.manifests import Manifests
 from qtasks.broker.settings import BrokerSettings
 from qtasks.broker.store.interface import Store
 from qtasks.clock import Clock
-
-HIDDEN: Final = "(not shown: your token shows no payloads)"
-"""In place of the text of an error, for a viewer without payloads."""
-
-Counts = dict[str, int]
-"""Messages by status: scheduled, waiting, running, retrying, dead."""
 
 
 class Role(StrEnum):

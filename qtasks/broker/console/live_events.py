@@ -15,9 +15,13 @@ from typing import Final
 import orjson
 
 from qtasks.broker.api.api_request import ApiResponse, HttpError
-from qtasks.broker.console.console_context import HIDDEN, ConsoleContext, Counts, Viewer
+from qtasks.broker.console.console_context import ConsoleContext, Viewer
 from qtasks.broker.console.message_targets import destination_of, task_of
+from qtasks.broker.console.table_rows import HIDDEN
+from qtasks.broker.console.views import overview
 from qtasks.broker.events import MessageEvent
+from qtasks.broker.loops.indexer import Indexer
+from qtasks.broker.store.verbs.insight import totals
 from qtasks.protocol.messages import State
 
 MOST_STREAMS: Final = 100
@@ -42,10 +46,10 @@ IsValid = Callable[[], Awaitable[bool]]
 class LiveEvents:
     """The streams of one broker."""
 
-    def __init__(self, context: ConsoleContext, count: Callable[[int], Awaitable[Counts]] | None = None) -> None:
+    def __init__(self, context: ConsoleContext) -> None:
         self._context = context
-        self._count = count
         self._streams: list[_Stream] = []
+        self._latest_counts: dict[int, tuple[int, dict[str, int]]] = {}
         self._closing = asyncio.Event()
 
     def open(self, viewer: Viewer, is_valid: IsValid) -> ApiResponse:
@@ -97,11 +101,22 @@ class LiveEvents:
         """The counts of the overview, if they have changed."""
         stream.is_dirty = False
         stream.look_at_ms = self._context.clock.now_ms() + NOW_MS
-        counts = None if self._count is None else await self._count(stream.viewer.account)
-        if counts is None or counts == stream.counts:
+        counts = await self._counted(stream.viewer.account)
+        if counts == stream.counts:
             return b""
         stream.counts = counts
         return _event("now", counts)
+
+    async def _counted(self, account: int) -> dict[str, int]:
+        """The counts of an account; streams that ask in the same moment get the same."""
+        clock = self._context.clock
+        counted_ms, counts = self._latest_counts.get(account, (None, {}))
+        if counted_ms is None or clock.now_ms() - counted_ms >= NOW_MS // 2:
+            await Indexer(self._context.store, clock).catch_up()
+            now_ms = clock.now_ms()
+            counts = overview.counts_json(await self._context.store.read(totals.sums_now, account, now_ms=now_ms))
+            self._latest_counts[account] = now_ms, counts
+        return counts
 
     async def _pause(self) -> None:
         clock = self._context.clock
@@ -143,7 +158,7 @@ class _Stream:
         self.wake = asyncio.Event()
         self.pending: list[bytes] = []
         self.skipped = 0
-        self.counts: Counts | None = None
+        self.counts: dict[str, int] | None = None
         """The counts that it got last."""
         self.is_dirty = True
         """The counts may have changed since."""

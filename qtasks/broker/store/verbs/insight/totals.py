@@ -108,13 +108,9 @@ def totals(db: apsw.Connection, account: int, *, minutes: int, now_ms: int) -> T
     counts = counts_now(db, account, now_ms=now_ms)
     step_ms = step_of(minutes)
     rate_from_ms = (now_ms // MINUTE_MS - RATE_MINUTES) * MINUTE_MS
-    sums: defaultdict[Status, int] = defaultdict(int)
-    for of_destination in counts.values():
-        for status, count in of_destination.items():
-            sums[status] += count
     return Totals(
         behind=index.behind(db),
-        counts=sums,
+        counts=_summed(counts),
         oldest_waiting=_oldest_waiting(db, account, now_ms),
         step_ms=step_ms,
         series=_series(db, account, minutes, step_ms, now_ms),
@@ -137,6 +133,19 @@ def counts_now(db: apsw.Connection, account: int, *, now_ms: int) -> dict[int, d
         of_destination[Status.SCHEDULED] = of_destination.get(Status.SCHEDULED, 0) - count
         of_destination[Status.WAITING] = of_destination.get(Status.WAITING, 0) + count
     return counts
+
+
+def sums_now(db: apsw.Connection, account: int, *, now_ms: int) -> Mapping[Status, int]:
+    """How many messages have each of the counted statuses."""
+    return _summed(counts_now(db, account, now_ms=now_ms))
+
+
+def _summed(counts: Mapping[int, Mapping[Status, int]]) -> Mapping[Status, int]:
+    sums: defaultdict[Status, int] = defaultdict(int)
+    for of_destination in counts.values():
+        for status, count in of_destination.items():
+            sums[status] += count
+    return sums
 
 
 def step_of(minutes: int) -> int:
