@@ -79,7 +79,7 @@ export function Failure({ id }) {
     ${failure ? html`<${Content} failure=${failure} hours=${hours} cursor=${cursor} />` : !view.error && html`<div class="loading" role="status">Loading</div>`}`;
 }
 
-const messagesOf = (failure) => `status:failed ${failure.task ? `task:${quoted(failure.task)}` : `url:${quoted(failure.destination)}`}`;
+const messagesOf = (failure) => `${failure.task ? `task:${quoted(failure.task)}` : `url:${quoted(failure.destination)}`} status:failed,retrying`;
 
 function Content({ failure, hours, cursor }) {
   return html`<${Fragment}>

@@ -72,9 +72,9 @@ function Older({ filter, cursor, setError }) {
 // A filter that reads messages singly: it goes on until a page is full, shows how far it is, and can be stopped.
 function Scan({ filter, setError }) {
   const selection = useSelection();
-  const [state, setState] = useState({ rows: [], cursor: null, scanned: null, isRunning: true, error: null });
+  const [state, setState] = useState({ rows: [], cursor: null, read: null, isRunning: true, error: null });
   const abort = useRef(null);
-  const run = async (from, rows) => {
+  const run = async (from, rows, read) => {
     abort.current = new AbortController();
     const wanted = rows.length + PAGE;
     let cursor = from;
@@ -84,23 +84,24 @@ function Scan({ filter, setError }) {
         const page = await get("messages", { filter, count: PAGE, cursor }, abort.current.signal);
         rows = [...rows, ...page.messages];
         cursor = page.cursor ?? null;
-        setState({ rows, cursor, scanned: page.scanned, isRunning: cursor !== null && rows.length < wanted, error: null });
+        read += page.scanned?.messages ?? 0;
+        setState({ rows, cursor, read, isRunning: cursor !== null && rows.length < wanted, error: null });
       } while (cursor !== null && rows.length < wanted);
     } catch (error) {
       setState((before) => ({ ...before, isRunning: false, error: error.name === "AbortError" ? null : error }));
     }
   };
   useEffect(() => {
-    run(null, []);
+    run(null, [], 0);
     return () => abort.current?.abort();
   }, [filter]);
   useReported(state.error, setError);
-  const { rows, cursor, scanned, isRunning } = state;
+  const { rows, cursor, read, isRunning } = state;
+  const progress = `Read ${count(read)} messages${cursor ? " so far, newest first" : ""}: ${count(rows.length)} ${rows.length === 1 ? "matches" : "match"}`;
   return html`<${Fragment}>
-    ${scanned && html`<div class="scan" role="status"><label for="scan">Read ${count(scanned.messages)} of ${count(scanned.of)} messages: ${count(rows.length)} match</label>
-      <progress id="scan" max=${scanned.of} value=${scanned.messages}></progress>
-      ${isRunning ? html`<button type="button" class="small" onClick=${() => abort.current.abort()}>Stop</button>` : cursor && html`<button type="button" class="small" onClick=${() => run(cursor, rows)}>Go on</button>`}</div>`}
-    ${isRunning && !scanned ? html`<div class="loading" role="status">Reading</div>` : html`<${Rows} rows=${rows} selection=${selection} reload=${() => run(null, [])} filter=${filter} isRunning=${isRunning} />`}
+    ${read !== null && html`<div class="scan" role="status"><span>${progress}</span>${isRunning && html`<progress aria-label="Reading"></progress>`}
+      ${isRunning ? html`<button type="button" class="small" onClick=${() => abort.current.abort()}>Stop</button>` : cursor && html`<button type="button" class="small" onClick=${() => run(cursor, rows, read)}>Go on</button>`}</div>`}
+    ${isRunning && read === null ? html`<div class="loading" role="status">Reading</div>` : html`<${Rows} rows=${rows} selection=${selection} reload=${() => run(null, [], 0)} filter=${filter} isRunning=${isRunning || cursor !== null} />`}
   <//>`;
 }
 

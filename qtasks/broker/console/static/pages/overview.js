@@ -66,10 +66,10 @@ function Throughput({ series }) {
 }
 
 function Latency({ series }) {
-  return html`<${Lines} label="Duration and wait" fromMs=${series.fromMs} stepMs=${series.stepMs} series=${[
-    { name: "half within", className: "", values: line(series, "p50Ms") },
-    { name: "95 % within", className: "series-warn", values: line(series, "p95Ms") },
-    { name: "95 % start after", className: "series-quiet", values: line(series, "waitP95Ms") },
+  return html`<${Lines} label="Durations" fromMs=${series.fromMs} stepMs=${series.stepMs} series=${[
+    { name: "median", className: "", values: line(series, "p50Ms") },
+    { name: "95 %", className: "series-warn", values: line(series, "p95Ms") },
+    { name: "95 % of waits", className: "series-quiet", values: line(series, "waitP95Ms") },
   ]} />`;
 }
 
@@ -116,8 +116,8 @@ function Slowest({ destinations }) {
   return html`<${Panel} title="Slowest" id="slowest">
     <${Table} caption="Slowest" rowKey=${(row) => `${row.destination} ${row.task}`} rows=${rows} empty=${html`<p class="quiet pad">Nothing has been delivered.</p>`} columns=${[
       NAME,
-      number("p50", "Half within", (row) => span(row.p50Ms)),
-      number("p95", "95 % within", (row) => span(row.p95Ms)),
+      number("p50", "Median", (row) => span(row.p50Ms)),
+      number("p95", "95 %", (row) => span(row.p95Ms)),
       number("delivered", "Delivered", (row) => count(row.delivered)),
     ]} />
   <//>`;

@@ -25,6 +25,11 @@ function roundUp(highest) {
   return [1, 2, 5, 10].map((factor) => factor * power).find((top) => top >= highest);
 }
 
+const ROUND_SPANS = [1, 2, 5, 10, 15, 30].flatMap((size) => [size * 1000, size * 60_000]).concat([1, 2, 6, 12, 24, 48, 96, 168].map((hours) => hours * 3_600_000)).sort((a, b) => a - b);
+
+// The same for a span in milliseconds.
+const roundUpSpan = (highest) => (highest <= 500 ? roundUp(highest) : ROUND_SPANS.find((top) => top >= highest) ?? roundUp(highest));
+
 // Stacked bars over time: series [{name, className, values}], one value a step.
 export function Bars({ label, series, fromMs, stepMs, format = count }) {
   const [at, setAt] = useState(null);
@@ -52,7 +57,7 @@ export function Lines({ label, series, fromMs, stepMs, format = span }) {
   const [at, setAt] = useState(null);
   const steps = series[0].values.length;
   const highest = Math.max(1, ...series.flatMap((one) => one.values.filter((value) => value !== null)));
-  const top = roundUp(highest);
+  const top = format === span ? roundUpSpan(highest) : roundUp(highest);
   const width = (WIDTH - LEFT) / steps;
   const y = (value) => HEIGHT - BOTTOM - (value / top) * (HEIGHT - BOTTOM);
   const path = (values) => {
@@ -64,7 +69,7 @@ export function Lines({ label, series, fromMs, stepMs, format = span }) {
       }
       const x = LEFT + (index + 0.5) * width;
       const alone = pen === "M" && (values[index + 1] ?? null) === null;
-      const point = `${pen}${x.toFixed(1)} ${y(value).toFixed(1)}${alone ? "h0.01" : ""}`;
+      const point = `${pen}${x.toFixed(1)} ${y(value).toFixed(1)}${alone ? "h3" : ""}`;
       pen = "L";
       return point;
     }).join("");

@@ -4,7 +4,7 @@ import { count, plural } from "../lib/format.js";
 import { href } from "../lib/route.js";
 import { MessageLink, Status, Time } from "./basic.js";
 
-// What there is to say of a message: its last error, when it starts, where it waits.
+// What there is to say of a message: its last error, when it starts, where it waits. Labels that begin with `qtasks` are the framework's.
 export function Detail({ row }) {
   const isEnding = !["scheduled", "retrying"].includes(row.status);
   return html`<div class="detail">
@@ -12,7 +12,7 @@ export function Detail({ row }) {
     ${row.error && html`<p class=${`clamp ${row.status === "delivered" ? "quiet" : "bad"}`} title=${row.error}>${row.error}</p>`}
     ${!isEnding && row.dueMs && html`<p class="quiet">${row.status === "retrying" ? "again " : "starts "}<${Time} ms=${row.dueMs} /></p>`}
     <p class="tags">${row.queue && html`<span class="tag">queue ${row.queue}</span>`}${row.flowKey && html`<span class="tag">key ${row.flowKey}</span>`}
-      ${row.scheduleId && html`<span class="tag">schedule ${row.scheduleId}</span>`}${(row.labels ?? []).map((label) => html`<span key=${label} class="tag">${label}</span>`)}</p>
+      ${row.scheduleId && html`<span class="tag">schedule ${row.scheduleId}</span>`}${(row.labels ?? []).filter((label) => !/^qtasks[.-]/.test(label)).map((label) => html`<span key=${label} class="tag">${label}</span>`)}</p>
   </div>`;
 }
 
