@@ -48,8 +48,7 @@ function Newest({ filter, setError }) {
   useReported(view.error, setError);
   const steady = useSteady(view.data?.messages, { hold: scrolled || selection.size > 0, key: filter });
   return html`<${Loaded} view=${{ ...view, error: null, data: view.data ?? (view.error ? null : undefined) }}>${(data) => html`<${Fragment}>
-    <${NewRows} ...${steady} />
-    <${Rows} rows=${steady.rows} selection=${selection} reload=${view.reload} filter=${filter} />
+    <${Rows} above=${html`<${NewRows} ...${steady} />`} rows=${steady.rows} selection=${selection} reload=${view.reload} filter=${filter} />
     <${Pages} page="messages" query=${{ filter }} cursor=${data.cursor} />
   <//>`}<//>`;
 }
@@ -63,8 +62,7 @@ function Older({ filter, cursor, setError }) {
   const steady = useSteady(view.data?.messages, { hold: true, key: cursor });
   const above = useSteady(newest.data?.messages, { hold: true, key: filter });
   return html`<${Loaded} view=${{ ...view, error: null }}>${(data) => html`<${Fragment}>
-    <${NewRows} ...${above} take=${() => go("messages", { filter })} />
-    <${Rows} rows=${steady.rows} selection=${selection} reload=${view.reload} filter=${filter} />
+    <${Rows} above=${html`<${NewRows} ...${above} take=${() => go("messages", { filter })} />`} rows=${steady.rows} selection=${selection} reload=${view.reload} filter=${filter} />
     <${Pages} page="messages" query=${{ filter }} cursor=${data.cursor} isOld />
   <//>`}<//>`;
 }
@@ -105,7 +103,7 @@ function Scan({ filter, setError }) {
   <//>`;
 }
 
-function Rows({ rows, selection, reload, filter, isRunning = false }) {
+function Rows({ rows, selection, reload, filter, above = null, isRunning = false }) {
   const chosen = rows.filter((row) => selection.has(row.messageId));
   const unfinished = chosen.filter((row) => UNFINISHED.has(row.status));
   const failed = chosen.filter((row) => row.status === "failed");
@@ -133,6 +131,7 @@ function Rows({ rows, selection, reload, filter, isRunning = false }) {
       <button type="button" class="danger" disabled=${unfinished.length === 0} onClick=${cancel}>Cancel ${count(unfinished.length)}</button>
       <button type="button" disabled=${failed.length === 0} onClick=${retry}>Retry ${count(failed.length)} failed</button>
     <//>
+    ${above}
     <${Panel}><${Table} caption="Messages" rows=${rows} rowKey=${(row) => row.messageId} columns=${MESSAGE_COLUMNS} selection=${isOperator() ? selection : null}
       empty=${isRunning ? html`<p class="quiet pad">None yet.</p>` : html`<${Nothing} filter=${filter} />`} /><//>
   <//>`;
