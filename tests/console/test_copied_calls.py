@@ -159,9 +159,11 @@ def read_argument(text: str) -> Any:
 
 
 def test_a_copied_call_is_a_new_one() -> None:
-    [texts] = texts_of([as_call(([1], {}))], "charge")
+    report = "https://example.com/qtasks/_end?task=charge"
+    [texts] = texts_of([as_call(([1], {})) | {"failureCallback": f"{report}&call=call_1"}], "charge")
     [(words, _)] = given_to_curl([texts["curl"]])
     assert json.loads(words[-1]) == {"v": 1, "args": [1], "kwargs": {}, "retries": 3}
+    assert f"Upstash-Failure-Callback: {report}" in words
 
 
 def test_numbers_keep_their_digits() -> None:

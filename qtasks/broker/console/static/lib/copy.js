@@ -3,6 +3,7 @@
 // Each gives {text, notes}: `notes` are sentences about what the text does not say. The token is never in it; the shell and Python take
 // it from QSTASH_TOKEN. Characters that would hide what a line does, such as those that turn the direction of writing, are escaped
 // where the language can.
+import { newCallBody } from "./call.js";
 import { JsonNumber, JsonObject } from "./lossless.js";
 
 const PLAIN_WORD = /^[A-Za-z0-9_./:-]+$/;
@@ -88,9 +89,15 @@ function toBase64(text) {
   return btoa(Array.from(new TextEncoder().encode(text), (byte) => String.fromCharCode(byte)).join(""));
 }
 
-// The request to `service` (its base address) as a command of a shell. `body` stands in place of the message's own, if given.
-export function asCurl(message, service, body = null) {
+// What reports the end of a call names the call: the report of a new one must not be taken for that of the old one.
+const withoutCall = (url) => url?.replace(/([?&])call=[^&]*(&|$)/, (_, before, after) => (after ? before : ""));
+
+// The request to `service` (its base address) as a command of a shell; that of a task's message makes a new call.
+export function asCurl(source, service, call) {
   const notes = [];
+  const isNew = call && !call.hidden;
+  const body = call ? newCallBody(call) : null;
+  const message = isNew ? { ...source, failureCallback: withoutCall(source.failureCallback) } : source;
   const path = message.queueName ? `enqueue/${encodeURIComponent(message.queueName)}` : "publish";
   const lines = publishHeaders(message, notes);
   const content = bodyOf(message, body, notes);

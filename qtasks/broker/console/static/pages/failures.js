@@ -20,7 +20,7 @@ function retry(failure, reload) {
   const expected = failure.deadLetters;
   ask({
     title: `Retry ${plural(expected, "dead letter")}?`, confirm: `Retry ${count(expected)}`,
-    text: html`<p>All dead letters of <b>${target(failure)}</b> with this error are published again as new messages:</p><p class="raw clamp">${failure.error}</p>`,
+    text: html`<p>All dead letters of <b>${target(failure)}</b> with this error are published again as new messages:</p><div class="raw"><p class="clamp">${failure.error}</p></div>`,
     act: async (progress) => {
       const done = await inPortions(expected, async (left) => {
         const { retried, left: rest } = await post(`failures/${encodeURIComponent(failure.fingerprint)}/retry`, { expected: left });

@@ -2,7 +2,7 @@
 import { Fragment, html, useEffect, useMemo, useRef, useState } from "../lib/view.js";
 import { isOperator, path, post, remove, seesPayloads, session } from "../lib/api.js";
 import { tick, useView } from "../lib/live.js";
-import { argumentsOf, againBody, editable, hiddenResult, newCallBody, readCall, taskError } from "../lib/call.js";
+import { argumentsOf, againBody, editable, hiddenResult, readCall, taskError } from "../lib/call.js";
 import { argumentText, asCommand, asCurl, asPython } from "../lib/copy.js";
 import { brief } from "../lib/lossless.js";
 import { count, exact, span, target } from "../lib/format.js";
@@ -95,7 +95,11 @@ function Edit({ detail, call, close }) {
   const [text, setText] = useState(() => (call ? editable(call) : detail.message.body ?? ""));
   const [error, setError] = useState(null);
   const [busy, setBusy] = useState(false);
-  useEffect(() => area.current.focus(), []);
+  useEffect(() => {
+    area.current.focus();
+    area.current.setSelectionRange(0, 0);
+    area.current.scrollTop = 0;
+  }, []);
   const run = async (event) => {
     event.preventDefault();
     setBusy(true);
@@ -109,7 +113,7 @@ function Edit({ detail, call, close }) {
   };
   return html`<form class="panel pad edit" onSubmit=${run}>
     <label for="edited"><h2>${call ? `Arguments of ${detail.row.task}` : "Body"}</h2></label>
-    <textarea ref=${area} id="edited" spellcheck=${false} value=${text} onInput=${(event) => setText(event.target.value)} aria-describedby="edit-note" />
+    <textarea ref=${area} id="edited" rows=${Math.min(30, text.split("\n").length + 1)} spellcheck=${false} value=${text} onInput=${(event) => setText(event.target.value)} aria-describedby="edit-note" />
     <p class="note" id="edit-note">A new message is published with it. This one stays as it is.${flowNote(call)}</p>
     <${Problem} error=${error} />
     <div class="actions"><button type="submit" class="primary" disabled=${busy}>Run</button><button type="button" onClick=${close} disabled=${busy}>Close</button></div>
@@ -188,7 +192,7 @@ function Result({ detail }) {
   const { response } = delivered;
   const hidden = detail.row.task ? hiddenResult(response?.body) : null;
   return html`<${Panel} title=${title} id="result" note=${response ? `status ${response.status}` : null}><div class="pad">
-    ${!response ? html`<p class="quiet">The broker has not kept it.</p>` : hidden ? html`<p class="quiet">${hidden}</p>` : html`<${Body} text=${response.body} base64=${response.bodyBase64} label=${title} />`}
+    ${!response ? html`<p class="quiet">The broker keeps no answer of a successful attempt. ${detail.row.task ? "The result is in the result backend of the application." : ""}</p>` : hidden ? html`<p class="quiet">${hidden}</p>` : html`<${Body} text=${response.body} base64=${response.bodyBase64} label=${title} />`}
   </div><//>`;
 }
 
@@ -212,7 +216,7 @@ function Elsewhere({ detail, call }) {
   const { message, row } = detail;
   const [tab, setTab] = useState("curl");
   const texts = {
-    curl: asCurl(message, base(), call ? newCallBody(call) : null),
+    curl: asCurl(message, base(), call),
     Python: asPython(message, base(), row.task, call),
     "Command line": asCommand(row.task, call),
   };
