@@ -19,7 +19,7 @@ from qtasks.cli import main
 from qtasks.errors import InvalidCallError
 from qtasks.tasks.admin.searches import ListRequest, dead_letters, messages
 from qtasks.tasks.admin.service_steps import run_steps
-from tests.support.process import environment, soon
+from tests.support.process import Process, environment, soon
 from tests.support.running import Answer, Endpoint, Received
 from tests.support.servers import TOKEN, BrokerServer
 
@@ -354,6 +354,32 @@ def test_the_log_of_a_message_is_printed_the_latest_last(run: Run, broker: Broke
     assert max(map(len, lines)) <= WIDTH
     entries = run("logs", message_id, "--state", "failed", "--json").json["entries"]
     assert [(entry["messageId"], entry["state"]) for entry in entries] == [(message_id, "FAILED")]
+
+
+def test_the_log_is_followed_until_ctrl_c_which_is_no_error_of_the_program(
+    broker: BrokerServer, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    service = {"QSTASH_URL": broker.url, "QSTASH_TOKEN": TOKEN}
+    with Process(tmp_path, "logs", "--follow", "--count", "1", **service) as following:
+        following.wait_for("  ")
+        message_id = call(broker, endpoint, "welcome", 61)
+        assert "created" in following.wait_for(message_id)
+        assert "delivered" in following.wait_for("delivered")
+        assert following.stop() == 130
+        assert "Traceback" not in following.output
+
+
+def test_reports_of_ended_calls_are_shown_when_they_are_asked_for(
+    run: Run, broker: BrokerServer, endpoint: Endpoint
+) -> None:
+    label = {"Upstash_Label": "reports", "Upstash_Delay": "1h"}
+    shown = call(broker, endpoint, "welcome", 1, **label)
+    report = call(broker, endpoint, "_end", 2, **label)
+    ids = [each["messageId"] for each in run("messages", "label:reports", "--json").json["messages"]]
+    assert ids == [shown]
+    ids = [each["messageId"] for each in run("messages", "label:reports", "--reports", "--json").json["messages"]]
+    assert ids == [report, shown]
+    assert report in run("messages", "task:_end", "label:reports").out
 
 
 # -- exit codes

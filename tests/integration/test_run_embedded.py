@@ -87,7 +87,7 @@ def test_an_application_with_a_broker_inside_is_told_of_it(folder: Path) -> None
     inside = MAIN.replace("QTasks()", 'QTasks(embedded=Embedded("own.db"))').replace("import QTasks", "import *")
     (folder / "main.py").write_text(inside)
     refused = qtasks("run", "main:app", "--embedded", "jobs.db", folder=folder)
-    assert refused.status == 2
+    assert refused.status == 3
     assert "the tasks have an embedded broker already: Embedded('own.db')" in refused.err
 
 

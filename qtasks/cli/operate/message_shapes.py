@@ -60,12 +60,11 @@ def echo_message(message: dict[str, Any], now_ms: int, *, reveal: bool) -> None:
     body = message.get("body") or ""
     shown = body if reveal else masked_text(body)
     call = arguments(body)
-    sent = sum(len(values) for values in (message.get("header") or {}).values())
     limits = [f"{name} {message[name]}" for name in ("parallelism", "rate") if message.get(name)]
     echo_facts(
         [
             ("destination", message["url"].partition("?")[0]),
-            ("created", f"{moment(message['createdAt'])} ({age(message['createdAt'], now_ms)})"),
+            ("created", f"{moment(message['createdAt'])} ({age(message['createdAt'], now_ms)} ago)"),
             ("due", moment(message["nextDeliveryTime"]) if message.get("nextDeliveryTime") else None),
             ("retries", _retries(message)),
             ("waits for", message.get("waitsFor")),
@@ -74,7 +73,6 @@ def echo_message(message: dict[str, Any], now_ms: int, *, reveal: bool) -> None:
             ("key", " ".join([message["flowControlKey"], *limits]) if message.get("flowControlKey") else None),
             ("schedule", message.get("scheduleId")),
             ("labels", ", ".join(message["labels"]) if message.get("labels") else None),
-            ("headers", f"{sent}" if sent else None),
             ("dead letter", message.get("dlqId")),
             ("answer", None if message.get("responseStatus") is None else str(message["responseStatus"] or "none")),
             ("answered", masked_text(message["responseBody"]) if message.get("responseBody") else None),

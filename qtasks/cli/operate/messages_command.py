@@ -19,7 +19,9 @@ from qtasks.tasks.admin import actions
 from qtasks.tasks.admin.republish import publish_again
 from qtasks.tasks.admin.searches import messages
 from qtasks.tasks.admin.summaries import MessageSummary
+from qtasks.tasks.send.end_callback import END_TASK
 
+_NO_REPORTS = f"-task:{END_TASK}"
 _ENDED = ("delivered", "failed", "canceled")
 _words = click.argument("words", nargs=-1, metavar="[FILTER]...")
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=message_ids)
@@ -39,11 +41,13 @@ def command() -> None:
 @command.command("list")
 @_words
 @click.option("--count", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many at most.")
+@click.option("--reports", is_flag=True, help="Also the framework's own messages, which report how a call has ended.")
 @as_json_option
-def list_(words: tuple[str, ...], count: int, as_json: bool) -> None:
+def list_(words: tuple[str, ...], count: int, reports: bool, as_json: bool) -> None:
     """List messages, newest first."""
+    hidden = () if reports or any(word.startswith("task:") for word in words) else (_NO_REPORTS,)
     with connected() as service:
-        selected, has_more = _select(service, " ".join(words), count)
+        selected, has_more = _select(service, " ".join((*words, *hidden)), count)
     if as_json:
         echo_json({"messages": [row(message) for message in selected], "hasMore": has_more})
         return
