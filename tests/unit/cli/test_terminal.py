@@ -394,3 +394,48 @@ def test_printable_text_is_left_alone() -> None:
     text = "a ü 中 → 'x' {}"
     assert printable(text, FakeStream()) == text
     assert short_id("msg_1pAUWK2CE77UYbaX4c6VCMpA3eGS1B") == "msg_..3eGS1B"
+
+
+# -- what the terminal is
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
+def test_a_line_is_as_long_as_the_terminal_and_keeps_its_end(encoding: str) -> None:
+    screen = FakeStream(encoding)
+    printer = EventPrinter(screen, base_url=BASE_URL, columns=lambda: 80)
+    printer.note_failure("msg_abcdefgh", ["tasks.py:3 in add: " + "x" * 200, "caused by KeyError: 'ü→'"])
+    failure = Failure("bad_response", "y" * 300)
+    printer.print_event(
+        event(State.RETRY, envelope(1), outcome=failure, error="y" * 300, next_delivery_ms=START_MS + 12_000)
+    )
+    mark, unknown = ("↻", "→") if encoding == "utf-8" else ("~", "?")
+    assert screen.text.splitlines() == [
+        f"{CLOCK}  {mark}  add               msg_..cdefgh  1/4  yyyyyyyyyyyyy...  retry in 12s",
+        "             tasks.py:3 in add: " + "x" * 45 + "...",
+        f"             caused by KeyError: 'ü{unknown}'",
+    ]
+    assert max(map(len, screen.text.splitlines())) <= 80
+
+
+def test_a_request_of_the_application_is_a_line() -> None:
+    screen = FakeStream()
+    EventPrinter(screen).print_request("GET", "/reports", 200, 12.4, now_ms=START_MS)
+    assert screen.text == f"{CLOCK}  ·  GET /reports      200  12 ms\n"
+
+
+def test_a_callback_that_reports_a_failure_is_no_success() -> None:
+    body = json.dumps({"sourceMessageId": "msg_1", "status": 500, "body": ""}).encode()
+    screen = FakeStream()
+    printer = EventPrinter(screen, base_url=BASE_URL)
+    printer.print_event(event(State.CREATED, body))
+    printer.print_event(event(State.DELIVERED, body, outcome=Response(status=200)))
+    assert screen.text == ""
+    assert printer.tally.done == 0
+
+
+def test_what_runs_is_known_from_its_beginning_to_its_end() -> None:
+    printer = EventPrinter(FakeStream(), base_url=BASE_URL)
+    printer.print_event(event(State.ACTIVE, envelope(1)))
+    assert printer.running == {"msg_abcdefgh": "add"}
+    printer.print_event(event(State.DELIVERED, envelope(1), outcome=Response(status=200)))
+    assert printer.running == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib.metadata
 import inspect
 import json
 import socket
@@ -509,6 +510,37 @@ def test_the_menu_is_sorted_and_complete() -> None:
     with pytest.raises(AttributeError, match="no attribute 'tusk'"):
         _ = qtasks.tusk
     assert (qtasks.NonRetryable, qtasks.TaskResult) == (NonRetryable, TaskResult)
+
+
+def test_a_prompt_completes_the_api_and_nothing_else() -> None:
+    tasks = QTasks()
+
+    @tasks.task
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    def completed(subject: object) -> set[str]:
+        return {name for name in dir(subject) if not name.startswith("_")}
+
+    assert " ".join(sorted(completed(add))) == (
+        "AsyncResult aapply_async adelay aenqueue aliases amap apply_async aschedule astarmap delay enqueue function "
+        "is_async map name names on_failure on_retry on_success options result retry_policy s schedule schedules si "
+        "starmap using"
+    )
+    assert " ".join(sorted(completed(tasks) - {"messages", "dlq"})) == (
+        "AsyncResult asend_task asgi_app batch close cron embed every include_router llm on_failure on_retry "
+        "on_success prefix result results_router router run_middleware schedules send_middleware send_task settings "
+        "task tasks"
+    )
+    assert {"get", "status", "cancel"} <= completed(tasks.result("call_1"))
+    assert "of_task" not in completed(tasks.result("call_1"))
+    assert "step" not in completed(add.s(1, 2))
+    assert "check_target" not in completed(tasks.schedules)
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert qtasks.__version__ == importlib.metadata.version("qstash-tasks")
+    assert "__version__" in dir(qtasks)
 
 
 def test_importing_the_package_loads_next_to_nothing() -> None:
