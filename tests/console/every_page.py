@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-NAMES = {"overview", "events", "schedules", "queues", "endpoints", "url-groups", "system", "tasks"}
+NAMES = {
+    "overview",
+    "messages",
+    "failures",
+    "dead-letters",
+    "events",
+    "tasks",
+    "schedules",
+    "queues",
+    "endpoints",
+    "url-groups",
+    "system",
+}
 """The pages of the navigation."""
-ADDRESSES = (*sorted(NAMES), "schedules/{schedule}")
+DETAILS = ("messages/{delivered}", "messages/{failed}", "messages/{retrying}", "schedules/{schedule}")
+ADDRESSES = (*sorted(NAMES), *DETAILS)
 """All pages; a name in braces stands for the id of such a thing."""
 
 

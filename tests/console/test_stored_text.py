@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from qtasks.protocol.messages import State
-from tests.console.every_page import ADDRESSES, address_of
+from tests.console.every_page import NAMES, address_of
 from tests.support.browsing.browser import ConsolePage
 from tests.support.browsing.world import Account, World
 from tests.support.running import Endpoint
@@ -38,7 +38,7 @@ class Attacked:
         self.ids["failed"] = self.account.publish(url, body, Retries="0", **options)
         self.ids["retrying"] = self.account.publish(url, HOSTILE.encode(), Retries="3", **options)
         self.ids["html"] = self.account.publish(url, HOSTILE.encode(), Retries="0", Content_Type="text/html")
-        self.ids["framework"] = self.account.publish(url, body, Retries="0", QTasks_Call_Id=HOSTILE)
+        self.ids["framework"] = self.account.publish(url, body, Retries="0", Qtasks_Call_Id=IMAGE.replace(" ", "/"))
         for name in ("failed", "html", "framework"):
             shop.broker.wait_for(State.FAILED, self.ids[name])
 
@@ -64,7 +64,14 @@ def victim(console: ConsolePage, attacked: Attacked) -> ConsolePage:
     return console
 
 
-@pytest.mark.parametrize("address", ADDRESSES)
+OWN = (
+    *sorted(NAMES),
+    *(f"messages/{{{name}}}" for name in ("failed", "retrying", "html", "framework")),
+    "schedules/{schedule}",
+)
+
+
+@pytest.mark.parametrize("address", OWN)
 def test_nothing_runs_on_a_page(victim: ConsolePage, attacked: Attacked, address: str) -> None:
     page = victim.open(address_of(address, attacked.ids))
     assert page.locator("main img, main script, main svg[onload], main iframe").count() == 0

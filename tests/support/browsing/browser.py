@@ -70,7 +70,7 @@ class ConsolePage:
 
     def check(self) -> None:
         unexpected = [text for text in self.problems if not any(re.search(each, text) for each in self._expected)]
-        assert unexpected == []
+        assert not unexpected, "\n".join(unexpected)
 
     def sign_in(self, token: str) -> None:
         """Sign in without the form: the session of the token becomes that of the browser."""

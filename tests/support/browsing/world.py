@@ -23,6 +23,11 @@ from tests.support.tasks import KEYS, application
 OPERATOR = "token-of-the-operator"
 
 
+def _lines(headers: dict[str, str]) -> Lines:
+    names = {name: name.replace("_", "-") for name in headers}
+    return tuple((f"{'' if name.startswith('Qtasks') else 'Upstash-'}{names[name]}", headers[name]) for name in headers)
+
+
 class Account:
     """A user of a running broker, and what a publisher does. Without `user`, a new one whose account is empty."""
 
@@ -40,8 +45,8 @@ class Account:
         return answer.json if answer.body else None
 
     def publish(self, destination: str, body: bytes = b"{}", /, **headers: str) -> str:
-        """Publish a message; `headers` are those of QStash without ``Upstash-``. The message's id."""
-        lines = tuple((f"Upstash-{name.replace('_', '-')}", value) for name, value in headers.items())
+        """Publish a message; `headers` are those of QStash without ``Upstash-``, or ours. The message's id."""
+        lines = _lines(headers)
         path = f"/v2/enqueue/{headers['Queue']}/" if "Queue" in headers else "/v2/publish/"
         published = self.ask(
             "POST", path + destination, body, tuple(line for line in lines if line[0] != "Upstash-Queue")
@@ -50,13 +55,8 @@ class Account:
 
     def schedule(self, destination: str, cron: str, **headers: str) -> str:
         """Create a schedule; its id."""
-        lines = (
-            ("Upstash-Cron", cron),
-            *((f"Upstash-{name.replace('_', '-')}", text) for name, text in headers.items()),
-        )
-        return str(
-            self.ask("POST", f"/v2/schedules/{destination}", b'{"report": 12345678901234567890}', lines)["scheduleId"]
-        )
+        body, lines = b'{"report": 12345678901234567890}', _lines({"Cron": cron, **headers})
+        return str(self.ask("POST", f"/v2/schedules/{destination}", body, lines)["scheduleId"])
 
 
 @dataclass
@@ -131,7 +131,7 @@ def fill(made: World) -> dict[str, str]:
     broker.wait_for(State.RETRY, ids["retrying"])
     broker.wait_for(State.ACTIVE, ids["running"])
     welcome = f"{made.tasks.settings.base_url}/send_welcome_mail"
-    ids["schedule"] = operator.schedule(welcome, "CRON_TZ=Europe/Berlin 0 9 * * MON-FRI", Label="daily")
+    ids["schedule"] = operator.schedule(welcome, "CRON_TZ=Europe/Berlin 0 9 * * MON-FRI", Qtasks_Interrupted_For="1h")
     operator.ask("PATCH", f"/v2/schedules/{operator.schedule(url, '*/5 * * * *')}/pause")
     operator.ask("POST", "/v2/queues", {"queueName": "reports", "parallelism": 2})
     operator.ask("POST", "/v2/queues/reports/pause")

@@ -2,6 +2,7 @@
 import { html } from "../lib/view.js";
 import { isOperator, path, post, remove, request } from "../lib/api.js";
 import { count, perMinute, plural, span } from "../lib/format.js";
+import { quoted } from "../lib/filter.js";
 import { useView } from "../lib/live.js";
 import { href } from "../lib/route.js";
 import { Empty, Heading, Loaded, Panel, Time } from "../parts/basic.js";
@@ -44,11 +45,6 @@ export function TimeToEmpty({ row }) {
 }
 
 const name = (word) => (row) => html`<span><a class="target" href=${href("messages", { filter: `${word}:${quoted(row.name)}` })}>${row.name}</a>${row.paused && html`<br /><span class="warn">paused</span>`}</span>`;
-
-// A value of a filter: in quotes where blanks, commas or quotes would end it.
-function quoted(text) {
-  return /^[^\s,"]+$/.test(text) ? text : `"${text.replace(/["\\]/g, "\\$&")}"`;
-}
 
 const queueColumns = (reload) => [
   { name: "name", title: "Queue", wide: true, cell: name("queue") },

@@ -28,7 +28,7 @@ function None() {
 
 const columns = (reload) => [
   { name: "name", title: "Schedule", wide: true, cell: (item) => html`<span><a class="target" href=${href(["schedules", item.schedule.scheduleId])}>${title(item)}</a><br /><span class="quiet mono">${item.schedule.scheduleId}</span></span>` },
-  { name: "when", title: "When", wide: true, cell: (item) => html`<span>${item.english}<br /><span class="quiet"><code>${expression(item)}</code> ${item.timeZone}</span></span>` },
+  { name: "when", title: "When", wide: true, cell: (item) => html`<span>${item.english}<br /><code class="quiet">${expression(item)}</code></span>` },
   { name: "next", title: "Next run", cell: (item) => html`<${NextRun} item=${item} />` },
   { name: "recent", title: "Past runs", cell: (item) => html`<${Marks} item=${item} most=${SHOWN_RUNS} />` },
   { name: "actions", title: "Actions", cell: (item) => html`<span class="actions"><${RunNow} item=${item} reload=${reload} /><${Pause} item=${item} reload=${reload} /></span>` },
@@ -42,7 +42,7 @@ function NextRun({ item }) {
   if (item.schedule.isPaused) return html`<span class="warn">paused</span>`;
   const [next] = item.nextMs ?? [];
   if (!next) return html`<span class="quiet">never again</span>`;
-  return html`<span><${Time} ms=${next} /><br /><span class="quiet">${shortIn(next, readableZone(item.timeZone))}</span></span>`;
+  return html`<span><${Time} ms=${next} /><br /><span class="quiet together">${shortIn(next, readableZone(item.timeZone))}</span></span>`;
 }
 
 const MARKS = { fired: "✓", missed: "–", failed: "✗" };
@@ -52,7 +52,7 @@ const outcome = (run) => `${run.outcome}${isLate(run) ? `, ${span(run.lateMs)} l
 // One mark a run, oldest first, each a link to what was sent.
 function Marks({ item, most }) {
   const runs = (item.recent ?? []).toSorted((one, other) => one.tickMs - other.tickMs).slice(-most);
-  if (runs.length === 0) return html`<span class="quiet">none yet</span>`;
+  if (runs.length === 0) return html`<span class="quiet together">none yet</span>`;
   return html`<ol class="marks" aria-label="Past runs, oldest first">${runs.map((run) => {
     const text = `${exact(run.tickMs, zone.value)}: ${outcome(run)}`;
     const mark = html`<span aria-hidden="true">${isLate(run) && run.outcome === "fired" ? "◷" : MARKS[run.outcome] ?? "·"}</span>`;
