@@ -323,3 +323,16 @@ def test_only_listed_files_are_served(development: RunningBroker, path: str) -> 
 def test_a_large_request_is_refused_before_it_is_read(running: RunningBroker) -> None:
     answer = Browser(running.url).ask("POST", "session", json={"token": "x" * (2 * 1024 * 1024)})
     assert answer.status_code == 413
+
+
+def test_metrics_take_a_token_of_any_role(running: RunningBroker, role: str) -> None:
+    answer = httpx.get(f"{running.url}/metrics", headers={"Authorization": f"Bearer {role}"})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "qtasks_log_entries_behind 0" in answer.text
+    assert httpx.get(f"{running.url}/metrics").status_code == 401
+    assert httpx.post(f"{running.url}/metrics", headers={"Authorization": f"Bearer {role}"}).status_code == 405
+
+
+def test_in_development_metrics_need_no_token(development: RunningBroker) -> None:
+    assert httpx.get(f"{development.url}/metrics").status_code == 200

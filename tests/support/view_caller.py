@@ -26,15 +26,7 @@ class Console:
 
     async def ask(self, view: ViewHandler, *arguments: str, body: Any = None, **query: Any) -> tuple[int, Any]:
         """The status and the JSON of a view."""
-
-        async def read_body(limit: int) -> bytes:
-            return b"" if body is None else json.dumps(body).encode()
-
-        request = ApiRequest("GET" if body is None else "POST", "/", urlencode(query), (), "127.0.0.1", read_body)
-        try:
-            answer = await view(self.context, self.viewer, request, *arguments)
-        except HttpError as error:
-            answer = error_response(error)
+        answer = await self._answer(view, arguments, body, query)
         return answer.status, json.loads(answer.body)
 
     async def see(self, view: ViewHandler, *arguments: str, body: Any = None, **query: Any) -> Any:
@@ -42,3 +34,21 @@ class Console:
         status, document = await self.ask(view, *arguments, body=body, **query)
         assert status == 200, document
         return document
+
+    async def text(self, view: ViewHandler) -> str:
+        """The text of a view that answers 200."""
+        answer = await self._answer(view, (), None, {})
+        assert answer.status == 200
+        return answer.body.decode()
+
+    async def _answer(
+        self, view: ViewHandler, arguments: tuple[str, ...], body: Any, query: dict[str, Any]
+    ) -> ApiResponse:
+        async def read_body(limit: int) -> bytes:
+            return b"" if body is None else json.dumps(body).encode()
+
+        request = ApiRequest("GET" if body is None else "POST", "/", urlencode(query), (), "127.0.0.1", read_body)
+        try:
+            return await view(self.context, self.viewer, request, *arguments)
+        except HttpError as error:
+            return error_response(error)

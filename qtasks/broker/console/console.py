@@ -13,9 +13,11 @@ from qtasks.broker.console import same_origin, static_files, view_table
 from qtasks.broker.console.access import Access, Visitor
 from qtasks.broker.console.console_context import ConsoleContext, Role, Viewer
 from qtasks.broker.console.live_events import LiveEvents
+from qtasks.broker.console.views import metrics
 from qtasks.protocol.messages import Headers
 
 API_PREFIX: Final = "/console/api/"
+METRICS_PATH: Final = "/metrics"
 _NOT_STORED: Final = ("Cache-Control", "no-store")
 _SIGN_IN: Final = "sign in with a token of this broker"
 
@@ -41,6 +43,8 @@ class Console:
         work: Callable[[ApiRequest], Awaitable[ApiResponse]] = (
             self._answered if request.path.startswith(API_PREFIX) else _file
         )
+        if request.path == METRICS_PATH:
+            work = self._metrics
         return with_security(await self._api.guarded(request, work))
 
     async def _answered(self, request: ApiRequest) -> ApiResponse:
@@ -56,6 +60,16 @@ class Console:
         if visitor.csrf is not None:
             same_origin.check_csrf(request, visitor.csrf)
         return await self._view(request, path, visitor)
+
+    async def _metrics(self, request: ApiRequest) -> ApiResponse:
+        """`GET /metrics`, with a token of any role; without one where the console needs none."""
+        same_origin.check_origin(request)
+        if request.method not in same_origin.SAFE_METHODS:
+            raise HttpError(405, f"{request.method} is not allowed here", (("Allow", "GET, HEAD"),))
+        visitor = await self._access.visitor(request)
+        if visitor is None:
+            raise HttpError(401, "send a token of this broker, of any role, as Authorization: Bearer")
+        return await metrics.show(self._context, visitor.viewer, request)
 
     async def _view(self, request: ApiRequest, path: str, visitor: Visitor) -> ApiResponse:
         if path == "session":
@@ -94,7 +108,7 @@ class Console:
 
 def is_console_path(path: bytes) -> bool:
     """True for the paths that the console answers."""
-    return path == b"/" or path.startswith(b"/console/")
+    return path in (b"/", METRICS_PATH.encode()) or path.startswith(b"/console/")
 
 
 async def _file(request: ApiRequest) -> ApiResponse:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from qtasks.broker.console import bulk
 from qtasks.broker.console.console_context import Role
 from qtasks.broker.console.table_rows import HIDDEN
-from qtasks.broker.console.views import dead_letters, failure_table, messages, overview
+from qtasks.broker.console.views import dead_letters, failure_table, messages, metrics, overview
 from qtasks.broker.ports import DeliveryRequest
 from qtasks.protocol.messages import Response
 from tests.support.api import Service
@@ -242,3 +245,35 @@ async def test_a_filter_that_cannot_be_read_says_where(console: Console) -> None
         status, document = await console.ask(view, filter="task:a status:odd")
         assert status == 422
         assert document["problems"][0]["at"] == 7
+
+
+async def test_a_monitoring_system_reads_the_same_counters(service: Service, console: Console) -> None:
+    service.transport.answer = failing
+    for task in ("good", "good", "bad"):
+        await publish(service, task)
+    await service.run()
+    await publish(service, "good")
+    service.clock.advance(2_000)
+    text = await console.text(metrics.show)
+    samples = {
+        (sample.name, sample.labels.get("task"), sample.labels.get("status"), sample.labels.get("le")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples["qtasks_messages_created_total", "good", None, None] == 3
+    assert samples["qtasks_messages_delivered_total", "good", None, None] == 2
+    assert samples["qtasks_messages_failed_total", "bad", None, None] == 1
+    assert samples["qtasks_messages", "bad", "dead", None] == samples["qtasks_messages", "good", "waiting", None] == 1
+    assert samples["qtasks_attempt_duration_seconds_count", "good", None, None] == 2
+    assert samples["qtasks_attempt_duration_seconds_bucket", "good", None, "+Inf"] == 2
+    assert samples["qtasks_wait_seconds_count", None, None, None] == 3
+    assert samples["qtasks_oldest_waiting_seconds", None, None, None] == 2
+    assert samples["qtasks_log_entries_behind", None, None, None] == 0
+
+
+async def test_the_dashboard_for_grafana_asks_for_metrics_that_exist(console: Console) -> None:
+    board = (Path(__file__).parents[3] / "docs" / "grafana-dashboard.json").read_text()
+    names = {name.removesuffix("_bucket") for name in re.findall(r"qtasks_\w+", board)}
+    text = await console.text(metrics.show)
+    assert names
+    assert not {name for name in names if f"# TYPE {name} " not in text}

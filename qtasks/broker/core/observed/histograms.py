@@ -16,6 +16,8 @@ _BITS: Final = 32
 _GROWTH: Final = 1.2
 _LOWER_MS: Final = tuple(_GROWTH**number for number in range(BUCKETS - 1))
 """The lower bounds of the buckets from the second one on, in milliseconds; the last one begins at some months."""
+BOUNDS: Final = (13, 22, 26, 34, 38, 47, 51, 57, 61, 69, 79)
+"""Buckets whose upper bounds a monitoring system gets: from about 10 ms over 1 s to half an hour."""
 _LANES: Final = struct.Struct(f"<{BUCKETS}I")
 
 
@@ -33,6 +35,15 @@ def quantile_ms(histogram: int, share: float) -> int | None:
         if count and rest <= 0:
             return 0 if bucket == 0 else round(_LOWER_MS[bucket - 1] * math.sqrt(_GROWTH))
     return None
+
+
+def cumulative(histogram: int) -> tuple[list[tuple[float, int]], int, float]:
+    """How many spans were below each of `BOUNDS`, in seconds; how many there are; and their sum, in seconds, about."""
+    counts = _LANES.unpack(histogram.to_bytes(_LANES.size, "little"))
+    below = [(_LOWER_MS[bound] / 1000, sum(counts[: bound + 1])) for bound in BOUNDS]
+    middle_ms = math.sqrt(_GROWTH)
+    total_ms = sum(count * _LOWER_MS[bucket] * middle_ms for bucket, count in enumerate(counts[1:]))
+    return below, sum(counts), total_ms / 1000
 
 
 def pack(histogram: int) -> bytes:

@@ -42,7 +42,7 @@ CREATE TABLE insight_counts (
     PRIMARY KEY (account, destination, status)
 ) STRICT, WITHOUT ROWID;
 
--- What happened in a minute or an hour, by destination; destination 0 is all of an account.
+-- What happened in a minute, an hour, or ever (step 0), by destination; destination 0 is all of an account.
 CREATE TABLE insight_spans (
     account     INTEGER NOT NULL,
     step_ms     INTEGER NOT NULL,

@@ -12,6 +12,8 @@ from qtasks.broker.store.verbs.rows import write_each
 
 MINUTE_MS: Final = 60_000
 HOUR_MS: Final = 3_600_000
+EVER_MS: Final = 0
+"""In place of a step: since the destination is known, in one row that begins at 0."""
 ALL: Final = 0
 """In place of a destination: all of an account."""
 
@@ -68,13 +70,14 @@ class FreshFigures:
         return figures
 
     def write(self, db: apsw.Connection) -> None:
-        """Add them to what is stored: by minute and by hour, of each destination and of all."""
+        """Add them to what is stored: by minute, by hour and ever, of each destination and of all."""
         spans: dict[tuple[int, int, int, int], Figures] = {}
         for (account, destination, minute), fresh in self._minutes.items():
             time_ms = minute * MINUTE_MS
-            for step_ms in (MINUTE_MS, HOUR_MS):
+            for step_ms in (MINUTE_MS, HOUR_MS, EVER_MS):
+                start_ms = time_ms // step_ms * step_ms if step_ms else 0
                 for counted in (destination, ALL):
-                    spans.setdefault((account, step_ms, counted, time_ms // step_ms * step_ms), Figures()).add(fresh)
+                    spans.setdefault((account, step_ms, counted, start_ms), Figures()).add(fresh)
         for key, figures in spans.items():
             if (stored := db.execute(_READ, key).fetchone()) is not None:
                 figures.add(Figures.of(stored))

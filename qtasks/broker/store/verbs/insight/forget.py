@@ -7,7 +7,7 @@ from typing import Final, cast
 import apsw
 
 from qtasks.broker.core.values import DAY_MS
-from qtasks.broker.store.verbs.insight.figures import ALL, HOUR_MS, MINUTE_MS
+from qtasks.broker.store.verbs.insight.figures import ALL, EVER_MS, HOUR_MS, MINUTE_MS
 from qtasks.broker.store.verbs.rows import fetch
 
 BATCH: Final = 200
@@ -42,6 +42,7 @@ _IS_USED: Final = (
     " OR EXISTS (SELECT 1 FROM insight_failures WHERE account = ?1 AND destination = ?2)"
     " OR EXISTS (SELECT 1 FROM insight_destinations WHERE id = ?2 AND url = '')"
 )
+_FORGET_EVER: Final = "DELETE FROM insight_spans WHERE account = ? AND step_ms = ? AND destination = ?"
 
 
 def forget_old(db: apsw.Connection, *, now_ms: int) -> int:
@@ -60,6 +61,7 @@ def forget_destinations(db: apsw.Connection, *, after: int) -> int | None:
     for number, account in some:
         if not db.execute(_IS_USED, (account, number, MINUTE_MS, HOUR_MS)).get:
             db.execute("DELETE FROM insight_counts WHERE account = ? AND destination = ?", (account, number))
+            db.execute(_FORGET_EVER, (account, EVER_MS, number))
             db.execute("DELETE FROM insight_destinations WHERE id = ?", (number,))
     return some[-1][0] if len(some) == BATCH else None
 

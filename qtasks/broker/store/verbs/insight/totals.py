@@ -10,7 +10,7 @@ import apsw
 
 from qtasks.broker.core.observed.statuses import Status
 from qtasks.broker.store.verbs.insight import index
-from qtasks.broker.store.verbs.insight.figures import ALL, COLUMNS, HOUR_MS, MINUTE_MS, Figures
+from qtasks.broker.store.verbs.insight.figures import ALL, COLUMNS, EVER_MS, HOUR_MS, MINUTE_MS, Figures
 from qtasks.broker.store.verbs.rows import fetch, first
 
 MAX_POINTS: Final = 120
@@ -121,6 +121,28 @@ def totals(db: apsw.Connection, account: int, *, minutes: int, now_ms: int) -> T
         has_message=_exists(db, account, *Status),
         has_run=_exists(db, account, Status.DELIVERED),
     )
+
+
+class Counters(NamedTuple):
+    """What is counted for a monitoring system. Figures are since the destination is known: they never go down."""
+
+    behind: int
+    destinations: Sequence[DestinationFigures]
+    all: Figures
+    oldest_waiting_ms: int | None
+    """Since when the message waits that waits longest."""
+
+
+def counters(db: apsw.Connection, account: int, *, now_ms: int) -> Counters:
+    """The counters of all destinations that have figures of their own, by number."""
+    counts = counts_now(db, account, now_ms=now_ms)
+    destinations = [
+        DestinationFigures(url, task, counts.get(number, {}), _sum(db, account, EVER_MS, number, 0), 0)
+        for number, url, task in fetch(db, _COUNTED, (account,))
+    ]
+    oldest = _oldest_waiting(db, account, now_ms)
+    everything = _sum(db, account, EVER_MS, ALL, 0)
+    return Counters(index.behind(db), destinations, everything, None if oldest is None else oldest[1])
 
 
 def counts_now(db: apsw.Connection, account: int, *, now_ms: int) -> dict[int, dict[Status, int]]:
