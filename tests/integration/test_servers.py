@@ -626,3 +626,15 @@ def test_ctrl_c_is_not_a_traceback(folder: Path) -> None:
         broker.wait_for("running")
         assert broker.stop() == 0
         assert "Traceback" not in broker.output
+
+
+def test_a_token_without_payloads_opens_the_console_only(folder: Path) -> None:
+    assert qtasks("broker", "init", "--db", "t.db", folder=folder).status == 0
+    token = qtasks(
+        "broker", "token", "create", "guest", "--without-payloads", "--db", "t.db", folder=folder
+    ).out.strip()
+    assert "without payloads" in qtasks("broker", "token", "list", "--db", "t.db", folder=folder).out
+    with BrokerServer(folder, "--db", "t.db", token=token, secrets=False).started() as server:
+        server.wait_for(f"console at {server.url}/")
+        assert server.ask("GET", "/v2/logs").status == 403
+        assert server.ask("GET", "/console/api/session").json["role"] == "metadata"
