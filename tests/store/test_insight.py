@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import apsw
@@ -12,10 +13,12 @@ import pytest
 from qtasks.broker.core.observed import error_texts
 from qtasks.broker.core.rules import Trigger
 from qtasks.broker.core.values import DAY_MS, Claim, DeadLetterCriteria, Retention
-from qtasks.broker.store.verbs import dead_letters, retention
+from qtasks.broker.store.connection import connect
+from qtasks.broker.store.integrity.salvage import salvage
+from qtasks.broker.store.verbs import accept, dead_letters, retention
 from qtasks.broker.store.verbs.insight import destinations, failure_groups, forget, index, totals
 from qtasks.protocol.messages import PublishOptions, Response
-from tests.support.broker import ACCOUNT
+from tests.support.broker import ACCOUNT, START_MS, publication
 from tests.support.insight import add_account, count_all, counted, ledger, rows
 from tests.support.store import InlineStore
 
@@ -326,3 +329,20 @@ def test_every_statement_of_the_loop_is_found_by_an_index(store: InlineStore) ->
 
 
 _SHORT = ("SCAN json_each VIRTUAL TABLE INDEX 1:", "SCAN accounts", "SCAN CONSTANT ROW", "SCAN (subquery-1)")
+
+
+def test_a_repaired_database_is_counted_again_from_its_log(tmp_path: Path) -> None:
+    path, target = tmp_path / "broken.db", tmp_path / "saved.db"
+    db = connect(str(path))
+    add_account(db)
+    accept.accept(db, [publication(number) for number in range(1, 4)], now_ms=START_MS)
+    count_all(db, START_MS)
+    before = rows(db)
+    db.close()
+    saved = salvage(path, target, {}, now_ms=START_MS)
+    assert saved.unreadable == {}
+    db = connect(str(target))
+    assert db.execute("SELECT n FROM insight_progress").get == 0
+    count_all(db, START_MS)
+    assert rows(db) == before
+    db.close()
