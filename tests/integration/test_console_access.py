@@ -142,7 +142,9 @@ def test_ten_wrong_tokens_a_minute_are_enough(tmp_path: Path, caplog: pytest.Log
         assert answer.status_code == 429
         assert 0 < int(answer.headers["retry-after"]) <= 61
         lines = [record.getMessage() for record in caplog.records if "wrong token" in record.getMessage()]
-        assert lines == ["the console refused a wrong token from 127.0.0.1"], "the others are counted"
+        assert lines == ["POST of /console/api/session from 127.0.0.1: missing or wrong token"], (
+            "the others are counted"
+        )
     finally:
         broker.stop()
 

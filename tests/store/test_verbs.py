@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import apsw
 import pytest
 
-from qtasks.broker.core import interruptions
+from qtasks.broker.core.interruptions import STOPPED
 from qtasks.broker.core.rules import Evaluation, Trigger
 from qtasks.broker.core.values import AccountCredentials, Claim, DeadLetterCriteria, LogCriteria, Rooms, Settlement
 from qtasks.broker.ports import Failure
@@ -172,7 +172,7 @@ def test_recovery_returns_interrupted_attempts_at_once_with_their_number_and_say
     [again] = claims(db, NOW + 1)
     assert again.message.retried == 0
     log = queries.log(db, ACCOUNT, LogCriteria(states=(State.ERROR,)), cursor=None, count=10).items
-    assert [entry.error for entry in log] == [interruptions.STOPPED]
+    assert [entry.error for entry in log] == [STOPPED]
 
 
 def test_cancelling_a_waiting_message_takes_it_away_at_once(db: apsw.Connection) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,11 +11,8 @@ from qtasks.broker.console import same_origin
 from qtasks.broker.console.console_context import Role, Viewer
 from qtasks.broker.console.sessions import LIFE_S, Session, Sessions, WrongTokens, secret
 from qtasks.clock import Clock
-from qtasks.counted_log import CountedLog
 from qtasks.protocol.messages import Headers
 from qtasks.randomness import Random
-
-log = logging.getLogger("qtasks.broker")
 
 ROLES: Final = {
     TokenScope.PUBLISH: Role.OPERATOR,
@@ -57,7 +53,6 @@ class Access:
         self._open_csrf = secret(random)
         self._sessions = Sessions(tokens, clock, random)
         self._wrong = WrongTokens(clock)
-        self._log = CountedLog(log, clock.monotonic)
 
     async def visitor(self, request: ApiRequest) -> Visitor | None:
         """Who sent `request`; None for a stranger. HttpError 401 for a bearer token that is not valid."""
@@ -93,7 +88,6 @@ class Access:
         principal = await self._tokens.owner(token.strip()) if isinstance(token, str) else None
         if principal is None or not isinstance(token, str):
             self._wrong.add(address)
-            self._log.warning("refused sign-ins at the console", "the console refused a wrong token from %s", address)
             raise HttpError(401, "this is not a token of this broker")
         self.sign_out(request)
         session_id, session = self._sessions.begin(token.strip())

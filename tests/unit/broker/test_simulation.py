@@ -17,7 +17,7 @@ from typing import cast
 
 import pytest
 
-from qtasks.broker.core import interruptions
+from qtasks.broker.core.interruptions import STOPPED
 from qtasks.broker.core.message_builder import END_CALLBACK_RETRIES
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import AccountCredentials, DeadLetterCriteria, LogCriteria
@@ -299,7 +299,7 @@ async def judge(world: World) -> str:
     for message_id, retries in expected.items():
         log, attempts, stage = logs[message_id], sent[message_id], stages[message_id]
         check_log(log, stage)
-        interruptions = sum(entry.error == interruptions.STOPPED for entry in log)
+        interruptions = sum(entry.error == STOPPED for entry in log)
         assert interruptions <= world.crashes
         # In a bundle the broker itself keeps the deadline: what a delivery answers later is not waited for.
         late = sum("(Upstash-Timeout)" in (entry.error or "") for entry in log if entry.state is State.ERROR)
@@ -366,7 +366,7 @@ def test_the_lives_meet_every_kind_of_end_and_every_kind_of_trouble() -> None:
             entries = await world.log()
             seen.update(str(entry.state) for entry in entries)
             seen["reports"] += sum(entry.message.id.endswith("_end") for entry in entries)
-            seen["interrupted"] += sum(entry.error == interruptions.STOPPED for entry in entries)
+            seen["interrupted"] += sum(entry.error == STOPPED for entry in entries)
             seen["no retry spent"] += sum("interrupted, no retry" in (entry.error or "") for entry in entries)
             seen["bundled"] += sum(world.bundles)
             seen["deduplicated"] += world.made - len(world.accepted)
