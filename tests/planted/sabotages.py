@@ -178,7 +178,7 @@ SABOTAGES: Final = (
     Sabotage(
         "a delivery for one task runs another",
         "qtasks/tasks/run/dispatcher.py",
-        'url=f"{self._base_url}/{delivery.task}" + (f"?{delivery.query}" if delivery.query else ""),',
+        'url=f"{self.base_url}/{delivery.task}" + (f"?{delivery.query}" if delivery.query else ""),',
         "url=None,",
         "tests/unit/tasks/test_dispatcher.py",
     ),
@@ -379,6 +379,20 @@ SABOTAGES: Final = (
         "settings.listening_on(*broker_socket.getsockname())",
         "settings",
         "tests/integration/test_dev_doors.py",
+    ),
+    Sabotage(
+        "a dead letter is no line of the log",
+        "qtasks/broker/loops/delivery_log.py",
+        "if settled.state is State.FAILED:",
+        "if settled.state is State.ACTIVE:",
+        "tests/integration/test_broker_log.py",
+    ),
+    Sabotage(
+        "qtasks schedules reads a file that lies about",
+        "qtasks/cli/loader.py",
+        "return locate(argument, folder) if running is None else running",
+        "return locate(argument, folder)",
+        "tests/integration/test_schedules.py",
     ),
     # -- clocks
     Sabotage(
