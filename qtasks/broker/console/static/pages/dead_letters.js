@@ -61,7 +61,7 @@ function List({ filter, cursor }) {
     <//>
     <${FilterBar} value=${filter} apply=${(text) => go("dead-letters", { filter: text })} error=${view.error} placeholder="task:charge error:timeout after:1d" />
     <${SelectionBar} selection=${selection}>${button("retry", { ids: selection.ids }, `Retry ${count(selection.size)}`)}${button("delete", { ids: selection.ids }, `Delete ${count(selection.size)}`)}<//>
-    <${Loaded} view=${{ ...view, error: otherThanFilter(view.error) }}>${(data) => html`<${Fragment}>
+    <${Loaded} view=${view} shown=${otherThanFilter}>${(data) => html`<${Fragment}>
       ${!cursor && html`<${NewRows} ...${steady} />`}
       <${Panel}><${Table} caption="Dead letters" rows=${steady.rows} rowKey=${idOf} columns=${COLUMNS_HERE} selection=${isOperator() ? selection : null} empty=${html`<${Nothing} filter=${filter} />`} /><//>
       <${Pages} page="dead-letters" query=${{ filter }} cursor=${data.cursor} isOld=${Boolean(cursor)} />

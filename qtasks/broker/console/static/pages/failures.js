@@ -45,7 +45,7 @@ export function Failures() {
       <div class="chips" role="group" aria-label="Span">${SPANS.map(([value, name]) => html`<button key=${value} type="button" class="chip" aria-pressed=${value === hours} onClick=${() => replaceQuery({ hours: value })}>${name}</button>`)}</div>
     <//>
     <${FilterBar} value=${filter} apply=${(text) => go("failures", { filter: text, hours: route.value.query.hours })} error=${view.error} placeholder="task:charge error:timeout" />
-    <${Loaded} view=${{ ...view, error: otherThanFilter(view.error) }}>${(data) => html`<${Panel}><${Table} caption="Failures" rows=${data.failures} rowKey=${(row) => row.fingerprint} columns=${columns(hours, view.reload)}
+    <${Loaded} view=${view} shown=${otherThanFilter}>${(data) => html`<${Panel}><${Table} caption="Failures" rows=${data.failures} rowKey=${(row) => row.fingerprint} columns=${columns(hours, view.reload)}
       empty=${html`<${Empty} title=${filter ? "No failure matches." : `Nothing has failed in the last ${SPANS.find(([value]) => value === hours)[1]}.`} />`} /><//>`}<//>`;
 }
 

@@ -47,7 +47,7 @@ function Newest({ filter, setError }) {
   const view = useView("messages", { filter, count: PAGE });
   useReported(view.error, setError);
   const steady = useSteady(view.data?.messages, { hold: scrolled || selection.size > 0, key: filter });
-  return html`<${Loaded} view=${{ ...view, error: null, data: view.data ?? (view.error ? null : undefined) }}>${(data) => html`<${Fragment}>
+  return html`<${Loaded} view=${view} shown=${() => null}>${(data) => html`<${Fragment}>
     <${Rows} above=${html`<${NewRows} ...${steady} />`} rows=${steady.rows} selection=${selection} reload=${view.reload} filter=${filter} />
     <${Pages} page="messages" query=${{ filter }} cursor=${data.cursor} />
   <//>`}<//>`;
@@ -61,7 +61,7 @@ function Older({ filter, cursor, setError }) {
   useReported(view.error, setError);
   const steady = useSteady(view.data?.messages, { hold: true, key: cursor });
   const above = useSteady(newest.data?.messages, { hold: true, key: filter });
-  return html`<${Loaded} view=${{ ...view, error: null }}>${(data) => html`<${Fragment}>
+  return html`<${Loaded} view=${view} shown=${() => null}>${(data) => html`<${Fragment}>
     <${Rows} above=${html`<${NewRows} ...${above} take=${() => go("messages", { filter })} />`} rows=${steady.rows} selection=${selection} reload=${view.reload} filter=${filter} />
     <${Pages} page="messages" query=${{ filter }} cursor=${data.cursor} isOld />
   <//>`}<//>`;

@@ -134,7 +134,7 @@ function NextSchedules({ schedules }) {
 
 const STEPS = [
   ["broker", "The broker runs", "It answers this page.", null],
-  ["dispatcher", "An application answers", "Write a task, and start it beside this broker.", "qtasks dev"],
+  ["dispatcher", "An application answers", "Write a task, and start it. The broker learns of the application with its first delivery.", "qtasks dev"],
   ["message", "A first message", "Call the task from Python, hello.delay(\"Ada\"), or from a terminal.", "qtasks send hello Ada"],
   ["run", "A first run", "Delivered messages appear here and under Messages.", null],
 ];
@@ -153,7 +153,7 @@ function Checklist({ done }) {
     <ol class="checklist">${STEPS.map(([name, title, text, command]) => html`<li key=${name} class=${done[name] ? "done" : name === next ? "next" : ""}>
       <span class="mark" aria-hidden="true">${done[name] ? "✓" : "○"}</span>
       <div><h3>${title}<span class="hidden">${done[name] ? ", done" : ", to do"}</span></h3>
-        ${name === next && html`<p class="quiet">${text}</p>${name === "dispatcher" && html`<p class="note">tasks.py</p><pre class="raw" tabindex="0" aria-label="tasks.py">${PROGRAM}</pre>`}${command && html`<${Command} text=${command} />`}`}</div>
+        ${!done[name] && html`<p class="quiet">${text}</p>${name === "dispatcher" && html`<p class="note">tasks.py</p><pre class="raw" tabindex="0" aria-label="tasks.py">${PROGRAM}</pre>`}${command && html`<${Command} text=${command} />`}`}</div>
     </li>`)}</ol>
   <//>`;
 }

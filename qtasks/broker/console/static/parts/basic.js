@@ -77,10 +77,10 @@ export function Problem({ error, retry }) {
   return html`<div class="problem" role="alert"><p>${error.message}</p>${retry && html`<button type="button" onClick=${retry}>Try again</button>`}</div>`;
 }
 
-// What a view shows while it has nothing yet, after an error, and then.
-export function Loaded({ view, children }) {
+// What a view shows while it has nothing yet, after an error, and then. `shown(error)` is the error or null, if it stands elsewhere.
+export function Loaded({ view, children, shown = (error) => error }) {
   return html`<${Fragment}>
-    <${Problem} error=${view.error} retry=${view.reload} />
+    <${Problem} error=${shown(view.error)} retry=${view.reload} />
     ${view.data ? children(view.data) : view.error ? null : html`<div class="loading" role="status">Loading</div>`}
   <//>`;
 }
