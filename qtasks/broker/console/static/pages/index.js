@@ -1,4 +1,6 @@
-// The pages in the order of the navigation. `detail` shows one item: its id is the second part of the address.
+// The pages in the order of the navigation. `detail` shows one item: its id is the second part of the address. `query` is
+// how the navigation opens a page.
+import { NO_REPORTS } from "../parts/filter.js";
 import { DeadLetters } from "./dead_letters.js";
 import { Endpoints } from "./endpoints.js";
 import { Failure, Failures } from "./failures.js";
@@ -14,7 +16,7 @@ import { UrlGroups } from "./url_groups.js";
 
 export const PAGES = [
   { name: "overview", title: "Overview", group: "Now", key: "o", view: Overview },
-  { name: "messages", title: "Messages", group: "Now", key: "m", view: Messages, detail: Message },
+  { name: "messages", title: "Messages", query: { filter: NO_REPORTS }, group: "Now", key: "m", view: Messages, detail: Message },
   { name: "failures", title: "Failures", group: "Now", key: "f", view: Failures, detail: Failure },
   { name: "dead-letters", title: "Dead letters", group: "Now", key: "d", view: DeadLetters },
   { name: "events", title: "Live stream", group: "Now", key: "l", view: Live },

@@ -112,7 +112,7 @@ function share(part, all) {
 }
 
 function Slowest({ destinations }) {
-  const rows = destinations.filter((row) => row.p95Ms !== null && row.p95Ms !== undefined).sort((a, b) => b.p95Ms - a.p95Ms).slice(0, SHOWN);
+  const rows = destinations.filter((row) => row.p95Ms !== null && row.p95Ms !== undefined && !row.task?.startsWith("_")).sort((a, b) => b.p95Ms - a.p95Ms).slice(0, SHOWN);
   return html`<${Panel} title="Slowest" id="slowest">
     <${Table} caption="Slowest" rowKey=${(row) => `${row.destination} ${row.task}`} rows=${rows} empty=${html`<p class="quiet pad">Nothing has been delivered.</p>`} columns=${[
       NAME,

@@ -123,7 +123,7 @@ export function StatusFilter({ filter, apply, counts = {}, withReports = false }
     ${withReports && html`<button type="button" class="chip" aria-pressed=${words(filter).some((word) => word.text === NO_REPORTS)} onClick=${() => apply(withoutReports(filter))}>without reports</button>`}</div>`;
 }
 
-const NO_REPORTS = "-task:_end"; // the framework's messages that report how a call has ended
+export const NO_REPORTS = "-task:_end"; // the framework's messages that report how a call has ended
 
 function withoutReports(filter) {
   const texts = words(filter).map((word) => word.text);

@@ -28,6 +28,11 @@ class CountedDestination(NamedTuple):
     url: str
     is_task: int
 
+    @property
+    def is_report(self) -> bool:
+        """True for messages that the framework sends itself: reports of ended calls, whose names begin with ``_``."""
+        return (task_in(self.url, is_task=bool(self.is_task)) or "").startswith("_")
+
 
 def without_query(url: str) -> str:
     """The URL without its query."""

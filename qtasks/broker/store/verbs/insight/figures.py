@@ -8,6 +8,7 @@ from typing import Final
 import apsw
 
 from qtasks.broker.core.observed import histograms
+from qtasks.broker.store.verbs.insight.destinations import CountedDestination
 from qtasks.broker.store.verbs.rows import write_each
 
 MINUTE_MS: Final = 60_000
@@ -15,7 +16,7 @@ HOUR_MS: Final = 3_600_000
 EVER_MS: Final = 0
 """In place of a step: since the destination is known, in one row that begins at 0."""
 ALL: Final = 0
-"""In place of a destination: all of an account."""
+"""In place of a destination: all of an account, without the reports that the framework sends itself."""
 
 COLUMNS: Final = "created, delivered, failed, retried, durations, waits"
 _READ: Final = (
@@ -61,10 +62,14 @@ class FreshFigures:
 
     def __init__(self) -> None:
         self._minutes: dict[tuple[int, int, int], Figures] = {}
+        self._reports: set[int] = set()
+        """Destinations of reports, as they are counted."""
 
-    def at(self, account: int, destination: int, time_ms: int) -> Figures:
+    def at(self, account: int, destination: CountedDestination, time_ms: int) -> Figures:
         """Those of the minute at `time_ms`, to add to."""
-        key = account, destination, time_ms // MINUTE_MS
+        if destination.is_report:
+            self._reports.add(destination.counted_as)
+        key = account, destination.counted_as, time_ms // MINUTE_MS
         if (figures := self._minutes.get(key)) is None:
             figures = self._minutes[key] = Figures()
         return figures
@@ -76,7 +81,7 @@ class FreshFigures:
             time_ms = minute * MINUTE_MS
             for step_ms in (MINUTE_MS, HOUR_MS, EVER_MS):
                 start_ms = time_ms // step_ms * step_ms if step_ms else 0
-                for counted in (destination, ALL):
+                for counted in (destination,) if destination in self._reports else (destination, ALL):
                     spans.setdefault((account, step_ms, counted, start_ms), Figures()).add(fresh)
         for key, figures in spans.items():
             if (stored := db.execute(_READ, key).fetchone()) is not None:

@@ -198,7 +198,7 @@ class _Slice:
         if (message := self._messages.get(entry.seq)) is None:
             return
         time_ms, next_ms = entry.time_ms, entry.time_ms if entry.next_ms is None else entry.next_ms
-        figures = self._figures.at(message.account, message.destination.counted_as, time_ms)
+        figures = self._figures.at(message.account, message.destination, time_ms)
         match entry.state:
             case State.CREATED:
                 figures.created += 1
