@@ -1,11 +1,29 @@
-"""For all tests: asyncio as the event loop, and reports that a worker of ``pytest -n`` can send."""
+"""For all tests: asyncio as the event loop, the usual signals, and reports that a worker of ``pytest -n`` can send."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import logging
+import signal
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """Let the processes that tests start get Ctrl-C and SIGHUP, also if the tests were started in the background."""
+    for ignored, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(ignored) is signal.SIG_IGN:
+            signal.signal(ignored, usual)
+
+
+@pytest.fixture(autouse=True)
+def _level_of_the_log() -> Iterator[None]:
+    """A command that a test runs in this process sets the level of the log."""
+    log = logging.getLogger("qtasks")
+    before = log.level
+    yield
+    log.setLevel(before)
 
 
 @pytest.fixture

@@ -55,13 +55,19 @@ def test_on_a_full_disk_deliveries_go_on_and_messages_are_accepted_again_soon_af
 
 
 @pytest.mark.parametrize(
-    "command",
-    [("broker", "--port", "0", "--db", "b.db"), ("run", "tasks.py", "--port", "0", "--embedded", "b.db"), ("dev",)],
+    ("command", "status"),
+    [
+        (("broker", "--port", "0", "--db", "b.db"), 2),
+        (("run", "tasks.py", "--port", "0", "--embedded", "b.db"), 2),
+        (("dev",), 3),
+    ],
 )
-def test_a_read_only_file_system_is_one_sentence_at_the_start(disk: SmallDisk, command: tuple[str, ...]) -> None:
+def test_a_read_only_file_system_is_one_sentence_at_the_start(
+    disk: SmallDisk, command: tuple[str, ...], status: int
+) -> None:
     disk.make_read_only()
     ended = qtasks(*command, folder=disk.folder, **SECRETS)
-    assert ended.status == 2
+    assert ended.status == status
     assert "Traceback" not in ended.err
     assert "read-only" in ended.err.lower()
     assert len(ended.err.strip().splitlines()) == 2, "the sentence, and what to do"

@@ -196,6 +196,7 @@ def test_an_expensive_request_does_not_hold_the_loop(target: Target, attack: Cal
 def other_program(database: Path) -> Iterator[None]:
     """Within it, another program holds the lock for writes."""
     db = apsw.Connection(str(database))
+    db.set_busy_timeout(10_000)  # the broker may be writing, too
     db.execute("BEGIN IMMEDIATE")
     try:
         yield

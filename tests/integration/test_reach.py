@@ -92,7 +92,7 @@ def test_a_rule_for_a_method_opens_the_publish_of_such_a_request(tmp_path: Path,
 @pytest.mark.parametrize("base_url", ["app.example.com/qtasks", "http://app/qtasks?x=1", "http://app/a/../qtasks"])
 def test_a_base_url_that_cannot_be_a_destination_is_a_sentence(tmp_path: Path, base_url: str) -> None:
     with BrokerServer(tmp_path, QTASKS_BASE_URL=base_url) as broker:
-        assert broker.finish() == 2
+        assert broker.finish() == 3
     assert f"QTASKS_BASE_URL={base_url} cannot be a destination" in broker.output
     assert "such as https://app.example.com/qtasks" in broker.output
     assert "Traceback" not in broker.output
