@@ -365,7 +365,8 @@ def test_a_destination_where_nobody_listens_is_a_dead_letter_without_an_answer(
 def test_a_redirect_is_not_followed(broker: RunningBroker, client: Client, endpoint: Endpoint) -> None:
     endpoint.answer = answering((302, {"Location": f"{endpoint.url}/elsewhere"}, b""))
     message_id = publish_dead(broker, client, endpoint, url=f"{endpoint.url}/start")
-    assert [one.path for one in endpoint.received] == ["/start"]
+    assert [one.path for one in endpoint.wait_for(1)] == ["/start"]
+    assert len(endpoint.received) == 1
     [error] = client(lambda q: q.log.list(filter={"message_id": message_id, "state": LogState.ERROR})).logs
     assert f"{endpoint.url}/elsewhere" in error.error
 
