@@ -1,5 +1,5 @@
 // Keys: `g` and a letter for a page, `/` for the filter, `?` for this list, Ctrl or Cmd and K for everything by name.
-import { html, signal, useEffect, useRef, useState } from "../lib/view.js";
+import { html, signal, useEffect, useLayoutEffect, useRef, useState } from "../lib/view.js";
 import { lacks } from "../lib/api.js";
 import { go } from "../lib/route.js";
 import { PAGES } from "../pages/index.js";
@@ -40,9 +40,7 @@ function isEditing(element) {
 
 function useModal() {
   const dialog = useRef(null);
-  useEffect(() => {
-    dialog.current.showModal();
-  }, []);
+  useLayoutEffect(() => dialog.current.showModal(), []); // at once, so that no key is lost that is pressed next
   return dialog;
 }
 
