@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import orjson
 
@@ -184,3 +184,14 @@ def read_name(value: object, what: str) -> str:
         return wire.check_name(value, what)
     except wire.WireError as error:
         raise HttpError(error.status, str(error)) from None
+
+
+def decoded_segment(segment: str) -> str:
+    """One segment of a path, decoded. HttpError 400 if it is not UTF-8 or contains a NUL character."""
+    try:
+        text = unquote(segment, errors="strict")
+    except UnicodeDecodeError:
+        raise HttpError(400, f"the path is not UTF-8: {segment[:80]!r}") from None
+    if "\x00" in text:
+        raise HttpError(400, "a NUL character is not allowed in the path")
+    return text

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import unquote
 
 from qtasks.broker.api import (
     chat,
@@ -21,7 +20,7 @@ from qtasks.broker.api import (
     workflows,
 )
 from qtasks.broker.api.api_context import ApiContext
-from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, error_response
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, decoded_segment, error_response
 from qtasks.broker.api.auth import Principal, Tokens, TokenScope
 from qtasks.broker.api.validation import split_target
 from qtasks.errors import StoreError, StoreFull
@@ -220,20 +219,10 @@ def _match(route: Route, segments: list[str], request: ApiRequest) -> tuple[str,
         if index >= len(segments):
             return None
         if part == "{}":
-            argument = _decode(segments[index])
+            argument = decoded_segment(segments[index])
             if not argument:
                 return None
             arguments.append(argument)
         elif part != segments[index].lower():
             return None
     return tuple(arguments) if len(segments) == len(route.path) else None
-
-
-def _decode(segment: str) -> str:
-    try:
-        text = unquote(segment, errors="strict")
-    except UnicodeDecodeError:
-        raise HttpError(400, f"the path is not UTF-8: {segment[:80]!r}") from None
-    if "\x00" in text:
-        raise HttpError(400, "a NUL character is not allowed in the path")
-    return text

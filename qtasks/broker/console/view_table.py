@@ -6,9 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
-from urllib.parse import unquote
 
-from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, decoded_segment
 from qtasks.broker.console.console_context import Role, Viewer
 from qtasks.broker.console.views import (
     again,
@@ -98,17 +97,7 @@ def _match(view: View, segments: list[str]) -> tuple[str, ...] | None:
     arguments: list[str] = []
     for part, segment in zip(view.path, segments, strict=True):
         if part == "{}" and segment:
-            arguments.append(_decoded(segment))
+            arguments.append(decoded_segment(segment))
         elif part != segment:
             return None
     return tuple(arguments)
-
-
-def _decoded(segment: str) -> str:
-    try:
-        text = unquote(segment, errors="strict")
-    except UnicodeDecodeError:
-        raise HttpError(400, f"the path is not UTF-8: {segment[:80]!r}") from None
-    if "\x00" in text:
-        raise HttpError(400, "a NUL character is not allowed in the path")
-    return text

@@ -1,5 +1,5 @@
 // The small parts that all pages are made of.
-import { Fragment, html, useEffect, useRef, useState } from "../lib/view.js";
+import { Fragment, html, useEffect, useState } from "../lib/view.js";
 import { exact, relative, setZone, span, target, zone } from "../lib/format.js";
 import { href } from "../lib/route.js";
 import { tick } from "../lib/live.js";
@@ -34,11 +34,10 @@ export function MessageLink({ row }) {
 
 // The head of a page: its name, what belongs to it, and its actions.
 export function Heading({ title, note, children }) {
-  const heading = useRef(null);
   useEffect(() => {
     document.title = `${title} · qtasks`;
   }, [title]);
-  return html`<header class="heading"><div><h1 ref=${heading} tabindex="-1">${title}</h1>${note && html`<p class="note">${note}</p>`}</div>
+  return html`<header class="heading"><div><h1 tabindex="-1">${title}</h1>${note && html`<p class="note">${note}</p>`}</div>
     <div class="actions">${children}</div></header>`;
 }
 
