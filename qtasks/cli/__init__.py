@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 from qtasks.errors import QTasksError, did_you_mean, missing_extra
 
 _COMMANDS: Final = {
+    "new": ("qtasks.cli.start.new_command", "Create a project that runs, with a test that passes."),
     "dev": ("qtasks.cli.dev.dev_command", "Run a broker and your application for development, in one terminal."),
     "broker": ("qtasks.cli.broker.serve", "Run the QStash-compatible server, or manage its tokens."),
     "run": ("qtasks.cli.serving.run", "Run your tasks as a production server."),
@@ -33,6 +34,7 @@ _COMMANDS: Final = {
     "doctor": ("qtasks.cli.operate.doctor.doctor_command", "Check machine, application, settings, service and store."),
     "completion": ("qtasks.cli.operate.completion_command", "Print the completion for bash, zsh or fish."),
     "explain": ("qtasks.cli.explain", "Explain an error code."),
+    "version": ("qtasks.cli.version", "Print the version; --verbose prints what a report of a defect needs."),
 }
 
 

@@ -1,0 +1,1 @@
+"""`qtasks new`: a project that runs, and its files."""
