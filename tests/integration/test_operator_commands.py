@@ -279,6 +279,8 @@ def test_failures_are_grouped_shown_and_retried(run: Run, broker: BrokerServer, 
     assert any(line.startswith("    TimeoutError: gateway of user") for line in listed)
     assert "abc123" not in "".join(listed)
     name = failure["fingerprint"]
+    document = run("failures", "show", name, "--json").json
+    assert (document["messages"], len(document["rows"])) == (failure["messages"], failure["messages"])
     shown = run("failures", "show", name)
     assert shown.status == 0, shown.err
     assert shown.out.startswith(f"{name}  charge\n")

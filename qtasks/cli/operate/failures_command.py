@@ -71,9 +71,9 @@ def show(fingerprint: str, as_json: bool) -> None:
     """Show one failure with its newest messages."""
     with connected() as service:
         failure = service.console(_WHAT, _path(fingerprint))
-    messages = [of_row(each) for each in failure.get("messages", [])]
+    messages = [of_row(each) for each in failure.get("rows", [])]
     if as_json:
-        echo_json({**failure, "messages": [row(message) for message in messages]})
+        echo_json({**failure, "rows": [row(message) for message in messages]})
         return
     now = now_ms()
     click.echo(f"{fingerprint}  {failure.get('task') or failure.get('destination')}")

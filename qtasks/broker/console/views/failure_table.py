@@ -45,7 +45,7 @@ async def show_failure(context: ConsoleContext, viewer: Viewer, request: ApiRequ
     return json_response(
         {
             **_view(context, viewer, group),
-            "messages": await table_rows.read(context, viewer, seqs),
+            "rows": await table_rows.read(context, viewer, seqs),
             "cursor": None if cursor is None else str(cursor),
         }
     )

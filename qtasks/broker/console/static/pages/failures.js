@@ -93,7 +93,7 @@ function Content({ failure, hours, cursor }) {
       <div class="pad"><p class="note">Failed attempts, last ${SPANS.find(([value]) => value === hours)[1]}</p><${Trend} failure=${failure} hours=${hours} width=${480} height=${48} /></div>
     <//>
     <${Panel} title="Messages" id="failed-messages" note="newest first">
-      <${Table} caption="Messages with this error" rows=${failure.messages} rowKey=${(row) => row.messageId} columns=${MESSAGE_COLUMNS} />
+      <${Table} caption="Messages with this error" rows=${failure.rows} rowKey=${(row) => row.messageId} columns=${MESSAGE_COLUMNS} />
       <${Pages} page=${["failures", failure.fingerprint]} query=${{ hours: route.value.query.hours }} cursor=${failure.cursor} isOld=${Boolean(cursor)} />
     <//>
   <//>`;
