@@ -116,6 +116,24 @@ async def test_missing_tables_are_made_again(running: Running, caplog: pytest.Lo
     assert "the figures of the console are damaged, and counted again from the log" in caplog.text
 
 
+async def test_a_message_whose_destination_is_missing_is_counted_again(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    await running.accept(3)
+    await running.until_counted(3)
+
+    def lose_and_go_on(db: apsw.Connection) -> None:
+        db.execute("DELETE FROM insight_destinations")
+        db.execute(
+            "INSERT INTO log (seq, account, time_ms, state) SELECT seq, account, ?, 'ACTIVE' FROM messages LIMIT 1",
+            (running.clock.now_ms(),),
+        )
+
+    await running.store.write(lose_and_go_on)
+    await running.until_counted(2)
+    assert "the figures of the console are damaged, and counted again from the log" in caplog.text
+
+
 async def test_the_loop_goes_on_after_whatever_goes_wrong(
     running: Running, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

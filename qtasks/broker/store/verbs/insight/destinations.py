@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 import apsw
+import orjson
 
-from qtasks.broker.store.verbs.rows import first
+from qtasks.broker.store.verbs.rows import fetch, first
 
 MAX_COUNTED: Final = 2_000
 """Destinations of an account that have figures of their own; those of all further ones are counted together."""
 
 _COLUMNS: Final = "id, counted_as, url, is_task"
 _FIND: Final = f"SELECT {_COLUMNS} FROM insight_destinations WHERE account = ? AND url = ? AND is_task = ?"
+_NUMBERED: Final = f"SELECT {_COLUMNS} FROM insight_destinations WHERE id IN (SELECT value FROM json_each(?))"
 _COUNT: Final = "SELECT count(*) FROM (SELECT 1 FROM insight_destinations WHERE account = ? LIMIT ?)"
 _ADD: Final = (
     "INSERT INTO insight_destinations (account, url, is_task, task, counted_as) VALUES (?, ?, ?, ?, ?) RETURNING id"
@@ -26,12 +29,14 @@ class CountedDestination(NamedTuple):
     id: int
     counted_as: int
     url: str
-    is_task: int
+    is_task: bool
+    is_report: bool
+    """True for messages that the framework sends itself: reports of ended calls, whose names begin with ``_``."""
 
-    @property
-    def is_report(self) -> bool:
-        """True for messages that the framework sends itself: reports of ended calls, whose names begin with ``_``."""
-        return (task_in(self.url, is_task=bool(self.is_task)) or "").startswith("_")
+
+def _destination(number: int, counted_as: int, url: str, is_task: int) -> CountedDestination:
+    is_report = (task_in(url, is_task=bool(is_task)) or "").startswith("_")
+    return CountedDestination(number, counted_as, url, bool(is_task), is_report)
 
 
 def without_query(url: str) -> str:
@@ -51,6 +56,11 @@ class Destinations:
         self._db = db
         self._seen: dict[tuple[int, str, bool], CountedDestination] = {}
 
+    def numbered(self, numbers: Iterable[int]) -> Mapping[int, CountedDestination]:
+        """Those of the given numbers."""
+        rows = fetch(self._db, _NUMBERED, (orjson.dumps(sorted(numbers)).decode(),))
+        return {row[0]: _destination(*row) for row in rows}
+
     def of(self, account: int, url: str, *, is_task: bool) -> CountedDestination:
         """The destination of messages to a URL, which may have a query."""
         key = account, without_query(url), is_task
@@ -60,7 +70,7 @@ class Destinations:
 
     def _stored(self, account: int, url: str, is_task: bool) -> CountedDestination | None:
         row = first(self._db, _FIND, (account, url, is_task))
-        return None if row is None else CountedDestination._make(row)
+        return None if row is None else _destination(*row)
 
     def _added(self, account: int, url: str, is_task: bool) -> CountedDestination:
         is_counted = not url or self._db.execute(_COUNT, (account, MAX_COUNTED)).get < MAX_COUNTED
@@ -68,4 +78,4 @@ class Destinations:
         number = self._db.execute(_ADD, (account, url, is_task, task_in(url, is_task=is_task), others)).get
         if is_counted:
             self._db.execute(_COUNT_AS_ITSELF, (number,))
-        return CountedDestination(number, others or number, url, is_task)
+        return _destination(number, others or number, url, is_task)

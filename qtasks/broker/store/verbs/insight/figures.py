@@ -67,11 +67,11 @@ class FreshFigures:
 
     def at(self, account: int, destination: CountedDestination, time_ms: int) -> Figures:
         """Those of the minute at `time_ms`, to add to."""
-        if destination.is_report:
-            self._reports.add(destination.counted_as)
         key = account, destination.counted_as, time_ms // MINUTE_MS
         if (figures := self._minutes.get(key)) is None:
             figures = self._minutes[key] = Figures()
+        if destination.is_report:
+            self._reports.add(destination.counted_as)
         return figures
 
     def write(self, db: apsw.Connection) -> None:
