@@ -8,9 +8,74 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 from qtasks.protocol.messages import Headers, Response
+
+
+class Timing(NamedTuple):
+    """How long each part of an attempt took, in milliseconds; None: it did not get there, or nobody has measured.
+
+    The last part of an attempt that failed is the one in which it ended.
+    """
+
+    connect_ms: int | None = None
+    """Name lookup, TCP and TLS; 0 on a kept connection."""
+    first_byte_ms: int | None = None
+    """From there until the response began."""
+    body_ms: int | None = None
+    """From there to the end of the response; None in a bundle, where it arrives at once."""
+    bundled: int | None = None
+    """How many deliveries its request carried; None: only this one."""
+
+
+UNTIMED: Final = Timing()
+
+
+class Stopwatch:
+    """Measures the parts of one attempt. The caller of a transport makes it, and the transport notes what happens.
+
+    `now_s` gives monotonic seconds.
+    """
+
+    __slots__ = ("_answered_s", "_began_s", "_connected_s", "_now_s")
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self._now_s = now_s
+        self._began_s: float | None = None
+        self._connected_s: float | None = None
+        self._answered_s: float | None = None
+
+    def begin(self) -> None:
+        """The transport begins to connect."""
+        self._began_s = self._now_s()
+
+    def connect(self) -> None:
+        """There is a connection. Called again if the request is sent once more, on another one."""
+        self._connected_s, self._answered_s = self._now_s(), None
+
+    def answer(self) -> None:
+        """The response has begun."""
+        self._answered_s = self._now_s()
+
+    def timing(self, *, bundled: int | None = None) -> Timing:
+        """How long each part has taken, if the attempt ends now."""
+        if (began_s := self._began_s) is None:
+            return UNTIMED
+        end_s = self._now_s()
+        if (connected_s := self._connected_s) is None:
+            return Timing(_ms(began_s, end_s), bundled=bundled)
+        connect_ms = _ms(began_s, connected_s)
+        if (answered_s := self._answered_s) is None:
+            return Timing(connect_ms, _ms(connected_s, end_s), bundled=bundled)
+        return Timing(connect_ms, _ms(connected_s, answered_s), _ms(answered_s, end_s), bundled)
+
+
+def _ms(from_s: float, to_s: float) -> int:
+    return round((to_s - from_s) * 1000)
+
+
+UNREAD: Final = Stopwatch(lambda: 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +88,8 @@ class DeliveryRequest:
     body: bytes
     timeout_ms: int
     """One deadline for the whole attempt: connect, TLS, send, headers and body."""
+    stopwatch: Stopwatch = field(default=UNREAD, repr=False, compare=False)
+    """By default one that nobody reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,5 +150,6 @@ class StreamingTransport(Protocol):
     async def open(self, request: DeliveryRequest) -> ResponseStream | Failure:
         """As `Transport.send`, but return after the head of the response.
 
-        The request's deadline covers everything until then. The caller limits the time of what follows.
+        The request's deadline covers everything until then. The caller limits the time of what follows. The stopwatch
+        is not told of the head: it says nothing of the answer to any delivery.
         """

@@ -186,7 +186,15 @@ def test_a_message_is_shown_with_its_log_and_without_its_secrets(
     assert [line.split()[2] for line in shown.out.splitlines() if line.startswith("    2")] == broker.states(message_id)
     assert "s3cret" not in shown.out
     document = run("messages", "show", message_id, "--json")
-    assert set(document.json) == {"message", "log"}
+    assert set(document.json) == {"message", "log", "attempts"}
+    [attempt] = document.json["attempts"]
+    assert (attempt["number"], attempt["outcome"]) == (1, "failed")
+    parts = attempt["timing"]
+    assert list(parts) == ["queuedMs", "connectMs", "firstByteMs", "bodyMs"]
+    heading, line = shown.out.splitlines()[-2:]
+    assert heading.split() == ["ATTEMPT", "OUTCOME", "TOOK", "ITS", "TURN", "CONNECT", "FIRST", "BYTE", "BODY"]
+    took_ms = attempt["endedMs"] - attempt["startedMs"]
+    assert line.split() == ["1", "failed", *(word for ms in (took_ms, *parts.values()) for word in (f"{ms:,}", "ms"))]
     assert json.loads(document.json["message"]["body"])["kwargs"] == {"api_token": "***"}
     assert "s3cret" not in document.out
     assert "s3cret" in run("messages", "show", message_id, "--reveal").out

@@ -105,6 +105,8 @@ class BundleBench(outage.World):
 
     async def take(self, request: DeliveryRequest) -> ResponseStream | Failure:
         """Take a bundle."""
+        request.stopwatch.begin()
+        request.stopwatch.connect()
         bundle = WrittenBundle(request, bundles.read_items(request.body), asyncio.get_running_loop().create_future())
         self.arrived.put_nowait(bundle)
         return await bundle.answer

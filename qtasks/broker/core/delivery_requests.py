@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from qtasks.broker.core.bundle_items import USER_AGENT
-from qtasks.broker.ports import DeliveryRequest
+from qtasks.broker.ports import UNREAD, DeliveryRequest, Stopwatch
 from qtasks.protocol import bundles, signing
 from qtasks.protocol.messages import Headers, Message, SigningKeys
 
@@ -32,7 +32,9 @@ def address_of(url: str) -> DeliveryAddress | None:
     return DeliveryAddress(f"{folder}/", f"{name}{mark}{query}")
 
 
-def signed_request(message: Message, keys: SigningKeys, *, now_s: int, jti: str, region: str) -> DeliveryRequest:
+def signed_request(
+    message: Message, keys: SigningKeys, *, now_s: int, jti: str, region: str, stopwatch: Stopwatch = UNREAD
+) -> DeliveryRequest:
     """The signed request of the message's current attempt.
 
     The broker's own headers come last, each once: publish has dropped forwarded headers of the same names.
@@ -51,11 +53,18 @@ def signed_request(message: Message, keys: SigningKeys, *, now_s: int, jti: str,
         headers += (("Upstash-Topic-Name", message.url_group),)
     if message.schedule_id is not None:
         headers += (("Upstash-Schedule-Id", message.schedule_id),)
-    return DeliveryRequest(message.url, message.method, headers, message.body, message.timeout_ms)
+    return DeliveryRequest(message.url, message.method, headers, message.body, message.timeout_ms, stopwatch)
 
 
 def signed_bundle(
-    folder: str, lines: Iterable[bytes], keys: SigningKeys, *, now_s: int, jti: str, timeout_ms: int
+    folder: str,
+    lines: Iterable[bytes],
+    keys: SigningKeys,
+    *,
+    now_s: int,
+    jti: str,
+    timeout_ms: int,
+    stopwatch: Stopwatch = UNREAD,
 ) -> DeliveryRequest:
     """The signed request of a bundle to the dispatcher at `folder`, with a limit for the head of its response."""
     url, body = folder + bundles.NAME, b"".join(lines)
@@ -65,7 +74,7 @@ def signed_bundle(
         ("Content-Type", bundles.CONTENT_TYPE),
         (_SIGNATURE, signature),
     )
-    return DeliveryRequest(url, "POST", headers, body, timeout_ms)
+    return DeliveryRequest(url, "POST", headers, body, timeout_ms, stopwatch)
 
 
 def _has_header(headers: Headers, name: str) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from qtasks.broker.core.interruptions import NOT_COUNTED, STOPPED
+from qtasks.broker.ports import UNTIMED, Timing
 from qtasks.protocol.messages import Response, State
 
 
@@ -19,6 +20,7 @@ class HistoryEntry(NamedTuple):
     error: str | None
     next_ms: int | None
     response: Response | None
+    timing: Timing
 
 
 @dataclass(slots=True)
@@ -34,6 +36,7 @@ class PastAttempt:
     """``delivered``, ``failed``, ``interrupted`` or ``running``."""
     error: str | None = None
     response: Response | None = None
+    timing: Timing = UNTIMED
     next_ms: int | None = None
     """When the next attempt was due that followed from it."""
 
@@ -57,7 +60,7 @@ def attempts(entries: Iterable[HistoryEntry], *, first_due_ms: int | None, faile
         elif running and entry.state in (State.DELIVERED, State.ERROR, State.CANCELED):
             attempt, running = past[-1], False
             attempt.ended_ms, attempt.error, attempt.response = entry.time_ms, entry.error, entry.response
-            attempt.outcome = _outcome(entry)
+            attempt.timing, attempt.outcome = entry.timing, _outcome(entry)
             number += attempt.outcome == "failed"
     return past
 

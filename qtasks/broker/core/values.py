@@ -12,7 +12,7 @@ from qtasks.broker.core import lots
 from qtasks.broker.core.interruptions import UNTROUBLED, Situation
 from qtasks.broker.core.message_rows import MessageRow, unpack_message
 from qtasks.broker.core.rules import Evaluation
-from qtasks.broker.ports import Failure
+from qtasks.broker.ports import UNTIMED, Failure, Timing
 from qtasks.protocol.messages import Headers, Message, Response, Schedule, SigningKeys, State
 
 T = TypeVar("T")
@@ -148,6 +148,7 @@ class Settlement:
     evaluation: Evaluation
     callback_ids: tuple[str, str] | None = None
     """Ids for the callback message and the failure callback message; None if the message has no callbacks."""
+    timing: Timing = UNTIMED
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,15 @@ from qtasks.broker.core.values import Claim
 from qtasks.broker.loops.attempt_parts import AttemptParts
 from qtasks.broker.loops.outcome_recorder import Ended
 from qtasks.broker.loops.single_attempts import SingleAttempts
-from qtasks.broker.ports import DeliveryRequest, Failure, ResponseStream, StreamBroken, StreamingTransport
+from qtasks.broker.ports import (
+    DeliveryRequest,
+    Failure,
+    ResponseStream,
+    Stopwatch,
+    StreamBroken,
+    StreamingTransport,
+    Timing,
+)
 from qtasks.protocol.bundles import CONTENT_TYPE, HEARTBEAT_S, ItemOutcome
 from qtasks.protocol.messages import MAX_BODY, Headers, Response
 
@@ -85,6 +93,7 @@ class _BundleExchange:
         self._lines = BundleLines(len(bundle.claims))
         self._reading = asyncio.timeout(None)
         self._started_s = self._heard_s = parts.clock.monotonic()
+        self._stopwatch = Stopwatch(parts.clock.monotonic)
         self._states_slots = False
         self._is_answered = False
         self._unrecorded: list[Ended] = []
@@ -132,6 +141,7 @@ class _BundleExchange:
             now_s=parts.signing_time_s(),
             jti=parts.token_id(),
             timeout_ms=round((longest_s + 2 * MARGIN_S) * 1000),
+            stopwatch=self._stopwatch,
         )
 
     # -- the response
@@ -212,8 +222,9 @@ class _BundleExchange:
             self._parts.limits.note_slots(self._bundle.key.lot, self._bundle.key.folder, None, begun=self._begun)
 
     def _take_outcomes(self, outcomes: list[ItemOutcome]) -> None:
+        timing = self._timing()
         ended = [
-            Ended(claim, _response(outcome), self._started_s)
+            Ended(claim, _response(outcome), self._started_s, timing)
             for outcome in outcomes
             if (claim := self._open.pop(outcome.place, None)) is not None  # else it has ended at its deadline
         ]
@@ -236,9 +247,14 @@ class _BundleExchange:
 
     def _end_open(self, outcome: Response | Failure) -> None:
         """Every delivery without an outcome has this one."""
-        ended = [Ended(claim, outcome, self._started_s) for claim in self._open.values()]
+        timing = self._timing()
+        ended = [Ended(claim, outcome, self._started_s, timing) for claim in self._open.values()]
         self._open.clear()
         self._end(ended)
+
+    def _timing(self) -> Timing:
+        """Of a delivery that ends now."""
+        return self._stopwatch.timing(bundled=len(self._bundle.claims))
 
     def _end(self, ended: Iterable[Ended]) -> None:
         """Free the slots of deliveries, and record their outcomes as soon as earlier ones are recorded."""
@@ -282,7 +298,7 @@ class _BundleExchange:
         for place, claim in list(self._open.items()):
             if self._deadline_s(claim) <= now_s:
                 del self._open[place]
-                self._end((Ended(claim, _timed_out(claim), self._started_s),))
+                self._end((Ended(claim, _timed_out(claim), self._started_s, self._timing()),))
         silent_from_s = max(self._heard_s + SILENCE_S, now_s + _LAG_S if is_late else 0.0)
         if silent_from_s <= now_s:
             # A proxy that holds lines back for a while is indistinguishable from here: no more bundles through it.

@@ -14,7 +14,7 @@ from qtasks.broker.core.interruptions import Situation
 from qtasks.broker.core.values import Claim, Settled, Settlement
 from qtasks.broker.events import EventWatchers, MessageEvent
 from qtasks.broker.loops.delivery_log import DeliveryLog
-from qtasks.broker.ports import Failure
+from qtasks.broker.ports import Failure, Timing
 from qtasks.broker.store.interface import Store
 from qtasks.broker.store.verbs import settle
 from qtasks.clock import Clock
@@ -41,6 +41,7 @@ class Ended(NamedTuple):
     outcome: Response | Failure
     started_s: float
     """When it began, in monotonic seconds."""
+    timing: Timing
 
 
 class OutcomeRecorder:
@@ -98,18 +99,18 @@ class OutcomeRecorder:
         now_s, now_ms = self._clock.monotonic(), self._clock.now_ms()
         offset_ms = self._clock.offset_ms()
         settlements: list[Settlement] = []
-        for claim, outcome, started_s in ended:
+        for claim, outcome, started_s, timing in ended:
             situation = self._situation(claim, outcome, started_s, now_s)
             evaluation = rules.success_in(outcome, may_wait=claim.row.interrupted_for_ms is not None)
             if evaluation is None:
                 evaluation = rules.evaluate(
                     claim.message, outcome, now_ms=now_ms, offset_ms=offset_ms, situation=situation
                 )
-            settlements.append(Settlement(claim, outcome, evaluation, self._callback_ids(claim, now_ms)))
+            settlements.append(Settlement(claim, outcome, evaluation, self._callback_ids(claim, now_ms), timing))
         all_settled = await self._settle_all(settlements, now_ms)
         if None in all_settled:  # a damaged message may have been set aside: what it occupied is free
             self._wake()
-        for settlement, settled, (_, _, started_s) in zip(settlements, all_settled, ended, strict=True):
+        for settlement, settled, (_, _, started_s, _) in zip(settlements, all_settled, ended, strict=True):
             if settled is None:
                 log.warning("message %s was settled by another claim; this outcome is dropped", settlement.claim.row.id)
             elif not settled.quiet:

@@ -11,7 +11,7 @@ from qtasks.broker.core.delivery_requests import address_of, signed_request
 from qtasks.broker.core.values import Claim
 from qtasks.broker.loops.attempt_parts import AttemptParts
 from qtasks.broker.loops.outcome_recorder import Ended
-from qtasks.broker.ports import Failure, Transport
+from qtasks.broker.ports import Failure, Stopwatch, Transport
 from qtasks.protocol.messages import Message, Response, SigningKeys
 
 log = logging.getLogger("qtasks.broker")
@@ -28,19 +28,21 @@ class SingleAttempts:
     async def make(self, claim: Claim, begun: int) -> None:
         """Make an attempt that the limits count already, as number `begun`. It ends when its outcome is stored."""
         message, clock = claim.message, self._parts.clock
+        stopwatch = Stopwatch(clock.monotonic)
         started_s = clock.monotonic()
         outcome: Response | Failure | None = None
         try:
             keys = await self._parts.keys_of(message.account, message.id)
             self._parts.recorder.note_started(claim)
             started_s = clock.monotonic()
-            outcome = await self._send(message, keys)
+            outcome = await self._send(message, keys, stopwatch)
+            timing = stopwatch.timing()
         finally:
             self._parts.limits.end(claim.lot, outcome, started_s=started_s)
             self._offer_room()
         if begun and isinstance(outcome, Response):
             self._note_slots(claim, outcome, begun)
-        await self._parts.recorder.record_with_others(Ended(claim, outcome, started_s))
+        await self._parts.recorder.record_with_others(Ended(claim, outcome, started_s, timing))
 
     def _note_slots(self, claim: Claim, response: Response, begun: int) -> None:
         """A dispatcher that takes bundles says so in its answers."""
@@ -48,12 +50,17 @@ class SingleAttempts:
             slots = slot_offers.slots_of(response.headers)
             self._parts.limits.note_slots(claim.lot, address.folder, slots, begun=begun)
 
-    async def _send(self, message: Message, keys: SigningKeys) -> Response | Failure:
+    async def _send(self, message: Message, keys: SigningKeys, stopwatch: Stopwatch) -> Response | Failure:
         """Send the attempt and return its outcome. Any error fails only this attempt; the message is kept."""
         parts = self._parts
         try:
             request = signed_request(
-                message, keys, now_s=parts.signing_time_s(), jti=parts.token_id(), region=parts.region
+                message,
+                keys,
+                now_s=parts.signing_time_s(),
+                jti=parts.token_id(),
+                region=parts.region,
+                stopwatch=stopwatch,
             )
             return await self._transport.send(request)
         except asyncio.CancelledError:

@@ -113,6 +113,7 @@ class CollectedExchange(_AsgiExchange):
 
     async def _send(self, event: AsgiEvent) -> None:
         if event["type"] == "http.response.start":
+            self._request.stopwatch.answer()
             self._status, self._headers = _head_of(event)
         elif event["type"] == "http.response.body" and self._size <= MAX_BODY:
             self._pieces.append(event.get("body", b""))

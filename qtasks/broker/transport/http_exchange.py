@@ -19,6 +19,7 @@ import httptools
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 
+from qtasks.broker.ports import Stopwatch
 from qtasks.broker.transport.response import (
     HEAD_BUDGET,
     MAX_HEADER_BYTES,
@@ -56,6 +57,7 @@ class PlainExchange:
         body: The body of the request.
         dialled: Where to connect.
         limit: Most bytes of the response's body that are read; a longer one is cut.
+        stopwatch: Is told when there is a connection, and when the head of the response has arrived.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class PlainExchange:
         *,
         dialled: aiohttp.ClientRequest,
         limit: int,
+        stopwatch: Stopwatch,
     ) -> None:
         self._method = method
         self._target = target
@@ -74,6 +77,7 @@ class PlainExchange:
         self._body = body
         self._dialled = dialled
         self._limit = limit
+        self._stopwatch = stopwatch
         self._reader: _ResponseReader | None = None
         self._is_written = False
 
@@ -97,11 +101,12 @@ class PlainExchange:
         if connector is None:
             raise UnansweredError
         connection = await connector.connect(self._dialled, [], session.timeout)
+        self._stopwatch.connect()
         is_kept = False
         try:
             reader, transport = self._reader_of(connection)
             self._reader = reader
-            answered = reader.begin(self._limit, is_head=self._method == "HEAD")
+            answered = reader.begin(self._limit, self._stopwatch, is_head=self._method == "HEAD")
             head = _head_of(self._method, self._target, self._lines, self._body)
             if len(self._body) <= _JOINED:
                 transport.write(head + self._body)
@@ -154,9 +159,10 @@ class _ResponseReader:
         self._answered: asyncio.Future[Response] = guard.loop.create_future()
         self._parser: httptools.HttpResponseParser | None = None
 
-    def begin(self, limit: int, *, is_head: bool) -> asyncio.Future[Response]:
+    def begin(self, limit: int, stopwatch: Stopwatch, *, is_head: bool) -> asyncio.Future[Response]:
         """Expect a response with at most `limit` bytes of body; `is_head`: it is to HEAD, and has none."""
         self._limit = limit
+        self._stopwatch = stopwatch
         self._is_head = is_head
         self._answered = self.guard.loop.create_future()
         if self._parser is None:
@@ -300,6 +306,7 @@ class _ResponseReader:
             self._error = error
             return
         self.has_head = True
+        self._stopwatch.answer()
         self._keeps_alive = self._parser.should_keep_alive()
         names = {name.lower(): value for name, value in self._lines}
         if self._is_head or status in WITHOUT_BODY:

@@ -34,7 +34,7 @@ from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 from yarl import URL
 
-from qtasks.broker.ports import DeliveryRequest, Failure, ResponseStream
+from qtasks.broker.ports import DeliveryRequest, Failure, ResponseStream, Stopwatch
 from qtasks.broker.transport.addresses import literal
 from qtasks.broker.transport.attempt_failures import failure_of, timed_out, unanswered_lookup
 from qtasks.broker.transport.destination import parse
@@ -152,6 +152,7 @@ class HttpTransport:
                 request.body,
                 dialled=self._dialled(destination.url),
                 limit=self._max_response,
+                stopwatch=request.stopwatch,
             ),
         )
 
@@ -173,6 +174,7 @@ class HttpTransport:
             return Failure("connection_lost", reason, attempted=False)
         lookup_cut.set(False)
         exchange, running = exchange_of(destination, lines), asyncio.current_task()
+        request.stopwatch.begin()
         assert running is not None, "an attempt is made in an asyncio task"
         deadline = Deadline(request.timeout_ms / 1000, running)
         try:
@@ -267,8 +269,12 @@ class _TrackedPayload(aiohttp.Payload):
 
     sent = False
     """All of it has been handed to the connection."""
+    stopwatch: Stopwatch | None = None
+    """Is told that there is a connection: aiohttp writes the body once it has one."""
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        if self.stopwatch is not None:
+            self.stopwatch.connect()
         await super().write_with_length(writer, content_length)
         self.sent = True
 
@@ -304,7 +310,9 @@ class _Exchange:
 
     async def run(self, session: aiohttp.ClientSession) -> ResponseStream:
         """See `Exchange.run`. The response is returned before its body is complete."""
-        self._payload = _payload(self._request.body)
+        if (payload := _payload(self._request.body)) is not None:
+            payload.stopwatch = self._request.stopwatch
+        self._payload = payload
         response = await session.request(
             self._request.method,
             self._destination.url,

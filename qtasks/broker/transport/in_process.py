@@ -7,7 +7,7 @@ import concurrent.futures
 import contextlib
 from typing import Final
 
-from qtasks.broker.ports import DeliveryRequest, Failure, ResponseStream, StreamingTransport, Transport
+from qtasks.broker.ports import DeliveryRequest, Failure, ResponseStream, Stopwatch, StreamingTransport, Transport
 from qtasks.broker.transport.asgi_exchange import (
     LOOP_ENDED,
     AsgiApp,
@@ -42,7 +42,7 @@ class AsgiTransport:
         if not self._is_inside(request):
             return await self._others.send(request)
         exchange = CollectedExchange(request)
-        running = self._start(exchange)
+        running = self._start(exchange, request.stopwatch)
         if running is None:
             return _LOOP_CLOSED
         try:
@@ -64,7 +64,7 @@ class AsgiTransport:
                 return await self._others.open(request)
             return Failure("unsendable", "the response to this request cannot be read as it arrives", final=True)
         exchange = StreamedExchange(request, self._loop)
-        running = self._start(exchange)
+        running = self._start(exchange, request.stopwatch)
         if running is None:
             return _LOOP_CLOSED
         exchange.follow(running)
@@ -81,8 +81,12 @@ class AsgiTransport:
     def _is_inside(self, request: DeliveryRequest) -> bool:
         return request.url.startswith(self._origin + "/")
 
-    def _start(self, exchange: CollectedExchange | StreamedExchange) -> concurrent.futures.Future[None] | None:
+    def _start(
+        self, exchange: CollectedExchange | StreamedExchange, stopwatch: Stopwatch
+    ) -> concurrent.futures.Future[None] | None:
         """Run the application; None if its event loop is closed."""
+        stopwatch.begin()
+        stopwatch.connect()
         run = exchange.run(self._app)
         try:
             return asyncio.run_coroutine_threadsafe(run, self._loop)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from qtasks.cli.operate.masked import arguments, masked_text
-from qtasks.cli.printing import TableColumn, age, echo_facts, echo_table, moment
+from qtasks.cli.printing import TableColumn, age, counted, echo_facts, echo_table, moment
 from qtasks.masking import mask_pairs
 from qtasks.tasks.admin.summaries import DeadLetterSummary, MessageSummary
 
@@ -24,6 +24,16 @@ _DLQ_COLUMNS: Final = (
     TableColumn("ANSWER", is_number=True),
     TableColumn("TASK OR DESTINATION", is_flexible=True),
 )
+_ATTEMPT_COLUMNS: Final = (
+    TableColumn("ATTEMPT", is_number=True),
+    TableColumn("OUTCOME"),
+    TableColumn("TOOK", is_number=True),
+    TableColumn("ITS TURN", is_number=True),
+    TableColumn("CONNECT", is_number=True),
+    TableColumn("FIRST BYTE", is_number=True),
+    TableColumn("BODY", is_number=True),
+)
+_PARTS: Final = ("queuedMs", "connectMs", "firstByteMs", "bodyMs")
 _HIDDEN: Final = "arguments"
 
 
@@ -82,6 +92,33 @@ def echo_message(message: dict[str, Any], now_ms: int, *, reveal: bool) -> None:
             ("body", "not text" if message.get("bodyBase64") else None),
         ]
     )
+
+
+def attempt(shown: dict[str, Any]) -> dict[str, Any]:
+    """An attempt that the console shows, without its error and its answer."""
+    return {name: shown.get(name) for name in ("number", "outcome", "startedMs", "endedMs", "nextMs", "timing")}
+
+
+def echo_attempts(attempts: Sequence[dict[str, Any]]) -> None:
+    """Print where the time of attempts went."""
+    rows = [
+        (
+            str(each["number"]),
+            str(each["outcome"]),
+            _milliseconds(each["endedMs"] and each["endedMs"] - each["startedMs"]),
+            *(_milliseconds(each["timing"].get(part)) for part in _PARTS),
+        )
+        for each in attempts
+    ]
+    echo_table(_ATTEMPT_COLUMNS, rows, [_bundle(each["timing"].get("bundled")) for each in attempts])
+
+
+def _milliseconds(span_ms: int | None) -> str:
+    return "" if span_ms is None else f"{span_ms:,} ms"
+
+
+def _bundle(size: int | None) -> str:
+    return f"in a bundle with {counted(size - 1, 'other message')}" if size and size > 1 else ""
 
 
 def _retries(message: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import IO
+from typing import IO, Any
 
 import click
 
@@ -11,9 +11,10 @@ from qtasks.cli.operate.completing import message_ids
 from qtasks.cli.operate.editing import edited_body
 from qtasks.cli.operate.groups import OperatorGroup
 from qtasks.cli.operate.masked import masked
-from qtasks.cli.operate.message_shapes import echo_message, echo_messages, row
+from qtasks.cli.operate.message_shapes import attempt, echo_attempts, echo_message, echo_messages, row
 from qtasks.cli.operate.service import ServiceConnection, connected, now_ms
 from qtasks.cli.printing import counted, echo_json, moment, printable, talk
+from qtasks.errors import ConfigurationError
 from qtasks.qstash.conversation.operation import segment
 from qtasks.tasks.admin import actions
 from qtasks.tasks.admin.republish import publish_again
@@ -64,12 +65,16 @@ def list_(words: tuple[str, ...], count: int, reports: bool, as_json: bool) -> N
 @click.option("--reveal", is_flag=True, help="Show the body with its secrets.")
 @as_json_option
 def show(message_id: str, reveal: bool, as_json: bool) -> None:
-    """Show a message, what it waits for, and its log. ID is that of the message or of its call."""
+    """Show a message, what it waits for, its log, and where the time of its attempts went.
+
+    ID is that of the message or of its call. Only `qtasks broker` and `qtasks dev` measure attempts.
+    """
     with connected() as service:
         message = service.read(f"/v2/messages/{segment(message_id, 'ID')}")
         log = service.read("/v2/events", ("messageId", message["messageId"]))["events"]
+        attempts = _attempts(service, message["messageId"])
     if as_json:
-        document = {"message": message, "log": log}
+        document = {"message": message, "log": log, "attempts": attempts}
         echo_json(document if reveal else masked(document))
         return
     state = message.get("state") or (log[0]["state"] if log else "")
@@ -78,6 +83,9 @@ def show(message_id: str, reveal: bool, as_json: bool) -> None:
     for entry in reversed(log):
         detail = f"  {printable(entry['error'])}" if entry.get("error") else ""
         click.echo(f"    {moment(entry['time'])}  {entry['state']}{detail}")
+    if attempts:
+        click.echo()
+        echo_attempts(attempts)
 
 
 @command.command("cancel")
@@ -148,6 +156,15 @@ def echo_published(message_ids: list[str], *, as_json: bool) -> None:
         return
     for message_id in message_ids:
         click.echo(message_id)
+
+
+def _attempts(service: ServiceConnection, message_id: str) -> list[dict[str, Any]] | None:
+    """The attempts of a message; None from a service without a console."""
+    try:
+        shown = service.console("attempts", f"messages/{segment(message_id, 'ID')}")
+    except ConfigurationError:
+        return None
+    return [attempt(each) for each in shown["attempts"]]
 
 
 def _select(service: ServiceConnection, text: str, count: int | None) -> tuple[list[MessageSummary], bool]:

@@ -123,9 +123,6 @@ def _read(db: apsw.Connection, account: int, message_id: str, *, now_ms: int, pa
 
 
 def _attempt(attempt: PastAttempt, viewer: Viewer, offset_ms: int) -> Json:
-    timing: dict[str, int] = {}
-    if attempt.due_ms is not None:
-        timing["queuedMs"] = max(0, attempt.started_ms - attempt.due_ms)
     return {
         "number": attempt.number,
         "startedMs": attempt.started_ms + offset_ms,
@@ -134,8 +131,21 @@ def _attempt(attempt: PastAttempt, viewer: Viewer, offset_ms: int) -> Json:
         "error": table_rows.shown_error(attempt.error, viewer),
         "response": None if attempt.response is None else _response(attempt.response, viewer),
         "nextMs": added(attempt.next_ms, offset_ms),
-        "timing": timing,
+        "timing": _timing(attempt),
     }
+
+
+def _timing(attempt: PastAttempt) -> dict[str, int]:
+    """What is known of where its time went."""
+    connect_ms, first_byte_ms, body_ms, bundled = attempt.timing
+    parts = {
+        "queuedMs": None if attempt.due_ms is None else max(0, attempt.started_ms - attempt.due_ms),
+        "connectMs": connect_ms,
+        "firstByteMs": first_byte_ms,
+        "bodyMs": body_ms,
+        "bundled": bundled,
+    }
+    return {name: value for name, value in parts.items() if value is not None}
 
 
 def _response(response: Response, viewer: Viewer) -> Json:

@@ -55,7 +55,7 @@ def _around(path: str, first: int) -> tuple[int | None, int]:
 def _log_time(values: tuple[Value, ...]) -> int | None:
     """The time of a row of table ``log``; None if it is a row of another table."""
     match values:
-        case (None, int(), int(), int(time_ms), str(), _, _, _, _, _):
+        case (None, int(), int(), int(time_ms), str(), _, _, _, _, _, *_):
             return time_ms
     return None
 

@@ -195,7 +195,7 @@ class _Table:
 
 _TYPES: Final = {"INTEGER": int, "TEXT": str, "BLOB": bytes, "REAL": float}
 """Tables of earlier versions that have another name now."""
-_ADDED: Final = {"messages": 12, "queues": 2, "flow_keys": 1, "prefixes": 1, "ticks": 1, "stored_bodies": 1}
+_ADDED: Final = {"messages": 12, "log": 4, "queues": 2, "flow_keys": 1, "prefixes": 1, "ticks": 1, "stored_bodies": 1}
 """How many columns a table got after its first version, at most."""
 _SHAPED_LIKE_INDICES: Final = frozenset({"labels"})
 

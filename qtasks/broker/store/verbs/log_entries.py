@@ -10,7 +10,7 @@ import apsw
 
 from qtasks.broker.core import message_rows
 from qtasks.broker.core.rules import TRANSITIONS, Stage, Trigger
-from qtasks.broker.ports import Failure
+from qtasks.broker.ports import Failure, Timing
 from qtasks.broker.store.verbs import sums
 from qtasks.broker.store.verbs.rows import write_each
 from qtasks.protocol.messages import Response, State
@@ -26,6 +26,15 @@ _ANSWERS: Final = "FROM log WHERE seq = ? AND response_status IS NOT NULL ORDER 
 
 CHANGE_STAGE: Final = f"UPDATE messages SET {sums.changes(stage='?1')} WHERE seq = ?2"
 _APPEND: Final = "INSERT INTO log (seq, account, time_ms, state, error, next_ms) VALUES (?, ?, ?, ?, ?, ?)"
+_TIMING: Final = ", ".join(Timing._fields)
+"""The columns have the names of the fields."""
+_APPEND_DELIVERED: Final = (
+    f"INSERT INTO log (seq, account, time_ms, state, {_TIMING}) VALUES (?, ?, ?, '{State.DELIVERED}', ?, ?, ?, ?)"
+)
+_APPEND_END: Final = (
+    f"INSERT INTO log (seq, account, time_ms, state, error, {_TIMING}, response_status, response_head, response_body)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 
 
 def change_stage(db: apsw.Connection, seq: int, stage: Stage, trigger: Trigger) -> None:
@@ -42,33 +51,38 @@ def append_log(
     *,
     error: str | None = None,
     next_ms: int | None = None,
-    response: Response | None = None,
 ) -> None:
-    """Append a log entry to the history of message `seq`.
+    """Append a log entry to the history of message `seq`."""
+    db.execute(_APPEND, (seq, account, now_ms, state.value, error, next_ms))
+
+
+def append_end(
+    db: apsw.Connection,
+    seq: int,
+    account: int,
+    now_ms: int,
+    state: State,
+    *,
+    error: str | None,
+    timing: Timing,
+    response: Response | None,
+) -> None:
+    """Append the log entry that ends an attempt.
 
     Of the answers to its attempts the first and the last stay whole; those between are cut.
     """
-    if response is None:
-        db.execute(_APPEND, (seq, account, now_ms, state.value, error, next_ms))
-        return
-    last = db.execute(f"SELECT n, {_SIZE} {_ANSWERS} DESC LIMIT 1", (seq,)).get
-    if last is not None and last[1] > KEPT_WHOLE and last[0] != db.execute(f"SELECT n {_ANSWERS} LIMIT 1", (seq,)).get:
-        cut_answer(db, last[0])
-    db.execute(
-        "INSERT INTO log (seq, account, time_ms, state, error, next_ms, response_status, response_head, response_body)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            seq,
-            account,
-            now_ms,
-            state.value,
-            error,
-            next_ms,
-            response.status,
-            message_rows.pack_headers(response.headers),
-            response.body,
-        ),
-    )
+    answer: tuple[int | None, str | None, bytes | None] = (None, None, None)
+    if response is not None:
+        last = db.execute(f"SELECT n, {_SIZE} {_ANSWERS} DESC LIMIT 1", (seq,)).get
+        if last and last[1] > KEPT_WHOLE and last[0] != db.execute(f"SELECT n {_ANSWERS} LIMIT 1", (seq,)).get:
+            cut_answer(db, last[0])
+        answer = (response.status, message_rows.pack_headers(response.headers), response.body)
+    db.execute(_APPEND_END, (seq, account, now_ms, state.value, error, *timing, *answer))
+
+
+def append_delivered(db: apsw.Connection, ends: Iterable[tuple[int, int, Timing]], now_ms: int) -> None:
+    """Append the log entries of attempts that delivered: `seq`, account, and how long each part took."""
+    write_each(db, _APPEND_DELIVERED, [(seq, account, now_ms, *timing) for seq, account, timing in ends])
 
 
 def append_each(db: apsw.Connection, entries: Iterable[tuple[int, int, State, int | None]], now_ms: int) -> None:

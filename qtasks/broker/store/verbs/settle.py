@@ -20,7 +20,14 @@ from qtasks.broker.store.verbs import admission, broker_time, sums
 from qtasks.broker.store.verbs.accept import insert
 from qtasks.broker.store.verbs.damage import quarantine
 from qtasks.broker.store.verbs.end_callbacks import report_end, report_end_of
-from qtasks.broker.store.verbs.log_entries import add_dead_letter, append_each, append_log, change_stage, shortened
+from qtasks.broker.store.verbs.log_entries import (
+    add_dead_letter,
+    append_delivered,
+    append_end,
+    append_log,
+    change_stage,
+    shortened,
+)
 from qtasks.broker.store.verbs.parking import parked, prefixes
 from qtasks.broker.store.verbs.rows import change, fetch, write_each
 from qtasks.protocol import wire
@@ -50,6 +57,8 @@ _NOT_LOGGED: Final = (
 )
 """Those of the messages, as a JSON list, that `_DELIVER` has ended in this transaction."""
 _DELIVERED: Final = Settled(State.DELIVERED)
+_ENDS: Final = (State.DELIVERED, State.ERROR)
+"""The entries that tell how an attempt ended."""
 _HAND_BACK: Final = f"UPDATE messages SET {sums.changes(open_claims='open_claims - 1')} WHERE seq = ?"
 _NOTE_INTERRUPTION: Final = (
     "UPDATE messages SET lot = ?, interrupted_since_ms = ?, cuts = ?, noted_ms = iif(?, noted_ms, ?) WHERE seq = ?"
@@ -160,17 +169,16 @@ def _deliver(db: apsw.Connection, settlements: Sequence[Settlement], now_ms: int
 
     It stops before a message that is damaged: `_end` looks at that one, and at those that follow.
     """
-    claims = [settlement.claim for settlement in settlements]
-    accounts = {(claim.seq, claim.token): claim.row.account for claim in claims}
+    ends = {(one.claim.seq, one.claim.token): (one.claim.row.account, one.timing) for one in settlements}
     changes_before = db.total_changes()
     with contextlib.suppress(apsw.ConstraintError):  # a value that no constraint allows
-        write_each(db, _DELIVER, [(now_ms, seq, token) for seq, token in accounts])
-    if db.total_changes() - changes_before < len(accounts):
-        seqs = orjson.dumps([seq for seq, _ in accounts]).decode()
+        write_each(db, _DELIVER, [(now_ms, seq, token) for seq, token in ends])
+    if db.total_changes() - changes_before < len(ends):
+        seqs = orjson.dumps([seq for seq, _ in ends]).decode()
         delivered = {(row[0], row[1]) for row in fetch(db, _NOT_LOGGED, (seqs,))}
-        accounts = {key: account for key, account in accounts.items() if key in delivered}
-    append_each(db, ((seq, account, State.DELIVERED, None) for (seq, _), account in accounts.items()), now_ms)
-    return {*accounts}
+        ends = {key: end for key, end in ends.items() if key in delivered}
+    append_delivered(db, ((seq, *end) for (seq, _), end in ends.items()), now_ms)
+    return {*ends}
 
 
 def _end_attempt(db: apsw.Connection, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -257,19 +265,30 @@ def _append_log(
     next_ms: int | None,
     now_ms: int,
 ) -> None:
-    claim, evaluation = settlement.claim, settlement.evaluation
+    claim, error = settlement.claim, settlement.evaluation.error
     response = answer if isinstance(answer, Response) else None
     for state in states:
-        append_log(
-            db,
-            claim.seq,
-            claim.message.account,
-            now_ms,
-            state,
-            error=evaluation.error if state in (State.ERROR, State.FAILED) else None,
-            next_ms=next_ms if state is State.RETRY else None,
-            response=response if state is State.ERROR else None,
-        )
+        if state in _ENDS:
+            append_end(
+                db,
+                claim.seq,
+                claim.message.account,
+                now_ms,
+                state,
+                error=error,
+                timing=settlement.timing,
+                response=response if state is State.ERROR else None,
+            )
+        else:
+            append_log(
+                db,
+                claim.seq,
+                claim.message.account,
+                now_ms,
+                state,
+                error=error if state is State.FAILED else None,
+                next_ms=next_ms if state is State.RETRY else None,
+            )
 
 
 def _insert_callbacks(

@@ -11,7 +11,7 @@ import { Copy, Empty, Facts, Heading, Panel, Problem, Status, Table, Tabs, Time 
 import { ask } from "../parts/dialog.js";
 import { Body, Value } from "../parts/json.js";
 import { MESSAGE_COLUMNS } from "../parts/rows.js";
-import { Timeline } from "../parts/timeline.js";
+import { inBundle, PARTS, Timeline } from "../parts/timeline.js";
 
 const UNFINISHED = ["scheduled", "waiting", "running", "retrying"];
 const LAST_ATTEMPTS = 20; // shown at first
@@ -138,12 +138,11 @@ function Attempts({ detail }) {
 function AttemptDetail({ attempt }) {
   const { response, timing = {} } = attempt;
   const error = taskError(response?.body);
-  const phases = [["queuedMs", "Waited for its turn"], ["connectMs", "Connecting"], ["firstByteMs", "First byte after"], ["bodyMs", "Answer read in"]];
   return html`<${Fragment}>
     ${(error ?? attempt.error) && attempt.outcome !== "delivered" && html`<pre class="raw error-text" tabindex="0" aria-label="Error">${error?.error ?? attempt.error}</pre>`}
     <${Facts} facts=${[
-      ["Started", exact(attempt.startedMs)], ["Ended", attempt.endedMs && exact(attempt.endedMs)], ...phases.map(([name, title]) => [title, timing[name] === undefined ? null : span(timing[name])]),
-      ["Sent in a bundle", timing.bundled ? "yes" : null], ["Error code", error?.code], ["Next attempt", attempt.nextMs && html`<${Time} ms=${attempt.nextMs} />`],
+      ["Started", exact(attempt.startedMs)], ["Ended", attempt.endedMs && exact(attempt.endedMs)], ...PARTS.map(([member, , name]) => [name, timing[member] === undefined ? null : span(timing[member])]),
+      ["Sent", inBundle(timing)], ["Error code", error?.code], ["Next attempt", attempt.nextMs && html`<${Time} ms=${attempt.nextMs} />`],
     ]} />
     ${response && html`<${Answer} response=${response} isError=${Boolean(error)} />`}
   <//>`;

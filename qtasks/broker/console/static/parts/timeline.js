@@ -1,6 +1,6 @@
 // The attempts of a message as bars on one time axis. Waits that are much longer than the attempts are drawn shorter, with a mark.
 import { html } from "../lib/view.js";
-import { axisTime, exact, span } from "../lib/format.js";
+import { axisTime, exact, plural, span } from "../lib/format.js";
 
 const WAITS_SHARE = 1.2; // the room of all waits together, at most, in that of the attempts
 
@@ -39,26 +39,35 @@ function place(stretches, ms) {
   return stretch.left + part * stretch.width;
 }
 
-const PHASES = [["connectMs", "connect", "connecting"], ["firstByteMs", "first-byte", "until the first byte"], ["bodyMs", "body", "reading the answer"]];
+// The parts of an attempt: member of its `timing`, class, name.
+export const PARTS = [["queuedMs", "queued", "Waiting for its turn"], ["connectMs", "connect", "Connecting"], ["firstByteMs", "first-byte", "Waiting for the first byte"], ["bodyMs", "body", "Reading the answer"]];
+const [QUEUED, ...SENT] = PARTS;
 
-function segments(stretches, attempt, endMs) {
-  let at = attempt.startedMs;
+export const inBundle = ({ bundled }) => (bundled > 1 ? `in a bundle with ${plural(bundled - 1, "other message")}` : null);
+
+// The parts of an attempt with their times: {className, name, fromMs, toMs}.
+function partsOf(attempt, endMs) {
+  const { timing = {}, startedMs } = attempt;
   const parts = [];
-  for (const [name, className, words] of PHASES) {
-    const length = attempt.timing?.[name];
-    if (length === undefined || length === null) continue;
-    const until = Math.min(endMs, at + length);
-    parts.push({ className, from: at, until, words: `${words} ${span(length)}` });
-    at = until;
-  }
-  if (at < endMs || parts.length === 0) parts.push({ className: "rest", from: at, until: endMs, words: span(endMs - at) });
-  return parts.map((part) => ({ ...part, left: place(stretches, part.from), right: place(stretches, part.until) }));
+  const add = (className, name, fromMs, lengthMs) => {
+    const toMs = Math.min(endMs, fromMs + lengthMs);
+    parts.push({ className, name, fromMs, toMs, words: `${name.toLowerCase()}: ${span(lengthMs)}` });
+    return toMs;
+  };
+  if (timing.queuedMs !== undefined) add(QUEUED[1], QUEUED[2], startedMs - timing.queuedMs, timing.queuedMs);
+  let at = startedMs;
+  for (const [member, className, name] of SENT) if (timing[member] !== undefined) at = add(className, name, at, timing[member]);
+  if (at === startedMs) add("rest", "The attempt", at, endMs - at);
+  else if (at < endMs) add("own", "In the broker", at, endMs - at);
+  return parts;
 }
 
 // `children(attempt)` is what an opened attempt shows.
 export function Timeline({ attempts, fromMs, toMs, children, label }) {
   const stretches = stretchesOf(fromMs, toMs, attempts);
+  const classes = new Set(attempts.flatMap((attempt) => partsOf(attempt, attempt.endedMs ?? toMs).map((part) => part.className)));
   return html`<div class="timeline" role="group" aria-label=${label}>
+    ${SENT.some(([, className]) => classes.has(className)) && html`<p class="legend parts">${PARTS.filter(([, className]) => classes.has(className)).map(([, className, name]) => html`<span key=${className}><i class=${className}></i>${name}</span>`)}</p>`}
     <p class="scale" aria-hidden="true"><span>${axisTime(fromMs, toMs - fromMs)}</span>${stretches.filter((one) => one.isBroken && one.width > 5).map((one) => html`<span key=${one.startMs} class="gap" style=${{ left: `${one.left}%`, width: `${one.width}%` }}>// ${span(one.endMs - one.startMs)}</span>`)}<span>${axisTime(toMs, toMs - fromMs)}</span></p>
     ${attempts.map((attempt, index) => html`<${Attempt} key=${`${attempt.number} ${attempt.startedMs}`} attempt=${attempt} previous=${attempts[index - 1]} stretches=${stretches} fromMs=${fromMs} toMs=${toMs} isOpen=${index === attempts.length - 1 && attempt.outcome !== "delivered"}>${children(attempt)}<//>`)}
   </div>`;
@@ -69,17 +78,20 @@ const MARKS = { delivered: "✓", failed: "✗", interrupted: "↻", running: "�
 function Attempt({ attempt, previous, stretches, fromMs, toMs, isOpen, children }) {
   const endMs = Math.max(attempt.startedMs, attempt.endedMs ?? toMs);
   const since = previous?.endedMs ?? fromMs;
-  const from = place(stretches, since);
-  const until = place(stretches, attempt.startedMs);
-  const parts = segments(stretches, attempt, endMs);
+  const at = (ms) => place(stretches, ms);
+  const parts = partsOf(attempt, endMs);
+  const dueMs = attempt.startedMs - (attempt.timing?.queuedMs ?? 0);
+  const bars = [{ className: "delay", fromMs: since, toMs: dueMs, words: `not due for ${span(dueMs - since)}` }, ...parts]
+    .filter((bar) => bar.toMs > bar.fromMs || bar.className === "rest")
+    .map((bar) => ({ ...bar, left: at(bar.fromMs), width: Math.max(0, at(bar.toMs) - at(bar.fromMs)) }));
   const status = attempt.response?.status;
   return html`<details class="attempt" open=${isOpen}>
     <summary>
       <span class=${`attempt-name outcome-${attempt.outcome}`}><span aria-hidden="true">${MARKS[attempt.outcome] ?? "·"}</span> ${attempt.number} ${attempt.outcome}${status ? html` <span class="quiet">${status}</span>` : ""}</span>
-      <span class="track" aria-hidden="true">
-        ${until > from && html`<i class="wait" style=${{ left: `${from}%`, width: `${until - from}%` }} title=${`waited ${span(attempt.startedMs - since)}`}></i>`}
-        ${parts.map((part) => html`<i key=${part.className} class=${`${part.className} outcome-${attempt.outcome}`} style=${{ left: `${part.left}%`, width: `${Math.max(0, part.right - part.left)}%` }} title=${part.words}></i>`)}
+      <span class=${`track outcome-${attempt.outcome}`} aria-hidden="true">
+        ${bars.map((bar) => html`<i key=${bar.className} class=${bar.className} style=${{ left: `${bar.left}%`, width: `${bar.width}%` }} title=${bar.words}></i>`)}
       </span>
+      <span class="hidden">${[...parts.map((part) => part.words), inBundle(attempt.timing ?? {})].filter(Boolean).join(", ")}, in all</span>
       <span class="number" title=${`${exact(attempt.startedMs)} to ${exact(endMs)}`}>${span(endMs - attempt.startedMs)}</span>
     </summary>
     <div class="attempt-content">${children}</div>

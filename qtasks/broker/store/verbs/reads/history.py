@@ -8,14 +8,15 @@ import apsw
 
 from qtasks.broker.core.interruptions import NOT_COUNTED, STOPPED
 from qtasks.broker.core.past_attempts import HistoryEntry
+from qtasks.broker.ports import Timing
 from qtasks.broker.store.verbs.rows import fetch, read_state, response
 from qtasks.protocol.messages import State
 
 MOST: Final = 1000
 """Log entries of a message that are read: the latest. 999 retries have three times as many."""
 _ENTRIES: Final = (
-    "SELECT n, time_ms, state, error, next_ms, response_status, response_head, response_body FROM log"
-    " WHERE seq = ? ORDER BY n DESC LIMIT ?"
+    f"SELECT n, time_ms, state, error, next_ms, {', '.join(Timing._fields)},"
+    " response_status, response_head, response_body FROM log WHERE seq = ? ORDER BY n DESC LIMIT ?"
 )
 _FAILED_BEFORE: Final = (
     f"SELECT count(*) FROM log WHERE seq = ? AND n < ? AND state = '{State.ERROR}'"
@@ -30,8 +31,8 @@ def entries(db: apsw.Connection, seq: int) -> list[HistoryEntry]:
     """The latest `MOST` log entries of a message, oldest first."""
     rows = fetch(db, _ENTRIES, (seq, MOST))
     return [
-        HistoryEntry(n, time_ms, read_state(state), error, next_ms, response(status, head, body))
-        for n, time_ms, state, error, next_ms, status, head, body in reversed(rows)
+        HistoryEntry(n, time_ms, read_state(state), error, next_ms, response(status, head, body), Timing(*timing))
+        for n, time_ms, state, error, next_ms, *timing, status, head, body in reversed(rows)
     ]
 
 
