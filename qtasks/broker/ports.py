@@ -14,7 +14,8 @@ from qtasks.protocol.messages import Headers, Response
 
 
 class Timing(NamedTuple):
-    """How long each part of an attempt took, in milliseconds; None: it did not get there, or nobody has measured.
+    """How long each part of an attempt took, in milliseconds; None: it did not get there, or its transport
+    does not measure.
 
     The last part of an attempt that failed is the one in which it ended.
     """
@@ -89,7 +90,7 @@ class DeliveryRequest:
     timeout_ms: int
     """One deadline for the whole attempt: connect, TLS, send, headers and body."""
     stopwatch: Stopwatch = field(default=UNREAD, repr=False, compare=False)
-    """By default one that nobody reads."""
+    """By default one that is not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,6 @@ class StreamingTransport(Protocol):
     async def open(self, request: DeliveryRequest) -> ResponseStream | Failure:
         """As `Transport.send`, but return after the head of the response.
 
-        The request's deadline covers everything until then. The caller limits the time of what follows. The stopwatch
-        is not told of the head: it says nothing of the answer to any delivery.
+        The request's deadline covers everything until then. The caller limits the time of what follows. The head
+        is no answer to a delivery: it is not noted on the stopwatch.
         """

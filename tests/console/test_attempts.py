@@ -23,7 +23,7 @@ def test_the_parts_of_an_attempt_are_drawn_named_and_told(operators: ConsolePage
     expect(timeline.locator("dl.facts")).to_contain_text(re.compile(r"Connecting\d+ ms"))
 
 
-def test_deliveries_that_travelled_together_say_so(operators: ConsolePage, messages: dict[str, str], shop: World) -> None:
+def test_deliveries_that_travelled_together_say_so(operators: ConsolePage, shop: World) -> None:
     addresses = [(f"{name}@example.com", number) for number, name in enumerate(("ann", "ben", "cay"))]
     calls = shop.tasks.tasks["send_welcome_mail"].starmap(addresses)
     ids = [str(call.message_id) for call in calls]

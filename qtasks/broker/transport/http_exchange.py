@@ -57,7 +57,7 @@ class PlainExchange:
         body: The body of the request.
         dialled: Where to connect.
         limit: Most bytes of the response's body that are read; a longer one is cut.
-        stopwatch: Is told when there is a connection, and when the head of the response has arrived.
+        stopwatch: It notes when there is a connection, and when the head of the response has arrived.
     """
 
     def __init__(

@@ -270,7 +270,7 @@ class _TrackedPayload(aiohttp.Payload):
     sent = False
     """All of it has been handed to the connection."""
     stopwatch: Stopwatch | None = None
-    """Is told that there is a connection: aiohttp writes the body once it has one."""
+    """It notes that there is a connection: aiohttp writes the body once it has one."""
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
         if self.stopwatch is not None:
