@@ -14,8 +14,7 @@ from qtasks.protocol.messages import Headers, Response
 
 
 class Timing(NamedTuple):
-    """How long each part of an attempt took, in milliseconds; None: it did not get there, or its transport
-    does not measure.
+    """How long each part of an attempt took, in milliseconds. None: it did not get there, or that is not known.
 
     The last part of an attempt that failed is the one in which it ended.
     """
