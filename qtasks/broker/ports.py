@@ -150,6 +150,6 @@ class StreamingTransport(Protocol):
     async def open(self, request: DeliveryRequest) -> ResponseStream | Failure:
         """As `Transport.send`, but return after the head of the response.
 
-        The request's deadline covers everything until then. The caller limits the time of what follows. The head
-        is no answer to a delivery: it is not noted on the stopwatch.
+        The request's deadline covers everything until then. The caller limits the time of what follows. The
+        stopwatch does not note the head, which answers none of the deliveries.
         """
