@@ -169,7 +169,10 @@ def _deliver(db: apsw.Connection, settlements: Sequence[Settlement], now_ms: int
 
     It stops before a message that is damaged: `_end` looks at that one, and at those that follow.
     """
-    ends = {(one.claim.seq, one.claim.token): (one.claim.row.account, one.timing) for one in settlements}
+    ends = {
+        (settlement.claim.seq, settlement.claim.token): (settlement.claim.row.account, settlement.timing)
+        for settlement in settlements
+    }
     changes_before = db.total_changes()
     with contextlib.suppress(apsw.ConstraintError):  # a value that no constraint allows
         write_each(db, _DELIVER, [(now_ms, seq, token) for seq, token in ends])

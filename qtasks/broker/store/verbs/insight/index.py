@@ -184,11 +184,11 @@ class _Slice:
         self._figures = FreshFigures()
         self._failures = FreshFailures()
         accounts = {entry.seq: entry.account for entry in entries}
-        known = fetch(db, _KNOWN, (_json(accounts),))
-        destinations = self._destinations.numbered({row[2] for row in known})
+        stored = fetch(db, _KNOWN, (_json(accounts),))
+        destinations = self._destinations.numbered({row[2] for row in stored})
         self._messages = {
             seq: _Indexed(account, destinations[number], _STATUS[status], _STATUS[status], due_ms, started_ms)
-            for seq, account, number, status, due_ms, started_ms in known
+            for seq, account, number, status, due_ms, started_ms in stored
             if number in destinations
         }
         if unknown := accounts.keys() - self._messages.keys():
