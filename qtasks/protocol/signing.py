@@ -22,9 +22,6 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
-import jwt
-from jwt.algorithms import HMACAlgorithm
-
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, SignatureError
 from qtasks.protocol import development, strict_json
@@ -49,7 +46,6 @@ MIN_KEY = 32
 DEV_KEYS = frozenset(key for user in development.USERS for key in (user.keys.current, user.keys.next))
 """Keys of the four development users (docs/protocol.md 1.5): they are public, so their signature proves nothing."""
 
-_HS256 = HMACAlgorithm(HMACAlgorithm.SHA256)
 _COMPACT = json.JSONEncoder(separators=(",", ":"))
 _TOKEN = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]{43})")
 _DIGEST = re.compile(r"[A-Za-z0-9_-]{43}=?")
@@ -248,8 +244,13 @@ def _mac(key: str, signed: bytes) -> bytes:
 
 @lru_cache(maxsize=64)
 def _prepared(key: str) -> bytes:
+    # Imported with the first key: it takes 80 ms where `cryptography` is installed, and a process that only sends calls
+    # has no key.
+    import jwt
+    from jwt.algorithms import HMACAlgorithm
+
     try:
-        return _HS256.prepare_key(key)
+        return HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(key)
     except jwt.InvalidKeyError as error:
         raise SignatureError(
             f"signature rejected: a configured signing key cannot be used: {error}",
