@@ -1,10 +1,11 @@
-"""Which names hold secrets, and how their values are kept out of error texts and terminal output."""
+"""Which names hold secrets, and how their values are kept out of what people and assistants see."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Any, Final
 
 MASK: Final = "***"
 """Shown in place of a secret."""
@@ -16,10 +17,13 @@ _PAIR: Final = re.compile(
     rf"""
     (?P<name>(?<![\w.-])[\w.-]*(?:{_PARTS})[\w.-]*)
     (?P<sign>\\*["']?\s*[:=]\s*)
+    (?!"\*{{3}}"|'\*{{3}}'|\*{{3}}(?:[\s,;)\]}}]|\Z))  # masked already
     (?:{_QUOTED}|(?:bearer|basic)\s+[^\s,;]+|[^\s,;)\]}}]+)
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+_BODIES: Final = frozenset({"body", "responseBody"})
+"""Members that hold a body, which may be JSON itself."""
 _SHORT: Final = 4
 """Values with fewer characters are masked as whole words only: a single letter occurs in every word."""
 
@@ -43,6 +47,32 @@ def mask_values(text: str, secrets: Iterable[object]) -> str:
         elif spelling:
             text = re.sub(rf"(?<!\w){re.escape(spelling)}(?!\w)", MASK, text)
     return text
+
+
+def masked(value: Any) -> Any:
+    """JSON data with the values of secret names masked, also inside bodies that are JSON themselves."""
+    if isinstance(value, dict):
+        return {name: masked_member(name, member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [masked(member) for member in value]
+    return value
+
+
+def masked_member(name: str, value: Any) -> Any:
+    """The value of a member with this name, masked."""
+    if is_secret_name(name):
+        return MASK
+    return masked_text(value) if name in _BODIES and isinstance(value, str) else masked(value)
+
+
+def masked_text(text: str) -> str:
+    """A body with the values of secret names masked."""
+    try:
+        document = json.loads(text)
+        changed = masked(document)
+    except (ValueError, RecursionError):
+        return mask_pairs(text)
+    return text if changed == document else json.dumps(changed, ensure_ascii=False)
 
 
 def secrets_in(value: object, *, is_secret: bool = False, depth: int = 32) -> Iterator[str | int | float]:

@@ -10,7 +10,7 @@ from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, js
 from qtasks.console.passed_service import PassedService
 from qtasks.protocol import cron, cron_english
 
-LACKS: Final = ("overview", "failures", "endpoints", "system", "events")
+LACKS: Final = ("overview", "failures", "endpoints", "system", "events", "assistant")
 """The views that the API of QStash cannot give."""
 NEXT: Final = 5
 _PAGE: Final = 100

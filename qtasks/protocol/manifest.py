@@ -71,4 +71,6 @@ class Manifest(TypedDict):
     v: int
     package: str
     """The version of the package that the dispatcher runs."""
+    python: NotRequired[str]
+    """Its version of Python."""
     tasks: list[ManifestTask]

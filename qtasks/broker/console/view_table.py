@@ -11,6 +11,7 @@ from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, de
 from qtasks.broker.console.console_context import Role, Viewer
 from qtasks.broker.console.views import (
     again,
+    assistant,
     dead_letters,
     endpoints,
     failure_table,
@@ -53,9 +54,11 @@ VIEWS: Final = (
     _view("GET", "overview", Right.LOOK, overview.show),
     _view("GET", "messages", Right.LOOK, messages.list_messages),
     _view("GET", "messages/{}", Right.LOOK, message_page.show),
+    _view("GET", "messages/{}/assistant", Right.LOOK, assistant.of_message),
     _view("POST", "messages/{}/again", Right.ACT, again.publish_again),
     _view("GET", "failures", Right.LOOK, failure_table.list_failures),
     _view("GET", "failures/{}", Right.LOOK, failure_table.show_failure),
+    _view("GET", "failures/{}/assistant", Right.LOOK, assistant.of_failure),
     _view("POST", "failures/{}/retry", Right.ACT, failure_table.retry_failure),
     _view("GET", "dead-letters", Right.LOOK, dead_letters.list_dead_letters),
     _view("POST", "dead-letters/retry", Right.ACT, dead_letters.retry_dead_letters),

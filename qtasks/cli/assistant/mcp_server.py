@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import ToolAnnotations
 from pydantic import Field
 
-from qtasks.cli.operate.masked import masked
 from qtasks.cli.operate.service import ServiceConnection
 from qtasks.errors import QTasksError
+from qtasks.masking import masked
 from qtasks.qstash.conversation.operation import segment
 
 INSTRUCTIONS: Final = (
@@ -66,6 +67,14 @@ class ConsoleTools:
         """One group of failures with its newest messages."""
         return self._view(f"failures/{segment(fingerprint, 'fingerprint')}")
 
+    def describe_failure(self, fingerprint: str) -> str:
+        """One failure as a text: task, docstring, arguments, error, attempts, versions, how to run it again."""
+        return self._text(f"failures/{segment(fingerprint, 'fingerprint')}")
+
+    def describe_message(self, id: str) -> str:  # noqa: A002
+        """One message as such a text."""
+        return self._text(f"messages/{segment(id, 'id')}")
+
     def list_dead_letters(self, filter: Filter = "", count: Count = 20, cursor: Cursor = "") -> str:  # noqa: A002
         """Messages that failed for good, newest first."""
         return self._view("dead-letters", filter=filter, count=count, cursor=cursor)
@@ -87,12 +96,17 @@ class ConsoleTools:
         return self._view("endpoints")
 
     def _view(self, path: str, **query: object) -> str:
+        return json.dumps(masked(self._answer(path, query)), ensure_ascii=False)
+
+    def _text(self, path: str) -> str:
+        return str(self._answer(f"{path}/assistant", {})["text"])
+
+    def _answer(self, path: str, query: Mapping[str, object]) -> Any:
         pairs = [(name, str(value)) for name, value in query.items() if value != ""]
         try:
-            answer = self._service.console(_WHAT, path, *pairs)
+            return self._service.console(_WHAT, path, *pairs)
         except QTasksError as error:
             raise ToolError(str(error)) from error
-        return json.dumps(masked(answer), ensure_ascii=False)
 
 
 def server_of(service: ServiceConnection) -> MCPServer:

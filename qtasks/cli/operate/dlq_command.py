@@ -12,11 +12,11 @@ from qtasks.cli.changes import as_json_option, confirmed, dry_run_option, progre
 from qtasks.cli.operate.completing import dead_letter_ids
 from qtasks.cli.operate.editing import edited_body
 from qtasks.cli.operate.groups import OperatorGroup
-from qtasks.cli.operate.masked import masked
 from qtasks.cli.operate.message_shapes import echo_dead_letters, echo_message, row
 from qtasks.cli.operate.messages_command import echo_published
 from qtasks.cli.operate.service import ServiceConnection, connected, now_ms
 from qtasks.cli.printing import counted, echo_json, talk
+from qtasks.masking import masked
 from qtasks.qstash.conversation.operation import segment
 from qtasks.tasks.admin import actions
 from qtasks.tasks.admin.republish import publish_again

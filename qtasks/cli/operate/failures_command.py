@@ -10,7 +10,7 @@ from qtasks.cli.changes import as_json_option, confirmed, dry_run_option, progre
 from qtasks.cli.operate.groups import OperatorGroup
 from qtasks.cli.operate.message_shapes import echo_messages, row
 from qtasks.cli.operate.service import connected, now_ms
-from qtasks.cli.printing import TableColumn, age, counted, echo_json, echo_table, talk
+from qtasks.cli.printing import TableColumn, age, counted, echo_json, echo_table, printable, talk
 from qtasks.masking import mask_pairs
 from qtasks.qstash.conversation.operation import segment
 from qtasks.tasks.admin.summaries import of_row
@@ -66,10 +66,14 @@ def list_(words: tuple[str, ...], hours: int, as_json: bool) -> None:
 
 @command.command("show")
 @_fingerprint
+@click.option("--for-assistant", is_flag=True, help="As one Markdown text to give to an assistant; secrets are masked.")
 @as_json_option
-def show(fingerprint: str, as_json: bool) -> None:
+def show(fingerprint: str, for_assistant: bool, as_json: bool) -> None:
     """Show one failure with its newest messages."""
     with connected() as service:
+        if for_assistant:
+            _echo_text(service.console(_WHAT, f"{_path(fingerprint)}/assistant"), as_json=as_json)
+            return
         failure = service.console(_WHAT, _path(fingerprint))
     messages = [of_row(each) for each in failure.get("rows", [])]
     if as_json:
@@ -83,6 +87,14 @@ def show(fingerprint: str, as_json: bool) -> None:
         f" last {age(failure.get('lastMs'), now)} ago"
     )
     echo_messages(messages, now)
+
+
+def _echo_text(document: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        echo_json(document)
+        return
+    for line in document["text"].splitlines():
+        click.echo(printable(line))
 
 
 @command.command("retry")

@@ -9,10 +9,9 @@ import click
 
 from qtasks.cli.changes import as_json_option
 from qtasks.cli.operate.completing import message_ids
-from qtasks.cli.operate.masked import masked
 from qtasks.cli.operate.service import ServiceConnection, connected, now_ms
 from qtasks.cli.printing import TableColumn, echo_json, echo_table, moment, printable, talk
-from qtasks.masking import mask_pairs
+from qtasks.masking import mask_pairs, masked
 from qtasks.tasks.admin.filter_words import time_ms
 
 _COLUMNS: Final = (

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from qtasks.cli.operate.masked import arguments, masked_text
+from qtasks.cli.operate.masked import arguments
 from qtasks.cli.printing import TableColumn, age, counted, echo_facts, echo_table, moment
-from qtasks.masking import mask_pairs
+from qtasks.masking import mask_pairs, masked_text
 from qtasks.tasks.admin.summaries import DeadLetterSummary, MessageSummary
 
 _COLUMNS: Final = (

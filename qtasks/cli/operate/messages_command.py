@@ -10,11 +10,11 @@ from qtasks.cli.changes import as_json_option, confirmed, dry_run_option, progre
 from qtasks.cli.operate.completing import message_ids
 from qtasks.cli.operate.editing import edited_body
 from qtasks.cli.operate.groups import OperatorGroup
-from qtasks.cli.operate.masked import masked
 from qtasks.cli.operate.message_shapes import attempt, echo_attempts, echo_message, echo_messages, row
 from qtasks.cli.operate.service import ServiceConnection, connected, now_ms
 from qtasks.cli.printing import counted, echo_json, moment, printable, talk
 from qtasks.errors import ConfigurationError
+from qtasks.masking import masked
 from qtasks.qstash.conversation.operation import segment
 from qtasks.tasks.admin import actions
 from qtasks.tasks.admin.republish import publish_again

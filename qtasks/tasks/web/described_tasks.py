@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import json
 import logging
+import platform
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import Any
@@ -33,6 +34,7 @@ def manifest_of(tasks: Mapping[str, BaseTask[..., Any]], base_url: str) -> bytes
     manifest: Manifest = {
         "v": VERSION,
         "package": metadata.version("qstash-tasks"),
+        "python": platform.python_version(),
         "tasks": list(_described(tasks, base_url)),
     }
     return json.dumps(manifest, ensure_ascii=False, separators=(",", ":")).encode()

@@ -51,6 +51,11 @@ async def show_failure(context: ConsoleContext, viewer: Viewer, request: ApiRequ
     )
 
 
+async def group(context: ConsoleContext, viewer: Viewer, fingerprint: str) -> dict[str, Any]:
+    """A failure as the list shows it. HttpError 404 if there is none."""
+    return _view(context, viewer, await _existing(context, viewer, fingerprint, DEFAULT_HOURS))
+
+
 async def retry_failure(context: ConsoleContext, viewer: Viewer, request: ApiRequest, fingerprint: str) -> ApiResponse:
     """`POST failures/FINGERPRINT/retry`: retry a portion of the dead letters that failed with it for good."""
     expected = bulk.expected_of(await read_object(request))

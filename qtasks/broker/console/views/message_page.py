@@ -68,6 +68,11 @@ class _Known(NamedTuple):
 
 async def show(context: ConsoleContext, viewer: Viewer, request: ApiRequest, message_id: str) -> ApiResponse:
     """The message of that id, or the newest one of the call of that id."""
+    return json_response(await detail(context, viewer, message_id))
+
+
+async def detail(context: ConsoleContext, viewer: Viewer, message_id: str) -> dict[str, Any]:
+    """All that is known of that message. HttpError 404 if there is none."""
     now_ms, offset_ms = context.clock.now_ms(), context.clock.offset_ms()
     stored_message = await context.store.read(
         _read, viewer.account, message_id, now_ms=now_ms, parallelism=context.api.parallelism
@@ -84,22 +89,20 @@ async def show(context: ConsoleContext, viewer: Viewer, request: ApiRequest, mes
         shown = {name: value for name, value in shown.items() if name in _WITHOUT_PAYLOADS}
     first_due_ms = max(message.created_ms, wall_times.due_ms(message, offset_ms))
     past = attempts(stored_message.entries, first_due_ms=first_due_ms, failed_before=stored_message.failed_before)
-    return json_response(
-        {
-            "row": rows[stored_message.seq],
-            "message": shown,
-            "attempts": [_attempt(attempt, viewer, offset_ms) for attempt in past],
-            "waiting": None if stored_message.wait is None else _waiting(stored_message.wait, offset_ms),
-            "log": [_entry(entry, viewer, offset_ms) for entry in stored_message.entries],
-            "deadLetterId": stored_message.status.dead_letter_id,
-            "signature": await _signature(context, message, viewer),
-            "callbacks": [rows[seq] for seq in stored_message.callbacks if seq in rows],
-            "parent": None if stored_message.parent is None else rows.get(stored_message.parent),
-            "run": None
-            if message.schedule_id is None
-            else {"scheduleId": message.schedule_id, "tickMs": stored_message.tick_ms},
-        }
-    )
+    return {
+        "row": rows[stored_message.seq],
+        "message": shown,
+        "attempts": [_attempt(attempt, viewer, offset_ms) for attempt in past],
+        "waiting": None if stored_message.wait is None else _waiting(stored_message.wait, offset_ms),
+        "log": [_entry(entry, viewer, offset_ms) for entry in stored_message.entries],
+        "deadLetterId": stored_message.status.dead_letter_id,
+        "signature": await _signature(context, message, viewer),
+        "callbacks": [rows[seq] for seq in stored_message.callbacks if seq in rows],
+        "parent": None if stored_message.parent is None else rows.get(stored_message.parent),
+        "run": None
+        if message.schedule_id is None
+        else {"scheduleId": message.schedule_id, "tickMs": stored_message.tick_ms},
+    }
 
 
 def _read(db: apsw.Connection, account: int, message_id: str, *, now_ms: int, parallelism: int) -> _Known | None:

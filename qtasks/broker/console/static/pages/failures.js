@@ -7,6 +7,7 @@ import { quoted } from "../lib/filter.js";
 import { inPortions } from "../lib/portions.js";
 import { go, href, replaceQuery, route } from "../lib/route.js";
 import { Empty, Facts, Heading, Loaded, Panel, Problem, Table, Time } from "../parts/basic.js";
+import { ForAssistant } from "../parts/assistant.js";
 import { Sparkline } from "../parts/charts.js";
 import { ask } from "../parts/dialog.js";
 import { FilterBar, otherThanFilter } from "../parts/filter.js";
@@ -73,7 +74,7 @@ export function Failure({ id }) {
   const view = useView(`failures/${encodeURIComponent(shown)}`, { cursor, hours });
   const failure = view.data ?? view.stale;
   return html`<${Heading} title=${failure ? target(failure) : "Failure"} note=${html`<a href=${href("failures")}>Failures</a>`}>
-      ${failure && html`<a class="button" href=${href("messages", { filter: messagesOf(failure) })}>As messages</a><${RetryAll} failure=${failure} reload=${view.reload} />`}
+      ${failure && html`<a class="button" href=${href("messages", { filter: messagesOf(failure) })}>As messages</a><${ForAssistant} path=${`failures/${encodeURIComponent(shown)}`} /><${RetryAll} failure=${failure} reload=${view.reload} />`}
     <//>
     ${view.error?.status === 404 ? html`<${Empty} title="There is no such failure any more." />` : html`<${Problem} error=${view.error} retry=${view.reload} />`}
     ${failure ? html`<${Content} failure=${failure} hours=${hours} cursor=${cursor} />` : !view.error && html`<div class="loading" role="status">Loading</div>`}`;

@@ -7,6 +7,7 @@ import { argumentText, asCommand, asCurl, asPython } from "../lib/copy.js";
 import { brief } from "../lib/lossless.js";
 import { count, exact, span, target } from "../lib/format.js";
 import { go, href } from "../lib/route.js";
+import { ForAssistant } from "../parts/assistant.js";
 import { Copy, Empty, Facts, Heading, Panel, Problem, Status, Table, Tabs, Time } from "../parts/basic.js";
 import { ask } from "../parts/dialog.js";
 import { Body, Value } from "../parts/json.js";
@@ -25,7 +26,7 @@ export function Message({ id }) {
   if (!detail) return html`<${Heading} title="Message" /><${Problem} error=${view.error} retry=${view.reload} />${!view.error && html`<div class="loading" role="status">Loading</div>`}`;
   const { row } = detail;
   return html`<${Heading} title=${call?.hidden === null ? callTitle(row.task, call) : target(row)} note=${html`<${Fragment}><${Status} status=${row.status} /> <span class="mono">${row.messageId}</span><//>`}>
-      <${Actions} detail=${detail} call=${call} edit=${() => setEditing(true)} reload=${view.reload} />
+      ${(row.error || row.status === "failed") && html`<${ForAssistant} path=${path`messages/${row.messageId}`} />`}<${Actions} detail=${detail} call=${call} edit=${() => setEditing(true)} reload=${view.reload} />
     <//>
     <${Problem} error=${view.error} retry=${view.reload} />
     <${Waiting} waiting=${detail.waiting} />

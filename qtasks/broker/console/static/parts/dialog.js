@@ -17,7 +17,7 @@ export function report(text) {
 }
 
 // Ask once, saying what will be touched, then run `act()`; the dialog stays open with the error if it fails.
-// {title, text, confirm, danger, act}: `text` may be a node, also with inputs; `act(progress, form)` is given how to show
+// {title, text, confirm, danger, isWide, act}: `text` may be a node, also with inputs; `act(progress, form)` is given how to show
 // how far it is, and the values of the inputs as FormData. What it returns is reported.
 export function ask(asked) {
   question.value = asked;
@@ -52,7 +52,7 @@ function Asked({ asked }) {
       setBusy(null);
     }
   };
-  return html`<dialog ref=${dialog} aria-labelledby="question" onClose=${() => { question.value = null; }}>
+  return html`<dialog ref=${dialog} class=${asked.isWide ? "wide" : ""} aria-labelledby="question" onClose=${() => { question.value = null; }}>
     <form method="dialog" onSubmit=${act}>
       <h2 id="question">${asked.title}</h2>
       <div class="question">${asked.text}</div>

@@ -1,0 +1,44 @@
+"""`GET .../assistant`: a failure, or a failed message, as one text that a person gives to an assistant."""
+
+from __future__ import annotations
+
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response
+from qtasks.broker.console import assistant_text, manifest_reader
+from qtasks.broker.console.assistant_text import Facts, Recorded
+from qtasks.broker.console.console_context import ConsoleContext, Viewer
+from qtasks.broker.console.manifest_reader import DescribedTask
+from qtasks.broker.console.views import failure_table, message_page
+
+
+async def of_message(context: ConsoleContext, viewer: Viewer, request: ApiRequest, message_id: str) -> ApiResponse:
+    """`GET messages/ID/assistant`."""
+    return await _text(context, viewer, message_id, None)
+
+
+async def of_failure(context: ConsoleContext, viewer: Viewer, request: ApiRequest, fingerprint: str) -> ApiResponse:
+    """`GET failures/FINGERPRINT/assistant`: its newest message, and how often it happened."""
+    failure = await failure_table.group(context, viewer, fingerprint)
+    if failure["sampleId"] is None:
+        raise HttpError(404, "no message of this failure is stored any more")
+    return await _text(context, viewer, failure["sampleId"], failure)
+
+
+async def _text(context: ConsoleContext, viewer: Viewer, message_id: str, failure: Facts | None) -> ApiResponse:
+    if not viewer.sees_payloads:
+        raise HttpError(403, "your token sees no payloads, and this text is made of them")
+    message = await message_page.detail(context, viewer, message_id)
+    task, application = await _described(context, viewer, message["row"])
+    text = assistant_text.write(Recorded(message=message, task=task, application=application, failure=failure))
+    return json_response({"text": text})
+
+
+async def _described(context: ConsoleContext, viewer: Viewer, row: Facts) -> tuple[DescribedTask | None, str]:
+    """What the application says of the task of a message, and the versions of the application."""
+    if row["task"] is None:
+        return None, "another program than an application of qtasks"
+    [answer] = await context.manifests.of(viewer.account, [f"{row['destination'].rpartition('/')[0]}/"])
+    if answer.manifest is None:
+        return None, f"not known: {answer.error}"
+    content = manifest_reader.read(answer.manifest)
+    versions = f"qtasks {content.package}" + (f", Python {content.python}" if content.python else "")
+    return next((task for task in content.tasks if task.name == row["task"]), None), versions
