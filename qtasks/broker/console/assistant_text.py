@@ -79,8 +79,8 @@ class _Writer:
         body = _json(self._message.get("body"))
         self._call: Facts = body if self.row["task"] and isinstance(body, dict) and "v" in body else {}
         self._named = self._named_arguments()
-        told = secrets_in([self._named, body, self._message.get("header")])
-        self._secrets = sorted({secret for secret in told if len(str(secret)) > 1}, key=str)
+        secrets = secrets_in([self._named, body, self._message.get("header")])
+        self._secrets = sorted({secret for secret in secrets if len(str(secret)) > 1}, key=str)
 
     def _named_arguments(self) -> Facts | None:
         """The arguments by name; None if they cannot be read, or if the names of those by position are unknown."""
@@ -100,7 +100,7 @@ class _Writer:
 
     def inline(self, text: str) -> str:
         """A text in one line, as code that nothing in it ends."""
-        line = _cut(" ".join(_visible(self._clean(text)).split()), _MAX["line"], more="…")
+        line = _cut(" ".join(_visible(self._clean(text)).split()), _MAX["line"], ending="…")
         ticks = "`" * max(1, *(len(run) + 1 for run in _RUN.findall(line)), 1)
         return f"{ticks}{line}{ticks}" if ticks == "`" else f"{ticks} {line} {ticks}"
 
@@ -168,13 +168,13 @@ class _Writer:
             return
         shown, at = list(_masked_members(self._named).items()), len(self._call["args"])
         if len(_dumped(self._named)) > _SHORT:
-            given, words = "...", ["..."]
+            arguments, words = "...", ["..."]
         else:
             texts = [repr(value) for _, value in shown[:at]] + [f"{name}={value!r}" for name, value in shown[at:]]
-            given, words = ", ".join(texts), [shlex.quote(_dumped(value)) for _, value in shown[:at]]
+            arguments, words = ", ".join(texts), [shlex.quote(_dumped(value)) for _, value in shown[:at]]
             words += ["--kwargs", shlex.quote(_dumped(dict(shown[at:])))] if shown[at:] else []
         function = task.name.rpartition(".")[2]
-        lines = [f"from {task.module} import {function}", "", f"{function}({given})"]
+        lines = [f"from {task.module} import {function}", "", f"{function}({arguments})"]
         yield _block("Run the function alone", "\n".join(lines), "arguments", "python")
         command = " ".join(["qtasks send", shlex.quote(task.name), *words])
         yield _block("Send the call again", command, "arguments", "sh")
@@ -216,9 +216,9 @@ def _visible(text: str) -> str:
     return "".join(sign if sign.isprintable() or sign in "\n\t" else ascii(sign)[1:-1] for sign in text)
 
 
-def _cut(text: str, most: int, *, more: str = "\n… (cut)") -> str:
+def _cut(text: str, most: int, *, ending: str = "\n… (cut)") -> str:
     content = text.encode(errors="replace")
-    return text if len(content) <= most else content[: most - len(more.encode())].decode(errors="ignore") + more
+    return text if len(content) <= most else content[: most - len(ending.encode())].decode(errors="ignore") + ending
 
 
 def _time(ms: int) -> str:

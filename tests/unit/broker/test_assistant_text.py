@@ -9,7 +9,7 @@ import pytest
 
 from qtasks.broker.console.assistant_text import MAX_BYTES
 from qtasks.broker.console.console_context import Role
-from qtasks.broker.console.views import assistant, failure_table
+from qtasks.broker.console.views import failure_table, for_assistant
 from qtasks.broker.ports import DeliveryRequest
 from qtasks.protocol.messages import Response
 from tests.support.api import Service
@@ -52,7 +52,7 @@ async def failed(service: Service, *args: Any, error: str = "TimeoutError: slow"
     lines = {"Qtasks-Call-Id": "call_1", "Qtasks-Interrupted-For": "1h", "Upstash-Retries": "0"}
     message_id = (await service.post(f"/v2/publish/{TASKS}/charge", lines, body))["messageId"]
     await service.run()
-    return str((await Console(service).see(assistant.of_message, message_id))["text"])
+    return str((await Console(service).see(for_assistant.of_message, message_id))["text"])
 
 
 async def test_it_tells_what_a_developer_would_ask_first(service: Service) -> None:
@@ -120,10 +120,10 @@ async def test_a_manifest_of_another_form_is_no_error(service: Service) -> None:
 async def test_that_of_a_failure_tells_how_often_it_happened(service: Service) -> None:
     await failed(service, 7, "")
     [failure] = (await Console(service).see(failure_table.list_failures))["failures"]
-    text = (await Console(service).see(assistant.of_failure, failure["fingerprint"]))["text"]
+    text = (await Console(service).see(for_assistant.of_failure, failure["fingerprint"]))["text"]
     assert "- The same failure: first" in text
     assert "- Its dead letters: 1" in text
-    status, _ = await Console(service).ask(assistant.of_failure, "unknown")
+    status, _ = await Console(service).ask(for_assistant.of_failure, "unknown")
     assert status == 404
 
 
@@ -131,7 +131,7 @@ async def test_a_plain_message_tells_its_body_and_the_answer(service: Service) -
     service.answer(Response(status=422, body=b'{"detail": "no such order", "token": "t0pS"}'))
     message_id = await service.publish(body=b'{"order": 7, "password": "hunter2"}', Retries="0")
     await service.run()
-    text = (await Console(service).see(assistant.of_message, message_id))["text"]
+    text = (await Console(service).see(for_assistant.of_message, message_id))["text"]
     assert '{"order": 7, "password": "***"}' in text
     assert "no such order" in text
     assert "t0pS" not in text
@@ -141,5 +141,5 @@ async def test_a_plain_message_tells_its_body_and_the_answer(service: Service) -
 async def test_who_sees_no_payloads_gets_no_text(service: Service) -> None:
     message_id = await service.publish()
     await service.run()
-    status, answer = await Console(service, Role.METADATA).ask(assistant.of_message, message_id)
+    status, answer = await Console(service, Role.METADATA).ask(for_assistant.of_message, message_id)
     assert (status, list(answer)) == (403, ["error"])
