@@ -180,7 +180,7 @@ def paths(right: Right) -> list[tuple[str, str]]:
 
 
 def test_every_request_that_changes_something_needs_an_operator() -> None:
-    assert {view.method for view in VIEWS if view.right is Right.LOOK} == {"GET"}
+    assert {view.method for view in VIEWS if view.right is not Right.ACT} == {"GET"}
     assert {view.method for view in VIEWS if view.right is Right.ACT} == {"POST"}
 
 
@@ -196,6 +196,12 @@ def test_everyone_looks(running: RunningBroker, role: str) -> None:
     browser = signed_in(running, role)
     for method, path in paths(Right.LOOK):
         assert browser.ask(method, path).status_code in ((404,) if "/x" in path else (200,)), path
+
+
+def test_what_is_made_of_payloads_is_for_those_who_see_them(running: RunningBroker, role: str) -> None:
+    browser = signed_in(running, role)
+    for method, path in paths(Right.READ):
+        assert browser.ask(method, path).status_code == (403 if role == "metadata" else 404), path
 
 
 def test_a_token_without_payloads_opens_no_endpoint_of_the_api(running: RunningBroker) -> None:

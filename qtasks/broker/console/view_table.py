@@ -32,6 +32,8 @@ class Right(Enum):
 
     LOOK = auto()
     """Any role: the view itself leaves out what a viewer without payloads may not see."""
+    READ = auto()
+    """Any role that sees payloads: nothing would be left without them."""
     ACT = auto()
     """An operator, because the request changes something."""
 
@@ -54,11 +56,11 @@ VIEWS: Final = (
     _view("GET", "overview", Right.LOOK, overview.show),
     _view("GET", "messages", Right.LOOK, messages.list_messages),
     _view("GET", "messages/{}", Right.LOOK, message_page.show),
-    _view("GET", "messages/{}/assistant", Right.LOOK, for_assistant.of_message),
+    _view("GET", "messages/{}/assistant", Right.READ, for_assistant.of_message),
     _view("POST", "messages/{}/again", Right.ACT, again.publish_again),
     _view("GET", "failures", Right.LOOK, failure_table.list_failures),
     _view("GET", "failures/{}", Right.LOOK, failure_table.show_failure),
-    _view("GET", "failures/{}/assistant", Right.LOOK, for_assistant.of_failure),
+    _view("GET", "failures/{}/assistant", Right.READ, for_assistant.of_failure),
     _view("POST", "failures/{}/retry", Right.ACT, failure_table.retry_failure),
     _view("GET", "dead-letters", Right.LOOK, dead_letters.list_dead_letters),
     _view("POST", "dead-letters/retry", Right.ACT, dead_letters.retry_dead_letters),
@@ -90,6 +92,8 @@ def find(request: ApiRequest, path: str) -> tuple[View, tuple[str, ...]]:
 
 def check_right(view: View, viewer: Viewer) -> None:
     """HttpError 403 if `viewer` may not use the view."""
+    if view.right is Right.READ and not viewer.sees_payloads:
+        raise HttpError(403, "your token sees no payloads, and this is made of them")
     if view.right is Right.ACT and viewer.role is not Role.OPERATOR:
         raise HttpError(403, "your token may look only: this needs one that may publish")
 

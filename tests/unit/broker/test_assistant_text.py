@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from qtasks.broker.console.assistant_text import MAX_BYTES
-from qtasks.broker.console.console_context import Role
 from qtasks.broker.console.views import failure_table, for_assistant
 from qtasks.broker.ports import DeliveryRequest
 from qtasks.protocol.messages import Response
@@ -136,10 +135,3 @@ async def test_a_plain_message_tells_its_body_and_the_answer(service: Service) -
     assert "no such order" in text
     assert "t0pS" not in text
     assert str(START_MS) not in text, "times are for people"
-
-
-async def test_who_sees_no_payloads_gets_no_text(service: Service) -> None:
-    message_id = await service.publish()
-    await service.run()
-    status, answer = await Console(service, Role.METADATA).ask(for_assistant.of_message, message_id)
-    assert (status, list(answer)) == (403, ["error"])
