@@ -210,6 +210,9 @@ class ErrorCode(StrEnum):
     SYNC_TARGET_UNSAFE = ("QT311",
         "Schedules are not written: a development program would write them to a production service.",
         "Use the credentials of `qtasks dev` here, and sync production from its deployment.")
+    SCHEDULE_UNKNOWN = ("QT312",
+        "There is no schedule of this name in the environment.",
+        "Write one of the names that `qtasks schedules list` shows.")
 
     # 4: the run of a call and its result
     TASK_UNKNOWN = ("QT401",

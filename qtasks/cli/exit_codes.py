@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from qtasks.error_codes import ErrorCode
 from qtasks.errors import ApiError, BrokerUnreachable, ConfigurationError, QTasksError
 
 FAILED: Final = 1
@@ -35,6 +36,8 @@ def exit_code_of(error: QTasksError) -> int:
         return _OF_STATUS.get(error.status, FAILED)
     if isinstance(error, BrokerUnreachable):
         return UNREACHABLE
+    if error.code == ErrorCode.SCHEDULE_UNKNOWN:
+        return NOT_FOUND
     if isinstance(error, ConfigurationError) and not error.code.startswith(_COMMAND_LINE):
         return CONFIGURATION
     return USAGE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from qtasks.cli.changes import as_json_option, confirmed, dry_run_option, yes_option
 from qtasks.cli.loader import load, locate, locate_running, running_application, say_which
+from qtasks.cli.operate.groups import OperatorGroup
+from qtasks.cli.printing import echo_json
 from qtasks.errors import ConfigurationError
 from qtasks.protocol import cron
 from qtasks.tasks.app import QTasks
@@ -25,10 +27,9 @@ if TYPE_CHECKING:
 
 _RUNS: Final = 5
 _app = click.argument("app", required=False)
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
-@click.group("schedules")
+@click.group("schedules", cls=OperatorGroup)
 def command() -> None:
     """List, sync and change the schedules of an application.
 
@@ -40,7 +41,7 @@ def command() -> None:
 
 @command.command("list")
 @_app
-@_as_json
+@as_json_option
 def list_(app: str | None, as_json: bool) -> None:
     """List the schedules of this environment, with their states and their next runs."""
     tasks = _tasks(app)
@@ -48,7 +49,7 @@ def list_(app: str | None, as_json: bool) -> None:
         plan = tasks.schedules.diff()
         rows = _rows(tasks, plan)
     if as_json:
-        click.echo(json.dumps([row.facts() for row in rows], indent=2))
+        echo_json([row.facts() for row in rows])
         return
     _echo_columns(
         [(row.name, shown(row.timing), row.state, row.next_shown) for row in rows], [row.past for row in rows]
@@ -58,7 +59,7 @@ def list_(app: str | None, as_json: bool) -> None:
 
 @command.command("diff")
 @_app
-@_as_json
+@as_json_option
 def diff(app: str | None, as_json: bool) -> None:
     """Compare the code with the service; the exit code is 1 if they differ."""
     tasks = _tasks(app)
@@ -73,7 +74,7 @@ def diff(app: str | None, as_json: bool) -> None:
 @_app
 @click.option("--prune", is_flag=True, help="Remove schedules that the code no longer declares.")
 @click.option("--yes", is_flag=True, help="Change production without asking.")
-@_as_json
+@as_json_option
 def sync(app: str | None, prune: bool, yes: bool, as_json: bool) -> None:
     """Make the schedules at the service equal to those in the code.
 
@@ -95,36 +96,52 @@ def sync(app: str | None, prune: bool, yes: bool, as_json: bool) -> None:
 @command.command("trigger")
 @click.argument("name")
 @_app
-def trigger(name: str, app: str | None) -> None:
+@as_json_option
+def trigger(name: str, app: str | None, as_json: bool) -> None:
     """Run schedule NAME of APP now; its next times stay as they are."""
     tasks = _tasks(app)
     with tasks:
         result = tasks.schedules.get(name).trigger()
-    click.echo(f"{result.message_id}  {result.id}")
+    if as_json:
+        echo_json({"messageId": result.message_id, "callId": result.id})
+    else:
+        click.echo(f"{result.message_id}  {result.id}")
 
 
 @command.command("pause")
 @click.argument("name")
 @_app
-def pause(name: str, app: str | None) -> None:
+@as_json_option
+def pause(name: str, app: str | None, as_json: bool) -> None:
     """Pause schedule NAME of APP until `resume`; a sync does not resume it."""
-    _change_schedule(name, app, "paused", lambda schedule: schedule.pause())
+    _change_schedule(name, app, "paused", TaskSchedule.pause, as_json=as_json)
 
 
 @command.command("resume")
 @click.argument("name")
 @_app
-def resume(name: str, app: str | None) -> None:
+@as_json_option
+def resume(name: str, app: str | None, as_json: bool) -> None:
     """Resume schedule NAME of APP; it runs at its next time."""
-    _change_schedule(name, app, "resumed", lambda schedule: schedule.resume())
+    _change_schedule(name, app, "resumed", TaskSchedule.resume, as_json=as_json)
 
 
 @command.command("delete")
 @click.argument("name")
 @_app
-def delete(name: str, app: str | None) -> None:
+@yes_option
+@dry_run_option
+@as_json_option
+def delete(name: str, app: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
     """Delete schedule NAME; the next sync creates it again if the code of APP declares it."""
-    _change_schedule(name, app, "deleted", lambda schedule: schedule.delete())
+
+    def act(schedule: TaskSchedule[Any]) -> bool:
+        done = confirmed(f"delete the schedule {schedule.name}", [schedule.id], yes=yes, dry_run=dry_run)
+        if done:
+            schedule.delete()
+        return done
+
+    _change_schedule(name, app, "deleted", act, as_json=as_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,12 +245,18 @@ def _rows(tasks: QTasks, plan: SyncPlan) -> list[_ScheduleRow]:
     return sorted(rows, key=lambda row: row.name)
 
 
-def _change_schedule(name: str, app: str | None, done: str, change: Callable[[TaskSchedule[Any]], None]) -> None:
+def _change_schedule(
+    name: str, app: str | None, change: str, act: Callable[[TaskSchedule[Any]], bool | None], *, as_json: bool
+) -> None:
+    """Make a change by `act`, which returns False if it has not made it, and print what was done."""
     tasks = _tasks(app)
     with tasks:
         schedule = tasks.schedules.get(name)
-        change(schedule)
-    click.echo(f"{schedule.name} {done}")
+        is_done = act(schedule) is not False
+    if as_json:
+        echo_json({"name": schedule.name, "id": schedule.id, change: is_done})
+    elif is_done:
+        click.echo(f"{schedule.name} {change}")
 
 
 def _confirm(tasks: QTasks, plan: SyncPlan, *, yes: bool) -> None:
@@ -257,7 +280,7 @@ def _echo_plan(plan: SyncPlan, *, as_json: bool) -> None:
             "unchanged": [step.title for step in plan.unchanged],
             "elsewhere": [existing.destination for existing in plan.elsewhere],
         }
-        click.echo(json.dumps(facts, indent=2))
+        echo_json(facts)
         return
     for line in _lines(plan):
         click.echo(line)

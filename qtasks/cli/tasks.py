@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 
 import click
 
+from qtasks.cli.changes import as_json_option
 from qtasks.cli.loader import load, locate_running, say_which
+from qtasks.cli.printing import echo_json
 from qtasks.tasks.schedules.recurrence import shown
 
 
 @click.command("tasks")
 @click.argument("app", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@as_json_option
 def command(app: str | None, as_json: bool) -> None:
     """List the tasks of APP: name, parameters, the first line of the docstring, and the times of its schedules."""
     target = locate_running(app, Path.cwd())
@@ -30,7 +31,7 @@ def command(app: str | None, as_json: bool) -> None:
         for name, task in sorted(loaded.tasks.tasks.items())
     ]
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        echo_json(facts)
         return
     for task in facts:
         click.echo(f"{task['name']}{task['signature']}")

@@ -111,9 +111,16 @@ def get(dlq_id: str) -> Operation[DlqMessage]:
     return Operation("GET", _path_of(dlq_id), lambda reply: parse_dlq_message(answer(reply), dlq_id))
 
 
-def list_page(cursor: str | None, count: int | None, filter: DlqFilter | None) -> Operation[ListDlqMessagesResponse]:  # noqa: A002
-    """One page of dead letters."""
-    path = _PATH + query([*filters.page(cursor, count), *filters.read(filter, DlqFilter)])
+def list_page(
+    cursor: str | None,
+    count: int | None,
+    filter: DlqFilter | None,  # noqa: A002
+    *,
+    newest_first: bool = False,
+) -> Operation[ListDlqMessagesResponse]:
+    """One page of dead letters, oldest first. `newest_first`: the other way round, if the service knows that order."""
+    order = [("order", "latestFirst")] if newest_first else []
+    path = _PATH + query([*filters.page(cursor, count), *filters.read(filter, DlqFilter), *order])
     return Operation("GET", path, _read_page)
 
 

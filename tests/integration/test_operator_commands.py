@@ -8,22 +8,18 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import pytest
 
 from qtasks import QTasks
-from qtasks.cli import main
 from qtasks.errors import InvalidCallError
 from qtasks.tasks.admin.searches import ListRequest, dead_letters, messages
 from qtasks.tasks.admin.service_steps import run_steps
-from tests.support.process import Process, environment, soon
+from tests.support.commands import WIDTH, Run, in_process
+from tests.support.process import Process, soon
 from tests.support.running import Answer, Endpoint, Received
 from tests.support.servers import TOKEN, BrokerServer
-
-WIDTH = 80
 
 
 def answer(received: Received) -> Answer:
@@ -48,47 +44,13 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerServer]:
         yield running.started()
 
 
-@dataclass(frozen=True)
-class Printed:
-    """What a command printed, and its exit code."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-class Run(Protocol):
-    def __call__(self, *arguments: str, **variables: str) -> Printed: ...
-
-
 @pytest.fixture
 def run(
     broker: BrokerServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Run:
-    """Run a command in this process: without a terminal, 80 columns wide, at the broker."""
+    """Run a command in this process, at the broker."""
     monkeypatch.chdir(tmp_path)
-    before = environment()
-
-    def command(*arguments: str, **variables: str) -> Printed:
-        service = {"QSTASH_URL": broker.url, "QSTASH_TOKEN": TOKEN, "COLUMNS": str(WIDTH)}
-        monkeypatch.setattr(sys, "argv", ["qtasks", *arguments])
-        monkeypatch.setattr(os, "environ", {**before, **service, **variables})
-        monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-        capfd.readouterr()
-        try:
-            main()
-            status = 0
-        except SystemExit as end:
-            status = int(end.code or 0)
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return Printed(status, out, err)
-
-    return command
+    return in_process(monkeypatch, capfd, {"QSTASH_URL": broker.url, "QSTASH_TOKEN": TOKEN})
 
 
 def call(broker: BrokerServer, endpoint: Endpoint, task: str, *args: object, **headers: str) -> str:

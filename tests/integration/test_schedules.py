@@ -137,9 +137,11 @@ def test_an_operator_steers_single_schedules(folder: Path, broker: BrokerServer)
         assert tidy["isPaused"]
         operator.run("resume", tidy["scheduleId"])
         assert not kept(broker.url, broker.token)[tidy["scheduleId"]]["isPaused"]
-        operator.run("delete", "tidy")
+        assert "confirm it with --yes" in operator.run("delete", "tidy", status=2).err
+        assert json.loads(operator.run("delete", "tidy", "--dry-run", "--json").out)["deleted"] is False
+        assert operator.run("delete", "tidy", "--yes").out == "tidy deleted\n"
         assert titles(kept(broker.url, broker.token)) == ["report", "report.weekend"]
-        assert "did you mean 'report'" in operator.run("pause", "reprt", status=3).err
+        assert "did you mean 'report'" in operator.run("pause", "reprt", status=6).err
 
 
 def result_of(dispatcher: Dispatcher, script: str, *arguments: str) -> str:
@@ -284,7 +286,7 @@ def test_beside_a_running_dev_the_commands_need_no_configuration_and_no_flag(fol
     with Dev(folder, "tasks.py") as dev:
         dev.started()
         assert qtasks("schedules", "diff", folder=folder).out == "in sync: 3 schedules\n"
-        assert qtasks("schedules", "delete", "tidy", folder=folder).out == "tidy deleted\n"
+        assert qtasks("schedules", "delete", "tidy", "--yes", folder=folder).out == "tidy deleted\n"
         assert qtasks("schedules", "sync", folder=folder).out == "+ tidy\n"
         assert qtasks("schedules", "trigger", "tidy", folder=folder).status == 0
         dev.wait_for("'tidied'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -127,3 +128,45 @@ def test_a_mistyped_command_and_a_missing_database_are_sentences(tmp_path: Path)
     missing = qtasks("store", "--db", "none.db", folder=tmp_path)
     assert missing.status == 3
     assert "there is no database at" in missing.err
+
+
+def test_every_command_says_in_json_what_it_has_done(tmp_path: Path) -> None:
+    path = killed(tmp_path / "qtasks.db", commits=6)
+    copy = tmp_path / "copy.db"
+
+    def facts(*arguments: str) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(command(tmp_path, *arguments, "--json").stdout)
+        return document
+
+    checked = facts("check")
+    assert (checked["sound"], checked["findings"], checked["contents"]["messages"]) == (True, [], 6)
+    assert facts("backup", str(copy)) == {"path": str(path), "backup": str(copy), "bytes": copy.stat().st_size}
+    contents = {**checked["contents"], "bytes": copy.stat().st_size}
+    looked = facts("restore", str(copy), "--dry-run")
+    assert looked == {"path": str(path), "backup": str(copy), "restored": False, "contents": contents, "kept": None}
+    restored = facts("restore", str(copy), "--yes")
+    assert restored["restored"]
+    assert Path(restored["kept"]).is_file()
+    current = {"path": str(path), "before": schema_version(), "schema": schema_version(), "upgraded": False}
+    assert facts("upgrade") == current
+    written = facts("vacuum")
+    assert written == {"path": str(path), "bytesBefore": written["bytesBefore"], "bytes": written["bytes"]} | {
+        "vacuumed": True
+    }
+    assert facts("repair") == {"path": str(path), "repaired": False}
+
+
+def test_damage_and_its_repair_are_json_too(tmp_path: Path) -> None:
+    path = killed(tmp_path / "qtasks.db", commits=60)
+    command(tmp_path, "vacuum")
+    damage_page(path, pages_of(path, "messages")[2])
+    checked = command(tmp_path, "check", "--json")
+    facts = json.loads(checked.stdout)
+    assert (facts["sound"], facts["contents"]) == (False, None)
+    assert facts["findings"]
+    assert "is damaged" in checked.stderr
+    repaired = json.loads(command(tmp_path, "repair", "--json").stdout)
+    assert repaired["repaired"]
+    assert repaired["saved"]["messages"] + len(repaired["lost"]) == 60
+    assert all(Path(repaired[name]).is_file() for name in ("kept", "report"))
+    assert set(repaired) == {"path", "repaired", "kept", "report", "log", "saved", "damaged", "lost", "unreadable"}

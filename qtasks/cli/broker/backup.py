@@ -14,6 +14,8 @@ from qtasks.broker.store.connection import connect_read_only
 from qtasks.broker.store.integrity import page_check
 from qtasks.broker.store.integrity.repair import sync_to_disk
 from qtasks.cli.broker.database_file import db_option, existing_database, refuse_lost_commits
+from qtasks.cli.changes import as_json_option
+from qtasks.cli.printing import echo_json
 from qtasks.errors import ConfigurationError, StoreError
 
 _STEP: Final = 2_000
@@ -22,8 +24,9 @@ _STEP: Final = 2_000
 
 @click.command("backup")
 @click.argument("target", type=click.Path(dir_okay=False))
+@as_json_option
 @db_option
-def backup(target: str, db: str) -> None:
+def backup(target: str, as_json: bool, db: str) -> None:
     """Copy the database to the new file TARGET. A broker may use it and goes on.
 
     The copy is as the database was at one moment, it is checked, and only you can read it. To restore it, stop the
@@ -41,7 +44,7 @@ def backup(target: str, db: str) -> None:
             f"cannot create {partial}: {error.strerror}", fix="remove it, or name another file"
         ) from error
     try:
-        pages = _copy(path, str(partial))
+        size = _copy(path, str(partial))
         sync_to_disk(partial)
         _name(partial, Path(target))
         sync_to_disk(Path(target).absolute().parent)
@@ -50,7 +53,10 @@ def backup(target: str, db: str) -> None:
     finally:
         for suffix in ("", "-wal", "-shm", "-journal"):
             Path(f"{partial}{suffix}").unlink(missing_ok=True)
-    click.echo(f"{target}: {pages * 4096 / 1_000_000:.1f} MB, checked")
+    if as_json:
+        echo_json({"path": os.path.realpath(path), "backup": os.path.realpath(target), "bytes": size})
+    else:
+        click.echo(f"{target}: {size / 1_000_000:.1f} MB, checked")
 
 
 def _name(partial: Path, target: Path) -> None:
@@ -65,7 +71,7 @@ def _name(partial: Path, target: Path) -> None:
 
 
 def _copy(path: str, partial: str) -> int:
-    """Copy the database as it is now; the number of its pages. Raises StoreError if the copy is damaged."""
+    """Copy the database as it is now; the bytes of the copy. Raises StoreError if the copy is damaged."""
     source = connect_read_only(path)
     copy = apsw.Connection(partial)
     try:
@@ -77,7 +83,7 @@ def _copy(path: str, partial: str) -> int:
             while not steps.done:
                 steps.step(_STEP)
                 _report(steps.page_count - steps.remaining, steps.page_count)
-            pages = steps.page_count
+            size = int(steps.page_count) * int(copy.pragma("page_size"))
         source.execute("COMMIT")
         if findings := page_check.page_findings(copy):
             raise StoreError(
@@ -88,7 +94,7 @@ def _copy(path: str, partial: str) -> int:
     finally:
         copy.close()
         source.close()
-    return pages
+    return size
 
 
 def _report(done: int, count: int) -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import apsw
 import click
@@ -17,15 +17,29 @@ from qtasks.broker.store.connection import APPLICATION_ID, connect_read_only, sc
 from qtasks.broker.store.integrity import lost_commits, page_check
 from qtasks.broker.store.verbs.damage import scrub
 from qtasks.cli.broker.database_file import db_option, existing_database, unused_database
+from qtasks.cli.changes import as_json_option
+from qtasks.cli.printing import echo_json
 from qtasks.errors import StoreError
 
 _SHOWN: Final = 100
 """Findings of each kind that are printed at most."""
 
 
+class DatabaseContents(NamedTuple):
+    """How many messages a database has, and its size."""
+
+    messages: int
+    unfinished: int
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.messages} messages, {self.unfinished} of them not finished, {_megabytes(self.bytes)}"
+
+
 @click.command("check")
+@as_json_option
 @db_option
-def check(db: str) -> None:
+def check(as_json: bool, db: str) -> None:
     """Look for damage in the database. It may be in use.
 
     Prints what is damaged and ends with status 1, or one line that the database is sound.
@@ -34,22 +48,24 @@ def check(db: str) -> None:
     orphaned_log.refuse_without_database(path)  # SQLite would delete the log
     foreign_database.refuse(path, for_repair=True)
     findings, unchecked = _log_findings(path)
-    if findings := findings or page_findings(path):
-        _print(findings)
-        click.echo(f"{path} is damaged. {storage_errors.advice(path)}", err=True)
-        sys.exit(1)
-    with read_only(path) as connection:
-        if findings := row_findings(connection):
-            _print(findings)
-            click.echo("A running broker sets these messages aside, as dead letters; all others go on.", err=True)
-            sys.exit(1)
-        contents = summary(connection)
-    click.echo(f"sound: {contents}" + (f"; its log was not checked: {unchecked}" if unchecked else ""))
-
-
-def _print(findings: list[str]) -> None:
-    for finding in findings:
+    contents: DatabaseContents | None = None
+    advice = f"{path} is damaged. {storage_errors.advice(path)}"
+    if not (findings := findings or page_findings(path)):
+        advice = "A running broker sets these messages aside, as dead letters; all others go on."
+        with read_only(path) as connection:
+            findings = row_findings(connection)
+            contents = contents_of(connection)
+    if as_json:
+        stored = None if contents is None else contents._asdict()
+        facts = {"path": path, "sound": not findings, "findings": findings, "unchecked": unchecked}
+        echo_json({**facts, "contents": stored})
+    elif not findings:
+        click.echo(f"sound: {contents}" + (f"; its log was not checked: {unchecked}" if unchecked else ""))
+    for finding in () if as_json else findings:
         click.echo(f"damaged: {finding}")
+    if findings:
+        click.echo(advice, err=True)
+        sys.exit(1)
 
 
 def _log_findings(path: str) -> tuple[list[str], str | None]:
@@ -98,11 +114,10 @@ def page_findings(path: str) -> list[str]:
     return []
 
 
-def summary(connection: apsw.Connection) -> str:
-    """How many messages a database has, and its size, in words."""
-    count, waiting = connection.execute("SELECT count(*), count(*) - count(finished_ms) FROM messages").get
-    size = connection.pragma("page_count") * connection.pragma("page_size")
-    return f"{count} messages, {waiting} of them not finished, {_megabytes(size)}"
+def contents_of(connection: apsw.Connection) -> DatabaseContents:
+    """What a database has."""
+    count, unfinished = connection.execute("SELECT count(*), count(*) - count(finished_ms) FROM messages").get
+    return DatabaseContents(count, unfinished, connection.pragma("page_count") * connection.pragma("page_size"))
 
 
 def row_findings(db: apsw.Connection) -> list[str]:

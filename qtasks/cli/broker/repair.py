@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -14,6 +14,8 @@ from qtasks.broker.store.integrity.repair import DatabaseRepair
 from qtasks.broker.store.integrity.repair import repair as repair_database
 from qtasks.cli.broker.check import page_findings
 from qtasks.cli.broker.database_file import db_option, existing_database, now_ms, unused_database
+from qtasks.cli.changes import as_json_option
+from qtasks.cli.printing import echo_json
 
 _SECRETS: Final = {"signing_keys": "the signing keys", "tokens": "API tokens"}
 _NAMED: Final = 20
@@ -21,8 +23,9 @@ _NAMED: Final = 20
 
 
 @click.command("repair")
+@as_json_option
 @db_option
-def repair(db: str) -> None:
+def repair(as_json: bool, db: str) -> None:
     """Save what can be read of a damaged database into a new file in its place. No broker may use it.
 
     The damaged files are kept as FILE.damaged-<time>. Prints what was saved and what is lost. A sound database is
@@ -32,14 +35,45 @@ def repair(db: str) -> None:
     with unused_database(path, for_repair=True):
         lost = lost_commits.sentence(path)
         if lost is None and not page_findings(path):
-            click.echo(f"{path} is sound: nothing was changed")
+            if as_json:
+                echo_json({"path": path, "repaired": False})
+            else:
+                click.echo(f"{path} is sound: nothing was changed")
             return
         suffix = time.strftime(".damaged-%Y%m%d-%H%M%S")
         done = repair_database(path, suffix, now_ms=now_ms())
-    _print(path, lost, done)
+    report = _write_report(done)
+    if as_json:
+        echo_json(_facts(path, lost, done, report))
+    else:
+        _print(path, lost, done, report)
 
 
-def _print(path: str, lost: str | None, done: DatabaseRepair) -> None:
+def _write_report(done: DatabaseRepair) -> Path:
+    """Write the names of all messages that are lost or damaged beside the damaged database."""
+    report = Path(f"{done.kept}.report")
+    report.write_text(
+        "".join(f"lost message {name}: {state}\n" for name, state in done.salvage.lost_messages.items())
+        + "".join(f"damaged message {name}\n" for name in done.damaged)
+    )
+    return report
+
+
+def _facts(path: str, lost: str | None, done: DatabaseRepair, report: Path) -> dict[str, Any]:
+    return {
+        "path": path,
+        "repaired": True,
+        "kept": str(done.kept),
+        "report": str(report),
+        "log": lost,
+        "saved": dict(done.salvage.saved),
+        "damaged": list(done.damaged),
+        "lost": dict(done.salvage.lost_messages),
+        "unreadable": dict(done.salvage.unreadable),
+    }
+
+
+def _print(path: str, lost: str | None, done: DatabaseRepair, report: Path) -> None:
     salvage = done.salvage
     if lost is not None:
         click.echo(f"the log was damaged: {lost.removesuffix('; nothing was changed')} by a broker")
@@ -55,11 +89,6 @@ def _print(path: str, lost: str | None, done: DatabaseRepair) -> None:
     for table, what in _SECRETS.items():
         if table in salvage.unreadable:
             click.echo(f"check {what}: a page of theirs was damaged")
-    report = Path(f"{done.kept}.report")
-    report.write_text(
-        "".join(f"lost message {name}: {state}\n" for name, state in salvage.lost_messages.items())
-        + "".join(f"damaged message {name}\n" for name in done.damaged)
-    )
     click.echo(f"{path} is new; the damaged database is {done.kept}, all names are in {report}")
 
 

@@ -19,6 +19,8 @@ from qtasks.cli.broker.database_file import (
     existing_database,
     now_ms,
 )
+from qtasks.cli.changes import as_json_option
+from qtasks.cli.printing import echo_json
 from qtasks.errors import ConfigurationError
 from qtasks.protocol import development, signing
 from qtasks.protocol.messages import SigningKeys
@@ -118,10 +120,16 @@ def create_token(name: str, read_only: bool, without_payloads: bool, db: str) ->
 
 
 @token_group.command("list")
+@as_json_option
 @db_option
-def list_tokens(db: str) -> None:
+def list_tokens(as_json: bool, db: str) -> None:
     """List the names of the tokens; the tokens themselves are not stored."""
-    for token in change_database(existing_database(db), accounts.tokens):
+    tokens = change_database(existing_database(db), accounts.tokens)
+    if as_json:
+        rows = [{"name": token.name, "role": _role(token), "createdMs": token.created_ms} for token in tokens]
+        echo_json({"tokens": rows})
+        return
+    for token in tokens:
         created = time.strftime("%Y-%m-%d %H:%M", time.localtime(token.created_ms / 1000))
         click.echo(f"{token.name:<24}  {_role(token):<16}  created {created}")
 

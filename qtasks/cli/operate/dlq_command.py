@@ -12,7 +12,7 @@ from qtasks.cli.changes import as_json_option, confirmed, dry_run_option, progre
 from qtasks.cli.operate.completing import dead_letter_ids
 from qtasks.cli.operate.editing import edited_body
 from qtasks.cli.operate.groups import OperatorGroup
-from qtasks.cli.operate.message_shapes import echo_dead_letters, echo_message, row
+from qtasks.cli.operate.message_shapes import echo_dead_letters, echo_message, echo_newest
 from qtasks.cli.operate.messages_command import echo_published
 from qtasks.cli.operate.service import ServiceConnection, connected, now_ms
 from qtasks.cli.printing import counted, echo_json, talk
@@ -44,18 +44,18 @@ def command() -> None:
 @click.option("--count", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many at most.")
 @as_json_option
 def list_(words: tuple[str, ...], count: int, as_json: bool) -> None:
-    """List dead letters."""
+    """List dead letters, newest first."""
     with connected() as service:
-        selected, has_more = _select(service, " ".join(words), count)
-    if as_json:
-        echo_json({"deadLetters": [row(letter) for letter in selected], "hasMore": has_more})
-        return
-    if not selected:
-        talk("no dead letter matches" if words else "there are no dead letters")
-        return
-    echo_dead_letters(selected, now_ms())
-    if has_more:
-        talk(f"{len(selected):,} of more; --count {2 * count} shows more")
+        newest, has_more = _newest(service, " ".join(words), count)
+    echo_newest(
+        "dead letter",
+        newest,
+        echo_dead_letters,
+        now_ms=now_ms(),
+        has_more=has_more,
+        is_filtered=bool(words),
+        as_json=as_json,
+    )
 
 
 @command.command("show")
@@ -141,6 +141,18 @@ def _change(
             return None
         with progress(verb, len(ids)) as report:
             return service.steps(act(ids, report))
+
+
+def _newest(service: ServiceConnection, text: str, count: int) -> tuple[list[DeadLetterSummary], bool]:
+    """The newest dead letters that match, newest first; and whether there are more.
+
+    A service that does not know the order `latestFirst` begins with the oldest: then all are read.
+    """
+    selected, has_more = _select(service, text, max(2, count))
+    if has_more and selected[0].failed_ms < selected[-1].failed_ms:
+        selected, has_more = _select(service, text, None)
+    selected.sort(key=lambda letter: letter.failed_ms, reverse=True)
+    return selected[:count], has_more or len(selected) > count
 
 
 def _select(service: ServiceConnection, text: str, count: int | None) -> tuple[list[DeadLetterSummary], bool]:

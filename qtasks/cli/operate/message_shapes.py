@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from qtasks.cli.operate.masked import arguments
-from qtasks.cli.printing import TableColumn, age, counted, echo_facts, echo_table, moment
+from qtasks.cli.printing import TableColumn, age, counted, echo_facts, echo_json, echo_table, moment, talk
 from qtasks.masking import mask_pairs, masked_text
 from qtasks.tasks.admin.summaries import DeadLetterSummary, MessageSummary
+
+S = TypeVar("S", bound=MessageSummary)
 
 _COLUMNS: Final = (
     TableColumn("MESSAGE"),
@@ -35,6 +37,28 @@ _ATTEMPT_COLUMNS: Final = (
 )
 _PARTS: Final = ("queuedMs", "connectMs", "firstByteMs", "bodyMs")
 _HIDDEN: Final = "arguments"
+
+
+def echo_newest(
+    what: str,
+    newest: Sequence[S],
+    echo: Callable[[Sequence[S], int], None],
+    *,
+    now_ms: int,
+    has_more: bool,
+    is_filtered: bool,
+    as_json: bool,
+) -> None:
+    """Print the newest of what a service has of `what`, such as "dead letter", by `echo`, or as JSON."""
+    if as_json:
+        member = _camel(f"{what}s".replace(" ", "_"))
+        echo_json({member: [row(each) for each in newest], "hasMore": has_more})
+    elif not newest:
+        talk(f"no {what} matches" if is_filtered else f"there are no {what}s")
+    else:
+        echo(newest, now_ms)
+    if has_more and not as_json:
+        talk(f"the newest {len(newest):,}; --count {2 * len(newest)} shows more")
 
 
 def echo_messages(messages: Sequence[MessageSummary], now_ms: int) -> None:

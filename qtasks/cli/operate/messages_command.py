@@ -10,10 +10,9 @@ from qtasks.cli.changes import as_json_option, confirmed, dry_run_option, progre
 from qtasks.cli.operate.completing import message_ids
 from qtasks.cli.operate.editing import edited_body
 from qtasks.cli.operate.groups import OperatorGroup
-from qtasks.cli.operate.message_shapes import attempt, echo_attempts, echo_message, echo_messages, row
+from qtasks.cli.operate.message_shapes import attempt, echo_attempts, echo_message, echo_messages, echo_newest
 from qtasks.cli.operate.service import ServiceConnection, connected, now_ms
 from qtasks.cli.printing import counted, echo_json, moment, printable, talk
-from qtasks.errors import ConfigurationError
 from qtasks.masking import masked
 from qtasks.qstash.conversation.operation import segment
 from qtasks.tasks.admin import actions
@@ -48,16 +47,11 @@ def list_(words: tuple[str, ...], count: int, reports: bool, as_json: bool) -> N
     """List messages, newest first."""
     hidden = () if reports or any(word.startswith("task:") for word in words) else (_NO_REPORTS,)
     with connected() as service:
-        selected, has_more = _select(service, " ".join((*words, *hidden)), count)
-    if as_json:
-        echo_json({"messages": [row(message) for message in selected], "hasMore": has_more})
-        return
-    if not selected:
-        talk("no message matches" if words else "there are no messages")
-        return
-    echo_messages(selected, now_ms())
-    if has_more:
-        talk(f"the newest {len(selected):,}; --count {2 * count} shows more")
+        newest, has_more = _select(service, " ".join((*words, *hidden)), count)
+    is_filtered = bool(words)
+    echo_newest(
+        "message", newest, echo_messages, now_ms=now_ms(), has_more=has_more, is_filtered=is_filtered, as_json=as_json
+    )
 
 
 @command.command("show")
@@ -160,11 +154,8 @@ def echo_published(message_ids: list[str], *, as_json: bool) -> None:
 
 def _attempts(service: ServiceConnection, message_id: str) -> list[dict[str, Any]] | None:
     """The attempts of a message; None from a service without a console."""
-    try:
-        shown = service.console("attempts", f"messages/{segment(message_id, 'ID')}")
-    except ConfigurationError:
-        return None
-    return [attempt(each) for each in shown["attempts"]]
+    shown = service.console_if_any(f"messages/{segment(message_id, 'ID')}")
+    return None if shown is None else [attempt(each) for each in shown["attempts"]]
 
 
 def _select(service: ServiceConnection, text: str, count: int | None) -> tuple[list[MessageSummary], bool]:

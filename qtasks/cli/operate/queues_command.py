@@ -9,8 +9,8 @@ import click
 from qtasks.cli.changes import as_json_option, confirmed, dry_run_option, progress, yes_option
 from qtasks.cli.operate.completing import queue_names
 from qtasks.cli.operate.groups import OperatorGroup
-from qtasks.cli.operate.service import ServiceConnection, connected, missing
-from qtasks.cli.printing import TableColumn, counted, echo_json, echo_table, moment, talk
+from qtasks.cli.operate.service import ServiceConnection, connected, missing, now_ms
+from qtasks.cli.printing import TableColumn, age, counted, echo_json, echo_table, moment, span, talk
 from qtasks.qstash import queue as queue_api
 from qtasks.qstash.conversation.operation import Operation
 from qtasks.qstash.message import cancel_all
@@ -20,8 +20,15 @@ _COLUMNS: Final = (
     TableColumn("STATE"),
     TableColumn("PARALLELISM", is_number=True),
     TableColumn("UNFINISHED", is_number=True),
-    TableColumn("CHANGED"),
 )
+_PROGRESS_COLUMNS: Final = (
+    TableColumn("OLDEST", is_number=True),
+    TableColumn("PER MINUTE", is_number=True),
+    TableColumn("EMPTY IN", is_number=True),
+)
+_CHANGED_COLUMN: Final = TableColumn("CHANGED")
+_PROGRESS: Final = ("oldestMs", "perMinute", "timeToEmptyS")
+"""What only a broker of ours says of a queue."""
 _name = click.argument("name", shell_complete=queue_names)
 
 
@@ -36,9 +43,9 @@ def command() -> None:
 @command.command("list")
 @as_json_option
 def list_(as_json: bool) -> None:
-    """List all queues."""
+    """List all queues; of a broker of ours also how old the oldest message is, and how quickly each queue gets on."""
     with connected() as service:
-        queues = service.read("/v2/queues")
+        queues = _queues(service)
     if as_json:
         echo_json({"queues": queues})
     elif queues:
@@ -53,7 +60,7 @@ def list_(as_json: bool) -> None:
 def show(name: str, as_json: bool) -> None:
     """Show one queue."""
     with connected() as service:
-        queue = _existing(service, name)
+        queue = _existing(service, name, _queues(service))
     if as_json:
         echo_json(queue)
     else:
@@ -97,14 +104,18 @@ def set_(name: str, parallelism: int, create: bool, as_json: bool) -> None:
 @_name
 @yes_option
 @dry_run_option
-def delete(name: str, yes: bool, dry_run: bool) -> None:
+@as_json_option
+def delete(name: str, yes: bool, dry_run: bool, as_json: bool) -> None:
     """Delete a queue. Its unfinished messages go on without it."""
     with connected() as service:
         queue = _existing(service, name)
         touched = [f"{name}: {counted(queue['lag'], 'message')} not finished"]
-        if confirmed(f"delete the queue {name} at {service.url}", touched, yes=yes, dry_run=dry_run):
+        if done := confirmed(f"delete the queue {name} at {service.url}", touched, yes=yes, dry_run=dry_run):
             service.run(queue_api.delete(name))
-            click.echo(f"{name}  deleted")
+    if as_json:
+        echo_json({"name": name, "deleted": done})
+    elif done:
+        click.echo(f"{name}  deleted")
 
 
 @command.command("purge")
@@ -129,9 +140,19 @@ def purge(name: str, yes: bool, dry_run: bool, as_json: bool) -> None:
         click.echo(f"cancelled {counted(cancelled, 'message')}")
 
 
-def _existing(service: ServiceConnection, name: str) -> dict[str, Any]:
-    """The queue as the API shows it. Raises ApiError (404) with the nearest name."""
+def _queues(service: ServiceConnection) -> list[dict[str, Any]]:
+    """The queues as the API shows them, with the progress that the console of a broker of ours adds."""
+    lines = {line["name"]: line for line in service.console_if_any("queues") or []}
     queues = service.read("/v2/queues")
+    return [
+        {**queue, **{name: value for name, value in lines.get(queue["name"], {}).items() if name in _PROGRESS}}
+        for queue in queues
+    ]
+
+
+def _existing(service: ServiceConnection, name: str, queues: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The queue as the API shows it, or as it is in `queues`. Raises ApiError (404) with the nearest name."""
+    queues = service.read("/v2/queues") if queues is None else queues
     queue = next((queue for queue in queues if queue["name"] == name), None)
     if queue is None:
         raise missing("queue", name, [queue["name"] for queue in queues])
@@ -153,14 +174,23 @@ def _echo_changed(service: ServiceConnection, name: str, done: str, *, as_json: 
 
 
 def _echo(queues: list[dict[str, Any]]) -> None:
+    has_progress = any(_PROGRESS[0] in queue for queue in queues)
+    now = now_ms()
     rows = [
         (
             queue["name"],
             "paused" if queue["paused"] else "running",
             f"{queue['parallelism']:,}",
             f"{queue['lag']:,}",
-            moment(queue["updatedAt"]).partition(".")[0],
+            *(_progress(queue, now) if has_progress else (moment(queue["updatedAt"]).partition(".")[0],)),
         )
         for queue in queues
     ]
-    echo_table(_COLUMNS, rows)
+    echo_table((*_COLUMNS, *(_PROGRESS_COLUMNS if has_progress else (_CHANGED_COLUMN,))), rows)
+
+
+def _progress(queue: dict[str, Any], now: int) -> tuple[str, str, str]:
+    """The age of the oldest message, the rate, and the time until the queue is empty; empty texts: unknown, or none."""
+    oldest, per_minute, left_s = (queue.get(name) for name in _PROGRESS)
+    rate = "" if per_minute is None else f"{per_minute:,.1f}"
+    return age(oldest, now), rate, span(1000 * left_s) if left_s else ""

@@ -84,6 +84,13 @@ class ServiceConnection:
         """The JSON of a view that only a broker of ours has. Raises ConfigurationError for any other service."""
         return self._of_console(what, Operation("GET", f"{CONSOLE}/{path}{query(pairs)}", answer))
 
+    def console_if_any(self, path: str) -> Any | None:
+        """As `console`; None where there is no such view."""
+        try:
+            return self.console("views", path)
+        except ConfigurationError:
+            return None
+
     def console_post(self, what: str, path: str, body: object) -> Any:
         """As `console`, for what changes something."""
         operation = Operation(

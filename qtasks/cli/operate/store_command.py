@@ -12,7 +12,7 @@ import click
 
 from qtasks.broker.store.connection import connect, schema_version
 from qtasks.cli.broker.backup import backup
-from qtasks.cli.broker.check import check, read_only
+from qtasks.cli.broker.check import check, contents_of, read_only
 from qtasks.cli.broker.database_file import (
     DEFAULT_DB,
     db_option,
@@ -73,27 +73,30 @@ def status(db: str, as_json: bool) -> None:
 @command.command("upgrade")
 @yes_option
 @dry_run_option
+@as_json_option
 @db_option
-def upgrade(yes: bool, dry_run: bool, db: str) -> None:
+def upgrade(yes: bool, dry_run: bool, as_json: bool, db: str) -> None:
     """Bring the schema up to date. No broker may use the database. The start of a broker does the same."""
     path = os.path.realpath(existing_database(db))
     refuse_lost_commits(path)
     with unused_database(path):
         before = _facts(path)["schema"]
-        if before >= schema_version():
-            connect(path).close()  # raises SchemaTooNew for a newer one
-            click.echo(f"{path} is up to date: schema {before}")
-            return
+        is_old = before < schema_version()
         action = f"upgrade {path} from schema {before} to {schema_version()}, which earlier versions cannot open"
-        if confirmed(action, [], yes=yes, dry_run=dry_run):
-            connect(path).close()
-            click.echo(f"{path}: schema {schema_version()}")
+        done = is_old and confirmed(action, [], yes=yes, dry_run=dry_run)
+        if done or not is_old:
+            connect(path).close()  # raises SchemaTooNew for a newer one
+    if as_json:
+        echo_json({"path": path, "before": before, "schema": schema_version() if done else before, "upgraded": done})
+    elif done or not is_old:
+        click.echo(f"{path}: schema {schema_version()}" if done else f"{path} is up to date: schema {before}")
 
 
 @command.command("vacuum")
 @dry_run_option
+@as_json_option
 @db_option
-def vacuum(dry_run: bool, db: str) -> None:
+def vacuum(dry_run: bool, as_json: bool, db: str) -> None:
     """Write the database anew without its unused room. No broker may use it; it needs its size twice on the disk."""
     path = os.path.realpath(existing_database(db))
     refuse_lost_commits(path)
@@ -105,25 +108,31 @@ def vacuum(dry_run: bool, db: str) -> None:
                 f"{_megabytes(before['freeBytes'])} are free",
                 fix="make room on its disk; a broker also uses the room inside the file again",
             )
-        if not confirmed(f"free about {_megabytes(before['unusedBytes'])} of {path}", [], yes=True, dry_run=dry_run):
-            return
-        connection = connect(path)
-        try:
-            connection.execute("VACUUM")
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        except apsw.Error as error:
-            raise StoreError(f"{path} cannot be written anew: {error}") from error
-        finally:
-            connection.close()
-        click.echo(f"{path}: {_megabytes(before['bytes'])} before, {_megabytes(Path(path).stat().st_size)} now")
+        action = f"free about {_megabytes(before['unusedBytes'])} of {path}"
+        if done := confirmed(action, [], yes=True, dry_run=dry_run):
+            _write_anew(path)
+        size = Path(path).stat().st_size
+    if as_json:
+        echo_json({"path": path, "bytesBefore": before["bytes"], "bytes": size, "vacuumed": done})
+    elif done:
+        click.echo(f"{path}: {_megabytes(before['bytes'])} before, {_megabytes(size)} now")
+
+
+def _write_anew(path: str) -> None:
+    connection = connect(path)
+    try:
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    except apsw.Error as error:
+        raise StoreError(f"{path} cannot be written anew: {error}") from error
+    finally:
+        connection.close()
 
 
 def _facts(path: str) -> dict[str, Any]:
     try:
         with read_only(path) as connection:
-            messages, unfinished = connection.execute(
-                "SELECT count(*), count(*) - count(finished_ms) FROM messages"
-            ).get
+            contents = contents_of(connection)
             letters = connection.execute("SELECT count(*) FROM dead_letters").get
             unused = connection.pragma("freelist_count") * connection.pragma("page_size")
             schema = connection.pragma("user_version")
@@ -139,8 +148,8 @@ def _facts(path: str) -> dict[str, Any]:
         "unusedBytes": unused,
         "schema": schema,
         "currentSchema": schema_version(),
-        "messages": messages,
-        "unfinished": unfinished,
+        "messages": contents.messages,
+        "unfinished": contents.unfinished,
         "deadLetters": letters,
     }
 

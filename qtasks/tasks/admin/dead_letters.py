@@ -27,7 +27,10 @@ class DeadLetters(ServiceAccess):
     def list(
         self, text: str = "", *, count: int = 50, cursor: str | None = None, **options: Unpack[FilterOptions]
     ) -> DeadLetterPage:
-        """At most `count` (1 to 100) dead letters that match, from `cursor` on, in the order of the service."""
+        """At most `count` (1 to 100) dead letters that match, from `cursor` on, newest first.
+
+        A service that does not know that order begins with the oldest.
+        """
         return self._run(search(self._request(written(text, options), count, cursor)))
 
     async def alist(

@@ -57,7 +57,7 @@ def messages(request: ListRequest) -> Steps[MessagePage]:
 
 
 def dead_letters(request: ListRequest) -> Steps[DeadLetterPage]:
-    """A page of dead letters, in the order of the service."""
+    """A page of dead letters, newest first; oldest first where a service knows that order alone."""
     words = _checked(request)
     if request.asks_console:
         try:
@@ -170,7 +170,7 @@ def _from_dlq(request: ListRequest, words: tuple[FilterWord, ...]) -> Steps[Dead
     cursor = request.cursor
     for _ in range(_MAX_PAGES):
         # No more than fit: the cursor of the service continues behind the last dead letter of its page.
-        page = yield dlq.list_page(cursor, request.count - len(matching), filters)
+        page = yield dlq.list_page(cursor, request.count - len(matching), filters, newest_first=True)
         letters = [summaries.of_dead_letter(letter) for letter in page.messages]
         matching += [letter for letter in letters if matcher.matches(letter)]
         cursor = page.cursor

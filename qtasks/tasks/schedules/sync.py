@@ -140,6 +140,7 @@ class Schedules(ApiNames):
         raise ConfigurationError(
             f"there is no schedule {name!r} in {base_url}{did_you_mean(name, titles)}",
             details={"known": ", ".join(sorted(set(titles))) or "none"},
+            code=ErrorCode.SCHEDULE_UNKNOWN,
         )
 
     def handle(self, existing: Schedule, title: str) -> TaskSchedule[Any]:
