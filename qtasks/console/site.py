@@ -61,7 +61,7 @@ class BrokerViews:
 
     async def answer(self, request: ApiRequest, path: str) -> ApiResponse:
         """See `Views.answer`."""
-        if path == "events":
+        if path.partition("?")[0] == "events":
             return await self._service.stream(API_PREFIX + path)
         return await self._service.pass_on(request, API_PREFIX + path)
 

@@ -61,3 +61,21 @@ def test_at_most_500_lines_are_kept_and_what_was_skipped_is_told(
     account.ask("POST", "/v2/batch", batch)
     expect(page.locator(".stream")).to_contain_text(re.compile(r"\d+ events skipped"))
     assert page.locator(".stream li").count() <= 500
+
+
+def test_reports_are_shown_on_request_and_after_a_reload(own: ConsolePage, account: Account) -> None:
+    nowhere = "http://127.0.0.1:9/qtasks"
+    page = live(own)
+    page.get_by_role("button", name="with reports").click()
+    expect(page).to_have_url(re.compile("reports=true"))
+    expect(page.locator(".connection")).to_have_text("live")
+    account.publish(f"{nowhere}/_end", Delay="1d", Qtasks_Interrupted_For="1h")
+    expect(page.locator(".stream")).to_contain_text("_end")
+    page.reload()
+    expect(page.get_by_role("button", name="with reports")).to_have_attribute("aria-pressed", "true")
+    page.get_by_role("button", name="with reports").click()
+    expect(page.locator(".connection")).to_have_text("live")
+    account.publish(f"{nowhere}/_end", Delay="1d", Qtasks_Interrupted_For="1h")
+    account.publish(f"{nowhere}/greet", Delay="1d", Qtasks_Interrupted_For="1h")
+    expect(page.locator(".stream")).to_contain_text("greet")
+    expect(page.locator(".stream")).not_to_contain_text("_end")

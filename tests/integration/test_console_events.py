@@ -14,11 +14,12 @@ import pytest
 
 from qtasks.broker.broker import Broker
 from qtasks.broker.console import console as console_module
-from qtasks.broker.console.live_events import MOST_STREAMS, PER_SECOND, LiveEvents
+from qtasks.broker.console.live_events import MOST_STREAMS, PER_SECOND, LiveEvents, event_json
+from qtasks.broker.console.table_rows import HIDDEN
 from qtasks.broker.settings import DEV_CREDENTIALS, BrokerSettings
 from qtasks.protocol.messages import State
 from tests.support.eventsource import EventSource
-from tests.support.running import Endpoint, RunningBroker
+from tests.support.running import Answer, Endpoint, Received, RunningBroker
 
 
 @pytest.fixture
@@ -73,6 +74,59 @@ def test_a_page_sees_what_happens_to_a_message(running: RunningBroker) -> None:
             pass
         assert event.data["dead"] == 1
     endpoint.close()
+
+
+def failing_task(received: Received) -> Answer:
+    """A dispatcher whose task fails for good; the report of that is taken."""
+    if received.path.startswith("/qtasks/_end"):
+        return 200, {}, b""
+    return 489, {"Upstash-NonRetryable-Error": "true"}, b'{"error": "ValueError: user 4711 has no address"}'
+
+
+def events_until_end(events: EventSource, task: str) -> list[dict[str, Any]]:
+    """The events of messages, up to the one that ends the message of `task`."""
+    seen: list[dict[str, Any]] = []
+    while not seen or (seen[-1]["task"], seen[-1]["status"]) not in {(task, "failed"), (task, "delivered")}:
+        event = next(events)
+        if event.name == "message":
+            seen.append(event.data)
+    return seen
+
+
+def test_a_failed_task_shows_its_own_error(running: RunningBroker) -> None:
+    endpoint = Endpoint(failing_task)
+    with EventSource(f"{running.url}/console/api/events") as events:
+        next(events)
+        call(running, endpoint, "greet")
+        assert events_until_end(events, "greet")[-1]["error"] == "ValueError: user 4711 has no address"
+    ended = running.wait_for(State.FAILED, running.events[0].message.id)
+    assert event_json(ended, shows_error=False)["error"] == HIDDEN
+    endpoint.close()
+
+
+def test_reports_of_the_framework_are_shown_on_request(running: RunningBroker) -> None:
+    endpoint = Endpoint(failing_task)
+    plain = EventSource(f"{running.url}/console/api/events")
+    asking = EventSource(f"{running.url}/console/api/events?reports=true")
+    with plain, asking:
+        next(plain)
+        next(asking)
+        call(running, endpoint, "greet")
+        assert events_until_end(asking, "_end")[-1]["status"] == "delivered"
+        call(running, endpoint, "leave")
+        assert {event["task"] for event in events_until_end(plain, "leave")} == {"greet", "leave"}
+    endpoint.close()
+
+
+def call(running: RunningBroker, endpoint: Endpoint, task: str) -> None:
+    """Publish a call of a task as the framework does."""
+    headers = {
+        "Authorization": f"Bearer {DEV_CREDENTIALS[0].token}",
+        "Qtasks-End-Callback": f"{endpoint.url}/qtasks/_end?task={task}",
+        "Qtasks-Interrupted-For": "1h",
+    }
+    answer = httpx.post(f"{running.url}/v2/publish/{endpoint.url}/qtasks/{task}", headers=headers, content=b"{}")
+    assert answer.status_code == 201, answer.text
 
 
 def test_other_accounts_see_no_event(running: RunningBroker) -> None:

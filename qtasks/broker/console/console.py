@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import Final
 
-from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response
+from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Query, json_response
 from qtasks.broker.api.auth import Tokens
 from qtasks.broker.api.routes import Api
 from qtasks.broker.console import same_origin, static_files, view_table
@@ -79,7 +79,8 @@ class Console:
         if path == "events":
             if request.method != "GET":
                 raise HttpError(405, f"{request.method} is not allowed here", (("Allow", "GET"),))
-            return self._events.open(visitor.viewer, lambda: self._access.is_valid(visitor))
+            with_reports = Query(request.query).flag("reports")
+            return self._events.open(visitor.viewer, lambda: self._access.is_valid(visitor), with_reports=with_reports)
         if path.startswith("v2/"):
             if visitor.viewer.role is Role.METADATA:
                 raise HttpError(403, "your token shows no payloads, so the API behind this page is closed to it")

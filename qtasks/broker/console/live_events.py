@@ -16,13 +16,14 @@ import orjson
 
 from qtasks.broker.api.api_request import ApiResponse, HttpError
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
-from qtasks.broker.console.message_targets import destination_of, task_of
+from qtasks.broker.console.message_targets import destination_of, is_report, task_of
 from qtasks.broker.console.table_rows import HIDDEN
 from qtasks.broker.console.views import overview
+from qtasks.broker.core.observed import error_texts
 from qtasks.broker.events import MessageEvent
 from qtasks.broker.loops.indexer import Indexer
 from qtasks.broker.store.verbs.insight import totals
-from qtasks.protocol.messages import State
+from qtasks.protocol.messages import Response, State
 
 MOST_STREAMS: Final = 100
 PER_SECOND: Final = 50
@@ -32,6 +33,8 @@ NOW_MS: Final = 1_000
 """Between two looks at the counts."""
 COMMENT_MS: Final = 15_000
 """A quiet stream sends a comment so often: a proxy would end a connection on which nothing moves."""
+_READ_BYTES: Final = 4_096
+"""Bytes of an answer in which its error is looked for."""
 _FIRST: Final = b"retry: 2000\n\n"
 _COMMENT: Final = b": still here\n\n"
 _HEADERS: Final = (
@@ -52,11 +55,14 @@ class LiveEvents:
         self._latest_counts: dict[int, tuple[int, dict[str, int]]] = {}
         self._closing = asyncio.Event()
 
-    def open(self, viewer: Viewer, is_valid: IsValid) -> ApiResponse:
-        """A new stream for `viewer`, which ends when `is_valid` is false. HttpError 503 if too many are open."""
+    def open(self, viewer: Viewer, is_valid: IsValid, *, with_reports: bool = False) -> ApiResponse:
+        """A new stream for `viewer`, which ends when `is_valid` is false. HttpError 503 if too many are open.
+
+        `with_reports`: also the events of the reports that the framework sends itself.
+        """
         if self._closing.is_set() or len(self._streams) >= MOST_STREAMS:
             raise HttpError(503, "too many pages listen to events", (("Retry-After", "10"),))
-        return ApiResponse(200, headers=_HEADERS, stream=self._run(_Stream(viewer), is_valid))
+        return ApiResponse(200, headers=_HEADERS, stream=self._run(_Stream(viewer, with_reports), is_valid))
 
     def close(self) -> None:
         """End all streams."""
@@ -134,13 +140,16 @@ class LiveEvents:
 
     def _notice(self, event: MessageEvent) -> None:
         """Called with every event of the broker."""
-        now_ms = self._context.clock.now_ms()
+        now_ms, message = self._context.clock.now_ms(), event.message
+        of_report = is_report(task_of(message.url, message.options))
         encoded: dict[bool, bytes] = {}
         for stream in self._streams:
-            if stream.viewer.account != event.message.account:
+            if stream.viewer.account != message.account:
                 continue
             stream.is_dirty = True
-            if stream.has_room(now_ms):
+            if of_report and not stream.with_reports:
+                pass
+            elif stream.has_room(now_ms):
                 shows_error = stream.viewer.sees_payloads
                 if shows_error not in encoded:
                     encoded[shows_error] = _event("message", event_json(event, shows_error=shows_error))
@@ -153,8 +162,9 @@ class LiveEvents:
 class _Stream:
     """One client, and what it gets next."""
 
-    def __init__(self, viewer: Viewer) -> None:
+    def __init__(self, viewer: Viewer, with_reports: bool) -> None:
         self.viewer = viewer
+        self.with_reports = with_reports
         self.wake = asyncio.Event()
         self.pending: list[bytes] = []
         self.skipped = 0
@@ -192,17 +202,27 @@ def _event(name: str, data: object) -> bytes:
 def event_json(event: MessageEvent, *, shows_error: bool) -> dict[str, object]:
     """An event as a page gets it. Without `shows_error`, the text of an error is hidden."""
     message = event.message
+    task = task_of(message.url, message.options)
+    error = event.error
+    if error is not None:
+        error = _error(event, is_task=task is not None) if shows_error else HIDDEN
     return {
         "timeMs": event.time_ms,
         "state": event.state,
         "status": _status(event),
         "messageId": message.id,
-        "task": task_of(message.url, message.options),
+        "task": task,
         "destination": destination_of(message.url),
-        "error": event.error if shows_error or event.error is None else HIDDEN,
+        "error": error,
         "durationMs": event.duration_ms,
         "nextMs": event.next_delivery_ms,
     }
+
+
+def _error(event: MessageEvent, *, is_task: bool) -> str:
+    """What an attempt failed with: a dispatcher's answer says more than its status."""
+    body = event.outcome.body[:_READ_BYTES] if isinstance(event.outcome, Response) else None
+    return error_texts.text_of(event.error, body, is_task=is_task)
 
 
 _STATUSES: Final = {

@@ -15,3 +15,8 @@ def task_of(url: str, options: PublishOptions) -> str | None:
     if options.call_id is None and options.interrupted_for_ms is None:
         return None
     return destination_of(url).rpartition("/")[2] or None
+
+
+def is_report(task: str | None) -> bool:
+    """True for a report of an ended call: the framework sends it itself, and its names begin with ``_``."""
+    return task is not None and task.startswith("_")

@@ -1,7 +1,9 @@
 // What happens at the broker, as it happens. A hidden page listens to nothing.
 import { effect, signal, useEffect, useRef, useState } from "./view.js";
 import { address, get, lacks, session } from "./api.js";
+import { route } from "./route.js";
 
+export const reports = signal(false); // the address asks for the events of the framework's own reports, too
 export const connection = signal("waiting"); // "open", "waiting" or "lost"
 export const now = signal(null); // the counts of the overview
 export const tick = signal(Date.now()); // the time, once a second while the page is visible
@@ -11,6 +13,7 @@ const listeners = new Set();
 let source = null;
 let again;
 let wasOpen = false;
+let withReports = false;
 
 // Call `listener(event)` with every event: {kind: "message"} with its members, {kind: "skipped", count} for those that
 // were too many, {kind: "gap"} after a time without connection. Returns how to stop.
@@ -23,7 +26,7 @@ function open() {
   close();
   if (document.hidden || !session.value?.signedIn || lacks("events")) return;
   connection.value = "waiting";
-  source = new EventSource(address("events"));
+  source = new EventSource(address("events", reports.value ? { reports: true } : {}));
   source.onopen = () => {
     connection.value = "open";
     if (wasOpen) tell({ kind: "gap" });
@@ -53,6 +56,11 @@ function close() {
 document.addEventListener("visibilitychange", open);
 addEventListener("pagehide", close);
 effect(() => {
+  reports.value = route.value.path[0] === "events" && route.value.query.reports === "true";
+});
+effect(() => {
+  wasOpen = wasOpen && withReports === reports.value; // what the reader asked for is no gap
+  withReports = reports.value;
   if (session.value?.signedIn) queueMicrotask(open);
   else close();
 });

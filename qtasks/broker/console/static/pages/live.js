@@ -1,8 +1,8 @@
 // What happens, line by line, the newest first.
 import { html, useEffect, useRef, useState } from "../lib/view.js";
 import { exact, plural, span, target } from "../lib/format.js";
-import { connection, listen } from "../lib/live.js";
-import { href } from "../lib/route.js";
+import { connection, listen, reports } from "../lib/live.js";
+import { href, replaceQuery } from "../lib/route.js";
 import { Empty, Heading, Panel, Status } from "../parts/basic.js";
 import { matches, TextFilter } from "../parts/lists.js";
 
@@ -15,6 +15,7 @@ export function Live() {
   const shown = lines.filter((line) => line.kind !== "message" || matches(textOf(line)));
   return html`<${Heading} title="Live stream" note=${`Events of messages as they happen, the last ${MOST} at most.`}>
       <${TextFilter} label="Filter events" />
+      <button type="button" class="chip" aria-pressed=${reports.value} title="What the framework sends itself, to report how calls have ended" onClick=${() => replaceQuery({ reports: reports.value ? "" : "true" })}>with reports</button>
       <button type="button" class=${paused ? "primary" : ""} onClick=${() => setPaused(!paused)}>${paused ? `Go on${fresh ? ` (${fresh} new)` : ""}` : "Pause"}</button>
     <//>
     <${Panel}>${shown.length === 0
