@@ -325,7 +325,8 @@ class ApplicationRuntime:
             if self._dispatcher is None:
                 settings = self.settings()
                 keys, base_url = settings.receiver()
-                writer = ResultWriter(self.results_or_none())
+                results = self.results_or_none()
+                writer = ResultWriter(results)
                 executor = AttemptExecutor(
                     Runner(self._workers or ThreadPool(settings.threads), self.run_middleware),
                     writer,
@@ -343,6 +344,7 @@ class ApplicationRuntime:
                     clock=self.clock,
                     callback_handler=self._callback_handler,
                     end_handler=EndHandler(self.tasks, writer, self._is_open, self.clock),
+                    results=results,
                 )
             return self._dispatcher
 

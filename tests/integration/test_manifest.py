@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from qtasks import QTasks, TaskContext, injected
 from qtasks.broker.console.manifests import FRESH_S, Manifests
+from qtasks.broker.console.signed_questions import DispatcherQuestions
 from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.ports import DeliveryRequest, Failure
 from qtasks.protocol import signing
@@ -148,7 +149,7 @@ class Asked:
     def __init__(self, answer: Callable[[DeliveryRequest], Response | Failure]) -> None:
         self.clock = VirtualClock()
         self.transport = ScriptedTransport(answer)
-        self.manifests = Manifests(self.transport, _Keys(), self.clock, SeededRandom(1))
+        self.manifests = Manifests(DispatcherQuestions(self.transport, _Keys(), self.clock, SeededRandom(1)))
 
     async def error(self) -> str | None:
         [answer] = await self.manifests.of(ACCOUNT, [f"{BASE_URL}/"])

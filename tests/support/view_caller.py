@@ -20,7 +20,9 @@ class Console:
     def __init__(self, service: Service, role: Role = Role.OPERATOR) -> None:
         self.service = service
         broker = service.broker
-        self.context = ConsoleContext(broker.context, broker.settings, broker.accounts, broker.ready, broker.manifests)
+        self.context = ConsoleContext(
+            broker.context, broker.settings, broker.accounts, broker.ready, broker.manifests, broker.asked_calls
+        )
         account = broker.accounts[broker.settings.credentials[service.user].name]
         self.viewer = Viewer(account, role)
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiResponse
+from qtasks.broker.console.asked_calls import AskedCalls
 from qtasks.broker.console.manifests import Manifests
 from qtasks.broker.settings import BrokerSettings
 from qtasks.broker.store.interface import Store
@@ -48,6 +49,8 @@ class ConsoleContext:
     """``GET /readyz``."""
     manifests: Manifests
     """What the applications say of their tasks."""
+    calls: AskedCalls
+    """What they say of single calls."""
 
     @property
     def store(self) -> Store:

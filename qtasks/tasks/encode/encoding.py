@@ -145,12 +145,16 @@ class Encoding:
 
 def shown(text: str) -> bytes:
     """A result as JSON that may be shown: of one that is not JSON only its size and hash."""
-    mark, separator, _ = text.partition(":")
-    name = {"pickle1": "pickle", "codec1": "coded", "sealed1": "encrypted"}.get(mark) if separator else None
-    if name is None:
+    if (name := hidden_form(text)) is None:
         return text.encode()
     body = text.rpartition(".")[2].encode()
     return json.dumps({name: {"bytes": len(body) * 3 // 4, "sha256": hashlib.sha256(body).hexdigest()}}).encode()
+
+
+def hidden_form(text: str) -> str | None:
+    """The word for the form of a result that is not JSON: ``pickle``, ``coded`` or ``encrypted``."""
+    mark, separator, _ = text.partition(":")
+    return {"pickle1": "pickle", "codec1": "coded", "sealed1": "encrypted"}.get(mark) if separator else None
 
 
 def _split(text: str) -> tuple[str, bytes]:

@@ -250,6 +250,10 @@ class ResultBackend(Protocol):
         """The records of calls, by their call ids. Raises ResultError if they cannot be read."""
         ...
 
+    def statuses(self, call_ids: Sequence[str]) -> dict[str, ResultStatus]:
+        """The state of each of these calls that has a record, by call id. Reads no values. Raises ResultError."""
+        ...
+
     def close(self) -> None:
         """Close files and connections. Idempotent."""
         ...

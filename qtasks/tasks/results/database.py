@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 
 from qtasks.forks import per_process
@@ -13,6 +13,7 @@ from qtasks.tasks.results.backend import (
     UNFINISHED_MS,
     Lock,
     ResultRecord,
+    ResultStatus,
     ResultWatchers,
     latest_records,
 )
@@ -58,6 +59,11 @@ class DatabaseResults(ABC):
         with self._read_lock, self._translated():
             return self._read_calls(call_ids)
 
+    def statuses(self, call_ids: Sequence[str]) -> dict[str, ResultStatus]:
+        """See `ResultBackend.statuses`."""
+        with self._read_lock, self._translated():
+            return {call_id: ResultStatus(status) for call_id, status in self._statuses(call_ids)}
+
     def open_flows(self, limit: int) -> list[ResultRecord]:
         """See `ResultBackend.open_flows`."""
         with self._read_lock, self._translated():
@@ -93,6 +99,9 @@ class DatabaseResults(ABC):
 
     def _read_calls(self, call_ids: Sequence[str]) -> list[ResultRecord | None]:
         return [self._read(call_id) for call_id in call_ids]
+
+    @abstractmethod
+    def _statuses(self, call_ids: Sequence[str]) -> Iterable[tuple[str, str]]: ...
 
     @abstractmethod
     def _open_flows(self, limit: int) -> list[ResultRecord]: ...

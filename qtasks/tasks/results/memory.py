@@ -14,6 +14,7 @@ from qtasks.tasks.results.backend import (
     PRUNE_EVERY_MS,
     Lock,
     ResultRecord,
+    ResultStatus,
     ResultWatchers,
     merged,
     stored_ms,
@@ -90,6 +91,10 @@ class MemoryResults:
     def read_calls(self, call_ids: Sequence[str]) -> list[ResultRecord | None]:
         """See `ResultBackend.read_calls`."""
         return [self.read(call_id) for call_id in call_ids]
+
+    def statuses(self, call_ids: Sequence[str]) -> dict[str, ResultStatus]:
+        """See `ResultBackend.statuses`."""
+        return {record.call_id: record.status for record in self.read_calls(call_ids) if record is not None}
 
     def open_flows(self, limit: int) -> list[ResultRecord]:
         """See `ResultBackend.open_flows`."""

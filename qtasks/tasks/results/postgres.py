@@ -79,6 +79,7 @@ _SELECT = """
 SELECT call_id, message_id, task, status, attempt, updated_ms, value, error, progress, kept FROM qtasks_results
 """
 _READ = f"{_SELECT} WHERE call_id = %(key)s OR message_id = %(key)s LIMIT 1"
+_READ_STATUSES = "SELECT call_id, status FROM qtasks_results WHERE call_id = ANY(%s)"
 _READ_OPEN_FLOWS = f"""
 {_SELECT} WHERE {_IS_KEPT_FLOW} AND status NOT IN ('succeeded', 'failed', 'cancelled', 'expired')
 ORDER BY updated_ms LIMIT %s
@@ -153,6 +154,10 @@ class PostgresResults(DatabaseResults):
     def _read(self, key: str) -> ResultRecord | None:
         row = self._through("_reader", lambda connection: connection.execute(_READ, {"key": key}).fetchone())
         return None if row is None else record_of(row)
+
+    def _statuses(self, call_ids: Sequence[str]) -> list[tuple[str, str]]:
+        ids = list(call_ids)
+        return self._through("_reader", lambda connection: connection.execute(_READ_STATUSES, (ids,)).fetchall())
 
     def _open_flows(self, limit: int) -> list[ResultRecord]:
         rows = self._through("_reader", lambda connection: connection.execute(_READ_OPEN_FLOWS, (limit,)).fetchall())

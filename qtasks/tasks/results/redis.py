@@ -135,6 +135,13 @@ class RedisResults(DatabaseResults):
             record = self._record(call_id) if call_id is not None else None
         return record
 
+    def _statuses(self, call_ids: Sequence[str]) -> Iterator[tuple[str, str]]:
+        with self._client.pipeline(transaction=False) as pipe:
+            for call_id in call_ids:
+                pipe.hget(f"{PREFIX}result:{call_id}", "status")
+            answers: list[str | None] = pipe.execute()
+        return ((call_id, status) for call_id, status in zip(call_ids, answers, strict=True) if status is not None)
+
     def _open_flows(self, limit: int) -> list[ResultRecord]:
         call_ids: Any = self._client.zrange(f"{PREFIX}flows", 0, limit - 1)
         return [record for call_id in call_ids if (record := self._record(call_id)) is not None]

@@ -84,6 +84,7 @@ SELECT call_id, message_id, task, status, attempt, updated_ms, value, error, pro
 """
 _READ = f"{_SELECT} WHERE call_id = ? OR message_id = ?"
 _READ_CALLS = f"{_SELECT} WHERE call_id IN (SELECT value FROM json_each(?))"  # noqa: S608 - a constant
+_READ_STATUSES = "SELECT call_id, status FROM results WHERE call_id IN (SELECT value FROM json_each(?))"
 _READ_OPEN_FLOWS = f"""
 {_SELECT} WHERE {_IS_KEPT_FLOW} AND status NOT IN ('succeeded', 'failed', 'cancelled', 'expired')
 ORDER BY updated_ms LIMIT ?
@@ -168,6 +169,9 @@ class SQLiteResults(DatabaseResults):
         records = [record_of(row) for row in self._selected(_READ_CALLS, json.dumps(call_ids))]
         by_call = {record.call_id: record for record in records}
         return [by_call.get(call_id) for call_id in call_ids]
+
+    def _statuses(self, call_ids: Sequence[str]) -> list[tuple[str, str]]:
+        return self._selected(_READ_STATUSES, json.dumps(call_ids))
 
     def _open_flows(self, limit: int) -> list[ResultRecord]:
         return [record_of(row) for row in self._selected(_READ_OPEN_FLOWS, limit)]

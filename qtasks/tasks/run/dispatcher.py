@@ -19,6 +19,7 @@ from qtasks.protocol import bundles, development, signing
 from qtasks.protocol.messages import SigningKeys
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode import envelope as envelopes
+from qtasks.tasks.results.backend import ResultBackend
 from qtasks.tasks.run.attempt import Attempt, Delivery, context_of
 from qtasks.tasks.run.decision import NEWER_AFTER_MS, DispatchResponse, error_text, newer_after_ms
 from qtasks.tasks.run.end_handler import EndHandler
@@ -61,9 +62,12 @@ class Dispatcher:
         clock: Clock,
         callback_handler: Callable[[], CallbackHandler] | None = None,
         end_handler: EndHandler | None = None,
+        results: ResultBackend | None = None,
     ) -> None:
         self.tasks = tasks
         """The tasks by name, aliases included."""
+        self.results = results
+        """Where the results of the tasks are; None without a result backend."""
         self._executor = executor
         self._keys = keys
         self.has_public_keys = development.is_public(keys.current) or development.is_public(keys.next)

@@ -1,4 +1,4 @@
-"""What the dispatcher tells the broker of its tasks: see `qtasks.protocol.manifest`."""
+"""What the dispatcher tells the broker of its tasks: see `qtasks.protocol.dispatcher_questions`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from qtasks.errors import QTasksError
 from qtasks.masking import is_secret_name
 from qtasks.protocol import wire
-from qtasks.protocol.manifest import VERSION, Manifest, ManifestSchedule, ManifestTask, Parameter
+from qtasks.protocol.dispatcher_questions import VERSION, Manifest, ManifestSchedule, ManifestTask, Parameter
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.annotations import type_name

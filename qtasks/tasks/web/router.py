@@ -20,9 +20,9 @@ from starlette.routing import BaseRoute, Route
 
 from qtasks.counted_log import CountedLog
 from qtasks.error_codes import ErrorCode
-from qtasks.errors import QTasksError
+from qtasks.errors import QTasksError, ResultError
 from qtasks.lazy import lazy_property
-from qtasks.protocol import bundles, manifest
+from qtasks.protocol import bundles, dispatcher_questions
 from qtasks.protocol.headers import INTERRUPTED_HEADER
 from qtasks.request_body import BodyCut, BodyTooLarge, BodyTooSlow, BufferBudget, NoRoomForBody, read_body
 from qtasks.tasks.ports import ASGIApp, Lifespan, Receive, Scope, Send
@@ -34,6 +34,7 @@ from qtasks.tasks.web.applications import ENDPOINTS, ROUTE_NAME, lifespan_scope,
 from qtasks.tasks.web.bundle_run import BundleRun, ends_with_the_server
 from qtasks.tasks.web.delivery_headers import of_request
 from qtasks.tasks.web.dependency_routes import DependencyRoutes
+from qtasks.tasks.web.described_calls import told_call
 from qtasks.tasks.web.described_tasks import manifest_of
 from qtasks.tasks.web.gateway import DELIVERY_KEY, NO_DELIVERY_KEY, OUTERMOST_KEY, Gateway, answer
 from qtasks.tasks.web.passage import in_front, is_direct, layers_of_the_user
@@ -65,6 +66,7 @@ SEVERAL_SERVE = (
 NO_BUNDLES = "something of the application stands in front of the tasks, and must see each delivery: send them singly"
 
 NOT_CONFIGURED_AFTER_MS = 10_000
+RESULTS_AFTER_MS = 5_000
 _NUMBERS = itertools.count(1)
 
 
@@ -128,8 +130,8 @@ class TaskEndpoint:
             return body
         if is_bundle:
             return self._bundle(dispatcher, headers.signature, body, scope)
-        if task == manifest.NAME:
-            return await self._manifest(dispatcher, headers.signature, body)
+        if task in (dispatcher_questions.MANIFEST, dispatcher_questions.CALL):
+            return await self._told(task, dispatcher, headers.signature, body)
         delivery = Delivery(
             task=task,
             body=body,
@@ -163,10 +165,16 @@ class TaskEndpoint:
             return DispatchResponse.refusal(400, f"the body is not a bundle: {error}")
         return BundleRun(items, claims, dispatcher=dispatcher, scope=scope, routes=self._routes)
 
-    async def _manifest(self, dispatcher: Dispatcher, signature: str, body: bytes) -> DispatchResponse:
-        """The manifest of the tasks; made once, and again when tasks were added."""
-        if isinstance(claims := dispatcher.verified(manifest.NAME, signature, body), DispatchResponse):
+    async def _told(self, name: str, dispatcher: Dispatcher, signature: str, body: bytes) -> DispatchResponse:
+        """The answer to a question of the broker's console."""
+        if isinstance(claims := dispatcher.verified(name, signature, body), DispatchResponse):
             return claims
+        if name == dispatcher_questions.CALL:
+            return await _call(dispatcher, body)
+        return await self._manifest(dispatcher)
+
+    async def _manifest(self, dispatcher: Dispatcher) -> DispatchResponse:
+        """The manifest of the tasks; made once, and again when tasks were added."""
         names = tuple(dispatcher.tasks)
         if self._described is None or self._described[0] != names:
             text = await asyncio.to_thread(manifest_of, dispatcher.tasks, dispatcher.base_url)
@@ -203,6 +211,16 @@ class TaskEndpoint:
         except NoRoomForBody:
             text = "the dispatcher holds as many large requests as it may: try again"
             return DispatchResponse.refusal(503, text, ("Retry-After", "1"), _BUSY, _CLOSE)
+
+
+async def _call(dispatcher: Dispatcher, body: bytes) -> DispatchResponse:
+    """What is known of a call, once the question is verified."""
+    try:
+        return DispatchResponse.of_result(await told_call(body, dispatcher.results, dispatcher.tasks))
+    except ValueError as error:
+        return DispatchResponse.refusal(400, f"the body is not a question about a call: {error}")
+    except ResultError as error:
+        return DispatchResponse.later("the results cannot be read", error.code, after_ms=RESULTS_AFTER_MS)
 
 
 class TaskRoutes:

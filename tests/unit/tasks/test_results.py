@@ -44,6 +44,9 @@ DAY_MS = 86_400_000
 NOW_MS = 1_800_000_000_000
 
 
+STORED = [status for status in ResultStatus if status is not ResultStatus.UNKNOWN]
+
+
 def record(status: ResultStatus = ResultStatus.SUCCEEDED, **changes: Any) -> ResultRecord:
     facts: dict[str, Any] = {
         "call_id": "call_1",
@@ -93,6 +96,13 @@ def test_the_records_of_many_calls_are_read_in_their_order(backend: ResultBacken
     assert backend.read_calls([]) == []
 
 
+def test_the_states_of_many_calls_are_read_without_their_values(backend: ResultBackend) -> None:
+    states = {f"call_{number}": status for number, status in enumerate(STORED)}
+    keep(backend, *(record(status, call_id=call_id, message_id=f"msg_{call_id}") for call_id, status in states.items()))
+    assert backend.statuses([*states, "call_none"]) == states
+    assert backend.statuses([]) == {}
+
+
 def test_there_is_no_record_before_one_is_written(backend: ResultBackend) -> None:
     assert backend.read("call_1") is None
 
@@ -124,8 +134,7 @@ def test_the_latest_state_stands_but_a_success_stays(
 
 
 def test_every_backend_has_the_same_rules_for_what_replaces_what(backend: ResultBackend) -> None:
-    statuses = [status for status in ResultStatus if status is not ResultStatus.UNKNOWN]
-    for old, new in itertools.product(statuses, statuses):
+    for old, new in itertools.product(STORED, STORED):
         call_id = f"call_{old}_{new}"
         for status in (old, new):
             keep(backend, replace(record(status), call_id=call_id, message_id=call_id))
@@ -192,7 +201,7 @@ def test_threads_may_write_at_once(backend: ResultBackend) -> None:
     assert all(backend.read(name) is not None for name in names)
 
 
-@pytest.mark.parametrize("status", [status for status in ResultStatus if status is not ResultStatus.UNKNOWN])
+@pytest.mark.parametrize("status", STORED)
 def test_every_state_and_field_is_kept(backend: ResultBackend, status: ResultStatus) -> None:
     kept = record(status, value='"grüße 🎉"', error="x\n'\"\\", progress='{"done":1}', attempt=1000)
     keep(backend, kept)

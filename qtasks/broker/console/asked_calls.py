@@ -1,0 +1,149 @@
+"""What the dispatcher of a message says of its call and of the flow around it (docs/protocol.md 5.18)."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from qtasks.broker.console.signed_questions import DispatcherQuestions, KeptAnswers, Refusal
+from qtasks.protocol import strict_json
+from qtasks.protocol.dispatcher_questions import CALL, VERSION, ToldCall
+
+FRESH_S: Final = 0.5
+"""Seconds for which an answer is used again."""
+_DEPTH: Final = 64
+"""How deep an answer may be nested: each group of a flow inside another one has three levels."""
+
+
+class CallAnswer(NamedTuple):
+    """What a prefix answered about a call."""
+
+    prefix: str
+    told: ToldCall | None
+    error: str | None
+    """Why nothing is told, a sentence."""
+    time_ms: int
+    """When it was asked, in the broker's time."""
+
+
+class AskedCalls:
+    """Asks about calls."""
+
+    def __init__(self, questions: DispatcherQuestions) -> None:
+        self._questions = questions
+        self._answers = KeptAnswers[CallAnswer](questions.clock, FRESH_S)
+
+    async def of(self, account: int, prefix: str, call_id: str, flow_id: str | None) -> CallAnswer:
+        """What the dispatcher at `prefix` says of a call, whose envelope names the flow `flow_id` or none."""
+        ask = functools.partial(self._ask, account, prefix, call_id, flow_id)
+        return await asyncio.shield(self._answers.get((account, prefix, call_id, flow_id), ask))
+
+    async def _ask(self, account: int, prefix: str, call_id: str, flow_id: str | None) -> CallAnswer:
+        now_ms = self._questions.clock.now_ms()
+        question = {"v": VERSION, "id": call_id, **({} if flow_id is None else {"flow": flow_id})}
+        content = await self._questions.ask(account, prefix, CALL, orjson.dumps(question))
+        if isinstance(content, Refusal):
+            return CallAnswer(prefix, None, content.text, now_ms)
+        try:
+            return CallAnswer(prefix, read_told(content), None, now_ms)
+        except ValueError as error:
+            return CallAnswer(prefix, None, f"its answer cannot be read: {error}", now_ms)
+
+
+def read_told(content: bytes) -> ToldCall:
+    """An answer of the right form, without members that are not known here. Raises ValueError."""
+    document = strict_json.loads(content, max_depth=_DEPTH, big_integers=True)
+    if not isinstance(document, dict) or not isinstance(document.get("results"), bool):
+        raise ValueError("it does not say what is known of the call")
+    if document.get("v") != VERSION:
+        raise ValueError(f"it has version {document.get('v')!r:.20}; this broker reads version {VERSION}")
+    call, flow = document.get("call"), document.get("flow")
+    return {
+        "v": VERSION,
+        "results": document["results"],
+        "call": None if call is None else _RECORD(call, "call"),
+        "flow": None if flow is None else _FLOW(flow, "flow"),
+    }
+
+
+Reader = Callable[[Any, str], Any]
+"""Reads a value at a place. Raises ValueError."""
+
+
+def _typed(*types: type) -> Reader:
+    def read(value: Any, place: str) -> Any:
+        if type(value) not in types:
+            raise ValueError(f"{place} is not a {types[0].__name__}")
+        return value
+
+    return read
+
+
+def _optional(reader: Reader) -> Reader:
+    return lambda value, place: None if value is None else reader(value, place)
+
+
+def _object(members: dict[str, Reader]) -> Reader:
+    def read(value: Any, place: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise ValueError(f"{place} is not an object")
+        return {name: reader(value.get(name), f"{place}.{name}") for name, reader in members.items()}
+
+    return read
+
+
+def _list_of(reader: Reader) -> Reader:
+    def read(value: Any, place: str) -> list[Any]:
+        if not isinstance(value, list):
+            raise ValueError(f"{place} is not a list")
+        return [reader(item, place) for item in value]
+
+    return read
+
+
+def _node(value: Any, place: str) -> Any:
+    """A step, a group, or what is left out."""
+    if isinstance(value, dict) and "members" in value:
+        return _GROUP(value, place)
+    if isinstance(value, dict) and "leftOut" in value:
+        counts = value["leftOut"]
+        if not isinstance(counts, dict) or not all(type(number) is int for number in counts.values()):
+            raise ValueError(f"{place}.leftOut is not an object of counts")
+        return {"leftOut": counts}
+    return _STEP(value, place)
+
+
+_TEXT: Final = _typed(str)
+_INT: Final = _typed(int)
+_NUMBER: Final = _typed(int, float)
+_STEP: Final = _object({"task": _TEXT, "id": _TEXT, "state": _TEXT})
+_GROUP: Final = _object({"members": _list_of(_list_of(_node)), "collect": _TEXT})
+_FLOW: Final = _object({"id": _TEXT, "state": _TEXT, "sequence": _list_of(_node)})
+_PROGRESS: Final = _object({"done": _NUMBER, "total": _optional(_NUMBER), "note": _TEXT})
+_RESULT: Final = _object({"form": _TEXT, "bytes": _INT, "text": _optional(_TEXT), "isCut": _optional(_typed(bool))})
+_RECORD: Final = _object(
+    {
+        "id": _TEXT,
+        "task": _TEXT,
+        "state": _TEXT,
+        "attempt": _INT,
+        "updatedMs": _INT,
+        "progress": _optional(_PROGRESS),
+        "result": _optional(_RESULT),
+        "error": _optional(_TEXT),
+    }
+)
+
+
+def steps_in(nodes: list[Any]) -> Iterator[dict[str, Any]]:
+    """The steps of a sequence that is told, in order."""
+    for node in nodes:
+        if "members" in node:
+            for member in node["members"]:
+                yield from steps_in(member)
+        elif "leftOut" not in node:
+            yield node
