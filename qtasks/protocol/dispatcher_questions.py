@@ -19,7 +19,7 @@ TIMEOUT_MS: Final = 5_000
 MAX_QUESTION: Final = 1_024
 """Bytes of a question about a call."""
 MAX_RESULT: Final = 65_536
-"""Bytes of a result that are told; of a larger one only its beginning."""
+"""Bytes of a result that an answer has; of a larger one only its beginning."""
 
 
 class Parameter(TypedDict):

@@ -25,7 +25,7 @@ class CallAnswer(NamedTuple):
     prefix: str
     told: ToldCall | None
     error: str | None
-    """Why nothing is told, a sentence."""
+    """Why there is no answer, a sentence."""
     time_ms: int
     """When it was asked, in the broker's time."""
 
@@ -140,7 +140,7 @@ _RECORD: Final = _object(
 
 
 def steps_in(nodes: list[Any]) -> Iterator[dict[str, Any]]:
-    """The steps of a sequence that is told, in order."""
+    """The steps of a sequence in an answer, in order."""
     for node in nodes:
         if "members" in node:
             for member in node["members"]:
