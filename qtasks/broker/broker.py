@@ -13,10 +13,8 @@ from qtasks.broker.api.api_request import ApiRequest, ApiResponse, json_response
 from qtasks.broker.api.auth import Principal, Tokens, TokenScope
 from qtasks.broker.api.routes import Api
 from qtasks.broker.api.turns import Turns
-from qtasks.broker.console.asked_calls import AskedCalls
 from qtasks.broker.console.console import Console, is_console_path
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
-from qtasks.broker.console.manifests import Manifests
 from qtasks.broker.console.signed_questions import DispatcherQuestions
 from qtasks.broker.core.values import Recovery
 from qtasks.broker.events import EventWatchers
@@ -117,8 +115,7 @@ class Broker:
             resolve_on_publish=settings.resolve_on_publish,
         )
         self.api = Api(self.context, self.tokens)
-        questions = DispatcherQuestions(transport, self.keys, clock, random)
-        self.manifests, self.asked_calls = Manifests(questions), AskedCalls(questions)
+        self.questions = DispatcherQuestions(transport, self.keys, clock, random)
         self.pruner = Pruner(store, clock, settings.retention)
         self.room_watcher = RoomWatcher(store, clock)
         self.page_checker = PageChecker(store, clock)
@@ -202,9 +199,7 @@ class Broker:
 
     def console(self, *, open_to: Viewer | None = None) -> Console:
         """A console over this broker; `open_to`: who everyone is that brings no token."""
-        context = ConsoleContext(
-            self.context, self.settings, self.accounts, self.ready, self.manifests, self.asked_calls
-        )
+        context = ConsoleContext.of(self.context, self.settings, self.accounts, self.ready, self.questions)
         return Console(context, self.api, self.tokens, open_to=open_to)
 
     async def ready(self) -> ApiResponse:

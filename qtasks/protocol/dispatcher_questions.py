@@ -104,7 +104,7 @@ class CallResult(TypedDict):
     isCut: NotRequired[bool]
 
 
-class CallProgress(TypedDict):
+class ReportedProgress(TypedDict):
     """The progress that a running call has reported."""
 
     done: float
@@ -121,7 +121,7 @@ class CallRecord(TypedDict):
     """A word of `ResultStatus`, such as ``running`` or ``succeeded``."""
     attempt: int
     updatedMs: int
-    progress: CallProgress | None
+    progress: ReportedProgress | None
     result: CallResult | None
     error: str | None
 
@@ -151,7 +151,7 @@ class LeftOut(TypedDict):
     """How many calls there are in each state."""
 
 
-class ToldFlow(TypedDict):
+class FlowReport(TypedDict):
     """The flow that a call belongs to."""
 
     id: str
@@ -159,7 +159,7 @@ class ToldFlow(TypedDict):
     sequence: list[FlowStep | FlowGroup | LeftOut]
 
 
-class ToldCall(TypedDict):
+class CallReport(TypedDict):
     """What a dispatcher answers about a call."""
 
     v: int
@@ -167,4 +167,4 @@ class ToldCall(TypedDict):
     """False if no result backend is configured."""
     call: CallRecord | None
     """None if nothing is recorded."""
-    flow: ToldFlow | None
+    flow: FlowReport | None

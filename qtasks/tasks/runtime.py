@@ -325,8 +325,7 @@ class ApplicationRuntime:
             if self._dispatcher is None:
                 settings = self.settings()
                 keys, base_url = settings.receiver()
-                results = self.results_or_none()
-                writer = ResultWriter(results)
+                writer = ResultWriter(self.results_or_none())
                 executor = AttemptExecutor(
                     Runner(self._workers or ThreadPool(settings.threads), self.run_middleware),
                     writer,
@@ -344,7 +343,6 @@ class ApplicationRuntime:
                     clock=self.clock,
                     callback_handler=self._callback_handler,
                     end_handler=EndHandler(self.tasks, writer, self._is_open, self.clock),
-                    results=results,
                 )
             return self._dispatcher
 

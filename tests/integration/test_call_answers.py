@@ -80,13 +80,13 @@ def test_what_only_the_application_can_read_is_not_opened(text: str, form: str) 
     assert told.result() == {"form": form, "bytes": len(text)}
 
 
-def test_the_result_of_a_task_that_redacts_its_calls_is_not_told() -> None:
+def test_the_result_of_a_task_that_redacts_its_calls_is_not_report() -> None:
     told = Told()
     told.record(ResultStatus.SUCCEEDED, task="hidden", value='"the result"')
     assert told.result() == {"form": "redacted", "bytes": 12}
 
 
-def test_only_the_beginning_of_a_large_result_is_told() -> None:
+def test_only_the_beginning_of_a_large_result_is_report() -> None:
     told = Told()
     told.record(ResultStatus.SUCCEEDED, value=json.dumps("ü" * MAX_RESULT, ensure_ascii=False))
     result = told.result()
@@ -176,13 +176,14 @@ class Shop:
 
 
 @pytest.fixture(scope="module")
-def shop() -> Iterator[Shop]:
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    results = f"sqlite:///{tmp_path_factory.mktemp('shop') / 'results.db'}"
     credentials = AccountCredentials("shop", "token-of-the-shop", KEYS)
     broker = RunningBroker(BrokerSettings(path=":memory:", credentials=(credentials,)))
     app, gate = FastAPI(), threading.Event()
     try:
         with behind_uvicorn(app) as served:
-            tasks = application(url=broker.url, token="token-of-the-shop", base_url=served.url)
+            tasks = application(url=broker.url, token="token-of-the-shop", base_url=served.url, results=results)
             app.include_router(tasks.router, prefix="/qtasks")
 
             @tasks.task

@@ -20,8 +20,8 @@ class Console:
     def __init__(self, service: Service, role: Role = Role.OPERATOR) -> None:
         self.service = service
         broker = service.broker
-        self.context = ConsoleContext(
-            broker.context, broker.settings, broker.accounts, broker.ready, broker.manifests, broker.asked_calls
+        self.context = ConsoleContext.of(
+            broker.context, broker.settings, broker.accounts, broker.ready, broker.questions
         )
         account = broker.accounts[broker.settings.credentials[service.user].name]
         self.viewer = Viewer(account, role)

@@ -11,7 +11,7 @@ import orjson
 
 from qtasks.broker.console.signed_questions import DispatcherQuestions, KeptAnswers, Refusal
 from qtasks.protocol import strict_json
-from qtasks.protocol.dispatcher_questions import CALL, VERSION, ToldCall
+from qtasks.protocol.dispatcher_questions import CALL, VERSION, CallReport
 
 FRESH_S: Final = 0.5
 """Seconds for which an answer is used again."""
@@ -23,7 +23,7 @@ class CallAnswer(NamedTuple):
     """What a prefix answered about a call."""
 
     prefix: str
-    told: ToldCall | None
+    report: CallReport | None
     error: str | None
     """Why there is no answer, a sentence."""
     time_ms: int
@@ -49,12 +49,12 @@ class AskedCalls:
         if isinstance(content, Refusal):
             return CallAnswer(prefix, None, content.text, now_ms)
         try:
-            return CallAnswer(prefix, read_told(content), None, now_ms)
+            return CallAnswer(prefix, read_report(content), None, now_ms)
         except ValueError as error:
             return CallAnswer(prefix, None, f"its answer cannot be read: {error}", now_ms)
 
 
-def read_told(content: bytes) -> ToldCall:
+def read_report(content: bytes) -> CallReport:
     """An answer of the right form, without members that are not known here. Raises ValueError."""
     document = strict_json.loads(content, max_depth=_DEPTH, big_integers=True)
     if not isinstance(document, dict) or not isinstance(document.get("results"), bool):

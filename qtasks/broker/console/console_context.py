@@ -10,6 +10,7 @@ from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiResponse
 from qtasks.broker.console.asked_calls import AskedCalls
 from qtasks.broker.console.manifests import Manifests
+from qtasks.broker.console.signed_questions import DispatcherQuestions
 from qtasks.broker.settings import BrokerSettings
 from qtasks.broker.store.interface import Store
 from qtasks.clock import Clock
@@ -51,6 +52,18 @@ class ConsoleContext:
     """What the applications say of their tasks."""
     calls: AskedCalls
     """What they say of single calls."""
+
+    @classmethod
+    def of(
+        cls,
+        api: ApiContext,
+        settings: BrokerSettings,
+        accounts: Mapping[str, int],
+        ready: Callable[[], Awaitable[ApiResponse]],
+        questions: DispatcherQuestions,
+    ) -> ConsoleContext:
+        """The context of one console, whose answers of applications are its own."""
+        return cls(api, settings, accounts, ready, Manifests(questions), AskedCalls(questions))
 
     @property
     def store(self) -> Store:

@@ -45,7 +45,7 @@ class ResultWriter:
         """True if there is a backend."""
         self.is_blocking: Final = backend is not None and backend.blocking
         """True if the backend writes to a disk or a network."""
-        self._backend = backend
+        self.backend = backend
         self._changed = threading.Condition()
         self._records: list[ResultRecord] = []
         self._unlocked: list[Lock] = []
@@ -59,11 +59,11 @@ class ResultWriter:
 
     async def read(self, key: str) -> ResultRecord | None:
         """The record of a call id or a message id; None without a backend. Raises ResultError."""
-        return None if self._backend is None else await read_record(self._backend, key)
+        return None if self.backend is None else await read_record(self.backend, key)
 
     def while_hooks_run(self, call_id: str) -> contextlib.AbstractContextManager[None]:
         """See `ResultWatchers.while_hooks_run`."""
-        return contextlib.nullcontext() if self._backend is None else self._backend.watchers.while_hooks_run(call_id)
+        return contextlib.nullcontext() if self.backend is None else self.backend.watchers.while_hooks_run(call_id)
 
     def record(self, records: Iterable[ResultRecord]) -> None:
         """Add records, to be written with the next flush."""
@@ -72,11 +72,11 @@ class ResultWriter:
 
     async def lock(self, locks: Sequence[Lock], call_id: str | None, *, now_ms: int) -> LockState | None:
         """Try to take `locks` and read the record of `call_id`; None without a backend, or if it cannot be reached."""
-        if self._backend is None:
+        if self.backend is None:
             return None
         request = _LockRequest(locks, call_id, now_ms)
         if not self.is_blocking:
-            return self._lock(self._backend, [request])[0]
+            return self._lock(self.backend, [request])[0]
         request.answer = asyncio.get_running_loop().create_future()
         with self._changed:
             is_first = not self._lock_requests
@@ -160,10 +160,10 @@ class ResultWriter:
         return waiters, requests, flush
 
     def _answer(self, requests: Sequence[_LockRequest]) -> None:
-        if not requests or self._backend is None:
+        if not requests or self.backend is None:
             return
         answers: dict[asyncio.AbstractEventLoop, list[_Answer]] = {}
-        for request, state in zip(requests, self._lock(self._backend, requests), strict=True):
+        for request, state in zip(requests, self._lock(self.backend, requests), strict=True):
             assert request.answer is not None
             answers.setdefault(request.answer.get_loop(), []).append((request.answer, state))
         for loop, of_loop in answers.items():
@@ -175,10 +175,10 @@ class ResultWriter:
             records, self._records = self._records, []
             unlocked, self._unlocked = self._unlocked, []
             released, self._released = self._released, []
-        if self._backend is None or not (records or unlocked or released):
+        if self.backend is None or not (records or unlocked or released):
             return
         try:
-            self._backend.write(records, unlocked, released)
+            self.backend.write(records, unlocked, released)
         except Exception as error:  # every exception: the thread must go on
             self._write_outage.failed(error, len(records))
         else:

@@ -62,12 +62,9 @@ class Dispatcher:
         clock: Clock,
         callback_handler: Callable[[], CallbackHandler] | None = None,
         end_handler: EndHandler | None = None,
-        results: ResultBackend | None = None,
     ) -> None:
         self.tasks = tasks
         """The tasks by name, aliases included."""
-        self.results = results
-        """Where the results of the tasks are; None without a result backend."""
         self._executor = executor
         self._keys = keys
         self.has_public_keys = development.is_public(keys.current) or development.is_public(keys.next)
@@ -94,6 +91,11 @@ class Dispatcher:
             return await self._deliver(delivery, claims, invoke)
         finally:
             self._slots.give_back(needs_thread=needs_thread)
+
+    @property
+    def results(self) -> ResultBackend | None:
+        """Where the results of the tasks are; None without a result backend."""
+        return self._executor.results
 
     @property
     def running(self) -> int:

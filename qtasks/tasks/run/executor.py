@@ -94,6 +94,8 @@ class AttemptExecutor:
     ) -> None:
         self.runner = runner
         self._writer = writer
+        self.results = writer.backend
+        """Where the results are; None without a result backend."""
         self._continuation = continuation
         self._leases = RunLeases(writer, clock)
         self._hooks = hooks

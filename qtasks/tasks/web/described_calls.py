@@ -16,30 +16,30 @@ from qtasks.protocol.dispatcher_questions import (
     MAX_QUESTION,
     MAX_RESULT,
     VERSION,
-    CallProgress,
     CallRecord,
+    CallReport,
     CallResult,
-    ToldCall,
+    ReportedProgress,
 )
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode.encoding import hidden_form
 from qtasks.tasks.encode.envelope import ID
 from qtasks.tasks.progress import Progress
 from qtasks.tasks.results.backend import ResultBackend, ResultRecord, ResultStatus, storable
-from qtasks.tasks.web.described_flows import told_flow
+from qtasks.tasks.web.described_flows import report_flow
 
 Tasks = Mapping[str, BaseTask[..., Any]]
 
 
-async def told_call(question: bytes, results: ResultBackend | None, tasks: Tasks) -> bytes:
+async def report_call(question: bytes, results: ResultBackend | None, tasks: Tasks) -> bytes:
     """The answer to a question, JSON. Raises ValueError for what is not one, ResultError."""
     call_id, flow_id = _read(question)
     if results is None:
-        nothing: ToldCall = {"v": VERSION, "results": False, "call": None, "flow": None}
+        nothing: CallReport = {"v": VERSION, "results": False, "call": None, "flow": None}
         return _json(nothing)
     if results.blocking:
-        return await asyncio.to_thread(_told, results, call_id, flow_id, tasks)
-    return _told(results, call_id, flow_id, tasks)
+        return await asyncio.to_thread(_report, results, call_id, flow_id, tasks)
+    return _report(results, call_id, flow_id, tasks)
 
 
 def _read(question: bytes) -> tuple[str, str | None]:
@@ -59,15 +59,15 @@ def _is_id(value: object) -> bool:
     return isinstance(value, str) and ID.fullmatch(value) is not None
 
 
-def _told(results: ResultBackend, call_id: str, flow_id: str | None, tasks: Tasks) -> bytes:
+def _report(results: ResultBackend, call_id: str, flow_id: str | None, tasks: Tasks) -> bytes:
     record = results.read(call_id)
-    told: ToldCall = {
+    report: CallReport = {
         "v": VERSION,
         "results": True,
         "call": None if record is None else _call(record, tasks),
-        "flow": told_flow(results, call_id if record is None else record.call_id, flow_id),
+        "flow": report_flow(results, call_id if record is None else record.call_id, flow_id),
     }
-    return _json(told)
+    return _json(report)
 
 
 def _call(record: ResultRecord, tasks: Tasks) -> CallRecord:
@@ -100,10 +100,10 @@ def _result(text: str, is_redacted: bool) -> CallResult:
     return {"form": "json", "bytes": size, "text": shown[:MAX_RESULT].decode(errors="ignore"), "isCut": True}
 
 
-def _progress(text: str) -> CallProgress:
+def _progress(text: str) -> ReportedProgress:
     progress = Progress.from_json(text)
     return {"done": progress.done, "total": progress.total, "note": mask_pairs(storable(progress.note))}
 
 
-def _json(told: ToldCall) -> bytes:
-    return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
+def _json(report: CallReport) -> bytes:
+    return json.dumps(report, ensure_ascii=False, separators=(",", ":")).encode()

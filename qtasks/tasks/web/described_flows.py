@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from qtasks.protocol.dispatcher_questions import FlowGroup, FlowStep, LeftOut, ToldFlow
+from qtasks.protocol.dispatcher_questions import FlowGroup, FlowReport, FlowStep, LeftOut
 from qtasks.tasks.results.backend import ResultBackend, ResultStatus
 from qtasks.tasks.results.flow_plan import FlowPlan, flow_id_of
 from qtasks.tasks.results.flow_shape import SUCCESSES, collects_successes, members_of, sequence_of
@@ -25,7 +25,7 @@ _SETTLED: Final = frozenset({ResultStatus.SUCCEEDED, ResultStatus.QUEUED})
 """States of which a reader looks for no single call."""
 
 
-def told_flow(results: ResultBackend, call_id: str, flow_id: str | None) -> ToldFlow | None:
+def report_flow(results: ResultBackend, call_id: str, flow_id: str | None) -> FlowReport | None:
     """The flow with that id, or the one that ends with the call; None if the call has none. Raises ResultError."""
     record = results.read(flow_id or flow_id_of(call_id))
     if record is None:
@@ -34,11 +34,11 @@ def told_flow(results: ResultBackend, call_id: str, flow_id: str | None) -> Told
     ids = [call.call_id for call in plan.calls]
     if call_id not in ids:
         return None
-    flow = _ToldParts(results.statuses(ids[:MAX_STATES]), call_id, shows_all=len(ids) <= ALL_SHOWN)
+    flow = _ReportedParts(results.statuses(ids[:MAX_STATES]), call_id, shows_all=len(ids) <= ALL_SHOWN)
     return {"id": record.call_id, "state": record.status.value, "sequence": flow.sequence(plan.sequence)}
 
 
-class _Part(NamedTuple):
+class _FlowPart(NamedTuple):
     """One node of a sequence, or one member of a group."""
 
     node: Any
@@ -50,7 +50,7 @@ class _Part(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _ToldParts:
+class _ReportedParts:
     """Makes the parts of one flow, each time from its plan and the states of its calls."""
 
     states: Mapping[str, ResultStatus]
@@ -66,13 +66,15 @@ class _ToldParts:
         if (members := members_of(node)) is None:
             return {"task": node["task"], "id": node["id"], "state": self._state(node).value}
         parts = self._shortened([self._part(sequence_of(member)) for member in members], last=0)
-        told: Callable[[Any], list[Any]] = self.sequence
+        members_shown: list[list[Any]] = [
+            [_left_out(part)] if isinstance(part, Counter) else self.sequence(part.node) for part in parts
+        ]
         return {
-            "members": [[_left_out(part)] if isinstance(part, Counter) else told(part.node) for part in parts],
+            "members": members_shown,
             "collect": SUCCESSES if collects_successes(node) else "all",
         }
 
-    def _shortened(self, parts: Sequence[_Part], *, last: int) -> Iterator[_Part | Counter[ResultStatus]]:
+    def _shortened(self, parts: Sequence[_FlowPart], *, last: int) -> Iterator[_FlowPart | Counter[ResultStatus]]:
         """The parts that are shown, in order; between them, the calls of those that are left out."""
         noted = 0
         left_out: Counter[ResultStatus] = Counter()
@@ -90,11 +92,11 @@ class _ToldParts:
         if left_out:
             yield left_out
 
-    def _part(self, node: Any) -> _Part:
+    def _part(self, node: Any) -> _FlowPart:
         calls = list(_calls_in(node))
         states = Counter(self._state(call) for call in calls)
         is_noted = any(state not in _SETTLED for state in states)
-        return _Part(node, states, is_noted, any(call["id"] == self.call_id for call in calls))
+        return _FlowPart(node, states, is_noted, any(call["id"] == self.call_id for call in calls))
 
     def _state(self, call: Mapping[str, str]) -> ResultStatus:
         return self.states.get(call["id"], ResultStatus.QUEUED)

@@ -34,7 +34,7 @@ from qtasks.tasks.web.applications import ENDPOINTS, ROUTE_NAME, lifespan_scope,
 from qtasks.tasks.web.bundle_run import BundleRun, ends_with_the_server
 from qtasks.tasks.web.delivery_headers import of_request
 from qtasks.tasks.web.dependency_routes import DependencyRoutes
-from qtasks.tasks.web.described_calls import told_call
+from qtasks.tasks.web.described_calls import report_call
 from qtasks.tasks.web.described_tasks import manifest_of
 from qtasks.tasks.web.gateway import DELIVERY_KEY, NO_DELIVERY_KEY, OUTERMOST_KEY, Gateway, answer
 from qtasks.tasks.web.passage import in_front, is_direct, layers_of_the_user
@@ -131,7 +131,7 @@ class TaskEndpoint:
         if is_bundle:
             return self._bundle(dispatcher, headers.signature, body, scope)
         if task in (dispatcher_questions.MANIFEST, dispatcher_questions.CALL):
-            return await self._told(task, dispatcher, headers.signature, body)
+            return await self._report(task, dispatcher, headers.signature, body)
         delivery = Delivery(
             task=task,
             body=body,
@@ -165,7 +165,7 @@ class TaskEndpoint:
             return DispatchResponse.refusal(400, f"the body is not a bundle: {error}")
         return BundleRun(items, claims, dispatcher=dispatcher, scope=scope, routes=self._routes)
 
-    async def _told(self, name: str, dispatcher: Dispatcher, signature: str, body: bytes) -> DispatchResponse:
+    async def _report(self, name: str, dispatcher: Dispatcher, signature: str, body: bytes) -> DispatchResponse:
         """The answer to a question of the broker's console."""
         if isinstance(claims := dispatcher.verified(name, signature, body), DispatchResponse):
             return claims
@@ -216,7 +216,7 @@ class TaskEndpoint:
 async def _call(dispatcher: Dispatcher, body: bytes) -> DispatchResponse:
     """What is known of a call, once the question is verified."""
     try:
-        return DispatchResponse.of_result(await told_call(body, dispatcher.results, dispatcher.tasks))
+        return DispatchResponse.of_result(await report_call(body, dispatcher.results, dispatcher.tasks))
     except ValueError as error:
         return DispatchResponse.refusal(400, f"the body is not a question about a call: {error}")
     except ResultError as error:

@@ -18,7 +18,7 @@ from qtasks.broker.console import table_rows
 from qtasks.broker.console.asked_calls import steps_in
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
 from qtasks.broker.store.verbs.reads import queries
-from qtasks.protocol.dispatcher_questions import CallRecord, ToldFlow
+from qtasks.protocol.dispatcher_questions import CallRecord, FlowReport
 from qtasks.protocol.messages import Message
 
 NO_CALL: Final = "only the call of a task has a result: this message is not one"
@@ -56,14 +56,14 @@ async def show(context: ConsoleContext, viewer: Viewer, request: ApiRequest, mes
             {"prefix": None, "error": NO_CALL, "timeMs": None, "hasResults": None, "call": None, "flow": None}
         )
     answer = await context.calls.of(viewer.account, *place)
-    call, flow = (None, None) if answer.told is None else (answer.told["call"], answer.told["flow"])
+    call, flow = (None, None) if answer.report is None else (answer.report["call"], answer.report["flow"])
     is_redacted = message.options.redact is not None and message.options.redact.body
     return json_response(
         {
             "prefix": place.prefix,
             "error": answer.error,
             "timeMs": answer.time_ms + context.clock.offset_ms(),
-            "hasResults": None if answer.told is None else answer.told["results"],
+            "hasResults": None if answer.report is None else answer.report["results"],
             "call": None if call is None else _call(call, viewer, is_redacted=is_redacted),
             "flow": None if flow is None else await _flow(context, viewer, flow, place.call_id),
         }
@@ -95,22 +95,22 @@ def _call(call: CallRecord, viewer: Viewer, *, is_redacted: bool) -> dict[str, A
     return {**shown, "progress": progress, "result": result, "error": call["error"]}
 
 
-async def _flow(context: ConsoleContext, viewer: Viewer, flow: ToldFlow, call_id: str) -> dict[str, Any]:
+async def _flow(context: ConsoleContext, viewer: Viewer, flow: FlowReport, call_id: str) -> dict[str, Any]:
     steps = list(steps_in(flow["sequence"]))
     seqs = await context.store.read(_messages_of, viewer.account, [step["id"] for step in steps])
     rows = await table_rows.read_by_seq(context, viewer, list(seqs.values()))
-    known = {each: rows[seq] for each, seq in seqs.items() if seq in rows}
+    rows_by_call = {each: rows[seq] for each, seq in seqs.items() if seq in rows}
     return {
         "flowId": flow["id"],
         "status": _status(flow["state"]),
-        "sequence": [_node(node, known, call_id) for node in flow["sequence"]],
+        "sequence": [_node(node, rows_by_call, call_id) for node in flow["sequence"]],
     }
 
 
 def _messages_of(db: apsw.Connection, account: int, call_ids: list[str]) -> dict[str, int]:
     """`seq` of the message of each call that has one, by call id."""
-    found = ((call_id, queries.seq_of(db, account, call_id)) for call_id in call_ids)
-    return {call_id: seq for call_id, seq in found if seq is not None}
+    pairs = ((call_id, queries.seq_of(db, account, call_id)) for call_id in call_ids)
+    return {call_id: seq for call_id, seq in pairs if seq is not None}
 
 
 def _node(node: Any, rows: Mapping[str, Any], call_id: str) -> dict[str, Any]:
