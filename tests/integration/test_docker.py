@@ -1,4 +1,7 @@
-"""The Dockerfile without a Docker engine: its instructions are read, and their effects carried out in a folder."""
+"""The Dockerfile, the compose file and the units of systemd without an engine of theirs.
+
+They are read, and what they start is started here, in a folder.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import yaml
 
 from qtasks.protocol import development
 from tests.support.process import PATIENCE_S, environment
@@ -85,14 +89,23 @@ def test_the_image_is_slim_and_runs_as_nobody_in_particular() -> None:
 
 
 def test_the_commands_are_processes_of_their_own_and_hear_signals() -> None:
-    assert SERVE[:2] == ["qtasks", "broker"]
+    assert SERVE[:2] == ["sh", "-c"]
+    assert SERVE[2].startswith("exec qtasks broker ")  # so that the signals reach it, and not the shell
     assert HEALTH[:2] == ["python", "-c"]
     assert IMAGE.all("ENTRYPOINT") == []
     assert f"EXPOSE {PORT}" in (ROOT / "Dockerfile").read_text()
-    assert PORT in SERVE
-    assert f", {PORT}, " in HEALTH[2]
+    assert IMAGE.variables["PORT"] == PORT
     # docker stop sends SIGTERM and kills after ten seconds.
-    assert float(SERVE[SERVE.index("--drain") + 1]) < 9
+    words = SERVE[2].split()
+    assert float(words[words.index("--drain") + 1]) < 9
+
+
+def test_an_image_made_from_it_can_install_what_its_tasks_need() -> None:
+    [copied] = IMAGE.all("COPY")
+    assert f"--chown={IMAGE.last('USER')} " in copied
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    [extras] = re.findall(r"\.\[([\w,]+)\]", BUILD.all("RUN")[0])
+    assert {*extras.split(","), "dev"} == {*project["optional-dependencies"]}
 
 
 def test_what_is_copied_exists_and_reaches_the_build() -> None:
@@ -159,20 +172,25 @@ class Container:
     root: Path
     port: int
     variables: dict[str, str] = field(default_factory=dict)
+    hosts: dict[str, str] = field(default_factory=dict)
+    """Names in the network of a container, with their ports, and where they are here."""
 
     def placed(self, text: str) -> str:
         """A text of the Dockerfile with the places and the port of this folder."""
+        for name, here in self.hosts.items():
+            text = text.replace(name, here)
         moved = re.sub(r"(?<![\w.])/(opt/qtasks|data|app)\b", rf"{self.root}/\1", text)
-        return moved.replace(PORT, str(self.port))
+        return re.sub(rf"(?<![\d:]){PORT}\b", str(self.port), moved)
 
     def start(self, command: list[str], **streams: int) -> subprocess.Popen[str]:
         """Run a command of the image as an unprivileged user."""
         given = {name: self.placed(value) for name, value in IMAGE.variables.items()}
         path = given.pop("PATH").replace("$PATH", os.environ["PATH"])
+        given |= {name: self.placed(value) for name, value in self.variables.items()}
         return subprocess.Popen(
             [*unprivileged(), *map(self.placed, command)],
             cwd=self.root / "app",
-            env={**environment(**given, **self.variables), "PATH": path, "HOME": "/nonexistent"},
+            env={**environment(**given), "PATH": path, "HOME": "/nonexistent"},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -295,8 +313,8 @@ def test_the_dispatcher_is_another_command_of_the_same_image(container: Containe
         QSTASH_NEXT_SIGNING_KEY=NEXT,
         QTASKS_BASE_URL="https://app.example.com/qtasks",
     )
-    [command] = re.findall(r"#\s+(qtasks run .*?)\s+#", (ROOT / "Dockerfile").read_text())
-    server = container.start(command.split())
+    [command] = re.findall(r"sh -c '(exec qtasks run .*?)'", (ROOT / "Dockerfile").read_text())
+    server = container.start(["sh", "-c", command])
     try:
         until_healthy(container, server)
         server.send_signal(signal.SIGTERM)
@@ -305,3 +323,86 @@ def test_the_dispatcher_is_another_command_of_the_same_image(container: Containe
         server.kill()
         server.communicate()
     assert not container.healthy()
+
+
+COMPOSE = yaml.safe_load((ROOT / "docs" / "deploy" / "compose.yaml").read_text())
+SERVICES = COMPOSE["services"]
+
+
+def test_the_services_of_the_compose_file_reach_each_other(container: Container) -> None:
+    ports = {name: free_port() for name in ("broker", "dispatcher")}
+    hosts = {f"{name}:{SERVICES[name]['environment']['PORT']}": f"127.0.0.1:{port}" for name, port in ports.items()}
+
+    def started(name: str, **variables: str) -> Container:
+        given = {key: _resolved(value) for key, value in SERVICES[name]["environment"].items()}
+        return Container(container.root, ports[name], {**variables, **given, "PORT": str(ports[name])}, hosts)
+
+    (container.root / "app" / "tasks.py").write_text(
+        "from qtasks import task\n@task\ndef add(a: int, b: int) -> int:\n    return a + b\n"
+    )
+    broker = started("broker")
+    status, text = broker.run(["qtasks", "broker", "init"])
+    assert status == 0, text
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    dispatcher = started("dispatcher", **dict(line.split("=", 1) for line in lines))
+    servers = [
+        broker.start(SERVE),
+        dispatcher.start([part.replace("$$", "$") for part in SERVICES["dispatcher"]["command"]]),
+    ]
+    try:
+        until_healthy(broker, servers[0])
+        until_healthy(dispatcher, servers[1])
+        status, text = dispatcher.run(["qtasks", "send", "add", "2", "3", "--wait"])
+        assert (status, text.splitlines()[-1]) == (0, "5")
+    finally:
+        for server in servers:
+            server.kill()
+            server.communicate()
+
+
+def _resolved(value: str) -> str:
+    """A value of the compose file without variables: what it has by default."""
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value)
+
+
+def test_what_the_compose_file_names_it_defines() -> None:
+    for name, service in SERVICES.items():
+        for volume in service.get("volumes", []):
+            source = volume.partition(":")[0]
+            assert source.startswith("./") or source in COMPOSE["volumes"], (name, volume)
+        assert set(service.get("depends_on", {})) <= set(SERVICES)
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    assert [name for name, service in SERVICES.items() if service.get("profiles")] == ["postgres"]
+
+
+UNITS = sorted((ROOT / "docs" / "deploy").glob("*.service"))
+
+
+def unit_settings(unit: Path) -> dict[str, str]:
+    lines = [line for line in unit.read_text().splitlines() if re.match(r"\w+=", line)]
+    return dict(line.split("=", 1) for line in lines)
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=[unit.stem for unit in UNITS])
+def test_a_unit_starts_a_command_that_is_known_and_lets_it_drain(unit: Path) -> None:
+    settings = unit_settings(unit)
+    program, *arguments = settings["ExecStart"].split()
+    assert program == "/opt/qtasks/bin/qtasks"
+    status = subprocess.run(
+        [Path(sys.executable).parent / "qtasks", *arguments, "--help"], capture_output=True, check=False
+    ).returncode
+    assert status == 0, arguments
+    assert int(settings["TimeoutStopSec"]) > float(arguments[arguments.index("--drain") + 1])
+    assert settings["NoNewPrivileges"] == "yes"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd here")
+@pytest.mark.parametrize("unit", UNITS, ids=[unit.stem for unit in UNITS])
+def test_systemd_accepts_a_unit(unit: Path, tmp_path: Path) -> None:
+    for each in UNITS:  # one names the other
+        text = each.read_text().replace("/opt/qtasks/bin/qtasks", sys.executable)
+        (tmp_path / each.name).write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", tmp_path / unit.name], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
