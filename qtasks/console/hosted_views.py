@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, quote, urlencode
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_object
 from qtasks.console.passed_service import PassedService
 from qtasks.protocol import cron, cron_english
+from qtasks.protocol.labels import argument_labels
 
 LACKS: Final = ("overview", "failures", "endpoints", "system", "events", "assistant")
 """The views that the API of QStash cannot give."""
@@ -195,9 +196,12 @@ def _search(query: dict[str, str]) -> str:
     text = query.get("filter", "")
     for word in text.split():
         name, colon, value = word.partition(":")
-        if not colon or name not in names or not value or "," in value:
+        argument = name.removeprefix("arg.")
+        if value and argument != name and argument_labels.is_name(argument):
+            name, value = "label", argument_labels.label_of(argument, value)
+        if not colon or name not in names or not value or "," in value or names[name] in pairs:
             at = text.index(word)
-            sentence = "this service knows id:, queue:, schedule:, url: and label: only"
+            sentence = "this service knows id:, queue:, schedule:, url: and label: only, and arg. of searchable arguments"
             raise _UnreadableFilter(sentence, at, len(word))
         pairs[names[name]] = value
     return f"&{urlencode(pairs)}" if pairs else ""
@@ -238,7 +242,7 @@ def _row(entry: Json) -> Json:
         "queue": entry.get("queueName"),
         "flowKey": entry.get("flowControlKey"),
         "scheduleId": entry.get("scheduleId"),
-        "labels": entry.get("labels") or ([entry["label"]] if entry.get("label") else []),
+        "labels": argument_labels.without(entry.get("labels") or ([entry["label"]] if entry.get("label") else [])),
     }
 
 

@@ -119,7 +119,7 @@ class SplitLines(NamedTuple):
     shared: Headers
     """Those that the messages of a task have in common. Of a URL they have what is before its query."""
     own: Mapping[str, str]
-    """Those with an id of the message or of its call: ids, and whole URLs."""
+    """Those with an id of the message or of its call: ids, and whole URLs; and labels, which may name arguments."""
 
 
 def split(names: tuple[str, ...], values: Sequence[str]) -> SplitLines | None:
@@ -198,7 +198,7 @@ class _Part(Enum):
     OTHER = auto()
     """Nothing about options."""
     ID = auto()
-    """An option that is different for each message of a task."""
+    """An option that may be different for each message of a task."""
     URL = auto()
     """A URL with a query that may be different for each message of a task."""
     OF_ALL = auto()
@@ -207,7 +207,8 @@ class _Part(Enum):
     """Another option."""
 
 
-_OF_ONE = {row.header: row for row in FIELDS if row.read is read_url or row.name in {"call_id", "deduplication_id"}}
+_OWN = {"call_id", "deduplication_id", "labels"}
+_OF_ONE = {row.header: row for row in FIELDS if row.read is read_url or row.name in _OWN}
 _PARTS = {
     "Content-Type": _Part.OPTION,
     **dict.fromkeys(OWN_HEADERS, _Part.OPTION),

@@ -15,6 +15,7 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError
 from qtasks.lazy import lazy_property
 from qtasks.protocol import wire
+from qtasks.protocol.labels.argument_labels import labels_of
 from qtasks.protocol.messages import PublishOptions
 from qtasks.tasks import definition as definitions
 from qtasks.tasks import options as call_options
@@ -28,6 +29,7 @@ from qtasks.tasks.encode.parameter_reader import read_parameters
 from qtasks.tasks.encode.parameters import TaskParameters, Values
 from qtasks.tasks.encode.pickling import Purpose
 from qtasks.tasks.encode.result_codec import ResultForm
+from qtasks.tasks.encode.searchable import check_type
 from qtasks.tasks.encode.unfit_parameters import check_texts
 from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.options import CallOptions, DeliveryOptions
@@ -81,6 +83,7 @@ class BaseTask(ApiNames, Generic[P, R]):
             "ready",
             "result_form",
             "runtime",
+            "searchable",
             "send",
             "wire_form",
         }
@@ -217,6 +220,21 @@ class BaseTask(ApiNames, Generic[P, R]):
         return self.delivery_options.form.over(self.runtime.form)
 
     @lazy_property
+    def searchable(self) -> Mapping[str, int | None]:
+        """The parameters by whose values calls are found, each with its position; None: it is passed by name only.
+
+        Raises DefinitionError, and as `wire_form`.
+        """
+        names, parameters = self.delivery_options.search, self.parameters
+        if not names:
+            return {}
+        call_options.check_searchable_form(self.name, self.wire_form())
+        for name in names:
+            check_type(self.name, names, name, parameters.annotations[name])
+        places = {name: place for place, name in enumerate(parameters.positional)}
+        return {name: places.get(name) for name in names}
+
+    @lazy_property
     def delivery_options(self) -> DeliveryOptions:
         """The options of this task in the protocol's form."""
         return call_options.delivery_options(self.name, self.options)
@@ -307,7 +325,7 @@ class BaseTask(ApiNames, Generic[P, R]):
 
     def ready(self) -> None:
         """Validate the declaration now, instead of at the first call. Raises DefinitionError, ConfigurationError."""
-        _ = self.parameters
+        _ = self.searchable
         form = self.encoding.form
         if form.pickled:
             self.encoding.pickles()
@@ -346,6 +364,7 @@ class BaseTask(ApiNames, Generic[P, R]):
             queue=delivery.queue,
             envelope=envelope,
             unique=unique,
+            argument_labels=labels_of(self.searchable, envelope.args, envelope.kwargs) if delivery.search else (),
             own_deduplication=delivery.publish.deduplication_id is not None,
         )
 

@@ -10,7 +10,9 @@ from typing import Any, Literal, TypedDict
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError, did_you_mean
+from qtasks.masking import is_secret_name
 from qtasks.protocol import durations, expressions, targets, wire
+from qtasks.protocol.labels import argument_labels
 from qtasks.protocol.messages import (
     DEFAULT_RETRIES,
     DEFAULT_TIMEOUT_MS,
@@ -78,7 +80,16 @@ class CommonOptions(AttemptOptions, total=False):
     """Hide the arguments in logs and dead letters; False by default. Deliveries carry them unchanged."""
 
 
-class TaskOptions(CommonOptions, total=False):
+class SearchOptions(TypedDict, total=False):
+    """The option of a task, of an LLM task too, by which its calls are found."""
+
+    search: str | Sequence[str]
+    """Parameters by whose values calls are found at once, also among millions: ``search=("user_id",)`` and then the
+    filter ``arg.user_id:42``. Up to 8; none by default. Their values travel as labels, which everybody sees who sees
+    the logs: no secrets, and not with `encrypt`, `codec`, ``"pickle"`` or `redact`."""
+
+
+class TaskOptions(CommonOptions, SearchOptions, total=False):
     """Options of a task."""
 
     soft_time_limit: Span
@@ -147,6 +158,8 @@ class DeliveryOptions:
     """How long a unique call blocks others, in milliseconds; None: until it is done."""
     form: WireForm = AS_JSON
     """How arguments and results travel, as far as the options say it."""
+    search: tuple[str, ...] = ()
+    """Names of the parameters by whose values calls are found."""
     soft_limit_ms: int | None = None
     """After this time SoftTimeLimitExceeded is raised in the function; None: it is not."""
 
@@ -173,6 +186,8 @@ def merge(declared: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, 
     for name, other in (("delay", "eta"), ("eta", "delay")):
         if name in options and other not in options:
             merged.pop(other, None)
+    if options.get("redact"):
+        merged.pop("search", None)
     return merged
 
 
@@ -242,6 +257,7 @@ def delivery_options(task: str, options: Mapping[str, Any]) -> DeliveryOptions:
         unique=unique,
         unique_ms=unique_ms,
         form=_form(task, options),
+        search=_search(task, options),
         soft_limit_ms=_soft_limit(task, options, publish.timeout_ms),
     )
 
@@ -331,6 +347,8 @@ def _labels(task: str, value: Any) -> tuple[str, ...]:
     for label in labels:
         if not isinstance(label, str) or not label.strip() or "," in label or not label.isprintable():
             raise _error(task, f"label={value!r}: expected texts without a comma")
+        if argument_labels.is_argument_label(label):
+            raise _error(task, f"label={value!r}: {argument_labels.PREFIX} begins the labels of `search`")
     return labels
 
 
@@ -373,6 +391,34 @@ def _form(task: str, options: Mapping[str, Any]) -> WireForm:
             fix="name the parameters that identify a call",
         )
     return form
+
+
+def _search(task: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+    value = options.get("search")
+    if value is None:
+        return ()
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple)) else ()
+    if not names or not all(type(name) is str for name in names) or len(set(names)) < len(names):
+        raise _error(task, f"search={value!r}: expected the name of a parameter, or a list of names")
+    if len(names) > argument_labels.MAX_NAMES:
+        raise _error(task, f"search has {len(names)} names; {argument_labels.MAX_NAMES} are allowed")
+    for name in names:
+        if is_secret_name(name):
+            raise _error(task, f"search={value!r}: {name!r} is secret, and everybody who sees the logs would see it")
+    if options.get("redact"):
+        raise _error(task, "`search` shows arguments in the logs, and `redact` hides them", fix="leave out one of them")
+    check_searchable_form(task, wire_form(task, **{name: options.get(name) for name in _FORM}))
+    return names
+
+
+def check_searchable_form(task: str, form: WireForm) -> None:
+    """Refuse `search` for arguments that the broker cannot read. Raises DefinitionError."""
+    if not form.is_plain:
+        raise _error(
+            task,
+            f"`search` shows arguments as they are, and those of this task travel otherwise: {form}",
+            fix='leave out `search`, or pass what identifies a call to label: .using(label="...")',
+        )
 
 
 def _flow_control(task: str, options: Mapping[str, Any]) -> FlowControl | None:

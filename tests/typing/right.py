@@ -90,7 +90,7 @@ async def report(days: int = 1) -> list[str]:
 
 @tasks.every(timedelta(minutes=15), tz=ZoneInfo("Europe/Berlin"), schedule="often", args=[2])
 @tasks.every("1h", overlap="wait")
-@tasks.task(label="x")
+@tasks.task(label="x", search=["days"])
 def tidy(days: int = 1) -> int:
     return days
 

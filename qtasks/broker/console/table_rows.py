@@ -8,13 +8,18 @@ from typing import Any, Final
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
 from qtasks.broker.core import wall_times
 from qtasks.broker.store.verbs.insight.shown import ShownMessage, shown
+from qtasks.protocol.labels import argument_labels
+from qtasks.protocol.views import Json
 
 HIDDEN: Final = "hidden: the texts of endpoints are not shown to this token"
 """In place of an error, for those who see no payloads."""
 
 
 def row(message: ShownMessage, viewer: Viewer, *, offset_ms: int) -> dict[str, Any]:
-    """The row of a message, with wall times: the broker's times plus `offset_ms`."""
+    """The row of a message, with wall times: the broker's times plus `offset_ms`.
+
+    Its labels are those that people have chosen, without those by which it is found by its arguments.
+    """
     return {
         "messageId": message.message_id,
         "callId": message.call_id,
@@ -30,8 +35,16 @@ def row(message: ShownMessage, viewer: Viewer, *, offset_ms: int) -> dict[str, A
         "queue": message.queue,
         "flowKey": message.flow_key,
         "scheduleId": message.schedule_id,
-        "labels": message.labels,
+        "labels": argument_labels.without(message.labels),
     }
+
+
+def without_argument_labels(shown: Json) -> Json:
+    """What the API shows of a message or a schedule, without labels that say what its arguments are."""
+    if not (labels := shown.get("labels")):
+        return shown
+    kept = list(argument_labels.without(labels))
+    return {**shown, "label": kept[0] if kept else None, "labels": kept or None}
 
 
 def shown_error(error: str | None, viewer: Viewer) -> str | None:

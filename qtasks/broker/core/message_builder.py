@@ -14,6 +14,7 @@ from qtasks.broker.core import wall_times
 from qtasks.broker.core.values import DeliveryEndpoint, Publication, UrlGroupState
 from qtasks.broker.ports import Failure
 from qtasks.protocol import views, wire
+from qtasks.protocol.labels import argument_labels
 from qtasks.protocol.messages import (
     DEFAULT_RETRIES,
     DEFAULT_TIMEOUT_MS,
@@ -89,7 +90,7 @@ def messages_without_ids(publish: ValidPublish, *, now_ms: int) -> tuple[Message
 def publication_like(message: Message, message_id: str, options: PublishOptions, body: bytes) -> Publication:
     """The publication of a message that differs from `message` only in its id, its body, and options of its own.
 
-    These are the ids of the call and of its deduplication, and the URLs of callbacks.
+    These are the ids of the call and of its deduplication, its labels, and the URLs of callbacks.
     """
     return _publication(changed(message, id=message_id, options=options, body=body))
 
@@ -261,14 +262,15 @@ def _callback(
 ) -> Message:
     """A callback message. It has its own options; if these set no retries, it has as many as its source.
 
-    A callback has no callback itself, at most a failure callback, so every chain of callbacks ends.
+    A callback has no callback itself, at most a failure callback, so every chain of callbacks ends. The arguments of
+    its source are not its own, so their labels are not either.
     """
     options = options or _DEFAULTS
     options = replace(
         options,
         method=options.method or "POST",
         content_type="application/json",
-        labels=options.labels or source.options.labels,
+        labels=options.labels or argument_labels.without(source.options.labels),
         redact=options.redact or _inherited_redaction(source.options.redact),
         callback=None,
         callback_options=None,

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
 from qtasks.tasks.context import Injected, TaskContext
+from qtasks.tasks.encode.searchable import check_searchable
 
 _REQUEST = "take it in a dependency: def tenant(request: Request): ..., and here tenant: str = Depends(tenant)"
 _OF_A_REQUEST: Mapping[tuple[str, str], str] = {
@@ -29,11 +30,16 @@ def check_declared(task: str, function: Callable[..., object], options: Mapping[
 
     An annotation that cannot be resolved yet is checked when the parameters are read.
     """
-    parameters = inspect.signature(function).parameters
     names = getattr(inspect.unwrap(function), "__globals__", {})
+    parameters = {
+        name: parameter.replace(annotation=_known(parameter.annotation, names))
+        for name, parameter in inspect.signature(function).parameters.items()
+    }
     for parameter in parameters.values():
-        check_fillable(task, parameter.replace(annotation=_known(parameter.annotation, names)))
+        check_fillable(task, parameter)
     check_texts(task, function, options)
+    search = options.get("search") or ()
+    check_searchable(task, (search,) if isinstance(search, str) else search, parameters, is_depends)
     unique = options.get("unique")
     for name in [unique] if isinstance(unique, str) else unique if isinstance(unique, (list, tuple)) else ():
         if name not in parameters:

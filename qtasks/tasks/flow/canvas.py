@@ -175,6 +175,7 @@ class Signature(ApiNames, Generic[R]):
             retries=delivery.retries,
             expires_ms=earliest(delivery.expires_ms(now_ms), expires_ms),
             jitter=delivery.jitter,
+            searchable=self.task.searchable,
             **arguments,
         )
 

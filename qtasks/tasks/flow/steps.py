@@ -29,6 +29,7 @@ from typing import Any
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, ResultError
 from qtasks.protocol import wire
+from qtasks.protocol.labels.argument_labels import labels_of
 from qtasks.tasks.encode.argument_codec import EncodedArguments
 from qtasks.tasks.encode.envelope import COMPACT, Envelope, derived_call_id
 from qtasks.tasks.encode.pickling import Purpose
@@ -76,6 +77,8 @@ class Step:
     retries: int | None = None
     expires_ms: int | None = None
     jitter: float = 0.0
+    searchable: Mapping[str, int | None] = field(default_factory=dict)
+    """The parameters by whose values the call is found, each with its position."""
 
     def to_json(self) -> dict[str, Any]:
         """The step as a JSON object. `from_json` reverses it."""
@@ -96,6 +99,7 @@ class Step:
             "retries": self.retries,
             "expires_ms": self.expires_ms,
             "jitter": self.jitter,
+            "search": dict(self.searchable) or None,
         }
         # A missing member is None or False; a 0 has a meaning.
         return {name: value for name, value in document.items() if value is not None and value is not False}
@@ -119,6 +123,7 @@ class Step:
             retries=document.get("retries"),
             expires_ms=document.get("expires_ms"),
             jitter=document.get("jitter", 0.0),
+            searchable=document.get("search", {}),
         )
 
     def message(
@@ -151,6 +156,7 @@ class Step:
             options=replace(options, deduplication_id=once(call_id), retries=self.retries),
             queue=self.queue,
             envelope=envelope,
+            argument_labels=labels_of(self.searchable, envelope.args, envelope.kwargs),
         )
         try:
             return message.encoded()

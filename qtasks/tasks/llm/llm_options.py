@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError
-from qtasks.tasks.options import CallOptions, CommonOptions
+from qtasks.tasks.options import CallOptions, CommonOptions, SearchOptions
 from qtasks.tasks.retries import RetryPolicy
 
 
@@ -36,7 +36,7 @@ class ModelOptions(TypedDict, total=False):
     """Further members of the request, as the provider documents them. They replace members of the same name."""
 
 
-class LlmOptions(CommonOptions, ModelOptions, total=False):
+class LlmOptions(CommonOptions, SearchOptions, ModelOptions, total=False):
     """Options of an LLM task. `retries`, `timeout`, `key` and so on apply to the request to the model.
 
     `callback` and `failure_callback` are not allowed: the answer uses them.

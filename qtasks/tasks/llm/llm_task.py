@@ -13,6 +13,7 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, DefinitionError
 from qtasks.lazy import lazy_property
 from qtasks.protocol import wire
+from qtasks.protocol.labels.argument_labels import labels_of
 from qtasks.protocol.messages import MAX_BODY, PublishOptions
 from qtasks.tasks import options as call_options
 from qtasks.tasks.codec import AS_JSON, WireForm
@@ -211,6 +212,7 @@ class LlmTask(Task[P, T]):
             queue=queue,
             envelope=envelope,
             unique=unique,
+            argument_labels=labels_of(self.searchable, envelope.args, envelope.kwargs),
             url=self.provider.url,
             authorization=self.provider.headers(os.environ, keyless=not self.runtime.model_keys),
             completion=replace(completion.publish, retries=completion.retries),

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from qtasks.protocol.labels.argument_labels import labels_of
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.encode.envelope import Envelope
@@ -27,7 +28,14 @@ class Run:
 
     def again(self, delay_ms: int) -> Outgoing:
         """The message that runs the call once more, `delay_ms` from now."""
-        return again(self.task.name, self.context.call_id, self.envelope, self.task.delivery_options.publish, delay_ms)
+        return again(
+            self.task.name,
+            self.context.call_id,
+            self.envelope,
+            self.task.delivery_options.publish,
+            delay_ms,
+            argument_labels=labels_of(self.task.searchable, self.envelope.args, self.envelope.kwargs),
+        )
 
     def encoded(self, value: Any) -> str:
         """The result as text. Raises ResultError for a value that does not fit the task's return annotation."""

@@ -186,7 +186,8 @@ class ScheduleDeclaration:
         destination = f"{base_url}/{call.task}"
         kind_label, *other_labels = options.labels
         compared = self._compared(call.envelope, body)
-        labels = (kind_label, f"{label_prefix(base_url)}{_fingerprint(destination, compared, options)}", *other_labels)
+        fingerprint = f"{label_prefix(base_url)}{_fingerprint(destination, compared, options)}"
+        labels = (kind_label, fingerprint, *other_labels, *call.argument_labels)
         end_url = EndQuery(call.task).url(base_url)
         return DesiredSchedule(
             self.title, destination, body, replace(options, labels=labels), end_url, is_lasting=compared is body

@@ -11,7 +11,7 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError
 from qtasks.lazy import lazy_property
 from qtasks.protocol import wire
-from qtasks.protocol.messages import MAX_BODY, PublishOptions
+from qtasks.protocol.messages import MAX_BODY, PublishOptions, changed
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.results.backend import ResultRecord, ResultStatus
@@ -55,6 +55,8 @@ class Outgoing:
     queue: str | None = None
     unique: Unique | None = None
     """The key that the call must lock before it is sent."""
+    argument_labels: tuple[str, ...] = ()
+    """The labels by which the call is found by its arguments, behind those of `options`."""
     own_deduplication: bool = False
     """True if the deduplication id is that of the caller, so that it counts for the calls of one task only."""
 
@@ -93,18 +95,23 @@ class Outgoing:
 
         `interrupted_for_ms` is for options that do not set it; None or 0: interrupted attempts count.
         """
-        options = self.scoped(base_url) if self.own_deduplication else self.options
-        return f"{base_url}/{self.task}", self.ending(base_url, options, interrupted_for_ms)
+        return f"{base_url}/{self.task}", self.ending(base_url, self.scoped(base_url), interrupted_for_ms)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All labels of the message: those that the user has chosen first."""
+        return self.options.labels + self.argument_labels
 
     def scoped(self, base_url: str) -> PublishOptions:
-        """The options, with a deduplication id that no task has but this one at this dispatcher.
+        """The options with all labels, and with a deduplication id that no task has but this one at this dispatcher.
 
         To the broker an id belongs to the whole account. It would answer a call of one task with the message of another
         one, whose result the handle would then show.
         """
-        if not self.own_deduplication or self.options.deduplication_id is None:
-            return self.options
-        return replace(self.options, deduplication_id=once(f"{base_url}/{self.task}", self.options.deduplication_id))
+        options = changed(self.options, labels=self.labels) if self.argument_labels else self.options
+        if not self.own_deduplication or options.deduplication_id is None:
+            return options
+        return changed(options, deduplication_id=once(f"{base_url}/{self.task}", options.deduplication_id))
 
     def ending(self, base_url: str, options: PublishOptions, interrupted_for_ms: int | None) -> PublishOptions:
         """`options` with the end callback of the call.
@@ -142,7 +149,15 @@ def once(call_id: str, step: str = "") -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def again(task: str, call_id: str, envelope: Envelope, declared: PublishOptions, delay_ms: int) -> Outgoing:
+def again(
+    task: str,
+    call_id: str,
+    envelope: Envelope,
+    declared: PublishOptions,
+    delay_ms: int,
+    *,
+    argument_labels: tuple[str, ...] = (),
+) -> Outgoing:
     """A call that is published once more after `delay_ms`. It bypasses the task's queue, which has no delay.
 
     `declared` are the options of its task; a call that carries options of its own uses those.
@@ -162,4 +177,5 @@ def again(task: str, call_id: str, envelope: Envelope, declared: PublishOptions,
         call_id=call_id,
         options=options,
         envelope=envelope._replace(call_id=call_id, snoozed=envelope.snoozed + 1),
+        argument_labels=argument_labels,
     )

@@ -28,6 +28,7 @@ _CALL_ID: Final = "Qtasks-Call-Id"
 _END: Final = "Qtasks-End-Callback"
 _FAILURE: Final = "Upstash-Failure-Callback"
 _DEDUPLICATION: Final = "Upstash-Deduplication-Id"
+_LABELS: Final = "Upstash-Label"
 
 _UNQUOTED: Final = re.compile(r"[A-Za-z0-9_.~-]+")
 """A text that a query contains as it is."""
@@ -136,7 +137,13 @@ class CallPreparer:
             target, options = message.addressed(self._base_url, interrupted_for_ms=self._interrupted_for_ms)
             template, lines = CallTemplate.of(target, message.queue, options, self._base_url), ()
         else:
-            template = self._template(message.task, message.queue, message.options, message.own_deduplication)
+            template = self._template(
+                message.task,
+                message.queue,
+                message.options,
+                message.own_deduplication,
+                has_own_labels=bool(message.argument_labels),
+            )
             lines = self._own_lines(message, template)
         if has_retry_id := retry_id is not None and template.takes_retry_id:
             lines = (*lines, (_DEDUPLICATION, retry_id or ""))
@@ -148,11 +155,13 @@ class CallPreparer:
             url = message.end_query.url(self._base_url)
         else:
             url = f"{self._base_url}/{END_TASK}?task={message.task}&call={call_id}"  # the same, in a tenth of the time
-        lines = ((_CALL_ID, call_id), (_END, url))
-        return (*lines, (_FAILURE, url)) if template.reports_failure else lines
+        lines: Headers = ((_CALL_ID, call_id), (_END, url))
+        if template.reports_failure:
+            lines = (*lines, (_FAILURE, url))
+        return (*lines, (_LABELS, ",".join(message.labels))) if message.argument_labels else lines
 
     def _new_template(
-        self, task: str, queue: str | None, options: PublishOptions, own_deduplication: bool
+        self, task: str, queue: str | None, options: PublishOptions, own_deduplication: bool, *, has_own_labels: bool
     ) -> CallTemplate:
         example = Outgoing(
             task=task,
@@ -164,5 +173,7 @@ class CallPreparer:
         )
         target, complete = example.addressed(self._base_url, interrupted_for_ms=self._interrupted_for_ms)
         reports_failure = options.failure_callback is None
-        own = frozenset({_CALL_ID, _END, _FAILURE} if reports_failure else {_CALL_ID, _END})
-        return CallTemplate.of(target, queue, complete, self._base_url, own=own, reports_failure=reports_failure)
+        own = {_CALL_ID, _END, *([_FAILURE] if reports_failure else ()), *([_LABELS] if has_own_labels else ())}
+        return CallTemplate.of(
+            target, queue, complete, self._base_url, own=frozenset(own), reports_failure=reports_failure
+        )

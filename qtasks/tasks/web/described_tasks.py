@@ -17,6 +17,7 @@ from qtasks.errors import QTasksError
 from qtasks.masking import is_secret_name
 from qtasks.protocol import wire
 from qtasks.protocol.dispatcher_questions import VERSION, Manifest, ManifestSchedule, ManifestTask, Parameter
+from qtasks.protocol.labels import argument_labels
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.annotations import type_name
@@ -73,7 +74,7 @@ def _task(task: BaseTask[..., Any], base_url: str) -> ManifestTask:
         "doc": inspect.getdoc(task.__wrapped__) or "",
         "signature": parameters.signature.removeprefix(task.name),
         "parameters": list(_parameters(parameters)),
-        "searchable": [],
+        "searchable": list(task.searchable),
         "headers": [list(line) for line in wire.write(options)],
         "queue": delivery.queue,
         "envelope": envelopes.encode(envelope).decode(),
@@ -128,5 +129,5 @@ def _schedules(declared: Iterable[ScheduleDeclaration], base_url: str) -> Iterat
             "id": desired.id,
             "name": declaration.title,
             "cron": declaration.cron.text,
-            "labels": list(desired.options.labels),
+            "labels": list(argument_labels.without(desired.options.labels)),
         }

@@ -36,6 +36,7 @@ def module_level(a: int) -> int:
 
 
 add.delay("1")  # wrong
+add.using(search="a")  # wrong
 add.delay()  # wrong
 add.enqueue("1")  # wrong
 add.delay(1, 2, 3)  # wrong

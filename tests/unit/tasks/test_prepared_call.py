@@ -42,6 +42,7 @@ CALLS = st.builds(
     options=OPTIONS,
     queue=st.sampled_from([None, "mail"]),
     own_deduplication=st.booleans(),
+    argument_labels=st.sampled_from([(), ("qtasks.arg.n=1", "qtasks.arg.m")]),
     envelope=st.builds(
         partial(Envelope, "call_0f"),
         args=st.lists(

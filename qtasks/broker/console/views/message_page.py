@@ -86,7 +86,7 @@ async def detail(context: ConsoleContext, viewer: Viewer, message_id: str) -> di
     message = stored_message.status.message
     shown = api_messages.view_of(stored_message.status, offset_ms)
     if not viewer.sees_payloads:
-        shown = {name: value for name, value in shown.items() if name in _WITHOUT_PAYLOADS}
+        shown = table_rows.without_argument_labels({name: shown[name] for name in shown if name in _WITHOUT_PAYLOADS})
     first_due_ms = max(message.created_ms, wall_times.due_ms(message, offset_ms))
     past = attempts(stored_message.entries, first_due_ms=first_due_ms, failed_before=stored_message.failed_before)
     return {

@@ -10,6 +10,7 @@ import apsw
 from qtasks.broker import ids
 from qtasks.broker.api import schedules as api_schedules
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response
+from qtasks.broker.console import table_rows
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
 from qtasks.broker.console.message_targets import destination_of, task_of
 from qtasks.broker.core.message_builder import publications, publish_of_schedule
@@ -58,7 +59,7 @@ def _view(context: ConsoleContext, viewer: Viewer, kept: _StoredSchedule) -> Jso
     in_wall_time_ms = offset_ms if cron.is_interval(schedule.cron) else 0
     shown = api_schedules.view_of(context.api, schedule)
     if not viewer.sees_payloads:
-        shown = {name: value for name, value in shown.items() if name not in _HIDDEN}
+        shown = table_rows.without_argument_labels({name: shown[name] for name in shown if name not in _HIDDEN})
     return {
         "schedule": shown,
         "task": task_of(schedule.destination, schedule.options),

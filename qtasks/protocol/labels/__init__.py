@@ -1,0 +1,1 @@
+"""Labels that the framework gives to the messages of its calls."""
