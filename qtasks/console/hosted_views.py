@@ -201,7 +201,7 @@ def _search(query: dict[str, str]) -> str:
             name, value = "label", argument_labels.label_of(argument, value)
         if not colon or name not in names or not value or "," in value or names[name] in pairs:
             at = text.index(word)
-            sentence = "this service knows id:, queue:, schedule:, url: and label: only, and arg. of searchable arguments"
+            sentence = "this service knows id:, queue:, schedule:, url:, label: and searchable arguments only"
             raise _UnreadableFilter(sentence, at, len(word))
         pairs[names[name]] = value
     return f"&{urlencode(pairs)}" if pairs else ""

@@ -14,6 +14,7 @@ from qtasks.broker.console import filter_text
 from qtasks.broker.console.views.dead_letters import SCAN_MOST
 from qtasks.broker.store.connection import connect, run_in_transaction
 from qtasks.broker.store.verbs.insight import failure_reads, index, search, shown, totals
+from qtasks.broker.store.verbs.insight.candidates import Part
 from tests.support.broker import ACCOUNT
 from tests.support.large_store import fill
 
@@ -34,6 +35,8 @@ FILTERS = (
     'error:"order 701"',
     "error:nothing_such",
     "arg.user_id:42",
+    "arg.order:42",
+    "arg.order:42 task:task7",
     "task:nothing",
     "queue:none",
     "msg_77",
@@ -78,8 +81,10 @@ def views(db: apsw.Connection, now_ms: int) -> Iterator[tuple[str, int, Callable
 def listed(db: apsw.Connection, text: str, now_ms: int) -> list[shown.ShownMessage]:
     """The first page of a list, as the view reads it."""
     criteria = filter_text.read(text, now_ms=now_ms)
-    matches = search.messages(db, ACCOUNT, criteria, below=None, count=PAGE)
-    return shown.shown(db, ACCOUNT, matches.seqs, now_ms=now_ms)
+    seqs: list[int] = []
+    for part in (None,) if criteria.searchable() is None else Part:
+        seqs += search.messages(db, ACCOUNT, criteria, below=None, count=PAGE, part=part).seqs
+    return shown.shown(db, ACCOUNT, seqs, now_ms=now_ms)
 
 
 def dead(db: apsw.Connection, text: str, now_ms: int) -> int:
@@ -113,6 +118,15 @@ def test_every_statement_of_a_view_is_found_by_an_index() -> None:
                 sql,
                 plan,
             )
+    db.close()
+
+
+def test_a_task_whose_calls_are_labelled_is_searched_without_reading_them() -> None:
+    db, now_ms = filled(":memory:", 20_000)
+    criteria = filter_text.read("arg.order:42 task:task7", now_ms=now_ms)
+    labelled, unlabelled = (search.messages(db, ACCOUNT, criteria, below=None, count=PAGE, part=part) for part in Part)
+    assert [seq for seq in range(20_000, 0, -1) if seq % 50 == 7 and seq % 997 == 42] == labelled.seqs
+    assert (unlabelled.seqs, unlabelled.looked_at, unlabelled.below) == ([], 0, None)
     db.close()
 
 

@@ -22,6 +22,9 @@ FROM numbers"""
 _BODIES: Final = """INSERT INTO stored_bodies (seq, body)
 SELECT seq, CAST('{"v":1,"id":"call_' || seq || '","args":[' || (seq % 1000) || '],"kwargs":{"user_id":' || (seq % 997)
     || ',"note":"a text of usual length"}}' AS BLOB) FROM messages"""
+_LABELS: Final = f"""
+INSERT INTO labels (account, label, seq, place) SELECT {ACCOUNT}, 'qtasks.arg.order=' || (seq % 997), seq, 0
+FROM messages WHERE seq % {TASKS} < 10"""
 _LOG: Final = f"""
 INSERT INTO log (seq, account, time_ms, state, error, response_status, response_head, response_body)
 SELECT m.seq, {ACCOUNT}, m.created_ms + s.later_ms, s.state,
@@ -43,11 +46,12 @@ FROM messages WHERE stage = 11"""
 def fill(db: apsw.Connection, count: int) -> int:
     """Store `count` messages: four of five have ended, one in a hundred failed. Return the time after the last one.
 
-    They belong to `TASKS` tasks. Argument ``user_id`` has 997 values.
+    They belong to `TASKS` tasks. Argument ``user_id`` has 997 values; so has ``order``, of which the calls of ten tasks
+    have labels.
     """
     add_account(db)
     with db:
         db.execute(_MESSAGES, (count,))
-        for sql in (_BODIES, _LOG, _DEAD_LETTERS):
+        for sql in (_BODIES, _LABELS, _LOG, _DEAD_LETTERS):
             db.execute(sql)
     return START_MS + count + 1_000

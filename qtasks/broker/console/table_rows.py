@@ -41,7 +41,8 @@ def row(message: ShownMessage, viewer: Viewer, *, offset_ms: int) -> dict[str, A
 
 def without_argument_labels(shown: Json) -> Json:
     """What the API shows of a message or a schedule, without labels that say what its arguments are."""
-    if not (labels := shown.get("labels")):
+    labels = shown.get("labels")
+    if not isinstance(labels, list):
         return shown
     kept = list(argument_labels.without(labels))
     return {**shown, "label": kept[0] if kept else None, "labels": kept or None}

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from qtasks.broker.core import wall_times
 from qtasks.broker.core.observed.statuses import Status, with_word
+from qtasks.protocol.labels import argument_labels
 
 
 class Kind(StrEnum):
@@ -36,6 +37,16 @@ class Condition:
     path: tuple[str, ...] = ()
     """Of an argument: its name or position, and the members in it."""
 
+    @property
+    def has_labels(self) -> bool:
+        """True for an argument that messages may have labels of."""
+        return self.kind is Kind.ARGUMENT and len(self.path) == 1 and argument_labels.is_name(self.path[0])
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of messages that have the argument."""
+        return tuple(argument_labels.label_of(self.path[0], value) for value in self.values)
+
 
 @dataclass(frozen=True, slots=True)
 class ConsoleFilter:
@@ -52,6 +63,15 @@ class ConsoleFilter:
     def asks_for(self, *kinds: Kind) -> tuple[Condition, ...]:
         """The same without the negated ones."""
         return tuple(condition for condition in self.of(*kinds) if not condition.negated)
+
+    def searchable(self) -> Condition | None:
+        """The condition about an argument that may have labels, by which messages are found; None without one.
+
+        Ids leave fewer messages than any label.
+        """
+        if self.asks_for(Kind.ID):
+            return None
+        return next((each for each in self.asks_for(Kind.ARGUMENT) if each.has_labels), None)
 
     def statuses(self) -> tuple[Status, ...]:
         """The statuses that a message may have."""

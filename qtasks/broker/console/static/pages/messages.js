@@ -95,7 +95,8 @@ function Scan({ filter, setError }) {
   }, [filter]);
   useReported(state.error, setError);
   const { rows, cursor, read, isRunning } = state;
-  const progress = `Read ${count(read)} messages${cursor ? " so far, newest first" : ""}: ${count(rows.length)} ${rows.length === 1 ? "matches" : "match"}`;
+  const found = `${count(rows.length)} ${rows.length === 1 ? "matches" : "match"}`;
+  const progress = read === 0 && !cursor ? `All messages are searched: ${found}` : `Read ${count(read)} messages${cursor ? " so far, newest first" : ""}: ${found}`;
   return html`<${Fragment}>
     ${read !== null && html`<div class="scan" role="status"><span>${progress}</span>${isRunning && html`<progress aria-label="Reading"></progress>`}
       ${isRunning ? html`<button type="button" class="small" onClick=${() => abort.current.abort()}>Stop</button>` : cursor && html`<button type="button" class="small" onClick=${() => run(cursor, rows, read)}>Go on</button>`}</div>`}

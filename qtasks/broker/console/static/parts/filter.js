@@ -18,13 +18,22 @@ const SOURCES = {
   before: async () => [["1h", "older than an hour"], ["1d", "older than a day"]],
 };
 
+// Arguments that tasks declare as searchable: [["arg.user_id", "of charge"]].
+async function searchable() {
+  const { dispatchers } = await get("tasks");
+  const tasks = dispatchers.flatMap(({ manifest }) => manifest?.tasks ?? []);
+  const names = [...new Set(tasks.flatMap((task) => task.searchable))].sort();
+  return names.map((name) => [`arg.${name}:`, `an argument of ${tasks.filter((task) => task.searchable.includes(name)).map((task) => task.name).join(", ")}`]);
+}
+
 // What may follow at the caret: [{text, note, isWhole}]; `text` stands in place of the word there.
 async function proposals(word) {
   const sign = word.startsWith("-") ? "-" : "";
   const plain = word.slice(sign.length);
   const colon = plain.indexOf(":");
   if (colon === -1) {
-    return WORDS.filter(([name]) => name.startsWith(plain) && name !== plain).map(([name, note]) => ({ text: sign + name, note, isWhole: false }));
+    const further = "arg.".startsWith(plain) || plain.startsWith("arg.") ? await searchable().catch(() => []) : [];
+    return [...WORDS, ...further].filter(([name]) => name.startsWith(plain) && name !== plain).map(([name, note]) => ({ text: sign + name, note, isWhole: false }));
   }
   const name = plain.slice(0, colon);
   const given = plain.slice(colon + 1);

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum, auto
 from typing import Any, Final
 
 import apsw
 import orjson
 
 from qtasks.broker.core.observed.message_filter import Condition, ConsoleFilter, Kind
+from qtasks.broker.store.verbs.insight import searchable
 from qtasks.broker.store.verbs.reads.filters import Where
 from qtasks.broker.store.verbs.rows import fetch
+
+
+class Part(Enum):
+    """Which messages a search by a searchable argument looks at."""
+
+    LABELLED = auto()
+    """Those with a label of the argument: an index finds them."""
+    UNLABELLED = auto()
+    """Those without one, which must be read."""
+
 
 MAX_LINES: Final = 64
 """Destinations, labels or failures whose messages are merged; with more of them all messages are looked at."""
@@ -40,6 +53,13 @@ class Bounds:
         if below is not None:
             self.high = min(self.high, below)
 
+    def up_to(self, last: int | None) -> Bounds:
+        """The same for messages up to `last`; None: no other limit."""
+        bounds = copy.copy(self)
+        if last is not None:
+            bounds.high = min(bounds.high, last + 1)
+        return bounds
+
 
 def _first_at(db: apsw.Connection, time_ms: int, newest: int) -> int:
     """About the first `seq` of a message that was published at a time or later."""
@@ -54,30 +74,53 @@ def _first_at(db: apsw.Connection, time_ms: int, newest: int) -> int:
     return low
 
 
-def of(db: apsw.Connection, account: int, criteria: ConsoleFilter, bounds: Bounds) -> Iterator[int]:
-    """`seq` of every message that may match, newest first, within the bounds; some of them do not match."""
-    statuses = criteria.statuses()
+def of(
+    db: apsw.Connection, account: int, criteria: ConsoleFilter, bounds: Bounds, part: Part | None = None
+) -> Iterator[int]:
+    """`seq` of every message that may match, newest first, within the bounds; some of them do not match.
+
+    `part` is for a filter that is `searchable`; None: of both parts.
+    """
+    statuses, argument = criteria.statuses(), criteria.searchable()
     if ids := criteria.asks_for(Kind.ID):
         return iter(_with_ids(db, account, ids[0].values, bounds))
+    if argument is not None and part is Part.LABELLED:
+        return _merged(db, _BY_LABEL, [(account, label) for label in argument.labels], bounds)
     if labels := criteria.asks_for(Kind.LABEL):
         return _merged(db, _BY_LABEL, [(account, label) for label in labels[0].values], bounds)
-    numbers: set[int] | None = None
-    named: list[int] = []
-    for condition in criteria.asks_for(Kind.TASK, Kind.URL, Kind.ANY):
-        if condition.kind is Kind.ANY and (named := _with_ids(db, account, condition.values, bounds)):
-            numbers = None
-            break
-        matching = _destinations(db, account, condition)
-        if matching is not None:
-            numbers = matching if numbers is None else numbers & matching
-    if named:
+    if named := _named(db, account, criteria, bounds):
         return iter(named)
+    numbers = _numbers(db, account, criteria)
+    newest: Mapping[int, int] = {}
+    if argument is not None and part is Part.UNLABELLED:
+        numbers = _destinations(db, account, None) if numbers is None else numbers
+        newest = searchable.unlabelled(db, argument.path[0], numbers or ())
     if numbers is not None and len(numbers) <= MAX_LINES:
-        lines = [(account, number, status) for number in sorted(numbers) for status in statuses]
-        return _merged(db, _BY_DESTINATION, lines, bounds)
+        lines = [
+            _line(db, _BY_DESTINATION, (account, number, status), bounds.up_to(newest.get(number)))
+            for number in sorted(numbers)
+            for status in statuses
+        ]
+        return _distinct(lines)
     if failures := _failures(db, account, criteria):
         return _merged(db, _BY_FAILURE, [(failure,) for failure in failures], bounds)
     return _merged(db, _BY_STATUS, [(account, status) for status in statuses], bounds)
+
+
+def _named(db: apsw.Connection, account: int, criteria: ConsoleFilter, bounds: Bounds) -> list[int]:
+    """The messages that a word alone names by an id."""
+    words = criteria.asks_for(Kind.ANY)
+    return next((ids for word in words if (ids := _with_ids(db, account, word.values, bounds))), [])
+
+
+def _numbers(db: apsw.Connection, account: int, criteria: ConsoleFilter) -> set[int] | None:
+    """The destinations that may match; None if they are too many, or if all may."""
+    numbers: set[int] | None = None
+    for condition in criteria.asks_for(Kind.TASK, Kind.URL, Kind.ANY):
+        matching = _destinations(db, account, condition)
+        if matching is not None:
+            numbers = matching if numbers is None else numbers & matching
+    return numbers
 
 
 def _with_ids(db: apsw.Connection, account: int, values: Sequence[str], bounds: Bounds) -> list[int]:
@@ -85,10 +128,11 @@ def _with_ids(db: apsw.Connection, account: int, values: Sequence[str], bounds: 
     return sorted((seq for seq in seqs if bounds.low <= seq < bounds.high), reverse=True)
 
 
-def _destinations(db: apsw.Connection, account: int, condition: Condition) -> set[int] | None:
-    """The destinations that fit the condition; None if they are too many."""
+def _destinations(db: apsw.Connection, account: int, condition: Condition | None) -> set[int] | None:
+    """The destinations that fit the condition, all without one; None if they are too many."""
     where = Where("d.account = ?", account)
-    add_destination(where, condition)
+    if condition is not None:
+        add_destination(where, condition)
     rows = fetch(db, f"SELECT d.id FROM insight_destinations d{where} LIMIT ?", (*where.values, MAX_LINES + 1))
     return {number for (number,) in rows} if len(rows) <= MAX_LINES else None
 
@@ -143,8 +187,12 @@ LONG_PATTERN: Final = 500
 
 def _merged(db: apsw.Connection, source: str, lines: Sequence[tuple[Any, ...]], bounds: Bounds) -> Iterator[int]:
     """The messages of several lines of an index, newest first, each once."""
+    return _distinct([_line(db, source, line, bounds) for line in lines])
+
+
+def _distinct(lines: Sequence[Iterator[int]]) -> Iterator[int]:
     previous = -1
-    for seq in heapq.merge(*(_line(db, source, line, bounds) for line in lines), reverse=True):
+    for seq in heapq.merge(*lines, reverse=True):
         if seq != previous:
             yield seq
         previous = seq

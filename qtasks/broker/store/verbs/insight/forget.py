@@ -62,6 +62,7 @@ def forget_destinations(db: apsw.Connection, *, after: int) -> int | None:
         if not db.execute(_IS_USED, (account, number, MINUTE_MS, HOUR_MS)).get:
             db.execute("DELETE FROM insight_counts WHERE account = ? AND destination = ?", (account, number))
             db.execute(_FORGET_EVER, (account, EVER_MS, number))
+            db.execute("DELETE FROM insight_searchable WHERE destination = ?", (number,))
             db.execute("DELETE FROM insight_destinations WHERE id = ?", (number,))
     return some[-1][0] if len(some) == BATCH else None
 

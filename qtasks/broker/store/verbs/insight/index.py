@@ -14,6 +14,7 @@ import orjson
 from qtasks.broker.core.interruptions import STOPPED
 from qtasks.broker.core.observed import error_texts, histograms
 from qtasks.broker.core.observed.statuses import COUNTED, Status
+from qtasks.broker.store.verbs.insight import searchable
 from qtasks.broker.store.verbs.insight.destinations import CountedDestination, Destinations
 from qtasks.broker.store.verbs.insight.failure_groups import FailedAttempt, FreshFailures
 from qtasks.broker.store.verbs.insight.figures import Figures, FreshFigures
@@ -71,7 +72,10 @@ _TABLES: Final = (
     "insight_failures",
     "insight_failure_spans",
     "insight_failure_messages",
+    "insight_searchable",
 )
+_SCHEMAS: Final = ("0006_insight.sql", "0008_searchable.sql")
+"""The files of the schema that make these tables, and nothing else."""
 _TRIGGERS: Final = ("insight_dead_letter_gone", "insight_message_gone")
 
 
@@ -141,8 +145,9 @@ def start_again(db: apsw.Connection) -> None:
         db.execute(f"DROP TRIGGER IF EXISTS {name}")
     for name in _TABLES:
         db.execute(f"DROP TABLE IF EXISTS {name}")
-    schema = resources.files("qtasks.broker.store.schema") / "0006_insight.sql"
-    db.execute(schema.read_text(encoding="utf-8"))
+    for name in _SCHEMAS:
+        schema = resources.files("qtasks.broker.store.schema") / name
+        db.execute(schema.read_text(encoding="utf-8"))
 
 
 def _begin_in_time(db: apsw.Connection, now_ms: int) -> None:
@@ -240,6 +245,7 @@ class _Slice:
                 values = (account, message.destination.id, message.status, message.due_ms, message.started_ms)
                 inserted.append((seq, *values))
             moves[account, counted_as, message.status] += 1
+        searchable.note(self._db, {seq: (account, number) for seq, account, number, *_ in inserted})
         write_each(self._db, _INSERT, inserted)
         write_each(self._db, _UPDATE, updated)
         counted = [(*key, count) for key, count in moves.items() if count and key[2] in COUNTED]

@@ -12,10 +12,13 @@ import apsw
 from qtasks.broker.core.observed import arguments, error_texts
 from qtasks.broker.core.observed.message_filter import Condition, ConsoleFilter, Kind
 from qtasks.broker.store.verbs.insight import candidates
+from qtasks.broker.store.verbs.insight.candidates import Part
 from qtasks.broker.store.verbs.insight.index import IS_TASK
+from qtasks.broker.store.verbs.insight.searchable import LABELS
 from qtasks.broker.store.verbs.insight.shown import READ_BYTES
 from qtasks.broker.store.verbs.reads.filters import Where
 from qtasks.broker.store.verbs.rows import fetch, first
+from qtasks.protocol.labels.argument_labels import name_in
 from qtasks.protocol.messages import State
 
 SCAN: Final = 2_000
@@ -76,12 +79,22 @@ class DeadMatches(NamedTuple):
 
 
 def messages(
-    db: apsw.Connection, account: int, criteria: ConsoleFilter, *, below: int | None, count: int, scan: int = SCAN
+    db: apsw.Connection,
+    account: int,
+    criteria: ConsoleFilter,
+    *,
+    below: int | None,
+    count: int,
+    part: Part | None = None,
+    scan: int = SCAN,
 ) -> Matches:
-    """Up to `count` messages that match, newest first, of up to `scan` that are looked at."""
+    """Up to `count` messages that match, newest first, of up to `scan` that are looked at.
+
+    `part` is for a filter that is `searchable`; None: of both parts.
+    """
     bounds = candidates.Bounds(db, criteria, below)
-    test = _Test(db, account, criteria)
-    stream = candidates.of(db, account, criteria, bounds)
+    test = _Test(db, account, criteria, part)
+    stream = candidates.of(db, account, criteria, bounds, part)
     seqs: list[int] = []
     looked_at, last = 0, None
     size = count + 1
@@ -131,12 +144,15 @@ def _key(letter: DeadMatch) -> tuple[int, int]:
 class _Test:
     """Tells which messages match a filter."""
 
-    def __init__(self, db: apsw.Connection, account: int, criteria: ConsoleFilter) -> None:
+    def __init__(self, db: apsw.Connection, account: int, criteria: ConsoleFilter, part: Part | None = None) -> None:
         self._db = db
         self._where = _conditions(account, criteria)
+        argument = criteria.searchable()
         self._further: list[Callable[[int], bool]] = [
             self._error_test(account, condition) for condition in criteria.of(Kind.ERROR)
         ]
+        if argument is not None and part is Part.UNLABELLED:
+            self._further.append(lambda seq: not self._labels(seq, argument.path[0]))
         self._further += [self._argument_test(condition) for condition in criteria.of(Kind.ARGUMENT)]
 
     def those_of(self, seqs: Sequence[int]) -> list[int]:
@@ -165,12 +181,21 @@ class _Test:
         )
 
     def _argument_test(self, condition: Condition) -> Callable[[int], bool]:
+        wanted = set(condition.labels) if condition.has_labels else set()
+
         def fits(seq: int) -> bool:
-            row = first(self._db, _BODY, (seq,))
-            fits = row is not None and arguments.has_value(row[0] or b"", condition.path, condition.values)
-            return fits is not condition.negated
+            labels = self._labels(seq, condition.path[0]) if wanted else set()
+            return (bool(labels & wanted) if labels else self._has_argument(seq, condition)) is not condition.negated
 
         return fits
+
+    def _labels(self, seq: int, name: str) -> set[str]:
+        """The labels of the argument that a message has: of one that has any, they say all about the argument."""
+        return {label for (label,) in fetch(self._db, LABELS, (seq,)) if name_in(label) == name}
+
+    def _has_argument(self, seq: int, condition: Condition) -> bool:
+        row = first(self._db, _BODY, (seq,))
+        return row is not None and arguments.has_value(row[0] or b"", condition.path, condition.values)
 
 
 def _conditions(account: int, criteria: ConsoleFilter) -> Where:
@@ -196,9 +221,7 @@ def _conditions(account: int, criteria: ConsoleFilter) -> Where:
         elif condition.kind in _COLUMNS:
             test.add(f"{_COLUMNS[condition.kind]} IN ({marks})", *condition.values)
         elif condition.kind is Kind.ARGUMENT and not condition.negated and all(map(_PLAIN.fullmatch, condition.values)):
-            tests = " OR ".join("instr(b.body, ?) > 0" for _ in condition.values)
-            values = [value.encode() for value in condition.values]
-            test.add(f"EXISTS (SELECT 1 FROM bodies b WHERE b.seq = m.seq AND ({tests}))", *values)
+            _add_argument(test, condition, marks)
         elif condition.kind is Kind.ERROR and not condition.negated and all(map(_ASCII.fullmatch, condition.values)):
             part = "instr(lower(l.error), ?) > 0 OR instr(lower(CAST(l.response_body AS TEXT)), ?) > 0"
             tests = " OR ".join(part for _ in condition.values)
@@ -208,3 +231,14 @@ def _conditions(account: int, criteria: ConsoleFilter) -> Where:
             continue
         where.add(f"coalesce({test.text}, 0) = {int(not condition.negated)}", *test.values)
     return where
+
+
+def _add_argument(test: Where, condition: Condition, marks: str) -> None:
+    """Require that a message has a value of the condition anywhere in its body, or in a label."""
+    tests = " OR ".join("instr(b.body, ?) > 0" for _ in condition.values)
+    text = f"EXISTS (SELECT 1 FROM bodies b WHERE b.seq = m.seq AND ({tests}))"
+    values: list[object] = [value.encode() for value in condition.values]
+    if condition.has_labels:
+        text = f"({text} OR EXISTS (SELECT 1 FROM labels t WHERE t.seq = m.seq AND t.label IN ({marks})))"
+        values += condition.labels
+    test.add(text, *values)
