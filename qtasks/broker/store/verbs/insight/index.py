@@ -74,7 +74,7 @@ _TABLES: Final = (
     "insight_failure_messages",
     "insight_searchable",
 )
-_SCHEMAS: Final = ("0006_insight.sql", "0008_searchable.sql")
+_SCHEMAS: Final = ("0006_insight.sql", "0009_searchable.sql")
 """The files of the schema that make these tables, and nothing else."""
 _TRIGGERS: Final = ("insight_dead_letter_gone", "insight_message_gone")
 

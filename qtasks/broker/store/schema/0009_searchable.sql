@@ -1,4 +1,4 @@
--- Version 8: calls are found by their arguments.
+-- Version 9: calls are found by their arguments.
 
 -- Destinations whose messages have labels of an argument (protocol/labels), as the log tells: derived, as `insight_*` are.
 CREATE TABLE insight_searchable (
