@@ -228,7 +228,7 @@ class BaseTask(ApiNames, Generic[P, R]):
         names, parameters = self.delivery_options.search, self.parameters
         if not names:
             return {}
-        call_options.check_searchable_form(self.name, self.wire_form())
+        self.wire_form().check_searchable(self.name)
         for name in names:
             check_type(self.name, names, name, parameters.annotations[name])
         places = {name: place for place, name in enumerate(parameters.positional)}

@@ -83,6 +83,15 @@ class WireForm:
         """True if values are written as JSON that the broker can read."""
         return self.codec is None and not self.encrypts and self.serializer != PICKLE
 
+    def check_searchable(self, task: str) -> None:
+        """Refuse the option `search` of a task whose arguments the broker cannot read. Raises DefinitionError."""
+        if not self.is_plain:
+            raise _error(
+                task,
+                f"`search` shows arguments as they are, and those of this task travel otherwise: {self}",
+                fix='leave out `search`, or set what identifies a call: .using(label="...")',
+            )
+
     @property
     def pickled(self) -> bool:
         """True if arguments travel as a pickle."""

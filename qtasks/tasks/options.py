@@ -10,7 +10,6 @@ from typing import Any, Literal, TypedDict
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError, did_you_mean
-from qtasks.masking import is_secret_name
 from qtasks.protocol import durations, expressions, targets, wire
 from qtasks.protocol.labels import argument_labels
 from qtasks.protocol.messages import (
@@ -85,8 +84,8 @@ class SearchOptions(TypedDict, total=False):
 
     search: str | Sequence[str]
     """Parameters by whose values calls are found at once, also among millions: ``search=("user_id",)`` and then the
-    filter ``arg.user_id:42``. Up to 8; none by default. Their values travel as labels, which everybody sees who sees
-    the logs: no secrets, and not with `encrypt`, `codec`, ``"pickle"`` or `redact`."""
+    filter ``arg.user_id:42``. Up to 8; none by default. Their values travel as labels, which
+    the logs show: no secrets, and not with `encrypt`, `codec`, ``"pickle"`` or `redact`."""
 
 
 class TaskOptions(CommonOptions, SearchOptions, total=False):
@@ -248,6 +247,7 @@ def delivery_options(task: str, options: Mapping[str, Any]) -> DeliveryOptions:
     else:
         _span(task, "expires", expires, MAX_DELAY_MS)
     unique, unique_ms = _unique(task, options)
+    form = _form(task, options)
     return DeliveryOptions(
         publish=publish,
         retries=DEFAULT_RETRIES if retries is None else retries,
@@ -256,8 +256,8 @@ def delivery_options(task: str, options: Mapping[str, Any]) -> DeliveryOptions:
         queue=queue,
         unique=unique,
         unique_ms=unique_ms,
-        form=_form(task, options),
-        search=_search(task, options),
+        form=form,
+        search=_search(task, options, form),
         soft_limit_ms=_soft_limit(task, options, publish.timeout_ms),
     )
 
@@ -393,32 +393,14 @@ def _form(task: str, options: Mapping[str, Any]) -> WireForm:
     return form
 
 
-def _search(task: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+def _search(task: str, options: Mapping[str, Any], form: WireForm) -> tuple[str, ...]:
     value = options.get("search")
-    if value is None:
-        return ()
     names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple)) else ()
-    if not names or not all(type(name) is str for name in names) or len(set(names)) < len(names):
-        raise _error(task, f"search={value!r}: expected the name of a parameter, or a list of names")
-    if len(names) > argument_labels.MAX_NAMES:
-        raise _error(task, f"search has {len(names)} names; {argument_labels.MAX_NAMES} are allowed")
-    for name in names:
-        if is_secret_name(name):
-            raise _error(task, f"search={value!r}: {name!r} is secret, and everybody who sees the logs would see it")
-    if options.get("redact"):
+    if names and options.get("redact"):
         raise _error(task, "`search` shows arguments in the logs, and `redact` hides them", fix="leave out one of them")
-    check_searchable_form(task, wire_form(task, **{name: options.get(name) for name in _FORM}))
+    if names:
+        form.check_searchable(task)
     return names
-
-
-def check_searchable_form(task: str, form: WireForm) -> None:
-    """Refuse `search` for arguments that the broker cannot read. Raises DefinitionError."""
-    if not form.is_plain:
-        raise _error(
-            task,
-            f"`search` shows arguments as they are, and those of this task travel otherwise: {form}",
-            fix='leave out `search`, or pass what identifies a call to label: .using(label="...")',
-        )
 
 
 def _flow_control(task: str, options: Mapping[str, Any]) -> FlowControl | None:

@@ -4,7 +4,7 @@
     qtasks.arg.user_id#73475cb4   a longer or an unusual value, by its hash
     qtasks.arg.user_id            the call does not have the argument
 
-Only arguments that are no objects and no arrays have a label. A message without any label of that name may have the
+An object, an array or a float has no label. A message without any label of that name may have the
 argument all the same: it must be read.
 """
 

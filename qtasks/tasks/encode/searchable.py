@@ -10,7 +10,8 @@ from pydantic import TypeAdapter
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError, did_you_mean
-from qtasks.protocol.labels.argument_labels import is_name
+from qtasks.masking import is_secret_name
+from qtasks.protocol.labels.argument_labels import MAX_NAMES, is_name
 from qtasks.tasks.context import Injected
 
 _STARS: Final[Mapping[object, str]] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
@@ -20,24 +21,43 @@ _SECRET: Final = "password"  # noqa: S105 - the format of secrets in a schema
 
 
 def check_searchable(
-    task: str, names: Sequence[str], parameters: Mapping[str, inspect.Parameter], is_filled: Callable[[Any], bool]
+    task: str, value: Any, parameters: Mapping[str, inspect.Parameter], is_filled: Callable[[Any], bool]
 ) -> None:
-    """Refuse names of what is no parameter, or of what callers do not pass. Raises DefinitionError.
+    """Refuse a `value` of the option `search` that does not name parameters of callers. Raises DefinitionError.
 
     `is_filled` tells whether a default, or a mark in an annotation, is that of a dependency.
     """
+    if value is None:
+        return
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple)) else ()
+    if not names or not all(type(name) is str for name in names) or len(set(names)) < len(names):
+        raise _invalid(task, f"search={value!r}: expected the name of a parameter, or a list of names")
+    if len(names) > MAX_NAMES:
+        raise _invalid(task, f"search has {len(names)} names; {MAX_NAMES} are allowed")
     for name in names:
-        parameter = parameters.get(name)
-        if parameter is None:
-            raise _error(task, names, f"there is no parameter {name!r}{did_you_mean(name, list(parameters))}")
-        if (stars := _STARS.get(parameter.kind)) is not None:
-            raise _error(task, names, f"{stars}{name} has no value of its own", fix="declare the parameter by its name")
-        marks = (parameter.default, *getattr(parameter.annotation, "__metadata__", ()))
-        if any(isinstance(mark, Injected) or is_filled(mark) for mark in marks):
-            raise _error(task, names, f"{name!r} is filled where the task runs, so no call has it")
-        if not is_name(name):
-            raise _error(task, names, f"{name!r} is not a name of at most 64 ASCII letters, digits and _")
-        check_type(task, names, name, parameter.annotation)
+        _check_parameter(task, names, name, parameters.get(name), parameters, is_filled)
+
+
+def _check_parameter(
+    task: str,
+    names: Sequence[str],
+    name: str,
+    parameter: inspect.Parameter | None,
+    others: Mapping[str, inspect.Parameter],
+    is_filled: Callable[[Any], bool],
+) -> None:
+    if parameter is None:
+        raise _error(task, names, f"there is no parameter {name!r}{did_you_mean(name, list(others))}")
+    if is_secret_name(name):
+        raise _error(task, names, f"{name!r} is secret, and the labels of a message are not")
+    if (stars := _STARS.get(parameter.kind)) is not None:
+        raise _error(task, names, f"{stars}{name} has no value of its own", fix="declare the parameter by its name")
+    marks = (parameter.default, *getattr(parameter.annotation, "__metadata__", ()))
+    if any(isinstance(mark, Injected) or is_filled(mark) for mark in marks):
+        raise _error(task, names, f"{name!r} is filled where the task runs, so no call has it")
+    if not is_name(name):
+        raise _error(task, names, f"{name!r} is not a name of at most 64 ASCII letters, digits and _")
+    check_type(task, names, name, parameter.annotation)
 
 
 def check_type(task: str, names: Sequence[str], name: str, annotation: Any) -> None:
@@ -50,7 +70,7 @@ def check_type(task: str, names: Sequence[str], name: str, annotation: Any) -> N
     except Exception:  # the parameters are read elsewhere, which says what is wrong with the type
         return
     if _SECRET in kinds:
-        raise _error(task, names, f"{name!r} is secret, and everybody who sees the logs would see it")
+        raise _error(task, names, f"{name!r} is secret, and the labels of a message are not")
     if kinds and kinds <= _UNFIT.keys():
         fix = f"pass what identifies it as one more argument of {task}"
         raise _error(task, names, f"{name!r} is {_UNFIT[min(kinds)]}", fix=fix)
@@ -69,4 +89,8 @@ def _kinds(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterato
 
 
 def _error(task: str, names: Sequence[str], text: str, *, fix: str | None = None) -> DefinitionError:
-    return DefinitionError(f"{task}: search={tuple(names)!r}, but {text}", fix=fix, code=ErrorCode.OPTION_INVALID)
+    return _invalid(task, f"search={tuple(names)!r}, but {text}", fix=fix)
+
+
+def _invalid(task: str, text: str, *, fix: str | None = None) -> DefinitionError:
+    return DefinitionError(f"{task}: {text}", fix=fix, code=ErrorCode.OPTION_INVALID)

@@ -38,8 +38,7 @@ def check_declared(task: str, function: Callable[..., object], options: Mapping[
     for parameter in parameters.values():
         check_fillable(task, parameter)
     check_texts(task, function, options)
-    search = options.get("search") or ()
-    check_searchable(task, (search,) if isinstance(search, str) else search, parameters, is_depends)
+    check_searchable(task, options.get("search"), parameters, is_depends)
     unique = options.get("unique")
     for name in [unique] if isinstance(unique, str) else unique if isinstance(unique, (list, tuple)) else ():
         if name not in parameters:

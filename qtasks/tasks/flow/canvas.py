@@ -165,7 +165,6 @@ class Signature(ApiNames, Generic[R]):
         delivery = self.task.for_flow()
         if delivery.publish.deduplication_id is not None:
             raise sent_once(self.task.name)
-        arguments = step_arguments.encoded(self.task, self.args, self.kwargs, immutable=self.immutable, call_id=call_id)
         return Step(
             task=self.task.name,
             immutable=self.immutable,
@@ -176,7 +175,7 @@ class Signature(ApiNames, Generic[R]):
             expires_ms=earliest(delivery.expires_ms(now_ms), expires_ms),
             jitter=delivery.jitter,
             searchable=self.task.searchable,
-            **arguments,
+            **step_arguments.encoded(self.task, self.args, self.kwargs, immutable=self.immutable, call_id=call_id),
         )
 
 

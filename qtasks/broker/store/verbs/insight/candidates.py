@@ -12,7 +12,7 @@ import apsw
 import orjson
 
 from qtasks.broker.core.observed.message_filter import Condition, ConsoleFilter, Kind
-from qtasks.broker.store.verbs.insight import searchable
+from qtasks.broker.store.verbs.insight import labelled_arguments
 from qtasks.broker.store.verbs.reads.filters import Where
 from qtasks.broker.store.verbs.rows import fetch
 
@@ -94,7 +94,7 @@ def of(
     newest: Mapping[int, int] = {}
     if argument is not None and part is Part.UNLABELLED:
         numbers = _destinations(db, account, None) if numbers is None else numbers
-        newest = searchable.unlabelled(db, argument.path[0], numbers or ())
+        newest = labelled_arguments.unlabelled(db, argument.path[0], numbers or ())
     if numbers is not None and len(numbers) <= MAX_LINES:
         lines = [
             _line(db, _BY_DESTINATION, (account, number, status), bounds.up_to(newest.get(number)))

@@ -14,7 +14,7 @@ import orjson
 from qtasks.broker.core.interruptions import STOPPED
 from qtasks.broker.core.observed import error_texts, histograms
 from qtasks.broker.core.observed.statuses import COUNTED, Status
-from qtasks.broker.store.verbs.insight import searchable
+from qtasks.broker.store.verbs.insight import labelled_arguments
 from qtasks.broker.store.verbs.insight.destinations import CountedDestination, Destinations
 from qtasks.broker.store.verbs.insight.failure_groups import FailedAttempt, FreshFailures
 from qtasks.broker.store.verbs.insight.figures import Figures, FreshFigures
@@ -245,7 +245,7 @@ class _Slice:
                 values = (account, message.destination.id, message.status, message.due_ms, message.started_ms)
                 inserted.append((seq, *values))
             moves[account, counted_as, message.status] += 1
-        searchable.note(self._db, {seq: (account, number) for seq, account, number, *_ in inserted})
+        labelled_arguments.note(self._db, {seq: (account, number) for seq, account, number, *_ in inserted})
         write_each(self._db, _INSERT, inserted)
         write_each(self._db, _UPDATE, updated)
         counted = [(*key, count) for key, count in moves.items() if count and key[2] in COUNTED]

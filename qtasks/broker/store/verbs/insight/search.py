@@ -14,7 +14,7 @@ from qtasks.broker.core.observed.message_filter import Condition, ConsoleFilter,
 from qtasks.broker.store.verbs.insight import candidates
 from qtasks.broker.store.verbs.insight.candidates import Part
 from qtasks.broker.store.verbs.insight.index import IS_TASK
-from qtasks.broker.store.verbs.insight.searchable import LABELS
+from qtasks.broker.store.verbs.insight.labelled_arguments import LABELS
 from qtasks.broker.store.verbs.insight.shown import READ_BYTES
 from qtasks.broker.store.verbs.reads.filters import Where
 from qtasks.broker.store.verbs.rows import fetch, first
@@ -181,11 +181,11 @@ class _Test:
         )
 
     def _argument_test(self, condition: Condition) -> Callable[[int], bool]:
-        wanted = set(condition.labels) if condition.has_labels else set()
+        chosen = set(condition.labels) if condition.has_labels else set()
 
         def fits(seq: int) -> bool:
-            labels = self._labels(seq, condition.path[0]) if wanted else set()
-            return (bool(labels & wanted) if labels else self._has_argument(seq, condition)) is not condition.negated
+            labels = self._labels(seq, condition.path[0]) if chosen else set()
+            return (bool(labels & chosen) if labels else self._has_argument(seq, condition)) is not condition.negated
 
         return fits
 

@@ -40,18 +40,18 @@ def note(db: apsw.Connection, destinations: Mapping[int, tuple[int, int]]) -> No
     `destinations` are the account and the destination of each by `seq`.
     """
     numbers = sorted({number for _, number in destinations.values()})
-    known: defaultdict[int, dict[str, int | None]] = defaultdict(dict)
+    noted: defaultdict[int, dict[str, int | None]] = defaultdict(dict)
     for number, name in fetch(db, _KNOWN, (_json(numbers),)):
-        known[number][name] = None
+        noted[number][name] = None
     labelled: defaultdict[int, set[str]] = defaultdict(set)
     for seq, label in fetch(db, _LABELS_OF, (_json([*destinations]),)):
         labelled[seq].add(name_in(label))
-    if not known and not labelled:
+    if not noted and not labelled:
         return
     seen: set[int] = set()
     for seq in sorted(destinations):
         account, number = destinations[seq]
-        of_destination, names = known[number], labelled.get(seq, set())
+        of_destination, names = noted[number], labelled.get(seq, set())
         for name in sorted(names - of_destination.keys())[: MAX_NAMES - len(of_destination)]:
             has_earlier = number in seen or db.execute(_HAS_EARLIER, (account, number, seq)).get
             of_destination[name] = seq - 1 if has_earlier else 0
@@ -59,7 +59,7 @@ def note(db: apsw.Connection, destinations: Mapping[int, tuple[int, int]]) -> No
         seen.add(number)
     changes = [
         (number, name, unlabelled)
-        for number, of_destination in known.items()
+        for number, of_destination in noted.items()
         for name, unlabelled in of_destination.items()
         if unlabelled is not None
     ]
