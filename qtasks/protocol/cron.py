@@ -80,6 +80,18 @@ class NeverDue(ValueError):
     """The expression is well-formed, and no date fits it."""
 
 
+class ClockChange(NamedTuple):
+    """A change of a zone's clock at which a schedule would run. The times are local, on the calendar of the zone."""
+
+    before: datetime
+    """What the clock shows when it changes, and what it shows `after`."""
+    after: datetime
+    run: datetime
+    """The first run among the times that are skipped, or that come twice."""
+    fixed: bool
+    """True if the schedule runs once all the same, False if it follows the elapsed time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cron:
     """A checked expression; `text` is what the caller wrote without blanks around it, `zone` the name of its zone."""
@@ -125,6 +137,19 @@ class Cron:
         except (OverflowError, ValueError):  # the calendar ends with the year 9999
             return None
         return None if moment is None else (moment - _EPOCH) // timedelta(milliseconds=1)
+
+    def clock_change(self, after_ms: int, within_ms: int) -> ClockChange | None:
+        """The first change of the clock in that time, if the schedule has a run at a time that it skips or repeats."""
+        if self._every_ms or self.zone == "UTC" or self._expression.split(" ")[1] == "*":
+            return None  # what runs in every hour goes by the time that has passed
+        after, zone = _EPOCH + timedelta(seconds=after_ms // 1000), ZoneInfo(self.zone)
+        offset = _offset(after, zone)
+        change = _next_change(after, after + timedelta(milliseconds=within_ms), offset, zone)
+        if change is None:
+            return None
+        before, then = change + offset, change + _offset(change, zone)
+        run = self._tick(min(before, then) - _SECOND)
+        return None if run is None or run >= max(before, then) else ClockChange(before, then, run, self._fixed)
 
     def _tick(self, local: datetime) -> datetime | None:
         """The first match after a local time, on the calendar alone."""

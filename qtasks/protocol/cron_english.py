@@ -52,6 +52,16 @@ def describe(text: str) -> str:
     return sentence if expression.zone == "UTC" else f"{sentence} ({expression.zone})"
 
 
+def describe_change(zone: str, change: cron.ClockChange) -> str:
+    """What a change of the clocks of `zone` does to the runs of a schedule."""
+    run, before, after = (f"{local:%H:%M}" for local in (change.run, change.before, change.after))
+    if change.before < change.after:
+        effect = f"run of {run} starts at {after}" if change.fixed else f"runs in between, from {run}, are left out"
+    else:
+        effect = f"run of {run} comes once" if change.fixed else f"runs in between, from {run}, come twice"
+    return f"On {change.before:%Y-%m-%d} the clocks of {zone} go from {before} to {after}: its {effect}."
+
+
 def _span(span_ms: int) -> str:
     parts: list[str] = []
     for size, name in _UNITS:

@@ -12,6 +12,7 @@ from qtasks.broker.console.console_context import Role, Viewer
 from qtasks.broker.console.views import (
     again,
     dead_letters,
+    drift,
     endpoints,
     failure_table,
     for_assistant,
@@ -68,6 +69,7 @@ VIEWS: Final = (
     _view("POST", "dead-letters/retry", Right.ACT, dead_letters.retry_dead_letters),
     _view("POST", "dead-letters/delete", Right.ACT, dead_letters.delete_dead_letters),
     _view("GET", "schedules", Right.LOOK, schedule_table.list_schedules),
+    _view("GET", "drift", Right.LOOK, drift.show),
     _view("POST", "schedules/{}/run", Right.ACT, schedule_table.run_now),
     _view("GET", "queues", Right.LOOK, queue_table.list_queues),
     _view("GET", "flow", Right.LOOK, queue_table.list_flow_keys),

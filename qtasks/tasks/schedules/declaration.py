@@ -22,6 +22,7 @@ from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, DefinitionError, did_you_mean
 from qtasks.protocol import wire
 from qtasks.protocol.cron import Cron
+from qtasks.protocol.labels.schedule_labels import DECLARED
 from qtasks.protocol.messages import PublishOptions
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode import envelope as envelopes
@@ -32,7 +33,6 @@ from qtasks.tasks.schedules.recurrence import Zone
 from qtasks.tasks.send.end_callback import EndQuery, ending_at
 from qtasks.tasks.send.outgoing import Outgoing
 
-DECLARED, DYNAMIC = "qtasks-schedule", "qtasks-schedule-dynamic"
 MAX_ID = 128
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qtasks.protocol import durations
+from qtasks.protocol.labels.schedule_labels import DYNAMIC
 from qtasks.protocol.messages import DEFAULT_RETRIES, FlowControl
-from qtasks.tasks.schedules.declaration import DYNAMIC, DesiredSchedule
+from qtasks.tasks.schedules.declaration import DesiredSchedule
 from qtasks.tasks.schedules.existing_schedule import (
     check_owner,
     failure_callback_of,

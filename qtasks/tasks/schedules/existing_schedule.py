@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, PayloadError
+from qtasks.protocol.labels.schedule_labels import DECLARED, DYNAMIC
 from qtasks.protocol.messages import FlowControl, PublishOptions
 from qtasks.tasks.encode import envelope as envelopes
-from qtasks.tasks.schedules.declaration import DECLARED, DYNAMIC, identity, label_prefix, title
+from qtasks.tasks.schedules.declaration import identity, label_prefix, title
 from qtasks.tasks.send.end_callback import END_TASK
 from qtasks.tasks.send.outgoing import Outgoing
 

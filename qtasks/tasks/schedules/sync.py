@@ -22,12 +22,12 @@ from qtasks.api_names import ApiNames
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ApiError, ArgumentsError, ConfigurationError, DefinitionError, ResultsDisabled, did_you_mean
 from qtasks.protocol import cron
+from qtasks.protocol.labels.schedule_labels import DYNAMIC
 from qtasks.protocol.loopback import is_loopback_url
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.options import Span
 from qtasks.tasks.schedules import recurrence
 from qtasks.tasks.schedules.declaration import (
-    DYNAMIC,
     DesiredSchedule,
     ScheduleDeclaration,
     declaration_error,

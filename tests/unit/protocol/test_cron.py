@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtasks.protocol import cron
+from qtasks.protocol import cron, cron_english
 
 MINUTE = timedelta(minutes=1)
 
@@ -329,6 +329,28 @@ def test_a_clock_change_neither_skips_nor_repeats_a_fixed_time(
     zone: str, text: str, start: str, end: str, expected: list[str]
 ) -> None:
     assert local_runs(text, zone, start, end) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "expected"),
+    [
+        ("30 2 * * *", "2025-03", "go from 02:00 to 03:00: its run of 02:30 starts at 03:00."),
+        ("0 */2 * * *", "2025-03", "go from 02:00 to 03:00: its runs in between, from 02:00, are left out."),
+        ("30 2 * * *", "2025-10", "go from 03:00 to 02:00: its run of 02:30 comes once."),
+        ("*/20 2 * * *", "2025-10", "go from 03:00 to 02:00: its runs in between, from 02:00, come twice."),
+        ("30 4 * * *", "2025-03", None),
+        ("0 3 * * *", "2025-10", None),
+        ("30 2 * * MON", "2025-03", None),
+        ("*/5 * * * *", "2025-03", None),
+        ("30 2 * * *", "2025-05", None),
+    ],
+)
+def test_a_change_of_the_clocks_is_announced_if_a_run_is_in_it(text: str, start: str, expected: str | None) -> None:
+    expression = cron.parse(f"CRON_TZ=Europe/Berlin {text}")
+    change = expression.clock_change(ms(datetime.fromisoformat(f"{start}-01T00:00+00:00")), 60 * 86_400_000)
+    assert (change is None) == (expected is None)
+    if change is not None and expected is not None:
+        assert cron_english.describe_change("Europe/Berlin", change).endswith(expected)
 
 
 def test_wildcards_follow_elapsed_time() -> None:

@@ -23,6 +23,8 @@ from qtasks.protocol.views import Json
 
 NEXT: Final = 5
 """Runs that are shown ahead."""
+CHANGE_MS: Final = 60 * 24 * 60 * 60 * 1000
+"""How far ahead a change of the clocks is announced."""
 RECENT: Final = 30
 """Runs that are shown of the past."""
 MOST: Final = 300
@@ -66,6 +68,7 @@ def _view(context: ConsoleContext, viewer: Viewer, kept: _StoredSchedule) -> Jso
         "destination": destination_of(schedule.destination),
         "english": cron_english.describe(schedule.cron),
         "timeZone": _zone(schedule.cron),
+        "clockChange": _clock_change(context, schedule.cron),
         "nextMs": [next_ms + in_wall_time_ms for next_ms in _next_runs(context, schedule)],
         "recent": [
             {
@@ -87,6 +90,16 @@ def _zone(text: str) -> str:
         return cron.parse(text).zone
     except ValueError:  # a zone that the system does not know any more
         return "UTC"
+
+
+def _clock_change(context: ConsoleContext, text: str) -> str | None:
+    """What the next change of the clocks does to the runs, a sentence."""
+    try:
+        expression = cron.parse(text)
+    except ValueError:
+        return None
+    change = expression.clock_change(context.api.wall_ms(), CHANGE_MS)
+    return None if change is None else cron_english.describe_change(expression.zone, change)
 
 
 def _next_runs(context: ConsoleContext, schedule: Schedule) -> list[int]:

@@ -1,11 +1,11 @@
 // When what is called again and again, and what became of it.
 import { Fragment, html } from "../lib/view.js";
-import { path, post, remove, seesPayloads } from "../lib/api.js";
+import { lacks, path, post, remove, seesPayloads } from "../lib/api.js";
 import { exact, plural, span, target, zone } from "../lib/format.js";
 import { useView } from "../lib/live.js";
 import { go, href } from "../lib/route.js";
 import { clockChange, readableZone, shortIn, viewersZone } from "../lib/zones.js";
-import { Empty, Facts, Heading, Loaded, Panel, Table, Time } from "../parts/basic.js";
+import { Command, Empty, Facts, Heading, Loaded, Panel, Table, Time } from "../parts/basic.js";
 import { Change } from "../parts/changes.js";
 import { Body } from "../parts/json.js";
 import { FilteredTable, TextFilter } from "../parts/lists.js";
@@ -17,20 +17,48 @@ export const title = (item) => item.task ?? target(item.schedule);
 
 export function Schedules() {
   const view = useView("schedules");
+  const drift = useDrift();
   return html`<${Heading} title="Schedules"><${TextFilter} label="Filter schedules" /><//>
+    <${Drift} drift=${drift} />
     <${Loaded} view=${view}>${({ schedules }) => html`<${Panel}><${FilteredTable} caption="Schedules" rows=${schedules} rowKey=${(item) => item.schedule.scheduleId}
-      textOf=${(item) => `${title(item)} ${item.schedule.scheduleId} ${item.schedule.cron} ${item.english}`} columns=${columns(view.reload)} empty=${html`<${None} />`} /><//>`}<//>`;
+      textOf=${(item) => `${title(item)} ${item.schedule.scheduleId} ${item.schedule.cron} ${item.english}`} columns=${columns(view.reload, drift)} empty=${html`<${None} />`} /><//>`}<//>`;
 }
 
 function None() {
   return html`<${Empty} title="No schedules." command=${'@tasks.cron("0 9 * * MON-FRI", tz="Europe/Berlin")'}>Declare one above a task; the application syncs it when it starts.<//>`;
 }
 
-const columns = (reload) => [
+// What the code of the applications declares, beside what is here: by the id of the schedule; null while nobody knows.
+function useDrift() {
+  const { data } = useView(lacks("drift") ? null : "drift", {}, { everyMs: 15_000 });
+  return data ? new Map(data.schedules.map((line) => [line.scheduleId, line])) : null;
+}
+
+const STATES = { inStep: ["✓", "in step", "good"], differs: ["≠", "differs", "warn"], notSynced: ["○", "not synced", "warn"], leftOver: ["–", "left over", "warn"],
+  noAnswer: ["?", "no answer", "quiet"], dynamic: ["·", "by a program", "quiet"], byHand: ["·", "by hand", "quiet"] };
+
+function DriftState({ line }) {
+  if (!line) return html`<span class="quiet">–</span>`;
+  const [mark, words, className] = STATES[line.state];
+  return html`<span class=${`together ${className}`} title=${line.text}><span aria-hidden="true">${mark}</span> ${words}</span>`;
+}
+
+// What a sync would change, and the command for it.
+function Drift({ drift }) {
+  const lines = [...(drift?.values() ?? [])].filter(({ state }) => ["differs", "notSynced", "leftOver"].includes(state));
+  if (lines.length === 0) return null;
+  return html`<section class="why" aria-label="Difference from the code"><p><b>${plural(lines.length, "schedule")} ${lines.length === 1 ? "is" : "are"} not as the code declares:</b></p>
+    <ul class="list">${lines.map((line) => html`<li key=${line.scheduleId}><span class="mono">${line.scheduleId}</span> <${DriftState} line=${line} />. <span class="quiet">${line.text}</span></li>`)}</ul>
+    <p class="note">Run this where the application is. It shows what a sync would do; <code>qtasks schedules sync</code> does it, with <code>--prune</code> also for what is left over.</p>
+    <${Command} text="qtasks schedules diff" /></section>`;
+}
+
+const columns = (reload, drift) => [
   { name: "name", title: "Schedule", wide: true, cell: (item) => html`<span><a class="target" href=${href(["schedules", item.schedule.scheduleId])}>${title(item)}</a><br /><span class="quiet mono">${item.schedule.scheduleId}</span></span>` },
-  { name: "when", title: "When", wide: true, cell: (item) => html`<span>${item.english}<br /><code class="quiet">${expression(item)}</code></span>` },
+  { name: "when", title: "When", wide: true, cell: (item) => html`<span>${item.english}<br /><code class="quiet">${expression(item)}</code>${item.clockChange && html`<br /><span class="warn" title=${item.clockChange}>clock change ahead</span>`}</span>` },
   { name: "next", title: "Next run", cell: (item) => html`<${NextRun} item=${item} />` },
   { name: "recent", title: "Past runs", cell: (item) => html`<${Marks} item=${item} most=${SHOWN_RUNS} />` },
+  ...(drift ? [{ name: "code", title: "Code", cell: (item) => html`<${DriftState} line=${drift.get(item.schedule.scheduleId)} />` }] : []),
   { name: "actions", title: "Actions", cell: (item) => html`<span class="actions"><${RunNow} item=${item} reload=${reload} /><${Pause} item=${item} reload=${reload} /></span>` },
 ];
 
@@ -102,12 +130,14 @@ function Delete({ item }) {
 
 export function Schedule({ id }) {
   const view = useView("schedules");
+  const drift = useDrift()?.get(id);
   const item = view.data?.schedules.find(({ schedule }) => schedule.scheduleId === id);
   if (view.data && !item) return html`<${Heading} title="No such schedule" /><${Empty} title=${`There is no schedule “${id}”.`}><a href=${href("schedules")}>All schedules</a><//>`;
   return html`<${Loaded} view=${view}>${() => html`<${Fragment}>
     <${Heading} title=${title(item)} note=${item.english}>
       <${RunNow} item=${item} reload=${view.reload} small=${false} /><${Pause} item=${item} reload=${view.reload} small=${false} /><${Delete} item=${item} />
     <//>
+    ${drift && drift.state !== "byHand" && html`<p class="note">Code: <${DriftState} line=${drift} />. ${drift.text}</p>`}
     <div class="columns"><${NextRuns} item=${item} /><${PastRuns} item=${item} /></div>
     <${Sends} item=${item} />
   <//>`}<//>`;
@@ -117,7 +147,7 @@ function NextRuns({ item }) {
   const own = readableZone(item.timeZone);
   const viewers = viewersZone();
   const next = item.nextMs ?? [];
-  const change = clockChange(next, own);
+  const change = item.clockChange ?? clockChange(next, own);
   const columns = [
     { name: "own", title: own, cell: (ms) => shortIn(ms, own) },
     ...(viewers === own ? [] : [{ name: "viewers", title: viewers, cell: (ms) => shortIn(ms, viewers) }]),
