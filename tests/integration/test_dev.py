@@ -7,6 +7,7 @@ import socket
 import sqlite3
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.support.dev import Dev
@@ -45,6 +46,15 @@ def test_a_script_beside_it_needs_no_configuration(folder: Path) -> None:
         assert dev.stop() == 0
         assert dev.lines[-1] == "1 done, 0 retried, 0 failed"
     assert not (folder / ".qtasks" / "dev.json").exists()
+
+
+def test_the_console_knows_the_application_before_its_first_message(folder: Path) -> None:
+    with Dev(folder, "tasks.py") as dev:
+        url = dev.started()["broker"]
+        overview = httpx.get(f"{url}/console/api/overview").json()
+        assert overview["checklist"] == {"broker": True, "dispatcher": True, "message": False, "run": False}
+        [application] = httpx.get(f"{url}/console/api/tasks").json()["dispatchers"]
+        assert application["error"] is None
 
 
 def test_deliveries_stay_here_whatever_address_the_environment_names(folder: Path) -> None:

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from qtasks.broker.console import bulk
 from qtasks.broker.console.console_context import Role
 from qtasks.broker.console.table_rows import HIDDEN
-from qtasks.broker.console.views import dead_letters, failure_table, messages, metrics, overview
+from qtasks.broker.console.views import dead_letters, failure_table, messages, metrics, overview, task_table
 from qtasks.broker.ports import DeliveryRequest
 from qtasks.protocol.messages import Response
 from tests.support.api import Service
@@ -65,6 +65,30 @@ async def test_an_empty_broker_shows_a_checklist(console: Console) -> None:
     assert shown["now"] == {"scheduled": 0, "waiting": 0, "running": 0, "retrying": 0, "dead": 0}
     assert (shown["oldestWaiting"], shown["destinations"], shown["behind"]) == (None, [], 0)
     assert len(shown["series"]["points"]) == 60
+
+
+async def test_an_application_that_was_announced_needs_no_message_to_be_known(console: Console) -> None:
+    console.context.manifests.announce(console.viewer.account, f"{TASKS}/")
+    assert (await console.see(overview.show))["checklist"]["dispatcher"] is True
+    [known] = (await console.see(task_table.list_tasks))["dispatchers"]
+    assert known["prefix"] == f"{TASKS}/"
+
+
+async def test_the_overview_says_what_is_paused_and_what_runs_next(service: Service, console: Console) -> None:
+    for name in ("daily", "nightly"):
+        lines = {
+            "Upstash-Cron": "0 9 * * *",
+            "Upstash-Schedule-Id": name,
+            "Qtasks-End-Callback": f"{TASKS}/_end?task=x",
+        }
+        await service.post(f"/v2/schedules/{TASKS}/report", lines)
+    await service.call("PATCH", "/v2/schedules/nightly/pause")
+    await service.post("/v2/queues", body='{"queueName": "mails"}')
+    await service.post("/v2/queues/mails/pause")
+    shown = await console.see(overview.show)
+    assert shown["held"] == {"queues": 1, "keys": 0, "schedules": 1}
+    [following] = shown["nextSchedules"]
+    assert (following["scheduleId"], following["task"]) == ("daily", "report"), "though it has never run"
 
 
 async def test_the_overview_counts_what_was_done_and_what_waits(service: Service, console: Console) -> None:

@@ -9,8 +9,8 @@ from qtasks.broker.console import manifest_reader
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
 from qtasks.broker.console.manifest_reader import DeclaredSchedule
 from qtasks.broker.console.manifests import ManifestAnswer
+from qtasks.broker.console.views import task_table
 from qtasks.broker.store.verbs import schedules
-from qtasks.broker.store.verbs.reads import dispatchers
 from qtasks.protocol.labels.schedule_labels import DECLARED, DYNAMIC
 from qtasks.protocol.messages import Schedule
 from qtasks.protocol.views import Json
@@ -19,7 +19,7 @@ from qtasks.protocol.views import Json
 async def show(context: ConsoleContext, viewer: Viewer, request: ApiRequest) -> ApiResponse:
     """Every schedule of both sides with its state."""
     stored = await context.store.read_long(schedules.schedules, viewer.account)
-    answers = await context.manifests.of(viewer.account, await context.store.read(dispatchers.prefixes, viewer.account))
+    answers = await task_table.answers(context, viewer)
     declared = _declared(answers)
     return json_response(
         {

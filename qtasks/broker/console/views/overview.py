@@ -41,9 +41,10 @@ async def show(context: ConsoleContext, viewer: Viewer, request: ApiRequest) -> 
             "series": _series(figures, offset_ms),
             "destinations": [_destination(each, figures.rate_ms) for each in figures.destinations],
             "nextSchedules": [_schedule(schedule, offset_ms) for schedule in figures.next_schedules],
+            "held": figures.held._asdict(),
             "checklist": {
                 "broker": True,
-                "dispatcher": figures.has_dispatcher,
+                "dispatcher": figures.has_dispatcher or bool(context.manifests.prefixes(viewer.account, ())),
                 "message": figures.has_message,
                 "run": figures.has_run,
             },

@@ -12,10 +12,15 @@ from qtasks.broker.store.verbs.reads import dispatchers
 
 async def list_tasks(context: ConsoleContext, viewer: Viewer, request: ApiRequest) -> ApiResponse:
     """`GET console/api/tasks`: the manifests, those of the dispatchers first that were used last."""
-    prefixes = await context.store.read(dispatchers.prefixes, viewer.account)
-    answers = await context.manifests.of(viewer.account, prefixes)
     offset_ms = context.clock.offset_ms()
-    return ApiResponse(200, orjson.dumps({"dispatchers": [_shown(answer, offset_ms) for answer in answers]}))
+    shown = [_shown(answer, offset_ms) for answer in await answers(context, viewer)]
+    return ApiResponse(200, orjson.dumps({"dispatchers": shown}))
+
+
+async def answers(context: ConsoleContext, viewer: Viewer) -> list[ManifestAnswer]:
+    """What the dispatchers of the account say."""
+    used = await context.store.read(dispatchers.prefixes, viewer.account)
+    return await context.manifests.of(viewer.account, context.manifests.prefixes(viewer.account, used))
 
 
 def _shown(answer: ManifestAnswer, offset_ms: int) -> dict[str, object]:

@@ -1,7 +1,7 @@
 // What happens now, over time, and what needs a person.
 import { Fragment, html } from "../lib/view.js";
 import { now, tick, useView } from "../lib/live.js";
-import { count, perMinute, short, span, target } from "../lib/format.js";
+import { count, perMinute, plural, short, span, target } from "../lib/format.js";
 import { quoted } from "../lib/filter.js";
 import { href, replaceQuery, route } from "../lib/route.js";
 import { Command, Heading, Loaded, MessageLink, Panel, Table, Time } from "../parts/basic.js";
@@ -27,6 +27,7 @@ function Content({ data, minutes }) {
     ${data.behind > 0 && html`<p class="note" role="status">The figures of earlier messages are being counted: ${count(data.behind)} entries of the log are left.</p>`}
     ${!data.checklist.run && html`<${Checklist} done=${data.checklist} />`}
     <${Tiles} counts=${counts} />
+    <${Held} held=${data.held} />
     ${data.oldestWaiting && html`<${Oldest} row=${data.oldestWaiting} timeMs=${data.timeMs} />`}
     <div class="columns charts">
       <section class="panel" aria-label="Throughput"><${Throughput} series=${data.series} /></section>
@@ -47,6 +48,13 @@ function Tiles({ counts }) {
     ${["waiting", "running", "retrying", "scheduled"].map((name) => tile(name, href("messages", { filter: `status:${name}` }), false))}
     ${tile("dead", href("dead-letters"), true)}
   </div>`;
+}
+
+// What somebody has paused: the first thing to know where something waits.
+function Held({ held }) {
+  const paused = [["queues", "queue", "queues"], ["keys", "flow-control key", "queues"], ["schedules", "schedule", "schedules"]].filter(([name]) => held?.[name] > 0);
+  if (paused.length === 0) return null;
+  return html`<p class="why"><b>Paused:</b> ${paused.map(([name, word, page], index) => html`${index > 0 ? ", " : ""}<a key=${name} href=${href(page)}>${plural(held[name], word)}</a>`)}.</p>`;
 }
 
 function Oldest({ row, timeMs }) {

@@ -11,6 +11,7 @@ import apsw
 from qtasks.broker.core.observed.statuses import Status
 from qtasks.broker.store.verbs.insight import index
 from qtasks.broker.store.verbs.insight.figures import ALL, COLUMNS, EVER_MS, HOUR_MS, MINUTE_MS, Figures
+from qtasks.broker.store.verbs.reads import dispatchers
 from qtasks.broker.store.verbs.rows import fetch, first
 
 MAX_POINTS: Final = 120
@@ -49,8 +50,13 @@ _OLDEST_WAITING: Final = (
     " ORDER BY due_ms LIMIT 1"
 )
 _NEXT_SCHEDULES: Final = (
-    "SELECT id, destination, cron, next_ms FROM schedules WHERE account = ? AND paused = 0 AND next_ms IS NOT NULL"
-    " ORDER BY next_ms LIMIT 5"
+    f"SELECT id, destination, cron, next_ms, {dispatchers.IS_OF_FRAMEWORK} FROM schedules"
+    " WHERE account = ? AND paused = 0 AND next_ms IS NOT NULL ORDER BY next_ms LIMIT 5"
+)
+_HELD: Final = (
+    "SELECT (SELECT count(*) FROM queues WHERE account = ?1 AND paused = 1),"
+    " (SELECT count(*) FROM flow_keys WHERE account = ?1 AND paused = 1),"
+    " (SELECT count(*) FROM schedules WHERE account = ?1 AND paused = 1)"
 )
 _TASK_OF: Final = "SELECT task FROM insight_destinations WHERE account = ? AND url = ? AND is_task = 1"
 
@@ -83,6 +89,14 @@ class NextSchedule(NamedTuple):
     next_ms: int
 
 
+class Held(NamedTuple):
+    """How much is paused."""
+
+    queues: int
+    keys: int
+    schedules: int
+
+
 class Totals(NamedTuple):
     """All that the overview shows. Times are the broker's, in Unix milliseconds."""
 
@@ -96,6 +110,7 @@ class Totals(NamedTuple):
     rate_ms: int
     """The span that counts for a rate."""
     next_schedules: Sequence[NextSchedule]
+    held: Held
     has_dispatcher: bool
     """A dispatcher has answered."""
     has_message: bool
@@ -117,6 +132,7 @@ def totals(db: apsw.Connection, account: int, *, minutes: int, now_ms: int) -> T
         destinations=_destinations(db, account, counts, minutes, rate_from_ms, now_ms),
         rate_ms=now_ms - rate_from_ms,
         next_schedules=_next_schedules(db, account),
+        held=Held(*(first(db, _HELD, (account,)) or (0, 0, 0))),
         has_dispatcher=bool(db.execute("SELECT EXISTS (SELECT 1 FROM prefixes WHERE dispatcher = 1)").get),
         has_message=_exists(db, account, *Status),
         has_run=_exists(db, account, Status.DELIVERED),
@@ -238,9 +254,9 @@ def _oldest_waiting(db: apsw.Connection, account: int, now_ms: int) -> tuple[int
 
 def _next_schedules(db: apsw.Connection, account: int) -> list[NextSchedule]:
     upcoming = []
-    for schedule_id, destination, cron, next_ms in fetch(db, _NEXT_SCHEDULES, (account,)):
+    for schedule_id, destination, cron, next_ms, is_of_framework in fetch(db, _NEXT_SCHEDULES, (account,)):
         url = str(destination).partition("?")[0]
-        (task,) = first(db, _TASK_OF, (account, url)) or (None,)
+        (task,) = first(db, _TASK_OF, (account, url)) or (url.rpartition("/")[2] if is_of_framework else None,)
         upcoming.append(NextSchedule(schedule_id, task, url, cron, next_ms))
     return upcoming
 

@@ -13,11 +13,11 @@ _LATEST: Final = 1_000
 _TASK_URLS: Final = (
     "SELECT url FROM insight_destinations WHERE account = ? AND is_task = 1 AND url != '' ORDER BY id DESC LIMIT ?"
 )
+IS_OF_FRAMEWORK: Final = "instr(options, '\"Qtasks-End-Callback\"') > 0"
+"""True for a schedule that calls a task: only the framework makes schedules with an end callback."""
 _SCHEDULED: Final = (
-    "SELECT destination FROM schedules WHERE account = ? AND instr(options, '\"Qtasks-End-Callback\"') > 0"
-    " ORDER BY created_ms DESC LIMIT ?"
+    f"SELECT destination FROM schedules WHERE account = ? AND {IS_OF_FRAMEWORK} ORDER BY created_ms DESC LIMIT ?"
 )
-"""Only the framework makes schedules with an end callback."""
 
 
 def prefixes(db: apsw.Connection, account: int) -> list[str]:
