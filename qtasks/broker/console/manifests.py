@@ -40,16 +40,10 @@ class Manifests:
     def __init__(self, questions: DispatcherQuestions) -> None:
         self._questions = questions
         self._answers = KeptAnswers[ManifestAnswer](questions.clock, FRESH_S)
-        self._announced: dict[int, list[str]] = {}
-
-    def announce(self, account: int, prefix: str) -> None:
-        """An application is started at `prefix`: it is known before the first message for it."""
-        if prefix not in (announced := self._announced.setdefault(account, [])):
-            announced.append(prefix)
 
     def prefixes(self, account: int, used: Sequence[str]) -> list[str]:
         """The prefixes to ask: those that were announced, and those that messages have `used`."""
-        return list(dict.fromkeys((*self._announced.get(account, ()), *used)))
+        return list(dict.fromkeys((*self._questions.announced.get(account, ()), *used)))
 
     async def of(self, account: int, prefixes: Sequence[str]) -> list[ManifestAnswer]:
         """The answers of `prefixes`, of the first `MAX_PREFIXES` of them, asked at the same time."""

@@ -40,6 +40,13 @@ class DispatcherQuestions:
         self._keys = keys
         self._random = random
         self._open = 0
+        self.announced: dict[int, list[str]] = {}
+        """Where applications were started beside this broker, by account."""
+
+    def announce(self, account: int, prefix: str) -> None:
+        """An application is started at `prefix`: it is known before the first message for it."""
+        if prefix not in (announced := self.announced.setdefault(account, [])):
+            announced.append(prefix)
 
     async def ask(self, account: int, prefix: str, name: str, body: bytes = b"") -> bytes | Refusal:
         """What the dispatcher at `prefix`, which ends with a slash, answers at `name`."""

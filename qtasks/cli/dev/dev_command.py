@@ -231,7 +231,7 @@ class _DevSession:
 
     def _note_start(self, started_app: StartedApp) -> None:
         self.printer.base_url, self.printer.parameters = started_app.base_url, started_app.parameters
-        self.broker.manifests.announce(self.broker.accounts[development.USERS[0].name], f"{started_app.base_url}/")
+        self.broker.questions.announce(self.broker.accounts[development.USERS[0].name], f"{started_app.base_url}/")
         self._write_file(started_app)
 
     def _note_report(self, report: dict[str, Any]) -> None:

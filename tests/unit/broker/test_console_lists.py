@@ -68,7 +68,7 @@ async def test_an_empty_broker_shows_a_checklist(console: Console) -> None:
 
 
 async def test_an_application_that_was_announced_needs_no_message_to_be_known(console: Console) -> None:
-    console.context.manifests.announce(console.viewer.account, f"{TASKS}/")
+    console.service.broker.questions.announce(console.viewer.account, f"{TASKS}/")
     assert (await console.see(overview.show))["checklist"]["dispatcher"] is True
     [known] = (await console.see(task_table.list_tasks))["dispatchers"]
     assert known["prefix"] == f"{TASKS}/"
