@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "messages": ("qtasks.cli.operate.messages_command", "Search, look at, cancel and retry messages."),
     "failures": ("qtasks.cli.operate.failures_command", "Look at what fails, grouped by error."),
     "dlq": ("qtasks.cli.operate.dlq_command", "Search, look at, retry and delete dead letters."),
+    "pull": ("qtasks.cli.pull", "Run a message of any QStash service here, to step through it."),
     "logs": ("qtasks.cli.operate.logs_command", "Print the log of the service."),
     "queues": ("qtasks.cli.operate.queues_command", "Look at queues, pause them, set their parallelism."),
     "flow": ("qtasks.cli.operate.flow_command", "Look at flow-control keys, pause them, fix their limits."),

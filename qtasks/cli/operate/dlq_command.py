@@ -23,7 +23,8 @@ from qtasks.tasks.admin.republish import publish_again
 from qtasks.tasks.admin.searches import dead_letters
 from qtasks.tasks.admin.summaries import DeadLetterSummary
 
-_ID: Final = re.compile(r"\d+-\d+")
+ID: Final = re.compile(r"\d+-\d+")
+"""The form of the id of a dead letter."""
 _words = click.argument("words", nargs=-1, metavar="[FILTER]...")
 _id = click.argument("dlq_id", metavar="ID", shell_complete=dead_letter_ids)
 _targets = click.argument("targets", nargs=-1, metavar="ID... or FILTER...", shell_complete=dead_letter_ids)
@@ -127,7 +128,7 @@ def _change(
     if bool(targets) == everything:
         raise click.UsageError(f"name what to {verb}: ids, a filter such as task:NAME, or --all")
     with connected() as service:
-        if everything or not all(_ID.fullmatch(target) for target in targets):
+        if everything or not all(ID.fullmatch(target) for target in targets):
             selected, _ = _select(service, " ".join(targets), None)
             names = [f"{letter.dlq_id}  {letter.task or letter.destination}" for letter in selected]
             ids = [letter.dlq_id for letter in selected]

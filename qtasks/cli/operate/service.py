@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -113,9 +113,15 @@ class ServiceConnection:
 
 
 @contextlib.contextmanager
-def connected(*, timeout_s: float = _TIMEOUT_S, retry: Retry = _RETRY) -> Iterator[ServiceConnection]:
-    """Open a connection to the configured service. Raises ConfigurationError if there is no service."""
-    settings = resolve(os.environ, {}, lambda url: find_dev_server(url, start=Path.cwd()))
+def connected(
+    environment: Mapping[str, str] | None = None, *, timeout_s: float = _TIMEOUT_S, retry: Retry = _RETRY
+) -> Iterator[ServiceConnection]:
+    """Open a connection to the service that `environment`, by default that of this process, configures.
+
+    Raises ConfigurationError if there is no service.
+    """
+    variables = os.environ if environment is None else environment
+    settings = resolve(variables, {}, lambda url: find_dev_server(url, start=Path.cwd()))
     if settings.url is None or settings.token is None:
         raise ConfigurationError(
             "no QStash service is configured",
