@@ -30,7 +30,7 @@ class Retention:
     """For delivered and cancelled messages."""
     failed_ms: int = 30 * DAY_MS
     """For failed messages, which are the dead letters."""
-    max_bytes: int | None = 1024**3
+    max_bytes: int | None = 1_000_000_000
     """If the database is larger, the oldest finished messages are removed early, dead letters last. None: no limit."""
 
 

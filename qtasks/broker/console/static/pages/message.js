@@ -204,7 +204,7 @@ function About({ detail }) {
     ["Published", exact(row.createdMs)], ["Due", row.dueMs && row.dueMs !== row.createdMs ? exact(row.dueMs) : null], ["Finished", row.finishedMs && exact(row.finishedMs)],
     ["Queue", row.queue && html`<a href=${href("messages", { filter: `queue:${row.queue}` })}>${row.queue}</a>`], ["Flow-control key", row.flowKey && `${row.flowKey}${limits ? ` (${limits})` : ""}`],
     ["Labels", row.labels?.length ? row.labels.join(", ") : null], ["URL group", message.topicName && `${message.topicName}${message.endpointName ? `, ${message.endpointName}` : ""}`],
-    ["Retry delay", message.retryDelayExpression], ["Callback", message.callback], ["Failure callback", message.failureCallback], ["Published from", message.callerIp],
+    ["Retry delay", delay(message.retryDelayExpression)], ["Callback", message.callback], ["Failure callback", message.failureCallback], ["Published from", message.callerIp],
     ["Schedule", run && html`<a href=${href(["schedules", run.scheduleId])}>${run.scheduleId}</a>${run.tickMs ? html`, run of ${exact(run.tickMs)}` : ""}`],
     ["Signed for", signature?.url !== message.url ? signature?.url : null], ["Signature", signature && `by ${signature.issuer}, key ${signature.keyId}`],
   ]} /><//>`;
@@ -246,4 +246,9 @@ const LOG_COLUMNS = [
 function Log({ entries }) {
   const rows = entries.map((entry, index) => ({ ...entry, index }));
   return html`<${Panel} title="Log" id="log"><${Table} caption="Log" rows=${rows} rowKey=${(entry) => entry.index} columns=${LOG_COLUMNS} /><//>`;
+}
+
+// A delay between attempts is an expression in milliseconds, mostly a number.
+function delay(expression) {
+  return /^\d+$/.test(expression ?? "") ? span(Number(expression)) : expression;
 }

@@ -66,7 +66,7 @@ const column = (series, name) => series.points.map((point) => point[name] ?? 0);
 const line = (series, name) => series.points.map((point) => point[name] ?? null);
 
 function Throughput({ series }) {
-  return html`<${Bars} label=${`Attempts per ${span(series.stepMs)}`} fromMs=${series.fromMs} stepMs=${series.stepMs} series=${[
+  return html`<${Bars} label=${`Attempts per ${series.stepMs === 60_000 ? "minute" : span(series.stepMs)}`} fromMs=${series.fromMs} stepMs=${series.stepMs} series=${[
     { name: "delivered", className: "", values: column(series, "delivered") },
     { name: "retried", className: "series-warn", values: column(series, "retried") },
     { name: "failed", className: "series-bad", values: column(series, "failed") },
