@@ -16,6 +16,7 @@ from qtasks.broker.api.turns import Turns
 from qtasks.broker.console.console import Console, is_console_path
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
 from qtasks.broker.console.signed_questions import DispatcherQuestions
+from qtasks.broker.core.operator_changes import CONFIGURED, DEVELOPER, Actor
 from qtasks.broker.core.values import Recovery
 from qtasks.broker.events import EventWatchers
 from qtasks.broker.llm.language_model import LanguageModel
@@ -30,7 +31,7 @@ from qtasks.broker.loops.room_watcher import RoomWatcher
 from qtasks.broker.loops.scheduler import Scheduler
 from qtasks.broker.loops.scrubber import Scrubber
 from qtasks.broker.ports import StreamingTransport, Transport
-from qtasks.broker.settings import BrokerSettings, DeliveryLimits
+from qtasks.broker.settings import DEV_CREDENTIALS, BrokerSettings, DeliveryLimits
 from qtasks.broker.store.interface import Store
 from qtasks.broker.store.sqlite import SqliteStore
 from qtasks.broker.store.verbs import accounts, retention
@@ -167,7 +168,9 @@ class Broker:
             account = await self.store.write(accounts.ensure_account, credentials, ids.signing_keys(self.random))
             self.accounts[credentials.name] = account
             if credentials.token is not None:
-                self.tokens.add(credentials.token, Principal(account, TokenScope.PUBLISH))
+                name = DEVELOPER if self.settings.credentials == DEV_CREDENTIALS else CONFIGURED
+                principal = Principal(account, TokenScope.PUBLISH, actor=Actor(name))
+                self.tokens.add(credentials.token, principal)
             stored_keys = await self.store.read(accounts.signing_keys, account)
             if credentials.keys is not None and credentials.keys != stored_keys:
                 log.warning(

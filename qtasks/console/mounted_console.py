@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError
+from qtasks.broker.core.operator_changes import CONSOLE, Actor
 from qtasks.console.passed_service import PassedService
 from qtasks.console.site import ConsoleSite
 from qtasks.errors import QTasksError
@@ -19,17 +20,21 @@ from qtasks.tasks.web.results_router import serving_uvicorn
 
 _BUDGET: Final = BufferBudget(16 * 1024 * 1024)
 """Bytes of bodies that the consoles of this process hold together."""
+_APPLICATION: Final = "the application"
 METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
 
-def console_router(tasks: QTasks, *, read_only: bool = False) -> APIRouter:
+def console_router(
+    tasks: QTasks, *, read_only: bool = False, user: Callable[[Request], str | None] = lambda _request: None
+) -> APIRouter:
     """The console of the broker that `tasks` uses, to include in a FastAPI application.
 
         app.include_router(console_router(tasks), prefix="/jobs", dependencies=[Depends(admin)])
 
     Everyone whom the dependencies of the application let through sees all messages and may act on them; with
     `read_only` they only look. Without a dependency this is everyone, so the application must have one. The token of
-    the broker stays in this process.
+    the broker stays in this process. `user` tells who sends a request, for the audit: such as what the dependency has
+    kept in ``request.state``.
     """
 
     async def open_service() -> PassedService:
@@ -61,7 +66,8 @@ def console_router(tasks: QTasks, *, read_only: bool = False) -> APIRouter:
         # `rest` is decoded; the raw path is needed, because an id may contain an encoded slash.
         before = str(request.scope["path"]).removesuffix(rest).count("/")
         raw = request.scope["raw_path"].decode("latin-1").partition("?")[0].split("/", before)[before]
-        return _response(await site.handle(_api_request(request, f"/console/{raw}")))
+        actor = Actor(user(request) or _APPLICATION, CONSOLE)
+        return _response(await site.handle(_api_request(request, f"/console/{raw}")._replace(actor=actor)))
 
     router.add_api_route("/", page, methods=["GET", "HEAD"], include_in_schema=False)
     router.add_api_route("/console/{rest:path}", below, methods=METHODS, include_in_schema=False)

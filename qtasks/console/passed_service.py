@@ -8,6 +8,7 @@ from typing import Any, Final
 import orjson
 
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError
+from qtasks.broker.console.access import USER_HEADER
 from qtasks.errors import BrokerUnreachable
 from qtasks.protocol.messages import MAX_BODY
 from qtasks.qstash.conversation.transport import AsyncStreamed, AsyncStreaming, AsyncTransport, Reply, Request
@@ -26,6 +27,7 @@ _NOT_SENT: Final = frozenset(
         "cookie",
         "host",
         "origin",
+        USER_HEADER.lower(),
         "qtasks-csrf",
         "referer",
         "accept-encoding",
@@ -59,15 +61,15 @@ class PassedService:
         except BrokerUnreachable as error:
             raise HttpError(503, error.message) from None
 
-    async def pass_on(self, request: ApiRequest, path: str) -> ApiResponse:
-        """What the service answers at `path`, which may have a query, to the request of a page."""
+    async def pass_on(self, request: ApiRequest, path: str, *added: tuple[str, str]) -> ApiResponse:
+        """What the service answers at `path`, which may have a query, to the request of a page, with headers `added`."""
         body = await request.read_body(_MAX_REQUEST)
         lines = tuple(
             (name, value)
             for name, value in request.headers
             if name.lower() not in _NOT_SENT and not name.lower().startswith("sec-")
         )
-        passed = Request(request.method, self.url + path, self._headers(*lines), body)
+        passed = Request(request.method, self.url + path, self._headers(*lines, *added), body)
         return _response(await self.send(passed))
 
     @property

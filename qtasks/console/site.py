@@ -11,11 +11,14 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from importlib.metadata import version
 from typing import Any, Final, Protocol
+from urllib.parse import quote
 
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, error_response, json_response
 from qtasks.broker.console import same_origin, static_files
+from qtasks.broker.console.access import USER_HEADER
 from qtasks.broker.console.console import API_PREFIX, with_security
 from qtasks.broker.console.sessions import secret
+from qtasks.broker.core.operator_changes import UNKNOWN
 from qtasks.console.hosted_views import HostedViews
 from qtasks.console.passed_service import PassedService
 from qtasks.randomness import SystemRandom
@@ -63,7 +66,8 @@ class BrokerViews:
         """See `Views.answer`."""
         if path.partition("?")[0] == "events":
             return await self._service.stream(API_PREFIX + path)
-        return await self._service.pass_on(request, API_PREFIX + path)
+        user = "" if request.actor is UNKNOWN else request.actor.name
+        return await self._service.pass_on(request, API_PREFIX + path, (USER_HEADER, quote(user)))
 
 
 class ConsoleSite:

@@ -73,6 +73,10 @@ ENDED_HEADER = "Qtasks-Ended"
 """On an answer of the dispatcher that has ended a failed call: its hooks were called. Reports of the end show it."""
 
 
+NOTE_HEADER = "Qtasks-Note"
+"""On a request that changes something: an operator's note, percent-encoded UTF-8, of at most 200 characters."""
+
+
 class WireError(ValueError):
     """A request that cannot be accepted: a text for the caller that names the header, and the HTTP status to answer."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 Headers = tuple[tuple[str, str], ...]
 """Header lines in order, names in canonical form (``Content-Type``); a name may repeat."""
@@ -187,6 +187,14 @@ class RunState(StrEnum):
     FAIL = "FAIL"
 
 
+class Pause(NamedTuple):
+    """Since when something is paused, by whom, and why."""
+
+    paused_ms: int
+    who: str
+    note: str | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
     """A recurring publish: a destination, a body and a cron expression."""
@@ -201,6 +209,8 @@ class Schedule:
     caller_ip: str
     created_ms: int
     paused: bool = False
+    pause: Pause | None = None
+    """What is known of its pause."""
     next_ms: int | None = None
     """The next run; None when the expression has none."""
     last_ms: int | None = None

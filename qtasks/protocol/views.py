@@ -18,6 +18,7 @@ from qtasks.protocol.messages import (
     Headers,
     LogEntry,
     Message,
+    Pause,
     PublishOptions,
     Redaction,
     Response,
@@ -71,6 +72,7 @@ def schedule_json(schedule: Schedule) -> Json:
         "method": options.method or "POST",
         "createdAt": schedule.created_ms,
         "isPaused": schedule.paused,
+        **pause_json(schedule.pause),
         "retries": DEFAULT_RETRIES if options.retries is None else options.retries,
         **_body(schedule.body, redaction),
         **_callback_headers(options, redaction, suffix="Header"),
@@ -95,6 +97,14 @@ def schedule_json(schedule: Schedule) -> Json:
             }
         ),
     }
+
+
+def pause_json(pause: Pause | None, offset_ms: int = 0) -> Json:
+    """What is known of the pause of a schedule, queue or flow-control key (docs/protocol.md 5.18)."""
+    if pause is None:
+        return {}
+    note = {} if pause.note is None else {"pauseNote": pause.note}
+    return {"pausedAt": pause.paused_ms + offset_ms, "pausedBy": pause.who, **note}
 
 
 def callback_json(

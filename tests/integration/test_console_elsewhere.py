@@ -69,7 +69,11 @@ def mounted() -> Iterator[TestClient]:
 
     app = FastAPI()
     app.include_router(tasks.router, prefix="/qtasks")
-    app.include_router(console_router(tasks), prefix="/jobs", dependencies=[Depends(admin)])
+    app.include_router(
+        console_router(tasks, user=lambda request: request.headers.get("x-mail")),
+        prefix="/jobs",
+        dependencies=[Depends(admin)],
+    )
     app.state.add = add
     with TestClient(app, headers={"x-user": "admin"}) as client:
         yield client
@@ -103,6 +107,18 @@ def test_the_mounted_console_changes_nothing_for_a_forged_request(mounted: TestC
     assert [queue["name"] for queue in mounted.get("/jobs/console/api/queues").json()] == ["mails"]
 
 
+def test_the_audit_tells_of_the_application_and_of_its_user(mounted: TestClient) -> None:
+    headers = {"QTasks-CSRF": mounted.get("/jobs/console/api/session").json()["csrf"], "Qtasks-Console-User": "forged"}
+    path = "/jobs/console/api/v2/flowControl/openai"
+    assert mounted.post(f"{path}/pause", headers=headers).status_code == 200
+    assert mounted.post(f"{path}/resume", headers={**headers, "x-mail": "ada@example.com"}).status_code == 200
+    changes = mounted.get("/jobs/console/api/audit").json()["changes"]
+    assert [(change["who"], change["origin"]) for change in changes] == [
+        ("ada@example.com (the configured token)", "console"),
+        ("the application (the configured token)", "console"),
+    ]
+
+
 def test_a_read_only_console_only_looks() -> None:
     tasks = QTasks(embedded=Embedded(":memory:"))
     app = FastAPI()
@@ -128,6 +144,8 @@ def test_the_console_of_a_remote_broker(running: RunningBroker, tmp_path: Path) 
         [queue] = console.get("queues").json()
         assert (queue["name"], queue["parallelism"]) == ("mails", 3)
         assert console.post("v2/queues", {"queueName": "forged"}, csrf="wrong").status_code == 403
+        [change] = console.get("audit").json()["changes"]
+        assert (change["what"], change["origin"]) == ("queue.set", "console")
         assert console.get("queues", Host="evil.example").status_code == 421
         assert console.get("queues", **{"Sec-Fetch-Site": "cross-site"}).status_code == 403
         assert console.get("../../v2/queues").status_code == 404

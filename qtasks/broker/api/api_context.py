@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Concatenate, ParamSpec
+from typing import Concatenate, ParamSpec, TypeVar
 
 import apsw
 
+from qtasks.broker.api.api_request import ApiRequest
 from qtasks.broker.api.turns import Turns
+from qtasks.broker.core.operator_changes import OperatorChange
 from qtasks.broker.core.values import Accepted, Cancelled, Publication
 from qtasks.broker.events import EventWatchers
 from qtasks.broker.llm.language_model import LanguageModel
 from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.store.interface import Store
+from qtasks.broker.store.verbs import audit
 from qtasks.broker.transport.destination_policy import DestinationPolicy
 from qtasks.clock import Clock
 from qtasks.counted_log import CountedLog
@@ -22,6 +25,7 @@ from qtasks.protocol.messages import Message
 from qtasks.randomness import Random
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +77,54 @@ class ApiContext:
         self.watchers.notify_created(created, now_ms=now_ms)
         return accepted
 
+    def change_by(
+        self, request: ApiRequest, account: int, what: str, subject: str, *, is_payload: bool = False
+    ) -> OperatorChange:
+        """The change that `request` asks for, such as ``queue.pause`` of the queue `subject`, for the audit."""
+        return OperatorChange(
+            account=account,
+            actor=request.actor,
+            what=what,
+            subject=subject,
+            now_ms=self.clock.now_ms(),
+            note=request.note(),
+            is_payload=is_payload,
+        )
+
+    async def write(
+        self,
+        change: OperatorChange,
+        verb: Callable[Concatenate[apsw.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Write by `verb`, with the row of the audit in the same transaction."""
+        result, change.row = await self.store.write(audit.audited(change, verb), *args, **kwargs)
+        return result
+
+    async def write_long(
+        self,
+        change: OperatorChange,
+        verb: Callable[Concatenate[apsw.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """As `write`, for a verb that may take more than some milliseconds."""
+        result, change.row = await self.store.write_long(audit.audited(change, verb), *args, **kwargs)
+        return result
+
     async def cancel(
-        self, verb: Callable[Concatenate[apsw.Connection, P], Cancelled], *args: P.args, **kwargs: P.kwargs
+        self,
+        change: OperatorChange,
+        verb: Callable[Concatenate[apsw.Connection, P], Cancelled],
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> Cancelled:
         """Cancel messages by `verb`, and notify the watchers of their end callbacks.
 
         The delivery loop is woken: these callbacks are due, and slots may be free.
         """
-        cancelled = await self.store.write(verb, *args, **kwargs)
+        cancelled = await self.write(change, verb, *args, **kwargs)
         if cancelled.count:
             self.watchers.notify_created(cancelled.created, now_ms=self.clock.now_ms())
             self.wake()

@@ -9,7 +9,9 @@ from urllib.parse import parse_qsl, unquote
 
 import orjson
 
+from qtasks.broker.core.operator_changes import LONGEST_NOTE, UNKNOWN, Actor
 from qtasks.protocol import strict_json, wire
+from qtasks.protocol.headers import NOTE_HEADER
 from qtasks.protocol.messages import Headers
 from qtasks.threads import DaemonThreadPool
 
@@ -71,10 +73,19 @@ class ApiRequest(NamedTuple):
     client_ip: str
     read_body: Callable[[int], Awaitable[bytes]]
     """Read the body up to a limit in bytes; raises HttpError 413 beyond it."""
+    actor: Actor = UNKNOWN
+    """Who asks, once that is known, for what may change something."""
 
     def header(self, name: str) -> str | None:
         """The first header line of that (lower-case) name."""
         return next((value for line, value in self.headers if line.lower() == name), None)
+
+    def note(self) -> str | None:
+        """The operator's note on what the request does (docs/protocol.md 5.18). HttpError 400 for one too long."""
+        text = unquote(self.header(NOTE_HEADER.lower()) or "", errors="replace").strip()
+        if len(text) > LONGEST_NOTE:
+            raise HttpError(400, f"{NOTE_HEADER}: a note has at most {LONGEST_NOTE} characters, not {len(text)}")
+        return text.replace("\x00", "\ufffd") or None
 
 
 class Query:
@@ -93,6 +104,10 @@ class Query:
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
+
+    def shown(self) -> str:
+        """The parameters as a text for people; ``all`` without any."""
+        return " ".join(f"{name}={value}" for name, values in self._values.items() for value in values) or "all"
 
     def names(self) -> frozenset[str]:
         """The names of all parameters."""

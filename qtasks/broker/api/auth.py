@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Final
 from urllib.parse import unquote_plus
 
 from qtasks.broker.api.api_request import ApiRequest, HttpError
+from qtasks.broker.core.operator_changes import UNKNOWN, Actor
 from qtasks.broker.core.values import StoredToken
 from qtasks.broker.store.verbs.accounts import token_digest
 from qtasks.clock import Clock
@@ -38,6 +39,8 @@ class Principal:
     scope: TokenScope
     is_by_query: bool = False
     """True if the token was in the query: in a URL that other services and the logs of proxies contain."""
+    actor: Actor = field(default=UNKNOWN, compare=False)
+    """By the name of the token."""
 
 
 class Tokens:
@@ -92,7 +95,7 @@ class Tokens:
         try:
             began_s = self._clock.monotonic()
             rows = await self._read()
-            self._stored = {row.digest: Principal(row.account, _scope(row)) for row in rows}
+            self._stored = {row.digest: Principal(row.account, _scope(row), actor=Actor(row.name)) for row in rows}
             self._read_s = began_s
         finally:
             self._reading = None

@@ -18,6 +18,7 @@ from qtasks.broker.api.pages import PageSlice
 from qtasks.broker.api.validation import check_not_before, check_policy
 from qtasks.broker.core import wall_times
 from qtasks.broker.core.message_builder import retry_of_dead_letter
+from qtasks.broker.core.operator_changes import OperatorChange, several
 from qtasks.broker.core.values import DeadLetterCriteria, Page, Publication
 from qtasks.broker.store.verbs import dead_letters
 from qtasks.broker.store.verbs.reads import queries
@@ -61,10 +62,8 @@ async def get_dead_letter(context: ApiContext, account: int, request: ApiRequest
 async def delete_dead_letter(context: ApiContext, account: int, request: ApiRequest, letter_id: str) -> ApiResponse:
     """`DELETE /v2/dlq/{dlqId}`: 404 for an unknown id."""
     await _existing(context, account, letter_id)
-    done = await context.store.write(
-        dead_letters.delete_dead_letters, account, DeadLetterCriteria(ids=(letter_id,)), cursor=None, limit=1
-    )
-    if not done.count:  # another request has deleted it meanwhile
+    change = context.change_by(request, account, "dlq.delete", letter_id)
+    if not await delete_by_ids(context, change, [letter_id]):  # another request has deleted it meanwhile
         raise _not_found(letter_id)
     return json_response({"deleted": 1})
 
@@ -73,14 +72,11 @@ async def delete_dead_letters(context: ApiContext, account: int, request: ApiReq
     """`DELETE /v2/dlq`: by ids, skipping those that do not exist, or by filter, one page per request."""
     query = await query_filters.read(request, query_filters.DEAD_LETTER_NAMES)
     deleted, cursor = 0, None
+    change = _change(context, account, request, "dlq.delete", query)
     for criteria, count in _portions(context, query):
         # Found by a reader: a filter may look at very many rows, and a write holds the event loop.
         page = await _found(context, queries.dead_letter_ids, account, criteria, query.last("cursor") or None, count)
-        if page.items:
-            done = await context.store.write(
-                dead_letters.delete_dead_letters, account, DeadLetterCriteria(ids=page.items), cursor=None, limit=count
-            )
-            deleted += done.count
+        deleted += await delete_by_ids(context, change, page.items)
         cursor = page.cursor
     return json_response({"deleted": deleted, **({} if cursor is None else {"cursor": cursor})})
 
@@ -94,7 +90,8 @@ async def retry_dead_letter(context: ApiContext, account: int, request: ApiReque
             f"dead letter {letter_id} cannot be retried: what is stored of its message is damaged, so it would not be"
             " what was published; publish the message again, then delete the dead letter",
         )
-    retried = await _retry(context, account, [letter], _overrides(context, request))
+    change = context.change_by(request, account, "dlq.retry", letter_id)
+    retried = await _retry(context, change, [letter], _overrides(context, request))
     if not retried:
         raise _not_found(letter_id)
     return json_response({"messageId": retried[0].message.id, "url": retried[0].message.url}, 201)
@@ -106,29 +103,30 @@ async def retry_dead_letters(context: ApiContext, account: int, request: ApiRequ
     overrides = _overrides(context, request)
     responses: list[dict[str, str]] = []
     cursor = None
+    change = _change(context, account, request, "dlq.retry", query)
     for criteria, count in _portions(context, query):
-        done, cursor = await _retry_matching(context, account, criteria, query.last("cursor") or None, count, overrides)
+        done, cursor = await _retry_matching(context, change, criteria, query.last("cursor") or None, count, overrides)
         responses += done
     return json_response({"responses": responses, **({} if cursor is None else {"cursor": cursor})}, 201)
 
 
-async def retry_by_ids(context: ApiContext, account: int, letter_ids: Sequence[str]) -> int:
+async def retry_by_ids(context: ApiContext, change: OperatorChange, letter_ids: Sequence[str]) -> int:
     """Retry dead letters as they are; how many. Damaged ones, and ids that do not exist, are skipped."""
     count = 0
     for portion in query_filters.slices(tuple(letter_ids)):
         criteria = DeadLetterCriteria(ids=portion)
-        done, _ = await _retry_matching(context, account, criteria, None, len(portion), PublishOptions())
+        done, _ = await _retry_matching(context, change, criteria, None, len(portion), PublishOptions())
         count += len(done)
     return count
 
 
-async def delete_by_ids(context: ApiContext, account: int, letter_ids: Sequence[str]) -> int:
+async def delete_by_ids(context: ApiContext, change: OperatorChange, letter_ids: Sequence[str]) -> int:
     """Delete dead letters; how many. Ids that do not exist are skipped."""
     count = 0
     for portion in query_filters.slices(tuple(letter_ids)):
         criteria = DeadLetterCriteria(ids=portion)
-        done = await context.store.write(
-            dead_letters.delete_dead_letters, account, criteria, cursor=None, limit=len(portion)
+        done = await context.write(
+            change, dead_letters.delete_dead_letters, change.account, criteria, cursor=None, limit=len(portion)
         )
         count += done.count
     return count
@@ -136,7 +134,7 @@ async def delete_by_ids(context: ApiContext, account: int, letter_ids: Sequence[
 
 async def _retry_matching(
     context: ApiContext,
-    account: int,
+    change: OperatorChange,
     criteria: DeadLetterCriteria,
     cursor: str | None,
     count: int,
@@ -145,8 +143,8 @@ async def _retry_matching(
     """Retry up to `count` dead letters after `cursor`; return id and URL of each new message, and the next cursor."""
     responses: list[dict[str, str]] = []
     while True:
-        page = await _page(context, account, criteria, cursor, count)
-        retried = await _retry(context, account, page.items, overrides)
+        page = await _page(context, change.account, criteria, cursor, count)
+        retried = await _retry(context, change, page.items, overrides)
         # Only these, not the messages: a request may name thousands of large ones.
         responses += [{"messageId": again.message.id, "url": again.message.url} for again in retried]
         cursor, count = page.cursor, count - len(page.items)
@@ -166,6 +164,13 @@ def _portions(context: ApiContext, query: Query) -> list[tuple[DeadLetterCriteri
     return [(replace(criteria, ids=portion), len(portion)) for portion in query_filters.slices(valid_ids)]
 
 
+def _change(context: ApiContext, account: int, request: ApiRequest, what: str, query: Query) -> OperatorChange:
+    """The change of the dead letters that `query` selects."""
+    if chosen := query.several("dlqIds", "dlqId", most=None):
+        return context.change_by(request, account, what, several(chosen))
+    return context.change_by(request, account, what, query.shown(), is_payload=True)
+
+
 def _overrides(context: ApiContext, request: ApiRequest) -> PublishOptions:
     try:
         overrides = wire.read(request.headers)
@@ -177,7 +182,10 @@ def _overrides(context: ApiContext, request: ApiRequest) -> PublishOptions:
 
 
 async def _retry(
-    context: ApiContext, account: int, letters: tuple[DeadLetter, ...] | list[DeadLetter], overrides: PublishOptions
+    context: ApiContext,
+    change: OperatorChange,
+    letters: tuple[DeadLetter, ...] | list[DeadLetter],
+    overrides: PublishOptions,
 ) -> list[Publication]:
     now_ms = context.clock.now_ms()
 
@@ -186,7 +194,7 @@ async def _retry(
         return retry_of_dead_letter(message, overrides, message_id=message_id, now_ms=now_ms)
 
     retries = [(letter.id, retry(letter.message)) for letter in letters if not letter.message.damaged]
-    retried = await context.store.write(dead_letters.retry_dead_letters, account, retries, now_ms=now_ms)
+    retried = await context.write(change, dead_letters.retry_dead_letters, change.account, retries, now_ms=now_ms)
     context.wake()
     context.watchers.notify_created([publication.message for publication in retried], now_ms=now_ms)
     return retried

@@ -9,6 +9,7 @@ from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Query, json_response
 from qtasks.broker.core.values import FlowKeyState
 from qtasks.broker.store.verbs import flow_control
+from qtasks.protocol.views import pause_json
 
 _MAX_LIMIT: Final = 2**31 - 1
 _MAX_PERIOD_S: Final = 7 * 24 * 60 * 60
@@ -32,17 +33,18 @@ async def get_key(context: ApiContext, account: int, request: ApiRequest, name: 
 
 async def pause_key(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`POST /v2/flowControl/{key}/pause`: the key's messages wait. An unknown key is created."""
-    return await _pause(context, account, name, paused=True)
+    return await _pause(context, account, request, name, paused=True)
 
 
 async def resume_key(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`POST /v2/flowControl/{key}/resume`."""
-    return await _pause(context, account, name, paused=False)
+    return await _pause(context, account, request, name, paused=False)
 
 
-async def _pause(context: ApiContext, account: int, name: str, *, paused: bool) -> ApiResponse:
-    await context.store.write(
-        flow_control.pause_flow_key, account, _key(name), paused=paused, now_ms=context.clock.now_ms()
+async def _pause(context: ApiContext, account: int, request: ApiRequest, name: str, *, paused: bool) -> ApiResponse:
+    change = context.change_by(request, account, "flow.pause" if paused else "flow.resume", _key(name))
+    await context.write(
+        change, flow_control.pause_flow_key, account, name, paused=paused, now_ms=change.now_ms, cause=change
     )
     context.wake()
     return json_response({})
@@ -51,10 +53,11 @@ async def _pause(context: ApiContext, account: int, name: str, *, paused: bool) 
 async def pin_key(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`POST /v2/flowControl/{key}/pin`: fix parallelism, rate or period, so that messages no longer change them."""
     query = Query(request.query)
-    await context.store.write(
+    await context.write(
+        context.change_by(request, account, "flow.pin", _key(name)),
         flow_control.pin_flow_key,
         account,
-        _key(name),
+        name,
         parallelism=query.integer("parallelism", low=1, high=_MAX_LIMIT),
         rate=query.integer("rate", low=1, high=_MAX_LIMIT),
         period_s=query.integer("period", low=1, high=_MAX_PERIOD_S),
@@ -67,7 +70,8 @@ async def pin_key(context: ApiContext, account: int, request: ApiRequest, name: 
 async def unpin_key(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`POST /v2/flowControl/{key}/unpin`: the pinned values stay until a message brings others."""
     query = Query(request.query)
-    await context.store.write(
+    await context.write(
+        context.change_by(request, account, "flow.unpin", name),
         flow_control.unpin_flow_key,
         account,
         name,
@@ -81,7 +85,8 @@ async def unpin_key(context: ApiContext, account: int, request: ApiRequest, name
 
 async def reset_rate(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`POST /v2/flowControl/{key}/resetRate`, and `reset`, which here resets the rate only."""
-    await context.store.write(flow_control.reset_flow_rate, account, name, now_ms=context.clock.now_ms())
+    change = context.change_by(request, account, "flow.reset", name)
+    await context.write(change, flow_control.reset_flow_rate, account, name, now_ms=change.now_ms)
     context.wake()
     return json_response({})
 
@@ -118,6 +123,7 @@ def _view(context: ApiContext, key: FlowKeyState) -> dict[str, object]:
         "ratePeriod": key.period_s,
         "ratePeriodStart": _wall_s(context, key.window_start_ms),
         "isPaused": key.paused,
+        **pause_json(key.pause, context.clock.offset_ms()),
         "isPinnedParallelism": key.pinned_parallelism,
         "isPinnedRate": key.pinned_rate,
     }

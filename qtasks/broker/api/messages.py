@@ -14,6 +14,7 @@ from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Query, json_response
 from qtasks.broker.api.pages import PageSlice
 from qtasks.broker.core import wall_times
+from qtasks.broker.core.operator_changes import OperatorChange, several
 from qtasks.broker.core.values import MessageCriteria, MessageStatus
 from qtasks.broker.store.verbs import accounts, cancel
 from qtasks.broker.store.verbs.reads import queries, status
@@ -58,7 +59,8 @@ async def cancel_message(context: ApiContext, account: int, request: ApiRequest,
 
     404 if it is unknown, finished or already cancelled (docs/compatibility.md A21).
     """
-    cancelled = await context.cancel(cancel.cancel, account, [message_id], now_ms=context.clock.now_ms())
+    change = context.change_by(request, account, "message.cancel", message_id)
+    cancelled = await context.cancel(change, cancel.cancel, account, [message_id], now_ms=change.now_ms)
     if not cancelled.count:
         raise HttpError(404, f"message {message_id[:128]} not found, or already finished")
     return json_response({"cancelled": cancelled.count})
@@ -70,22 +72,26 @@ async def cancel_messages(context: ApiContext, account: int, request: ApiRequest
     message_ids = query.several("messageIds", "messageId", most=None)
     if message_ids:
         cancelled = 0
+        change = context.change_by(request, account, "message.cancel", several(message_ids))
         for some in query_filters.slices(message_ids):
-            done = await context.cancel(cancel.cancel, account, some, now_ms=context.clock.now_ms())
+            done = await context.cancel(change, cancel.cancel, account, some, now_ms=context.clock.now_ms())
             cancelled += done.count
     else:
         count = query.integer("count", low=1, high=MAX_CANCEL)
         count = None if count == ALL_IN_FACT else count
-        cancelled = await _cancel_where(context, account, query_filters.message_filter(query), count)
+        change = context.change_by(request, account, "message.cancel", query.shown(), is_payload=True)
+        cancelled = await _cancel_where(context, change, query_filters.message_filter(query), count)
     return json_response({"cancelled": cancelled})
 
 
-async def _cancel_where(context: ApiContext, account: int, criteria: MessageCriteria, count: int | None) -> int:
+async def _cancel_where(
+    context: ApiContext, change: OperatorChange, criteria: MessageCriteria, count: int | None
+) -> int:
     """Cancel the matching messages in slices; return their number.
 
     Messages accepted meanwhile are not cancelled, nor are the end callbacks that this creates.
     """
-    now_ms = context.clock.now_ms()
+    now_ms = change.now_ms
     newest = await context.store.read(queries.newest_seq)
     criteria = wall_times.of_criteria(criteria, context.clock.offset_ms())
     criteria = replace(criteria, to_ms=now_ms if criteria.to_ms is None else min(now_ms, criteria.to_ms))
@@ -93,7 +99,14 @@ async def _cancel_where(context: ApiContext, account: int, criteria: MessageCrit
     while count is None or cancelled < count:
         limit = query_filters.SLICE if count is None else min(query_filters.SLICE, count - cancelled)
         done = await context.cancel(
-            cancel.cancel_where, account, criteria, after=after, newest=newest, limit=limit, now_ms=now_ms
+            change,
+            cancel.cancel_where,
+            change.account,
+            criteria,
+            after=after,
+            newest=newest,
+            limit=limit,
+            now_ms=now_ms,
         )
         cancelled += done.count
         if done.last is None:
@@ -132,8 +145,9 @@ async def rotate_keys(context: ApiContext, account: int, request: ApiRequest) ->
 
     Every later attempt is signed with the new current key, including those of messages stored before.
     """
-    keys = await context.store.write(
-        accounts.rotate_keys, account, ids.signing_key(context.random), now_ms=context.clock.now_ms()
+    change = context.change_by(request, account, "keys.rotate", "")
+    keys = await context.write(
+        change, accounts.rotate_keys, account, ids.signing_key(context.random), now_ms=change.now_ms
     )
     context.keys.forget(account)
     log.info("the signing keys were rotated: the next key of before signs now", extra={"action": "keys_rotated"})

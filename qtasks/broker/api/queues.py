@@ -9,6 +9,7 @@ from qtasks.broker.api.api_context import ApiContext
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_name, read_object
 from qtasks.broker.core.values import QueueState
 from qtasks.broker.store.verbs import queues
+from qtasks.protocol.views import pause_json
 
 MAX_PARALLELISM: Final = 1000
 """The limit of the largest hosted plan."""
@@ -20,13 +21,16 @@ async def upsert_queue(context: ApiContext, account: int, request: ApiRequest) -
     """`POST /v2/queues`: create or change a queue. Absent members keep their value; a new queue has parallelism 1."""
     document = await read_object(request)
     name = read_name(document.get("queueName"), "queue name")
-    await context.store.write(
+    change = context.change_by(request, account, "queue.set", name)
+    await context.write(
+        change,
         queues.upsert_queue,
         account,
         name,
         parallelism=_parallelism(document.get("parallelism")),
         paused=_paused(document.get("paused")),
-        now_ms=context.clock.now_ms(),
+        now_ms=change.now_ms,
+        cause=change,
     )
     context.wake()
     return json_response({})
@@ -67,27 +71,31 @@ async def delete_queue(context: ApiContext, account: int, request: ApiRequest, n
 
     200 for an unknown queue as well (docs/compatibility.md A20, A31).
     """
-    now_ms = context.clock.now_ms()
     queue = read_name(name, "queue name")
+    change = context.change_by(request, account, "queue.delete", queue)
+    change.is_certain = await context.store.read(queues.queue, account, queue) is not None
     has_more = True
     while has_more:
-        dropped = await context.cancel(queues.drop_queue, account, queue, limit=_SLICE, now_ms=now_ms)
+        dropped = await context.cancel(change, queues.drop_queue, account, queue, limit=_SLICE, now_ms=change.now_ms)
         has_more = dropped.last is not None
     return json_response({})
 
 
 async def pause_queue(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`POST /v2/queues/{name}/pause`: start no further message."""
-    return await _pause(context, account, name, paused=True)
+    return await _pause(context, account, request, name, paused=True)
 
 
 async def resume_queue(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`POST /v2/queues/{name}/resume`: start messages again, the oldest first."""
-    return await _pause(context, account, name, paused=False)
+    return await _pause(context, account, request, name, paused=False)
 
 
-async def _pause(context: ApiContext, account: int, name: str, *, paused: bool) -> ApiResponse:
-    if not await context.store.write(queues.pause_queue, account, name, paused=paused, now_ms=context.clock.now_ms()):
+async def _pause(context: ApiContext, account: int, request: ApiRequest, name: str, *, paused: bool) -> ApiResponse:
+    change = context.change_by(request, account, "queue.pause" if paused else "queue.resume", name)
+    if not await context.write(
+        change, queues.pause_queue, account, name, paused=paused, now_ms=change.now_ms, cause=change
+    ):
         raise _not_found(name)
     context.wake()
     return json_response({})
@@ -106,4 +114,5 @@ def _view(context: ApiContext, queue: QueueState) -> dict[str, object]:
         "parallelism": queue.parallelism,
         "paused": queue.paused,
         "lag": queue.lag,
+        **pause_json(queue.pause, offset_ms),
     }

@@ -140,6 +140,8 @@ class Api:
             raise HttpError(
                 403, "qstash_token in the query opens publishing only: send the token as Authorization: Bearer"
             )
+        if route.scope is _PUBLISH:
+            request = request._replace(actor=principal.actor)
         return await route.handler(self._context, principal.account, request, *arguments)
 
     async def guarded(self, request: ApiRequest, work: Callable[[ApiRequest], Awaitable[ApiResponse]]) -> ApiResponse:

@@ -60,7 +60,8 @@ async def store_schedule(
         created_ms=now_ms,
     )
     schedule = replace(schedule, next_ms=expression.next_ms(schedule_ms(schedule, now_ms, offset_ms)))
-    await context.store.write(schedules.put_schedule, schedule)
+    change = context.change_by(request, account, "schedule.set", schedule.id)
+    await context.write(change, schedules.put_schedule, schedule)
     context.wake_scheduler()
     return json_response({"scheduleId": schedule.id})
 
@@ -82,14 +83,18 @@ async def get_schedule(context: ApiContext, account: int, request: ApiRequest, s
 
 async def delete_schedule(context: ApiContext, account: int, request: ApiRequest, schedule_id: str) -> ApiResponse:
     """`DELETE /v2/schedules/{id}`: 404 for an unknown id (docs/compatibility.md A31)."""
-    if not await context.store.write(schedules.delete_schedule, account, schedule_id):
+    change = context.change_by(request, account, "schedule.delete", schedule_id)
+    if not await context.write(change, schedules.delete_schedule, account, schedule_id):
         raise _not_found(schedule_id)
     return json_response({})
 
 
 async def pause_schedule(context: ApiContext, account: int, request: ApiRequest, schedule_id: str) -> ApiResponse:
     """`PATCH` or `POST /v2/schedules/{id}/pause` (docs/compatibility.md A22)."""
-    if not await context.store.write(schedules.pause_schedule, account, schedule_id, paused=True, next_ms=None):
+    change = context.change_by(request, account, "schedule.pause", schedule_id)
+    if not await context.write(
+        change, schedules.pause_schedule, account, schedule_id, paused=True, next_ms=None, cause=change
+    ):
         raise _not_found(schedule_id)
     return json_response({})
 
@@ -97,8 +102,9 @@ async def pause_schedule(context: ApiContext, account: int, request: ApiRequest,
 async def resume_schedule(context: ApiContext, account: int, request: ApiRequest, schedule_id: str) -> ApiResponse:
     """`PATCH` or `POST /v2/schedules/{id}/resume`: runs missed during the pause are not repeated."""
     schedule = await _existing(context, account, schedule_id)
-    await context.store.write(
-        schedules.pause_schedule, account, schedule_id, paused=False, next_ms=_next_ms(context, schedule)
+    change = context.change_by(request, account, "schedule.resume", schedule_id)
+    await context.write(
+        change, schedules.pause_schedule, account, schedule_id, paused=False, next_ms=_next_ms(context, schedule)
     )
     context.wake_scheduler()
     return json_response({})

@@ -40,7 +40,8 @@ async def get_group(context: ApiContext, account: int, request: ApiRequest, name
 
 async def delete_group(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`DELETE /v2/topics/{name}`: 200 for an unknown group as well (docs/compatibility.md A31)."""
-    await context.store.write(url_groups.delete_group, account, name)
+    change = context.change_by(request, account, "url-group.delete", name)
+    await context.write(change, url_groups.delete_group, account, name)
     return json_response({})
 
 
@@ -57,17 +58,17 @@ async def upsert_endpoints(context: ApiContext, account: int, request: ApiReques
             raise HttpError(error.status, str(error)) from None
         check_policy(context, endpoint.url)
         await turn.end_if_long()
-    await context.store.write_long(
-        url_groups.upsert_endpoints, account, read_name(name, _WHAT), endpoints, now_ms=context.clock.now_ms()
-    )
+    change = context.change_by(request, account, "url-group.set", read_name(name, _WHAT))
+    await context.write_long(change, url_groups.upsert_endpoints, account, name, endpoints, now_ms=change.now_ms)
     return json_response({})
 
 
 async def remove_endpoints(context: ApiContext, account: int, request: ApiRequest, name: str) -> ApiResponse:
     """`DELETE /v2/topics/{name}/endpoints`: by name or URL. Removing the last endpoint deletes the group."""
     endpoints = await _endpoints(request)
-    if not await context.store.write_long(
-        url_groups.remove_endpoints, account, name, endpoints, now_ms=context.clock.now_ms()
+    change = context.change_by(request, account, "url-group.remove", name)
+    if not await context.write_long(
+        change, url_groups.remove_endpoints, account, name, endpoints, now_ms=change.now_ms
     ):
         raise _not_found(name)
     return json_response({})
@@ -87,9 +88,8 @@ async def set_headers(context: ApiContext, account: int, request: ApiRequest, na
     if options.cron is not None or options.schedule_id is not None:
         raise HttpError(400, "Upstash-Cron and Upstash-Schedule-Id cannot be a default of a URL group")
     check_policy(context, options=options)
-    if not await context.store.write(
-        url_groups.set_group_headers, account, name, headers, now_ms=context.clock.now_ms()
-    ):
+    change = context.change_by(request, account, "url-group.headers", name)
+    if not await context.write(change, url_groups.set_group_headers, account, name, headers, now_ms=change.now_ms):
         raise _not_found(name)
     return json_response({})
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import unquote
 
 from qtasks.broker.api.api_request import ApiRequest, HttpError, read_object
 from qtasks.broker.api.auth import Principal, Tokens, TokenScope
 from qtasks.broker.console import same_origin
 from qtasks.broker.console.console_context import Role, Viewer
 from qtasks.broker.console.sessions import LIFE_S, Session, Sessions, WrongTokens, secret
+from qtasks.broker.core.operator_changes import CONSOLE, Actor
 from qtasks.clock import Clock
 from qtasks.protocol.messages import Headers
 from qtasks.randomness import Random
@@ -20,11 +22,13 @@ ROLES: Final = {
     TokenScope.METADATA: Role.METADATA,
 }
 SCOPES: Final = {role: scope for scope, role in ROLES.items()}
+USER_HEADER: Final = "Qtasks-Console-User"
+"""Sent by a console in another process: percent-encoded, what that process tells of its user; may be empty."""
 _COOKIE: Final = "qtasks_session"
 _COOKIES_TRIED: Final = 4
 """Cookies of that name that are looked up at most: one of another folder or domain may stand before the right one."""
 _LONGEST: Final = 100
-"""Characters of a session id at most."""
+"""Characters of a session id, and of what is told of a user, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class Visitor:
     @property
     def principal(self) -> Principal:
         """The same for the API."""
-        return Principal(self.viewer.account, SCOPES[self.viewer.role])
+        return Principal(self.viewer.account, SCOPES[self.viewer.role], actor=self.viewer.actor)
 
 
 class Access:
@@ -58,7 +62,7 @@ class Access:
         """Who sent `request`; None for a stranger. HttpError 401 for a bearer token that is not valid."""
         if request.header("authorization") is not None:
             principal = await self._tokens.authenticate(request)
-            return Visitor(_viewer(principal), None)
+            return Visitor(_viewer(principal, _sender(principal, request)), None)
         for session_id in _session_ids(request):
             if (session := await self._sessions.get(session_id)) is not None:
                 return await self._of_session(session, session_id)
@@ -68,7 +72,7 @@ class Access:
         principal = await self._tokens.owner_of(session.token_digest)
         if principal is None:
             return None
-        return Visitor(_viewer(principal), session.csrf, session.token_digest, session_id)
+        return Visitor(_person(principal), session.csrf, session.token_digest, session_id)
 
     async def is_valid(self, visitor: Visitor) -> bool:
         """True until the session of the visitor ends, with its token or before."""
@@ -91,7 +95,7 @@ class Access:
             raise HttpError(401, "this is not a token of this broker")
         self.sign_out(request)
         session_id, session = self._sessions.begin(token.strip())
-        visitor = Visitor(_viewer(principal), session.csrf, session.token_digest, session_id)
+        visitor = Visitor(_person(principal), session.csrf, session.token_digest, session_id)
         return visitor, (_cookie(request, session_id, LIFE_S),)
 
     def sign_out(self, request: ApiRequest) -> Headers:
@@ -101,8 +105,21 @@ class Access:
         return (_cookie(request, "", 0),)
 
 
-def _viewer(principal: Principal) -> Viewer:
-    return Viewer(principal.account, ROLES[principal.scope])
+def _viewer(principal: Principal, actor: Actor) -> Viewer:
+    return Viewer(principal.account, ROLES[principal.scope], actor)
+
+
+def _person(principal: Principal) -> Viewer:
+    """The person who has signed in with the token of `principal`."""
+    return _viewer(principal, Actor(principal.actor.name, CONSOLE))
+
+
+def _sender(principal: Principal, request: ApiRequest) -> Actor:
+    """Who sends a request with a token: a program, or the console of another process, which may name its user."""
+    if (said := request.header(USER_HEADER.lower())) is None:
+        return principal.actor
+    user = unquote(said, errors="replace").replace("\x00", "\ufffd")[:_LONGEST]
+    return Actor(f"{user} ({principal.actor.name})" if user else principal.actor.name, CONSOLE)
 
 
 def _cookie_name(request: ApiRequest) -> str:

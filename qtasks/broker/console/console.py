@@ -88,6 +88,7 @@ class Console:
             return await self._api.handle_as(visitor.principal, passed)
         view, arguments = view_table.find(request, path)
         view_table.check_right(view, visitor.viewer)
+        request = request._replace(actor=visitor.viewer.actor)
         return await view.handler(self._context, visitor.viewer, request, *arguments)
 
     def _session(self, visitor: Visitor, headers: Headers = ()) -> ApiResponse:

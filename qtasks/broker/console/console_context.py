@@ -11,6 +11,7 @@ from qtasks.broker.api.api_request import ApiResponse
 from qtasks.broker.console.asked_calls import AskedCalls
 from qtasks.broker.console.manifests import Manifests
 from qtasks.broker.console.signed_questions import DispatcherQuestions
+from qtasks.broker.core.operator_changes import UNKNOWN, Actor
 from qtasks.broker.settings import BrokerSettings
 from qtasks.broker.store.interface import Store
 from qtasks.clock import Clock
@@ -31,6 +32,8 @@ class Viewer:
 
     account: int
     role: Role
+    actor: Actor = UNKNOWN
+    """For the audit of what the person does."""
 
     @property
     def sees_payloads(self) -> bool:

@@ -11,6 +11,7 @@ from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, de
 from qtasks.broker.console.console_context import Role, Viewer
 from qtasks.broker.console.views import (
     again,
+    audit_table,
     dead_letters,
     drift,
     endpoints,
@@ -76,6 +77,7 @@ VIEWS: Final = (
     _view("GET", "endpoints", Right.LOOK, endpoints.list_endpoints),
     _view("GET", "tasks", Right.LOOK, task_table.list_tasks),
     _view("GET", "system", Right.LOOK, system.show),
+    _view("GET", "audit", Right.LOOK, audit_table.list_changes),
 )
 
 

@@ -61,6 +61,7 @@ def of_schedule(schedule: Schedule, offset_ms: int) -> Schedule:
         created_ms=schedule.created_ms + offset_ms,
         next_ms=added(schedule.next_ms, ticks_ms),
         last_ms=added(schedule.last_ms, ticks_ms),
+        pause=schedule.pause and schedule.pause._replace(paused_ms=schedule.pause.paused_ms + offset_ms),
     )
 
 

@@ -12,6 +12,7 @@ import uvicorn
 
 from qtasks.broker.broker import Broker
 from qtasks.broker.console.console_context import Role, Viewer
+from qtasks.broker.core.operator_changes import CONSOLE, DEVELOPER, Actor
 from qtasks.broker.server.asgi import AsgiApi, Receive, Scope, Send
 from qtasks.broker.server.connection_watch import API_LIMITS, ConnectionLimits
 from qtasks.broker.server.hosts import LOOPBACK_HOSTS
@@ -121,7 +122,7 @@ def _developer(broker: Broker, listeners: list[socket.socket], hosts: frozenset[
     is_local = hosts is not None and hosts <= LOOPBACK_HOSTS and all(_is_local(listener) for listener in listeners)
     if not is_local or settings.credentials != DEV_CREDENTIALS:
         return None
-    return Viewer(broker.accounts[settings.credentials[0].name], Role.OPERATOR)
+    return Viewer(broker.accounts[settings.credentials[0].name], Role.OPERATOR, Actor(DEVELOPER, CONSOLE))
 
 
 def _is_local(listener: socket.socket) -> bool:

@@ -141,7 +141,7 @@ class SqliteStore:
         self, verb: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> Callable[[], T]:
         work = functools.partial(verb, self._db, *args, **kwargs)
-        return self._if_room(work) if verb in _ACCEPTING else work
+        return self._if_room(work) if getattr(verb, "__wrapped__", verb) in _ACCEPTING else work
 
     async def read(self, query: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See `Store.read`. Runs on a thread, on a connection of its own."""

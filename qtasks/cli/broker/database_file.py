@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +13,12 @@ from typing import Final, TypeVar
 import apsw
 import click
 
+from qtasks.broker.core.operator_changes import COMMAND_LINE, Actor, OperatorChange
 from qtasks.broker.store import storage_errors
 from qtasks.broker.store.connection import connect, run_in_transaction
 from qtasks.broker.store.file_lock import FileLock
 from qtasks.broker.store.integrity import lost_commits
+from qtasks.broker.store.verbs import audit
 from qtasks.errors import ConfigurationError, StoreError, StoreLocked
 
 T = TypeVar("T")
@@ -85,6 +88,20 @@ def change_database(path: str, change: Callable[[apsw.Connection], T]) -> T:
         raise StoreError(f"{path} cannot be changed: {error}") from error
     finally:
         connection.close()
+
+
+def note_change(connection: apsw.Connection, account: int, what: str, subject: str) -> None:
+    """Write a row of the audit in the transaction of a change."""
+    who = Actor(_user(), COMMAND_LINE)
+    change = OperatorChange(account=account, actor=who, what=what, subject=subject, now_ms=now_ms())
+    audit.record(connection, change, 1)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in a container
+        return "unknown"
 
 
 def now_ms() -> int:

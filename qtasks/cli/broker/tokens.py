@@ -17,6 +17,7 @@ from qtasks.cli.broker.database_file import (
     database_path,
     db_option,
     existing_database,
+    note_change,
     now_ms,
 )
 from qtasks.cli.changes import as_json_option
@@ -42,6 +43,7 @@ def init(db: str) -> None:
         if accounts.tokens(connection):
             return None
         accounts.add_token(connection, token, account, "first", read_only=False, now_ms=now_ms())
+        note_change(connection, account, "token.create", "first")
         keys = accounts.signing_keys(connection, account)
         _refuse_public(keys, path, "name a new file with --db")
         return keys
@@ -104,7 +106,7 @@ def create_token(name: str, read_only: bool, without_payloads: bool, db: str) ->
 
     def add(connection: apsw.Connection) -> bool:
         account = accounts.ensure_account(connection, AccountCredentials(ACCOUNT), ids.signing_keys(SystemRandom()))
-        return accounts.add_token(
+        is_new = accounts.add_token(
             connection,
             token,
             account,
@@ -113,6 +115,9 @@ def create_token(name: str, read_only: bool, without_payloads: bool, db: str) ->
             without_payloads=without_payloads,
             now_ms=now_ms(),
         )
+        if is_new:
+            note_change(connection, account, "token.create", name)
+        return is_new
 
     if not change_database(existing_database(db), add):
         raise ConfigurationError(f"a token named {name!r} already exists", fix="choose another name, or revoke it")
@@ -148,7 +153,10 @@ def revoke_token(name: str, db: str) -> None:
 
     def remove(connection: apsw.Connection) -> bool:
         account = accounts.ensure_account(connection, AccountCredentials(ACCOUNT), ids.signing_keys(SystemRandom()))
-        return accounts.remove_token(connection, account, name)
+        is_known = accounts.remove_token(connection, account, name)
+        if is_known:
+            note_change(connection, account, "token.revoke", name)
+        return is_known
 
     if not change_database(existing_database(db), remove):
         raise ConfigurationError(f"there is no token named {name!r}", fix="list them with `qtasks broker token list`")

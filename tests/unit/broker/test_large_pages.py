@@ -141,9 +141,9 @@ async def test_large_dead_letters_are_listed_and_retried_a_few_at_a_time(
     sizes: list[int] = []
     retry = dead_letters._retry
 
-    async def note(context: Any, account: int, some: Any, overrides: Any) -> Any:
+    async def note(context: Any, change: Any, some: Any, overrides: Any) -> Any:
         sizes.append(len(some))
-        return await retry(context, account, some, overrides)
+        return await retry(context, change, some, overrides)
 
     monkeypatch.setattr(dead_letters, "_retry", note)
     answered = await service.call("POST", "/v2/dlq/retry?count=11", LATER)

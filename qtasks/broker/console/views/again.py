@@ -9,6 +9,7 @@ from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, js
 from qtasks.broker.api.validation import check_policy
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
 from qtasks.broker.core.repeats import NotRepeatable, repeat_of
+from qtasks.broker.store.verbs import audit
 from qtasks.broker.store.verbs.reads import queries
 from qtasks.protocol.messages import MAX_BODY
 
@@ -37,6 +38,8 @@ async def publish_again(context: ConsoleContext, viewer: Viewer, request: ApiReq
     except NotRepeatable as error:
         raise HttpError(409, str(error)) from None
     await context.api.accept([publication], now_ms=now_ms)
+    change = context.api.change_by(request, viewer.account, "message.again", message_id)
+    await context.store.write(audit.record, change, 1)
     return json_response({"messageId": publication.message.id}, 201)
 
 

@@ -14,6 +14,7 @@ from qtasks.broker.console.console_context import ConsoleContext, Viewer
 from qtasks.broker.console.filter_request import read_filter, unreadable
 from qtasks.broker.console.filter_text import FilterError
 from qtasks.broker.core.observed.message_filter import ConsoleFilter
+from qtasks.broker.core.operator_changes import OperatorChange, several
 from qtasks.broker.loops.indexer import Indexer
 from qtasks.broker.store.verbs.insight import search
 from qtasks.broker.store.verbs.insight.search import DeadMatch
@@ -25,7 +26,7 @@ SCAN_MOST: Final = 50_000
 """Dead letters that one request looks at, at most, from the latest on."""
 _ID: Final = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
 
-Action = Callable[[ApiContext, int, Sequence[str]], Awaitable[int]]
+Action = Callable[[ApiContext, OperatorChange, Sequence[str]], Awaitable[int]]
 
 
 async def list_dead_letters(context: ConsoleContext, viewer: Viewer, request: ApiRequest) -> ApiResponse:
@@ -47,22 +48,24 @@ async def list_dead_letters(context: ConsoleContext, viewer: Viewer, request: Ap
 
 async def retry_dead_letters(context: ConsoleContext, viewer: Viewer, request: ApiRequest) -> ApiResponse:
     """`POST .../retry`: publish them again."""
-    return await _act(context, viewer, request, dead_letters.retry_by_ids)
+    return await _act(context, viewer, request, "dlq.retry", dead_letters.retry_by_ids)
 
 
 async def delete_dead_letters(context: ConsoleContext, viewer: Viewer, request: ApiRequest) -> ApiResponse:
     """`POST .../delete`."""
-    return await _act(context, viewer, request, dead_letters.delete_by_ids)
+    return await _act(context, viewer, request, "dlq.delete", dead_letters.delete_by_ids)
 
 
-async def _act(context: ConsoleContext, viewer: Viewer, request: ApiRequest, action: Action) -> ApiResponse:
+async def _act(context: ConsoleContext, viewer: Viewer, request: ApiRequest, what: str, action: Action) -> ApiResponse:
     """Act on the dead letters that a request names, or on a portion of those that match, the oldest first.
 
     Those that failed after `untilMs` stay: a message that was retried may have failed again meanwhile.
     """
     body = await read_object(request)
     if "ids" in body:
-        return json_response({"done": await action(context.api, viewer.account, _ids(body["ids"])), "left": 0})
+        ids = _ids(body["ids"])
+        change = context.api.change_by(request, viewer.account, what, several(ids))
+        return json_response({"done": await action(context.api, change, ids), "left": 0})
     text = body.get("filter")
     if not isinstance(text, str):
         raise HttpError(400, "name the dead letters by ids, or by a filter")
@@ -75,7 +78,8 @@ async def _act(context: ConsoleContext, viewer: Viewer, request: ApiRequest, act
     letters = [letter for letter in await _matching(context, viewer, criteria) if letter.failed_ms <= until_ms]
     if len(letters) > expected:
         return bulk.too_many(len(letters))
-    done = await action(context.api, viewer.account, [letter.id for letter in reversed(letters[-bulk.PORTION :])])
+    change = context.api.change_by(request, viewer.account, what, text or "all", is_payload=bool(text))
+    done = await action(context.api, change, [letter.id for letter in reversed(letters[-bulk.PORTION :])])
     rest = bulk.rest_of(len(letters), done)
     return json_response({"done": done, "left": rest, "untilMs": until_ms + context.clock.offset_ms()})
 

@@ -63,7 +63,8 @@ async def retry_failure(context: ConsoleContext, viewer: Viewer, request: ApiReq
     if group.dead_letters > expected:
         return bulk.too_many(group.dead_letters)
     ids = await context.store.read_long(failure_reads.dead_letter_ids, viewer.account, group.number, count=bulk.PORTION)
-    retried = await dead_letters.retry_by_ids(context.api, viewer.account, ids)
+    change = context.api.change_by(request, viewer.account, "dlq.retry", f"failure {fingerprint}")
+    retried = await dead_letters.retry_by_ids(context.api, change, ids)
     return json_response({"retried": retried, "left": bulk.rest_of(group.dead_letters, retried)})
 
 

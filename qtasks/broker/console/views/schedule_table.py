@@ -15,7 +15,7 @@ from qtasks.broker.console.console_context import ConsoleContext, Viewer
 from qtasks.broker.console.message_targets import destination_of, task_of
 from qtasks.broker.core.message_builder import publications, publish_of_schedule
 from qtasks.broker.loops.scheduler import schedule_ms
-from qtasks.broker.store.verbs import schedules, url_groups
+from qtasks.broker.store.verbs import audit, schedules, url_groups
 from qtasks.broker.store.verbs.reads.ticks import TickRow, missed_ticks, recent_ticks
 from qtasks.protocol import cron, cron_english, wire
 from qtasks.protocol.messages import Schedule
@@ -135,4 +135,7 @@ async def run_now(context: ConsoleContext, viewer: Viewer, request: ApiRequest, 
     except wire.WireError as error:
         raise HttpError(409, f"the schedule cannot run: {error}") from None
     await api.accept(run, now_ms=now_ms)
+    await context.store.write(
+        audit.record, api.change_by(request, viewer.account, "schedule.run", schedule_id), len(run)
+    )
     return json_response({"messages": [publication.message.id for publication in run]}, 201)

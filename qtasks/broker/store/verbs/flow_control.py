@@ -6,9 +6,10 @@ from typing import Any, Final, cast
 
 import apsw
 
+from qtasks.broker.core.operator_changes import OperatorChange
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import FlowKeyState
-from qtasks.broker.store.verbs import admission
+from qtasks.broker.store.verbs import admission, pauses
 from qtasks.broker.store.verbs.rows import fetch
 
 _COUNT: Final = "SELECT count(*) FROM messages m WHERE m.account = f.account AND m.flow_key = f.key"
@@ -20,10 +21,13 @@ _SELECT: Final = (
 """The counts use the indices ``messages_held`` and ``messages_running``."""
 
 
-def pause_flow_key(db: apsw.Connection, account: int, key: str, *, paused: bool, now_ms: int) -> None:
-    """Pause or resume a key; an unknown key is created. Idempotent."""
+def pause_flow_key(
+    db: apsw.Connection, account: int, key: str, *, paused: bool, now_ms: int, cause: OperatorChange | None = None
+) -> None:
+    """Pause or resume a key because of `cause`; an unknown key is created. Idempotent."""
     _ensure(db, account, key, now_ms)
     db.execute("UPDATE flow_keys SET paused = ? WHERE account = ? AND key = ?", (int(paused), account, key))
+    pauses.note(db, account, "flow key", key, paused=paused, cause=cause)
     admission.refresh_key(db, account, key, now_ms)
 
 
@@ -80,7 +84,7 @@ def reset_flow_rate(db: apsw.Connection, account: int, key: str, *, now_ms: int)
 def flow_key(db: apsw.Connection, account: int, key: str, *, now_ms: int) -> FlowKeyState | None:
     """A key with its counts, or None."""
     row = db.execute(f"{_SELECT} WHERE f.account = ? AND f.key = ?", (account, key)).get
-    return None if row is None else _flow_key(row, now_ms)
+    return None if row is None else _flow_key(db, account, row, now_ms)
 
 
 def flow_keys(db: apsw.Connection, account: int, *, search: str, now_ms: int) -> list[FlowKeyState]:
@@ -90,7 +94,7 @@ def flow_keys(db: apsw.Connection, account: int, *, search: str, now_ms: int) ->
         if search
         else fetch(db, f"{_SELECT} WHERE f.account = ? ORDER BY f.key", (account,))
     )
-    return [_flow_key(row, now_ms) for row in keys]
+    return [_flow_key(db, account, row, now_ms) for row in keys]
 
 
 def running_now(db: apsw.Connection, account: int) -> int:
@@ -108,7 +112,7 @@ def _ensure(db: apsw.Connection, account: int, key: str, now_ms: int) -> None:
     )
 
 
-def _flow_key(row: tuple[Any, ...], now_ms: int) -> FlowKeyState:
+def _flow_key(db: apsw.Connection, account: int, row: tuple[Any, ...], now_ms: int) -> FlowKeyState:
     key, parallelism, rate, period_s, pinned_parallelism, pinned_rate, paused, start_ms, count, waiting, running = row
     window_is_over = admission.window_end(start_ms, period_s, now_ms) <= now_ms
     return FlowKeyState(
@@ -123,4 +127,5 @@ def _flow_key(row: tuple[Any, ...], now_ms: int) -> FlowKeyState:
         started=0 if window_is_over else count,
         waiting=waiting,
         running=running,
+        pause=pauses.pause_of(db, account, "flow key", key) if paused else None,
     )

@@ -6,9 +6,10 @@ from typing import Any, Final
 
 import apsw
 
+from qtasks.broker.core.operator_changes import OperatorChange
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import Cancelled, QueueState
-from qtasks.broker.store.verbs import admission
+from qtasks.broker.store.verbs import admission, pauses
 from qtasks.broker.store.verbs.cancel import cancel_one
 from qtasks.broker.store.verbs.rows import change, fetch
 from qtasks.protocol.messages import Message
@@ -23,7 +24,14 @@ _SELECT: Final = f"SELECT q.name, q.parallelism, q.paused, q.created_ms, q.updat
 
 
 def upsert_queue(
-    db: apsw.Connection, account: int, name: str, *, parallelism: int | None, paused: bool | None, now_ms: int
+    db: apsw.Connection,
+    account: int,
+    name: str,
+    *,
+    parallelism: int | None,
+    paused: bool | None,
+    now_ms: int,
+    cause: OperatorChange | None = None,
 ) -> None:
     """Create or change a queue. None keeps the present value; a new queue has parallelism 1 and is not paused."""
     admission.ensure_queue(db, account, name, now_ms)
@@ -36,11 +44,13 @@ def upsert_queue(
         admission.withdraw_slots(db, account, name)
         admission.fill_slots(db, account, name)
     if paused is not None:
-        pause_queue(db, account, name, paused=paused, now_ms=now_ms)
+        pause_queue(db, account, name, paused=paused, now_ms=now_ms, cause=cause)
 
 
-def pause_queue(db: apsw.Connection, account: int, name: str, *, paused: bool, now_ms: int) -> bool:
-    """Pause or resume a queue; False if it does not exist. Idempotent."""
+def pause_queue(
+    db: apsw.Connection, account: int, name: str, *, paused: bool, now_ms: int, cause: OperatorChange | None = None
+) -> bool:
+    """Pause or resume a queue because of `cause`; False if it does not exist. Idempotent."""
     was_paused = db.execute("SELECT paused FROM queues WHERE account = ? AND name = ?", (account, name)).get
     if was_paused is None:
         return False
@@ -53,6 +63,7 @@ def pause_queue(db: apsw.Connection, account: int, name: str, *, paused: bool, n
             admission.suspend_queue(db, account, name)
         else:
             admission.resume_queue(db, account, name)
+    pauses.note(db, account, "queue", name, paused=paused, cause=cause)
     return True
 
 
@@ -83,20 +94,22 @@ def drop_queue(db: apsw.Connection, account: int, name: str, *, limit: int, now_
     for (seq,) in fetch(db, holders, (account, name)):
         change(db, "UPDATE messages SET slot = 0 WHERE seq = ?", seq)
     db.execute("DELETE FROM queues WHERE account = ? AND name = ?", (account, name))
+    pauses.forget(db, account, "queue", name)
     return Cancelled(len(messages), tuple(created))
 
 
 def queue(db: apsw.Connection, account: int, name: str) -> QueueState | None:
     """A queue, or None. Its lag counts messages that are not finished, including those in flight."""
     row = db.execute(f"{_SELECT} WHERE q.account = ? AND q.name = ?", (account, name)).get
-    return None if row is None else _queue(row)
+    return None if row is None else _queue(db, account, row)
 
 
 def queues(db: apsw.Connection, account: int) -> list[QueueState]:
     """All queues by name."""
-    return [_queue(row) for row in fetch(db, f"{_SELECT} WHERE q.account = ? ORDER BY q.name", (account,))]
+    return [_queue(db, account, row) for row in fetch(db, f"{_SELECT} WHERE q.account = ? ORDER BY q.name", (account,))]
 
 
-def _queue(row: tuple[Any, ...]) -> QueueState:
+def _queue(db: apsw.Connection, account: int, row: tuple[Any, ...]) -> QueueState:
     name, parallelism, paused, created_ms, updated_ms, lag = row
-    return QueueState(name, parallelism, bool(paused), created_ms, updated_ms, lag)
+    pause = pauses.pause_of(db, account, "queue", name) if paused else None
+    return QueueState(name, parallelism, bool(paused), created_ms, updated_ms, lag, pause)

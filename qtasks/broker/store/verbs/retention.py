@@ -11,7 +11,7 @@ import apsw
 
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import DAY_MS, Retention
-from qtasks.broker.store.verbs import admission
+from qtasks.broker.store.verbs import admission, audit
 from qtasks.broker.store.verbs.broker_time import retention_cutoff_ms
 from qtasks.broker.store.verbs.insight import index
 from qtasks.broker.store.verbs.log_entries import KEPT_WHOLE, cut_answer
@@ -32,7 +32,13 @@ def prune(db: apsw.Connection, retention: Retention, *, now_ms: int) -> int:
         + prune_flow_keys(db, before_ms=unused_since_ms, now_ms=now_ms)
         + prune_queues(db, before_ms=unused_since_ms, now_ms=now_ms)
         + prune_prefixes(db, before_ms=unused_since_ms, now_ms=now_ms)
+        + audit.prune(db, before_ms=_kept_from_ms(db, retention, now_ms=now_ms), limit=BATCH)
     )
+
+
+def _kept_from_ms(db: apsw.Connection, retention: Retention, *, now_ms: int) -> int:
+    """Since when everything is kept: the audit tells of all that may still be there."""
+    return retention_cutoff_ms(db, now_ms=now_ms, age_ms=max(retention.delivered_ms, retention.failed_ms))
 
 
 def prune_messages(db: apsw.Connection, retention: Retention, *, now_ms: int, limit: int = BATCH) -> int:

@@ -9,9 +9,10 @@ import apsw
 import orjson
 
 from qtasks.broker.core.message_rows import pack_headers, unpack_options
+from qtasks.broker.core.operator_changes import OperatorChange
 from qtasks.broker.core.rules import Stage
 from qtasks.broker.core.values import Firing
-from qtasks.broker.store.verbs import broker_time
+from qtasks.broker.store.verbs import broker_time, pauses
 from qtasks.broker.store.verbs.accept import insert
 from qtasks.broker.store.verbs.rows import fetch
 from qtasks.protocol import wire
@@ -70,19 +71,31 @@ def put_schedule(db: apsw.Connection, schedule: Schedule) -> None:
 
 def delete_schedule(db: apsw.Connection, account: int, schedule_id: str) -> bool:
     """Delete a schedule; its messages stay. False if it does not exist."""
+    pauses.forget(db, account, "schedule", schedule_id)
     db.execute("DELETE FROM ticks WHERE account = ? AND schedule = ?", (account, schedule_id))
     row = db.execute("DELETE FROM schedules WHERE account = ? AND id = ? RETURNING 1", (account, schedule_id)).get
     return row is not None
 
 
-def pause_schedule(db: apsw.Connection, account: int, schedule_id: str, *, paused: bool, next_ms: int | None) -> bool:
+def pause_schedule(
+    db: apsw.Connection,
+    account: int,
+    schedule_id: str,
+    *,
+    paused: bool,
+    next_ms: int | None,
+    cause: OperatorChange | None = None,
+) -> bool:
     """Pause, or resume with the run at `next_ms`; runs during a pause are not repeated. False if it does not exist."""
     row = db.execute(
         "UPDATE schedules SET next_ms = CASE WHEN paused AND NOT ? THEN ? ELSE next_ms END, paused = ?"
         " WHERE account = ? AND id = ? RETURNING 1",
         (int(paused), next_ms, int(paused), account, schedule_id),
     ).get
-    return row is not None
+    if row is None:
+        return False
+    pauses.note(db, account, "schedule", schedule_id, paused=paused, cause=cause)
+    return True
 
 
 def schedule(db: apsw.Connection, account: int, schedule_id: str) -> Schedule | None:
@@ -239,6 +252,7 @@ def _schedule(db: apsw.Connection, row: tuple[Any, ...]) -> Schedule:
         caller_ip=caller_ip,
         created_ms=created_ms,
         paused=bool(paused),
+        pause=pauses.pause_of(db, account, "schedule", schedule_id) if paused else None,
         next_ms=next_ms,
         last_ms=last_ms,
         last_run=tuple(_run_states(db, account, message_ids)),

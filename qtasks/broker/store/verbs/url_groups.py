@@ -65,9 +65,10 @@ def set_group_headers(db: apsw.Connection, account: int, name: str, headers: Hea
     return row is not None
 
 
-def delete_group(db: apsw.Connection, account: int, name: str) -> None:
-    """Delete a group with its endpoints. Messages that were published to it stay. Idempotent."""
-    db.execute("DELETE FROM url_groups WHERE account = ? AND name = ?", (account, name))
+def delete_group(db: apsw.Connection, account: int, name: str) -> bool:
+    """Delete a group with its endpoints; False if there is none. Messages that were published to it stay."""
+    sql = "DELETE FROM url_groups WHERE account = ? AND name = ? RETURNING 1"
+    return db.execute(sql, (account, name)).get is not None
 
 
 def group(db: apsw.Connection, account: int, name: str) -> UrlGroupState | None:
