@@ -62,7 +62,7 @@ class PassedService:
             raise HttpError(503, error.message) from None
 
     async def pass_on(self, request: ApiRequest, path: str, *added: tuple[str, str]) -> ApiResponse:
-        """What the service answers at `path`, which may have a query, to the request of a page, with headers `added`."""
+        """What the service answers at `path`, which may have a query, to the request of a page; `added`: headers."""
         body = await request.read_body(_MAX_REQUEST)
         lines = tuple(
             (name, value)
