@@ -187,7 +187,7 @@ class RunState(StrEnum):
     FAIL = "FAIL"
 
 
-class Pause(NamedTuple):
+class PauseFacts(NamedTuple):
     """Since when something is paused, by whom, and why."""
 
     paused_ms: int
@@ -209,7 +209,7 @@ class Schedule:
     caller_ip: str
     created_ms: int
     paused: bool = False
-    pause: Pause | None = None
+    pause: PauseFacts | None = None
     """What is known of its pause."""
     next_ms: int | None = None
     """The next run; None when the expression has none."""

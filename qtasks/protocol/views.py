@@ -18,7 +18,7 @@ from qtasks.protocol.messages import (
     Headers,
     LogEntry,
     Message,
-    Pause,
+    PauseFacts,
     PublishOptions,
     Redaction,
     Response,
@@ -99,7 +99,7 @@ def schedule_json(schedule: Schedule) -> Json:
     }
 
 
-def pause_json(pause: Pause | None, offset_ms: int = 0) -> Json:
+def pause_json(pause: PauseFacts | None, offset_ms: int = 0) -> Json:
     """What is known of the pause of a schedule, queue or flow-control key (docs/protocol.md 5.18)."""
     if pause is None:
         return {}

@@ -23,12 +23,12 @@ ROLES: Final = {
 }
 SCOPES: Final = {role: scope for scope, role in ROLES.items()}
 USER_HEADER: Final = "Qtasks-Console-User"
-"""Sent by a console in another process: percent-encoded, what that process tells of its user; may be empty."""
+"""Sent by a console in another process: percent-encoded, who its user is, as far as that process knows; may be empty."""
 _COOKIE: Final = "qtasks_session"
 _COOKIES_TRIED: Final = 4
 """Cookies of that name that are looked up at most: one of another folder or domain may stand before the right one."""
 _LONGEST: Final = 100
-"""Characters of a session id, and of what is told of a user, at most."""
+"""Characters of a session id, and of the name of a user, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +116,9 @@ def _person(principal: Principal) -> Viewer:
 
 def _sender(principal: Principal, request: ApiRequest) -> Actor:
     """Who sends a request with a token: a program, or the console of another process, which may name its user."""
-    if (said := request.header(USER_HEADER.lower())) is None:
+    if (name := request.header(USER_HEADER.lower())) is None:
         return principal.actor
-    user = unquote(said, errors="replace").replace("\x00", "\ufffd")[:_LONGEST]
+    user = unquote(name, errors="replace").replace("\x00", "\ufffd")[:_LONGEST]
     return Actor(f"{user} ({principal.actor.name})" if user else principal.actor.name, CONSOLE)
 
 

@@ -1,4 +1,4 @@
-"""Changes that a person or a program asks for, as the audit keeps them. Publishes are none of them."""
+"""Changes that a person or a program asks for, as the audit keeps them. A publish is not one of them."""
 
 from __future__ import annotations
 

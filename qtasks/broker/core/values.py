@@ -13,7 +13,7 @@ from qtasks.broker.core.interruptions import UNTROUBLED, Situation
 from qtasks.broker.core.message_rows import MessageRow, unpack_message
 from qtasks.broker.core.rules import Evaluation
 from qtasks.broker.ports import UNTIMED, Failure, Timing
-from qtasks.protocol.messages import Headers, Message, Pause, Response, Schedule, SigningKeys, State
+from qtasks.protocol.messages import Headers, Message, PauseFacts, Response, Schedule, SigningKeys, State
 
 T = TypeVar("T")
 
@@ -243,7 +243,7 @@ class QueueState:
     created_ms: int
     updated_ms: int
     lag: int
-    pause: Pause | None = None
+    pause: PauseFacts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,7 +264,7 @@ class FlowKeyState:
     started: int
     waiting: int
     running: int
-    pause: Pause | None = None
+    pause: PauseFacts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

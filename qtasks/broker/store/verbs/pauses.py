@@ -8,7 +8,7 @@ import apsw
 
 from qtasks.broker.core.operator_changes import OperatorChange
 from qtasks.broker.store.verbs.rows import first
-from qtasks.protocol.messages import Pause
+from qtasks.protocol.messages import PauseFacts
 
 Kind = Literal["queue", "flow key", "schedule"]
 
@@ -32,11 +32,11 @@ def forget(db: apsw.Connection, account: int, kind: Kind, name: str) -> None:
     db.execute("DELETE FROM pauses WHERE account = ? AND kind = ? AND name = ?", (account, kind, name))
 
 
-def pause_of(db: apsw.Connection, account: int, kind: Kind, name: str) -> Pause | None:
+def pause_of(db: apsw.Connection, account: int, kind: Kind, name: str) -> PauseFacts | None:
     """What is known of a pause; None if nothing is, as for one of an earlier version."""
     row = first(
         db,
         "SELECT paused_ms, who, note FROM pauses WHERE account = ? AND kind = ? AND name = ?",
         (account, kind, name),
     )
-    return None if row is None else Pause._make(row)
+    return None if row is None else PauseFacts._make(row)

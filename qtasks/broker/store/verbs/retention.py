@@ -37,7 +37,7 @@ def prune(db: apsw.Connection, retention: Retention, *, now_ms: int) -> int:
 
 
 def _kept_from_ms(db: apsw.Connection, retention: Retention, *, now_ms: int) -> int:
-    """Since when everything is kept: the audit tells of all that may still be there."""
+    """Since when everything is kept: the audit says what was done with it."""
     return retention_cutoff_ms(db, now_ms=now_ms, age_ms=max(retention.delivered_ms, retention.failed_ms))
 
 
