@@ -23,7 +23,7 @@ ROLES: Final = {
 }
 SCOPES: Final = {role: scope for scope, role in ROLES.items()}
 USER_HEADER: Final = "Qtasks-Console-User"
-"""Sent by a console in another process: percent-encoded, who its user is, as far as that process knows; may be empty."""
+"""Sent by a console in another process: who its user is, percent-encoded; may be empty."""
 _COOKIE: Final = "qtasks_session"
 _COOKIES_TRIED: Final = 4
 """Cookies of that name that are looked up at most: one of another folder or domain may stand before the right one."""
