@@ -52,6 +52,7 @@ planted *words:
 bench *arguments:
     {{bin}}/python -m benchmarks {{arguments}}
 
-# make the screenshots of the console anew
+# make the page of error codes and the screenshots of the console anew
 docs:
+    {{bin}}/python -m tests.support.error_page
     {{bin}}/python -m tests.console.screenshots
