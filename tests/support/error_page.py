@@ -19,8 +19,8 @@ _AREAS: Final = {
 }
 _HEAD: Final = """# Errors
 
-Every error of qtasks has a code, one for each situation: `error.code` in Python, and in logs, dead letters and the output
-of commands. `qtasks explain QT301` prints an entry of this page. A number is never used again for another situation.
+Every error of qtasks has a code, one for each situation: `error.code` in Python, and in logs, dead letters and what
+commands print. `qtasks explain QT301` prints an entry of this page. A number is never used again for another situation.
 
 """
 
