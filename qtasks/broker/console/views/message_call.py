@@ -22,6 +22,9 @@ from qtasks.protocol.dispatcher_questions import CallRecord, FlowReport
 from qtasks.protocol.messages import Message
 
 NO_CALL: Final = "only the call of a task has a result: this message is not one"
+NO_RESULTS: Final = (
+    "it keeps no results; set QTASKS_RESULTS where it runs, such as QTASKS_RESULTS=sqlite:///results.db"
+)
 STATUSES: Final[Mapping[str, str]] = {
     "queued": "waiting",
     "running": "running",
@@ -61,7 +64,7 @@ async def show(context: ConsoleContext, viewer: Viewer, request: ApiRequest, mes
     return json_response(
         {
             "prefix": place.prefix,
-            "error": answer.error,
+            "error": NO_RESULTS if answer.report is not None and not answer.report["results"] else answer.error,
             "timeMs": answer.time_ms + context.clock.offset_ms(),
             "hasResults": None if answer.report is None else answer.report["results"],
             "call": None if call is None else _call(call, viewer, is_redacted=is_redacted),

@@ -1,5 +1,5 @@
 // The envelope of a task's message, {"v": 1, "id", "args", "kwargs", ...}, as the call that it is.
-import { JsonNumber, JsonObject, parse, pretty, write } from "./lossless.js";
+import { JsonObject, parse, pretty, write } from "./lossless.js";
 
 const SECRET_FORMS = { pickle1: "pickled", codec1: "in a form of the application", sealed1: "encrypted" };
 
@@ -62,17 +62,6 @@ function readEdited(text) {
 }
 
 export const editable = (call) => pretty(new JsonObject([["args", call.args], ["kwargs", call.kwargs]]));
-
-// What a dispatcher shows of a result that is not JSON: {"encrypted": {"bytes": n, "sha256": "..."}} as a sentence; else null.
-export function hiddenResult(text) {
-  const value = readJson(text);
-  if (!(value instanceof JsonObject) || value.members.length !== 1) return null;
-  const [name, about] = value.members[0];
-  if (!["pickle", "coded", "encrypted"].includes(name) || !(about instanceof JsonObject)) return null;
-  const [size, hash] = [about.get("bytes"), about.get("sha256")];
-  if (!(size instanceof JsonNumber) || typeof hash !== "string") return null;
-  return `${{ pickle: "pickled", coded: "in a form of the application", encrypted: "encrypted" }[name]}: ${size.text} bytes, SHA-256 ${hash}`;
-}
 
 // The error of a task's failed attempt, {"error", "code"} of its answer; null if the body is something else.
 export function taskError(text) {

@@ -70,12 +70,14 @@ setInterval(() => {
 
 // The JSON of a view, read again when something has happened, at most once in `everyMs`, and never while the page is
 // hidden or `paused`. {data, error, loading, reload}; the data of before stays while the next is on its way. The path null asks for
-// nothing.
-export function useView(path, query = {}, { everyMs = 2000, paused = false } = {}) {
+// nothing. `concerns` says of an event whether it may have changed the view; without one it is read again after `quietMs`.
+export function useView(path, query = {}, { everyMs = 2000, quietMs = Math.max(everyMs * 5, 10_000), paused = false, concerns = () => true } = {}) {
   const key = JSON.stringify([path, query]);
   const [state, setState] = useState({ key: null, data: null, error: null, loading: true });
   const latest = useRef(null);
   const due = useRef(false);
+  const isConcerned = useRef(concerns);
+  isConcerned.current = concerns;
 
   const load = async () => {
     if (path === null) return;
@@ -97,14 +99,13 @@ export function useView(path, query = {}, { everyMs = 2000, paused = false } = {
 
   useEffect(() => {
     if (paused || path === null) return undefined;
-    const stop = listen(() => {
-      due.current = true;
+    const stop = listen((event) => {
+      due.current ||= isConcerned.current(event);
     });
-    const slow = Math.max(everyMs * 5, 10_000);
     let last = Date.now();
     const timer = setInterval(() => {
       const aged = Date.now() - last;
-      if (document.hidden || (!due.current && aged < slow)) return;
+      if (document.hidden || (!due.current && aged < quietMs)) return;
       due.current = false;
       last = Date.now();
       load();
@@ -113,7 +114,7 @@ export function useView(path, query = {}, { everyMs = 2000, paused = false } = {
       stop();
       clearInterval(timer);
     };
-  }, [key, everyMs, paused]);
+  }, [key, everyMs, quietMs, paused]);
 
   return { ...state, data: state.key === key ? state.data : null, stale: state.data, reload: load };
 }

@@ -2,11 +2,12 @@
 import { Fragment, html, useEffect, useMemo, useRef, useState } from "../lib/view.js";
 import { isOperator, path, post, remove, seesPayloads, session } from "../lib/api.js";
 import { tick, useView } from "../lib/live.js";
-import { argumentsOf, againBody, editable, hiddenResult, readCall, taskError } from "../lib/call.js";
+import { argumentsOf, againBody, editable, readCall, taskError } from "../lib/call.js";
 import { argumentText, asCommand, asCurl, asPython } from "../lib/copy.js";
 import { brief } from "../lib/lossless.js";
 import { count, exact, span, target } from "../lib/format.js";
 import { go, href } from "../lib/route.js";
+import { CallFlow, CallResult, concerns, isOver } from "../parts/answers.js";
 import { ForAssistant } from "../parts/assistant.js";
 import { Copy, Empty, Facts, Heading, Panel, Problem, Status, Table, Tabs, Time } from "../parts/basic.js";
 import { ask } from "../parts/dialog.js";
@@ -21,6 +22,7 @@ export function Message({ id }) {
   const view = useView(path`messages/${id}`, {}, { everyMs: 1000 });
   const detail = view.data;
   const call = useMemo(() => (detail?.row.task && typeof detail.message.body === "string" ? readCall(detail.message.body) : null), [detail?.row.task, detail?.message.body]);
+  const answer = useCallAnswer(id, detail?.row);
   const [editing, setEditing] = useState(false);
   if (view.error?.status === 404) return html`<${Heading} title="Message" /><${Empty} title="There is no such message (any more).">Finished messages are kept as long as the broker retains them: see System.<//>`;
   if (!detail) return html`<${Heading} title="Message" /><${Problem} error=${view.error} retry=${view.reload} />${!view.error && html`<div class="loading" role="status">Loading</div>`}`;
@@ -34,12 +36,25 @@ export function Message({ id }) {
     <${Attempts} detail=${detail} />
     <div class="columns">
       <${Sent} detail=${detail} call=${call} />
-      <${Result} detail=${detail} />
+      ${answer ? html`<${CallResult} view=${answer} unfinished=${UNFINISHED.includes(row.status)} />` : html`<${Answered} detail=${detail} />`}
     </div>
+    <${CallFlow} answer=${answer?.data} />
     <${About} detail=${detail} />
     ${seesPayloads() && html`<${Elsewhere} detail=${detail} call=${call} />`}
     <${Related} detail=${detail} />
     <${Log} entries=${detail.log} />`;
+}
+
+const RUNNING_MS = 2000; // between two looks at a call that runs: its progress is no event of the broker
+
+// What the application tells of the call of a message, as a view; null for a message that calls no task.
+function useCallAnswer(id, row) {
+  const isCall = Boolean(row && (row.task ? !row.task.startsWith("_") : row.callId));
+  const [latest, setLatest] = useState(null);
+  const quietMs = row?.status === "running" ? RUNNING_MS : undefined;
+  const view = useView(isCall ? path`messages/${id}/call` : null, {}, { everyMs: 1000, quietMs, paused: isOver(latest) && !UNFINISHED.includes(row?.status), concerns: concerns(latest, row?.messageId) });
+  useEffect(() => setLatest(view.data), [view.data]);
+  return isCall ? view : null;
 }
 
 const callTitle = (task, call) => {
@@ -184,15 +199,13 @@ function Arguments({ call }) {
   return html`<div class="tree"><ul class="flat">${values.members.map(([name, value], index) => html`<li key=${index}><span class="json-name">${name}</span>: <${Value} value=${value} open=${values.members.length <= 5} /></li>`)}</ul></div>`;
 }
 
-function Result({ detail }) {
+function Answered({ detail }) {
   const delivered = detail.attempts.findLast((attempt) => attempt.outcome === "delivered");
-  const title = detail.row.task ? "Result" : "Answer";
-  if (!delivered) return html`<${Panel} title=${title} id="result"><p class="quiet pad">${UNFINISHED.includes(detail.row.status) ? "Not yet." : "None: no attempt was delivered."}</p><//>`;
-  if (!seesPayloads()) return html`<${Panel} title=${title} id="result">${HIDDEN_PAYLOAD}<//>`;
+  if (!delivered) return html`<${Panel} title="Answer" id="result"><p class="quiet pad">${UNFINISHED.includes(detail.row.status) ? "Not yet." : "None: no attempt was delivered."}</p><//>`;
+  if (!seesPayloads()) return html`<${Panel} title="Answer" id="result">${HIDDEN_PAYLOAD}<//>`;
   const { response } = delivered;
-  const hidden = detail.row.task ? hiddenResult(response?.body) : null;
-  return html`<${Panel} title=${title} id="result" note=${response ? `status ${response.status}` : null}><div class="pad">
-    ${!response ? html`<p class="quiet">The broker keeps no answer of a successful attempt. ${detail.row.task ? "The result is in the result backend of the application." : ""}</p>` : hidden ? html`<p class="quiet">${hidden}</p>` : html`<${Body} text=${response.body} base64=${response.bodyBase64} label=${title} />`}
+  return html`<${Panel} title="Answer" id="result" note=${response ? `status ${response.status}` : null}><div class="pad">
+    ${response ? html`<${Body} text=${response.body} base64=${response.bodyBase64} label="Answer" />` : html`<p class="quiet">The broker keeps no answer of a successful attempt.</p>`}
   </div><//>`;
 }
 

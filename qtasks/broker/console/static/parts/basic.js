@@ -4,7 +4,7 @@ import { exact, relative, setZone, span, target, zone } from "../lib/format.js";
 import { href } from "../lib/route.js";
 import { tick } from "../lib/live.js";
 
-const STATUS_MARKS = { scheduled: "◷", waiting: "○", running: "◐", retrying: "↻", delivered: "✓", failed: "✗", canceled: "–" };
+const STATUS_MARKS = { scheduled: "◷", waiting: "○", running: "◐", retrying: "↻", delivered: "✓", failed: "✗", canceled: "–", expired: "–" };
 
 export function Status({ status }) {
   return html`<span class=${`status status-${status}`}><span aria-hidden="true">${STATUS_MARKS[status] ?? "·"}</span> ${status}</span>`;
