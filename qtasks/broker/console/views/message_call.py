@@ -22,9 +22,7 @@ from qtasks.protocol.dispatcher_questions import CallRecord, FlowReport
 from qtasks.protocol.messages import Message
 
 NO_CALL: Final = "only the call of a task has a result: this message is not one"
-NO_RESULTS: Final = (
-    "it keeps no results; set QTASKS_RESULTS where it runs, such as QTASKS_RESULTS=sqlite:///results.db"
-)
+NO_RESULTS: Final = "it keeps no results; set QTASKS_RESULTS where it runs, such as QTASKS_RESULTS=sqlite:///results.db"
 STATUSES: Final[Mapping[str, str]] = {
     "queued": "waiting",
     "running": "running",

@@ -45,7 +45,7 @@ export function Message({ id }) {
     <${Log} entries=${detail.log} />`;
 }
 
-const RUNNING_MS = 2000; // between two looks at a call that runs: its progress is no event of the broker
+const RUNNING_MS = 1000; // between two looks at a call that runs: its progress is no event of the broker
 
 // What the application tells of the call of a message, as a view; null for a message that calls no task.
 function useCallAnswer(id, row) {
