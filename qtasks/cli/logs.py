@@ -35,8 +35,11 @@ class LogOptions:
     form: Literal["text", "json"] = "text"
 
 
-def log_options(default: str | None) -> Callable[[F], F]:
-    """The options `--log-level` and `--log-format` of a command, as the parameters `log_level` and `log_format`."""
+def log_options(default: str | None, *, events: bool = False) -> Callable[[F], F]:
+    """The options `--log-level` and `--log-format` of a command, as the parameters `log_level` and `log_format`.
+
+    `events`: the command also prints what happens, and does so in that form.
+    """
     level = click.option(
         "--log-level",
         type=click.Choice(LEVELS),
@@ -49,7 +52,7 @@ def log_options(default: str | None) -> Callable[[F], F]:
         type=click.Choice(["text", "json"]),
         default="text",
         show_default=True,
-        help="Log as text, or as JSON, one object a line.",
+        help=f"{'Print and log' if events else 'Log'} as text, or as JSON, one object a line.",
     )
     return lambda command: level(form(command))
 

@@ -24,10 +24,10 @@ from qtasks.errors import ApiError, ConfigurationError, InvalidCallError, did_yo
 from qtasks.masking import mask_pairs
 from qtasks.protocol.messages import PublishOptions
 from qtasks.qstash import dlq
-from qtasks.qstash import message as message_api
 from qtasks.qstash.dlq import DlqMessage
 from qtasks.qstash.message import Message
 from qtasks.qstash.operations.publishing import publish_raw
+from qtasks.tasks.admin import actions
 from qtasks.tasks.admin.service_steps import Steps
 from qtasks.tasks.admin.summaries import call_in, of_dead_letter
 from qtasks.tasks.encode.envelope import COMPACT, new_call_id
@@ -115,21 +115,21 @@ def _open_source(stack: ExitStack, url: str, token_env: str) -> ServiceConnectio
 
 def _read(message_id: str) -> Steps[Message]:
     """The message, as its dead letter if it is one. Raises ApiError (404)."""
-    dlq_id = message_id if ID.fullmatch(message_id) else None
-    message: Message | None = None
-    if dlq_id is None:
-        try:
-            message = yield message_api.get(message_id)
-        except ApiError as error:
-            if error.status != HTTPStatus.NOT_FOUND:
-                raise
-            # The hosted service forgets a message that has ended, and keeps its dead letter.
-            page = yield dlq.list_page(None, 1, {"message_id": message_id})
-            if not page.messages:
-                raise
-            return page.messages[0]  # type: ignore[no-any-return]
-        dlq_id = None if message.status is None else message.status.dlq_id
-    return message if dlq_id is None else (yield dlq.get(dlq_id))  # type: ignore[return-value]
+    if ID.fullmatch(message_id):
+        return (yield from actions.get_dead_letter(message_id))
+    try:
+        message = yield from actions.get_message(message_id)
+    except ApiError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        # The hosted service forgets a message that has ended, and keeps its dead letter.
+        letters = (yield dlq.list_page(None, 1, {"message_id": message_id})).messages
+        if not letters:
+            raise
+        message = letters[0]
+    if message.status is not None and message.status.dlq_id is not None:
+        return (yield from actions.get_dead_letter(message.status.dlq_id))
+    return message
 
 
 def _copy_of(message: Message, here: ServiceConnection, to: str | None, retries: int) -> _Copy:

@@ -7,10 +7,12 @@ import os
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import click
 
@@ -22,12 +24,13 @@ from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings
 from qtasks.broker.store.connection import MEMORY
 from qtasks.broker.store.verbs import schedules
 from qtasks.cli.dev import dev_file, greeting, stopping
+from qtasks.cli.dev.json_events import JsonEventPrinter, json_line, json_speaker
 from qtasks.cli.dev.reloader import ReloadingApplication
 from qtasks.cli.dev.terminal import EventPrinter
 from qtasks.cli.dev.upstash_console import UpstashConsole
 from qtasks.cli.listening import listen_at
 from qtasks.cli.loader import AppLocation, NoAppError, locate
-from qtasks.cli.logs import LEVELS, LogOptions, log_to
+from qtasks.cli.logs import LogOptions, log_options, log_to
 from qtasks.cli.option_types import PORT, HostName
 from qtasks.cli.output import NonBlockingStream
 from qtasks.cli.serving.child_process import StartedApp
@@ -78,7 +81,7 @@ class DevOptions:
     metavar="NAME",
     help="Also let your application answer to this host name, and to pages from it: that of a tunnel.",
 )
-@click.option("--log-level", type=click.Choice(LEVELS), default=None, help="Log of qtasks.  [default: warning]")
+@log_options(None, events=True)
 def command(
     app: str | None,
     port: int,
@@ -88,6 +91,7 @@ def command(
     memory: bool,
     hosts: tuple[str, ...],
     log_level: str | None,
+    log_format: Literal["text", "json"],
 ) -> None:
     """Run the broker and APP, and print one line for each event.
 
@@ -111,7 +115,7 @@ def command(
             db=MEMORY if memory else db or str(dev_file.FOLDER / "dev.db"),
             results=os.environ.get("QTASKS_RESULTS") or f"sqlite:///{folder / 'results.db'}",
             hosts=hosts,
-            logs=LogOptions(log_level),
+            logs=LogOptions(log_level, log_format),
         )
         out, errors = NonBlockingStream(sys.stdout), NonBlockingStream(sys.stderr)
         log_to(errors, options.logs)
@@ -139,32 +143,36 @@ async def _dev(options: DevOptions, out: NonBlockingStream, errors: NonBlockingS
         settings = BrokerSettings(path=options.db).with_model(os.environ.get(LLM_VARIABLE))
         broker = await Broker.open(settings.listening_on(*broker_socket.getsockname()))
         stack.push_async_callback(broker.stop)
-        printer = EventPrinter(out, columns=out.columns, model=greeting.model_name(settings))
+        is_json = options.logs.form == "json"
+        printer_class = JsonEventPrinter if is_json else EventPrinter
+        printer = printer_class(out, columns=out.columns, model=greeting.model_name(settings))
+        say = json_speaker(errors.line, broker.clock.wall_ms) if is_json else errors.line
         broker.watchers.add(printer.print_event)
         server = ApiServer(
             broker, [broker_socket], around=UpstashConsole if options.target is None else lambda api: api
         )
         user = development.USERS[0]
         keys = await broker.keys.of(broker.accounts[user.name])
-        session = _DevSession(options, broker, broker_url, keys, printer, errors)
+        session = _DevSession(options, broker, broker_url, keys, printer, say)
         application = None if options.target is None else await session.application(options.target, stack)
         await server.start()
         stack.push_async_callback(server.stop)
         stack.callback(dev_file.remove, os.getpid())
-        lines = await session.begin(application)
+        started_app = await session.begin(application)
         stop = stack.enter_context(stop_signals(second_ends=False))
         if application is not None:
             stack.push_async_callback(application.stop)
-        for line in lines:
-            out.line(line)
+        facts = {"event": "started", **session.facts(started_app)}
+        printer.write([json_line(broker.clock.wall_ms(), **facts)] if is_json else session.greeting(started_app))
         broker.start()
         event_loop.tune_interpreter()
         status = await _until_stopped(stop, broker, application)
         # Running attempts need the application, so drain the broker before the application stops.
-        is_quiet = await stopping.drain(broker, printer, stop, errors.line)
+        is_quiet = await stopping.drain(broker, printer, stop, say)
         if application is not None:
-            await stopping.end_application(application, stop, errors.line, is_quiet=is_quiet)
-    out.line(str(printer.tally))
+            await stopping.end_application(application, stop, say, is_quiet=is_quiet)
+    tally = printer.tally
+    printer.write([json_line(broker.clock.wall_ms(), event="stopped", **asdict(tally)) if is_json else str(tally)])
     return status
 
 
@@ -181,7 +189,8 @@ class _DevSession:
     broker_url: str
     keys: SigningKeys
     printer: EventPrinter
-    errors: NonBlockingStream
+    say: Callable[[str], None]
+    """Prints a remark."""
 
     async def application(self, target: AppLocation, stack: AsyncExitStack) -> ReloadingApplication:
         """The application, on its socket; it is not started yet."""
@@ -196,7 +205,7 @@ class _DevSession:
             _origin(listener),
             self._environment(),
             self._note_start,
-            self.errors.line,
+            self.say,
             may_have_schedules=bool(existing),
             hosts=self.options.hosts,
             logs=self.options.logs,
@@ -210,13 +219,31 @@ class _DevSession:
         self.broker.watchers.add(note_attempt)
         return application
 
-    async def begin(self, application: ReloadingApplication | None) -> list[str]:
-        """Start the application, and write the file in which others find it. The lines of the greeting."""
-        if application is None:
-            self._write_file(None)
+    async def begin(self, application: ReloadingApplication | None) -> StartedApp | None:
+        """Start the application, and write the file in which others find it."""
+        if application is not None:
+            return await application.start()
+        self._write_file(None)
+        return None
+
+    def greeting(self, started_app: StartedApp | None) -> list[str]:
+        """The first lines that are printed."""
+        target = self.options.target
+        if target is None or started_app is None:
             return greeting.without_application(self.options.reason, self.broker, self.broker_url, self.keys)
-        started_app = await application.start()
-        return greeting.with_application(application.target, started_app, self.broker, self.broker_url)
+        return greeting.with_application(target, started_app, self.broker, self.broker_url)
+
+    def facts(self, started_app: StartedApp | None) -> dict[str, object]:
+        """What the first line says if it is JSON."""
+        return {
+            "version": version("qstash-tasks"),
+            "console": f"{self.broker_url}/",
+            "broker": self.broker_url,
+            "application": None if started_app is None else started_app.target,
+            "baseUrl": None if started_app is None else started_app.base_url,
+            "tasks": None if started_app is None else sorted(started_app.parameters),
+            "store": self.options.db,
+        }
 
     def _environment(self) -> dict[str, str]:
         return {

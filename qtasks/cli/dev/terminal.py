@@ -124,10 +124,7 @@ class EventPrinter:
         else:
             detail = self._describe(event)
         if detail is not None:
-            name = f"{self._name(message):<{_NAME_WIDTH}}  {short_id(message.id)}"
-            lines = [self._line(event.time_ms, name, detail)]
-            lines += [self._cut(_INDENT + self._masked_text(frame, message)) for frame in frames]
-            self._write(lines)
+            self._show(event, detail, [self._masked_text(frame, message) for frame in frames])
 
     def note_failure(self, message_id: str, lines: Sequence[str]) -> None:
         """Keep the lines to print under the next failure of a message."""
@@ -137,44 +134,49 @@ class EventPrinter:
 
     def print_request(self, method: str, path: str, status: int, took_ms: float, *, now_ms: int) -> None:
         """Print a request that the application has answered, and that was not a delivery."""
-        detail = _Detail("request", f"{status}  {_span(took_ms)}")
-        self._write([self._line(now_ms, f"{shorten(f'{method} {path}', _NAME_MOST):<{_NAME_WIDTH}}", detail)])
+        detail = Detail("request", f"{status}  {_span(took_ms)}")
+        self.write([self._line(now_ms, f"{shorten(f'{method} {path}', _NAME_MOST):<{_NAME_WIDTH}}", detail)])
 
-    def _write(self, lines: Sequence[str]) -> None:
+    def _show(self, event: MessageEvent, detail: Detail, frames: Sequence[str], /) -> None:
+        name = f"{self._name(event.message):<{_NAME_WIDTH}}  {short_id(event.message.id)}"
+        self.write([self._line(event.time_ms, name, detail), *(self._cut(_INDENT + frame) for frame in frames)])
+
+    def write(self, lines: Sequence[str]) -> None:
+        """Write lines as they are."""
         self.stream.write("".join(line + "\n" for line in lines))
         self.stream.flush()
 
-    def _describe_callback(self, event: MessageEvent) -> _Detail | None:
+    def _describe_callback(self, event: MessageEvent) -> Detail | None:
         what = "end callback" if self._is_end_callback(event.message) else "callback"
         if event.state is State.RETRY:
-            return _Detail("again", f"{what}  {self._error(event)}", _retry_in(event))
+            return Detail("again", f"{what}  {self._error(event)}", _retry_in(event))
         if event.state is State.FAILED:
-            return _Detail("failed", f"{what}  {self._error(event)}", _KEPT)
+            return Detail("failed", f"{what}  {self._error(event)}", _KEPT)
         return None
 
-    def _describe(self, event: MessageEvent) -> _Detail | None:
+    def _describe(self, event: MessageEvent) -> Detail | None:
         message = event.message
         attempts = f"{message.retried + 1}/{message.max_retries + 1}"
         took = "" if event.duration_ms is None else f"{_span(event.duration_ms)}  "
         if event.state is State.CREATED:
             when = "" if event.next_delivery_ms is None else f"in {_until(event.next_delivery_ms, event.time_ms)}"
             kind = "queued" if message.schedule_id is None else "tick"
-            return _Detail(kind, self._arguments(message), when)
+            return Detail(kind, self._arguments(message), when)
         if event.state is State.DELIVERED:
             self.tally.done += 1
             number = f"{attempts}  " if message.retried else ""
-            return _Detail("done", f"{number}{took}{_result(event)}")
+            return Detail("done", f"{number}{took}{result_text(event)}")
         if event.state is State.RETRY:
             self.tally.retried += 1
-            return _Detail("again", f"{attempts}  {self._error(event)}", _retry_in(event))
+            return Detail("again", f"{attempts}  {self._error(event)}", _retry_in(event))
         if event.state is State.FAILED:
             self.tally.failed += 1
-            return _Detail("failed", f"{attempts}  {self._error(event)}", _KEPT)
+            return Detail("failed", f"{attempts}  {self._error(event)}", _KEPT)
         if event.state is State.CANCELED:
-            return _Detail("cancelled", "cancelled")
+            return Detail("cancelled", "cancelled")
         return None
 
-    def _line(self, time_ms: int, name: str, detail: _Detail) -> str:
+    def _line(self, time_ms: int, name: str, detail: Detail) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(time_ms / 1000))
         mark = self._marks[detail.kind]
         if self.colour:
@@ -266,7 +268,7 @@ class EventPrinter:
         return shorten(_USERINFO.sub("//***@", message.url.partition("?")[0]), _NAME_MOST)
 
 
-class _Detail(NamedTuple):
+class Detail(NamedTuple):
     """What a line says after the name: its mark, a text that may be cut, and an end that stays."""
 
     kind: str
@@ -310,7 +312,7 @@ def _can_encode(stream: TextStream, text: str) -> bool:
     return True
 
 
-def _result(event: MessageEvent) -> str:
+def result_text(event: MessageEvent) -> str:
     """The value that an endpoint returned; of an answer of a language model, its text."""
     outcome = event.outcome
     if not isinstance(outcome, Response) or not outcome.body:

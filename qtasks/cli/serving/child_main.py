@@ -82,7 +82,11 @@ def main() -> None:
         # Python compares compiled code with its source by the modification time in seconds and by the size, so it would
         # miss a second quick edit. Do not write compiled code during development.
         sys.dont_write_bytecode = True
-        log_by_default(LogOptions(options.log_level))
+        logs = LogOptions(options.log_level, options.log_format)
+        if logs.form == "json":
+            log_to(sys.stderr, logs)
+        else:
+            log_by_default(logs)
         sys.exit(_serve(options, ReportPipe(options.report)))
     errors = NonBlockingStream(sys.stderr)
     log_to(errors, LogOptions(options.log_level, options.log_format))
