@@ -202,7 +202,9 @@ class Broker:
 
     def console(self, *, open_to: Viewer | None = None) -> Console:
         """A console over this broker; `open_to`: who everyone is that brings no token."""
-        context = ConsoleContext.of(self.context, self.settings, self.accounts, self.ready, self.questions)
+        context = ConsoleContext.of(
+            self.context, self.settings, self.accounts, self.ready, self.questions, self.deliverer.last_offer
+        )
         return Console(context, self.api, self.tokens, open_to=open_to)
 
     async def ready(self) -> ApiResponse:

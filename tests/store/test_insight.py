@@ -218,17 +218,17 @@ def test_old_figures_go_and_unused_destinations_with_them(store: InlineStore) ->
         while forget.forget_old(store.db, now_ms=store.now_ms):
             pass
         assert forget.forget_destinations(store.db, after=0) is None
-        names = ("insight_spans", "insight_failure_spans", "insight_failures", "insight_destinations")
-        return tuple(store.db.execute(f"SELECT count(*) FROM {name}").get for name in names)
+        names = ("spans", "failure_spans", "failures", "destinations", "answers")
+        return tuple(store.db.execute(f"SELECT count(*) FROM insight_{name}").get for name in names)
 
-    assert left() == (6, 1, 1, 1)
+    assert left() == (6, 1, 1, 1, 1)
     store.now_ms += 5 * 3_600_000
-    assert left() == (5, 1, 1, 1), "the minutes of each destination"
+    assert left() == (5, 1, 1, 1, 1), "the minutes of each destination"
     store.now_ms += DAY_MS
-    assert left() == (4, 1, 1, 1), "the minutes of all"
+    assert left() == (4, 1, 1, 1, 1), "the minutes of all"
     store.now_ms += 9 * DAY_MS
     retention.prune_messages(store.db, KEEP, now_ms=store.now_ms)
-    assert left() == (1, 0, 0, 0), "what all destinations have done ever"
+    assert left() == (1, 0, 0, 0, 0), "what all destinations have done ever"
 
 
 def test_rates_durations_and_waits_of_a_series(store: InlineStore) -> None:

@@ -18,6 +18,7 @@ TABLES = (
     "insight_spans",
     "insight_failure_messages",
     "insight_failure_spans",
+    "insight_answers",
     "insight_searchable",
 )
 OPEN = {"scheduled": 1, "waiting": 2, "running": 3, "retrying": 4, "dead": 7}

@@ -21,7 +21,12 @@ class Console:
         self.service = service
         broker = service.broker
         self.context = ConsoleContext.of(
-            broker.context, broker.settings, broker.accounts, broker.ready, broker.questions
+            broker.context,
+            broker.settings,
+            broker.accounts,
+            broker.ready,
+            broker.questions,
+            broker.deliverer.last_offer,
         )
         account = broker.accounts[broker.settings.credentials[service.user].name]
         self.viewer = Viewer(account, role)

@@ -12,6 +12,7 @@ from qtasks.broker.console.asked_calls import AskedCalls
 from qtasks.broker.console.manifests import Manifests
 from qtasks.broker.console.signed_questions import DispatcherQuestions
 from qtasks.broker.core.operator_changes import UNKNOWN, Actor
+from qtasks.broker.core.slot_offers import SlotOffer
 from qtasks.broker.settings import BrokerSettings
 from qtasks.broker.store.interface import Store
 from qtasks.clock import Clock
@@ -55,6 +56,8 @@ class ConsoleContext:
     """What the applications say of their tasks."""
     calls: AskedCalls
     """What they say of single calls."""
+    last_offer: Callable[[str], SlotOffer | None]
+    """What the latest answer of the dispatcher at a URL prefix states of bundles; None without one."""
 
     @classmethod
     def of(
@@ -64,9 +67,10 @@ class ConsoleContext:
         accounts: Mapping[str, int],
         ready: Callable[[], Awaitable[ApiResponse]],
         questions: DispatcherQuestions,
+        last_offer: Callable[[str], SlotOffer | None],
     ) -> ConsoleContext:
         """The context of one console, whose answers of applications are its own."""
-        return cls(api, settings, accounts, ready, Manifests(questions), AskedCalls(questions))
+        return cls(api, settings, accounts, ready, Manifests(questions), AskedCalls(questions), last_offer)
 
     @property
     def store(self) -> Store:

@@ -8,7 +8,7 @@ answered request are taken for not yet begun.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from qtasks.protocol.bundles import SLOTS_HEADER
 from qtasks.protocol.messages import Headers
@@ -21,6 +21,15 @@ MAX_OFFERS: Final = 4_096
 _NAME: Final = SLOTS_HEADER.lower()
 
 
+class SlotOffer(NamedTuple):
+    """What the latest answer of a dispatcher states."""
+
+    slots: int | None
+    """How many deliveries it can begin; None: it takes no bundles."""
+    refused_until_s: float
+    """Until when it gets no bundle, because one has failed; in monotonic seconds, 0 if none has."""
+
+
 @dataclass(slots=True)
 class _Offer:
     """What is known of one prefix."""
@@ -29,6 +38,9 @@ class _Offer:
     """Deliveries that have started there since it is remembered."""
     folder: str = ""
     """The URL of its folder, as it was in the request that was answered."""
+    has_answered: bool = False
+    slots: int | None = None
+    """How many deliveries it could begin when it answered last; None if it takes no bundles."""
     capacity: int | None = None
     """How many deliveries of this broker it can run at once; None if it takes no bundles."""
     refused_until_s: float = 0.0
@@ -57,12 +69,18 @@ class SlotOffers:
         if (offer := self._offers.get(prefix)) is None:
             return
         offer.folder = folder
+        offer.slots, offer.has_answered = slots, True
         offer.capacity = None if slots is None else slots + max(0, in_flight - (offer.begun - begun))
 
     def refuse(self, prefix: str, now_s: float) -> None:
         """The prefix gets no bundle for `REFUSED_FOR_S`."""
         if (offer := self._offers.get(prefix)) is not None:
             offer.refused_until_s = now_s + REFUSED_FOR_S
+
+    def last(self, prefix: str) -> SlotOffer | None:
+        """What its latest answer states; None if it has not answered since it is remembered."""
+        offer = self._offers.get(prefix)
+        return None if offer is None or not offer.has_answered else SlotOffer(offer.slots, offer.refused_until_s)
 
     def capacity(self, prefix: str, now_s: float) -> int | None:
         """How many deliveries the prefix can run at once; None if it takes no bundles now."""

@@ -14,6 +14,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Final
 
 from qtasks.broker.core.bundle_plan import BundlePlan, plan
+from qtasks.broker.core.slot_offers import SlotOffer
 from qtasks.broker.core.values import Claim, ClaimBatch
 from qtasks.broker.events import EventWatchers
 from qtasks.broker.loops.attempt_parts import AttemptParts
@@ -89,6 +90,10 @@ class Deliverer:
     def in_flight(self) -> int:
         """Attempts in flight."""
         return self._limits.in_flight
+
+    def last_offer(self, prefix: str) -> SlotOffer | None:
+        """See `HostLimits.last_offer`."""
+        return self._limits.last_offer(prefix)
 
     @property
     def draining(self) -> bool:

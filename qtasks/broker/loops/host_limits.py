@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from qtasks.broker.core import lots
-from qtasks.broker.core.slot_offers import SlotOffers
+from qtasks.broker.core.slot_offers import SlotOffer, SlotOffers
 from qtasks.broker.core.values import Rooms, Trust
 from qtasks.broker.ports import Failure
 from qtasks.broker.settings import DeliveryLimits
@@ -183,6 +183,10 @@ class HostLimits:
         self._offers.note_answer(lot, folder, slots, begun=begun, in_flight=self.running(lot))
         if (host := self._hosts.get(lots.parse(lot).host)) is not None:
             host.capacity = self._offers.capacity(lot, self._clock.monotonic()) or 0
+
+    def last_offer(self, prefix: str) -> SlotOffer | None:
+        """What the latest answer of the dispatcher at a URL prefix states; None if it has not answered this process."""
+        return self._offers.last(prefix)
 
     def send_bundle(self, lot: str, count: int) -> None:
         """A bundle of `count` messages of `lot` leaves. Until `answer_bundle` further ones leave only in full bundles.

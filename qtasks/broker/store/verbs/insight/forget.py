@@ -63,6 +63,7 @@ def forget_destinations(db: apsw.Connection, *, after: int) -> int | None:
             db.execute("DELETE FROM insight_counts WHERE account = ? AND destination = ?", (account, number))
             db.execute(_FORGET_EVER, (account, EVER_MS, number))
             db.execute("DELETE FROM insight_searchable WHERE destination = ?", (number,))
+            db.execute("DELETE FROM insight_answers WHERE destination = ?", (number,))
             db.execute("DELETE FROM insight_destinations WHERE id = ?", (number,))
     return some[-1][0] if len(some) == BATCH else None
 

@@ -32,7 +32,7 @@ _COUNTED_UNTIL: Final = "SELECT n FROM insight_progress WHERE only_row = 1"
 _NOTE: Final = "UPDATE insight_progress SET n = ? WHERE only_row = 1"
 _NEWEST: Final = "SELECT coalesce(max(n), 0) FROM log"
 _ENTRIES: Final = (
-    "SELECT n, seq, account, time_ms, state, error, next_ms,"
+    "SELECT n, seq, account, time_ms, state, error, next_ms, response_status,"
     f" iif(state = '{State.ERROR}', substr(response_body, 1, {_READ_BYTES}), NULL)"
     " FROM log WHERE n > ? ORDER BY n LIMIT ?"
 )
@@ -49,6 +49,10 @@ _INSERT: Final = (
     "INSERT INTO insight_messages (seq, account, destination, status, due_ms, started_ms) VALUES (?, ?, ?, ?, ?, ?)"
 )
 _UPDATE: Final = "UPDATE insight_messages SET status = ?, due_ms = ?, started_ms = ? WHERE seq = ?"
+_ANSWER: Final = (
+    "INSERT INTO insight_answers (destination, time_ms, status, error) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
+    " SET time_ms = excluded.time_ms, status = excluded.status, error = excluded.error"
+)
 _COUNT: Final = (
     "INSERT INTO insight_counts (account, destination, status, count) VALUES (?, ?, ?, ?)"
     " ON CONFLICT DO UPDATE SET count = count + excluded.count"
@@ -73,8 +77,9 @@ _TABLES: Final = (
     "insight_failure_spans",
     "insight_failure_messages",
     "insight_searchable",
+    "insight_answers",
 )
-_SCHEMAS: Final = ("0006_insight.sql", "0009_searchable.sql")
+_SCHEMAS: Final = ("0006_insight.sql", "0009_searchable.sql", "0011_answers.sql")
 """The files of the schema that make these tables, and nothing else."""
 _TRIGGERS: Final = ("insight_dead_letter_gone", "insight_message_gone")
 
@@ -89,6 +94,7 @@ class _Entry(NamedTuple):
     state: str
     error: str | None
     next_ms: int | None
+    status: int | None
     body: bytes | None
 
 
@@ -188,6 +194,8 @@ class _Slice:
         self._destinations = Destinations(db)
         self._figures = FreshFigures()
         self._failures = FreshFailures()
+        self._answers: dict[int, tuple[int, int, int | None, str | None]] = {}
+        """The last answers, as rows, by destination."""
         accounts = {entry.seq: entry.account for entry in entries}
         stored = fetch(db, _KNOWN, (_json(accounts),))
         destinations = self._destinations.numbered({row[2] for row in stored})
@@ -222,6 +230,8 @@ class _Slice:
                 message.status, message.due_ms = Status.RETRYING, next_ms
             case _:
                 _count_end(entry, message, figures)
+                if entry.state == State.DELIVERED:
+                    self._note_answer(entry, message, None)
 
     def _note_error(self, entry: _Entry, message: _Indexed) -> None:
         if entry.error == STOPPED:  # the broker has stopped: the endpoint has not failed
@@ -229,6 +239,11 @@ class _Slice:
         text = error_texts.text_of(entry.error, entry.body, is_task=message.destination.is_task)
         message.last_failure = FailedAttempt(entry.seq, entry.time_ms, text)
         self._failures.add(message.account, message.destination, message.last_failure)
+        self._note_answer(entry, message, text)
+
+    def _note_answer(self, entry: _Entry, message: _Indexed, error: str | None) -> None:
+        number = message.destination.counted_as
+        self._answers[number] = (number, entry.time_ms, entry.status, error)
 
     def write(self) -> None:
         """Store what the entries change."""
@@ -252,6 +267,7 @@ class _Slice:
         write_each(self._db, _COUNT, counted)
         self._figures.write(self._db)
         self._failures.write(self._db, self._destinations)
+        write_each(self._db, _ANSWER, list(self._answers.values()))
 
     def _tell_dead_from_failed(self) -> None:
         """Failed messages are dead letters, until these are removed."""

@@ -122,15 +122,15 @@ def totals(db: apsw.Connection, account: int, *, minutes: int, now_ms: int) -> T
     """The figures of the last `minutes` minutes."""
     counts = counts_now(db, account, now_ms=now_ms)
     step_ms = step_of(minutes)
-    rate_from_ms = (now_ms // MINUTE_MS - RATE_MINUTES) * MINUTE_MS
+    lately, rate_ms = delivered_lately(db, account, now_ms=now_ms)
     return Totals(
         behind=index.behind(db),
         counts=_summed(counts),
         oldest_waiting=_oldest_waiting(db, account, now_ms),
         step_ms=step_ms,
         series=_series(db, account, minutes, step_ms, now_ms),
-        destinations=_destinations(db, account, counts, minutes, rate_from_ms, now_ms),
-        rate_ms=now_ms - rate_from_ms,
+        destinations=_destinations(db, account, counts, minutes, lately, now_ms),
+        rate_ms=rate_ms,
         next_schedules=_next_schedules(db, account),
         held=Held(*(first(db, _HELD, (account,)) or (0, 0, 0))),
         has_dispatcher=bool(db.execute("SELECT EXISTS (SELECT 1 FROM prefixes WHERE dispatcher = 1)").get),
@@ -173,6 +173,12 @@ def counts_now(db: apsw.Connection, account: int, *, now_ms: int) -> dict[int, d
     return counts
 
 
+def delivered_lately(db: apsw.Connection, account: int, *, now_ms: int) -> tuple[Mapping[int, int], int]:
+    """How many messages were delivered in the span that counts for a rate, by destination; and that span."""
+    from_ms = (now_ms // MINUTE_MS - RATE_MINUTES) * MINUTE_MS
+    return dict(fetch(db, _DELIVERED, (account, from_ms))), now_ms - from_ms
+
+
 def sums_now(db: apsw.Connection, account: int, *, now_ms: int) -> Mapping[Status, int]:
     """How many messages have each of the counted statuses."""
     return _summed(counts_now(db, account, now_ms=now_ms))
@@ -209,7 +215,7 @@ def _destinations(
     account: int,
     counts: Mapping[int, Mapping[Status, int]],
     minutes: int,
-    rate_from_ms: int,
+    lately: Mapping[int, int],
     now_ms: int,
 ) -> list[DestinationFigures]:
     """The busiest destinations: those with the most messages and attempts in the time, then the most that wait."""
@@ -223,7 +229,6 @@ def _destinations(
         reverse=True,
     )[:MAX_DESTINATIONS]
     names = {number: (url, task) for number, url, task in fetch(db, _COUNTED, (account,))}
-    lately = dict(fetch(db, _DELIVERED, (account, rate_from_ms)))
     return [
         DestinationFigures(
             *names[number],
