@@ -45,7 +45,7 @@ class LastAnswer(NamedTuple):
 
     time_ms: int
     status: int | None
-    """Of an answer that is no success."""
+    """Of an answer that reports a failure."""
     error: str | None
     """None for a success."""
 
