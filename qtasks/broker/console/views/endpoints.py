@@ -11,8 +11,8 @@ from qtasks.broker.core.interruptions import NOT_COUNTED
 from qtasks.broker.core.observed import histograms
 from qtasks.broker.core.wall_times import added
 from qtasks.broker.loops.indexer import Indexer
-from qtasks.broker.store.verbs.reads import prefix_table
-from qtasks.broker.store.verbs.reads.prefix_table import LastAnswer, PrefixLine
+from qtasks.broker.store.verbs.insight import prefix_table
+from qtasks.broker.store.verbs.insight.prefix_table import LastAnswer, PrefixLine
 
 
 async def list_endpoints(context: ConsoleContext, viewer: Viewer, request: ApiRequest) -> ApiResponse:
