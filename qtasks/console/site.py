@@ -55,7 +55,8 @@ class BrokerViews:
 
     async def session(self) -> dict[str, Any]:
         """See `Views.session`."""
-        lacks = [] if self._service.can_stream else ["events"]
+        now = await self._service.ask("GET", f"{API_PREFIX}session")
+        lacks = [*now["service"]["lacks"], *([] if self._service.can_stream else ["events"])]
         shown = None if self._kind == "broker" else self._service.url
         return {
             **{name: self._session.get(name) for name in ("role", "account", "version")},

@@ -14,6 +14,7 @@ from qtasks.broker.console.access import Access, Visitor
 from qtasks.broker.console.console_context import ConsoleContext, Role, Viewer
 from qtasks.broker.console.live_events import LiveEvents
 from qtasks.broker.console.views import metrics
+from qtasks.broker.store.verbs.insight import model_calls
 from qtasks.protocol.messages import Headers
 
 API_PREFIX: Final = "/console/api/"
@@ -51,10 +52,10 @@ class Console:
         same_origin.check_origin(request)
         path = request.path.removeprefix(API_PREFIX)
         if path == "session" and request.method == "POST":
-            return self._session(*await self._access.sign_in(request))
+            return await self._session(*await self._access.sign_in(request))
         visitor = await self._access.visitor(request)
         if path == "session" and request.method in same_origin.SAFE_METHODS:
-            return json_response({"signedIn": False}) if visitor is None else self._session(visitor)
+            return json_response({"signedIn": False}) if visitor is None else await self._session(visitor)
         if visitor is None:
             raise HttpError(401, _SIGN_IN)
         if visitor.csrf is not None:
@@ -91,8 +92,9 @@ class Console:
         request = request._replace(actor=visitor.viewer.actor)
         return await view.handler(self._context, visitor.viewer, request, *arguments)
 
-    def _session(self, visitor: Visitor, headers: Headers = ()) -> ApiResponse:
+    async def _session(self, visitor: Visitor, headers: Headers = ()) -> ApiResponse:
         """What `GET session` says of a visitor who has signed in, or need not."""
+        asks_models = await self._context.store.read(model_calls.has_any, visitor.viewer.account)
         names = {account: name for name, account in self._context.accounts.items()}
         return json_response(
             {
@@ -102,7 +104,7 @@ class Console:
                 "account": names.get(visitor.viewer.account, ""),
                 "csrf": visitor.csrf,
                 "version": version("qstash-tasks"),
-                "service": {"kind": "broker", "url": None, "lacks": []},
+                "service": {"kind": "broker", "url": None, "lacks": [] if asks_models else ["llm"]},
             },
             headers=headers,
         )

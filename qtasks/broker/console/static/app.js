@@ -89,7 +89,7 @@ function Page() {
     scrollTo(0, 0);
   }, [path.join("/")]);
   if (!page) return html`<${Heading} title="No such page" /><${Empty} title=${`There is no page “${name}”.`} />`;
-  if (lacks(page.name)) return html`<${Heading} title=${page.title} /><${Empty} title="This service does not tell it.">The API of ${session.value.service.url} has no such view; a broker of qtasks has.<//>`;
+  if (lacks(page.name) && !(page.isRare && session.value.service.kind !== "qstash")) return html`<${Heading} title=${page.title} /><${Empty} title="This service does not tell it.">The API of ${session.value.service.url} has no such view; a broker of qtasks has.<//>`;
   const View = path.length > 1 && page.detail ? page.detail : page.view;
   return html`<${View} key=${path.join("/")} id=${path[1]} />`;
 }

@@ -1,6 +1,6 @@
 // One message: what became of it, why it waits, what was sent and answered, and how to run it again.
 import { Fragment, html, useEffect, useMemo, useRef, useState } from "../lib/view.js";
-import { isOperator, path, post, remove, seesPayloads, session } from "../lib/api.js";
+import { isOperator, lacks, path, post, remove, seesPayloads, session } from "../lib/api.js";
 import { tick, useView } from "../lib/live.js";
 import { argumentsOf, againBody, editable, readCall, taskError } from "../lib/call.js";
 import { argumentText, asCommand, asCurl, asPython } from "../lib/copy.js";
@@ -13,6 +13,7 @@ import { Copy, Empty, Facts, Heading, Panel, Problem, Status, Table, Tabs, Time 
 import { ask } from "../parts/dialog.js";
 import { Body, Value } from "../parts/json.js";
 import { MESSAGE_COLUMNS } from "../parts/rows.js";
+import { Conversation, isModelCall } from "./llm.js";
 import { inBundle, PARTS, Timeline } from "../parts/timeline.js";
 
 const UNFINISHED = ["scheduled", "waiting", "running", "retrying"];
@@ -34,9 +35,10 @@ export function Message({ id }) {
     <${Waiting} waiting=${detail.waiting} />
     ${editing && html`<${Edit} detail=${detail} call=${call} close=${() => setEditing(false)} />`}
     <${Attempts} detail=${detail} />
+    ${isModelCall(row) && !lacks("llm") && html`<${Conversation} row=${row} />`}
     <div class="columns">
       <${Sent} detail=${detail} call=${call} />
-      ${answer ? html`<${CallResult} view=${answer} unfinished=${UNFINISHED.includes(row.status)} />` : html`<${Answered} detail=${detail} />`}
+      ${isModelCall(row) && seesPayloads() ? null : answer ? html`<${CallResult} view=${answer} unfinished=${UNFINISHED.includes(row.status)} />` : html`<${Answered} detail=${detail} />`}
     </div>
     <${CallFlow} answer=${answer?.data} />
     <${About} detail=${detail} />

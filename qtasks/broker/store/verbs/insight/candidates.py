@@ -12,6 +12,7 @@ import apsw
 import orjson
 
 from qtasks.broker.core.observed.message_filter import Condition, ConsoleFilter, Kind
+from qtasks.broker.core.observed.statuses import Status
 from qtasks.broker.store.verbs.insight import labelled_arguments
 from qtasks.broker.store.verbs.reads.filters import Where
 from qtasks.broker.store.verbs.rows import fetch
@@ -105,6 +106,12 @@ def of(
     if failures := _failures(db, account, criteria):
         return _merged(db, _BY_FAILURE, [(failure,) for failure in failures], bounds)
     return _merged(db, _BY_STATUS, [(account, status) for status in statuses], bounds)
+
+
+def of_destinations(db: apsw.Connection, account: int, numbers: Sequence[int], bounds: Bounds) -> Iterator[int]:
+    """`seq` of every message to these destinations, at most `MAX_LINES` of them, newest first, within the bounds."""
+    lines = [(account, number, status) for number in numbers[:MAX_LINES] for status in Status]
+    return _merged(db, _BY_DESTINATION, lines, bounds)
 
 
 def _named(db: apsw.Connection, account: int, criteria: ConsoleFilter, bounds: Bounds) -> list[int]:
