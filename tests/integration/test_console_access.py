@@ -66,7 +66,7 @@ def test_a_token_becomes_a_session_of_its_role(running: RunningBroker, role: str
     session = browser.ask("GET", "session").json()
     assert session["signedIn"] is session["canSignOut"] is True
     assert (session["role"], session["account"], session["csrf"]) == (role, "default", browser.csrf)
-    assert session["service"] == {"kind": "broker", "url": None, "lacks": []}
+    assert session["service"] == {"kind": "broker", "url": None, "lacks": ["llm"]}
 
 
 def test_the_cookie_is_kept_from_scripts_and_from_other_sites(running: RunningBroker) -> None:

@@ -89,7 +89,7 @@ def test_the_mounted_console_is_behind_the_applications_dependency(mounted: Test
 def test_the_mounted_console_shows_the_broker_in_the_process(mounted: TestClient) -> None:
     session = mounted.get("/jobs/console/api/session").json()
     assert (session["signedIn"], session["canSignOut"], session["role"]) == (True, False, "operator")
-    assert session["service"] == {"kind": "broker", "url": None, "lacks": ["events"]}
+    assert session["service"] == {"kind": "broker", "url": None, "lacks": ["llm", "events"]}
     result = mounted.app.state.add.delay(2, 3)  # type: ignore[attr-defined]
     assert result.get(timeout=10) == 5
     [row] = mounted.get("/jobs/console/api/messages").json()["messages"]
@@ -139,7 +139,7 @@ def test_a_read_only_console_only_looks() -> None:
 def test_the_console_of_a_remote_broker(running: RunningBroker, tmp_path: Path) -> None:
     with ConsoleProcess(tmp_path, running.url) as console:
         session = console.get("session").json()
-        assert session["service"] == {"kind": "remote-broker", "url": running.url, "lacks": []}
+        assert session["service"] == {"kind": "remote-broker", "url": running.url, "lacks": ["llm"]}
         assert console.post("v2/queues", {"queueName": "mails", "parallelism": 3}).status_code == 200
         [queue] = console.get("queues").json()
         assert (queue["name"], queue["parallelism"]) == ("mails", 3)
