@@ -28,6 +28,7 @@ _COMMANDS: Final = {
     "logs": ("qtasks.cli.operate.logs_command", "Print the log of the service."),
     "queues": ("qtasks.cli.operate.queues_command", "Look at queues, pause them, set their parallelism."),
     "flow": ("qtasks.cli.operate.flow_command", "Look at flow-control keys, pause them, fix their limits."),
+    "audit": ("qtasks.cli.operate.audit_command", "Show what operators changed, and who it was."),
     "keys": ("qtasks.cli.operate.keys_command", "Show and rotate the signing keys."),
     "store": ("qtasks.cli.operate.store_command", "Check, back up, restore and shrink the database of a broker."),
     "console": ("qtasks.cli.console.console_command", "Open the console of any QStash service in the browser."),

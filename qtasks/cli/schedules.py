@@ -14,6 +14,7 @@ import click
 from qtasks.cli.changes import as_json_option, confirmed, dry_run_option, yes_option
 from qtasks.cli.loader import load, locate, locate_running, running_application, say_which
 from qtasks.cli.operate.groups import OperatorGroup
+from qtasks.cli.operate.pause_notes import note_option, pause_line
 from qtasks.cli.printing import echo_json
 from qtasks.errors import ConfigurationError
 from qtasks.protocol import cron
@@ -52,7 +53,8 @@ def list_(app: str | None, as_json: bool) -> None:
         echo_json([row.facts() for row in rows])
         return
     _echo_columns(
-        [(row.name, shown(row.timing), row.state, row.next_shown) for row in rows], [row.past for row in rows]
+        [(row.name, shown(row.timing), row.state, row.next_shown) for row in rows],
+        ["; ".join(filter(None, (row.pause, row.past))) for row in rows],
     )
     _echo_elsewhere(plan)
 
@@ -111,10 +113,11 @@ def trigger(name: str, app: str | None, as_json: bool) -> None:
 @command.command("pause")
 @click.argument("name")
 @_app
+@note_option
 @as_json_option
-def pause(name: str, app: str | None, as_json: bool) -> None:
+def pause(name: str, app: str | None, note: str | None, as_json: bool) -> None:
     """Pause schedule NAME of APP until `resume`; a sync does not resume it."""
-    _change_schedule(name, app, "paused", TaskSchedule.pause, as_json=as_json)
+    _change_schedule(name, app, "paused", lambda schedule: schedule.pause(note=note), as_json=as_json)
 
 
 @command.command("resume")
@@ -165,6 +168,18 @@ class _ScheduleRow:
         return "next " + "".join(_moment(run, run.tzinfo) for run in self.handle.next_runs(1))
 
     @property
+    def pause(self) -> str:
+        """Since when it is paused, by whom and why, as far as the service knows."""
+        return "" if self.existing is None else pause_line(self._pause_facts)
+
+    @property
+    def _pause_facts(self) -> dict[str, object]:
+        existing = self.existing
+        if existing is None or existing.paused_at is None:
+            return {}
+        return {"pausedAt": existing.paused_at, "pausedBy": existing.paused_by, "pauseNote": existing.pause_note}
+
+    @property
     def past(self) -> str:
         """The last run with the states of its messages, and the error if a run was missed."""
         if self.existing is None or self.existing.last_schedule_time is None:
@@ -193,6 +208,7 @@ class _ScheduleRow:
             "zone": self.timing.zone,
             "state": self.state,
             "paused": existing is not None and existing.paused,
+            **self._pause_facts,
             "next": [run.isoformat() for run in self.handle.next_runs(_RUNS)],
             "last": None if existing is None else existing.last_schedule_time,
             "states": {message: state.value for message, state in (states or {}).items()},

@@ -11,7 +11,7 @@ from qtasks.console.passed_service import PassedService
 from qtasks.protocol import cron, cron_english
 from qtasks.protocol.labels import argument_labels
 
-LACKS: Final = ("overview", "failures", "endpoints", "system", "events", "assistant", "drift", "llm")
+LACKS: Final = ("overview", "failures", "endpoints", "system", "audit", "events", "assistant", "drift", "llm")
 """The views that the API of QStash cannot give."""
 NEXT: Final = 5
 _PAGE: Final = 100

@@ -90,6 +90,12 @@ class Schedule:
     """First label of its messages, if any."""
     labels: list[str] | None = field(default=None, kw_only=True)
     """All labels of its messages."""
+    paused_at: int | None = field(default=None, kw_only=True)
+    """When it was paused; this and the next two are known to a broker of qtasks only."""
+    paused_by: str | None = field(default=None, kw_only=True)
+    """Who paused it: the name of a token."""
+    pause_note: str | None = field(default=None, kw_only=True)
+    """Why, if a note was given."""
 
 
 def parse_schedule(content: Mapping[str, Any]) -> Schedule:
@@ -122,6 +128,9 @@ def parse_schedule(content: Mapping[str, Any]) -> Schedule:
         error=content.get("error"),
         label=content.get("label"),
         labels=content.get("labels"),
+        paused_at=content.get("pausedAt"),
+        paused_by=content.get("pausedBy"),
+        pause_note=content.get("pauseNote"),
     )
 
 

@@ -275,10 +275,19 @@ def test_queues_are_paused_set_purged_and_deleted(run: Run, broker: BrokerServer
     unknown = run("queues", "pause", "emial")
     assert (unknown.status, unknown.out) == (6, "")
     assert "there is no queue 'emial'; did you mean 'email'?" in unknown.err
-    assert run("queues", "pause", "email").out == "email  paused\n"
+    assert run("queues", "pause", "email", "--note", "x" * 201).status == 2
+    assert run("queues", "pause", "email", "--note", "the provider is down").out == "email  paused\n"
     assert broker.ask("POST", f"/v2/enqueue/email/{endpoint.url}/x", b"").status == 201
-    row = run("queues").out.splitlines()[1].split()
-    assert row[:4] == ["email", "paused", "3", "1"]
+    _, row, below = run("queues").out.splitlines()
+    assert row.split()[:4] == ["email", "paused", "3", "1"]
+    assert below.strip().endswith("ago by the configured token: the provider is down")
+    changed = run("audit", "EMAIL", "--json").json
+    assert [(each["what"], each["note"]) for each in changed["changes"]] == [
+        ("queue.pause", "the provider is down"),
+        ("queue.set", None),
+    ]
+    assert "the provider is down" in run("audit", "queue.pause").out
+    assert run("audit", "nothing").err == "no change contains nothing\n"
     assert run("queues", "show", "email", "--json").json["paused"] is True
     assert run("queues", "set", "email", "--parallelism", "2", "--json").json["paused"] is True
     assert run("queues", "purge", "email").status == 2

@@ -120,6 +120,7 @@ _DEAD_LETTER: Final = closed(
         "responseBodyBase64": _BASE64,
     },
 )
+_PAUSE: Final = {"pausedAt": _TIME, "pausedBy": TEXT, "pauseNote": TEXT}
 _SCHEDULE: Final = closed(
     {
         "scheduleId": TEXT,
@@ -131,6 +132,7 @@ _SCHEDULE: Final = closed(
         "retries": COUNT,
     },
     {
+        **_PAUSE,
         **_BODY,
         **_CALLBACKS,
         **_CALLER,
@@ -163,7 +165,8 @@ _FLOW_KEY: Final = closed(
         "isPaused": FLAG,
         "isPinnedParallelism": FLAG,
         "isPinnedRate": FLAG,
-    }
+    },
+    _PAUSE,
 )
 _QUEUE: Final = closed(
     {
@@ -173,7 +176,8 @@ _QUEUE: Final = closed(
         "parallelism": {"type": "integer", "minimum": 1},
         "paused": FLAG,
         "lag": {**COUNT, "description": "messages that are not finished"},
-    }
+    },
+    _PAUSE,
 )
 _URL_GROUP: Final = closed(
     {

@@ -9,6 +9,7 @@ import click
 from qtasks.cli.changes import as_json_option
 from qtasks.cli.operate.completing import key_names
 from qtasks.cli.operate.groups import OperatorGroup
+from qtasks.cli.operate.pause_notes import note_option, pause_line, with_note
 from qtasks.cli.operate.service import ServiceConnection, connected, missing
 from qtasks.cli.option_types import Duration
 from qtasks.cli.printing import TableColumn, echo_json, echo_table, talk
@@ -67,10 +68,11 @@ def show(key: str, as_json: bool) -> None:
 @command.command("pause")
 @_key
 @_create
+@note_option
 @as_json_option
-def pause(key: str, create: bool, as_json: bool) -> None:
+def pause(key: str, create: bool, note: str | None, as_json: bool) -> None:
     """Pause a key: none of its messages starts."""
-    _act(key, flow_control_api.pause(key), "paused", create=create, as_json=as_json)
+    _act(key, with_note(flow_control_api.pause(key), note), "paused", create=create, as_json=as_json)
 
 
 @command.command("resume")
@@ -161,4 +163,4 @@ def _echo(keys: list[dict[str, Any]]) -> None:
                 ", ".join(pinned),
             )
         )
-    echo_table(_COLUMNS, rows)
+    echo_table(_COLUMNS, rows, [pause_line(info) for info in keys])

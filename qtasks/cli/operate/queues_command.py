@@ -9,6 +9,7 @@ import click
 from qtasks.cli.changes import as_json_option, confirmed, dry_run_option, progress, yes_option
 from qtasks.cli.operate.completing import queue_names
 from qtasks.cli.operate.groups import OperatorGroup
+from qtasks.cli.operate.pause_notes import note_option, pause_line, with_note
 from qtasks.cli.operate.service import ServiceConnection, connected, missing, now_ms
 from qtasks.cli.printing import TableColumn, age, counted, echo_json, echo_table, moment, span, talk
 from qtasks.qstash import queue as queue_api
@@ -69,10 +70,11 @@ def show(name: str, as_json: bool) -> None:
 
 @command.command("pause")
 @_name
+@note_option
 @as_json_option
-def pause(name: str, as_json: bool) -> None:
+def pause(name: str, note: str | None, as_json: bool) -> None:
     """Pause a queue: it accepts messages and starts none."""
-    _act(name, queue_api.pause(name), "paused", as_json=as_json)
+    _act(name, with_note(queue_api.pause(name), note), "paused", as_json=as_json)
 
 
 @command.command("resume")
@@ -186,7 +188,8 @@ def _echo(queues: list[dict[str, Any]]) -> None:
         )
         for queue in queues
     ]
-    echo_table((*_COLUMNS, *(_PROGRESS_COLUMNS if has_progress else (_CHANGED_COLUMN,))), rows)
+    columns = (*_COLUMNS, *(_PROGRESS_COLUMNS if has_progress else (_CHANGED_COLUMN,)))
+    echo_table(columns, rows, [pause_line(queue) for queue in queues])
 
 
 def _progress(queue: dict[str, Any], now: int) -> tuple[str, str, str]:

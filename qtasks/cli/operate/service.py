@@ -10,8 +10,10 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from qtasks.cli.printing import talk
 from qtasks.clock import SystemClock
 from qtasks.errors import ApiError, ConfigurationError, did_you_mean
+from qtasks.protocol.headers import NOTE_HEADER
 from qtasks.qstash import QStash, Retry
 from qtasks.qstash.conversation.operation import JSON_TYPE, Operation, answer, query, to_json
 from qtasks.tasks.admin.searches import CONSOLE, MAX_PAGE, ListRequest
@@ -42,6 +44,8 @@ class ServiceConnection:
 
     def run(self, operation: Operation[T]) -> T:
         """Run one operation. Raises QStashError, in the words of the service."""
+        if self.settings.is_hosted and NOTE_HEADER in dict(operation.headers):
+            talk("the note is not kept: only a broker of qtasks keeps notes")
         try:
             return self.client.http.run(operation)
         except ApiError as error:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 from qtasks.errors import ApiError, ConfigurationError
 from qtasks.protocol.cron import Cron
+from qtasks.protocol.headers import NOTE_HEADER
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.results.task_result import TaskResult
 from qtasks.tasks.schedules.declaration import ScheduleDeclaration, identity
@@ -116,15 +119,19 @@ class TaskSchedule(Generic[R]):
         """As `info`, without blocking the event loop."""
         return await asyncio.to_thread(self.info)
 
-    def pause(self) -> None:
-        """Skip all runs until `resume`; skipped runs do not run later. A sync leaves the schedule paused."""
+    def pause(self, *, note: str | None = None) -> None:
+        """Skip all runs until `resume`; skipped runs do not run later. A sync leaves the schedule paused.
+
+        A broker of ours shows `note`, of at most 200 characters, beside the pause.
+        """
         from qtasks.qstash import schedule
 
-        self._change(schedule.pause)
+        headers = () if note is None else ((NOTE_HEADER, quote(note)),)
+        self._change(lambda schedule_id: replace(schedule.pause(schedule_id), headers=headers))
 
-    async def apause(self) -> None:
+    async def apause(self, *, note: str | None = None) -> None:
         """As `pause`, without blocking the event loop."""
-        await asyncio.to_thread(self.pause)
+        await asyncio.to_thread(self.pause, note=note)
 
     def resume(self) -> None:
         """Continue with the next run."""

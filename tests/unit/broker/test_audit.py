@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qtasks.broker.console.console_context import Role
-from qtasks.broker.console.views import again, audit_table, dead_letters, failure_table, schedule_table
+from qtasks.broker.console.views import again, audit_table, dead_letters, failure_table, queue_table, schedule_table
 from qtasks.broker.core.values import Retention
 from qtasks.broker.store.verbs import audit, retention
 from qtasks.protocol.messages import Response
@@ -213,3 +213,59 @@ async def test_the_number_of_rows_is_bounded(service: Service, monkeypatch: pyte
         await service.post(f"/v2/flowControl/{number}/pause")
     await service.broker.store.write(retention.prune, Retention(), now_ms=service.clock.now_ms())
     assert [subject for _, subject, _ in await told(service)] == ["2", "3", "4"]
+
+
+# -- pauses
+
+
+NOTE = {"Qtasks-Note": "provider%20down"}
+
+
+async def paused(service: Service, what: str) -> dict[str, Any]:
+    """What the API tells of the pause of a queue, a key or a schedule."""
+    shown = await service.get(what)
+    return {name: value for name, value in shown.items() if name.startswith("pause") and name != "paused"}
+
+
+async def three(service: Service) -> list[str]:
+    """The paths of a queue, a flow-control key and a schedule, none of them paused."""
+    await service.call("POST", "/v2/queues", json_body={"queueName": "mail"})
+    await service.post("/v2/flowControl/openai/resume")
+    schedule = (await service.post(f"/v2/schedules/{HOOK}", {"Upstash-Cron": "0 9 * * *"}))["scheduleId"]
+    return ["/v2/queues/mail", "/v2/flowControl/openai", f"/v2/schedules/{schedule}"]
+
+
+async def test_a_pause_tells_since_when_by_whom_and_why_until_it_is_resumed(service: Service) -> None:
+    for path in await three(service):
+        assert await paused(service, path) == {}
+        await service.post(f"{path}/pause", NOTE)
+        since = service.clock.now_ms()
+        service.clock.advance(5_000)
+        known = {"pausedAt": since, "pausedBy": "development", "pauseNote": "provider down"}
+        assert await paused(service, path) == known
+        await service.post(f"{path}/pause")
+        assert await paused(service, path) == known, "a second pause without a note changes nothing"
+        await service.post(f"{path}/pause", {"Qtasks-Note": "still"})
+        assert await paused(service, path) == {**known, "pauseNote": "still"}
+        await service.post(f"{path}/resume")
+        assert await paused(service, path) == {}
+        await service.post(f"{path}/pause")
+        assert await paused(service, path) == {"pausedAt": since + 5_000, "pausedBy": "development"}
+
+
+async def test_what_is_made_anew_has_no_note_of_its_predecessor(service: Service) -> None:
+    queue, _, schedule = await three(service)
+    for path in (queue, schedule):
+        await service.post(f"{path}/pause", NOTE)
+        await service.call("DELETE", path)
+    await service.call("POST", "/v2/queues", json_body={"queueName": "mail", "paused": True})
+    assert "pauseNote" not in await paused(service, queue)
+
+
+async def test_the_console_shows_the_pauses_of_queues_and_keys(service: Service) -> None:
+    queue, key, _ = await three(service)
+    await service.post(f"{queue}/pause", NOTE)
+    await service.post(f"{key}/pause", NOTE)
+    for view in (queue_table.list_queues, queue_table.list_flow_keys):
+        [line] = await Console(service, Role.METADATA).see(view)
+        assert (line["paused"], line["pausedBy"], line["pauseNote"]) == (True, "development", "provider down")

@@ -5,12 +5,15 @@ from __future__ import annotations
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, json_response
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
 from qtasks.broker.core.wall_times import added
+from qtasks.broker.store.verbs import pauses
 from qtasks.broker.store.verbs.reads import lines
+from qtasks.protocol.views import pause_json
 
 
 async def list_queues(context: ConsoleContext, viewer: Viewer, request: ApiRequest) -> ApiResponse:
     """The queues by name."""
     queues, rates = await context.store.read_long(lines.queue_lines, viewer.account, now_ms=context.clock.now_ms())
+    pause_facts = await context.store.read(pauses.pauses_of, viewer.account, "queue")
     offset_ms = context.clock.offset_ms()
     return json_response(
         [
@@ -18,6 +21,7 @@ async def list_queues(context: ConsoleContext, viewer: Viewer, request: ApiReque
                 "name": queue.name,
                 "parallelism": queue.parallelism,
                 "paused": bool(queue.paused),
+                **pause_json(pause_facts.get(queue.name), offset_ms),
                 "waiting": queue.waiting,
                 "running": queue.running,
                 "oldestMs": added(queue.oldest_ms, offset_ms),
@@ -31,6 +35,7 @@ async def list_queues(context: ConsoleContext, viewer: Viewer, request: ApiReque
 async def list_flow_keys(context: ConsoleContext, viewer: Viewer, request: ApiRequest) -> ApiResponse:
     """The flow-control keys by name."""
     keys, rates = await context.store.read_long(lines.key_lines, viewer.account, now_ms=context.clock.now_ms())
+    pause_facts = await context.store.read(pauses.pauses_of, viewer.account, "flow key")
     offset_ms = context.clock.offset_ms()
     return json_response(
         [
@@ -41,6 +46,7 @@ async def list_flow_keys(context: ConsoleContext, viewer: Viewer, request: ApiRe
                 "periodS": key.period_s,
                 "pinned": bool(key.pinned),
                 "paused": bool(key.paused),
+                **pause_json(pause_facts.get(key.key), offset_ms),
                 "waiting": key.waiting,
                 "running": key.running,
                 "oldestMs": added(key.oldest_ms, offset_ms),

@@ -7,7 +7,7 @@ from typing import Literal
 import apsw
 
 from qtasks.broker.core.operator_changes import OperatorChange
-from qtasks.broker.store.verbs.rows import first
+from qtasks.broker.store.verbs.rows import fetch, first
 from qtasks.protocol.messages import PauseFacts
 
 Kind = Literal["queue", "flow key", "schedule"]
@@ -40,3 +40,9 @@ def pause_of(db: apsw.Connection, account: int, kind: Kind, name: str) -> PauseF
         (account, kind, name),
     )
     return None if row is None else PauseFacts._make(row)
+
+
+def pauses_of(db: apsw.Connection, account: int, kind: Kind) -> dict[str, PauseFacts]:
+    """What is known of the pauses of one kind, by the name of what is paused."""
+    rows = fetch(db, "SELECT name, paused_ms, who, note FROM pauses WHERE account = ? AND kind = ?", (account, kind))
+    return {name: PauseFacts(*facts) for name, *facts in rows}

@@ -1,6 +1,7 @@
 // The pages in the order of the navigation. `detail` shows one item: its id is the second part of the address. `query` is
 // how the navigation opens a page. One that `isRare` is in the navigation only once there is something on it.
 import { NO_REPORTS } from "../parts/filter.js";
+import { Audit } from "./audit.js";
 import { DeadLetters } from "./dead_letters.js";
 import { Endpoints } from "./endpoints.js";
 import { Failure, Failures } from "./failures.js";
@@ -27,5 +28,6 @@ export const PAGES = [
   { name: "queues", title: "Queues and limits", group: "Set up", key: "q", view: Queues },
   { name: "endpoints", title: "Endpoints", group: "Destinations", key: "e", view: Endpoints },
   { name: "url-groups", title: "URL groups", group: "Destinations", key: "u", view: UrlGroups },
+  { name: "audit", title: "Audit", group: "Broker", key: "a", view: Audit },
   { name: "system", title: "System", group: "Broker", key: "y", view: System },
 ];

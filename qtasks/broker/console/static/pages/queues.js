@@ -8,6 +8,7 @@ import { href } from "../lib/route.js";
 import { Empty, Heading, Loaded, Panel, Time } from "../parts/basic.js";
 import { Change, Field } from "../parts/changes.js";
 import { FilteredTable, TextFilter } from "../parts/lists.js";
+import { Paused, PauseQuestion, setPaused } from "../parts/pauses.js";
 
 export function Queues() {
   const queues = useView("queues");
@@ -44,7 +45,7 @@ export function TimeToEmpty({ row }) {
   return span(row.timeToEmptyS * 1000);
 }
 
-const name = (word) => (row) => html`<span><a class="target" href=${href("messages", { filter: `${word}:${quoted(row.name)}` })}>${row.name}</a>${row.paused && html`<br /><span class="warn">paused</span>`}</span>`;
+const name = (word) => (row) => html`<span><a class="target" href=${href("messages", { filter: `${word}:${quoted(row.name)}` })}>${row.name}</a>${row.paused && html`<br /><${Paused} facts=${row} />`}</span>`;
 
 const queueColumns = (reload) => [
   { name: "name", title: "Queue", wide: true, cell: name("queue") },
@@ -68,14 +69,14 @@ const isPinned = (row) => (row.pinned && typeof row.pinned === "object" ? Object
 
 function Pause({ row, base, reload }) {
   const label = row.paused ? "Resume" : "Pause";
-  const act = async () => {
-    await post(`${base}/${label.toLowerCase()}`);
+  const act = async (progress, form) => {
+    await setPaused(base, !row.paused, form);
     reload();
     return `${row.name} ${row.paused ? "goes on" : "is paused"}.`;
   };
   const text = row.paused
     ? `${plural(row.waiting, "message")} of it may start again, the oldest first.`
-    : `No message of it starts until it is resumed: ${count(row.waiting)} wait now. ${count(row.running)} that run go on to their end.`;
+    : html`<${PauseQuestion} text=${`No message of it starts until it is resumed: ${count(row.waiting)} wait now. ${count(row.running)} that run go on to their end.`} />`;
   return html`<${Change} label=${label} title=${`${label} ${row.name}`} asked=${{ title: `${label} ${row.name}?`, text, act }} />`;
 }
 

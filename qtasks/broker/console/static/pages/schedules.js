@@ -9,6 +9,7 @@ import { Command, Empty, Facts, Heading, Loaded, Panel, Table, Time } from "../p
 import { Change } from "../parts/changes.js";
 import { Body } from "../parts/json.js";
 import { FilteredTable, TextFilter } from "../parts/lists.js";
+import { Paused, PauseQuestion, setPaused } from "../parts/pauses.js";
 
 const LATE_MS = 1000; // a run that started later than this is shown as late
 const SHOWN_RUNS = 8; // marks in the list
@@ -67,7 +68,7 @@ const expression = (item) => item.schedule.cron.replace(/^(CRON_)?TZ=\S+\s+/, ""
 
 function NextRun({ item }) {
   if (item.schedule.error) return html`<span class="bad">${item.schedule.error}</span>`;
-  if (item.schedule.isPaused) return html`<span class="warn">paused</span>`;
+  if (item.schedule.isPaused) return html`<${Paused} facts=${item.schedule} />`;
   const [next] = item.nextMs ?? [];
   if (!next) return html`<span class="quiet">never again</span>`;
   return html`<span><${Time} ms=${next} /><br /><span class="quiet together">${shortIn(next, readableZone(item.timeZone))}</span></span>`;
@@ -105,14 +106,14 @@ function RunNow({ item, reload, small = true }) {
 
 function Pause({ item, reload, small = true }) {
   const { scheduleId, isPaused } = item.schedule;
-  const act = async () => {
-    await post(path`v2/schedules/${scheduleId}/${isPaused ? "resume" : "pause"}`);
+  const act = async (progress, form) => {
+    await setPaused(path`v2/schedules/${scheduleId}`, !isPaused, form);
     reload();
     return `${title(item)} ${isPaused ? "runs again" : "is paused"}.`;
   };
   const text = isPaused
     ? `Its next run is that of ${shortIn(item.nextMs?.[0], readableZone(item.timeZone))}. Runs whose time came during the pause are not made up for.`
-    : "Nothing is sent until it is resumed. Messages that it has sent already go on. Runs whose time comes meanwhile are not made up for.";
+    : html`<${PauseQuestion} text="Nothing is sent until it is resumed. Messages that it has sent already go on. Runs whose time comes meanwhile are not made up for." />`;
   const label = isPaused ? "Resume" : "Pause";
   return html`<${Change} label=${label} title=${`${label} ${title(item)}`} small=${small} asked=${{ title: `${label} ${title(item)}?`, text, act }} />`;
 }
@@ -153,7 +154,7 @@ function NextRuns({ item }) {
     ...(viewers === own ? [] : [{ name: "viewers", title: viewers, cell: (ms) => shortIn(ms, viewers) }]),
     { name: "in", title: "From now", cell: (ms) => html`<${Time} ms=${ms} />` },
   ];
-  return html`<${Panel} id="next-runs" title="Next runs" note=${item.schedule.isPaused ? "if it were resumed now" : html`<code>${expression(item)}</code>`}>
+  return html`<${Panel} id="next-runs" title="Next runs" note=${item.schedule.isPaused ? html`if it were resumed now: <${Paused} facts=${item.schedule} />` : html`<code>${expression(item)}</code>`}>
     ${item.schedule.error && html`<p class="bad pad">${item.schedule.error}</p>`}
     ${change && html`<p class="warn pad">${change}</p>`}
     <${Table} caption="Next runs" rows=${next} rowKey=${String} columns=${columns} empty=${html`<p class="quiet pad">It does not run again.</p>`} /><//>`;
