@@ -13,6 +13,7 @@ NAMES = {
     "queues",
     "endpoints",
     "url-groups",
+    "audit",
     "system",
 }
 """The pages of the navigation."""
