@@ -6,10 +6,11 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 
 from qtasks import NonRetryable, QTasks
 from qtasks.broker.core.values import AccountCredentials
@@ -26,6 +27,13 @@ OPERATOR = "token-of-the-operator"
 def _lines(headers: dict[str, str]) -> Lines:
     names = {name: name.replace("_", "-") for name in headers}
     return tuple((f"{'' if name.startswith('Qtasks') else 'Upstash-'}{names[name]}", headers[name]) for name in headers)
+
+
+class Address(BaseModel):
+    """An argument with members."""
+
+    city: str
+    floors: list[int] = []
 
 
 class Account:
@@ -67,13 +75,17 @@ class World:
     tasks: QTasks
     endpoint: Endpoint
     operator: Account
+    taken: list[dict[str, Any]] = field(default_factory=list)
+    """The arguments of each run of the task ``configure``."""
 
     @property
     def url(self) -> str:
         return self.broker.url
 
 
-def _tasks(app: FastAPI, broker: RunningBroker, base_url: str, gate: threading.Event) -> QTasks:
+def _tasks(
+    app: FastAPI, broker: RunningBroker, base_url: str, gate: threading.Event, taken: list[dict[str, Any]]
+) -> QTasks:
     tasks = application(url=broker.url, token=OPERATOR, base_url=base_url)
     app.include_router(tasks.router, prefix="/qtasks")
 
@@ -93,6 +105,19 @@ def _tasks(app: FastAPI, broker: RunningBroker, base_url: str, gate: threading.E
     def import_products(file: str) -> None:
         gate.wait()
 
+    @tasks.task(retries=0)
+    def configure(
+        name: str,
+        number: int,
+        urgent: bool,
+        tags: list[str],
+        address: Address,
+        colour: Literal["red", "green"] = "red",
+        note: str | None = None,
+    ) -> None:
+        """Take one argument of each kind."""
+        taken.append({**locals(), "taken": None})
+
     return tasks
 
 
@@ -104,9 +129,10 @@ def world() -> Iterator[World]:
     endpoint, app, gate = Endpoint(), FastAPI(), threading.Event()
     try:
         with behind_uvicorn(app) as served:
-            tasks = _tasks(app, broker, served.url, gate)
+            taken: list[dict[str, Any]] = []
+            tasks = _tasks(app, broker, served.url, gate, taken)
             try:
-                yield World(broker, tasks, endpoint, Account(broker, credentials))
+                yield World(broker, tasks, endpoint, Account(broker, credentials), taken)
             finally:
                 gate.set()
                 broker.stop()

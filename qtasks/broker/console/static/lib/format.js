@@ -49,7 +49,8 @@ export function span(ms) {
 export function relative(ms, now = Date.now()) {
   const distance = ms - now;
   if (Math.abs(distance) < 1000) return "now";
-  const text = span(Math.round(Math.abs(distance) / 1000) * 1000);
+  const seconds = Math.round(Math.abs(distance) / 1000);
+  const text = seconds < 60 ? `${seconds} s` : span(seconds * 1000);
   return distance < 0 ? `${text} ago` : `in ${text}`;
 }
 

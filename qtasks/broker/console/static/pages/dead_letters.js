@@ -19,7 +19,7 @@ const ACTIONS = {
 };
 
 // Ask, then act on `ids`, or on the `matching` dead letters of `filter`.
-function act(name, { ids, filter, matching }, after) {
+export function act(name, { ids, filter, matching }, after) {
   const { verb, done, danger, text } = ACTIONS[name];
   const number = ids ? ids.length : matching;
   ask({

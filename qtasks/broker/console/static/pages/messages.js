@@ -1,19 +1,22 @@
 // Messages: a filter in the address, rows that stay in their places while somebody reads them, actions on those that are chosen.
 import { Fragment, html, useEffect, useRef, useState } from "../lib/view.js";
-import { get, isOperator, post, remove } from "../lib/api.js";
+import { get, isOperator, lacks, post, remove } from "../lib/api.js";
 import { now, useView } from "../lib/live.js";
 import { count, plural } from "../lib/format.js";
 import { slices } from "../lib/portions.js";
 import { go, replaceQuery, route } from "../lib/route.js";
 import { words } from "../lib/filter.js";
 import { Empty, Heading, Loaded, Panel, Problem, Table, useSelection } from "../parts/basic.js";
-import { ask } from "../parts/dialog.js";
+import { ask, report } from "../parts/dialog.js";
 import { FilterBar, otherThanFilter, StatusFilter } from "../parts/filter.js";
+import { act } from "./dead_letters.js";
 import { MESSAGE_COLUMNS, NewRows, Pages, SelectionBar, useScrolled, useSteady } from "../parts/rows.js";
 
 const PAGE = 50;
 const UNFINISHED = new Set(["scheduled", "waiting", "running", "retrying"]);
 const IDS_A_FILTER = 20;
+const MOST = 10_000; // messages that one action on all that match touches
+const PORTION = 200;
 
 export function Messages() {
   const { filter = "", cursor } = route.value.query;
@@ -21,11 +24,63 @@ export function Messages() {
   const apply = (text) => go("messages", { filter: text });
   const reads = words(filter).some((word) => /^-?(arg\.|error$|queue$|key$|schedule$)/.test(word.name));
   const List = reads ? Scan : cursor ? Older : Newest;
-  return html`<${Heading} title="Messages" />
+  return html`<${Heading} title="Messages"><${AllMatching} filter=${filter} /><//>
     <${FilterBar} value=${filter} apply=${apply} error=${error} />
     <${StatusFilter} filter=${filter} apply=${apply} counts=${filter === "" ? countsOf(now.value) : {}} withReports />
     <${Problem} error=${otherThanFilter(error)} />
     <${List} key=${`${filter} ${cursor}`} filter=${filter} cursor=${cursor} setError=${setError} />`;
+}
+
+// Actions on every message that matches the filter, also on those of other pages. They are counted first; what comes later is not touched.
+function AllMatching({ filter }) {
+  const [busy, setBusy] = useState(null);
+  if (!isOperator() || filter === "" || lacks("overview")) return null;
+  const counted = (name, count) => async () => {
+    setBusy(`${name}: counting`);
+    try {
+      await count();
+    } catch (error) {
+      report(error.message);
+    } finally {
+      setBusy(null);
+    }
+  };
+  const cancel = counted("Cancel", async () => {
+    const { ids, isAll } = await unfinishedIds(filter, (number) => setBusy(`Cancel: counted ${count(number)}`));
+    if (ids.length === 0) return report("No message that matches could be canceled: all of them have ended.");
+    return ask({
+      title: `Cancel ${plural(ids.length, "message")}?`, confirm: `Cancel ${count(ids.length)}`, danger: true,
+      text: html`<p>${isAll ? "All" : "The newest"} that match <code>${filter}</code> and have not ended. What has not started never will. An attempt that runs is not stopped, but none follows it.</p>`,
+      act: async (progress) => {
+        let canceled = 0;
+        for (const some of slices(ids, PORTION)) {
+          canceled += (await remove("v2/messages", { messageIds: some })).cancelled;
+          progress(`${count(canceled)} of ${count(ids.length)}`);
+        }
+        return `${plural(canceled, "message")} canceled`;
+      },
+    });
+  });
+  const retry = counted("Retry", async () => {
+    const { matching } = await get("dead-letters", { filter, count: 1 });
+    if (!matching) return report("No dead letter matches.");
+    return act("retry", { filter, matching }, () => {});
+  });
+  return html`<button type="button" onClick=${cancel} disabled=${busy !== null}>Cancel all that match</button><button type="button" onClick=${retry} disabled=${busy !== null}>Retry all that match</button>
+    <span role="status" class="note">${busy}</span>`;
+}
+
+// The ids of the messages that match and have not ended, newest first, at most MOST: {ids, isAll}.
+async function unfinishedIds(filter, progress) {
+  const ids = [];
+  let cursor;
+  do {
+    const page = await get("messages", { filter: `${filter} status:${[...UNFINISHED].join(",")}`, count: PORTION, cursor });
+    ids.push(...page.messages.map((row) => row.messageId));
+    cursor = page.cursor;
+    progress(ids.length);
+  } while (cursor && ids.length < MOST);
+  return { ids: ids.slice(0, MOST), isAll: !cursor };
 }
 
 function countsOf(counts) {

@@ -66,7 +66,7 @@ const column = (series, name) => series.points.map((point) => point[name] ?? 0);
 const line = (series, name) => series.points.map((point) => point[name] ?? null);
 
 function Throughput({ series }) {
-  return html`<${Bars} label=${`Attempts per ${series.stepMs === 60_000 ? "minute" : span(series.stepMs)}`} fromMs=${series.fromMs} stepMs=${series.stepMs} series=${[
+  return html`<${Bars} label=${`Attempts per ${series.stepMs === 60_000 ? "minute" : series.stepMs === 3_600_000 ? "hour" : span(series.stepMs)}`} fromMs=${series.fromMs} stepMs=${series.stepMs} series=${[
     { name: "delivered", className: "", values: column(series, "delivered") },
     { name: "retried", className: "series-warn", values: column(series, "retried") },
     { name: "failed", className: "series-bad", values: column(series, "failed") },
@@ -77,7 +77,7 @@ function Latency({ series }) {
   return html`<${Lines} label="Durations" fromMs=${series.fromMs} stepMs=${series.stepMs} series=${[
     { name: "median", className: "", values: line(series, "p50Ms") },
     { name: "95 %", className: "series-warn", values: line(series, "p95Ms") },
-    { name: "95 % of waits", className: "series-quiet", values: line(series, "waitP95Ms") },
+    { name: "waits, 95 %", className: "series-quiet", values: line(series, "waitP95Ms") },
   ]} />`;
 }
 

@@ -55,7 +55,7 @@ function Drift({ drift }) {
 }
 
 const columns = (reload, drift) => [
-  { name: "name", title: "Schedule", wide: true, cell: (item) => html`<span><a class="target" href=${href(["schedules", item.schedule.scheduleId])}>${title(item)}</a><br /><span class="quiet mono">${item.schedule.scheduleId}</span></span>` },
+  { name: "name", title: "Schedule", wide: true, cell: (item) => html`<div class="who"><a class="target clamp" href=${href(["schedules", item.schedule.scheduleId])}>${title(item)}</a><p class="quiet mono ellipsis" title=${item.schedule.scheduleId}>${item.schedule.scheduleId}</p></div>` },
   { name: "when", title: "When", wide: true, cell: (item) => html`<span>${item.english}<br /><code class="quiet">${expression(item)}</code>${item.clockChange && html`<br /><span class="warn" title=${item.clockChange}>clock change ahead</span>`}</span>` },
   { name: "next", title: "Next run", cell: (item) => html`<${NextRun} item=${item} />` },
   { name: "recent", title: "Past runs", cell: (item) => html`<${Marks} item=${item} most=${SHOWN_RUNS} />` },

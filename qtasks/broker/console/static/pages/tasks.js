@@ -1,11 +1,11 @@
 // The tasks of each application, as its dispatcher describes them, and a form to run one.
-import { Fragment, html, useMemo, useState } from "../lib/view.js";
-import { isOperator, publish } from "../lib/api.js";
+import { Fragment, html, useEffect, useMemo, useState } from "../lib/view.js";
+import { isOperator, path, publish } from "../lib/api.js";
 import { perMinute, plural, short, span } from "../lib/format.js";
 import { useView } from "../lib/live.js";
 import { brief, fromJson, parse, write } from "../lib/lossless.js";
 import { href, route } from "../lib/route.js";
-import { Empty, Heading, Loaded, Panel, Problem, Table, Time } from "../parts/basic.js";
+import { Empty, Heading, Loaded, Panel, Problem, Status, Table, Time } from "../parts/basic.js";
 import { report } from "../parts/dialog.js";
 
 export function Tasks() {
@@ -28,8 +28,8 @@ function Dispatcher({ dispatcher, figures }) {
   const columns = [
     { name: "name", title: "Task", wide: true, cell: (task) => html`<div><a class="target" href=${href(["tasks", task.name], { at: prefix })}>${task.name}</a> ${task.kind === "llm" && html`<span class="quiet">language model</span>`}<div class="quiet clamp">${task.doc.split("\n")[0]}</div></div>` },
     { name: "schedules", title: "Schedules", cell: (task) => task.schedules.map((schedule) => html`<div key=${schedule.id}><code>${schedule.cron}</code></div>`) },
-    { name: "rate", title: "A minute", number: true, cell: (task) => perMinute(of(task).perMinute) },
-    { name: "duration", title: "p50, p95", number: true, cell: (task) => of(task).p50Ms == null ? "–" : `${span(of(task).p50Ms)}, ${span(of(task).p95Ms)}` },
+    { name: "rate", title: "Per minute", number: true, cell: (task) => perMinute(of(task).perMinute) },
+    { name: "duration", title: "Median, 95 %", number: true, cell: (task) => of(task).p50Ms == null ? "–" : `${span(of(task).p50Ms)}, ${span(of(task).p95Ms)}` },
     { name: "delivered", title: "Delivered", number: true, cell: (task) => short(of(task).delivered) },
     { name: "failed", title: "Failed", number: true, cell: (task) => of(task).failed ? html`<a class="bad" href=${href("messages", { filter: `task:${task.name} status:failed` })}>${short(of(task).failed)}</a>` : "–" },
   ];
@@ -113,8 +113,24 @@ function RunForm({ prefix, task }) {
     ${task.parameters.map((parameter) => html`<${Field} key=${parameter.name} parameter=${parameter} text=${texts[parameter.name]} problem=${problems[parameter.name]} change=${(text) => setTexts({ ...texts, [parameter.name]: text })} />`)}
     <${Problem} error=${error} />
     <div class="actions"><button type="submit" class="primary" disabled=${busy}>Run ${task.name}</button>
-      ${messageId && html`<span>Queued: <a href=${href(["messages", messageId])}>${messageId}</a></span>`}</div>
+      ${messageId && html`<${Outcome} key=${messageId} messageId=${messageId} refused=${(text) => setProblems(argumentProblem(task.parameters, text))} />`}</div>
   </form>`;
+}
+
+// What became of the call that was made here. `refused(error)` is called with the error of an attempt.
+function Outcome({ messageId, refused }) {
+  const { data } = useView(path`messages/${messageId}`, {}, { everyMs: 500 });
+  const row = data?.row;
+  useEffect(() => {
+    if (row?.error) refused(row.error);
+  }, [row?.error]);
+  return html`<span role="status">${row ? html`<${Status} status=${row.status} /> ` : "Queued: "}<a class="mono" href=${href(["messages", messageId])}>${messageId}</a>${row?.error && html` <span class="bad">${row.error}</span>`}</span>`;
+}
+
+// The problem of one field, if the application says that it cannot take that argument: {name: text}.
+function argumentProblem(parameters, error) {
+  const [, name, text] = /argument '([^']+)' (.*)/.exec(error) ?? [];
+  return parameters.some((parameter) => parameter.name === name) ? { [name]: `The application says: it ${text}` } : {};
 }
 
 // How a value is typed in: {kind: "text" | "choice" | "json", choices}. Text is for strings only; all else is JSON.

@@ -7,12 +7,15 @@ import { MessageLink, Status, Time } from "./basic.js";
 // What there is to say of a message: its last error, when it starts, where it waits. Labels that begin with `qtasks` are the framework's.
 export function Detail({ row }) {
   const isEnding = !["scheduled", "retrying"].includes(row.status);
+  const labels = (row.labels ?? []).filter((label) => !/^qtasks[.-]/.test(label));
+  const isTagged = row.queue || row.flowKey || row.scheduleId || labels.length > 0;
+  if (row.task !== "_end" && !row.error && (isEnding || !row.dueMs) && !isTagged) return null;
   return html`<div class="detail">
     ${row.task === "_end" && html`<p class="quiet">reports how a call has ended</p>`}
     ${row.error && html`<p class=${`clamp ${row.status === "delivered" ? "quiet" : "bad"}`} title=${row.error}>${row.error}</p>`}
     ${!isEnding && row.dueMs && html`<p class="quiet">${row.status === "retrying" ? "again " : "starts "}<${Time} ms=${row.dueMs} /></p>`}
-    <p class="tags">${row.queue && html`<span class="tag">queue ${row.queue}</span>`}${row.flowKey && html`<span class="tag">key ${row.flowKey}</span>`}
-      ${row.scheduleId && html`<span class="tag">schedule ${row.scheduleId}</span>`}${(row.labels ?? []).filter((label) => !/^qtasks[.-]/.test(label)).map((label) => html`<span key=${label} class="tag">${label}</span>`)}</p>
+    ${isTagged && html`<p class="tags">${row.queue && html`<span class="tag">queue ${row.queue}</span>`}${row.flowKey && html`<span class="tag">key ${row.flowKey}</span>`}
+      ${row.scheduleId && html`<span class="tag">schedule ${row.scheduleId}</span>`}${labels.map((label) => html`<span key=${label} class="tag">${label}</span>`)}</p>`}
   </div>`;
 }
 
