@@ -30,9 +30,20 @@ RECENT: Final = 30
 MOST: Final = 300
 """Schedules that are listed."""
 _HIDDEN: Final = frozenset(
-    {"body", "bodyBase64", "header", "callbackHeader", "failureCallbackHeader", "callerIP", "callerIp", "error"}
+    {
+        "body",
+        "bodyBase64",
+        "header",
+        "callback",
+        "callbackHeader",
+        "failureCallback",
+        "failureCallbackHeader",
+        "callerIP",
+        "callerIp",
+        "error",
+    }
 )
-"""What a viewer without payloads does not see of a schedule."""
+"""What a viewer without payloads does not see of a schedule; of the destination they do not see the query."""
 
 
 class _StoredSchedule(NamedTuple):
@@ -62,6 +73,7 @@ def _view(context: ConsoleContext, viewer: Viewer, kept: _StoredSchedule) -> Jso
     shown = api_schedules.view_of(context.api, schedule)
     if not viewer.sees_payloads:
         shown = table_rows.without_argument_labels({name: shown[name] for name in shown if name not in _HIDDEN})
+        shown["destination"] = destination_of(schedule.destination)
     return {
         "schedule": shown,
         "task": task_of(schedule.destination, schedule.options),

@@ -14,7 +14,7 @@ import { Paused, PauseQuestion, setPaused } from "../parts/pauses.js";
 const LATE_MS = 1000; // a run that started later than this is shown as late
 const SHOWN_RUNS = 8; // marks in the list
 
-export const title = (item) => item.task ?? target(item.schedule);
+export const title = (item) => item.task ?? target(item);
 
 export function Schedules() {
   const view = useView("schedules");
