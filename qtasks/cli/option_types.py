@@ -6,12 +6,21 @@ import re
 from typing import Any, Final
 
 import click
+from click.shell_completion import CompletionItem
 
 from qtasks.protocol import durations
 
 PORT: Final = click.IntRange(0, 65_535)
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 _UNITS: Final = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def _files(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="file")]
+
+
+app_argument = click.argument("app", required=False, shell_complete=_files)
+"""The application of a command; a shell completes files."""
 
 
 class Duration(click.ParamType[int]):

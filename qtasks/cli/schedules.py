@@ -15,6 +15,7 @@ from qtasks.cli.changes import as_json_option, confirmed, dry_run_option, yes_op
 from qtasks.cli.loader import load, locate, locate_running, running_application, say_which
 from qtasks.cli.operate.groups import OperatorGroup
 from qtasks.cli.operate.pause_notes import note_option, pause_line
+from qtasks.cli.option_types import app_argument
 from qtasks.cli.printing import echo_json
 from qtasks.errors import ConfigurationError
 from qtasks.protocol import cron
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from qtasks.qstash.schedule import Schedule
 
 _RUNS: Final = 5
-_app = click.argument("app", required=False)
 
 
 @click.group("schedules", cls=OperatorGroup)
@@ -41,7 +41,7 @@ def command() -> None:
 
 
 @command.command("list")
-@_app
+@app_argument
 @as_json_option
 def list_(app: str | None, as_json: bool) -> None:
     """List the schedules of this environment, with their states and their next runs."""
@@ -60,7 +60,7 @@ def list_(app: str | None, as_json: bool) -> None:
 
 
 @command.command("diff")
-@_app
+@app_argument
 @as_json_option
 def diff(app: str | None, as_json: bool) -> None:
     """Compare the code with the service; the exit code is 1 if they differ."""
@@ -73,7 +73,7 @@ def diff(app: str | None, as_json: bool) -> None:
 
 
 @command.command("sync")
-@_app
+@app_argument
 @click.option("--prune", is_flag=True, help="Remove schedules that the code no longer declares.")
 @click.option("--yes", is_flag=True, help="Change production without asking.")
 @as_json_option
@@ -97,7 +97,7 @@ def sync(app: str | None, prune: bool, yes: bool, as_json: bool) -> None:
 
 @command.command("trigger")
 @click.argument("name")
-@_app
+@app_argument
 @as_json_option
 def trigger(name: str, app: str | None, as_json: bool) -> None:
     """Run schedule NAME of APP now; its next times stay as they are."""
@@ -112,7 +112,7 @@ def trigger(name: str, app: str | None, as_json: bool) -> None:
 
 @command.command("pause")
 @click.argument("name")
-@_app
+@app_argument
 @note_option
 @as_json_option
 def pause(name: str, app: str | None, note: str | None, as_json: bool) -> None:
@@ -122,7 +122,7 @@ def pause(name: str, app: str | None, note: str | None, as_json: bool) -> None:
 
 @command.command("resume")
 @click.argument("name")
-@_app
+@app_argument
 @as_json_option
 def resume(name: str, app: str | None, as_json: bool) -> None:
     """Resume schedule NAME of APP; it runs at its next time."""
@@ -131,7 +131,7 @@ def resume(name: str, app: str | None, as_json: bool) -> None:
 
 @command.command("delete")
 @click.argument("name")
-@_app
+@app_argument
 @yes_option
 @dry_run_option
 @as_json_option

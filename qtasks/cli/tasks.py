@@ -9,12 +9,13 @@ import click
 
 from qtasks.cli.changes import as_json_option
 from qtasks.cli.loader import load, locate_running, say_which
+from qtasks.cli.option_types import app_argument
 from qtasks.cli.printing import echo_json
 from qtasks.tasks.schedules.recurrence import shown
 
 
 @click.command("tasks")
-@click.argument("app", required=False)
+@app_argument
 @as_json_option
 def command(app: str | None, as_json: bool) -> None:
     """List the tasks of APP: name, parameters, the first line of the docstring, and the times of its schedules."""

@@ -31,7 +31,7 @@ from qtasks.cli.dev.upstash_console import UpstashConsole
 from qtasks.cli.listening import listen_at
 from qtasks.cli.loader import AppLocation, NoAppError, locate
 from qtasks.cli.logs import LogOptions, log_options, log_to
-from qtasks.cli.option_types import PORT, HostName
+from qtasks.cli.option_types import PORT, HostName, app_argument
 from qtasks.cli.output import NonBlockingStream
 from qtasks.cli.serving.child_process import StartedApp
 from qtasks.cli.signals import StopRequests, stop_signals
@@ -60,7 +60,7 @@ class DevOptions:
 
 
 @click.command("dev")
-@click.argument("app", required=False)
+@app_argument
 @click.option(
     "--port",
     type=PORT,

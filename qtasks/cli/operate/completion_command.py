@@ -25,4 +25,6 @@ def command(context: click.Context, shell: str) -> None:
     if completion is None:
         raise ConfigurationError(f"this click cannot complete for {shell}", fix="pip install -U click")
     root = context.find_root()
-    click.echo(completion(root.command, {}, "qtasks", _VARIABLE).source())
+    script = completion(root.command, {}, "qtasks", _VARIABLE).source()
+    # That of click for fish cuts a description at its first comma.
+    click.echo(script.replace('(string split "," $completion)', '(string split --max 1 "," $completion)'))

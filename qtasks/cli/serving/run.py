@@ -13,7 +13,7 @@ from qtasks.broker.server.event_loop import raise_descriptor_limit
 from qtasks.cli.listening import listen_at
 from qtasks.cli.loader import load, locate
 from qtasks.cli.logs import LogOptions, log_options, log_to
-from qtasks.cli.option_types import PORT
+from qtasks.cli.option_types import PORT, app_argument
 from qtasks.cli.output import NonBlockingStream
 from qtasks.cli.public_credentials import refuse_public_credentials
 from qtasks.cli.serving.child_process import counts_in_words
@@ -28,7 +28,7 @@ _OWN_KEYS: Final = "use the keys of your broker (`qtasks broker init` prints the
 
 
 @click.command("run")
-@click.argument("app", required=False)
+@app_argument
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=PORT, default=8000, show_default=True, help="Port to listen on; 0 picks a free one.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes; each runs tasks.")

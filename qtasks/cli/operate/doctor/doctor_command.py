@@ -22,6 +22,7 @@ from qtasks.cli.operate.doctor import (
 )
 from qtasks.cli.operate.doctor.findings import Check, CheckResult, Level, Patient, fail, of_error
 from qtasks.cli.operate.doctor.probe import probe
+from qtasks.cli.option_types import app_argument
 from qtasks.cli.printing import counted, echo_json, printable, talk, width
 from qtasks.errors import QTasksError
 
@@ -69,7 +70,7 @@ _WIDTH: Final = max(map(len, CHECKS))
 
 
 @click.command("doctor")
-@click.argument("app", required=False)
+@app_argument
 @click.option(
     "--db", default=None, help="Database of a broker on this machine.  [default: QTASKS_DB, or the file here]"
 )
