@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from qtasks.broker.server.event_loop import new_event_loop
 from qtasks.broker.store.file_watch import FileId, file_at
+from qtasks.embedded_transport import API, AsyncInProcessTransport, InProcessTransport
 from qtasks.error_codes import ErrorCode
-from qtasks.errors import BrokerUnreachable, ConfigurationError, StoreError
+from qtasks.errors import ConfigurationError, StoreError
 from qtasks.protocol.messages import SigningKeys
-from qtasks.qstash.conversation.transport import Reply, Request
 from qtasks.tasks import settings as app_settings
 from qtasks.tasks.ports import Connection
 from qtasks.threads import DaemonThreadPool
@@ -49,7 +49,6 @@ OnFailure = Literal["stop", "reopen"] | Callable[[StoreError], object]
 
 ORIGIN: Final = "http://qtasks.internal"
 """Origin of the URLs of the application; requests to it never leave the process."""
-API: Final = "http://broker.qtasks.internal"
 _MEMORY: Final = ":memory:"
 _ACCOUNT: Final = "embedded"
 _START_S: Final = 30.0
@@ -372,89 +371,3 @@ async def _open(
     broker.start()
     keys = await broker.keys.of(broker.accounts[_ACCOUNT])
     return OpenedBroker(broker, transport, token, keys, None if path == _MEMORY else file_at(path))
-
-
-def forked_from(process: int) -> BrokerUnreachable:
-    """The error in a process that was forked from `process`, which has the thread of the broker."""
-    return BrokerUnreachable(
-        f"the embedded broker runs in process {process}, from which this one was forked",
-        fix="queue tasks in that process, or let both use one server: qtasks broker",
-    )
-
-
-def _unanswered(timeout_s: float) -> BrokerUnreachable:
-    return BrokerUnreachable(f"the embedded broker did not answer within {timeout_s:g} s")
-
-
-class InProcessTransport:
-    """A client transport that calls the API of the embedded broker directly.
-
-    `submit` starts work on the loop of the broker. `usable`, if given, is asked before each request for the broker to
-    call.
-    """
-
-    def __init__(
-        self,
-        broker: Broker,
-        submit: Callable[[Coroutine[Any, Any, Reply]], Future[Reply]],
-        *,
-        usable: Callable[[], Awaitable[Broker]] | None = None,
-    ) -> None:
-        self._broker = broker
-        self._submit = submit
-        self._usable = usable
-        self._process = os.getpid()
-
-    def submit(self, request: Request) -> Future[Reply]:
-        """Start the request on the loop of the broker."""
-        try:
-            return self._submit(self.handle(request))
-        except RuntimeError:
-            if os.getpid() != self._process:
-                raise forked_from(self._process) from None
-            raise BrokerUnreachable("the embedded broker has stopped") from None
-
-    async def handle(self, request: Request) -> Reply:
-        """Return the response of the broker. Runs on the loop of the broker."""
-        from qtasks.broker.api.api_request import ApiRequest, HttpError
-
-        async def body(limit: int) -> bytes:
-            if len(request.body) > limit:
-                raise HttpError(413, f"message too large: {len(request.body)} > {limit}")
-            return request.body
-
-        path, _, query = request.url.removeprefix(API).partition("?")
-        api_request = ApiRequest(request.method, path, query, request.headers, "127.0.0.1", body)
-        broker = self._broker if self._usable is None else await self._usable()
-        reply = await (await broker.answer(api_request)).whole()
-        if reply.status == 503 and (failure := broker.store.failure) is not None:
-            raise StoreError(failure)
-        return Reply(reply.status, reply.headers, reply.body)
-
-    def send(self, request: Request, timeout_s: float) -> Reply:
-        """See `SyncTransport.send`."""
-        try:
-            return self.submit(request).result(timeout_s)
-        except TimeoutError:
-            raise _unanswered(timeout_s) from None
-
-    def close(self) -> None:
-        """Does nothing: `Embedded` owns the broker."""
-
-
-class AsyncInProcessTransport:
-    """As `InProcessTransport`, but does not block the event loop of the caller."""
-
-    def __init__(self, transport: InProcessTransport) -> None:
-        self._transport = transport
-
-    async def send(self, request: Request, timeout_s: float) -> Reply:
-        """See `AsyncTransport.send`."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await asyncio.wrap_future(self._transport.submit(request))
-        except TimeoutError:
-            raise _unanswered(timeout_s) from None
-
-    async def close(self) -> None:
-        """Does nothing: `Embedded` owns the broker."""

@@ -65,6 +65,9 @@ def _http_to_model(policy: DestinationPolicy, settings: BrokerSettings) -> Trans
 class Broker:
     """A broker: its store, its API and its loops. `open` creates it, `start` starts delivery, `stop` ends it."""
 
+    _inner_console: Console | None = None
+    """What answers requests for the console that come from this process."""
+
     def __init__(
         self,
         settings: BrokerSettings,
@@ -197,7 +200,8 @@ class Broker:
     async def answer(self, request: ApiRequest) -> ApiResponse:
         """The response of the API or the console to a request that needs no server, because it is of this process."""
         if is_console_path(request.path.encode()):
-            return await self.console().handle(request)
+            self._inner_console = self._inner_console or self.console()
+            return await self._inner_console.handle(request)
         return await self.api.handle(request)
 
     def console(self, *, open_to: Viewer | None = None) -> Console:
@@ -242,6 +246,8 @@ class Broker:
 
         The next start repeats the rest.
         """
+        if self._inner_console is not None:
+            self._inner_console.close()
         if not await self.deliverer.drain(self.settings.drain_s if drain_s is None else drain_s):
             log.warning(INTERRUPTED, self.deliverer.interrupted)
         for loop in self._loops:

@@ -19,6 +19,7 @@ from qtasks.broker.core.values import AccountCredentials
 from qtasks.broker.settings import BrokerSettings
 from qtasks.console import console_router
 from qtasks.embedded import Embedded
+from tests.support.bundles import behind_uvicorn
 from tests.support.process import Process
 from tests.support.running import RunningBroker
 
@@ -89,7 +90,7 @@ def test_the_mounted_console_is_behind_the_applications_dependency(mounted: Test
 def test_the_mounted_console_shows_the_broker_in_the_process(mounted: TestClient) -> None:
     session = mounted.get("/jobs/console/api/session").json()
     assert (session["signedIn"], session["canSignOut"], session["role"]) == (True, False, "operator")
-    assert session["service"] == {"kind": "broker", "url": None, "lacks": ["llm", "events"]}
+    assert session["service"] == {"kind": "broker", "url": None, "lacks": ["llm"]}
     result = mounted.app.state.add.delay(2, 3)  # type: ignore[attr-defined]
     assert result.get(timeout=10) == 5
     [row] = mounted.get("/jobs/console/api/messages").json()["messages"]
@@ -117,6 +118,28 @@ def test_the_audit_tells_of_the_application_and_of_its_user(mounted: TestClient)
         ("ada@example.com (the configured token)", "console"),
         ("the application (the configured token)", "console"),
     ]
+
+
+def test_the_mounted_console_has_the_live_events_of_the_broker_in_the_process() -> None:
+    tasks = QTasks(embedded=Embedded(":memory:"))
+
+    @tasks.task
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    app = FastAPI()
+    app.include_router(tasks.router, prefix="/qtasks")
+    app.include_router(console_router(tasks), prefix="/jobs")
+    with (
+        behind_uvicorn(app) as served,
+        httpx.stream("GET", f"{served.url.removesuffix('/qtasks')}/jobs/console/api/events") as events,
+    ):
+        assert events.headers["content-type"].startswith("text/event-stream")
+        lines = events.iter_lines()
+        assert next(lines).startswith("retry:")
+        call = add.delay(2, 3)
+        delivered = next(line for line in lines if '"DELIVERED"' in line)
+        assert str(call.message_id) in delivered
 
 
 def test_a_read_only_console_only_looks() -> None:

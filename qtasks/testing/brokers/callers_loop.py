@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, Final, Protocol, TypeVar
 
-from qtasks.embedded import forked_from
+from qtasks.embedded_transport import forked_from
 from qtasks.threads import DaemonThreadPool
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from qtasks.broker.broker import Broker
-from qtasks.embedded import InProcessTransport
+from qtasks.embedded_transport import InProcessTransport
 from qtasks.protocol import durations
 from qtasks.qstash.conversation.transport import Reply, Request
 from qtasks.testing.brokers.callers_loop import LoopRunner

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from qtasks.broker.broker import Broker
 from qtasks.broker.transport.in_process import AsgiTransport
-from qtasks.embedded import API
+from qtasks.embedded_transport import API
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import QTasksError, ResultTimeout
 from qtasks.protocol import durations
