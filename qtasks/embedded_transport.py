@@ -118,7 +118,7 @@ class AsyncInProcessTransport:
     async def stream(self, request: Request, timeout_s: float) -> AsyncStreamed:
         """See `AsyncStreaming.stream`."""
         response = await self._done(self._transport.answer(request), timeout_s)
-        pieces = _Pieces(response)
+        pieces = _BodyInPieces(response)
 
         async def chunks() -> AsyncIterator[bytes]:
             while piece := await self._done(pieces.take(), timeout_s):
@@ -141,7 +141,7 @@ class AsyncInProcessTransport:
         """Does nothing: `Embedded` owns the broker."""
 
 
-class _Pieces:
+class _BodyInPieces:
     """The body of a response, piece by piece. Its methods run on the loop of the broker."""
 
     def __init__(self, response: ApiResponse) -> None:
