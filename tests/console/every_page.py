@@ -8,6 +8,7 @@ NAMES = {
     "failures",
     "dead-letters",
     "events",
+    "llm",
     "tasks",
     "schedules",
     "queues",
@@ -17,7 +18,14 @@ NAMES = {
     "system",
 }
 """The pages of the navigation."""
-DETAILS = ("messages/{delivered}", "messages/{failed}", "messages/{retrying}", "schedules/{schedule}")
+DETAILS = (
+    "failures/{failure}",
+    "messages/{delivered}",
+    "messages/{failed}",
+    "messages/{retrying}",
+    "schedules/{schedule}",
+    "tasks/{task}",
+)
 ADDRESSES = (*sorted(NAMES), *DETAILS)
 """All pages; a name in braces stands for the id of such a thing."""
 

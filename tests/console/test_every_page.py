@@ -30,7 +30,7 @@ def test_every_page_of_the_navigation_is_looked_at(operators: ConsolePage) -> No
     names = operators.page.evaluate(f"{module}.then(({{ PAGES }}) => PAGES.map(({{ name }}) => name))")
     assert set(names) == NAMES
     shown = operators.page.locator("nav li a").evaluate_all("links => links.map((link) => link.hash.slice(2))")
-    assert [address.partition("?")[0] for address in shown] == names
+    assert [address.partition("?")[0] for address in shown] == [name for name in names if name != "llm"]
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
@@ -39,10 +39,10 @@ def test_a_page_with_content_is_for_everyone(
 ) -> None:
     page = operators.open(address_of(address, messages))
     assert violations(page, axe) == []
-    page.emulate_media(color_scheme="dark")
-    assert violations(page, axe, "color-contrast") == []
     page.set_viewport_size({"width": NARROW, "height": HEIGHT})
     assert operators.overflow == 0
+    page.emulate_media(color_scheme="dark")
+    assert violations(page, axe) == []
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))

@@ -105,6 +105,9 @@ def _tasks(
     def import_products(file: str) -> None:
         gate.wait()
 
+    @tasks.cron("30 2 * * *", tz="Europe/Berlin")
+    def clean_up() -> None: ...
+
     @tasks.task(retries=0)
     def configure(
         name: str,
@@ -157,6 +160,9 @@ def fill(made: World) -> dict[str, str]:
     broker.wait_for(State.RETRY, ids["retrying"])
     broker.wait_for(State.ACTIVE, ids["running"])
     welcome = f"{made.tasks.settings.base_url}/send_welcome_mail"
+    [refused] = operator.ask("GET", "/console/api/failures?filter=task:refund")["failures"]
+    ids["failure"], ids["task"] = refused["fingerprint"], "configure"
+    made.tasks.schedules.sync()
     ids["schedule"] = operator.schedule(welcome, "CRON_TZ=Europe/Berlin 0 9 * * MON-FRI", Qtasks_Interrupted_For="1h")
     operator.ask("PATCH", f"/v2/schedules/{operator.schedule(url, '*/5 * * * *')}/pause")
     operator.ask("POST", "/v2/queues", {"queueName": "reports", "parallelism": 2})

@@ -1,22 +1,27 @@
 // Actions on many things, which the broker does in portions.
 import { count } from "./format.js";
 
-// Repeat `step(expected)`, which gives {done, left}, until all that was announced is done. `progress(text)` shows how far it is.
-// An error after the first portion says how many are done.
-export async function inPortions(expected, step, progress) {
+// Repeats `step(expected)`, which gives {done, left}, until all that was announced is done: `run(progress, stop)` gives how many.
+// `progress(text)` shows how far it is. An error after the first portion says how many are done, and so does the one after a stop,
+// which `isStop` tells; the next `run` goes on from there.
+export function inPortions(expected, step) {
   let done = 0;
-  for (;;) {
-    let portion;
-    try {
-      portion = await step(expected - done);
-    } catch (error) {
-      if (done > 0) error.message = `${count(done)} of ${count(expected)} are done. ${error.message}`;
-      throw error;
+  const soFar = () => `${count(done)} of ${count(expected)}`;
+  return async (progress, stop) => {
+    for (;;) {
+      let portion;
+      try {
+        portion = await step(expected - done);
+      } catch (error) {
+        if (done > 0) error.message = `${soFar()} are done. ${error.message}`;
+        throw error;
+      }
+      done += portion.done;
+      if (portion.left === 0 || portion.done === 0 || done >= expected) return done;
+      if (stop.requested) throw Object.assign(new Error(`Stopped: ${soFar()} are done.`), { isStop: true });
+      progress(soFar());
     }
-    done += portion.done;
-    if (portion.left === 0 || portion.done === 0 || done >= expected) return done;
-    progress(`${count(done)} of ${count(expected)}`);
-  }
+  };
 }
 
 // `items` in slices of at most `size`.

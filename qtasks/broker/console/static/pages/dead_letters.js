@@ -22,16 +22,18 @@ const ACTIONS = {
 export function act(name, { ids, filter, matching }, after) {
   const { verb, done, danger, text } = ACTIONS[name];
   const number = ids ? ids.length : matching;
+  let untilMs;
+  const run = ids ? async () => (await post(`dead-letters/${name}`, { ids })).done : inPortions(matching, async (expected) => {
+    const portion = await post(`dead-letters/${name}`, { filter: filter ?? "", expected, untilMs });
+    untilMs = portion.untilMs;
+    return portion;
+  });
   ask({
     title: `${verb} ${plural(number, "dead letter")}?`, confirm: `${verb} ${count(number)}`, danger,
     text: html`<${Fragment}><p>${ids ? "Those that are chosen." : filter ? html`All that match <code>${filter}</code>.` : "All dead letters of this account."} ${text}</p><//>`,
-    act: async (progress) => {
-      let untilMs;
-      const all = ids ? (await post(`dead-letters/${name}`, { ids })).done : await inPortions(matching, async (expected) => {
-        const portion = await post(`dead-letters/${name}`, { filter: filter ?? "", expected, untilMs });
-        untilMs = portion.untilMs;
-        return portion;
-      }, progress);
+    canStop: !ids,
+    act: async (progress, form, stop) => {
+      const all = await run(progress, stop);
       after();
       return `${plural(all, "dead letter")} ${done}`;
     },

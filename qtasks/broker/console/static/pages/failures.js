@@ -19,14 +19,16 @@ const hoursOf = () => SPANS.find(([value]) => String(value) === route.value.quer
 
 function retry(failure, reload) {
   const expected = failure.deadLetters;
+  const run = inPortions(expected, async (left) => {
+    const { retried, left: rest } = await post(`failures/${encodeURIComponent(failure.fingerprint)}/retry`, { expected: left });
+    return { done: retried, left: rest };
+  });
   ask({
     title: `Retry ${plural(expected, "dead letter")}?`, confirm: `Retry ${count(expected)}`,
     text: html`<p>All dead letters of <b>${target(failure)}</b> with this error are published again as new messages:</p><div class="raw"><p class="clamp">${failure.error}</p></div>`,
-    act: async (progress) => {
-      const done = await inPortions(expected, async (left) => {
-        const { retried, left: rest } = await post(`failures/${encodeURIComponent(failure.fingerprint)}/retry`, { expected: left });
-        return { done: retried, left: rest };
-      }, progress);
+    canStop: true,
+    act: async (progress, form, stop) => {
+      const done = await run(progress, stop);
       reload();
       return `${plural(done, "message")} published again`;
     },

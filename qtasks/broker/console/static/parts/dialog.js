@@ -17,8 +17,9 @@ export function report(text) {
 }
 
 // Ask once, saying what will be touched, then run `act()`; the dialog stays open with the error if it fails.
-// {title, text, confirm, danger, isWide, act}: `text` may be a node, also with inputs; `act(progress, form)` is given how to show
-// how far it is, and the values of the inputs as FormData. What it returns is reported.
+// {title, text, confirm, danger, isWide, canStop, act}: `text` may be a node, also with inputs; `act(progress, form, stop)` is given how to
+// show how far it is, the values of the inputs as FormData, and an object whose `requested` says that the reader wants it to stop (only
+// with `canStop`). What it returns is reported.
 export function ask(asked) {
   question.value = asked;
 }
@@ -31,6 +32,7 @@ function Asked({ asked }) {
   const dialog = useRef(null);
   const [busy, setBusy] = useState(null);
   const [error, setError] = useState(null);
+  const stop = useRef({ requested: false });
   useEffect(() => {
     if (asked && !dialog.current.open) dialog.current.showModal();
   }, [asked]);
@@ -43,8 +45,9 @@ function Asked({ asked }) {
     event.preventDefault();
     setBusy("Working");
     setError(null);
+    stop.current = { requested: false };
     try {
-      const text = await asked.act(setBusy, new FormData(event.target));
+      const text = await asked.act(setBusy, new FormData(event.target), stop.current);
       close();
       if (text) report(text);
     } catch (failure) {
@@ -52,14 +55,17 @@ function Asked({ asked }) {
       setBusy(null);
     }
   };
+  const requestStop = () => {
+    stop.current.requested = true;
+  };
   return html`<dialog ref=${dialog} class=${asked.isWide ? "wide" : ""} aria-labelledby="question" onClose=${() => { question.value = null; }}>
     <form method="dialog" onSubmit=${act}>
       <h2 id="question">${asked.title}</h2>
       <div class="question">${asked.text}</div>
       <${Problem} error=${error} />
       <div class="actions">
-        <button type="button" onClick=${close} disabled=${busy !== null}>Cancel</button>
-        <button type="submit" class=${asked.danger ? "danger" : "primary"} disabled=${busy !== null} autofocus>${busy ?? asked.confirm}</button>
+        ${busy !== null && asked.canStop ? html`<button key="stop" type="button" onClick=${requestStop}>Stop</button>` : html`<button key="cancel" type="button" onClick=${close} disabled=${busy !== null}>${error?.isStop ? "Close" : "Cancel"}</button>`}
+        <button type="submit" class=${asked.danger ? "danger" : "primary"} disabled=${busy !== null} autofocus>${busy ?? (error?.isStop ? "Go on" : asked.confirm)}</button>
       </div>
     </form>
   </dialog>`;
