@@ -15,7 +15,7 @@ def test_an_application_shows_its_last_answer_its_figures_and_its_version(operat
     row = page.get_by_role("row").filter(has_text="/qtasks/")
     expect(row).to_contain_text("✓ takes deliveries")
     expect(row).to_contain_text(re.compile(r"(delivered|answered \d{3}) "))
-    expect(row).to_contain_text(re.compile(r"qtasks [\d.]+, Python [\d.]+, 4 tasks"))
+    expect(row).to_contain_text(re.compile(r"qtasks [\d.]+, Python [\d.]+, \d+ tasks"))
     expect(row).to_contain_text(re.compile(r"\d+ free slots?"))
     expect(row).to_contain_text(re.compile(r"\d m?s95 %: "))
     row.get_by_role("link").click()
