@@ -11,6 +11,7 @@ import apsw
 import pytest
 
 from qtasks.broker.core.values import DeadLetterCriteria, Rooms
+from qtasks.broker.store.connection import connect
 from qtasks.broker.store.integrity.repair import repair
 from qtasks.broker.store.integrity.wal_check import find_damage
 from qtasks.broker.store.sqlite import SqliteStore
@@ -56,6 +57,31 @@ def test_each_table_is_saved_but_for_its_damaged_page(tmp_path: Path, table: str
     less = {name for name, count in rows_by_table(path).items() if count < counts[name]}
     of_messages = {"labels", "log", "stored_bodies", "dead_letters"} if table == "messages" else set()
     assert less <= {table} | of_messages
+
+
+@pytest.mark.parametrize("release", [None, "schema_3"], ids=["of this version", "written before there were times"])
+def test_entries_of_the_log_are_known_by_their_shape(tmp_path: Path, release: str | None) -> None:
+    path = tmp_path / "old.db"
+    if release is None:
+        busy(path)
+    else:
+        with tarfile.open(RELEASED / f"{release}.tar.xz") as archive:
+            archive.extractall(tmp_path, filter="data")
+        old = apsw.Connection(str(path))
+        for _ in range(5):  # more than one page
+            old.execute("INSERT INTO log (seq, account, time_ms, state) SELECT seq, account, time_ms, state FROM log")
+        old.close()
+    db = connect(str(path))
+    if release is None:
+        db.execute("UPDATE log SET connect_ms = 1, first_byte_ms = n, bundled = 3 WHERE state = 'DELIVERED'")
+    entries = "SELECT n, state, connect_ms, first_byte_ms, body_ms, bundled FROM log ORDER BY n"
+    before = db.execute(entries).fetchall()
+    db.close()
+    damage_page(path, pages_of(path, "log")[0])  # the root: no page refers to the entries any more
+    repair(str(path), ".damaged", now_ms=START_MS)
+    db = apsw.Connection(str(path))
+    assert db.execute(entries).fetchall() == before
+    db.close()
 
 
 @pytest.mark.anyio
