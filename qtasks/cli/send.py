@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any, Final
 
 import click
 
 from qtasks.cli.operate.completing import task_names
-from qtasks.cli.operate.running_tasks import names_of_tasks
+from qtasks.cli.operate.running_tasks import names_of_tasks, searchable_of
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, ResultTimeout, TaskFailed, did_you_mean
+from qtasks.protocol.labels.argument_labels import labels_of
 from qtasks.tasks.app import QTasks
 
 _NEGATIVE: Final = re.compile(r"-\d.*")
@@ -56,8 +58,13 @@ def command(
     kwargs = _read_kwargs(kwargs_text)
     call = unknown.using(delay=delay) if delay is not None else unknown
     with tasks:
-        _check_name(task, names_of_tasks(tasks.runtime.settings()))
-        result = call.delay(*map(_read_argument, args), **kwargs)
+        application = tasks.runtime.settings()
+        _check_name(task, names_of_tasks(application))
+        message = call.message(tuple(map(_read_argument, args)), kwargs)
+        if not encrypt:
+            labels = labels_of(searchable_of(application, task), message.envelope.args, message.envelope.kwargs)
+            message = replace(message, argument_labels=labels)
+        result = call.send(message)
         click.echo(f"{result.message_id}  {result.id}", err=wait)
         if wait:
             try:

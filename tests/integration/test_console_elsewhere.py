@@ -273,6 +273,8 @@ def test_the_console_of_a_service_that_knows_only_the_api(tmp_path: Path) -> Non
             assert (letter["deadLetterId"], letter["responseStatus"]) == ("1-0", 500)
             assert console.post("dead-letters/retry", {"ids": ["1-0"]}).json() == {"done": 1, "left": 0}
             assert ("POST", "/v2/dlq/retry/1-0") in hosted.asked
+            assert console.get("messages?filter=arg.a%3A1").status_code == 200
+            assert any(path.endswith("&label=qtasks.arg.a%3D1") for _, path in hosted.asked)
             unreadable = console.get("messages?filter=error%3Ax")
             assert unreadable.status_code == 422
             assert unreadable.json()["problems"][0]["length"] == len("error:x")

@@ -26,6 +26,8 @@ class DescribedTask(NamedTuple):
     signature: str
     parameters: tuple[str, ...]
     """The names of its parameters, in their order."""
+    searchable: tuple[str, ...]
+    """Those by whose values calls can be found."""
     refusal: str | None
     """Why a call cannot be made outside of the application."""
     schedules: tuple[DeclaredSchedule, ...]
@@ -57,6 +59,7 @@ def _task(described: dict[str, Any]) -> DescribedTask:
         _text(described, "doc"),
         _text(described, "signature"),
         tuple(_text(parameter, "name") for parameter in _objects(described, "parameters")),
+        tuple(_texts(described.get("searchable"))),
         refusal if isinstance(refusal, str) else None,
         tuple(
             DeclaredSchedule(_text(each, "id"), _text(each, "cron"), frozenset(_texts(each.get("labels"))), name)

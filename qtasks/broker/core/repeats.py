@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
 from qtasks.broker.core.message_builder import LLM_URL, retry_of_dead_letter
 from qtasks.broker.core.values import Publication
+from qtasks.protocol.labels import argument_labels
 from qtasks.protocol.messages import Message, PublishOptions
 
 
@@ -17,15 +19,28 @@ class NotRepeatable(ValueError):
     """The message cannot be published again; the text says why."""
 
 
-def repeat_of(source: Message, *, body: bytes | None, message_id: str, call_id: str, now_ms: int) -> Publication:
+def repeat_of(
+    source: Message,
+    *,
+    body: bytes | None,
+    message_id: str,
+    call_id: str,
+    now_ms: int,
+    searchable: Mapping[str, int | None] | None = None,
+) -> Publication:
     """The publication of `source` once more, with the same options and all its retries; `body` None: as it was.
 
+    `searchable` are the arguments by which calls of its task are found, each with its position, if that is known: they
+    are those of the new body.
     A message of the framework becomes a call of its own, `call_id`: a dispatcher answers the repetition of a call that
     has ended with the result that it has, and does not run it. Raises NotRepeatable.
     """
     again = retry_of_dead_letter(source, PublishOptions(), message_id=message_id, now_ms=now_ms)
     content = source.body if body is None else body
     old = source.options.call_id
+    if body is not None:
+        labels = argument_labels.relabelled(again.message.options.labels, body, searchable)
+        again = again._replace(message=replace(again.message, options=replace(again.message.options, labels=labels)))
     if old is None:
         return again._replace(message=replace(again.message, body=content))
     if source.url == LLM_URL:

@@ -15,6 +15,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from qtasks.protocol import strict_json
+
 PREFIX: Final = "qtasks.arg."
 MAX_NAMES: Final = 8
 """Arguments of a task that may have labels: a message has 64 labels at most, of which some are the user's."""
@@ -47,6 +49,28 @@ def labels_of(searchable: Mapping[str, int | None], args: Sequence[Any], kwargs:
         if text is not None:
             labels.append(label_of(name, text))
     return tuple(labels)
+
+
+def relabelled(
+    labels: Sequence[str], body: bytes, searchable: Mapping[str, int | None] | None = None
+) -> tuple[str, ...]:
+    """The labels of a call like one with these `labels`, with another body.
+
+    `searchable` is as for `labels_of`. Where it is unknown, an argument that the new call may have by its position gets
+    no label.
+    """
+    others = without(labels)
+    try:
+        call = strict_json.loads(body, big_integers=True)
+    except ValueError:
+        return others
+    args, kwargs = (call.get("args"), call.get("kwargs")) if isinstance(call, dict) else (None, None)
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        return others
+    names = {name_in(label) for label in labels if is_argument_label(label)}
+    if searchable is None:
+        searchable = {name: None for name in sorted(names) if name in kwargs or not args}
+    return (*others, *labels_of(searchable, args, kwargs))
 
 
 def label_of(name: str, text: str) -> str:

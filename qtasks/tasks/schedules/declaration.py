@@ -178,6 +178,7 @@ class ScheduleDeclaration:
         body = self.task.encoded(replace(call, envelope=call.envelope._replace(call_id=None))).body
         options = replace(
             call.options,
+            labels=call.labels,
             delay_ms=self.task.delivery_options.publish.delay_ms,
             cron=self.cron.text,
             schedule_id=call.envelope.schedule,
@@ -187,7 +188,7 @@ class ScheduleDeclaration:
         kind_label, *other_labels = options.labels
         compared = self._compared(call.envelope, body)
         fingerprint = f"{label_prefix(base_url)}{_fingerprint(destination, compared, options)}"
-        labels = (kind_label, fingerprint, *other_labels, *call.argument_labels)
+        labels = (kind_label, fingerprint, *other_labels)
         end_url = EndQuery(call.task).url(base_url)
         return DesiredSchedule(
             self.title, destination, body, replace(options, labels=labels), end_url, is_lasting=compared is body

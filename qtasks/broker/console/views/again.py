@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from qtasks.broker import ids
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_json
 from qtasks.broker.api.validation import check_policy
+from qtasks.broker.console import manifest_reader
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
+from qtasks.broker.console.message_targets import destination_of, task_of
 from qtasks.broker.core.repeats import NotRepeatable, repeat_of
 from qtasks.broker.store.verbs import audit
 from qtasks.broker.store.verbs.reads import queries
-from qtasks.protocol.messages import MAX_BODY
+from qtasks.protocol.messages import MAX_BODY, Message
 
 _MAX_REQUEST: Final = 6 * MAX_BODY + 1024
 """Bytes: a text in JSON has up to six for each of its own."""
@@ -26,6 +29,7 @@ async def publish_again(context: ConsoleContext, viewer: Viewer, request: ApiReq
     if source.damaged:
         raise HttpError(409, "what is stored of this message is damaged, so it would not be what was published")
     check_policy(context.api, source.url, options=source.options)
+    searchable = None if body is None else await _searchable(context, viewer, source)
     random, now_ms = context.api.random, context.clock.now_ms()
     try:
         publication = repeat_of(
@@ -34,6 +38,7 @@ async def publish_again(context: ConsoleContext, viewer: Viewer, request: ApiReq
             message_id=ids.message_id(random, now_ms),
             call_id=f"call_{random.token(16).hex()}",
             now_ms=now_ms,
+            searchable=searchable,
         )
     except NotRepeatable as error:
         raise HttpError(409, str(error)) from None
@@ -41,6 +46,19 @@ async def publish_again(context: ConsoleContext, viewer: Viewer, request: ApiReq
     change = context.api.change_by(request, viewer.account, "message.again", message_id)
     await context.store.write(audit.record, change, 1)
     return json_response({"messageId": publication.message.id}, 201)
+
+
+async def _searchable(context: ConsoleContext, viewer: Viewer, source: Message) -> Mapping[str, int | None] | None:
+    """The arguments by which calls of a task are found, each with its position; None if its application is silent."""
+    if (name := task_of(source.url, source.options)) is None:
+        return None
+    prefix = destination_of(source.url).removesuffix(name)
+    [answer] = await context.manifests.of(viewer.account, [prefix])
+    tasks = () if answer.manifest is None else manifest_reader.read(answer.manifest).tasks
+    task = next((task for task in tasks if task.name == name), None)
+    if task is None:
+        return None
+    return {name: task.parameters.index(name) for name in task.searchable if name in task.parameters}
 
 
 async def _body(request: ApiRequest) -> bytes | None:

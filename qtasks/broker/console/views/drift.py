@@ -11,6 +11,7 @@ from qtasks.broker.console.manifest_reader import DeclaredSchedule
 from qtasks.broker.console.manifests import ManifestAnswer
 from qtasks.broker.console.views import task_table
 from qtasks.broker.store.verbs import schedules
+from qtasks.protocol.labels import argument_labels
 from qtasks.protocol.labels.schedule_labels import DECLARED, DYNAMIC
 from qtasks.protocol.messages import Schedule
 from qtasks.protocol.views import Json
@@ -39,7 +40,7 @@ def _declared(answers: Sequence[ManifestAnswer]) -> dict[str, DeclaredSchedule]:
 
 
 def _state(schedule: Schedule, declared: Mapping[str, DeclaredSchedule], answers: Sequence[ManifestAnswer]) -> Json:
-    labels = frozenset(schedule.options.labels)
+    labels = frozenset(argument_labels.without(schedule.options.labels))
     declaration = declared.get(schedule.id)
     if DYNAMIC in labels:
         return _line(schedule.id, "dynamic", "A running program made it.")

@@ -1,5 +1,5 @@
 // The envelope of a task's message, {"v": 1, "id", "args", "kwargs", ...}, as the call that it is.
-import { JsonObject, parse, pretty, write } from "./lossless.js";
+import { JsonNumber, JsonObject, parse, pretty, write } from "./lossless.js";
 
 const SECRET_FORMS = { pickle1: "pickled", codec1: "in a form of the application", sealed1: "encrypted" };
 
@@ -69,4 +69,28 @@ export function taskError(text) {
   const error = value instanceof JsonObject ? value.get("error") : null;
   const code = typeof error === "string" ? value.get("code") : null;
   return typeof error === "string" ? { error, code: typeof code === "string" ? code : null } : null;
+}
+
+// The value of an argument as a filter has it; undefined for one that has no label: an object, a list, a number with a fraction.
+export function filterText(value) {
+  if (value === null || typeof value === "boolean") return String(value);
+  if (value instanceof JsonNumber) return /^-?\d+$/.test(value.text) ? value.text : undefined;
+  return typeof value === "string" ? value : undefined;
+}
+
+// The header lines of a call with the labels by which it is found by its arguments (docs/protocol.md 3.10). `values` is a Map of the arguments.
+export async function labelled(headers, names, values) {
+  const labels = await Promise.all(names.map(async (name) => {
+    if (!values.has(name)) return `qtasks.arg.${name}`;
+    const text = filterText(values.get(name));
+    if (text === undefined) return null;
+    if (/^[!-+\--~]{1,64}$/.test(text)) return `qtasks.arg.${name}=${text}`;
+    if (!globalThis.crypto?.subtle) return null; // a page that is not secure: the broker reads the call when it is searched for
+    const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", new TextEncoder().encode(text)));
+    return `qtasks.arg.${name}#${[...hash.slice(0, 16)].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+  }));
+  const chosen = headers.filter(([name]) => name === "Upstash-Label").map(([, value]) => value);
+  const all = [...chosen, ...labels.filter((label) => label !== null)];
+  const others = headers.filter(([name]) => name !== "Upstash-Label");
+  return all.length ? [...others, ["Upstash-Label", all.join(",")]] : others;
 }

@@ -5,6 +5,7 @@ import { tick, useView } from "../lib/live.js";
 import { argumentsOf, againBody, editable, readCall, taskError } from "../lib/call.js";
 import { argumentText, asCommand, asCurl, asPython } from "../lib/copy.js";
 import { brief } from "../lib/lossless.js";
+import { quoted } from "../lib/filter.js";
 import { count, exact, span, target } from "../lib/format.js";
 import { go, href } from "../lib/route.js";
 import { CallFlow, CallResult, concerns, isOver } from "../parts/answers.js";
@@ -189,16 +190,24 @@ function Sent({ detail, call }) {
   return html`<${Panel} title="Request" id="request">
     <${Tabs} label="Request" names=${names} chosen=${tab} choose=${setTab} />
     <div class="pad" role="tabpanel" aria-label=${tab}>
-      ${tab === "Arguments" ? html`<${Arguments} call=${call} />` : tab === "Headers" ? html`<${HeaderList} header=${message.header} />` : html`<${Body} text=${message.body} base64=${message.bodyBase64} label="Body of the request" />`}
+      ${tab === "Arguments" ? html`<${Arguments} call=${call} labels=${message.labels ?? []} />` : tab === "Headers" ? html`<${HeaderList} header=${message.header} />` : html`<${Body} text=${message.body} base64=${message.bodyBase64} label="Body of the request" />`}
     </div>
   <//>`;
 }
 
-function Arguments({ call }) {
+function Arguments({ call, labels }) {
   if (call.hidden) return html`<p class="quiet">The arguments are ${call.hidden}: only the application can read them.</p>`;
   const values = argumentsOf(call);
   if (values.members.length === 0) return html`<p class="quiet">none</p>`;
-  return html`<div class="tree"><ul class="flat">${values.members.map(([name, value], index) => html`<li key=${index}><span class="json-name">${name}</span>: <${Value} value=${value} open=${values.members.length <= 5} /></li>`)}</ul></div>`;
+  return html`<div class="tree"><ul class="flat">${values.members.map(([name, value], index) => html`<li key=${index}><span class="json-name">${name}</span>: <${Value} value=${value} open=${values.members.length <= 5} /></li>`)}</ul></div>
+    <${SameValue} labels=${labels} />`;
+}
+
+// Links to the calls that have the same value of a searchable argument.
+function SameValue({ labels }) {
+  const found = labels.map((label) => /^qtasks\.arg\.(\w+)=(.*)$/.exec(label)).filter(Boolean);
+  if (found.length === 0) return null;
+  return html`<p class="note">Calls with the same ${found.map(([, name, value], index) => html`${index ? ", " : ""}<a key=${name} href=${href("messages", { filter: `arg.${name}:${quoted(value)}` })}>${name}</a>`)}</p>`;
 }
 
 function Answered({ detail }) {

@@ -4,6 +4,7 @@ import { isOperator, path, publish } from "../lib/api.js";
 import { perMinute, plural, short, span } from "../lib/format.js";
 import { useView } from "../lib/live.js";
 import { brief, fromJson, parse, write } from "../lib/lossless.js";
+import { labelled } from "../lib/call.js";
 import { href, route } from "../lib/route.js";
 import { Empty, Heading, Loaded, Panel, Problem, Status, Table, Time } from "../parts/basic.js";
 import { report } from "../parts/dialog.js";
@@ -59,6 +60,7 @@ function TaskDetail({ prefix, task }) {
     <${Panel} id="declared" title="Declared as">
       <div class="pad"><pre class="raw" tabindex="0" aria-label="signature">${task.name}${task.signature}</pre>${task.doc && html`<p class="doc">${task.doc}</p>`}
       ${task.aliases.length > 0 && html`<p class="quiet">Earlier names: ${task.aliases.join(", ")}</p>`}
+      ${task.searchable.length > 0 && html`<p class="quiet">Calls are found by ${task.searchable.map((name, index) => html`${index ? ", " : ""}<code key=${name}>arg.${name}:</code>`)}</p>`}
       ${task.schedules.map((schedule) => html`<p key=${schedule.id}>Runs at <code>${schedule.cron}</code>: <a href=${href(["schedules", schedule.id])}>${schedule.id}</a></p>`)}</div>
     <//>
     ${isOperator() && html`<${Panel} id="run" title="Run it">${task.refusal ? html`<p class="pad">It cannot be called from here: ${task.refusal}.</p>` : html`<${RunForm} prefix=${prefix} task=${task} />`}<//>`}
@@ -94,7 +96,8 @@ function RunForm({ prefix, task }) {
     setBusy(true);
     setError(null);
     try {
-      const answer = await publish(prefix + task.name, { queue: task.queue, headers: task.headers, body: envelope(task.envelope, values) });
+      const headers = await labelled(task.headers, task.searchable, values.values);
+      const answer = await publish(prefix + task.name, { queue: task.queue, headers, body: envelope(task.envelope, values) });
       try {
         sessionStorage.setItem(key, JSON.stringify(texts));
       } catch {
@@ -154,10 +157,11 @@ function Field({ parameter, text, problem, change }) {
     <span id=${`${id}-hint`} class=${problem ? "bad" : "note"}>${problem ?? [isLong && "JSON", hint].filter(Boolean).join("; ")}</span></div>`;
 }
 
-// What was typed, as JSON texts: {args, kwargs, problems}. An empty field is left out.
+// What was typed, as JSON texts: {args, kwargs, values, problems}, with the values by name. An empty field is left out.
 function read(parameters, texts) {
   const args = [];
   const kwargs = [];
+  const values = new Map();
   const problems = {};
   let isOpen = true; // arguments by position may still follow
   for (const parameter of parameters) {
@@ -171,6 +175,7 @@ function read(parameters, texts) {
     }
     try {
       const value = isText ? JSON.stringify(text) : write(parse(text));
+      values.set(name, isText ? text : parse(text));
       if (!byPosition) kwargs.push(`${JSON.stringify(name)}: ${value}`);
       else if (isOpen) args.push(value);
       else problems[name] = "An argument before it is left out, and it is passed by position.";
@@ -178,7 +183,7 @@ function read(parameters, texts) {
       problems[name] = `This is not JSON (${error.message}). A text needs quotation marks.`;
     }
   }
-  return { args, kwargs, problems };
+  return { args, kwargs, values, problems };
 }
 
 // The body of a call: its model with arguments. Texts are put together, so that no number is converted.
