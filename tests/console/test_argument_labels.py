@@ -17,8 +17,10 @@ HERE = Path(__file__).parent
 LIBRARY = HERE.parents[1] / "qtasks/broker/console/static/lib"
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
-VALUES = TEXTS | st.integers() | st.booleans() | st.none() | st.floats(allow_nan=False, allow_infinity=False)
-VALUES |= st.lists(st.integers(), max_size=2) | st.dictionaries(TEXTS, st.integers(), max_size=2)
+NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+VALUES: st.SearchStrategy[Any] = st.one_of(
+    TEXTS, NUMBERS, st.booleans(), st.none(), st.lists(NUMBERS, max_size=2), st.dictionaries(TEXTS, NUMBERS, max_size=2)
+)
 CALLS = st.dictionaries(st.sampled_from(["user_id", "order", "_x1"]), VALUES, max_size=3)
 
 
