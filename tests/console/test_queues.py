@@ -76,7 +76,7 @@ def test_delete_cancels_what_waits(own: ConsolePage, account: Account, shop: Wor
     page = own.open("queues")
     page.get_by_role("button", name="Delete mail").click()
     expect(page.get_by_role("dialog")).to_contain_text("2 waiting messages of it are cancelled")
-    own.confirm("Delete")
+    own.delete("Delete")
     expect(page.get_by_text("No queues.")).to_be_visible()
     assert account.ask("GET", f"/v2/logs?messageId={first}")["logs"][0]["state"] == "CANCELED"
 

@@ -67,7 +67,7 @@ def test_all_dead_letters_that_match_are_deleted(own: ConsolePage, account: Acco
     dead_letter(account)
     page = own.open("dead-letters?filter=url:http://127.0.0.1:9/*")
     page.get_by_role("button", name="Delete all 1").click()
-    own.confirm("Delete 1")
+    own.delete("Delete 1")
     assert account.ask("GET", "/v2/dlq")["messages"] == []
 
 

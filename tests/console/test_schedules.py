@@ -71,7 +71,7 @@ def test_delete_says_what_goes_and_goes_back_to_the_list(own: ConsolePage, shop:
     page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
     assert schedule_of(account, schedule_id)["scheduleId"] == schedule_id
     page.get_by_role("button", name="Delete").click()
-    own.confirm("Delete")
+    own.delete("Delete")
     expect(page.get_by_text("No schedules.")).to_be_visible()
     assert account.ask("GET", "/v2/schedules") == []
 

@@ -33,7 +33,7 @@ def test_a_group_is_made_grows_shrinks_and_goes(own: ConsolePage, account: Accou
     expect(page.get_by_role("dialog")).to_contain_text("the group goes with it")
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Delete orders").click()
-    own.confirm("Delete")
+    own.delete("Delete")
     expect(page.get_by_text("No URL groups.")).to_be_visible()
     assert urls(account) == {}
 

@@ -85,6 +85,12 @@ class ConsolePage:
         self.settled()
         return self.page
 
+    def delete(self, label: str) -> None:
+        """Press the button of a deletion in the question that is shown, and do not wait for its undo to expire."""
+        self.confirm(label)
+        self.page.get_by_role("button", name="Delete now").click()
+        expect(self.page.get_by_role("button", name="Undo")).to_have_count(0)
+
     def settled(self) -> None:
         """Wait until the page has its title, and nothing is loading any more."""
         expect(self.page.locator("main h1")).to_have_count(1)

@@ -1,6 +1,7 @@
 // The console: sign-in, navigation, and the page that the address names.
 import { Fragment, html, render, useEffect, useState } from "./lib/view.js";
 import { lacks, readSession, session, signIn, signOut } from "./lib/api.js";
+import { finishAll } from "./lib/leaving.js";
 import { connection } from "./lib/live.js";
 import { href, route } from "./lib/route.js";
 import { Empty, Heading, Problem, ZoneSwitch } from "./parts/basic.js";
@@ -76,7 +77,7 @@ function Footer() {
     <p class=${`connection ${connection.value}`}>${CONNECTION[connection.value]}</p>
     <p class="note">${service?.kind === "broker" ? "broker" : service?.url} ${account ? `· ${account}` : ""} · ${role}</p>
     <${ZoneSwitch} />
-    ${session.value.canSignOut && html`<button type="button" class="plain" onClick=${signOut}>Sign out</button>`}
+    ${session.value.canSignOut && html`<button type="button" class="plain" onClick=${() => finishAll().then(signOut)}>Sign out</button>`}
     <p class="note">qtasks ${version} · <kbd>?</kbd> keys</p>
   </footer>`;
 }

@@ -36,14 +36,14 @@ async def list_dead_letters(context: ConsoleContext, viewer: Viewer, request: Ap
         criteria = read_filter(context, viewer, query.last("filter") or "")
     except FilterError as error:
         return unreadable(error)
-    before = _cursor(query.last("cursor"))
+    before, read_ms = _cursor(query.last("cursor")), context.api.wall_ms()
     count = query.count(default=PAGE, most=LARGEST_PAGE)
     await Indexer(context.store, context.clock).catch_up()
     letters = await _matching(context, viewer, criteria)
     page = [letter for letter in letters if before is None or (letter.failed_ms, letter.n) < before]
     last = page[count - 1].id if len(page) > count else None
     rows = await _rows(context, viewer, page[:count])
-    return json_response({"deadLetters": rows, "cursor": last, "matching": len(letters)})
+    return json_response({"deadLetters": rows, "cursor": last, "matching": len(letters), "timeMs": read_ms})
 
 
 async def retry_dead_letters(context: ConsoleContext, viewer: Viewer, request: ApiRequest) -> ApiResponse:
@@ -79,7 +79,8 @@ async def _act(context: ConsoleContext, viewer: Viewer, request: ApiRequest, wha
     if len(letters) > expected:
         return bulk.too_many(len(letters))
     change = context.api.change_by(request, viewer.account, what, text or "all", is_payload=bool(text))
-    done = await action(context.api, change, [letter.id for letter in reversed(letters[-bulk.PORTION :])])
+    chosen = letters if body.get("whole") is True else letters[-bulk.PORTION :]
+    done = await action(context.api, change, [letter.id for letter in reversed(chosen)])
     rest = bulk.rest_of(len(letters), done)
     return json_response({"done": done, "left": rest, "untilMs": until_ms + context.clock.offset_ms()})
 

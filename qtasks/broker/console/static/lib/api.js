@@ -44,7 +44,10 @@ export async function request(method, path, { query, body, text, headers: lines 
     if (error.name === "AbortError") throw error;
     throw new ApiError(0, { error: "The broker does not answer. The page tries again." });
   }
-  const content = await response.json().catch(() => ({}));
+  const content = await response.json().catch((error) => {
+    if (error.name === "AbortError") throw error;
+    return {};
+  });
   if (response.ok) return content;
   if (response.status === 401 && session.value?.signedIn) session.value = { ...session.value, signedIn: false, ended: true };
   throw new ApiError(response.status, content);

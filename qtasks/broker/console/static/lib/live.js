@@ -68,6 +68,13 @@ setInterval(() => {
   if (!document.hidden) tick.value = Date.now();
 }, 1000);
 
+const refreshed = signal(0);
+
+// Read every view of this page again now.
+export function refreshViews() {
+  refreshed.value += 1;
+}
+
 // The JSON of a view, read again when something has happened, at most once in `everyMs`, and never while the page is
 // hidden or `paused`. {data, error, loading, reload}; the data of before stays while the next is on its way. The path null asks for
 // nothing. `concerns` says of an event whether it may have changed the view; without one it is read again after `quietMs`.
@@ -95,7 +102,7 @@ export function useView(path, query = {}, { everyMs = 2000, quietMs = Math.max(e
   useEffect(() => {
     load();
     return () => latest.current?.abort();
-  }, [key]);
+  }, [key, refreshed.value]);
 
   useEffect(() => {
     if (paused || path === null) return undefined;

@@ -1,6 +1,7 @@
 // Messages that failed for good: retry or delete those that are chosen, or all that match the filter.
 import { Fragment, html } from "../lib/view.js";
 import { isOperator, post } from "../lib/api.js";
+import { hold, isLeaving } from "../lib/leaving.js";
 import { useView } from "../lib/live.js";
 import { count, plural } from "../lib/format.js";
 import { inPortions } from "../lib/portions.js";
@@ -15,27 +16,45 @@ const idOf = (row) => row.deadLetterId;
 
 const ACTIONS = {
   retry: { verb: "Retry", done: "published again", text: "Each becomes a new message with all its retries, and its dead letter is removed." },
-  delete: { verb: "Delete", done: "deleted", danger: true, text: "They cannot be brought back. The messages and their log stay as long as they are retained." },
+  delete: { verb: "Delete", done: "deleted", danger: true, text: "You can undo it for ten seconds; then they cannot be brought back. The messages and their log stay as long as they are retained." },
 };
 
-// Ask, then act on `ids`, or on the `matching` dead letters of `filter`.
-export function act(name, { ids, filter, matching }, after) {
-  const { verb, done, danger, text } = ACTIONS[name];
-  const number = ids ? ids.length : matching;
-  let untilMs;
+// What retries or deletes `ids`, or the `matching` dead letters of `filter` that were there at `untilMs`: called again, it
+// goes on where it has stopped.
+function runner(name, { ids, filter, matching, untilMs }) {
   const run = ids ? async () => (await post(`dead-letters/${name}`, { ids })).done : inPortions(matching, async (expected) => {
     const portion = await post(`dead-letters/${name}`, { filter: filter ?? "", expected, untilMs });
     untilMs = portion.untilMs;
     return portion;
   });
+  return async (progress, stop) => `${plural(await run(progress, stop), "dead letter")} ${ACTIONS[name].done}`;
+}
+
+function holdDeletion(target, number) {
+  const { ids, filter, matching, untilMs, shown } = target;
+  const chosen = new Set(ids ?? shown);
+  hold({
+    text: `Deleting ${plural(number, "dead letter")}`,
+    touches: (kind, id) => kind === "dead letter" && chosen.has(id),
+    last: () => ["dead-letters/delete", { method: "POST", body: ids ? { ids } : { filter: filter ?? "", expected: matching, untilMs, whole: true } }],
+    send: runner("delete", target),
+  });
+}
+
+// Ask, then retry at once, or hold a deletion.
+export function act(name, target, after) {
+  const { verb, danger, text } = ACTIONS[name];
+  const { ids, filter, matching } = target;
+  const number = ids ? ids.length : matching;
+  const run = name === "delete" ? () => holdDeletion(target, number) : runner(name, target);
   ask({
     title: `${verb} ${plural(number, "dead letter")}?`, confirm: `${verb} ${count(number)}`, danger,
     text: html`<${Fragment}><p>${ids ? "Those that are chosen." : filter ? html`All that match <code>${filter}</code>.` : "All dead letters of this account."} ${text}</p><//>`,
-    canStop: !ids,
+    canStop: !ids && name === "retry",
     act: async (progress, form, stop) => {
-      const all = await run(progress, stop);
+      const done = await run(progress, stop);
       after();
-      return `${plural(all, "dead letter")} ${done}`;
+      return done;
     },
   });
 }
@@ -57,7 +76,7 @@ function List({ filter, cursor }) {
     view.reload();
   };
   const button = (name, target, label) => html`<button type="button" class=${ACTIONS[name].danger ? "danger" : ""} onClick=${() => act(name, target, after)}>${label}</button>`;
-  const all = { filter, matching };
+  const all = { filter, matching, untilMs: view.data?.timeMs, shown: steady.rows.map(idOf) };
   return html`<${Heading} title="Dead letters" note=${view.data ? `${plural(matching, "dead letter")}${filter ? " match" : ""}` : "Messages whose last attempt failed"}>
       ${isOperator() && matching > 0 && html`${button("retry", all, `Retry all ${count(matching)}`)}${button("delete", all, `Delete all ${count(matching)}`)}`}
     <//>
@@ -65,7 +84,7 @@ function List({ filter, cursor }) {
     <${SelectionBar} selection=${selection}>${button("retry", { ids: selection.ids }, `Retry ${count(selection.size)}`)}${button("delete", { ids: selection.ids }, `Delete ${count(selection.size)}`)}<//>
     <${Loaded} view=${view} shown=${otherThanFilter}>${(data) => html`<${Fragment}>
       ${!cursor && html`<${NewRows} ...${steady} />`}
-      <${Panel}><${Table} caption="Dead letters" rows=${steady.rows} rowKey=${idOf} columns=${COLUMNS_HERE} selection=${isOperator() ? selection : null} empty=${html`<${Nothing} filter=${filter} />`} /><//>
+      <${Panel}><${Table} caption="Dead letters" rows=${steady.rows} rowKey=${idOf} rowClass=${(row) => (isLeaving("dead letter", idOf(row)) ? "leaving" : "")} columns=${COLUMNS_HERE} selection=${isOperator() ? selection : null} empty=${html`<${Nothing} filter=${filter} />`} /><//>
       <${Pages} page="dead-letters" query=${{ filter }} cursor=${data.cursor} isOld=${Boolean(cursor)} />
     <//>`}<//>`;
 }

@@ -3,19 +3,21 @@ import { html } from "../lib/view.js";
 import { isOperator, path, post, remove, request } from "../lib/api.js";
 import { count, perMinute, plural, span } from "../lib/format.js";
 import { quoted } from "../lib/filter.js";
+import { hold, isLeaving } from "../lib/leaving.js";
 import { useView } from "../lib/live.js";
 import { href } from "../lib/route.js";
 import { Empty, Heading, Loaded, Panel, Time } from "../parts/basic.js";
 import { Change, Field } from "../parts/changes.js";
 import { FilteredTable, TextFilter } from "../parts/lists.js";
 import { Paused, PauseQuestion, setPaused } from "../parts/pauses.js";
+import { Leaving } from "../parts/undo.js";
 
 export function Queues() {
   const queues = useView("queues");
   const flow = useView("flow");
   return html`<${Heading} title="Queues and limits"><${TextFilter} label="Filter queues and keys" /><${NewQueue} reload=${queues.reload} /><//>
     <${Panel} id="queues" title="Queues" note="Messages of a queue start in their order.">
-      <${Loaded} view=${queues}>${(rows) => html`<${FilteredTable} caption="Queues" rows=${rows} rowKey=${(row) => row.name} textOf=${(row) => row.name}
+      <${Loaded} view=${queues}>${(rows) => html`<${FilteredTable} caption="Queues" rows=${rows} rowClass=${(row) => (isLeaving("queue", row.name) ? "leaving" : "")} rowKey=${(row) => row.name} textOf=${(row) => row.name}
         columns=${queueColumns(queues.reload)} empty=${html`<${Empty} title="No queues.">A queue appears when a message is published to it, or made here.<//>`} />`}<//>
     <//>
     <${Panel} id="flow" title="Flow-control keys" note="Limits of how many messages of a key run at once, and how many start in a period.">
@@ -50,7 +52,7 @@ const name = (word) => (row) => html`<span><a class="target" href=${href("messag
 const queueColumns = (reload) => [
   { name: "name", title: "Queue", wide: true, cell: name("queue") },
   ...common,
-  ...(isOperator() ? [{ name: "actions", title: "Actions", cell: (row) => html`<span class="actions"><${Pause} row=${row} base=${path`v2/queues/${row.name}`} reload=${reload} /><${SetQueue} row=${row} reload=${reload} /><${DeleteQueue} row=${row} reload=${reload} /></span>` }] : []),
+  ...(isOperator() ? [{ name: "actions", title: "Actions", cell: (row) => isLeaving("queue", row.name) ? html`<${Leaving} />` : html`<span class="actions"><${Pause} row=${row} base=${path`v2/queues/${row.name}`} reload=${reload} /><${SetQueue} row=${row} reload=${reload} /><${DeleteQueue} row=${row} /></span>` }] : []),
 ];
 
 const flowColumns = (reload) => [
@@ -104,13 +106,16 @@ function NewQueue({ reload }) {
   return html`<${Change} label="New queue" small=${false} asked=${{ title: "New queue", confirm: "Make it", text, act }} />`;
 }
 
-function DeleteQueue({ row, reload }) {
-  const act = async () => {
-    await remove(path`v2/queues/${row.name}`);
-    reload();
-    return `The queue ${row.name} is deleted.`;
-  };
-  const text = `${plural(row.waiting, "waiting message")} of it ${row.waiting === 1 ? "is" : "are"} cancelled; this cannot be undone. ${count(row.running)} that run go on to their end.`;
+function DeleteQueue({ row }) {
+  const target = path`v2/queues/${row.name}`;
+  const act = () => hold({
+    text: `Deleting the queue ${row.name}`, touches: (kind, id) => kind === "queue" && id === row.name, last: () => [target, { method: "DELETE" }],
+    send: async () => {
+      await remove(target);
+      return `The queue ${row.name} is deleted.`;
+    },
+  });
+  const text = `${plural(row.waiting, "waiting message")} of it ${row.waiting === 1 ? "is" : "are"} cancelled. You can undo it for ten seconds. ${count(row.running)} that run go on to their end.`;
   return html`<${Change} label="Delete" danger title=${`Delete ${row.name}`} asked=${{ title: `Delete ${row.name}?`, text, act }} />`;
 }
 

@@ -2,6 +2,7 @@
 import { Fragment, html } from "../lib/view.js";
 import { lacks, path, post, remove, seesPayloads } from "../lib/api.js";
 import { exact, plural, span, target, zone } from "../lib/format.js";
+import { hold, isLeaving } from "../lib/leaving.js";
 import { useView } from "../lib/live.js";
 import { go, href } from "../lib/route.js";
 import { clockChange, readableZone, shortIn, viewersZone } from "../lib/zones.js";
@@ -10,6 +11,7 @@ import { Change } from "../parts/changes.js";
 import { Body } from "../parts/json.js";
 import { FilteredTable, TextFilter } from "../parts/lists.js";
 import { Paused, PauseQuestion, setPaused } from "../parts/pauses.js";
+import { Leaving } from "../parts/undo.js";
 
 const LATE_MS = 1000; // a run that started later than this is shown as late
 const SHOWN_RUNS = 8; // marks in the list
@@ -21,7 +23,7 @@ export function Schedules() {
   const drift = useDrift();
   return html`<${Heading} title="Schedules"><${TextFilter} label="Filter schedules" /><//>
     <${Drift} drift=${drift} />
-    <${Loaded} view=${view}>${({ schedules }) => html`<${Panel}><${FilteredTable} caption="Schedules" rows=${schedules} rowKey=${(item) => item.schedule.scheduleId}
+    <${Loaded} view=${view}>${({ schedules }) => html`<${Panel}><${FilteredTable} caption="Schedules" rows=${schedules} rowClass=${(item) => (isLeaving("schedule", item.schedule.scheduleId) ? "leaving" : "")} rowKey=${(item) => item.schedule.scheduleId}
       textOf=${(item) => `${title(item)} ${item.schedule.scheduleId} ${item.schedule.cron} ${item.english}`} columns=${columns(view.reload, drift)} empty=${html`<${None} />`} /><//>`}<//>`;
 }
 
@@ -60,7 +62,7 @@ const columns = (reload, drift) => [
   { name: "next", title: "Next run", cell: (item) => html`<${NextRun} item=${item} />` },
   { name: "recent", title: "Past runs", cell: (item) => html`<${Marks} item=${item} most=${SHOWN_RUNS} />` },
   ...(drift ? [{ name: "code", title: "Code", cell: (item) => html`<${DriftState} line=${drift.get(item.schedule.scheduleId)} />` }] : []),
-  { name: "actions", title: "Actions", cell: (item) => html`<span class="actions"><${RunNow} item=${item} reload=${reload} /><${Pause} item=${item} reload=${reload} /></span>` },
+  { name: "actions", title: "Actions", cell: (item) => isLeaving("schedule", item.schedule.scheduleId) ? html`<${Leaving} />` : html`<span class="actions"><${RunNow} item=${item} reload=${reload} /><${Pause} item=${item} reload=${reload} /></span>` },
 ];
 
 // The expression without its zone, which stands beside it.
@@ -120,12 +122,18 @@ function Pause({ item, reload, small = true }) {
 
 function Delete({ item }) {
   const { scheduleId } = item.schedule;
-  const act = async () => {
-    await remove(path`v2/schedules/${scheduleId}`);
+  const target = path`v2/schedules/${scheduleId}`;
+  const act = () => {
+    hold({
+      text: `Deleting the schedule ${title(item)}`, touches: (kind, id) => kind === "schedule" && id === scheduleId, last: () => [target, { method: "DELETE" }],
+      send: async () => {
+        await remove(target);
+        return `${title(item)} is deleted.`;
+      },
+    });
     go("schedules");
-    return `${title(item)} is deleted.`;
   };
-  const text = `The schedule ${scheduleId} (${item.english}) ends; this cannot be undone. Messages that it has sent stay. If the code of an application declares it, its next start creates it again.`;
+  const text = `The schedule ${scheduleId} (${item.english}) ends. You can undo it for ten seconds. Messages that it has sent stay. If the code of an application declares it, its next start creates it again.`;
   return html`<${Change} label="Delete" danger small=${false} asked=${{ title: `Delete ${title(item)}?`, text, act }} />`;
 }
 

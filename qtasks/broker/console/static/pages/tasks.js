@@ -5,9 +5,9 @@ import { perMinute, plural, short, span } from "../lib/format.js";
 import { useView } from "../lib/live.js";
 import { brief, fromJson, parse, write } from "../lib/lossless.js";
 import { labelled } from "../lib/call.js";
+import { report } from "../lib/reports.js";
 import { href, route } from "../lib/route.js";
 import { Empty, Heading, Loaded, Panel, Problem, Status, Table, Time } from "../parts/basic.js";
-import { report } from "../parts/dialog.js";
 
 export function Tasks() {
   const view = useView("tasks", {}, { everyMs: 15_000 });

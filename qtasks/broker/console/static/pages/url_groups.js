@@ -2,10 +2,12 @@
 import { html } from "../lib/view.js";
 import { isOperator, path, post, remove, request, seesPayloads } from "../lib/api.js";
 import { plural } from "../lib/format.js";
+import { hold, isLeaving } from "../lib/leaving.js";
 import { useView } from "../lib/live.js";
 import { Empty, Facts, Heading, Loaded, Panel, Table, Time } from "../parts/basic.js";
 import { Change, Field } from "../parts/changes.js";
 import { matches, TextFilter } from "../parts/lists.js";
+import { Leaving } from "../parts/undo.js";
 
 const SHOWN = 50; // groups that are shown at once; the filter names others
 
@@ -35,7 +37,7 @@ function Group({ group, reload }) {
     ...(isOperator() ? [{ name: "actions", title: "Actions", cell: (endpoint) => html`<${RemoveEndpoint} group=${group} endpoint=${endpoint} reload=${reload} />` }] : []),
   ];
   return html`<${Panel} id=${`group-${group.name}`} title=${group.name} note=${html`${plural(group.endpoints.length, "endpoint")}, changed <${Time} ms=${group.updatedAt} />`}
-    actions=${html`<${AddEndpoint} label="Add endpoint" group=${group} reload=${reload} /><${DeleteGroup} group=${group} reload=${reload} />`}>
+    actions=${isLeaving("url group", group.name) ? html`<${Leaving} />` : html`<${AddEndpoint} label="Add endpoint" group=${group} reload=${reload} /><${DeleteGroup} group=${group} />`}>
     <${Table} caption=${`Endpoints of ${group.name}`} rows=${group.endpoints} rowKey=${(endpoint) => endpoint.url} columns=${columns} />
     ${group.headers && html`<div class="pad"><h3>Headers of every message</h3><${Facts} facts=${Object.entries(group.headers).map(([name, values]) => [name, values.join(", ")])} /></div>`}
   <//>`;
@@ -66,12 +68,15 @@ function RemoveEndpoint({ group, endpoint, reload }) {
   return html`<${Change} label="Remove" danger title=${`Remove ${endpoint.url} from ${group.name}`} asked=${{ title: `Remove the endpoint from ${group.name}?`, text, act }} />`;
 }
 
-function DeleteGroup({ group, reload }) {
-  const act = async () => {
-    await remove(path`v2/topics/${group.name}`);
-    reload();
-    return `The group ${group.name} is deleted.`;
-  };
-  const text = `The name and its ${plural(group.endpoints.length, "endpoint")} go; this cannot be undone. A publish to it is refused from then on. Messages on their way go on.`;
+function DeleteGroup({ group }) {
+  const target = path`v2/topics/${group.name}`;
+  const act = () => hold({
+    text: `Deleting the group ${group.name}`, touches: (kind, id) => kind === "url group" && id === group.name, last: () => [target, { method: "DELETE" }],
+    send: async () => {
+      await remove(target);
+      return `The group ${group.name} is deleted.`;
+    },
+  });
+  const text = `The name and its ${plural(group.endpoints.length, "endpoint")} go. You can undo it for ten seconds. A publish to it is refused from then on. Messages on their way go on.`;
   return html`<${Change} label="Delete" danger title=${`Delete ${group.name}`} asked=${{ title: `Delete ${group.name}?`, text, act }} />`;
 }

@@ -1,7 +1,8 @@
 // A failure as one text for an assistant: shown first, so that its reader sees what leaves the console.
 import { html, useState } from "../lib/view.js";
 import { get, lacks, seesPayloads } from "../lib/api.js";
-import { ask, report } from "./dialog.js";
+import { report } from "../lib/reports.js";
+import { ask } from "./dialog.js";
 
 // `path` is that of the failure or message below console/api/.
 export function ForAssistant({ path }) {

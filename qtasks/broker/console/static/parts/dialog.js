@@ -1,20 +1,10 @@
 // Questions before something is changed, and short reports afterwards.
 import { html, signal, useEffect, useRef, useState } from "../lib/view.js";
+import { notice, report } from "../lib/reports.js";
 import { Problem } from "./basic.js";
+import { UndoBar } from "./undo.js";
 
 const question = signal(null);
-export const notice = signal(null);
-
-let noticeTimer;
-
-// Show one sentence, a text or a node, at the foot of the page for some seconds.
-export function report(text) {
-  notice.value = text;
-  clearTimeout(noticeTimer);
-  noticeTimer = setTimeout(() => {
-    notice.value = null;
-  }, 6000);
-}
 
 // Ask once, saying what will be touched, then run `act()`; the dialog stays open with the error if it fails.
 // {title, text, confirm, danger, isWide, canStop, act}: `text` may be a node, also with inputs; `act(progress, form, stop)` is given how to
@@ -25,7 +15,7 @@ export function ask(asked) {
 }
 
 export function Dialogs() {
-  return html`<${Asked} asked=${question.value} key=${question.value?.title} /><div class="notice" role="status" aria-live="polite">${notice.value && html`<p>${notice.value}</p>`}</div>`;
+  return html`<${Asked} asked=${question.value} key=${question.value?.title} /><div class="notice" role="status" aria-live="polite">${notice.value && html`<p>${notice.value}</p>`}</div><${UndoBar} />`;
 }
 
 function Asked({ asked }) {
