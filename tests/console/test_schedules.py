@@ -67,7 +67,7 @@ def test_delete_says_what_goes_and_goes_back_to_the_list(own: ConsolePage, shop:
     page, schedule_id = made(own, shop, account)
     page.get_by_role("row").filter(has_text=schedule_id).get_by_role("link").first.click()
     page.get_by_role("button", name="Delete").click()
-    expect(page.get_by_role("dialog")).to_contain_text("cannot be undone")
+    expect(page.get_by_role("dialog")).to_contain_text("undo it for ten seconds")
     page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
     assert schedule_of(account, schedule_id)["scheduleId"] == schedule_id
     page.get_by_role("button", name="Delete").click()
