@@ -27,7 +27,7 @@ function runner(name, { ids, filter, matching, untilMs }) {
     untilMs = portion.untilMs;
     return portion;
   });
-  return async (progress, stop) => `${plural(await run(progress, stop), "dead letter")} ${ACTIONS[name].done}`;
+  return async (progress, stop = {}) => `${plural(await run(progress, stop), "dead letter")} ${ACTIONS[name].done}`;
 }
 
 function holdDeletion(target, number) {
