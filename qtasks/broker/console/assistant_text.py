@@ -162,7 +162,9 @@ class _Writer:
             yield _block("Arguments", _dumped(_masked_members(self._named), indent=1), "arguments", "json")
 
     def again(self) -> Iterator[str]:
-        """How to run the call again, if that needs nothing which only the application has."""
+        """How to run the call again; by hand if that needs nothing which only the application has."""
+        pull = f"qtasks pull {shlex.quote(self.row['messageId'])}"
+        yield _block("Run it in the `qtasks dev` of a developer's machine", pull, "arguments", "sh")
         task = self._recorded.task
         if task is None or self._named is None or task.refusal is not None:
             return

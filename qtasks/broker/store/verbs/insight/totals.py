@@ -53,6 +53,11 @@ _NEXT_SCHEDULES: Final = (
     f"SELECT id, destination, cron, next_ms, {dispatchers.IS_OF_FRAMEWORK} FROM schedules"
     " WHERE account = ? AND paused = 0 AND next_ms IS NOT NULL ORDER BY next_ms LIMIT 5"
 )
+_HAS_DISPATCHER: Final = (
+    "SELECT EXISTS (SELECT 1 FROM prefixes WHERE dispatcher = 1)"
+    " AND EXISTS (SELECT 1 FROM insight_destinations WHERE account = ? AND is_task = 1)"
+)
+"""A prefix belongs to no account: the account must have sent something to a task."""
 _HELD: Final = (
     "SELECT (SELECT count(*) FROM queues WHERE account = ?1 AND paused = 1),"
     " (SELECT count(*) FROM flow_keys WHERE account = ?1 AND paused = 1),"
@@ -133,7 +138,7 @@ def totals(db: apsw.Connection, account: int, *, minutes: int, now_ms: int) -> T
         rate_ms=rate_ms,
         next_schedules=_next_schedules(db, account),
         held=Held(*(first(db, _HELD, (account,)) or (0, 0, 0))),
-        has_dispatcher=bool(db.execute("SELECT EXISTS (SELECT 1 FROM prefixes WHERE dispatcher = 1)").get),
+        has_dispatcher=bool(db.execute(_HAS_DISPATCHER, (account,)).get),
         has_message=_exists(db, account, *Status),
         has_run=_exists(db, account, Status.DELIVERED),
     )
