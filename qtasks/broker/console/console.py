@@ -14,6 +14,7 @@ from qtasks.broker.console.access import Access, Visitor
 from qtasks.broker.console.console_context import ConsoleContext, Role, Viewer
 from qtasks.broker.console.live_events import LiveEvents
 from qtasks.broker.console.views import metrics
+from qtasks.broker.loops.indexer import Indexer
 from qtasks.broker.store.verbs.insight import model_calls
 from qtasks.protocol.messages import Headers
 
@@ -94,6 +95,7 @@ class Console:
 
     async def _session(self, visitor: Visitor, headers: Headers = ()) -> ApiResponse:
         """What `GET session` says of a visitor who has signed in, or need not."""
+        await Indexer(self._context.store, self._context.clock).catch_up()
         asks_models = await self._context.store.read(model_calls.has_any, visitor.viewer.account)
         names = {account: name for name, account in self._context.accounts.items()}
         return json_response(

@@ -89,7 +89,7 @@ def _tasks(
     tasks = application(url=broker.url, token=OPERATOR, base_url=base_url)
     app.include_router(tasks.router, prefix="/qtasks")
 
-    @tasks.task
+    @tasks.task(search="user_id")
     def send_welcome_mail(address: str, user_id: int) -> str:
         return f"sent to {address}"
 

@@ -1,6 +1,6 @@
 // One message: what became of it, why it waits, what was sent and answered, and how to run it again.
 import { Fragment, html, useEffect, useMemo, useRef, useState } from "../lib/view.js";
-import { isOperator, lacks, path, post, remove, seesPayloads, session } from "../lib/api.js";
+import { isOperator, path, post, remove, seesPayloads, session } from "../lib/api.js";
 import { tick, useView } from "../lib/live.js";
 import { argumentsOf, againBody, editable, readCall, taskError } from "../lib/call.js";
 import { argumentText, asCommand, asCurl, asPython } from "../lib/copy.js";
@@ -36,7 +36,7 @@ export function Message({ id }) {
     <${Waiting} waiting=${detail.waiting} />
     ${editing && html`<${Edit} detail=${detail} call=${call} close=${() => setEditing(false)} />`}
     <${Attempts} detail=${detail} />
-    ${isModelCall(row) && !lacks("llm") && html`<${Conversation} row=${row} />`}
+    ${isModelCall(row) && session.value.service.kind !== "qstash" && html`<${Conversation} row=${row} />`}
     <div class="columns">
       <${Sent} detail=${detail} call=${call} />
       ${isModelCall(row) && seesPayloads() ? null : answer ? html`<${CallResult} view=${answer} unfinished=${UNFINISHED.includes(row.status)} />` : html`<${Answered} detail=${detail} />`}
