@@ -100,7 +100,7 @@ def schedule_json(schedule: Schedule) -> Json:
 
 
 def pause_json(pause: PauseFacts | None, offset_ms: int = 0) -> Json:
-    """What is known of the pause of a schedule, queue or flow-control key (docs/protocol.md 5.18)."""
+    """What is known of the pause of a schedule, queue or flow-control key (docs/protocol.md 5.19)."""
     if pause is None:
         return {}
     note = {} if pause.note is None else {"pauseNote": pause.note}

@@ -21,6 +21,7 @@ from qtasks.protocol.messages import State
 from qtasks.tasks.results.backend import ResultRecord, ResultStatus
 from qtasks.tasks.results.flow_plan import FlowPlan, planned_call
 from tests.support.bundles import behind_uvicorn
+from tests.support.commands import Run, in_process
 from tests.support.console import Browser, add_tokens
 from tests.support.running import PATIENCE_S, Endpoint, RunningBroker
 from tests.support.tasks import BASE_URL, KEYS, application, signature
@@ -277,7 +278,7 @@ def test_the_console_says_why_nothing_is_known(shop: Shop) -> None:
         asked = asked_about(shop, f"{endpoint.url}/tasks/_end?task=add&call=call_9&flow=flow_9")
         assert "no dispatcher serves this prefix" in asked["error"]
         assert asked["prefix"] == f"{endpoint.url}/tasks/"
-        [question] = endpoint.received
+        [question] = endpoint.wait_for(1)
         assert question.path == "/tasks/_call"
         assert json.loads(question.body) == {"v": 1, "id": "call_9", "flow": "flow_9"}
         endpoint.answer = lambda received: (200, {}, b'{"v": 1, "results": true, "call": {"id": 7}}')
@@ -295,3 +296,38 @@ def asked_about(shop: Shop, end_callback: str | None) -> Any:
         lines["Qtasks-End-Callback"] = end_callback
     published = httpx.post(f"{shop.broker.url}/v2/publish/http://127.0.0.1:9/tasks/add", headers=lines)
     return shop.see(published.json()["messageId"])
+
+
+# --- the command line
+
+
+@pytest.fixture
+def run(shop: Shop, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    return in_process(monkeypatch, capfd, {"QSTASH_URL": shop.broker.url, "QSTASH_TOKEN": "token-of-the-shop"})
+
+
+def test_the_command_line_shows_the_result_and_the_flow(shop: Shop, run: Run) -> None:
+    task = shop.tasks.tasks
+    flow = chain(task["double"].s(10**20), group(task["double"].s(), task["refuse"].si(1)), task["total"].s()).delay()
+    assert flow.parent.wait(timeout=10)
+    doubled, refused = flow.parent.calls
+    shown = run("messages", "show", doubled.id)
+    assert shown.status == 0, shown.err
+    assert f"  call is       succeeded, attempt 1\n  result        {4 * 10**20}\n" in shown.out
+    assert "  flow          failed, 2 of 4 calls delivered\n      delivered     double  call_" in shown.out
+    assert f"    - delivered     double  {doubled.id}  (this call)\n" in shown.out
+    assert f"      failed        total  {flow.id}\n" in shown.out
+    assert "  its error     NonRetryable: token=*** is wrong\n" in run("messages", "show", refused.id).out
+    document = run("messages", "show", doubled.id, "--json").json["call"]
+    assert document["call"]["result"]["text"] == str(4 * 10**20)
+
+
+def test_the_command_line_says_why_a_result_is_not_known(shop: Shop, run: Run) -> None:
+    lines = {"Authorization": "Bearer operator", "Upstash-Delay": "1h"}
+    gone = {**lines, "Qtasks-End-Callback": "http://127.0.0.1:9/tasks/_end?task=add"}
+    published = httpx.post(f"{shop.broker.url}/v2/publish/http://127.0.0.1:9/tasks/add", headers=gone)
+    shown = run("messages", "show", published.json()["messageId"])
+    assert shown.status == 0
+    assert "  result        not known: " in shown.out
+    plain = httpx.post(f"{shop.broker.url}/v2/publish/http://127.0.0.1:9/other", headers=lines)
+    assert "result" not in run("messages", "show", plain.json()["messageId"]).out

@@ -148,7 +148,8 @@ def test_a_message_is_shown_with_its_log_and_without_its_secrets(
     assert [line.split()[2] for line in shown.out.splitlines() if line.startswith("    2")] == broker.states(message_id)
     assert "s3cret" not in shown.out
     document = run("messages", "show", message_id, "--json")
-    assert set(document.json) == {"message", "log", "attempts"}
+    assert set(document.json) == {"message", "log", "attempts", "call"}
+    assert document.json["call"] is None, "its message names no dispatcher"
     [attempt] = document.json["attempts"]
     assert (attempt["number"], attempt["outcome"]) == (1, "failed")
     parts = attempt["timing"]

@@ -81,7 +81,7 @@ class ApiRequest(NamedTuple):
         return next((value for line, value in self.headers if line.lower() == name), None)
 
     def note(self) -> str | None:
-        """The operator's note on what the request does (docs/protocol.md 5.18). HttpError 400 for one too long."""
+        """The operator's note on what the request does (docs/protocol.md 5.19). HttpError 400 for one too long."""
         text = unquote(self.header(NOTE_HEADER.lower()) or "", errors="replace").strip()
         if len(text) > LONGEST_NOTE:
             raise HttpError(400, f"{NOTE_HEADER}: a note has at most {LONGEST_NOTE} characters, not {len(text)}")

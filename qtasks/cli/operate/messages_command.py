@@ -7,6 +7,7 @@ from typing import IO, Any
 import click
 
 from qtasks.cli.changes import as_json_option, confirmed, dry_run_option, progress, yes_option
+from qtasks.cli.operate.call_shapes import echo_call, echo_flow, read_call
 from qtasks.cli.operate.completing import message_ids
 from qtasks.cli.operate.editing import edited_body
 from qtasks.cli.operate.groups import OperatorGroup
@@ -59,21 +60,27 @@ def list_(words: tuple[str, ...], count: int, reports: bool, as_json: bool) -> N
 @click.option("--reveal", is_flag=True, help="Show the body with its secrets.")
 @as_json_option
 def show(message_id: str, reveal: bool, as_json: bool) -> None:
-    """Show a message, what it waits for, its log, and where the time of its attempts went.
+    """Show a message, what it waits for, its result and flow, its log, and where the time of its attempts went.
 
-    ID is that of the message or of its call. Only `qtasks broker` and `qtasks dev` measure attempts.
+    ID is that of the message or of its call. Only `qtasks broker` and `qtasks dev` measure attempts, and ask the
+    application for what its result backend knows.
     """
     with connected() as service:
         message = service.read(f"/v2/messages/{segment(message_id, 'ID')}")
         log = service.read("/v2/events", ("messageId", message["messageId"]))["events"]
         attempts = _attempts(service, message["messageId"])
+        call = read_call(service, message["messageId"])
     if as_json:
-        document = {"message": message, "log": log, "attempts": attempts}
+        document = {"message": message, "log": log, "attempts": attempts, "call": call}
         echo_json(document if reveal else masked(document))
         return
     state = message.get("state") or (log[0]["state"] if log else "")
     click.echo(f"{message['messageId']}  {state.lower()}".rstrip())
     echo_message(message, now_ms(), reveal=reveal)
+    if call is not None:
+        echo_call(call)
+        if call["flow"] is not None:
+            echo_flow(call["flow"])
     for entry in reversed(log):
         detail = f"  {printable(entry['error'])}" if entry.get("error") else ""
         click.echo(f"    {moment(entry['time'])}  {entry['state']}{detail}")
