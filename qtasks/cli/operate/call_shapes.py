@@ -24,7 +24,7 @@ CallView = Mapping[str, Any]
 
 
 def read_call(service: ServiceConnection, message_id: str) -> CallView | None:
-    """What the application knows of the call of a message; None without a call of a task, or if the service cannot ask."""
+    """What the application knows of the call of a message; None if the message has none, or the service cannot ask."""
     try:
         view: CallView | None = service.console_if_any(f"messages/{segment(message_id, 'ID')}/call")
     except ApiError as error:
