@@ -115,6 +115,30 @@ def test_one_failure_is_looked_at_copied_for_an_assistant_and_retried(
     soon(lambda: matching(own) == 0, "both are published again")
 
 
+def test_a_known_failure_is_muted_for_a_time_and_shown_again(
+    own: ConsolePage, account: Account, endpoint: Endpoint, axe: str
+) -> None:
+    dead_letters(own, account, f"{endpoint.url}/order", 1)
+    page = own.open("failures")
+    page.locator("tbody a.target").click()
+    own.settled()
+    page.get_by_role("button", name=re.compile("^Mute")).click()
+    page.get_by_label("For").select_option("1 week")
+    assert violations(page, axe) == []
+    own.confirm("Mute")
+    expect(page.locator("main")).to_contain_text(re.compile("muted by .*, ends in (6|7) d"))
+    page = own.open("failures")
+    expect(page.get_by_text("Nothing else has failed")).to_be_visible()
+    page.get_by_text("1 muted").click()
+    expect(page.get_by_role("group", name="Muted failures")).to_contain_text("answered 489")
+    assert violations(page, axe) == []
+    page.locator("tbody a.target").click()
+    own.settled()
+    page.get_by_role("button", name=re.compile("^Show again")).click()
+    own.confirm("Show again")
+    expect(page.get_by_role("button", name=re.compile("^Mute"))).to_be_visible()
+
+
 def test_new_rows_wait_while_the_reader_has_scrolled(own: ConsolePage, account: Account, shop: World) -> None:
     items = [{"destination": shop.endpoint.url, "headers": {"Upstash-Delay": "1d"}}] * 40
     account.ask("POST", "/v2/batch", items)

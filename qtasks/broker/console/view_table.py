@@ -65,6 +65,7 @@ VIEWS: Final = (
     _view("POST", "messages/{}/again", Right.ACT, again.publish_again),
     _view("GET", "failures", Right.LOOK, failure_table.list_failures),
     _view("GET", "failures/{}", Right.LOOK, failure_table.show_failure),
+    _view("POST", "failures/{}/mute", Right.ACT, failure_table.mute_failure),
     _view("GET", "failures/{}/assistant", Right.READ, for_assistant.of_failure),
     _view("POST", "failures/{}/retry", Right.ACT, failure_table.retry_failure),
     _view("GET", "dead-letters", Right.LOOK, dead_letters.list_dead_letters),

@@ -13,7 +13,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from qtasks.broker.console import bulk
 from qtasks.broker.console.console_context import Role
 from qtasks.broker.console.table_rows import HIDDEN
-from qtasks.broker.console.views import dead_letters, failure_table, messages, metrics, overview, task_table
+from qtasks.broker.console.views import (
+    audit_table,
+    dead_letters,
+    failure_table,
+    messages,
+    metrics,
+    overview,
+    task_table,
+)
 from qtasks.broker.ports import DeliveryRequest
 from qtasks.protocol.messages import Response
 from tests.support.api import Service
@@ -65,6 +73,29 @@ async def test_an_empty_broker_shows_a_checklist(console: Console) -> None:
     assert shown["now"] == {"scheduled": 0, "waiting": 0, "running": 0, "retrying": 0, "dead": 0}
     assert (shown["oldestWaiting"], shown["destinations"], shown["behind"]) == (None, [], 0)
     assert len(shown["series"]["points"]) == 60
+
+
+async def test_a_muted_failure_is_counted_and_comes_back_after_its_time(service: Service, console: Console) -> None:
+    service.transport.answer = failing
+    await publish(service, "bad")
+    await service.run()
+    [failure] = (await console.see(failure_table.list_failures))["failures"]
+    assert failure["muted"] is None
+    seen = await console.see(failure_table.mute_failure, failure["fingerprint"], body={"hours": 2})
+    assert seen["failure"]["muted"]["untilMs"] == service.clock.now_ms() + 7_200_000
+    [muted] = (await console.see(failure_table.list_failures))["failures"]
+    assert (muted["muted"], muted["attempts"]) == (seen["failure"]["muted"], 1)
+    service.clock.advance(7_200_000)
+    assert (await console.see(failure_table.list_failures))["failures"][0]["muted"] is None
+    await console.see(failure_table.mute_failure, failure["fingerprint"], body={"hours": 1})
+    ended = await console.see(failure_table.mute_failure, failure["fingerprint"], body={"hours": 0})
+    assert ended["failure"]["muted"] is None
+    changes = (await console.see(audit_table.list_changes))["changes"]
+    assert [change["what"] for change in changes] == ["failure.unmute", "failure.mute", "failure.mute"]
+    for hours in (-1, 721, "1", None, True):
+        status, _ = await console.ask(failure_table.mute_failure, failure["fingerprint"], body={"hours": hours})
+        assert status == 400, hours
+    assert (await console.ask(failure_table.mute_failure, "unknown", body={"hours": 1}))[0] == 404
 
 
 async def test_an_application_that_was_announced_needs_no_message_to_be_known(console: Console) -> None:
