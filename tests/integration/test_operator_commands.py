@@ -471,6 +471,28 @@ def test_other_services_are_searched_by_their_log_with_the_same_outcome(
     assert len(letters[0]) == 1
 
 
+def test_other_services_find_searchable_arguments_by_their_labels_and_then_read_the_others(
+    tasks: QTasks, broker: BrokerServer, endpoint: Endpoint
+) -> None:
+    def published(*args: object, label: str = "plain") -> str:
+        return call(broker, endpoint, "welcome", *args, Upstash_Delay="1h", Upstash_Label=label)
+
+    old = [published(7, label="mine,qtasks.arg.team=7") for _ in range(3)]
+    published(7, label="qtasks.arg.team=8")
+    body = b'{"v":1,"id":"call_team","args":[],"kwargs":{"team":7}}'
+    read = broker.publish(f"{endpoint.url}/qtasks/welcome", body, Qtasks_Call_Id="call_team", Upstash_Delay="1h")
+    run = tasks.runtime.publisher().run
+    pages, cursor = [], ""
+    while cursor is not None:
+        request = ListRequest("arg.team:7", count=2, cursor=cursor or None, asks_console=False)
+        page = run_steps(messages(request), run)
+        pages.append([message.message_id for message in page.messages])
+        cursor = page.cursor
+        assert all(message.labels in (("mine",), ()) for message in page.messages)
+    assert [message_id for page in pages for message_id in page] == [*reversed(old), read]
+    assert pages[0] == [old[2], old[1]]
+
+
 def test_async_code_does_the_same_without_blocking(tasks: QTasks, broker: BrokerServer, endpoint: Endpoint) -> None:
     label = {"Upstash_Label": "async"}
     dead = failed(broker, endpoint, 41, **label)

@@ -14,6 +14,7 @@ from typing import Any, Final, TypedDict
 
 from qtasks.errors import InvalidCallError, did_you_mean
 from qtasks.protocol import durations
+from qtasks.protocol.labels import argument_labels
 from qtasks.tasks.admin.summaries import MessageSummary
 
 STATUSES: Final = ("scheduled", "waiting", "running", "retrying", "delivered", "failed", "canceled")
@@ -166,8 +167,32 @@ class FilterMatcher:
             return message.created_ms < time_ms(value, self.now_ms)
         if name.startswith(_ARGUMENT):
             path = name.removeprefix(_ARGUMENT).split(".")
+            if len(path) == 1 and (labels := labels_of_argument(message, path[0])):
+                return argument_labels.label_of(path[0], value) in labels
             return any(_text(argument) == value for argument in _argument(message, path))
         return _COMPARISONS[name](message, value)
+
+
+def searchable(words: Iterable[FilterWord]) -> FilterWord | None:
+    """The first word about an argument that may have labels, by which a service finds messages; None without one."""
+    names = (word for word in words if word.name.startswith(_ARGUMENT) and not word.negated)
+    return next((word for word in names if argument_labels.is_name(word.name.removeprefix(_ARGUMENT))), None)
+
+
+def labels_of(word: FilterWord) -> list[str]:
+    """The labels of messages for which a word about an argument holds."""
+    name = word.name.removeprefix(_ARGUMENT)
+    return [argument_labels.label_of(name, value) for value in word.values]
+
+
+def has_labels_of(word: FilterWord, message: MessageSummary) -> bool:
+    """True if a message has any label of the argument that a word is about."""
+    return bool(labels_of_argument(message, word.name.removeprefix(_ARGUMENT)))
+
+
+def labels_of_argument(message: MessageSummary, name: str) -> list[str]:
+    """The labels that a message has of an argument: they say all about it."""
+    return [label for label in message.argument_labels if argument_labels.name_in(label) == name]
 
 
 def _same_url(destination: str, value: str) -> bool:

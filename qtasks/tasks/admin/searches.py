@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from qtasks.errors import ApiError, InvalidCallError
 from qtasks.tasks.admin import summaries
-from qtasks.tasks.admin.filter_words import FilterMatcher, FilterWord, positive, read, time_ms
+from qtasks.tasks.admin.filter_words import (
+    FilterMatcher,
+    FilterWord,
+    has_labels_of,
+    labels_of,
+    positive,
+    read,
+    searchable,
+    time_ms,
+)
 from qtasks.tasks.admin.service_steps import Steps, lacks_path
 from qtasks.tasks.admin.summaries import DeadLetterPage, DeadLetterSummary, MessagePage, MessageSummary
 
 if TYPE_CHECKING:
     from qtasks.qstash.conversation.operation import Operation
-    from qtasks.qstash.log import Log
+    from qtasks.qstash.log import Log, LogFilter
 
 CONSOLE: Final = "/console/api"
 MAX_PAGE: Final = 100
 _MAX_PAGES: Final = 50
 """Pages of a service's own lists that one page of a filtered list reads at most."""
 _MAX_ENTRIES: Final = 1_000
+_READING: Final = "r:"
 _PARAMETERS: Final = {"queue": "queue", "key": "flow_control_key", "label": "label", "schedule": "schedule_id"}
 """Words of a filter that every QStash service knows, and their names in its API."""
 
@@ -112,11 +122,38 @@ def _parameters(words: tuple[FilterWord, ...]) -> dict[str, Any]:
 
 
 def _from_log(request: ListRequest, words: tuple[FilterWord, ...]) -> Steps[MessagePage]:
-    """Messages by their acceptance in the log, each with its other entries."""
-    from qtasks.qstash import log
-    from qtasks.qstash.log import LogFilter, LogState
+    """Messages by their acceptance in the log, each with its other entries.
 
-    filters: LogFilter = {"state": LogState.CREATED, **_parameters(words)}  # type: ignore[typeddict-item]
+    With a word about a searchable argument: first those that the service finds by the label, then the others, which are
+    read; their cursors begin with `_READING`.
+    """
+    argument = None if positive(words, "label") else searchable(words)
+    cursor = request.cursor or ""
+    if argument is None:
+        return (yield from _some_of_log(request, words, {}))
+    labelled = MessagePage([], None)
+    if not cursor.startswith(_READING):
+        labelled = yield from _some_of_log(request, words, {"label": labels_of(argument)})
+        if labelled.cursor is not None or len(labelled.messages) >= request.count:
+            return MessagePage(labelled.messages, labelled.cursor or _READING)
+    rest = replace(
+        request,
+        count=request.count - len(labelled.messages),
+        cursor=cursor.removeprefix(_READING) if cursor.startswith(_READING) else None,
+    )
+    others = yield from _some_of_log(rest, words, {}, unlabelled=argument)
+    then = None if others.cursor is None else f"{_READING}{others.cursor}"
+    return MessagePage([*labelled.messages, *others.messages], then)
+
+
+def _some_of_log(
+    request: ListRequest, words: tuple[FilterWord, ...], also: LogFilter, *, unlabelled: FilterWord | None = None
+) -> Steps[MessagePage]:
+    """One page of the log; with `unlabelled`, without messages that have a label of that argument."""
+    from qtasks.qstash import log
+    from qtasks.qstash.log import LogState
+
+    filters: LogFilter = {"state": LogState.CREATED, **_parameters(words), **also}  # type: ignore[typeddict-item]
     if ids := [value for value in positive(words, "id") if value.startswith("msg_")]:
         filters["message_ids"] = ids
     if after := positive(words, "after"):
@@ -125,13 +162,15 @@ def _from_log(request: ListRequest, words: tuple[FilterWord, ...]) -> Steps[Mess
         filters["to_time"] = max(time_ms(value, request.now_ms) for value in before)
     matcher = FilterMatcher(words, request.now_ms)
     matching: list[MessageSummary] = []
-    cursor = request.cursor
+    cursor = request.cursor or None
     for _ in range(_MAX_PAGES):
         page = yield log.list_page(cursor, request.count - len(matching), filters)
         entries = yield from _histories([entry.message_id for entry in page.logs])
         for created in page.logs:
             history = [entry for entry in entries if entry.message_id == created.message_id and entry is not created]
             message = summaries.of_log([*_without_acceptance(history), created], request.now_ms)
+            if unlabelled is not None and has_labels_of(unlabelled, message):
+                continue
             if matcher.matches(message):
                 matching.append(message)
         cursor = page.cursor

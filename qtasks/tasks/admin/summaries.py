@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final
 
+from qtasks.protocol.labels import argument_labels
 from qtasks.tasks.send.end_callback import dispatcher_error
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ class MessageSummary:
     flow_key: str | None = None
     schedule_id: str | None = None
     labels: Sequence[str] = ()
+    """Those that were chosen for it, without those of searchable arguments."""
+    argument_labels: Sequence[str] = field(default=(), repr=False)
+    """Those of searchable arguments, if the list was read from the log of a service."""
     arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The arguments by name and position, if the list was read from the log of a service."""
 
@@ -145,7 +149,7 @@ def of_log(entries: Sequence[Log], now_ms: int) -> MessageSummary:
         queue=first.queue,
         flow_key=None if first.flow_control is None else first.flow_control.key,
         schedule_id=first.schedule_id,
-        labels=tuple(first.labels or ([first.label] if first.label else ())),
+        **_labels(first.labels or ([first.label] if first.label else ())),
         arguments=_arguments(call),
     )
 
@@ -179,7 +183,7 @@ def of_dead_letter(letter: DlqMessage) -> DeadLetterSummary:
         queue=letter.queue,
         flow_key=None if letter.flow_control is None else letter.flow_control.key,
         schedule_id=letter.schedule_id,
-        labels=tuple(letter.labels or ([letter.label] if letter.label else ())),
+        **_labels(letter.labels or ([letter.label] if letter.label else ())),
         arguments=_arguments(call),
         dlq_id=letter.dlq_id,
         failed_ms=int(failed_ms) if failed_ms.isdigit() else letter.created_at,
@@ -201,6 +205,13 @@ def _arguments(call: Mapping[str, Any]) -> dict[str, Any]:
     args, kwargs = call.get("args"), call.get("kwargs")
     positional = {str(position): value for position, value in enumerate(args if isinstance(args, list) else ())}
     return {**positional, **(kwargs if isinstance(kwargs, dict) else {})}
+
+
+def _labels(labels: Sequence[str]) -> dict[str, Any]:
+    return {
+        "labels": argument_labels.without(labels),
+        "argument_labels": tuple(filter(argument_labels.is_argument_label, labels)),
+    }
 
 
 def _task(url: str, *, is_call: bool) -> str | None:
