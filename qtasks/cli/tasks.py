@@ -18,7 +18,7 @@ from qtasks.tasks.schedules.recurrence import shown
 @app_argument
 @as_json_option
 def command(app: str | None, as_json: bool) -> None:
-    """List the tasks of APP: name, parameters, the first line of the docstring, and the times of its schedules."""
+    """List the tasks of APP: name, parameters, the first line of the docstring, searchable arguments, times of schedules."""
     target = locate_running(app, Path.cwd())
     say_which(target)
     loaded = load(target)
@@ -27,6 +27,7 @@ def command(app: str | None, as_json: bool) -> None:
             "name": name,
             "signature": task.parameters.signature.removeprefix(name),
             "summary": (inspect.getdoc(task.__wrapped__) or "").partition("\n")[0],
+            "searchable": list(task.searchable),
             "schedules": [shown(declared.cron) for declared in task.declared],
         }
         for name, task in sorted(loaded.tasks.tasks.items())
@@ -36,6 +37,8 @@ def command(app: str | None, as_json: bool) -> None:
         return
     for task in facts:
         click.echo(f"{task['name']}{task['signature']}")
-        for line in (task["summary"], *(f"at {when}" for when in task["schedules"])):
+        found_by = ", ".join(f"arg.{name}:" for name in task["searchable"])
+        times = (f"at {when}" for when in task["schedules"])
+        for line in (task["summary"], f"found by {found_by}" if found_by else "", *times):
             if line:
                 click.echo(f"    {line}")

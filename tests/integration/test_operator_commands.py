@@ -482,7 +482,8 @@ def test_other_services_find_searchable_arguments_by_their_labels_and_then_read_
     body = b'{"v":1,"id":"call_team","args":[],"kwargs":{"team":7}}'
     read = broker.publish(f"{endpoint.url}/qtasks/welcome", body, Qtasks_Call_Id="call_team", Upstash_Delay="1h")
     run = tasks.runtime.publisher().run
-    pages, cursor = [], ""
+    pages: list[list[str]] = []
+    cursor: str | None = ""
     while cursor is not None:
         request = ListRequest("arg.team:7", count=2, cursor=cursor or None, asks_console=False)
         page = run_steps(messages(request), run)

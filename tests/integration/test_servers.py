@@ -539,6 +539,7 @@ def test_tasks_lists_what_an_application_offers(folder: Path) -> None:
         "name": "add",
         "signature": "(a: int, b: int = 1) -> int",
         "summary": "Add two numbers.",
+        "searchable": [],
         "schedules": [],
     }
     assert [entry["name"] for entry in document] == ["add", "refuse", "who"]

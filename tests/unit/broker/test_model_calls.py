@@ -138,6 +138,19 @@ async def test_what_a_publisher_hides_is_not_read(service: Service, console: Con
     assert (conversation["turns"][-1]["text"], conversation["answer"]) == ("hello", None)
 
 
+async def test_the_framework_redacts_a_callback_for_the_sake_of_the_key_and_not_of_the_answer(
+    service: Service, console: Console
+) -> None:
+    lines = {"Qtasks-Call-Id": "call_1", "Upstash-Callback": DONE, "Upstash-Callback-Redact-Fields": "body"}
+    lines |= {"Upstash-Forward-Authorization": "Bearer key", "Upstash-Redact-Fields": "header[Authorization]"}
+    body = json.dumps({"model": "small", "messages": [{"role": "user", "content": "hello"}]})
+    asked = str((await service.post(f"/v2/publish/{MODEL}", lines, body))["messageId"])
+    await service.run()
+    seen = await console.see(llm_table.show_call, asked)
+    assert (seen["promptTokens"], seen["answer"]) == (7, "you said: hello")
+    assert "Bearer" not in str(seen)
+
+
 async def test_a_viewer_without_payloads_sees_figures_and_no_word(service: Service) -> None:
     console = Console(service, Role.METADATA)
     asked = await ask(service, "hello")
