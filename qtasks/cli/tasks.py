@@ -18,7 +18,7 @@ from qtasks.tasks.schedules.recurrence import shown
 @app_argument
 @as_json_option
 def command(app: str | None, as_json: bool) -> None:
-    """List the tasks of APP: name, parameters, what it does, its searchable arguments, and the times of its schedules."""
+    """List the tasks of APP: name, parameters, what it does, searchable arguments, times of its schedules."""
     target = locate_running(app, Path.cwd())
     say_which(target)
     loaded = load(target)
