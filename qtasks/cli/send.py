@@ -10,11 +10,13 @@ from typing import Any, Final
 import click
 
 from qtasks.cli.operate.completing import task_names
-from qtasks.cli.operate.running_tasks import names_of_tasks, searchable_of
+from qtasks.cli.operate.running_tasks import RunningTask, names_of_tasks, running_task
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, ResultTimeout, TaskFailed, did_you_mean
 from qtasks.protocol.labels.argument_labels import labels_of
+from qtasks.protocol.messages import changed
 from qtasks.tasks.app import QTasks
+from qtasks.tasks.send.outgoing import Outgoing
 
 _NEGATIVE: Final = re.compile(r"-\d.*")
 _POSITIONAL: Final = "\0"
@@ -46,8 +48,9 @@ def command(
 ) -> None:
     """Send a call of TASK with ARGS to the configured broker, or to the `qtasks dev` that runs in this folder.
 
-    Each of ARGS is read as JSON if it is valid JSON (2, true, '"2"', '[1, 2]'), otherwise as text. Nothing is sent if
-    the application answers that it has no such task.
+    Each of ARGS is read as JSON if it is valid JSON (2, true, '"2"', '[1, 2]'), otherwise as text. The call has the
+    options of its task, such as retries and queue, if the application answers; nothing is sent if it answers that it
+    has no such task.
     """
     tasks = QTasks()
 
@@ -61,9 +64,8 @@ def command(
         application = tasks.runtime.settings()
         _check_name(task, names_of_tasks(application))
         message = call.message(tuple(map(_read_argument, args)), kwargs)
-        if not encrypt:
-            labels = labels_of(searchable_of(application, task), message.envelope.args, message.envelope.kwargs)
-            message = replace(message, argument_labels=labels)
+        if not encrypt and (described := running_task(application, task)) is not None:
+            message = _as_described(message, described)
         result = call.send(message)
         click.echo(f"{result.message_id}  {result.id}", err=wait)
         if wait:
@@ -71,6 +73,24 @@ def command(
                 click.echo(json.dumps(result.get(timeout=timeout), ensure_ascii=False, default=repr))
             except (TaskFailed, ResultTimeout) as error:
                 raise click.ClickException(str(error)) from None
+
+
+def _as_described(message: Outgoing, described: RunningTask) -> Outgoing:
+    """The call with the options of its task. Raises ArgumentsError if only the application can make it."""
+    if described.refusal is not None:
+        raise ArgumentsError(
+            f"{message.task} cannot be called from here: {described.refusal}",
+            fix="call it from code of the application",
+            code=ErrorCode.COMMAND_OPTION_INVALID,
+        )
+    call, usual = message.envelope, described.envelope
+    return replace(
+        message,
+        options=changed(described.options, delay_ms=message.options.delay_ms),
+        queue=described.queue,
+        envelope=usual._replace(call_id=call.call_id, args=call.args, kwargs=call.kwargs),
+        argument_labels=labels_of(described.searchable, call.args, call.kwargs),
+    )
 
 
 def _check_name(task: str, names: list[str] | None) -> None:

@@ -6,11 +6,16 @@ import json
 import secrets
 import time
 import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
-from qtasks.errors import ConfigurationError
-from qtasks.protocol import signing
+from qtasks.errors import ConfigurationError, QTasksError
+from qtasks.protocol import signing, wire
 from qtasks.protocol.dispatcher_questions import MANIFEST
+from qtasks.protocol.messages import PublishOptions, changed
+from qtasks.tasks.encode import envelope as envelopes
+from qtasks.tasks.encode.envelope import Envelope
 from qtasks.tasks.run.dispatcher import NAMES_TASK
 from qtasks.tasks.settings import Settings
 
@@ -24,18 +29,41 @@ def names_of_tasks(settings: Settings) -> list[str] | None:
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
-def searchable_of(settings: Settings, task: str) -> dict[str, int | None]:
-    """The arguments by which calls of a task of the running application are found, each with its position.
+@dataclass(frozen=True, slots=True)
+class RunningTask:
+    """A task as the running application describes it: how its calls are made."""
 
-    Empty if the application does not tell it.
-    """
+    options: PublishOptions
+    """Those of a call, without the callback that reports its end."""
+    queue: str | None
+    envelope: Envelope
+    searchable: Mapping[str, int | None]
+    """The arguments by which its calls are found, each with its position."""
+    refusal: str | None
+    """Why a call cannot be made outside of the application; None if it can."""
+
+
+def running_task(settings: Settings, task: str) -> RunningTask | None:
+    """The task of the running application; None if the application does not describe it."""
     try:
-        tasks = _asked(settings, MANIFEST)["tasks"]
-        described = next(each for each in tasks if each["name"] == task)
+        described = next(each for each in _asked(settings, MANIFEST)["tasks"] if each["name"] == task)
         places = {parameter["name"]: place for place, parameter in enumerate(described["parameters"])}
-        return {name: places[name] for name in described["searchable"]}
-    except (TypeError, KeyError, StopIteration):  # it is not a manifest, or it has no such task
-        return {}
+        return RunningTask(
+            _without_report(wire.read((name, value) for name, value in described["headers"])),
+            described["queue"],
+            envelopes.decode(described["envelope"].encode()),
+            {name: places[name] for name in described["searchable"]},
+            described["refusal"],
+        )
+    except (TypeError, ValueError, KeyError, StopIteration, QTasksError):  # no manifest, or none that has the task
+        return None
+
+
+def _without_report(options: PublishOptions) -> PublishOptions:
+    """The options of a call that its sender adds the end callback to: the manifest has one without a call id."""
+    if options.failure_callback == options.end_callback:
+        options = changed(options, failure_callback=None, failure_callback_options=None)
+    return changed(options, end_callback=None)
 
 
 def _asked(settings: Settings, question: str) -> Any:
