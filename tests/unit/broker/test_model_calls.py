@@ -100,8 +100,11 @@ async def test_the_sums_are_by_model_of_the_last_day_and_say_if_there_were_more(
         None,
         None,
     )
-    monkeypatch.setattr(model_calls.latest, "__kwdefaults__", {"most": 2})
-    assert (await console.see(llm_table.list_calls))["sums"]["isComplete"] is False
+    monkeypatch.setattr(llm_table, "PORTION", 1)
+    assert (await console.see(llm_table.list_calls))["sums"] == sums
+    monkeypatch.setattr(llm_table, "MOST_SUMMED", 2)
+    sums = (await console.see(llm_table.list_calls))["sums"]
+    assert (sums["calls"], sums["isComplete"]) == (2, False)
 
 
 async def test_pages_go_on_and_other_messages_are_no_calls(service: Service, console: Console) -> None:
@@ -111,6 +114,18 @@ async def test_pages_go_on_and_other_messages_are_no_calls(service: Service, con
     rest = await console.see(llm_table.list_calls, count=2, cursor=first["cursor"])
     assert [call["messageId"] for call in first["calls"] + rest["calls"]] == ids[::-1]
     assert rest["cursor"] is None
+
+
+async def test_large_requests_end_a_page_early(
+    service: Service, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [await ask(service, "x" * 1000) for _ in range(3)]
+    monkeypatch.setattr(model_calls, "PAGE_BYTES", 1500)
+    seen = await console.see(llm_table.list_calls)
+    assert [call["messageId"] for call in seen["calls"]] == ids[:0:-1]
+    assert seen["sums"]["isComplete"] is False
+    rest = await console.see(llm_table.list_calls, cursor=seen["cursor"])
+    assert [call["messageId"] for call in rest["calls"]] == ids[:1]
 
 
 async def test_a_conversation_has_the_prompts_and_the_answer(service: Service, console: Console) -> None:

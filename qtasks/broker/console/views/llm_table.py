@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, Query, json_response
 from qtasks.broker.console import table_rows
@@ -14,7 +14,7 @@ from qtasks.broker.core.observed.statuses import Status
 from qtasks.broker.core.values import DAY_MS
 from qtasks.broker.loops.indexer import Indexer
 from qtasks.broker.store.verbs.insight import model_calls
-from qtasks.broker.store.verbs.insight.model_calls import LatestCalls, ModelCall
+from qtasks.broker.store.verbs.insight.model_calls import ModelCall
 from qtasks.broker.store.verbs.reads import queries
 from qtasks.protocol.views import Json
 
@@ -23,6 +23,10 @@ PAGE: Final = 50
 LARGEST_PAGE: Final = 100
 HOURS: Final = 24
 """The time of the sums."""
+MOST_SUMMED: Final = 1_000
+"""Calls that are read for the sums, the latest."""
+PORTION: Final = 100
+"""Calls that are read at a time."""
 _FAILED: Final = (Status.FAILED, Status.DEAD)
 
 
@@ -33,7 +37,7 @@ async def list_calls(context: ConsoleContext, viewer: Viewer, request: ApiReques
     await Indexer(context.store, context.clock).catch_up()
     page = await context.store.read_long(model_calls.page, viewer.account, below=below, count=count)
     since_ms = context.clock.now_ms() - DAY_MS
-    latest = await context.store.read_long(model_calls.latest, viewer.account, since_ms=since_ms)
+    latest = await _latest(context, viewer, since_ms)
     callbacks = [call.callback for call in page.calls if call.callback is not None]
     rows = await table_rows.read_by_seq(context, viewer, [*(call.seq for call in page.calls), *callbacks])
     return json_response(
@@ -43,6 +47,31 @@ async def list_calls(context: ConsoleContext, viewer: Viewer, request: ApiReques
             "sums": _sums(latest),
         }
     )
+
+
+class _LatestCalls(NamedTuple):
+    """The calls that the sums are made of."""
+
+    calls: list[ModelCall]
+    is_complete: bool
+    """False if there were more calls in the time than are read."""
+
+
+async def _latest(context: ConsoleContext, viewer: Viewer, since_ms: int) -> _LatestCalls:
+    """The newest calls since a time. Others read between its portions."""
+    calls: list[ModelCall] = []
+    below: int | None = None
+    while True:
+        count = min(PORTION, MOST_SUMMED - len(calls))
+        some = await context.store.read_long(
+            model_calls.page, viewer.account, below=below, count=count, since_ms=since_ms
+        )
+        calls += some.calls
+        below = some.below
+        if below is None:
+            return _LatestCalls(calls, is_complete=True)
+        if len(calls) >= MOST_SUMMED or sum(call.size for call in calls) >= model_calls.PAGE_BYTES:
+            return _LatestCalls(calls, is_complete=False)
 
 
 async def show_call(context: ConsoleContext, viewer: Viewer, request: ApiRequest, message_id: str) -> ApiResponse:
@@ -81,7 +110,7 @@ def _model(call: ModelCall) -> str | None:
     return (call.answer.model if call.answer is not None else None) or call.question.model
 
 
-def _sums(latest: LatestCalls) -> Json:
+def _sums(latest: _LatestCalls) -> Json:
     by_model: defaultdict[tuple[str, str], list[ModelCall]] = defaultdict(list)
     for call in latest.calls:
         by_model[call.question.model or _model(call) or "", call.provider].append(call)

@@ -12,7 +12,7 @@ const name = (row) => (row.isRedacted ? html`<span class="quiet">redacted</span>
 
 export function Llm() {
   const { cursor } = route.value.query;
-  const view = useView("llm", cursor ? { cursor } : {}, { everyMs: 3000 });
+  const view = useView("llm", cursor ? { cursor } : {}, { everyMs: 5000 });
   return html`<${Heading} title="Language models" note="Messages to a chat completion API, from tasks and from others" />
     <${Loaded} view=${view}>${({ calls, cursor: next, sums }) => calls.length === 0 && !cursor ? html`<${Empty} title="No call of a language model is stored.">A task made with <code>@tasks.llm</code> sends its request to the model by the broker, and appears here.<//>`
       : html`<${Fragment}>${!cursor && html`<${Sums} sums=${sums} />`}

@@ -16,10 +16,8 @@ from qtasks.broker.store.verbs.insight import candidates
 from qtasks.broker.store.verbs.rows import fetch, first
 from qtasks.protocol.messages import Message
 
-MOST_SUMMED: Final = 1_000
-"""Calls that are read for the sums, the latest."""
-SUMMED_BYTES: Final = 16 * 1024 * 1024
-"""Bytes of requests and answers that are read for the sums, about."""
+PAGE_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of requests and answers that one page reads, about."""
 _CALLBACKS: Final = 5
 """Callbacks of a call in which its answer is looked for, the latest."""
 
@@ -62,41 +60,24 @@ class ModelCalls(NamedTuple):
     """Go on with the messages below this `seq`; None: there are no more."""
 
 
-class LatestCalls(NamedTuple):
-    """The calls that the sums are made of."""
-
-    calls: list[ModelCall]
-    is_complete: bool
-    """False if there were more calls in the time than are read."""
-
-
 def has_any(db: apsw.Connection, account: int) -> bool:
     """True if a message to a language model is known, or figures of one."""
     return bool(_destinations(db, account, 1))
 
 
-def page(db: apsw.Connection, account: int, *, below: int | None, count: int) -> ModelCalls:
-    """The newest calls, below a `seq`."""
-    calls: list[ModelCall] = []
-    for seq in _seqs(db, account, ConsoleFilter(), below):
-        if len(calls) == count:
-            return ModelCalls(calls, calls[-1].seq)
-        if (call := call_at(db, seq)) is not None:
-            calls.append(call)
-    return ModelCalls(calls, None)
-
-
-def latest(db: apsw.Connection, account: int, *, since_ms: int, most: int = MOST_SUMMED) -> LatestCalls:
-    """The newest calls that were published since a time: `most` of them, and `SUMMED_BYTES`."""
+def page(
+    db: apsw.Connection, account: int, *, below: int | None, count: int, since_ms: int | None = None
+) -> ModelCalls:
+    """The newest calls, below a `seq`, that were published since a time: at most `count`, and `PAGE_BYTES` of them."""
     calls: list[ModelCall] = []
     size = 0
-    for seq in _seqs(db, account, ConsoleFilter(after_ms=since_ms), None):
-        if len(calls) >= most or size >= SUMMED_BYTES:
-            return LatestCalls(calls, is_complete=False)
-        if (call := call_at(db, seq)) is not None and call.created_ms >= since_ms:
+    for seq in _seqs(db, account, ConsoleFilter(after_ms=since_ms), below):
+        if len(calls) >= count or size >= PAGE_BYTES:
+            return ModelCalls(calls, calls[-1].seq)
+        if (call := call_at(db, seq)) is not None and (since_ms is None or call.created_ms >= since_ms):
             calls.append(call)
             size += call.size
-    return LatestCalls(calls, is_complete=True)
+    return ModelCalls(calls, None)
 
 
 def call_at(db: apsw.Connection, seq: int) -> ModelCall | None:
