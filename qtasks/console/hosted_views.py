@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
-from urllib.parse import parse_qs, quote, urlencode
+from urllib.parse import parse_qs, quote, unquote, urlencode
 
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response, read_object
+from qtasks.console.hosted_calls import AskCall, body_of, call_view, task_of
 from qtasks.console.passed_service import PassedService
 from qtasks.protocol import cron, cron_english
 from qtasks.protocol.labels import argument_labels
@@ -38,10 +39,14 @@ Act = Callable[[list[str]], Awaitable[Json]]
 
 
 class HostedViews:
-    """The views of one service, by its API. `version` is that of this program."""
+    """The views of one service, by its API. `version` is that of this program.
 
-    def __init__(self, service: PassedService, version: str) -> None:
+    `ask_call` answers what the application knows of its calls; None: it runs elsewhere.
+    """
+
+    def __init__(self, service: PassedService, version: str, ask_call: AskCall | None = None) -> None:
         self._service = service
+        self._ask_call = ask_call
         self._version = version
         self._reads: dict[str, Read] = {
             "messages": self._messages,
@@ -72,6 +77,10 @@ class HostedViews:
                 return json_response({"error": error.text, "problems": error.problems}, error.status)
         if request.method == "GET" and name.startswith("messages/") and name.count("/") == 1:
             return json_response(await self._message(name.removeprefix("messages/")))
+        if request.method == "GET" and name.startswith("messages/") and name.endswith("/call"):
+            message_id = name.removeprefix("messages/").removesuffix("/call")
+            message = (await self._message(message_id))["message"]
+            return json_response(await call_view(self._ask_call, unquote(message_id), message.get("body")))
         raise HttpError(404, "the API of this service does not tell that")
 
     async def _messages(self, query: dict[str, str]) -> Json:
@@ -100,10 +109,13 @@ class HostedViews:
             }
             for entry in entries
         ]
+        body = body_of(message, entries)
+        task, call_id = task_of(str(entries[-1].get("url", "")), body)
         return {
-            "row": row,
+            "row": {**row, "task": task, "callId": row["callId"] or call_id},
             "message": {
                 **{name: entries[-1].get(name) for name in ("messageId", "url", "method", "header")},
+                **({} if body is None else {"body": body}),
                 **message,
             },
             "attempts": list(_attempts(entries)),

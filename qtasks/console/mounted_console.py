@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -16,6 +17,7 @@ from qtasks.console.site import ConsoleSite
 from qtasks.errors import QTasksError
 from qtasks.request_body import BodyCut, BodyTooLarge, BufferBudget, NoRoomForBody, read_body
 from qtasks.tasks.app import QTasks
+from qtasks.tasks.web.described_calls import report_call
 from qtasks.tasks.web.results_router import serving_uvicorn
 
 _BUDGET: Final = BufferBudget(16 * 1024 * 1024)
@@ -47,7 +49,16 @@ def console_router(
     def is_over() -> bool:
         return getattr(serving_uvicorn(), "should_exit", False) is True
 
-    site = ConsoleSite(open_service, read_only=read_only, is_own=tasks.runtime.is_embedded, is_over=is_over)
+    async def ask_call(question: bytes) -> bytes:
+        try:
+            results = await asyncio.to_thread(tasks.runtime.results_or_none)
+            return await report_call(question, results, tasks.runtime.tasks)
+        except QTasksError as error:
+            raise HttpError(503, error.message) from None
+
+    site = ConsoleSite(
+        open_service, read_only=read_only, is_own=tasks.runtime.is_embedded, is_over=is_over, ask_call=ask_call
+    )
 
     @asynccontextmanager
     async def lifespan(_app: Any) -> AsyncIterator[None]:

@@ -19,6 +19,7 @@ from qtasks.broker.console.access import USER_HEADER
 from qtasks.broker.console.console import API_PREFIX, with_security
 from qtasks.broker.console.sessions import secret
 from qtasks.broker.core.operator_changes import UNKNOWN
+from qtasks.console.hosted_calls import AskCall
 from qtasks.console.hosted_views import HostedViews
 from qtasks.console.passed_service import PassedService
 from qtasks.randomness import SystemRandom
@@ -74,7 +75,8 @@ class BrokerViews:
 class ConsoleSite:
     """Serves the page and its JSON. `read_only`: it changes nothing, although the token could.
 
-    `is_over` is true once the server stops, which waits for its responses: streams then end.
+    `is_over` is true once the server stops, which waits for its responses: streams then end. `ask_call` answers what
+    the application in this process knows of its calls, for a service that cannot ask its dispatcher.
     """
 
     def __init__(
@@ -84,11 +86,13 @@ class ConsoleSite:
         read_only: bool = False,
         is_own: bool = False,
         is_over: Callable[[], bool] = lambda: False,
+        ask_call: AskCall | None = None,
     ) -> None:
         self._open_service = open_service
         self._read_only = read_only
         self._is_own = is_own
         self._is_over = is_over
+        self._ask_call = ask_call
         self._csrf = secret(SystemRandom())
         self._service: PassedService | None = None
         self._views: Views | None = None
@@ -174,7 +178,7 @@ class ConsoleSite:
                 self._views = BrokerViews(service, session, "broker" if self._is_own else "remote-broker")
             else:
                 await service.ask("GET", "/v2/queues")  # the token is right, and this is the API of QStash
-                self._views = HostedViews(service, version("qstash-tasks"))
+                self._views = HostedViews(service, version("qstash-tasks"), self._ask_call)
         return self._views
 
 

@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from qtasks import NonRetryable, QTasks, TaskContext, chain, group, injected
 from qtasks.broker.core.values import AccountCredentials
 from qtasks.broker.settings import BrokerSettings
+from qtasks.errors import TaskFailed
 from qtasks.protocol.dispatcher_questions import MAX_QUESTION, MAX_RESULT
 from qtasks.protocol.messages import State
 from qtasks.tasks.results.backend import ResultRecord, ResultStatus
@@ -226,7 +227,7 @@ def test_the_console_shows_a_result_and_not_to_those_who_see_no_payloads(shop: S
 def test_each_step_of_a_flow_has_its_state_and_its_message(shop: Shop) -> None:
     task = shop.tasks.tasks
     flow = chain(task["double"].s(1), group(task["double"].s(), task["refuse"].s()), task["total"].s()).delay()
-    with pytest.raises(Exception, match="the flow ended"):
+    with pytest.raises(TaskFailed):
         flow.get(timeout=10)
     assert flow.parent.wait(timeout=10)
     [failed] = [event.message for event in shop.broker.events if event.message.url.endswith("/refuse")][-1:]
@@ -309,6 +310,8 @@ def run(shop: Shop, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtur
 def test_the_command_line_shows_the_result_and_the_flow(shop: Shop, run: Run) -> None:
     task = shop.tasks.tasks
     flow = chain(task["double"].s(10**20), group(task["double"].s(), task["refuse"].si(1)), task["total"].s()).delay()
+    with pytest.raises(TaskFailed):
+        flow.get(timeout=10)
     assert flow.parent.wait(timeout=10)
     doubled, refused = flow.parent.calls
     shown = run("messages", "show", doubled.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from qtasks.broker.core.values import AccountCredentials
 from qtasks.broker.settings import BrokerSettings
 from qtasks.console import console_router
 from qtasks.embedded import Embedded
+from qtasks.tasks.results.backend import ResultRecord, ResultStatus
 from tests.support.bundles import behind_uvicorn
 from tests.support.process import Process
 from tests.support.running import RunningBroker
@@ -229,7 +231,7 @@ class HostedFake(ThreadingHTTPServer):
             def do_GET(self) -> None:
                 path = self.path.partition("?")[0]
                 fake.asked.append((self.command, self.path))
-                body = HostedFake.answers.get(path, {} if self.command != "GET" else None)
+                body = fake.answers.get(path, {} if self.command != "GET" else None)
                 allowed = self.headers["Authorization"] == f"Bearer {TOKEN}"
                 self.send_response(401 if not allowed else 404 if body is None else 200)
                 content = json.dumps(body).encode()
@@ -279,6 +281,58 @@ def test_the_console_of_a_service_that_knows_only_the_api(tmp_path: Path) -> Non
             assert unreadable.status_code == 422
             assert unreadable.json()["problems"][0]["length"] == len("error:x")
             assert console.get("overview").status_code == 404
+    finally:
+        hosted.shutdown()
+        hosted.server_close()
+
+
+def task_log() -> dict[str, Any]:
+    """The log of a service with one delivered message, a call of the task ``add``."""
+    envelope = {"v": 1, "id": "call_1", "args": [2, 3], "kwargs": {}}
+    body = base64.b64encode(json.dumps(envelope).encode()).decode()
+    url = "https://app.example/qtasks/add"
+    entry = {"time": 1, "state": "DELIVERED", "messageId": "msg_1", "url": url, "body": body}
+    return {"/v2/queues": [], "/v2/logs": {"events": [entry]}}
+
+
+def test_an_application_shows_the_results_of_a_service_that_cannot_ask_for_them() -> None:
+    hosted = HostedFake()
+    hosted.answers = task_log()
+    tasks = QTasks(url=hosted.url, token=TOKEN, base_url="https://app.example/qtasks", results="memory://")
+    app = FastAPI()
+    app.include_router(console_router(tasks), prefix="/jobs")
+    try:
+        record = ResultRecord(
+            call_id="call_1",
+            message_id="msg_1",
+            task="add",
+            status=ResultStatus.SUCCEEDED,
+            attempt=1,
+            updated_ms=1,
+            value='{"sum": 5, "token": "sesame"}',
+        )
+        tasks.runtime.results().write([record])
+        client = TestClient(app)
+        page = client.get("/jobs/console/api/messages/msg_1").json()
+        assert (page["row"]["task"], page["row"]["callId"]) == ("add", "call_1")
+        assert json.loads(page["message"]["body"])["args"] == [2, 3]
+        seen = client.get("/jobs/console/api/messages/msg_1/call").json()
+        assert json.loads(seen["call"]["result"]["text"]) == {"sum": 5, "token": "***"}
+        assert (seen["error"], seen["hasResults"], seen["call"]["state"]) == (None, True, "succeeded")
+    finally:
+        tasks.close()
+        hosted.shutdown()
+        hosted.server_close()
+
+
+def test_a_console_of_its_own_says_that_the_service_does_not_tell_results(tmp_path: Path) -> None:
+    hosted = HostedFake()
+    hosted.answers = task_log()
+    try:
+        with ConsoleProcess(tmp_path, hosted.url) as console:
+            seen = console.get("messages/msg_1/call").json()
+            assert (seen["call"], seen["flow"]) == (None, None)
+            assert "does not tell results; the console that an application mounts" in seen["error"]
     finally:
         hosted.shutdown()
         hosted.server_close()

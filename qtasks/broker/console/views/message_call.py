@@ -65,7 +65,7 @@ async def show(context: ConsoleContext, viewer: Viewer, request: ApiRequest, mes
             "error": NO_RESULTS if answer.report is not None and not answer.report["results"] else answer.error,
             "timeMs": answer.time_ms + context.clock.offset_ms(),
             "hasResults": None if answer.report is None else answer.report["results"],
-            "call": None if call is None else _call(call, viewer, is_redacted=is_redacted),
+            "call": None if call is None else _shown(call, viewer, is_redacted=is_redacted),
             "flow": None if flow is None else await _flow(context, viewer, flow, place.call_id),
         }
     )
@@ -81,19 +81,21 @@ def place_of(message: Message) -> CallPlace | None:
     return CallPlace(f"{url.rpartition('/')[0]}/", call_id, named.get("flow", [None])[0])
 
 
-def _call(call: CallRecord, viewer: Viewer, *, is_redacted: bool) -> dict[str, Any]:
-    shown = {**{name: call[name] for name in ("task", "state", "attempt", "updatedMs")}, "callId": call["id"]}
+def call_json(call: CallRecord) -> dict[str, Any]:
+    """The call as the page has it, with its result."""
+    return {"callId": call["id"], **{name: value for name, value in call.items() if name != "id"}}
+
+
+def _shown(call: CallRecord, viewer: Viewer, *, is_redacted: bool) -> dict[str, Any]:
+    document = call_json(call)
     progress, result = call["progress"], call["result"]
     if not viewer.sees_payloads:
-        return {
-            **shown,
-            "progress": None if progress is None else {**progress, "note": ""},
-            "result": None,
-            "error": table_rows.shown_error(call["error"], viewer),
-        }
-    if result is not None and is_redacted:
-        result = {"form": "redacted", "bytes": result["bytes"]}
-    return {**shown, "progress": progress, "result": result, "error": call["error"]}
+        document["progress"] = None if progress is None else {**progress, "note": ""}
+        document["error"] = table_rows.shown_error(call["error"], viewer)
+        document["result"] = None
+    elif result is not None and is_redacted:
+        document["result"] = {"form": "redacted", "bytes": result["bytes"]}
+    return document
 
 
 async def _flow(context: ConsoleContext, viewer: Viewer, flow: FlowReport, call_id: str) -> dict[str, Any]:
@@ -101,6 +103,11 @@ async def _flow(context: ConsoleContext, viewer: Viewer, flow: FlowReport, call_
     seqs = await context.store.read(_messages_of, viewer.account, [step["id"] for step in steps])
     rows = await table_rows.read_by_seq(context, viewer, list(seqs.values()))
     rows_by_call = {each: rows[seq] for each, seq in seqs.items() if seq in rows}
+    return flow_json(flow, rows_by_call, call_id)
+
+
+def flow_json(flow: FlowReport, rows_by_call: Mapping[str, Any], call_id: str) -> dict[str, Any]:
+    """The flow as the page has it: its steps with the rows of their messages, as far as there are any."""
     return {
         "flowId": flow["id"],
         "status": _status(flow["state"]),

@@ -1,6 +1,6 @@
 // What the application tells of the call of a message: its result or how far it is, and the flow around it.
 import { Fragment, html } from "../lib/view.js";
-import { seesPayloads } from "../lib/api.js";
+import { seesPayloads, session } from "../lib/api.js";
 import { bytes, count, exact, plural } from "../lib/format.js";
 import { href } from "../lib/route.js";
 import { Panel, Status } from "./basic.js";
@@ -79,10 +79,12 @@ function Node({ node }) {
     <ul>${node.members.map((member, index) => html`<li key=${index}>${member.length === 1 && !member[0].members ? html`<div class=${member[0].isThis ? "this" : ""} aria-current=${member[0].isThis ? "step" : undefined}><${Node} node=${member[0]} /></div>` : html`<${Sequence} nodes=${member} />`}</li>`)}</ul>`;
 }
 
+const isHosted = () => session.value?.service?.kind === "qstash"; // which finds no message by the id of its call
+
 function Step({ step }) {
   const isUnsent = step.status === "waiting" && !step.messageId;
   const name = step.messageId && !step.isThis ? html`<a href=${href(["messages", step.callId])} title=${step.callId}>${step.task}</a>` : html`<b>${step.task}</b>`;
-  return html`${isUnsent ? html`<span class="status status-waiting"><span aria-hidden="true">○</span> not sent yet</span>` : html`<${Status} status=${step.status} />`} ${name}${step.isThis ? html` <span class="quiet">this call</span>` : !isUnsent && !step.messageId && html` <span class="quiet">without a message</span>`}`;
+  return html`${isUnsent ? html`<span class="status status-waiting"><span aria-hidden="true">○</span> ${isHosted() ? "not begun" : "not sent yet"}</span>` : html`<${Status} status=${step.status} />`} ${name}${step.isThis ? html` <span class="quiet">this call</span>` : !isUnsent && !step.messageId && !isHosted() && html` <span class="quiet">without a message</span>`}`;
 }
 
 function LeftOut({ counts }) {
