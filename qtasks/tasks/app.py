@@ -142,16 +142,21 @@ class QTasks(Registry):
         /,
         args: Sequence[Any] | None = (),
         kwargs: Mapping[str, Any] | None = None,
+        *,
+        search: str | Sequence[str] | None = None,
         **options: Unpack[ApplyOptions],
     ) -> TaskResult[Any]:
         """Queue a call of a task by its name, without its code: ``tasks.send_task("mail.greet", args=("Ada",))``.
 
         If this application has the task, the call is checked as by `Task.apply_async`. If not, the arguments must be
         plain JSON values, and nothing tells a wrong name from one that only another application has: the broker tries
-        again for as long as the call has retries, then the call fails with UnknownTask. Raises as `Task.delay`, and
+        again for as long as the call has retries, then the call fails with UnknownTask. `search` names arguments by
+        which the call is found, those of `kwargs` only; a task of this application declares them itself.
+
+        Raises as `Task.delay`, and
         DefinitionError for a text that cannot be the name of a task.
         """
-        return self._named(name).apply_async(args, kwargs, **options)
+        return self._named(name, search).apply_async(args, kwargs, **options)
 
     async def asend_task(
         self,
@@ -159,14 +164,16 @@ class QTasks(Registry):
         /,
         args: Sequence[Any] | None = (),
         kwargs: Mapping[str, Any] | None = None,
+        *,
+        search: str | Sequence[str] | None = None,
         **options: Unpack[ApplyOptions],
     ) -> TaskResult[Any]:
         """As `send_task`, without blocking the event loop."""
-        return await self._named(name).aapply_async(args, kwargs, **options)
+        return await self._named(name, search).aapply_async(args, kwargs, **options)
 
-    def _named(self, name: str) -> Task[..., Any]:
+    def _named(self, name: str, search: str | Sequence[str] | None) -> Task[..., Any]:
         task = self._names.get(name)
-        return remote_task(self.get_runtime, name) if task is None else task
+        return remote_task(self.get_runtime, name, search) if task is None else task
 
     def on_success(self, hook: H) -> H:
         """Call `hook` after each call of any task that succeeded; see `Hooks`."""

@@ -144,7 +144,7 @@ def options() -> None:
     assert_type(add.starmap([(1, 2)]), list[TaskResult[int]])
     assert_type(add.apply_async((1,), {"b": 2}, countdown=5, expires=60, task_id="x"), TaskResult[int])
     assert_type(add.apply_async((1,), link=add.s(2), link_error=[pickled.si(set())]), TaskResult[int])
-    assert_type(tasks.send_task("elsewhere", [1], {"b": 2}, queue="q"), TaskResult[Any])
+    assert_type(tasks.send_task("elsewhere", [1], {"b": 2}, queue="q", search="b"), TaskResult[Any])
     assert_type(tasks.result("x").get(), Any)
     assert_type(add.AsyncResult("x").get(timeout=1), int)
     assert_type(add.result("x").get(propagate=False), int | TaskFailed | TaskCancelled)

@@ -27,15 +27,26 @@ def check_searchable(
 
     `is_filled` tells whether a default, or a mark in an annotation, is that of a dependency.
     """
+    names = searchable_names(task, value)
+    for name in names:
+        _check_parameter(task, names, name, parameters.get(name), parameters, is_filled)
+
+
+def searchable_names(task: str, value: Any) -> tuple[str, ...]:
+    """The names in a `value` of the option `search`. Raises DefinitionError for what can be no such name."""
     if value is None:
-        return
+        return ()
     names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple)) else ()
     if not names or not all(type(name) is str for name in names) or len(set(names)) < len(names):
         raise _invalid(task, f"search={value!r}: expected the name of a parameter, or a list of names")
     if len(names) > MAX_NAMES:
         raise _invalid(task, f"search has {len(names)} names; {MAX_NAMES} are allowed")
     for name in names:
-        _check_parameter(task, names, name, parameters.get(name), parameters, is_filled)
+        if is_secret_name(name):
+            raise _error(task, names, f"{name!r} is secret, and the labels of a message are not")
+        if not is_name(name):
+            raise _error(task, names, f"{name!r} is not a name of at most 64 ASCII letters, digits and _")
+    return names
 
 
 def _check_parameter(
@@ -48,15 +59,11 @@ def _check_parameter(
 ) -> None:
     if parameter is None:
         raise _error(task, names, f"there is no parameter {name!r}{did_you_mean(name, list(others))}")
-    if is_secret_name(name):
-        raise _error(task, names, f"{name!r} is secret, and the labels of a message are not")
     if (stars := _STARS.get(parameter.kind)) is not None:
         raise _error(task, names, f"{stars}{name} has no value of its own", fix="declare the parameter by its name")
     marks = (parameter.default, *getattr(parameter.annotation, "__metadata__", ()))
     if any(isinstance(mark, Injected) or is_filled(mark) for mark in marks):
         raise _error(task, names, f"{name!r} is filled where the task runs, so no call has it")
-    if not is_name(name):
-        raise _error(task, names, f"{name!r} is not a name of at most 64 ASCII letters, digits and _")
     check_type(task, names, name, parameter.annotation)
 
 

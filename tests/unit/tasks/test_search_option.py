@@ -134,6 +134,18 @@ async def test_a_call_that_is_sent_once_more_and_each_step_of_a_flow_carry_their
     assert sent == [("qtasks.arg.n=1", "qtasks.arg.by=2"), ("qtasks.arg.n=3", "qtasks.arg.by=4")]
 
 
+def test_a_call_of_a_task_whose_code_is_elsewhere_carries_what_is_named_for_it(broker: ManualBroker) -> None:
+    broker.tasks.send_task("elsewhere", (1,), {"user_id": 42}, search=("user_id", "order"), queue="q")
+    assert labels(broker) == ("qtasks.arg.user_id=42",)  # the order may be the argument without a name
+    broker.tasks.send_task("elsewhere", kwargs={"user_id": 42}, search=("user_id", "order"))
+    assert labels(broker) == ("qtasks.arg.user_id=42", "qtasks.arg.order")
+    broker.tasks.send_task("elsewhere", kwargs={"user_id": 42})
+    assert labels(broker) == ()
+    for names in ("api_key", "two words"):
+        with pytest.raises(DefinitionError, match=names):
+            broker.tasks.send_task("elsewhere", search=names)
+
+
 def test_a_request_to_a_model_carries_the_labels_of_its_call(broker: ManualBroker) -> None:
     @broker.tasks.llm(provider=openai(token="t"), model="m", search="customer")
     def answer(customer: int, text: str) -> list[ChatMessage]:
