@@ -14,7 +14,7 @@ from tests.support.browsing.world import World
 def test_the_parts_of_an_attempt_are_drawn_named_and_told(operators: ConsolePage, messages: dict[str, str]) -> None:
     page = operators.open(f"messages/{messages['failed']}")
     timeline = page.get_by_role("group", name="Attempts over time")
-    expect(timeline.locator(".legend")).to_have_text(
+    expect(timeline.locator(".legend")).to_contain_text(
         "Waiting for its turnConnectingWaiting for the first byteReading the answer"
     )
     expect(timeline.locator(".track.outcome-failed i")).not_to_have_count(0)

@@ -42,6 +42,7 @@ function place(stretches, ms) {
 // The parts of an attempt: member of its `timing`, class, name.
 export const PARTS = [["queuedMs", "queued", "Waiting for its turn"], ["connectMs", "connect", "Connecting"], ["firstByteMs", "first-byte", "Waiting for the first byte"], ["bodyMs", "body", "Reading the answer"]];
 const [QUEUED, ...SENT] = PARTS;
+const OWN = [null, "own", "In the broker"]; // what is left: signing, storing the end
 
 export const inBundle = ({ bundled }) => (bundled > 1 ? `in a bundle with ${plural(bundled - 1, "other message")}` : null);
 
@@ -58,7 +59,7 @@ function partsOf(attempt, endMs) {
   let at = startedMs;
   for (const [member, className, name] of SENT) if (timing[member] !== undefined) at = add(className, name, at, timing[member]);
   if (at === startedMs) add("rest", "The attempt", at, endMs - at);
-  else if (at < endMs) add("own", "In the broker", at, endMs - at);
+  else if (at < endMs) add(OWN[1], OWN[2], at, endMs - at);
   return parts;
 }
 
@@ -67,7 +68,7 @@ export function Timeline({ attempts, fromMs, toMs, children, label }) {
   const stretches = stretchesOf(fromMs, toMs, attempts);
   const classes = new Set(attempts.flatMap((attempt) => partsOf(attempt, attempt.endedMs ?? toMs).map((part) => part.className)));
   return html`<div class="timeline" role="group" aria-label=${label}>
-    ${SENT.some(([, className]) => classes.has(className)) && html`<p class="legend parts">${PARTS.filter(([, className]) => classes.has(className)).map(([, className, name]) => html`<span key=${className}><i class=${className}></i>${name}</span>`)}</p>`}
+    ${SENT.some(([, className]) => classes.has(className)) && html`<p class="legend parts">${[...PARTS, OWN].filter(([, className]) => classes.has(className)).map(([, className, name]) => html`<span key=${className}><i class=${className}></i>${name}</span>`)}</p>`}
     <p class="scale" aria-hidden="true"><span>${axisTime(fromMs, toMs - fromMs)}</span>${stretches.filter((one) => one.isBroken && one.width > 5).map((one) => html`<span key=${one.startMs} class="gap" style=${{ left: `${one.left}%`, width: `${one.width}%` }}>// ${span(one.endMs - one.startMs)}</span>`)}<span>${axisTime(toMs, toMs - fromMs)}</span></p>
     ${attempts.map((attempt, index) => html`<${Attempt} key=${`${attempt.number} ${attempt.startedMs}`} attempt=${attempt} previous=${attempts[index - 1]} stretches=${stretches} fromMs=${fromMs} toMs=${toMs} isOpen=${index === attempts.length - 1 && attempt.outcome !== "delivered"}>${children(attempt)}<//>`)}
   </div>`;
