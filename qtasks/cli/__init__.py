@@ -15,7 +15,7 @@ from qtasks.errors import QTasksError, did_you_mean, missing_extra
 
 _COMMANDS: Final = {
     "new": ("qtasks.cli.start.new_command", "Create a project that runs, with a test that passes."),
-    "dev": ("qtasks.cli.dev.dev_command", "Run a broker and your application for development, in one terminal."),
+    "dev": ("qtasks.cli.dev.dev_options", "Run a broker and your application for development, in one terminal."),
     "broker": ("qtasks.cli.broker.serve", "Run the QStash-compatible server, or manage its tokens."),
     "run": ("qtasks.cli.serving.run", "Run your tasks as a production server."),
     "send": ("qtasks.cli.send", "Send a call of a task by its name."),

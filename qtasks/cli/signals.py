@@ -17,6 +17,8 @@ log = logging.getLogger("qtasks.signals")
 
 STOPPING: Final = (signal.SIGINT, signal.SIGTERM)
 SECOND: Final = "a second Ctrl-C stops now"
+SENT_AGAIN: Final = "and the broker sends the tasks that run once more"
+"""What follows if a server of tasks stops now."""
 NO_RELOAD: Final = (
     "SIGHUP reloads nothing: options are read at the start (restart to change them); tokens and keys in the database "
     "are noticed by themselves"

@@ -169,9 +169,8 @@ def test_an_attempt_that_does_not_end_in_time_is_handed_to_the_next_start(folder
             assert arrived.wait(PATIENCE_S)
             broker.process.send_signal(signal.SIGTERM)
             assert ended_within(broker, 1.3) == 0
-            assert (
-                "stopping: waiting up to 0.3 s for deliveries in flight: 1; a second Ctrl-C stops now" in broker.output
-            )
+            waits = "stopping: waiting up to 0.3 s for deliveries in flight: 1; a second Ctrl-C stops now"
+            assert f"{waits}, and they are sent again at the next start" in broker.output
             assert "stopped before all attempts had ended: the next start makes them again (1)" in broker.output
         with BrokerServer(folder) as broker:
             broker.started()
@@ -208,6 +207,7 @@ def test_a_task_that_does_not_end_holds_up_no_stop_and_goes_back_to_the_broker(
             assert ended_within(dispatcher, 0.5 + OVERTIME_S) == 0
             assert "Traceback" not in dispatcher.output
             assert "WARNING stopping: waiting up to 0.5 s for running tasks: 1" in dispatcher.output
+            assert "a second Ctrl-C stops now, and the broker sends the tasks that run once more" in dispatcher.output
             assert "WARNING stopped before all tasks had ended: the broker sends them again (1)" in dispatcher.output
         soon(lambda: broker.states(message_id)[-1] == "RETRY", "the broker knows")
 

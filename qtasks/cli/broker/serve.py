@@ -205,7 +205,8 @@ async def _serve(options: BrokerOptions, out: NonBlockingStream) -> int:
         # No outcome can be stored in a broken store.
         drain_s = 0.0 if broker.store.broken.is_set() else settings.drain_s
         if (running := broker.deliverer.in_flight) and drain_s:
-            log.info("stopping: waiting up to %g s for deliveries in flight: %d; %s", drain_s, running, SECOND)
+            then = f"{SECOND}, and they are sent again at the next start"
+            log.info("stopping: waiting up to %g s for deliveries in flight: %d; %s", drain_s, running, then)
         # At the same time, so that the stop takes no longer than the slower of the two.
         _, finished = await asyncio.gather(server.stop(), broker.deliverer.drain(drain_s))
         if not finished:

@@ -12,9 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Literal
-
-import click
+from typing import Any, Final
 
 from qtasks.broker.broker import Broker
 from qtasks.broker.events import MessageEvent
@@ -30,8 +28,7 @@ from qtasks.cli.dev.terminal import EventPrinter
 from qtasks.cli.dev.upstash_console import UpstashConsole
 from qtasks.cli.listening import listen_at
 from qtasks.cli.loader import AppLocation, NoAppError, locate
-from qtasks.cli.logs import LogOptions, log_options, log_to
-from qtasks.cli.option_types import PORT, HostName, app_argument
+from qtasks.cli.logs import LogOptions, log_to
 from qtasks.cli.output import NonBlockingStream
 from qtasks.cli.serving.child_process import StartedApp
 from qtasks.cli.signals import StopRequests, stop_signals
@@ -59,50 +56,18 @@ class DevOptions:
     logs: LogOptions
 
 
-@click.command("dev")
-@app_argument
-@click.option(
-    "--port",
-    type=PORT,
-    envvar="QSTASH_DEV_PORT",
-    default=development.PORT,
-    show_default=True,
-    help="Port of the broker; 0 picks a free one. [QSTASH_DEV_PORT]",
-)
-@click.option("--app-port", type=PORT, default=8000, show_default=True, help="Port of your application; 0: a free one.")
-@click.option("--no-app", is_flag=True, help="Run a broker alone, also if there is an application.")
-@click.option("--db", type=click.Path(dir_okay=False), default=None, help="Database of the broker. [.qtasks/dev.db]")
-@click.option("--memory", is_flag=True, help="Keep nothing after the end.")
-@click.option(
-    "--allow-host",
-    "hosts",
-    type=HostName(),
-    multiple=True,
-    metavar="NAME",
-    help="Also let your application answer to this host name, and to pages from it: that of a tunnel.",
-)
-@log_options(None, events=True)
-def command(
+def run(
     app: str | None,
+    *,
+    no_app: bool,
     port: int,
     app_port: int,
-    no_app: bool,
     db: str | None,
     memory: bool,
     hosts: tuple[str, ...],
-    log_level: str | None,
-    log_format: Literal["text", "json"],
+    logs: LogOptions,
 ) -> None:
-    """Run the broker and APP, and print one line for each event.
-
-    APP is a file (tasks.py), a module, or module:object; without it, qtasks looks for one. Without any, it is a
-    development server of QStash: the official SDKs use it as they use theirs.
-    Everything listens on this machine only, and refuses web pages that are not from this machine.
-    """
-    if memory and db is not None:
-        raise click.UsageError("--memory and --db contradict each other: leave one out")
-    if no_app and app is not None:
-        raise click.UsageError("--no-app and APP contradict each other: leave one out")
+    """Run until a signal, and end the process."""
     target, reason = (None, "--no-app") if no_app else _locate(app)
     dev_file.prepare()
     with tempfile.TemporaryDirectory(prefix="qtasks-") as scratch:
@@ -115,7 +80,7 @@ def command(
             db=MEMORY if memory else db or str(dev_file.FOLDER / "dev.db"),
             results=os.environ.get("QTASKS_RESULTS") or f"sqlite:///{folder / 'results.db'}",
             hosts=hosts,
-            logs=LogOptions(log_level, log_format),
+            logs=logs,
         )
         out, errors = NonBlockingStream(sys.stdout), NonBlockingStream(sys.stderr)
         log_to(errors, options.logs)

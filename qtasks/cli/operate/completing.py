@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import click
 
-from qtasks.qstash import Retry
 from qtasks.tasks.admin.searches import dead_letters, messages
 
 _PATIENCE_S: Final = 0.2
@@ -56,7 +55,7 @@ def _beginning(incomplete: str, ask: Callable[[Any], list[str]]) -> list[str]:
         from qtasks.cli.operate.service import connected
 
         try:
-            with connected(timeout_s=_PATIENCE_S, retry=Retry(retries=0)) as service:
+            with connected(timeout_s=_PATIENCE_S, retries=0) as service:
                 names.extend(ask(service))
         except Exception:
             names.clear()

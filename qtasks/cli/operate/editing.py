@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from qtasks.errors import InvalidCallError
-from qtasks.qstash.message import Message
+
+if TYPE_CHECKING:
+    from qtasks.qstash.message import Message
 
 
 def edited_body(message: Message, file: IO[bytes] | Any | None) -> bytes | None:

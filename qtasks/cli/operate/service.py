@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from qtasks.cli.printing import talk
 from qtasks.clock import SystemClock
 from qtasks.errors import ApiError, ConfigurationError, did_you_mean
 from qtasks.protocol.headers import NOTE_HEADER
-from qtasks.qstash import QStash, Retry
 from qtasks.qstash.conversation.operation import JSON_TYPE, Operation, answer, query, to_json
 from qtasks.tasks.admin.searches import CONSOLE, MAX_PAGE, ListRequest
 from qtasks.tasks.admin.service_steps import Steps, lacks_path, run_steps
@@ -22,11 +21,15 @@ from qtasks.tasks.admin.summaries import DeadLetterPage, MessagePage
 from qtasks.tasks.dev_server import find_dev_server
 from qtasks.tasks.settings import Settings, resolve
 
+if TYPE_CHECKING:
+    from qtasks.qstash import QStash
+
 T = TypeVar("T")
 E = TypeVar("E")
 P = TypeVar("P", MessagePage, DeadLetterPage)
 
-_RETRY: Final = Retry(retries=2, backoff=lambda retried: 100 * 2**retried, total_s=1.0)
+_RETRIES: Final = 2
+_RETRY_FOR_S: Final = 1.0
 _TIMEOUT_S: Final = 30.0
 
 
@@ -118,12 +121,14 @@ class ServiceConnection:
 
 @contextlib.contextmanager
 def connected(
-    environment: Mapping[str, str] | None = None, *, timeout_s: float = _TIMEOUT_S, retry: Retry = _RETRY
+    environment: Mapping[str, str] | None = None, *, timeout_s: float = _TIMEOUT_S, retries: int = _RETRIES
 ) -> Iterator[ServiceConnection]:
     """Open a connection to the service that `environment`, by default that of this process, configures.
 
     Raises ConfigurationError if there is no service.
     """
+    from qtasks.qstash import QStash, Retry  # completion and --help need neither
+
     variables = os.environ if environment is None else environment
     settings = resolve(variables, {}, lambda url: find_dev_server(url, start=Path.cwd()))
     if settings.url is None or settings.token is None:
@@ -132,6 +137,7 @@ def connected(
             details={"looked for": settings.searched},
             fix="start `qtasks dev`, or set QSTASH_TOKEN (and QSTASH_URL for a broker of your own)",
         )
+    retry = Retry(retries=retries, backoff=lambda retried: 100 * 2**retried, total_s=_RETRY_FOR_S)
     with QStash(settings.token, base_url=settings.url, retry=retry, timeout_s=timeout_s) as client:
         yield ServiceConnection(client, settings)
 

@@ -20,7 +20,7 @@ import uvicorn
 from qtasks.broker.server.event_loop import tune_interpreter
 from qtasks.broker.server.resting_server import RestingServer
 from qtasks.broker.server.uvicorn_log import count_lines
-from qtasks.cli.signals import SECOND, STOPPING, end_at_the_next, on_hangup
+from qtasks.cli.signals import SECOND, SENT_AGAIN, STOPPING, end_at_the_next, on_hangup
 from qtasks.tasks.ports import ASGIApp
 
 log = logging.getLogger("qtasks.run")
@@ -104,7 +104,7 @@ class UvicornServer(RestingServer):
         self.finish([connection for connection in self.http_connections() if not _idle(connection)])
         start_s = time.monotonic()
         if (running := self._running()) and self._drain_s:
-            how = "" if self._is_child else f"; {SECOND}"
+            how = "" if self._is_child else f"; {SECOND}, {SENT_AGAIN}"
             log.warning("stopping: waiting up to %g s for running tasks: %d%s", self._drain_s, running, how)
         linger_s = min(LINGER_S, self._drain_s / 2) if self._lingers else 0
         await _wait(lambda: not self._any_idle(), start_s + linger_s)

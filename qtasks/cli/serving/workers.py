@@ -13,11 +13,13 @@ from qtasks.cli.loader import AppLocation
 from qtasks.cli.logs import LogOptions
 from qtasks.cli.serving.child_process import ChildProcess
 from qtasks.cli.serving.uvicorn_server import OVERTIME_S
-from qtasks.cli.signals import stop_signals
+from qtasks.cli.signals import SECOND, SENT_AGAIN, stop_signals
 from qtasks.errors import ConfigurationError
 
 log = logging.getLogger("qtasks.run")
 
+NOTICE_S: Final = 0.3
+"""Seconds after which a stop says what it waits for."""
 RESTART_DELAY_S: Final = 1.0
 """Seconds to wait before a worker that died is started again, because it may die again at once."""
 
@@ -60,7 +62,10 @@ class WorkerPool:
             for restarter in restarters:
                 restarter.cancel()
             await asyncio.gather(*restarters, return_exceptions=True)
-            await self._stop_all()
+            stopping = asyncio.create_task(self._stop_all())
+            if not (await asyncio.wait({stopping}, timeout=NOTICE_S))[0]:
+                log.warning("stopping: waiting up to %g s for the workers; %s, %s", self._drain_s, SECOND, SENT_AGAIN)
+            await stopping
 
     async def _start_all(self) -> None:
         started = await asyncio.gather(*(self._start() for _ in range(self._count)), return_exceptions=True)
