@@ -612,7 +612,9 @@ def test_help_is_quick_and_names_every_command(folder: Path) -> None:
 
 def test_a_misspelt_command_is_met_with_the_nearest(refused: Refused) -> None:
     assert "there is no command 'brokr'; did you mean 'broker'?" in refused("brokr")
-    assert "there is no command 'xyzzy'; known: new, dev, broker, run, send, tasks, schedules, messages" in refused("xyzzy")
+    assert "there is no command 'xyzzy'; known: new, dev, broker, run, send, tasks, schedules, messages" in refused(
+        "xyzzy"
+    )
 
 
 def test_what_a_terminal_cannot_show_is_no_reason_to_fail(folder: Path) -> None:
