@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, get_args, get_type_hints
 import orjson
 
 from qtasks.protocol import wire
+from qtasks.protocol.labels import argument_labels
 from qtasks.protocol.messages import Headers, Message, PublishOptions, Redaction, changed
 
 
@@ -255,8 +256,22 @@ _REPORTED_AT_END: Final = ("Upstash-Failure-Callback", "end")
 _ONLY_REPORTED_AT_END: Final = pack_headers((_REPORTED_AT_END,))
 
 
+_ARGUMENTS: Final = "Qtasks-Argument-Labels"
+"""The line with the labels of arguments, the last one: so all messages of a task have equal lines before it."""
+_BEFORE_ARGUMENTS: Final = f'["{_ARGUMENTS}",'
+
+
 def pack_options(options: PublishOptions) -> str | None:
     """The options without a column of their own, as header lines in JSON; None if there are none."""
+    if not any(map(argument_labels.is_argument_label, options.labels)):
+        return _pack_shared(options)
+    chosen = argument_labels.without(options.labels)
+    labels = ",".join(filter(argument_labels.is_argument_label, options.labels))
+    shared = _pack_shared(changed(options, labels=chosen))
+    return f"{'[' if shared is None else f'{shared[:-1]},'}{pack_headers(((_ARGUMENTS, labels),))[1:]}"
+
+
+def _pack_shared(options: PublishOptions) -> str | None:
     is_reported_at_end = (
         options.failure_callback is not None
         and options.failure_callback == options.end_callback
@@ -286,5 +301,10 @@ _read_short_stored: Final = lru_cache(maxsize=1024)(_read_stored)
 
 
 def _stored(text: str) -> tuple[PublishOptions, bool]:
-    """As `_read_stored`; what is read of a short text is remembered."""
-    return _read_short_stored(text) if len(text) <= _SHORT else _read_stored(text)
+    """As `_read_stored`; what is read of a short text is remembered, without the labels of arguments."""
+    place = text.rfind(_BEFORE_ARGUMENTS)  # no text in JSON contains it: its quotation marks would be escaped
+    if place == -1:
+        return _read_short_stored(text) if len(text) <= _SHORT else _read_stored(text)
+    options, is_reported_at_end = _stored(f"{text[:place].rstrip(',')}]")
+    _, labels = orjson.loads(text[place:-1])
+    return changed(options, labels=(*options.labels, *str(labels).split(","))), is_reported_at_end

@@ -28,7 +28,7 @@ def messages(draw: st.DrawFn) -> Message:
         end_callback=draw(urls),
         call_id=draw(st.none() | st.just("call_1")),
         interrupted_for_ms=draw(st.none() | st.just(1000)),
-        labels=draw(st.sampled_from([(), ("one",)])),
+        labels=draw(st.sampled_from([(), ("one",), ("one", 'qtasks.arg.n="1\\', "qtasks.arg.m"), ("qtasks.arg.n=1",)])),
     )
     if options.failure_callback is None:  # nothing could have these options
         options = replace(options, failure_callback_options=None)
