@@ -36,7 +36,7 @@ _ATTEMPT_COLUMNS: Final = (
     TableColumn("BODY", is_number=True),
 )
 _PARTS: Final = ("queuedMs", "connectMs", "firstByteMs", "bodyMs")
-_HIDDEN: Final = "arguments"
+_HIDDEN: Final = ("arguments", "argument_labels")
 
 
 def echo_newest(
@@ -81,7 +81,7 @@ def echo_dead_letters(letters: Sequence[DeadLetterSummary], now_ms: int) -> None
 
 def row(message: MessageSummary) -> dict[str, Any]:
     """A message or a dead letter as JSON, as the console has its rows; values that do not apply are null."""
-    facts = {name: value for name, value in asdict(message).items() if name != _HIDDEN}
+    facts = {name: value for name, value in asdict(message).items() if name not in _HIDDEN}
     facts["labels"] = list(message.labels)
     facts["error"] = None if message.error is None else mask_pairs(message.error)
     if isinstance(message, DeadLetterSummary):
