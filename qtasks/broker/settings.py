@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from qtasks.broker.core.values import AccountCredentials, Retention
 from qtasks.protocol import development
@@ -40,6 +40,19 @@ class DeliveryLimits:
         return PER_DISPATCHER if self.per_host is None else self.per_host
 
 
+HIDDEN: Final = "(hidden)"
+"""Stands for the value of a secret."""
+
+
+class ConfiguredValue(NamedTuple):
+    """A setting as people see it: its name, its value, its default, and where the value comes from."""
+
+    name: str
+    value: str
+    default: str
+    source: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerSettings:
     """All settings of a broker."""
@@ -64,6 +77,8 @@ class BrokerSettings:
     """Seconds that a stop waits for attempts in flight."""
     counts_log: bool = True
     """False: no loop counts the log for the console, whose views then count what they need."""
+    configuration: tuple[ConfiguredValue, ...] = ()
+    """What the command was started with, which the console shows; empty where no command starts the broker."""
     llm_url: str | None = None
     """The OpenAI-compatible server behind ``api/llm`` and the chat endpoint; None for none."""
     llm_echo: bool | None = None

@@ -33,6 +33,7 @@ _COMMANDS: Final = {
     "store": ("qtasks.cli.operate.store_command", "Check, back up, restore and shrink the database of a broker."),
     "console": ("qtasks.cli.console.console_command", "Open the console of any QStash service in the browser."),
     "mcp": ("qtasks.cli.assistant.mcp_command", "Let an assistant look at a broker, read-only."),
+    "config": ("qtasks.cli.config", "Show the settings of an application, and where each comes from."),
     "doctor": ("qtasks.cli.operate.doctor.doctor_command", "Check machine, application, settings, service and store."),
     "completion": ("qtasks.cli.operate.completion_command", "Print the completion for bash, zsh or fish."),
     "explain": ("qtasks.cli.explain", "Explain an error code."),

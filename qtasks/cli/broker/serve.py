@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import click
@@ -27,6 +27,7 @@ from qtasks.cli.broker.check import check
 from qtasks.cli.broker.database_file import DEFAULT_DB, database_path
 from qtasks.cli.broker.repair import repair
 from qtasks.cli.broker.restore import restore
+from qtasks.cli.configured import configuration
 from qtasks.cli.listening import listen_at
 from qtasks.cli.logs import LogOptions, log_options, log_to
 from qtasks.cli.option_types import PORT, Duration, HostName, Size
@@ -40,6 +41,14 @@ from qtasks.protocol.messages import SigningKeys
 
 log = logging.getLogger("qtasks.broker")
 
+_VARIABLES: Final = {
+    "QSTASH_TOKEN": "none: the tokens in the database are valid",
+    "QSTASH_CURRENT_SIGNING_KEY": "made with the database",
+    "QSTASH_NEXT_SIGNING_KEY": "made with the database",
+    "QTASKS_BASE_URL": "none",
+    LLM_VARIABLE: "none",
+}
+"""The variables of the broker for which there is no option, and what holds without them."""
 _FIX_IN_ENVIRONMENT: Final = "unset them and run `qtasks broker init`, or listen on 127.0.0.1"
 _FIX_IN_DATABASE: Final = "the database was created with them: use a new one, or listen on 127.0.0.1"
 
@@ -159,6 +168,8 @@ def command(
         log_deliveries=True,
         drain_s=drain,
     ).with_model(os.environ.get(LLM_VARIABLE))
+    configured = configuration(context, _VARIABLES, {"destinations": settings.destinations})
+    settings = replace(settings, configuration=configured)
     out, errors = NonBlockingStream(sys.stdout), NonBlockingStream(sys.stderr)
     log_to(errors, LogOptions(log_level, log_format))
     event_loop.raise_descriptor_limit()

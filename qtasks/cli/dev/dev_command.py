@@ -18,9 +18,10 @@ from qtasks.broker.broker import Broker
 from qtasks.broker.events import MessageEvent
 from qtasks.broker.server import event_loop
 from qtasks.broker.server.api_server import ApiServer
-from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings
+from qtasks.broker.settings import LLM_VARIABLE, BrokerSettings, ConfiguredValue
 from qtasks.broker.store.connection import MEMORY
 from qtasks.broker.store.verbs import schedules
+from qtasks.cli.configured import configuration
 from qtasks.cli.dev import dev_file, greeting, stopping
 from qtasks.cli.dev.json_events import JsonEventPrinter, json_line, json_speaker
 from qtasks.cli.dev.reloader import ReloadingApplication
@@ -54,6 +55,7 @@ class DevOptions:
     results: str
     hosts: tuple[str, ...]
     logs: LogOptions
+    configuration: tuple[ConfiguredValue, ...]
 
 
 def run(
@@ -81,6 +83,7 @@ def run(
             results=os.environ.get("QTASKS_RESULTS") or f"sqlite:///{folder / 'results.db'}",
             hosts=hosts,
             logs=logs,
+            configuration=configuration(click.get_current_context(), {LLM_VARIABLE: "echo"}, {}),
         )
         out, errors = NonBlockingStream(sys.stdout), NonBlockingStream(sys.stderr)
         log_to(errors, options.logs)
@@ -105,7 +108,8 @@ async def _dev(options: DevOptions, out: NonBlockingStream, errors: NonBlockingS
         broker_socket = listen_at(HOST, options.port, "--port")
         stack.callback(broker_socket.close)
         broker_url = _origin(broker_socket)
-        settings = BrokerSettings(path=options.db).with_model(os.environ.get(LLM_VARIABLE))
+        settings = BrokerSettings(path=options.db, configuration=options.configuration)
+        settings = settings.with_model(os.environ.get(LLM_VARIABLE))
         broker = await Broker.open(settings.listening_on(*broker_socket.getsockname()))
         stack.push_async_callback(broker.stop)
         is_json = options.logs.form == "json"

@@ -290,7 +290,8 @@ async def test_the_system_shows_no_secret() -> None:
         assert shown["limits"]["inFlight"] == 7
         assert shown["readiness"]["ready"] is True
         assert shown["tokens"] == [{"name": "(of the configuration)", "role": "operator", "createdMs": None}]
-        assert {"name": "llm_url", "value": "http://127.0.0.1:11434", "source": "configured"} in shown["configuration"]
+        model = {"name": "llm_url", "value": "http://127.0.0.1:11434", "default": "none", "source": "the program"}
+        assert model in shown["configuration"]
         assert shown["keys"] == {"rotatedMs": None}
         service.user = 0
     finally:

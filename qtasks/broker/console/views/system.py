@@ -6,7 +6,6 @@ import asyncio
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +15,7 @@ import orjson
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, json_response
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
 from qtasks.broker.core.wall_times import added
-from qtasks.broker.settings import BrokerSettings
+from qtasks.broker.settings import BrokerSettings, ConfiguredValue
 from qtasks.broker.store.connection import MEMORY, schema_version
 from qtasks.broker.store.verbs import accounts
 from qtasks.protocol.views import Json
@@ -85,15 +84,18 @@ async def _tokens(context: ConsoleContext, viewer: Viewer) -> list[Json]:
 
 
 def _configuration(settings: BrokerSettings) -> Iterator[Json]:
-    """The settings that no other part of the view shows, without credentials."""
-    defaults = {field.name: field.default for field in fields(BrokerSettings)}
+    """What the broker was started with, without secrets; each value with its default and where it comes from."""
+    for each in settings.configuration or _of_fields(settings):
+        yield {**each._asdict(), "value": _shown(each.value), "default": _shown(each.default)}
+
+
+def _of_fields(settings: BrokerSettings) -> Iterator[ConfiguredValue]:
+    """The same where a program has made the settings."""
+    defaults = BrokerSettings(path=MEMORY)
     for name in _SHOWN:
-        value = getattr(settings, name)
-        yield {
-            "name": name,
-            "value": _shown(value),
-            "source": "default" if value == defaults[name] else "configured",
-        }
+        value, default = getattr(settings, name), getattr(defaults, name)
+        source = "default" if value == default else "the program"
+        yield ConfiguredValue(name, _shown(value), _shown(default), source)
 
 
 def _shown(value: Any) -> str:

@@ -97,7 +97,8 @@ function Tokens({ tokens }) {
 const CONFIGURATION = [
   { name: "name", title: "Setting", cell: (row) => html`<code>${row.name}</code>` },
   { name: "value", title: "Value", wide: true, cell: (row) => html`<span class="mono">${row.value === null ? "–" : String(row.value)}</span>` },
-  { name: "source", title: "From", cell: (row) => row.source },
+  { name: "default", title: "Default", wide: true, cell: (row) => html`<span class="mono quiet">${row.default === row.value ? "the same" : row.default}</span>` },
+  { name: "source", title: "From", cell: (row) => (row.source === "default" ? html`<span class="quiet">default</span>` : row.source) },
 ];
 
 function Configuration({ configuration }) {
