@@ -30,7 +30,7 @@ def configured(*arguments: str, **environment: str) -> dict[str, ConfiguredValue
     @click.option("--strict", is_flag=True)
     @click.option("--reach", default=None)
     @click.pass_context
-    def serve(context: click.Context, **options: Any) -> None:
+    def serve(context: click.Context, /, **options: Any) -> None:
         found.extend(configuration(context, VARIABLES, {"reach": "local"}))
 
     done = CliRunner().invoke(serve, arguments, env=environment)
@@ -85,8 +85,6 @@ def test_the_settings_of_an_environment_have_their_sources() -> None:
 
 
 def test_the_arguments_of_an_application_win(tmp_path: Path) -> None:
-    (tmp_path / "app_with_threads.py").write_text(
-        "from qtasks import QTasks\ntasks = QTasks(threads=3)\n", encoding="utf-8"
-    )
-    rows = config("app_with_threads.py", QTASKS_THREADS="9", QSTASH_TOKEN="s3cret")
+    (tmp_path / "threaded_app.py").write_text("from qtasks import QTasks\ntasks = QTasks(threads=3)\n")
+    rows = config("threaded_app.py", QTASKS_THREADS="9", QSTASH_TOKEN="s3cret")
     assert (rows["threads"]["value"], rows["threads"]["source"]) == (3, "argument")
