@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+import click
+
 from qtasks.broker.broker import Broker
 from qtasks.broker.events import MessageEvent
 from qtasks.broker.server import event_loop
