@@ -84,7 +84,7 @@ class Broker:
         self.recovery = recovery
         clock = self.clock = store.clock
         self.watchers = EventWatchers(clock.offset_ms)
-        self.tokens = Tokens(clock, lambda: store.read(accounts.tokens))
+        self.tokens = Tokens(clock, lambda: store.read(accounts.tokens), self._note_token_use)
         self.accounts: dict[str, int] = {}
         self.keys = KeyRing(store)
         self.random = random
@@ -164,6 +164,9 @@ class Broker:
             await store.close()  # another try would find it in use
             raise
         return broker
+
+    async def _note_token_use(self, digest: bytes) -> None:
+        await self.store.write_patiently(accounts.note_token_use, digest, now_ms=self.clock.now_ms())
 
     async def _ensure_accounts(self) -> None:
         """Create the accounts of the settings that the store does not have yet."""

@@ -204,3 +204,33 @@ async def test_a_configured_token_needs_no_store() -> None:
     known.add("configured", Principal(1, TokenScope.PUBLISH))
     assert await admitted(known, "configured") == Principal(1, TokenScope.PUBLISH)
     assert token_store.reads == 0
+
+
+@pytest.mark.anyio
+async def test_the_last_use_of_a_token_is_noted_once_a_minute(tmp_path: Path) -> None:
+    clock = VirtualClock()
+    store, _ = await SqliteStore.open(str(tmp_path / "store.db"), clock)
+    noted = asyncio.Event()
+
+    async def note(digest: bytes) -> None:
+        await store.write(accounts.note_token_use, digest, now_ms=clock.now_ms())
+        noted.set()
+
+    await store.write(accounts.add_token, "writer", 7, "writer", read_only=False, now_ms=START_MS)
+    known = Tokens(clock, lambda: store.read(accounts.tokens), note)
+
+    async def used_ms() -> int | None:
+        return (await store.read(accounts.tokens))[0].used_ms
+
+    assert await used_ms() is None
+    await admitted(known, "writer")
+    await noted.wait()
+    assert await used_ms() == START_MS
+    noted.clear()
+    clock.advance(59_000)
+    await admitted(known, "writer")
+    clock.advance(2_000)
+    await admitted(known, "writer")
+    await noted.wait()
+    assert await used_ms() == START_MS + 61_000
+    await store.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -14,10 +15,13 @@ from qtasks.broker.core.operator_changes import UNKNOWN, Actor
 from qtasks.broker.core.values import StoredToken
 from qtasks.broker.store.verbs.accounts import token_digest
 from qtasks.clock import Clock
+from qtasks.errors import StoreError
 
 _MAX_TOKEN: Final = 4096
 STALE_S: Final = 1.0
 """Seconds that a revoked token may still be accepted. After this time, a request reads the store's tokens again."""
+NOTED_S: Final = 60.0
+"""Seconds. The last use of a token is stored at most this often."""
 _SOONEST_S: Final = 0.1
 """Seconds. An unknown token triggers another read of the store's tokens, at most once in this time."""
 
@@ -49,9 +53,17 @@ class Tokens:
     Lookup is by SHA-256, so neither the time of a comparison nor a dump of these objects reveals a token.
     """
 
-    def __init__(self, clock: Clock, stored: Callable[[], Awaitable[list[StoredToken]]]) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        stored: Callable[[], Awaitable[list[StoredToken]]],
+        note_use: Callable[[bytes], Awaitable[None]] | None = None,
+    ) -> None:
         self._clock = clock
         self._read = stored
+        self._note_use = note_use
+        self._noted_s: dict[bytes, float] = {}
+        self._noting: set[asyncio.Task[None]] = set()
         self._configured: dict[bytes, Principal] = {}
         self._stored: dict[bytes, Principal] = {}
         self._read_s = float("-inf")
@@ -82,7 +94,24 @@ class Tokens:
         if (principal := self._configured.get(digest)) is not None:
             return principal
         await self._refresh(_SOONEST_S if digest not in self._stored else STALE_S)
-        return self._stored.get(digest)
+        if (principal := self._stored.get(digest)) is not None and self._note_use is not None:
+            self._note(digest, self._note_use)
+        return principal
+
+    def _note(self, digest: bytes, note_use: Callable[[bytes], Awaitable[None]]) -> None:
+        """Store that a token is in use, at most once in `NOTED_S`; no request waits for it."""
+        now_s = self._clock.monotonic()
+        if now_s - self._noted_s.get(digest, float("-inf")) < NOTED_S:
+            return
+        self._noted_s[digest] = now_s
+
+        async def note() -> None:
+            with contextlib.suppress(StoreError):
+                await note_use(digest)
+
+        noting = asyncio.create_task(note())
+        self._noting.add(noting)
+        noting.add_done_callback(self._noting.discard)
 
     async def _refresh(self, older_than_s: float) -> None:
         """Read the store's tokens again if the last read is older. Concurrent requests wait for the same read."""

@@ -344,3 +344,5 @@ class StoredToken:
     created_ms: int
     without_payloads: bool = False
     """It opens the console, which then shows no payload, and ``/metrics``."""
+    used_ms: int | None = None
+    """When it was last used, to a minute; None: never, as far as is stored."""

@@ -289,7 +289,9 @@ async def test_the_system_shows_no_secret() -> None:
         assert not any(secret in text for secret in ("the-own-token", "pass@", "sig_"))
         assert shown["limits"]["inFlight"] == 7
         assert shown["readiness"]["ready"] is True
-        assert shown["tokens"] == [{"name": "(of the configuration)", "role": "operator", "createdMs": None}]
+        assert shown["tokens"] == [
+            {"name": "(of the configuration)", "role": "operator", "createdMs": None, "usedMs": None}
+        ]
         model = {"name": "llm_url", "value": "http://127.0.0.1:11434", "default": "none", "source": "the program"}
         assert model in shown["configuration"]
         assert shown["keys"] == {"rotatedMs": None}

@@ -67,7 +67,7 @@ async def _tokens(context: ConsoleContext, viewer: Viewer) -> list[Json]:
     """The names of the account's tokens; the tokens themselves are stored nowhere."""
     offset_ms = context.clock.offset_ms()
     configured: list[Json] = [
-        {"name": "(of the configuration)", "role": "operator", "createdMs": None}
+        {"name": "(of the configuration)", "role": "operator", "createdMs": None, "usedMs": None}
         for credentials in context.settings.credentials
         if credentials.token is not None and context.accounts.get(credentials.name) == viewer.account
     ]
@@ -76,6 +76,7 @@ async def _tokens(context: ConsoleContext, viewer: Viewer) -> list[Json]:
             "name": token.name,
             "role": "metadata" if token.without_payloads else "viewer" if token.read_only else "operator",
             "createdMs": token.created_ms + offset_ms,
+            "usedMs": added(token.used_ms, offset_ms),
         }
         for token in await context.store.read(accounts.tokens)
         if token.account == viewer.account

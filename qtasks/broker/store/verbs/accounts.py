@@ -81,12 +81,18 @@ def remove_token(db: apsw.Connection, account: int, name: str) -> bool:
     return db.execute("DELETE FROM tokens WHERE account = ? AND name = ? RETURNING 1", (account, name)).get is not None
 
 
+def note_token_use(db: apsw.Connection, digest: bytes, *, now_ms: int) -> None:
+    """Note when a token was last used."""
+    db.execute("UPDATE tokens SET used_ms = ? WHERE digest = ?", (now_ms, digest))
+
+
 def tokens(db: apsw.Connection) -> list[StoredToken]:
     """All tokens of all accounts, oldest first."""
     rows = db.execute(
-        "SELECT digest, account, name, read_only, created_ms, without_payloads FROM tokens ORDER BY created_ms, name"
+        "SELECT digest, account, name, read_only, created_ms, without_payloads, used_ms FROM tokens"
+        " ORDER BY created_ms, name"
     )
     return [
-        StoredToken(bytes(digest), account, name, bool(read_only), created_ms, bool(without_payloads))
-        for digest, account, name, read_only, created_ms, without_payloads in rows
+        StoredToken(bytes(digest), account, name, bool(read_only), created_ms, bool(without_payloads), used_ms)
+        for digest, account, name, read_only, created_ms, without_payloads, used_ms in rows
     ]

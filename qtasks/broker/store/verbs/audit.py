@@ -88,12 +88,6 @@ def entries(
     return [AuditEntry._make(row) for row in rows]
 
 
-def latest_ms(db: apsw.Connection, what: str) -> int | None:
-    """When something was last done, in any account; None if no row tells it."""
-    row = db.execute("SELECT max(time_ms) FROM audit WHERE what = ?", (what,)).get
-    return cast("int | None", row)
-
-
 def prune(db: apsw.Connection, *, before_ms: int, limit: int) -> int:
     """Remove up to `limit` of the oldest rows, those from before `before_ms` and those beyond `KEPT`; how many."""
     removed = db.execute(

@@ -85,6 +85,7 @@ function Secret({ text: secret }) {
 const TOKENS = [
   { name: "name", title: "Name", wide: true, cell: (token) => token.name },
   { name: "role", title: "Role", cell: (token) => token.role },
+  { name: "used", title: "Last used", cell: (token) => html`<${Time} ms=${token.usedMs} />` },
   { name: "created", title: "Created", cell: (token) => html`<${Time} ms=${token.createdMs} />` },
 ];
 
