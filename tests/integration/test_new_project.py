@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.dev import Dev
-from tests.support.process import PATIENCE_S, environment, qtasks
+from tests.support.process import environment, qtasks
 
 FILES = {"tasks.py", "tests/test_tasks.py", "pyproject.toml", "README.md", ".gitignore"}
 
@@ -22,7 +22,7 @@ def files_in(folder: Path) -> set[str]:
 def python(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", *arguments]
     return subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120, check=False
     )
 
 
