@@ -10,32 +10,18 @@ import json
 import logging
 import os
 import sys
-import sysconfig
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from qtasks.tasks.ports import ASGIApp, Receive, Scope, Send
+from qtasks.user_frames import causes, user_frames
 
-MAX_FRAMES: Final = 6
-"""Frames of one exception that are reported: the innermost ones."""
-MAX_CAUSES: Final = 3
 _LINE_WIDTH: Final = 200
 _REPORTED: Final = frozenset({"failed", "retry", "interrupted"})
 """The actions of log records about which the parent prints a line of its own."""
-_LIBRARIES: Final = tuple(
-    str(Path(path).resolve()) + os.sep
-    for path in (
-        str(Path(__file__).parents[2]),
-        *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")),
-    )
-)
-"""Folders whose frames are not the user's: those of Python, of installed packages, and of qtasks."""
 
 
 class ReportPipe:
@@ -89,28 +75,11 @@ def folded_traceback(error: BaseException, folder: str) -> Iterator[str]:
 
     Paths below `folder` are relative to it. An exception without a frame of the user shows its innermost frame.
     """
-    current: BaseException | None = error
-    for number in range(MAX_CAUSES):
-        if current is None:
-            return
+    for number, cause in enumerate(causes(error)):
         if number:
-            yield _cut(f"caused by {type(current).__name__}: {current}")
-        yield from _frames(current.__traceback__, folder)
-        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
-
-
-def _frames(trace: TracebackType | None, folder: str) -> Iterator[str]:
-    frames = traceback.extract_tb(trace)
-    own = [frame for frame in frames if not _is_of_library(frame.filename)]
-    for frame in own[-MAX_FRAMES:] or frames[-1:]:
-        path = Path(frame.filename)
-        shown = path.relative_to(folder) if path.is_relative_to(folder) else path
-        source = f": {frame.line}" if frame.line else ""
-        yield _cut(f"{shown}:{frame.lineno} in {frame.name}{source}")
-
-
-def _is_of_library(filename: str) -> bool:
-    return filename.startswith(("<frozen", *_LIBRARIES)) or "site-packages" in filename
+            yield _cut(f"caused by {type(cause).__name__}: {cause}")
+        for place, source in user_frames(cause, folder, with_source=True):
+            yield _cut(f"{place}: {source}" if source else place)
 
 
 def _cut(line: str) -> str:

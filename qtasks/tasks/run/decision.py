@@ -18,6 +18,7 @@ The responses to the broker, and what it then does:
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from enum import Enum, StrEnum, auto
 from http import HTTPStatus
 from typing import NamedTuple
@@ -147,6 +148,12 @@ class DispatchResponse(NamedTuple):
         if self.status != HTTPStatus.OK:
             return self
         return self.later("what follows the failure cannot be sent", ErrorCode.BROKER_UNREACHABLE, after_ms=after_ms)
+
+    def raised_at(self, places: Sequence[str]) -> DispatchResponse:
+        """The same response to a failure; `places` are lines such as ``tasks.py:31 in charge``, the innermost last."""
+        return self._replace(
+            body=self.body[:-1] + b',"at":' + json.dumps(places, separators=(",", ":")).encode() + b"}"
+        )
 
     def with_header(self, name: str, value: str) -> DispatchResponse:
         """The same response with one more header line."""
@@ -340,6 +347,12 @@ class Decision(NamedTuple):
         if retry_delay is not None and jitter:
             after_ms = jittered_ms(retry_delay, context.retried, jitter, fraction)
         return cls._failed(context, DispatchResponse.failure(note, code, after_ms=after_ms), note)
+
+    def raised_at(self, places: Sequence[str]) -> Decision:
+        """The same, and the answer to the broker says where in the user's code the failure was raised."""
+        if self.kind not in (DecisionKind.RETRY, DecisionKind.FAILED) or not places:
+            return self
+        return self._replace(response=self.response.raised_at(places))
 
     @classmethod
     def _failed(

@@ -17,7 +17,7 @@ from qtasks.randomness import Random
 from qtasks.rare_timers import RareTimer
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.context import CURRENT, RunLink, StopReason
-from qtasks.tasks.control import BY_CALLER, MAX_RETRY_AFTER_MS, REQUESTS, Cancel, Snooze
+from qtasks.tasks.control import BY_CALLER, MAX_RETRY_AFTER_MS, REQUESTS, AttemptTimeout, Cancel, Snooze
 from qtasks.tasks.flow.step_arguments import named_source
 from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.results.backend import Lock, ResultStatus
@@ -41,6 +41,7 @@ from qtasks.tasks.run.run import Run
 from qtasks.tasks.run.runner import Runner
 from qtasks.tasks.send import tracing
 from qtasks.tasks.send.outgoing import AFTER_FAILURE, Outgoing
+from qtasks.user_frames import places_of
 
 log = logging.getLogger("qtasks.dispatch")
 
@@ -244,7 +245,7 @@ class AttemptExecutor:
     def _failed(self, attempt: Attempt, task: BaseTask[..., Any], error: BaseException) -> Decision:
         """What an exception of `task` means, which the attempt runs."""
         attempt.error = error
-        return Decision.of_exception(
+        decision = Decision.of_exception(
             error,
             self._without_secrets(error_text(error)),
             attempt.context,
@@ -253,6 +254,7 @@ class AttemptExecutor:
             jitter=attempt.envelope.jitter,
             fraction=self._random.fraction(),
         )
+        return decision if isinstance(error, AttemptTimeout) else decision.raised_at(places_of(error))
 
     async def _conclude(self, attempt: Attempt, decision: Decision) -> DispatchResponse:
         """Record, report, notify, continue the flow, and respond."""

@@ -1,0 +1,82 @@
+"""Where in the user's code an exception was raised: no frames of Python, of installed packages and of qtasks."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, NamedTuple
+
+MAX_FRAMES: Final = 6
+"""Frames of one exception: the innermost ones."""
+MAX_CAUSES: Final = 3
+_LIBRARIES: Final = tuple(
+    str(Path(path).resolve()) + os.sep
+    for path in (
+        str(Path(__file__).parent),
+        *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")),
+    )
+)
+_PARTS_OUTSIDE: Final = 3
+"""Parts of a path outside of the folder that are shown: an absolute one tells more of a machine than of the code."""
+
+
+class UserFrame(NamedTuple):
+    """One line of the user's code, as ``tasks.py:31 in charge``."""
+
+    place: str
+    source: str
+    """The text of that line; empty if it is not known, or was not asked for."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception, and those that caused it: three at most."""
+    current: BaseException | None = error
+    for _ in range(MAX_CAUSES):
+        if current is None:
+            return
+        yield current
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+
+
+def user_frames(error: BaseException, folder: str, *, with_source: bool = False) -> Iterator[UserFrame]:
+    """The frames of one exception, the innermost last. Paths are relative to `folder` where they are in it.
+
+    An exception without a frame of the user has its innermost frame. Source lines are read from files only if
+    `with_source`.
+    """
+    frames = traceback.StackSummary.extract(traceback.walk_tb(error.__traceback__), lookup_lines=with_source)
+    own = [frame for frame in frames if not _is_of_library(frame.filename)]
+    for frame in own[-MAX_FRAMES:] or frames[-1:]:
+        source = (frame.line or "") if with_source else ""
+        yield UserFrame(f"{_shown(frame.filename, folder)}:{frame.lineno} in {frame.name}", source)
+
+
+def places_of(error: BaseException) -> list[str]:
+    """Where an exception and its causes were raised, such as ``["tasks.py:31 in charge"]``: no text of theirs."""
+    folder = _working_folder()
+    places: list[str] = []
+    for cause in causes(error):
+        if places:
+            places.append(f"caused by {type(cause).__name__}")
+        places += [frame.place for frame in user_frames(cause, folder)]
+    return places
+
+
+def _is_of_library(filename: str) -> bool:
+    return filename.startswith(("<frozen", *_LIBRARIES)) or "site-packages" in filename
+
+
+def _shown(filename: str, folder: str) -> str:
+    path = Path(filename)
+    if path.is_relative_to(folder):
+        return str(path.relative_to(folder))
+    return "/".join(path.parts[-_PARTS_OUTSIDE:])
+
+
+@lru_cache(maxsize=1)
+def _working_folder() -> str:
+    return str(Path.cwd())
