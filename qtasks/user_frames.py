@@ -6,7 +6,6 @@ import os
 import sysconfig
 import traceback
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -57,7 +56,7 @@ def user_frames(error: BaseException, folder: str, *, with_source: bool = False)
 
 def places_of(error: BaseException) -> list[str]:
     """Where an exception and its causes were raised, such as ``["tasks.py:31 in charge"]``: no text of theirs."""
-    folder = _working_folder()
+    folder = str(Path.cwd())
     places: list[str] = []
     for cause in causes(error):
         if places:
@@ -75,8 +74,3 @@ def _shown(filename: str, folder: str) -> str:
     if path.is_relative_to(folder):
         return str(path.relative_to(folder))
     return "/".join(path.parts[-_PARTS_OUTSIDE:])
-
-
-@lru_cache(maxsize=1)
-def _working_folder() -> str:
-    return str(Path.cwd())

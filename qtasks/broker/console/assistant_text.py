@@ -58,6 +58,7 @@ def write(recorded: Recorded) -> str:
         _DATA,
         _list("What happened", writer.facts()),
         _block("Error", writer.error(), "error"),
+        *writer.traceback(),
         *writer.task(),
         *writer.arguments(),
         _list("Attempts", writer.attempts()),
@@ -120,6 +121,13 @@ class _Writer:
     def error(self) -> str:
         failed = [attempt for attempt in self._attempts if attempt["error"] is not None]
         return self._clean(self._error_of(failed[-1]) if failed else self.row["error"] or "none is known")
+
+    def traceback(self) -> Iterator[str]:
+        """Where in the user's code the last error was raised, if its application has told it."""
+        answers = [attempt["response"] for attempt in self._attempts if attempt["error"] is not None]
+        body = (answers[-1] or {}).get("body") if answers else None
+        if places := error_texts.places_in(body and body.encode()):
+            yield _block("Traceback, the innermost frame last", self._clean("\n".join(places)), "answer")
 
     def _error_of(self, attempt: Facts) -> str:
         body = (attempt["response"] or {}).get("body")

@@ -35,7 +35,8 @@ def answering(error: str, tasks: list[Any] | None) -> Any:
 
     def answer(request: DeliveryRequest) -> Response:
         if not request.url.endswith("/_manifest"):
-            return Response(status=500, body=json.dumps({"error": error, "code": "TimeoutError"}).encode())
+            failure = {"error": error, "code": "TimeoutError", "at": ["shop/tasks.py:31 in charge"]}
+            return Response(status=500, body=json.dumps(failure).encode())
         if tasks is None:
             return Response(status=404)
         document = {"v": 1, "package": "0.9.0", "python": "3.13.1", "tasks": tasks}
@@ -58,6 +59,7 @@ async def test_it_tells_what_a_developer_would_ask_first(service: Service) -> No
     text = await failed(service, 12345678901234567890, SECRET)
     for told in (
         "# `charge`: failed",
+        "shop/tasks.py:31 in charge",
         "Take the money.",
         "charge(order_id: int, api_key: str, note: str = '') -> None",
         "TimeoutError: slow",

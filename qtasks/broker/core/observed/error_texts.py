@@ -44,6 +44,16 @@ def text_of(error: str | None, body: bytes | None, *, is_task: bool) -> str:
     return (answer or error or "no reason is known")[:MAX_SHOWN]
 
 
+def places_in(body: bytes | None) -> list[str]:
+    """Where in the user's code the error of a dispatcher's answer was raised, the innermost last; empty if not told."""
+    try:
+        document = orjson.loads(body or b"")
+    except orjson.JSONDecodeError:
+        return []
+    places = document.get("at") if isinstance(document, dict) else None
+    return [place for place in places if isinstance(place, str)] if isinstance(places, list) else []
+
+
 def _error_in(body: bytes) -> str | None:
     """The member `error` of a JSON object; None without one."""
     if not body.startswith(b"{"):

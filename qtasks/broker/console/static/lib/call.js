@@ -63,12 +63,14 @@ function readEdited(text) {
 
 export const editable = (call) => pretty(new JsonObject([["args", call.args], ["kwargs", call.kwargs]]));
 
-// The error of a task's failed attempt, {"error", "code"} of its answer; null if the body is something else.
+// The error of a task's failed attempt, {"error", "code", "at"} of its answer; null if the body is something else. `at` are places
+// in the user's code, the innermost last.
 export function taskError(text) {
   const value = readJson(text);
   const error = value instanceof JsonObject ? value.get("error") : null;
-  const code = typeof error === "string" ? value.get("code") : null;
-  return typeof error === "string" ? { error, code: typeof code === "string" ? code : null } : null;
+  if (typeof error !== "string") return null;
+  const [code, at] = [value.get("code"), value.get("at")];
+  return { error, code: typeof code === "string" ? code : null, at: Array.isArray(at) ? at.filter((place) => typeof place === "string") : [] };
 }
 
 // The value of an argument as a filter has it; undefined for one that has no label: an object, a list, a number with a fraction.

@@ -158,7 +158,7 @@ function AttemptDetail({ attempt }) {
   const { response, timing = {} } = attempt;
   const error = taskError(response?.body);
   return html`<${Fragment}>
-    ${(error ?? attempt.error) && attempt.outcome !== "delivered" && html`<pre class="raw error-text" tabindex="0" aria-label="Error">${error?.error ?? attempt.error}</pre>`}
+    ${(error ?? attempt.error) && attempt.outcome !== "delivered" && html`<pre class="raw error-text" tabindex="0" aria-label="Error">${[error?.error ?? attempt.error, ...(error?.at ?? []).map((place) => `    ${place}`)].join("\n")}</pre>`}
     <${Facts} facts=${[
       ["Started", exact(attempt.startedMs)], ["Ended", attempt.endedMs && exact(attempt.endedMs)], ...PARTS.map(([member, , name]) => [name, timing[member] === undefined ? null : span(timing[member])]),
       ["Sent", inBundle(timing)], ["Error code", error?.code], ["Next attempt", attempt.nextMs && html`<${Time} ms=${attempt.nextMs} />`],
