@@ -91,3 +91,16 @@ def test_a_group_of_failures_is_retried_as_a_whole(
     own.confirm("Retry 2")
     broken.wait_for(4)
     assert dead(account) == 0
+
+
+def test_the_list_has_the_reports_of_the_framework_on_request_only(own: ConsolePage, account: Account) -> None:
+    for name in ("_end", "greet"):
+        account.publish(f"http://127.0.0.1:9/qtasks/{name}", Delay="1d", Qtasks_Interrupted_For="1h")
+    page = own.open("messages")
+    rows = page.locator("tbody")
+    expect(rows).to_contain_text("greet")
+    expect(rows).not_to_contain_text("_end")
+    page.get_by_role("button", name="with reports").click()
+    expect(rows).to_contain_text("_end")
+    own.open("messages?filter=task%3A_end")
+    expect(rows).to_contain_text("_end")

@@ -63,7 +63,7 @@ function Navigation() {
       <button type="button" class="menu" aria-expanded=${open} aria-controls="pages" onClick=${() => setOpen(!open)}>Menu</button></div>
     <div id="pages">
       ${groups.map((group) => html`<ul key=${group} aria-label=${group}>${PAGES.filter((page) => page.group === group && !lacks(page.name)).map((page) => html`<li key=${page.name}>
-        <a href=${href(page.name, page.query)} aria-current=${page.name === here ? "page" : null}>${page.title}</a></li>`)}</ul>`)}
+        <a href=${href(page.name)} aria-current=${page.name === here ? "page" : null}>${page.title}</a></li>`)}</ul>`)}
       <${Footer} />
     </div>
   </nav>`;

@@ -1,6 +1,5 @@
 // The pages in the order of the navigation. `detail` shows one item: its id is the second part of the address. `query` is
 // how the navigation opens a page. One that `isRare` is in the navigation only once there is something on it.
-import { NO_REPORTS } from "../parts/filter.js";
 import { Audit } from "./audit.js";
 import { DeadLetters } from "./dead_letters.js";
 import { Endpoints } from "./endpoints.js";
@@ -18,7 +17,7 @@ import { UrlGroups } from "./url_groups.js";
 
 export const PAGES = [
   { name: "overview", title: "Overview", group: "Now", key: "o", view: Overview },
-  { name: "messages", title: "Messages", query: { filter: NO_REPORTS }, group: "Now", key: "m", view: Messages, detail: Message },
+  { name: "messages", title: "Messages", group: "Now", key: "m", view: Messages, detail: Message },
   { name: "failures", title: "Failures", group: "Now", key: "f", view: Failures, detail: Failure },
   { name: "dead-letters", title: "Dead letters", group: "Now", key: "d", view: DeadLetters },
   { name: "events", title: "Live stream", group: "Now", key: "l", view: Live },

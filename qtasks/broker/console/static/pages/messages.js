@@ -9,7 +9,7 @@ import { go, replaceQuery, route } from "../lib/route.js";
 import { words } from "../lib/filter.js";
 import { Empty, Heading, Loaded, Panel, Problem, Table, useSelection } from "../parts/basic.js";
 import { ask } from "../parts/dialog.js";
-import { FilterBar, otherThanFilter, StatusFilter } from "../parts/filter.js";
+import { FilterBar, otherThanFilter, StatusFilter, withoutReports } from "../parts/filter.js";
 import { act } from "./dead_letters.js";
 import { MESSAGE_COLUMNS, NewRows, Pages, SelectionBar, useScrolled, useSteady } from "../parts/rows.js";
 
@@ -20,16 +20,19 @@ const MOST = 10_000; // messages that one action on all that match touches
 const PORTION = 200;
 
 export function Messages() {
-  const { filter = "", cursor } = route.value.query;
+  const { filter: typed = "", cursor, reports = "" } = route.value.query;
   const [error, setError] = useState(null);
-  const apply = (text) => go("messages", { filter: text });
+  const apply = (text) => go("messages", { filter: text, reports });
+  const filter = reports ? typed : withoutReports(typed);
   const reads = words(filter).some((word) => /^-?(arg\.|error$|queue$|key$|schedule$)/.test(word.name));
   const List = reads ? Scan : cursor ? Older : Newest;
   return html`<${Heading} title="Messages"><${AllMatching} filter=${filter} /><//>
-    <${FilterBar} value=${filter} apply=${apply} error=${error} />
-    <${StatusFilter} filter=${filter} apply=${apply} counts=${filter === "" ? countsOf(now.value) : {}} withReports />
+    <${FilterBar} value=${typed} apply=${apply} error=${error} />
+    <${StatusFilter} filter=${typed} apply=${apply} counts=${typed === "" ? countsOf(now.value) : {}}>
+      <button type="button" class="chip" aria-pressed=${reports !== ""} title="What the framework sends itself, to report how calls have ended" onClick=${() => go("messages", { filter: typed, reports: reports ? "" : "true" })}>with reports</button>
+    <//>
     <${Problem} error=${otherThanFilter(error)} />
-    <${List} key=${`${filter} ${cursor}`} filter=${filter} cursor=${cursor} setError=${setError} />`;
+    <${List} key=${`${filter} ${cursor}`} filter=${filter} query=${{ filter: typed, reports }} cursor=${cursor} setError=${setError} />`;
 }
 
 // Actions on every message that matches the filter, also on those of other pages. They are counted first; what comes later is not touched.
@@ -97,7 +100,7 @@ function useReported(error, setError) {
   }, [error]);
 }
 
-function Newest({ filter, setError }) {
+function Newest({ filter, query, setError }) {
   const selection = useSelection();
   const scrolled = useScrolled();
   const view = useView("messages", { filter, count: PAGE });
@@ -105,12 +108,12 @@ function Newest({ filter, setError }) {
   const steady = useSteady(view.data?.messages, { hold: scrolled || selection.size > 0, key: filter });
   return html`<${Loaded} view=${view} shown=${() => null}>${(data) => html`<${Fragment}>
     <${Rows} above=${html`<${NewRows} ...${steady} />`} rows=${steady.rows} selection=${selection} reload=${view.reload} filter=${filter} />
-    <${Pages} page="messages" query=${{ filter }} cursor=${data.cursor} />
+    <${Pages} page="messages" query=${query} cursor=${data.cursor} />
   <//>`}<//>`;
 }
 
 // An older page keeps its rows; what is new is counted at the first one.
-function Older({ filter, cursor, setError }) {
+function Older({ filter, query, cursor, setError }) {
   const selection = useSelection();
   const view = useView("messages", { filter, count: PAGE, cursor });
   const newest = useView("messages", { filter, count: PAGE }, { everyMs: 5000 });
@@ -118,8 +121,8 @@ function Older({ filter, cursor, setError }) {
   const steady = useSteady(view.data?.messages, { hold: true, key: cursor });
   const above = useSteady(newest.data?.messages, { hold: true, key: filter });
   return html`<${Loaded} view=${view} shown=${() => null}>${(data) => html`<${Fragment}>
-    <${Rows} above=${html`<${NewRows} ...${above} take=${() => go("messages", { filter })} />`} rows=${steady.rows} selection=${selection} reload=${view.reload} filter=${filter} />
-    <${Pages} page="messages" query=${{ filter }} cursor=${data.cursor} isOld />
+    <${Rows} above=${html`<${NewRows} ...${above} take=${() => go("messages", query)} />`} rows=${steady.rows} selection=${selection} reload=${view.reload} filter=${filter} />
+    <${Pages} page="messages" query=${query} cursor=${data.cursor} isOld />
   <//>`}<//>`;
 }
 

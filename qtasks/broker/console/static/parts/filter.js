@@ -124,19 +124,19 @@ function FilterProblem({ text, problem }) {
 }
 
 // The statuses as buttons; `counts` stand beside their names.
-export function StatusFilter({ filter, apply, counts = {}, withReports = false }) {
+export function StatusFilter({ filter, apply, counts = {}, children = null }) {
   const chosen = valueOf(filter, "status");
   const button = (status, name) => html`<button key=${name} type="button" class="chip" aria-pressed=${chosen === status} onClick=${() => apply(withWord(filter, "status", chosen === status ? null : status))}>
     ${name}${counts[status] !== undefined && html` <b>${count(counts[status])}</b>`}</button>`;
-  return html`<div class="chips" role="group" aria-label="Status">${button(null, "all")}${STATUSES.map((status) => button(status, status))}
-    ${withReports && html`<button type="button" class="chip" aria-pressed=${words(filter).some((word) => word.text === NO_REPORTS)} onClick=${() => apply(withoutReports(filter))}>without reports</button>`}</div>`;
+  return html`<div class="chips" role="group" aria-label="Status">${button(null, "all")}${STATUSES.map((status) => button(status, status))}${children}</div>`;
 }
 
-export const NO_REPORTS = "-task:_end"; // the framework's messages that report how a call has ended
+const NO_REPORTS = "-task:_end"; // the framework's messages that report how a call has ended
 
-function withoutReports(filter) {
-  const texts = words(filter).map((word) => word.text);
-  return (texts.includes(NO_REPORTS) ? texts.filter((text) => text !== NO_REPORTS) : [...texts, NO_REPORTS]).join(" ");
+// The filter without these messages, unless it asks for a task, or for ids or parts of names.
+export function withoutReports(filter) {
+  const asked = words(filter);
+  return asked.some((word) => ["task", "id", ""].includes(word.name)) ? filter : [...asked.map((word) => word.text), NO_REPORTS].join(" ");
 }
 
 // An error that the filter does not show at its place.

@@ -18,7 +18,7 @@ export function Shortcuts() {
       if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]") || isEditing(event.target)) return;
       const page = before === "g" ? PAGES.find((one) => one.key === event.key) : undefined;
       before = event.key;
-      if (page) go(page.name, page.query);
+      if (page) go(page.name);
       else if (event.key === "?") open.value = "keys";
       else if (event.key === "/") {
         const filter = document.querySelector("input[type=search]");
@@ -87,7 +87,7 @@ function Search() {
 }
 
 function matching(text) {
-  const pages = PAGES.filter((page) => !lacks(page.name) && page.title.toLowerCase().includes(text.toLowerCase())).map((page) => ({ title: page.title, run: () => go(page.name, page.query) }));
+  const pages = PAGES.filter((page) => !lacks(page.name) && page.title.toLowerCase().includes(text.toLowerCase())).map((page) => ({ title: page.title, run: () => go(page.name) }));
   if (text === "") return pages;
   const others = [{ title: `Messages: ${text}`, run: () => go("messages", { filter: text }) }];
   if (/^(msg|call)_/.test(text)) others.unshift({ title: `Message ${text}`, run: () => go(["messages", text]) });
