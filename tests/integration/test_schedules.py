@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -110,12 +111,13 @@ def test_the_list_tells_when_each_runs_next_and_how_it_stands(folder: Path, brok
     operator.run("sync", "--yes")
     operator.run("pause", "report:weekend")
     write(folder, REPORT.replace("0 9", "0 10"), '\n@cron("@daily")\ndef fresh() -> None: ...\n')
-    fresh, report, weekend, tidy = operator.run("list").out.splitlines()
+    fresh, report, weekend, paused_by, tidy = operator.run("list").out.splitlines()
     assert fresh.split() == ["fresh", "0", "0", "*", "*", "*", "UTC", "not", "synced"]
     assert "0 10 * * MON-FRI  Europe/Berlin  differs" in report
     assert ":00 CE" in report
     assert "UTC)" in report
     assert weekend.endswith("paused")
+    assert re.fullmatch(r"    paused \d+s ago by the configured token", paused_by)
     assert "left over" in tidy
     rows = {row["name"]: row for row in json.loads(operator.run("list", "--json").out)}
     assert rows["report:weekend"]["paused"]

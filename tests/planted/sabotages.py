@@ -455,7 +455,7 @@ SABOTAGES: Final = (
     Sabotage(
         "new messages take the room that others need to end",
         f"{_STORE}/sqlite.py",
-        "return self._if_room(work) if verb in _ACCEPTING else work",
+        'return self._if_room(work) if getattr(verb, "__wrapped__", verb) in _ACCEPTING else work',
         "return work",
         "tests/store/test_full_disk.py",
     ),
@@ -649,8 +649,8 @@ SABOTAGES: Final = (
     Sabotage(
         "the end of a call is reported as that of another of its task",
         "qtasks/tasks/send/prepared_call.py",
-        "own = frozenset({_CALL_ID, _END, _FAILURE} if reports_failure else {_CALL_ID, _END})",
-        "own = frozenset({_CALL_ID, _FAILURE})",
+        "own = {_CALL_ID, _END, *([_FAILURE] if reports_failure else ()), *([_LABELS] if has_own_labels else ())}",
+        "own = {_CALL_ID, _FAILURE, *([_LABELS] if has_own_labels else ())}",
         "tests/unit/tasks/test_prepared_call.py",
     ),
     Sabotage(

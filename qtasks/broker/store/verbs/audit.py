@@ -91,7 +91,7 @@ def entries(
 def prune(db: apsw.Connection, *, before_ms: int, limit: int) -> int:
     """Remove up to `limit` of the oldest rows, those from before `before_ms` and those beyond `KEPT`; how many."""
     removed = db.execute(
-        "DELETE FROM audit WHERE n IN (SELECT n FROM audit ORDER BY n LIMIT ?)"
+        "DELETE FROM audit WHERE n IN (SELECT n FROM audit WHERE n > 0 ORDER BY n LIMIT ?)"
         " AND (time_ms < ? OR n <= (SELECT max(n) FROM audit) - ?) RETURNING 1",
         (limit, before_ms, KEPT),
     )
