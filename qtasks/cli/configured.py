@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from typing import Any, Final
 
 import click
@@ -63,7 +64,8 @@ def _variable(name: str, default: str) -> ConfiguredValue:
 
 
 def _shown(parameter: click.Parameter, value: Any) -> str:
-    if callable(value) or value is None or value == ():
+    # An option without a value has a member of an enumeration in its place.
+    if callable(value) or value is None or value == () or isinstance(value, Enum):
         return _NONE
     if isinstance(value, tuple):
         return ", ".join(str(item) for item in value)

@@ -41,6 +41,7 @@ from qtasks.protocol.messages import SigningKeys, State
 from qtasks.tasks.dev_server import ServedApplication
 
 HOST: Final = "127.0.0.1"
+_DB: Final = str(dev_file.FOLDER / "dev.db")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +82,11 @@ def run(
             reason=reason,
             port=port,
             app_port=app_port,
-            db=MEMORY if memory else db or str(dev_file.FOLDER / "dev.db"),
+            db=MEMORY if memory else db or _DB,
             results=os.environ.get("QTASKS_RESULTS") or f"sqlite:///{folder / 'results.db'}",
             hosts=hosts,
             logs=logs,
-            configuration=configuration(click.get_current_context(), {LLM_VARIABLE: "echo"}, {}),
+            configuration=configuration(click.get_current_context(), {LLM_VARIABLE: "echo"}, {"db": _DB}),
         )
         out, errors = NonBlockingStream(sys.stdout), NonBlockingStream(sys.stderr)
         log_to(errors, options.logs)

@@ -23,6 +23,7 @@ def configured(*arguments: str, **environment: str) -> dict[str, ConfiguredValue
     found: list[ConfiguredValue] = []
 
     @click.command()
+    @click.argument("app", required=False)
     @click.option("--db", envvar="SHOP_DB", default="shop.db")
     @click.option("--keep", type=Duration(), default="7d")
     @click.option("--most", type=Size(), default="1GB")
@@ -43,7 +44,7 @@ def test_without_options_every_value_is_its_default() -> None:
     assert {value.source for value in values.values()} == {"default"}
     assert values["--keep"] == ("--keep", "7d", "7d", "default")
     assert values["--most"].value == "1GB"
-    assert values["--allow"].value == "none"
+    assert values["--allow"][1:3] == values["APP"][1:3] == ("none", "none")
     assert values["--reach"].value == "local", "what the command decides itself"
 
 
