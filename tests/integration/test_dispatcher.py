@@ -5,6 +5,7 @@ import contextlib
 import gc
 import json
 import logging
+import re
 import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator
@@ -754,7 +755,9 @@ async def test_a_delivery_over_a_real_server() -> None:
         answer = await post("fail", envelope())
         assert answer.status_code == 489
         assert answer.headers["Upstash-NonRetryable-Error"] == "true"
-        assert answer.json() == {"error": "NonRetryable: no", "code": "QT405"}
+        [place] = answer.json()["at"]
+        assert re.fullmatch(r".*test_dispatcher\.py:\d+ in fail", place)
+        assert answer.json() == {"error": "NonRetryable: no", "code": "QT405", "at": [place]}
         assert (await post("greet", envelope("x"), **{"Upstash-Signature": "forged"})).status_code == 401
         chunked = await client.post("/qtasks/greet", content=_chunks(b"x" * 1024 * 1024, 5))
         assert chunked.status_code == 413

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 DEAD_HOSTS = 50
 SILENT_NAMES = 120
-ROUNDS = 3
+ROUNDS = 8
 """One good round is enough: in another one this machine may have been busy with something else."""
 MESSAGES = 100
 """Due messages of each dead host."""

@@ -22,6 +22,7 @@ from qtasks.protocol import signing
 from qtasks.protocol.messages import Response
 from qtasks.testing.fakes.virtual_clock import SeededRandom
 from tests.support.broker import ACCOUNT, ScriptedTransport, VirtualClock
+from tests.support.process import soon
 from tests.support.servers import BrokerServer, Dispatcher
 from tests.support.tasks import BASE_URL, KEYS, application
 
@@ -204,7 +205,13 @@ def test_the_console_tells_the_tasks_of_a_running_application_and_a_call_made_fr
         assert broker.ask("GET", "/console/api/tasks").json == {"dispatchers": []}
         dispatcher.send("double", "1")
         dispatcher.wait_for("got 1")
-        [known] = broker.ask("GET", "/console/api/tasks").json["dispatchers"]
+
+        def dispatchers() -> list[dict[str, Any]]:
+            told: list[dict[str, Any]] = broker.ask("GET", "/console/api/tasks").json["dispatchers"]
+            return told
+
+        soon(lambda: dispatchers() != [], "the broker has read the answer, which follows the print")
+        [known] = dispatchers()
         assert known["prefix"] == dispatcher.url("")
         [task] = known["manifest"]["tasks"]
         body = {**json.loads(task["envelope"]), "kwargs": {"n": 12345678901234567890}}
