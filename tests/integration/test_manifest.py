@@ -18,7 +18,7 @@ from qtasks.broker.console.manifests import FRESH_S, Manifests
 from qtasks.broker.console.signed_questions import DispatcherQuestions
 from qtasks.broker.loops.key_ring import KeyRing
 from qtasks.broker.ports import DeliveryRequest, Failure
-from qtasks.protocol import signing
+from qtasks.protocol import signing, strict_json
 from qtasks.protocol.messages import Response
 from qtasks.testing.fakes.virtual_clock import SeededRandom
 from tests.support.broker import ACCOUNT, ScriptedTransport, VirtualClock
@@ -119,6 +119,61 @@ def test_a_declared_schedule_has_the_id_and_the_labels_that_a_sync_would_give_it
     assert schedule["id"] == desired.id
     assert tuple(schedule["labels"]) == desired.options.labels
     assert schedule["cron"] == "CRON_TZ=Europe/Berlin 0 9 * * *"
+
+
+class Unspeakable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+class Measured(BaseModel):
+    value: float = float("nan")
+
+
+def nested(levels: int) -> Any:
+    return [nested(levels - 1)] if levels else []
+
+
+@pytest.mark.parametrize(
+    "default",
+    [float("inf"), float("nan"), "\x00", "\udcff", 10**4310, nested(40), Unspeakable(), Measured()],
+    ids=["infinity", "nan", "nul", "surrogate", "digits", "deep", "repr", "field"],
+)
+def test_a_default_that_json_cannot_carry_takes_no_task_from_the_manifest(default: Any) -> None:
+    application = tasks()
+
+    @application.task
+    def wait(seconds: Any = default) -> None: ...
+
+    @application.task
+    def measure(measured: Measured) -> None: ...
+
+    told = manifest(application)
+    assert {"add", "report", "measure"} <= told.keys()
+    assert told["add"]["parameters"][1]["default"] == 9007199254740993
+    assert "default" not in told.get("wait", {"parameters": [{}]})["parameters"][0]
+
+
+def test_a_task_that_cannot_be_described_is_left_out_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    application = tasks()
+
+    def broken() -> None: ...
+
+    broken.__doc__ = "Half of a pair: \udcff"
+    application.task(broken)
+    told = manifest(application)
+    assert "add" in told
+    assert "broken" not in told
+    assert "broken is not in the manifest" in caplog.text
+
+
+def manifest(application: QTasks) -> dict[str, Any]:
+    """The tasks that the broker reads from the answer of an application, by name."""
+    with served(application) as client:
+        answer = client.post(URL, headers=signature())
+    assert answer.status_code == 200
+    content: Any = strict_json.loads(answer.content, big_integers=True)
+    return {task["name"]: task for task in content["tasks"]}
 
 
 @pytest.mark.parametrize("headers", [{}, signature(f"{BASE_URL}/add"), {"Upstash-Signature": "x.y.z"}])

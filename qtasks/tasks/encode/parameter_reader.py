@@ -159,8 +159,16 @@ def _written(task: str, parameters: Sequence[inspect.Parameter], returns: Any) -
         if parameter.annotation is not inspect.Parameter.empty:
             text += f": {type_name(parameter.annotation)}"
         if parameter.default is not inspect.Parameter.empty:
-            is_shown = not parameter.default or not is_secret_name(parameter.name)
-            text += f" = {cut(repr(parameter.default)) if is_shown else MASK}"
+            text += f" = {_written_default(parameter)}"
         parts.append(text)
     arrow = "" if returns is inspect.Parameter.empty else f" -> {type_name(returns)}"
     return f"{task}({', '.join(parts)}){arrow}"
+
+
+def _written_default(parameter: inspect.Parameter) -> str:
+    """A default as its author would write it; ``...`` if its own code cannot say."""
+    try:
+        is_shown = not is_secret_name(parameter.name) or not parameter.default
+        return cut(repr(parameter.default)) if is_shown else MASK
+    except Exception:
+        return "..."

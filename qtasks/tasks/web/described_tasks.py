@@ -9,13 +9,13 @@ import logging
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, Final
 
 from pydantic import TypeAdapter
 
 from qtasks.errors import QTasksError
 from qtasks.masking import is_secret_name
-from qtasks.protocol import wire
+from qtasks.protocol import strict_json, wire
 from qtasks.protocol.dispatcher_questions import VERSION, Manifest, ManifestSchedule, ManifestTask, Parameter
 from qtasks.protocol.labels import argument_labels
 from qtasks.tasks.base_task import BaseTask
@@ -29,29 +29,53 @@ from qtasks.tasks.task import Task
 
 log = logging.getLogger("qtasks.dispatch")
 
+_TASK_DEPTH: Final = strict_json.MAX_DEPTH - 2
+"""How deep a task may be nested: the manifest and its list are around it."""
+
 
 def manifest_of(tasks: Mapping[str, BaseTask[..., Any]], base_url: str) -> bytes:
     """The manifest of the tasks at `base_url`, as JSON. A task that cannot be described is left out, and logged."""
-    manifest: Manifest = {
+    head: Manifest = {
         "v": VERSION,
         "package": metadata.version("qstash-tasks"),
         "python": platform.python_version(),
-        "tasks": list(_described(tasks, base_url)),
+        "tasks": [],
     }
-    return json.dumps(manifest, ensure_ascii=False, separators=(",", ":")).encode()
+    return _encoded(head).removesuffix(b"]}") + b",".join(_described(tasks, base_url)) + b"]}"
 
 
-def _described(tasks: Mapping[str, BaseTask[..., Any]], base_url: str) -> Iterator[ManifestTask]:
+def _described(tasks: Mapping[str, BaseTask[..., Any]], base_url: str) -> Iterator[bytes]:
     for name, task in sorted(tasks.items()):
         if name != task.name:
             continue  # an alias
-        try:
-            yield _task(task, base_url)
-        except QTasksError as error:
-            log.warning("%s is not in the manifest: %s", name, error)
+        if (described := _readable(task, base_url)) is not None:
+            yield described
 
 
-def _task(task: BaseTask[..., Any], base_url: str) -> ManifestTask:
+def _readable(task: BaseTask[..., Any], base_url: str) -> bytes | None:
+    """A task as the broker can read it: without its defaults and schemas if they prevent that, None if more does.
+
+    One task that cannot be read would take all others with it.
+    """
+    # Defaults, annotations and docstrings are objects of the user, whose code may raise an error of any kind.
+    with contextlib.suppress(Exception):
+        return _encoded(_task(task, base_url), _TASK_DEPTH)
+    try:
+        return _encoded(_task(task, base_url, has_values=False), _TASK_DEPTH)
+    except Exception as error:
+        log.warning("%s is not in the manifest: %s", task.name, error)
+        return None
+
+
+def _encoded(value: Manifest | ManifestTask, max_depth: int = strict_json.MAX_DEPTH) -> bytes:
+    """JSON that the broker reads. Raises ValueError, TypeError or RecursionError for what it would refuse."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    strict_json.loads(text, max_depth=max_depth, big_integers=True)
+    return text
+
+
+def _task(task: BaseTask[..., Any], base_url: str, *, has_values: bool = True) -> ManifestTask:
+    """A task; with the defaults and the schemas of its parameters if `has_values`."""
     parameters, delivery = task.parameters, task.delivery_options
     options = ending_at(
         EndQuery(task.name).url(base_url),
@@ -73,7 +97,7 @@ def _task(task: BaseTask[..., Any], base_url: str) -> ManifestTask:
         "module": task.declared_in,
         "doc": inspect.getdoc(task.__wrapped__) or "",
         "signature": parameters.signature.removeprefix(task.name),
-        "parameters": list(_parameters(parameters)),
+        "parameters": list(_parameters(parameters, has_values=has_values)),
         "searchable": list(task.searchable),
         "headers": [list(line) for line in wire.write(options)],
         "queue": delivery.queue,
@@ -94,7 +118,7 @@ def _refusal(task: BaseTask[..., Any]) -> str | None:
     return None
 
 
-def _parameters(parameters: TaskParameters) -> Iterator[Parameter]:
+def _parameters(parameters: TaskParameters, *, has_values: bool) -> Iterator[Parameter]:
     by_position = {parameter.name for parameter in parameters.leading}
     for name, annotation in parameters.annotations.items():
         if name not in parameters.positional and name not in parameters.keywords:
@@ -105,9 +129,9 @@ def _parameters(parameters: TaskParameters) -> Iterator[Parameter]:
             "required": name in parameters.required,
             "byPosition": name in by_position,
         }
-        if (schema := _schema(annotation)) is not None:
+        if has_values and (schema := _schema(annotation)) is not None:
             described["schema"] = schema
-        if name in parameters.defaults and not is_secret_name(name):
+        if has_values and name in parameters.defaults and not is_secret_name(name):
             with contextlib.suppress(QTasksError):  # a value of another type than declared, or one that is not JSON
                 described["default"] = parameters.to_json({name: parameters.defaults[name]})[name]
         yield described
