@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from qtasks.broker.console.manifest_reader import DescribedTask
 from qtasks.broker.core.observed import error_texts
-from qtasks.masking import MASK, mask_pairs, mask_values, masked, masked_member, masked_text, secrets_in
+from qtasks.masking import MASK, mask_pairs, mask_values, masked, masked_text, secrets_in
 
 Facts = dict[str, Any]
 MAX_BYTES: Final = 20_000
@@ -63,7 +63,7 @@ def write(recorded: Recorded) -> str:
         *writer.arguments(),
         _list("Attempts", writer.attempts()),
         *writer.answer(),
-        _list("Versions", _versions(recorded.application)),
+        _list("Versions", writer.versions()),
         *writer.again(),
     ]
     return _cut("\n\n".join(parts), MAX_BYTES - 1) + "\n"
@@ -80,6 +80,7 @@ class _Writer:
         body = _json(self._message.get("body"))
         self._call: Facts = body if self.row["task"] and isinstance(body, dict) and "v" in body else {}
         self._named = self._named_arguments()
+        self._shown = _masked(self._call.get("kwargs") if self._named is None else self._named)
         secrets = secrets_in([self._named, body, self._message.get("header")])
         self._secrets = sorted({secret for secret in secrets if len(str(secret)) > 1}, key=str)
 
@@ -163,21 +164,27 @@ class _Writer:
                 yield _block("Body", self._clean(masked_text(body)), "arguments")
         elif self._is_coded:
             yield "## Arguments\n\nOnly the application can read them: they are encrypted, or not JSON."
+        elif self._shown is None:
+            yield "## Arguments\n\nThey are left out: they are nested too deeply."
         elif self._named is None:
-            yield _block("Arguments by name", _dumped(masked(self._call.get("kwargs"))), "arguments", "json")
+            yield _block("Arguments by name", _dumped(self._shown), "arguments", "json")
             yield "Those by position are left out: the application does not tell which of them are secret."
         else:
-            yield _block("Arguments", _dumped(_masked_members(self._named), indent=1), "arguments", "json")
+            yield _block("Arguments", _dumped(self._shown, indent=1), "arguments", "json")
+
+    def versions(self) -> Iterator[tuple[str, str]]:
+        yield "Application", self.inline(self._recorded.application)
+        yield "Broker", f"qtasks {version('qstash-tasks')}, Python {platform.python_version()}"
 
     def again(self) -> Iterator[str]:
         """How to run the call again; by hand if that needs nothing which only the application has."""
         pull = f"qtasks pull {shlex.quote(self.row['messageId'])}"
         yield _block("Run it in the `qtasks dev` of a developer's machine", pull, "arguments", "sh")
         task = self._recorded.task
-        if task is None or self._named is None or task.refusal is not None:
+        if task is None or self._named is None or self._shown is None or task.refusal is not None:
             return
-        shown, at = list(_masked_members(self._named).items()), len(self._call["args"])
-        if len(_dumped(self._named)) > _SHORT:
+        shown, at = list(self._shown.items()), len(self._call["args"])
+        if len(_dumped(self._shown)) > _SHORT:
             arguments, words = "...", ["..."]
         else:
             texts = [repr(value) for _, value in shown[:at]] + [f"{name}={value!r}" for name, value in shown[at:]]
@@ -190,11 +197,6 @@ class _Writer:
         yield _block("Send the call again", command, "arguments", "sh")
 
 
-def _versions(application: str) -> Iterator[tuple[str, str]]:
-    yield "Application", application
-    yield "Broker", f"qtasks {version('qstash-tasks')}, Python {platform.python_version()}"
-
-
 def _json(text: str | None) -> Any:
     try:
         return json.loads(text or "")
@@ -202,8 +204,14 @@ def _json(text: str | None) -> Any:
         return None
 
 
-def _masked_members(members: Facts) -> Facts:
-    return {name: masked_member(name, value) for name, value in members.items()}
+def _masked(arguments: Facts | None) -> Facts | None:
+    """The arguments without secrets; None if there are none, or if they are nested too deeply to be written."""
+    try:
+        shown: Facts | None = masked(arguments)
+        _dumped(shown, indent=1)
+    except RecursionError:
+        return None
+    return shown
 
 
 def _dumped(value: Any, indent: int | None = None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response
 from qtasks.broker.console import assistant_text, manifest_reader
 from qtasks.broker.console.assistant_text import Facts, Recorded
@@ -26,8 +28,8 @@ async def of_failure(context: ConsoleContext, viewer: Viewer, request: ApiReques
 async def _text(context: ConsoleContext, viewer: Viewer, message_id: str, failure: Facts | None) -> ApiResponse:
     message = await message_page.detail(context, viewer, message_id)
     task, application = await _described(context, viewer, message["row"])
-    text = assistant_text.write(Recorded(message=message, task=task, application=application, failure=failure))
-    return json_response({"text": text})
+    recorded = Recorded(message=message, task=task, application=application, failure=failure)
+    return json_response({"text": await asyncio.to_thread(assistant_text.write, recorded)})  # long texts take a while
 
 
 async def _described(context: ConsoleContext, viewer: Viewer, row: Facts) -> tuple[DescribedTask | None, str]:
