@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sysconfig
 import traceback
@@ -12,6 +13,8 @@ from typing import Final, NamedTuple
 MAX_FRAMES: Final = 6
 """Frames of one exception: the innermost ones."""
 MAX_CAUSES: Final = 3
+_LONGEST: Final = 200
+"""Characters of a place: code that is made at run time has names of any length."""
 _LIBRARIES: Final = tuple(
     str(Path(path).resolve()) + os.sep
     for path in (
@@ -56,13 +59,21 @@ def user_frames(error: BaseException, folder: str, *, with_source: bool = False)
 
 def places_of(error: BaseException) -> list[str]:
     """Where an exception and its causes were raised, such as ``["tasks.py:31 in charge"]``: no text of theirs."""
-    folder = str(Path.cwd())
     places: list[str] = []
-    for cause in causes(error):
-        if places:
-            places.append(f"caused by {type(cause).__name__}")
-        places += [frame.place for frame in user_frames(cause, folder)]
+    # Every error: the folder may be gone, and a traceback or a cause may be a property that raises. The places are an
+    # addition to an error that must be told in any case.
+    with contextlib.suppress(Exception):
+        folder = str(Path.cwd())
+        for cause in causes(error):
+            if places:
+                places.append(f"caused by {type(cause).__name__}")
+            places += [_cut(frame.place) for frame in user_frames(cause, folder)]
     return places
+
+
+def _cut(place: str) -> str:
+    line = " ".join(place.split())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
 
 
 def _is_of_library(filename: str) -> bool:

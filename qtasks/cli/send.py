@@ -107,14 +107,14 @@ def _read_argument(text: str) -> Any:
     text = text.removeprefix(_POSITIONAL)
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
 def _read_kwargs(text: str) -> dict[str, Any]:
     try:
         kwargs = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArgumentsError(
             f"--kwargs is not JSON: {error}",
             fix="""write it as '{"name": "Ada"}'""",

@@ -13,7 +13,9 @@ from importlib.metadata import version
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
+from qtasks.broker.api import routes
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, error_response, json_response
+from qtasks.broker.api.auth import TokenScope
 from qtasks.broker.console import same_origin, static_files
 from qtasks.broker.console.access import USER_HEADER
 from qtasks.broker.console.console import API_PREFIX, with_security
@@ -127,7 +129,7 @@ class ConsoleSite:
             if not is_safe:
                 raise HttpError(404, "there is no sign-in here")
             return json_response(await self._session(views))
-        if self._read_only and not is_safe:
+        if self._read_only and not (is_safe and _only_reads(request, path)):
             raise HttpError(403, "this console is for looking only")
         if ".." in path.split("/"):
             raise HttpError(404, f"the console has no view {path[:200]}")
@@ -185,3 +187,11 @@ class ConsoleSite:
 async def _next(stream: AsyncIterator[bytes]) -> bytes:
     """The next piece; empty at the end."""
     return await anext(stream, b"")
+
+
+def _only_reads(request: ApiRequest, path: str) -> bool:
+    """True for a view, and for what a token that only reads may ask the API: not for keys, which start tasks."""
+    if not path.lower().startswith("v2/"):
+        return True
+    route, _ = routes.find(request._replace(path=f"/{path}"))
+    return route.scope <= TokenScope.READ

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from qtasks.broker.api import auth
 from qtasks.broker.console.access import SCOPES
 from qtasks.broker.console.console_context import Role
 from qtasks.broker.console.sessions import MOST, TRIES
@@ -17,6 +18,7 @@ from qtasks.broker.core.values import AccountCredentials
 from qtasks.broker.settings import BrokerSettings
 from qtasks.broker.store.verbs import accounts
 from tests.support.console import TOKENS, Browser, add_tokens
+from tests.support.process import PATIENCE_S
 from tests.support.running import RunningBroker
 
 ROLES = tuple(TOKENS)
@@ -161,6 +163,20 @@ def test_a_bearer_token_needs_neither_session_nor_header(running: RunningBroker,
     assert (answer.json()["role"], answer.json()["canSignOut"], answer.json()["csrf"]) == (role, False, None)
     wrong = httpx.get(f"{running.url}/console/api/queues", headers={"Authorization": "Bearer wrong"})
     assert wrong.status_code == 401
+
+
+def test_a_stream_ends_with_its_bearer_token(running: RunningBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "STALE_S", 0.0)
+    write, account = running.broker.store.write, next(iter(running.broker.accounts.values()))
+    assert running.call(write(accounts.add_token, "leaves", account, "leaves", read_only=True, now_ms=0))
+    lines = {"Authorization": "Bearer leaves"}
+    with httpx.stream("GET", f"{running.url}/console/api/events", headers=lines, timeout=PATIENCE_S) as stream:
+        events = stream.iter_lines()
+        next(events)
+        assert running.call(write(accounts.remove_token, account, "leaves"))
+        own = {"Authorization": "Bearer own-token", "Upstash-Delay": "1d"}
+        httpx.post(f"{running.url}/v2/publish/http://127.0.0.1:9/", headers=own).raise_for_status()
+        assert "CREATED" not in "".join(events)
 
 
 def test_in_development_no_sign_in_is_needed(development: RunningBroker) -> None:

@@ -156,6 +156,11 @@ def test_a_read_only_console_only_looks() -> None:
             "/console/console/api/v2/queues", json={"queueName": "x"}, headers={"QTasks-CSRF": session["csrf"]}
         )
         assert answer.status_code == 403
+        for path in ("v2/keys", "V2/KEYS", "v2/keys/", "v2/keys?x=1"):
+            answer = client.get(f"/console/console/api/{path}")
+            assert answer.status_code == 403, "a signing key starts every task"
+            assert "sig_" not in answer.text
+        assert client.get("/console/console/api/v2/queues").status_code == 200
 
 
 # -- before a broker of ours

@@ -75,6 +75,7 @@ def test_an_existing_folder_is_left_as_it_is(tmp_path: Path) -> None:
         ("My Shop!", "qtasks new my-shop"),
         ("x" * 70, f"qtasks new {'x' * 64}"),
         ("qtasks", "qtasks new my-qtasks"),
+        ("Qstash_Tasks", "qtasks new my-qstash_tasks"),
         ("..", "qtasks new my-tasks"),
     ],
 )

@@ -38,6 +38,7 @@ class Running:
         self.store = store
         self.clock = clock
         self.slices: list[int] = []
+        self.counted_last: int | None = None
         self.number = 0
         self.task = asyncio.create_task(Indexer(store, clock).run())
 
@@ -51,6 +52,13 @@ class Running:
         async with asyncio.timeout(10):
             while (await self.store.read(counted))["waiting"] != waiting:
                 self.clock.advance(50)
+
+    async def until_asleep(self) -> None:
+        """Let time pass until a slice has found nothing to count."""
+        async with asyncio.timeout(10):
+            while self.counted_last != 0:
+                self.clock.advance(50)
+                await self.store.read(counted)
 
     async def end(self) -> None:
         self.task.cancel()
@@ -69,7 +77,9 @@ async def running(
 
     def count_log(db: apsw.Connection, *, now_ms: int, most: int) -> index.Counted:
         loop.slices.append(most)
-        return real(db, now_ms=now_ms, most=most)
+        progress = real(db, now_ms=now_ms, most=most)
+        loop.counted_last = progress.counted
+        return progress
 
     monkeypatch.setattr(index, "count_log", count_log)
     yield loop
@@ -80,9 +90,7 @@ async def running(
 async def test_the_loop_counts_what_is_written_and_sleeps_while_nothing_is(running: Running) -> None:
     await running.accept(3)
     await running.until_counted(3)
-    for _ in range(20):
-        running.clock.advance(indexer.LOOK_EVERY_MS)
-        await running.store.read(counted)
+    await running.until_asleep()
     asleep = len(running.slices)
     for _ in range(50):
         running.clock.advance(60_000)

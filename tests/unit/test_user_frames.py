@@ -72,3 +72,36 @@ def test_source_lines_are_read_if_they_are_asked_for() -> None:
     error = raised(read, "")
     assert [frame.source for frame in user_frames(error, "/", with_source=True)][-1] == "return json.loads(text)"
     assert {frame.source for frame in user_frames(error, "/")} == {""}
+
+
+def test_nothing_of_an_exception_or_of_the_machine_makes_it_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hostile(Exception):
+        @property
+        def __cause__(self) -> BaseException:  # type: ignore[override]
+            raise OSError
+
+    class Circle(Exception):
+        pass
+
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    error = Circle()
+    error.__cause__ = error
+    assert places_of(raised(_raise, error))[-1].endswith(" in _raise")
+    assert isinstance(places_of(Hostile()), list)
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert places_of(raised(read, "")) == []
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+def test_a_place_is_one_short_line() -> None:
+    source = "def long_name():\n    raise ValueError\nlong_name()".replace("long_name", "x" * 5_000)
+    *_, last = places_of(raised(exec, compile(source, "a\nb.py", "exec")))
+    assert last.startswith("a b.py:2 in xxx")
+    assert len(last) <= 200

@@ -145,6 +145,11 @@ def _token_in_header(request: ApiRequest) -> str | None:
     return token.strip() if len(authorizations) == 1 and scheme.lower() == "bearer" else ""
 
 
+def digest_in_header(request: ApiRequest) -> bytes:
+    """The digest of the token in the `Authorization` header of a request."""
+    return token_digest(_token_in_header(request) or "")
+
+
 def _token_in_query(request: ApiRequest) -> str | None:
     """The token in the query: a publish URL that is registered with a webhook provider carries it there."""
     for part in request.query.split("&"):

@@ -7,7 +7,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from qtasks.broker.api.api_request import ApiRequest, HttpError, read_object
-from qtasks.broker.api.auth import Principal, Tokens, TokenScope
+from qtasks.broker.api.auth import Principal, Tokens, TokenScope, digest_in_header
 from qtasks.broker.console import same_origin
 from qtasks.broker.console.console_context import Role, Viewer
 from qtasks.broker.console.sessions import LIFE_S, Session, Sessions, WrongTokens, secret
@@ -62,7 +62,7 @@ class Access:
         """Who sent `request`; None for a stranger. HttpError 401 for a bearer token that is not valid."""
         if request.header("authorization") is not None:
             principal = await self._tokens.authenticate(request)
-            return Visitor(_viewer(principal, _sender(principal, request)), None)
+            return Visitor(_viewer(principal, _sender(principal, request)), None, digest_in_header(request))
         for session_id in _session_ids(request):
             if (session := await self._sessions.get(session_id)) is not None:
                 return await self._of_session(session, session_id)
@@ -75,10 +75,10 @@ class Access:
         return Visitor(_person(principal), session.csrf, session.token_digest, session_id)
 
     async def is_valid(self, visitor: Visitor) -> bool:
-        """True until the session of the visitor ends, with its token or before."""
+        """True until the session of the visitor ends, or its token is revoked."""
         if visitor.session_id is not None:
             return await self._sessions.get(visitor.session_id) is not None
-        return True
+        return visitor.token_digest is None or await self._tokens.owner_of(visitor.token_digest) is not None
 
     async def sign_in(self, request: ApiRequest) -> tuple[Visitor, Headers]:
         """Exchange the token in the body for a session; the visitor and the cookie. HttpError 401, or 429 after many.

@@ -49,10 +49,11 @@ def command(folder: str, as_json: bool) -> None:
 
 
 def _check_name(name: str, place: Path) -> None:
-    if name in _OURS or not _NAME.fullmatch(name):
-        why = "is the name of this package" if name in _OURS else "is not a name for a project"
+    is_ours = re.sub(r"[-_.]+", "-", name).lower() in _OURS  # names that differ in these are one to an installer
+    if is_ours or not _NAME.fullmatch(name):
+        why = "is the name of this package" if is_ours else "is not a name for a project"
         nearest = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("._-")[:64].rstrip("._-")
-        nearest = f"my-{nearest}" if nearest in _OURS else nearest or "my-tasks"
+        nearest = f"my-{nearest}" if is_ours else nearest or "my-tasks"
         raise ConfigurationError(
             f"{name!r} {why}",
             details={"expected": "letters and digits, between them also - _ and .; 64 characters at most"},

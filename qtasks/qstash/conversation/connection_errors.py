@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterator
 from dataclasses import dataclass
+
+from qtasks.errors import cause_chain
 
 _AUTHORITY = "set SSL_CERT_FILE to a file with the certificates of that authority"
 _HOST = "write a host name that the certificate is for"
@@ -47,7 +48,7 @@ NOT_HTTP = Explanation(
 
 def explained(error: BaseException) -> Explanation:
     """Explain an error of a connection. httpx itself often says only "connect failed"."""
-    for cause in _chain(error):
+    for cause in cause_chain(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return _of_certificate(cause)
         if isinstance(cause, ssl.SSLError):
@@ -75,10 +76,3 @@ def _of_tls(error: ssl.SSLError) -> Explanation:
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return Explanation("it closed the connection during TLS; does it speak https there?")
     return Explanation(f"TLS failed: {reason.replace('_', ' ').lower() or error}")
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__

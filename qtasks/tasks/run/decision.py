@@ -24,7 +24,7 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from qtasks.error_codes import ErrorCode
-from qtasks.errors import ArgumentsError, OutputError, QTasksError, ResultsDisabled
+from qtasks.errors import ArgumentsError, OutputError, QTasksError, ResultsDisabled, cause_chain
 from qtasks.protocol.headers import INTERRUPTED_HEADER
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.control import AttemptTimeout, Cancel, NonRetryable, RetryAfter
@@ -391,13 +391,9 @@ def unwrapped(error: BaseException) -> BaseException:
     return error
 
 
-def is_interpreter_shutdown(error: BaseException | None) -> bool:
+def is_interpreter_shutdown(error: BaseException) -> bool:
     """True if the cause of an error is that Python shuts down: it starts no threads and no calls in pools any more."""
-    while error is not None:
-        if isinstance(error, RuntimeError) and "interpreter shutdown" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(isinstance(cause, RuntimeError) and "interpreter shutdown" in str(cause) for cause in cause_chain(error))
 
 
 def error_text(error: BaseException) -> str:

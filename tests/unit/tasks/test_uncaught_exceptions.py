@@ -198,6 +198,20 @@ async def test_a_hook_that_panics_changes_nothing(
     assert "a hook of work failed" in caplog.text
 
 
+@pytest.mark.anyio
+async def test_an_exception_that_is_its_own_cause_fails_one_attempt(broker: ManualBroker) -> None:
+    @broker.tasks.task
+    def again() -> None:
+        try:
+            raise KeyError("x")
+        except KeyError as error:
+            raise error from error
+
+    again.delay()
+    answer = await broker.deliver()
+    assert (answer.status, json_of(answer)["error"]) == (500, "KeyError: 'x'")
+
+
 # --- what does not come from the task goes on
 
 
