@@ -242,11 +242,35 @@ async def test_the_broker_signs_its_question_and_asks_again_after_a_while() -> N
         (Response(status=200, body=b"<html>"), "not JSON"),
         (Response(status=200, body=b"[]"), "not a manifest"),
         (Response(status=200, body=b'{"v":2,"tasks":[]}'), "version 2"),
+        (Response(status=200, body=b'{"v":1,"package":{},"tasks":[]}'), "not a manifest"),
         (Response(status=200, body=b'{"v":1,"tasks":[]}', truncated=True), "too large"),
     ],
 )
 async def test_what_is_no_manifest_is_a_sentence(outcome: Response | Failure, error: str) -> None:
     assert error in (await Asked(lambda _: outcome).error() or "")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"doc": None},
+        {"name": ["add"]},
+        {"aliases": "plus"},
+        {"searchable": [1]},
+        {"headers": [["a", 1]]},
+        {"schedules": [{"id": "x", "name": "x", "cron": 1, "labels": []}]},
+        {"parameters": [{"name": "a", "type": "int", "required": True, "byPosition": False, "schema": {"enum": 1}}]},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+async def test_a_task_of_another_form_is_left_out_and_the_others_stay_as_they_are(change: dict[str, Any]) -> None:
+    fit = described()
+    tasks = [1, {"name": "nodoc"}, *fit.values(), {**fit["add"], **change}]
+    content = json.dumps({"v": 1, "package": "1.0", "tasks": tasks}).encode()
+    asked = Asked(lambda _: Response(status=200, body=content))
+    [answer] = await asked.manifests.of(ACCOUNT, [f"{BASE_URL}/"])
+    assert answer.manifest is not None
+    assert json.loads(answer.manifest)["tasks"] == list(fit.values())
 
 
 def test_the_console_tells_the_tasks_of_a_running_application_and_a_call_made_from_that_alone_runs(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 import orjson
 
+from qtasks.broker.console.answer_forms import BOOL, INT, NUMBER, TEXT, list_of, object_of, optional
 from qtasks.broker.console.signed_questions import DispatcherQuestions, KeptAnswers, Refusal
 from qtasks.protocol import strict_json
 from qtasks.protocol.dispatcher_questions import CALL, VERSION, CallReport
@@ -70,71 +71,33 @@ def read_report(content: bytes) -> CallReport:
     }
 
 
-Reader = Callable[[Any, str], Any]
-"""Reads a value at a place. Raises ValueError."""
-
-
-def _typed(*types: type) -> Reader:
-    def read(value: Any, place: str) -> Any:
-        if type(value) not in types:
-            raise ValueError(f"{place} is not a {types[0].__name__}")
-        return value
-
-    return read
-
-
-def _optional(reader: Reader) -> Reader:
-    return lambda value, place: None if value is None else reader(value, place)
-
-
-def _object(members: dict[str, Reader]) -> Reader:
-    def read(value: Any, place: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise ValueError(f"{place} is not an object")
-        return {name: reader(value.get(name), f"{place}.{name}") for name, reader in members.items()}
-
-    return read
-
-
-def _list_of(reader: Reader) -> Reader:
-    def read(value: Any, place: str) -> list[Any]:
-        if not isinstance(value, list):
-            raise ValueError(f"{place} is not a list")
-        return [reader(item, place) for item in value]
-
-    return read
-
-
 def _node(value: Any, place: str) -> Any:
     """A step, a group, or what is left out."""
     if isinstance(value, dict) and "members" in value:
         return _GROUP(value, place)
     if isinstance(value, dict) and "leftOut" in value:
         counts = value["leftOut"]
-        if not isinstance(counts, dict) or not all(type(number) is int for number in counts.values()):
+        if not isinstance(counts, dict):
             raise ValueError(f"{place}.leftOut is not an object of counts")
-        return {"leftOut": counts}
+        return {"leftOut": {state: INT(number, f"{place}.leftOut.{state}") for state, number in counts.items()}}
     return _STEP(value, place)
 
 
-_TEXT: Final = _typed(str)
-_INT: Final = _typed(int)
-_NUMBER: Final = _typed(int, float)
-_STEP: Final = _object({"task": _TEXT, "id": _TEXT, "state": _TEXT})
-_GROUP: Final = _object({"members": _list_of(_list_of(_node)), "collect": _TEXT})
-_FLOW: Final = _object({"id": _TEXT, "state": _TEXT, "sequence": _list_of(_node)})
-_PROGRESS: Final = _object({"done": _NUMBER, "total": _optional(_NUMBER), "note": _TEXT})
-_RESULT: Final = _object({"form": _TEXT, "bytes": _INT, "text": _optional(_TEXT), "isCut": _optional(_typed(bool))})
-_RECORD: Final = _object(
+_STEP: Final = object_of({"task": TEXT, "id": TEXT, "state": TEXT})
+_GROUP: Final = object_of({"members": list_of(list_of(_node)), "collect": TEXT})
+_FLOW: Final = object_of({"id": TEXT, "state": TEXT, "sequence": list_of(_node)})
+_PROGRESS: Final = object_of({"done": NUMBER, "total": optional(NUMBER), "note": TEXT})
+_RESULT: Final = object_of({"form": TEXT, "bytes": INT, "text": optional(TEXT), "isCut": optional(BOOL)})
+_RECORD: Final = object_of(
     {
-        "id": _TEXT,
-        "task": _TEXT,
-        "state": _TEXT,
-        "attempt": _INT,
-        "updatedMs": _INT,
-        "progress": _optional(_PROGRESS),
-        "result": _optional(_RESULT),
-        "error": _optional(_TEXT),
+        "id": TEXT,
+        "task": TEXT,
+        "state": TEXT,
+        "attempt": INT,
+        "updatedMs": INT,
+        "progress": optional(_PROGRESS),
+        "result": optional(_RESULT),
+        "error": optional(TEXT),
     }
 )
 

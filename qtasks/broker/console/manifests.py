@@ -1,16 +1,19 @@
 """The manifests of the dispatchers that an account's messages go to: what their tasks and schedules are.
 
 A manifest is asked for with a request that is signed with the account's keys, at the prefix that its messages have, and
-under the same destination policy as a delivery. It comes from the network: what is not of the right form is refused.
+under the same destination policy as a delivery. It comes from the network: what is not of the right form is refused,
+and a single task of another form is left out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import json
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from qtasks.broker.console.answer_forms import BOOL, TEXT, list_of, object_of, optional
 from qtasks.broker.console.signed_questions import DispatcherQuestions, KeptAnswers, Refusal
 from qtasks.protocol import strict_json
 from qtasks.protocol.dispatcher_questions import MANIFEST, VERSION
@@ -27,7 +30,7 @@ class ManifestAnswer(NamedTuple):
     prefix: str
     """The URL before the names of its tasks, with a slash at its end."""
     manifest: bytes | None
-    """The manifest, JSON of the right form, as the dispatcher wrote it."""
+    """The manifest, JSON of the right form."""
     error: str | None
     """Why there is no manifest, a sentence."""
     time_ms: int
@@ -63,13 +66,52 @@ class Manifests:
 
 
 def _read(answer: bytes) -> bytes | Refusal:
-    """The manifest in an answer."""
+    """The manifest in an answer, without the tasks that are not of the right form."""
     try:
         content = strict_json.loads(answer, big_integers=True)
     except ValueError as error:
         return Refusal(f"its manifest is not JSON: {error}")
     if not isinstance(content, dict) or not isinstance(content.get("tasks"), list):
         return Refusal("its answer is not a manifest")
+    if not all(isinstance(content.get(name, ""), str) for name in ("package", "python")):
+        return Refusal("its answer is not a manifest")
     if content.get("v") != VERSION:
         return Refusal(f"its manifest has version {content.get('v')!r:.20}; this broker reads version {VERSION}")
-    return answer
+    fit = [task for task in content["tasks"] if _is_task(task)]
+    return answer if len(fit) == len(content["tasks"]) else json.dumps({**content, "tasks": fit}).encode()
+
+
+def _is_task(value: object) -> bool:
+    """True for a task of the right form; a page that reads another one would fail."""
+    try:
+        _TASK(value, "task")
+    except ValueError:
+        return False
+    return True
+
+
+def _schema(value: Any, place: str) -> None:
+    """What the form to run a task reads of a schema."""
+    if not isinstance(value, dict) or not isinstance(value.get("enum", []), list):
+        raise ValueError(f"{place} is not a schema")
+
+
+_TASK: Final = object_of(
+    {
+        "name": TEXT,
+        "aliases": list_of(TEXT),
+        "kind": TEXT,
+        "module": TEXT,
+        "doc": TEXT,
+        "signature": TEXT,
+        "parameters": list_of(
+            object_of({"name": TEXT, "type": TEXT, "required": BOOL, "byPosition": BOOL, "schema": optional(_schema)})
+        ),
+        "searchable": list_of(TEXT),
+        "headers": list_of(list_of(TEXT)),
+        "queue": optional(TEXT),
+        "envelope": TEXT,
+        "refusal": optional(TEXT),
+        "schedules": list_of(object_of({"id": TEXT, "name": TEXT, "cron": TEXT, "labels": list_of(TEXT)})),
+    }
+)

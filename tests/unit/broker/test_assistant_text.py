@@ -13,19 +13,19 @@ from qtasks.broker.ports import DeliveryRequest
 from qtasks.protocol.messages import Response
 from tests.support.api import Service
 from tests.support.broker import START_MS
+from tests.support.manifests import DESCRIBED, parameters
 from tests.support.view_caller import Console
 
 pytestmark = pytest.mark.anyio
 
 TASKS = "http://127.0.0.1:8000/qtasks"
 CHARGE = {
+    **DESCRIBED,
     "name": "charge",
     "module": "shop.tasks",
     "doc": "Take the money.\n\nNever twice.",
     "signature": "(order_id: int, api_key: str, note: str = '') -> None",
-    "parameters": [{"name": "order_id"}, {"name": "api_key"}, {"name": "note"}],
-    "refusal": None,
-    "schedules": [],
+    "parameters": parameters("order_id", "api_key", "note"),
 }
 SECRET = "sk-live-4242"
 

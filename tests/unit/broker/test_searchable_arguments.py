@@ -12,6 +12,7 @@ from qtasks.broker.console.console_context import Role
 from qtasks.broker.console.views import again, message_page, messages, schedule_table
 from qtasks.protocol.messages import Response
 from tests.support.api import Service
+from tests.support.manifests import DESCRIBED, parameters
 from tests.support.view_caller import Console
 
 pytestmark = pytest.mark.anyio
@@ -160,7 +161,7 @@ async def test_an_application_tells_the_positions_of_its_arguments(service: Serv
     manifest = {
         "v": 1,
         "tasks": [
-            {"name": "charge", "parameters": [{"name": "amount"}, {"name": "user_id"}], "searchable": ["user_id"]},
+            {**DESCRIBED, "name": "charge", "parameters": parameters("amount", "user_id"), "searchable": ["user_id"]},
         ],
     }
     service.transport.answer = lambda request: Response(status=200, body=json.dumps(manifest).encode())

@@ -1,5 +1,5 @@
 // The console: sign-in, navigation, and the page that the address names.
-import { Fragment, html, render, useEffect, useState } from "./lib/view.js";
+import { Component, Fragment, html, render, useEffect, useState } from "./lib/view.js";
 import { lacks, readSession, session, signIn, signOut } from "./lib/api.js";
 import { finishAll } from "./lib/leaving.js";
 import { connection } from "./lib/live.js";
@@ -92,7 +92,20 @@ function Page() {
   if (!page) return html`<${Heading} title="No such page" /><${Empty} title=${`There is no page “${name}”.`} />`;
   if (lacks(page.name) && !(page.isRare && session.value.service.kind !== "qstash")) return html`<${Heading} title=${page.title} /><${Empty} title="This service does not tell it.">The API of ${session.value.service.url} has no such view; a broker of qtasks has.<//>`;
   const View = path.length > 1 && page.detail ? page.detail : page.view;
-  return html`<${View} key=${path.join("/")} id=${path[1]} />`;
+  return html`<${Guard} at=${route.value} title=${page.title}><${View} key=${path.join("/")} id=${path[1]} /><//>`;
+}
+
+// What is shown of a page that throws an error, until another address is opened. All around it goes on working.
+class Guard extends Component {
+  componentDidCatch(error) {
+    console.error(error);
+    this.setState({ error, at: this.props.at });
+  }
+
+  render({ at, title, children }, failed) {
+    if (!failed.error || failed.at !== at) return children;
+    return html`<${Heading} title=${title} /><${Problem} error=${{ message: `This page failed: ${failed.error.message}` }} retry=${() => this.setState({ error: null })} />`;
+  }
 }
 
 const root = document.getElementById("app");
