@@ -61,7 +61,7 @@ def places_of(error: BaseException) -> list[str]:
     """Where an exception and its causes were raised, such as ``["tasks.py:31 in charge"]``: no text of theirs."""
     places: list[str] = []
     # Every error: the folder may be gone, and a traceback or a cause may be a property that raises. The places are an
-    # addition to an error that must be told in any case.
+    # addition to an error that must arrive in any case.
     with contextlib.suppress(Exception):
         folder = str(Path.cwd())
         for cause in causes(error):
