@@ -17,13 +17,15 @@ _PAIR: Final = re.compile(
     rf"""
     (?P<name>(?<![\w.-])(?=[\w.-]*?(?:{_PARTS}))[\w.-]++)  # read once: the time grows with the text, not its square
     (?P<sign>\\*["']?\s*[:=]\s*)
-    (?!"\*{{3}}"|'\*{{3}}'|\*{{3}}(?:[\s,;)\]}}]|\Z))  # masked already
+    (?!"\*{{3}}"|'\*{{3}}'|\\+"\*{{3}}\\+"|\*{{3}}(?:[\s,;)\]}}"'\\]|\Z))  # masked already
     (?:{_QUOTED}|(?:bearer|basic)\s+[^\s,;]+|[^\s,;)\]}}]+)
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-_BODIES: Final = frozenset({"body", "responseBody"})
-"""Members that hold a body, which may be JSON itself."""
+_IN_URL: Final = re.compile(r"(?<=://)(?P<user>[^\s/:@\"]*):[^\s/?\"]+@")
+"""The user and the password of a URL, up to the last ``@`` before its path."""
+_SIGNATURE: Final = "signature"
+"""The member with the signature of a task, whose defaults its application has masked: ``token: str`` is no secret."""
 _SHORT: Final = 4
 """Values with fewer characters are masked as whole words only: a single letter occurs in every word."""
 
@@ -34,7 +36,8 @@ def is_secret_name(name: str) -> bool:
 
 
 def mask_pairs(text: str) -> str:
-    """`text` with the values of pairs such as ``token=abc`` or ``"password": "x"`` masked."""
+    """`text` with the values of pairs such as ``token=abc`` or ``"password": "x"``, and passwords in URLs, masked."""
+    text = _IN_URL.sub(lambda url: f"{url['user']}:{MASK}@", text)
     return _PAIR.sub(lambda pair: f"{pair['name']}{pair['sign']}{MASK}", text)
 
 
@@ -50,23 +53,23 @@ def mask_values(text: str, secrets: Iterable[object]) -> str:
 
 
 def masked(value: Any) -> Any:
-    """JSON data with the values of secret names masked, also inside bodies that are JSON themselves."""
+    """JSON data with the values of secret names masked, also inside its texts, which may be JSON themselves."""
     if isinstance(value, dict):
         return {name: masked_member(name, member) for name, member in value.items()}
     if isinstance(value, list):
         return [masked(member) for member in value]
-    return value
+    return masked_text(value) if isinstance(value, str) else value
 
 
 def masked_member(name: str, value: Any) -> Any:
     """The value of a member with this name, masked."""
     if is_secret_name(name):
         return MASK
-    return masked_text(value) if name in _BODIES and isinstance(value, str) else masked(value)
+    return value if name == _SIGNATURE and isinstance(value, str) else masked(value)
 
 
 def masked_text(text: str) -> str:
-    """A body with the values of secret names masked."""
+    """A text, which may be JSON, with the values of secret names masked."""
     try:
         document = json.loads(text)
         changed = masked(document)

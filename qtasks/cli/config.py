@@ -6,7 +6,6 @@ import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import click
 
@@ -14,7 +13,7 @@ from qtasks.cli.changes import as_json_option
 from qtasks.cli.loader import load, locate_running, say_which
 from qtasks.cli.option_types import app_argument
 from qtasks.cli.printing import TableColumn, echo_json, echo_table
-from qtasks.masking import MASK
+from qtasks.masking import MASK, mask_pairs
 from qtasks.protocol import durations
 from qtasks.tasks.dev_server import find_dev_server
 from qtasks.tasks.settings import VARIABLES, Settings, resolve
@@ -70,9 +69,7 @@ def _value(settings: Settings, name: str) -> Any:
         return None
     if name in _SECRET:
         return MASK
-    if isinstance(value, str) and (password := urlsplit(value).password):
-        return value.replace(f":{password}@", f":{MASK}@")
-    return value
+    return mask_pairs(value) if isinstance(value, str) else value
 
 
 def _shown(value: Any) -> str:

@@ -167,10 +167,10 @@ class _Writer:
         elif self._shown is None:
             yield "## Arguments\n\nThey are left out: they are nested too deeply."
         elif self._named is None:
-            yield _block("Arguments by name", _dumped(self._shown), "arguments", "json")
+            yield _block("Arguments by name", self._clean(_dumped(self._shown)), "arguments", "json")
             yield "Those by position are left out: the application does not tell which of them are secret."
         else:
-            yield _block("Arguments", _dumped(self._shown, indent=1), "arguments", "json")
+            yield _block("Arguments", self._clean(_dumped(self._shown, indent=1)), "arguments", "json")
 
     def versions(self) -> Iterator[tuple[str, str]]:
         yield "Application", self.inline(self._recorded.application)
@@ -192,9 +192,9 @@ class _Writer:
             words += ["--kwargs", shlex.quote(_dumped(dict(shown[at:])))] if shown[at:] else []
         function = task.name.rpartition(".")[2]
         lines = [f"from {task.module} import {function}", "", f"{function}({arguments})"]
-        yield _block("Run the function alone", "\n".join(lines), "arguments", "python")
+        yield _block("Run the function alone", self._clean("\n".join(lines)), "arguments", "python")
         command = " ".join(["qtasks send", shlex.quote(task.name), *words])
-        yield _block("Send the call again", command, "arguments", "sh")
+        yield _block("Send the call again", self._clean(command), "arguments", "sh")
 
 
 def _json(text: str | None) -> Any:

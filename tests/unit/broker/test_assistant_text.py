@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 import pytest
@@ -88,6 +89,30 @@ async def test_a_secret_argument_is_masked_wherever_it_occurs(service: Service) 
     assert SECRET[:4] not in text
     assert "hunter2" not in text
     assert "ValueError: *** was refused" in text
+
+
+@pytest.mark.parametrize("tasks", [[CHARGE], None], ids=["described", "not described"])
+@pytest.mark.parametrize(
+    ("note", "shown"),
+    [
+        (f"https://api/x?api_key={SECRET}", "https://api/x?api_key=***"),
+        (json.dumps({"password": SECRET}), "***"),
+        (f"postgres://ada:{SECRET}@db/shop", "postgres://ada:***@db/shop"),
+    ],
+)
+async def test_a_secret_inside_an_argument_is_masked(service: Service, note: str, shown: str, tasks: Any) -> None:
+    text = await failed(service, 7, note=note, tasks=tasks)
+    assert SECRET not in text
+    assert shown in text
+
+
+async def test_a_call_with_masked_secrets_can_still_be_read(service: Service) -> None:
+    text = await failed(service, 7, note='{"password": "a"} https://api/?token=b')
+    _, _, python = text.partition("from shop.tasks import charge\n\n")
+    assert python.partition("\n")[0] == """charge(7, note='{"password": ***} https://api/?token=***')"""
+    _, _, command = text.partition("qtasks send charge ")
+    words = shlex.split(command.partition("\n")[0])
+    assert json.loads(words[-1]) == {"note": '{"password": ***} https://api/?token=***'}
 
 
 async def test_values_whose_names_nobody_knows_are_left_out(service: Service) -> None:

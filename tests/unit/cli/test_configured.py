@@ -85,6 +85,18 @@ def test_the_settings_of_an_environment_have_their_sources() -> None:
     assert (rows["threads"]["source"], rows["secret_key"]["value"]) == ("default", None)
 
 
+@pytest.mark.parametrize(
+    ("results", "shown"),
+    [
+        ("postgresql://h/db?user=u&password=hunter2", "postgresql://h/db?user=u&password=***"),
+        ("host=h password=hunter2 dbname=x", "host=h password=*** dbname=x"),
+        ("host=h password='hunter 2'", "host=h password=***"),
+    ],
+)
+def test_a_password_is_masked_wherever_an_address_has_it(results: str, shown: str) -> None:
+    assert config(QTASKS_RESULTS=results)["results"]["value"] == shown
+
+
 def test_the_arguments_of_an_application_win(tmp_path: Path) -> None:
     (tmp_path / "threaded_app.py").write_text("from qtasks import QTasks\ntasks = QTasks(threads=3)\n")
     rows = config("threaded_app.py", QTASKS_THREADS="9", QSTASH_TOKEN="s3cret")
