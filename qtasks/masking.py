@@ -25,7 +25,7 @@ _PAIR: Final = re.compile(
 _IN_URL: Final = re.compile(r"(?<=://)(?P<user>[^\s/:@\"]*):[^\s/?\"]+@")
 """The user and the password of a URL, up to the last ``@`` before its path."""
 _SIGNATURE: Final = "signature"
-"""The member with the signature of a task, whose defaults its application has masked: ``token: str`` is no secret."""
+"""The member with the signature of a task, whose defaults its application has masked: ``token: str`` names a type."""
 _SHORT: Final = 4
 """Values with fewer characters are masked as whole words only: a single letter occurs in every word."""
 
