@@ -33,7 +33,8 @@ class Planted:
         self._publish(shop)
 
     def _publish(self, shop: World) -> None:
-        url = f"{self.endpoint.url}/qtasks/charge?token={SECRET}"
+        host = self.endpoint.url.removeprefix("http://")
+        url = f"http://user:{SECRET}@{host}/qtasks/charge?token={SECRET}"
         body = json.dumps({"v": 1, "id": "call_1", "args": [SECRET], "kwargs": {"note": SECRET}}).encode()
         payload = {"Forward_X_Secret": SECRET, "Callback": f"{self.endpoint.url}/callback?token={SECRET}"}
         call = {"Qtasks_Call_Id": "call_1", "Qtasks_Interrupted_For": "1h", **payload}

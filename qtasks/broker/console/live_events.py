@@ -16,10 +16,11 @@ import orjson
 
 from qtasks.broker.api.api_request import ApiResponse, HttpError
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
-from qtasks.broker.console.message_targets import destination_of, is_report, task_of
+from qtasks.broker.console.message_targets import is_report, task_of
 from qtasks.broker.console.table_rows import HIDDEN
 from qtasks.broker.console.views import overview
 from qtasks.broker.core.observed import error_texts
+from qtasks.broker.core.observed.shown_urls import without_secrets
 from qtasks.broker.events import MessageEvent
 from qtasks.broker.loops.indexer import Indexer
 from qtasks.broker.store.verbs.insight import totals
@@ -212,7 +213,7 @@ def event_json(event: MessageEvent, *, shows_error: bool) -> dict[str, object]:
         "status": _status(event),
         "messageId": message.id,
         "task": task,
-        "destination": destination_of(message.url),
+        "destination": without_secrets(message.url),
         "error": error,
         "durationMs": event.duration_ms,
         "nextMs": event.next_delivery_ms,

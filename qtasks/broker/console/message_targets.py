@@ -1,20 +1,15 @@
-"""What a message is for, in words: the URL without its query, and the task of the framework that is called there."""
+"""What a message is for: the task of the framework that is called at its URL."""
 
 from __future__ import annotations
 
 from qtasks.protocol.messages import PublishOptions
 
 
-def destination_of(url: str) -> str:
-    """The URL without its query."""
-    return url.partition("?")[0]
-
-
 def task_of(url: str, options: PublishOptions) -> str | None:
     """The name of the task that a message calls, the last segment of its path; None if it is not of the framework."""
     if options.call_id is None and options.interrupted_for_ms is None:
         return None
-    return destination_of(url).rpartition("/")[2] or None
+    return url.partition("?")[0].rpartition("/")[2] or None
 
 
 def is_report(task: str | None) -> bool:

@@ -10,7 +10,7 @@ from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, js
 from qtasks.broker.api.validation import check_policy
 from qtasks.broker.console import manifest_reader
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
-from qtasks.broker.console.message_targets import destination_of, task_of
+from qtasks.broker.console.message_targets import task_of
 from qtasks.broker.core.repeats import NotRepeatable, repeat_of
 from qtasks.broker.store.verbs import audit
 from qtasks.broker.store.verbs.reads import queries
@@ -52,7 +52,7 @@ async def _searchable(context: ConsoleContext, viewer: Viewer, source: Message) 
     """The arguments by which calls of a task are found, each with its position; None if its application is silent."""
     if (name := task_of(source.url, source.options)) is None:
         return None
-    prefix = destination_of(source.url).removesuffix(name)
+    prefix = source.url.partition("?")[0].removesuffix(name)
     [answer] = await context.manifests.of(viewer.account, [prefix])
     tasks = () if answer.manifest is None else manifest_reader.read(answer.manifest).tasks
     task = next((task for task in tasks if task.name == name), None)

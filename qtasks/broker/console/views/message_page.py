@@ -13,6 +13,7 @@ from qtasks.broker.console import table_rows
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
 from qtasks.broker.core import wall_times
 from qtasks.broker.core.message_builder import LLM_URL
+from qtasks.broker.core.observed.shown_urls import without_secrets
 from qtasks.broker.core.past_attempts import HistoryEntry, PastAttempt, attempts
 from qtasks.broker.core.values import MessageStatus
 from qtasks.broker.core.wall_times import added
@@ -180,5 +181,5 @@ async def _signature(context: ConsoleContext, message: Message, viewer: Viewer) 
     if message.url == LLM_URL:
         return None
     keys = await context.api.keys.of(viewer.account)
-    url = message.url if viewer.sees_payloads else message.url.partition("?")[0]
+    url = message.url if viewer.sees_payloads else without_secrets(message.url)
     return {"url": url, "issuer": signing.ISSUER, "keyId": hashlib.sha256(keys.current.encode()).hexdigest()[:8]}

@@ -12,8 +12,9 @@ from qtasks.broker.api import schedules as api_schedules
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response
 from qtasks.broker.console import table_rows
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
-from qtasks.broker.console.message_targets import destination_of, task_of
+from qtasks.broker.console.message_targets import task_of
 from qtasks.broker.core.message_builder import publications, publish_of_schedule
+from qtasks.broker.core.observed.shown_urls import without_secrets
 from qtasks.broker.loops.scheduler import schedule_ms
 from qtasks.broker.store.verbs import audit, schedules, url_groups
 from qtasks.broker.store.verbs.reads.ticks import TickRow, missed_ticks, recent_ticks
@@ -73,11 +74,11 @@ def _view(context: ConsoleContext, viewer: Viewer, kept: _StoredSchedule) -> Jso
     shown = api_schedules.view_of(context.api, schedule)
     if not viewer.sees_payloads:
         shown = table_rows.without_argument_labels({name: shown[name] for name in shown if name not in _HIDDEN})
-        shown["destination"] = destination_of(schedule.destination)
+        shown["destination"] = without_secrets(schedule.destination)
     return {
         "schedule": shown,
         "task": task_of(schedule.destination, schedule.options),
-        "destination": destination_of(schedule.destination),
+        "destination": without_secrets(schedule.destination),
         "english": cron_english.describe(schedule.cron),
         "timeZone": _zone(schedule.cron),
         "clockChange": _clock_change(context, schedule.cron),

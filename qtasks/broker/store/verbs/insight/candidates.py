@@ -12,6 +12,7 @@ import apsw
 import orjson
 
 from qtasks.broker.core.observed.message_filter import Condition, ConsoleFilter, Kind
+from qtasks.broker.core.observed.shown_urls import without_secrets
 from qtasks.broker.core.observed.statuses import Status
 from qtasks.broker.store.verbs.insight import labelled_arguments
 from qtasks.broker.store.verbs.reads.filters import Where
@@ -160,7 +161,7 @@ def add_destination(where: Where, condition: Condition) -> None:
             values += [len(value) - 1, value[:-1]]
         else:
             tests.append("d.url = ?")
-            values.append(value.partition("?")[0])
+            values.append(without_secrets(value))
     where.add(f"({' OR '.join(tests)})", *values)
 
 

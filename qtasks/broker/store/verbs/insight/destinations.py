@@ -1,4 +1,4 @@
-"""The destinations of messages: URLs without their query, each with a number."""
+"""The destinations of messages: URLs without their query and without secrets, each with a number."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import apsw
 import orjson
 
+from qtasks.broker.core.observed.shown_urls import without_secrets
 from qtasks.broker.store.verbs.rows import fetch, first
 
 MAX_COUNTED: Final = 2_000
@@ -39,14 +40,9 @@ def _destination(number: int, counted_as: int, url: str, is_task: int) -> Counte
     return CountedDestination(number, counted_as, url, bool(is_task), is_report)
 
 
-def without_query(url: str) -> str:
-    """The URL without its query."""
-    return url.partition("?")[0]
-
-
 def task_in(url: str, *, is_task: bool) -> str | None:
     """The name of the task in a URL, its last segment; None for a message that is not of the framework."""
-    return without_query(url).rpartition("/")[2] or None if is_task else None
+    return without_secrets(url).rpartition("/")[2] or None if is_task else None
 
 
 class Destinations:
@@ -63,7 +59,7 @@ class Destinations:
 
     def of(self, account: int, url: str, *, is_task: bool) -> CountedDestination:
         """The destination of messages to a URL, which may have a query."""
-        key = account, without_query(url), is_task
+        key = account, without_secrets(url), is_task
         if (destination := self._seen.get(key)) is None:
             destination = self._seen[key] = self._stored(*key) or self._added(*key)
         return destination

@@ -8,8 +8,9 @@ from typing import Final, NamedTuple
 import apsw
 
 from qtasks.broker.core.observed import error_texts, statuses
+from qtasks.broker.core.observed.shown_urls import without_secrets
 from qtasks.broker.core.observed.statuses import Status
-from qtasks.broker.store.verbs.insight.destinations import task_in, without_query
+from qtasks.broker.store.verbs.insight.destinations import task_in
 from qtasks.broker.store.verbs.insight.index import IS_TASK
 from qtasks.broker.store.verbs.rows import fetch, first
 from qtasks.protocol.messages import State
@@ -72,7 +73,7 @@ def _shown(db: apsw.Connection, account: int, seq: int, now_ms: int) -> ShownMes
         message_id,
         call_id,
         task_in(url, is_task=bool(is_task)),
-        without_query(url),
+        without_secrets(url),
         status,
         created_ms,
         None if finished_ms is not None or status is Status.RUNNING else due_ms,

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 import apsw
 
+from qtasks.broker.core.observed.shown_urls import without_secrets
 from qtasks.broker.core.observed.statuses import Status
 from qtasks.broker.store.verbs.insight import index
 from qtasks.broker.store.verbs.insight.figures import ALL, COLUMNS, EVER_MS, HOUR_MS, MINUTE_MS, Figures
@@ -265,7 +266,7 @@ def _oldest_waiting(db: apsw.Connection, account: int, now_ms: int) -> tuple[int
 def _next_schedules(db: apsw.Connection, account: int) -> list[NextSchedule]:
     upcoming = []
     for schedule_id, destination, cron, next_ms, is_of_framework in fetch(db, _NEXT_SCHEDULES, (account,)):
-        url = str(destination).partition("?")[0]
+        url = without_secrets(str(destination))
         (task,) = first(db, _TASK_OF, (account, url)) or (url.rpartition("/")[2] if is_of_framework else None,)
         upcoming.append(NextSchedule(schedule_id, task, url, cron, next_ms))
     return upcoming
