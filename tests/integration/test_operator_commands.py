@@ -166,7 +166,7 @@ def test_a_message_is_shown_with_its_log_and_without_its_secrets(
 def test_messages_are_cancelled_by_a_filter_after_a_look(run: Run, broker: BrokerServer, endpoint: Endpoint) -> None:
     label = {"Upstash_Label": "unwanted", "Upstash_Delay": "1h"}
     waiting = [call(broker, endpoint, "welcome", number, **label) for number in range(3)]
-    call(broker, endpoint, "welcome", 4, Upstash_Delay="1h")
+    other = call(broker, endpoint, "welcome", 4, Upstash_Delay="1h")
     asked = run("messages", "cancel", "label:unwanted")
     assert (asked.status, asked.out) == (2, "")
     assert "this would cancel 3 messages at http://127.0.0.1:" in asked.err
@@ -177,6 +177,8 @@ def test_messages_are_cancelled_by_a_filter_after_a_look(run: Run, broker: Broke
     assert run("messages", "cancel", "label:unwanted", "--yes").out == "cancelled 3 messages\n"
     assert all(broker.states(message_id)[-1] == "CANCELED" for message_id in waiting)
     assert run("messages", "cancel", waiting[0], "--yes", "--json").json == {"cancelled": 0}
+    assert run("messages", "cancel", other, "--yes", "--json").json == {"cancelled": 1}
+    assert other in run("audit", "message.cancel").out, "whole, also where the terminal is narrow"
 
 
 def test_a_failed_message_is_retried_and_no_other(run: Run, broker: BrokerServer, endpoint: Endpoint) -> None:

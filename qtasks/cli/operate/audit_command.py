@@ -13,10 +13,10 @@ from qtasks.cli.printing import TableColumn, echo_json, echo_table, moment, talk
 _COLUMNS: Final = (
     TableColumn("TIME"),
     TableColumn("WHAT"),
-    TableColumn("OF WHAT", is_flexible=True),
     TableColumn("COUNT", is_number=True),
     TableColumn("WHO", is_flexible=True),
     TableColumn("FROM"),
+    TableColumn("OF WHAT"),  # the last, and whole: an id is for the next command
 )
 _PAGE: Final = 500
 
@@ -47,10 +47,10 @@ def command(words: tuple[str, ...], count: int, as_json: bool) -> None:
             (
                 moment(change["timeMs"]).partition(".")[0],
                 change["what"],
-                change["subject"],
                 f"{change['count']:,}",
                 change["who"],
                 change["origin"],
+                change["subject"],
             )
             for change in changes
         ]
