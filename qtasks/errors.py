@@ -37,7 +37,7 @@ from __future__ import annotations
 import copy
 import copyreg
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self, TypeAlias
 
 from qtasks.error_codes import ErrorCode
@@ -385,13 +385,3 @@ class SignatureError(QStashError):
     ) -> None:
         super().__init__(message, details=details, fix=fix, code=code)
         self.reason = reason
-
-
-def cause_chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and what it was raised from or while handling, each once: user code can make a circle of them."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or current.__context__

@@ -7,14 +7,17 @@ import os
 import sysconfig
 import traceback
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from qtasks.causes import cause_chain
 
 MAX_FRAMES: Final = 6
 """Frames of one exception: the innermost ones."""
 MAX_CAUSES: Final = 3
 _LONGEST: Final = 200
-"""Characters of a place: code that is made at run time has names of any length."""
+"""Characters of a line: code that is made at run time has names of any length."""
 _LIBRARIES: Final = tuple(
     str(Path(path).resolve()) + os.sep
     for path in (
@@ -36,12 +39,7 @@ class UserFrame(NamedTuple):
 
 def causes(error: BaseException) -> Iterator[BaseException]:
     """The exception, and those that caused it: three at most."""
-    current: BaseException | None = error
-    for _ in range(MAX_CAUSES):
-        if current is None:
-            return
-        yield current
-        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return islice(cause_chain(error, with_suppressed=False), MAX_CAUSES)
 
 
 def user_frames(error: BaseException, folder: str, *, with_source: bool = False) -> Iterator[UserFrame]:
@@ -67,12 +65,13 @@ def places_of(error: BaseException) -> list[str]:
         for cause in causes(error):
             if places:
                 places.append(f"caused by {type(cause).__name__}")
-            places += [_cut(frame.place) for frame in user_frames(cause, folder)]
+            places += [one_line(frame.place) for frame in user_frames(cause, folder)]
     return places
 
 
-def _cut(place: str) -> str:
-    line = " ".join(place.split())
+def one_line(text: str) -> str:
+    """The text in one line of bounded length."""
+    line = " ".join(text.split())
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
 
 

@@ -89,7 +89,9 @@ def test_nothing_of_an_exception_or_of_the_machine_makes_it_fail(
     gone.mkdir()
     error = Circle()
     error.__cause__ = error
-    assert places_of(raised(_raise, error))[-1].endswith(" in _raise")
+    places = places_of(raised(_raise, error))
+    assert places[-1].endswith(" in _raise")
+    assert not [place for place in places if place.startswith("caused by")], "it is its own cause"
     assert isinstance(places_of(Hostile()), list)
     monkeypatch.chdir(gone)
     gone.rmdir()

@@ -17,9 +17,8 @@ from contextlib import suppress
 from typing import Any, Final
 
 from qtasks.tasks.ports import ASGIApp, Receive, Scope, Send
-from qtasks.user_frames import causes, user_frames
+from qtasks.user_frames import causes, one_line, user_frames
 
-_LINE_WIDTH: Final = 200
 _REPORTED: Final = frozenset({"failed", "retry", "interrupted"})
 """The actions of log records about which the parent prints a line of its own."""
 
@@ -77,14 +76,9 @@ def folded_traceback(error: BaseException, folder: str) -> Iterator[str]:
     """
     for number, cause in enumerate(causes(error)):
         if number:
-            yield _cut(f"caused by {type(cause).__name__}: {cause}")
+            yield one_line(f"caused by {type(cause).__name__}: {cause}")
         for place, source in user_frames(cause, folder, with_source=True):
-            yield _cut(f"{place}: {source}" if source else place)
-
-
-def _cut(line: str) -> str:
-    line = " ".join(line.split())
-    return line if len(line) <= _LINE_WIDTH else line[: _LINE_WIDTH - 3] + "..."
+            yield one_line(f"{place}: {source}" if source else place)
 
 
 class OwnRequests:

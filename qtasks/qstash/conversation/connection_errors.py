@@ -6,7 +6,7 @@ import os
 import ssl
 from dataclasses import dataclass
 
-from qtasks.errors import cause_chain
+from qtasks.causes import cause_chain
 
 _AUTHORITY = "set SSL_CERT_FILE to a file with the certificates of that authority"
 _HOST = "write a host name that the certificate is for"

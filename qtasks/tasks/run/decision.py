@@ -23,8 +23,9 @@ from enum import Enum, StrEnum, auto
 from http import HTTPStatus
 from typing import NamedTuple
 
+from qtasks.causes import cause_chain
 from qtasks.error_codes import ErrorCode
-from qtasks.errors import ArgumentsError, OutputError, QTasksError, ResultsDisabled, cause_chain
+from qtasks.errors import ArgumentsError, OutputError, QTasksError, ResultsDisabled
 from qtasks.protocol.headers import INTERRUPTED_HEADER
 from qtasks.tasks.context import TaskContext
 from qtasks.tasks.control import AttemptTimeout, Cancel, NonRetryable, RetryAfter
