@@ -56,3 +56,7 @@ bench *arguments:
 docs:
     {{bin}}/python -m tests.support.error_page
     {{bin}}/python -m tests.console.screenshots
+
+# build the book from docs/ into build/book
+book:
+    NO_MKDOCS_2_WARNING=1 {{bin}}/mkdocs build --strict --config-file .mkdocs/mkdocs.yml

@@ -1,4 +1,4 @@
-"""docs/celery.md, line by line: what it says works is run, and what it says is refused names the text beside it."""
+"""docs/migrate/celery.md, line by line: what works is run, and what is refused names the text beside it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from qtasks import QTasks
 from qtasks.errors import QTasksError
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "celery.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "migrate" / "celery.md").read_text(encoding="utf-8")
 CODE = re.compile(r"`([^`]+)`")
 
 

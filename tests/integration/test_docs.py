@@ -3,53 +3,71 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 
+import click
 import pytest
 
+from qtasks.cli import cli
 from tests.house import citations, source
-from tests.support.process import environment
+from tests.support import page_code
+from tests.support.page_code import DOCS
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCS = ROOT / "docs"
-PRINTS = re.compile(r"^ *print\(.*\)  # (.*)$", flags=re.MULTILINE)
+ROOT = DOCS.parent
+PAGES = {page.relative_to(DOCS).as_posix(): page.read_text(encoding="utf-8") for page in sorted(DOCS.rglob("*.md"))}
+WITH_TESTS_OF_THEIR_OWN = {"tutorial.md": "test_tutorial.py", "guides/testing.md": "below"}
+WITH_CODE = [
+    name for name, text in PAGES.items() if page_code.blocks(text, "python") and name not in WITH_TESTS_OF_THEIR_OWN
+]
+COMMANDS = sorted(
+    {
+        (name, line.strip())
+        for name, text in PAGES.items()
+        for block in page_code.blocks(text, "console")
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.strip().startswith("qtasks ")
+    }
+)
 
 
-@pytest.mark.parametrize("page", ["celery.md", "cli.md", "llm.md", "tasks.md"])
-def test_the_blocks_of_a_page_run_one_after_the_other(page: str, tmp_path: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL)
-    program = "\n".join(blocks)
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env=environment(PYTHONIOENCODING="utf-8"),
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == PRINTS.findall(program)
+@pytest.mark.parametrize("name", WITH_CODE)
+def test_the_code_of_a_page_runs_and_prints_what_the_page_says(name: str, tmp_path: Path) -> None:
+    text = PAGES[name]
+    page_code.write_files(text, tmp_path)
+    if script := page_code.script(text):
+        done = page_code.run("-c", script, folder=tmp_path, timeout_s=60)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == page_code.printed(script)
+    if tests := [file for file in page_code.files(text) if file.startswith("test_")]:
+        done = page_code.run("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, folder=tmp_path, timeout_s=120)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_blocks_of_the_page_on_testing_are_tests_that_pass(tmp_path: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "testing.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    (tmp_path / "test_page.py").write_text("\n".join(blocks), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:schemathesis", str(tmp_path)],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=120,
-        check=False,
+    code = "\n".join(page_code.blocks(PAGES["guides/testing.md"], "python"))
+    (tmp_path / "test_page.py").write_text(code, encoding="utf-8")
+    done = page_code.run(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:schemathesis", folder=tmp_path, timeout_s=120
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(re.findall('def test_', ''.join(blocks)))} passed" in done.stdout
+    assert f"{len(re.findall('def test_', code))} passed" in done.stdout
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_a_command_of_a_page_has_the_options_that_the_page_shows(page: str, line: str, tmp_path: Path) -> None:
+    command: click.Command = cli
+    context = click.Context(cli, info_name="qtasks")
+    words = shlex.split(line.partition("  #")[0].partition(" > ")[0].removesuffix("&"))[1:]
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        name, *words = words
+        found = command.get_command(context, name)
+        assert found is not None, f"{page}: there is no command {name!r}"
+        command, context = found, click.Context(found, info_name=name, parent=context)
+    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    known |= {"--help", "--version"}
+    used = [word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)]
+    assert [option for option in used if option not in known] == [], page
 
 
 @pytest.mark.parametrize("folder", ["qtasks", "tests", "examples", "benchmarks"])
@@ -62,21 +80,21 @@ def test_what_the_code_cites_is_in_the_documentation(folder: str) -> None:
     assert citations.broken_citations(modules, DOCS) == []
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
+@pytest.mark.parametrize("page", PAGES)
 def test_links_of_a_page_lead_to_a_file_and_a_heading(page: str) -> None:
-    text = re.sub(r"```.*?```", "", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if target.startswith(("http://", "https://")):
             continue
         name, _, anchor = target.partition("#")
-        file = (DOCS / name).resolve() if name else DOCS / page
+        file = ((DOCS / page).parent / name).resolve() if name else DOCS / page
         assert file.exists(), target
         if anchor:
             assert anchor in _anchors(file.read_text(encoding="utf-8")), target
 
 
 def test_files_that_the_architecture_names_exist() -> None:
-    named = re.findall(r"`([\w/]+(?:\.py|/))`", (DOCS / "architecture.md").read_text(encoding="utf-8"))
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", PAGES["architecture.md"])
     parents = (ROOT, ROOT / "qtasks", ROOT / "qtasks" / "tasks")
     assert len(named) > 20
     assert [path for path in named if not any((parent / path).exists() for parent in parents)] == []

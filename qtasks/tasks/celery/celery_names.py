@@ -1,7 +1,7 @@
 """Attributes that Celery's objects have and ours do not, each with what to write instead.
 
 They do not exist: `hasattr` is false, and a type checker reports them. Code that uses one all the same gets an
-AttributeError that says what to write. docs/celery.md lists them beside the names that work.
+AttributeError that says what to write. docs/migrate/celery.md lists them beside the names that work.
 """
 
 from __future__ import annotations

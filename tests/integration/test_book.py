@@ -1,0 +1,72 @@
+"""docs/ is a book: it is built without a warning, and each of its pages is two clicks away from the first."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import urldefrag, urljoin, urlsplit
+
+import pytest
+
+from tests.support.page_code import DOCS
+
+SITE = "http://book.test/"
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built book. In strict mode each warning is an error: dead links and anchors, pages without a menu entry."""
+    folder = tmp_path_factory.mktemp("book")
+    configuration = DOCS.parent / ".mkdocs" / "mkdocs.yml"
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", configuration, "--site-dir", folder],
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag == "a" and (target := values.get("href")):
+            self.targets.append(target)
+        if tag in {"script", "img", "link"} and (source := values.get("src") or values.get("href")):
+            self.fetched.append(source)
+
+
+def read(book: Path, url: str) -> _Links:
+    """The links of the page at `url`."""
+    links = _Links()
+    links.feed((book / urlsplit(url).path.lstrip("/") / "index.html").read_text(encoding="utf-8"))
+    return links
+
+
+def test_every_page_is_two_clicks_away(book: Path) -> None:
+    reached = {SITE}
+    for _ in range(2):
+        targets = {urldefrag(urljoin(url, target)).url for url in reached for target in read(book, url).targets}
+        reached |= {url for url in targets if url.startswith(SITE) and url.endswith("/")}
+    names = [page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.rglob("*.md")]
+    pages = {urljoin(SITE, f"{name.removesuffix('index')}/".replace("//", "/").lstrip("/")) for name in names}
+    assert len(pages) > 40
+    assert pages - reached == set()
+
+
+def test_a_page_fetches_nothing_from_elsewhere(book: Path) -> None:
+    pages = [page.parent.relative_to(book).as_posix() for page in book.rglob("index.html")]
+    fetched = [source for page in pages for source in read(book, page).fetched]
+    assert len(fetched) > 40
+    assert [source for source in fetched if urlsplit(source).netloc] == []
