@@ -16,6 +16,7 @@ from tests.support.page_code import DOCS
 
 ROOT = DOCS.parent
 PAGES = {page.relative_to(DOCS).as_posix(): page.read_text(encoding="utf-8") for page in sorted(DOCS.rglob("*.md"))}
+OTHER_PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "benchmarks/README.md", ".github/CONTRIBUTING.md")]
 WITH_TESTS_OF_THEIR_OWN = {"tutorial.md": "test_tutorial.py", "guides/testing.md": "below"}
 WITH_CODE = [
     name for name, text in PAGES.items() if page_code.blocks(text, "python") and name not in WITH_TESTS_OF_THEIR_OWN
@@ -80,14 +81,16 @@ def test_what_the_code_cites_is_in_the_documentation(folder: str) -> None:
     assert citations.broken_citations(modules, DOCS) == []
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_links_of_a_page_lead_to_a_file_and_a_heading(page: str) -> None:
-    text = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
+@pytest.mark.parametrize(
+    "page", [*DOCS.rglob("*.md"), *OTHER_PAGES], ids=lambda page: page.relative_to(ROOT).as_posix()
+)
+def test_links_of_a_page_lead_to_a_file_and_a_heading(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if target.startswith(("http://", "https://")):
             continue
         name, _, anchor = target.partition("#")
-        file = ((DOCS / page).parent / name).resolve() if name else DOCS / page
+        file = (page.parent / name).resolve() if name else page
         assert file.exists(), target
         if anchor:
             assert anchor in _anchors(file.read_text(encoding="utf-8")), target
