@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -11,6 +12,12 @@ from urllib.parse import urldefrag, urljoin, urlsplit
 
 import pytest
 
+import qtasks
+import qtasks.errors
+import qtasks.llm
+import qtasks.qstash
+import qtasks.testing
+import qtasks.testing.llm
 from tests.support.page_code import DOCS
 
 SITE = "http://book.test/"
@@ -38,9 +45,12 @@ class _Links(HTMLParser):
         super().__init__()
         self.targets: list[str] = []
         self.fetched: list[str] = []
+        self.anchors: set[str] = set()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
+        if anchor := values.get("id"):
+            self.anchors.add(anchor)
         if tag == "a" and (target := values.get("href")):
             self.targets.append(target)
         if tag in {"script", "img", "link"} and (source := values.get("src") or values.get("href")):
@@ -70,3 +80,34 @@ def test_a_page_fetches_nothing_from_elsewhere(book: Path) -> None:
     fetched = [source for page in pages for source in read(book, page).fetched]
     assert len(fetched) > 40
     assert [source for source in fetched if urlsplit(source).netloc] == []
+
+
+def public_names() -> set[str]:
+    """The full names of all that users import."""
+    exporting = (qtasks, qtasks.llm, qtasks.qstash, qtasks.testing)
+    names = {f"{module.__name__}.{name}" for module in exporting for name in module.__all__}
+    for module in (qtasks.errors, qtasks.testing.llm):
+        for name, value in vars(module).items():
+            is_class = isinstance(value, type) and issubclass(value, qtasks.errors.QTasksError)
+            if (is_class or inspect.isfunction(value)) and value.__module__ == module.__name__ and name[0] != "_":
+                names.add(f"{module.__name__}.{name}")
+    return names - {"qtasks.errors.missing_extra", "qtasks.errors.did_you_mean"}
+
+
+def api(book: Path) -> set[str]:
+    """What the pages of the API describe."""
+    return set().union(*(read(book, f"{SITE}reference/{page}/").anchors for page in ("tasks", "client", "testing")))
+
+
+def test_the_pages_of_the_api_describe_every_public_name(book: Path) -> None:
+    names = public_names()
+    assert len(names) > 70
+    assert names - api(book) == set()
+
+
+def test_the_pages_of_the_api_describe_nothing_that_is_not_public(book: Path) -> None:
+    described = api(book)
+    assert {"qtasks.QTasks.task", "qtasks.QTasks.router", "qtasks.TaskResult.get"} <= described
+    hidden = {f"qtasks.QTasks.{name}" for name in ("get_runtime", "running_on", "conf", "__getattr__", "_names")}
+    hidden |= {"qtasks.TaskResult.accepted", "qtasks.TaskResult.waited_for", "qtasks.TaskContext.link"}
+    assert hidden & described == set()
