@@ -23,18 +23,15 @@ class Django(Process):
     program = (sys.executable, "-W", "error", "-m", "django")
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    page_code.write_files(PAGE, tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def migrated(project: Path) -> Path:
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of the page, with a database."""
+    folder = tmp_path_factory.mktemp("django")
+    page_code.write_files(PAGE, folder)
     for line in ("makemigrations shop", "migrate"):
         assert f"python manage.py {line}" in PAGE
-        manage(project, *line.split())
-    return project
+        manage(folder, *line.split())
+    return folder
 
 
 def manage(project: Path, *arguments: str) -> str:
@@ -55,17 +52,17 @@ def is_charged(origin: str, order: int) -> bool:
 
 
 @pytest.fixture
-def site(migrated: Path) -> Iterator[str]:
+def site(project: Path) -> Iterator[str]:
     """Django's own server; its origin."""
     port = free_port()
-    with Django(migrated, "runserver", "--noreload", str(port), **SETTINGS) as server:
+    with Django(project, "runserver", "--noreload", str(port), **SETTINGS) as server:
         server.wait_for("Quit the server")
         yield f"http://127.0.0.1:{port}"
         server.stop()
 
 
-def test_views_call_tasks_that_a_dispatcher_runs_with_the_models(migrated: Path, site: str) -> None:
-    with Dev(migrated, "dispatcher.py") as dev:
+def test_views_call_tasks_that_a_dispatcher_runs_with_the_models(project: Path, site: str) -> None:
+    with Dev(project, "dispatcher.py") as dev:
         dev.started()
         order = place_order(site)
         dev.wait_for("charged ada@example.com")
@@ -76,8 +73,8 @@ def test_views_call_tasks_that_a_dispatcher_runs_with_the_models(migrated: Path,
         dev.stop()
 
 
-def test_one_process_serves_django_and_runs_the_tasks(migrated: Path) -> None:
-    with Dev(migrated, "mysite/asgi.py") as dev:
+def test_one_process_serves_django_and_runs_the_tasks(project: Path) -> None:
+    with Dev(project, "mysite/asgi.py") as dev:
         origin = str(dev.started()["base_url"]).removesuffix("/qtasks")
         order = place_order(origin)
         dev.wait_for("charged ada@example.com")
@@ -86,7 +83,6 @@ def test_one_process_serves_django_and_runs_the_tasks(migrated: Path) -> None:
 
 
 def test_the_tests_of_the_page_pass(project: Path) -> None:
-    manage(project, "makemigrations", "shop")
     assert "python manage.py test shop.tests" in PAGE
     assert "Ran 2 tests" in (shown := manage(project, "test", "shop.tests"))
     assert "OK" in shown

@@ -107,8 +107,17 @@ def layers(app: object) -> Iterator[object]:
         if layer is None:
             return
         yield layer
-        inner = getattr(layer, "middleware_stack" if isinstance(layer, Starlette) else "app", None)
-        layer = inner if inner is not None else getattr(layer, "router", None)
+        inner = _attribute(layer, "middleware_stack" if isinstance(layer, Starlette) else "app")
+        layer = inner if inner is not None else _attribute(layer, "router")
+
+
+def _attribute(layer: object, name: str) -> object | None:
+    """An attribute of any object of the user's code, or None: Flask's `current_app` raises an error for each name."""
+    try:
+        value: object | None = getattr(layer, name, None)
+    except Exception:
+        return None
+    return value
 
 
 def serving(route_name: str = ROUTE_NAME) -> list[Starlette]:

@@ -167,6 +167,11 @@ def test_tasks_alone_are_served_under_our_prefix(tmp_path: Path) -> None:
     assert (found.target, found.prefix, list(found.tasks.tasks)) == ("only_tasks", "/qtasks", ["add"])
 
 
+def test_proxies_that_stand_for_nothing_yet_are_passed_over(tmp_path: Path) -> None:
+    write(tmp_path, "of_flask.py", code="from flask import current_app, request\n" + TASKS)
+    assert list(loaded(tmp_path, "of_flask.py").tasks.tasks) == ["add"]
+
+
 def test_an_application_is_served_as_it_is(tmp_path: Path) -> None:
     write(tmp_path, "whole_app.py", code=APP)
     for argument in ("whole_app.py", "whole_app:app"):
