@@ -69,8 +69,13 @@ def test_dependencies_of_the_application_do_not_run_for_tasks(tasks: QTasks, cap
 
 
 def test_a_base_url_with_another_path_is_a_warning_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
-    keys = {"current_signing_key": KEYS.current, "next_signing_key": KEYS.next}
-    with QTasks(url="http://broker.test", base_url="https://example.com/jobs", token="token", **keys) as tasks:
+    with QTasks(
+        url="http://broker.test",
+        base_url="https://example.com/jobs",
+        token="token",
+        current_signing_key=KEYS.current,
+        next_signing_key=KEYS.next,
+    ) as tasks:
         app = FastAPI()
         app.include_router(tasks.router, prefix="/qtasks")
         with behind_uvicorn(app):

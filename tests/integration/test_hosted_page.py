@@ -18,12 +18,13 @@ from tests.support.page_code import DOCS
 from tests.support.running import RunningBroker
 
 PAGE = (DOCS / "guides" / "hosted.md").read_text(encoding="utf-8")
-OLD = AccountCredentials("shop", "old-token", SigningKeys("sig_" + "a" * 28, "sig_" + "b" * 28))
-NEW = AccountCredentials("shop", "new-token", SigningKeys("sig_" + "c" * 28, "sig_" + "d" * 28))
+OLD = SigningKeys("sig_" + "a" * 28, "sig_" + "b" * 28)
+NEW = SigningKeys("sig_" + "c" * 28, "sig_" + "d" * 28)
 
 
 @contextmanager
-def broker_of(credentials: AccountCredentials) -> Iterator[RunningBroker]:
+def broker_with(keys: SigningKeys, token: str) -> Iterator[RunningBroker]:
+    credentials = AccountCredentials("shop", token, keys)
     broker = RunningBroker(BrokerSettings(path=":memory:", credentials=(credentials,)))
     try:
         yield broker
@@ -36,20 +37,27 @@ def test_a_dispatcher_with_a_key_of_each_broker_runs_the_calls_of_both() -> None
     ran: SimpleQueue[str] = SimpleQueue()
     listener = listen("127.0.0.1", 0)
     base_url = f"http://127.0.0.1:{listener.getsockname()[1]}/qtasks"
-    with broker_of(OLD) as old, broker_of(NEW) as new:
-        keys = {"current_signing_key": NEW.keys.current, "next_signing_key": OLD.keys.current}
-        with (
-            QTasks(url=new.url, token=NEW.token, base_url=base_url, results="memory://", **keys) as tasks,
-            QTasks(url=old.url, token=OLD.token, base_url=base_url) as sender_of_old_calls,
-        ):
+    with (
+        broker_with(OLD, "token-of-the-old") as old,
+        broker_with(NEW, "token-of-the-new") as new,
+        QTasks(
+            url=new.url,
+            token="token-of-the-new",
+            base_url=base_url,
+            results="memory://",
+            current_signing_key=NEW.current,
+            next_signing_key=OLD.current,
+        ) as tasks,
+        QTasks(url=old.url, token="token-of-the-old", base_url=base_url) as sender_of_old_calls,
+    ):
 
-            @tasks.task
-            def note(text: str) -> None:
-                ran.put(text)
+        @tasks.task
+        def note(text: str) -> None:
+            ran.put(text)
 
-            app = FastAPI()
-            app.include_router(tasks.router, prefix="/qtasks")
-            with behind_uvicorn(app, listener=listener):
-                sender_of_old_calls.send_task("note", ["of the old broker"])
-                note.delay("of the new broker")
-                assert {ran.get(timeout=20), ran.get(timeout=20)} == {"of the old broker", "of the new broker"}
+        app = FastAPI()
+        app.include_router(tasks.router, prefix="/qtasks")
+        with behind_uvicorn(app, listener=listener):
+            sender_of_old_calls.send_task("note", ["of the old broker"])
+            note.delay("of the new broker")
+            assert {ran.get(timeout=20), ran.get(timeout=20)} == {"of the old broker", "of the new broker"}
