@@ -130,6 +130,9 @@ def listens(port: int) -> bool:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """This process's environment without settings of qtasks, with this package importable, and with `extra`."""
+    """This process's environment without settings of qtasks, with this package importable, and with `extra`.
+
+    Modules are compiled once, as those of an installed package are.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("QSTASH_", "QTASKS_"))}
-    return {**kept, "PYTHONPATH": str(ROOT), **extra}
+    return {**kept, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPATH": str(ROOT), **extra}

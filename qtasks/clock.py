@@ -5,7 +5,6 @@ Shared by the broker and the tasks.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import time
 from collections.abc import Awaitable, Callable
@@ -73,6 +72,8 @@ class SystemClock:
 
     async def wait(self, event: Awaitable[object], until_ms: int | None) -> None:
         """See `Clock.wait`."""
+        import asyncio  # here: commands that only read the time do not load it
+
         # A wall clock may jump: look again at least once a minute instead of trusting one long timer.
         timeout = None if until_ms is None else min(60.0, max(0.0, (until_ms - self.now_ms()) / 1000))
         try:

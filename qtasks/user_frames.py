@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from qtasks.causes import cause_chain
 
@@ -25,8 +25,13 @@ _LIBRARIES: Final = tuple(
         *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")),
     )
 )
+_OURS: Final = (str(Path(__file__).parent) + os.sep, *map(sysconfig.get_path, ("stdlib", "platstdlib")))
+"""Where the code of frames is that say nothing to a user. Applications may be installed packages, too."""
 _PARTS_OUTSIDE: Final = 3
 """Parts of a path outside of the folder that are shown: an absolute one tells more of a machine than of the code."""
+
+
+E = TypeVar("E", bound=BaseException)
 
 
 class UserFrame(NamedTuple):
@@ -53,6 +58,16 @@ def user_frames(error: BaseException, folder: str, *, with_source: bool = False)
     for frame in own[-MAX_FRAMES:] or frames[-1:]:
         source = (frame.line or "") if with_source else ""
         yield UserFrame(f"{_shown(frame.filename, folder)}:{frame.lineno} in {frame.name}", source)
+
+
+def without_our_frames(error: E) -> E:
+    """An error whose text says everything, without its traceback if that has only frames of qtasks and of Python.
+
+    Raised again, its traceback begins where it is raised.
+    """
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    is_ours = all(file.startswith(_OURS) and "site-packages" not in file.removeprefix(_OURS[0]) for file in files)
+    return error.with_traceback(None) if is_ours else error
 
 
 def places_of(error: BaseException) -> list[str]:

@@ -36,7 +36,7 @@ def exit_code_of(error: QTasksError) -> int:
         return _OF_STATUS.get(error.status, FAILED)
     if isinstance(error, BrokerUnreachable):
         return UNREACHABLE
-    if error.code == ErrorCode.SCHEDULE_UNKNOWN:
+    if error.code in (ErrorCode.SCHEDULE_UNKNOWN, ErrorCode.TASK_UNKNOWN):
         return NOT_FOUND
     if isinstance(error, ConfigurationError) and not error.code.startswith(_COMMAND_LINE):
         return CONFIGURATION

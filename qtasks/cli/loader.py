@@ -12,16 +12,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ConfigurationError, QTasksError, did_you_mean
-from qtasks.tasks.app import QTasks, served_by
 from qtasks.tasks.dev_server import DevServer, find_dev_server
-from qtasks.tasks.ports import ASGIApp
 from qtasks.tasks.settings import VARIABLES
+
+if TYPE_CHECKING:
+    from qtasks.tasks.app import QTasks
+    from qtasks.tasks.ports import ASGIApp
 
 RUNNING: Final = "that of the running qtasks dev"
 MAX_REASON: Final = 300
@@ -241,6 +243,8 @@ def _made_by(factory: Callable[[], Any], target: AppLocation) -> Any:
 
 
 def _tasks_of(module: ModuleType, target: AppLocation) -> QTasks:
+    from qtasks.tasks.app import QTasks
+
     declared = list({id(value): value for value in vars(module).values() if isinstance(value, QTasks)}.values())
     if len(declared) > 1:
         raise AppError(
@@ -266,6 +270,7 @@ def _tasks_of(module: ModuleType, target: AppLocation) -> QTasks:
 
 
 def _loaded_app(candidate: Any, target: AppLocation) -> LoadedApp:
+    from qtasks.tasks.app import QTasks, served_by
     from qtasks.tasks.web.applications import is_application, prefix_of
 
     if isinstance(candidate, QTasks):

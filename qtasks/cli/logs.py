@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections.abc import Callable
@@ -124,4 +123,8 @@ def _is_not_cancelled(record: logging.LogRecord) -> bool:
     """False for what uvicorn logs about cancelled requests: the code that cancels logs one line; it would add forty."""
     if record.name == "uvicorn.error" and str(record.msg).startswith(_CANCELLING):
         return False
-    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+    if not record.exc_info:
+        return True
+    from asyncio import CancelledError  # here: `--help` and completion read the options of this module
+
+    return not isinstance(record.exc_info[1], CancelledError)

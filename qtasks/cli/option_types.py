@@ -1,14 +1,17 @@
-"""Option types of the command line: durations, sizes, ports and host names."""
+"""Option types of the command line: durations, sizes, ports, host names and counts."""
 
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from qtasks.protocol import durations
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 PORT: Final = click.IntRange(0, 65_535)
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
@@ -83,3 +86,10 @@ class HostName(click.ParamType[str]):
         if not _HOST_NAME.fullmatch(value):
             self.fail(f"{value!r} is not a host name; write it as app.example.com, without scheme and port", param, ctx)
         return str(value).lower()
+
+
+def count_option(default: int, most: int | None = None) -> Callable[[F], F]:
+    """The option `--count` of a command that lists: how many at most."""
+    return click.option(
+        "--count", "-n", type=click.IntRange(1, most), default=default, show_default=True, help="How many at most."
+    )

@@ -15,7 +15,7 @@ import click
 
 from qtasks.cli.changes import as_json_option, dry_run_option
 from qtasks.cli.operate.dlq_command import ID
-from qtasks.cli.operate.masked import arguments
+from qtasks.cli.operate.masked import MaskedMessages
 from qtasks.cli.operate.running_tasks import names_of_tasks
 from qtasks.cli.operate.service import ServiceConnection, connected
 from qtasks.cli.printing import echo_facts, echo_json, talk
@@ -51,6 +51,10 @@ class _Copy:
     is_bound: bool
     """True if its arguments can be read under the id of the original call only."""
 
+    def facts(self) -> dict[str, str]:
+        """Where it goes and its body, as the API has them of a message."""
+        return {"url": self.destination, "body": self.body.decode("utf-8", "replace")}
+
 
 @click.command("pull")
 @click.argument("message_id", metavar="MESSAGE")
@@ -85,12 +89,13 @@ def command(
             )
         message = service.steps(_read(message_id))
         copy = _copy_of(message, here, to, retries)
+        masking = MaskedMessages.of(here, [copy.facts()])
         published = None if dry_run else here.run(publish_raw(copy.destination, copy.body, copy.options, retry_id=None))
     new_id = None if published is None else published.message_id
     if as_json:
         echo_json(_facts(message, service.url, copy, new_id))
     else:
-        _echo(message, service.url, copy, new_id)
+        _echo(message, service.url, copy, new_id, masking)
 
 
 def _open_here(stack: ExitStack) -> ServiceConnection:
@@ -200,8 +205,9 @@ def _facts(message: Message, url: str, copy: _Copy, new_id: str | None) -> dict[
     }
 
 
-def _echo(message: Message, url: str, copy: _Copy, new_id: str | None) -> None:
-    call = arguments(copy.body.decode("utf-8", "replace"))
+def _echo(message: Message, url: str, copy: _Copy, new_id: str | None, masking: MaskedMessages) -> None:
+    facts = copy.facts()
+    call = masking.arguments(facts["url"], facts["body"])
     letter = f", dead letter {message.dlq_id}" if isinstance(message, DlqMessage) else ""
     click.echo(new_id or "nothing was published")
     echo_facts(

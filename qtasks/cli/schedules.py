@@ -18,14 +18,13 @@ from qtasks.cli.operate.pause_notes import note_option, pause_line
 from qtasks.cli.option_types import app_argument
 from qtasks.cli.printing import echo_json
 from qtasks.errors import ConfigurationError
-from qtasks.protocol import cron
-from qtasks.tasks.app import QTasks
-from qtasks.tasks.schedules.diff import SyncPlan
-from qtasks.tasks.schedules.recurrence import shown
-from qtasks.tasks.schedules.task_schedule import TaskSchedule
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # an application is loaded when a command runs, not for --help
+    from qtasks.protocol import cron
     from qtasks.qstash.schedule import Schedule
+    from qtasks.tasks.app import QTasks
+    from qtasks.tasks.schedules.diff import SyncPlan
+    from qtasks.tasks.schedules.task_schedule import TaskSchedule
 
 _RUNS: Final = 5
 
@@ -52,6 +51,8 @@ def list_(app: str | None, as_json: bool) -> None:
     if as_json:
         echo_json([row.facts() for row in rows])
         return
+    from qtasks.tasks.schedules.recurrence import shown
+
     _echo_columns(
         [(row.name, shown(row.timing), row.state, row.next_shown) for row in rows],
         ["; ".join(filter(None, (row.pause, row.past))) for row in rows],
@@ -126,7 +127,7 @@ def pause(name: str, app: str | None, note: str | None, as_json: bool) -> None:
 @as_json_option
 def resume(name: str, app: str | None, as_json: bool) -> None:
     """Resume schedule NAME of APP; it runs at its next time."""
-    _change_schedule(name, app, "resumed", TaskSchedule.resume, as_json=as_json)
+    _change_schedule(name, app, "resumed", lambda schedule: schedule.resume(), as_json=as_json)
 
 
 @command.command("delete")

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from qtasks.cli.operate.completing import task_names
-from qtasks.cli.operate.running_tasks import RunningTask, names_of_tasks, running_task
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, ResultTimeout, TaskFailed, did_you_mean
-from qtasks.protocol.labels.argument_labels import labels_of
-from qtasks.protocol.messages import changed
-from qtasks.tasks.app import QTasks
-from qtasks.tasks.send.outgoing import Outgoing
+
+if TYPE_CHECKING:
+    from qtasks.cli.operate.running_tasks import RunningTask
+    from qtasks.tasks.send.outgoing import Outgoing
 
 _NEGATIVE: Final = re.compile(r"-\d.*")
 _POSITIONAL: Final = "\0"
@@ -52,6 +51,10 @@ def command(
     options of its task, such as retries and queue, if the application answers; nothing is sent if it answers that it
     has no such task.
     """
+    # Imported here, so that --help and completion stay quick.
+    from qtasks.cli.operate.running_tasks import names_of_tasks, running_task
+    from qtasks.tasks.app import QTasks
+
     tasks = QTasks()
 
     # The code of the task is not here: arguments are sent as they are and checked where the task runs.
@@ -83,6 +86,9 @@ def _as_described(message: Outgoing, described: RunningTask) -> Outgoing:
             fix="call it from code of the application",
             code=ErrorCode.COMMAND_OPTION_INVALID,
         )
+    from qtasks.protocol.labels.argument_labels import labels_of
+    from qtasks.protocol.messages import changed
+
     call, usual = message.envelope, described.envelope
     return replace(
         message,

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any, Final, NotRequired, TypedDict
 
+NAMES: Final = "_tasks"
+"""Asks for the names of the tasks alone: a JSON list."""
 MANIFEST: Final = "_manifest"
 CALL: Final = "_call"
 """The last path segment of the URL, where a delivery has the name of its task."""

@@ -20,14 +20,9 @@ from qtasks.tasks.hooks import H
 from qtasks.tasks.options import ApplyOptions
 from qtasks.tasks.ports import ASGIApp, EmbeddedBroker
 from qtasks.tasks.registry import Registry
-from qtasks.tasks.remote_task import UntypedResult, remote_task
 from qtasks.tasks.results.backend import ResultBackend
 from qtasks.tasks.results.task_result import TaskResult
-from qtasks.tasks.run.run_middleware import M
-from qtasks.tasks.run.thread_pool import ThreadPool
 from qtasks.tasks.runtime import ApplicationRuntime
-from qtasks.tasks.schedules.declaration import ScheduleDeclaration
-from qtasks.tasks.schedules.sync import Schedules
 from qtasks.tasks.send.batch import Batch
 from qtasks.tasks.send.send_middleware import S
 from qtasks.tasks.settings import EMBEDDED, Settings, SettingsOverrides
@@ -40,6 +35,10 @@ if TYPE_CHECKING:
 
     from qtasks.tasks.admin.dead_letters import DeadLetters
     from qtasks.tasks.admin.messages import Messages
+    from qtasks.tasks.run.run_middleware import M
+    from qtasks.tasks.run.thread_pool import ThreadPool
+    from qtasks.tasks.schedules.declaration import ScheduleDeclaration
+    from qtasks.tasks.schedules.sync import Schedules
     from qtasks.tasks.web.router import TaskRoutes
 
 log = logging.getLogger("qtasks.app")
@@ -95,6 +94,8 @@ class QTasks(Registry):
     @property
     def schedules(self) -> Schedules:
         """The schedules that the tasks declare. ``tasks.schedules.sync()`` creates them at the service."""
+        from qtasks.tasks.schedules.sync import Schedules
+
         return Schedules(self.runtime, MappingProxyType(self._names), self._declared_schedules)
 
     @property
@@ -129,6 +130,8 @@ class QTasks(Registry):
         """
         if not isinstance(id, str):
             raise DefinitionError(f"{id!r} is not the id of a call", fix="the text that the id of its handle was")
+        from qtasks.tasks.remote_task import UntypedResult
+
         return UntypedResult(self.runtime, self._names, id)
 
     def AsyncResult(self, id: str, **celery: Any) -> TaskResult[Any]:  # noqa: N802, A002 - Celery's words
@@ -172,6 +175,8 @@ class QTasks(Registry):
         return await self._named(name, search).aapply_async(args, kwargs, **options)
 
     def _named(self, name: str, search: str | Sequence[str] | None) -> Task[..., Any]:
+        from qtasks.tasks.remote_task import remote_task
+
         task = self._names.get(name)
         return remote_task(self.get_runtime, name, search) if task is None else task
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, ParamSpec, Type
 
 from qtasks.api_names import ApiNames
 from qtasks.error_codes import ErrorCode
-from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError
+from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError, QTasksError
 from qtasks.lazy import lazy_property
 from qtasks.protocol import wire
 from qtasks.protocol.labels.argument_labels import labels_of
@@ -22,13 +22,7 @@ from qtasks.tasks import options as call_options
 from qtasks.tasks.codec import WireForm
 from qtasks.tasks.definition import Definition
 from qtasks.tasks.encode import envelope as envelopes
-from qtasks.tasks.encode.argument_codec import ArgumentCodec
-from qtasks.tasks.encode.encoding import Encoding
 from qtasks.tasks.encode.envelope import Envelope
-from qtasks.tasks.encode.parameter_reader import read_parameters
-from qtasks.tasks.encode.parameters import TaskParameters, Values
-from qtasks.tasks.encode.pickling import Purpose
-from qtasks.tasks.encode.result_codec import ResultForm
 from qtasks.tasks.encode.searchable import check_type
 from qtasks.tasks.encode.unfit_parameters import check_texts
 from qtasks.tasks.hooks import Hooks
@@ -43,6 +37,12 @@ from qtasks.tasks.send.runtime_port import Runtime
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from qtasks.tasks.encode.argument_codec import ArgumentCodec
+    from qtasks.tasks.encode.encoding import Encoding
+    from qtasks.tasks.encode.parameters import TaskParameters, Values
+    from qtasks.tasks.encode.pickling import Purpose
+    from qtasks.tasks.encode.result_codec import ResultForm
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -178,6 +178,9 @@ class BaseTask(ApiNames, Generic[P, R]):
         """
         if self._origin is not None:
             return self._origin.parameters
+        # Imported here, as in the properties below: it loads pydantic, and declaring a task does not need that.
+        from qtasks.tasks.encode.parameter_reader import read_parameters
+
         return read_parameters(
             self.name,
             self.__wrapped__,
@@ -199,6 +202,8 @@ class BaseTask(ApiNames, Generic[P, R]):
         """Encodes and decodes the arguments of the task's calls. Raises DefinitionError, and as `encoding`."""
         if self._origin is not None:
             return self._origin.codec
+        from qtasks.tasks.encode.argument_codec import ArgumentCodec
+
         return ArgumentCodec(self.parameters, (self.name, *self.aliases), self.encoding)
 
     @lazy_property
@@ -209,6 +214,8 @@ class BaseTask(ApiNames, Generic[P, R]):
         """
         if self._origin is not None:
             return self._origin.encoding
+        from qtasks.tasks.encode.encoding import Encoding
+
         return Encoding(self.wire_form(), lambda: self.runtime.keyring)
 
     def wire_form(self) -> WireForm:
@@ -307,6 +314,8 @@ class BaseTask(ApiNames, Generic[P, R]):
 
     def result_form(self) -> ResultForm[R]:
         """Reads the stored results. Raises DefinitionError."""
+        from qtasks.tasks.encode.result_codec import ResultForm
+
         return ResultForm(self.parameters.result, self.encoding)
 
     def for_flow(self) -> DeliveryOptions:
@@ -389,11 +398,17 @@ class BaseTask(ApiNames, Generic[P, R]):
 
     def send(self, message: Outgoing) -> TaskResult[R]:
         """Send a call, or add it to the open batch. Returns the handle of an earlier call that holds its unique key."""
-        return sender.send(self.runtime, self, message)
+        try:
+            return sender.send(self.runtime, self, message)
+        except QTasksError as error:
+            raise _shortened(error)  # noqa: B904 - it is the same error
 
     async def asend(self, message: Outgoing) -> TaskResult[R]:
         """As `send`, without blocking the event loop."""
-        return await sender.asend(self.runtime, self, message)
+        try:
+            return await sender.asend(self.runtime, self, message)
+        except QTasksError as error:
+            raise _shortened(error)  # noqa: B904 - it is the same error
 
     def _using(self, options: Mapping[str, Any]) -> Self:
         merged = call_options.merge(self.options, options)
@@ -436,6 +451,13 @@ async def _in_turns(items: Iterable[T]) -> AsyncIterator[T]:
         yield item
         if place % _TURN == 0:
             await asyncio.sleep(0)
+
+
+def _shortened(error: QTasksError) -> QTasksError:
+    """The error of a call that was not sent, with a short traceback: its text says what happened."""
+    from qtasks.user_frames import without_our_frames  # here: only an error needs it
+
+    return without_our_frames(error)
 
 
 def _with_options(task: BaseTask[..., Any], options: Mapping[str, Any]) -> BaseTask[..., Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -95,6 +94,8 @@ def _application(facts: object) -> ServedApplication | None:
 
 def _ask_keys(url: str, token: str) -> SigningKeys | None:
     """``GET /v2/keys`` of a broker on this machine; None if there is no valid answer in `PROBE_TIMEOUT_S`."""
+    import http.client
+
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=PROBE_TIMEOUT_S)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qtasks.protocol.messages import SigningKeys
 
 if TYPE_CHECKING:
+    import asyncio
+
     from qtasks.qstash.conversation.transport import AsyncTransport, SyncTransport
 
 Scope = MutableMapping[str, Any]

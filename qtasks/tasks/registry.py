@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, overload
 from qtasks.api_names import ApiNames
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError
-from qtasks.protocol.cron import Cron
 from qtasks.tasks import decorators, definition
 from qtasks.tasks.decorators import ScheduleDecorator, TaskDecorator
 from qtasks.tasks.definition import Definition
 from qtasks.tasks.options import Span, TaskOptions
-from qtasks.tasks.schedules import recurrence
-from qtasks.tasks.schedules.declaration import DeclarationOptions, ScheduleOptions, declaration_error, declare, title
 from qtasks.tasks.task import AsyncTask, SyncTask, Task
 
 if TYPE_CHECKING:
+    from qtasks.protocol.cron import Cron
     from qtasks.tasks.llm.llm_options import LlmOptions
     from qtasks.tasks.llm.llm_task import LlmDecorator
     from qtasks.tasks.llm.providers import Provider
+    from qtasks.tasks.schedules.declaration import DeclarationOptions
     from qtasks.tasks.send.runtime_port import Runtime
 
 P = ParamSpec("P")
@@ -142,6 +141,8 @@ class Registry(ApiNames):
         Raises DefinitionError: QT104 for an invalid expression (with a caret under the field), QT105 for dates that
         never come, QT106 for an unknown time zone, and as `task`.
         """
+        from qtasks.tasks.schedules import recurrence
+
         return self._scheduled(recurrence.at(expression, options.get("tz")), options)
 
     def every(self, span: Span, /, **options: Unpack[DeclarationOptions]) -> ScheduleDecorator:
@@ -150,6 +151,8 @@ class Registry(ApiNames):
         Valid are minutes that divide an hour, hours that divide a day, a day, and a week. Raises DefinitionError for
         any other interval, because no cron expression can express it.
         """
+        from qtasks.tasks.schedules import recurrence
+
         return self._scheduled(recurrence.every(span, options.get("tz")), options)
 
     def include_router(self, router: TaskRouter) -> None:
@@ -179,6 +182,9 @@ class Registry(ApiNames):
         return task
 
     def _scheduled(self, timing: Cron, options: Mapping[str, Any]) -> ScheduleDecorator:
+        # Imported here: many programs have no schedules.
+        from qtasks.tasks.schedules.declaration import ScheduleOptions, declaration_error, declare, title
+
         task_options = dict(options)
         name = task_options.pop("schedule", "")
         schedule_options = {

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qtasks.clock import Clock, SystemClock
 from qtasks.error_codes import ErrorCode
@@ -24,25 +24,20 @@ from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.ports import ASGIApp, Connection, EmbeddedBroker
 from qtasks.tasks.results.backend import ResultBackend
 from qtasks.tasks.results.flow_plan import flow_id_of
-from qtasks.tasks.results.inquiry import Inquiries
-from qtasks.tasks.results.open_backend import open_results
-from qtasks.tasks.results.task_result import CallToCancel
-from qtasks.tasks.results.writer import ResultWriter
-from qtasks.tasks.run.cancellation import Canceller, cancel_flow
-from qtasks.tasks.run.dispatcher import CallbackHandler, Dispatcher
-from qtasks.tasks.run.end_handler import EndHandler
-from qtasks.tasks.run.executor import AttemptExecutor
-from qtasks.tasks.run.flows.continuation import Continuation
-from qtasks.tasks.run.flows.flow_sweep import FlowSweep, FlowSweeper
-from qtasks.tasks.run.run_middleware import RunMiddleware
-from qtasks.tasks.run.runner import Runner
-from qtasks.tasks.run.thread_pool import ThreadPool
-from qtasks.tasks.send.outgoing import Outgoing
-from qtasks.tasks.send.publisher import Publisher
-from qtasks.tasks.send.send_middleware import SendMiddleware
-from qtasks.tasks.send.service_state import QStashService
 from qtasks.tasks.settings import Settings, SettingsOverrides
-from qtasks.tasks.task import Task
+
+if TYPE_CHECKING:
+    from qtasks.tasks.results.inquiry import Inquiries
+    from qtasks.tasks.results.task_result import CallToCancel
+    from qtasks.tasks.run.dispatcher import CallbackHandler, Dispatcher
+    from qtasks.tasks.run.flows.flow_sweep import FlowSweeper
+    from qtasks.tasks.run.run_middleware import RunMiddleware
+    from qtasks.tasks.run.thread_pool import ThreadPool
+    from qtasks.tasks.send.outgoing import Outgoing
+    from qtasks.tasks.send.publisher import Publisher
+    from qtasks.tasks.send.send_middleware import SendMiddleware
+    from qtasks.tasks.send.service_state import QStashService
+    from qtasks.tasks.task import Task
 
 DRAIN_S = 30.0
 """How long the application waits for running tasks when it stops."""
@@ -291,6 +286,8 @@ class ApplicationRuntime:
     def _start_sweeper(self) -> None:
         """Look at open flows from now on, where there are results and time passes by itself."""
         if self._sweeper is None and isinstance(self.clock, SystemClock) and (results := self.results_or_none()):
+            from qtasks.tasks.run.flows.flow_sweep import FlowSweep, FlowSweeper
+
             self._sweeper = FlowSweeper(FlowSweep(results, self._service, self.clock), self.random)
 
     def _stop_broker(self) -> None:
@@ -311,6 +308,8 @@ class ApplicationRuntime:
     def _opened_publisher(self) -> Publisher:
         with self._lock:
             if self._publisher is None:
+                from qtasks.tasks.send.publisher import Publisher
+
                 settings = self.settings()
                 connection = self._connection
                 self._publisher = Publisher(
@@ -321,6 +320,15 @@ class ApplicationRuntime:
             return self._publisher
 
     def _opened_dispatcher(self) -> Dispatcher:
+        # Imported here: a program that only sends calls runs none.
+        from qtasks.tasks.results.writer import ResultWriter
+        from qtasks.tasks.run.dispatcher import Dispatcher
+        from qtasks.tasks.run.end_handler import EndHandler
+        from qtasks.tasks.run.executor import AttemptExecutor
+        from qtasks.tasks.run.flows.continuation import Continuation
+        from qtasks.tasks.run.runner import Runner
+        from qtasks.tasks.run.thread_pool import ThreadPool
+
         with self._lock:
             if self._dispatcher is None:
                 settings = self.settings()
@@ -358,6 +366,8 @@ class ApplicationRuntime:
         return await (await self.apublisher()).apublish(message)
 
     def _service(self) -> QStashService:
+        from qtasks.tasks.send.service_state import QStashService
+
         url, _, base_url = self.settings().sender()
         return QStashService(self.publisher(), url=url, base_url=base_url)
 
@@ -373,6 +383,8 @@ class ApplicationRuntime:
         """Asks the service about calls whose records say nothing for some time."""
         with self._lock:
             if self._inquiries is None:
+                from qtasks.tasks.results.inquiry import Inquiries
+
                 self._inquiries = Inquiries(self._service, self.results, self.clock)
             return self._inquiries
 
@@ -382,6 +394,8 @@ class ApplicationRuntime:
 
     def cancel_call(self, call: CallToCancel) -> bool:
         """See `ResultAccess.cancel_call`. The end of an open flow stands for all of it."""
+        from qtasks.tasks.run.cancellation import cancel_flow
+
         if (results := self.results_or_none()) is not None:
             flow = results.read(flow_id_of(call.id))
             if flow is not None and not flow.status.is_final:
@@ -389,6 +403,8 @@ class ApplicationRuntime:
         return self._cancel_one(call)
 
     def _cancel_one(self, call: CallToCancel) -> bool:
+        from qtasks.tasks.run.cancellation import Canceller
+
         task = self.tasks.get(call.task)
         # The hosted service knows only messages. The answer of a model waits in one of which only the broker knows.
         is_llm = task is not None and task.is_llm
@@ -445,6 +461,8 @@ class ApplicationRuntime:
                 if self._given_results is not None:
                     self._results = self._given_results
                 elif settings.results is not None:
+                    from qtasks.tasks.results.open_backend import open_results
+
                     self._results = open_results(settings.results, ttl_ms=settings.result_ttl_ms)
             return self._results
 

@@ -13,20 +13,18 @@ from qtasks.tasks.celery import celery_names
 from qtasks.tasks.celery.celery_options import positional
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.shown_values import cut
-from qtasks.tasks.flow.canvas import Signature
-from qtasks.tasks.flow.flow_times import in_our_words
-from qtasks.tasks.flow.links import linked
 from qtasks.tasks.hooks import H
 from qtasks.tasks.options import ApplyOptions, Span
 from qtasks.tasks.results.task_result import TaskResult
-from qtasks.tasks.schedules import sync
-from qtasks.tasks.schedules.declaration import ScheduleDeclaration, ScheduleOptions
-from qtasks.tasks.schedules.task_schedule import TaskSchedule
 from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.send.runtime_port import Runtime
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from qtasks.tasks.flow.canvas import Signature
+    from qtasks.tasks.schedules.declaration import ScheduleDeclaration, ScheduleOptions
+    from qtasks.tasks.schedules.task_schedule import TaskSchedule
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -101,10 +99,15 @@ class Task(BaseTask[P, R]):
 
     def s(self, /, *args: Any, **kwargs: Any) -> Signature[R]:
         """A call as a part of a flow. The result of the call before it is put before `args`."""
+        # Imported here: few programs use flows; the same is true of schedules below.
+        from qtasks.tasks.flow.canvas import Signature
+
         return Signature(self, args, kwargs)
 
     def si(self, /, *args: Any, **kwargs: Any) -> Signature[R]:
         """As `s`, immutable: the call gets these arguments alone, without the result of the call before it."""
+        from qtasks.tasks.flow.canvas import Signature
+
         return Signature(self, args, kwargs, immutable=True)
 
     def AsyncResult(self, id: str) -> TaskResult[R]:  # noqa: N802, A002 - Celery's words
@@ -114,6 +117,8 @@ class Task(BaseTask[P, R]):
     @property
     def schedules(self) -> tuple[TaskSchedule[R], ...]:
         """The handles on the schedules that `@tasks.cron` and `@tasks.every` declare."""
+        from qtasks.tasks.schedules.task_schedule import TaskSchedule
+
         return tuple(TaskSchedule.of(declaration) for declaration in self.declared)
 
     def schedule(
@@ -131,6 +136,8 @@ class Task(BaseTask[P, R]):
         replaced. `tasks.schedules.sync()` does not touch these schedules. Raises DefinitionError, ArgumentsError,
         BrokerUnreachable, ApiError, and ConfigurationError as `Schedules.sync`.
         """
+        from qtasks.tasks.schedules import sync
+
         return sync.create_dynamic(self, cron, every, name, options, declared=self.declared)
 
     async def aschedule(
@@ -142,6 +149,8 @@ class Task(BaseTask[P, R]):
         **options: Unpack[ScheduleOptions],
     ) -> TaskSchedule[R]:
         """As `schedule`, without blocking the event loop."""
+        from qtasks.tasks.schedules import sync
+
         return await asyncio.to_thread(sync.create_dynamic, self, cron, every, name, options, declared=self.declared)
 
     def declare(self, schedule: ScheduleDeclaration) -> None:
@@ -162,6 +171,9 @@ class Task(BaseTask[P, R]):
         self, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, options: ApplyOptions
     ) -> tuple[Self, Outgoing]:
         """The task with Celery's options translated, and the call."""
+        from qtasks.tasks.flow.flow_times import in_our_words
+        from qtasks.tasks.flow.links import linked
+
         translated = in_our_words(self.name, options)
         call_id, link, link_error = (translated.pop(name, None) for name in ("task_id", "link", "link_error"))
         if call_id is not None and (not isinstance(call_id, str) or envelopes.ID.fullmatch(call_id) is None):

@@ -58,7 +58,7 @@ def test_a_call_whose_process_is_killed_ends_and_frees_its_key(tmp_path: Path) -
         assert line == f"{call_id} {reason}"
 
         misspelt = qtasks("send", "onec", "7", folder=tmp_path)
-        assert misspelt.status == 2
+        assert misspelt.status == 6
         assert "there is no task 'onec'; did you mean 'once'?" in misspelt.err
         assert dev.stop() == 0
         assert dev.lines[-1] == "1 done, 0 retried, 1 failed"

@@ -107,6 +107,8 @@ def run(
         "store status",
         "store check",
         "doctor",
+        "audit",
+        "config",
         "explain",
         "version",
         "broker token list",
@@ -117,6 +119,24 @@ def test_a_list_has_the_members_that_the_page_says(run: Run, command: str) -> No
     assert set(done.json) == members(SHAPES[command])
     lists = [value for name, value in done.json.items() if isinstance(value, list) and name != "findings"]
     assert all(lists), "an empty list shows nothing of its rows"
+
+
+def test_one_thing_has_the_members_that_the_page_says(run: Run, broker: BrokerServer) -> None:
+    [letter] = run("dlq", "list", "--json").json["deadLetters"]
+    assert run("queues", "set", "unused", "--parallelism", "1").status == 0
+    for command, *arguments in (
+        ("messages show", letter["messageId"]),
+        ("keys rotate", "--dry-run"),
+        ("queues delete", "unused", "--yes"),
+        ("dlq retry", letter["deadLetterId"], "--dry-run"),
+        ("dlq delete", letter["deadLetterId"], "--dry-run"),
+        ("messages cancel", letter["messageId"], "--dry-run"),
+    ):
+        done = run(*command.split(), *arguments, "--json")
+        assert set(done.json) == members(SHAPES[command]), command
+    assert set(run("explain", "QT101", "--json").json) == {"code", "title", "cause", "fix"}
+    verbose = {"version", "python", "platform", "encoding", "packages", "variables"}
+    assert set(run("version", "--verbose", "--json").json) == verbose
 
 
 def test_lists_of_an_application_have_them_too(broker: BrokerServer, tmp_path: Path) -> None:

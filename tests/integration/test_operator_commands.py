@@ -325,6 +325,9 @@ def test_keys_are_shown_by_their_beginning_and_rotated_after_a_question(run: Run
     assert before["next"] not in shown.out
     assert f"QSTASH_NEXT_SIGNING_KEY={before['next']}\n" in run("keys", "show", "--reveal").out
     assert run("keys", "rotate").status == 2
+    looked = run("keys", "rotate", "--dry-run", "--json")
+    assert looked.json == {name: f"{key[:8]}..." for name, key in before.items()}
+    assert "nothing was changed" in looked.err
     assert broker.ask("GET", "/v2/keys").json == before
     rotated = run("keys", "rotate", "--yes")
     assert f"QSTASH_CURRENT_SIGNING_KEY={before['next']}\n" in rotated.out
@@ -366,7 +369,16 @@ def test_reports_of_ended_calls_are_shown_when_they_are_asked_for(
     assert ids == [shown]
     ids = [each["messageId"] for each in run("messages", "label:reports", "--reports", "--json").json["messages"]]
     assert ids == [report, shown]
+    assert len(run("messages", "label:reports", "--reports", "-n", "1", "--json").json["messages"]) == 1
     assert report in run("messages", "task:_end", "label:reports").out
+
+
+@pytest.mark.parametrize("command", ["messages", "dlq", "logs", "audit"])
+def test_every_list_takes_how_many_at_most_under_the_same_name(run: Run, command: str) -> None:
+    for option in ("-n", "--count"):
+        done = run(command, option, "3", "--json")
+        assert done.status == 0, done.err
+        assert len(next(iter(done.json.values()))) <= 3
 
 
 # -- exit codes

@@ -25,6 +25,10 @@ def charge(order: int, *, api_token: str, ctx: TaskContext = injected) -> str:
     if order < 0:
         raise ValueError("no such order")
     return f"charged {order} with {len(api_token)} letters, last={ctx.is_last_attempt}"
+
+@tasks.task
+def login(user: str, password: str) -> str:
+    return "in"
 """
 GONE = "http://127.0.0.1:9/production"
 """Where nothing listens: the production that has failed."""
@@ -125,6 +129,12 @@ def test_a_dry_run_publishes_nothing(run: Run, production: BrokerServer, dev: De
     assert f"  delivered to  POST {local['base_url']}/charge" in looked.out.splitlines()
     assert run("pull", dead, "--dry-run", "--json").json["messageId"] is None
     assert count() == before
+
+
+def test_what_is_pulled_shows_no_secret_that_was_passed_by_position(run: Run, production: BrokerServer) -> None:
+    dead = failed(production, {**a_call(), "args": ["ada", "hunter2"], "kwargs": {}}, "login")
+    pulled = run("pull", dead, "--dry-run")
+    assert "  arguments     'ada', '***'" in pulled.out.splitlines()
 
 
 def test_what_is_no_task_of_this_folder_is_delivered_where_the_user_says(

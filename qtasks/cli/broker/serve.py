@@ -12,10 +12,8 @@ from typing import Final, Literal
 
 import click
 
-from qtasks.broker.broker import INTERRUPTED, Broker
 from qtasks.broker.core.values import Retention
 from qtasks.broker.server import event_loop
-from qtasks.broker.server.api_server import ApiServer
 from qtasks.broker.server.hosts import LOOPBACK_HOSTS
 from qtasks.broker.settings import LLM_VARIABLE, PER_DISPATCHER, PER_HOST, BrokerSettings, DeliveryLimits
 from qtasks.broker.store.verbs import accounts
@@ -181,6 +179,10 @@ def command(
 
 
 async def _serve(options: BrokerOptions, out: NonBlockingStream) -> int:
+    # Imported here: the other commands of the group need neither server nor deliveries.
+    from qtasks.broker.broker import INTERRUPTED, Broker
+    from qtasks.broker.server.api_server import ApiServer
+
     async with AsyncExitStack() as stack:
         listener = listen_at(options.host, options.port, "--port")
         stack.callback(listener.close)

@@ -8,6 +8,7 @@ import click
 
 from qtasks.cli.changes import as_json_option
 from qtasks.cli.operate.service import connected
+from qtasks.cli.option_types import count_option
 from qtasks.cli.printing import TableColumn, echo_json, echo_table, moment, talk
 
 _COLUMNS: Final = (
@@ -23,7 +24,7 @@ _PAGE: Final = 500
 
 @click.command("audit")
 @click.argument("words", nargs=-1, metavar="[WORD]...")
-@click.option("--count", "-n", type=click.IntRange(1), default=50, show_default=True, help="How many changes.")
+@count_option(50)
 @as_json_option
 def command(words: tuple[str, ...], count: int, as_json: bool) -> None:
     """Show what operators changed, the latest first; only changes that contain all WORDs.

@@ -12,11 +12,12 @@ from qtasks.cli.changes import as_json_option, confirmed, dry_run_option, progre
 from qtasks.cli.operate.completing import dead_letter_ids
 from qtasks.cli.operate.editing import edited_body
 from qtasks.cli.operate.groups import OperatorGroup
+from qtasks.cli.operate.masked import MaskedMessages
 from qtasks.cli.operate.message_shapes import echo_dead_letters, echo_message, echo_newest
 from qtasks.cli.operate.messages_command import echo_published
 from qtasks.cli.operate.service import ServiceConnection, connected, now_ms
+from qtasks.cli.option_types import count_option
 from qtasks.cli.printing import counted, echo_json, talk
-from qtasks.masking import masked
 from qtasks.qstash.conversation.operation import segment
 from qtasks.tasks.admin import actions
 from qtasks.tasks.admin.republish import publish_again
@@ -42,7 +43,7 @@ def command() -> None:
 
 @command.command("list")
 @_words
-@click.option("--count", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many at most.")
+@count_option(20, 10_000)
 @as_json_option
 def list_(words: tuple[str, ...], count: int, as_json: bool) -> None:
     """List dead letters, newest first."""
@@ -67,11 +68,12 @@ def show(dlq_id: str, reveal: bool, as_json: bool) -> None:
     """Show a dead letter: the message, and the last response."""
     with connected() as service:
         letter = service.read(f"/v2/dlq/{segment(dlq_id, 'ID')}")
+        masking = MaskedMessages.of(service, [letter])
     if as_json:
-        echo_json(letter if reveal else masked(letter))
+        echo_json(letter if reveal else masking.document(letter))
         return
     click.echo(f"{letter['dlqId']}  {letter['messageId']}")
-    echo_message({**letter, "lastError": letter.get("error")}, now_ms(), reveal=reveal)
+    echo_message({**letter, "lastError": letter.get("error")}, now_ms(), masking, reveal=reveal)
 
 
 @command.command("retry")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from qtasks.cli.changes import as_json_option, confirmed, dry_run_option, yes_option
 from qtasks.cli.operate.groups import OperatorGroup
 from qtasks.cli.operate.service import connected
 from qtasks.cli.printing import echo_json, talk
-from qtasks.qstash import signing_key
-from qtasks.qstash.signing_key import SigningKey
+
+if TYPE_CHECKING:
+    from qtasks.qstash.signing_key import SigningKey
 
 _SHOWN = 8
 """Characters of a key that are shown: ``sig_`` and four, to tell keys apart."""
@@ -35,6 +38,8 @@ def command() -> None:
 @as_json_option
 def show(reveal: bool, as_json: bool) -> None:
     """Show the beginning of both keys."""
+    from qtasks.qstash import signing_key
+
     with connected() as service:
         keys = service.run(signing_key.get())
     _echo(keys, reveal=reveal, as_json=as_json)
@@ -50,8 +55,12 @@ def rotate(yes: bool, dry_run: bool, as_json: bool) -> None:
     Applications that have the two keys of before go on: the current key is their next one. Put the new pair into their
     environment before the next rotation, which they would not survive.
     """
+    from qtasks.qstash import signing_key
+
     with connected() as service:
         if not confirmed(f"rotate the signing keys at {service.url}", [], yes=yes, dry_run=dry_run):
+            if as_json:
+                _echo(service.run(signing_key.get()), reveal=False, as_json=True)
             return
         keys = service.run(signing_key.rotate())
     _echo(keys, reveal=True, as_json=as_json)

@@ -9,9 +9,10 @@ import click
 
 from qtasks.cli.changes import as_json_option
 from qtasks.cli.operate.completing import message_ids
+from qtasks.cli.operate.masked import MaskedMessages
 from qtasks.cli.operate.service import ServiceConnection, connected, now_ms
+from qtasks.cli.option_types import count_option
 from qtasks.cli.printing import TableColumn, echo_json, echo_table, moment, printable, talk
-from qtasks.masking import mask_pairs, masked
 from qtasks.tasks.admin.filter_words import time_ms
 
 _COLUMNS: Final = (
@@ -33,7 +34,7 @@ _MAX_PAGE: Final = 1_000
 @click.option("--queue", help="Only messages of this queue.")
 @click.option("--url", help="Only messages to this URL.")
 @click.option("--after", metavar="TIME", help="Only since then: a time, or an age such as 15m or 2h.")
-@click.option("--count", type=click.IntRange(1, _MAX_PAGE), default=50, show_default=True, help="How many at most.")
+@count_option(50, _MAX_PAGE)
 @click.option("--follow", "-f", is_flag=True, help="Print new entries as they come, until Ctrl-C.")
 @as_json_option
 def command(
@@ -60,10 +61,11 @@ def command(
         if follow:
             _follow(service, pairs, entries, as_json=as_json)
             return
+        masking = MaskedMessages.of(service, entries)
     if as_json:
-        echo_json({"entries": masked(entries)})
+        echo_json({"entries": [masking.document(entry) for entry in entries]})
     elif entries:
-        echo_table(_COLUMNS, [_cells(entry) for entry in entries], [_error(entry) for entry in entries])
+        echo_table(_COLUMNS, [_cells(entry) for entry in entries], [_error(entry, masking) for entry in entries])
     else:
         talk("the log has no such entry")
 
@@ -82,11 +84,12 @@ def _follow(
     pairs = [pair for pair in pairs if pair[0] != "fromDate"]
     shown: set[tuple[int, str, str]] = set()
     while True:
+        masking = MaskedMessages.of(service, entries)
         for entry in entries:
             if (identity := (entry["time"], entry["messageId"], entry["state"])) not in shown:
                 shown.add(identity)
-                line = json.dumps(masked(entry)) if as_json else "  ".join((*_cells(entry), _error(entry))).rstrip()
-                click.echo(line)
+                text = "  ".join((*_cells(entry), _error(entry, masking))).rstrip()
+                click.echo(json.dumps(masking.document(entry)) if as_json else text)
         since = max((moment_ms for moment_ms, _, _ in shown), default=now_ms() - 1)
         shown = {identity for identity in shown if identity[0] >= since}
         threading.Event().wait(_PAUSE_S)
@@ -99,5 +102,5 @@ def _cells(entry: dict[str, Any]) -> tuple[str, ...]:
     return moment(entry["time"]).partition(" ")[2], entry["state"].lower(), entry["messageId"], printable(name)
 
 
-def _error(entry: dict[str, Any]) -> str:
-    return mask_pairs(printable(entry["error"])) if entry.get("error") else ""
+def _error(entry: dict[str, Any], masking: MaskedMessages) -> str:
+    return printable(masking.text(entry, entry["error"])) if entry.get("error") else ""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final, TypeVar
 
-from qtasks.cli.operate.masked import arguments
+from qtasks.cli.operate.masked import MaskedMessages
 from qtasks.cli.printing import TableColumn, age, counted, echo_facts, echo_json, echo_table, moment, talk
 from qtasks.masking import mask_pairs, masked_text
 from qtasks.tasks.admin.summaries import DeadLetterSummary, MessageSummary
@@ -89,11 +89,12 @@ def row(message: MessageSummary) -> dict[str, Any]:
     return {_camel(name): value for name, value in facts.items()}
 
 
-def echo_message(message: dict[str, Any], now_ms: int, *, reveal: bool) -> None:
+def echo_message(message: dict[str, Any], now_ms: int, masking: MaskedMessages, *, reveal: bool) -> None:
     """Print a message or a dead letter of the API (docs/protocol.md 2.5, 2.9)."""
     body = message.get("body") or ""
     shown = body if reveal else masked_text(body)
-    call = arguments(body)
+    answer, error = (message.get(name) or "" for name in ("responseBody", "lastError"))
+    call = masking.arguments(message["url"], body)
     limits = [f"{name} {message[name]}" for name in ("parallelism", "rate") if message.get(name)]
     echo_facts(
         [
@@ -109,8 +110,11 @@ def echo_message(message: dict[str, Any], now_ms: int, *, reveal: bool) -> None:
             ("labels", ", ".join(message["labels"]) if message.get("labels") else None),
             ("dead letter", message.get("dlqId")),
             ("answer", None if message.get("responseStatus") is None else str(message["responseStatus"] or "none")),
-            ("answered", masked_text(message["responseBody"]) if message.get("responseBody") else None),
-            ("error", mask_pairs(message["lastError"]) if message.get("lastError") else None),
+            (
+                "answered",
+                masking.text(message, masked_text(answer)) or None,
+            ),
+            ("error", masking.text(message, error) or None),
             ("arguments", call if not reveal else None),
             ("body", shown if shown and (reveal or call is None) else None),
             ("body", "not text" if message.get("bodyBase64") else None),

@@ -11,8 +11,10 @@ from qtasks.cli.operate.call_shapes import echo_call, echo_flow, read_call
 from qtasks.cli.operate.completing import message_ids
 from qtasks.cli.operate.editing import edited_body
 from qtasks.cli.operate.groups import OperatorGroup
+from qtasks.cli.operate.masked import MaskedMessages
 from qtasks.cli.operate.message_shapes import attempt, echo_attempts, echo_message, echo_messages, echo_newest
 from qtasks.cli.operate.service import ServiceConnection, connected, now_ms
+from qtasks.cli.option_types import count_option
 from qtasks.cli.printing import counted, echo_json, moment, printable, talk
 from qtasks.masking import masked
 from qtasks.qstash.conversation.operation import segment
@@ -41,7 +43,7 @@ def command() -> None:
 
 @command.command("list")
 @_words
-@click.option("--count", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many at most.")
+@count_option(20, 10_000)
 @click.option("--reports", is_flag=True, help="Also the framework's own messages, which report how a call has ended.")
 @as_json_option
 def list_(words: tuple[str, ...], count: int, reports: bool, as_json: bool) -> None:
@@ -70,19 +72,22 @@ def show(message_id: str, reveal: bool, as_json: bool) -> None:
         log = service.read("/v2/events", ("messageId", message["messageId"]))["events"]
         attempts = _attempts(service, message["messageId"])
         call = read_call(service, message["messageId"])
+        masking = MaskedMessages.of(service, [message, *log])
     if as_json:
-        document = {"message": message, "log": log, "attempts": attempts, "call": call}
-        echo_json(document if reveal else masked(document))
+        if not reveal:
+            message, log, call = masking.document(message), list(map(masking.document, log)), masked(call)
+        echo_json({"message": message, "log": log, "attempts": attempts, "call": call})
         return
     state = message.get("state") or (log[0]["state"] if log else "")
     click.echo(f"{message['messageId']}  {state.lower()}".rstrip())
-    echo_message(message, now_ms(), reveal=reveal)
+    echo_message(message, now_ms(), masking, reveal=reveal)
     if call is not None:
         echo_call(call)
         if call["flow"] is not None:
             echo_flow(call["flow"])
     for entry in reversed(log):
-        detail = f"  {printable(entry['error'])}" if entry.get("error") else ""
+        error = entry.get("error") or ""
+        detail = f"  {printable(error if reveal else masking.text(message, error))}".rstrip()
         click.echo(f"    {moment(entry['time'])}  {entry['state']}{detail}")
     if attempts:
         click.echo()

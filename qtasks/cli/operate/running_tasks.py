@@ -12,11 +12,10 @@ from typing import Any, Final
 
 from qtasks.errors import ConfigurationError, QTasksError
 from qtasks.protocol import signing, wire
-from qtasks.protocol.dispatcher_questions import MANIFEST
+from qtasks.protocol.dispatcher_questions import MANIFEST, NAMES
 from qtasks.protocol.messages import PublishOptions, changed
 from qtasks.tasks.encode import envelope as envelopes
 from qtasks.tasks.encode.envelope import Envelope
-from qtasks.tasks.run.dispatcher import NAMES_TASK
 from qtasks.tasks.settings import Settings
 
 _ASK_TIMEOUT_S: Final = 2.0
@@ -25,7 +24,7 @@ _MAX_ANSWER: Final = 16 * 1024 * 1024
 
 def names_of_tasks(settings: Settings) -> list[str] | None:
     """The names of the tasks of the running application; None if it cannot be asked from here."""
-    names = _asked(settings, NAMES_TASK)
+    names = _asked(settings, NAMES)
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from qtasks.errors import ApiError
@@ -22,7 +23,8 @@ def publish_again(message: Message, body: bytes | None, *, asks_console: bool = 
     """Publish `message` again, with `body` if that is not None; the id of the new message.
 
     A broker of ours has all options of the message; the API of other services does not show its time limit. A call
-    gets a new id: otherwise an application that has run it would not run it again.
+    gets a new id: otherwise an application that has run it would not run it again. Raises ApiError (409) for a call
+    whose arguments can be read under its own id only.
     """
     from qtasks.qstash.conversation.operation import JSON_TYPE, Operation, answer, segment, to_json
 
@@ -77,4 +79,10 @@ def _with_new_call_id(body: bytes) -> bytes:
     call = call_in(body)
     if not call.get("id"):
         return body
+    if not call.keys().isdisjoint(("coded", "pickled")):  # as a broker of ours refuses it
+        raise ApiError(
+            "the arguments are encrypted, pickled or encoded for this one call: only the application can call it again",
+            status=HTTPStatus.CONFLICT,
+            detail="its arguments can be read under its own id only",
+        )
     return json.dumps({**call, "id": f"call_{ordered_id()}"}, ensure_ascii=False, separators=(",", ":")).encode()

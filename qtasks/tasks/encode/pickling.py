@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import base64
 import hmac
-import importlib.metadata
 import pickle
 import sys
 from collections.abc import Sequence
@@ -148,6 +147,8 @@ def _framed(part: bytes) -> bytes:
 @lru_cache(maxsize=1)
 def _versions() -> str:
     """The versions that must match: code in a pickle depends on the minor versions of Python and of cloudpickle."""
+    import importlib.metadata
+
     cloudpickle = ".".join(importlib.metadata.version("cloudpickle").split(".")[:2])
     return f"{sys.version_info.major}.{sys.version_info.minor}/{cloudpickle}"
 

@@ -6,8 +6,6 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from pydantic import TypeAdapter
-
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import DefinitionError, did_you_mean
 from qtasks.masking import is_secret_name
@@ -71,6 +69,8 @@ def check_type(task: str, names: Sequence[str], name: str, annotation: Any) -> N
     """Refuse a type whose values never have a label. Raises DefinitionError."""
     if annotation in (inspect.Parameter.empty, Any):
         return
+    from pydantic import TypeAdapter
+
     try:
         schema = TypeAdapter(annotation).json_schema(mode="serialization")
         kinds = set(_kinds(schema, schema.get("$defs", {})))

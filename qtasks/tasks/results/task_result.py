@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import ResultError, ResultTimeout, TaskCancelled, TaskExpired, TaskFailed
 from qtasks.tasks.encode.pickling import Purpose
-from qtasks.tasks.encode.result_codec import ResultForm
 from qtasks.tasks.progress import Progress
 from qtasks.tasks.results.backend import Lock, ResultBackend, ResultRecord, ResultStatus, pauses, read_record
 from qtasks.tasks.results.celery_result import CeleryResult
@@ -28,6 +27,7 @@ from qtasks.tasks.results.waiting import wake
 if TYPE_CHECKING:
     from typing import Self
 
+    from qtasks.tasks.encode.result_codec import ResultForm
 
 R = TypeVar("R")
 

@@ -15,7 +15,7 @@ from qtasks.clock import Clock
 from qtasks.counted_log import CountedLog
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import PayloadError, QTasksError, SignatureError, did_you_mean
-from qtasks.protocol import bundles, development, signing
+from qtasks.protocol import bundles, development, dispatcher_questions, signing
 from qtasks.protocol.messages import SigningKeys
 from qtasks.tasks.base_task import BaseTask
 from qtasks.tasks.encode import envelope as envelopes
@@ -32,9 +32,6 @@ log = logging.getLogger("qtasks.dispatch")
 
 HAND_BACK_S = 1.5
 """How long the responses of runs that are handed back may take: each writes to the result backend."""
-
-NAMES_TASK = "_tasks"
-"""The name in the URL of a signed request that is answered with the names of the tasks, as a JSON list."""
 
 
 class CallbackHandler(Protocol):
@@ -190,7 +187,7 @@ class Dispatcher:
 
     def _without_run(self, delivery: Delivery) -> DispatchResponse | None:
         """The response to a verified delivery that runs nothing; None for one that runs a task."""
-        if delivery.task == NAMES_TASK:
+        if delivery.task == dispatcher_questions.NAMES:
             return DispatchResponse.of_result(json.dumps(sorted(self.tasks)).encode())
         if self._slots.all_ended is not None:
             return DispatchResponse.draining()

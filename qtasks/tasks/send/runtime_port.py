@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from qtasks.tasks.codec import WireForm
-from qtasks.tasks.encode.keyring import Keyring
 from qtasks.tasks.results.task_result import ResultAccess
 from qtasks.tasks.send.outgoing import Outgoing
-from qtasks.tasks.send.publisher import Publisher
 from qtasks.tasks.send.send_middleware import SendMiddleware
 from qtasks.tasks.settings import Settings
+
+if TYPE_CHECKING:
+    from qtasks.tasks.encode.keyring import Keyring
+    from qtasks.tasks.send.publisher import Publisher
 
 
 class Runtime(ResultAccess, Protocol):

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Generator
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from qtasks.errors import ArgumentsError
-from qtasks.tasks.encode.result_codec import ResultForm
 from qtasks.tasks.results.backend import Lock, ResultBackend, ResultStatus
 from qtasks.tasks.results.inquiry import ENDED, OVERDUE_MS, Subject
 from qtasks.tasks.results.task_result import TaskResult
@@ -22,6 +21,9 @@ from qtasks.tasks.send.batch import Batch
 from qtasks.tasks.send.outgoing import Outgoing
 from qtasks.tasks.send.runtime_port import Runtime
 from qtasks.tasks.send.send_middleware import EnteredMiddleware
+
+if TYPE_CHECKING:
+    from qtasks.tasks.encode.result_codec import ResultForm
 
 T = TypeVar("T")
 R = TypeVar("R")

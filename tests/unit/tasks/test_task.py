@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -351,6 +352,26 @@ def test_a_dead_broker_fails_within_two_seconds_and_says_what_to_start(closed_po
         f"  tried       http://127.0.0.1:{closed_port} (from argument)",
         "  fix         start it with `qtasks dev`",
     ]
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    assert [frame.name for frame in frames[1:]] == ["delay", "send"], "what is inside says nothing to a user"
+    tasks.close()
+
+
+def test_the_traceback_of_a_call_keeps_the_frames_of_the_applications_own_middleware(closed_port: int) -> None:
+    tasks = application(url=f"http://127.0.0.1:{closed_port}", base_url="http://127.0.0.1:8000/qtasks")
+
+    @tasks.task
+    def work() -> None: ...
+
+    @tasks.send_middleware
+    def refusing(message: Any) -> Any:
+        if message.task == "work":
+            raise ConfigurationError("no tenant")
+        yield message
+
+    with pytest.raises(ConfigurationError) as caught:
+        work.delay()
+    assert traceback.extract_tb(caught.value.__traceback__)[-1].name == "refusing"
     tasks.close()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from zoneinfo import ZoneInfo
 
 from qtasks.cli.loader import AppError
@@ -15,7 +15,9 @@ from qtasks.cli.printing import counted
 from qtasks.error_codes import ErrorCode
 from qtasks.errors import QTasksError
 from qtasks.protocol import cron
-from qtasks.tasks.app import QTasks
+
+if TYPE_CHECKING:
+    from qtasks.tasks.app import QTasks
 
 _SLOW_S: Final = 3.0
 _YEAR: Final = timedelta(days=366)

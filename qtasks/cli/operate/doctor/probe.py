@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qtasks.cli.operate.doctor.findings import CheckResult, Patient, fail, ok
-from qtasks.qstash.message import MessageApi
-from qtasks.tasks.run.dispatcher import NAMES_TASK
+from qtasks.protocol.dispatcher_questions import NAMES
+
+if TYPE_CHECKING:
+    from qtasks.qstash.message import MessageApi
 
 _PATIENCE_S: Final = 20.0
 _PAUSE_S: Final = 0.1
@@ -20,7 +22,7 @@ def probe(patient: Patient) -> CheckResult:
     base_url = patient.settings.sender()[2]
     api: MessageApi = patient.service.client.message
     began = time.monotonic()
-    published: Any = api.publish(url=f"{base_url}/{NAMES_TASK}", body=b"", retries=0, label="doctor")
+    published: Any = api.publish(url=f"{base_url}/{NAMES}", body=b"", retries=0, label="doctor")
     accepted_ms = (time.monotonic() - began) * 1000
     entries: list[dict[str, Any]] = []
     while time.monotonic() - began < _PATIENCE_S:
