@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
 from collections import deque
@@ -13,6 +14,15 @@ from qtasks.forks import per_process
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def on_event_loop() -> bool:
+    """True if an event loop runs on this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 class DaemonThreadPool(ThreadPoolExecutor):

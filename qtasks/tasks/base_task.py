@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, ParamSpec, Type
 
 from qtasks.api_names import ApiNames
 from qtasks.error_codes import ErrorCode
-from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError, QTasksError
+from qtasks.errors import ArgumentsError, ConfigurationError, DefinitionError
 from qtasks.lazy import lazy_property
 from qtasks.protocol import wire
 from qtasks.protocol.labels.argument_labels import labels_of
@@ -398,17 +398,11 @@ class BaseTask(ApiNames, Generic[P, R]):
 
     def send(self, message: Outgoing) -> TaskResult[R]:
         """Send a call, or add it to the open batch. Returns the handle of an earlier call that holds its unique key."""
-        try:
-            return sender.send(self.runtime, self, message)
-        except QTasksError as error:
-            raise _shortened(error)  # noqa: B904 - it is the same error
+        return sender.send(self.runtime, self, message)
 
     async def asend(self, message: Outgoing) -> TaskResult[R]:
         """As `send`, without blocking the event loop."""
-        try:
-            return await sender.asend(self.runtime, self, message)
-        except QTasksError as error:
-            raise _shortened(error)  # noqa: B904 - it is the same error
+        return await sender.asend(self.runtime, self, message)
 
     def _using(self, options: Mapping[str, Any]) -> Self:
         merged = call_options.merge(self.options, options)
@@ -451,13 +445,6 @@ async def _in_turns(items: Iterable[T]) -> AsyncIterator[T]:
         yield item
         if place % _TURN == 0:
             await asyncio.sleep(0)
-
-
-def _shortened(error: QTasksError) -> QTasksError:
-    """The error of a call that was not sent, with a short traceback: its text says what happened."""
-    from qtasks.user_frames import without_our_frames  # here: only an error needs it
-
-    return without_our_frames(error)
 
 
 def _with_options(task: BaseTask[..., Any], options: Mapping[str, Any]) -> BaseTask[..., Any]:

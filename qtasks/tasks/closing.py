@@ -21,3 +21,9 @@ def close_all(*parts: Callable[[], object]) -> None:
                 first.add_note(f"closing another part failed as well: {type(error).__name__}: {error}")
     if first is not None:
         raise first
+
+
+def raise_error(outcome: BaseException | None) -> None:
+    """Raise an error that was the outcome of a step."""
+    if outcome is not None:
+        raise outcome

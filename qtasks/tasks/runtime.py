@@ -15,7 +15,7 @@ from qtasks.errors import ArgumentsError, ConfigurationError, ResultsDisabled
 from qtasks.forks import per_process
 from qtasks.randomness import Random, SystemRandom
 from qtasks.tasks import settings as app_settings
-from qtasks.tasks.closing import close_all
+from qtasks.tasks.closing import close_all, raise_error
 from qtasks.tasks.codec import AS_JSON, WireForm
 from qtasks.tasks.context import current_context
 from qtasks.tasks.dev_server import find_dev_server
@@ -24,10 +24,13 @@ from qtasks.tasks.hooks import Hooks
 from qtasks.tasks.ports import ASGIApp, Connection, EmbeddedBroker
 from qtasks.tasks.results.backend import ResultBackend
 from qtasks.tasks.results.flow_plan import flow_id_of
+from qtasks.tasks.results.inquiry import Inquiries
+from qtasks.tasks.results.open_backend import open_results
+from qtasks.tasks.send.service_state import QStashService
 from qtasks.tasks.settings import Settings, SettingsOverrides
+from qtasks.threads import on_event_loop
 
 if TYPE_CHECKING:
-    from qtasks.tasks.results.inquiry import Inquiries
     from qtasks.tasks.results.task_result import CallToCancel
     from qtasks.tasks.run.dispatcher import CallbackHandler, Dispatcher
     from qtasks.tasks.run.flows.flow_sweep import FlowSweeper
@@ -36,7 +39,6 @@ if TYPE_CHECKING:
     from qtasks.tasks.send.outgoing import Outgoing
     from qtasks.tasks.send.publisher import Publisher
     from qtasks.tasks.send.send_middleware import SendMiddleware
-    from qtasks.tasks.send.service_state import QStashService
     from qtasks.tasks.task import Task
 
 DRAIN_S = 30.0
@@ -161,7 +163,7 @@ class ApplicationRuntime:
 
     def runs_on_this_thread(self) -> bool:
         """True if the caller is on an event loop that runs the tasks: waiting there would block them."""
-        return self._loop_thread == threading.get_ident() or (current_context() is not None and _on_event_loop())
+        return self._loop_thread == threading.get_ident() or (current_context() is not None and on_event_loop())
 
     @property
     def is_idle(self) -> bool:
@@ -211,7 +213,7 @@ class ApplicationRuntime:
                 # An embedded broker has waited for them already.
                 await dispatcher.drain(0 if self.is_embedded else DRAIN_S)
         finally:
-            await asyncio.to_thread(close_all, lambda: _raise_error(stopped), self.close)
+            await asyncio.to_thread(close_all, lambda: raise_error(stopped), self.close)
 
     def close(self) -> None:
         """Close every open part, even if another one cannot be closed. Idempotent; the next use opens again."""
@@ -322,20 +324,17 @@ class ApplicationRuntime:
     def _opened_dispatcher(self) -> Dispatcher:
         # Imported here: a program that only sends calls runs none.
         from qtasks.tasks.results.writer import ResultWriter
-        from qtasks.tasks.run.dispatcher import Dispatcher
-        from qtasks.tasks.run.end_handler import EndHandler
-        from qtasks.tasks.run.executor import AttemptExecutor
+        from qtasks.tasks.run import dispatcher, end_handler, executor, runner, thread_pool
         from qtasks.tasks.run.flows.continuation import Continuation
-        from qtasks.tasks.run.runner import Runner
-        from qtasks.tasks.run.thread_pool import ThreadPool
 
         with self._lock:
             if self._dispatcher is None:
                 settings = self.settings()
                 keys, base_url = settings.receiver()
                 writer = ResultWriter(self.results_or_none())
-                executor = AttemptExecutor(
-                    Runner(self._workers or ThreadPool(settings.threads), self.run_middleware),
+                workers = self._workers or thread_pool.ThreadPool(settings.threads)
+                attempts = executor.AttemptExecutor(
+                    runner.Runner(workers, self.run_middleware),
                     writer,
                     Continuation(self.tasks, writer, self._republish, self.clock),
                     hooks=self.hooks,
@@ -343,14 +342,14 @@ class ApplicationRuntime:
                     clock=self.clock,
                     random=self.random,
                 )
-                self._dispatcher = Dispatcher(
+                self._dispatcher = dispatcher.Dispatcher(
                     self.tasks,
-                    executor,
+                    attempts,
                     keys=keys,
                     base_url=base_url,
                     clock=self.clock,
                     callback_handler=self._callback_handler,
-                    end_handler=EndHandler(self.tasks, writer, self._is_open, self.clock),
+                    end_handler=end_handler.EndHandler(self.tasks, writer, self._is_open, self.clock),
                 )
             return self._dispatcher
 
@@ -366,8 +365,6 @@ class ApplicationRuntime:
         return await (await self.apublisher()).apublish(message)
 
     def _service(self) -> QStashService:
-        from qtasks.tasks.send.service_state import QStashService
-
         url, _, base_url = self.settings().sender()
         return QStashService(self.publisher(), url=url, base_url=base_url)
 
@@ -383,8 +380,6 @@ class ApplicationRuntime:
         """Asks the service about calls whose records say nothing for some time."""
         with self._lock:
             if self._inquiries is None:
-                from qtasks.tasks.results.inquiry import Inquiries
-
                 self._inquiries = Inquiries(self._service, self.results, self.clock)
             return self._inquiries
 
@@ -461,20 +456,5 @@ class ApplicationRuntime:
                 if self._given_results is not None:
                     self._results = self._given_results
                 elif settings.results is not None:
-                    from qtasks.tasks.results.open_backend import open_results
-
                     self._results = open_results(settings.results, ttl_ms=settings.result_ttl_ms)
             return self._results
-
-
-def _raise_error(outcome: BaseException | None) -> None:
-    if outcome is not None:
-        raise outcome
-
-
-def _on_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -123,7 +123,8 @@ def test_a_list_has_the_members_that_the_page_says(run: Run, command: str) -> No
 
 def test_one_thing_has_the_members_that_the_page_says(run: Run, broker: BrokerServer) -> None:
     [letter] = run("dlq", "list", "--json").json["deadLetters"]
-    assert run("queues", "set", "unused", "--parallelism", "1").status == 0
+    queue = b'{"queueName": "unused", "parallelism": 1}'
+    assert broker.ask("POST", "/v2/queues", queue, Content_Type="application/json").status == 200
     for command, *arguments in (
         ("messages show", letter["messageId"]),
         ("keys rotate", "--dry-run"),
@@ -131,6 +132,11 @@ def test_one_thing_has_the_members_that_the_page_says(run: Run, broker: BrokerSe
         ("dlq retry", letter["deadLetterId"], "--dry-run"),
         ("dlq delete", letter["deadLetterId"], "--dry-run"),
         ("messages cancel", letter["messageId"], "--dry-run"),
+        ("messages again", letter["messageId"]),
+        ("queues purge", "email", "--dry-run"),
+        ("failures retry", run("failures", "--json").json["failures"][0]["fingerprint"], "--dry-run"),
+        ("store backup", "copy.db"),
+        ("new", "shop"),
     ):
         done = run(*command.split(), *arguments, "--json")
         assert set(done.json) == members(SHAPES[command]), command
@@ -146,6 +152,23 @@ def test_lists_of_an_application_have_them_too(broker: BrokerServer, tmp_path: P
         done = qtasks(*command.split(), "--json", folder=tmp_path, **variables)
         [row] = Printed(done.status, done.out, done.err).json
         assert set(row) == members(SHAPES[command])
+
+
+def test_what_changes_schedules_says_what_it_has_changed(broker: BrokerServer, tmp_path: Path) -> None:
+    (tmp_path / "tasks.py").write_text(TASKS)
+    variables = {**SECRETS, "QSTASH_URL": broker.url, "QTASKS_BASE_URL": "https://app.example.com/qtasks"}
+    plan = members(SHAPES["schedules diff"])
+    for command, shown in (
+        (("diff",), plan),
+        (("sync", "--yes"), plan),
+        (("sync", "--yes", "--prune"), plan - {"left_over"} | {"removed"}),
+        (("trigger", "report"), members(SHAPES["schedules trigger"])),
+        (("pause", "report"), members(SHAPES["schedules pause"])),
+        (("resume", "report"), {"name", "id", "resumed"}),
+        (("delete", "report", "--yes"), {"name", "id", "deleted"}),
+    ):
+        done = qtasks("schedules", *command, "--json", folder=tmp_path, **variables)
+        assert set(Printed(done.status, done.out, done.err).json) == shown, command
 
 
 def test_a_queue_shows_how_it_gets_on_where_the_service_knows(run: Run, broker: BrokerServer) -> None:

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mutabl
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from qtasks.broker.api import openapi
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, error_response, json_response
 from qtasks.broker.console.console import is_console_path, with_security
 from qtasks.broker.server.hosts import LOOPBACK_HOSTS, host_refusal
@@ -28,7 +27,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 PIECE: Final = 64 * 1024
 """Bytes of a response that are sent at once."""
-_PUBLIC: Final = frozenset(path.encode() for path in openapi.PUBLIC)
+_PUBLIC: Final = frozenset({b"/healthz", b"/readyz", b"/openapi.json"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +111,8 @@ class AsgiApi:
                 return json_response({"status": "alive"})
             case b"/readyz":
                 return await self._ready()
+        from qtasks.broker.api import openapi  # here: few brokers are asked for it
+
         return openapi.served()
 
     async def _checked(self, scope: Scope, receive: Receive) -> ApiResponse:

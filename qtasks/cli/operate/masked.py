@@ -56,6 +56,15 @@ class MaskedMessages:
         """A text about a message, such as its error, without the values of its secret arguments."""
         return mask_pairs(mask_values(text, self._secrets(message)))
 
+    def call(self, message: Facts, view: Facts | None) -> dict[str, Any] | None:
+        """What the application knows of the call of a message; None if it is not asked."""
+        if view is None:
+            return None
+        shown: dict[str, Any] = masked(dict(view))
+        if (call := shown["call"]) is not None and call["error"] is not None:
+            call["error"] = self.text(message, call["error"])
+        return shown
+
     def document(self, message: Facts) -> dict[str, Any]:
         """A message as JSON."""
         document: dict[str, Any] = masked(dict(message))

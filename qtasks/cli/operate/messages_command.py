@@ -16,7 +16,6 @@ from qtasks.cli.operate.message_shapes import attempt, echo_attempts, echo_messa
 from qtasks.cli.operate.service import ServiceConnection, connected, now_ms
 from qtasks.cli.option_types import count_option
 from qtasks.cli.printing import counted, echo_json, moment, printable, talk
-from qtasks.masking import masked
 from qtasks.qstash.conversation.operation import segment
 from qtasks.tasks.admin import actions
 from qtasks.tasks.admin.republish import publish_again
@@ -73,9 +72,11 @@ def show(message_id: str, reveal: bool, as_json: bool) -> None:
         attempts = _attempts(service, message["messageId"])
         call = read_call(service, message["messageId"])
         masking = MaskedMessages.of(service, [message, *log])
+    if not reveal:
+        call = masking.call(message, call)
     if as_json:
         if not reveal:
-            message, log, call = masking.document(message), list(map(masking.document, log)), masked(call)
+            message, log = masking.document(message), list(map(masking.document, log))
         echo_json({"message": message, "log": log, "attempts": attempts, "call": call})
         return
     state = message.get("state") or (log[0]["state"] if log else "")

@@ -8,21 +8,20 @@ line of JSON each: where it serves or why it cannot, later that it takes no more
 
 from __future__ import annotations
 
-import json
+import importlib
 import logging
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from qtasks.cli.loader import AppLocation, LoadedApp, load
 from qtasks.cli.logs import LogOptions, log_by_default, log_to
 from qtasks.cli.output import NonBlockingStream
+from qtasks.cli.serving.child_options import RETIRE, ChildOptions
 from qtasks.cli.serving.child_reports import FailureReports, OwnRequests, ReportPipe
 from qtasks.cli.serving.dev_guard import DevGuard
 from qtasks.cli.serving.dev_schedules import sync
@@ -31,44 +30,8 @@ from qtasks.errors import QTasksError
 from qtasks.tasks.ports import ASGIApp
 from qtasks.tasks.web.gateway import Outermost, SocketGateway
 
-RETIRE: Final = signal.SIGUSR1
-"""The signal to a child that is replaced: answer the requests that are still arriving, then end."""
-
-
-@dataclass(frozen=True)
-class ChildOptions:
-    """The options of a child process: the application to serve, and how to serve it."""
-
-    folder: str
-    module: str
-    attribute: str | None
-    origin: str
-    """``http://host:port`` of the listening socket."""
-    listener: int
-    """File descriptor of the listening socket."""
-    report: int
-    """File descriptor for reports."""
-    lifeline: int
-    """File descriptor of a pipe whose other end the parent holds: end of file means that the parent has ended."""
-    drain_s: float
-    """Seconds that running tasks may continue at a stop."""
-    production: bool
-    """True under `qtasks run`: log with times, and always linger before the end, not only when it is replaced."""
-    may_have_schedules: bool
-    """True if the broker may have schedules of an earlier version of the code."""
-    log_level: str | None = None
-    log_format: Literal["text", "json"] = "text"
-    hosts: Sequence[str] = ()
-    """Under `qtasks dev`: host names to which the application answers, in addition to those of this machine."""
-
-    def dump(self) -> str:
-        """The options as one argument of a command."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def load(cls, text: str) -> ChildOptions:
-        """Read what `dump` has written."""
-        return cls(**json.loads(text))
+_LIBRARIES: Final = ("qtasks.tasks.web.router", "qtasks.tasks.run.dispatcher", "qtasks.tasks.run.executor")
+"""What every application needs."""
 
 
 def main() -> None:
@@ -79,6 +42,8 @@ def main() -> None:
         signal.signal(ignored, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(options.lifeline,), daemon=True).start()
     if not options.production:
+        for library in _LIBRARIES:
+            importlib.import_module(library)  # so that their compiled code is kept
         # Python compares compiled code with its source by the modification time in seconds and by the size, so it would
         # miss a second quick edit. Do not write compiled code during development.
         sys.dont_write_bytecode = True

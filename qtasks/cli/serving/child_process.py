@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from qtasks.cli.loader import AppError, AppLocation
 from qtasks.cli.logs import LogOptions
-from qtasks.cli.serving.child_main import RETIRE, ChildOptions
+from qtasks.cli.serving.child_options import RETIRE, ChildOptions
 from qtasks.error_codes import ErrorCode
 
 DRAIN_S: Final = 10.0

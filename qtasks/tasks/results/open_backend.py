@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from qtasks.errors import ConfigurationError
 from qtasks.tasks.results.backend import ResultBackend
-from qtasks.tasks.results.memory import MemoryResults
-from qtasks.tasks.results.sqlite import SQLiteResults
 
 
 def open_results(url: str, *, ttl_ms: int) -> ResultBackend:
@@ -15,11 +13,15 @@ def open_results(url: str, *, ttl_ms: int) -> ResultBackend:
     (``rediss://`` for TLS). Raises ConfigurationError for any other, and for one whose client is not installed.
     """
     scheme, separator, rest = url.partition("://")
+    # Each is imported only if it is named: an application needs one of them.
     if url == "memory://":
+        from qtasks.tasks.results.memory import MemoryResults
+
         return MemoryResults(ttl_ms=ttl_ms)
     if scheme == "sqlite" and separator and rest.startswith("/") and len(rest) > 1 and rest != "/:memory:":
+        from qtasks.tasks.results.sqlite import SQLiteResults
+
         return SQLiteResults(rest[1:], ttl_ms=ttl_ms)
-    # Imported only if named: an application needs at most one of these clients.
     if scheme in ("postgresql", "postgres") and separator:
         from qtasks.tasks.results.postgres import PostgresResults
 

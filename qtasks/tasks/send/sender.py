@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from qtasks.errors import ArgumentsError
+from qtasks.errors import ArgumentsError, QTasksError
 from qtasks.tasks.results.backend import Lock, ResultBackend, ResultStatus
 from qtasks.tasks.results.inquiry import ENDED, OVERDUE_MS, Subject
 from qtasks.tasks.results.task_result import TaskResult
@@ -63,6 +63,8 @@ def send(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> TaskResu
     except StopIteration as end:
         handle: TaskResult[R] = end.value
         return handle
+    except QTasksError as error:
+        raise _shortened(error)  # noqa: B904 - it is the same error
 
 
 async def asend(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> TaskResult[R]:
@@ -83,6 +85,15 @@ async def asend(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> T
     except StopIteration as end:
         handle: TaskResult[R] = end.value
         return handle
+    except QTasksError as error:
+        raise _shortened(error)  # noqa: B904 - it is the same error
+
+
+def _shortened(error: QTasksError) -> QTasksError:
+    """The error of a call that was not sent, with a short traceback: its text says what happened."""
+    from qtasks.user_frames import without_our_frames  # here: only an error needs it
+
+    return without_our_frames(error)
 
 
 def _steps(runtime: Runtime, task: SendableTask[R], message: Outgoing) -> Steps[TaskResult[R]]:

@@ -16,7 +16,7 @@ from qtasks.tasks.admin.republish import publish_again
 def message(**members: object) -> Message:
     body = json.dumps({"v": 1, "id": "call_1", "args": [1], "kwargs": {}, **members})
     facts = {"messageId": "msg_1", "url": "https://app.example/qtasks/charge", "method": "POST", "maxRetries": 3}
-    return Message(**message_fields({**facts, "createdAt": 1, "body": body}))
+    return Message(**message_fields({**facts, "createdAt": 1, "notBefore": 1, "body": body}))
 
 
 def published(source: Message, body: bytes | None = None) -> dict[str, Any]:
