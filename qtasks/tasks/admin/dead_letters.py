@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 class DeadLetters(ServiceAccess):
     """The messages that failed for good. Methods whose name begins with ``a`` do not block the event loop.
 
-    Filters and errors are those of `Messages`: ``tasks.dlq.retry(*(letter.dlq_id for letter in
-    tasks.dlq.iterate(task="charge")))`` tries all of one task again.
+    Filters and errors are those of `Messages`: ``tasks.dlq.retry_all(task="charge")`` tries all of one task again.
     """
 
     def list(
@@ -71,6 +70,17 @@ class DeadLetters(ServiceAccess):
     async def aretry(self, *dlq_ids: str) -> builtins.list[str]:
         """As `retry`."""
         return await self._arun(actions.retry_dead_letters(dlq_ids))
+
+    def retry_all(self, text: str = "", **options: Unpack[FilterOptions]) -> builtins.list[str]:
+        """As `retry`, for all dead letters that match; without a filter for all there are.
+
+        The list is read first, so a message that fails again meanwhile is not published a second time.
+        """
+        return self.retry(*[letter.dlq_id for letter in self.iterate(text, **options)])
+
+    async def aretry_all(self, text: str = "", **options: Unpack[FilterOptions]) -> builtins.list[str]:
+        """As `retry_all`."""
+        return await self.aretry(*[letter.dlq_id async for letter in self.aiterate(text, **options)])
 
     def delete(self, *dlq_ids: str) -> int:
         """Delete dead letters, and return how many were there."""

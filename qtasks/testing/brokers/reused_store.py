@@ -7,6 +7,7 @@ open, and their tables are emptied, without a PRAGMA: that would make SQLite com
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 
 import apsw
 
@@ -25,17 +26,24 @@ def empty_store(connections: list[apsw.Connection], clock: Clock) -> SqliteStore
 
 
 def _empty(db: apsw.Connection) -> None:
-    for table in _tables():
+    """Make the database what a new one is, with the few rows that the schema itself writes."""
+    tables = _tables()
+    for table in tables:
         db.execute(f'DELETE FROM "{table}"')  # noqa: S608 - the schema's own names
+    for table, rows in tables.items():
+        for row in rows:
+            places = ", ".join("?" * len(row))
+            db.execute(f'INSERT INTO "{table}" VALUES ({places})', row)  # noqa: S608 - as above
 
 
 @functools.cache
-def _tables() -> tuple[str, ...]:
-    """The tables, those that refer to another one first."""
+def _tables() -> Mapping[str, Sequence[tuple[apsw.SQLiteValue, ...]]]:
+    """The tables, those that refer to another one first, each with its rows in a new database."""
     db = connect(MEMORY)
     names = db.execute(
         "SELECT name FROM sqlite_master WHERE type = 'table' "
         "ORDER BY EXISTS (SELECT 1 FROM pragma_foreign_key_list(name)) DESC, name"
     ).fetchall()
+    tables = {str(name): db.execute(f'SELECT * FROM "{name}"').fetchall() for (name,) in names}  # noqa: S608
     db.close()
-    return tuple(str(name) for (name,) in names)
+    return tables

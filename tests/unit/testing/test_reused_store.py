@@ -40,9 +40,14 @@ def test_a_second_environment_compiles_no_statement_again(tasks: QTasks) -> None
 
 def test_rows_that_refer_to_each_other_are_removed_too() -> None:
     db = connect(MEMORY)
+    new = content(db)
     db.execute("INSERT INTO accounts (name) VALUES ('ours')")
     db.execute("INSERT INTO signing_keys (account, current, next) VALUES (1, 'current-key', 'next-key')")
     run_in_transaction(db, reused_store._empty)
-    left = [db.execute(f'SELECT count(*) FROM "{table}"').get for table in reused_store._tables()]
-    assert sum(left) == 0
+    assert content(db) == new
     db.close()
+
+
+def content(db: apsw.Connection) -> dict[str, list[tuple[apsw.SQLiteValue, ...]]]:
+    """The rows of each table."""
+    return {table: db.execute(f'SELECT * FROM "{table}"').fetchall() for table in reused_store._tables()}
