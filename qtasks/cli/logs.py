@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypeVar
 import click
 
 from qtasks.cli.output import TextStream
+from qtasks.tasks.context import LOG_FIELDS, current_context
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -71,12 +72,14 @@ class JsonFormatter(logging.Formatter):
     """One JSON object for each record: ``time`` (UTC), ``level``, ``logger``, ``message``, and the record's fields.
 
     Fields are, where they apply, ``action``, ``message_id``, ``task``, ``call_id``, ``url``, ``attempt``, ``attempts``,
-    ``status``, ``error`` and others; ``exception`` is a traceback.
+    ``status``, ``error`` and others; ``exception`` is a traceback. Inside of a task, each record has those of its run.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as JSON, in ASCII."""
-        fields = {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
+        context = current_context()
+        run = {} if context is None else {name: getattr(context, name) for name in LOG_FIELDS}
+        fields = run | {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         facts = {
             "time": time,

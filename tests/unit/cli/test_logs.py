@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from qtasks.cli.logs import LogOptions, log_by_default, log_options, log_to
+from qtasks.tasks.context import CURRENT, TaskContext
 
 
 @contextlib.contextmanager
@@ -103,6 +104,21 @@ def test_json_is_one_object_a_line_with_the_fields_of_the_record() -> None:
         }
         assert second["exception"].endswith("ValueError: real")
         assert stream.getvalue().isascii()
+
+
+def test_json_says_in_which_run_of_a_task_a_line_was_logged() -> None:
+    context = TaskContext(task="charge", call_id="call_1", message_id="msg_1", attempt=2, retries=3)
+    with a_new_process():
+        log_to(stream := io.StringIO(), LogOptions(form="json"))
+        log = logging.getLogger("shop")
+        token = CURRENT.set(context)
+        log.error("in the task", extra={"order": 7, "attempt": 9})
+        CURRENT.reset(token)
+        log.error("outside")
+        inside, outside = (json.loads(line) for line in stream.getvalue().splitlines())
+        expected = {"task": "charge", "call_id": "call_1", "message_id": "msg_1", "order": 7, "attempt": 9}
+        assert inside.items() >= expected.items()
+        assert outside.keys() == {"time", "level", "logger", "message"}
 
 
 def test_a_level_is_that_of_qtasks_and_of_no_library() -> None:
