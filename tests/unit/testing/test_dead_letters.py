@@ -24,7 +24,7 @@ def test_a_dead_letter_is_listed_and_sent_again(tasks: QTasks) -> None:
         assert letter.error == "ConnectionError: the bank does not answer"
         is_open = True
         tasks.dlq.retry(letter.dlq_id)
-        assert [message.status for message in tasks.messages.iterate()] == ["waiting", "failed"]
+        assert [message.status for message in tasks.messages.iterate(task="charge")] == ["waiting", "failed"]
         qtasks.drain()
         assert result.get() == "charged 7"
         assert qtasks.dlq == []
