@@ -46,31 +46,22 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         reader.dev.stop()
 
 
-def test_a_call_that_failed_is_found_and_sent_again(reader: Reader) -> None:
+def test_a_call_that_failed_is_found_sent_again_and_changed(reader: Reader) -> None:
     assert "ConnectionError: the bank does not answer" in reader.runs("qtasks send charge 7 --wait").err
     reader.dev.wait_for("dead letters")
-    listed = reader.runs("qtasks dlq").out
-    assert "charge" in listed
-    (dlq_id,) = re.findall(r"^\d+-\d+", listed, flags=re.MULTILINE)
+    (dlq_id,) = re.findall(r"^\d+-\d+", reader.runs("qtasks dlq").out, flags=re.MULTILINE)
     shown = reader.runs("qtasks dlq show ID", ID=dlq_id).out
-    assert "the bank does not answer" in shown
     assert re.search(r"arguments +7$", shown, flags=re.MULTILINE)
-    dry = reader.runs("qtasks dlq retry --all --dry-run")
-    assert dlq_id in dry.out + dry.err
+
     reader.open_the_bank()
     assert reader.runs("qtasks dlq retry task:charge --yes").out == "published 1 message\n"
     reader.dev.wait_for("order 7 charged")
 
-
-def test_a_dead_letter_is_changed_and_run_again(reader: Reader) -> None:
-    reader.open_the_bank()
-    failed = qtasks("send", "charge", "--wait", "--", "-1", folder=reader.folder)
-    assert "there is no order -1" in failed.err
-    reader.dev.wait_for("dead letters")
+    qtasks("send", "charge", "--", "-1", folder=reader.folder)
+    reader.dev.wait_for("there is no order -1")
     (letter,) = json.loads(qtasks("dlq", "--json", folder=reader.folder).out)["deadLetters"]
     body = json.loads(qtasks("dlq", "show", letter["deadLetterId"], "--json", folder=reader.folder).out)["body"]
     (reader.folder / "fixed.json").write_text(json.dumps({**json.loads(body), "args": [1]}))
-    done = reader.runs("qtasks dlq edit ID --body fixed.json", ID=letter["deadLetterId"])
-    assert done.status == 0, done.err
+    assert reader.runs("qtasks dlq edit ID --body fixed.json", ID=letter["deadLetterId"]).status == 0
     reader.dev.wait_for("order 1 charged")
     assert json.loads(qtasks("dlq", "--json", folder=reader.folder).out)["deadLetters"] == []
