@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -27,6 +29,7 @@ _LIBRARIES: Final = tuple(
 )
 _OURS: Final = (str(Path(__file__).parent) + os.sep, *map(sysconfig.get_path, ("stdlib", "platstdlib")))
 """Where the code of frames is that say nothing to a user. Applications may be installed packages, too."""
+_PLACE: Final = re.compile(r"(?P<path>.+):(?P<line>[0-9]{1,7}) in (?P<function>\w+)")
 _PARTS_OUTSIDE: Final = 3
 """Parts of a path outside of the folder that are shown: an absolute one tells more of a machine than of the code."""
 
@@ -82,6 +85,35 @@ def places_of(error: BaseException) -> list[str]:
                 places.append(f"caused by {type(cause).__name__}")
             places += [one_line(frame.place) for frame in user_frames(cause, folder)]
     return places
+
+
+class CodePlace(NamedTuple):
+    """The parts of a place."""
+
+    path: str
+    line: int
+    function: str
+
+
+def read_place(text: str) -> CodePlace | None:
+    """The parts of a place such as ``tasks.py:31 in charge``; None for another text."""
+    if (match := _PLACE.fullmatch(text)) is None:
+        return None
+    return CodePlace(match["path"], int(match["line"]), match["function"])
+
+
+def loaded_file(shown: str, folder: str) -> str | None:
+    """The source file of a loaded module of the user that places show as `shown`; None if there is none."""
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if (
+            isinstance(file, str)
+            and file.endswith(".py")
+            and not _is_of_library(file)
+            and _shown(file, folder) == shown
+        ):
+            return file
+    return None
 
 
 def one_line(text: str) -> str:

@@ -27,12 +27,13 @@ app_argument = click.argument("app", required=False, shell_complete=_files)
 
 
 class Duration(click.ParamType[int]):
-    """A duration such as 7d or 1h30m, at least `least`; the value is in milliseconds."""
+    """A duration such as 7d or 1h30m, at least `least` and at most `most`; the value is in milliseconds."""
 
     name = "duration"
 
-    def __init__(self, least: str | None = None) -> None:
+    def __init__(self, least: str | None = None, most: str | None = None) -> None:
         self._least = least
+        self._most = most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Read the text. A text that cannot be read ends the command with exit code 2."""
@@ -44,6 +45,8 @@ class Duration(click.ParamType[int]):
             self.fail(f"{error}; write it as 30s, 12h or 7d", param, ctx)
         if self._least is not None and duration < durations.parse(self._least):
             self.fail(f"{value} is too short: at least {self._least}", param, ctx)
+        if self._most is not None and duration > durations.parse(self._most):
+            self.fail(f"{value} is too long: at most {self._most}", param, ctx)
         return duration
 
 

@@ -1,9 +1,9 @@
-"""What the broker's console asks a dispatcher, and what it answers (docs/protocol.md 5.17, 5.18). Pure.
+"""What the broker's console asks a dispatcher, and what it answers (docs/protocol.md 5.17, 5.18, 5.20). Pure.
 
 Extensions of the protocol between this broker and the framework's dispatcher. The broker asks with a signed POST to a
 name beside the tasks; the answer is one JSON object. Each prefix answers for itself, so that several applications on
 one broker never replace each other's answers. `MANIFEST` asks, without a body, which tasks and schedules there are;
-`CALL` asks what is known of one call.
+`CALL` asks what is known of one call; `SOURCE` asks for the lines of code around places where exceptions were raised.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ NAMES: Final = "_tasks"
 """Asks for the names of the tasks alone: a JSON list."""
 MANIFEST: Final = "_manifest"
 CALL: Final = "_call"
+SOURCE: Final = "_source"
 """The last path segment of the URL, where a delivery has the name of its task."""
 VERSION: Final = 1
 TIMEOUT_MS: Final = 5_000
 """Limit for the whole request, milliseconds."""
 MAX_QUESTION: Final = 1_024
 """Bytes of a question about a call."""
+MAX_SOURCE_QUESTION: Final = 8_192
+"""Bytes of a question for lines of code."""
+MAX_PLACES: Final = 24
+"""Places of a question at most; an answer leaves out further ones."""
 MAX_RESULT: Final = 65_536
 """Bytes of a result that an answer has; of a larger one only its beginning."""
 
@@ -170,3 +175,21 @@ class CallReport(TypedDict):
     call: CallRecord | None
     """None if nothing is recorded."""
     flow: FlowReport | None
+
+
+class SourceFrame(TypedDict):
+    """Lines of a function around a place."""
+
+    at: str
+    """The place, as in the answer of a failed attempt."""
+    first: int
+    """The number of the first line."""
+    lines: list[str]
+    """Without what follows the names of secrets."""
+
+
+class SourceReport(TypedDict):
+    """What a dispatcher answers about places. A place of which it has no lines is left out."""
+
+    v: int
+    frames: list[SourceFrame]

@@ -24,7 +24,7 @@ VALUES: st.SearchStrategy[Any] = st.one_of(
 CALLS = st.dictionaries(st.sampled_from(["user_id", "order", "_x1"]), VALUES, max_size=3)
 
 
-@settings(max_examples=5)
+@settings(max_examples=5, deadline=None)
 @given(calls=st.lists(CALLS, min_size=100, max_size=100))
 def test_the_page_makes_the_labels_that_the_framework_makes(calls: list[dict[str, Any]]) -> None:
     names = ["user_id", "order"]

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.console.every_page import ADDRESSES, NAMES, address_of
-from tests.support.browsing.browser import HEIGHT, NARROW, ConsolePage
+from tests.support.browsing.browser import HEIGHT, NARROW, WIDE, ConsolePage
 from tests.support.browsing.world import Account
 
 LOOK = """async (rules) => {
@@ -17,11 +17,26 @@ LOOK = """async (rules) => {
 }"""
 
 
+OF_COLOURS = ("color-contrast", "link-in-text-block")
+"""The rules of axe that look at colours."""
+
+
 def violations(page: Page, axe: str, *rules: str) -> list[str]:
     """What a person could not use, by `rules`, or by all of axe."""
     if not page.evaluate("'axe' in window"):
         page.evaluate(axe)
     return list(page.evaluate(LOOK, rules))
+
+
+def look_in_both_themes_at_both_widths(console: ConsolePage, axe: str) -> None:
+    """Look for violations. A theme changes nothing but colours, so a dark page is looked at for these alone."""
+    for width in (WIDE, NARROW):
+        console.page.set_viewport_size({"width": width, "height": HEIGHT})
+        console.page.emulate_media(color_scheme="light")
+        assert violations(console.page, axe) == []
+        console.page.emulate_media(color_scheme="dark")
+        assert violations(console.page, axe, *OF_COLOURS) == []
+    assert console.overflow == 0
 
 
 def test_every_page_of_the_navigation_is_looked_at(operators: ConsolePage) -> None:
@@ -37,20 +52,14 @@ def test_every_page_of_the_navigation_is_looked_at(operators: ConsolePage) -> No
 def test_a_page_with_content_is_for_everyone(
     operators: ConsolePage, messages: dict[str, str], axe: str, address: str
 ) -> None:
-    page = operators.open(address_of(address, messages))
-    assert violations(page, axe) == []
-    page.set_viewport_size({"width": NARROW, "height": HEIGHT})
-    assert operators.overflow == 0
-    page.emulate_media(color_scheme="dark")
-    assert violations(page, axe) == []
+    operators.open(address_of(address, messages))
+    look_in_both_themes_at_both_widths(operators, axe)
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_a_page_of_an_empty_account_is_for_everyone(own: ConsolePage, axe: str, name: str) -> None:
-    page = own.open(name)
-    assert violations(page, axe) == []
-    page.set_viewport_size({"width": NARROW, "height": HEIGHT})
-    assert own.overflow == 0
+    own.open(name)
+    look_in_both_themes_at_both_widths(own, axe)
 
 
 def test_what_does_not_exist_is_a_sentence(own: ConsolePage) -> None:

@@ -106,6 +106,17 @@ def test_a_running_call_tells_its_progress_and_a_failed_one_its_error() -> None:
     assert (call["error"], call["result"]) == ("KeyError: password=***", None)
 
 
+def test_code_is_told_only_to_whom_the_signing_keys_belong() -> None:
+    told = Told()
+    url, body = f"{BASE_URL}/_source", json.dumps({"v": 1, "at": ["nowhere.py:1 in work"]}).encode()
+    for signed, status in ((signature(url, body), 200), (signature(URL, body), 401), ("", 401)):
+        answer = told.client.post(url, content=body, headers={"Upstash-Signature": signed})
+        assert answer.status_code == status
+        assert (status == 401) or answer.json() == {"v": 1, "frames": []}
+    refused = told.client.post(url, content=b"{}", headers={"Upstash-Signature": signature(url, b"{}")})
+    assert (refused.status_code, "not a question about places" in refused.text) == (400, True)
+
+
 def test_without_a_record_or_a_result_backend_the_answer_says_so() -> None:
     assert Told().ask("call_unknown") == {"v": 1, "results": True, "call": None, "flow": None}
     without = Told(results=None)

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from qtasks.broker.store.connection import schema_version
+from qtasks.broker.store.integrity import backup_note
 from qtasks.cli import cli
 from tests.support.logs import FRAME, HEADER, commit_ends, flip, killed, log_of, stored_messages
 from tests.support.pages import damage_page, pages_of
@@ -100,6 +101,27 @@ def test_a_backup_that_is_copied_onto_the_database_of_a_killed_broker_is_not_mix
     assert len(stored_messages(path)) == 5
     with running(tmp_path) as broker:
         assert broker.publish("http://127.0.0.1:9/", b"new", **LATER)
+
+
+def test_a_backup_is_noted_beside_the_database_whose_note_no_backup_replaces(tmp_path: Path) -> None:
+    path = str(killed(tmp_path / "qtasks.db", commits=3))
+    note = backup_note.note_path(path)
+    assert "in which the last backup is noted" in text(command(tmp_path, "backup", str(note)))
+    assert backup_note.read(path) is None
+    assert command(tmp_path, "backup", str(tmp_path / "copy.db")).exception is None
+    noted = backup_note.read(path)
+    assert noted is not None
+    assert (noted.target, noted.bytes) == (str(tmp_path / "copy.db"), (tmp_path / "copy.db").stat().st_size)
+    assert stat.S_IMODE(note.stat().st_mode) == 0o600
+
+
+def test_a_backup_succeeds_where_it_cannot_be_noted(tmp_path: Path) -> None:
+    path = str(killed(tmp_path / "qtasks.db", commits=3))
+    backup_note.note_path(path).mkdir()
+    done = command(tmp_path, "backup", str(tmp_path / "copy.db"))
+    assert done.exception is None
+    assert "the console will not show this backup" in done.output
+    assert stored_messages(tmp_path / "copy.db")
 
 
 def test_a_backup_replaces_no_file(tmp_path: Path) -> None:

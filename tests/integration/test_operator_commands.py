@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -267,6 +268,23 @@ def test_failures_are_grouped_shown_and_retried(run: Run, broker: BrokerServer, 
     assert retried.status == 0, retried.err
     assert retried.out == f"published {failure['deadLetters']} messages\n"
     assert run("failures", "show", "unknown").status == 6
+
+
+def test_a_known_failure_is_muted_for_a_time_and_shown_again(
+    run: Run, broker: BrokerServer, endpoint: Endpoint
+) -> None:
+    failed(broker, endpoint, 101)
+    [failure] = run("failures", "task:charge", "--json").json["failures"]
+    name = failure["fingerprint"]
+    muted = run("failures", "mute", name, "--for", "90m", "--json").json
+    assert (muted["fingerprint"], muted["muted"]["who"]) == (name, "the configured token")
+    assert 7_000_000 < muted["muted"]["untilMs"] - time.time() * 1000 < 7_300_000  # parts of an hour are whole ones
+    for shown in (run("failures"), run("failures", "show", name)):
+        assert "muted until 20" in shown.out
+    assert run("failures", "unmute", name).out == f"{name}: not muted\n"
+    assert "muted" not in run("failures").out
+    assert run("failures", "mute", name, "--for", "31d").status == 2
+    assert run("failures", "mute", "unknown").status == 6
 
 
 # -- queues, flow control, keys

@@ -12,9 +12,13 @@ import pytest
 
 from qtasks.broker.console import filter_text
 from qtasks.broker.console.views.dead_letters import SCAN_MOST
+from qtasks.broker.core.values import DAY_MS, Retention
 from qtasks.broker.store.connection import connect, run_in_transaction
 from qtasks.broker.store.verbs.insight import failure_reads, index, search, shown, totals
 from qtasks.broker.store.verbs.insight.candidates import Part
+from qtasks.broker.store.verbs.upkeep import removals
+from qtasks.broker.store.verbs.upkeep.removals import HOURS
+from qtasks.broker.store.verbs.upkeep.store_sizes import HOUR_MS
 from tests.support.broker import ACCOUNT
 from tests.support.large_store import fill
 
@@ -75,6 +79,9 @@ def views(db: apsw.Connection, now_ms: int) -> Iterator[tuple[str, int, Callable
     for text in ("", "task:task1", "error:valueerror"):
         yield f"dead letters {text}", VIEW_MS, partial(dead, db, text, now_ms)
     nothing = filter_text.read("", now_ms=now_ms)
+    keep = Retention(delivered_ms=HOURS * HOUR_MS, failed_ms=DAY_MS)
+    yield "what retention removes", VIEW_MS, partial(removals.forecast, db, keep, now_ms=now_ms)
+    yield "what a message takes", VIEW_MS, partial(removals.bytes_each, db)
     yield "failures", VIEW_MS, lambda: failure_reads.failures(db, ACCOUNT, nothing, hours=24, now_ms=now_ms)
 
 

@@ -286,7 +286,7 @@ async def test_the_loop_goes_on_after_whatever_goes_wrong(caplog: pytest.LogCapt
                 raise StoreError("no space")
             if self.asked == 2:
                 raise RuntimeError("a bug")
-            if self.asked == 4:
+            if self.asked == 5:  # the fourth notes the size
                 raise asyncio.CancelledError
             return 0
 

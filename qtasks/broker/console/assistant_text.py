@@ -10,8 +10,8 @@ import json
 import platform
 import re
 import shlex
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Final
@@ -19,13 +19,23 @@ from typing import Any, Final
 from qtasks.broker.console.manifest_reader import DescribedTask
 from qtasks.broker.core.observed import error_texts
 from qtasks.masking import MASK, mask_pairs, mask_values, masked, masked_text, secrets_in
+from qtasks.protocol.dispatcher_questions import SourceFrame
+from qtasks.user_frames import read_place
 
 Facts = dict[str, Any]
 MAX_BYTES: Final = 20_000
 """Size of a text, at most."""
 _ATTEMPTS: Final = 10
 """Attempts that are shown, the last ones."""
-_MAX: Final = {"error": 4_000, "doc": 1_500, "signature": 800, "arguments": 3_500, "answer": 1_500, "line": 200}
+_MAX: Final = {
+    "error": 4_000,
+    "doc": 1_500,
+    "signature": 800,
+    "arguments": 3_500,
+    "answer": 1_500,
+    "line": 200,
+    "source": 5_000,
+}
 """Bytes of each part."""
 _SHORT: Final = 400
 """Arguments with more characters are not written a second time."""
@@ -46,6 +56,8 @@ class Recorded:
     """Its task; None if it calls none, or if its application does not describe it."""
     application: str
     """The versions of the application, or why they are not known."""
+    source: Mapping[str, SourceFrame] = field(default_factory=dict)
+    """Lines of code around the places where the last attempt failed, as far as its application tells them."""
     failure: Facts | None = None
     """A failure of ``GET console/api/failures``, if the text is about all messages that failed alike."""
 
@@ -67,6 +79,13 @@ def write(recorded: Recorded) -> str:
         *writer.again(),
     ]
     return _cut("\n\n".join(parts), MAX_BYTES - 1) + "\n"
+
+
+def places_of(message: Facts) -> list[str]:
+    """Where in the user's code the last failed attempt was raised, as its answer tells it."""
+    answers = [attempt["response"] for attempt in message["attempts"] if attempt["error"] is not None]
+    body = (answers[-1] or {}).get("body") if answers else None
+    return error_texts.places_in(body and body.encode())
 
 
 class _Writer:
@@ -125,10 +144,17 @@ class _Writer:
 
     def traceback(self) -> Iterator[str]:
         """Where in the user's code the last error was raised, if its application has told it."""
-        answers = [attempt["response"] for attempt in self._attempts if attempt["error"] is not None]
-        body = (answers[-1] or {}).get("body") if answers else None
-        if places := error_texts.places_in(body and body.encode()):
-            yield _block("Traceback, the innermost frame last", self._clean("\n".join(places)), "answer")
+        if places := places_of(self._recorded.message):
+            lines = [line for place in places for line in (place, *self._source_lines(place))]
+            yield _block("Traceback, the innermost frame last", self._clean("\n".join(lines)), "source")
+
+    def _source_lines(self, place: str) -> Iterator[str]:
+        """The lines of code around a place, with their numbers; the one of the place is marked."""
+        frame, parts = self._recorded.source.get(place), read_place(place)
+        if frame is None or parts is None:
+            return
+        for number, line in enumerate(frame["lines"], frame["first"]):
+            yield f"  {'>' if number == parts.line else ' '} {number:>4} | {line}"
 
     def _error_of(self, attempt: Facts) -> str:
         body = (attempt["response"] or {}).get("body")

@@ -56,6 +56,8 @@ class ConsoleContext:
     """What the applications say of their tasks."""
     calls: AskedCalls
     """What they say of single calls."""
+    questions: DispatcherQuestions
+    """What asks them."""
     last_offer: Callable[[str], SlotOffer | None]
     """What the latest answer of the dispatcher at a URL prefix states of bundles; None without one."""
 
@@ -70,7 +72,7 @@ class ConsoleContext:
         last_offer: Callable[[str], SlotOffer | None],
     ) -> ConsoleContext:
         """The context of one console, whose answers of applications are its own."""
-        return cls(api, settings, accounts, ready, Manifests(questions), AskedCalls(questions), last_offer)
+        return cls(api, settings, accounts, ready, Manifests(questions), AskedCalls(questions), questions, last_offer)
 
     @property
     def store(self) -> Store:

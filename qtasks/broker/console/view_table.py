@@ -17,6 +17,7 @@ from qtasks.broker.console.views import (
     endpoints,
     failure_table,
     for_assistant,
+    growth,
     llm_table,
     message_call,
     message_page,
@@ -81,6 +82,7 @@ VIEWS: Final = (
     _view("GET", "endpoints", Right.LOOK, endpoints.list_endpoints),
     _view("GET", "tasks", Right.LOOK, task_table.list_tasks),
     _view("GET", "system", Right.LOOK, system.show),
+    _view("GET", "growth", Right.LOOK, growth.show),
     _view("GET", "audit", Right.LOOK, audit_table.list_changes),
 )
 

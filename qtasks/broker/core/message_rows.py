@@ -212,6 +212,20 @@ def _options(row: MessageRow) -> PublishOptions:
     )
 
 
+def hides_body(options: str | None) -> bool:
+    """True if these options, of column ``options``, keep the body of the message from those who look at it.
+
+    Those that cannot be read do.
+    """
+    if options is None:
+        return False
+    try:
+        redact = _stored(options)[0].redact
+    except (ValueError, TypeError):
+        return True
+    return redact is not None and redact.body
+
+
 def has_callbacks(row: MessageRow) -> bool:
     """True if the end of an attempt may create a callback or a failure callback. The row must be readable.
 

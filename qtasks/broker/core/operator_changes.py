@@ -17,8 +17,11 @@ CONFIGURED: Final = "the configured token"
 """The name of a token that is not in the store."""
 LONGEST_NOTE: Final = 200
 """Characters of a note at most."""
+_LONGEST_NAME: Final = 150
 _LONGEST_SUBJECT: Final = 300
 _SHOWN_IDS: Final = 5
+_JOINERS: Final = "\u200c\u200d"
+"""Signs without a width that some scripts need within a word."""
 
 
 class Actor(NamedTuple):
@@ -49,8 +52,15 @@ class OperatorChange:
     """`n` of the row, once it is stored."""
 
     def __post_init__(self) -> None:
+        self.actor = self.actor._replace(name=_readable(self.actor.name))
         if len(self.subject) > _LONGEST_SUBJECT:
             self.subject = f"{self.subject[: _LONGEST_SUBJECT - 1]}…"
+
+
+def _readable(name: str) -> str:
+    """A name that a person has chosen, in one line of bounded length without signs that control what shows it."""
+    line = "".join(sign if sign.isprintable() or sign in _JOINERS else "\ufffd" for sign in name)
+    return line if len(line) <= _LONGEST_NAME else f"{line[: _LONGEST_NAME - 1]}…"
 
 
 class AuditEntry(NamedTuple):

@@ -9,6 +9,7 @@ from typing import Final
 from qtasks.broker.core.values import Retention
 from qtasks.broker.store.interface import Store
 from qtasks.broker.store.verbs import retention
+from qtasks.broker.store.verbs.upkeep import store_sizes
 from qtasks.clock import Clock
 from qtasks.errors import StoreError
 
@@ -27,12 +28,14 @@ class Pruner:
         self._store = store
         self._clock = clock
         self._retention = retention
+        self._noted_hour: int | None = None
 
     async def run(self) -> None:
-        """Prune once a minute until cancelled."""
+        """Prune once a minute until cancelled, and note the size of the store once an hour."""
         while True:
             try:
                 await self.run_once()
+                await self._note_size()
             except Exception as error:
                 # Every error: if this loop ended, the store would grow without limit and without notice.
                 log.error("cannot remove old messages: %s", error, exc_info=not isinstance(error, StoreError))
@@ -45,6 +48,12 @@ class Pruner:
             removed += batch
             await self._wait(PAUSE_MS)
         return removed
+
+    async def _note_size(self) -> None:
+        now_ms = self._clock.now_ms()
+        if (hour := now_ms // store_sizes.HOUR_MS) != self._noted_hour:
+            await self._store.write(store_sizes.note, now_ms=now_ms)
+            self._noted_hour = hour
 
     async def _wait(self, span_ms: int) -> None:
         await self._clock.wait(asyncio.Event().wait(), self._clock.now_ms() + span_ms)

@@ -9,6 +9,8 @@ from typing import Final
 
 from qtasks.broker.store.interface import Store
 from qtasks.broker.store.verbs.damage import quarantine, scrub
+from qtasks.broker.store.verbs.upkeep import check_notes
+from qtasks.broker.store.verbs.upkeep.check_notes import Checked
 from qtasks.clock import Clock
 from qtasks.errors import StoreError
 
@@ -51,6 +53,7 @@ class Scrubber:
             after = piece.last
             if after is not None:
                 await self._wait(PAUSE_MS)
+        await self._store.write(check_notes.note, Checked.MESSAGES, count, now_ms=self._clock.now_ms())
         return count
 
     async def _wait(self, span_ms: int) -> None:

@@ -11,11 +11,12 @@ import apsw
 import click
 
 from qtasks.broker.store.connection import connect_read_only
-from qtasks.broker.store.integrity import page_check
+from qtasks.broker.store.integrity import backup_note, page_check
+from qtasks.broker.store.integrity.backup_note import BackupNote
 from qtasks.broker.store.integrity.repair import sync_to_disk
-from qtasks.cli.broker.database_file import db_option, existing_database, refuse_lost_commits
+from qtasks.cli.broker.database_file import db_option, existing_database, now_ms, refuse_lost_commits
 from qtasks.cli.changes import as_json_option
-from qtasks.cli.printing import echo_json
+from qtasks.cli.printing import echo_json, talk
 from qtasks.errors import ConfigurationError, StoreError
 
 _STEP: Final = 2_000
@@ -34,8 +35,11 @@ def backup(target: str, as_json: bool, db: str) -> None:
     """
     path = existing_database(db)
     refuse_lost_commits(path)
+    database = os.path.realpath(path)
     if Path(target).exists():
         raise ConfigurationError(f"{target} exists already; a backup replaces nothing", fix="name a new file")
+    if os.path.realpath(target) == str(backup_note.note_path(path)):
+        raise ConfigurationError(f"{target} is the file in which the last backup is noted", fix="name another file")
     partial = Path(f"{target}.partial")
     try:
         os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
@@ -53,10 +57,19 @@ def backup(target: str, as_json: bool, db: str) -> None:
     finally:
         for suffix in ("", "-wal", "-shm", "-journal"):
             Path(f"{partial}{suffix}").unlink(missing_ok=True)
+    _note(database, BackupNote(now_ms(), size, os.path.realpath(target)))
     if as_json:
-        echo_json({"path": os.path.realpath(path), "backup": os.path.realpath(target), "bytes": size})
+        echo_json({"path": database, "backup": os.path.realpath(target), "bytes": size})
     else:
         click.echo(f"{target}: {size / 1_000_000:.1f} MB, checked")
+
+
+def _note(database: str, note: BackupNote) -> None:
+    """Note the backup for the console. In a folder that cannot be written to the backup succeeds all the same."""
+    try:
+        backup_note.write(database, note)
+    except OSError as error:
+        talk(f"the console will not show this backup: {backup_note.note_path(database)}: {error.strerror}")
 
 
 def _name(partial: Path, target: Path) -> None:

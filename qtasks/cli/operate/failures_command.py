@@ -10,12 +10,14 @@ from qtasks.cli.changes import as_json_option, confirmed, dry_run_option, progre
 from qtasks.cli.operate.groups import OperatorGroup
 from qtasks.cli.operate.message_shapes import echo_messages, row
 from qtasks.cli.operate.service import connected, now_ms
-from qtasks.cli.printing import TableColumn, age, counted, echo_json, echo_table, printable, talk
+from qtasks.cli.option_types import Duration
+from qtasks.cli.printing import TableColumn, age, counted, echo_json, echo_table, moment, printable, talk
 from qtasks.masking import mask_pairs
 from qtasks.qstash.conversation.operation import segment
 from qtasks.tasks.admin.summaries import of_row
 
 _WHAT: Final = "failures in groups"
+_HOUR_MS: Final = 3_600_000
 _COLUMNS: Final = (
     TableColumn("FAILURE"),
     TableColumn("LAST", is_number=True),
@@ -28,7 +30,9 @@ _fingerprint = click.argument("fingerprint", metavar="FAILURE")
 
 @click.group("failures", cls=OperatorGroup)
 def command() -> None:
-    """Look at failures in groups, and retry all dead letters of one. Only `qtasks broker` and `qtasks dev` have them.
+    """Look at failures in groups, mute a known one, and retry all dead letters of one.
+
+    Only `qtasks broker` and `qtasks dev` have them.
 
     FILTER is the same as for `qtasks messages`. The service is that of QSTASH_TOKEN and QSTASH_URL, or the `qtasks dev`
     that runs in this folder.
@@ -37,7 +41,7 @@ def command() -> None:
 
 @command.command("list")
 @click.argument("words", nargs=-1, metavar="[FILTER]...")
-@click.option("--hours", type=click.IntRange(1, 720), default=24, show_default=True, help="Of the last hours.")
+@click.option("--hours", type=click.IntRange(4, 168), default=24, show_default=True, help="Of the last hours.")
 @as_json_option
 def list_(words: tuple[str, ...], hours: int, as_json: bool) -> None:
     """List failures, the latest first."""
@@ -61,7 +65,19 @@ def list_(words: tuple[str, ...], hours: int, as_json: bool) -> None:
         )
         for each in failures
     ]
-    echo_table(_COLUMNS, rows, [mask_pairs(each.get("error") or "") for each in failures])
+    echo_table(_COLUMNS, rows, [_detail(each) for each in failures])
+
+
+def _detail(failure: dict[str, Any]) -> str:
+    """The line below a failure of the list: its error, and until when it is muted."""
+    error = mask_pairs(failure.get("error") or "")
+    return f"({_muted(failure)}) {error}" if failure.get("muted") else error
+
+
+def _muted(failure: dict[str, Any]) -> str:
+    """Until when, to the minute, and by whom."""
+    until = moment(failure["muted"]["untilMs"])[: len("2026-11-28 10:00")]
+    return f"muted until {until} by {failure['muted']['who']}"
 
 
 @command.command("show")
@@ -86,6 +102,8 @@ def show(fingerprint: str, for_assistant: bool, as_json: bool) -> None:
         f"  {counted(failure.get('attempts') or 0, 'attempt')}, first {age(failure.get('firstMs'), now)} ago,"
         f" last {age(failure.get('lastMs'), now)} ago"
     )
+    if failure.get("muted"):
+        click.echo(printable(f"  {_muted(failure)}"))
     echo_messages(messages, now)
 
 
@@ -121,6 +139,44 @@ def retry(fingerprint: str, yes: bool, dry_run: bool, as_json: bool) -> None:
         echo_json({"retried": retried})
     elif not dry_run:
         click.echo(f"published {counted(retried, 'message')}")
+
+
+@command.command("mute")
+@_fingerprint
+@click.option(
+    "--for",
+    "span_ms",
+    type=Duration(least="1h", most="30d"),
+    default="1d",
+    show_default=True,
+    help="How long, such as 12h or 2d; parts of an hour count as a whole one.",
+)
+@as_json_option
+def mute(fingerprint: str, span_ms: int, as_json: bool) -> None:
+    """Keep a known failure out of the list of the console for a time.
+
+    It is counted all the same, and this command lists it with a note.
+    """
+    _set_mute(fingerprint, -(-span_ms // _HOUR_MS), as_json=as_json)
+
+
+@command.command("unmute")
+@_fingerprint
+@as_json_option
+def unmute(fingerprint: str, as_json: bool) -> None:
+    """Show a muted failure in the list of the console again."""
+    _set_mute(fingerprint, 0, as_json=as_json)
+
+
+def _set_mute(fingerprint: str, hours: int, *, as_json: bool) -> None:
+    with connected() as service:
+        answer = service.console_post(_WHAT, f"{_path(fingerprint)}/mute", {"hours": hours})
+    failure: dict[str, Any] = answer["failure"]
+    if as_json:
+        echo_json({"fingerprint": failure["fingerprint"], "muted": failure["muted"]})
+    else:
+        text = _muted(failure) if failure["muted"] else "not muted"
+        click.echo(printable(f"{failure['fingerprint']}: {text}"))
 
 
 def _path(fingerprint: str) -> str:

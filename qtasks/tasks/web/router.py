@@ -35,6 +35,7 @@ from qtasks.tasks.web.bundle_run import BundleRun, ends_with_the_server
 from qtasks.tasks.web.delivery_headers import of_request
 from qtasks.tasks.web.dependency_routes import DependencyRoutes
 from qtasks.tasks.web.described_calls import report_call
+from qtasks.tasks.web.described_source import source_report
 from qtasks.tasks.web.described_tasks import manifest_of
 from qtasks.tasks.web.gateway import DELIVERY_KEY, NO_DELIVERY_KEY, OUTERMOST_KEY, Gateway, answer
 from qtasks.tasks.web.passage import in_front, is_direct, layers_of_the_user
@@ -67,6 +68,7 @@ NO_BUNDLES = "something of the application stands in front of the tasks, and mus
 
 NOT_CONFIGURED_AFTER_MS = 10_000
 RESULTS_AFTER_MS = 5_000
+_QUESTIONS = (dispatcher_questions.MANIFEST, dispatcher_questions.CALL, dispatcher_questions.SOURCE)
 _NUMBERS = itertools.count(1)
 
 
@@ -130,7 +132,7 @@ class TaskEndpoint:
             return body
         if is_bundle:
             return self._bundle(dispatcher, headers.signature, body, scope)
-        if task in (dispatcher_questions.MANIFEST, dispatcher_questions.CALL):
+        if task in _QUESTIONS:
             return await self._report(task, dispatcher, headers.signature, body)
         delivery = Delivery(
             task=task,
@@ -171,6 +173,8 @@ class TaskEndpoint:
             return claims
         if name == dispatcher_questions.CALL:
             return await _call(dispatcher, body)
+        if name == dispatcher_questions.SOURCE:
+            return await _source(body)
         return await self._manifest(dispatcher)
 
     async def _manifest(self, dispatcher: Dispatcher) -> DispatchResponse:
@@ -221,6 +225,14 @@ async def _call(dispatcher: Dispatcher, body: bytes) -> DispatchResponse:
         return DispatchResponse.refusal(400, f"the body is not a question about a call: {error}")
     except ResultError as error:
         return DispatchResponse.later("the results cannot be read", error.code, after_ms=RESULTS_AFTER_MS)
+
+
+async def _source(body: bytes) -> DispatchResponse:
+    """The code around places where exceptions were raised, once the question is verified."""
+    try:
+        return DispatchResponse.of_result(await asyncio.to_thread(source_report, body))
+    except ValueError as error:
+        return DispatchResponse.refusal(400, f"the body is not a question about places: {error}")
 
 
 class TaskRoutes:

@@ -31,12 +31,21 @@ CHARGE = {
 SECRET = "sk-live-4242"
 
 
-def answering(error: str, tasks: list[Any] | None, package: str = "0.9.0") -> Any:
-    """An application that fails with `error`, and whose manifest has `tasks`; None: it does not tell one."""
+PLACE = "shop/tasks.py:31 in charge"
+
+
+def answering(error: str, tasks: list[Any] | None, package: str = "0.9.0", source: object = None) -> Any:
+    """An application that fails with `error`, and whose manifest has `tasks`; None: it does not tell one.
+
+    `source` is what it answers when it is asked for lines of code; None: it does not know the question.
+    """
 
     def answer(request: DeliveryRequest) -> Response:
+        if request.url.endswith("/_source"):
+            assert json.loads(request.body) == {"v": 1, "at": [PLACE]}
+            return Response(status=489) if source is None else Response(status=200, body=json.dumps(source).encode())
         if not request.url.endswith("/_manifest"):
-            failure = {"error": error, "code": "TimeoutError", "at": ["shop/tasks.py:31 in charge"]}
+            failure = {"error": error, "code": "TimeoutError", "at": [PLACE]}
             return Response(status=500, body=json.dumps(failure).encode())
         if tasks is None:
             return Response(status=404)
@@ -53,9 +62,10 @@ async def failed(
     error: str = "TimeoutError: slow",
     tasks: Any = (CHARGE,),
     package: str = "0.9.0",
+    source: object = None,
 ) -> str:
     """The text of a call of `charge` that has failed for good."""
-    service.transport.answer = answering(error, tasks and list(tasks), package)
+    service.transport.answer = answering(error, tasks and list(tasks), package, source)
     body = json.dumps({"v": 1, "id": "call_1", "args": args, "kwargs": {"note": note}, "retries": 0})
     lines = {"Qtasks-Call-Id": "call_1", "Qtasks-Interrupted-For": "1h", "Upstash-Retries": "0"}
     message_id = (await service.post(f"/v2/publish/{TASKS}/charge", lines, body))["messageId"]
@@ -181,3 +191,23 @@ async def test_a_plain_message_tells_its_body_and_the_answer(service: Service) -
     assert "no such order" in text
     assert "t0pS" not in text
     assert str(START_MS) not in text, "times are for people"
+
+
+async def test_it_shows_the_code_around_the_place_where_the_attempt_failed(service: Service) -> None:
+    lines = [f"def charge(): return {SECRET!r}", "    ```", "    raise TimeoutError"]
+    text = await failed(service, 1, SECRET, source={"v": 1, "frames": [{"at": PLACE, "first": 29, "lines": lines}]})
+    assert (
+        f"````text\n{PLACE}\n"
+        "      29 | def charge(): return ***\n"
+        "      30 |     ```\n"
+        "  >   31 |     raise TimeoutError\n````"
+    ) in text
+
+
+@pytest.mark.parametrize(
+    "source",
+    [[], {"v": 2, "frames": []}, {"v": 1, "frames": [{"at": PLACE}]}, {"v": 1, "frames": [{"at": "b", "first": 1}]}],
+)
+async def test_an_answer_about_code_that_has_another_form_is_left_out(service: Service, source: object) -> None:
+    text = await failed(service, 1, SECRET, source=source)
+    assert f"```text\n{PLACE}\n```" in text

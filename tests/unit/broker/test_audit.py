@@ -8,6 +8,7 @@ import pytest
 
 from qtasks.broker.console.console_context import Role
 from qtasks.broker.console.views import again, audit_table, dead_letters, failure_table, queue_table, schedule_table
+from qtasks.broker.core.operator_changes import Actor, OperatorChange
 from qtasks.broker.core.values import Retention
 from qtasks.broker.store.verbs import audit, retention
 from qtasks.protocol.messages import Response
@@ -269,3 +270,11 @@ async def test_the_console_shows_the_pauses_of_queues_and_keys(service: Service)
     for view in (queue_table.list_queues, queue_table.list_flow_keys):
         [line] = await Console(service, Role.METADATA).see(view)
         assert (line["paused"], line["pausedBy"], line["pauseNote"]) == (True, "development", "provider down")
+
+
+def test_the_name_of_a_user_controls_nothing_where_it_is_shown() -> None:
+    change = OperatorChange(
+        account=1, actor=Actor("Ada\x1b[31m\n\u202e" + "x" * 500), what="queue.set", subject="mail", now_ms=0
+    )
+    assert change.actor.name.startswith("Ada\ufffd[31m\ufffd\ufffdxxx")
+    assert len(change.actor.name) == 150

@@ -168,3 +168,16 @@ async def test_an_application_tells_the_positions_of_its_arguments(service: Serv
     old = await publish(service, "charge", call("1", "42"), "qtasks.arg.user_id=42")
     _, answer = await console.ask(again.publish_again, old, body={"body": call("1", "8")})
     assert (await service.get(f"/v2/messages/{answer['messageId']}"))["labels"] == ["qtasks.arg.user_id=8"]
+
+
+async def test_a_body_that_its_publisher_hides_is_not_searched_and_found_by_labels_only(
+    service: Service, console: Console
+) -> None:
+    lines = {"Qtasks-Interrupted-For": "1h", "Upstash-Redact-Fields": "body"}
+    hidden, labelled = [
+        str((await service.post(f"/v2/publish/{TASKS}/charge", headers, call(user_id="42")))["messageId"])
+        for headers in (lines, {**lines, "Upstash-Label": "qtasks.arg.user_id=42"})
+    ]
+    open_ = await publish(service, "charge", call(user_id="42"))
+    assert sorted((await found(console, "arg.user_id:42"))[0]) == sorted([open_, labelled])
+    assert (await found(console, "-arg.user_id:42"))[0] == [hidden]

@@ -61,3 +61,12 @@ def test_a_value_below_what_makes_sense_is_refused_with_the_least_one() -> None:
     with pytest.raises(click.BadParameter, match="0s is too short: at least 1m"):
         Duration(least="1m").convert("0s", None, None)
     assert Duration(least="1m").convert("1m", None, None) == 60_000
+
+
+def test_a_duration_out_of_its_bounds_is_refused_with_them() -> None:
+    bounded = Duration(least="1h", most="30d")
+    assert bounded.convert("30d", None, None) == 30 * 86_400_000
+    with pytest.raises(click.BadParameter, match="31d is too long: at most 30d"):
+        bounded.convert("31d", None, None)
+    with pytest.raises(click.BadParameter, match="30s is too short: at least 1h"):
+        bounded.convert("30s", None, None)

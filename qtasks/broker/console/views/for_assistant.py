@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, HttpError, json_response
 from qtasks.broker.console import assistant_text, manifest_reader
 from qtasks.broker.console.assistant_text import Facts, Recorded
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
 from qtasks.broker.console.manifest_reader import DescribedTask
-from qtasks.broker.console.views import failure_table, message_page
+from qtasks.broker.console.views import failure_table, message_page, source_lines
+from qtasks.protocol.dispatcher_questions import SourceFrame
 
 
 async def of_message(context: ConsoleContext, viewer: Viewer, request: ApiRequest, message_id: str) -> ApiResponse:
@@ -28,15 +30,27 @@ async def of_failure(context: ConsoleContext, viewer: Viewer, request: ApiReques
 async def _text(context: ConsoleContext, viewer: Viewer, message_id: str, failure: Facts | None) -> ApiResponse:
     message = await message_page.detail(context, viewer, message_id)
     task, application = await _described(context, viewer, message["row"])
-    recorded = Recorded(message=message, task=task, application=application, failure=failure)
+    source = await _source(context, viewer, message)
+    recorded = Recorded(message=message, task=task, application=application, source=source, failure=failure)
     return json_response({"text": await asyncio.to_thread(assistant_text.write, recorded)})  # long texts take a while
+
+
+async def _source(context: ConsoleContext, viewer: Viewer, message: Facts) -> Mapping[str, SourceFrame]:
+    """The lines of code around the places of the error of a message that calls a task."""
+    if message["row"]["task"] is None:
+        return {}
+    return await source_lines.ask(context, viewer, _prefix(message["row"]), assistant_text.places_of(message))
+
+
+def _prefix(row: Facts) -> str:
+    return f"{row['destination'].rpartition('/')[0]}/"
 
 
 async def _described(context: ConsoleContext, viewer: Viewer, row: Facts) -> tuple[DescribedTask | None, str]:
     """What the application says of the task of a message, and the versions of the application."""
     if row["task"] is None:
         return None, "another program than an application of qtasks"
-    [answer] = await context.manifests.of(viewer.account, [f"{row['destination'].rpartition('/')[0]}/"])
+    [answer] = await context.manifests.of(viewer.account, [_prefix(row)])
     if answer.manifest is None:
         return None, f"not known: {answer.error}"
     content = manifest_reader.read(answer.manifest)

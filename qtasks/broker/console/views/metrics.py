@@ -7,12 +7,14 @@ from typing import Final
 
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
+from qtasks.broker.console.views import system
 from qtasks.broker.console.views.overview import OTHERS
 from qtasks.broker.core.observed import histograms
 from qtasks.broker.core.observed.statuses import COUNTED
 from qtasks.broker.loops.indexer import Indexer
 from qtasks.broker.store.verbs.insight import totals
 from qtasks.broker.store.verbs.insight.totals import Counters, DestinationFigures
+from qtasks.broker.store.verbs.upkeep import store_sizes
 
 _TYPE: Final = ("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 _EVENTS: Final = (
@@ -28,7 +30,8 @@ async def show(context: ConsoleContext, viewer: Viewer, request: ApiRequest) -> 
     await Indexer(context.store, context.clock).catch_up()
     now_ms = context.clock.now_ms()
     counters = await context.store.read_long(totals.counters, viewer.account, now_ms=now_ms)
-    text = "".join(f"{line}\n" for line in _lines(counters, now_ms))
+    lines = [*_lines(counters, now_ms), *await _of_store(context)]
+    text = "".join(f"{line}\n" for line in lines)
     return ApiResponse(200, text.encode(), (_TYPE,))
 
 
@@ -54,6 +57,29 @@ def _lines(counters: Counters, now_ms: int) -> Iterator[str]:
     yield f"qtasks_oldest_waiting_seconds {waits_ms / 1000}"
     yield from _head("qtasks_log_entries_behind", "gauge", "Entries of the log that are not in these figures yet.")
     yield f"qtasks_log_entries_behind {counters.behind}"
+
+
+async def _of_store(context: ConsoleContext) -> list[str]:
+    """The size of the store, and when it was last checked and copied; what never happened has no line."""
+    used, file = await context.store.read(store_sizes.current)
+    size, checked, copied = (
+        "qtasks_store_bytes",
+        "qtasks_last_check_timestamp_seconds",
+        "qtasks_last_backup_timestamp_seconds",
+    )
+    lines = [*_head(size, "gauge", "Bytes of the store; in use, and of its file with what is free in it.")]
+    lines += [f'{size}{{what="{what}"}} {number}' for what, number in (("used", used), ("file", file))]
+    state = await system.upkeep(context)
+    lines += _head(checked, "gauge", "When all pages, or all messages, were last checked.")
+    lines += [
+        f'{checked}{{what="{what}"}} {check["timeMs"] / 1000}'
+        for what, check in state["checks"].items()
+        if check["timeMs"] is not None
+    ]
+    lines += _head(copied, "gauge", "When `qtasks broker backup` last copied the store.")
+    if state["backup"] is not None:
+        lines.append(f"{copied} {state['backup']['timeMs'] / 1000}")
+    return lines
 
 
 def _head(name: str, kind: str, text: str) -> tuple[str, str]:

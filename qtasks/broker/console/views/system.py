@@ -15,9 +15,13 @@ import orjson
 from qtasks.broker.api.api_request import ApiRequest, ApiResponse, json_response
 from qtasks.broker.console.console_context import ConsoleContext, Viewer
 from qtasks.broker.core.wall_times import added
+from qtasks.broker.loops import page_checker, scrubber
 from qtasks.broker.settings import BrokerSettings, ConfiguredValue
 from qtasks.broker.store.connection import MEMORY, schema_version
+from qtasks.broker.store.integrity import backup_note
 from qtasks.broker.store.verbs import accounts
+from qtasks.broker.store.verbs.upkeep import check_notes
+from qtasks.broker.store.verbs.upkeep.check_notes import Checked
 from qtasks.protocol.views import Json
 
 _USER_INFO: Final = re.compile(r"(?<=://)[^/@]*@")
@@ -45,6 +49,7 @@ async def show(context: ConsoleContext, viewer: Viewer, request: ApiRequest) -> 
                 "failedMs": settings.retention.failed_ms,
                 "maxBytes": settings.retention.max_bytes,
             },
+            **await upkeep(context),
             "limits": {
                 "inFlight": settings.limits.in_flight,
                 "perHost": settings.limits.plain_host,
@@ -61,6 +66,30 @@ async def show(context: ConsoleContext, viewer: Viewer, request: ApiRequest) -> 
 async def _readiness(context: ConsoleContext) -> Json:
     response = await context.ready()
     return {"ready": response.status == 200, **orjson.loads(response.body)}
+
+
+async def upkeep(context: ConsoleContext) -> dict[str, Any]:
+    """The last checks and the last backup of the store; in memory there is nothing to check or to copy."""
+    path = context.settings.path
+    if path == MEMORY:
+        return {"checks": {}, "backup": None}
+    backup = await asyncio.to_thread(backup_note.read, path)
+    shown = None if backup is None else {"timeMs": backup.time_ms, "bytes": backup.bytes, "target": backup.target}
+    return {"checks": await _checks(context), "backup": shown}
+
+
+async def _checks(context: ConsoleContext) -> dict[str, Json]:
+    offset_ms, last = context.clock.offset_ms(), await context.store.read(check_notes.last)
+    return {
+        what.value: {
+            "everyMs": every_ms,
+            "timeMs": None if check is None else check.time_ms + offset_ms,
+            "damagedMs": None if check is None else added(check.damaged_ms, offset_ms),
+            "damaged": 0 if check is None else check.damaged,
+        }
+        for what, every_ms in ((Checked.PAGES, page_checker.INTERVAL_MS), (Checked.MESSAGES, scrubber.INTERVAL_MS))
+        for check in (last.get(what),)
+    }
 
 
 async def _tokens(context: ConsoleContext, viewer: Viewer) -> list[Json]:

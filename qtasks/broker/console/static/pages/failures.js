@@ -95,7 +95,7 @@ const columns = (hours, reload) => [
   { name: "messages", title: "Messages", number: true, cell: (row) => count(row.messages) },
   { name: "first", title: "First", number: true, cell: (row) => html`<${Time} ms=${row.firstMs} />` },
   { name: "last", title: "Last", number: true, cell: (row) => html`<${Time} ms=${row.lastMs} />` },
-  { name: "dead", title: "Dead letters", number: true, cell: (row) => (row.deadLetters ? html`<${RetryAll} failure=${row} reload=${reload} small />${!isOperator() && count(row.deadLetters)}` : html`<span class="quiet">0</span>`) },
+  { name: "dead", title: "Dead letters", number: true, cell: (row) => (row.deadLetters ? html`<${RetryAll} failure=${row} reload=${reload} small />${!isOperator() && count(row.deadLetters)}` : html`<span class="quiet zero">0</span>`) },
 ];
 
 function Until({ muted }) {
@@ -129,8 +129,8 @@ function Content({ failure, hours, cursor }) {
       <div class="pad">${seesPayloads() ? html`<pre class="raw" tabindex="0" aria-label="Error">${failure.error}</pre>` : html`<p class="quiet">Your token does not show errors.</p>`}</div>
       <${Facts} facts=${[
         ["First seen", html`<${Time} ms=${failure.firstMs} />`], ["Last seen", html`<${Time} ms=${failure.lastMs} />`], ["Failed attempts", count(failure.attempts)],
-        ["Dead letters", count(failure.deadLetters)], ["Destination", failure.destination],
-        ["Newest", failure.sampleId && html`<a href=${href(["messages", failure.sampleId])} class="mono">${failure.sampleId}</a>`],
+        ["Dead letters", count(failure.deadLetters)], ["Destination", html`<span class="mono">${failure.destination}</span>`, true],
+        ["Newest", failure.sampleId && html`<a href=${href(["messages", failure.sampleId])} class="mono">${failure.sampleId}</a>`, true],
       ]} />
       <div class="pad"><p class="note">Failed attempts, last ${SPANS.find(([value]) => value === hours)[1]}</p><${Trend} failure=${failure} hours=${hours} width=${480} height=${48} /></div>
     <//>

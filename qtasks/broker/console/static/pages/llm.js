@@ -1,7 +1,7 @@
 // Calls of language models: sums by model, and the calls themselves. The message page shows what was said in one.
 import { Fragment, html } from "../lib/view.js";
 import { path } from "../lib/api.js";
-import { count, plural, span } from "../lib/format.js";
+import { count, plural, span, target } from "../lib/format.js";
 import { useView } from "../lib/live.js";
 import { href, route } from "../lib/route.js";
 import { Empty, Heading, Loaded, Panel, Status, Table, Time } from "../parts/basic.js";
@@ -27,7 +27,7 @@ function Sums({ sums }) {
 }
 
 const SUMS = [
-  { name: "model", title: "Model", wide: true, cell: (row) => html`<div><b>${row.model ?? "unknown, or redacted"}</b> <span class="quiet">${row.provider}</span></div>` },
+  { name: "model", title: "Model", wide: true, cell: (row) => html`<div><b>${row.model ?? "unknown, or redacted"}</b><p class="quiet">${row.provider}</p></div>` },
   { name: "calls", title: "Calls", number: true, cell: (row) => count(row.calls) },
   { name: "failed", title: "Failed", number: true, cell: (row) => html`<span class=${row.failed ? "bad" : ""}>${count(row.failed)}</span>` },
   { name: "prompt", title: "Prompt tokens", number: true, cell: (row) => number(row.promptTokens) },
@@ -41,7 +41,7 @@ const CALLS = [
   { name: "model", title: "Model", wide: true, cell: (row) => html`<div class="who"><a class="target" href=${href(["messages", row.messageId])}>${name(row)}</a><p class="quiet ellipsis">${row.provider}</p>${row.error && row.status !== "delivered" && html`<p class="clamp bad" title=${row.error}>${row.error}</p>`}</div>` },
   { name: "tokens", title: "Tokens", number: true, cell: (row) => (row.promptTokens === null && row.completionTokens === null ? "–" : html`<span>${number(row.promptTokens)} + ${number(row.completionTokens)}</span>`) },
   { name: "took", title: "Took", number: true, cell: (row) => (row.durationMs === null ? "–" : span(row.durationMs)) },
-  { name: "callback", title: "Answer went to", cell: (row) => (row.callback ? html`<div class="who"><a href=${href(["messages", row.callback.messageId])}>${row.callback.task ?? row.callback.destination}</a><p><${Status} status=${row.callback.status} /></p></div>` : html`<span class="quiet">–</span>`) },
+  { name: "callback", title: "Answer went to", cell: (row) => (row.callback ? html`<div class="who"><a href=${href(["messages", row.callback.messageId])}>${target(row.callback)}</a><p><${Status} status=${row.callback.status} /></p></div>` : html`<span class="quiet">–</span>`) },
   { name: "published", title: "Published", number: true, cell: (row) => html`<${Time} ms=${row.createdMs} />` },
 ];
 

@@ -224,13 +224,13 @@ function About({ detail }) {
   const { row, message, signature, run } = detail;
   const limits = [message.parallelism && `${count(message.parallelism)} at a time`, message.rate && `${count(message.rate)} per ${span((message.period ?? 1) * 1000)}`].filter(Boolean).join(", ");
   return html`<${Panel} title="About" id="about"><${Facts} facts=${[
-    ["Destination", message.url ?? row.destination], ["Method", message.method === "POST" ? null : message.method], ["Call", row.callId && html`<span class="mono">${row.callId}</span>`],
+    ["Destination", html`<span class="mono">${message.url ?? row.destination}</span>`, true], ["Method", message.method === "POST" ? null : message.method], ["Call", row.callId && html`<span class="mono">${row.callId}</span>`],
     ["Published", exact(row.createdMs)], ["Due", row.dueMs && row.dueMs !== row.createdMs ? exact(row.dueMs) : null], ["Finished", row.finishedMs && exact(row.finishedMs)],
     ["Queue", row.queue && html`<a href=${href("messages", { filter: `queue:${row.queue}` })}>${row.queue}</a>`], ["Flow-control key", row.flowKey && `${row.flowKey}${limits ? ` (${limits})` : ""}`],
     ["Labels", row.labels?.length ? row.labels.join(", ") : null], ["URL group", message.topicName && `${message.topicName}${message.endpointName ? `, ${message.endpointName}` : ""}`],
-    ["Retry delay", delay(message.retryDelayExpression)], ["Callback", message.callback], ["Failure callback", message.failureCallback], ["Published from", message.callerIp],
+    ["Retry delay", delay(message.retryDelayExpression)], ["Callback", message.callback, true], ["Failure callback", message.failureCallback, true], ["Published from", message.callerIp],
     ["Schedule", run && html`<a href=${href(["schedules", run.scheduleId])}>${run.scheduleId}</a>${run.tickMs ? html`, run of ${exact(run.tickMs)}` : ""}`],
-    ["Signed for", signature?.url !== message.url ? signature?.url : null], ["Signature", signature && `by ${signature.issuer}, key ${signature.keyId}`],
+    ["Signed for", signature?.url !== message.url ? signature?.url : null, true], ["Signature", signature && `by ${signature.issuer}, key ${signature.keyId}`],
   ]} /><//>`;
 }
 

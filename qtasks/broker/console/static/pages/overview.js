@@ -84,7 +84,7 @@ function Latency({ series }) {
 const filterOf = (row, more = "") => href("messages", { filter: `${row.task ? `task:${quoted(row.task)}` : `url:${quoted(row.destination)}`}${more}` });
 const backlogOf = (row) => row.waiting + row.running + row.retrying;
 const NAME = { name: "target", title: "Task or destination", wide: true, cell: (row) => html`<a class="target clamp" href=${filterOf(row)} title=${row.destination}>${target(row)}</a>` };
-const linked = (row, name) => (row[name] > 0 ? html`<a href=${filterOf(row, ` status:${name}`)}>${count(row[name])}</a>` : html`<span class="quiet">0</span>`);
+const linked = (row, name) => (row[name] > 0 ? html`<a href=${filterOf(row, ` status:${name}`)}>${count(row[name])}</a>` : html`<span class="quiet zero">0</span>`);
 const number = (name, title, cell) => ({ name, title, number: true, cell });
 
 function Backlog({ destinations }) {

@@ -188,7 +188,7 @@ function Sends({ item }) {
   const { schedule } = item;
   return html`<${Panel} id="sends" title="What it sends">
     <${Facts} facts=${[
-      ["Destination", schedule.destination], ["Method", schedule.method], ["Schedule", schedule.scheduleId], ["Expression", html`<code>${schedule.cron}</code>`],
+      ["Destination", html`<span class="mono">${schedule.destination}</span>`, true], ["Method", schedule.method], ["Schedule", schedule.scheduleId], ["Expression", html`<code>${schedule.cron}</code>`],
       ["Time zone", item.timeZone], ["Created", html`<${Time} ms=${schedule.createdAt} />`], ["Last run", schedule.lastScheduleTime && html`<${Time} ms=${schedule.lastScheduleTime} />`],
       ["Retries", schedule.retries], ["Retry delay", schedule.retryDelayExpression], ["Delay", seconds(schedule.delay)], ["Timeout", seconds(schedule.timeout)],
       ["Queue", schedule.queueName], ["Flow-control key", schedule.flowControlKey], ["Labels", schedule.labels?.join(", ")],

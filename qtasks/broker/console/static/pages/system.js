@@ -5,13 +5,15 @@ import { bytes, plural, span } from "../lib/format.js";
 import { useView } from "../lib/live.js";
 import { Command, Copy, Empty, Facts, Heading, Loaded, Panel, Problem, Table, Time } from "../parts/basic.js";
 import { Change } from "../parts/changes.js";
+import { Growth } from "../parts/growth.js";
 
 export function System() {
   const view = useView("system", {}, { everyMs: 10_000 });
   return html`<${Heading} title="System" note=${`qtasks ${session.value.version}`} />
     <${Loaded} view=${view}>${(data) => html`<${Fragment}>
-      <div class="columns"><${Store} data=${data} /><${Limits} data=${data} /></div>
-      <div class="columns"><${Keys} keys=${data.keys ?? {}} reload=${view.reload} /><${Tokens} tokens=${data.tokens ?? []} /></div>
+      <div class="columns"><${Store} data=${data} /><div class="stack"><${Limits} data=${data} /><${Keys} keys=${data.keys ?? {}} reload=${view.reload} /></div></div>
+      <${Growth} />
+      <${Tokens} tokens=${data.tokens ?? []} />
       <${Configuration} configuration=${data.configuration ?? []} />
     <//>`}<//>`;
 }
@@ -20,9 +22,27 @@ function Store({ data }) {
   const { store, retention = {}, readiness } = data;
   return html`<${Panel} id="store" title="Store" note=${readiness === undefined ? "" : html`<${Readiness} readiness=${readiness} />`}>
     <${Facts} facts=${[
-      ["File", html`<span class="mono">${store.path}</span>`], ["Promise", store.promise], ["Size", bytes(store.bytes)], ["Free on the disk", bytes(store.freeBytes)], ["Schema", store.schema],
+      ["File", html`<span class="mono">${store.path}</span>`, true], ["Promise", store.promise], ["Size, with its log", bytes(store.bytes)], ["Free on the disk", bytes(store.freeBytes)], ["Schema", store.schema],
       ["Keeps delivered", span(retention.deliveredMs)], ["Keeps failed", span(retention.failedMs)], ["Removes the oldest beyond", retention.maxBytes ? bytes(retention.maxBytes) : "no limit"],
+      ...upkeep(data),
     ]} /><//>`;
+}
+
+// The last checks and the last backup. A database in memory has neither.
+function upkeep({ checks = {}, backup }) {
+  const facts = [["Pages checked", checks.pages], ["Messages checked", checks.messages]].map(([name, check]) => [name, check && html`<${Checked} check=${check} />`]);
+  if (!checks.pages) return facts;
+  const none = html`<span class="quiet">none that is known; <code>qtasks broker backup FILE</code> makes one</span>`;
+  return [...facts, ["Last backup", backup ? html`<${Time} ms=${backup.timeMs} />, ${bytes(backup.bytes)} <span class="mono quiet">${backup.target}</span>` : none, true]];
+}
+
+const DAYS_7 = 7 * 24 * 3_600_000;
+
+function Checked({ check }) {
+  if (check.timeMs === null) return html`<span class="quiet">not yet</span>`;
+  const late = Date.now() - check.timeMs > 3 * check.everyMs;
+  const found = check.damagedMs !== null && html` <span class=${Date.now() - check.damagedMs < DAYS_7 ? "bad" : "quiet"}>${plural(check.damaged, "damaged message")} set aside <${Time} ms=${check.damagedMs} /></span>`;
+  return html`<${Time} ms=${check.timeMs} />${late ? html` <span class="bad">overdue: the log of the broker says why</span>` : found ? "" : html`, <span class="good">sound</span>`}${found}`;
 }
 
 // `readiness` is true, or what keeps the broker from accepting.

@@ -127,8 +127,9 @@ export function useSelection() {
   };
 }
 
+// facts: [[name, value, isLong]]; a long value has a row of its own.
 export function Facts({ facts }) {
-  return html`<dl class="facts">${facts.filter(([, value]) => value !== null && value !== undefined && value !== "").map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>`;
+  return html`<dl class="facts">${facts.filter(([, value]) => value !== null && value !== undefined && value !== "").map(([name, value, isLong]) => html`<div key=${name} class=${isLong ? "long" : ""}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>`;
 }
 
 export function Tabs({ names, chosen, choose, label }) {

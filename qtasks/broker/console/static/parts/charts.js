@@ -2,11 +2,11 @@
 import { html, useState } from "../lib/view.js";
 import { axisTime, count, span } from "../lib/format.js";
 
-// A line of small bars: values in order of time.
+// A line of small bars: how often something failed, in order of time.
 export function Sparkline({ values, label, width = 120, height = 24 }) {
   const highest = Math.max(1, ...values);
   const step = width / values.length;
-  return html`<svg class="sparkline" viewBox=${`0 0 ${width} ${height}`} width=${width} height=${height} role="img" aria-label=${label}>
+  return html`<svg class="sparkline bad" viewBox=${`0 0 ${width} ${height}`} width=${width} height=${height} role="img" aria-label=${label}>
     ${values.map((value, index) => {
       const size = value === 0 ? 1 : Math.max(2, (value / highest) * height);
       return html`<rect key=${index} class=${value === 0 ? "none" : ""} x=${index * step + 0.5} y=${height - size} width=${Math.max(1, step - 1)} height=${size} />`;

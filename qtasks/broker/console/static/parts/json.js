@@ -12,10 +12,10 @@ export function Body({ text, base64, label = "body" }) {
   if (base64) return html`<p class="quiet">${bytes(Math.floor((base64.length * 3) / 4))} that are not text</p><pre class="raw" tabindex="0" aria-label=${label}>${base64}</pre>`;
   if (!text) return html`<p class="quiet">empty</p>`;
   if (value === undefined || raw) {
-    return html`<div class="body">${value !== undefined && html`<button type="button" class="small" onClick=${() => setRaw(false)}>As a tree</button>`}<${Copy} text=${text} />
+    return html`<div class="body"><span class="actions">${value !== undefined && html`<button type="button" class="small" onClick=${() => setRaw(false)}>As a tree</button>`}<${Copy} text=${text} /></span>
       <pre class="raw" tabindex="0" aria-label=${label}>${text}</pre></div>`;
   }
-  return html`<div class="body"><button type="button" class="small" onClick=${() => setRaw(true)}>As text</button><${Copy} text=${text} /><div class="tree"><${Value} value=${value} open /></div></div>`;
+  return html`<div class="body"><span class="actions"><button type="button" class="small" onClick=${() => setRaw(true)}>As text</button><${Copy} text=${text} /></span><div class="tree"><${Value} value=${value} open /></div></div>`;
 }
 
 function read(text) {

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 import apsw
 
+from qtasks.broker.core.message_rows import hides_body
 from qtasks.broker.core.observed import arguments, error_texts
 from qtasks.broker.core.observed.message_filter import Condition, ConsoleFilter, Kind
 from qtasks.broker.store.verbs.insight import candidates
@@ -33,7 +34,7 @@ _ERRORS: Final = (
     f"SELECT l.error, substr(l.response_body, 1, {READ_BYTES}), {IS_TASK} FROM log l JOIN messages m USING (seq)"
     f" WHERE l.seq = ? AND l.state IN ('{State.ERROR}', '{State.FAILED}')"
 )
-_BODY: Final = "SELECT body FROM bodies WHERE seq = ?"
+_BODY: Final = "SELECT b.body, m.options FROM bodies b JOIN messages m USING (seq) WHERE b.seq = ?"
 _GROUPS: Final = "SELECT failure FROM insight_failure_messages WHERE seq = ?"
 _DEAD_LETTERS: Final = (
     "SELECT seq, failed_ms, n, response_status FROM dead_letters"
@@ -194,8 +195,11 @@ class _Test:
         return {label for (label,) in fetch(self._db, LABELS, (seq,)) if name_in(label) == name}
 
     def _has_argument(self, seq: int, condition: Condition) -> bool:
+        """Looks into the body of a message, unless its publisher hides it: a match would tell what is in it."""
         row = first(self._db, _BODY, (seq,))
-        return row is not None and arguments.has_value(row[0] or b"", condition.path, condition.values)
+        if row is None or hides_body(row[1]):
+            return False
+        return arguments.has_value(row[0] or b"", condition.path, condition.values)
 
 
 def _conditions(account: int, criteria: ConsoleFilter) -> Where:

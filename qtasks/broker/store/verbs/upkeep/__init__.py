@@ -1,0 +1,1 @@
+"""Facts about the store itself: its size, its checks, what retention removes next."""
