@@ -51,10 +51,8 @@ def list_(app: str | None, as_json: bool) -> None:
     if as_json:
         echo_json([row.facts() for row in rows])
         return
-    from qtasks.tasks.schedules.recurrence import shown
-
     _echo_columns(
-        [(row.name, shown(row.timing), row.state, row.next_shown) for row in rows],
+        [(row.name, row.timing.fields, row.timing.zone, row.state, row.next_shown) for row in rows],
         ["; ".join(filter(None, (row.pause, row.past))) for row in rows],
     )
     _echo_elsewhere(plan)
