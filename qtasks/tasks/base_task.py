@@ -107,6 +107,7 @@ class BaseTask(ApiNames, Generic[P, R]):
         self._wrap(function)
         self._get_runtime = get_runtime
         self.name = name
+        """The name under which its calls are sent."""
         self.aliases: tuple[str, ...] = ()
         """Earlier names of the task, under which calls may still arrive."""
         self.__wrapped__: Callable[P, Any] = function

@@ -137,6 +137,7 @@ class TaskContext:
     """The delivery a task runs for. A task receives it in a parameter ``ctx: TaskContext = injected``."""
 
     task: str
+    """The name of the task."""
     call_id: str
     """Made by the caller, the same in every attempt and in duplicates: the key for idempotency."""
     message_id: str

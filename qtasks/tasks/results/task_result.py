@@ -119,9 +119,13 @@ class TaskResult(CeleryResult[R]):
         self._runtime = runtime
         self._form = form
         self.task = task
+        """The name of the task."""
         self.id = id
+        """The id of the call: the same in all attempts, in the logs and in `TaskContext.call_id`."""
         self.message_id = message_id
+        """The broker's id of the message that carries the call; None until it is sent, or for a handle of an id."""
         self.deduplicated = deduplicated
+        """True if nothing was sent, because an earlier call takes its place."""
         self._lock: Lock | None = None
         self._names: tuple[str, ...] = ()
         self._is_planned = is_planned
