@@ -33,7 +33,9 @@ def address() -> Iterator[str]:
 
     app = FastAPI()
     app.include_router(tasks.router, prefix="/qtasks")
-    app.include_router(console_router(tasks), prefix="/jobs", dependencies=[Depends(admin)])
+    console = console_router(tasks, user=lambda request: request.headers["x-user"])
+    app.include_router(console, prefix="/jobs", dependencies=[Depends(admin)])
+    app.include_router(console_router(tasks, read_only=True), prefix="/look")
     with behind_uvicorn(app) as served:
         assert multiply.delay(2, 3).get(timeout=PATIENCE_S) == 6
         yield f"{served.url.removesuffix('/qtasks')}/jobs"
@@ -73,3 +75,24 @@ def test_a_task_is_run_from_its_form_and_its_result_is_seen(mounted: ConsolePage
     page.get_by_role("button", name="Run multiply").click()
     page.get_by_role("main").get_by_role("link", name=re.compile("^msg_")).click()
     expect(page.get_by_role("region", name="Result", exact=True)).to_contain_text("37037036703703703670")
+
+
+def test_the_audit_names_the_user_whom_the_application_knows(mounted: ConsolePage) -> None:
+    page = mounted.open("queues")
+    page.get_by_role("button", name="New queue").click()
+    page.get_by_role("textbox", name="Name").fill("mail")
+    mounted.confirm("Make it")
+    row = mounted.open("audit").get_by_role("row").filter(has_text="queue.set")
+    expect(row).to_contain_text("admin")
+    expect(row).to_contain_text("console")
+
+
+def test_who_only_looks_sees_everything_and_is_offered_no_change(browser: Browser, address: str) -> None:
+    with console_page(browser, address.replace("/jobs", "/look")) as reader:
+        page = reader.open("messages")
+        page.get_by_role("link", name="multiply").first.click()
+        expect(page.get_by_role("region", name="Result", exact=True)).to_be_visible()
+        changes = re.compile("^(Run|Retry|Cancel|Edit|Pause|Delete|New|Mute|Rotate|Show the keys)")
+        for each in ("messages", "tasks/multiply", "queues", "schedules", "dead-letters", "system"):
+            expect(reader.open(each).get_by_role("button", name=changes)).to_have_count(0)
+        reader.check()

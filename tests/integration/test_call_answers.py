@@ -235,6 +235,19 @@ def test_the_console_shows_a_result_and_not_to_those_who_see_no_payloads(shop: S
     assert (without["call"]["state"], without["call"]["result"]) == ("succeeded", None)
 
 
+def test_the_text_for_an_assistant_has_the_code_around_the_place_where_a_call_failed(shop: Shop) -> None:
+    call = shop.tasks.tasks["refuse"].delay(1)
+    with pytest.raises(TaskFailed):
+        call.get(timeout=10)
+    message_id = str(call.message_id)
+    shop.broker.wait_for(State.FAILED, message_id)
+    answer = shop.browsers["operator"].ask("GET", f"messages/{message_id}/assistant")
+    [line] = [each for each in answer.json()["text"].splitlines() if each.startswith("  > ")]
+    assert line.endswith('|                 raise NonRetryable("token=*** is wrong")')
+    assert "|             def refuse(n: int) -> int:" in answer.json()["text"]
+    assert shop.browsers["metadata"].ask("GET", f"messages/{message_id}/assistant").status_code == 403
+
+
 def test_each_step_of_a_flow_has_its_state_and_its_message(shop: Shop) -> None:
     task = shop.tasks.tasks
     flow = chain(task["double"].s(1), group(task["double"].s(), task["refuse"].s()), task["total"].s()).delay()

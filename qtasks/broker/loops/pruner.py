@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import Final
 
@@ -52,8 +53,9 @@ class Pruner:
     async def _note_size(self) -> None:
         now_ms = self._clock.now_ms()
         if (hour := now_ms // store_sizes.HOUR_MS) != self._noted_hour:
-            await self._store.write(store_sizes.note, now_ms=now_ms)
-            self._noted_hour = hour
+            with contextlib.suppress(StoreError):  # as on a full disk: the next run tries again
+                await self._store.write(store_sizes.note, now_ms=now_ms)
+                self._noted_hour = hour
 
     async def _wait(self, span_ms: int) -> None:
         await self._clock.wait(asyncio.Event().wait(), self._clock.now_ms() + span_ms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Final
@@ -53,7 +54,8 @@ class Scrubber:
             after = piece.last
             if after is not None:
                 await self._wait(PAUSE_MS)
-        await self._store.write(check_notes.note, Checked.MESSAGES, count, now_ms=self._clock.now_ms())
+        with contextlib.suppress(StoreError):  # as on a full disk: the next walk writes a note
+            await self._store.write(check_notes.note, Checked.MESSAGES, count, now_ms=self._clock.now_ms())
         return count
 
     async def _wait(self, span_ms: int) -> None:

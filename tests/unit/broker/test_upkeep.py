@@ -21,6 +21,7 @@ from qtasks.broker.store.integrity.backup_note import BackupNote
 from qtasks.broker.store.verbs.upkeep import check_notes, removals, store_sizes
 from qtasks.broker.store.verbs.upkeep.check_notes import Checked, StoreCheck
 from qtasks.broker.store.verbs.upkeep.store_sizes import HOUR_MS, KEPT_HOURS, StoreSize
+from qtasks.errors import StoreFull
 from qtasks.protocol.messages import Response
 from tests.support.api import Service
 from tests.support.broker import START_MS, VirtualClock
@@ -207,3 +208,23 @@ async def test_the_last_backup_is_told(stored: Service, tmp_path: Path) -> None:
 def test_a_note_that_cannot_be_read_is_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "qtasks.db.last-backup").write_bytes(content)
     assert backup_note.read(str(tmp_path / "qtasks.db")) is None
+
+
+async def test_a_size_that_cannot_be_noted_is_noted_a_minute_later(service: Service) -> None:
+    class Full:
+        """A store that refuses the first note."""
+
+        notes = 0
+
+        async def write(self, verb: object, *arguments: object, now_ms: int) -> int:
+            if verb is store_sizes.note:
+                self.notes += 1
+                if self.notes == 1:
+                    raise StoreFull("the disk is full")
+            return 0
+
+    clock, store = HurriedClock(), Full()
+    clock.end_ms = START_MS + 5 * 60_000
+    with pytest.raises(asyncio.CancelledError):
+        await Pruner(store, clock, Retention()).run()  # type: ignore[arg-type]
+    assert store.notes == 2

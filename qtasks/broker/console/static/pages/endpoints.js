@@ -19,7 +19,7 @@ export function Endpoints() {
 }
 
 const columns = (manifests) => [
-  { name: "prefix", title: "Endpoint", wide: true, cell: (row) => html`<span><a class="target" href=${href("messages", { filter: `url:${quoted(`${row.url}*`)}` })}>${row.prefix}</a>${row.isDispatcher && html`<br /><span class="quiet">${application(manifests.get(row.url))}</span>`}</span>` },
+  { name: "prefix", title: "Endpoint", wide: true, main: true, cell: (row) => html`<span><a class="target" href=${href("messages", { filter: `url:${quoted(`${row.url}*`)}` })}>${row.prefix}</a>${row.isDispatcher && html`<br /><span class="quiet">${application(manifests.get(row.url))}</span>`}</span>` },
   { name: "state", title: "State", wide: true, cell: (row) => html`<span><${State} row=${row} /><${LastAnswer} last=${row.last} /></span>` },
   { name: "rate", title: "Per minute", number: true, cell: (row) => html`<span title=${lately(row)}>${perMinute(row.perMinute)}</span>` },
   { name: "time", title: "Duration", number: true, cell: (row) => html`<${Duration} row=${row} />` },

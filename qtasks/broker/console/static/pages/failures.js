@@ -89,7 +89,7 @@ function Lists({ failures, filter, hours, reload }) {
 const ErrorText = ({ failure }) => (seesPayloads() ? html`<span class="mono clamp" title=${failure.error}>${failure.error}</span>` : html`<span class="quiet">Your token does not show errors.</span>`);
 
 const columns = (hours, reload) => [
-  { name: "failure", title: "Failure", wide: true, cell: (row) => html`<div><a class="target clamp" href=${href(["failures", row.fingerprint], { hours: route.value.query.hours })}>${target(row)}</a><${ErrorText} failure=${row} /><${Until} muted=${row.muted} /></div>` },
+  { name: "failure", title: "Failure", wide: true, main: true, cell: (row) => html`<div><a class="target clamp" href=${href(["failures", row.fingerprint], { hours: route.value.query.hours })}>${target(row)}</a><${ErrorText} failure=${row} /><${Until} muted=${row.muted} /></div>` },
   { name: "sparkline", title: `Last ${SPANS.find(([value]) => value === hours)[1]}`, cell: (row) => html`<${Trend} failure=${row} hours=${hours} />` },
   { name: "attempts", title: "Attempts", number: true, cell: (row) => count(row.attempts) },
   { name: "messages", title: "Messages", number: true, cell: (row) => count(row.messages) },

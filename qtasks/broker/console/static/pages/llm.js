@@ -27,7 +27,7 @@ function Sums({ sums }) {
 }
 
 const SUMS = [
-  { name: "model", title: "Model", wide: true, cell: (row) => html`<div><b>${row.model ?? "unknown, or redacted"}</b><p class="quiet">${row.provider}</p></div>` },
+  { name: "model", title: "Model", wide: true, main: true, cell: (row) => html`<div><b>${row.model ?? "unknown, or redacted"}</b><p class="quiet">${row.provider}</p></div>` },
   { name: "calls", title: "Calls", number: true, cell: (row) => count(row.calls) },
   { name: "failed", title: "Failed", number: true, cell: (row) => html`<span class=${row.failed ? "bad" : ""}>${count(row.failed)}</span>` },
   { name: "prompt", title: "Prompt tokens", number: true, cell: (row) => number(row.promptTokens) },
@@ -38,7 +38,7 @@ const SUMS = [
 
 const CALLS = [
   { name: "status", title: "Status", cell: (row) => html`<${Status} status=${row.status} />` },
-  { name: "model", title: "Model", wide: true, cell: (row) => html`<div class="who"><a class="target" href=${href(["messages", row.messageId])}>${name(row)}</a><p class="quiet ellipsis">${row.provider}</p>${row.error && row.status !== "delivered" && html`<p class="clamp bad" title=${row.error}>${row.error}</p>`}</div>` },
+  { name: "model", title: "Model", wide: true, main: true, cell: (row) => html`<div class="who"><a class="target" href=${href(["messages", row.messageId])}>${name(row)}</a><p class="quiet ellipsis">${row.provider}</p>${row.error && row.status !== "delivered" && html`<p class="clamp bad" title=${row.error}>${row.error}</p>`}</div>` },
   { name: "tokens", title: "Tokens", number: true, cell: (row) => (row.promptTokens === null && row.completionTokens === null ? "–" : html`<span>${number(row.promptTokens)} + ${number(row.completionTokens)}</span>`) },
   { name: "took", title: "Took", number: true, cell: (row) => (row.durationMs === null ? "–" : span(row.durationMs)) },
   { name: "callback", title: "Answer went to", cell: (row) => (row.callback ? html`<div class="who"><a href=${href(["messages", row.callback.messageId])}>${target(row.callback)}</a><p><${Status} status=${row.callback.status} /></p></div>` : html`<span class="quiet">–</span>`) },

@@ -26,7 +26,7 @@ export function Messages() {
   const filter = reports ? typed : withoutReports(typed);
   const reads = words(filter).some((word) => /^-?(arg\.|error$|queue$|key$|schedule$)/.test(word.name));
   const List = reads ? Scan : cursor ? Older : Newest;
-  return html`<${Heading} title="Messages"><${AllMatching} filter=${filter} /><//>
+  return html`<${Heading} title="Messages">${error === null && html`<${AllMatching} filter=${filter} />`}<//>
     <${FilterBar} value=${typed} apply=${apply} error=${error} />
     <${StatusFilter} filter=${typed} apply=${apply} counts=${typed === "" ? countsOf(now.value) : {}}>
       <button type="button" class="chip" aria-pressed=${reports !== ""} title="What the framework sends itself, to report how calls have ended" onClick=${() => go("messages", { filter: typed, reports: reports ? "" : "true" })}>with reports</button>
@@ -70,8 +70,8 @@ function AllMatching({ filter }) {
     if (!matching) return report("No dead letter matches.");
     return act("retry", { filter, matching }, () => {});
   });
-  return html`<button type="button" onClick=${cancel} disabled=${busy !== null}>Cancel all that match</button><button type="button" onClick=${retry} disabled=${busy !== null}>Retry all that match</button>
-    <span role="status" class="note">${busy}</span>`;
+  return html`<span role="status" class="note">${busy}</span>
+    <button type="button" onClick=${cancel} disabled=${busy !== null}>Cancel all that match</button><button type="button" onClick=${retry} disabled=${busy !== null}>Retry all that match</button>`;
 }
 
 // The ids of the messages that match and have not ended, newest first, at most MOST: {ids, isAll}.

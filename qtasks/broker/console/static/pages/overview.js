@@ -83,7 +83,7 @@ function Latency({ series }) {
 
 const filterOf = (row, more = "") => href("messages", { filter: `${row.task ? `task:${quoted(row.task)}` : `url:${quoted(row.destination)}`}${more}` });
 const backlogOf = (row) => row.waiting + row.running + row.retrying;
-const NAME = { name: "target", title: "Task or destination", wide: true, cell: (row) => html`<a class="target clamp" href=${filterOf(row)} title=${row.destination}>${target(row)}</a>` };
+const NAME = { name: "target", title: "Task or destination", wide: true, main: true, cell: (row) => html`<a class="target clamp" href=${filterOf(row)} title=${row.destination}>${target(row)}</a>` };
 const linked = (row, name) => (row[name] > 0 ? html`<a href=${filterOf(row, ` status:${name}`)}>${count(row[name])}</a>` : html`<span class="quiet zero">0</span>`);
 const number = (name, title, cell) => ({ name, title, number: true, cell });
 
@@ -134,7 +134,7 @@ function Slowest({ destinations }) {
 function NextSchedules({ schedules }) {
   return html`<${Panel} title="Next schedules" id="next" actions=${html`<a href=${href("schedules")}>All schedules</a>`}>
     <${Table} caption="Next schedules" rowKey=${(row) => row.scheduleId} rows=${schedules} empty=${html`<p class="quiet pad">There is no schedule.</p>`} columns=${[
-      { name: "target", title: "Task or destination", wide: true, cell: (row) => html`<a class="target clamp" href=${href(["schedules", row.scheduleId])} title=${row.scheduleId}>${target(row)}</a>` },
+      { name: "target", title: "Task or destination", wide: true, main: true, cell: (row) => html`<a class="target clamp" href=${href(["schedules", row.scheduleId])} title=${row.scheduleId}>${target(row)}</a>` },
       number("next", "Next run", (row) => html`<${Time} ms=${row.nextMs} />`),
     ]} />
   <//>`;

@@ -50,13 +50,13 @@ export function TimeToEmpty({ row }) {
 const name = (word) => (row) => html`<span><a class="target" href=${href("messages", { filter: `${word}:${quoted(row.name)}` })}>${row.name}</a>${row.paused && html`<br /><${Paused} facts=${row} />`}</span>`;
 
 const queueColumns = (reload) => [
-  { name: "name", title: "Queue", wide: true, cell: name("queue") },
+  { name: "name", title: "Queue", wide: true, main: true, cell: name("queue") },
   ...common,
   ...(isOperator() ? [{ name: "actions", title: "Actions", cell: (row) => isLeaving("queue", row.name) ? html`<${Leaving} />` : html`<span class="actions"><${Pause} row=${row} base=${path`v2/queues/${row.name}`} reload=${reload} /><${SetQueue} row=${row} reload=${reload} /><${DeleteQueue} row=${row} /></span>` }] : []),
 ];
 
 const flowColumns = (reload) => [
-  { name: "name", title: "Key", wide: true, cell: name("key") },
+  { name: "name", title: "Key", wide: true, main: true, cell: name("key") },
   { name: "limits", title: "Limits", cell: (row) => html`<${Limits} row=${row} />` },
   ...common,
   ...(isOperator() ? [{ name: "actions", title: "Actions", cell: (row) => html`<span class="actions"><${Pause} row=${row} base=${path`v2/flowControl/${row.name}`} reload=${reload} /><${Pin} row=${row} reload=${reload} /><${Unpin} row=${row} reload=${reload} /></span>` }] : []),

@@ -57,13 +57,16 @@ function Drift({ drift }) {
 }
 
 const columns = (reload, drift) => [
-  { name: "name", title: "Schedule", wide: true, cell: (item) => html`<div class="who"><a class="target clamp" href=${href(["schedules", item.schedule.scheduleId])}>${title(item)}</a><p class="quiet mono ellipsis" title=${item.schedule.scheduleId}>${item.schedule.scheduleId}</p></div>` },
-  { name: "when", title: "When", wide: true, cell: (item) => html`<span>${item.english}<br /><code class="quiet">${expression(item)}</code>${item.clockChange && html`<br /><span class="warn" title=${item.clockChange}>clock change ahead</span>`}</span>` },
+  { name: "name", title: "Schedule", wide: true, main: true, cell: (item) => html`<div class="who"><a class="target clamp" href=${href(["schedules", item.schedule.scheduleId])}>${title(item)}</a><p class="quiet mono ellipsis" title=${item.schedule.scheduleId}>${item.schedule.scheduleId}</p></div>` },
+  { name: "when", title: "When", wide: true, cell: (item) => html`<span>${inWords(item) && html`${item.english}<br />`}<code class="quiet">${expression(item)}</code>${!inWords(item) && item.timeZone && html`<br /><span class="quiet">${item.timeZone}</span>`}${item.clockChange && html`<br /><span class="warn" title=${item.clockChange}>clock change ahead</span>`}</span>` },
   { name: "next", title: "Next run", cell: (item) => html`<${NextRun} item=${item} />` },
   { name: "recent", title: "Past runs", cell: (item) => html`<${Marks} item=${item} most=${SHOWN_RUNS} />` },
   ...(drift ? [{ name: "code", title: "Code", cell: (item) => html`<${DriftState} line=${drift.get(item.schedule.scheduleId)} />` }] : []),
   { name: "actions", title: "Actions", cell: (item) => isLeaving("schedule", item.schedule.scheduleId) ? html`<${Leaving} />` : html`<span class="actions"><${RunNow} item=${item} reload=${reload} /><${Pause} item=${item} reload=${reload} /></span>` },
 ];
+
+// False for an expression that is not in English, but as it was written.
+const inWords = (item) => item.english !== item.schedule.cron;
 
 // The expression without its zone, which stands beside it.
 const expression = (item) => item.schedule.cron.replace(/^(CRON_)?TZ=\S+\s+/, "");

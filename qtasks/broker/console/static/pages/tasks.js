@@ -27,12 +27,12 @@ function Dispatcher({ dispatcher, figures }) {
   const { prefix, manifest, error, timeMs } = dispatcher;
   const of = (task) => figures.get(prefix + task.name) ?? {};
   const columns = [
-    { name: "name", title: "Task", wide: true, cell: (task) => html`<div><a class="target" href=${href(["tasks", task.name], { at: prefix })}>${task.name}</a> ${task.kind === "llm" && html`<span class="quiet">language model</span>`}<div class="quiet clamp">${task.doc.split("\n")[0]}</div></div>` },
-    { name: "schedules", title: "Schedules", cell: (task) => task.schedules.map((schedule) => html`<div key=${schedule.id}><code>${schedule.cron}</code></div>`) },
+    { name: "name", title: "Task", wide: true, main: true, cell: (task) => html`<div><a class="target" href=${href(["tasks", task.name], { at: prefix })}>${task.name}</a> ${task.kind === "llm" && html`<span class="quiet">language model</span>`}<div class="quiet clamp">${task.doc.split("\n")[0]}</div></div>` },
+    { name: "schedules", title: "Schedules", cell: (task) => task.schedules.map((schedule) => html`<div key=${schedule.id}><code>${schedule.cron.replace(/^(?:CRON_)?TZ=(\S+)\s+(.*)/, "$2 ($1)")}</code></div>`) },
     { name: "rate", title: "Per minute", number: true, cell: (task) => perMinute(of(task).perMinute) },
     { name: "duration", title: "Median, 95 %", number: true, cell: (task) => of(task).p50Ms == null ? "–" : `${span(of(task).p50Ms)}, ${span(of(task).p95Ms)}` },
     { name: "delivered", title: "Delivered", number: true, cell: (task) => short(of(task).delivered) },
-    { name: "failed", title: "Failed", number: true, cell: (task) => of(task).failed ? html`<a class="bad" href=${href("messages", { filter: `task:${task.name} status:failed` })}>${short(of(task).failed)}</a>` : "–" },
+    { name: "failed", title: "Failed", number: true, cell: (task) => of(task).failed ? html`<a class="bad" href=${href("messages", { filter: `task:${task.name} status:failed` })}>${short(of(task).failed)}</a>` : short(of(task).failed) },
   ];
   return html`<${Panel} id=${`at-${prefix}`} title=${prefix} note=${manifest ? html`${plural(manifest.tasks.length, "task")}, qtasks ${manifest.package}, asked <${Time} ms=${timeMs} />` : null}>
     ${error && html`<p class="pad"><span class="bad">No manifest:</span> ${error}</p>`}
@@ -61,7 +61,7 @@ function TaskDetail({ prefix, task }) {
       <div class="pad"><pre class="raw" tabindex="0" aria-label="signature">${task.name}${task.signature}</pre>${task.doc && html`<p class="doc">${task.doc}</p>`}
       ${task.aliases.length > 0 && html`<p class="quiet">Earlier names: ${task.aliases.join(", ")}</p>`}
       ${task.searchable.length > 0 && html`<p class="quiet">Calls are found by ${task.searchable.map((name, index) => html`${index ? ", " : ""}<code key=${name}>arg.${name}:</code>`)}</p>`}
-      ${task.schedules.map((schedule) => html`<p key=${schedule.id}>Runs at <code>${schedule.cron}</code>: <a href=${href(["schedules", schedule.id])}>${schedule.id}</a></p>`)}</div>
+      ${task.schedules.map((schedule) => html`<p key=${schedule.id}>Runs at <code>${schedule.cron.replace(/^(?:CRON_)?TZ=(\S+)\s+(.*)/, "$2 ($1)")}</code>: <a href=${href(["schedules", schedule.id])}>${schedule.id}</a></p>`)}</div>
     <//>
     ${isOperator() && html`<${Panel} id="run" title="Run it">${task.refusal ? html`<p class="pad">It cannot be called from here: ${task.refusal}.</p>` : html`<${RunForm} prefix=${prefix} task=${task} />`}<//>`}
   <//>`;

@@ -32,7 +32,7 @@ function List({ groups, reload }) {
 
 function Group({ group, reload }) {
   const columns = [
-    { name: "url", title: "URL", wide: true, cell: (endpoint) => html`<span class="mono">${endpoint.url}</span>` },
+    { name: "url", title: "URL", wide: true, main: true, cell: (endpoint) => html`<span class="mono">${endpoint.url}</span>` },
     { name: "name", title: "Name", cell: (endpoint) => endpoint.name ?? html`<span class="quiet">–</span>` },
     ...(isOperator() ? [{ name: "actions", title: "Actions", cell: (endpoint) => html`<${RemoveEndpoint} group=${group} endpoint=${endpoint} reload=${reload} />` }] : []),
   ];

@@ -85,7 +85,7 @@ export function Loaded({ view, children, shown = (error) => error }) {
 }
 
 // A table that scrolls sideways inside itself and turns into cards on a narrow screen.
-// columns: [{name, title, number, cell(row), wide}]; rows have the key `rowKey(row)`.
+// columns: [{name, title, number, cell(row), wide, main}]; `main` heads the card of a row. Rows have the key `rowKey(row)`.
 export function Table({ caption, columns, rows, rowKey, rowClass, selection, empty }) {
   if (rows.length === 0) return empty ?? html`<p class="quiet pad">Nothing here.</p>`;
   const everySelected = selection && rows.every((row) => selection.has(rowKey(row)));
@@ -97,7 +97,7 @@ export function Table({ caption, columns, rows, rowKey, rowClass, selection, emp
     </tr></thead>
     <tbody>${rows.map((row) => html`<tr key=${rowKey(row)} class=${rowClass?.(row) ?? ""}>
       ${selection && html`<td class="pick"><input type="checkbox" aria-label=${`Select ${rowKey(row)}`} checked=${selection.has(rowKey(row))} onChange=${() => selection.toggle(rowKey(row))} /></td>`}
-      ${columns.map((column) => html`<td key=${column.name} class=${`${column.number ? "number" : ""} ${column.wide ? "wide" : ""}`} data-title=${column.title}>${column.cell(row)}</td>`)}
+      ${columns.map((column) => html`<td key=${column.name} class=${`${column.number ? "number" : ""} ${column.wide ? "wide" : ""} ${column.main ? "main" : ""}`} data-title=${column.title}>${column.cell(row)}</td>`)}
     </tr>`)}</tbody>
   </table></div>`;
 }

@@ -21,7 +21,7 @@ export function Detail({ row }) {
 
 export const COLUMNS = {
   status: { name: "status", title: "Status", cell: (row) => html`<${Status} status=${row.status} />` },
-  message: { name: "message", title: "Message", cell: (row) => html`<div class="who"><${MessageLink} row=${row} /><p class="mono quiet ellipsis" title=${row.messageId}>${row.messageId}</p></div>` },
+  message: { name: "message", title: "Message", main: true, cell: (row) => html`<div class="who"><${MessageLink} row=${row} /><p class="mono quiet ellipsis" title=${row.messageId}>${row.messageId}</p></div>` },
   detail: { name: "detail", title: "Detail", wide: true, cell: (row) => html`<${Detail} row=${row} />` },
   attempts: { name: "attempts", title: "Attempts", number: true, cell: (row) => `${count(row.attempts)} of ${count((row.maxRetries ?? 0) + 1)}` },
   published: { name: "published", title: "Published", number: true, cell: (row) => html`<${Time} ms=${row.createdMs} />` },

@@ -63,13 +63,16 @@ function partsOf(attempt, endMs) {
   return parts;
 }
 
+// How far the middle of a stretch is from the nearer end of the axis, in percent: the times at the ends need room.
+const fromEdge = ({ left, width }) => Math.min(left + width / 2, 100 - left - width / 2);
+
 // `children(attempt)` is what an opened attempt shows.
 export function Timeline({ attempts, fromMs, toMs, children, label }) {
   const stretches = stretchesOf(fromMs, toMs, attempts);
   const classes = new Set(attempts.flatMap((attempt) => partsOf(attempt, attempt.endedMs ?? toMs).map((part) => part.className)));
   return html`<div class="timeline" role="group" aria-label=${label}>
     ${SENT.some(([, className]) => classes.has(className)) && html`<p class="legend parts">${[...PARTS, OWN].filter(([, className]) => classes.has(className)).map(([, className, name]) => html`<span key=${className}><i class=${className}></i>${name}</span>`)}</p>`}
-    <p class="scale" aria-hidden="true"><span>${axisTime(fromMs, toMs - fromMs)}</span>${stretches.filter((one) => one.isBroken && one.width > 5).map((one) => html`<span key=${one.startMs} class="gap" style=${{ left: `${one.left}%`, width: `${one.width}%` }}>// ${span(one.endMs - one.startMs)}</span>`)}<span>${axisTime(toMs, toMs - fromMs)}</span></p>
+    <p class="scale" aria-hidden="true"><span>${axisTime(fromMs, toMs - fromMs)}</span>${stretches.filter((one) => one.isBroken && one.width > 5 && fromEdge(one) > 12).map((one) => html`<span key=${one.startMs} class=${`gap ${fromEdge(one) < 27 ? "edge" : ""}`} style=${{ left: `${one.left}%`, width: `${one.width}%` }}>// ${span(one.endMs - one.startMs)}</span>`)}<span>${axisTime(toMs, toMs - fromMs)}</span></p>
     ${attempts.map((attempt, index) => html`<${Attempt} key=${`${attempt.number} ${attempt.startedMs}`} attempt=${attempt} previous=${attempts[index - 1]} stretches=${stretches} fromMs=${fromMs} toMs=${toMs} isOpen=${index === attempts.length - 1 && attempt.outcome !== "delivered"}>${children(attempt)}<//>`)}
   </div>`;
 }
