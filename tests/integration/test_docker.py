@@ -27,6 +27,7 @@ import pytest
 import yaml
 
 from qtasks.protocol import development
+from tests.support.command_lines import unknown_parts
 from tests.support.process import PATIENCE_S, environment
 from tests.support.servers import CURRENT, NEXT, free_port
 
@@ -373,6 +374,14 @@ def test_what_the_compose_file_names_it_defines() -> None:
         assert set(service.get("depends_on", {})) <= set(SERVICES)
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     assert [name for name, service in SERVICES.items() if service.get("profiles")] == ["postgres"]
+
+
+def test_the_commands_in_the_comments_of_these_files_exist() -> None:
+    files = [ROOT / "Dockerfile", *(ROOT / "docs" / "deploy").iterdir()]
+    comments = re.findall(r"^#  .*", "\n".join(file.read_text() for file in files), flags=re.MULTILINE)
+    commands = re.findall(r" (?:/\S+/)?(qtasks (?:broker|send) .*)", "\n".join(comments))
+    assert len(commands) >= 4
+    assert [line for line in commands if unknown_parts(line)] == []
 
 
 UNITS = sorted((ROOT / "docs" / "deploy").glob("*.service"))

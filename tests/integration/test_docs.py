@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
-import click
 import pytest
 
-from qtasks.cli import cli
 from tests.house import citations, source
 from tests.support import page_code
+from tests.support.command_lines import unknown_parts
 from tests.support.page_code import DOCS
 
 ROOT = DOCS.parent
@@ -56,19 +54,8 @@ def test_the_blocks_of_the_page_on_testing_are_tests_that_pass(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
-def test_a_command_of_a_page_has_the_options_that_the_page_shows(page: str, line: str, tmp_path: Path) -> None:
-    command: click.Command = cli
-    context = click.Context(cli, info_name="qtasks")
-    words = shlex.split(line.partition("  #")[0].partition(" > ")[0].removesuffix("&"))[1:]
-    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
-        name, *words = words
-        found = command.get_command(context, name)
-        assert found is not None, f"{page}: there is no command {name!r}"
-        command, context = found, click.Context(found, info_name=name, parent=context)
-    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    known |= {"--help", "--version"}
-    used = [word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)]
-    assert [option for option in used if option not in known] == [], page
+def test_a_command_of_a_page_has_the_options_that_the_page_shows(page: str, line: str) -> None:
+    assert unknown_parts(line) == [], page
 
 
 @pytest.mark.parametrize("folder", ["qtasks", "tests", "examples", "benchmarks"])

@@ -227,7 +227,7 @@ def test_a_prefix_is_forgotten_once_nothing_was_sent_to_it_for_long(store: Inlin
 
 def test_the_docs_say_of_every_table_what_bounds_it(store: InlineStore) -> None:
     tables = {row[0] for row in store.db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-    section = (DOCS / "operations" / "index.md").read_text().split("## What grows")[1]
+    section = (DOCS / "operations" / "disk.md").read_text().split("## What grows")[1]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     assert tables == named

@@ -12,7 +12,7 @@ from qtasks.cli.operate.doctor.findings import CheckResult, Patient, fail, note,
 
 _CANDIDATES: Final = ("qtasks.db", ".qtasks/dev.db")
 _RESERVE: Final = 48 * 1024 * 1024
-"""Free bytes below which a broker accepts no messages (docs/operations/index.md)."""
+"""Free bytes below which a broker accepts no messages (docs/operations/disk.md)."""
 _REMOTE: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "glusterfs", "fuse.glusterfs", "afs"}
 )
