@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import ssl
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 
 from tests.support.page_code import DOCS, blocks
 from tests.support.process import PATIENCE_S, soon
-from tests.support.proxy_server import NGINX, ProxyServer
+from tests.support.proxy_server import NGINX, ProxyServer, make_certificate
 from tests.support.servers import BrokerServer, Dispatcher, free_port
 
 pytestmark = pytest.mark.skipif(NGINX is None, reason="there is no nginx here")
@@ -22,6 +23,9 @@ PAGE = (DOCS / "operations" / "proxy.md").read_text(encoding="utf-8")
 SITE, BELOW_A_PATH = blocks(PAGE, "nginx")
 QUEUE, APP = "queue.example.com", "app.example.com"
 MIB = 1024 * 1024
+NUMBERS = itertools.count(1000)
+OF_A_TASK = {"Qtasks-Interrupted-For": "1h"}
+"""What the framework asks for with each call."""
 TASKS = """
 import os
 from qtasks import task
@@ -48,9 +52,18 @@ class Behind:
     def call(self, task: str, *args: object) -> str:
         """Publish a call through the proxy; the id of its message."""
         url = f"/v2/publish/{self.proxy.url(APP)}/qtasks/{task}"
-        answer = self.client.post(url, content=envelope(*args))
+        answer = self.client.post(url, content=envelope(*args), headers=OF_A_TASK)
         assert answer.status_code == 201, answer.text
         return str(answer.json()["messageId"])
+
+    def call_many(self, task: str, count: int, *args: object) -> list[str]:
+        """Publish calls as a batch through the proxy; the ids of their messages."""
+        destination = f"{self.proxy.url(APP)}/qtasks/{task}"
+        bodies = [envelope(*args).decode() for _ in range(count)]
+        batch = [{"destination": destination, "headers": OF_A_TASK, "body": body} for body in bodies]
+        answer = self.client.post("/v2/batch", json=batch)
+        assert answer.status_code == 201, answer.text
+        return [each["messageId"] for each in answer.json()]
 
     def asks(self, path: str) -> Any:
         """What the console says, through the proxy."""
@@ -58,7 +71,7 @@ class Behind:
 
 
 def envelope(*args: object) -> bytes:
-    return json.dumps({"v": 1, "id": f"call_{free_port()}", "args": args, "kwargs": {}}).encode()
+    return json.dumps({"v": 1, "id": f"call_{next(NUMBERS)}", "args": args, "kwargs": {}}).encode()
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +79,14 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
     folder = tmp_path_factory.mktemp("proxied")
     (folder / "tasks.py").write_text(TASKS)
     ports, app_port = {QUEUE: free_port(), APP: free_port()}, free_port()
-    certificate = str(folder / "proxy.pem")
-    with BrokerServer(folder, "--allow-host", QUEUE, SSL_CERT_FILE=certificate) as broker:
+    certificate = make_certificate(folder)
+    trusted = {"SSL_CERT_FILE": str(certificate)}
+    with BrokerServer(folder, "--allow-host", QUEUE, **trusted) as broker:
         site = SITE.replace("location / {", BELOW_A_PATH + "location / {", 1)
-        with ProxyServer(folder, site, ports=ports, behind={8080: broker.started().port, 8000: app_port}) as proxy:
-            outside = {
-                "QSTASH_URL": proxy.started().url(QUEUE),
-                "QTASKS_BASE_URL": f"{proxy.url(APP)}/qtasks",
-                "SSL_CERT_FILE": certificate,
-            }
+        servers = {8080: broker.started().port, 8000: app_port}
+        with ProxyServer(folder, site, certificate=certificate, ports=ports, behind=servers) as proxy:
+            queue_url, base_url = proxy.started().url(QUEUE), f"{proxy.url(APP)}/qtasks"
+            outside = {"QSTASH_URL": queue_url, "QTASKS_BASE_URL": base_url, **trusted}
             headers = {"Authorization": f"Bearer {broker.token}"}
             trust = ssl.create_default_context(cafile=certificate)
             with (
@@ -93,26 +105,19 @@ def test_a_message_of_one_mebibyte_and_a_batch_of_three_pass(behind: Behind) -> 
     room = MIB - len(envelope("").decode()) - 8
     message_id = behind.call("length", "x" * room)
     soon(lambda: behind.broker.states(message_id)[-1] == "DELIVERED", "the large message is delivered")
-    body = envelope("y" * (MIB - 1000)).decode()
-    call = {"destination": f"{behind.proxy.url(APP)}/qtasks/length", "body": body}
-    answer = behind.client.post("/v2/batch", json=[call] * 3)
-    assert answer.status_code == 200, answer.text
-    last = answer.json()[-1]["messageId"]
+    *_, last = behind.call_many("length", 3, "y" * (MIB - 1000))
     soon(lambda: behind.broker.states(last)[-1] == "DELIVERED", "the batch is delivered")
 
 
 def test_deliveries_travel_in_bundles_which_nginx_does_not_hold_back(behind: Behind) -> None:
-    prefix = f"{behind.proxy.url(APP)}/qtasks".removeprefix("https://")
-
     def in_a_bundle() -> bool:
-        call = {"destination": f"{behind.proxy.url(APP)}/qtasks/add", "body": envelope(1, 2).decode()}
-        ids = [each["messageId"] for each in behind.client.post("/v2/batch", json=[call] * 40).json()]
+        ids = behind.call_many("add", 40, 1, 2)
         soon(lambda: all(behind.broker.states(one)[-1] == "DELIVERED" for one in ids), "all are delivered")
         timings = [behind.asks(f"/console/api/messages/{one}")["attempts"][-1]["timing"] for one in ids]
         return any(timing.get("bundled") for timing in timings)
 
     soon(in_a_bundle, "some travel together")
-    [endpoint] = [one for one in behind.asks("/console/api/endpoints")["endpoints"] if one["prefix"] == prefix]
+    [endpoint] = [one for one in behind.asks("/console/api/endpoints") if one["isDispatcher"]]
     assert endpoint["bundles"]["refusedUntilMs"] is None
     assert endpoint["bundles"]["slots"] > 0
 

@@ -37,14 +37,16 @@ class ProxyServer(Process):
     """A running nginx with `site`, the blocks of a configuration that stand in `http`.
 
     `ports` are those that it listens at, by `server_name`: each server listens at a port of its own in place of 443.
-    `behind` are the ports of the servers behind it, by the port that `site` has. The names become ``localhost``.
+    `behind` are the ports of the servers behind it, by the port that `site` has. `certificate` is for ``localhost``,
+    with its key; see `make_certificate`.
     """
 
-    def __init__(self, folder: Path, site: str, *, ports: Mapping[str, int], behind: Mapping[int, int]) -> None:
+    def __init__(
+        self, folder: Path, site: str, *, certificate: Path, ports: Mapping[str, int], behind: Mapping[int, int]
+    ) -> None:
         assert NGINX is not None
         self.program = (NGINX,)
         self.ports = ports
-        self.certificate = _certificate(folder)
         for known, port in behind.items():
             site = site.replace(f"server 127.0.0.1:{known};", f"server 127.0.0.1:{port};")
         for name, port in ports.items():
@@ -52,7 +54,7 @@ class ProxyServer(Process):
                 rf"listen 443 ssl;(\s+server_name {re.escape(name)};)", rf"listen 127.0.0.1:{port} ssl;\1", site
             )
             assert found == 1, name
-        site = re.sub(r"(ssl_certificate(?:_key)?) [^;]+;", rf"\1 {self.certificate};", site)
+        site = re.sub(r"(ssl_certificate(?:_key)?) [^;]+;", rf"\1 {certificate};", site)
         # As the user of the test, whose folder for buffers nobody else may enter.
         user = f"user {getpass.getuser()};" if os.geteuid() == 0 else ""
         (folder / "nginx.conf").write_text(_AROUND.format(user=user, folder=folder, site=site))
@@ -69,8 +71,8 @@ class ProxyServer(Process):
         return f"https://localhost:{self.ports[name]}"
 
 
-def _certificate(folder: Path) -> Path:
-    """A certificate for ``localhost``, signed by itself, and its key, in one file."""
+def make_certificate(folder: Path) -> Path:
+    """A certificate for ``localhost``, signed by itself, and its key, in one file. Programs read it when they start."""
     file, key = folder / "proxy.pem", folder / "proxy.key"
     kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
