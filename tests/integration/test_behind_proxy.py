@@ -80,13 +80,12 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
     (folder / "tasks.py").write_text(TASKS)
     ports, app_port = {QUEUE: free_port(), APP: free_port()}, free_port()
     certificate = make_certificate(folder)
-    trusted = {"SSL_CERT_FILE": str(certificate)}
-    with BrokerServer(folder, "--allow-host", QUEUE, **trusted) as broker:
+    with BrokerServer(folder, "--allow-host", QUEUE, SSL_CERT_FILE=str(certificate)) as broker:
         site = SITE.replace("location / {", BELOW_A_PATH + "location / {", 1)
         servers = {8080: broker.started().port, 8000: app_port}
         with ProxyServer(folder, site, certificate=certificate, ports=ports, behind=servers) as proxy:
             queue_url, base_url = proxy.started().url(QUEUE), f"{proxy.url(APP)}/qtasks"
-            outside = {"QSTASH_URL": queue_url, "QTASKS_BASE_URL": base_url, **trusted}
+            outside = {"QSTASH_URL": queue_url, "QTASKS_BASE_URL": base_url, "SSL_CERT_FILE": str(certificate)}
             headers = {"Authorization": f"Bearer {broker.token}"}
             trust = ssl.create_default_context(cafile=certificate)
             with (
