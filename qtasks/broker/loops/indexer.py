@@ -62,14 +62,18 @@ class Indexer:
             await self._store.written.wait()
 
     async def run_once(self) -> int:
-        """Count all entries that are not counted yet, and remove what is old; return how many were counted."""
+        """Count all entries that are not counted yet, and remove what is old; return how many were counted.
+
+        What is written during the last slice is left for the next time. A view counts it itself, and while calls come
+        one by one, a slice for each of them would cost as much as its delivery.
+        """
         await self._forget()
         counted, behind_before = 0, 0
         while True:
             self._store.written.clear()  # the last slice, which counts nothing, writes nothing either
             progress, took_s = await self._slice()
             counted += progress.counted
-            if not progress.counted:
+            if not progress.counted or not progress.behind:
                 return counted
             rest = REST if progress.behind > behind_before - progress.counted else IDLE_REST
             behind_before = progress.behind
