@@ -36,6 +36,12 @@ quick:
 room name:
     {{bin}}/pytest -q $(ls -d tests/unit/{{name}} tests/{{name}} tests/integration/test_{{name}}.py 2>/dev/null)
 
+# which lines the tests run, of the suite or of what the arguments name; it takes longer than the tests alone
+coverage *arguments:
+    {{bin}}/coverage run -m pytest -q {{arguments}}
+    {{bin}}/coverage combine --quiet
+    {{bin}}/coverage report --skip-covered --show-missing
+
 # what a change must pass, from nothing
 ci:
     .ci/run

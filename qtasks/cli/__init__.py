@@ -57,6 +57,12 @@ class _LazyGroup(click.Group):
             raise missing_extra(error, f"`qtasks {cmd_name}`") or error from None
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:  # a command loads what it runs when it runs
+            raise missing_extra(error, f"`qtasks {ctx.invoked_subcommand}`") or error from None
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:

@@ -38,14 +38,22 @@ def without(package: str, program: str, folder: Path) -> Done:
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-@pytest.mark.parametrize(("command", "package"), [("dev", "watchfiles"), ("dev", "apsw"), ("broker", "aiohttp")])
+@pytest.mark.parametrize(
+    ("command", "package"),
+    [
+        ("dev", "watchfiles"),
+        ("dev", "apsw"),
+        ("broker", "aiohttp"),
+        ("console --url http://127.0.0.1:9 --token-env HOME", "aiohttp"),
+    ],
+)
 def test_without_the_extra_a_command_is_one_sentence_with_the_line_to_paste(
     folder: Path, command: str, package: str
 ) -> None:
-    program = f"sys.argv = ['qtasks', {command!r}]\nfrom qtasks.cli import main\nmain()"
+    program = f"sys.argv = {['qtasks', *command.split()]!r}\nfrom qtasks.cli import main\nmain()"
     done = without(package, program, folder)
     assert done.err == (
-        f"QT212 `qtasks {command}` needs {package}, which is not installed\n"
+        f"QT212 `qtasks {command.split()[0]}` needs {package}, which is not installed\n"
         '  fix         pip install "qstash-tasks[broker]"\n'
     )
     assert (done.status, done.out) == (3, "")

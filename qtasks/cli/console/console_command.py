@@ -10,7 +10,7 @@ import os
 import click
 
 from qtasks.cli.option_types import PORT, HostName
-from qtasks.errors import ConfigurationError, missing_extra
+from qtasks.errors import ConfigurationError
 from qtasks.protocol.loopback import is_loopback
 
 
@@ -44,8 +44,6 @@ def command(url: str, token_env: str, host: str, port: int, hosts: tuple[str, ..
             fix="listen on 127.0.0.1; or name each host that it answers to with --allow-host, behind a proxy that asks"
             " for a password",
         )
-    try:
-        from qtasks.cli.console.console_server import ConsoleOptions, run
-    except ModuleNotFoundError as error:
-        raise missing_extra(error, "`qtasks console`") or error from None
+    from qtasks.cli.console.console_server import ConsoleOptions, run
+
     run(ConsoleOptions(url, token, host, port, hosts, read_only))

@@ -8,7 +8,6 @@ import click
 
 from qtasks.cli.logs import LogOptions, log_options
 from qtasks.cli.option_types import PORT, HostName, app_argument
-from qtasks.errors import missing_extra
 from qtasks.protocol import development
 
 
@@ -56,10 +55,8 @@ def command(
         raise click.UsageError("--memory and --db contradict each other: leave one out")
     if no_app and app is not None:
         raise click.UsageError("--no-app and APP contradict each other: leave one out")
-    try:
-        from qtasks.cli.dev.dev_command import run
-    except ModuleNotFoundError as error:
-        raise missing_extra(error, "`qtasks dev`") or error from None
+    from qtasks.cli.dev.dev_command import run
+
     run(
         app,
         no_app=no_app,
