@@ -162,7 +162,7 @@ class Settings:
                 fix="set it to the public address of the tasks, prefix included, "
                 "such as https://app.example.com/qtasks",
             )
-        if self.url == HOSTED_URL and is_loopback_url(self.base_url):
+        if self.is_hosted and is_loopback_url(self.base_url):
             raise ConfigurationError(
                 f"the hosted service cannot reach {self.base_url}: that address is this machine",
                 fix="set QTASKS_BASE_URL to a public address, or use `qtasks dev`",

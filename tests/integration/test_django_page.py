@@ -20,7 +20,7 @@ SETTINGS = {"DJANGO_SETTINGS_MODULE": "mysite.settings"}
 class Django(Process):
     """A command of the project's `manage.py`, as a process."""
 
-    program = (sys.executable, "-W", "error", "-m", "django")
+    program = (sys.executable, "-m", "django")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def manage(project: Path, *arguments: str) -> str:
-    done = page_code.run("-W", "error", "-m", "django", *arguments, folder=project, timeout_s=60, **SETTINGS)
+    done = page_code.run("-m", "django", *arguments, folder=project, timeout_s=60, **SETTINGS)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

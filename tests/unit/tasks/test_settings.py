@@ -120,8 +120,9 @@ def test_a_missing_base_url_is_named_to_senders_and_receivers() -> None:
             ask()
 
 
-def test_the_hosted_service_cannot_reach_this_machine() -> None:
-    settings = read({"QSTASH_TOKEN": "t", "QTASKS_BASE_URL": "http://localhost:8000/qtasks"})
+@pytest.mark.parametrize("url", ["", "https://qstash-us-east-1.upstash.io"])
+def test_the_hosted_service_cannot_reach_this_machine_from_any_region(url: str) -> None:
+    settings = read({"QSTASH_URL": url, "QSTASH_TOKEN": "t", "QTASKS_BASE_URL": "http://localhost:8000/qtasks"})
     with pytest.raises(ConfigurationError) as caught:
         settings.sender()
     assert caught.value.code == "QT306"
