@@ -125,10 +125,10 @@ def _tasks(
 
 
 @contextmanager
-def world() -> Iterator[World]:
-    """A broker behind a socket, whose only token is `OPERATOR`, and an application behind uvicorn."""
+def world(path: str = ":memory:") -> Iterator[World]:
+    """A broker with its store at `path`, whose only token is `OPERATOR`, and an application, both behind sockets."""
     credentials = AccountCredentials("shop", OPERATOR, KEYS)
-    broker = RunningBroker(BrokerSettings(path=":memory:", credentials=(credentials,)))
+    broker = RunningBroker(BrokerSettings(path=path, credentials=(credentials,)))
     endpoint, app, gate = Endpoint(), FastAPI(), threading.Event()
     try:
         with behind_uvicorn(app) as served:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import apsw
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from qtasks.broker.console.views import growth, system
+from qtasks.broker.console.views import growth, metrics, system
 from qtasks.broker.console.views.growth import bytes_per_day
 from qtasks.broker.core.values import DAY_MS, Retention
 from qtasks.broker.loops.page_checker import PageChecker
@@ -228,3 +229,19 @@ async def test_a_size_that_cannot_be_noted_is_noted_a_minute_later(service: Serv
     with pytest.raises(asyncio.CancelledError):
         await Pruner(store, clock, Retention()).run()  # type: ignore[arg-type]
     assert store.notes == 2
+
+
+async def test_a_monitoring_system_reads_the_size_and_the_times_for_its_alerts(stored: Service, tmp_path: Path) -> None:
+    backup_note.write(str(tmp_path / "qtasks.db"), BackupNote(START_MS - 60_000, 4_096, "/backups/monday.db"))
+    await PageChecker(stored.broker.store, stored.clock).run_once()
+    text = await Console(stored).text(metrics.show)
+    samples = {
+        (sample.name, sample.labels.get("what")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    used, file = await stored.broker.store.read(store_sizes.current)
+    assert (samples["qtasks_store_bytes", "used"], samples["qtasks_store_bytes", "file"]) == (used, file)
+    assert samples["qtasks_last_check_timestamp_seconds", "pages"] == START_MS / 1000
+    assert ("qtasks_last_check_timestamp_seconds", "messages") not in samples
+    assert samples["qtasks_last_backup_timestamp_seconds", None] == START_MS / 1000 - 60
