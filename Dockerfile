@@ -33,7 +33,7 @@ EXPOSE 8080
 # By number, so that an orchestrator can see that it is not root.
 USER 10001
 
-# The broker answers 200 when its storage takes writes, else 503; a dispatcher knows no such page, but answers.
+# The broker answers 200 when its storage takes writes, else 503. A dispatcher answers 404, which counts as healthy.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5s CMD ["python", "-c", "import http.client as h, os; c = h.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=4); c.request('GET', '/readyz'); raise SystemExit(c.getresponse().status >= 500)"]
 
 # `docker stop` waits ten seconds before it kills.
