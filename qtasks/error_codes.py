@@ -66,8 +66,8 @@ class ErrorCode(StrEnum):
         "A parameter of a task is one that only a request has, such as Header(), Request or BackgroundTasks.",
         "Pass plain values as arguments, and take what belongs to the delivery in a dependency.")
     CELERY_NAME = ("QT109",
-        "The code uses a name of Celery that qtasks spells otherwise, or does not have.",
-        "Write what the message says; docs/migrate/celery.md lists the names of Celery with ours.")
+        "The code uses a name of Celery, Dramatiq or RQ that qtasks spells otherwise, or does not have.",
+        "Write what the message says; docs/migrate/index.md leads to the names of each queue with ours.")
     NOT_A_TASK = ("QT110",
         "Something that is not a task was given to BackgroundTasks, which sends the calls of tasks.",
         "Put @tasks.task above the function, or use fastapi.BackgroundTasks for functions that run in the process.")

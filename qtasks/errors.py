@@ -140,7 +140,7 @@ class DefinitionError(QTasksError):
 
 
 class CeleryNameError(DefinitionError, AttributeError):
-    """The code uses a name of Celery that does not exist here; `fix` is what to write instead."""
+    """The code uses a name of Celery, Dramatiq or RQ that does not exist here; `fix` is what to write instead."""
 
     code = ErrorCode.CELERY_NAME
 

@@ -69,7 +69,7 @@ def command(
         message = call.message(tuple(map(_read_argument, args)), kwargs)
         if not encrypt and (described := running_task(application, task)) is not None:
             message = _as_described(message, described)
-        result = call.send(message)
+        result = call.send_message(message)
         click.echo(f"{result.message_id}  {result.id}", err=wait)
         if wait:
             try:

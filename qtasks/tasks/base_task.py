@@ -270,11 +270,11 @@ class BaseTask(ApiNames, Generic[P, R]):
         BrokerUnreachable within 3 seconds (6 for a broker on another machine) if the broker does not answer, and
         ApiError if it refuses the call.
         """
-        return self.send(self.message(args, kwargs))
+        return self.send_message(self.message(args, kwargs))
 
     async def adelay(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
         """As `delay`, without blocking the event loop."""
-        return await self.asend(self.message(args, kwargs))
+        return await self.asend_message(self.message(args, kwargs))
 
     def map(self, values: Iterable[Any]) -> list[TaskResult[R]]:
         """Queue one call for each value, as its first argument, in one batch; in an open batch they leave with it.
@@ -292,13 +292,13 @@ class BaseTask(ApiNames, Generic[P, R]):
         """As `map`, with a sequence of positional arguments for each call."""
         messages = [self.message(tuple(args), {}) for args in calls]
         with Batch(self.runtime, joins=True):
-            return [self.send(message) for message in messages]
+            return [self.send_message(message) for message in messages]
 
     async def astarmap(self, calls: Iterable[Sequence[Any]]) -> list[TaskResult[R]]:
         """As `starmap`, without blocking the event loop."""
         messages = [self.message(tuple(args), {}) async for args in _in_turns(calls)]
         async with Batch(self.runtime, joins=True):
-            return [await self.asend(message) async for message in _in_turns(messages)]
+            return [await self.asend_message(message) async for message in _in_turns(messages)]
 
     def result(self, id: str) -> TaskResult[R]:  # noqa: A002 - the name it has on a TaskResult
         """The handle on an earlier call of this task, by its call id or its message id.
@@ -397,12 +397,12 @@ class BaseTask(ApiNames, Generic[P, R]):
         path, reason = culprit or ("", str(error))
         return self.parameters.not_json(path, reason)
 
-    def send(self, message: Outgoing) -> TaskResult[R]:
+    def send_message(self, message: Outgoing) -> TaskResult[R]:
         """Send a call, or add it to the open batch. Returns the handle of an earlier call that holds its unique key."""
         return sender.send(self.runtime, self, message)
 
-    async def asend(self, message: Outgoing) -> TaskResult[R]:
-        """As `send`, without blocking the event loop."""
+    async def asend_message(self, message: Outgoing) -> TaskResult[R]:
+        """As `send_message`, without blocking the event loop."""
         return await sender.asend(self.runtime, self, message)
 
     def _using(self, options: Mapping[str, Any]) -> Self:

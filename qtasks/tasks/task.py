@@ -86,7 +86,7 @@ class Task(BaseTask[P, R]):
         ``link_error=report.s()`` calls `report` with the id of the call and its error once it has failed for good.
         """
         task, message = self._applied(args, kwargs, options)
-        handle = task.send(message)
+        handle = task.send_message(message)
         return handle if options.get("task_id") is None else handle.of_task(task.names)
 
     async def aapply_async(
@@ -94,7 +94,7 @@ class Task(BaseTask[P, R]):
     ) -> TaskResult[R]:
         """As `apply_async`, without blocking the event loop."""
         task, message = self._applied(args, kwargs, options)
-        handle = await task.asend(message)
+        handle = await task.asend_message(message)
         return handle if options.get("task_id") is None else handle.of_task(task.names)
 
     def s(self, /, *args: Any, **kwargs: Any) -> Signature[R]:

@@ -177,7 +177,7 @@ def refuse(call: str, celery: Mapping[str, Any], fix: str) -> None:
 
 
 def attribute(owner: object, name: str, names: Mapping[str, str]) -> Any:
-    """For `__getattr__`: raise CeleryNameError for an attribute of Celery's object, AttributeError for any other.
+    """For `__getattr__`: raise CeleryNameError for an attribute that another queue has, AttributeError for any other.
 
     Python also calls `__getattr__` if a property of `owner` has raised an AttributeError, which must not be lost: the
     property is asked once more, and raises it again.
@@ -185,6 +185,10 @@ def attribute(owner: object, name: str, names: Mapping[str, str]) -> Any:
     if hasattr(type(owner), name):
         return object.__getattribute__(owner, name)
     kind = type(owner).__name__
-    if (fix := names.get(name)) is None:
-        raise AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=owner)
-    raise CeleryNameError(f"{kind} has no {name!r}, which is a name of Celery", fix=fix)
+    if (fix := names.get(name)) is not None:
+        raise CeleryNameError(f"{kind} has no {name!r}, which is a name of Celery", fix=fix)
+    from qtasks.tasks.celery import other_queues
+
+    if (other := other_queues.find(owner, name)) is not None:
+        raise CeleryNameError(f"{kind} has no {name!r}, which is a name of {other.queue}", fix=other.instead)
+    raise AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=owner)

@@ -234,7 +234,7 @@ class Chain(Startable[TaskResult[Any]]):
         with Batch(ready.runtime, joins=True) as batch:
             batch.open_flow(ready.plan)
             for task, message in ready.calls:
-                task.send(message)
+                task.send_message(message)
         return ready.handle
 
     async def astart(self, times: FlowTimes) -> TaskResult[Any]:
@@ -243,7 +243,7 @@ class Chain(Startable[TaskResult[Any]]):
         async with Batch(ready.runtime, joins=True) as batch:
             batch.open_flow(ready.plan)
             for task, message in ready.calls:
-                await task.asend(message)
+                await task.asend_message(message)
         return ready.handle
 
     def more(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Chain:

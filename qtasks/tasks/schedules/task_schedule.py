@@ -93,7 +93,7 @@ class TaskSchedule(Generic[R]):
         """Send one more run now, as an ordinary call with the same arguments and options and a new call id."""
         if self._task is None:
             raise ConfigurationError(f"the task of {self.name} is not in this program, so it cannot be triggered here")
-        return self._task.send(self._call(base_url_of(self._get_runtime())))
+        return self._task.send_message(self._call(base_url_of(self._get_runtime())))
 
     async def atrigger(self) -> TaskResult[R]:
         """As `trigger`, without blocking the event loop."""

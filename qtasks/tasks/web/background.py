@@ -70,7 +70,7 @@ class BackgroundTasks(starlette.background.BackgroundTasks):
                 async with Batch(runtime):
                     for task, message in added:
                         try:
-                            await task.asend(message)
+                            await task.asend_message(message)
                         except Exception as error:
                             refused[message.call_id] = error
             except PartlyRefused as error:
