@@ -92,7 +92,10 @@ class TaskSchedule(Generic[R]):
     def trigger(self) -> TaskResult[R]:
         """Send one more run now, as an ordinary call with the same arguments and options and a new call id."""
         if self._task is None:
-            raise ConfigurationError(f"the task of {self.name} is not in this program, so it cannot be triggered here")
+            raise ConfigurationError(
+                f"the task of {self.name} is not in this program, so it cannot be triggered here",
+                fix=f"import the module with the task; in a terminal: qtasks schedules trigger {self.name} main:app",
+            )
         return self._task.send_message(self._call(base_url_of(self._get_runtime())))
 
     async def atrigger(self) -> TaskResult[R]:

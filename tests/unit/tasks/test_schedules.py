@@ -772,8 +772,9 @@ def test_a_leftover_without_code_can_be_taken_away_but_not_triggered(broker: Sim
         before.schedules.sync()
     with broker.application() as after:
         left = after.schedules.get("gone")
-        with pytest.raises(ConfigurationError, match="is not in this program"):
+        with pytest.raises(ConfigurationError, match="is not in this program") as caught:
             left.trigger()
+        assert "qtasks schedules trigger gone main:app" in str(caught.value)
         left.delete()
     assert broker.schedules == {}
 
