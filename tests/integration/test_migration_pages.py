@@ -24,8 +24,7 @@ PAGES = {name: (DOCS / "migrate" / f"{name}.md").read_text(encoding="utf-8") for
 def rows(page: str, heading: str) -> list[list[str]]:
     """The code in the second column of each row of the table below a heading."""
     table = PAGES[page].partition(f"\n| {heading} |")[2].partition("\n\n")[0]
-    cells = [re.split(r"(?<!\\)\|", line)[2] for line in table.splitlines()[2:]]
-    return [[code.replace(r"\|", "|") for code in CODE.findall(cell)] for cell in cells]
+    return [CODE.findall(line.split("|")[2]) for line in table.splitlines()[2:]]
 
 
 NAMES = [

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.process import PATIENCE_S, QTASKS, Process, environment
+from tests.support.process import PATIENCE_S, QTASKS, Process, ask, environment, soon
+from tests.support.proxy_server import ProxyServer
 from tests.support.servers import free_port
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tutorial.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, flags=re.DOTALL)
 PRINTS = re.compile(r"^ *print\(.*\)  # (.*)$", flags=re.MULTILINE)
-SET_UP = ("python3 -m venv", "pip install")
+SET_UP = ("python3 -m venv", "pip install", "sudo nginx")
 
 
 class Reader:
@@ -30,7 +31,7 @@ class Reader:
         self.variables: dict[str, str] = {}
         self._servers = ExitStack()
         self._dev: Process | None = None
-        self._ports = {"8080": str(free_port()), "8000": str(free_port())}
+        self._ports = {port: str(free_port()) for port in ("8080", "8000", "8088")}
 
     def close(self) -> None:
         self._dev = None
@@ -51,21 +52,19 @@ class Reader:
             self._dev.wait_for("reloaded ")
 
     def command(self, line: str) -> None:
-        for standard, port in self._ports.items():
-            line = line.replace(f":{standard}/", f":{port}/")
+        line = self._on_free_ports(line)
         if line.startswith("set -a; . ./.env"):
-            lines = (self.folder / ".env").read_text().splitlines()
-            self.variables = dict(each.split("=", 1) for each in lines if not each.startswith("#"))
-            self.variables |= {"QTASKS_RESULTS": line.partition("QTASKS_RESULTS=")[2]}
-            for standard, port in self._ports.items():
-                for name, value in self.variables.items():
-                    self.variables[name] = value.replace(f":{standard}", f":{port}")
+            lines = self._on_free_ports((self.folder / ".env").read_text()).splitlines()
+            lines = [each for each in lines if not each.startswith("#")] + line.partition("export ")[2].split()
+            self.variables = dict(each.split("=", 1) for each in lines)
         elif line.startswith("qtasks dev"):
             self._serve("dev", *line.split()[2:], "--port", self._ports["8080"], "--app-port", self._ports["8000"])
         elif line == "qtasks broker":
             self._serve("broker", "--port", self._ports["8080"], goes_on=True)
         elif line.startswith("qtasks run"):
             self._serve("run", *line.split()[2:], "--port", self._ports["8000"], goes_on=True)
+        elif line.startswith("sudo cp shop.conf"):
+            self._start_nginx((self.folder / "shop.conf").read_text())
         else:
             words, _, file = line.partition(" > ")
             program, *arguments = shlex.split(words)
@@ -91,6 +90,16 @@ class Reader:
         self._dev = server if command == "dev" else None
         server.wait_for({"dev": "  store ", "broker": "is running at", "run": "reached as"}[command])
 
+    def _start_nginx(self, site: str) -> None:
+        site = site.replace("listen 8088;", f"listen 127.0.0.1:{self._ports['8088']};")
+        nginx = ProxyServer(self.folder, site, certificate=self.folder, ports={}, behind={8000: int(self._ports["8000"])})
+        self._servers.enter_context(nginx)
+        self._servers.callback(nginx.stop)
+        soon(lambda: _answers(f"http://127.0.0.1:{self._ports['8088']}/docs"), "nginx passes requests on")
+
+    def _on_free_ports(self, text: str) -> str:
+        return re.sub(r"(?<=127\.0\.0\.1:)\d+", lambda port: self._ports[port[0]], text)
+
     def _finished(self, command: list[str], *, status: int | None = 0) -> str:
         done = subprocess.run(
             command,
@@ -104,6 +113,13 @@ class Reader:
         )
         assert status is None or done.returncode == status, done.stdout
         return done.stdout
+
+
+def _answers(url: str) -> bool:
+    try:
+        return ask("GET", url).status == 200
+    except OSError:
+        return False
 
 
 @pytest.fixture
@@ -120,6 +136,8 @@ def test_the_tutorial_works_from_its_first_to_its_last_step(reader: Reader) -> N
             reader.python(text)
         elif language == "text":
             reader.shown(text)
+        elif language == "nginx":
+            reader.write("shop.conf", text)
         else:
             for line in text.strip().splitlines():
                 if line.startswith("qtasks dlq retry"):  # the page says to open the bank before
