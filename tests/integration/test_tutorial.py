@@ -92,7 +92,9 @@ class Reader:
 
     def _start_nginx(self, site: str) -> None:
         site = site.replace("listen 8088;", f"listen 127.0.0.1:{self._ports['8088']};")
-        nginx = ProxyServer(self.folder, site, certificate=self.folder, ports={}, behind={8000: int(self._ports["8000"])})
+        nginx = ProxyServer(
+            self.folder, site, certificate=self.folder, ports={}, behind={8000: int(self._ports["8000"])}
+        )
         self._servers.enter_context(nginx)
         self._servers.callback(nginx.stop)
         soon(lambda: _answers(f"http://127.0.0.1:{self._ports['8088']}/docs"), "nginx passes requests on")
