@@ -18,6 +18,8 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 COPIES: Final = "repository"
 _COPIED: Final = ("CHANGELOG.md", "LICENSE", "Dockerfile", ".github/*.md", "benchmarks/README.md", "examples/**/*.py")
 _LINK: Final = re.compile(r"(\]\()([^)\s:#]+)(#[^)\s]*)?(\))")
+_ROW: Final = re.compile(r"^ *\|.*$", flags=re.MULTILINE)
+_CODE: Final = re.compile(r"`[^`\n]+`")
 
 
 def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
@@ -35,7 +37,7 @@ def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Let each link that leads out of `docs/` lead to the copy."""
+    """Let each link that leads out of `docs/` lead to the copy, and show bars in the tables as GitHub does."""
     uri = page.file.src_uri
     copied = uri.startswith(f"{COPIES}/")
     original = uri.removeprefix(f"{COPIES}/").replace("github/", ".github/") if copied else f"docs/{uri}"
@@ -45,7 +47,12 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         found = target.removeprefix("docs/") if target.startswith("docs/") else _page_of(target)
         return f"{link[1]}{posixpath.relpath(found, posixpath.dirname(uri))}{link[3] or ''}{link[4]}"
 
-    return _LINK.sub(lead, markdown)
+    return _ROW.sub(_without_escapes, _LINK.sub(lead, markdown))
+
+
+def _without_escapes(row: re.Match[str]) -> str:
+    """A row of a table whose code has bars without the backslash: GitHub needs it there, and mkdocs would show it."""
+    return _CODE.sub(lambda code: code[0].replace("\\|", "|"), row[0])
 
 
 def _page_of(name: str) -> str:

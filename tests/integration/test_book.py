@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -111,3 +112,13 @@ def test_the_pages_of_the_api_describe_nothing_that_is_not_public(book: Path) ->
     hidden = {f"qtasks.QTasks.{name}" for name in ("get_runtime", "running_on", "conf", "__getattr__", "_names")}
     hidden |= {"qtasks.TaskResult.accepted", "qtasks.TaskResult.waited_for", "qtasks.TaskContext.link"}
     assert hidden & described == set()
+
+
+def test_code_in_a_table_shows_its_bars_without_an_escape(book: Path) -> None:
+    cells = [
+        cell
+        for page in book.rglob("*.html")
+        for cell in re.findall(r"<td.*?</td>", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    ]
+    assert any("<code>a | b</code>" in cell for cell in cells)
+    assert [cell for cell in cells if "\\|" in cell] == []
